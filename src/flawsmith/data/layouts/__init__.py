@@ -1,0 +1,15 @@
+"""From a folder on disk to samples: one module a layout, and a detection that explains itself.
+
+A new layout is one module with a class that fits :class:`~flawsmith.data.layouts.registry.Layout`, registered
+below: the specific ones first, the plain folder last.
+"""
+
+from flawsmith.data.layouts.detection import detect, load
+from flawsmith.data.layouts.folder import FolderLayout
+from flawsmith.data.layouts.mvtec import MvtecLayout
+from flawsmith.data.layouts.registry import Layout, by_name, known, register
+
+register(MvtecLayout())
+register(FolderLayout())
+
+__all__ = ["Layout", "by_name", "detect", "known", "load", "register"]

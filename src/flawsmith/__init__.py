@@ -1,0 +1,52 @@
+"""Flawsmith: visual inspection learned from good parts alone.
+
+The public names load what they need on first use, so that ``from flawsmith import Inspector`` imports no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flawsmith.evaluation.results import Evaluation
+    from flawsmith.pipeline.evaluate import evaluate
+    from flawsmith.pipeline.train import TrainResult, train
+    from flawsmith.runtime.bundle import Bundle
+    from flawsmith.runtime.decision import Decision, Verdict
+    from flawsmith.runtime.errors import FlawsmithError
+    from flawsmith.runtime.geometry import Geometry
+    from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
+    from flawsmith.runtime.regions import Region
+
+__version__ = "0.1.0"
+
+_PLACES = {
+    "Bundle": "flawsmith.runtime.bundle",
+    "Decision": "flawsmith.runtime.decision",
+    "Evaluation": "flawsmith.evaluation.results",
+    "FlawsmithError": "flawsmith.runtime.errors",
+    "Geometry": "flawsmith.runtime.geometry",
+    "Inspection": "flawsmith.runtime.inspector",
+    "Inspector": "flawsmith.runtime.inspector",
+    "Region": "flawsmith.runtime.regions",
+    "TrainResult": "flawsmith.pipeline.train",
+    "Unreadable": "flawsmith.runtime.inspector",
+    "Verdict": "flawsmith.runtime.decision",
+    "evaluate": "flawsmith.pipeline.evaluate",
+    "train": "flawsmith.pipeline.train",
+}
+__all__ = [  # noqa: RUF022, kept in step with _PLACES by a test
+    "Bundle", "Decision", "Evaluation", "FlawsmithError", "Geometry", "Inspection", "Inspector", "Region",
+    "TrainResult", "Unreadable", "Verdict", "evaluate", "train",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'flawsmith' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PLACES])

@@ -1,0 +1,59 @@
+"""What a check found, in a form for people and for programs."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Severity = Literal["error", "warning", "note"]
+SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
+"""From the gravest to the lightest."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing worth knowing.
+
+    Attributes:
+        severity: ``error`` stops a run or makes its figures meaningless, ``warning`` may spoil them, ``note``
+            is to be known.
+        name: short kebab-case name of the kind of finding, for programs.
+        what: what is wrong, in one line.
+        where: the files or folders concerned.
+        mend: what to do about it, in one line.
+    """
+
+    severity: Severity
+    name: str
+    what: str
+    where: tuple[Path, ...]
+    mend: str
+
+
+@dataclass(frozen=True)
+class Findings:
+    """All findings of a check, the gravest first.
+
+    Attributes:
+        summary: the data set in one line.
+        items: the findings.
+    """
+
+    summary: str
+    items: tuple[Finding, ...]
+
+    def of(self, severity: Severity) -> tuple[Finding, ...]:
+        """The findings of one severity."""
+        return tuple(item for item in self.items if item.severity == severity)
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing was found that must be mended before a run."""
+        return not self.of("error")
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-ready: ``summary``, the count of each severity, and ``findings``."""
+        rows = [{**asdict(item), "where": [str(path) for path in item.where]} for item in self.items]
+        counts = {f"{severity}s": len(self.of(severity)) for severity in SEVERITIES}
+        return {"summary": self.summary, **counts, "findings": rows}

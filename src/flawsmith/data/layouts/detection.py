@@ -1,0 +1,133 @@
+"""Which layout a folder has, said in words; and one clear line where it has none."""
+
+from __future__ import annotations
+
+import tarfile
+import zipfile
+from pathlib import Path
+
+from flawsmith.data.layouts.files import MASK_FOLDERS, count, subfolder, subfolders
+from flawsmith.data.layouts.registry import Layout, by_name, known
+from flawsmith.data.samples import Dataset
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.image import IMAGE_SUFFIXES
+
+_LISTED = 12
+
+
+def detect(path: str | Path) -> Layout:
+    """The layout of one category's folder.
+
+    Args:
+        path: folder of one category, or just of good images.
+
+    Returns:
+        The first registered layout that recognises it; ``layout.recognise(path)`` says why.
+
+    Raises:
+        FlawsmithError: not a folder, an archive, empty, a data set's root with several categories, or nothing
+            known. The line says what was seen and what is expected.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> root = pathlib.Path(tempfile.mkdtemp())
+        >>> (root / "train" / "good").mkdir(parents=True)
+        >>> detect(root).name
+        'mvtec'
+    """
+    root = _category_folder(path)
+    _refuse_part_of_a_category(root)
+    layouts = known()
+    specific, fallback = layouts[:-1], layouts[-1]
+    for layout in specific:
+        if layout.recognise(root) is not None:
+            return layout
+    # Before the fall-back, which would take all categories for one: is this the root of a whole data set?
+    categories = [f for f in subfolders(root) if any(layout.recognise(f) is not None for layout in specific)]
+    if categories:
+        raise FlawsmithError(_several_categories(root, categories))
+    if fallback.recognise(root) is not None:
+        return fallback
+    raise FlawsmithError(_nothing_known(root))
+
+
+def load(path: str | Path, layout: str | None = None) -> Dataset:
+    """Read one category.
+
+    Args:
+        path: folder of one category, or just of good images.
+        layout: name of its layout; None detects it.
+
+    Returns:
+        The samples, and in ``recognised`` and ``notes`` how they were understood.
+
+    Raises:
+        FlawsmithError: as :func:`detect`; an unknown layout's name; no good image to train on.
+    """
+    root = _category_folder(path)
+    reader = detect(root) if layout is None else by_name(layout)
+    return reader.load(root)
+
+
+def _category_folder(path: str | Path) -> Path:
+    """The folder as an absolute path, so that ``.`` has a name.
+
+    Raises:
+        FlawsmithError: it is missing, a file, or empty.
+    """
+    given = Path(path).expanduser()
+    if not given.exists():
+        raise FlawsmithError(f"there is no folder {given}; check the path")
+    if not given.is_dir():
+        raise FlawsmithError(_what_file(given))
+    # Links are not followed: the category bears the name under which the user knows the folder.
+    root = given.resolve() if ".." in given.parts else given.absolute()
+    try:
+        empty = not any(root.iterdir())
+    except OSError as error:
+        raise FlawsmithError(
+            f"cannot read the folder {given}: {error.strerror}; check the rights to it"
+        ) from error
+    if empty:
+        raise FlawsmithError(f"the folder {given} is empty; put images of good parts into it")
+    return root
+
+
+def _what_file(path: Path) -> str:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return f"{path} is one image, but a folder of images is expected; give the folder that holds it"
+    if path.suffix.lower() == ".flaw":
+        return f"{path} is a trained model, but a folder of images is expected"
+    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+        return f"{path} is an archive, but a folder of images is expected; unpack it and give the folder"
+    return f"{path} is a file, but a folder of images is expected"
+
+
+def _refuse_part_of_a_category(root: Path) -> None:
+    """Test images or masks, given by mistake, would be learned as good images."""
+    part = root.name.casefold()
+    if part in {"test", *MASK_FOLDERS} and subfolder(root.parent, "train") is not None:
+        raise FlawsmithError(f"{root} is only the {root.name}/ part of {root.parent}; give {root.parent}")
+
+
+def _several_categories(root: Path, categories: list[Path]) -> str:
+    names = _listing([f.name for f in categories])
+    if len(categories) == 1:
+        return f"{root} holds the category {names} but is none itself; give {categories[0]}"
+    return (
+        f"{root} is the root of a data set with {len(categories)} categories ({names}); "
+        f"pick one, such as {categories[0]}"
+    )
+
+
+def _nothing_known(root: Path) -> str:
+    folders = [f.name + "/" for f in subfolders(root)]
+    files = sum(1 for p in root.iterdir() if p.is_file() and not p.name.startswith("."))
+    seen = (_listing(folders) if folders else "no sub-folders") + f" and {count(files, 'file')}"
+    expected = "; or ".join(f"{layout.name}: {layout.expects}" for layout in known())
+    return f"found no good images in {root}: it has {seen}; expected {expected}"
+
+
+def _listing(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

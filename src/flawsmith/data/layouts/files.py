@@ -1,0 +1,93 @@
+"""What several layouts need: finding sub-folders and pairing masks with images."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.image import IMAGE_SUFFIXES, find_images, iter_images
+
+MASK_FOLDERS = frozenset({"ground_truth", "groundtruth", "masks", "mask", "gt"})
+VALIDATION_FOLDERS = ("validation", "val", "valid")
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The visible sub-folders, sorted by name.
+
+    Raises:
+        FlawsmithError: the folder cannot be read.
+    """
+    try:
+        found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    except OSError as error:
+        raise FlawsmithError(
+            f"cannot read the folder {folder}: {error.strerror}; check its path and rights"
+        ) from error
+    return sorted(found)
+
+
+def subfolder(folder: Path, *names: str) -> Path | None:
+    """The first sub-folder that bears one of the names, in the order of the names, whatever its case."""
+    present = {p.name.casefold(): p for p in reversed(subfolders(folder))}
+    return next((present[n.casefold()] for n in names if n.casefold() in present), None)
+
+
+def has_images(folder: Path) -> bool:
+    """Whether any image lies in the folder or below it."""
+    return next(iter_images(folder), None) is not None
+
+
+def direct_images(folder: Path) -> list[Path]:
+    """The images that lie in the folder itself, not below it, sorted."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and not p.is_dir()
+    )
+
+
+class MaskFolder:
+    """Masks of one defect type, paired with images by stem.
+
+    An image ``crack/007.png`` is paired with the first of these that exists: ``007_mask.<ext>``,
+    ``007.<ext>``, or all images of a folder ``007/`` (one file a defect, as in MVTec LOCO AD). Nested images
+    are paired at the same depth.
+
+    Args:
+        root: the folder to look in, or None: then nothing is paired.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        self._by_parent: dict[str, list[Path]] = defaultdict(list)
+        self._used: set[Path] = set()
+        if root is None:
+            return
+        for path in find_images(root):
+            relative = path.relative_to(root)
+            self._by_stem[relative.with_suffix("").as_posix()].append(path)
+            self._by_parent[relative.parent.as_posix()].append(path)
+
+    def masks_of(self, relative: Path) -> tuple[Path, ...]:
+        """Masks of an image, given by its path below the folder of its defect type; empty if none."""
+        stem = relative.with_suffix("").as_posix()
+        for key in (f"{stem}_mask", stem):
+            if key in self._by_stem:
+                return self._take(self._by_stem[key][:1])
+        return self._take(self._by_parent.get(stem, ()))
+
+    def unused(self) -> list[Path]:
+        """Masks that no image asked for, sorted."""
+        return sorted(p for paths in self._by_stem.values() for p in paths if p not in self._used)
+
+    def _take(self, paths: Iterable[Path]) -> tuple[Path, ...]:
+        taken = tuple(paths)
+        self._used.update(taken)
+        return taken
+
+
+def count(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,160 @@
+"""Just a folder of good images, and the ways in which people usually sort one.
+
+::
+
+    <category>/*.png                                 every image is a good one to learn from
+    <category>/good/                                 the same, with room beside it for:
+    <category>/{bad,defect,defective,ng,...}/        flawed images to test on; sub-folders name the defect
+    types <category>/{val,validation}/                     good images to calibrate on
+    <category>/{ground_truth,masks}/                 masks of the flawed images, paired by stem
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from flawsmith.data.layouts.files import (
+    MASK_FOLDERS,
+    VALIDATION_FOLDERS,
+    MaskFolder,
+    count,
+    direct_images,
+    has_images,
+    subfolder,
+    subfolders,
+)
+from flawsmith.data.samples import GOOD, Dataset, Sample, Split
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.image import find_images
+
+GOOD_FOLDERS = (GOOD, "ok", "normal")
+FLAWED_FOLDERS = frozenset(
+    "bad defect defects defective ng nok ko flawed anomaly anomalies anomalous".split()  # noqa: SIM905
+)
+# Names that promise another role than "good image to learn from".
+_RESERVED = FLAWED_FOLDERS | MASK_FOLDERS | {*VALIDATION_FOLDERS, "test", "train"}
+
+
+class FolderLayout:
+    """See the module's docstring."""
+
+    name = "folder"
+    expects = (
+        "images of good parts, directly or in good/, and optionally bad/<defect>/, val/ and ground_truth/"
+    )
+
+    def recognise(self, root: Path) -> str | None:
+        good = _good_folder(root)
+        if good is not None and has_images(good):
+            return f"folder layout, because it has {good.name}/ with images and no train/good/"
+        direct = direct_images(root)
+        if direct:
+            return f"folder layout, because {count(len(direct), 'image')} lie directly in it"
+        nested = [f for f in subfolders(root) if not _is_reserved(f.name) and has_images(f)]
+        if nested:
+            return (
+                f"folder layout, because images lie in {count(len(nested), 'sub-folder')} of no known meaning"
+            )
+        return None
+
+    def load(self, root: Path) -> Dataset:
+        recognised = self.recognise(root)
+        if recognised is None:
+            raise FlawsmithError(f"no good images to train on in {root}; expected {self.expects}")
+        notes: list[str] = []
+        train = self._train_images(root, notes)
+        samples = [_good(root, path, "train") for path in train]
+        validation = subfolder(root, *VALIDATION_FOLDERS)
+        if validation is not None:
+            good = subfolder(validation, *GOOD_FOLDERS) or validation
+            samples += [_good(root, path, "val") for path in find_images(good)]
+        flawed, unused = _flawed_images(root)
+        test = subfolder(root, "test")
+        if test is not None:
+            notes.append(
+                _passed_over(test, "a test split needs the mvtec layout, with good images in train/good/")
+            )
+        return Dataset(
+            root=root,
+            category=root.name,
+            dataset=root.parent.name,
+            layout=self.name,
+            recognised=recognised,
+            samples=tuple(samples + flawed),
+            unused_masks=tuple(unused),
+            notes=tuple(notes),
+        )
+
+    def _train_images(self, root: Path, notes: list[str]) -> list[Path]:
+        good = _good_folder(root)
+        if good is not None and has_images(good):
+            for other in subfolders(root):
+                if other != good and not _is_reserved(other.name) and has_images(other):
+                    notes.append(_passed_over(other, "put flawed images under bad/, good ones under good/"))
+            stray = direct_images(root)
+            if stray:
+                notes.append(
+                    f"not used: {count(len(stray), 'image')} directly in {root}, beside {good.name}/"
+                )
+            return find_images(good)
+        images = direct_images(root)
+        for folder in subfolders(root):
+            if not _is_reserved(folder.name):
+                images += _unlabelled(root, folder)
+        return sorted(images)
+
+
+def _unlabelled(root: Path, folder: Path) -> list[Path]:
+    """Images of a sub-folder whose name means nothing, unless names below it tell of a labelled set.
+
+    Raises:
+        FlawsmithError: training on all of it would learn flawed images or masks as good.
+    """
+    images = find_images(folder)
+    for path in images:
+        parts = path.relative_to(root).parts[1:-1]
+        if any(_is_reserved(part) or part.casefold() in GOOD_FOLDERS for part in parts):
+            raise FlawsmithError(
+                f"{root} is not a folder of good images alone: {path.parent.relative_to(root)}/ looks like "
+                "part of a labelled set; give the folder that holds the good images, or arrange it as "
+                "train/good/ and test/<defect>/"
+            )
+    return images
+
+
+def _flawed_images(root: Path) -> tuple[list[Sample], list[Path]]:
+    truth = next((f for f in subfolders(root) if f.name.casefold() in MASK_FOLDERS), None)
+    samples: list[Sample] = []
+    unused: set[Path] = set(find_images(truth)) if truth is not None else set()
+    for folder in subfolders(root):
+        if folder.name.casefold() not in FLAWED_FOLDERS:
+            continue
+        # Masks lie in ground_truth/<bad>/, or in ground_truth/ itself where all flawed images are in one
+        # folder.
+        mask_root = (subfolder(truth, folder.name) or truth) if truth is not None else None
+        masks = MaskFolder(mask_root)
+        for path in find_images(folder):
+            relative = path.relative_to(folder)
+            defect = relative.parts[0] if len(relative.parts) > 1 else folder.name
+            paired = masks.masks_of(relative)
+            unused.difference_update(paired)
+            samples.append(
+                Sample(path, "test", "flawed", defect, paired, category=root.name, dataset=root.parent.name)
+            )
+    return samples, sorted(unused)
+
+
+def _good(root: Path, path: Path, split: Split) -> Sample:
+    return Sample(path, split, "good", GOOD, (), category=root.name, dataset=root.parent.name)
+
+
+def _good_folder(root: Path) -> Path | None:
+    return subfolder(root, *GOOD_FOLDERS)
+
+
+def _is_reserved(name: str) -> bool:
+    return name.casefold() in _RESERVED
+
+
+def _passed_over(folder: Path, mend: str) -> str:
+    return f"not used: {folder.name}/ ({count(len(find_images(folder)), 'image')}); {mend}"

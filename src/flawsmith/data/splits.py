@@ -1,0 +1,234 @@
+"""Which good images are learned from and which are kept back, decided by what is in the files.
+
+Nothing here depends on a path or on the order of a listing: renaming the files or working in another checkout
+    gives the
+same split, and two copies of one image never stand on different sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Literal
+
+from flawsmith.data.samples import Dataset, Sample
+from flawsmith.runtime.errors import FlawsmithError
+
+HELD_OUT_FRACTION = 0.15
+HELD_OUT_MINIMUM = 5
+_CHUNK = 1 << 20
+_HASH_THREADS = 4
+
+
+@dataclass(frozen=True)
+class HoldOut:
+    """Two sets of good images: to learn from, and to calibrate on.
+
+    Attributes:
+        train: the images to learn from, never empty; ordered by content and seed, not by path.
+        calibration: the images that limits are calibrated on, never empty; ordered likewise.
+        source: ``held-out`` (taken from the training images), ``validation`` (the user's own folder), or
+            ``training`` (there was only one image, and it serves both).
+        description: what happened, in one sentence.
+    """
+
+    train: tuple[Sample, ...]
+    calibration: tuple[Sample, ...]
+    source: Literal["held-out", "validation", "training"]
+    description: str
+
+    @property
+    def calibrated_on_training(self) -> bool:
+        """Whether the calibration images were learned from too; their scores are then too low for a limit."""
+        return self.source == "training"
+
+
+def content_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    A small cache in the process spares reading an unchanged file twice; a change of size or time of writing
+    voids it.
+
+    Raises:
+        FlawsmithError: the file cannot be read.
+    """
+    try:
+        state = path.stat()
+        return _hash_file(path, state.st_size, state.st_mtime_ns)
+    except OSError as error:
+        raise FlawsmithError(
+            f"cannot read {path}: {error.strerror}; check that it exists and may be read"
+        ) from error
+
+
+@lru_cache(maxsize=1 << 16)
+def _hash_file(path: Path, _size: int, _mtime_ns: int) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def content_hashes(paths: Sequence[Path]) -> list[str]:
+    """:func:`content_hash` of many files, read by a few threads; in the order given."""
+    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+        return list(pool.map(content_hash, paths))
+
+
+def held_out_count(
+    distinct: int, *, fraction: float = HELD_OUT_FRACTION, minimum: int = HELD_OUT_MINIMUM
+) -> int:
+    """How many of ``distinct`` different good images are kept back for calibration.
+
+    ``fraction`` of them, at least ``minimum``, but never more than half: learning from too few images does
+        more harm
+    than calibrating on too few, which the stated false-reject rate admits.
+
+    Returns:
+        A number in [0, distinct // 2]; 0 for a single image.
+
+    Example:
+        >>> [held_out_count(n) for n in (1, 2, 3, 5, 10, 20, 100, 1000)]
+        [0, 1, 1, 2, 5, 5, 15, 150]
+    """
+    return min(max(minimum, round(fraction * distinct)), distinct // 2)
+
+
+def hold_out(
+    samples: Sequence[Sample],
+    seed: int,
+    fraction: float = HELD_OUT_FRACTION,
+    minimum: int = HELD_OUT_MINIMUM,
+) -> HoldOut:
+    """Split good training images into those to learn from and those to calibrate on.
+
+    Images are ranked by SHA-256 of seed and content, and the first :func:`held_out_count` distinct ones are
+    kept back. Copies of one image count once and stay together. A single image serves both sides, and the
+    result says so.
+
+    Args:
+        samples: good images, at least one.
+        seed: another seed gives another split.
+        fraction: share to keep back, in (0, 1).
+        minimum: the least number to keep back, as far as half of the images allow.
+
+    Raises:
+        FlawsmithError: no image, or one cannot be read.
+        ValueError: fraction or minimum out of range.
+    """
+    if not 0 < fraction < 1 or minimum < 1:
+        raise ValueError(
+            f"fraction must lie in (0, 1) and minimum be at least 1, not {fraction} and {minimum}"
+        )
+    if not samples:
+        raise FlawsmithError("there is no good image to train on; add images of good parts")
+    groups = _ranked_groups(samples, seed)
+    kept_back = held_out_count(len(groups), fraction=fraction, minimum=minimum)
+    copies = len(samples) - len(groups)
+    note = f", copies of one image ({copies} more) kept on one side" if copies else ""
+    if kept_back == 0:
+        everything = _flatten(groups)
+        words = "the one distinct good image serves training and calibration alike, so limits are a guess"
+        return HoldOut(everything, everything, "training", words + note)
+    calibration, train = _flatten(groups[:kept_back]), _flatten(groups[kept_back:])
+    words = f"{len(calibration)} of {len(samples)} good images held out by content for calibration{note}"
+    return HoldOut(train, calibration, "held-out", words)
+
+
+def calibration_split(
+    dataset: Dataset,
+    seed: int,
+    fraction: float = HELD_OUT_FRACTION,
+    minimum: int = HELD_OUT_MINIMUM,
+) -> HoldOut:
+    """The images to learn from and to calibrate on: the user's own validation folder or a hold-out.
+
+    With a validation folder nothing is held out of the training images.
+
+    Raises:
+        FlawsmithError: as :func:`hold_out`; or an image stands in training and validation folder alike.
+    """
+    if not dataset.good_val:
+        return hold_out(dataset.good_train, seed, fraction, minimum)
+    if not dataset.good_train:
+        raise FlawsmithError(
+            f"there is no good image to train on in {dataset.root}; add images of good parts"
+        )
+    refuse_leaks(dataset.good_train, dataset.good_val)
+    train = _flatten(_ranked_groups(dataset.good_train, seed))
+    calibration = _flatten(_ranked_groups(dataset.good_val, seed))
+    words = f"{len(calibration)} good images of the validation folder serve calibration, none was held out"
+    return HoldOut(train, calibration, "validation", words)
+
+
+def dataset_fingerprint(samples: Iterable[Sample]) -> str:
+    """SHA-256 over what the samples are: split, label, defect type and the contents of images and masks.
+
+    Paths and order do not enter, so the same data elsewhere has the same fingerprint.
+
+    Raises:
+        FlawsmithError: a file cannot be read.
+    """
+    listed = list(samples)
+    paths = [path for s in listed for path in (s.image, *s.masks)]
+    digests = dict(zip(paths, content_hashes(paths), strict=True))
+    rows = sorted(
+        [s.split, s.label, s.defect, digests[s.image], *sorted(digests[mask] for mask in s.masks)]
+        for s in listed
+    )
+    return hashlib.sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()
+
+
+def half(sample: Sample) -> Literal["A", "B"]:
+    """The half of a shared test set an image belongs to, by content: tune on A, report on B and the whole."""
+    return "A" if int(content_hash(sample.image)[:8], 16) % 2 == 0 else "B"
+
+
+def refuse_leaks(train: Sequence[Sample], test: Sequence[Sample]) -> None:
+    """Refuse images that stand on both sides: figures of a test on learned images mean nothing.
+
+    Raises:
+        FlawsmithError: the same content stands in ``train`` and ``test``; names the first pair and the count.
+    """
+    leaks = find_leaks(train, test)
+    if leaks:
+        learned, tested = leaks[0]
+        more = f" (and {len(leaks) - 1} more such pairs)" if len(leaks) > 1 else ""
+        raise FlawsmithError(
+            f"the same image stands in {learned.split} and {tested.split}: {learned.image} and "
+            f"{tested.image}{more}; remove it from one of them"
+        )
+
+
+def find_leaks(train: Sequence[Sample], test: Sequence[Sample]) -> list[tuple[Sample, Sample]]:
+    """Pairs of a training and a test image with the same content, one for each such test image, by path."""
+    hashes = content_hashes([s.image for s in (*train, *test)])
+    learned: dict[str, Sample] = {}
+    for sample, digest in zip(train, hashes, strict=False):
+        learned.setdefault(digest, sample)
+    pairs = [
+        (learned[digest], sample)
+        for sample, digest in zip(test, hashes[len(train) :], strict=True)
+        if digest in learned
+    ]
+    return sorted(pairs, key=lambda pair: (pair[1].image, pair[0].image))
+
+
+def _ranked_groups(samples: Sequence[Sample], seed: int) -> list[list[Sample]]:
+    """Samples grouped by content; groups in the order of SHA-256(seed, content), copies in that of paths."""
+    groups: dict[str, list[Sample]] = defaultdict(list)
+    for sample, digest in zip(samples, content_hashes([s.image for s in samples]), strict=True):
+        groups[digest].append(sample)
+    ranked = sorted(groups, key=lambda digest: hashlib.sha256(f"hold-out:{seed}:{digest}".encode()).digest())
+    return [sorted(groups[digest], key=lambda s: s.image) for digest in ranked]
+
+
+def _flatten(groups: Iterable[Sequence[Sample]]) -> tuple[Sample, ...]:
+    return tuple(sample for group in groups for sample in group)

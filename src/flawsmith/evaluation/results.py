@@ -1,0 +1,120 @@
+"""What an evaluation says: the object that ``evaluate --json`` prints."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Share = float | None
+
+
+class DefectResult(BaseModel):
+    """One defect type, always against all good images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: int = Field(description="Flawed images of this type.")
+    image_auroc: Share = Field(description="AUROC of this type's images against all good images.")
+    aupro: Share = Field(
+        description="Area under the region-overlap curve of this type's regions, against the false-positive "
+        "rate over all images; the overall AUPRO is the mean over types weighted by regions."
+    )
+    miss_rate: Share = Field(description="Share of this type's images that were not rejected.")
+    n_missed: int = Field(description="Images of this type that were not rejected.")
+    n_regions: int = Field(description="Annotated regions of this type.")
+    mean_score: float = Field(description="Mean image score of this type.")
+
+
+class Evaluation(BaseModel):
+    """Figures of one model on one labelled test set; None where the data cannot give one, and ``notes`` say
+    why.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    protocol: str = Field(default="clean", description="Name of the evaluation protocol.")
+    image_auroc: Share = Field(description="AUROC of the image scores, in [0, 1].")
+    image_ap: Share = Field(description="Step-wise average precision of the image scores.")
+    image_f1_max: Share = Field(
+        description="Highest F1 over all limits: an oracle, never a limit to run with."
+    )
+    image_f1_threshold: float | None = Field(default=None, description="The score that gives the highest F1.")
+    pixel_auroc: Share = Field(description="AUROC over all pixels pooled.")
+    pixel_ap: Share = Field(description="Step-wise average precision over all pixels pooled.")
+    aupro: Share = Field(
+        description="Area under the region-overlap curve up to a false-positive rate of 0.3."
+    )
+    spro: Share = Field(
+        default=None, description="Saturated region overlap; only for layouts that define saturation."
+    )
+    false_reject_rate: Share = Field(description="Share of good images rejected at the stored limit.")
+    miss_rate: Share = Field(description="Share of flawed images not rejected at the stored limit.")
+    n_good: int = Field(description="Good test images.")
+    n_flawed: int = Field(description="Flawed test images.")
+    n_annotated: int = Field(default=0, description="Flawed test images that took part in the pixel figures.")
+    by_defect: dict[str, DefectResult] = Field(default_factory=dict, description="Figures by defect type.")
+    verdicts: dict[str, dict[str, int]] = Field(
+        default_factory=dict, description="Counts by ground truth (good, flawed), then by verdict."
+    )
+    intervals: dict[str, tuple[float, float]] = Field(
+        default_factory=dict,
+        description="95 % intervals by figure: bootstrap over images; Clopper-Pearson for the rates.",
+    )
+    notes: list[str] = Field(
+        default_factory=list, description="What was undefined, left out or resized, and why."
+    )
+
+    def as_table(self) -> str:
+        """The figures as plain text: one line a figure, then one line a defect type, then the notes."""
+        lines = [f"{self.n_good} good and {self.n_flawed} flawed images, protocol {self.protocol}", ""]
+        rows = [(label, _number(getattr(self, name)), self._interval(name)) for name, label in LABELS.items()]
+        lines += _aligned([("figure", "value", "95 % interval"), *rows])
+        if self.by_defect:
+            heads = ("defect", "images", "missed", "miss rate", "image AUROC", "AUPRO", "mean score")
+            lines += ["", *_aligned([heads, *(_defect_row(*item) for item in self.by_defect.items())])]
+        lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
+        return "\n".join(lines)
+
+    def _interval(self, name: str) -> str:
+        ends = self.intervals.get(name)
+        return "" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+
+
+LABELS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image F1-max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "aupro": "AUPRO (0.3)",
+    "false_reject_rate": "false reject rate",
+    "miss_rate": "miss rate",
+}
+"""The figures in the order of tables, with their names in words."""
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _defect_row(name: str, result: DefectResult) -> tuple[str, ...]:
+    return (
+        name,
+        str(result.n),
+        str(result.n_missed),
+        _number(result.miss_rate),
+        _number(result.image_auroc),
+        _number(result.aupro),
+        f"{result.mean_score:.4g}",
+    )
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows as lines: the first column left, the others right, each as wide as its widest cell."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,170 @@
+"""Frozen backbones: names, weights, levels."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Literal
+
+import timm
+import torch
+from jaxtyping import Float
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from flawsmith.features.weights import PACKAGED, checksum, load_into, packaged_weights, read_weights
+from flawsmith.runtime.errors import FlawsmithError
+
+# timm's architecture and pretrained tag behind a short name. The packaged EfficientNet-Lite0 was trained in TensorFlow:
+# it also loads without an error into timm's `efficientnet_lite0`, whose padding and epsilon differ, and is then wrong.
+ALIASES = {PACKAGED: "tf_efficientnet_lite0.in1k", "wide_resnet50_2": "wide_resnet50_2.tv_in1k"}
+RANDOM = "random"
+
+WeightSource = Literal["packaged", "hub", "file", "random"]
+
+
+class BackboneInfo(BaseModel):
+    """What identifies a backbone's features."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(description="Name as the user gave it, without a file.")
+    architecture: str = Field(description="timm's architecture and tag.")
+    weights: WeightSource
+    sha256: str = Field(description="Checksum of the weights of the levels in use.")
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+
+
+class Backbone(nn.Module):
+    """A frozen feature extractor: normalised images to level maps, finest first."""
+
+    def __init__(self, trunk: nn.Module, info: BackboneInfo) -> None:
+        super().__init__()
+        self.trunk, self.info = trunk, info
+        self.eval().requires_grad_(False)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        return self.info.channels
+
+    def train(self, mode: bool = True) -> Backbone:
+        """A frozen backbone stays in evaluation mode."""
+        return super().train(False)
+
+    def grids(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        """(height, width) of every level for images of that size."""
+        with torch.no_grad():
+            levels = self(torch.zeros(1, 3, *image_size))
+        return tuple((int(level.shape[-2]), int(level.shape[-1])) for level in levels)
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
+        return list(self.trunk(images))
+
+
+def load_backbone(
+    name: str = PACKAGED, *, strides: Sequence[int] = (8, 16), seed: int = 0
+) -> Backbone:
+    """A frozen backbone with the levels of the given strides.
+
+    Args:
+        name: ``efficientnet_lite0`` (its weights are installed with the train tier), any timm name (weights from the
+            hub), ``NAME@FILE`` (a weight file for a named architecture), a weight file whose name begins with its
+            architecture, or ``NAME@random`` (untrained, for measuring speed).
+        strides: strides in pixels of the wanted levels, finest first.
+        seed: seed of random weights.
+
+    Raises:
+        FlawsmithError: for an unknown name, unreachable or unfitting weights, or a stride the backbone lacks.
+    """
+    architecture, source, file = _resolve(name)
+    trunk = _create(architecture, strides, source, file, seed)
+    features = trunk.feature_info
+    config = timm.get_pretrained_cfg(architecture)
+    info = BackboneInfo(
+        name=name.split("@")[0] if source != "file" else architecture.split(".")[0],
+        architecture=architecture,
+        weights=source,
+        sha256=checksum(trunk),
+        strides=tuple(features.reduction()),
+        channels=tuple(features.channels()),
+        mean=tuple(config.mean if config else (0.485, 0.456, 0.406)),
+        std=tuple(config.std if config else (0.229, 0.224, 0.225)),
+    )
+    return Backbone(trunk, info)
+
+
+def _resolve(name: str) -> tuple[str, WeightSource, Path | None]:
+    """Architecture, kind of weights, and file of a user's backbone name."""
+    if name == PACKAGED:
+        return ALIASES[name], "packaged", packaged_weights()
+    base, _, given = name.partition("@")
+    if given == RANDOM:
+        return _architecture(base), "random", None
+    if given:
+        return _architecture(base), "file", Path(given)
+    if name.endswith((".pth", ".pt", ".safetensors")):
+        file = Path(name)
+        known = [model for model in timm.list_models() if file.name.startswith(model)]
+        if not known:
+            raise FlawsmithError(
+                f"the architecture of {file} cannot be told from its name: write --backbone NAME@{file}, "
+                "with a timm name such as wide_resnet50_2"
+            )
+        return _architecture(max(known, key=len)), "file", file
+    return _architecture(base), "hub", None
+
+
+def _architecture(name: str) -> str:
+    full = ALIASES.get(name, name)
+    base = full.split(".")[0]
+    if not timm.is_model(base):
+        close = get_close_matches(base, timm.list_models(), 1)
+        hint = f", did you mean {close[0]!r}?" if close else ""
+        raise FlawsmithError(f"timm has no backbone called {name!r}{hint}: see timm.list_models() or give NAME@FILE")
+    return full
+
+
+def _create(
+    architecture: str, strides: Sequence[int], source: WeightSource, file: Path | None, seed: int
+) -> nn.Module:
+    indices = _level_indices(architecture, strides)
+    overlay = None
+    if file is not None:
+        whole = timm.create_model(architecture, pretrained=False)
+        load_into(whole, read_weights(file), file)
+        overlay = {"state_dict": whole.state_dict()}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            return timm.create_model(
+                architecture,
+                pretrained=source != RANDOM,
+                pretrained_cfg_overlay=overlay,
+                features_only=True,
+                out_indices=indices,
+            )
+        except Exception as error:
+            if source != "hub":
+                raise
+            raise FlawsmithError(
+                f"weights of {architecture} cannot be fetched from the hub ({type(error).__name__}): without internet use "
+                f"the packaged --backbone {PACKAGED}, or a downloaded file with --backbone {architecture.split('.')[0]}@FILE"
+            ) from error
+
+
+def _level_indices(architecture: str, strides: Sequence[int]) -> tuple[int, ...]:
+    try:
+        plain = timm.create_model(architecture, pretrained=False, features_only=True)
+    except Exception as error:
+        raise FlawsmithError(f"{architecture} gives no level maps ({error}): choose a convolutional backbone") from error
+    available = list(plain.feature_info.reduction())
+    missing = [stride for stride in strides if stride not in available]
+    if missing:
+        raise FlawsmithError(
+            f"{architecture} has no level of stride {missing[0]}: choose from {available} with --set strides=[...]"
+        )
+    return tuple(available.index(stride) for stride in strides)

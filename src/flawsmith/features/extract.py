@@ -1,0 +1,115 @@
+"""One interface to a frozen backbone's level maps, three engines behind it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from flawsmith.features.backbones import Backbone
+from flawsmith.features.onnx_graph import to_onnx
+from flawsmith.runtime.engine import make_engine
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+
+EngineName = Literal["torch", "onnxruntime", "openvino"]
+Precision = Literal["float32", "bfloat16"]
+# Largest difference to torch in float32, relative to the largest value of the level, that an engine may show.
+TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 5e-2}
+LOOK_AHEAD = 8
+
+
+class Extractor(Protocol):
+    """A compiled backbone; equal to the torch module within ``TOLERANCE[precision]``."""
+
+    engine: EngineName
+    precision: Precision
+
+    def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        """Level maps (batch, channels, height, width), finest first, of normalised images (batch, 3, height, width)."""
+        ...
+
+
+class TorchExtractor:
+    """The backbone as it is: on a GPU, or wherever gradients have to pass."""
+
+    engine: EngineName = "torch"
+
+    def __init__(self, backbone: Backbone, precision: Precision = "float32", device: str = "cpu") -> None:
+        self.precision, self._device = precision, device
+        self._backbone = backbone.to(device, memory_format=torch.channels_last)
+
+    def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        batch = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
+        with torch.inference_mode(), torch.autocast(
+            batch.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+        ):
+            return [level.float().cpu().numpy() for level in self._backbone(batch)]
+
+
+class GraphExtractor:
+    """The backbone compiled once a run into an ONNX graph, run by ONNX Runtime or OpenVINO."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        image_size: tuple[int, int],
+        engine: Literal["onnxruntime", "openvino"] = "onnxruntime",
+        precision: Precision = "float32",
+        threads: int | None = None,
+    ) -> None:
+        self.engine: EngineName = engine
+        self.precision = precision
+        graph = to_onnx(backbone, image_size, [f"level_{number}" for number in range(len(backbone.channels))])
+        self._engine = make_engine(engine, graph, precision=precision, threads=threads)
+
+    def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        return self._engine.run(images)
+
+
+def make_extractor(
+    backbone: Backbone,
+    image_size: tuple[int, int],
+    engine: EngineName = "onnxruntime",
+    precision: Precision = "float32",
+) -> Extractor:
+    """The extractor of an engine for images of one size.
+
+    ONNX Runtime computes in float32; bfloat16 needs torch or OpenVINO.
+    """
+    if engine == "torch":
+        return TorchExtractor(backbone, precision, "cuda" if torch.cuda.is_available() else "cpu")
+    return GraphExtractor(backbone, image_size, engine, precision)
+
+
+def extractor_key(backbone: Backbone, geometry: Geometry, engine: EngineName, precision: Precision) -> str:
+    """Identity of cached features: two runs share them when weights, levels, geometry, engine and precision agree."""
+    info = backbone.info
+    parts = [info.sha256, str(info.strides), geometry.model_dump_json(), engine, precision, info.architecture]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+
+
+def extract_files(
+    extractor: Extractor, paths: Sequence[Path], geometry: Geometry, *, decoders: int = 2
+) -> Iterator[list[NDArray[np.float32]]]:
+    """Level maps (channels, height, width) of every file, in order; files are decoded ahead in threads.
+
+    One image at a time, so that a feature never depends on its neighbours.
+    """
+    with ThreadPoolExecutor(decoders) as pool:
+        pending = [pool.submit(_prepare, path, geometry) for path in paths[:LOOK_AHEAD]]
+        for number in range(len(paths)):
+            image = pending.pop(0).result()
+            if number + LOOK_AHEAD < len(paths):
+                pending.append(pool.submit(_prepare, paths[number + LOOK_AHEAD], geometry))
+            yield [level[0] for level in extractor(image[None])]
+
+
+def _prepare(path: Path, geometry: Geometry) -> NDArray[np.float32]:
+    return geometry.apply(decode(path))

@@ -1,0 +1,142 @@
+"""Neighbourhood aggregation of GLASS and PBAS as one fixed convolution a level.
+
+The released code unfolds every level map into p×p neighbourhoods, resizes all planes to the first level's grid and runs
+two adaptive average poolings over the flattened vectors. Every one of these steps is linear and the resizing acts on each
+plane alone, so the embedding of a position is the sum over levels of a fixed p×p convolution of the level map, resized
+bilinearly afterwards. The kernels are sparse and nearly block-diagonal: grouped, they cost a small part of the backbone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+def adaptive_pooling(length: int, bins: int) -> sp.csr_array:
+    """The matrix of a one-dimensional adaptive average pooling, (bins, length).
+
+    Bin i averages the values from floor(i·L/n) up to, not including, ceil((i+1)·L/n); with more bins than values the
+    windows overlap and repeat values.
+
+    >>> adaptive_pooling(4, 2).toarray()
+    array([[0.5, 0.5, 0. , 0. ],
+           [0. , 0. , 0.5, 0.5]])
+    """
+    starts = np.arange(bins) * length // bins
+    stops = -(-(np.arange(1, bins + 1) * length) // bins)
+    counts = stops - starts
+    indptr = np.concatenate([[0], np.cumsum(counts)])
+    columns = np.arange(indptr[-1]) - np.repeat(indptr[:-1], counts) + np.repeat(starts, counts)
+    return sp.csr_array((np.repeat(1.0 / counts, counts), columns, indptr), shape=(bins, length))
+
+
+def aggregation_matrices(
+    channels: Sequence[int], *, patch_size: int, level_width: int, width: int
+) -> list[sp.csr_array]:
+    """One sparse matrix a level, (width, channels·p·p), columns ordered (channel, row, column) of the neighbourhood.
+
+    Args:
+        channels: channels of every level.
+        patch_size: side p of the square neighbourhood, odd.
+        level_width: values that each level is pooled to first (``pretrain_embed_dimension`` of the released code).
+        width: values of the final embedding (``target_embed_dimension``).
+    """
+    if patch_size < 1 or patch_size % 2 == 0:
+        raise ValueError(f"patch_size must be odd and positive, not {patch_size}")
+    final = adaptive_pooling(level_width * len(channels), width)
+    return [
+        sp.csr_array(
+            final[:, level * level_width : (level + 1) * level_width]
+            @ adaptive_pooling(count * patch_size**2, level_width)
+        )
+        for level, count in enumerate(channels)
+    ]
+
+
+def block_count(matrix: sp.csr_array, inputs: int, taps: int) -> int:
+    """The largest number of groups into which a (outputs, inputs·taps) matrix falls block-diagonally."""
+    outputs = matrix.shape[0]
+    rows, columns = matrix.nonzero()
+    for groups in range(int(np.gcd(outputs, inputs)), 1, -1):
+        if outputs % groups or inputs % groups:
+            continue
+        if np.array_equal(rows // (outputs // groups), columns // taps // (inputs // groups)):
+            return groups
+    return 1
+
+
+class LevelEmbedding(nn.Module):
+    """The part of the embedding that one level contributes: a fixed grouped convolution, zero padding, no bias.
+
+    ``channels_out`` are the consecutive embedding channels that depend on this level; all others are zero for it.
+    """
+
+    kernel: Tensor
+
+    def __init__(self, matrix: sp.csr_array, channels: int, patch_size: int) -> None:
+        super().__init__()
+        used = np.flatnonzero(np.diff(matrix.indptr))
+        self.channels_out = slice(int(used[0]), int(used[-1]) + 1)
+        part = sp.csr_array(matrix[self.channels_out])
+        self.groups = block_count(part, channels, patch_size**2)
+        self.padding = patch_size // 2
+        dense = part.toarray().reshape(self.groups, -1, self.groups, channels // self.groups, patch_size, patch_size)
+        kernel = np.concatenate([dense[group, :, group] for group in range(self.groups)])
+        self.register_buffer("kernel", torch.from_numpy(kernel).float(), persistent=False)
+
+    def forward(self, level: Float[Tensor, "batch channel height width"]) -> Tensor:
+        level = level.contiguous(memory_format=torch.channels_last)  # grouped convolutions run twice as fast so
+        return F.conv2d(level, self.kernel, padding=self.padding, groups=self.groups)
+
+
+class PatchEmbedding(nn.Module):
+    """Level maps to one embedding a position of the first level (GLASS and PBAS, section "feature extraction").
+
+    Args:
+        channels: channels of the levels, finest first.
+        patch_size: side of the neighbourhood, odd; 3 in both papers.
+        level_width: width that each level is pooled to first; 1536 in the released scripts.
+        width: width of the embedding; 1536 in the released scripts.
+
+    Example:
+        >>> embed = PatchEmbedding([4, 8], patch_size=3, level_width=12, width=12)
+        >>> embed([torch.ones(1, 4, 6, 6), torch.ones(1, 8, 3, 3)]).shape
+        torch.Size([1, 12, 6, 6])
+    """
+
+    def __init__(self, channels: Sequence[int], *, patch_size: int, level_width: int, width: int) -> None:
+        super().__init__()
+        self.width = width
+        matrices = aggregation_matrices(channels, patch_size=patch_size, level_width=level_width, width=width)
+        self.levels = nn.ModuleList(
+            LevelEmbedding(matrix, count, patch_size) for matrix, count in zip(matrices, channels, strict=True)
+        )
+
+    def parts(self, levels: Sequence[Tensor]) -> list[tuple[slice, Tensor]]:
+        """Each level's contribution at its own resolution, with the embedding channels it belongs to."""
+        return [(module.channels_out, module(level)) for module, level in zip(self.levels, levels, strict=True)]
+
+    def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch width height0 width0"]:
+        grid = levels[0].shape[-2:]
+        embedding = levels[0].new_zeros(len(levels[0]), *grid, self.width).permute(0, 3, 1, 2)
+        for channels, part in self.parts(levels):
+            embedding[:, channels] += resize(part, grid)
+        return embedding
+
+
+def resize(maps: Tensor, grid: Sequence[int]) -> Tensor:
+    """Bilinear resizing with half-pixel centres, unchanged where the grid fits already."""
+    if tuple(maps.shape[-2:]) == tuple(grid):
+        return maps
+    return F.interpolate(maps, size=tuple(grid), mode="bilinear", align_corners=False)
+
+
+def as_rows(embedding: Float[Tensor, "batch width height0 width0"]) -> Float[Tensor, "position width"]:
+    """One row a position, image-major and then row by row over the map."""
+    return embedding.permute(0, 2, 3, 1).reshape(-1, embedding.shape[1])

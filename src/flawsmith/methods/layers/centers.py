@@ -1,0 +1,62 @@
+"""Tables of centres in feature space: matching and the updates that build them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+
+CenterKind = Literal["aligned", "average", "iterative", "kmeans"]
+CLUSTERING_BATCH = 4096
+
+
+def nearest_center(
+    features: Float[Tensor, "position width"], centers: Float[Tensor, "center width"]
+) -> Int[Tensor, " position"]:
+    """Row of the most similar centre by cosine, the first of equals.
+
+    The length of a feature does not change which centre is most similar to it, so only the centres are normalised.
+    """
+    with torch.no_grad():
+        return (features @ F.normalize(centers, dim=1).to(features.dtype).T).argmax(dim=1)
+
+
+def aligned_update(
+    centers: Float[Tensor, "center width"], mean: Float[Tensor, "center width"], smoothing: float
+) -> Float[Tensor, "center width"]:
+    """One step of PBAS's centre initialisation: every row of ``mean`` moves the centre it is most similar to.
+
+    Sequentially, for j in order: c[n(j)] ← (1−s)·c[n(j)] + s·mean[j], with n(j) taken from the table at the start. A
+    centre that is hit k times by rows j1 … jk therefore becomes (1−s)^k·c + Σ s·(1−s)^(k−l)·mean[jl], which is what is
+    computed here for all centres at once.
+    """
+    nearest = nearest_center(mean, centers)
+    order = torch.argsort(nearest, stable=True)
+    hits = torch.bincount(nearest, minlength=len(centers))
+    within = torch.arange(len(mean)) - (hits.cumsum(0) - hits).repeat_interleave(hits)
+    later = hits.repeat_interleave(hits) - 1 - within
+    weights = smoothing * (1 - smoothing) ** later.to(mean.dtype)
+    kept = (1 - smoothing) ** hits.to(centers.dtype)
+    return (kept[:, None] * centers).index_add_(0, nearest[order], weights[:, None] * mean[order])
+
+
+def clustered_centers(
+    batches: Iterable[Float[Tensor, "position width"]], count: int, *, seed: int
+) -> Float[Tensor, "center width"]:
+    """k-means centres over the features of one pass (scikit-learn's mini-batch k-means, bounded memory)."""
+    clustering = MiniBatchKMeans(count, random_state=seed % 2**32, n_init=1, batch_size=CLUSTERING_BATCH)
+    held: list[np.ndarray] = []
+    for features in batches:
+        held.append(features.numpy())
+        if sum(map(len, held)) >= max(CLUSTERING_BATCH, count):
+            clustering.partial_fit(np.concatenate(held))
+            held = []
+    if held and (hasattr(clustering, "cluster_centers_") or sum(map(len, held)) >= count):
+        clustering.partial_fit(np.concatenate(held))
+    return torch.from_numpy(clustering.cluster_centers_).float()

@@ -1,0 +1,73 @@
+"""Projector and discriminator that GLASS and PBAS share (methods' text: feature adaptor and one-hidden-layer MLP)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+LEAKY_SLOPE = 0.2
+
+
+class Projector(nn.Sequential):
+    """Linear layers of equal width without activation, Xavier-normal weights (PBAS: projector, GLASS: adaptor).
+
+    Args:
+        width: width of the embedding.
+        depth: number of layers; 1 in both papers, 0 leaves features as they are.
+    """
+
+    def __init__(self, width: int, depth: int = 1) -> None:
+        super().__init__(*(nn.Linear(width, width) for _ in range(depth)))
+        for layer in self:
+            nn.init.xavier_normal_(layer.weight)
+
+
+class Discriminator(nn.Module):
+    """Linear → batch norm → leaky ReLU blocks, then a linear layer without bias; the output is a logit.
+
+    Args:
+        width: width of its input.
+        hidden: width of every hidden block. None shrinks the width by a factor of 1.5 a block, as the released code does.
+        depth: number of linear layers, at least 2.
+    """
+
+    def __init__(self, width: int, hidden: int | None = 1024, depth: int = 2) -> None:
+        super().__init__()
+        if depth < 2:
+            raise ValueError("a discriminator has at least two layers")
+        blocks = []
+        for _ in range(depth - 1):
+            inside = hidden or int(width // 1.5)
+            blocks.append(DiscriminatorBlock(width, inside))
+            width = inside
+        self.blocks = nn.ModuleList(blocks)
+        self.out = nn.Linear(width, 1, bias=False)
+        nn.init.xavier_normal_(self.out.weight)
+
+    def forward(self, features: Float[Tensor, "position width"]) -> Float[Tensor, " position"]:
+        for block in self.blocks:
+            features = block(features)
+        return self.out(features).squeeze(-1)
+
+    def from_first_linear(self, hidden: Float[Tensor, "position hidden"]) -> Float[Tensor, " position"]:
+        """The logit, given the output of the first linear layer."""
+        first, *rest = self.blocks
+        features = first.activate(hidden)
+        for block in rest:
+            features = block(features)
+        return self.out(features).squeeze(-1)
+
+
+class DiscriminatorBlock(nn.Module):
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        nn.init.xavier_normal_(self.linear.weight)
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(self.norm(hidden), LEAKY_SLOPE, inplace=not torch.is_grad_enabled())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.activate(self.linear(features))

@@ -1,0 +1,151 @@
+"""Detectors that score every position of the patch embedding: trained form and folded form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flawsmith.features.backbones import Backbone
+from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, resize
+from flawsmith.methods.base import AnomalyOutput, Detector
+from flawsmith.methods.layers.heads import LEAKY_SLOPE, Discriminator, Projector
+from flawsmith.methods.layers.postprocess import UpsampleAndSmooth
+
+
+class PositionDetector(Detector):
+    """Backbone, embedding, a score a position; the image score is the highest of the map before it is smoothed."""
+
+    def __init__(
+        self, backbone: Backbone, embedding: PatchEmbedding, image_size: tuple[int, int], *, sigma: float
+    ) -> None:
+        super().__init__()
+        self.backbone, self.embedding = backbone, embedding
+        self.image_size, self.sigma = image_size, sigma
+        self.smooth = UpsampleAndSmooth(backbone.grids(image_size)[0], image_size, sigma=sigma)
+
+    def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
+        raise NotImplementedError
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
+        return self.from_levels(self.backbone(images))
+
+    def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
+        """The same from the backbone's level maps."""
+        low = self.scores(levels)
+        return AnomalyOutput(self.smooth(low), low.amax(dim=(1, 2)))
+
+
+class PatchDetector(PositionDetector):
+    """Projector and discriminator at every position (GLASS and PBAS, inference)."""
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        embedding: PatchEmbedding,
+        projector: Projector,
+        discriminator: Discriminator,
+        image_size: tuple[int, int],
+        *,
+        sigma: float,
+    ) -> None:
+        super().__init__(backbone, embedding, image_size, sigma=sigma)
+        self.projector, self.discriminator = projector, discriminator
+        self.eval()
+
+    def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
+        embedding = self.embedding(levels)
+        logits = self.discriminator(self.projector(as_rows(embedding)))
+        return torch.sigmoid(logits).reshape(-1, *embedding.shape[-2:])
+
+    def folded(self) -> Detector:
+        return FoldedPatchDetector(self)
+
+
+def fold_linear(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Weight and bias, in float64, of linear layers applied one after another."""
+    weight = torch.eye(layers[0].in_features, dtype=torch.float64)
+    bias = torch.zeros(layers[0].in_features, dtype=torch.float64)
+    for layer in layers:
+        weight, bias = layer.weight.double() @ weight, layer.weight.double() @ bias + layer.bias.double()
+    return weight, bias
+
+
+def fold_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear map followed by a batch norm in evaluation mode."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    return scale[:, None] * weight, scale * (bias - norm.running_mean.double()) + norm.bias.double()
+
+
+class FoldedPatchDetector(PositionDetector):
+    """The patch detector with all that is linear folded into one map, applied a level before up-sampling.
+
+    Projector, first linear layer and its batch norm are one linear map of the embedding, which is itself a sum over
+    levels. A coarse level is therefore mapped on its own small grid, and only the result is resized.
+    """
+
+    def __init__(self, detector: PatchDetector) -> None:
+        super().__init__(detector.backbone, detector.embedding, detector.image_size, sigma=detector.sigma)
+        first, *others = detector.discriminator.blocks
+        weight, bias = fold_norm(*fold_linear([*detector.projector, first.linear]), first.norm)
+        self.level_maps = nn.ModuleList(
+            pointwise(weight[:, level.channels_out]) for level in detector.embedding.levels
+        )
+        self.bias = nn.Parameter(bias.float()[None, :, None, None])
+        self.blocks = nn.ModuleList(
+            pointwise(*fold_norm(block.linear.weight.double(), block.linear.bias.double(), block.norm))
+            for block in others
+        )
+        self.out = pointwise(detector.discriminator.out.weight.double())
+        self.eval().requires_grad_(False)
+
+    def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
+        grid = self.smooth.rows.shape[1], self.smooth.columns.shape[1]
+        hidden = self.bias
+        for (_, part), linear in zip(self.embedding.parts(levels), self.level_maps, strict=True):
+            hidden = hidden + resize(linear(part), grid)
+        for block in self.blocks:
+            hidden = block(F.leaky_relu(hidden, LEAKY_SLOPE))
+        return torch.sigmoid(self.out(F.leaky_relu(hidden, LEAKY_SLOPE)))[:, 0]
+
+
+def pointwise(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+    """A 1×1 convolution with the given weight (outputs, inputs) and bias."""
+    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
+    layer.weight.data = weight.detach().float()[:, :, None, None]
+    if bias is not None:
+        assert layer.bias is not None
+        layer.bias.data = bias.detach().float()
+    return layer
+
+
+class NearestCenterDetector(PositionDetector):
+    """Distance to the nearest centre at every position: PBAS with boundary learning alone (paper, Table V)."""
+
+    centers: Tensor
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        embedding: PatchEmbedding,
+        projector: Projector,
+        centers: Float[Tensor, "center width"],
+        image_size: tuple[int, int],
+        *,
+        sigma: float,
+    ) -> None:
+        super().__init__(backbone, embedding, image_size, sigma=sigma)
+        self.projector = projector
+        self.register_buffer("centers", centers)
+        self.eval()
+
+    def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
+        embedding = self.embedding(levels)
+        features = self.projector(as_rows(embedding))
+        squared = features.square().sum(1, keepdim=True) - 2 * features @ self.centers.T
+        nearest = (squared + self.centers.square().sum(1)).amin(dim=1).clamp_min(0).sqrt()
+        return nearest.reshape(-1, *embedding.shape[-2:])

@@ -1,0 +1,28 @@
+"""Flaws forged on held-out good images: a yardstick that needs no flawed part."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawsmith.data.samples import Sample
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+from flawsmith.synthesis.forge import forge
+
+
+def forged_images(samples: Sequence[Sample], geometry: Geometry, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """One forged flaw on every image, a function of the seed and the image's position in the list."""
+    for index, sample in enumerate(samples):
+        yield forge(to_8_bit(decode(sample.image), geometry), seed=seed, index=index)[0]
+
+
+def to_8_bit(image: NDArray[np.uint8] | NDArray[np.uint16], geometry: Geometry) -> NDArray[np.uint8]:
+    """An image of a deeper source in 8 bits, by the range that the geometry declares."""
+    if image.dtype == np.uint8:
+        return image.astype(np.uint8, copy=False)
+    low, high = geometry.value_range or (0.0, 65535.0)
+    scaled = (image.astype(np.float32) - low) * (255.0 / (high - low))
+    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)

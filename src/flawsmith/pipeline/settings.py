@@ -1,0 +1,79 @@
+"""What a training run is asked to do, checked before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flawsmith.features.weights import PACKAGED
+from flawsmith.methods.base import MethodConfig
+from flawsmith.methods.registry import find_method
+from flawsmith.runtime.errors import FlawsmithError
+
+
+class TrainSettings(BaseModel):
+    """The choices of a run that its result depends on; config.yaml holds them."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = "pbas"
+    preset: str | None = Field(None, description="Preset of the method; by default fast, or official on a GPU.")
+    backbone: str = PACKAGED
+    seed: int = Field(0, ge=0, description="Seed of every random draw.")
+    set: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's configuration to change.")
+    engine: Literal["onnxruntime", "openvino"] = Field(
+        "onnxruntime", description="Engine of training features, calibration and inspection."
+    )
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Precision of that engine.")
+    select: Literal["last", "best"] = Field(
+        "last", description="Checkpoint: the last, or the best on held-out good images and forged flaws."
+    )
+    alpha: float = Field(0.01, gt=0, lt=1, description="Target false-reject rate of the limit.")
+    review_alpha: float | None = Field(None, gt=0, lt=1, description="Rate of the review limit; none by default.")
+    bits: int | None = Field(None, ge=9, le=16, description="Significant bits of images deeper than 8 bits.")
+    layout: str | None = Field(None, description="Layout of the data; detected by default.")
+
+
+def check_settings(values: Mapping[str, Any]) -> TrainSettings:
+    """Settings from loose values.
+
+    Raises:
+        FlawsmithError: for an unknown field or a value out of range, in one line.
+    """
+    try:
+        return TrainSettings(**values)
+    except ValidationError as error:
+        raise _in_words(error, "") from error
+
+
+def method_config(settings: TrainSettings) -> tuple[str, MethodConfig]:
+    """Name of the preset and the method's configuration with the user's changes.
+
+    Raises:
+        FlawsmithError: for an unknown method or preset, an unknown field, or a value out of range.
+    """
+    method = find_method(settings.method)
+    preset = settings.preset or ("official" if torch.cuda.is_available() else "fast")
+    if preset not in method.presets:
+        raise FlawsmithError(
+            f"{method.name} has no preset called {preset!r}: choose from {', '.join(method.presets)} with --preset"
+        )
+    base = method.presets[preset].model_dump()
+    unknown = set(settings.set) - set(base)
+    if unknown:
+        raise FlawsmithError(
+            f"{method.name} has no setting called {sorted(unknown)[0]!r}: known are {', '.join(sorted(base))}"
+        )
+    try:
+        return preset, method.Config(**{**base, **settings.set})
+    except ValidationError as error:
+        raise _in_words(error, "--set ") from error
+
+
+def _in_words(error: ValidationError, prefix: str) -> FlawsmithError:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    return FlawsmithError(f"{prefix}{name}={first['input']!r} is not possible: {first['msg'].lower()}")

@@ -1,0 +1,118 @@
+"""What a report is made of. The pipeline fills it; nothing here reads a file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from flawsmith.evaluation.curves import Curve
+from flawsmith.evaluation.results import Evaluation
+
+ScoreKind = Literal["good", "flawed", "held_out", "forged"]
+ExampleKind = Literal["miss", "false_alarm", "found"]
+
+
+@dataclass(frozen=True)
+class FactGroup:
+    """Facts under one heading, such as "Model" or "Data".
+
+    Attributes:
+        title: heading.
+        rows: (name, value) in the order to print.
+    """
+
+    title: str
+    rows: Sequence[tuple[str, str]]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoreGroup:
+    """Image scores that belong together in the histogram.
+
+    Attributes:
+        kind: good and flawed test images, held-out good images of the calibration, or flaws forged on them.
+        scores: (images,) image scores.
+    """
+
+    kind: ScoreKind
+    scores: npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, eq=False)
+class Example:
+    """One inspected image to show.
+
+    Attributes:
+        kind: ``miss`` (flawed, not rejected), ``false_alarm`` (good, rejected) or ``found`` (flawed,
+            rejected).
+        image: (height, width, 3) uint8 RGB.
+        overlay: (height, width, 3) uint8 RGB, the image under its heat map.
+        score: image score.
+        verdict: ``pass``, ``review`` or ``reject``.
+        defect: defect type, ``good`` for good images.
+        name: the image's name.
+        mask: (height, width) True where flawed, or None.
+    """
+
+    kind: ExampleKind
+    image: npt.NDArray[np.uint8]
+    overlay: npt.NDArray[np.uint8]
+    score: float
+    verdict: str
+    defect: str
+    name: str
+    mask: npt.NDArray[np.bool_] | None = None
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Curves to plot; None where the data cannot give one.
+
+    Attributes:
+        roc: over image scores.
+        pro: mean region overlap against the false-positive rate over pixels.
+        pixel_roc: over pixels.
+    """
+
+    roc: Curve | None = None
+    pro: Curve | None = None
+    pixel_roc: Curve | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class ReportData:
+    """Everything one report shows.
+
+    Attributes:
+        title: heading, such as the category's name.
+        subtitle: one line under it, such as method, preset and backbone.
+        facts: groups of facts about model and data, in order.
+        evaluation: figures on the test split; None where there is none (after ``train`` on good images
+            alone).
+        curves: curves of that evaluation.
+        scores: image scores for the histogram.
+        limit: reject limit on the image score.
+        review_limit: review limit on the image score.
+        limit_statement: what stands behind the limit and which false-reject rate it supports, in words.
+        examples: inspected images to show; any number, the report shows the worst of each kind.
+        training: rows of ``metrics.jsonl``: ``step`` or ``epoch``, perhaps ``stage``, and numbers whose names
+            hold ``loss``.
+        notes: remarks on data and training, in sentences.
+    """
+
+    title: str
+    subtitle: str = ""
+    facts: Sequence[FactGroup] = ()
+    evaluation: Evaluation | None = None
+    curves: Curves = field(default_factory=Curves)
+    scores: Sequence[ScoreGroup] = ()
+    limit: float | None = None
+    review_limit: float | None = None
+    limit_statement: str = ""
+    examples: Sequence[Example] = ()
+    training: Sequence[Mapping[str, object]] = ()
+    notes: Sequence[str] = ()

@@ -1,0 +1,238 @@
+"""The ``.flaw`` file: a trained model, its settings and limits, and what they rest on, in one verified
+zip."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, NonNegativeInt, ValidationError
+
+from flawsmith.runtime.archive import read_arrays, read_parts, write_arrays, write_parts
+from flawsmith.runtime.decision import Decision
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import replacing
+from flawsmith.runtime.geometry import Geometry
+
+SCHEMA_VERSION = 1
+EngineName = Literal["onnxruntime", "openvino"]
+Precision = Literal["float32", "bfloat16"]
+
+_MIB = 2**20
+# The largest size of each part. ONNX cannot exceed 2 GiB by itself.
+_PARTS: Mapping[str, int] = {
+    "calibration.npz": 64 * _MIB,
+    "card.md": _MIB,
+    "manifest.json": _MIB // 16,
+    "model.onnx": 2048 * _MIB,
+    "spec.json": _MIB,
+}
+
+
+class BackboneSpec(BaseModel, frozen=True):
+    """The frozen network whose features the method uses."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str = Field(description="timm's name of the architecture")
+    weights: str = Field(description="where the weights came from: a package, a hub name, a file's base name")
+    sha256: str = Field(description="SHA-256 of the weights, hexadecimal")
+    levels: tuple[int | str, ...] = Field(description="feature levels used, in the order of the method")
+
+
+class TrainingSummary(BaseModel, frozen=True):
+    """What the model learned from; no paths, no times."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    dataset: str = Field(description="name of the data set or of its folder")
+    category: str = Field(description="the product")
+    n_train: NonNegativeInt = Field(description="good images trained on")
+    n_calibration: NonNegativeInt = Field(description="good images held out for the limits")
+    images_sha256: str = Field(description="SHA-256 over the sorted content hashes of all images used")
+    selection: Literal["last", "best"] = Field(default="last", description="which checkpoint was kept")
+
+
+class BundleSpec(BaseModel, frozen=True):
+    """All settings of a bundle: ``spec.json``."""
+
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+
+    schema_version: Literal[1] = Field(default=1, description="version of this file's layout")
+    package_version: str = Field(description="Flawsmith's version that made the bundle")
+    method: str = Field(description="name of the method, such as pbas")
+    preset: str = Field(description="name of the method's preset")
+    config: dict[str, JsonValue] = Field(description="every number of the method's configuration")
+    backbone: BackboneSpec
+    geometry: Geometry
+    engine: EngineName = Field(
+        default="onnxruntime", description="the engine the limits were calibrated with"
+    )
+    precision: Precision = Field(
+        default="float32", description="the precision the limits were calibrated with"
+    )
+    decision: Decision
+    training: TrainingSummary
+    parity: dict[str, FiniteFloat] = Field(
+        default_factory=dict, description="figures of the export's parity gate, by name"
+    )
+    seed: int = Field(description="seed of the run")
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A model ready to inspect.
+
+    Attributes:
+        spec: settings, geometry and limits.
+        model: the ONNX graph: input ``image`` float32 (b, 3, h, w), outputs ``map`` float32 (b, h, w) and
+            ``score`` float32 (b).
+        calibration: numeric arrays by name, such as scores of held-out good images and of forged flaws.
+        card: Markdown for people.
+    """
+
+    spec: BundleSpec
+    model: bytes = field(repr=False)
+    calibration: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
+    card: str = field(default="", repr=False)
+
+    def to_bytes(self) -> bytes:
+        """Returns the file's content: the same bundle gives the same bytes, everywhere and always.
+
+        Raises:
+            FlawsmithError: a part exceeds the size that `load` accepts.
+            ValueError: a calibration array is not numeric.
+        """
+        parts = {
+            "model.onnx": self.model,
+            "spec.json": _to_json(self.spec.model_dump(mode="json")),
+            "calibration.npz": write_arrays(self.calibration),
+            "card.md": self.card.encode(),
+        }
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
+        parts["manifest.json"] = _to_json({"schema_version": SCHEMA_VERSION, "sha256": hashes})
+        for name, content in parts.items():
+            if len(content) > _PARTS[name]:
+                raise FlawsmithError(
+                    f"bundle: {name} has {len(content)} bytes, more than the {_PARTS[name]} allowed"
+                )
+        return write_parts(parts)
+
+    def save(self, path: str | Path) -> None:
+        """Writes the bundle; an existing file is replaced when the new one is whole.
+
+        Raises:
+            FlawsmithError: the path cannot be written, or a part is too large.
+        """
+        content = self.to_bytes()
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Bundle:
+        """Reads and verifies a bundle, in memory alone.
+
+        Args:
+            path: a ``.flaw`` file.
+
+        Raises:
+            FlawsmithError: missing or unreadable file, not a bundle, damaged, made by a newer Flawsmith, or
+                holding anything a bundle does not hold.
+        """
+        path = Path(path)
+        try:
+            if not path.is_file():
+                what = "is a folder, not a model file" if path.is_dir() else "no such model file"
+                raise FlawsmithError(f"{path}: {what}; give a .flaw file")
+            if path.stat().st_size > sum(_PARTS.values()) + _MIB:
+                raise FlawsmithError(f"{path}: too large for a model file; give a .flaw file")
+            with path.open("rb") as stream:
+                return cls._read(stream)
+        except _RefusedError as refusal:
+            raise FlawsmithError(f"{path}: {refusal}") from None
+        except OSError as error:
+            raise FlawsmithError(
+                f"{path}: cannot be read ({error.strerror}); check its permissions"
+            ) from None
+
+    @classmethod
+    def _read(cls, stream: io.BufferedReader) -> Bundle:
+        try:
+            parts = read_parts(stream, _PARTS, first="manifest.json", check_first=_check_manifest_version)
+        except (ValueError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+            if isinstance(error, _RefusedError):
+                raise
+            raise _RefusedError(f"not an intact model file ({error}); copy or export it anew") from None
+        hashes = _object(parts.pop("manifest.json"), "manifest.json").get("sha256")
+        if not isinstance(hashes, dict) or set(hashes) != set(parts):
+            raise _RefusedError("manifest.json does not list the parts; copy or export the model anew")
+        for name, content in parts.items():
+            if hashlib.sha256(content).hexdigest() != hashes[name]:
+                raise _RefusedError(
+                    f"{name} was changed or damaged (its SHA-256 differs); copy or export the model anew"
+                )
+        try:
+            return cls(
+                spec=_read_spec(parts["spec.json"]),
+                model=parts["model.onnx"],
+                calibration=read_arrays(parts["calibration.npz"]),
+                card=parts["card.md"].decode(),
+            )
+        except (ValueError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
+            if isinstance(error, _RefusedError):
+                raise
+            raise _RefusedError(
+                f"a part of the model file is malformed ({error}); export the model anew"
+            ) from None
+
+
+class _RefusedError(ValueError):
+    """Why a file is no bundle; `Bundle.load` adds the path."""
+
+
+def _to_json(value: Any) -> bytes:
+    return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
+
+
+def _object(content: bytes, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict):
+        raise _RefusedError(f"{name} is not a JSON object; copy or export the model anew")
+    return value
+
+
+def _check_version(value: dict[str, Any]) -> None:
+    version = value.get("schema_version")
+    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
+        raise _RefusedError("the model file names no schema version; export the model anew")
+    if version > SCHEMA_VERSION:
+        raise _RefusedError(
+            f"made by a newer Flawsmith (schema {version}, this one reads {SCHEMA_VERSION}): upgrade with "
+            "pip install --upgrade flawsmith"
+        )
+
+
+def _check_manifest_version(content: bytes) -> None:
+    """Comes before the names of the parts are judged: a newer schema may well have other parts."""
+    _check_version(_object(content, "manifest.json"))
+
+
+def _read_spec(content: bytes) -> BundleSpec:
+    value = _object(content, "spec.json")
+    _check_version(value)
+    try:
+        return BundleSpec.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"]) or "spec"
+        raise _RefusedError(f"spec.json: {place}: {first['msg']}; export the model anew") from None

@@ -1,0 +1,263 @@
+"""From a score and a map to a verdict, and the limits that good images support."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.regions import Region, find_regions, region_level
+
+Verdict = Literal["pass", "review", "reject"]
+Polygon = tuple[tuple[FiniteFloat, FiniteFloat], ...]
+
+FEW_GOOD_IMAGES = 20
+"""Below this many held-out good images a limit is worth a plain warning."""
+
+
+class Decision(BaseModel, frozen=True):
+    """The limits of a model and what they rest on.
+
+    Without a region of interest or a minimum area the image score decides: above ``limit`` is a reject, above
+    ``review_limit`` a review. With either of them the map decides: a region above ``map_limit``, inside the
+    region of interest and at least as large as the minimum area, is a reject; ``review_limit`` then is a
+    limit on the map too. Limits of one setting do not carry over to another: `calibrate` anew with `level`
+    under the new setting.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    limit: FiniteFloat = Field(description="an image score above it is a reject")
+    map_limit: FiniteFloat = Field(description="a map value above it belongs to a region")
+    review_limit: FiniteFloat | None = Field(
+        default=None, description="above it, at least a review; None: no such verdict"
+    )
+    region_of_interest: tuple[Polygon, ...] | None = Field(
+        default=None,
+        description="polygons of (x, y) from 0 to 1, relative to the original image; None: all of it",
+    )
+    minimum_area: PositiveInt = Field(
+        default=1, description="smallest region that counts, pixels of the original image"
+    )
+    target_false_reject_rate: FiniteFloat = Field(
+        default=0.01, gt=0, lt=1, description="alpha: the share of good parts that may be rejected"
+    )
+    stated_false_reject_rate: FiniteFloat = Field(
+        gt=0, le=1, description="the smallest bound on that share that the good images support at this limit"
+    )
+    n_good: NonNegativeInt = Field(description="held-out good images behind the limits")
+
+    @model_validator(mode="after")
+    def _check(self) -> Decision:
+        upper = self.map_limit if self.by_regions else self.limit
+        if self.review_limit is not None and self.review_limit > upper:
+            raise ValueError("review_limit must not exceed the reject limit")
+        for polygon in self.region_of_interest or ():
+            if len(polygon) < 3:
+                raise ValueError("a polygon of the region of interest needs at least three corners")
+            if any(not 0 <= value <= 1 for corner in polygon for value in corner):
+                raise ValueError("corners of the region of interest are relative: from 0 to 1")
+        if self.region_of_interest is not None and not self.region_of_interest:
+            raise ValueError("an empty region of interest inspects nothing; leave it out")
+        return self
+
+    @property
+    def by_regions(self) -> bool:
+        """Whether the map's regions decide, not the image score."""
+        return self.region_of_interest is not None or self.minimum_area > 1
+
+    def judge(
+        self, score: float, anomaly_map: NDArray[np.float32], not_inspected: NDArray[np.bool_] | None = None
+    ) -> tuple[Verdict, list[Region]]:
+        """Decides about one image.
+
+        Args:
+            score: image score.
+            anomaly_map: (height, width) in pixels of the original image.
+            not_inspected: (height, width), True where the network saw nothing; None: it saw all.
+
+        Returns:
+            The verdict, and the regions above ``map_limit``, the strongest first. Where the image score
+            decides, the regions only show where to look: a reject may have none, a pass may have some.
+
+        Raises:
+            FlawsmithError: a number is not finite, or the region of interest covers no inspected pixel.
+        """
+        if not (math.isfinite(score) and np.isfinite(anomaly_map).all()):
+            raise FlawsmithError(
+                "the model's score or map is not a finite number; train or export the model anew"
+            )
+        mask = self._mask(anomaly_map.shape, not_inspected)
+        regions = find_regions(anomaly_map, self.map_limit, minimum_area=self.minimum_area, mask=mask)
+        if self.by_regions:
+            if regions:
+                return "reject", regions
+            review = self.review_limit is not None and bool(
+                find_regions(anomaly_map, self.review_limit, minimum_area=self.minimum_area, mask=mask)
+            )
+        else:
+            if score > self.limit:
+                return "reject", regions
+            review = self.review_limit is not None and score > self.review_limit
+        return ("review" if review else "pass"), regions
+
+    def level(
+        self, anomaly_map: NDArray[np.float32], not_inspected: NDArray[np.bool_] | None = None
+    ) -> float:
+        """Returns the number to calibrate ``map_limit`` with: the map's maximum, under this setting.
+
+        A map has a region that counts exactly when ``map_limit`` is below this level.
+
+        Args:
+            anomaly_map: (height, width) in pixels of the original image.
+            not_inspected: (height, width), True where the network saw nothing; None: it saw all.
+
+        Raises:
+            FlawsmithError: the region of interest covers no inspected pixel.
+        """
+        mask = self._mask(anomaly_map.shape, not_inspected)
+        level = region_level(anomaly_map, minimum_area=self.minimum_area, mask=mask)
+        # Where no region can be so large, every limit passes; the smallest value says so and stays finite.
+        return level if math.isfinite(level) else float(anomaly_map.min())
+
+    def describe(self) -> str:
+        """Returns, for people, how much the limits are worth."""
+        images = "1 good image" if self.n_good == 1 else f"{self.n_good} good images"
+        text = (
+            f"The reject limit rests on {images} held out from training: at most "
+            f"{_percent(self.stated_false_reject_rate)} of good parts are expected to be rejected "
+            f"(target {_percent(self.target_false_reject_rate)})."
+        )
+        if self.stated_false_reject_rate > self.target_false_reject_rate:
+            needed = math.ceil(1 / _exact(self.target_false_reject_rate)) - 1
+            text += f" The target needs {needed} good images."
+        if self.n_good < FEW_GOOD_IMAGES:
+            text += (
+                f" WARNING: fewer than {FEW_GOOD_IMAGES} good images say little; check verdicts by eye "
+                "and calibrate with more."
+            )
+        return text
+
+    def _mask(
+        self, size: tuple[int, ...], not_inspected: NDArray[np.bool_] | None
+    ) -> NDArray[np.bool_] | None:
+        """(height, width), True where the map counts; None: everywhere."""
+        if self.region_of_interest is None:
+            return None if not_inspected is None else ~not_inspected
+        mask = polygon_mask(self.region_of_interest, (size[0], size[1]))
+        if not_inspected is not None:
+            mask &= ~not_inspected
+        if not mask.any():
+            raise FlawsmithError(
+                f"the region of interest covers no inspected pixel of {size[1]} x {size[0]}; enlarge it"
+            )
+        return mask
+
+
+def calibrate(
+    scores: Sequence[float] | NDArray[np.floating],
+    map_maxima: Sequence[float] | NDArray[np.floating],
+    *,
+    alpha: float = 0.01,
+    tolerance: float = 0.0,
+    map_tolerance: float = 0.0,
+    review_alpha: float | None = None,
+    region_of_interest: tuple[Polygon, ...] | None = None,
+    minimum_area: int = 1,
+) -> Decision:
+    """Sets the limits from good images that training never saw.
+
+    The limit is the k-th smallest of the n scores, k = ceil((n + 1)(1 − alpha)), plus the tolerance: a good
+    part drawn like them exceeds it with a probability of at most (n + 1 − k)/(n + 1) ≤ alpha (split conformal
+    prediction: Vovk, Gammerman, Shafer 2005). Where k > n the maximum is taken, and 1/(n + 1) is what it
+    supports. ``map_limit`` comes from the maxima in the same way.
+
+    Args:
+        scores: (n,) image scores of good images, as the inspector gives them.
+        map_maxima: (n,) largest values of their maps in original pixels; with a region of interest or a
+            minimum area, `Decision.level` under that setting.
+        alpha: target false-reject rate, between 0 and 1.
+        tolerance: added to the limit on the score: by how much two engines may differ.
+        map_tolerance: added to the limit on the map.
+        review_alpha: sets ``review_limit`` likewise, on the number that decides; above alpha.
+        region_of_interest: goes into the decision.
+        minimum_area: goes into the decision.
+
+    Raises:
+        FlawsmithError: no scores, not as many maxima, numbers that are not finite, or rates out of range.
+    """
+    score_array, maxima = np.asarray(scores, np.float64).ravel(), np.asarray(map_maxima, np.float64).ravel()
+    _check_calibration(score_array, maxima, alpha, review_alpha)
+    n = score_array.size
+    rank = _rank(n, alpha)
+    by_regions = region_of_interest is not None or minimum_area > 1
+    deciding, deciding_tolerance = (maxima, map_tolerance) if by_regions else (score_array, tolerance)
+    return Decision(
+        limit=float(np.sort(score_array)[rank - 1]) + tolerance,
+        map_limit=float(np.sort(maxima)[rank - 1]) + map_tolerance,
+        review_limit=None
+        if review_alpha is None
+        else float(np.sort(deciding)[_rank(n, review_alpha) - 1]) + deciding_tolerance,
+        region_of_interest=region_of_interest,
+        minimum_area=minimum_area,
+        target_false_reject_rate=alpha,
+        stated_false_reject_rate=(n + 1 - rank) / (n + 1),
+        n_good=n,
+    )
+
+
+def _check_calibration(
+    score_array: NDArray[np.float64], maxima: NDArray[np.float64], alpha: float, review_alpha: float | None
+) -> None:
+    n = score_array.size
+    if n == 0:
+        raise FlawsmithError("limits need at least one held-out good image; add good images")
+    if maxima.size != n:
+        raise FlawsmithError(f"{n} scores but {maxima.size} map maxima; give one of each for every image")
+    if not (np.isfinite(score_array).all() and np.isfinite(maxima).all()):
+        raise FlawsmithError("a calibration score is not a finite number; train or export the model anew")
+    if not 0 < alpha < 1:
+        raise FlawsmithError(f"the false-reject rate must lie between 0 and 1, not {alpha}")
+    if review_alpha is not None and not alpha < review_alpha < 1:
+        raise FlawsmithError(f"the review rate must lie between {alpha} and 1, not {review_alpha}")
+
+
+def polygon_mask(polygons: Sequence[Polygon], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Draws polygons of relative corners.
+
+    Args:
+        polygons: corners (x, y) from 0 to 1.
+        size: (height, width).
+
+    Returns:
+        (height, width), True in any of the polygons.
+    """
+    height, width = size
+    canvas = Image.new("L", (width, height), 0)
+    draw = ImageDraw.Draw(canvas)
+    for polygon in polygons:
+        # Pixel centres lie at whole numbers for Pillow, at halves for us.
+        draw.polygon([(x * width - 0.5, y * height - 0.5) for x, y in polygon], fill=1)
+    return np.asarray(canvas).astype(bool)
+
+
+def _rank(n: int, alpha: float) -> int:
+    """k = ceil((n + 1)(1 − alpha)), at most n and at least 1."""
+    return max(1, min(n, math.ceil((n + 1) * (1 - _exact(alpha)))))
+
+
+def _exact(alpha: float) -> Fraction:
+    # (99 + 1)(1 − 0.01) is 99.00000000000001 in floats of another order of operations; the decimal that was
+    # typed is meant.
+    return Fraction(repr(float(alpha)))
+
+
+def _percent(rate: float) -> str:
+    return f"{100 * rate:.3g} %"

@@ -1,0 +1,125 @@
+"""Finding image files in folders, and writing results so that a reader never sees half a file."""
+
+from __future__ import annotations
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from flawsmith.runtime.errors import FlawsmithError
+
+IMAGE_SUFFIXES: frozenset[str] = frozenset(
+    {
+        ".png",
+        ".jpg",
+        ".jpeg",
+        ".bmp",
+        ".tif",
+        ".tiff",
+        ".webp",
+        ".gif",
+        ".ppm",
+        ".pgm",
+        ".pbm",
+        ".pnm",
+        ".jp2",
+    }
+)
+"""File name endings, in lower case, that count as images when a folder is searched."""
+
+
+def iter_images(folder: str | Path) -> Iterator[Path]:
+    """Yields the image files under a folder, one at a time, in the order of ``sorted(paths)``.
+
+    Only the names of the folders on the way to the current file are held, so a tree of any size can be
+    walked. Hidden files and folders (a leading dot) are left out. Links to folders are followed, except back
+    into a parent. A broken link or another special file with an image's name is listed: whoever opens it then
+    learns what is wrong with it.
+
+    Args:
+        folder: where to search, with all its subfolders.
+
+    Raises:
+        FlawsmithError: the folder is missing, is a file, or may not be read.
+    """
+    root = Path(folder)
+    if not root.exists():
+        raise FlawsmithError(f"{root}: no such folder; check the path")
+    if not root.is_dir():
+        raise FlawsmithError(f"{root}: is a file where a folder of images is needed")
+    return _walk(root, frozenset())
+
+
+def find_images(folder: str | Path) -> list[Path]:
+    """Returns all image files under a folder: `iter_images` as a list.
+
+    Args:
+        folder: where to search, with all its subfolders.
+
+    Returns:
+        Paths that begin with ``folder``, sorted; empty where there are none.
+
+    Raises:
+        FlawsmithError: the folder is missing, is a file, or may not be read.
+    """
+    return list(iter_images(folder))
+
+
+def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    try:
+        status = folder.stat()
+        with os.scandir(folder) as entries:
+            found = sorted(
+                (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
+            )
+    except OSError as error:
+        raise FlawsmithError(
+            f"{folder}: cannot list this folder ({error.strerror}); check its permissions"
+        ) from None
+    identity = (status.st_dev, status.st_ino)
+    if identity in ancestors:
+        return
+    for name, is_folder in found:
+        if is_folder:
+            yield from _walk(folder / name, ancestors | {identity})
+        elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (no Path for names passed over)
+            yield folder / name
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Gives a temporary path beside ``path`` that takes its place when the block ends well.
+
+    A reader of ``path`` sees the old content or the new, never a part; after an error the old content stays.
+
+    Args:
+        path: the file to write; its folder must exist.
+
+    Yields:
+        The temporary path, which the block has to create.
+
+    Raises:
+        FlawsmithError: the folder is missing or may not be written, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> target = Path(tempfile.mkdtemp()) / "scores.csv"
+        >>> with replacing(target) as temporary:
+        ...     _ = temporary.write_text("a,1")
+        >>> target.read_text()
+        'a,1'
+    """
+    target = Path(path)
+    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    try:
+        yield temporary
+        with temporary.open("rb+") as written:
+            os.fsync(written.fileno())
+        temporary.replace(target)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise FlawsmithError(f"{target}: cannot be written ({reason}); choose a folder that exists") from None
+    finally:
+        temporary.unlink(missing_ok=True)

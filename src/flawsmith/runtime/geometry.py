@@ -1,0 +1,259 @@
+"""From an image of any size to the network's input, and from the network's map back to the image's pixels."""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+_FILTERS = {
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+    "lanczos": Image.Resampling.LANCZOS,
+}
+
+
+class _Axis(NamedTuple):
+    """One axis of the way into the network: the image is resized, then a window of it is the network's input.
+
+    Attributes:
+        original: length of the image in pixels.
+        resized: length after resizing, in network pixels.
+        start: first network pixel of the resized image that the network sees (crop), 0 otherwise.
+        length: network pixels filled by the image.
+        padding: network pixels before the image (letterbox), 0 otherwise.
+    """
+
+    original: int
+    resized: int
+    start: int
+    length: int
+    padding: int
+
+    @property
+    def box(self) -> tuple[float, float]:
+        """The part of the image, in its own pixels, that the network sees."""
+        pixels = self.original / self.resized
+        return self.start * pixels, min((self.start + self.length) * pixels, float(self.original))
+
+    @property
+    def inspected(self) -> tuple[int, int]:
+        """First and past-the-last original pixel whose centre the network sees; at least one pixel."""
+        low, high = self.box
+        first = min(math.ceil(low - 0.5), self.original - 1)
+        return first, min(max(math.ceil(high - 0.5), first + 1), self.original)
+
+
+class Geometry(BaseModel, frozen=True):
+    """How an image becomes the network's input, and how a map returns to the image; stored in every bundle.
+
+    Policies: ``squash`` resizes to ``size`` whatever the aspect; ``crop`` resizes the shorter side to
+    ``resize`` and cuts ``size`` out of the middle, as torchvision's ``Resize(int)`` and ``CenterCrop`` do in
+    the published code (longer side truncated, offset rounded half to even); ``letterbox`` keeps the aspect,
+    fits the image into ``size`` and fills the rest with ``mean``, which is 0 after normalising.
+
+    Example:
+        >>> geometry = Geometry(size=(4, 6))
+        >>> geometry.apply(np.zeros((30, 20, 3), np.uint8)).shape
+        (3, 4, 6)
+        >>> geometry.restore(np.ones((4, 6), np.float32), (30, 20)).shape
+        (30, 20)
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    policy: Literal["squash", "crop", "letterbox"] = Field(
+        default="squash", description="how the aspect is treated"
+    )
+    size: tuple[PositiveInt, PositiveInt] = Field(
+        description="height and width of the network's input, pixels"
+    )
+    resize: PositiveInt | None = Field(
+        default=None,
+        description="crop only: the shorter side before the cut, at least max(size); None: max(size)",
+    )
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = Field(
+        default="bilinear", description="Pillow's filter, always antialiased"
+    )
+    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = Field(
+        default=IMAGENET_MEAN, description="subtracted from values scaled to 0..1"
+    )
+    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = Field(
+        default=IMAGENET_STD, description="divisor after the mean, > 0"
+    )
+    value_range: tuple[FiniteFloat, FiniteFloat] | None = Field(
+        default=None,
+        description="values of a source deeper than 8 bits that become 0 and 1; None: 0 and 65535. Declared, "
+        "never guessed from an image; 8-bit images always have 0..255",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Geometry:
+        if self.policy != "crop" and self.resize is not None:
+            raise ValueError("resize has a meaning for the policy crop alone")
+        if self.resize is not None and self.resize < max(self.size):
+            raise ValueError(f"resize {self.resize} is smaller than the crop {self.size}")
+        if min(self.std) <= 0:
+            raise ValueError("std must be positive")
+        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
+            raise ValueError("value_range must rise")
+        return self
+
+    @staticmethod
+    def range_of_bits(bits: int) -> tuple[float, float]:
+        """Returns the ``value_range`` of a camera with ``bits`` significant low bits in 16: 9 to 16.
+
+        Raises:
+            ValueError: ``bits`` is outside 9..16.
+        """
+        if not 9 <= bits <= 16:
+            raise ValueError(f"bits must be 9 to 16, not {bits}")
+        return 0.0, float(2**bits - 1)
+
+    def apply(self, image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.float32]:
+        """Makes the network's input of an image.
+
+        Args:
+            image: (height, width, 3) RGB, uint8 or uint16, as `flawsmith.runtime.image.decode` returns it.
+
+        Returns:
+            (3, h, w) float32, C-contiguous, normalised: ``(value in 0..1 − mean) / std``.
+        """
+        rows, columns = self._axes((image.shape[0], image.shape[1]))
+        box = (columns.box[0], rows.box[0], columns.box[1], rows.box[1])
+        target = (columns.length, rows.length)
+        filled = np.s_[
+            rows.padding : rows.padding + rows.length, columns.padding : columns.padding + columns.length
+        ]
+        whole = (rows.length, columns.length) == self.size
+        result = np.empty((3, *self.size), np.float32) if whole else np.zeros((3, *self.size), np.float32)
+        if image.dtype == np.uint8:
+            resized = np.asarray(Image.fromarray(image).resize(target, _FILTERS[self.interpolation], box))
+            tables = self._tables()
+            for channel in range(3):
+                # A table look-up scales, shifts and converts in one pass.
+                result[channel][filled] = tables[channel][resized[:, :, channel]]
+            return result
+        low, high = self.value_range or (0.0, 65535.0)
+        for channel in range(3):
+            # Clipping comes first: a value beyond the declared range must not bleed into its neighbours.
+            plane = np.clip((image[:, :, channel].astype(np.float32) - low) / (high - low), 0.0, 1.0)
+            plane = np.asarray(
+                Image.fromarray(plane.astype(np.float32)).resize(target, _FILTERS[self.interpolation], box)
+            )
+            result[channel][filled] = (plane - self.mean[channel]) / self.std[channel]
+        return result
+
+    def restore(
+        self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]
+    ) -> NDArray[np.float32]:
+        """Brings a map back to the pixels of the original image, bilinearly, antialiased where it shrinks.
+
+        Args:
+            anomaly_map: (h, w) of the network's input size.
+            original_size: (height, width) of the image.
+
+        Returns:
+            (height, width) float32. Pixels that a crop cut away hold the smallest value of the map.
+
+        Raises:
+            ValueError: the map has not the network's input size.
+        """
+        if anomaly_map.shape != self.size:
+            raise ValueError(f"the map is {anomaly_map.shape}, the network's input {self.size}")
+        rows, columns = self._axes(original_size)
+        content = np.ascontiguousarray(
+            anomaly_map[
+                rows.padding : rows.padding + rows.length, columns.padding : columns.padding + columns.length
+            ],
+            dtype=np.float32,
+        )
+        (top, bottom), (left, right) = rows.inspected, columns.inspected
+        above, below, y0, y1 = _reach(rows)
+        before, after, x0, x1 = _reach(columns)
+        if above or below or before or after:
+            content = np.pad(content, ((above, below), (before, after)), mode="edge")
+        restored = np.asarray(
+            Image.fromarray(content).resize(
+                (right - left, bottom - top), Image.Resampling.BILINEAR, (x0, y0, x1, y1)
+            )
+        )
+        if restored.shape == tuple(original_size):
+            return restored.copy()
+        result = np.full(original_size, anomaly_map.min(), np.float32)
+        result[top:bottom, left:right] = restored
+        return result
+
+    def inspected(self, original_size: tuple[int, int]) -> NDArray[np.bool_] | None:
+        """Tells which pixels of an image the network sees.
+
+        Args:
+            original_size: (height, width) of the image.
+
+        Returns:
+            None where all are seen, else (height, width) bool, False where a crop cut away.
+        """
+        rows, columns = self._axes(original_size)
+        (top, bottom), (left, right) = rows.inspected, columns.inspected
+        if (bottom - top, right - left) == tuple(original_size):
+            return None
+        mask = np.zeros(original_size, bool)
+        mask[top:bottom, left:right] = True
+        return mask
+
+    def _axes(self, original_size: tuple[int, int]) -> tuple[_Axis, _Axis]:
+        """The rows and the columns of the way of an image of this size."""
+        if self.policy == "crop":
+            shorter, side = min(original_size), self.resize or max(self.size)
+            # The longer side is truncated and the offset rounded half to even, as in torchvision.
+            resized = [int(side * length / shorter) for length in original_size]
+            starts = [round((have - want) / 2.0) for have, want in zip(resized, self.size, strict=True)]
+            axes = [
+                _Axis(original, new, start, want, 0)
+                for original, new, start, want in zip(original_size, resized, starts, self.size, strict=True)
+            ]
+        elif self.policy == "letterbox":
+            scale = min(want / have for want, have in zip(self.size, original_size, strict=True))
+            fitted = [
+                min(max(1, round(have * scale)), want)
+                for want, have in zip(self.size, original_size, strict=True)
+            ]
+            axes = [
+                _Axis(original, length, 0, length, (want - length) // 2)
+                for original, length, want in zip(original_size, fitted, self.size, strict=True)
+            ]
+        else:
+            axes = [
+                _Axis(original, want, 0, want, 0)
+                for original, want in zip(original_size, self.size, strict=True)
+            ]
+        return axes[0], axes[1]
+
+    def _tables(self) -> NDArray[np.float32]:
+        """(3, 256): what each 8-bit value becomes in each channel."""
+        values = np.arange(256, dtype=np.float64) / 255.0
+        table = (values - np.array(self.mean)[:, None]) / np.array(self.std)[:, None]
+        return table.astype(np.float32)
+
+
+def _reach(axis: _Axis) -> tuple[int, int, float, float]:
+    """Where in the map the inspected original pixels lie: edge padding before and after, and the box within
+    it.
+
+    An inspected pixel's centre lies in the map, its rim may stand out by half an original pixel, which is
+    many pixels of the map when a small image was enlarged; the map's edge is continued there.
+    """
+    first, last = axis.inspected
+    scale = axis.resized / axis.original
+    low, high = first * scale - axis.start, last * scale - axis.start
+    if abs(high - axis.length) < 1e-6 * axis.resized:
+        high = float(axis.length)
+    before, after = max(0, math.ceil(-low)), max(0, math.ceil(high - axis.length))
+    return before, after, low + before, high + before

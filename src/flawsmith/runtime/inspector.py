@@ -1,0 +1,251 @@
+"""Inspecting images with a trained model."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+import warnings
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawsmith.runtime.bundle import Bundle, BundleSpec
+from flawsmith.runtime.engine import Engine, check_detector, make_engine
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import iter_images
+from flawsmith.runtime.image import MAX_PIXELS, ImageArray, decode, validate_array
+from flawsmith.runtime.inspection import ImageSource, Inspection, Unreadable
+
+__all__ = ["ImageSource", "Inspection", "Inspector", "Unreadable"]
+
+_PREFETCH_PER_DECODER = 2
+
+
+class _Prepared(NamedTuple):
+    """An image made ready for the network; the image itself is let go."""
+
+    image: str | None
+    batch: NDArray[np.float32]
+    original_size: tuple[int, int]
+    timing: dict[str, float]
+
+
+class Inspector:
+    """A loaded model. Images go through it one at a time, so no verdict depends on another image.
+
+    Inspecting is safe from several threads.
+
+    Args:
+        spec: the bundle's settings.
+        engine: its compiled graph.
+        max_pixels: refuse larger image files.
+
+    Attributes:
+        spec: the bundle's settings.
+        engine: the compiled graph.
+        calibrated: whether engine and precision are those the limits were calibrated with.
+
+    Raises:
+        FlawsmithError: the graph is not a detector for the spec's geometry.
+
+    Example:
+        ::
+
+            inspector = Inspector.load("model.flaw")
+            inspection = inspector.inspect("photo.png")
+            print(inspection.verdict, inspection.score)
+    """
+
+    def __init__(self, spec: BundleSpec, engine: Engine, *, max_pixels: int = MAX_PIXELS) -> None:
+        self.spec = spec
+        self.engine = engine
+        self.calibrated = (engine.name, engine.precision) == (spec.engine, spec.precision)
+        self._max_pixels = max_pixels
+        self._map_index, self._score_index = check_detector(engine, spec.geometry.size)
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path | Bundle,
+        *,
+        engine: str | None = None,
+        threads: int | None = None,
+        max_pixels: int = MAX_PIXELS,
+    ) -> Inspector:
+        """Opens a model.
+
+        Args:
+            source: a ``.flaw`` file or a loaded bundle.
+            engine: ``onnxruntime`` or ``openvino``; None: the one the limits were calibrated with. Another
+                one, which then computes in float32, warns and sets ``calibrated`` to False.
+            threads: threads for the network; None: one a core.
+            max_pixels: refuse larger image files.
+
+        Raises:
+            FlawsmithError: the file is no intact bundle, or the engine is unknown, missing or cannot read the
+                graph.
+        """
+        bundle = source if isinstance(source, Bundle) else Bundle.load(source)
+        name = engine or bundle.spec.engine
+        precision = bundle.spec.precision if name == bundle.spec.engine else "float32"
+        compiled = make_engine(name, bundle.model, precision=precision, threads=threads, batch=1)
+        inspector = cls(bundle.spec, compiled, max_pixels=max_pixels)
+        if not inspector.calibrated:
+            warnings.warn(
+                f"the limits were calibrated with {bundle.spec.engine} in {bundle.spec.precision}, "
+                f"this is {name} in {precision}: verdicts near a limit may differ; calibrate anew",
+                stacklevel=2,
+            )
+        return inspector
+
+    def inspect(self, image: ImageSource, *, bgr: bool = False) -> Inspection:
+        """Inspects one image.
+
+        Args:
+            image: path, file content, or array (height, width, 3) RGB or (height, width) grey, uint8 or
+                uint16.
+            bgr: an array's channels are in OpenCV's order.
+
+        Raises:
+            FlawsmithError: the image cannot be read, or the model gives numbers that are not finite.
+        """
+        return self._finish(self._prepare(image, bgr=bgr))
+
+    def inspect_many(self, images: Iterable[ImageSource], *, bgr: bool = False) -> list[Inspection]:
+        """Inspects images one after the other; the first unreadable one raises. Use `stream` for folders.
+
+        Args:
+            images: as in `inspect`.
+            bgr: arrays' channels are in OpenCV's order.
+
+        Raises:
+            FlawsmithError: as in `inspect`.
+        """
+        return [self.inspect(image, bgr=bgr) for image in images]
+
+    def stream(
+        self, source: str | Path | Iterable[str | Path], *, decoders: int = 2
+    ) -> Iterator[Inspection | Unreadable]:
+        """Inspects the images of a folder, or any sequence of paths, in order.
+
+        Threads decode ahead, never more than two images each, and results are handed out as they come: memory
+        does not grow with the number of images. Closing or dropping the iterator ends the threads.
+
+        Args:
+            source: a folder (searched with its subfolders), one file, or paths.
+            decoders: threads that decode, at least 1.
+
+        Yields:
+            An inspection for each image, or `Unreadable` for one that could not be inspected.
+
+        Raises:
+            FlawsmithError: the folder cannot be listed, or ``decoders`` is below 1.
+        """
+        if decoders < 1:
+            raise FlawsmithError(f"decoders must be at least 1, not {decoders}")
+        if isinstance(source, (str, Path)):
+            paths: Iterable[str | Path] = iter_images(source) if Path(source).is_dir() else [source]
+        else:
+            paths = source
+        return self._stream(iter(paths), decoders)
+
+    def raw(self, image: ImageSource, *, bgr: bool = False) -> tuple[float, NDArray[np.float32]]:
+        """Returns what the network itself says, before anything is restored or decided.
+
+        Args:
+            image: as in `inspect`.
+            bgr: an array's channels are in OpenCV's order.
+
+        Returns:
+            The image score, and the (h, w) map in the network's input size.
+
+        Raises:
+            FlawsmithError: the image cannot be read.
+        """
+        return self._infer(self._prepare(image, bgr=bgr).batch)
+
+    def _stream(self, paths: Iterator[str | Path], decoders: int) -> Iterator[Inspection | Unreadable]:
+        pool = ThreadPoolExecutor(decoders, thread_name_prefix="flawsmith-decode")
+        waiting: deque[tuple[str | Path, Future[_Prepared]]] = deque()
+        try:
+            while True:
+                for path in itertools.islice(paths, decoders * _PREFETCH_PER_DECODER - len(waiting)):
+                    waiting.append((path, pool.submit(self._prepare, path)))
+                if not waiting:
+                    return
+                path, prepared = waiting.popleft()
+                try:
+                    result: Inspection | Unreadable = self._finish(prepared.result())
+                except FlawsmithError as error:
+                    result = Unreadable(str(path), str(error))
+                yield result
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, image: ImageSource, *, bgr: bool = False) -> _Prepared:
+        clock = _Clock()
+        pixels: ImageArray
+        if isinstance(image, (str, Path, bytes)):
+            pixels = decode(image, max_pixels=self._max_pixels)
+        else:
+            pixels = validate_array(image, bgr=bgr)
+        clock.lap("decode")
+        batch = self.spec.geometry.apply(pixels)[None]
+        clock.lap("prepare")
+        name = str(image) if isinstance(image, (str, Path)) else None
+        return _Prepared(name, batch, (pixels.shape[0], pixels.shape[1]), clock.timing)
+
+    def _infer(self, batch: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
+        outputs = self.engine.run(batch)
+        return float(outputs[self._score_index][0]), outputs[self._map_index][0]
+
+    def _finish(self, prepared: _Prepared) -> Inspection:
+        clock = _Clock(prepared.timing)
+        name = prepared.image or "image"
+        score, small_map = self._infer(prepared.batch)
+        clock.lap("infer")
+        if not (math.isfinite(score) and np.isfinite(small_map).all()):
+            raise FlawsmithError(
+                f"{name}: the model gives numbers that are not finite; train or export it anew"
+            )
+        geometry, decision = self.spec.geometry, self.spec.decision
+        anomaly_map = geometry.restore(small_map, prepared.original_size)
+        inspected = geometry.inspected(prepared.original_size)
+        not_inspected = None if inspected is None else ~inspected
+        clock.lap("restore")
+        try:
+            verdict, regions = decision.judge(score, anomaly_map, not_inspected)
+        except FlawsmithError as error:
+            raise FlawsmithError(f"{name}: {error}") from None
+        clock.lap("decide")
+        return Inspection(
+            image=prepared.image,
+            score=score,
+            verdict=verdict,
+            map=anomaly_map,
+            regions=regions,
+            not_inspected=not_inspected,
+            timing=clock.timing,
+            limit=decision.limit,
+            map_limit=decision.map_limit,
+            review_limit=decision.review_limit,
+        )
+
+
+class _Clock:
+    """Milliseconds between laps."""
+
+    def __init__(self, timing: dict[str, float] | None = None) -> None:
+        self.timing = dict(timing or {})
+        self._last = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.timing[name] = 1000.0 * (now - self._last)
+        self._last = now

@@ -1,0 +1,99 @@
+"""A picture of an inspection: the image, the map's heat on one fixed scale, and the regions' outlines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from flawsmith.runtime.image import ImageArray
+from flawsmith.runtime.regions import Region, label
+
+# Dark red over orange and yellow to white; light rises all the way, so it reads in grey and by the
+# colour-blind too.
+_ANCHORS = np.array([(96, 0, 24), (190, 24, 24), (240, 110, 20), (252, 205, 60), (255, 255, 235)], np.float64)
+_STEPS = 256
+COLOURS: NDArray[np.uint8] = np.stack(
+    [
+        np.interp(np.linspace(0, len(_ANCHORS) - 1, _STEPS), np.arange(len(_ANCHORS)), band)
+        for band in _ANCHORS.T
+    ],
+    axis=1,
+).astype(np.uint8)
+"""(256, 3): the heat's colours from the coolest to the hottest."""
+
+_OUTLINE = np.array((0, 229, 255), np.uint8)
+_VISIBLE_FROM, _OPAQUE_FROM, _HOTTEST = 0.5, 1.0, 2.0
+_OPACITY = 0.6
+
+
+def heat(anomaly_map: NDArray[np.float32], map_limit: float) -> NDArray[np.float32]:
+    """Puts a map on the scale of its limit: 1 at the limit, 0 one limit's size below it, 2 one above.
+
+    For a positive limit that is ``map / limit``. The scale depends on the limit alone: the map of a good part
+    stays low, where scaling each image by its own extremes would make noise look like a flaw.
+
+    Args:
+        anomaly_map: (height, width).
+        map_limit: `Decision.map_limit`.
+
+    Returns:
+        (height, width) float32.
+    """
+    size = abs(map_limit) or 1.0
+    return np.asarray(1.0 + (anomaly_map - map_limit) / size, np.float32)
+
+
+def draw_overlay(
+    image: ImageArray, anomaly_map: NDArray[np.float32], regions: Sequence[Region], map_limit: float
+) -> Image.Image:
+    """Draws the heat over the image, clear up to half the limit, and outlines the regions.
+
+    Args:
+        image: (height, width, 3) RGB, uint8 or uint16 (shown by its upper eight bits).
+        anomaly_map: (height, width).
+        regions: those to outline.
+        map_limit: `Decision.map_limit`.
+
+    Returns:
+        An RGB picture of the image's size.
+
+    Raises:
+        ValueError: image and map differ in size.
+    """
+    if image.shape[:2] != anomaly_map.shape:
+        raise ValueError(f"the image is {image.shape[:2]}, the map {anomaly_map.shape}")
+    base = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+    level = heat(anomaly_map, map_limit)
+    colour_index = np.clip(
+        (level - _VISIBLE_FROM) / (_HOTTEST - _VISIBLE_FROM) * (_STEPS - 1), 0, _STEPS - 1
+    ).astype(np.intp)
+    opacity = _OPACITY * np.clip((level - _VISIBLE_FROM) / (_OPAQUE_FROM - _VISIBLE_FROM), 0, 1)[..., None]
+    picture = np.rint(base * (1 - opacity) + COLOURS[colour_index] * opacity).astype(np.uint8)
+    if regions:
+        picture[_outlines(anomaly_map > map_limit, regions)] = _OUTLINE
+    return Image.fromarray(picture)
+
+
+def _outlines(above: NDArray[np.bool_], regions: Sequence[Region]) -> NDArray[np.bool_]:
+    """(height, width): a line around the listed regions, just outside of them, about 1/300 of the image
+    thick."""
+    labels, _ = label(above)
+    listed = [labels[region.peak_position[1], region.peak_position[0]] for region in regions]
+    inside = np.isin(labels, listed) & above
+    grown = inside
+    for _ in range(max(1, round(min(above.shape) / 300))):
+        grown = _grow(grown)
+    return grown & ~inside
+
+
+def _grow(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    grown = mask.copy()
+    grown[1:] |= mask[:-1]
+    grown[:-1] |= mask[1:]
+    sideways = grown.copy()
+    grown[:, 1:] |= sideways[:, :-1]
+    grown[:, :-1] |= sideways[:, 1:]
+    return grown

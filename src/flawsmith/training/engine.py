@@ -1,0 +1,200 @@
+"""The loop that trains a module, on Lightning."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import lightning.pytorch as pl
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from flawsmith.training.checkpoints import SafeCheckpointIO, load_tensors, save_tensors
+from flawsmith.training.selection import Selection
+
+if TYPE_CHECKING:
+    from flawsmith.training.run import MetricsFile
+
+SECONDS_BETWEEN_CHECKPOINTS = 5.0
+
+
+@dataclass(frozen=True)
+class LoopOptions:
+    """How loops run; all but ``quiet`` are Lightning's own options, passed through.
+
+    Attributes:
+        precision: Lightning's precision, such as ``32-true`` or ``bf16-mixed``.
+        accelerator: Lightning's accelerator.
+        devices: Lightning's devices.
+        strategy: Lightning's strategy.
+        quiet: show no progress bar.
+    """
+
+    precision: str = "32-true"
+    accelerator: str = "auto"
+    devices: int | str = 1
+    strategy: str = "auto"
+    quiet: bool = False
+    console: Console = field(default_factory=lambda: Console(stderr=True))
+
+
+class EpochBatches(Protocol):
+    """Batches that are a function of the epoch."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Iterator[Any]: ...
+
+
+class _Loader:
+    """What Lightning iterates over: the batches of the epoch that the trainer is in."""
+
+    def __init__(self, batches: EpochBatches, module: pl.LightningModule) -> None:
+        self._batches, self._module = batches, module
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[Any]:
+        return self._batches.epoch(self._module.current_epoch)
+
+
+def fit_module(
+    module: pl.LightningModule,
+    batches: EpochBatches,
+    *,
+    name: str,
+    epochs: int,
+    checkpoint: Path,
+    metrics: MetricsFile,
+    options: LoopOptions,
+    selection: Selection | None = None,
+) -> None:
+    """Train a module for a number of epochs and leave it trained.
+
+    Checkpoints are written at the end of an epoch, at most every few seconds. As batches and every random draw are
+    functions of the epoch, a run resumed from any of them goes on exactly as it would have.
+
+    Args:
+        module: trained in place; its training step returns a mapping of losses.
+        batches: the training batches.
+        name: name of the stage, for progress and metrics.
+        epochs: number of epochs.
+        checkpoint: file of the last checkpoint, which is resumed where it exists.
+        metrics: gets one row an epoch.
+        options: how the loop runs.
+        selection: measures the detector as it trains; the best state is restored at the end. None keeps the last.
+    """
+    torch.set_flush_denormal(True)  # denormals slow an untrained network down tenfold on some CPUs
+    watch = _Watch(name, epochs, checkpoint, metrics, options, selection)
+    with warnings.catch_warnings(), _quiet_lightning():
+        warnings.filterwarnings("ignore", module="lightning")
+        trainer = pl.Trainer(
+            max_epochs=epochs,
+            accelerator=options.accelerator,
+            devices=options.devices,
+            strategy=options.strategy,
+            precision=options.precision,  # type: ignore[arg-type]
+            plugins=[SafeCheckpointIO()],
+            callbacks=[watch],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=str(checkpoint.parent),
+        )
+        trainer.fit(module, _Loader(batches, module), ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+    if trainer.interrupted:
+        raise KeyboardInterrupt
+    watch.restore_best(module)
+    module.eval()
+
+
+class _Watch(pl.Callback):
+    """Progress, metrics, checkpoints and selection of one stage."""
+
+    def __init__(
+        self,
+        name: str,
+        epochs: int,
+        checkpoint: Path,
+        metrics: MetricsFile,
+        options: LoopOptions,
+        selection: Selection | None,
+    ) -> None:
+        self._name, self._epochs, self._metrics = name, epochs, metrics
+        self._checkpoint, self._best = checkpoint, checkpoint.with_name(f"{name}-best.safetensors")
+        self._selection, self._saved = selection, time.monotonic()
+        self._sums: dict[str, float] = {}
+        self._steps = 0
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+        )
+        self._progress = Progress(*columns, console=options.console, disable=options.quiet, transient=True)
+        self._task = self._progress.add_task(f"training {name}", total=epochs, loss="")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._metrics.restart(trainer.current_epoch)
+        self._progress.start()
+        self._progress.update(self._task, completed=trainer.current_epoch)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        losses: Mapping[str, torch.Tensor] = outputs
+        for key, value in losses.items():
+            self._sums[key] = self._sums.get(key, 0.0) + float(value)
+        self._steps += 1
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch = trainer.current_epoch
+        means = {key: value / self._steps for key, value in self._sums.items()}
+        self._sums, self._steps = {}, 0
+        if self._selection is not None and self._selection.due(epoch, self._epochs):
+            means["selection_auroc"] = self._selection.measure()
+            self._keep_if_best(means["selection_auroc"], pl_module)
+            pl_module.train()
+        self._metrics.append(epoch, means)
+        self._progress.update(self._task, completed=epoch + 1, loss=f"loss {means['loss']:.4f}")
+        if epoch + 1 == self._epochs or time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
+            trainer.save_checkpoint(self._checkpoint)
+            self._saved = time.monotonic()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._progress.stop()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._progress.stop()
+
+    def _keep_if_best(self, value: float, module: pl.LightningModule) -> None:
+        if self._best.exists() and float(load_tensors(self._best)[1]) >= value:
+            return
+        save_tensors(module.state_dict(), self._best, structure=repr(value))
+
+    def restore_best(self, module: pl.LightningModule) -> None:
+        if self._selection is not None:
+            module.load_state_dict(load_tensors(self._best)[0])
+
+
+class _quiet_lightning:  # noqa: N801, used as a function
+    """Lightning announces devices and tips on its loggers; what goes wrong still raises."""
+
+    def __enter__(self) -> None:
+        self._loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+        self._levels = [logger.level for logger in self._loggers]
+        for logger in self._loggers:
+            logger.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        for logger, level in zip(self._loggers, self._levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,126 @@
+"""The run folder: configuration, checkpoints, metrics and what comes of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import yaml
+from torch import Tensor
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import replacing
+from flawsmith.training.checkpoints import load_tensors, save_tensors
+from flawsmith.training.engine import LoopOptions, fit_module
+from flawsmith.training.selection import Selection
+
+CONFIG, METRICS, RECORD, MODEL, REPORT = "config.yaml", "metrics.jsonl", "run.json", "model.flaw", "report.html"
+
+
+class RunFolder:
+    """One training run on disk; everything in it is written whole or not at all.
+
+    Args:
+        path: the folder.
+        options: how the loops run.
+        selection: how the checkpoint is chosen; None keeps the last.
+    """
+
+    def __init__(self, path: Path, options: LoopOptions, selection: Selection | None = None) -> None:
+        self.path, self.options, self.selection = path, options, selection
+
+    @staticmethod
+    def claim(path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
+        """Make the folder this run's own, or make sure that it is to be resumed with the same configuration.
+
+        Raises:
+            FlawsmithError: when the folder holds something else, another configuration, or must not be overwritten.
+        """
+        file = path / CONFIG
+        if path.exists() and not path.is_dir():
+            raise FlawsmithError(f"{path} is a file: give a folder with --out")
+        if file.exists():
+            _must_agree(file, config, resume)
+        elif path.exists() and any(path.iterdir()):
+            raise FlawsmithError(f"{path} is not empty and holds no run: give another folder with --out")
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            with replacing(file) as temporary:
+                temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+        except OSError as error:
+            raise FlawsmithError(f"{path} cannot be written ({error.strerror}): give another folder with --out") from error
+
+    def once(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+        """The tensors that ``compute`` gives, computed at most once a run."""
+        file = self.path / "checkpoints" / f"{name}.safetensors"
+        if not file.exists():
+            save_tensors(compute(), file)
+        return load_tensors(file)[0]
+
+    def fit(self, name: str, module: pl.LightningModule, batches: Any, *, epochs: int) -> None:
+        """Train a module, from its last checkpoint where there is one."""
+        fit_module(
+            module,
+            batches,
+            name=name,
+            epochs=epochs,
+            checkpoint=self.path / "checkpoints" / f"{name}.safetensors",
+            metrics=MetricsFile(self.path / METRICS, name),
+            options=self.options,
+            selection=self.selection,
+        )
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All rows of metrics.jsonl."""
+        return list(_rows(self.path / METRICS))
+
+    def record(self, facts: Mapping[str, Any]) -> None:
+        """Write run.json."""
+        with replacing(self.path / RECORD) as temporary:
+            temporary.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+
+
+class MetricsFile:
+    """Rows of one stage in metrics.jsonl, one an epoch; epochs that are trained again replace their rows."""
+
+    def __init__(self, path: Path, stage: str) -> None:
+        self._path, self._stage = path, stage
+
+    def restart(self, epoch: int) -> None:
+        """Drop this stage's rows from an epoch on: they come after the checkpoint that is resumed."""
+        kept = [row for row in _rows(self._path) if row["stage"] != self._stage or row["epoch"] < epoch]
+        with replacing(self._path) as temporary:
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+    def append(self, epoch: int, values: Mapping[str, float]) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps({"stage": self._stage, "epoch": epoch, **values}) + "\n")
+
+
+def _rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a metrics file; the last line of a killed run may be cut off and is left out."""
+    if not path.exists():
+        return
+    for line in path.read_text().splitlines():
+        try:
+            yield json.loads(line)
+        except ValueError:
+            return
+
+
+def _must_agree(file: Path, config: Mapping[str, Any], resume: bool) -> None:
+    if not resume:
+        raise FlawsmithError(f"{file.parent} holds a run already: continue it with --resume, or give another --out")
+    try:
+        stored = yaml.safe_load(file.read_text())
+    except (OSError, yaml.YAMLError) as error:
+        raise FlawsmithError(f"{file} is damaged: start anew with another --out") from error
+    for key, value in config.items():
+        if not isinstance(stored, dict) or stored.get(key) != value:
+            was = stored.get(key) if isinstance(stored, dict) else None
+            raise FlawsmithError(
+                f"{file} says {key}={was!r} but now it is {value!r}: resume with the same settings, or give another --out"
+            )

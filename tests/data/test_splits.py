@@ -1,0 +1,189 @@
+"""The held-out split follows the contents of the files and nothing else."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from flawsmith.data import layouts
+from flawsmith.data.samples import Sample
+from flawsmith.data.splits import (
+    calibration_split,
+    content_hash,
+    dataset_fingerprint,
+    find_leaks,
+    half,
+    held_out_count,
+    hold_out,
+    refuse_leaks,
+)
+from flawsmith.runtime.errors import FlawsmithError
+
+
+def write(path: Path, content: bytes) -> Sample:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return Sample(path, "train", "good", "good", (), "bolt", "lines")
+
+
+def many(folder: Path, n: int) -> list[Sample]:
+    return [write(folder / f"{i:03d}.png", f"content {i}".encode()) for i in range(n)]
+
+
+def contents(samples: tuple[Sample, ...]) -> list[bytes]:
+    return [s.image.read_bytes() for s in samples]
+
+
+@pytest.mark.parametrize(
+    ("n", "kept_back"), [(2, 1), (3, 1), (4, 2), (5, 2), (10, 5), (20, 5), (40, 6), (100, 15)]
+)
+def test_sizes_of_the_two_sides(tmp_path: Path, n: int, kept_back: int) -> None:
+    split = hold_out(many(tmp_path, n), seed=0)
+    assert (len(split.train), len(split.calibration)) == (n - kept_back, kept_back)
+    assert not set(split.train) & set(split.calibration)
+    assert split.source == "held-out"
+    assert not split.calibrated_on_training
+    assert f"{kept_back} of {n}" in split.description
+
+
+def test_a_single_image_serves_both_sides_and_says_so(tmp_path: Path) -> None:
+    split = hold_out(many(tmp_path, 1), seed=0)
+    assert split.train == split.calibration
+    assert split.calibrated_on_training
+    assert "guess" in split.description
+
+
+def test_no_image_is_refused() -> None:
+    with pytest.raises(FlawsmithError, match="no good image"):
+        hold_out([], seed=0)
+
+
+@pytest.mark.parametrize(("fraction", "minimum"), [(0.0, 5), (1.0, 5), (0.15, 0)])
+def test_senseless_settings_are_refused(tmp_path: Path, fraction: float, minimum: int) -> None:
+    with pytest.raises(ValueError, match="fraction"):
+        hold_out(many(tmp_path, 3), 0, fraction, minimum)
+
+
+@given(n=st.integers(1, 100_000), fraction=st.floats(0.01, 0.99), minimum=st.integers(1, 500))
+def test_training_keeps_at_least_half(n: int, fraction: float, minimum: int) -> None:
+    kept_back = held_out_count(n, fraction=fraction, minimum=minimum)
+    assert 0 <= kept_back <= n // 2
+    assert kept_back >= min(minimum, n // 2)
+
+
+def test_renaming_moving_and_shuffling_change_nothing(tmp_path: Path) -> None:
+    samples = many(tmp_path / "here", 30)
+    elsewhere = [
+        write(tmp_path / "there" / f"ü {29 - i}.PNG", s.image.read_bytes()) for i, s in enumerate(samples)
+    ]
+    random.Random(1).shuffle(elsewhere)
+    a, b = hold_out(samples, seed=3), hold_out(elsewhere, seed=3)
+    assert contents(a.train) == contents(b.train)
+    assert contents(a.calibration) == contents(b.calibration)
+    assert dataset_fingerprint(samples) == dataset_fingerprint(elsewhere)
+
+
+def test_another_seed_gives_another_split(tmp_path: Path) -> None:
+    samples = many(tmp_path, 30)
+    splits = {frozenset(hold_out(samples, seed=seed).calibration) for seed in range(4)}
+    assert len(splits) == 4
+
+
+@settings(max_examples=20, deadline=None)
+@given(copies=st.lists(st.integers(1, 4), min_size=2, max_size=12), seed=st.integers(0, 2**31))
+def test_copies_of_an_image_stay_on_one_side(
+    tmp_path_factory: pytest.TempPathFactory, copies: list[int], seed: int
+) -> None:
+    folder = tmp_path_factory.mktemp("copies")
+    samples = [
+        write(folder / f"{i}_{c}.png", f"content {i}".encode())
+        for i, k in enumerate(copies)
+        for c in range(k)
+    ]
+    split = hold_out(samples, seed)
+    assert not set(contents(split.train)) & set(contents(split.calibration))
+    assert sorted((*split.train, *split.calibration), key=lambda s: s.image) == sorted(
+        samples, key=lambda s: s.image
+    )
+
+
+def test_adding_an_image_moves_few_others(tmp_path: Path) -> None:
+    samples = many(tmp_path, 100)
+    before = set(hold_out(samples, seed=0).calibration)
+    after = set(hold_out([*samples, write(tmp_path / "new.png", b"new")], seed=0).calibration)
+    assert len(before - after) <= 1
+
+
+def test_validation_folder_is_used_instead_of_a_hold_out(tmp_path: Path, trees: ModuleType) -> None:
+    root = trees.mvtec(tmp_path / "bolt")
+    trees.picture(root / "validation" / "good" / "v.png", seed=55)
+    split = calibration_split(layouts.load(root), seed=0)
+    assert split.source == "validation"
+    assert len(split.train) == 6
+    assert [s.image.name for s in split.calibration] == ["v.png"]
+
+
+def test_validation_image_that_was_learned_is_refused(tmp_path: Path, trees: ModuleType) -> None:
+    root = trees.mvtec(tmp_path / "bolt")
+    trees.picture(root / "validation" / "good" / "v.png", seed=0)
+    with pytest.raises(FlawsmithError, match="stands in train and val"):
+        calibration_split(layouts.load(root), seed=0)
+
+
+def test_without_validation_folder_images_are_held_out(tmp_path: Path, trees: ModuleType) -> None:
+    split = calibration_split(layouts.load(trees.mvtec(tmp_path / "bolt", n_train=20)), seed=0)
+    assert (len(split.train), len(split.calibration)) == (15, 5)
+
+
+def test_leaks_are_refused_with_the_pair_and_the_count(tmp_path: Path, trees: ModuleType) -> None:
+    root = trees.mvtec(tmp_path / "bolt")
+    trees.picture(root / "test" / "good" / "leak 1.png", seed=1)
+    trees.picture(root / "test" / "crack" / "leak 2.png", seed=2)
+    dataset = layouts.load(root)
+    assert len(find_leaks(dataset.good_train, dataset.test)) == 2
+    with pytest.raises(FlawsmithError, match=r"crack/leak 2\.png \(and 1 more such pairs\); remove"):
+        refuse_leaks(dataset.good_train, dataset.test)
+
+
+def test_clean_data_pass_the_leak_check(tmp_path: Path, trees: ModuleType) -> None:
+    dataset = layouts.load(trees.mvtec(tmp_path / "bolt"))
+    refuse_leaks(dataset.good_train, dataset.test)
+    refuse_leaks(dataset.good_train, ())
+
+
+def test_hash_follows_a_changed_file(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    path.write_bytes(b"one")
+    before = content_hash(path)
+    path.write_bytes(b"two")
+    os.utime(path, ns=(1, 1))
+    assert before == "7692c3ad3540bb803c020b3aee66cd8887123234ea0c6e7143c0add73ff431ed"
+    assert content_hash(path) != before
+
+
+def test_missing_file_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="cannot read"):
+        content_hash(tmp_path / "gone.png")
+
+
+def test_fingerprint_sees_labels_masks_and_contents(tmp_path: Path, trees: ModuleType) -> None:
+    root = trees.mvtec(tmp_path / "bolt")
+    before = dataset_fingerprint(layouts.load(root).samples)
+    trees.mask(root / "ground_truth" / "crack" / "000_mask.png", empty=True)
+    masked = dataset_fingerprint(layouts.load(root).samples)
+    (root / "test" / "crack").rename(root / "test" / "dent")
+    assert len({before, masked, dataset_fingerprint(layouts.load(root).samples)}) == 3
+
+
+def test_halves_are_about_equal_and_follow_content(tmp_path: Path) -> None:
+    samples = many(tmp_path / "here", 200)
+    moved = write(tmp_path / "there" / "x.bmp", samples[7].image.read_bytes())
+    in_a = sum(half(s) == "A" for s in samples)
+    assert 70 <= in_a <= 130
+    assert half(moved) == half(samples[7])

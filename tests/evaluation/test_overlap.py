@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+import time
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.evaluation import brute_force
+from tests.evaluation.strategies import map_sets
+
+from flawsmith.evaluation import overlap
+from flawsmith.evaluation.curves import area_up_to
+
+
+def one_square(height: int = 40, width: int = 30) -> np.ndarray:
+    mask = np.zeros((height, width), dtype=bool)
+    mask[5:12, 6:15] = True
+    return mask
+
+
+@given(map_sets(), st.sampled_from([0.05, 0.3, 1.0]))
+def test_aupro_equals_brute_force(case: tuple[list[np.ndarray], list[np.ndarray]], limit: float) -> None:
+    maps, masks = case
+
+    value, reference = overlap.aupro(maps, masks, limit=limit), brute_force.aupro(maps, masks, limit)
+
+    assert value == (None if reference is None else pytest.approx(reference, abs=1e-6))
+
+
+@given(map_sets())
+def test_area_of_the_full_curve_is_the_aupro(case: tuple[list[np.ndarray], list[np.ndarray]]) -> None:
+    maps, masks = case
+
+    curve, value = overlap.pro_curve(maps, masks), overlap.aupro(maps, masks)
+
+    assert (curve is None) == (value is None)
+    if curve is not None:
+        assert area_up_to(curve.x, curve.y, 0.3) == pytest.approx(value, abs=1e-9)
+
+
+@pytest.mark.parametrize(("slope", "expected"), [(1.0, 1.0), (0.0, 0.15), (-1.0, 0.0)])
+def test_perfect_constant_and_inverted_maps(slope: float, expected: float) -> None:
+    mask = one_square()
+
+    assert overlap.aupro([slope * mask, np.zeros((9, 9))], [mask, None]) == pytest.approx(expected)
+
+
+def test_regions_touching_at_a_corner_are_one() -> None:
+    assert overlap.label_regions(np.eye(4, dtype=bool))[1] == 1
+
+
+def test_small_regions_weigh_as_much_as_large_ones() -> None:
+    mask = np.zeros((20, 20), dtype=bool)
+    mask[0, 0] = True
+    mask[5:15, 5:15] = True
+    found = np.zeros((20, 20))
+    found[5:15, 5:15] = 1.0
+
+    # The large region is found before any false positive; the single pixel ties with all defect-free pixels.
+    assert overlap.aupro([found], [mask]) == pytest.approx((1.0 + 0.15) / 2)
+
+
+def test_no_region_and_no_defect_free_pixel_are_undefined() -> None:
+    zeros, ones = np.zeros((4, 4)), np.ones((4, 4))
+
+    assert overlap.aupro([zeros], [None]) is None
+    assert overlap.aupro([zeros], [ones]) is None
+    assert overlap.pro_curve([zeros], [ones]) is None
+
+
+def test_pixels_not_inspected_count_as_lowest() -> None:
+    mask = one_square()
+    cropped = np.where(mask, -np.inf, 0.5)
+
+    assert overlap.aupro([cropped], [mask]) == 0.0
+
+
+def test_nan_and_sizes_that_differ_are_refused() -> None:
+    with pytest.raises(ValueError, match="NaN"):
+        overlap.aupro([np.full((2, 2), np.nan)], [None])
+    with pytest.raises(ValueError, match="differ in size"):
+        overlap.aupro([np.zeros((2, 2))], [np.ones((2, 3))])
+    with pytest.raises(ValueError, match="limit"):
+        overlap.aupro([np.zeros((2, 2))], [np.eye(2)], limit=0.0)
+
+
+def test_released_pro_rewards_neighbours_that_the_exact_figure_does_not() -> None:
+    generator = np.random.default_rng(3)
+    mask = one_square()
+    maps = generator.normal(size=(2, *mask.shape)).astype(np.float32)
+    masks = np.stack([mask, np.zeros_like(mask)])
+
+    dilated = overlap.released_pro(maps, masks, variant="compat_dilated")
+    exact = overlap.aupro(list(maps), list(masks))
+
+    assert dilated is not None
+    assert exact is not None
+    assert dilated > exact + 0.3
+
+
+def test_hundred_maps_with_thirty_regions_take_under_half_a_second() -> None:
+    generator = np.random.default_rng(0)
+    maps = generator.normal(size=(100, 288, 288)).astype(np.float32)
+    masks = np.zeros(maps.shape, dtype=bool)
+    masks[:30, 50:80, 60:90] = True
+
+    start = time.process_time()
+    overlap.aupro(list(maps), list(masks))
+
+    assert time.process_time() - start < 0.5

@@ -1,0 +1,314 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from flawsmith.evaluation.protocol import Evidence, ImageRecord, gather, summarise
+from flawsmith.report.data import Curves, Example, FactGroup, ReportData, ScoreGroup
+from flawsmith.report.html import render_report, write_report
+from flawsmith.runtime.errors import FlawsmithError
+
+HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;.png"
+SIZE = (48, 64)
+
+
+class Page(HTMLParser):
+    """Collects what the tests ask about, and checks that tags close."""
+
+    VOID = frozenset({"meta", "img", "br", "link", "input", "hr"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+    @property
+    def words(self) -> str:
+        return re.sub(r"\s+", " ", "".join(self.text))
+
+
+def records() -> Iterator[ImageRecord]:
+    generator = np.random.default_rng(0)
+    for index in range(24):
+        flawed = index % 2 == 1
+        scores = generator.normal(size=SIZE).astype(np.float32)
+        mask = np.zeros(SIZE, dtype=bool)
+        if flawed:
+            mask[5:15, 10:20] = True
+            scores[mask] += 1.0
+        score = float(generator.normal() + flawed)
+        verdict = "reject" if score > 0.8 else "review" if score > 0.6 else "pass"
+        defect = ("dent", "scratch")[index % 4 // 2] if flawed else "good"
+        yield ImageRecord(
+            f"{index:02d}.png", score, verdict, defect, flawed, scores, mask if flawed else None
+        )
+
+
+def example(index: int = 0, **changes: object) -> Example:
+    generator = np.random.default_rng(index)
+    picture = generator.integers(0, 255, (300, 400, 3), dtype=np.uint8)
+    mask = np.zeros((300, 400), dtype=bool)
+    mask[100:103, 50:52] = True
+    fields: dict = {
+        "kind": "miss",
+        "image": picture,
+        "overlay": picture[::-1],
+        "score": 0.1 * index,
+        "verdict": "pass",
+        "defect": "dent",
+        "name": f"test/dent/{index:03d}.png",
+        "mask": mask,
+    }
+    return Example(**(fields | changes))
+
+
+@pytest.fixture(scope="module")
+def evidence() -> Evidence:
+    return gather(records())
+
+
+@pytest.fixture(scope="module")
+def full(evidence: Evidence) -> ReportData:
+    return ReportData(
+        title="bolt",
+        subtitle="pbas fast",
+        facts=[FactGroup("Model", [("Method", "PBAS"), ("Seed", "0")]), FactGroup("Data", [("Good", "170")])],
+        evaluation=summarise(evidence, n_resamples=50),
+        curves=Curves(evidence.roc_curve(), evidence.pro_curve(), evidence.pixel_roc_curve()),
+        scores=[
+            ScoreGroup("good", evidence.scores[~evidence.flawed]),
+            ScoreGroup("flawed", evidence.scores[evidence.flawed]),
+            ScoreGroup("held_out", np.linspace(-1, 1, 20)),
+            ScoreGroup("forged", np.linspace(0, 4, 20)),
+        ],
+        limit=0.8,
+        review_limit=0.6,
+        limit_statement="20 good images stand behind the limit.",
+        examples=[
+            example(),
+            example(1, kind="false_alarm", defect="good", mask=None),
+            example(2, kind="found"),
+        ],
+        training=[{"step": step, "loss": 1.0 / (step + 1), "lr": 0.1} for step in range(30)],
+        notes=["Two duplicates were left out."],
+    )
+
+
+def good_only() -> ReportData:
+    return ReportData(
+        title="bolt",
+        scores=[ScoreGroup("held_out", np.linspace(0, 1, 20)), ScoreGroup("forged", np.array([0.5, 2.0]))],
+        limit=1.0,
+        training=[{"epoch": 1, "loss": 0.5}],
+    )
+
+
+def test_page_is_well_formed_and_shows_every_part(full: ReportData) -> None:
+    page = Page(render_report(full))
+
+    assert page.open == []
+    for heading in (
+        "Verdicts and scores",
+        "How well it ranks and locates",
+        "By type of defect",
+        "Worst misses",
+        "Worst false alarms",
+        "Flaws found",
+        "Training",
+        "Model and data",
+        "Notes",
+    ):
+        assert heading in page.words
+    for text in (
+        "Image AUROC",
+        "AUPRO",
+        "dent",
+        "scratch",
+        "95 % interval",
+        "Two duplicates",
+        "stand behind",
+    ):
+        assert text in page.words
+    assert "No test images were evaluated" not in page.words
+
+
+def test_page_refers_to_nothing_outside(full: ReportData) -> None:
+    html = render_report(full)
+    page = Page(html)
+
+    assert not re.search(r"(https?:)?//\w", re.sub(r"data:[\w/+]+;base64,[\w+/=]+", "", html))
+    assert page.all("script") == page.all("link") == page.all("iframe") == []
+    assert all((image["src"] or "").startswith("data:image/") for image in page.all("img"))
+    assert "url(" not in html
+    assert "@import" not in html
+    policy = next(meta for meta in page.all("meta") if meta.get("http-equiv") == "Content-Security-Policy")
+    assert "default-src 'none'" in (policy["content"] or "")
+
+
+def test_pictures_have_alternative_texts_and_tables_have_headers(full: ReportData) -> None:
+    html = render_report(full)
+    page = Page(html)
+
+    assert all(image.get("alt") for image in page.all("img"))
+    assert all(header.get("scope") in {"row", "col"} for header in page.all("th"))
+    assert len(page.all("caption")) == len(page.all("table")) == 5
+    assert page.all("html")[0]["lang"] == "en"
+
+
+def test_same_data_give_the_same_bytes(full: ReportData, tmp_path: Path) -> None:
+    write_report(tmp_path / "a.html", full)
+    write_report(tmp_path / "b.html", full)
+
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+
+
+def test_two_hundred_images_stay_below_five_megabytes(full: ReportData, tmp_path: Path) -> None:
+    kinds = ("miss", "false_alarm", "found")
+    examples = [example(index, kind=kinds[index % 3]) for index in range(200)]
+
+    write_report(tmp_path / "report.html", ReportData(title="noise", examples=examples, scores=full.scores))
+
+    assert (tmp_path / "report.html").stat().st_size < 5_000_000
+    assert "of 67 are shown" in Page((tmp_path / "report.html").read_text(encoding="utf-8")).words
+
+
+def test_worst_misses_come_first() -> None:
+    examples = [example(index, score=score) for index, score in enumerate((0.5, 0.1, 0.3))]
+
+    words = Page(render_report(ReportData(title="bolt", examples=examples))).words
+
+    assert words.index("001.png") < words.index("002.png") < words.index("000.png")
+
+
+def test_hostile_names_are_text_and_nothing_else(evidence: Evidence) -> None:
+    renamed = [
+        ImageRecord(HOSTILE, 1.0, "pass", HOSTILE, True),
+        ImageRecord("good.png", 0.0, "pass", "good", False),
+    ]
+    data = ReportData(
+        title=HOSTILE,
+        subtitle=HOSTILE,
+        facts=[FactGroup(HOSTILE, [(HOSTILE, HOSTILE)])],
+        evaluation=summarise(gather(renamed), n_resamples=0),
+        limit_statement=HOSTILE,
+        examples=[example(name=HOSTILE, defect=HOSTILE, verdict=HOSTILE)],
+        training=[{"step": 0, "_loss$" + HOSTILE: 1.0}, {"step": 1, "_loss$" + HOSTILE: 0.5}],
+        notes=[HOSTILE],
+    )
+
+    page = Page(render_report(data))
+
+    assert page.all("script") == []
+    assert not any("onerror" in image for image in page.all("img"))
+    assert page.words.count("<script>alert('x')</script>") >= 8
+
+
+def test_names_that_are_no_text_do_not_stop_the_report(tmp_path: Path) -> None:
+    name = b"caf\xe9.png".decode("utf-8", "surrogateescape")
+
+    write_report(tmp_path / "report.html", ReportData(title="bolt", examples=[example(name=name)]))
+
+    assert "caf" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_without_test_images_it_shows_training_and_calibration_and_says_so() -> None:
+    page = Page(render_report(good_only()))
+
+    assert "No test images were evaluated" in page.words
+    assert "Forged flaws rejected1 of 2" in page.words
+    assert "Training" in page.words
+    assert "By type of defect" not in page.words
+    assert len(page.all("img")) == 2
+
+
+def test_nothing_but_a_title_is_a_page() -> None:
+    page = Page(render_report(ReportData(title="bolt")))
+
+    assert page.open == []
+    assert page.all("img") == []
+
+
+def test_undefined_figures_are_dashes() -> None:
+    good = (record for record in records() if not record.flawed)
+    result = summarise(gather(good), n_resamples=0)
+
+    page = Page(render_report(ReportData(title="bolt", evaluation=result)))
+
+    assert "image AUROC––" in page.words
+    assert "Good parts rejected" in page.words
+    assert "Flaws missed" not in page.words
+
+
+def test_odd_numbers_do_not_stop_the_plots() -> None:
+    data = ReportData(
+        title="bolt",
+        scores=[
+            ScoreGroup("good", np.array([np.inf, -np.inf])),
+            ScoreGroup("held_out", np.array([])),
+            ScoreGroup("forged", np.full(3, 7.0)),
+        ],
+        limit=float("inf"),
+        training=[
+            {"stage": "one", "step": 5, "loss": float("nan")},
+            {"stage": "two", "step": 1, "loss": 2.0, "note": "text"},
+            {"stage": "two", "step": 2, "loss": None},
+        ],
+    )
+
+    page = Page(render_report(data))
+
+    assert len(page.all("img")) == 2
+
+
+def test_report_replaces_an_older_one_and_leaves_no_other_file(tmp_path: Path) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("old", encoding="utf-8")
+
+    write_report(target, good_only())
+
+    assert target.read_text(encoding="utf-8").startswith("<!doctype html>")
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_unwritable_place_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="cannot be written") as caught:
+        write_report(tmp_path / "missing" / "report.html", good_only())
+
+    assert "\n" not in str(caught.value)
+
+
+def test_failed_report_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "report.html"
+    target.write_text("old", encoding="utf-8")
+
+    def full_disk(self: Path, other: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "replace", full_disk)
+    with pytest.raises(FlawsmithError, match="No space left"):
+        write_report(target, good_only())
+
+    assert target.read_text(encoding="utf-8") == "old"
+    assert list(tmp_path.iterdir()) == [target]

@@ -1,0 +1,281 @@
+"""Limits and verdicts against brute force and arithmetic."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from scipy import ndimage
+
+from flawsmith.runtime.decision import Decision, calibrate, polygon_mask
+from flawsmith.runtime.errors import FlawsmithError
+
+LEFT_HALF = (((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)),)
+
+
+def _decision(**changes: object) -> Decision:
+    values = {"limit": 1.0, "map_limit": 0.5, "stated_false_reject_rate": 0.01, "n_good": 99, **changes}
+    return Decision(**values)
+
+
+def _map_with_square(side: int, *, left: int = 2, value: float = 0.9) -> np.ndarray:
+    anomaly_map = np.zeros((20, 30), np.float32)
+    anomaly_map[3 : 3 + side, left : left + side] = value
+    return anomaly_map
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 19, 20, 98, 99, 100, 199, 299, 999])
+@pytest.mark.parametrize("alpha", [0.01, 0.05, 0.1, 0.2, 0.3, 0.001])
+def test_limit_is_the_conformal_rank(n: int, alpha: float) -> None:
+    scores = np.random.default_rng(n).permutation(n).astype(float)
+    exact = (n + 1) * (1 - Fraction(str(alpha)))
+    rank = -(-exact.numerator // exact.denominator)
+
+    decision = calibrate(scores, scores + 100, alpha=alpha)
+
+    if rank > n:
+        assert decision.limit == n - 1
+        assert decision.stated_false_reject_rate == pytest.approx(1 / (n + 1))
+    else:
+        assert decision.limit == rank - 1
+        assert decision.map_limit == rank - 1 + 100
+        assert decision.stated_false_reject_rate == pytest.approx((n + 1 - rank) / (n + 1))
+        assert decision.stated_false_reject_rate <= alpha + 1e-12
+
+
+def test_99_good_images_support_one_percent_exactly() -> None:
+    decision = calibrate(np.arange(99.0), np.arange(99.0))
+
+    assert decision.stated_false_reject_rate == pytest.approx(0.01)
+    assert decision.limit == 98.0
+
+
+def test_tolerances_raise_the_limits() -> None:
+    decision = calibrate([1.0, 2.0], [3.0, 4.0], tolerance=0.25, map_tolerance=0.5)
+
+    assert (decision.limit, decision.map_limit) == (2.25, 4.5)
+
+
+@given(st.integers(5, 60), st.sampled_from([0.05, 0.1, 0.2]))
+@settings(max_examples=40, deadline=None)
+def test_rejected_share_of_the_calibration_images_stays_within_alpha(n: int, alpha: float) -> None:
+    scores = np.random.default_rng(n).normal(size=n)
+
+    decision = calibrate(scores, scores, alpha=alpha)
+
+    assert (scores > decision.limit).sum() <= math.floor(alpha * (n + 1))
+
+
+def test_new_good_images_are_rejected_no_more_often_than_stated() -> None:
+    rng = np.random.default_rng(7)
+    rejected = []
+    for _ in range(4000):
+        scores = rng.normal(size=40)
+        decision = calibrate(scores[:39], scores[:39], alpha=0.05)
+        rejected.append(scores[39] > decision.limit)
+
+    assert decision.stated_false_reject_rate == pytest.approx(2 / 40)
+    assert np.mean(rejected) == pytest.approx(0.05, abs=0.012)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scores": [], "map_maxima": []}, "at least one"),
+        ({"scores": [1.0], "map_maxima": []}, "one of each"),
+        ({"scores": [float("nan")], "map_maxima": [1.0]}, "not a finite"),
+        ({"scores": [1.0], "map_maxima": [float("inf")]}, "not a finite"),
+        ({"scores": [1.0], "map_maxima": [1.0], "alpha": 0.0}, "between 0 and 1"),
+        ({"scores": [1.0], "map_maxima": [1.0], "alpha": 1.0}, "between 0 and 1"),
+        ({"scores": [1.0], "map_maxima": [1.0], "review_alpha": 0.005}, "review rate"),
+    ],
+)
+def test_calibration_refuses_what_says_nothing(arguments: dict, message: str) -> None:
+    with pytest.raises(FlawsmithError, match=message):
+        calibrate(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("score", "verdict"),
+    [(0.5, "pass"), (0.8, "pass"), (0.81, "review"), (1.0, "review"), (1.0001, "reject")],
+)
+def test_score_decides_and_equality_passes(score: float, verdict: str) -> None:
+    decision = _decision(review_limit=0.8)
+
+    assert decision.judge(score, _map_with_square(4))[0] == verdict
+
+
+def test_without_review_limit_there_is_no_review() -> None:
+    assert _decision().judge(0.99, _map_with_square(4))[0] == "pass"
+
+
+def test_regions_are_shown_but_do_not_decide_where_the_score_does() -> None:
+    verdict, regions = _decision().judge(0.0, _map_with_square(4))
+
+    assert verdict == "pass"
+    assert [region.area for region in regions] == [16]
+
+
+def test_region_of_interest_ignores_what_lies_outside() -> None:
+    decision = _decision(region_of_interest=LEFT_HALF)
+
+    inside = decision.judge(0.0, _map_with_square(4, left=2))
+    outside = decision.judge(99.0, _map_with_square(4, left=20))
+
+    assert inside[0] == "reject"
+    assert outside == ("pass", [])
+
+
+def test_minimum_area_ignores_specks() -> None:
+    decision = _decision(minimum_area=5)
+
+    assert decision.judge(99.0, _map_with_square(2))[0] == "pass"
+    assert decision.judge(0.0, _map_with_square(3))[0] == "reject"
+
+
+def test_review_by_regions_uses_the_map() -> None:
+    decision = _decision(minimum_area=5, review_limit=0.3)
+
+    assert decision.judge(99.0, _map_with_square(3, value=0.4))[0] == "review"
+    assert decision.judge(99.0, _map_with_square(2, value=0.4))[0] == "pass"
+
+
+def test_pixels_cut_away_belong_to_no_region() -> None:
+    not_inspected = np.zeros((20, 30), bool)
+    not_inspected[:, :10] = True
+
+    assert _decision(minimum_area=2).judge(0.0, _map_with_square(4), not_inspected) == ("pass", [])
+
+
+@given(
+    seed=st.integers(0, 10_000),
+    minimum_area=st.integers(1, 12),
+    interest=st.booleans(),
+    review=st.booleans(),
+    cut=st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_verdict_equals_brute_force(
+    seed: int, minimum_area: int, interest: bool, review: bool, cut: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    anomaly_map = ndimage.gaussian_filter(rng.random((24, 31)), 1).astype(np.float32)
+    # The column whose centres lie on the polygon's edge is Pillow's to decide; it is kept out of the
+    # comparison.
+    anomaly_map[:, 15] = 0
+    score = float(rng.random() * 1.5)
+    decision = _decision(
+        map_limit=0.62,
+        minimum_area=minimum_area,
+        region_of_interest=LEFT_HALF if interest else None,
+        review_limit=0.58 if review else None,
+    )
+    not_inspected = np.indices((24, 31))[0] < 6 if cut else None
+    counts = np.ones((24, 31), bool)
+    if interest:
+        counts &= (np.arange(31) + 0.5)[None] < 15.5
+    if cut:
+        counts &= ~not_inspected
+
+    def largest(limit: float) -> int:
+        labels, count = ndimage.label((anomaly_map > np.float32(limit)) & counts, np.ones((3, 3)))
+        return int(np.bincount(labels.ravel())[1:].max()) if count else 0
+
+    by_regions = interest or minimum_area > 1
+    reject = largest(0.62) >= minimum_area if by_regions else score > 1.0
+    in_review = review and (largest(0.58) >= minimum_area if by_regions else score > 0.58)
+    expected = "reject" if reject else "review" if in_review else "pass"
+
+    assert decision.judge(score, anomaly_map, not_inspected)[0] == expected
+
+
+def test_level_calibrates_the_region_setting() -> None:
+    rng = np.random.default_rng(0)
+    maps = [ndimage.gaussian_filter(rng.random((24, 31)), 1).astype(np.float32) for _ in range(39)]
+    setting = {"region_of_interest": LEFT_HALF, "minimum_area": 6}
+    probe = _decision(**setting)
+    levels = [probe.level(anomaly_map) for anomaly_map in maps]
+
+    decision = calibrate(levels, levels, alpha=0.1, **setting)
+
+    rejected = [decision.judge(0.0, anomaly_map)[0] == "reject" for anomaly_map in maps]
+    assert sum(rejected) == sum(level > decision.map_limit for level in levels) == 3
+
+
+def test_level_stays_finite_where_no_region_can_be_so_large() -> None:
+    anomaly_map = np.array([[0.2, 0.4]], np.float32)
+
+    assert _decision(minimum_area=10).level(anomaly_map) == pytest.approx(0.2)
+
+
+def test_polygons_cover_their_share_of_the_pixels() -> None:
+    whole = (((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)),)
+
+    assert polygon_mask(whole, (37, 53)).all()
+    assert polygon_mask(LEFT_HALF, (40, 60)).mean() == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"review_limit": 1.5},
+        {"review_limit": 0.7, "minimum_area": 4},
+        {"region_of_interest": ()},
+        {"region_of_interest": (((0.0, 0.0), (1.0, 1.0)),)},
+        {"region_of_interest": (((0.0, 0.0), (1.2, 0.0), (1.0, 1.0)),)},
+        {"minimum_area": 0},
+        {"limit": float("nan")},
+        {"map_limit": float("inf")},
+        {"stated_false_reject_rate": 0.0},
+        {"mood": "strict"},
+    ],
+)
+def test_senseless_decisions_are_refused(changes: dict) -> None:
+    with pytest.raises(ValidationError):
+        _decision(**changes)
+
+
+def test_region_of_interest_without_a_pixel_is_refused_when_judging() -> None:
+    decision = _decision(region_of_interest=LEFT_HALF)
+
+    with pytest.raises(FlawsmithError, match="covers no inspected pixel"):
+        decision.judge(0.0, _map_with_square(4), np.ones((20, 30), bool))
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_score_that_is_not_finite_never_passes(score: float) -> None:
+    with pytest.raises(FlawsmithError, match="not a finite number"):
+        _decision().judge(score, _map_with_square(4))
+
+
+def test_map_that_is_not_finite_never_passes() -> None:
+    with pytest.raises(FlawsmithError, match="not a finite number"):
+        _decision().judge(0.0, _map_with_square(4, value=float("nan")))
+
+
+def test_description_warns_of_few_images_and_names_what_the_target_needs() -> None:
+    text = calibrate([1.0] * 5, [1.0] * 5).describe()
+
+    assert "5 good images" in text
+    assert "16.7 %" in text
+    assert "needs 99 good images" in text
+    assert "WARNING" in text
+
+
+def test_description_of_enough_images_is_calm() -> None:
+    text = calibrate(np.arange(200.0), np.arange(200.0)).describe()
+
+    assert "200 good images" in text
+    assert "WARNING" not in text
+    assert "needs" not in text
+
+
+def test_decision_survives_json() -> None:
+    decision = _decision(region_of_interest=LEFT_HALF, review_limit=0.1)
+
+    assert Decision.model_validate_json(decision.model_dump_json()) == decision

@@ -1,0 +1,166 @@
+"""Connected regions against SciPy and brute force."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from scipy import ndimage
+
+from flawsmith.runtime.regions import find_regions, label, region_level
+
+EIGHT = np.ones((3, 3), int)
+
+
+def _spiral(size: int) -> np.ndarray:
+    mask = np.zeros((size, size), bool)
+    top, left, bottom, right = 0, 0, size - 1, size - 1
+    while top <= bottom and left <= right:
+        mask[top, left : right + 1] = True
+        mask[top : bottom + 1, right] = True
+        mask[bottom, left : right + 1] = True
+        mask[top + 2 : bottom + 1, left] = True
+        if left + 1 <= right:
+            mask[min(top + 2, bottom), left : left + 2] = True
+        top, left, bottom, right = top + 2, left + 2, bottom - 2, right - 2
+    return mask
+
+
+def _assert_like_scipy(mask: np.ndarray) -> None:
+    labels, count = label(mask)
+    expected, expected_count = ndimage.label(mask, EIGHT)
+    assert count == expected_count
+    assert labels.dtype == np.int32
+    np.testing.assert_array_equal(labels, expected)
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 14), st.integers(1, 14))))
+@settings(max_examples=300, deadline=None)
+def test_labels_equal_scipy_on_any_mask(mask: np.ndarray) -> None:
+    _assert_like_scipy(mask)
+
+
+@pytest.mark.parametrize("density", [0.05, 0.3, 0.41, 0.6, 0.95])
+def test_labels_equal_scipy_on_noise(density: float) -> None:
+    _assert_like_scipy(np.random.default_rng(3).random((157, 211)) < density)
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        np.indices((64, 64)).sum(axis=0) % 2 == 0,
+        _spiral(101),
+        np.ones((50, 60), bool),
+        np.zeros((50, 60), bool),
+        np.arange(40)[None].repeat(30, 0) % 2 == 0,
+        np.arange(40)[:, None].repeat(30, 1) % 2 == 0,
+        np.eye(40, dtype=bool),
+        np.eye(40, dtype=bool)[::-1],
+        np.ones((1, 1), bool),
+        np.ones((1, 9), bool),
+        np.ones((9, 1), bool),
+    ],
+    ids=[
+        "checkerboard",
+        "spiral",
+        "full",
+        "empty",
+        "bars",
+        "stripes",
+        "diagonal",
+        "rising",
+        "1x1",
+        "row",
+        "column",
+    ],
+)
+def test_labels_equal_scipy_on_hard_shapes(mask: np.ndarray) -> None:
+    _assert_like_scipy(mask)
+
+
+def _brute(anomaly_map: np.ndarray, limit: float, minimum_area: int, mask: np.ndarray | None) -> list[dict]:
+    above = anomaly_map > limit
+    if mask is not None:
+        above &= mask
+    labels, count = ndimage.label(above, EIGHT)
+    regions = []
+    for number in range(1, count + 1):
+        y, x = np.nonzero(labels == number)
+        if y.size < minimum_area:
+            continue
+        best = np.argmax(anomaly_map[y, x])
+        regions.append(
+            {
+                "area": y.size,
+                "box": (x.min(), y.min(), x.max() + 1, y.max() + 1),
+                "peak": float(anomaly_map[y, x].max()),
+                "peak_position": (x[best], y[best]),
+                "centroid": (pytest.approx(x.mean()), pytest.approx(y.mean())),
+            }
+        )
+    return sorted(regions, key=lambda region: -region["peak"])
+
+
+@given(
+    anomaly_map=arrays(
+        np.float32,
+        st.tuples(st.integers(1, 12), st.integers(1, 12)),
+        elements=st.integers(0, 6).map(float),
+    ),
+    limit=st.integers(-1, 6),
+    minimum_area=st.integers(1, 4),
+    seed=st.none() | st.integers(0, 99),
+)
+@settings(max_examples=300, deadline=None)
+def test_regions_equal_brute_force(
+    anomaly_map: np.ndarray, limit: int, minimum_area: int, seed: int | None
+) -> None:
+    mask = None if seed is None else np.random.default_rng(seed).random(anomaly_map.shape) < 0.7
+
+    regions = find_regions(anomaly_map, limit, minimum_area=minimum_area, mask=mask)
+
+    assert [region.model_dump() for region in regions] == _brute(anomaly_map, limit, minimum_area, mask)
+
+
+@given(
+    anomaly_map=arrays(
+        np.float32,
+        st.tuples(st.integers(1, 9), st.integers(1, 9)),
+        elements=st.integers(0, 8).map(float),
+    ),
+    minimum_area=st.integers(1, 30),
+    seed=st.none() | st.integers(0, 99),
+)
+@settings(max_examples=300, deadline=None)
+def test_region_level_is_where_regions_begin(
+    anomaly_map: np.ndarray, minimum_area: int, seed: int | None
+) -> None:
+    mask = None
+    if seed is not None:
+        mask = np.random.default_rng(seed).random(anomaly_map.shape) < 0.7
+        mask[0, 0] = True
+
+    level = region_level(anomaly_map, minimum_area=minimum_area, mask=mask)
+
+    for limit in range(-1, 10):
+        found = find_regions(anomaly_map, limit, minimum_area=minimum_area, mask=mask)
+        assert bool(found) == (limit < level)
+
+
+def test_map_that_is_not_a_number_has_no_region_there() -> None:
+    anomaly_map = np.array([[np.nan, 2.0], [0.0, 0.0]], np.float32)
+
+    assert [region.area for region in find_regions(anomaly_map, 1.0)] == [1]
+
+
+def test_regions_leave_the_map_and_mask_unchanged() -> None:
+    anomaly_map = np.random.default_rng(0).random((20, 20)).astype(np.float32)
+    mask = anomaly_map > 0.2
+    before = anomaly_map.copy(), mask.copy()
+
+    find_regions(anomaly_map, 0.5, mask=mask)
+
+    np.testing.assert_array_equal(anomaly_map, before[0])
+    np.testing.assert_array_equal(mask, before[1])
