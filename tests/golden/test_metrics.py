@@ -13,9 +13,7 @@ from flawsmith.evaluation.pooling import PixelMetrics
 
 DATA = Path(__file__).parent / "data"
 CASES = [
-    case
-    for case in json.loads((DATA / "cases.json").read_text(encoding="utf-8"))["cases"]
-    if case["kind"] == "metrics"
+    case for case in json.loads((DATA / "cases.json").read_text(encoding="utf-8"))["cases"] if case["kind"] == "metrics"
 ]
 PRO_LIMITS = ("0.05", "0.1", "0.3", "1.0")
 VARIANTS = ("compat_dilated", "rd4ad_whole_set", "rd4ad_per_image_mean")

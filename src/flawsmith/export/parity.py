@@ -34,7 +34,9 @@ class Tolerance:
     @classmethod
     def relative(cls, scores: NDArray[np.float64], maxima: NDArray[np.float64]) -> Tolerance:
         """The tolerance of an engine or precision other than float32, from held-out good images."""
-        return cls(*(max(RELATIVE_TOLERANCE * float(np.ptp(np.quantile(v, [0.05, 0.95]))), 1e-3) for v in (scores, maxima)))
+        return cls(
+            *(max(RELATIVE_TOLERANCE * float(np.ptp(np.quantile(v, [0.05, 0.95]))), 1e-3) for v in (scores, maxima))
+        )
 
 
 def reference(detector: Detector, geometry: Geometry, path: Path) -> tuple[float, NDArray[np.float32]]:
@@ -74,7 +76,8 @@ def check_parity(
         if by_score > tolerance.score or by_map > tolerance.map:
             raise FlawsmithError(
                 f"the exported model differs from the trained one on {path.name}: score by {by_score:.2g} (allowed "
-                f"{tolerance.score:.2g}), map by {by_map:.2g} (allowed {tolerance.map:.2g}); choose another engine or precision"
+                f"{tolerance.score:.2g}), map by {by_map:.2g} (allowed {tolerance.map:.2g}); "
+                "choose another engine or precision"
             )
         _same_verdict(decision, path, (score, anomaly_map), (found_score, found_map), tolerance)
         worst_score, worst_map, count = max(worst_score, by_score), max(worst_map, by_map), count + 1

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal
+from typing import Literal, cast
 
 import timm
 import torch
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
+from timm.models import FeatureInfo
 from torch import Tensor, nn
 
 from flawsmith.features.weights import PACKAGED, checksum, load_into, packaged_weights, read_weights
@@ -65,9 +66,7 @@ class Backbone(nn.Module):
         return list(self.trunk(images))
 
 
-def load_backbone(
-    name: str = PACKAGED, *, strides: Sequence[int] = (8, 16), seed: int = 0
-) -> Backbone:
+def load_backbone(name: str = PACKAGED, *, strides: Sequence[int] = (8, 16), seed: int = 0) -> Backbone:
     """A frozen backbone with the levels of the given strides.
 
     Args:
@@ -82,7 +81,7 @@ def load_backbone(
     """
     architecture, source, file = _resolve(name)
     trunk = _create(architecture, strides, source, file, seed)
-    features = trunk.feature_info
+    features = cast(FeatureInfo, trunk.feature_info)
     config = timm.get_pretrained_cfg(architecture)
     info = BackboneInfo(
         name=name.split("@")[0] if source != "file" else architecture.split(".")[0],
@@ -128,9 +127,7 @@ def _architecture(name: str) -> str:
     return full
 
 
-def _create(
-    architecture: str, strides: Sequence[int], source: WeightSource, file: Path | None, seed: int
-) -> nn.Module:
+def _create(architecture: str, strides: Sequence[int], source: WeightSource, file: Path | None, seed: int) -> nn.Module:
     indices = _level_indices(architecture, strides)
     overlay = None
     if file is not None:
@@ -151,8 +148,9 @@ def _create(
             if source != "hub":
                 raise
             raise FlawsmithError(
-                f"weights of {architecture} cannot be fetched from the hub ({type(error).__name__}): without internet use "
-                f"the packaged --backbone {PACKAGED}, or a downloaded file with --backbone {architecture.split('.')[0]}@FILE"
+                f"weights of {architecture} cannot be fetched from the hub ({type(error).__name__}): without internet "
+                f"use the packaged --backbone {PACKAGED}, or a downloaded file with --backbone "
+                f"{architecture.split('.')[0]}@FILE"
             ) from error
 
 
@@ -160,8 +158,10 @@ def _level_indices(architecture: str, strides: Sequence[int]) -> tuple[int, ...]
     try:
         plain = timm.create_model(architecture, pretrained=False, features_only=True)
     except Exception as error:
-        raise FlawsmithError(f"{architecture} gives no level maps ({error}): choose a convolutional backbone") from error
-    available = list(plain.feature_info.reduction())
+        raise FlawsmithError(
+            f"{architecture} gives no level maps ({error}): choose a convolutional backbone"
+        ) from error
+    available = list(cast(FeatureInfo, plain.feature_info).reduction())
     missing = [stride for stride in strides if stride not in available]
     if missing:
         raise FlawsmithError(

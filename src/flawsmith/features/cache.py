@@ -84,12 +84,11 @@ class FeatureCache:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise FlawsmithError(
-                f"the feature cache cannot be written at {self._folder} ({error.strerror}): set FLAWSMITH_CACHE to a writable folder"
+                f"the feature cache cannot be written at {self._folder} ({error.strerror}): "
+                "set FLAWSMITH_CACHE to a writable folder"
             ) from error
 
-    def table(
-        self, hashes: Sequence[str], extract: Callable[[Sequence[int]], Iterable[LevelMaps]]
-    ) -> FeatureTable:
+    def table(self, hashes: Sequence[str], extract: Callable[[Sequence[int]], Iterable[LevelMaps]]) -> FeatureTable:
         """The features of some images, extracting those that are missing.
 
         Args:
@@ -125,9 +124,7 @@ class FeatureCache:
             known.update({content: (folder, at) for at, content in enumerate(contents)})
         return known
 
-    def _write(
-        self, rows: Sequence[int], hashes: Sequence[str], maps: Iterable[LevelMaps], in_use: set[Path]
-    ) -> None:
+    def _write(self, rows: Sequence[int], hashes: Sequence[str], maps: Iterable[LevelMaps], in_use: set[Path]) -> None:
         for group, levels in _grouped(rows, maps):
             size = sum(level.nbytes for level in levels)
             self._make_room(size, in_use)
@@ -143,7 +140,8 @@ class FeatureCache:
             except OSError as error:
                 shutil.rmtree(temporary, ignore_errors=True)
                 raise FlawsmithError(
-                    f"features cannot be written to {self._folder} ({error.strerror}): free some space or set FLAWSMITH_CACHE"
+                    f"features cannot be written to {self._folder} ({error.strerror}): "
+                    "free some space or set FLAWSMITH_CACHE to another disk"
                 ) from error
 
     def _make_room(self, size: int, in_use: set[Path]) -> None:
@@ -161,7 +159,9 @@ class FeatureCache:
             )
 
 
-def _grouped(rows: Sequence[int], maps: Iterable[LevelMaps]) -> Iterator[tuple[Sequence[int], list[NDArray[np.float16]]]]:
+def _grouped(
+    rows: Sequence[int], maps: Iterable[LevelMaps]
+) -> Iterator[tuple[Sequence[int], list[NDArray[np.float16]]]]:
     held: list[list[NDArray[np.float16]]] = []
     start = 0
     for levels in maps:

@@ -43,12 +43,13 @@ class TorchExtractor:
 
     def __init__(self, backbone: Backbone, precision: Precision = "float32", device: str = "cpu") -> None:
         self.precision, self._device = precision, device
-        self._backbone = backbone.to(device, memory_format=torch.channels_last)
+        self._backbone = backbone.to(device).to(memory_format=torch.channels_last)
 
     def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         batch = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
-        with torch.inference_mode(), torch.autocast(
-            batch.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"
+        with (
+            torch.inference_mode(),
+            torch.autocast(batch.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
         ):
             return [level.float().cpu().numpy() for level in self._backbone(batch)]
 

@@ -1,14 +1,16 @@
 """Neighbourhood aggregation of GLASS and PBAS as one fixed convolution a level.
 
-The released code unfolds every level map into p×p neighbourhoods, resizes all planes to the first level's grid and runs
-two adaptive average poolings over the flattened vectors. Every one of these steps is linear and the resizing acts on each
-plane alone, so the embedding of a position is the sum over levels of a fixed p×p convolution of the level map, resized
-bilinearly afterwards. The kernels are sparse and nearly block-diagonal: grouped, they cost a small part of the backbone.
+The released code unfolds every level map into p×p neighbourhoods, resizes all planes to the first level's grid and
+runs two adaptive average poolings over the flattened vectors. Every one of these steps is linear and the resizing acts
+on each plane alone, so the embedding of a position is the sum over levels of a fixed p×p convolution of the level map,
+resized bilinearly afterwards. The kernels are sparse and nearly block-diagonal: grouped, they cost a small part of the
+backbone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -114,9 +116,14 @@ class PatchEmbedding(nn.Module):
         super().__init__()
         self.width = width
         matrices = aggregation_matrices(channels, patch_size=patch_size, level_width=level_width, width=width)
-        self.levels = nn.ModuleList(
+        self._levels = nn.ModuleList(
             LevelEmbedding(matrix, count, patch_size) for matrix, count in zip(matrices, channels, strict=True)
         )
+
+    @property
+    def levels(self) -> list[LevelEmbedding]:
+        """The part of every level, finest first."""
+        return [cast(LevelEmbedding, level) for level in self._levels]
 
     def parts(self, levels: Sequence[Tensor]) -> list[tuple[slice, Tensor]]:
         """Each level's contribution at its own resolution, with the embedding channels it belongs to."""

@@ -47,7 +47,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FlawsmithError(
-            f"{path} is not a readable weight file ({reason}): give a .safetensors file or a .pth that holds tensors only"
+            f"{path} is not a readable weight file ({reason}): "
+            "give a .safetensors file, or a .pth that holds tensors only"
         ) from error
     return _plain_table(content, path)
 
@@ -88,8 +89,8 @@ def load_into(model: nn.Module, table: dict[str, Tensor], path: Path) -> None:
         pairs = list(zip(trunk, theirs, strict=False))
     else:
         raise FlawsmithError(
-            f"{path} holds {len(theirs)} tensors where the backbone has {len(trunk)}: name the architecture of the file "
-            "with --backbone NAME@FILE"
+            f"{path} holds {len(theirs)} tensors where the backbone has {len(trunk)}: "
+            "name the architecture of the file with --backbone NAME@FILE"
         )
     for mine, name in pairs:
         if own[mine].shape != theirs[name].shape:

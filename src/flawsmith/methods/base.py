@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
+
+from flawsmith.features.backbones import Backbone
 
 Preset = Literal["paper", "official", "fast"]
 
@@ -30,13 +32,16 @@ class MethodConfig(BaseModel):
 
     image_size: tuple[int, int] = Field((256, 256), description="(height, width) of the network's input in pixels.")
     policy: Literal["squash", "crop", "letterbox"] = Field(
-        "squash", description="How an image is fitted into image_size; the papers crop its centre, which leaves the rest uninspected."
+        "squash",
+        description="How an image is fitted into image_size; a centre crop leaves the rest uninspected.",
     )
     strides: tuple[int, ...] = Field(
-        (8, 16), description="Backbone levels by their stride in pixels, finest first; 8 and 16 are layer2 and layer3 of a ResNet."
+        (8, 16),
+        description="Backbone levels by stride in pixels, finest first; 8 and 16 are layer2 and layer3 of a ResNet.",
     )
     precision: Literal["32-true", "bf16-mixed"] = Field(
-        "32-true", description="Lightning's precision of the training steps; auto-selected bfloat16 is never used in inference."
+        "32-true",
+        description="Lightning's precision of the training steps; auto-selected bfloat16 is never used in inference.",
     )
 
 
@@ -66,6 +71,14 @@ class TrainingData(Protocol):
         ...
 
 
+class EpochBatches(Protocol):
+    """Batches that are a function of the epoch."""
+
+    def __len__(self) -> int: ...
+
+    def epoch(self, epoch: int) -> Iterator[Any]: ...
+
+
 class Run(Protocol):
     """Where a stage leaves what must survive a killed process, and the loop that trains modules."""
 
@@ -73,7 +86,7 @@ class Run(Protocol):
         """The tensors that ``compute`` gives, computed at most once a run and kept in the run folder."""
         ...
 
-    def fit(self, name: str, module: pl.LightningModule, batches: Iterable[Any], *, epochs: int) -> None:
+    def fit(self, name: str, module: pl.LightningModule, batches: EpochBatches, *, epochs: int) -> None:
         """Train a module for a fixed number of epochs, resuming from its last checkpoint where there is one."""
         ...
 
@@ -81,7 +94,8 @@ class Run(Protocol):
 class Stage(Protocol):
     """One step of training, in order; a loop over batches or a single pass over the data."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def fit(self, data: TrainingData, run: Run) -> None: ...
 
@@ -104,7 +118,7 @@ class LightningStage:
 
     name: str
     module: pl.LightningModule
-    batches: Callable[[TrainingData], Iterable[Any]]
+    batches: Callable[[TrainingData], EpochBatches]
     epochs: int
 
     def fit(self, data: TrainingData, run: Run) -> None:
@@ -129,6 +143,9 @@ class Method(ABC):
     paper: ClassVar[str]
     Config: ClassVar[type[MethodConfig]]
     presets: ClassVar[Mapping[str, MethodConfig]]
+
+    @abstractmethod
+    def __init__(self, config: Any, backbone: Backbone, seed: int) -> None: ...
 
     @abstractmethod
     def stages(self) -> list[Stage]:

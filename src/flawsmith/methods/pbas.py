@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, cast
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.features.backbones import Backbone
@@ -67,8 +68,12 @@ class PBASConfig(MethodConfig):
     )
     anomaly_degree: float = Field(0.25, gt=0, description="α of Eq. 7; 0.3 in the paper.")
     noise: float = Field(0.015, gt=0, description="Standard deviation of gaussian synthesis, as in SimpleNet.")
-    boundary_weight: float = Field(1.0, ge=0, description="λ1 of Eq. 10, weight of the boundary loss (released code: 1).")
-    discrimination_weight: float = Field(1.0, ge=0, description="λ2 of Eq. 10, weight of Eqs. 8 and 9 (released code: 1).")
+    boundary_weight: float = Field(
+        1.0, ge=0, description="λ1 of Eq. 10, weight of the boundary loss (released code: 1)."
+    )
+    discrimination_weight: float = Field(
+        1.0, ge=0, description="λ2 of Eq. 10, weight of Eqs. 8 and 9 (released code: 1)."
+    )
     projector_lr: float = Field(1e-4, gt=0, description="Adam's learning rate of the projector.")
     projector_weight_decay: float = Field(1e-5, ge=0, description="Adam's coupled weight decay of the projector.")
     discriminator_lr: float = Field(2e-4, gt=0, description="Learning rate of the discriminator.")
@@ -115,7 +120,7 @@ def ray_lengths(boundary: Boundary, degree: float) -> Float[Tensor, " position"]
     A feature that lies on its centre has no direction: its offset is zero and the step stays zero.
     """
     distance = boundary.distance.detach()
-    return degree * boundary.radius.detach() / distance.clamp_min(torch.finfo(distance.dtype).tiny**0.5)
+    return degree * boundary.radius.detach() / distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5)
 
 
 def ray_anomalies(features: Rows, boundary: Boundary, degree: float) -> Rows:
@@ -220,7 +225,7 @@ class PBASModule(pl.LightningModule):
 
     def training_step(self, batch: PatchBatch, batch_idx: int) -> dict[str, Tensor]:
         losses = self.losses(self.project(batch), batch.step)
-        optimisers = self.optimizers()
+        optimisers = cast(list[LightningOptimizer], self.optimizers())
         for optimiser in optimisers:
             optimiser.zero_grad()
         self.manual_backward(losses["loss"])
@@ -271,7 +276,7 @@ def initial_centers(module: PBASModule, batches: PatchBatches, positions: int) -
         return clustered_centers(projected, positions, seed=module.seed)
     centers, images = torch.zeros(positions, config.width), 0
     for features in projected:
-        table = features.unflatten(0, (-1, positions))
+        table = features.reshape(-1, positions, config.width)
         mean = table.mean(dim=0)
         if images == 0:
             centers = mean

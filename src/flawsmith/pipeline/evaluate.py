@@ -5,16 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.evaluation.evidence import Evidence, ImageRecord, gather
 from flawsmith.evaluation.protocol import summarise
 from flawsmith.evaluation.results import Evaluation
+from flawsmith.pipeline.truth import read_mask
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector, Unreadable
 
 
@@ -62,9 +59,7 @@ def test_samples(dataset: Dataset) -> tuple[Sample, ...]:
 test_samples.__test__ = False  # type: ignore[attr-defined]
 
 
-def collect(
-    inspector: Inspector, samples: Sequence[Sample], *, done: Callable[[], object] = lambda: None
-) -> Evidence:
+def collect(inspector: Inspector, samples: Sequence[Sample], *, done: Callable[[], object] = lambda: None) -> Evidence:
     """Inspect samples and gather what figures, intervals and plots are computed from; ``done`` is called for each."""
     return gather(_records(inspector, samples, done))
 
@@ -86,13 +81,3 @@ def _records(inspector: Inspector, samples: Sequence[Sample], done: Callable[[],
             not_inspected=result.not_inspected,
         )
         done()
-
-
-def read_mask(sample: Sample) -> NDArray[np.bool_] | None:
-    """Union of a sample's masks, binarised above zero, at the masks' own size; None without masks."""
-    masks = [decode(path).max(axis=2) > 0 for path in sample.masks]
-    if not masks:
-        return None
-    if any(mask.shape != masks[0].shape for mask in masks):
-        raise FlawsmithError(f"the masks of {sample.image} differ in size: make them as large as the image")
-    return np.logical_or.reduce(masks)

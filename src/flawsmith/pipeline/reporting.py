@@ -1,1 +1,152 @@
-def training_report(*a): pass
+"""What the reports of a training run and of an evaluation show."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flawsmith.data.samples import Dataset, Sample
+from flawsmith.data.splits import HoldOut
+from flawsmith.evaluation.evidence import Evidence
+from flawsmith.evaluation.results import Evaluation
+from flawsmith.pipeline.forged import to_8_bit
+from flawsmith.pipeline.provenance import versions
+from flawsmith.pipeline.truth import read_mask
+from flawsmith.report.data import Curves, Example, ExampleKind, FactGroup, ReportData, ScoreGroup
+from flawsmith.report.html import write_report
+from flawsmith.runtime.bundle import Bundle, BundleSpec
+from flawsmith.runtime.image import decode
+from flawsmith.runtime.inspector import Inspector
+
+EXAMPLES = 8
+
+
+def training_report(
+    path: Path, bundle: Bundle, dataset: Dataset, split: HoldOut, metrics: Sequence[Mapping[str, Any]]
+) -> None:
+    """Write the report of a run that has just been trained: calibration and training, no test figures."""
+    spec = bundle.spec
+    write_report(
+        path,
+        ReportData(
+            title=spec.training.category,
+            subtitle=_subtitle(spec),
+            facts=[*_model_facts(spec), FactGroup("Data", _data_facts(dataset, split.description))],
+            scores=_calibration_scores(bundle),
+            limit=spec.decision.limit,
+            review_limit=spec.decision.review_limit,
+            limit_statement=spec.decision.describe(),
+            training=metrics,
+            notes=dataset.notes,
+        ),
+    )
+
+
+def evaluation_report(
+    path: Path,
+    bundle: Bundle,
+    inspector: Inspector,
+    dataset: Dataset,
+    evidence: Evidence,
+    evaluation: Evaluation,
+    metrics: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Write the report of a model on a labelled test split."""
+    spec = bundle.spec
+    test = [
+        ScoreGroup("good", evidence.scores[~evidence.flawed]),
+        ScoreGroup("flawed", evidence.scores[evidence.flawed]),
+    ]
+    write_report(
+        path,
+        ReportData(
+            title=spec.training.category,
+            subtitle=_subtitle(spec),
+            facts=[*_model_facts(spec), FactGroup("Data", _data_facts(dataset))],
+            evaluation=evaluation,
+            curves=Curves(evidence.roc_curve(), evidence.pro_curve(), evidence.pixel_roc_curve()),
+            scores=[group for group in (*test, *_calibration_scores(bundle)) if len(group.scores)],
+            limit=spec.decision.limit,
+            review_limit=spec.decision.review_limit,
+            limit_statement=spec.decision.describe(),
+            examples=list(_examples(inspector, dataset.test, evidence)),
+            training=metrics,
+            notes=[*dataset.notes, *evaluation.notes],
+        ),
+    )
+
+
+def _subtitle(spec: BundleSpec) -> str:
+    return f"{spec.method}, preset {spec.preset}, on {spec.backbone.name}"
+
+
+def _model_facts(spec: BundleSpec) -> list[FactGroup]:
+    height, width = spec.geometry.size
+    decision = spec.decision
+    model = [
+        ("Method", f"{spec.method}, preset {spec.preset}"),
+        ("Backbone", f"{spec.backbone.name}, {spec.backbone.weights} weights, SHA-256 {spec.backbone.sha256[:16]}"),
+        ("Levels", ", ".join(f"stride {level}" for level in spec.backbone.levels)),
+        ("Input", f"{width} × {height} pixels, {spec.geometry.policy}"),
+        ("Engine", f"{spec.engine}, {spec.precision}"),
+        ("Seed", str(spec.seed)),
+        ("Checkpoint", spec.training.selection),
+    ]
+    limits = [
+        ("Reject limit on the score", f"{decision.limit:.6g}"),
+        ("Limit on the map", f"{decision.map_limit:.6g}"),
+        ("Target false-reject rate", f"{decision.target_false_reject_rate:.2%}"),
+        ("Supported false-reject rate", f"{decision.stated_false_reject_rate:.2%}"),
+        ("Held-out good images", str(decision.n_good)),
+    ]
+    parity = [(f"Exported against trained, {name}", f"{value:.3g}") for name, value in spec.parity.items()]
+    used = [(name, number) for name, number in versions().items()]
+    return [
+        FactGroup("Model", model),
+        FactGroup("Limits", limits),
+        FactGroup("Export", parity),
+        FactGroup("Versions", used),
+    ]
+
+
+def _data_facts(dataset: Dataset, hold_out: str = "") -> list[tuple[str, str]]:
+    facts = [("Data", dataset.summary()), ("Recognised", dataset.recognised)]
+    return [*facts, ("Hold-out", hold_out)] if hold_out else facts
+
+
+def _calibration_scores(bundle: Bundle) -> list[ScoreGroup]:
+    named = [("held_out", "good"), ("forged", "forged")]
+    return [ScoreGroup(kind, bundle.calibration[key]) for kind, key in named if key in bundle.calibration]  # type: ignore[arg-type]
+
+
+def _examples(inspector: Inspector, samples: Sequence[Sample], evidence: Evidence) -> Iterator[Example]:
+    """The worst misses and false alarms, and the surest finds; each is inspected once more for its picture."""
+    rejected = np.array([verdict == "reject" for verdict in evidence.verdicts], dtype=bool)
+    order = np.argsort(evidence.scores, kind="stable")
+    kinds: list[tuple[ExampleKind, np.ndarray]] = [
+        ("miss", order[(evidence.flawed & ~rejected)[order]]),
+        ("false_alarm", order[(~evidence.flawed & rejected)[order]][::-1]),
+        ("found", order[(evidence.flawed & rejected)[order]][::-1]),
+    ]
+    for kind, rows in kinds:
+        for row in rows[:EXAMPLES]:
+            yield _example(inspector, samples[int(row)], kind)
+
+
+def _example(inspector: Inspector, sample: Sample, kind: ExampleKind) -> Example:
+    image = decode(sample.image)
+    result = inspector.inspect(image)
+    shown = to_8_bit(image, inspector.spec.geometry)
+    return Example(
+        kind=kind,
+        image=shown,
+        overlay=np.asarray(result.overlay(shown)),
+        score=result.score,
+        verdict=result.verdict,
+        defect=sample.defect,
+        name=sample.image.name,
+        mask=read_mask(sample),
+    )

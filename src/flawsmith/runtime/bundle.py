@@ -36,10 +36,10 @@ _PARTS: Mapping[str, int] = {
 }
 
 
-class BackboneSpec(BaseModel, frozen=True):
+class BackboneSpec(BaseModel):
     """The frozen network whose features the method uses."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(description="timm's name of the architecture")
     weights: str = Field(description="where the weights came from: a package, a hub name, a file's base name")
@@ -47,10 +47,10 @@ class BackboneSpec(BaseModel, frozen=True):
     levels: tuple[int | str, ...] = Field(description="feature levels used, in the order of the method")
 
 
-class TrainingSummary(BaseModel, frozen=True):
+class TrainingSummary(BaseModel):
     """What the model learned from; no paths, no times."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     dataset: str = Field(description="name of the data set or of its folder")
     category: str = Field(description="the product")
@@ -60,10 +60,10 @@ class TrainingSummary(BaseModel, frozen=True):
     selection: Literal["last", "best"] = Field(default="last", description="which checkpoint was kept")
 
 
-class BundleSpec(BaseModel, frozen=True):
+class BundleSpec(BaseModel):
     """All settings of a bundle: ``spec.json``."""
 
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     schema_version: Literal[1] = Field(default=1, description="version of this file's layout")
     package_version: str = Field(description="Flawsmith's version that made the bundle")

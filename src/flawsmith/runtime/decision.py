@@ -22,7 +22,7 @@ FEW_GOOD_IMAGES = 20
 """Below this many held-out good images a limit is worth a plain warning."""
 
 
-class Decision(BaseModel, frozen=True):
+class Decision(BaseModel):
     """The limits of a model and what they rest on.
 
     Without a region of interest or a minimum area the image score decides: above ``limit`` is a reject, above
@@ -32,7 +32,7 @@ class Decision(BaseModel, frozen=True):
     under the new setting.
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     limit: FiniteFloat = Field(description="an image score above it is a reject")
     map_limit: FiniteFloat = Field(description="a map value above it belongs to a region")

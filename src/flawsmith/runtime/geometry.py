@@ -51,7 +51,7 @@ class _Axis(NamedTuple):
         return first, min(max(math.ceil(high - 0.5), first + 1), self.original)
 
 
-class Geometry(BaseModel, frozen=True):
+class Geometry(BaseModel):
     """How an image becomes the network's input, and how a map returns to the image; stored in every bundle.
 
     Policies: ``squash`` resizes to ``size`` whatever the aspect; ``crop`` resizes the shorter side to
@@ -67,7 +67,7 @@ class Geometry(BaseModel, frozen=True):
         (30, 20)
     """
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: Literal["squash", "crop", "letterbox"] = Field(
         default="squash", description="how the aspect is treated"

@@ -9,10 +9,10 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 
-class Region(BaseModel, frozen=True):
+class Region(BaseModel):
     """A connected part of a map that lies above the limit, in pixels of the original image."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     area: int = Field(description="number of pixels")
     box: tuple[int, int, int, int] = Field(description="x0, y0, x1, y1; x1 and y1 are past the last pixel")

@@ -8,13 +8,14 @@ import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flawsmith.methods.base import EpochBatches
 from flawsmith.training.checkpoints import SafeCheckpointIO, load_tensors, save_tensors
 from flawsmith.training.selection import Selection
 
@@ -42,14 +43,6 @@ class LoopOptions:
     strategy: str = "auto"
     quiet: bool = False
     console: Console = field(default_factory=lambda: Console(stderr=True))
-
-
-class EpochBatches(Protocol):
-    """Batches that are a function of the epoch."""
-
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int) -> Iterator[Any]: ...
 
 
 class _Loader:

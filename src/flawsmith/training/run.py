@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,9 @@ class RunFolder:
             with replacing(file) as temporary:
                 temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         except OSError as error:
-            raise FlawsmithError(f"{path} cannot be written ({error.strerror}): give another folder with --out") from error
+            raise FlawsmithError(
+                f"{path} cannot be written ({error.strerror}): give another folder with --out"
+            ) from error
 
     def once(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors that ``compute`` gives, computed at most once a run."""
@@ -122,5 +124,6 @@ def _must_agree(file: Path, config: Mapping[str, Any], resume: bool) -> None:
         if not isinstance(stored, dict) or stored.get(key) != value:
             was = stored.get(key) if isinstance(stored, dict) else None
             raise FlawsmithError(
-                f"{file} says {key}={was!r} but now it is {value!r}: resume with the same settings, or give another --out"
+                f"{file} says {key}={was!r} but now it is {value!r}: "
+                "resume with the same settings, or give another --out"
             )

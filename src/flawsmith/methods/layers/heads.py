@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -19,8 +21,29 @@ class Projector(nn.Sequential):
 
     def __init__(self, width: int, depth: int = 1) -> None:
         super().__init__(*(nn.Linear(width, width) for _ in range(depth)))
-        for layer in self:
+        for layer in self.layers:
             nn.init.xavier_normal_(layer.weight)
+
+    @property
+    def layers(self) -> list[nn.Linear]:
+        """The linear layers, in order."""
+        return [cast(nn.Linear, layer) for layer in self]
+
+
+class DiscriminatorBlock(nn.Module):
+    """Linear → batch norm → leaky ReLU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(width, hidden)
+        self.norm = nn.BatchNorm1d(hidden)
+        nn.init.xavier_normal_(self.linear.weight)
+
+    def activate(self, hidden: Tensor) -> Tensor:
+        return nn.functional.leaky_relu(self.norm(hidden), LEAKY_SLOPE, inplace=not torch.is_grad_enabled())
+
+    def forward(self, features: Tensor) -> Tensor:
+        return self.activate(self.linear(features))
 
 
 class Discriminator(nn.Module):
@@ -28,7 +51,7 @@ class Discriminator(nn.Module):
 
     Args:
         width: width of its input.
-        hidden: width of every hidden block. None shrinks the width by a factor of 1.5 a block, as the released code does.
+        hidden: width of every hidden block. None shrinks by a factor of 1.5 a block, as the released code does.
         depth: number of linear layers, at least 2.
     """
 
@@ -41,9 +64,14 @@ class Discriminator(nn.Module):
             inside = hidden or int(width // 1.5)
             blocks.append(DiscriminatorBlock(width, inside))
             width = inside
-        self.blocks = nn.ModuleList(blocks)
+        self._blocks = nn.ModuleList(blocks)
         self.out = nn.Linear(width, 1, bias=False)
         nn.init.xavier_normal_(self.out.weight)
+
+    @property
+    def blocks(self) -> list[DiscriminatorBlock]:
+        """The hidden blocks, in order."""
+        return [cast(DiscriminatorBlock, block) for block in self._blocks]
 
     def forward(self, features: Float[Tensor, "position width"]) -> Float[Tensor, " position"]:
         for block in self.blocks:
@@ -57,17 +85,3 @@ class Discriminator(nn.Module):
         for block in rest:
             features = block(features)
         return self.out(features).squeeze(-1)
-
-
-class DiscriminatorBlock(nn.Module):
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.linear = nn.Linear(width, hidden)
-        self.norm = nn.BatchNorm1d(hidden)
-        nn.init.xavier_normal_(self.linear.weight)
-
-    def activate(self, hidden: Tensor) -> Tensor:
-        return nn.functional.leaky_relu(self.norm(hidden), LEAKY_SLOPE, inplace=not torch.is_grad_enabled())
-
-    def forward(self, features: Tensor) -> Tensor:
-        return self.activate(self.linear(features))

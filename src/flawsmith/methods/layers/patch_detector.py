@@ -91,21 +91,16 @@ class FoldedPatchDetector(PositionDetector):
     def __init__(self, detector: PatchDetector) -> None:
         super().__init__(detector.backbone, detector.embedding, detector.image_size, sigma=detector.sigma)
         first, *others = detector.discriminator.blocks
-        weight, bias = fold_norm(*fold_linear([*detector.projector, first.linear]), first.norm)
-        self.level_maps = nn.ModuleList(
-            pointwise(weight[:, level.channels_out]) for level in detector.embedding.levels
-        )
+        weight, bias = fold_norm(*fold_linear([*detector.projector.layers, first.linear]), first.norm)
+        self.level_maps = nn.ModuleList(pointwise(weight[:, level.channels_out]) for level in detector.embedding.levels)
         self.bias = nn.Parameter(bias.float()[None, :, None, None])
-        self.blocks = nn.ModuleList(
-            pointwise(*fold_norm(block.linear.weight.double(), block.linear.bias.double(), block.norm))
-            for block in others
-        )
+        self.blocks = nn.ModuleList(pointwise(*fold_norm(*fold_linear([block.linear]), block.norm)) for block in others)
         self.out = pointwise(detector.discriminator.out.weight.double())
         self.eval().requires_grad_(False)
 
     def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
         grid = self.smooth.rows.shape[1], self.smooth.columns.shape[1]
-        hidden = self.bias
+        hidden: Tensor = self.bias
         for (_, part), linear in zip(self.embedding.parts(levels), self.level_maps, strict=True):
             hidden = hidden + resize(linear(part), grid)
         for block in self.blocks:

@@ -1,0 +1,60 @@
+# Two commands set everything up: `make demo` shows the main job, `make test` runs every check.
+PYTHON ?= python3
+VENV ?= .venv
+CORE ?= .venv-core
+BIN := $(VENV)/bin
+PIP_FLAGS ?= --quiet --disable-pip-version-check
+
+.PHONY: help demo test check lint format types imports unit clean
+help:
+	@echo "make demo    set up an environment, draw a sample product line, train, evaluate, write a report"
+	@echo "make test    set up an environment, then lint, types, import contract and all tests"
+	@echo "make check   lint, types and import contract alone"
+	@echo "make unit    tests alone (ARGS='-k name' passes options to pytest)"
+	@echo "make format  rewrite the code in the house format"
+	@echo "make clean   remove environments, caches and runs"
+
+# Stamps: an environment is built anew when the dependencies change.
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.train: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[train]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install $(PIP_FLAGS) -e '.[dev]'
+	@touch $@ $(VENV)/.train
+
+# The core tier alone, without torch: tests prove that a trained model inspects there.
+$(CORE)/.core: pyproject.toml
+	$(PYTHON) -m venv $(CORE)
+	$(CORE)/bin/python -m pip install $(PIP_FLAGS) -e .
+	@touch $@
+
+demo: $(VENV)/.train
+	$(BIN)/flawsmith demo --out demo
+
+test: check unit
+
+check: lint types imports
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+imports: $(VENV)/.dev
+	$(BIN)/lint-imports
+
+unit: $(VENV)/.dev $(CORE)/.core
+	FLAWSMITH_CORE_PYTHON=$(abspath $(CORE))/bin/python $(BIN)/python -m pytest $(ARGS)
+
+format: $(VENV)/.dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) $(CORE) build dist demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

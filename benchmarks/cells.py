@@ -1,0 +1,175 @@
+"""Cells of a benchmark: each in a process of its own, measured from outside, kept on disk and never run twice."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import yaml
+
+from flawsmith.runtime.files import replacing
+
+SAMPLING_SECONDS = 0.1
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A finished process.
+
+    Attributes:
+        returncode: its exit code.
+        seconds: wall time from its start to its end.
+        private_bytes: largest anonymous memory of the process and its children together, sampled: what no file on disk
+            backs, so that memory-mapped features do not count.
+        stderr: the end of what it wrote to stderr.
+    """
+
+    returncode: int
+    seconds: float
+    private_bytes: int
+    stderr: str
+
+
+def anonymous_bytes(pid: int) -> int:
+    """Anonymous memory of a process and its children, from ``/proc/<pid>/smaps_rollup``."""
+    total = 0
+    with contextlib.suppress(psutil.Error):
+        process = psutil.Process(pid)
+        for one in [process, *process.children(recursive=True)]:
+            with contextlib.suppress(OSError):
+                for line in Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines():
+                    if line.startswith("Anonymous:"):
+                        total += 1024 * int(line.split()[1])
+    return total
+
+
+def run_measured(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Measured:
+    """Run a command to its end and watch its memory."""
+    with tempfile.TemporaryFile("w+") as stderr:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, env={**os.environ, **(env or {})}, stdout=sys.stderr, stderr=stderr)
+        peak, ended = [0], threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(SAMPLING_SECONDS):
+                peak[0] = max(peak[0], anonymous_bytes(process.pid))
+
+        watcher = threading.Thread(target=watch)
+        watcher.start()
+        try:
+            returncode = process.wait()
+        finally:
+            if process.poll() is None:
+                process.kill()
+            ended.set()
+            watcher.join()
+        wall = time.perf_counter() - start
+        stderr.seek(0)
+        return Measured(returncode, wall, peak[0], stderr.read()[-4000:])
+
+
+def cell_result(folder: Path, script: str, cell: Cell) -> Cell:
+    """The result of a cell: read where it was finished before, else computed by ``script --cell`` in a new process.
+
+    Args:
+        folder: where results are kept, one JSON file a cell.
+        script: the benchmark's own file; called with ``--cell`` it hands the cell to :func:`serve_cell`.
+        cell: all that the result depends on, ready for JSON.
+
+    Raises:
+        SystemExit: the cell failed; the end of its stderr is shown.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    key = hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:10]
+    file = folder / f"{cell['category']}-{cell['preset']}-seed{cell['seed']}-{key}.json"
+    if not file.exists():
+        print(f"{file.stem}: running", file=sys.stderr, flush=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as scratch:
+            answer = Path(scratch) / "answer.json"
+            command = [sys.executable, script, "--cell", json.dumps(cell), str(answer), scratch, str(time.monotonic())]
+            measured = run_measured(command, env={"FLAWSMITH_CACHE": str(Path(scratch) / "cache")})
+            if measured.returncode:
+                raise SystemExit(f"{file.stem} failed ({measured.returncode}):\n{measured.stderr}")
+            result = json.loads(answer.read_text())
+        result |= {"cell": cell, "process_seconds": measured.seconds, "private_bytes": measured.private_bytes}
+        with replacing(file) as temporary:
+            temporary.write_text(json.dumps(result, indent=1))
+    result = json.loads(file.read_text())
+    print(f"{file.stem}: {result.get('summary', 'done')}", file=sys.stderr, flush=True)
+    return result
+
+
+def serve_cell(compute: Callable[[Cell, Path, float], Cell]) -> bool:
+    """Compute the cell that this process was started for; False where it was started by hand.
+
+    Args:
+        compute: given the cell, an empty folder to work in, and the system's monotonic clock when this process was
+            started, returns the result, ready for JSON.
+    """
+    if sys.argv[1:2] != ["--cell"]:
+        return False
+    cell, answer, scratch, started = sys.argv[2:6]
+    Path(answer).write_text(json.dumps(compute(json.loads(cell), Path(scratch), float(started))))
+    return True
+
+
+def settings_from(pairs: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` pairs as method settings, values read as YAML.
+
+    Raises:
+        SystemExit: a pair without an equals sign.
+    """
+    settings = {}
+    for pair in pairs:
+        name, equals, value = pair.partition("=")
+        if not equals:
+            raise SystemExit(f"--set {pair}: write key=value")
+        settings[name] = yaml.safe_load(value)
+    return settings
+
+
+def linked_subset(source: Path, number: int, folder: Path) -> Path:
+    """A category with the same test split, whose training part is the first images of the hold-out split.
+
+    The images come in the split's own order, which depends on their content alone (seed 0); what that split holds out
+    becomes the validation folder, so that every model learns from the same images and is calibrated on the same ones.
+
+    Args:
+        source: the whole category, in MVTec layout.
+        number: training images.
+        folder: where to build it, from links.
+
+    Returns:
+        The category's folder of links, called as the source is.
+
+    Raises:
+        SystemExit: the split has fewer images.
+    """
+    from flawsmith.data.layouts import load
+    from flawsmith.data.splits import hold_out
+
+    split = hold_out(load(source).good_train, 0)
+    if number > len(split.train):
+        raise SystemExit(f"{source.name} has {len(split.train)} training images after the hold-out, not {number}")
+    root = folder / source.parent.name / source.name
+    for part, samples in (("train", split.train[:number]), ("validation", split.calibration)):
+        good = root / part / "good"
+        good.mkdir(parents=True)
+        for place, sample in enumerate(samples):
+            (good / f"{place:05d}{sample.image.suffix}").symlink_to(sample.image.resolve())
+    for part in ("test", "ground_truth"):
+        (root / part).symlink_to((source / part).resolve())
+    return root

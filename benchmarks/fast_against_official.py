@@ -1,0 +1,191 @@
+"""What `fast` costs in accuracy: `fast` against `official` on the same backbone, images and seeds.
+
+Both presets learn from the same first images of the hold-out split (by content) and are calibrated on the same held-out
+ones, each cell in a process of its own with an empty feature cache. The difference in image AUROC comes with a paired bootstrap
+interval over the test images. Finished cells are kept in --work and not computed again.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from cells import Cell, cell_result, serve_cell, settings_from
+from common import page, parser, table
+from real_data import run_cell
+
+from flawsmith.evaluation.bootstrap import (
+    image_replicates,
+    paired_difference,
+    percentile_interval,
+    resample_weights,
+)
+from flawsmith.evaluation.evidence import Evidence
+from flawsmith.evaluation.ranking import auroc
+
+LEVEL = 0.95
+SETTLING_EPOCHS = 10
+SETTLED = 0.01
+
+
+def evidence_of(result: Cell, half: str | None = None) -> Evidence:
+    """The image scores of a cell, of all test images or of one half."""
+    kept = [place for place, side in enumerate(result["half"]) if half in (None, side)]
+    return Evidence(
+        images=tuple(result["images"][place] for place in kept),
+        scores=np.array(result["scores"])[kept],
+        flawed=np.array(result["flawed"])[kept],
+        verdicts=("pass",) * len(kept),
+        defects=("",) * len(kept),
+        pixel_index=np.full(len(kept), -1),
+        pixels=None,
+        notes=(),
+    )
+
+
+def pooled_difference(
+    first: Sequence[Evidence], second: Sequence[Evidence], *, n_resamples: int
+) -> tuple[float, float, float]:
+    """Mean over seeds of the difference in image AUROC, with an interval over resampled test images.
+
+    One resample of the images serves all seeds of both presets, so that the interval speaks of the images alone.
+    """
+    for one in (*first, *second):
+        if one.images != first[0].images:
+            raise SystemExit("the cells were evaluated on different images: give another --work")
+    weights = resample_weights(first[0].flawed, n_resamples=n_resamples)
+    differences, points = [], []
+    for one, two in zip(first, second, strict=True):
+        replicates = [image_replicates(side.scores, side.flawed, weights)["image_auroc"] for side in (one, two)]
+        differences.append(replicates[0] - replicates[1])
+        values = [auroc(side.scores, side.flawed) for side in (one, two)]
+        points.append(float(values[0] or 0.0) - float(values[1] or 0.0))
+    ends = percentile_interval(np.mean(differences, axis=0), LEVEL)
+    assert ends is not None, "the test set has good and flawed images"
+    return statistics.mean(points), *ends
+
+
+def settling(losses: Sequence[float]) -> tuple[float, float]:
+    """Mean loss of the ten epochs before the last ten, and of the last ten."""
+    if len(losses) < 2 * SETTLING_EPOCHS:
+        return float("nan"), float("nan")
+    return statistics.mean(losses[-2 * SETTLING_EPOCHS : -SETTLING_EPOCHS]), statistics.mean(losses[-SETTLING_EPOCHS:])
+
+
+def difference_table(fast: Sequence[Cell], official: Sequence[Cell], half: str | None, n_resamples: int) -> str:
+    """A row a seed, and one for all seeds."""
+    rows: list[tuple[str, ...]] = []
+    evidence = [[evidence_of(result, half) for result in results] for results in (fast, official)]
+    for result, one, two in zip(fast, *evidence, strict=True):
+        found = paired_difference("image_auroc", one, two, level=LEVEL, n_resamples=n_resamples)
+        assert found is not None, "the test set has good and flawed images"
+        values = [auroc(side.scores, side.flawed) for side in (one, two)]
+        ends = f"{found.low:+.4f} to {found.high:+.4f}"
+        rows.append((str(result["cell"]["seed"]), *(f"{v:.4f}" for v in values), f"{found.value:+.4f}", ends))
+    value, low, high = pooled_difference(*evidence, n_resamples=n_resamples)
+    means = [statistics.mean(float(auroc(e.scores, e.flawed) or 0.0) for e in side) for side in evidence]
+    rows.append(("**mean**", *(f"{mean:.4f}" for mean in means), f"{value:+.4f}", f"{low:+.4f} to {high:+.4f}"))
+    return table(("seed", "`fast`", "`official`", "difference", "95 % interval"), rows)
+
+
+def settling_table(official: Sequence[Cell]) -> str:
+    rows = []
+    for result in official:
+        before, last = settling(result["losses"])
+        change = (last - before) / before
+        rows.append(
+            (
+                result["cell"]["seed"],
+                len(result["losses"]),
+                f"{result['losses'][0]:.4f}",
+                f"{before:.4f}",
+                f"{last:.4f}",
+                f"{100 * change:+.2f} %",
+                "yes" if abs(change) < SETTLED else "no",
+            )
+        )
+    heads = (
+        "seed",
+        "epochs",
+        "first epoch",
+        "ten epochs before",
+        "last ten epochs",
+        "change",
+        f"settled (< {SETTLED:.0%})",
+    )
+    return table(heads, rows)
+
+
+def pixel_table(fast: Sequence[Cell], official: Sequence[Cell]) -> str:
+    rows = [
+        (
+            f"`{result['cell']['preset']}`",
+            result["cell"]["seed"],
+            *(f"{result['parts']['whole'][name]:.4f}" for name in ("image_auroc", "pixel_auroc", "aupro")),
+            f"{result['train_seconds']:.1f}",
+            f"{result['private_bytes'] / 1e9:.2f}",
+        )
+        for result in (*fast, *official)
+    ]
+    return table(("preset", "seed", "image AUROC", "pixel AUROC", "AUPRO", "training, s", "private memory, GB"), rows)
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--category", default="magnetic_tile")
+    arguments.add_argument("--n-train", type=int, default=100)
+    arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    arguments.add_argument("--backbone", default="efficientnet_lite0")
+    arguments.add_argument("--official-epochs", type=int, default=100)
+    arguments.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of official")
+    arguments.add_argument("--fast-set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of fast")
+    arguments.add_argument(
+        "--work", type=Path, default=Path("results-fast-official"), help="where finished cells are kept"
+    )
+    given = arguments.parse_args()
+    seeds = given.seeds[:2] if given.quick else given.seeds
+    n_train, n_resamples = (20, 200) if given.quick else (given.n_train, 4000)
+    settings = {
+        "fast": settings_from(given.fast_set),
+        "official": {"epochs": given.official_epochs, **settings_from(given.set)},
+    }
+    if given.quick:
+        settings = {"fast": {"epochs": 2, **settings["fast"]}, "official": {**settings["official"], "epochs": 2}}
+    fast, official = (
+        [
+            cell_result(
+                given.work,
+                __file__,
+                {
+                    "category": given.category,
+                    "preset": preset,
+                    "seed": seed,
+                    "backbone": given.backbone,
+                    "n_train": n_train,
+                    "set": changes,
+                    "resamples": 1000,
+                },
+            )
+            for seed in seeds
+        ]
+        for preset, changes in settings.items()
+    )
+    changed = ", ".join(f"{name}={value}" for name, value in settings["official"].items())
+    sections = [
+        f"{n_train} training images of {given.category} and the same {fast[0]['n_calibration']} held-out ones for both, "
+        f"backbone `{given.backbone}`; `official` with {changed}. The difference is `fast` minus `official`; intervals are "
+        f"paired bootstrap intervals over the test images ({n_resamples} resamples), the mean's from one resampling of the "
+        "images for all seeds. An interval wholly below zero says that `fast` is worse; one that spans zero shows no "
+        "difference, and its lower end is the most that `fast` may cost.",
+        f"## Image AUROC, the whole test set\n\n{difference_table(fast, official, None, n_resamples)}",
+        f"## Image AUROC, half B (presets were tuned on half A)\n\n{difference_table(fast, official, 'B', n_resamples)}",
+        f"## Whether the loss of `official` has settled\n\n{settling_table(official)}",
+        f"## Every cell, the whole test set\n\n{pixel_table(fast, official)}",
+    ]
+    page("fast_against_official", "`fast` against `official`", sections, write=given.write)
+
+
+if __name__ == "__main__" and not serve_cell(run_cell):
+    main()

@@ -1,0 +1,60 @@
+"""``flawsmith doctor``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flawsmith.cli.console import emit, emit_json
+from flawsmith.cli.options import AsJson, Layout
+from flawsmith.cli.session import session
+
+if TYPE_CHECKING:
+    from flawsmith.data.findings import Finding
+
+UNSOUND = 1
+"""Exit code: errors were found."""
+_LISTED = 5
+
+
+def doctor(
+    subject: Annotated[Path, typer.Argument(metavar="DATA|MODEL", help="A folder of images, or a model file.")],
+    layout: Layout = None,
+    json_: AsJson = False,
+) -> None:
+    """Look for what would stop a training, spoil it or mislead its figures; or whether a model runs here.
+
+    Exit code 0: sound, perhaps with warnings. 1: errors were found. 2: there is nothing that could be checked.
+
+    Example: flawsmith doctor parts/bolt
+    """
+    with session():
+        from flawsmith.data.checks import check
+        from flawsmith.data.layouts import load
+        from flawsmith.pipeline.inspect_model import check_model
+
+        is_model = subject.suffix == ".flaw" and not subject.is_dir()
+        findings = check_model(subject) if is_model else check(load(subject, layout))
+    if json_:
+        emit_json(findings.to_dict())
+    else:
+        emit(findings.summary)
+        for finding in findings.items:
+            emit(_in_words(finding))
+        if not findings.items:
+            emit("nothing to remark")
+    if not findings.sound:
+        raise typer.Exit(UNSOUND)
+
+
+def _in_words(finding: Finding) -> str:
+    lines = [f"\n{finding.severity}: {finding.what}"]
+    if finding.mend != "nothing":
+        lines.append(f"  mend: {finding.mend}")
+    if len(finding.where) > 1:
+        lines += [f"  {path}" for path in finding.where[:_LISTED]]
+        more = len(finding.where) - _LISTED
+        lines += [f"  and {more} more"] if more > 0 else []
+    return "\n".join(lines)

@@ -1,0 +1,47 @@
+"""``flawsmith evaluate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
+from flawsmith.cli.options import AsJson, DataFolder, Engine, Layout, ModelFile, Quiet
+from flawsmith.cli.session import session
+
+
+def evaluate(
+    model: ModelFile,
+    data: DataFolder,
+    out: Annotated[
+        Path | None,
+        typer.Option(help="Folder for report.html, evaluation.json and scores.csv; default: evaluation/ by the model."),
+    ] = None,
+    layout: Layout = None,
+    engine: Engine = None,
+    json_: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure a model on the labelled test split of a data set: a table, a report, and the scores of every image.
+
+    Example: flawsmith evaluate runs/bolt/model.flaw parts/bolt
+    """
+    with session(tier="eval", interrupted="interrupted: nothing was written"):
+        from flawsmith.data.layouts import load
+        from flawsmith.pipeline.evaluate import test_samples
+        from flawsmith.pipeline.evaluation_folder import evaluate_into
+        from flawsmith.runtime.bundle import Bundle
+
+        bundle, dataset = Bundle.load(model), load(data, layout)
+        show = shows_progress(quiet=quiet or json_)
+        with progress("inspecting", len(test_samples(dataset)), show=show) as done:
+            folder = model.parent / "evaluation" if out is None else out
+            written = evaluate_into(folder, bundle, dataset, engine=engine, history=model.parent, done=done)
+    if json_:
+        emit_json(written.evaluation.model_dump(mode="json"))
+    else:
+        emit(written.evaluation.as_table())
+    if not quiet:
+        say(f"report: {written.report}")

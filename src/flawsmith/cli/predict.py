@@ -1,0 +1,94 @@
+"""``flawsmith predict``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
+from flawsmith.cli.options import AsJson, Engine, ModelFile, Quiet
+from flawsmith.cli.session import INTERRUPTED, session
+
+if TYPE_CHECKING:
+    from flawsmith.pipeline.predict import OverlayChoice, Prediction
+
+UNREADABLE = 1
+"""Exit code: all is written, but some images could not be inspected."""
+
+
+def predict(
+    model: ModelFile,
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files and folders, in any order.")],
+    out: Annotated[Path, typer.Option(help="Folder for verdicts.jsonl, verdicts.csv, overlays/, maps/.")] = Path(
+        "verdicts"
+    ),
+    maps: Annotated[
+        bool, typer.Option("--maps", help="Write every anomaly map: .npy, float32, in pixels of the image.")
+    ] = False,
+    overlays: Annotated[
+        bool | None,
+        typer.Option(help="Overlays of all images, or of none; by default of those with review or reject."),
+    ] = None,
+    json_: AsJson = False,
+    engine: Engine = None,
+    decoders: Annotated[int, typer.Option(help="Threads that decode images.")] = 2,
+    quiet: Quiet = False,
+) -> None:
+    """Inspect images: one verdict a line, in the order given. Folders may be of any size.
+
+    Exit code 0: all images inspected. 1: some could not be read (their lines say why). 2: nothing could be done, or
+    the disk is full.
+
+    Example: flawsmith predict runs/bolt/model.flaw photos/ --out verdicts
+    """
+    with session():
+        from flawsmith.pipeline.predict import InterruptedPredictionError, given_images
+        from flawsmith.pipeline.predict import predict as run
+        from flawsmith.runtime.inspector import Inspector
+
+        inspector = Inspector.load(model, engine=engine)
+        show = shows_progress(quiet=quiet or json_)
+        # Counting walks the folders once more; without a bar nobody waits for the number.
+        total = sum(1 for _ in given_images(images)) if show else None
+        try:
+            with progress("inspecting", total, show=show) as done:
+
+                def seen(record: dict[str, Any]) -> None:
+                    _show(record, json_=json_, quiet=quiet)
+                    done()
+
+                written = run(
+                    inspector, images, out, overlays=_choice(overlays), maps=maps, decoders=decoders, seen=seen
+                )
+        except InterruptedPredictionError as error:
+            if not error.interrupted:
+                raise
+            say(str(error))
+            raise typer.Exit(INTERRUPTED) from None
+    if not quiet:
+        say(_summary(written))
+    if written.unreadable:
+        raise typer.Exit(UNREADABLE)
+
+
+def _choice(overlays: bool | None) -> OverlayChoice:
+    if overlays is None:
+        return "suspect"
+    return "all" if overlays else "none"
+
+
+def _show(record: dict[str, Any], *, json_: bool, quiet: bool) -> None:
+    if json_:
+        emit_json(record)
+    elif "error" in record:
+        say(f"unreadable: {record['error']}")
+    elif not quiet:
+        emit(f"{record['verdict']:<6}  {record['score']:<12.6g}  {record['image']}")
+
+
+def _summary(written: Prediction) -> str:
+    counts = ", ".join(f"{number} {verdict}" for verdict, number in written.verdicts.items())
+    unreadable = f", {written.unreadable} unreadable" if written.unreadable else ""
+    return f"{written.total} images: {counts}{unreadable}; see {written.lines} and {written.table}"

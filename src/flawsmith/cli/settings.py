@@ -1,0 +1,37 @@
+"""``--set key=value`` on the command line."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import yaml
+
+from flawsmith.runtime.errors import FlawsmithError
+
+
+def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
+    """Read ``key=value`` pairs whose values are YAML scalars or lists.
+
+    Raises:
+        FlawsmithError: no ``=``, no key, a key twice, or a value that is no YAML.
+
+    Example:
+        >>> parse_settings(["epochs=20", "image_size=[256, 256]", "center=aligned"])
+        {'epochs': 20, 'image_size': [256, 256], 'center': 'aligned'}
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise FlawsmithError(f"--set {pair!r} is not key=value: write for example --set epochs=20")
+        if key in settings:
+            raise FlawsmithError(f"--set {key} is given twice: give it once")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise FlawsmithError(
+                f"--set {pair!r}: the value is not a number, a word or a list; write for example --set strides=[8,16]"
+            ) from error
+    return settings

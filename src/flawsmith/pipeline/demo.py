@@ -1,0 +1,123 @@
+"""The demonstration: a drawn product line, a model trained on it, and its evaluation."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import flawsmith
+from flawsmith.data.layouts import load
+from flawsmith.evaluation.results import Evaluation
+from flawsmith.pipeline.evaluation_folder import evaluate_into
+from flawsmith.pipeline.train import train
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import replacing
+from flawsmith.synthesis.parts import PARTS
+from flawsmith.synthesis.render import render_product_line
+
+MARKER = "flawsmith-demo.json"
+"""The file by which a folder is known to be a demo's own."""
+_DATA, _RUN, _EVALUATION = "parts", "run", "evaluation"
+
+
+@dataclass(frozen=True)
+class DemoResult:
+    """What the demonstration leaves behind.
+
+    Attributes:
+        data: the drawn category, in MVTec layout.
+        model: the model file.
+        report: the report of the evaluation.
+        evaluation: its figures: they say that the program runs, not how it inspects real parts.
+    """
+
+    data: Path
+    model: Path
+    report: Path
+    evaluation: Evaluation
+
+
+def run_demo(
+    out: Path,
+    *,
+    part: str = "bracket",
+    seed: int = 0,
+    quiet: bool = True,
+    told: Callable[[str], None] = lambda _: None,
+    render: dict[str, Any] | None = None,
+    settings: dict[str, Any] | None = None,
+) -> DemoResult:
+    """Draw one part of the sample product line, train ``fast`` on it, and evaluate.
+
+    A second run in the same folder keeps the drawings where they are the same and replaces the rest.
+
+    Args:
+        out: folder of the demo; must be missing, empty, or a demo's own.
+        part: name of a part of :data:`flawsmith.synthesis.parts.PARTS`.
+        seed: seed of drawings and training, at least 0.
+        quiet: show no progress bars.
+        told: is told what happens, a line at a time.
+        render: other options of :func:`~flawsmith.synthesis.render.render_product_line`, such as ``n_train``.
+        settings: other settings of :func:`~flawsmith.pipeline.train.train`, such as ``set``.
+
+    Raises:
+        FlawsmithError: an unknown part, a negative seed, or a folder that is not the demo's own.
+    """
+    if part not in PARTS:
+        raise FlawsmithError(f"unknown sample part {part!r}: choose one of {', '.join(PARTS)} with --part")
+    if seed < 0:
+        raise FlawsmithError(f"the seed must not be negative, not {seed}: give another with --seed")
+    drawing = {"version": flawsmith.__version__, "part": part, "seed": seed, **(render or {})}
+    kept = _claim(out, drawing)
+    if kept:
+        told(f"using the drawings of {part} from the last demo")
+    else:
+        told(f"drawing a product line of {part}s")
+        render_product_line(out / _DATA, parts=[part], seed=seed, **(render or {}))
+        with replacing(out / MARKER) as temporary:
+            temporary.write_text(json.dumps(drawing, indent=2) + "\n")
+    dataset = load(out / _DATA / part)
+    told(dataset.summary())
+    told("learning the good parts")
+    result = train(dataset.root, out=out / _RUN, preset="fast", seed=seed, quiet=quiet, **(settings or {}))
+    told(result.bundle.spec.decision.describe())
+    told("inspecting the test parts")
+    written = evaluate_into(out / _RUN / _EVALUATION, result.bundle, dataset, history=out / _RUN)
+    return DemoResult(dataset.root, result.model, written.report, written.evaluation)
+
+
+def _claim(out: Path, drawing: dict[str, Any]) -> bool:
+    """Make the folder the demo's own and clear away the last demo; whether its drawings serve again.
+
+    Raises:
+        FlawsmithError: the folder holds something else, or cannot be written.
+    """
+    marker = out / MARKER
+    if out.exists() and not out.is_dir():
+        raise FlawsmithError(f"{out} is a file: give a folder with --out")
+    if not marker.exists() and out.exists() and any(out.iterdir()):
+        raise FlawsmithError(f"{out} is not empty and holds no demo: give another folder with --out")
+    try:
+        kept = marker.exists() and _read(marker) == drawing and (out / _DATA / str(drawing["part"])).is_dir()
+        for name in (_RUN,) if kept else (_RUN, _DATA):
+            if (out / name).exists():
+                shutil.rmtree(out / name)
+        out.mkdir(parents=True, exist_ok=True)
+        if not kept:
+            # Claimed before anything is drawn, so that an interrupted demo can be run again.
+            with replacing(marker) as temporary:
+                temporary.write_text("{}\n")
+    except OSError as error:
+        raise FlawsmithError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
+    return kept
+
+
+def _read(marker: Path) -> Any:
+    try:
+        return json.loads(marker.read_text(encoding="utf-8"))
+    except ValueError:
+        return None

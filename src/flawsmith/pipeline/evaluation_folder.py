@@ -1,0 +1,101 @@
+"""An evaluation as files: the report, the figures and the score of every image."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flawsmith.data.samples import Dataset
+from flawsmith.evaluation.evidence import Evidence
+from flawsmith.evaluation.protocol import summarise
+from flawsmith.evaluation.results import Evaluation
+from flawsmith.pipeline.evaluate import collect, test_samples
+from flawsmith.pipeline.names import make_folder, printable
+from flawsmith.pipeline.reporting import evaluation_report
+from flawsmith.runtime.bundle import Bundle
+from flawsmith.runtime.files import replacing
+from flawsmith.runtime.inspector import Inspector
+
+REPORT, FIGURES, SCORES = "report.html", "evaluation.json", "scores.csv"
+_METRICS = "metrics.jsonl"
+
+
+@dataclass(frozen=True)
+class WrittenEvaluation:
+    """What an evaluation leaves behind.
+
+    Attributes:
+        evaluation: the figures.
+        report: the report.
+        figures: the figures as JSON.
+        scores: a CSV with image, defect, score and verdict of every test image; images are relative to the data.
+    """
+
+    evaluation: Evaluation
+    report: Path
+    figures: Path
+    scores: Path
+
+
+def evaluate_into(
+    folder: Path,
+    bundle: Bundle,
+    dataset: Dataset,
+    *,
+    engine: str | None = None,
+    history: Path | None = None,
+    done: Callable[[], object] = lambda: None,
+) -> WrittenEvaluation:
+    """Evaluate a model on the test split of a dataset and write report.html, evaluation.json and scores.csv.
+
+    Args:
+        folder: where to write; made if missing, files of an earlier evaluation are replaced.
+        bundle: the model.
+        dataset: the data.
+        engine: another engine than the one the model was calibrated with.
+        history: run folder whose training curve the report shows, where it has one.
+        done: called after each image.
+
+    Raises:
+        FlawsmithError: the dataset has no test split, an image cannot be read, or the folder cannot be written.
+    """
+    samples = test_samples(dataset)
+    inspector = Inspector.load(bundle, engine=engine)
+    make_folder(folder)
+    evidence = collect(inspector, samples, done=done)
+    evaluation = summarise(evidence)
+    written = WrittenEvaluation(evaluation, folder / REPORT, folder / FIGURES, folder / SCORES)
+    metrics = _metrics(history / _METRICS) if history is not None else []
+    evaluation_report(written.report, bundle, inspector, dataset, evidence, evaluation, metrics)
+    with replacing(written.figures) as temporary:
+        temporary.write_text(json.dumps(evaluation.model_dump(mode="json"), indent=2, allow_nan=False) + "\n")
+    _write_scores(written.scores, dataset, evidence)
+    return written
+
+
+def _write_scores(path: Path, dataset: Dataset, evidence: Evidence) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("image", "defect", "score", "verdict"))
+        for image, defect, score, verdict in zip(
+            evidence.images, evidence.defects, evidence.scores, evidence.verdicts, strict=True
+        ):
+            name = Path(image).relative_to(dataset.root).as_posix()
+            rows.writerow((printable(name), printable(defect), repr(float(score)), verdict))
+
+
+def _metrics(path: Path) -> list[Mapping[str, Any]]:
+    """Rows of a run's metrics, as far as they can be read: the curve is an extra, not a condition."""
+    rows: list[Mapping[str, Any]] = []
+    try:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            if isinstance(row, dict):
+                rows.append(row)
+    except (OSError, ValueError):
+        return rows
+    return rows

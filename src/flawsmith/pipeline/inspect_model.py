@@ -1,0 +1,118 @@
+"""What a model file says of itself, and whether it works here; without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from flawsmith.data.findings import Finding, Findings, Severity
+from flawsmith.pipeline.provenance import versions
+from flawsmith.runtime.bundle import Bundle
+from flawsmith.runtime.decision import FEW_GOOD_IMAGES
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.inspector import Inspector
+
+_RUNTIME_PACKAGES = ("python", "flawsmith", "numpy", "pillow", "onnxruntime", "openvino")
+
+
+def describe_model(path: Path) -> dict[str, Any]:
+    """Facts of a model file, ready for JSON; reading it has verified the SHA-256 of every part.
+
+    Raises:
+        FlawsmithError: no intact model file.
+    """
+    bundle = Bundle.load(path)
+    spec = bundle.spec
+    return {
+        "file": str(path),
+        "verified": True,
+        "bytes": path.stat().st_size,
+        "package_version": spec.package_version,
+        "schema_version": spec.schema_version,
+        "method": spec.method,
+        "preset": spec.preset,
+        "seed": spec.seed,
+        "config": spec.config,
+        "backbone": spec.backbone.model_dump(mode="json"),
+        "geometry": spec.geometry.model_dump(mode="json"),
+        "engine": spec.engine,
+        "precision": spec.precision,
+        "training": spec.training.model_dump(mode="json"),
+        "decision": spec.decision.model_dump(mode="json"),
+        "limit_statement": spec.decision.describe(),
+        "parity": spec.parity,
+        "calibration": {name: int(array.size) for name, array in bundle.calibration.items()},
+    }
+
+
+def model_in_words(facts: dict[str, Any]) -> str:
+    """The facts of :func:`describe_model` as lines for people, in two columns, and the limit's worth as a sentence."""
+    training, decision, geometry, backbone = (facts[k] for k in ("training", "decision", "geometry", "backbone"))
+    height, width = geometry["size"]
+    review = decision["review_limit"]
+    rows = [
+        ("file", f"{facts['file']}, {facts['bytes'] / 2**20:.1f} MiB, SHA-256 of every part verified"),
+        ("made by", f"flawsmith {facts['package_version']}, schema {facts['schema_version']}"),
+        ("method", f"{facts['method']}, preset {facts['preset']}, seed {facts['seed']}"),
+        ("backbone", f"{backbone['name']}, {backbone['weights']} weights, SHA-256 {backbone['sha256'][:16]}"),
+        ("input", f"{width} × {height} pixels, {geometry['policy']}"),
+        ("engine", f"{facts['engine']}, {facts['precision']}"),
+        ("learned from", f"{training['n_train']} good images of {training['dataset']}/{training['category']}"),
+        ("calibrated on", f"{decision['n_good']} good images"),
+        ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),
+        ("review limit", "none" if review is None else f"{review:.6g}"),
+        ("parity", ", ".join(f"{name} {value:.3g}" for name, value in facts["parity"].items()) or "not recorded"),
+    ]
+    lines = [f"{name:<14} {value}" for name, value in rows]
+    return "\n".join([*lines, "", facts["limit_statement"]])
+
+
+def check_model(path: Path) -> Findings:
+    """Verify a model file, load its engine, and inspect one synthetic image with it.
+
+    Returns:
+        What was found: an error where the model does not run here, warnings on its limits, and the versions here.
+
+    Raises:
+        FlawsmithError: no intact model file.
+    """
+    bundle = Bundle.load(path)
+    items = [_trial(bundle, path), *_limits(bundle, path), _versions(path)]
+    order: tuple[Severity, ...] = ("error", "warning", "note")
+    spec = bundle.spec
+    summary = f"{path}: {spec.method} model of {spec.training.category}, every part verified by SHA-256"
+    return Findings(summary, tuple(sorted(items, key=lambda item: order.index(item.severity))))
+
+
+def _trial(bundle: Bundle, path: Path) -> Finding:
+    """Inspect a grey ramp of another shape than the network's input."""
+    height, width = bundle.spec.geometry.size
+    ramp = np.linspace(0, 255, height * 2 * (width + 7)).reshape(height * 2, width + 7).astype(np.uint8)
+    engine = f"{bundle.spec.engine} in {bundle.spec.precision}"
+    try:
+        inspection = Inspector.load(bundle).inspect(ramp)
+    except FlawsmithError as error:
+        what, _, mend = str(error).partition("; ")
+        return Finding("error", "does-not-run", what, (path,), mend or "export the model anew")
+    milliseconds = sum(inspection.timing.values())
+    what = f"runs on {engine}: a synthetic image was inspected in {milliseconds:.0f} ms"
+    return Finding("note", "runs", what, (path,), "nothing")
+
+
+def _limits(bundle: Bundle, path: Path) -> list[Finding]:
+    decision = bundle.spec.decision
+    if decision.stated_false_reject_rate <= decision.target_false_reject_rate:
+        return []
+    severity: Severity = "warning" if decision.n_good < FEW_GOOD_IMAGES else "note"
+    what = (
+        f"{decision.n_good} good images stand behind the limits: they support a false-reject rate of "
+        f"{decision.stated_false_reject_rate:.1%}, not the target of {decision.target_false_reject_rate:.1%}"
+    )
+    return [Finding(severity, "few-to-calibrate", what, (path,), "train with more good images")]
+
+
+def _versions(path: Path) -> Finding:
+    here = ", ".join(f"{name} {number}" for name, number in versions().items() if name in _RUNTIME_PACKAGES)
+    return Finding("note", "versions", f"here are {here}", (path,), "nothing")

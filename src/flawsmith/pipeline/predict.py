@@ -1,0 +1,254 @@
+"""Inspecting files and folders of any size, with results on disk as they come."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal
+
+import numpy as np
+
+from flawsmith.pipeline.names import make_folder, printable, result_name
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import iter_images, replacing
+from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
+
+LINES, TABLE, OVERLAYS, MAPS = "verdicts.jsonl", "verdicts.csv", "overlays", "maps"
+OverlayChoice = Literal["none", "suspect", "all"]
+"""Which images get an overlay: none, those with the verdict review or reject, or all."""
+
+
+@dataclass
+class Prediction:
+    """What a run of predictions has written so far.
+
+    Attributes:
+        lines: one JSON object an image, in input order.
+        table: the same as CSV: image, score, verdict, number of regions, error.
+        verdicts: number of images by verdict.
+        unreadable: number of images that could not be inspected.
+        complete: False where the run was interrupted.
+    """
+
+    lines: Path
+    table: Path
+    verdicts: dict[str, int] = field(default_factory=lambda: {"pass": 0, "review": 0, "reject": 0})
+    unreadable: int = 0
+    complete: bool = False
+
+    @property
+    def total(self) -> int:
+        return sum(self.verdicts.values()) + self.unreadable
+
+
+def given_images(paths: Sequence[Path]) -> Iterator[Path]:
+    """The images of files and folders in the order given, those of a folder sorted; one at a time.
+
+    Raises:
+        FlawsmithError: none of the paths exists, or a folder cannot be listed.
+    """
+    if not any(path.exists() or path.is_symlink() for path in paths):
+        raise FlawsmithError(f"there is no file or folder {paths[0]}: check the path")
+    return (image for path in paths for image in (iter_images(path) if path.is_dir() else (path,)))
+
+
+def predict(
+    inspector: Inspector,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    overlays: OverlayChoice = "suspect",
+    maps: bool = False,
+    decoders: int = 2,
+    seen: Callable[[dict[str, Any]], object] = lambda record: None,
+) -> Prediction:
+    """Inspect images and write verdicts.jsonl, verdicts.csv and, where wanted, overlays and maps.
+
+    Results are written line by line to temporary files beside the final ones, so memory does not grow with the number
+    of images, and the final names appear when all is done. When the run is cut short (Ctrl-C, a full disk) the
+    complete lines are kept: under the final names, or under ``verdicts.partial.*`` where these hold the results of an
+    earlier run.
+
+    Overlays are PNG files in ``overlays/``. Maps are ``.npy`` files in ``maps/``, float32 (height, width) in pixels
+    of the image, NaN where nothing was inspected. Their names begin with the position of the image in the input, so
+    images of the same name in two folders do not collide; each line names its own.
+
+    Args:
+        inspector: the model.
+        paths: files and folders.
+        out: folder for the results; made if missing.
+        overlays: which images get an overlay.
+        maps: write every anomaly map.
+        decoders: threads that decode, at least 1.
+        seen: is given each record as it is written.
+
+    Returns:
+        Where the results are, and counts.
+
+    Raises:
+        FlawsmithError: nothing to inspect, or a result cannot be written.
+    """
+    images = given_images(paths)
+    make_folder(out)
+    stream = inspector.stream(images, decoders=decoders)
+    with _Results(out) as results:
+        for index, result in enumerate(stream):
+            record = _record(result)
+            if isinstance(result, Inspection):
+                record |= _pictures(result, index, out, overlays, maps)
+            results.add(record)
+            seen(record)
+        if results.prediction.total == 0:
+            raise FlawsmithError(f"there are no images in {', '.join(map(str, paths))}: give images or their folder")
+        results.prediction.complete = True
+    return results.prediction
+
+
+def _record(result: Inspection | Unreadable) -> dict[str, Any]:
+    """The JSON line of one image; it holds no durations, so that the same images give the same file."""
+    record = result.to_dict()
+    record.pop("timing", None)
+    record["image"] = printable(record["image"])
+    if "error" in record:
+        record["error"] = printable(record["error"])
+    return record
+
+
+def _pictures(result: Inspection, index: int, out: Path, overlays: OverlayChoice, maps: bool) -> dict[str, str | None]:
+    """Write what pictures are wanted; their paths relative to the output folder."""
+    assert result.image is not None
+    written: dict[str, str | None] = {}
+    if overlays == "all" or (overlays == "suspect" and result.verdict != "pass"):
+        name = f"{OVERLAYS}/{result_name(index, result.image, '.png')}"
+        written["overlay"] = name if _write_overlay(result, out / name) else None
+    if maps:
+        pixels = result.map if result.not_inspected is None else np.where(result.not_inspected, np.nan, result.map)
+        name = f"{MAPS}/{result_name(index, result.image, '.npy')}"
+        make_folder(out / MAPS)
+        with replacing(out / name) as temporary, temporary.open("wb") as file:
+            np.save(file, pixels.astype(np.float32, copy=False))
+        written["map"] = name
+    return written
+
+
+def _write_overlay(result: Inspection, path: Path) -> bool:
+    """Draw over the image, read once more; False where it has gone or changed since it was inspected."""
+    try:
+        picture = result.overlay()
+    except FlawsmithError:
+        return False
+    make_folder(path.parent)
+    with replacing(path) as temporary:
+        picture.save(temporary, format="PNG", compress_level=1)
+    return True
+
+
+class _Results:
+    """The two files of verdicts while they grow; leaving the block gives them their final names."""
+
+    def __init__(self, out: Path) -> None:
+        self.prediction = Prediction(out / LINES, out / TABLE)
+        self._files = [_GrowingFile(self.prediction.lines), _GrowingFile(self.prediction.table)]
+
+    def __enter__(self) -> _Results:
+        self._add_row(("image", "score", "verdict", "regions", "error"))
+        return self
+
+    def add(self, record: dict[str, Any]) -> None:
+        """Write one image's line and row; an image counts when both are whole."""
+        self._files[0].write(json.dumps(record, allow_nan=False) + "\n")
+        score, verdict = record.get("score", ""), record.get("verdict", "")
+        regions = len(record["regions"]) if "regions" in record else ""
+        self._add_row((record["image"], score, verdict, regions, record.get("error", "")))
+        for file in self._files:
+            file.flush()
+        for file in self._files:
+            file.commit()
+        if verdict:
+            self.prediction.verdicts[verdict] += 1
+        else:
+            self.prediction.unreadable += 1
+
+    def _add_row(self, row: Iterable[object]) -> None:
+        csv.writer(self._files[1], lineterminator="\n").writerow(row)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        prediction = self.prediction
+        if prediction.total == 0:
+            for file in self._files:
+                file.discard()
+            return
+        if kind is not None and (prediction.lines.exists() or prediction.table.exists()):
+            prediction.lines = prediction.lines.with_name("verdicts.partial.jsonl")
+            prediction.table = prediction.table.with_name("verdicts.partial.csv")
+        self._files[0].finish(prediction.lines)
+        self._files[1].finish(prediction.table)
+        # A reader of stdout that has left (``| head``) is no failure worth a word.
+        told = isinstance(error, FlawsmithError | OSError | MemoryError | KeyboardInterrupt)
+        if told and not isinstance(error, BrokenPipeError):
+            raise InterruptedPredictionError(prediction, error) from error
+
+
+class InterruptedPredictionError(FlawsmithError):
+    """A run of predictions was cut short; what was complete is on disk.
+
+    Attributes:
+        prediction: what is on disk.
+        interrupted: whether the user stopped it.
+    """
+
+    def __init__(self, prediction: Prediction, cause: BaseException) -> None:
+        self.prediction, self.interrupted = prediction, isinstance(cause, KeyboardInterrupt)
+        reason = "interrupted" if self.interrupted else str(cause) or "not enough memory"
+        super().__init__(f"{reason}; the verdicts of the first {prediction.total} images are in {prediction.lines}")
+
+
+class _GrowingFile:
+    """A text file under a temporary name, of which only whole lines are ever kept."""
+
+    def __init__(self, target: Path) -> None:
+        self._target = target
+        self._temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+        self._whole = 0
+        self._pending = b""
+        try:
+            # Unbuffered: what a write could not put on a full disk is known at once, and nothing is left to flush.
+            self._file: IO[bytes] = self._temporary.open("xb", buffering=0)
+        except OSError as error:
+            raise FlawsmithError(
+                f"{target} cannot be written ({error.strerror}): give another folder with --out"
+            ) from error
+
+    def write(self, text: str) -> int:
+        self._pending += text.encode("utf-8", "backslashreplace")
+        return len(text)
+
+    def flush(self) -> None:
+        """Put the pending lines on disk."""
+        rest = memoryview(self._pending)
+        self._pending = b""
+        while rest:
+            rest = rest[self._file.write(rest) :]
+
+    def commit(self) -> None:
+        """Count what is on disk as whole."""
+        self._whole = self._file.tell()
+
+    def finish(self, target: Path) -> None:
+        """Cut off what is not whole, and give the file its name."""
+        self._file.truncate(self._whole)
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._temporary.replace(target)
+
+    def discard(self) -> None:
+        self._file.close()
+        self._temporary.unlink(missing_ok=True)
