@@ -1,8 +1,8 @@
 """What `fast` costs in accuracy: `fast` against `official` on the same backbone, images and seeds.
 
-Both presets learn from the same first images of the hold-out split (by content) and are calibrated on the same held-out
-ones, each cell in a process of its own with an empty feature cache. The difference in image AUROC comes with a paired bootstrap
-interval over the test images. Finished cells are kept in --work and not computed again.
+Both presets learn from the same first images of the hold-out split (by content) and are calibrated on the same held-
+out ones, each cell in a process of its own with an empty feature cache. The difference in image AUROC comes with a
+paired bootstrap interval over the test images. Finished cells are kept in --work and not computed again.
 """
 
 from __future__ import annotations
@@ -174,13 +174,17 @@ def main() -> None:
     )
     changed = ", ".join(f"{name}={value}" for name, value in settings["official"].items())
     sections = [
-        f"{n_train} training images of {given.category} and the same {fast[0]['n_calibration']} held-out ones for both, "
-        f"backbone `{given.backbone}`; `official` with {changed}. The difference is `fast` minus `official`; intervals are "
-        f"paired bootstrap intervals over the test images ({n_resamples} resamples), the mean's from one resampling of the "
+        f"{n_train} training images of {given.category} and the same {fast[0]['n_calibration']} held-out ones "
+        "for both, "
+        f"backbone `{given.backbone}`; `official` with {changed}. The difference is `fast` minus `official`; "
+        "intervals are "
+        f"paired bootstrap intervals over the test images ({n_resamples} resamples), the mean's from one "
+        "resampling of the "
         "images for all seeds. An interval wholly below zero says that `fast` is worse; one that spans zero shows no "
         "difference, and its lower end is the most that `fast` may cost.",
         f"## Image AUROC, the whole test set\n\n{difference_table(fast, official, None, n_resamples)}",
-        f"## Image AUROC, half B (presets were tuned on half A)\n\n{difference_table(fast, official, 'B', n_resamples)}",
+        "## Image AUROC, half B (presets were tuned on half "
+        f"A)\n\n{difference_table(fast, official, 'B', n_resamples)}",
         f"## Whether the loss of `official` has settled\n\n{settling_table(official)}",
         f"## Every cell, the whole test set\n\n{pixel_table(fast, official)}",
     ]

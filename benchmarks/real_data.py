@@ -1,8 +1,8 @@
 """Accuracy, training time and memory on the shared real images, by the clean protocol.
 
-Every cell (category and seed) trains in a process of its own with an empty feature cache. A preset was tuned on half A
-of each test set (halves by content hash), so half B and the whole set are reported. Finished cells are kept in --work and
-not computed again.
+Every cell (category and seed) trains in a process of its own with an empty feature cache. A preset was tuned on half
+A of each test set (halves by content hash), so half B and the whole set are reported. Finished cells are kept in
+--work and not computed again.
 """
 
 from __future__ import annotations
@@ -182,16 +182,19 @@ def main() -> None:
         for seed in ([given.seeds[0]] if given.quick else given.seeds)
     ]
     sections = [
-        f"Preset `{given.preset}`, backbone `{given.backbone}`, protocol `clean`: whole images at their own size, limits "
+        f"Preset `{given.preset}`, backbone `{given.backbone}`, protocol `clean`: whole images at their own "
+        "size, limits "
         "stored before a test image was seen. Presets were tuned on half A of each test set alone; intervals are "
-        "bootstrap intervals over the test images. “False rejects” and “misses” are shares of the good and of the flawed "
+        "bootstrap intervals over the test images. “False rejects” and “misses” are shares of the good and "
+        "of the flawed "
         "test images at the stored limit."
     ]
     sections += [f"## On {words}\n\n{figures_table(results, part)}" for part, words in PARTS.items()]
     sections.append(
         "## What it costs\n\nTraining time is the wall time of a fresh process from its start to the written "
         "model, features with an empty cache, export, calibration and report included. Private memory is the largest "
-        f"anonymous memory of the process (evaluation included); resident memory is its peak while training, with mapped "
+        "anonymous memory of the process (evaluation included); resident memory is its peak while training, "
+        "with mapped "
         f"files.\n\n{cost_table(results)}"
     )
     page("pbas", "PBAS on real images", sections, write=given.write)

@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from flawsmith.data.layouts import load
+from flawsmith.export.parity import Tolerance, check_parity
 from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import TorchExtractor
@@ -24,6 +25,7 @@ from flawsmith.methods.base import Method
 from flawsmith.methods.registry import find_method, method_names, register
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import find_images
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
@@ -381,6 +383,21 @@ def test_exported_model_equals_the_trained_one_on_non_square_files(
         assert score == pytest.approx(float(output.score), abs=1e-4)
         np.testing.assert_allclose(anomaly_map, output.map[0].numpy(), atol=1e-3)
         assert inspector.inspect(file).map.shape == image.shape[:2]
+
+
+@pytest.mark.real_data
+def test_exported_model_equals_the_trained_one_on_real_photographs(
+    name: str, trained: Trained, build: Callable[..., Method], real_data: Path
+) -> None:
+    run = trained(name)
+    method = build()
+    restore(method, run.folder)
+    photographs = find_images(real_data / "magnetic_tile")[::100][:8]
+    assert any(size[0] != size[1] for size in (decode(file).shape[:2] for file in photographs))
+
+    figures = check_parity(method.network(), Inspector.load(run.model), photographs, Tolerance())
+
+    assert figures["images"] == len(photographs)
 
 
 def restore(method: Method, folder: Path) -> None:

@@ -50,7 +50,7 @@ def make_spec(**changes: object) -> BundleSpec:
             limit=0.6, map_limit=0.5, review_limit=0.4, stated_false_reject_rate=0.05, n_good=19
         ),
         "training": TrainingSummary(
-            dataset="parts", category="bolt", n_train=80, n_calibration=19, images_sha256="cd" * 32
+            layout="mvtec", category="bolt", n_train=80, n_calibration=19, images_sha256="cd" * 32
         ),
         "parity": {"score": 1e-6},
         "seed": 0,

@@ -26,7 +26,8 @@ def doctor(
 ) -> None:
     """Look for what would stop a training, spoil it or mislead its figures; or whether a model runs here.
 
-    Exit code 0: sound, perhaps with warnings. 1: errors were found. 2: there is nothing that could be checked.
+    Exit code 0: sound, perhaps with warnings. 1: errors were found.
+    2: there is nothing that could be checked.
 
     Example: flawsmith doctor parts/bolt
     """

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
-from flawsmith.cli.options import AsJson, Engine, ModelFile, Quiet
+from flawsmith.cli.options import AsJson, Engine, ModelFile
 from flawsmith.cli.session import INTERRUPTED, session
 
 if TYPE_CHECKING:
@@ -34,12 +34,12 @@ def predict(
     json_: AsJson = False,
     engine: Engine = None,
     decoders: Annotated[int, typer.Option(help="Threads that decode images.")] = 2,
-    quiet: Quiet = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone; verdicts go to the files.")] = False,
 ) -> None:
     """Inspect images: one verdict a line, in the order given. Folders may be of any size.
 
-    Exit code 0: all images inspected. 1: some could not be read (their lines say why). 2: nothing could be done, or
-    the disk is full.
+    Exit code 0: all images inspected. 1: some could not be read.
+    2: nothing could be done, or not all could be written.
 
     Example: flawsmith predict runs/bolt/model.flaw photos/ --out verdicts
     """
@@ -51,7 +51,7 @@ def predict(
         inspector = Inspector.load(model, engine=engine)
         show = shows_progress(quiet=quiet or json_)
         # Counting walks the folders once more; without a bar nobody waits for the number.
-        total = sum(1 for _ in given_images(images)) if show else None
+        total = sum(1 for _ in given_images(images, out)) if show else None
         try:
             with progress("inspecting", total, show=show) as done:
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
-import typer
-
+from flawsmith.cli import train_options as option
 from flawsmith.cli.console import emit_json, say, shows_progress
 from flawsmith.cli.options import AsJson, DataFolder, Layout, Quiet
 from flawsmith.cli.session import session
@@ -19,39 +18,23 @@ if TYPE_CHECKING:
 
 def train(
     data: DataFolder,
-    method: Annotated[str, typer.Option(help="The method.")] = "pbas",
-    preset: Annotated[
-        str | None, typer.Option(help="fast, paper or official; by default fast, or official on a GPU.")
-    ] = None,
-    backbone: Annotated[
-        str,
-        typer.Option(help="efficientnet_lite0 (needs no download), any timm name, a weights file, or NAME@FILE."),
-    ] = "efficientnet_lite0",
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the method, such as epochs=20."),
-    ] = None,
-    out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/<category>.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")] = False,
-    engine: Annotated[str, typer.Option(help="onnxruntime or openvino: what training and inspection run on.")] = (
-        "onnxruntime"
-    ),
-    precision: Annotated[str, typer.Option(help="float32 or bfloat16, of that engine.")] = "float32",
-    select: Annotated[
-        str, typer.Option(help="last, or best on held-out good images and flaws forged on them.")
-    ] = "last",
-    alpha: Annotated[float, typer.Option(help="Share of good parts that may be rejected.")] = 0.01,
-    review_alpha: Annotated[
-        float | None, typer.Option(help="Share of good parts that may be sent to review; no such verdict by default.")
-    ] = None,
-    bits: Annotated[
-        int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")
-    ] = None,
+    method: option.Method = "pbas",
+    preset: option.Preset = None,
+    backbone: option.Backbone = "efficientnet_lite0",
+    seed: option.Seed = 0,
+    set_: option.Set = None,
+    out: option.Out = None,
+    resume: option.Resume = False,
+    engine: option.TrainingEngine = "onnxruntime",
+    precision: option.Precision = "float32",
+    select: option.Select = "last",
+    alpha: option.Alpha = 0.01,
+    review_alpha: option.ReviewAlpha = None,
+    bits: option.Bits = None,
     layout: Layout = None,
-    accelerator: Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")] = "auto",
-    devices: Annotated[str, typer.Option(help="Lightning's devices: a number, or a list such as 0,1.")] = "1",
-    strategy: Annotated[str, typer.Option(help="Lightning's strategy.")] = "auto",
+    accelerator: option.Accelerator = "auto",
+    devices: option.Devices = "1",
+    strategy: option.Strategy = "auto",
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -59,44 +42,36 @@ def train(
 
     Example: flawsmith train parts/bolt --out runs/bolt
     """
+    settings: dict[str, Any] = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
+    settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": select}
+    settings |= {"alpha": alpha, "review_alpha": review_alpha, "bits": bits, "layout": layout}
+    loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy}
     with session(tier="train", interrupted="interrupted: continue with --resume"):
-        from flawsmith.cli.settings import parse_settings
-        from flawsmith.pipeline import train as pipeline
-        from flawsmith.pipeline.settings import check_settings, method_config
-
-        choices: dict[str, Any] = {
-            "method": method,
-            "preset": preset,
-            "backbone": backbone,
-            "seed": seed,
-            "set": parse_settings(set_ or []),
-            "engine": engine,
-            "precision": precision,
-            "select": select,
-            "alpha": alpha,
-            "review_alpha": review_alpha,
-            "bits": bits,
-            "layout": layout,
-        }
-        method_config(check_settings(choices))
-        dataset = _introduce(data, layout, seed, quiet=quiet)
-        try:
-            result = pipeline.train(
-                data,
-                out=out,
-                resume=resume,
-                accelerator=accelerator,
-                devices=int(devices) if devices.lstrip("-").isdigit() else devices,
-                strategy=strategy,
-                quiet=not shows_progress(quiet=quiet or json_),
-                **choices,
-            )
-        except FlawsmithError as error:
-            raise _with_way_out(error, dataset) from error
-        except SystemExit:
-            # Lightning ends the process itself after Ctrl-C.
-            raise KeyboardInterrupt from None
+        result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
     _conclude(result, json_=json_, quiet=quiet)
+
+
+def _devices(text: str) -> int | str:
+    """Lightning takes a number of devices as a number, and a list of them as text."""
+    return int(text) if text.lstrip("-").isdecimal() else text
+
+
+def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, quiet: bool, json_: bool) -> TrainResult:
+    from flawsmith.cli.settings import parse_settings
+    from flawsmith.pipeline import train as pipeline
+    from flawsmith.pipeline.settings import check_settings, method_config
+
+    settings = {**settings, "set": parse_settings(settings["set"])}
+    # Checked before anything is said, and before thousands of images are read to tell what is held out.
+    method_config(check_settings(settings))
+    dataset = _introduce(data, settings["layout"], settings["seed"], quiet=quiet)
+    try:
+        return pipeline.train(data, quiet=not shows_progress(quiet=quiet or json_), **options, **settings)
+    except FlawsmithError as error:
+        raise _with_way_out(error, dataset) from error
+    except SystemExit:
+        # Lightning ends the process itself after Ctrl-C.
+        raise KeyboardInterrupt from None
 
 
 def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dataset:

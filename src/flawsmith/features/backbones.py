@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, cast
@@ -128,14 +130,14 @@ def _architecture(name: str) -> str:
 
 
 def _create(architecture: str, strides: Sequence[int], source: WeightSource, file: Path | None, seed: int) -> nn.Module:
-    indices = _level_indices(architecture, strides)
     overlay = None
-    if file is not None:
-        whole = timm.create_model(architecture, pretrained=False)
-        load_into(whole, read_weights(file), file)
-        overlay = {"state_dict": whole.state_dict()}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with _seeded(seed):
+        indices = _level_indices(architecture, strides)
+        if file is not None:
+            whole = timm.create_model(architecture, pretrained=False)
+            load_into(whole, read_weights(file), file)
+            overlay = {"state_dict": whole.state_dict()}
+        torch.manual_seed(seed)  # the weights do not depend on what was built before
         try:
             return timm.create_model(
                 architecture,
@@ -152,6 +154,20 @@ def _create(architecture: str, strides: Sequence[int], source: WeightSource, fil
                 f"use the packaged --backbone {PACKAGED}, or a downloaded file with --backbone "
                 f"{architecture.split('.')[0]}@FILE"
             ) from error
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """timm draws weights from torch's global generator, which is put back; it warns of the classifier left out."""
+    logger = logging.getLogger("timm.models._builder")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _level_indices(architecture: str, strides: Sequence[int]) -> tuple[int, ...]:

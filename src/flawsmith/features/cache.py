@@ -116,9 +116,8 @@ class FeatureCache:
                 _remove_if_orphaned(folder)
                 continue
             try:
-                contents = json.loads((folder / _INDEX).read_text())
-                _open(folder)
-            except (OSError, ValueError):
+                contents = _contents(folder)
+            except (OSError, EOFError, ValueError, TypeError, KeyError):
                 shutil.rmtree(folder, ignore_errors=True)
                 continue
             known.update({content: (folder, at) for at, content in enumerate(contents)})
@@ -133,7 +132,8 @@ class FeatureCache:
                 temporary.mkdir()
                 for number, level in enumerate(levels):
                     np.save(temporary / f"level_{number}.npy", level, allow_pickle=False)
-                (temporary / _INDEX).write_text(json.dumps([hashes[row] for row in group]))
+                index = {"images": [hashes[row] for row in group], "levels": len(levels)}
+                (temporary / _INDEX).write_text(json.dumps(index))
                 final = self._folder / uuid.uuid4().hex
                 temporary.rename(final)
                 in_use.add(final)
@@ -181,11 +181,19 @@ def _remove_if_orphaned(folder: Path) -> None:
         return
 
 
+def _contents(folder: Path) -> list[str]:
+    """Content hashes of a shard's images, a row each; ValueError and others where the shard is not whole."""
+    index = json.loads((folder / _INDEX).read_text())
+    images, levels = index["images"], _open(folder)
+    if len(levels) != index["levels"] or any(len(level) != len(images) for level in levels):
+        raise ValueError(f"{folder} does not hold what its index says")
+    return images
+
+
 def _open(folder: Path) -> list[NDArray[np.float16]]:
-    paths = sorted(folder.glob("level_*.npy"))
-    if not paths:
-        raise ValueError(f"no levels in {folder}")
-    return [np.load(path, mmap_mode="r", allow_pickle=False) for path in paths]
+    """The levels of a shard, finest first, memory-mapped: (images, channels, height, width) each."""
+    count = len(list(folder.glob("level_*.npy")))
+    return [np.load(folder / f"level_{level}.npy", mmap_mode="r", allow_pickle=False) for level in range(count)]
 
 
 def _bytes(folder: Path) -> int:

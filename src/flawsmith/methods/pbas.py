@@ -23,7 +23,7 @@ from torch import Tensor
 
 from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.features.backbones import Backbone
-from flawsmith.features.patch_embedding import PatchEmbedding, as_rows
+from flawsmith.features.patch_embedding import PatchEmbedding
 from flawsmith.methods.base import (
     Detector,
     FeatureSource,
@@ -38,7 +38,9 @@ from flawsmith.methods.layers.centers import (
     CenterKind,
     aligned_update,
     clustered_centers,
+    distance_to_centers,
     nearest_center,
+    safe_length,
 )
 from flawsmith.methods.layers.heads import Discriminator, Projector
 from flawsmith.methods.layers.patch_detector import NearestCenterDetector, PatchDetector
@@ -95,7 +97,7 @@ class Boundary:
 
     Attributes:
         nearest: row of the centre table by highest cosine similarity, (position,).
-        offset: feature minus centre, (position, width).
+        offset: feature minus centre, without gradient, (position, width).
         distance: Euclidean length of the offset, (position,).
         radius: the mean distance, which is the boundary loss L_abl of Eq. 6.
     """
@@ -109,8 +111,7 @@ class Boundary:
 def approximate_boundary(features: Rows, centers: Float[Tensor, "center width"]) -> Boundary:
     """Eq. 6: the mean Euclidean distance of the features to their nearest centres."""
     nearest = nearest_center(features, centers)
-    offset = features.float() - centers[nearest]
-    distance = torch.linalg.vector_norm(offset, dim=1)
+    distance, offset = distance_to_centers(features.float(), centers, nearest)
     return Boundary(nearest, offset, distance, distance.mean())
 
 
@@ -119,8 +120,7 @@ def ray_lengths(boundary: Boundary, degree: float) -> Float[Tensor, " position"]
 
     A feature that lies on its centre has no direction: its offset is zero and the step stays zero.
     """
-    distance = boundary.distance.detach()
-    return degree * boundary.radius.detach() / distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5)
+    return degree * boundary.radius.detach() / safe_length(boundary.distance.detach())
 
 
 def ray_anomalies(features: Rows, boundary: Boundary, degree: float) -> Rows:
@@ -129,7 +129,7 @@ def ray_anomalies(features: Rows, boundary: Boundary, degree: float) -> Rows:
     The step is a constant to the gradient, the normal feature is not: the anomaly branch reaches the projector as
     identity.
     """
-    return features + ray_lengths(boundary, degree)[:, None] * boundary.offset.detach()
+    return features + ray_lengths(boundary, degree)[:, None] * boundary.offset
 
 
 def discrimination_losses(logits: Float[Tensor, " position"], normal: int) -> tuple[Tensor, Tensor]:
@@ -197,10 +197,11 @@ class PBASModule(pl.LightningModule):
         self.register_buffer("centers", torch.zeros(0, config.width))
 
     def project(self, batch: PatchBatch) -> Rows:
+        """Projected features of the batch's positions (Eq. 4 and the projector), one row each."""
         with torch.no_grad():
-            rows = as_rows(self.embedding(batch.levels))
-            rows = rows if batch.rows is None else rows[batch.rows]
-        return self.projector(rows)
+            parts = self.embedding.parts(batch.levels)
+        features = self.projector.of_parts(parts, batch.levels[0].shape[-2:])
+        return features if batch.rows is None else features[batch.rows]
 
     def losses(self, features: Rows, step: tuple[int, int] = (0, 0)) -> dict[str, Tensor]:
         """L_abl, L_n, L_a and their weighted sum (Eqs. 6, 8, 9 and 10) of projected features."""

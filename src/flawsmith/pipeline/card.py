@@ -14,7 +14,7 @@ def model_card(spec: BundleSpec) -> str:
 - backbone: {spec.backbone.name} ({spec.backbone.weights} weights, SHA-256 {spec.backbone.sha256[:16]}…)
 - input: {width}×{height} pixels, {spec.geometry.policy}
 - engine: {spec.engine}, {spec.precision}
-- learned from {spec.training.n_train} good images of {spec.training.dataset}/{spec.training.category}
+- learned from {spec.training.n_train} good images of {spec.training.category} ({spec.training.layout} layout)
 - limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
 
 {spec.decision.describe()}

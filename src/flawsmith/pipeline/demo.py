@@ -71,7 +71,8 @@ def run_demo(
         raise FlawsmithError(f"unknown sample part {part!r}: choose one of {', '.join(PARTS)} with --part")
     if seed < 0:
         raise FlawsmithError(f"the seed must not be negative, not {seed}: give another with --seed")
-    drawing = {"version": flawsmith.__version__, "part": part, "seed": seed, **(render or {})}
+    # Through JSON, so that it compares with what the marker will say.
+    drawing = json.loads(json.dumps({"version": flawsmith.__version__, "part": part, "seed": seed, **(render or {})}))
     kept = _claim(out, drawing)
     if kept:
         told(f"using the drawings of {part} from the last demo")

@@ -47,15 +47,34 @@ class Prediction:
         return sum(self.verdicts.values()) + self.unreadable
 
 
-def given_images(paths: Sequence[Path]) -> Iterator[Path]:
+def given_images(paths: Sequence[Path], out: Path) -> Iterator[Path]:
     """The images of files and folders in the order given, those of a folder sorted; one at a time.
+
+    Overlays in the output folder are results, not images to inspect, should that folder lie below one that is given.
+
+    Args:
+        paths: files and folders.
+        out: the output folder.
 
     Raises:
         FlawsmithError: none of the paths exists, or a folder cannot be listed.
     """
     if not any(path.exists() or path.is_symlink() for path in paths):
         raise FlawsmithError(f"there is no file or folder {paths[0]}: check the path")
-    return (image for path in paths for image in (iter_images(path) if path.is_dir() else (path,)))
+    return _walk(paths, _absolute(out / OVERLAYS) + os.sep)
+
+
+def _walk(paths: Sequence[Path], results: str) -> Iterator[Path]:
+    for path in paths:
+        if path.is_dir():
+            yield from (image for image in iter_images(path) if not _absolute(image).startswith(results))
+        else:
+            yield path
+
+
+def _absolute(path: Path) -> str:
+    # Without ".." but with links as they are, which Path alone cannot give.
+    return os.path.abspath(path)  # noqa: PTH100
 
 
 def predict(
@@ -94,7 +113,7 @@ def predict(
     Raises:
         FlawsmithError: nothing to inspect, or a result cannot be written.
     """
-    images = given_images(paths)
+    images = given_images(paths, out)
     make_folder(out)
     stream = inspector.stream(images, decoders=decoders)
     with _Results(out) as results:
@@ -193,7 +212,7 @@ class _Results:
         self._files[1].finish(prediction.table)
         # A reader of stdout that has left (``| head``) is no failure worth a word.
         told = isinstance(error, FlawsmithError | OSError | MemoryError | KeyboardInterrupt)
-        if told and not isinstance(error, BrokenPipeError):
+        if told and error is not None and not isinstance(error, BrokenPipeError):
             raise InterruptedPredictionError(prediction, error) from error
 
 
@@ -207,7 +226,12 @@ class InterruptedPredictionError(FlawsmithError):
 
     def __init__(self, prediction: Prediction, cause: BaseException) -> None:
         self.prediction, self.interrupted = prediction, isinstance(cause, KeyboardInterrupt)
-        reason = "interrupted" if self.interrupted else str(cause) or "not enough memory"
+        if self.interrupted:
+            reason = "interrupted"
+        elif isinstance(cause, OSError):
+            reason = f"cannot write the verdicts ({cause.strerror})"
+        else:
+            reason = str(cause) or "not enough memory"
         super().__init__(f"{reason}; the verdicts of the first {prediction.total} images are in {prediction.lines}")
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from difflib import get_close_matches
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flawsmith.features.weights import PACKAGED
 from flawsmith.methods.base import MethodConfig
@@ -36,6 +37,12 @@ class TrainSettings(BaseModel):
     bits: int | None = Field(None, ge=9, le=16, description="Significant bits of images deeper than 8 bits.")
     layout: str | None = Field(None, description="Layout of the data; detected by default.")
 
+    @model_validator(mode="after")
+    def _review_comes_first(self) -> TrainSettings:
+        if self.review_alpha is not None and self.review_alpha <= self.alpha:
+            raise ValueError(f"review_alpha must exceed alpha, {self.alpha}")
+        return self
+
 
 def check_settings(values: Mapping[str, Any]) -> TrainSettings:
     """Settings from loose values.
@@ -64,8 +71,11 @@ def method_config(settings: TrainSettings) -> tuple[str, MethodConfig]:
     base = method.presets[preset].model_dump()
     unknown = set(settings.set) - set(base)
     if unknown:
+        name = min(unknown)
+        close = get_close_matches(name, base, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
         raise FlawsmithError(
-            f"{method.name} has no setting called {sorted(unknown)[0]!r}: known are {', '.join(sorted(base))}"
+            f"{method.name} has no setting called {name!r}: {hint}known are {', '.join(sorted(base))}"
         )
     try:
         return preset, method.Config(**{**base, **settings.set})
@@ -76,4 +86,5 @@ def method_config(settings: TrainSettings) -> tuple[str, MethodConfig]:
 def _in_words(error: ValidationError, prefix: str) -> FlawsmithError:
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
-    return FlawsmithError(f"{prefix}{name}={first['input']!r} is not possible: {first['msg'].lower()}")
+    given = f"{name}={first['input']!r} is" if name else "these settings are"
+    return FlawsmithError(f"{prefix}{given} not possible: {first['msg'].lower()}")

@@ -174,6 +174,8 @@ class _Training:
             samples = second.train
             self.run.selection = self._selection(second.calibration, geometry, method)
         engine, precision = self.settings.engine, self.settings.precision
+        for sample in self.split.calibration:
+            decode(sample.image)  # a damaged file is found before the long work, not after it
         with self._timed("compile"):
             extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
@@ -206,7 +208,7 @@ class _Training:
             precision=self.settings.precision,
             decision=Decision(limit=0.0, map_limit=0.0, stated_false_reject_rate=1.0, n_good=0),
             training=TrainingSummary(
-                dataset=self.dataset.layout,
+                layout=self.dataset.layout,
                 category=self.dataset.category,
                 n_train=len(self.split.train),
                 n_calibration=len(self.split.calibration),

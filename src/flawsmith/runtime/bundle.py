@@ -52,7 +52,7 @@ class TrainingSummary(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    dataset: str = Field(description="name of the data set or of its folder")
+    layout: str = Field(description="layout of the data, such as mvtec or folder")
     category: str = Field(description="the product")
     n_train: NonNegativeInt = Field(description="good images trained on")
     n_calibration: NonNegativeInt = Field(description="good images held out for the limits")

@@ -102,7 +102,10 @@ def fit_module(
             enable_model_summary=False,
             default_root_dir=str(checkpoint.parent),
         )
-        trainer.fit(module, _Loader(batches, module), ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+        try:
+            trainer.fit(module, _Loader(batches, module), ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+        except SystemExit:  # Lightning's own way to end after Ctrl-C
+            raise KeyboardInterrupt from None
     if trainer.interrupted:
         raise KeyboardInterrupt
     watch.restore_best(module)

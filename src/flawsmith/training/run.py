@@ -42,9 +42,9 @@ class RunFolder:
         file = path / CONFIG
         if path.exists() and not path.is_dir():
             raise FlawsmithError(f"{path} is a file: give a folder with --out")
-        if file.exists():
+        if file.exists() and _has_begun(path):
             _must_agree(file, config, resume)
-        elif path.exists() and any(path.iterdir()):
+        elif not file.exists() and path.exists() and any(path.iterdir()):
             raise FlawsmithError(f"{path} is not empty and holds no run: give another folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -111,6 +111,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
             yield json.loads(line)
         except ValueError:
             return
+
+
+def _has_begun(path: Path) -> bool:
+    """Whether a run left anything but its configuration: one that failed on its data leaves the folder free."""
+    return (path / MODEL).exists() or any((path / "checkpoints").glob("*.safetensors"))
 
 
 def _must_agree(file: Path, config: Mapping[str, Any], resume: bool) -> None:

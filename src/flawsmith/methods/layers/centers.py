@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -25,6 +25,40 @@ def nearest_center(
     """
     with torch.no_grad():
         return (features @ F.normalize(centers, dim=1).to(features.dtype).T).argmax(dim=1)
+
+
+class _Distance(torch.autograd.Function):
+    """Distance of features to their centres: the gradient is the unit offset, in one pass over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, centers: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
+        offset = torch.sub(features, centers[nearest])
+        distance = torch.linalg.vector_norm(offset, dim=1)
+        ctx.save_for_backward(offset, distance)
+        ctx.mark_non_differentiable(offset)
+        return distance, offset
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        offset, distance = ctx.saved_tensors
+        return offset * (gradients[0] / safe_length(distance))[:, None], None, None
+
+
+def distance_to_centers(
+    features: Float[Tensor, "position width"],
+    centers: Float[Tensor, "center width"],
+    nearest: Int[Tensor, " position"],
+) -> tuple[Float[Tensor, " position"], Float[Tensor, "position width"]]:
+    """Euclidean distance of every feature to its centre, and the offset feature − centre, which carries no gradient.
+
+    A feature that lies on its centre has the gradient zero.
+    """
+    return _Distance.apply(features, centers, nearest)
+
+
+def safe_length(distance: Tensor) -> Tensor:
+    """Distances that may be divided by; a zero offset stays zero after the division."""
+    return distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5)
 
 
 def aligned_update(

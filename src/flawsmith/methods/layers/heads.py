@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import cast
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+
+from flawsmith.features.patch_embedding import Part, as_rows, join_parts, resize
 
 LEAKY_SLOPE = 0.2
 
@@ -29,6 +31,26 @@ class Projector(nn.Sequential):
         """The linear layers, in order."""
         return [cast(nn.Linear, layer) for layer in self]
 
+    def of_parts(self, parts: Sequence[Part], grid: Sequence[int]) -> Float[Tensor, "position width"]:
+        """Rows of the projected embedding, given what each level contributes at its own resolution.
+
+        Projecting and resizing are linear and commute: a coarse level is projected on its own small grid, which saves
+        a part of the matrix products of both passes.
+        """
+        if not self.layers:
+            return as_rows(join_parts(parts, grid))
+        first, *rest = self.layers
+        total: Tensor | None = None
+        for channels, part in parts:
+            mapped = nn.functional.linear(part.permute(0, 2, 3, 1), first.weight[:, channels])
+            resized = resize(mapped.permute(0, 3, 1, 2), grid)
+            total = resized if total is None else total + resized
+        assert total is not None, "an embedding has at least one level"
+        features = as_rows(total) + first.bias
+        for layer in rest:
+            features = layer(features)
+        return features
+
 
 class DiscriminatorBlock(nn.Module):
     """Linear → batch norm → leaky ReLU."""
@@ -40,7 +62,7 @@ class DiscriminatorBlock(nn.Module):
         nn.init.xavier_normal_(self.linear.weight)
 
     def activate(self, hidden: Tensor) -> Tensor:
-        return nn.functional.leaky_relu(self.norm(hidden), LEAKY_SLOPE, inplace=not torch.is_grad_enabled())
+        return nn.functional.leaky_relu(self.norm(hidden), LEAKY_SLOPE, inplace=True)
 
     def forward(self, features: Tensor) -> Tensor:
         return self.activate(self.linear(features))

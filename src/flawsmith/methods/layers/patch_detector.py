@@ -92,17 +92,20 @@ class FoldedPatchDetector(PositionDetector):
         super().__init__(detector.backbone, detector.embedding, detector.image_size, sigma=detector.sigma)
         first, *others = detector.discriminator.blocks
         weight, bias = fold_norm(*fold_linear([*detector.projector.layers, first.linear]), first.norm)
-        self.level_maps = nn.ModuleList(pointwise(weight[:, level.channels_out]) for level in detector.embedding.levels)
-        self.bias = nn.Parameter(bias.float()[None, :, None, None])
+        # Resizing keeps constants, so the bias may go with the first level alone, where it costs no pass of its own.
+        self.level_maps = nn.ModuleList(
+            pointwise(weight[:, level.channels_out], bias if number == 0 else None)
+            for number, level in enumerate(detector.embedding.levels)
+        )
         self.blocks = nn.ModuleList(pointwise(*fold_norm(*fold_linear([block.linear]), block.norm)) for block in others)
         self.out = pointwise(detector.discriminator.out.weight.double())
         self.eval().requires_grad_(False)
 
     def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
         grid = self.smooth.rows.shape[1], self.smooth.columns.shape[1]
-        hidden: Tensor = self.bias
-        for (_, part), linear in zip(self.embedding.parts(levels), self.level_maps, strict=True):
-            hidden = hidden + resize(linear(part), grid)
+        mapped = zip(self.embedding.parts(levels), self.level_maps, strict=True)
+        finest, *coarser = [resize(linear(part), grid) for (_, part), linear in mapped]
+        hidden = sum(coarser, start=finest)
         for block in self.blocks:
             hidden = block(F.leaky_relu(hidden, LEAKY_SLOPE))
         return torch.sigmoid(self.out(F.leaky_relu(hidden, LEAKY_SLOPE)))[:, 0]

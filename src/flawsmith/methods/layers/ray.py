@@ -21,10 +21,12 @@ class _RayHidden(torch.autograd.Function):
         ctx: Any, features: Tensor, centers: Tensor, nearest: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor
     ) -> Tensor:
         ctx.save_for_backward(features, centers, nearest, lengths, weight)
-        normal = torch.addmm(bias, features, weight.T)
+        both = features.new_empty(2, len(features), len(weight))
+        normal, anomalous = both
+        torch.addmm(bias, features, weight.T, out=normal)
         of_centers = torch.addmm(bias, centers, weight.T)
-        anomalous = torch.addcmul(normal, lengths[:, None], normal - of_centers[nearest])
-        return torch.cat([normal, anomalous])
+        torch.sub(normal, of_centers[nearest], out=anomalous).mul_(lengths[:, None]).add_(normal)
+        return both.flatten(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:

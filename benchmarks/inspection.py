@@ -1,0 +1,219 @@
+"""What an inspection costs beyond its backbone: from a file to verdict and map, at batch 1.
+
+The yardstick decodes the same file, resizes and normalises it and runs the bare backbone in the same engine. Models
+are untrained, which changes no shape and hence no time; their limits lie above every score, as for a good part. Pairs
+alternate within one run; a ratio is the median of the paired ratios, with the tenth and ninetieth percentile beside
+it.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, Literal
+
+import numpy as np
+import onnxruntime
+from common import milliseconds, page, paired, parser, seconds, table
+from PIL import Image
+
+import flawsmith
+from flawsmith.export.onnx import export_detector
+from flawsmith.features.backbones import Backbone, load_backbone
+from flawsmith.features.onnx_graph import to_onnx
+from flawsmith.methods.pbas import PBAS, PBASConfig
+from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
+from flawsmith.runtime.decision import Decision
+from flawsmith.runtime.engine import make_engine
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+from flawsmith.runtime.inspector import Inspector
+from flawsmith.synthesis.render import render_part
+
+Engine = tuple[Literal["onnxruntime", "openvino"], Literal["float32", "bfloat16"]]
+ENGINES: tuple[Engine, ...] = (("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"))
+MODELS = {
+    "efficientnet_lite0, 256 px, `fast`": ("efficientnet_lite0", "fast"),
+    "wide_resnet50_2, 288 px, `official`": ("wide_resnet50_2@random", "official"),
+}
+STEPS = ("decode", "prepare", "infer", "restore", "decide")
+PHOTO = (512, 512)
+# Height and width of photographs from 0.25 to 12 megapixels.
+SIZES = ((500, 500), (1000, 1000), (1200, 1667), (2000, 2000), (2448, 3264), (3000, 4000))
+
+
+def untrained_bundle(backbone: Backbone, preset: str, config: PBASConfig, engine: Engine) -> Bundle:
+    """A model with the preset's shapes and weights as initialised."""
+    info = backbone.info
+    geometry = Geometry(policy=config.policy, size=config.image_size, mean=info.mean, std=info.std)
+    spec = BundleSpec(
+        package_version=flawsmith.__version__,
+        method="pbas",
+        preset=preset,
+        config=config.model_dump(mode="json"),
+        backbone=BackboneSpec(name=info.architecture, weights=info.weights, sha256=info.sha256, levels=info.strides),
+        geometry=geometry,
+        engine=engine[0],
+        precision=engine[1],
+        decision=Decision(limit=1.0, map_limit=1.0, stated_false_reject_rate=1.0, n_good=0),
+        training=TrainingSummary(
+            layout="folder", category="benchmark", n_train=1, n_calibration=1, images_sha256="0" * 64, selection="last"
+        ),
+        seed=0,
+    )
+    return Bundle(spec, export_detector(PBAS(config, backbone, seed=0).network(), config.image_size))
+
+
+class Model:
+    """One backbone and preset: the exported detector and the exported bare backbone."""
+
+    def __init__(self, backbone: str, preset: str) -> None:
+        self.preset, self.config = preset, PBAS.presets[preset]
+        self.backbone = load_backbone(backbone, strides=self.config.strides)
+        names = [f"level_{number}" for number in range(len(self.config.strides))]
+        self.bare = to_onnx(self.backbone, self.config.image_size, names)
+        self.bundle = untrained_bundle(self.backbone, preset, self.config, ENGINES[0])
+
+    def inspector(self, engine: Engine) -> Inspector:
+        spec = self.bundle.spec.model_copy(update={"engine": engine[0], "precision": engine[1]})
+        return Inspector.load(Bundle(spec, self.bundle.model))
+
+
+def compare(model: Model, engine: Engine, photo: Path, pairs: int) -> tuple[list[str], list[str]]:
+    """One row of ratios and one of steps, the latter in milliseconds."""
+    inspector = model.inspector(engine)
+    bare = make_engine(engine[0], model.bare, precision=engine[1], batch=1)
+    geometry = model.bundle.spec.geometry
+    batch = geometry.apply(decode(photo))[None]
+
+    def yardstick() -> object:
+        return bare.run(geometry.apply(decode(photo))[None])
+
+    timings: dict[str, list[float]] = defaultdict(list)
+
+    def inspect() -> None:
+        for step, spent in inspector.inspect(photo).timing.items():
+            timings[step].append(spent)
+
+    whole = paired(yardstick, inspect, pairs=pairs, warm_up=3)
+    networks = paired(lambda: bare.run(batch), lambda: inspector.engine.run(batch), pairs=pairs, warm_up=1)
+    labels = [f"{engine[0]}, {engine[1]}"]
+    ratios = [*map(milliseconds, whole.medians), whole.ratio_text(), *map(milliseconds, networks.medians)]
+    steps = [f"{statistics.median(timings[step]):.2f}" for step in STEPS]
+    return [*labels, *ratios, networks.ratio_text()], [*labels, *steps]
+
+
+def compare_all(photo: Path, pairs: int) -> Iterable[str]:
+    """A section a model."""
+    heads = ("engine", "yardstick, ms", "inspection, ms", "**ratio**", "bare network, ms", "detector, ms", "ratio")
+    for title, (backbone, preset) in MODELS.items():
+        model, ratios, steps, missing = Model(backbone, preset), [], [], ""
+        for engine in ENGINES:
+            try:
+                one, two = compare(model, engine, photo, pairs)
+            except FlawsmithError as error:
+                missing += f"\n\n{engine[0]} in {engine[1]} was not measured: {error}."
+                continue
+            ratios.append(one)
+            steps.append(two)
+        yield (
+            f"## {title}\n\n{table(heads, ratios)}\n\nSteps of the inspection, milliseconds:\n\n"
+            f"{table(('engine', *STEPS), steps)}{missing}"
+        )
+
+
+def restoring(repeats: int) -> str:
+    """The cost of bringing a map back to the image's pixels and judging it there."""
+    config = PBAS.presets["fast"]
+    geometry = Geometry(policy="squash", size=config.image_size)
+    decision = Decision(limit=1.0, map_limit=1.0, stated_false_reject_rate=1.0, n_good=0)
+    small = np.random.default_rng(0).random(config.image_size, dtype=np.float32)
+    rows = []
+    for size in SIZES:
+        megapixels = size[0] * size[1] / 1e6
+        restored = geometry.restore(small, size)
+        spent = statistics.median(seconds(lambda s=size: geometry.restore(small, s)) for _ in range(repeats))
+        judged = statistics.median(seconds(lambda m=restored: decision.judge(0.5, m)) for _ in range(repeats))
+        per = [f"{1000 * value / megapixels:.2f}" for value in (spent, judged)]
+        rows.append(
+            (f"{size[1]}×{size[0]}", f"{megapixels:.2f}", milliseconds(spent), per[0], milliseconds(judged), per[1])
+        )
+    heads = ("image", "megapixels", "restore, ms", "restore, ms a megapixel", "decide, ms", "decide, ms a megapixel")
+    return table(heads, rows)
+
+
+def node_costs(model: Model, runs: int) -> str:
+    """What ONNX Runtime spends on the nodes that follow the backbone, by its own profile."""
+    batch = np.zeros((1, 3, *model.config.image_size), np.float32)
+    with TemporaryDirectory() as folder:
+        options = onnxruntime.SessionOptions()
+        options.enable_profiling = True
+        options.profile_file_prefix = str(Path(folder) / "profile")
+        session = onnxruntime.InferenceSession(model.bundle.model, options, providers=["CPUExecutionProvider"])
+        for _ in range(runs):
+            session.run(None, {"image": batch})
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+    spent: dict[str, list[float]] = defaultdict(list)
+    shapes: dict[str, tuple[str, str]] = {}
+    for event in events:
+        if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
+            name = event["name"].removesuffix("_kernel_time")
+            spent[name].append(event["dur"] / 1000)
+            shape = "×".join(map(str, next(iter(event["args"]["output_type_shape"][0].values()))))
+            shapes[name] = event["args"]["op_name"], shape
+    medians = {name: statistics.median(values) for name, values in spent.items()}
+    total, order = sum(medians.values()), list(medians)
+    # The embedding's grouped convolutions are the first nodes that give its channels and belong to no backbone.
+    widths = {level.kernel.shape[0] for level in PBAS(model.config, model.backbone, seed=0).module.embedding.levels}
+    first = next(at for at in range(len(order) - 40, len(order)) if _channels(shapes[order[at]][1]) in widths)
+    rows = [
+        (name, *shapes[name], f"{medians[name]:.3f}", f"{100 * medians[name] / total:.1f}") for name in order[first:]
+    ]
+    head = sum(medians[name] for name in order[first:])
+    rows.append(("**all of these**", "", "", f"{head:.3f}", f"{100 * head / total:.1f}"))
+    return table(("node", "operator", "output", "ms", "% of the detector"), rows)
+
+
+def _channels(shape: str) -> int:
+    parts = shape.split("×")
+    return int(parts[1]) if len(parts) == 4 else 0
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--pairs", type=int, default=60)
+    arguments.add_argument("--profile", action="store_true", help="add what each node after the backbone costs")
+    given = arguments.parse_args()
+    pairs, repeats = (3, 3) if given.quick else (given.pairs, 9)
+    with TemporaryDirectory() as folder:
+        photo = Path(folder) / "part.png"
+        Image.fromarray(render_part("bracket", size=PHOTO)[0]).save(photo)
+        sections = [
+            f"From a {PHOTO[1]}×{PHOTO[0]} PNG file, {pairs} alternating pairs. The yardstick decodes, resizes, "
+            "normalises and "
+            "runs the bare backbone; the inspection gives verdict, score and map in the file's own pixels. “Bare "
+            "network” and "
+            "“detector” are the two graphs alone, without files.",
+            *compare_all(photo, pairs),
+        ]
+    sections.append(
+        "## Restoring the map\n\nA map of 256×256 brought back to the image's pixels, and judged there, one "
+        "thread. Part of "
+        f"every inspection above.\n\n{restoring(repeats)}"
+    )
+    if given.profile:
+        sections += [
+            f"## Nodes after the backbone: {title}\n\nONNX Runtime's own profile, float32.\n\n"
+            + node_costs(Model(*names), 3 if given.quick else 20)
+            for title, names in MODELS.items()
+        ]
+    page("inspection", "What an inspection costs", sections, write=given.write)
+
+
+if __name__ == "__main__":
+    main()

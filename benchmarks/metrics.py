@@ -1,0 +1,145 @@
+"""Region overlap and pixel figures: time of the exact AUPRO, and time and memory of pooling many large maps."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+from cells import run_measured
+from common import milliseconds, page, parser, seconds, table
+from numpy.typing import NDArray
+from scipy.ndimage import gaussian_filter
+
+from flawsmith.evaluation.overlap import aupro, label_regions
+from flawsmith.evaluation.pooling import PixelMetrics
+
+SIDE = 288
+MAPS, REGIONS = 100, 30
+LARGE_SIDE, LARGE_MAPS = 1024, 1000
+SHARE_FLAWED = 0.5
+
+Map = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+
+def scene(side: int, regions: int, rng: np.random.Generator) -> tuple[Map, Mask]:
+    """A smooth random map, higher on discs that the mask marks; every value differs from every other, "
+    "as real ones do."""
+    grid = gaussian_filter(rng.standard_normal((side, side), dtype=np.float32), 4)
+    mask = np.zeros((side, side), dtype=bool)
+    rows, columns = np.ogrid[:side, :side]
+    for _ in range(regions):
+        row, column, radius = rng.integers(0, side), rng.integers(0, side), rng.integers(3, max(4, side // 24))
+        mask |= (rows - row) ** 2 + (columns - column) ** 2 <= radius**2
+    return grid + np.float32(0.1) * mask + rng.random((side, side), dtype=np.float32) * np.float32(1e-4), mask
+
+
+def small_maps() -> tuple[list[Map], list[Mask | None], int]:
+    """100 maps with 30 annotated regions in all, on every third image or so."""
+    rng = np.random.default_rng(0)
+    maps, masks, regions = [], [], 0
+    while len(maps) < MAPS:
+        grid, mask = scene(SIDE, 1 if regions < REGIONS else 0, rng)
+        maps.append(grid)
+        regions += label_regions(mask)[1]
+        masks.append(mask if mask.any() else None)
+    return maps, masks, regions
+
+
+def crowded_maps() -> tuple[list[Map], list[Mask | None], int]:
+    """100 maps with about 30 regions each."""
+    rng = np.random.default_rng(1)
+    drawn = [scene(SIDE, REGIONS, rng) for _ in range(MAPS)]
+    return [one for one, _ in drawn], [mask for _, mask in drawn], sum(label_regions(mask)[1] for _, mask in drawn)
+
+
+def aupro_rows(repeats: int) -> list[tuple[str, ...]]:
+    rows = []
+    for name, make in (("30 regions in all", small_maps), ("about 30 regions a map", crowded_maps)):
+        maps, masks, regions = make()
+        times = [seconds(lambda m=maps, k=masks: aupro(m, k)) for _ in range(repeats + 1)][1:]  # type: ignore[misc]
+        spread = f"{milliseconds(min(times))} to {milliseconds(max(times))}"
+        rows.append((name, str(regions), milliseconds(statistics.median(times)), spread))
+    return rows
+
+
+def large_scenes(number: int, side: int) -> Iterator[tuple[Map, Mask | None]]:
+    """Maps in the order in which an evaluation meets them, made one at a time from a few drawn ones."""
+    rng = np.random.default_rng(2)
+    drawn = [scene(side, 5, rng) for _ in range(8)]
+    for index in range(number):
+        grid, mask = drawn[index % len(drawn)]
+        shifted = np.roll(grid, index, axis=1) + np.float32(1e-6 * index)
+        yield shifted, np.roll(mask, index, axis=1) if index < SHARE_FLAWED * number else None
+
+
+def pool(number: int, side: int) -> dict[str, float | int | None]:
+    """Pool maps and compute every pixel figure; seconds without those of drawing the maps."""
+    adding = 0.0
+    with PixelMetrics() as pixels:
+        for grid, mask in large_scenes(number, side):
+            start = time.perf_counter()
+            pixels.add(grid, mask)
+            adding += time.perf_counter() - start
+        start = time.perf_counter()
+        figures = pixels.compute()
+        computing = time.perf_counter() - start
+    return {"adding": adding, "computing": computing, "regions": len(figures.region_area), "aupro": figures.aupro}
+
+
+def pooling_rows(sizes: list[tuple[int, int]]) -> list[tuple[str, ...]]:
+    """Every size in a process of its own, so that its memory can be told."""
+    rows = []
+    for number, side in sizes:
+        with TemporaryDirectory() as folder:
+            answer = Path(folder) / "answer.json"
+            measured = run_measured([sys.executable, __file__, "--pool", str(number), str(side), str(answer)])
+            if measured.returncode:
+                raise SystemExit(measured.stderr)
+            found = json.loads(answer.read_text())
+        rows.append(
+            (
+                f"{number} maps of {side}×{side}",
+                str(found["regions"]),
+                f"{found['adding']:.1f}",
+                f"{found['computing']:.1f}",
+                f"{measured.private_bytes / 1e9:.2f}",
+                f"{4e-9 * number * side**2:.2f}",
+            )
+        )
+    return rows
+
+
+def main() -> None:
+    arguments: argparse.ArgumentParser = parser(__doc__)
+    arguments.add_argument("--repeats", type=int, default=9)
+    given = arguments.parse_args()
+    exact = aupro_rows(2 if given.quick else given.repeats)
+    sizes = [(20, 256), (40, 256)] if given.quick else [(100, LARGE_SIDE), (LARGE_MAPS, LARGE_SIDE)]
+    sections = [
+        f"## Exact AUPRO of {MAPS} maps of {SIDE}×{SIDE}\n\nFrom arrays to the figure: labelling, sorting and counting "
+        "included, every distinct score a threshold.\n\n"
+        + table(("maps", "regions", "median, ms", "fastest to slowest, ms"), exact),
+        "## All pixel figures, pooled map by map\n\nAUROC, AP, AUPRO and the counts behind curves and "
+        "intervals; half of the "
+        "images are flawed, five discs each. Private memory is the largest anonymous memory of the process.\n\n"
+        + table(
+            ("pooled", "regions", "adding, s", "computing, s", "private memory, GB", "all maps in memory would be, GB"),
+            pooling_rows(sizes),
+        ),
+    ]
+    page("metrics", "Time and memory of the metrics", sections, write=given.write)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--pool"]:
+        Path(sys.argv[4]).write_text(json.dumps(pool(int(sys.argv[2]), int(sys.argv[3]))))
+    else:
+        main()

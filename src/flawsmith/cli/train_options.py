@@ -1,0 +1,33 @@
+"""Options of ``flawsmith train``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Method = Annotated[str, typer.Option(help="The method.")]
+Preset = Annotated[str | None, typer.Option(help="fast, paper or official; by default fast, or official on a GPU.")]
+Backbone = Annotated[
+    str,
+    typer.Option(help="efficientnet_lite0 (needs no download), any timm name, a weights file, or NAME@FILE."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the method, such as epochs=20."),
+]
+Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<category>.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")]
+TrainingEngine = Annotated[str, typer.Option(help="onnxruntime or openvino: what training and inspection run on.")]
+Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of that engine.")]
+Select = Annotated[str, typer.Option(help="last, or best on held-out good images and flaws forged on them.")]
+Alpha = Annotated[float, typer.Option(help="Share of good parts that may be rejected.")]
+ReviewAlpha = Annotated[
+    float | None, typer.Option(help="Share of good parts that may be sent to review; no such verdict by default.")
+]
+Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
+Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")]
+Devices = Annotated[str, typer.Option(help="Lightning's devices: a number, or a list such as 0,1.")]
+Strategy = Annotated[str, typer.Option(help="Lightning's strategy.")]

@@ -1,0 +1,287 @@
+"""Malformed and unusual folders, files and arguments: each gives one line that says what to do, and no traceback."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+
+@dataclass
+class Place:
+    """Where a case builds what it needs."""
+
+    root: Path
+    model: Path
+    tiny: ModuleType
+    trees: ModuleType
+
+    def folder(self, *names: str) -> Path:
+        path = self.root.joinpath(*names)
+        path.mkdir(parents=True, exist_ok=True)
+        return path
+
+    def file(self, name: str, content: bytes = b"text") -> Path:
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        return path
+
+    def picture(self, name: str, seed: int = 0) -> Path:
+        return self.trees.picture(self.root / name, seed=seed)
+
+    def parts(self, name: str = "bolt") -> Path:
+        return self.trees.mvtec(self.root / name)
+
+    def train(self, *options: object, data: Path | None = None) -> list[object]:
+        return ["train", data or self.parts(), "--quiet", "--out", self.root / "run", *options]
+
+    def with_validation(self) -> Path:
+        for index in range(3):
+            self.picture(f"nut/good/{index}.png", index)
+            self.picture(f"nut/val/{index}.png", 50 + index)
+        return self.root / "nut"
+
+    def altered(self, change: Callable[[bytes], bytes]) -> Path:
+        return self.file("altered.flaw", change(self.model.read_bytes()))
+
+
+Case = Callable[[Place], list[object]]
+
+
+def leak(place: Place) -> list[object]:
+    parts = place.parts()
+    shutil.copy(parts / "train/good/000.png", parts / "test/good/copy.png")
+    return place.train(data=parts)
+
+
+def all_corrupt(place: Place) -> list[object]:
+    data = place.with_validation()
+    for path in data.glob("*/*.png"):
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(path))
+    return place.train(data=data)
+
+
+def one_corrupt(place: Place) -> list[object]:
+    data = place.with_validation()
+    (data / "good/1.png").write_bytes((data / "good/1.png").read_bytes()[:100])
+    return place.train(data=data)
+
+
+class Bomb:
+    """Runs code when it is unpickled without restraint."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.system, ("touch exploded",))
+
+
+def pickle_bomb(place: Place) -> list[object]:
+    weights = place.file("resnet18.pth", pickle.dumps(Bomb()))
+    return place.train("--backbone", f"resnet18@{weights}")
+
+
+def newer_schema(place: Place) -> list[object]:
+    path = place.root / "newer.flaw"
+    with zipfile.ZipFile(place.model) as old, zipfile.ZipFile(path, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            if name == "manifest.json":
+                content = json.dumps({**json.loads(content), "schema_version": 99}).encode()
+            new.writestr(name, content)
+    return ["info", path]
+
+
+def several_categories(place: Place) -> list[object]:
+    place.parts("line/bolt")
+    place.parts("line/nut")
+    return place.train(data=place.root / "line")
+
+
+def one_category_inside(place: Place) -> list[object]:
+    place.parts("line/bolt")
+    return place.train(data=place.root / "line")
+
+
+def archive(place: Place) -> list[object]:
+    path = place.root / "bolt.zip"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("good/0.png", b"")
+    return place.train(data=path)
+
+
+def foreign_out(place: Place) -> list[object]:
+    place.file("run/thesis.txt")
+    return place.train()
+
+
+def former_run(place: Place) -> list[object]:
+    place.file("run/config.yaml", b"method: pbas\n")
+    return place.train()
+
+
+def other_run(place: Place) -> list[object]:
+    place.file("run/config.yaml", b"method: pbas\n")
+    return place.train("--resume")
+
+
+def corrupt_test_image(place: Place) -> list[object]:
+    parts = place.parts()
+    (parts / "test/crack/000.png").write_bytes(b"no image")
+    return ["evaluate", place.model, parts]
+
+
+def good_only(place: Place) -> list[object]:
+    place.picture("photos/0.png")
+    return ["evaluate", place.model, place.root / "photos"]
+
+
+def foreign_demo(place: Place) -> list[object]:
+    place.file("demo/thesis.txt")
+    return ["demo", "--out", place.root / "demo"]
+
+
+def not_utf8(place: Place) -> list[object]:
+    return ["doctor", os.fsdecode(os.fsencode(place.root) + b"/caf\xe9")]
+
+
+CASES: dict[str, tuple[Case, str]] = {
+    # The data.
+    "missing folder": (lambda p: p.train(data=p.root / "nowhere"), "there is no folder"),
+    "one image": (lambda p: p.train(data=p.picture("0.png")), "give the folder that holds it"),
+    "text file": (lambda p: p.train(data=p.file("notes.txt")), "is a file, but a folder of images is expected"),
+    "archive": (archive, "unpack it"),
+    "model as data": (lambda p: p.train(data=p.model), "is a trained model"),
+    "empty folder": (lambda p: p.train(data=p.folder("empty")), "is empty"),
+    "no images": (lambda p: p.train(data=p.file("docs/a.txt").parent), "found no good images"),
+    "root of a data set": (several_categories, "with 2 categories (bolt, nut); pick one"),
+    "folder above": (one_category_inside, "holds the category bolt but is none itself"),
+    "test part": (lambda p: p.train(data=p.parts() / "test"), "is only the test/ part"),
+    "leak": (leak, "the same image stands in train and test"),
+    "all corrupt": (all_corrupt, "flawsmith doctor"),
+    "one corrupt": (one_corrupt, "good/1.png: damaged or truncated image"),
+    "name not UTF-8": (not_utf8, "there is no folder"),
+    # What to train.
+    "unknown method": (lambda p: p.train("--method", "pbsa"), "did you mean 'pbas'?"),
+    "unknown preset": (lambda p: p.train("--preset", "quick"), "choose from"),
+    "unknown backbone": (lambda p: p.train("--backbone", "resnet_18"), "did you mean 'resnet18'"),
+    "missing weights": (lambda p: p.train("--backbone", "resnet18@gone.pth"), "no weight file at gone.pth"),
+    "weights of no known name": (lambda p: p.train("--backbone", p.file("mine.pth")), "write --backbone NAME@"),
+    "pickle bomb": (pickle_bomb, "is not a readable weight file"),
+    "unknown setting": (lambda p: p.train("--set", "epoch=3"), "no setting called 'epoch'"),
+    "setting without a value": (lambda p: p.train("--set", "epochs"), "is not key=value"),
+    "setting without a name": (lambda p: p.train("--set", "=3"), "is not key=value"),
+    "setting that is no YAML": (lambda p: p.train("--set", "strides=[8,"), "--set strides=[8,16]"),
+    "setting twice": (lambda p: p.train("--set", "epochs=3", "--set", "epochs=4"), "given twice"),
+    "setting out of range": (lambda p: p.train("--set", "epochs=0"), "epochs=0 is not possible"),
+    "setting of another type": (lambda p: p.train("--set", "epochs=many"), "epochs='many' is not possible"),
+    "negative seed": (lambda p: p.train("--seed", "-1"), "seed=-1 is not possible"),
+    "seed in words": (lambda p: p.train("--seed", "one"), "Invalid value for '--seed'"),
+    "alpha above one": (lambda p: p.train("--alpha", "2"), "alpha=2.0 is not possible"),
+    "unknown engine": (lambda p: p.train("--engine", "tensorrt"), "engine='tensorrt' is not possible"),
+    "too many bits": (lambda p: p.train("--bits", "99"), "bits=99 is not possible"),
+    "unknown layout": (lambda p: p.train("--layout", "mvtek"), "did you mean mvtec?"),
+    # Where to write.
+    "run folder is a file": (lambda p: p.train("--out", p.file("note")), "is a file: give a folder with --out"),
+    "run folder below a file": (lambda p: p.train("--out", p.file("note") / "run"), "with --out"),
+    "run folder of something else": (foreign_out, "is not empty and holds no run"),
+    "run folder in use": (former_run, "continue it with --resume"),
+    "resume of another run": (other_run, "resume with the same settings"),
+    "demo in a foreign folder": (foreign_demo, "is not empty and holds no demo"),
+    "demo in a file": (lambda p: ["demo", "--out", p.file("note")], "is a file: give a folder with --out"),
+    "demo below a file": (lambda p: ["demo", "--out", p.file("note") / "demo"], "with --out"),
+    "demo of an unknown part": (lambda p: ["demo", "--out", p.root / "d", "--part", "wheel"], "choose one of"),
+    "demo with a negative seed": (lambda p: ["demo", "--out", p.root / "d", "--seed", "-1"], "must not be negative"),
+    # The model.
+    "missing model": (lambda p: ["info", p.root / "gone.flaw"], "no such model file"),
+    "model is a folder": (lambda p: ["info", p.folder("runs")], "is a folder, not a model file"),
+    "model is text": (lambda p: ["info", p.file("a.flaw")], "not an intact model file"),
+    "model is empty": (lambda p: ["doctor", p.file("a.flaw", b"")], "not an intact model file"),
+    "model truncated": (lambda p: ["predict", p.altered(lambda b: b[:-99]), p.root], "not an intact model file"),
+    "model tampered with": (
+        lambda p: ["info", p.altered(lambda b: b.replace(b'"seed": 0', b'"seed": 7'))],
+        "altered.flaw: not an intact model file",
+    ),
+    "model of a newer version": (newer_schema, "pip install --upgrade flawsmith"),
+    "arguments swapped": (lambda p: ["evaluate", p.parts(), p.model], "is a folder, not a model file"),
+    "doctor of nothing": (lambda p: ["doctor", p.root / "gone.flaw"], "no such model file"),
+    # Evaluating and predicting.
+    "nothing to evaluate on": (good_only, "has no test images"),
+    "corrupt test image": (corrupt_test_image, "or remove it from the test split"),
+    "evaluation into a file": (lambda p: ["evaluate", p.model, p.parts(), "--out", p.file("n")], "give a folder"),
+    "no such engine": (lambda p: ["evaluate", p.model, p.parts(), "--engine", "trt"], "unknown engine 'trt'"),
+    "no such photo": (lambda p: ["predict", p.model, p.root / "gone.png"], "there is no file or folder"),
+    "folder without photos": (
+        lambda p: ["predict", p.model, p.folder("empty"), "--out", p.root / "v"],
+        "there are no images in",
+    ),
+    "no decoders": (
+        lambda p: ["predict", p.model, p.picture("0.png"), "--decoders", "0", "--out", p.root / "v"],
+        "decoders must be at least 1",
+    ),
+    "verdicts into a file": (
+        lambda p: ["predict", p.model, p.picture("0.png"), "--out", p.file("note")],
+        "is a file: give a folder with --out",
+    ),
+    # The arguments themselves.
+    "unknown command": (lambda p: ["trian", p.root], "No such command 'trian'"),
+    "unknown option": (lambda p: ["train", p.root, "--epochs", "3"], "No such option"),
+    "missing argument": (lambda p: ["evaluate", p.model], "Missing argument 'DATA'"),
+}
+
+
+@pytest.fixture
+def place(tmp_path: Path, model: Path, tiny: ModuleType, trees: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "cache"))
+    return Place(tmp_path, model, tiny, trees)
+
+
+@pytest.fixture
+def no_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiling a backbone takes seconds, and no case here gets as far as using it."""
+    from flawsmith.pipeline import train
+
+    monkeypatch.setattr(train, "make_extractor", lambda *arguments: None)
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.usefixtures("no_compilation")
+def test_mistake_gives_one_line_that_says_what_to_do(name, place, flawsmith):
+    build, fragment = CASES[name]
+    arguments = build(place)
+
+    outcome = flawsmith(*arguments)
+
+    lines = outcome.err.splitlines()
+    assert outcome.code == 2, outcome.err
+    assert len(lines) == 1, outcome.err
+    assert lines[0].startswith("error: ")
+    assert fragment in lines[0]
+    assert outcome.out == ""
+
+
+def test_pickle_bomb_does_not_go_off(place, flawsmith, no_compilation):
+    flawsmith(*pickle_bomb(place))
+
+    assert not (place.root / "exploded").exists()
+
+
+def test_failed_training_leaves_no_model_behind(place, flawsmith, no_compilation):
+    flawsmith(*one_corrupt(place))
+
+    assert not list((place.root / "run").glob("*.flaw"))
+    assert not list((place.root / "run").glob(".*.tmp"))
+
+
+def test_failed_prediction_leaves_nothing_behind(place, flawsmith):
+    flawsmith("predict", place.model, place.folder("empty"), "--out", place.root / "verdicts")
+
+    assert list((place.root / "verdicts").iterdir()) == []

@@ -1,0 +1,270 @@
+"""What each command prints, writes and returns where all goes well."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import flawsmith as package
+from flawsmith.runtime.bundle import Bundle
+
+
+def grey(path: Path, level: int) -> Path:
+    """A picture of one tone: the tiny model's score is level / 255."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((20, 30, 3), level, np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """One good photo, one to review, one to reject, one damaged; in this order."""
+    for name, level in (("a", 50), ("b", 120), ("c", 200)):
+        grey(tmp_path / "photos" / f"{name}.png", level)
+    (tmp_path / "photos" / "d.png").write_bytes(b"no image")
+    return tmp_path / "photos"
+
+
+@pytest.fixture
+def category(tmp_path: Path, trees: ModuleType) -> Path:
+    """A category whose flawed parts are bright."""
+    root = trees.mvtec(tmp_path / "bolt")
+    for split, defect, level in (("test", "good", 60), ("test", "crack", 200)):
+        for index in range(2):
+            grey(root / split / defect / f"{index:03d}.png", level + index)
+    for index in range(2):
+        trees.mask(root / "ground_truth" / "crack" / f"{index:03d}_mask.png", (20, 30))
+    return root
+
+
+class TestProgram:
+    def test_version_is_printed(self, flawsmith):
+        assert flawsmith("--version") == (0, f"flawsmith {package.__version__}\n", "")
+
+    def test_help_lists_all_commands(self, flawsmith):
+        outcome = flawsmith("--help")
+
+        assert outcome.code == 0
+        assert all(name in outcome.out for name in ("demo", "train", "evaluate", "predict", "info", "doctor"))
+
+    @pytest.mark.parametrize("command", ["demo", "train", "evaluate", "predict", "info", "doctor"])
+    def test_help_of_a_command_has_an_example(self, command, flawsmith):
+        outcome = flawsmith(command, "--help")
+
+        assert outcome.code == 0
+        assert f"Example: flawsmith {command}" in " ".join(outcome.out.split())
+
+
+class TestPredict:
+    def test_verdicts_go_to_stdout_in_input_order(self, flawsmith, model, photos, tmp_path):
+        outcome = flawsmith("predict", model, photos / "c.png", photos / "a.png", "--out", tmp_path / "v")
+
+        rows = [line.split() for line in outcome.out.splitlines()]
+        assert outcome.code == 0
+        assert [(row[0], Path(row[2]).name) for row in rows] == [("reject", "c.png"), ("pass", "a.png")]
+
+    def test_unreadable_image_is_reported_and_the_rest_inspected(self, flawsmith, model, photos, tmp_path):
+        (photos / "d.png").rename(photos / "aa.png")
+
+        outcome = flawsmith("predict", model, photos, "--out", tmp_path / "v")
+
+        assert outcome.code == 1
+        assert len(outcome.out.splitlines()) == 3
+        assert "unreadable:" in outcome.err
+        assert "aa.png" in outcome.err
+        assert "1 unreadable" in outcome.err
+
+    def test_missing_photo_among_others_is_reported(self, flawsmith, model, photos, tmp_path):
+        outcome = flawsmith("predict", model, photos / "gone.png", photos / "a.png", "--out", tmp_path / "v")
+
+        assert outcome.code == 1
+        assert "no such file" in outcome.err
+
+    def test_json_prints_the_lines_of_the_file_and_nothing_else(self, flawsmith, model, photos, tmp_path):
+        outcome = flawsmith("predict", model, photos, "--json", "--out", tmp_path / "v")
+
+        assert outcome.out == (tmp_path / "v" / "verdicts.jsonl").read_text()
+        records = [json.loads(line) for line in outcome.out.splitlines()]
+        assert [record.get("verdict") for record in records] == ["pass", "review", "reject", None]
+        assert "error" in records[3]
+
+    @pytest.mark.parametrize(
+        ("option", "drawn"), [(None, ["b", "c"]), ("--overlays", ["a", "b", "c"]), ("--no-overlays", [])]
+    )
+    def test_overlays_are_drawn_as_asked(self, option, drawn, flawsmith, model, photos, tmp_path):
+        flawsmith("predict", model, photos, "--out", tmp_path / "v", *([option] if option else []))
+
+        overlays = sorted((tmp_path / "v").glob("overlays/*.png"))
+        assert [path.stem.split("-")[1] for path in overlays] == drawn
+
+    def test_quiet_leaves_errors_only(self, flawsmith, model, photos, tmp_path):
+        outcome = flawsmith("predict", model, photos, "--quiet", "--out", tmp_path / "v")
+
+        assert outcome.out == ""
+        assert len(outcome.err.splitlines()) == 1
+
+    def test_other_engine_is_warned_of_in_one_line(self, flawsmith, model, photos, tmp_path):
+        pytest.importorskip("openvino")
+
+        outcome = flawsmith("predict", model, photos / "a.png", "--engine", "openvino", "--out", tmp_path / "v")
+
+        assert outcome.code == 0
+        assert outcome.err.splitlines()[0].startswith("warning: the limits were calibrated with onnxruntime")
+
+
+class TestEvaluate:
+    def test_table_and_files(self, flawsmith, model, category, tmp_path):
+        outcome = flawsmith("evaluate", model, category)
+
+        folder = tmp_path / "evaluation"
+        assert outcome.code == 0
+        assert "image AUROC" in outcome.out
+        assert sorted(path.name for path in folder.iterdir()) == ["evaluation.json", "report.html", "scores.csv"]
+        with (folder / "scores.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [(row["image"], row["defect"], row["verdict"]) for row in rows] == [
+            ("test/crack/000.png", "crack", "reject"),
+            ("test/crack/001.png", "crack", "reject"),
+            ("test/good/000.png", "good", "pass"),
+            ("test/good/001.png", "good", "pass"),
+        ]
+
+    def test_json_is_one_object_equal_to_the_file(self, flawsmith, model, category, tmp_path):
+        outcome = flawsmith("evaluate", model, category, "--json", "--out", tmp_path / "e")
+
+        figures = json.loads(outcome.out)
+        assert figures["image_auroc"] == 1.0
+        assert figures["false_reject_rate"] == 0.0
+        assert figures["n_good"] == figures["n_flawed"] == 2
+        assert figures == json.loads((tmp_path / "e" / "evaluation.json").read_text())
+
+    def test_repeated_evaluation_replaces_the_former(self, flawsmith, model, category):
+        first = flawsmith("evaluate", model, category)
+        second = flawsmith("evaluate", model, category)
+
+        assert first == second
+
+
+class TestInfo:
+    def test_words_say_what_the_limit_is_worth(self, flawsmith, model):
+        outcome = flawsmith("info", model)
+
+        assert outcome.code == 0
+        assert "verified" in outcome.out
+        assert "rests on 19 good images" in outcome.out
+
+    def test_json_holds_the_decision(self, flawsmith, model):
+        facts = json.loads(flawsmith("info", model, "--json").out)
+
+        assert facts["decision"]["limit"] == 0.6
+        assert facts["training"]["n_train"] == 80
+        assert facts["verified"] is True
+
+
+class TestDoctor:
+    def test_sound_data_with_warnings_gives_0(self, flawsmith, category):
+        outcome = flawsmith("doctor", category)
+
+        assert outcome.code == 0
+        assert "warning:" in outcome.out
+
+    def test_damaged_file_gives_1_and_is_named(self, flawsmith, category):
+        (category / "train/good/000.png").write_bytes(b"no image")
+
+        outcome = flawsmith("doctor", category, "--json")
+
+        findings = json.loads(outcome.out)
+        assert outcome.code == 1
+        assert findings["errors"] == 1
+        assert findings["findings"][0]["where"] == [str(category / "train/good/000.png")]
+
+    def test_model_is_run_once(self, flawsmith, model):
+        outcome = flawsmith("doctor", model, "--json")
+
+        names = {finding["name"] for finding in json.loads(outcome.out)["findings"]}
+        assert outcome.code == 0
+        assert {"runs", "versions"} <= names
+
+    def test_model_that_does_not_run_gives_1(self, flawsmith, tiny, tmp_path):
+        bundle = tiny.make_bundle()
+        Bundle(bundle.spec, tiny.mean_detector((8, 8))).save(tmp_path / "odd.flaw")
+
+        outcome = flawsmith("doctor", tmp_path / "odd.flaw")
+
+        assert outcome.code == 1
+        assert "error:" in outcome.out
+
+
+class TestTrain:
+    @pytest.fixture
+    def trained(self, monkeypatch: pytest.MonkeyPatch, tiny: ModuleType) -> list[dict[str, object]]:
+        """The options with which the pipeline was called; training itself is tested there."""
+        from flawsmith.pipeline import train
+
+        calls: list[dict[str, object]] = []
+
+        def record(data: Path, **options: object) -> SimpleNamespace:
+            calls.append({"data": data, **options})
+            folder = Path("runs/bolt")
+            return SimpleNamespace(
+                folder=folder, model=folder / "model.flaw", report=folder / "report.html", bundle=tiny.make_bundle()
+            )
+
+        monkeypatch.setattr(train, "train", record)
+        return calls
+
+    def test_options_reach_the_pipeline(self, flawsmith, category, trained):
+        options = ["--seed", 3, "--set", "epochs=2", "--set", "strides=[8]", "--bits", 12, "--review-alpha", 0.1]
+
+        outcome = flawsmith("train", category, *options, "--devices", "2", "--resume", "--out", "there")
+
+        assert outcome.code == 0
+        assert trained[0]["set"] == {"epochs": 2, "strides": [8]}
+        expected = {"seed": 3, "bits": 12, "review_alpha": 0.1, "devices": 2, "resume": True, "out": Path("there")}
+        assert {key: trained[0][key] for key in expected} == expected
+
+    def test_people_learn_what_was_recognised_and_where_results_lie(self, flawsmith, category, trained):
+        outcome = flawsmith("train", category)
+
+        assert outcome.out == ""
+        assert "mvtec layout, because" in outcome.err
+        assert "held out by content" in outcome.err
+        assert "model.flaw" in outcome.err
+        assert "report.html" in outcome.err
+        assert "The reject limit rests on 19 good images" in outcome.err
+
+    def test_json_is_one_object(self, flawsmith, category, trained):
+        result = json.loads(flawsmith("train", category, "--json").out)
+
+        assert result["model"].endswith("model.flaw")
+        assert result["decision"]["n_good"] == 19
+
+    def test_ctrl_c_says_how_to_go_on(self, flawsmith, category, monkeypatch):
+        from flawsmith.pipeline import train
+
+        monkeypatch.setattr(train, "train", raiser(KeyboardInterrupt()))
+
+        outcome = flawsmith("train", category, "--quiet")
+
+        assert outcome == (130, "", "interrupted: continue with --resume\n")
+
+    def test_ctrl_c_inside_lightning_says_how_to_go_on(self, flawsmith, category, monkeypatch):
+        from flawsmith.pipeline import train
+
+        monkeypatch.setattr(train, "train", raiser(SystemExit(1)))
+
+        assert flawsmith("train", category, "--quiet") == (130, "", "interrupted: continue with --resume\n")
+
+
+def raiser(error: BaseException) -> Callable[..., None]:
+    def fail(*arguments: object, **options: object) -> None:
+        raise error
+
+    return fail

@@ -1,0 +1,236 @@
+"""The feature cache: shared, content-keyed, bounded, and unharmed by killed writers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flawsmith.features.cache import SHARD_IMAGES, FeatureCache, cache_cap, cache_folder
+from flawsmith.runtime.errors import FlawsmithError
+
+SHAPES = ((4, 6, 5), (8, 3, 3))
+IMAGE_BYTES = 2 * sum(int(np.prod(shape)) for shape in SHAPES)
+
+
+def maps_of(content: str) -> list[np.ndarray]:
+    """Level maps that are a function of an image's content."""
+    rng = np.random.default_rng(list(content.encode()))
+    return [rng.normal(size=shape).astype(np.float32) for shape in SHAPES]
+
+
+class Recorder:
+    """An extractor that notes which images it was asked for."""
+
+    def __init__(self, hashes: Sequence[str]) -> None:
+        self.hashes, self.asked = list(hashes), list[str]()
+
+    def __call__(self, rows: Sequence[int]) -> Iterator[list[np.ndarray]]:
+        for row in rows:
+            self.asked.append(self.hashes[row])
+            yield maps_of(self.hashes[row])
+
+
+Fill = Callable[..., Recorder]
+
+
+@pytest.fixture
+def fill(tmp_path: Path) -> Fill:
+    """``fill(hashes)`` asks the cache for these images, checks every value, and returns what was extracted."""
+
+    def run(hashes: Sequence[str], *, key: str = "one", cap: int = 10**9) -> Recorder:
+        recorder = Recorder(hashes)
+        table = FeatureCache(key, tmp_path, cap).table(hashes, recorder)
+        assert len(table) == len(hashes)
+        for row, content in enumerate(hashes):
+            for level, expected in zip(table.batch([row]), maps_of(content), strict=True):
+                np.testing.assert_allclose(level[0].numpy(), expected, atol=2e-3, rtol=1e-3)
+        return recorder
+
+    return run
+
+
+def shards(root: Path) -> list[Path]:
+    return sorted(index.parent for index in root.glob("features/*/*/index.json"))
+
+
+def test_second_run_extracts_nothing(fill: Fill) -> None:
+    first = fill(["a", "b", "c"])
+    second = fill(["a", "b", "c"])
+
+    assert first.asked == ["a", "b", "c"]
+    assert second.asked == []
+
+
+def test_order_and_names_do_not_matter_but_content_does(fill: Fill) -> None:
+    fill(["a", "b", "c"])
+
+    assert fill(["c", "new", "a"]).asked == ["new"]
+
+
+def test_copies_of_an_image_are_extracted_once(fill: Fill) -> None:
+    assert fill(["a", "b", "a", "a"]).asked == ["a", "b"]
+
+
+def test_another_extractor_shares_nothing(fill: Fill) -> None:
+    fill(["a"], key="one")
+
+    assert fill(["a"], key="two").asked == ["a"]
+
+
+def test_many_images_take_several_shards(fill: Fill, tmp_path: Path) -> None:
+    hashes = [f"image {number}" for number in range(2 * SHARD_IMAGES + 3)]
+
+    assert fill(hashes).asked == hashes
+    assert fill(hashes).asked == []
+    assert len(shards(tmp_path)) == 3
+
+
+def test_table_reads_rows_in_any_order_as_float32(tmp_path: Path) -> None:
+    hashes = ["a", "b", "c"]
+    table = FeatureCache("one", tmp_path, 10**9).table(hashes, Recorder(hashes))
+
+    levels = table.batch(np.array([2, 0, 2]))
+
+    assert table.channels == (4, 8)
+    assert table.grids == ((6, 5), (3, 3))
+    assert [level.dtype for level in levels] == [torch.float32] * 2
+    assert torch.equal(levels[0][0], levels[0][2])
+    np.testing.assert_allclose(levels[1][1].numpy(), maps_of("a")[1], atol=2e-3, rtol=1e-3)
+
+
+def test_values_beyond_half_precision_are_clipped_not_infinite(tmp_path: Path) -> None:
+    table = FeatureCache("one", tmp_path, 10**9).table(
+        ["a"], lambda rows: iter([[np.full((1, 2, 2), 1e9, np.float32)]])
+    )
+
+    assert torch.isfinite(table.batch([0])[0]).all()
+
+
+def test_leftovers_of_a_dead_writer_are_removed_and_those_of_a_living_one_kept(fill: Fill, tmp_path: Path) -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    folder = tmp_path / "features" / "one"
+    dead, living = folder / f"tmp-{gone.pid}-abc", folder / f"tmp-{os.getpid()}-abc"
+    for leftover in (dead, living):
+        leftover.mkdir(parents=True)
+        (leftover / "level_0.npy").write_bytes(b"half a file")
+
+    fill(["a"])
+
+    assert not dead.exists()
+    assert living.exists()
+
+
+def test_killed_extraction_leaves_whole_shards_alone(fill: Fill, tmp_path: Path) -> None:
+    hashes = [f"image {number}" for number in range(SHARD_IMAGES + 5)]
+
+    def killed(rows: Sequence[int]) -> Iterator[list[np.ndarray]]:
+        for row in rows:
+            if row == SHARD_IMAGES + 2:
+                raise KeyboardInterrupt
+            yield maps_of(hashes[row])
+
+    with pytest.raises(KeyboardInterrupt):
+        FeatureCache("one", tmp_path, 10**9).table(hashes, killed)
+
+    assert fill(hashes).asked == hashes[SHARD_IMAGES:]
+
+
+def cut_short(shard: Path) -> None:
+    level = shard / "level_1.npy"
+    level.write_bytes(level.read_bytes()[:-7])
+
+
+def empty(shard: Path) -> None:
+    (shard / "level_0.npy").write_bytes(b"")
+
+
+def without_a_level(shard: Path) -> None:
+    (shard / "level_1.npy").unlink()
+
+
+def without_rows(shard: Path) -> None:
+    np.save(shard / "level_0.npy", np.zeros((1, *SHAPES[0]), np.float16))
+
+
+def garbled_index(shard: Path) -> None:
+    (shard / "index.json").write_text("{broken")
+
+
+def foreign_index(shard: Path) -> None:
+    (shard / "index.json").write_text('{"images": 3}')
+
+
+def pickled(shard: Path) -> None:
+    np.save(shard / "level_0.npy", np.array([{"run": "code"}] * 3, dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    "damage", [cut_short, empty, without_a_level, without_rows, garbled_index, foreign_index, pickled]
+)
+def test_damaged_shard_is_computed_anew(fill: Fill, tmp_path: Path, damage: Callable[[Path], None]) -> None:
+    fill(["a", "b", "c"])
+    (shard,) = shards(tmp_path)
+    damage(shard)
+
+    assert fill(["a", "b", "c"]).asked == ["a", "b", "c"]
+    assert fill(["a", "b", "c"]).asked == []
+
+
+def test_full_cache_drops_the_least_recently_used_shard(fill: Fill, tmp_path: Path) -> None:
+    cap = 4 * IMAGE_BYTES  # two shards with their headers and indices, not three
+    for key in ("first", "second"):
+        fill(["a"], key=key, cap=cap)
+    now = 1_700_000_000
+    for shard in shards(tmp_path):
+        os.utime(shard / "index.json", (now, now) if shard.parent.name == "second" else (now + 9, now + 9))
+
+    fill(["a"], key="third", cap=cap)
+
+    assert {shard.parent.name for shard in shards(tmp_path)} == {"first", "third"}
+
+
+def test_use_makes_a_shard_young(fill: Fill, tmp_path: Path) -> None:
+    fill(["a"])
+    (shard,) = shards(tmp_path)
+    os.utime(shard / "index.json", (1, 1))
+
+    fill(["a"])
+
+    assert (shard / "index.json").stat().st_mtime > 1
+
+
+def test_dataset_larger_than_the_cache_says_so(fill: Fill) -> None:
+    with pytest.raises(FlawsmithError, match="FLAWSMITH_CACHE_GB") as error:
+        fill(["a", "b"], cap=IMAGE_BYTES)
+
+    assert "\n" not in str(error.value)
+
+
+def test_cap_and_folder_come_from_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "here"))
+    monkeypatch.setenv("FLAWSMITH_CACHE_GB", "1.5")
+
+    assert cache_folder() == tmp_path / "here"
+    assert cache_cap() == 1_500_000_000
+
+
+def test_cap_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAWSMITH_CACHE_GB", "plenty")
+
+    with pytest.raises(FlawsmithError, match="plenty"):
+        cache_cap()
+
+
+def test_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "features").write_text("a file where the folder should be")
+
+    with pytest.raises(FlawsmithError, match="FLAWSMITH_CACHE"):
+        FeatureCache("one", tmp_path)

@@ -1,0 +1,122 @@
+"""Three engines behind one interface: each equal to torch, image by image."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flawsmith.features.backbones import Backbone, load_backbone
+from flawsmith.features.extract import (
+    LOOK_AHEAD,
+    TOLERANCE,
+    EngineName,
+    Precision,
+    extract_files,
+    extractor_key,
+    make_extractor,
+)
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
+
+SIZE = (64, 96)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone()
+
+
+@pytest.fixture(scope="module")
+def geometry(backbone: Backbone) -> Geometry:
+    return Geometry(size=SIZE, mean=backbone.info.mean, std=backbone.info.std)
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(2, 3, *SIZE)).astype(np.float32)
+
+
+ENGINES: list[tuple[EngineName, Precision]] = [
+    ("torch", "float32"),
+    ("torch", "bfloat16"),
+    ("onnxruntime", "float32"),
+    ("openvino", "float32"),
+    ("openvino", "bfloat16"),
+]
+
+
+@pytest.mark.parametrize(("engine", "precision"), ENGINES)
+def test_engine_equals_torch_within_the_precision_it_declares(
+    engine: EngineName, precision: Precision, backbone: Backbone, images: np.ndarray, one_compilation: None
+) -> None:
+    with torch.no_grad():
+        expected = [level.numpy() for level in backbone(torch.from_numpy(images))]
+
+    extractor = make_extractor(backbone, SIZE, engine, precision)
+    levels = extractor(images)
+
+    assert (extractor.engine, extractor.precision) == (engine, precision)
+    for level, reference in zip(levels, expected, strict=True):
+        assert level.dtype == np.float32
+        assert np.abs(level - reference).max() <= TOLERANCE[precision] * np.abs(reference).max()
+
+
+def test_onnx_runtime_refuses_bfloat16(backbone: Backbone, one_compilation: None) -> None:
+    with pytest.raises(FlawsmithError, match="bfloat16"):
+        make_extractor(backbone, SIZE, "onnxruntime", "bfloat16")
+
+
+class Counting:
+    """An extractor whose level is the mean of the image; notes the batch sizes."""
+
+    engine: EngineName = "torch"
+    precision: Precision = "float32"
+
+    def __init__(self) -> None:
+        self.batches: list[int] = []
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        self.batches.append(len(images))
+        return [images.mean(axis=(2, 3), keepdims=True)]
+
+
+def test_files_are_extracted_one_at_a_time_in_order(parts: Path, geometry: Geometry) -> None:
+    files = sorted((parts / "train" / "good").iterdir())
+    assert len(files) > LOOK_AHEAD
+    extractor = Counting()
+
+    forwards = [levels[0] for levels in extract_files(extractor, files, geometry)]
+    backwards = [levels[0] for levels in extract_files(extractor, files[::-1], geometry)]
+
+    assert set(extractor.batches) == {1}
+    assert forwards[0].shape == (3, 1, 1)
+    np.testing.assert_array_equal(np.stack(forwards), np.stack(backwards[::-1]))
+    assert len(np.unique(np.stack(forwards))) > 3
+
+
+def test_unreadable_file_is_named(parts: Path, geometry: Geometry, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no image")
+    files = [*sorted((parts / "train" / "good").iterdir())[:3], broken]
+
+    with pytest.raises(FlawsmithError, match=r"broken\.png"):
+        list(extract_files(Counting(), files, geometry))
+
+
+def test_key_tells_extractors_apart(backbone: Backbone, geometry: Geometry) -> None:
+    other_levels = load_backbone(strides=(16,))
+    other_geometry = geometry.model_copy(update={"size": (96, 64)})
+
+    keys = {
+        extractor_key(backbone, geometry, "onnxruntime", "float32"),
+        extractor_key(backbone, geometry, "openvino", "float32"),
+        extractor_key(backbone, geometry, "openvino", "bfloat16"),
+        extractor_key(backbone, other_geometry, "onnxruntime", "float32"),
+        extractor_key(other_levels, geometry, "onnxruntime", "float32"),
+    }
+
+    assert len(keys) == 5
+    assert extractor_key(load_backbone(), geometry, "onnxruntime", "float32") in keys

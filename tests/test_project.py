@@ -1,0 +1,253 @@
+"""The project as a whole: its public names, its tiers, and what stands in its files."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import flawsmith
+
+PROJECT = Path(__file__).parents[1]
+NOT_IN_CORE = ("torch", "torchvision", "timm", "lightning", "cv2", "onnx", "openvino", "scipy", "sklearn", "matplotlib")
+
+
+# ---- Public names ---------------------------------------------------------------------------------------------------
+
+
+def test_public_names_are_those_with_a_place() -> None:
+    assert sorted(flawsmith.__all__) == sorted(flawsmith._PLACES)
+    assert set(flawsmith.__all__) <= set(dir(flawsmith))
+
+
+@pytest.mark.parametrize("name", flawsmith.__all__)
+def test_public_name_is_where_it_is_said_to_be(name: str) -> None:
+    assert getattr(flawsmith, name) is getattr(import_module(flawsmith._PLACES[name]), name)
+
+
+def test_names_for_type_checkers_are_the_same() -> None:
+    source = Path(flawsmith.__file__).read_text(encoding="utf-8")
+    block = source[source.index("if TYPE_CHECKING:") : source.index("__version__")]
+
+    declared = {
+        name.strip(): module
+        for module, names in re.findall(r"from (\S+) import (.+)", block)
+        for name in names.split(",")
+    }
+
+    assert declared == dict(flawsmith._PLACES)
+
+
+def test_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="Inspektor"):
+        _ = flawsmith.Inspektor  # type: ignore[attr-defined]
+
+
+def test_version_is_that_of_the_package() -> None:
+    text = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+
+    assert f'version = "{flawsmith.__version__}"' in text
+
+
+def test_importing_the_inspector_imports_no_torch() -> None:
+    script = f"import sys; from flawsmith import Inspector; print([m for m in {NOT_IN_CORE!r} if m in sys.modules])"
+
+    result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+
+    assert result.stdout.strip() == "[]"
+
+
+# ---- The core tier, in an environment without torch -----------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def core(request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the interpreter of an environment with the core tier alone.
+
+    ``FLAWSMITH_CORE_PYTHON`` names it, as ``make test`` does; otherwise such an environment is made once and kept in
+    pytest's cache folder.
+    """
+    given = os.environ.get("FLAWSMITH_CORE_PYTHON")
+    python = Path(given) if given else core_environment(Path(request.config.cache.mkdir("core")))
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    environment["PYTHONPATH"] = str(PROJECT / "src")
+
+    def run(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [str(python), *map(str, arguments)], env=environment, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+def core_environment(folder: Path) -> Path:
+    """An environment with the core tier's dependencies, made anew when pyproject.toml has changed."""
+    stamp, wanted = folder / "pyproject.toml", (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
+    python = folder / "venv" / "bin" / "python"
+    if not stamp.exists() or stamp.read_text(encoding="utf-8") != wanted:
+        subprocess.run([sys.executable, "-m", "venv", "--clear", str(folder / "venv")], check=True)
+        install = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", "-e", str(PROJECT)]
+        subprocess.run(install, check=True)
+        stamp.write_text(wanted, encoding="utf-8")
+    return python
+
+
+@pytest.fixture(scope="module")
+def model(trained: Callable[[str], Any]) -> Path:
+    return trained("pbas").model
+
+
+Core = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def flawsmith_command(core: Core, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return core("-c", "import sys; from flawsmith.cli.main import main; sys.exit(main())", *arguments)
+
+
+def test_core_tier_has_no_torch(core: Core) -> None:
+    script = f"from importlib.util import find_spec; print([m for m in {NOT_IN_CORE!r} if find_spec(m)])"
+
+    result = core("-c", script)
+
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+INSPECT = """
+import json, sys
+from flawsmith import Inspector
+inspection = Inspector.load(sys.argv[1]).inspect(sys.argv[2])
+print(json.dumps([inspection.score, str(inspection.verdict), list(inspection.map.shape)]))
+"""
+
+
+def test_core_tier_inspects_as_the_training_machine_does(core: Core, model: Path, parts: Path) -> None:
+    photo = parts / "test" / "crack" / "000.png"
+    expected = flawsmith.Inspector.load(model).inspect(photo)
+
+    result = core("-c", INSPECT, model, photo)
+
+    assert result.returncode == 0, result.stderr
+    score, verdict, shape = json.loads(result.stdout)
+    assert score == pytest.approx(expected.score, abs=1e-5)
+    assert (verdict, tuple(shape)) == (str(expected.verdict), expected.map.shape)
+
+
+def test_core_tier_predicts_a_folder(core: Core, model: Path, parts: Path, tmp_path: Path) -> None:
+    photos = parts / "test"
+
+    result = flawsmith_command(core, "predict", model, photos, "--out", tmp_path / "verdicts")
+
+    assert result.returncode == 0, result.stderr
+    lines = (tmp_path / "verdicts" / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert len(rows) == len(list(photos.rglob("*.png")))
+    assert all({"image", "score", "verdict", "regions"} <= set(row) for row in rows)
+
+
+@pytest.mark.parametrize("subject", ["model", "data"])
+def test_core_tier_runs_doctor(core: Core, model: Path, parts: Path, subject: str) -> None:
+    result = flawsmith_command(core, "doctor", model if subject == "model" else parts)
+
+    assert "Traceback" not in result.stderr
+    assert result.returncode in (0, 1), result.stderr
+
+
+def test_core_tier_tells_of_a_model(core: Core, model: Path) -> None:
+    result = flawsmith_command(core, "info", model)
+
+    assert result.returncode == 0, result.stderr
+    assert "pbas" in result.stdout
+
+
+def test_core_tier_says_which_tier_training_needs(core: Core, parts: Path, tmp_path: Path) -> None:
+    result = flawsmith_command(core, "train", parts, "--out", tmp_path / "run")
+
+    assert result.returncode == 2
+    assert "flawsmith[train]" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "run").exists()
+
+
+# ---- Files ----------------------------------------------------------------------------------------------------------
+
+
+def tracked(*patterns: str) -> list[Path]:
+    """Files that git knows of, new ones included."""
+    command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", *patterns]
+    result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
+    if result.returncode:
+        pytest.skip("not a git checkout")
+    return [PROJECT / name for name in result.stdout.split("\0") if name and (PROJECT / name).is_file()]
+
+
+def texts(files: Sequence[Path]) -> dict[Path, str]:
+    found = {}
+    for file in files:
+        try:
+            found[file] = file.read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue  # pictures and arrays
+    return found
+
+
+def test_readme_names_the_commands_to_begin_with() -> None:
+    readme = (PROJECT / "README.md").read_text(encoding="utf-8")
+
+    assert "make demo" in readme
+    assert "make test" in readme
+
+
+def test_no_file_names_a_place_on_somebodys_machine() -> None:
+    places = re.compile(r"(?<![\w./])/(?:home|root|Users|work|mnt|private|var/folders)/[\w.-]+")
+
+    found = {
+        f"{file.relative_to(PROJECT)}: {match.group()}"
+        for file, text in texts(tracked()).items()
+        if file != Path(__file__)
+        for match in places.finditer(text)
+    }
+
+    assert not found
+
+
+def test_no_large_file_is_tracked() -> None:
+    large = [file.name for file in tracked() if file.stat().st_size > 2_000_000]
+
+    assert not large
+
+
+def test_ci_runs_the_tests() -> None:
+    assert "make test" in (PROJECT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def test_links_in_documents_lead_somewhere() -> None:
+    broken = []
+    for document, text in texts(tracked("*.md")).items():
+        for target in re.findall(r"\]\(([^)#\s]+)(?:#[^)]*)?\)", text):
+            if "://" not in target and not (document.parent / target).exists():
+                broken.append(f"{document.relative_to(PROJECT)}: {target}")
+
+    assert not broken
+
+
+def test_every_module_is_short_and_says_what_it_is() -> None:
+    for file in tracked("src/*.py"):
+        text = file.read_text(encoding="utf-8")
+        assert text.count("\n") <= 350, f"{file.name} is about more than one thing"
+        assert not text.strip() or text.startswith('"""'), f"{file.name} has no docstring"
+
+
+def test_configuration_files_parse() -> None:
+    for file in tracked("*.yaml", "*.yml"):
+        yaml.safe_load(file.read_text(encoding="utf-8"))
+    for file in tracked("*.json"):
+        json.loads(file.read_text(encoding="utf-8"))

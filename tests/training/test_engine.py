@@ -1,0 +1,254 @@
+"""The loop: resumed at any epoch it ends as if it had never stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from flawsmith.methods.base import AnomalyOutput, Detector
+from flawsmith.training import engine
+from flawsmith.training.engine import LoopOptions, fit_module
+from flawsmith.training.run import MetricsFile
+from flawsmith.training.selection import EVALUATIONS, Selection
+
+EPOCHS = 5
+STEPS = 3
+
+
+class Regression(pl.LightningModule):
+    """Two optimisers and a batch norm, as the methods have; can be stopped in the middle of an epoch."""
+
+    def __init__(self, stop: tuple[int, int, type[BaseException]] | None = None) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            self.first = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+            self.second = nn.Linear(4, 1)
+        self.stop = stop
+        self.seen: list[tuple[int, int]] = []
+
+    def training_step(self, batch: tuple[tuple[int, int], Tensor], batch_idx: int) -> dict[str, Tensor]:
+        place, values = batch
+        if self.stop is not None and place == self.stop[:2]:
+            raise self.stop[2]
+        self.seen.append(place)
+        loss = (self.second(self.first(values)) - values.sum(1, keepdim=True)).square().mean()
+        for optimiser in self.optimizers():
+            optimiser.zero_grad()
+        self.manual_backward(loss)
+        for optimiser in self.optimizers():
+            optimiser.step()
+        return {"loss": loss.detach(), "loss_part": loss.detach() / 2}
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [torch.optim.Adam(self.first.parameters(), 1e-2), torch.optim.AdamW(self.second.parameters(), 1e-2)]
+
+
+class Batches:
+    """Batches that are a function of epoch and step."""
+
+    def __len__(self) -> int:
+        return STEPS
+
+    def epoch(self, epoch: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        for step in range(STEPS):
+            yield (epoch, step), torch.randn(6, 3, generator=torch.Generator().manual_seed(100 * epoch + step))
+
+
+Fit = Callable[..., Regression]
+
+
+@pytest.fixture
+def fit(monkeypatch: pytest.MonkeyPatch) -> Fit:
+    """Fits a module in a folder, with a checkpoint after every epoch unless told otherwise."""
+
+    def run(
+        folder: Path,
+        *,
+        stop: tuple[int, int, type[BaseException]] | None = None,
+        selection: Callable[[Regression], Selection] | None = None,
+        seconds: float = -1.0,
+    ) -> Regression:
+        monkeypatch.setattr(engine, "SECONDS_BETWEEN_CHECKPOINTS", seconds)
+        folder.mkdir(exist_ok=True)
+        module = Regression(stop)
+        fit_module(
+            module,
+            Batches(),
+            name="stage",
+            epochs=EPOCHS,
+            checkpoint=folder / "stage.safetensors",
+            metrics=MetricsFile(folder / "metrics.jsonl", "stage"),
+            options=LoopOptions(quiet=True, accelerator="cpu"),
+            selection=None if selection is None else selection(module),
+        )
+        return module
+
+    return run
+
+
+def assert_same_state(one: nn.Module, other: nn.Module) -> None:
+    for name, value in one.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name]), name
+
+
+class KilledError(Exception):
+    """Stands for a process that ends."""
+
+
+@pytest.mark.parametrize("epoch", range(EPOCHS))
+def test_resumed_at_any_epoch_the_state_is_that_of_an_uninterrupted_run(epoch: int, fit: Fit, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(KilledError):
+        fit(tmp_path / "killed", stop=(epoch, 1, KilledError))
+
+    resumed = fit(tmp_path / "killed")
+
+    assert resumed.seen == [(later, step) for later in range(epoch, EPOCHS) for step in range(STEPS)]
+    assert_same_state(resumed, whole)
+    metrics = [(tmp_path / name / "metrics.jsonl").read_text() for name in ("whole", "killed")]
+    assert metrics[0] == metrics[1]
+
+
+def test_epochs_since_the_last_checkpoint_are_trained_again(fit: Fit, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
+    with pytest.raises(KilledError):
+        fit(tmp_path / "killed", stop=(3, 0, KilledError), seconds=3600.0)
+    assert not (tmp_path / "killed" / "stage.safetensors").exists()
+
+    resumed = fit(tmp_path / "killed")
+
+    assert resumed.seen[0] == (0, 0)
+    assert_same_state(resumed, whole)
+
+
+def test_finished_stage_is_loaded_not_trained(fit: Fit, tmp_path: Path) -> None:
+    whole = fit(tmp_path)
+    metrics = (tmp_path / "metrics.jsonl").read_bytes()
+
+    again = fit(tmp_path)
+
+    assert again.seen == []
+    assert not again.training
+    assert_same_state(again, whole)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
+
+
+def test_metrics_have_the_mean_of_each_loss_an_epoch(fit: Fit, tmp_path: Path) -> None:
+    fit(tmp_path)
+
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+
+    assert [row["epoch"] for row in rows] == list(range(EPOCHS))
+    assert all(row["loss_part"] == pytest.approx(row["loss"] / 2) for row in rows)
+    assert rows[-1]["loss"] < rows[0]["loss"]
+
+
+def test_interrupt_leaves_a_resumable_run_and_ctrl_c_working(fit: Fit, tmp_path: Path) -> None:
+    whole = fit(tmp_path / "whole")
+    handler = signal.getsignal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        fit(tmp_path / "stopped", stop=(3, 1, KeyboardInterrupt))
+
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert_same_state(fit(tmp_path / "stopped"), whole)
+
+
+def test_damaged_checkpoint_is_named(fit: Fit, tmp_path: Path) -> None:
+    (tmp_path / "stage.safetensors").write_bytes(b"damaged")
+
+    with pytest.raises(Exception, match=r"stage\.safetensors.*resume"):
+        fit(tmp_path)
+
+
+# ---- Selection ------------------------------------------------------------------------------------------------------
+
+
+class Constant(Detector):
+    """Scores an image by its mean."""
+
+    def forward(self, images: Tensor) -> AnomalyOutput:
+        return AnomalyOutput(images.mean(1), images.mean((1, 2, 3)))
+
+
+def images(values: list[float]) -> np.ndarray:
+    return np.broadcast_to(np.array(values, np.float32)[:, None, None, None], (len(values), 3, 2, 2)).copy()
+
+
+def test_selection_measures_how_well_forged_flaws_stand_out() -> None:
+    good, forged = images([0.0, 1.0, 2.0]), images([1.5, 3.0])
+
+    assert Selection(good, forged, Constant).measure() == pytest.approx(5 / 6)
+
+
+def test_selection_is_due_ten_times_a_run_and_at_its_end() -> None:
+    selection = Selection(images([0.0]), images([1.0]), Constant)
+
+    for epochs in (1, 7, 40, 95, 640):
+        due = [epoch for epoch in range(epochs) if selection.due(epoch, epochs)]
+        assert due[-1] == epochs - 1
+        assert len(due) <= EVALUATIONS * 2
+
+
+class Scripted(Selection):
+    """Gives the values of a script, and notes the module's state at each evaluation."""
+
+    def __init__(self, values: list[float], module: Regression) -> None:
+        super().__init__(images([0.0]), images([1.0]), Constant)
+        object.__setattr__(self, "values", values)
+        object.__setattr__(self, "module", module)
+        object.__setattr__(self, "states", [])
+
+    def measure(self) -> float:
+        self.module.eval()  # type: ignore[attr-defined]
+        epoch = self.module.current_epoch  # type: ignore[attr-defined]
+        self.states.append({k: v.clone() for k, v in self.module.state_dict().items()})  # type: ignore[attr-defined]
+        return self.values[epoch]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("values", "best"), [([0.5, 0.9, 0.7, 0.6, 0.8], 1), ([0.5] * 5, 0), ([0.1, 0.2, 0.3, 0.4, 0.5], 4)]
+)
+def test_best_state_is_restored_the_first_of_equals(values: list[float], best: int, fit: Fit, tmp_path: Path) -> None:
+    selections: list[Any] = []
+
+    def selection(module: Regression) -> Selection:
+        selections.append(Scripted(values, module))
+        return selections[-1]
+
+    module = fit(tmp_path, selection=selection)
+
+    for name, value in selections[0].states[best].items():
+        assert torch.equal(module.state_dict()[name], value), name
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [row["selection_auroc"] for row in rows] == values
+
+
+def test_selection_does_not_change_training(fit: Fit, tmp_path: Path) -> None:
+    plain = fit(tmp_path / "plain")
+
+    watched = fit(tmp_path / "watched", selection=lambda module: Scripted([0, 0.1, 0.2, 0.3, 0.4], module))
+
+    assert_same_state(watched, plain)
+
+
+def test_resumed_selection_restores_the_same_best_state(fit: Fit, tmp_path: Path) -> None:
+    def selection(module: Regression) -> Selection:
+        return Scripted([0.5, 0.6, 0.9, 0.7, 0.1], module)
+
+    whole = fit(tmp_path / "whole", selection=selection)
+    with pytest.raises(KilledError):
+        fit(tmp_path / "killed", selection=selection, stop=(4, 0, KilledError))
+
+    assert_same_state(fit(tmp_path / "killed", selection=selection), whole)

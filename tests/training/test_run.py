@@ -1,0 +1,168 @@
+"""The run folder: whose it is, what is computed once, and its metrics."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.training.engine import LoopOptions
+from flawsmith.training.run import MetricsFile, RunFolder
+
+CONFIG: dict[str, Any] = {
+    "method": "pbas",
+    "set": {"image_size": (64, 96), "projector_lr": 1e-05},
+    "data": {"category": "Größe 3"},
+    "review_alpha": None,
+}
+
+
+def claim(path: Path, *, resume: bool = False, **changes: Any) -> None:
+    RunFolder.claim(path, {**CONFIG, **changes}, resume=resume)
+
+
+def test_new_folder_is_claimed_with_its_parents(tmp_path: Path) -> None:
+    claim(tmp_path / "runs" / "bolt")
+
+    stored = yaml.safe_load((tmp_path / "runs" / "bolt" / "config.yaml").read_text())
+    assert stored["method"] == "pbas"
+    assert stored["data"] == {"category": "Größe 3"}
+
+
+def test_empty_folder_is_claimed(tmp_path: Path) -> None:
+    claim(tmp_path)
+
+    assert (tmp_path / "config.yaml").is_file()
+
+
+def test_run_is_not_overwritten_without_resume(tmp_path: Path) -> None:
+    claim(tmp_path / "run")
+
+    with pytest.raises(FlawsmithError, match="--resume"):
+        claim(tmp_path / "run")
+
+
+def test_resume_with_the_same_settings_goes_on(tmp_path: Path) -> None:
+    """Tuples are lists in the file: the same settings from Python and from a file agree."""
+    claim(tmp_path / "run")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+
+    claim(tmp_path / "run", resume=True)
+
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_resume_of_nothing_begins(tmp_path: Path) -> None:
+    claim(tmp_path / "run", resume=True)
+
+    assert (tmp_path / "run" / "config.yaml").is_file()
+
+
+def test_resume_with_another_setting_names_it(tmp_path: Path) -> None:
+    claim(tmp_path / "run")
+    before = (tmp_path / "run" / "config.yaml").read_bytes()
+
+    with pytest.raises(FlawsmithError, match=r"method='pbas'.*'glass'"):
+        claim(tmp_path / "run", resume=True, method="glass")
+
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "letter.txt").write_text("dear all")
+
+    for resume in (False, True):
+        with pytest.raises(FlawsmithError, match="--out"):
+            claim(tmp_path, resume=resume)
+
+    assert [path.name for path in tmp_path.iterdir()] == ["letter.txt"]
+
+
+def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("")
+
+    with pytest.raises(FlawsmithError, match="is a file"):
+        claim(tmp_path / "run")
+
+
+@pytest.mark.parametrize("content", ["{broken", "just words", "- a list\n", ""])
+def test_damaged_configuration_is_not_resumed(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(content)
+
+    with pytest.raises(FlawsmithError, match=r"config\.yaml") as error:
+        claim(tmp_path, resume=True)
+
+    assert "\n" not in str(error.value)
+
+
+def test_single_pass_is_computed_once_a_run(tmp_path: Path) -> None:
+    calls = []
+
+    def compute() -> dict[str, torch.Tensor]:
+        calls.append(1)
+        return {"centers": torch.arange(3.0)}
+
+    tables = [RunFolder(tmp_path, LoopOptions()).once("centre", compute) for _ in range(2)]
+
+    assert len(calls) == 1
+    assert torch.equal(tables[0]["centers"], tables[1]["centers"])
+
+
+def test_interrupted_single_pass_is_computed_again(tmp_path: Path) -> None:
+    def interrupted() -> dict[str, torch.Tensor]:
+        raise KeyboardInterrupt
+
+    run = RunFolder(tmp_path, LoopOptions())
+    with pytest.raises(KeyboardInterrupt):
+        run.once("centre", interrupted)
+
+    assert torch.equal(run.once("centre", lambda: {"centers": torch.ones(2)})["centers"], torch.ones(2))
+
+
+def test_repeated_epochs_replace_their_rows_and_no_others(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    first, second = MetricsFile(file, "first"), MetricsFile(file, "second")
+    for epoch in range(2):
+        first.append(epoch, {"loss": 1.0})
+    for epoch in range(4):
+        second.append(epoch, {"loss": 9.0})
+
+    second.restart(2)
+    second.append(2, {"loss": 5.0})
+
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [(row["stage"], row["epoch"], row["loss"]) for row in rows] == [
+        ("first", 0, 1.0),
+        ("first", 1, 1.0),
+        ("second", 0, 9.0),
+        ("second", 1, 9.0),
+        ("second", 2, 5.0),
+    ]
+    assert RunFolder(tmp_path, LoopOptions()).metrics() == rows
+
+
+def test_row_cut_off_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    file = tmp_path / "metrics.jsonl"
+    metrics = MetricsFile(file, "stage")
+    metrics.append(0, {"loss": 1.0})
+    with file.open("a") as stream:
+        stream.write('{"stage": "stage", "epo')
+
+    assert len(RunFolder(tmp_path, LoopOptions()).metrics()) == 1
+    metrics.restart(1)
+    metrics.append(1, {"loss": 2.0})
+
+    assert [row["epoch"] for row in RunFolder(tmp_path, LoopOptions()).metrics()] == [0, 1]
+
+
+def test_record_is_sorted_json(tmp_path: Path) -> None:
+    RunFolder(tmp_path, LoopOptions()).record({"seed": 1, "seconds": {"b": 2.0, "a": 1.0}})
+
+    text = (tmp_path / "run.json").read_text()
+    assert json.loads(text) == {"seed": 1, "seconds": {"a": 1.0, "b": 2.0}}
+    assert text.index('"a"') < text.index('"b"') < text.index('"seed"')
