@@ -21,7 +21,7 @@ import yaml
 
 from flawsmith.runtime.files import replacing
 
-SAMPLING_SECONDS = 0.1
+SAMPLING_SECONDS = 0.2
 Cell = dict[str, Any]
 
 

@@ -12,9 +12,10 @@ import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import onnxruntime
@@ -73,7 +74,7 @@ class Model:
     """One backbone and preset: the exported detector and the exported bare backbone."""
 
     def __init__(self, backbone: str, preset: str) -> None:
-        self.preset, self.config = preset, PBAS.presets[preset]
+        self.preset, self.config = preset, cast(PBASConfig, PBAS.presets[preset])
         self.backbone = load_backbone(backbone, strides=self.config.strides)
         names = [f"level_{number}" for number in range(len(self.config.strides))]
         self.bare = to_onnx(self.backbone, self.config.image_size, names)
@@ -137,8 +138,8 @@ def restoring(repeats: int) -> str:
     for size in SIZES:
         megapixels = size[0] * size[1] / 1e6
         restored = geometry.restore(small, size)
-        spent = statistics.median(seconds(lambda s=size: geometry.restore(small, s)) for _ in range(repeats))
-        judged = statistics.median(seconds(lambda m=restored: decision.judge(0.5, m)) for _ in range(repeats))
+        spent = statistics.median(seconds(partial(geometry.restore, small, size)) for _ in range(repeats))
+        judged = statistics.median(seconds(partial(decision.judge, 0.5, restored)) for _ in range(repeats))
         per = [f"{1000 * value / megapixels:.2f}" for value in (spent, judged)]
         rows.append(
             (f"{size[1]}×{size[0]}", f"{megapixels:.2f}", milliseconds(spent), per[0], milliseconds(judged), per[1])

@@ -61,7 +61,7 @@ def crowded_maps() -> tuple[list[Map], list[Mask | None], int]:
 
 
 def aupro_rows(repeats: int) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for name, make in (("30 regions in all", small_maps), ("about 30 regions a map", crowded_maps)):
         maps, masks, regions = make()
         times = [seconds(lambda m=maps, k=masks: aupro(m, k)) for _ in range(repeats + 1)][1:]  # type: ignore[misc]
@@ -96,7 +96,7 @@ def pool(number: int, side: int) -> dict[str, float | int | None]:
 
 def pooling_rows(sizes: list[tuple[int, int]]) -> list[tuple[str, ...]]:
     """Every size in a process of its own, so that its memory can be told."""
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for number, side in sizes:
         with TemporaryDirectory() as folder:
             answer = Path(folder) / "answer.json"

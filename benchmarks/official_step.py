@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -27,7 +27,7 @@ from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache, FeatureTable
 from flawsmith.features.extract import Extractor, make_extractor
 from flawsmith.features.patch_embedding import as_rows
-from flawsmith.methods.pbas import PBAS, PatchBatch, PatchBatches, PBASModule, initial_centers
+from flawsmith.methods.pbas import PBAS, PatchBatch, PatchBatches, PBASConfig, PBASModule, initial_centers
 
 SIZE = (288, 288)
 BATCH = 8
@@ -70,7 +70,7 @@ def setting() -> Iterator[Setting]:
 
 
 def _module(own: Backbone, cached: FeatureTable) -> PBASModule:
-    config = PBAS.presets["official"]
+    config = cast(PBASConfig, PBAS.presets["official"])
     module = PBAS(config, own, seed=0).module
     positions = int(np.prod(cached.grids[0]))
     module.centers = initial_centers(module, PatchBatches(cached, config, 0, "centre"), positions)

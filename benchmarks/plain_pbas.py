@@ -28,8 +28,8 @@ def backbone(architecture: str = "wide_resnet50_2", indices: tuple[int, ...] = (
 def embed(levels: Sequence[Tensor], *, level_width: int = 1536, width: int = 1536) -> Tensor:
     """Patch aggregation: level maps (batch, channels, height, width) to one row a position, (positions, width).
 
-    3×3 neighbourhoods with zero padding, each flattened as (channel, row, column); every plane of a coarse level resized
-    bilinearly to the finest grid; each level pooled to ``level_width``, the levels together to ``width``.
+    3×3 neighbourhoods with zero padding, each flattened as (channel, row, column); every plane of a coarse level
+    resized bilinearly to the finest grid; each level pooled to ``level_width``, the levels together to ``width``.
     """
     grid = levels[0].shape[-2:]
     pooled = []

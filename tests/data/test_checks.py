@@ -34,9 +34,7 @@ def test_sound_data_give_no_warning(root: Path) -> None:
     findings = check(layouts.load(root))
     assert findings.sound
     assert [item.name for item in findings.items] == ["few-to-calibrate"]
-    assert findings.of("note")[0].what.startswith(
-        "5 images for calibration: a false-reject rate below 16.7 %"
-    )
+    assert findings.of("note")[0].what.startswith("5 images for calibration: a false-reject rate below 16.7 %")
 
 
 def _truncate(root: Path, trees: ModuleType) -> None:

@@ -60,9 +60,7 @@ def test_odd_names_and_cases_are_read_and_hidden_files_are_not(tmp_path: Path, t
         ([], []),
     ],
 )
-def test_masks_pair_by_stem(
-    tmp_path: Path, trees: ModuleType, stored: list[str], expected: list[str]
-) -> None:
+def test_masks_pair_by_stem(tmp_path: Path, trees: ModuleType, stored: list[str], expected: list[str]) -> None:
     root = trees.mvtec(tmp_path / "bolt", n_flawed=0)
     trees.picture(root / "test" / "hole" / "000.jpg")
     for name in stored:
@@ -158,9 +156,7 @@ def test_category_bears_the_name_of_a_link(tmp_path: Path, trees: ModuleType) ->
     assert layouts.load(link).category == "bolt"
 
 
-def test_current_folder_has_a_name(
-    tmp_path: Path, trees: ModuleType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_current_folder_has_a_name(tmp_path: Path, trees: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(trees.mvtec(tmp_path / "bolt"))
     assert layouts.load(".").category == "bolt"
     monkeypatch.chdir(tmp_path / "bolt" / "train")

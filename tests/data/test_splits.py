@@ -40,9 +40,7 @@ def contents(samples: tuple[Sample, ...]) -> list[bytes]:
     return [s.image.read_bytes() for s in samples]
 
 
-@pytest.mark.parametrize(
-    ("n", "kept_back"), [(2, 1), (3, 1), (4, 2), (5, 2), (10, 5), (20, 5), (40, 6), (100, 15)]
-)
+@pytest.mark.parametrize(("n", "kept_back"), [(2, 1), (3, 1), (4, 2), (5, 2), (10, 5), (20, 5), (40, 6), (100, 15)])
 def test_sizes_of_the_two_sides(tmp_path: Path, n: int, kept_back: int) -> None:
     split = hold_out(many(tmp_path, n), seed=0)
     assert (len(split.train), len(split.calibration)) == (n - kept_back, kept_back)
@@ -79,9 +77,7 @@ def test_training_keeps_at_least_half(n: int, fraction: float, minimum: int) -> 
 
 def test_renaming_moving_and_shuffling_change_nothing(tmp_path: Path) -> None:
     samples = many(tmp_path / "here", 30)
-    elsewhere = [
-        write(tmp_path / "there" / f"ü {29 - i}.PNG", s.image.read_bytes()) for i, s in enumerate(samples)
-    ]
+    elsewhere = [write(tmp_path / "there" / f"ü {29 - i}.PNG", s.image.read_bytes()) for i, s in enumerate(samples)]
     random.Random(1).shuffle(elsewhere)
     a, b = hold_out(samples, seed=3), hold_out(elsewhere, seed=3)
     assert contents(a.train) == contents(b.train)
@@ -101,16 +97,10 @@ def test_copies_of_an_image_stay_on_one_side(
     tmp_path_factory: pytest.TempPathFactory, copies: list[int], seed: int
 ) -> None:
     folder = tmp_path_factory.mktemp("copies")
-    samples = [
-        write(folder / f"{i}_{c}.png", f"content {i}".encode())
-        for i, k in enumerate(copies)
-        for c in range(k)
-    ]
+    samples = [write(folder / f"{i}_{c}.png", f"content {i}".encode()) for i, k in enumerate(copies) for c in range(k)]
     split = hold_out(samples, seed)
     assert not set(contents(split.train)) & set(contents(split.calibration))
-    assert sorted((*split.train, *split.calibration), key=lambda s: s.image) == sorted(
-        samples, key=lambda s: s.image
-    )
+    assert sorted((*split.train, *split.calibration), key=lambda s: s.image) == sorted(samples, key=lambda s: s.image)
 
 
 def test_adding_an_image_moves_few_others(tmp_path: Path) -> None:

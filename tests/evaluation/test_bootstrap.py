@@ -89,9 +89,7 @@ def test_intervals_hold_the_exact_figures_and_repeat_with_the_seed(evidence: Evi
     assert ends != bootstrap.intervals(evidence, n_resamples=300, seed=8)
 
 
-def test_replicates_computed_in_blocks_are_the_same(
-    evidence: Evidence, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_replicates_computed_in_blocks_are_the_same(evidence: Evidence, monkeypatch: pytest.MonkeyPatch) -> None:
     weights = bootstrap.resample_weights(evidence.flawed, n_resamples=30)
     whole = bootstrap.replicates(evidence, weights)
 
@@ -103,9 +101,7 @@ def test_replicates_computed_in_blocks_are_the_same(
 
 
 @pytest.mark.parametrize("metric", bootstrap.METRICS)
-def test_paired_difference_of_a_model_with_itself_is_zero(
-    evidence: Evidence, metric: bootstrap.Metric
-) -> None:
+def test_paired_difference_of_a_model_with_itself_is_zero(evidence: Evidence, metric: bootstrap.Metric) -> None:
     difference = bootstrap.paired_difference(metric, evidence, evidence, n_resamples=50)
 
     assert difference == bootstrap.Difference(0.0, 0.0, 0.0, 0.95)

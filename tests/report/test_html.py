@@ -61,9 +61,7 @@ def records() -> Iterator[ImageRecord]:
         score = float(generator.normal() + flawed)
         verdict = "reject" if score > 0.8 else "review" if score > 0.6 else "pass"
         defect = ("dent", "scratch")[index % 4 // 2] if flawed else "good"
-        yield ImageRecord(
-            f"{index:02d}.png", score, verdict, defect, flawed, scores, mask if flawed else None
-        )
+        yield ImageRecord(f"{index:02d}.png", score, verdict, defect, flawed, scores, mask if flawed else None)
 
 
 def example(index: int = 0, **changes: object) -> Example:

@@ -46,9 +46,7 @@ def make_spec(**changes: object) -> BundleSpec:
         "config": {"width": 512, "levels": ["2", "3"], "margin": 0.5, "note": None},
         "backbone": BackboneSpec(name="tiny", weights="packaged", sha256="ab" * 32, levels=(2, "layer3")),
         "geometry": Geometry(size=SIZE, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0)),
-        "decision": Decision(
-            limit=0.6, map_limit=0.5, review_limit=0.4, stated_false_reject_rate=0.05, n_good=19
-        ),
+        "decision": Decision(limit=0.6, map_limit=0.5, review_limit=0.4, stated_false_reject_rate=0.05, n_good=19),
         "training": TrainingSummary(
             layout="mvtec", category="bolt", n_train=80, n_calibration=19, images_sha256="cd" * 32
         ),

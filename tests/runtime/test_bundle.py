@@ -214,9 +214,7 @@ CHANGES: dict[str, tuple[Callable[[Parts], Parts], str]] = {
         lambda p: _signed(
             {
                 **p,
-                "spec.json": json.dumps(
-                    {k: v for k, v in json.loads(p["spec.json"]).items() if k != "seed"}
-                ).encode(),
+                "spec.json": json.dumps({k: v for k, v in json.loads(p["spec.json"]).items() if k != "seed"}).encode(),
             }
         ),
         "spec.json: seed: ",
@@ -239,9 +237,7 @@ CHANGES: dict[str, tuple[Callable[[Parts], Parts], str]] = {
         lambda p: _signed(
             {
                 **p,
-                "calibration.npz": _npz(
-                    _npy("{'descr': '<f8', 'fortran_order': False, 'shape': (9000000000000,)}")
-                ),
+                "calibration.npz": _npz(_npy("{'descr': '<f8', 'fortran_order': False, 'shape': (9000000000000,)}")),
             }
         ),
         "length differs",

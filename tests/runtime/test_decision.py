@@ -160,9 +160,7 @@ def test_pixels_cut_away_belong_to_no_region() -> None:
     cut=st.booleans(),
 )
 @settings(max_examples=200, deadline=None)
-def test_verdict_equals_brute_force(
-    seed: int, minimum_area: int, interest: bool, review: bool, cut: bool
-) -> None:
+def test_verdict_equals_brute_force(seed: int, minimum_area: int, interest: bool, review: bool, cut: bool) -> None:
     rng = np.random.default_rng(seed)
     anomaly_map = ndimage.gaussian_filter(rng.random((24, 31)), 1).astype(np.float32)
     # The column whose centres lie on the polygon's edge is Pillow's to decide; it is kept out of the

@@ -74,9 +74,7 @@ def _deep_tiff(values: np.ndarray, order: str, *, orientation: int = 1) -> bytes
     ]
     directory = struct.pack(order + "H", len(tags))
     for tag, kind, count, value in tags:
-        packed = struct.pack(
-            order + ("HH" if kind == short and count == 1 else "L"), *_pair(kind, count, value)
-        )
+        packed = struct.pack(order + ("HH" if kind == short and count == 1 else "L"), *_pair(kind, count, value))
         directory += struct.pack(order + "HHL", tag, kind, count) + packed
     directory += struct.pack(order + "L", 0)
     head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HL", 42, bits_at + 6)
@@ -226,12 +224,7 @@ MALFORMED = {
         "exceed the cap",
     ),
     "webp bomb": (
-        b"RIFF"
-        + struct.pack("<I", 22)
-        + b"WEBPVP8X"
-        + struct.pack("<I", 10)
-        + bytes(4)
-        + b"\xfe\x3f\x00" * 2,
+        b"RIFF" + struct.pack("<I", 22) + b"WEBPVP8X" + struct.pack("<I", 10) + bytes(4) + b"\xfe\x3f\x00" * 2,
         "exceed the cap|damaged or truncated",
     ),
     "jpeg cut in the header": (_saved(Image.fromarray(RGB), "JPEG")[:30], "damaged or truncated"),
@@ -381,9 +374,7 @@ def test_pillows_own_limit_neither_warns_nor_refuses(monkeypatch: pytest.MonkeyP
             np.testing.assert_array_equal(decode(content), expected)
 
 
-@pytest.mark.parametrize(
-    "name", ["β nut.png", "no suffix", "photo.jpg", "with space .PNG", "line\tbreak.png"]
-)
+@pytest.mark.parametrize("name", ["β nut.png", "no suffix", "photo.jpg", "with space .PNG", "line\tbreak.png"])
 def test_name_and_suffix_do_not_matter(name: str, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(EXACT["png rgb"][0])

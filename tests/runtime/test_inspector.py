@@ -216,9 +216,7 @@ class TestOverlay:
 
 
 class TestStream:
-    def test_folder_comes_in_order_with_unreadable_entries(
-        self, inspector: Inspector, tmp_path: Path
-    ) -> None:
+    def test_folder_comes_in_order_with_unreadable_entries(self, inspector: Inspector, tmp_path: Path) -> None:
         for number in range(20):
             _save(tmp_path / f"{number:02}.png", _picture(number * 4, size=(20 + number, 30)))
         (tmp_path / "07.png").write_bytes(b"no image")
@@ -300,9 +298,7 @@ class TestEngines:
         assert (inspector.engine.name, inspector.engine.precision) == ("onnxruntime", "float32")
         assert inspector.calibrated
 
-    def test_openvino_agrees_and_warns_that_limits_were_anothers(
-        self, bundle: Bundle, inspector: Inspector
-    ) -> None:
+    def test_openvino_agrees_and_warns_that_limits_were_anothers(self, bundle: Bundle, inspector: Inspector) -> None:
         pytest.importorskip("openvino")
         with pytest.warns(UserWarning, match="calibrated with onnxruntime in float32, this is openvino"):
             other = Inspector.load(bundle, engine="openvino", threads=1)
@@ -325,9 +321,7 @@ class TestEngines:
         assert other.engine.precision == "bfloat16"
         assert other.inspect(_picture(51)).score == pytest.approx(0.2, abs=0.01)
 
-    def test_missing_openvino_names_the_install(
-        self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
+    def test_missing_openvino_names_the_install(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "openvino", None)
 
         with pytest.raises(FlawsmithError, match=r"pip install flawsmith\[openvino\]"):
@@ -395,9 +389,7 @@ class TestEngines:
         if name == "openvino":
             pytest.importorskip("openvino")
         (tmp_path / "secret").write_bytes(bytes(12))
-        tensor = TensorProto(
-            name="w", data_type=TensorProto.FLOAT, dims=[3], data_location=TensorProto.EXTERNAL
-        )
+        tensor = TensorProto(name="w", data_type=TensorProto.FLOAT, dims=[3], data_location=TensorProto.EXTERNAL)
         tensor.external_data.add(key="location", value=str(tmp_path / "secret"))
         value = helper.make_tensor_value_info("x", TensorProto.FLOAT, [3])
         result = helper.make_tensor_value_info("y", TensorProto.FLOAT, [3])
@@ -410,15 +402,11 @@ class TestEngines:
         with pytest.raises(FlawsmithError, match="self-contained"):
             make_engine(name, helper.make_model(graph).SerializeToString())
 
-    def test_graph_of_another_size_is_refused(
-        self, bundle: Bundle, new_detector: Callable[..., bytes]
-    ) -> None:
+    def test_graph_of_another_size_is_refused(self, bundle: Bundle, new_detector: Callable[..., bytes]) -> None:
         with pytest.raises(FlawsmithError, match="'image' has the shape"):
             Inspector.load(replace(bundle, model=new_detector((32, 47))))
 
-    def test_graph_with_other_outputs_is_refused(
-        self, bundle: Bundle, new_detector: Callable[..., bytes]
-    ) -> None:
+    def test_graph_with_other_outputs_is_refused(self, bundle: Bundle, new_detector: Callable[..., bytes]) -> None:
         with pytest.raises(FlawsmithError, match="'heat'"):
             Inspector.load(replace(bundle, model=new_detector(map_name="heat")))
 

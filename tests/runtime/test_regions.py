@@ -114,9 +114,7 @@ def _brute(anomaly_map: np.ndarray, limit: float, minimum_area: int, mask: np.nd
     seed=st.none() | st.integers(0, 99),
 )
 @settings(max_examples=300, deadline=None)
-def test_regions_equal_brute_force(
-    anomaly_map: np.ndarray, limit: int, minimum_area: int, seed: int | None
-) -> None:
+def test_regions_equal_brute_force(anomaly_map: np.ndarray, limit: int, minimum_area: int, seed: int | None) -> None:
     mask = None if seed is None else np.random.default_rng(seed).random(anomaly_map.shape) < 0.7
 
     regions = find_regions(anomaly_map, limit, minimum_area=minimum_area, mask=mask)
@@ -134,9 +132,7 @@ def test_regions_equal_brute_force(
     seed=st.none() | st.integers(0, 99),
 )
 @settings(max_examples=300, deadline=None)
-def test_region_level_is_where_regions_begin(
-    anomaly_map: np.ndarray, minimum_area: int, seed: int | None
-) -> None:
+def test_region_level_is_where_regions_begin(anomaly_map: np.ndarray, minimum_area: int, seed: int | None) -> None:
     mask = None
     if seed is not None:
         mask = np.random.default_rng(seed).random(anomaly_map.shape) < 0.7

@@ -33,9 +33,7 @@ def test_forging_depends_on_seed_and_index_alone() -> None:
     level=st.sampled_from([None, 0, 127, 128, 255]),
     index=st.integers(0, 10_000),
 )
-def test_flaw_is_visible_and_confined_to_its_mask(
-    height: int, width: int, level: int | None, index: int
-) -> None:
+def test_flaw_is_visible_and_confined_to_its_mask(height: int, width: int, level: int | None, index: int) -> None:
     shape = (height, width)
     image = good_image(shape) if level is None else np.full((*shape, 3), level, np.uint8)
     before = image.copy()

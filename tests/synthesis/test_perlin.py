@@ -54,9 +54,7 @@ def plain_noise(shape: tuple[int, int], angles: np.ndarray) -> np.ndarray:
     cells=st.tuples(st.integers(1, 8), st.integers(1, 8)),
     seed=st.integers(0, 2**32 - 1),
 )
-def test_noise_of_any_size_follows_the_definition(
-    shape: tuple[int, int], cells: tuple[int, int], seed: int
-) -> None:
+def test_noise_of_any_size_follows_the_definition(shape: tuple[int, int], cells: tuple[int, int], seed: int) -> None:
     angles = np.random.default_rng(seed).uniform(0, 2 * math.pi, (cells[0] + 1, cells[1] + 1))
     noise = gradient_noise(shape, angles)
     np.testing.assert_allclose(noise, plain_noise(shape, angles), atol=1e-9)

@@ -41,9 +41,7 @@ def test_good_parts_vary_and_repeat_exactly(part: str) -> None:
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("defect", FLAWS)
-def test_masks_hold_what_changed_and_nothing_else(
-    part: str, defect: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masks_hold_what_changed_and_nothing_else(part: str, defect: str, monkeypatch: pytest.MonkeyPatch) -> None:
     flawed, mask = render_part(part, defect=defect, index=2, size=(160, 200), group="test")
 
     # The same picture without its flaw: the flaw leaves the surface as it is and marks one pixel as its area.

@@ -26,6 +26,12 @@ def claim(path: Path, *, resume: bool = False, **changes: Any) -> None:
     RunFolder.claim(path, {**CONFIG, **changes}, resume=resume)
 
 
+def begin(path: Path) -> None:
+    """Claim a folder and leave a first checkpoint in it, as a run that was interrupted."""
+    claim(path)
+    RunFolder(path, LoopOptions()).once("centre", lambda: {"centers": torch.ones(2)})
+
+
 def test_new_folder_is_claimed_with_its_parents(tmp_path: Path) -> None:
     claim(tmp_path / "runs" / "bolt")
 
@@ -41,7 +47,7 @@ def test_empty_folder_is_claimed(tmp_path: Path) -> None:
 
 
 def test_run_is_not_overwritten_without_resume(tmp_path: Path) -> None:
-    claim(tmp_path / "run")
+    begin(tmp_path / "run")
 
     with pytest.raises(FlawsmithError, match="--resume"):
         claim(tmp_path / "run")
@@ -49,12 +55,30 @@ def test_run_is_not_overwritten_without_resume(tmp_path: Path) -> None:
 
 def test_resume_with_the_same_settings_goes_on(tmp_path: Path) -> None:
     """Tuples are lists in the file: the same settings from Python and from a file agree."""
-    claim(tmp_path / "run")
+    begin(tmp_path / "run")
     before = (tmp_path / "run" / "config.yaml").read_bytes()
 
     claim(tmp_path / "run", resume=True)
 
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
+
+
+def test_run_that_never_began_gives_its_folder_to_another(tmp_path: Path) -> None:
+    claim(tmp_path / "run")
+
+    claim(tmp_path / "run", method="glass")
+
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"] == "glass"
+
+
+def test_configuration_of_another_program_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("theme: dark\n")
+    (tmp_path / "letter.txt").write_text("dear all")
+
+    with pytest.raises(FlawsmithError, match="--out"):
+        claim(tmp_path)
+
+    assert (tmp_path / "config.yaml").read_text() == "theme: dark\n"
 
 
 def test_resume_of_nothing_begins(tmp_path: Path) -> None:
@@ -64,7 +88,7 @@ def test_resume_of_nothing_begins(tmp_path: Path) -> None:
 
 
 def test_resume_with_another_setting_names_it(tmp_path: Path) -> None:
-    claim(tmp_path / "run")
+    begin(tmp_path / "run")
     before = (tmp_path / "run" / "config.yaml").read_bytes()
 
     with pytest.raises(FlawsmithError, match=r"method='pbas'.*'glass'"):
@@ -92,6 +116,7 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["{broken", "just words", "- a list\n", ""])
 def test_damaged_configuration_is_not_resumed(content: str, tmp_path: Path) -> None:
+    begin(tmp_path)
     (tmp_path / "config.yaml").write_text(content)
 
     with pytest.raises(FlawsmithError, match=r"config\.yaml") as error:

@@ -135,9 +135,7 @@ def _duplicates(inventory: _Inventory) -> Iterable[Finding]:
     if disputed:
         what = f"{_images(len(disputed))} labelled both good and flawed"
         where = tuple(s.image for group in disputed for s in group)
-        yield Finding(
-            "error", "contradictory-labels", what, where, "decide which label holds, remove the other"
-        )
+        yield Finding("error", "contradictory-labels", what, where, "decide which label holds, remove the other")
     if copies:
         extra = sum(len(group) - 1 for group in copies)
         what = f"{_images(extra)} stored more than once; copies add no knowledge and weigh double"
@@ -155,9 +153,7 @@ def _odd_sizes(inventory: _Inventory) -> Iterable[Finding]:
     shapes = [w / h for h, w in sizes]
     what = f"{len(sizes)} sizes: {_images(most)} of {width} x {height}, {len(odd)} of others"
     if max(shapes) > 1.1 * min(shapes):
-        mend = (
-            "images are scaled to one size, which distorts these: choose the letterbox policy, or crop alike"
-        )
+        mend = "images are scaled to one size, which distorts these: choose the letterbox policy, or crop alike"
         yield Finding("warning", "odd-size", what, tuple(odd), mend)
     else:
         mend = "nothing, if one camera took them: all are scaled to one size"

@@ -62,9 +62,7 @@ def content_hash(path: Path) -> str:
         state = path.stat()
         return _hash_file(path, state.st_size, state.st_mtime_ns)
     except OSError as error:
-        raise FlawsmithError(
-            f"cannot read {path}: {error.strerror}; check that it exists and may be read"
-        ) from error
+        raise FlawsmithError(f"cannot read {path}: {error.strerror}; check that it exists and may be read") from error
 
 
 @lru_cache(maxsize=1 << 16)
@@ -82,9 +80,7 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
         return list(pool.map(content_hash, paths))
 
 
-def held_out_count(
-    distinct: int, *, fraction: float = HELD_OUT_FRACTION, minimum: int = HELD_OUT_MINIMUM
-) -> int:
+def held_out_count(distinct: int, *, fraction: float = HELD_OUT_FRACTION, minimum: int = HELD_OUT_MINIMUM) -> int:
     """How many of ``distinct`` different good images are kept back for calibration.
 
     ``fraction`` of them, at least ``minimum``, but never more than half: learning from too few images does
@@ -124,9 +120,7 @@ def hold_out(
         ValueError: fraction or minimum out of range.
     """
     if not 0 < fraction < 1 or minimum < 1:
-        raise ValueError(
-            f"fraction must lie in (0, 1) and minimum be at least 1, not {fraction} and {minimum}"
-        )
+        raise ValueError(f"fraction must lie in (0, 1) and minimum be at least 1, not {fraction} and {minimum}")
     if not samples:
         raise FlawsmithError("there is no good image to train on; add images of good parts")
     groups = _ranked_groups(samples, seed)
@@ -158,9 +152,7 @@ def calibration_split(
     if not dataset.good_val:
         return hold_out(dataset.good_train, seed, fraction, minimum)
     if not dataset.good_train:
-        raise FlawsmithError(
-            f"there is no good image to train on in {dataset.root}; add images of good parts"
-        )
+        raise FlawsmithError(f"there is no good image to train on in {dataset.root}; add images of good parts")
     refuse_leaks(dataset.good_train, dataset.good_val)
     train = _flatten(_ranked_groups(dataset.good_train, seed))
     calibration = _flatten(_ranked_groups(dataset.good_val, seed))
@@ -180,8 +172,7 @@ def dataset_fingerprint(samples: Iterable[Sample]) -> str:
     paths = [path for s in listed for path in (s.image, *s.masks)]
     digests = dict(zip(paths, content_hashes(paths), strict=True))
     rows = sorted(
-        [s.split, s.label, s.defect, digests[s.image], *sorted(digests[mask] for mask in s.masks)]
-        for s in listed
+        [s.split, s.label, s.defect, digests[s.image], *sorted(digests[mask] for mask in s.masks)] for s in listed
     )
     return hashlib.sha256(json.dumps(rows, ensure_ascii=True).encode()).hexdigest()
 

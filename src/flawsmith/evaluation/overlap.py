@@ -204,11 +204,7 @@ def released_pro(
         usable = [i for i in range(len(soft)) if (soft[i] >= 1).any() and (soft[i] < 1).any()]
         each = [_released_whole(scores[[i]], soft[[i]], "rd4ad", limit, thresholds) for i in usable]
         # One failing image makes the mean of the released code undefined.
-        return (
-            None
-            if not each or None in each
-            else float(np.mean([value for value in each if value is not None]))
-        )
+        return None if not each or None in each else float(np.mean([value for value in each if value is not None]))
     rule: Literal["dilated", "rd4ad"] = "dilated" if variant == "compat_dilated" else "rd4ad"
     return _released_whole(scores, soft, rule, limit, thresholds)
 

@@ -160,9 +160,7 @@ def _notes(evidence: Evidence, points: dict[bootstrap.Metric, float | None]) -> 
         notes.append("No good test image: AUROC and the false reject rate are undefined.")
     if flawed.any() and points["pixel_auroc"] is None:
         notes.append("No annotated flaw beside defect-free pixels: pixel AUROC and AUPRO are undefined.")
-    to_review = sum(
-        verdict == "review" and bool(flag) for verdict, flag in zip(evidence.verdicts, flawed, strict=True)
-    )
+    to_review = sum(verdict == "review" and bool(flag) for verdict, flag in zip(evidence.verdicts, flawed, strict=True))
     if to_review:
         images = "1 flawed image was" if to_review == 1 else f"{to_review} flawed images were"
         notes.append(f"{images} sent to review: not rejected, so counted in the miss rate.")

@@ -34,18 +34,12 @@ class Evaluation(BaseModel):
     protocol: str = Field(default="clean", description="Name of the evaluation protocol.")
     image_auroc: Share = Field(description="AUROC of the image scores, in [0, 1].")
     image_ap: Share = Field(description="Step-wise average precision of the image scores.")
-    image_f1_max: Share = Field(
-        description="Highest F1 over all limits: an oracle, never a limit to run with."
-    )
+    image_f1_max: Share = Field(description="Highest F1 over all limits: an oracle, never a limit to run with.")
     image_f1_threshold: float | None = Field(default=None, description="The score that gives the highest F1.")
     pixel_auroc: Share = Field(description="AUROC over all pixels pooled.")
     pixel_ap: Share = Field(description="Step-wise average precision over all pixels pooled.")
-    aupro: Share = Field(
-        description="Area under the region-overlap curve up to a false-positive rate of 0.3."
-    )
-    spro: Share = Field(
-        default=None, description="Saturated region overlap; only for layouts that define saturation."
-    )
+    aupro: Share = Field(description="Area under the region-overlap curve up to a false-positive rate of 0.3.")
+    spro: Share = Field(default=None, description="Saturated region overlap; only for layouts that define saturation.")
     false_reject_rate: Share = Field(description="Share of good images rejected at the stored limit.")
     miss_rate: Share = Field(description="Share of flawed images not rejected at the stored limit.")
     n_good: int = Field(description="Good test images.")
@@ -59,9 +53,7 @@ class Evaluation(BaseModel):
         default_factory=dict,
         description="95 % intervals by figure: bootstrap over images; Clopper-Pearson for the rates.",
     )
-    notes: list[str] = Field(
-        default_factory=list, description="What was undefined, left out or resized, and why."
-    )
+    notes: list[str] = Field(default_factory=list, description="What was undefined, left out or resized, and why.")
 
     def as_table(self) -> str:
         """The figures as plain text: one line a figure, then one line a defect type, then the notes."""

@@ -147,7 +147,7 @@ class FeatureCache:
     def _make_room(self, size: int, in_use: set[Path]) -> None:
         shards = [index.parent for index in self._root.glob(f"*/*/{_INDEX}")]
         total = sum(_bytes(shard) for shard in shards)
-        old = sorted((s for s in shards if s not in in_use), key=lambda shard: (shard / _INDEX).stat().st_mtime)
+        old = sorted((s for s in shards if s not in in_use), key=_last_use)
         while total + size > self._cap and old:
             shard = old.pop(0)
             total -= _bytes(shard)
@@ -194,6 +194,14 @@ def _open(folder: Path) -> list[NDArray[np.float16]]:
     """The levels of a shard, finest first, memory-mapped: (images, channels, height, width) each."""
     count = len(list(folder.glob("level_*.npy")))
     return [np.load(folder / f"level_{level}.npy", mmap_mode="r", allow_pickle=False) for level in range(count)]
+
+
+def _last_use(folder: Path) -> float:
+    """When a shard was used last; one that another process has just removed counts as oldest."""
+    try:
+        return (folder / _INDEX).stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _bytes(folder: Path) -> int:

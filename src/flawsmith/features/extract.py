@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -14,10 +15,11 @@ from numpy.typing import NDArray
 
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.onnx_graph import to_onnx
-from flawsmith.runtime.engine import make_engine
+from flawsmith.runtime.engine import Engine, make_engine
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 
+GraphEngine = Literal["onnxruntime", "openvino"]
 EngineName = Literal["torch", "onnxruntime", "openvino"]
 Precision = Literal["float32", "bfloat16"]
 # Largest difference to torch in float32, relative to the largest value of the level, that an engine may show.
@@ -61,17 +63,23 @@ class GraphExtractor:
         self,
         backbone: Backbone,
         image_size: tuple[int, int],
-        engine: Literal["onnxruntime", "openvino"] = "onnxruntime",
+        engine: GraphEngine = "onnxruntime",
         precision: Precision = "float32",
         threads: int | None = None,
     ) -> None:
         self.engine: EngineName = engine
         self.precision = precision
-        graph = to_onnx(backbone, image_size, [f"level_{number}" for number in range(len(backbone.channels))])
-        self._engine = make_engine(engine, graph, precision=precision, threads=threads)
+        self._name, self._backbone, self._image_size, self._threads = engine, backbone, image_size, threads
+
+    @cached_property
+    def _compiled(self) -> Engine:
+        """Compiled on first use: a run whose features are all cached never needs it."""
+        levels = [f"level_{number}" for number in range(len(self._backbone.channels))]
+        graph = to_onnx(self._backbone, self._image_size, levels)
+        return make_engine(self._name, graph, precision=self.precision, threads=self._threads)
 
     def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        return self._engine.run(images)
+        return self._compiled.run(images)
 
 
 def make_extractor(

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from flawsmith.data.seeding import derived_seed, generator
@@ -61,7 +61,7 @@ class PBASConfig(MethodConfig):
     level_width: int = Field(1536, ge=1, description="Width that each level is pooled to before the levels are joined.")
     width: int = Field(1536, ge=1, description="Width of the embedding (Eq. 4).")
     projector_depth: int = Field(1, ge=0, description="Linear layers of the feature projector; 0 leaves it out.")
-    hidden: int | None = Field(1024, description="Hidden width of the discriminator; null shrinks by 1.5 a layer.")
+    hidden: int | None = Field(1024, ge=1, description="Hidden width of the discriminator; null: 1/1.5 a layer.")
     discriminator_depth: int = Field(2, ge=2, description="Linear layers of the discriminator.")
     center: CenterKind = Field("aligned", description="Centre initialisation (Table VI); aligned is the paper's own.")
     center_smoothing: float = Field(0.1, gt=0, le=1, description="Weight of a new batch in the moving average.")
@@ -86,6 +86,14 @@ class PBASConfig(MethodConfig):
     steps_per_epoch: int | None = Field(None, ge=1, description="Fixed steps an epoch instead of a full pass.")
     patches_per_step: int | None = Field(None, ge=2, description="Positions drawn at random a step; null takes all.")
     sigma: float = Field(4.0, ge=0, description="Gaussian smoothing of the map in pixels of the input.")
+
+    @model_validator(mode="after")
+    def _something_to_train(self) -> PBASConfig:
+        if self.synthesis == "none" and self.projector_depth == 0:
+            raise ValueError("without a projector and without synthesis there is nothing to train")
+        if self.patch_size % 2 == 0:
+            raise ValueError("patch_size must be odd")
+        return self
 
 
 # ---- Losses and synthesis: pure functions --------------------------------------------------------------------------
@@ -226,7 +234,8 @@ class PBASModule(pl.LightningModule):
 
     def training_step(self, batch: PatchBatch, batch_idx: int) -> dict[str, Tensor]:
         losses = self.losses(self.project(batch), batch.step)
-        optimisers = cast(list[LightningOptimizer], self.optimizers())
+        found = cast(list[LightningOptimizer] | LightningOptimizer, self.optimizers())
+        optimisers = found if isinstance(found, list) else [found]
         for optimiser in optimisers:
             optimiser.zero_grad()
         self.manual_backward(losses["loss"])

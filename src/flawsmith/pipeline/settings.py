@@ -74,9 +74,7 @@ def method_config(settings: TrainSettings) -> tuple[str, MethodConfig]:
         name = min(unknown)
         close = get_close_matches(name, base, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
-        raise FlawsmithError(
-            f"{method.name} has no setting called {name!r}: {hint}known are {', '.join(sorted(base))}"
-        )
+        raise FlawsmithError(f"{method.name} has no setting called {name!r}: {hint}known are {', '.join(sorted(base))}")
     try:
         return preset, method.Config(**{**base, **settings.set})
     except ValidationError as error:

@@ -101,7 +101,7 @@ def train(
         run.path,
         {
             "data": {"dataset": dataset.dataset, "category": dataset.category, "images_sha256": fingerprint},
-            **checked.model_dump(),
+            **checked.model_dump(mode="json"),
             "preset": preset,
             "config": config.model_dump(mode="json"),
         },
@@ -176,8 +176,7 @@ class _Training:
         engine, precision = self.settings.engine, self.settings.precision
         for sample in self.split.calibration:
             decode(sample.image)  # a damaged file is found before the long work, not after it
-        with self._timed("compile"):
-            extractor = make_extractor(backbone, self.config.image_size, engine, precision)
+        extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
         data = GoodImages(samples, geometry, extractor, cache, seed=self.settings.seed)
         with self._timed("features"):

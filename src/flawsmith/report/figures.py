@@ -68,9 +68,7 @@ def _data_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def score_histogram(
-    groups: Sequence[ScoreGroup], limit: float | None, review_limit: float | None
-) -> str | None:
+def score_histogram(groups: Sequence[ScoreGroup], limit: float | None, review_limit: float | None) -> str | None:
     """Histogram of image scores: a panel for test images, one for the calibration, limits drawn in both.
 
     Args:
@@ -108,9 +106,7 @@ def score_histogram(
         return _data_uri(figure)
 
 
-def _bars(
-    axis: Axes, scores: npt.NDArray[np.floating], kind: ScoreKind, edges: npt.NDArray[np.floating]
-) -> None:
+def _bars(axis: Axes, scores: npt.NDArray[np.floating], kind: ScoreKind, edges: npt.NDArray[np.floating]) -> None:
     axis.hist(
         scores,
         bins=edges.tolist(),
@@ -134,9 +130,7 @@ def _legend_above(axis: Axes, title: str) -> None:
     """The panel's title at the left and its legend in rows above the plot, where no data can lie under it."""
     axis.set_title(title, loc="left", fontsize=9.5, fontweight="bold")
     columns = 2 if title else 3
-    axis.legend(
-        loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, borderaxespad=0.2, handlelength=1.6
-    )
+    axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, borderaxespad=0.2, handlelength=1.6)
 
 
 def rate_curve(curve: Curve, x_label: str, y_label: str, *, shade_to: float | None = None) -> str:

@@ -59,9 +59,7 @@ class Gallery:
     total: int
 
 
-def galleries(
-    examples: Iterable[Example], *, per_kind: int = PER_KIND, budget: int = BUDGET_BYTES
-) -> list[Gallery]:
+def galleries(examples: Iterable[Example], *, per_kind: int = PER_KIND, budget: int = BUDGET_BYTES) -> list[Gallery]:
     """The worst examples of each kind, as many as the budget of bytes allows.
 
     Misses come with the lowest scores first, false alarms and finds with the highest; misses have the first
@@ -99,9 +97,7 @@ def _tiles(example: Example) -> list[Tile]:
         marked = _outlined(image, example.mask)
         tiles.append(Tile(_jpeg(marked), "ground truth", f"Annotated flaw outlined on {subject}"))
     heat = _thumbnail(example.overlay)
-    tiles.append(
-        Tile(_jpeg(heat), "anomaly map", f"Anomaly map of {subject}, warm colours mark what looks wrong")
-    )
+    tiles.append(Tile(_jpeg(heat), "anomaly map", f"Anomaly map of {subject}, warm colours mark what looks wrong"))
     return tiles
 
 

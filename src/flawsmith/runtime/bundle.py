@@ -72,12 +72,8 @@ class BundleSpec(BaseModel):
     config: dict[str, JsonValue] = Field(description="every number of the method's configuration")
     backbone: BackboneSpec
     geometry: Geometry
-    engine: EngineName = Field(
-        default="onnxruntime", description="the engine the limits were calibrated with"
-    )
-    precision: Precision = Field(
-        default="float32", description="the precision the limits were calibrated with"
-    )
+    engine: EngineName = Field(default="onnxruntime", description="the engine the limits were calibrated with")
+    precision: Precision = Field(default="float32", description="the precision the limits were calibrated with")
     decision: Decision
     training: TrainingSummary
     parity: dict[str, FiniteFloat] = Field(
@@ -120,9 +116,7 @@ class Bundle:
         parts["manifest.json"] = _to_json({"schema_version": SCHEMA_VERSION, "sha256": hashes})
         for name, content in parts.items():
             if len(content) > _PARTS[name]:
-                raise FlawsmithError(
-                    f"bundle: {name} has {len(content)} bytes, more than the {_PARTS[name]} allowed"
-                )
+                raise FlawsmithError(f"bundle: {name} has {len(content)} bytes, more than the {_PARTS[name]} allowed")
         return write_parts(parts)
 
     def save(self, path: str | Path) -> None:
@@ -158,9 +152,7 @@ class Bundle:
         except _RefusedError as refusal:
             raise FlawsmithError(f"{path}: {refusal}") from None
         except OSError as error:
-            raise FlawsmithError(
-                f"{path}: cannot be read ({error.strerror}); check its permissions"
-            ) from None
+            raise FlawsmithError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
 
     @classmethod
     def _read(cls, stream: io.BufferedReader) -> Bundle:
@@ -188,9 +180,7 @@ class Bundle:
         except (ValueError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
             if isinstance(error, _RefusedError):
                 raise
-            raise _RefusedError(
-                f"a part of the model file is malformed ({error}); export the model anew"
-            ) from None
+            raise _RefusedError(f"a part of the model file is malformed ({error}); export the model anew") from None
 
 
 class _RefusedError(ValueError):

@@ -91,9 +91,7 @@ class Decision(BaseModel):
             FlawsmithError: a number is not finite, or the region of interest covers no inspected pixel.
         """
         if not (math.isfinite(score) and np.isfinite(anomaly_map).all()):
-            raise FlawsmithError(
-                "the model's score or map is not a finite number; train or export the model anew"
-            )
+            raise FlawsmithError("the model's score or map is not a finite number; train or export the model anew")
         mask = self._mask(anomaly_map.shape, not_inspected)
         regions = find_regions(anomaly_map, self.map_limit, minimum_area=self.minimum_area, mask=mask)
         if self.by_regions:
@@ -108,9 +106,7 @@ class Decision(BaseModel):
             review = self.review_limit is not None and score > self.review_limit
         return ("review" if review else "pass"), regions
 
-    def level(
-        self, anomaly_map: NDArray[np.float32], not_inspected: NDArray[np.bool_] | None = None
-    ) -> float:
+    def level(self, anomaly_map: NDArray[np.float32], not_inspected: NDArray[np.bool_] | None = None) -> float:
         """Returns the number to calibrate ``map_limit`` with: the map's maximum, under this setting.
 
         A map has a region that counts exactly when ``map_limit`` is below this level.
@@ -145,9 +141,7 @@ class Decision(BaseModel):
             )
         return text
 
-    def _mask(
-        self, size: tuple[int, ...], not_inspected: NDArray[np.bool_] | None
-    ) -> NDArray[np.bool_] | None:
+    def _mask(self, size: tuple[int, ...], not_inspected: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
         """(height, width), True where the map counts; None: everywhere."""
         if self.region_of_interest is None:
             return None if not_inspected is None else ~not_inspected

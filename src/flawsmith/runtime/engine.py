@@ -66,9 +66,7 @@ class OnnxRuntimeEngine:
             self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         except Exception as error:
             # Its exceptions share no public base but Exception.
-            raise FlawsmithError(
-                f"ONNX Runtime cannot load the model ({_line(error)}); export it anew"
-            ) from None
+            raise FlawsmithError(f"ONNX Runtime cannot load the model ({_line(error)}); export it anew") from None
         self.inputs = tuple(Port(port.name, _shape(port.shape)) for port in self._session.get_inputs())
         self.outputs = tuple(Port(port.name, _shape(port.shape)) for port in self._session.get_outputs())
 
@@ -111,9 +109,7 @@ class OpenVinoEngine:
         try:
             import openvino
         except ImportError:
-            raise FlawsmithError(
-                "the engine openvino is not installed; pip install flawsmith[openvino]"
-            ) from None
+            raise FlawsmithError("the engine openvino is not installed; pip install flawsmith[openvino]") from None
         _check_self_contained(model)
         self.precision = precision
         settings: dict[str, Any] = {
@@ -175,9 +171,7 @@ def make_engine(
     """
     if name == "onnxruntime":
         if precision != "float32":
-            raise FlawsmithError(
-                f"the engine onnxruntime computes in float32, not in {precision}; use openvino"
-            )
+            raise FlawsmithError(f"the engine onnxruntime computes in float32, not in {precision}; use openvino")
         return OnnxRuntimeEngine(model, threads=threads)
     if name == "openvino":
         return OpenVinoEngine(model, precision=precision, threads=threads, batch=batch)
@@ -209,8 +203,7 @@ def check_detector(engine: Engine, size: tuple[int, int]) -> tuple[int, int]:
     for port, shape in zip(found, wanted, strict=True):
         if not _fits(port.shape, shape):
             raise FlawsmithError(
-                f"the model's {port.name!r} has the shape {port.shape}, its geometry needs {shape}; "
-                "export it anew"
+                f"the model's {port.name!r} has the shape {port.shape}, its geometry needs {shape}; export it anew"
             )
     return names.index("map"), names.index("score")
 
@@ -221,9 +214,7 @@ def _check_self_contained(model: bytes) -> None:
     except ValueError as error:
         raise FlawsmithError(f"cannot load the model, it is not ONNX ({error}); export it anew") from None
     if outside:
-        raise FlawsmithError(
-            "the model keeps weights in other files; export it as one self-contained ONNX graph"
-        )
+        raise FlawsmithError("the model keeps weights in other files; export it as one self-contained ONNX graph")
 
 
 def _fits(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -71,13 +71,9 @@ def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[Path]
     try:
         status = folder.stat()
         with os.scandir(folder) as entries:
-            found = sorted(
-                (entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith(".")
-            )
+            found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
-        raise FlawsmithError(
-            f"{folder}: cannot list this folder ({error.strerror}); check its permissions"
-        ) from None
+        raise FlawsmithError(f"{folder}: cannot list this folder ({error.strerror}); check its permissions") from None
     identity = (status.st_dev, status.st_ino)
     if identity in ancestors:
         return

@@ -69,12 +69,8 @@ class Geometry(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    policy: Literal["squash", "crop", "letterbox"] = Field(
-        default="squash", description="how the aspect is treated"
-    )
-    size: tuple[PositiveInt, PositiveInt] = Field(
-        description="height and width of the network's input, pixels"
-    )
+    policy: Literal["squash", "crop", "letterbox"] = Field(default="squash", description="how the aspect is treated")
+    size: tuple[PositiveInt, PositiveInt] = Field(description="height and width of the network's input, pixels")
     resize: PositiveInt | None = Field(
         default=None,
         description="crop only: the shorter side before the cut, at least max(size); None: max(size)",
@@ -129,9 +125,7 @@ class Geometry(BaseModel):
         rows, columns = self._axes((image.shape[0], image.shape[1]))
         box = (columns.box[0], rows.box[0], columns.box[1], rows.box[1])
         target = (columns.length, rows.length)
-        filled = np.s_[
-            rows.padding : rows.padding + rows.length, columns.padding : columns.padding + columns.length
-        ]
+        filled = np.s_[rows.padding : rows.padding + rows.length, columns.padding : columns.padding + columns.length]
         whole = (rows.length, columns.length) == self.size
         result = np.empty((3, *self.size), np.float32) if whole else np.zeros((3, *self.size), np.float32)
         if image.dtype == np.uint8:
@@ -151,9 +145,7 @@ class Geometry(BaseModel):
             result[channel][filled] = (plane - self.mean[channel]) / self.std[channel]
         return result
 
-    def restore(
-        self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]
-    ) -> NDArray[np.float32]:
+    def restore(self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]) -> NDArray[np.float32]:
         """Brings a map back to the pixels of the original image, bilinearly, antialiased where it shrinks.
 
         Args:
@@ -170,9 +162,7 @@ class Geometry(BaseModel):
             raise ValueError(f"the map is {anomaly_map.shape}, the network's input {self.size}")
         rows, columns = self._axes(original_size)
         content = np.ascontiguousarray(
-            anomaly_map[
-                rows.padding : rows.padding + rows.length, columns.padding : columns.padding + columns.length
-            ],
+            anomaly_map[rows.padding : rows.padding + rows.length, columns.padding : columns.padding + columns.length],
             dtype=np.float32,
         )
         (top, bottom), (left, right) = rows.inspected, columns.inspected
@@ -181,9 +171,7 @@ class Geometry(BaseModel):
         if above or below or before or after:
             content = np.pad(content, ((above, below), (before, after)), mode="edge")
         restored = np.asarray(
-            Image.fromarray(content).resize(
-                (right - left, bottom - top), Image.Resampling.BILINEAR, (x0, y0, x1, y1)
-            )
+            Image.fromarray(content).resize((right - left, bottom - top), Image.Resampling.BILINEAR, (x0, y0, x1, y1))
         )
         if restored.shape == tuple(original_size):
             return restored.copy()
@@ -222,18 +210,14 @@ class Geometry(BaseModel):
         elif self.policy == "letterbox":
             scale = min(want / have for want, have in zip(self.size, original_size, strict=True))
             fitted = [
-                min(max(1, round(have * scale)), want)
-                for want, have in zip(self.size, original_size, strict=True)
+                min(max(1, round(have * scale)), want) for want, have in zip(self.size, original_size, strict=True)
             ]
             axes = [
                 _Axis(original, length, 0, length, (want - length) // 2)
                 for original, length, want in zip(original_size, fitted, self.size, strict=True)
             ]
         else:
-            axes = [
-                _Axis(original, want, 0, want, 0)
-                for original, want in zip(original_size, self.size, strict=True)
-            ]
+            axes = [_Axis(original, want, 0, want, 0) for original, want in zip(original_size, self.size, strict=True)]
         return axes[0], axes[1]
 
     def _tables(self) -> NDArray[np.float32]:

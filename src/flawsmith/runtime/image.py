@@ -123,11 +123,7 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
     if image.ndim == 2:
         return _as_rgb(image)
     if image.ndim != 3 or image.shape[2] != 3:
-        mend = (
-            "drop the alpha channel with image[:, :, :3]"
-            if image.shape[-1] == 4
-            else "give (height, width, 3)"
-        )
+        mend = "drop the alpha channel with image[:, :, :3]" if image.shape[-1] == 4 else "give (height, width, 3)"
         raise FlawsmithError(f"image array: shape is {image.shape}, needed is (height, width, 3); {mend}")
     return np.ascontiguousarray(image[:, :, ::-1] if bgr else image)
 
@@ -161,9 +157,7 @@ def _decode(stream: BinaryIO, name: str, max_pixels: int) -> ImageArray:
         # Pillow's parsers answer malformed bytes with nearly every exception there is (SyntaxError,
         # struct.error, IndexError, ...); all of them mean the same to the user.
         reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise FlawsmithError(
-            f"{name}: damaged or truncated image ({reason}); copy or export it anew"
-        ) from None
+        raise FlawsmithError(f"{name}: damaged or truncated image ({reason}); copy or export it anew") from None
 
 
 def _open(stream: BinaryIO, name: str) -> Image.Image:
@@ -187,9 +181,7 @@ def _open(stream: BinaryIO, name: str) -> Image.Image:
             return factory(stream, "")
         except SyntaxError as error:
             raise OSError(str(error)) from None
-    raise FlawsmithError(
-        f"{name}: not an image of a known format; save it as PNG, JPEG, BMP, TIFF, WebP, GIF or PNM"
-    )
+    raise FlawsmithError(f"{name}: not an image of a known format; save it as PNG, JPEG, BMP, TIFF, WebP, GIF or PNM")
 
 
 def _load(image: Image.Image) -> None:
@@ -245,9 +237,7 @@ def _to_array(image: Image.Image, name: str) -> ImageArray:
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image)
         if grey.dtype.kind == "i" and (grey.min() < 0 or grey.max() > _FULL_16_BIT):
-            raise FlawsmithError(
-                f"{name}: 32-bit values outside 0..{_FULL_16_BIT}; save the image with 8 or 16 bits"
-            )
+            raise FlawsmithError(f"{name}: 32-bit values outside 0..{_FULL_16_BIT}; save the image with 8 or 16 bits")
         return _as_rgb(grey.astype(np.uint16))
     # Pillow warns when it drops transparency; dropping it is the rule here.
     image.info.pop("transparency", None)

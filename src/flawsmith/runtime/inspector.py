@@ -211,9 +211,7 @@ class Inspector:
         score, small_map = self._infer(prepared.batch)
         clock.lap("infer")
         if not (math.isfinite(score) and np.isfinite(small_map).all()):
-            raise FlawsmithError(
-                f"{name}: the model gives numbers that are not finite; train or export it anew"
-            )
+            raise FlawsmithError(f"{name}: the model gives numbers that are not finite; train or export it anew")
         geometry, decision = self.spec.geometry, self.spec.decision
         anomaly_map = geometry.restore(small_map, prepared.original_size)
         inspected = geometry.inspected(prepared.original_size)

@@ -16,10 +16,7 @@ from flawsmith.runtime.regions import Region, label
 _ANCHORS = np.array([(96, 0, 24), (190, 24, 24), (240, 110, 20), (252, 205, 60), (255, 255, 235)], np.float64)
 _STEPS = 256
 COLOURS: NDArray[np.uint8] = np.stack(
-    [
-        np.interp(np.linspace(0, len(_ANCHORS) - 1, _STEPS), np.arange(len(_ANCHORS)), band)
-        for band in _ANCHORS.T
-    ],
+    [np.interp(np.linspace(0, len(_ANCHORS) - 1, _STEPS), np.arange(len(_ANCHORS)), band) for band in _ANCHORS.T],
     axis=1,
 ).astype(np.uint8)
 """(256, 3): the heat's colours from the coolest to the hottest."""
@@ -67,9 +64,9 @@ def draw_overlay(
         raise ValueError(f"the image is {image.shape[:2]}, the map {anomaly_map.shape}")
     base = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
     level = heat(anomaly_map, map_limit)
-    colour_index = np.clip(
-        (level - _VISIBLE_FROM) / (_HOTTEST - _VISIBLE_FROM) * (_STEPS - 1), 0, _STEPS - 1
-    ).astype(np.intp)
+    colour_index = np.clip((level - _VISIBLE_FROM) / (_HOTTEST - _VISIBLE_FROM) * (_STEPS - 1), 0, _STEPS - 1).astype(
+        np.intp
+    )
     opacity = _OPACITY * np.clip((level - _VISIBLE_FROM) / (_OPAQUE_FROM - _VISIBLE_FROM), 0, 1)[..., None]
     picture = np.rint(base * (1 - opacity) + COLOURS[colour_index] * opacity).astype(np.uint8)
     if regions:

@@ -170,11 +170,7 @@ def _number(runs: _Runs, width: int) -> tuple[NDArray[np.int32], int]:
     last = np.searchsorted(start, stop - stride, side="right")
     touching = np.maximum(last - first, 0)
     lower = np.repeat(np.arange(count), touching)
-    upper = (
-        np.arange(lower.size)
-        - np.repeat(np.cumsum(touching) - touching, touching)
-        + np.repeat(first, touching)
-    )
+    upper = np.arange(lower.size) - np.repeat(np.cumsum(touching) - touching, touching) + np.repeat(first, touching)
     roots = _unite(count, lower, upper)
     is_root = roots == np.arange(count)
     numbers = np.cumsum(is_root)[roots]

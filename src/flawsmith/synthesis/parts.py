@@ -102,9 +102,7 @@ def _bracket_finish(view: View, rng: np.random.Generator) -> tuple[Field, Field]
     brushed = grain(view, rng, along=46, across=1.3)
     coarse = grain(view, rng, along=160, across=5)
     band = np.exp(-((view.v + np.float32(rng.normal(0.1, 0.03))) ** 2) / np.float32(0.1))
-    level = (
-        np.float32(0.5) + np.float32(0.028) * brushed + np.float32(0.016) * coarse + np.float32(0.1) * band
-    )
+    level = np.float32(0.5) + np.float32(0.028) * brushed + np.float32(0.016) * coarse + np.float32(0.1) * band
     step = _step(rounded_box(view.u, view.v + np.float32(0.04), (0.47, 0.21), 0.2) * np.float32(view.unit), 7)
     relief = np.float32(0.12) * brushed - np.float32(3.0) * step
     return relief, _grey(np.clip(level, 0, 1), (0.97, 1.0, 1.05))
@@ -232,9 +230,7 @@ PARTS: Mapping[str, Part] = MappingProxyType(
         ),
         "gear": Part(
             name="gear",
-            holes=tuple(
-                (0.5 * math.cos(k * math.pi / 3), 0.5 * math.sin(k * math.pi / 3), 0.1) for k in range(6)
-            ),
+            holes=tuple((0.5 * math.cos(k * math.pi / 3), 0.5 * math.sin(k * math.pi / 3), 0.1) for k in range(6)),
             second_hole=(0.0, 0.25),
             max_angle=180,
             bevel=0.03,

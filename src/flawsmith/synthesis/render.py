@@ -68,9 +68,7 @@ def render_part(
     """
     _check(part, defect, size)
     kind = PARTS[part]
-    look, flaw = (
-        generator(seed, f"render {name} of {part} {group} {defect}", index) for name in ("look", "flaw")
-    )
+    look, flaw = (generator(seed, f"render {name} of {part} {group} {defect}", index) for name in ("look", "flaw"))
     view = draw_view(size, look, max_angle=kind.max_angle, max_shift=0.012)
     light = draw_light(look)
     mat = kind.mat(view, look)
@@ -179,6 +177,4 @@ def _check(part: str, defect: str | None, size: tuple[int, int]) -> None:
     if defect is not None and defect not in FLAWS:
         raise FlawsmithError(f"unknown flaw {defect!r}; known are {', '.join(FLAWS)}")
     if min(size) < MIN_SIDE:
-        raise FlawsmithError(
-            f"size {size[0]} x {size[1]} is too small; give at least {MIN_SIDE} pixels a side"
-        )
+        raise FlawsmithError(f"size {size[0]} x {size[1]} is too small; give at least {MIN_SIDE} pixels a side")

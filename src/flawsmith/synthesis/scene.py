@@ -175,9 +175,7 @@ def _lit(surface: Surface, light: Light) -> Field:
     lx, ly = math.cos(light.direction), math.sin(light.direction)
     facing = slope_x * np.float32(-lx) + slope_y * np.float32(-ly)
     normal = 1 / np.sqrt(1 + slope_x**2 + slope_y**2)
-    diffuse = (
-        facing * np.float32(math.cos(light.elevation)) + np.float32(math.sin(light.elevation))
-    ) * normal
+    diffuse = (facing * np.float32(math.cos(light.elevation)) + np.float32(math.sin(light.elevation))) * normal
     np.clip(diffuse, 0, None, out=diffuse)
     # The half vector between lamp and camera, which looks straight down.
     half = math.pi / 4 + light.elevation / 2
@@ -227,9 +225,7 @@ def grain(view: View, rng: np.random.Generator, *, along: float, across: float) 
         *(cos / along, sin / along, columns / 2 - (cos * x0 + sin * y0) / along),
         *(-sin / across, cos / across, rows / 2 + (sin * x0 - cos * y0) / across),
     )
-    return np.asarray(
-        image.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-    )
+    return np.asarray(image.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
 
 
 def clouds(shape: tuple[int, int], rng: np.random.Generator, *, size: float) -> Field:

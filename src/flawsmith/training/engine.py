@@ -55,7 +55,8 @@ class _Loader:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Any]:
-        return self._batches.epoch(self._module.current_epoch)
+        # Lazily: when a run is resumed, Lightning asks for the iterator before it knows the epoch.
+        yield from self._batches.epoch(self._module.current_epoch)
 
 
 def fit_module(

@@ -44,7 +44,7 @@ class RunFolder:
             raise FlawsmithError(f"{path} is a file: give a folder with --out")
         if file.exists() and _has_begun(path):
             _must_agree(file, config, resume)
-        elif not file.exists() and path.exists() and any(path.iterdir()):
+        elif path.exists() and not all(_is_own(entry) for entry in path.iterdir()):
             raise FlawsmithError(f"{path} is not empty and holds no run: give another folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -116,6 +116,11 @@ def _rows(path: Path) -> Iterator[dict[str, Any]]:
 def _has_begun(path: Path) -> bool:
     """Whether a run left anything but its configuration: one that failed on its data leaves the folder free."""
     return (path / MODEL).exists() or any((path / "checkpoints").glob("*.safetensors"))
+
+
+def _is_own(entry: Path) -> bool:
+    """Whether a folder's entry is what a run that has not begun leaves behind."""
+    return entry.name in (CONFIG, "checkpoints") or entry.name.startswith(f".{CONFIG}")
 
 
 def _must_agree(file: Path, config: Mapping[str, Any], resume: bool) -> None:

@@ -85,9 +85,7 @@ def _category_folder(path: str | Path) -> Path:
     try:
         empty = not any(root.iterdir())
     except OSError as error:
-        raise FlawsmithError(
-            f"cannot read the folder {given}: {error.strerror}; check the rights to it"
-        ) from error
+        raise FlawsmithError(f"cannot read the folder {given}: {error.strerror}; check the rights to it") from error
     if empty:
         raise FlawsmithError(f"the folder {given} is empty; put images of good parts into it")
     return root

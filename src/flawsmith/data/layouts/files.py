@@ -22,9 +22,7 @@ def subfolders(folder: Path) -> list[Path]:
     try:
         found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
     except OSError as error:
-        raise FlawsmithError(
-            f"cannot read the folder {folder}: {error.strerror}; check its path and rights"
-        ) from error
+        raise FlawsmithError(f"cannot read the folder {folder}: {error.strerror}; check its path and rights") from error
     return sorted(found)
 
 

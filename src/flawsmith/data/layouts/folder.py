@@ -39,9 +39,7 @@ class FolderLayout:
     """See the module's docstring."""
 
     name = "folder"
-    expects = (
-        "images of good parts, directly or in good/, and optionally bad/<defect>/, val/ and ground_truth/"
-    )
+    expects = "images of good parts, directly or in good/, and optionally bad/<defect>/, val/ and ground_truth/"
 
     def recognise(self, root: Path) -> str | None:
         good = _good_folder(root)
@@ -52,9 +50,7 @@ class FolderLayout:
             return f"folder layout, because {count(len(direct), 'image')} lie directly in it"
         nested = [f for f in subfolders(root) if not _is_reserved(f.name) and has_images(f)]
         if nested:
-            return (
-                f"folder layout, because images lie in {count(len(nested), 'sub-folder')} of no known meaning"
-            )
+            return f"folder layout, because images lie in {count(len(nested), 'sub-folder')} of no known meaning"
         return None
 
     def load(self, root: Path) -> Dataset:
@@ -71,9 +67,7 @@ class FolderLayout:
         flawed, unused = _flawed_images(root)
         test = subfolder(root, "test")
         if test is not None:
-            notes.append(
-                _passed_over(test, "a test split needs the mvtec layout, with good images in train/good/")
-            )
+            notes.append(_passed_over(test, "a test split needs the mvtec layout, with good images in train/good/"))
         return Dataset(
             root=root,
             category=root.name,
@@ -93,9 +87,7 @@ class FolderLayout:
                     notes.append(_passed_over(other, "put flawed images under bad/, good ones under good/"))
             stray = direct_images(root)
             if stray:
-                notes.append(
-                    f"not used: {count(len(stray), 'image')} directly in {root}, beside {good.name}/"
-                )
+                notes.append(f"not used: {count(len(stray), 'image')} directly in {root}, beside {good.name}/")
             return find_images(good)
         images = direct_images(root)
         for folder in subfolders(root):
@@ -138,9 +130,7 @@ def _flawed_images(root: Path) -> tuple[list[Sample], list[Path]]:
             defect = relative.parts[0] if len(relative.parts) > 1 else folder.name
             paired = masks.masks_of(relative)
             unused.difference_update(paired)
-            samples.append(
-                Sample(path, "test", "flawed", defect, paired, category=root.name, dataset=root.parent.name)
-            )
+            samples.append(Sample(path, "test", "flawed", defect, paired, category=root.name, dataset=root.parent.name))
     return samples, sorted(unused)
 
 

@@ -82,9 +82,7 @@ class _Reader:
         stray = len(find_images(test)) - sum(len(find_images(folder)) for folder in folders)
         if stray > 0:
             number = count(stray, "image")
-            self.notes.append(
-                f"not used: {number} directly in test/; move them to test/good/ or test/<defect>/"
-            )
+            self.notes.append(f"not used: {number} directly in test/; move them to test/good/ or test/<defect>/")
         for folder in folders:
             masks = MaskFolder(subfolder(ground_truth, folder.name) if ground_truth else None)
             if folder.name.casefold() == GOOD:
