@@ -27,7 +27,8 @@ from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache, FeatureTable
 from flawsmith.features.extract import Extractor, make_extractor
 from flawsmith.features.patch_embedding import as_rows
-from flawsmith.methods.pbas import PBAS, PatchBatch, PatchBatches, PBASConfig, PBASModule, initial_centers
+from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches, Sampling
+from flawsmith.methods.pbas import PBAS, PBASConfig, PBASModule, initial_centers
 
 SIZE = (288, 288)
 BATCH = 8
@@ -73,7 +74,9 @@ def _module(own: Backbone, cached: FeatureTable) -> PBASModule:
     config = cast(PBASConfig, PBAS.presets["official"])
     module = PBAS(config, own, seed=0).module
     positions = int(np.prod(cached.grids[0]))
-    module.centers = initial_centers(module, PatchBatches(cached, config, 0, "centre"), positions)
+    module.centers = initial_centers(
+        module, PatchBatches(cached, Sampling(config.batch_size), seed=0, purpose="centre"), positions
+    )
     return module.train()
 
 

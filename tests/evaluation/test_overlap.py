@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import time
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -97,18 +95,3 @@ def test_released_pro_rewards_neighbours_that_the_exact_figure_does_not() -> Non
     assert dilated is not None
     assert exact is not None
     assert dilated > exact + 0.3
-
-
-def test_hundred_maps_with_thirty_regions_take_under_half_a_second() -> None:
-    generator = np.random.default_rng(0)
-    maps = generator.normal(size=(100, 288, 288)).astype(np.float32)
-    masks = np.zeros(maps.shape, dtype=bool)
-    masks[:30, 50:80, 60:90] = True
-
-    def seconds() -> float:
-        start = time.process_time()
-        overlap.aupro(list(maps), list(masks))
-        return time.process_time() - start
-
-    # The best of a few runs: other work on the machine slows a run, nothing makes it faster.
-    assert min(seconds() for _ in range(4)) < 0.5

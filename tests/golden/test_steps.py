@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from flawsmith.features.patch_embedding import PatchEmbedding, as_rows
 from flawsmith.methods.layers.centers import nearest_center
 from flawsmith.methods.layers.heads import Discriminator, Projector
+from flawsmith.methods.layers.patch_batches import PatchBatch
 from flawsmith.methods.layers.patch_detector import PatchDetector
 from flawsmith.methods.layers.postprocess import UpsampleAndSmooth
 from flawsmith.methods.pbas import (
-    PatchBatch,
     PBASConfig,
     PBASModule,
     approximate_boundary,

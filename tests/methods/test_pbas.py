@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor
 
+from flawsmith.methods.layers.patch_batches import PatchBatches, Sampling
 from flawsmith.methods.pbas import (
     PBAS,
-    PatchBatches,
     PBASConfig,
     PBASModule,
     approximate_boundary,
@@ -46,6 +46,10 @@ class Features:
 
     def batch(self, rows: Any) -> list[Tensor]:
         return [level[np.asarray(rows)] for level in self.levels]
+
+
+def sampling(config: PBASConfig) -> Sampling:
+    return Sampling(config.batch_size, config.steps_per_epoch, config.patches_per_step)
 
 
 # ---- Numbers --------------------------------------------------------------------------------------------------------
@@ -108,7 +112,7 @@ def test_impossible_setting_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def drawn(config: PBASConfig, seed: int, epoch: int, images: int = 10) -> list[Any]:
-    batches = PatchBatches(Features(images), config, seed)
+    batches = PatchBatches(Features(images), sampling(config), seed=seed)
     found = list(batches.epoch(epoch))
     assert len(found) == len(batches)
     return found
@@ -229,7 +233,7 @@ def test_one_feature_hardly_off_its_centre_does_not_spoil_the_batch() -> None:
 def test_every_kind_of_centre_has_a_row_a_position(center: str) -> None:
     module = PBASModule(PBASConfig(**SMALL, center=center), Features.channels, seed=0)
 
-    centers = initial_centers(module, PatchBatches(Features(), module.config, 0, "centre"), 30)
+    centers = initial_centers(module, PatchBatches(Features(), sampling(module.config), seed=0, purpose="centre"), 30)
 
     assert centers.shape == (30, 8)
     assert torch.isfinite(centers).all()
@@ -239,7 +243,7 @@ def test_average_centre_is_the_mean_of_all_images() -> None:
     features = Features()
     module = PBASModule(PBASConfig(**SMALL, center="average"), Features.channels, seed=0)
 
-    centers = initial_centers(module, PatchBatches(features, module.config, 0, "centre"), 30)
+    centers = initial_centers(module, PatchBatches(features, sampling(module.config), seed=0, purpose="centre"), 30)
 
     with torch.no_grad():
         rows = module.projector(module.embedding(features.levels).permute(0, 2, 3, 1).reshape(10, 30, 8))
@@ -263,11 +267,11 @@ def test_every_ablation_trains(changes: dict[str, Any], tmp_path: Path) -> None:
     config = PBASConfig(**{**SMALL, **changes})
     module = PBASModule(config, Features.channels, seed=0)
     features = Features()
-    module.centers = initial_centers(module, PatchBatches(features, config, 0, "centre"), 30)
+    module.centers = initial_centers(module, PatchBatches(features, sampling(config), seed=0, purpose="centre"), 30)
     before = {name: value.clone() for name, value in module.state_dict().items()}
     run = RunFolder(tmp_path, LoopOptions(precision=config.precision, accelerator="cpu", quiet=True))
 
-    run.fit("boundary", module, PatchBatches(features, config, 0), epochs=2)
+    run.fit("boundary", module, PatchBatches(features, sampling(config), seed=0), epochs=2)
 
     rows = run.metrics()
     assert [row["epoch"] for row in rows] == [0, 1]

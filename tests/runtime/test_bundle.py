@@ -18,6 +18,7 @@ from flawsmith.runtime import archive
 from flawsmith.runtime import bundle as bundle_module
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.inspector import Inspector
 
 Parts = dict[str, bytes]
 
@@ -355,3 +356,14 @@ def test_loading_writes_nothing(bundle: Bundle, tmp_path: Path) -> None:
     Bundle.load(path)
 
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_frozen_version_1_file_opens_and_inspects():
+    # Written once by the first release of the format; a change of the format must go on reading it.
+    frozen = Path(__file__).parent / "data" / "version-1.flaw"
+    loaded = Bundle.load(frozen)
+    assert loaded.spec.schema_version == 1
+    assert loaded.spec.decision.limit == 0.6
+    assert loaded.calibration["good_scores"].shape == (19,)
+    white = np.full((20, 30, 3), 255, np.uint8)
+    assert Inspector.load(loaded).inspect(white).verdict == "reject"

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.onnx_graph import to_onnx
 from flawsmith.runtime.engine import Engine, make_engine
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 
@@ -67,6 +68,8 @@ class GraphExtractor:
         precision: Precision = "float32",
         threads: int | None = None,
     ) -> None:
+        if engine == "onnxruntime" and precision != "float32":
+            raise FlawsmithError(f"the engine onnxruntime computes in float32, not in {precision}; use openvino")
         self.engine: EngineName = engine
         self.precision = precision
         self._name, self._backbone, self._image_size, self._threads = engine, backbone, image_size, threads

@@ -8,25 +8,23 @@ differs, the presets ``paper`` and ``official`` do, and docs/methods/pbas.md lis
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, cast
+from typing import ClassVar, Literal
 
 import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from lightning.pytorch.core.optimizer import LightningOptimizer
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from flawsmith.data.seeding import derived_seed, generator
+from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import PatchEmbedding
 from flawsmith.methods.base import (
     Detector,
-    FeatureSource,
     LightningStage,
     Method,
     MethodConfig,
@@ -43,6 +41,7 @@ from flawsmith.methods.layers.centers import (
     safe_length,
 )
 from flawsmith.methods.layers.heads import Discriminator, Projector
+from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches, Sampling
 from flawsmith.methods.layers.patch_detector import NearestCenterDetector, PatchDetector
 from flawsmith.methods.layers.ray import ray_hidden
 from flawsmith.methods.registry import register
@@ -149,43 +148,6 @@ def discrimination_losses(logits: Float[Tensor, " position"], normal: int) -> tu
 # ---- Training ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class PatchBatch:
-    """Level maps of some images and, where positions are drawn, the rows of the embedding to use."""
-
-    levels: list[Tensor]
-    rows: Tensor | None
-    step: tuple[int, int]
-
-
-class PatchBatches:
-    """The batches of one stage; those of an epoch are a function of (seed, purpose, epoch)."""
-
-    def __init__(self, features: FeatureSource, config: PBASConfig, seed: int, purpose: str = "train") -> None:
-        self._features, self._config, self._seed, self._purpose = features, config, seed, purpose
-
-    def __len__(self) -> int:
-        return self._config.steps_per_epoch or -(-len(self._features) // self._config.batch_size)
-
-    def _images(self, epoch: int) -> Iterator[np.ndarray]:
-        size, total = self._config.batch_size, len(self._features)
-        rng = generator(self._seed, f"{self._purpose} order", epoch)
-        passes = -(-len(self) * size // total)
-        order = np.concatenate([rng.permutation(total) for _ in range(passes)])
-        stop = len(self) * size if self._config.steps_per_epoch else total
-        for start in range(0, stop, size):
-            yield order[start : min(start + size, stop)]
-
-    def epoch(self, epoch: int) -> Iterator[PatchBatch]:
-        positions = int(np.prod(self._features.grids[0]))
-        for step, images in enumerate(self._images(epoch)):
-            rows, wanted = None, self._config.patches_per_step
-            if wanted is not None and wanted < len(images) * positions:
-                rng = generator(self._seed, f"{self._purpose} positions", epoch, step)
-                rows = torch.from_numpy(rng.choice(len(images) * positions, wanted, replace=False))
-            yield PatchBatch(self._features.batch(images), rows, (epoch, step))
-
-
 class PBASModule(pl.LightningModule):
     """Projector and discriminator with the centre table; one training step is Eq. 10."""
 
@@ -234,7 +196,7 @@ class PBASModule(pl.LightningModule):
 
     def training_step(self, batch: PatchBatch, batch_idx: int) -> dict[str, Tensor]:
         losses = self.losses(self.project(batch), batch.step)
-        found = cast(list[LightningOptimizer] | LightningOptimizer, self.optimizers())
+        found = self.optimizers()
         optimisers = found if isinstance(found, list) else [found]
         for optimiser in optimisers:
             optimiser.zero_grad()
@@ -301,15 +263,16 @@ def initial_centers(module: PBASModule, batches: PatchBatches, positions: int) -
 
 
 FAST = PBASConfig(
-    image_size=(256, 256),
+    image_size=(320, 320),
     policy="squash",
+    strides=(16,),
     level_width=384,
     width=384,
     hidden=256,
-    epochs=40,
-    batch_size=16,
+    anomaly_degree=0.3,
+    discriminator_lr=1e-3,
+    epochs=30,
     steps_per_epoch=20,
-    patches_per_step=4096,
 )
 
 
@@ -331,11 +294,9 @@ class PBAS(Method):
         self.module = PBASModule(config, backbone.channels, seed)
 
     def stages(self) -> list[Stage]:
-        whole_images = self.config.model_copy(update={"patches_per_step": None, "steps_per_epoch": None})
-
         def compute(data: TrainingData) -> dict[str, Tensor]:
             features = data.features()
-            batches = PatchBatches(features, whole_images, self.seed, "centre")
+            batches = PatchBatches(features, Sampling(self.config.batch_size), seed=self.seed, purpose="centre")
             return {"centers": initial_centers(self.module, batches, int(np.prod(features.grids[0])))}
 
         def accept(tensors: dict[str, Tensor]) -> None:
@@ -346,10 +307,15 @@ class PBAS(Method):
             LightningStage(
                 "boundary",
                 self.module,
-                lambda data: PatchBatches(data.features(), self.config, self.seed),
+                lambda data: PatchBatches(data.features(), self._sampling, seed=self.seed),
                 self.config.epochs,
             ),
         ]
+
+    @property
+    def _sampling(self) -> Sampling:
+        config = self.config
+        return Sampling(config.batch_size, config.steps_per_epoch, config.patches_per_step)
 
     def network(self) -> Detector:
         module, config = self.module, self.config

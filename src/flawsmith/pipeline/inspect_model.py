@@ -59,7 +59,7 @@ def model_in_words(facts: dict[str, Any]) -> str:
         ("backbone", f"{backbone['name']}, {backbone['weights']} weights, SHA-256 {backbone['sha256'][:16]}"),
         ("input", f"{width} × {height} pixels, {geometry['policy']}"),
         ("engine", f"{facts['engine']}, {facts['precision']}"),
-        ("learned from", f"{training['n_train']} good images of {training['dataset']}/{training['category']}"),
+        ("learned from", f"{training['n_train']} good images of {training['category']} ({training['layout']} layout)"),
         ("calibrated on", f"{decision['n_good']} good images"),
         ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),
         ("review limit", "none" if review is None else f"{review:.6g}"),

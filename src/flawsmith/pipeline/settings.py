@@ -38,6 +38,12 @@ class TrainSettings(BaseModel):
     layout: str | None = Field(None, description="Layout of the data; detected by default.")
 
     @model_validator(mode="after")
+    def _engine_has_precision(self) -> TrainSettings:
+        if self.engine == "onnxruntime" and self.precision != "float32":
+            raise ValueError("onnxruntime computes in float32, use engine openvino for bfloat16")
+        return self
+
+    @model_validator(mode="after")
     def _review_comes_first(self) -> TrainSettings:
         if self.review_alpha is not None and self.review_alpha <= self.alpha:
             raise ValueError(f"review_alpha must exceed alpha, {self.alpha}")

@@ -39,7 +39,7 @@ class RunFolder:
         Raises:
             FlawsmithError: when the folder holds something else, another configuration, or must not be overwritten.
         """
-        file = path / CONFIG
+        file, config = path / CONFIG, json.loads(json.dumps(config))  # as it will be read: lists for tuples
         if path.exists() and not path.is_dir():
             raise FlawsmithError(f"{path} is a file: give a folder with --out")
         if file.exists() and _has_begun(path):
