@@ -24,7 +24,8 @@ def nearest_center(
     The length of a feature does not change which centre is most similar to it, so only the centres are normalised.
     """
     with torch.no_grad():
-        return (features @ F.normalize(centers, dim=1).to(features.dtype).T).argmax(dim=1)
+        similarity = features @ F.normalize(centers, dim=1).to(features.dtype).T
+        return similarity.float().argmax(dim=1)  # torch searches bfloat16 several times slower than float32
 
 
 class _Distance(torch.autograd.Function):
