@@ -7,6 +7,7 @@ import functools
 import json
 import shutil
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,14 @@ def name(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
-@pytest.fixture(scope="module")
-def backbone() -> Backbone:
-    return load_backbone()
+@pytest.fixture
+def backbone(name: str) -> Backbone:
+    return backbone_with(find_method(name).presets["fast"].strides)
+
+
+@cache
+def backbone_with(strides: tuple[int, ...]) -> Backbone:
+    return load_backbone(strides=strides)
 
 
 @pytest.fixture

@@ -42,7 +42,7 @@ from flawsmith.methods.layers.centers import (
 )
 from flawsmith.methods.layers.heads import Discriminator, Projector
 from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches, Sampling
-from flawsmith.methods.layers.patch_detector import NearestCenterDetector, PatchDetector
+from flawsmith.methods.layers.patch_detector import NearestCenterDetector, PatchDetector, Scale
 from flawsmith.methods.layers.ray import ray_hidden
 from flawsmith.methods.registry import register
 
@@ -84,6 +84,9 @@ class PBASConfig(MethodConfig):
     batch_size: int = Field(8, ge=1, description="Images a step (Fig. 12d), and a batch of the centre pass.")
     steps_per_epoch: int | None = Field(None, ge=1, description="Fixed steps an epoch instead of a full pass.")
     patches_per_step: int | None = Field(None, ge=2, description="Positions drawn at random a step; null takes all.")
+    scale: Scale = Field(
+        "probability", description="What scores and maps mean; a logit ranks alike and never rounds to 1."
+    )
     sigma: float = Field(4.0, ge=0, description="Gaussian smoothing of the map in pixels of the input.")
 
     @model_validator(mode="after")
@@ -270,6 +273,7 @@ FAST = PBASConfig(
     width=384,
     hidden=256,
     anomaly_degree=0.3,
+    scale="logit",
     discriminator_lr=1e-3,
     epochs=30,
     steps_per_epoch=20,
@@ -322,4 +326,4 @@ class PBAS(Method):
         shared = self.backbone, module.embedding, module.projector
         if config.synthesis == "none":
             return NearestCenterDetector(*shared, module.centers, config.image_size, sigma=config.sigma)
-        return PatchDetector(*shared, module.discriminator, config.image_size, sigma=config.sigma)
+        return PatchDetector(*shared, module.discriminator, config.image_size, sigma=config.sigma, scale=config.scale)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +16,8 @@ from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, resize
 from flawsmith.methods.base import AnomalyOutput, Detector
 from flawsmith.methods.layers.heads import LEAKY_SLOPE, Discriminator, Projector
 from flawsmith.methods.layers.postprocess import UpsampleAndSmooth
+
+Scale = Literal["probability", "logit"]
 
 
 class PositionDetector(Detector):
@@ -27,8 +31,9 @@ class PositionDetector(Detector):
         self.image_size, self.sigma = image_size, sigma
         self.smooth = UpsampleAndSmooth(backbone.grids(image_size)[0], image_size, sigma=sigma)
 
+    @abstractmethod
     def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
-        raise NotImplementedError
+        """The score of every position of the finest level."""
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
         return self.from_levels(self.backbone(images))
@@ -40,7 +45,11 @@ class PositionDetector(Detector):
 
 
 class PatchDetector(PositionDetector):
-    """Projector and discriminator at every position (GLASS and PBAS, inference)."""
+    """Projector and discriminator at every position (GLASS and PBAS, inference).
+
+    ``scale`` is what a score means: the discriminator's probability, as in the papers, or its logit. Both rank images
+    alike, but a probability rounds to 1 in float32 from a logit of 17 on, above which no limit can be set.
+    """
 
     def __init__(
         self,
@@ -51,18 +60,24 @@ class PatchDetector(PositionDetector):
         image_size: tuple[int, int],
         *,
         sigma: float,
+        scale: Scale = "probability",
     ) -> None:
         super().__init__(backbone, embedding, image_size, sigma=sigma)
-        self.projector, self.discriminator = projector, discriminator
+        self.projector, self.discriminator, self.scale = projector, discriminator, scale
         self.eval()
 
     def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
         embedding = self.embedding(levels)
         logits = self.discriminator(self.projector(as_rows(embedding)))
-        return torch.sigmoid(logits).reshape(-1, *embedding.shape[-2:])
+        return on_scale(logits, self.scale).reshape(-1, *embedding.shape[-2:])
 
     def folded(self) -> Detector:
         return FoldedPatchDetector(self)
+
+
+def on_scale(logits: Tensor, scale: Scale) -> Tensor:
+    """The discriminator's logits as what a score means."""
+    return torch.sigmoid(logits) if scale == "probability" else logits
 
 
 def fold_linear(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
@@ -90,6 +105,7 @@ class FoldedPatchDetector(PositionDetector):
 
     def __init__(self, detector: PatchDetector) -> None:
         super().__init__(detector.backbone, detector.embedding, detector.image_size, sigma=detector.sigma)
+        self.scale = detector.scale
         first, *others = detector.discriminator.blocks
         weight, bias = fold_norm(*fold_linear([*detector.projector.layers, first.linear]), first.norm)
         # Resizing keeps constants, so the bias may go with the first level alone, where it costs no pass of its own.
@@ -108,7 +124,7 @@ class FoldedPatchDetector(PositionDetector):
         hidden = sum(coarser, start=finest)
         for block in self.blocks:
             hidden = block(F.leaky_relu(hidden, LEAKY_SLOPE))
-        return torch.sigmoid(self.out(F.leaky_relu(hidden, LEAKY_SLOPE)))[:, 0]
+        return on_scale(self.out(F.leaky_relu(hidden, LEAKY_SLOPE)), self.scale)[:, 0]
 
 
 def pointwise(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
