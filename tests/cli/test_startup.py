@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -78,14 +77,9 @@ def test_command_beyond_the_core_says_what_to_install(command, model, parts, tmp
     assert done.stderr.count("\n") == 1
 
 
-def test_help_takes_less_than_a_second_of_processor_time(tmp_path):
-    before = os.times()
-    started = time.perf_counter()
+def test_help_waits_for_no_array_library(tmp_path):
+    # What makes a command slow to start is what it imports.
+    done = run("--help", without=f"{_BEYOND_CORE},numpy,PIL,onnxruntime", cwd=tmp_path)
 
-    done = run("--help", without=_BEYOND_CORE, cwd=tmp_path)
-
-    # Processor time, not the clock's: other programs on the machine must not fail the test.
-    after = os.times()
-    spent = after.children_user + after.children_system - before.children_user - before.children_system
-    assert done.returncode == 0
-    assert min(spent, time.perf_counter() - started) < 1.0
+    assert done.returncode == 0, done.stderr
+    assert "train" in done.stdout

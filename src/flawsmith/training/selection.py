@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,10 +46,6 @@ class Selection:
 
 
 def _scores(detector: Detector, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    parts: Sequence[NDArray[np.float32]] = []
     with torch.inference_mode():
-        parts = [
-            detector(torch.from_numpy(images[start : start + BATCH])).score.numpy()
-            for start in range(0, len(images), BATCH)
-        ]
-    return np.concatenate(parts)
+        batches = torch.from_numpy(images).split(BATCH)
+        return torch.cat([detector(batch).score for batch in batches]).numpy()
