@@ -47,5 +47,5 @@ class Selection:
 
 def _scores(detector: Detector, images: NDArray[np.float32]) -> NDArray[np.float32]:
     with torch.inference_mode():
-        batches = torch.from_numpy(images).split(BATCH)
+        batches = torch.split(torch.from_numpy(images), BATCH)
         return torch.cat([detector(batch).score for batch in batches]).numpy()
