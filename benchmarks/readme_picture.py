@@ -19,7 +19,7 @@ GAP = 12
 def main() -> None:
     arguments = ArgumentParser(description=__doc__)
     arguments.add_argument("--demo", type=Path, default=Path("demo"), help="folder of the demo")
-    arguments.add_argument("--image", default="parts/bracket/test/dent/002.png", help="image, relative to the demo")
+    arguments.add_argument("--image", default="parts/bracket/test/dent/000.png", help="image, relative to the demo")
     arguments.add_argument("--out", type=Path, default=Path("docs/images/heatmap.png"))
     given = arguments.parse_args()
     photo = given.demo / given.image
