@@ -252,3 +252,10 @@ def test_resumed_selection_restores_the_same_best_state(fit: Fit, tmp_path: Path
         fit(tmp_path / "killed", selection=selection, stop=(4, 0, KilledError))
 
     assert_same_state(fit(tmp_path / "killed", selection=selection), whole)
+
+
+def test_training_leaves_denormal_numbers_to_the_rest_of_the_program(trained: Callable[[str], Any]) -> None:
+    # Flushing is a state of the processor: left on, metrics in the same process would take 1e-45 for zero.
+    trained("pbas")
+
+    assert float(np.nextafter(np.float32(0), np.float32(1)) * np.float32(1)) > 0

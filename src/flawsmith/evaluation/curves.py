@@ -43,6 +43,17 @@ def shares(counts: FloatArray, totals: npt.ArrayLike) -> FloatArray:
     return np.concatenate([undefined, inner, undefined + 1.0], axis=-1)
 
 
+def next_float(scores: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The next larger number of each score that is not denormal.
+
+    Programs may have told the processor to treat denormals as zero; a threshold must differ from its score there too.
+    """
+    following = np.nextafter(scores, np.float32(np.inf))
+    smallest = np.finfo(np.float32).tiny
+    safe = np.where(scores < 0, np.float32(0.0), smallest)
+    return np.where((scores > -2 * smallest) & (scores < smallest), safe, following).astype(np.float32)
+
+
 def area_up_to(x: FloatArray, y: FloatArray, limit: float = 1.0) -> FloatArray:
     """Trapezoid area under a curve for x in [0, limit], interpolated linearly at the limit and divided by it.
 

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from scipy import ndimage
 
 from flawsmith.evaluation.counting import ScoreArray, count_free, gain_up_to
-from flawsmith.evaluation.curves import Curve, FloatArray, area_up_to, shares
+from flawsmith.evaluation.curves import Curve, FloatArray, area_up_to, next_float, shares
 
 FPR_LIMIT = 0.3
 EIGHT_CONNECTED = np.ones((3, 3), dtype=bool)
@@ -146,7 +146,7 @@ def pro_curve(
     distinct = np.unique(np.concatenate([part.flawed for part in parts]))
     picked = distinct[np.unique(np.linspace(0, len(distinct) - 1, max(max_points // 2, 2)).astype(int))]
     # "Just above v" closes the horizontal run before the step at v.
-    thresholds = np.unique(np.concatenate([picked, np.nextafter(picked, np.float32(np.inf))]))[::-1]
+    thresholds = np.unique(np.concatenate([picked, next_float(picked)]))[::-1]
     rate, overlap = _curve_at(parts, thresholds, strict=False)
     ends = np.concatenate([[np.inf], thresholds, [-np.inf]])
     return Curve(x=shares(rate, 1.0), y=shares(overlap, 1.0), thresholds=ends)

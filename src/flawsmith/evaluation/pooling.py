@@ -27,7 +27,7 @@ from flawsmith.evaluation.counting import (
     gain_up_to,
     recall_area,
 )
-from flawsmith.evaluation.curves import FloatArray, defined
+from flawsmith.evaluation.curves import FloatArray, defined, next_float
 from flawsmith.evaluation.overlap import FPR_LIMIT, split_map
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -205,7 +205,7 @@ class PixelMetrics:
             by_pixel = distinct[np.searchsorted(np.cumsum(number), ranks)]
             by_region = np.sort(np.concatenate([_spread(one, REGION_SAMPLES) for one in self._regions()]))
             picked = np.unique(np.concatenate([by_pixel, _spread(by_region, QUANTILES)]))
-        return np.unique(np.concatenate([picked, np.nextafter(picked, np.float32(np.inf))]))[::-1]
+        return np.unique(np.concatenate([picked, next_float(picked)]))[::-1]
 
     def _regions(self) -> Iterator[ScoreArray]:
         """Every region's scores, ascending."""

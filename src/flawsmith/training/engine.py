@@ -6,6 +6,7 @@ import logging
 import time
 import warnings
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,9 +86,8 @@ def fit_module(
         options: how the loop runs.
         selection: measures the detector as it trains; the best state is restored at the end. None keeps the last.
     """
-    torch.set_flush_denormal(True)  # denormals slow an untrained network down tenfold on some CPUs
     watch = _Watch(name, epochs, checkpoint, metrics, options, selection)
-    with warnings.catch_warnings(), _quiet_lightning():
+    with warnings.catch_warnings(), _quiet_lightning(), _flushed_denormals():
         warnings.filterwarnings("ignore", module="lightning")
         trainer = pl.Trainer(
             max_epochs=epochs,
@@ -181,6 +181,16 @@ class _Watch(pl.Callback):
     def restore_best(self, module: pl.LightningModule) -> None:
         if self._selection is not None:
             module.load_state_dict(load_tensors(self._best)[0])
+
+
+@contextmanager
+def _flushed_denormals() -> Iterator[None]:
+    """Denormals slow an untrained network down tenfold on some CPUs; code outside of training must not lose them."""
+    torch.set_flush_denormal(True)
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(False)
 
 
 class _quiet_lightning:  # noqa: N801, used as a function
