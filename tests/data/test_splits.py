@@ -177,3 +177,10 @@ def test_halves_are_about_equal_and_follow_content(tmp_path: Path) -> None:
     in_a = sum(half(s) == "A" for s in samples)
     assert 70 <= in_a <= 130
     assert half(moved) == half(samples[7])
+
+
+def test_named_pipe_among_images_is_refused_instead_of_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+
+    with pytest.raises(FlawsmithError, match=r"pipe.png is not a regular file"):
+        content_hash(tmp_path / "pipe.png")

@@ -482,3 +482,10 @@ def test_arrays_become_rgb() -> None:
 def test_other_arrays_are_refused_with_the_mend(array: object, message: str) -> None:
     with pytest.raises(FlawsmithError, match=message):
         validate_array(array)
+
+
+def test_link_to_itself_does_not_hide_the_folder_it_lies_in(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"")
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+
+    assert [path.name for path in find_images(tmp_path)] == ["a.png", "loop.png"]

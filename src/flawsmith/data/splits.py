@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -60,6 +61,8 @@ def content_hash(path: Path) -> str:
     """
     try:
         state = path.stat()
+        if not stat.S_ISREG(state.st_mode):  # reading a named pipe would wait for ever
+            raise FlawsmithError(f"{path} is not a regular file; remove it from the data")
         return _hash_file(path, state.st_size, state.st_mtime_ns)
     except OSError as error:
         raise FlawsmithError(f"cannot read {path}: {error.strerror}; check that it exists and may be read") from error

@@ -67,11 +67,19 @@ def find_images(folder: str | Path) -> list[Path]:
     return list(iter_images(folder))
 
 
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    """Whether an entry leads to a folder; a link that leads back to itself leads nowhere."""
+    try:
+        return entry.is_dir()
+    except OSError:
+        return False
+
+
 def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[Path]:
     try:
         status = folder.stat()
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, entry.is_dir()) for entry in entries if not entry.name.startswith("."))
+            found = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise FlawsmithError(f"{folder}: cannot list this folder ({error.strerror}); check its permissions") from None
     identity = (status.st_dev, status.st_ino)
