@@ -1,0 +1,260 @@
+"""Golden cases of PBAS and of what it shares with GLASS."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from tests.golden.steps import Arrays, Results, as_level, handles, load_heads, load_norm, same_embedding, tensor
+from torch import Tensor, nn
+
+from flawsmith.features.patch_embedding import PatchEmbedding, as_rows
+from flawsmith.methods.layers.centers import nearest_center
+from flawsmith.methods.layers.heads import Discriminator, Projector
+from flawsmith.methods.layers.patch_batches import PatchBatch
+from flawsmith.methods.layers.patch_detector import PatchDetector
+from flawsmith.methods.layers.postprocess import UpsampleAndSmooth
+from flawsmith.methods.pbas import (
+    PBASConfig,
+    PBASModule,
+    approximate_boundary,
+    initial_centers,
+    ray_anomalies,
+)
+
+
+@handles("patch_embedding")
+def patch_embedding(case: dict[str, Any], arrays: Arrays) -> Results:
+    names = sorted(name for name in arrays if name.startswith("level"))
+    levels = [tensor(arrays[name]) for name in names]
+    results = {}
+    for setting in case["hyper_parameters"]["settings"]:
+        patch, pooled, width = (setting[key] for key in ("patch_size", "pretrain_dim", "target_dim"))
+        embed = PatchEmbedding([level.shape[1] for level in levels], patch_size=patch, level_width=pooled, width=width)
+        results[f"embedded_patch{patch}_pretrain{pooled}_target{width}"] = as_rows(embed(levels))
+    return results
+
+
+@handles("projector_discriminator")
+def projector_discriminator(case: dict[str, Any], arrays: Arrays) -> Results:
+    hidden, width = arrays["discriminator_hidden_weight"].shape
+    projector, discriminator = Projector(width), Discriminator(width, hidden)
+    load_heads(projector, discriminator, arrays)
+    projected = projector(tensor(arrays["features"]))
+    evaluated = discriminator.eval()(projected).sigmoid()
+    trained = discriminator.train()(projected).sigmoid()
+    norm = discriminator.blocks[0].norm
+    return {
+        "projected": projected,
+        "scores_eval": evaluated,
+        "scores_train": trained,
+        "bn_running_mean_after": norm.running_mean,
+        "bn_running_var_after": norm.running_var,
+    }
+
+
+@handles("projector_discriminator_deep")
+def projector_discriminator_deep(case: dict[str, Any], arrays: Arrays) -> Results:
+    width = arrays["features"].shape[1]
+    layers = sum(name.startswith("projector_layer") and name.endswith("_weight") for name in arrays)
+    blocks = sum(name.startswith("discriminator_block") and name.endswith("_bn_gamma") for name in arrays)
+    projector, discriminator = Projector(width, layers), Discriminator(width, None, blocks + 1)
+    for number, layer in enumerate(projector, 1):
+        layer.weight.data = tensor(arrays[f"projector_layer{number}_weight"])
+        layer.bias.data = tensor(arrays[f"projector_layer{number}_bias"])
+    for number, block in enumerate(discriminator.blocks, 1):
+        name = f"discriminator_block{number}"
+        assert block.linear.weight.shape == arrays[f"{name}_weight"].shape
+        block.linear.weight.data = tensor(arrays[f"{name}_weight"])
+        block.linear.bias.data = tensor(arrays[f"{name}_bias"])
+        parts = ("gamma", "beta", "running_mean", "running_var")
+        load_norm(block.norm, *(arrays[f"{name}_bn_{part}"] for part in parts))
+    discriminator.out.weight.data = tensor(arrays["discriminator_out_weight"])
+    projected = projector(tensor(arrays["features"]))
+    return {
+        "projected": projected,
+        "scores_eval": discriminator.eval()(projected).sigmoid(),
+        "scores_train": discriminator.train()(projected).sigmoid(),
+    }
+
+
+@handles("glass_counts")
+def head_counts(case: dict[str, Any], arrays: Arrays) -> Results:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        projector, discriminator = Projector(1536), Discriminator(1536, 1024)
+    return {
+        "projector_parameters": sum(p.numel() for p in projector.parameters()),
+        "discriminator_parameters": sum(p.numel() for p in discriminator.parameters()),
+        "projector_weight_std": projector[0].weight.std(),
+        "discriminator_hidden_weight_std": discriminator.blocks[0].linear.weight.std(),
+        "projector_bias_absmax": projector[0].bias.abs().max(),
+    }
+
+
+class GivenBatches:
+    """Batches of given level maps, in place of those drawn from images."""
+
+    def __init__(self, levels: list[Tensor]) -> None:
+        self._levels = levels
+
+    def epoch(self, epoch: int) -> Any:
+        for step, level in enumerate(self._levels):
+            yield PatchBatch([level], None, (epoch, step))
+
+
+@handles("pbas_center")
+def center_initialisation(case: dict[str, Any], arrays: Arrays) -> Results:
+    setting = case["hyper_parameters"]
+    grid, width = tuple(setting["cells"]), setting["channels"]
+    config = PBASConfig(**same_embedding(width), center="aligned", center_smoothing=setting["new_weight"])
+    module = PBASModule(config, [width], seed=0)
+    module.projector[0].weight.data = tensor(arrays["projector_weight"])
+    module.projector[0].bias.data = tensor(arrays["projector_bias"])
+    count, positions = len(setting["batch_sizes"]), grid[0] * grid[1]
+    levels = [as_level(arrays[f"embedded_batch{number}"], grid) for number in range(count)]
+    tables = [initial_centers(module, GivenBatches(levels[:stop]), positions) for stop in range(1, count + 1)]
+    means = [
+        module.project(PatchBatch([level], None, (0, 0))).unflatten(0, (-1, positions)).mean(0) for level in levels
+    ]
+    nearest = [nearest_center(mean, table) for mean, table in zip(means[1:], tables[:-1], strict=True)]
+    return {"center_after_batch": torch.stack(tables), "nearest_row": torch.stack(nearest)}
+
+
+def iteration_module(case: dict[str, Any], arrays: Arrays) -> PBASModule:
+    hidden, width = arrays["discriminator_hidden_weight"].shape
+    config = PBASConfig(
+        **same_embedding(width), hidden=hidden, anomaly_degree=case["hyper_parameters"]["anomaly_degree"]
+    )
+    module = PBASModule(config, [width], seed=0)
+    load_heads(module.projector, module.discriminator, arrays)
+    module.centers = tensor(arrays["center_table"])
+    return module.train()
+
+
+def outside_trainer(module: PBASModule) -> PBASModule:
+    """Let ``training_step`` run with the module's own optimisers, without a trainer around it."""
+    optimisers = module.configure_optimizers()
+    module.optimizers = lambda: optimisers  # type: ignore[method-assign]
+    module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
+    return module
+
+
+@handles("pbas_iteration")
+def pbas_iteration(case: dict[str, Any], arrays: Arrays) -> Results:
+    module = outside_trainer(iteration_module(case, arrays))
+    grid = tuple(case["hyper_parameters"]["cells"])
+    batches = [PatchBatch([as_level(rows, grid)], None, (0, step)) for step, rows in enumerate(arrays["embedded"])]
+    plain = copy.deepcopy(module.discriminator)
+    with torch.no_grad():
+        features = module.project(batches[0])
+        boundary = approximate_boundary(features, module.centers)
+        anomalies = ray_anomalies(features, boundary, module.config.anomaly_degree)
+        normal, anomalous = plain(torch.cat([features, anomalies])).sigmoid().chunk(2)
+    losses = module.training_step(batches[0], 0)
+    first, projector = module.discriminator.blocks[0], module.projector[0]
+    results = {
+        "features": features,
+        "nearest_row": boundary.nearest,
+        "distances": boundary.distance,
+        "mean_distance": losses["loss_boundary"],
+        "anomaly_features": anomalies,
+        "scores_normal": normal,
+        "scores_anomaly": anomalous,
+        "loss_normal": losses["loss_normal"],
+        "loss_anomaly": losses["loss_anomaly"],
+        "loss_total": losses["loss"],
+        "grad_projector_weight": projector.weight.grad,
+        "grad_projector_bias": projector.bias.grad,
+        "grad_discriminator_hidden_weight": first.linear.weight.grad,
+        "grad_discriminator_bn_gamma": first.norm.weight.grad,
+        "grad_discriminator_bn_beta": first.norm.bias.grad,
+        "grad_discriminator_out_weight": module.discriminator.out.weight.grad,
+        "bn_running_mean_after": first.norm.running_mean,
+        "bn_running_var_after": first.norm.running_var,
+        "updated_projector_weight": projector.weight,
+        "updated_discriminator_hidden_weight": first.linear.weight,
+    }
+    results = {name: value.detach().clone() for name, value in results.items()}
+    for step in (1, 2):
+        losses = module.training_step(batches[step], step)
+    return results | {
+        "loss_total_iteration3": losses["loss"],
+        "projector_weight_after_3_iterations": projector.weight,
+        "discriminator_hidden_weight_after_3_iterations": first.linear.weight,
+    }
+
+
+class GivenLevels(nn.Module):
+    """A backbone whose only level map is given."""
+
+    def __init__(self, level: Tensor) -> None:
+        super().__init__()
+        self.level = level
+
+    def grids(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        return ((self.level.shape[-2], self.level.shape[-1]),)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [self.level]
+
+
+def inference_detector(case: dict[str, Any], arrays: Arrays) -> PatchDetector:
+    setting = case["hyper_parameters"]
+    hidden, width = arrays["discriminator_hidden_weight"].shape
+    projector, discriminator = Projector(width), Discriminator(width, hidden)
+    load_heads(projector, discriminator, arrays, state="")
+    embedding = PatchEmbedding([width], **same_embedding(width))
+    backbone: Any = GivenLevels(as_level(arrays["embedded"], tuple(setting["cells"])))
+    size = tuple(setting["output_size"])
+    return PatchDetector(backbone, embedding, projector, discriminator, size, sigma=setting["sigma"])
+
+
+@handles("inference")
+def inference(case: dict[str, Any], arrays: Arrays) -> Results:
+    with torch.no_grad():
+        output = inference_detector(case, arrays)(torch.empty(0))
+    return {"image_scores": output.score, "maps": output.map}
+
+
+@handles("postprocess")
+def postprocess(case: dict[str, Any], arrays: Arrays) -> Results:
+    setting, results = case["hyper_parameters"], {}
+    for number, sizes in enumerate(setting["maps"]):
+        low, shapes = tensor(arrays[f"low{number}"]), (tuple(sizes["low"]), tuple(sizes["full"]))
+        results[f"score_max_raw{number}"] = low.amax(dim=(1, 2))
+        for align in (False, True):
+            smooth = UpsampleAndSmooth(*shapes, sigma=setting["sigma"], align_corners=align)
+            results[f"smoothed_align_{str(align).lower()}{number}"] = smooth(low)
+        plain = UpsampleAndSmooth(*shapes, sigma=0, align_corners=True)
+        results[f"upsampled_align_true{number}"] = plain(low)
+        results[f"score_max_smoothed{number}"] = results[f"smoothed_align_true{number}"].amax(dim=(1, 2))
+    return results
+
+
+@handles("optimisers")
+def optimisers(case: dict[str, Any], arrays: Arrays) -> Results:
+    settings, results = case["hyper_parameters"]["optimisers"], {}
+    projector, discriminator = (settings[f"glass_pbas_{part}"] for part in ("projector", "discriminator"))
+    config = PBASConfig(
+        **same_embedding(4),
+        hidden=4,
+        projector_lr=projector["lr"],
+        projector_weight_decay=projector["weight_decay"],
+        discriminator_lr=discriminator["lr"],
+        discriminator_weight_decay=discriminator["weight_decay"],
+        discriminator_optimiser=discriminator["type"].lower(),
+    )
+    made = PBASModule(config, [4], seed=0).configure_optimizers()
+    for part, optimiser in zip(("projector", "discriminator"), made, strict=True):
+        parameter = nn.Parameter(tensor(arrays["start"]))
+        optimiser.param_groups.clear()
+        optimiser.add_param_group({"params": [parameter]})
+        moved = []
+        for gradient in arrays["gradients"]:
+            parameter.grad = tensor(gradient)
+            optimiser.step()
+            moved.append(parameter.detach() - tensor(arrays["start"]))
+        results[f"displacement_glass_pbas_{part}"] = torch.stack(moved)
+    return results
