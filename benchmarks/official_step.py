@@ -130,7 +130,7 @@ class OurSteps:
         """From the cache to updated weights, through the module's own projection."""
         with self.precision():
             batch = PatchBatch(self.read(), None, STEP)
-            loss = self.module.losses(self.module.project(batch), STEP)["loss"]
+            loss = self.module.batch_losses(batch)["loss"]
         self.backward(loss)
         self.update()
 

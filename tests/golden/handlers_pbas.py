@@ -116,7 +116,7 @@ def center_initialisation(case: dict[str, Any], arrays: Arrays) -> Results:
     levels = [as_level(arrays[f"embedded_batch{number}"], grid) for number in range(count)]
     tables = [initial_centers(module, GivenBatches(levels[:stop]), positions) for stop in range(1, count + 1)]
     means = [
-        module.project(PatchBatch([level], None, (0, 0))).unflatten(0, (-1, positions)).mean(0) for level in levels
+        module.project([level]).unflatten(0, (-1, positions)).mean(0) for level in levels
     ]
     nearest = [nearest_center(mean, table) for mean, table in zip(means[1:], tables[:-1], strict=True)]
     return {"center_after_batch": torch.stack(tables), "nearest_row": torch.stack(nearest)}
@@ -148,7 +148,7 @@ def pbas_iteration(case: dict[str, Any], arrays: Arrays) -> Results:
     batches = [PatchBatch([as_level(rows, grid)], None, (0, step)) for step, rows in enumerate(arrays["embedded"])]
     plain = copy.deepcopy(module.discriminator)
     with torch.no_grad():
-        features = module.project(batches[0])
+        features = module.project(batches[0].levels)
         boundary = approximate_boundary(features, module.centers)
         anomalies = ray_anomalies(features, boundary, module.config.anomaly_degree)
         normal, anomalous = plain(torch.cat([features, anomalies])).sigmoid().chunk(2)

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -22,7 +21,6 @@ from torch import Tensor
 
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
-from flawsmith.features.patch_embedding import PatchEmbedding
 from flawsmith.methods.base import (
     Detector,
     LightningStage,
@@ -40,27 +38,20 @@ from flawsmith.methods.layers.centers import (
     nearest_center,
     safe_length,
 )
-from flawsmith.methods.layers.heads import Discriminator, Projector
 from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches, Sampling
-from flawsmith.methods.layers.patch_detector import NearestCenterDetector, PatchDetector, Scale
+from flawsmith.methods.layers.patch_detector import NearestCenterDetector, PatchDetector
+from flawsmith.methods.layers.patch_learner import PatchConfig, PatchLearner, Rows
 from flawsmith.methods.layers.ray import ray_hidden
 from flawsmith.methods.registry import register
 
-Rows = Float[Tensor, "position width"]
 
+class PBASConfig(PatchConfig):
+    """Every number of PBAS; defaults are those of the authors' released code (preset ``official``).
 
-class PBASConfig(MethodConfig):
-    """Every number of PBAS; defaults are those of the authors' released code (preset ``official``)."""
+    The paper trains at 256 pixels for 400 epochs; a neighbourhood of 3 is best in its Fig. 12b, 8 images a step in
+    Fig. 12d.
+    """
 
-    image_size: tuple[int, int] = Field((288, 288), description="(height, width) of the input in pixels; paper: 256.")
-    policy: Literal["squash", "crop", "letterbox"] = Field(
-        "crop", description="The released code scales the shorter side and crops the centre."
-    )
-    patch_size: int = Field(3, ge=1, description="Side p of the neighbourhood, odd (Eq. 2); best at 3 in Fig. 12b.")
-    level_width: int = Field(1536, ge=1, description="Width that each level is pooled to before the levels are joined.")
-    width: int = Field(1536, ge=1, description="Width of the embedding (Eq. 4).")
-    projector_depth: int = Field(1, ge=0, description="Linear layers of the feature projector; 0 leaves it out.")
-    hidden: int | None = Field(1024, ge=1, description="Hidden width of the discriminator; null: 1/1.5 a layer.")
     discriminator_depth: int = Field(2, ge=2, description="Linear layers of the discriminator.")
     center: CenterKind = Field("aligned", description="Centre initialisation (Table VI); aligned is the paper's own.")
     center_smoothing: float = Field(0.1, gt=0, le=1, description="Weight of a new batch in the moving average.")
@@ -75,26 +66,11 @@ class PBASConfig(MethodConfig):
     discrimination_weight: float = Field(
         1.0, ge=0, description="λ2 of Eq. 10, weight of Eqs. 8 and 9 (released code: 1)."
     )
-    projector_lr: float = Field(1e-4, gt=0, description="Adam's learning rate of the projector.")
-    projector_weight_decay: float = Field(1e-5, ge=0, description="Adam's coupled weight decay of the projector.")
-    discriminator_lr: float = Field(2e-4, gt=0, description="Learning rate of the discriminator.")
-    discriminator_weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of the discriminator.")
-    discriminator_optimiser: Literal["adamw", "adam"] = Field("adamw", description="adam in the paper.")
-    epochs: int = Field(640, ge=1, description="Passes over the training images; 400 in the paper.")
-    batch_size: int = Field(8, ge=1, description="Images a step (Fig. 12d), and a batch of the centre pass.")
-    steps_per_epoch: int | None = Field(None, ge=1, description="Fixed steps an epoch instead of a full pass.")
-    patches_per_step: int | None = Field(None, ge=2, description="Positions drawn at random a step; null takes all.")
-    scale: Scale = Field(
-        "probability", description="What scores and maps mean; a logit ranks alike and never rounds to 1."
-    )
-    sigma: float = Field(4.0, ge=0, description="Gaussian smoothing of the map in pixels of the input.")
 
     @model_validator(mode="after")
     def _something_to_train(self) -> PBASConfig:
         if self.synthesis == "none" and self.projector_depth == 0:
             raise ValueError("without a projector and without synthesis there is nothing to train")
-        if self.patch_size % 2 == 0:
-            raise ValueError("patch_size must be odd")
         return self
 
 
@@ -151,30 +127,23 @@ def discrimination_losses(logits: Float[Tensor, " position"], normal: int) -> tu
 # ---- Training ------------------------------------------------------------------------------------------------------
 
 
-class PBASModule(pl.LightningModule):
+class PBASModule(PatchLearner):
     """Projector and discriminator with the centre table; one training step is Eq. 10."""
 
+    name = "pbas"
     centers: Tensor
 
     def __init__(self, config: PBASConfig, channels: Sequence[int], seed: int) -> None:
-        super().__init__()
-        self.automatic_optimization = False
-        self.config, self.seed = config, seed
-        self.embedding = PatchEmbedding(
-            channels, patch_size=config.patch_size, level_width=config.level_width, width=config.width
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(seed, "pbas weights"))
-            self.projector = Projector(config.width, config.projector_depth)
-            self.discriminator = Discriminator(config.width, config.hidden, config.discriminator_depth)
+        super().__init__(config, channels, seed, depth=config.discriminator_depth)
+        self.config = config
         self.register_buffer("centers", torch.zeros(0, config.width))
 
-    def project(self, batch: PatchBatch) -> Rows:
-        """Projected features of the batch's positions (Eq. 4 and the projector), one row each."""
-        with torch.no_grad():
-            parts = self.embedding.parts(batch.levels)
-        features = self.projector.of_parts(parts, batch.levels[0].shape[-2:])
-        return features if batch.rows is None else features[batch.rows]
+    @property
+    def trains_discriminator(self) -> bool:
+        return self.config.synthesis != "none"
+
+    def batch_losses(self, batch: PatchBatch) -> dict[str, Tensor]:
+        return self.losses(self.project(batch.levels, batch.rows), batch.step)
 
     def losses(self, features: Rows, step: tuple[int, int] = (0, 0)) -> dict[str, Tensor]:
         """L_abl, L_n, L_a and their weighted sum (Eqs. 6, 8, 9 and 10) of projected features."""
@@ -197,41 +166,6 @@ class PBASModule(pl.LightningModule):
         anomalies = features + self.config.noise * torch.randn(features.shape, generator=noise)
         return self.discriminator(torch.cat([features, anomalies]))
 
-    def training_step(self, batch: PatchBatch, batch_idx: int) -> dict[str, Tensor]:
-        losses = self.losses(self.project(batch), batch.step)
-        found = self.optimizers()
-        optimisers = found if isinstance(found, list) else [found]
-        for optimiser in optimisers:
-            optimiser.zero_grad()
-        self.manual_backward(losses["loss"])
-        for optimiser in optimisers:
-            optimiser.step()
-        return {name: value.detach() for name, value in losses.items()}
-
-    def transfer_batch_to_device(self, batch: PatchBatch, device: torch.device, dataloader_idx: int) -> PatchBatch:
-        rows = None if batch.rows is None else batch.rows.to(device)
-        return PatchBatch([level.to(device) for level in batch.levels], rows, batch.step)
-
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        config = self.config
-        discriminator = torch.optim.AdamW if config.discriminator_optimiser == "adamw" else torch.optim.Adam
-        optimisers: list[torch.optim.Optimizer] = []
-        if config.projector_depth:
-            optimisers.append(
-                torch.optim.Adam(
-                    self.projector.parameters(), lr=config.projector_lr, weight_decay=config.projector_weight_decay
-                )
-            )
-        if config.synthesis != "none":
-            optimisers.append(
-                discriminator(
-                    self.discriminator.parameters(),
-                    lr=config.discriminator_lr,
-                    weight_decay=config.discriminator_weight_decay,
-                )
-            )
-        return optimisers
-
 
 # ---- Centre initialisation -----------------------------------------------------------------------------------------
 
@@ -246,7 +180,7 @@ def initial_centers(module: PBASModule, batches: PatchBatches, positions: int) -
         positions: positions an image, which is also the number of centres.
     """
     config = module.config
-    projected = (module.project(batch).float() for batch in batches.epoch(0))
+    projected = (module.project(batch.levels).float() for batch in batches.epoch(0))
     if config.center == "kmeans":
         return clustered_centers(projected, positions, seed=module.seed)
     centers, images = torch.zeros(positions, config.width), 0
@@ -311,15 +245,10 @@ class PBAS(Method):
             LightningStage(
                 "boundary",
                 self.module,
-                lambda data: PatchBatches(data.features(), self._sampling, seed=self.seed),
+                lambda data: PatchBatches(data.features(), self.config.sampling, seed=self.seed),
                 self.config.epochs,
             ),
         ]
-
-    @property
-    def _sampling(self) -> Sampling:
-        config = self.config
-        return Sampling(config.batch_size, config.steps_per_epoch, config.patches_per_step)
 
     def network(self) -> Detector:
         module, config = self.module, self.config

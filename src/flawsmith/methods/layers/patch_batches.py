@@ -36,6 +36,11 @@ class PatchBatch:
     rows: Tensor | None
     step: tuple[int, int]
 
+    def to(self, device: torch.device) -> PatchBatch:
+        """The same on a device."""
+        rows = None if self.rows is None else self.rows.to(device)
+        return PatchBatch([level.to(device) for level in self.levels], rows, self.step)
+
 
 class PatchBatches:
     """The batches of one stage; those of an epoch are a function of (seed, purpose, epoch)."""

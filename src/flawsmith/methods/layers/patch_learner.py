@@ -1,0 +1,135 @@
+"""What PBAS and GLASS share: the embedding, the two networks on it, their optimisers and one training step."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from typing import Any, ClassVar, Literal, Self
+
+import lightning.pytorch as pl
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from flawsmith.data.seeding import derived_seed
+from flawsmith.features.patch_embedding import PatchEmbedding
+from flawsmith.methods.base import MethodConfig
+from flawsmith.methods.layers.heads import Discriminator, Projector
+from flawsmith.methods.layers.patch_batches import Sampling
+from flawsmith.methods.layers.patch_detector import Scale
+
+Rows = Float[Tensor, "position width"]
+
+
+class PatchConfig(MethodConfig):
+    """Settings of a method that learns from single positions; defaults are those of the authors' released code."""
+
+    image_size: tuple[int, int] = Field((288, 288), description="(height, width) of the input in pixels.")
+    policy: Literal["squash", "crop", "letterbox"] = Field(
+        "crop", description="The released code scales the shorter side and crops the centre."
+    )
+    patch_size: int = Field(3, ge=1, description="Side p of the neighbourhood, odd.")
+    level_width: int = Field(1536, ge=1, description="Width that each level is pooled to before the levels are joined.")
+    width: int = Field(1536, ge=1, description="Width of the embedding.")
+    projector_depth: int = Field(1, ge=0, description="Linear layers of the feature adaptor; 0 leaves it out.")
+    hidden: int | None = Field(1024, ge=1, description="Hidden width of the discriminator; null: 1/1.5 a layer.")
+    projector_lr: float = Field(1e-4, gt=0, description="Adam's learning rate of the feature adaptor.")
+    projector_weight_decay: float = Field(1e-5, ge=0, description="Adam's coupled weight decay of the adaptor.")
+    discriminator_lr: float = Field(2e-4, gt=0, description="Learning rate of the discriminator.")
+    discriminator_weight_decay: float = Field(0.01, ge=0, description="Weight decay of the discriminator.")
+    discriminator_optimiser: Literal["adamw", "adam"] = Field("adamw", description="adam in the papers.")
+    epochs: int = Field(640, ge=1, description="Epochs; one passes over the training images, or has a fixed length.")
+    batch_size: int = Field(8, ge=1, description="Images a step, and a batch of a pass over the images.")
+    steps_per_epoch: int | None = Field(None, ge=1, description="Fixed steps an epoch instead of a full pass.")
+    patches_per_step: int | None = Field(None, ge=2, description="Positions drawn at random a step; null takes all.")
+    scale: Scale = Field(
+        "probability", description="What scores and maps mean; a logit ranks alike and never rounds to 1."
+    )
+    sigma: float = Field(4.0, ge=0, description="Gaussian smoothing of the map in pixels of the input.")
+
+    @model_validator(mode="after")
+    def _odd_neighbourhood(self) -> Self:
+        if self.patch_size % 2 == 0:
+            raise ValueError("patch_size must be odd")
+        return self
+
+    @property
+    def sampling(self) -> Sampling:
+        """How training batches are drawn."""
+        return Sampling(self.batch_size, self.steps_per_epoch, self.patches_per_step)
+
+
+class PatchLearner(pl.LightningModule):
+    """Feature adaptor and discriminator over a fixed embedding; a method adds its losses.
+
+    Args:
+        config: the method's settings.
+        channels: channels of the backbone's levels.
+        seed: seed of the run, for weights and every draw of a step.
+        depth: linear layers of the discriminator.
+    """
+
+    name: ClassVar[str]
+
+    def __init__(self, config: PatchConfig, channels: Sequence[int], seed: int, *, depth: int = 2) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.seed, self._patch_config = seed, config
+        self.embedding = PatchEmbedding(
+            channels, patch_size=config.patch_size, level_width=config.level_width, width=config.width
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, f"{self.name} weights"))
+            self.projector = Projector(config.width, config.projector_depth)
+            self.discriminator = Discriminator(config.width, config.hidden, depth)
+
+    @abstractmethod
+    def batch_losses(self, batch: Any) -> dict[str, Tensor]:
+        """The losses of a batch by name, ``loss`` their weighted sum; other figures are recorded beside them."""
+
+    @property
+    def trains_discriminator(self) -> bool:
+        """Whether the method's settings leave the discriminator anything to learn."""
+        return True
+
+    def project(self, levels: Sequence[Tensor], rows: Tensor | None = None) -> Rows:
+        """Adapted features of all positions, or of some rows of the embedding; the embedding itself is fixed."""
+        with torch.no_grad():
+            parts = self.embedding.parts(levels)
+        features = self.projector.of_parts(parts, levels[0].shape[-2:])
+        return features if rows is None else features[rows]
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        losses = self.batch_losses(batch)
+        found = self.optimizers()
+        optimisers = found if isinstance(found, list) else [found]
+        for optimiser in optimisers:
+            optimiser.zero_grad()
+        self.manual_backward(losses["loss"])
+        for optimiser in optimisers:
+            optimiser.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        return batch.to(device)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        config = self._patch_config
+        decoupled = config.discriminator_optimiser == "adamw"
+        optimisers: list[torch.optim.Optimizer] = []
+        if config.projector_depth:
+            optimisers.append(
+                torch.optim.Adam(
+                    self.projector.parameters(), lr=config.projector_lr, weight_decay=config.projector_weight_decay
+                )
+            )
+        if self.trains_discriminator:
+            optimisers.append(
+                (torch.optim.AdamW if decoupled else torch.optim.Adam)(
+                    self.discriminator.parameters(),
+                    lr=config.discriminator_lr,
+                    weight_decay=config.discriminator_weight_decay,
+                )
+            )
+        return optimisers
