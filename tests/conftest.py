@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import secrets
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import hypothesis
@@ -94,6 +96,28 @@ def seed() -> int:
     value = int(os.environ.get("FLAWSMITH_TEST_SEED", secrets.randbelow(2**31)))
     print(f"FLAWSMITH_TEST_SEED={value}")
     return value
+
+
+def load_helpers(name: str, path: str) -> ModuleType:
+    """Import a file of helpers below tests/, which is no package, whatever pytest's import mode."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).parent / path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModuleType:
+    """Builders of tiny models: ``tiny.make_bundle(**changes)`` is one whose score and map are the brightness."""
+    return load_helpers("runtime_tools", "runtime/conftest.py")
+
+
+@pytest.fixture(scope="session")
+def trees() -> ModuleType:
+    """Builders of small image trees: ``trees.mvtec(root)``, ``trees.mvtec_loco(root)``, ``trees.picture(path)``."""
+    return load_helpers("data_trees", "data/trees.py")
 
 
 def draw_part(path: Path, seed: int, *, size: tuple[int, int] = (80, 112), flawed: bool = False) -> Path:

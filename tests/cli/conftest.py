@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -12,8 +11,6 @@ import pytest
 
 from flawsmith.cli.main import main
 
-TESTS = Path(__file__).parents[1]
-
 
 class Outcome(NamedTuple):
     """What a command gave."""
@@ -21,27 +18,6 @@ class Outcome(NamedTuple):
     code: int
     out: str
     err: str
-
-
-def load_module(name: str, path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def tiny() -> ModuleType:
-    """Builders of tiny models, shared with the tests of the runtime."""
-    return load_module("runtime_tools", TESTS / "runtime" / "conftest.py")
-
-
-@pytest.fixture(scope="session")
-def trees() -> ModuleType:
-    """Builders of small image trees, shared with the tests of the data room."""
-    return load_module("data_trees", TESTS / "data" / "trees.py")
 
 
 @pytest.fixture

@@ -190,6 +190,11 @@ CASES: dict[str, tuple[Case, str]] = {
     "unknown engine": (lambda p: p.train("--engine", "tensorrt"), "engine='tensorrt' is not possible"),
     "too many bits": (lambda p: p.train("--bits", "99"), "bits=99 is not possible"),
     "unknown layout": (lambda p: p.train("--layout", "mvtek"), "did you mean mvtec?"),
+    "layout of another set": (lambda p: p.train("--layout", "mvtec_loco"), "is not in mvtec_loco layout; expected"),
+    "masks part": (
+        lambda p: p.train(data=p.trees.mvtec_loco(p.root / "bottle") / "ground_truth"),
+        "is only the ground_truth/ part",
+    ),
     # Where to write.
     "run folder is a file": (lambda p: p.train("--out", p.file("note")), "is a file: give a folder with --out"),
     "run folder below a file": (lambda p: p.train("--out", p.file("note") / "run"), "with --out"),

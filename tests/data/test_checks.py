@@ -173,6 +173,15 @@ def test_own_validation_folder_counts_for_calibration(root: Path, trees: ModuleT
     assert check(layouts.load(root)).items == ()
 
 
+def test_more_training_images_are_no_advice_where_validation_has_a_folder(root: Path, trees: ModuleType) -> None:
+    (held_out,) = named(check(layouts.load(root)), "few-to-calibrate")
+    trees.picture(root / "validation" / "good" / "0.png", seed=1000)
+    (own,) = named(check(layouts.load(root)), "few-to-calibrate")
+    assert "or 660 in training" in held_out.mend
+    assert "99 good images in validation/good/" in own.mend
+    assert "training" not in own.mend
+
+
 def test_gravest_comes_first_and_json_holds_everything(root: Path, trees: ModuleType) -> None:
     for spoil in (_orphan, _truncate, _duplicate):
         spoil(root, trees)

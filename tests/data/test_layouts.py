@@ -186,7 +186,7 @@ BAD_INPUT = {
         lambda tmp, trees: _mkdir(tmp / "c" / "train" / "good").parents[1],
         "no good images",
     ),
-    "train without good": (lambda tmp, trees: _tree(tmp, trees, "c/train/ok/a.png"), "expected mvtec"),
+    "train without good": (lambda tmp, trees: _tree(tmp, trees, "c/train/ok/a.png"), "or mvtec: train/good/"),
     "flawed only": (lambda tmp, trees: _tree(tmp, trees, "c/bad/a.png"), "no good images"),
     "masks only": (lambda tmp, trees: _tree(tmp, trees, "c/ground_truth/crack/a.png"), "no good images"),
     "test split": (lambda tmp, trees: trees.mvtec(tmp / "c") / "test", "only the test/ part"),
@@ -230,7 +230,7 @@ def test_bad_input_gives_one_line_that_helps(tmp_path: Path, trees: ModuleType, 
 
 def test_unknown_layout_name_lists_the_known_and_the_closest(tmp_path: Path, trees: ModuleType) -> None:
     trees.picture(tmp_path / "a.png")
-    with pytest.raises(FlawsmithError, match="known are mvtec, folder; did you mean mvtec"):
+    with pytest.raises(FlawsmithError, match=r"known are mvtec_loco, mvtec, folder; did you mean mvtec\?"):
         layouts.load(tmp_path, layout="mvtek")
 
 
@@ -263,9 +263,9 @@ def test_a_registered_layout_is_asked_before_the_plain_folder(
 ) -> None:
     trees.picture(tmp_path / "part" / "a.png")
     (tmp_path / "part" / "labels.csv").write_text("image,label\n")
-    mvtec, folder = layouts.known()
+    *specific, folder = layouts.known()
     table = _TableLayout()
-    monkeypatch.setattr(registry, "_LAYOUTS", {"mvtec": mvtec, "table": table, "folder": folder})
+    monkeypatch.setattr(registry, "_LAYOUTS", {each.name: each for each in (*specific, table, folder)})
     assert layouts.detect(tmp_path / "part") is table
 
 
@@ -274,7 +274,9 @@ def test_shared_sets_are_read_whole(real_data: Path) -> None:
     tile = layouts.load(real_data / "magnetic_tile" / "magnetic_tile")
     screw = layouts.load(real_data / "mvtec_ad" / "screw")
     bottle = layouts.load(real_data / "mvtec_loco" / "juice_bottle")
+    assert [each.layout for each in (tile, screw, bottle)] == ["mvtec", "mvtec", "mvtec_loco"]
     assert (len(tile.good_train), len(tile.test_good), len(tile.test_flawed)) == (761, 191, 388)
     assert (len(screw.good_train), len(screw.test_good), len(screw.test_flawed)) == (320, 41, 119)
     assert (len(bottle.good_train), len(bottle.good_val), len(bottle.test_good)) == (335, 27, 27)
+    assert len(bottle.test_flawed) == 142
     assert not (tile.without_mask or screw.without_mask or bottle.without_mask)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +18,14 @@ def picture(path: Path, seed: int = 0, size: tuple[int, int] = (12, 10), mode: s
     return path
 
 
-def mask(path: Path, size: tuple[int, int] = (12, 10), *, empty: bool = False) -> Path:
-    """Write a mask of (height, width) with a white corner, or none where empty."""
+def mask(path: Path, size: tuple[int, int] = (12, 10), *, empty: bool = False, level: int = 255, top: int = 0) -> Path:
+    """Write a mask of (height, width) with a patch of 3×4 pixels at the left edge, or none where empty.
+
+    ``level`` is the grey value of the patch, ``top`` its first row.
+    """
     pixels = np.zeros(size, np.uint8)
     if not empty:
-        pixels[:3, :4] = 255
+        pixels[top : top + 3, :4] = level
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path)
     return path
@@ -36,4 +40,34 @@ def mvtec(root: Path, *, n_train: int = 6, n_good: int = 2, n_flawed: int = 2) -
     for i in range(n_flawed):
         picture(root / "test" / "crack" / f"{i:03d}.png", seed=200 + i)
         mask(root / "ground_truth" / "crack" / f"{i:03d}_mask.png")
+    return root
+
+
+LOCO_LEVELS = {"logical_anomalies": (255, 254), "structural_anomalies": (206, 211)}
+"""Grey values of the first and the second mask of an image, by defect folder."""
+
+
+def mvtec_loco(root: Path, *, n_train: int = 6, n_val: int = 3, config: bool = True) -> Path:
+    """A category in MVTec LOCO AD's layout, with the official file names.
+
+    Each defect folder has two images: ``000.png`` with the masks ``000/000.png`` and ``000/001.png``, ``001.png``
+    with ``001/000.png``. The masks of one image mark different rows, in the grey values of ``LOCO_LEVELS``.
+    """
+    splits = (("train", n_train, 0), ("validation", n_val, 50), ("test", 2, 100))
+    for split, number, seed in splits:
+        for i in range(number):
+            picture(root / split / "good" / f"{i:03d}.png", seed=seed + i)
+    for seed, (defect, levels) in enumerate(LOCO_LEVELS.items()):
+        truth = root / "ground_truth" / defect
+        for i in range(2):
+            picture(root / "test" / defect / f"{i:03d}.png", seed=200 + 10 * seed + i)
+            mask(truth / f"{i:03d}" / "000.png", level=levels[0])
+        mask(truth / "000" / "001.png", level=levels[1], top=6)
+    if config:
+        rows = [
+            {"defect_name": f"kind {v}", "pixel_value": v, "saturation_threshold": 0.5, "relative_saturation": True}
+            for levels in LOCO_LEVELS.values()
+            for v in levels
+        ]
+        (root / "defects_config.json").write_text(json.dumps(rows, indent=4))
     return root

@@ -158,13 +158,30 @@ def test_verdict_that_flips_within_the_tolerance_of_the_limit_is_no_failure(mode
     assert figures["images"] == 1
 
 
-def test_relative_tolerance_follows_the_spread_of_good_scores() -> None:
-    wide, narrow = np.linspace(0, 1, 101), np.full(101, 0.5)
+@pytest.mark.parametrize(
+    ("scores", "maxima", "expected"),
+    [
+        (np.linspace(0, 10, 101), np.linspace(0, 2, 101), (0.25 * 9, 0.25 * 1.8)),
+        (np.linspace(0, 1, 101), np.full(101, 0.5), (0.25 * 0.9, 1e-3)),
+        (np.ones(5), np.ones(5), (MAP_TOLERANCE, MAP_TOLERANCE)),
+    ],
+    ids=["spread", "equal maps", "all equal"],
+)
+def test_relative_tolerance_is_a_quarter_of_the_spread_of_good_scores_and_never_zero(
+    scores: np.ndarray, maxima: np.ndarray, expected: tuple[float, float]
+) -> None:
+    tolerance = Tolerance.relative(scores, maxima)
 
-    tolerance = Tolerance.relative(wide, narrow)
+    assert (tolerance.score, tolerance.map) == pytest.approx(expected)
 
-    assert tolerance.score == pytest.approx(0.25 * 0.9)
-    assert tolerance.map == 1e-3, "a floor, where all good images score alike"
+
+def test_float32_gate_binds_the_worst_pixel_and_the_relative_gate_the_mean() -> None:
+    first = np.zeros((10, 10), np.float32)
+    second = first.copy()
+    second[3, 4] = 1.0
+
+    assert Tolerance().map_difference(first, second) == 1.0
+    assert Tolerance(every_pixel=False).map_difference(first, second) == pytest.approx(0.01)
 
 
 def test_copies_prove_geometry_on_wide_and_tall_files(files: list[Path], tmp_path: Path) -> None:

@@ -115,9 +115,7 @@ def center_initialisation(case: dict[str, Any], arrays: Arrays) -> Results:
     count, positions = len(setting["batch_sizes"]), grid[0] * grid[1]
     levels = [as_level(arrays[f"embedded_batch{number}"], grid) for number in range(count)]
     tables = [initial_centers(module, GivenBatches(levels[:stop]), positions) for stop in range(1, count + 1)]
-    means = [
-        module.project([level]).unflatten(0, (-1, positions)).mean(0) for level in levels
-    ]
+    means = [module.project([level]).unflatten(0, (-1, positions)).mean(0) for level in levels]
     nearest = [nearest_center(mean, table) for mean, table in zip(means[1:], tables[:-1], strict=True)]
     return {"center_after_batch": torch.stack(tables), "nearest_row": torch.stack(nearest)}
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -14,18 +13,6 @@ from flawsmith.pipeline import demo
 from flawsmith.runtime.errors import FlawsmithError
 
 SMALL: dict[str, Any] = {"n_train": 3, "n_test_good": 2, "n_per_defect": 1, "size": (64, 64)}
-
-
-@pytest.fixture(scope="module")
-def tiny() -> ModuleType:
-    """Builders of tiny models, shared with the tests of the runtime."""
-    path = Path(__file__).parents[1] / "runtime" / "conftest.py"
-    spec = importlib.util.spec_from_file_location("runtime_tools", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(autouse=True)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import re
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -9,7 +10,17 @@ import numpy as np
 import pytest
 
 from flawsmith.evaluation.protocol import Evidence, ImageRecord, gather, summarise
-from flawsmith.report.data import Curves, Example, FactGroup, ReportData, ScoreGroup
+from flawsmith.report.data import (
+    Curves,
+    Example,
+    FactGroup,
+    ImageStrip,
+    LineChart,
+    PointCloud,
+    ReportData,
+    ScoreGroup,
+)
+from flawsmith.report.figures import COLOURS
 from flawsmith.report.html import render_report, write_report
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -110,8 +121,19 @@ def full(evidence: Evidence) -> ReportData:
             example(2, kind="found"),
         ],
         training=[{"step": step, "loss": 1.0 / (step + 1), "lr": 0.1} for step in range(30)],
+        diagnostics=[
+            FactGroup("Hypothesis", [("Radius", "14")]),
+            LineChart("Radii", "Over training.", [0, 1], {"r1": [2.0, 1.5]}, "distance"),
+            PointCloud("Features", "Of single positions.", {"normal": np.random.default_rng(0).normal(size=(20, 6))}),
+            ImageStrip("Forged flaws", "As seen.", [("mask", np.zeros((20, 30), dtype=np.uint8))] * 4, group=2),
+        ],
         notes=["Two duplicates were left out."],
     )
+
+
+@pytest.fixture(scope="module")
+def html(full: ReportData) -> str:
+    return render_report(full)
 
 
 def good_only() -> ReportData:
@@ -123,8 +145,8 @@ def good_only() -> ReportData:
     )
 
 
-def test_page_is_well_formed_and_shows_every_part(full: ReportData) -> None:
-    page = Page(render_report(full))
+def test_page_is_well_formed_and_shows_every_part(html: str) -> None:
+    page = Page(html)
 
     assert page.open == []
     for heading in (
@@ -147,13 +169,14 @@ def test_page_is_well_formed_and_shows_every_part(full: ReportData) -> None:
         "95 % interval",
         "Two duplicates",
         "stand behind",
+        "Of single positions.",
+        "t-SNE",
     ):
         assert text in page.words
     assert "No test images were evaluated" not in page.words
 
 
-def test_page_refers_to_nothing_outside(full: ReportData) -> None:
-    html = render_report(full)
+def test_page_refers_to_nothing_outside(html: str) -> None:
     page = Page(html)
 
     assert not re.search(r"(https?:)?//\w", re.sub(r"data:[\w/+]+;base64,[\w+/=]+", "", html))
@@ -165,13 +188,12 @@ def test_page_refers_to_nothing_outside(full: ReportData) -> None:
     assert "default-src 'none'" in (policy["content"] or "")
 
 
-def test_pictures_have_alternative_texts_and_tables_have_headers(full: ReportData) -> None:
-    html = render_report(full)
+def test_pictures_have_alternative_texts_and_tables_have_headers(html: str) -> None:
     page = Page(html)
 
     assert all(image.get("alt") for image in page.all("img"))
     assert all(header.get("scope") in {"row", "col"} for header in page.all("th"))
-    assert len(page.all("caption")) == len(page.all("table")) == 5
+    assert len(page.all("caption")) == len(page.all("table")) == 6
     assert page.all("html")[0]["lang"] == "en"
 
 
@@ -213,6 +235,11 @@ def test_hostile_names_are_text_and_nothing_else(evidence: Evidence) -> None:
         limit_statement=HOSTILE,
         examples=[example(name=HOSTILE, defect=HOSTILE, verdict=HOSTILE)],
         training=[{"step": 0, "_loss$" + HOSTILE: 1.0}, {"step": 1, "_loss$" + HOSTILE: 0.5}],
+        diagnostics=[
+            LineChart(HOSTILE, HOSTILE, [0, 1], {"_$" + HOSTILE: [0.0, 1.0]}, HOSTILE, HOSTILE),
+            PointCloud(HOSTILE, HOSTILE, {"_$" + HOSTILE: np.eye(3)}),
+            ImageStrip(HOSTILE, HOSTILE, [(HOSTILE, np.zeros((8, 8), dtype=np.uint8))]),
+        ],
         notes=[HOSTILE],
     )
 
@@ -239,6 +266,41 @@ def test_without_test_images_it_shows_training_and_calibration_and_says_so() -> 
     assert "Training" in page.words
     assert "By type of defect" not in page.words
     assert len(page.all("img")) == 2
+
+
+def test_histogram_shows_held_out_good_images_and_forged_flaws() -> None:
+    (histogram,) = (
+        image for image in Page(render_report(good_only())).all("img") if "Histogram" in (image["alt"] or "")
+    )
+
+    assert histogram["alt"] == "Histogram of image scores: 20 held-out good, 2 forged flaws."
+    drawn = base64.b64decode((histogram["src"] or "").split(",")[1]).decode()
+    assert COLOURS["held_out"] in drawn
+    assert COLOURS["forged"] in drawn
+
+
+def test_diagnostics_follow_the_losses_in_their_order(html: str) -> None:
+    words = Page(html).words
+
+    places = [words.index(text) for text in ("Losses", "Hypothesis", "Radii", "Features", "Forged flaws", "Model and")]
+    assert places == sorted(places)
+
+
+def test_diagnostics_need_no_losses() -> None:
+    table = FactGroup("Hypothesis", [("Radius", "14")])
+
+    page = Page(render_report(ReportData(title="bolt", diagnostics=[table])))
+
+    assert "Training Hypothesis Radius14" in page.words
+
+
+def test_pictures_of_a_group_stay_in_one_row(html: str) -> None:
+    page = Page(html)
+
+    strip = next(index for index, (tag, given) in enumerate(page.tags) if given.get("class") == "strip")
+    inside = [given.get("class") for tag, given in page.tags[strip + 1 :] if tag == "div"]
+    assert page.tags[strip][1]["style"] == "--group: 2"
+    assert inside[:6] == ["tiles", None, None, "tiles", None, None]
 
 
 def test_nothing_but_a_title_is_a_page() -> None:

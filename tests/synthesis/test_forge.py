@@ -1,80 +1,264 @@
-"""The simple forger: seeded, visible, and confined to its mask."""
+"""Forged samples follow their recipe, stay in their mask, and say when they could not."""
 
 from __future__ import annotations
+
+import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawsmith.synthesis.forge import blend, forge
+from flawsmith.synthesis import forge, perlin
+from flawsmith.synthesis.forge import Forged, Forger, is_grey, moved, shuffle_cells, to_8_bit, to_float
+from flawsmith.synthesis.overlay import FixedWeight
+from flawsmith.synthesis.perlin import draw_lattice
+from flawsmith.synthesis.recipes import RECIPES, Acceptance, Branch, Recipe, max_pool_cells
+
+PLAIN = Recipe(name="plain", branches=(Branch(weight=FixedWeight(value=0.25)),))
+
+
+class Colour:
+    """Textures of one colour."""
+
+    def __init__(self, *colour: int) -> None:
+        self.colour = colour
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        return np.full((*size, 3), self.colour, np.uint8)
+
+
+class Speckle:
+    """Textures of random colours."""
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+        return rng.integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def good_image(shape: tuple[int, int] = (64, 80), seed: int = 0) -> np.ndarray:
-    ramp = np.linspace(40, 200, shape[1])[None, :, None]
-    noise = np.random.default_rng(seed).normal(0, 6, (*shape, 3))
-    return np.clip(ramp + noise, 0, 255).astype(np.uint8)
+    return np.random.default_rng(seed).random((*shape, 3)).astype(np.float32)
 
 
-def test_forging_depends_on_seed_and_index_alone() -> None:
+def same(first: Forged, second: Forged) -> bool:
+    return np.array_equal(first.image, second.image) and np.array_equal(first.mask, second.mask)
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_generator_alone_decides_even_after_a_journey(name: str) -> None:
+    forger = Forger(RECIPES[name], Speckle(), others=(good_image(seed=5), good_image((30, 30), seed=6)), grid=(8, 10))
+    traveller = pickle.loads(pickle.dumps(forger))
     image = good_image()
-    first = forge(image, seed=3, index=7)
-    forge(image, seed=3, index=8)
-    again = forge(image, seed=3, index=7)
-    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
-    assert not np.array_equal(first[0], forge(image, seed=3, index=8)[0])
-    assert not np.array_equal(first[0], forge(image, seed=4, index=7)[0])
+    for seed in range(8):
+        here = forger.forge(image, np.random.default_rng(seed))
+        assert same(here, traveller.forge(image, np.random.default_rng(seed)))
+    assert not same(here, forger.forge(image, np.random.default_rng(99)))
 
 
 @settings(max_examples=60, deadline=None)
 @given(
-    height=st.integers(1, 70),
-    width=st.integers(1, 70),
-    level=st.sampled_from([None, 0, 127, 128, 255]),
-    index=st.integers(0, 10_000),
+    name=st.sampled_from(list(RECIPES)),
+    shape=st.tuples(st.integers(1, 70), st.integers(1, 70)),
+    seed=st.integers(0, 2**32 - 1),
 )
-def test_flaw_is_visible_and_confined_to_its_mask(height: int, width: int, level: int | None, index: int) -> None:
-    shape = (height, width)
-    image = good_image(shape) if level is None else np.full((*shape, 3), level, np.uint8)
+def test_samples_equal_the_good_image_outside_their_mask(name: str, shape: tuple[int, int], seed: int) -> None:
+    image = good_image(shape, seed)
     before = image.copy()
-    forged, mask = forge(image, seed=0, index=index, sources=[good_image((20, 9), seed=5)])
+    forged = Forger(RECIPES[name], Speckle()).forge(image, np.random.default_rng(seed))
     assert np.array_equal(image, before)
-    assert forged.dtype == np.uint8
-    assert forged.shape == image.shape
-    assert mask.shape == shape
-    assert mask.dtype == bool
-    assert mask.any()
-    assert np.array_equal(forged[~mask], image[~mask])
-    assert np.abs(forged[mask].astype(int) - image[mask]).mean() >= 4
+    assert forged.image.dtype == np.float32
+    assert forged.image.shape == image.shape
+    assert np.array_equal(forged.image[~forged.mask], image[~forged.mask])
+    assert (forged.image >= 0).all()
+    assert (forged.image <= 1 + 1e-6).all()
+    if forged.mask.any():
+        assert forged.texture is not None
+        assert np.count_nonzero(forged.mask) >= RECIPES[name].acceptance.min_pixels
+    else:
+        assert forged.weight == 1
+        assert forged.texture is None
 
 
-def test_flaws_cover_a_small_part_of_most_images() -> None:
-    areas = [forge(good_image(), seed=0, index=i)[1].mean() for i in range(60)]
-    assert 0.005 < np.median(areas) < 0.3
-    assert max(areas) < 0.7
+def test_cells_are_those_of_the_mask() -> None:
+    forger = Forger(RECIPES["glass"], Speckle(), grid=(8, 10))
+    for seed in range(20):
+        forged = forger.forge(good_image(), np.random.default_rng(seed))
+        assert forged.cells is not None
+        assert forged.cells.any()
+        assert np.array_equal(forged.cells, max_pool_cells(forged.mask, (8, 10)))
 
 
-def test_blend_weighs_the_image_inside_the_mask() -> None:
-    image = np.full((2, 2, 3), 100, np.uint8)
-    texture = np.full((2, 2, 3), 200, np.uint8)
-    mask = np.array([[True, False], [False, False]])
-    out = blend(image, texture, mask, weight=0.2)
-    assert out[0, 0].tolist() == [180, 180, 180]
-    assert np.array_equal(out[~mask], image[~mask])
+def test_the_texture_is_blended_with_the_drawn_weight() -> None:
+    image = np.full((40, 40, 3), 0.4, np.float32)
+    image[0, 0, 0] = 0.5
+    forged = Forger(PLAIN, Colour(255, 0, 51)).forge(image, np.random.default_rng(0))
+    assert forged.weight == 0.25
+    np.testing.assert_allclose(forged.image[forged.mask][-1], [0.85, 0.1, 0.25], atol=1e-6)
+
+
+def test_flaws_stay_on_the_foreground() -> None:
+    foreground = np.zeros((64, 80), bool)
+    foreground[20:50, 30:60] = True
+    forger = Forger(RECIPES["glass"], Speckle(), grid=(8, 10))
+    results = [forger.forge(good_image(), np.random.default_rng(i), foreground=foreground) for i in range(40)]
+    assert all(result.fell_back is None for result in results)
+    assert not any((result.mask & ~foreground).any() for result in results)
+    assert max(result.tries for result in results) > 1
+
+
+def test_an_impossible_foreground_is_ignored_and_counted() -> None:
+    foreground = np.zeros((64, 80), bool)
+    forged = Forger(RECIPES["glass"], Speckle(), grid=(8, 10)).forge(
+        good_image(), np.random.default_rng(0), foreground=foreground
+    )
+    assert forged.fell_back == "foreground ignored"
+    assert forged.mask.any()
+
+
+@pytest.mark.parametrize("foreground", [None, np.eye(64, 80, dtype=bool)], ids=["everywhere", "a line"])
+def test_tries_are_bounded_and_the_sample_is_left_normal(foreground: np.ndarray | None) -> None:
+    hopeless = PLAIN.model_copy(update={"acceptance": Acceptance(min_pixels=64 * 80), "max_tries": 7})
+    image = good_image()
+    forged = Forger(hopeless, Speckle(), grid=(4, 4)).forge(image, np.random.default_rng(0), foreground=foreground)
+    assert forged.fell_back == "left normal"
+    assert forged.tries == (7 if foreground is None else 14)
+    assert np.array_equal(forged.image, image)
+    assert not forged.mask.any()
+    assert forged.cells is not None
+    assert not forged.cells.any()
+
+
+def test_a_fifth_of_aand_samples_stay_normal_without_a_fall_back() -> None:
+    forger = Forger(RECIPES["aand"], Speckle())
+    image = good_image((32, 32))
+    results = [forger.forge(image, np.random.default_rng(i)) for i in range(400)]
+    normal = [result for result in results if result.tries == 0]
+    assert 50 < len(normal) < 110
+    assert all(result.fell_back is None and not result.mask.any() for result in normal)
+
+
+def test_a_provider_is_asked_where_no_foreground_is_given() -> None:
+    foreground = np.zeros((64, 80), bool)
+    foreground[:, :40] = True
+    asked = []
+
+    class Left:
+        reason = None
+
+        def fit(self, images):
+            return self
+
+        def __call__(self, image, path=None, geometry=None):
+            asked.append(path)
+            return foreground
+
+    forger = Forger(RECIPES["glass"], Speckle(), foreground_provider=Left())
+    forged = forger.forge(good_image(), np.random.default_rng(0), path="a.png")
+    forger.forge(good_image(), np.random.default_rng(0), foreground=~foreground)
+    assert asked == ["a.png"]
+    assert not (forged.mask & ~foreground).any()
+
+
+def test_strengths_share_masks_and_textures() -> None:
+    image = good_image()
+    forged = [
+        Forger(RECIPES["glass"].with_weight(FixedWeight(value=weight)), Speckle()).forge(
+            image, np.random.default_rng(3)
+        )
+        for weight in (0.1, 0.7)
+    ]
+    assert np.array_equal(forged[0].mask, forged[1].mask)
+    assert np.array_equal(forged[0].texture, forged[1].texture)
+    strong, weak = (np.abs(result.image - image).mean() for result in forged)
+    assert weak == pytest.approx(strong * 0.3 / 0.9, rel=1e-3)
+
+
+def test_flaws_on_grey_images_are_grey_unless_faithful() -> None:
+    grey = np.repeat(good_image()[:, :, :1], 3, axis=2)
+    forger = Forger(PLAIN, Speckle())
+    assert is_grey(forger.forge(grey, np.random.default_rng(0)).image)
+    assert not is_grey(replace(forger, match_grey=False).forge(grey, np.random.default_rng(0)).image)
+    assert not is_grey(forger.forge(good_image(), np.random.default_rng(0)).image)
+
+
+def test_one_coloured_pixel_makes_an_image_coloured() -> None:
+    image = np.full((33, 9, 3), 0.5, np.float32)
+    assert is_grey(image)
+    image[17, 4, 2] = 0.6
+    assert not is_grey(image)
+
+
+def test_own_cells_are_put_back_in_another_order() -> None:
+    image = good_image((32, 64))
+    shuffled = shuffle_cells(image, (4, 8), np.random.default_rng(0))
+    cells = lambda array: sorted(map(bytes, array.reshape(4, 8, 8, 8, 3).swapaxes(1, 2).reshape(32, -1)))  # noqa: E731
+    assert cells(shuffled) == cells(image)
+    assert not np.array_equal(shuffled, image)
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (33, 71)])
+def test_cells_are_shuffled_at_any_size(shape: tuple[int, int]) -> None:
+    image = good_image(shape)
+    shuffled = shuffle_cells(image, (4, 8), np.random.default_rng(0))
+    assert shuffled.shape == image.shape
+    assert np.isin(shuffled, image).all()
+
+
+def test_logical_flaws_come_from_another_good_image() -> None:
+    others = [np.full((50, 40, 3), value, np.float32) for value in (0.25, 0.75)]
+    recipe = RECIPES["slsg-logical"].with_weight(FixedWeight(value=0))
+    seen = set()
+    for forger in (Forger(recipe, Speckle(), others=others), Forger(recipe, Speckle(), others=lambda rng: others[0])):
+        for seed in range(12):
+            forged = forger.forge(good_image(), np.random.default_rng(seed))
+            seen |= set(np.round(forged.image[forged.mask], 4).ravel().tolist())
+    assert seen == {0.25, 0.75}
+
+
+def test_another_image_turns_and_flips_without_dark_corners() -> None:
+    image = np.full((40, 60, 3), 0.5, np.float32)
+    image[:20] = 0.9
+    poses = [moved(image, (30, 30), 10, np.random.default_rng(seed)) for seed in range(20)]
+    assert all(pose.shape == (30, 30, 3) and pose.min() > 0.49 for pose in poses)
+    assert {bool(pose[2].mean() > pose[-3].mean()) for pose in poses} == {True, False}
+
+
+@pytest.mark.parametrize(("redraw", "lattices"), [("everything", 40), ("noise", 2)])
+def test_noise_alone_is_redrawn_on_the_same_lattice(
+    redraw: str, lattices: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = []
+
+    def counted(rng: np.random.Generator, exponents: tuple[int, int]) -> tuple[int, int]:
+        drawn.append(draw_lattice(rng, exponents))
+        return drawn[-1]
+
+    monkeypatch.setattr(perlin, "draw_lattice", counted)
+    monkeypatch.setattr(forge, "draw_lattice", counted)
+    hopeless = Acceptance(min_pixels=64 * 80)
+    recipe = PLAIN.model_copy(update={"redraw": redraw, "acceptance": hopeless, "max_tries": 40})
+
+    forged = Forger(recipe, Speckle()).forge(good_image(), np.random.default_rng(0))
+
+    assert (forged.tries, len(drawn)) == (40, lattices)
+
+
+def test_eight_bits_survive_the_way_there_and_back() -> None:
+    values = np.arange(256, dtype=np.uint8)
+    assert np.array_equal(to_8_bit(to_float(values)), values)
 
 
 @pytest.mark.parametrize(
-    "image",
-    [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)],
-    ids=["grey", "float", "empty"],
+    ("image", "foreground"),
+    [
+        (np.zeros((4, 4), np.float32), None),
+        (np.zeros((4, 4, 3), np.uint8), None),
+        (np.zeros((0, 4, 3), np.float32), None),
+        (np.zeros((4, 4, 3), np.float32), np.ones((4, 5), bool)),
+        (np.zeros((4, 4, 3), np.float32), np.ones((4, 4), np.uint8)),
+    ],
+    ids=["grey", "uint8", "empty", "foreground of another size", "foreground of numbers"],
 )
-def test_other_arrays_are_refused(image: np.ndarray) -> None:
-    with pytest.raises(ValueError, match="expected a uint8 image"):
-        forge(image, seed=0, index=0)
-
-
-def test_flaws_on_grey_images_are_grey() -> None:
-    grey = np.repeat(good_image()[:, :, :1], 3, axis=2)
-    for index in range(12):
-        forged, _ = forge(grey, seed=0, index=index, sources=[good_image(seed=9)])
-        assert (forged == forged[:, :, :1]).all()
+def test_other_arrays_are_refused(image: np.ndarray, foreground: np.ndarray | None) -> None:
+    with pytest.raises(ValueError, match="expected a"):
+        Forger(PLAIN, Speckle()).forge(image, np.random.default_rng(0), foreground=foreground)

@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawsmith.synthesis.perlin import fractal_noise, gradient_noise, perlin_mask, perlin_noise, rotate
+from flawsmith.synthesis.perlin import (
+    draw_lattice,
+    fractal_noise,
+    gradient_noise,
+    noise_field,
+    noise_fields,
+    perlin_mask,
+    perlin_noise,
+    rotate,
+)
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "data"
 
@@ -95,6 +104,45 @@ def test_rotation_is_clockwise_about_the_centre_with_zeros_outside() -> None:
     turned = rotate(field, 90)
     assert np.argwhere(turned > 0.99).tolist() == [[2, 4]]
     assert rotate(np.ones((8, 8)), 45)[0, 0] == 0
+
+
+def test_a_turn_keeps_the_shape_of_the_smallest_fields() -> None:
+    for shape in ((1, 1), (1, 7), (5, 1)):
+        assert rotate(np.ones(shape, np.float32), 30).shape == shape
+
+
+@settings(max_examples=20, deadline=None)
+@given(shape=st.tuples(st.integers(1, 70), st.integers(1, 70)), count=st.integers(1, 9), seed=st.integers(0, 2**32 - 1))
+def test_a_batch_of_turned_fields_equals_them_drawn_alone(shape: tuple[int, int], count: int, seed: int) -> None:
+    batch = noise_fields(shape, [np.random.default_rng([seed, i]) for i in range(count)])
+    alone = [noise_field(shape, np.random.default_rng([seed, i])) for i in range(count)]
+    assert batch.dtype == np.float32
+    assert np.array_equal(batch, np.stack(alone))
+
+
+def test_one_generator_serves_a_whole_batch() -> None:
+    rng = np.random.default_rng(4)
+    batch = noise_fields((30, 44), [rng] * 6)
+    rng = np.random.default_rng(4)
+    assert np.array_equal(batch, np.stack([noise_field((30, 44), rng) for _ in range(6)]))
+
+
+def test_single_precision_noise_agrees_with_double() -> None:
+    angles = np.random.default_rng(0).uniform(0, 2 * math.pi, (33, 17))
+    single = gradient_noise((256, 200), angles.astype(np.float32))
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, gradient_noise((256, 200), angles), atol=5e-6)
+
+
+def test_lattices_take_every_power_of_two_in_range_on_both_axes() -> None:
+    rng = np.random.default_rng(0)
+    lattices = {draw_lattice(rng, (1, 4)) for _ in range(300)}
+    assert lattices == {(down, across) for down in (2, 4, 8) for across in (2, 4, 8)}
+
+
+def test_a_kept_lattice_is_not_drawn_again() -> None:
+    noise = perlin_noise((64, 64), np.random.default_rng(0), lattice=(2, 4))
+    assert np.abs(noise[::32, ::16]).max() < 1e-6
 
 
 def test_fractal_noise_fills_the_unit_range_at_any_shape() -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
-from flawsmith.data.samples import Dataset, Sample
+from flawsmith.data.samples import GOOD, Dataset, Sample
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
@@ -224,7 +224,7 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
         what = f"{_count(len(missing), 'flawed image')} without a mask"
         mend = "add masks to ground_truth/ if pixel figures are wanted; image figures need none"
         yield Finding(severity, "missing-mask", what, missing, mend)
-    good = [path for path in dataset.unused_masks if path.parent.name.casefold() == "good"]
+    good = [path for path in dataset.unused_masks if GOOD in _folders(path, dataset.root)]
     marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].brightest > 0)
     if marked:
         what = f"{_count(len(marked), 'mask')} of good images with marked pixels"
@@ -233,7 +233,7 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
     orphans = tuple(path for path in dataset.unused_masks if path not in set(good))
     if orphans:
         what = f"{_count(len(orphans), 'mask')} without an image"
-        mend = "name masks <stem>_mask.png after their images, in a folder of the same defect type"
+        mend = "name masks after their images: <stem>_mask.png or a folder <stem>/, in ground_truth/<defect>/"
         yield Finding("warning", "orphan-mask", what, orphans, mend)
 
 
@@ -252,8 +252,9 @@ def _too_few(inventory: _Inventory) -> Iterable[Finding]:
             f"{_images(calibration)} for calibration: a false-reject rate below "
             f"{100 / (calibration + 1):.1f} % cannot be promised"
         )
-        enough = round(wanted / HELD_OUT_FRACTION)
-        mend = f"for 1 % give {wanted} good images in validation/good/, or {enough} in training"
+        # Where there is a validation folder, nothing is held out of training: more images there would not help.
+        instead = "" if dataset.good_val else f", or {round(wanted / HELD_OUT_FRACTION)} in training"
+        mend = f"for 1 % give {wanted} good images in validation/good/{instead}"
         severity: Severity = "warning" if calibration < HELD_OUT_MINIMUM else "note"
         yield Finding(severity, "few-to-calibrate", what, (dataset.root,), mend)
 
@@ -262,6 +263,11 @@ def _passed_over(inventory: _Inventory) -> Iterable[Finding]:
     for note in inventory.dataset.notes:
         what, _, mend = note.partition("; ")
         yield Finding("warning", "not-used", what, (inventory.dataset.root,), mend)
+
+
+def _folders(path: Path, root: Path) -> list[str]:
+    """Names of the folders between the root and a file, in lower case."""
+    return [name.casefold() for name in path.relative_to(root).parts[:-1]]
 
 
 def _count(number: int, noun: str) -> str:

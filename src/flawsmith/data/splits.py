@@ -1,8 +1,7 @@
 """Which good images are learned from and which are kept back, decided by what is in the files.
 
-Nothing here depends on a path or on the order of a listing: renaming the files or working in another checkout
-    gives the
-same split, and two copies of one image never stand on different sides.
+Nothing here depends on a path or on the order of a listing: renaming the files or working in another checkout gives
+the same split, and two copies of one image never stand on different sides.
 """
 
 from __future__ import annotations
@@ -86,9 +85,8 @@ def content_hashes(paths: Sequence[Path]) -> list[str]:
 def held_out_count(distinct: int, *, fraction: float = HELD_OUT_FRACTION, minimum: int = HELD_OUT_MINIMUM) -> int:
     """How many of ``distinct`` different good images are kept back for calibration.
 
-    ``fraction`` of them, at least ``minimum``, but never more than half: learning from too few images does
-        more harm
-    than calibrating on too few, which the stated false-reject rate admits.
+    ``fraction`` of them, at least ``minimum``, but never more than half: learning from too few images does more
+    harm than calibrating on too few, which the stated false-reject rate admits.
 
     Returns:
         A number in [0, distinct // 2]; 0 for a single image.

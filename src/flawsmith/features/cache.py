@@ -8,6 +8,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -44,16 +45,32 @@ def cache_cap() -> int:
 
 
 class FeatureTable:
-    """Level maps by row; rows lie in memory-mapped shards, so that the table costs no memory of its own."""
+    """Level maps by row; rows lie in memory-mapped shards, so that the table costs no memory of its own.
 
-    def __init__(self, shards: Sequence[Sequence[NDArray[np.float16]]], places: Sequence[tuple[int, int]]) -> None:
-        self._shards, self._places = shards, places
-        first = shards[places[0][0]]
+    A pickled table carries the shards' folders alone: a worker process maps the same files.
+
+    Args:
+        folders: of the shards.
+        places: shard and position in it of every row.
+    """
+
+    def __init__(self, folders: Sequence[Path], places: Sequence[tuple[int, int]]) -> None:
+        self._folders, self._places = tuple(folders), tuple(places)
+        self._shards = [_open(folder) for folder in self._folders]
+        first = self._shards[self._places[0][0]]
         self.channels = tuple(int(level.shape[1]) for level in first)
         self.grids = tuple((int(level.shape[2]), int(level.shape[3])) for level in first)
 
+    def __reduce__(self) -> tuple[type[FeatureTable], tuple[Any, ...]]:
+        return FeatureTable, (self._folders, self._places)
+
     def __len__(self) -> int:
         return len(self._places)
+
+    def row(self, row: int) -> LevelMaps:
+        """Level maps of one row, finest first: float32 (channels, height, width) each."""
+        shard, at = self._places[row]
+        return [level[at].astype(np.float32) for level in self._shards[shard]]
 
     def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Tensor]:
         """Level maps of some rows, finest first: float32 (rows, channels, height, width) each."""
@@ -77,9 +94,10 @@ class FeatureCache:
     """
 
     def __init__(self, key: str, folder: Path | None = None, cap: int | None = None) -> None:
-        self._root = (folder or cache_folder()) / "features"
+        self.root = folder or cache_folder()
+        self.cap = cache_cap() if cap is None else cap
+        self._root = self.root / "features"
         self._folder = self._root / key
-        self._cap = cache_cap() if cap is None else cap
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -104,10 +122,9 @@ class FeatureCache:
             known = self._known()
         folders = sorted({known[content][0] for content in hashes})
         position = {folder: number for number, folder in enumerate(folders)}
-        shards = [_open(folder) for folder in folders]
         for folder in folders:
             os.utime(folder / _INDEX)
-        return FeatureTable(shards, [(position[known[c][0]], known[c][1]) for c in hashes])
+        return FeatureTable(folders, [(position[known[c][0]], known[c][1]) for c in hashes])
 
     def _known(self) -> dict[str, tuple[Path, int]]:
         known: dict[str, tuple[Path, int]] = {}
@@ -148,13 +165,13 @@ class FeatureCache:
         shards = [index.parent for index in self._root.glob(f"*/*/{_INDEX}")]
         total = sum(_bytes(shard) for shard in shards)
         old = sorted((s for s in shards if s not in in_use), key=_last_use)
-        while total + size > self._cap and old:
+        while total + size > self.cap and old:
             shard = old.pop(0)
             total -= _bytes(shard)
             shutil.rmtree(shard, ignore_errors=True)
-        if total + size > self._cap:
+        if total + size > self.cap:
             raise FlawsmithError(
-                f"the features of this dataset need more than the cache's {self._cap / 1e9:.1f} GB in {self._root}: "
+                f"the features of this dataset need more than the cache's {self.cap / 1e9:.1f} GB in {self._root}: "
                 "raise FLAWSMITH_CACHE_GB, or train on smaller images with --set image_size=[...]"
             )
 

@@ -9,11 +9,14 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from flawsmith.features.backbones import Backbone
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.synthesis.foreground import Foreground
+from flawsmith.synthesis.recipes import Recipe
 
 Preset = Literal["paper", "official", "fast"]
 
@@ -58,16 +61,56 @@ class FeatureSource(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ForgedImages:
+    """Good images with forged flaws, as the frozen backbone sees them.
+
+    Attributes:
+        levels: level maps, finest first: float32 (images, channels, height, width) each.
+        masks: where the flaws are, (images, height, width) bool at the network's input size.
+    """
+
+    levels: list[Tensor]
+    masks: Bool[np.ndarray, "images height width"]
+
+
+class ForgedSource(Protocol):
+    """Forges flaws on training images, afresh every time; what it draws is a function of (seed, epoch, place)."""
+
+    def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[ForgedImages]:
+        """The forged images of every batch of an epoch, given the rows of the images to forge on."""
+        ...
+
+
 class TrainingData(Protocol):
     """The held-in good images and what can be made of them; every draw is a function of the seed."""
 
     seed: int
     image_size: tuple[int, int]
+    dataset: str
+    category: str
 
     def __len__(self) -> int: ...
 
     def features(self) -> FeatureSource:
         """Level maps of all training images from the frozen backbone, cached on disk."""
+        ...
+
+    def images(self, geometry: Geometry | None = None) -> Iterator[Float[np.ndarray, "3 height width"]]:
+        """All training images, normalised, one at a time; in another geometry than the network's if asked."""
+        ...
+
+    def forged(
+        self, recipe: Recipe, foreground: Foreground, grid: tuple[int, int], *, match_grey: bool
+    ) -> ForgedSource:
+        """Flaws forged on the training images.
+
+        Args:
+            recipe: how masks, textures and blending are drawn.
+            foreground: where flaws may lie.
+            grid: (h, w) of the finest level, on which a mask must leave a trace.
+            match_grey: make textures grey where the image is.
+        """
         ...
 
 
@@ -154,3 +197,7 @@ class Method(ABC):
     @abstractmethod
     def network(self) -> Detector:
         """The trained detector, in evaluation mode."""
+
+    def findings(self) -> Mapping[str, str | float]:
+        """What the method found out about the data while it trained; stored in the model file and shown."""
+        return {}

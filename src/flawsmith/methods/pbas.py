@@ -39,7 +39,7 @@ from flawsmith.methods.layers.centers import (
     safe_length,
 )
 from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches, Sampling
-from flawsmith.methods.layers.patch_detector import NearestCenterDetector, PatchDetector
+from flawsmith.methods.layers.patch_detector import NearestCenterDetector
 from flawsmith.methods.layers.patch_learner import PatchConfig, PatchLearner, Rows
 from flawsmith.methods.layers.ray import ray_hidden
 from flawsmith.methods.registry import register
@@ -252,7 +252,8 @@ class PBAS(Method):
 
     def network(self) -> Detector:
         module, config = self.module, self.config
-        shared = self.backbone, module.embedding, module.projector
-        if config.synthesis == "none":
-            return NearestCenterDetector(*shared, module.centers, config.image_size, sigma=config.sigma)
-        return PatchDetector(*shared, module.discriminator, config.image_size, sigma=config.sigma, scale=config.scale)
+        if config.synthesis != "none":
+            return module.detector(self.backbone)
+        return NearestCenterDetector(
+            self.backbone, module.embedding, module.projector, module.centers, config.image_size, sigma=config.sigma
+        )

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from flawsmith.features.weights import PACKAGED
 from flawsmith.methods.base import MethodConfig
@@ -34,6 +35,12 @@ class TrainSettings(BaseModel):
     )
     alpha: float = Field(0.01, gt=0, lt=1, description="Target false-reject rate of the limit.")
     review_alpha: float | None = Field(None, gt=0, lt=1, description="Rate of the review limit; none by default.")
+    textures: str | None = Field(
+        None, description="Textures that flaws are forged from: a folder, self, or procedural (the default)."
+    )
+    foregrounds: str | None = Field(
+        None, description="Folder of foreground masks, for foreground=files; fg_mask beside the images by default."
+    )
     bits: int | None = Field(None, ge=9, le=16, description="Significant bits of images deeper than 8 bits.")
     layout: str | None = Field(None, description="Layout of the data; detected by default.")
 
@@ -42,6 +49,11 @@ class TrainSettings(BaseModel):
         if self.engine == "onnxruntime" and self.precision != "float32":
             raise ValueError("onnxruntime computes in float32, use engine openvino for bfloat16")
         return self
+
+    @field_validator("textures", "foregrounds", mode="before")
+    @classmethod
+    def _path_as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, Path) else value
 
     @model_validator(mode="after")
     def _review_comes_first(self) -> TrainSettings:

@@ -35,7 +35,7 @@ from flawsmith.runtime.decision import Decision, calibrate
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
-from flawsmith.training.data import GoodImages
+from flawsmith.training.data import ForgingOptions, GoodImages
 from flawsmith.training.engine import LoopOptions
 from flawsmith.training.run import MODEL, REPORT, RunFolder
 from flawsmith.training.selection import Selection
@@ -70,6 +70,7 @@ def train(
     accelerator: str = "auto",
     devices: int | str = 1,
     strategy: str = "auto",
+    workers: int | None = None,
     quiet: bool = False,
     **settings: Any,
 ) -> TrainResult:
@@ -80,6 +81,7 @@ def train(
         out: the run folder; ``runs/<category>`` by default.
         resume: continue a run that was interrupted; it ends with the same bytes as an uninterrupted one.
         accelerator, devices, strategy: Lightning's own options.
+        workers: processes that forge flaws; the result does not depend on it. By default two, or one a core.
         quiet: show no progress.
         **settings: fields of :class:`flawsmith.pipeline.settings.TrainSettings`, such as ``method``, ``preset``,
             ``backbone``, ``seed``, ``set`` (a dictionary of method settings) or ``alpha``.
@@ -107,7 +109,7 @@ def train(
         },
         resume=resume,
     )
-    return _Training(dataset, split, fingerprint, checked, preset, config, run).finish()
+    return _Training(dataset, split, fingerprint, checked, preset, config, run, workers).finish()
 
 
 class _Training:
@@ -122,9 +124,15 @@ class _Training:
         preset: str,
         config: MethodConfig,
         run: RunFolder,
+        workers: int | None,
     ) -> None:
         self.dataset, self.split, self.fingerprint = dataset, split, fingerprint
         self.settings, self.preset, self.config, self.run = settings, preset, config, run
+        self.forging = ForgingOptions(
+            textures=settings.textures,
+            foregrounds=None if settings.foregrounds is None else Path(settings.foregrounds),
+            workers=workers,
+        )
         self.timings: dict[str, float] = {}
 
     def finish(self) -> TrainResult:
@@ -141,7 +149,7 @@ class _Training:
             detector = method.network()
             model = export_detector(detector, self.config.image_size)
         with self._timed("calibration"):
-            bundle = self._calibrated(self._spec(backbone, geometry), model, detector)
+            bundle = self._calibrated(self._spec(backbone, geometry, method), model, detector)
         bundle.save(self.run.path / MODEL)
         with self._timed("report"):
             training_report(self.run.path / REPORT, bundle, self.dataset, self.split, self.run.metrics())
@@ -178,7 +186,7 @@ class _Training:
             decode(sample.image)  # a damaged file is found before the long work, not after it
         extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
-        data = GoodImages(samples, geometry, extractor, cache, seed=self.settings.seed)
+        data = GoodImages(samples, geometry, extractor, cache, seed=self.settings.seed, forging=self.forging)
         with self._timed("features"):
             data.features()
         for stage in method.stages():
@@ -192,7 +200,7 @@ class _Training:
         forged = np.stack([geometry.apply(image) for image in forged_images(chosen, geometry, seed)])
         return Selection(good, forged, method.network)
 
-    def _spec(self, backbone: Backbone, geometry: Geometry) -> BundleSpec:
+    def _spec(self, backbone: Backbone, geometry: Geometry, method: Method) -> BundleSpec:
         info = backbone.info
         return BundleSpec(
             package_version=flawsmith.__version__,
@@ -213,6 +221,7 @@ class _Training:
                 n_calibration=len(self.split.calibration),
                 images_sha256=self.fingerprint,
                 selection=self.settings.select,
+                findings=dict(method.findings()),
             ),
             seed=self.settings.seed,
         )

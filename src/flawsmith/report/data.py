@@ -84,6 +84,63 @@ class Curves:
 
 
 @dataclass(frozen=True, eq=False)
+class LineChart:
+    """Figures over training, as lines over one horizontal axis.
+
+    Attributes:
+        title: heading.
+        caption: what is seen, in a sentence or two.
+        x: (points,) horizontal places, ascending.
+        lines: values by name, as many as ``x``; values that are not finite are passed over.
+        y_label: name of the vertical axis, with its unit.
+        x_label: name of the horizontal axis.
+    """
+
+    title: str
+    caption: str
+    x: Sequence[float]
+    lines: Mapping[str, Sequence[float]]
+    y_label: str
+    x_label: str = "epoch"
+
+
+@dataclass(frozen=True, eq=False)
+class PointCloud:
+    """Samples of high-dimensional features, to show in two dimensions.
+
+    Attributes:
+        title: heading.
+        caption: what is seen, in a sentence or two.
+        groups: (points, width) features by name, one width for all; up to about 500 points each are of use, of more
+            a part is drawn.
+    """
+
+    title: str
+    caption: str
+    groups: Mapping[str, npt.NDArray[np.floating]]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageStrip:
+    """Pictures in a row.
+
+    Attributes:
+        title: heading.
+        caption: what is seen, in a sentence or two.
+        pictures: label and picture, (height, width) grey or (height, width, 3) RGB, uint8.
+        group: so many successive pictures belong together and stay side by side, such as 3 for image, mask and result.
+    """
+
+    title: str
+    caption: str
+    pictures: Sequence[tuple[str, npt.NDArray[np.uint8]]]
+    group: int = 1
+
+
+Diagnostic = LineChart | PointCloud | ImageStrip | FactGroup
+
+
+@dataclass(frozen=True, eq=False)
 class ReportData:
     """Everything one report shows.
 
@@ -101,6 +158,7 @@ class ReportData:
         examples: inspected images to show; any number, the report shows the worst of each kind.
         training: rows of ``metrics.jsonl``: ``step`` or ``epoch``, perhaps ``stage``, and numbers whose names
             hold ``loss``.
+        diagnostics: what a method has to show of its training, in order; how it is drawn depends on its type alone.
         notes: remarks on data and training, in sentences.
     """
 
@@ -115,4 +173,5 @@ class ReportData:
     limit_statement: str = ""
     examples: Sequence[Example] = ()
     training: Sequence[Mapping[str, object]] = ()
+    diagnostics: Sequence[Diagnostic] = ()
     notes: Sequence[str] = ()

@@ -6,7 +6,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 import numpy as np
@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from flawsmith.evaluation.curves import Curve
-from flawsmith.report.data import ScoreGroup, ScoreKind
+from flawsmith.report.data import LineChart, ScoreGroup, ScoreKind
 
 INK, MUTED, GRID = "#1d2733", "#5b6875", "#e3e8ed"
 # Blue and vermilion stay apart in every common colour blindness; the calibration's shades are their lighter
@@ -37,6 +37,9 @@ _PANELS: tuple[tuple[str, tuple[ScoreKind, ...]], ...] = (
     ("calibration", ("held_out", "forged")),
 )
 _LINES = ("#1f6f9c", "#c4471f", "#3f7d4e", "#7a5195", "#8a6d1d", "#46535f")
+# Shapes tell the groups apart where colours do not.
+_MARKERS = ("o", "^", "s", "D", "v", "P")
+_Line = tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]
 _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "flawsmith",
     "svg.fonttype": "path",
@@ -126,11 +129,12 @@ def _limit_lines(axis: Axes, limit: float | None, review_limit: float | None) ->
         axis.axvline(review_limit, color=INK, linewidth=1.2, linestyle=(0, (4, 3)), label="review limit")
 
 
-def _legend_above(axis: Axes, title: str) -> None:
+def _legend_above(axis: Axes, title: str, *, marker_scale: float = 1.0) -> None:
     """The panel's title at the left and its legend in rows above the plot, where no data can lie under it."""
     axis.set_title(title, loc="left", fontsize=9.5, fontweight="bold")
     columns = 2 if title else 3
-    axis.legend(loc="lower right", bbox_to_anchor=(1.0, 1.0), ncols=columns, borderaxespad=0.2, handlelength=1.6)
+    place: Any = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.2}
+    axis.legend(**place, ncols=columns, handlelength=1.6, markerscale=marker_scale)
 
 
 def rate_curve(curve: Curve, x_label: str, y_label: str, *, shade_to: float | None = None) -> str:
@@ -167,43 +171,110 @@ def training_curves(rows: Sequence[Mapping[str, object]]) -> str | None:
         An SVG data URI, or None without a finite loss.
     """
     names = [name for name in dict.fromkeys(key for row in rows for key in row) if "loss" in name.lower()]
-    x_name, x = _abscissa(rows)
-    lines = {}
-    for name in names:
-        values = np.array([_number(row.get(name)) for row in rows])
-        known = np.flatnonzero(np.isfinite(values))
-        if known.size:
-            kept = known[np.unique(np.linspace(0, known.size - 1, _MAX_POINTS).astype(int))]
-            lines[name] = (x[kept], values[kept])
+    x_name, x = abscissa(rows)
+    lines = _finite_lines(x, {name: [as_number(row.get(name)) for row in rows] for name in names})
     if not lines:
         return None
+    positive = np.concatenate([values for _, values in lines.values()])
+    wide = positive.min() > 0 and positive.max() > 100 * positive.min()
+    return _lines(lines, x_name, "loss", "log" if wide else "linear")
+
+
+def line_chart(chart: LineChart) -> str | None:
+    """The lines of a chart.
+
+    Args:
+        chart: what to draw; of long lines evenly spaced points are drawn.
+
+    Returns:
+        An SVG data URI, or None without a finite value.
+
+    Raises:
+        ValueError: a line is not as long as the chart's axis.
+    """
+    for name, values in chart.lines.items():
+        if len(values) != len(chart.x):
+            raise ValueError(f"{chart.title}: {name} has {len(values)} values for {len(chart.x)} places")
+    lines = _finite_lines(chart.x, chart.lines)
+    return _lines(lines, chart.x_label, chart.y_label, "from zero") if lines else None
+
+
+def _finite_lines(x: npt.ArrayLike, columns: Mapping[str, Sequence[float]]) -> dict[str, _Line]:
+    """The finite points of every column, evenly thinned out where there are many; columns without any are left out."""
+    places, lines = np.asarray(x, dtype=float), {}
+    for name, column in columns.items():
+        values = np.asarray(column, dtype=float)
+        known = np.flatnonzero(np.isfinite(values) & np.isfinite(places))
+        if known.size:
+            kept = known[np.unique(np.linspace(0, known.size - 1, _MAX_POINTS).astype(int))]
+            lines[name] = (places[kept], values[kept])
+    return lines
+
+
+def _lines(lines: Mapping[str, _Line], x_label: str, y_label: str, scale: Literal["linear", "log", "from zero"]) -> str:
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(6.2, 2.9), layout="constrained")
         axis = figure.subplots()
-        for index, (name, (steps, values)) in enumerate(lines.items()):
+        for index, (name, (x, values)) in enumerate(lines.items()):
             marker = "o" if len(values) == 1 else None
-            label = _plain(name)
-            axis.plot(steps, values, color=_LINES[index % len(_LINES)], label=label, marker=marker)
-        positive = np.concatenate([values for _, values in lines.values()])
-        if positive.min() > 0 and positive.max() > 100 * positive.min():
+            axis.plot(x, values, color=_LINES[index % len(_LINES)], label=plain(name), marker=marker)
+        if scale == "log":
             axis.set_yscale("log")
-        axis.set(xlabel=x_name, ylabel="loss")
+        elif scale == "from zero":
+            _start_at_zero(axis, np.concatenate([values for _, values in lines.values()]))
+        axis.set(xlabel=plain(x_label), ylabel=plain(y_label))
         _legend_above(axis, "")
         return _data_uri(figure)
 
 
-def _abscissa(rows: Sequence[Mapping[str, object]]) -> tuple[str, npt.NDArray[np.floating]]:
+def _start_at_zero(axis: Axes, values: npt.NDArray[np.floating]) -> None:
+    """Let the axis begin at zero where the values come near it; a line that is zero throughout lies on the axis."""
+    low, high = float(values.min()), float(values.max())
+    if low == high == 0.0:
+        axis.set_ylim(-0.02, 1.0)
+    elif 0 <= low <= 0.5 * high:
+        axis.set_ylim(-0.02 * high, 1.05 * high)
+
+
+def scatter(points: Mapping[str, npt.NDArray[np.floating]], x_label: str, y_label: str) -> str:
+    """Points in the plane, a colour and a shape a group.
+
+    Args:
+        points: (points, 2) places by name of the group.
+        x_label: name of the horizontal axis.
+        y_label: name of the vertical axis.
+
+    Returns:
+        An SVG data URI.
+    """
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(4.6, 4.1), layout="constrained")
+        axis = figure.subplots()
+        for index, (name, places) in enumerate(points.items()):
+            colour, marker = _LINES[index % len(_LINES)], _MARKERS[index % len(_MARKERS)]
+            style: Any = {"linestyle": "", "marker": marker, "markersize": 3.2, "markeredgewidth": 0.0}
+            axis.plot(places[:, 0], places[:, 1], color=colour, alpha=0.55, label=plain(name), **style)
+        axis.margins(0.04)
+        axis.tick_params(labelsize=8)
+        axis.set(xlabel=plain(x_label), ylabel=plain(y_label))
+        _legend_above(axis, "", marker_scale=2.0)
+        return _data_uri(figure)
+
+
+def abscissa(rows: Sequence[Mapping[str, object]]) -> tuple[str, npt.NDArray[np.floating]]:
+    """Name and values of the horizontal axis of some rows: the step or epoch where it runs forward, else the number."""
     for name in ("step", "epoch"):
-        values = np.array([_number(row.get(name)) for row in rows])
+        values = np.array([as_number(row.get(name)) for row in rows])
         if len(values) and np.isfinite(values).all() and np.all(np.diff(values) >= 0):
             return name, values
     return "record", np.arange(1.0, len(rows) + 1)
 
 
-def _number(value: object) -> float:
+def as_number(value: object) -> float:
+    """A recorded value as a number, NaN where it is none."""
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
 
 
-def _plain(name: str) -> str:
+def plain(name: str) -> str:
     """A label that matplotlib neither reads as mathematics nor hides (a leading underscore)."""
-    return name.replace("_", " ").replace("$", r"\$").strip()[:40] or "loss"
+    return name.replace("_", " ").replace("$", r"\$").strip()[:40] or "unnamed"

@@ -15,6 +15,7 @@ from flawsmith.evaluation.overlap import FPR_LIMIT
 from flawsmith.evaluation.results import LABELS, Evaluation
 from flawsmith.report import figures
 from flawsmith.report.data import ReportData, ScoreKind
+from flawsmith.report.diagnostics import panels
 from flawsmith.report.pictures import galleries
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -83,6 +84,7 @@ def render_report(data: ReportData) -> str:
         histogram=_histogram(data),
         curves=list(_curves(data)),
         training=_training(data),
+        panels=panels(data.diagnostics),
         figure_rows=_figure_rows(data.evaluation),
         galleries=galleries(data.examples),
         notes=[*data.notes, *(data.evaluation.notes if data.evaluation else ())],

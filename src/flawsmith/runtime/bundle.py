@@ -58,6 +58,9 @@ class TrainingSummary(BaseModel):
     n_calibration: NonNegativeInt = Field(description="good images held out for the limits")
     images_sha256: str = Field(description="SHA-256 over the sorted content hashes of all images used")
     selection: Literal["last", "best"] = Field(default="last", description="which checkpoint was kept")
+    findings: dict[str, str | float] = Field(
+        default_factory=dict, description="what the method found out about the data, such as GLASS's hypothesis"
+    )
 
 
 class BundleSpec(BaseModel):

@@ -129,7 +129,13 @@ class Geometry(BaseModel):
         whole = (rows.length, columns.length) == self.size
         result = np.empty((3, *self.size), np.float32) if whole else np.zeros((3, *self.size), np.float32)
         if image.dtype == np.uint8:
-            resized = np.asarray(Image.fromarray(image).resize(target, _FILTERS[self.interpolation], box))
+            if self.policy == "crop":
+                # Cutting after the resize, as torchvision does: a box at a fraction of a pixel rounds differently.
+                whole_size = (columns.resized, rows.resized)
+                resized = np.asarray(Image.fromarray(image).resize(whole_size, _FILTERS[self.interpolation]))
+                resized = resized[rows.start : rows.start + rows.length, columns.start : columns.start + columns.length]
+            else:
+                resized = np.asarray(Image.fromarray(image).resize(target, _FILTERS[self.interpolation], box))
             tables = self._tables()
             for channel in range(3):
                 # A table look-up scales, shifts and converts in one pass.

@@ -213,43 +213,52 @@ def _cover_finish(view: View, rng: np.random.Generator) -> tuple[Field, Field]:
     return relief, plastic * (1 - glued) + np.float32(0.75) * _printed(view) * glued
 
 
-_CORNERS = ((-1, -1), (1, -1), (-1, 1), (1, 1))
+def _corner_holes(u: float, v: float, radius: float) -> tuple[Hole, ...]:
+    """Four holes, mirrored to both sides of both axes."""
+    return tuple((u * a, v * b, radius) for a, b in ((-1, -1), (1, -1), (-1, 1), (1, 1)))
 
-PARTS: Mapping[str, Part] = MappingProxyType(
-    {
-        "bracket": Part(
-            name="bracket",
-            holes=tuple((0.76 * a, 0.38 * b, 0.105) for a, b in _CORNERS),
-            second_hole=(0.0, 0.26),
-            max_angle=7,
-            bevel=0.035,
-            gloss=0.5,
-            outline=_bracket_outline,
-            finish=_bracket_finish,
-            mat=_mat(0.085, (0.9, 1.0, 1.12), 0.16),
-        ),
-        "gear": Part(
-            name="gear",
-            holes=tuple((0.5 * math.cos(k * math.pi / 3), 0.5 * math.sin(k * math.pi / 3), 0.1) for k in range(6)),
-            second_hole=(0.0, 0.25),
-            max_angle=180,
-            bevel=0.03,
-            gloss=0.55,
-            outline=_gear_outline,
-            finish=_gear_finish,
-            mat=_mat(0.075, (0.75, 1.0, 1.3), 0.12),
-        ),
-        "cover": Part(
-            name="cover",
-            holes=tuple((0.79 * a, 0.48 * b, 0.065) for a, b in _CORNERS),
-            second_hole=(0.0, 0.2),
-            max_angle=5,
-            bevel=0.05,
-            gloss=0.35,
-            outline=_cover_outline,
-            finish=_cover_finish,
-            mat=_mat(0.4, (1.05, 1.0, 0.9), 0.06),
-        ),
-    }
+
+def _ring_of_holes(number: int, distance: float, radius: float) -> tuple[Hole, ...]:
+    """Holes at equal angles on a circle around the centre."""
+    angles = (2 * math.pi * k / number for k in range(number))
+    return tuple((distance * math.cos(angle), distance * math.sin(angle), radius) for angle in angles)
+
+
+_PARTS = (
+    Part(
+        name="bracket",
+        holes=_corner_holes(0.76, 0.38, 0.105),
+        second_hole=(0.0, 0.26),
+        max_angle=7,
+        bevel=0.035,
+        gloss=0.5,
+        outline=_bracket_outline,
+        finish=_bracket_finish,
+        mat=_mat(0.085, (0.9, 1.0, 1.12), 0.16),
+    ),
+    Part(
+        name="gear",
+        holes=_ring_of_holes(6, 0.5, 0.1),
+        second_hole=(0.0, 0.25),
+        max_angle=180,
+        bevel=0.03,
+        gloss=0.55,
+        outline=_gear_outline,
+        finish=_gear_finish,
+        mat=_mat(0.075, (0.75, 1.0, 1.3), 0.12),
+    ),
+    Part(
+        name="cover",
+        holes=_corner_holes(0.79, 0.48, 0.065),
+        second_hole=(0.0, 0.2),
+        max_angle=5,
+        bevel=0.05,
+        gloss=0.35,
+        outline=_cover_outline,
+        finish=_cover_finish,
+        mat=_mat(0.4, (1.05, 1.0, 0.9), 0.06),
+    ),
 )
+
+PARTS: Mapping[str, Part] = MappingProxyType({part.name: part for part in _PARTS})
 """The kinds of part, by name."""

@@ -6,10 +6,13 @@ Source: the generator of DRAEM, which GLASS, AAND and SLSG use as released.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any, TypeVar
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 EXPONENTS = (0, 6)
 """Range [low, high) of the exponents e of the lattice resolutions 2^e: scales 1 to 32 (GLASS, AAND)."""
@@ -17,8 +20,19 @@ EXPONENTS = (0, 6)
 THRESHOLD = 0.5
 """Noise above this value belongs to the mask (GLASS, AAND, SLSG's texture branch)."""
 
+MAX_ROTATION = 90.0
+"""The noise is turned by a uniform angle within ± this many degrees (GLASS, AAND, SLSG)."""
 
-def gradient_noise(shape: tuple[int, int], angles: NDArray[np.float64]) -> NDArray[np.float64]:
+Field = NDArray[np.float32]
+"""(height, width) noise."""
+
+Lattice = tuple[int, int]
+"""Cells of the lattice along rows and columns."""
+
+_Float = TypeVar("_Float", np.float32, np.float64)
+
+
+def gradient_noise(shape: tuple[int, int], angles: NDArray[_Float]) -> NDArray[_Float]:
     """Perlin's gradient noise over a lattice of unit gradients.
 
     With t the position of a pixel between its two lattice points along an axis, each of the four corners
@@ -33,7 +47,7 @@ def gradient_noise(shape: tuple[int, int], angles: NDArray[np.float64]) -> NDArr
     Args:
         shape: (height, width) in pixels; any size, not only multiples of the lattice.
         angles: (..., rows + 1, columns + 1) directions of the gradients in radians, gradient = (cos along
-            rows, sin along columns). Leading axes are a batch.
+            rows, sin along columns). Leading axes are a batch. Their precision is that of the result.
 
     Returns:
         (..., height, width) noise, zero at lattice points, about in [−1, 1].
@@ -49,14 +63,17 @@ def gradient_noise(shape: tuple[int, int], angles: NDArray[np.float64]) -> NDArr
     points_down, points_across = angles.shape[-2:]
     if min(height, width) < 1 or min(points_down, points_across) < 2:
         raise ValueError(f"no noise of shape {shape} on a lattice of {points_down} x {points_across} points")
-    row_weights, row_offsets = _axis(height, points_down - 1)
-    column_weights, column_offsets = _axis(width, points_across - 1)
+    row_weights, row_offsets = _axis(height, points_down - 1, angles.dtype)
+    column_weights, column_offsets = _axis(width, points_across - 1, angles.dtype)
     along_rows = row_offsets @ np.cos(angles) @ column_weights.T
     along_columns = row_weights @ np.sin(angles) @ column_offsets.T
-    return math.sqrt(2) * (along_rows + along_columns)
+    along_rows += along_columns
+    along_rows *= math.sqrt(2)
+    return along_rows
 
 
-def _axis(length: int, cells: int) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+@lru_cache(maxsize=32)  # the twelve lattices of one image size, and of a second one
+def _axis(length: int, cells: int, dtype: np.dtype) -> tuple[NDArray[Any], NDArray[Any]]:
     """Fade weights, and weights times offsets, of each pixel for each lattice point: two (length, cells +
     1)."""
     # Whole numbers until the last division, so that lattice points fall on pixels exactly.
@@ -64,39 +81,123 @@ def _axis(length: int, cells: int) -> tuple[NDArray[np.float64], NDArray[np.floa
     t = remainder / length
     fade = t * t * t * (t * (6 * t - 15) + 10)
     pixel = np.arange(length)
-    weights = np.zeros((length, cells + 1))
-    offsets = np.zeros((length, cells + 1))
+    weights = np.zeros((length, cells + 1), dtype)
+    offsets = np.zeros((length, cells + 1), dtype)
     weights[pixel, cell], weights[pixel, cell + 1] = 1 - fade, fade
     offsets[pixel, cell], offsets[pixel, cell + 1] = (1 - fade) * t, fade * (t - 1)
+    weights.flags.writeable = offsets.flags.writeable = False
     return weights, offsets
 
 
+def draw_lattice(rng: np.random.Generator, exponents: tuple[int, int] = EXPONENTS) -> Lattice:
+    """A random lattice resolution, 2^e cells, drawn for rows and columns independently.
+
+    Args:
+        rng: source of the draws.
+        exponents: range [low, high) of e.
+    """
+    down, across = rng.integers(*exponents, size=2).tolist()
+    return 2**down, 2**across
+
+
 def perlin_noise(
-    shape: tuple[int, int], rng: np.random.Generator, *, exponents: tuple[int, int] = EXPONENTS
-) -> NDArray[np.float64]:
-    """One noise field on a lattice of random resolution, drawn for rows and columns independently.
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    exponents: tuple[int, int] = EXPONENTS,
+    lattice: Lattice | None = None,
+) -> Field:
+    """One noise field, not yet turned.
 
     Args:
         shape: (height, width) in pixels.
         rng: source of all draws.
-        exponents: range [low, high) of e; the lattice has 2^e cells on an axis.
+        exponents: as in :func:`draw_lattice`.
+        lattice: cells along rows and columns; None draws them.
 
     Returns:
-        (height, width) noise, about in [−1, 1].
+        (height, width) float32 noise, about in [−1, 1].
     """
-    rows, columns = (2**e for e in rng.integers(*exponents, size=2).tolist())
-    return gradient_noise(shape, rng.uniform(0, 2 * math.pi, (rows + 1, columns + 1)))
+    return gradient_noise(shape, _angles(rng, lattice or draw_lattice(rng, exponents)))
 
 
-def rotate(field: NDArray[np.float64], degrees: float) -> NDArray[np.float32]:
-    """Turn a field clockwise about its centre: bilinear, zero outside, same size.
+def _angles(rng: np.random.Generator, lattice: Lattice) -> Field:
+    return rng.random((lattice[0] + 1, lattice[1] + 1), dtype=np.float32) * np.float32(2 * math.pi)
+
+
+def rotate(field: NDArray[_Float], degrees: float) -> NDArray[_Float]:
+    """Turn a field clockwise about ((width − 1) / 2, (height − 1) / 2): bilinear, zero outside, same size.
+
+    The released code turns by the same OpenCV function in float64, where coordinates are rounded to 1/32 pixel;
+    in float32 the interpolation is exact and the two differ by up to about 0.015.
 
     Args:
-        field: (height, width).
+        field: (height, width), float32 or float64.
         degrees: angle, clockwise positive.
     """
-    image = Image.fromarray(field.astype(np.float32))
-    return np.asarray(image.rotate(-degrees, Image.Resampling.BILINEAR, fillcolor=0))
+    height, width = field.shape
+    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1.0)
+    turned = cv2.warpAffine(field, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+    return turned.reshape(height, width)  # type: ignore[return-value]
+
+
+def noise_field(
+    shape: tuple[int, int],
+    rng: np.random.Generator,
+    *,
+    exponents: tuple[int, int] = EXPONENTS,
+    lattice: Lattice | None = None,
+    max_rotation: float = MAX_ROTATION,
+) -> Field:
+    """One noise field, turned by a random angle: what masks are cut from.
+
+    Args:
+        shape: (height, width) in pixels.
+        rng: source of all draws.
+        exponents: as in :func:`draw_lattice`.
+        lattice: cells along rows and columns; None draws them.
+        max_rotation: the angle is uniform in ± this many degrees.
+
+    Returns:
+        (height, width) float32, about in [−1, 1].
+    """
+    noise = perlin_noise(shape, rng, exponents=exponents, lattice=lattice)
+    return rotate(noise, rng.uniform(-max_rotation, max_rotation)) if max_rotation else noise
+
+
+def noise_fields(
+    shape: tuple[int, int],
+    rngs: Sequence[np.random.Generator],
+    *,
+    exponents: tuple[int, int] = EXPONENTS,
+    max_rotation: float = MAX_ROTATION,
+) -> Field:
+    """A batch of turned noise fields, those of one lattice computed together.
+
+    Args:
+        shape: (height, width) in pixels.
+        rngs: one generator a field, n in all; or the same one n times, which then draws them one after the
+            other.
+        exponents: as in :func:`draw_lattice`.
+        max_rotation: the angle is uniform in ± this many degrees.
+
+    Returns:
+        (n, height, width) float32; field i is what :func:`noise_field` gives with generator i, bit by bit.
+    """
+    groups: dict[Lattice, list[int]] = {}
+    angles: list[Field] = []
+    degrees: list[float] = []
+    for index, rng in enumerate(rngs):
+        lattice = draw_lattice(rng, exponents)
+        groups.setdefault(lattice, []).append(index)
+        angles.append(_angles(rng, lattice))
+        degrees.append(rng.uniform(-max_rotation, max_rotation) if max_rotation else 0.0)
+    fields = np.empty((len(angles), *shape), np.float32)
+    for members in groups.values():
+        noise = gradient_noise(shape, np.stack([angles[index] for index in members]))
+        for index, field in zip(members, noise, strict=True):
+            fields[index] = rotate(field, degrees[index]) if max_rotation else field
+    return fields
 
 
 def perlin_mask(
@@ -105,22 +206,21 @@ def perlin_mask(
     *,
     exponents: tuple[int, int] = EXPONENTS,
     threshold: float = THRESHOLD,
-    max_rotation: float = 90.0,
+    max_rotation: float = MAX_ROTATION,
 ) -> NDArray[np.bool_]:
     """One random mask: noise, turned by a random angle, above a threshold. It may be empty.
 
     Args:
         shape: (height, width) in pixels.
         rng: source of all draws.
-        exponents: as in :func:`perlin_noise`.
-        threshold: the least noise that belongs to the mask, in [−1, 1].
+        exponents: as in :func:`draw_lattice`.
+        threshold: the noise above it belongs to the mask, in [−1, 1].
         max_rotation: the angle is uniform in ± this many degrees.
 
     Returns:
         (height, width), True inside.
     """
-    noise = perlin_noise(shape, rng, exponents=exponents)
-    return rotate(noise, rng.uniform(-max_rotation, max_rotation)) > threshold
+    return noise_field(shape, rng, exponents=exponents, max_rotation=max_rotation) > threshold
 
 
 def fractal_noise(

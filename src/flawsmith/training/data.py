@@ -2,24 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flawsmith.data.samples import Sample
 from flawsmith.data.splits import content_hashes
 from flawsmith.features.cache import FeatureCache, FeatureTable
 from flawsmith.features.extract import Extractor, extract_files
 from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, provider
+from flawsmith.synthesis.forge import Forger
+from flawsmith.synthesis.recipes import Recipe
+from flawsmith.synthesis.textures import texture_source
+from flawsmith.training.forging import PreparedImages, WorkerForge, default_workers
+
+FITTED_FOREGROUNDS = 16  # images that decide together whether there is a foreground
+
+
+@dataclass(frozen=True)
+class ForgingOptions:
+    """What forging draws from, and where it runs.
+
+    Attributes:
+        textures: a folder, ``self`` or ``procedural`` (also None).
+        foregrounds: folder of foreground masks; None looks for ``fg_mask`` beside the images.
+        workers: processes that forge; results do not depend on it. None chooses.
+    """
+
+    textures: str | Path | None = None
+    foregrounds: Path | None = None
+    workers: int | None = None
 
 
 class GoodImages:
-    """The held-in good images and their cached features (methods.base.TrainingData).
+    """The held-in good images and what can be made of them (methods.base.TrainingData).
 
     Args:
-        samples: images to learn from, in an order that depends on their content alone.
+        samples: images to learn from, in an order that depends on their content alone; at least one.
         geometry: how files become network input.
         extractor: the compiled backbone.
         cache: features of this extractor and geometry.
         seed: seed of the run.
+        forging: what flaws are forged from.
     """
 
     def __init__(
@@ -30,21 +61,72 @@ class GoodImages:
         cache: FeatureCache,
         *,
         seed: int,
+        forging: ForgingOptions | None = None,
     ) -> None:
         self.samples, self.geometry, self.seed = tuple(samples), geometry, seed
         self.image_size = geometry.size
+        self.dataset, self.category = self.samples[0].dataset, self.samples[0].category
         self._extractor, self._cache = extractor, cache
-        self._table: FeatureTable | None = None
+        self._forging = forging or ForgingOptions()
 
     def __len__(self) -> int:
         return len(self.samples)
 
+    @cached_property
+    def _paths(self) -> list[Path]:
+        return [sample.image for sample in self.samples]
+
+    @cached_property
+    def _hashes(self) -> Sequence[str]:
+        return content_hashes(self._paths)
+
+    @cached_property
+    def _features(self) -> FeatureTable:
+        return self._cache.table(
+            self._hashes,
+            lambda rows: extract_files(self._extractor, [self._paths[row] for row in rows], self.geometry),
+        )
+
     def features(self) -> FeatureTable:
         """Level maps of all images, extracted at most once and kept on disk."""
-        if self._table is None:
-            paths = [sample.image for sample in self.samples]
-            self._table = self._cache.table(
-                content_hashes(paths),
-                lambda rows: extract_files(self._extractor, [paths[row] for row in rows], self.geometry),
-            )
-        return self._table
+        return self._features
+
+    def images(self, geometry: Geometry | None = None) -> Iterator[NDArray[np.float32]]:
+        """All images, normalised, (3, height, width); a given geometry takes the value range of this data's source."""
+        chosen = geometry or self.geometry
+        chosen = chosen.model_copy(update={"value_range": self.geometry.value_range})
+        return (chosen.apply(decode(path)) for path in self._paths)
+
+    @cached_property
+    def _prepared(self) -> PreparedImages:
+        """The images at the network's size, kept beside the features: forging reads them many times."""
+        key = hashlib.sha256(f"images\n{self.geometry.model_dump_json()}".encode()).hexdigest()[:32]
+        table = FeatureCache(key, self._cache.root, self._cache.cap).table(
+            self._hashes, lambda rows: ([self.geometry.apply(decode(self._paths[row]))] for row in rows)
+        )
+        return PreparedImages(table, self._paths, self.geometry)
+
+    def forged(self, recipe: Recipe, foreground: Foreground, grid: tuple[int, int], *, match_grey: bool) -> WorkerForge:
+        """Flaws forged on these images; see :class:`flawsmith.methods.base.TrainingData`.
+
+        Raises:
+            FlawsmithError: no such textures or masks.
+        """
+        options = self._forging
+        forger = Forger(
+            recipe,
+            texture_source(options.textures, self._paths, value_range=self.geometry.value_range),
+            self._foregrounds(foreground),
+            self.geometry,
+            others=self._prepared.any,
+            grid=grid,
+            match_grey=match_grey,
+        )
+        workers = default_workers() if options.workers is None else options.workers
+        return WorkerForge(self._prepared, forger, self._extractor, seed=self.seed, workers=workers)
+
+    def _foregrounds(self, settings: Foreground) -> ForegroundProvider:
+        """The provider, fitted on images spread over the data set."""
+        found = provider(settings, self._forging.foregrounds)
+        rows = np.unique(np.linspace(0, len(self) - 1, FITTED_FOREGROUNDS).round().astype(int))
+        return found.fit(self._prepared[int(row)] for row in rows)

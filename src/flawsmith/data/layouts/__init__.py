@@ -7,8 +7,10 @@ below: the specific ones first, the plain folder last.
 from flawsmith.data.layouts.detection import detect, load
 from flawsmith.data.layouts.folder import FolderLayout
 from flawsmith.data.layouts.mvtec import MvtecLayout
+from flawsmith.data.layouts.mvtec_loco import MvtecLocoLayout
 from flawsmith.data.layouts.registry import Layout, by_name, known, register
 
+register(MvtecLocoLayout())
 register(MvtecLayout())
 register(FolderLayout())
 

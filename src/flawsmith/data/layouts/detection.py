@@ -122,7 +122,8 @@ def _nothing_known(root: Path) -> str:
     folders = [f.name + "/" for f in subfolders(root)]
     files = sum(1 for p in root.iterdir() if p.is_file() and not p.name.startswith("."))
     seen = (_listing(folders) if folders else "no sub-folders") + f" and {count(files, 'file')}"
-    expected = "; or ".join(f"{layout.name}: {layout.expects}" for layout in known())
+    # The plainest first: it is what most people have.
+    expected = "; or ".join(f"{layout.name}: {layout.expects}" for layout in reversed(known()))
     return f"found no good images in {root}: it has {seen}; expected {expected}"
 
 

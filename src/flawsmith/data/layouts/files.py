@@ -1,4 +1,4 @@
-"""What several layouts need: finding sub-folders and pairing masks with images."""
+"""What several layouts need: finding sub-folders, pairing masks with images, and gathering samples."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
+from flawsmith.data.samples import GOOD, Dataset, Sample, Split
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import IMAGE_SUFFIXES, find_images, iter_images
 
@@ -84,6 +85,52 @@ class MaskFolder:
         taken = tuple(paths)
         self._used.update(taken)
         return taken
+
+
+class Collector:
+    """The samples of one category as they are found, and on the way what deserves a note.
+
+    Args:
+        root: the category folder; its name and its parent's name become those of category and dataset.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.unused_masks: list[Path] = []
+        self.notes: list[str] = []
+        self._samples: list[Sample] = []
+
+    def add_good(self, images: Iterable[Path], split: Split) -> None:
+        """Add images of good parts."""
+        for image in images:
+            self._samples.append(Sample(image, split, "good", GOOD, (), self.root.name, self.root.parent.name))
+
+    def add_validation(self, *good_folders: str) -> None:
+        """Add the good images of the user's own validation folder, where there is one.
+
+        Args:
+            good_folders: names of its sub-folder of good images; without such a sub-folder all of it is good.
+        """
+        validation = subfolder(self.root, *VALIDATION_FOLDERS)
+        if validation is not None:
+            self.add_good(find_images(subfolder(validation, *good_folders) or validation), "val")
+
+    def add_flawed(self, image: Path, defect: str, masks: tuple[Path, ...]) -> None:
+        """Add a test image of a flawed part."""
+        self._samples.append(Sample(image, "test", "flawed", defect, masks, self.root.name, self.root.parent.name))
+
+    def dataset(self, layout: str, recognised: str) -> Dataset:
+        """All that was added, in its order; ``layout`` and ``recognised`` are handed through."""
+        return Dataset(
+            root=self.root,
+            category=self.root.name,
+            dataset=self.root.parent.name,
+            layout=layout,
+            recognised=recognised,
+            samples=tuple(self._samples),
+            unused_masks=tuple(sorted(self.unused_masks)),
+            notes=tuple(self.notes),
+        )
 
 
 def count(number: int, noun: str) -> str:

@@ -4,8 +4,8 @@
 
     <category>/*.png                                 every image is a good one to learn from
     <category>/good/                                 the same, with room beside it for:
-    <category>/{bad,defect,defective,ng,...}/        flawed images to test on; sub-folders name the defect
-    types <category>/{val,validation}/                     good images to calibrate on
+    <category>/{bad,defect,defective,ng,...}/        flawed images to test on; sub-folders name defect types
+    <category>/{val,validation}/                     good images to calibrate on
     <category>/{ground_truth,masks}/                 masks of the flawed images, paired by stem
 """
 
@@ -16,6 +16,7 @@ from pathlib import Path
 from flawsmith.data.layouts.files import (
     MASK_FOLDERS,
     VALIDATION_FOLDERS,
+    Collector,
     MaskFolder,
     count,
     direct_images,
@@ -23,7 +24,7 @@ from flawsmith.data.layouts.files import (
     subfolder,
     subfolders,
 )
-from flawsmith.data.samples import GOOD, Dataset, Sample, Split
+from flawsmith.data.samples import GOOD, Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
 
@@ -57,27 +58,15 @@ class FolderLayout:
         recognised = self.recognise(root)
         if recognised is None:
             raise FlawsmithError(f"no good images to train on in {root}; expected {self.expects}")
-        notes: list[str] = []
-        train = self._train_images(root, notes)
-        samples = [_good(root, path, "train") for path in train]
-        validation = subfolder(root, *VALIDATION_FOLDERS)
-        if validation is not None:
-            good = subfolder(validation, *GOOD_FOLDERS) or validation
-            samples += [_good(root, path, "val") for path in find_images(good)]
-        flawed, unused = _flawed_images(root)
+        found = Collector(root)
+        found.add_good(self._train_images(root, found.notes), "train")
+        found.add_validation(*GOOD_FOLDERS)
+        _add_flawed(found)
         test = subfolder(root, "test")
         if test is not None:
-            notes.append(_passed_over(test, "a test split needs the mvtec layout, with good images in train/good/"))
-        return Dataset(
-            root=root,
-            category=root.name,
-            dataset=root.parent.name,
-            layout=self.name,
-            recognised=recognised,
-            samples=tuple(samples + flawed),
-            unused_masks=tuple(unused),
-            notes=tuple(notes),
-        )
+            mend = "a test split needs the mvtec layout, with good images in train/good/"
+            found.notes.append(_passed_over(test, mend))
+        return found.dataset(self.name, recognised)
 
     def _train_images(self, root: Path, notes: list[str]) -> list[Path]:
         good = _good_folder(root)
@@ -114,28 +103,23 @@ def _unlabelled(root: Path, folder: Path) -> list[Path]:
     return images
 
 
-def _flawed_images(root: Path) -> tuple[list[Sample], list[Path]]:
-    truth = next((f for f in subfolders(root) if f.name.casefold() in MASK_FOLDERS), None)
-    samples: list[Sample] = []
+def _add_flawed(found: Collector) -> None:
+    folders = subfolders(found.root)
+    truth = next((f for f in folders if f.name.casefold() in MASK_FOLDERS), None)
     unused: set[Path] = set(find_images(truth)) if truth is not None else set()
-    for folder in subfolders(root):
+    for folder in folders:
         if folder.name.casefold() not in FLAWED_FOLDERS:
             continue
         # Masks lie in ground_truth/<bad>/, or in ground_truth/ itself where all flawed images are in one
         # folder.
-        mask_root = (subfolder(truth, folder.name) or truth) if truth is not None else None
-        masks = MaskFolder(mask_root)
+        masks = MaskFolder((subfolder(truth, folder.name) or truth) if truth is not None else None)
         for path in find_images(folder):
             relative = path.relative_to(folder)
             defect = relative.parts[0] if len(relative.parts) > 1 else folder.name
             paired = masks.masks_of(relative)
             unused.difference_update(paired)
-            samples.append(Sample(path, "test", "flawed", defect, paired, category=root.name, dataset=root.parent.name))
-    return samples, sorted(unused)
-
-
-def _good(root: Path, path: Path, split: Split) -> Sample:
-    return Sample(path, split, "good", GOOD, (), category=root.name, dataset=root.parent.name)
+            found.add_flawed(path, defect, paired)
+    found.unused_masks += unused
 
 
 def _good_folder(root: Path) -> Path | None:

@@ -12,6 +12,9 @@ from jaxtyping import Float, Int
 from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
+from flawsmith.features.patch_embedding import PatchEmbedding
+from flawsmith.methods.layers.patch_batches import PatchBatch
+
 CenterKind = Literal["aligned", "average", "iterative", "kmeans"]
 CLUSTERING_BATCH = 4096
 
@@ -95,3 +98,13 @@ def clustered_centers(
     if held and (hasattr(clustering, "cluster_centers_") or sum(map(len, held)) >= count):
         clustering.partial_fit(np.concatenate(held))
     return torch.from_numpy(clustering.cluster_centers_).float()
+
+
+@torch.no_grad()
+def mean_embedding(embed: PatchEmbedding, batches: Iterable[PatchBatch]) -> Float[Tensor, "position width"]:
+    """Mean of the embedding over images, a row a position: the mean over batches of the means over their images.
+
+    A short last batch thereby has excess weight, as in GLASS's released code.
+    """
+    means = [embed(batch.levels).mean(dim=0).flatten(1).T for batch in batches]
+    return torch.stack(means).mean(dim=0)

@@ -51,7 +51,8 @@ class PatchBatches:
     def __len__(self) -> int:
         return self._sampling.steps_per_epoch or -(-len(self._features) // self._sampling.batch_size)
 
-    def _images(self, epoch: int) -> Iterator[np.ndarray]:
+    def images(self, epoch: int) -> Iterator[np.ndarray]:
+        """The images of every batch of an epoch, by row."""
         size, total = self._sampling.batch_size, len(self._features)
         rng = generator(self._seed, f"{self._purpose} order", epoch)
         passes = -(-len(self) * size // total)
@@ -62,7 +63,7 @@ class PatchBatches:
 
     def epoch(self, epoch: int) -> Iterator[PatchBatch]:
         positions = int(np.prod(self._features.grids[0]))
-        for step, images in enumerate(self._images(epoch)):
+        for step, images in enumerate(self.images(epoch)):
             rows, wanted = None, self._sampling.patches_per_step
             if wanted is not None and wanted < len(images) * positions:
                 rng = generator(self._seed, f"{self._purpose} positions", epoch, step)

@@ -13,11 +13,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from flawsmith.data.seeding import derived_seed
+from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import PatchEmbedding
 from flawsmith.methods.base import MethodConfig
 from flawsmith.methods.layers.heads import Discriminator, Projector
 from flawsmith.methods.layers.patch_batches import Sampling
-from flawsmith.methods.layers.patch_detector import Scale
+from flawsmith.methods.layers.patch_detector import PatchDetector, Scale
 
 Rows = Float[Tensor, "position width"]
 
@@ -99,6 +100,19 @@ class PatchLearner(pl.LightningModule):
             parts = self.embedding.parts(levels)
         features = self.projector.of_parts(parts, levels[0].shape[-2:])
         return features if rows is None else features[rows]
+
+    def detector(self, backbone: Backbone) -> PatchDetector:
+        """The networks as they are now, behind the frozen backbone."""
+        config = self._patch_config
+        return PatchDetector(
+            backbone,
+            self.embedding,
+            self.projector,
+            self.discriminator,
+            config.image_size,
+            sigma=config.sigma,
+            scale=config.scale,
+        )
 
     def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
         losses = self.batch_losses(batch)

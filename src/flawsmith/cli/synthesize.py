@@ -1,0 +1,160 @@
+"""``flawsmith synthesize``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from typer.core import TyperCommand
+
+from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
+from flawsmith.cli.options import AsJson, DataFolder, Layout, Quiet
+from flawsmith.cli.session import session
+from flawsmith.runtime.errors import FlawsmithError
+
+if TYPE_CHECKING:
+    from flawsmith.pipeline.synthesize import PreviewFiles
+    from flawsmith.pipeline.weak_flaws import WeakFlawSets
+    from flawsmith.pipeline.workshop import Ingredients
+
+_SAMPLES = 16
+
+
+class SeveralValues(TyperCommand):
+    """Lets ``--weakness 0.1 0.3`` stand for ``--weakness 0.1 --weakness 0.3``."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each further number, then parse as ever."""
+        expanded: list[str] = []
+        for place, argument in enumerate(args):
+            follows = len(expanded) > 1 and expanded[-2] == "--weakness" and _is_number(expanded[-1])
+            if follows and _is_number(argument) and "--" not in args[:place]:
+                expanded.append("--weakness")
+            expanded.append(argument)
+        return super().parse_args(ctx, expanded)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def synthesize(
+    data: DataFolder,
+    out: Annotated[Path, typer.Option(help="Folder to write; a new one.")],
+    recipe: Annotated[str, typer.Option(help="glass, aand, slsg-structural or slsg-logical.")] = "glass",
+    textures: Annotated[
+        str, typer.Option(metavar="DIR|self|procedural", help="Where textures come from: pictures, the parts, drawn.")
+    ] = "procedural",
+    foreground: Annotated[
+        str, typer.Option(metavar="none|auto|DIR", help="Where flaws may lie: anywhere, on the part, by mask files.")
+    ] = "none",
+    n: Annotated[
+        int | None, typer.Option("--n", help="Samples; 16 by default, of a test set as many as good test images.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    size: Annotated[
+        tuple[int, int] | None,
+        typer.Option(metavar="H W", help="Squash images to this size first; by default they stay as they are."),
+    ] = None,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Write the single pictures beside the sheet.")] = False,
+    test_set: Annotated[
+        bool, typer.Option("--test-set", help="Write labelled test sets in MVTec layout, one a weakness.")
+    ] = False,
+    weakness: Annotated[
+        list[float] | None,
+        typer.Option(metavar="W...", help="Weights of the good image in the flaws; 0.1 0.3 0.5 0.7 by default."),
+    ] = None,
+    per_image: Annotated[int | None, typer.Option(help="Flaws on each image of a test set; 1 by default.")] = None,
+    bits: Annotated[
+        int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")
+    ] = None,
+    layout: Layout = None,
+    json_: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Forge flaws on good images: a contact sheet to look at, or test sets of weak flaws to evaluate on.
+
+    Example: flawsmith synthesize parts/bolt --out flaws
+
+    Example: flawsmith synthesize parts/bolt --out weak --test-set --weakness 0.3 0.7
+    """
+    apart = [("--size", size is not None), ("--pictures", pictures)] if test_set else []
+    apart += [] if test_set else [("--weakness", weakness is not None), ("--per-image", per_image is not None)]
+    with session(tier="train", interrupted="interrupted: nothing was written"):
+        for option, given in apart:
+            if given:
+                side = "with" if test_set else "without"
+                raise FlawsmithError(f"{option} has no meaning {side} --test-set: drop one of them")
+        from flawsmith.pipeline.workshop import Ingredients
+
+        ingredients = Ingredients(recipe, textures, foreground, seed, bits)
+        show = shows_progress(quiet=quiet or json_)
+        told = (lambda _: None) if quiet else say
+        options: dict[str, Any] = {"layout": layout}
+        if test_set:
+            options |= {"n": n, "per_image": 1 if per_image is None else per_image}
+            options |= {} if weakness is None else {"weakness": weakness}
+            _report_sets(_sets(data, out, ingredients, options, show=show, told=told), json_=json_)
+        else:
+            options |= {"n": _SAMPLES if n is None else n, "size": size, "pictures": pictures}
+            _report_preview(_preview(data, out, ingredients, options, show=show, told=told), json_=json_)
+
+
+def _preview(
+    data: Path,
+    out: Path,
+    ingredients: Ingredients,
+    options: dict[str, Any],
+    *,
+    show: bool,
+    told: Callable[[str], object],
+) -> PreviewFiles:
+    from flawsmith.pipeline import synthesize as pipeline
+
+    with progress("forging", options["n"], show=show) as done:
+        return pipeline.synthesize(data, out, ingredients, told=told, done=done, **options)
+
+
+def _sets(
+    data: Path,
+    out: Path,
+    ingredients: Ingredients,
+    options: dict[str, Any],
+    *,
+    show: bool,
+    told: Callable[[str], object],
+) -> WeakFlawSets:
+    from flawsmith.pipeline.weak_flaws import weak_flaw_sets
+
+    with progress("forging", options["n"], show=show) as done:
+        return weak_flaw_sets(data, out, ingredients, told=told, done=done, **options)
+
+
+def _report_preview(made: PreviewFiles, *, json_: bool) -> None:
+    if json_:
+        counts = {"n": made.n, "mean_tries": made.mean_tries, "fell_back": made.fell_back}
+        pictures = None if made.pictures is None else str(made.pictures)
+        emit_json({"sheet": str(made.sheet), "pictures": pictures, **counts})
+        return
+    emit(f"sheet:    {made.sheet}")
+    if made.pictures is not None:
+        emit(f"pictures: {made.pictures}")
+    fell_back = f", {made.fell_back} fell back" if made.fell_back else ""
+    emit(f"{made.n} samples, {made.mean_tries:.1f} tries each{fell_back}")
+
+
+def _report_sets(made: WeakFlawSets, *, json_: bool) -> None:
+    if json_:
+        categories = [{"weakness": w, "category": str(folder)} for w, folder in made.categories.items()]
+        counts = {"base": made.base, "n_good": made.n_good, "n_forged": made.n_forged}
+        emit_json({"folder": str(made.folder), "sets": categories, **counts})
+        return
+    for weight, folder in made.categories.items():
+        emit(f"weakness {weight:<5g} {folder}")
+    emit(f"each with {made.n_good} good and {made.n_forged} forged images, for `flawsmith evaluate MODEL FOLDER`")

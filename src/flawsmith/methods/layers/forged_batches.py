@@ -1,0 +1,61 @@
+"""Batches of normal images with forged copies of the same images beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from flawsmith.methods.base import ForgedSource
+from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches
+from flawsmith.synthesis.recipes import max_pool_cells
+
+
+@dataclass(frozen=True)
+class PairedBatch:
+    """Normal images and forged copies of them.
+
+    Attributes:
+        normal: level maps of the normal images.
+        forged: level maps of the forged images, or None where a method forges none.
+        cells: whether a position of the forged images, or of the rows drawn of them, is part of a flaw.
+    """
+
+    normal: PatchBatch
+    forged: list[Tensor] | None
+    cells: Bool[Tensor, " position"] | None
+
+    def to(self, device: torch.device) -> PairedBatch:
+        """The same on a device."""
+        forged = None if self.forged is None else [level.to(device) for level in self.forged]
+        return PairedBatch(self.normal.to(device), forged, None if self.cells is None else self.cells.to(device))
+
+
+class ForgedBatches:
+    """The batches of a stage that learns from normal images and from flaws forged on the same images.
+
+    Args:
+        normal: draws the normal batches.
+        forged: forges on images by row; None leaves the forged half out.
+        grid: (h, w) of the positions to which masks are reduced: a cell is a flaw if any of its pixels is (GLASS).
+    """
+
+    def __init__(self, normal: PatchBatches, forged: ForgedSource | None, grid: tuple[int, int]) -> None:
+        self._normal, self._forged, self._grid = normal, forged, grid
+
+    def __len__(self) -> int:
+        return len(self._normal)
+
+    def epoch(self, epoch: int) -> Iterator[PairedBatch]:
+        if self._forged is None:
+            yield from (PairedBatch(normal, None, None) for normal in self._normal.epoch(epoch))
+            return
+        plan = list(self._normal.images(epoch))
+        for normal, forged in zip(self._normal.epoch(epoch), self._forged.batches(plan, epoch), strict=True):
+            cells = np.stack([max_pool_cells(mask, self._grid) for mask in forged.masks])
+            flat = torch.from_numpy(cells.reshape(-1))
+            yield PairedBatch(normal, forged.levels, flat if normal.rows is None else flat[normal.rows])

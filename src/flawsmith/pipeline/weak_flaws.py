@@ -1,0 +1,294 @@
+"""Labelled test sets of forged flaws in several strengths, to measure how weak a flaw a model still finds.
+
+Source: MAD-sys of GLASS (ECCV 2024): flaws forged on good images by the overlay of its Eq. 4, one set for each weight
+β of the good image. Here all strengths have the same masks and textures, so that they compare image by image.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+import flawsmith
+from flawsmith.data.samples import Dataset, Sample
+from flawsmith.data.seeding import generator
+from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM
+from flawsmith.pipeline import picture_files as files
+from flawsmith.pipeline.names import printable
+from flawsmith.pipeline.synthesize import SHEET
+from flawsmith.pipeline.workshop import Ingredients, Workshop, open_workshop
+from flawsmith.report.contact_sheet import SheetRow, contact_sheet
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.image import ImageArray, decode
+from flawsmith.synthesis.overlay import FixedWeight, Image, Mask, blend
+
+MANIFEST = "manifest.json"
+WEAKNESS = (0.1, 0.3, 0.5, 0.7)
+"""Strengths of MAD-sys that the paper of GLASS reports."""
+
+_LEAST_AREA = 2e-4
+"""Least share of the image that a flaw covers: a label must mean something that can be seen."""
+_LEAST_CHANGE = 1 / 255
+"""Least mean change inside a flaw of the weakest strength, of values in [0, 1]: what 8 bits can hold."""
+_MAX_TRIES = 32
+_STRICT_TRIES = 16
+"""Tries for which a flaw must lie on the foreground."""
+_SHEET_ROWS = 8
+
+Base = Literal["test", "validation", "training"]
+
+
+@dataclass(frozen=True)
+class WeakFlawSets:
+    """What was written.
+
+    Attributes:
+        folder: the folder of all strengths.
+        categories: weakness to the category folder in MVTec layout that ``evaluate`` takes.
+        base: which good images the flaws were forged on.
+        n_good: good test images of each set.
+        n_forged: forged test images of each set.
+    """
+
+    folder: Path
+    categories: dict[float, Path]
+    base: Base
+    n_good: int
+    n_forged: int
+
+
+@dataclass(frozen=True)
+class _Flaw:
+    mask: Mask
+    texture: Image
+    kind: str
+    beside_foreground: bool
+
+
+def weak_flaw_sets(
+    data: str | Path | Dataset,
+    out: str | Path,
+    ingredients: Ingredients | None = None,
+    *,
+    weakness: Sequence[float] = WEAKNESS,
+    n: int | None = None,
+    per_image: int = 1,
+    layout: str | None = None,
+    told: Callable[[str], object] = lambda _: None,
+    done: Callable[[], object] = lambda: None,
+) -> WeakFlawSets:
+    """Write ``out/weakness_<w>/<category>/`` in MVTec layout for each strength, and a manifest beside it.
+
+    ``test/good`` holds all good test images as they are, ``test/forged`` flawed ones made of them, at their own
+    size and depth; masks lie in ``ground_truth/forged``, training images in ``train/good``. Where the data have no
+    good test images, validation images stand in; where they have none either, training images do, and are left
+    out of ``train``.
+
+    Args:
+        data: a category folder of a known layout, a folder of good images, or a loaded data set.
+        out: folder to write; must not exist, and appears when all is written.
+        ingredients: what flaws are made of; the recipe's own law of the weight is put aside.
+        weakness: weights of the good image inside the flaws, in [0, 1): near 1 a flaw is hard to see.
+        n: forged images of each strength, of good ones in seeded order, again and again where they are fewer; None:
+            one of each good image, with the same number.
+        per_image: flaws on each forged image, at least 1.
+        layout: name of the layout; detected by default.
+        told: is told what the user should know, a line at a time.
+        done: called after each forged image.
+
+    Raises:
+        FlawsmithError: as :func:`~flawsmith.pipeline.workshop.open_workshop`; a setting out of range; too few good
+            images; no visible flaw can be made; ``out`` exists or cannot be made.
+    """
+    ingredients = ingredients or Ingredients()
+    strengths = _checked(weakness, n, per_image)
+    with files.new_folder(out) as (folder, final):
+        workshop = open_workshop(data, ingredients, layout=layout, told=told)
+        base, good, train = _base(workshop)
+        told(_NOTES[base].format(count=len(good)))
+        writer = _Writer(workshop, ingredients, strengths, per_image, folder)
+        writer.copy_good(good, train)
+        chosen = good if n is None else workshop.order(good, n)
+        for index, sample in enumerate(chosen):
+            writer.forge(index, sample)
+            done()
+        writer.finish(base)
+    categories = {weight: final / _name(weight) / workshop.dataset.category for weight in strengths}
+    return WeakFlawSets(final, categories, base, len(good), len(chosen))
+
+
+_NOTES: dict[Base, str] = {
+    "test": "flaws are forged on the {count} good test images",
+    "validation": "no good test images: flaws are forged on the {count} good validation images",
+    "training": "no good test images: flaws are forged on {count} training images, left out of this set's train/good; "
+    "a model that learned from them has seen their good form",
+}
+
+
+def _checked(weakness: Sequence[float], n: int | None, per_image: int) -> tuple[float, ...]:
+    """The strengths, sorted.
+
+    Raises:
+        FlawsmithError: a setting out of range.
+    """
+    if not weakness or not all(0 <= weight < 1 for weight in weakness):
+        given = " ".join(f"{weight:g}" for weight in weakness) or "nothing"
+        raise FlawsmithError(f"the weakness must be from 0 to below 1, not {given}: give --weakness 0.1 0.3 0.5 0.7")
+    if len({_name(weight) for weight in weakness}) < len(weakness):
+        raise FlawsmithError("the same weakness is given twice: give each once with --weakness")
+    if n is not None and n < 1:
+        raise FlawsmithError(f"the number of forged images must be at least 1, not {n}: give another with --n")
+    if not 1 <= per_image <= 100:
+        raise FlawsmithError(f"flaws on an image must be 1 to 100, not {per_image}: give another with --per-image")
+    return tuple(sorted(weakness))
+
+
+def _base(workshop: Workshop) -> tuple[Base, tuple[Sample, ...], tuple[Sample, ...]]:
+    """The good images to forge on, and those to learn from.
+
+    Raises:
+        FlawsmithError: one good image alone cannot serve both.
+    """
+    dataset = workshop.dataset
+    if dataset.test_good:
+        return "test", dataset.test_good, dataset.good_train
+    if dataset.good_val:
+        return "validation", dataset.good_val, dataset.good_train
+    n_train = len(dataset.good_train)
+    number = min(max(HELD_OUT_MINIMUM, round(HELD_OUT_FRACTION * n_train)), n_train // 2)
+    if number == 0:
+        raise FlawsmithError(f"{dataset.root} has one good image alone: add good test images in test/good")
+    picked = generator(workshop.seed, "weak flaws base").permutation(n_train)[:number]
+    good = tuple(dataset.good_train[place] for place in sorted(picked))
+    return "training", good, tuple(sample for sample in dataset.good_train if sample not in good)
+
+
+def _name(weight: float) -> str:
+    return f"weakness_{weight:g}"
+
+
+class _Writer:
+    """Writes the sets of all strengths side by side, image by image."""
+
+    def __init__(
+        self,
+        workshop: Workshop,
+        ingredients: Ingredients,
+        strengths: tuple[float, ...],
+        per_image: int,
+        folder: Path,
+    ) -> None:
+        self.workshop, self.ingredients, self.per_image, self.folder = workshop, ingredients, per_image, folder
+        # The law of the weight draws nothing now, and no image of a flawed set is left normal.
+        recipe = workshop.recipe.with_weight(FixedWeight(value=0.0)).model_copy(update={"normal_share": 0.0})
+        self.forger = replace(workshop.forger, recipe=recipe)
+        self.roots = {weight: folder / _name(weight) / workshop.dataset.category for weight in strengths}
+        self.good: list[dict[str, str]] = []
+        self.forged: list[dict[str, Any]] = []
+        self.rows: list[SheetRow] = []
+
+    def copy_good(self, good: tuple[Sample, ...], train: tuple[Sample, ...]) -> None:
+        """Copy the images that no flaw is put on, once; further strengths link to the copies."""
+        for split, samples in (("train/good", train), ("test/good", good)):
+            for index, sample in enumerate(samples):
+                name = f"{split}/{index:03d}{sample.image.suffix.lower()}"
+                if split == "test/good":
+                    self.good.append({"image": name, "source": self._source(sample)})
+                first, *others = (root / name for root in self.roots.values())
+                files.copy_file(sample.image, first)
+                for other in others:
+                    files.link_or_copy(first, other)
+
+    def forge(self, index: int, sample: Sample) -> None:
+        """One image in all strengths."""
+        original = decode(sample.image)
+        image = self.workshop.reader.as_float(original)
+        flaws = [self._flaw(index, number, image, sample) for number in range(self.per_image)]
+        mask = np.logical_or.reduce([flaw.mask for flaw in flaws])
+        name = f"{index:03d}"
+        shown = [files.as_8_bit(image), files.mask_picture(mask)]
+        for weight, root in self.roots.items():
+            forged = image
+            for flaw in flaws:
+                forged = blend(forged, flaw.texture, flaw.mask, weight)
+            files.write_png(root / "test" / "forged" / f"{name}.png", self._in_depth_of(original, forged, mask))
+            files.write_png(root / "ground_truth" / "forged" / f"{name}_mask.png", files.mask_picture(mask))
+            shown.append(files.as_8_bit(forged))
+        if index < _SHEET_ROWS:
+            self.rows.append(SheetRow([files.thumbnail(picture) for picture in shown], sample.image.name))
+        self.forged.append(
+            {
+                "image": f"test/forged/{name}.png",
+                "mask": f"ground_truth/forged/{name}_mask.png",
+                "source": self._source(sample),
+                "mask_area": int(np.count_nonzero(mask)),
+                "flaws": [
+                    {
+                        "mask_area": int(np.count_nonzero(flaw.mask)),
+                        "texture": flaw.kind,
+                        "beside_foreground": flaw.beside_foreground,
+                    }
+                    for flaw in flaws
+                ],
+            }
+        )
+
+    def finish(self, base: Base) -> None:
+        """Write a manifest beside each category, and a sheet of the first images in all strengths."""
+        for weight, root in self.roots.items():
+            manifest = {
+                "made_by": f"flawsmith {flawsmith.__version__}",
+                "category": self.workshop.dataset.category,
+                # The law that forged is a stand-in: the set's own weight belongs in its record.
+                "recipe": self.forger.recipe.with_weight(FixedWeight(value=weight)).model_dump(mode="json"),
+                "textures": self.ingredients.texture_kind,
+                "foreground": self.ingredients.foreground_kind,
+                "seed": self.ingredients.seed,
+                "weakness": weight,
+                "per_image": self.per_image,
+                "base": base,
+                "good": self.good,
+                "forged": [{**record, "weight": weight} for record in self.forged],
+            }
+            text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+            (root.parent / MANIFEST).write_text(text, encoding="utf-8")
+        heads = ["image", "mask", *(f"weakness {weight:g}" for weight in self.roots)]
+        files.write_png(self.folder / SHEET, contact_sheet(heads, self.rows))
+
+    def _flaw(self, index: int, number: int, image: Image, sample: Sample) -> _Flaw:
+        """A flaw that can be seen in the weakest strength.
+
+        Raises:
+            FlawsmithError: none could be made.
+        """
+        weakest = max(self.roots)
+        for attempt in range(_MAX_TRIES):
+            purpose = self.workshop.seed, "weak flaws", index, number, attempt
+            made = self.forger.forge(image, generator(*purpose), path=sample.image)
+            beside = made.fell_back is not None
+            if made.texture is None or (beside and attempt < _STRICT_TRIES):
+                continue
+            change = (1 - weakest) * float(np.abs(made.texture - image)[made.mask].mean())
+            if np.count_nonzero(made.mask) >= _LEAST_AREA * made.mask.size and change >= _LEAST_CHANGE:
+                # The forger's first draw is that of the branch.
+                branch = self.forger.recipe.branch(float(generator(*purpose).random()))
+                kind = self.ingredients.texture_kind if branch.texture == "source" else branch.texture
+                return _Flaw(made.mask, made.texture, kind, beside)
+        raise FlawsmithError(
+            f"{sample.image}: no visible flaw in {_MAX_TRIES} tries: give other --textures or a lower --weakness"
+        )
+
+    def _in_depth_of(self, original: ImageArray, forged: Image, mask: Mask) -> ImageArray:
+        """The forged image in the values of its file; outside the mask the very values of the file."""
+        low, high = (0.0, 255.0) if original.dtype == np.uint8 else self.workshop.reader.value_range
+        result = original.copy()
+        result[mask] = np.rint(np.clip(forged[mask], 0, 1) * np.float64(high - low) + low).astype(original.dtype)
+        return result
+
+    def _source(self, sample: Sample) -> str:
+        return printable(sample.image.relative_to(self.workshop.dataset.root).as_posix())

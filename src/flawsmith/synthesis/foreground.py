@@ -1,0 +1,294 @@
+"""Where on an image the part is, so that flaws are forged on it and not beside it.
+
+A provider is picklable and gives a mask for each image: everywhere, from mask files, by a threshold, or found
+automatically with a refusal where an image has no part that stands out from its border, as textures have none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import IMAGE_SUFFIXES
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+from flawsmith.synthesis.overlay import Image, Mask
+from flawsmith.synthesis.separation import SIGMA, Background, Separation, blurred, separate
+
+FOLDER = "fg_mask"
+"""Name under which the released code of GLASS and AAND keeps foreground masks."""
+
+_SUFFIXES = ("", "_mask")
+_OUTLINE = (0, 229, 255)
+_DIMMED = 0.3
+
+
+class Foreground(BaseModel):
+    """How the foreground is found; a bare name such as ``auto`` stands for its defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Literal["none", "files", "threshold", "auto"] = Field(
+        "none", description="none: everywhere; files: masks from a folder; threshold: by grey level; auto: found."
+    )
+    sigma: float = Field(
+        SIGMA,
+        ge=0,
+        description="threshold, auto: Gaussian in pixels of an image with a shorter side of 1024, as in MVTec AD, "
+        "scaled with the image (AAND: 8).",
+    )
+    level: float = Field(128.0, ge=0, le=255, description="threshold: grey above it is foreground, 0..255.")
+    inverted: bool = Field(False, description="threshold: grey up to the level is foreground instead.")
+    resampling: Literal["bilinear", "nearest"] = Field(
+        "bilinear",
+        description="files: bilinear, where any non-zero pixel belongs (GLASS), or nearest (AAND; squash alone).",
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_name(cls, value: Any) -> Any:
+        return {"mode": value} if isinstance(value, str) else value
+
+
+class ForegroundProvider(Protocol):
+    """Gives the foreground of images. Frozen and picklable.
+
+    Attributes:
+        reason: why no image has a foreground; None where images have one.
+    """
+
+    @property
+    def reason(self) -> str | None: ...
+
+    def fit(self, images: Iterable[Image]) -> ForegroundProvider:
+        """What several good images of one data set decide together, for all images alike."""
+
+    def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> Mask | None:
+        """The foreground of one image.
+
+        Args:
+            image: (height, width, 3) RGB in [0, 1], the network's input before it is normalised.
+            path: the image's file, for masks from files.
+            geometry: how the file became ``image``; None: it was left as it is.
+
+        Returns:
+            (height, width), or None where the whole image counts.
+
+        Raises:
+            FlawsmithError: a mask file is missing, unreadable or of another size.
+        """
+
+
+def provider(settings: Foreground, folder: Path | None = None) -> ForegroundProvider:
+    """The provider that the settings ask for.
+
+    Args:
+        settings: how the foreground is found.
+        folder: of mask files; None: ``fg_mask`` beside the images' category or data set. Not part of the
+            settings, because a model's file holds no paths.
+
+    Raises:
+        FlawsmithError: the folder is none.
+    """
+    if settings.mode == "files":
+        if folder is not None and not folder.is_dir():
+            raise FlawsmithError(f"{folder}: is no folder of foreground masks; check the path")
+        return FileForeground(folder, settings.resampling)
+    if settings.mode == "threshold":
+        return ThresholdForeground(settings.sigma, settings.level, settings.inverted)
+    return AutomaticForeground(settings.sigma) if settings.mode == "auto" else WholeImage()
+
+
+@dataclass(frozen=True)
+class WholeImage:
+    """Every pixel counts."""
+
+    reason: str | None = "none was asked for"
+
+    def fit(self, images: Iterable[Image]) -> WholeImage:
+        """Nothing to decide."""
+        return self
+
+    def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> None:
+        """No mask."""
+        return
+
+
+@dataclass(frozen=True)
+class FileForeground:
+    """Masks from files named like their images: the same stem, or the stem and ``_mask``.
+
+    Attributes:
+        folder: the masks' folder; None: the nearest ``fg_mask`` above an image, and the category's folder in it.
+        resampling: ``bilinear`` or ``nearest``.
+    """
+
+    folder: Path | None
+    resampling: Literal["bilinear", "nearest"] = "bilinear"
+    reason: None = None
+
+    def fit(self, images: Iterable[Image]) -> FileForeground:
+        """Nothing to decide."""
+        return self
+
+    def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> Mask:
+        """The image's mask file, put through the geometry of the image."""
+        if path is None:
+            raise FlawsmithError("foreground masks from files need images from files; choose another mode")
+        file = self._file(path)
+        mask = decode(file).max(axis=2) > 0
+        if geometry is not None:
+            return through_geometry(mask, geometry, resampling=self.resampling)
+        if mask.shape != image.shape[:2]:
+            raise FlawsmithError(f"{file}: is {mask.shape}, its image {image.shape[:2]}; make them equally large")
+        return mask
+
+    def _file(self, path: Path) -> Path:
+        folders = _mask_folders(path) if self.folder is None else [self.folder, self.folder / FOLDER]
+        for folder in folders:
+            for suffix in _SUFFIXES:
+                for ending in sorted(IMAGE_SUFFIXES):
+                    file = folder / f"{path.stem}{suffix}{ending}"
+                    if file.is_file():
+                        return file
+        place = self.folder or f"a folder {FOLDER} above it"
+        raise FlawsmithError(f"{path}: no foreground mask {path.stem}.png in {place}; add one or choose mode auto")
+
+
+def _mask_folders(path: Path) -> list[Path]:
+    """Where the released layouts keep the masks of an image: <category>/fg_mask, or <data set>/fg_mask/<category>
+    with or without the split's name below."""
+    folders = []
+    for steps, above in enumerate(path.parents[:4]):
+        named = [above / FOLDER]
+        if steps:
+            child = path.parents[steps - 1].name
+            named = [above / FOLDER / child / "train", above / FOLDER / child, *named]
+        folders += [folder for folder in named if folder.is_dir()]
+    return folders
+
+
+def through_geometry(
+    mask: Mask, geometry: Geometry, *, resampling: Literal["bilinear", "nearest"] = "bilinear"
+) -> Mask:
+    """A mask in the pixels of the file, brought to those of the network's input as its image was.
+
+    Args:
+        mask: (height, width).
+        geometry: the image's.
+        resampling: ``bilinear``, antialiased, where any pixel above zero belongs (GLASS); or ``nearest``, the
+            pixel at floor(i·length/size) (AAND), for the policy ``squash``.
+
+    Raises:
+        FlawsmithError: ``nearest`` with another policy.
+    """
+    if resampling == "nearest":
+        if geometry.policy != "squash":
+            raise FlawsmithError(f"nearest masks need the policy squash, not {geometry.policy}; choose bilinear")
+        rows, columns = (
+            np.arange(size) * length // size for size, length in zip(geometry.size, mask.shape, strict=True)
+        )
+        return mask[rows[:, None], columns]
+    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear"}
+    picture = np.repeat(mask[:, :, None], 3, axis=2).astype(np.uint8) * 255
+    return geometry.model_copy(update=plain).apply(picture)[0] > 0
+
+
+@dataclass(frozen=True)
+class ThresholdForeground:
+    """Pixels above a grey level after smoothing (the script of AAND).
+
+    Attributes:
+        sigma: of the Gaussian, in pixels of an image with a shorter side of 1024.
+        level: grey, 0..255.
+        inverted: pixels up to the level instead.
+    """
+
+    sigma: float
+    level: float
+    inverted: bool
+    reason: None = None
+
+    def fit(self, images: Iterable[Image]) -> ThresholdForeground:
+        """Nothing to decide."""
+        return self
+
+    def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> Mask:
+        """The pixels on the right side of the level."""
+        grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.float32)
+        above: Mask = blurred(grey, self.sigma) * 255 > self.level
+        return ~above if self.inverted else above
+
+
+@dataclass(frozen=True)
+class AutomaticForeground:
+    """What stands out from the border's colour; see :mod:`flawsmith.synthesis.separation`.
+
+    Unfitted, every image decides for itself. Fitted, the sample decides whether there is a foreground at all and what
+    colour the background has; the level is found anew on every image, so that light may vary.
+
+    Attributes:
+        sigma: of the Gaussian, in pixels of an image with a shorter side of 1024.
+        background: colour of the background, found by ``fit``.
+        reason: why ``fit`` refused to guess; None where it did not.
+    """
+
+    sigma: float = SIGMA
+    background: Background | None = None
+    reason: str | None = None
+
+    def fit(self, images: Iterable[Image]) -> AutomaticForeground:
+        """Decide on polarity and refusal over a sample: ten images are plenty.
+
+        Raises:
+            ValueError: no image.
+        """
+        smooth = [blurred(image, self.sigma) for image in images]
+        if not smooth:
+            raise ValueError("no image to find a foreground in")
+        background = Background.of(smooth)
+        found = [separate(image, background) for image in smooth]
+        refusals = [result.refusal for result in found if result.refusal is not None]
+        reason = None
+        if 2 * len(refusals) > len(found):
+            reason = f"{len(refusals)} of {len(found)} images have no clear foreground: {refusals[0]}"
+        return replace(self, background=background, reason=reason)
+
+    def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> Mask | None:
+        """What stands out, or None where the sample, or this image, has no clear foreground."""
+        if self.reason is not None:
+            return None
+        found = self.separation(image)
+        return found.mask if found.refusal is None else None
+
+    def separation(self, image: Image) -> Separation:
+        """The mask with the evidence for it."""
+        smooth = blurred(image, self.sigma)
+        return separate(smooth, self.background or Background.of([smooth]))
+
+
+def preview(image: Image, mask: Mask | None) -> NDArray[np.uint8]:
+    """A picture to judge a foreground by: dimmed outside, with an outline; the plain image where there is no mask.
+
+    Args:
+        image: (height, width, 3) RGB in [0, 1].
+        mask: (height, width) foreground, or None.
+
+    Returns:
+        (height, width, 3) uint8 RGB.
+    """
+    picture = np.clip(np.rint(image * 255), 0, 255)
+    if mask is None:
+        return picture.astype(np.uint8)
+    shown = np.ascontiguousarray(np.where(mask[:, :, None], picture, picture * _DIMMED).astype(np.uint8))
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_LIST, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(shown, outlines, -1, _OUTLINE, max(1, round(min(mask.shape) / 300)))
+    return shown

@@ -1,0 +1,200 @@
+"""Where textures come from: a folder of pictures, the good images themselves, nothing at all, or a mixture.
+
+A source answers ``draw(size, rng)``; the same generator gives the same texture in any process, whatever was drawn
+before. Sources can be pickled, so that worker processes get one each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.image import find_images
+from flawsmith.synthesis.operations import Texture
+from flawsmith.synthesis.pictures import CACHE_BYTES, Fit, Pictures
+from flawsmith.synthesis.procedural import ProceduralTextures
+
+
+class TextureSource(Protocol):
+    """Anything that textures can be drawn from."""
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> NDArray[np.uint8]:
+        """One texture before any operations.
+
+        Args:
+            size: (height, width) in pixels.
+            rng: source of all draws.
+
+        Returns:
+            (height, width, 3) uint8 RGB of exactly this size.
+        """
+        ...
+
+
+class FolderTextures:
+    """The pictures below a folder, each equally likely: DTD's tree, or any other.
+
+    Args:
+        folder: where to look, with all its subfolders.
+        fit: ``crop`` resizes until the texture is covered and cuts its middle out (GLASS), ``squash`` ignores the
+            aspect (AAND).
+        cache_bytes: memory for resized pictures; results do not depend on it.
+
+    Raises:
+        FlawsmithError: the folder is missing, or holds no images.
+
+    Source:
+        GLASS and AAND draw one file of DTD (Cimpoi et al., CVPR 2014) uniformly a sample, resized bilinearly.
+    """
+
+    def __init__(self, folder: str | Path, *, fit: Fit = "crop", cache_bytes: int = CACHE_BYTES) -> None:
+        self.files = tuple(find_images(folder))
+        if not self.files:
+            raise FlawsmithError(f"{folder}: no images to take textures from; give a folder of pictures, such as DTD")
+        self.fit = fit
+        self._pictures = Pictures(self.files, None, cache_bytes)
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Texture:
+        """See :class:`TextureSource`; a damaged file is reported once, and another drawn in its place.
+
+        Raises:
+            FlawsmithError: not one file can be read.
+        """
+        return self._pictures.draw(size, rng, fit=self.fit)
+
+
+class SelfTextures:
+    """Patches of the good images themselves, shuffled, turned by quarters and jittered: no outside pictures needed.
+
+    Args:
+        images: paths of good images; each is equally likely.
+        value_range: values of a source deeper than 8 bits that become 0 and 255; None: 0 and 65535.
+        cache_bytes: memory for resized images; results do not depend on it.
+
+    Raises:
+        FlawsmithError: no images.
+
+    Source:
+        The homologous textures of SLSG (Yang et al., 2023), which shuffle a grid of 4×8 cells; GLASS (ECCV 2024)
+        names textures without outside data as future work. Here patches come from random places.
+    """
+
+    def __init__(
+        self,
+        images: Sequence[str | Path],
+        *,
+        value_range: tuple[float, float] | None = None,
+        cache_bytes: int = CACHE_BYTES,
+    ) -> None:
+        self.files = tuple(Path(image) for image in images)
+        if not self.files:
+            raise FlawsmithError("no good images to take textures from; give a folder of textures, or procedural")
+        self._pictures = Pictures(self.files, value_range, cache_bytes)
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Texture:
+        """See :class:`TextureSource`; a damaged file is reported once, and another drawn in its place.
+
+        Raises:
+            FlawsmithError: not one file can be read.
+        """
+        # In the scale of the forged image, or a seam of 20 pixels would become one of 5.
+        return jittered(shuffled_patches(self._pictures.draw(size, rng, fit="crop"), rng), rng)
+
+
+class MixedTextures:
+    """Several sources, each with its share of the draws.
+
+    Args:
+        sources: at least one.
+        shares: as many numbers, none negative and not all zero; equal by default.
+
+    Raises:
+        ValueError: no sources, or shares that do not fit them.
+    """
+
+    def __init__(self, sources: Sequence[TextureSource], shares: Sequence[float] | None = None) -> None:
+        weights = np.ones(len(sources)) if shares is None else np.asarray(shares, dtype=np.float64)
+        if weights.shape != (len(sources),) or weights.size == 0 or weights.min() < 0 or not 0 < weights.sum() < np.inf:
+            raise ValueError(f"{len(sources)} sources of textures need as many shares >= 0, not {shares}")
+        self.sources = tuple(sources)
+        self._limits = np.cumsum(weights / weights.sum())
+
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Texture:
+        """See :class:`TextureSource`."""
+        number = int(np.searchsorted(self._limits, rng.random(), side="right"))
+        return self.sources[min(number, len(self.sources) - 1)].draw(size, rng)
+
+
+def texture_source(
+    spec: str | Path | None = None,
+    good: Sequence[str | Path] = (),
+    *,
+    fit: Fit = "crop",
+    value_range: tuple[float, float] | None = None,
+) -> TextureSource:
+    """The source that a user names.
+
+    Args:
+        spec: ``procedural`` (also None), ``self``, or a folder; a folder of one of these names is written ``./self``.
+        good: paths of good images, for ``self``.
+        fit: how pictures of a folder fill a texture, see :class:`FolderTextures`.
+        value_range: see :class:`SelfTextures`.
+
+    Raises:
+        FlawsmithError: no such folder, or nothing in it.
+
+    Example:
+        >>> type(texture_source()).__name__
+        'ProceduralTextures'
+    """
+    if spec is None or spec == "procedural":
+        return ProceduralTextures()
+    if spec == "self":
+        return SelfTextures(good, value_range=value_range)
+    if not Path(spec).expanduser().exists():
+        raise FlawsmithError(f"{spec}: no such folder of textures; give one, or self, or procedural")
+    return FolderTextures(Path(spec).expanduser(), fit=fit)
+
+
+def shuffled_patches(source: Texture, rng: np.random.Generator) -> Texture:
+    """Square patches from random places, each turned by a random quarter, side by side.
+
+    Args:
+        source: (height, width, 3) uint8.
+        rng: source of all draws; the patches' side is a half, a quarter or an eighth of the shorter side.
+
+    Returns:
+        (height, width, 3) uint8.
+    """
+    height, width = source.shape[:2]
+    side = max(1, min(height, width) // int(rng.choice((2, 4, 8))))
+    down, across = -(-height // side), -(-width // side)
+    number = down * across
+    top = rng.integers(height - side + 1, size=number)
+    left = rng.integers(width - side + 1, size=number)
+    span = np.arange(side)
+    patches = source[(top[:, None] + span)[:, :, None], (left[:, None] + span)[:, None, :]]
+    turns = rng.integers(4, size=number)
+    for quarter in range(1, 4):
+        patches[turns == quarter] = np.rot90(patches[turns == quarter], quarter, axes=(1, 2))
+    sheet = patches.reshape(down, across, side, side, 3).swapaxes(1, 2).reshape(down * side, across * side, 3)
+    return np.ascontiguousarray(sheet[:height, :width])
+
+
+def jittered(texture: Texture, rng: np.random.Generator) -> Texture:
+    """Another contrast, brightness and a slight tint, so that patches of the same material become visible.
+
+    Args:
+        texture: (height, width, 3) uint8.
+        rng: source of all draws: contrast U(0.6, 1.4), brightness N(0, 30) and tint N(0, 8) grey levels.
+    """
+    gain = rng.uniform(0.6, 1.4)
+    offset = rng.normal(0, 30) + rng.normal(0, 8, 3)
+    mean = texture.mean(axis=(0, 1))
+    tables = np.rint((np.arange(256)[:, None] - mean) * gain + mean + offset).clip(0, 255).astype(np.uint8)
+    return np.stack([tables[:, channel][texture[:, :, channel]] for channel in range(3)], axis=2)

@@ -1,0 +1,136 @@
+"""Forged flaws on training images, drawn in worker processes while the method trains on the last ones."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from flawsmith.data.seeding import generator
+from flawsmith.features.cache import FeatureTable
+from flawsmith.features.extract import Extractor
+from flawsmith.methods.base import ForgedImages
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.synthesis.forge import Forger
+from flawsmith.synthesis.overlay import Image, Mask
+
+PREFETCHED = 2
+MOST_WORKERS = 2
+
+
+def default_workers() -> int:
+    """Worker processes that forge: two forge faster than a CPU trains; none more than there are cores."""
+    return min(MOST_WORKERS, os.cpu_count() or 1)
+
+
+@dataclass(frozen=True)
+class Place:
+    """What one forged image is drawn from: the image's row, and where in training it stands."""
+
+    row: int
+    epoch: int
+    number: int
+
+
+class PreparedImages:
+    """Training images as the network sees them, before normalisation; read from the cache, whatever their files cost.
+
+    Args:
+        table: normalised images as the only level of a feature table.
+        paths: their files, by row.
+        geometry: how the files became network input.
+    """
+
+    def __init__(self, table: FeatureTable, paths: Sequence[Path], geometry: Geometry) -> None:
+        self.table, self.paths, self.geometry = table, tuple(paths), geometry
+        self._mean = np.array(geometry.mean, np.float32)
+        self._std = np.array(geometry.std, np.float32)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, row: int) -> Image:
+        """(height, width, 3) in [0, 1]."""
+        (normalised,) = self.table.row(row)
+        return np.ascontiguousarray(np.clip(normalised.transpose(1, 2, 0) * self._std + self._mean, 0, 1))
+
+    def any(self, rng: np.random.Generator) -> Image:
+        """One of the images, each equally likely."""
+        return self[int(rng.integers(len(self)))]
+
+    def normalised(self, image: Image) -> Tensor:
+        """An image in [0, 1] as network input, (3, height, width)."""
+        values = (image - self._mean) / self._std
+        return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
+
+
+class _Forged(Dataset[tuple[Tensor, Mask]]):
+    """Forged images by place; what is drawn depends on the seed and the place alone, not on the worker."""
+
+    def __init__(self, images: PreparedImages, forger: Forger, seed: int) -> None:
+        self._images, self._forger, self._seed = images, forger, seed
+
+    def __getitem__(self, place: Place) -> tuple[Tensor, Mask]:
+        rng = generator(self._seed, "forge", place.epoch, place.number)
+        forged = self._forger.forge(self._images[place.row], rng, path=self._images.paths[place.row])
+        return self._images.normalised(forged.image), forged.mask
+
+
+class _Plan(Sampler[list[Place]]):
+    """The places of every batch of one epoch; set anew for each."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[Place]] = []
+
+    def __iter__(self) -> Iterator[list[Place]]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+class WorkerForge:
+    """Forges fresh flaws every epoch, and gives what the frozen backbone sees of them (methods.base.ForgedSource).
+
+    Args:
+        images: the training images.
+        forger: draws a flaw on an image.
+        extractor: the compiled backbone; it runs in this process.
+        seed: seed of the run.
+        workers: processes that forge; 0 forges in this one. Results do not depend on it.
+    """
+
+    def __init__(
+        self, images: PreparedImages, forger: Forger, extractor: Extractor, *, seed: int, workers: int
+    ) -> None:
+        self._extractor, self._plan = extractor, _Plan()
+        self._loader = DataLoader(
+            _Forged(images, forger, seed),
+            batch_sampler=self._plan,
+            num_workers=workers,
+            collate_fn=_stack,
+            prefetch_factor=PREFETCHED if workers else None,
+            persistent_workers=workers > 0,
+            generator=torch.Generator(),  # the loader draws a seed for its workers; the global generator stays as it is
+        )
+
+    def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[ForgedImages]:
+        starts = np.cumsum([0, *map(len, rows)])
+        self._plan.batches = [
+            [Place(int(row), epoch, int(start) + number) for number, row in enumerate(batch)]
+            for start, batch in zip(starts[:-1], rows, strict=True)
+        ]
+        for images, masks in self._loader:
+            levels = self._extractor(images)
+            yield ForgedImages([torch.from_numpy(level) for level in levels], masks)
+
+
+def _stack(samples: list[tuple[Tensor, Mask]]) -> tuple[np.ndarray, np.ndarray]:
+    images, masks = zip(*samples, strict=True)
+    return torch.stack(images).numpy(), np.stack(masks)

@@ -1,0 +1,173 @@
+"""Recipes as data, and the masks that they ask for."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from pydantic import ValidationError
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.synthesis.overlay import FixedWeight, NormalWeight
+from flawsmith.synthesis.recipes import (
+    RECIPES,
+    Acceptance,
+    Branch,
+    MaskRule,
+    Recipe,
+    find_recipe,
+    max_pool_cells,
+    mean_pool_cells,
+)
+from flawsmith.synthesis.search import find_mask
+
+MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 30), st.integers(1, 30)))
+SINGLE, ANY = MaskRule(), Acceptance()
+
+
+def noise(*pixels: tuple[int, int], shape: tuple[int, int] = (6, 8)) -> np.ndarray:
+    field = np.zeros(shape, np.float32)
+    for pixel in pixels:
+        field[pixel] = 0.9
+    return field
+
+
+def test_the_four_recipes_have_the_published_numbers() -> None:
+    glass, aand, structural, logical = RECIPES.values()
+    assert list(RECIPES) == ["glass", "aand", "slsg-structural", "slsg-logical"]
+    assert glass.branches[0].weight == NormalWeight(mean=0.5, std=0.1, low=0.2, high=0.8)
+    assert glass.branches[0].rule == MaskRule(exponents=(0, 6), threshold=0.5, max_rotation=90, combination="thirds")
+    assert (aand.max_tries, aand.redraw, aand.acceptance.min_pixels, aand.normal_share) == (11, "noise", 5, 0.2)
+    assert [branch.rule.threshold for branch in structural.branches] == [0.5, 0.4]
+    assert [branch.rule.exponents for branch in (*structural.branches, *logical.branches)] == [(0, 4), (0, 3), (0, 3)]
+    assert [branch.texture for branch in (*structural.branches, *logical.branches)] == ["source", "self", "other"]
+    assert structural.acceptance.min_pixels == logical.acceptance.min_pixels == 49
+
+
+@pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))
+def test_recipes_survive_json(recipe: Recipe) -> None:
+    assert Recipe.model_validate_json(recipe.model_dump_json()) == recipe
+
+
+def test_unknown_recipes_are_refused_with_the_closest() -> None:
+    with pytest.raises(FlawsmithError, match=r"'slsg-logic'.*did you mean 'slsg-logical'.*known recipes are glass"):
+        find_recipe("slsg-logic")
+    assert find_recipe("glass") is RECIPES["glass"]
+
+
+def test_branches_are_taken_by_their_shares() -> None:
+    branches = tuple(Branch(share=share, weight=FixedWeight(value=share)) for share in (0.1, 0.2, 0.7))
+    recipe = Recipe(name="three", branches=branches)
+    counts = Counter(recipe.branch((u + 0.5) / 1000).share for u in range(1000))
+    assert counts == {0.1: 100, 0.2: 200, 0.7: 700}
+
+
+def test_shares_that_do_not_sum_to_one_are_refused() -> None:
+    with pytest.raises(ValidationError, match=r"sum to 0\.5"):
+        Recipe(name="half", branches=(Branch(share=0.5, weight=NormalWeight()),))
+
+
+def test_an_empty_range_of_exponents_is_refused() -> None:
+    with pytest.raises(ValidationError, match="is empty"):
+        MaskRule(exponents=(3, 3))
+
+
+def test_another_weight_reaches_every_branch_and_leaves_the_recipe_alone() -> None:
+    weak = RECIPES["slsg-structural"].with_weight(FixedWeight(value=0.9))
+    assert {branch.weight for branch in weak.branches} == {FixedWeight(value=0.9)}
+    assert RECIPES["slsg-structural"].branches[1].weight != FixedWeight(value=0.9)
+
+
+def test_only_a_fifth_of_the_draws_keep_an_aand_sample_normal() -> None:
+    kept = [RECIPES["aand"].keeps_normal(u / 1000) for u in range(1000)]
+    assert sum(kept) == 199
+    assert not RECIPES["glass"].keeps_normal(0.999)
+
+
+@pytest.mark.parametrize(
+    ("draw", "expected"), [(0.1, {(1, 1), (2, 2)}), (0.5, {(2, 2)}), (0.9, {(1, 1), (2, 2), (3, 3)})]
+)
+def test_thirds_are_single_intersection_and_union(draw: float, expected: set[tuple[int, int]]) -> None:
+    fields = [noise((1, 1), (2, 2)), noise((2, 2), (3, 3))]
+    mask = MaskRule(combination="thirds").mask(draw, fields)
+    assert {tuple(pixel) for pixel in np.argwhere(mask).tolist()} == expected
+
+
+def test_a_second_field_is_not_computed_where_one_is_enough() -> None:
+    asked = []
+
+    def fields():
+        for number in range(2):
+            asked.append(number)
+            yield noise((1, 1))
+
+    MaskRule(combination="thirds").mask(0.2, fields())
+    assert asked == [0]
+
+
+def test_search_ends_with_the_first_mask_that_counts() -> None:
+    attempts = [(0.0, [noise(pixel)]) for pixel in ((0, 0), (5, 7), (2, 3), (2, 4))]
+    foreground = np.zeros((6, 8), bool)
+    foreground[2] = True
+
+    found = find_mask(attempts, SINGLE, ANY, foreground=foreground, grid=(3, 4))
+
+    assert (found.tries, found.accepted) == (3, True)
+    assert np.argwhere(found.mask).tolist() == [[2, 3]]
+    assert np.argwhere(found.cells).tolist() == [[1, 1]]
+
+
+def test_a_search_without_success_gives_an_empty_mask_and_says_so() -> None:
+    found = find_mask([(0.0, [noise((0, 0))])] * 4, SINGLE, Acceptance(min_pixels=2), grid=(2, 2))
+    assert (found.tries, found.accepted) == (4, False)
+    assert not found.mask.any()
+    assert found.cells is not None
+    assert not found.cells.any()
+
+
+def test_a_flaw_in_the_cropped_remainder_does_not_count_by_cells() -> None:
+    attempt = (0.0, [noise((6, 8), shape=(7, 9))])
+    by_cells = Acceptance(min_cells=1)
+    assert not find_mask([attempt], SINGLE, by_cells, grid=(3, 4)).accepted
+    assert find_mask([attempt], SINGLE, by_cells).accepted
+
+
+def test_a_search_needs_an_attempt() -> None:
+    with pytest.raises(ValueError, match="no attempt"):
+        find_mask([], SINGLE, ANY)
+
+
+@given(mask=MASKS, data=st.data())
+def test_max_pooled_cells_equal_torch(mask: np.ndarray, data: st.DataObject) -> None:
+    grid = tuple(data.draw(st.integers(1, side)) for side in mask.shape)
+    kernel = tuple(side // cells for side, cells in zip(mask.shape, grid, strict=True))
+    pooled = torch.nn.functional.max_pool2d(torch.from_numpy(mask)[None].float(), kernel, kernel)[0].numpy()
+
+    cells = max_pool_cells(mask, grid)
+
+    assert np.array_equal(cells, pooled[: grid[0], : grid[1]] > 0)
+
+
+def test_a_single_pixel_makes_a_large_cell() -> None:
+    mask = np.zeros((3000, 2000), bool)
+    mask[1234, 777] = True
+    assert max_pool_cells(mask, (1, 1)).all()
+
+
+def test_more_cells_than_pixels_are_refused() -> None:
+    with pytest.raises(ValueError, match="no 4 x 9 cells"):
+        max_pool_cells(np.zeros((8, 8), bool), (4, 9))
+
+
+@given(
+    mask=MASKS, rows=st.integers(1, 40), columns=st.integers(1, 40), threshold=st.sampled_from([0.0, 0.3, 0.5, 0.99])
+)
+def test_mean_pooled_cells_equal_torch(mask: np.ndarray, rows: int, columns: int, threshold: float) -> None:
+    pixels = torch.from_numpy(mask)[None].double()
+    pooled = torch.nn.functional.adaptive_avg_pool2d(pixels, (rows, columns))[0].numpy()
+    assert np.array_equal(mean_pool_cells(mask, (rows, columns), threshold), pooled > threshold)
