@@ -24,6 +24,16 @@ hypothesis.settings.load_profile("flawsmith")
 
 # Settings that train a method in a second or two; every registered method needs its line.
 TINY: dict[str, dict[str, Any]] = {
+    "glass": {
+        "image_size": [64, 96],
+        "level_width": 32,
+        "width": 32,
+        "hidden": 16,
+        "epochs": 2,
+        "steps_per_epoch": 4,
+        "patches_per_step": 64,
+        "batch_size": 4,
+    },
     "pbas": {
         "image_size": [64, 96],
         "level_width": 32,
@@ -33,7 +43,7 @@ TINY: dict[str, dict[str, Any]] = {
         "steps_per_epoch": 4,
         "patches_per_step": 64,
         "batch_size": 4,
-    }
+    },
 }
 
 

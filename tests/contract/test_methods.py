@@ -6,7 +6,7 @@ import builtins
 import functools
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -198,6 +198,7 @@ class RandomImages:
     """Training data of random features, for a method that has to pass its single-pass stages."""
 
     seed = 0
+    dataset = category = "random"
 
     def __init__(self, backbone: Backbone, image_size: tuple[int, int]) -> None:
         self.image_size = image_size
@@ -207,6 +208,13 @@ class RandomImages:
         return 2
 
     def features(self) -> RandomImages:
+        return self
+
+    def images(self, geometry: Geometry | None = None) -> Iterator[np.ndarray]:
+        size = self.image_size if geometry is None else geometry.size
+        return iter(np.random.default_rng(0).standard_normal((len(self), 3, *size)))
+
+    def forged(self, *_: Any, **__: Any) -> RandomImages:
         return self
 
     def batch(self, rows: Any) -> list[torch.Tensor]:

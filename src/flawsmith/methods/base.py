@@ -68,10 +68,12 @@ class ForgedImages:
     Attributes:
         levels: level maps, finest first: float32 (images, channels, height, width) each.
         masks: where the flaws are, (images, height, width) bool at the network's input size.
+        fell_back: images whose flaw lies beside the foreground, or that have none, because no mask was accepted.
     """
 
     levels: list[Tensor]
     masks: Bool[np.ndarray, "images height width"]
+    fell_back: int = 0
 
 
 class ForgedSource(Protocol):

@@ -209,7 +209,8 @@ class GLASSModule(PatchLearner):
         positions = torch.arange(len(normal)) if batch.normal.rows is None else batch.normal.rows
         forged = None if batch.forged is None else self.project(batch.forged, batch.normal.rows)
         own = centers[positions.to(centers.device) % len(centers)]
-        return self.losses(normal.float(), forged, batch.cells, own, self.noise(normal, batch.normal.step))
+        found = self.losses(normal.float(), forged, batch.cells, own, self.noise(normal, batch.normal.step))
+        return found if forged is None else found | {"fell_back": torch.tensor(batch.fell_back)}
 
     def noise(self, like: Rows, step: tuple[int, int]) -> Rows:
         """ε of Eq. 5, a function of the seed and the step."""

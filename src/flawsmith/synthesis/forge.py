@@ -98,8 +98,8 @@ class Forger:
         _check(image, foreground)
         if self.recipe.normal_share and self.recipe.keeps_normal(float(rng.random())):
             return self._unchanged(image, 0, None)
-        if foreground is None and self.foreground_provider is not None:
-            foreground = self.foreground_provider(image, path, self.geometry)
+        if foreground is None:
+            foreground = self.foreground(image, path)
         branch = self.recipe.branch(float(rng.random()))
         found, fell_back = self._mask(image.shape[:2], branch.rule, foreground, rng)
         if not found.accepted:
@@ -110,6 +110,10 @@ class Forger:
         weight = branch.weight.draw(rng)
         forged = blend(image, texture, found.mask, weight)
         return Forged(forged, found.mask, found.cells, texture, weight, found.tries, fell_back)
+
+    def foreground(self, image: Image, path: Path | None = None) -> Mask | None:
+        """Where flaws may lie on an image, (height, width), as the provider says; None: everywhere."""
+        return None if self.foreground_provider is None else self.foreground_provider(image, path, self.geometry)
 
     def _unchanged(self, image: Image, tries: int, fell_back: FallBack | None) -> Forged:
         cells = None if self.grid is None else np.zeros(self.grid, bool)

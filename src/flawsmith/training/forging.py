@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections import OrderedDict
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -22,6 +25,7 @@ from flawsmith.synthesis.overlay import Image, Mask
 
 PREFETCHED = 2
 MOST_WORKERS = 2
+KEPT_FOREGROUNDS = 4096
 
 
 def default_workers() -> int:
@@ -70,16 +74,28 @@ class PreparedImages:
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
 
 
-class _Forged(Dataset[tuple[Tensor, Mask]]):
+class _Forged(Dataset[tuple[Tensor, Mask, bool]]):
     """Forged images by place; what is drawn depends on the seed and the place alone, not on the worker."""
 
     def __init__(self, images: PreparedImages, forger: Forger, seed: int) -> None:
         self._images, self._forger, self._seed = images, forger, seed
+        self._foregrounds: OrderedDict[int, np.ndarray] = OrderedDict()
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, Mask]:
+    def __getitem__(self, place: Place) -> tuple[Tensor, Mask, bool]:
         rng = generator(self._seed, "forge", place.epoch, place.number)
-        forged = self._forger.forge(self._images[place.row], rng, path=self._images.paths[place.row])
-        return self._images.normalised(forged.image), forged.mask
+        image = self._images[place.row]
+        forged = self._forger.forge(image, rng, foreground=self._foreground(place.row, image))
+        return self._images.normalised(forged.image), forged.mask, forged.fell_back is not None
+
+    def _foreground(self, row: int, image: Image) -> Mask:
+        """The image's foreground, found once and kept as bits: it is the same every time."""
+        if row not in self._foregrounds:
+            found = self._forger.foreground(image, self._images.paths[row])
+            self._foregrounds[row] = np.packbits(np.ones(image.shape[:2], bool) if found is None else found)
+            if len(self._foregrounds) > KEPT_FOREGROUNDS:
+                self._foregrounds.popitem(last=False)
+        bits = np.unpackbits(self._foregrounds[row], count=image.shape[0] * image.shape[1])
+        return bits.reshape(image.shape[:2]).astype(bool)
 
 
 class _Plan(Sampler[list[Place]]):
@@ -117,6 +133,7 @@ class WorkerForge:
             collate_fn=_stack,
             prefetch_factor=PREFETCHED if workers else None,
             persistent_workers=workers > 0,
+            worker_init_fn=_one_thread,
             generator=torch.Generator(),  # the loader draws a seed for its workers; the global generator stays as it is
         )
 
@@ -126,11 +143,28 @@ class WorkerForge:
             [Place(int(row), epoch, int(start) + number) for number, row in enumerate(batch)]
             for start, batch in zip(starts[:-1], rows, strict=True)
         ]
-        for images, masks in self._loader:
+        with _one_opencv_thread():
+            forged = iter(self._loader)
+        for images, masks, fell_back in forged:
             levels = self._extractor(images)
-            yield ForgedImages([torch.from_numpy(level) for level in levels], masks)
+            yield ForgedImages([torch.from_numpy(level) for level in levels], masks, fell_back)
 
 
-def _stack(samples: list[tuple[Tensor, Mask]]) -> tuple[np.ndarray, np.ndarray]:
-    images, masks = zip(*samples, strict=True)
-    return torch.stack(images).numpy(), np.stack(masks)
+@contextmanager
+def _one_opencv_thread() -> Iterator[None]:
+    """OpenCV's threads do not survive a fork, and a worker that counts on them waits for ever."""
+    threads = cv2.getNumThreads()
+    cv2.setNumThreads(0)
+    try:
+        yield
+    finally:
+        cv2.setNumThreads(threads)
+
+
+def _one_thread(worker: int) -> None:
+    cv2.setNumThreads(0)
+
+
+def _stack(samples: list[tuple[Tensor, Mask, bool]]) -> tuple[np.ndarray, np.ndarray, int]:
+    images, masks, fell_back = zip(*samples, strict=True)
+    return torch.stack(images).numpy(), np.stack(masks), sum(fell_back)

@@ -23,16 +23,19 @@ class PairedBatch:
         normal: level maps of the normal images.
         forged: level maps of the forged images, or None where a method forges none.
         cells: whether a position of the forged images, or of the rows drawn of them, is part of a flaw.
+        fell_back: share of the forged images whose mask is a fall-back, in [0, 1].
     """
 
     normal: PatchBatch
     forged: list[Tensor] | None
     cells: Bool[Tensor, " position"] | None
+    fell_back: float = 0.0
 
     def to(self, device: torch.device) -> PairedBatch:
         """The same on a device."""
         forged = None if self.forged is None else [level.to(device) for level in self.forged]
-        return PairedBatch(self.normal.to(device), forged, None if self.cells is None else self.cells.to(device))
+        cells = None if self.cells is None else self.cells.to(device)
+        return PairedBatch(self.normal.to(device), forged, cells, self.fell_back)
 
 
 class ForgedBatches:
@@ -58,4 +61,5 @@ class ForgedBatches:
         for normal, forged in zip(self._normal.epoch(epoch), self._forged.batches(plan, epoch), strict=True):
             cells = np.stack([max_pool_cells(mask, self._grid) for mask in forged.masks])
             flat = torch.from_numpy(cells.reshape(-1))
-            yield PairedBatch(normal, forged.levels, flat if normal.rows is None else flat[normal.rows])
+            cells_drawn = flat if normal.rows is None else flat[normal.rows]
+            yield PairedBatch(normal, forged.levels, cells_drawn, forged.fell_back / len(forged.masks))

@@ -1,0 +1,118 @@
+"""Forging while training: what is drawn is a function of the seed and the place, wherever it is drawn."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from flawsmith.data.layouts import load
+from flawsmith.features.cache import FeatureCache
+from flawsmith.methods.base import ForgedImages
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.synthesis.foreground import Foreground
+from flawsmith.synthesis.recipes import find_recipe
+from flawsmith.training.data import ForgingOptions, GoodImages
+
+GEOMETRY = Geometry(size=(48, 64))
+ROWS = [np.array([0, 1, 2]), np.array([3, 0])]
+Make = Callable[..., GoodImages]
+
+
+class Pixels:
+    """An extractor whose only level is the image itself."""
+
+    engine, precision = "torch", "float32"
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        return [images]
+
+
+@pytest.fixture
+def images(parts: Path, tmp_path: Path) -> Make:
+    def make(*, seed: int = 0, **options: object) -> GoodImages:
+        samples = load(parts).good_train[:4]
+        cache = FeatureCache("pixels", tmp_path / "cache")
+        return GoodImages(samples, GEOMETRY, Pixels(), cache, seed=seed, forging=ForgingOptions(**options))
+
+    return make
+
+
+def forged(data: GoodImages, epoch: int = 0, recipe: str = "glass", mode: str = "none") -> list[ForgedImages]:
+    source = data.forged(find_recipe(recipe), Foreground(mode=mode), (6, 8), match_grey=True)
+    return list(source.batches(ROWS, epoch))
+
+
+def same(first: list[ForgedImages], second: list[ForgedImages]) -> bool:
+    return all(
+        torch.equal(one.levels[0], two.levels[0]) and np.array_equal(one.masks, two.masks)
+        for one, two in zip(first, second, strict=True)
+    )
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_draw_what_one_process_draws(images: Make, workers: int) -> None:
+    alone, shared = forged(images(workers=0)), forged(images(workers=workers))
+
+    assert same(alone, shared)
+
+
+def test_an_epoch_repeats_itself_and_no_other(images: Make) -> None:
+    source = images(workers=1).forged(find_recipe("glass"), Foreground(), (6, 8), match_grey=True)
+
+    first, second, again = (list(source.batches(ROWS, epoch)) for epoch in (0, 1, 0))
+
+    assert same(first, again)
+    assert not any(np.array_equal(one.masks, two.masks) for one, two in zip(first, second, strict=True))
+
+
+def test_seeds_differ_and_an_image_drawn_twice_gets_two_flaws(images: Make) -> None:
+    first, second = forged(images(workers=0)), forged(images(workers=0, seed=1))
+
+    assert not same(first, second)
+    assert not np.array_equal(first[0].masks[0], first[1].masks[1]), "both are forged on image 0"
+
+
+def test_flaws_leave_the_rest_of_the_image_and_the_global_generator_alone(images: Make) -> None:
+    data = images(workers=1)
+    before = torch.random.get_rng_state()
+    batches = forged(data)
+    normal = np.stack(list(data.images()))
+
+    for rows, batch in zip(ROWS, batches, strict=True):
+        outside = ~batch.masks[:, None].repeat(3, axis=1)
+        difference = np.abs(batch.levels[0].numpy() - normal[rows])
+        # Prepared images are kept in half precision.
+        assert difference[outside].max() < 4e-3
+        assert difference[~outside].max() > 0.1
+        assert batch.masks.any(axis=(1, 2)).all()
+        assert batch.fell_back == 0
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+def test_prepared_images_cross_process_borders_as_paths(images: Make) -> None:
+    table = images().forged(find_recipe("glass"), Foreground(), (6, 8), match_grey=False)._loader.dataset._images.table
+
+    copied = pickle.dumps(table)
+
+    assert len(copied) < 4000, "the pixels stay in their files"
+    assert torch.equal(pickle.loads(copied).batch([1, 3])[0], table.batch([1, 3])[0])
+
+
+def test_every_recipe_trains_on_any_texture_source(images: Make, parts: Path) -> None:
+    for textures in ("self", "procedural", str(parts / "train" / "good")):
+        for recipe in ("aand", "slsg-structural", "slsg-logical"):
+            batches = forged(images(workers=0, textures=textures), recipe=recipe)
+            assert all(torch.isfinite(batch.levels[0]).all() for batch in batches)
+
+
+def test_missing_textures_and_masks_are_named_before_anything_is_forged(images: Make, tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="nowhere"):
+        forged(images(workers=0, textures=str(tmp_path / "nowhere")))
+    with pytest.raises(FlawsmithError, match="no foreground mask"):
+        forged(images(workers=0), mode="files")
