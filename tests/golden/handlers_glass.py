@@ -11,7 +11,9 @@ from tests.golden.handlers_pbas import GivenBatches, outside_trainer
 from tests.golden.steps import Arrays, Results, as_level, handles, load_heads, same_embedding, tensor
 from torch import Tensor
 
-from flawsmith.methods.glass import GLASSConfig, GLASSModule, global_anomalies, pushed_out
+from flawsmith.methods.glass.config import GLASSConfig
+from flawsmith.methods.glass.module import GLASSModule
+from flawsmith.methods.glass.synthesis import global_anomalies, pushed_out
 from flawsmith.methods.layers.centers import mean_embedding
 from flawsmith.methods.layers.forged_batches import PairedBatch
 from flawsmith.methods.layers.heads import Discriminator
@@ -80,7 +82,7 @@ def ascend(
     """The ascent of one iteration on its own: what was watched, the anomalies, and the final logits of both halves."""
     hidden = module.discriminator.blocks[0].linear(normal)
     watch = Ascent(module.discriminator, hidden, module.config.project_every)
-    found = global_anomalies(offset, shell, module, hidden, module.config, watch)
+    found = global_anomalies(offset, shell, module.discriminator, hidden, module.config, watch)
     if watch.features:
         watch.features[-1] = found.features.detach()
     both = module.discriminator(torch.cat([normal, found.features]))

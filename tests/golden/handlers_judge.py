@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from tests.golden.steps import Arrays, Results, handles
 
-from flawsmith.methods.layers.spectrogram import (
+from flawsmith.methods.glass.spectrogram import (
     SPECTRUM_LIMIT,
     as_rgb,
     blurred_grey,

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from flawsmith.features.backbones import Backbone
+from flawsmith.methods.diagnostics import Diagnostic
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import Recipe
@@ -81,6 +82,10 @@ class ForgedSource(Protocol):
 
     def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[ForgedImages]:
         """The forged images of every batch of an epoch, given the rows of the images to forge on."""
+        ...
+
+    def examples(self, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Good image, mask and forged image of some flaws, as uint8 pictures."""
         ...
 
 
@@ -203,3 +208,7 @@ class Method(ABC):
     def findings(self) -> Mapping[str, str | float]:
         """What the method found out about the data while it trained; stored in the model file and shown."""
         return {}
+
+    def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
+        """What the method shows of its training beside its losses."""
+        return ()

@@ -60,6 +60,7 @@ def model_in_words(facts: dict[str, Any]) -> str:
         ("input", f"{width} × {height} pixels, {geometry['policy']}"),
         ("engine", f"{facts['engine']}, {facts['precision']}"),
         ("learned from", f"{training['n_train']} good images of {training['category']} ({training['layout']} layout)"),
+        *([("found out", _briefly(training["findings"]))] if training["findings"] else []),
         ("calibrated on", f"{decision['n_good']} good images"),
         ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),
         ("review limit", "none" if review is None else f"{review:.6g}"),
@@ -67,6 +68,11 @@ def model_in_words(facts: dict[str, Any]) -> str:
     ]
     lines = [f"{name:<14} {value}" for name, value in rows]
     return "\n".join([*lines, "", facts["limit_statement"]])
+
+
+def _briefly(findings: dict[str, Any]) -> str:
+    """What the method found out about the data in words; its figures are in the JSON and in the report."""
+    return ", ".join(f"{name}: {value}" for name, value in findings.items() if ":" not in name)
 
 
 def check_model(path: Path) -> Findings:

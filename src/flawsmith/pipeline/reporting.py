@@ -15,7 +15,7 @@ from flawsmith.evaluation.results import Evaluation
 from flawsmith.pipeline.forged import to_8_bit
 from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.truth import read_mask
-from flawsmith.report.data import Curves, Example, ExampleKind, FactGroup, ReportData, ScoreGroup
+from flawsmith.report.data import Curves, Diagnostic, Example, ExampleKind, FactGroup, ReportData, ScoreGroup
 from flawsmith.report.html import write_report
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.image import decode
@@ -25,7 +25,12 @@ EXAMPLES = 8
 
 
 def training_report(
-    path: Path, bundle: Bundle, dataset: Dataset, split: HoldOut, metrics: Sequence[Mapping[str, Any]]
+    path: Path,
+    bundle: Bundle,
+    dataset: Dataset,
+    split: HoldOut,
+    metrics: Sequence[Mapping[str, Any]],
+    diagnostics: Sequence[Diagnostic] = (),
 ) -> None:
     """Write the report of a run that has just been trained: calibration and training, no test figures."""
     spec = bundle.spec
@@ -40,6 +45,7 @@ def training_report(
             review_limit=spec.decision.review_limit,
             limit_statement=spec.decision.describe(),
             training=metrics,
+            diagnostics=diagnostics,
             notes=dataset.notes,
         ),
     )
@@ -104,8 +110,10 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
     ]
     parity = [(f"Exported against trained, {name}", f"{value:.3g}") for name, value in spec.parity.items()]
     used = [(name, number) for name, number in versions().items()]
+    findings = [(name, str(value)) for name, value in spec.training.findings.items()]
     return [
         FactGroup("Model", model),
+        *([FactGroup("Found out about the data", findings)] if findings else []),
         FactGroup("Limits", limits),
         FactGroup("Export", parity),
         FactGroup("Versions", used),

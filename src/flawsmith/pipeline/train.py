@@ -136,6 +136,7 @@ class _Training:
         self.timings: dict[str, float] = {}
 
     def finish(self) -> TrainResult:
+        from flawsmith.pipeline.diagnostics import drawn
         from flawsmith.pipeline.reporting import training_report
 
         with self._timed("backbone"):
@@ -144,7 +145,7 @@ class _Training:
             )
         geometry = self._geometry(backbone)
         method = find_method(self.settings.method)(self.config, backbone, self.settings.seed)
-        self._learn(method, backbone, geometry)
+        data = self._learn(method, backbone, geometry)
         with self._timed("export"):
             detector = method.network()
             model = export_detector(detector, self.config.image_size)
@@ -152,7 +153,9 @@ class _Training:
             bundle = self._calibrated(self._spec(backbone, geometry, method), model, detector)
         bundle.save(self.run.path / MODEL)
         with self._timed("report"):
-            training_report(self.run.path / REPORT, bundle, self.dataset, self.split, self.run.metrics())
+            metrics = self.run.metrics()
+            shown = drawn(method.diagnostics(data), metrics)
+            training_report(self.run.path / REPORT, bundle, self.dataset, self.split, metrics, shown)
         self.run.record(
             {
                 "versions": versions(),
@@ -175,7 +178,7 @@ class _Training:
             value_range=None if self.settings.bits is None else Geometry.range_of_bits(self.settings.bits),
         )
 
-    def _learn(self, method: Method, backbone: Backbone, geometry: Geometry) -> None:
+    def _learn(self, method: Method, backbone: Backbone, geometry: Geometry) -> GoodImages:
         samples: tuple[Sample, ...] = self.split.train
         if self.settings.select == "best":
             second = hold_out(samples, derived_seed(self.settings.seed, "selection"))
@@ -192,6 +195,7 @@ class _Training:
         for stage in method.stages():
             with self._timed(f"stage {stage.name}"):
                 stage.fit(data, self.run)
+        return data
 
     def _selection(self, samples: tuple[Sample, ...], geometry: Geometry, method: Method) -> Selection:
         chosen = samples[:FORGED_FOR_SELECTION]

@@ -20,7 +20,7 @@ from flawsmith.features.cache import FeatureTable
 from flawsmith.features.extract import Extractor
 from flawsmith.methods.base import ForgedImages
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.synthesis.forge import Forger
+from flawsmith.synthesis.forge import Forged, Forger
 from flawsmith.synthesis.overlay import Image, Mask
 
 PREFETCHED = 2
@@ -82,10 +82,12 @@ class _Forged(Dataset[tuple[Tensor, Mask, bool]]):
         self._foregrounds: OrderedDict[int, np.ndarray] = OrderedDict()
 
     def __getitem__(self, place: Place) -> tuple[Tensor, Mask, bool]:
-        rng = generator(self._seed, "forge", place.epoch, place.number)
-        image = self._images[place.row]
-        forged = self._forger.forge(image, rng, foreground=self._foreground(place.row, image))
+        forged = self._forge(place, self._images[place.row])
         return self._images.normalised(forged.image), forged.mask, forged.fell_back is not None
+
+    def _forge(self, place: Place, image: Image) -> Forged:
+        rng = generator(self._seed, "forge", place.epoch, place.number)
+        return self._forger.forge(image, rng, foreground=self._foreground(place.row, image))
 
     def _foreground(self, row: int, image: Image) -> Mask:
         """The image's foreground, found once and kept as bits: it is the same every time."""
@@ -96,6 +98,13 @@ class _Forged(Dataset[tuple[Tensor, Mask, bool]]):
                 self._foregrounds.popitem(last=False)
         bits = np.unpackbits(self._foregrounds[row], count=image.shape[0] * image.shape[1])
         return bits.reshape(image.shape[:2]).astype(bool)
+
+    def example(self, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Good image, mask and forged image as uint8 pictures."""
+        image = self._images[place.row]
+        forged = self._forge(place, image)
+        pictures = [np.rint(values * 255).astype(np.uint8) for values in (image, forged.mask, forged.image)]
+        return pictures[0], pictures[1], pictures[2]
 
 
 class _Plan(Sampler[list[Place]]):
@@ -126,8 +135,9 @@ class WorkerForge:
         self, images: PreparedImages, forger: Forger, extractor: Extractor, *, seed: int, workers: int
     ) -> None:
         self._extractor, self._plan = extractor, _Plan()
+        self._forged, self._count = _Forged(images, forger, seed), len(images)
         self._loader = DataLoader(
-            _Forged(images, forger, seed),
+            self._forged,
             batch_sampler=self._plan,
             num_workers=workers,
             collate_fn=_stack,
@@ -136,6 +146,11 @@ class WorkerForge:
             worker_init_fn=_one_thread,
             generator=torch.Generator(),  # the loader draws a seed for its workers; the global generator stays as it is
         )
+
+    def examples(self, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Flaws on images spread over the training set, drawn as those of epoch 0."""
+        rows = np.unique(np.linspace(0, self._count - 1, count).round().astype(int))
+        return [self._forged.example(Place(int(row), 0, number)) for number, row in enumerate(rows)]
 
     def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[ForgedImages]:
         starts = np.cumsum([0, *map(len, rows)])

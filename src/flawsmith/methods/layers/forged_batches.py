@@ -48,17 +48,17 @@ class ForgedBatches:
     """
 
     def __init__(self, normal: PatchBatches, forged: ForgedSource | None, grid: tuple[int, int]) -> None:
-        self._normal, self._forged, self._grid = normal, forged, grid
+        self._normal, self.forged, self._grid = normal, forged, grid
 
     def __len__(self) -> int:
         return len(self._normal)
 
     def epoch(self, epoch: int) -> Iterator[PairedBatch]:
-        if self._forged is None:
+        if self.forged is None:
             yield from (PairedBatch(normal, None, None) for normal in self._normal.epoch(epoch))
             return
         plan = list(self._normal.images(epoch))
-        for normal, forged in zip(self._normal.epoch(epoch), self._forged.batches(plan, epoch), strict=True):
+        for normal, forged in zip(self._normal.epoch(epoch), self.forged.batches(plan, epoch), strict=True):
             cells = np.stack([max_pool_cells(mask, self._grid) for mask in forged.masks])
             flat = torch.from_numpy(cells.reshape(-1))
             cells_drawn = flat if normal.rows is None else flat[normal.rows]

@@ -1,7 +1,7 @@
 """The distribution hypotheses that the authors of GLASS published, for the data sets of their paper.
 
 They serve the preset ``official`` alone, which repeats the published runs. Everywhere else the judge of
-``flawsmith.methods.layers.spectrogram`` looks at the images.
+``flawsmith.methods.glass.spectrogram`` looks at the images.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from types import MappingProxyType
 
-from flawsmith.methods.layers.spectrogram import Hypothesis
+from flawsmith.methods.glass.spectrogram import Hypothesis
 
 # Every category of a data set, hypersphere first; the table that comes with the released code, which Table 1 of the
 # paper agrees with.

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from flawsmith.methods.base import TrainingData
-from flawsmith.methods.layers.published_hypotheses import published_hypothesis
-from flawsmith.methods.layers.spectrogram import Hypothesis, as_rgb, judge, mean_image
+from flawsmith.methods.glass.published_hypotheses import published_hypothesis
+from flawsmith.methods.glass.spectrogram import Hypothesis, as_rgb, judge, mean_image
 from flawsmith.runtime.geometry import Geometry
 
 JUDGED_SIZE = (288, 288)
@@ -51,5 +51,5 @@ def decide(found: Mapping[str, Tensor]) -> Decided:
     judgement, published = judge(found["mean_image"].numpy()), int(found["published"])
     hypothesis = judgement.hypothesis if published < 0 else HYPOTHESES[published]
     why = "judged by the mean training image" if published < 0 else "published by the authors"
-    figures = {f"judge {name.replace('_', ' ')}": value for name, value in asdict(judgement).items() if value != ""}
+    figures = {f"judge: {name.replace('_', ' ')}": value for name, value in asdict(judgement).items() if value != ""}
     return Decided(hypothesis, {"hypothesis": hypothesis, "decided": why, **figures})

@@ -10,8 +10,8 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 
-from flawsmith.methods.layers.published_hypotheses import published_hypothesis
-from flawsmith.methods.layers.spectrogram import (
+from flawsmith.methods.glass.published_hypotheses import published_hypothesis
+from flawsmith.methods.glass.spectrogram import (
     CENTER,
     SIDE,
     Judgement,
