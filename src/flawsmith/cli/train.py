@@ -30,11 +30,14 @@ def train(
     select: option.Select = "last",
     alpha: option.Alpha = 0.01,
     review_alpha: option.ReviewAlpha = None,
+    textures: option.Textures = None,
+    foregrounds: option.Foregrounds = None,
     bits: option.Bits = None,
     layout: Layout = None,
     accelerator: option.Accelerator = "auto",
     devices: option.Devices = "1",
     strategy: option.Strategy = "auto",
+    workers: option.Workers = None,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -45,7 +48,8 @@ def train(
     settings: dict[str, Any] = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
     settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": select}
     settings |= {"alpha": alpha, "review_alpha": review_alpha, "bits": bits, "layout": layout}
-    loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy}
+    settings |= {"textures": textures, "foregrounds": foregrounds}
+    loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     with session(tier="train", interrupted="interrupted: continue with --resume"):
         result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
     _conclude(result, json_=json_, quiet=quiet)

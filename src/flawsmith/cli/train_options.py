@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-Method = Annotated[str, typer.Option(help="The method.")]
+Method = Annotated[str, typer.Option(help="The method: pbas or glass.")]
 Preset = Annotated[str | None, typer.Option(help="fast, paper or official; by default fast, or official on a GPU.")]
 Backbone = Annotated[
     str,
@@ -27,6 +27,14 @@ Alpha = Annotated[float, typer.Option(help="Share of good parts that may be reje
 ReviewAlpha = Annotated[
     float | None, typer.Option(help="Share of good parts that may be sent to review; no such verdict by default.")
 ]
+Textures = Annotated[
+    str | None,
+    typer.Option(help="What flaws are forged from: a folder of pictures, self, or procedural (the default)."),
+]
+Foregrounds = Annotated[
+    str | None, typer.Option(help="Folder of masks of where the part is, for --set foreground=files.")
+]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that forge flaws; by default two.")]
 Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
 Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")]
 Devices = Annotated[str, typer.Option(help="Lightning's devices: a number, or a list such as 0,1.")]

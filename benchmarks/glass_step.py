@@ -1,0 +1,221 @@
+"""One training iteration of GLASS `official` at the paper's shapes: ours against a plain one.
+
+wide_resnet50_2 with random weights, 288×288 pixels, 8 normal and 8 forged images, 1296 positions an image. Ours reads
+the normal images' level maps from the warm cache, computes those of the forged images with the compiled backbone, and
+runs the module that training runs; the plain one (`plain_glass.py`) runs the backbone on both halves in eager torch,
+unfolds, and passes [u; g] through the whole discriminator 21 times. Both have the same weights, centres and noise.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import torch
+from common import Pairs, milliseconds, page, paired, parser, table
+from plain_glass import NOISE, PlainGLASS
+from plain_pbas import backbone, embed
+from torch import Tensor
+
+from flawsmith.features.backbones import load_backbone
+from flawsmith.features.cache import FeatureCache, FeatureTable
+from flawsmith.features.extract import Extractor, make_extractor
+from flawsmith.methods.glass import GLASS
+from flawsmith.methods.glass.config import GLASSConfig
+from flawsmith.methods.glass.module import GLASSModule
+from flawsmith.methods.glass.spectrogram import Hypothesis
+from flawsmith.methods.layers.forged_batches import PairedBatch
+from flawsmith.methods.layers.patch_batches import PatchBatch
+
+SIZE = (288, 288)
+BATCH = 8
+STEP = (0, 0)
+FLAWED_SHARE = 0.1
+
+
+@dataclass
+class Setting:
+    """Both implementations with the same weights, and what they are fed with."""
+
+    normal: Tensor
+    forged: Tensor
+    anomalous: Tensor
+    trunk: torch.nn.Module
+    extractor: Extractor
+    cached: FeatureTable
+    ours: GLASSModule
+    plain: PlainGLASS
+
+
+@contextlib.contextmanager
+def setting() -> Iterator[Setting]:
+    """Everything at the paper's shapes; the cache lies in a temporary folder."""
+    own = load_backbone("wide_resnet50_2@random")
+    trunk = backbone()
+    trunk.load_state_dict(own.trunk.state_dict())
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(BATCH, 3, *SIZE, generator=generator)
+    forged = normal + 0.3 * torch.randn(BATCH, 3, *SIZE, generator=generator)
+    extractor = make_extractor(own, SIZE)
+    with tempfile.TemporaryDirectory() as folder:
+        one_by_one = lambda rows: ([level[0] for level in extractor(normal[[row]].numpy())] for row in rows)  # noqa: E731
+        cached = FeatureCache("glass-step", Path(folder)).table([str(row) for row in range(BATCH)], one_by_one)
+        ours = GLASS(cast(GLASSConfig, GLASS.presets["official"]), own, seed=0).module.train()
+        ours.mean_embedding = ours.embedding(cached.batch(range(BATCH))).mean(0).flatten(1).T
+        anomalous = torch.rand(BATCH * len(ours.mean_embedding), generator=generator) < FLAWED_SHARE
+        plain = PlainGLASS()
+        block = ours.discriminator.blocks[0]
+        plain.adaptor.load_state_dict(ours.projector[0].state_dict())
+        plain.first.load_state_dict(block.linear.state_dict())
+        plain.norm.load_state_dict(block.norm.state_dict())
+        plain.last.load_state_dict(ours.discriminator.out.state_dict())
+        yield Setting(normal, forged, anomalous, trunk, extractor, cached, ours, plain)
+
+
+class OurIteration:
+    """Our iteration on a copy of the module, in float32 or under bfloat16 autocast as Lightning's bf16-mixed runs it."""
+
+    def __init__(self, given: Setting, mode: Hypothesis, *, bfloat16: bool) -> None:
+        self.given, self.bfloat16 = given, bfloat16
+        self.module = copy.deepcopy(given.ours)
+        self.module.hypothesis = mode
+        self.optimisers = self.module.configure_optimizers()
+
+    def forged_levels(self) -> list[Tensor]:
+        return [torch.from_numpy(level) for level in self.given.extractor(self.given.forged.numpy())]
+
+    def batch(self) -> PairedBatch:
+        """Normal levels from the warm cache, forged ones from the compiled backbone."""
+        normal = PatchBatch(self.given.cached.batch(range(BATCH)), None, STEP)
+        return PairedBatch(normal, self.forged_levels(), self.given.anomalous)
+
+    def loss(self, batch: PairedBatch) -> Tensor:
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            return self.module.batch_losses(batch)["loss"]
+
+    def branches(self, batch: PairedBatch) -> None:
+        """Everything up to the features of the three branches: adaptor, ascent, projections."""
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16), torch.no_grad():
+            self.module.branches(batch)
+
+    def update(self, loss: Tensor) -> None:
+        for optimiser in self.optimisers:
+            optimiser.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
+            loss.backward()
+        for optimiser in self.optimisers:
+            optimiser.step()
+
+    def head(self, batch: PairedBatch) -> None:
+        self.update(self.loss(batch))
+
+    def iteration(self) -> None:
+        self.head(self.batch())
+
+
+class PlainIteration:
+    """The plain iteration on a copy of the model."""
+
+    def __init__(self, given: Setting, mode: Hypothesis) -> None:
+        self.given, self.mode = given, mode
+        self.model = PlainGLASS()
+        self.model.load_state_dict(given.plain.state_dict())
+        self.noise = given.ours.noise(torch.empty(len(given.anomalous), given.ours.config.width), STEP)
+        self.centers = given.ours.centers()
+        assert given.ours.config.noise == NOISE
+
+    @torch.no_grad()
+    def rows(self, images: Tensor) -> Tensor:
+        return embed(list(self.given.trunk(images)))
+
+    def loss(self, normal: Tensor, forged: Tensor) -> Tensor:
+        return self.model.loss(normal, forged, self.given.anomalous, self.centers, self.noise, self.mode)
+
+    def head(self, normal: Tensor, forged: Tensor) -> None:
+        self.model.update(self.loss(normal, forged))
+
+    def iteration(self) -> None:
+        self.head(self.rows(self.given.normal), self.rows(self.given.forged))
+
+
+def equality(given: Setting, mode: Hypothesis) -> tuple[str, ...]:
+    """The float32 loss of both on features that each computed from the images; nothing cached."""
+    plain, ours = PlainIteration(given, mode), OurIteration(given, mode, bfloat16=False)
+    normal = PatchBatch([torch.from_numpy(level) for level in given.extractor(given.normal.numpy())], None, STEP)
+    expected = float(plain.loss(plain.rows(given.normal), plain.rows(given.forged)).detach())
+    found = float(ours.loss(PairedBatch(normal, ours.forged_levels(), given.anomalous)).detach())
+    return mode, f"{expected:.7f}", f"{found:.7f}", f"{abs(found - expected) / expected:.1e}"
+
+
+def timings(given: Setting, pairs: int) -> list[tuple[str, ...]]:
+    rows = []
+    for mode in ("manifold", "hypersphere"):
+        for bfloat16 in (False, True):
+            plain, ours = PlainIteration(given, mode), OurIteration(given, mode, bfloat16=bfloat16)
+            found = paired(plain.iteration, ours.iteration, pairs=pairs, warm_up=1)
+            rows.append((mode, "bfloat16" if bfloat16 else "float32", *_cells(found)))
+    return rows
+
+
+def parts(given: Setting, pairs: int) -> list[tuple[str, ...]]:
+    """Where our time goes, and the same part of the plain iteration where there is one."""
+    plain = PlainIteration(given, "manifold")
+    embedded = plain.rows(given.normal), plain.rows(given.forged)
+    rows = []
+    for bfloat16 in (False, True):
+        ours = OurIteration(given, "manifold", bfloat16=bfloat16)
+        batch = ours.batch()
+        name = "bfloat16" if bfloat16 else "float32"
+        backbones = paired(lambda: plain.rows(given.forged), ours.forged_levels, pairs=pairs, warm_up=1)
+        heads = paired(lambda: plain.head(*embedded), lambda ours=ours, batch=batch: ours.head(batch), pairs=pairs)
+        loss = paired(
+            lambda ours=ours, batch=batch: ours.loss(batch),
+            lambda ours=ours, batch=batch: ours.branches(batch),
+            pairs=pairs,
+        )
+        rows += [
+            ("backbone and embedding, or compiled backbone, of the forged half", name, *_cells(backbones)),
+            ("head, from embedding to updated weights", name, *_cells(heads)),
+            ("of ours: forward in all", name, "", milliseconds(loss.medians[0]), ""),
+            ("of ours: adaptor, ascent and projections", name, "", milliseconds(loss.medians[1]), ""),
+        ]
+    return rows
+
+
+def _cells(found: Pairs) -> tuple[str, str, str]:
+    swapped = Pairs(found.second, found.first)
+    return milliseconds(found.medians[0]), milliseconds(found.medians[1]), swapped.ratio_text()
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--pairs", type=int, default=3)
+    given_arguments = arguments.parse_args()
+    pairs = 1 if given_arguments.quick else given_arguments.pairs
+    torch.set_flush_denormal(True)
+    with setting() as given:
+        equal = [equality(given, mode) for mode in ("manifold", "hypersphere")]
+        whole = timings(given, pairs)
+        by_part = parts(given, pairs)
+    heads = ("part", "ours in", "plain, ms", "ours, ms", "speed-up")
+    sections = [
+        f"wide_resnet50_2 with random weights, {SIZE[0]}×{SIZE[1]} pixels, {BATCH} normal and {BATCH} forged images an "
+        f"iteration, {len(given.anomalous)} positions each, {torch.get_num_threads()} threads, {pairs} alternating "
+        "pairs. The plain iteration is always float32. The speed-up is the median of the paired ratios plain / ours.",
+        "## The same loss\n\nIn float32, features computed from the images by each side.\n\n"
+        + table(("hypothesis", "plain", "ours", "relative difference"), equal),
+        "## The whole iteration\n\nFrom images in memory (plain), or from the warm cache and forged images in memory "
+        "(ours), to updated weights. Forging itself runs in other processes and is measured in forging.md.\n\n"
+        + table(("hypothesis", *heads[1:]), whole),
+        f"## Where the time goes\n\n{table(heads, by_part)}",
+    ]
+    page("glass_step", "One training iteration of GLASS", sections, write=given_arguments.write)
+
+
+if __name__ == "__main__":
+    main()
