@@ -78,7 +78,7 @@ def setting() -> Iterator[Setting]:
 
 
 class OurIteration:
-    """Our iteration on a copy of the module, in float32 or under bfloat16 autocast as Lightning's bf16-mixed runs it."""
+    """Our iteration on a copy of the module, in float32 or under bfloat16 autocast, as Lightning's bf16-mixed runs."""
 
     def __init__(self, given: Setting, mode: Hypothesis, *, bfloat16: bool) -> None:
         self.given, self.bfloat16 = given, bfloat16

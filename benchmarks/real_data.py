@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cells import Cell, cell_result, linked_subset, serve_cell, settings_from
-from common import category_folder, page, parser, table
+from common import category_folder, data_root, page, parser, table
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
 PARTS = {"whole": "the whole test set", "B": "half B"}
@@ -46,6 +46,8 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
         data,
         out=run,
         quiet=True,
+        method=cell.get("method", "pbas"),
+        textures=_textures(cell.get("textures")),
         preset=cell["preset"],
         backbone=cell["backbone"],
         seed=cell["seed"],
@@ -77,6 +79,11 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
         "stated_false_reject_rate": spec.decision.stated_false_reject_rate,
         "losses": losses(run),
     }
+
+
+def _textures(name: str | None) -> str | None:
+    """The shared DTD textures by name; other sources as they are."""
+    return str(data_root() / "dtd") if name == "dtd" else name
 
 
 def losses(run: Path) -> list[float]:

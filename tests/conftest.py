@@ -26,6 +26,7 @@ hypothesis.settings.load_profile("flawsmith")
 TINY: dict[str, dict[str, Any]] = {
     "glass": {
         "image_size": [64, 96],
+        "precision": "32-true",
         "level_width": 32,
         "width": 32,
         "hidden": 16,

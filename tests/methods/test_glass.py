@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from flawsmith.methods.glass.config import PRESETS, GLASSConfig
-from flawsmith.methods.glass.hypothesis import decide, evidence, given
+from flawsmith.methods.glass.hypothesis import decide, evidence
 from flawsmith.methods.glass.module import GLASSModule
 from flawsmith.methods.glass.synthesis import pushed_out
 from flawsmith.methods.layers import hidden_ascent
@@ -202,7 +202,10 @@ def test_published_decision_counts_only_where_it_is_asked_for() -> None:
 
     assert decide(evidence(data, published=True)).hypothesis == "hypersphere"
     assert decide(evidence(data, published=False)).hypothesis == "manifold"
-    assert given("hypersphere").findings["decided"] == "given in the settings"
+    given = decide(evidence(data, published=True), "manifold")
+    assert given.hypothesis == "manifold"
+    assert given.findings["decided"] == "given in the settings"
+    assert given.findings["judge: hypothesis"] == "manifold"
 
 
 def test_model_file_and_report_say_what_was_decided(trained: Callable[[str], Any]) -> None:

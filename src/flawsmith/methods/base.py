@@ -43,9 +43,10 @@ class MethodConfig(BaseModel):
         (8, 16),
         description="Backbone levels by stride in pixels, finest first; 8 and 16 are layer2 and layer3 of a ResNet.",
     )
-    precision: Literal["32-true", "bf16-mixed"] = Field(
+    precision: Literal["auto", "32-true", "bf16-mixed"] = Field(
         "32-true",
-        description="Lightning's precision of the training steps; auto-selected bfloat16 is never used in inference.",
+        description="Lightning's precision of the training steps; auto takes bf16-mixed where the hardware computes in "
+        "bfloat16, and is recorded as what it took. Inspection has a precision of its own.",
     )
 
 

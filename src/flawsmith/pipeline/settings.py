@@ -94,9 +94,20 @@ def method_config(settings: TrainSettings) -> tuple[str, MethodConfig]:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise FlawsmithError(f"{method.name} has no setting called {name!r}: {hint}known are {', '.join(sorted(base))}")
     try:
-        return preset, method.Config(**{**base, **settings.set})
+        config = method.Config(**{**base, **settings.set})
     except ValidationError as error:
         raise _in_words(error, "--set ") from error
+    if config.precision == "auto":
+        config = config.model_copy(update={"precision": "bf16-mixed" if computes_in_bfloat16() else "32-true"})
+    return preset, config
+
+
+def computes_in_bfloat16() -> bool:
+    """Whether bfloat16 has instructions of its own here; elsewhere it is slower than float32."""
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported()
+    capabilities: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # from torch 2.10 on
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
 def _in_words(error: ValidationError, prefix: str) -> FlawsmithError:

@@ -32,7 +32,7 @@ from flawsmith.methods.base import (
 from flawsmith.methods.diagnostics import Diagnostic
 from flawsmith.methods.glass import diagnostics as shows
 from flawsmith.methods.glass.config import PRESETS, GLASSConfig
-from flawsmith.methods.glass.hypothesis import Decided, decide, evidence, given
+from flawsmith.methods.glass.hypothesis import decide, evidence
 from flawsmith.methods.glass.module import GLASSModule
 from flawsmith.methods.layers.centers import mean_embedding
 from flawsmith.methods.layers.forged_batches import ForgedBatches
@@ -59,23 +59,14 @@ class GLASS(Method):
         self.grid = backbone.grids(config.image_size)[0]
         self._findings: Mapping[str, str | float] = {}
         self._mean_image: NDArray[np.uint8] | None = None
-        if config.hypothesis == "manifold" or config.hypothesis == "hypersphere":
-            self._accept_hypothesis(given(config.hypothesis))
 
     def stages(self) -> list[Stage]:
-        stages: list[Stage] = [
+        published = self.config.hypothesis == "published"
+        return [
+            SinglePass("hypothesis", lambda data: evidence(data, published=published), self._accept_evidence),
             SinglePass("centre", self._compute_center, self._accept_center),
             LightningStage("discrimination", self.module, self._batches, self.config.epochs),
         ]
-        if self.config.hypothesis in ("auto", "published"):
-            published = self.config.hypothesis == "published"
-            judging = SinglePass(
-                "hypothesis",
-                lambda data: evidence(data, published=published),
-                self._accept_evidence,
-            )
-            stages.insert(0, judging)
-        return stages
 
     def network(self) -> Detector:
         return self.module.detector(self.backbone)
@@ -98,11 +89,10 @@ class GLASS(Method):
         return self._findings
 
     def _accept_evidence(self, found: dict[str, Tensor]) -> None:
+        chosen = self.config.hypothesis
+        given = chosen if chosen == "manifold" or chosen == "hypersphere" else None
         self._mean_image = found["mean_image"].numpy()
-        self._accept_hypothesis(decide(found))
-
-    def _accept_hypothesis(self, decided: Decided) -> None:
-        self.module.hypothesis, self._findings = decided
+        self.module.hypothesis, self._findings = decide(found, given)
 
     def _compute_center(self, data: TrainingData) -> dict[str, Tensor]:
         sampling = Sampling(self.config.batch_size)

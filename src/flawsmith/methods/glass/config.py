@@ -42,6 +42,7 @@ class GLASSConfig(PatchConfig):
     )
     hard_quantile: float = Field(0.5, ge=0, lt=1, description="Share of easy positions that the LAS loss leaves out.")
     focal_gamma: float = Field(2.0, ge=0, description="γ of the focal loss.")
+    gas_weight: float = Field(1.0, ge=0, description="Weight of the loss on global anomalies; 1 in Eq. 13.")
     recipe: str = Field("glass", description="Recipe of the forged flaws.")
     match_grey: bool = Field(
         False, description="Make textures grey where the image is: no camera that sees grey shows a coloured flaw."
@@ -64,13 +65,19 @@ FAST = GLASSConfig(
     image_size=(320, 320),
     policy="squash",
     strides=(16,),
-    level_width=384,
-    width=384,
+    precision="auto",
+    level_width=1008,  # nine neighbours of the 112 channels of the default backbone: nothing is pooled away
+    width=1008,
     hidden=256,
+    hypothesis="manifold",
+    steps=5,
+    step_size=0.004,
+    gas_weight=0.5,
     scale="logit",
     discriminator_lr=1e-3,
     epochs=30,
     steps_per_epoch=20,
+    patches_per_step=2000,
     foreground=Foreground(mode="auto"),
     match_grey=True,
 )

@@ -25,11 +25,6 @@ class Decided(NamedTuple):
     findings: Mapping[str, str | float]
 
 
-def given(hypothesis: Hypothesis) -> Decided:
-    """A decision that the settings make."""
-    return Decided(hypothesis, {"hypothesis": hypothesis, "decided": "given in the settings"})
-
-
 def evidence(data: TrainingData, *, published: bool) -> dict[str, Tensor]:
     """The mean training image as 8-bit RGB, and the authors' decision: 0 manifold, 1 hypersphere, −1 none.
 
@@ -46,10 +41,21 @@ def evidence(data: TrainingData, *, published: bool) -> dict[str, Tensor]:
     }
 
 
-def decide(found: Mapping[str, Tensor]) -> Decided:
-    """The published decision where there is one, else the judge's; the judge's figures come along either way."""
+def decide(found: Mapping[str, Tensor], given: Hypothesis | None = None) -> Decided:
+    """What the settings say, else the published decision where there is one, else what the judge says.
+
+    The judge's figures are recorded in any case, so that a setting can be held against them.
+
+    Args:
+        found: what :func:`evidence` gave.
+        given: a hypothesis that the settings name.
+    """
     judgement, published = judge(found["mean_image"].numpy()), int(found["published"])
-    hypothesis = judgement.hypothesis if published < 0 else HYPOTHESES[published]
-    why = "judged by the mean training image" if published < 0 else "published by the authors"
     figures = {f"judge: {name.replace('_', ' ')}": value for name, value in asdict(judgement).items() if value != ""}
+    if given is not None:
+        hypothesis, why = given, "given in the settings"
+    elif published >= 0:
+        hypothesis, why = HYPOTHESES[published], "published by the authors"
+    else:
+        hypothesis, why = judgement.hypothesis, "judged by the mean training image"
     return Decided(hypothesis, {"hypothesis": hypothesis, "decided": why, **figures})

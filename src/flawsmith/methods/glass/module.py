@@ -119,7 +119,8 @@ class GLASSModule(PatchLearner):
                 hard_quantile=config.hard_quantile,
                 gamma=config.focal_gamma,
             )
-        total = torch.stack(list(found.values())).sum()
+        weights = {"loss_gas": config.gas_weight}
+        total = torch.stack([weights.get(name, 1.0) * value for name, value in found.items()]).sum()
         moved = {} if branches.gas is None else {"moved": branches.gas.moved}
         return {"loss": total, **found, **moved, "radius": branches.radius}
 
