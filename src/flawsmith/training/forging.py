@@ -161,8 +161,9 @@ class WorkerForge:
         with _one_opencv_thread():
             forged = iter(self._loader)
         for images, masks, fell_back in forged:
-            levels = self._extractor(images)
-            yield ForgedImages([torch.from_numpy(level) for level in levels], masks, fell_back)
+            # One image at a time: compiled backbones on a CPU are faster so, and a feature has no neighbours.
+            levels = zip(*(self._extractor(images[[number]].numpy()) for number in range(len(images))), strict=True)
+            yield ForgedImages([torch.from_numpy(np.concatenate(level)) for level in levels], masks.numpy(), fell_back)
 
 
 @contextmanager
@@ -180,6 +181,7 @@ def _one_thread(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
-def _stack(samples: list[tuple[Tensor, Mask, bool]]) -> tuple[np.ndarray, np.ndarray, int]:
+def _stack(samples: list[tuple[Tensor, Mask, bool]]) -> tuple[Tensor, Tensor, int]:
+    """A batch as tensors, which workers hand over in shared memory; arrays would be copied through a pipe."""
     images, masks, fell_back = zip(*samples, strict=True)
-    return torch.stack(images).numpy(), np.stack(masks), sum(fell_back)
+    return torch.stack(images), torch.from_numpy(np.stack(masks)), sum(fell_back)

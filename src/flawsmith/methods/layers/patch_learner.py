@@ -14,7 +14,7 @@ from torch import Tensor
 
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
-from flawsmith.features.patch_embedding import PatchEmbedding
+from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, join_parts
 from flawsmith.methods.base import MethodConfig
 from flawsmith.methods.layers.heads import Discriminator, Projector
 from flawsmith.methods.layers.patch_batches import Sampling
@@ -96,10 +96,11 @@ class PatchLearner(pl.LightningModule):
 
     def project(self, levels: Sequence[Tensor], rows: Tensor | None = None) -> Rows:
         """Adapted features of all positions, or of some rows of the embedding; the embedding itself is fixed."""
+        grid = levels[0].shape[-2:]
         with torch.no_grad():
             parts = self.embedding.parts(levels)
-        features = self.projector.of_parts(parts, levels[0].shape[-2:])
-        return features if rows is None else features[rows]
+            drawn = None if rows is None else as_rows(join_parts(parts, grid))[rows]
+        return self.projector.of_parts(parts, grid) if drawn is None else self.projector(drawn)
 
     def detector(self, backbone: Backbone) -> PatchDetector:
         """The networks as they are now, behind the frozen backbone."""
