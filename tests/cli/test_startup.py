@@ -63,11 +63,11 @@ def test_evaluate_needs_no_torch(model, parts, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", ["evaluate", "train", "demo"])
+@pytest.mark.parametrize("command", ["evaluate", "train", "demo", "synthesize"])
 def test_command_beyond_the_core_says_what_to_install(command, model, parts, tmp_path):
-    arguments = {"evaluate": [model, parts], "train": [parts], "demo": []}[command]
+    given = {"evaluate": [model, parts], "train": [parts], "demo": [], "synthesize": [parts, "--out", "forged"]}
 
-    done = run(command, *arguments, without=_BEYOND_CORE, cwd=tmp_path)
+    done = run(command, *given[command], without=_BEYOND_CORE, cwd=tmp_path)
 
     tier = "eval" if command == "evaluate" else "train"
     assert done.returncode == 2

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,8 @@ import torch
 from flawsmith.data.layouts import load
 from flawsmith.features.cache import FeatureCache
 from flawsmith.methods.base import ForgedImages
+from flawsmith.methods.layers.forged_batches import ForgedBatches
+from flawsmith.methods.layers.patch_batches import PatchBatch
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
@@ -116,3 +118,51 @@ def test_missing_textures_and_masks_are_named_before_anything_is_forged(images: 
         forged(images(workers=0, textures=str(tmp_path / "nowhere")))
     with pytest.raises(FlawsmithError, match="no foreground mask"):
         forged(images(workers=0), mode="files")
+
+
+class Normal:
+    """Normal batches of two images each, three an epoch."""
+
+    def __len__(self) -> int:
+        return 3
+
+    def images(self, epoch: int) -> Iterator[np.ndarray]:
+        return (np.array([(epoch + step) % 4, step]) for step in range(3))
+
+    def epoch(self, epoch: int) -> Iterator[PatchBatch]:
+        return (PatchBatch([torch.zeros(2, 3, 48, 64)], None, (epoch, step)) for step in range(3))
+
+
+def batches_of(data: GoodImages, refresh: int) -> ForgedBatches:
+    source = data.forged(find_recipe("glass"), Foreground(), (6, 8), match_grey=True)
+    return ForgedBatches(Normal(), source, (6, 8), refresh=refresh)
+
+
+def sums(batches: ForgedBatches, epoch: int) -> list[float]:
+    return [float(batch.forged[0].double().sum()) for batch in batches.epoch(epoch)]
+
+
+def test_a_pool_serves_its_epochs_in_other_orders_and_is_then_forged_anew(images: Make) -> None:
+    batches = batches_of(images(workers=0), refresh=3)
+
+    epochs = [sums(batches, epoch) for epoch in range(4)]
+
+    assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
+    assert len({tuple(epoch) for epoch in epochs}) > 2
+    assert not set(epochs[0]) & set(epochs[3])
+
+
+def test_a_run_resumed_within_a_pool_sees_what_it_would_have_seen(images: Make) -> None:
+    data = images(workers=0)
+    uninterrupted, resumed = (batches_of(data, refresh=3) for _ in range(2))
+    sums(uninterrupted, 0)
+
+    assert sums(resumed, 2) == sums(uninterrupted, 2)
+
+
+def test_flaws_are_cells_where_any_of_their_pixels_is(images: Make) -> None:
+    batches = batches_of(images(workers=0), refresh=1)
+
+    for batch in batches.epoch(0):
+        assert batch.cells.shape == (2 * 6 * 8,)
+        assert 0 < int(batch.cells.sum()) < len(batch.cells)

@@ -75,7 +75,7 @@ class GLASS(Method):
         module, config = self.module, self.config
         shown = shows.charts(projects=config.gas == "projected", spherical=module.hypothesis == "hypersphere")
         batches = self._batches(data)
-        batch = next(iter(batches.epoch(config.epochs)))
+        batch = next(iter(batches.epoch(config.epochs * config.refresh)))  # the start of a pool
         with torch.no_grad():  # on a copy: an ascent leaves its traces in the running statistics
             found = copy.deepcopy(module).train().branches(batch)
         gas = None if found.gas is None else found.gas.features
@@ -109,4 +109,4 @@ class GLASS(Method):
             return ForgedBatches(normal, None, self.grid)
         recipe = find_recipe(config.recipe)
         forged = data.forged(recipe, config.foreground, self.grid, match_grey=config.match_grey)
-        return ForgedBatches(normal, forged, self.grid)
+        return ForgedBatches(normal, forged, self.grid, refresh=config.refresh, seed=self.seed)

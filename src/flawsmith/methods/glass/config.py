@@ -44,6 +44,11 @@ class GLASSConfig(PatchConfig):
     focal_gamma: float = Field(2.0, ge=0, description="γ of the focal loss.")
     gas_weight: float = Field(1.0, ge=0, description="Weight of the loss on global anomalies; 1 in Eq. 13.")
     recipe: str = Field("glass", description="Recipe of the forged flaws.")
+    refresh: int = Field(
+        1,
+        ge=1,
+        description="Epochs that a set of forged flaws serves; 1 forges every batch afresh, more need steps_per_epoch.",
+    )
     match_grey: bool = Field(
         False, description="Make textures grey where the image is: no camera that sees grey shows a coloured flaw."
     )
@@ -56,6 +61,8 @@ class GLASSConfig(PatchConfig):
     def _consistent(self) -> GLASSConfig:
         if not self.las and self.gas == "none":
             raise ValueError("without local and without global anomalies there is nothing to learn from")
+        if self.refresh > 1 and self.steps_per_epoch is None:
+            raise ValueError("refresh above 1 needs steps_per_epoch: all forged batches must be of one size")
         if self.outer_radius < self.inner_radius:
             raise ValueError("outer_radius must be at least inner_radius")
         return self
@@ -75,9 +82,10 @@ FAST = GLASSConfig(
     gas_weight=0.5,
     scale="logit",
     discriminator_lr=1e-3,
-    epochs=30,
+    epochs=28,
     steps_per_epoch=20,
     patches_per_step=2000,
+    refresh=4,
     foreground=Foreground(mode="auto"),
     match_grey=True,
 )

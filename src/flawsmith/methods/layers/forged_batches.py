@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from flawsmith.methods.base import ForgedSource
+from flawsmith.data.seeding import generator
+from flawsmith.methods.base import ForgedImages, ForgedSource
 from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches
 from flawsmith.synthesis.recipes import max_pool_cells
 
@@ -39,16 +40,28 @@ class PairedBatch:
 
 
 class ForgedBatches:
-    """The batches of a stage that learns from normal images and from flaws forged on the same images.
+    """The batches of a stage that learns from normal images and from flaws forged on training images.
 
     Args:
         normal: draws the normal batches.
         forged: forges on images by row; None leaves the forged half out.
         grid: (h, w) of the positions to which masks are reduced: a cell is a flaw if any of its pixels is (GLASS).
+        refresh: epochs that a set of forged batches serves. With 1 every batch is forged afresh on the images of its
+            normal half; with more, the set's batches come in another order each epoch.
+        seed: of that order.
     """
 
-    def __init__(self, normal: PatchBatches, forged: ForgedSource | None, grid: tuple[int, int]) -> None:
-        self._normal, self.forged, self._grid = normal, forged, grid
+    def __init__(
+        self,
+        normal: PatchBatches,
+        forged: ForgedSource | None,
+        grid: tuple[int, int],
+        *,
+        refresh: int = 1,
+        seed: int = 0,
+    ) -> None:
+        self._normal, self.forged, self._grid, self._refresh, self._seed = normal, forged, grid, refresh, seed
+        self._held: tuple[int, list[ForgedImages]] = (-1, [])
 
     def __len__(self) -> int:
         return len(self._normal)
@@ -57,9 +70,26 @@ class ForgedBatches:
         if self.forged is None:
             yield from (PairedBatch(normal, None, None) for normal in self._normal.epoch(epoch))
             return
-        plan = list(self._normal.images(epoch))
-        for normal, forged in zip(self._normal.epoch(epoch), self.forged.batches(plan, epoch), strict=True):
+        for normal, forged in zip(self._normal.epoch(epoch), self._forged_half(self.forged, epoch), strict=True):
             cells = np.stack([max_pool_cells(mask, self._grid) for mask in forged.masks])
             flat = torch.from_numpy(cells.reshape(-1))
-            cells_drawn = flat if normal.rows is None else flat[normal.rows]
-            yield PairedBatch(normal, forged.levels, cells_drawn, forged.fell_back / len(forged.masks))
+            drawn = flat if normal.rows is None else flat[normal.rows]
+            yield PairedBatch(normal, forged.levels, drawn, forged.fell_back / len(forged.masks))
+
+    def _forged_half(self, source: ForgedSource, epoch: int) -> Iterator[ForgedImages]:
+        """The forged batches of an epoch: fresh ones, or those that its first epoch has left."""
+        first = epoch - epoch % self._refresh
+        fresh = source.batches(list(self._normal.images(first)), first)
+        if self._refresh == 1:
+            yield from fresh
+        elif epoch == first:
+            held: list[ForgedImages] = []
+            for forged in fresh:
+                held.append(forged)
+                yield forged
+            self._held = first, held
+        else:
+            if self._held[0] != first:  # a run that was resumed between two refreshes
+                self._held = first, list(fresh)
+            for number in generator(self._seed, "forged order", epoch).permutation(len(self._held[1])):
+                yield self._held[1][number]
