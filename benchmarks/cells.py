@@ -44,14 +44,17 @@ class Measured:
 
 
 def anonymous_bytes(pid: int) -> int:
-    """Anonymous memory of a process and its children, from ``/proc/<pid>/smaps_rollup``."""
+    """Anonymous memory of a process and its children, from ``/proc/<pid>/smaps_rollup``.
+
+    Pages that forked workers share with their parent are counted once (proportional set size).
+    """
     total = 0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         for one in [process, *process.children(recursive=True)]:
             with contextlib.suppress(OSError):
                 for line in Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines():
-                    if line.startswith("Anonymous:"):
+                    if line.startswith("Pss_Anon:"):
                         total += 1024 * int(line.split()[1])
     return total
 
