@@ -12,6 +12,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -178,7 +179,9 @@ def _one_opencv_thread() -> Iterator[None]:
 
 
 def _one_thread(worker: int) -> None:
+    """A worker forges one image at a time; threads of its libraries would only take turns with those of training."""
     cv2.setNumThreads(0)
+    threadpool_limits(1)
 
 
 def _stack(samples: list[tuple[Tensor, Mask, bool]]) -> tuple[Tensor, Tensor, int]:
