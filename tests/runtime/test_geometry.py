@@ -242,3 +242,14 @@ def test_survives_json() -> None:
     geometry = Geometry(policy="crop", size=(24, 32), resize=40, value_range=(0, 1023))
 
     assert Geometry.model_validate_json(geometry.model_dump_json()) == geometry
+
+
+def test_crop_of_a_long_web_resizes_only_what_the_network_sees():
+    web = np.random.default_rng(0).integers(0, 256, (8, 60_000, 3), dtype=np.uint8)
+    geometry = Geometry(policy="crop", size=(288, 288), mean=(0, 0, 0), std=(1, 1, 1))
+
+    applied = geometry.apply(web)  # whole, it would be 288 × 2,160,000 pixels
+
+    middle = web[:, 29_990:30_010]
+    expected = np.asarray(Image.fromarray(middle).resize((720, 288), Image.Resampling.BILINEAR))[:, 216:504]
+    assert np.abs(applied - expected.transpose(2, 0, 1) / 255).max() < 2.5 / 255

@@ -110,7 +110,9 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
     ]
     parity = [(f"Exported against trained, {name}", f"{value:.3g}") for name, value in spec.parity.items()]
     used = [(name, number) for name, number in versions().items()]
-    findings = [(name, str(value)) for name, value in spec.training.findings.items()]
+    findings = [
+        (name, value if isinstance(value, str) else f"{value:.4g}") for name, value in spec.training.findings.items()
+    ]
     return [
         FactGroup("Model", model),
         *([FactGroup("Found out about the data", findings)] if findings else []),

@@ -20,6 +20,11 @@ _FILTERS = {
 }
 
 
+WHOLE_PIXELS = 2**24
+"""Largest image that a crop resizes as a whole; of a longer one, such as a web, only what the network sees is resized,
+which may differ by a grey level."""
+
+
 class _Axis(NamedTuple):
     """One axis of the way into the network: the image is resized, then a window of it is the network's input.
 
@@ -129,7 +134,7 @@ class Geometry(BaseModel):
         whole = (rows.length, columns.length) == self.size
         result = np.empty((3, *self.size), np.float32) if whole else np.zeros((3, *self.size), np.float32)
         if image.dtype == np.uint8:
-            if self.policy == "crop":
+            if self.policy == "crop" and columns.resized * rows.resized <= WHOLE_PIXELS:
                 # Cutting after the resize, as torchvision does: a box at a fraction of a pixel rounds differently.
                 whole_size = (columns.resized, rows.resized)
                 resized = np.asarray(Image.fromarray(image).resize(whole_size, _FILTERS[self.interpolation]))
