@@ -184,9 +184,15 @@ def tracked(*patterns: str) -> list[Path]:
     """Files that git knows of, new ones included."""
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z", *patterns]
     result = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=False)
-    if result.returncode:
-        pytest.skip("not a git checkout")
+    if result.returncode:  # an unpacked archive: every file but those of environments and caches
+        found = (path for pattern in patterns or ("*",) for path in PROJECT.rglob(pattern.rpartition("/")[2]))
+        return [path for path in found if path.is_file() and not _is_made(path.relative_to(PROJECT))]
     return [PROJECT / name for name in result.stdout.split("\0") if name and (PROJECT / name).is_file()]
+
+
+def _is_made(path: Path) -> bool:
+    """Whether a file lies in a folder that tools make: hidden, or one of their caches."""
+    return any(part.startswith(".") or part in ("__pycache__", "build", "dist") for part in path.parts[:-1])
 
 
 def texts(files: Sequence[Path]) -> dict[Path, str]:
