@@ -15,7 +15,6 @@ from flawsmith.synthesis.foreground import Foreground
 class GLASSConfig(PatchConfig):
     """Every number of GLASS; defaults are those of the authors' released code (preset ``official``)."""
 
-    discriminator_optimiser: Literal["adamw", "adam"] = Field("adamw", description="adam in the paper.")
     hypothesis: Literal["auto", "manifold", "hypersphere", "published"] = Field(
         "auto",
         description="Where normal features are assumed to lie; auto judges the mean training image, published takes "

@@ -61,10 +61,7 @@ class GLASSModule(PatchLearner):
     @torch.no_grad()
     def centers(self) -> Float[Tensor, "position width"]:
         """The centres as the adaptor is now: one a position, or the same for all."""
-        features = self.mean_embedding
-        for layer in self.projector:
-            features = layer(features)
-        features = features.float()
+        features = self.projector(self.mean_embedding).float()
         return features if self.config.center == "position" else features.mean(0, keepdim=True).expand_as(features)
 
     def on_train_epoch_start(self) -> None:

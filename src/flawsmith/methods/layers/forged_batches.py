@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from flawsmith.data.seeding import generator
-from flawsmith.methods.base import ForgedImages, ForgedSource
+from flawsmith.methods.base import ForgedSource
 from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches
 from flawsmith.synthesis.recipes import max_pool_cells
 
@@ -39,6 +40,14 @@ class PairedBatch:
         return PairedBatch(self.normal.to(device), forged, cells, self.fell_back)
 
 
+class _Forged(NamedTuple):
+    """A forged batch with its masks reduced to cells, which is all that a pool has to keep of them."""
+
+    levels: list[Tensor]
+    cells: Bool[Tensor, " position"]
+    fell_back: float
+
+
 class ForgedBatches:
     """The batches of a stage that learns from normal images and from flaws forged on training images.
 
@@ -61,7 +70,7 @@ class ForgedBatches:
         seed: int = 0,
     ) -> None:
         self._normal, self.forged, self._grid, self._refresh, self._seed = normal, forged, grid, refresh, seed
-        self._held: tuple[int, list[ForgedImages]] = (-1, [])
+        self._held: tuple[int, list[_Forged]] = (-1, [])
 
     def __len__(self) -> int:
         return len(self._normal)
@@ -71,25 +80,27 @@ class ForgedBatches:
             yield from (PairedBatch(normal, None, None) for normal in self._normal.epoch(epoch))
             return
         for normal, forged in zip(self._normal.epoch(epoch), self._forged_half(self.forged, epoch), strict=True):
-            cells = np.stack([max_pool_cells(mask, self._grid) for mask in forged.masks])
-            flat = torch.from_numpy(cells.reshape(-1))
-            drawn = flat if normal.rows is None else flat[normal.rows]
-            yield PairedBatch(normal, forged.levels, drawn, forged.fell_back / len(forged.masks))
+            cells = forged.cells if normal.rows is None else forged.cells[normal.rows]
+            yield PairedBatch(normal, forged.levels, cells, forged.fell_back)
 
-    def _forged_half(self, source: ForgedSource, epoch: int) -> Iterator[ForgedImages]:
+    def _forged_half(self, source: ForgedSource, epoch: int) -> Iterator[_Forged]:
         """The forged batches of an epoch: fresh ones, or those that its first epoch has left."""
         first = epoch - epoch % self._refresh
-        fresh = source.batches(list(self._normal.images(first)), first)
         if self._refresh == 1:
-            yield from fresh
+            yield from self._fresh(source, first)
         elif epoch == first:
-            held: list[ForgedImages] = []
-            for forged in fresh:
+            held: list[_Forged] = []
+            for forged in self._fresh(source, first):
                 held.append(forged)
                 yield forged
             self._held = first, held
         else:
             if self._held[0] != first:  # a run that was resumed between two refreshes
-                self._held = first, list(fresh)
+                self._held = first, list(self._fresh(source, first))
             for number in generator(self._seed, "forged order", epoch).permutation(len(self._held[1])):
                 yield self._held[1][number]
+
+    def _fresh(self, source: ForgedSource, epoch: int) -> Iterator[_Forged]:
+        for forged in source.batches(list(self._normal.images(epoch)), epoch):
+            cells = np.stack([max_pool_cells(mask, self._grid) for mask in forged.masks])
+            yield _Forged(forged.levels, torch.from_numpy(cells.reshape(-1)), forged.fell_back / len(forged.masks))
