@@ -22,30 +22,19 @@ LEFT_OUT = pytest.StashKey[int]()
 hypothesis.settings.register_profile("flawsmith", deadline=None)  # machines differ in speed, results do not
 hypothesis.settings.load_profile("flawsmith")
 
-# Settings that train a method in a second or two; every registered method needs its line.
-TINY: dict[str, dict[str, Any]] = {
-    "glass": {
-        "image_size": [64, 96],
-        "precision": "32-true",
-        "level_width": 32,
-        "width": 32,
-        "hidden": 16,
-        "epochs": 2,
-        "steps_per_epoch": 4,
-        "patches_per_step": 64,
-        "batch_size": 4,
-    },
-    "pbas": {
-        "image_size": [64, 96],
-        "level_width": 32,
-        "width": 32,
-        "hidden": 16,
-        "epochs": 2,
-        "steps_per_epoch": 4,
-        "patches_per_step": 64,
-        "batch_size": 4,
-    },
+_TINY_PATCHES = {
+    "image_size": [64, 96],
+    "precision": "32-true",
+    "level_width": 32,
+    "width": 32,
+    "hidden": 16,
+    "epochs": 2,
+    "steps_per_epoch": 4,
+    "patches_per_step": 64,
+    "batch_size": 4,
 }
+# Settings that train a method in a second or two; every registered method needs its line.
+TINY: dict[str, dict[str, Any]] = {"glass": _TINY_PATCHES, "pbas": _TINY_PATCHES}
 
 
 def real_data_folder() -> Path:

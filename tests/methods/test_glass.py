@@ -24,6 +24,7 @@ from flawsmith.methods.layers.hidden_ascent import HiddenAscent, NormalHalf
 from flawsmith.methods.layers.losses import hardest
 from flawsmith.methods.layers.patch_batches import PatchBatch
 from flawsmith.methods.layers.projection import Shell, radius_of, truncate
+from flawsmith.runtime.errors import FlawsmithError
 
 TINY = {"patch_size": 1, "level_width": 12, "width": 12, "hidden": 8, "hypothesis": "manifold"}
 
@@ -218,3 +219,20 @@ def test_model_file_and_report_say_what_was_decided(trained: Callable[[str], Any
     assert isinstance(findings["judge: radius"], float)
     for shown in ("What the judge sees", "Radius of the normal features", "Features after training", "Forged flaws"):
         assert shown in page
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"textures": "nowhere"}, "nowhere"),
+        ({"foregrounds": "nowhere"}, "nowhere"),
+        ({"set": {"recipe": "glas"}}, "known recipes are glass"),
+    ],
+)
+def test_sources_that_are_not_there_leave_no_run_behind(
+    settings: dict[str, Any], said: str, parts: Path, tmp_path: Path, train_tiny: Callable[..., Any]
+) -> None:
+    with pytest.raises(FlawsmithError, match=said):
+        train_tiny("glass", parts, tmp_path / "run", **settings)
+
+    assert not (tmp_path / "run").exists()

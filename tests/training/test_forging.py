@@ -166,3 +166,14 @@ def test_flaws_are_cells_where_any_of_their_pixels_is(images: Make) -> None:
     for batch in batches.epoch(0):
         assert batch.cells.shape == (2 * 6 * 8,)
         assert 0 < int(batch.cells.sum()) < len(batch.cells)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_missing_mask_is_one_line_from_a_worker_too(images: Make, tmp_path: Path, workers: int) -> None:
+    masks = tmp_path / "masks"
+    masks.mkdir()
+
+    with pytest.raises(FlawsmithError, match="no foreground mask") as raised:
+        forged(images(workers=workers, foregrounds=masks), mode="files")
+
+    assert "\n" not in str(raised.value)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,7 +16,6 @@ from flawsmith.runtime.errors import FlawsmithError
 if TYPE_CHECKING:
     from flawsmith.pipeline.synthesize import PreviewFiles
     from flawsmith.pipeline.weak_flaws import WeakFlawSets
-    from flawsmith.pipeline.workshop import Ingredients
 
 _SAMPLES = 16
 
@@ -91,49 +89,25 @@ def synthesize(
             if given:
                 side = "with" if test_set else "without"
                 raise FlawsmithError(f"{option} has no meaning {side} --test-set: drop one of them")
+        from flawsmith.pipeline.synthesize import synthesize as preview
+        from flawsmith.pipeline.weak_flaws import weak_flaw_sets
         from flawsmith.pipeline.workshop import Ingredients
 
         ingredients = Ingredients(recipe, textures, foreground, seed, bits)
-        show = shows_progress(quiet=quiet or json_)
-        told = (lambda _: None) if quiet else say
-        options: dict[str, Any] = {"layout": layout}
+        number = _SAMPLES if n is None and not test_set else n
+        with progress("forging", number, show=shows_progress(quiet=quiet or json_)) as done:
+            options: dict[str, Any] = {"layout": layout, "n": number, "done": done}
+            options["told"] = (lambda _: None) if quiet else say
+            if test_set:
+                options |= {"per_image": 1 if per_image is None else per_image}
+                options |= {} if weakness is None else {"weakness": weakness}
+                sets = weak_flaw_sets(data, out, ingredients, **options)
+            else:
+                made = preview(data, out, ingredients, size=size, pictures=pictures, **options)
         if test_set:
-            options |= {"n": n, "per_image": 1 if per_image is None else per_image}
-            options |= {} if weakness is None else {"weakness": weakness}
-            _report_sets(_sets(data, out, ingredients, options, show=show, told=told), json_=json_)
+            _report_sets(sets, json_=json_)
         else:
-            options |= {"n": _SAMPLES if n is None else n, "size": size, "pictures": pictures}
-            _report_preview(_preview(data, out, ingredients, options, show=show, told=told), json_=json_)
-
-
-def _preview(
-    data: Path,
-    out: Path,
-    ingredients: Ingredients,
-    options: dict[str, Any],
-    *,
-    show: bool,
-    told: Callable[[str], object],
-) -> PreviewFiles:
-    from flawsmith.pipeline import synthesize as pipeline
-
-    with progress("forging", options["n"], show=show) as done:
-        return pipeline.synthesize(data, out, ingredients, told=told, done=done, **options)
-
-
-def _sets(
-    data: Path,
-    out: Path,
-    ingredients: Ingredients,
-    options: dict[str, Any],
-    *,
-    show: bool,
-    told: Callable[[str], object],
-) -> WeakFlawSets:
-    from flawsmith.pipeline.weak_flaws import weak_flaw_sets
-
-    with progress("forging", options["n"], show=show) as done:
-        return weak_flaw_sets(data, out, ingredients, told=told, done=done, **options)
+            _report_preview(made, json_=json_)
 
 
 def _report_preview(made: PreviewFiles, *, json_: bool) -> None:

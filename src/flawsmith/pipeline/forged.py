@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from flawsmith.data.samples import Sample
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.image import decode
+from flawsmith.runtime.image import as_8_bit, decode
+from flawsmith.synthesis.held_out import held_out_flaws
 
 
 def forged_images(samples: Sequence[Sample], geometry: Geometry, seed: int) -> Iterator[NDArray[np.uint8]]:
@@ -23,17 +24,5 @@ def forged_images(samples: Sequence[Sample], geometry: Geometry, seed: int) -> I
     Returns:
         (height, width, 3) uint8 each, in the size of the file.
     """
-    # Evaluation imports this module for `to_8_bit` and works where the packages that forging needs are missing.
-    from flawsmith.synthesis.held_out import held_out_flaws
-
-    good = (to_8_bit(decode(sample.image), geometry) for sample in samples)
+    good = (as_8_bit(decode(sample.image), geometry.value_range) for sample in samples)
     return (flaw.image for flaw in held_out_flaws(good, seed))
-
-
-def to_8_bit(image: NDArray[np.uint8] | NDArray[np.uint16], geometry: Geometry) -> NDArray[np.uint8]:
-    """An image of a deeper source in 8 bits, by the range that the geometry declares."""
-    if image.dtype == np.uint8:
-        return image.astype(np.uint8, copy=False)
-    low, high = geometry.value_range or (0.0, 65535.0)
-    scaled = (image.astype(np.float32) - low) * (255.0 / (high - low))
-    return np.clip(np.round(scaled), 0, 255).astype(np.uint8)

@@ -78,11 +78,6 @@ def link_or_copy(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
-def as_8_bit(image: NDArray[np.float32]) -> Rgb:
-    """Values in [0, 1] as uint8, rounded."""
-    return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8)
-
-
 def mask_picture(mask: NDArray[np.bool_]) -> Rgb:
     """(height, width), 255 inside."""
     return mask.astype(np.uint8) * np.uint8(255)

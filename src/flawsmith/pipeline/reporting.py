@@ -12,13 +12,12 @@ from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HoldOut
 from flawsmith.evaluation.evidence import Evidence
 from flawsmith.evaluation.results import Evaluation
-from flawsmith.pipeline.forged import to_8_bit
 from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.truth import read_mask
 from flawsmith.report.data import Curves, Diagnostic, Example, ExampleKind, FactGroup, ReportData, ScoreGroup
 from flawsmith.report.html import write_report
 from flawsmith.runtime.bundle import Bundle, BundleSpec
-from flawsmith.runtime.image import decode
+from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
 
 EXAMPLES = 8
@@ -149,7 +148,7 @@ def _examples(inspector: Inspector, samples: Sequence[Sample], evidence: Evidenc
 def _example(inspector: Inspector, sample: Sample, kind: ExampleKind) -> Example:
     image = decode(sample.image)
     result = inspector.inspect(image)
-    shown = to_8_bit(image, inspector.spec.geometry)
+    shown = as_8_bit(image, inspector.spec.geometry.value_range)
     return Example(
         kind=kind,
         image=shown,

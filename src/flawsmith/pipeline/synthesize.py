@@ -10,13 +10,13 @@ import numpy as np
 
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import generator
-from flawsmith.pipeline.picture_files import Rgb, as_8_bit, mask_picture, new_folder, thumbnail, write_png
+from flawsmith.pipeline.picture_files import Rgb, mask_picture, new_folder, thumbnail, write_png
 from flawsmith.pipeline.workshop import Ingredients, Workshop, open_workshop
 from flawsmith.report.contact_sheet import SheetRow, contact_sheet
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
 from flawsmith.synthesis.foreground import preview
-from flawsmith.synthesis.forge import Forged
+from flawsmith.synthesis.forge import Forged, to_8_bit
 from flawsmith.synthesis.overlay import Image
 
 SHEET, PICTURES = "sheet.png", "pictures"
@@ -92,11 +92,11 @@ def synthesize(
 
 
 def _shown(workshop: Workshop, sample: Sample, image: Image, forged: Forged) -> list[Rgb]:
-    shown = [as_8_bit(image)]
+    shown = [to_8_bit(image)]
     if (find := workshop.forger.foreground_provider) is not None:
         shown.append(preview(image, find(image, sample.image, workshop.forger.geometry)))
     texture = np.full_like(image, 1.0) if forged.texture is None else forged.texture
-    return [*shown, mask_picture(forged.mask), as_8_bit(texture), as_8_bit(forged.image)]
+    return [*shown, mask_picture(forged.mask), to_8_bit(texture), to_8_bit(forged.image)]
 
 
 def _caption(sample: Sample, forged: Forged) -> str:

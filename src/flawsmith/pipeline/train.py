@@ -35,6 +35,8 @@ from flawsmith.runtime.decision import Decision, calibrate
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
+from flawsmith.synthesis.foreground import Foreground, provider
+from flawsmith.synthesis.textures import texture_source
 from flawsmith.training.data import ForgingOptions, GoodImages
 from flawsmith.training.engine import LoopOptions
 from flawsmith.training.run import MODEL, REPORT, RunFolder
@@ -93,6 +95,7 @@ def train(
     preset, config = method_config(checked)
     dataset = load(data, checked.layout)
     split = calibration_split(dataset, checked.seed)
+    _check_sources(checked)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
     options = LoopOptions(
         precision=config.precision, accelerator=accelerator, devices=devices, strategy=strategy, quiet=quiet
@@ -110,6 +113,18 @@ def train(
         resume=resume,
     )
     return _Training(dataset, split, fingerprint, checked, preset, config, run, workers).finish()
+
+
+def _check_sources(settings: TrainSettings) -> None:
+    """Textures and masks that are not there are found before the run folder is claimed.
+
+    Raises:
+        FlawsmithError: naming the folder.
+    """
+    if settings.textures not in (None, "self"):
+        texture_source(settings.textures)
+    if settings.foregrounds is not None:
+        provider(Foreground(mode="files"), Path(settings.foregrounds))
 
 
 class _Training:

@@ -25,6 +25,7 @@ from flawsmith.pipeline.workshop import Ingredients, Workshop, open_workshop
 from flawsmith.report.contact_sheet import SheetRow, contact_sheet
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import ImageArray, decode
+from flawsmith.synthesis.forge import to_8_bit
 from flawsmith.synthesis.overlay import FixedWeight, Image, Mask, blend
 
 MANIFEST = "manifest.json"
@@ -211,14 +212,14 @@ class _Writer:
         flaws = [self._flaw(index, number, image, sample) for number in range(self.per_image)]
         mask = np.logical_or.reduce([flaw.mask for flaw in flaws])
         name = f"{index:03d}"
-        shown = [files.as_8_bit(image), files.mask_picture(mask)]
+        shown = [to_8_bit(image), files.mask_picture(mask)]
         for weight, root in self.roots.items():
             forged = image
             for flaw in flaws:
                 forged = blend(forged, flaw.texture, flaw.mask, weight)
             files.write_png(root / "test" / "forged" / f"{name}.png", self._in_depth_of(original, forged, mask))
             files.write_png(root / "ground_truth" / "forged" / f"{name}_mask.png", files.mask_picture(mask))
-            shown.append(files.as_8_bit(forged))
+            shown.append(to_8_bit(forged))
         if index < _SHEET_ROWS:
             self.rows.append(SheetRow([files.thumbnail(picture) for picture in shown], sample.image.name))
         self.forged.append(

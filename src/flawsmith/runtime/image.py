@@ -25,6 +25,7 @@ __all__ = [
     "MAX_PIXELS",
     "Geometry",
     "ImageArray",
+    "as_8_bit",
     "decode",
     "find_images",
     "iter_images",
@@ -126,6 +127,20 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
         mend = "drop the alpha channel with image[:, :, :3]" if image.shape[-1] == 4 else "give (height, width, 3)"
         raise FlawsmithError(f"image array: shape is {image.shape}, needed is (height, width, 3); {mend}")
     return np.ascontiguousarray(image[:, :, ::-1] if bgr else image)
+
+
+def as_8_bit(image: ImageArray, value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
+    """An image in 8 bits; one that has them already is returned as it is.
+
+    Args:
+        image: (height, width, 3).
+        value_range: values of a deeper source that become 0 and 255; None: 0 and 65535.
+    """
+    if image.dtype == np.uint8:
+        return image.astype(np.uint8, copy=False)
+    low, high = value_range or (0.0, 65535.0)
+    scaled = (image.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
+    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
 def _decode(stream: BinaryIO, name: str, max_pixels: int) -> ImageArray:

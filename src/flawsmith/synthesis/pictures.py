@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import ImageArray, decode
+from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.synthesis.operations import Texture
 
 Fit = Literal["crop", "squash"]
@@ -106,7 +106,7 @@ class Pictures:
                 self._recent.move_to_end(key)
                 return self._recent[key]
         try:
-            texture = fitted(_to_8_bit(decode(self.files[number]), self.value_range), size, fit)
+            texture = fitted(as_8_bit(decode(self.files[number]), self.value_range), size, fit)
         except FlawsmithError as error:
             with self._lock:
                 if number not in self._damaged:
@@ -126,11 +126,3 @@ class Pictures:
         self._held += texture.nbytes
         while self._held > self.cache_bytes:
             self._held -= self._recent.popitem(last=False)[1].nbytes
-
-
-def _to_8_bit(image: ImageArray, value_range: tuple[float, float] | None) -> Texture:
-    if image.dtype == np.uint8:
-        return image.astype(np.uint8, copy=False)
-    low, high = value_range or (0.0, 65535.0)
-    scaled = (image.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
-    return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)

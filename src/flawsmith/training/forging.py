@@ -20,8 +20,9 @@ from flawsmith.data.seeding import generator
 from flawsmith.features.cache import FeatureTable
 from flawsmith.features.extract import Extractor
 from flawsmith.methods.base import ForgedImages
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.synthesis.forge import Forged, Forger
+from flawsmith.synthesis.forge import Forged, Forger, to_8_bit
 from flawsmith.synthesis.overlay import Image, Mask
 
 PREFETCHED = 2
@@ -75,15 +76,23 @@ class PreparedImages:
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
 
 
-class _Forged(Dataset[tuple[Tensor, Mask, bool]]):
+Sample = tuple[Tensor, Mask, bool]
+"""Normalised image, mask, and whether the mask is a fall-back."""
+
+
+class _Forged(Dataset[Sample | FlawsmithError]):
     """Forged images by place; what is drawn depends on the seed and the place alone, not on the worker."""
 
     def __init__(self, images: PreparedImages, forger: Forger, seed: int) -> None:
         self._images, self._forger, self._seed = images, forger, seed
         self._foregrounds: OrderedDict[int, np.ndarray] = OrderedDict()
 
-    def __getitem__(self, place: Place) -> tuple[Tensor, Mask, bool]:
-        forged = self._forge(place, self._images[place.row])
+    def __getitem__(self, place: Place) -> Sample | FlawsmithError:
+        """A user's mistake is handed over instead of raised: the loader would wrap it in a worker's traceback."""
+        try:
+            forged = self._forge(place, self._images[place.row])
+        except FlawsmithError as error:
+            return error
         return self._images.normalised(forged.image), forged.mask, forged.fell_back is not None
 
     def _forge(self, place: Place, image: Image) -> Forged:
@@ -104,8 +113,7 @@ class _Forged(Dataset[tuple[Tensor, Mask, bool]]):
         """Good image, mask and forged image as uint8 pictures."""
         image = self._images[place.row]
         forged = self._forge(place, image)
-        pictures = [np.rint(values * 255).astype(np.uint8) for values in (image, forged.mask, forged.image)]
-        return pictures[0], pictures[1], pictures[2]
+        return to_8_bit(image), forged.mask.astype(np.uint8) * np.uint8(255), to_8_bit(forged.image)
 
 
 class _Plan(Sampler[list[Place]]):
@@ -161,7 +169,10 @@ class WorkerForge:
         ]
         with _one_opencv_thread():
             forged = iter(self._loader)
-        for images, masks, fell_back in forged:
+        for batch in forged:
+            if isinstance(batch, FlawsmithError):
+                raise batch
+            images, masks, fell_back = batch
             # One image at a time: compiled backbones on a CPU are faster so, and a feature has no neighbours.
             levels = zip(*(self._extractor(images[[number]].numpy()) for number in range(len(images))), strict=True)
             yield ForgedImages([torch.from_numpy(np.concatenate(level)) for level in levels], masks.numpy(), fell_back)
@@ -184,7 +195,10 @@ def _one_thread(worker: int) -> None:
     threadpool_limits(1)
 
 
-def _stack(samples: list[tuple[Tensor, Mask, bool]]) -> tuple[Tensor, Tensor, int]:
+def _stack(samples: list[Sample | FlawsmithError]) -> tuple[Tensor, Tensor, int] | FlawsmithError:
     """A batch as tensors, which workers hand over in shared memory; arrays would be copied through a pipe."""
-    images, masks, fell_back = zip(*samples, strict=True)
+    drawn = [sample for sample in samples if not isinstance(sample, FlawsmithError)]
+    if len(drawn) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, FlawsmithError))
+    images, masks, fell_back = zip(*drawn, strict=True)
     return torch.stack(images), torch.from_numpy(np.stack(masks)), sum(fell_back)

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from flawsmith.methods.layers.patch_learner import PatchConfig
 from flawsmith.synthesis.foreground import Foreground
+from flawsmith.synthesis.recipes import RECIPES
 
 
 class GLASSConfig(PatchConfig):
@@ -60,6 +61,8 @@ class GLASSConfig(PatchConfig):
     def _consistent(self) -> GLASSConfig:
         if not self.las and self.gas == "none":
             raise ValueError("without local and without global anomalies there is nothing to learn from")
+        if self.recipe not in RECIPES:
+            raise ValueError(f"known recipes are {', '.join(RECIPES)}")
         if self.refresh > 1 and self.steps_per_epoch is None:
             raise ValueError("refresh above 1 needs steps_per_epoch: all forged batches must be of one size")
         if self.outer_radius < self.inner_radius:
