@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Callable, Iterator
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -150,6 +151,18 @@ def test_a_pool_serves_its_epochs_in_other_orders_and_is_then_forged_anew(images
     assert sorted(epochs[0]) == sorted(epochs[1]) == sorted(epochs[2])
     assert len({tuple(epoch) for epoch in epochs}) > 2
     assert not set(epochs[0]) & set(epochs[3])
+
+
+def test_a_pool_is_forged_once_though_a_trainer_stops_asking_after_the_last_batch(images: Make) -> None:
+    batches = batches_of(images(workers=0), refresh=3)
+    forge, forged_in = batches.forged.batches, []
+    batches.forged.batches = lambda rows, epoch: forged_in.append(epoch) or forge(rows, epoch)
+
+    for epoch in range(4):
+        taken = list(islice(batches.epoch(epoch), len(batches)))
+
+    assert len(taken) == len(batches)
+    assert forged_in == [0, 3]
 
 
 def test_a_run_resumed_within_a_pool_sees_what_it_would_have_seen(images: Make) -> None:

@@ -92,8 +92,9 @@ class ForgedBatches:
             held: list[_Forged] = []
             for forged in self._fresh(source, first):
                 held.append(forged)
+                if len(held) == len(self):  # before the last one is handed out: nobody need ask for one more
+                    self._held = first, held
                 yield forged
-            self._held = first, held
         else:
             if self._held[0] != first:  # a run that was resumed between two refreshes
                 self._held = first, list(self._fresh(source, first))
