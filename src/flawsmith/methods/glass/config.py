@@ -86,7 +86,7 @@ FAST = GLASSConfig(
     discriminator_lr=1e-3,
     epochs=28,
     steps_per_epoch=20,
-    patches_per_step=2000,
+    patches_per_step=1500,
     refresh=4,
     foreground=Foreground(mode="auto"),
     match_grey=True,
