@@ -96,8 +96,7 @@ def cell_result(folder: Path, script: str, cell: Cell) -> Cell:
         SystemExit: the cell failed; the end of its stderr is shown.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    key = hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()[:10]
-    file = folder / f"{cell['category']}-{cell['preset']}-seed{cell['seed']}-{key}.json"
+    file = folder / f"{cell['category']}-{cell['preset']}-seed{cell['seed']}-{_key(cell)}.json"
     if not file.exists():
         print(f"{file.stem}: running", file=sys.stderr, flush=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as scratch:
@@ -113,6 +112,15 @@ def cell_result(folder: Path, script: str, cell: Cell) -> Cell:
     result = json.loads(file.read_text())
     print(f"{file.stem}: {result.get('summary', 'done')}", file=sys.stderr, flush=True)
     return result
+
+
+def _key(cell: Cell) -> str:
+    """Identity of a cell: what it says, and what its preset means; a preset that was changed is computed anew."""
+    from flawsmith.methods.registry import find_method
+
+    preset = find_method(cell.get("method", "pbas")).presets[cell["preset"]]
+    given = {"cell": cell, "preset": preset.model_dump(mode="json", exclude_defaults=True)}
+    return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:10]
 
 
 def serve_cell(compute: Callable[[Cell, Path, float], Cell]) -> bool:
