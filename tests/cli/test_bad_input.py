@@ -150,6 +150,12 @@ def foreign_demo(place: Place) -> list[object]:
     return ["demo", "--out", place.root / "demo"]
 
 
+def no_table(place: Place) -> list[object]:
+    root = place.trees.visa(place.root / "visa" / "candle")
+    place.trees.visa_table(root).unlink()
+    return ["doctor", root]
+
+
 def not_utf8(place: Place) -> list[object]:
     return ["doctor", os.fsdecode(os.fsencode(place.root) + b"/caf\xe9")]
 
@@ -169,6 +175,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "leak": (leak, "the same image stands in train and test"),
     "all corrupt": (all_corrupt, "flawsmith doctor"),
     "one corrupt": (one_corrupt, "good/1.png: damaged or truncated image"),
+    "VisA without its table": (no_table, "copy split_csv/1cls.csv to "),
     "name not UTF-8": (not_utf8, "there is no folder"),
     # What to train.
     "unknown method": (lambda p: p.train("--method", "pbsa"), "did you mean 'pbas'?"),

@@ -175,6 +175,25 @@ class TestDoctor:
         assert outcome.code == 0
         assert "warning:" in outcome.out
 
+    @pytest.mark.parametrize(
+        ("layout", "counts"),
+        [
+            ("visa", "6 good to train on, test 2 good and 3 flawed"),
+            ("mvtec_3d", "6 good to train on, 3 good to validate, test 2 good and 4 flawed"),
+        ],
+    )
+    def test_other_layouts_are_read_and_nothing_but_few_images_is_found(
+        self, flawsmith, trees, tmp_path, layout, counts
+    ):
+        root = getattr(trees, layout)(tmp_path / "data" / "part")
+
+        outcome = flawsmith("doctor", root)
+        findings = json.loads(flawsmith("doctor", root, "--json").out)["findings"]
+
+        assert outcome.code == 0
+        assert outcome.out.startswith(f"part ({layout} layout): {counts}\n")
+        assert {finding["name"] for finding in findings} == {"few-to-train", "few-to-calibrate"}
+
     def test_damaged_file_gives_1_and_is_named(self, flawsmith, category):
         (category / "train/good/000.png").write_bytes(b"no image")
 

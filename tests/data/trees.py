@@ -71,3 +71,50 @@ def mvtec_loco(root: Path, *, n_train: int = 6, n_val: int = 3, config: bool = T
         ]
         (root / "defects_config.json").write_text(json.dumps(rows, indent=4))
     return root
+
+
+def visa(root: Path, *, n_train: int = 6, n_good: int = 2, n_flawed: int = 3) -> Path:
+    """A category in VisA's layout, with the official file names; its rows are added to the table beside it.
+
+    The masks mark their patch with 1, 2, 3, ... The table lists the images in no order, as the official one does.
+    """
+    category, table = root.name, visa_table(root)
+    rows = []
+    for split, number in (("train", n_train), ("test", n_good)):
+        for _ in range(number):
+            name = f"{category}/Data/Images/Normal/{len(rows):04d}.JPG"
+            picture(root.parent / name, seed=len(rows))
+            rows.append(f"{category},{split},normal,{name},")
+    for i in range(n_flawed):
+        name, truth = f"{category}/Data/Images/Anomaly/{i:03d}.JPG", f"{category}/Data/Masks/Anomaly/{i:03d}.png"
+        picture(root.parent / name, seed=200 + i)
+        mask(root.parent / truth, level=i + 1)
+        rows.append(f"{category},test,anomaly,{name},{truth}")
+    table.parent.mkdir(exist_ok=True)
+    before = table.read_text() if table.exists() else "object,split,label,image,mask\n"
+    table.write_text(before + "".join(f"{row}\n" for row in reversed(rows)))
+    return root
+
+
+def visa_table(root: Path) -> Path:
+    """The table of the data set that a category in VisA's layout belongs to."""
+    return root.parent / "split_csv" / "1cls.csv"
+
+
+def mvtec_3d(root: Path, *, n_train: int = 6, n_val: int = 3) -> Path:
+    """A category in MVTec 3D-AD's layout, with the official file names: two images of each kind in the test split."""
+    counts = {"train/good": n_train, "validation/good": n_val, "test/good": 2, "test/crack": 2, "test/hole": 2}
+    for seed, (folder, number) in enumerate(counts.items()):
+        for i in range(number):
+            picture(root / folder / "rgb" / f"{i:03d}.png", seed=100 * seed + i)
+            heights(root / folder / "xyz" / f"{i:03d}.tiff")
+            if folder.startswith("test/"):
+                mask(root / folder / "gt" / f"{i:03d}.png", empty=folder == "test/good")
+    return root
+
+
+def heights(path: Path, size: tuple[int, int] = (12, 10)) -> Path:
+    """Write a TIFF of floating-point values, which no reader of images takes."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.zeros(size, np.float32)).save(path)
+    return path

@@ -14,7 +14,9 @@ DataFolder = Annotated[
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, such as runs/bolt/model.flaw.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; nothing else goes there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.")]
-Layout = Annotated[str | None, typer.Option(help="Layout of the data, such as mvtec or folder; detected by default.")]
+Layout = Annotated[
+    str | None, typer.Option(help="Layout of the data, such as mvtec, visa or folder; detected by default.")
+]
 Engine = Annotated[
     str | None,
     typer.Option(help="onnxruntime or openvino; by default the one that the limits were calibrated with."),

@@ -222,7 +222,7 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
     if missing:
         severity: Severity = "warning" if any(s.masks for s in dataset.samples) else "note"
         what = f"{_count(len(missing), 'flawed image')} without a mask"
-        mend = "add masks to ground_truth/ if pixel figures are wanted; image figures need none"
+        mend = "add masks, in mvtec layout to ground_truth/, if pixel figures are wanted; image figures need none"
         yield Finding(severity, "missing-mask", what, missing, mend)
     good = [path for path in dataset.unused_masks if GOOD in _folders(path, dataset.root)]
     marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].brightest > 0)
@@ -233,7 +233,9 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
     orphans = tuple(path for path in dataset.unused_masks if path not in set(good))
     if orphans:
         what = f"{_count(len(orphans), 'mask')} without an image"
-        mend = "name masks after their images: <stem>_mask.png or a folder <stem>/, in ground_truth/<defect>/"
+        mend = (
+            "name masks after their images, in mvtec layout ground_truth/<defect>/<stem>_mask.png or a folder <stem>/"
+        )
         yield Finding("warning", "orphan-mask", what, orphans, mend)
 
 

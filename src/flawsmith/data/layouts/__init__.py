@@ -7,11 +7,15 @@ below: the specific ones first, the plain folder last.
 from flawsmith.data.layouts.detection import detect, load
 from flawsmith.data.layouts.folder import FolderLayout
 from flawsmith.data.layouts.mvtec import MvtecLayout
+from flawsmith.data.layouts.mvtec_3d import Mvtec3dLayout
 from flawsmith.data.layouts.mvtec_loco import MvtecLocoLayout
 from flawsmith.data.layouts.registry import Layout, by_name, known, register
+from flawsmith.data.layouts.visa import VisaLayout
 
 register(MvtecLocoLayout())
 register(MvtecLayout())
+register(Mvtec3dLayout())
+register(VisaLayout())
 register(FolderLayout())
 
 __all__ = ["Layout", "by_name", "detect", "known", "load", "register"]

@@ -33,6 +33,14 @@ def subfolder(folder: Path, *names: str) -> Path | None:
     return next((present[n.casefold()] for n in names if n.casefold() in present), None)
 
 
+def below(folder: Path, *names: str) -> Path | None:
+    """The folder reached by the names one after the other, whatever their case; None where one is missing."""
+    reached: Path | None = folder
+    for name in names:
+        reached = subfolder(reached, name) if reached is not None else None
+    return reached
+
+
 def has_images(folder: Path) -> bool:
     """Whether any image lies in the folder or below it."""
     return next(iter_images(folder), None) is not None

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flawsmith.data.layouts.files import VALIDATION_FOLDERS, Collector, MaskFolder, count, subfolder, subfolders
+from flawsmith.data.layouts.files import VALIDATION_FOLDERS, Collector, MaskFolder, below, count, subfolder, subfolders
 from flawsmith.data.layouts.registry import Layout
 from flawsmith.data.samples import GOOD, Dataset
 from flawsmith.runtime.errors import FlawsmithError
@@ -39,7 +39,7 @@ class MvtecLayout:
 def split_folders(root: Path) -> list[str]:
     """The folders by which this arrangement is known, as ``train/good/``; empty where ``root`` is not so arranged."""
     good = _train_good(root)
-    # rgb/ and xyz/ below train/good/ are MVTec 3D-AD: its depth maps are no images to learn from.
+    # rgb/ and xyz/ below train/good/ are MVTec 3D-AD, a layout of its own: depth maps are no images to learn from.
     if good is None or subfolder(good, "rgb") is not None:
         return []
     others = (subfolder(root, *VALIDATION_FOLDERS), subfolder(root, "test"), ground_truth(root))
@@ -101,5 +101,4 @@ def _masks_of_other_defects(truth: Path, defects: list[Path]) -> list[Path]:
 
 
 def _train_good(root: Path) -> Path | None:
-    train = subfolder(root, "train")
-    return subfolder(train, GOOD) if train is not None else None
+    return below(root, "train", GOOD)
