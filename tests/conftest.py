@@ -33,8 +33,25 @@ _TINY_PATCHES = {
     "patches_per_step": 64,
     "batch_size": 4,
 }
+_TINY_STUDENT = {
+    "image_size": [64, 96],
+    "precision": "32-true",
+    "memories": 4,
+    "amplification_epochs": 2,
+    "amplification_steps": 4,
+    "student_widths": [8, 8, 16],
+    "student_blocks": [1, 1, 1],
+    "epochs": 2,
+    "steps_per_epoch": 4,
+    "batch_size": 4,
+}
 # Settings that train a method in a second or two; every registered method needs its line.
-TINY: dict[str, dict[str, Any]] = {"glass": _TINY_PATCHES, "pbas": _TINY_PATCHES}
+TINY: dict[str, dict[str, Any]] = {
+    "aand": _TINY_STUDENT,
+    "glass": _TINY_PATCHES,
+    "pbas": _TINY_PATCHES,
+    "rd4ad": _TINY_STUDENT,
+}
 
 
 def real_data_folder() -> Path:

@@ -242,8 +242,9 @@ def initialise(method: Method, size: tuple[int, int]) -> None:
 # ---- Training -------------------------------------------------------------------------------------------------------
 
 
-def test_loss_falls(build: Callable[..., Method], backbone: Backbone, parts: Path, tmp_path: Path) -> None:
-    method = build(epochs=12)
+def test_loss_falls(name: str, build: Callable[..., Method], backbone: Backbone, parts: Path, tmp_path: Path) -> None:
+    every_stage = [field for field in find_method(name).Config.model_fields if field.endswith("epochs")]
+    method = build(**dict.fromkeys(every_stage, 12))
     geometry = Geometry(size=method.config.image_size, mean=backbone.info.mean, std=backbone.info.std)
     good = load(parts).good_train
     data = GoodImages(good, geometry, TorchExtractor(backbone), FeatureCache("loss", tmp_path / "cache"), seed=0)

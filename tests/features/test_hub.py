@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -16,14 +17,16 @@ import timm
 import torch
 from safetensors.torch import save
 
+from flawsmith.features.backbones import ALIASES
 from flawsmith.features.weights import checksum
 
 MODEL = "test_resnet"  # timm's own model for tests: half a million parameters
-LOAD = f"""
+CLIP = "clip_vit_b16"
+LOAD = """
 from flawsmith.features.backbones import load_backbone
 from flawsmith.runtime.errors import FlawsmithError
 try:
-    info = load_backbone({MODEL!r}).info
+    info = load_backbone({name!r}, strides={strides}).info
     print(info.weights, info.sha256)
 except FlawsmithError as error:
     print("refused:", error)
@@ -70,6 +73,13 @@ def model() -> torch.nn.Module:
 @pytest.fixture(scope="module")
 def hub(model: torch.nn.Module) -> Iterator[str]:
     """Address of the stand-in."""
+    with serving(model) as address:
+        yield address
+
+
+@contextmanager
+def serving(model: torch.nn.Module) -> Iterator[str]:
+    """A hub whose every repository holds this model's weights."""
     handler = type("Handler", (Hub,), {"content": save(model.state_dict())})
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         thread = threading.Thread(target=server.serve_forever, daemon=True)
@@ -79,12 +89,12 @@ def hub(model: torch.nn.Module) -> Iterator[str]:
         thread.join()
 
 
-def load_elsewhere(tmp_path: Path, **environment: str) -> str:
+def load_elsewhere(tmp_path: Path, name: str = MODEL, strides: tuple[int, ...] = (8, 16), **environment: str) -> str:
     """What LOAD prints in a process of its own: the client reads its settings when it is imported."""
     inherited = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     settings = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
     result = subprocess.run(
-        [sys.executable, "-c", LOAD],
+        [sys.executable, "-c", LOAD.format(name=name, strides=strides)],
         env={**inherited, **settings, **environment},
         capture_output=True,
         text=True,
@@ -100,6 +110,22 @@ def test_backbone_comes_from_the_hub(hub: str, model: torch.nn.Module, tmp_path:
     printed = load_elsewhere(tmp_path, HF_ENDPOINT=hub)
 
     assert printed == f"hub {checksum(levels)}"
+
+
+def test_the_image_encoder_of_clip_comes_from_the_hub(tmp_path: Path) -> None:
+    architecture = ALIASES[CLIP].partition(".")[0]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(6)
+        encoder = timm.create_model(architecture)
+    blocks = timm.create_model(architecture, features_only=True, out_indices=(3, 7, 11))
+    weights = {f"model.{key}": value for key, value in encoder.state_dict().items()}
+    taken = blocks.load_state_dict(weights, strict=False)
+    assert not taken.missing_keys, "blocks 4, 8 and 12 with all that comes before them"
+
+    with serving(encoder) as hub:
+        printed = load_elsewhere(tmp_path, CLIP, (16, 16, 16), HF_ENDPOINT=hub)
+
+    assert printed == f"hub {checksum(blocks)}"
 
 
 def test_without_internet_the_error_names_both_ways_out(tmp_path: Path) -> None:

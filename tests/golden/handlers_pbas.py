@@ -10,6 +10,8 @@ from tests.golden.steps import Arrays, Results, as_level, handles, load_heads, l
 from torch import Tensor, nn
 
 from flawsmith.features.patch_embedding import PatchEmbedding, as_rows
+from flawsmith.methods.aand.config import AANDConfig
+from flawsmith.methods.aand.stages import StageModule
 from flawsmith.methods.layers.centers import nearest_center
 from flawsmith.methods.layers.heads import Discriminator, Projector
 from flawsmith.methods.layers.patch_batches import PatchBatch
@@ -245,7 +247,11 @@ def optimisers(case: dict[str, Any], arrays: Arrays) -> Results:
         discriminator_optimiser=discriminator["type"].lower(),
     )
     made = PBASModule(config, [4], seed=0).configure_optimizers()
-    for part, optimiser in zip(("projector", "discriminator"), made, strict=True):
+    second = AANDConfig(lr=settings["aand_both_stages"]["lr"], betas=settings["aand_both_stages"]["betas"])
+    both = StageModule(second, epochs=1)
+    both.register_parameter("anything", nn.Parameter(torch.zeros(1)))
+    names = ("glass_pbas_projector", "glass_pbas_discriminator", "aand_both_stages")
+    for name, optimiser in zip(names, (*made, both.configure_optimizers()), strict=True):
         parameter = nn.Parameter(tensor(arrays["start"]))
         optimiser.param_groups.clear()
         optimiser.add_param_group({"params": [parameter]})
@@ -254,5 +260,5 @@ def optimisers(case: dict[str, Any], arrays: Arrays) -> Results:
             parameter.grad = tensor(gradient)
             optimiser.step()
             moved.append(parameter.detach() - tensor(arrays["start"]))
-        results[f"displacement_glass_pbas_{part}"] = torch.stack(moved)
+        results[f"displacement_{name}"] = torch.stack(moved)
     return results

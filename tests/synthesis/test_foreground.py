@@ -34,6 +34,9 @@ def texture(seed: int, shape: tuple[int, int] = (128, 128)) -> np.ndarray:
     return np.repeat(np.clip(grey, 0, 1)[:, :, None], 3, axis=2).astype(np.float32)
 
 
+_OVAL = {"mode": "disc", "extent": (0.4, 0.3)}
+
+
 def agreement(mask: np.ndarray, truth: np.ndarray) -> float:
     return np.count_nonzero(mask & truth) / np.count_nonzero(mask | truth)
 
@@ -46,11 +49,11 @@ def save(path: Path, mask: np.ndarray) -> Path:
 
 def test_a_bare_name_stands_for_the_mode() -> None:
     assert Foreground.model_validate("auto") == Foreground(mode="auto")
-    with pytest.raises(ValidationError, match="'none', 'files', 'threshold' or 'auto'"):
+    with pytest.raises(ValidationError, match="'none', 'files', 'threshold', 'auto', 'disc' or 'box'"):
         Foreground.model_validate("guess")
 
 
-@pytest.mark.parametrize("mode", ["none", "files", "threshold", "auto"])
+@pytest.mark.parametrize("mode", ["none", "files", "threshold", "auto", "disc", "box"])
 def test_providers_travel_to_worker_processes(mode: str) -> None:
     made = provider(Foreground.model_validate(mode))
     assert pickle.loads(pickle.dumps(made)) == made
@@ -152,6 +155,34 @@ def test_mask_files_are_found_where_released_layouts_keep_them(tmp_path: Path, p
     save(tmp_path / place / "000.png", disc)
     made = provider(Foreground(mode="files"))
     assert np.array_equal(made(image, tmp_path / "bolt" / "train" / "good" / "000.png"), disc)
+
+
+def test_mask_files_are_found_above_the_folders_of_other_layouts(tmp_path: Path) -> None:
+    image, disc = part(light=True)
+    save(tmp_path / "fg_mask" / "pcb1" / "0000.png", disc)
+
+    found = provider(Foreground(mode="files"))(image, tmp_path / "pcb1" / "Data" / "Images" / "Normal" / "0000.JPG")
+
+    assert np.array_equal(found, disc)
+
+
+def test_centred_shapes_have_the_stated_extent() -> None:
+    image = np.zeros((100, 60, 3), np.float32)
+
+    disc = provider(Foreground(mode="disc", extent=(0.2, 0.2)))(image)
+    box = provider(Foreground(mode="box", extent=(0.35, 0.25)))(image)
+
+    assert disc[50, 30] and disc[31, 30] and not disc[28, 30]
+    assert disc.mean() == pytest.approx(np.pi * 20**2 / 6000, rel=0.02)
+    assert (box.any(axis=1).sum(), box.any(axis=0).sum()) == (70, 30)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"extent": (0.0, 0.4)}, {"extent": (0.4, 1.2)}, {"mode": "disc", "extent": (0.4, 0.3)}]
+)
+def test_extents_beyond_the_image_are_refused(settings: dict) -> None:
+    with pytest.raises(ValidationError, match="extent"):
+        Foreground(**settings)
 
 
 def test_a_missing_mask_file_is_named(tmp_path: Path) -> None:

@@ -65,6 +65,14 @@ def test_workers_draw_what_one_process_draws(images: Make, workers: int) -> None
     assert same(alone, shared)
 
 
+def test_foregrounds_come_with_the_flaws_that_lie_on_them(images: Make) -> None:
+    for batch in forged(images(workers=1), mode="disc", recipe="aand"):
+        assert batch.foregrounds.shape == batch.masks.shape
+        assert 0 < batch.foregrounds.mean() < 1
+        assert batch.fell_back or not (batch.masks & ~batch.foregrounds).any()
+    assert all(batch.foregrounds.all() for batch in forged(images(workers=0), mode="none"))
+
+
 def test_an_epoch_repeats_itself_and_no_other(images: Make) -> None:
     source = images(workers=1).forged(find_recipe("glass"), Foreground(), (6, 8), match_grey=True)
 

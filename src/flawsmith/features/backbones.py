@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import timm
 import torch
@@ -21,7 +21,11 @@ from flawsmith.runtime.errors import FlawsmithError
 
 # timm's architecture and pretrained tag behind a short name. The packaged EfficientNet-Lite0 was trained in TensorFlow:
 # it also loads without an error into timm's `efficientnet_lite0`, whose padding and epsilon differ, and is then wrong.
-ALIASES = {PACKAGED: "tf_efficientnet_lite0.in1k", "wide_resnet50_2": "wide_resnet50_2.tv_in1k"}
+ALIASES = {
+    PACKAGED: "tf_efficientnet_lite0.in1k",
+    "wide_resnet50_2": "wide_resnet50_2.tv_in1k",
+    "clip_vit_b16": "vit_base_patch16_clip_quickgelu_224.openai",
+}
 RANDOM = "random"
 
 WeightSource = Literal["packaged", "hub", "file", "random"]
@@ -132,11 +136,12 @@ def _architecture(name: str) -> str:
 def _create(architecture: str, strides: Sequence[int], source: WeightSource, file: Path | None, seed: int) -> nn.Module:
     overlay = None
     with _seeded(seed):
-        indices = _level_indices(architecture, strides)
+        indices, isotropic = _level_indices(architecture, strides)
         if file is not None:
             whole = timm.create_model(architecture, pretrained=False)
             load_into(whole, read_weights(file), file)
             overlay = {"state_dict": whole.state_dict()}
+        settings: dict[str, Any] = {"dynamic_img_size": True} if isotropic else {}
         torch.manual_seed(seed)  # the weights do not depend on what was built before
         try:
             return timm.create_model(
@@ -145,6 +150,7 @@ def _create(architecture: str, strides: Sequence[int], source: WeightSource, fil
                 pretrained_cfg_overlay=overlay,
                 features_only=True,
                 out_indices=indices,
+                **settings,
             )
         except Exception as error:
             if source != "hub":
@@ -170,17 +176,21 @@ def _seeded(seed: int) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _level_indices(architecture: str, strides: Sequence[int]) -> tuple[int, ...]:
+def _level_indices(architecture: str, strides: Sequence[int]) -> tuple[tuple[int, ...], bool]:
+    """Positions of the wanted levels, and whether all levels share one grid, as a plain transformer's do."""
     try:
         plain = timm.create_model(architecture, pretrained=False, features_only=True)
     except Exception as error:
         raise FlawsmithError(
             f"{architecture} gives no level maps ({error}): choose a convolutional backbone"
         ) from error
-    available = list(cast(FeatureInfo, plain.feature_info).reduction())
+    available = [level["reduction"] for level in cast(FeatureInfo, plain.feature_info).info]
+    if len(set(available)) == 1 and set(strides) == set(available) and len(strides) <= len(available):
+        # A plain transformer keeps one grid: levels are evenly spaced blocks, the last among them.
+        return tuple((number + 1) * len(available) // len(strides) - 1 for number in range(len(strides))), True
     missing = [stride for stride in strides if stride not in available]
     if missing:
         raise FlawsmithError(
             f"{architecture} has no level of stride {missing[0]}: choose from {available} with --set strides=[...]"
         )
-    return tuple(available.index(stride) for stride in strides)
+    return tuple(available.index(stride) for stride in strides), False

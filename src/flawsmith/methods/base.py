@@ -39,6 +39,9 @@ class MethodConfig(BaseModel):
         "squash",
         description="How an image is fitted into image_size; a centre crop leaves the rest uninspected.",
     )
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = Field(
+        "bilinear", description="How an image is resized to image_size, antialiased."
+    )
     strides: tuple[int, ...] = Field(
         (8, 16),
         description="Backbone levels by stride in pixels, finest first; 8 and 16 are layer2 and layer3 of a ResNet.",
@@ -70,11 +73,13 @@ class ForgedImages:
     Attributes:
         levels: level maps, finest first: float32 (images, channels, height, width) each.
         masks: where the flaws are, (images, height, width) bool at the network's input size.
+        foregrounds: where flaws might have been, in the same form; everywhere for an image without a foreground.
         fell_back: images whose flaw lies beside the foreground, or that have none, because no mask was accepted.
     """
 
     levels: list[Tensor]
     masks: Bool[np.ndarray, "images height width"]
+    foregrounds: Bool[np.ndarray, "images height width"]
     fell_back: int = 0
 
 

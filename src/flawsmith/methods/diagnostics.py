@@ -58,4 +58,11 @@ class Pictures:
     group: int = 1
 
 
+def forged_flaws(examples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]]) -> Pictures:
+    """Forged flaws as training sees them: good image, mask and forged image of each."""
+    labels = ("good image", "mask", "forged flaw")
+    pictures = [pair for example in examples for pair in zip(labels, example, strict=True)]
+    return Pictures("Forged flaws", "Good training images, masks, and what becomes of them.", pictures, group=3)
+
+
 Diagnostic = MetricChart | FeatureCloud | Pictures

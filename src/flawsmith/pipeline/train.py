@@ -188,6 +188,7 @@ class _Training:
         return Geometry(
             policy=self.config.policy,
             size=self.config.image_size,
+            interpolation=self.config.interpolation,
             mean=backbone.info.mean,
             std=backbone.info.std,
             value_range=None if self.settings.bits is None else Geometry.range_of_bits(self.settings.bits),

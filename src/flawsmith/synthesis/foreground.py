@@ -36,8 +36,10 @@ class Foreground(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    mode: Literal["none", "files", "threshold", "auto"] = Field(
-        "none", description="none: everywhere; files: masks from a folder; threshold: by grey level; auto: found."
+    mode: Literal["none", "files", "threshold", "auto", "disc", "box"] = Field(
+        "none",
+        description="none: everywhere; files: masks from a folder; threshold: by grey level; auto: found; disc, box: a "
+        "centred shape.",
     )
     sigma: float = Field(
         SIGMA,
@@ -51,6 +53,17 @@ class Foreground(BaseModel):
         "bilinear",
         description="files: bilinear, where any non-zero pixel belongs (GLASS), or nearest (AAND; squash alone).",
     )
+
+    extent: tuple[float, float] = Field(
+        (0.45, 0.45),
+        description="disc: radius as share of the height, given twice; box: half its height and width as shares.",
+    )
+
+    @model_validator(mode="after")
+    def _inside(self) -> Foreground:
+        if not all(0 < share <= 1 for share in self.extent) or (self.mode == "disc" and len(set(self.extent)) > 1):
+            raise ValueError("extent needs two shares above 0 and up to 1, equal ones for a disc")
+        return self
 
     @model_validator(mode="before")
     @classmethod
@@ -104,6 +117,8 @@ def provider(settings: Foreground, folder: Path | None = None) -> ForegroundProv
         return FileForeground(folder, settings.resampling)
     if settings.mode == "threshold":
         return ThresholdForeground(settings.sigma, settings.level, settings.inverted)
+    if settings.mode in ("disc", "box"):
+        return CentredForeground("disc" if settings.mode == "disc" else "box", settings.extent)
     return AutomaticForeground(settings.sigma) if settings.mode == "auto" else WholeImage()
 
 
@@ -167,7 +182,7 @@ def _mask_folders(path: Path) -> list[Path]:
     """Where the released layouts keep the masks of an image: <category>/fg_mask, or <data set>/fg_mask/<category>
     with or without the split's name below."""
     folders = []
-    for steps, above in enumerate(path.parents[:4]):
+    for steps, above in enumerate(path.parents[:5]):
         named = [above / FOLDER]
         if steps:
             child = path.parents[steps - 1].name
@@ -226,6 +241,33 @@ class ThresholdForeground:
         grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.float32)
         above: Mask = blurred(grey, self.sigma) * 255 > self.level
         return ~above if self.inverted else above
+
+
+@dataclass(frozen=True)
+class CentredForeground:
+    """A disc or a box in the middle of the image (the script of AAND, for parts that fill it).
+
+    Attributes:
+        shape: ``disc`` or ``box``.
+        extent: shares of the image: the disc's radius over the height, or half the box's height and width.
+    """
+
+    shape: Literal["disc", "box"]
+    extent: tuple[float, float]
+    reason: None = None
+
+    def fit(self, images: Iterable[Image]) -> CentredForeground:
+        """Nothing to decide."""
+        return self
+
+    def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> Mask:
+        """The shape's pixels."""
+        height, width = image.shape[:2]
+        down = np.abs(np.arange(height) - (height - 1) / 2)[:, None]
+        across = np.abs(np.arange(width) - (width - 1) / 2)
+        if self.shape == "disc":
+            return np.hypot(down, across) <= self.extent[0] * height
+        return (down <= self.extent[0] * height) & (across <= self.extent[1] * width)
 
 
 @dataclass(frozen=True)

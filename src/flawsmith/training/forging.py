@@ -76,8 +76,8 @@ class PreparedImages:
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
 
 
-Sample = tuple[Tensor, Mask, bool]
-"""Normalised image, mask, and whether the mask is a fall-back."""
+Sample = tuple[Tensor, Mask, Mask, bool]
+"""Normalised image, mask, foreground, and whether the mask is a fall-back."""
 
 
 class _Forged(Dataset[Sample | FlawsmithError]):
@@ -90,14 +90,16 @@ class _Forged(Dataset[Sample | FlawsmithError]):
     def __getitem__(self, place: Place) -> Sample | FlawsmithError:
         """A user's mistake is handed over instead of raised: the loader would wrap it in a worker's traceback."""
         try:
-            forged = self._forge(place, self._images[place.row])
+            image = self._images[place.row]
+            foreground = self._foreground(place.row, image)
+            forged = self._forge(place, image, foreground)
         except FlawsmithError as error:
             return error
-        return self._images.normalised(forged.image), forged.mask, forged.fell_back is not None
+        return self._images.normalised(forged.image), forged.mask, foreground, forged.fell_back is not None
 
-    def _forge(self, place: Place, image: Image) -> Forged:
+    def _forge(self, place: Place, image: Image, foreground: Mask) -> Forged:
         rng = generator(self._seed, "forge", place.epoch, place.number)
-        return self._forger.forge(image, rng, foreground=self._foreground(place.row, image))
+        return self._forger.forge(image, rng, foreground=foreground)
 
     def _foreground(self, row: int, image: Image) -> Mask:
         """The image's foreground, found once and kept as bits: it is the same every time."""
@@ -112,7 +114,7 @@ class _Forged(Dataset[Sample | FlawsmithError]):
     def example(self, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Good image, mask and forged image as uint8 pictures."""
         image = self._images[place.row]
-        forged = self._forge(place, image)
+        forged = self._forge(place, image, self._foreground(place.row, image))
         return to_8_bit(image), forged.mask.astype(np.uint8) * np.uint8(255), to_8_bit(forged.image)
 
 
@@ -172,10 +174,11 @@ class WorkerForge:
         for batch in forged:
             if isinstance(batch, FlawsmithError):
                 raise batch
-            images, masks, fell_back = batch
+            images, masks, foregrounds, fell_back = batch
             # One image at a time: compiled backbones on a CPU are faster so, and a feature has no neighbours.
             levels = zip(*(self._extractor(images[[number]].numpy()) for number in range(len(images))), strict=True)
-            yield ForgedImages([torch.from_numpy(np.concatenate(level)) for level in levels], masks.numpy(), fell_back)
+            maps = [torch.from_numpy(np.concatenate(level)) for level in levels]
+            yield ForgedImages(maps, masks.numpy(), foregrounds.numpy(), fell_back)
 
 
 @contextmanager
@@ -195,10 +198,11 @@ def _one_thread(worker: int) -> None:
     threadpool_limits(1)
 
 
-def _stack(samples: list[Sample | FlawsmithError]) -> tuple[Tensor, Tensor, int] | FlawsmithError:
+def _stack(samples: list[Sample | FlawsmithError]) -> tuple[Tensor, Tensor, Tensor, int] | FlawsmithError:
     """A batch as tensors, which workers hand over in shared memory; arrays would be copied through a pipe."""
     drawn = [sample for sample in samples if not isinstance(sample, FlawsmithError)]
     if len(drawn) < len(samples):
         return next(sample for sample in samples if isinstance(sample, FlawsmithError))
-    images, masks, fell_back = zip(*drawn, strict=True)
-    return torch.stack(images), torch.from_numpy(np.stack(masks)), sum(fell_back)
+    images, *masks, fell_back = zip(*drawn, strict=True)
+    flaws, foregrounds = (torch.from_numpy(np.stack(found)) for found in masks)
+    return torch.stack(images), flaws, foregrounds, sum(fell_back)

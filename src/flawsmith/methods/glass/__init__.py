@@ -29,7 +29,7 @@ from flawsmith.methods.base import (
     Stage,
     TrainingData,
 )
-from flawsmith.methods.diagnostics import Diagnostic
+from flawsmith.methods.diagnostics import Diagnostic, forged_flaws
 from flawsmith.methods.glass import diagnostics as shows
 from flawsmith.methods.glass.config import PRESETS, GLASSConfig
 from flawsmith.methods.glass.hypothesis import decide, evidence
@@ -39,6 +39,8 @@ from flawsmith.methods.layers.forged_batches import ForgedBatches
 from flawsmith.methods.layers.patch_batches import PatchBatches, Sampling
 from flawsmith.methods.registry import register
 from flawsmith.synthesis.recipes import find_recipe
+
+SHOWN_FLAWS = 4
 
 
 @register
@@ -82,7 +84,7 @@ class GLASS(Method):
         las = None if found.las is None else found.las[found.anomalous]
         shown.append(shows.cloud(found.normal, gas, las, self.seed))
         if batches.forged is not None:
-            shown.append(shows.flaws(batches.forged))
+            shown.append(forged_flaws(batches.forged.examples(SHOWN_FLAWS)))
         return shown if self._mean_image is None else [shows.judged(self._mean_image), *shown]
 
     def findings(self) -> Mapping[str, str | float]:

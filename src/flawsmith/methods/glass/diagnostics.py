@@ -7,12 +7,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawsmith.data.seeding import generator
-from flawsmith.methods.base import ForgedSource
 from flawsmith.methods.diagnostics import Diagnostic, FeatureCloud, MetricChart, Pictures
 from flawsmith.methods.glass.spectrogram import spectrum_picture
 
 SHOWN_FEATURES = 400
-SHOWN_FLAWS = 4
 
 
 def charts(*, projects: bool, spherical: bool) -> list[Diagnostic]:
@@ -54,16 +52,6 @@ def cloud(normal: Tensor, gas: Tensor | None, las: Tensor | None, seed: int) -> 
 def _sample(features: Tensor, seed: int, name: str) -> NDArray[np.float32]:
     rows = generator(seed, f"shown {name}").permutation(len(features))[:SHOWN_FEATURES]
     return features.detach().float().cpu().numpy()[np.sort(rows)]
-
-
-def flaws(source: ForgedSource) -> Pictures:
-    """Forged flaws as training sees them."""
-    pictures = [
-        pair
-        for image, mask, result in source.examples(SHOWN_FLAWS)
-        for pair in (("good image", image), ("mask", mask), ("forged flaw", result))
-    ]
-    return Pictures("Forged flaws", "Good training images, masks, and what becomes of them.", pictures, group=3)
 
 
 def judged(mean_image: NDArray[np.uint8]) -> Pictures:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from flawsmith.methods.glass.spectrogram import Hypothesis
+from flawsmith.methods.published import known_dataset, plain
 
 # Every category of a data set, hypersphere first; the table that comes with the released code, which Table 1 of the
 # paper agrees with.
@@ -27,30 +28,10 @@ _PUBLISHED: Mapping[str, tuple[str, str]] = MappingProxyType(
         "wfdd": ("", "grey_cloth grid_cloth yellow_cloth pink_flower"),
     }
 )
-# Names of the folders in which the data sets are unpacked, without case and punctuation.
-_FOLDERS: Mapping[str, str] = MappingProxyType(
-    {
-        "mvtec": "mvtec",
-        "mvtecad": "mvtec",
-        "mvtecanomalydetection": "mvtec",
-        "visa": "visa",
-        "visa20220922": "visa",
-        "visapytorch": "visa",
-        "1cls": "visa",
-        "mpdd": "mpdd",
-        "wfdd": "wfdd",
-    }
-)
-
-
-def _plain(name: str) -> str:
-    return "".join(character for character in name.casefold() if character.isalnum())
-
-
 _COLUMNS: tuple[Hypothesis, Hypothesis] = ("hypersphere", "manifold")
 _TABLE: Mapping[tuple[str, str], Hypothesis] = MappingProxyType(
     {
-        (dataset, _plain(category)): hypothesis
+        (dataset, plain(category)): hypothesis
         for dataset, columns in _PUBLISHED.items()
         for hypothesis, categories in zip(_COLUMNS, columns, strict=True)
         for category in categories.split()
@@ -72,5 +53,5 @@ def published_hypothesis(dataset: str, category: str) -> Hypothesis | None:
         >>> published_hypothesis("MVTec AD", "screw"), published_hypothesis("mvtec_loco", "screw_bag")
         ('hypersphere', None)
     """
-    known = _FOLDERS.get(_plain(dataset))
-    return None if known is None else _TABLE.get((known, _plain(category)))
+    known = known_dataset(dataset)
+    return None if known is None else _TABLE.get((known, plain(category)))

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from flawsmith.data.seeding import generator
-from flawsmith.methods.base import ForgedSource
+from flawsmith.methods.base import ForgedImages, ForgedSource
+from flawsmith.methods.layers.forged_pool import ForgedPool
 from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches
 from flawsmith.synthesis.recipes import max_pool_cells
 
@@ -69,39 +69,24 @@ class ForgedBatches:
         refresh: int = 1,
         seed: int = 0,
     ) -> None:
-        self._normal, self.forged, self._grid, self._refresh, self._seed = normal, forged, grid, refresh, seed
-        self._held: tuple[int, list[_Forged]] = (-1, [])
+        self._normal, self.forged, self._grid = normal, forged, grid
+        self._pool = None
+        if forged is not None:
+            self._pool = ForgedPool(
+                forged, lambda epoch: list(normal.images(epoch)), self._reduced, refresh=refresh, seed=seed
+            )
 
     def __len__(self) -> int:
         return len(self._normal)
 
     def epoch(self, epoch: int) -> Iterator[PairedBatch]:
-        if self.forged is None:
+        if self._pool is None:
             yield from (PairedBatch(normal, None, None) for normal in self._normal.epoch(epoch))
             return
-        for normal, forged in zip(self._normal.epoch(epoch), self._forged_half(self.forged, epoch), strict=True):
+        for normal, forged in zip(self._normal.epoch(epoch), self._pool.epoch(epoch), strict=True):
             cells = forged.cells if normal.rows is None else forged.cells[normal.rows]
             yield PairedBatch(normal, forged.levels, cells, forged.fell_back)
 
-    def _forged_half(self, source: ForgedSource, epoch: int) -> Iterator[_Forged]:
-        """The forged batches of an epoch: fresh ones, or those that its first epoch has left."""
-        first = epoch - epoch % self._refresh
-        if self._refresh == 1:
-            yield from self._fresh(source, first)
-        elif epoch == first:
-            held: list[_Forged] = []
-            for forged in self._fresh(source, first):
-                held.append(forged)
-                if len(held) == len(self):  # before the last one is handed out: nobody need ask for one more
-                    self._held = first, held
-                yield forged
-        else:
-            if self._held[0] != first:  # a run that was resumed between two refreshes
-                self._held = first, list(self._fresh(source, first))
-            for number in generator(self._seed, "forged order", epoch).permutation(len(self._held[1])):
-                yield self._held[1][number]
-
-    def _fresh(self, source: ForgedSource, epoch: int) -> Iterator[_Forged]:
-        for forged in source.batches(list(self._normal.images(epoch)), epoch):
-            cells = np.stack([max_pool_cells(mask, self._grid) for mask in forged.masks])
-            yield _Forged(forged.levels, torch.from_numpy(cells.reshape(-1)), forged.fell_back / len(forged.masks))
+    def _reduced(self, forged: ForgedImages) -> _Forged:
+        cells = np.stack([max_pool_cells(mask, self._grid) for mask in forged.masks])
+        return _Forged(forged.levels, torch.from_numpy(cells.reshape(-1)), forged.fell_back / len(forged.masks))

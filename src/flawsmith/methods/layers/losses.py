@@ -9,6 +9,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 SMOOTHING = 1e-5
+LEAST = 1e-12
+"""Keeps logarithms finite where a probability rounds to 0 or 1."""
 
 
 def two_class_focal(
@@ -54,3 +56,22 @@ def hardest(probability: Float[Tensor, " position"], target: Float[Tensor, " pos
     error = (probability.detach().float() - target.float()).square()
     threshold = torch.quantile(error, quantile)
     return Hardest(threshold, error >= threshold)
+
+
+def balanced_focal(
+    probability: Float[Tensor, "..."], target: Float[Tensor, "..."], *, alpha: float, gamma: float
+) -> Float[Tensor, ""]:
+    """Focal loss with a weight for each class, as AAND has it (methods.md 1.7 b).
+
+    The mean of −α(1 − p)^γ · y · ln p − (1 − α) p^γ · (1 − y) · ln(1 − p).
+
+    Args:
+        probability: p of being anomalous, in (0, 1).
+        target: y, 1 for anomalous positions, 0 for normal ones.
+        alpha: weight of anomalous positions, in [0, 1].
+        gamma: focusing exponent γ ≥ 0.
+    """
+    probability, target = probability.float(), target.float()
+    found = alpha * (1 - probability) ** gamma * target * probability.clamp_min(LEAST).log()
+    missed = (1 - alpha) * probability**gamma * (1 - target) * (1 - probability).clamp_min(LEAST).log()
+    return -(found + missed).mean()

@@ -1,0 +1,84 @@
+"""The losses of both stages, on plain tensors."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Rows = Float[Tensor, "position channel"]
+Map = Float[Tensor, "batch channel height width"]
+Cells = Bool[Tensor, "batch height width"]
+
+
+def cells_of(mask: Bool[Tensor, "batch height width"], grid: tuple[int, int], *, share: float) -> Cells:
+    """The cells of a level of which more than a share belongs to a mask of pixels (methods.md 4.3; share 0.3)."""
+    return F.adaptive_avg_pool2d(mask[:, None].float(), grid)[:, 0] > share
+
+
+def cosine_distance(first: Map, second: Map) -> Float[Tensor, "batch height width"]:
+    """D of Eq. 13: 1 − cosine over the channels of every position."""
+    return 1 - F.cosine_similarity(first.float(), second.float(), dim=1)
+
+
+def amplification_loss(amplified: Rows, anomalous: Rows, normal: Rows, *, margin: float) -> Float[Tensor, ""]:
+    """L_A of Eqs. 7 and 8 for one level: anomalies move away from normal features by a margin.
+
+    The mean over all pairs (i, j) of max(0, s(A_i, N_j) − (s(T_i, N_j) − α)), whose gradient is that of the paper's
+    max(s, S_ref). Without anomalous or without normal positions it is 0.
+
+    Args:
+        amplified: A, amplified features of anomalous positions.
+        anomalous: T, the vanilla teacher's features of the same positions.
+        normal: N, the vanilla teacher's features of normal positions.
+        margin: α.
+    """
+    if not len(amplified) or not len(normal):
+        return amplified.new_zeros(()).float()
+    moved, start, others = (F.normalize(rows.float(), dim=1) for rows in (amplified, anomalous, normal))
+    reference = start @ others.T - margin
+    return F.relu(moved @ others.T - reference).mean()
+
+
+def distillation_loss(teacher: Map, student: Map) -> Float[Tensor, ""]:
+    """L_KD of Eq. 10 for one level: 1 − cosine of the flattened maps, mean over the batch."""
+    return (1 - F.cosine_similarity(teacher.float().flatten(1), student.float().flatten(1), dim=1)).mean()
+
+
+def hard_distillation_loss(teacher: Map, student: Map, positions: int) -> Float[Tensor, ""]:
+    """L_HKD of Eq. 11 for one level: the mean cosine distance at the K_h worst positions of every image.
+
+    Args:
+        teacher: the teacher's map.
+        student: the student's map.
+        positions: K_h; all positions where a map has fewer.
+    """
+    distance = cosine_distance(teacher, student).flatten(1)
+    return distance.topk(min(positions, distance.shape[1]), dim=1).values.mean()
+
+
+def gate_precision(gate: Float[Tensor, "batch 1 height width"], anomalous: Cells) -> Float[Tensor, ""]:
+    """Share of the positions with a gate above one half that are anomalous; 0 where there are none."""
+    predicted = gate[:, 0] > 0.5
+    return (predicted & anomalous).sum() / (predicted.sum() + 1e-5)
+
+
+def gate_recall(gate: Float[Tensor, "batch 1 height width"], anomalous: Cells) -> Float[Tensor, ""]:
+    """Share of the anomalous positions with a gate above one half; 0 where there are none."""
+    return ((gate[:, 0] > 0.5) & anomalous).sum() / (anomalous.sum() + 1e-5)
+
+
+def as_rows(level: Map) -> Rows:
+    """One row a position, image-major, then row by row over the map."""
+    return level.permute(0, 2, 3, 1).reshape(-1, level.shape[1])
+
+
+def step_rate(epoch: int, *, start: float, factor: float, milestones: tuple[float, ...]) -> float:
+    """The learning rate of an epoch, counted from 0: multiplied by a factor at each epoch that reaches a milestone.
+
+    The released code compares with fractional milestones for equality and never decays where they are not whole.
+
+    >>> step_rate(80, start=1.0, factor=0.5, milestones=(79.2, 89.1))
+    0.5
+    """
+    return start * factor ** sum(epoch >= milestone - 1e-9 for milestone in milestones)
