@@ -11,8 +11,9 @@ from __future__ import annotations
 import json
 import statistics
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
@@ -26,7 +27,9 @@ import flawsmith
 from flawsmith.export.onnx import export_detector
 from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.onnx_graph import to_onnx
+from flawsmith.methods.base import MethodConfig
 from flawsmith.methods.pbas import PBAS, PBASConfig
+from flawsmith.methods.registry import find_method
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.engine import make_engine
@@ -38,23 +41,23 @@ from flawsmith.synthesis.render import render_part
 
 Engine = tuple[Literal["onnxruntime", "openvino"], Literal["float32", "bfloat16"]]
 ENGINES: tuple[Engine, ...] = (("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"))
-MODELS = {
-    "efficientnet_lite0, 256 px, `fast`": ("efficientnet_lite0", "fast"),
-    "wide_resnet50_2, 288 px, `official`": ("wide_resnet50_2@random", "official"),
-}
+# Backbone, preset, and side of the input in pixels; None: the preset's own.
+MODELS = (("efficientnet_lite0", "fast", 256), ("wide_resnet50_2@random", "official", None))
 STEPS = ("decode", "prepare", "infer", "restore", "decide")
 PHOTO = (512, 512)
 # Height and width of photographs from 0.25 to 12 megapixels.
 SIZES = ((500, 500), (1000, 1000), (1200, 1667), (2000, 2000), (2448, 3264), (3000, 4000))
 
 
-def untrained_bundle(backbone: Backbone, preset: str, config: PBASConfig, engine: Engine) -> Bundle:
+def untrained_bundle(method: str, backbone: Backbone, preset: str, config: MethodConfig, engine: Engine) -> Bundle:
     """A model with the preset's shapes and weights as initialised."""
     info = backbone.info
-    geometry = Geometry(policy=config.policy, size=config.image_size, mean=info.mean, std=info.std)
+    geometry = Geometry(
+        policy=config.policy, size=config.image_size, interpolation=config.interpolation, mean=info.mean, std=info.std
+    )
     spec = BundleSpec(
         package_version=flawsmith.__version__,
-        method="pbas",
+        method=method,
         preset=preset,
         config=config.model_dump(mode="json"),
         backbone=BackboneSpec(name=info.architecture, weights=info.weights, sha256=info.sha256, levels=info.strides),
@@ -67,18 +70,22 @@ def untrained_bundle(backbone: Backbone, preset: str, config: PBASConfig, engine
         ),
         seed=0,
     )
-    return Bundle(spec, export_detector(PBAS(config, backbone, seed=0).network(), config.image_size))
+    return Bundle(spec, export_detector(find_method(method)(config, backbone, seed=0).network(), config.image_size))
 
 
 class Model:
-    """One backbone and preset: the exported detector and the exported bare backbone."""
+    """One method, backbone and preset: the exported detector and the exported bare backbone."""
 
-    def __init__(self, backbone: str, preset: str) -> None:
-        self.preset, self.config = preset, cast(PBASConfig, PBAS.presets[preset])
+    def __init__(self, method: str, backbone: str, preset: str, side: int | None) -> None:
+        self.method, self.preset, self.config = method, preset, find_method(method).presets[preset]
+        if side is not None:
+            self.config = self.config.model_copy(update={"image_size": (side, side)})
+        sizes = "×".join(map(str, self.config.image_size))
+        self.title = f"{method}, {backbone.partition('@')[0]}, {sizes}, `{preset}`"
         self.backbone = load_backbone(backbone, strides=self.config.strides)
         names = [f"level_{number}" for number in range(len(self.config.strides))]
         self.bare = to_onnx(self.backbone, self.config.image_size, names)
-        self.bundle = untrained_bundle(self.backbone, preset, self.config, ENGINES[0])
+        self.bundle = untrained_bundle(method, self.backbone, preset, self.config, ENGINES[0])
 
     def inspector(self, engine: Engine) -> Inspector:
         spec = self.bundle.spec.model_copy(update={"engine": engine[0], "precision": engine[1]})
@@ -109,11 +116,11 @@ def compare(model: Model, engine: Engine, photo: Path, pairs: int) -> tuple[list
     return [*labels, *ratios, networks.ratio_text()], [*labels, *steps]
 
 
-def compare_all(photo: Path, pairs: int) -> Iterable[str]:
-    """A section a model."""
+def compare_all(methods: Sequence[str], photo: Path, pairs: int) -> Iterable[str]:
+    """A section a method and model."""
     heads = ("engine", "yardstick, ms", "inspection, ms", "**ratio**", "bare network, ms", "detector, ms", "ratio")
-    for title, (backbone, preset) in MODELS.items():
-        model, ratios, steps, missing = Model(backbone, preset), [], [], ""
+    for method, names in product(methods, MODELS):
+        model, ratios, steps, missing = Model(method, *names), [], [], ""
         for engine in ENGINES:
             try:
                 one, two = compare(model, engine, photo, pairs)
@@ -123,7 +130,7 @@ def compare_all(photo: Path, pairs: int) -> Iterable[str]:
             ratios.append(one)
             steps.append(two)
         yield (
-            f"## {title}\n\n{table(heads, ratios)}\n\nSteps of the inspection, milliseconds:\n\n"
+            f"## {model.title}\n\n{table(heads, ratios)}\n\nSteps of the inspection, milliseconds:\n\n"
             f"{table(('engine', *STEPS), steps)}{missing}"
         )
 
@@ -170,7 +177,10 @@ def node_costs(model: Model, runs: int) -> str:
     medians = {name: statistics.median(values) for name, values in spent.items()}
     total, order = sum(medians.values()), list(medians)
     # The embedding's grouped convolutions are the first nodes that give its channels and belong to no backbone.
-    widths = {level.kernel.shape[0] for level in PBAS(model.config, model.backbone, seed=0).module.embedding.levels}
+    widths = {
+        level.kernel.shape[0]
+        for level in PBAS(cast(PBASConfig, model.config), model.backbone, seed=0).module.embedding.levels
+    }
     first = next(at for at in range(len(order) - 40, len(order)) if _channels(shapes[order[at]][1]) in widths)
     rows = [
         (name, *shapes[name], f"{medians[name]:.3f}", f"{100 * medians[name] / total:.1f}") for name in order[first:]
@@ -188,7 +198,10 @@ def _channels(shape: str) -> int:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--pairs", type=int, default=60)
-    arguments.add_argument("--profile", action="store_true", help="add what each node after the backbone costs")
+    arguments.add_argument("--methods", nargs="+", default=["pbas"])
+    arguments.add_argument(
+        "--profile", action="store_true", help="add what each node after the backbone costs, for PBAS"
+    )
     given = arguments.parse_args()
     pairs, repeats = (3, 3) if given.quick else (given.pairs, 9)
     with TemporaryDirectory() as folder:
@@ -200,7 +213,7 @@ def main() -> None:
             "runs the bare backbone; the inspection gives verdict, score and map in the file's own pixels. “Bare "
             "network” and "
             "“detector” are the two graphs alone, without files.",
-            *compare_all(photo, pairs),
+            *compare_all(given.methods, photo, pairs),
         ]
     sections.append(
         "## Restoring the map\n\nA map of 256×256 brought back to the image's pixels, and judged there, one "
@@ -209,11 +222,12 @@ def main() -> None:
     )
     if given.profile:
         sections += [
-            f"## Nodes after the backbone: {title}\n\nONNX Runtime's own profile, float32.\n\n"
-            + node_costs(Model(*names), 3 if given.quick else 20)
-            for title, names in MODELS.items()
+            f"## Nodes after the backbone: {model.title}\n\nONNX Runtime's own profile, float32.\n\n"
+            + node_costs(model, 3 if given.quick else 20)
+            for model in (Model("pbas", *names) for names in MODELS)
         ]
-    page("inspection", "What an inspection costs", sections, write=given.write)
+    name = "inspection" if given.methods == ["pbas"] else f"inspection_{'_'.join(given.methods)}"
+    page(name, "What an inspection costs", sections, write=given.write)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,82 @@
+"""The second stage of AAND `fast`: a step on cached level maps against a step that runs the backbone on its images.
+
+Both steps train the same student on the same images; the uncached one runs the compiled backbone on images that are
+decoded and resized already, one at a time, as extraction does. Pairs alternate within one run.
+"""
+
+from __future__ import annotations
+
+from itertools import count
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import torch
+from common import milliseconds, page, paired, parser, table
+from torch import Tensor
+
+from flawsmith.data.layouts import load
+from flawsmith.features.backbones import load_backbone
+from flawsmith.features.cache import FeatureCache
+from flawsmith.features.extract import extract_files, make_extractor
+from flawsmith.methods.aand import AAND
+from flawsmith.methods.aand.config import PRESETS
+from flawsmith.methods.aand.stages import DistillationModule
+from flawsmith.methods.layers.patch_batches import PatchBatch
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+from flawsmith.synthesis.render import render_product_line
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--pairs", type=int, default=30)
+    given = arguments.parse_args()
+    config = PRESETS["fast"]
+    backbone = load_backbone(strides=config.strides)
+    geometry = Geometry(size=config.image_size, mean=backbone.info.mean, std=backbone.info.std)
+    extractor = make_extractor(backbone, config.image_size)
+    method = AAND(config, backbone, seed=0)
+    assert method.student is not None
+    module = DistillationModule(config, method.amplifiers, method.student).train()
+    optimiser = module.configure_optimizers()
+    with TemporaryDirectory() as folder:
+        (category,) = render_product_line(
+            Path(folder), parts=("bracket",), n_train=64, n_test_good=0, n_per_defect=0, size=(256, 256), seed=0
+        )
+        paths = [sample.image for sample in load(category).good_train]
+        images = np.stack([geometry.apply(decode(path)) for path in paths])
+        table_of = FeatureCache("benchmark", Path(folder) / "cache").table(
+            [path.name for path in paths],
+            lambda rows: extract_files(extractor, [paths[row] for row in rows], geometry),
+        )
+        numbers = count()
+
+        def rows() -> np.ndarray:
+            return (np.arange(config.batch_size) + next(numbers) * config.batch_size) % len(paths)
+
+        def step(levels: list[Tensor]) -> None:
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = module.training_step(PatchBatch(levels, None, (0, 0)), 0)["loss"]
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+
+        def uncached() -> None:
+            chosen = [extractor(images[[row]]) for row in rows()]
+            step([torch.from_numpy(np.concatenate(level)) for level in zip(*chosen, strict=True)])
+
+        found = paired(
+            lambda: step(table_of.batch(rows())), uncached, pairs=3 if given.quick else given.pairs, warm_up=3
+        )
+    cached, fresh = map(milliseconds, found.medians)
+    heads = ("step of stage 2", "cached, ms", "uncached, ms", "uncached / cached")
+    sections = [
+        f"Preset `fast`, {config.batch_size} images of {config.image_size} pixels a step, bfloat16.\n\n"
+        + table(heads, [("forward, backward, Adam", cached, fresh, found.ratio_text())])
+    ]
+    page("aand_stage2", "The second stage of AAND, cached and uncached", sections, write=given.write)
+
+
+if __name__ == "__main__":
+    main()
