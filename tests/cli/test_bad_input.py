@@ -191,6 +191,15 @@ CASES: dict[str, tuple[Case, str]] = {
     "setting twice": (lambda p: p.train("--set", "epochs=3", "--set", "epochs=4"), "given twice"),
     "setting out of range": (lambda p: p.train("--set", "epochs=0"), "epochs=0 is not possible"),
     "setting of another type": (lambda p: p.train("--set", "epochs=many"), "epochs='many' is not possible"),
+    "neither of a setting's types": (
+        lambda p: p.train("--method", "aand", "--set", "foreground=bogus"),
+        "foreground.mode='bogus' is not possible: input should be 'none', 'files', 'threshold', 'auto', 'disc' or 'box', "
+        "or input should be 'published'",
+    ),
+    "settings that contradict each other": (
+        lambda p: p.train("--method", "aand", "--set", "strides=[8,16]"),
+        "student_widths needs 2 positive numbers",
+    ),
     "negative seed": (lambda p: p.train("--seed", "-1"), "seed=-1 is not possible"),
     "seed in words": (lambda p: p.train("--seed", "one"), "Invalid value for '--seed'"),
     "alpha above one": (lambda p: p.train("--alpha", "2"), "alpha=2.0 is not possible"),

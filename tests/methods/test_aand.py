@@ -363,6 +363,11 @@ def test_a_plain_transformer_gets_a_token_decoder_in_the_teachers_order() -> Non
     assert output.map.shape == (2, 64, 96)
 
 
+def test_strides_that_a_plain_transformer_lacks_are_refused_with_those_it_has() -> None:
+    with pytest.raises(FlawsmithError, match=r"in all of its 12 blocks.*strides=\[16,16,16\]"):
+        load_backbone("vit_tiny_patch16_224@random", strides=(4, 8, 16))
+
+
 # ---- Foregrounds of the released script -----------------------------------------------------------------------------
 
 

@@ -188,6 +188,11 @@ def _level_indices(architecture: str, strides: Sequence[int]) -> tuple[tuple[int
     if len(set(available)) == 1 and set(strides) == set(available) and len(strides) <= len(available):
         # A plain transformer keeps one grid: levels are evenly spaced blocks, the last among them.
         return tuple((number + 1) * len(available) // len(strides) - 1 for number in range(len(strides))), True
+    if len(set(available)) == 1:
+        raise FlawsmithError(
+            f"{architecture} keeps one grid of stride {available[0]} in all of its {len(available)} blocks: repeat it "
+            f"once for each level, --set strides=[{','.join([str(available[0])] * len(strides))}]"
+        )
     missing = [stride for stride in strides if stride not in available]
     if missing:
         raise FlawsmithError(

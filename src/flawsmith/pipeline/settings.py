@@ -111,7 +111,10 @@ def computes_in_bfloat16() -> bool:
 
 
 def _in_words(error: ValidationError, prefix: str) -> FlawsmithError:
-    first = error.errors()[0]
-    name = ".".join(str(part) for part in first["loc"])
+    first, *others = error.errors()
+    # A field of several types is reported once for each of them, under names of pydantic's own making.
+    name = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() or isinstance(part, int))
     given = f"{name}={first['input']!r} is" if name else "these settings are"
-    return FlawsmithError(f"{prefix}{given} not possible: {first['msg'].lower()}")
+    alternatives = [first, *(other for other in others if other["loc"][:1] == first["loc"][:1])]
+    reasons = dict.fromkeys(one["msg"].removeprefix("Value error, ").lower() for one in alternatives)
+    return FlawsmithError(f"{prefix}{given} not possible: {', or '.join(reasons)}")
