@@ -193,8 +193,8 @@ CASES: dict[str, tuple[Case, str]] = {
     "setting of another type": (lambda p: p.train("--set", "epochs=many"), "epochs='many' is not possible"),
     "neither of a setting's types": (
         lambda p: p.train("--method", "aand", "--set", "foreground=bogus"),
-        "foreground.mode='bogus' is not possible: input should be 'none', 'files', 'threshold', 'auto', 'disc' or 'box', "
-        "or input should be 'published'",
+        "foreground.mode='bogus' is not possible: input should be 'none', 'files', 'threshold', 'auto', 'disc' or "
+        "'box', or input should be 'published'",
     ),
     "settings that contradict each other": (
         lambda p: p.train("--method", "aand", "--set", "strides=[8,16]"),
