@@ -85,6 +85,20 @@ def test_chart_of_metrics_without_such_numbers_draws_nothing() -> None:
     assert line_chart(made) is None
 
 
+def test_a_loss_of_two_stages_is_two_lines() -> None:
+    rows = [
+        {"stage": stage, "epoch": epoch, "loss": start - epoch, f"loss_{stage}": 1.0}
+        for stage, start in (("first", 9.0), ("second", 99.0))
+        for epoch in range(3)
+    ]
+
+    columns = figures._losses(rows)
+
+    assert list(columns) == ["loss of first", "loss of second", "loss_first", "loss_second"]
+    np.testing.assert_array_equal(columns["loss of first"], [9, 8, 7, np.nan, np.nan, np.nan])
+    np.testing.assert_array_equal(columns["loss of second"], [np.nan, np.nan, np.nan, 99, 98, 97])
+
+
 def test_losses_are_drawn_without_the_other_numbers() -> None:
     rows = [{"epoch": epoch, "loss": 1.0, "radius": float(epoch)} for epoch in range(5)]
 

@@ -170,14 +170,30 @@ def training_curves(rows: Sequence[Mapping[str, object]]) -> str | None:
     Returns:
         An SVG data URI, or None without a finite loss.
     """
-    names = [name for name in dict.fromkeys(key for row in rows for key in row) if "loss" in name.lower()]
     x_name, x = abscissa(rows)
-    lines = _finite_lines(x, {name: [as_number(row.get(name)) for row in rows] for name in names})
+    lines = _finite_lines(x, _losses(rows))
     if not lines:
         return None
     positive = np.concatenate([values for _, values in lines.values()])
     wide = positive.min() > 0 and positive.max() > 100 * positive.min()
     return _lines(lines, x_name, "loss", "log" if wide else "linear")
+
+
+def _losses(rows: Sequence[Mapping[str, object]]) -> dict[str, list[float]]:
+    """Columns whose name holds ``loss``; one that several stages record is a column a stage, for they measure
+    different things."""
+    stages: dict[str, dict[object, None]] = {}
+    for row in rows:
+        for name in row:
+            if "loss" in name.lower():
+                stages.setdefault(name, {})[row.get("stage")] = None
+    return {
+        f"{name} of {stage}" if len(found) > 1 else name: [
+            as_number(row.get(name)) if row.get("stage") == stage else float("nan") for row in rows
+        ]
+        for name, found in stages.items()
+        for stage in found
+    }
 
 
 def line_chart(chart: LineChart) -> str | None:
