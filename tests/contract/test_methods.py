@@ -229,7 +229,7 @@ class NoTraining:
     def once(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
         return compute()
 
-    def fit(self, name: str, module: Any, batches: Any, *, epochs: int) -> None:
+    def fit(self, name: str, module: Any, batches: Any, *, epochs: int, selects: bool) -> None:
         module.eval()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -333,6 +334,16 @@ def test_a_run_killed_in_the_second_stage_resumes_to_the_same_bytes(
     resumed = train_tiny("aand", parts, tmp_path / "run", resume=True)
 
     assert resumed.model.read_bytes() == trained("aand").model.read_bytes()
+
+
+def test_a_checkpoint_is_chosen_in_the_stage_that_completes_the_detector(
+    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+) -> None:
+    result = train_tiny("aand", parts, tmp_path / "run", select="best")
+
+    rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows if "selection_auroc" in row} == {"distillation"}
+    assert {row["stage"] for row in rows} == {"amplification", "distillation"}
 
 
 def test_the_report_shows_residuals_gates_and_every_level(trained: Callable[[str], Any]) -> None:

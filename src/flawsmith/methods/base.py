@@ -142,8 +142,11 @@ class Run(Protocol):
         """The tensors that ``compute`` gives, computed at most once a run and kept in the run folder."""
         ...
 
-    def fit(self, name: str, module: pl.LightningModule, batches: EpochBatches, *, epochs: int) -> None:
-        """Train a module for a fixed number of epochs, resuming from its last checkpoint where there is one."""
+    def fit(self, name: str, module: pl.LightningModule, batches: EpochBatches, *, epochs: int, selects: bool) -> None:
+        """Train a module for a fixed number of epochs, resuming from its last checkpoint where there is one.
+
+        With ``selects`` the run may choose among its checkpoints by what the detector is worth.
+        """
         ...
 
 
@@ -170,15 +173,24 @@ class SinglePass:
 
 @dataclass(frozen=True)
 class LightningStage:
-    """A stage that trains a LightningModule over batches that the module's own sampler draws."""
+    """A stage that trains a LightningModule over batches that the module's own sampler draws.
+
+    Attributes:
+        name: of the stage.
+        module: what is trained.
+        batches: makes its batches of the training data.
+        epochs: how long.
+        completes: whether this stage completes the detector; only then can a checkpoint be chosen by it.
+    """
 
     name: str
     module: pl.LightningModule
     batches: Callable[[TrainingData], EpochBatches]
     epochs: int
+    completes: bool = True
 
     def fit(self, data: TrainingData, run: Run) -> None:
-        run.fit(self.name, self.module, self.batches(data), epochs=self.epochs)
+        run.fit(self.name, self.module, self.batches(data), epochs=self.epochs, selects=self.completes)
 
 
 class Detector(nn.Module, ABC):

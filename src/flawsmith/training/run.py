@@ -62,8 +62,8 @@ class RunFolder:
             save_tensors(compute(), file)
         return load_tensors(file)[0]
 
-    def fit(self, name: str, module: pl.LightningModule, batches: Any, *, epochs: int) -> None:
-        """Train a module, from its last checkpoint where there is one."""
+    def fit(self, name: str, module: pl.LightningModule, batches: Any, *, epochs: int, selects: bool = True) -> None:
+        """Train a module, from its last checkpoint where there is one; without ``selects`` the last one is kept."""
         fit_module(
             module,
             batches,
@@ -72,7 +72,7 @@ class RunFolder:
             checkpoint=self.path / "checkpoints" / f"{name}.safetensors",
             metrics=MetricsFile(self.path / METRICS, name),
             options=self.options,
-            selection=self.selection,
+            selection=self.selection if selects else None,
         )
 
     def metrics(self) -> list[dict[str, Any]]:

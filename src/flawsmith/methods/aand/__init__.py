@@ -70,7 +70,8 @@ class AAND(Method):
         config, found = self.config, list[Stage]()
         if self.amplifiers is not None:
             first = AmplificationModule(config, self.amplifiers, self.seed)
-            found.append(LightningStage("amplification", first, self._forged_batches, first.epochs))
+            alone = self.student is None
+            found.append(LightningStage("amplification", first, self._forged_batches, first.epochs, completes=alone))
         if self.student is not None:
             second = DistillationModule(config, self.amplifiers, self.student)
             found.append(LightningStage("distillation", second, self._normal_batches, second.epochs))
