@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from flawsmith.data.layouts import load
 from flawsmith.features.cache import FeatureCache
@@ -120,6 +121,22 @@ def test_every_recipe_trains_on_any_texture_source(images: Make, parts: Path) ->
         for recipe in ("aand", "slsg-structural", "slsg-logical"):
             batches = forged(images(workers=0, textures=textures), recipe=recipe)
             assert all(torch.isfinite(batch.levels[0]).all() for batch in batches)
+
+
+def test_a_recipe_says_how_pictures_of_textures_are_brought_to_size(images: Make, tmp_path: Path) -> None:
+    bands = np.repeat(np.array([[10, 120, 240]], np.uint8), 100, axis=1).repeat(100, axis=0)
+    Image.fromarray(np.repeat(bands[:, :, None], 3, axis=2)).save(tmp_path / "bands.png")
+    data = images(workers=0, textures=str(tmp_path))
+
+    drawn = {
+        name: data.forged(find_recipe(name), Foreground(), (6, 8), match_grey=False)._forged._forger.textures.draw(
+            (48, 48), np.random.default_rng(0)
+        )
+        for name in ("glass", "aand")
+    }
+
+    assert not {10, 240} & set(np.unique(drawn["glass"]).tolist()), "the middle of the picture alone"
+    assert {10, 120, 240} <= set(np.unique(drawn["aand"]).tolist()), "the whole picture"
 
 
 def test_missing_textures_and_masks_are_named_before_anything_is_forged(images: Make, tmp_path: Path) -> None:

@@ -149,7 +149,7 @@ def open_workshop(
     reader = GoodImages(files, value_range, geometry)
     forger = Forger(
         recipe,
-        texture_source(ingredients.textures, files, value_range=value_range),
+        texture_source(ingredients.textures, files, fit=recipe.fit, value_range=value_range),
         foreground_provider=_foreground(ingredients, reader, told),
         geometry=geometry,
         others=reader,

@@ -21,6 +21,7 @@ from flawsmith.synthesis.operations import Family
 from flawsmith.synthesis.overlay import Mask, MixtureWeight, NormalWeight, UniformWeight, WeightLaw
 from flawsmith.synthesis.perlin import EXPONENTS, MAX_ROTATION, THRESHOLD
 from flawsmith.synthesis.perlin import Field as Noise
+from flawsmith.synthesis.pictures import Fit
 
 Grid = tuple[int, int]
 """(rows, columns) of the cells that a network scores."""
@@ -117,6 +118,7 @@ class Recipe(BaseModel):
     acceptance: Acceptance = Field(default_factory=Acceptance, description="When a mask counts.")
     max_tries: PositiveInt = Field(32, description="Masks drawn before the fall-back (AAND: 11; GLASS, SLSG: no end).")
     normal_share: float = Field(0.0, ge=0, lt=1, description="Share of samples left as they are (AAND: 0.2).")
+    fit: Fit = Field("crop", description="How pictures of a texture folder are brought to size (AAND: squash).")
 
     @model_validator(mode="after")
     def _shares(self) -> Recipe:
@@ -163,6 +165,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                 acceptance=Acceptance(min_pixels=5),
                 max_tries=11,
                 normal_share=0.2,
+                fit="squash",
             ),
             Recipe(
                 name="slsg-structural",

@@ -115,7 +115,7 @@ class GoodImages:
         options = self._forging
         forger = Forger(
             recipe,
-            texture_source(options.textures, self._paths, value_range=self.geometry.value_range),
+            texture_source(options.textures, self._paths, fit=recipe.fit, value_range=self.geometry.value_range),
             self._foregrounds(foreground),
             self.geometry,
             others=self._prepared.any,
