@@ -33,7 +33,8 @@ from flawsmith.runtime.inspector import Inspector
 from flawsmith.training import engine
 from flawsmith.training.data import GoodImages
 from flawsmith.training.engine import LoopOptions
-from flawsmith.training.run import MetricsFile, RunFolder
+from flawsmith.training.metrics import MetricsFile
+from flawsmith.training.run import RunFolder
 
 Train = Callable[..., Any]
 Trained = Callable[[str], Any]

@@ -8,7 +8,7 @@ import numpy as np
 from tests.golden.steps import Arrays, Results, handles
 
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.synthesis.foreground import through_geometry
+from flawsmith.synthesis.foreground_files import through_geometry
 from flawsmith.synthesis.overlay import NormalWeight, UniformWeight, blend
 from flawsmith.synthesis.perlin import gradient_noise, rotate
 from flawsmith.synthesis.recipes import RECIPES, Acceptance

@@ -31,7 +31,7 @@ from flawsmith.methods.aand.stages import AmplificationModule, DistillationModul
 from flawsmith.methods.aand.student import Layout, layout_for, reverse_student
 from flawsmith.methods.aand.tokens import TokenDecoder
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.training.run import MetricsFile
+from flawsmith.training.metrics import MetricsFile
 
 CHANNELS, GRIDS = (4, 6, 8), ((12, 18), (6, 9), (3, 5))
 SMALL = Layout(decoder=(1, 1, 1), embedding=1, heads=True, widths=(4, 8, 8))

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from flawsmith.methods.base import AnomalyOutput, Detector
 from flawsmith.training import engine
 from flawsmith.training.engine import LoopOptions, fit_module
-from flawsmith.training.run import MetricsFile
+from flawsmith.training.metrics import MetricsFile
 from flawsmith.training.selection import EVALUATIONS, Selection
 
 EPOCHS = 5

@@ -15,7 +15,7 @@ TRAIN = """
 import json, sys, time
 import flawsmith
 from flawsmith.training import engine
-from flawsmith.training.run import MetricsFile
+from flawsmith.training.metrics import MetricsFile
 
 append = MetricsFile.append
 def hang(self, epoch, values):

@@ -12,7 +12,8 @@ import yaml
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training.engine import LoopOptions
-from flawsmith.training.run import MetricsFile, RunFolder
+from flawsmith.training.metrics import MetricsFile
+from flawsmith.training.run import RunFolder
 
 CONFIG: dict[str, Any] = {
     "method": "pbas",

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -18,10 +18,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from flawsmith.methods.base import EpochBatches
 from flawsmith.training.checkpoints import SafeCheckpointIO, load_tensors, save_tensors
+from flawsmith.training.metrics import MetricsFile
 from flawsmith.training.selection import Selection
-
-if TYPE_CHECKING:
-    from flawsmith.training.run import MetricsFile
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
 from flawsmith.training.checkpoints import load_tensors, save_tensors
 from flawsmith.training.engine import LoopOptions, fit_module
+from flawsmith.training.metrics import MetricsFile, read_rows
 from flawsmith.training.selection import Selection
 
 CONFIG, METRICS, RECORD, MODEL, REPORT = "config.yaml", "metrics.jsonl", "run.json", "model.flaw", "report.html"
@@ -77,40 +78,12 @@ class RunFolder:
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl."""
-        return list(_rows(self.path / METRICS))
+        return list(read_rows(self.path / METRICS))
 
     def record(self, facts: Mapping[str, Any]) -> None:
         """Write run.json."""
         with replacing(self.path / RECORD) as temporary:
             temporary.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
-
-
-class MetricsFile:
-    """Rows of one stage in metrics.jsonl, one an epoch; epochs that are trained again replace their rows."""
-
-    def __init__(self, path: Path, stage: str) -> None:
-        self._path, self._stage = path, stage
-
-    def restart(self, epoch: int) -> None:
-        """Drop this stage's rows from an epoch on: they come after the checkpoint that is resumed."""
-        kept = [row for row in _rows(self._path) if row["stage"] != self._stage or row["epoch"] < epoch]
-        with replacing(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
-
-    def append(self, epoch: int, values: Mapping[str, float]) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps({"stage": self._stage, "epoch": epoch, **values}) + "\n")
-
-
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
-    """Rows of a metrics file; the last line of a killed run may be cut off and is left out."""
-    if not path.exists():
-        return
-    for line in path.read_text().splitlines():
-        try:
-            yield json.loads(line)
-        except ValueError:
-            return
 
 
 def _has_begun(path: Path) -> bool:
