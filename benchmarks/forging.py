@@ -22,6 +22,7 @@ import cv2
 import numpy as np
 from common import category_folder, data_root, milliseconds, page, paired, parser, table
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from flawsmith.data.layouts import load
 from flawsmith.data.seeding import generator
@@ -120,7 +121,9 @@ _job: list[Job] = []
 
 
 def _start(job: Job) -> None:
-    cv2.setNumThreads(1)
+    # As the workers of training: threads of their libraries would only take turns.
+    cv2.setNumThreads(0)
+    threadpool_limits(1)
     _job[:] = [job]
 
 
