@@ -12,7 +12,7 @@ Cells = Bool[Tensor, "batch height width"]
 
 
 def cells_of(mask: Bool[Tensor, "batch height width"], grid: tuple[int, int], *, share: float) -> Cells:
-    """The cells of a level of which more than a share belongs to a mask of pixels (methods.md 4.3; share 0.3)."""
+    """The cells of a level of which more than a share belongs to a mask of pixels (released code: 0.3)."""
     return F.adaptive_avg_pool2d(mask[:, None].float(), grid)[:, 0] > share
 
 

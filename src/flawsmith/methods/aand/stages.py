@@ -27,6 +27,9 @@ from flawsmith.methods.aand.student import Student
 from flawsmith.methods.layers.losses import balanced_focal
 from flawsmith.methods.layers.patch_batches import PatchBatch
 
+RECORDED_CELLS = 128
+"""Normal cells of a level and step whose residuals are computed for the record alone."""
+
 Cells = Bool[Tensor, "batch height width"]
 
 
@@ -125,7 +128,7 @@ class AmplificationModule(StageModule):
         amplified = teacher + (weights[anomalous] * residual if weights is not None and predicted else residual)
         loss = amplification_loss(amplified, teacher, features[normal], margin=self.config.margin)
         with torch.no_grad():
-            some = normal[: len(anomalous)]
+            some = normal[:RECORDED_CELLS]
             kinds = {
                 "residual_anomalous": (anomalous, residual),
                 "residual_normal": (some, _residual(amplifier, features[some])),

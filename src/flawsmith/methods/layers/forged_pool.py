@@ -40,11 +40,10 @@ class ForgedPool(Generic[T]):
     def epoch(self, epoch: int) -> Iterator[T]:
         """The batches of an epoch: fresh ones, or those that its pool's first epoch has left."""
         first = epoch - epoch % self._refresh
-        rows = self._rows(first)
         if self._refresh == 1:
-            yield from self._fresh(rows, first)
+            yield from self._fresh(self._rows(first), first)
         elif epoch == first:
-            held: list[T] = []
+            rows, held = self._rows(first), list[T]()
             for forged in self._fresh(rows, first):
                 held.append(forged)
                 if len(held) == len(rows):  # before the last one is handed out: nobody need ask for one more
@@ -52,7 +51,7 @@ class ForgedPool(Generic[T]):
                 yield forged
         else:
             if self._held[0] != first:  # a run that was resumed between two refreshes
-                self._held = first, list(self._fresh(rows, first))
+                self._held = first, list(self._fresh(self._rows(first), first))
             for number in generator(self._seed, "forged order", epoch).permutation(len(self._held[1])):
                 yield self._held[1][number]
 

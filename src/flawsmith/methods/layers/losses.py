@@ -61,7 +61,7 @@ def hardest(probability: Float[Tensor, " position"], target: Float[Tensor, " pos
 def balanced_focal(
     probability: Float[Tensor, "..."], target: Float[Tensor, "..."], *, alpha: float, gamma: float
 ) -> Float[Tensor, ""]:
-    """Focal loss with a weight for each class, as AAND has it (methods.md 1.7 b).
+    """Focal loss with a weight for each class, as AAND's released code has it.
 
     The mean of −α(1 − p)^γ · y · ln p − (1 − α) p^γ · (1 − y) · ln(1 − p).
 
