@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from flawsmith.methods.base import AnomalyOutput, Detector
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training import engine
 from flawsmith.training.engine import LoopOptions, fit_module
 from flawsmith.training.metrics import MetricsFile
@@ -78,13 +81,14 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Fit:
         stop: tuple[int, int, type[BaseException]] | None = None,
         selection: Callable[[Regression], Selection] | None = None,
         seconds: float = -1.0,
+        batches: Batches | None = None,
     ) -> Regression:
         monkeypatch.setattr(engine, "SECONDS_BETWEEN_CHECKPOINTS", seconds)
         folder.mkdir(exist_ok=True)
         module = Regression(stop)
         fit_module(
             module,
-            Batches(),
+            batches or Batches(),
             name="stage",
             epochs=EPOCHS,
             checkpoint=folder / "stage.safetensors",
@@ -100,6 +104,30 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Fit:
 def assert_same_state(one: nn.Module, other: nn.Module) -> None:
     for name, value in one.state_dict().items():
         assert torch.equal(value, other.state_dict()[name]), name
+
+
+class DyingWorker(Batches):
+    """Batches through a worker process that is killed in the second epoch."""
+
+    def epoch(self, epoch: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        batches = list(super().epoch(epoch))
+        loader = iter(DataLoader(range(1000), num_workers=1))
+        for batch in batches:
+            next(loader)
+            if epoch == 1:
+                os.kill(loader._workers[0].pid, signal.SIGKILL)
+                loader._workers[0].join()
+            yield batch
+
+
+def test_a_killed_worker_is_one_line_that_says_how_to_go_on(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match=r"--resume.*--workers 0") as raised:
+        fit(tmp_path, batches=DyingWorker())
+    assert "\n" not in str(raised.value)
+
+    resumed = fit(tmp_path)
+
+    assert min(epoch for epoch, _ in resumed.seen) == 1, "the first epoch is kept"
 
 
 class KilledError(Exception):

@@ -17,6 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flawsmith.methods.base import EpochBatches
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training.checkpoints import SafeCheckpointIO, load_tensors, save_tensors
 from flawsmith.training.metrics import MetricsFile
 from flawsmith.training.selection import Selection
@@ -105,6 +106,13 @@ def fit_module(
             trainer.fit(module, _Loader(batches, module), ckpt_path=str(checkpoint) if checkpoint.exists() else None)
         except SystemExit:  # Lightning's own way to end after Ctrl-C
             raise KeyboardInterrupt from None
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):  # torch has no type of its own for a worker's death
+                raise
+            raise FlawsmithError(
+                "a process that forges flaws was killed, perhaps for want of memory: continue with --resume, and with "
+                "--workers 0 if it happens again"
+            ) from error
     if trainer.interrupted:
         raise KeyboardInterrupt
     watch.restore_best(module)
