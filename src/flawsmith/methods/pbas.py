@@ -22,7 +22,6 @@ from torch import Tensor
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
 from flawsmith.methods.base import (
-    Detector,
     LightningStage,
     Method,
     MethodConfig,
@@ -39,9 +38,10 @@ from flawsmith.methods.layers.centers import (
     safe_length,
 )
 from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches, Sampling
-from flawsmith.methods.layers.patch_detector import NearestCenterDetector
+from flawsmith.methods.layers.patch_detector import NearestCenterDetector, PositionDetector
 from flawsmith.methods.layers.patch_learner import PatchConfig, PatchLearner, Rows
 from flawsmith.methods.layers.ray import ray_hidden
+from flawsmith.methods.layers.score_norm import ScoreNorm, norm_stage
 from flawsmith.methods.registry import register
 
 
@@ -208,6 +208,7 @@ FAST = PBASConfig(
     hidden=256,
     anomaly_degree=0.3,
     scale="logit",
+    score_norm="position",
     discriminator_lr=1e-3,
     epochs=30,
     steps_per_epoch=20,
@@ -230,6 +231,7 @@ class PBAS(Method):
     def __init__(self, config: PBASConfig, backbone: Backbone, seed: int) -> None:
         self.config, self.backbone, self.seed = config, backbone, seed
         self.module = PBASModule(config, backbone.channels, seed)
+        self._norms: list[ScoreNorm] = []
 
     def stages(self) -> list[Stage]:
         def compute(data: TrainingData) -> dict[str, Tensor]:
@@ -240,7 +242,7 @@ class PBAS(Method):
         def accept(tensors: dict[str, Tensor]) -> None:
             self.module.centers = tensors["centers"]
 
-        return [
+        found: list[Stage] = [
             SinglePass("centre", compute, accept),
             LightningStage(
                 "boundary",
@@ -249,8 +251,16 @@ class PBAS(Method):
                 self.config.epochs,
             ),
         ]
+        if self.config.score_norm != "none":
+            found.append(norm_stage(self.network, self._norms.extend, self.config.score_norm))
+        return found
 
-    def network(self) -> Detector:
+    def network(self) -> PositionDetector:
+        detector = self._detector()
+        detector.norms.extend(self._norms)
+        return detector
+
+    def _detector(self) -> PositionDetector:
         module, config = self.module, self.config
         if config.synthesis != "none":
             return module.detector(self.backbone)

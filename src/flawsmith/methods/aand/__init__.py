@@ -27,6 +27,7 @@ from flawsmith.methods.aand.tokens import token_student
 from flawsmith.methods.base import ForgedSource, LightningStage, Method, MethodConfig, Stage, TrainingData
 from flawsmith.methods.diagnostics import Diagnostic, forged_flaws
 from flawsmith.methods.layers.patch_batches import PatchBatches, Sampling
+from flawsmith.methods.layers.score_norm import ScoreNorm, norm_stage
 from flawsmith.methods.registry import register
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.synthesis.foreground import Foreground
@@ -51,6 +52,7 @@ class AAND(Method):
         self.grids = backbone.grids(config.image_size)
         self.amplifiers: Amplifiers | None = None
         self.student: Student | None = None
+        self._norms: list[ScoreNorm] = []
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "aand amplifiers"))
             if config.forges:
@@ -75,9 +77,16 @@ class AAND(Method):
         if self.student is not None:
             second = DistillationModule(config, self.amplifiers, self.student)
             found.append(LightningStage("distillation", second, self._normal_batches, second.epochs))
+        if config.score_norm != "none":
+            found.append(norm_stage(self.network, self._norms.extend, config.score_norm))
         return found
 
     def network(self) -> FusedLevels:
+        detector = self._detector()
+        detector.norms.extend(self._norms)
+        return detector
+
+    def _detector(self) -> FusedLevels:
         config = self.config
         if self.student is None:
             assert self.amplifiers is not None
@@ -92,7 +101,7 @@ class AAND(Method):
         rows = np.unique(np.linspace(0, len(data) - 1, SHOWN_FLAWS).round().astype(int))  # those of the examples
         (forged,) = source.batches([rows], 0)
         with torch.no_grad():
-            maps = self.network().level_maps(forged.levels)
+            maps = self.network().score_maps(forged.levels)
         return [*shows.charts(self.config), shows.level_pictures(examples, maps), forged_flaws(examples)]
 
     def _student(self) -> Student:

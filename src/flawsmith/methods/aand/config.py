@@ -78,6 +78,11 @@ class AANDConfig(MethodConfig):
         None, ge=1, description="Steps an epoch of the second stage; None: one pass over the training images."
     )
     sigma: float = Field(4.0, ge=0, description="Gaussian on the anomaly map in pixels of the network's input.")
+    score_norm: Literal["none", "level", "position"] = Field(
+        "none",
+        description="level: the levels' maps get equal spread on the training images before they are summed; position: "
+        "scores count relative to those of the training images at the same position; neither is in a paper.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> AANDConfig:
@@ -106,8 +111,8 @@ FAST = AANDConfig(
     amplification_epochs=20,
     amplification_steps=20,
     refresh=5,
-    student_widths=(64, 128, 256),
     student_blocks=(2, 2, 2),
+    score_norm="level",
     epochs=30,
     steps_per_epoch=20,
 )

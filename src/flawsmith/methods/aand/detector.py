@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
 from collections.abc import Sequence
 
 import torch
-from jaxtyping import Float
-from torch import Tensor, nn
+from torch import nn
 
 from flawsmith.features.backbones import Backbone
 from flawsmith.methods.aand.amplification import Amplifier, Amplifiers, Map
@@ -16,11 +14,10 @@ from flawsmith.methods.aand.losses import cosine_distance
 from flawsmith.methods.aand.student import ConvNorm, Student
 from flawsmith.methods.base import AnomalyOutput, Detector
 from flawsmith.methods.layers.postprocess import UpsampleAndSmooth
+from flawsmith.methods.layers.score_norm import ScoreMap, ScoreMapDetector
 
-LevelMap = Float[Tensor, "batch h w"]
 
-
-class FusedLevels(Detector):
+class FusedLevels(ScoreMapDetector):
     """One low-resolution map a level, up-sampled between corner centres, summed and smoothed; the score is the maximum.
 
     Args:
@@ -30,22 +27,14 @@ class FusedLevels(Detector):
     """
 
     def __init__(self, backbone: Backbone, image_size: tuple[int, int], *, sigma: float) -> None:
-        super().__init__()
-        self.backbone = backbone
+        super().__init__(backbone)
         self.smooth = nn.ModuleList(
             UpsampleAndSmooth(grid, image_size, sigma=sigma, align_corners=True) for grid in backbone.grids(image_size)
         )
 
-    @abstractmethod
-    def level_maps(self, levels: Sequence[Map]) -> list[LevelMap]:
-        """The anomaly map of each level, from the backbone's level maps."""
-
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
-        return self.from_levels(self.backbone(images))
-
     def from_levels(self, levels: Sequence[Map]) -> AnomalyOutput:
-        """The same from the backbone's level maps (Eq. 14)."""
-        maps = [smooth(low) for smooth, low in zip(self.smooth, self.level_maps(levels), strict=True)]
+        """Map and score from the backbone's level maps (Eq. 14)."""
+        maps = [smooth(low) for smooth, low in zip(self.smooth, self.score_maps(levels), strict=True)]
         fused = torch.stack(maps).sum(dim=0)
         return AnomalyOutput(fused, fused.amax(dim=(1, 2)))
 
@@ -74,7 +63,7 @@ class DiscrepancyDetector(FusedLevels):
         self.amplifiers, self.student = amplifiers, student
         self.eval()
 
-    def level_maps(self, levels: Sequence[Map]) -> list[LevelMap]:
+    def raw_maps(self, levels: Sequence[Map]) -> list[ScoreMap]:
         teacher = list(levels) if self.amplifiers is None else self.amplifiers(levels)
         return [cosine_distance(*pair) for pair in zip(teacher, self.student(teacher), strict=True)]
 
@@ -97,7 +86,7 @@ class GateDetector(FusedLevels):
         self.amplifiers = amplifiers
         self.eval()
 
-    def level_maps(self, levels: Sequence[Map]) -> list[LevelMap]:
+    def raw_maps(self, levels: Sequence[Map]) -> list[ScoreMap]:
         found = []
         for amplifier, level in zip(self.amplifiers, levels, strict=True):
             assert isinstance(amplifier, Amplifier) and amplifier.gate is not None

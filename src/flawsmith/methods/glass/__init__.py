@@ -21,7 +21,6 @@ from torch import Tensor
 
 from flawsmith.features.backbones import Backbone
 from flawsmith.methods.base import (
-    Detector,
     LightningStage,
     Method,
     MethodConfig,
@@ -37,6 +36,8 @@ from flawsmith.methods.glass.module import GLASSModule
 from flawsmith.methods.layers.centers import mean_embedding
 from flawsmith.methods.layers.forged_batches import ForgedBatches
 from flawsmith.methods.layers.patch_batches import PatchBatches, Sampling
+from flawsmith.methods.layers.patch_detector import PositionDetector
+from flawsmith.methods.layers.score_norm import ScoreNorm, norm_stage
 from flawsmith.methods.registry import register
 from flawsmith.synthesis.recipes import find_recipe
 
@@ -58,20 +59,26 @@ class GLASS(Method):
     def __init__(self, config: GLASSConfig, backbone: Backbone, seed: int) -> None:
         self.config, self.backbone, self.seed = config, backbone, seed
         self.module = GLASSModule(config, backbone.channels, seed)
+        self._norms: list[ScoreNorm] = []
         self.grid = backbone.grids(config.image_size)[0]
         self._findings: Mapping[str, str | float] = {}
         self._mean_image: NDArray[np.uint8] | None = None
 
     def stages(self) -> list[Stage]:
         published = self.config.hypothesis == "published"
-        return [
+        found: list[Stage] = [
             SinglePass("hypothesis", lambda data: evidence(data, published=published), self._accept_evidence),
             SinglePass("centre", self._compute_center, self._accept_center),
             LightningStage("discrimination", self.module, self._batches, self.config.epochs),
         ]
+        if self.config.score_norm != "none":
+            found.append(norm_stage(self.network, self._norms.extend, self.config.score_norm))
+        return found
 
-    def network(self) -> Detector:
-        return self.module.detector(self.backbone)
+    def network(self) -> PositionDetector:
+        detector = self.module.detector(self.backbone)
+        detector.norms.extend(self._norms)
+        return detector
 
     def diagnostics(self, data: TrainingData) -> list[Diagnostic]:
         module, config = self.module, self.config

@@ -16,31 +16,30 @@ from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, resize
 from flawsmith.methods.base import AnomalyOutput, Detector
 from flawsmith.methods.layers.heads import LEAKY_SLOPE, Discriminator, Projector
 from flawsmith.methods.layers.postprocess import UpsampleAndSmooth
+from flawsmith.methods.layers.score_norm import ScoreMap, ScoreMapDetector
 
 Scale = Literal["probability", "logit"]
 
 
-class PositionDetector(Detector):
+class PositionDetector(ScoreMapDetector):
     """Backbone, embedding, a score a position; the image score is the highest of the map before it is smoothed."""
 
     def __init__(
         self, backbone: Backbone, embedding: PatchEmbedding, image_size: tuple[int, int], *, sigma: float
     ) -> None:
-        super().__init__()
-        self.backbone, self.embedding = backbone, embedding
-        self.image_size, self.sigma = image_size, sigma
+        super().__init__(backbone)
+        self.embedding, self.image_size, self.sigma = embedding, image_size, sigma
         self.smooth = UpsampleAndSmooth(backbone.grids(image_size)[0], image_size, sigma=sigma)
 
     @abstractmethod
-    def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
+    def scores(self, levels: Sequence[Tensor]) -> ScoreMap:
         """The score of every position of the finest level."""
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
-        return self.from_levels(self.backbone(images))
+    def raw_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
+        return [self.scores(levels)]
 
     def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
-        """The same from the backbone's level maps."""
-        low = self.scores(levels)
+        (low,) = self.score_maps(levels)
         return AnomalyOutput(self.smooth(low), low.amax(dim=(1, 2)))
 
 
@@ -66,7 +65,7 @@ class PatchDetector(PositionDetector):
         self.projector, self.discriminator, self.scale = projector, discriminator, scale
         self.eval()
 
-    def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
+    def scores(self, levels: Sequence[Tensor]) -> ScoreMap:
         embedding = self.embedding(levels)
         logits = self.discriminator(self.projector(as_rows(embedding)))
         return on_scale(logits, self.scale).reshape(-1, *embedding.shape[-2:])
@@ -105,7 +104,7 @@ class FoldedPatchDetector(PositionDetector):
 
     def __init__(self, detector: PatchDetector) -> None:
         super().__init__(detector.backbone, detector.embedding, detector.image_size, sigma=detector.sigma)
-        self.scale = detector.scale
+        self.scale, self.norms = detector.scale, detector.norms
         first, *others = detector.discriminator.blocks
         weight, bias = fold_norm(*fold_linear([*detector.projector.layers, first.linear]), first.norm)
         # Resizing keeps constants, so the bias may go with the first level alone, where it costs no pass of its own.
@@ -117,7 +116,7 @@ class FoldedPatchDetector(PositionDetector):
         self.out = pointwise(detector.discriminator.out.weight.double())
         self.eval().requires_grad_(False)
 
-    def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
+    def scores(self, levels: Sequence[Tensor]) -> ScoreMap:
         grid = self.smooth.rows.shape[1], self.smooth.columns.shape[1]
         mapped = zip(self.embedding.parts(levels), self.level_maps, strict=True)
         finest, *coarser = [resize(linear(part), grid) for (_, part), linear in mapped]
@@ -157,7 +156,7 @@ class NearestCenterDetector(PositionDetector):
         self.register_buffer("centers", centers)
         self.eval()
 
-    def scores(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch h w"]:
+    def scores(self, levels: Sequence[Tensor]) -> ScoreMap:
         embedding = self.embedding(levels)
         features = self.projector(as_rows(embedding))
         squared = features.square().sum(1, keepdim=True) - 2 * features @ self.centers.T

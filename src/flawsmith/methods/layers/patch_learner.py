@@ -48,6 +48,11 @@ class PatchConfig(MethodConfig):
         "probability", description="What scores and maps mean; a logit ranks alike and never rounds to 1."
     )
     sigma: float = Field(4.0, ge=0, description="Gaussian smoothing of the map in pixels of the input.")
+    score_norm: Literal["none", "position"] = Field(
+        "none",
+        description="position: scores count relative to those of the training images at the same position; in no "
+        "paper.",
+    )
 
     @model_validator(mode="after")
     def _odd_neighbourhood(self) -> Self:
