@@ -1,7 +1,9 @@
 """The second stage of AAND `fast`: a step on cached level maps against a step that runs the backbone on its images.
 
-Both steps train the same student on the same images; the uncached one runs the compiled backbone on images that are
-decoded and resized already, one at a time, as extraction does. Pairs alternate within one run.
+Both steps train the same student on the same images. The cached one reads the advanced teacher's maps, which were
+computed when an image was first drawn. The uncached one runs the compiled backbone, one image at a time as extraction
+does, and the amplifiers on images that are decoded and resized already. Pairs alternate within one run, and denormals
+are flushed, as they are while training.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from flawsmith.features.backbones import load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import extract_files, make_extractor
 from flawsmith.methods.aand import AAND
+from flawsmith.methods.aand.batches import AdvancedTeacher
 from flawsmith.methods.aand.config import PRESETS
 from flawsmith.methods.aand.stages import DistillationModule
 from flawsmith.methods.layers.patch_batches import PatchBatch
@@ -37,8 +40,10 @@ def main() -> None:
     geometry = Geometry(size=config.image_size, mean=backbone.info.mean, std=backbone.info.std)
     extractor = make_extractor(backbone, config.image_size)
     method = AAND(config, backbone, seed=0)
-    assert method.student is not None
-    module = DistillationModule(config, method.amplifiers, method.student).train()
+    assert method.student is not None and method.amplifiers is not None
+    amplifiers = method.amplifiers
+    torch.set_flush_denormal(True)
+    module = DistillationModule(config, method.student, method.amplifiers).train()
     optimiser = module.configure_optimizers()
     with TemporaryDirectory() as folder:
         (category,) = render_product_line(
@@ -64,10 +69,15 @@ def main() -> None:
 
         def uncached() -> None:
             chosen = [extractor(images[[row]]) for row in rows()]
-            step([torch.from_numpy(np.concatenate(level)) for level in zip(*chosen, strict=True)])
+            with torch.no_grad():
+                advanced = amplifiers([torch.from_numpy(np.concatenate(level)) for level in zip(*chosen, strict=True)])
+            step(advanced)
+
+        teacher = AdvancedTeacher(table_of, amplifiers)
+        teacher.batch(range(len(paths)))
 
         found = paired(
-            lambda: step(table_of.batch(rows())), uncached, pairs=3 if given.quick else given.pairs, warm_up=3
+            lambda: step(teacher.batch(rows())), uncached, pairs=3 if given.quick else given.pairs, warm_up=3
         )
     cached, fresh = map(milliseconds, found.medians)
     heads = ("step of stage 2", "cached, ms", "uncached, ms", "uncached / cached")

@@ -148,12 +148,14 @@ def amplification(case: dict[str, Any], arrays: Arrays) -> Results:
         loss = amplification_loss(
             as_rows(amplified)[anomalous], teacher[anomalous], teacher[normal], margin=setting["hinge_margin"]
         )
-        loss.backward()
+        if loss.requires_grad:  # not where a level has no anomalous cell
+            loss.backward()
+        gradient = torch.zeros_like(amplified) if amplified.grad is None else amplified.grad
         total = total + loss.detach()
         results |= {
             f"{name}_cell_mask": cells[:, None],
             f"{name}_foreground_cells": foreground[:, None],
-            f"{name}_grad_norm_per_cell": amplified.grad.norm(dim=1),
+            f"{name}_grad_norm_per_cell": gradient.norm(dim=1),
         }
     return results | {"loss_amplification": total}
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from flawsmith.features.backbones import load_backbone
 from flawsmith.methods.aand import AAND, RD4AD
 from flawsmith.methods.aand.amplification import Amplifiers
-from flawsmith.methods.aand.batches import ForgedCells, drawn
+from flawsmith.methods.aand.batches import AdvancedTeacher, ForgedCells, drawn
 from flawsmith.methods.aand.config import PRESETS, RD4AD_PRESETS, AANDConfig
 from flawsmith.methods.aand.detector import DiscrepancyDetector, GateDetector
 from flawsmith.methods.aand.losses import (
@@ -40,6 +40,22 @@ SMALL = Layout(decoder=(1, 1, 1), embedding=1, heads=True, widths=(4, 8, 8))
 def random_levels(images: int = 2, seed: int = 0) -> list[Tensor]:
     source = torch.Generator().manual_seed(seed)
     return [torch.randn(images, count, *grid, generator=source) for count, grid in zip(CHANNELS, GRIDS, strict=True)]
+
+
+class Features:
+    """Level maps of a few images, and which were asked for."""
+
+    channels, grids = CHANNELS, GRIDS
+
+    def __init__(self) -> None:
+        self.levels, self.asked = random_levels(5), list[int]()
+
+    def __len__(self) -> int:
+        return 5
+
+    def batch(self, rows: Any) -> list[Tensor]:
+        self.asked += [int(row) for row in rows]
+        return [level[list(rows)] for level in self.levels]
 
 
 def random_batch(seed: int = 0) -> ForgedCells:
@@ -80,13 +96,14 @@ def test_drawn_cells_alone_give_the_loss_and_gradients_of_whole_maps() -> None:
         torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
 
 
+@pytest.mark.parametrize("components", ["both", "generator"])
 @pytest.mark.parametrize("missing", ["normal", "anomalous", "foreground"])
-def test_a_batch_without_one_kind_of_cells_has_a_finite_loss(missing: str) -> None:
+def test_a_batch_without_one_kind_of_cells_has_a_finite_loss(missing: str, components: str) -> None:
     batch = random_batch()
     full, empty = ([torch.full_like(cells, value) for cells in batch.anomalous] for value in (True, False))
     changed = {"normal": {"anomalous": full}, "anomalous": {"anomalous": empty}, "foreground": {"foreground": empty}}
     batch = ForgedCells(**{**vars(batch), **changed[missing]})
-    module = first_stage()
+    module = first_stage(amplification=components)
 
     found = module.losses(batch)
     found["loss"].backward()
@@ -94,6 +111,17 @@ def test_a_batch_without_one_kind_of_cells_has_a_finite_loss(missing: str) -> No
     assert all(torch.isfinite(value) for value in found.values())
     assert found["loss_amplification"] == 0
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+def test_gate_and_pairs_stay_in_float32_under_autocast() -> None:
+    gate, (level, *_) = first_stage().amplifiers[0].gate, random_levels()
+    rows = [as_rows(maps)[:40] for maps in (level, level.flip(0), level.flip(2))]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        matches, loss = gate.matches(level), amplification_loss(*rows, margin=0.3)
+
+    assert matches.dtype == loss.dtype == torch.float32
+    torch.testing.assert_close(loss, amplification_loss(*rows, margin=0.3))
 
 
 def test_truth_weights_the_residuals_so_that_the_gate_learns_from_the_focal_loss_alone() -> None:
@@ -172,13 +200,31 @@ def test_positions_are_computed_for_any_grid_and_saved_with_the_model() -> None:
 
 def test_distillation_trains_the_student_and_nothing_else() -> None:
     config, amplifiers = AANDConfig(), first_stage().amplifiers
-    module = DistillationModule(config, amplifiers, reverse_student(CHANNELS, GRIDS, SMALL))
+    module = DistillationModule(config, reverse_student(CHANNELS, GRIDS, SMALL), amplifiers)
+    teacher = AdvancedTeacher(Features(), amplifiers)
 
-    module.losses(module.teacher(random_levels()))["loss"].backward()
+    module.losses(teacher.batch([0, 1]))["loss"].backward()
 
     assert all(parameter.grad is None for parameter in amplifiers.parameters())
     optimised = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
     assert optimised == {id(parameter) for parameter in module.student.parameters()}
+
+
+def test_the_teacher_is_computed_once_and_is_the_same_without_room_for_it() -> None:
+    amplifiers, features = first_stage().amplifiers, Features()
+    kept, recomputed = (AdvancedTeacher(features, amplifiers, room=room) for room in (10**9, 0))
+
+    first = kept.batch([3, 1])
+    calls = len(features.asked)
+    again, other = kept.batch([1, 3]), recomputed.batch([3, 1])
+
+    assert calls == 2
+    assert features.asked[calls:] == [3, 1], "only the one without room asked again"
+    for one, two, three in zip(first, again, other, strict=True):
+        assert torch.equal(one, two.flip(0)) and torch.equal(one, three)
+    whole = amplifiers(features.batch([3, 1]))
+    for one, two in zip(first, whole, strict=True):
+        torch.testing.assert_close(one, two)
 
 
 def test_the_hard_loss_takes_the_worst_positions_of_every_image_and_all_where_there_are_fewer() -> None:
@@ -264,7 +310,7 @@ def test_rd4ad_is_the_same_code_with_both_ideas_switched_off() -> None:
 
     method = RD4AD(config, backbone, seed=0)
 
-    assert [stage.name for stage in method.stages()] == ["distillation"]
+    assert [stage.name for stage in method.stages()] == ["distillation", "norm"]
     detector = method.network()
     assert isinstance(detector, DiscrepancyDetector)
     assert detector.amplifiers is None

@@ -17,7 +17,7 @@ from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
 from flawsmith.methods.aand import diagnostics as shows
 from flawsmith.methods.aand.amplification import Amplifiers
-from flawsmith.methods.aand.batches import AmplificationBatches
+from flawsmith.methods.aand.batches import AdvancedTeacher, AmplificationBatches
 from flawsmith.methods.aand.config import PRESETS, RD4AD_PRESETS, AANDConfig
 from flawsmith.methods.aand.detector import DiscrepancyDetector, FusedLevels, GateDetector
 from flawsmith.methods.aand.published_foregrounds import published_foreground
@@ -75,7 +75,7 @@ class AAND(Method):
             alone = self.student is None
             found.append(LightningStage("amplification", first, self._forged_batches, first.epochs, completes=alone))
         if self.student is not None:
-            second = DistillationModule(config, self.amplifiers, self.student)
+            second = DistillationModule(config, self.student, self.amplifiers)
             found.append(LightningStage("distillation", second, self._normal_batches, second.epochs))
         if config.score_norm != "none":
             found.append(norm_stage(self.network, self._norms.extend, config.score_norm))
@@ -135,8 +135,9 @@ class AAND(Method):
         )
 
     def _normal_batches(self, data: TrainingData) -> PatchBatches:
-        sampling = Sampling(self.config.batch_size, self.config.steps_per_epoch)
-        return PatchBatches(data.features(), sampling, seed=self.seed, purpose="distillation")
+        sampling, features = Sampling(self.config.batch_size, self.config.steps_per_epoch), data.features()
+        teacher = features if self.amplifiers is None else AdvancedTeacher(features, self.amplifiers)
+        return PatchBatches(teacher, sampling, seed=self.seed, purpose="distillation")
 
 
 @register

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flawsmith.methods.aand.position import position_encoding
+from flawsmith.methods.layers.precision import full_precision
 
 MOST_HIDDEN = 1024
 
@@ -60,8 +61,9 @@ class ResidualGate(nn.Module):
     def matches(self, features: Map) -> Float[Tensor, "batch item height width"]:
         """Softmax over both memories of the cosine similarity between the query of a position and every embedding."""
         queries = F.normalize(self.mlp(features + self.position).float(), dim=1)
-        similarity = F.conv2d(queries, F.normalize(self.memory.float(), dim=1)[:, :, None, None])
-        return (similarity / self.temperature).softmax(dim=1)
+        with full_precision(features.device):
+            similarity = F.conv2d(queries, F.normalize(self.memory.float(), dim=1)[:, :, None, None])
+            return (similarity / self.temperature).softmax(dim=1)
 
 
 class ResidualGenerator(nn.Module):

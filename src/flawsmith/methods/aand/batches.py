@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from flawsmith.methods.aand.amplification import Amplifiers
 from flawsmith.methods.aand.losses import cells_of
-from flawsmith.methods.base import ForgedImages, ForgedSource
+from flawsmith.methods.base import FeatureSource, ForgedImages, ForgedSource
 from flawsmith.methods.layers.forged_pool import ForgedPool
 from flawsmith.methods.layers.patch_batches import PatchBatches
 
 Cells = Bool[Tensor, "batch height width"]
+
+TEACHER_BYTES = 512 * 2**20
+"""Most memory that the advanced teacher's maps of training images may take."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +91,44 @@ class AmplificationBatches:
     def epoch(self, epoch: int) -> Iterator[ForgedCells]:
         for number, cells in enumerate(self._pool.epoch(epoch)):
             yield cells.at((epoch, number))
+
+
+class AdvancedTeacher:
+    """The advanced teacher's level maps of the training images (methods.base.FeatureSource).
+
+    They do not change while the student learns: those of an image are computed when it is first drawn, and kept while
+    there is room. An image at a time, so that they are the same bits whenever and beside whichever they are computed.
+
+    Args:
+        features: the backbone's level maps.
+        amplifiers: what makes the teacher an advanced one, trained; computes where they are.
+        room: bytes that may be kept.
+    """
+
+    def __init__(self, features: FeatureSource, amplifiers: Amplifiers, *, room: int = TEACHER_BYTES) -> None:
+        self.channels, self.grids = features.channels, features.grids
+        self._features, self._amplifiers = features, amplifiers
+        self._kept: dict[int, list[Tensor]] = {}
+        values = sum(count * height * width for count, (height, width) in zip(self.channels, self.grids, strict=True))
+        self._most = room // (4 * values)
+
+    def __len__(self) -> int:
+        return len(self._features)
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
+        return [torch.cat(level) for level in zip(*(self._row(int(row)) for row in rows), strict=True)]
+
+    @torch.no_grad()
+    def _row(self, row: int) -> list[Tensor]:
+        if row in self._kept:
+            return self._kept[row]
+        device = next(self._amplifiers.parameters()).device
+        with torch.autocast(device.type, enabled=False):
+            found = self._amplifiers([level.to(device) for level in self._features.batch([row])])
+        found = [level.cpu() for level in found]
+        if len(self._kept) < self._most:
+            self._kept[row] = found
+        return found
 
 
 def drawn(cells: Bool[Tensor, " cell"], count: int, source: torch.Generator) -> Tensor:

@@ -6,6 +6,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flawsmith.methods.layers.precision import full_precision
+
 Rows = Float[Tensor, "position channel"]
 Map = Float[Tensor, "batch channel height width"]
 Cells = Bool[Tensor, "batch height width"]
@@ -36,8 +38,9 @@ def amplification_loss(amplified: Rows, anomalous: Rows, normal: Rows, *, margin
     if not len(amplified) or not len(normal):
         return amplified.new_zeros(()).float()
     moved, start, others = (F.normalize(rows.float(), dim=1) for rows in (amplified, anomalous, normal))
-    reference = start @ others.T - margin
-    return F.relu(moved @ others.T - reference).mean()
+    with full_precision(amplified.device):
+        reference = start @ others.T - margin
+        return F.relu(moved @ others.T - reference).mean()
 
 
 def distillation_loss(teacher: Map, student: Map) -> Float[Tensor, ""]:

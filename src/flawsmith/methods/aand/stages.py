@@ -94,6 +94,8 @@ class AmplificationModule(StageModule):
         means = {name: torch.stack(values).mean() for name, values in found.items() if name not in sums}
         weights = {"loss_focal": 1.0, "loss_amplification": config.amplification_weight}
         total = torch.stack([weights[name] * value for name, value in sums.items()]).sum()
+        if not total.requires_grad:  # generators alone, and no anomalous cell in the batch: nothing to learn from it
+            total = total + sum(parameter.sum() for parameter in self.amplifiers.parameters()) * 0.0
         return {"loss": total, **sums, **means, "fell_back": torch.tensor(batch.fell_back)}
 
     def _level(
@@ -151,22 +153,23 @@ def _intensity(features: Rows, weights: Rows | None, cells: Tensor, residual: Ro
 
 
 class DistillationModule(StageModule):
-    """The second stage: the student learns to reconstruct the advanced teacher's features of normal images."""
+    """The second stage: the student learns to reconstruct the teacher's features of normal images.
 
-    def __init__(self, config: AANDConfig, amplifiers: Amplifiers | None, student: Student) -> None:
+    Args:
+        config: the method's settings.
+        student: what learns.
+        amplifiers: of an advanced teacher, whose maps the batches hold; they stay as they are, on the student's device.
+    """
+
+    def __init__(self, config: AANDConfig, student: Student, amplifiers: Amplifiers | None = None) -> None:
         super().__init__(config, config.epochs)
         self.amplifiers, self.student = amplifiers, student.to(memory_format=torch.channels_last)
 
     def learners(self) -> Iterator[nn.Parameter]:
         return self.student.parameters()
 
-    @torch.no_grad()
-    def teacher(self, levels: Sequence[Map]) -> list[Map]:
-        """F_A: the level maps that the student is to reconstruct."""
-        return list(levels) if self.amplifiers is None else self.amplifiers(levels)
-
     def training_step(self, batch: PatchBatch, batch_idx: int) -> dict[str, Tensor]:
-        found = self.losses(self.teacher(channels_last(batch.levels)))
+        found = self.losses(channels_last(batch.levels))
         return {name: value if name == "loss" else value.detach() for name, value in found.items()}
 
     def losses(self, teacher: Sequence[Map]) -> dict[str, Tensor]:
