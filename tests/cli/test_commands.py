@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import flawsmith as package
+from flawsmith.methods.registry import method_names
 from flawsmith.runtime.bundle import Bundle
 
 
@@ -47,6 +48,19 @@ def category(tmp_path: Path, trees: ModuleType) -> Path:
 class TestProgram:
     def test_version_is_printed(self, flawsmith):
         assert flawsmith("--version") == (0, f"flawsmith {package.__version__}\n", "")
+
+    def test_without_arguments_it_prints_its_help_and_nothing_else(self, flawsmith):
+        outcome = flawsmith()
+
+        assert outcome.code == 2
+        assert "Usage: flawsmith" in outcome.out
+        assert outcome.err == ""
+
+    def test_help_of_train_names_every_method(self, flawsmith):
+        words = " ".join(flawsmith("train", "--help").out.replace("│", " ").split())
+
+        *others, last = method_names()
+        assert f"{', '.join(others)} or {last}" in words
 
     def test_help_lists_all_commands(self, flawsmith):
         outcome = flawsmith("--help")
@@ -86,6 +100,13 @@ class TestPredict:
 
         assert outcome.code == 1
         assert "no such file" in outcome.err
+
+    def test_name_that_is_too_long_among_others_is_reported(self, flawsmith, model, photos, tmp_path):
+        outcome = flawsmith("predict", model, photos / "a.png", "x" * 300, photos / "b.png", "--out", tmp_path / "v")
+
+        assert outcome.code == 1
+        assert [line.split()[0] for line in outcome.out.splitlines()] == ["pass", "review"]
+        assert outcome.err.startswith("unreadable: xxx")
 
     def test_json_prints_the_lines_of_the_file_and_nothing_else(self, flawsmith, model, photos, tmp_path):
         outcome = flawsmith("predict", model, photos, "--json", "--out", tmp_path / "v")
@@ -248,6 +269,20 @@ class TestTrain:
         assert trained[0]["set"] == {"epochs": 2, "strides": [8]}
         expected = {"seed": 3, "bits": 12, "review_alpha": 0.1, "devices": 2, "resume": True, "out": Path("there")}
         assert {key: trained[0][key] for key in expected} == expected
+
+    @pytest.mark.parametrize(("text", "devices"), [("-1", -1), ("auto", "auto"), ("0, 1", "0,1"), ("1,", "1,")])
+    def test_devices_are_a_number_a_list_or_auto(self, text, devices, flawsmith, category, trained):
+        assert flawsmith("train", category, f"--devices={text}").code == 0
+        assert trained[0]["devices"] == devices
+
+    @pytest.mark.parametrize("text", ["--5", "-5", "0", "two", "1.5", ","])
+    def test_other_devices_are_refused_in_one_line(self, text, flawsmith, category, trained):
+        outcome = flawsmith("train", category, f"--devices={text}")
+
+        assert outcome.code == 2
+        assert outcome.err.startswith(f"error: --devices {text} is not possible: write ")
+        assert outcome.err.count("\n") == 1
+        assert trained == []
 
     def test_people_learn_what_was_recognised_and_where_results_lie(self, flawsmith, category, trained):
         outcome = flawsmith("train", category)

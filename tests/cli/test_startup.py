@@ -77,9 +77,10 @@ def test_command_beyond_the_core_says_what_to_install(command, model, parts, tmp
     assert done.stderr.count("\n") == 1
 
 
-def test_help_waits_for_no_array_library(tmp_path):
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_help_waits_for_no_array_library(arguments, tmp_path):
     # What makes a command slow to start is what it imports.
-    done = run("--help", without=f"{_BEYOND_CORE},numpy,PIL,onnxruntime", cwd=tmp_path)
+    done = run(*arguments, without=f"{_BEYOND_CORE},numpy,PIL,onnxruntime", cwd=tmp_path)
 
     assert done.returncode == 0, done.stderr
     assert "train" in done.stdout

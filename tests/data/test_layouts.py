@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 import zipfile
 from pathlib import Path
 from types import ModuleType
@@ -35,6 +36,58 @@ def test_validation_folder_gives_good_val(tmp_path: Path, trees: ModuleType, fol
     root = trees.mvtec(tmp_path / "bolt")
     trees.picture(root / folder / "x.png", seed=9)
     assert names(layouts.load(root).good_val, root) == [f"{folder}/x.png"]
+
+
+@pytest.mark.parametrize("good", ["ok", "Normal", "GOOD"])
+def test_validation_folder_may_call_good_images_by_other_names(tmp_path: Path, trees: ModuleType, good: str) -> None:
+    root = trees.mvtec(tmp_path / "bolt")
+    trees.picture(root / "val" / good / "x.png", seed=9)
+    (root / "val" / "nok").mkdir()
+    assert names(layouts.load(root).good_val, root) == [f"val/{good}/x.png"]
+
+
+@pytest.mark.parametrize("good", ["val/x.png", "val/good/x.png", "val/ok/x.png"])
+@pytest.mark.parametrize("other", ["nok", "bad", "monday/early"])
+@pytest.mark.parametrize("layout", ["mvtec", "folder"])
+def test_images_that_nothing_calls_good_never_calibrate(
+    tmp_path: Path, trees: ModuleType, layout: str, other: str, good: str
+) -> None:
+    trees.picture(tmp_path / ("train/good" if layout == "mvtec" else "good") / "a.png")
+    trees.picture(tmp_path / good, seed=1)
+    trees.picture(tmp_path / "val" / other / "y.png", seed=2)
+    with pytest.raises(FlawsmithError) as caught:
+        layouts.load(tmp_path, layout)
+    assert str(tmp_path / "val" / other.split("/")[0]) in str(caught.value)
+    assert "move them to val/good/" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_validation_images_beside_the_good_folder_are_noted(tmp_path: Path, trees: ModuleType) -> None:
+    root = trees.mvtec(tmp_path / "bolt")
+    trees.picture(root / "val" / "good" / "x.png", seed=9)
+    trees.picture(root / "val" / "stray.png", seed=10)
+    dataset = layouts.load(root)
+    assert names(dataset.good_val, root) == ["val/good/x.png"]
+    assert dataset.notes == ("not used: 1 image directly in val/, beside good/",)
+
+
+@pytest.mark.parametrize("good", ["ok", "OK", "normal"])
+def test_good_images_may_go_by_other_names_in_train_and_test(tmp_path: Path, trees: ModuleType, good: str) -> None:
+    root = trees.mvtec(tmp_path / "bolt")
+    for part in ("train", "test"):
+        (root / part / "good").rename(root / part / good)
+    dataset = layouts.load(root)
+    assert dataset.layout == "mvtec"
+    assert f"train/{good}/" in dataset.recognised
+    assert (len(dataset.good_train), len(dataset.test_good), len(dataset.test_flawed)) == (6, 2, 2)
+    assert dataset.defects == ("crack",)
+    assert {s.defect for s in dataset.test_good} == {"good"}
+
+
+def test_all_folders_that_mean_good_are_learned_from(tmp_path: Path, trees: ModuleType) -> None:
+    root = trees.mvtec(tmp_path / "bolt", n_train=1)
+    trees.picture(root / "train" / "ok" / "b.png", seed=50)
+    assert names(layouts.load(root).good_train, root) == ["train/good/000.png", "train/ok/b.png"]
 
 
 def test_odd_names_and_cases_are_read_and_hidden_files_are_not(tmp_path: Path, trees: ModuleType) -> None:
@@ -186,7 +239,9 @@ BAD_INPUT = {
         lambda tmp, trees: _mkdir(tmp / "c" / "train" / "good").parents[1],
         "no good images",
     ),
-    "train without good": (lambda tmp, trees: _tree(tmp, trees, "c/train/ok/a.png"), "or mvtec: train/good/"),
+    "name too long": (lambda tmp, trees: tmp / ("x" * 300), "there is no folder"),
+    "home of nobody": (lambda tmp, trees: Path("~nobody-of-that-name/parts"), "there is no folder"),
+    "train without good": (lambda tmp, trees: _tree(tmp, trees, "c/train/parts/a.png"), "or mvtec: train/good/"),
     "flawed only": (lambda tmp, trees: _tree(tmp, trees, "c/bad/a.png"), "no good images"),
     "masks only": (lambda tmp, trees: _tree(tmp, trees, "c/ground_truth/crack/a.png"), "no good images"),
     "test split": (lambda tmp, trees: trees.mvtec(tmp / "c") / "test", "only the test/ part"),
@@ -225,6 +280,17 @@ def test_bad_input_gives_one_line_that_helps(tmp_path: Path, trees: ModuleType, 
         layouts.load(arrange(tmp_path, trees))
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_file_that_may_not_be_read_is_a_file_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    # The tests may run as root, whom no permission stops.
+    monkeypatch.setattr(tarfile, "is_tarfile", refuse)
+
+    with pytest.raises(FlawsmithError, match="is a file, but a folder of images is expected"):
+        layouts.load(_text(tmp_path / "parts"))
 
 
 def test_unknown_layout_name_lists_the_known_and_the_closest(tmp_path: Path, trees: ModuleType) -> None:

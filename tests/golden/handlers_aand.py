@@ -321,10 +321,15 @@ def _inside(block: Block, name: str) -> nn.Module:
     return getattr(block.path[("reduce", "spatial", "expand").index(second)], first)
 
 
+def some_channels(maps: Tensor, stored: Any) -> Tensor:
+    """The evenly spaced channels that a case has room for."""
+    return maps[:, :: maps.shape[1] // stored.shape[1]]
+
+
 @handles("aand_networks")
 def networks(case: dict[str, Any], arrays: Arrays) -> Results:
     setting = case["hyper_parameters"]
-    student = wide_student(32)
+    student = wide_student(4 * arrays["student_level1_eval"].shape[-1])
     names = {"gamma": "weight", "beta": "bias"}
     for described in setting["tensors"]:
         path, _, kind = described["name"].rpartition(".")
@@ -336,16 +341,18 @@ def networks(case: dict[str, Any], arrays: Arrays) -> Results:
         "bottleneck_parameters_unused": (2 * 2048 * 2048) + 2 * 2048,  # what the released code carries along
         "decoder_parameters": parameters(student.decoder),
     }
-    for mode, batch in (("eval", 1), ("train", 4)):
+    for mode in ("eval", "train"):
         student.train(mode == "train")
-        grids = zip(WIDE, (8, 4, 2), setting["input_ids"][mode], strict=True)
-        levels = [2 * tensor(formula([batch, count, size, size], number)).abs() for count, size, number in grids]
+        wanted = [arrays[f"student_level{number}_{mode}"].shape for number in (1, 2, 3)]
+        shapes = zip(WIDE, wanted, setting["input_ids"][mode], strict=True)
+        levels = [2 * tensor(formula([shape[0], count, *shape[2:]], number)).abs() for count, shape, number in shapes]
         with torch.no_grad():
             embedding = student.bottleneck(levels)
             found = student.decoder(embedding)
-        results[f"embedding_{mode}"] = embedding if mode == "eval" else embedding[:, ::8]
+        results[f"embedding_{mode}"] = some_channels(embedding, arrays[f"embedding_{mode}"])
         for number, level in enumerate(found, 1):
-            results[f"student_level{number}_{mode}"] = level if mode == "eval" else level[:, ::16]
+            name = f"student_level{number}_{mode}"
+            results[name] = some_channels(level, arrays[name])
     for name in arrays:
         if "_after_train." in name:
             statistic, _, path = name.partition("_after_train.")

@@ -452,3 +452,112 @@ def test_names_that_merely_look_alike_are_other_data_sets() -> None:
     assert published_foreground("mvtec_loco_anomaly_detection", "screw") is None
     assert published_foreground("my_mvtec", "screw") is None
     assert published_foreground("mvtec", "cable_gland") is None
+
+
+# ---- Presets and published rules ------------------------------------------------------------------------------------
+
+
+def test_official_preset_has_the_numbers_of_the_released_code() -> None:
+    official = PRESETS["official"].model_dump()
+
+    expected = {
+        "image_size": (256, 256),
+        "policy": "squash",
+        "interpolation": "bicubic",
+        "strides": (4, 8, 16),
+        "batch_size": 16,
+        "lr": 0.005,
+        "betas": (0.5, 0.999),
+        "lr_decay": 0.2,
+        "lr_milestones": (0.8, 0.9),
+        "amplification": "both",
+        "residual": "tanh",
+        "memories": 50,
+        "temperature": 0.2,
+        "gate_weight": "truth",
+        "focal_alpha": 0.8,
+        "focal_gamma": 2.0,
+        "amplification_weight": 0.1,
+        "margin": 0.3,
+        "normal_cells": 5000,
+        "anomalous_cells": 1000,
+        "cell_share": 0.3,
+        "recipe": "aand",
+        "normal_share": None,
+        "match_grey": False,
+        "refresh": 1,
+        "amplification_epochs": 100,
+        "amplification_steps": None,
+        "hard_positions": 10,
+        "epochs": 120,
+        "steps_per_epoch": None,
+        "sigma": 4.0,
+        "score_norm": "none",
+    }
+    assert {name: official[name] for name in expected} == expected
+
+
+def test_paper_preset_differs_from_the_released_code_where_the_text_does() -> None:
+    paper, official = PRESETS["paper"].model_dump(), PRESETS["official"].model_dump()
+
+    differences = {name: paper[name] for name in paper if paper[name] != official[name]}
+    assert differences == {
+        "amplification_weight": 1.0,
+        "temperature": 1.0,
+        "sigma": 0.0,
+        "normal_share": 0.0,
+        "lr_milestones": (),
+    }
+
+
+@pytest.mark.parametrize(
+    ("dataset", "category", "level", "inverted"),
+    [
+        ("mvtec", "carpet", 0, False),
+        ("mvtec", "screw", 150, True),
+        ("mvtec", "zipper", 150, True),
+        ("mvtec", "hazelnut", 50, False),
+        ("visa", "candle", 150, False),
+        ("visa", "pipe_fryum", 100, False),
+        ("visa", "pcb4", 50, False),
+        ("visa", "capsules", 100, True),
+        ("mvtec_3d", "rope", 50, False),
+    ],
+)
+def test_published_thresholds(dataset: str, category: str, level: float, inverted: bool) -> None:
+    rule = published_foreground(dataset, category)
+
+    assert rule is not None
+    assert (rule.mode, rule.level, rule.inverted, rule.sigma, rule.pixels) == ("threshold", level, inverted, 8, "file")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "category", "mode", "extent"),
+    [
+        ("mvtec", "bottle", "disc", (0.45, 0.45)),
+        ("mvtec", "cable", "disc", (0.45, 0.45)),
+        ("mvtec_3d", "foam", "box", (0.35, 0.35)),
+        ("mvtec_3d", "tire", "box", (0.35, 0.35)),
+    ],
+)
+def test_published_shapes(dataset: str, category: str, mode: str, extent: tuple[float, float]) -> None:
+    rule = published_foreground(dataset, category)
+
+    assert rule is not None and (rule.mode, rule.extent) == (mode, extent)
+
+
+# ---- What cannot be built -------------------------------------------------------------------------------------------
+
+
+def test_an_input_too_small_for_the_student_is_refused_with_one_that_is_not() -> None:
+    with pytest.raises(FlawsmithError, match=r"image_size=\[64,64\]"):
+        RD4AD(
+            RD4AD_PRESETS["fast"].model_copy(update={"image_size": (32, 32)}), load_backbone(strides=(4, 8, 16)), seed=0
+        )
+
+
+def test_one_level_is_refused_and_not_taken_for_a_transformer() -> None:
+    config = AANDConfig(strides=(16,), image_size=(64, 64))
+
+    with pytest.raises(FlawsmithError, match="strides="):
+        AAND(config, load_backbone(strides=(16,)), seed=0)

@@ -223,6 +223,42 @@ def test_nothing_given_that_exists_is_an_error(tmp_path):
         given_images([tmp_path / "gone.png"], tmp_path)
 
 
+def test_name_that_is_too_long_is_an_error_line_in_its_place(inspector, tmp_path):
+    first, last, endless = grey(tmp_path / "a.png", 10), grey(tmp_path / "b.png", 10), tmp_path / ("x" * 300)
+
+    written = predict(inspector, [first, endless, last], tmp_path / "out")
+
+    rows = lines(written.lines)
+    assert [row["image"] for row in rows] == [str(first), str(endless), str(last)]
+    assert ["error" in row for row in rows] == [False, True, False]
+    assert written.complete
+
+
+def test_name_that_is_too_long_and_nothing_else_is_an_error(tmp_path):
+    with pytest.raises(FlawsmithError, match="there is no file or folder"):
+        given_images([tmp_path / ("x" * 300)], tmp_path)
+
+
+def test_folder_that_may_not_be_read_keeps_the_results_before_it(inspector, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png", "locked/c.png"):
+        grey(tmp_path / "in" / name, 10)
+    scandir = os.scandir
+
+    def refuse(folder: Path) -> Any:
+        if Path(folder).name == "locked":
+            raise PermissionError(13, "Permission denied")
+        return scandir(folder)
+
+    # The tests may run as root, whom no permission stops.
+    monkeypatch.setattr(os, "scandir", refuse)
+
+    with pytest.raises(InterruptedPredictionError, match=r"locked: cannot list this folder .* first 2 images are in"):
+        predict(inspector, [tmp_path / "in"], tmp_path / "out")
+
+    rows = lines(tmp_path / "out" / "verdicts.jsonl")
+    assert [Path(row["image"]).name for row in rows] == ["a.png", "b.png"]
+
+
 def test_no_images_at_all_is_an_error_that_leaves_no_files(inspector, tmp_path):
     (tmp_path / "in").mkdir()
 

@@ -265,6 +265,25 @@ def test_description_warns_of_few_images_and_names_what_the_target_needs() -> No
     assert "WARNING" in text
 
 
+def test_description_of_images_that_were_learned_from_calls_the_limit_a_guess() -> None:
+    text = calibrate([1.0], [1.0], held_out=False).describe()
+
+    assert "learned from too" in text
+    assert "WARNING" in text
+    assert "held out" not in text
+
+
+def test_description_says_so_when_no_score_can_exceed_the_limit() -> None:
+    scores = np.append(np.linspace(0, 0.5, 199), 1.0)
+
+    silent, spoken = (calibrate(scores, scores, alpha=0.001, tolerance=1e-4, highest_score=top) for top in (None, 1.0))
+
+    assert not silent.rejects_nothing
+    assert spoken.rejects_nothing
+    assert "no image is rejected" in spoken.describe()
+    assert not calibrate(scores, scores, alpha=0.1, highest_score=1.0).rejects_nothing
+
+
 def test_description_of_enough_images_is_calm() -> None:
     text = calibrate(np.arange(200.0), np.arange(200.0)).describe()
 

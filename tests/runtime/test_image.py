@@ -449,6 +449,11 @@ def test_folder_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
         find_images(tmp_path / name)
 
 
+def test_name_that_is_too_long_is_no_folder(tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="no such folder"):
+        find_images(tmp_path / ("x" * 300))
+
+
 def test_suffixes_are_lower_case_with_a_dot() -> None:
     assert all(suffix == suffix.lower() and suffix.startswith(".") for suffix in IMAGE_SUFFIXES)
 

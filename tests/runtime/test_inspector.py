@@ -197,6 +197,16 @@ class TestOverlay:
 
         assert np.asarray(inspector.inspect(image).overlay(image)).max() == 30
 
+    def test_image_of_a_12_bit_camera_is_as_bright_as_its_range_says(
+        self, new_bundle: Callable[..., Bundle], tmp_path: Path
+    ) -> None:
+        geometry = Geometry(size=(32, 48), value_range=Geometry.range_of_bits(12), **PLAIN)
+        path = _save(tmp_path / "part.png", np.full((96, 128), 30 * 4095 // 255, np.uint16))
+
+        picture = Inspector.load(new_bundle(geometry=geometry)).inspect(path).overlay()
+
+        np.testing.assert_array_equal(np.asarray(picture), _picture(30))
+
     def test_missing_or_other_image_is_refused(self, inspector: Inspector) -> None:
         inspection = inspector.inspect(_picture())
 
@@ -282,6 +292,36 @@ class TestStream:
 
         with pytest.raises(RuntimeError, match="a defect"):
             next(inspector.stream([tmp_path / "a.png"]))
+
+    def test_name_that_is_too_long_is_an_unreadable_entry_in_its_place(
+        self, inspector: Inspector, tmp_path: Path
+    ) -> None:
+        good, endless = _save(tmp_path / "part.png", _picture()), tmp_path / ("x" * 300)
+
+        results = list(inspector.stream([good, endless, good]))
+        (alone,) = inspector.stream(endless)
+
+        assert [type(result) for result in results] == [Inspection, Unreadable, Inspection]
+        assert isinstance(alone, Unreadable)
+        assert "cannot be opened" in alone.error
+
+    @pytest.mark.parametrize("error", [FlawsmithError("no such list"), OSError(5, "broken disk")])
+    def test_error_of_the_paths_comes_after_the_results_of_those_before(
+        self, inspector: Inspector, tmp_path: Path, error: Exception
+    ) -> None:
+        path = _save(tmp_path / "part.png", _picture())
+
+        def broken() -> Iterator[Path]:
+            yield path
+            yield path
+            raise error
+
+        stream = inspector.stream(broken(), decoders=3)
+
+        assert [next(stream).image, next(stream).image] == [str(path)] * 2
+        with pytest.raises(type(error)) as caught:
+            next(stream)
+        assert caught.value is error
 
     def test_missing_folder_is_one_unreadable_entry_and_no_decoder_is_refused(
         self, inspector: Inspector, tmp_path: Path

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image as Picture
@@ -72,6 +73,18 @@ def test_threshold_takes_the_side_it_is_told(light: bool, inverted: bool) -> Non
     image, disc = part(light=light)
     mask = provider(Foreground(mode="threshold", level=128, inverted=inverted))(image)
     assert agreement(mask, disc) > 0.97
+
+
+def test_threshold_in_the_pixels_of_the_file_smooths_before_it_resizes(tmp_path: Path) -> None:
+    whole, _ = part((400, 800), light=True)
+    file, geometry = tmp_path / "part.png", Geometry(size=(100, 100), mean=(0, 0, 0), std=(1, 1, 1))
+    Picture.fromarray(np.rint(whole * 255).astype(np.uint8)).save(file)
+    small = np.ascontiguousarray(geometry.apply(decode(file)).transpose(1, 2, 0))
+
+    mask = provider(Foreground(mode="threshold", level=100, sigma=8, pixels="file"))(small, file, geometry)
+
+    smooth = cv2.GaussianBlur(cv2.cvtColor(decode(file), cv2.COLOR_RGB2GRAY).astype(np.float32), (0, 0), 8)
+    assert np.array_equal(mask, (smooth > 100)[::4, ::8])
 
 
 def test_threshold_on_a_black_image_finds_nothing() -> None:

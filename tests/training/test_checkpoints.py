@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import pickletools
 from pathlib import Path
@@ -102,16 +103,24 @@ def test_truncated_checkpoint_is_damaged(tmp_path: Path) -> None:
         SafeCheckpointIO().load_checkpoint(file)
 
 
-def test_failed_write_leaves_the_earlier_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("interruption", "expected"),
+    [(KeyboardInterrupt(), KeyboardInterrupt), (OSError(errno.ENOSPC, "No space left on device"), FlawsmithError)],
+    ids=["Ctrl-C", "full disk"],
+)
+def test_failed_write_leaves_the_earlier_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interruption: BaseException, expected: type[BaseException]
+) -> None:
     file = tmp_path / "last.safetensors"
     save_tensors({"weight": torch.ones(2)}, file)
 
-    def fails(tensors: Any, path: Path, metadata: Any) -> None:
-        Path(path).write_bytes(b"half")
-        raise KeyboardInterrupt
+    def fails(path: Path, data: bytes) -> None:
+        with path.open("wb") as half:
+            half.write(data[: len(data) // 2])
+        raise interruption
 
-    monkeypatch.setattr("flawsmith.training.checkpoints.save_file", fails)
-    with pytest.raises(KeyboardInterrupt):
+    monkeypatch.setattr(Path, "write_bytes", fails)
+    with pytest.raises(expected):
         save_tensors({"weight": torch.zeros(2)}, file)
 
     assert torch.equal(load_tensors(file)[0]["weight"], torch.ones(2))

@@ -72,6 +72,26 @@ def test_run_that_never_began_gives_its_folder_to_another(tmp_path: Path) -> Non
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"] == "glass"
 
 
+@pytest.mark.parametrize("resume", [False, True])
+def test_run_that_ended_in_its_first_epoch_can_be_started_again(tmp_path: Path, resume: bool) -> None:
+    claim(tmp_path / "run")
+    MetricsFile(tmp_path / "run" / "metrics.jsonl", "stage").append(0, {"loss": 1.0})
+    (tmp_path / "run" / ".metrics.jsonl.ab.tmp").touch()
+
+    claim(tmp_path / "run", resume=resume)
+
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_metrics_of_another_program_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").write_text("{}")
+
+    with pytest.raises(FlawsmithError, match="--out"):
+        claim(tmp_path)
+
+    assert (tmp_path / "metrics.jsonl").exists()
+
+
 def test_configuration_of_another_program_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("theme: dark\n")
     (tmp_path / "letter.txt").write_text("dear all")

@@ -35,8 +35,9 @@ def doctor(
         from flawsmith.data.checks import check
         from flawsmith.data.layouts import load
         from flawsmith.pipeline.inspect_model import check_model
+        from flawsmith.runtime.files import is_folder
 
-        is_model = subject.suffix == ".flaw" and not subject.is_dir()
+        is_model = subject.suffix == ".flaw" and not is_folder(subject)
         findings = check_model(subject) if is_model else check(load(subject, layout))
     if json_:
         emit_json(findings.to_dict())

@@ -31,6 +31,8 @@ _TRAIN_PACKAGES = frozenset(
 # reached through Typer's one public subclass (BadParameter < UsageError < ClickException).
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
 _ClickException: type[Any] = typer.BadParameter.__mro__[2]
+# Raised when no command is given; its message is the help, or nothing where the help has been printed already.
+_HELP_INSTEAD = "NoArgsIsHelpError"
 
 
 @contextmanager
@@ -71,7 +73,7 @@ def run(command: Callable[[], Any]) -> int:
     except FlawsmithError as error:
         return _refuse(str(error))
     except _ClickException as error:
-        return _refuse(_usage(error))
+        return _refuse_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         say("interrupted")
         return INTERRUPTED
@@ -123,10 +125,14 @@ def _refuse(line: str) -> int:
     return USER_ERROR
 
 
-def _usage(error: Any) -> str:
-    context = getattr(error, "ctx", None)
+def _refuse_usage(error: Any) -> int:
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    if type(error).__name__ == _HELP_INSTEAD:
+        if message:
+            say(message)
+        return USER_ERROR
     hint = f"; see {context.command_path} --help" if isinstance(error, _UsageError) and context is not None else ""
-    return error.format_message().rstrip(".") + hint
+    return _refuse(message.rstrip(".") + hint)
 
 
 def _reader_left() -> int:

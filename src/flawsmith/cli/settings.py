@@ -30,7 +30,8 @@ def parse_settings(pairs: Iterable[str]) -> dict[str, Any]:
             raise FlawsmithError(f"--set {key} is given twice: give it once")
         try:
             settings[key] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except Exception as error:
+            # What looks like a date, a number or a tag and is none raises nearly anything, not YAMLError alone.
             raise FlawsmithError(
                 f"--set {pair!r}: the value is not a number, a word or a list; write for example --set strides=[8,16]"
             ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -56,8 +57,19 @@ def train(
 
 
 def _devices(text: str) -> int | str:
-    """Lightning takes a number of devices as a number, and a list of them as text."""
-    return int(text) if text.lstrip("-").isdecimal() else text
+    """Lightning takes a number of devices as a number, and a list of them as text.
+
+    Raises:
+        FlawsmithError: the text is neither.
+    """
+    dense = text.replace(" ", "")
+    if re.fullmatch(r"-1|[1-9][0-9]{0,5}", dense):
+        return int(dense)
+    if re.fullmatch(r"auto|([0-9]+,)+[0-9]*", dense):
+        return dense
+    raise FlawsmithError(
+        f"--devices {text} is not possible: write a number such as 2, a list such as 0,1, -1 for all, or auto"
+    )
 
 
 def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, quiet: bool, json_: bool) -> TrainResult:

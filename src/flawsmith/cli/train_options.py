@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-Method = Annotated[str, typer.Option(help="The method: pbas or glass.")]
+# Named here once more, because the registry that knows them imports torch; a test compares the two.
+Method = Annotated[str, typer.Option(help="The method: aand, glass, pbas or rd4ad.")]
 Preset = Annotated[str | None, typer.Option(help="fast, paper or official; by default fast, or official on a GPU.")]
 Backbone = Annotated[
     str,
@@ -37,5 +38,5 @@ Foregrounds = Annotated[
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that forge flaws; by default two.")]
 Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
 Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")]
-Devices = Annotated[str, typer.Option(help="Lightning's devices: a number, or a list such as 0,1.")]
+Devices = Annotated[str, typer.Option(help="Lightning's devices: a number, a list such as 0,1, -1 or auto.")]
 Strategy = Annotated[str, typer.Option(help="Lightning's strategy.")]

@@ -32,7 +32,7 @@ class HoldOut:
 
     Attributes:
         train: the images to learn from, never empty; ordered by content and seed, not by path.
-        calibration: the images that limits are calibrated on, never empty; ordered likewise.
+        calibration: the images that limits are calibrated on, never empty; ordered likewise, each content once.
         source: ``held-out`` (taken from the training images), ``validation`` (the user's own folder), or
             ``training`` (there was only one image, and it serves both).
         description: what happened, in one sentence.
@@ -127,13 +127,13 @@ def hold_out(
     groups = _ranked_groups(samples, seed)
     kept_back = held_out_count(len(groups), fraction=fraction, minimum=minimum)
     copies = len(samples) - len(groups)
-    note = f", copies of one image ({copies} more) kept on one side" if copies else ""
+    note = f", copies of one image ({copies} more) on one side alone and counted once for the limit" if copies else ""
     if kept_back == 0:
         everything = _flatten(groups)
         words = "the one distinct good image serves training and calibration alike, so limits are a guess"
         return HoldOut(everything, everything, "training", words + note)
-    calibration, train = _flatten(groups[:kept_back]), _flatten(groups[kept_back:])
-    words = f"{len(calibration)} of {len(samples)} good images held out by content for calibration{note}"
+    calibration, train = _one_of_each(groups[:kept_back]), _flatten(groups[kept_back:])
+    words = f"{len(calibration)} of {len(groups)} good images held out by content for calibration{note}"
     return HoldOut(train, calibration, "held-out", words)
 
 
@@ -156,7 +156,7 @@ def calibration_split(
         raise FlawsmithError(f"there is no good image to train on in {dataset.root}; add images of good parts")
     refuse_leaks(dataset.good_train, dataset.good_val)
     train = _flatten(_ranked_groups(dataset.good_train, seed))
-    calibration = _flatten(_ranked_groups(dataset.good_val, seed))
+    calibration = _one_of_each(_ranked_groups(dataset.good_val, seed))
     words = f"{len(calibration)} good images of the validation folder serve calibration, none was held out"
     return HoldOut(train, calibration, "validation", words)
 
@@ -224,3 +224,8 @@ def _ranked_groups(samples: Sequence[Sample], seed: int) -> list[list[Sample]]:
 
 def _flatten(groups: Iterable[Sequence[Sample]]) -> tuple[Sample, ...]:
     return tuple(sample for group in groups for sample in group)
+
+
+def _one_of_each(groups: Iterable[Sequence[Sample]]) -> tuple[Sample, ...]:
+    """Copies say nothing more about how good images score; counted, they would only make a limit look better."""
+    return tuple(group[0] for group in groups)

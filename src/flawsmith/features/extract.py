@@ -6,10 +6,12 @@ import hashlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
+from importlib import import_module
 from pathlib import Path
 from typing import Literal, Protocol
 
 import numpy as np
+import PIL
 import torch
 from numpy.typing import NDArray
 
@@ -26,6 +28,8 @@ Precision = Literal["float32", "bfloat16"]
 # Largest difference to torch in float32, relative to the largest value of the level, that an engine may show.
 TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 5e-2}
 LOOK_AHEAD = 8
+# Counts the changes of decoding and resizing that change pixels; features cached before are then left alone.
+PREPARATION = 1
 
 
 class Extractor(Protocol):
@@ -101,10 +105,18 @@ def make_extractor(
 
 
 def extractor_key(backbone: Backbone, geometry: Geometry, engine: EngineName, precision: Precision) -> str:
-    """Identity of cached features: two runs share them when weights, levels, geometry, engine and precision agree."""
+    """Identity of cached features: two runs share them when weights, levels, geometry, engine and precision agree.
+
+    So must the version of the engine, and all that turns a file into network input.
+    """
     info = backbone.info
-    parts = [info.sha256, str(info.strides), geometry.model_dump_json(), engine, precision, info.architecture]
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
+    parts = [info.sha256, str(info.strides), engine, import_module(engine).__version__, precision, info.architecture]
+    return hashlib.sha256("\n".join([*parts, preparation(geometry)]).encode()).hexdigest()[:32]
+
+
+def preparation(geometry: Geometry) -> str:
+    """Identity of prepared images: the geometry, and the versions of what decodes and resizes."""
+    return "\n".join([geometry.model_dump_json(), f"preparation {PREPARATION}", f"pillow {PIL.__version__}"])
 
 
 def extract_files(

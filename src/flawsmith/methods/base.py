@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
@@ -19,6 +19,7 @@ from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import Recipe
 
+Side = Annotated[int, Field(ge=16, le=8192)]
 Preset = Literal["paper", "official", "fast"]
 
 
@@ -34,7 +35,7 @@ class MethodConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    image_size: tuple[int, int] = Field((256, 256), description="(height, width) of the network's input in pixels.")
+    image_size: tuple[Side, Side] = Field((256, 256), description="(height, width) of the network's input in pixels.")
     policy: Literal["squash", "crop", "letterbox"] = Field(
         "squash",
         description="How an image is fitted into image_size; a centre crop leaves the rest uninspected.",
@@ -51,6 +52,11 @@ class MethodConfig(BaseModel):
         description="Lightning's precision of the training steps; auto takes bf16-mixed where the hardware computes in "
         "bfloat16, and is recorded as what it took. Inspection has a precision of its own.",
     )
+
+    @property
+    def forges(self) -> bool:
+        """Whether the method learns from flaws forged on good images, with textures and foregrounds."""
+        return False
 
 
 class FeatureSource(Protocol):
@@ -195,6 +201,11 @@ class LightningStage:
 
 class Detector(nn.Module, ABC):
     """The trained thing: normalised images (batch, 3, height, width) to maps and scores."""
+
+    @property
+    def highest_score(self) -> float | None:
+        """The largest image score there can be: a limit above it rejects nothing. None: there is no such number."""
+        return None
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput: ...

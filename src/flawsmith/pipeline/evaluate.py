@@ -69,15 +69,14 @@ def _records(inspector: Inspector, samples: Sequence[Sample], done: Callable[[],
     for sample, result in zip(samples, stream, strict=True):
         if isinstance(result, Unreadable):
             raise FlawsmithError(f"{result.error}; or remove it from the test split")
-        mask = read_mask(sample)
         yield ImageRecord(
             image=str(sample.image),
             score=result.score,
             verdict=result.verdict,
             defect=sample.defect,
             flawed=sample.is_flawed,
-            map=result.map if mask is not None or not sample.is_flawed else None,
-            mask=mask,
+            map=result.map,
+            mask=read_mask(sample),
             not_inspected=result.not_inspected,
         )
         done()

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import is_folder
 
 _LONGEST_STEM = 60  # at most four bytes a character, within the 255 bytes that file systems allow with room to spare
 
@@ -33,7 +34,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         FlawsmithError: a file stands there, or it may not be made or written.
     """
-    if folder.exists() and not folder.is_dir():
+    if os.path.lexists(folder) and not is_folder(folder):
         raise FlawsmithError(f"{folder} is a file: give a folder with --out")
     try:
         folder.mkdir(parents=True, exist_ok=True)

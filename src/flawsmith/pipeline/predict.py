@@ -16,7 +16,7 @@ import numpy as np
 
 from flawsmith.pipeline.names import make_folder, printable, result_name
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import iter_images, replacing
+from flawsmith.runtime.files import is_folder, iter_images, replacing
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
 
 LINES, TABLE, OVERLAYS, MAPS = "verdicts.jsonl", "verdicts.csv", "overlays", "maps"
@@ -59,14 +59,14 @@ def given_images(paths: Sequence[Path], out: Path) -> Iterator[Path]:
     Raises:
         FlawsmithError: none of the paths exists, or a folder cannot be listed.
     """
-    if not any(path.exists() or path.is_symlink() for path in paths):
-        raise FlawsmithError(f"there is no file or folder {paths[0]}: check the path")
+    if not any(os.path.lexists(path) for path in paths):
+        raise FlawsmithError(f"there is no file or folder {paths[0]}: check the path and the rights to it")
     return _walk(paths, _absolute(out / OVERLAYS) + os.sep)
 
 
 def _walk(paths: Sequence[Path], results: str) -> Iterator[Path]:
     for path in paths:
-        if path.is_dir():
+        if is_folder(path):
             yield from (image for image in iter_images(path) if not _absolute(image).startswith(results))
         else:
             yield path
@@ -90,9 +90,9 @@ def predict(
     """Inspect images and write verdicts.jsonl, verdicts.csv and, where wanted, overlays and maps.
 
     Results are written line by line to temporary files beside the final ones, so memory does not grow with the number
-    of images, and the final names appear when all is done. When the run is cut short (Ctrl-C, a full disk) the
-    complete lines are kept: under the final names, or under ``verdicts.partial.*`` where these hold the results of an
-    earlier run.
+    of images, and the final names appear when all is done. When the run is cut short (Ctrl-C, a full disk, a folder
+    that may not be read) the complete lines are kept: under the final names, or under ``verdicts.partial.*`` where
+    these hold the results of an earlier run.
 
     Overlays are PNG files in ``overlays/``. Maps are ``.npy`` files in ``maps/``, float32 (height, width) in pixels
     of the image, NaN where nothing was inspected. Their names begin with the position of the image in the input, so

@@ -79,7 +79,7 @@ def evaluation_report(
             limit_statement=spec.decision.describe(),
             examples=list(_examples(inspector, dataset.test, evidence)),
             training=metrics,
-            notes=[*dataset.notes, *evaluation.notes],
+            notes=dataset.notes,
         ),
     )
 

@@ -32,13 +32,14 @@ from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.settings import TrainSettings, check_settings, method_config
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision, calibrate
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
 from flawsmith.training.data import ForgingOptions, GoodImages
-from flawsmith.training.engine import LoopOptions
+from flawsmith.training.engine import LoopOptions, check_options
 from flawsmith.training.run import MODEL, REPORT, RunFolder
 from flawsmith.training.selection import Selection
 
@@ -95,11 +96,12 @@ def train(
     preset, config = method_config(checked)
     dataset = load(data, checked.layout)
     split = calibration_split(dataset, checked.seed)
-    _check_sources(checked)
+    _check_sources(checked, config)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
     options = LoopOptions(
         precision=config.precision, accelerator=accelerator, devices=devices, strategy=strategy, quiet=quiet
     )
+    check_options(options)
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
     run.claim(
@@ -115,15 +117,25 @@ def train(
     return _Training(dataset, split, fingerprint, checked, preset, config, run, workers).finish()
 
 
-def _check_sources(settings: TrainSettings) -> None:
-    """Textures and masks that are not there are found before the run folder is claimed.
+def _check_sources(settings: TrainSettings, config: MethodConfig) -> None:
+    """Textures and masks that are not there, or that nothing would use, are found before the run folder is claimed.
 
     Raises:
-        FlawsmithError: naming the folder.
+        FlawsmithError: naming the folder or the option.
     """
+    for option, given in (("--textures", settings.textures), ("--foregrounds", settings.foregrounds)):
+        if given is not None and not config.forges:
+            raise FlawsmithError(
+                f"{option} {given}: {settings.method} forges no flaws with these settings: leave the option out, or "
+                "choose a method that does with --method glass or --method aand"
+            )
     if settings.textures not in (None, "self"):
         texture_source(settings.textures)
     if settings.foregrounds is not None:
+        if getattr(getattr(config, "foreground", None), "mode", None) != "files":
+            raise FlawsmithError(
+                f"--foregrounds {settings.foregrounds} would not be used: add --set foreground=files, or leave it out"
+            )
         provider(Foreground(mode="files"), Path(settings.foregrounds))
 
 
@@ -165,7 +177,7 @@ class _Training:
             detector = method.network()
             model = export_detector(detector, self.config.image_size)
         with self._timed("calibration"):
-            bundle = self._calibrated(self._spec(backbone, geometry, method), model, detector)
+            bundle = self._calibrated(self._spec(backbone, geometry, method, n_train=len(data)), model, detector)
         bundle.save(self.run.path / MODEL)
         with self._timed("report"):
             metrics = self.run.metrics()
@@ -220,7 +232,7 @@ class _Training:
         forged = np.stack([geometry.apply(image) for image in forged_images(chosen, geometry, seed)])
         return Selection(good, forged, method.network)
 
-    def _spec(self, backbone: Backbone, geometry: Geometry, method: Method) -> BundleSpec:
+    def _spec(self, backbone: Backbone, geometry: Geometry, method: Method, *, n_train: int) -> BundleSpec:
         info = backbone.info
         return BundleSpec(
             package_version=flawsmith.__version__,
@@ -237,7 +249,7 @@ class _Training:
             training=TrainingSummary(
                 layout=self.dataset.layout,
                 category=self.dataset.category,
-                n_train=len(self.split.train),
+                n_train=n_train,
                 n_calibration=len(self.split.calibration),
                 images_sha256=self.fingerprint,
                 selection=self.settings.select,
@@ -260,6 +272,8 @@ class _Training:
             review_alpha=self.settings.review_alpha,
             tolerance=tolerance.score,
             map_tolerance=tolerance.map,
+            held_out=not self.split.calibrated_on_training,
+            highest_score=detector.highest_score,
         )
         inspector.spec = spec.model_copy(update={"decision": decision})
         with tempfile.TemporaryDirectory() as folder:

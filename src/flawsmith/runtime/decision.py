@@ -53,6 +53,10 @@ class Decision(BaseModel):
         gt=0, le=1, description="the smallest bound on that share that the good images support at this limit"
     )
     n_good: NonNegativeInt = Field(description="held-out good images behind the limits")
+    held_out: bool = Field(default=True, description="whether those images were kept out of training")
+    highest_score: FiniteFloat | None = Field(
+        default=None, description="the largest image score that the model can give; None: there is no such number"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Decision:
@@ -126,6 +130,11 @@ class Decision(BaseModel):
     def describe(self) -> str:
         """Returns, for people, how much the limits are worth."""
         images = "1 good image" if self.n_good == 1 else f"{self.n_good} good images"
+        if not self.held_out:
+            return (
+                f"WARNING: the reject limit rests on {images} that the model learned from too. It is a guess: check "
+                "verdicts by eye and calibrate with other good images."
+            )
         text = (
             f"The reject limit rests on {images} held out from training: at most "
             f"{_percent(self.stated_false_reject_rate)} of good parts are expected to be rejected "
@@ -139,7 +148,17 @@ class Decision(BaseModel):
                 f" WARNING: fewer than {FEW_GOOD_IMAGES} good images say little; check verdicts by eye "
                 "and calibrate with more."
             )
+        if self.rejects_nothing:
+            text += (
+                " WARNING: a good image scores as high as this model can score, so that no image is rejected; train "
+                "with --set scale=logit."
+            )
         return text
+
+    @property
+    def rejects_nothing(self) -> bool:
+        """Whether the limit lies at or above the largest score that there can be."""
+        return not self.by_regions and self.highest_score is not None and self.limit >= self.highest_score
 
     def _mask(self, size: tuple[int, ...], not_inspected: NDArray[np.bool_] | None) -> NDArray[np.bool_] | None:
         """(height, width), True where the map counts; None: everywhere."""
@@ -165,6 +184,8 @@ def calibrate(
     review_alpha: float | None = None,
     region_of_interest: tuple[Polygon, ...] | None = None,
     minimum_area: int = 1,
+    held_out: bool = True,
+    highest_score: float | None = None,
 ) -> Decision:
     """Sets the limits from good images that training never saw.
 
@@ -183,6 +204,8 @@ def calibrate(
         review_alpha: sets ``review_limit`` likewise, on the number that decides; above alpha.
         region_of_interest: goes into the decision.
         minimum_area: goes into the decision.
+        held_out: whether the images were kept out of training; goes into the decision.
+        highest_score: the largest image score there can be; goes into the decision.
 
     Raises:
         FlawsmithError: no scores, not as many maxima, numbers that are not finite, or rates out of range.
@@ -204,6 +227,8 @@ def calibrate(
         target_false_reject_rate=alpha,
         stated_false_reject_rate=(n + 1 - rank) / (n + 1),
         n_good=n,
+        held_out=held_out,
+        highest_score=highest_score,
     )
 
 

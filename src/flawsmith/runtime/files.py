@@ -30,6 +30,11 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset(
 """File name endings, in lower case, that count as images when a folder is searched."""
 
 
+def is_folder(path: str | Path) -> bool:
+    """Whether a path leads to a folder; one that is too long, or that may not be followed, leads to none."""
+    return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for such a path)
+
+
 def iter_images(folder: str | Path) -> Iterator[Path]:
     """Yields the image files under a folder, one at a time, in the order of ``sorted(paths)``.
 
@@ -45,11 +50,11 @@ def iter_images(folder: str | Path) -> Iterator[Path]:
         FlawsmithError: the folder is missing, is a file, or may not be read.
     """
     root = Path(folder)
-    if not root.exists():
-        raise FlawsmithError(f"{root}: no such folder; check the path")
-    if not root.is_dir():
+    if is_folder(root):
+        return _walk(root, frozenset())
+    if os.path.exists(root):  # noqa: PTH110 (Path.exists raises where is_folder does not)
         raise FlawsmithError(f"{root}: is a file where a folder of images is needed")
-    return _walk(root, frozenset())
+    raise FlawsmithError(f"{root}: no such folder; check the path and the rights to it")
 
 
 def find_images(folder: str | Path) -> list[Path]:

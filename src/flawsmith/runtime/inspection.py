@@ -35,6 +35,7 @@ class Inspection:
         limit: limit on the score that held.
         map_limit: limit on the map that held.
         review_limit: lower limit for a review, or None.
+        value_range: values of images deeper than 8 bits that are black and white; None: 0 and 65535.
     """
 
     image: str | None
@@ -47,6 +48,7 @@ class Inspection:
     limit: float
     map_limit: float
     review_limit: float | None = None
+    value_range: tuple[float, float] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the pixels, ready for strict JSON; ``inspected`` is the share of pixels
@@ -88,7 +90,7 @@ class Inspection:
                 f"overlay: the image is {pixels.shape[1]} x {pixels.shape[0]}, the inspected one was "
                 f"{self.map.shape[1]} x {self.map.shape[0]}; give the same image"
             )
-        return draw_overlay(pixels, self.map, self.regions, self.map_limit)
+        return draw_overlay(pixels, self.map, self.regions, self.map_limit, value_range=self.value_range)
 
 
 @dataclass(frozen=True)

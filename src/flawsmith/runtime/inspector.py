@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.engine import Engine, check_detector, make_engine
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import iter_images
+from flawsmith.runtime.files import is_folder, iter_images
 from flawsmith.runtime.image import MAX_PIXELS, ImageArray, decode, validate_array
 from flawsmith.runtime.inspection import ImageSource, Inspection, Unreadable
 
@@ -145,15 +145,16 @@ class Inspector:
             An inspection for each image, or `Unreadable` for one that could not be inspected.
 
         Raises:
-            FlawsmithError: the folder cannot be listed, or ``decoders`` is below 1.
+            FlawsmithError: ``decoders`` is below 1; or the folder or one below it cannot be listed, which is raised
+                after the results of the images before it. The same holds for errors of the sequence itself.
         """
         if decoders < 1:
             raise FlawsmithError(f"decoders must be at least 1, not {decoders}")
         if isinstance(source, (str, Path)):
-            paths: Iterable[str | Path] = iter_images(source) if Path(source).is_dir() else [source]
+            paths: Iterable[str | Path] = iter_images(source) if is_folder(source) else [source]
         else:
             paths = source
-        return self._stream(iter(paths), decoders)
+        return self._stream(_error_last(iter(paths)), decoders)
 
     def raw(self, image: ImageSource, *, bgr: bool = False) -> tuple[float, NDArray[np.float32]]:
         """Returns what the network itself says, before anything is restored or decided.
@@ -170,16 +171,19 @@ class Inspector:
         """
         return self._infer(self._prepare(image, bgr=bgr).batch)
 
-    def _stream(self, paths: Iterator[str | Path], decoders: int) -> Iterator[Inspection | Unreadable]:
+    def _stream(self, paths: Iterator[str | Path | Exception], decoders: int) -> Iterator[Inspection | Unreadable]:
         pool = ThreadPoolExecutor(decoders, thread_name_prefix="flawsmith-decode")
-        waiting: deque[tuple[str | Path, Future[_Prepared]]] = deque()
+        waiting: deque[tuple[str | Path, Future[_Prepared]] | Exception] = deque()
         try:
             while True:
                 for path in itertools.islice(paths, decoders * _PREFETCH_PER_DECODER - len(waiting)):
-                    waiting.append((path, pool.submit(self._prepare, path)))
+                    waiting.append(path if isinstance(path, Exception) else (path, pool.submit(self._prepare, path)))
                 if not waiting:
                     return
-                path, prepared = waiting.popleft()
+                first = waiting.popleft()
+                if isinstance(first, Exception):
+                    raise first
+                path, prepared = first
                 try:
                     result: Inspection | Unreadable = self._finish(prepared.result())
                 except FlawsmithError as error:
@@ -233,7 +237,16 @@ class Inspector:
             limit=decision.limit,
             map_limit=decision.map_limit,
             review_limit=decision.review_limit,
+            value_range=geometry.value_range,
         )
+
+
+def _error_last(paths: Iterable[str | Path]) -> Iterator[str | Path | Exception]:
+    """The paths, and where an error ends them, that error as the last item: it waits for its turn as they do."""
+    try:
+        yield from paths
+    except Exception as error:
+        yield error
 
 
 class _Clock:

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flawsmith.runtime.image import ImageArray
+from flawsmith.runtime.image import ImageArray, as_8_bit
 from flawsmith.runtime.regions import Region, label
 
 # Dark red over orange and yellow to white; light rises all the way, so it reads in grey and by the
@@ -44,15 +44,22 @@ def heat(anomaly_map: NDArray[np.float32], map_limit: float) -> NDArray[np.float
 
 
 def draw_overlay(
-    image: ImageArray, anomaly_map: NDArray[np.float32], regions: Sequence[Region], map_limit: float
+    image: ImageArray,
+    anomaly_map: NDArray[np.float32],
+    regions: Sequence[Region],
+    map_limit: float,
+    *,
+    value_range: tuple[float, float] | None = None,
 ) -> Image.Image:
     """Draws the heat over the image, clear up to half the limit, and outlines the regions.
 
     Args:
-        image: (height, width, 3) RGB, uint8 or uint16 (shown by its upper eight bits).
+        image: (height, width, 3) RGB, uint8 or uint16.
         anomaly_map: (height, width).
         regions: those to outline.
         map_limit: `Decision.map_limit`.
+        value_range: `Geometry.value_range`: values of a uint16 image that are shown black and white; None: 0 and
+            65535.
 
     Returns:
         An RGB picture of the image's size.
@@ -62,7 +69,7 @@ def draw_overlay(
     """
     if image.shape[:2] != anomaly_map.shape:
         raise ValueError(f"the image is {image.shape[:2]}, the map {anomaly_map.shape}")
-    base = image if image.dtype == np.uint8 else (image >> 8).astype(np.uint8)
+    base = as_8_bit(image, value_range)
     level = heat(anomaly_map, map_limit)
     colour_index = np.clip((level - _VISIBLE_FROM) / (_HOTTEST - _VISIBLE_FROM) * (_STEPS - 1), 0, _STEPS - 1).astype(
         np.intp

@@ -18,7 +18,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.synthesis.foreground_files import FileForeground, Resampling
+from flawsmith.runtime.image import as_8_bit, decode
+from flawsmith.synthesis.foreground_files import FileForeground, Resampling, through_geometry
 from flawsmith.synthesis.overlay import Image, Mask
 from flawsmith.synthesis.separation import SIGMA, Background, Separation, blurred, separate
 
@@ -44,6 +45,11 @@ class Foreground(BaseModel):
     )
     level: float = Field(128.0, ge=0, le=255, description="threshold: grey above it is foreground, 0..255.")
     inverted: bool = Field(False, description="threshold: grey up to the level is foreground instead.")
+    pixels: Literal["input", "file"] = Field(
+        "input",
+        description="threshold: of the network's input, with sigma scaled; or of the image's file at its own size, "
+        "with sigma as it is and the mask brought to the input as the image was (the script of AAND).",
+    )
     resampling: Resampling = Field(
         "bilinear",
         description="files: bilinear, where any non-zero pixel belongs (GLASS), or nearest (AAND; squash alone).",
@@ -111,7 +117,7 @@ def provider(settings: Foreground, folder: Path | None = None) -> ForegroundProv
             raise FlawsmithError(f"{folder}: is no folder of foreground masks; check the path")
         return FileForeground(folder, settings.resampling)
     if settings.mode == "threshold":
-        return ThresholdForeground(settings.sigma, settings.level, settings.inverted)
+        return ThresholdForeground(settings.sigma, settings.level, settings.inverted, settings.pixels)
     if settings.mode in ("disc", "box"):
         return CentredForeground("disc" if settings.mode == "disc" else "box", settings.extent)
     return AutomaticForeground(settings.sigma) if settings.mode == "auto" else WholeImage()
@@ -140,11 +146,13 @@ class ThresholdForeground:
         sigma: of the Gaussian, in pixels of an image with a shorter side of 1024.
         level: grey, 0..255.
         inverted: pixels up to the level instead.
+        pixels: of the ``input``, or of the ``file`` at its own size, where sigma is in its pixels.
     """
 
     sigma: float
     level: float
     inverted: bool
+    pixels: Literal["input", "file"] = "input"
     reason: None = None
 
     def fit(self, images: Iterable[Image]) -> ThresholdForeground:
@@ -153,9 +161,20 @@ class ThresholdForeground:
 
     def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> Mask:
         """The pixels on the right side of the level."""
-        grey = np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.float32)
-        above: Mask = blurred(grey, self.sigma) * 255 > self.level
+        if self.pixels == "input" or path is None or geometry is None:
+            return self._side(blurred(_grey(image), self.sigma) * 255)
+        grey = _grey(as_8_bit(decode(path), geometry.value_range))
+        smooth = cv2.GaussianBlur(grey, (0, 0), self.sigma) if self.sigma else grey
+        nearest = geometry.policy == "squash"
+        return through_geometry(self._side(smooth), geometry, resampling="nearest" if nearest else "bilinear")
+
+    def _side(self, grey: NDArray[Any]) -> Mask:
+        above: Mask = grey > self.level
         return ~above if self.inverted else above
+
+
+def _grey(image: NDArray[Any]) -> NDArray[np.float32]:
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.float32)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 from lightning.pytorch.plugins.io import CheckpointIO
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from flawsmith.runtime.errors import FlawsmithError
@@ -24,7 +24,7 @@ def save_tensors(tensors: Mapping[str, Tensor], path: Path, structure: str = "{}
     path.parent.mkdir(parents=True, exist_ok=True)
     contiguous = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
     with replacing(path) as temporary:
-        save_file(contiguous, temporary, metadata={_STRUCTURE: structure})
+        temporary.write_bytes(save(contiguous, metadata={_STRUCTURE: structure}))  # its own writer hides a full disk
 
 
 def load_tensors(path: Path) -> tuple[dict[str, Tensor], str]:

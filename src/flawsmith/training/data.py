@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flawsmith.data.samples import Sample
 from flawsmith.data.splits import content_hashes
 from flawsmith.features.cache import FeatureCache, FeatureTable
-from flawsmith.features.extract import Extractor, extract_files
+from flawsmith.features.extract import Extractor, extract_files, preparation
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, provider
@@ -100,7 +100,7 @@ class GoodImages:
     @cached_property
     def _prepared(self) -> PreparedImages:
         """The images at the network's size, kept beside the features: forging reads them many times."""
-        key = hashlib.sha256(f"images\n{self.geometry.model_dump_json()}".encode()).hexdigest()[:32]
+        key = hashlib.sha256(f"images\n{preparation(self.geometry)}".encode()).hexdigest()[:32]
         table = FeatureCache(key, self._cache.root, self._cache.cap).table(
             self._hashes, lambda rows: ([self.geometry.apply(decode(self._paths[row]))] for row in rows)
         )

@@ -88,20 +88,7 @@ def fit_module(
     watch = _Watch(name, epochs, checkpoint, metrics, options, selection)
     with warnings.catch_warnings(), _quiet_lightning(), _flushed_denormals():
         warnings.filterwarnings("ignore", module="lightning")
-        trainer = pl.Trainer(
-            max_epochs=epochs,
-            accelerator=options.accelerator,
-            devices=options.devices,
-            strategy=options.strategy,
-            precision=options.precision,  # type: ignore[arg-type]
-            plugins=[SafeCheckpointIO()],
-            callbacks=[watch],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            default_root_dir=str(checkpoint.parent),
-        )
+        trainer = _trainer(options, max_epochs=epochs, callbacks=[watch], default_root_dir=str(checkpoint.parent))
         try:
             trainer.fit(module, _Loader(batches, module), ckpt_path=str(checkpoint) if checkpoint.exists() else None)
         except SystemExit:  # Lightning's own way to end after Ctrl-C
@@ -117,6 +104,39 @@ def fit_module(
         raise KeyboardInterrupt
     watch.restore_best(module)
     module.eval()
+
+
+def check_options(options: LoopOptions) -> None:
+    """Find out whether Lightning can do what it is asked to, before any work is done.
+
+    Raises:
+        FlawsmithError: no such accelerator, devices or strategy here.
+    """
+    with warnings.catch_warnings(), _quiet_lightning():
+        warnings.filterwarnings("ignore", module="lightning")
+        try:
+            _trainer(options)
+        except Exception as error:  # Lightning raises its own types, ValueError, TypeError and RuntimeError alike
+            reason = str(error).strip().splitlines()[0]
+            raise FlawsmithError(
+                f"cannot train with --accelerator {options.accelerator}, --devices {options.devices} and --strategy "
+                f"{options.strategy}: {reason}"
+            ) from error
+
+
+def _trainer(options: LoopOptions, **settings: Any) -> pl.Trainer:
+    return pl.Trainer(
+        accelerator=options.accelerator,
+        devices=options.devices,
+        strategy=options.strategy,
+        precision=options.precision,  # type: ignore[arg-type]
+        plugins=[SafeCheckpointIO()],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **settings,
+    )
 
 
 class _Watch(pl.Callback):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import yaml
 from torch import Tensor
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import replacing
+from flawsmith.runtime.files import is_folder, replacing
 from flawsmith.training.checkpoints import load_tensors, save_tensors
 from flawsmith.training.engine import LoopOptions, fit_module
 from flawsmith.training.metrics import MetricsFile, read_rows
@@ -41,14 +42,16 @@ class RunFolder:
             FlawsmithError: when the folder holds something else, another configuration, or must not be overwritten.
         """
         file, config = path / CONFIG, json.loads(json.dumps(config))  # as it will be read: lists for tuples
-        if path.exists() and not path.is_dir():
+        if os.path.lexists(path) and not is_folder(path):
             raise FlawsmithError(f"{path} is a file: give a folder with --out")
-        if file.exists() and _has_begun(path):
+        if is_folder(path) and file.exists() and _has_begun(path):
             _must_agree(file, config, resume)
-        elif path.exists() and not all(_is_own(entry) for entry in path.iterdir()):
+        elif is_folder(path) and not all(_is_own(entry) for entry in path.iterdir()):
             raise FlawsmithError(f"{path} is not empty and holds no run: give another folder with --out")
         try:
             path.mkdir(parents=True, exist_ok=True)
+            if not _has_begun(path):
+                (path / METRICS).unlink(missing_ok=True)
             with replacing(file) as temporary:
                 temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
         except OSError as error:
@@ -92,7 +95,9 @@ def _has_begun(path: Path) -> bool:
 
 
 def _is_own(entry: Path) -> bool:
-    """Whether a folder's entry is what a run that has not begun leaves behind."""
+    """Whether a folder's entry is what a run leaves behind that ended before its first checkpoint."""
+    if entry.name.lstrip(".").startswith(METRICS):
+        return entry.with_name(CONFIG).is_file()
     return entry.name in (CONFIG, "checkpoints") or entry.name.startswith(f".{CONFIG}")
 
 

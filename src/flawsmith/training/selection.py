@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -37,7 +38,8 @@ class Selection:
 
     def measure(self) -> float:
         """Image AUROC of forged flaws against good images, 0 to 1."""
-        detector = self.network().eval()
+        # A copy on the CPU: a module that trains elsewhere has left the frozen backbone and these images behind.
+        detector = copy.deepcopy(self.network()).cpu().eval()
         scores = [_scores(detector, images) for images in (self.good, self.forged)]
         labels = np.repeat([False, True], [len(part) for part in scores])
         result = auroc(np.concatenate(scores), labels)

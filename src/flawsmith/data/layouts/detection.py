@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
 import zipfile
 from pathlib import Path
@@ -10,6 +11,7 @@ from flawsmith.data.layouts.files import MASK_FOLDERS, count, subfolder, subfold
 from flawsmith.data.layouts.registry import Layout, by_name, known
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import is_folder
 from flawsmith.runtime.image import IMAGE_SUFFIXES
 
 _LISTED = 12
@@ -75,10 +77,11 @@ def _category_folder(path: str | Path) -> Path:
     Raises:
         FlawsmithError: it is missing, a file, or empty.
     """
-    given = Path(path).expanduser()
-    if not given.exists():
-        raise FlawsmithError(f"there is no folder {given}; check the path")
-    if not given.is_dir():
+    # Unlike their like in pathlib, these raise for no name: not for one that is too long, nor for an unknown ~user.
+    given = Path(os.path.expanduser(path))  # noqa: PTH111
+    if not os.path.exists(given):  # noqa: PTH110
+        raise FlawsmithError(f"there is no folder {given}; check the path and the rights to it")
+    if not is_folder(given):
         raise FlawsmithError(_what_file(given))
     # Links are not followed: the category bears the name under which the user knows the folder.
     root = given.resolve() if ".." in given.parts else given.absolute()
@@ -96,9 +99,17 @@ def _what_file(path: Path) -> str:
         return f"{path} is one image, but a folder of images is expected; give the folder that holds it"
     if path.suffix.lower() == ".flaw":
         return f"{path} is a trained model, but a folder of images is expected"
-    if zipfile.is_zipfile(path) or tarfile.is_tarfile(path):
+    if _is_archive(path):
         return f"{path} is an archive, but a folder of images is expected; unpack it and give the folder"
     return f"{path} is a file, but a folder of images is expected"
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        # A named pipe would be waited for, so only the content of regular files is looked at.
+        return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    except OSError:
+        return False
 
 
 def _refuse_part_of_a_category(root: Path) -> None:
@@ -120,7 +131,7 @@ def _several_categories(root: Path, categories: list[Path]) -> str:
 
 def _nothing_known(root: Path) -> str:
     folders = [f.name + "/" for f in subfolders(root)]
-    files = sum(1 for p in root.iterdir() if p.is_file() and not p.name.startswith("."))
+    files = sum(1 for p in root.iterdir() if os.path.isfile(p) and not p.name.startswith("."))  # noqa: PTH113
     seen = (_listing(folders) if folders else "no sub-folders") + f" and {count(files, 'file')}"
     # The plainest first: it is what most people have.
     expected = "; or ".join(f"{layout.name}: {layout.expects}" for layout in reversed(known()))

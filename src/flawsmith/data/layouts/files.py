@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from flawsmith.data.samples import GOOD, Dataset, Sample, Split
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import is_folder
 from flawsmith.runtime.image import IMAGE_SUFFIXES, find_images, iter_images
 
+GOOD_FOLDERS = (GOOD, "ok", "normal")
 MASK_FOLDERS = frozenset({"ground_truth", "groundtruth", "masks", "mask", "gt"})
 VALIDATION_FOLDERS = ("validation", "val", "valid")
 
@@ -33,6 +35,11 @@ def subfolder(folder: Path, *names: str) -> Path | None:
     return next((present[n.casefold()] for n in names if n.casefold() in present), None)
 
 
+def means_good(folder: Path, names: Iterable[str] = GOOD_FOLDERS) -> bool:
+    """Whether a folder's name says that it holds images of good parts, whatever its case."""
+    return folder.name.casefold() in names
+
+
 def below(folder: Path, *names: str) -> Path | None:
     """The folder reached by the names one after the other, whatever their case; None where one is missing."""
     reached: Path | None = folder
@@ -51,7 +58,7 @@ def direct_images(folder: Path) -> list[Path]:
     return sorted(
         p
         for p in folder.iterdir()
-        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and not p.is_dir()
+        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and not is_folder(p)
     )
 
 
@@ -117,11 +124,20 @@ class Collector:
         """Add the good images of the user's own validation folder, where there is one.
 
         Args:
-            good_folders: names of its sub-folder of good images; without such a sub-folder all of it is good.
+            good_folders: names of its sub-folders of good images; where none has images, those that lie directly in
+                the validation folder are good.
+
+        Raises:
+            FlawsmithError: another sub-folder has images: nothing says that they are good.
         """
         validation = subfolder(self.root, *VALIDATION_FOLDERS)
-        if validation is not None:
-            self.add_good(find_images(subfolder(validation, *good_folders) or validation), "val")
+        if validation is None:
+            return
+        good, direct = _labelled_good(validation, good_folders), direct_images(validation)
+        if good and direct:
+            where = f"{validation.name}/, beside {good[0].relative_to(validation).parts[0]}/"
+            self.notes.append(f"not used: {count(len(direct), 'image')} directly in {where}")
+        self.add_good(good or direct, "val")
 
     def add_flawed(self, image: Path, defect: str, masks: tuple[Path, ...]) -> None:
         """Add a test image of a flawed part."""
@@ -139,6 +155,24 @@ class Collector:
             unused_masks=tuple(sorted(self.unused_masks)),
             notes=tuple(self.notes),
         )
+
+
+def _labelled_good(validation: Path, names: Sequence[str]) -> list[Path]:
+    """The images in the sub-folders of those names, sorted.
+
+    Raises:
+        FlawsmithError: another sub-folder has images.
+    """
+    good: list[Path] = []
+    for folder in subfolders(validation):
+        images = find_images(folder)
+        if images and not means_good(folder, names):
+            raise FlawsmithError(
+                f"{folder} has {count(len(images), 'image')}, but limits are set by good parts alone: move them to "
+                f"{validation.name}/{names[0]}/ if the parts are good, or out of {validation.name}/ if not"
+            )
+        good += images
+    return good
 
 
 def count(number: int, noun: str) -> str:

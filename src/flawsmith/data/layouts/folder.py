@@ -5,7 +5,7 @@
     <category>/*.png                                 every image is a good one to learn from
     <category>/good/                                 the same, with room beside it for:
     <category>/{bad,defect,defective,ng,...}/        flawed images to test on; sub-folders name defect types
-    <category>/{val,validation}/                     good images to calibrate on
+    <category>/{val,validation}/                     good images to calibrate on, directly or in good/
     <category>/{ground_truth,masks}/                 masks of the flawed images, paired by stem
 """
 
@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from flawsmith.data.layouts.files import (
+    GOOD_FOLDERS,
     MASK_FOLDERS,
     VALIDATION_FOLDERS,
     Collector,
@@ -24,11 +25,10 @@ from flawsmith.data.layouts.files import (
     subfolder,
     subfolders,
 )
-from flawsmith.data.samples import GOOD, Dataset
+from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
 
-GOOD_FOLDERS = (GOOD, "ok", "normal")
 FLAWED_FOLDERS = frozenset(
     "bad defect defects defective ng nok ko flawed anomaly anomalies anomalous".split()  # noqa: SIM905
 )

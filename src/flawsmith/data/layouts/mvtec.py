@@ -8,6 +8,8 @@
     <category>/test/<defect>/         optional
     <category>/ground_truth/<defect>/<stem>_mask.<ext>, <stem>.<ext> or a folder <stem>/ of masks
 
+A folder of good images may be called ok/ or normal/ as well.
+
 Source: Bergmann et al., MVTec AD, CVPR 2019; the folder of masks is that of MVTec LOCO AD.
 """
 
@@ -15,9 +17,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flawsmith.data.layouts.files import VALIDATION_FOLDERS, Collector, MaskFolder, below, count, subfolder, subfolders
+from flawsmith.data.layouts.files import (
+    GOOD_FOLDERS,
+    VALIDATION_FOLDERS,
+    Collector,
+    MaskFolder,
+    count,
+    means_good,
+    subfolder,
+    subfolders,
+)
 from flawsmith.data.layouts.registry import Layout
-from flawsmith.data.samples import GOOD, Dataset
+from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
 
@@ -40,10 +51,11 @@ def split_folders(root: Path) -> list[str]:
     """The folders by which this arrangement is known, as ``train/good/``; empty where ``root`` is not so arranged."""
     good = _train_good(root)
     # rgb/ and xyz/ below train/good/ are MVTec 3D-AD, a layout of its own: depth maps are no images to learn from.
-    if good is None or subfolder(good, "rgb") is not None:
+    if not good or any(subfolder(folder, "rgb") is not None for folder in good):
         return []
     others = (subfolder(root, *VALIDATION_FOLDERS), subfolder(root, "test"), ground_truth(root))
-    return [good.relative_to(root).as_posix() + "/", *(f.name + "/" for f in others if f is not None)]
+    found = [*good, *(folder for folder in others if folder is not None)]
+    return [folder.relative_to(root).as_posix() + "/" for folder in found]
 
 
 def ground_truth(root: Path) -> Path | None:
@@ -62,14 +74,14 @@ def read_category(layout: Layout, root: Path) -> Dataset:
         FlawsmithError: the layout does not recognise the folder, or there is no good image to train on.
     """
     recognised, good = layout.recognise(root), _train_good(root)
-    if recognised is None or good is None:
+    if recognised is None or not good:
         raise FlawsmithError(f"{root} is not in {layout.name} layout; expected {layout.expects}")
-    learned = find_images(good)
+    learned = [image for folder in good for image in find_images(folder)]
     if not learned:
-        raise FlawsmithError(f"no good images to train on in {good}; put images of good parts there")
+        raise FlawsmithError(f"no good images to train on in {good[0]}; put images of good parts there")
     found = Collector(root)
     found.add_good(learned, "train")
-    found.add_validation(GOOD)
+    found.add_validation(*GOOD_FOLDERS)
     test = subfolder(root, "test")
     if test is not None:
         _add_test(found, test, ground_truth(root))
@@ -84,7 +96,7 @@ def _add_test(found: Collector, test: Path, truth: Path | None) -> None:
         found.notes.append(f"not used: {number} directly in test/; move them to test/good/ or test/<defect>/")
     for folder in folders:
         masks = MaskFolder(subfolder(truth, folder.name) if truth else None)
-        if folder.name.casefold() == GOOD:
+        if means_good(folder):
             found.add_good(find_images(folder), "test")
         else:
             for image in find_images(folder):
@@ -100,5 +112,7 @@ def _masks_of_other_defects(truth: Path, defects: list[Path]) -> list[Path]:
     return [mask for folder in subfolders(truth) if folder.name.casefold() not in known for mask in find_images(folder)]
 
 
-def _train_good(root: Path) -> Path | None:
-    return below(root, "train", GOOD)
+def _train_good(root: Path) -> list[Path]:
+    """The folders of good images to learn from, sorted by name."""
+    train = subfolder(root, "train")
+    return [folder for folder in subfolders(train) if means_good(folder)] if train is not None else []

@@ -53,6 +53,7 @@ class AAND(Method):
         self.amplifiers: Amplifiers | None = None
         self.student: Student | None = None
         self._norms: list[ScoreNorm] = []
+        self._findings: Mapping[str, str | float] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "aand amplifiers"))
             if config.forges:
@@ -93,6 +94,9 @@ class AAND(Method):
             return GateDetector(self.backbone, self.amplifiers, config.image_size, sigma=config.sigma)
         return DiscrepancyDetector(self.backbone, self.amplifiers, self.student, config.image_size, sigma=config.sigma)
 
+    def findings(self) -> Mapping[str, str | float]:
+        return self._findings
+
     def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
         if not self.config.forges:
             return ()
@@ -106,13 +110,14 @@ class AAND(Method):
 
     def _student(self) -> Student:
         config, strides = self.config, self.backbone.info.strides
-        if len(set(self.grids)) == 1:
+        if len(strides) > 1 and len(set(self.grids)) == 1:
             return token_student(self.backbone.channels, self.grids[0])
         if len(strides) < 2 or any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
             raise FlawsmithError(
                 f"{self.name} needs levels of which each is half as fine as the one before, not strides {strides}: "
                 "--set strides=[4,8,16]"
             )
+        self._check_grids()
         layout = layout_for(self.backbone.info.architecture, widths=config.student_widths, blocks=config.student_blocks)
         if len(layout.decoder) != len(strides):
             raise FlawsmithError(
@@ -120,11 +125,31 @@ class AAND(Method):
             )
         return reverse_student(self.backbone.channels, self.grids, layout)
 
+    def _check_grids(self) -> None:
+        """Refuse what the student's convolutions of stride 2 cannot follow, and maps too small for a batch norm."""
+        halves = all(
+            coarse == -(-fine // 2) for pair in pairwise(self.grids) for fine, coarse in zip(*pair, strict=True)
+        )
+        if not halves or min(self.grids[-1]) < 3:
+            unit = 2 * self.backbone.info.strides[-1]
+            height, width = (max(2, round(side / unit)) * unit for side in self.config.image_size)
+            raise FlawsmithError(
+                f"{self.name} cannot follow the levels {self.grids} of this backbone at {self.config.image_size}: "
+                f"--set image_size=[{height},{width}]"
+            )
+
     def _forged(self, data: TrainingData) -> ForgedSource:
         config, foreground = self.config, self.config.foreground
+        source = "given"
         if foreground == "published":
-            foreground = published_foreground(data.dataset, data.category) or Foreground(mode="auto")
-        return data.forged(find_recipe(config.recipe), foreground, self.grids[0], match_grey=config.match_grey)
+            found = published_foreground(data.dataset, data.category)
+            foreground = found or Foreground(mode="auto")
+            source = "published" if found else f"nothing published for {data.dataset}/{data.category}"
+        self._findings = {"foreground": f"{foreground.mode} ({source})"}
+        recipe = find_recipe(config.recipe)
+        if config.normal_share is not None:
+            recipe = recipe.model_copy(update={"normal_share": config.normal_share})
+        return data.forged(recipe, foreground, self.grids[0], match_grey=config.match_grey)
 
     def _forged_batches(self, data: TrainingData) -> AmplificationBatches:
         config = self.config

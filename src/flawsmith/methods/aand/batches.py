@@ -15,6 +15,7 @@ from flawsmith.methods.aand.losses import cells_of
 from flawsmith.methods.base import FeatureSource, ForgedImages, ForgedSource
 from flawsmith.methods.layers.forged_pool import ForgedPool
 from flawsmith.methods.layers.patch_batches import PatchBatches
+from flawsmith.methods.layers.precision import full_precision
 
 Cells = Bool[Tensor, "batch height width"]
 
@@ -96,8 +97,8 @@ class AmplificationBatches:
 class AdvancedTeacher:
     """The advanced teacher's level maps of the training images (methods.base.FeatureSource).
 
-    They do not change while the student learns: those of an image are computed when it is first drawn, and kept while
-    there is room. An image at a time, so that they are the same bits whenever and beside whichever they are computed.
+    They do not change while the student learns. On a CPU those of an image are computed when it is first drawn, and
+    kept while there is room; an image at a time, so that they are the same bits whenever they are computed.
 
     Args:
         features: the backbone's level maps.
@@ -116,19 +117,21 @@ class AdvancedTeacher:
         return len(self._features)
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
+        if next(self._amplifiers.parameters()).device.type != "cpu":  # there a whole batch costs less than its way back
+            return self._advanced(rows)
         return [torch.cat(level) for level in zip(*(self._row(int(row)) for row in rows), strict=True)]
 
-    @torch.no_grad()
     def _row(self, row: int) -> list[Tensor]:
-        if row in self._kept:
-            return self._kept[row]
-        device = next(self._amplifiers.parameters()).device
-        with torch.autocast(device.type, enabled=False):
-            found = self._amplifiers([level.to(device) for level in self._features.batch([row])])
-        found = [level.cpu() for level in found]
+        found = self._kept.get(row) or self._advanced([row])
         if len(self._kept) < self._most:
             self._kept[row] = found
         return found
+
+    @torch.no_grad()
+    def _advanced(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
+        device = next(self._amplifiers.parameters()).device
+        with full_precision(device):
+            return self._amplifiers([level.to(device) for level in self._features.batch(rows)])
 
 
 def drawn(cells: Bool[Tensor, " cell"], count: int, source: torch.Generator) -> Tensor:

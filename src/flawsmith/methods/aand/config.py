@@ -52,6 +52,9 @@ class AANDConfig(MethodConfig):
     anomalous_cells: int = Field(1000, ge=1, description="Most anomalous cells of a level and step in L_A.")
     cell_share: float = Field(0.3, ge=0, lt=1, description="A cell belongs to a mask that covers more of it than this.")
     recipe: str = Field("aand", description="How flaws are forged for the first stage.")
+    normal_share: float | None = Field(
+        None, ge=0, lt=1, description="Share of those images that are left normal; None: the recipe's, a fifth."
+    )
     foreground: Foreground | Literal["published"] = Field(
         "published",
         description="Where flaws are forged and which normal cells L_A takes; published: the rules of the released "
@@ -120,7 +123,7 @@ FAST = AANDConfig(
 PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
     {
         "official": AANDConfig(),
-        "paper": AANDConfig(amplification_weight=1.0, temperature=1.0, sigma=0.0),
+        "paper": AANDConfig(amplification_weight=1.0, temperature=1.0, sigma=0.0, normal_share=0.0, lr_milestones=()),
         "fast": FAST,
     }
 )

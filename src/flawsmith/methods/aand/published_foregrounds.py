@@ -30,7 +30,7 @@ _DISC = Foreground(mode="disc", extent=(0.45, 0.45))
 _BOX = Foreground(mode="box", extent=(0.35, 0.35))
 _RULES: Mapping[tuple[str, str], Foreground] = MappingProxyType(
     {
-        (dataset, plain(category)): Foreground(mode="threshold", level=level, inverted=inverted)
+        (dataset, plain(category)): Foreground(mode="threshold", level=level, inverted=inverted, pixels="file")
         for dataset, rules in _THRESHOLDS.items()
         for level, inverted, categories in rules
         for category in categories.split()

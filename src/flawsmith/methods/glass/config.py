@@ -57,6 +57,11 @@ class GLASSConfig(PatchConfig):
         description="Where flaws may be forged; the released scripts use mask files for MVTec AD, VisA, WFDD.",
     )
 
+    @property
+    def forges(self) -> bool:
+        """Whether there is a local branch."""
+        return self.las
+
     @model_validator(mode="after")
     def _consistent(self) -> GLASSConfig:
         if not self.las and self.gas == "none":

@@ -43,6 +43,7 @@ class ForgedPool(Generic[T]):
         if self._refresh == 1:
             yield from self._fresh(self._rows(first), first)
         elif epoch == first:
+            self._held = (-1, [])  # the old pool makes room before the new one fills
             rows, held = self._rows(first), list[T]()
             for forged in self._fresh(rows, first):
                 held.append(forged)

@@ -65,6 +65,10 @@ class PatchDetector(PositionDetector):
         self.projector, self.discriminator, self.scale = projector, discriminator, scale
         self.eval()
 
+    @property
+    def highest_score(self) -> float | None:
+        return 1.0 if self.scale == "probability" and not len(self.norms) else None
+
     def scores(self, levels: Sequence[Tensor]) -> ScoreMap:
         embedding = self.embedding(levels)
         logits = self.discriminator(self.projector(as_rows(embedding)))

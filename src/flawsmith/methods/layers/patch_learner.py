@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
 import lightning.pytorch as pl
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, join_parts
-from flawsmith.methods.base import MethodConfig
+from flawsmith.methods.base import MethodConfig, Side
 from flawsmith.methods.layers.heads import Discriminator, Projector
 from flawsmith.methods.layers.patch_batches import Sampling
 from flawsmith.methods.layers.patch_detector import PatchDetector, Scale
@@ -26,7 +26,7 @@ Rows = Float[Tensor, "position width"]
 class PatchConfig(MethodConfig):
     """Settings of a method that learns from single positions; defaults are those of the authors' released code."""
 
-    image_size: tuple[int, int] = Field((288, 288), description="(height, width) of the input in pixels.")
+    image_size: tuple[Side, Side] = Field((288, 288), description="(height, width) of the input in pixels.")
     policy: Literal["squash", "crop", "letterbox"] = Field(
         "crop", description="The released code scales the shorter side and crops the centre."
     )
@@ -55,7 +55,7 @@ class PatchConfig(MethodConfig):
     )
 
     @model_validator(mode="after")
-    def _odd_neighbourhood(self) -> Self:
+    def _odd_neighbourhood(self) -> PatchConfig:
         if self.patch_size % 2 == 0:
             raise ValueError("patch_size must be odd")
         return self
