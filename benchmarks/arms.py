@@ -6,8 +6,10 @@ shared by all comparisons that ask for the same.
 
 from __future__ import annotations
 
+import os
 import statistics
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,11 @@ def comparison(results: Mapping[str, Sequence[Cell]], part: str) -> str:
     return table(("category", "arm", "seeds", "image AUROC", "pixel AUROC", "AUPRO", "training, s"), rows)
 
 
+def _company(jobs: int, threads: int | None) -> str:
+    """Who shared the machine with a cell, in words."""
+    return "" if jobs == 1 else f", {jobs} cells at a time with {threads} OpenMP thread{'s' * (threads != 1)} each"
+
+
 def compare_arms(document: str, script: str, arms: Arms, *, name: str, title: str, note: str, own: str) -> None:
     """Compute or read the cells of every arm and write the page.
 
@@ -51,25 +58,38 @@ def compare_arms(document: str, script: str, arms: Arms, *, name: str, title: st
     numbered = ", ".join(f"{number} {arm}" for number, arm in enumerate(arms))
     arguments.add_argument("--arms", nargs="+", type=int, default=list(range(len(arms))), help=numbered)
     arguments.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=f"settings of {own}")
+    arguments.add_argument(
+        "--jobs", type=int, default=1, help="cells at a time, which share the cores: accuracy sooner, each cell slower"
+    )
     arguments.add_argument("--work", type=Path, default=Path("results-real-data"), help="where finished cells are kept")
     given = arguments.parse_args()
     quick = {"epochs": 2} if given.quick else {}
-    results: dict[str, list[Cell]] = {}
-    for arm in [list(arms)[number] for number in given.arms]:
-        changes = quick | (settings_from(given.set) if arms[arm].get("method") == own else {})
-        for seed in given.seeds[:1] if given.quick else given.seeds:
-            for category in given.categories:
-                cell = {
-                    "category": category,
-                    "preset": "fast",
-                    "seed": seed,
-                    "backbone": "efficientnet_lite0",
-                    "n_train": 20 if given.quick else None,
-                    "set": changes,
-                    "resamples": 100 if given.quick else 1000,
-                    **arms[arm],
-                }
-                results.setdefault(arm, []).append(cell_result(given.work, script, cell))
+    threads = None if given.jobs == 1 else max(1, (os.cpu_count() or 1) // given.jobs)
+    with ThreadPoolExecutor(given.jobs) as pool:
+        pending = {
+            arm: [
+                pool.submit(
+                    cell_result,
+                    given.work,
+                    script,
+                    {
+                        "category": category,
+                        "preset": "fast",
+                        "seed": seed,
+                        "backbone": "efficientnet_lite0",
+                        "n_train": 20 if given.quick else None,
+                        "set": quick | (settings_from(given.set) if arms[arm].get("method") == own else {}),
+                        "resamples": 100 if given.quick else 1000,
+                        **arms[arm],
+                    },
+                    threads=threads,
+                )
+                for seed in (given.seeds[:1] if given.quick else given.seeds)
+                for category in given.categories
+            ]
+            for arm in [list(arms)[number] for number in given.arms]
+        }
+        results = {arm: [cell.result() for cell in cells] for arm, cells in pending.items()}
     sections = [
         "Preset `fast`, backbone `efficientnet_lite0`, protocol `clean`: whole images at their own size, limits stored "
         "before a test image was seen. Presets were tuned on half A of each test set alone. juice_bottle has logical "
@@ -81,7 +101,8 @@ def compare_arms(document: str, script: str, arms: Arms, *, name: str, title: st
             f"## {arm}, every cell\n\nThe whole test set.\n\n{figures_table(cells, 'whole')}\n\n{cost_table(cells)}"
         )
     sections.append(
-        "Training time is the wall time of a fresh process from its start to the written model, everything included. "
+        "Training time is the wall time of a fresh process from its start to the written model, everything included"
+        f"{_company(given.jobs, threads)}. "
         "Private memory sums the process and its forging workers, which count pages that they share more than once."
     )
     page(name, title, sections, write=given.write)

@@ -84,13 +84,14 @@ def run_measured(command: Sequence[str], *, env: Mapping[str, str] | None = None
         return Measured(returncode, wall, peak[0], stderr.read()[-4000:])
 
 
-def cell_result(folder: Path, script: str, cell: Cell) -> Cell:
+def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = None) -> Cell:
     """The result of a cell: read where it was finished before, else computed by ``script --cell`` in a new process.
 
     Args:
         folder: where results are kept, one JSON file a cell.
         script: the benchmark's own file; called with ``--cell`` it hands the cell to :func:`serve_cell`.
         cell: all that the result depends on, ready for JSON.
+        threads: OpenMP threads of the process; None: one a core.
 
     Raises:
         SystemExit: the cell failed; the end of its stderr is shown.
@@ -102,7 +103,8 @@ def cell_result(folder: Path, script: str, cell: Cell) -> Cell:
         with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as scratch:
             answer = Path(scratch) / "answer.json"
             command = [sys.executable, script, "--cell", json.dumps(cell), str(answer), scratch, str(time.monotonic())]
-            measured = run_measured(command, env={"FLAWSMITH_CACHE": str(Path(scratch) / "cache")})
+            limited = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
+            measured = run_measured(command, env={"FLAWSMITH_CACHE": str(Path(scratch) / "cache"), **limited})
             if measured.returncode:
                 raise SystemExit(f"{file.stem} failed ({measured.returncode}):\n{measured.stderr}")
             result = json.loads(answer.read_text())
