@@ -8,7 +8,16 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from tests.golden.handlers_pbas import GivenBatches, outside_trainer
-from tests.golden.steps import Arrays, Results, as_level, handles, load_heads, same_embedding, tensor
+from tests.golden.steps import (
+    Arrays,
+    Results,
+    as_level,
+    handles,
+    load_heads,
+    optimiser_settings,
+    same_embedding,
+    tensor,
+)
 from torch import Tensor
 
 from flawsmith.methods.glass.config import GLASSConfig
@@ -104,6 +113,7 @@ def iteration_module(case: dict[str, Any], arrays: Arrays) -> GLASSModule:
         radius_quantile=setting["radius_quantile"],
         hard_quantile=setting["ohem_quantile"],
         focal_gamma=setting["focal_gamma"],
+        **optimiser_settings(setting),
         **({} if setting["mode"] == "hypersphere" else radii(setting)),
     )
     module = GLASSModule(config, [width], seed=0)

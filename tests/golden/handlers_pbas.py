@@ -6,7 +6,17 @@ import copy
 from typing import Any
 
 import torch
-from tests.golden.steps import Arrays, Results, as_level, handles, load_heads, load_norm, same_embedding, tensor
+from tests.golden.steps import (
+    Arrays,
+    Results,
+    as_level,
+    handles,
+    load_heads,
+    load_norm,
+    optimiser_settings,
+    same_embedding,
+    tensor,
+)
 from torch import Tensor, nn
 
 from flawsmith.features.patch_embedding import PatchEmbedding, as_rows
@@ -124,9 +134,9 @@ def center_initialisation(case: dict[str, Any], arrays: Arrays) -> Results:
 
 def iteration_module(case: dict[str, Any], arrays: Arrays) -> PBASModule:
     hidden, width = arrays["discriminator_hidden_weight"].shape
-    config = PBASConfig(
-        **same_embedding(width), hidden=hidden, anomaly_degree=case["hyper_parameters"]["anomaly_degree"]
-    )
+    setting = case["hyper_parameters"]
+    degree, optimisers = setting["anomaly_degree"], optimiser_settings(setting)
+    config = PBASConfig(**same_embedding(width), hidden=hidden, anomaly_degree=degree, **optimisers)
     module = PBASModule(config, [width], seed=0)
     load_heads(module.projector, module.discriminator, arrays)
     module.centers = tensor(arrays["center_table"])
@@ -177,7 +187,7 @@ def pbas_iteration(case: dict[str, Any], arrays: Arrays) -> Results:
         "updated_discriminator_hidden_weight": first.linear.weight,
     }
     results = {name: value.detach().clone() for name, value in results.items()}
-    for step in (1, 2):
+    for step in range(1, len(batches)):
         losses = module.training_step(batches[step], step)
     return results | {
         "loss_total_iteration3": losses["loss"],

@@ -91,3 +91,15 @@ def load_heads(projector: Projector, discriminator: Discriminator, arrays: Array
 def load_norm(norm: nn.BatchNorm1d, *values: np.ndarray) -> None:
     names = ("weight", "bias", "running_mean", "running_var")
     norm.load_state_dict({name: tensor(value) for name, value in zip(names, values, strict=True)}, strict=False)
+
+
+def optimiser_settings(setting: dict[str, Any]) -> dict[str, Any]:
+    """A method's optimiser settings from a case's words, such as ``AdamW lr 2e-4 weight_decay 0.01``."""
+    found: dict[str, Any] = {}
+    for part in ("projector", "discriminator"):
+        kind, *pairs = setting[f"optimiser_{part}"].split()
+        numbers = dict(zip(pairs[::2], map(float, pairs[1::2]), strict=True))
+        found |= {f"{part}_lr": numbers["lr"], f"{part}_weight_decay": numbers["weight_decay"]}
+        if part == "discriminator":
+            found["discriminator_optimiser"] = kind.lower()
+    return found

@@ -22,7 +22,7 @@ from flawsmith.methods.layers.forged_batches import PairedBatch
 from flawsmith.methods.layers.heads import Discriminator
 from flawsmith.methods.layers.hidden_ascent import HiddenAscent, NormalHalf
 from flawsmith.methods.layers.losses import hardest
-from flawsmith.methods.layers.patch_batches import PatchBatch
+from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches
 from flawsmith.methods.layers.projection import Shell, radius_of, truncate
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -177,6 +177,29 @@ def test_one_centre_for_all_positions_is_the_mean_of_their_centres() -> None:
     each.mean_embedding = one.mean_embedding = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
 
     torch.testing.assert_close(one.centers(), each.centers().mean(0, keepdim=True).expand(20, 12))
+
+
+def test_an_epoch_of_the_released_code_ends_after_fifty_steps() -> None:
+    class Many:
+        channels, grids = (1,), ((2, 2),)
+
+        def __len__(self) -> int:
+            return self.images
+
+        def __init__(self, images: int) -> None:
+            self.images = images
+
+    official, paper = (
+        [PatchBatches(Many(count), PRESETS[name].sampling, seed=0) for count in (97, 900)]  # type: ignore[arg-type]
+        for name in ("official", "paper")
+    )
+
+    assert [len(batches) for batches in official] == [13, 50]
+    assert [len(batches) for batches in paper] == [13, 113]
+    for batches in (*official, *paper):
+        drawn = list(batches.images(0))
+        assert len(drawn) == len(batches)
+        assert len(np.unique(np.concatenate(drawn))) == sum(map(len, drawn)), "no image twice in an epoch"
 
 
 class Seen:

@@ -23,6 +23,7 @@ from flawsmith.methods.pbas import (
     discrimination_losses,
     initial_centers,
     ray_anomalies,
+    ray_lengths,
 )
 from flawsmith.training.engine import LoopOptions
 from flawsmith.training.run import RunFolder
@@ -291,3 +292,23 @@ def test_gaussian_noise_is_a_function_of_seed_and_step() -> None:
 
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
+
+
+def test_features_on_their_centres_do_not_move_in_training() -> None:
+    """Rounding apart: two products of nearly equal vectors must not be blown up by a vanishing distance."""
+    source = torch.Generator().manual_seed(0)
+    centers = torch.randn(6, 16, generator=source)
+    features = torch.cat([centers * (1 + 1e-7), centers[:3] + torch.randn(3, 16, generator=source)])
+    boundary = approximate_boundary(features, centers)
+
+    lengths = ray_lengths(boundary, 0.25)
+
+    assert (lengths[:6] == 0).all()
+    assert (lengths[6:] > 0).all()
+
+
+def test_paper_preset_decays_no_weight_of_the_discriminator() -> None:
+    paper, official = PBAS.presets["paper"], PBAS.presets["official"]
+
+    assert (paper.discriminator_optimiser, paper.discriminator_weight_decay) == ("adam", 0.0)
+    assert (official.discriminator_optimiser, official.discriminator_weight_decay) == ("adamw", 0.01)

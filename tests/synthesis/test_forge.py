@@ -173,6 +173,16 @@ def test_strengths_share_masks_and_textures() -> None:
     assert weak == pytest.approx(strong * 0.3 / 0.9, rel=1e-3)
 
 
+def test_grey_images_are_still_grey_after_half_precision_and_uneven_statistics() -> None:
+    grey = np.repeat(good_image()[:, :, :1], 3, axis=2)
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+
+    kept = ((grey - mean) / std).astype(np.float16).astype(np.float32) * std + mean
+
+    assert not np.array_equal(kept[:, :, 0], kept[:, :, 2])
+    assert is_grey(kept.astype(np.float32))
+
+
 def test_flaws_on_grey_images_are_grey_unless_faithful() -> None:
     grey = np.repeat(good_image()[:, :, :1], 3, axis=2)
     forger = Forger(PLAIN, Speckle())

@@ -22,7 +22,7 @@ from flawsmith.synthesis.recipes import (
     Recipe,
     find_recipe,
     max_pool_cells,
-    mean_pool_cells,
+    strided_cells,
 )
 from flawsmith.synthesis.search import find_mask
 
@@ -164,10 +164,17 @@ def test_more_cells_than_pixels_are_refused() -> None:
         max_pool_cells(np.zeros((8, 8), bool), (4, 9))
 
 
-@given(
-    mask=MASKS, rows=st.integers(1, 40), columns=st.integers(1, 40), threshold=st.sampled_from([0.0, 0.3, 0.5, 0.99])
-)
-def test_mean_pooled_cells_equal_torch(mask: np.ndarray, rows: int, columns: int, threshold: float) -> None:
-    pixels = torch.from_numpy(mask)[None].double()
-    pooled = torch.nn.functional.adaptive_avg_pool2d(pixels, (rows, columns))[0].numpy()
-    assert np.array_equal(mean_pool_cells(mask, (rows, columns), threshold), pooled > threshold)
+@given(mask=MASKS, stride=st.integers(1, 9))
+def test_strided_cells_are_those_of_a_grid_rounded_up(mask: np.ndarray, stride: int) -> None:
+    grid = tuple(-(-side // stride) for side in mask.shape)
+    padded = np.pad(mask, [(0, cells * stride - side) for cells, side in zip(grid, mask.shape, strict=True)])
+    pooled = torch.nn.functional.max_pool2d(torch.from_numpy(padded)[None].float(), stride)[0].numpy()
+
+    assert np.array_equal(strided_cells(mask, grid, stride), pooled > 0)
+
+
+def test_the_last_cell_of_a_grid_rounded_down_takes_what_remains() -> None:
+    mask = np.zeros((10, 10), bool)
+    mask[9, 0] = True
+
+    assert strided_cells(mask, (2, 2), 4).tolist() == [[False, False], [True, False]]

@@ -161,7 +161,7 @@ class Normal:
 
 def batches_of(data: GoodImages, refresh: int) -> ForgedBatches:
     source = data.forged(find_recipe("glass"), Foreground(), (6, 8), match_grey=True)
-    return ForgedBatches(Normal(), source, (6, 8), refresh=refresh)
+    return ForgedBatches(Normal(), source, (6, 8), 8, refresh=refresh)
 
 
 def sums(batches: ForgedBatches, epoch: int) -> list[float]:

@@ -44,6 +44,9 @@ from flawsmith.methods.layers.ray import ray_hidden
 from flawsmith.methods.layers.score_norm import ScoreNorm, norm_stage
 from flawsmith.methods.registry import register
 
+ON_CENTER = 1e-6
+"""Share of the mean distance within which a feature counts as its centre."""
+
 
 class PBASConfig(PatchConfig):
     """Every number of PBAS; defaults are those of the authors' released code (preset ``official``).
@@ -104,9 +107,10 @@ def approximate_boundary(features: Rows, centers: Float[Tensor, "center width"])
 def ray_lengths(boundary: Boundary, degree: float) -> Float[Tensor, " position"]:
     """Length of the synthetic step in units of the offset: α·L_abl / ‖f − c‖ of Eq. 7, without gradient.
 
-    A feature that lies on its centre has no direction: its offset is zero and the step stays zero.
+    A feature that lies on its centre, up to rounding, has no direction: its step is zero.
     """
-    return degree * boundary.radius.detach() / safe_length(boundary.distance.detach())
+    radius, distance = boundary.radius.detach(), boundary.distance.detach()
+    return torch.where(distance > ON_CENTER * radius, degree * radius / safe_length(distance), 0.0)
 
 
 def ray_anomalies(features: Rows, boundary: Boundary, degree: float) -> Rows:
@@ -163,7 +167,7 @@ class PBASModule(PatchLearner):
             hidden = ray_hidden(features, self.centers, boundary.nearest, lengths, first.weight, first.bias)
             return self.discriminator.from_first_linear(hidden)
         noise = torch.Generator().manual_seed(derived_seed(self.seed, "pbas noise", *step))
-        anomalies = features + self.config.noise * torch.randn(features.shape, generator=noise)
+        anomalies = features + self.config.noise * torch.randn(features.shape, generator=noise).to(features.device)
         return self.discriminator(torch.cat([features, anomalies]))
 
 
@@ -224,7 +228,13 @@ class PBAS(Method):
     Config = PBASConfig
     presets: ClassVar[Mapping[str, MethodConfig]] = {
         "official": PBASConfig(),
-        "paper": PBASConfig(image_size=(256, 256), epochs=400, anomaly_degree=0.3, discriminator_optimiser="adam"),
+        "paper": PBASConfig(
+            image_size=(256, 256),
+            epochs=400,
+            anomaly_degree=0.3,
+            discriminator_optimiser="adam",
+            discriminator_weight_decay=0.0,
+        ),
         "fast": FAST,
     }
 

@@ -30,6 +30,9 @@ FallBack = Literal["foreground ignored", "left normal"]
 Others = Sequence[Image] | Callable[[np.random.Generator], Image]
 """Other good images in [0, 1], of any size; or a picklable function that draws one."""
 
+GREY_TOLERANCE = 2e-3
+"""Half a grey level of 8 bits."""
+
 
 @dataclass(frozen=True)
 class Forged:
@@ -225,10 +228,11 @@ def moved(image: Image, size: tuple[int, int], max_turn: float, rng: np.random.G
 
 
 def is_grey(image: Image) -> bool:
-    """Whether the three channels are equal."""
+    """Whether the three channels are equal, up to what keeping images in half precision makes of equal channels."""
     # Colour shows in a few pixels already, so most colour images are not read to the end.
     some = image[:: max(1, len(image) // 8)]
-    return all(bool((part[:, :, 0] == part[:, :, channel]).all()) for part in (some, image) for channel in (1, 2))
+    pairs = ((part[:, :, 0], part[:, :, channel]) for part in (some, image) for channel in (1, 2))
+    return all(float(np.abs(one - other).max(initial=0)) <= GREY_TOLERANCE for one, other in pairs)
 
 
 def greyed(texture: Image) -> Image:

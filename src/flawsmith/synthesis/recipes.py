@@ -13,7 +13,6 @@ from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 
 from flawsmith.runtime.errors import FlawsmithError
@@ -237,31 +236,27 @@ def max_pool_cells(mask: Mask, grid: Grid) -> Mask:
     return cv2.resize(pixels, (columns, rows), interpolation=cv2.INTER_AREA) > 0
 
 
-def mean_pool_cells(mask: Mask, grid: Grid, threshold: float = 0.3) -> Mask:
-    """A cell belongs to the flaw if more than a share of its pixels do (AAND: 0.3).
+def strided_cells(mask: Mask, grid: Grid, stride: int) -> Mask:
+    """As :func:`max_pool_cells`, for the cells of a convolutional network's grid, whatever the image's size.
+
+    Cell i begins at pixel i·stride. Where the network rounds its grid up, the last cell reaches beyond the image; where
+    it rounds down, the last cell takes what remains.
 
     Args:
         mask: (height, width).
-        grid: (rows, columns); cell i of n on an axis of length L holds pixels floor(i·L/n) to ceil((i+1)·L/n),
-            so neighbours may share pixels, as in adaptive average pooling.
-        threshold: the share, 0 to 1.
+        grid: (rows, columns).
+        stride: pixels a cell.
 
     Returns:
         (rows, columns).
 
     Example:
-        >>> mean_pool_cells(np.array([[True, False, False, False]]), (1, 2)).astype(int).tolist()
-        [[1, 0]]
+        >>> strided_cells(np.eye(5, dtype=bool), (3, 3), 2).astype(int).tolist()
+        [[1, 0, 0], [0, 1, 0], [0, 0, 1]]
     """
-    down, across = (_windows(length, cells) for length, cells in zip(mask.shape, grid, strict=True))
-    # Counts are whole numbers, so the products are exact and a share that equals the threshold stays below.
-    counts = down @ mask.astype(np.float64) @ across.T
-    return counts / np.outer(down.sum(1), across.sum(1)) > threshold
-
-
-def _windows(length: int, cells: int) -> NDArray[np.float64]:
-    """(cells, length): 1 where a pixel lies in a cell."""
-    start = np.arange(cells) * length // cells
-    stop = -(-(np.arange(cells) + 1) * length // cells)
-    pixel = np.arange(length)
-    return ((pixel >= start[:, None]) & (pixel < stop[:, None])).astype(np.float64)
+    if mask.shape == (grid[0] * stride, grid[1] * stride):
+        return max_pool_cells(mask, grid)
+    found = np.zeros(grid, bool)
+    rows, columns = np.nonzero(mask)
+    found[np.minimum(rows // stride, grid[0] - 1), np.minimum(columns // stride, grid[1] - 1)] = True
+    return found

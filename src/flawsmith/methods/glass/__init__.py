@@ -113,9 +113,9 @@ class GLASS(Method):
 
     def _batches(self, data: TrainingData) -> ForgedBatches:
         config = self.config
-        normal = PatchBatches(data.features(), config.sampling, seed=self.seed)
+        normal, stride = PatchBatches(data.features(), config.sampling, seed=self.seed), self.backbone.info.strides[0]
         if not config.las:
-            return ForgedBatches(normal, None, self.grid)
+            return ForgedBatches(normal, None, self.grid, stride)
         recipe = find_recipe(config.recipe)
         forged = data.forged(recipe, config.foreground, self.grid, match_grey=config.match_grey)
-        return ForgedBatches(normal, forged, self.grid, refresh=config.refresh, seed=self.seed)
+        return ForgedBatches(normal, forged, self.grid, stride, refresh=config.refresh, seed=self.seed)

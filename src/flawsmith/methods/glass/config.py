@@ -99,8 +99,14 @@ FAST = GLASSConfig(
 
 PRESETS: Mapping[str, GLASSConfig] = MappingProxyType(
     {
-        "official": GLASSConfig(hypothesis="published"),
-        "paper": GLASSConfig(inner_radius=1.0, outer_radius=2.0, center="global", discriminator_optimiser="adam"),
+        "official": GLASSConfig(hypothesis="published", most_steps_per_epoch=50),
+        "paper": GLASSConfig(
+            inner_radius=1.0,
+            outer_radius=2.0,
+            center="global",
+            discriminator_optimiser="adam",
+            discriminator_weight_decay=0.0,
+        ),
         "fast": FAST,
     }
 )

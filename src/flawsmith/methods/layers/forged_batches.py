@@ -14,7 +14,7 @@ from torch import Tensor
 from flawsmith.methods.base import ForgedImages, ForgedSource
 from flawsmith.methods.layers.forged_pool import ForgedPool
 from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches
-from flawsmith.synthesis.recipes import max_pool_cells
+from flawsmith.synthesis.recipes import strided_cells
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ class ForgedBatches:
         normal: draws the normal batches.
         forged: forges on images by row; None leaves the forged half out.
         grid: (h, w) of the positions to which masks are reduced: a cell is a flaw if any of its pixels is (GLASS).
+        stride: pixels between two positions.
         refresh: epochs that a set of forged batches serves. With 1 every batch is forged afresh on the images of its
             normal half; with more, the set's batches come in another order each epoch.
         seed: of that order.
@@ -65,11 +66,12 @@ class ForgedBatches:
         normal: PatchBatches,
         forged: ForgedSource | None,
         grid: tuple[int, int],
+        stride: int,
         *,
         refresh: int = 1,
         seed: int = 0,
     ) -> None:
-        self._normal, self.forged, self._grid = normal, forged, grid
+        self._normal, self.forged, self._grid, self._stride = normal, forged, grid, stride
         self._pool = None
         if forged is not None:
             self._pool = ForgedPool(
@@ -88,5 +90,5 @@ class ForgedBatches:
             yield PairedBatch(normal, forged.levels, cells, forged.fell_back)
 
     def _reduced(self, forged: ForgedImages) -> _Forged:
-        cells = np.stack([max_pool_cells(mask, self._grid) for mask in forged.masks])
+        cells = np.stack([strided_cells(mask, self._grid, self._stride) for mask in forged.masks])
         return _Forged(forged.levels, torch.from_numpy(cells.reshape(-1)), forged.fell_back / len(forged.masks))

@@ -21,11 +21,13 @@ class Sampling:
         batch_size: images a batch.
         steps_per_epoch: batches an epoch; None makes one pass over all images.
         patches_per_step: positions drawn at random from a batch; None takes all.
+        most_steps: a pass over all images ends after so many batches at the latest; None lets it end.
     """
 
     batch_size: int
     steps_per_epoch: int | None = None
     patches_per_step: int | None = None
+    most_steps: int | None = None
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,9 @@ class PatchBatches:
         self._features, self._sampling, self._seed, self._purpose = features, sampling, seed, purpose
 
     def __len__(self) -> int:
-        return self._sampling.steps_per_epoch or -(-len(self._features) // self._sampling.batch_size)
+        sampling = self._sampling
+        whole = sampling.steps_per_epoch or -(-len(self._features) // sampling.batch_size)
+        return whole if sampling.most_steps is None else min(whole, sampling.most_steps)
 
     def images(self, epoch: int) -> Iterator[np.ndarray]:
         """The images of every batch of an epoch, by row."""
@@ -57,7 +61,7 @@ class PatchBatches:
         rng = generator(self._seed, f"{self._purpose} order", epoch)
         passes = -(-len(self) * size // total)
         order = np.concatenate([rng.permutation(total) for _ in range(passes)])
-        stop = len(self) * size if self._sampling.steps_per_epoch else total
+        stop = len(self) * size if self._sampling.steps_per_epoch else min(total, len(self) * size)
         for start in range(0, stop, size):
             yield order[start : min(start + size, stop)]
 

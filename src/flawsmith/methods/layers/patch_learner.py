@@ -43,6 +43,9 @@ class PatchConfig(MethodConfig):
     epochs: int = Field(640, ge=1, description="Epochs; one passes over the training images, or has a fixed length.")
     batch_size: int = Field(8, ge=1, description="Images a step, and a batch of a pass over the images.")
     steps_per_epoch: int | None = Field(None, ge=1, description="Fixed steps an epoch instead of a full pass.")
+    most_steps_per_epoch: int | None = Field(
+        None, ge=1, description="An epoch ends after so many steps at the latest (GLASS, released code: 50)."
+    )
     patches_per_step: int | None = Field(None, ge=2, description="Positions drawn at random a step; null takes all.")
     scale: Scale = Field(
         "probability", description="What scores and maps mean; a logit ranks alike and never rounds to 1."
@@ -63,7 +66,7 @@ class PatchConfig(MethodConfig):
     @property
     def sampling(self) -> Sampling:
         """How training batches are drawn."""
-        return Sampling(self.batch_size, self.steps_per_epoch, self.patches_per_step)
+        return Sampling(self.batch_size, self.steps_per_epoch, self.patches_per_step, self.most_steps_per_epoch)
 
 
 class PatchLearner(pl.LightningModule):
