@@ -6,14 +6,12 @@ shared by all comparisons that ask for the same.
 
 from __future__ import annotations
 
-import os
 import statistics
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, cell_result, settings_from
+from cells import Cell, add_jobs, cell_results, company, settings_from
 from common import page, parser, table
 from real_data import PARTS, cost_table, figures_table, mean_and_spread
 
@@ -35,11 +33,6 @@ def comparison(results: Mapping[str, Sequence[Cell]], part: str) -> str:
     return table(("category", "arm", "seeds", "image AUROC", "pixel AUROC", "AUPRO", "training, s"), rows)
 
 
-def _company(jobs: int, threads: int | None) -> str:
-    """Who shared the machine with a cell, in words."""
-    return "" if jobs == 1 else f", {jobs} cells at a time with {threads} OpenMP thread{'s' * (threads != 1)} each"
-
-
 def compare_arms(document: str, script: str, arms: Arms, *, name: str, title: str, note: str, own: str) -> None:
     """Compute or read the cells of every arm and write the page.
 
@@ -58,38 +51,32 @@ def compare_arms(document: str, script: str, arms: Arms, *, name: str, title: st
     numbered = ", ".join(f"{number} {arm}" for number, arm in enumerate(arms))
     arguments.add_argument("--arms", nargs="+", type=int, default=list(range(len(arms))), help=numbered)
     arguments.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help=f"settings of {own}")
-    arguments.add_argument(
-        "--jobs", type=int, default=1, help="cells at a time, which share the cores: accuracy sooner, each cell slower"
-    )
+    add_jobs(arguments)
     arguments.add_argument("--work", type=Path, default=Path("results-real-data"), help="where finished cells are kept")
     given = arguments.parse_args()
     quick = {"epochs": 2} if given.quick else {}
-    threads = None if given.jobs == 1 else max(1, (os.cpu_count() or 1) // given.jobs)
-    with ThreadPoolExecutor(given.jobs) as pool:
-        pending = {
-            arm: [
-                pool.submit(
-                    cell_result,
-                    given.work,
-                    script,
-                    {
-                        "category": category,
-                        "preset": "fast",
-                        "seed": seed,
-                        "backbone": "efficientnet_lite0",
-                        "n_train": 20 if given.quick else None,
-                        "set": quick | (settings_from(given.set) if arms[arm].get("method") == own else {}),
-                        "resamples": 100 if given.quick else 1000,
-                        **arms[arm],
-                    },
-                    threads=threads,
-                )
-                for seed in (given.seeds[:1] if given.quick else given.seeds)
-                for category in given.categories
-            ]
-            for arm in [list(arms)[number] for number in given.arms]
-        }
-        results = {arm: [cell.result() for cell in cells] for arm, cells in pending.items()}
+    keys = [
+        (
+            arm,
+            {
+                "category": category,
+                "preset": "fast",
+                "seed": seed,
+                "backbone": "efficientnet_lite0",
+                "n_train": 20 if given.quick else None,
+                "set": quick | (settings_from(given.set) if arms[arm].get("method") == own else {}),
+                "resamples": 100 if given.quick else 1000,
+                **arms[arm],
+            },
+        )
+        for arm in [list(arms)[number] for number in given.arms]
+        for seed in (given.seeds[:1] if given.quick else given.seeds)
+        for category in given.categories
+    ]
+    results: dict[str, list[Cell]] = {}
+    found = cell_results(given.work, script, [cell for _, cell in keys], jobs=given.jobs)
+    for (arm, _), result in zip(keys, found, strict=True):
+        results.setdefault(arm, []).append(result)
     sections = [
         "Preset `fast`, backbone `efficientnet_lite0`, protocol `clean`: whole images at their own size, limits stored "
         "before a test image was seen. Presets were tuned on half A of each test set alone. juice_bottle has logical "
@@ -102,7 +89,7 @@ def compare_arms(document: str, script: str, arms: Arms, *, name: str, title: st
         )
     sections.append(
         "Training time is the wall time of a fresh process from its start to the written model, everything included"
-        f"{_company(given.jobs, threads)}. "
+        f"{company(given.jobs)}. "
         "Private memory sums the process and its forging workers, which count pages that they share more than once."
     )
     page(name, title, sections, write=given.write)

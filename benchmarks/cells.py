@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import hashlib
 import json
@@ -12,6 +13,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -123,6 +125,34 @@ def _key(cell: Cell) -> str:
     preset = find_method(cell.get("method", "pbas")).presets[cell["preset"]]
     given = {"cell": cell, "preset": preset.model_dump(mode="json", exclude_defaults=True)}
     return hashlib.sha256(json.dumps(given, sort_keys=True).encode()).hexdigest()[:10]
+
+
+def add_jobs(arguments: argparse.ArgumentParser) -> None:
+    """Give a benchmark of cells the option ``--jobs``."""
+    arguments.add_argument(
+        "--jobs", type=int, default=1, help="cells at a time, which share the cores: accuracy sooner, each cell slower"
+    )
+
+
+def cell_results(folder: Path, script: str, cells: Sequence[Cell], *, jobs: int) -> list[Cell]:
+    """:func:`cell_result` of many cells, in order; several at a time share the cores evenly."""
+    with ThreadPoolExecutor(jobs) as pool:
+        threads = thread_share(jobs)
+        pending = [pool.submit(cell_result, folder, script, cell, threads=threads) for cell in cells]
+        return [one.result() for one in pending]
+
+
+def thread_share(jobs: int) -> int | None:
+    """OpenMP threads of each of several cells at a time; None where there is one, which takes what it likes."""
+    return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+
+
+def company(jobs: int) -> str:
+    """Who shared the machine with a cell, in words that follow "everything included"."""
+    threads = thread_share(jobs)
+    return (
+        "" if threads is None else f", {jobs} cells at a time with {threads} OpenMP thread{'s' * (threads != 1)} each"
+    )
 
 
 def serve_cell(compute: Callable[[Cell, Path, float], Cell]) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, cell_result, linked_subset, serve_cell, settings_from
+from cells import Cell, add_jobs, cell_results, company, linked_subset, serve_cell, settings_from
 from common import category_folder, data_root, page, parser, table
 
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
@@ -167,27 +167,25 @@ def main() -> None:
     arguments.add_argument("--n-train", type=int, help="learn from so many images; all by default")
     arguments.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of the method")
     arguments.add_argument("--work", type=Path, default=Path("results-real-data"), help="where finished cells are kept")
+    add_jobs(arguments)
     given = arguments.parse_args()
     settings = settings_from(given.set)
     if given.quick:
         settings = {"epochs": 2, **settings}
-    results = [
-        cell_result(
-            given.work,
-            __file__,
-            {
-                "category": category,
-                "preset": given.preset,
-                "seed": seed,
-                "backbone": given.backbone,
-                "n_train": 20 if given.quick else given.n_train,
-                "set": settings,
-                "resamples": 100 if given.quick else 1000,
-            },
-        )
+    cells = [
+        {
+            "category": category,
+            "preset": given.preset,
+            "seed": seed,
+            "backbone": given.backbone,
+            "n_train": 20 if given.quick else given.n_train,
+            "set": settings,
+            "resamples": 100 if given.quick else 1000,
+        }
         for category in given.categories
         for seed in ([given.seeds[0]] if given.quick else given.seeds)
     ]
+    results = cell_results(given.work, __file__, cells, jobs=given.jobs)
     sections = [
         f"Preset `{given.preset}`, backbone `{given.backbone}`, protocol `clean`: whole images at their own "
         "size, limits "
@@ -199,7 +197,8 @@ def main() -> None:
     sections += [f"## On {words}\n\n{figures_table(results, part)}" for part, words in PARTS.items()]
     sections.append(
         "## What it costs\n\nTraining time is the wall time of a fresh process from its start to the written "
-        "model, features with an empty cache, export, calibration and report included. Private memory is the largest "
+        "model, features with an empty cache, export, calibration and report included"
+        f"{company(given.jobs)}. Private memory is the largest "
         "anonymous memory of the process (evaluation included); resident memory is its peak while training, "
         "with mapped "
         f"files.\n\n{cost_table(results)}"
