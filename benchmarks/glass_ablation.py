@@ -37,7 +37,8 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
     from flawsmith.runtime.inspector import Inspector
 
     source = category_folder(cell["category"])
-    textures = str(data_root() / "dtd") if cell["method"] == "glass" else None
+    forges = cell["method"] == "glass" and cell["set"].get("las", True)
+    textures = str(data_root() / "dtd") if forges else None
     trained = flawsmith.train(
         source,
         out=scratch / "run",
