@@ -23,7 +23,7 @@ import yaml
 
 from flawsmith.runtime.files import replacing
 
-SAMPLING_SECONDS = 0.2
+SAMPLING_SECONDS = 1.0  # the kernel walks all pages for a sample: five a second took a quarter of a core
 Cell = dict[str, Any]
 
 
