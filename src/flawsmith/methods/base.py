@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from flawsmith.features.backbones import Backbone
+from flawsmith.features.weights import PACKAGED
 from flawsmith.methods.diagnostics import Diagnostic
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
@@ -57,6 +58,16 @@ class MethodConfig(BaseModel):
     def forges(self) -> bool:
         """Whether the method learns from flaws forged on good images, with textures and foregrounds."""
         return False
+
+    @property
+    def default_backbone(self) -> str:
+        """The backbone where the user names none."""
+        return PACKAGED
+
+    @property
+    def frozen_backbone(self) -> bool:
+        """Whether the backbone stays as it is; otherwise the method trains a copy of its own."""
+        return True
 
 
 class FeatureSource(Protocol):
@@ -117,6 +128,10 @@ class TrainingData(Protocol):
 
     def images(self, geometry: Geometry | None = None) -> Iterator[Float[np.ndarray, "3 height width"]]:
         """All training images, normalised, one at a time; in another geometry than the network's if asked."""
+        ...
+
+    def through(self, backbone: Backbone) -> TrainingData:
+        """The same images through another frozen backbone, such as one that a stage has trained."""
         ...
 
     def forged(

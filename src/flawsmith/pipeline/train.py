@@ -94,6 +94,7 @@ def train(
     """
     checked = check_settings(settings)
     preset, config = method_config(checked)
+    checked = checked.model_copy(update={"backbone": checked.backbone or config.default_backbone})
     dataset = load(data, checked.layout)
     split = calibration_split(dataset, checked.seed)
     _check_sources(checked, config)
@@ -166,6 +167,7 @@ class _Training:
         from flawsmith.pipeline.diagnostics import drawn
         from flawsmith.pipeline.reporting import training_report
 
+        assert self.settings.backbone is not None
         with self._timed("backbone"):
             backbone = load_backbone(
                 self.settings.backbone, strides=self.config.strides, seed=derived_seed(0, "random backbone")
@@ -218,8 +220,9 @@ class _Training:
         extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
         data = GoodImages(samples, geometry, extractor, cache, seed=self.settings.seed, forging=self.forging)
-        with self._timed("features"):
-            data.features()
+        if self.config.frozen_backbone:
+            with self._timed("features"):
+                data.features()
         for stage in method.stages():
             with self._timed(f"stage {stage.name}"):
                 stage.fit(data, self.run)
