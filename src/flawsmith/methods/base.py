@@ -92,12 +92,15 @@ class ForgedImages:
         masks: where the flaws are, (images, height, width) bool at the network's input size.
         foregrounds: where flaws might have been, in the same form; everywhere for an image without a foreground.
         fell_back: images whose flaw lies beside the foreground, or that have none, because no mask was accepted.
+        normal: level maps of the good images as the flaws were put on them, in the form of ``levels``; None where
+            they are the training images as they are, whose features are cached.
     """
 
     levels: list[Tensor]
     masks: Bool[np.ndarray, "images height width"]
     foregrounds: Bool[np.ndarray, "images height width"]
     fell_back: int = 0
+    normal: list[Tensor] | None = None
 
 
 class ForgedSource(Protocol):
