@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from flawsmith.synthesis import forge, perlin
 from flawsmith.synthesis.forge import Forged, Forger, is_grey, resized, to_8_bit, to_float
+from flawsmith.synthesis.mask_rules import Acceptance, MaskRule
 from flawsmith.synthesis.overlay import FixedWeight
 from flawsmith.synthesis.perlin import draw_lattice
-from flawsmith.synthesis.recipes import RECIPES, Acceptance, Branch, MaskRule, Recipe, max_pool_cells
+from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe, max_pool_cells
 from flawsmith.synthesis.transforms import Flip
 
 PLAIN = Recipe(name="plain", branches=(Branch(weight=FixedWeight(value=0.25)),))

@@ -13,12 +13,11 @@ from hypothesis.extra import numpy as arrays
 from pydantic import ValidationError
 
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.synthesis.mask_rules import Acceptance, MaskRule
 from flawsmith.synthesis.overlay import FixedWeight, NormalWeight, UniformWeight
 from flawsmith.synthesis.recipes import (
     RECIPES,
-    Acceptance,
     Branch,
-    MaskRule,
     Recipe,
     find_recipe,
     max_pool_cells,

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import ForegroundProvider
+from flawsmith.synthesis.mask_rules import MaskRule
 from flawsmith.synthesis.operations import augment
 from flawsmith.synthesis.overlay import Image, Mask, blend
 from flawsmith.synthesis.perlin import Field, draw_lattice, noise_field
-from flawsmith.synthesis.recipes import Branch, Grid, MaskRule, Recipe
+from flawsmith.synthesis.recipes import Branch, Grid, Recipe
 from flawsmith.synthesis.search import Attempt, FoundMask, find_mask
 from flawsmith.synthesis.shapes import mask_field, random_rectangle
 from flawsmith.synthesis.textures import TextureSource

@@ -14,8 +14,9 @@ from typing import Any, Literal, NamedTuple
 from flawsmith.methods.published import plain
 from flawsmith.synthesis.colour import JitterStrength
 from flawsmith.synthesis.foreground import Foreground
+from flawsmith.synthesis.mask_rules import Acceptance
 from flawsmith.synthesis.overlay import FixedWeight, UniformWeight, WeightLaw
-from flawsmith.synthesis.recipes import RECIPES, Acceptance, Branch, Recipe
+from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe
 from flawsmith.synthesis.transforms import BandCopy, ColourJitter, Flip, Shuffle, Transform
 
 _DATASETS = ("mvtecloco", "mvteclocoad", "mvteclocoanomalydetection")
