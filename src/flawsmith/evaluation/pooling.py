@@ -11,7 +11,7 @@ Memory is about 40 bytes a flawed pixel and 24 KB an image; the file takes 4 byt
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -174,11 +174,21 @@ class PixelMetrics:
             limit=limit,
         )
 
-    def _free(self) -> Iterator[ScoreArray]:
-        """Every image's defect-free scores, ascending, in the order of adding."""
-        self._spool.seek(0)
-        for number in self._n_free:
-            yield np.frombuffer(self._spool.read(4 * number), dtype=np.float32)
+    def count_free(self, scores: ScoreArray, images: Sequence[int]) -> FreeCounts:
+        """The defect-free pixels of some images, counted against given scores.
+
+        Args:
+            scores: (distinct,) ascending, without repetition.
+            images: indices of images, as :meth:`add` returned them.
+        """
+        return count_free(scores, self._free(images), sum(self._n_free[image] for image in images))
+
+    def _free(self, images: Sequence[int] | None = None) -> Iterator[ScoreArray]:
+        """The defect-free scores, ascending, of some images or of all in the order of adding."""
+        starts = np.cumsum([0, *self._n_free])
+        for image in range(len(self._n_free)) if images is None else images:
+            self._spool.seek(4 * int(starts[image]))
+            yield np.frombuffer(self._spool.read(4 * self._n_free[image]), dtype=np.float32)
         self._spool.seek(0, 2)
 
     def _counts(self) -> tuple[FreeCounts, npt.NDArray[np.int64]]:
