@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flawsmith.evaluation.evidence import ImageRecord, gather
-from flawsmith.evaluation.loco import LOCO_METRICS, loco_figures, loco_intervals
+from flawsmith.evaluation.loco import LOCO_METRICS, loco_figures, loco_intervals, loco_replicates
 from flawsmith.evaluation.protocol import Protocol, evaluate_records
 from flawsmith.evaluation.results import Evaluation
 from flawsmith.evaluation.saturated import Channel, au_spro
@@ -173,19 +173,62 @@ def test_masks_of_another_size_are_resized_with_their_saturation_areas() -> None
         assert any("another size" in note for note in resized.notes)
 
 
-def test_intervals_of_the_image_figures_hold_them() -> None:
+def varied() -> list[ImageRecord]:
+    """Sixty images of which none is like another."""
     generator = np.random.default_rng(4)
-    records = [
-        ImageRecord(f"{index}", float(generator.normal(index % 3)), "pass", kind, kind != "good")
-        for index, kind in enumerate(["good", LOGICAL, STRUCTURAL] * 20)
-    ]
+    records = []
+    for index, kind in enumerate(["good", LOGICAL, STRUCTURAL] * 20):
+        image = good(f"{index}") if kind == "good" else flawed(f"{index}", defect=kind)
+        noise = generator.normal(size=SIZE).astype(np.float32)
+        scores = noise if image.map is None else noise + generator.uniform(0, 3) * image.map
+        records.append(replace(image, score=float(generator.normal(index % 3)), map=scores))
+    return records
 
-    result = evaluate_records(records, n_resamples=200)
 
-    for name in LOCO_METRICS[:3]:
+def test_intervals_hold_their_figures() -> None:
+    result = evaluate_records(varied(), n_resamples=200)
+
+    for name in LOCO_METRICS:
         low, high = result.intervals[name]
-        assert low < getattr(result, name) < high
+        assert 0 < low < getattr(result, name) < high < 1
     assert result.intervals["image_auroc_loco_mean"] != result.intervals["image_auroc"]
+
+
+def test_replicate_of_every_image_once_is_the_figure_and_one_without_a_kind_is_that_of_the_rest() -> None:
+    records = varied()
+    once = np.ones(len(records))
+    weights = np.stack([once, [image.defect != STRUCTURAL for image in records], 2 * once])
+
+    values = loco_replicates(gather(records), weights)
+
+    exact = evaluate(*records)
+    rest = evaluate(*(image for image in records if image.defect != STRUCTURAL))
+    for name in LOCO_METRICS:
+        assert values[name][[0, 2]] == pytest.approx([getattr(exact, name)] * 2, abs=1e-12)
+    assert values["image_auroc_logical"][1] == pytest.approx(rest.image_auroc_logical)
+    assert values["spro_logical"][1] == pytest.approx(rest.spro_logical)
+    assert values["spro"][1] == pytest.approx(rest.spro, abs=2e-3)
+    assert np.isnan(values["spro_loco_mean"][1])
+
+
+@pytest.mark.parametrize("kinds", [[LOGICAL], ["good", LOGICAL], [LOGICAL, STRUCTURAL], ["other"], ["good"]])
+def test_intervals_are_given_for_the_figures_that_are_defined(kinds: list[str]) -> None:
+    records = [good(kind) if kind == "good" else flawed(kind, defect=kind) for kind in kinds]
+
+    result = evaluate_records(records, n_resamples=20)
+
+    for name in LOCO_METRICS:
+        assert (name in result.intervals) == (getattr(result, name) is not None)
+
+
+def test_curve_of_the_overlap_is_pooled_and_comes_with_the_evidence() -> None:
+    curve = gather([good("a"), flawed("b"), flawed("c", defect=STRUCTURAL)]).spro_curve()
+
+    assert curve is not None
+    assert np.all(np.diff(curve.x) >= 0)
+    # Of both images one of two defects is found before any false positive.
+    assert curve.y[np.searchsorted(curve.x, 0.0, side="right") - 1] == pytest.approx(0.5)
+    assert gather([good("a")]).spro_curve() is None
 
 
 def test_table_shows_these_figures_where_there_are_any() -> None:

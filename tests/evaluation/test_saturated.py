@@ -10,10 +10,10 @@ from tests.evaluation.strategies import LEVELS, defect_sets, map_sets
 
 from flawsmith.evaluation import overlap
 from flawsmith.evaluation.counting import FreeCounts, joined
-from flawsmith.evaluation.curves import area_up_to
+from flawsmith.evaluation.curves import area_up_to, shares
 from flawsmith.evaluation.pooling import PixelMetrics
 from flawsmith.evaluation.saturated import Channel, au_spro, saturation_area, spro_at, spro_curve, union_of
-from flawsmith.evaluation.saturated_pooling import CURVE_POINTS, SaturatedFigures, SaturatedOverlap
+from flawsmith.evaluation.saturated_pooling import QUANTILES, SaturatedBins, SaturatedFigures, SaturatedOverlap
 
 LIMITS = st.sampled_from([0.01, 0.05, 0.1, 0.3, 1.0])
 KINDS = (None, "logical_anomalies", "structural_anomalies")
@@ -226,19 +226,37 @@ def test_nan_sizes_that_differ_and_limits_are_refused() -> None:
         SaturatedOverlap(pixels).add(0, np.zeros((2, 3)), [channel])
 
 
-def test_plotted_curve_is_thinned_and_stays_on_the_exact_one() -> None:
+def bins_area(bins: SaturatedBins, limit: float) -> float:
+    rate = shares(bins.free.sum(axis=0), bins.n_free.sum())
+    return float(area_up_to(rate, shares(bins.overlap.sum(axis=0), bins.n_channels.sum()), limit))
+
+
+@given(defect_sets(), LIMITS)
+def test_bins_of_few_distinct_scores_give_the_exact_figure(case: tuple[Maps, list[Defect]], limit: float) -> None:
+    maps, defects = case
+    marked = {image for image, *_ in defects}
+
+    figures = streamed(maps, defects, [KINDS[1] if at in marked else None for at in range(len(maps))], limit)
+
+    if figures is not None and figures.pooled is not None:
+        assert bins_area(figures.bins, limit) == pytest.approx(figures.pooled, abs=1e-9)
+
+
+def test_bins_of_many_distinct_scores_come_close() -> None:
     generator = np.random.default_rng(7)
-    mask = one_defect((120, 120))
-    mask[20:100, 20:100] = True
-    maps = [generator.normal(size=mask.shape).astype(np.float32) + mask]
-    channels = [[Channel(mask, 0.8, relative=True)]]
+    maps = list(generator.normal(size=(4, 120, 120)).astype(np.float32))
+    defects = []
+    for image, (height, share) in enumerate([(80, 0.8), (10, 0.3), (30, 1.0)]):
+        mask = np.zeros((120, 120), dtype=bool)
+        mask[20 : 20 + height, 20:100] = True
+        maps[image] += 2 * mask
+        defects.append((image, mask, share, True))
 
-    exact, thinned = spro_curve(maps, channels), spro_curve(maps, channels, max_points=CURVE_POINTS)
+    figures = streamed(maps, defects, [KINDS[1]] * 3 + [None], 0.05)
 
-    assert exact is not None
-    assert thinned is not None
-    assert len(thinned.x) <= CURVE_POINTS + 2 < len(exact.x)
-    assert {*zip(thinned.x, thinned.y, strict=True)} <= {*zip(exact.x, exact.y, strict=True)}
+    assert figures is not None
+    assert len(figures.bins.thresholds) <= 2 * QUANTILES
+    assert bins_area(figures.bins, 0.05) == pytest.approx(figures.pooled, abs=2e-3)
 
 
 def test_counts_of_groups_may_exceed_what_each_can_hold() -> None:

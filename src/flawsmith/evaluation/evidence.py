@@ -94,6 +94,17 @@ class Evidence:
         bins = self.pixels.bins
         return self._pixel_curve(bins.flawed.sum(axis=0), bins.n_flawed.sum())
 
+    def spro_curve(self) -> Curve | None:
+        """Exact points of the curve of saturated overlap, all defects pooled, or None where that is undefined."""
+        if self.saturated is None or self.saturated.pooled is None:
+            return None
+        bins = self.saturated.bins
+        return Curve(
+            x=shares(bins.free.sum(axis=0), bins.n_free.sum()),
+            y=np.minimum(shares(bins.overlap.sum(axis=0), bins.n_channels.sum()), 1.0),
+            thresholds=np.concatenate([[np.inf], bins.thresholds.astype(np.float64), [-np.inf]]),
+        )
+
     def _pixel_curve(self, reached: FloatArray, total: np.int64) -> Curve:
         assert self.pixels is not None
         bins = self.pixels.bins

@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from flawsmith.data.layouts.mvtec_loco import LOGICAL, STRUCTURAL
 from flawsmith.evaluation import bootstrap, ranking
-from flawsmith.evaluation.curves import FloatArray
+from flawsmith.evaluation.curves import FloatArray, area_up_to, shares
 from flawsmith.evaluation.evidence import Evidence
 
 LocoMetric = Literal[
@@ -53,24 +53,81 @@ def loco_figures(evidence: Evidence) -> dict[LocoMetric, float | None]:
     }
 
 
+def loco_replicates(evidence: Evidence, weights: npt.NDArray[np.number]) -> dict[LocoMetric, FloatArray]:
+    """Every figure of :func:`loco_figures` that is defined, in every resample, centred on the exact figures.
+
+    Image figures are exact in every resample. Those of the overlap come from counts at a grid of thresholds, as in
+    :mod:`flawsmith.evaluation.bootstrap`.
+
+    Args:
+        evidence: one model's results.
+        weights: (resamples, images) as of :func:`flawsmith.evaluation.bootstrap.resample_weights`.
+
+    Returns:
+        (resamples,) values; NaN for a resample that leaves a figure undefined (no annotated defect drawn).
+    """
+    points = {name: value for name, value in loco_figures(evidence).items() if value is not None}
+    if not points:
+        return {}
+    values, whole = (_uncentred(evidence, times) for times in (weights, np.ones((1, weights.shape[1]))))
+    return {name: values[name] + (point - whole[name][0]) for name, point in points.items()}
+
+
+def _uncentred(evidence: Evidence, weights: npt.NDArray[np.number]) -> dict[LocoMetric, FloatArray]:
+    good = ~evidence.flawed
+    logical, structural = (_of_kind(evidence, kind) | good for kind in _KINDS)
+    first, second = (_auroc_replicates(evidence, weights, kept) for kept in (logical, structural))
+    values: dict[LocoMetric, FloatArray] = {
+        "image_auroc_logical": first,
+        "image_auroc_structural": second,
+        "image_auroc_loco_mean": (first + second) / 2,
+    }
+    if evidence.saturated is not None:
+        every = np.ones_like(good)
+        pooled, first, second = (_spro_replicates(evidence, weights, kept) for kept in (every, logical, structural))
+        values |= {
+            "spro": pooled,
+            "spro_logical": first,
+            "spro_structural": second,
+            "spro_loco_mean": (first + second) / 2,
+        }
+    return values
+
+
+def _auroc_replicates(evidence: Evidence, weights: npt.NDArray[np.number], kept: npt.NDArray[np.bool_]) -> FloatArray:
+    if not kept.any():
+        return np.full(len(weights), np.nan)
+    values = bootstrap.image_replicates(evidence.scores[kept], evidence.flawed[kept], weights[:, kept])
+    return values["image_auroc"]
+
+
+def _spro_replicates(evidence: Evidence, weights: npt.NDArray[np.number], kept: npt.NDArray[np.bool_]) -> FloatArray:
+    assert evidence.saturated is not None
+    bins, limit = evidence.saturated.bins, evidence.saturated.limit
+    # Images take their places in the bins in the order they came.
+    taking_part = evidence.pixel_index >= 0
+    rows = kept[taking_part]
+    times = weights[:, taking_part & kept].astype(np.float64)
+    rate = shares(times @ bins.free[rows], times @ bins.n_free[rows])
+    overlap = shares(times @ bins.overlap[rows], times @ bins.n_channels[rows])
+    return area_up_to(rate, overlap, limit)
+
+
 def loco_intervals(
     evidence: Evidence, *, level: float = 0.95, n_resamples: int = 1000, seed: int = 0
 ) -> dict[LocoMetric, tuple[float, float]]:
-    """Percentile intervals of the image figures by kind and of their mean, where they are defined.
+    """Percentile intervals of every figure that is defined.
 
     Arguments and the resampled images as in :func:`flawsmith.evaluation.bootstrap.intervals`.
+
+    Returns:
+        (low, high) in [0, 1] by the figure's name.
     """
     weights = bootstrap.resample_weights(evidence.flawed, n_resamples=n_resamples, seed=seed)
-    drawn: dict[LocoMetric, FloatArray] = {}
-    names: tuple[LocoMetric, LocoMetric] = ("image_auroc_logical", "image_auroc_structural")
-    for kind, name in zip(_KINDS, names, strict=True):
-        if _image_auroc(evidence, kind) is not None:
-            kept = _of_kind(evidence, kind) | ~evidence.flawed
-            values = bootstrap.image_replicates(evidence.scores[kept], evidence.flawed[kept], weights[:, kept])
-            drawn[name] = values["image_auroc"]
-    if len(drawn) == len(_KINDS):
-        drawn["image_auroc_loco_mean"] = np.mean(list(drawn.values()), axis=0)
-    ends = {name: bootstrap.percentile_interval(values, level) for name, values in drawn.items()}
+    ends = {
+        name: bootstrap.percentile_interval(np.clip(values, 0.0, 1.0), level)
+        for name, values in loco_replicates(evidence, weights).items()
+    }
     return {name: pair for name, pair in ends.items() if pair is not None}
 
 

@@ -152,22 +152,19 @@ def au_spro(
     return mean_area(*_counted(maps, channels), limit)
 
 
-def spro_curve(
-    maps: Sequence[npt.ArrayLike], channels: Sequence[Sequence[Channel]], *, max_points: int | None = None
-) -> Curve | None:
+def spro_curve(maps: Sequence[npt.ArrayLike], channels: Sequence[Sequence[Channel]]) -> Curve | None:
     """The exact curve whose area :func:`au_spro` gives; arguments as there.
 
     Args:
         maps: as in :func:`au_spro`.
         channels: as in :func:`au_spro`.
-        max_points: at most this many corners, spread evenly, for a plot; None gives them all.
 
     Returns:
         False-positive rates and mean saturated overlaps with the ends (0, 0) and (1, 1), or None without a marked pixel
         or without a defect-free one.
     """
     highest, counts = _counted(maps, channels)
-    return curve_of(highest, counts, max_points) if highest and counts.total else None
+    return _curve(highest, counts) if highest and counts.total else None
 
 
 def spro_at(
@@ -215,24 +212,15 @@ def distinct_scores(highest: Sequence[ScoreArray]) -> ScoreArray:
     return np.unique(np.concatenate([np.empty(0, dtype=np.float32), *highest]))
 
 
-def curve_of(highest: Sequence[ScoreArray], counts: FreeCounts, max_points: int | None) -> Curve:
-    """The curve from counts: two points a distinct score, just above it and at it; where pixels tie, a ramp between.
-
-    Args:
-        highest: scores of each channel, as of :func:`highest_scores`, at least one and none empty.
-        counts: as in :func:`channel_areas`, with at least one defect-free pixel.
-        max_points: as in :func:`spro_curve`.
-    """
+def _curve(highest: Sequence[ScoreArray], counts: FreeCounts) -> Curve:
+    """Two points a distinct score, just above it and at it; where pixels tie, a ramp between."""
     own = np.zeros(len(counts.scores))
     for scores in highest:
         np.add.at(own, np.searchsorted(counts.scores, scores), 1.0 / (scores.size * len(highest)))
     reached = np.cumsum(own[::-1])[::-1]
-    picked = np.arange(len(own))
-    if max_points is not None and 2 * len(picked) > max_points:
-        picked = np.unique(np.linspace(0, len(picked) - 1, max(max_points // 2, 2)).astype(int))
-    at, own, reached = counts.scores[picked], own[picked], reached[picked]
+    at = counts.scores
     return Curve(
-        x=shares(_descending(counts.above[picked], counts.at_least[picked]), counts.total),
+        x=shares(_descending(counts.above, counts.at_least), counts.total),
         # Rounding may leave sums of shares a little outside.
         y=np.clip(shares(_descending(reached - own, reached), 1.0), 0.0, 1.0),
         thresholds=np.concatenate([[np.inf], _descending(next_float(at), at), [-np.inf]]),

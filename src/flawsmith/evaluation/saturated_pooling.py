@@ -8,14 +8,38 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import numpy.typing as npt
 
 from flawsmith.evaluation.counting import ScoreArray, joined
-from flawsmith.evaluation.curves import Curve
-from flawsmith.evaluation.pooling import PixelMetrics
-from flawsmith.evaluation.saturated import SPRO_LIMIT, Channel, curve_of, distinct_scores, highest_scores, mean_area
+from flawsmith.evaluation.curves import next_float
+from flawsmith.evaluation.pooling import PixelMetrics, spread
+from flawsmith.evaluation.saturated import SPRO_LIMIT, Channel, distinct_scores, highest_scores, mean_area
 
-CURVE_POINTS = 1000
+QUANTILES = 512
+CHANNEL_SAMPLES = 64
+
+
+@dataclass(frozen=True, eq=False)
+class SaturatedBins:
+    """Cumulative counts of every image at a common grid of thresholds, for curves and bootstrap intervals.
+
+    The thresholds are quantiles of the scores that saturated overlap depends on, every channel alike, each with the
+    next larger number beside it, so that ties stay apart. With few distinct scores the grid holds them all.
+
+    Attributes:
+        thresholds: (thresholds,) descending.
+        free: (images, thresholds) defect-free pixels scoring at least the threshold.
+        overlap: (images, thresholds) sum over the image's channels of their saturated overlap at the threshold.
+        n_free: (images,) defect-free pixels.
+        n_channels: (images,) channels that mark a pixel.
+    """
+
+    thresholds: ScoreArray
+    free: npt.NDArray[np.float64]
+    overlap: npt.NDArray[np.float64]
+    n_free: npt.NDArray[np.int64]
+    n_channels: npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,13 +50,13 @@ class SaturatedFigures:
         pooled: over the channels of all images, in [0, 1].
         by_defect: by defect type, in [0, 1]: over its channels, against its own images and the good ones, as the
             benchmark keeps logical and structural anomalies apart.
-        curve: the pooled curve, thinned for a plot.
+        bins: counts for curves and bootstrap intervals.
         limit: largest false-positive rate.
     """
 
     pooled: float | None
     by_defect: Mapping[str, float | None]
-    curve: Curve | None
+    bins: SaturatedBins
     limit: float
 
 
@@ -41,7 +65,6 @@ class SaturatedOverlap:
 
     Of a channel only the highest scores are kept: 4 bytes a pixel of its saturation area, and while computing about 50.
 
-    >>> import numpy as np
     >>> channel = Channel(np.array([[False, True]]), threshold=1.0, relative=True)
     >>> with PixelMetrics() as pixels:
     ...     overlap = SaturatedOverlap(pixels)
@@ -101,6 +124,27 @@ class SaturatedOverlap:
                 for kind, own in counts.items()
                 if kind is not None
             },
-            curve=curve_of(self._highest, everything, CURVE_POINTS) if everything.total else None,
+            bins=self._bins(self._grid(distinct)),
             limit=limit,
+        )
+
+    def _grid(self, distinct: ScoreArray) -> ScoreArray:
+        """Descending thresholds of the bins; see :class:`SaturatedBins`."""
+        picked = distinct
+        if len(distinct) > QUANTILES:
+            each = np.sort(np.concatenate([spread(scores, CHANNEL_SAMPLES) for scores in self._highest]))
+            picked = spread(each, QUANTILES)
+        return np.unique(np.concatenate([picked, next_float(picked)]))[::-1]
+
+    def _bins(self, thresholds: ScoreArray) -> SaturatedBins:
+        free = self._pixels.free_at_least(thresholds)
+        overlap = np.zeros_like(free)
+        for image, scores in zip(self._image, self._highest, strict=True):
+            overlap[image] += 1.0 - np.searchsorted(scores, thresholds, side="left") / scores.size
+        return SaturatedBins(
+            thresholds=thresholds,
+            free=free,
+            overlap=overlap,
+            n_free=self._pixels.n_free,
+            n_channels=np.bincount(self._image, minlength=len(free)),
         )

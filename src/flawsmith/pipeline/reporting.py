@@ -76,7 +76,7 @@ def evaluation_report(
                 evidence.roc_curve(),
                 evidence.pro_curve(),
                 evidence.pixel_roc_curve(),
-                None if evidence.saturated is None else evidence.saturated.curve,
+                evidence.spro_curve(),
             ),
             scores=[group for group in (*test, *_calibration_scores(bundle)) if len(group.scores)],
             limit=spec.decision.limit,
