@@ -33,7 +33,7 @@ from flawsmith.methods.slsg.pretraining import (
 )
 from flawsmith.methods.slsg.segmentation import SegNet, SegNetLayout
 from flawsmith.methods.slsg.sg_block import SGBlock, max_relative, position_similarity, position_table
-from flawsmith.methods.slsg.simulation import simulation
+from flawsmith.methods.slsg.simulation import chosen_simulation
 from flawsmith.methods.slsg.stages import SegmentationModule, SimulatedBatches
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
@@ -453,7 +453,7 @@ def test_loss_weights_its_parts(resnet: Backbone) -> None:
 
 def test_logical_and_structural_halves_can_be_switched_off() -> None:
     def textures(**settings: Any) -> dict[str, float]:
-        recipe, _, _ = simulation(SLSGConfig(**settings), "any", "bolt")
+        recipe, _, _ = chosen_simulation(SLSGConfig(**settings), "any", "bolt")
         found: dict[str, float] = {}
         for branch in recipe.branches:
             found[branch.texture] = found.get(branch.texture, 0.0) + branch.share
@@ -467,7 +467,7 @@ def test_logical_and_structural_halves_can_be_switched_off() -> None:
 
 
 def test_masks_can_be_rectangles() -> None:
-    recipe, _, _ = simulation(SLSGConfig(mask_shape="rectangle"), "any", "bolt")
+    recipe, _, _ = chosen_simulation(SLSGConfig(mask_shape="rectangle"), "any", "bolt")
 
     assert {branch.rule.shape for branch in recipe.branches} == {"rectangle"}
 
@@ -475,8 +475,8 @@ def test_masks_can_be_rectangles() -> None:
 def test_released_recipes_of_loco_are_taken_by_name_and_called_class_tuned() -> None:
     config = PRESETS["official-loco"]
 
-    tuned, foreground, told = simulation(config, "mvtec_loco_anomaly_detection", "juice_bottle")
-    other, _, untold = simulation(config, "mvtec_loco_anomaly_detection", "bolt")
+    tuned, foreground, told = chosen_simulation(config, "mvtec_loco_anomaly_detection", "juice_bottle")
+    other, _, untold = chosen_simulation(config, "mvtec_loco_anomaly_detection", "bolt")
 
     assert "class-tuned" in str(told["simulation"])
     assert "class-tuned" not in str(untold["simulation"])

@@ -80,7 +80,7 @@ def test_preview_squashes_to_a_size(bolt: Path, tmp_path: Path) -> None:
     assert decode(written.pictures / "000_result.png").shape == (48, 32, 3)
 
 
-@pytest.mark.parametrize("recipe", ["glass", "aand", "slsg-structural", "slsg-logical"])
+@pytest.mark.parametrize("recipe", ["glass", "aand", "slsg", "slsg-structural", "slsg-logical", "slsg-official"])
 @pytest.mark.parametrize("textures", ["procedural", "self", "folder"])
 def test_every_recipe_takes_every_texture(recipe: str, textures: str, bolt: Path, tmp_path: Path) -> None:
     source = bolt / "test" if textures == "folder" else textures

@@ -34,7 +34,7 @@ from flawsmith.methods.slsg.detector import SegmentationDetector
 from flawsmith.methods.slsg.encoder import make_encoder
 from flawsmith.methods.slsg.pretraining import InpaintingBatches, PretrainingModule, settle_statistics
 from flawsmith.methods.slsg.segmentation import SegNet, SegNetLayout
-from flawsmith.methods.slsg.simulation import simulation
+from flawsmith.methods.slsg.simulation import chosen_simulation
 from flawsmith.methods.slsg.stages import SegmentationModule, SimulatedBatches
 
 
@@ -121,7 +121,7 @@ class SLSG(Method):
         return data.through(trained_trunk(self.encoder, self.backbone, self.config.image_size))
 
     def _source(self, data: TrainingData) -> ForgedSource:
-        recipe, foreground, self._findings = simulation(self.config, data.dataset, data.category)
+        recipe, foreground, self._findings = chosen_simulation(self.config, data.dataset, data.category)
         return data.forged(recipe, foreground, self.grids[-1], match_grey=self.config.match_grey)
 
     def _simulated(self, data: TrainingData) -> SimulatedBatches:
