@@ -206,6 +206,8 @@ def test_three_quarters_of_the_homologous_pushpins_lie_on_the_foreground() -> No
         if sample.fell_back is None
     ]
     assert 0.1 < foreground.mean() < 0.4
+    shares = {(branch.texture == "source", branch.foreground_share) for branch, _ in drawn}
+    assert shares == {(True, 0.0), (False, 0.75)}
     own = [lies for texture, lies in on if not texture]
     textures = [lies for texture, lies in on if texture]
     assert np.mean(own) > 0.7

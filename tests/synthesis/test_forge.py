@@ -241,8 +241,10 @@ def test_transforms_apply_in_their_order_to_the_image_itself() -> None:
     flips = (Flip(axis="vertical"), Flip(axis="horizontal"))
     branch = Branch(weight=FixedWeight(value=0), texture="self", transforms=flips)
     image = good_image()
-    forged = Forger(Recipe(name="turned", branches=(branch,)), Speckle()).forge(image, np.random.default_rng(0))
-    assert np.array_equal(forged.texture, np.rot90(image, 2))
+    for jitter in (0.0, 0.1):
+        recipe = Recipe(name="turned", branches=(branch,), jitter=jitter)
+        forged = Forger(recipe, Speckle()).forge(image, np.random.default_rng(0))
+        assert np.array_equal(forged.texture, np.rot90(forged.good, 2)), "in the colours of the good half"
 
 
 def test_jitter_is_shared_by_the_good_and_the_forged_image() -> None:

@@ -27,7 +27,7 @@ def random_rectangle(shape: tuple[int, int], rng: np.random.Generator) -> Mask:
 
     Example:
         >>> mask = random_rectangle((40, 60), np.random.default_rng(0))
-        >>> mask.any(axis=1).sum() * mask.any(axis=0).sum() == mask.sum()
+        >>> bool(mask.any(axis=1).sum() * mask.any(axis=0).sum() == mask.sum())
         True
     """
     mask = np.zeros(shape, bool)
