@@ -13,7 +13,9 @@ GENERIC = "slsg-official"
 """What the released code does for a category without a recipe of its own."""
 
 
-def chosen_simulation(config: SLSGConfig, dataset: str, category: str) -> tuple[Recipe, Foreground, Mapping[str, str | float]]:
+def chosen_simulation(
+    config: SLSGConfig, dataset: str, category: str
+) -> tuple[Recipe, Foreground, Mapping[str, str | float]]:
     """Recipe, foreground, and what to tell of the choice.
 
     With ``recipe=published`` the released code's recipe of a LOCO category is taken, foreground included: results are
