@@ -54,7 +54,7 @@ _TINY_SEGMENTATION = {
     "pretraining_batch_size": 4,
     "large_mask_sides": [8, 24],
     "discriminator_width": 4,
-    "decoder_widths": [8, 8],
+    "decoder_widths": [8, 8, 8],
     "epochs": 2,
     "steps_per_epoch": 4,
     "batch_size": 2,

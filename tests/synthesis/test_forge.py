@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from flawsmith.synthesis import forge, perlin
 from flawsmith.synthesis.forge import Forged, Forger, is_grey, resized, to_8_bit, to_float
 from flawsmith.synthesis.mask_rules import Acceptance, MaskRule
-from flawsmith.synthesis.overlay import FixedWeight
+from flawsmith.synthesis.overlay import FixedWeight, visible
 from flawsmith.synthesis.perlin import draw_lattice
 from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe, max_pool_cells
 from flawsmith.synthesis.transforms import Flip
@@ -70,7 +70,10 @@ def test_samples_equal_the_good_image_outside_their_mask(name: str, shape: tuple
     assert np.array_equal(image, before)
     assert forged.image.dtype == forged.good.dtype == np.float32
     assert forged.image.shape == forged.good.shape == image.shape
-    assert np.array_equal(forged.image[~forged.mask], forged.good[~forged.mask])
+    if RECIPES[name].least_change:
+        assert not visible(forged.good, forged.image, ~forged.mask, 0.5).any(), "what is left is small beside Speckle"
+    else:
+        assert np.array_equal(forged.image[~forged.mask], forged.good[~forged.mask])
     assert (forged.good is image) == (RECIPES[name].jitter == 0)
     assert (forged.image >= 0).all()
     assert (forged.image <= 1 + 1e-6).all()
@@ -327,6 +330,34 @@ def test_a_mask_can_be_the_foreground_itself() -> None:
     for nowhere in (None, np.ones_like(foreground), np.zeros_like(foreground)):
         masks = [forger.forge(good_image(), np.random.default_rng(i), foreground=nowhere).mask for i in range(8)]
         assert all(0 < mask.mean() < 0.9 for mask in masks), "cut from noise where there is no foreground"
+
+
+def test_a_flaw_that_cannot_be_seen_is_drawn_again_and_at_last_left_out() -> None:
+    seen = PLAIN.model_copy(update={"least_change": 0.1})
+    grey = np.full((64, 80, 3), 0.5, np.float32)
+
+    found = Forger(seen, Colour(255, 255, 255), grid=(8, 10)).forge(grey, np.random.default_rng(0))
+    hidden = Forger(seen, Colour(128, 128, 128)).forge(grey, np.random.default_rng(0))
+
+    assert found.fell_back is None
+    assert np.array_equal(found.cells, max_pool_cells(found.mask, (8, 10)))
+    assert (np.abs(found.image - grey).max(axis=2)[found.mask] > 0).all()
+    assert hidden.fell_back == "left normal"
+    assert not hidden.mask.any()
+    assert np.array_equal(hidden.image, grey)
+    assert hidden.tries >= 8
+
+
+def test_feathered_flaws_lie_in_the_masks_of_plain_ones() -> None:
+    image = good_image()
+    plain, soft = (
+        Forger(recipe, Colour(0, 255, 0)).forge(image, np.random.default_rng(3))
+        for recipe in (PLAIN, PLAIN.model_copy(update={"feather": 2.0}))
+    )
+
+    assert np.array_equal(plain.mask, soft.mask)
+    assert np.array_equal(soft.image[~soft.mask], image[~soft.mask])
+    assert np.abs(soft.image - image).sum() < np.abs(plain.image - image).sum()
 
 
 def test_rectangles_replace_the_noise() -> None:

@@ -7,7 +7,7 @@ draw comes from the generator of the call.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -19,9 +19,9 @@ from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import ForegroundProvider
 from flawsmith.synthesis.mask_rules import MaskRule
 from flawsmith.synthesis.operations import augment
-from flawsmith.synthesis.overlay import Image, Mask, blend
+from flawsmith.synthesis.overlay import Image, Mask, blend, faded, visible
 from flawsmith.synthesis.perlin import Field, draw_lattice, noise_field
-from flawsmith.synthesis.recipes import Branch, Grid, Recipe
+from flawsmith.synthesis.recipes import Branch, Grid, Recipe, max_pool_cells
 from flawsmith.synthesis.search import Attempt, FoundMask, find_mask
 from flawsmith.synthesis.shapes import mask_field, random_rectangle
 from flawsmith.synthesis.textures import TextureSource
@@ -35,6 +35,8 @@ Others = Sequence[Image] | Callable[[np.random.Generator], Image]
 GREY_TOLERANCE = 2e-3
 """Half a grey level of 8 bits."""
 
+_VISIBLE_TRIES = 8
+"""Flaws drawn until one can be seen, where a recipe asks for that."""
 _OTHER_TRIES = 16
 """Draws of another good image before the image itself is accepted: it may be the only one."""
 
@@ -44,7 +46,8 @@ class Forged:
     """A forged sample.
 
     Attributes:
-        image: (height, width, 3) float32; outside the mask the very values of the good image.
+        image: (height, width, 3) float32; outside the mask the very values of the good image, but for changes
+            too small to count where the recipe asks for visible ones.
         good: the same shape, the good image as the flaw was put on it: in jittered colours where the recipe
             jitters, else the very image that was given.
         mask: (height, width); empty where the sample was left normal.
@@ -116,6 +119,19 @@ class Forger:
         good = self._jittered(image, rng)
         if not branch.keeps_foreground(rng):
             foreground = None
+        tries = 0
+        for _ in range(_VISIBLE_TRIES if self.recipe.least_change else 1):
+            flaw = self._flaw(image, good, branch, foreground, rng)
+            tries += flaw.tries
+            if self.recipe.acceptance.holds(flaw.mask, flaw.cells):
+                return replace(flaw, tries=tries)
+        return self._unchanged(good, tries, "left normal")
+
+    def _flaw(
+        self, image: Image, good: Image, branch: Branch, foreground: Mask | None, rng: np.random.Generator
+    ) -> Forged:
+        """One flaw by the draws of mask, texture and weight; with an empty mask where none was found."""
+        recipe = self.recipe
         found, fell_back = self._mask(image.shape[:2], branch, foreground, rng)
         if not found.accepted:
             return self._unchanged(good, found.tries, "left normal")
@@ -123,8 +139,13 @@ class Forger:
         if self.match_grey and is_grey(good):
             texture = greyed(texture)
         weight = branch.weight.draw(rng)
-        forged = blend(good, texture, found.mask, weight)
-        return Forged(forged, good, found.mask, found.cells, texture, weight, found.tries, fell_back)
+        forged, mask, cells = blend(good, texture, found.mask, weight), found.mask, found.cells
+        if recipe.feather:
+            forged = faded(good, forged, mask, recipe.feather)
+        if recipe.least_change:
+            mask = visible(good, forged, mask, recipe.least_change)
+            cells = None if self.grid is None else max_pool_cells(mask, self.grid)
+        return Forged(forged, good, mask, cells, texture, weight, found.tries, fell_back)
 
     def foreground(self, image: Image, path: Path | None = None) -> Mask | None:
         """Where flaws may lie on an image, (height, width), as the provider says; None: everywhere."""
