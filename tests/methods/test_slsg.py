@@ -112,6 +112,45 @@ def test_neighbours_are_no_more_than_there_are_nodes() -> None:
     assert graph.neighbours.shape == (1, 2, 2)
 
 
+def tied_block(margin: float) -> tuple[SGBlock, torch.Tensor]:
+    """A block of which a node has two candidates for its last neighbour, alike but for their values."""
+    block = SGBlock(4, (1, 5), neighbours=2, attention=False, subtract_position=False, margin=margin)
+    for layer in (block.query, block.key):
+        assert isinstance(layer, nn.Conv2d)
+        nn.init.zeros_(layer.bias)
+        layer.weight.data = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])[:, :, None, None]
+    x = torch.zeros(1, 4, 1, 5)
+    x[0, 0] = 1.0
+    x[0, 1, 0] = torch.tensor([0.0, 0.5, 0.5, 1.0, 2.0])  # nodes 1 and 2 are alike to node 0
+    x[0, 2, 0] = torch.tensor([0.0, 5.0, -5.0, 0.0, 0.0])
+    return block, x
+
+
+def test_a_margin_keeps_the_last_digit_from_exchanging_a_neighbour() -> None:
+    def jump(margin: float) -> float:
+        block, x = tied_block(margin)
+        results = []
+        for change in (1e-6, -1e-6):
+            x[0, 1, 0, 1] = 0.5 + change
+            results.append(block(x)[0, :, 0, 0].detach())
+        return float((results[0] - results[1]).abs().max())
+
+    assert jump(0.0) > 0.1
+    assert jump(0.05) < 1e-3
+    assert not tied_block(0.0)[0].continuous
+    assert tied_block(0.05)[0].continuous
+    assert not SGBlock(8, (2, 2), released=True, neighbours=9, margin=0.05).continuous
+
+
+def test_neighbours_beyond_the_margin_count_in_full(seed: int) -> None:
+    torch.manual_seed(seed)
+    soft, hard = SGBlock(8, (3, 4), neighbours=3, margin=1e-9), SGBlock(8, (3, 4), neighbours=3)
+    hard.load_state_dict(soft.state_dict())
+    x = torch.randn(2, 8, 3, 4)
+
+    torch.testing.assert_close(soft(x), hard(x))
+
+
 def test_largest_difference_to_a_neighbour_is_taken_by_channel() -> None:
     nodes = torch.tensor([[[0.0, 1.0, 5.0], [2.0, 0.0, -1.0]]])
     neighbours = torch.tensor([[[1, 2], [0, 2], [0, 1]]])

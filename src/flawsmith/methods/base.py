@@ -225,6 +225,15 @@ class Detector(nn.Module, ABC):
         """The largest image score there can be: a limit above it rejects nothing. None: there is no such number."""
         return None
 
+    @property
+    def continuous(self) -> bool:
+        """Whether a difference in the last digit can only make a small difference of map and score.
+
+        Where it cannot be relied on, as with a choice of nearest neighbours, trained and exported model are compared
+        relative to the spread of held-out good scores.
+        """
+        return True
+
     @abstractmethod
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput: ...
 

@@ -266,7 +266,7 @@ class _Training:
         inspector = Inspector.load(Bundle(spec, model))
         files = [sample.image for sample in self.split.calibration]
         scores, maxima = score_files(inspector, files)
-        exact = self.settings.precision == "float32"
+        exact = self.settings.precision == "float32" and detector.continuous
         tolerance = Tolerance() if exact else Tolerance.relative(scores, maxima)
         decision = calibrate(
             scores,

@@ -140,6 +140,7 @@ def layout_of(config: SLSGConfig) -> SegNetLayout:
             "graph": config.graph,
             "subtract_position": config.subtract_position,
             "neighbours": config.neighbours,
+            "margin": config.neighbour_margin,
         }
     return SegNetLayout(
         widths=config.decoder_widths,

@@ -72,6 +72,12 @@ class SLSGConfig(MethodConfig):
     graph: bool = Field(True, description="Sparse graph in the SG block (Table 6).")
     subtract_position: bool = Field(True, description="Whether W_s leaves out the similarity of places (Table 6).")
     neighbours: int = Field(9, ge=1, description="K, neighbours of a node (Table 6).")
+    neighbour_margin: float = Field(
+        0.0,
+        ge=0,
+        description="A neighbour counts in part where its similarity is by less than this above that of the first node "
+        "that is none; 0 in the paper, where a difference in the last digit can exchange a neighbour.",
+    )
     bottleneck_skips: bool = Field(
         True, description="Whether features behind the SG block are joined at finer decoder blocks (Table 6)."
     )
@@ -172,6 +178,7 @@ FAST = SLSGConfig(
     encoder_statistics="frozen",
     decoder_widths=(32, 64, 64),
     full_resolution=False,
+    neighbour_margin=0.05,
     recipe="slsg-aligned",
     match_grey=True,
     epochs=20,

@@ -31,6 +31,11 @@ class SegmentationDetector(Detector):
     def highest_score(self) -> float | None:
         return 1.0 if self.scale == "probability" else None
 
+    @property
+    def continuous(self) -> bool:
+        block = self.network.sg_block
+        return block is None or block.continuous
+
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
         logits = self.network(self.encoder(images)).final
         return scored(logits, scale=self.scale, top_pixels=self.top_pixels)

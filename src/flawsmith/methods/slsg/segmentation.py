@@ -61,7 +61,7 @@ class SegNetLayout:
     bottleneck_skips: bool = True
     full_resolution: bool = True
     added_auxiliary: bool = True
-    sg_block: dict[str, bool | int] | None = field(default_factory=dict)
+    sg_block: dict[str, bool | int | float] | None = field(default_factory=dict)
 
 
 class SegNet(nn.Module):

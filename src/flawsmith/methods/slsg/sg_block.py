@@ -64,12 +64,14 @@ class Graph(NamedTuple):
         similarity: W_s of Eq. 5; None where the graph is switched off.
         ranked: nodes by similarity, best first, as many as are looked at.
         neighbours: those among them that are taken, K a node.
+        share: how much each of them counts, in [0, 1]; None: in full.
     """
 
     attention: Similarity | None
     similarity: Similarity | None
     ranked: Int[Tensor, "batch node ranked"] | None
     neighbours: Int[Tensor, "batch node neighbour"] | None
+    share: Float[Tensor, "batch node neighbour"] | None
 
 
 class SGBlock(nn.Module):
@@ -87,6 +89,9 @@ class SGBlock(nn.Module):
         graph: sparse relations (Table 6).
         subtract_position: whether W_s leaves the similarity of places out (Table 6).
         neighbours: K, neighbours of a node; fewer where the map has fewer nodes.
+        margin: a neighbour counts in part where its similarity is by less than this above that of the first node that
+            is none. With 0, as in the paper, the block is not continuous: a difference in the last digit can exchange
+            a neighbour.
     """
 
     position: Tensor
@@ -101,6 +106,7 @@ class SGBlock(nn.Module):
         graph: bool = True,
         subtract_position: bool = True,
         neighbours: int = 9,
+        margin: float = 0.0,
     ) -> None:
         super().__init__()
         if not attention and not graph:
@@ -109,6 +115,10 @@ class SGBlock(nn.Module):
         nodes, key = grid[0] * grid[1], max(1, channels // 2)
         self.dilation = RELEASED_DILATION if released else 1
         self.ranked = min(neighbours * self.dilation, nodes)
+        self.count, self.margin = -(-self.ranked // self.dilation), margin
+        if margin and not released:
+            self.ranked = min(neighbours + 1, nodes)  # the first that is none, too
+            self.count = min(neighbours, nodes)
         self.scale = 1.0 if released else 1 / math.sqrt(key)
         position = position_similarity(channels, grid)
         self.register_buffer("position", position * float(subtract_position), persistent=False)
@@ -123,6 +133,12 @@ class SGBlock(nn.Module):
                     nn.init.normal_(layer.weight, 0.0, RELEASED_STD)
         joined = channels * (2 if graph and (attention or released) else 1)
         self.update = _released_update(channels, joined) if released else nn.Conv2d(joined, channels, 1)
+
+    @property
+    def continuous(self) -> bool:
+        """Whether a small change of X can only make a small change of X'."""
+        all_taken = self.count == self.position.shape[0]
+        return not self.has_graph or all_taken or (self.margin > 0 and not self.released)
 
     def graph(self, maps: Float[Tensor, "batch channel height width"]) -> Graph:
         """The relations that the block sees in X."""
@@ -139,7 +155,7 @@ class SGBlock(nn.Module):
         elif self.released:
             parts.append(nodes)
         if found.neighbours is not None:
-            parts.append(max_relative(nodes, found.neighbours))
+            parts.append(max_relative(nodes, found.neighbours, found.share))
         # The released code puts the channels of both alternately, the paper one behind the other.
         joined = torch.stack(parts, dim=2).flatten(1, 2) if self.released else torch.cat(parts, dim=1)
         updated = self.update(joined.reshape(joined.shape[0], -1, *x.shape[-2:]))
@@ -150,15 +166,17 @@ class SGBlock(nn.Module):
         key = self.query(x).flatten(2) if self.key is None else self.key(x).flatten(2)
         with full_precision(x.device):
             query, key = query.float(), key.float()
-            attention = similarity = ranked = neighbours = None
+            attention = similarity = ranked = neighbours = share = None
             if self.attends:
                 attention = torch.softmax(query.transpose(1, 2) @ key * self.scale, dim=2)
             if self.has_graph:
                 cosine = F.normalize(query, dim=1).transpose(1, 2) @ F.normalize(key, dim=1)
                 similarity = cosine - self.position
-                ranked = similarity.detach().topk(self.ranked, dim=2).indices
-                neighbours = ranked[:, :, :: self.dilation]
-        return Graph(attention, similarity, ranked, neighbours)
+                highest, ranked = similarity.detach().topk(self.ranked, dim=2)
+                neighbours = ranked[:, :, :: self.dilation][:, :, : self.count]
+                if self.ranked == self.count + 1 and self.margin:
+                    share = ((highest[:, :, :-1] - highest[:, :, -1:]) / self.margin).clamp(0, 1)
+        return Graph(attention, similarity, ranked, neighbours, share)
 
     def _attended(self, x: Tensor, attention: Similarity) -> Nodes:
         """Z of Eq. 3; in the released form of the nodes as a list, and through one more layer."""
@@ -167,11 +185,24 @@ class SGBlock(nn.Module):
         return self.mix(found[:, :, :, None]).flatten(2) if self.released else found
 
 
-def max_relative(nodes: Nodes, neighbours: Int[Tensor, "batch node neighbour"]) -> Nodes:
-    """Eq. 6: the largest difference to a neighbour, by channel."""
+def max_relative(
+    nodes: Nodes,
+    neighbours: Int[Tensor, "batch node neighbour"],
+    share: Float[Tensor, "batch node neighbour"] | None = None,
+) -> Nodes:
+    """Eq. 6: the largest difference to a neighbour, by channel.
+
+    Args:
+        nodes: v.
+        neighbours: their indices.
+        share: in [0, 1], what each difference is multiplied by; None: all count in full.
+    """
     _, channels, count = nodes.shape
     flat = neighbours.flatten(1)[:, None].expand(-1, channels, -1)
-    return nodes.gather(2, flat).reshape(*nodes.shape[:2], count, -1).amax(dim=3) - nodes
+    found = nodes.gather(2, flat).reshape(*nodes.shape[:2], count, -1)
+    if share is None:
+        return found.amax(dim=3) - nodes
+    return ((found - nodes[:, :, :, None]) * share[:, None].to(nodes.dtype)).amax(dim=3)
 
 
 def _conv_norm(inputs: int, outputs: int) -> nn.Sequential:
