@@ -226,6 +226,7 @@ def segnet(**settings: Any) -> SegNet:
         {"full_resolution": False},
         {"sg_block": None},
         {"widths": (4, 6, 8)},
+        {"normalised_levels": True},
     ],
     ids=str,
 )

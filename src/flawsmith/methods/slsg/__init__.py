@@ -98,7 +98,7 @@ class SLSG(Method):
         block = self.segmentation.network.sg_block
         if block is not None and block.has_graph:
             with torch.no_grad():
-                graph = block.graph(self.encoder(images)[-1])
+                graph = block.graph(self.segmentation.network.norms[-1](self.encoder(images)[-1]))
             found.append(shows.neighbours(examples, graph, self.grids[-1]))
         return found
 
@@ -148,5 +148,6 @@ def layout_of(config: SLSGConfig) -> SegNetLayout:
         bottleneck_skips=config.bottleneck_skips,
         full_resolution=config.full_resolution,
         added_auxiliary=config.added_auxiliary,
+        normalised_levels=config.normalised_levels,
         sg_block=block,
     )

@@ -88,6 +88,8 @@ class SLSGConfig(MethodConfig):
     )
     full_resolution: bool = Field(True, description="The last layers run at twice the finest level's resolution.")
 
+    normalised_levels: bool = Field(False, description="A batch norm on each of the encoder's levels; in no paper.")
+
     recipe: str = Field(
         "slsg", description="How anomalies are simulated; published: the released code's recipe of a LOCO category."
     )
@@ -179,6 +181,7 @@ FAST = SLSGConfig(
     decoder_widths=(32, 64, 64),
     full_resolution=False,
     neighbour_margin=0.05,
+    normalised_levels=True,
     recipe="slsg-aligned",
     match_grey=True,
     epochs=20,

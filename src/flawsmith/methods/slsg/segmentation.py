@@ -53,6 +53,8 @@ class SegNetLayout:
         bottleneck_skips: the auxiliary features are joined at finer blocks too (Table 6, released code).
         full_resolution: the last layers run at twice the finest level's resolution.
         added_auxiliary: final logits are the sum of the decoder's and the auxiliary head's (released code).
+        normalised_levels: a batch norm a level comes first: levels that no ReLU and no common training have made alike
+            differ in scale a hundredfold.
         sg_block: settings of the SG block, or None to leave it out.
     """
 
@@ -61,6 +63,7 @@ class SegNetLayout:
     bottleneck_skips: bool = True
     full_resolution: bool = True
     added_auxiliary: bool = True
+    normalised_levels: bool = False
     sg_block: dict[str, bool | int | float] | None = field(default_factory=dict)
 
 
@@ -85,6 +88,9 @@ class SegNet(nn.Module):
         *skips, bottleneck = channels
         widths = layout.widths or tuple(skips)
         stems = [grids[number] == grids[number + 1] for number in range(len(skips))]
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(count) if layout.normalised_levels else nn.Identity() for count in channels
+        )
         self.sg_block: SGBlock | None = None
         if layout.sg_block is not None:
             self.sg_block = SGBlock(bottleneck, grids[-1], **layout.sg_block)  # type: ignore[arg-type]
@@ -115,7 +121,7 @@ class SegNet(nn.Module):
 
     def forward(self, levels: Sequence[Map]) -> Logits:
         """Logits from the encoder's level maps, finest first."""
-        *skips, x = levels
+        *skips, x = [norm(level) for norm, level in zip(self.norms, levels, strict=True)]
         if self.sg_block is not None:
             x = self.sg_block(x)
         auxiliary = small = self.auxiliary(x)
