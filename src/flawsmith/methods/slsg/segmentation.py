@@ -53,8 +53,8 @@ class SegNetLayout:
         bottleneck_skips: the auxiliary features are joined at finer blocks too (Table 6, released code).
         full_resolution: the last layers run at twice the finest level's resolution.
         added_auxiliary: final logits are the sum of the decoder's and the auxiliary head's (released code).
-        normalised_levels: a batch norm a level comes first: levels that no ReLU and no common training have made alike
-            differ in scale a hundredfold.
+        normalised_levels: a batch norm a level comes first; levels of the packaged backbone spread by about 6, which
+            no layer's initial weights are made for.
         sg_block: settings of the SG block, or None to leave it out.
     """
 
