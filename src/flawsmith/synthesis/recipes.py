@@ -195,6 +195,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                     Branch(share=0.125, texture="self", transforms=(*_SHUFFLED, _OTHER_LIGHT), **_SLSG_HOMOLOGOUS),
                     Branch(share=0.75, texture="other", excludes_self=True, **_SLSG_HOMOLOGOUS),
                 ),
+                jitter=0.1,
                 feather=3.0,
                 least_change=0.05,
                 **_SLSG,
@@ -236,7 +237,8 @@ number). Where the paper is silent, exponents, thresholds and weights are those 
 ``slsg-structural`` and ``slsg-logical`` are its halves without that change, and the latter may draw the image itself.
 
 ``slsg-aligned`` is ours, for SLSG's ``fast``: three quarters of the flaws are parts of other good images in their own
-place, as a wrong label is on the right bottle. They fade in, and only what they change counts as anomalous.
+place, as a wrong label is on the right bottle. They fade in, and only what they change counts as anomalous; colours are
+jittered as in the released code.
 
 ``slsg-official`` is the simulation that SLSG's released code has for categories without one of their own: 7/12 from the
 image's own cells, 5/12 from a texture source, on images in slightly jittered colours.
