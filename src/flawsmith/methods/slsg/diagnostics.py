@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import cv2
@@ -36,18 +37,21 @@ def as_input(examples: Sequence[Example], info: BackboneInfo) -> Float[Tensor, "
 
 @torch.no_grad()
 def reconstructions(generator: Generator, batch: InpaintingBatch, info: BackboneInfo) -> Pictures:
-    """Good images, what GPT-Net saw of them, and what it painted from all levels and from the bottleneck alone."""
-    generator.eval()
-    some = InpaintingBatch(batch.images[:SHOWN], batch.hidden[:SHOWN])
-    found = generator(some.masked)
+    """Good images, what GPT-Net saw of them, and what it painted from all levels and from the bottleneck alone.
+
+    With batch statistics, as it was trained: the encoder's running ones are those of whole images by now.
+    """
+    found = copy.deepcopy(generator).train()(batch.masked)
     columns = [
-        ("good image", some.images),
-        ("what was seen", some.masked),
+        ("good image", batch.images),
+        ("what was seen", batch.masked),
         ("reconstruction", found.final),
         ("from the bottleneck", found.auxiliary),
     ]
     pictures = [
-        (label, _picture(images[number], info)) for number in range(len(some.images)) for label, images in columns
+        (label, _picture(images[number], info))
+        for number in range(min(SHOWN, len(batch.images)))
+        for label, images in columns
     ]
     return Pictures(
         "Masked reconstructions",
