@@ -60,6 +60,11 @@ class MethodConfig(BaseModel):
         return False
 
     @property
+    def foreground_files(self) -> bool:
+        """Whether foregrounds of good images are read from mask files."""
+        return False
+
+    @property
     def default_backbone(self) -> str:
         """The backbone where the user names none."""
         return PACKAGED

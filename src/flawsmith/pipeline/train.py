@@ -133,7 +133,7 @@ def _check_sources(settings: TrainSettings, config: MethodConfig) -> None:
     if settings.textures not in (None, "self"):
         texture_source(settings.textures)
     if settings.foregrounds is not None:
-        if getattr(getattr(config, "foreground", None), "mode", None) != "files":
+        if not config.foreground_files:
             raise FlawsmithError(
                 f"--foregrounds {settings.foregrounds} would not be used: add --set foreground=files, or leave it out"
             )

@@ -140,6 +140,11 @@ class SLSGConfig(MethodConfig):
         return self
 
     @property
+    def foreground_files(self) -> bool:
+        """Whether foregrounds are read from mask files."""
+        return self.foreground.mode == "files"
+
+    @property
     def forges(self) -> bool:
         """Anomalies are always simulated."""
         return True
