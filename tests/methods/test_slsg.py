@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flawsmith.data.seeding import generator
+from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.features.backbones import Backbone, load_backbone, pixels_of, trained_trunk
 from flawsmith.features.extract import PixelExtractor, extractor_key, make_extractor
 from flawsmith.methods.base import ForgedImages
@@ -37,6 +37,7 @@ from flawsmith.methods.slsg.simulation import chosen_simulation
 from flawsmith.methods.slsg.stages import SegmentationModule, SimulatedBatches
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
+from flawsmith.synthesis.foreground import Foreground
 
 PAPER, OFFICIAL, FAST = (PRESETS[name] for name in ("paper", "official", "fast"))
 
@@ -285,18 +286,18 @@ def test_share_of_hidden_patches_is_what_is_asked_for(size: tuple[int, int], see
 
 
 def test_large_rectangles_have_sides_and_number_as_asked_for(seed: int) -> None:
-    config = SLSGConfig(mask_share=0.0, large_masks=(1, 1), large_mask_sides=(10, 20))
+    config = SLSGConfig(mask_share=0.0, large_masks=(1, 1), large_mask_sides=(40, 80))
 
     for index in range(20):
         hidden = hidden_pixels((64, 96), generator(seed, "hidden", index), config)
         rows, columns = np.flatnonzero(hidden.any(1)), np.flatnonzero(hidden.any(0))
-        assert 10 <= len(rows) <= 20
-        assert 10 <= len(columns) <= 20
+        assert 10 <= len(rows) <= 20, "of 64 pixels, as 40 to 80 of 256"
+        assert 15 <= len(columns) <= 30, "of 96"
         assert hidden.sum() == len(rows) * len(columns), "one rectangle"
 
 
 def test_rectangles_larger_than_the_image_hide_it_all(seed: int) -> None:
-    config = SLSGConfig(mask_share=0.0, large_masks=(1, 1), large_mask_sides=(100, 150))
+    config = SLSGConfig(mask_share=0.0, large_masks=(1, 1), large_mask_sides=(256, 300))
 
     assert hidden_pixels((64, 96), generator(seed, "hidden"), config).all()
 
@@ -363,7 +364,7 @@ def test_losses_are_those_of_equations_8_to_10() -> None:
     assert {name: value.item() for name, value in parts.items()} == {"loss_l1": 2.0, "loss_auxiliary": 9.0}
 
 
-def test_generator_loss_weights_its_parts_and_does_not_teach_the_discriminator(resnet: Backbone) -> None:
+def test_generator_loss_weights_its_parts(resnet: Backbone) -> None:
     config = SLSGConfig(discriminator_width=4, adversarial_weight=2.0, reconstruction_weight=3.0, bottleneck_weight=5.0)
     module = PretrainingModule(config, make_encoder(resnet, "unpooled", "raw", 0), [64, 64, 128, 256, 512], seed=0)
     batch = InpaintingBatch(torch.randn(2, 3, 32, 32), torch.rand(2, 32, 32) < 0.5)
@@ -502,8 +503,13 @@ def test_logical_and_structural_halves_can_be_switched_off() -> None:
     assert textures() == pytest.approx({"source": 0.25, "self": 0.25, "other": 0.5})
     assert textures(logical=False) == pytest.approx({"source": 0.5, "self": 0.5})
     assert textures(structural=False) == pytest.approx({"other": 1.0})
-    with pytest.raises(ValueError, match="nothing is simulated"):
-        SLSGConfig(logical=False, structural=False)
+    for settings in (
+        {"logical": False, "structural": False},
+        {"recipe": "slsg-official", "structural": False},
+        {"recipe": "published", "logical": False, "structural": False},
+    ):
+        with pytest.raises(ValueError, match="nothing is simulated"):
+            SLSGConfig(**settings)
 
 
 def test_masks_can_be_rectangles() -> None:
@@ -522,6 +528,8 @@ def test_released_recipes_of_loco_are_taken_by_name_and_called_class_tuned() -> 
     assert "class-tuned" not in str(untold["simulation"])
     assert tuned.branches != other.branches
     assert foreground.mode == "threshold"
+    chosen = config.model_copy(update={"foreground": Foreground(mode="files")})
+    assert chosen_simulation(chosen, "mvtec_loco_anomaly_detection", "juice_bottle")[1].mode == "files"
     assert other.name == "slsg-official"
 
 
@@ -543,14 +551,64 @@ def test_pixel_backbone_gives_images_as_they_are() -> None:
 
 def test_trained_encoder_has_features_of_its_own(resnet: Backbone) -> None:
     encoder = make_encoder(resnet, "unpooled", "raw", seed=0).eval()
-    first = trained_trunk(encoder, resnet, (32, 32)).info
+    first = trained_trunk(encoder, resnet, (32, 32), "raw").info
+    assert trained_trunk(encoder, resnet, (32, 32), "normalised").info != first, "the same weights in another form"
     with torch.no_grad():
         next(iter(encoder.parameters())).add_(1.0)
 
-    second = trained_trunk(encoder, resnet, (32, 32)).info
+    second = trained_trunk(encoder, resnet, (32, 32), "raw").info
 
     assert first.sha256 != second.sha256
     assert first.channels == (64, 64, 128, 256, 512)
+
+
+@pytest.mark.parametrize("backbone", ["efficientnet_lite0", "tf_efficientnet_lite0@random"])
+def test_frozen_features_are_those_that_the_detector_sees(
+    backbone: str, parts: Path, tmp_path: Path, train_tiny: Callable[..., Any]
+) -> None:
+    result = train_tiny("slsg", parts, tmp_path / "run", backbone=backbone, set={"pretraining": False})
+    config = SLSGConfig(**result.bundle.spec.config)
+    frozen = load_backbone(backbone, strides=config.strides, seed=derived_seed(0, "random backbone"))
+    method = SLSG(config, frozen, seed=0)
+    images = torch.randn(1, 3, *config.image_size)
+
+    assert config.frozen_backbone
+    with torch.no_grad():
+        for learned, seen in zip(frozen(images), method.network().encoder(images), strict=True):
+            assert torch.equal(learned, seen)
+    assert not (result.folder / "checkpoints" / "pretraining.safetensors").exists()
+
+
+@pytest.mark.parametrize("side", [16, 24, 31])
+@pytest.mark.parametrize("images", [1, 7])
+def test_small_images_and_few_of_them_are_enough_for_gpt_net(resnet: Backbone, side: int, images: int) -> None:
+    class Few(Numbered):
+        grids = ((side, side),)
+
+        def __len__(self) -> int:
+            return images
+
+        def batch(self, rows: Any) -> list[torch.Tensor]:
+            return [torch.randn(len(rows), 3, side, side)]
+
+    config = SLSGConfig(pretraining_batch_size=2, discriminator_width=4)
+    encoder = make_encoder(resnet, "unpooled", "raw", seed=0)
+    module = PretrainingModule(config, encoder, [64, 64, 128, 256, 512], seed=0)
+    module.on_train_start()
+
+    for batch in InpaintingBatches(Few(), config, seed=0).epoch(0):
+        losses = module.generator_losses(batch.images, module.generator(batch.masked))
+        assert torch.isfinite(losses["loss"])
+    settled = settle_statistics(encoder, Few(), 3)
+
+    assert all(torch.isfinite(value).all() for value in settled.values())
+
+
+def test_settings_that_nothing_would_use_are_refused() -> None:
+    with pytest.raises(ValueError, match="neighbour_margin"):
+        SLSGConfig(block="released", neighbour_margin=0.1)
+    with pytest.raises(ValueError, match="known recipes"):
+        SLSGConfig(recipe="no-such")
 
 
 @pytest.mark.parametrize("preset", ["paper", "official"])

@@ -109,18 +109,23 @@ def pixels_of(backbone: Backbone) -> Backbone:
     return Backbone(_Pixels(), backbone.info.model_copy(update=changes))
 
 
-def trained_trunk(trunk: nn.Module, backbone: Backbone, image_size: tuple[int, int]) -> Backbone:
+def trained_trunk(trunk: nn.Module, backbone: Backbone, image_size: tuple[int, int], form: str) -> Backbone:
     """A trunk that began as another backbone's, frozen as it is now.
 
     Args:
         trunk: normalised images to level maps, finest first.
         backbone: what it began as.
         image_size: (height, width) of images that it can take.
+        form: tells what its weights do not: how it differs from that backbone.
     """
     found = Backbone(trunk, backbone.info)
     with torch.no_grad():
         levels = found(torch.zeros(1, 3, *image_size))
-    changes = {"sha256": checksum(trunk), "channels": tuple(int(level.shape[1]) for level in levels)}
+    changes = {
+        "architecture": f"{backbone.info.architecture} {form}",
+        "sha256": checksum(trunk),
+        "channels": tuple(int(level.shape[1]) for level in levels),
+    }
     return Backbone(trunk, backbone.info.model_copy(update=changes))
 
 

@@ -21,7 +21,6 @@ from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import Recipe
 
 Side = Annotated[int, Field(ge=16, le=8192)]
-Preset = Literal["paper", "official", "fast"]
 
 
 class AnomalyOutput(NamedTuple):

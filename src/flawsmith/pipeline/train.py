@@ -128,7 +128,7 @@ def _check_sources(settings: TrainSettings, config: MethodConfig) -> None:
         if given is not None and not config.forges:
             raise FlawsmithError(
                 f"{option} {given}: {settings.method} forges no flaws with these settings: leave the option out, or "
-                "choose a method that does with --method glass or --method aand"
+                "choose a method that does with --method glass, aand or slsg"
             )
     if settings.textures not in (None, "self"):
         texture_source(settings.textures)

@@ -91,7 +91,9 @@ class Recipe(BaseModel):
     fit: Fit = Field("crop", description="How pictures of a texture folder are brought to size (AAND: squash).")
 
     feather: float = Field(
-        0.0, ge=0, description="Flaws fade in over so many pixels from the edge of their mask inwards; 0: a clear edge."
+        0.0,
+        ge=0,
+        description="Flaws fade in from the edge of their mask, with a Gaussian of so many pixels; 0: an edge.",
     )
     least_change: float = Field(
         0.0,

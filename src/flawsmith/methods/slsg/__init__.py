@@ -52,7 +52,8 @@ class SLSG(Method):
 
     def __init__(self, config: SLSGConfig, backbone: Backbone, seed: int) -> None:
         self.config, self.backbone, self.seed = config, backbone, seed
-        self.encoder = make_encoder(backbone, config.topology, config.stem, seed).eval()
+        redrawn = None if config.frozen_backbone else seed
+        self.encoder = make_encoder(backbone, config.topology, config.stem, redrawn).eval()
         with torch.no_grad():
             levels = self.encoder(torch.zeros(1, 3, *config.image_size))
         self.channels = [int(level.shape[1]) for level in levels]
@@ -87,6 +88,7 @@ class SLSG(Method):
     def findings(self) -> Mapping[str, str | float]:
         return self._findings
 
+    @torch.no_grad()
     def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
         found = list[Diagnostic]()
         if self.pretraining is not None:
@@ -94,11 +96,10 @@ class SLSG(Method):
             found.append(shows.reconstructions(self.pretraining.generator, batch, self.backbone.info))
         examples = self._source(self._seen(data)).examples(shows.SHOWN)
         images = shows.as_input(examples, self.backbone.info)
-        found.append(shows.simulated(examples, self.network()(images).map.detach()))
+        found.append(shows.simulated(examples, self.network()(images).map))
         block = self.segmentation.network.sg_block
         if block is not None and block.has_graph:
-            with torch.no_grad():
-                graph = block.graph(self.segmentation.network.norms[-1](self.encoder(images)[-1]))
+            graph = block.graph(self.segmentation.network.norms[-1](self.encoder(images)[-1]))
             found.append(shows.neighbours(examples, graph, self.grids[-1]))
         return found
 
@@ -116,13 +117,14 @@ class SLSG(Method):
         """The data as the encoder gives it, or as pixels where its statistics still change."""
         if self.config.encoder_statistics == "batch":
             return data.through(pixels_of(self.backbone))
-        if self.config.frozen_backbone and self.config.topology == "plain":
+        if self.config.frozen_backbone:
             return data
-        return data.through(trained_trunk(self.encoder, self.backbone, self.config.image_size))
+        form = f"{self.config.topology} {self.config.stem}"
+        return data.through(trained_trunk(self.encoder, self.backbone, self.config.image_size, form))
 
     def _source(self, data: TrainingData) -> ForgedSource:
         recipe, foreground, self._findings = chosen_simulation(self.config, data.dataset, data.category)
-        return data.forged(recipe, foreground, self.grids[-1], match_grey=self.config.match_grey)
+        return data.forged(recipe, foreground, self.grids[0], match_grey=self.config.match_grey)
 
     def _simulated(self, data: TrainingData) -> SimulatedBatches:
         self.encoder.requires_grad_(False)

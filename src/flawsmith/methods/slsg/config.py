@@ -11,6 +11,7 @@ from pydantic import Field, model_validator
 from flawsmith.methods.base import MethodConfig, Side
 from flawsmith.methods.slsg.encoder import Stem, Topology
 from flawsmith.synthesis.foreground import Foreground
+from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe
 
 Scale = Literal["probability", "logit"]
 
@@ -45,7 +46,8 @@ class SLSGConfig(MethodConfig):
         (1, 3), description="Fewest and most large rectangles that are hidden besides; 0 and 0: none (Table 4)."
     )
     large_mask_sides: tuple[int, int] = Field(
-        (40, 150), description="Shortest and longest side of these rectangles, pixels."
+        (40, 150),
+        description="Shortest and longest side of these rectangles in pixels of 256; scaled with the image's.",
     )
     pretraining_epochs: int = Field(40, ge=1, description="Epochs of GPT-Net.")
     pretraining_steps: int | None = Field(
@@ -98,8 +100,10 @@ class SLSGConfig(MethodConfig):
     mask_shape: Literal["noise", "rectangle"] = Field(
         "noise", description="Shape of simulated anomalies: thresholded Perlin noise, or rectangles (Table 5)."
     )
-    foreground: Foreground = Field(
-        Foreground(mode="auto"), description="Where anomalies are simulated (Table 5: mode none)."
+    foreground: Foreground | Literal["published"] = Field(
+        Foreground(mode="auto"),
+        description="Where anomalies are simulated (Table 5: mode none); published: where the released recipe of a "
+        "LOCO category has them, anywhere for all other categories.",
     )
     match_grey: bool = Field(False, description="Make textures grey where the image is grey.")
 
@@ -125,7 +129,13 @@ class SLSGConfig(MethodConfig):
             raise ValueError("large_masks must be two numbers, the fewest and the most")
         if not 1 <= self.large_mask_sides[0] <= self.large_mask_sides[1]:
             raise ValueError("large_mask_sides must be two numbers, the shortest and the longest side")
-        if not self.logical and not self.structural:
+        if self.neighbour_margin and self.block == "released":
+            raise ValueError("neighbour_margin is for block=paper: the released block takes every third neighbour")
+        if self.recipe != "published":
+            if self.recipe not in RECIPES:
+                raise ValueError(f"known recipes are published, {', '.join(RECIPES)}")
+            switched(RECIPES[self.recipe], self)
+        elif not self.logical and not self.structural:
             raise ValueError("nothing is simulated without structural and logical anomalies")
         if len(self.strides) < 2:
             raise ValueError("strides needs two levels at least")
@@ -142,7 +152,7 @@ class SLSGConfig(MethodConfig):
     @property
     def foreground_files(self) -> bool:
         """Whether foregrounds are read from mask files."""
-        return self.foreground.mode == "files"
+        return isinstance(self.foreground, Foreground) and self.foreground.mode == "files"
 
     @property
     def forges(self) -> bool:
@@ -157,12 +167,42 @@ class SLSGConfig(MethodConfig):
     @property
     def frozen_backbone(self) -> bool:
         """Whether the backbone stays as it is all the time."""
-        return not self.pretraining and self.encoder_statistics == "frozen"
+        return not self.pretraining and self.encoder_statistics == "frozen" and self.topology == "plain"
 
     @property
     def steps(self) -> int:
         """Steps of SegNet in all."""
         return self.iterations or self.epochs * self.steps_per_epoch
+
+
+def switched(recipe: Recipe, config: SLSGConfig) -> Recipe:
+    """The recipe without the branches that are switched off, the others' shares raised in proportion (Table 5).
+
+    Raises:
+        ValueError: no branch is left.
+    """
+    kept = [branch for branch in recipe.branches if (config.logical if _logical(branch) else config.structural)]
+    if not kept:
+        raise ValueError(f"nothing is simulated: the recipe {recipe.name} has no other branches, switch one on again")
+    total = sum(branch.share for branch in kept)
+    return recipe.model_copy(
+        update={
+            "branches": tuple(
+                branch.model_copy(
+                    update={
+                        "share": branch.share / total,
+                        "rule": branch.rule.model_copy(update={"shape": config.mask_shape}),
+                    }
+                )
+                for branch in kept
+            )
+        }
+    )
+
+
+def _logical(branch: Branch) -> bool:
+    """Whether a branch blends in another good image."""
+    return branch.texture == "other"
 
 
 PAPER = SLSGConfig()
@@ -197,7 +237,7 @@ PRESETS: Mapping[str, SLSGConfig] = MappingProxyType(
     {
         "paper": PAPER,
         "official": OFFICIAL,
-        "official-loco": OFFICIAL.model_copy(update={"recipe": "published"}),
+        "official-loco": OFFICIAL.model_copy(update={"recipe": "published", "foreground": "published"}),
         "fast": FAST,
     }
 )

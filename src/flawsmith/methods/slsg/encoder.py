@@ -59,14 +59,20 @@ class PlainTrunk(nn.Module):
 Encoder = UnpooledResNet | PlainTrunk
 
 
-def make_encoder(backbone: Backbone, topology: Topology, stem: Stem, seed: int) -> Encoder:
-    """A trainable copy of a backbone; the weights of an untrained one are drawn from the seed.
+def make_encoder(backbone: Backbone, topology: Topology, stem: Stem, seed: int | None) -> Encoder:
+    """A trainable copy of a backbone.
+
+    Args:
+        backbone: what the encoder begins as.
+        topology: see :class:`SLSGConfig`.
+        stem: see :class:`UnpooledResNet`.
+        seed: the convolutions of an untrained backbone are drawn from it; None keeps the backbone's own.
 
     Raises:
         FlawsmithError: the backbone is no ResNet, and its topology is to be changed.
     """
     trunk = copy.deepcopy(backbone.trunk).requires_grad_(True)
-    if backbone.info.weights == "random":
+    if backbone.info.weights == "random" and seed is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "slsg encoder"))
             trunk.apply(_draw)
@@ -74,8 +80,9 @@ def make_encoder(backbone: Backbone, topology: Topology, stem: Stem, seed: int) 
         return PlainTrunk(trunk)
     if not all(hasattr(trunk, name) for name in _PARTS):
         raise FlawsmithError(
-            f"{backbone.info.name} is no ResNet with all its stages, which topology=unpooled needs: choose --backbone "
-            "resnet18@random, or --set topology=plain with --set strides=[4,8,16]"
+            f"topology=unpooled needs a ResNet with all its stages, which {backbone.info.name} with these strides is "
+            "not: choose --backbone resnet18@random and strides=[2,4,8,16,32], or --set topology=plain with strides="
+            "[4,8,16]"
         )
     return UnpooledResNet(trunk, stem)
 

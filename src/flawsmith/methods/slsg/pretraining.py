@@ -28,6 +28,8 @@ from flawsmith.methods.slsg.losses import discriminator_loss, generator_loss, re
 Images = Float[Tensor, "batch 3 height width"]
 HIDDEN = 0.0
 """What hidden pixels show: the mean of the normalised images."""
+SIDES_OF = 256
+"""Side of the image that the sides of large rectangles are given for."""
 LEAST_WIDTH = 32
 UP_BLOCKS = 4
 
@@ -49,7 +51,9 @@ def hidden_pixels(size: Grid, rng: np.random.Generator, config: SLSGConfig) -> B
     fewest, most = config.large_masks
     for _ in range(int(rng.integers(fewest, most + 1))):
         low, high = config.large_mask_sides
-        down, across = (min(int(rng.integers(low, high + 1)), length) for length in size)
+        down, across = (
+            min(max(1, round(int(rng.integers(low, high + 1)) * length / SIDES_OF)), length) for length in size
+        )
         top, left = int(rng.integers(height - down + 1)), int(rng.integers(width - across + 1))
         hidden[top : top + down, left : left + across] = True
     return hidden
@@ -83,7 +87,9 @@ class InpaintingBatches:
 
     def __init__(self, images: FeatureSource, config: SLSGConfig, seed: int) -> None:
         self._config, self._seed = config, seed
-        sampling = Sampling(config.pretraining_batch_size, config.pretraining_steps)
+        # A fixed number of steps fills the last batch from the next pass: D-Net's batch norms need more than one image.
+        steps = config.pretraining_steps or -(-len(images) // config.pretraining_batch_size)
+        sampling = Sampling(config.pretraining_batch_size, steps)
         self._batches = PatchBatches(images, sampling, seed=seed, purpose="pre-training")
 
     def __len__(self) -> int:
@@ -236,8 +242,10 @@ def settle_statistics(encoder: Encoder, images: FeatureSource, batch_size: int) 
         norm.reset_running_stats()
         norm.momentum = None  # the mean over all batches
     encoder.train()
-    for start in range(0, len(images), batch_size):
-        encoder(images.batch(np.arange(start, min(start + batch_size, len(images))))[0])
+    for rows in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
+        # Batch norms need more than one value: a single image stands there twice, which changes no statistic but
+        # the correction of its variance.
+        encoder(images.batch(rows if len(rows) > 1 else [*rows, *rows])[0])
     encoder.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum

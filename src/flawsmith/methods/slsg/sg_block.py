@@ -90,8 +90,8 @@ class SGBlock(nn.Module):
         subtract_position: whether W_s leaves the similarity of places out (Table 6).
         neighbours: K, neighbours of a node; fewer where the map has fewer nodes.
         margin: a neighbour counts in part where its similarity is by less than this above that of the first node that
-            is none. With 0, as in the paper, the block is not continuous: a difference in the last digit can exchange
-            a neighbour.
+            is none; one that counts for nothing still makes the largest difference 0 at least. With 0, as in the
+            paper, the block is not continuous: a difference in the last digit can exchange a neighbour.
     """
 
     position: Tensor
