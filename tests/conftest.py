@@ -45,12 +45,27 @@ _TINY_STUDENT = {
     "steps_per_epoch": 4,
     "batch_size": 4,
 }
+_TINY_SEGMENTATION = {
+    "image_size": [64, 96],
+    "precision": "32-true",
+    "pretraining": True,
+    "pretraining_epochs": 2,
+    "pretraining_steps": 4,
+    "pretraining_batch_size": 4,
+    "large_mask_sides": [8, 24],
+    "discriminator_width": 4,
+    "decoder_widths": [8, 8, 8],
+    "epochs": 2,
+    "steps_per_epoch": 4,
+    "batch_size": 2,
+}
 # Settings that train a method in a second or two; every registered method needs its line.
 TINY: dict[str, dict[str, Any]] = {
     "aand": _TINY_STUDENT,
     "glass": _TINY_PATCHES,
     "pbas": _TINY_PATCHES,
     "rd4ad": _TINY_STUDENT,
+    "slsg": _TINY_SEGMENTATION,
 }
 
 

@@ -156,6 +156,15 @@ def no_table(place: Place) -> list[object]:
     return ["doctor", root]
 
 
+def loco(place: Place, config: str | None = None, level: int = 255) -> list[object]:
+    """An evaluation of a category with another defects_config.json, or with another grey value in a mask."""
+    root = place.trees.mvtec_loco(place.root / "bottle")
+    place.trees.mask(root / "ground_truth" / "logical_anomalies" / "000" / "000.png", level=level)
+    if config is not None:
+        (root / "defects_config.json").write_text(config)
+    return ["evaluate", place.model, root]
+
+
 def not_utf8(place: Place) -> list[object]:
     return ["doctor", os.fsdecode(os.fsencode(place.root) + b"/caf\xe9")]
 
@@ -176,6 +185,9 @@ CASES: dict[str, tuple[Case, str]] = {
     "all corrupt": (all_corrupt, "flawsmith doctor"),
     "one corrupt": (one_corrupt, "good/1.png: damaged or truncated image"),
     "VisA without its table": (no_table, "copy split_csv/1cls.csv to "),
+    "LOCO with a damaged configuration": (lambda p: loco(p, "[{"), "defects_config.json (no intact JSON)"),
+    "LOCO with an entry that lacks something": (lambda p: loco(p, "[{}]"), "entry 1: defect_name is missing"),
+    "LOCO with a mask of no entry": (lambda p: loco(p, level=7), "has the grey value 7, which stands for no defect"),
     "name not UTF-8": (not_utf8, "there is no folder"),
     # What to train.
     "unknown method": (lambda p: p.train("--method", "pbsa"), "did you mean 'pbas'?"),

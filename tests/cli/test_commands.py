@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 import flawsmith as package
+from flawsmith.evaluation.loco import LOCO_METRICS
 from flawsmith.methods.registry import method_names
 from flawsmith.runtime.bundle import Bundle
 
@@ -166,6 +167,31 @@ class TestEvaluate:
         assert figures["n_good"] == figures["n_flawed"] == 2
         assert figures == json.loads((tmp_path / "e" / "evaluation.json").read_text())
 
+    def test_loco_gives_both_kinds_their_mean_and_the_pooled_value(self, flawsmith, model, trees, tmp_path):
+        root = trees.mvtec_loco(tmp_path / "loco" / "bottle")
+
+        table = flawsmith("evaluate", model, root, "--out", tmp_path / "e").out
+        figures = json.loads(flawsmith("evaluate", model, root, "--json", "--out", tmp_path / "e").out)
+
+        report = (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
+        for measure, pooled in (("image_auroc", "image AUROC"), ("spro", "sPRO (0.05)")):
+            logical, structural = figures[f"{measure}_logical"], figures[f"{measure}_structural"]
+            assert figures[f"{measure}_loco_mean"] == pytest.approx((logical + structural) / 2)
+            assert 0 <= figures[measure] <= 1
+            for name in ("pooled", "logical", "structural", "LOCO mean"):
+                assert f"{pooled}, {name}" in table
+                assert f"{pooled}, {name}" in report
+        assert "Saturated region overlap (sPRO)" in report
+
+    def test_other_layouts_have_no_figures_of_loco(self, flawsmith, model, category, tmp_path):
+        outcome = flawsmith("evaluate", model, category, "--json", "--out", tmp_path / "e")
+
+        figures = json.loads(outcome.out)
+        assert {name for name in figures if "spro" in name or name.startswith("image_auroc_")} == set(LOCO_METRICS)
+        assert all(figures[name] is None for name in LOCO_METRICS)
+        assert "LOCO" not in flawsmith("evaluate", model, category).out
+        assert "sPRO" not in (tmp_path / "e" / "report.html").read_text(encoding="utf-8")
+
     def test_repeated_evaluation_replaces_the_former(self, flawsmith, model, category):
         first = flawsmith("evaluate", model, category)
         second = flawsmith("evaluate", model, category)
@@ -201,6 +227,8 @@ class TestDoctor:
         [
             ("visa", "6 good to train on, test 2 good and 3 flawed"),
             ("mvtec_3d", "6 good to train on, 3 good to validate, test 2 good and 4 flawed"),
+            ("mvtec_loco", "6 good to train on, 3 good to validate, test 2 good and 4 flawed"),
+            ("btad", "6 good to train on, test 2 good and 3 flawed"),
         ],
     )
     def test_other_layouts_are_read_and_nothing_but_few_images_is_found(

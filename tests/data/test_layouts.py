@@ -296,7 +296,7 @@ def test_file_that_may_not_be_read_is_a_file_all_the_same(tmp_path: Path, monkey
 def test_unknown_layout_name_lists_the_known_and_the_closest(tmp_path: Path, trees: ModuleType) -> None:
     trees.picture(tmp_path / "a.png")
     with pytest.raises(
-        FlawsmithError, match=r"known are mvtec_loco, mvtec, mvtec_3d, visa, folder; did you mean mvtec\?"
+        FlawsmithError, match=r"known are mvtec_loco, btad, mvtec, mvtec_3d, visa, folder; did you mean mvtec\?"
     ):
         layouts.load(tmp_path, layout="mvtek")
 

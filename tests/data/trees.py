@@ -73,6 +73,20 @@ def mvtec_loco(root: Path, *, n_train: int = 6, n_val: int = 3, config: bool = T
     return root
 
 
+def btad(root: Path, *, n_train: int = 6) -> Path:
+    """A category in BTAD's layout, with the official file names.
+
+    01 has .bmp images and .png masks, 02 has .png alone, 03 has .bmp alone; another name is taken for 01.
+    """
+    image, truth = {"02": ("png", "png"), "03": ("bmp", "bmp")}.get(root.name, ("bmp", "png"))
+    for seed, (folder, number) in enumerate((("train/ok", n_train), ("test/ok", 2), ("test/ko", 3))):
+        for i in range(number):
+            picture(root / folder / f"{i:04d}.{image}", seed=100 * seed + i)
+    for i in range(3):
+        mask(root / "ground_truth" / "ko" / f"{i:04d}.{truth}")
+    return root
+
+
 def visa(root: Path, *, n_train: int = 6, n_good: int = 2, n_flawed: int = 3) -> Path:
     """A category in VisA's layout, with the official file names; its rows are added to the table beside it.
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -34,6 +35,11 @@ def aupro(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], limit: float)
     for threshold in np.unique(np.concatenate([one.ravel() for one in maps]))[::-1]:
         shares = [np.mean([maps[index][at] >= threshold for at in region]) for index, region in regions]
         points.append((float(np.mean(free >= threshold)), float(np.mean(shares))))
+    return area_below(points, limit)
+
+
+def area_below(points: Sequence[tuple[float, float]], limit: float) -> float:
+    """Area under a polyline up to a limit, interpolated there and divided by it."""
     area = 0.0
     for (x0, y0), (x1, y1) in pairwise(points):
         if x0 >= limit or x1 <= x0:
@@ -41,3 +47,38 @@ def aupro(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], limit: float)
         end = min(x1, limit)
         area += (end - x0) * (y0 + y0 + (y1 - y0) * (end - x0) / (x1 - x0)) / 2
     return area / limit
+
+
+Defect = tuple[int, np.ndarray, float, bool]
+"""Index of the image, mask, saturation threshold, whether it is relative."""
+
+
+def spro(
+    maps: Sequence[np.ndarray], defects: Sequence[Defect], *, above: Callable[[float], bool]
+) -> tuple[float | None, float | None]:
+    """Mean saturated overlap and false-positive rate of the pixels whose score is above a threshold, pixel by pixel."""
+    shares = []
+    for index, mask, threshold, relative in defects:
+        pixels = [(y, x) for y in range(mask.shape[0]) for x in range(mask.shape[1]) if mask[y, x]]
+        if pixels:
+            enough = math.floor(threshold * len(pixels)) if relative else min(math.floor(threshold), len(pixels))
+            found = sum(above(float(maps[index][at])) for at in pixels)
+            shares.append(min(found / max(enough, 1), 1.0))
+    alarms, free = 0, 0
+    for index, scores in enumerate(maps):
+        for at in np.ndindex(scores.shape):
+            if not any(mask[at] for place, mask, _, _ in defects if place == index):
+                free += 1
+                alarms += above(float(scores[at]))
+    return (sum(shares) / len(shares) if shares else None, alarms / free if free else None)
+
+
+def spro_points(maps: Sequence[np.ndarray], defects: Sequence[Defect]) -> list[tuple[float, float]] | None:
+    """The sPRO curve by its definition, a point for every distinct score of any pixel; None where undefined."""
+    points = [(0.0, 0.0)]
+    for threshold in sorted({float(score) for one in maps for score in one.ravel()}, reverse=True):
+        overlap, rate = spro(maps, defects, above=lambda score, t=threshold: score >= t)
+        if overlap is None or rate is None:
+            return None
+        points.append((rate, overlap))
+    return points

@@ -28,6 +28,7 @@ from flawsmith.methods.aand.stages import AmplificationModule
 from flawsmith.methods.aand.student import Block, ConvNorm, Student, layout_for, reverse_student
 from flawsmith.methods.layers.losses import balanced_focal
 from flawsmith.methods.layers.postprocess import UpsampleAndSmooth
+from flawsmith.methods.slsg.losses import cosine_rate
 
 WIDE = (256, 512, 1024)
 
@@ -362,7 +363,9 @@ def networks(case: dict[str, Any], arrays: Arrays) -> Results:
 
 @handles("schedules")
 def schedules(case: dict[str, Any], arrays: Arrays) -> Results:
-    setting, results = case["hyper_parameters"]["aand"], {}
+    setting, slsg, results = case["hyper_parameters"]["aand"], case["hyper_parameters"]["slsg"], {}
+    steps = arrays["slsg_steps"].tolist()
+    results["slsg_rate"] = [cosine_rate(step, start=slsg["start"], total=slsg["total"]) for step in steps]
     for epochs in setting["epochs"]:
         milestones = [share * epochs for share in setting["milestones"]]
         # The released code decays where a milestone equals an epoch; ours does so in the first epoch that reaches it.

@@ -34,6 +34,10 @@ from flawsmith.methods.pbas import (
     initial_centers,
     ray_anomalies,
 )
+from flawsmith.methods.slsg import layout_of
+from flawsmith.methods.slsg.config import SLSGConfig
+from flawsmith.methods.slsg.segmentation import SegNet
+from flawsmith.methods.slsg.stages import SegmentationModule
 
 
 @handles("patch_embedding")
@@ -244,7 +248,7 @@ def postprocess(case: dict[str, Any], arrays: Arrays) -> Results:
 
 
 @handles("optimisers")
-def optimisers(case: dict[str, Any], arrays: Arrays) -> Results:
+def all_optimisers(case: dict[str, Any], arrays: Arrays) -> Results:
     settings, results = case["hyper_parameters"]["optimisers"], {}
     projector, discriminator = (settings[f"glass_pbas_{part}"] for part in ("projector", "discriminator"))
     config = PBASConfig(
@@ -260,8 +264,11 @@ def optimisers(case: dict[str, Any], arrays: Arrays) -> Results:
     second = AANDConfig(lr=settings["aand_both_stages"]["lr"], betas=settings["aand_both_stages"]["betas"])
     both = StageModule(second, epochs=1)
     both.register_parameter("anything", nn.Parameter(torch.zeros(1)))
-    names = ("glass_pbas_projector", "glass_pbas_discriminator", "aand_both_stages")
-    for name, optimiser in zip(names, (*made, both.configure_optimizers()), strict=True):
+    third = SLSGConfig(**{name: value for name, value in settings["slsg_segmentation"].items() if name != "type"})
+    segmentation = SegmentationModule(third, SegNet([1, 2], [(2, 2), (1, 1)], (4, 4), layout_of(third)), None)
+    names = ("glass_pbas_projector", "glass_pbas_discriminator", "aand_both_stages", "slsg_segmentation")
+    optimisers = (*made, both.configure_optimizers(), segmentation.configure_optimizers())
+    for name, optimiser in zip(names, optimisers, strict=True):
         parameter = nn.Parameter(tensor(arrays["start"]))
         optimiser.param_groups.clear()
         optimiser.add_param_group({"params": [parameter]})

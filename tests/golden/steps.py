@@ -45,11 +45,21 @@ def assert_agrees(case: dict[str, Any], name: str, reference: np.ndarray, value:
     described = case["arrays"][name]
     found = value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
     found = found.reshape(reference.shape)
+    if described.get("compare", "").startswith("sets"):
+        _assert_same_sets(name, reference, found)
+        return
     if described.get("compare") == "exact":
         np.testing.assert_array_equal(found, reference, err_msg=name)
         return
     tolerance = described.get("tolerance", case["tolerance"])
     np.testing.assert_allclose(found, reference, **tolerance, equal_nan=True, err_msg=name)
+
+
+def _assert_same_sets(name: str, reference: np.ndarray, found: np.ndarray) -> None:
+    """Lists along the last axis as sets, of which at least 99 % of the entries agree: near ties go either way."""
+    rows = zip(reference.reshape(-1, reference.shape[-1]), found.reshape(-1, found.shape[-1]), strict=True)
+    agreeing = sum(len({*map(int, one)} & {*map(int, other)}) for one, other in rows)
+    assert agreeing >= 0.99 * reference.size, f"{name}: {agreeing} of {reference.size} entries agree"
 
 
 def tensor(values: np.ndarray) -> Tensor:

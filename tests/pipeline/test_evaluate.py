@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
+import pytest
+from PIL import Image
+from tests.evaluation import brute_force
+
+from flawsmith.data.layouts import load
 from flawsmith.pipeline.evaluate import evaluate
 from flawsmith.runtime.inspector import Inspector
 
@@ -18,3 +25,56 @@ def test_flawed_image_without_a_mask_is_noted_as_such(tiny: ModuleType, trees: M
     assert result.n_annotated == 1
     assert "1 image flawed without a mask: left out of the pixel figures." in result.notes
     assert not any("without an anomaly map" in note for note in result.notes)
+
+
+def test_saturated_overlap_is_that_of_the_files(tiny: ModuleType, trees: ModuleType, tmp_path: Path) -> None:
+    root = trees.mvtec_loco(tmp_path / "loco" / "bottle")
+    for index, kind in enumerate(("logical_anomalies", "structural_anomalies")):
+        # Channels of one image that overlap.
+        trees.mask(root / "ground_truth" / kind / "001" / "001.png", level=trees.LOCO_LEVELS[kind][1], top=1 + index)
+    inspector = Inspector.load(tiny.make_bundle())
+
+    result = evaluate(inspector, root, n_resamples=0)
+
+    parts = {}
+    for kind in ("good", *trees.LOCO_LEVELS):
+        images = sorted((root / "test" / kind).iterdir())
+        masks = [sorted((root / "ground_truth" / kind / image.stem).glob("*.png")) for image in images]
+        maps = [inspector.inspect(image).map for image in images]
+        parts[kind] = (maps, [[np.asarray(Image.open(path)) > 0 for path in own] for own in masks])
+    expected = {}
+    for name, kinds in (("logical", ["good", "logical_anomalies"]), ("structural", ["good", "structural_anomalies"])):
+        maps = [one for kind in kinds for one in parts[kind][0]]
+        own = [masks for kind in kinds for masks in parts[kind][1]]
+        # Every kind in the trees' configuration saturates at half its area.
+        defects = [(index, mask, 0.5, True) for index, masks in enumerate(own) for mask in masks]
+        points = brute_force.spro_points(maps, defects)
+        assert points is not None
+        expected[name] = brute_force.area_below(points, 0.05)
+    assert result.spro_logical == pytest.approx(expected["logical"], abs=1e-9)
+    assert result.spro_structural == pytest.approx(expected["structural"], abs=1e-9)
+    assert result.spro_loco_mean == pytest.approx((expected["logical"] + expected["structural"]) / 2, abs=1e-9)
+
+
+def test_without_the_file_that_says_when_defects_are_found_all_but_that_is_measured(
+    tiny: ModuleType, trees: ModuleType, tmp_path: Path
+) -> None:
+    root = trees.mvtec_loco(tmp_path / "loco" / "bottle", config=False)
+
+    result = evaluate(Inspector.load(tiny.make_bundle()), root, n_resamples=0)
+
+    assert (result.spro, result.spro_logical, result.spro_structural, result.spro_loco_mean) == (None,) * 4
+    assert None not in (result.image_auroc_loco_mean, result.aupro, result.pixel_auroc)
+    assert any("no defects_config.json" in note for note in result.notes)
+
+
+@pytest.mark.real_data
+def test_reduced_juice_bottle_has_no_saturated_overlap(tiny: ModuleType, real_data: Path) -> None:
+    dataset = load(real_data / "mvtec_loco" / "juice_bottle")
+    few = replace(dataset, samples=(*dataset.test_good[:3], *dataset.test_flawed[:12]))
+
+    result = evaluate(Inspector.load(tiny.make_bundle()), few, n_resamples=0)
+
+    assert (result.spro, result.spro_logical) == (None, None)
+    assert result.image_auroc_logical == result.image_auroc is not None
+    assert any("merged" in note for note in result.notes)

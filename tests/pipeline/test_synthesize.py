@@ -17,6 +17,7 @@ from flawsmith.pipeline.weak_flaws import MANIFEST, WeakFlawSets, weak_flaw_sets
 from flawsmith.pipeline.workshop import Ingredients
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
+from flawsmith.synthesis.recipes import RECIPES
 
 STRENGTHS = (0.0, 0.25, 0.5)
 
@@ -80,7 +81,7 @@ def test_preview_squashes_to_a_size(bolt: Path, tmp_path: Path) -> None:
     assert decode(written.pictures / "000_result.png").shape == (48, 32, 3)
 
 
-@pytest.mark.parametrize("recipe", ["glass", "aand", "slsg-structural", "slsg-logical"])
+@pytest.mark.parametrize("recipe", RECIPES)
 @pytest.mark.parametrize("textures", ["procedural", "self", "folder"])
 def test_every_recipe_takes_every_texture(recipe: str, textures: str, bolt: Path, tmp_path: Path) -> None:
     source = bolt / "test" if textures == "folder" else textures

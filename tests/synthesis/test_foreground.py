@@ -91,6 +91,58 @@ def test_threshold_on_a_black_image_finds_nothing() -> None:
     assert not provider(Foreground(mode="threshold", level=0))(np.zeros((20, 30, 3), np.float32)).any()
 
 
+@pytest.mark.parametrize(("channel", "column"), [("red", 0), ("green", 1), ("blue", 2)])
+def test_a_threshold_can_look_at_one_colour(channel: str, column: int) -> None:
+    image = np.zeros((20, 30, 3), np.float32)
+    for index in range(3):
+        image[:, 10 * index : 10 * (index + 1), index] = 0.5
+    mask = provider(Foreground(mode="threshold", channel=channel, level=100, sigma=0))(image)
+    assert np.array_equal(np.flatnonzero(mask.all(axis=0)), np.arange(10 * column, 10 * (column + 1)))
+    assert mask.mean() == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_erosion_and_dilation_follow_the_image(scale: int) -> None:
+    image = np.zeros((256 * scale, 128 * scale, 3), np.float32)
+    image[100 * scale : 120 * scale, 40 * scale : 60 * scale] = 1
+    image[10 * scale, 10 * scale] = 1
+
+    grown = provider(Foreground(mode="threshold", sigma=0, dilation=(5, 10)))(image)
+    opened = provider(Foreground(mode="threshold", sigma=0, erosion=(7, 5), dilation=(7, 5)))(image)
+
+    # 10 columns of 256 are 5 of 128.
+    part = grown[60 * scale :]
+    sides = part.any(axis=1).sum(), part.any(axis=0).sum()
+    assert sides == (20 * scale + round(5 * scale) - 1, 20 * scale + round(5 * scale) - 1)
+    assert opened[10 * scale, 10 * scale] == 0
+    assert opened.sum() == (20 * scale) ** 2
+
+
+def test_erosion_does_not_eat_from_the_border_of_the_image() -> None:
+    assert provider(Foreground(mode="threshold", sigma=0, erosion=(15, 15)))(np.ones((64, 64, 3), np.float32)).all()
+
+
+def test_rows_and_columns_beyond_the_kept_ones_are_no_foreground() -> None:
+    image = np.ones((50, 80, 3), np.float32)
+    mask = provider(Foreground(mode="threshold", sigma=0, kept=(0.5, 0.25)))(image)
+    assert np.argwhere(mask).max(axis=0).tolist() == [24, 19]
+    assert mask[:25, :20].all()
+
+
+@pytest.mark.parametrize("kept", [(0.0, 1.0), (1.0, 1.5)])
+def test_kept_shares_beyond_the_image_are_refused(kept: tuple[float, float]) -> None:
+    with pytest.raises(ValidationError, match="kept"):
+        Foreground(mode="threshold", kept=kept)
+
+
+def test_stored_settings_from_before_colours_and_kernels_still_load() -> None:
+    stored = '{"mode":"threshold","sigma":8.0,"level":50.0,"inverted":true,"pixels":"file","resampling":"bilinear",'
+    stored += '"extent":[0.45,0.45]}'
+    assert Foreground.model_validate_json(stored) == Foreground(
+        mode="threshold", level=50, inverted=True, pixels="file"
+    )
+
+
 @pytest.mark.parametrize("light", [True, False], ids=["light on dark", "dark on light"])
 def test_auto_finds_the_part_whatever_is_darker(light: bool) -> None:
     images = [part(light=light, seed=seed) for seed in range(4)]

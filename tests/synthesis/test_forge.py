@@ -11,10 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flawsmith.synthesis import forge, perlin
-from flawsmith.synthesis.forge import Forged, Forger, is_grey, moved, shuffle_cells, to_8_bit, to_float
-from flawsmith.synthesis.overlay import FixedWeight
+from flawsmith.synthesis.forge import Forged, Forger, is_grey, resized, to_8_bit, to_float
+from flawsmith.synthesis.mask_rules import Acceptance, MaskRule
+from flawsmith.synthesis.overlay import FixedWeight, visible
 from flawsmith.synthesis.perlin import draw_lattice
-from flawsmith.synthesis.recipes import RECIPES, Acceptance, Branch, Recipe, max_pool_cells
+from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe, max_pool_cells
+from flawsmith.synthesis.transforms import Flip
 
 PLAIN = Recipe(name="plain", branches=(Branch(weight=FixedWeight(value=0.25)),))
 
@@ -66,9 +68,13 @@ def test_samples_equal_the_good_image_outside_their_mask(name: str, shape: tuple
     before = image.copy()
     forged = Forger(RECIPES[name], Speckle()).forge(image, np.random.default_rng(seed))
     assert np.array_equal(image, before)
-    assert forged.image.dtype == np.float32
-    assert forged.image.shape == image.shape
-    assert np.array_equal(forged.image[~forged.mask], image[~forged.mask])
+    assert forged.image.dtype == forged.good.dtype == np.float32
+    assert forged.image.shape == forged.good.shape == image.shape
+    if RECIPES[name].least_change:
+        assert not visible(forged.good, forged.image, ~forged.mask, 0.5).any(), "what is left is small beside Speckle"
+    else:
+        assert np.array_equal(forged.image[~forged.mask], forged.good[~forged.mask])
+    assert (forged.good is image) == (RECIPES[name].jitter == 0)
     assert (forged.image >= 0).all()
     assert (forged.image <= 1 + 1e-6).all()
     if forged.mask.any():
@@ -198,22 +204,6 @@ def test_one_coloured_pixel_makes_an_image_coloured() -> None:
     assert not is_grey(image)
 
 
-def test_own_cells_are_put_back_in_another_order() -> None:
-    image = good_image((32, 64))
-    shuffled = shuffle_cells(image, (4, 8), np.random.default_rng(0))
-    cells = lambda array: sorted(map(bytes, array.reshape(4, 8, 8, 8, 3).swapaxes(1, 2).reshape(32, -1)))  # noqa: E731
-    assert cells(shuffled) == cells(image)
-    assert not np.array_equal(shuffled, image)
-
-
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (33, 71)])
-def test_cells_are_shuffled_at_any_size(shape: tuple[int, int]) -> None:
-    image = good_image(shape)
-    shuffled = shuffle_cells(image, (4, 8), np.random.default_rng(0))
-    assert shuffled.shape == image.shape
-    assert np.isin(shuffled, image).all()
-
-
 def test_logical_flaws_come_from_another_good_image() -> None:
     others = [np.full((50, 40, 3), value, np.float32) for value in (0.25, 0.75)]
     recipe = RECIPES["slsg-logical"].with_weight(FixedWeight(value=0))
@@ -225,12 +215,183 @@ def test_logical_flaws_come_from_another_good_image() -> None:
     assert seen == {0.25, 0.75}
 
 
-def test_another_image_turns_and_flips_without_dark_corners() -> None:
-    image = np.full((40, 60, 3), 0.5, np.float32)
-    image[:20] = 0.9
-    poses = [moved(image, (30, 30), 10, np.random.default_rng(seed)) for seed in range(20)]
-    assert all(pose.shape == (30, 30, 3) and pose.min() > 0.49 for pose in poses)
-    assert {bool(pose[2].mean() > pose[-3].mean()) for pose in poses} == {True, False}
+def other_recipe(*, excludes_self: bool) -> Recipe:
+    branch = Branch(weight=FixedWeight(value=0), texture="other", excludes_self=excludes_self)
+    return Recipe(name="other", branches=(branch,))
+
+
+@pytest.mark.parametrize("kind", ["listed", "drawn"])
+def test_the_current_image_is_excluded_only_where_asked(kind: str) -> None:
+    images = [good_image(seed=seed) for seed in range(3)]
+    others = images if kind == "listed" else lambda rng: images[int(rng.integers(3))].copy()
+
+    def taken(*, excludes_self: bool) -> set[int]:
+        forger = Forger(other_recipe(excludes_self=excludes_self), Speckle(), others=others)
+        textures = [forger.forge(images[1], np.random.default_rng(seed)).texture for seed in range(40)]
+        return {number for texture in textures for number in range(3) if np.array_equal(texture, images[number])}
+
+    assert taken(excludes_self=False) == {0, 1, 2}
+    assert taken(excludes_self=True) == {0, 2}
+
+
+def test_an_only_image_is_its_own_other() -> None:
+    image = good_image()
+    forged = Forger(other_recipe(excludes_self=True), Speckle(), others=[image]).forge(image, np.random.default_rng(0))
+    assert np.array_equal(forged.texture, image)
+
+
+def test_transforms_apply_in_their_order_to_the_image_itself() -> None:
+    flips = (Flip(axis="vertical"), Flip(axis="horizontal"))
+    branch = Branch(weight=FixedWeight(value=0), texture="self", transforms=flips)
+    image = good_image()
+    for jitter in (0.0, 0.1):
+        recipe = Recipe(name="turned", branches=(branch,), jitter=jitter)
+        forged = Forger(recipe, Speckle()).forge(image, np.random.default_rng(0))
+        assert np.array_equal(forged.texture, np.rot90(forged.good, 2)), "in the colours of the good half"
+
+
+def test_jitter_is_shared_by_the_good_and_the_forged_image() -> None:
+    image = good_image() * np.float32(0.8)
+    recipe = PLAIN.model_copy(update={"jitter": 0.1})
+    factors = []
+    for seed in range(60):
+        forged = Forger(recipe, Speckle()).forge(image, np.random.default_rng(seed))
+        assert np.array_equal(forged.image[~forged.mask], forged.good[~forged.mask])
+        assert not np.array_equal(forged.good, image)
+        factors.append(float(forged.good.mean() / image.mean()))
+    assert 0.899 <= min(factors) < 0.92
+    assert 1.08 < max(factors) <= 1.101
+
+
+def test_a_jittered_sample_that_stays_normal_is_its_good_image() -> None:
+    hopeless = {"acceptance": Acceptance(min_pixels=64 * 80), "jitter": 0.1}
+    for changes in (hopeless, {"normal_share": 0.99, "jitter": 0.1}):
+        forged = Forger(PLAIN.model_copy(update=changes), Speckle()).forge(good_image(), np.random.default_rng(0))
+        assert np.array_equal(forged.image, forged.good)
+        assert not np.array_equal(forged.good, good_image())
+
+
+def test_jitter_leaves_the_draws_of_the_branch_alone() -> None:
+    class Counted(Speckle):
+        drawn = 0
+
+        def draw(self, size: tuple[int, int], rng: np.random.Generator) -> np.ndarray:
+            self.drawn += 1
+            return super().draw(size, rng)
+
+    recipe = RECIPES["slsg-official"]
+    for seed in range(30):
+        textures = Counted()
+        assert Forger(recipe, textures).forge(good_image(), np.random.default_rng(seed)).texture is not None
+        branch = recipe.branch(float(np.random.default_rng(seed).random()))
+        assert textures.drawn == (branch.texture == "source")
+
+
+def test_the_foreground_is_found_before_the_jitter() -> None:
+    seen = []
+
+    class Watching:
+        reason = None
+
+        def fit(self, images):
+            return self
+
+        def __call__(self, image, path=None, geometry=None):
+            seen.append(image)
+
+    image = good_image()
+    forger = Forger(PLAIN.model_copy(update={"jitter": 0.5}), Speckle(), foreground_provider=Watching())
+    forger.forge(image, np.random.default_rng(0))
+    assert seen[0] is image
+
+
+@pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0, 0), (0.75, 130, 170), (1.0, 200, 200)])
+def test_a_share_of_the_flaws_has_to_lie_on_the_foreground(share: float, low: int, high: int) -> None:
+    foreground = np.zeros((64, 80), bool)
+    foreground[:, 78:] = True
+    branch = Branch(weight=FixedWeight(value=0), rule=MaskRule(exponents=(0, 3)), foreground_share=share)
+    forger = Forger(Recipe(name="share", branches=(branch,), max_tries=500), Speckle())
+    on = 0
+    for seed in range(200):
+        forged = forger.forge(good_image(), np.random.default_rng(seed), foreground=foreground)
+        assert forged.fell_back is None
+        on += not (forged.mask & ~foreground).any()
+    assert low <= on <= high
+
+
+def test_a_mask_can_be_the_foreground_itself() -> None:
+    foreground = np.zeros((64, 80), bool)
+    foreground[10:50, 20:30] = True
+    branch = Branch(weight=FixedWeight(value=0), mask_is_foreground=True)
+    forger = Forger(Recipe(name="whole part", branches=(branch,)), Speckle(), grid=(8, 10))
+    forged = forger.forge(good_image(), np.random.default_rng(0), foreground=foreground)
+    assert np.array_equal(forged.mask, foreground)
+    assert np.array_equal(forged.cells, max_pool_cells(foreground, (8, 10)))
+    for nowhere in (None, np.ones_like(foreground), np.zeros_like(foreground)):
+        masks = [forger.forge(good_image(), np.random.default_rng(i), foreground=nowhere).mask for i in range(8)]
+        assert all(0 < mask.mean() < 0.9 for mask in masks), "cut from noise where there is no foreground"
+
+
+def test_a_flaw_that_cannot_be_seen_is_drawn_again_and_at_last_left_out() -> None:
+    seen = PLAIN.model_copy(update={"least_change": 0.1})
+    grey = np.full((64, 80, 3), 0.5, np.float32)
+
+    found = Forger(seen, Colour(255, 255, 255), grid=(8, 10)).forge(grey, np.random.default_rng(0))
+    hidden = Forger(seen, Colour(128, 128, 128)).forge(grey, np.random.default_rng(0))
+
+    assert found.fell_back is None
+    assert np.array_equal(found.cells, max_pool_cells(found.mask, (8, 10)))
+    assert (np.abs(found.image - grey).max(axis=2)[found.mask] > 0).all()
+    assert hidden.fell_back == "left normal"
+    assert not hidden.mask.any()
+    assert np.array_equal(hidden.image, grey)
+    assert hidden.tries >= 8
+
+
+def test_feathered_flaws_lie_in_the_masks_of_plain_ones() -> None:
+    image = good_image()
+    plain, soft = (
+        Forger(recipe, Colour(0, 255, 0)).forge(image, np.random.default_rng(3))
+        for recipe in (PLAIN, PLAIN.model_copy(update={"feather": 2.0}))
+    )
+
+    assert np.array_equal(plain.mask, soft.mask)
+    assert np.array_equal(soft.image[~soft.mask], image[~soft.mask])
+    assert np.abs(soft.image - image).sum() < np.abs(plain.image - image).sum()
+
+
+def test_rectangles_replace_the_noise() -> None:
+    for seed in range(20):
+        forged = [
+            Forger(PLAIN.model_copy(update={"branches": (branch,)}), Speckle()).forge(
+                good_image(), np.random.default_rng(seed)
+            )
+            for branch in [Branch(weight=FixedWeight(value=0), rule=MaskRule(shape="rectangle"))] * 2
+        ]
+        mask = forged[0].mask
+        assert mask.sum() == mask.any(axis=0).sum() * mask.any(axis=1).sum()
+        assert np.array_equal(mask, forged[1].mask)
+        assert forged[0].tries == 1
+
+
+def test_small_rectangles_are_drawn_again_and_keep_to_the_foreground() -> None:
+    foreground = np.zeros((64, 80), bool)
+    foreground[20:50, 30:60] = True
+    branch = Branch(weight=FixedWeight(value=0), rule=MaskRule(shape="rectangle"))
+    recipe = Recipe(name="rectangles", branches=(branch,), acceptance=Acceptance(min_pixels=200))
+    results = [
+        Forger(recipe, Speckle()).forge(good_image(), np.random.default_rng(seed), foreground=foreground)
+        for seed in range(40)
+    ]
+    assert max(result.tries for result in results) > 1
+    assert all(result.mask.sum() >= 200 and not (result.mask & ~foreground).any() for result in results)
+
+
+def test_images_of_another_size_are_brought_to_that_of_the_good_one() -> None:
+    image = good_image((40, 60))
+    assert resized(image, (40, 60)) is image
+    assert resized(image, (20, 30)).shape == (20, 30, 3)
+    np.testing.assert_allclose(resized(image, (20, 30))[0, 0], image[:2, :2].mean(axis=(0, 1)), atol=1e-6)
 
 
 @pytest.mark.parametrize(("redraw", "lattices"), [("everything", 40), ("noise", 2)])

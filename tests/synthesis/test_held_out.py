@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawsmith.synthesis.held_out import FALL_BACK, WEIGHTS, held_out_flaw, held_out_flaws, strength
-from flawsmith.synthesis.recipes import RECIPES
+from flawsmith.synthesis.held_out import (
+    FALL_BACK,
+    HELD_OUT_RECIPES,
+    WEIGHTS,
+    held_out_flaw,
+    held_out_flaws,
+    strength,
+)
 
 
 def good_image(shape: tuple[int, int] = (64, 80), seed: int = 0) -> np.ndarray:
@@ -50,11 +58,19 @@ def test_flaw_is_visible_and_confined_to_its_mask(height: int, width: int, level
     assert np.abs(flaw.image[flaw.mask].astype(int) - image[flaw.mask]).mean() >= 4
 
 
-def test_a_set_mixes_all_recipes_and_all_strengths() -> None:
+def test_new_recipes_leave_the_mixture_alone() -> None:
+    assert HELD_OUT_RECIPES == ("glass", "aand", "slsg-structural", "slsg-logical")
+    pixels = hashlib.sha256()
+    for flaw in held_out_flaws([np.full((48, 48, 3), 90, np.uint8)] * 8, seed=0):
+        pixels.update(flaw.mask.tobytes())
+    assert pixels.hexdigest().startswith("40d8ed735d57b058")
+
+
+def test_a_set_mixes_its_recipes_and_all_strengths() -> None:
     flaws = list(held_out_flaws([good_image(seed=seed) for seed in range(40)], seed=0))
-    assert {flaw.recipe for flaw in flaws} >= set(RECIPES)
+    assert {flaw.recipe for flaw in flaws} == set(HELD_OUT_RECIPES)
     assert not any(flaw.recipe == FALL_BACK for flaw in flaws)
-    for name in RECIPES:
+    for name in HELD_OUT_RECIPES:
         own = [flaw.weight for flaw in flaws if flaw.recipe == name]
         assert max(own) - min(own) > 0.4
 
@@ -78,7 +94,7 @@ def test_flaws_cover_a_small_part_of_most_images() -> None:
 def test_each_image_serves_the_next_as_the_other() -> None:
     images = [good_image(seed=seed) for seed in range(4)]
     listed = list(held_out_flaws(images, seed=2))
-    logical = list(RECIPES).index("slsg-logical")
+    logical = HELD_OUT_RECIPES.index("slsg-logical")
     alone = held_out_flaw(images[logical], seed=2, index=logical, other=images[logical - 1])
     assert np.array_equal(listed[logical].image, alone.image)
 

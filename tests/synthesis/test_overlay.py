@@ -9,7 +9,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pydantic import TypeAdapter, ValidationError
 
-from flawsmith.synthesis.overlay import FixedWeight, MixtureWeight, NormalWeight, UniformWeight, WeightLaw, blend
+from flawsmith.synthesis.overlay import (
+    FixedWeight,
+    MixtureWeight,
+    NormalWeight,
+    UniformWeight,
+    WeightLaw,
+    blend,
+    faded,
+    visible,
+)
 
 
 @given(
@@ -98,3 +107,37 @@ def test_ranges_that_fall_are_refused() -> None:
         UniformWeight(low=0.5, high=0.4)
     with pytest.raises(ValidationError, match="less than or equal to 1"):
         FixedWeight(value=1.5)
+
+
+def square_flaw() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A grey image, the same with a white square, and the square."""
+    image = np.full((60, 60, 3), 0.5, np.float32)
+    mask = np.zeros((60, 60), bool)
+    mask[15:45, 15:45] = True
+    return image, np.where(mask[:, :, None], np.float32(1), image), mask
+
+
+@pytest.mark.parametrize("feather", [1.0, 3.0])
+def test_a_faded_flaw_rises_from_the_edge_of_its_mask_inwards(feather: float) -> None:
+    image, forged, mask = square_flaw()
+
+    out = faded(image, forged, mask, feather)
+
+    profile = out[30, 15:31, 0]
+    assert np.array_equal(out[~mask], image[~mask])
+    assert (np.diff(profile) >= -1e-6).all(), "it only rises"
+    assert profile[0] < 0.5 + 0.25 / feather, "no seam"
+    assert profile[-1] == pytest.approx(1.0, abs=1e-3), "whole in the middle"
+    assert (profile < 0.95).sum() == pytest.approx(1.7 * feather, abs=1.5), "over about so many pixels"
+
+
+def test_only_what_changed_is_visible() -> None:
+    image, forged, mask = square_flaw()
+    forged[:, :30] = image[:, :30]
+
+    found = visible(image, forged, mask, 0.1)
+
+    assert not (found & ~mask).any()
+    assert found[15:45, 33:45].all()
+    assert not found[:, :27].any()
+    assert not visible(image, image, mask, 0.1).any()

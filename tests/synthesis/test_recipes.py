@@ -13,18 +13,18 @@ from hypothesis.extra import numpy as arrays
 from pydantic import ValidationError
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.synthesis.overlay import FixedWeight, NormalWeight
+from flawsmith.synthesis.mask_rules import Acceptance, MaskRule
+from flawsmith.synthesis.overlay import FixedWeight, NormalWeight, UniformWeight
 from flawsmith.synthesis.recipes import (
     RECIPES,
-    Acceptance,
     Branch,
-    MaskRule,
     Recipe,
     find_recipe,
     max_pool_cells,
     strided_cells,
 )
 from flawsmith.synthesis.search import find_mask
+from flawsmith.synthesis.transforms import Blur, HalfTurn, Pose, Shuffle
 
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 30), st.integers(1, 30)))
 SINGLE, ANY = MaskRule(), Acceptance()
@@ -37,9 +37,8 @@ def noise(*pixels: tuple[int, int], shape: tuple[int, int] = (6, 8)) -> np.ndarr
     return field
 
 
-def test_the_four_recipes_have_the_published_numbers() -> None:
-    glass, aand, structural, logical = RECIPES.values()
-    assert list(RECIPES) == ["glass", "aand", "slsg-structural", "slsg-logical"]
+def test_the_recipes_have_the_published_numbers() -> None:
+    glass, aand, structural, logical = (RECIPES[name] for name in ("glass", "aand", "slsg-structural", "slsg-logical"))
     assert glass.branches[0].weight == NormalWeight(mean=0.5, std=0.1, low=0.2, high=0.8)
     assert glass.branches[0].rule == MaskRule(exponents=(0, 6), threshold=0.5, max_rotation=90, combination="thirds")
     assert (aand.max_tries, aand.redraw, aand.acceptance.min_pixels, aand.normal_share) == (11, "noise", 5, 0.2)
@@ -47,6 +46,61 @@ def test_the_four_recipes_have_the_published_numbers() -> None:
     assert [branch.rule.exponents for branch in (*structural.branches, *logical.branches)] == [(0, 4), (0, 3), (0, 3)]
     assert [branch.texture for branch in (*structural.branches, *logical.branches)] == ["source", "self", "other"]
     assert structural.acceptance.min_pixels == logical.acceptance.min_pixels == 49
+
+
+def test_half_of_the_slsg_flaws_are_logical_from_another_image() -> None:
+    slsg = RECIPES["slsg"]
+    assert [(branch.share, branch.texture) for branch in slsg.branches] == [
+        (0.25, "source"),
+        (0.25, "self"),
+        (0.5, "other"),
+    ]
+    source, own, other = slsg.branches
+    assert (source.rule.exponents, source.rule.threshold, source.operations) == ((0, 4), 0.5, "classic")
+    assert own.rule == other.rule == MaskRule(exponents=(0, 3), threshold=0.4)
+    assert source.weight == RECIPES["slsg-structural"].branches[0].weight
+    assert own.weight == other.weight == UniformWeight(high=0.25)
+    assert Shuffle(cells=(4, 8)) in own.transforms
+    assert other.transforms[0] == Pose(max_turn=10)
+    assert other.excludes_self
+    assert slsg.acceptance.min_pixels == 49
+
+
+def test_the_released_simulation_of_slsg_has_its_numbers() -> None:
+    official = RECIPES["slsg-official"]
+    own = official.branches[1]
+    assert (own.share, own.texture, official.jitter) == (pytest.approx(0.35 / 0.6), "self", 0.1)
+    turn, jitter, blur, shuffle = own.transforms
+    assert (turn, blur, shuffle) == (HalfTurn(share=0.5), Blur(share=0.2, sigma=2), Shuffle(cells=(4, 8)))
+    assert jitter.share == 0.2
+    assert [tuple(strength.model_dump().values()) for strength in jitter.strengths] == [
+        (0.7, 0.4, 0, 0.4, 0.2),
+        (0.3, 0.2, 0, 0.2, 0.1),
+    ]
+
+
+def test_transforms_without_a_good_image_and_images_without_transforms_are_refused() -> None:
+    with pytest.raises(ValidationError, match="for good images"):
+        Branch(weight=NormalWeight(), transforms=(HalfTurn(),))
+    with pytest.raises(ValidationError, match="has no flaw"):
+        Branch(weight=NormalWeight(), texture="self")
+
+
+@pytest.mark.parametrize("shape", [(256, 256), (64, 96), (1, 1)])
+def test_a_box_belongs_to_every_mask(shape: tuple[int, int]) -> None:
+    empty = np.zeros(shape, np.float32)
+    mask = MaskRule(box=(0.25, 0.5, 0.75, 1.0)).mask(0.0, [empty])
+    expected = np.zeros(shape, bool)
+    expected[round(0.25 * shape[0]) : round(0.75 * shape[0]), round(0.5 * shape[1]) :] = True
+    assert np.array_equal(mask, expected)
+    whole = MaskRule(box=(0.25, 0.5, 0.75, 1.0)).mask(0.0, [empty + 1])
+    assert whole.all()
+
+
+@pytest.mark.parametrize("box", [(0.5, 0.1, 0.5, 0.2), (0.1, 0.3, 0.5, 0.2), (-0.1, 0, 1, 1), (0, 0, 1, 1.1)])
+def test_boxes_that_are_empty_or_beyond_the_image_are_refused(box: tuple[float, ...]) -> None:
+    with pytest.raises(ValidationError, match="the box"):
+        MaskRule(box=box)
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=list(RECIPES))

@@ -22,6 +22,7 @@ from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import find_recipe
 from flawsmith.training.data import ForgingOptions, GoodImages
+from flawsmith.training.forging import Place
 
 GEOMETRY = Geometry(size=(48, 64))
 ROWS = [np.array([0, 1, 2]), np.array([3, 0])]
@@ -74,6 +75,43 @@ def test_foregrounds_come_with_the_flaws_that_lie_on_them(images: Make) -> None:
     assert all(batch.foregrounds.all() for batch in forged(images(workers=0), mode="none"))
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_jittered_good_halves_come_with_their_flaws(images: Make, workers: int) -> None:
+    data = images(workers=workers)
+    plain = np.stack(list(data.images()))
+
+    for rows, batch in zip(ROWS, forged(data, recipe="slsg-official"), strict=True):
+        assert batch.normal is not None
+        (good,), (flawed,) = ([level.numpy() for level in levels] for levels in (batch.normal, batch.levels))
+        outside = ~batch.masks[:, None].repeat(3, axis=1)
+        assert np.array_equal(good[outside], flawed[outside])
+        assert not np.array_equal(good, flawed)
+        assert np.abs(good - plain[rows]).max() > 0.01, "jittered"
+
+
+def test_jittered_halves_do_not_depend_on_the_workers(images: Make) -> None:
+    alone, shared = (forged(images(workers=workers), recipe="slsg-official") for workers in (0, 2))
+
+    assert same(alone, shared)
+    assert all(torch.equal(one.normal[0], two.normal[0]) for one, two in zip(alone, shared, strict=True))
+
+
+@pytest.mark.parametrize("recipe", ["glass", "slsg"])
+def test_good_halves_are_left_out_where_they_are_the_training_images(images: Make, recipe: str) -> None:
+    data = images(workers=0)
+
+    assert all(batch.normal is None for batch in forged(data, recipe=recipe))
+    source = data.forged(find_recipe(recipe), Foreground(), (6, 8), match_grey=True)
+    assert source._forged[Place(0, 0, 0)].good is None, "nothing more crosses the border of a process"
+
+
+def test_examples_show_the_good_image_that_the_flaw_was_put_on(images: Make) -> None:
+    source = images(workers=0).forged(find_recipe("slsg-official"), Foreground(), (6, 8), match_grey=True)
+
+    for good, mask, flawed in source.examples(3):
+        assert np.array_equal(good[mask == 0], flawed[mask == 0])
+
+
 def test_an_epoch_repeats_itself_and_no_other(images: Make) -> None:
     source = images(workers=1).forged(find_recipe("glass"), Foreground(), (6, 8), match_grey=True)
 
@@ -118,7 +156,7 @@ def test_prepared_images_cross_process_borders_as_paths(images: Make) -> None:
 
 def test_every_recipe_trains_on_any_texture_source(images: Make, parts: Path) -> None:
     for textures in ("self", "procedural", str(parts / "train" / "good")):
-        for recipe in ("aand", "slsg-structural", "slsg-logical"):
+        for recipe in ("aand", "slsg-structural", "slsg-logical", "slsg", "slsg-official"):
             batches = forged(images(workers=0, textures=textures), recipe=recipe)
             assert all(torch.isfinite(batch.levels[0]).all() for batch in batches)
 

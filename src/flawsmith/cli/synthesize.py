@@ -45,7 +45,9 @@ def _is_number(text: str) -> bool:
 def synthesize(
     data: DataFolder,
     out: Annotated[Path, typer.Option(help="Folder to write; a new one.")],
-    recipe: Annotated[str, typer.Option(help="glass, aand, slsg-structural or slsg-logical.")] = "glass",
+    recipe: Annotated[
+        str, typer.Option(help="glass, aand, slsg, slsg-aligned, slsg-structural, slsg-logical or slsg-official.")
+    ] = "glass",
     textures: Annotated[
         str, typer.Option(metavar="DIR|self|procedural", help="Where textures come from: pictures, the parts, drawn.")
     ] = "procedural",

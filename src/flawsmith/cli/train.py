@@ -21,7 +21,7 @@ def train(
     data: DataFolder,
     method: option.Method = "pbas",
     preset: option.Preset = None,
-    backbone: option.Backbone = "efficientnet_lite0",
+    backbone: option.Backbone = None,
     seed: option.Seed = 0,
     set_: option.Set = None,
     out: option.Out = None,

@@ -8,11 +8,14 @@ from typing import Annotated
 import typer
 
 # Named here once more, because the registry that knows them imports torch; a test compares the two.
-Method = Annotated[str, typer.Option(help="The method: aand, glass, pbas or rd4ad.")]
-Preset = Annotated[str | None, typer.Option(help="fast, paper or official; by default fast, or official on a GPU.")]
+Method = Annotated[str, typer.Option(help="The method: aand, glass, pbas, rd4ad or slsg.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="fast (the default), paper or official (the default on a GPU); slsg: official-loco too."),
+]
 Backbone = Annotated[
-    str,
-    typer.Option(help="efficientnet_lite0 (needs no download), any timm name, a weights file, or NAME@FILE."),
+    str | None,
+    typer.Option(help="efficientnet_lite0 (the default, needs no download), any timm name, a weights file, NAME@FILE."),
 ]
 Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 Set = Annotated[

@@ -7,12 +7,16 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from flawsmith.data.defects_config import grey_values
 from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
-from flawsmith.data.samples import GOOD, Dataset, Sample
+from flawsmith.data.layouts.files import GOOD_FOLDERS
+from flawsmith.data.samples import Dataset, Sample
+from flawsmith.data.saturation_checks import saturation_findings
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
@@ -39,6 +43,7 @@ class _Facts:
         bits: bits a channel.
         grey: whether the three channels are equal.
         darkest, brightest, mean: values as a share of full scale.
+        values: the values but 0, of masks alone.
     """
 
     path: Path
@@ -50,6 +55,7 @@ class _Facts:
     darkest: float = 0.0
     brightest: float = 0.0
     mean: float = 0.0
+    values: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -76,13 +82,14 @@ def check(dataset: Dataset, *, threads: int = _THREADS) -> Findings:
     paired = [mask for sample in dataset.samples for mask in sample.masks]
     masks = list(dict.fromkeys((*paired, *dataset.unused_masks)))
     with ThreadPoolExecutor(max(1, threads)) as pool:
-        facts = dict(zip((*images, *masks), pool.map(_examine, (*images, *masks)), strict=True))
-    inventory = _Inventory(dataset, {p: facts[p] for p in images}, {p: facts[p] for p in masks})
+        facts = dict(zip(images, pool.map(_examine, images), strict=True))
+        mask_facts = dict(zip(masks, pool.map(partial(_examine, is_mask=True), masks), strict=True))
+    inventory = _Inventory(dataset, facts, mask_facts)
     found = [finding for rule in _RULES for finding in rule(inventory)]
     return Findings(dataset.summary(), tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity))))
 
 
-def _examine(path: Path) -> _Facts:
+def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
     digest = ""
     try:
         digest = content_hash(path)
@@ -101,6 +108,7 @@ def _examine(path: Path) -> _Facts:
         float(pixels.min()) / full,
         float(pixels.max()) / full,
         float(pixels.mean()) / full,
+        grey_values(pixels) if is_mask else (),
     )
 
 
@@ -224,7 +232,7 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
         what = f"{_count(len(missing), 'flawed image')} without a mask"
         mend = "add masks, in mvtec layout to ground_truth/, if pixel figures are wanted; image figures need none"
         yield Finding(severity, "missing-mask", what, missing, mend)
-    good = [path for path in dataset.unused_masks if GOOD in _folders(path, dataset.root)]
+    good = [path for path in dataset.unused_masks if not {*GOOD_FOLDERS}.isdisjoint(_folders(path, dataset.root))]
     marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].brightest > 0)
     if marked:
         what = f"{_count(len(marked), 'mask')} of good images with marked pixels"
@@ -237,6 +245,13 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
             "name masks after their images, in mvtec layout ground_truth/<defect>/<stem>_mask.png or a folder <stem>/"
         )
         yield Finding("warning", "orphan-mask", what, orphans, mend)
+
+
+def _saturation(inventory: _Inventory) -> Iterable[Finding]:
+    read = {path: facts for path, facts in inventory.masks.items() if facts.error is None}
+    values = {path: facts.values for path, facts in read.items()}
+    pixels = max((height * width for height, width in (facts.size for facts in read.values())), default=0)
+    return saturation_findings(inventory.dataset, values, pixels)
 
 
 def _too_few(inventory: _Inventory) -> Iterable[Finding]:
@@ -282,5 +297,5 @@ def _images(number: int) -> str:
 
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
     *(_unreadable, _leaks, _duplicates, _odd_sizes, _odd_colours, _odd_depths, _empty_pictures),
-    *(_pair_faults, _missing_and_unused_masks, _too_few, _passed_over),
+    *(_pair_faults, _missing_and_unused_masks, _saturation, _too_few, _passed_over),
 )

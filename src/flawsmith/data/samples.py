@@ -53,6 +53,8 @@ class Dataset:
         samples: every image, in the order of splits and paths.
         unused_masks: mask files that belong to no flawed image: orphans, and masks of good images.
         notes: what the reader of a log should know, such as folders that were passed over; one line each.
+        defects_config: the file that says when each kind of defect counts as found (MVTec LOCO AD), whether it is
+            there or not; None for layouts that know none.
     """
 
     root: Path
@@ -63,6 +65,7 @@ class Dataset:
     samples: tuple[Sample, ...]
     unused_masks: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
+    defects_config: Path | None = None
 
     def of(self, *, split: Split, label: Label | None = None) -> tuple[Sample, ...]:
         """Samples of one split, and of one label where given."""

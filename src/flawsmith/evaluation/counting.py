@@ -8,7 +8,7 @@ approximation.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -52,7 +52,7 @@ def count_free(distinct: ScoreArray, free: Iterable[ScoreArray], total: int) -> 
     Returns:
         The exact counts. Memory: 8 bytes a distinct score below 2^32 defect-free pixels, 16 from there.
     """
-    dtype: type[np.uint32] | type[np.uint64] = np.uint32 if total < 2**32 else np.uint64
+    dtype = _count_type(total)
     # Steps of two staircases over `distinct`: defect-free scores below v, and those below or equal to v. The
     # extra entry takes the defect-free scores that lie above every flawed one.
     below: CountArray = np.zeros(len(distinct) + 1, dtype=dtype)
@@ -76,6 +76,24 @@ def count_free(distinct: ScoreArray, free: Iterable[ScoreArray], total: int) -> 
         np.cumsum(steps, out=steps)
         np.subtract(dtype(total), steps, out=steps)
     return FreeCounts(scores=distinct, above=up_to[:-1], at_least=below[:-1], total=total)
+
+
+def joined(parts: Sequence[FreeCounts]) -> FreeCounts:
+    """The counts of several groups of images together.
+
+    Args:
+        parts: at least one, all counted against the same distinct scores.
+    """
+    total = sum(part.total for part in parts)
+    above, at_least = (np.zeros(len(parts[0].scores), dtype=_count_type(total)) for _ in range(2))
+    for part in parts:
+        above += part.above
+        at_least += part.at_least
+    return FreeCounts(scores=parts[0].scores, above=above, at_least=at_least, total=total)
+
+
+def _count_type(total: int) -> type[np.uint32] | type[np.uint64]:
+    return np.uint32 if total < 2**32 else np.uint64
 
 
 def _find(ascending: ScoreArray, keys: ScoreArray) -> npt.NDArray[np.intp]:

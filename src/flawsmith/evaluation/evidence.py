@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,8 @@ from flawsmith.evaluation.curves import Curve, FloatArray, shares
 from flawsmith.evaluation.overlap import FPR_LIMIT
 from flawsmith.evaluation.pooling import IN_MEMORY_BYTES, PixelFigures, PixelMetrics
 from flawsmith.evaluation.ranking import roc_curve
+from flawsmith.evaluation.saturated import SPRO_LIMIT, Channel
+from flawsmith.evaluation.saturated_pooling import SaturatedFigures, SaturatedOverlap
 from flawsmith.runtime.errors import FlawsmithError
 
 
@@ -32,6 +34,8 @@ class ImageRecord:
             annotated.
         not_inspected: (height, width) True where the map says nothing (cut away by a crop), or None. These
             pixels get the lowest score, -inf; a map may also hold -inf there itself.
+        channels: the annotated defects one by one, of the mask's size, which is their union; none where the data set
+            does not say when a defect counts as found.
     """
 
     image: str
@@ -42,6 +46,7 @@ class ImageRecord:
     map: npt.NDArray[np.float32] | None = None
     mask: npt.NDArray[np.bool_] | None = None
     not_inspected: npt.NDArray[np.bool_] | None = None
+    channels: tuple[Channel, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +63,7 @@ class Evidence:
             figures.
         pixels: exact pixel figures and counts, None where no image had a map.
         notes: what was resized, left out or lost, in sentences.
+        saturated: figures of the saturated region overlap, None where no record had channels.
     """
 
     images: tuple[str, ...]
@@ -68,6 +74,7 @@ class Evidence:
     pixel_index: npt.NDArray[np.int64]
     pixels: PixelFigures | None
     notes: tuple[str, ...]
+    saturated: SaturatedFigures | None = None
 
     def roc_curve(self) -> Curve | None:
         """The ROC curve of the image scores, or None without good or flawed images."""
@@ -86,6 +93,17 @@ class Evidence:
             return None
         bins = self.pixels.bins
         return self._pixel_curve(bins.flawed.sum(axis=0), bins.n_flawed.sum())
+
+    def spro_curve(self) -> Curve | None:
+        """Exact points of the curve of saturated overlap, all defects pooled, or None where that is undefined."""
+        if self.saturated is None or self.saturated.pooled is None:
+            return None
+        bins = self.saturated.bins
+        return Curve(
+            x=shares(bins.free.sum(axis=0), bins.n_free.sum()),
+            y=np.minimum(shares(bins.overlap.sum(axis=0), bins.n_channels.sum()), 1.0),
+            thresholds=np.concatenate([[np.inf], bins.thresholds.astype(np.float64), [-np.inf]]),
+        )
 
     def _pixel_curve(self, reached: FloatArray, total: np.int64) -> Curve:
         assert self.pixels is not None
@@ -119,6 +137,8 @@ def gather(
     records: Iterable[ImageRecord],
     *,
     limit: float = FPR_LIMIT,
+    spro_limit: float = SPRO_LIMIT,
+    notes: Sequence[str] = (),
     in_memory_bytes: int = IN_MEMORY_BYTES,
     directory: Path | None = None,
 ) -> Evidence:
@@ -127,6 +147,8 @@ def gather(
     Args:
         records: inspected images, in any order.
         limit: largest false-positive rate of the AUPRO, in (0, 1].
+        spro_limit: largest false-positive rate of the sPRO, in (0, 1].
+        notes: what is known of the data beforehand, in sentences; comes before what is found on the way.
         in_memory_bytes: defect-free pixel scores beyond this go to a temporary file.
         directory: folder of that file; the system's own by default.
 
@@ -138,11 +160,15 @@ def gather(
     index: list[int] = []
     seen: Counter[str] = Counter()
     with PixelMetrics(in_memory_bytes=in_memory_bytes, directory=directory) as pixels:
+        saturated = SaturatedOverlap(pixels)
         for record in records:
-            index.append(_add_pixels(pixels, record, seen))
+            index.append(_add_pixels(pixels, saturated, record, seen))
             kept.append(_without_arrays(record))
         _check(kept)
         figures = pixels.compute(limit=limit) if max(index, default=-1) >= 0 else None
+        # Images take their places among the pixels in the order they came.
+        taking_part = [record for record, place in zip(kept, index, strict=True) if place >= 0]
+        spro = saturated.compute([one.defect if one.flawed else None for one in taking_part], limit=spro_limit)
     return Evidence(
         images=tuple(record.image for record in kept),
         scores=np.array([record.score for record in kept], dtype=np.float64),
@@ -151,11 +177,15 @@ def gather(
         defects=tuple(record.defect for record in kept),
         pixel_index=np.array(index, dtype=np.int64),
         pixels=figures,
-        notes=tuple(
-            text.format(f"{seen[key]} image{'s' if seen[key] > 1 else ''}")
-            for key, text in _OBSERVATIONS.items()
-            if seen[key]
+        notes=(
+            *notes,
+            *(
+                text.format(f"{seen[key]} image{'s' if seen[key] > 1 else ''}")
+                for key, text in _OBSERVATIONS.items()
+                if seen[key]
+            ),
         ),
+        saturated=spro,
     )
 
 
@@ -173,7 +203,7 @@ def _check(records: list[ImageRecord]) -> None:
         raise FlawsmithError(f"the image {name} stands {times} times in the test set: keep it once")
 
 
-def _add_pixels(pixels: PixelMetrics, record: ImageRecord, seen: Counter[str]) -> int:
+def _add_pixels(pixels: PixelMetrics, saturated: SaturatedOverlap, record: ImageRecord, seen: Counter[str]) -> int:
     """Feed one record's map to the pixel figures; its index there, or -1 where it takes no part."""
     mask = None if record.mask is None else np.asarray(record.mask) != 0
     if not record.flawed and mask is not None and mask.any():
@@ -192,12 +222,23 @@ def _add_pixels(pixels: PixelMetrics, record: ImageRecord, seen: Counter[str]) -
         scores = np.where(record.not_inspected, np.float32(-np.inf), scores)
     if not record.flawed or mask is None:
         return pixels.add(scores)
+    channels = record.channels
     if mask.shape != scores.shape:
         seen["resized"] += 1
-        mask = resize_mask(mask, (scores.shape[0], scores.shape[1]))
+        size = (scores.shape[0], scores.shape[1])
+        mask = resize_mask(mask, size)
+        channels = tuple(_resized(channel, size) for channel in channels)
         if not mask.any():
             seen["vanished"] += 1
             return -1
     if np.isneginf(scores[mask]).all():
         seen["unseen"] += 1
-    return pixels.add(scores, mask)
+    index = pixels.add(scores, mask)
+    saturated.add(index, scores, channels)
+    return index
+
+
+def _resized(channel: Channel, size: tuple[int, int]) -> Channel:
+    """A channel in other pixels: a saturation threshold in pixels grows or shrinks with the image."""
+    scale = 1.0 if channel.relative else size[0] * size[1] / channel.mask.size
+    return replace(channel, mask=resize_mask(channel.mask, size), threshold=channel.threshold * scale)

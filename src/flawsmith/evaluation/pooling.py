@@ -11,7 +11,7 @@ Memory is about 40 bytes a flawed pixel and 24 KB an image; the file takes 4 byt
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -174,11 +174,31 @@ class PixelMetrics:
             limit=limit,
         )
 
-    def _free(self) -> Iterator[ScoreArray]:
-        """Every image's defect-free scores, ascending, in the order of adding."""
-        self._spool.seek(0)
-        for number in self._n_free:
-            yield np.frombuffer(self._spool.read(4 * number), dtype=np.float32)
+    def count_free(self, scores: ScoreArray, images: Sequence[int]) -> FreeCounts:
+        """The defect-free pixels of some images, counted against given scores.
+
+        Args:
+            scores: (distinct,) ascending, without repetition.
+            images: indices of images, as :meth:`add` returned them.
+        """
+        return count_free(scores, self._free(images), sum(self._n_free[image] for image in images))
+
+    def free_at_least(self, thresholds: ScoreArray) -> npt.NDArray[np.float64]:
+        """(images, thresholds) defect-free pixels of every image that score at least each threshold."""
+        counts = [scores.size - np.searchsorted(scores, thresholds, side="left") for scores in self._free()]
+        return np.array(counts, dtype=np.float64).reshape(len(self._n_free), len(thresholds))
+
+    @property
+    def n_free(self) -> npt.NDArray[np.int64]:
+        """(images,) number of defect-free pixels."""
+        return np.array(self._n_free, dtype=np.int64)
+
+    def _free(self, images: Sequence[int] | None = None) -> Iterator[ScoreArray]:
+        """The defect-free scores, ascending, of some images or of all in the order of adding."""
+        starts = np.cumsum([0, *self._n_free])
+        for image in range(len(self._n_free)) if images is None else images:
+            self._spool.seek(4 * int(starts[image]))
+            yield np.frombuffer(self._spool.read(4 * self._n_free[image]), dtype=np.float32)
         self._spool.seek(0, 2)
 
     def _counts(self) -> tuple[FreeCounts, npt.NDArray[np.int64]]:
@@ -203,8 +223,8 @@ class PixelMetrics:
         if len(distinct) > 2 * QUANTILES:
             ranks = np.linspace(1, number.sum(), QUANTILES)
             by_pixel = distinct[np.searchsorted(np.cumsum(number), ranks)]
-            by_region = np.sort(np.concatenate([_spread(one, REGION_SAMPLES) for one in self._regions()]))
-            picked = np.unique(np.concatenate([by_pixel, _spread(by_region, QUANTILES)]))
+            by_region = np.sort(np.concatenate([spread(one, REGION_SAMPLES) for one in self._regions()]))
+            picked = np.unique(np.concatenate([by_pixel, spread(by_region, QUANTILES)]))
         return np.unique(np.concatenate([picked, next_float(picked)]))[::-1]
 
     def _regions(self) -> Iterator[ScoreArray]:
@@ -215,11 +235,9 @@ class PixelMetrics:
 
     def _bins(self, thresholds: ScoreArray) -> PixelBins:
         shape = (len(self._n_free), len(thresholds))
-        free, flawed, overlap = np.zeros(shape), np.zeros(shape), np.zeros(shape)
+        flawed, overlap = np.zeros(shape), np.zeros(shape)
         ascending = thresholds[::-1]
-        for index, scores in enumerate(self._free()):
-            free[index] = scores.size - np.searchsorted(scores, thresholds, side="left")
-            pixels, region = self._flawed[index], self._region[index]
+        for index, (pixels, region) in enumerate(zip(self._flawed, self._region, strict=True)):
             if pixels.size:
                 flawed[index] = pixels.size - np.searchsorted(pixels, thresholds, side="left")
                 # Every pixel weighs 1 / size of its region; a bin holds what lies in [threshold, next larger
@@ -230,16 +248,16 @@ class PixelMetrics:
                 overlap[index] = np.cumsum(share[::-1])
         return PixelBins(
             thresholds=thresholds,
-            free=free,
+            free=self.free_at_least(thresholds),
             flawed=flawed,
             overlap=overlap,
-            n_free=np.array(self._n_free, dtype=np.int64),
+            n_free=self.n_free,
             n_flawed=np.array([one.size for one in self._flawed], dtype=np.int64),
             n_regions=np.array(self._n_regions, dtype=np.int64),
         )
 
 
-def _spread(ascending: ScoreArray, number: int) -> ScoreArray:
+def spread(ascending: ScoreArray, number: int) -> ScoreArray:
     """At most ``number`` of the values, evenly spaced in rank, with both extremes."""
     if len(ascending) <= number:
         return ascending

@@ -11,6 +11,7 @@ from scipy import stats
 
 from flawsmith.evaluation import bootstrap, ranking
 from flawsmith.evaluation.evidence import Evidence, ImageRecord, gather
+from flawsmith.evaluation.loco import loco_figures, loco_intervals, loco_notes
 from flawsmith.evaluation.results import DefectResult, Evaluation
 
 __all__ = ["Evidence", "ImageRecord", "Protocol", "evaluate_records", "gather", "summarise"]
@@ -38,6 +39,10 @@ _RULES = {
         "Pixels the model does not look at count with the lowest score. "
         "All figures are exact: every distinct score is a threshold; regions are 8-connected; AUPRO "
         "integrates to a false-positive rate of 0.3, interpolated there. "
+        "Where the data set says when each defect counts as found (MVTec LOCO AD), sPRO integrates to a "
+        "false-positive rate of 0.05; logical and structural anomalies are taken apart, each with all good images, "
+        "and given with their mean (the LOCO mean) and with the value pooled over both. "
+        "Image scores are the model's own, not the maximum of its map as in that data set's kit. "
         "Flawed images without a mask count for the image figures only. "
         "Limits were stored with the model before any test image was seen."
     )
@@ -83,7 +88,8 @@ def summarise(
     best = ranking.best_f1(evidence.scores, flawed)
     ends: dict[str, tuple[float, float]] = {}
     if n_resamples > 0:
-        ends.update(bootstrap.intervals(evidence, level=LEVEL, n_resamples=n_resamples, seed=seed).items())
+        for intervals in (bootstrap.intervals, loco_intervals):
+            ends.update(intervals(evidence, level=LEVEL, n_resamples=n_resamples, seed=seed).items())
     for name, hit in (("false_reject_rate", rejected[~flawed]), ("miss_rate", ~rejected[flawed])):
         if hit.size:
             exact = stats.binomtest(int(hit.sum()), hit.size).proportion_ci(LEVEL, method="exact")
@@ -91,6 +97,7 @@ def summarise(
     return Evaluation(
         protocol=protocol.value,
         **points,
+        **loco_figures(evidence),
         image_f1_threshold=None if best is None else best.threshold,
         false_reject_rate=_share(rejected[~flawed]),
         miss_rate=_share(~rejected[flawed]),
@@ -160,6 +167,7 @@ def _notes(evidence: Evidence, points: dict[bootstrap.Metric, float | None]) -> 
         notes.append("No good test image: AUROC and the false reject rate are undefined.")
     if flawed.any() and points["pixel_auroc"] is None:
         notes.append("No annotated flaw beside defect-free pixels: pixel AUROC and AUPRO are undefined.")
+    notes += loco_notes(evidence)
     to_review = sum(verdict == "review" and bool(flag) for verdict, flag in zip(evidence.verdicts, flawed, strict=True))
     if to_review:
         images = "1 flawed image was" if to_review == 1 else f"{to_review} flawed images were"

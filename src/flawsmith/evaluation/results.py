@@ -32,14 +32,37 @@ class Evaluation(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     protocol: str = Field(default="clean", description="Name of the evaluation protocol.")
-    image_auroc: Share = Field(description="AUROC of the image scores, in [0, 1].")
+    image_auroc: Share = Field(
+        description="AUROC of the image scores, all flawed images pooled against the good ones, in [0, 1]."
+    )
     image_ap: Share = Field(description="Step-wise average precision of the image scores.")
     image_f1_max: Share = Field(description="Highest F1 over all limits: an oracle, never a limit to run with.")
     image_f1_threshold: float | None = Field(default=None, description="The score that gives the highest F1.")
     pixel_auroc: Share = Field(description="AUROC over all pixels pooled.")
     pixel_ap: Share = Field(description="Step-wise average precision over all pixels pooled.")
     aupro: Share = Field(description="Area under the region-overlap curve up to a false-positive rate of 0.3.")
-    spro: Share = Field(default=None, description="Saturated region overlap; only for layouts that define saturation.")
+    image_auroc_logical: Share = Field(
+        default=None, description="AUROC of the logical anomalies against all good images; MVTec LOCO AD alone."
+    )
+    image_auroc_structural: Share = Field(
+        default=None, description="AUROC of the structural anomalies against all good images; MVTec LOCO AD alone."
+    )
+    image_auroc_loco_mean: Share = Field(
+        default=None,
+        description="The LOCO mean: half the sum of the two, which is not the pooled AUROC where their numbers differ.",
+    )
+    spro: Share = Field(
+        default=None,
+        description="Area under the saturated region overlap curve up to a false-positive rate of 0.05, all defects of "
+        "all images pooled; only where the data set defines saturation.",
+    )
+    spro_logical: Share = Field(default=None, description="The same, of the logical anomalies with all good images.")
+    spro_structural: Share = Field(
+        default=None, description="The same, of the structural anomalies with all good images."
+    )
+    spro_loco_mean: Share = Field(
+        default=None, description="The LOCO mean: half the sum of the two; what MVTec LOCO AD's tables hold."
+    )
     false_reject_rate: Share = Field(description="Share of good images rejected at the stored limit.")
     miss_rate: Share = Field(description="Share of flawed images not rejected at the stored limit.")
     n_good: int = Field(description="Good test images.")
@@ -58,13 +81,19 @@ class Evaluation(BaseModel):
     def as_table(self) -> str:
         """The figures as plain text: one line a figure, then one line a defect type, then the notes."""
         lines = [f"{self.n_good} good and {self.n_flawed} flawed images, protocol {self.protocol}", ""]
-        rows = [(label, _number(getattr(self, name)), self._interval(name)) for name, label in LABELS.items()]
+        rows = [(label, _number(getattr(self, name)), self._interval(name)) for name, label in self.labels().items()]
         lines += _aligned([("figure", "value", "95 % interval"), *rows])
         if self.by_defect:
             heads = ("defect", "images", "missed", "miss rate", "image AUROC", "AUPRO", "mean score")
             lines += ["", *_aligned([heads, *(_defect_row(*item) for item in self.by_defect.items())])]
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join(lines)
+
+    def labels(self) -> dict[str, str]:
+        """The figures to show in the order of tables, with their names in words; those of LOCO where there is one."""
+        if all(getattr(self, name) is None for name in LOCO_LABELS):
+            return LABELS
+        return LABELS | {"image_auroc": "image AUROC, pooled"} | LOCO_LABELS
 
     def _interval(self, name: str) -> str:
         ends = self.intervals.get(name)
@@ -82,6 +111,17 @@ LABELS = {
     "miss_rate": "miss rate",
 }
 """The figures in the order of tables, with their names in words."""
+
+LOCO_LABELS = {
+    "image_auroc_logical": "image AUROC, logical",
+    "image_auroc_structural": "image AUROC, structural",
+    "image_auroc_loco_mean": "image AUROC, LOCO mean",
+    "spro": "sPRO (0.05), pooled",
+    "spro_logical": "sPRO (0.05), logical",
+    "spro_structural": "sPRO (0.05), structural",
+    "spro_loco_mean": "sPRO (0.05), LOCO mean",
+}
+"""The figures of MVTec LOCO AD, which come after the others."""
 
 
 def _number(value: float | None) -> str:

@@ -41,7 +41,7 @@ class Tolerance:
 
     @classmethod
     def relative(cls, scores: NDArray[np.float64], maxima: NDArray[np.float64]) -> Tolerance:
-        """The tolerance of an engine or precision other than float32, from held-out good images."""
+        """The tolerance from held-out good images, where float32 is not computed or the detector is not continuous."""
         score, level = (RELATIVE_TOLERANCE * float(np.ptp(np.quantile(v, [0.05, 0.95]))) for v in (scores, maxima))
         return cls(max(score, MAP_TOLERANCE), max(level, MAP_TOLERANCE), every_pixel=False)
 

@@ -27,6 +27,7 @@ ALIASES = {
     "clip_vit_b16": "vit_base_patch16_clip_quickgelu_224.openai",
 }
 RANDOM = "random"
+PIXELS = "pixels"
 
 WeightSource = Literal["packaged", "hub", "file", "random"]
 
@@ -100,6 +101,39 @@ def load_backbone(name: str = PACKAGED, *, strides: Sequence[int] = (8, 16), see
         std=tuple(config.std if config else (0.229, 0.224, 0.225)),
     )
     return Backbone(trunk, info)
+
+
+def pixels_of(backbone: Backbone) -> Backbone:
+    """A backbone whose only level are the images themselves, normalised as the given one wants them."""
+    changes = {"architecture": PIXELS, "sha256": PIXELS, "strides": (1,), "channels": (3,)}
+    return Backbone(_Pixels(), backbone.info.model_copy(update=changes))
+
+
+def trained_trunk(trunk: nn.Module, backbone: Backbone, image_size: tuple[int, int], form: str) -> Backbone:
+    """A trunk that began as another backbone's, frozen as it is now.
+
+    Args:
+        trunk: normalised images to level maps, finest first.
+        backbone: what it began as.
+        image_size: (height, width) of images that it can take.
+        form: tells what its weights do not: how it differs from that backbone.
+    """
+    found = Backbone(trunk, backbone.info)
+    with torch.no_grad():
+        levels = found(torch.zeros(1, 3, *image_size))
+    changes = {
+        "architecture": f"{backbone.info.architecture} {form}",
+        "sha256": checksum(trunk),
+        "channels": tuple(int(level.shape[1]) for level in levels),
+    }
+    return Backbone(trunk, backbone.info.model_copy(update=changes))
+
+
+class _Pixels(nn.Module):
+    """Gives the images back as their only level."""
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        return [images]
 
 
 def _resolve(name: str) -> tuple[str, WeightSource, Path | None]:

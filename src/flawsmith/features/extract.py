@@ -15,7 +15,7 @@ import PIL
 import torch
 from numpy.typing import NDArray
 
-from flawsmith.features.backbones import Backbone
+from flawsmith.features.backbones import PIXELS, Backbone
 from flawsmith.features.onnx_graph import to_onnx
 from flawsmith.runtime.engine import Engine, make_engine
 from flawsmith.runtime.errors import FlawsmithError
@@ -61,6 +61,16 @@ class TorchExtractor:
             return [level.float().cpu().numpy() for level in self._backbone(batch)]
 
 
+class PixelExtractor:
+    """Images as they are, for a method that trains its own encoder; there is nothing to compute or to round."""
+
+    def __init__(self, engine: EngineName, precision: Precision) -> None:
+        self.engine, self.precision = engine, precision
+
+    def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
+        return [images]
+
+
 class GraphExtractor:
     """The backbone compiled once a run into an ONNX graph, run by ONNX Runtime or OpenVINO."""
 
@@ -99,6 +109,8 @@ def make_extractor(
 
     ONNX Runtime computes in float32; bfloat16 needs torch or OpenVINO.
     """
+    if backbone.info.architecture == PIXELS:
+        return PixelExtractor(engine, precision)
     if engine == "torch":
         return TorchExtractor(backbone, precision, "cuda" if torch.cuda.is_available() else "cpu")
     return GraphExtractor(backbone, image_size, engine, precision)

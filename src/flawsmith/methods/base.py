@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from flawsmith.features.backbones import Backbone
+from flawsmith.features.weights import PACKAGED
 from flawsmith.methods.diagnostics import Diagnostic
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import Recipe
 
 Side = Annotated[int, Field(ge=16, le=8192)]
-Preset = Literal["paper", "official", "fast"]
 
 
 class AnomalyOutput(NamedTuple):
@@ -58,6 +58,21 @@ class MethodConfig(BaseModel):
         """Whether the method learns from flaws forged on good images, with textures and foregrounds."""
         return False
 
+    @property
+    def foreground_files(self) -> bool:
+        """Whether foregrounds of good images are read from mask files."""
+        return False
+
+    @property
+    def default_backbone(self) -> str:
+        """The backbone where the user names none."""
+        return PACKAGED
+
+    @property
+    def frozen_backbone(self) -> bool:
+        """Whether the backbone stays as it is; otherwise the method trains a copy of its own."""
+        return True
+
 
 class FeatureSource(Protocol):
     """Raw level maps of the training images, by row, as the frozen backbone gives them."""
@@ -81,12 +96,15 @@ class ForgedImages:
         masks: where the flaws are, (images, height, width) bool at the network's input size.
         foregrounds: where flaws might have been, in the same form; everywhere for an image without a foreground.
         fell_back: images whose flaw lies beside the foreground, or that have none, because no mask was accepted.
+        normal: level maps of the good images as the flaws were put on them, in the form of ``levels``; None where
+            they are the training images as they are, whose features are cached.
     """
 
     levels: list[Tensor]
     masks: Bool[np.ndarray, "images height width"]
     foregrounds: Bool[np.ndarray, "images height width"]
     fell_back: int = 0
+    normal: list[Tensor] | None = None
 
 
 class ForgedSource(Protocol):
@@ -117,6 +135,10 @@ class TrainingData(Protocol):
 
     def images(self, geometry: Geometry | None = None) -> Iterator[Float[np.ndarray, "3 height width"]]:
         """All training images, normalised, one at a time; in another geometry than the network's if asked."""
+        ...
+
+    def through(self, backbone: Backbone) -> TrainingData:
+        """The same images through another frozen backbone, such as one that a stage has trained."""
         ...
 
     def forged(
@@ -206,6 +228,15 @@ class Detector(nn.Module, ABC):
     def highest_score(self) -> float | None:
         """The largest image score there can be: a limit above it rejects nothing. None: there is no such number."""
         return None
+
+    @property
+    def continuous(self) -> bool:
+        """Whether a difference in the last digit can only make a small difference of map and score.
+
+        Where it cannot be relied on, as with a choice of nearest neighbours, trained and exported model are compared
+        relative to the spread of held-out good scores.
+        """
+        return True
 
     @abstractmethod
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput: ...

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
+from flawsmith.data.defects_config import Saturation, saturation_of
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.evaluation.evidence import Evidence, ImageRecord, gather
 from flawsmith.evaluation.protocol import summarise
 from flawsmith.evaluation.results import Evaluation
-from flawsmith.pipeline.truth import read_mask
+from flawsmith.pipeline.truth import read_channels
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspector, Unreadable
 
@@ -35,11 +36,13 @@ def evaluate(
         seed: seed of the bootstrap.
 
     Raises:
-        FlawsmithError: when the model or an image cannot be read, or the dataset has no test split.
+        FlawsmithError: when the model or an image cannot be read, the dataset has no test split, or what it says of the
+            saturation of its defects is damaged.
     """
     inspector = model if isinstance(model, Inspector) else Inspector.load(model, engine=engine)
     dataset = data if isinstance(data, Dataset) else load(data, layout)
-    return summarise(collect(inspector, test_samples(dataset)), n_resamples=n_resamples, seed=seed)
+    evidence = collect(inspector, test_samples(dataset), saturation=saturation_of(dataset))
+    return summarise(evidence, n_resamples=n_resamples, seed=seed)
 
 
 def test_samples(dataset: Dataset) -> tuple[Sample, ...]:
@@ -59,16 +62,36 @@ def test_samples(dataset: Dataset) -> tuple[Sample, ...]:
 test_samples.__test__ = False  # type: ignore[attr-defined]
 
 
-def collect(inspector: Inspector, samples: Sequence[Sample], *, done: Callable[[], object] = lambda: None) -> Evidence:
-    """Inspect samples and gather what figures, intervals and plots are computed from; ``done`` is called for each."""
-    return gather(_records(inspector, samples, done))
+def collect(
+    inspector: Inspector,
+    samples: Sequence[Sample],
+    *,
+    saturation: Saturation | None = None,
+    done: Callable[[], object] = lambda: None,
+) -> Evidence:
+    """Inspect samples and gather what figures, intervals and plots are computed from.
+
+    Args:
+        inspector: the model.
+        samples: labelled images.
+        saturation: when their defects count as found; None leaves sPRO out.
+        done: called after each image.
+
+    Raises:
+        FlawsmithError: an image or a mask cannot be read, or they contradict each other.
+    """
+    known = Saturation() if saturation is None else saturation
+    return gather(_records(inspector, samples, known, done), notes=known.notes)
 
 
-def _records(inspector: Inspector, samples: Sequence[Sample], done: Callable[[], object]) -> Iterator[ImageRecord]:
+def _records(
+    inspector: Inspector, samples: Sequence[Sample], saturation: Saturation, done: Callable[[], object]
+) -> Iterator[ImageRecord]:
     stream = inspector.stream([sample.image for sample in samples])
     for sample, result in zip(samples, stream, strict=True):
         if isinstance(result, Unreadable):
             raise FlawsmithError(f"{result.error}; or remove it from the test split")
+        mask, channels = read_channels(sample, saturation.kinds)
         yield ImageRecord(
             image=str(sample.image),
             score=result.score,
@@ -76,7 +99,8 @@ def _records(inspector: Inspector, samples: Sequence[Sample], done: Callable[[],
             defect=sample.defect,
             flawed=sample.is_flawed,
             map=result.map,
-            mask=read_mask(sample),
+            mask=mask,
             not_inspected=result.not_inspected,
+            channels=channels,
         )
         done()

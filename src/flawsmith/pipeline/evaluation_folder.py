@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from flawsmith.data.defects_config import saturation_of
 from flawsmith.data.samples import Dataset
 from flawsmith.evaluation.evidence import Evidence
 from flawsmith.evaluation.protocol import summarise
@@ -61,12 +62,13 @@ def evaluate_into(
         done: called after each image.
 
     Raises:
-        FlawsmithError: the dataset has no test split, an image cannot be read, or the folder cannot be written.
+        FlawsmithError: the dataset has no test split, or a damaged saturation of its defects; an image cannot be read,
+            or the folder cannot be written.
     """
-    samples = test_samples(dataset)
+    samples, saturation = test_samples(dataset), saturation_of(dataset)
     inspector = Inspector.load(bundle, engine=engine)
     make_folder(folder)
-    evidence = collect(inspector, samples, done=done)
+    evidence = collect(inspector, samples, saturation=saturation, done=done)
     evaluation = summarise(evidence)
     written = WrittenEvaluation(evaluation, folder / REPORT, folder / FIGURES, folder / SCORES)
     metrics = _metrics(history / _METRICS) if history is not None else []

@@ -72,7 +72,12 @@ def evaluation_report(
             subtitle=_subtitle(spec),
             facts=[*_model_facts(spec), FactGroup("Data", _data_facts(dataset))],
             evaluation=evaluation,
-            curves=Curves(evidence.roc_curve(), evidence.pro_curve(), evidence.pixel_roc_curve()),
+            curves=Curves(
+                evidence.roc_curve(),
+                evidence.pro_curve(),
+                evidence.pixel_roc_curve(),
+                evidence.spro_curve(),
+            ),
             scores=[group for group in (*test, *_calibration_scores(bundle)) if len(group.scores)],
             limit=spec.decision.limit,
             review_limit=spec.decision.review_limit,

@@ -10,7 +10,6 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from flawsmith.features.weights import PACKAGED
 from flawsmith.methods.base import MethodConfig
 from flawsmith.methods.registry import find_method
 from flawsmith.runtime.errors import FlawsmithError
@@ -23,7 +22,7 @@ class TrainSettings(BaseModel):
 
     method: str = "pbas"
     preset: str | None = Field(None, description="Preset of the method; by default fast, or official on a GPU.")
-    backbone: str = PACKAGED
+    backbone: str | None = Field(None, description="Name or file of the backbone; by default what the preset takes.")
     seed: int = Field(0, ge=0, description="Seed of every random draw.")
     set: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's configuration to change.")
     engine: Literal["onnxruntime", "openvino"] = Field(

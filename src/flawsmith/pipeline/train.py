@@ -94,6 +94,7 @@ def train(
     """
     checked = check_settings(settings)
     preset, config = method_config(checked)
+    checked = checked.model_copy(update={"backbone": checked.backbone or config.default_backbone})
     dataset = load(data, checked.layout)
     split = calibration_split(dataset, checked.seed)
     _check_sources(checked, config)
@@ -127,12 +128,12 @@ def _check_sources(settings: TrainSettings, config: MethodConfig) -> None:
         if given is not None and not config.forges:
             raise FlawsmithError(
                 f"{option} {given}: {settings.method} forges no flaws with these settings: leave the option out, or "
-                "choose a method that does with --method glass or --method aand"
+                "choose a method that does with --method glass, aand or slsg"
             )
     if settings.textures not in (None, "self"):
         texture_source(settings.textures)
     if settings.foregrounds is not None:
-        if getattr(getattr(config, "foreground", None), "mode", None) != "files":
+        if not config.foreground_files:
             raise FlawsmithError(
                 f"--foregrounds {settings.foregrounds} would not be used: add --set foreground=files, or leave it out"
             )
@@ -166,6 +167,7 @@ class _Training:
         from flawsmith.pipeline.diagnostics import drawn
         from flawsmith.pipeline.reporting import training_report
 
+        assert self.settings.backbone is not None
         with self._timed("backbone"):
             backbone = load_backbone(
                 self.settings.backbone, strides=self.config.strides, seed=derived_seed(0, "random backbone")
@@ -218,8 +220,9 @@ class _Training:
         extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
         data = GoodImages(samples, geometry, extractor, cache, seed=self.settings.seed, forging=self.forging)
-        with self._timed("features"):
-            data.features()
+        if self.config.frozen_backbone:
+            with self._timed("features"):
+                data.features()
         for stage in method.stages():
             with self._timed(f"stage {stage.name}"):
                 stage.fit(data, self.run)
@@ -263,7 +266,7 @@ class _Training:
         inspector = Inspector.load(Bundle(spec, model))
         files = [sample.image for sample in self.split.calibration]
         scores, maxima = score_files(inspector, files)
-        exact = self.settings.precision == "float32"
+        exact = self.settings.precision == "float32" and detector.continuous
         tolerance = Tolerance() if exact else Tolerance.relative(scores, maxima)
         decision = calibrate(
             scores,

@@ -186,7 +186,9 @@ class _Writer:
     ) -> None:
         self.workshop, self.ingredients, self.per_image, self.folder = workshop, ingredients, per_image, folder
         # The law of the weight draws nothing now, and no image of a flawed set is left normal.
-        recipe = workshop.recipe.with_weight(FixedWeight(value=0.0)).model_copy(update={"normal_share": 0.0})
+        recipe = workshop.recipe.with_weight(FixedWeight(value=0.0)).model_copy(
+            update={"normal_share": 0.0, "jitter": 0.0, "feather": 0.0, "least_change": 0.0}
+        )
         self.forger = replace(workshop.forger, recipe=recipe)
         self.roots = {weight: folder / _name(weight) / workshop.dataset.category for weight in strengths}
         self.good: list[dict[str, str]] = []

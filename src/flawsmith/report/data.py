@@ -76,11 +76,13 @@ class Curves:
         roc: over image scores.
         pro: mean region overlap against the false-positive rate over pixels.
         pixel_roc: over pixels.
+        spro: mean saturated overlap of the defects against the false-positive rate over pixels.
     """
 
     roc: Curve | None = None
     pro: Curve | None = None
     pixel_roc: Curve | None = None
+    spro: Curve | None = None
 
 
 @dataclass(frozen=True, eq=False)

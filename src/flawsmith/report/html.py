@@ -12,7 +12,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from flawsmith.evaluation.overlap import FPR_LIMIT
-from flawsmith.evaluation.results import LABELS, Evaluation
+from flawsmith.evaluation.results import Evaluation
+from flawsmith.evaluation.saturated import SPRO_LIMIT
 from flawsmith.report import figures
 from flawsmith.report.data import ReportData, ScoreKind
 from flawsmith.report.diagnostics import panels
@@ -141,10 +142,12 @@ def _between(result: Evaluation, name: str) -> str:
 
 def _figure_rows(result: Evaluation | None) -> list[tuple[str, str, str]]:
     """(name, value, interval) of every figure."""
+    if result is None:
+        return []
     rows = []
-    for name, label in LABELS.items() if result is not None else ():
+    for name, label in result.labels().items():
         show = percent if name in _RATES else number
-        ends = result.intervals.get(name) if result is not None else None
+        ends = result.intervals.get(name)
         value = show(getattr(result, name))
         rows.append((label, value, "–" if ends is None else f"{show(ends[0])} to {show(ends[1])}"))
     return rows
@@ -182,6 +185,15 @@ def _curves(data: ReportData) -> Iterator[Plot]:
             "Mean share of each flaw's area that is marked, every flaw alike. "
             f"Area under it within the shaded part, divided by that width: {value}.",
             f"Region overlap curve with an area of {value} up to a false-positive rate of {FPR_LIMIT}.",
+        )
+    if curves.spro is not None:
+        value = number(result.spro if result else None)
+        yield Plot(
+            figures.rate_curve(curves.spro, f"{rate} (pixels)", "mean saturated overlap", shade_to=SPRO_LIMIT),
+            "Saturated region overlap (sPRO)",
+            "Mean over all defects of the marked share of what must be found of each, its saturation area. "
+            f"Area under it within the shaded part, divided by that width: {value}.",
+            f"Saturated region overlap curve with an area of {value} up to a false-positive rate of {SPRO_LIMIT}.",
         )
     if curves.pixel_roc is not None:
         value = number(result.pixel_auroc if result else None)

@@ -14,12 +14,12 @@ from typing import Any, Literal, Protocol
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.image import as_8_bit, decode
-from flawsmith.synthesis.foreground_files import FileForeground, Resampling, through_geometry
+from flawsmith.synthesis.foreground_files import FileForeground, Resampling
+from flawsmith.synthesis.foreground_threshold import Channel, ThresholdForeground
 from flawsmith.synthesis.overlay import Image, Mask
 from flawsmith.synthesis.separation import SIGMA, Background, Separation, blurred, separate
 
@@ -34,8 +34,8 @@ class Foreground(BaseModel):
 
     mode: Literal["none", "files", "threshold", "auto", "disc", "box"] = Field(
         "none",
-        description="none: everywhere; files: masks from a folder; threshold: by grey level; auto: found; disc, box: a "
-        "centred shape.",
+        description="none: everywhere; files: masks from a folder; threshold: by a level of grey or of one colour; "
+        "auto: found; disc, box: a centred shape.",
     )
     sigma: float = Field(
         SIGMA,
@@ -43,8 +43,22 @@ class Foreground(BaseModel):
         description="threshold, auto: Gaussian in pixels of an image with a shorter side of 1024, as in MVTec AD, "
         "scaled with the image (AAND: 8).",
     )
-    level: float = Field(128.0, ge=0, le=255, description="threshold: grey above it is foreground, 0..255.")
-    inverted: bool = Field(False, description="threshold: grey up to the level is foreground instead.")
+    level: float = Field(128.0, ge=0, le=255, description="threshold: what is above it is foreground, 0..255.")
+    inverted: bool = Field(False, description="threshold: what is up to the level is foreground instead.")
+    channel: Channel = Field("grey", description="threshold: what is compared with the level (SLSG: red).")
+    erosion: tuple[PositiveInt, PositiveInt] = Field(
+        (1, 1),
+        description="threshold: rows and columns of the rectangle by which the foreground shrinks, in pixels of an "
+        "image of 256 x 256, scaled with the image.",
+    )
+    dilation: tuple[PositiveInt, PositiveInt] = Field(
+        (1, 1), description="threshold: the same for the rectangle by which it then grows."
+    )
+    kept: tuple[float, float] = Field(
+        (1.0, 1.0),
+        description="threshold: share of the rows, from the top, and of the columns, from the left, that may be "
+        "foreground.",
+    )
     pixels: Literal["input", "file"] = Field(
         "input",
         description="threshold: of the network's input, with sigma scaled; or of the image's file at its own size, "
@@ -64,6 +78,8 @@ class Foreground(BaseModel):
     def _inside(self) -> Foreground:
         if not all(0 < share <= 1 for share in self.extent) or (self.mode == "disc" and len(set(self.extent)) > 1):
             raise ValueError("extent needs two shares above 0 and up to 1, equal ones for a disc")
+        if not all(0 < share <= 1 for share in self.kept):
+            raise ValueError("kept needs two shares above 0 and up to 1")
         return self
 
     @model_validator(mode="before")
@@ -117,7 +133,16 @@ def provider(settings: Foreground, folder: Path | None = None) -> ForegroundProv
             raise FlawsmithError(f"{folder}: is no folder of foreground masks; check the path")
         return FileForeground(folder, settings.resampling)
     if settings.mode == "threshold":
-        return ThresholdForeground(settings.sigma, settings.level, settings.inverted, settings.pixels)
+        return ThresholdForeground(
+            settings.sigma,
+            settings.level,
+            settings.inverted,
+            settings.pixels,
+            settings.channel,
+            settings.erosion,
+            settings.dilation,
+            settings.kept,
+        )
     if settings.mode in ("disc", "box"):
         return CentredForeground("disc" if settings.mode == "disc" else "box", settings.extent)
     return AutomaticForeground(settings.sigma) if settings.mode == "auto" else WholeImage()
@@ -136,45 +161,6 @@ class WholeImage:
     def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> None:
         """No mask."""
         return
-
-
-@dataclass(frozen=True)
-class ThresholdForeground:
-    """Pixels above a grey level after smoothing (the script of AAND).
-
-    Attributes:
-        sigma: of the Gaussian, in pixels of an image with a shorter side of 1024.
-        level: grey, 0..255.
-        inverted: pixels up to the level instead.
-        pixels: of the ``input``, or of the ``file`` at its own size, where sigma is in its pixels.
-    """
-
-    sigma: float
-    level: float
-    inverted: bool
-    pixels: Literal["input", "file"] = "input"
-    reason: None = None
-
-    def fit(self, images: Iterable[Image]) -> ThresholdForeground:
-        """Nothing to decide."""
-        return self
-
-    def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> Mask:
-        """The pixels on the right side of the level."""
-        if self.pixels == "input" or path is None or geometry is None:
-            return self._side(blurred(_grey(image), self.sigma) * 255)
-        grey = _grey(as_8_bit(decode(path), geometry.value_range))
-        smooth = cv2.GaussianBlur(grey, (0, 0), self.sigma) if self.sigma else grey
-        nearest = geometry.policy == "squash"
-        return through_geometry(self._side(smooth), geometry, resampling="nearest" if nearest else "bilinear")
-
-    def _side(self, grey: NDArray[Any]) -> Mask:
-        above: Mask = grey > self.level
-        return ~above if self.inverted else above
-
-
-def _grey(image: NDArray[Any]) -> NDArray[np.float32]:
-    return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.float32)
 
 
 @dataclass(frozen=True)

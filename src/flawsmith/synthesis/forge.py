@@ -6,8 +6,8 @@ draw comes from the generator of the call.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -17,11 +17,13 @@ from numpy.typing import NDArray
 
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import ForegroundProvider
+from flawsmith.synthesis.mask_rules import MaskRule
 from flawsmith.synthesis.operations import augment
-from flawsmith.synthesis.overlay import Image, Mask, blend
+from flawsmith.synthesis.overlay import Image, Mask, blend, faded, visible
 from flawsmith.synthesis.perlin import Field, draw_lattice, noise_field
-from flawsmith.synthesis.recipes import Branch, Grid, MaskRule, Recipe
+from flawsmith.synthesis.recipes import Branch, Grid, Recipe, max_pool_cells
 from flawsmith.synthesis.search import Attempt, FoundMask, find_mask
+from flawsmith.synthesis.shapes import mask_field, random_rectangle
 from flawsmith.synthesis.textures import TextureSource
 
 FallBack = Literal["foreground ignored", "left normal"]
@@ -33,13 +35,21 @@ Others = Sequence[Image] | Callable[[np.random.Generator], Image]
 GREY_TOLERANCE = 2e-3
 """Half a grey level of 8 bits."""
 
+_VISIBLE_TRIES = 8
+"""Flaws drawn until one can be seen, where a recipe asks for that."""
+_OTHER_TRIES = 16
+"""Draws of another good image before the image itself is accepted: it may be the only one."""
+
 
 @dataclass(frozen=True)
 class Forged:
     """A forged sample.
 
     Attributes:
-        image: (height, width, 3) float32; outside the mask the very values of the good image.
+        image: (height, width, 3) float32; outside the mask the very values of the good image, but for changes
+            too small to count where the recipe asks for visible ones.
+        good: the same shape, the good image as the flaw was put on it: in jittered colours where the recipe
+            jitters, else the very image that was given.
         mask: (height, width); empty where the sample was left normal.
         cells: (rows, columns), the mask by cells; None without a grid.
         texture: (height, width, 3) as it was blended; None where the sample was left normal.
@@ -49,6 +59,7 @@ class Forged:
     """
 
     image: Image
+    good: Image
     mask: Mask
     cells: Mask | None
     texture: Image | None
@@ -85,13 +96,14 @@ class Forger:
     ) -> Forged:
         """Put one flaw on a good image.
 
-        The order of the draws is: whether the sample stays normal, the branch, the mask, the texture, the
-        weight; so recipes that differ in their weight alone make the same flaws in other strengths.
+        The order of the draws is: whether the sample stays normal, the branch, the jitter of the good image,
+        whether the foreground counts, the mask, the texture, the weight; so recipes that differ in their
+        weight alone make the same flaws in other strengths. What a recipe does not ask for is not drawn.
 
         Args:
             image: (height, width, 3) RGB in [0, 1]; left as it is.
             rng: source of all draws.
-            foreground: (height, width), where flaws may lie; None asks the provider.
+            foreground: (height, width), where flaws may lie; None asks the provider, before any jitter.
             path: the image's file, for a provider that reads mask files.
 
         Raises:
@@ -100,66 +112,96 @@ class Forger:
         """
         _check(image, foreground)
         if self.recipe.normal_share and self.recipe.keeps_normal(float(rng.random())):
-            return self._unchanged(image, 0, None)
+            return self._unchanged(self._jittered(image, rng), 0, None)
         if foreground is None:
             foreground = self.foreground(image, path)
         branch = self.recipe.branch(float(rng.random()))
-        found, fell_back = self._mask(image.shape[:2], branch.rule, foreground, rng)
+        good = self._jittered(image, rng)
+        if not branch.keeps_foreground(rng):
+            foreground = None
+        tries = 0
+        for _ in range(_VISIBLE_TRIES if self.recipe.least_change else 1):
+            flaw = self._flaw(image, good, branch, foreground, rng)
+            tries += flaw.tries
+            if self.recipe.acceptance.holds(flaw.mask, flaw.cells):
+                return replace(flaw, tries=tries)
+        return self._unchanged(good, tries, "left normal")
+
+    def _flaw(
+        self, image: Image, good: Image, branch: Branch, foreground: Mask | None, rng: np.random.Generator
+    ) -> Forged:
+        """One flaw by the draws of mask, texture and weight; with an empty mask where none was found."""
+        recipe = self.recipe
+        found, fell_back = self._mask(image.shape[:2], branch, foreground, rng)
         if not found.accepted:
-            return self._unchanged(image, found.tries, "left normal")
-        texture = self._texture(image, branch, rng)
-        if self.match_grey and is_grey(image):
+            return self._unchanged(good, found.tries, "left normal")
+        texture = self._texture(image, good, branch, rng)
+        if self.match_grey and is_grey(good):
             texture = greyed(texture)
         weight = branch.weight.draw(rng)
-        forged = blend(image, texture, found.mask, weight)
-        return Forged(forged, found.mask, found.cells, texture, weight, found.tries, fell_back)
+        forged, mask, cells = blend(good, texture, found.mask, weight), found.mask, found.cells
+        if recipe.feather:
+            forged = faded(good, forged, mask, recipe.feather)
+        if recipe.least_change:
+            mask = visible(good, forged, mask, recipe.least_change)
+            cells = None if self.grid is None else max_pool_cells(mask, self.grid)
+        return Forged(forged, good, mask, cells, texture, weight, found.tries, fell_back)
 
     def foreground(self, image: Image, path: Path | None = None) -> Mask | None:
         """Where flaws may lie on an image, (height, width), as the provider says; None: everywhere."""
         return None if self.foreground_provider is None else self.foreground_provider(image, path, self.geometry)
 
-    def _unchanged(self, image: Image, tries: int, fell_back: FallBack | None) -> Forged:
+    def _jittered(self, image: Image, rng: np.random.Generator) -> Image:
+        return self.recipe.jitter_strength.jitter(image, rng) if self.recipe.jitter else image
+
+    def _unchanged(self, good: Image, tries: int, fell_back: FallBack | None) -> Forged:
         cells = None if self.grid is None else np.zeros(self.grid, bool)
-        return Forged(image, np.zeros(image.shape[:2], bool), cells, None, 1.0, tries, fell_back)
+        return Forged(good, good, np.zeros(good.shape[:2], bool), cells, None, 1.0, tries, fell_back)
 
     def _mask(
-        self, shape: tuple[int, int], rule: MaskRule, foreground: Mask | None, rng: np.random.Generator
+        self, shape: tuple[int, int], branch: Branch, foreground: Mask | None, rng: np.random.Generator
     ) -> tuple[FoundMask, FallBack | None]:
         """A mask that counts, if need be beside the foreground; at most twice the recipe's tries."""
         tries = 0
         if foreground is None or foreground.any():
-            found = self._search(shape, rule, foreground, rng)
+            found = self._search(shape, branch, foreground, rng)
             if found.accepted or foreground is None:
                 return found, None
             tries = found.tries
-        found = self._search(shape, rule, None, rng)
+        found = self._search(shape, branch, None, rng)
         return FoundMask(found.mask, found.cells, tries + found.tries, found.accepted), "foreground ignored"
 
     def _search(
-        self, shape: tuple[int, int], rule: MaskRule, foreground: Mask | None, rng: np.random.Generator
+        self, shape: tuple[int, int], branch: Branch, foreground: Mask | None, rng: np.random.Generator
     ) -> FoundMask:
-        attempts = _attempts(shape, rule, self.recipe, rng)
-        return find_mask(attempts, rule, self.recipe.acceptance, foreground=foreground, grid=self.grid)
+        # A flaw that is the whole image would have no good surroundings to differ from.
+        if branch.mask_is_foreground and foreground is not None and not foreground.all():
+            attempts: Iterable[Attempt] = [(0.0, [mask_field(foreground)])]
+        else:
+            attempts = _attempts(shape, branch.rule, self.recipe, rng)
+        return find_mask(attempts, branch.rule, self.recipe.acceptance, foreground=foreground, grid=self.grid)
 
-    def _texture(self, image: Image, branch: Branch, rng: np.random.Generator) -> Image:
+    def _texture(self, image: Image, good: Image, branch: Branch, rng: np.random.Generator) -> Image:
         """(height, width, 3) in [0, 1]: what is blended in."""
         size = (image.shape[0], image.shape[1])
         if branch.texture == "source":
-            drawn = self.textures.draw(size, rng)
-        elif branch.texture == "self":
-            own = np.rot90(image, 2) if rng.random() < 0.5 else image
-            shuffled = shuffle_cells(own, branch.cells, rng)
-            if branch.operations == "none":
-                return shuffled
-            drawn = to_8_bit(shuffled)
-        else:
-            other = moved(self._other(image, rng), size, branch.max_turn, rng)
-            if branch.operations == "none":
-                return other
-            drawn = to_8_bit(other)
-        return to_float(augment(drawn, rng, branch.operations))
+            return to_float(augment(self.textures.draw(size, rng), rng, branch.operations))
+        source = good if branch.texture == "self" else resized(self._other(image, branch, rng), size)
+        for transform in branch.transforms:
+            source = transform(source, rng)
+        if branch.operations == "none":
+            return np.ascontiguousarray(source)
+        return to_float(augment(to_8_bit(source), rng, branch.operations))
 
-    def _other(self, image: Image, rng: np.random.Generator) -> Image:
+    def _other(self, image: Image, branch: Branch, rng: np.random.Generator) -> Image:
+        other = self._any(image, rng)
+        for _ in range(_OTHER_TRIES):
+            if not branch.excludes_self or not np.array_equal(other, image):
+                break
+            other = self._any(image, rng)
+        return other
+
+    def _any(self, image: Image, rng: np.random.Generator) -> Image:
         if callable(self.others):
             return self.others(rng)
         return self.others[int(rng.integers(len(self.others)))] if len(self.others) else image
@@ -171,60 +213,21 @@ def _attempts(shape: tuple[int, int], rule: MaskRule, recipe: Recipe, rng: np.ra
 
     def fields() -> Iterator[Field]:
         for lattice in kept:
-            yield noise_field(shape, rng, exponents=rule.exponents, lattice=lattice, max_rotation=rule.max_rotation)
+            if rule.shape == "rectangle":
+                yield mask_field(random_rectangle(shape, rng))
+            else:
+                yield noise_field(shape, rng, exponents=rule.exponents, lattice=lattice, max_rotation=rule.max_rotation)
 
     for _ in range(recipe.max_tries):
         draw = float(rng.random()) if rule.combination == "thirds" else 0.0
         yield draw, fields()
 
 
-def shuffle_cells(image: Image, grid: tuple[int, int], rng: np.random.Generator) -> Image:
-    """Cut an image into a grid and put the cells back in random order (SLSG, homologous source: 4 x 8).
-
-    Args:
-        image: (height, width, 3), any size. Where it is no multiple of the grid, cells differ by a pixel, and
-            each place takes as many pixels as it needs; axes shorter than the grid have fewer cells.
-        grid: (rows, columns).
-        rng: source of the order.
-
-    Returns:
-        The same shape.
-    """
-    height, width = image.shape[:2]
-    rows, columns = min(grid[0], height), min(grid[1], width)
-    tops, lefts = np.arange(rows + 1) * height // rows, np.arange(columns + 1) * width // columns
-    out = np.empty_like(image)
-    for place, source in enumerate(rng.permutation(rows * columns).tolist()):
-        row, column = divmod(place, columns)
-        down, across = tops[row + 1] - tops[row], lefts[column + 1] - lefts[column]
-        from_row, from_column = divmod(source, columns)
-        top, left = min(tops[from_row], height - down), min(lefts[from_column], width - across)
-        out[tops[row] : tops[row + 1], lefts[column] : lefts[column + 1]] = image[
-            top : top + down, left : left + across
-        ]
-    return out
-
-
-def moved(image: Image, size: tuple[int, int], max_turn: float, rng: np.random.Generator) -> Image:
-    """Another good image in another pose: turned a little, and flipped along each axis with probability 1/2.
-
-    Args:
-        image: (height, width, 3), any size.
-        size: (height, width) of the result.
-        max_turn: the angle is uniform in ± this many degrees; what comes in at the borders is mirrored.
-        rng: source of all draws.
-
-    Returns:
-        (height, width, 3) of the given size.
-    """
-    height, width = size
-    if image.shape[:2] != size:
-        image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.float32)
-    angle = float(rng.uniform(-max_turn, max_turn))
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-    turned = cv2.warpAffine(image, matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT)
-    down, across = (1 if rng.random() < 0.5 else -1 for _ in range(2))
-    return np.ascontiguousarray(turned.reshape(height, width, 3)[::down, ::across], dtype=np.float32)
+def resized(image: Image, size: tuple[int, int]) -> Image:
+    """An image, (height, width, 3), in the given (height, width): area-averaged; itself where it has that size."""
+    if image.shape[:2] == size:
+        return image
+    return np.asarray(cv2.resize(image, size[::-1], interpolation=cv2.INTER_AREA), np.float32)
 
 
 def is_grey(image: Image) -> bool:

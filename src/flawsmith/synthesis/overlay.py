@@ -18,6 +18,9 @@ Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 """(height, width), True inside the flaw."""
 
+CHANGE_SMOOTHING = 2.0
+"""Pixels over which a change is smoothed before it counts as seen."""
+
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -96,6 +99,42 @@ class MixtureWeight(_Law):
 
 WeightLaw = Annotated[FixedWeight | NormalWeight | UniformWeight | MixtureWeight, Field(discriminator="kind")]
 """Law of the weight w of the good image inside the mask; ``draw(rng)`` gives one in [0, 1]."""
+
+
+def faded(image: Image, forged: Image, mask: Mask, feather: float) -> Image:
+    """A forged image whose flaw fades in from the edge of its mask inwards, so that there is no seam to learn from.
+
+    The share of the forged image rises with a Gaussian-smoothed mask, from 0 at its edge to 1 where none of its
+    surroundings are near; in no paper.
+
+    Args:
+        image: the good image, (height, width, 3) float32.
+        forged: the same with a flaw.
+        mask: (height, width).
+        feather: standard deviation of the Gaussian in pixels, above 0.
+
+    Returns:
+        (height, width, 3); outside the mask the very values of ``image``.
+    """
+    smooth = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), feather, borderType=cv2.BORDER_REPLICATE)
+    share = np.where(mask, np.clip(2 * smooth - 1, 0, 1), np.float32(0))[:, :, None]
+    return np.where(share > 0, image + share * (forged - image), image).astype(np.float32)
+
+
+def visible(image: Image, forged: Image, mask: Mask, least: float) -> Mask:
+    """The pixels of a mask that a flaw has changed: what is as before is no anomaly, and only confuses who learns it.
+
+    Args:
+        image: the good image, (height, width, 3) float32 in [0, 1].
+        forged: the same with a flaw.
+        mask: (height, width).
+        least: least change of a pixel's most changed channel, smoothed over a few pixels, in [0, 1].
+
+    Returns:
+        (height, width), within the mask.
+    """
+    change = cv2.GaussianBlur(np.abs(forged - image).max(axis=2), (0, 0), CHANGE_SMOOTHING)
+    return np.asarray(mask & (change > least))
 
 
 def _check_range(low: float, high: float) -> None:

@@ -2,87 +2,30 @@
 
 A recipe has branches, of which each sample takes one: where the texture comes from, how the mask is cut from noise, how
 strongly the two are blended. What is common to all branches is when a mask counts and what is drawn again if not.
+A mixture within a branch, such as one of several ways to rearrange the image, is written as several branches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from difflib import get_close_matches
 from types import MappingProxyType
 from typing import Literal
 
 import cv2
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.synthesis.colour import JitterStrength
+from flawsmith.synthesis.mask_rules import Acceptance, MaskRule
 from flawsmith.synthesis.operations import Family
 from flawsmith.synthesis.overlay import Mask, MixtureWeight, NormalWeight, UniformWeight, WeightLaw
-from flawsmith.synthesis.perlin import EXPONENTS, MAX_ROTATION, THRESHOLD
-from flawsmith.synthesis.perlin import Field as Noise
 from flawsmith.synthesis.pictures import Fit
+from flawsmith.synthesis.transforms import Blur, ColourJitter, HalfTurn, Pose, Shuffle, Transform
 
 Grid = tuple[int, int]
 """(rows, columns) of the cells that a network scores."""
-
-
-class MaskRule(BaseModel):
-    """How a mask is cut from noise, before the foreground."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    exponents: tuple[NonNegativeInt, PositiveInt] = Field(
-        EXPONENTS, description="Range [low, high) of e; the noise lattice has 2^e cells on an axis."
-    )
-    threshold: float = Field(THRESHOLD, ge=-1, le=1, description="Noise above it belongs to the mask.")
-    max_rotation: float = Field(MAX_ROTATION, ge=0, le=180, description="The noise turns within ± this, degrees.")
-    combination: Literal["single", "thirds"] = Field(
-        "single",
-        description="single: one noise mask; thirds: union, intersection or one of two, each with probability 1/3.",
-    )
-
-    @model_validator(mode="after")
-    def _some_lattice(self) -> MaskRule:
-        if self.exponents[0] >= self.exponents[1]:
-            raise ValueError(f"exponents {self.exponents}: the range [low, high) is empty")
-        return self
-
-    def mask(self, draw: float, fields: Iterable[Noise]) -> Mask:
-        """The mask of one attempt.
-
-        Args:
-            draw: u in [0, 1): above 2/3 the union, above 1/3 the intersection, else the first mask alone;
-                without meaning for ``single``.
-            fields: (height, width) noise, turned already; the second is asked for only where it counts.
-
-        Returns:
-            (height, width).
-
-        Source:
-            GLASS, released code: the paper's thirds in another order, which makes no difference.
-        """
-        noise = iter(fields)
-        first = next(noise) > self.threshold
-        if self.combination == "single" or draw <= 1 / 3:
-            return first
-        second = next(noise) > self.threshold
-        return first | second if draw > 2 / 3 else first & second
-
-
-class Acceptance(BaseModel):
-    """When a mask counts as a flaw."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    min_pixels: PositiveInt = Field(1, description="Least pixels of the mask (AAND: 5; SLSG: 49).")
-    min_cells: NonNegativeInt = Field(
-        0, description="Least cells of the pooled mask, where a grid is given (GLASS: 1)."
-    )
-
-    def holds(self, mask: Mask, cells: Mask | None) -> bool:
-        """Whether a mask, with its pooled form where there is a grid, is enough."""
-        enough = cells is None or int(np.count_nonzero(cells)) >= self.min_cells
-        return enough and int(np.count_nonzero(mask)) >= self.min_pixels
 
 
 class Branch(BaseModel):
@@ -93,15 +36,36 @@ class Branch(BaseModel):
     share: float = Field(1.0, gt=0, le=1, description="Probability that a flaw is made this way.")
     rule: MaskRule = Field(default_factory=MaskRule, description="How the mask is cut.")
     weight: WeightLaw = Field(description="Law of the good image's weight inside the mask.")
+    foreground_share: float = Field(
+        1.0, ge=0, le=1, description="Probability that the flaw has to lie on the foreground, where there is one."
+    )
+    mask_is_foreground: bool = Field(
+        False,
+        description="The mask is the foreground itself (SLSG, splicing connectors); where none, cut by the rule.",
+    )
     texture: Literal["source", "self", "other"] = Field(
-        "source",
-        description="source: a texture source; self: the image's own cells, shuffled; other: another good image.",
+        "source", description="source: a texture source; self: the image itself; other: another good image."
     )
-    operations: Family = Field("none", description="Family of which three operations change the texture.")
-    cells: tuple[PositiveInt, PositiveInt] = Field(
-        (4, 8), description="self: rows and columns of the grid that is shuffled (SLSG: 4 x 8)."
+    excludes_self: bool = Field(
+        False,
+        description="other: never the image itself (SLSG's paper), or any image (its released code).",
     )
-    max_turn: float = Field(10.0, ge=0, le=180, description="other: the image turns within ± this, degrees.")
+    transforms: tuple[Transform, ...] = Field(
+        (), description="self, other: what is done to the good image to make it a texture, in this order."
+    )
+    operations: Family = Field("none", description="Family of which three operations change the texture, at last.")
+
+    @model_validator(mode="after")
+    def _transforms_have_an_image(self) -> Branch:
+        if self.texture == "source" and self.transforms:
+            raise ValueError("transforms are for good images: choose the texture self or other")
+        if self.texture == "self" and not self.transforms:
+            raise ValueError("an image blended with itself has no flaw: give transforms")
+        return self
+
+    def keeps_foreground(self, rng: np.random.Generator) -> bool:
+        """Whether this flaw has to lie on the foreground; nothing is drawn where all have to."""
+        return self.foreground_share == 1 or float(rng.random()) < self.foreground_share
 
 
 class Recipe(BaseModel):
@@ -117,7 +81,26 @@ class Recipe(BaseModel):
     acceptance: Acceptance = Field(default_factory=Acceptance, description="When a mask counts.")
     max_tries: PositiveInt = Field(32, description="Masks drawn before the fall-back (AAND: 11; GLASS, SLSG: no end).")
     normal_share: float = Field(0.0, ge=0, lt=1, description="Share of samples left as they are (AAND: 0.2).")
+    jitter: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Brightness and saturation of the good image change by factors uniform in 1 ± this before the flaw "
+        "is put on it, so that the good and the flawed image share them (SLSG, released code: 0.1).",
+    )
     fit: Fit = Field("crop", description="How pictures of a texture folder are brought to size (AAND: squash).")
+
+    feather: float = Field(
+        0.0,
+        ge=0,
+        description="Flaws fade in from the edge of their mask, with a Gaussian of so many pixels; 0: an edge.",
+    )
+    least_change: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Only pixels that change by so much of the range belong to a flaw; 0: all of its mask does.",
+    )
 
     @model_validator(mode="after")
     def _shares(self) -> Recipe:
@@ -135,6 +118,11 @@ class Recipe(BaseModel):
                 return branch
         return self.branches[-1]
 
+    @property
+    def jitter_strength(self) -> JitterStrength:
+        """The jitter of the whole good image."""
+        return JitterStrength(brightness=self.jitter, saturation=self.jitter)
+
     def keeps_normal(self, draw: float) -> bool:
         """Whether a uniform draw in [0, 1) leaves the sample as it is (AAND: above 0.8)."""
         return draw > 1 - self.normal_share
@@ -146,7 +134,15 @@ class Recipe(BaseModel):
 
 
 _OWN_MASK = MaskRule(exponents=(0, 3), threshold=0.4)
+_SHUFFLED = (HalfTurn(share=0.5), Shuffle(cells=(4, 8)))
+_OTHER_LIGHT = ColourJitter(strengths=(JitterStrength(brightness=0.2, contrast=0.2),))
 _SLSG = {"acceptance": Acceptance(min_pixels=49)}
+_SLSG_TEXTURE = Branch(
+    rule=MaskRule(exponents=(0, 4)),
+    weight=MixtureWeight(share=0.25, value=0.75, otherwise=UniformWeight(high=0.9)),
+    operations="classic",
+)
+_SLSG_HOMOLOGOUS = {"rule": _OWN_MASK, "weight": UniformWeight(high=0.25)}
 
 RECIPES: Mapping[str, Recipe] = MappingProxyType(
     {
@@ -169,19 +165,66 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             Recipe(
                 name="slsg-structural",
                 branches=(
-                    Branch(
-                        share=0.5,
-                        rule=MaskRule(exponents=(0, 4)),
-                        weight=MixtureWeight(share=0.25, value=0.75, otherwise=UniformWeight(high=0.9)),
-                        operations="classic",
-                    ),
-                    Branch(share=0.5, rule=_OWN_MASK, weight=UniformWeight(high=0.25), texture="self"),
+                    _SLSG_TEXTURE.model_copy(update={"share": 0.5}),
+                    Branch(share=0.5, texture="self", transforms=_SHUFFLED, **_SLSG_HOMOLOGOUS),
                 ),
                 **_SLSG,
             ),
             Recipe(
                 name="slsg-logical",
-                branches=(Branch(rule=_OWN_MASK, weight=UniformWeight(high=0.25), texture="other"),),
+                branches=(Branch(texture="other", transforms=(Pose(),), **_SLSG_HOMOLOGOUS),),
+                **_SLSG,
+            ),
+            Recipe(
+                name="slsg",
+                branches=(
+                    _SLSG_TEXTURE.model_copy(update={"share": 0.25}),
+                    Branch(share=0.25, texture="self", transforms=(*_SHUFFLED, _OTHER_LIGHT), **_SLSG_HOMOLOGOUS),
+                    Branch(
+                        share=0.5,
+                        texture="other",
+                        excludes_self=True,
+                        transforms=(Pose(), _OTHER_LIGHT),
+                        **_SLSG_HOMOLOGOUS,
+                    ),
+                ),
+                **_SLSG,
+            ),
+            Recipe(
+                name="slsg-aligned",
+                branches=(
+                    _SLSG_TEXTURE.model_copy(update={"share": 0.125}),
+                    Branch(share=0.125, texture="self", transforms=(*_SHUFFLED, _OTHER_LIGHT), **_SLSG_HOMOLOGOUS),
+                    Branch(share=0.75, texture="other", excludes_self=True, **_SLSG_HOMOLOGOUS),
+                ),
+                jitter=0.1,
+                feather=3.0,
+                least_change=0.05,
+                **_SLSG,
+            ),
+            Recipe(
+                name="slsg-official",
+                branches=(
+                    _SLSG_TEXTURE.model_copy(update={"share": 5 / 12}),
+                    Branch(
+                        share=7 / 12,
+                        texture="self",
+                        transforms=(
+                            HalfTurn(share=0.5),
+                            ColourJitter(
+                                share=0.2,
+                                strengths=(
+                                    JitterStrength(share=0.7, brightness=0.4, saturation=0.4, hue=0.2),
+                                    JitterStrength(share=0.3, brightness=0.2, saturation=0.2, hue=0.1),
+                                ),
+                            ),
+                            Blur(share=0.2, sigma=2),
+                            Shuffle(cells=(4, 8)),
+                        ),
+                        **_SLSG_HOMOLOGOUS,
+                    ),
+                ),
+                jitter=0.1,
                 **_SLSG,
             ),
         )
@@ -189,10 +232,18 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 )
 """The recipes by name.
 
-``glass`` and ``aand`` are those of the papers. SLSG's released code has a simulation of its own for each category; the
-two recipes here are its generic parts: exponents, thresholds and weights of its texture and homologous branches, half
-of the structural flaws from a texture source and half from the image's own cells, and logical flaws from another good
-image, turned by up to 10° and flipped as the paper says.
+``glass`` and ``aand`` are those of the papers. ``slsg`` is SLSG's paper: half of the flaws logical, from another good
+image turned by up to 10° and flipped, half structural, evenly from a texture source and from the image's own cells; all
+that comes from good images also has another brightness and contrast (in 1 ± 0.2: the paper names the change and no
+number). Where the paper is silent, exponents, thresholds and weights are those of the released code.
+``slsg-structural`` and ``slsg-logical`` are its halves without that change, and the latter may draw the image itself.
+
+``slsg-aligned`` is ours, for SLSG's ``fast``: three quarters of the flaws are parts of other good images in their own
+place, as a wrong label is on the right bottle. They fade in, and only what they change counts as anomalous; colours are
+jittered as in the released code.
+
+``slsg-official`` is the simulation that SLSG's released code has for categories without one of their own: 7/12 from the
+image's own cells, 5/12 from a texture source, on images in slightly jittered colours.
 """
 
 

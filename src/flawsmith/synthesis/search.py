@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from flawsmith.synthesis.mask_rules import Acceptance, MaskRule
 from flawsmith.synthesis.overlay import Mask
 from flawsmith.synthesis.perlin import Field
-from flawsmith.synthesis.recipes import Acceptance, Grid, MaskRule, max_pool_cells
+from flawsmith.synthesis.recipes import Grid, max_pool_cells
 
 Attempt = tuple[float, Iterable[Field]]
 """A uniform draw in [0, 1) and noise fields, as many as the draw asks for; a lazy iterable computes no more."""

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 
 from flawsmith.data.samples import Sample
 from flawsmith.data.splits import content_hashes
+from flawsmith.features.backbones import Backbone
 from flawsmith.features.cache import FeatureCache, FeatureTable
-from flawsmith.features.extract import Extractor, extract_files, preparation
+from flawsmith.features.extract import Extractor, extract_files, extractor_key, make_extractor, preparation
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, provider
@@ -96,6 +97,14 @@ class GoodImages:
         chosen = geometry or self.geometry
         chosen = chosen.model_copy(update={"value_range": self.geometry.value_range})
         return (chosen.apply(decode(path)) for path in self._paths)
+
+    def through(self, backbone: Backbone) -> GoodImages:
+        """The same images through another frozen backbone, with the same engine and precision."""
+        engine, precision = self._extractor.engine, self._extractor.precision
+        extractor = make_extractor(backbone, self.image_size, engine, precision)
+        key = extractor_key(backbone, self.geometry, engine, precision)
+        cache = FeatureCache(key, self._cache.root, self._cache.cap)
+        return GoodImages(self.samples, self.geometry, extractor, cache, seed=self.seed, forging=self._forging)
 
     @cached_property
     def _prepared(self) -> PreparedImages:

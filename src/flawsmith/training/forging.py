@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -76,8 +77,33 @@ class PreparedImages:
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
 
 
-Sample = tuple[Tensor, Mask, Mask, bool]
-"""Normalised image, mask, foreground, and whether the mask is a fall-back."""
+class Sample(NamedTuple):
+    """One forged image on its way from a worker.
+
+    Attributes:
+        image: normalised, (3, height, width).
+        mask: (height, width).
+        foreground: (height, width).
+        fell_back: whether the mask is a fall-back.
+        good: the good image as the flaw was put on it, in the form of ``image``; None where the recipe does not
+            jitter it.
+    """
+
+    image: Tensor
+    mask: Mask
+    foreground: Mask
+    fell_back: bool
+    good: Tensor | None
+
+
+class _Batch(NamedTuple):
+    """Samples of a batch, stacked."""
+
+    images: Tensor
+    masks: Tensor
+    foregrounds: Tensor
+    fell_back: int
+    good: Tensor | None
 
 
 class _Forged(Dataset[Sample | FlawsmithError]):
@@ -95,7 +121,9 @@ class _Forged(Dataset[Sample | FlawsmithError]):
             forged = self._forge(place, image, foreground)
         except FlawsmithError as error:
             return error
-        return self._images.normalised(forged.image), forged.mask, foreground, forged.fell_back is not None
+        normalised = self._images.normalised
+        good = normalised(forged.good) if self._forger.recipe.jitter else None
+        return Sample(normalised(forged.image), forged.mask, foreground, forged.fell_back is not None, good)
 
     def _forge(self, place: Place, image: Image, foreground: Mask) -> Forged:
         rng = generator(self._seed, "forge", place.epoch, place.number)
@@ -112,10 +140,10 @@ class _Forged(Dataset[Sample | FlawsmithError]):
         return bits.reshape(image.shape[:2]).astype(bool)
 
     def example(self, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Good image, mask and forged image as uint8 pictures."""
+        """Good image as the flaw was put on it, mask and forged image as uint8 pictures."""
         image = self._images[place.row]
         forged = self._forge(place, image, self._foreground(place.row, image))
-        return to_8_bit(image), forged.mask.astype(np.uint8) * np.uint8(255), to_8_bit(forged.image)
+        return to_8_bit(forged.good), forged.mask.astype(np.uint8) * np.uint8(255), to_8_bit(forged.image)
 
 
 class _Plan(Sampler[list[Place]]):
@@ -174,11 +202,15 @@ class WorkerForge:
         for batch in forged:
             if isinstance(batch, FlawsmithError):
                 raise batch
-            images, masks, foregrounds, fell_back = batch
-            # One image at a time: compiled backbones on a CPU are faster so, and a feature has no neighbours.
-            levels = zip(*(self._extractor(images[[number]].numpy()) for number in range(len(images))), strict=True)
-            maps = [torch.from_numpy(np.concatenate(level)) for level in levels]
-            yield ForgedImages(maps, masks.numpy(), foregrounds.numpy(), fell_back)
+            levels = self._levels(batch.images)
+            normal = None if batch.good is None else self._levels(batch.good)
+            yield ForgedImages(levels, batch.masks.numpy(), batch.foregrounds.numpy(), batch.fell_back, normal)
+
+    def _levels(self, images: Tensor) -> list[Tensor]:
+        """Level maps of normalised images (images, 3, height, width), finest first."""
+        # One image at a time: compiled backbones on a CPU are faster so, and a feature has no neighbours.
+        levels = zip(*(self._extractor(images[[number]].numpy()) for number in range(len(images))), strict=True)
+        return [torch.from_numpy(np.concatenate(level)) for level in levels]
 
 
 @contextmanager
@@ -198,11 +230,16 @@ def _one_thread(worker: int) -> None:
     threadpool_limits(1)
 
 
-def _stack(samples: list[Sample | FlawsmithError]) -> tuple[Tensor, Tensor, Tensor, int] | FlawsmithError:
+def _stack(samples: list[Sample | FlawsmithError]) -> _Batch | FlawsmithError:
     """A batch as tensors, which workers hand over in shared memory; arrays would be copied through a pipe."""
     drawn = [sample for sample in samples if not isinstance(sample, FlawsmithError)]
     if len(drawn) < len(samples):
         return next(sample for sample in samples if isinstance(sample, FlawsmithError))
-    images, *masks, fell_back = zip(*drawn, strict=True)
-    flaws, foregrounds = (torch.from_numpy(np.stack(found)) for found in masks)
-    return torch.stack(images), flaws, foregrounds, sum(fell_back)
+    good = [sample.good for sample in drawn if sample.good is not None]
+    return _Batch(
+        torch.stack([sample.image for sample in drawn]),
+        torch.from_numpy(np.stack([sample.mask for sample in drawn])),
+        torch.from_numpy(np.stack([sample.foreground for sample in drawn])),
+        sum(sample.fell_back for sample in drawn),
+        torch.stack(good) if good else None,
+    )

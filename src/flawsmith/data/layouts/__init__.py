@@ -4,6 +4,7 @@ A new layout is one module with a class that fits :class:`~flawsmith.data.layout
 below: the specific ones first, the plain folder last.
 """
 
+from flawsmith.data.layouts.btad import BtadLayout
 from flawsmith.data.layouts.detection import detect, load
 from flawsmith.data.layouts.folder import FolderLayout
 from flawsmith.data.layouts.mvtec import MvtecLayout
@@ -13,6 +14,7 @@ from flawsmith.data.layouts.registry import Layout, by_name, known, register
 from flawsmith.data.layouts.visa import VisaLayout
 
 register(MvtecLocoLayout())
+register(BtadLayout())
 register(MvtecLayout())
 register(Mvtec3dLayout())
 register(VisaLayout())

@@ -10,13 +10,14 @@
     <category>/defects_config.json                         optional: saturation area of each defect type
 
 The folders are those of MVTec AD and are read by the same code. Each mask marks one defect, in a grey value that
-``defects_config.json`` explains: what is not black is marked.
+``defects_config.json`` explains (:mod:`flawsmith.data.defects_config`): what is not black is marked.
 
 Source: Bergmann et al., Beyond Dents and Scratches, IJCV 2022.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from flawsmith.data.layouts.files import has_images, subfolder, subfolders
@@ -24,7 +25,7 @@ from flawsmith.data.layouts.mvtec import ground_truth, read_category, split_fold
 from flawsmith.data.samples import Dataset
 
 DEFECTS_CONFIG = "defects_config.json"
-DEFECT_FOLDERS = ("logical_anomalies", "structural_anomalies")
+LOGICAL, STRUCTURAL = "logical_anomalies", "structural_anomalies"
 
 
 class MvtecLocoLayout:
@@ -43,7 +44,7 @@ class MvtecLocoLayout:
         return f"{self.name} layout, because it has {', '.join(found)} and {mark}"
 
     def load(self, root: Path) -> Dataset:
-        return read_category(self, root)
+        return replace(read_category(self, root), defects_config=root / DEFECTS_CONFIG)
 
 
 def _mark(root: Path) -> str | None:
@@ -53,7 +54,7 @@ def _mark(root: Path) -> str | None:
     truth = ground_truth(root)
     if truth is None:
         return None
-    for name in DEFECT_FOLDERS:
+    for name in (LOGICAL, STRUCTURAL):
         masks = subfolder(truth, name)
         for nested in subfolders(masks) if masks is not None else ():
             if has_images(nested):

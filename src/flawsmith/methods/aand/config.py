@@ -100,6 +100,11 @@ class AANDConfig(MethodConfig):
         return self
 
     @property
+    def foreground_files(self) -> bool:
+        """Whether foregrounds are read from mask files."""
+        return isinstance(self.foreground, Foreground) and self.foreground.mode == "files"
+
+    @property
     def forges(self) -> bool:
         """Whether there is a first stage."""
         return self.amplification != "none"

@@ -58,6 +58,11 @@ class GLASSConfig(PatchConfig):
     )
 
     @property
+    def foreground_files(self) -> bool:
+        """Whether foregrounds are read from mask files."""
+        return self.foreground.mode == "files"
+
+    @property
     def forges(self) -> bool:
         """Whether there is a local branch."""
         return self.las

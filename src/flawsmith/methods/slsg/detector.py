@@ -1,0 +1,49 @@
+"""The trained SegNet behind its encoder, ready to export."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flawsmith.methods.base import AnomalyOutput, Detector
+from flawsmith.methods.slsg.config import Scale
+from flawsmith.methods.slsg.segmentation import SegNet, anomaly_probability
+
+
+class SegmentationDetector(Detector):
+    """The probability of every pixel, or its logit; an image's score is the mean of its highest pixels.
+
+    Args:
+        encoder: gives the levels.
+        network: everything behind it.
+        scale: what a pixel's value means.
+        top_pixels: so many pixels make the score; all where there are fewer.
+    """
+
+    def __init__(self, encoder: nn.Module, network: SegNet, *, scale: Scale, top_pixels: int) -> None:
+        super().__init__()
+        self.encoder, self.network = encoder, network
+        self.scale, self.top_pixels = scale, top_pixels
+        self.eval()
+
+    @property
+    def highest_score(self) -> float | None:
+        return 1.0 if self.scale == "probability" else None
+
+    @property
+    def continuous(self) -> bool:
+        block = self.network.sg_block
+        return block is None or block.continuous
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
+        logits = self.network(self.encoder(images)).final
+        return scored(logits, scale=self.scale, top_pixels=self.top_pixels)
+
+
+def scored(logits: Float[Tensor, "batch 2 height width"], *, scale: Scale, top_pixels: int) -> AnomalyOutput:
+    """Map and image score (section 4.2)."""
+    found = anomaly_probability(logits) if scale == "probability" else logits[:, 1] - logits[:, 0]
+    pixels = found.flatten(1)
+    highest = torch.topk(pixels, min(top_pixels, pixels.shape[1]), dim=1).values
+    return AnomalyOutput(found, highest.mean(dim=1))

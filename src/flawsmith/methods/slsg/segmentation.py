@@ -1,0 +1,149 @@
+"""SegNet: from the encoder's levels to logits of normal and anomalous at every pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from flawsmith.methods.slsg.decoder import ConvGroup, Grid, Head, Map, UpBlock, grid_of, resize
+from flawsmith.methods.slsg.sg_block import SGBlock
+
+AUXILIARY_WIDTH = 32
+CLASSES = 2
+
+
+class SkipAttention(nn.Module):
+    """Attention on a skip connection, as the released code has it: y = x ⊙ pw(dwd(dw(x))), then ReLU, 1×1 and + x."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.depthwise = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.dilated = nn.Conv2d(channels, channels, 3, padding=3, dilation=3, groups=channels)
+        self.pointwise = nn.Conv2d(channels, channels, 1)
+        self.output = nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: Map) -> Map:
+        return self.output(torch.relu(x * self.pointwise(self.dilated(self.depthwise(x))))) + x
+
+
+class Logits(NamedTuple):
+    """Logits of normal and anomalous.
+
+    Attributes:
+        final: at every pixel of the image, (batch, 2, height, width).
+        auxiliary: of the head behind the SG block, up-sampled likewise.
+    """
+
+    final: Map
+    auxiliary: Map
+
+
+@dataclass(frozen=True)
+class SegNetLayout:
+    """How SegNet is built.
+
+    Attributes:
+        widths: channels of the decoder's blocks by skip connection, finest first; None: those of the skips.
+        skip_attention: attention on every skip connection but the stem's (released code).
+        bottleneck_skips: the auxiliary features are joined at finer blocks too (Table 6, released code).
+        full_resolution: the last layers run at twice the finest level's resolution.
+        added_auxiliary: final logits are the sum of the decoder's and the auxiliary head's (released code).
+        normalised_levels: a batch norm a level comes first; levels of the packaged backbone spread by about 6, which
+            no layer's initial weights are made for.
+        sg_block: settings of the SG block, or None to leave it out.
+    """
+
+    widths: tuple[int, ...] | None = None
+    skip_attention: bool = False
+    bottleneck_skips: bool = True
+    full_resolution: bool = True
+    added_auxiliary: bool = True
+    normalised_levels: bool = False
+    sg_block: dict[str, bool | int | float] | None = field(default_factory=dict)
+
+
+class SegNet(nn.Module):
+    """Everything of SegNet but the encoder.
+
+    A level as large as the next coarser one is a stem: it is joined without attention in a block of half the work.
+
+    Args:
+        channels: of the levels, finest first; the last level is the bottleneck.
+        grids: (height, width) of the levels.
+        image_size: (height, width) of the logits.
+        layout: see :class:`SegNetLayout`.
+    """
+
+    def __init__(
+        self, channels: Sequence[int], grids: Sequence[Grid], image_size: Grid, layout: SegNetLayout | None = None
+    ) -> None:
+        super().__init__()
+        layout = layout or SegNetLayout()
+        self.layout, self.image_size = layout, image_size
+        *skips, bottleneck = channels
+        widths = layout.widths or tuple(skips)
+        stems = [grids[number] == grids[number + 1] for number in range(len(skips))]
+        self.norms = nn.ModuleList(
+            nn.BatchNorm2d(count) if layout.normalised_levels else nn.Identity() for count in channels
+        )
+        self.sg_block: SGBlock | None = None
+        if layout.sg_block is not None:
+            self.sg_block = SGBlock(bottleneck, grids[-1], **layout.sg_block)  # type: ignore[arg-type]
+        self.auxiliary = nn.Sequential(
+            ConvGroup(bottleneck, bottleneck // 2), ConvGroup(bottleneck // 2, AUXILIARY_WIDTH)
+        )
+        self.auxiliary_head = Head([AUXILIARY_WIDTH, AUXILIARY_WIDTH], CLASSES)
+        self.attention = nn.ModuleList(
+            SkipAttention(count) if layout.skip_attention and not stem else nn.Identity()
+            for count, stem in zip(skips, stems, strict=True)
+        )
+        blocks, below = [], bottleneck
+        for number in reversed(range(len(skips))):
+            width, stem = widths[number], stems[number]
+            joined = skips[number] + (AUXILIARY_WIDTH if self._joins_auxiliary(number, len(skips), stem) else 0)
+            if stem:
+                blocks.append(UpBlock(below, joined, width, squeezed=max(1, width // 2), convolutions=1))
+            else:
+                blocks.append(UpBlock(below, joined, width))
+            below = width
+        self.blocks = nn.ModuleList(blocks)
+        self.stems = stems
+        self.head = Head([below, max(8, below // 2), max(8, below // 4)], CLASSES)
+
+    def _joins_auxiliary(self, number: int, count: int, stem: bool) -> bool:
+        """The coarsest block reads the bottleneck itself, a stem's block is for detail."""
+        return self.layout.bottleneck_skips and number < count - 1 and not stem
+
+    def forward(self, levels: Sequence[Map]) -> Logits:
+        """Logits from the encoder's level maps, finest first."""
+        *skips, x = [norm(level) for norm, level in zip(self.norms, levels, strict=True)]
+        if self.sg_block is not None:
+            x = self.sg_block(x)
+        auxiliary = small = self.auxiliary(x)
+        logits = resize(self.auxiliary_head(auxiliary), self.image_size)
+        for block, number in zip(self.blocks, reversed(range(len(skips))), strict=True):
+            skip, stem = skips[number], self.stems[number]
+            grid = grid_of(skip)
+            small = resize(small, grid)  # from level to level, as the released code does
+            joined = [self.attention[number](skip)]
+            if self._joins_auxiliary(number, len(skips), stem):
+                joined.append(small)
+            x = block(x, joined, grid)
+        if self.layout.full_resolution:
+            x = resize(x, _doubled(grid_of(x), self.image_size))
+        final = resize(self.head(x), self.image_size)
+        return Logits(final + logits if self.layout.added_auxiliary else final, logits)
+
+
+def _doubled(grid: Grid, most: Grid) -> Grid:
+    return min(2 * grid[0], most[0]), min(2 * grid[1], most[1])
+
+
+def anomaly_probability(logits: Map) -> Float[Tensor, "batch height width"]:
+    """Softmax probability of being anomalous, in float32."""
+    return torch.sigmoid((logits[:, 1] - logits[:, 0]).float())

@@ -1,0 +1,239 @@
+"""Golden cases of SLSG."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.metrics import roc_auc_score
+from tests.golden.handlers_aand import by_rule, formula
+from tests.golden.steps import Arrays, Results, handles, tensor
+from torch import Tensor, nn
+
+from flawsmith.features.backbones import load_backbone
+from flawsmith.methods.slsg import layout_of
+from flawsmith.methods.slsg.config import PRESETS
+from flawsmith.methods.slsg.decoder import grid_of
+from flawsmith.methods.slsg.detector import scored
+from flawsmith.methods.slsg.encoder import UnpooledResNet, make_encoder
+from flawsmith.methods.slsg.losses import segmentation_losses
+from flawsmith.methods.slsg.segmentation import Logits, SegNet
+from flawsmith.methods.slsg.sg_block import SGBlock, max_relative, position_similarity, position_table
+
+OFFICIAL = PRESETS["official"]
+
+
+@handles("slsg_scoring")
+def scoring(case: dict[str, Any], arrays: Arrays) -> Results:
+    output = scored(tensor(arrays["logits"]), scale="probability", top_pixels=case["hyper_parameters"]["top"])
+    labels = arrays["labels"]
+    return {
+        "image_scores": output.score,
+        "image_auroc": roc_auc_score(labels, output.score),
+        "pixel_auroc": roc_auc_score(arrays["masks"].ravel(), output.map.flatten()),
+        "image_auroc_max": roc_auc_score(labels, output.map.amax(dim=(1, 2))),
+    }
+
+
+@handles("slsg_losses")
+def losses(case: dict[str, Any], arrays: Arrays) -> Results:
+    setting = case["hyper_parameters"]
+    logits = Logits(*(tensor(arrays[f"logits_{kind}"]).requires_grad_() for kind in ("final", "auxiliary")))
+    parts = segmentation_losses(logits, tensor(arrays["mask"])[:, 0] > 0, focal_gamma=setting["focal_gamma"])
+    total = sum(weight * value for weight, value in zip(setting["weights"], parts.values(), strict=True))
+    total.backward()
+    return {
+        "loss_focal": parts["loss_focal"],
+        "loss_l1": parts["loss_l1"],
+        "loss_l1_auxiliary": parts["loss_auxiliary"],
+        "loss_total": total,
+        "grad_logits_final": logits.final.grad,
+        "grad_logits_auxiliary": logits.auxiliary.grad,
+    }
+
+
+@handles("slsg_position")
+def positions(case: dict[str, Any], arrays: Arrays) -> Results:
+    results: dict[str, Any] = {}
+    for number, table in enumerate(case["hyper_parameters"]["tables"]):
+        grid = table["grid"]
+        similarity = position_similarity(table["dim"], (grid, grid))
+        rows = arrays[f"table{number}_rows"]
+        encoding = position_table(table["dim"], (grid, grid))[[0, 1, grid, grid + 2]]
+        results |= {
+            f"similarity{number}": similarity[:: table["row_stride"]],
+            f"table{number}_rows": encoding[:, :: table["dim"] // rows.shape[1]],
+            f"minimum{number}": similarity.min(),
+        }
+    return results
+
+
+NORM = {"gamma": "weight", "beta": "bias"}
+
+
+def block_layer(block: SGBlock, name: str) -> nn.Module:
+    """The layer of a released SG block that a case means."""
+    layers: dict[str, Any] = {
+        "input_conv": block.input[0],  # type: ignore[index]
+        "input_norm": block.input[1],  # type: ignore[index]
+        "query_key_conv": block.query[0],  # type: ignore[index]
+        "query_key_norm": block.query[1],  # type: ignore[index]
+        "value_conv": block.value,
+        "attention_output_conv": block.mix,
+        "update_conv": block.update[0],  # type: ignore[index]
+        "update_norm": block.update[1],  # type: ignore[index]
+        "output_conv": block.update[3],  # type: ignore[index]
+        "output_norm": block.update[4],  # type: ignore[index]
+    }
+    return layers[name]
+
+
+def released_block(arrays: Arrays, setting: dict[str, Any]) -> SGBlock:
+    block = SGBlock(setting["channels"], (setting["grid"],) * 2, released=True, neighbours=setting["neighbours"])
+    for name, values in arrays.items():
+        found = re.fullmatch(r"(.+_(?:conv|norm))_(weight|bias|gamma|beta|running_mean|running_var)", name)
+        if found and not name.startswith("grad_"):
+            getattr(block_layer(block, found[1]), NORM.get(found[2], found[2])).data = tensor(values)
+    return block
+
+
+@handles("slsg_block")
+def sg_block(case: dict[str, Any], arrays: Arrays) -> Results:
+    setting, results = case["hyper_parameters"], {}
+    block = released_block(arrays, setting)
+    assert block.ranked == setting["ranked"]
+    x = tensor(arrays["x"]).requires_grad_()
+    for mode in ("eval", "train"):
+        block.train(mode == "train")
+        graph, inside = watched(block, x)
+        results |= {
+            f"attention_{mode}": graph.attention,
+            f"sparse_similarity_{mode}": graph.similarity,
+            f"cosine_{mode}": graph.similarity + block.position,
+            f"ranked_neighbours_{mode}": graph.ranked,
+            f"neighbours_{mode}": graph.neighbours,
+            **{f"{name}_{mode}": value for name, value in inside.items()},
+        }
+    (inside["output"] * tensor(arrays["cotangent"])).sum().backward()
+    results |= {"position_term": -block.position, "grad_x": x.grad}
+    for name in arrays:
+        found = re.fullmatch(r"grad_(.+_(?:conv|norm))_(weight|bias|gamma|beta)", name)
+        if found:
+            results[name] = getattr(block_layer(block, found[1]), NORM.get(found[2], found[2])).grad
+        found = re.fullmatch(r"(.+_norm)_(running_mean|running_var)_after_train", name)
+        if found:
+            results[name] = getattr(block_layer(block, found[1]), found[2])
+    return results
+
+
+def watched(block: SGBlock, x: Tensor) -> tuple[Any, dict[str, Tensor]]:
+    """One forward pass with what passes between its layers."""
+    seen: dict[str, Tensor] = {}
+    graphs = []
+    relations = block._relations
+    hooks = [
+        block.input.register_forward_hook(lambda _m, _i, out: seen.update(nodes=out.flatten(2))),
+        block.mix.register_forward_hook(lambda _m, _i, out: seen.update(attention_result=out.flatten(2))),
+        block.update.register_forward_hook(lambda _m, given, _o: seen.update(interleaved=given[0].flatten(2))),
+    ]
+    block._relations = lambda maps: graphs.append(relations(maps)) or graphs[-1]  # type: ignore[method-assign]
+    output = block(x)
+    block._relations = relations  # type: ignore[method-assign]
+    for hook in hooks:
+        hook.remove()
+    (graph,) = graphs
+    largest = max_relative(seen.pop("nodes"), graph.neighbours)
+    return graph, {**seen, "max_relative": largest, "output": output}
+
+
+def network_layer(encoder: UnpooledResNet, network: SegNet, path: str) -> nn.Module:
+    """The layer that a name of the case stands for."""
+    part, *rest = path.split(".")
+    kind = rest[-1]
+    if part == "encoder":
+        parts = encoder.parts
+        if rest[0] == "stem":
+            return parts["conv1" if kind == "conv" else "bn1"]
+        block = parts[rest[0]][int(rest[1][-1]) - 1]
+        if kind.startswith("shortcut"):
+            return block.downsample[kind == "shortcut_norm"]
+        which = {"a": 1, "b": 2}[kind[-1]]
+        return getattr(block, f"{'conv' if kind.startswith('conv') else 'bn'}{which}")
+    if part.startswith("skip_attention"):
+        attention = network.attention[int(part[-1])]  # number 0 is the stem's, which has none
+        names = {"depthwise_dilated": "dilated", "output_conv": "output"}
+        return getattr(attention, names.get(kind, kind))
+    if part == "sg_block":
+        assert network.sg_block is not None
+        return block_layer(network.sg_block, kind)
+    if part == "aux":
+        return network.auxiliary["ab".index(kind[-1])][kind.startswith("norm")]
+    if kind == "conv_logits":
+        return (network.auxiliary_head if part == "aux_head" else network.head).out
+    if part == "aux_head":
+        return network.auxiliary_head.groups[0][kind == "norm"]
+    if rest[0] == "out":
+        return network.head.groups["ab".index(kind[-1])][kind.startswith("norm")]
+    block = network.blocks[int(rest[0][-1]) - 1]
+    if kind.startswith("up_"):
+        return block.up[kind == "up_norm"]
+    return block.groups["ab".index(kind[-1])][kind.startswith("norm")]
+
+
+def sampled(maps: Tensor, stored: np.ndarray) -> Tensor:
+    """The evenly spaced channels and pixels that a case has room for."""
+    channel, row, column = (maps.shape[axis] // stored.shape[axis] for axis in (1, 2, 3))
+    return maps[:, ::channel, ::row, ::column]
+
+
+@handles("slsg_network")
+def network(case: dict[str, Any], arrays: Arrays) -> Results:
+    setting = case["hyper_parameters"]
+    encoder = make_encoder(
+        load_backbone("resnet18@random", strides=OFFICIAL.strides), OFFICIAL.topology, OFFICIAL.stem, seed=0
+    )
+    assert isinstance(encoder, UnpooledResNet)
+    size = (8 * arrays["logits_eval"].shape[2], 8 * arrays["logits_eval"].shape[3])
+    with torch.no_grad():
+        levels = encoder.eval()(torch.zeros(1, 3, *size))
+    segmentation = SegNet([x.shape[1] for x in levels], [grid_of(x) for x in levels], size, layout_of(OFFICIAL))
+    for described in setting["tensors"]:
+        path, _, kind = described["name"].rpartition(".")
+        layer, name = network_layer(encoder, segmentation, path), NORM.get(kind, kind)
+        assert list(getattr(layer, name).shape) == described["shape"], described["name"]
+        getattr(layer, name).data = by_rule(described)
+    whole = nn.ModuleList([encoder, segmentation])
+    results: dict[str, Any] = {"used_parameters": sum(parameter.numel() for parameter in whole.parameters())}
+    names = ("stem_skip", "layer1", "layer2", "layer3", "block_input")
+    for mode in ("eval", "train"):
+        given = setting[mode]
+        coarse = formula([given["batch"], 3, size[0] // 4, size[1] // 4], given["input_id"])
+        images = (np.float32(6.92) * tensor(coarse)).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
+        whole.train(mode == "train")
+        graphs, outputs = [], []
+        block = segmentation.sg_block
+        assert block is not None
+        relations = block._relations
+
+        def keep(maps: Tensor, relations: Any = relations, graphs: list[Any] = graphs) -> Any:
+            graphs.append(relations(maps))
+            return graphs[-1]
+
+        block._relations = keep  # type: ignore[method-assign]
+        hook = block.register_forward_hook(lambda _m, _i, out, outputs=outputs: outputs.append(out))
+        with torch.no_grad():
+            levels = encoder(images)
+            logits = segmentation(levels)
+        hook.remove()
+        block._relations = relations  # type: ignore[method-assign]
+        found = dict(zip(names, levels, strict=True)) | {"block_output": outputs[0]}
+        found |= {"logits": logits.final, "logits_auxiliary": logits.auxiliary}
+        results |= {f"{name}_{mode}": sampled(maps, arrays[f"{name}_{mode}"]) for name, maps in found.items()}
+        results[f"neighbours_{mode}"] = graphs[0].neighbours
+        results[f"logits_mean_{mode}"] = logits.final.mean()
+        results[f"logits_std_{mode}"] = logits.final.std(correction=0)
+    results["stem_norm_running_mean_after_train"] = encoder.parts["bn1"].running_mean
+    results["query_key_norm_running_var_after_train"] = block_layer(block, "query_key_norm").running_var
+    return results
