@@ -133,7 +133,9 @@ class SLSGConfig(MethodConfig):
             raise ValueError("neighbour_margin is for block=paper: the released block takes every third neighbour")
         if self.recipe != "published":
             if self.recipe not in RECIPES:
-                raise ValueError(f"known recipes are published, {', '.join(RECIPES)}")
+                raise ValueError(
+                    f"no recipe is called {self.recipe!r}: known recipes are published, {', '.join(RECIPES)}"
+                )
             switched(RECIPES[self.recipe], self)
         elif not self.logical and not self.structural:
             raise ValueError("nothing is simulated without structural and logical anomalies")
