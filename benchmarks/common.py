@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import shlex
 import statistics
 import sys
@@ -48,21 +47,10 @@ def category_folder(category: str, root: Path | None = None) -> Path:
 
 def environment() -> str:
     """CPU, cores and versions, as one paragraph of Markdown."""
-    from flawsmith.pipeline.provenance import versions
+    from flawsmith.pipeline.provenance import machine, versions
 
     installed = ", ".join(f"{name} {version}" for name, version in versions().items())
-    return f"Measured on {_cpu()}, {os.cpu_count()} cores, {_memory()}; {installed}."
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    facts = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in lines)}
-    units = [flag for flag in ("avx2", "avx512f", "avx512_bf16", "amx_bf16") if flag in facts.get("flags", "").split()]
-    name = facts.get("model name", platform.machine())
-    return f"{name} ({', '.join(units)})" if units else name
+    return f"Measured on {machine()}, {_memory()}; {installed}."
 
 
 def _memory() -> str:

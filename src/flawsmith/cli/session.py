@@ -21,12 +21,13 @@ USER_ERROR = 2
 INTERRUPTED = 130
 """128 + SIGINT, as shells report it."""
 
-Tier = Literal["eval", "train"]
+Tier = Literal["eval", "train", "benchmark"]
 
 _EVAL_PACKAGES = frozenset({"scipy", "sklearn", "matplotlib", "jinja2"})
 _TRAIN_PACKAGES = frozenset(
     {"torch", "torchvision", "lightning", "timm", "cv2", "onnx", "onnxscript", "safetensors", "jaxtyping"}
 )
+_BENCHMARK_PACKAGES = frozenset({"psutil", "tabulate"})
 # Typer brings its own copy of click since 0.16 and uses the installed one before: the exceptions of either are
 # reached through Typer's one public subclass (BadParameter < UsageError < ClickException).
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -51,9 +52,9 @@ def session(*, tier: Tier | None = None, interrupted: str = "interrupted") -> It
         yield
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
-        if tier is None or package not in _EVAL_PACKAGES | _TRAIN_PACKAGES:
+        if tier is None or package not in _EVAL_PACKAGES | _TRAIN_PACKAGES | _BENCHMARK_PACKAGES:
             raise
-        wanted = "train" if package in _TRAIN_PACKAGES else tier
+        wanted = "train" if package in _TRAIN_PACKAGES and tier == "eval" else tier
         raise FlawsmithError(
             f"this command needs {package}, which is not installed: run `pip install flawsmith[{wanted}]`"
         ) from error

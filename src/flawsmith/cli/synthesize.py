@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
 from flawsmith.cli.options import AsJson, DataFolder, Layout, Quiet
 from flawsmith.cli.session import session
+from flawsmith.cli.several import SeveralValues
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
@@ -20,26 +20,10 @@ if TYPE_CHECKING:
 _SAMPLES = 16
 
 
-class SeveralValues(TyperCommand):
-    """Lets ``--weakness 0.1 0.3`` stand for ``--weakness 0.1 --weakness 0.3``."""
+class SynthesizeCommand(SeveralValues):
+    """``--weakness 0.1 0.3`` stands for ``--weakness 0.1 --weakness 0.3``."""
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Repeat the option before each further number, then parse as ever."""
-        expanded: list[str] = []
-        for place, argument in enumerate(args):
-            follows = len(expanded) > 1 and expanded[-2] == "--weakness" and _is_number(expanded[-1])
-            if follows and _is_number(argument) and "--" not in args[:place]:
-                expanded.append("--weakness")
-            expanded.append(argument)
-        return super().parse_args(ctx, expanded)
-
-
-def _is_number(text: str) -> bool:
-    try:
-        float(text)
-    except ValueError:
-        return False
-    return True
+    several = frozenset({"--weakness"})
 
 
 def synthesize(

@@ -6,6 +6,7 @@ the same split, and two copies of one image never stand on different sides.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import stat
@@ -47,6 +48,20 @@ class HoldOut:
     def calibrated_on_training(self) -> bool:
         """Whether the calibration images were learned from too; their scores are then too low for a limit."""
         return self.source == "training"
+
+    def learning_from(self, fraction: float) -> HoldOut:
+        """The same images held out, and the first ``fraction`` of the others to learn from, at least one.
+
+        A smaller fraction is part of a larger one.
+
+        Args:
+            fraction: in (0, 1].
+        """
+        if fraction == 1:
+            return self
+        kept = self.train[: max(1, round(fraction * len(self.train)))]
+        words = f"{self.description}; {len(kept)} of {len(self.train)} images learned from"
+        return dataclasses.replace(self, train=kept, description=words)
 
 
 def content_hash(path: Path) -> str:

@@ -103,6 +103,20 @@ def load_backbone(name: str = PACKAGED, *, strides: Sequence[int] = (8, 16), see
     return Backbone(trunk, info)
 
 
+def users_file(name: str) -> Path | None:
+    """The weight file that a user's backbone name points to; None for packaged, downloaded or random weights.
+
+    Raises:
+        FlawsmithError: an unknown architecture, or the file is not there.
+    """
+    _, source, file = _resolve(name)
+    if source != "file" or file is None:
+        return None
+    if not file.is_file():
+        raise FlawsmithError(f"no weight file at {file}: check the path given with --backbone")
+    return file
+
+
 def pixels_of(backbone: Backbone) -> Backbone:
     """A backbone whose only level are the images themselves, normalised as the given one wants them."""
     changes = {"architecture": PIXELS, "sha256": PIXELS, "strides": (1,), "channels": (3,)}

@@ -40,6 +40,9 @@ class TrainSettings(BaseModel):
     foregrounds: str | None = Field(
         None, description="Folder of foreground masks, for foreground=files; fg_mask beside the images by default."
     )
+    fraction: float = Field(
+        1.0, gt=0, le=1, description="Share of the images to learn from that is used; what is held out stays the same."
+    )
     bits: int | None = Field(None, ge=9, le=16, description="Significant bits of images deeper than 8 bits.")
     layout: str | None = Field(None, description="Layout of the data; detected by default.")
 
@@ -70,7 +73,7 @@ def check_settings(values: Mapping[str, Any]) -> TrainSettings:
     try:
         return TrainSettings(**values)
     except ValidationError as error:
-        raise _in_words(error, "") from error
+        raise in_words(error, "") from error
 
 
 def method_config(settings: TrainSettings) -> tuple[str, MethodConfig]:
@@ -95,7 +98,7 @@ def method_config(settings: TrainSettings) -> tuple[str, MethodConfig]:
     try:
         config = method.Config(**{**base, **settings.set})
     except ValidationError as error:
-        raise _in_words(error, "--set ") from error
+        raise in_words(error, "--set ") from error
     if config.precision == "auto":
         config = config.model_copy(update={"precision": "bf16-mixed" if computes_in_bfloat16() else "32-true"})
     return preset, config
@@ -109,7 +112,8 @@ def computes_in_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
-def _in_words(error: ValidationError, prefix: str) -> FlawsmithError:
+def in_words(error: ValidationError, prefix: str) -> FlawsmithError:
+    """What pydantic found wrong first, as one line that begins with ``prefix``."""
     first, *others = error.errors()
     # A field of several types is reported once for each of them, under names of pydantic's own making.
     name = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() or isinstance(part, int))

@@ -96,7 +96,7 @@ def train(
     preset, config = method_config(checked)
     checked = checked.model_copy(update={"backbone": checked.backbone or config.default_backbone})
     dataset = load(data, checked.layout)
-    split = calibration_split(dataset, checked.seed)
+    split = calibration_split(dataset, checked.seed).learning_from(checked.fraction)
     _check_sources(checked, config)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
     options = LoopOptions(

@@ -1,0 +1,1 @@
+"""Methods side by side: methods × categories × seeds, resumable, with the papers' columns beside ours."""

@@ -1,0 +1,100 @@
+"""Where cells are computed: the contract of an executor, and the one that uses this machine's own processes."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from pathlib import Path
+from typing import Protocol
+
+from flawsmith.benchmark.cell import CellResult, Task
+from flawsmith.benchmark.process import Measured, Stop, run_measured
+from flawsmith.benchmark.store import KEPT, RESULT, CellFiles
+
+TASK = "task.json"
+
+
+class Executor(Protocol):
+    """Computes cells somewhere."""
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, CellFiles]]:
+        """Compute cells and give each one's files as soon as it has ended, in any order.
+
+        A cell that fails is given too, as a result that says why; an executor raises only where no further cell can be
+        computed.
+        """
+        ...
+
+
+class LocalExecutor:
+    """Cells in processes of their own on this machine.
+
+    Args:
+        jobs: cells at a time.
+    """
+
+    def __init__(self, jobs: int = 1) -> None:
+        self.jobs = jobs
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, CellFiles]]:
+        """Compute cells in order, several at a time; leaving the iterator early stops the running ones."""
+        stop = Stop()
+        pool = ThreadPoolExecutor(self.jobs)
+        pending: dict[Future[CellFiles], Task] = {}
+        try:
+            pending = {pool.submit(compute, task, jobs=self.jobs, stop=stop): task for task in tasks}
+            while pending:
+                done, _ = wait(pending, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield pending.pop(future), future.result()
+        finally:
+            stop.set()
+            for future in pending:
+                future.cancel()
+            pool.shutdown(wait=True)
+
+
+def compute(task: Task, *, jobs: int = 1, stop: Stop | None = None) -> CellFiles:
+    """Compute one cell in a new process, with an empty feature cache, and watch its memory.
+
+    Args:
+        task: the cell and where its data is.
+        jobs: cells that run on this machine at a time, for the record.
+        stop: ends the process when it is set.
+
+    Returns:
+        The cell's files; a failure is a result that says why.
+    """
+    with tempfile.TemporaryDirectory(prefix="flawsmith-cell-") as folder:
+        scratch = Path(folder)
+        (scratch / TASK).write_text(task.model_dump_json())
+        environment = {"FLAWSMITH_CACHE": str(scratch / "cache")}
+        if task.threads is not None:
+            environment["OMP_NUM_THREADS"] = str(task.threads)
+        measured = run_measured(
+            [sys.executable, "-m", "flawsmith.benchmark.worker", str(scratch)],
+            env={**os.environ, **environment},
+            memory_bytes=task.memory_bytes,
+            stop=stop,
+        )
+        files = {name: (scratch / name).read_bytes() for name in KEPT if (scratch / name).exists()}
+        if RESULT in files and measured.returncode == 0:
+            result = CellResult.model_validate_json(files[RESULT])
+        else:
+            result, files = CellResult(cell=task.cell, status="failed", error=_reason(measured, task)), {}
+    costs = {"peak_bytes": measured.peak_bytes, "threads": task.threads, "jobs": jobs}
+    result = result.model_copy(update={"costs": result.costs.model_copy(update=costs)})
+    return {**files, RESULT: result.model_dump_json(indent=1).encode()}
+
+
+def _reason(measured: Measured, task: Task) -> str:
+    if measured.over_cap:
+        assert task.memory_bytes is not None
+        return f"stopped at {task.memory_bytes / 1e9:.1f} GB of memory: give more with --memory, or fewer --jobs"
+    if measured.returncode < 0:
+        return f"killed by signal {-measured.returncode}, perhaps for want of memory"
+    lines = [line for line in measured.stderr.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else f"ended with exit code {measured.returncode} and without a word"

@@ -1,0 +1,168 @@
+"""``flawsmith benchmark``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
+from flawsmith.cli.options import AsJson, Layout, Quiet
+from flawsmith.cli.session import session
+from flawsmith.cli.several import SeveralValues
+from flawsmith.runtime.errors import FlawsmithError
+
+if TYPE_CHECKING:
+    from flawsmith.benchmark.cell import CellResult
+    from flawsmith.benchmark.plan import Plan
+    from flawsmith.benchmark.run import BenchmarkResult
+
+SOMETHING_FAILED = 1
+
+
+class BenchmarkCommand(SeveralValues):
+    """Lists are written as ``--methods pbas glass``."""
+
+    several = frozenset({"--methods", "--presets", "--backbones", "--categories", "--fractions", "--seeds", "--parts"})
+
+
+def benchmark(
+    data: Annotated[
+        list[Path] | None,
+        typer.Argument(metavar="[DATA]...", help="Category folders, or folders of categories, with labelled tests."),
+    ] = None,
+    plan: Annotated[
+        Path | None, typer.Option(help="A YAML file with the fields of these options; options replace its fields.")
+    ] = None,
+    methods: Annotated[list[str] | None, typer.Option(help="Methods to compare.")] = None,
+    presets: Annotated[list[str] | None, typer.Option(help="Presets; fast by default.")] = None,
+    backbones: Annotated[list[str] | None, typer.Option(help="Backbones; by default what the preset takes.")] = None,
+    categories: Annotated[list[str] | None, typer.Option(help="Only these categories.")] = None,
+    fractions: Annotated[list[float] | None, typer.Option(help="Shares of the training images.")] = None,
+    seeds: Annotated[list[int] | None, typer.Option(help="Seeds; 0 by default.")] = None,
+    parts: Annotated[
+        list[str] | None, typer.Option(help="Parts of the test split to report: whole (the default), A, B.")
+    ] = None,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(metavar="KEY=[VALUES]", help="Compare values of a method's setting, such as patch_size=[1,3,5]."),
+    ] = None,
+    textures: Annotated[
+        str | None, typer.Option(help="Textures of the methods that forge: a folder, self, or procedural.")
+    ] = None,
+    layout: Layout = None,
+    out: Annotated[Path, typer.Option(help="The benchmark's folder; what is finished there is not computed again.")] = (
+        Path("benchmark")
+    ),
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, which share the cores.")] = 1,
+    memory: Annotated[
+        float | None,
+        typer.Option(min=0.1, help="GB of memory at which a cell is stopped; by default an even share."),
+    ] = None,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model file of every cell.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished cells again.")] = False,
+    json_: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Compare methods on labelled data over seeds: one table, resumable, a process a cell.
+
+    Example: flawsmith benchmark parts --methods patchcore pbas glass --seeds 0 1 2 --out results
+    """
+    given: dict[str, Any] = {
+        "data": data,
+        "methods": methods,
+        "presets": presets,
+        "backbones": backbones,
+        "categories": categories,
+        "fractions": fractions,
+        "seeds": seeds,
+        "parts": parts,
+        "textures": textures,
+        "layout": layout,
+    }
+    with session(tier="benchmark", interrupted=f"interrupted: the same command goes on; finished cells are in {out}"):
+        from flawsmith.benchmark.run import run_benchmark
+
+        wanted = _plan(plan, {**given, "vary": _lists(vary or [])})
+        with _Progress(show=shows_progress(quiet=quiet or json_), quiet=quiet or json_) as watch:
+            result = run_benchmark(
+                wanted,
+                out,
+                jobs=jobs,
+                memory_bytes=None if memory is None else int(memory * 1e9),
+                keep_models=keep_models,
+                fresh=fresh,
+                started=watch.started,
+                done=watch.done,
+            )
+    _conclude(result, json_=json_, quiet=quiet)
+
+
+def _plan(file: Path | None, given: dict[str, Any]) -> Plan:
+    from flawsmith.benchmark.plan import Plan
+
+    changes = {name: value for name, value in given.items() if value not in (None, [], {})}
+    if file is not None:
+        return Plan.from_file(file, changes)
+    if "data" not in changes or "methods" not in changes:
+        raise FlawsmithError("give the data and --methods, or a file with both by --plan")
+    return Plan.checked(changes, source="benchmark")
+
+
+def _lists(pairs: list[str]) -> dict[str, list[Any]]:
+    from flawsmith.cli.settings import parse_settings
+
+    found = parse_settings(pairs, option="--vary")
+    return {name: value if isinstance(value, list) else [value] for name, value in found.items()}
+
+
+class _Progress:
+    """A bar over cells with an estimate, and a line a cell."""
+
+    def __init__(self, *, show: bool, quiet: bool) -> None:
+        self._show, self._quiet = show, quiet
+        self._bar: Any = None
+
+    def __enter__(self) -> _Progress:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._bar is not None:
+            self._bar.__exit__(*error)
+
+    def started(self, total: int, pending: int) -> None:
+        if not self._quiet:
+            say(f"{total} cells, {total - pending} finished before")
+        self._bar = progress("cells", pending, show=self._show)
+        self._advance = self._bar.__enter__()
+
+    def done(self, result: CellResult) -> None:
+        self._advance()
+        if self._quiet:
+            return
+        seconds = result.costs.train_seconds
+        first = next(iter(result.evaluations.values()), None)
+        auroc = None if first is None else first.image_auroc
+        score = "" if auroc is None else f"image AUROC {auroc:.4f}, "
+        words = f"{score}{seconds or 0:.0f} s" if result.finished else f"failed: {result.error}"
+        say(f"{result.cell.label}: {words}")
+
+
+def _conclude(result: BenchmarkResult, *, json_: bool, quiet: bool) -> None:
+    if json_:
+        emit_json(
+            {
+                "cells": len(result.results),
+                "computed": result.computed,
+                "failed": [one.cell.label for one in result.failed],
+                "files": {name: str(path) for name, path in result.files.items()},
+            }
+        )
+    else:
+        emit(result.files["md"].read_text(encoding="utf-8"))
+    if not quiet:
+        say(f"tables: {', '.join(str(path) for path in result.files.values())}")
+    if result.failed:
+        say(f"{len(result.failed)} of {len(result.results)} cells failed; the same command tries them again")
+        raise typer.Exit(SOMETHING_FAILED)
