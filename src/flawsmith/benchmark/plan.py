@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -138,9 +137,13 @@ def tasks(plan: Plan) -> list[Task]:
             folder alone.
     """
     datasets = categories_of(plan)
-    arms = [(arm, _described(arm, plan)) for arm in plan.arms()]
+    arms = [_known(arm, plan) for arm in plan.arms()]
+    prints = [dataset_fingerprint(dataset.samples) for dataset in datasets]
     found = [
-        _task(plan, dataset, arm, known, seed) for seed in plan.seeds for dataset in datasets for arm, known in arms
+        _task(plan, dataset, fingerprint, known, seed)
+        for seed in plan.seeds
+        for dataset, fingerprint in zip(datasets, prints, strict=True)
+        for known in arms
     ]
     return list({task.cell.key: task for task in found}.values())
 
@@ -189,16 +192,25 @@ def _choices(arm: Arm, field: str, values: Sequence[Any]) -> list[dict[str, Any]
     return [{field: value} for value in values]
 
 
-def _described(arm: Arm, plan: Plan) -> tuple[Arm, dict[str, Any], str]:
-    """The arm with what the plan gives it, its resolved configuration and the identity of its backbone."""
+class _Known(NamedTuple):
+    """An arm with what the plan gives it, and what its result depends on."""
+
+    arm: Arm
+    config: dict[str, Any]
+    backbone: str
+    textures_sha256: str | None
+
+
+def _known(arm: Arm, plan: Plan) -> _Known:
     if arm.peer is not None:
-        return arm, dict(arm.set), arm.backbone or "default"
+        return _Known(arm, dict(arm.set), arm.backbone or "default", None)
     settings = check_settings({"method": arm.method, "preset": arm.preset, "set": dict(arm.set)})
     _, config = method_config(settings)
     textures = arm.textures if arm.textures is not None else plan.textures
     arm = arm.model_copy(update={"textures": textures if config.forges else None})
     name = arm.backbone or config.default_backbone
-    return arm, config.model_dump(mode="json"), _backbone_identity(name)
+    config_fields = config.model_dump(mode="json")
+    return _Known(arm, config_fields, _backbone_identity(name), _texture_fingerprint(arm.textures))
 
 
 def _backbone_identity(name: str) -> str:
@@ -207,35 +219,27 @@ def _backbone_identity(name: str) -> str:
     return name if file is None else f"{name.partition('@')[0] if '@' in name else ''}@{content_hash(file)}"
 
 
-def _task(plan: Plan, dataset: Dataset, arm: Arm, known: tuple[Arm, dict[str, Any], str], seed: int) -> Task:
-    described, config, backbone = known
+def _task(plan: Plan, dataset: Dataset, fingerprint: str, known: _Known, seed: int) -> Task:
+    arm = known.arm
     cell = Cell(
-        arm=described.model_copy(update={"textures": _texture_name(described.textures)}),
+        arm=arm.model_copy(update={"textures": _texture_name(arm.textures)}),
         seed=seed,
         dataset=dataset.dataset,
         category=dataset.category,
-        images_sha256=_fingerprint(dataset),
-        textures_sha256=_texture_fingerprint(described.textures),
-        config=config,
-        backbone=backbone,
+        images_sha256=fingerprint,
+        textures_sha256=known.textures_sha256,
+        config=known.config,
+        backbone=known.backbone,
         parts=plan.parts,
         resamples=plan.resamples,
     )
-    return Task(
-        cell=cell, data=dataset.root, layout=plan.layout, textures=described.textures, backbone=described.backbone
-    )
-
-
-@lru_cache
-def _fingerprint(dataset: Dataset) -> str:
-    return dataset_fingerprint(dataset.samples)
+    return Task(cell=cell, data=dataset.root, layout=plan.layout, textures=arm.textures, backbone=arm.backbone)
 
 
 def _texture_name(textures: str | None) -> str | None:
     return textures if textures in _WORD_TEXTURES else Path(str(textures)).name
 
 
-@lru_cache
 def _texture_fingerprint(textures: str | None) -> str | None:
     """Names and sizes of a folder's files: reading thousands of photographs for every start would take too long."""
     if textures in _WORD_TEXTURES:

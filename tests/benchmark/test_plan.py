@@ -1,0 +1,178 @@
+"""From lists to cells: which combinations there are, and what a cell is known by."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flawsmith.benchmark.cell import Arm, Task
+from flawsmith.benchmark.plan import Plan, tasks
+from flawsmith.runtime.errors import FlawsmithError
+
+
+@pytest.fixture
+def root(tmp_path: Path, draw_parts: Callable[..., Path]) -> Path:
+    """A data set with two categories."""
+    for name in ("bolt", "nut"):
+        draw_parts(tmp_path / "line" / name, good=6)
+    return tmp_path / "line"
+
+
+def plan(data: Path, **fields: Any) -> Plan:
+    return Plan.checked({"data": data, "methods": "pbas", **fields}, source="test")
+
+
+def only(given: Plan) -> Task:
+    (task,) = tasks(given)
+    return task
+
+
+def test_every_combination_is_a_cell(root: Path) -> None:
+    given = plan(root, methods=["pbas", "glass"], presets=["fast", "paper"], seeds=[0, 1], fractions=[0.5, 1])
+
+    cells = [task.cell for task in tasks(given)]
+
+    assert len({cell.key for cell in cells}) == len(cells) == 2 * 2 * 2 * 2 * 2
+    assert {cell.category for cell in cells} == {"bolt", "nut"}
+    assert {cell.dataset for cell in cells} == {"line"}
+
+
+def test_seeds_come_one_after_the_other_so_that_an_early_stop_leaves_whole_comparisons(root: Path) -> None:
+    cells = [task.cell for task in tasks(plan(root, methods=["pbas", "glass"], seeds=[3, 1]))]
+
+    assert [cell.seed for cell in cells] == [3] * 4 + [1] * 4
+
+
+def test_varied_settings_change_what_the_preset_means(root: Path) -> None:
+    given = plan(root, categories=["bolt"], vary={"patch_size": [1, 3], "epochs": [2]})
+
+    cells = [task.cell for task in tasks(given)]
+
+    assert [cell.config["patch_size"] for cell in cells] == [1, 3]
+    assert [cell.arm.title for cell in cells] == ["pbas, patch_size=1, epochs=2", "pbas, patch_size=3, epochs=2"]
+
+
+def test_arm_keeps_what_it_names_itself(root: Path) -> None:
+    arms = plan(root, methods=["pbas", {"method": "glass", "preset": "paper"}], presets=["fast", "official"]).arms()
+
+    assert [(arm.method, arm.preset) for arm in arms] == [("pbas", "fast"), ("pbas", "official"), ("glass", "paper")]
+
+
+def test_textures_go_to_methods_that_forge_alone(root: Path, parts: Path) -> None:
+    given = plan(root, methods=["pbas", "glass"], categories=["bolt"], textures=str(parts))
+
+    one, two = tasks(given)
+
+    assert (one.textures, one.cell.textures_sha256) == (None, None)
+    assert two.textures == str(parts)
+    assert two.cell.arm.textures == parts.name
+    assert two.cell.textures_sha256 is not None
+
+
+def test_key_is_the_same_wherever_the_data_lies_and_whatever_the_arm_is_called(root: Path, tmp_path: Path) -> None:
+    before = only(plan(root / "bolt"))
+    moved = tmp_path / "elsewhere" / "line"
+    moved.parent.mkdir()
+    root.rename(moved)
+
+    after = only(plan(moved / "bolt", methods={"method": "pbas", "name": "another name"}))
+
+    assert after.data != before.data
+    assert after.cell.key == before.cell.key
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seeds": 1},
+        {"methods": {"method": "pbas", "set": {"epochs": 3}}},
+        {"methods": {"method": "pbas", "fraction": 0.5}},
+        {"methods": {"method": "pbas", "select": "best"}},
+        {"methods": {"method": "pbas", "backbone": "resnet18@random"}},
+        {"parts": ["whole", "B"]},
+        {"resamples": 10},
+    ],
+)
+def test_key_changes_with_what_the_result_depends_on(root: Path, change: dict[str, Any]) -> None:
+    assert only(plan(root / "bolt", **change)).cell.key != only(plan(root / "bolt")).cell.key
+
+
+def test_key_changes_with_the_content_of_an_image(root: Path, draw_parts: Callable[..., Path]) -> None:
+    before = only(plan(root / "bolt")).cell.key
+    image = root / "bolt" / "test" / "good" / "000.png"
+    image.write_bytes((root / "nut" / "test" / "crack" / "001.png").read_bytes())
+
+    assert only(plan(root / "bolt")).cell.key != before
+
+
+def test_key_changes_with_the_content_of_a_weights_file_not_with_its_name(root: Path, tmp_path: Path) -> None:
+    keys = []
+    for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("b.pth", b"2")):
+        (tmp_path / name).write_bytes(content)
+        keys.append(only(plan(root / "bolt", backbones=f"resnet18@{tmp_path / name}")).cell.key)
+
+    assert keys[0] == keys[1] != keys[2]
+
+
+def test_file_gives_a_plan_and_its_folders_are_relative_to_it(root: Path, tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text("data: [line]\ncategories: nut\nmethods: [pbas, {method: glass, name: GLASS}]\nseeds: [0, 1]\n")
+
+    found = tasks(Plan.from_file(file, {"seeds": [2]}))
+
+    assert [(task.cell.category, task.cell.arm.title, task.cell.seed) for task in found] == [
+        ("nut", "pbas", 2),
+        ("nut", "GLASS", 2),
+    ]
+
+
+def test_title_names_all_that_is_not_the_default() -> None:
+    arm = Arm(method="glass", preset="paper", backbone="x/resnet18.pth", fraction=0.25, set={"steps": 5}, select="best")
+
+    assert arm.title == "glass, paper, resnet18.pth, steps=5, 25 % of the images, select best"
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown field": ({"sedes": [1]}, "sedes"),
+    "unknown method": ({"methods": "pbsa"}, "did you mean 'pbas'"),
+    "unknown setting": ({"vary": {"patchsize": [1]}}, "did you mean 'patch_size'"),
+    "unknown preset": ({"presets": "slow"}, "no preset called 'slow'"),
+    "unknown category": ({"categories": "screw"}, "there are bolt, nut"),
+    "fraction of nothing": ({"fractions": 0}, "fraction"),
+    "seed below zero": ({"seeds": -1}, "seed"),
+    "no such textures": ({"methods": "glass", "textures": "nowhere"}, "nowhere"),
+    "no such weights": ({"backbones": "resnet18@nowhere.pth"}, "no weight file at nowhere.pth"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_is_named(root: Path, mistake: str) -> None:
+    fields, words = MISTAKES[mistake]
+
+    with pytest.raises(FlawsmithError, match=words):
+        tasks(plan(root, **fields))
+
+
+def test_data_without_labelled_test_images_is_refused(root: Path) -> None:
+    with pytest.raises(FlawsmithError, match="no test images: a benchmark needs labelled ones"):
+        tasks(plan(root / "bolt" / "train" / "good"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("- a\n", "holds no mapping"),
+        ("a: [", "is no YAML"),
+        ("data: x\n", "methods"),
+        ("methods: 3\ndata: x", "method"),
+    ],
+)
+def test_file_that_is_no_plan_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text(text)
+
+    with pytest.raises(FlawsmithError, match=words):
+        Plan.from_file(file)

@@ -1,0 +1,132 @@
+"""Results as tables."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flawsmith.benchmark.cell import Arm, Cell, CellResult, Costs
+from flawsmith.benchmark.tables import latex, tables, tidy_csv, write_tables
+from flawsmith.evaluation.results import Evaluation
+
+
+def evaluation(image_auroc: float | None, **figures: Any) -> Evaluation:
+    names = ("image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro", "false_reject_rate", "miss_rate")
+    known = dict.fromkeys(names, 0.5) | {"n_good": 3, "n_flawed": 4} | figures
+    return Evaluation(image_auroc=image_auroc, **known)
+
+
+def result(category: str, method: str, seed: int, image_auroc: float | None, **changes: Any) -> CellResult:
+    cell = Cell(
+        arm=Arm(method=method), seed=seed, dataset="line", category=category, images_sha256="0", config={}, backbone="b"
+    )
+    found = {
+        "cell": cell,
+        "status": "finished",
+        "evaluations": {"whole": evaluation(image_auroc)},
+        "costs": Costs(train_seconds=10.0 + seed, latency_p50_ms=5.0, peak_bytes=10**9, model_bytes=14 * 10**6),
+        "machine": "a machine",
+        "versions": {"flawsmith": "0"},
+    }
+    return CellResult(**{**found, **changes})
+
+
+@pytest.fixture
+def results() -> list[CellResult]:
+    """Two categories, two methods, two seeds."""
+    return [
+        result(category, method, seed, base + 0.1 * (category == "nut") + 0.02 * seed)
+        for method, base in (("pbas", 0.7), ("glass", 0.6))
+        for seed in (0, 1)
+        for category in ("bolt", "nut")
+    ]
+
+
+def row_of(table: Any, *first: str) -> dict[str, str]:
+    (found,) = [row for row in table.rows if row[: len(first)] == first]
+    return dict(zip(table.heads, found, strict=True))
+
+
+def test_overall_row_is_the_mean_over_categories_and_its_spread_that_over_seeds(results: list[CellResult]) -> None:
+    row = row_of(tables(results)[0], "pbas")
+
+    # Seed 0: (0.70 + 0.80) / 2; seed 1: 0.77.
+    assert row["image AUROC"] == "0.7600 ± 0.0141"
+    assert row["cells"] == "4 of 4"
+    assert row["training, s"] == "10"
+    assert row["model, MB"] == "14.0"
+
+
+def test_category_row_is_the_mean_over_seeds(results: list[CellResult]) -> None:
+    row = row_of(tables(results)[1], "line/nut", "glass")
+
+    assert row["image AUROC"] == "0.7100 ± 0.0141"
+    assert row["seeds"] == "2"
+
+
+def test_failed_cell_is_named_and_counts_nowhere(results: list[CellResult]) -> None:
+    broken = result("bolt", "pbas", 2, None, status="failed", error="no such image", evaluations={}, machine="")
+
+    made = tables([*results, broken])
+
+    assert row_of(made[0], "pbas")["image AUROC"] == "0.7600 ± 0.0141"
+    assert row_of(made[0], "pbas")["cells"] == "4 of 5"
+    assert made[-1].rows == [("bolt", "pbas", "2", "no such image")]
+
+
+def test_figure_that_the_data_cannot_give_is_a_dash(results: list[CellResult]) -> None:
+    for one in results:
+        one.evaluations["whole"] = evaluation(0.9, aupro=None if one.cell.arm.method == "pbas" else 0.5)
+
+    assert row_of(tables(results)[0], "pbas")["AUPRO (0.3)"] == "–"
+    assert row_of(tables(results)[0], "glass")["AUPRO (0.3)"] == "0.5000 ± 0.0000"
+
+
+def test_loco_figures_show_where_there_are_some(results: list[CellResult]) -> None:
+    assert "image AUROC, LOCO mean" not in tables(results)[0].heads
+    results[0].evaluations["whole"] = evaluation(0.9, image_auroc_loco_mean=0.8)
+
+    assert "image AUROC, LOCO mean" in tables(results)[0].heads
+
+
+def test_tidy_csv_holds_a_row_a_cell_and_part(results: list[CellResult]) -> None:
+    results[0].evaluations["B"] = evaluation(0.123)
+
+    rows = list(csv.DictReader(io.StringIO(tidy_csv(results))))
+
+    assert len(rows) == 9
+    assert [row["part"] for row in rows[:2]] == ["whole", "B"]
+    assert float(rows[1]["image_auroc"]) == 0.123
+    assert {row["key"] for row in rows} == {one.cell.key for one in results}
+
+
+def test_latex_sets_its_own_signs(results: list[CellResult]) -> None:
+    strange = [result("50%_a&b", "pbas", 0, 0.5)]
+
+    text = latex(tables(strange), ["a note"])
+
+    assert r"50\%\_a\&b" in text
+    assert "–" not in text
+    assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
+
+
+def test_all_formats_are_written_and_html_escapes(results: list[CellResult], tmp_path: Path) -> None:
+    results.append(result("<b>", "pbas", 0, 0.5))
+
+    files = write_tables(results, tmp_path)
+
+    assert {path.name for path in files.values()} == {"results.csv", "results.md", "results.tex", "results.html"}
+    page = files["html"].read_text()
+    assert "line/&lt;b&gt;" in page
+    assert "http" not in page.replace("http-equiv", "")
+    assert "| pbas" in files["md"].read_text()
+
+
+def test_several_cells_at_a_time_are_admitted(results: list[CellResult], tmp_path: Path) -> None:
+    results[0].costs.jobs = 2
+
+    assert "2 cells shared the machine" in write_tables(results, tmp_path)["md"].read_text()
