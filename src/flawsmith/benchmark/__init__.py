@@ -1,0 +1,1 @@
+"""Methods on categories and seeds, beside what the papers print."""
