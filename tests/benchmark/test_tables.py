@@ -130,3 +130,18 @@ def test_several_cells_at_a_time_are_admitted(results: list[CellResult], tmp_pat
     results[0].costs.jobs = 2
 
     assert "2 cells shared the machine" in write_tables(results, tmp_path)["md"].read_text()
+
+
+def test_published_figures_stand_beside_ours_with_their_protocol() -> None:
+    cell = result("screw", "glass", 0, 0.9)
+    known = cell.model_copy(update={"cell": cell.cell.model_copy(update={"dataset": "mvtec_ad"})})
+
+    (table,) = [one for one in tables([known]) if one.title == "Beside the papers"]
+
+    assert row_of(table, "mvtec_ad/screw", "glass, here")["image AUROC"] == "0.9000"
+    assert row_of(table, "mvtec_ad/screw", "GLASS-j")["image AUROC"] == "1.000"
+    assert any("test" in note for note in table.notes)
+
+
+def test_no_published_table_for_data_of_the_users_own(results: list[CellResult]) -> None:
+    assert "Beside the papers" not in [table.title for table in tables(results)]

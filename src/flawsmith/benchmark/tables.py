@@ -15,11 +15,13 @@ import jinja2
 from tabulate import tabulate
 
 from flawsmith.benchmark.cell import PARTS, CellResult, Part
+from flawsmith.benchmark.published import dataset_key, protocol_notes, published
 from flawsmith.evaluation.results import LABELS, LOCO_LABELS, Evaluation
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
 
-SHOWN = ("image_auroc", "pixel_auroc", "aupro", "image_auroc_loco_mean", "spro_loco_mean")
 RATES = ("false_reject_rate", "miss_rate")
+SHOWN = ("image_auroc", "pixel_auroc", "aupro", "image_auroc_loco_mean", "spro_loco_mean")
 FIGURES = (*LABELS, *LOCO_LABELS)
 _NAMES = {**LABELS, **LOCO_LABELS}
 NOTHING = "–"
@@ -54,6 +56,7 @@ def tables(results: Sequence[CellResult]) -> list[Table]:
         words = PARTS[part]
         found += [_overall(results, part, words), _by_category(results, part, words)]
     found.append(_cells(results))
+    found += beside_the_papers(results)
     failed = [one for one in results if not one.finished]
     if failed:
         rows = [(one.cell.category, one.cell.arm.title, str(one.cell.seed), one.error or "") for one in failed]
@@ -218,6 +221,49 @@ def _cells(results: Sequence[CellResult]) -> Table:
     return Table(f"Every cell, {PARTS[first[0]] if first else 'none finished'}", heads, rows)
 
 
+def beside_the_papers(results: Sequence[CellResult]) -> list[Table]:
+    """What the papers print of the same methods and categories, a row a published variant; none where none is known.
+
+    Their rules are not ours: the notes say how each paper measures.
+    """
+    parts = _parts(results)
+    rows: list[tuple[str, ...]] = []
+    notes: dict[str, None] = {}
+    for category, cells in _grouped(results, _category).items():
+        for arm, own in _grouped(cells, lambda one: one.cell.arm.title).items():
+            finished = [one for one in own if parts and parts[0] in one.evaluations]
+            printed = _printed(own[0])
+            if not finished or not printed:
+                continue
+            means = [_mean_and_spread([getattr(e.evaluations[parts[0]], name) for e in finished]) for name in SHOWN]
+            rows.append((category, f"{arm}, here", *means, ""))
+            for (label, source), values in printed.items():
+                rows.append((category, label, *(_percent_digits(values.get(name)) for name in SHOWN), source))
+            notes |= dict.fromkeys(protocol_notes(own[0].cell.arm.method, dataset=own[0].cell.dataset))
+    if not rows:
+        return []
+    heads = ("category", "method", *(_NAMES[name] for name in SHOWN), "printed in")
+    caution = "Published figures are of the whole data set at the papers' own image sizes, backbones and rules:"
+    return [Table("Beside the papers", heads, rows, (caution, *notes))]
+
+
+def _printed(result: CellResult) -> dict[tuple[str, str], dict[str, float]]:
+    """Published figures of the result's method and category, by label and source."""
+    dataset, category, method = result.cell.dataset, result.cell.category, result.cell.arm.method
+    found: dict[tuple[str, str], dict[str, float]] = {}
+    if dataset_key(dataset) is None:
+        return found
+    for name in SHOWN:
+        try:
+            figures = published(dataset, category, method, name)
+        except FlawsmithError:  # a category of the user's own beside those of the data set
+            continue
+        for figure in figures:
+            source = f"{figure.reference.split(',')[0]}, {figure.source}"
+            found.setdefault((figure.label, source), {})[name] = figure.value
+    return found
+
+
 _COST_HEADS = ("training, s", "p50, ms", "p95, ms", "memory, GB", "model, MB")
 
 
@@ -277,6 +323,11 @@ def _mean(values: Sequence[float | None], form: str) -> str:
 
 def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4f}"
+
+
+def _percent_digits(value: float | None) -> str:
+    """A published figure with the digits that papers print."""
+    return NOTHING if value is None else f"{value:.3f}"
 
 
 def _latex_text(text: str) -> str:
