@@ -6,7 +6,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -46,14 +46,16 @@ class Plan(BaseModel):
     methods: tuple[Arm, ...] = Field(min_length=1, description="What to compare, by name or with settings.")
     presets: tuple[str, ...] = Field((), description="Presets, each an arm of every method that names none itself.")
     backbones: tuple[str, ...] = Field((), description="Backbones, each an arm of every method that names none itself.")
-    fractions: tuple[float, ...] = Field((), description="Shares of the training images, each an arm.")
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (), description="Shares of the training images, each an arm."
+    )
     vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="Settings, each value an arm.")
     textures: str | None = Field(None, description="Textures of all methods that forge and name none themselves.")
-    seeds: tuple[int, ...] = Field((0,), min_length=1, description="Seeds.")
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Seeds.")
     parts: tuple[Part, ...] = Field(("whole",), min_length=1, description="Parts of the test split to report.")
     resamples: int = Field(1000, ge=0, description="Bootstrap resamples behind the intervals.")
 
-    @field_validator("data", "categories", "methods", "presets", "backbones", "seeds", "parts", mode="before")
+    @field_validator("data", "categories", "presets", "backbones", "fractions", "seeds", "parts", mode="before")
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return value if isinstance(value, (list, tuple)) else [value]
