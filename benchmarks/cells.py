@@ -3,87 +3,23 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import psutil
 import yaml
 
+from flawsmith.benchmark.process import run_measured
 from flawsmith.runtime.files import replacing
 
-SAMPLING_SECONDS = 1.0  # the kernel walks all pages for a sample: five a second took a quarter of a core
 Cell = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A finished process.
-
-    Attributes:
-        returncode: its exit code.
-        seconds: wall time from its start to its end.
-        private_bytes: largest anonymous memory of the process and its children together, sampled: what no file on disk
-            backs, so that memory-mapped features do not count.
-        stderr: the end of what it wrote to stderr.
-    """
-
-    returncode: int
-    seconds: float
-    private_bytes: int
-    stderr: str
-
-
-def anonymous_bytes(pid: int) -> int:
-    """Anonymous memory of a process and its children, from ``/proc/<pid>/smaps_rollup``.
-
-    Pages that forked workers share with their parent are counted once (proportional set size).
-    """
-    total = 0
-    with contextlib.suppress(psutil.Error):
-        process = psutil.Process(pid)
-        for one in [process, *process.children(recursive=True)]:
-            with contextlib.suppress(OSError):
-                for line in Path(f"/proc/{one.pid}/smaps_rollup").read_text().splitlines():
-                    if line.startswith("Pss_Anon:"):
-                        total += 1024 * int(line.split()[1])
-    return total
-
-
-def run_measured(command: Sequence[str], *, env: Mapping[str, str] | None = None) -> Measured:
-    """Run a command to its end and watch its memory."""
-    with tempfile.TemporaryFile("w+") as stderr:
-        start = time.perf_counter()
-        process = subprocess.Popen(command, env={**os.environ, **(env or {})}, stdout=sys.stderr, stderr=stderr)
-        peak, ended = [0], threading.Event()
-
-        def watch() -> None:
-            while not ended.wait(SAMPLING_SECONDS):
-                peak[0] = max(peak[0], anonymous_bytes(process.pid))
-
-        watcher = threading.Thread(target=watch)
-        watcher.start()
-        try:
-            returncode = process.wait()
-        finally:
-            if process.poll() is None:
-                process.kill()
-            ended.set()
-            watcher.join()
-        wall = time.perf_counter() - start
-        stderr.seek(0)
-        return Measured(returncode, wall, peak[0], stderr.read()[-4000:])
 
 
 def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = None) -> Cell:
@@ -110,7 +46,7 @@ def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = 
             if measured.returncode:
                 raise SystemExit(f"{file.stem} failed ({measured.returncode}):\n{measured.stderr}")
             result = json.loads(answer.read_text())
-        result |= {"cell": cell, "process_seconds": measured.seconds, "private_bytes": measured.private_bytes}
+        result |= {"cell": cell, "process_seconds": measured.seconds, "private_bytes": measured.peak_bytes}
         with replacing(file) as temporary:
             temporary.write_text(json.dumps(result, indent=1))
     result = json.loads(file.read_text())

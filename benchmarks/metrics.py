@@ -12,11 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from cells import run_measured
 from common import milliseconds, page, parser, seconds, table
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
+from flawsmith.benchmark.process import run_measured
 from flawsmith.evaluation.overlap import aupro, label_regions
 from flawsmith.evaluation.pooling import PixelMetrics
 
@@ -110,7 +110,7 @@ def pooling_rows(sizes: list[tuple[int, int]]) -> list[tuple[str, ...]]:
                 str(found["regions"]),
                 f"{found['adding']:.1f}",
                 f"{found['computing']:.1f}",
-                f"{measured.private_bytes / 1e9:.2f}",
+                f"{measured.peak_bytes / 1e9:.2f}",
                 f"{4e-9 * number * side**2:.2f}",
             )
         )

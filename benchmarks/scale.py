@@ -13,10 +13,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from cells import Measured, run_measured
 from common import page, parser, table
 from PIL import Image
 from scipy.ndimage import gaussian_filter
+
+from flawsmith.benchmark.process import Measured, run_measured
 
 SIDE = 64
 # Run on its own, so that the process holds nothing but the training.
@@ -68,7 +69,7 @@ def main() -> None:
                 f"{steps['features']:.1f}",
                 f"{learning:.1f}",
                 f"{steps['calibration']:.1f}",
-                f"{measured.private_bytes / 1e9:.2f}",
+                f"{measured.peak_bytes / 1e9:.2f}",
                 f"{cached / 1e9:.2f}",
             )
         )
@@ -84,7 +85,7 @@ def main() -> None:
     growth = []
     for few, many in pairwise(sizes):
         spent = results[many][0].seconds - results[few][0].seconds
-        held = results[many][0].private_bytes - results[few][0].private_bytes
+        held = results[many][0].peak_bytes - results[few][0].peak_bytes
         per_image = (f"{1000 * spent / (many - few):.2f}", f"{held / (many - few) / 1000:.1f}")
         growth.append((f"{few:,} to {many:,}", *per_image))
     sections = [

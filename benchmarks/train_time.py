@@ -12,9 +12,9 @@ import sys
 import tempfile
 from pathlib import Path
 
-from cells import run_measured
 from common import page, parser, table
 
+from flawsmith.benchmark.process import run_measured
 from flawsmith.synthesis.render import render_product_line
 
 IMAGES, SIZE = 200, (256, 256)

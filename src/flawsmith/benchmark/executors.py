@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -76,7 +75,7 @@ def compute(task: Task, *, jobs: int = 1, stop: Stop | None = None) -> CellFiles
             environment["OMP_NUM_THREADS"] = str(task.threads)
         measured = run_measured(
             [sys.executable, "-m", "flawsmith.benchmark.worker", str(scratch)],
-            env={**os.environ, **environment},
+            env=environment,
             memory_bytes=task.memory_bytes,
             stop=stop,
         )

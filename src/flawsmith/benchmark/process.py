@@ -76,7 +76,7 @@ def run_measured(
 
     Args:
         command: program and arguments.
-        env: its environment; None: that of this process.
+        env: added to the environment of this process.
         memory_bytes: anonymous memory at which it is ended; None: no cap.
         stop: ends it when set.
     """
@@ -84,7 +84,12 @@ def run_measured(
         start = time.perf_counter()
         # A session of its own: Ctrl-C reaches the benchmark alone, which then ends the process and all its children.
         process = subprocess.Popen(
-            command, env=env, stdout=subprocess.DEVNULL, stderr=stderr, stdin=subprocess.DEVNULL, start_new_session=True
+            command,
+            env={**os.environ, **(env or {})},
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
         )
         peak, over_cap = 0, False
         try:

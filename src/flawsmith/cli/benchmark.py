@@ -24,7 +24,8 @@ SOMETHING_FAILED = 1
 class BenchmarkCommand(SeveralValues):
     """Lists are written as ``--methods pbas glass``."""
 
-    several = frozenset({"--methods", "--presets", "--backbones", "--categories", "--fractions", "--seeds", "--parts"})
+    numbers = frozenset({"--fractions", "--seeds"})
+    words = frozenset({"--methods", "--presets", "--backbones", "--categories", "--parts"})
 
 
 def benchmark(

@@ -8,28 +8,37 @@ from typer.core import TyperCommand
 
 
 class SeveralValues(TyperCommand):
-    """A command whose options in ``several`` may be given more than one value at a time.
+    """A command with options that may be given more than one value at a time.
 
-    What follows such an option belongs to it up to the next option, so arguments come before it.
+    Attributes:
+        numbers: options whose further values end where something else than a number comes.
+        words: options whose further values end at the next option, so that arguments come before it.
     """
 
-    several: ClassVar[frozenset[str]] = frozenset()
+    numbers: ClassVar[frozenset[str]] = frozenset()
+    words: ClassVar[frozenset[str]] = frozenset()
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Repeat the option before each further value, then parse as ever."""
         expanded: list[str] = []
-        current, fresh = "", False
+        option, has_value = "", False
         for place, argument in enumerate(args):
+            if argument == "--":
+                expanded += args[place:]
+                break
             if argument.startswith("-") and not _is_number(argument):
-                current, fresh = (argument if argument in self.several else ""), True
-                if argument == "--":
-                    return super().parse_args(ctx, [*expanded, *args[place:]])
-            elif current and not fresh:
-                expanded.append(current)
+                option, has_value = argument, False
+            elif has_value and not self._continues(option, argument):
+                option = ""
+            elif has_value:
+                expanded.append(option)
             else:
-                fresh = False
+                has_value = True
             expanded.append(argument)
         return super().parse_args(ctx, expanded)
+
+    def _continues(self, option: str, argument: str) -> bool:
+        return option in self.words or (option in self.numbers and _is_number(argument))
 
 
 def _is_number(text: str) -> bool:

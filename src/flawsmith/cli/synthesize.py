@@ -23,7 +23,7 @@ _SAMPLES = 16
 class SynthesizeCommand(SeveralValues):
     """``--weakness 0.1 0.3`` stands for ``--weakness 0.1 --weakness 0.3``."""
 
-    several = frozenset({"--weakness"})
+    numbers = frozenset({"--weakness"})
 
 
 def synthesize(
