@@ -20,7 +20,9 @@ _LISTED = 5
 
 
 def doctor(
-    subject: Annotated[Path, typer.Argument(metavar="DATA|MODEL", help="A folder of images, or a model file.")],
+    subject: Annotated[
+        Path, typer.Argument(metavar="DATA|MODEL", help="A folder of images, a CSV table, or a model file.")
+    ],
     layout: Layout = None,
     json_: AsJson = False,
 ) -> None:
@@ -43,6 +45,8 @@ def doctor(
         emit_json(findings.to_dict())
     else:
         emit(findings.summary)
+        for line in findings.recognised:
+            emit(f"  {line}")
         for finding in findings.items:
             emit(_in_words(finding))
         if not findings.items:

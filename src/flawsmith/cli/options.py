@@ -9,7 +9,9 @@ import typer
 
 DataFolder = Annotated[
     Path,
-    typer.Argument(metavar="DATA", help="A category folder in a known layout, or just a folder of good images."),
+    typer.Argument(
+        metavar="DATA", help="A category folder in a known layout, a CSV table, or just a folder of good images."
+    ),
 ]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, such as runs/bolt/model.flaw.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; nothing else goes there.")]
