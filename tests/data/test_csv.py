@@ -172,7 +172,7 @@ def test_masks_of_good_images_are_left_out_and_noted(root: Path) -> None:
     dataset = layouts.load(root)
 
     assert dataset.test_good[0].masks == ()
-    assert dataset.notes == ("left out: the masks of 1 good image, which has nothing to mark",)
+    assert dataset.notes == ("left out: masks that the table gives to 1 good image",)
 
 
 def test_without_training_rows_it_is_a_test_set(root: Path) -> None:
@@ -199,6 +199,13 @@ def test_folder_whose_table_is_of_another_kind_says_so(tmp_path: Path, trees: Mo
 
     assert dataset.layout == "folder"
     assert dataset.near_misses == ("not csv: scores.csv has the column image, but no column label and split",)
+
+
+def test_empty_table_beside_unlabelled_folders_is_not_passed_over(root: Path) -> None:
+    (root / "labels.csv").write_text("")
+
+    with pytest.raises(FlawsmithError, match=r"almost in csv layout: labels\.csv is empty; .* --layout folder"):
+        layouts.load(root)
 
 
 # ---- What is wrong --------------------------------------------------------------------------------------------------

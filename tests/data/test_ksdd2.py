@@ -51,7 +51,7 @@ def test_images_without_a_mask_are_not_used_and_named(root: Path) -> None:
     assert "10001" not in stems(dataset.good_train)
     assert dataset.test_flawed == ()
     assert dataset.notes[-1] == (
-        "not used: 2 images without a readable mask (train/10001.png, test/20003.png), which says whether it is good; "
+        "not used: 2 images without a readable mask to tell good from flawed (train/10001.png, test/20003.png); "
         "copy the masks <name>_GT.png anew"
     )
 

@@ -252,7 +252,7 @@ BAD_INPUT = {
     ),
     "root of one": (lambda tmp, trees: _root(tmp, trees, "bolt"), "holds the category bolt"),
     "root of roots": (lambda tmp, trees: _root(tmp / "a", trees, "bolt").parent, "labelled set"),
-    "visa": (lambda tmp, trees: _tree(tmp, trees, "c/Data/Images/Anomaly/a.JPG"), "labelled set"),
+    "visa": (lambda tmp, trees: _tree(tmp, trees, "c/Data/Images/Anomaly/a.JPG"), "almost in visa layout"),
 }
 
 

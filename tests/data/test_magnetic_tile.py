@@ -106,15 +106,16 @@ def test_detection_names_what_it_saw(root: Path) -> None:
 def test_without_good_images_the_reason_is_said(root: Path) -> None:
     shutil.rmtree(root / "MT_Free")
 
-    assert "not magnetic_tile: MT_Blowhole/ is there, but no MT_Free/Imgs/" in layouts.load(root).near_misses
+    with pytest.raises(FlawsmithError, match=r"almost in magnetic_tile layout: MT_Blowhole/ is there, but no MT_F"):
+        layouts.load(root)
 
 
-def test_good_images_alone_are_a_near_miss(tmp_path: Path, trees: ModuleType) -> None:
+def test_good_images_alone_are_not_read_together_with_their_masks(tmp_path: Path, trees: ModuleType) -> None:
     trees.picture(tmp_path / "MT_Free" / "Imgs" / "a.jpg")
 
-    assert layouts.load(tmp_path).near_misses == (
-        "not magnetic_tile: MT_Free/Imgs/ is there, but no folder of a defect type",
-    )
+    with pytest.raises(FlawsmithError, match=r"layout: MT_Free/Imgs/ is there, but no folder of a defect type"):
+        layouts.load(tmp_path)
+    assert layouts.load(tmp_path, "folder").layout == "folder"
 
 
 def test_empty_folder_of_good_images_is_an_error(root: Path) -> None:

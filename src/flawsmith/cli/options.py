@@ -17,7 +17,7 @@ ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; nothing else goes there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.")]
 Layout = Annotated[
-    str | None, typer.Option(help="Layout of the data, such as mvtec, visa or folder; detected by default.")
+    str | None, typer.Option(help="Layout of the data, such as mvtec, csv or folder; detected by default.")
 ]
 Engine = Annotated[
     str | None,

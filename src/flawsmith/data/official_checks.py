@@ -15,9 +15,13 @@ from flawsmith.data.layouts.registry import by_name
 from flawsmith.data.official_counts import ANY, OFFICIAL, Counts, OfficialSet, bears_name, is_subset
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import is_folder
 
 _MANY_DIGITS = 5
 """Numbers of so many digits begin where the set wants them to, shorter ones at 0."""
+
+_SPARSE = 20
+"""Names that leave out more than so many numbers for each that is there are no numbering."""
 
 
 def official_findings(dataset: Dataset) -> Iterator[Finding]:
@@ -129,7 +133,8 @@ def _compare(found: Counts, expected: Counts) -> tuple[list[str], list[str]]:
 def missing_numbers(dataset: Dataset) -> list[Path]:
     """Files that the numbering of the images in each folder lacks, up to the largest number there.
 
-    Folders in which any name is not a number are passed over: there a missing file cannot be told.
+    Folders in which any name is not a number, or where numbers are sparse, are passed over: there a missing file cannot
+    be told.
     """
     found: dict[Path, list[Path]] = defaultdict(list)
     for path in (*(sample.image for sample in dataset.samples), *dataset.left_out):
@@ -140,7 +145,9 @@ def missing_numbers(dataset: Dataset) -> list[Path]:
             continue
         numbers, width = {int(path.stem) for path in paths}, min(len(path.stem) for path in paths)
         first = min(numbers) if width >= _MANY_DIGITS else 0
-        present = {path.stem for path in folder.iterdir()}
+        if max(numbers) - first > _SPARSE * len(numbers):
+            continue
+        present = {path.stem for path in folder.iterdir()} if is_folder(folder) else set()
         stems = (f"{number:0{width}d}" for number in range(first, max(numbers)) if number not in numbers)
         missing += [folder / f"{stem}{paths[0].suffix}" for stem in stems if stem not in present]
     return missing

@@ -78,7 +78,7 @@ class CsvLayout:
                     found.add_flawed(image, defect, masks)
         superfluous = sum(bool(row.masks) for row in rows if row.label == GOOD)
         if superfluous:
-            found.notes.append(f"left out: the masks of {count(superfluous, 'good image')}, which has nothing to mark")
+            found.notes.append(f"left out: masks that the table gives to {count(superfluous, 'good image')}")
         seen = ", ".join(column for column in COLUMNS if column in first_line(table))
         return found.dataset(self.name, f"{self.name} layout, because {table.name} has the columns {seen}")
 

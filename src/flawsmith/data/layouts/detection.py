@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flawsmith.data.layouts.csv_table import is_table
-from flawsmith.data.layouts.files import MASK_FOLDERS, count, subfolder, subfolders
+from flawsmith.data.layouts.files import GOOD_FOLDERS, MASK_FOLDERS, count, direct_images, subfolder, subfolders
 from flawsmith.data.layouts.registry import Layout, by_name, known
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
@@ -58,6 +58,7 @@ def _detect(root: Path) -> Layout:
     if categories:
         raise FlawsmithError(_several_categories(root, categories))
     if fallback.recognise(root) is not None:
+        _refuse_labelled_set(root)
         return fallback
     raise FlawsmithError(_nothing_known(root))
 
@@ -147,6 +148,22 @@ def _refuse_part_of_a_category(root: Path) -> None:
     others = ("train", "ground_truth") if part == "test" else ("train", "test")
     if part in {"test", *MASK_FOLDERS} and subfolder(root.parent, *others) is not None:
         raise FlawsmithError(f"{root} is only the {root.name}/ part of {root.parent}; give {root.parent}")
+
+
+def _refuse_labelled_set(root: Path) -> None:
+    """All sub-folders would be learned from as good, so marks of a layout that tells good from flawed weigh more.
+
+    Raises:
+        FlawsmithError: no image lies directly in the folder or in good/, and another layout is a near miss.
+    """
+    if direct_images(root) or subfolder(root, *GOOD_FOLDERS) is not None:
+        return
+    for layout in known():
+        if (lack := layout.near_miss(root)) is not None:
+            raise FlawsmithError(
+                f"{root} is almost in {layout.name} layout: {lack}; add what is missing, or give --layout folder if "
+                "all of its images are good"
+            )
 
 
 def _several_categories(root: Path, categories: list[Path]) -> str:

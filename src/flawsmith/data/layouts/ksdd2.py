@@ -71,10 +71,9 @@ class Ksdd2Layout:
             what = count(len(found.left_out), "flawed image")
             found.notes.append(f"left out: {what} of train/, since good images alone are learned from")
         if unknown:
-            what = f"{count(len(unknown), 'image')} without a readable mask ({naming(unknown, root)})"
-            found.notes.append(
-                f"not used: {what}, which says whether it is good; copy the masks <name>{SUFFIX}.png anew"
-            )
+            what = f"{count(len(unknown), 'image')} without a readable mask to tell good from flawed"
+            mend = f"copy the masks <name>{SUFFIX}.png anew"
+            found.notes.append(f"not used: {what} ({naming(unknown, root)}); {mend}")
         return found.dataset(self.name, recognised)
 
 
