@@ -28,6 +28,13 @@ _DARK = 0.03
 _CONSTANT = 2 / 255
 """Range of values, as a share of full scale, up to which an image shows nothing."""
 _FEW_TO_TRAIN = 20
+_PLACE_OF_MASKS = {
+    "csv": "in the column mask",
+    "magnetic_tile": "as <name>.png beside the images",
+    "mvtec_3d": "in gt/ beside rgb/",
+    "visa": "in the column mask of split_csv/1cls.csv",
+}
+"""Where masks lie in layouts that have no ground_truth/."""
 
 __all__ = ["Finding", "Findings", "Severity", "check"]
 
@@ -232,7 +239,8 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
     if missing:
         severity: Severity = "warning" if any(s.masks for s in dataset.samples) else "note"
         what = f"{_count(len(missing), 'flawed image')} without a mask"
-        mend = "add masks, in mvtec layout to ground_truth/, if pixel figures are wanted; image figures need none"
+        place = _PLACE_OF_MASKS.get(dataset.layout, "in ground_truth/")
+        mend = f"add masks {place}, if pixel figures are wanted; image figures need none"
         yield Finding(severity, "missing-mask", what, missing, mend)
     good = [path for path in dataset.unused_masks if not {*GOOD_FOLDERS}.isdisjoint(_folders(path, dataset.root))]
     marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].brightest > 0)

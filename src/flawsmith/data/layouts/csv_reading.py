@@ -103,7 +103,7 @@ def _text(table: Path) -> str:
 
 def _cells_of_first(text: str) -> tuple[list[str], str]:
     """The cells of the first line that is not blank, in lower case, and what separates them."""
-    line = next((line for line in text.splitlines() if line.strip()), "")
+    line = next((line for line in text.splitlines() if line.strip()), "")[:_FIRST_BYTES].replace("\0", "")
     split = {separator: next(csv.reader([line], delimiter=separator), []) for separator in _SEPARATORS}
     named = {key: [cell.strip().casefold() for cell in cells] for key, cells in split.items()}
     # Most cells with a known name, and where none is known most cells.

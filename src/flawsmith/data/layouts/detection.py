@@ -108,7 +108,8 @@ def _subject(path: str | Path) -> Path:
     # Unlike their like in pathlib, these raise for no name: not for one that is too long, nor for an unknown ~user.
     given = Path(os.path.expanduser(path))  # noqa: PTH111
     if not os.path.exists(given):  # noqa: PTH110
-        raise FlawsmithError(f"there is no folder {given}; check the path and the rights to it")
+        kind = "table" if is_table(given) else "folder"
+        raise FlawsmithError(f"there is no {kind} {given}; check the path and the rights to it")
     if not is_table(given) and not is_folder(given):
         raise FlawsmithError(_what_file(given))
     # Links are not followed: the category bears the name under which the user knows the folder.
