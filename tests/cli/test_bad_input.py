@@ -165,6 +165,24 @@ def loco(place: Place, config: str | None = None, level: int = 255) -> list[obje
     return ["evaluate", place.model, root]
 
 
+def image_twice(place: Place) -> list[object]:
+    place.picture("0.png")
+    return ["evaluate", place.model, place.file("a.csv", b"image,label,split\n0.png,good,train\n0.png,good,test\n")]
+
+
+def unmasked(place: Place) -> list[object]:
+    root = place.trees.ksdd2(place.root / "surface")
+    for mask in root.rglob("*_GT.png"):
+        mask.unlink()
+    return place.train(data=root)
+
+
+def no_good_tiles(place: Place) -> list[object]:
+    root = place.trees.magnetic_tile(place.root / "tiles")
+    shutil.rmtree(root / "MT_Free")
+    return place.train(data=root)
+
+
 def not_utf8(place: Place) -> list[object]:
     return ["doctor", os.fsdecode(os.fsencode(place.root) + b"/caf\xe9")]
 
@@ -188,6 +206,30 @@ CASES: dict[str, tuple[Case, str]] = {
     "LOCO with a damaged configuration": (lambda p: loco(p, "[{"), "defects_config.json (no intact JSON)"),
     "LOCO with an entry that lacks something": (lambda p: loco(p, "[{}]"), "entry 1: defect_name is missing"),
     "LOCO with a mask of no entry": (lambda p: loco(p, level=7), "has the grey value 7, which stands for no defect"),
+    "empty table": (lambda p: ["doctor", p.file("a.csv", b"")], "a.csv is empty; write a first line"),
+    "table not UTF-8": (
+        lambda p: ["doctor", p.file("a.csv", b"image,label,split\nf\xe4den.png,good,train\n")],
+        "line 2, is",
+    ),
+    "table with an image twice": (image_twice, "line 3, names '0.png' for test, as line 2 does for train"),
+    "table of missing images": (
+        lambda p: p.train(data=p.file("a.csv", b"image,label,split\nx.png,good,train\n")),
+        "line 2",
+    ),
+    "table in another layout": (
+        lambda p: p.train("--layout", "visa", data=p.file("a.csv", b"a")),
+        "leave --layout out",
+    ),
+    "test set to train on": (
+        lambda p: p.train(data=p.trees.mad(p.root / "MAD-man" / "Person_1" / "screw")),
+        "train on screw of MVTec AD, and measure that model here with `flawsmith evaluate MODEL ",
+    ),
+    "test set to forge on": (
+        lambda p: ["synthesize", p.trees.mad(p.root / "bolt"), "--out", p.root / "forged"],
+        "train on the data set it belongs to",
+    ),
+    "KolektorSDD2 without masks": (unmasked, "train/ has numbered images, but train/ none with a mask"),
+    "magnetic tiles without good ones": (no_good_tiles, "almost in magnetic_tile layout: MT_Blowhole/ is there"),
     "name not UTF-8": (not_utf8, "there is no folder"),
     # What to train.
     "unknown method": (lambda p: p.train("--method", "pbsa"), "did you mean 'pbas'?"),

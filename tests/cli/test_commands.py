@@ -243,6 +243,36 @@ class TestDoctor:
         assert outcome.out.startswith(f"part ({layout} layout): {counts}\n")
         assert {finding["name"] for finding in findings} == {"few-to-train", "few-to-calibrate"}
 
+    def test_reason_for_the_layout_and_against_others_is_said(self, flawsmith, trees, tmp_path):
+        root = trees.ksdd2(tmp_path / "surface")
+
+        outcome = flawsmith("doctor", root)
+        facts = json.loads(flawsmith("doctor", root, "--json").out)
+
+        said = "ksdd2 layout, because in train/ and test/ images have a mask <name>_GT beside them"
+        assert f"\n  {said}\n  not mvtec: train/ is there, but no train/good/\n" in outcome.out
+        assert facts["recognised"] == [said, "not mvtec: train/ is there, but no train/good/"]
+
+    def test_public_set_that_is_not_whole_is_sound_and_its_missing_files_are_named(self, flawsmith, trees, tmp_path):
+        root = trees.mvtec(tmp_path / "mvtec_ad" / "screw")
+        (root / "train/good/002.png").unlink()
+
+        outcome = flawsmith("doctor", root)
+
+        assert outcome.code == 0
+        assert "MVTec AD, screw: not the official set, 5 to train on where 320 are official (-315)" in outcome.out
+        assert "note: 1 file is missing from the numbering of train/good/" in outcome.out
+        assert str(root / "train/good/002.png") in outcome.out
+
+    def test_one_missing_mask_is_named(self, flawsmith, trees, tmp_path):
+        root = trees.magnetic_tile(tmp_path / "tiles")
+        (root / "MT_Crack/Imgs/exp1_num_0.png").unlink()
+
+        outcome = flawsmith("doctor", root)
+
+        assert outcome.code == 0
+        assert str(root / "MT_Crack/Imgs/exp1_num_0.jpg") in outcome.out
+
     def test_damaged_file_gives_1_and_is_named(self, flawsmith, category):
         (category / "train/good/000.png").write_bytes(b"no image")
 

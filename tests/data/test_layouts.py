@@ -252,7 +252,7 @@ BAD_INPUT = {
     ),
     "root of one": (lambda tmp, trees: _root(tmp, trees, "bolt"), "holds the category bolt"),
     "root of roots": (lambda tmp, trees: _root(tmp / "a", trees, "bolt").parent, "labelled set"),
-    "visa": (lambda tmp, trees: _tree(tmp, trees, "c/Data/Images/Anomaly/a.JPG"), "labelled set"),
+    "visa": (lambda tmp, trees: _tree(tmp, trees, "c/Data/Images/Anomaly/a.JPG"), "almost in visa layout"),
 }
 
 
@@ -296,7 +296,8 @@ def test_file_that_may_not_be_read_is_a_file_all_the_same(tmp_path: Path, monkey
 def test_unknown_layout_name_lists_the_known_and_the_closest(tmp_path: Path, trees: ModuleType) -> None:
     trees.picture(tmp_path / "a.png")
     with pytest.raises(
-        FlawsmithError, match=r"known are mvtec_loco, btad, mvtec, mvtec_3d, visa, folder; did you mean mvtec\?"
+        FlawsmithError,
+        match=r"known are mvtec_loco, btad, .*, magnetic_tile, ksdd2, csv, folder; did you mean mvtec\?",
     ):
         layouts.load(tmp_path, layout="mvtek")
 
@@ -316,20 +317,23 @@ class _TableLayout:
     """Labels in a table, two masks an image: what later layouts need of the door."""
 
     name = "table"
-    expects = "labels.csv"
+    expects = "labels.txt"
 
     def recognise(self, root: Path) -> str | None:
-        return "table layout, because it has labels.csv" if (root / "labels.csv").is_file() else None
+        return "table layout, because it has labels.txt" if (root / "labels.txt").is_file() else None
+
+    def near_miss(self, root: Path) -> str | None:
+        return None
 
     def load(self, root: Path) -> Dataset:
-        return Dataset(root, root.name, "tables", self.name, "labels.csv", ())
+        return Dataset(root, root.name, "tables", self.name, "labels.txt", ())
 
 
 def test_a_registered_layout_is_asked_before_the_plain_folder(
     tmp_path: Path, trees: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trees.picture(tmp_path / "part" / "a.png")
-    (tmp_path / "part" / "labels.csv").write_text("image,label\n")
+    (tmp_path / "part" / "labels.txt").write_text("image,label\n")
     *specific, folder = layouts.known()
     table = _TableLayout()
     monkeypatch.setattr(registry, "_LAYOUTS", {each.name: each for each in (*specific, table, folder)})

@@ -155,8 +155,20 @@ def test_without_its_marks_a_category_is_mvtec(root: Path, change: Callable[[Pat
     assert layouts.detect(root).name == "mvtec"
 
 
-def test_config_without_good_training_images_is_no_category(root: Path) -> None:
+def test_category_without_training_images_is_a_test_set(root: Path) -> None:
     shutil.rmtree(root / "train")
+
+    dataset = layouts.load(root)
+
+    assert (dataset.layout, len(dataset.good_train), len(dataset.test)) == ("mvtec_loco", 0, 6)
+    assert "test set" in dataset.recognised
+    with pytest.raises(FlawsmithError, match=r"no good image to train on .* measure that model here"):
+        calibration_split(dataset, seed=0)
+
+
+def test_config_alone_is_no_category(root: Path) -> None:
+    shutil.rmtree(root / "train")
+    shutil.rmtree(root / "test")
 
     with pytest.raises(FlawsmithError, match=f"found no good images in .*{CONFIG}"):
         layouts.load(root)

@@ -127,6 +127,36 @@ def mvtec_3d(root: Path, *, n_train: int = 6, n_val: int = 3) -> Path:
     return root
 
 
+def magnetic_tile(root: Path, *, n_good: int = 12) -> Path:
+    """The magnetic tile set as released, with the official names: two images of each defect type.
+
+    The mask of ``MT_Uneven/Imgs/exp1_num_1.png`` is black.
+    """
+    for i in range(n_good):
+        picture(root / "MT_Free" / "Imgs" / f"exp1_num_{i:02d}.jpg", seed=i, mode="L")
+        mask(root / "MT_Free" / "Imgs" / f"exp1_num_{i:02d}.png", empty=True)
+    for seed, defect in enumerate(("Blowhole", "Break", "Crack", "Fray", "Uneven")):
+        for i in range(2):
+            stem = root / f"MT_{defect}" / "Imgs" / f"exp1_num_{i}"
+            picture(stem.with_suffix(".jpg"), seed=200 + 10 * seed + i, mode="L")
+            mask(stem.with_suffix(".png"), empty=(defect, i) == ("Uneven", 1))
+    return root
+
+
+def ksdd2(root: Path, *, n_train: int = 8, n_test: int = 4) -> Path:
+    """KolektorSDD2 as released, with the official names: every fourth image is flawed."""
+    for split, number, first in (("train", n_train, 10000), ("test", n_test, 20000)):
+        for i in range(number):
+            picture(root / split / f"{first + i}.png", seed=first + i)
+            mask(root / split / f"{first + i}_GT.png", empty=i % 4 != 3)
+    return root
+
+
+def mad(root: Path, *, n_good: int = 2, n_flawed: int = 6) -> Path:
+    """A category of a test set for models trained elsewhere: MVTec layout without ``train/``."""
+    return mvtec(root, n_train=0, n_good=n_good, n_flawed=n_flawed)
+
+
 def heights(path: Path, size: tuple[int, int] = (12, 10)) -> Path:
     """Write a TIFF of floating-point values, which no reader of images takes."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -13,6 +13,7 @@ from tests.evaluation import brute_force
 
 from flawsmith.data.layouts import load
 from flawsmith.pipeline.evaluate import evaluate
+from flawsmith.pipeline.evaluation_folder import evaluate_into
 from flawsmith.runtime.inspector import Inspector
 
 
@@ -78,3 +79,33 @@ def test_reduced_juice_bottle_has_no_saturated_overlap(tiny: ModuleType, real_da
     assert (result.spro, result.spro_logical) == (None, None)
     assert result.image_auroc_logical == result.image_auroc is not None
     assert any("merged" in note for note in result.notes)
+
+
+@pytest.mark.parametrize(("place", "dataset"), [("MAD-man/Person_3/screw", "MAD-man/Person_3"), ("weak/bolt", "weak")])
+def test_test_set_without_training_images_measures_a_model_from_elsewhere(
+    tiny: ModuleType, trees: ModuleType, tmp_path: Path, place: str, dataset: str
+) -> None:
+    root = trees.mad(tmp_path / place)
+
+    data = load(root)
+    result = evaluate(Inspector.load(tiny.make_bundle()), data, n_resamples=0)
+
+    assert (data.dataset, data.category) == (dataset, root.name)
+    assert (result.n_good, result.n_flawed, result.n_annotated) == (2, 6, 6)
+    assert result.image_auroc is not None
+
+
+def test_table_of_files_elsewhere_is_measured_and_its_scores_name_them(
+    tiny: ModuleType, trees: ModuleType, tmp_path: Path
+) -> None:
+    for number in range(4):
+        trees.picture(tmp_path / "camera" / f"{number}.png", seed=number)
+    table = tmp_path / "tables" / "bolt.csv"
+    table.parent.mkdir()
+    rows = [f"../camera/{number}.png,{'good' if number < 2 else 'flawed'},test" for number in range(4)]
+    table.write_text("\n".join(["image,label,split", *rows]))
+
+    written = evaluate_into(tmp_path / "out", tiny.make_bundle(), load(table))
+
+    assert (written.evaluation.n_good, written.evaluation.n_flawed) == (2, 2)
+    assert "../camera/3.png,defect," in written.scores.read_text()

@@ -20,7 +20,9 @@ _LISTED = 5
 
 
 def doctor(
-    subject: Annotated[Path, typer.Argument(metavar="DATA|MODEL", help="A folder of images, or a model file.")],
+    subject: Annotated[
+        Path, typer.Argument(metavar="DATA|MODEL", help="A folder of images, a CSV table, or a model file.")
+    ],
     layout: Layout = None,
     json_: AsJson = False,
 ) -> None:
@@ -43,6 +45,8 @@ def doctor(
         emit_json(findings.to_dict())
     else:
         emit(findings.summary)
+        for line in findings.recognised:
+            emit(f"  {line}")
         for finding in findings.items:
             emit(_in_words(finding))
         if not findings.items:
@@ -51,11 +55,17 @@ def doctor(
         raise typer.Exit(UNSOUND)
 
 
+def _is_said(finding: Finding) -> bool:
+    """Whether the one place of a finding needs no line of its own: the data as a whole, or a file that is named."""
+    (where,) = finding.where
+    return where.is_dir() or str(where) in finding.what
+
+
 def _in_words(finding: Finding) -> str:
     lines = [f"\n{finding.severity}: {finding.what}"]
     if finding.mend != "nothing":
         lines.append(f"  mend: {finding.mend}")
-    if len(finding.where) > 1:
+    if len(finding.where) > 1 or not _is_said(finding):
         lines += [f"  {path}" for path in finding.where[:_LISTED]]
         more = len(finding.where) - _LISTED
         lines += [f"  and {more} more"] if more > 0 else []

@@ -9,13 +9,15 @@ import typer
 
 DataFolder = Annotated[
     Path,
-    typer.Argument(metavar="DATA", help="A category folder in a known layout, or just a folder of good images."),
+    typer.Argument(
+        metavar="DATA", help="A category folder in a known layout, a CSV table, or just a folder of good images."
+    ),
 ]
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, such as runs/bolt/model.flaw.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; nothing else goes there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.")]
 Layout = Annotated[
-    str | None, typer.Option(help="Layout of the data, such as mvtec, visa or folder; detected by default.")
+    str | None, typer.Option(help="Layout of the data, such as mvtec, csv or folder; detected by default.")
 ]
 Engine = Annotated[
     str | None,

@@ -98,7 +98,7 @@ def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dat
     dataset = load(data, layout)
     if not quiet:
         say(f"{dataset.summary()}: {dataset.recognised}")
-        for note in dataset.notes:
+        for note in (*dataset.notes, *(line for line in dataset.near_misses if line.startswith("not "))):
             say(f"note: {note}")
         say(calibration_split(dataset, seed).description)
     return dataset

@@ -15,6 +15,7 @@ import numpy as np
 from flawsmith.data.defects_config import grey_values
 from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
 from flawsmith.data.layouts.files import GOOD_FOLDERS
+from flawsmith.data.official_checks import official_findings
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.saturation_checks import saturation_findings
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
@@ -27,6 +28,13 @@ _DARK = 0.03
 _CONSTANT = 2 / 255
 """Range of values, as a share of full scale, up to which an image shows nothing."""
 _FEW_TO_TRAIN = 20
+_PLACE_OF_MASKS = {
+    "csv": "in the column mask",
+    "magnetic_tile": "as <name>.png beside the images",
+    "mvtec_3d": "in gt/ beside rgb/",
+    "visa": "in the column mask of split_csv/1cls.csv",
+}
+"""Where masks lie in layouts that have no ground_truth/."""
 
 __all__ = ["Finding", "Findings", "Severity", "check"]
 
@@ -86,7 +94,8 @@ def check(dataset: Dataset, *, threads: int = _THREADS) -> Findings:
         mask_facts = dict(zip(masks, pool.map(partial(_examine, is_mask=True), masks), strict=True))
     inventory = _Inventory(dataset, facts, mask_facts)
     found = [finding for rule in _RULES for finding in rule(inventory)]
-    return Findings(dataset.summary(), tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity))))
+    items = tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity)))
+    return Findings(dataset.summary(), items, (dataset.recognised, *dataset.near_misses))
 
 
 def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
@@ -230,7 +239,8 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
     if missing:
         severity: Severity = "warning" if any(s.masks for s in dataset.samples) else "note"
         what = f"{_count(len(missing), 'flawed image')} without a mask"
-        mend = "add masks, in mvtec layout to ground_truth/, if pixel figures are wanted; image figures need none"
+        place = _PLACE_OF_MASKS.get(dataset.layout, "in ground_truth/")
+        mend = f"add masks {place}, if pixel figures are wanted; image figures need none"
         yield Finding(severity, "missing-mask", what, missing, mend)
     good = [path for path in dataset.unused_masks if not {*GOOD_FOLDERS}.isdisjoint(_folders(path, dataset.root))]
     marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].brightest > 0)
@@ -256,6 +266,10 @@ def _saturation(inventory: _Inventory) -> Iterable[Finding]:
 
 def _too_few(inventory: _Inventory) -> Iterable[Finding]:
     dataset = inventory.dataset
+    if not dataset.good_train:
+        what = "nothing to learn from: a test set for models trained elsewhere"
+        yield Finding("note", "test-set-alone", what, (dataset.root,), "nothing")
+        return
     distinct = len({inventory.images[s.image].digest for s in dataset.good_train})
     if distinct < _FEW_TO_TRAIN:
         what = f"{_count(distinct, 'different good image')} to learn from"
@@ -279,12 +293,19 @@ def _too_few(inventory: _Inventory) -> Iterable[Finding]:
 def _passed_over(inventory: _Inventory) -> Iterable[Finding]:
     for note in inventory.dataset.notes:
         what, _, mend = note.partition("; ")
-        yield Finding("warning", "not-used", what, (inventory.dataset.root,), mend)
+        if what.startswith("left out"):  # as the layout wants it
+            yield Finding("note", "left-out", what, inventory.dataset.left_out or (inventory.dataset.root,), "nothing")
+        else:
+            yield Finding("warning", "not-used", what, (inventory.dataset.root,), mend or "nothing")
 
 
 def _folders(path: Path, root: Path) -> list[str]:
     """Names of the folders between the root and a file, in lower case."""
     return [name.casefold() for name in path.relative_to(root).parts[:-1]]
+
+
+def _official(inventory: _Inventory) -> Iterable[Finding]:
+    return official_findings(inventory.dataset)
 
 
 def _count(number: int, noun: str) -> str:
@@ -297,5 +318,5 @@ def _images(number: int) -> str:
 
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
     *(_unreadable, _leaks, _duplicates, _odd_sizes, _odd_colours, _odd_depths, _empty_pictures),
-    *(_pair_faults, _missing_and_unused_masks, _saturation, _too_few, _passed_over),
+    *(_pair_faults, _missing_and_unused_masks, _saturation, _too_few, _passed_over, _official),
 )

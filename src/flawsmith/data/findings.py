@@ -38,10 +38,12 @@ class Findings:
     Attributes:
         summary: the data set in one line.
         items: the findings.
+        recognised: why the data set was read in the layout it was, and in no other; one line each.
     """
 
     summary: str
     items: tuple[Finding, ...]
+    recognised: tuple[str, ...] = ()
 
     def of(self, severity: Severity) -> tuple[Finding, ...]:
         """The findings of one severity."""
@@ -53,7 +55,7 @@ class Findings:
         return not self.of("error")
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-ready: ``summary``, the count of each severity, and ``findings``."""
+        """JSON-ready: ``summary``, ``recognised``, the count of each severity, and ``findings``."""
         rows = [{**asdict(item), "where": [str(path) for path in item.where]} for item in self.items]
         counts = {f"{severity}s": len(self.of(severity)) for severity in SEVERITIES}
-        return {"summary": self.summary, **counts, "findings": rows}
+        return {"summary": self.summary, "recognised": list(self.recognised), **counts, "findings": rows}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -55,6 +56,9 @@ class Dataset:
         notes: what the reader of a log should know, such as folders that were passed over; one line each.
         defects_config: the file that says when each kind of defect counts as found (MVTec LOCO AD), whether it is
             there or not; None for layouts that know none.
+        left_out: images that the layout knows and uses for nothing, such as flawed images of a training split; a note
+            says why.
+        near_misses: why no other layout was chosen, one line each; empty where the user named the layout.
     """
 
     root: Path
@@ -66,6 +70,8 @@ class Dataset:
     unused_masks: tuple[Path, ...] = ()
     notes: tuple[str, ...] = ()
     defects_config: Path | None = None
+    left_out: tuple[Path, ...] = ()
+    near_misses: tuple[str, ...] = ()
 
     def of(self, *, split: Split, label: Label | None = None) -> tuple[Sample, ...]:
         """Samples of one split, and of one label where given."""
@@ -99,6 +105,13 @@ class Dataset:
         """Flawed images that were never annotated: they count for image-level figures alone."""
         return tuple(s for s in self.samples if s.is_flawed and not s.masks)
 
+    def name_of(self, path: Path) -> str:
+        """A file's path as seen from the category folder: ``../`` first where a table names files elsewhere."""
+        try:
+            return Path(os.path.relpath(path, self.root)).as_posix()
+        except ValueError:  # on another drive
+            return path.as_posix()
+
     @property
     def defects(self) -> tuple[str, ...]:
         """Defect types of the flawed images, sorted."""
@@ -106,7 +119,7 @@ class Dataset:
 
     def summary(self) -> str:
         """One line for a log: category, layout and counts."""
-        counts = [f"{len(self.good_train)} good to train on"]
+        counts = [f"{len(self.good_train)} good to train on" if self.good_train else "nothing to train on"]
         if self.good_val:
             counts.append(f"{len(self.good_val)} good to validate")
         if self.test:

@@ -18,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
+from flawsmith.data.official_counts import made_from
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -163,17 +164,33 @@ def calibration_split(
     With a validation folder nothing is held out of the training images.
 
     Raises:
-        FlawsmithError: as :func:`hold_out`; or an image stands in training and validation folder alike.
+        FlawsmithError: as :func:`hold_out` and :func:`good_images`; or an image stands in training and validation
+            folder alike.
     """
+    learned = good_images(dataset)
     if not dataset.good_val:
-        return hold_out(dataset.good_train, seed, fraction, minimum)
-    if not dataset.good_train:
-        raise FlawsmithError(f"there is no good image to train on in {dataset.root}; add images of good parts")
-    refuse_leaks(dataset.good_train, dataset.good_val)
-    train = _flatten(_ranked_groups(dataset.good_train, seed))
+        return hold_out(learned, seed, fraction, minimum)
+    refuse_leaks(learned, dataset.good_val)
+    train = _flatten(_ranked_groups(learned, seed))
     calibration = _one_of_each(_ranked_groups(dataset.good_val, seed))
     words = f"{len(calibration)} good images of the validation folder serve calibration, none was held out"
     return HoldOut(train, calibration, "validation", words)
+
+
+def good_images(dataset: Dataset) -> tuple[Sample, ...]:
+    """The images to learn from, at least one.
+
+    Raises:
+        FlawsmithError: there is none: the data set is a test set for models that were trained elsewhere.
+    """
+    if dataset.good_train:
+        return dataset.good_train
+    origin = made_from(dataset.root)
+    source = f"{dataset.category} of {origin}" if origin is not None else "the data set it belongs to"
+    raise FlawsmithError(
+        f"there is no good image to train on in {dataset.root}, which is a test set: train on {source}, and measure "
+        f"that model here with `flawsmith evaluate MODEL {dataset.root}`"
+    )
 
 
 def dataset_fingerprint(samples: Iterable[Sample]) -> str:

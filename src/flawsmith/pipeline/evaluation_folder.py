@@ -86,7 +86,7 @@ def _write_scores(path: Path, dataset: Dataset, evidence: Evidence) -> None:
         for image, defect, score, verdict in zip(
             evidence.images, evidence.defects, evidence.scores, evidence.verdicts, strict=True
         ):
-            name = Path(image).relative_to(dataset.root).as_posix()
+            name = dataset.name_of(Path(image))
             rows.writerow((printable(name), printable(defect), repr(float(score)), verdict))
 
 

@@ -294,4 +294,4 @@ class _Writer:
         return result
 
     def _source(self, sample: Sample) -> str:
-        return printable(sample.image.relative_to(self.workshop.dataset.root).as_posix())
+        return printable(self.workshop.dataset.name_of(sample.image))

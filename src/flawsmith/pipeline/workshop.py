@@ -11,6 +11,7 @@ import numpy as np
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import generator
+from flawsmith.data.splits import good_images
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import ImageArray, decode
@@ -143,7 +144,7 @@ def open_workshop(
         raise FlawsmithError(f"the size {size[0]} x {size[1]} is not possible: give 8 to 8192 pixels with --size")
     value_range = ingredients.value_range
     dataset = data if isinstance(data, Dataset) else load(data, layout)
-    files = tuple(sample.image for sample in dataset.good_train)
+    files = tuple(sample.image for sample in good_images(dataset))
     plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "value_range": value_range}
     geometry = None if size is None else Geometry(size=size, **plain)
     reader = GoodImages(files, value_range, geometry)

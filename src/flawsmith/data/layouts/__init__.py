@@ -5,8 +5,11 @@ below: the specific ones first, the plain folder last.
 """
 
 from flawsmith.data.layouts.btad import BtadLayout
+from flawsmith.data.layouts.csv_table import CsvLayout
 from flawsmith.data.layouts.detection import detect, load
 from flawsmith.data.layouts.folder import FolderLayout
+from flawsmith.data.layouts.ksdd2 import Ksdd2Layout
+from flawsmith.data.layouts.magnetic_tile import MagneticTileLayout
 from flawsmith.data.layouts.mvtec import MvtecLayout
 from flawsmith.data.layouts.mvtec_3d import Mvtec3dLayout
 from flawsmith.data.layouts.mvtec_loco import MvtecLocoLayout
@@ -18,6 +21,9 @@ register(BtadLayout())
 register(MvtecLayout())
 register(Mvtec3dLayout())
 register(VisaLayout())
+register(MagneticTileLayout())
+register(Ksdd2Layout())
+register(CsvLayout())
 register(FolderLayout())
 
 __all__ = ["Layout", "by_name", "detect", "known", "load", "register"]

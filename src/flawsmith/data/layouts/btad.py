@@ -39,5 +39,13 @@ class BtadLayout:
             return None
         return f"{self.name} layout, because it has train/{GOOD_PARTS}/ and {' and '.join(named)}"
 
+    def near_miss(self, root: Path) -> str | None:
+        if self.recognise(root) is not None:
+            return None
+        learned, flawed = below(root, "train", GOOD_PARTS), below(root, "test", FLAWED_PARTS)
+        if learned is not None and flawed is None:
+            return f"train/{learned.name}/ is there, but neither test/{FLAWED_PARTS}/ nor ground_truth/{FLAWED_PARTS}/"
+        return f"test/{flawed.name}/ is there, but no train/{GOOD_PARTS}/" if flawed and learned is None else None
+
     def load(self, root: Path) -> Dataset:
         return read_category(self, root)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
-from flawsmith.data.layouts.files import MASK_FOLDERS, count, subfolder, subfolders
+from flawsmith.data.layouts.csv_table import is_table
+from flawsmith.data.layouts.files import GOOD_FOLDERS, MASK_FOLDERS, count, direct_images, subfolder, subfolders
 from flawsmith.data.layouts.registry import Layout, by_name, known
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
@@ -15,13 +17,14 @@ from flawsmith.runtime.files import is_folder
 from flawsmith.runtime.image import IMAGE_SUFFIXES
 
 _LISTED = 12
+_TABLE = "csv"
 
 
 def detect(path: str | Path) -> Layout:
-    """The layout of one category's folder.
+    """The layout of one category.
 
     Args:
-        path: folder of one category, or just of good images.
+        path: folder of one category, or just of good images; or a CSV table.
 
     Returns:
         The first registered layout that recognises it; ``layout.recognise(path)`` says why.
@@ -37,7 +40,12 @@ def detect(path: str | Path) -> Layout:
         >>> detect(root).name
         'mvtec'
     """
-    root = _category_folder(path)
+    return _detect(_subject(path))
+
+
+def _detect(root: Path) -> Layout:
+    if is_table(root):
+        return by_name(_TABLE)
     _refuse_part_of_a_category(root)
     layouts = known()
     specific, fallback = layouts[:-1], layouts[-1]
@@ -45,10 +53,12 @@ def detect(path: str | Path) -> Layout:
         if layout.recognise(root) is not None:
             return layout
     # Before the fall-back, which would take all categories for one: is this the root of a whole data set?
-    categories = [f for f in subfolders(root) if any(layout.recognise(f) is not None for layout in specific)]
+    arranged = [layout for layout in specific if layout.name != _TABLE]  # a folder of tables is no category
+    categories = [f for f in subfolders(root) if any(layout.recognise(f) is not None for layout in arranged)]
     if categories:
         raise FlawsmithError(_several_categories(root, categories))
     if fallback.recognise(root) is not None:
+        _refuse_labelled_set(root)
         return fallback
     raise FlawsmithError(_nothing_known(root))
 
@@ -57,34 +67,55 @@ def load(path: str | Path, layout: str | None = None) -> Dataset:
     """Read one category.
 
     Args:
-        path: folder of one category, or just of good images.
+        path: folder of one category, or just of good images; or a CSV table.
         layout: name of its layout; None detects it.
 
     Returns:
-        The samples, and in ``recognised`` and ``notes`` how they were understood.
+        The samples, and in ``recognised``, ``near_misses`` and ``notes`` how they were understood.
 
     Raises:
-        FlawsmithError: as :func:`detect`; an unknown layout's name; no good image to train on.
+        FlawsmithError: as :func:`detect`; an unknown layout's name; no good image where the layout keeps them.
     """
-    root = _category_folder(path)
-    reader = detect(root) if layout is None else by_name(layout)
+    root = _subject(path)
+    if layout is None:
+        reader = _detect(root)
+        return replace(reader.load(root), near_misses=_near_misses(root, reader))
+    reader = by_name(layout)
+    if is_table(root) and reader.name != _TABLE:
+        raise FlawsmithError(f"{root} is a table, which the layout {_TABLE} reads, not {layout}; leave --layout out")
     return reader.load(root)
 
 
-def _category_folder(path: str | Path) -> Path:
-    """The folder as an absolute path, so that ``.`` has a name.
+def _near_misses(root: Path, chosen: Layout) -> tuple[str, ...]:
+    """Why none of the other layouts was chosen, where the folder has marks of them."""
+    lines = []
+    for other in known()[:-1]:
+        if other is chosen or not is_folder(root):
+            continue
+        if (lack := other.near_miss(root)) is not None:
+            lines.append(f"not {other.name}: {lack}")
+        elif other.recognise(root) is not None:
+            lines.append(f"{other.name} would fit too, but is less specific; --layout {other.name} takes it")
+    return tuple(lines)
+
+
+def _subject(path: str | Path) -> Path:
+    """The folder or the table as an absolute path, so that ``.`` has a name.
 
     Raises:
-        FlawsmithError: it is missing, a file, or empty.
+        FlawsmithError: it is missing, another file, or an empty folder.
     """
     # Unlike their like in pathlib, these raise for no name: not for one that is too long, nor for an unknown ~user.
     given = Path(os.path.expanduser(path))  # noqa: PTH111
     if not os.path.exists(given):  # noqa: PTH110
-        raise FlawsmithError(f"there is no folder {given}; check the path and the rights to it")
-    if not is_folder(given):
+        kind = "table" if is_table(given) else "folder"
+        raise FlawsmithError(f"there is no {kind} {given}; check the path and the rights to it")
+    if not is_table(given) and not is_folder(given):
         raise FlawsmithError(_what_file(given))
     # Links are not followed: the category bears the name under which the user knows the folder.
     root = given.resolve() if ".." in given.parts else given.absolute()
+    if is_table(root):
+        return root
     try:
         empty = not any(root.iterdir())
     except OSError as error:
@@ -115,8 +146,25 @@ def _is_archive(path: Path) -> bool:
 def _refuse_part_of_a_category(root: Path) -> None:
     """Test images or masks, given by mistake, would be learned as good images."""
     part = root.name.casefold()
-    if part in {"test", *MASK_FOLDERS} and subfolder(root.parent, "train") is not None:
+    others = ("train", "ground_truth") if part == "test" else ("train", "test")
+    if part in {"test", *MASK_FOLDERS} and subfolder(root.parent, *others) is not None:
         raise FlawsmithError(f"{root} is only the {root.name}/ part of {root.parent}; give {root.parent}")
+
+
+def _refuse_labelled_set(root: Path) -> None:
+    """All sub-folders would be learned from as good, so marks of a layout that tells good from flawed weigh more.
+
+    Raises:
+        FlawsmithError: no image lies directly in the folder or in good/, and another layout is a near miss.
+    """
+    if direct_images(root) or subfolder(root, *GOOD_FOLDERS) is not None:
+        return
+    for layout in known():
+        if (lack := layout.near_miss(root)) is not None:
+            raise FlawsmithError(
+                f"{root} is almost in {layout.name} layout: {lack}; add what is missing, or give --layout folder if "
+                "all of its images are good"
+            )
 
 
 def _several_categories(root: Path, categories: list[Path]) -> str:
@@ -135,7 +183,9 @@ def _nothing_known(root: Path) -> str:
     seen = (_listing(folders) if folders else "no sub-folders") + f" and {count(files, 'file')}"
     # The plainest first: it is what most people have.
     expected = "; or ".join(f"{layout.name}: {layout.expects}" for layout in reversed(known()))
-    return f"found no good images in {root}: it has {seen}; expected {expected}"
+    near = [f"{layout.name} ({lack})" for layout in known() if (lack := layout.near_miss(root)) is not None]
+    nearest = f"; nearest is {', '.join(near)}" if near else ""
+    return f"found no good images in {root}: it has {seen}{nearest}; expected {expected}"
 
 
 def _listing(names: list[str]) -> str:

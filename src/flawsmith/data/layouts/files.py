@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from flawsmith.data.official_counts import dataset_name
 from flawsmith.data.samples import GOOD, Dataset, Sample, Split
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder
@@ -106,19 +107,24 @@ class Collector:
     """The samples of one category as they are found, and on the way what deserves a note.
 
     Args:
-        root: the category folder; its name and its parent's name become those of category and dataset.
+        root: the category folder; its name becomes the category's.
+        category: another name for the category.
+        dataset: the dataset's name; by default that of the folder above, or of two where it is a subset.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, category: str | None = None, dataset: str | None = None) -> None:
         self.root = root
+        self.category = root.name if category is None else category
+        self.dataset_name = dataset_name(root) if dataset is None else dataset
         self.unused_masks: list[Path] = []
+        self.left_out: list[Path] = []
         self.notes: list[str] = []
         self._samples: list[Sample] = []
 
     def add_good(self, images: Iterable[Path], split: Split) -> None:
         """Add images of good parts."""
         for image in images:
-            self._samples.append(Sample(image, split, "good", GOOD, (), self.root.name, self.root.parent.name))
+            self._samples.append(Sample(image, split, "good", GOOD, (), self.category, self.dataset_name))
 
     def add_validation(self, *good_folders: str) -> None:
         """Add the good images of the user's own validation folder, where there is one.
@@ -141,19 +147,20 @@ class Collector:
 
     def add_flawed(self, image: Path, defect: str, masks: tuple[Path, ...]) -> None:
         """Add a test image of a flawed part."""
-        self._samples.append(Sample(image, "test", "flawed", defect, masks, self.root.name, self.root.parent.name))
+        self._samples.append(Sample(image, "test", "flawed", defect, masks, self.category, self.dataset_name))
 
     def dataset(self, layout: str, recognised: str) -> Dataset:
         """All that was added, in its order; ``layout`` and ``recognised`` are handed through."""
         return Dataset(
             root=self.root,
-            category=self.root.name,
-            dataset=self.root.parent.name,
+            category=self.category,
+            dataset=self.dataset_name,
             layout=layout,
             recognised=recognised,
             samples=tuple(self._samples),
             unused_masks=tuple(sorted(self.unused_masks)),
             notes=tuple(self.notes),
+            left_out=tuple(self.left_out),
         )
 
 
@@ -178,3 +185,9 @@ def _labelled_good(validation: Path, names: Sequence[str]) -> list[Path]:
 def count(number: int, noun: str) -> str:
     """``1 image``, ``2 images``."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def naming(paths: Sequence[Path], root: Path, *, most: int = 3) -> str:
+    """The first few files by their path below the root: ``train/1.png, train/7.png and 5 more``."""
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(path.relative_to(root).as_posix() for path in paths[:most]) + more

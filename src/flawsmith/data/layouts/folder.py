@@ -54,6 +54,9 @@ class FolderLayout:
             return f"folder layout, because images lie in {count(len(nested), 'sub-folder')} of no known meaning"
         return None
 
+    def near_miss(self, root: Path) -> str | None:
+        return None  # the last to be asked, and nothing but good images is needed
+
     def load(self, root: Path) -> Dataset:
         recognised = self.recognise(root)
         if recognised is None:

@@ -8,7 +8,9 @@
     <category>/test/<defect>/         optional
     <category>/ground_truth/<defect>/<stem>_mask.<ext>, <stem>.<ext> or a folder <stem>/ of masks
 
-A folder of good images may be called ok/ or normal/ as well.
+A folder of good images may be called ok/ or normal/ as well. A category without train/ is a test set for models that
+were trained elsewhere, as in MAD-man and MAD-sys (``MAD-man/Person_1/<category>/``), known by test/good/ or
+ground_truth/.
 
 Source: Bergmann et al., MVTec AD, CVPR 2019; the folder of masks is that of MVTec LOCO AD.
 """
@@ -23,6 +25,8 @@ from flawsmith.data.layouts.files import (
     Collector,
     MaskFolder,
     count,
+    direct_images,
+    has_images,
     means_good,
     subfolder,
     subfolders,
@@ -41,7 +45,15 @@ class MvtecLayout:
 
     def recognise(self, root: Path) -> str | None:
         found = split_folders(root)
-        return f"{self.name} layout, because it has {', '.join(found)}" if found else None
+        return f"{self.name} layout, because it has {', '.join(found)}{without_train(root)}" if found else None
+
+    def near_miss(self, root: Path) -> str | None:
+        train, test = subfolder(root, "train"), subfolder(root, "test")
+        if train is not None and not _train_good(root) and (test is not None or ground_truth(root) is not None):
+            return f"{train.name}/ is there, but no {train.name}/good/"
+        if train is None and test is not None and not split_folders(root):
+            return f"{test.name}/ is there, but no train/good/"
+        return None
 
     def load(self, root: Path) -> Dataset:
         return read_category(self, root)
@@ -49,13 +61,29 @@ class MvtecLayout:
 
 def split_folders(root: Path) -> list[str]:
     """The folders by which this arrangement is known, as ``train/good/``; empty where ``root`` is not so arranged."""
-    good = _train_good(root)
-    # rgb/ and xyz/ below train/good/ are MVTec 3D-AD, a layout of its own: depth maps are no images to learn from.
-    if not good or any(subfolder(folder, "rgb") is not None for folder in good):
+    good, test = _train_good(root), subfolder(root, "test")
+    if not good and not _is_test_set(root):
         return []
-    others = (subfolder(root, *VALIDATION_FOLDERS), subfolder(root, "test"), ground_truth(root))
+    # rgb/ and xyz/ below train/good/ are MVTec 3D-AD, a layout of its own: depth maps are no images to learn from.
+    if any(subfolder(folder, "rgb") is not None for folder in good or subfolders(test or root)):
+        return []
+    others = (subfolder(root, *VALIDATION_FOLDERS), test, ground_truth(root))
     found = [*good, *(folder for folder in others if folder is not None)]
     return [folder.relative_to(root).as_posix() + "/" for folder in found]
+
+
+def without_train(root: Path) -> str:
+    """What to add where there is nothing to learn from, else nothing."""
+    return "" if _train_good(root) else "; without train/ it is a test set for models trained elsewhere"
+
+
+def _is_test_set(root: Path) -> bool:
+    """Whether there is a labelled test split, and nothing beside it that could be meant to be learned from."""
+    test = subfolder(root, "test")
+    if test is None or subfolder(root, "train", *GOOD_FOLDERS) is not None or direct_images(root):
+        return False
+    labelled = [folder for folder in subfolders(test) if has_images(folder)]
+    return bool(labelled) and (any(map(means_good, labelled)) or ground_truth(root) is not None)
 
 
 def ground_truth(root: Path) -> Path | None:
@@ -71,13 +99,13 @@ def read_category(layout: Layout, root: Path) -> Dataset:
         root: the category folder.
 
     Raises:
-        FlawsmithError: the layout does not recognise the folder, or there is no good image to train on.
+        FlawsmithError: the layout does not recognise the folder, or its folder of good images to train on is empty.
     """
     recognised, good = layout.recognise(root), _train_good(root)
-    if recognised is None or not good:
+    if recognised is None:
         raise FlawsmithError(f"{root} is not in {layout.name} layout; expected {layout.expects}")
     learned = [image for folder in good for image in find_images(folder)]
-    if not learned:
+    if good and not learned:
         raise FlawsmithError(f"no good images to train on in {good[0]}; put images of good parts there")
     found = Collector(root)
     found.add_good(learned, "train")

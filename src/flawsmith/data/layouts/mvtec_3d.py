@@ -48,6 +48,13 @@ class Mvtec3dLayout:
         found = [f.relative_to(root).as_posix() + "/" for f in folders if f is not None]
         return f"{self.name} layout, because it has {', '.join(found)}"
 
+    def near_miss(self, root: Path) -> str | None:
+        if self.recognise(root) is not None:
+            return None
+        test = subfolder(root, "test")
+        kinds = [f for f in subfolders(test) if subfolder(f, PHOTOGRAPHS)] if test is not None else []
+        return f"test/{kinds[0].name}/{PHOTOGRAPHS}/ is there, but no train/{GOOD}/{PHOTOGRAPHS}/" if kinds else None
+
     def load(self, root: Path) -> Dataset:
         recognised, train = self.recognise(root), below(root, "train", GOOD, PHOTOGRAPHS)
         if recognised is None or train is None:

@@ -21,7 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from flawsmith.data.layouts.files import has_images, subfolder, subfolders
-from flawsmith.data.layouts.mvtec import ground_truth, read_category, split_folders
+from flawsmith.data.layouts.mvtec import ground_truth, read_category, split_folders, without_train
 from flawsmith.data.samples import Dataset
 
 DEFECTS_CONFIG = "defects_config.json"
@@ -41,7 +41,16 @@ class MvtecLocoLayout:
         found, mark = split_folders(root), _mark(root)
         if not found or mark is None:
             return None
-        return f"{self.name} layout, because it has {', '.join(found)} and {mark}"
+        return f"{self.name} layout, because it has {', '.join(found)} and {mark}{without_train(root)}"
+
+    def near_miss(self, root: Path) -> str | None:
+        if self.recognise(root) is not None:
+            return None
+        test = subfolder(root, "test")
+        found = subfolder(test, LOGICAL, STRUCTURAL) if test is not None else None
+        if found is None or not split_folders(root):
+            return None
+        return f"test/{found.name}/ is there, but neither {DEFECTS_CONFIG} nor masks in ground_truth/<defect>/<stem>/"
 
     def load(self, root: Path) -> Dataset:
         return replace(read_category(self, root), defects_config=root / DEFECTS_CONFIG)

@@ -25,14 +25,19 @@ class Layout(Protocol):
     expects: str
 
     def recognise(self, root: Path) -> str | None:
-        """Say in words why ``root`` is one category of this layout, or None; looks at names alone."""
+        """Say in words why ``root`` is one category of this layout, or None; looks at names and, in a table, at its
+        first line alone."""
+        ...
+
+    def near_miss(self, root: Path) -> str | None:
+        """Say what a folder lacks that has some marks of this layout but not all; None where it has none or all."""
         ...
 
     def load(self, root: Path) -> Dataset:
         """Read the category.
 
         Raises:
-            FlawsmithError: it is not this layout, or it holds no good image to train on.
+            FlawsmithError: it is not this layout, or the place for good images to train on is empty.
         """
         ...
 

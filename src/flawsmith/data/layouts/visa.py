@@ -42,6 +42,14 @@ class VisaLayout:
         found = [f.relative_to(root).as_posix() + "/" for f in folders if f is not None]
         return f"{self.name} layout, because it has {' and '.join(found)}" if len(found) == len(_FOLDERS) else None
 
+    def near_miss(self, root: Path) -> str | None:
+        found = {"/".join(names): below(root, *names) is not None for names in _FOLDERS}
+        lacking = [name for name, there in found.items() if not there]
+        if len(lacking) != 1:
+            return None
+        there = next(name for name in found if name not in lacking)
+        return f"{there}/ is there, but no {lacking[0]}/"
+
     def load(self, root: Path) -> Dataset:
         recognised = self.recognise(root)
         if recognised is None:

@@ -1,0 +1,194 @@
+"""A table of your own: one CSV file says what each image is, wherever the images lie.
+
+::
+
+    image,label,split,defect,mask
+    images/0001.png,good,train,,
+    images/0002.png,good,validation,,
+    images/0003.png,good,test,,
+    images/0004.png,flawed,test,scratch,masks/0004_a.png;masks/0004_b.png
+
+============  =====================================================================================================
+image         path of the image, from the folder of the table on, or absolute
+label         ``good`` or ``flawed``
+split         ``train``, ``validation`` (or ``val``) or ``test``; flawed images stand in ``test`` alone
+defect        optional: the defect type of a flawed image
+mask          optional: masks of a flawed image, several separated by ``;``
+============  =====================================================================================================
+
+Columns may stand in any order, others are not read. Cells are separated by commas, semicolons or tabs; where by
+semicolons, several masks stand in quotation marks. The file is UTF-8, with or without a byte order mark.
+
+DATA is the file, or a folder with it. The category bears the name of the folder, or that of the file where the folder
+has several such tables; then DATA must be one of the files.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
+
+from flawsmith.data.layouts.csv_reading import COLUMNS, Row, first_line, read_rows
+from flawsmith.data.layouts.files import Collector, count
+from flawsmith.data.samples import GOOD, Dataset, Split
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import is_folder
+
+ENDING = ".csv"
+_LABELS = (GOOD, "flawed")
+_SPLITS: dict[str, Split] = {"train": "train", "validation": "val", "val": "val", "test": "test"}
+
+
+class CsvLayout:
+    """See the module's docstring."""
+
+    name = "csv"
+    expects = f"a table *{ENDING} with the columns {', '.join(COLUMNS[:3])}"
+
+    def recognise(self, root: Path) -> str | None:
+        found = _tables(root) if is_folder(root) else [root] if is_table(root) else []
+        if not found:
+            return None
+        seen = [column for column in COLUMNS if column in first_line(found[0])]
+        return f"{self.name} layout, because {found[0].name} has the columns {', '.join(seen)}"
+
+    def near_miss(self, root: Path) -> str | None:
+        for path in _files(root):
+            cells = first_line(path)
+            if not any(cells):
+                return f"{path.name} is empty"
+            lacking = [name for name in COLUMNS[1:3] if name not in cells]
+            if "image" in cells and lacking:
+                return f"{path.name} has the column image, but no column {' and '.join(lacking)}"
+        return None
+
+    def load(self, root: Path) -> Dataset:
+        table = _table_of(root)
+        rows = read_rows(table)
+        found = Collector(table.parent, **_names(table))
+        files = _Files(table)
+        checked = [(row, _split(table, row), files.image(row), files.masks(row)) for row in rows]
+        for split in ("train", "val", "test"):
+            mine = sorted((image, row.defect, masks) for row, where, image, masks in checked if where == split)
+            found.add_good((image for image, defect, _ in mine if defect == GOOD), split)
+            for image, defect, masks in mine:
+                if defect != GOOD:
+                    found.add_flawed(image, defect, masks)
+        superfluous = sum(bool(row.masks) for row in rows if row.label == GOOD)
+        if superfluous:
+            found.notes.append(f"left out: masks that the table gives to {count(superfluous, 'good image')}")
+        seen = ", ".join(column for column in COLUMNS if column in first_line(table))
+        return found.dataset(self.name, f"{self.name} layout, because {table.name} has the columns {seen}")
+
+
+def is_table(path: Path) -> bool:
+    """Whether a file's name says that it is a CSV table."""
+    return path.suffix.lower() == ENDING and not is_folder(path)
+
+
+def _files(folder: Path) -> list[Path]:
+    if not is_folder(folder):
+        return []
+    return sorted(path for path in folder.iterdir() if is_table(path) and not path.name.startswith("."))
+
+
+def _tables(folder: Path) -> list[Path]:
+    """The files whose first line names images and something that is known of them: not every CSV is such a table."""
+    return [path for path in _files(folder) if _is_meant(first_line(path))]
+
+
+def _is_meant(cells: Iterable[str]) -> bool:
+    return "image" in cells and not {*COLUMNS[1:]}.isdisjoint(cells)
+
+
+def _table_of(root: Path) -> Path:
+    """The table itself, where a folder is given.
+
+    Raises:
+        FlawsmithError: there is none, or more than one.
+    """
+    if not is_folder(root):
+        return root
+    found = _tables(root) or _files(root)
+    if not found:
+        raise FlawsmithError(f"{root} is not in csv layout; expected {CsvLayout.expects}")
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise FlawsmithError(f"{root} has {len(found)} tables ({names}); give one of them, such as {found[0]}")
+    return found[0]
+
+
+def _names(table: Path) -> dict[str, str]:
+    """Category and dataset: tables that share a folder are told apart by their own names."""
+    several = len(_tables(table.parent)) > 1
+    return {"category": table.stem, "dataset": table.parent.name} if several else {}
+
+
+def _split(table: Path, row: Row) -> Split:
+    """The split of a row.
+
+    Raises:
+        FlawsmithError: its label, split or defect is unknown, or they contradict each other.
+    """
+    where = f"{table}, line {row.line},"
+    if row.label not in _LABELS:
+        raise FlawsmithError(f"{where} has the label {row.label!r}; write good or flawed")
+    if row.split not in _SPLITS:
+        raise FlawsmithError(f"{where} has the split {row.split!r}; write train, validation or test")
+    split = _SPLITS[row.split]
+    if row.label != GOOD and split != "test":
+        raise FlawsmithError(
+            f"{where} puts a flawed image into {row.split}, but good images alone are learned from and calibrate; "
+            "move it to test, or remove the line"
+        )
+    if (row.defect == GOOD) != (row.label == GOOD):
+        raise FlawsmithError(f"{where} calls an image {row.label} and its defect {row.defect!r}; mend one of them")
+    return split
+
+
+class _Files:
+    """The files that a table names.
+
+    Args:
+        table: the table, absolute.
+    """
+
+    def __init__(self, table: Path) -> None:
+        self._table = table
+        self._taken: dict[str, Row] = {}
+
+    def image(self, row: Row) -> Path:
+        """The image of a row.
+
+        Raises:
+            FlawsmithError: there is no such file, or an earlier row names it too.
+        """
+        path = self._file(row, row.image, "image")
+        earlier = self._taken.setdefault(os.path.realpath(path), row)
+        if earlier is not row:
+            raise FlawsmithError(
+                f"{self._table}, line {row.line}, names {row.image!r} for {row.split}, as line {earlier.line} does for "
+                f"{earlier.split}; remove one of them"
+            )
+        return path
+
+    def masks(self, row: Row) -> tuple[Path, ...]:
+        """The masks of a row.
+
+        Raises:
+            FlawsmithError: there is no such file.
+        """
+        return tuple(self._file(row, name, "mask") for name in row.masks)
+
+    def _file(self, row: Row, name: str, what: Literal["image", "mask"]) -> Path:
+        # Tables written on Windows have backslashes.
+        for spelled in (name, name.replace("\\", "/")):
+            path = Path(os.path.normpath(self._table.parent / spelled))
+            if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
+                return path
+        raise FlawsmithError(
+            f"{self._table}, line {row.line}, names the {what} {name!r}, but there is no file {path}; "
+            "paths start at the folder of the table"
+        )
