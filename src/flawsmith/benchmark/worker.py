@@ -141,7 +141,7 @@ def _write_scores(path: Path, dataset: Dataset, evidence: Evidence, sides: Mappi
         for image, flawed, defect, score, verdict in zip(
             evidence.images, evidence.flawed, evidence.defects, evidence.scores, evidence.verdicts, strict=True
         ):
-            name = printable(Path(image).relative_to(dataset.root).as_posix())
+            name = printable(dataset.name_of(Path(image)))
             label = "flawed" if flawed else "good"
             rows.writerow((name, label, printable(defect), sides[image], repr(float(score)), verdict))
 
