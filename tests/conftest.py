@@ -59,10 +59,14 @@ _TINY_SEGMENTATION = {
     "steps_per_epoch": 4,
     "batch_size": 2,
 }
+_TINY_MEMORY = {"image_size": [64, 96], "coreset_ratio": 0.1, "least_rows": 32}
+_TINY_GAUSSIANS = {"image_size": [64, 96], "channels": 16}
 # Settings that train a method in a second or two; every registered method needs its line.
 TINY: dict[str, dict[str, Any]] = {
     "aand": _TINY_STUDENT,
     "glass": _TINY_PATCHES,
+    "padim": _TINY_GAUSSIANS,
+    "patchcore": _TINY_MEMORY,
     "pbas": _TINY_PATCHES,
     "rd4ad": _TINY_STUDENT,
     "slsg": _TINY_SEGMENTATION,

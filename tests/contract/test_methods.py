@@ -24,6 +24,7 @@ from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import TorchExtractor
 from flawsmith.methods.base import Method
 from flawsmith.methods.registry import find_method, method_names, register
+from flawsmith.pipeline import train as pipeline
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import find_images
@@ -38,6 +39,7 @@ from flawsmith.training.run import RunFolder
 
 Train = Callable[..., Any]
 Trained = Callable[[str], Any]
+AFTER_STAGES, NEVER = -1, -2
 
 
 @pytest.fixture(params=method_names())
@@ -72,10 +74,15 @@ class Killed(Exception):  # noqa: N818, it stands for an event
 
 @pytest.fixture
 def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
-    """Ends training in the given epoch, after its metrics and before its checkpoint."""
-    append = MetricsFile.append
+    """Ends training in the given epoch, after its metrics and before its checkpoint, or after the last stage."""
+    append, export = MetricsFile.append, pipeline.export_detector
 
     def arrange(epoch: int) -> None:
+        def cut_off_there(*args: Any) -> bytes:
+            if epoch == AFTER_STAGES:
+                raise Killed
+            return export(*args)
+
         def cut_off(self: MetricsFile, at: int, values: Any) -> None:
             append(self, at, values)
             if at == epoch:
@@ -83,6 +90,7 @@ def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
 
         monkeypatch.setattr(engine, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
         monkeypatch.setattr(MetricsFile, "append", cut_off)
+        monkeypatch.setattr(pipeline, "export_detector", cut_off_there)
 
     return arrange
 
@@ -185,8 +193,18 @@ def test_building_leaves_the_global_generator_alone(build: Callable[..., Method]
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
+def trains(name: str) -> bool:
+    """Whether the method has a loop; one without counts or collects, and draws nothing before it sees the data."""
+    return "epochs" in find_method(name).Config.model_fields
+
+
 def state(method: Method) -> dict[str, torch.Tensor]:
-    """All tensors of the method's modules, by stage."""
+    """All tensors of the method's modules, by stage; of a method without a loop those of its passes over the data."""
+    if not trains(method.name):
+        kept: dict[str, torch.Tensor] = {}
+        for stage in method.stages():
+            stage.fit(RandomImages(method.backbone, method.config.image_size), Keeping(kept))
+        return kept
     return {
         f"{stage.name}.{key}": value
         for stage in method.stages()
@@ -237,6 +255,18 @@ class NoTraining:
         module.eval()
 
 
+class Keeping(NoTraining):
+    """Keeps what single passes compute."""
+
+    def __init__(self, kept: dict[str, torch.Tensor]) -> None:
+        self._kept = kept
+
+    def once(self, name: str, compute: Callable[[], dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+        found = compute()
+        self._kept.update({f"{name}.{key}": value for key, value in found.items()})
+        return found
+
+
 def initialise(method: Method, size: tuple[int, int]) -> None:
     """Pass the stages that need no loop."""
     for stage in method.stages():
@@ -273,18 +303,23 @@ def test_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
     parts: Path,
     tmp_path: Path,
 ) -> None:
-    last = find_method(name).Config(**trained(name).bundle.spec.config).epochs - 1  # type: ignore[attr-defined]
+    last = find_method(name).Config(**trained(name).bundle.spec.config).epochs - 1 if trains(name) else AFTER_STAGES
     killed_after(last)
     with pytest.raises(Killed):
         train_tiny(name, parts, tmp_path / "run")
     assert not (tmp_path / "run" / "model.flaw").exists()
-    killed_after(-1)
+    killed_after(NEVER)
 
     resumed = train_tiny(name, parts, tmp_path / "run", resume=True)
 
     assert resumed.model.read_bytes() == trained(name).model.read_bytes()
-    metrics = [(folder / "metrics.jsonl").read_text() for folder in (resumed.folder, trained(name).folder)]
-    assert metrics[0] == metrics[1]
+    assert metrics_of(resumed.folder) == metrics_of(trained(name).folder)
+
+
+def metrics_of(folder: Path) -> str:
+    """What training recorded, nothing for a method without a loop."""
+    file = folder / "metrics.jsonl"
+    return file.read_text() if file.exists() else ""
 
 
 def test_finished_run_is_not_overwritten(name: str, trained: Trained, train_tiny: Train, parts: Path) -> None:
@@ -421,12 +456,12 @@ def test_exported_model_equals_the_trained_one_on_real_photographs(
 
 def restore(method: Method, folder: Path) -> None:
     """The trained state of a method from its run folder: nothing is computed again."""
-    before = (folder / "metrics.jsonl").read_text()
+    before = metrics_of(folder)
     run = RunFolder(folder, LoopOptions(quiet=True))
     data = RandomImages(method.backbone, method.config.image_size)
     for stage in method.stages():
         stage.fit(data, run)
-    assert (folder / "metrics.jsonl").read_text() == before, "a finished stage was trained again"
+    assert metrics_of(folder) == before, "a finished stage was trained again"
 
 
 def test_bundle_round_trips_and_names_what_made_it(name: str, trained: Trained) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 # Named here once more, because the registry that knows them imports torch; a test compares the two.
-Method = Annotated[str, typer.Option(help="The method: aand, glass, pbas, rd4ad or slsg.")]
+Method = Annotated[str, typer.Option(help="The method: aand, glass, padim, patchcore, pbas, rd4ad or slsg.")]
 Preset = Annotated[
     str | None,
     typer.Option(help="fast (the default), paper or official (the default on a GPU); slsg: official-loco too."),

@@ -9,7 +9,14 @@ from typing import TypeVar
 from flawsmith.methods.base import Method
 from flawsmith.runtime.errors import FlawsmithError
 
-_MODULES = ("flawsmith.methods.aand", "flawsmith.methods.glass", "flawsmith.methods.pbas", "flawsmith.methods.slsg")
+_MODULES = (
+    "flawsmith.methods.aand",
+    "flawsmith.methods.glass",
+    "flawsmith.methods.padim",
+    "flawsmith.methods.patchcore",
+    "flawsmith.methods.pbas",
+    "flawsmith.methods.slsg",
+)
 _METHODS: dict[str, type[Method]] = {}
 M = TypeVar("M", bound=type[Method])
 
