@@ -7,9 +7,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from flawsmith.evaluation.evidence import resize_mask
-from flawsmith.evaluation.protocol import ImageRecord, Protocol, evaluate_records, gather
+from flawsmith.evaluation.evidence import ImageRecord, gather
+from flawsmith.evaluation.protocol import CLEAN
+from flawsmith.evaluation.records import resize_mask
 from flawsmith.evaluation.results import Evaluation
+from flawsmith.evaluation.summary import evaluate_records
 from flawsmith.runtime.errors import FlawsmithError
 
 SIZE = (20, 30)
@@ -211,9 +213,9 @@ def test_table_lists_figures_defects_and_notes() -> None:
 
 
 def test_protocol_describes_itself() -> None:
-    text = Protocol.CLEAN.describe()
+    text = CLEAN.describe()
 
-    assert "original size" in text
+    assert "image's own pixels" in text
     assert "lowest score" in text
 
 
