@@ -217,7 +217,7 @@ def images(values: list[float]) -> np.ndarray:
 def test_selection_measures_how_well_forged_flaws_stand_out() -> None:
     good, forged = images([0.0, 1.0, 2.0]), images([1.5, 3.0])
 
-    assert Selection(good, forged, Constant).measure() == pytest.approx(5 / 6)
+    assert Selection(good, forged, Constant).measure() == {"selection_auroc": pytest.approx(5 / 6)}
 
 
 def test_selection_is_due_ten_times_a_run_and_at_its_end() -> None:
@@ -238,11 +238,11 @@ class Scripted(Selection):
         object.__setattr__(self, "module", module)
         object.__setattr__(self, "states", [])
 
-    def measure(self) -> float:
+    def measure(self) -> dict[str, float]:
         self.module.eval()  # type: ignore[attr-defined]
         epoch = self.module.current_epoch  # type: ignore[attr-defined]
         self.states.append({k: v.clone() for k, v in self.module.state_dict().items()})  # type: ignore[attr-defined]
-        return self.values[epoch]  # type: ignore[attr-defined]
+        return {"selection_auroc": self.values[epoch]}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(

@@ -23,17 +23,13 @@ CHOICES = ("clean", "papers")
 """The protocols to choose from; one with other switches calls itself ``custom``."""
 
 _ALWAYS = (
-    "All test images count once. Masks are binarised above zero at their own size; one of another size than its "
-    "image is "
-    "brought to it by the nearest pixel, and noted. Regions are 8-connected. Pixel figures pool the pixels of all test "
-    "images, good ones too; AUPRO goes to a false-positive rate of 0.3. Flawed images without a mask count for the "
-    "image "
-    "figures alone. sPRO (MVTec LOCO AD) is always measured in the image's own pixels, uninspected ones lowest, "
-    "exactly, to "
-    "a false-positive rate of 0.05; logical and structural anomalies apart, each with all good images, their mean "
-    "and the "
-    "value pooled over both. Rates are those of the model's own verdicts, at limits stored before a test image was "
-    "seen."
+    "All test images count once. Masks are binarised above zero at their own size; one of another size than its image "
+    "is brought to it by the nearest pixel, and noted. Pixel figures pool the pixels of all test images, good ones "
+    "too. Pixel AUROC and AP are exact. Regions are 8-connected, and their overlap counts to a false-positive rate of "
+    "0.3. Flawed images without a mask count for the image figures alone. sPRO (MVTec LOCO AD) is always exact, in the"
+    " image's own pixels, uninspected ones lowest, to a false-positive rate of 0.05; logical and structural anomalies "
+    "apart, each with all good images, their mean and the value pooled over both. Rates are those of the model's own "
+    "verdicts, at limits stored before a test image was seen."
 )
 
 
@@ -111,8 +107,7 @@ MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
         ),
         "excluded": Meaning(
             "Pixels the model does not look at are left out; an image keeps its label, and one whose flaw is lost "
-            "counts as "
-            "free of flawed pixels.",
+            "counts as free of flawed pixels.",
             "released code of GLASS, PBAS (centre crop)",
         ),
     },
@@ -133,19 +128,17 @@ MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
     },
     "pro": {
         "exact": Meaning(
-            "All figures are exact: every distinct score is a threshold; curves are interpolated at their limit.",
+            "AUPRO is exact: every distinct score is a threshold, and the curve is interpolated at its limit.",
             "Bergmann et al., IJCV 2021",
         ),
         "dilated_200": Meaning(
-            "PRO of GLASS and PBAS: 200 even thresholds between the extremes of all maps; predictions are dilated "
-            "5×5 for "
-            "the overlap alone; false-positive rates below 0.3 are stretched to 0..1. It is inflated.",
+            "PRO of GLASS and PBAS: 200 even thresholds between the extremes of all maps; predictions are dilated by "
+            "5×5 pixels for the overlap alone; false-positive rates below 0.3 are stretched to 0..1. It is inflated.",
             "released code of GLASS, PBAS",
         ),
         "per_image_200": Meaning(
-            "PRO of RD4AD: 200 even thresholds between the extremes of each flawed image's map; false-positive "
-            "rates below "
-            "0.3 over their largest; the mean over flawed images.",
+            "PRO of RD4AD: 200 even thresholds between the extremes of each flawed image's map; false-positive rates "
+            "below 0.3 over their largest; the mean over flawed images.",
             "function in the released code of AAND, whose call is disabled",
         ),
     },
@@ -156,8 +149,8 @@ MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
     "image_label": {
         "folder": Meaning("An image is flawed where its folder or the data set's table says so.", "each data set"),
         "mask": Meaning(
-            "A flawed image whose resized mask marks no pixel counts as good.", "released code of AAND (maximum of "
-            "the mask)"
+            "A flawed image whose resized mask marks no pixel counts as good.",
+            "released code of AAND (maximum of the mask)",
         ),
     },
     "loco_mean": {
@@ -165,8 +158,8 @@ MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
             "The LOCO mean is half the sum of logical and structural.", "Bergmann et al., IJCV 2022"
         ),
         "pooled": Meaning(
-            "What is called the LOCO mean of image AUROC is the AUROC pooled over all anomalies.", "released code "
-            "of SLSG"
+            "What is called the LOCO mean of image AUROC is the AUROC pooled over all anomalies.",
+            "released code of SLSG",
         ),
     },
     "rounding": {
@@ -192,8 +185,8 @@ PAPERS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
     },
     "": {"": _NETWORK},
 }
-"""What ``papers`` means, by method and by layout of the data; ``""`` stands for any other. A method that is not named is
-measured in the network's pixels, and as in ``clean`` in all else."""
+"""What ``papers`` means, by method and by layout of the data; ``""`` stands for any other. A method that is not named
+is measured in the network's pixels, and as in ``clean`` in all else."""
 
 
 def papers(method: str, layout: str) -> Protocol:
