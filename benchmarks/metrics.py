@@ -183,8 +183,8 @@ def main() -> None:
         f"## Exact AUPRO of {MAPS} maps of {SIDE}×{SIDE}\n\nFrom arrays to the figure: labelling, sorting and counting "
         "included, every distinct score a threshold.\n\n"
         + table(("maps", "regions", "median, ms", "fastest to slowest, ms"), exact),
-        "## All pixel figures, pooled map by map\n\nAUROC, AP, AUPRO and the counts behind curves and intervals; half of "
-        "the images are flawed, five discs each. Private memory is the largest anonymous memory of the process.\n\n"
+        "## All pixel figures, pooled map by map\n\nAUROC, AP, AUPRO and the counts behind curves and intervals; half "
+        "of the images are flawed, five discs each. Private memory is the largest anonymous memory of the process.\n\n"
         + table(
             ("pooled", "regions", "adding, s", "computing, s", "private memory, GB", "all maps in memory would be, GB"),
             pooling_rows(sizes),
