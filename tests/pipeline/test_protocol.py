@@ -19,12 +19,16 @@ import flawsmith
 from flawsmith.data.layouts import load
 from flawsmith.pipeline.evaluate import evaluate
 from flawsmith.pipeline.evaluation_folder import evaluate_into
+from flawsmith.pipeline.settings import check_settings, method_config
 from flawsmith.runtime.bundle import ORACLE, Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspector
 
 CROP = Geometry(policy="crop", size=(32, 48), resize=50, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+
+
+CUT = {"policy": "crop", "resize": 110}
 
 
 @pytest.fixture
@@ -146,8 +150,8 @@ def line(tmp_path_factory: pytest.TempPathFactory, draw_parts: Callable[..., Pat
 
 @pytest.fixture(scope="module")
 def oracle(train_tiny: Callable[..., Any], line: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A run whose checkpoint was chosen on test data."""
-    return train_tiny("pbas", line, tmp_path_factory.mktemp("oracle") / "run", select="oracle")
+    """A run whose checkpoint was chosen on test data, with a crop that cuts more away than it must."""
+    return train_tiny("pbas", line, tmp_path_factory.mktemp("oracle") / "run", select="oracle", set=dict(CUT))
 
 
 def test_oracle_chooses_by_image_and_pixel_auroc_on_test_data(oracle: Any) -> None:
@@ -164,7 +168,7 @@ def test_oracle_does_not_change_what_is_learned(
 ) -> None:
     rows = [json.loads(row) for row in (oracle.folder / "metrics.jsonl").read_text().splitlines()]
     best = max(range(len(rows)), key=lambda at: rows[at]["oracle_image_auroc"] + rows[at]["oracle_pixel_auroc"])
-    other = train_tiny("pbas", line, tmp_path / "run")
+    other = train_tiny("pbas", line, tmp_path / "run", set=dict(CUT))
 
     losses = [json.loads(row)["loss"] for row in (other.folder / "metrics.jsonl").read_text().splitlines()]
     assert losses == [row["loss"] for row in rows]
@@ -186,6 +190,21 @@ def test_everything_an_oracle_gives_is_stamped(oracle: Any, line: Path, tmp_path
     assert len(written.evaluation.stamps) == 2
     assert ORACLE in written.report.read_text()
     assert ORACLE in written.scores.read_text()
+
+
+def test_crop_may_cut_more_away_than_it_must(oracle: Any) -> None:
+    assert (oracle.bundle.spec.geometry.policy, oracle.bundle.spec.geometry.resize) == ("crop", 110)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"resize": 329}, "policy=crop alone"), ({"resize": 100, "policy": "crop"}, "smaller than image_size")],
+)
+def test_resizing_that_no_crop_follows_is_refused_in_one_line(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(FlawsmithError, match=said) as raised:
+        method_config(check_settings({"method": "pbas", "preset": "fast", "set": changes}))
+
+    assert "\n" not in str(raised.value)
 
 
 @pytest.mark.parametrize("kind", ["good", "flawed"])

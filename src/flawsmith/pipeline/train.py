@@ -206,6 +206,7 @@ class _Training:
         return Geometry(
             policy=self.config.policy,
             size=self.config.image_size,
+            resize=self.config.resize,
             interpolation=self.config.interpolation,
             mean=backbone.info.mean,
             std=backbone.info.std,
