@@ -25,6 +25,7 @@ def evaluate_records(
     records: Iterable[ImageRecord],
     *,
     protocol: Protocol = CLEAN,
+    saturated: bool = True,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
@@ -33,6 +34,7 @@ def evaluate_records(
     Args:
         records: inspected images with ground truth, in any order; maps are dropped as they come.
         protocol: the rules.
+        saturated: whether records may have channels; see :func:`flawsmith.evaluation.evidence.gather`.
         n_resamples: bootstrap resamples behind the intervals; 0 leaves the bootstrap out.
         seed: seeds the bootstrap.
 
@@ -43,7 +45,8 @@ def evaluate_records(
         FlawsmithError: no record, an image twice, a good image whose mask marks flawed pixels, or a full disk.
         ValueError: a NaN score, or a record that lacks what the protocol measures.
     """
-    return summarise(gather(records, protocol=protocol), n_resamples=n_resamples, seed=seed)
+    evidence = gather(records, protocol=protocol, saturated=saturated)
+    return summarise(evidence, n_resamples=n_resamples, seed=seed)
 
 
 def summarise(
