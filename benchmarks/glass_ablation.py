@@ -30,7 +30,7 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
     """Train one model, evaluate it on the test set and on every strength of forged flaws."""
     import flawsmith
     from flawsmith.data.layouts import load
-    from flawsmith.evaluation.protocol import summarise
+    from flawsmith.evaluation.summary import summarise
     from flawsmith.pipeline.evaluate import collect
     from flawsmith.pipeline.weak_flaws import weak_flaw_sets
     from flawsmith.pipeline.workshop import Ingredients

@@ -35,7 +35,7 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
     import flawsmith
     from flawsmith.data.layouts import load
     from flawsmith.data.splits import half
-    from flawsmith.evaluation.protocol import summarise
+    from flawsmith.evaluation.summary import summarise
     from flawsmith.pipeline.evaluate import collect
     from flawsmith.runtime.inspector import Inspector
 

@@ -49,6 +49,45 @@ def area_below(points: Sequence[tuple[float, float]], limit: float) -> float:
     return area / limit
 
 
+def released_pro(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], *, dilated: bool, number: int = 200) -> float:
+    """The PRO of released codes by its description, one threshold and one pixel at a time; NaN where it fails.
+
+    Args:
+        maps: finite scores.
+        masks: 0 to 1; a region is of pixels at 1.
+        dilated: predictions are dilated by 5×5 for the overlap, and rates stretched from their lowest (GLASS, PBAS);
+            otherwise neither (RD4AD).
+        number: of thresholds.
+    """
+    low, high = (float(extreme([one.min() if extreme is min else one.max() for one in maps])) for extreme in (min, max))
+    regions = [(index, region) for index, mask in enumerate(masks) for region in components(mask >= 1)]
+    weight = sum(float((1.0 - mask.astype(np.float64)).sum()) for mask in masks)
+    if high <= low or not regions or weight <= 0:
+        return math.nan
+    points = []
+    for level in np.arange(low, high, (high - low) / number).astype(np.float32):
+        predicted = [one > level for one in maps]
+        wide = [_dilated(one) if dilated else one for one in predicted]
+        overlap = np.mean([np.mean([wide[index][at] for at in region]) for index, region in regions])
+        alarms = sum(int((one & (mask < 1)).sum()) for one, mask in zip(predicted, masks, strict=True))
+        points.append((alarms / weight, float(overlap)))
+    kept = sorted(point for point in points if point[0] < 0.3)
+    if not kept:
+        return math.nan
+    start, end = kept[0][0] if dilated else 0.0, kept[-1][0]
+    if end <= start:
+        return 0.0 if dilated else math.nan
+    area = sum((x1 - x0) * (y0 + y1) / 2 for (x0, y0), (x1, y1) in pairwise(kept))
+    return area / (end - start)
+
+
+def _dilated(mask: np.ndarray) -> np.ndarray:
+    wide = np.zeros_like(mask)
+    for y, x in np.argwhere(mask):
+        wide[max(y - 2, 0) : y + 3, max(x - 2, 0) : x + 3] = True
+    return wide
+
+
 Defect = tuple[int, np.ndarray, float, bool]
 """Index of the image, mask, saturation threshold, whether it is relative."""
 

@@ -11,9 +11,10 @@ from hypothesis import strategies as st
 
 from flawsmith.evaluation.evidence import ImageRecord, gather
 from flawsmith.evaluation.loco import LOCO_METRICS, loco_figures, loco_intervals, loco_replicates
-from flawsmith.evaluation.protocol import Protocol, evaluate_records
+from flawsmith.evaluation.protocol import CLEAN
 from flawsmith.evaluation.results import Evaluation
 from flawsmith.evaluation.saturated import Channel, au_spro
+from flawsmith.evaluation.summary import evaluate_records
 
 LOGICAL, STRUCTURAL = "logical_anomalies", "structural_anomalies"
 SIZE = (20, 30)
@@ -69,7 +70,7 @@ def test_image_score_is_the_models_own_and_not_the_maximum_of_its_map() -> None:
     result = evaluate(good("a", score=0.2, level=5.0), flawed("b", score=0.9), flawed("c", 0.8, STRUCTURAL))
 
     assert result.image_auroc_loco_mean == 1.0
-    assert "not the maximum of its map" in Protocol.CLEAN.describe()
+    assert "The image score is the model's own." in CLEAN.describe()
 
 
 def test_perfect_maps_give_one_for_every_figure() -> None:

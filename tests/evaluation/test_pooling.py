@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -155,3 +158,31 @@ def test_full_disk_is_one_clear_line(tmp_path: Path) -> None:
 
         with pytest.raises(FlawsmithError, match=r"No space left on device.*TMPDIR"):
             pixels.add(np.zeros((2, 2)))
+
+
+@contextmanager
+def room_for(size: int) -> Iterator[None]:
+    """Lets no file grow beyond a number of bytes, as a disk without room for more."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("side", [100, 37, 20])
+def test_disk_that_fills_up_is_one_clear_line_whenever_it_does(side: int, tmp_path: Path) -> None:
+    # Small maps wait in the file's buffer, and reach the disk only when something is computed or the file is closed.
+    generator = np.random.default_rng(side)
+    with (
+        room_for(4096),
+        pytest.raises(FlawsmithError, match=r"no room for the pixel scores.*TMPDIR") as raised,
+        PixelMetrics(in_memory_bytes=1, directory=tmp_path) as pixels,
+    ):
+        for _ in range(3 if side < 100 else 1):
+            pixels.add(generator.random((side, side)), np.eye(side))
+        pixels.compute()
+
+    assert "\n" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []

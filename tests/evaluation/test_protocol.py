@@ -1,230 +1,108 @@
+"""The protocol as data: names, switches, what they mean, and the document that says the same."""
+
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from dataclasses import replace
+from pathlib import Path
+from typing import get_args
 
-import numpy as np
 import pytest
+from pydantic import ValidationError
 
-from flawsmith.evaluation.evidence import resize_mask
-from flawsmith.evaluation.protocol import ImageRecord, Protocol, evaluate_records, gather
-from flawsmith.evaluation.results import Evaluation
+from flawsmith.evaluation.protocol import (
+    CLEAN,
+    MEANINGS,
+    PAPERS,
+    SWITCHES,
+    Protocol,
+    choose_protocol,
+    papers,
+    papers_table,
+    switches_table,
+)
 from flawsmith.runtime.errors import FlawsmithError
 
-SIZE = (20, 30)
+DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
 
 
-def mask_at(row: int = 3) -> np.ndarray:
-    mask = np.zeros(SIZE, dtype=bool)
-    mask[row : row + 4, 5:10] = True
-    return mask
+def test_clean_deviates_in_nothing_and_says_what_it_does() -> None:
+    assert CLEAN.deviations() == {}
+    assert CLEAN.stamps() == []
+    assert "image's own pixels" in CLEAN.describe()
+    assert "lowest score" in CLEAN.describe()
 
 
-def good(name: str, score: float = 0.1, verdict: str = "pass") -> ImageRecord:
-    return ImageRecord(name, score, verdict, "good", False, np.zeros(SIZE, dtype=np.float32))
+def test_every_setting_of_every_switch_has_a_meaning_and_a_source() -> None:
+    assert tuple(MEANINGS) == SWITCHES
+    for switch in SWITCHES:
+        settings = get_args(Protocol.model_fields[switch].annotation)
+        assert tuple(MEANINGS[switch]) == settings
+        assert settings[0] == Protocol.model_fields[switch].default, "clean comes first"
+        assert all(meaning.says.endswith(".") and meaning.source for meaning in MEANINGS[switch].values())
 
 
-def flawed(name: str, score: float = 0.9, verdict: str = "reject", defect: str = "dent") -> ImageRecord:
-    mask = mask_at()
-    return ImageRecord(name, score, verdict, defect, True, mask.astype(np.float32), mask)
+@pytest.mark.parametrize(
+    ("method", "layout"), [(method or "other", layout or "folder") for method, own in PAPERS.items() for layout in own]
+)
+def test_papers_never_looks_like_clean(method: str, layout: str) -> None:
+    protocol = papers(method, layout)
 
+    assert protocol.name == "papers"
+    (stamp,) = protocol.stamps()
+    assert all(f"{switch}={value}" in stamp for switch, value in protocol.deviations().items())
 
-def evaluate(*records: ImageRecord) -> Evaluation:
-    return evaluate_records(records, n_resamples=50)
 
+def test_papers_follows_method_and_layout() -> None:
+    assert (papers("glass", "mvtec").mask, papers("pbas", "visa").mask) == ("bilinear_exact_one", "bilinear_above_zero")
+    assert papers("glass", "mvtec").pro == papers("pbas", "visa").pro == "dilated_200"
+    assert (papers("aand", "mvtec").rounding, papers("rd4ad", "visa").image_label) == ("three_decimals", "mask")
+    assert (papers("slsg", "mvtec_loco").loco_mean, papers("slsg", "mvtec").loco_mean) == ("pooled", "loco")
+    assert papers("another", "mvtec").deviations() == {"pixels": "network", "uninspected": "excluded"}
 
-def test_perfect_model_gets_perfect_figures() -> None:
-    result = evaluate(good("a"), good("b"), flawed("c"), flawed("d", defect="scratch"))
 
-    assert result.image_auroc == result.image_ap == result.image_f1_max == 1.0
-    assert result.pixel_auroc == result.pixel_ap == result.aupro == 1.0
-    assert (result.false_reject_rate, result.miss_rate) == (0.0, 0.0)
-    assert (result.n_good, result.n_flawed, result.n_annotated) == (2, 2, 2)
-    assert set(result.by_defect) == {"dent", "scratch"}
-    assert any("zero width" in note for note in result.notes)
+def test_a_changed_protocol_calls_itself_custom_and_names_every_deviation() -> None:
+    changed = choose_protocol("papers", method="glass", layout="mvtec", changes={"pro": "exact"})
 
+    assert changed.name == "custom"
+    assert "pro" not in changed.deviations()
+    assert changed.stamps()[0].startswith("PROTOCOL CUSTOM: not comparable with clean figures")
+    assert choose_protocol("clean", method="glass", layout="mvtec", changes={"rounding": "three_decimals"}).stamps()
 
-def test_records_may_be_a_stream() -> None:
-    def stream() -> Iterator[ImageRecord]:
-        yield from (good("a"), flawed("b"))
 
-    assert evaluate_records(stream(), n_resamples=0).image_auroc == 1.0
+def test_changes_that_change_nothing_leave_the_name() -> None:
+    back = {"pixels": "original", "uninspected": "lowest"}
 
+    assert choose_protocol("clean", method="glass", layout="mvtec", changes={"pro": "exact"}) == CLEAN
+    assert choose_protocol("papers", method="glass", layout="mvtec", changes={"pro": "dilated_200"}).name == "papers"
+    assert choose_protocol("papers", method="another", layout="mvtec", changes=back) == CLEAN
 
-def test_rates_count_what_the_stored_limit_decided() -> None:
-    result = evaluate(
-        good("a"),
-        good("b", verdict="reject"),
-        flawed("c", verdict="pass"),
-        flawed("d", verdict="review"),
-        flawed("e", verdict="reject"),
-    )
 
-    assert result.false_reject_rate == 0.5
-    assert result.miss_rate == pytest.approx(2 / 3)
-    assert result.verdicts == {
-        "good": {"pass": 1, "review": 0, "reject": 1},
-        "flawed": {"pass": 1, "review": 1, "reject": 1},
-    }
-    assert any("sent to review" in note for note in result.notes)
+@pytest.mark.parametrize(
+    ("name", "changes", "said"),
+    [
+        ("official", {}, "choose clean or papers"),
+        ("clean", {"prro": "exact"}, "did you mean 'pro'"),
+        ("clean", {"pro": 5}, "pro is one of exact"),
+        ("clean", {"pro": ["exact"]}, "pro is one of exact"),
+        ("clean", {"name": "papers"}, "no switch called 'name'"),
+        ("clean", {"mask": "bilinear_exact_one"}, "pixels=network alone"),
+        ("clean", {"pixels": "network"}, "uninspected=excluded alone"),
+    ],
+)
+def test_what_is_no_protocol_is_refused_in_one_line(name: str, changes: dict, said: str) -> None:
+    with pytest.raises(FlawsmithError, match=said) as raised:
+        choose_protocol(name, method="glass", layout="mvtec", changes=changes)
 
+    assert "\n" not in str(raised.value)
 
-def test_no_false_reject_among_few_images_still_has_a_wide_interval() -> None:
-    low, high = evaluate(*(good(f"{index}") for index in range(27))).intervals["false_reject_rate"]
 
-    assert low == 0.0
-    assert high == pytest.approx(0.128, abs=1e-3)
+@pytest.mark.parametrize("values", [{"rounding": "three_decimals"}, {"name": "papers"}, {"name": "custom"}])
+def test_a_name_that_does_not_fit_the_switches_is_refused(values: dict) -> None:
+    with pytest.raises(ValidationError, match="cannot be called"):
+        Protocol(**values)
 
 
-def test_by_defect_regions_average_to_the_aupro() -> None:
-    missed = replace(flawed("c", defect="scratch"), map=np.zeros(SIZE, dtype=np.float32))
+def test_the_document_says_what_the_module_says() -> None:
+    text = DOCUMENT.read_text(encoding="utf-8")
 
-    result = evaluate(good("a"), flawed("b"), missed)
-
-    dent, scratch = result.by_defect["dent"], result.by_defect["scratch"]
-    assert dent.aupro is not None
-    assert scratch.aupro is not None
-    assert dent.aupro > scratch.aupro
-    assert result.aupro == pytest.approx((dent.aupro + scratch.aupro) / 2)
-
-
-def test_by_defect_auroc_is_against_all_good_images() -> None:
-    weak = flawed("d", score=0.15, defect="scratch")
-
-    result = evaluate(good("a", 0.1), good("b", 0.2), flawed("c"), weak)
-
-    assert result.by_defect["dent"].image_auroc == 1.0
-    assert result.by_defect["scratch"].image_auroc == 0.5
-    assert result.by_defect["scratch"].mean_score == pytest.approx(0.15)
-
-
-def test_good_images_alone_give_the_false_reject_rate_only() -> None:
-    result = evaluate(good("a"), good("b"))
-
-    assert result.false_reject_rate == 0.0
-    undefined = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro", "miss_rate")
-    assert all(getattr(result, name) is None for name in undefined)
-    assert any("No flawed test image" in note for note in result.notes)
-
-
-def test_flawed_images_alone_leave_auroc_undefined() -> None:
-    result = evaluate(flawed("a"), flawed("b"))
-
-    assert result.image_auroc is None
-    assert result.image_ap == 1.0
-    assert result.false_reject_rate is None
-    assert result.pixel_auroc == 1.0
-    assert any("No good test image" in note for note in result.notes)
-
-
-def test_flawed_image_without_mask_counts_for_the_image_figures_only() -> None:
-    result = evaluate(good("a"), replace(flawed("b"), mask=None), flawed("c"))
-
-    assert result.n_flawed == 2
-    assert result.n_annotated == 1
-    assert result.pixel_auroc == 1.0
-    assert "1 image flawed without a mask: left out of the pixel figures." in result.notes
-
-
-def test_flawed_image_with_empty_mask_is_left_out_and_noted() -> None:
-    result = evaluate(good("a"), replace(flawed("b"), mask=np.zeros(SIZE, dtype=bool)))
-
-    assert result.aupro is None
-    assert any("empty mask" in note for note in result.notes)
-
-
-def test_records_without_maps_give_image_figures() -> None:
-    result = evaluate(replace(good("a"), map=None), replace(flawed("b"), map=None))
-
-    assert result.image_auroc == 1.0
-    assert result.pixel_auroc is None
-    assert "2 images without an anomaly map: left out of the pixel figures." in result.notes
-
-
-def test_mask_of_another_size_is_resized_and_noted() -> None:
-    double = np.kron(mask_at(), np.ones((2, 2), dtype=bool))
-
-    result = evaluate(good("a"), replace(flawed("b"), mask=double))
-
-    assert result.aupro == 1.0
-    assert any("another size" in note for note in result.notes)
-
-
-def test_resized_mask_takes_the_nearest_pixel() -> None:
-    mask = mask_at()
-    doubled = np.kron(mask, np.ones((2, 2), dtype=bool))
-
-    np.testing.assert_array_equal(resize_mask(mask, (40, 60)), doubled)
-    np.testing.assert_array_equal(resize_mask(doubled, SIZE), mask)
-
-
-def test_mask_that_vanishes_when_resized_is_left_out() -> None:
-    mask = np.zeros((200, 300), dtype=bool)
-    mask[0, 0] = True
-
-    result = evaluate(good("a"), replace(flawed("b"), mask=mask))
-
-    assert result.aupro is None
-    assert any("lost every annotated pixel" in note for note in result.notes)
-
-
-def test_flaw_outside_the_inspected_area_counts_as_not_found() -> None:
-    result = evaluate(good("a"), replace(flawed("b"), not_inspected=mask_at()))
-
-    assert result.aupro == 0.0
-    assert result.pixel_auroc == 0.0
-    assert any("does not look" in note for note in result.notes)
-
-
-def test_good_image_with_a_flawed_mask_is_refused() -> None:
-    with pytest.raises(FlawsmithError, match=r"a\.png counts as good"):
-        evaluate(replace(good("a.png"), mask=mask_at()))
-
-
-def test_image_given_twice_is_refused() -> None:
-    with pytest.raises(FlawsmithError, match=r"a\.png stands 2 times"):
-        evaluate(good("a.png"), good("a.png"))
-
-
-def test_nothing_to_evaluate_is_refused() -> None:
-    with pytest.raises(FlawsmithError, match="no test image"):
-        evaluate()
-
-
-def test_json_has_null_for_what_is_undefined() -> None:
-    printed = json.loads(evaluate(good("a")).model_dump_json())
-
-    assert printed["image_auroc"] is None
-    assert printed["spro"] is None
-    assert printed["n_good"] == 1
-    assert Evaluation.model_validate(printed).n_good == 1
-
-
-def test_table_lists_figures_defects_and_notes() -> None:
-    table = evaluate(good("a"), flawed("b"), replace(flawed("c", defect="scratch"), mask=None)).as_table()
-
-    assert "image AUROC" in table
-    assert "scratch" in table
-    assert "–" in table
-    assert "note: 1 image flawed without a mask" in table
-
-
-def test_protocol_describes_itself() -> None:
-    text = Protocol.CLEAN.describe()
-
-    assert "original size" in text
-    assert "lowest score" in text
-
-
-def test_curves_come_with_the_evidence() -> None:
-    evidence = gather([good("a"), flawed("b")])
-
-    for curve in (evidence.roc_curve(), evidence.pro_curve(), evidence.pixel_roc_curve()):
-        assert curve is not None
-        assert np.all(np.diff(curve.x) >= 0)
-        assert np.all((curve.y >= 0) & (curve.y <= 1))
-    nothing = gather([good("a")])
-    assert nothing.roc_curve() is None
-    assert nothing.pro_curve() is None
-    assert nothing.pixel_roc_curve() is None
+    assert switches_table() in text
+    assert papers_table() in text

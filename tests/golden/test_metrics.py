@@ -11,6 +11,7 @@ import pytest
 
 from flawsmith.evaluation import overlap, ranking
 from flawsmith.evaluation.pooling import PixelMetrics
+from flawsmith.evaluation.released_pro import ReleasedPro, Rule
 
 PACKAGED = Path(__file__).parent / "data"
 DATA = Path(os.environ.get("FLAWSMITH_GOLDEN", PACKAGED))
@@ -18,7 +19,11 @@ CASES = [
     case for case in json.loads((DATA / "cases.json").read_text(encoding="utf-8"))["cases"] if case["kind"] == "metrics"
 ]
 PRO_LIMITS = ("0.05", "0.1", "0.3", "1.0")
-VARIANTS = ("compat_dilated", "rd4ad_whole_set", "rd4ad_per_image_mean")
+VARIANTS: dict[str, Rule] = {
+    "compat_dilated": "dilated_200",
+    "rd4ad_whole_set": "whole_200",
+    "rd4ad_per_image_mean": "per_image_200",
+}
 
 
 class Golden:
@@ -83,10 +88,14 @@ def test_exact_pro_agrees(golden: Golden, limit: str) -> None:
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_released_pro_agrees(golden: Golden, variant: overlap.Variant) -> None:
-    value = overlap.released_pro(golden["maps"], golden.soft_masks, variant=variant)
+def test_released_pro_agrees(golden: Golden, variant: str) -> None:
+    with PixelMetrics() as pixels:
+        pro = ReleasedPro(VARIANTS[variant], pixels)
+        for anomaly_map, mask in zip(golden["maps"], golden.soft_masks, strict=True):
+            pro.add(pixels.add(anomaly_map, mask >= 1), anomaly_map, mask)
+        figures = pro.compute()
 
-    golden.assert_agrees(f"pro_{variant}", value)
+    golden.assert_agrees(f"pro_{variant}", figures.value)
 
 
 def test_reference_curve_lies_on_the_exact_curve(golden: Golden) -> None:

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flawsmith.evaluation.protocol import Evidence, ImageRecord, gather, summarise
+from flawsmith.evaluation.evidence import Evidence, ImageRecord, gather
+from flawsmith.evaluation.summary import summarise
 from flawsmith.report.data import (
     Curves,
     Example,

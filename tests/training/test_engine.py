@@ -21,7 +21,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training import engine
 from flawsmith.training.engine import LoopOptions, fit_module
 from flawsmith.training.metrics import MetricsFile
-from flawsmith.training.selection import EVALUATIONS, Selection
+from flawsmith.training.selection import EVALUATIONS, Oracle, Selection, TestImage
 
 EPOCHS = 5
 STEPS = 3
@@ -217,7 +217,7 @@ def images(values: list[float]) -> np.ndarray:
 def test_selection_measures_how_well_forged_flaws_stand_out() -> None:
     good, forged = images([0.0, 1.0, 2.0]), images([1.5, 3.0])
 
-    assert Selection(good, forged, Constant).measure() == pytest.approx(5 / 6)
+    assert Selection(good, forged, Constant).measure() == {"selection_auroc": pytest.approx(5 / 6)}
 
 
 def test_selection_is_due_ten_times_a_run_and_at_its_end() -> None:
@@ -238,11 +238,11 @@ class Scripted(Selection):
         object.__setattr__(self, "module", module)
         object.__setattr__(self, "states", [])
 
-    def measure(self) -> float:
+    def measure(self) -> dict[str, float]:
         self.module.eval()  # type: ignore[attr-defined]
         epoch = self.module.current_epoch  # type: ignore[attr-defined]
         self.states.append({k: v.clone() for k, v in self.module.state_dict().items()})  # type: ignore[attr-defined]
-        return self.values[epoch]  # type: ignore[attr-defined]
+        return {"selection_auroc": self.values[epoch]}  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize(
@@ -287,3 +287,26 @@ def test_training_leaves_denormal_numbers_to_the_rest_of_the_program(trained: Ca
     trained("pbas")
 
     assert float(np.nextafter(np.float32(0), np.float32(1)) * np.float32(1)) > 0
+
+
+def test_oracle_measures_images_and_pixels_of_the_test_split() -> None:
+    def test_images() -> Iterator[TestImage]:
+        for value, flawed in ((0.0, False), (0.4, False), (0.2, True), (0.9, True)):
+            picture = np.full((3, 2, 4), value, np.float32)
+            picture[:, :, 0] += float(flawed)
+            # Columns beyond the third are bars; the last flawed image was never annotated.
+            mask = np.array([[1, 0, 0]] * 2, bool) if flawed and value < 0.5 else None
+            yield TestImage(picture, flawed, mask, lambda one: one[:, :3])
+
+    figures = Oracle(test_images, Constant).measure()
+
+    # Means 0, 0.4, 0.45, 1.15; flawed pixels 1.2 against free ones of 0, 0.4 and 0.2.
+    assert figures == {"oracle_image_auroc": 1.0, "oracle_pixel_auroc": 1.0}
+
+
+def test_oracle_without_masks_goes_by_images_alone() -> None:
+    def test_images() -> Iterator[TestImage]:
+        for value, flawed in ((0.0, True), (1.0, False), (2.0, True)):
+            yield TestImage(np.full((3, 2, 2), value, np.float32), flawed, None, lambda one: one)
+
+    assert Oracle(test_images, Constant).measure() == {"oracle_image_auroc": 0.5}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -19,6 +19,13 @@ def evaluate(
         Path | None,
         typer.Option(help="Folder for report.html, evaluation.json and scores.csv; default: evaluation/ by the model."),
     ] = None,
+    protocol: Annotated[
+        str, typer.Option(help="clean, or papers: as the released code of the method measures, labelled as such.")
+    ] = "clean",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Change a switch of the protocol, such as pro=exact."),
+    ] = None,
     layout: Layout = None,
     engine: Engine = None,
     json_: AsJson = False,
@@ -29,16 +36,18 @@ def evaluate(
     Example: flawsmith evaluate runs/bolt/model.flaw parts/bolt
     """
     with session(tier="eval", interrupted="interrupted: nothing was written"):
+        from flawsmith.cli.settings import parse_settings
         from flawsmith.data.layouts import load
         from flawsmith.pipeline.evaluate import test_samples
         from flawsmith.pipeline.evaluation_folder import evaluate_into
         from flawsmith.runtime.bundle import Bundle
 
+        rules: dict[str, Any] = {"protocol": protocol, "set": parse_settings(set_ or [])}
         bundle, dataset = Bundle.load(model), load(data, layout)
         show = shows_progress(quiet=quiet or json_)
         with progress("inspecting", len(test_samples(dataset)), show=show) as done:
             folder = model.parent / "evaluation" if out is None else out
-            written = evaluate_into(folder, bundle, dataset, engine=engine, history=model.parent, done=done)
+            written = evaluate_into(folder, bundle, dataset, engine=engine, history=model.parent, done=done, **rules)
     if json_:
         emit_json(written.evaluation.model_dump(mode="json"))
     else:

@@ -49,6 +49,9 @@ def predict(
         from flawsmith.runtime.inspector import Inspector
 
         inspector = Inspector.load(model, engine=engine)
+        if not quiet:
+            for stamp in inspector.spec.training.stamps:
+                say(stamp)
         show = shows_progress(quiet=quiet or json_)
         # Counting walks the folders once more; without a bar nobody waits for the number.
         total = sum(1 for _ in given_images(images, out)) if show else None

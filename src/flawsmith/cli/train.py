@@ -29,6 +29,7 @@ def train(
     engine: option.TrainingEngine = "onnxruntime",
     precision: option.Precision = "float32",
     select: option.Select = "last",
+    oracle: option.Oracle = False,
     alpha: option.Alpha = 0.01,
     review_alpha: option.ReviewAlpha = None,
     textures: option.Textures = None,
@@ -47,13 +48,24 @@ def train(
     Example: flawsmith train parts/bolt --out runs/bolt
     """
     settings: dict[str, Any] = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
-    settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": select}
+    settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": _select(select, oracle)}
     settings |= {"alpha": alpha, "review_alpha": review_alpha, "bits": bits, "layout": layout}
     settings |= {"textures": textures, "foregrounds": foregrounds}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     with session(tier="train", interrupted="interrupted: continue with --resume"):
         result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
     _conclude(result, json_=json_, quiet=quiet)
+
+
+def _select(select: str, oracle: bool) -> str:
+    """One way to choose a checkpoint.
+
+    Raises:
+        FlawsmithError: two are given.
+    """
+    if oracle and select not in ("last", "oracle"):
+        raise FlawsmithError(f"--oracle and --select {select} choose the checkpoint in two ways: give one of them")
+    return "oracle" if oracle else select
 
 
 def _devices(text: str) -> int | str:
@@ -113,7 +125,10 @@ def _with_way_out(error: FlawsmithError, dataset: Dataset) -> FlawsmithError:
 
 def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
     decision = result.bundle.spec.decision
+    stamps = result.bundle.spec.training.stamps
     if not quiet:
+        for stamp in stamps:
+            say(stamp)
         say(f"model:  {result.model}")
         say(f"report: {result.report}")
         say(decision.describe())
@@ -124,6 +139,7 @@ def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
                 "model": str(result.model),
                 "report": str(result.report),
                 "training": result.bundle.spec.training.model_dump(mode="json"),
+                "stamps": stamps,
                 "decision": decision.model_dump(mode="json"),
                 "limit_statement": decision.describe(),
             }

@@ -27,6 +27,10 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was 
 TrainingEngine = Annotated[str, typer.Option(help="onnxruntime or openvino: what training and inspection run on.")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of that engine.")]
 Select = Annotated[str, typer.Option(help="last, or best on held-out good images and flaws forged on them.")]
+Oracle = Annotated[
+    bool,
+    typer.Option("--oracle", help="Choose the checkpoint on labelled test data; everything it gives is stamped so."),
+]
 Alpha = Annotated[float, typer.Option(help="Share of good parts that may be rejected.")]
 ReviewAlpha = Annotated[
     float | None, typer.Option(help="Share of good parts that may be sent to review; no such verdict by default.")

@@ -142,7 +142,7 @@ def point_estimates(evidence: Evidence) -> dict[Metric, float | None]:
         "image_f1_max": None if best is None else best.value,
         "pixel_auroc": None if pixels is None else pixels.auroc,
         "pixel_ap": None if pixels is None else pixels.average_precision,
-        "aupro": None if pixels is None else pixels.aupro,
+        "aupro": evidence.aupro,
     }
 
 
@@ -175,6 +175,8 @@ def _uncentred(evidence: Evidence, weights: npt.NDArray[np.number]) -> dict[Metr
         taking_part = evidence.pixel_index >= 0
         bins, limit = evidence.pixels.bins, evidence.pixels.limit
         values |= pixel_replicates(bins, weights[:, taking_part], limit=limit)
+        if evidence.released is not None and evidence.released.value is not None:
+            values["aupro"] = evidence.released.replicates(weights[:, taking_part])
     return values
 
 

@@ -45,7 +45,7 @@ def loco_figures(evidence: Evidence) -> dict[LocoMetric, float | None]:
     return {
         "image_auroc_logical": logical,
         "image_auroc_structural": structural,
-        "image_auroc_loco_mean": _mean(logical, structural),
+        "image_auroc_loco_mean": _image_mean(evidence, logical, structural),
         "spro": None if saturated is None else saturated.pooled,
         "spro_logical": by_kind.get(LOGICAL),
         "spro_structural": by_kind.get(STRUCTURAL),
@@ -82,6 +82,8 @@ def _uncentred(evidence: Evidence, weights: npt.NDArray[np.number]) -> dict[Loco
         "image_auroc_structural": second,
         "image_auroc_loco_mean": (first + second) / 2,
     }
+    if evidence.protocol.loco_mean == "pooled":
+        values["image_auroc_loco_mean"] = _auroc_replicates(evidence, weights, np.ones_like(good))
     if evidence.saturated is not None:
         every = np.ones_like(good)
         pooled, first, second = (_spro_replicates(evidence, weights, kept) for kept in (every, logical, structural))
@@ -151,3 +153,11 @@ def _image_auroc(evidence: Evidence, kind: str) -> float | None:
 
 def _mean(logical: float | None, structural: float | None) -> float | None:
     return None if logical is None or structural is None else (logical + structural) / 2
+
+
+def _image_mean(evidence: Evidence, logical: float | None, structural: float | None) -> float | None:
+    """What the protocol calls the mean of image AUROC."""
+    mean = _mean(logical, structural)
+    if mean is None or evidence.protocol.loco_mean == "loco":
+        return mean
+    return ranking.auroc(evidence.scores, evidence.flawed)

@@ -12,9 +12,11 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -125,14 +127,22 @@ class PixelMetrics:
 
     def close(self) -> None:
         """Drop the temporary file. Nothing can be added or computed afterwards."""
-        self._spool.close()
+        # What a full disk did not take is written once more on closing; it is not wanted any longer.
+        with suppress(OSError):
+            self._spool.close()
 
-    def add(self, anomaly_map: npt.ArrayLike, mask: npt.ArrayLike | None = None) -> int:
+    def add(
+        self,
+        anomaly_map: npt.ArrayLike,
+        mask: npt.ArrayLike | None = None,
+        excluded: npt.NDArray[np.bool_] | None = None,
+    ) -> int:
         """Take in one map; nothing of the array is kept.
 
         Args:
             anomaly_map: (height, width) scores, computed with as float32; -inf where not inspected.
             mask: (height, width), non-zero where flawed; None for an image without a flaw.
+            excluded: (height, width), True where a pixel takes no part; None: all take part.
 
         Returns:
             The image's index, from 0.
@@ -141,14 +151,9 @@ class PixelMetrics:
             ValueError: a NaN score, or shapes that differ.
             FlawsmithError: the temporary file cannot be written.
         """
-        part = split_map(anomaly_map, mask)
-        try:
+        part = split_map(anomaly_map, mask, excluded)
+        with self._clear_errors():
             self._spool.write(part.free.data)
-        except OSError as error:
-            raise FlawsmithError(
-                f"no room for the pixel scores of the evaluation in {self._directory} ({error.strerror}): "
-                "free space there, or point TMPDIR to a folder that has it"
-            ) from error
         self._n_free.append(part.free.size)
         self._n_regions.append(part.regions)
         self._flawed.append(part.flawed)
@@ -183,9 +188,16 @@ class PixelMetrics:
         """
         return count_free(scores, self._free(images), sum(self._n_free[image] for image in images))
 
+    def free_above(self, thresholds: ScoreArray) -> npt.NDArray[np.float64]:
+        """(images, thresholds) defect-free pixels of every image that score more than each threshold."""
+        return self._free_counts(thresholds, "right")
+
     def free_at_least(self, thresholds: ScoreArray) -> npt.NDArray[np.float64]:
         """(images, thresholds) defect-free pixels of every image that score at least each threshold."""
-        counts = [scores.size - np.searchsorted(scores, thresholds, side="left") for scores in self._free()]
+        return self._free_counts(thresholds, "left")
+
+    def _free_counts(self, thresholds: ScoreArray, side: Literal["left", "right"]) -> npt.NDArray[np.float64]:
+        counts = [scores.size - np.searchsorted(scores, thresholds, side=side) for scores in self._free()]
         return np.array(counts, dtype=np.float64).reshape(len(self._n_free), len(thresholds))
 
     @property
@@ -197,9 +209,21 @@ class PixelMetrics:
         """The defect-free scores, ascending, of some images or of all in the order of adding."""
         starts = np.cumsum([0, *self._n_free])
         for image in range(len(self._n_free)) if images is None else images:
-            self._spool.seek(4 * int(starts[image]))
-            yield np.frombuffer(self._spool.read(4 * self._n_free[image]), dtype=np.float32)
+            with self._clear_errors():  # what was written last may reach the disk only now
+                self._spool.seek(4 * int(starts[image]))
+                scores = self._spool.read(4 * self._n_free[image])
+            yield np.frombuffer(scores, dtype=np.float32)
         self._spool.seek(0, 2)
+
+    @contextmanager
+    def _clear_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise FlawsmithError(
+                f"no room for the pixel scores of the evaluation in {self._directory} ({error.strerror}): "
+                "free space there, 4 bytes a test pixel, or point TMPDIR to a folder that has it"
+            ) from error
 
     def _counts(self) -> tuple[FreeCounts, npt.NDArray[np.int64]]:
         """Defect-free counts against the distinct flawed scores, and how many flawed pixels have each."""

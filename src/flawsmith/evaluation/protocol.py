@@ -1,180 +1,269 @@
-"""How images are turned into figures, said once and by name."""
+"""What is resized, cropped, pooled and averaged: the rules of an evaluation as data, every deviation a named switch.
+
+``clean`` is the default: whole images in their own pixels, exact figures. ``papers`` is how the released code of a
+method measures, so that a figure can stand beside a published table; ``PAPERS`` says what that means for each method.
+docs/protocol.md is the same for readers, and holds :func:`switches_table` and :func:`papers_table` word for word.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from enum import Enum
+from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Literal, NamedTuple, get_args
 
-import numpy as np
-import numpy.typing as npt
-from scipy import stats
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from flawsmith.evaluation import bootstrap, ranking
-from flawsmith.evaluation.evidence import Evidence, ImageRecord, gather
-from flawsmith.evaluation.loco import loco_figures, loco_intervals, loco_notes
-from flawsmith.evaluation.results import DefectResult, Evaluation
+from flawsmith.runtime.errors import FlawsmithError
 
-__all__ = ["Evidence", "ImageRecord", "Protocol", "evaluate_records", "gather", "summarise"]
+Name = Literal["clean", "papers", "custom"]
+Pro = Literal["exact", "dilated_200", "per_image_200"]
+MaskRule = Literal["nearest", "bilinear_exact_one", "bicubic_exact_one", "bilinear_above_zero"]
 
-REJECT = "reject"
-VERDICTS = ("pass", "review", REJECT)
-LEVEL = 0.95
+CHOICES = ("clean", "papers")
+"""The protocols to choose from; one with other switches calls itself ``custom``."""
 
-
-class Protocol(Enum):
-    """A named set of rules for evaluating."""
-
-    CLEAN = "clean"
-
-    def describe(self) -> str:
-        """The rules in words, one sentence each."""
-        return _RULES[self]
+_ALWAYS = (
+    "All test images count once. Masks are binarised above zero at their own size; one of another size than its image "
+    "is brought to it by the nearest pixel, and noted. Pixel figures pool the pixels of all test images, good ones "
+    "too. Pixel AUROC and AP are exact. Regions are 8-connected, and their overlap counts to a false-positive rate of "
+    "0.3. Flawed images without a mask count for the image figures alone. sPRO (MVTec LOCO AD) is always exact, in the"
+    " image's own pixels, uninspected ones lowest, to a false-positive rate of 0.05; logical and structural anomalies "
+    "apart, each with all good images, their mean and the value pooled over both. Rates are those of the model's own "
+    "verdicts, at limits stored before a test image was seen."
+)
 
 
-_RULES = {
-    Protocol.CLEAN: (
-        "Whole images at their original size, all test images once. "
-        "Masks are binarised above zero at their original size; a mask of another size than its image is "
-        "resized by the nearest pixel, and noted. "
-        "Pixels the model does not look at count with the lowest score. "
-        "All figures are exact: every distinct score is a threshold; regions are 8-connected; AUPRO "
-        "integrates to a false-positive rate of 0.3, interpolated there. "
-        "Where the data set says when each defect counts as found (MVTec LOCO AD), sPRO integrates to a "
-        "false-positive rate of 0.05; logical and structural anomalies are taken apart, each with all good images, "
-        "and given with their mean (the LOCO mean) and with the value pooled over both. "
-        "Image scores are the model's own, not the maximum of its map as in that data set's kit. "
-        "Flawed images without a mask count for the image figures only. "
-        "Limits were stored with the model before any test image was seen."
-    )
-}
+class Meaning(NamedTuple):
+    """What one setting of a switch does, and who measures so."""
+
+    says: str
+    source: str
 
 
-def evaluate_records(
-    records: Iterable[ImageRecord],
-    *,
-    protocol: Protocol = Protocol.CLEAN,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> Evaluation:
-    """Evaluate a stream of inspected images.
-
-    Args:
-        records: inspected images with ground truth, in any order; maps are dropped as they come.
-        protocol: the rules.
-        n_resamples: bootstrap resamples behind the intervals; 0 leaves the bootstrap out.
-        seed: seeds the bootstrap.
-
-    Returns:
-        Every figure the data can give.
+class Protocol(BaseModel):
+    """The rules of an evaluation. The defaults are ``clean``.
 
     Raises:
-        FlawsmithError: no record, an image twice, or a good image whose mask marks flawed pixels.
-        ValueError: a NaN score.
+        ValueError: switches that contradict each other, or a name that does not fit them.
+
+    >>> Protocol().name, Protocol().deviations()
+    ('clean', {})
     """
-    return summarise(gather(records), protocol=protocol, n_resamples=n_resamples, seed=seed)
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-def summarise(
-    evidence: Evidence,
-    *,
-    protocol: Protocol = Protocol.CLEAN,
-    n_resamples: int = 1000,
-    seed: int = 0,
-) -> Evaluation:
-    """The figures of gathered evidence; arguments as in :func:`evaluate_records`."""
-    flawed = evidence.flawed
-    rejected = np.array([verdict == REJECT for verdict in evidence.verdicts])
-    points = bootstrap.point_estimates(evidence)
-    best = ranking.best_f1(evidence.scores, flawed)
-    ends: dict[str, tuple[float, float]] = {}
-    if n_resamples > 0:
-        for intervals in (bootstrap.intervals, loco_intervals):
-            ends.update(intervals(evidence, level=LEVEL, n_resamples=n_resamples, seed=seed).items())
-    for name, hit in (("false_reject_rate", rejected[~flawed]), ("miss_rate", ~rejected[flawed])):
-        if hit.size:
-            exact = stats.binomtest(int(hit.sum()), hit.size).proportion_ci(LEVEL, method="exact")
-            ends[name] = (float(exact.low), float(exact.high))
-    return Evaluation(
-        protocol=protocol.value,
-        **points,
-        **loco_figures(evidence),
-        image_f1_threshold=None if best is None else best.threshold,
-        false_reject_rate=_share(rejected[~flawed]),
-        miss_rate=_share(~rejected[flawed]),
-        n_good=int((~flawed).sum()),
-        n_flawed=int(flawed.sum()),
-        n_annotated=int((flawed & (evidence.pixel_index >= 0)).sum()),
-        by_defect=_by_defect(evidence, rejected),
-        verdicts=_verdict_counts(evidence),
-        intervals=ends,
-        notes=_notes(evidence, points),
+    name: Name = Field("clean", description="clean exactly where no switch deviates.")
+    pixels: Literal["original", "network"] = Field("original", description="Pixels in which maps and masks meet.")
+    uninspected: Literal["lowest", "excluded"] = Field("lowest", description="What a crop cut away.")
+    mask: MaskRule = Field(
+        "nearest", description="How a mask is brought to another size, and what counts as flawed then."
     )
+    pro: Pro = Field("exact", description="The figure of region overlap.")
+    image_score: Literal["model", "map_maximum"] = Field("model", description="The score of an image.")
+    image_label: Literal["folder", "mask"] = Field("folder", description="What makes a test image flawed.")
+    loco_mean: Literal["loco", "pooled"] = Field("loco", description="What is called the mean image AUROC of LOCO.")
+    rounding: Literal["none", "three_decimals"] = Field("none", description="Rounding of image and pixel AUROC.")
+
+    @model_validator(mode="after")
+    def _check(self) -> Protocol:
+        if self.pixels == "network" and self.uninspected == "lowest":
+            raise ValueError("pixels=network holds no uninspected pixel, so it goes with uninspected=excluded alone")
+        if self.pixels == "original" and self.mask != "nearest":
+            raise ValueError(f"mask={self.mask} resizes to the network's input, so it goes with pixels=network alone")
+        if (self.name == "clean") == bool(self.deviations()):
+            raise ValueError(f"a protocol with the deviations {self.deviations()} cannot be called {self.name}")
+        return self
+
+    def deviations(self) -> dict[str, str]:
+        """The switches that are not as in ``clean``, with what they are set to."""
+        fields = type(self).model_fields
+        return {name: getattr(self, name) for name in SWITCHES if getattr(self, name) != fields[name].default}
+
+    def stamps(self) -> list[str]:
+        """What must stand beside every figure: nothing for ``clean``, else a line that names all deviations."""
+        switches = ", ".join(f"{name}={value}" for name, value in self.deviations().items())
+        line = f"PROTOCOL {self.name.upper()}: not comparable with clean figures, because {switches}"
+        return [line] if switches else []
+
+    def describe(self) -> str:
+        """The rules in words."""
+        return " ".join([_ALWAYS, *(MEANINGS[name][getattr(self, name)].says for name in SWITCHES)])
 
 
-def _share(flags: npt.NDArray[np.bool_]) -> float | None:
-    return float(flags.mean()) if flags.size else None
+SWITCHES: tuple[str, ...] = tuple(name for name in Protocol.model_fields if name != "name")
+
+MEANINGS: Mapping[str, Mapping[str, Meaning]] = {
+    "pixels": {
+        "original": Meaning("Maps are brought to the image's own pixels; masks stay as they are.", "MVTec LOCO AD"),
+        "network": Meaning(
+            "Maps stay at the network's input; masks are resized and cropped as the image was; letterbox bars are "
+            "no pixels.",
+            "released code of GLASS, PBAS, AAND; SLSG except for sPRO",
+        ),
+    },
+    "uninspected": {
+        "lowest": Meaning(
+            "Pixels the model does not look at count with the lowest score, so a flaw there is not found.", "Flawsmith"
+        ),
+        "excluded": Meaning(
+            "Pixels the model does not look at are left out; an image keeps its label, and one whose flaw is lost "
+            "counts as free of flawed pixels.",
+            "released code of GLASS, PBAS (centre crop)",
+        ),
+    },
+    "mask": {
+        "nearest": Meaning("A mask that must be resized takes the nearest pixel.", "released code of AAND (> 0.5)"),
+        "bilinear_exact_one": Meaning(
+            "Masks are resized bilinearly in 8 bits; only pixels that stay at 255 are flawed, which erodes them.",
+            "released code of GLASS, PBAS on MVTec AD, MPDD, WFDD",
+        ),
+        "bicubic_exact_one": Meaning(
+            "Masks are resized by Pillow's default, bicubic, in 8 bits; only pixels that stay at 255 are flawed.",
+            "released code of SLSG",
+        ),
+        "bilinear_above_zero": Meaning(
+            "Masks are resized bilinearly in float; every pixel above 0 is flawed, which dilates them.",
+            "released code of GLASS, PBAS on VisA",
+        ),
+    },
+    "pro": {
+        "exact": Meaning(
+            "AUPRO is exact: every distinct score is a threshold, and the curve is interpolated at its limit.",
+            "Bergmann et al., IJCV 2021",
+        ),
+        "dilated_200": Meaning(
+            "PRO of GLASS and PBAS: 200 even thresholds between the extremes of all maps; predictions are dilated by "
+            "5×5 pixels for the overlap alone; false-positive rates below 0.3 are stretched to 0..1. It is inflated.",
+            "released code of GLASS, PBAS",
+        ),
+        "per_image_200": Meaning(
+            "PRO of RD4AD: 200 even thresholds between the extremes of each flawed image's map; false-positive rates "
+            "below 0.3 over their largest; the mean over flawed images.",
+            "function in the released code of AAND, whose call is disabled",
+        ),
+    },
+    "image_score": {
+        "model": Meaning("The image score is the model's own.", "each paper"),
+        "map_maximum": Meaning("The image score is the largest value of the map.", "evaluation kit of MVTec LOCO AD"),
+    },
+    "image_label": {
+        "folder": Meaning("An image is flawed where its folder or the data set's table says so.", "each data set"),
+        "mask": Meaning(
+            "A flawed image whose resized mask marks no pixel counts as good.",
+            "released code of AAND (maximum of the mask)",
+        ),
+    },
+    "loco_mean": {
+        "loco": Meaning(
+            "The LOCO mean is half the sum of logical and structural.", "Bergmann et al., IJCV 2022"
+        ),
+        "pooled": Meaning(
+            "What is called the LOCO mean of image AUROC is the AUROC pooled over all anomalies.",
+            "released code of SLSG",
+        ),
+    },
+    "rounding": {
+        "none": Meaning("Nothing is rounded.", "Flawsmith"),
+        "three_decimals": Meaning("Image and pixel AUROC are rounded to three decimals.", "released code of AAND"),
+    },
+}  # fmt: skip
+"""What each setting of each switch means."""
+
+CLEAN = Protocol()
+
+_NETWORK = {"pixels": "network", "uninspected": "excluded"}
+_INFLATED = {**_NETWORK, "mask": "bilinear_exact_one", "pro": "dilated_200"}
+_TEACHER = {**_NETWORK, "pro": "per_image_200", "image_label": "mask", "rounding": "three_decimals"}
+PAPERS: Mapping[str, Mapping[str, Mapping[str, str]]] = {
+    "glass": {"": _INFLATED, "visa": {**_INFLATED, "mask": "bilinear_above_zero"}},
+    "pbas": {"": _INFLATED, "visa": {**_INFLATED, "mask": "bilinear_above_zero"}},
+    "aand": {"": _TEACHER},
+    "rd4ad": {"": _TEACHER},
+    "slsg": {
+        "": {**_NETWORK, "mask": "bicubic_exact_one"},
+        "mvtec_loco": {**_NETWORK, "mask": "bicubic_exact_one", "loco_mean": "pooled"},
+    },
+    "": {"": _NETWORK},
+}
+"""What ``papers`` means, by method and by layout of the data; ``""`` stands for any other. A method that is not named
+is measured in the network's pixels, and as in ``clean`` in all else."""
 
 
-def _by_defect(evidence: Evidence, rejected: npt.NDArray[np.bool_]) -> dict[str, DefectResult]:
-    defects = np.array(evidence.defects, dtype=object)
-    return {
-        name: _defect(evidence, rejected, (defects == name) & evidence.flawed)
-        for name in sorted(set(defects[evidence.flawed]))
-    }
+def papers(method: str, layout: str) -> Protocol:
+    """How the released code of a method measures on data of a layout.
+
+    >>> papers("glass", "visa").deviations()["mask"]
+    'bilinear_above_zero'
+    """
+    by_layout = PAPERS.get(method, PAPERS[""])
+    return Protocol.model_validate({"name": "papers", **by_layout.get(layout, by_layout[""])})
 
 
-def _defect(
-    evidence: Evidence,
-    rejected: npt.NDArray[np.bool_],
-    members: npt.NDArray[np.bool_],
-) -> DefectResult:
-    against = members | ~evidence.flawed
-    areas = np.empty(0)
-    if evidence.pixels is not None:
-        own = np.isin(evidence.pixels.region_image, evidence.pixel_index[members])
-        areas = evidence.pixels.region_area[own]
-    return DefectResult(
-        n=int(members.sum()),
-        image_auroc=ranking.auroc(evidence.scores[against], members[against]),
-        aupro=float(areas.mean()) if areas.size and np.isfinite(areas).all() else None,
-        miss_rate=_share(~rejected[members]),
-        n_missed=int((~rejected[members]).sum()),
-        n_regions=int(areas.size),
-        mean_score=float(evidence.scores[members].mean()),
-    )
+def choose_protocol(name: str, *, method: str, layout: str, changes: Mapping[str, Any] | None = None) -> Protocol:
+    """A protocol by name, with single switches changed.
+
+    Args:
+        name: ``clean`` or ``papers``.
+        method: name of the model's method.
+        layout: layout of the data, such as ``mvtec``.
+        changes: switches to set, by name. A protocol that is neither of the two then calls itself ``custom``.
+
+    Raises:
+        FlawsmithError: an unknown name, switch or setting, or switches that contradict each other.
+    """
+    if name not in CHOICES:
+        raise FlawsmithError(f"no protocol is called {name!r}: choose clean or papers with --protocol")
+    base = CLEAN if name == "clean" else papers(method, layout)
+    chosen = {switch: getattr(base, switch) for switch in SWITCHES}
+    for switch, value in (changes or {}).items():
+        _check_choice(switch, value)
+        chosen[switch] = value
+    for known in (base, CLEAN):
+        if all(getattr(known, switch) == value for switch, value in chosen.items()):
+            return known
+    try:
+        return Protocol.model_validate({"name": "custom", **chosen})
+    except ValidationError as error:
+        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise FlawsmithError(f"these switches of the protocol contradict each other: {reason}") from error
 
 
-def _verdict_counts(evidence: Evidence) -> dict[str, dict[str, int]]:
-    return {
-        truth: {
-            verdict: sum(
-                given == verdict and bool(flag) == (truth == "flawed")
-                for given, flag in zip(evidence.verdicts, evidence.flawed, strict=True)
-            )
-            for verdict in VERDICTS
-        }
-        for truth in ("good", "flawed")
-    }
+def _check_choice(switch: str, value: Any) -> None:
+    """A switch and a setting of it that exist.
+
+    Raises:
+        FlawsmithError: naming the known ones.
+    """
+    if switch not in SWITCHES:
+        close = get_close_matches(switch, SWITCHES, 1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise FlawsmithError(f"the protocol has no switch called {switch!r}: {hint}known are {', '.join(SWITCHES)}")
+    known = get_args(Protocol.model_fields[switch].annotation)
+    if value not in known:
+        raise FlawsmithError(f"--set {switch}={value} is not possible: {switch} is one of {', '.join(known)}")
 
 
-def _notes(evidence: Evidence, points: dict[bootstrap.Metric, float | None]) -> list[str]:
-    """What the data could not give and what a reader would otherwise take wrongly."""
-    notes = list(evidence.notes)
-    flawed = evidence.flawed
-    if not flawed.any():
-        notes.append("No flawed test image: only the false reject rate is defined.")
-    elif flawed.all():
-        notes.append("No good test image: AUROC and the false reject rate are undefined.")
-    if flawed.any() and points["pixel_auroc"] is None:
-        notes.append("No annotated flaw beside defect-free pixels: pixel AUROC and AUPRO are undefined.")
-    notes += loco_notes(evidence)
-    to_review = sum(verdict == "review" and bool(flag) for verdict, flag in zip(evidence.verdicts, flawed, strict=True))
-    if to_review:
-        images = "1 flawed image was" if to_review == 1 else f"{to_review} flawed images were"
-        notes.append(f"{images} sent to review: not rejected, so counted in the miss rate.")
-    if points["image_auroc"] == 1.0:
-        notes.append(
-            "Image scores part good and flawed images perfectly: a bootstrap cannot widen that, so an "
-            "interval of zero width speaks of these images only."
-        )
-    return notes
+def switches_table() -> str:
+    """All switches, what each setting means and where it comes from, as Markdown; the first is that of ``clean``."""
+    rows = [
+        (f"`{switch}`" if number == 0 else "", f"`{value}`", meaning.says, meaning.source)
+        for switch in SWITCHES
+        for number, (value, meaning) in enumerate(MEANINGS[switch].items())
+    ]
+    return _markdown(("switch", "setting", "what it does", "who measures so"), rows)
+
+
+def papers_table() -> str:
+    """What ``papers`` means for each method, as Markdown."""
+    rows = []
+    for method, by_layout in PAPERS.items():
+        for layout, switches in by_layout.items():
+            others = "any other" if len(by_layout) > 1 else "any"
+            told = ", ".join(f"`{name}={value}`" for name, value in switches.items())
+            rows.append((method or "any other", layout or others, told))
+    return _markdown(("method", "layout", "deviations from `clean`"), rows)
+
+
+def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

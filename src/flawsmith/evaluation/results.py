@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flawsmith.evaluation.protocol import MEANINGS
+from flawsmith.runtime.bundle import SelectionName
+
 Share = float | None
 
 
@@ -31,7 +34,18 @@ class Evaluation(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    protocol: str = Field(default="clean", description="Name of the evaluation protocol.")
+    protocol: str = Field(
+        default="clean", description="Name of the evaluation protocol: clean, papers, or custom for any other."
+    )
+    deviations: dict[str, str] = Field(
+        default_factory=dict, description="Switches of the protocol that are not as in clean, with their settings."
+    )
+    selection: SelectionName = Field(default="last", description="How the model's checkpoint was chosen.")
+    stamps: list[str] = Field(
+        default_factory=list,
+        description="What must stand beside every figure: that the checkpoint was chosen on test data, and in what the "
+        "protocol deviates from clean; empty for a clean result.",
+    )
     image_auroc: Share = Field(
         description="AUROC of the image scores, all flawed images pooled against the good ones, in [0, 1]."
     )
@@ -40,7 +54,10 @@ class Evaluation(BaseModel):
     image_f1_threshold: float | None = Field(default=None, description="The score that gives the highest F1.")
     pixel_auroc: Share = Field(description="AUROC over all pixels pooled.")
     pixel_ap: Share = Field(description="Step-wise average precision over all pixels pooled.")
-    aupro: Share = Field(description="Area under the region-overlap curve up to a false-positive rate of 0.3.")
+    aupro: Share = Field(
+        description="Area under the region-overlap curve up to a false-positive rate of 0.3; what the switch pro says "
+        "where it deviates."
+    )
     image_auroc_logical: Share = Field(
         default=None, description="AUROC of the logical anomalies against all good images; MVTec LOCO AD alone."
     )
@@ -79,21 +96,42 @@ class Evaluation(BaseModel):
     notes: list[str] = Field(default_factory=list, description="What was undefined, left out or resized, and why.")
 
     def as_table(self) -> str:
-        """The figures as plain text: one line a figure, then one line a defect type, then the notes."""
-        lines = [f"{self.n_good} good and {self.n_flawed} flawed images, protocol {self.protocol}", ""]
+        """The figures as plain text: stamps, one line a figure, one line a defect type, then the notes."""
+        counts = f"{self.n_good} good and {self.n_flawed} flawed images, protocol {self.protocol}"
+        lines = [*self.stamps, *([""] if self.stamps else []), counts, ""]
         rows = [(label, _number(getattr(self, name)), self._interval(name)) for name, label in self.labels().items()]
         lines += _aligned([("figure", "value", "95 % interval"), *rows])
         if self.by_defect:
-            heads = ("defect", "images", "missed", "miss rate", "image AUROC", "AUPRO", "mean score")
+            heads = ("defect", "images", "missed", "miss rate", "image AUROC", self.overlap_name, "mean score")
             lines += ["", *_aligned([heads, *(_defect_row(*item) for item in self.by_defect.items())])]
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join(lines)
 
     def labels(self) -> dict[str, str]:
-        """The figures to show in the order of tables, with their names in words; those of LOCO where there is one."""
-        if all(getattr(self, name) is None for name in LOCO_LABELS):
-            return LABELS
-        return LABELS | {"image_auroc": "image AUROC, pooled"} | LOCO_LABELS
+        """The figures to show in the order of tables, with their names in words; those of LOCO where there is one.
+
+        A figure that a switch of the protocol makes another one has another name.
+        """
+        labels = dict(LABELS)
+        if any(getattr(self, name) is not None for name in LOCO_LABELS):
+            labels |= {"image_auroc": "image AUROC, pooled"} | LOCO_LABELS
+        changed = _CHANGED_LABELS.items()
+        return labels | {
+            name: label
+            for (switch, setting), (name, label) in changed
+            if self.deviations.get(switch) == setting and name in labels
+        }
+
+    @property
+    def overlap_name(self) -> str:
+        """What the figure of region overlap is called where there is little room."""
+        return {"dilated_200": "PRO, dilated", "per_image_200": "PRO, per image"}.get(
+            self.deviations.get("pro", ""), "AUPRO"
+        )
+
+    def explained(self) -> list[tuple[str, str]]:
+        """Each deviation from the clean protocol with what it means."""
+        return [(f"{switch}={setting}", MEANINGS[switch][setting].says) for switch, setting in self.deviations.items()]
 
     def _interval(self, name: str) -> str:
         ends = self.intervals.get(name)
@@ -122,6 +160,13 @@ LOCO_LABELS = {
     "spro_loco_mean": "sPRO (0.05), LOCO mean",
 }
 """The figures of MVTec LOCO AD, which come after the others."""
+
+_CHANGED_LABELS = {
+    ("pro", "dilated_200"): ("aupro", "PRO (0.3), dilated"),
+    ("pro", "per_image_200"): ("aupro", "PRO (0.3), per image"),
+    ("loco_mean", "pooled"): ("image_auroc_loco_mean", "image AUROC, mean as pooled"),
+}
+"""What a figure is called where a setting of a switch makes it another one."""
 
 
 def _number(value: float | None) -> str:

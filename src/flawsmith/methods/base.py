@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 import lightning.pytorch as pl
 import numpy as np
 from jaxtyping import Bool, Float
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from flawsmith.features.backbones import Backbone
@@ -40,6 +40,11 @@ class MethodConfig(BaseModel):
         "squash",
         description="How an image is fitted into image_size; a centre crop leaves the rest uninspected.",
     )
+    resize: Side | None = Field(
+        None,
+        description="policy=crop alone: the shorter side in pixels before the cut; null: the larger of image_size. The "
+        "released code of GLASS and PBAS takes 329 for two categories of MVTec AD.",
+    )
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = Field(
         "bilinear", description="How an image is resized to image_size, antialiased."
     )
@@ -52,6 +57,14 @@ class MethodConfig(BaseModel):
         description="Lightning's precision of the training steps; auto takes bf16-mixed where the hardware computes in "
         "bfloat16, and is recorded as what it took. Inspection has a precision of its own.",
     )
+
+    @model_validator(mode="after")
+    def _crop_fits(self) -> MethodConfig:
+        if self.resize is not None and self.policy != "crop":
+            raise ValueError("resize has a meaning for policy=crop alone")
+        if self.resize is not None and self.resize < max(self.image_size):
+            raise ValueError(f"resize={self.resize} is smaller than image_size, {max(self.image_size)}")
+        return self
 
     @property
     def forges(self) -> bool:

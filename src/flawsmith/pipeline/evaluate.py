@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from flawsmith.data.defects_config import Saturation, saturation_of
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.evaluation.evidence import Evidence, ImageRecord, gather
-from flawsmith.evaluation.protocol import summarise
+from flawsmith.evaluation.protocol import CLEAN, Protocol, choose_protocol
+from flawsmith.evaluation.records import NetworkView, network_mask, resize_mask
 from flawsmith.evaluation.results import Evaluation
+from flawsmith.evaluation.summary import summarise
 from flawsmith.pipeline.truth import read_channels
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.inspector import Inspector, Unreadable
+from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
 
 
 def evaluate(
@@ -22,27 +28,33 @@ def evaluate(
     *,
     layout: str | None = None,
     engine: str | None = None,
+    protocol: str = "clean",
+    set: Mapping[str, Any] | None = None,  # noqa: A002, the name it has for train and on the command line
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
-    """Every figure of a model on the test split of a dataset, by the ``clean`` protocol.
+    """Every figure of a model on the test split of a dataset.
 
     Args:
         model: a model file, or an inspector.
         data: a category folder of a known layout, or a loaded dataset.
         layout: name of the layout; detected by default.
         engine: another engine than the one the model was calibrated with.
+        protocol: ``clean``, or ``papers``: as the released code of the model's method measures.
+        set: single switches of the protocol to change, such as ``{"pro": "exact"}``; see docs/protocol.md.
         n_resamples: bootstrap resamples behind the intervals.
         seed: seed of the bootstrap.
 
     Raises:
-        FlawsmithError: when the model or an image cannot be read, the dataset has no test split, or what it says of the
-            saturation of its defects is damaged.
+        FlawsmithError: when the model or an image cannot be read, the dataset has no test split, what it says of the
+            saturation of its defects is damaged, or there is no such protocol or switch.
     """
     inspector = model if isinstance(model, Inspector) else Inspector.load(model, engine=engine)
     dataset = data if isinstance(data, Dataset) else load(data, layout)
-    evidence = collect(inspector, test_samples(dataset), saturation=saturation_of(dataset))
-    return summarise(evidence, n_resamples=n_resamples, seed=seed)
+    rules = choose_protocol(protocol, method=inspector.spec.method, layout=dataset.layout, changes=set)
+    evidence = collect(inspector, test_samples(dataset), saturation=saturation_of(dataset), protocol=rules)
+    selection = inspector.spec.training.selection
+    return summarise(evidence, selection=selection, n_resamples=n_resamples, seed=seed)
 
 
 def test_samples(dataset: Dataset) -> tuple[Sample, ...]:
@@ -67,6 +79,7 @@ def collect(
     samples: Sequence[Sample],
     *,
     saturation: Saturation | None = None,
+    protocol: Protocol = CLEAN,
     done: Callable[[], object] = lambda: None,
 ) -> Evidence:
     """Inspect samples and gather what figures, intervals and plots are computed from.
@@ -75,17 +88,23 @@ def collect(
         inspector: the model.
         samples: labelled images.
         saturation: when their defects count as found; None leaves sPRO out.
+        protocol: the rules.
         done: called after each image.
 
     Raises:
-        FlawsmithError: an image or a mask cannot be read, or they contradict each other.
+        FlawsmithError: an image or a mask cannot be read, they contradict each other, or the disk is full.
     """
     known = Saturation() if saturation is None else saturation
-    return gather(_records(inspector, samples, known, done), notes=known.notes)
+    records = _records(inspector, samples, known, protocol, done)
+    return gather(records, protocol=protocol, saturated=bool(known.kinds), notes=known.notes)
 
 
 def _records(
-    inspector: Inspector, samples: Sequence[Sample], saturation: Saturation, done: Callable[[], object]
+    inspector: Inspector,
+    samples: Sequence[Sample],
+    saturation: Saturation,
+    protocol: Protocol,
+    done: Callable[[], object],
 ) -> Iterator[ImageRecord]:
     stream = inspector.stream([sample.image for sample in samples])
     for sample, result in zip(samples, stream, strict=True):
@@ -102,5 +121,19 @@ def _records(
             mask=mask,
             not_inspected=result.not_inspected,
             channels=channels,
+            network=_network_view(inspector, result, mask, protocol) if protocol.pixels == "network" else None,
         )
         done()
+
+
+def _network_view(
+    inspector: Inspector, result: Inspection, mask: NDArray[np.bool_] | None, protocol: Protocol
+) -> NetworkView:
+    """Map and mask in the network's pixels."""
+    geometry, size = inspector.spec.geometry, (result.map.shape[0], result.map.shape[1])
+    assert result.network_map is not None, "an inspector fills it in"
+    content = geometry.content(result.network_map, size)
+    if mask is None:
+        return NetworkView(content)
+    own = mask if mask.shape == size else resize_mask(mask, size)
+    return NetworkView(content, network_mask(own, geometry, protocol.mask))

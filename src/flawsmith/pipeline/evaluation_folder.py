@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,9 @@ from typing import Any
 from flawsmith.data.defects_config import saturation_of
 from flawsmith.data.samples import Dataset
 from flawsmith.evaluation.evidence import Evidence
-from flawsmith.evaluation.protocol import summarise
+from flawsmith.evaluation.protocol import choose_protocol
 from flawsmith.evaluation.results import Evaluation
+from flawsmith.evaluation.summary import summarise
 from flawsmith.pipeline.evaluate import collect, test_samples
 from flawsmith.pipeline.names import make_folder, printable
 from flawsmith.pipeline.reporting import evaluation_report
@@ -33,7 +34,8 @@ class WrittenEvaluation:
         evaluation: the figures.
         report: the report.
         figures: the figures as JSON.
-        scores: a CSV with image, defect, score and verdict of every test image; images are relative to the data.
+        scores: a CSV with image, defect, score and verdict of every test image, and a remark where the evaluation is
+            stamped; images are relative to the data.
     """
 
     evaluation: Evaluation
@@ -48,6 +50,8 @@ def evaluate_into(
     dataset: Dataset,
     *,
     engine: str | None = None,
+    protocol: str = "clean",
+    set: Mapping[str, Any] | None = None,  # noqa: A002, the name it has for train and on the command line
     history: Path | None = None,
     done: Callable[[], object] = lambda: None,
 ) -> WrittenEvaluation:
@@ -58,36 +62,40 @@ def evaluate_into(
         bundle: the model.
         dataset: the data.
         engine: another engine than the one the model was calibrated with.
+        protocol, set: as in :func:`flawsmith.pipeline.evaluate.evaluate`.
         history: run folder whose training curve the report shows, where it has one.
         done: called after each image.
 
     Raises:
         FlawsmithError: the dataset has no test split, or a damaged saturation of its defects; an image cannot be read,
-            or the folder cannot be written.
+            the folder cannot be written, or there is no such protocol or switch.
     """
+    rules = choose_protocol(protocol, method=bundle.spec.method, layout=dataset.layout, changes=set)
     samples, saturation = test_samples(dataset), saturation_of(dataset)
     inspector = Inspector.load(bundle, engine=engine)
     make_folder(folder)
-    evidence = collect(inspector, samples, saturation=saturation, done=done)
-    evaluation = summarise(evidence)
+    evidence = collect(inspector, samples, saturation=saturation, protocol=rules, done=done)
+    evaluation = summarise(evidence, selection=bundle.spec.training.selection)
     written = WrittenEvaluation(evaluation, folder / REPORT, folder / FIGURES, folder / SCORES)
     metrics = _metrics(history / _METRICS) if history is not None else []
     evaluation_report(written.report, bundle, inspector, dataset, evidence, evaluation, metrics)
     with replacing(written.figures) as temporary:
         temporary.write_text(json.dumps(evaluation.model_dump(mode="json"), indent=2, allow_nan=False) + "\n")
-    _write_scores(written.scores, dataset, evidence)
+    _write_scores(written.scores, dataset, evidence, evaluation.stamps)
     return written
 
 
-def _write_scores(path: Path, dataset: Dataset, evidence: Evidence) -> None:
+def _write_scores(path: Path, dataset: Dataset, evidence: Evidence, stamps: Sequence[str]) -> None:
+    # A column of its own, so that programs read a stamped table as any other.
+    remark = (" ".join(stamps),) if stamps else ()
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(("image", "defect", "score", "verdict"))
+        rows.writerow(("image", "defect", "score", "verdict", *(("remark",) if stamps else ())))
         for image, defect, score, verdict in zip(
             evidence.images, evidence.defects, evidence.scores, evidence.verdicts, strict=True
         ):
             name = dataset.name_of(Path(image))
-            rows.writerow((printable(name), printable(defect), repr(float(score)), verdict))
+            rows.writerow((printable(name), printable(defect), repr(float(score)), verdict, *remark))
 
 
 def _metrics(path: Path) -> list[Mapping[str, Any]]:

@@ -40,6 +40,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "engine": spec.engine,
         "precision": spec.precision,
         "training": spec.training.model_dump(mode="json"),
+        "stamps": spec.training.stamps,
         "decision": spec.decision.model_dump(mode="json"),
         "limit_statement": spec.decision.describe(),
         "parity": spec.parity,
@@ -61,13 +62,14 @@ def model_in_words(facts: dict[str, Any]) -> str:
         ("engine", f"{facts['engine']}, {facts['precision']}"),
         ("learned from", f"{training['n_train']} good images of {training['category']} ({training['layout']} layout)"),
         *([("found out", _briefly(training["findings"]))] if training["findings"] else []),
+        ("checkpoint", training["selection"]),
         ("calibrated on", f"{decision['n_good']} good images"),
         ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),
         ("review limit", "none" if review is None else f"{review:.6g}"),
         ("parity", ", ".join(f"{name} {value:.3g}" for name, value in facts["parity"].items()) or "not recorded"),
     ]
     lines = [f"{name:<14} {value}" for name, value in rows]
-    return "\n".join([*lines, "", facts["limit_statement"]])
+    return "\n".join([*facts["stamps"], *lines, "", facts["limit_statement"]])
 
 
 def _briefly(findings: dict[str, Any]) -> str:
@@ -85,7 +87,7 @@ def check_model(path: Path) -> Findings:
         FlawsmithError: no intact model file.
     """
     bundle = Bundle.load(path)
-    items = [_trial(bundle, path), *_limits(bundle, path), _versions(path)]
+    items = [_trial(bundle, path), *_oracle(bundle, path), *_limits(bundle, path), _versions(path)]
     order: tuple[Severity, ...] = ("error", "warning", "note")
     spec = bundle.spec
     summary = f"{path}: {spec.method} model of {spec.training.category}, every part verified by SHA-256"
@@ -105,6 +107,11 @@ def _trial(bundle: Bundle, path: Path) -> Finding:
     milliseconds = sum(inspection.timing.values())
     what = f"runs on {engine}: a synthetic image was inspected in {milliseconds:.0f} ms"
     return Finding("note", "runs", what, (path,), "nothing")
+
+
+def _oracle(bundle: Bundle, path: Path) -> list[Finding]:
+    mend = "train without --oracle"
+    return [Finding("warning", "oracle", stamp, (path,), mend) for stamp in bundle.spec.training.stamps]
 
 
 def _limits(bundle: Bundle, path: Path) -> list[Finding]:

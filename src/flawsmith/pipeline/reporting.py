@@ -46,6 +46,7 @@ def training_report(
             training=metrics,
             diagnostics=diagnostics,
             notes=dataset.notes,
+            stamps=spec.training.stamps,
         ),
     )
 
@@ -65,12 +66,15 @@ def evaluation_report(
         ScoreGroup("good", evidence.scores[~evidence.flawed]),
         ScoreGroup("flawed", evidence.scores[evidence.flawed]),
     ]
+    # Limits and calibration speak of the model's own scores; a protocol may take others.
+    own_scores = evidence.protocol.image_score == "model"
+    calibration = _calibration_scores(bundle) if own_scores else []
     write_report(
         path,
         ReportData(
             title=spec.training.category,
             subtitle=_subtitle(spec),
-            facts=[*_model_facts(spec), FactGroup("Data", _data_facts(dataset))],
+            facts=[*_model_facts(spec), FactGroup("Data", _data_facts(dataset)), *_protocol_facts(evaluation)],
             evaluation=evaluation,
             curves=Curves(
                 evidence.roc_curve(),
@@ -78,13 +82,14 @@ def evaluation_report(
                 evidence.pixel_roc_curve(),
                 evidence.spro_curve(),
             ),
-            scores=[group for group in (*test, *_calibration_scores(bundle)) if len(group.scores)],
-            limit=spec.decision.limit,
-            review_limit=spec.decision.review_limit,
+            scores=[group for group in (*test, *calibration) if len(group.scores)],
+            limit=spec.decision.limit if own_scores else None,
+            review_limit=spec.decision.review_limit if own_scores else None,
             limit_statement=spec.decision.describe(),
             examples=list(_examples(inspector, dataset.test, evidence)),
             training=metrics,
             notes=dataset.notes,
+            stamps=spec.training.stamps,
         ),
     )
 
@@ -129,6 +134,13 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
 def _data_facts(dataset: Dataset, hold_out: str = "") -> list[tuple[str, str]]:
     facts = [("Data", dataset.summary()), ("Recognised", dataset.recognised)]
     return [*facts, ("Hold-out", hold_out)] if hold_out else facts
+
+
+def _protocol_facts(evaluation: Evaluation) -> list[FactGroup]:
+    deviations = evaluation.explained()
+    return (
+        [FactGroup(f"Protocol {evaluation.protocol}, where it deviates from clean", deviations)] if deviations else []
+    )
 
 
 def _calibration_scores(bundle: Bundle) -> list[ScoreGroup]:

@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from flawsmith.methods.base import MethodConfig
 from flawsmith.methods.registry import find_method
+from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
 
 
@@ -29,8 +30,10 @@ class TrainSettings(BaseModel):
         "onnxruntime", description="Engine of training features, calibration and inspection."
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Precision of that engine.")
-    select: Literal["last", "best"] = Field(
-        "last", description="Checkpoint: the last, or the best on held-out good images and forged flaws."
+    select: SelectionName = Field(
+        "last",
+        description="Checkpoint: the last, the best on held-out good images and forged flaws, or, as an oracle, the "
+        "best on labelled test images, which stamps everything that the model gives.",
     )
     alpha: float = Field(0.01, gt=0, lt=1, description="Target false-reject rate of the limit.")
     review_alpha: float | None = Field(None, gt=0, lt=1, description="Rate of the review limit; none by default.")

@@ -28,6 +28,7 @@ from flawsmith.methods.base import Detector, Method, MethodConfig
 from flawsmith.methods.registry import find_method
 from flawsmith.pipeline.card import model_card
 from flawsmith.pipeline.forged import forged_images
+from flawsmith.pipeline.oracle import oracle, refuse_without_labels
 from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.settings import TrainSettings, check_settings, method_config
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
@@ -98,6 +99,8 @@ def train(
     dataset = load(data, checked.layout)
     split = calibration_split(dataset, checked.seed).learning_from(checked.fraction)
     _check_sources(checked, config)
+    if checked.select == "oracle":
+        refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
     options = LoopOptions(
         precision=config.precision, accelerator=accelerator, devices=devices, strategy=strategy, quiet=quiet
@@ -192,6 +195,7 @@ class _Training:
                 "backbone": backbone.info.model_dump(mode="json"),
                 "images_sha256": self.fingerprint,
                 "hold_out": self.split.description,
+                "stamps": bundle.spec.training.stamps,
                 "model_sha256": hashlib.sha256(bundle.to_bytes()).hexdigest(),
                 "seconds": self.timings,
             }
@@ -202,6 +206,7 @@ class _Training:
         return Geometry(
             policy=self.config.policy,
             size=self.config.image_size,
+            resize=self.config.resize,
             interpolation=self.config.interpolation,
             mean=backbone.info.mean,
             std=backbone.info.std,
@@ -214,6 +219,8 @@ class _Training:
             second = hold_out(samples, derived_seed(self.settings.seed, "selection"))
             samples = second.train
             self.run.selection = self._selection(second.calibration, geometry, method)
+        elif self.settings.select == "oracle":
+            self.run.selection = oracle(self.dataset, geometry, method.network)
         engine, precision = self.settings.engine, self.settings.precision
         for sample in self.split.calibration:
             decode(sample.image)  # a damaged file is found before the long work, not after it

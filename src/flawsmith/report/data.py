@@ -162,6 +162,7 @@ class ReportData:
             hold ``loss``.
         diagnostics: what a method has to show of its training, in order; how it is drawn depends on its type alone.
         notes: remarks on data and training, in sentences.
+        stamps: what must stand beside every figure of this model; those of the evaluation are shown without being here.
     """
 
     title: str
@@ -177,3 +178,4 @@ class ReportData:
     training: Sequence[Mapping[str, object]] = ()
     diagnostics: Sequence[Diagnostic] = ()
     notes: Sequence[str] = ()
+    stamps: Sequence[str] = ()

@@ -81,6 +81,7 @@ def render_report(data: ReportData) -> str:
     return environment.get_template("report.html.j2").render(
         data=data,
         style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        stamps=_stamps(data),
         headlines=list(_headlines(data)),
         histogram=_histogram(data),
         curves=list(_curves(data)),
@@ -92,6 +93,12 @@ def render_report(data: ReportData) -> str:
         number=number,
         percent=percent,
     )
+
+
+def _stamps(data: ReportData) -> list[str]:
+    """What must stand beside every figure, each once."""
+    of_figures = data.evaluation.stamps if data.evaluation is not None else []
+    return list(dict.fromkeys([*data.stamps, *of_figures]))
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -116,7 +123,7 @@ def _headlines(data: ReportData) -> Iterator[Headline]:
         if result.image_auroc is not None:
             yield Headline("Image AUROC", number(result.image_auroc), _between(result, "image_auroc"))
         if result.aupro is not None:
-            yield Headline("AUPRO", number(result.aupro), _between(result, "aupro"))
+            yield Headline(result.overlap_name, number(result.aupro), _between(result, "aupro"))
         if result.miss_rate is not None:
             yield Headline(
                 "Flaws missed", f"{missed} of {result.n_flawed}", f"{percent(result.miss_rate)} not rejected"

@@ -24,6 +24,10 @@ from flawsmith.runtime.geometry import Geometry
 SCHEMA_VERSION = 1
 EngineName = Literal["onnxruntime", "openvino"]
 Precision = Literal["float32", "bfloat16"]
+SelectionName = Literal["last", "best", "oracle"]
+
+ORACLE = "ORACLE: the checkpoint was chosen on test data; its figures are not comparable with those of other models"
+"""What must stand beside every figure of a model whose checkpoint was chosen on labelled test images."""
 
 _MIB = 2**20
 # The largest size of each part. ONNX cannot exceed 2 GiB by itself.
@@ -47,6 +51,11 @@ class BackboneSpec(BaseModel):
     levels: tuple[int | str, ...] = Field(description="feature levels used, in the order of the method")
 
 
+def stamps_of(selection: SelectionName) -> list[str]:
+    """What must stand beside every figure of a model whose checkpoint was chosen in this way; empty: nothing."""
+    return [ORACLE] if selection == "oracle" else []
+
+
 class TrainingSummary(BaseModel):
     """What the model learned from; no paths, no times."""
 
@@ -57,10 +66,19 @@ class TrainingSummary(BaseModel):
     n_train: NonNegativeInt = Field(description="good images trained on")
     n_calibration: NonNegativeInt = Field(description="good images held out for the limits")
     images_sha256: str = Field(description="SHA-256 over the sorted content hashes of all images used")
-    selection: Literal["last", "best"] = Field(default="last", description="which checkpoint was kept")
+    selection: SelectionName = Field(
+        default="last",
+        description="which checkpoint was kept; oracle: the best on labelled test images, so that its figures on them "
+        "say nothing of other images",
+    )
     findings: dict[str, str | float] = Field(
         default_factory=dict, description="what the method found out about the data, such as GLASS's hypothesis"
     )
+
+    @property
+    def stamps(self) -> list[str]:
+        """What must stand beside every figure of the model; empty: nothing."""
+        return stamps_of(self.selection)
 
 
 class BundleSpec(BaseModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,11 @@ _FILTERS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
+_MASK_FILTERS = {
+    "nearest": Image.Resampling.NEAREST,
+    "bilinear": Image.Resampling.BILINEAR,
+    "bicubic": Image.Resampling.BICUBIC,
+}
 
 WHOLE_PIXELS = 2**24
 """Largest image that a crop resizes as a whole; of a longer one, such as a web, only what the network sees is resized,
@@ -128,19 +133,11 @@ class Geometry(BaseModel):
             (3, h, w) float32, C-contiguous, normalised: ``(value in 0..1 − mean) / std``.
         """
         rows, columns = self._axes((image.shape[0], image.shape[1]))
-        box = (columns.box[0], rows.box[0], columns.box[1], rows.box[1])
-        target = (columns.length, rows.length)
-        filled = np.s_[rows.padding : rows.padding + rows.length, columns.padding : columns.padding + columns.length]
+        filled = _filled(rows, columns)
         whole = (rows.length, columns.length) == self.size
         result = np.empty((3, *self.size), np.float32) if whole else np.zeros((3, *self.size), np.float32)
         if image.dtype == np.uint8:
-            if self.policy == "crop" and columns.resized * rows.resized <= WHOLE_PIXELS:
-                # Cutting after the resize, as torchvision does: a box at a fraction of a pixel rounds differently.
-                whole_size = (columns.resized, rows.resized)
-                resized = np.asarray(Image.fromarray(image).resize(whole_size, _FILTERS[self.interpolation]))
-                resized = resized[rows.start : rows.start + rows.length, columns.start : columns.start + columns.length]
-            else:
-                resized = np.asarray(Image.fromarray(image).resize(target, _FILTERS[self.interpolation], box))
+            resized = self._resized(Image.fromarray(image), _FILTERS[self.interpolation])
             tables = self._tables()
             for channel in range(3):
                 # A table look-up scales, shifts and converts in one pass.
@@ -150,11 +147,31 @@ class Geometry(BaseModel):
         for channel in range(3):
             # Clipping comes first: a value beyond the declared range must not bleed into its neighbours.
             plane = np.clip((image[:, :, channel].astype(np.float32) - low) / (high - low), 0.0, 1.0)
-            plane = np.asarray(
-                Image.fromarray(plane.astype(np.float32)).resize(target, _FILTERS[self.interpolation], box)
-            )
+            picture = Image.fromarray(plane.astype(np.float32))
+            plane = _windowed(picture, _FILTERS[self.interpolation], rows, columns)
             result[channel][filled] = (plane - self.mean[channel]) / self.std[channel]
         return result
+
+    def apply_to_mask(
+        self, mask: NDArray[np.bool_], resample: Literal["nearest", "bilinear", "bicubic"], *, exact: bool
+    ) -> NDArray[np.float32]:
+        """Brings a mask the way that the image goes, to be compared with :meth:`content` of a map.
+
+        Args:
+            mask: (height, width) of the image, True where flawed.
+            resample: Pillow's filter; all but nearest are antialiased.
+            exact: compute in float32; otherwise in 8 bits, rounded, as with a mask file.
+
+        Returns:
+            (h, w) float32, 0..1: the network's input without letterbox bars. Bicubic in float may overshoot.
+        """
+        plane = mask.astype(np.float32) if exact else np.where(mask, np.uint8(255), np.uint8(0))
+        resized = self._resized(Image.fromarray(plane), _MASK_FILTERS[resample]).astype(np.float32)
+        return resized if exact else resized / np.float32(255)
+
+    def content(self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]) -> NDArray[np.float32]:
+        """The part of a map of the network's input size that shows the image: all but letterbox bars."""
+        return anomaly_map[_filled(*self._axes(original_size))]
 
     def restore(self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]) -> NDArray[np.float32]:
         """Brings a map back to the pixels of the original image, bilinearly, antialiased where it shrinks.
@@ -172,10 +189,7 @@ class Geometry(BaseModel):
         if anomaly_map.shape != self.size:
             raise ValueError(f"the map is {anomaly_map.shape}, the network's input {self.size}")
         rows, columns = self._axes(original_size)
-        content = np.ascontiguousarray(
-            anomaly_map[rows.padding : rows.padding + rows.length, columns.padding : columns.padding + columns.length],
-            dtype=np.float32,
-        )
+        content = np.ascontiguousarray(anomaly_map[_filled(rows, columns)], dtype=np.float32)
         (top, bottom), (left, right) = rows.inspected, columns.inspected
         above, below, y0, y1 = _reach(rows)
         before, after, x0, x1 = _reach(columns)
@@ -207,6 +221,15 @@ class Geometry(BaseModel):
         mask[top:bottom, left:right] = True
         return mask
 
+    def _resized(self, picture: Image.Image, resample: Image.Resampling) -> NDArray[Any]:
+        """What the network sees of a picture, in network pixels, without letterbox bars."""
+        rows, columns = self._axes((picture.height, picture.width))
+        if self.policy == "crop" and columns.resized * rows.resized <= WHOLE_PIXELS:
+            # Cutting after the resize, as torchvision does: a box at a fraction of a pixel rounds differently.
+            resized = np.asarray(picture.resize((columns.resized, rows.resized), resample))
+            return resized[rows.start : rows.start + rows.length, columns.start : columns.start + columns.length]
+        return _windowed(picture, resample, rows, columns)
+
     def _axes(self, original_size: tuple[int, int]) -> tuple[_Axis, _Axis]:
         """The rows and the columns of the way of an image of this size."""
         if self.policy == "crop":
@@ -236,6 +259,20 @@ class Geometry(BaseModel):
         values = np.arange(256, dtype=np.float64) / 255.0
         table = (values - np.array(self.mean)[:, None]) / np.array(self.std)[:, None]
         return table.astype(np.float32)
+
+
+def _windowed(picture: Image.Image, resample: Image.Resampling, rows: _Axis, columns: _Axis) -> NDArray[Any]:
+    """The window of a picture that the network sees, and nothing else of it, resized."""
+    box = (columns.box[0], rows.box[0], columns.box[1], rows.box[1])
+    return np.asarray(picture.resize((columns.length, rows.length), resample, box))
+
+
+def _filled(rows: _Axis, columns: _Axis) -> tuple[slice, slice]:
+    """The network pixels that the image fills."""
+    return (
+        slice(rows.padding, rows.padding + rows.length),
+        slice(columns.padding, columns.padding + columns.length),
+    )
 
 
 def _reach(axis: _Axis) -> tuple[int, int, float, float]:

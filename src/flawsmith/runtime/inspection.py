@@ -36,6 +36,7 @@ class Inspection:
         map_limit: limit on the map that held.
         review_limit: lower limit for a review, or None.
         value_range: values of images deeper than 8 bits that are black and white; None: 0 and 65535.
+        network_map: (h, w) float32, the map as the network gave it, in its own input pixels.
     """
 
     image: str | None
@@ -49,6 +50,7 @@ class Inspection:
     map_limit: float
     review_limit: float | None = None
     value_range: tuple[float, float] | None = field(default=None, repr=False)
+    network_map: NDArray[np.float32] | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the pixels, ready for strict JSON; ``inspected`` is the share of pixels

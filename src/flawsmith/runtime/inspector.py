@@ -238,6 +238,7 @@ class Inspector:
             map_limit=decision.map_limit,
             review_limit=decision.review_limit,
             value_range=geometry.value_range,
+            network_map=small_map,
         )
 
 

@@ -20,7 +20,7 @@ from flawsmith.methods.base import EpochBatches
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training.checkpoints import SafeCheckpointIO, load_tensors, save_tensors
 from flawsmith.training.metrics import MetricsFile
-from flawsmith.training.selection import Selection
+from flawsmith.training.selection import Chooser
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
 
@@ -68,7 +68,7 @@ def fit_module(
     checkpoint: Path,
     metrics: MetricsFile,
     options: LoopOptions,
-    selection: Selection | None = None,
+    selection: Chooser | None = None,
 ) -> None:
     """Train a module for a number of epochs and leave it trained.
 
@@ -149,7 +149,7 @@ class _Watch(pl.Callback):
         checkpoint: Path,
         metrics: MetricsFile,
         options: LoopOptions,
-        selection: Selection | None,
+        selection: Chooser | None,
     ) -> None:
         self._name, self._epochs, self._metrics = name, epochs, metrics
         self._checkpoint, self._best = checkpoint, checkpoint.with_name(f"{name}-best.safetensors")
@@ -184,8 +184,9 @@ class _Watch(pl.Callback):
         means = {key: value / self._steps for key, value in self._sums.items()}
         self._sums, self._steps = {}, 0
         if self._selection is not None and self._selection.due(epoch, self._epochs):
-            means["selection_auroc"] = self._selection.measure()
-            self._keep_if_best(means["selection_auroc"], pl_module)
+            figures = self._selection.measure()
+            means |= figures
+            self._keep_if_best(sum(figures.values()), pl_module)
             pl_module.train()
         self._metrics.append(epoch, means)
         self._progress.update(self._task, completed=epoch + 1, loss=f"loss {means['loss']:.4f}")

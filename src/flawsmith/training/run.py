@@ -17,7 +17,7 @@ from flawsmith.runtime.files import is_folder, replacing
 from flawsmith.training.checkpoints import load_tensors, save_tensors
 from flawsmith.training.engine import LoopOptions, fit_module
 from flawsmith.training.metrics import MetricsFile, read_rows
-from flawsmith.training.selection import Selection
+from flawsmith.training.selection import Chooser
 
 CONFIG, METRICS, RECORD, MODEL, REPORT = "config.yaml", "metrics.jsonl", "run.json", "model.flaw", "report.html"
 
@@ -31,7 +31,7 @@ class RunFolder:
         selection: how the checkpoint is chosen; None keeps the last.
     """
 
-    def __init__(self, path: Path, options: LoopOptions, selection: Selection | None = None) -> None:
+    def __init__(self, path: Path, options: LoopOptions, selection: Chooser | None = None) -> None:
         self.path, self.options, self.selection = path, options, selection
 
     @staticmethod
