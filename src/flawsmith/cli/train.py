@@ -53,7 +53,15 @@ def train(
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     with session(tier="train", interrupted="interrupted: continue with --resume"):
         result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
-    _conclude(result, json_=json_, quiet=quiet)
+    if _speaks():
+        _conclude(result, json_=json_, quiet=quiet)
+
+
+def _speaks() -> bool:
+    """Whether this is the first of the processes that train together."""
+    from flawsmith.training import processes
+
+    return processes.first()
 
 
 def _devices(text: str) -> int | str:
@@ -96,7 +104,7 @@ def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dat
     from flawsmith.data.splits import calibration_split
 
     dataset = load(data, layout)
-    if not quiet:
+    if not quiet and _speaks():
         say(f"{dataset.summary()}: {dataset.recognised}")
         for note in dataset.notes:
             say(f"note: {note}")

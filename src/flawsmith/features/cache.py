@@ -75,6 +75,8 @@ class FeatureTable:
     def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Tensor]:
         """Level maps of some rows, finest first: float32 (rows, channels, height, width) each."""
         places = [self._places[int(row)] for row in rows]
+        if not places:  # the share of a process where a batch has fewer images than there are processes
+            return [torch.zeros(0, count, *grid) for count, grid in zip(self.channels, self.grids, strict=True)]
         return [
             torch.from_numpy(np.stack([self._shards[shard][level][at] for shard, at in places])).float()
             for level in range(len(self.channels))

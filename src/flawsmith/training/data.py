@@ -22,6 +22,7 @@ from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, provi
 from flawsmith.synthesis.forge import Forger
 from flawsmith.synthesis.recipes import Recipe
 from flawsmith.synthesis.textures import texture_source
+from flawsmith.training import processes
 from flawsmith.training.forging import PreparedImages, WorkerForge, default_workers
 
 FITTED_FOREGROUNDS = 16  # images that decide together whether there is a foreground
@@ -83,9 +84,11 @@ class GoodImages:
 
     @cached_property
     def _features(self) -> FeatureTable:
-        return self._cache.table(
-            self._hashes,
-            lambda rows: extract_files(self._extractor, [self._paths[row] for row in rows], self.geometry),
+        return processes.in_turn(
+            lambda: self._cache.table(
+                self._hashes,
+                lambda rows: extract_files(self._extractor, [self._paths[row] for row in rows], self.geometry),
+            )
         )
 
     def features(self) -> FeatureTable:
@@ -110,8 +113,11 @@ class GoodImages:
     def _prepared(self) -> PreparedImages:
         """The images at the network's size, kept beside the features: forging reads them many times."""
         key = hashlib.sha256(f"images\n{preparation(self.geometry)}".encode()).hexdigest()[:32]
-        table = FeatureCache(key, self._cache.root, self._cache.cap).table(
-            self._hashes, lambda rows: ([self.geometry.apply(decode(self._paths[row]))] for row in rows)
+        cache = FeatureCache(key, self._cache.root, self._cache.cap)
+        table = processes.in_turn(
+            lambda: cache.table(
+                self._hashes, lambda rows: ([self.geometry.apply(decode(self._paths[row]))] for row in rows)
+            )
         )
         return PreparedImages(table, self._paths, self.geometry)
 
