@@ -113,7 +113,8 @@ def _silent_without_others() -> Iterator[None]:
 # ---- What processes do one after another, or only one of them ------------------------------------------------------
 
 
-def _several() -> bool:
+def several() -> bool:
+    """Whether other processes do what this one does now."""
     return _Team.control is not None and not _Team.alone
 
 
@@ -128,13 +129,13 @@ def _alone() -> Iterator[None]:
 
 def wait() -> None:
     """Until all processes are here."""
-    if _several():
+    if several():
         dist.barrier(group=_Team.control)
 
 
 def once(compute: Callable[[], T]) -> T:
     """What the first process computes, given to all; the others wait."""
-    if not _several():
+    if not several():
         return compute()
     found: list[Any] = [None]
     if first():
@@ -146,7 +147,7 @@ def once(compute: Callable[[], T]) -> T:
 
 def in_turn(compute: Callable[[], T]) -> T:
     """What every process computes, the first of each machine before the others: they find its work in a cache."""
-    if not _several():
+    if not several():
         return compute()
     ahead = _Team.local_rank == 0
     with _alone():
@@ -158,7 +159,7 @@ def in_turn(compute: Callable[[], T]) -> T:
 
 def same_everywhere(module: nn.Module) -> None:
     """Give all processes the first one's state, to the last bit: what follows is keyed by it."""
-    if not _several():
+    if not several():
         return
     for tensor in module.state_dict().values():
         carried = tensor.detach().cpu().contiguous()

@@ -35,8 +35,8 @@ class _Normalise(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, mean, inverse = ctx.saved_tensors
         shape, axes = _channels(x)
-        gradient = gradients[0].float()
-        normal = (x.float() - mean.view(shape)) * inverse.view(shape)
+        gradient = _wide(gradients[0])
+        normal = (_wide(x) - mean.view(shape)) * inverse.view(shape)
         of_bias, of_weight = gradient.sum(axes), (gradient * normal).sum(axes)
         first, second = (summed.view(shape) / ctx.count for summed in totals(of_bias, of_weight))
         found = (weight * inverse).view(shape) * (gradient - first - normal * second)
@@ -48,14 +48,19 @@ def _channels(x: Tensor) -> tuple[list[int], list[int]]:
     return [1, -1, *[1] * (x.dim() - 2)], [0, *range(2, x.dim())]
 
 
+def _wide(x: Tensor) -> Tensor:
+    """Sums need float32 at least."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def moments(x: Tensor) -> tuple[Tensor, Tensor, int]:
     """Mean and biased variance of every channel over all processes, and the number of its values."""
     shape, axes = _channels(x)
-    values = x.detach().float()
+    values = _wide(x.detach())
     sums, counts = totals(values.sum(axes).double(), values.new_full((x.shape[1],), x.numel() / x.shape[1]).double())
-    mean, count = (sums / counts).float(), int(counts[0])
+    mean, count = (sums / counts).to(values.dtype), int(counts[0])
     squares = total((values - mean.view(shape)).square().sum(axes).double())
-    return mean, (squares / count).float(), count
+    return mean, (squares / count).to(values.dtype), count
 
 
 class _Shared(_BatchNorm):
