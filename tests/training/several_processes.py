@@ -1,4 +1,4 @@
-"""Trains methods on tiny settings in any number of processes and writes what came of them; no test by itself.
+"""What processes do together, in any number of them, and what came of it; no test by itself.
 
 Run as a script it is a program that several processes execute, as a user's script would be:
 ``python several_processes.py CASES.json DATA OUT DEVICES``.
@@ -8,21 +8,25 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed
 from safetensors.torch import save_file
+from timm.layers.norm_act import BatchNormAct2d
+from torch import nn
 
 from flawsmith.data.layouts import load
 from flawsmith.features.backbones import load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import TorchExtractor
 from flawsmith.methods.base import LightningStage
-from flawsmith.methods.layers.distributed import Part
+from flawsmith.methods.layers.distributed import Part, mean, share, together, total, world_size
+from flawsmith.methods.layers.shared_batch_norm import share_batch_norms
 from flawsmith.methods.registry import find_method
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
@@ -33,13 +37,20 @@ from flawsmith.training.run import RunFolder
 
 
 def train_all(cases: Mapping[str, Mapping[str, Any]], data: Path, out: Path, devices: int) -> None:
-    """Writes ``OUT/CASE.safetensors``: the states of the modules, and maps and scores of the test images."""
+    """Writes ``OUT/CASE.safetensors``: the states of the modules, and maps and scores of the test images.
+
+    Every process also writes what its batch norms make of its share, as ``OUT/norms-RANK.safetensors``.
+    """
     options = LoopOptions(accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", quiet=True)
     with processes.joined(make_trainer(options)):
         for name, case in cases.items():
             found = train(case, data, RunFolder(out / name, options))
             if processes.first():
                 save_file(found, out / f"{name}.safetensors")
+        with together():
+            shared = {f"{kind} {count} {key}": value for kind, count, key, value in every_norm(share_batch_norms)}
+            rank = torch.distributed.get_rank() if devices > 1 else 0
+            save_file(shared, out / f"norms-{rank}.safetensors")
 
 
 def train(case: Mapping[str, Any], data: Path, run: RunFolder) -> dict[str, torch.Tensor]:
@@ -110,6 +121,50 @@ def no_float32() -> Iterator[None]:
         yield
     finally:
         torch.Tensor.float = to_float32
+
+
+# ---- Batch norms ----------------------------------------------------------------------------------------------------
+
+NORMS: dict[str, Callable[[], nn.Module]] = {
+    "rows": lambda: nn.BatchNorm1d(5),
+    "maps": lambda: nn.BatchNorm2d(5),
+    "activated": lambda: BatchNormAct2d(5),
+    "cumulative": lambda: nn.BatchNorm2d(5, momentum=None),
+}
+COUNTS = (8, 7, 1)
+"""Images of a batch; shares may differ, or be empty."""
+
+
+def every_norm(prepare: Callable[[nn.Module], None]) -> Iterator[tuple[str, int, str, torch.Tensor]]:
+    """(kind, images, what, value) of a process's share of a batch, after two steps in training mode."""
+    for kind, make in NORMS.items():
+        for count in COUNTS:
+            module = make().double()
+            prepare(module)
+            for key, value in stepped(module, kind, count).items():
+                yield kind, count, key, value
+
+
+def stepped(module: nn.Module, kind: str, count: int) -> dict[str, torch.Tensor]:
+    draw = torch.Generator().manual_seed(count)
+    shape = (count, 3, 5) if kind == "rows" else (count, 5, 4, 3)
+    with torch.no_grad():
+        module.weight.copy_(torch.rand(5, generator=draw))
+        module.bias.copy_(torch.randn(5, generator=draw))
+    for _ in range(2):
+        whole, target = (10 + torch.randn(shape, generator=draw, dtype=torch.float64) for _ in range(2))
+        images = whole[share(count)].requires_grad_()
+        found = module(images.flatten(0, 1) if kind == "rows" else images).reshape(images.shape)
+        module.zero_grad()
+        mean((found - target[share(count)]).square()).backward()
+    # A loss that W processes hold is counted W-fold, which the strategy's mean over processes undoes.
+    gradients = {f"gradient of {name}": total(value.grad) / world_size() for name, value in module.named_parameters()}
+    return {
+        "output": found.detach().contiguous(),
+        "gradient of input": images.grad / world_size(),
+        **gradients,
+        **{name: value.clone() for name, value in module.named_buffers()},
+    }
 
 
 if __name__ == "__main__":

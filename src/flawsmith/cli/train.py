@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,8 @@ def _devices(text: str) -> int | str:
 
 
 def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, quiet: bool, json_: bool) -> TrainResult:
+    # torch's C++ part tells developers on stderr what concerns several processes; it reads this as it is loaded.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from flawsmith.cli.settings import parse_settings
     from flawsmith.pipeline import train as pipeline
     from flawsmith.pipeline.settings import check_settings, method_config

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,8 +17,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from lightning.fabric.plugins.environments.lightning import find_free_network_port
 
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -75,7 +74,7 @@ class Children:
         line = command()
         shared = {
             "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(find_free_network_port()),
+            "MASTER_PORT": str(_free_port()),
             "NODE_RANK": "0",
             "WORLD_SIZE": str(count),
         }
@@ -151,6 +150,12 @@ class Children:
             if time.monotonic() >= end:
                 return None
             time.sleep(_POLL)
+
+
+def _free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
 
 
 def _words(number: int, code: int, complaints: str) -> str:

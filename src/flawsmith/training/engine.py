@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 import warnings
@@ -28,6 +27,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training import processes
 from flawsmith.training.checkpoints import SafeCheckpointIO, load_tensors, save_tensors
 from flawsmith.training.metrics import MetricsFile
+from flawsmith.training.quiet import quiet_lightning
 from flawsmith.training.selection import Selection
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
@@ -94,7 +94,7 @@ def fit_module(
         selection: measures the detector as it trains; the best state is restored at the end. None keeps the last.
     """
     watch = _Watch(name, epochs, checkpoint, metrics, options, selection)
-    with warnings.catch_warnings(), _quiet_lightning(), _flushed_denormals():
+    with warnings.catch_warnings(), quiet_lightning(), _flushed_denormals():
         warnings.filterwarnings("ignore", module="lightning")
         trainer = make_trainer(options, max_epochs=epochs, callbacks=[watch], default_root_dir=str(checkpoint.parent))
         begun = processes.once(checkpoint.exists)
@@ -126,7 +126,7 @@ def check_options(options: LoopOptions) -> pl.Trainer:
     Raises:
         FlawsmithError: no such accelerator, devices or strategy here.
     """
-    with warnings.catch_warnings(), _quiet_lightning():
+    with warnings.catch_warnings(), quiet_lightning():
         warnings.filterwarnings("ignore", module="lightning")
         try:
             return make_trainer(options)
@@ -281,17 +281,3 @@ def _flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
-
-
-class _quiet_lightning:  # noqa: N801, used as a function
-    """Lightning announces devices and tips on its loggers; what goes wrong still raises."""
-
-    def __enter__(self) -> None:
-        self._loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
-            logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        for logger, level in zip(self._loggers, self._levels, strict=True):
-            logger.setLevel(level)

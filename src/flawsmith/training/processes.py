@@ -20,6 +20,7 @@ from torch import nn
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training.children import Children, end_with_parent
+from flawsmith.training.quiet import quiet_lightning
 
 PATIENCE = timedelta(hours=12)
 """How long one process may keep the others waiting. A dead one is noticed at once, by its connection or its parent."""
@@ -80,7 +81,8 @@ def _join(trainer: pl.Trainer, strategy: DDPStrategy) -> None:
             f"--devices {trainer.num_devices} on {trainer.num_nodes} nodes does not agree with the processes that were "
             f"started: {' '.join(str(error).split())}"
         ) from error
-    strategy.setup_environment()
+    with quiet_lightning():
+        strategy.setup_environment()
     if _Team.control is None:
         _Team.control = dist.new_group(backend="gloo", timeout=PATIENCE)
     _Team.local_rank = trainer.local_rank
