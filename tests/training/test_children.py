@@ -22,7 +22,9 @@ from flawsmith.training import children
 children.GRACE = 2.0
 if os.environ.get("LOCAL_RANK") == "1":
     children.end_with_parent()
-    open(sys.argv[1], "w").write(str(os.getpid()))
+    with open(sys.argv[1] + ".part", "w") as file:
+        file.write(str(os.getpid()))
+    os.replace(file.name, sys.argv[1])
     print("heard by nobody")
     {child}
 team = children.Children(2)

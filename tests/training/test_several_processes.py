@@ -91,12 +91,8 @@ def test_states_maps_and_scores_are_those_of_one_process(name: str, folders: tup
     assert one.keys() == two.keys()
     tolerance = OVER_HALVES if name == "slsg" else EXACT
     for key in one:
-        if key in ("map", "score"):  # in float32
-            torch.testing.assert_close(
-                two[key], one[key], rtol=1e-3, atol=1e-5, msg=lambda text, key=key: f"{key}: {text}"
-            )
-        else:
-            torch.testing.assert_close(two[key], one[key], **tolerance, msg=lambda text, key=key: f"{key}: {text}")
+        limits = IN_FLOAT32 if key in ("map", "score") else tolerance
+        torch.testing.assert_close(two[key], one[key], **limits, msg=lambda text, key=key: f"{key}: {text}")
 
 
 @pytest.mark.parametrize("name", CASES)
