@@ -73,6 +73,13 @@ def test_first_process_says_what_another_one_said(tmp_path: Path) -> None:
     assert finished.stderr == ""
 
 
+def test_what_a_process_tells_counts_more_than_what_it_prints(tmp_path: Path) -> None:
+    child = "children.tell(FlawsmithError('the lens is dirty')); sys.exit('goodbye')"
+    finished = run(tmp_path, child=child, first=LOSES_THE_OTHER)
+
+    assert finished.stdout.splitlines()[1:] == ["refused: the lens is dirty"]
+
+
 def test_process_that_waits_in_a_backend_is_ended_with_one_line(tmp_path: Path) -> None:
     finished = run(tmp_path, child="raise FlawsmithError('the lens is dirty: wipe it')", first="time.sleep(3600)")
 

@@ -22,14 +22,26 @@ from flawsmith.runtime.errors import FlawsmithError
 
 GRACE = 10.0
 """Seconds in which the program may end by itself after another process has failed."""
-_NUMBER = "FLAWSMITH_PROCESS"
+_SAYS = "FLAWSMITH_SAYS"
+"""Variable of a process that :class:`Children` started: the file for its last words."""
 _POLL = 0.2
 
 
 def end_with_parent() -> None:
     """In a process that :class:`Children` started: end with the one that started it, whatever ended that."""
-    if os.environ.pop(_NUMBER, None) is not None:
+    if _SAYS in os.environ and not _Watch.begun:
+        _Watch.begun = True
         threading.Thread(target=_end_at_eof, daemon=True).start()
+
+
+def tell(error: FlawsmithError) -> None:
+    """In a process that :class:`Children` started: say to the first one why this one ends."""
+    if _SAYS in os.environ:
+        Path(os.environ[_SAYS]).write_text(str(error))
+
+
+class _Watch:
+    begun = False
 
 
 def _end_at_eof() -> None:
@@ -87,7 +99,12 @@ class Children:
             with file.open("w") as errors:
                 process = subprocess.Popen(
                     line,
-                    env={**os.environ, "LOCAL_RANK": str(number), _NUMBER: str(number)},
+                    env={
+                        "TORCH_CPP_LOG_LEVEL": "ERROR",  # its warnings are no last words
+                        **os.environ,
+                        "LOCAL_RANK": str(number),
+                        _SAYS: str(file.with_suffix(".says")),
+                    },
                     stdin=subprocess.PIPE,
                     stdout=subprocess.DEVNULL,
                     stderr=errors,
@@ -146,7 +163,8 @@ class Children:
             for number, (process, file) in enumerate(zip(self._processes, self._files, strict=True), 1):
                 code = process.poll()
                 if code is not None:
-                    return _words(number, code, file.read_text(errors="replace"))
+                    says = file.with_suffix(".says")
+                    return says.read_text() if says.exists() else _words(number, code, file.read_text(errors="replace"))
             if time.monotonic() >= end:
                 return None
             time.sleep(_POLL)

@@ -19,7 +19,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.training.children import Children, end_with_parent
+from flawsmith.training.children import Children, end_with_parent, tell
 from flawsmith.training.quiet import quiet_lightning
 
 PATIENCE = timedelta(hours=12)
@@ -67,7 +67,9 @@ def joined(trainer: pl.Trainer) -> Iterator[None]:
             _join(trainer, strategy)
             yield
             wait()
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, FlawsmithError):
+            tell(error)
         _leave()
         raise
 
