@@ -191,6 +191,12 @@ def parts(tmp_path_factory: pytest.TempPathFactory, draw_parts: Callable[..., Pa
 
 
 @pytest.fixture(scope="session")
+def tiny_settings() -> dict[str, dict[str, Any]]:
+    """Settings of every method that train it in a second or two."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
 def one_compilation() -> Iterator[None]:
     """The same backbone at the same size is compiled once for all training runs of the tests: it takes seconds."""
     from flawsmith.features import extract

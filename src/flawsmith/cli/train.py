@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,15 @@ def train(
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     with session(tier="train", interrupted="interrupted: continue with --resume"):
         result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
-    _conclude(result, json_=json_, quiet=quiet)
+    if _speaks():
+        _conclude(result, json_=json_, quiet=quiet)
+
+
+def _speaks() -> bool:
+    """Whether this is the first of the processes that train together."""
+    from flawsmith.training import processes
+
+    return processes.first()
 
 
 def _select(select: str, oracle: bool) -> str:
@@ -85,6 +94,8 @@ def _devices(text: str) -> int | str:
 
 
 def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, quiet: bool, json_: bool) -> TrainResult:
+    # torch's C++ part tells developers on stderr what concerns several processes; it reads this as it is loaded.
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from flawsmith.cli.settings import parse_settings
     from flawsmith.pipeline import train as pipeline
     from flawsmith.pipeline.settings import check_settings, method_config
@@ -108,7 +119,7 @@ def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dat
     from flawsmith.data.splits import calibration_split
 
     dataset = load(data, layout)
-    if not quiet:
+    if not quiet and _speaks():
         say(f"{dataset.summary()}: {dataset.recognised}")
         for note in (*dataset.notes, *(line for line in dataset.near_misses if line.startswith("not "))):
             say(f"note: {note}")

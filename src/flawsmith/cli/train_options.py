@@ -45,5 +45,8 @@ Foregrounds = Annotated[
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that forge flaws; by default two.")]
 Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
 Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")]
-Devices = Annotated[str, typer.Option(help="Lightning's devices: a number, a list such as 0,1, -1 or auto.")]
-Strategy = Annotated[str, typer.Option(help="Lightning's strategy.")]
+Devices = Annotated[
+    str,
+    typer.Option(help="Lightning's devices, which share every batch: a number, a list, -1 or auto."),
+]
+Strategy = Annotated[str, typer.Option(help="Lightning's strategy; ddp for several devices.")]

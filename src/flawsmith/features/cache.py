@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import shutil
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -75,6 +76,8 @@ class FeatureTable:
     def batch(self, rows: Sequence[int] | NDArray[np.int64]) -> list[Tensor]:
         """Level maps of some rows, finest first: float32 (rows, channels, height, width) each."""
         places = [self._places[int(row)] for row in rows]
+        if not places:  # the share of a process where a batch has fewer images than there are processes
+            return [torch.zeros(0, count, *grid) for count, grid in zip(self.channels, self.grids, strict=True)]
         return [
             torch.from_numpy(np.stack([self._shards[shard][level][at] for shard, at in places])).float()
             for level in range(len(self.channels))
@@ -144,7 +147,7 @@ class FeatureCache:
         for group, levels in _grouped(rows, maps):
             size = sum(level.nbytes for level in levels)
             self._make_room(size, in_use)
-            temporary = self._folder / f"{_TEMPORARY}{os.getpid()}-{uuid.uuid4().hex}"
+            temporary = self._folder / f"{_TEMPORARY}{os.getpid()}-{platform.node()}-{uuid.uuid4().hex}"
             try:
                 temporary.mkdir()
                 for number, level in enumerate(levels):
@@ -189,9 +192,16 @@ def _grouped(
 
 
 def _remove_if_orphaned(folder: Path) -> None:
-    """Remove the unfinished shard of a process that is no more; that of a living one is left alone."""
+    """Remove the unfinished shard of a process that is no more; that of a living one is left alone.
+
+    Whether a process of another machine that shares the cache lives cannot be known.
+    """
+    process, _, rest = folder.name.removeprefix(_TEMPORARY).partition("-")
+    machine = rest.rpartition("-")[0]
+    if machine not in ("", platform.node()):
+        return
     try:
-        os.kill(int(folder.name.removeprefix(_TEMPORARY).split("-")[0]), 0)
+        os.kill(int(process), 0)
     except (ProcessLookupError, ValueError):
         shutil.rmtree(folder, ignore_errors=True)
     except PermissionError:

@@ -111,6 +111,7 @@ class ForgedImages:
         fell_back: images whose flaw lies beside the foreground, or that have none, because no mask was accepted.
         normal: level maps of the good images as the flaws were put on them, in the form of ``levels``; None where
             they are the training images as they are, whose features are cached.
+        batch: images of the whole batch, where several processes forge it; None: these.
     """
 
     levels: list[Tensor]
@@ -118,13 +119,22 @@ class ForgedImages:
     foregrounds: Bool[np.ndarray, "images height width"]
     fell_back: int = 0
     normal: list[Tensor] | None = None
+    batch: int | None = None
+
+    @property
+    def share_fell_back(self) -> float:
+        """Images that fell back as a share of the whole batch; over processes, the shares add up."""
+        return self.fell_back / (len(self.masks) if self.batch is None else self.batch)
 
 
 class ForgedSource(Protocol):
     """Forges flaws on training images, afresh every time; what it draws is a function of (seed, epoch, place)."""
 
     def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[ForgedImages]:
-        """The forged images of every batch of an epoch, given the rows of the images to forge on."""
+        """The forged images of every batch of an epoch, given the rows of the images to forge on.
+
+        Processes that train together give the rows of all of them, and get their own share of every batch.
+        """
         ...
 
     def examples(self, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:

@@ -19,7 +19,6 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
 from flawsmith.methods.base import (
     LightningStage,
@@ -37,6 +36,7 @@ from flawsmith.methods.layers.centers import (
     nearest_center,
     safe_length,
 )
+from flawsmith.methods.layers.distributed import Part, mean
 from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches, Sampling
 from flawsmith.methods.layers.patch_detector import NearestCenterDetector, PositionDetector
 from flawsmith.methods.layers.patch_learner import PatchConfig, PatchLearner, Rows
@@ -101,7 +101,7 @@ def approximate_boundary(features: Rows, centers: Float[Tensor, "center width"])
     """Eq. 6: the mean Euclidean distance of the features to their nearest centres."""
     nearest = nearest_center(features, centers)
     distance, offset = distance_to_centers(features.float(), centers, nearest)
-    return Boundary(nearest, offset, distance, distance.mean())
+    return Boundary(nearest, offset, distance, mean(distance))
 
 
 def ray_lengths(boundary: Boundary, degree: float) -> Float[Tensor, " position"]:
@@ -125,7 +125,7 @@ def ray_anomalies(features: Rows, boundary: Boundary, degree: float) -> Rows:
 def discrimination_losses(logits: Float[Tensor, " position"], normal: int) -> tuple[Tensor, Tensor]:
     """Eqs. 8 and 9: binary cross-entropy of the first ``normal`` rows against 0 and of the others against 1."""
     logits = logits.float()
-    return F.softplus(logits[:normal]).mean(), F.softplus(-logits[normal:]).mean()
+    return mean(F.softplus(logits[:normal])), mean(F.softplus(-logits[normal:]))
 
 
 # ---- Training ------------------------------------------------------------------------------------------------------
@@ -147,27 +147,27 @@ class PBASModule(PatchLearner):
         return self.config.synthesis != "none"
 
     def batch_losses(self, batch: PatchBatch) -> dict[str, Tensor]:
-        return self.losses(self.project(batch.levels, batch.rows), batch.step)
+        return self.losses(self.project(batch.levels, batch.rows), batch.step, batch.positions)
 
-    def losses(self, features: Rows, step: tuple[int, int] = (0, 0)) -> dict[str, Tensor]:
+    def losses(self, features: Rows, step: tuple[int, int] = (0, 0), part: Part | None = None) -> dict[str, Tensor]:
         """L_abl, L_n, L_a and their weighted sum (Eqs. 6, 8, 9 and 10) of projected features."""
         boundary = approximate_boundary(features, self.centers)
         total = self.config.boundary_weight * boundary.radius
         parts = {"loss_boundary": boundary.radius}
         if self.config.synthesis != "none":
-            normal, anomalous = discrimination_losses(self._logits(features, boundary, step), len(features))
+            normal, anomalous = discrimination_losses(self._logits(features, boundary, step, part), len(features))
             parts |= {"loss_normal": normal, "loss_anomaly": anomalous}
             total = total + self.config.discrimination_weight * (normal + anomalous)
         return {"loss": total, **parts}
 
-    def _logits(self, features: Rows, boundary: Boundary, step: tuple[int, int]) -> Tensor:
+    def _logits(self, features: Rows, boundary: Boundary, step: tuple[int, int], part: Part | None) -> Tensor:
         if self.config.synthesis == "ray":
             first = self.discriminator.blocks[0].linear
             lengths = ray_lengths(boundary, self.config.anomaly_degree)
             hidden = ray_hidden(features, self.centers, boundary.nearest, lengths, first.weight, first.bias)
             return self.discriminator.from_first_linear(hidden)
-        noise = torch.Generator().manual_seed(derived_seed(self.seed, "pbas noise", *step))
-        anomalies = features + self.config.noise * torch.randn(features.shape, generator=noise).to(features.device)
+        noise = self.gaussian(features, "pbas noise", step, part)
+        anomalies = features + self.config.noise * noise
         return self.discriminator(torch.cat([features, anomalies]))
 
 

@@ -39,6 +39,7 @@ from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
+from flawsmith.training import processes
 from flawsmith.training.data import ForgingOptions, GoodImages
 from flawsmith.training.engine import LoopOptions, check_options
 from flawsmith.training.run import MODEL, REPORT, RunFolder
@@ -84,7 +85,8 @@ def train(
         data: a category folder of a known layout, or a folder of good images.
         out: the run folder; ``runs/<category>`` by default.
         resume: continue a run that was interrupted; it ends with the same bytes as an uninterrupted one.
-        accelerator, devices, strategy: Lightning's own options.
+        accelerator, devices, strategy: Lightning's own options. With several devices the program runs once more for
+            each, and all its processes get the same result (docs/training.md).
         workers: processes that forge flaws; the result does not depend on it. By default two, or one a core.
         quiet: show no progress.
         **settings: fields of :class:`flawsmith.pipeline.settings.TrainSettings`, such as ``method``, ``preset``,
@@ -105,20 +107,22 @@ def train(
     options = LoopOptions(
         precision=config.precision, accelerator=accelerator, devices=devices, strategy=strategy, quiet=quiet
     )
-    check_options(options)
+    trainer = check_options(options)
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
-    run.claim(
-        run.path,
-        {
-            "data": {"dataset": dataset.dataset, "category": dataset.category, "images_sha256": fingerprint},
-            **checked.model_dump(mode="json"),
-            "preset": preset,
-            "config": config.model_dump(mode="json"),
-        },
-        resume=resume,
-    )
-    return _Training(dataset, split, fingerprint, checked, preset, config, run, workers).finish()
+    if processes.first():
+        run.claim(
+            run.path,
+            {
+                "data": {"dataset": dataset.dataset, "category": dataset.category, "images_sha256": fingerprint},
+                **checked.model_dump(mode="json"),
+                "preset": preset,
+                "config": config.model_dump(mode="json"),
+            },
+            resume=resume,
+        )
+    with processes.joined(trainer):
+        return _Training(dataset, split, fingerprint, checked, preset, config, run, workers).finish()
 
 
 def _check_sources(settings: TrainSettings, config: MethodConfig) -> None:
@@ -167,17 +171,18 @@ class _Training:
         self.timings: dict[str, float] = {}
 
     def finish(self) -> TrainResult:
-        from flawsmith.pipeline.diagnostics import drawn
-        from flawsmith.pipeline.reporting import training_report
-
-        assert self.settings.backbone is not None
         with self._timed("backbone"):
-            backbone = load_backbone(
-                self.settings.backbone, strides=self.config.strides, seed=derived_seed(0, "random backbone")
-            )
+            backbone = processes.in_turn(self._backbone)
         geometry = self._geometry(backbone)
         method = find_method(self.settings.method)(self.config, backbone, self.settings.seed)
         data = self._learn(method, backbone, geometry)
+        bundle = processes.once(lambda: self._conclude(method, backbone, geometry, data))
+        return TrainResult(self.run.path, self.run.path / MODEL, self.run.path / REPORT, bundle)
+
+    def _conclude(self, method: Method, backbone: Backbone, geometry: Geometry, data: GoodImages) -> Bundle:
+        from flawsmith.pipeline.diagnostics import drawn
+        from flawsmith.pipeline.reporting import training_report
+
         with self._timed("export"):
             detector = method.network()
             model = export_detector(detector, self.config.image_size)
@@ -200,7 +205,12 @@ class _Training:
                 "seconds": self.timings,
             }
         )
-        return TrainResult(self.run.path, self.run.path / MODEL, self.run.path / REPORT, bundle)
+        return bundle
+
+    def _backbone(self) -> Backbone:
+        assert self.settings.backbone is not None
+        seed = derived_seed(0, "random backbone")
+        return load_backbone(self.settings.backbone, strides=self.config.strides, seed=seed)
 
     def _geometry(self, backbone: Backbone) -> Geometry:
         return Geometry(

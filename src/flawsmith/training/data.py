@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from flawsmith.data.samples import Sample
 from flawsmith.data.splits import content_hashes
 from flawsmith.features.backbones import Backbone
-from flawsmith.features.cache import FeatureCache, FeatureTable
+from flawsmith.features.cache import FeatureCache, FeatureTable, LevelMaps
 from flawsmith.features.extract import Extractor, extract_files, extractor_key, make_extractor, preparation
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
@@ -22,6 +22,7 @@ from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, provi
 from flawsmith.synthesis.forge import Forger
 from flawsmith.synthesis.recipes import Recipe
 from flawsmith.synthesis.textures import texture_source
+from flawsmith.training import processes
 from flawsmith.training.forging import PreparedImages, WorkerForge, default_workers
 
 FITTED_FOREGROUNDS = 16  # images that decide together whether there is a foreground
@@ -69,6 +70,7 @@ class GoodImages:
         self.dataset, self.category = self.samples[0].dataset, self.samples[0].category
         self._extractor, self._cache = extractor, cache
         self._forging = forging or ForgingOptions()
+        self._tables: dict[tuple[str, bool], FeatureTable] = {}
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -81,16 +83,23 @@ class GoodImages:
     def _hashes(self) -> Sequence[str]:
         return content_hashes(self._paths)
 
-    @cached_property
-    def _features(self) -> FeatureTable:
-        return self._cache.table(
-            self._hashes,
+    def features(self) -> FeatureTable:
+        """Level maps of all images, extracted at most once and kept on disk."""
+        return self._table(
+            "features",
+            self._cache,
             lambda rows: extract_files(self._extractor, [self._paths[row] for row in rows], self.geometry),
         )
 
-    def features(self) -> FeatureTable:
-        """Level maps of all images, extracted at most once and kept on disk."""
-        return self._features
+    def _table(
+        self, name: str, cache: FeatureCache, extract: Callable[[Sequence[int]], Iterable[LevelMaps]]
+    ) -> FeatureTable:
+        """A table that the first process of a machine fills; the others find it in the cache."""
+        here = name, processes.several()  # what one process has made on its own, the others have still to find
+        if here not in self._tables:
+            known = self._tables.get((name, not processes.several()))
+            self._tables[here] = processes.in_turn(lambda: known or cache.table(self._hashes, extract))
+        return self._tables[here]
 
     def images(self, geometry: Geometry | None = None) -> Iterator[NDArray[np.float32]]:
         """All images, normalised, (3, height, width); a given geometry takes the value range of this data's source."""
@@ -106,12 +115,12 @@ class GoodImages:
         cache = FeatureCache(key, self._cache.root, self._cache.cap)
         return GoodImages(self.samples, self.geometry, extractor, cache, seed=self.seed, forging=self._forging)
 
-    @cached_property
     def _prepared(self) -> PreparedImages:
         """The images at the network's size, kept beside the features: forging reads them many times."""
         key = hashlib.sha256(f"images\n{preparation(self.geometry)}".encode()).hexdigest()[:32]
-        table = FeatureCache(key, self._cache.root, self._cache.cap).table(
-            self._hashes, lambda rows: ([self.geometry.apply(decode(self._paths[row]))] for row in rows)
+        cache = FeatureCache(key, self._cache.root, self._cache.cap)
+        table = self._table(
+            "images", cache, lambda rows: ([self.geometry.apply(decode(self._paths[row]))] for row in rows)
         )
         return PreparedImages(table, self._paths, self.geometry)
 
@@ -122,20 +131,21 @@ class GoodImages:
             FlawsmithError: no such textures or masks.
         """
         options = self._forging
+        prepared = self._prepared()
         forger = Forger(
             recipe,
             texture_source(options.textures, self._paths, fit=recipe.fit, value_range=self.geometry.value_range),
-            self._foregrounds(foreground),
+            self._foregrounds(foreground, prepared),
             self.geometry,
-            others=self._prepared.any,
+            others=prepared.any,
             grid=grid,
             match_grey=match_grey,
         )
         workers = default_workers() if options.workers is None else options.workers
-        return WorkerForge(self._prepared, forger, self._extractor, seed=self.seed, workers=workers)
+        return WorkerForge(prepared, forger, self._extractor, seed=self.seed, workers=workers)
 
-    def _foregrounds(self, settings: Foreground) -> ForegroundProvider:
+    def _foregrounds(self, settings: Foreground, images: PreparedImages) -> ForegroundProvider:
         """The provider, fitted on images spread over the data set."""
         found = provider(settings, self._forging.foregrounds)
         rows = np.unique(np.linspace(0, len(self) - 1, FITTED_FOREGROUNDS).round().astype(int))
-        return found.fit(self._prepared[int(row)] for row in rows)
+        return found.fit(images[int(row)] for row in rows)

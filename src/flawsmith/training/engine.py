@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import logging
+import os
 import time
 import warnings
 from collections.abc import Iterator, Mapping
@@ -13,13 +13,21 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.strategies import DDPStrategy
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from flawsmith.methods.base import EpochBatches
+from flawsmith.methods.layers.distributed import apart, together
+from flawsmith.methods.layers.shared_batch_norm import own_batch_norms, share_batch_norms
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.training import processes
 from flawsmith.training.checkpoints import SafeCheckpointIO, load_tensors, save_tensors
 from flawsmith.training.metrics import MetricsFile
+from flawsmith.training.quiet import quiet_lightning
 from flawsmith.training.selection import Chooser
 
 SECONDS_BETWEEN_CHECKPOINTS = 5.0
@@ -86,11 +94,13 @@ def fit_module(
         selection: measures the detector as it trains; the best state is restored at the end. None keeps the last.
     """
     watch = _Watch(name, epochs, checkpoint, metrics, options, selection)
-    with warnings.catch_warnings(), _quiet_lightning(), _flushed_denormals():
+    with warnings.catch_warnings(), quiet_lightning(), _flushed_denormals():
         warnings.filterwarnings("ignore", module="lightning")
-        trainer = _trainer(options, max_epochs=epochs, callbacks=[watch], default_root_dir=str(checkpoint.parent))
+        trainer = make_trainer(options, max_epochs=epochs, callbacks=[watch], default_root_dir=str(checkpoint.parent))
+        begun = processes.once(checkpoint.exists)
         try:
-            trainer.fit(module, _Loader(batches, module), ckpt_path=str(checkpoint) if checkpoint.exists() else None)
+            with together():
+                trainer.fit(module, _Loader(batches, module), ckpt_path=str(checkpoint) if begun else None)
         except SystemExit:  # Lightning's own way to end after Ctrl-C
             raise KeyboardInterrupt from None
         except RuntimeError as error:
@@ -103,19 +113,25 @@ def fit_module(
     if trainer.interrupted:
         raise KeyboardInterrupt
     watch.restore_best(module)
+    processes.same_everywhere(module)
     module.eval()
 
 
-def check_options(options: LoopOptions) -> None:
+def check_options(options: LoopOptions) -> pl.Trainer:
     """Find out whether Lightning can do what it is asked to, before any work is done.
+
+    Returns:
+        A trainer that knows the processes it needs.
 
     Raises:
         FlawsmithError: no such accelerator, devices or strategy here.
     """
-    with warnings.catch_warnings(), _quiet_lightning():
+    with warnings.catch_warnings(), quiet_lightning():
         warnings.filterwarnings("ignore", module="lightning")
         try:
-            _trainer(options)
+            return make_trainer(options)
+        except FlawsmithError:
+            raise
         except Exception as error:  # Lightning raises its own types, ValueError, TypeError and RuntimeError alike
             reason = str(error).strip().splitlines()[0]
             raise FlawsmithError(
@@ -124,23 +140,63 @@ def check_options(options: LoopOptions) -> None:
             ) from error
 
 
-def _trainer(options: LoopOptions, **settings: Any) -> pl.Trainer:
-    return pl.Trainer(
-        accelerator=options.accelerator,
-        devices=options.devices,
-        strategy=options.strategy,
-        precision=options.precision,  # type: ignore[arg-type]
-        plugins=[SafeCheckpointIO()],
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        **settings,
-    )
+def make_trainer(options: LoopOptions, **settings: Any) -> pl.Trainer:
+    """Lightning's trainer; for several processes with its data-parallel strategy.
+
+    Raises:
+        FlawsmithError: another strategy for several processes.
+    """
+
+    def trainer(strategy: str | DDPStrategy, *plugins: LayerSync) -> pl.Trainer:
+        return pl.Trainer(
+            accelerator=options.accelerator,
+            devices=options.devices,
+            num_nodes=_nodes(),
+            strategy=strategy,
+            precision=options.precision,  # type: ignore[arg-type]
+            plugins=[SafeCheckpointIO(), *plugins],
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **settings,
+        )
+
+    asked = trainer(options.strategy)
+    if asked.world_size == 1:
+        return asked
+    if type(asked.strategy) is not DDPStrategy or asked.strategy._start_method != "popen":
+        raise FlawsmithError(
+            f"--strategy {options.strategy} is not possible in several processes: methods share batches by --strategy "
+            "ddp, which auto chooses in a program"
+        )
+    # Some steps leave parameters unused (a discriminator while its generator learns); buffers are the same everywhere.
+    shared = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, timeout=processes.PATIENCE)
+    return trainer(shared, _SharedStatistics())
+
+
+def _nodes() -> int:
+    """Machines that take part, as torchrun or SLURM say."""
+    if TorchElasticEnvironment.detect():
+        return int(os.environ["WORLD_SIZE"]) // int(os.environ["LOCAL_WORLD_SIZE"])
+    return int(os.environ.get("SLURM_NNODES", "1")) if SLURMEnvironment.detect() else 1
+
+
+class _SharedStatistics(LayerSync):
+    """Batch norms over all processes while a module trains; see layers/shared_batch_norm.py."""
+
+    def apply(self, model: torch.nn.Module) -> torch.nn.Module:
+        share_batch_norms(model)
+        return model
+
+    def revert(self, model: torch.nn.Module) -> torch.nn.Module:
+        own_batch_norms(model)
+        return model
 
 
 class _Watch(pl.Callback):
-    """Progress, metrics, checkpoints and selection of one stage."""
+    """Progress, metrics, checkpoints and selection of one stage; of several processes the first one's."""
 
     def __init__(
         self,
@@ -163,11 +219,13 @@ class _Watch(pl.Callback):
             TextColumn("{task.fields[loss]}"),
             TimeRemainingColumn(),
         )
-        self._progress = Progress(*columns, console=options.console, disable=options.quiet, transient=True)
+        shown = processes.first() and not options.quiet
+        self._progress = Progress(*columns, console=options.console, disable=not shown, transient=True)
         self._task = self._progress.add_task(f"training {name}", total=epochs, loss="")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._metrics.restart(trainer.current_epoch)
+        if trainer.is_global_zero:
+            self._metrics.restart(trainer.current_epoch)
         self._progress.start()
         self._progress.update(self._task, completed=trainer.current_epoch)
 
@@ -181,6 +239,15 @@ class _Watch(pl.Callback):
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         epoch = trainer.current_epoch
+        if trainer.is_global_zero:
+            with apart():
+                self._record(epoch, pl_module)
+        due = epoch + 1 == self._epochs or time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS
+        if processes.once(lambda: due):
+            trainer.save_checkpoint(self._checkpoint)
+            self._saved = time.monotonic()
+
+    def _record(self, epoch: int, pl_module: pl.LightningModule) -> None:
         means = {key: value / self._steps for key, value in self._sums.items()}
         self._sums, self._steps = {}, 0
         if self._selection is not None and self._selection.due(epoch, self._epochs):
@@ -190,9 +257,6 @@ class _Watch(pl.Callback):
             pl_module.train()
         self._metrics.append(epoch, means)
         self._progress.update(self._task, completed=epoch + 1, loss=f"loss {means['loss']:.4f}")
-        if epoch + 1 == self._epochs or time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS:
-            trainer.save_checkpoint(self._checkpoint)
-            self._saved = time.monotonic()
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._progress.stop()
@@ -206,7 +270,7 @@ class _Watch(pl.Callback):
         save_tensors(module.state_dict(), self._best, structure=repr(value))
 
     def restore_best(self, module: pl.LightningModule) -> None:
-        if self._selection is not None:
+        if self._selection is not None and processes.first():
             module.load_state_dict(load_tensors(self._best)[0])
 
 
@@ -218,17 +282,3 @@ def _flushed_denormals() -> Iterator[None]:
         yield
     finally:
         torch.set_flush_denormal(False)
-
-
-class _quiet_lightning:  # noqa: N801, used as a function
-    """Lightning announces devices and tips on its loggers; what goes wrong still raises."""
-
-    def __enter__(self) -> None:
-        self._loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-        self._levels = [logger.level for logger in self._loggers]
-        for logger in self._loggers:
-            logger.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        for logger, level in zip(self._loggers, self._levels, strict=True):
-            logger.setLevel(level)

@@ -21,6 +21,7 @@ from flawsmith.data.seeding import generator
 from flawsmith.features.cache import FeatureTable
 from flawsmith.features.extract import Extractor
 from flawsmith.methods.base import ForgedImages
+from flawsmith.methods.layers.distributed import share
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.forge import Forged, Forger, to_8_bit
@@ -179,7 +180,7 @@ class WorkerForge:
             self._forged,
             batch_sampler=self._plan,
             num_workers=workers,
-            collate_fn=_stack,
+            collate_fn=_Stack(images.geometry.size, jitter=forger.recipe.jitter > 0),
             prefetch_factor=PREFETCHED if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread,
@@ -194,20 +195,24 @@ class WorkerForge:
     def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[ForgedImages]:
         starts = np.cumsum([0, *map(len, rows)])
         self._plan.batches = [
-            [Place(int(row), epoch, int(start) + number) for number, row in enumerate(batch)]
+            [Place(int(row), epoch, int(start) + number) for number, row in enumerate(batch)][share(len(batch))]
             for start, batch in zip(starts[:-1], rows, strict=True)
         ]
         with _one_opencv_thread():
             forged = iter(self._loader)
-        for batch in forged:
+        for batch, whole in zip(forged, rows, strict=True):
             if isinstance(batch, FlawsmithError):
                 raise batch
             levels = self._levels(batch.images)
             normal = None if batch.good is None else self._levels(batch.good)
-            yield ForgedImages(levels, batch.masks.numpy(), batch.foregrounds.numpy(), batch.fell_back, normal)
+            masks, foregrounds = batch.masks.numpy(), batch.foregrounds.numpy()
+            yield ForgedImages(levels, masks, foregrounds, batch.fell_back, normal, len(whole))
 
     def _levels(self, images: Tensor) -> list[Tensor]:
         """Level maps of normalised images (images, 3, height, width), finest first."""
+        if not len(images):
+            one = np.zeros((1, *images.shape[1:]), np.float32)
+            return [torch.from_numpy(level[:0]) for level in self._extractor(one)]
         # One image at a time: compiled backbones on a CPU are faster so, and a feature has no neighbours.
         levels = zip(*(self._extractor(images[[number]].numpy()) for number in range(len(images))), strict=True)
         return [torch.from_numpy(np.concatenate(level)) for level in levels]
@@ -230,16 +235,29 @@ def _one_thread(worker: int) -> None:
     threadpool_limits(1)
 
 
-def _stack(samples: list[Sample | FlawsmithError]) -> _Batch | FlawsmithError:
-    """A batch as tensors, which workers hand over in shared memory; arrays would be copied through a pipe."""
-    drawn = [sample for sample in samples if not isinstance(sample, FlawsmithError)]
-    if len(drawn) < len(samples):
-        return next(sample for sample in samples if isinstance(sample, FlawsmithError))
-    good = [sample.good for sample in drawn if sample.good is not None]
-    return _Batch(
-        torch.stack([sample.image for sample in drawn]),
-        torch.from_numpy(np.stack([sample.mask for sample in drawn])),
-        torch.from_numpy(np.stack([sample.foreground for sample in drawn])),
-        sum(sample.fell_back for sample in drawn),
-        torch.stack(good) if good else None,
-    )
+class _Stack:
+    """A batch of samples as tensors, which workers hand over in shared memory; arrays would be copied through a pipe.
+
+    Args:
+        size: (height, width) of the images.
+        jitter: whether the recipe changes good images too.
+    """
+
+    def __init__(self, size: tuple[int, int], *, jitter: bool) -> None:
+        self._size, self._jitter = size, jitter
+
+    def __call__(self, samples: list[Sample | FlawsmithError]) -> _Batch | FlawsmithError:
+        drawn = [sample for sample in samples if not isinstance(sample, FlawsmithError)]
+        if len(drawn) < len(samples):
+            return next(sample for sample in samples if isinstance(sample, FlawsmithError))
+        if not drawn:
+            images, masks = torch.zeros(0, 3, *self._size), torch.zeros(0, *self._size, dtype=torch.bool)
+            return _Batch(images, masks, masks, 0, images if self._jitter else None)
+        good = [sample.good for sample in drawn if sample.good is not None]
+        return _Batch(
+            torch.stack([sample.image for sample in drawn]),
+            torch.from_numpy(np.stack([sample.mask for sample in drawn])),
+            torch.from_numpy(np.stack([sample.foreground for sample in drawn])),
+            sum(sample.fell_back for sample in drawn),
+            torch.stack(good) if good else None,
+        )

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, replacing
+from flawsmith.training import processes
 from flawsmith.training.checkpoints import load_tensors, save_tensors
 from flawsmith.training.engine import LoopOptions, fit_module
 from flawsmith.training.metrics import MetricsFile, read_rows
@@ -62,9 +63,13 @@ class RunFolder:
     def once(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
         """The tensors that ``compute`` gives, computed at most once a run."""
         file = self.path / "checkpoints" / f"{name}.safetensors"
-        if not file.exists():
-            save_tensors(compute(), file)
-        return load_tensors(file)[0]
+
+        def found() -> dict[str, Tensor]:
+            if not file.exists():
+                save_tensors(compute(), file)
+            return load_tensors(file)[0]
+
+        return processes.once(found)
 
     def fit(self, name: str, module: pl.LightningModule, batches: Any, *, epochs: int, selects: bool = True) -> None:
         """Train a module, from its last checkpoint where there is one; without ``selects`` the last one is kept."""

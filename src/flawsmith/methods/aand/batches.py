@@ -50,7 +50,7 @@ class ForgedCells:
             forged.levels,
             [cells_of(masks, grid, share=share) for grid in grids],
             [cells_of(foregrounds, grid, share=share) for grid in grids],
-            forged.fell_back / len(forged.masks),
+            forged.share_fell_back,
         )
 
     def at(self, step: tuple[int, int]) -> ForgedCells:
@@ -117,6 +117,8 @@ class AdvancedTeacher:
         return len(self._features)
 
     def batch(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
+        if not len(rows):
+            return self._features.batch(rows)
         if next(self._amplifiers.parameters()).device.type != "cpu":  # there a whole batch costs less than its way back
             return self._advanced(rows)
         return [torch.cat(level) for level in zip(*(self._row(int(row)) for row in rows), strict=True)]

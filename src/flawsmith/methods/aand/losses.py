@@ -1,4 +1,4 @@
-"""The losses of both stages, on plain tensors."""
+"""The losses of both stages, on plain tensors; their means are those of all processes that train together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flawsmith.methods.layers.distributed import mean, total, total_count
 from flawsmith.methods.layers.precision import full_precision
 
 Rows = Float[Tensor, "position channel"]
@@ -27,7 +28,8 @@ def amplification_loss(amplified: Rows, anomalous: Rows, normal: Rows, *, margin
     """L_A of Eqs. 7 and 8 for one level: anomalies move away from normal features by a margin.
 
     The mean over all pairs (i, j) of max(0, s(A_i, N_j) − (s(T_i, N_j) − α)), whose gradient is that of the paper's
-    max(s, S_ref). Without anomalous or without normal positions it is 0.
+    max(s, S_ref). Without anomalous or without normal positions it is 0. Processes that train together give their own
+    anomalous positions and the normal positions of all.
 
     Args:
         amplified: A, amplified features of anomalous positions.
@@ -35,17 +37,17 @@ def amplification_loss(amplified: Rows, anomalous: Rows, normal: Rows, *, margin
         normal: N, the vanilla teacher's features of normal positions.
         margin: α.
     """
-    if not len(amplified) or not len(normal):
+    if not total_count(len(amplified)) or not len(normal):
         return amplified.new_zeros(()).float()
     moved, start, others = (F.normalize(rows.float(), dim=1) for rows in (amplified, anomalous, normal))
     with full_precision(amplified.device):
         reference = start @ others.T - margin
-        return F.relu(moved @ others.T - reference).mean()
+        return mean(F.relu(moved @ others.T - reference))
 
 
 def distillation_loss(teacher: Map, student: Map) -> Float[Tensor, ""]:
     """L_KD of Eq. 10 for one level: 1 − cosine of the flattened maps, mean over the batch."""
-    return (1 - F.cosine_similarity(teacher.float().flatten(1), student.float().flatten(1), dim=1)).mean()
+    return mean(1 - F.cosine_similarity(teacher.float().flatten(1), student.float().flatten(1), dim=1))
 
 
 def hard_distillation_loss(teacher: Map, student: Map, positions: int) -> Float[Tensor, ""]:
@@ -57,18 +59,18 @@ def hard_distillation_loss(teacher: Map, student: Map, positions: int) -> Float[
         positions: K_h; all positions where a map has fewer.
     """
     distance = cosine_distance(teacher, student).flatten(1)
-    return distance.topk(min(positions, distance.shape[1]), dim=1).values.mean()
+    return mean(distance.topk(min(positions, distance.shape[1]), dim=1).values)
 
 
 def gate_precision(gate: Float[Tensor, "batch 1 height width"], anomalous: Cells) -> Float[Tensor, ""]:
     """Share of the positions with a gate above one half that are anomalous; 0 where there are none."""
     predicted = gate[:, 0] > 0.5
-    return (predicted & anomalous).sum() / (predicted.sum() + 1e-5)
+    return total((predicted & anomalous).sum()) / (total(predicted.sum()) + 1e-5)
 
 
 def gate_recall(gate: Float[Tensor, "batch 1 height width"], anomalous: Cells) -> Float[Tensor, ""]:
     """Share of the anomalous positions with a gate above one half; 0 where there are none."""
-    return ((gate[:, 0] > 0.5) & anomalous).sum() / (anomalous.sum() + 1e-5)
+    return total(((gate[:, 0] > 0.5) & anomalous).sum()) / (total(anomalous.sum()) + 1e-5)
 
 
 def as_rows(level: Map) -> Rows:

@@ -24,6 +24,7 @@ from flawsmith.methods.aand.losses import (
     step_rate,
 )
 from flawsmith.methods.aand.student import Student
+from flawsmith.methods.layers.distributed import gathered, mean, own, total, total_count
 from flawsmith.methods.layers.losses import balanced_focal
 from flawsmith.methods.layers.patch_batches import PatchBatch
 
@@ -93,10 +94,10 @@ class AmplificationModule(StageModule):
         sums = {name: torch.stack(values).sum() for name, values in found.items() if name.startswith("loss")}
         means = {name: torch.stack(values).mean() for name, values in found.items() if name not in sums}
         weights = {"loss_focal": 1.0, "loss_amplification": config.amplification_weight}
-        total = torch.stack([weights[name] * value for name, value in sums.items()]).sum()
-        if not total.requires_grad:  # generators alone, and no anomalous cell in the batch: nothing to learn from it
-            total = total + sum(parameter.sum() for parameter in self.amplifiers.parameters()) * 0.0
-        return {"loss": total, **sums, **means, "fell_back": torch.tensor(batch.fell_back)}
+        loss = torch.stack([weights[name] * value for name, value in sums.items()]).sum()
+        if not loss.requires_grad:  # generators alone, and no anomalous cell in the batch: nothing to learn from it
+            loss = loss + sum(parameter.sum() for parameter in self.amplifiers.parameters()) * 0.0
+        return {"loss": loss, **sums, **means, "fell_back": total(torch.tensor(batch.fell_back))}
 
     def _level(
         self, amplifier: Amplifier, level: Map, anomalous: Cells, foreground: Cells, draw: tuple[int, int, int]
@@ -114,26 +115,30 @@ class AmplificationModule(StageModule):
         return found
 
     def drawn(self, anomalous: Cells, foreground: Cells, draw: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """Normal cells of the foreground and anomalous cells that L_A looks at, by row; a function of seed and step."""
+        """Normal cells of the foreground and anomalous cells that L_A looks at, by row; a function of seed and step.
+
+        They are rows of the whole batch, whatever part of it this process has.
+        """
         source = torch.Generator().manual_seed(derived_seed(self.seed, "amplification cells", *draw))
-        normal = drawn((~anomalous & foreground).flatten(), self.config.normal_cells, source)
-        return normal, drawn(anomalous.flatten(), self.config.anomalous_cells, source)
+        normal = drawn(gathered((~anomalous & foreground).flatten()), self.config.normal_cells, source)
+        return normal, drawn(gathered(anomalous.flatten()), self.config.anomalous_cells, source)
 
     def _amplification(
         self, amplifier: Amplifier, level: Map, gate: GateMap | None, normal: Tensor, anomalous: Tensor
     ) -> dict[str, Tensor]:
         """L_A of a level, and how strong residuals are beside the features, weighted as in inspection (Fig. 8)."""
         features, weights = as_rows(level), None if gate is None else as_rows(gate)
+        recorded = own(normal[:RECORDED_CELLS], len(features))
+        normal, anomalous = own(normal, len(features)), own(anomalous, len(features))
         teacher = features[anomalous]
         residual = _residual(amplifier, teacher)
         predicted = weights is not None and self.config.gate_weight == "predicted"
         amplified = teacher + (weights[anomalous] * residual if weights is not None and predicted else residual)
-        loss = amplification_loss(amplified, teacher, features[normal], margin=self.config.margin)
+        loss = amplification_loss(amplified, teacher, gathered(features[normal]), margin=self.config.margin)
         with torch.no_grad():
-            some = normal[:RECORDED_CELLS]
             kinds = {
                 "residual_anomalous": (anomalous, residual),
-                "residual_normal": (some, _residual(amplifier, features[some])),
+                "residual_normal": (recorded, _residual(amplifier, features[recorded])),
             }
             shares = {name: _intensity(features, weights, *kind) for name, kind in kinds.items()}
         return {"loss_amplification": loss, **shares}
@@ -146,10 +151,10 @@ def _residual(amplifier: Amplifier, rows: Rows) -> Rows:
 
 def _intensity(features: Rows, weights: Rows | None, cells: Tensor, residual: Rows) -> Tensor:
     """Mean of ‖w·Δ‖ / ‖F‖ over some cells; 0 where there are none."""
-    if not len(cells):
+    if not total_count(len(cells)):
         return features.new_zeros(())
     weighted = residual if weights is None else weights[cells] * residual
-    return (weighted.float().norm(dim=1) / features[cells].norm(dim=1).clamp_min(1e-12)).mean()
+    return mean(weighted.float().norm(dim=1) / features[cells].norm(dim=1).clamp_min(1e-12))
 
 
 class DistillationModule(StageModule):

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flawsmith.data.seeding import derived_seed
 from flawsmith.methods.glass.config import GLASSConfig
 from flawsmith.methods.glass.spectrogram import Hypothesis
 from flawsmith.methods.glass.synthesis import Anomalies, global_anomalies, local_loss, pushed_out
+from flawsmith.methods.layers.distributed import Part, mean, total
 from flawsmith.methods.layers.forged_batches import PairedBatch
 from flawsmith.methods.layers.patch_learner import PatchLearner, Rows
 from flawsmith.methods.layers.projection import Shell, radius_of
@@ -69,12 +69,11 @@ class GLASSModule(PatchLearner):
 
     def batch_losses(self, batch: PairedBatch) -> dict[str, Tensor]:
         losses = self.losses(self.branches(batch))
-        return losses if batch.forged is None else losses | {"fell_back": torch.tensor(batch.fell_back)}
+        return losses if batch.forged is None else losses | {"fell_back": total(torch.tensor(batch.fell_back))}
 
-    def noise(self, like: Rows, step: tuple[int, int]) -> Rows:
+    def noise(self, like: Rows, step: tuple[int, int], part: Part | None = None) -> Rows:
         """ε of Eq. 5, a function of the seed and the step."""
-        source = torch.Generator().manual_seed(derived_seed(self.seed, "glass noise", *step))
-        return self.config.noise * torch.randn(like.shape, generator=source).to(like.device)
+        return self.config.noise * self.gaussian(like, "glass noise", step, part)
 
     def branches(self, batch: PairedBatch) -> Branches:
         """Features of the three branches: normal ones, global anomalies made of them, and forged flaws."""
@@ -88,7 +87,7 @@ class GLASSModule(PatchLearner):
         if config.gas != "none":
             # Around the manifold g depends on u as identity; within the hypersphere the gradient reaches u through the
             # radial scaling of every projection.
-            noise = self.noise(normal, batch.normal.step)
+            noise = self.noise(normal, batch.normal.step, batch.normal.positions)
             shell, offset = Shell(normal, config.inner_radius, config.outer_radius), noise
             if spherical:
                 shell, offset = Shell(centers, radius, config.shell * radius), normal + noise - centers
@@ -106,9 +105,9 @@ class GLASSModule(PatchLearner):
             hidden = torch.cat([hidden, discriminator.blocks[0].linear(branches.gas.features)])
         logits = discriminator.from_first_linear(hidden).float()
         count = len(branches.normal)
-        found["loss_normal"] = F.softplus(logits[:count]).mean()
+        found["loss_normal"] = mean(F.softplus(logits[:count]))
         if branches.gas is not None:
-            found["loss_gas"] = F.softplus(-logits[count:]).mean()
+            found["loss_gas"] = mean(F.softplus(-logits[count:]))
         if branches.las is not None and branches.anomalous is not None:
             found["loss_las"] = local_loss(
                 discriminator(branches.las),
@@ -117,9 +116,9 @@ class GLASSModule(PatchLearner):
                 gamma=config.focal_gamma,
             )
         weights = {"loss_gas": config.gas_weight}
-        total = torch.stack([weights.get(name, 1.0) * value for name, value in found.items()]).sum()
+        loss = torch.stack([weights.get(name, 1.0) * value for name, value in found.items()]).sum()
         moved = {} if branches.gas is None else {"moved": branches.gas.moved}
-        return {"loss": total, **found, **moved, "radius": branches.radius}
+        return {"loss": loss, **found, **moved, "radius": branches.radius}
 
     def _centers_of(self, batch: PairedBatch, count: int) -> Rows:
         """The centre of the position of every feature of a batch."""

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flawsmith.methods.glass.config import GLASSConfig
+from flawsmith.methods.layers.distributed import mean
 from flawsmith.methods.layers.heads import Discriminator
 from flawsmith.methods.layers.hidden_ascent import Forward, HiddenAscent, NormalHalf
 from flawsmith.methods.layers.losses import hardest, two_class_focal
@@ -70,7 +71,7 @@ def global_anomalies(
         if config.gas == "projected" and steps == config.project_every:
             found = shell.put(offset)
             offset, scale = found.offset, found.scale.detach()
-            moved.append(found.moved.float().mean())
+            moved.append(mean(found.moved.float()))
         ascent.restart(anchor + (ascent.hidden - anchor) * scale[:, None])
     return Anomalies(shell.origin + offset, torch.stack(moved).mean() if moved else offset.new_zeros(()))
 

@@ -90,5 +90,5 @@ class ForgedBatches:
             yield PairedBatch(normal, forged.levels, cells, forged.fell_back)
 
     def _reduced(self, forged: ForgedImages) -> _Forged:
-        cells = np.stack([strided_cells(mask, self._grid, self._stride) for mask in forged.masks])
-        return _Forged(forged.levels, torch.from_numpy(cells.reshape(-1)), forged.fell_back / len(forged.masks))
+        cells = np.array([strided_cells(mask, self._grid, self._stride) for mask in forged.masks], bool)
+        return _Forged(forged.levels, torch.from_numpy(cells.reshape(-1)), forged.share_fell_back)

@@ -7,7 +7,8 @@ length is √(δᵀ(WWᵀ)δ), and a step of g by s·Wᵀδ moves h by s·(WWᵀ
 matrix WWᵀ instead of two with W, and g itself is wanted only where it is projected: g + Wᵀ Σ s·δ.
 
 The normal half enters the loss of no step; it only takes part in the batch norm's statistics. Its sums are computed
-once. Every figure is that of the plain procedure, up to rounding.
+once. Every figure is that of the plain procedure, up to rounding. Counts and sums over positions are those of all
+processes that train together; features stay where they are.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from flawsmith.methods.layers.distributed import mean_row, total, total_count, totals
 from flawsmith.methods.layers.heads import LEAKY_SLOPE, Discriminator
 from flawsmith.methods.layers.projection import EPSILON
 
@@ -45,9 +47,9 @@ class NormalHalf:
     def of(cls, hidden: Float[Tensor, "position hidden"]) -> NormalHalf:
         """From the first layer's output for the normal features."""
         hidden = hidden.detach().float()
-        shift = hidden.mean(dim=0)
+        shift = mean_row(hidden)
         squares = sum(((part - shift).square().sum(dim=0) for part in _pieces(hidden)), torch.zeros_like(shift))
-        return cls(len(hidden), shift, squares)
+        return cls(total_count(len(hidden)), shift, total(squares))
 
 
 class Forward(NamedTuple):
@@ -89,13 +91,14 @@ class HiddenAscent:
         self._weight = weight.to(_product_dtype(weight))
         self._gram = (weight @ weight.T).to(self._weight.dtype)
         self._out = discriminator.out.weight.detach()[0]
+        self._synthetic = total_count(len(hidden))
         self.restart(hidden)
 
     def restart(self, hidden: Float[Tensor, "position hidden"]) -> None:
         """Go on from other synthetic features, such as projected ones."""
         self._hidden = hidden.detach().float() - self._normal.shift
         self._steps = torch.zeros_like(self._hidden)
-        self._sums = [values.sum(dim=0) for values in (self._hidden, self._hidden.square())]
+        self._sums = totals(self._hidden.sum(dim=0), self._hidden.square().sum(dim=0))
 
     @property
     def hidden(self) -> Float[Tensor, "position hidden"]:
@@ -131,7 +134,7 @@ class HiddenAscent:
 
     @property
     def _count(self) -> int:
-        return self._normal.count + len(self._hidden)
+        return self._normal.count + self._synthetic
 
     def _slopes(self, hidden: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """The batch norm's output, and the logit's derivative with respect to it."""
@@ -150,10 +153,11 @@ class HiddenAscent:
         for hidden in _pieces(self._hidden):
             normalised, slopes = self._slopes(hidden, scale, offset)
             logits.append(normalised.mul_(slopes).sum(dim=1))  # leaky ReLU times the last weight
-            errors.append(torch.sigmoid(-logits[-1]).div_(-len(self._hidden)))
+            errors.append(torch.sigmoid(-logits[-1]).div_(-self._synthetic))
             sums[0].addmv_(slopes.T, errors[-1])
             sums[1].addmv_(slopes.mul_(hidden).T, errors[-1])
-        return torch.cat(logits), torch.cat(errors), sums
+        gradients, gradients_times_input = totals(*sums)
+        return torch.cat(logits), torch.cat(errors), (gradients, gradients_times_input)
 
     def _through_norm(
         self, scale: Tensor, mean: Tensor, variance: Tensor, gradients: Tensor, gradients_times_input: Tensor
@@ -166,7 +170,7 @@ class HiddenAscent:
 
     def _move(self, scale: Tensor, offset: Tensor, errors: Tensor, through: tuple[Tensor, Tensor]) -> None:
         """Move every feature along its gradient, in hidden space, and sum up where all are now."""
-        self._sums = [torch.zeros_like(scale), torch.zeros_like(scale)]
+        sums = torch.zeros_like(scale), torch.zeros_like(scale)
         pieces = zip(_pieces(self._hidden), _pieces(self._steps), torch.split(errors, _rows(self._hidden)), strict=True)
         for hidden, steps, error in pieces:
             _, slopes = self._slopes(hidden, scale, offset)
@@ -177,8 +181,9 @@ class HiddenAscent:
             factor = (self._step_size / (length + EPSILON))[:, None]
             steps.addcmul_(gradient, factor)
             hidden.addcmul_(image, factor)
-            self._sums[0] += hidden.sum(dim=0)
-            self._sums[1] += hidden.square().sum(dim=0)
+            sums[0].add_(hidden.sum(dim=0))
+            sums[1].add_(hidden.square().sum(dim=0))
+        self._sums = totals(*sums)
 
 
 def _rows(matrix: Tensor) -> int:

@@ -1,4 +1,4 @@
-"""Losses on single positions that more than one method uses."""
+"""Losses on single positions that more than one method uses; processes that train together share them."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
+
+from flawsmith.methods.layers.distributed import gathered, mean
 
 SMOOTHING = 1e-5
 LEAST = 1e-12
@@ -30,7 +32,7 @@ def two_class_focal(
     wanted = target.clamp(SMOOTHING, 1 - SMOOTHING)
     unwanted = (1 - target).clamp(SMOOTHING, 1 - SMOOTHING)
     likelihood = wanted * probability + unwanted * (1 - probability) + SMOOTHING
-    return (-((1 - likelihood) ** gamma) * likelihood.log()).mean()
+    return mean(-((1 - likelihood) ** gamma) * likelihood.log())
 
 
 class Hardest(NamedTuple):
@@ -54,7 +56,7 @@ def hardest(probability: Float[Tensor, " position"], target: Float[Tensor, " pos
         quantile: share of positions left out, in [0, 1); linear interpolation between order statistics.
     """
     error = (probability.detach().float() - target.float()).square()
-    threshold = torch.quantile(error, quantile)
+    threshold = torch.quantile(gathered(error), quantile)
     return Hardest(threshold, error >= threshold)
 
 
@@ -74,4 +76,4 @@ def balanced_focal(
     probability, target = probability.float(), target.float()
     found = alpha * (1 - probability) ** gamma * target * probability.clamp_min(LEAST).log()
     missed = (1 - alpha) * probability**gamma * (1 - target) * (1 - probability).clamp_min(LEAST).log()
-    return -(found + missed).mean()
+    return -mean(found + missed)

@@ -16,6 +16,7 @@ from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, join_parts
 from flawsmith.methods.base import MethodConfig, Side
+from flawsmith.methods.layers.distributed import Part
 from flawsmith.methods.layers.heads import Discriminator, Projector
 from flawsmith.methods.layers.patch_batches import Sampling
 from flawsmith.methods.layers.patch_detector import PatchDetector, Scale
@@ -109,6 +110,13 @@ class PatchLearner(pl.LightningModule):
             parts = self.embedding.parts(levels)
             drawn = None if rows is None else as_rows(join_parts(parts, grid))[rows]
         return self.projector.of_parts(parts, grid) if drawn is None else self.projector(drawn)
+
+    def gaussian(self, like: Rows, purpose: str, step: tuple[int, int], part: Part | None) -> Rows:
+        """Standard normal numbers for some rows, a function of (seed, purpose, step) and their places in the batch."""
+        source = torch.Generator().manual_seed(derived_seed(self.seed, purpose, *step))
+        shape = like.shape if part is None else (part.count, *like.shape[1:])
+        drawn = torch.randn(shape, generator=source)
+        return (drawn if part is None else drawn[part.rows]).to(like.device)
 
     def detector(self, backbone: Backbone) -> PatchDetector:
         """The networks as they are now, behind the frozen backbone."""

@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flawsmith.methods.layers.distributed import gathered
+
 EPSILON = 1e-10  # added to a length that is divided by, as in the released code
 
 
@@ -62,4 +64,4 @@ def radius_of(
     """The distance to their own centres within which a share of the features lies (GLASS: 0.75), without gradient."""
     with torch.no_grad():
         distances = torch.linalg.vector_norm(features.float() - centers, dim=1)
-        return torch.quantile(distances, quantile)
+        return torch.quantile(gathered(distances), quantile)

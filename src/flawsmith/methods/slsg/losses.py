@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from flawsmith.methods.layers.distributed import mean
 from flawsmith.methods.layers.losses import two_class_focal
 from flawsmith.methods.slsg.segmentation import Logits, anomaly_probability
 
@@ -28,19 +29,19 @@ def segmentation_losses(
     final, auxiliary = anomaly_probability(logits.final), anomaly_probability(logits.auxiliary)
     return {
         "loss_focal": two_class_focal(final.flatten(), target.flatten(), gamma=focal_gamma),
-        "loss_l1": (final - target).abs().mean(),
-        "loss_auxiliary": (auxiliary - target).abs().mean(),
+        "loss_l1": mean((final - target).abs()),
+        "loss_auxiliary": mean((auxiliary - target).abs()),
     }
 
 
 def generator_loss(judged: Patches) -> Float[Tensor, ""]:
     """Eq. 8: least squares of what the discriminator says of reconstructions and its answer for real images, 1."""
-    return (judged.float() - 1).square().mean() / 2
+    return mean((judged.float() - 1).square()) / 2
 
 
 def discriminator_loss(judged: Patches, real: Patches) -> Float[Tensor, ""]:
     """Eq. 9: reconstructions shall be judged 0, real images 1."""
-    return judged.float().square().mean() / 2 + (real.float() - 1).square().mean() / 2
+    return mean(judged.float().square()) / 2 + mean((real.float() - 1).square()) / 2
 
 
 def cosine_rate(step: int, *, start: float, total: int) -> float:
@@ -61,6 +62,6 @@ def reconstruction_losses(
 ) -> dict[str, Float[Tensor, ""]]:
     """ℓ1 loss of the reconstruction and squared ℓ2 loss of the auxiliary one, over the whole image (Eq. 10)."""
     return {
-        "loss_l1": (final.float() - image).abs().mean(),
-        "loss_auxiliary": torch.square(auxiliary.float() - image).mean(),
+        "loss_l1": mean((final.float() - image).abs()),
+        "loss_auxiliary": mean(torch.square(auxiliary.float() - image)),
     }

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.methods.base import FeatureSource
+from flawsmith.methods.layers.distributed import share
 from flawsmith.methods.layers.patch_batches import PatchBatches, Sampling
 from flawsmith.methods.slsg.config import SLSGConfig
 from flawsmith.methods.slsg.decoder import Grid, Head, Map, UpBlock, grid_of, resize
@@ -102,8 +103,10 @@ class InpaintingBatches:
             if size is not None:
                 images = F.interpolate(images, size, mode="bilinear", antialias=True)
             rng = generator(self._seed, "hidden pixels", epoch, number)
-            hidden = [hidden_pixels(grid_of(images), rng, self._config) for _ in images]
-            yield InpaintingBatch(images, torch.from_numpy(np.stack(hidden)))
+            # Drawn for the whole batch, of which another process may have the other images.
+            count = len(images) if batch.images is None else batch.images.count
+            hidden = np.stack([hidden_pixels(grid_of(images), rng, self._config) for _ in range(count)])
+            yield InpaintingBatch(images, torch.from_numpy(hidden[share(count)]))
 
 
 class Reconstruction(NamedTuple):

@@ -12,6 +12,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from flawsmith.methods.base import FeatureSource, ForgedSource
+from flawsmith.methods.layers.distributed import share, total
 from flawsmith.methods.layers.patch_batches import PatchBatches, Sampling
 from flawsmith.methods.slsg.config import SLSGConfig
 from flawsmith.methods.slsg.encoder import Encoder
@@ -59,10 +60,10 @@ class SimulatedBatches:
         left = self._config.steps - epoch * len(self)
         rows = list(self._order.images(epoch))[: max(0, left)]
         for some, forged in zip(rows, self.forged.batches(rows, epoch), strict=True):
-            normal = self._features.batch(some) if forged.normal is None else forged.normal
+            normal = self._features.batch(some[share(len(some))]) if forged.normal is None else forged.normal
             levels = [torch.cat(pair) for pair in zip(normal, forged.levels, strict=True)]
             mask = np.concatenate([np.zeros_like(forged.masks), forged.masks])
-            yield SimulatedBatch(levels, torch.from_numpy(mask), forged.fell_back / len(some))
+            yield SimulatedBatch(levels, torch.from_numpy(mask), forged.share_fell_back)
 
 
 class SegmentationModule(pl.LightningModule):
@@ -96,8 +97,8 @@ class SegmentationModule(pl.LightningModule):
         logits = self.network([level.contiguous(memory_format=torch.channels_last) for level in levels])
         parts = segmentation_losses(logits, batch.mask, focal_gamma=config.focal_gamma)
         weights = (config.focal_weight, config.l1_weight, config.auxiliary_weight)
-        total = torch.stack([weight * value for weight, value in zip(weights, parts.values(), strict=True)]).sum()
-        return {"loss": total, **parts, "fell_back": torch.tensor(batch.fell_back)}
+        loss = torch.stack([weight * value for weight, value in zip(weights, parts.values(), strict=True)]).sum()
+        return {"loss": loss, **parts, "fell_back": total(torch.tensor(batch.fell_back))}
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         config = self.config
