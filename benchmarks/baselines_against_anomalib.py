@@ -251,8 +251,8 @@ def main() -> None:
         f"hold-out split, {'the whole test set' if given.part == 'whole' else 'half ' + given.part} of each category, "
         f"seeds {', '.join(map(str, given.seeds))}; preset `fast` (PatchCore with "
         "`least_rows=1`), anomalib 2.7.0 with the same levels, a coreset of 1 % and as many channels; `--peer-python` "
-        "names its interpreter. Both sides get the same feature maps, and both sides' maps, in original pixels, the same exact "
-        "metrics. In brackets: points above or below anomalib. “On anomalib's draw” is our arithmetic on "
+        "names its interpreter. Both sides get the same feature maps, and both sides' maps, in original pixels, the "
+        "same exact metrics. In brackets: points above or below anomalib. “On anomalib's draw” is our arithmetic on "
         "anomalib's memory, or on the same random channels; what remains is the scoring. Learning is the coreset or "
         "the Gaussians from features in memory."
     )
