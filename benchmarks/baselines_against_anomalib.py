@@ -126,7 +126,10 @@ def ours(name: str, levels: Mapping[str, np.ndarray], seed: int, draw: Mapping[s
 
     used = used_levels(name)
     backbone = load_backbone(strides=[STRIDES[number] for number in used])
-    method: Any = find_method(name)(find_method(name).presets["fast"], backbone, seed)
+    config = find_method(name).presets["fast"]
+    if name == "patchcore":
+        config = config.model_copy(update={"least_rows": 1})  # as many as anomalib keeps, however few images there are
+    method: Any = find_method(name)(config, backbone, seed)
     if "channels" in draw:
         method._embedding = ChosenChannels(backbone.channels, backbone.grids(SIZE), np.sort(draw["channels"]))
     start = time.perf_counter()
@@ -179,10 +182,8 @@ def compared(category: str, seed: int, given: Any, levels: dict[str, np.ndarray]
     with tempfile.TemporaryDirectory(dir=given.work) as folder:
         peer = theirs(given.peer_python, {**levels, **settings}, Path(folder))
     rows = []
-    for name, draw in (
-        ("patchcore", {"memory": peer["patchcore_memory"]}),
-        ("padim", {"channels": peer["padim_channels"]}),
-    ):
+    draws = {"patchcore": {"memory": peer["patchcore_memory"]}, "padim": {"channels": peer["padim_channels"]}}
+    for name, draw in draws.items():
         sides = {
             OURS: ours(name, levels, seed, {}),
             THEIRS: (peer[f"{name}_map"], peer[f"{name}_score"], float(peer[f"{name}_seconds"])),
@@ -248,9 +249,10 @@ def main() -> None:
     text = (
         f"Backbone `efficientnet_lite0`, 256×256 pixels squashed, the first {given.n_train} training images of the "
         f"hold-out split, {'the whole test set' if given.part == 'whole' else 'half ' + given.part} of each category, "
-        f"seeds {', '.join(map(str, given.seeds))}; preset `fast`, anomalib 2.7.0 with a coreset of 1 % and as many "
-        "channels. Both sides get the same feature maps, and both sides' maps, in original pixels, the same exact "
-        "metrics. In brackets: points above or below anomalib. “On anomalib's draw” is our arithmetic on "
+        f"seeds {', '.join(map(str, given.seeds))}; preset `fast` (PatchCore with "
+        "`least_rows=1`), anomalib 2.7.0 with the same levels, a coreset of 1 % and as many channels; `--peer-python` "
+        "names its interpreter. Both sides get the same feature maps, and both sides' maps, in original pixels, the "
+        "same exact metrics. In brackets: points above or below anomalib. “On anomalib's draw” is our arithmetic on "
         "anomalib's memory, or on the same random channels; what remains is the scoring. Learning is the coreset or "
         "the Gaussians from features in memory."
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs" / "results"
 # Arguments that say where to work, not what to measure: a page does not repeat them.
-_WHERE = ("--work", "--data")
+_WHERE = ("--work", "--data", "--peer-python")
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:

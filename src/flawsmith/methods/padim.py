@@ -258,7 +258,7 @@ class PaDiM(Method):
     presets: ClassVar[Mapping[str, MethodConfig]] = {
         "official": PaDiMConfig(image_size=(224, 224), policy="crop", interpolation="lanczos"),
         "paper": PaDiMConfig(image_size=(224, 224), policy="crop"),
-        "fast": PaDiMConfig(channels=100),
+        "fast": PaDiMConfig(strides=(8, 16), channels=100),
     }
 
     def __init__(self, config: PaDiMConfig, backbone: Backbone, seed: int) -> None:
