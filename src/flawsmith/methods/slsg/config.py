@@ -253,10 +253,10 @@ FAST = SLSGConfig(
     neighbour_margin=0.05,
     normalised_levels=True,
     memory_strides=(16, 32),
-    strangeness_weight=20.0,
+    strangeness_weight=40.0,
     recipe="slsg-aligned",
     match_grey=True,
-    epochs=20,
+    epochs=10,
     steps_per_epoch=50,
 )
 
