@@ -1,4 +1,4 @@
-"""SLSG with and without pre-training, logical simulation and SG block, at the budget of `fast`."""
+"""SLSG with and without memory, pre-training, logical simulation and SG block, at the budget of `fast`."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from real_data import run_cell
 SLSG = {"method": "slsg", "textures": "dtd"}
 ARMS = {
     "`fast`": SLSG,
+    "without the memory": {**SLSG, "set": {"memory_strides": []}},
     "with pre-training by GPT-Net": {**SLSG, "set": {"pretraining": True}},
     "without logical anomalies": {**SLSG, "set": {"logical": False}},
     "without structural anomalies": {**SLSG, "set": {"structural": False}},

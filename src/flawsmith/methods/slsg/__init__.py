@@ -32,6 +32,7 @@ from flawsmith.methods.slsg.config import PRESETS, SLSGConfig
 from flawsmith.methods.slsg.decoder import grid_of
 from flawsmith.methods.slsg.detector import SegmentationDetector
 from flawsmith.methods.slsg.encoder import make_encoder
+from flawsmith.methods.slsg.familiarity import Familiarity, chosen_features, typical_peak
 from flawsmith.methods.slsg.pretraining import InpaintingBatches, PretrainingModule, settle_statistics
 from flawsmith.methods.slsg.segmentation import SegNet, SegNetLayout
 from flawsmith.methods.slsg.simulation import chosen_simulation
@@ -76,13 +77,19 @@ class SLSG(Method):
             )
         if self.pretraining is not None and config.encoder_statistics == "frozen":
             found.append(SinglePass("statistics", self._settled, self._accept_encoder))
+        if config.memory_strides:
+            found.append(SinglePass("memory", self._chosen, self._remember))
         found.append(LightningStage("segmentation", self.segmentation, self._simulated, config.epochs))
         return found
 
     def network(self) -> SegmentationDetector:
         config = self.config
         return SegmentationDetector(
-            self.encoder, self.segmentation.network, scale=config.scale, top_pixels=config.top_pixels
+            self.encoder,
+            self.segmentation.network,
+            scale=config.scale,
+            top_pixels=config.top_pixels,
+            strangeness_weight=config.strangeness_weight,
         )
 
     def findings(self) -> Mapping[str, str | float]:
@@ -112,6 +119,20 @@ class SLSG(Method):
 
     def _accept_encoder(self, tensors: dict[str, Tensor]) -> None:
         self.encoder.load_state_dict(tensors)
+
+    def _chosen(self, data: TrainingData) -> dict[str, Tensor]:
+        images, size = self._seen(data).features(), self.config.memory_size
+        found = dict[str, Tensor]()
+        for level in self.config.remembered:
+            chosen = chosen_features(images, level, size, self.seed)
+            found |= {f"features {level}": chosen.features, f"unit {level}": typical_peak(chosen, images, level)}
+        return found
+
+    def _remember(self, tensors: dict[str, Tensor]) -> None:
+        for level in self.config.remembered:
+            memory = self.segmentation.network.memories[str(level)]
+            assert isinstance(memory, Familiarity)
+            memory.remember(tensors[f"features {level}"], tensors[f"unit {level}"])
 
     def _seen(self, data: TrainingData) -> TrainingData:
         """The data as the encoder gives it, or as pixels where its statistics still change."""
@@ -151,5 +172,7 @@ def layout_of(config: SLSGConfig) -> SegNetLayout:
         full_resolution=config.full_resolution,
         added_auxiliary=config.added_auxiliary,
         normalised_levels=config.normalised_levels,
+        remembered=config.remembered,
+        memory_size=config.memory_size,
         sg_block=block,
     )

@@ -91,6 +91,18 @@ class SLSGConfig(MethodConfig):
     full_resolution: bool = Field(True, description="The last layers run at twice the finest level's resolution.")
 
     normalised_levels: bool = Field(False, description="A batch norm on each of the encoder's levels; in no paper.")
+    memory_strides: tuple[int, ...] = Field(
+        (),
+        description="Levels, of those in strides, with a memory of normal features; SegNet reads the distance to the "
+        "nearest of them too. In no paper on SLSG; MemSeg hands differences to a memory to its decoder.",
+    )
+    memory_size: int = Field(1000, ge=1, description="Features remembered of each of these levels.")
+    strangeness_weight: float = Field(
+        0.0,
+        ge=0,
+        description="What a trained model adds to a pixel's logit where it is farther from a memory than the farthest "
+        "position of a typical good image, times the excess as a share of that distance; in no paper.",
+    )
 
     recipe: str = Field(
         "slsg", description="How anomalies are simulated; published: the released code's recipe of a LOCO category."
@@ -139,6 +151,12 @@ class SLSGConfig(MethodConfig):
             switched(RECIPES[self.recipe], self)
         elif not self.logical and not self.structural:
             raise ValueError("nothing is simulated without structural and logical anomalies")
+        if not set(self.memory_strides) <= set(self.strides):
+            raise ValueError("memory_strides must be among strides")
+        if self.memory_strides and self.encoder_statistics != "frozen":
+            raise ValueError(
+                "memory_strides needs encoder_statistics=frozen: features that still change cannot be kept"
+            )
         if len(self.strides) < 2:
             raise ValueError("strides needs two levels at least")
         if self.decoder_widths is not None and (
@@ -170,6 +188,11 @@ class SLSGConfig(MethodConfig):
     def frozen_backbone(self) -> bool:
         """Whether the backbone stays as it is all the time."""
         return not self.pretraining and self.encoder_statistics == "frozen" and self.topology == "plain"
+
+    @property
+    def remembered(self) -> tuple[int, ...]:
+        """Numbers of the levels with a memory, finest first."""
+        return tuple(number for number, stride in enumerate(self.strides) if stride in self.memory_strides)
 
     @property
     def steps(self) -> int:
@@ -229,9 +252,11 @@ FAST = SLSGConfig(
     full_resolution=False,
     neighbour_margin=0.05,
     normalised_levels=True,
+    memory_strides=(16, 32),
+    strangeness_weight=40.0,
     recipe="slsg-aligned",
     match_grey=True,
-    epochs=20,
+    epochs=10,
     steps_per_epoch=50,
 )
 

@@ -19,12 +19,16 @@ class SegmentationDetector(Detector):
         network: everything behind it.
         scale: what a pixel's value means.
         top_pixels: so many pixels make the score; all where there are fewer.
+        strangeness_weight: what is added to a pixel's logit for each unit of its strangeness, where there is a memory.
     """
 
-    def __init__(self, encoder: nn.Module, network: SegNet, *, scale: Scale, top_pixels: int) -> None:
+    def __init__(
+        self, encoder: nn.Module, network: SegNet, *, scale: Scale, top_pixels: int, strangeness_weight: float = 0.0
+    ) -> None:
         super().__init__()
         self.encoder, self.network = encoder, network
         self.scale, self.top_pixels = scale, top_pixels
+        self.strangeness_weight = strangeness_weight
         self.eval()
 
     @property
@@ -37,7 +41,12 @@ class SegmentationDetector(Detector):
         return block is None or block.continuous
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
-        logits = self.network(self.encoder(images)).final
+        found = self.network(self.encoder(images))
+        logits = found.final
+        if found.strangeness is not None:
+            added = self.strangeness_weight * found.strangeness
+            # Half to each class, so that their difference, which is all that counts, rises by the whole.
+            logits = logits + torch.cat([-added, added], dim=1) / 2
         return scored(logits, scale=self.scale, top_pixels=self.top_pixels)
 
 

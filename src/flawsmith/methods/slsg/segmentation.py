@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flawsmith.methods.slsg.decoder import ConvGroup, Grid, Head, Map, UpBlock, grid_of, resize
+from flawsmith.methods.slsg.familiarity import Familiarity
 from flawsmith.methods.slsg.sg_block import SGBlock
 
 AUXILIARY_WIDTH = 32
@@ -37,10 +38,13 @@ class Logits(NamedTuple):
     Attributes:
         final: at every pixel of the image, (batch, 2, height, width).
         auxiliary: of the head behind the SG block, up-sampled likewise.
+        strangeness: (batch, 1, height, width), by what share a pixel is farther from the memories than the farthest
+            position of a typical good image, 0 where it is not, summed over memories; None without any.
     """
 
     final: Map
     auxiliary: Map
+    strangeness: Map | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +59,9 @@ class SegNetLayout:
         added_auxiliary: final logits are the sum of the decoder's and the auxiliary head's (released code).
         normalised_levels: a batch norm a level comes first; levels of the packaged backbone spread by about 6, which
             no layer's initial weights are made for.
+        remembered: levels, by number, beside which a memory of normal features stands; the distances to it are joined
+            behind the SG block and in every block of the decoder.
+        memory_size: features remembered of each of them.
         sg_block: settings of the SG block, or None to leave it out.
     """
 
@@ -64,6 +71,8 @@ class SegNetLayout:
     full_resolution: bool = True
     added_auxiliary: bool = True
     normalised_levels: bool = False
+    remembered: tuple[int, ...] = ()
+    memory_size: int = 0
     sg_block: dict[str, bool | int | float] | None = field(default_factory=dict)
 
 
@@ -91,11 +100,16 @@ class SegNet(nn.Module):
         self.norms = nn.ModuleList(
             nn.BatchNorm2d(count) if layout.normalised_levels else nn.Identity() for count in channels
         )
+        self.memories = nn.ModuleDict(
+            {str(number): Familiarity(channels[number], layout.memory_size) for number in layout.remembered}
+        )
+        distances = len(layout.remembered)
+        self.distance_norm = nn.BatchNorm2d(distances) if distances else nn.Identity()
         self.sg_block: SGBlock | None = None
         if layout.sg_block is not None:
             self.sg_block = SGBlock(bottleneck, grids[-1], **layout.sg_block)  # type: ignore[arg-type]
         self.auxiliary = nn.Sequential(
-            ConvGroup(bottleneck, bottleneck // 2), ConvGroup(bottleneck // 2, AUXILIARY_WIDTH)
+            ConvGroup(bottleneck + distances, bottleneck // 2), ConvGroup(bottleneck // 2, AUXILIARY_WIDTH)
         )
         self.auxiliary_head = Head([AUXILIARY_WIDTH, AUXILIARY_WIDTH], CLASSES)
         self.attention = nn.ModuleList(
@@ -106,6 +120,7 @@ class SegNet(nn.Module):
         for number in reversed(range(len(skips))):
             width, stem = widths[number], stems[number]
             joined = skips[number] + (AUXILIARY_WIDTH if self._joins_auxiliary(number, len(skips), stem) else 0)
+            joined += distances
             if stem:
                 blocks.append(UpBlock(below, joined, width, squeezed=max(1, width // 2), convolutions=1))
             else:
@@ -121,10 +136,12 @@ class SegNet(nn.Module):
 
     def forward(self, levels: Sequence[Map]) -> Logits:
         """Logits from the encoder's level maps, finest first."""
+        measured = self._distances(levels)
+        distances = self._normalised(measured)
         *skips, x = [norm(level) for norm, level in zip(self.norms, levels, strict=True)]
         if self.sg_block is not None:
             x = self.sg_block(x)
-        auxiliary = small = self.auxiliary(x)
+        auxiliary = small = self.auxiliary(_with(x, distances))
         logits = resize(self.auxiliary_head(auxiliary), self.image_size)
         for block, number in zip(self.blocks, reversed(range(len(skips))), strict=True):
             skip, stem = skips[number], self.stems[number]
@@ -133,11 +150,33 @@ class SegNet(nn.Module):
             joined = [self.attention[number](skip)]
             if self._joins_auxiliary(number, len(skips), stem):
                 joined.append(small)
-            x = block(x, joined, grid)
+            x = block(x, [*joined, *(resize(one, grid) for one in distances)], grid)
         if self.layout.full_resolution:
             x = resize(x, _doubled(grid_of(x), self.image_size))
         final = resize(self.head(x), self.image_size)
-        return Logits(final + logits if self.layout.added_auxiliary else final, logits)
+        final = final + logits if self.layout.added_auxiliary else final
+        return Logits(final, logits, _strangeness(measured, self.image_size))
+
+    def _distances(self, levels: Sequence[Map]) -> list[Map]:
+        """Distances to what is remembered, one map a memory at its level's grid."""
+        return [memory(levels[int(number)]) for number, memory in self.memories.items()]
+
+    def _normalised(self, distances: Sequence[Map]) -> list[Map]:
+        """All of them as one map at the finest one's grid, normalised; [] where there are none."""
+        if not distances:
+            return []
+        return [self.distance_norm(_with(distances[0], distances[1:]))]
+
+
+def _strangeness(distances: Sequence[Map], size: Grid) -> Map | None:
+    if not distances:
+        return None
+    return torch.stack([resize((one - 1).clamp_min(0), size) for one in distances]).sum(0)
+
+
+def _with(maps: Map, others: Sequence[Map]) -> Map:
+    """Maps with others behind them, resized to theirs."""
+    return torch.cat([maps, *(resize(one, grid_of(maps)) for one in others)], dim=1)
 
 
 def _doubled(grid: Grid, most: Grid) -> Grid:
