@@ -14,6 +14,8 @@ from flawsmith.evaluation.results import Evaluation
 Part = Literal["whole", "A", "B"]
 PARTS: dict[Part, str] = {"whole": "the whole test set", "A": "half A", "B": "half B"}
 SCHEMA_VERSION = 1
+PEER_PRESET = "default"
+"""What stands for the preset of a peer's model: presets are of this package's own methods."""
 
 
 class Arm(BaseModel):
@@ -37,7 +39,7 @@ class Arm(BaseModel):
         """The name in tables: the given one, or the method with all that is not its default."""
         if self.name:
             return self.name
-        extras = [] if self.preset == "fast" else [self.preset]
+        extras = [] if self.preset in ("fast", PEER_PRESET) else [self.preset]
         extras += [] if self.backbone is None else [Path(self.backbone).name]
         extras += [f"{key}={_short(value)}" for key, value in self.set.items()]
         extras += [] if self.textures is None else [f"textures {Path(self.textures).name}"]

@@ -12,11 +12,13 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from flawsmith.benchmark.cell import Arm, Cell, Part, Task
+from flawsmith.benchmark.peers.models import BackboneConfig, peer_config, plain_arm
 from flawsmith.data.layouts import load
 from flawsmith.data.layouts.files import subfolders
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import content_hash, dataset_fingerprint
 from flawsmith.features.backbones import users_file
+from flawsmith.features.weights import PACKAGED
 from flawsmith.pipeline.settings import check_settings, in_words, method_config
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
@@ -205,7 +207,7 @@ class _Known(NamedTuple):
 
 def _known(arm: Arm, plan: Plan) -> _Known:
     if arm.peer is not None:
-        return _Known(arm, dict(arm.set), arm.backbone or "default", None)
+        return _known_peer(arm, plan)
     settings = check_settings({"method": arm.method, "preset": arm.preset, "set": dict(arm.set)})
     _, config = method_config(settings)
     textures = arm.textures if arm.textures is not None else plan.textures
@@ -213,6 +215,16 @@ def _known(arm: Arm, plan: Plan) -> _Known:
     name = arm.backbone or config.default_backbone
     config_fields = config.model_dump(mode="json")
     return _Known(arm, config_fields, _backbone_identity(name), _texture_fingerprint(arm.textures))
+
+
+def _known_peer(arm: Arm, plan: Plan) -> _Known:
+    config = peer_config(arm)
+    if arm.textures in ("self", "procedural"):
+        raise FlawsmithError(f"{arm.method} takes its textures from a folder alone, not {arm.textures!r}")
+    textures = arm.textures or (None if plan.textures in _WORD_TEXTURES else plan.textures)
+    arm = plain_arm(arm, config).model_copy(update={"textures": textures if config.forges else None})
+    backbone = _backbone_identity(arm.backbone or PACKAGED) if isinstance(config, BackboneConfig) else "its own"
+    return _Known(arm, config.model_dump(mode="json"), backbone, _texture_fingerprint(arm.textures))
 
 
 def _backbone_identity(name: str) -> str:

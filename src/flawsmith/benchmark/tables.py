@@ -166,6 +166,12 @@ def describe(results: Sequence[CellResult]) -> list[str]:
         "Training time is the wall time of a fresh process with an empty feature cache, from the files to the written "
         "model; latency is from file to verdict and map, one image at a time."
     ]
+    peers = sorted({peer for one in finished if (peer := one.cell.arm.peer) is not None})
+    if peers:
+        notes.append(
+            f"Models of {', '.join(peers)} ran in an environment of their own, on the same images, split and backbone "
+            "weights; their limits and figures were computed here, by the same rules."
+        )
     company = sorted({one.costs.jobs for one in finished})
     if company != [1]:
         notes.append(f"Up to {company[-1]} cells shared the machine: times are longer than alone.")

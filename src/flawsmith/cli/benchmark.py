@@ -60,6 +60,10 @@ def benchmark(
         float | None,
         typer.Option(min=0.1, help="GB of memory at which a cell is stopped; by default an even share."),
     ] = None,
+    peer_python: Annotated[
+        Path | None,
+        typer.Option(help="Interpreter of the environment where models of other packages, anomalib:padim, run."),
+    ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model file of every cell.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished cells again.")] = False,
     json_: AsJson = False,
@@ -91,6 +95,7 @@ def benchmark(
                 out,
                 jobs=jobs,
                 memory_bytes=None if memory is None else int(memory * 1e9),
+                peer_python=peer_python,
                 keep_models=keep_models,
                 fresh=fresh,
                 started=watch.started,

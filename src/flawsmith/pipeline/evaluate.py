@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 from flawsmith.data.defects_config import Saturation, saturation_of
 from flawsmith.data.layouts import load
@@ -13,7 +14,15 @@ from flawsmith.evaluation.protocol import summarise
 from flawsmith.evaluation.results import Evaluation
 from flawsmith.pipeline.truth import read_channels
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.inspector import Inspector, Unreadable
+from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
+
+
+class Inspects(Protocol):
+    """What a test split is measured with: an inspector, or what stands in for the model of another package."""
+
+    def stream(self, source: Sequence[Path], /) -> Iterator[Inspection | Unreadable]:
+        """Inspect images in order."""
+        ...
 
 
 def evaluate(
@@ -63,7 +72,7 @@ test_samples.__test__ = False  # type: ignore[attr-defined]
 
 
 def collect(
-    inspector: Inspector,
+    inspector: Inspects,
     samples: Sequence[Sample],
     *,
     saturation: Saturation | None = None,
@@ -85,7 +94,7 @@ def collect(
 
 
 def _records(
-    inspector: Inspector, samples: Sequence[Sample], saturation: Saturation, done: Callable[[], object]
+    inspector: Inspects, samples: Sequence[Sample], saturation: Saturation, done: Callable[[], object]
 ) -> Iterator[ImageRecord]:
     stream = inspector.stream([sample.image for sample in samples])
     for sample, result in zip(samples, stream, strict=True):
