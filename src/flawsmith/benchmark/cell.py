@@ -10,10 +10,13 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.evaluation.results import Evaluation
+from flawsmith.runtime.bundle import SelectionName
 
 Part = Literal["whole", "A", "B"]
 PARTS: dict[Part, str] = {"whole": "the whole test set", "A": "half A", "B": "half B"}
 SCHEMA_VERSION = 1
+PEER_PRESET = "default"
+"""What stands for the preset of a peer's model: presets are of this package's own methods."""
 
 
 class Arm(BaseModel):
@@ -28,7 +31,7 @@ class Arm(BaseModel):
     set: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's configuration to change.")
     textures: str | None = Field(None, description="Textures for methods that forge: a folder, self, or procedural.")
     fraction: float = Field(1.0, gt=0, le=1, description="Share of the training images that is learned from.")
-    select: Literal["last", "best"] = Field("last", description="Checkpoint, as flawsmith train --select.")
+    select: SelectionName = Field("last", description="Checkpoint, as flawsmith train --select.")
     engine: Literal["onnxruntime", "openvino"] = Field("onnxruntime", description="Engine of features and inspection.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Precision of that engine.")
 
@@ -37,7 +40,7 @@ class Arm(BaseModel):
         """The name in tables: the given one, or the method with all that is not its default."""
         if self.name:
             return self.name
-        extras = [] if self.preset == "fast" else [self.preset]
+        extras = [] if self.preset in ("fast", PEER_PRESET) else [self.preset]
         extras += [] if self.backbone is None else [Path(self.backbone).name]
         extras += [f"{key}={_short(value)}" for key, value in self.set.items()]
         extras += [] if self.textures is None else [f"textures {Path(self.textures).name}"]
@@ -71,7 +74,7 @@ class Cell(BaseModel):
     textures_sha256: str | None = Field(None, description="Over the texture folder's names and sizes.")
     config: dict[str, Any] = Field(description="What the preset means, with the arm's changes.")
     backbone: str = Field(description="The backbone's name, or its file's name and SHA-256.")
-    protocol: str = Field("clean", description="Rules of evaluation.")
+    protocol: Literal["clean", "papers"] = Field("clean", description="Rules of evaluation.")
     parts: tuple[Part, ...] = Field(("whole",), description="Parts of the test set to report.")
     resamples: int = Field(1000, ge=0, description="Bootstrap resamples behind the intervals.")
 

@@ -6,18 +6,21 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from flawsmith.benchmark.cell import Arm, Cell, Part, Task
+from flawsmith.benchmark.peers.models import BackboneConfig, peer_config, plain_arm
 from flawsmith.data.layouts import load
 from flawsmith.data.layouts.files import subfolders
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import content_hash, dataset_fingerprint
 from flawsmith.features.backbones import users_file
+from flawsmith.features.weights import PACKAGED
 from flawsmith.pipeline.settings import check_settings, in_words, method_config
+from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
 from flawsmith.synthesis.textures import texture_source
@@ -53,6 +56,8 @@ class Plan(BaseModel):
     textures: str | None = Field(None, description="Textures of all methods that forge and name none themselves.")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Seeds.")
     parts: tuple[Part, ...] = Field(("whole",), min_length=1, description="Parts of the test split to report.")
+    protocol: Literal["clean", "papers"] = Field("clean", description="Rules of evaluation.")
+    select: SelectionName = Field("last", description="Checkpoint of all methods that name none themselves.")
     resamples: int = Field(1000, ge=0, description="Bootstrap resamples behind the intervals.")
 
     @field_validator("data", "categories", "presets", "backbones", "fractions", "seeds", "parts", mode="before")
@@ -121,11 +126,12 @@ class Plan(BaseModel):
         """Every combination of methods, presets, backbones, fractions and varied settings."""
         settings = [dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
         arms = [
-            arm.model_copy(update={**preset, **backbone, **fraction, "set": {**arm.set, **varied}})
+            arm.model_copy(update={**preset, **backbone, **fraction, **select, "set": {**arm.set, **varied}})
             for arm in self.methods
             for preset in _choices(arm, "preset", self.presets)
             for backbone in _choices(arm, "backbone", self.backbones)
             for fraction in _choices(arm, "fraction", self.fractions)
+            for select in _choices(arm, "select", (self.select,))
             for varied in settings
         ]
         return list({arm.model_dump_json(): arm for arm in arms}.values())
@@ -205,7 +211,7 @@ class _Known(NamedTuple):
 
 def _known(arm: Arm, plan: Plan) -> _Known:
     if arm.peer is not None:
-        return _Known(arm, dict(arm.set), arm.backbone or "default", None)
+        return _known_peer(arm, plan)
     settings = check_settings({"method": arm.method, "preset": arm.preset, "set": dict(arm.set)})
     _, config = method_config(settings)
     textures = arm.textures if arm.textures is not None else plan.textures
@@ -213,6 +219,16 @@ def _known(arm: Arm, plan: Plan) -> _Known:
     name = arm.backbone or config.default_backbone
     config_fields = config.model_dump(mode="json")
     return _Known(arm, config_fields, _backbone_identity(name), _texture_fingerprint(arm.textures))
+
+
+def _known_peer(arm: Arm, plan: Plan) -> _Known:
+    config = peer_config(arm)
+    if arm.textures in ("self", "procedural"):
+        raise FlawsmithError(f"{arm.method} takes its textures from a folder alone, not {arm.textures!r}")
+    textures = arm.textures or (None if plan.textures in _WORD_TEXTURES else plan.textures)
+    arm = plain_arm(arm, config).model_copy(update={"textures": textures if config.forges else None})
+    backbone = _backbone_identity(arm.backbone or PACKAGED) if isinstance(config, BackboneConfig) else "its own"
+    return _Known(arm, config.model_dump(mode="json"), backbone, _texture_fingerprint(arm.textures))
 
 
 def _backbone_identity(name: str) -> str:
@@ -232,6 +248,7 @@ def _task(plan: Plan, dataset: Dataset, fingerprint: str, known: _Known, seed: i
         textures_sha256=known.textures_sha256,
         config=known.config,
         backbone=known.backbone,
+        protocol=plan.protocol,
         parts=plan.parts,
         resamples=plan.resamples,
     )

@@ -11,6 +11,7 @@ import psutil
 
 from flawsmith.benchmark.cell import CellResult, Task
 from flawsmith.benchmark.executors import Executor, LocalExecutor
+from flawsmith.benchmark.peers.environment import check_environment
 from flawsmith.benchmark.plan import Plan, tasks
 from flawsmith.benchmark.store import ResultStore
 from flawsmith.benchmark.tables import write_tables
@@ -69,12 +70,14 @@ def run_benchmark(
         done: told of each cell that was computed.
 
     Raises:
-        FlawsmithError: data or settings that cannot be used, or a folder that cannot be written.
+        FlawsmithError: data or settings that cannot be used, a folder that cannot be written, or an environment where
+            the peer's models cannot be run.
     """
     store = ResultStore(out)
     with store.claimed():
         wanted = [_for_machine(task, jobs, memory_bytes, peer_python, keep_models) for task in tasks(plan)]
         pending = [task for task in wanted if fresh or store.result(task.cell) is None]
+        check_environment(pending)
         started(len(wanted), len(pending))
         failed: dict[str, CellResult] = {}
         for task, files in (executor or LocalExecutor(jobs)).run(pending):
@@ -89,7 +92,9 @@ def run_benchmark(
 def _for_machine(task: Task, jobs: int, memory_bytes: int | None, peer_python: Path | None, keep_models: bool) -> Task:
     cap = memory_bytes or int(MEMORY_SHARE * psutil.virtual_memory().total / jobs)
     threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
-    changes = {"memory_bytes": cap, "threads": threads, "peer_python": peer_python, "keep_model": keep_models}
+    # A virtual environment's interpreter is a link, and is itself only under that name: it must not be resolved.
+    python = None if peer_python is None else peer_python.expanduser().absolute()
+    changes = {"memory_bytes": cap, "threads": threads, "peer_python": python, "keep_model": keep_models}
     return task.model_copy(update=changes)
 
 

@@ -90,7 +90,20 @@ def tidy_csv(results: Sequence[CellResult]) -> str:
     identity = ("key", "dataset", "category", "arm", "method", "preset", "backbone", "fraction", "set", "textures")
     costs = list(type(results[0].costs).model_fields) if results else []
     sizes = ("n_train", "n_calibration", "n_good", "n_flawed")
-    heads = [*identity, "seed", "protocol", "part", "status", "error", *FIGURES, *sizes, *costs, "machine", "versions"]
+    heads = [
+        *identity,
+        "seed",
+        "protocol",
+        "part",
+        "stamps",
+        "status",
+        "error",
+        *FIGURES,
+        *sizes,
+        *costs,
+        "machine",
+        "versions",
+    ]
     text = io.StringIO()
     rows = csv.DictWriter(text, heads, lineterminator="\n")
     rows.writeheader()
@@ -116,6 +129,7 @@ def _tidy_row(result: CellResult, part: Part, evaluation: Evaluation | None) -> 
         "seed": cell.seed,
         "protocol": cell.protocol,
         "part": part,
+        "stamps": "" if evaluation is None else "; ".join(evaluation.stamps),
         "status": result.status,
         "error": result.error,
         "n_train": result.n_train,
@@ -166,6 +180,14 @@ def describe(results: Sequence[CellResult]) -> list[str]:
         "Training time is the wall time of a fresh process with an empty feature cache, from the files to the written "
         "model; latency is from file to verdict and map, one image at a time."
     ]
+    peers = sorted({peer for one in finished if (peer := one.cell.arm.peer) is not None})
+    if peers:
+        notes.append(
+            f"Models of {', '.join(peers)} ran in an environment of their own, on the same images, split and backbone "
+            "weights; their limits and figures were computed here, by the same rules."
+        )
+    stamps = dict.fromkeys(stamp for one in finished for found in one.evaluations.values() for stamp in found.stamps)
+    notes = [*stamps, *notes]
     company = sorted({one.costs.jobs for one in finished})
     if company != [1]:
         notes.append(f"Up to {company[-1]} cells shared the machine: times are longer than alone.")

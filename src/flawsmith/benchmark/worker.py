@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from flawsmith.benchmark.cell import Cell, CellResult, Costs, Part, Task
+from flawsmith.benchmark.contender import TIMED_IMAGES, WARM_UP_IMAGES, Contender, Latency
 from flawsmith.benchmark.executors import TASK
 from flawsmith.benchmark.store import MODEL, RESULT, SCORES
 from flawsmith.data.defects_config import saturation_of
@@ -23,9 +24,10 @@ from flawsmith.data.layouts import load
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import half
 from flawsmith.evaluation.evidence import Evidence
-from flawsmith.evaluation.protocol import summarise
+from flawsmith.evaluation.protocol import choose_protocol
 from flawsmith.evaluation.results import Evaluation
-from flawsmith.pipeline.evaluate import collect, test_samples
+from flawsmith.evaluation.summary import summarise
+from flawsmith.pipeline.evaluate import Inspects, collect, test_samples
 from flawsmith.pipeline.names import printable
 from flawsmith.pipeline.provenance import machine, versions
 from flawsmith.runtime.errors import FlawsmithError
@@ -33,8 +35,6 @@ from flawsmith.runtime.inspector import Inspector
 
 if TYPE_CHECKING:
     from flawsmith.pipeline.train import TrainResult
-
-TIMED_IMAGES, WARM_UP_IMAGES = 60, 5
 
 
 def run_task(task: Task, scratch: Path) -> CellResult:
@@ -50,33 +50,59 @@ def run_task(task: Task, scratch: Path) -> CellResult:
     cell = task.cell
     dataset = load(task.data, task.layout)
     samples = test_samples(dataset)
-    start = time.perf_counter()
-    trained = _train(task, scratch / "run")
-    trained_at = time.perf_counter()
-    inspector = Inspector.load(trained.model)
+    contender = _contender(task, dataset, samples, scratch)
     sides = {str(sample.image): half(sample) for sample in samples}
-    evaluations, evidence = _evaluations(cell, inspector, dataset, samples, sides)
-    evaluated_at = time.perf_counter()
+    start = time.perf_counter()
+    evaluations, evidence = _evaluations(cell, contender.inspector, dataset, samples, sides)
+    evaluate_seconds = contender.inspect_seconds + time.perf_counter() - start
     _write_scores(scratch / SCORES, dataset, evidence, sides)
-    if task.keep_model:
-        shutil.copyfile(trained.model, scratch / MODEL)
-    p50, p95 = _latency(inspector, [sample.image for sample in samples])
-    training = trained.bundle.spec.training
+    p50, p95 = contender.latency()
     return CellResult(
         cell=cell,
         status="finished",
         evaluations=evaluations,
-        n_train=training.n_train,
-        n_calibration=training.n_calibration,
+        n_train=contender.n_train,
+        n_calibration=contender.n_calibration,
         costs=Costs(
-            train_seconds=round(trained_at - start, 3),
-            evaluate_seconds=round(evaluated_at - trained_at, 3),
+            train_seconds=round(contender.train_seconds, 3),
+            evaluate_seconds=round(evaluate_seconds, 3),
             latency_p50_ms=p50,
             latency_p95_ms=p95,
-            model_bytes=trained.model.stat().st_size,
+            model_bytes=contender.model_bytes,
         ),
-        versions=versions(),
+        versions=dict(contender.versions),
         machine=machine(),
+    )
+
+
+def _contender(task: Task, dataset: Dataset, samples: tuple[Sample, ...], scratch: Path) -> Contender:
+    if task.cell.arm.peer is None:
+        return _own(task, samples, scratch)
+    from flawsmith.benchmark.peers.driver import train_peer
+
+    folder = scratch / "peer"  # its maps are read until the cell has ended, and go with the scratch folder
+    folder.mkdir()
+    return train_peer(task, dataset, samples, folder)
+
+
+def _own(task: Task, samples: tuple[Sample, ...], scratch: Path) -> Contender:
+    """A method of this package, trained."""
+    start = time.perf_counter()
+    trained = _train(task, scratch / "run")
+    train_seconds = time.perf_counter() - start
+    if task.keep_model:
+        shutil.copyfile(trained.model, scratch / MODEL)
+    inspector = Inspector.load(trained.model)
+    training = trained.bundle.spec.training
+    return Contender(
+        inspector=inspector,
+        latency=lambda: _latency(inspector, [sample.image for sample in samples]),
+        n_train=training.n_train,
+        n_calibration=training.n_calibration,
+        train_seconds=train_seconds,
+        inspect_seconds=0.0,
+        model_bytes=trained.model.stat().st_size,
+        versions=versions(),
     )
 
 
@@ -103,7 +129,7 @@ def _train(task: Task, out: Path) -> TrainResult:
 
 
 def _evaluations(
-    cell: Cell, inspector: Inspector, dataset: Dataset, samples: tuple[Sample, ...], sides: Mapping[str, str]
+    cell: Cell, inspector: Inspects, dataset: Dataset, samples: tuple[Sample, ...], sides: Mapping[str, str]
 ) -> tuple[dict[Part, Evaluation], Evidence]:
     """The figures of every part asked for, and the evidence of the whole test set.
 
@@ -111,18 +137,18 @@ def _evaluations(
     """
     evaluations: dict[Part, Evaluation] = {}
     saturation = saturation_of(dataset)
-    whole = collect(inspector, samples, saturation=saturation)
+    rules = choose_protocol(cell.protocol, method=cell.arm.method, layout=dataset.layout)
+    whole = collect(inspector, samples, saturation=saturation, protocol=rules)
     for part in cell.parts:
         chosen = [sample for sample in samples if part in ("whole", sides[str(sample.image)])]
         if not chosen:
             raise FlawsmithError(f"{dataset.root}: {part} of the test split holds no image; report the whole alone")
-        evidence = whole if part == "whole" else collect(inspector, chosen, saturation=saturation)
-        evaluations[part] = summarise(evidence, n_resamples=cell.resamples)
+        evidence = whole if part == "whole" else collect(inspector, chosen, saturation=saturation, protocol=rules)
+        evaluations[part] = summarise(evidence, selection=cell.arm.select, n_resamples=cell.resamples)
     return evaluations, whole
 
 
-def _latency(inspector: Inspector, images: list[Path]) -> tuple[float, float]:
-    """Median and 95th percentile in milliseconds from file to verdict and map, one image at a time."""
+def _latency(inspector: Inspector, images: list[Path]) -> Latency:
     for image in images[:WARM_UP_IMAGES]:
         inspector.inspect(image)
     seconds = []

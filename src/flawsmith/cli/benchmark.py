@@ -45,6 +45,12 @@ def benchmark(
     parts: Annotated[
         list[str] | None, typer.Option(help="Parts of the test split to report: whole (the default), A, B.")
     ] = None,
+    protocol: Annotated[
+        str | None, typer.Option(help="clean (the default), or papers: as each method's released code measures.")
+    ] = None,
+    oracle: Annotated[
+        bool, typer.Option("--oracle", help="Choose checkpoints on test data, and say so on every table.")
+    ] = False,
     vary: Annotated[
         list[str] | None,
         typer.Option(metavar="KEY=[VALUES]", help="Compare values of a method's setting, such as patch_size=[1,3,5]."),
@@ -60,6 +66,10 @@ def benchmark(
     memory: Annotated[
         float | None,
         typer.Option(min=0.1, help="GB of memory at which a cell is stopped; by default an even share."),
+    ] = None,
+    peer_python: Annotated[
+        Path | None,
+        typer.Option(help="Interpreter of the environment where models of other packages, anomalib:padim, run."),
     ] = None,
     keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model file of every cell.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished cells again.")] = False,
@@ -79,6 +89,8 @@ def benchmark(
         "fractions": fractions,
         "seeds": seeds,
         "parts": parts,
+        "protocol": protocol,
+        "select": "oracle" if oracle else None,
         "textures": textures,
         "layout": layout,
     }
@@ -92,6 +104,7 @@ def benchmark(
                 out,
                 jobs=jobs,
                 memory_bytes=None if memory is None else int(memory * 1e9),
+                peer_python=peer_python,
                 keep_models=keep_models,
                 fresh=fresh,
                 started=watch.started,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,16 @@ from flawsmith.evaluation.results import Evaluation
 from flawsmith.evaluation.summary import summarise
 from flawsmith.pipeline.truth import read_channels
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
+
+
+class Inspects(Interface):
+    """What a test split is measured with: an inspector, or what stands in for the model of another package."""
+
+    def stream(self, source: Sequence[Path], /) -> Iterator[Inspection | Unreadable]:
+        """Inspect images in order."""
+        ...
 
 
 def evaluate(
@@ -75,7 +85,7 @@ test_samples.__test__ = False  # type: ignore[attr-defined]
 
 
 def collect(
-    inspector: Inspector,
+    inspector: Inspects,
     samples: Sequence[Sample],
     *,
     saturation: Saturation | None = None,
@@ -100,12 +110,13 @@ def collect(
 
 
 def _records(
-    inspector: Inspector,
+    inspector: Inspects,
     samples: Sequence[Sample],
     saturation: Saturation,
     protocol: Protocol,
     done: Callable[[], object],
 ) -> Iterator[ImageRecord]:
+    geometry = _network_geometry(inspector) if protocol.pixels == "network" else None
     stream = inspector.stream([sample.image for sample in samples])
     for sample, result in zip(samples, stream, strict=True):
         if isinstance(result, Unreadable):
@@ -121,16 +132,29 @@ def _records(
             mask=mask,
             not_inspected=result.not_inspected,
             channels=channels,
-            network=_network_view(inspector, result, mask, protocol) if protocol.pixels == "network" else None,
+            network=None if geometry is None else _network_view(geometry, result, mask, protocol),
         )
         done()
 
 
+def _network_geometry(inspector: Inspects) -> Geometry:
+    """How images reach the network.
+
+    Raises:
+        FlawsmithError: it is another package's model.
+    """
+    if not isinstance(inspector, Inspector):
+        raise FlawsmithError(
+            "the network's pixels are known of this package's own models alone: compare with others by --protocol clean"
+        )
+    return inspector.spec.geometry
+
+
 def _network_view(
-    inspector: Inspector, result: Inspection, mask: NDArray[np.bool_] | None, protocol: Protocol
+    geometry: Geometry, result: Inspection, mask: NDArray[np.bool_] | None, protocol: Protocol
 ) -> NetworkView:
     """Map and mask in the network's pixels."""
-    geometry, size = inspector.spec.geometry, (result.map.shape[0], result.map.shape[1])
+    size = (result.map.shape[0], result.map.shape[1])
     assert result.network_map is not None, "an inspector fills it in"
     content = geometry.content(result.network_map, size)
     if mask is None:

@@ -1,0 +1,287 @@
+"""This package's side of a peer's cell: the same images, split and weights for it; its maps under the same rules.
+
+What passes between the two processes is described in the docstring of the peer's runner.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from safetensors.torch import save_file
+
+from flawsmith.benchmark.cell import Task
+from flawsmith.benchmark.contender import TIMED_IMAGES, WARM_UP_IMAGES, Contender, Latency
+from flawsmith.benchmark.peers.environment import CONTRACT, peer_python, run_script
+from flawsmith.benchmark.peers.models import BackboneConfig, PeerConfig, model_name, peer_config, peer_of
+from flawsmith.data.samples import Dataset, Sample
+from flawsmith.data.seeding import derived_seed
+from flawsmith.data.splits import HoldOut, calibration_split, refuse_leaks
+from flawsmith.features.backbones import Backbone, load_backbone
+from flawsmith.features.weights import PACKAGED
+from flawsmith.pipeline.provenance import versions
+from flawsmith.runtime.decision import Decision, calibrate
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+from flawsmith.runtime.inspection import Inspection
+
+Size = tuple[int, int]
+_UNDECIDED = Decision(limit=0.0, map_limit=0.0, stated_false_reject_rate=1.0, n_good=0)
+
+
+class Answer(BaseModel):
+    """What a runner measured."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    contract: int = Field(ge=CONTRACT, le=CONTRACT)
+    versions: dict[str, str]
+    train_seconds: float = Field(ge=0)
+    calibration_seconds: float = Field(ge=0)
+    test_seconds: float = Field(ge=0)
+    latency_seconds: list[float] = Field(min_length=1)
+    model_bytes: int = Field(ge=0)
+
+
+class PeerInspector:
+    """Gives out what a peer said about images, under limits of this package.
+
+    Args:
+        geometry: the way from the network's maps to the images.
+        decision: the limits.
+        rows: position of each image among maps and scores.
+        sizes: (height, width) of each image.
+        maps: (images, height, width) in the network's pixels.
+        scores: (images,).
+    """
+
+    def __init__(
+        self,
+        geometry: Geometry,
+        decision: Decision,
+        rows: Mapping[Path, int],
+        sizes: Sequence[Size],
+        maps: NDArray[np.float32],
+        scores: NDArray[np.float64],
+    ) -> None:
+        self.geometry, self.decision = geometry, decision
+        self._rows, self._sizes, self._maps, self._scores = rows, sizes, maps, scores
+
+    def stream(self, source: Sequence[Path]) -> Iterator[Inspection]:
+        """The inspections of some of the images, in order."""
+        return (self.inspect(path) for path in source)
+
+    def inspect(self, path: Path) -> Inspection:
+        """Restore the map of one image to its pixels, and judge it."""
+        row = self._rows[path]
+        score, size = float(self._scores[row]), self._sizes[row]
+        anomaly_map = self.geometry.restore(np.asarray(self._maps[row]), size)
+        not_inspected = _not_inspected(self.geometry, size)
+        verdict, regions = self.decision.judge(score, anomaly_map, not_inspected)
+        return Inspection(
+            image=str(path),
+            score=score,
+            verdict=verdict,
+            map=anomaly_map,
+            regions=regions,
+            not_inspected=not_inspected,
+            timing={},
+            limit=self.decision.limit,
+            map_limit=self.decision.map_limit,
+        )
+
+
+def train_peer(task: Task, dataset: Dataset, samples: Sequence[Sample], folder: Path) -> Contender:
+    """Let a peer learn from the images that this package's methods learn from, and score the same test images.
+
+    Args:
+        task: the cell and where its data is.
+        dataset: the category.
+        samples: the test images.
+        folder: an empty folder for what passes between the processes.
+
+    Raises:
+        FlawsmithError: data or settings that cannot be used, or the peer fails.
+    """
+    arm, python = task.cell.arm, peer_python(task)
+    peer, config = peer_of(arm), peer_config(arm)
+    split = calibration_split(dataset, task.cell.seed).learning_from(arm.fraction)
+    refuse_leaks((*split.train, *split.calibration), dataset.test)
+    start = time.perf_counter()
+    backbone = _backbone(task, config)
+    geometry = _geometry(config, backbone)
+    if backbone is not None:
+        save_file(_state(backbone), folder / "backbone.safetensors")
+    images = [sample.image for sample in samples]
+    write_images(folder / "train.npy", [sample.image for sample in split.train], geometry)
+    calibration_sizes = write_images(
+        folder / "calibration.npy", [sample.image for sample in split.calibration], geometry
+    )
+    prepared = time.perf_counter()
+    sizes = write_images(folder / "test.npy", images, geometry)
+    read = time.perf_counter()
+    timed = [number % len(images) for number in range(TIMED_IMAGES)]
+    write_request(folder, task, config, geometry, backbone, timed)
+    run_script(python, peer.runner, ["run", str(folder)])
+    answer = read_answer(folder, len(timed), arm.method)
+    answered = time.perf_counter()
+    decision = _calibrated(folder, calibration_sizes, geometry, split, arm.method)
+    judged = time.perf_counter()
+    maps, scores = read_scores(folder, "test", len(images), geometry.size, arm.method)
+    inspector = PeerInspector(geometry, decision, {path: n for n, path in enumerate(images)}, sizes, maps, scores)
+    return Contender(
+        inspector=inspector,
+        latency=lambda: _latency(inspector, [images[row] for row in timed], answer.latency_seconds),
+        n_train=len(split.train),
+        n_calibration=len(split.calibration),
+        train_seconds=prepared - start + answer.train_seconds + answer.calibration_seconds + judged - answered,
+        inspect_seconds=read - prepared + answer.test_seconds,
+        model_bytes=answer.model_bytes,
+        versions={**versions(), **_named(answer.versions, str(arm.peer))},
+    )
+
+
+def write_images(path: Path, images: Sequence[Path], geometry: Geometry) -> list[Size]:
+    """Write images as the network sees them into one .npy file, float32 (images, 3, height, width).
+
+    Returns:
+        (height, width) of each image in its file.
+
+    Raises:
+        FlawsmithError: an image cannot be read, or the disk is full.
+    """
+    sizes: list[Size] = []
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), 3, *geometry.size)}
+    try:
+        with path.open("wb") as file:  # not memory-mapped: a full disk would then end the process
+            np.lib.format.write_array_header_1_0(file, header)
+            for image in images:
+                pixels = decode(image)
+                sizes.append((pixels.shape[0], pixels.shape[1]))
+                file.write(np.ascontiguousarray(geometry.apply(pixels), "<f4").tobytes())
+    except OSError as error:
+        raise FlawsmithError(f"{path}: cannot be written ({error.strerror}); free some space, or set TMPDIR") from None
+    return sizes
+
+
+def write_request(
+    folder: Path, task: Task, config: PeerConfig, geometry: Geometry, backbone: Backbone | None, timed: Sequence[int]
+) -> None:
+    """Write ``request.json``."""
+    request = {
+        "contract": CONTRACT,
+        "model": model_name(task.cell.arm),
+        "seed": task.cell.seed,
+        "image_size": geometry.size,
+        "mean": geometry.mean,
+        "std": geometry.std,
+        "settings": config.arguments,
+        "batch_size": config.batch_size,
+        "max_epochs": config.max_epochs,
+        "max_steps": config.max_steps,
+        "textures": None if task.textures is None else str(Path(task.textures).absolute()),
+        "warm_up": WARM_UP_IMAGES,
+        "timed": list(timed),
+        "backbone": None if backbone is None else _described(backbone),
+    }
+    (folder / "request.json").write_text(json.dumps(request), encoding="utf-8")
+
+
+def read_answer(folder: Path, timed: int, method: str) -> Answer:
+    """Read ``answer.json``.
+
+    Raises:
+        FlawsmithError: it is missing or not what was agreed on.
+    """
+    try:
+        answer = Answer.model_validate_json((folder / "answer.json").read_bytes())
+    except (OSError, ValidationError) as error:
+        raise _broken(method, f"answer.json: {str(error).splitlines()[0]}") from None
+    if len(answer.latency_seconds) != timed:
+        raise _broken(method, f"{len(answer.latency_seconds)} latencies for {timed} images")
+    return answer
+
+
+def read_scores(
+    folder: Path, part: str, count: int, size: Size, method: str
+) -> tuple[NDArray[np.float32], NDArray[np.float64]]:
+    """Memory-mapped maps and the scores of a part of the images.
+
+    Raises:
+        FlawsmithError: a file is missing, of another shape or kind, or holds numbers that are not finite.
+    """
+    found = []
+    for name, shape, kind in (("maps", (count, *size), np.float32), ("scores", (count,), np.float64)):
+        path = folder / f"{part}_{name}.npy"
+        try:
+            array = np.load(path, mmap_mode="r", allow_pickle=False)
+        except (OSError, ValueError) as error:
+            raise _broken(method, f"{path.name}: {error}") from None
+        if array.shape != shape or array.dtype != kind:
+            raise _broken(method, f"{path.name} is {array.dtype} {array.shape}, not {np.dtype(kind)} {shape}")
+        if not all(np.isfinite(row).all() for row in array):
+            raise FlawsmithError(f"{method} gives numbers that are not finite; try other settings")
+        found.append(array)
+    return found[0], found[1]
+
+
+def _calibrated(folder: Path, sizes: Sequence[Size], geometry: Geometry, split: HoldOut, method: str) -> Decision:
+    """Limits from the held-out good images, by the rule of this package's own models."""
+    maps, scores = read_scores(folder, "calibration", len(sizes), geometry.size, method)
+    levels = [
+        _UNDECIDED.level(geometry.restore(np.asarray(one), size), _not_inspected(geometry, size))
+        for one, size in zip(maps, sizes, strict=True)
+    ]
+    return calibrate(scores, levels, held_out=not split.calibrated_on_training)
+
+
+def _latency(inspector: PeerInspector, images: Iterable[Path], peer_seconds: Sequence[float]) -> Latency:
+    """The peer's own time of each image, and this package's for reading it before and judging it after."""
+    totals = []
+    for image, seconds in zip(images, peer_seconds, strict=True):
+        start = time.perf_counter()
+        inspector.geometry.apply(decode(image))
+        inspector.inspect(image)
+        totals.append(seconds + time.perf_counter() - start)
+    p50, p95 = np.percentile(totals, [50, 95])
+    return round(1000 * float(p50), 3), round(1000 * float(p95), 3)
+
+
+def _backbone(task: Task, config: PeerConfig) -> Backbone | None:
+    if not isinstance(config, BackboneConfig):
+        return None
+    return load_backbone(task.backbone or PACKAGED, strides=config.strides, seed=derived_seed(0, "random backbone"))
+
+
+def _geometry(config: PeerConfig, backbone: Backbone | None) -> Geometry:
+    form: dict[str, Any] = {} if backbone is None else {"mean": backbone.info.mean, "std": backbone.info.std}
+    return Geometry(policy=config.policy, size=config.image_size, interpolation=config.interpolation, **form)
+
+
+def _described(backbone: Backbone) -> dict[str, Any]:
+    return {"architecture": backbone.info.architecture.split(".")[0], "strides": backbone.info.strides}
+
+
+def _state(backbone: Backbone) -> dict[str, Any]:
+    return {name: tensor.contiguous() for name, tensor in backbone.trunk.state_dict().items()}
+
+
+def _not_inspected(geometry: Geometry, size: Size) -> NDArray[np.bool_] | None:
+    inspected = geometry.inspected(size)
+    return None if inspected is None else ~inspected
+
+
+def _named(found: Mapping[str, str], peer: str) -> dict[str, str]:
+    """The peer's versions under names that are kept apart from ours."""
+    return {name if name == peer else f"{name} of {peer}": version for name, version in found.items()}
+
+
+def _broken(method: str, words: str) -> FlawsmithError:
+    return FlawsmithError(f"the runner of {method} does not keep to the contract: {words}")

@@ -1,0 +1,434 @@
+"""Models of other packages: the same images, split, weights, limits and figures, and what can go wrong on the way."""
+
+from __future__ import annotations
+
+import ast
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import timm
+import torch
+from safetensors.torch import load_file
+from sklearn.metrics import roc_auc_score
+
+from flawsmith.benchmark.cell import CellResult, Task
+from flawsmith.benchmark.peers import anomalib_runner
+from flawsmith.benchmark.peers.environment import check_environment
+from flawsmith.benchmark.peers.models import PEERS
+from flawsmith.benchmark.plan import Plan, tasks
+from flawsmith.benchmark.run import BenchmarkResult, run_benchmark
+from flawsmith.benchmark.store import SCORES, CellFiles, ResultStore
+from flawsmith.benchmark.worker import run_task
+from flawsmith.data.layouts import load
+from flawsmith.data.splits import calibration_split
+from flawsmith.features.backbones import load_backbone
+from flawsmith.runtime.decision import calibrate
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+
+STAND_IN = Path(__file__).with_name("stand_in_peer.py")
+SIZE = (64, 96)
+PADIM: dict[str, Any] = {"method": "anomalib:padim", "set": {"image_size": SIZE}, "backbone": "resnet18@random"}
+
+posix = pytest.mark.skipif(sys.platform == "win32", reason="the stand-in interpreter is a shell script")
+
+
+@pytest.fixture(scope="module")
+def bolt(tmp_path_factory: pytest.TempPathFactory, draw_parts: Callable[..., Path]) -> Path:
+    return draw_parts(tmp_path_factory.mktemp("data") / "line" / "bolt", good=14, test=3)
+
+
+@pytest.fixture(scope="module")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """``interpreter(mode)``: what looks like a peer's Python, and runs the stand-in in place of any script."""
+    folder = tmp_path_factory.mktemp("peer")
+
+    def make(mode: str = "") -> Path:
+        path = folder / f"python-{mode}"
+        path.write_text(f'#!/bin/sh\nshift 2\nSTAND_IN="{mode}" exec "{sys.executable}" -I "{STAND_IN}" "$@"\n')
+        path.chmod(0o755)
+        return path
+
+    return make
+
+
+def plan(data: Path, **fields: Any) -> Plan:
+    return Plan.checked({"data": data, "methods": PADIM, "resamples": 20, **fields}, source="test")
+
+
+def only(given: Plan, **changes: Any) -> Task:
+    (task,) = tasks(given)
+    return task.model_copy(update=changes)
+
+
+def refusing(*_: object) -> Iterator[tuple[Task, CellFiles]]:
+    raise AssertionError("something was computed")
+
+
+@pytest.fixture
+def computed(bolt: Path, interpreter: Callable[..., Path], tmp_path: Path) -> tuple[CellResult, Path]:
+    """A cell computed in this process, and the folder of what passed between the two sides."""
+    scratch = tmp_path / "scratch"
+    scratch.mkdir()
+    return run_task(only(plan(bolt), peer_python=interpreter()), scratch), scratch / "peer"
+
+
+# ---- The same rules for both sides ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def benchmarked(
+    bolt: Path, interpreter: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Plan, Path, BenchmarkResult]:
+    """A benchmark with a peer's cell in a process of its own: its plan, folder and result."""
+    out, given = tmp_path_factory.mktemp("out"), plan(bolt, parts=["whole", "A"])
+    return given, out, run_benchmark(given, out, peer_python=interpreter())
+
+
+@posix
+def test_peer_stands_in_the_tables_with_figures_costs_and_versions(
+    benchmarked: tuple[Plan, Path, BenchmarkResult],
+) -> None:
+    _, out, found = benchmarked
+
+    (result,) = found.results
+    assert result.finished, result.error
+    assert set(result.evaluations) == {"whole", "A"}
+    assert result.versions["anomalib"] == "9.9.0"
+    assert result.versions["python of anomalib"] == "3.99"
+    assert result.versions["python"] != "3.99"
+    assert all(value is not None for name, value in result.costs.model_dump().items() if name != "threads")
+    assert len((ResultStore(out).folder(result.cell) / SCORES).read_text().splitlines()) == 1 + 6
+    text = found.files["md"].read_text()
+    assert "anomalib:padim, resnet18@random" in text
+    assert "anomalib 9.9.0" in text
+    assert "Models of anomalib ran in an environment of their own" in text
+
+
+@posix
+def test_finished_cells_need_no_interpreter(benchmarked: tuple[Plan, Path, BenchmarkResult]) -> None:
+    given, out, _ = benchmarked
+
+    assert run_benchmark(given, out).computed == 0
+
+
+@posix
+def test_peer_gets_the_images_of_our_split_as_our_geometry_makes_them(
+    bolt: Path, computed: tuple[CellResult, Path]
+) -> None:
+    result, folder = computed
+    split = calibration_split(load(bolt), 0)
+    frame = Geometry(size=SIZE)
+
+    for name, samples in (("train", split.train), ("calibration", split.calibration), ("test", load(bolt).test)):
+        expected = np.stack([frame.apply(decode(sample.image)) for sample in samples])
+        assert np.array_equal(np.load(folder / f"{name}.npy"), expected), name
+    assert (result.n_train, result.n_calibration) == (len(split.train), len(split.calibration)) == (9, 5)
+
+
+@posix
+def test_peer_gets_the_weights_that_our_methods_have(computed: tuple[CellResult, Path]) -> None:
+    given = load_file(computed[1] / "backbone.safetensors")
+    request = json.loads((computed[1] / "request.json").read_text())
+    trunk = timm.create_model("resnet18", features_only=True, out_indices=(1, 2, 3))
+
+    trunk.load_state_dict(given, strict=True)
+
+    levels = load_backbone("resnet18@random", strides=(4, 8, 16), seed=_seed_of_random_weights())
+    image = torch.ones(1, 3, *SIZE)
+    assert all(torch.equal(mine, theirs) for mine, theirs in zip(levels(image), trunk.eval()(image), strict=True))
+    assert request["backbone"] == {"architecture": "resnet18", "strides": [4, 8, 16]}
+
+
+@posix
+def test_figures_are_those_of_the_peers_scores(bolt: Path, computed: tuple[CellResult, Path]) -> None:
+    result, folder = computed
+    flawed = [sample.is_flawed for sample in load(bolt).test]
+
+    expected = roc_auc_score(flawed, np.load(folder / "test_scores.npy"))
+
+    assert result.evaluations["whole"].image_auroc == pytest.approx(expected)
+
+
+@posix
+def test_limit_comes_from_the_peers_scores_of_the_held_out_images_by_our_rule(
+    bolt: Path, computed: tuple[CellResult, Path]
+) -> None:
+    result, folder = computed
+    held_out = np.load(folder / "calibration_scores.npy")
+    limit = calibrate(held_out, held_out).limit
+    scores = np.load(folder / "test_scores.npy")
+    flawed = np.array([sample.is_flawed for sample in load(bolt).test])
+
+    found = result.evaluations["whole"]
+
+    assert found.false_reject_rate == pytest.approx((scores[~flawed] > limit).mean())
+    assert found.miss_rate == pytest.approx((scores[flawed] <= limit).mean())
+
+
+@posix
+def test_latency_counts_reading_and_judging_beside_the_peers_own_time(computed: tuple[CellResult, Path]) -> None:
+    costs = computed[0].costs
+
+    assert 1.0 < (costs.latency_p50_ms or 0) <= (costs.latency_p95_ms or 0)
+
+
+@posix
+def test_crop_of_the_geometry_counts_as_not_inspected(
+    bolt: Path, interpreter: Callable[..., Path], tmp_path: Path
+) -> None:
+    cropped = {**PADIM, "set": {"image_size": (64, 64), "policy": "crop"}}
+
+    result = run_task(only(plan(bolt, methods=cropped), peer_python=interpreter()), tmp_path)
+
+    assert result.evaluations["whole"].image_auroc is not None
+
+
+# ---- Failures -------------------------------------------------------------------------------------------------------
+
+FAILURES = {
+    "refuses": "^there is no teacher here: fetch it$",
+    "crashes": "ended with 1: ValueError: two by two is five",
+    "killed": "was killed by signal 9, perhaps for want of memory",
+    "nan": "anomalib:padim gives numbers that are not finite",
+    "small": r"calibration_maps.npy is float32 \(5, 32, 96\), not float32 \(5, 64, 96\)",
+    "silent": "does not keep to the contract: answer.json",
+}
+
+
+@posix
+@pytest.mark.parametrize("mode", FAILURES)
+def test_failure_of_the_peer_is_one_line(
+    bolt: Path, interpreter: Callable[..., Path], tmp_path: Path, mode: str
+) -> None:
+    with pytest.raises(FlawsmithError, match=FAILURES[mode]) as error:
+        run_task(only(plan(bolt), peer_python=interpreter(mode)), tmp_path)
+
+    assert "\n" not in str(error.value)
+
+
+@posix
+@pytest.mark.parametrize(
+    ("mode", "words"),
+    [
+        ("refuses", "there is no teacher here"),
+        ("old", "anomalib:padim is not in anomalib 9.9.0 of .*--upgrade anomalib"),
+        ("foreign", "speaks contract 7"),
+    ],
+)
+def test_environment_is_asked_before_anything_is_computed(
+    bolt: Path, interpreter: Callable[..., Path], tmp_path: Path, mode: str, words: str
+) -> None:
+    executor = SimpleNamespace(run=refusing)
+
+    with pytest.raises(FlawsmithError, match=words):
+        run_benchmark(plan(bolt), tmp_path / "out", executor=executor, peer_python=interpreter(mode))
+
+
+def test_without_an_interpreter_the_message_says_how_to_make_one(bolt: Path, tmp_path: Path) -> None:
+    words = r"python3 -m venv .venv-anomalib && .venv-anomalib/bin/pip install anomalib` and add --peer-python"
+
+    with pytest.raises(FlawsmithError, match=words):
+        run_benchmark(plan(bolt), tmp_path / "out", executor=SimpleNamespace(run=refusing))
+
+
+def test_interpreter_without_the_package_says_what_to_install(bolt: Path) -> None:
+    with pytest.raises(FlawsmithError, match=r"anomalib is not installed beside .*: run `.* -m pip install anomalib`"):
+        check_environment([only(plan(bolt), peer_python=Path(sys.executable))])
+
+
+@posix
+@pytest.mark.parametrize(
+    ("name", "words"), [("nowhere", "cannot be run .No such file"), ("silent", "does not run Python scripts")]
+)
+def test_what_is_no_interpreter_is_named(bolt: Path, tmp_path: Path, name: str, words: str) -> None:
+    (tmp_path / "silent").write_text("#!/bin/sh\n")
+    (tmp_path / "silent").chmod(0o755)
+
+    with pytest.raises(FlawsmithError, match=f"--peer-python {tmp_path / name}: {words}"):
+        check_environment([only(plan(bolt), peer_python=tmp_path / name)])
+
+
+# ---- Plans ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"backbone": "resnet34@random"},
+        {"set": {"image_size": (64, 64)}},
+        {"set": {"image_size": SIZE, "n_features": 50}},
+        {"fraction": 0.5},
+    ],
+)
+def test_key_changes_with_what_the_peers_result_depends_on(bolt: Path, change: dict[str, Any]) -> None:
+    assert only(plan(bolt, methods={**PADIM, **change})).cell.key != only(plan(bolt)).cell.key
+
+
+def test_defaults_are_part_of_the_identity(bolt: Path) -> None:
+    written_out = {**PADIM, "set": {"image_size": SIZE, "n_features": 100}}
+
+    cell, same = only(plan(bolt)).cell, only(plan(bolt, methods=written_out)).cell
+
+    assert cell.config == same.config
+    assert cell.config["strides"] == [4, 8, 16]
+    assert cell.backbone == "resnet18@random"
+
+
+def test_presets_make_no_arms_of_a_peer(bolt: Path) -> None:
+    assert only(plan(bolt, presets=["fast", "paper"])).cell.arm.title == "anomalib:padim, resnet18@random, " + (
+        "image_size=[64,96]"
+    )
+
+
+def test_model_with_a_teacher_of_its_own_has_no_backbone(bolt: Path) -> None:
+    task = only(plan(bolt, methods="anomalib:efficientad", backbones=["resnet18@random", "resnet34@random"]))
+
+    assert (task.backbone, task.cell.backbone) == (None, "its own")
+
+
+def test_textures_go_to_the_peers_model_that_forges(bolt: Path, parts: Path) -> None:
+    padim, glass = tasks(plan(bolt, methods=[PADIM, "anomalib:glass"], textures=str(parts)))
+
+    assert (padim.textures, glass.textures) == (None, str(parts))
+    assert glass.cell.textures_sha256 is not None
+
+
+MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
+    "unknown package": ({"method": "openiad:padim"}, "no peer called 'openiad' .*known are anomalib"),
+    "unknown model": ({"method": "anomalib:padin"}, "did you mean 'anomalib:padim'"),
+    "unknown setting": ({"set": {"nfeatures": 3}}, "did you mean 'n_features'"),
+    "value out of range": ({"set": {"n_features": 0}}, "anomalib:padim: n_features=0"),
+    "selection": ({"select": "best"}, "anomalib:padim has no select best"),
+    "engine": ({"engine": "openvino"}, "anomalib:padim has no engine openvino"),
+    "no such weights": ({"backbone": "resnet18@nowhere.pth"}, "no weight file at nowhere.pth"),
+    "words for textures": ({"method": "anomalib:glass", "set": {}, "textures": "self"}, "from a folder alone"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistake_in_a_plan_is_named(bolt: Path, mistake: str) -> None:
+    fields, words = MISTAKES[mistake]
+
+    with pytest.raises(FlawsmithError, match=words):
+        tasks(plan(bolt, methods={**PADIM, **fields}))
+
+
+# ---- The runner of anomalib, as far as it goes without anomalib -----------------------------------------------------
+
+
+def test_runner_imports_nothing_of_this_package() -> None:
+    tree = ast.parse(PEERS["anomalib"].runner.read_text())
+    named = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    named += [str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+
+    others = {name.split(".")[0] for name in named} - set(sys.stdlib_module_names)
+
+    assert others == {"anomalib", "lightning", "numpy", "safetensors", "timm", "torch"}
+
+
+def test_runner_and_driver_know_the_same_models() -> None:
+    assert set(anomalib_runner.MODELS) == set(PEERS["anomalib"].models)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "strides", "layers"),
+    [
+        ("resnet18", (4, 8, 16), ["layer1", "layer2", "layer3"]),
+        ("tf_efficientnet_lite0", (8, 16), ["blocks.2", "blocks.4"]),
+    ],
+)
+def test_layers_are_those_of_the_strides(architecture: str, strides: Sequence[int], layers: list[str]) -> None:
+    assert anomalib_runner.layers_of(architecture, strides) == layers
+
+
+class Extractor(torch.nn.Module):
+    def __init__(self, backbone: str, layers: list[str]) -> None:
+        super().__init__()
+        indices = [int(layer.removeprefix("layer")) for layer in layers]
+        self.feature_extractor = timm.create_model(backbone, pretrained=True, features_only=True, out_indices=indices)
+
+
+class Padim(torch.nn.Module):
+    """Made as anomalib's: it asks timm for pretrained weights."""
+
+    name = "Padim"
+
+    def __init__(self, backbone: str, layers: list[str], n_features: int, **parts: bool) -> None:
+        super().__init__()
+        self.parts = parts
+        self.model = torch.nn.Sequential()
+        self.model.feature_extractor = Extractor(backbone, layers)
+
+
+def question(**changes: Any) -> dict[str, Any]:
+    backbone = {"architecture": "resnet18", "strides": [4, 8]}
+    return {"model": "padim", "settings": {"n_features": 10}, "backbone": backbone, **changes}
+
+
+def test_model_is_made_of_the_weights_that_were_given_and_fetches_none(tmp_path: Path) -> None:
+    from safetensors.torch import save_file
+
+    given = load_backbone("resnet18@random", strides=(4, 8), seed=3).trunk.state_dict()
+    save_file(given, tmp_path / "backbone.safetensors")
+
+    made = anomalib_runner.make_model(SimpleNamespace(Padim=Padim), question(), tmp_path)
+
+    state = made.model.feature_extractor.feature_extractor.state_dict()
+    assert all(torch.equal(state[name], tensor) for name, tensor in given.items())
+    assert made.parts == dict.fromkeys(("pre_processor", "post_processor", "evaluator", "visualizer"), False)
+    assert not any(parameter.requires_grad for parameter in made.parameters())
+
+
+REFUSALS: dict[str, tuple[dict[str, Any], str]] = {
+    "model of another version": ({"model": "glass"}, "has no model glass"),
+    "argument of another version": ({"settings": {"features": 10}}, "does not make padim of these settings"),
+    "weights of another architecture": (
+        {"backbone": {"architecture": "resnet34", "strides": [4, 8]}},
+        "the backbone's weights do not fit",
+    ),
+    "stride that is not there": ({"backbone": {"architecture": "resnet18", "strides": [3]}}, "no level of stride 3"),
+    "unknown architecture": ({"backbone": {"architecture": "resnet0", "strides": [4]}}, "gives no levels"),
+    "teacher that was not fetched": ({"model": "efficientad", "settings": {}}, "needs the weights of its teacher"),
+}
+
+
+@pytest.mark.parametrize("refusal", REFUSALS)
+def test_runner_refuses_in_words(refusal: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from safetensors.torch import save_file
+
+    changes, words = REFUSALS[refusal]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(anomalib_runner, "versions", lambda: {"anomalib": "2.0"})
+    save_file(load_backbone("resnet18@random", strides=(4, 8)).trunk.state_dict(), tmp_path / "backbone.safetensors")
+    models = SimpleNamespace(Padim=Padim, EfficientAd=Padim)
+
+    with pytest.raises(anomalib_runner.RefusedError, match=words):
+        anomalib_runner.make_model(models, question(**changes), tmp_path)
+
+
+def test_array_is_written_row_by_row_as_numpy_would(tmp_path: Path) -> None:
+    rows = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+
+    anomalib_runner.write_rows(tmp_path / "a.npy", rows.shape, iter(rows))
+
+    assert np.array_equal(np.load(tmp_path / "a.npy", allow_pickle=False), rows)
+
+
+@pytest.mark.parametrize("arguments", [[], ["run"], ["probe", "more"]])
+def test_wrong_command_of_the_runner_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert anomalib_runner.main(arguments) == 2
+    assert capsys.readouterr().err.strip() == "give `probe`, or `run FOLDER`"
+
+
+def _seed_of_random_weights() -> int:
+    from flawsmith.data.seeding import derived_seed
+
+    return derived_seed(0, "random backbone")
