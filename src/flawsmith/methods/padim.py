@@ -193,8 +193,8 @@ class PackedWhitening(nn.Module):
 class GaussianDetector(Detector):
     """Mahalanobis distance at every position; the image score is the largest value of the smoothed map.
 
-    The unit is √channels, the distance that a good position has on average. Nothing is ranked otherwise, and the rounding
-    of ill-conditioned covariances stays below what the parity gate allows.
+    The unit is √channels, the distance that a good position has on average. Nothing is ranked otherwise, and the
+    rounding of ill-conditioned covariances stays below what the parity gate allows.
 
     Args:
         backbone: the frozen backbone.
