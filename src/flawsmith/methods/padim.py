@@ -193,6 +193,9 @@ class PackedWhitening(nn.Module):
 class GaussianDetector(Detector):
     """Mahalanobis distance at every position; the image score is the largest value of the smoothed map.
 
+    The unit is √channels, the distance that a good position has on average. Nothing is ranked otherwise, and the
+    rounding of ill-conditioned covariances stays below what the parity gate allows.
+
     Args:
         backbone: the frozen backbone.
         embedding: level maps to embeddings.
@@ -220,6 +223,7 @@ class GaussianDetector(Detector):
         self.grid = backbone.grids(image_size)[0]
         self.smooth = UpsampleAndSmooth(self.grid, image_size, sigma=sigma)
         self.register_buffer("mean", mean.T)
+        self.unit = mean.shape[1] ** -0.5
         self.whitening: nn.Module = Whitening(packed, mean.shape[1])
         self.eval().requires_grad_(False)
 
@@ -230,7 +234,7 @@ class GaussianDetector(Detector):
         """Map and score from the backbone's level maps."""
         offsets = (self.embedding(levels) - self.mean).permute(2, 1, 0)
         whitened = self.whitening() @ offsets  # position, channel, batch
-        distances = torch.linalg.vector_norm(whitened, dim=1).T.unflatten(1, self.grid)  # Eq. 2
+        distances = self.unit * torch.linalg.vector_norm(whitened, dim=1).T.reshape(-1, *self.grid)  # Eq. 2
         anomaly_map = self.smooth(distances)
         return AnomalyOutput(anomaly_map, anomaly_map.amax(dim=(1, 2)))
 
