@@ -81,7 +81,7 @@ def benchmark_results(sources: Sequence[Path]) -> list[CellResult]:
         found |= {one.cell.key: one for one in ResultStore(source).results() if one.finished}
     if not found:
         raise FlawsmithError(f"{sources[0]}: no cell has finished; run `flawsmith benchmark` with this --out again")
-    return sorted(found.values(), key=_reading_order)  # type: ignore[arg-type]
+    return sorted(found.values(), key=_reading_order)
 
 
 def _reading_order(result: CellResult) -> tuple[Hashable, ...]:
