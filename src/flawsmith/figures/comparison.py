@@ -69,7 +69,7 @@ def check_metrics(names: Sequence[str]) -> None:
     """
     for name in names:
         if name not in METRICS:
-            close = get_close_matches(name, METRICS, 1)
+            close = [known for known in METRICS if name in known] or get_close_matches(name, METRICS, 1)
             hint = f"did you mean {close[0]}? " if close else ""
             raise FlawsmithError(f"--metric {name}: no such figure: {hint}known are {', '.join(METRICS)}")
 
