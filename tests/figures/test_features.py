@@ -53,7 +53,7 @@ def test_adaptation_is_shown_beside_what_it_adapts(trained) -> None:
             names[method] = list(found.method.network().feature_maps(torch.zeros(1, 3, *found.spec.geometry.size)))
 
     assert names["pbas"] == ["embedding", "adapted"]
-    assert names["aand"][:2] == ["teacher, level 1 (stride 4)", "advanced teacher, level 1 (stride 4)"]
+    assert names["aand"][:2] == ["teacher, level 1", "advanced teacher, level 1"]
     assert names["slsg"] == ["encoder, bottleneck", "decoder, first block"]
 
 
@@ -117,7 +117,7 @@ def test_planes_have_a_row_a_map_and_a_column_a_projection() -> None:
     drawn = feature_planes([PointCloud("embedding", "", groups), PointCloud("adapted", "", groups)])
 
     titles = [axis.get_title() for axis in drawn.figure.axes]
-    assert titles == ["embedding, PCA", "embedding, t-SNE", "adapted, PCA", "adapted, t-SNE"]
+    assert titles == ["embedding\nPCA", "embedding\nt-SNE", "adapted\nPCA", "adapted\nt-SNE"]
     assert len(drawn.rows) == 4 * 50
     assert {row["group"] for row in drawn.rows} == {"good", "flawed"}
     assert len(feature_planes([PointCloud("a", "", groups)], planes=["tsne"]).figure.axes) == 1

@@ -9,9 +9,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FixedLocator, MaxNLocator, NullFormatter, NullLocator
+from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
 from flawsmith.benchmark.cell import CellResult
 from flawsmith.figures import comparison
@@ -29,7 +30,8 @@ _NAMES = {
 }
 _LOGARITHMIC_FROM = 8.0
 """Ratio of the largest to the smallest place from which a logarithmic axis keeps them apart."""
-_MANY_TICKS = 7
+_CHARACTER = 0.06
+"""Width of a character of a tick's label in inches, at most."""
 
 
 def curve(
@@ -114,19 +116,46 @@ def _draw(axis: Axes, drawn: Mapping[str, Sequence[Point]], styles: Mapping[str,
 
 
 def _ticks(axis: Axes, values: Sequence[Any], places: Sequence[float], *, numeric: bool) -> None:
-    """Ticks at the values that were measured, as long as they are few."""
-    if numeric and places and min(places) > 0 and max(places) / min(places) >= _LOGARITHMIC_FROM:
+    """Ticks at the values that were measured; a label that would run into its neighbour is left out."""
+    logarithmic = numeric and min(places) > 0 and max(places) >= max(1.0, _LOGARITHMIC_FROM * min(places))
+    if logarithmic:
         axis.set_xscale("log")
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_minor_formatter(NullFormatter())
-    if len(places) <= _MANY_TICKS:
-        axis.xaxis.set_major_locator(FixedLocator(list(places)))
-        labels = (
-            [f"{place:g}" for place in places] if numeric else [short(str(comparison.text_of(v)), 16) for v in values]
-        )
-        axis.set_xticks(list(places), labels)
+    labels = [f"{place:g}" for place in places] if numeric else [short(comparison.text_of(v), 16) for v in values]
+    axis.set_xticks(list(places), labels_with_room(labels, np.log(places) if logarithmic else places, _inches(axis)))
     axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axis.yaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]
+
+
+def _inches(axis: Axes) -> float:
+    """About the width of a panel without the labels at its side."""
+    spec = axis.get_subplotspec()
+    assert spec is not None and axis.figure is not None
+    return float(axis.get_figure().get_figwidth()) / spec.get_gridspec().ncols - 0.6  # type: ignore[union-attr]
+
+
+def labels_with_room(labels: Sequence[str], places: npt.ArrayLike, inches: float) -> list[str]:
+    """The labels of an axis, empty where the one before reaches.
+
+    Args:
+        labels: of the ticks.
+        places: where they are, ascending.
+        inches: width of the axis.
+
+    Example:
+        >>> labels_with_room(["0.1", "0.8", "0.81", "0.9"], [0.1, 0.8, 0.81, 0.9], 3.0)
+        ['0.1', '0.8', '', '0.9']
+    """
+    at = np.asarray(places, dtype=float)
+    at = (at - at.min()) / (np.ptp(at) or 1.0) * inches
+    shown, end = list[str](), -np.inf
+    for label, middle in zip(labels, at, strict=True):
+        half = 0.5 * _CHARACTER * len(label)
+        free = middle - half > end
+        shown.append(label if free else "")
+        end = middle + half + 0.6 * _CHARACTER if free else end
+    return shown
 
 
 def _look(number: int) -> dict[str, Any]:

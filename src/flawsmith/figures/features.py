@@ -10,7 +10,18 @@ from typing import Any, Literal
 
 from matplotlib.lines import Line2D
 
-from flawsmith.figures.style import MARKERS, PALETTE, Drawn, hide, legend_below, panels, paper_style, short
+from flawsmith.figures.style import (
+    COLUMN,
+    MARKERS,
+    PALETTE,
+    Drawn,
+    hide,
+    legend_below,
+    panels,
+    paper_style,
+    short,
+    wrapped,
+)
 from flawsmith.report.data import PointCloud
 from flawsmith.report.diagnostics import Projection, projections
 from flawsmith.runtime.errors import FlawsmithError
@@ -34,7 +45,7 @@ def feature_planes(clouds: Sequence[PointCloud], *, planes: Sequence[Plane] = PL
     groups = list(dict.fromkeys(name for cloud in clouds for name in cloud.groups))
     rows = list[dict[str, Any]]()
     with paper_style():
-        figure, axes = panels(len(drawn), len(planes), height=2.0, width=3.4 if len(planes) == 1 else 4.8)
+        figure, axes = panels(len(drawn), len(planes), height=2.6 if len(planes) == 1 else 1.75, width=COLUMN)
         for across, (cloud, found) in zip(axes, drawn, strict=True):
             for axis, plane in zip(across, planes, strict=True):
                 if plane not in found:
@@ -44,11 +55,12 @@ def feature_planes(clouds: Sequence[PointCloud], *, planes: Sequence[Plane] = PL
                 for name, points in projection.points.items():
                     axis.plot(points[:, 0], points[:, 1], alpha=0.6, **_look(groups.index(name)))
                     rows += [_row(cloud, plane, name, point) for point in points]
-                axis.set_title(short(f"{cloud.title}, {_TITLES[plane]}", 48), pad=3)
+                axis.set_title(f"{wrapped(cloud.title, 62 // len(planes))}\n{_TITLES[plane]}", pad=3, fontsize=7)
                 axis.margins(0.04)
                 axis.set(xticks=[], yticks=[])
                 if plane == "pca":
-                    axis.set(xlabel=projection.x_label, ylabel=projection.y_label)
+                    axis.set_xlabel(projection.x_label.replace("component", "PC"), fontsize=6.5)
+                    axis.set_ylabel(projection.y_label.replace("component", "PC"), fontsize=6.5)
         legend_below(figure, [Line2D([], [], label=short(name), **_look(n)) for n, name in enumerate(groups)])
     return Drawn(figure, rows)
 

@@ -219,7 +219,7 @@ def qualitative_grid(rows: Sequence[GridRow]) -> Drawn:
             axis.grid(visible=False)
         longest = max(10, int(cell / 0.062))
         for axis, head in zip(axes[0], ["image", "ground truth", *names], strict=True):
-            axis.set_title(wrapped(head, longest), pad=2, fontsize=7)
+            axis.set_title(wrapped(head, longest, rows=3), pad=2, fontsize=7)
         for row, across in zip(rows, axes, strict=True):
             _draw_row(across, row, names, several=len(categories) > 1)
         _heat_scale(figure, axes)
@@ -235,6 +235,8 @@ def _draw_row(axes: Any, row: GridRow, names: Sequence[str], *, several: bool) -
         axes[1].text(0.5, 0.5, "not annotated", ha="center", va="center", fontsize=6, transform=axes[1].transAxes)
     else:
         axes[1].imshow(row.truth, cmap="gray", vmin=0, vmax=255)
+    for axis in axes:  # an empty place is as large as a picture, or its head would hang higher
+        axis.set_box_aspect(row.image.shape[0] / row.image.shape[1])
     for look in row.looks:
         axis = axes[2 + names.index(look.model)]
         axis.imshow(look.overlay)

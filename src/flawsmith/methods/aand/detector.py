@@ -73,11 +73,10 @@ class DiscrepancyDetector(FusedLevels):
         levels = self.backbone(images)
         advanced = None if self.amplifiers is None else self.amplifiers(levels)
         found: dict[str, Tensor] = {}
-        for number, stride in enumerate(self.backbone.info.strides):
-            name = f"level {number + 1} (stride {stride})"
-            found[f"teacher, {name}"] = levels[number]
+        for number, level in enumerate(levels):
+            found[f"teacher, level {number + 1}"] = level
             if advanced is not None:
-                found[f"advanced teacher, {name}"] = advanced[number]
+                found[f"advanced teacher, level {number + 1}"] = advanced[number]
         return found
 
     def folded(self) -> Detector:
