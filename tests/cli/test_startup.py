@@ -63,6 +63,13 @@ def test_evaluate_needs_no_torch(model, parts, tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_figures_of_models_need_no_torch(model, parts, tmp_path):
+    done = run("figure", "grid", model, "--data", parts, without=_TRAIN, cwd=tmp_path)
+
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "grid.pdf").is_file()
+
+
 @pytest.mark.parametrize("command", ["evaluate", "train", "demo", "synthesize"])
 def test_command_beyond_the_core_says_what_to_install(command, model, parts, tmp_path):
     given = {"evaluate": [model, parts], "train": [parts], "demo": [], "synthesize": [parts, "--out", "forged"]}

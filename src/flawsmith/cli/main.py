@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from flawsmith import __version__
-from flawsmith.cli import benchmark, demo, doctor, evaluate, info, predict, synthesize, train
+from flawsmith.cli import benchmark, demo, doctor, evaluate, figure, info, predict, synthesize, train
 from flawsmith.cli.console import emit
 from flawsmith.cli.session import own_warnings, run
 
@@ -27,6 +27,7 @@ app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesize)
 app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)
+app.add_typer(figure.figure)
 app.command("info")(info.info)
 app.command("doctor")(doctor.doctor)
 

@@ -264,6 +264,13 @@ class Detector(nn.Module, ABC):
     @abstractmethod
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput: ...
 
+    def feature_maps(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Tensor]:
+        """What the detector looks at on the way to its map, to be drawn: (batch, channel, h, w) by name, in order.
+
+        Nothing where the backbone's levels, which anyone can compute, tell all.
+        """
+        return {}
+
     def folded(self) -> Detector:
         """An equal detector with fewer operations, made for export; itself where there is nothing to fold."""
         return self

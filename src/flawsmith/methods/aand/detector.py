@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
-from torch import nn
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from flawsmith.features.backbones import Backbone
 from flawsmith.methods.aand.amplification import Amplifier, Amplifiers, Map
@@ -66,6 +67,17 @@ class DiscrepancyDetector(FusedLevels):
     def raw_maps(self, levels: Sequence[Map]) -> list[ScoreMap]:
         teacher = list(levels) if self.amplifiers is None else self.amplifiers(levels)
         return [cosine_distance(*pair) for pair in zip(teacher, self.student(teacher), strict=True)]
+
+    def feature_maps(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Tensor]:
+        """The teacher's levels, each beside what its amplification makes of it (Fig. 6)."""
+        levels = self.backbone(images)
+        advanced = None if self.amplifiers is None else self.amplifiers(levels)
+        found: dict[str, Tensor] = {}
+        for number, level in enumerate(levels):
+            found[f"teacher, level {number + 1}"] = level
+            if advanced is not None:
+                found[f"advanced teacher, level {number + 1}"] = advanced[number]
+        return found
 
     def folded(self) -> Detector:
         folded = copy.copy(self)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -37,6 +37,15 @@ class PositionDetector(ScoreMapDetector):
 
     def raw_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
         return [self.scores(levels)]
+
+    def feature_maps(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Tensor]:
+        """The embedding, and what the projector has learned to make of it."""
+        embedding = self.embedding(self.backbone(images))
+        projector = getattr(self, "projector", None)
+        if not projector:
+            return {"embedding": embedding}
+        rows = projector(as_rows(embedding)).reshape(len(embedding), *embedding.shape[-2:], -1)
+        return {"embedding": embedding, "adapted": rows.permute(0, 3, 1, 2)}
 
     def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
         (low,) = self.score_maps(levels)

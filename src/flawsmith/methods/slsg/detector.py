@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -48,6 +50,14 @@ class SegmentationDetector(Detector):
             # Half to each class, so that their difference, which is all that counts, rises by the whole.
             logits = logits + torch.cat([-added, added], dim=1) / 2
         return scored(logits, scale=self.scale, top_pixels=self.top_pixels)
+
+    def feature_maps(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Tensor]:
+        """The encoder's bottleneck, and the output of the decoder's first block (Fig. 7)."""
+        levels, seen = self.encoder(images), list[Tensor]()
+        hook = self.network.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
+        with hook:
+            self.network(levels)
+        return {"encoder, bottleneck": levels[-1], "decoder, first block": seen[0]}
 
 
 def scored(logits: Float[Tensor, "batch 2 height width"], *, scale: Scale, top_pixels: int) -> AnomalyOutput:

@@ -1,0 +1,86 @@
+"""Features of good parts, real flaws and forged ones in the plane: PCA and t-SNE.
+
+As in PBAS (Fig. 9), AAND (Fig. 6, the teacher before and after its amplification) and SLSG (Fig. 7).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+from matplotlib.lines import Line2D
+
+from flawsmith.figures.style import (
+    COLUMN,
+    MARKERS,
+    PALETTE,
+    Drawn,
+    hide,
+    legend_below,
+    panels,
+    paper_style,
+    short,
+    wrapped,
+)
+from flawsmith.report.data import PointCloud
+from flawsmith.report.diagnostics import Projection, projections
+from flawsmith.runtime.errors import FlawsmithError
+
+Plane = Literal["pca", "tsne"]
+PLANES: tuple[Plane, ...] = ("pca", "tsne")
+_TITLES: dict[Plane, str] = {"pca": "PCA", "tsne": "t-SNE"}
+
+
+def feature_planes(clouds: Sequence[PointCloud], *, planes: Sequence[Plane] = PLANES) -> Drawn:
+    """A row a feature map, a column a projection, a colour and a shape a group.
+
+    Args:
+        clouds: features by group, one cloud a feature map.
+        planes: the projections.
+
+    Raises:
+        FlawsmithError: too few features, or all the same.
+    """
+    drawn = [(cloud, _planes(cloud)) for cloud in clouds]
+    groups = list(dict.fromkeys(name for cloud in clouds for name in cloud.groups))
+    rows = list[dict[str, Any]]()
+    with paper_style():
+        figure, axes = panels(len(drawn), len(planes), height=2.6 if len(planes) == 1 else 1.75, width=COLUMN)
+        for across, (cloud, found) in zip(axes, drawn, strict=True):
+            for axis, plane in zip(across, planes, strict=True):
+                if plane not in found:
+                    hide(axis)
+                    continue
+                projection = found[plane]
+                for name, points in projection.points.items():
+                    axis.plot(points[:, 0], points[:, 1], alpha=0.6, **_look(groups.index(name)))
+                    rows += [_row(cloud, plane, name, point) for point in points]
+                axis.set_title(f"{wrapped(cloud.title, 62 // len(planes))}\n{_TITLES[plane]}", pad=3, fontsize=7)
+                axis.margins(0.04)
+                axis.set(xticks=[], yticks=[])
+                if plane == "pca":
+                    axis.set_xlabel(projection.x_label.replace("component", "PC"), fontsize=6.5)
+                    axis.set_ylabel(projection.y_label.replace("component", "PC"), fontsize=6.5)
+        legend_below(figure, [Line2D([], [], label=short(name), **_look(n)) for n, name in enumerate(groups)])
+    return Drawn(figure, rows)
+
+
+def _planes(cloud: PointCloud) -> dict[Plane, Projection]:
+    found = projections(cloud)
+    if not found:
+        raise FlawsmithError(f"{cloud.title}: too few features to show, or all are the same; give more test images")
+    return dict(zip(PLANES, found, strict=False))
+
+
+def _look(number: int) -> dict[str, Any]:
+    return {
+        "color": PALETTE[number % len(PALETTE)],
+        "marker": MARKERS[number % len(MARKERS)],
+        "linestyle": "",
+        "markersize": 2.4,
+        "markeredgewidth": 0.0,
+    }
+
+
+def _row(cloud: PointCloud, plane: Plane, group: str, point: Sequence[float]) -> dict[str, Any]:
+    return {"features": cloud.title, "plane": plane, "group": group, "x": f"{point[0]:.6g}", "y": f"{point[1]:.6g}"}

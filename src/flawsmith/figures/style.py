@@ -1,0 +1,181 @@
+"""How a figure for a paper looks, and how it becomes a file that is the same every time."""
+
+from __future__ import annotations
+
+import csv
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+from flawsmith.pipeline.names import make_folder
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import replacing
+
+COLUMN, PAGE = 3.4, 7.0
+"""Widths in inches of one column and of both columns of a paper."""
+
+INK, MUTED, GRID = "#1d2733", "#5b6875", "#e3e8ed"
+# Okabe and Ito's colours, which the colour-blind tell apart, without the yellow that paper swallows.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
+# Shapes and dashes repeat after another number than colours do, so that 35 lines differ in one of them.
+MARKERS = ("o", "^", "s", "D", "v")
+DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)))
+
+_STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "flawsmith",
+    "svg.fonttype": "path",
+    "pdf.fonttype": 42,
+    "font.family": "DejaVu Sans",
+    "font.size": 7.5,
+    "axes.titlesize": 7.5,
+    "axes.labelsize": 7.5,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.8,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": "#9aa6b2",
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": GRID,
+    "grid.linewidth": 0.5,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 3.5,
+    "text.parse_math": False,
+}
+_DPI = 300
+# Whatever would tell when and with what a file was written is left out.
+_METADATA: Mapping[str, dict[str, None]] = {
+    ".pdf": {"Creator": None, "Producer": None, "CreationDate": None},
+    ".svg": {"Creator": None, "Date": None},
+    ".png": {"Software": None},
+}
+_LONGEST = 44
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A figure and what stands behind it.
+
+    Attributes:
+        figure: ready to be written.
+        rows: the numbers that are drawn, a record each, all with the same keys.
+        notes: what a reader of the figure has to know, such as what was left out; a sentence each.
+    """
+
+    figure: Figure
+    rows: Sequence[Mapping[str, Any]]
+    notes: Sequence[str] = ()
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """Everything that is drawn in the block looks alike."""
+    with mpl.rc_context(_STYLE):
+        yield
+
+
+def check_name(out: Path) -> None:
+    """Refuse a file name before any work is done.
+
+    Raises:
+        FlawsmithError: it ends like no format that can be written.
+    """
+    if out.suffix.lower() not in _METADATA:
+        raise FlawsmithError(f"{out}: a figure is written as .pdf, .svg or .png; name it so with --out")
+
+
+def write(drawn: Drawn, out: Path, *, numbers: bool) -> dict[str, Path]:
+    """Write a figure, and the numbers behind it beside it where asked for; the same figure gives the same bytes.
+
+    Args:
+        drawn: the figure.
+        out: the file; its suffix names the format. Its folder is made where it is missing.
+        numbers: write ``out`` with the suffix ``.csv`` too.
+
+    Returns:
+        The files: ``figure``, and ``numbers`` where there is one.
+
+    Raises:
+        FlawsmithError: no such format, or the file cannot be written.
+    """
+    check_name(out)
+    make_folder(out.parent)
+    suffix = out.suffix.lower()
+    with paper_style(), replacing(out) as temporary:
+        drawn.figure.savefig(temporary, format=suffix[1:], dpi=_DPI, metadata=_METADATA[suffix])
+    files = {"figure": out}
+    if numbers:
+        files["numbers"] = out.with_suffix(".csv")
+        with replacing(files["numbers"]) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+            rows = csv.DictWriter(file, list(drawn.rows[0]) if drawn.rows else [], lineterminator="\n")
+            rows.writeheader()
+            rows.writerows(drawn.rows)
+    return files
+
+
+def panels(
+    rows: int, columns: int, *, height: float, width: float | None = None
+) -> tuple[Figure, npt.NDArray[np.object_]]:
+    """A figure of equal panels: one column of a paper wide for a single panel, both columns for several.
+
+    Args:
+        rows: rows of panels.
+        columns: panels in a row.
+        height: of a row, inches.
+        width: of the figure, inches; None chooses.
+
+    Returns:
+        The figure, and its axes (rows, columns).
+    """
+    chosen = width or (COLUMN if columns == 1 else PAGE)
+    layout = ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.02)
+    figure = Figure(figsize=(chosen, 0.2 + height * rows), layout=layout)
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int | None = None) -> None:
+    """One legend for all panels, below them, where it hides no data: in rows as wide as the figure allows.
+
+    The figure grows by the legend, so that the panels keep their height.
+    """
+    longest = max((len(str(one.get_label())) for one in handles), default=0)
+    # A character takes about 0.055 inches at this size, the handle and the gaps half an inch.
+    fitting = max(1, int(figure.get_figwidth() / (0.055 * longest + 0.5)))
+    shown = max(1, min(len(handles), columns or fitting))
+    figure.set_figheight(figure.get_figheight() + 0.14 * -(-len(handles) // shown))
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=shown, handlelength=1.8, columnspacing=1.2)
+
+
+def hide(axis: Axes) -> None:
+    """Leave the place of a panel empty."""
+    axis.set_axis_off()
+
+
+def wrapped(text: str, width: int, *, rows: int = 2) -> str:
+    """A title in lines of at most so many characters; what needs more than ``rows`` of them ends in an ellipsis."""
+    return "\n".join(textwrap.wrap(text, max(width, 4), max_lines=rows, placeholder=" …")) or "unnamed"
+
+
+def short(text: str, longest: int = _LONGEST) -> str:
+    """A label that fits: what is too long ends in an ellipsis; a leading underscore would hide it from legends."""
+    text = " ".join(text.split()).lstrip("_") or "unnamed"
+    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -1,0 +1,150 @@
+"""Accuracy against how weak a flaw is, from the test sets of `flawsmith synthesize --test-set` (GLASS, Table 3)."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from flawsmith.benchmark.cell import CellResult
+from flawsmith.data.layouts import load
+from flawsmith.data.samples import Dataset
+from flawsmith.evaluation.results import Evaluation
+from flawsmith.figures import comparison
+from flawsmith.figures.comparison import Measurement
+from flawsmith.figures.curve import draw_lines
+from flawsmith.figures.sources import NamedModel, told_apart
+from flawsmith.figures.style import Drawn
+from flawsmith.pipeline.evaluate import evaluate
+from flawsmith.runtime.errors import FlawsmithError
+
+WEAKNESS = "weakness"
+_MANIFEST = "manifest.json"
+_NAME = re.compile(r"weakness_(\d+(?:\.\d+)?(?:e-?\d+)?)$")
+_MAKE = "`flawsmith synthesize DATA --out FOLDER --test-set --weakness 0.1 0.3 0.5 0.7`"
+
+
+@dataclass(frozen=True)
+class WeakSet:
+    """A labelled test set of flaws of one strength.
+
+    Attributes:
+        weakness: weight of the good image in the flaws.
+        dataset: its images.
+    """
+
+    weakness: float
+    dataset: Dataset
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One model on one test set."""
+
+    model: str
+    category: str
+    seed: int
+    weakness: float
+    evaluation: Evaluation
+
+
+def weak_sets(folders: Sequence[Path]) -> list[WeakSet]:
+    """The test sets in folders that ``flawsmith synthesize --test-set`` has written.
+
+    Raises:
+        FlawsmithError: a folder holds none; the message says which command makes them.
+    """
+    found = [one for folder in folders for one in _weak_sets(folder)]
+    return sorted(found, key=lambda one: (one.dataset.category, one.weakness))
+
+
+def _weak_sets(folder: Path) -> Iterator[WeakSet]:
+    manifests = sorted(folder.glob(f"weakness_*/{_MANIFEST}"))
+    if not manifests:
+        raise FlawsmithError(f"{folder}: holds no weakness_*/{_MANIFEST}: make test sets with {_MAKE}")
+    for path in manifests:
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            weakness, category = float(facts[WEAKNESS]), str(facts["category"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise FlawsmithError(f"{path}: is damaged ({error}): make the test sets anew with {_MAKE}") from None
+        yield WeakSet(weakness, load(path.parent / category))
+
+
+def measure(
+    models: Sequence[NamedModel], sets: Sequence[WeakSet], *, done: Callable[[], object] = lambda: None
+) -> list[Measured]:
+    """Every model on the test sets of its category.
+
+    Args:
+        models: the models; equal but for their seed, they are one line with a spread.
+        sets: the test sets.
+        done: called after each evaluation.
+
+    Raises:
+        FlawsmithError: a model has no test set of its category.
+    """
+    found = []
+    for model in told_apart(models, lambda model: (model.name, model.category, model.bundle.spec.seed)):
+        own = [one for one in sets if one.dataset.category == model.category]
+        if not own:
+            names = ", ".join(sorted({one.dataset.category for one in sets}))
+            raise FlawsmithError(f"{model.path}: learned {model.category}, the test sets are of {names}: {_MAKE}")
+        for one in own:
+            result = evaluate(model.path, one.dataset, n_resamples=0)
+            found.append(Measured(model.name, model.category, model.bundle.spec.seed, one.weakness, result))
+            done()
+    return found
+
+
+def weakness(measured: Sequence[Measured], *, metrics: Sequence[str] = (), by_category: bool = False) -> Drawn:
+    """Accuracy against the weight of the good image in the flaws, a line a model: mean over categories.
+
+    Args:
+        measured: models on test sets of several strengths.
+        metrics: figures of accuracy; the usual ones by default.
+        by_category: a row of panels for each category, in place of their mean.
+
+    Raises:
+        FlawsmithError: no such metric.
+    """
+    names = comparison.shown_metrics([one.evaluation for one in measured], metrics)
+    found = {
+        name: [
+            Measurement(one.model, one.category, one.weakness, one.seed, value)
+            for one in measured
+            if (value := getattr(one.evaluation, name)) is not None
+        ]
+        for name in names
+    }
+    return draw_lines(found, WEAKNESS, by_category=by_category)
+
+
+def weakness_of_benchmark(
+    results: Sequence[CellResult], *, metrics: Sequence[str] = (), by_category: bool = False, part: str | None = None
+) -> Drawn:
+    """The same from a benchmark over the folders of such test sets, a line an arm, with the spread over seeds.
+
+    Raises:
+        FlawsmithError: no cell is of such a test set.
+    """
+    chosen = comparison.part_of(results, part)
+    weak = [(one, float(match.group(1))) for one in results if (match := _NAME.match(one.cell.dataset))]
+    weak = [(one, weight) for one, weight in weak if chosen in one.evaluations]
+    if not weak:
+        raise FlawsmithError(
+            f"no cell of the benchmark is of a test set of weak flaws: make them with {_MAKE} and give its FOLDER to "
+            "`flawsmith benchmark`, or give models and --sets FOLDER"
+        )
+    names = comparison.shown_metrics([one.evaluations[chosen] for one, _ in weak], metrics)
+    found = {
+        name: [
+            Measurement(one.cell.arm.title, one.cell.category, weight, one.cell.seed, value)
+            for one, weight in weak
+            if (value := getattr(one.evaluations[chosen], name)) is not None
+        ]
+        for name in names
+    }
+    return draw_lines(found, WEAKNESS, by_category=by_category)

@@ -1,0 +1,142 @@
+"""Features as a trained method sees them, restored from its run folder."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from flawsmith.data.layouts import load
+from flawsmith.figures.features import feature_planes
+from flawsmith.methods.registry import method_names
+from flawsmith.pipeline.feature_samples import _places, _Seen, _share, check_run, feature_clouds
+from flawsmith.pipeline.restore import restore
+from flawsmith.report.data import PointCloud
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+from flawsmith.runtime.inspector import Inspector
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_restored_method_scores_as_its_model_file(method: str, trained, parts: Path) -> None:
+    result, photo = trained(method), decode(parts / "test" / "crack" / "000.png")
+
+    found = restore(result.folder)
+
+    with torch.no_grad():
+        output = found.method.network()(torch.from_numpy(found.spec.geometry.apply(photo))[None])
+    score, _ = Inspector.load(result.bundle).raw(photo)
+    assert float(output.score) == pytest.approx(score, rel=1e-3, abs=1e-3)
+
+
+@pytest.mark.parametrize("method", method_names())
+def test_feature_maps_of_a_method_are_maps_of_the_image(method: str, trained) -> None:
+    found = restore(trained(method).folder)
+
+    with torch.no_grad():
+        maps = found.method.network().feature_maps(torch.zeros(2, 3, *found.spec.geometry.size))
+
+    assert all(value.ndim == 4 and len(value) == 2 for value in maps.values())
+    assert all(torch.isfinite(value).all() for value in maps.values())
+
+
+def test_adaptation_is_shown_beside_what_it_adapts(trained) -> None:
+    names = {}
+    for method in ("pbas", "aand", "slsg"):
+        found = restore(trained(method).folder)
+        with torch.no_grad():
+            names[method] = list(found.method.network().feature_maps(torch.zeros(1, 3, *found.spec.geometry.size)))
+
+    assert names["pbas"] == ["embedding", "adapted"]
+    assert names["aand"][:2] == ["teacher, level 1", "advanced teacher, level 1"]
+    assert names["slsg"] == ["encoder, bottleneck", "decoder, first block"]
+
+
+@pytest.fixture
+def annotated(parts: Path, tmp_path: Path) -> Path:
+    """The shared parts with masks where their scratches are."""
+    root = tmp_path / "bolt"
+    shutil.copytree(parts, root)
+    mask = np.zeros((80, 112), np.uint8)
+    mask[26:32, 28:84] = 255
+    for number in range(2):
+        path = root / "ground_truth" / "crack" / f"{number:03d}_mask.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(mask).save(path)
+    return root
+
+
+def test_clouds_hold_good_flawed_and_forged_positions_and_depend_on_the_seed_alone(trained, annotated: Path) -> None:
+    run, data = trained("pbas").folder, load(annotated)
+
+    first, again, other = (feature_clouds(run, data, seed=seed, positions=4) for seed in (0, 0, 1))
+
+    assert [cloud.title for cloud in first] == ["embedding", "adapted"]
+    assert list(first[0].groups) == ["good", "flawed", "forged"]
+    assert first[0].groups["good"].shape == (8, 32)
+    assert 2 <= len(first[0].groups["flawed"]) <= 8
+    assert all(np.array_equal(first[1].groups[name], again[1].groups[name]) for name in first[1].groups)
+    assert not np.array_equal(first[0].groups["good"], other[0].groups["good"])
+
+
+def test_data_without_masks_gives_no_flawed_group(trained, parts: Path) -> None:
+    clouds = feature_clouds(trained("pbas").folder, load(parts), positions=4)
+
+    assert list(clouds[0].groups) == ["good", "forged"]
+
+
+def test_positions_lie_in_the_flaw_and_never_in_the_padding() -> None:
+    geometry = Geometry(size=(64, 64), policy="letterbox", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
+    image, mask = np.zeros((32, 64, 3), np.uint8), np.zeros((32, 64), bool)
+    mask[8:24, 32:48] = True
+    rng = np.random.default_rng(0)
+
+    anywhere = _places(_share(_Seen("good", image, None), geometry, (8, 8)), False, 99, rng)
+    flawed = _places(_share(_Seen("flawed", image, mask), geometry, (8, 8)), True, 99, rng)
+
+    assert sorted({place // 8 for place in anywhere}) == [2, 3, 4, 5]
+    assert {(place // 8, place % 8) for place in flawed} == {(3, 4), (3, 5), (4, 4), (4, 5)}
+
+
+def test_flaw_smaller_than_a_position_counts_where_most_of_it_is() -> None:
+    share = np.array([0.0, 0.1, 0.3, 0.0])
+
+    assert _places(share, True, 9, np.random.default_rng(0)).tolist() == [2]
+    assert _places(share, False, 9, np.random.default_rng(0)).tolist() == []
+
+
+def test_planes_have_a_row_a_map_and_a_column_a_projection() -> None:
+    rng = np.random.default_rng(0)
+    groups = {"good": rng.normal(size=(30, 6)), "flawed": rng.normal(3, 1, (20, 6))}
+
+    drawn = feature_planes([PointCloud("embedding", "", groups), PointCloud("adapted", "", groups)])
+
+    titles = [axis.get_title() for axis in drawn.figure.axes]
+    assert titles == ["embedding\nPCA", "embedding\nt-SNE", "adapted\nPCA", "adapted\nt-SNE"]
+    assert len(drawn.rows) == 4 * 50
+    assert {row["group"] for row in drawn.rows} == {"good", "flawed"}
+    assert len(feature_planes([PointCloud("a", "", groups)], planes=["tsne"]).figure.axes) == 1
+
+
+def test_features_that_are_all_the_same_are_refused() -> None:
+    with pytest.raises(FlawsmithError, match="too few features"):
+        feature_planes([PointCloud("embedding", "", {"good": np.ones((9, 3))})])
+
+
+def test_model_alone_and_runs_without_checkpoints_are_refused(trained, tmp_path: Path) -> None:
+    result = trained("pbas")
+    shutil.copy(result.model, tmp_path / "model.flaw")
+
+    with pytest.raises(FlawsmithError, match="has no checkpoints beside it"):
+        check_run(tmp_path / "model.flaw")
+    with pytest.raises(FlawsmithError, match=r"config\.yaml: cannot be read"):
+        restore(tmp_path)
+    shutil.copy(result.folder / "config.yaml", tmp_path)
+    with pytest.raises(FlawsmithError, match="run `flawsmith train` again"):
+        restore(tmp_path)
+    assert check_run(result.model) == result.folder
