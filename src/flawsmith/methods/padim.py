@@ -184,7 +184,7 @@ class PackedWhitening(nn.Module):
 
     def forward(self) -> Float[Tensor, "position channel channel"]:
         channels = round(len(self.places) ** 0.5)
-        return self.packed.index_select(1, self.places).float().unflatten(1, (channels, channels))
+        return self.packed.index_select(1, self.places).float().reshape(-1, channels, channels)
 
 
 # ---- Scores: Eq. 2 -------------------------------------------------------------------------------------------------
