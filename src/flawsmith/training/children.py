@@ -177,7 +177,7 @@ def _free_port() -> int:
 
 
 def _words(number: int, code: int, complaints: str) -> str:
-    """What is to be said of a process that has ended."""
+    """What is to be said in one line of a process that has ended."""
     if code < 0:
         return (
             f"process {number} of this training was killed (signal {-code}), perhaps for want of memory: continue with "
@@ -188,4 +188,5 @@ def _words(number: int, code: int, complaints: str) -> str:
     for mark in ("FlawsmithError: ", "error: "):
         if last.startswith(mark) or f".{mark}" in last:
             return last.partition(mark)[2]
+    print(complaints, end="", file=sys.stderr, flush=True)  # a defect keeps its traceback
     return f"process {number} of this training ended with code {code}: {last}"
