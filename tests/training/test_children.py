@@ -138,4 +138,15 @@ def test_environment_is_as_before_once_they_have_ended(tmp_path: Path) -> None:
     ],
 )
 def test_last_line_is_what_a_process_said(complaints: str, said: str) -> None:
-    assert _words(3, 1, complaints) == said
+    failure = _words(3, 1, complaints)
+
+    assert failure.line == said
+    assert failure.trace == ("" if said == "no room" else complaints)
+
+
+def test_program_that_is_no_file_is_refused() -> None:
+    line = [sys.executable, "-c", "from flawsmith.training.children import command; print(command())"]
+    finished = subprocess.run(line, capture_output=True, text=True, timeout=PATIENCE)
+
+    assert finished.returncode == 1
+    assert "save it as a script" in finished.stderr.splitlines()[-1]

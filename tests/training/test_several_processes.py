@@ -16,7 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from flawsmith.runtime.bundle import Bundle
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspector
+from flawsmith.training.engine import LoopOptions, check_options
 
 Found = dict[str, torch.Tensor]
 SCRIPT = Path(__file__).with_name("several_processes.py")
@@ -150,3 +152,11 @@ def test_two_processes_of_the_command_line_speak_and_write_as_one(
     (first, _), (second, _) = (Inspector.load(model).raw(picture) for model in (one, two))
     assert second == pytest.approx(first, abs=0.05)  # float32, where the bias before a batch norm wanders
     assert not list((tmp_path / "run").glob(".*"))
+
+
+@pytest.mark.parametrize("strategy", ["ddp_spawn", "ddp_fork"])
+def test_other_strategies_for_several_processes_are_refused(strategy: str) -> None:
+    with pytest.raises(FlawsmithError, match=rf"{strategy}.*--strategy ddp") as error:
+        check_options(LoopOptions(accelerator="cpu", devices=2, strategy=strategy))
+
+    assert "\n" not in str(error.value)

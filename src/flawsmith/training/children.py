@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -70,6 +71,18 @@ def command() -> list[str]:
             "save it as a script, or use the command line"
         )
     return [sys.executable, str(file.resolve()), *sys.argv[1:]]
+
+
+class Failure(NamedTuple):
+    """Why a process has ended.
+
+    Attributes:
+        line: for the user.
+        trace: what it left on stderr, where that is no user's mistake: a defect keeps its traceback.
+    """
+
+    line: str
+    trace: str = ""
 
 
 class Children:
@@ -130,7 +143,8 @@ class Children:
             reason = self._reason(GRACE / 2)
             if reason is None:
                 raise
-            raise FlawsmithError(reason) from error
+            print(reason.trace, end="", file=sys.stderr, flush=True)
+            raise FlawsmithError(reason.line) from error
         finally:
             done.set()
 
@@ -151,12 +165,12 @@ class Children:
         while not done.wait(_POLL):
             reason = self._reason(0.0)
             if reason is not None and not done.wait(GRACE):
-                print(f"error: {reason}", file=sys.stderr, flush=True)
+                print(f"{reason.trace}error: {reason.line}", file=sys.stderr, flush=True)
                 for process in self._processes:
                     process.kill()
                 os._exit(2)
 
-    def _reason(self, patience: float) -> str | None:
+    def _reason(self, patience: float) -> Failure | None:
         """Why one of them has ended; None where none does so in time."""
         end = time.monotonic() + patience
         while True:
@@ -164,7 +178,9 @@ class Children:
                 code = process.poll()
                 if code is not None:
                     says = file.with_suffix(".says")
-                    return says.read_text() if says.exists() else _words(number, code, file.read_text(errors="replace"))
+                    if says.exists():
+                        return Failure(says.read_text())
+                    return _words(number, code, file.read_text(errors="replace"))
             if time.monotonic() >= end:
                 return None
             time.sleep(_POLL)
@@ -176,10 +192,10 @@ def _free_port() -> int:
         return int(found.getsockname()[1])
 
 
-def _words(number: int, code: int, complaints: str) -> str:
-    """What is to be said of a process that has ended."""
+def _words(number: int, code: int, complaints: str) -> Failure:
+    """What is to be said in one line of a process that has ended."""
     if code < 0:
-        return (
+        return Failure(
             f"process {number} of this training was killed (signal {-code}), perhaps for want of memory: continue with "
             "--resume"
         )
@@ -187,5 +203,5 @@ def _words(number: int, code: int, complaints: str) -> str:
     last = lines[-1] if lines else "without a word"
     for mark in ("FlawsmithError: ", "error: "):
         if last.startswith(mark) or f".{mark}" in last:
-            return last.partition(mark)[2]
-    return f"process {number} of this training ended with code {code}: {last}"
+            return Failure(last.partition(mark)[2])
+    return Failure(f"process {number} of this training ended with code {code}: {last}", complaints)

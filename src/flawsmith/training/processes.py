@@ -63,7 +63,7 @@ def joined(trainer: pl.Trainer) -> Iterator[None]:
     if not strategy.cluster_environment.creates_processes_externally:
         _Team.children = Children(trainer.num_devices)
     try:
-        with _Team.children.watched() if _Team.children is not None else _silent_without_others():
+        with _Team.children.watched() if _Team.children is not None else _explained():
             _join(trainer, strategy)
             yield
             wait()
@@ -100,15 +100,13 @@ def _leave() -> None:
 
 
 @contextmanager
-def _silent_without_others() -> Iterator[None]:
-    """Where somebody else has started the processes: who loses the others says so only as the first."""
+def _explained() -> Iterator[None]:
+    """Where somebody else has started the processes, one that loses the others says so and no more."""
     try:
         yield
     except RuntimeError as error:
         if not any(sign in str(error) for sign in _LOST):
             raise
-        if not first():
-            raise SystemExit(2) from error
         raise FlawsmithError(
             "another process of this training has ended; where it says why, mend that, and continue with --resume"
         ) from error
