@@ -114,6 +114,7 @@ def _train(task: Task, out: Path) -> TrainResult:
         task.data,
         out=out,
         quiet=True,
+        baseline="none",
         method=arm.method,
         preset=arm.preset,
         backbone=task.backbone,

@@ -35,12 +35,14 @@ def train(
     review_alpha: option.ReviewAlpha = None,
     textures: option.Textures = None,
     foregrounds: option.Foregrounds = None,
+    fraction: option.Fraction = 1.0,
     bits: option.Bits = None,
     layout: Layout = None,
     accelerator: option.Accelerator = "auto",
     devices: option.Devices = "1",
     strategy: option.Strategy = "auto",
     workers: option.Workers = None,
+    baseline: option.Baseline = "patchcore",
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,8 +53,9 @@ def train(
     settings: dict[str, Any] = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
     settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": _select(select, oracle)}
     settings |= {"alpha": alpha, "review_alpha": review_alpha, "bits": bits, "layout": layout}
-    settings |= {"textures": textures, "foregrounds": foregrounds}
+    settings |= {"textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
+    loop["baseline"] = baseline
     with session(tier="train", interrupted="interrupted: continue with --resume"):
         result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
     if _speaks():

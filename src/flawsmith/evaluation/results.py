@@ -27,6 +27,29 @@ class DefectResult(BaseModel):
     mean_score: float = Field(description="Mean image score of this type.")
 
 
+class BaselineResult(BaseModel):
+    """A model of the same training images that learns nothing, on the same test images by the same rules."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field(description="Its method, such as patchcore.")
+    image_auroc: Share = Field(description="Its AUROC of the image scores.")
+    pixel_auroc: Share = Field(description="Its AUROC over all pixels.")
+    aupro: Share = Field(description="Its area under the region-overlap curve.")
+    gains: dict[str, tuple[float, float, float]] = Field(
+        default_factory=dict,
+        description="By figure: the model's minus the baseline's, and the ends of its 95 % interval over the same "
+        "resampled test images.",
+    )
+
+    def sentences(self) -> list[str]:
+        """Whether learning paid, a sentence a figure."""
+        return [
+            f"{LABELS[name]}: {self.method}, which learns nothing, {getattr(self, name):.4f}; learning {_paid(gain)}"
+            for name, gain in self.gains.items()
+        ]
+
+
 class Evaluation(BaseModel):
     """Figures of one model on one labelled test set; None where the data cannot give one, and ``notes`` say
     why.
@@ -93,6 +116,9 @@ class Evaluation(BaseModel):
         default_factory=dict,
         description="95 % intervals by figure: bootstrap over images; Clopper-Pearson for the rates.",
     )
+    baseline: BaselineResult | None = Field(
+        default=None, description="The baseline that was trained beside the model, where there is one."
+    )
     notes: list[str] = Field(default_factory=list, description="What was undefined, left out or resized, and why.")
 
     def as_table(self) -> str:
@@ -104,6 +130,7 @@ class Evaluation(BaseModel):
         if self.by_defect:
             heads = ("defect", "images", "missed", "miss rate", "image AUROC", self.overlap_name, "mean score")
             lines += ["", *_aligned([heads, *(_defect_row(*item) for item in self.by_defect.items())])]
+        lines += ["", *self.baseline.sentences()] if self.baseline is not None else []
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join(lines)
 
@@ -167,6 +194,12 @@ _CHANGED_LABELS = {
     ("loco_mean", "pooled"): ("image_auroc_loco_mean", "image AUROC, mean as pooled"),
 }
 """What a figure is called where a setting of a switch makes it another one."""
+
+
+def _paid(gain: tuple[float, float, float]) -> str:
+    value, low, high = gain
+    verdict = "paid" if low > 0 else "cost" if high < 0 else "changed nothing that these images show"
+    return f"{verdict} ({value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f})"
 
 
 def _number(value: float | None) -> str:

@@ -11,18 +11,21 @@ from typing import Any
 
 from flawsmith.data.defects_config import saturation_of
 from flawsmith.data.samples import Dataset
+from flawsmith.evaluation.bootstrap import Metric, paired_difference, point_estimates
 from flawsmith.evaluation.evidence import Evidence
 from flawsmith.evaluation.protocol import choose_protocol
-from flawsmith.evaluation.results import Evaluation
+from flawsmith.evaluation.results import BaselineResult, Evaluation
 from flawsmith.evaluation.summary import summarise
 from flawsmith.pipeline.evaluate import collect, test_samples
-from flawsmith.pipeline.names import make_folder, printable
+from flawsmith.pipeline.names import BASELINE_FOLDER, make_folder, printable
 from flawsmith.pipeline.reporting import evaluation_report
 from flawsmith.runtime.bundle import Bundle
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
 from flawsmith.runtime.inspector import Inspector
 
 REPORT, FIGURES, SCORES = "report.html", "evaluation.json", "scores.csv"
+COMPARED: tuple[Metric, ...] = ("image_auroc", "pixel_auroc", "aupro")
 _METRICS = "metrics.jsonl"
 
 
@@ -76,6 +79,12 @@ def evaluate_into(
     make_folder(folder)
     evidence = collect(inspector, samples, saturation=saturation, protocol=rules, done=done)
     evaluation = summarise(evidence, selection=bundle.spec.training.selection)
+    beside = baseline_of(bundle, history)
+    if beside is not None:
+        other = collect(
+            Inspector.load(beside, engine=engine), samples, saturation=saturation, protocol=rules, done=done
+        )
+        evaluation = evaluation.model_copy(update={"baseline": against(beside.spec.method, evidence, other)})
     written = WrittenEvaluation(evaluation, folder / REPORT, folder / FIGURES, folder / SCORES)
     metrics = _metrics(history / _METRICS) if history is not None else []
     evaluation_report(written.report, bundle, inspector, dataset, evidence, evaluation, metrics)
@@ -83,6 +92,34 @@ def evaluate_into(
         temporary.write_text(json.dumps(evaluation.model_dump(mode="json"), indent=2, allow_nan=False) + "\n")
     _write_scores(written.scores, dataset, evidence, evaluation.stamps)
     return written
+
+
+def baseline_of(bundle: Bundle, run: Path | None) -> Bundle | None:
+    """The baseline that was trained beside a model on the same images; None where there is none.
+
+    Args:
+        bundle: the model.
+        run: the run folder it lies in.
+    """
+    file = None if run is None else run / BASELINE_FOLDER / "model.flaw"
+    if file is None or not file.is_file():
+        return None
+    try:
+        found = Bundle.load(file)
+    except FlawsmithError:  # an extra, not a condition
+        return None
+    return found if found.spec.training.images_sha256 == bundle.spec.training.images_sha256 else None
+
+
+def against(method: str, model: Evidence, baseline: Evidence) -> BaselineResult:
+    """A baseline's figures, and what the model has gained over them on the same images."""
+    figures = point_estimates(baseline)
+    differences = {name: paired_difference(name, model, baseline) for name in COMPARED}
+    return BaselineResult(
+        method=method,
+        **{name: figures[name] for name in COMPARED},
+        gains={name: (one.value, one.low, one.high) for name, one in differences.items() if one is not None},
+    )
 
 
 def _write_scores(path: Path, dataset: Dataset, evidence: Evidence, stamps: Sequence[str]) -> None:

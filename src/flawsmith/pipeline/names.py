@@ -9,6 +9,10 @@ from pathlib import Path
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder
 
+BASELINE_FOLDER = "baseline"
+"""Folder inside a run's where the model of the baseline lies."""
+BASELINES = ("patchcore", "padim")
+"""Methods that learn nothing and take seconds."""
 _LONGEST_STEM = 60  # at most four bytes a character, within the 255 bytes that file systems allow with room to spare
 
 

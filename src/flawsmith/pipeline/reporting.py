@@ -11,7 +11,9 @@ import numpy as np
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HoldOut
 from flawsmith.evaluation.evidence import Evidence
+from flawsmith.evaluation.ranking import auroc
 from flawsmith.evaluation.results import Evaluation
+from flawsmith.pipeline.names import BASELINES
 from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.truth import read_mask
 from flawsmith.report.data import Curves, Diagnostic, Example, ExampleKind, FactGroup, ReportData, ScoreGroup
@@ -30,22 +32,30 @@ def training_report(
     split: HoldOut,
     metrics: Sequence[Mapping[str, Any]],
     diagnostics: Sequence[Diagnostic] = (),
+    baseline: Bundle | str | None = None,
 ) -> None:
-    """Write the report of a run that has just been trained: calibration and training, no test figures."""
+    """Write the report of a run that has just been trained: calibration and training, no test figures.
+
+    The baseline is a model of the same images that learns nothing, or why there is none.
+    """
     spec = bundle.spec
     write_report(
         path,
         ReportData(
             title=spec.training.category,
             subtitle=_subtitle(spec),
-            facts=[*_model_facts(spec), FactGroup("Data", _data_facts(dataset, split.description))],
+            facts=[
+                *_model_facts(spec),
+                *_forged_against(bundle, baseline),
+                FactGroup("Data", _data_facts(dataset, split.description)),
+            ],
             scores=_calibration_scores(bundle),
             limit=spec.decision.limit,
             review_limit=spec.decision.review_limit,
             limit_statement=spec.decision.describe(),
             training=metrics,
             diagnostics=diagnostics,
-            notes=dataset.notes,
+            notes=[*dataset.notes, *([baseline] if isinstance(baseline, str) else [])],
             stamps=spec.training.stamps,
         ),
     )
@@ -74,7 +84,12 @@ def evaluation_report(
         ReportData(
             title=spec.training.category,
             subtitle=_subtitle(spec),
-            facts=[*_model_facts(spec), FactGroup("Data", _data_facts(dataset)), *_protocol_facts(evaluation)],
+            facts=[
+                *_model_facts(spec),
+                *_baseline_facts(evaluation),
+                FactGroup("Data", _data_facts(dataset)),
+                *_protocol_facts(evaluation),
+            ],
             evaluation=evaluation,
             curves=Curves(
                 evidence.roc_curve(),
@@ -129,6 +144,32 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         FactGroup("Export", parity),
         FactGroup("Versions", used),
     ]
+
+
+def _forged_against(bundle: Bundle, baseline: Bundle | str | None) -> list[FactGroup]:
+    """How well model and baseline tell flaws forged on held-out images from those images."""
+    if not isinstance(baseline, Bundle):
+        return []
+    rows = [(_who(one), f"image AUROC {_told_apart(one)}") for one in (bundle, baseline)]
+    title = "Forged flaws against held-out good images; real flaws are told apart less easily"
+    return [FactGroup(title, rows)]
+
+
+def _baseline_facts(evaluation: Evaluation) -> list[FactGroup]:
+    if evaluation.baseline is None:
+        return []
+    rows = [tuple(sentence.split(": ", 1)) for sentence in evaluation.baseline.sentences()]
+    return [FactGroup("Did learning pay?", rows)]  # type: ignore[arg-type]
+
+
+def _who(bundle: Bundle) -> str:
+    return f"{bundle.spec.method}, which learns nothing" if bundle.spec.method in BASELINES else "This model"
+
+
+def _told_apart(bundle: Bundle) -> str:
+    good, forged = bundle.calibration["good"], bundle.calibration["forged"]
+    value = auroc(np.concatenate([good, forged]), np.arange(len(good) + len(forged)) >= len(good))
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _data_facts(dataset: Dataset, hold_out: str = "") -> list[tuple[str, str]]:

@@ -1,0 +1,280 @@
+"""The steps of one training run, in order: features, stages, export, calibration, parity, and a baseline beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import flawsmith
+from flawsmith.data.samples import Dataset, Sample
+from flawsmith.data.seeding import derived_seed
+from flawsmith.data.splits import HoldOut, hold_out
+from flawsmith.export.onnx import export_detector
+from flawsmith.export.parity import Tolerance, check_parity, non_square_copies
+from flawsmith.features.backbones import Backbone, load_backbone
+from flawsmith.features.cache import FeatureCache
+from flawsmith.features.extract import extractor_key, make_extractor
+from flawsmith.methods.base import Detector, Method, MethodConfig
+from flawsmith.methods.registry import find_method
+from flawsmith.pipeline.baseline import baseline_settings
+from flawsmith.pipeline.card import model_card
+from flawsmith.pipeline.forged import forged_images
+from flawsmith.pipeline.names import BASELINE_FOLDER
+from flawsmith.pipeline.oracle import oracle
+from flawsmith.pipeline.provenance import versions
+from flawsmith.pipeline.settings import TrainSettings
+from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
+from flawsmith.runtime.decision import Decision, calibrate
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+from flawsmith.runtime.inspector import Inspector
+from flawsmith.training import processes
+from flawsmith.training.data import ForgingOptions, GoodImages
+from flawsmith.training.run import MODEL, REPORT, RunFolder
+from flawsmith.training.selection import Selection
+
+PARITY_FILES = 6
+FORGED_FOR_CALIBRATION = 64
+FORGED_FOR_SELECTION = 24
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run has to do, checked.
+
+    Attributes:
+        dataset: the data.
+        split: which images are learned from and which are held out.
+        fingerprint: over the content of both.
+        settings: the user's choices, with a backbone.
+        preset: name of the preset.
+        config: the method's configuration.
+        run: where it goes.
+        workers: processes that forge flaws.
+        baseline: method of the baseline beside the model; None: there is none.
+    """
+
+    dataset: Dataset
+    split: HoldOut
+    fingerprint: str
+    settings: TrainSettings
+    preset: str
+    config: MethodConfig
+    run: RunFolder
+    workers: int | None
+    baseline: str | None = None
+
+
+class TrainingSteps:
+    """The steps of one run, in order."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self.dataset, self.split, self.fingerprint = job.dataset, job.split, job.fingerprint
+        self.settings, self.preset, self.config, self.run = job.settings, job.preset, job.config, job.run
+        foregrounds = job.settings.foregrounds
+        self.forging = ForgingOptions(
+            textures=job.settings.textures,
+            foregrounds=None if foregrounds is None else Path(foregrounds),
+            workers=job.workers,
+        )
+        self.timings: dict[str, float] = {}
+
+    def finish(self) -> Bundle:
+        """Train, export, calibrate and prove; leave model file, report and record in the run folder."""
+        method, backbone, geometry, data = self._trained()
+        return processes.once(lambda: self._conclude(method, backbone, geometry, data))
+
+    def _trained(self) -> tuple[Method, Backbone, Geometry, GoodImages]:
+        with self._timed("backbone"):
+            backbone = processes.in_turn(self._backbone)
+        geometry = self._geometry(backbone)
+        method = find_method(self.settings.method)(self.config, backbone, self.settings.seed)
+        return method, backbone, geometry, self._learn(method, backbone, geometry)
+
+    def _conclude(self, method: Method, backbone: Backbone, geometry: Geometry, data: GoodImages) -> Bundle:
+        from flawsmith.pipeline.diagnostics import drawn
+        from flawsmith.pipeline.reporting import training_report
+
+        bundle = self._exported(method, backbone, geometry, data)
+        bundle.save(self.run.path / MODEL)
+        with self._timed("baseline"):
+            baseline = self._baseline()
+        with self._timed("report"):
+            metrics = self.run.metrics()
+            shown = drawn(method.diagnostics(data), metrics)
+            training_report(self.run.path / REPORT, bundle, self.dataset, self.split, metrics, shown, baseline)
+        self.run.record(
+            {
+                "versions": versions(),
+                "seed": self.settings.seed,
+                "backbone": backbone.info.model_dump(mode="json"),
+                "images_sha256": self.fingerprint,
+                "hold_out": self.split.description,
+                "stamps": bundle.spec.training.stamps,
+                "model_sha256": hashlib.sha256(bundle.to_bytes()).hexdigest(),
+                "seconds": self.timings,
+            }
+        )
+        return bundle
+
+    def _exported(self, method: Method, backbone: Backbone, geometry: Geometry, data: GoodImages) -> Bundle:
+        with self._timed("export"):
+            detector = method.network()
+            model = export_detector(detector, self.config.image_size)
+        with self._timed("calibration"):
+            return self._calibrated(self._spec(backbone, geometry, method, n_train=len(data)), model, detector)
+
+    def _baseline(self) -> Bundle | str | None:
+        """A model of the same images that learns nothing, in a folder inside the run's; or why there is none.
+
+        It must not cost anyone a trained model: where it cannot be had, the report says so.
+        """
+        if self.job.baseline is None:
+            return None
+        try:
+            return self._trained_baseline(self.job.baseline)
+        except FlawsmithError as error:
+            return f"the baseline {self.job.baseline} could not be trained: {error}"
+
+    def _trained_baseline(self, name: str) -> Bundle:
+        settings, preset, config = baseline_settings(name, self.settings, self.config)
+        run = RunFolder(self.run.path / BASELINE_FOLDER, self.run.options)
+        beside = dataclasses.replace(self.job, settings=settings, preset=preset, config=config, run=run, baseline=None)
+        steps = TrainingSteps(beside)
+        bundle = steps._exported(*steps._trained())
+        run.path.mkdir(exist_ok=True)
+        bundle.save(run.path / MODEL)
+        return bundle
+
+    def _backbone(self) -> Backbone:
+        assert self.settings.backbone is not None
+        seed = derived_seed(0, "random backbone")
+        return load_backbone(self.settings.backbone, strides=self.config.strides, seed=seed)
+
+    def _geometry(self, backbone: Backbone) -> Geometry:
+        return Geometry(
+            policy=self.config.policy,
+            size=self.config.image_size,
+            resize=self.config.resize,
+            interpolation=self.config.interpolation,
+            mean=backbone.info.mean,
+            std=backbone.info.std,
+            value_range=None if self.settings.bits is None else Geometry.range_of_bits(self.settings.bits),
+        )
+
+    def _learn(self, method: Method, backbone: Backbone, geometry: Geometry) -> GoodImages:
+        samples: tuple[Sample, ...] = self.split.train
+        if self.settings.select == "best":
+            second = hold_out(samples, derived_seed(self.settings.seed, "selection"))
+            samples = second.train
+            self.run.selection = self._selection(second.calibration, geometry, method)
+        elif self.settings.select == "oracle":
+            self.run.selection = oracle(self.dataset, geometry, method.network)
+        engine, precision = self.settings.engine, self.settings.precision
+        for sample in self.split.calibration:
+            decode(sample.image)  # a damaged file is found before the long work, not after it
+        extractor = make_extractor(backbone, self.config.image_size, engine, precision)
+        cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
+        data = GoodImages(samples, geometry, extractor, cache, seed=self.settings.seed, forging=self.forging)
+        if self.config.frozen_backbone:
+            with self._timed("features"):
+                data.features()
+        for stage in method.stages():
+            with self._timed(f"stage {stage.name}"):
+                stage.fit(data, self.run)
+        return data
+
+    def _selection(self, samples: tuple[Sample, ...], geometry: Geometry, method: Method) -> Selection:
+        chosen = samples[:FORGED_FOR_SELECTION]
+        good = np.stack([geometry.apply(decode(sample.image)) for sample in chosen])
+        seed = derived_seed(self.settings.seed, "selection flaws") % 2**31
+        forged = np.stack([geometry.apply(image) for image in forged_images(chosen, geometry, seed)])
+        return Selection(good, forged, method.network)
+
+    def _spec(self, backbone: Backbone, geometry: Geometry, method: Method, *, n_train: int) -> BundleSpec:
+        info = backbone.info
+        return BundleSpec(
+            package_version=flawsmith.__version__,
+            method=self.settings.method,
+            preset=self.preset,
+            config=self.config.model_dump(mode="json"),
+            backbone=BackboneSpec(
+                name=info.architecture, weights=info.weights, sha256=info.sha256, levels=info.strides
+            ),
+            geometry=geometry,
+            engine=self.settings.engine,
+            precision=self.settings.precision,
+            decision=Decision(limit=0.0, map_limit=0.0, stated_false_reject_rate=1.0, n_good=0),
+            training=TrainingSummary(
+                layout=self.dataset.layout,
+                category=self.dataset.category,
+                n_train=n_train,
+                n_calibration=len(self.split.calibration),
+                images_sha256=self.fingerprint,
+                selection=self.settings.select,
+                findings=dict(method.findings()),
+            ),
+            seed=self.settings.seed,
+        )
+
+    def _calibrated(self, spec: BundleSpec, model: bytes, detector: Detector) -> Bundle:
+        """Limits from held-out files scored by the exported model itself, then the parity gate."""
+        inspector = Inspector.load(Bundle(spec, model))
+        files = [sample.image for sample in self.split.calibration]
+        scores, maxima = score_files(inspector, files)
+        exact = self.settings.precision == "float32" and detector.continuous
+        tolerance = Tolerance() if exact else Tolerance.relative(scores, maxima)
+        decision = calibrate(
+            scores,
+            maxima,
+            alpha=self.settings.alpha,
+            review_alpha=self.settings.review_alpha,
+            tolerance=tolerance.score,
+            map_tolerance=tolerance.map,
+            held_out=not self.split.calibrated_on_training,
+            highest_score=detector.highest_score,
+        )
+        inspector.spec = spec.model_copy(update={"decision": decision})
+        with tempfile.TemporaryDirectory() as folder:
+            proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder))]
+            parity = check_parity(detector, inspector, proofs, tolerance)
+        final = inspector.spec.model_copy(update={"parity": parity})
+        forged = self._forged_scores(inspector)
+        return Bundle(final, model, {"good": scores, "forged": forged}, model_card(final))
+
+    def _forged_scores(self, inspector: Inspector) -> NDArray[np.float64]:
+        samples = self.split.calibration[:FORGED_FOR_CALIBRATION]
+        seed = derived_seed(self.settings.seed, "calibration flaws") % 2**31
+        images = forged_images(samples, inspector.spec.geometry, seed)
+        return np.array([inspector.raw(image)[0] for image in images], dtype=np.float64)
+
+    @contextmanager
+    def _timed(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        self.timings[name] = round(time.perf_counter() - start, 3)
+
+
+def score_files(inspector: Inspector, files: list[Path]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Image score and largest map value, in original pixels, of every file."""
+    scores, maxima = [], []
+    for file in files:
+        image = decode(file)
+        score, raw = inspector.raw(image)
+        restored = inspector.spec.geometry.restore(raw, (image.shape[0], image.shape[1]))
+        inspected = inspector.spec.geometry.inspected((image.shape[0], image.shape[1]))
+        not_inspected = None if inspected is None else ~inspected
+        scores.append(score)
+        maxima.append(inspector.spec.decision.level(restored, not_inspected))
+    return np.array(scores, dtype=np.float64), np.array(maxima, dtype=np.float64)
