@@ -14,6 +14,8 @@ from flawsmith.evaluation.results import Evaluation
 Part = Literal["whole", "A", "B"]
 PARTS: dict[Part, str] = {"whole": "the whole test set", "A": "half A", "B": "half B"}
 SCHEMA_VERSION = 1
+WORD_TEXTURES = (None, "self", "procedural")
+"""Textures that are no folder."""
 
 
 class Arm(BaseModel):

@@ -11,7 +11,7 @@ from typing import Annotated, Any, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from flawsmith.benchmark.cell import Arm, Cell, Part, Task
+from flawsmith.benchmark.cell import WORD_TEXTURES, Arm, Cell, Part, Task
 from flawsmith.data.layouts import load
 from flawsmith.data.layouts.files import subfolders
 from flawsmith.data.samples import Dataset
@@ -23,7 +23,6 @@ from flawsmith.runtime.image import find_images
 from flawsmith.synthesis.textures import texture_source
 
 _FOLDERS_DEEP = 2
-_WORD_TEXTURES = (None, "self", "procedural")
 
 
 class Plan(BaseModel):
@@ -239,12 +238,12 @@ def _task(plan: Plan, dataset: Dataset, fingerprint: str, known: _Known, seed: i
 
 
 def _texture_name(textures: str | None) -> str | None:
-    return textures if textures in _WORD_TEXTURES else Path(str(textures)).name
+    return textures if textures in WORD_TEXTURES else Path(str(textures)).name
 
 
 def _texture_fingerprint(textures: str | None) -> str | None:
     """Names and sizes of a folder's files: reading thousands of photographs for every start would take too long."""
-    if textures in _WORD_TEXTURES:
+    if textures in WORD_TEXTURES:
         return None
     texture_source(textures)  # says clearly what is wrong with the folder
     folder, digest = Path(str(textures)), hashlib.sha256()
@@ -254,4 +253,4 @@ def _texture_fingerprint(textures: str | None) -> str | None:
 
 
 def _resolved_textures(textures: str | None, folder: Path) -> str | None:
-    return textures if textures in _WORD_TEXTURES else str(folder / Path(str(textures)).expanduser())
+    return textures if textures in WORD_TEXTURES else str(folder / Path(str(textures)).expanduser())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import stat
 import subprocess
 import tempfile
 import threading
@@ -17,6 +18,7 @@ import psutil
 
 SAMPLING_SECONDS = 1.0  # the kernel walks all pages for a sample: five a second took a quarter of a core
 STDERR_BYTES = 8000
+STDIN = 0
 Stop = threading.Event
 
 
@@ -74,6 +76,9 @@ def run_measured(
 ) -> Measured:
     """Run a command to its end, watch its memory, and end it with its children where it must be.
 
+    The command's standard input is a pipe that stays empty and open for as long as this process lives. One that calls
+    `end_with_starter` does not outlive it, even where it is killed.
+
     Args:
         command: program and arguments.
         env: its environment; None: that of this process.
@@ -84,8 +89,9 @@ def run_measured(
         start = time.perf_counter()
         # A session of its own: Ctrl-C reaches the benchmark alone, which then ends the process and all its children.
         process = subprocess.Popen(
-            command, env=env, stdout=subprocess.DEVNULL, stderr=stderr, stdin=subprocess.DEVNULL, start_new_session=True
+            command, env=env, stdout=subprocess.DEVNULL, stderr=stderr, stdin=subprocess.PIPE, start_new_session=True
         )
+        assert process.stdin is not None
         peak, over_cap = 0, False
         try:
             while True:
@@ -101,9 +107,28 @@ def run_measured(
             if process.poll() is None:
                 _end(process)
                 process.wait()
+            process.stdin.close()
         seconds = time.perf_counter() - start
         stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - STDERR_BYTES))
         return Measured(returncode, seconds, peak, stderr.read().decode(errors="replace"), over_cap)
+
+
+def end_with_starter() -> None:
+    """End this process, and its children in the same group, when the one that ran it by `run_measured` ends.
+
+    However that one ended, the kernel closes its end of the pipe. Nothing happens where no pipe is the standard input.
+    """
+    if stat.S_ISFIFO(os.fstat(STDIN).st_mode):
+        threading.Thread(target=_wait_and_end, name="flawsmith-starter", daemon=True).start()
+
+
+def _wait_and_end() -> None:
+    while os.read(STDIN, 1):
+        pass
+    # Only a group of its own: one that is shared holds processes that are no business of this one.
+    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
+        os.killpg(os.getpid(), signal.SIGKILL)
+    os._exit(1)
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from flawsmith.benchmark.cell import CellResult, Task
 from flawsmith.benchmark.executors import Executor, LocalExecutor
 from flawsmith.benchmark.plan import Plan, tasks
 from flawsmith.benchmark.store import ResultStore
 from flawsmith.benchmark.tables import write_tables
-
-MEMORY_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ def run_benchmark(
         plan: what to compare.
         out: the benchmark's folder.
         executor: where cells are computed; by default in processes on this machine.
-        jobs: cells at a time on this machine, which share its cores.
+        jobs: cells at a time on this machine, which share its cores; an executor that is given knows its own.
         memory_bytes: anonymous memory at which a cell is stopped; by default an even share of nine tenths of it all.
         peer_python: interpreter of the environment where the peer's models run.
         keep_models: keep the model file of every cell.
@@ -72,8 +67,9 @@ def run_benchmark(
         FlawsmithError: data or settings that cannot be used, or a folder that cannot be written.
     """
     store = ResultStore(out)
+    given = {"memory_bytes": memory_bytes, "peer_python": peer_python, "keep_model": keep_models}
     with store.claimed():
-        wanted = [_for_machine(task, jobs, memory_bytes, peer_python, keep_models) for task in tasks(plan)]
+        wanted = [task.model_copy(update=given) for task in tasks(plan)]
         pending = [task for task in wanted if fresh or store.result(task.cell) is None]
         started(len(wanted), len(pending))
         failed: dict[str, CellResult] = {}
@@ -84,13 +80,6 @@ def run_benchmark(
             done(result)
         results = [_named(store.result(task.cell) or failed[task.cell.key], task) for task in wanted]
         return BenchmarkResult(results, len(pending), write_tables(results, out))
-
-
-def _for_machine(task: Task, jobs: int, memory_bytes: int | None, peer_python: Path | None, keep_models: bool) -> Task:
-    cap = memory_bytes or int(MEMORY_SHARE * psutil.virtual_memory().total / jobs)
-    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
-    changes = {"memory_bytes": cap, "threads": threads, "peer_python": peer_python, "keep_model": keep_models}
-    return task.model_copy(update=changes)
 
 
 def _named(result: CellResult, task: Task) -> CellResult:
