@@ -28,16 +28,23 @@ from flawsmith.runtime.errors import FlawsmithError
 
 PATIENCE = 120  # seconds; only a machine that is busy needs them
 
-TINY = ("image_size=[[64,96]]", "width=32", "level_width=32", "hidden=16", "epochs=1", "steps_per_epoch=2")
+TINY = [
+    "image_size=[[64,96]]",
+    "precision=32-true",
+    "level_width=32",
+    "width=32",
+    "hidden=16",
+    "epochs=1",
+    "steps_per_epoch=2",
+    "patches_per_step=64",
+    "batch_size=4",
+]
 
 # A cell's process: it starts a child, says who it is, and goes on until there is a file `go` for it.
 CELL = """
-import pathlib, subprocess, sys, time
-from flawsmith.benchmark.process import end_with_starter
-end_with_starter()
+import os, pathlib, subprocess, sys, time
 folder, seed, worker = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
 child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"])
-import os
 (folder / f"new-{os.getpid()}").write_text(f"{seed} {worker} {os.getpid()} {child.pid}")
 (folder / f"new-{os.getpid()}").rename(folder / f"cell-{os.getpid()}")
 while not ((folder / "go").exists() or (folder / f"go-{seed}").exists()):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import stat
 import subprocess
 import tempfile
 import threading
@@ -18,7 +17,9 @@ import psutil
 
 SAMPLING_SECONDS = 1.0  # the kernel walks all pages for a sample: five a second took a quarter of a core
 STDERR_BYTES = 8000
-STDIN = 0
+# A process that waits at the standard input for the end of the pipe, and then ends its group. It is a child of the command
+# and not of the one that starts it: a Ray worker that ends kills its own children, but not theirs.
+_GUARD = 'exec 3<&0; { read -r _; kill -9 0; } <&3 2>/dev/null & exec "$@" 3<&- </dev/null'
 Stop = threading.Event
 
 
@@ -76,8 +77,8 @@ def run_measured(
 ) -> Measured:
     """Run a command to its end, watch its memory, and end it with its children where it must be.
 
-    The command's standard input is a pipe that stays empty and open for as long as this process lives. One that calls
-    `end_with_starter` does not outlive it, even where it is killed.
+    Neither outlives this process, even where that is killed: the kernel closes its end of a pipe, and who waits at the
+    other end for that ends them (on POSIX systems).
 
     Args:
         command: program and arguments.
@@ -89,7 +90,12 @@ def run_measured(
         start = time.perf_counter()
         # A session of its own: Ctrl-C reaches the benchmark alone, which then ends the process and all its children.
         process = subprocess.Popen(
-            command, env=env, stdout=subprocess.DEVNULL, stderr=stderr, stdin=subprocess.PIPE, start_new_session=True
+            _guarded(command),
+            env=env,
+            stdout=subprocess.DEVNULL,
+            stderr=stderr,
+            stdin=subprocess.PIPE,
+            start_new_session=True,
         )
         assert process.stdin is not None
         peak, over_cap = 0, False
@@ -113,22 +119,9 @@ def run_measured(
         return Measured(returncode, seconds, peak, stderr.read().decode(errors="replace"), over_cap)
 
 
-def end_with_starter() -> None:
-    """End this process, and its children in the same group, when the one that ran it by `run_measured` ends.
-
-    However that one ended, the kernel closes its end of the pipe. Nothing happens where no pipe is the standard input.
-    """
-    if stat.S_ISFIFO(os.fstat(STDIN).st_mode):
-        threading.Thread(target=_wait_and_end, name="flawsmith-starter", daemon=True).start()
-
-
-def _wait_and_end() -> None:
-    while os.read(STDIN, 1):
-        pass
-    # Only a group of its own: one that is shared holds processes that are no business of this one.
-    if hasattr(os, "killpg") and os.getpgrp() == os.getpid():
-        os.killpg(os.getpid(), signal.SIGKILL)
-    os._exit(1)
+def _guarded(command: Sequence[str]) -> Sequence[str]:
+    """The command with a guard in its process group, where there is a POSIX shell to make one."""
+    return ["/bin/sh", "-c", _GUARD, "sh", *command] if os.name == "posix" else command
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

@@ -17,7 +17,6 @@ import numpy as np
 
 from flawsmith.benchmark.cell import Cell, CellResult, Costs, Part, Task
 from flawsmith.benchmark.executors import TASK
-from flawsmith.benchmark.process import end_with_starter
 from flawsmith.benchmark.store import MODEL, RESULT, SCORES
 from flawsmith.data.defects_config import saturation_of
 from flawsmith.data.layouts import load
@@ -149,7 +148,6 @@ def _write_scores(path: Path, dataset: Dataset, evidence: Evidence, sides: Mappi
 
 def main() -> int:
     """Compute the task of the folder given on the command line; a user's mistake is one line on stderr."""
-    end_with_starter()
     scratch = Path(sys.argv[1])
     task = Task.model_validate_json((scratch / TASK).read_bytes())
     try:
