@@ -153,7 +153,7 @@ def test_leaving_early_keeps_what_was_finished_and_leaves_no_process(on_ray: Any
     first, files = next(running)
     wait_until(lambda: len(started(tmp_path)) >= 3, "other cells run")
 
-    running.close()  # type: ignore[attr-defined]
+    running.close()
 
     assert first.cell.seed == 0
     assert CellResult.model_validate_json(files[RESULT]).finished

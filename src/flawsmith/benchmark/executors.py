@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol
@@ -23,11 +23,11 @@ MEMORY_SHARE = 0.9
 class Executor(Protocol):
     """Computes cells somewhere."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, CellFiles]]:
+    def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, CellFiles], None, None]:
         """Compute cells and give each one's files as soon as it has ended, in any order.
 
         A cell that fails is given too, as a result that says why; an executor raises only where no further cell can be
-        computed.
+        computed. Closing the generator early stops what runs.
         """
         ...
 
@@ -42,7 +42,7 @@ class LocalExecutor:
     def __init__(self, jobs: int = 1) -> None:
         self.jobs = jobs
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, CellFiles]]:
+    def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, CellFiles], None, None]:
         """Compute cells in order, several at a time; leaving the iterator early stops the running ones."""
         stop = Stop()
         pool = ThreadPoolExecutor(self.jobs)

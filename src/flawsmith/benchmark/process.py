@@ -17,8 +17,8 @@ import psutil
 
 SAMPLING_SECONDS = 1.0  # the kernel walks all pages for a sample: five a second took a quarter of a core
 STDERR_BYTES = 8000
-# A process that waits at the standard input for the end of the pipe, and then ends its group. It is a child of the command
-# and not of the one that starts it: a Ray worker that ends kills its own children, but not theirs.
+# A process that waits at the standard input for the end of the pipe, and then ends its group. It is a child of the
+# command and not of the one that starts it: a Ray worker that ends kills its own children, but not theirs.
 _GUARD = 'exec 3<&0; { read -r _; kill -9 0; } <&3 2>/dev/null & exec "$@" 3<&- </dev/null'
 Stop = threading.Event
 

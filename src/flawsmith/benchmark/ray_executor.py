@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,14 @@ from flawsmith.benchmark.executors import compute, failed, with_share
 from flawsmith.benchmark.store import RESULT, CellFiles
 from flawsmith.data.layouts import load
 from flawsmith.data.splits import dataset_fingerprint
-from flawsmith.pipeline.ray_cluster import check_address, connected, cpus_of_nodes, in_one_line, node_name
+from flawsmith.pipeline.ray_cluster import (
+    check_address,
+    connected,
+    cpus_of_nodes,
+    cpus_of_this_node,
+    in_one_line,
+    node_name,
+)
 from flawsmith.runtime.errors import FlawsmithError
 
 RETRIES = 3
@@ -42,7 +49,7 @@ class RayExecutor:
         check_address(address)
         self.address, self.jobs, self.retries, self.compute = address, jobs, retries, compute
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, CellFiles]]:
+    def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, CellFiles], None, None]:
         """Compute cells on the cluster; leaving the iterator early cancels what runs.
 
         Raises:
@@ -118,8 +125,7 @@ def on_node(given: str, needs: Sequence[str], version: str, compute: Compute) ->
     task = Task.model_validate_json(given)
     if _fingerprint(task.data, task.layout) != task.cell.images_sha256:
         raise FlawsmithError(f"{task.data} on {node_name()} holds other images than where the benchmark was started")
-    here = ray.get_runtime_context().get_node_id()
-    (cpus,) = (int(node["Resources"].get("CPU", 1)) for node in ray.nodes() if node["NodeID"] == here)
+    cpus = cpus_of_this_node(ray)
     jobs = max(1, cpus // (task.threads or 1))
     return dict(compute(with_share(task, jobs), jobs=jobs))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -73,11 +74,12 @@ def run_benchmark(
         pending = [task for task in wanted if fresh or store.result(task.cell) is None]
         started(len(wanted), len(pending))
         failed: dict[str, CellResult] = {}
-        for task, files in (executor or LocalExecutor(jobs)).run(pending):
-            result = store.save(task.cell, files)
-            if not result.finished:
-                failed[task.cell.key] = result
-            done(result)
+        with closing((executor or LocalExecutor(jobs)).run(pending)) as computed:
+            for task, files in computed:
+                result = store.save(task.cell, files)
+                if not result.finished:
+                    failed[task.cell.key] = result
+                done(result)
         results = [_named(store.result(task.cell) or failed[task.cell.key], task) for task in wanted]
         return BenchmarkResult(results, len(pending), write_tables(results, out))
 

@@ -62,7 +62,12 @@ def predict(
                     _show(record, json_=json_, quiet=quiet)
                     done()
 
-                wanted = {"overlays": _choice(overlays), "maps": maps, "decoders": decoders, "seen": seen}
+                wanted: dict[str, Any] = {
+                    "overlays": _choice(overlays),
+                    "maps": maps,
+                    "decoders": decoders,
+                    "seen": seen,
+                }
                 if ray is None:
                     written = run(inspector, images, out, **wanted)
                 else:

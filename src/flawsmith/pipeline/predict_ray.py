@@ -6,15 +6,24 @@ import json
 import logging
 import os
 import secrets
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+import shutil
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flawsmith import __version__
 from flawsmith.pipeline.names import make_folder, printable
-from flawsmith.pipeline.predict import OverlayChoice, Prediction, given_images, record_of, write_records
+from flawsmith.pipeline.predict import (
+    MAPS,
+    OVERLAYS,
+    OverlayChoice,
+    Prediction,
+    given_images,
+    record_of,
+    write_records,
+)
 from flawsmith.pipeline.ray_cluster import check_address, connected, cpus_of_nodes, in_one_line, node_name
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
@@ -23,11 +32,12 @@ from flawsmith.runtime.inspector import Inspector
 if TYPE_CHECKING:
     import pyarrow
 
-RETRIES = 3
-IMAGES_A_BATCH = 16
+TRIES = 3
+"""How often a batch of images is begun, should its worker die every time."""
+IMAGES_A_BATCH = (16, 256)
+"""Images that a worker takes at a time: few at first, so that a short list occupies all, and more as a list goes on."""
 WAITING_BYTES = 32 * 2**20
 """Paths and records that may wait between the parts of the pipeline, however many images there are."""
-_PATH_BYTES = 64  # about one row of paths; Ray Data cuts its blocks by bytes alone
 
 
 @dataclass(frozen=True)
@@ -38,7 +48,8 @@ class _Job:
         folder: where relative paths begin.
         paths: files and folders as they were given.
         out: the output folder as it was given.
-        mark: a file in the output folder, by which a worker knows that it sees the same one.
+        mark: a folder in the output folder, by which a worker knows that it sees the same one; batches that have
+            begun have a file there, a byte a try.
         overlays, maps, decoders, engine: as `predict` takes them.
         version: the package's version where the job was started.
     """
@@ -87,7 +98,7 @@ def predict_on_cluster(
 ) -> Prediction:
     """Inspect images as `predict` does, on a Ray cluster.
 
-    One task walks the folders and passes paths on; workers of one CPU each load the model once and inspect sixteen
+    One task walks the folders and passes paths on; workers of one CPU each load the model once and inspect a batch of
     images at a time; the verdicts are written here, in input order. All of it streams: neither the images nor their
     list need fit in memory. Workers read images and write overlays and maps themselves, so every node must see the
     paths given and the output folder; the model is sent to them. Images whose worker dies are inspected again.
@@ -119,19 +130,25 @@ def predict_on_cluster(
 
 @contextmanager
 def _marked(out: Path) -> Iterator[str]:
-    """A file in the output folder for the time of a block; its path."""
+    """A folder in the output folder for the time of a block, its path; after that, nothing half-written is left."""
     mark = out / f".flawsmith-{secrets.token_hex(6)}.tmp"
     try:
-        mark.touch()
+        mark.mkdir()
     except OSError as error:
         raise FlawsmithError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from None
     try:
         yield str(mark)
     finally:
-        mark.unlink(missing_ok=True)
+        shutil.rmtree(mark, ignore_errors=True)
+        for folder in (out / OVERLAYS, out / MAPS):
+            # A worker that was killed could not clear away the picture that it was writing.
+            with suppress(FileNotFoundError), os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(".") and entry.name.endswith(".tmp"):
+                        Path(entry.path).unlink(missing_ok=True)
 
 
-def _records(ray: Any, job: _Job, paths: tuple[str, ...], bundle: Bundle) -> Iterator[dict[str, Any]]:
+def _records(ray: Any, job: _Job, paths: tuple[str, ...], bundle: Bundle) -> Generator[dict[str, Any], None, None]:
     """The records of all images in input order, as they come.
 
     Raises:
@@ -142,16 +159,16 @@ def _records(ray: Any, job: _Job, paths: tuple[str, ...], bundle: Bundle) -> Ite
     try:
         for batch in batches:
             for row in batch.to_pylist():
+                assert row["index"] == expected, f"record {row['index']} came where {expected} was due"
+                expected += len(row["records"])
+                yield from map(json.loads, row["records"])
                 if row["refusal"]:
                     raise FlawsmithError(row["refusal"])
-                assert row["index"] == expected, f"record {row['index']} came where {expected} was due"
-                expected += 1
-                yield json.loads(row["record"])
     except ray.exceptions.RayError as error:
         raise FlawsmithError(f"the Ray cluster gave up: {in_one_line(error)}") from None
 
 
-def _pipeline(ray: Any, job: _Job, paths: tuple[str, ...], bundle: Any) -> Iterator[Any]:
+def _pipeline(ray: Any, job: _Job, paths: tuple[str, ...], bundle: Any) -> Iterable[Any]:
     """Batches of records from Ray Data, in order and within bounded memory."""
     from ray.data import ActorPoolStrategy, DataContext, from_items
 
@@ -159,13 +176,14 @@ def _pipeline(ray: Any, job: _Job, paths: tuple[str, ...], bundle: Any) -> Itera
     context.execution_options.preserve_order = True
     limits = context.execution_options.resource_limits
     context.execution_options.resource_limits = limits.copy(object_store_memory=WAITING_BYTES)
-    context.target_max_block_size = IMAGES_A_BATCH * _PATH_BYTES
+    context.target_max_block_size = 1  # a block a row, and a row is a batch of images
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    walk: Any = _walk
     records = (
         from_items([{"start": 0}])
         # No CPU, so that it never waits for one, and Ray Data does not melt it into the workers' own step.
-        .map_batches(_walk, fn_args=(job, paths), batch_size=None, batch_format="pyarrow", num_cpus=0)
+        .map_batches(walk, fn_args=(job, paths), batch_size=None, batch_format="pyarrow", num_cpus=0)
         .map_batches(
             _Worker,
             fn_constructor_args=(job, bundle),
@@ -173,38 +191,41 @@ def _pipeline(ray: Any, job: _Job, paths: tuple[str, ...], bundle: Any) -> Itera
             batch_format="pyarrow",
             compute=ActorPoolStrategy(min_size=1, max_size=sum(cpus_of_nodes(ray))),
             num_cpus=1,
-            max_task_retries=RETRIES,
         )
     )
     return records.iter_batches(batch_size=None, batch_format="pyarrow")
 
 
 def _walk(_: Any, job: _Job, paths: tuple[str, ...]) -> Iterator[pyarrow.Table]:
-    """The images of files and folders as rows of index and path; an error that ends them is the last row."""
+    """The images of files and folders, a row a batch; an error that ends them stands in the last row."""
     before = os.getcwd()  # noqa: PTH109
-    index, waiting = 0, []
-    refusal = ""
+    index, waiting, refusal = 0, list[bytes](), ""
     try:
         job.enter()
         for path in given_images([Path(one) for one in paths], Path(job.out)):
             waiting.append(os.fsencode(path))
-            if len(waiting) == IMAGES_A_BATCH:
-                yield _paths(index, waiting)
+            if len(waiting) >= batch_size(index):
+                yield _row(index, "paths", waiting)
                 index, waiting = index + len(waiting), []
     except FlawsmithError as error:
         refusal = f"on {node_name()}: {error}"
     finally:
         os.chdir(before)
-    yield _paths(index, waiting, refusal)
+    yield _row(index, "paths", waiting, refusal)
 
 
-def _paths(index: int, paths: list[bytes], refusal: str = "") -> pyarrow.Table:
+def batch_size(index: int) -> int:
+    """Images in the batch that begins at a position of the input."""
+    least, most = IMAGES_A_BATCH
+    return min(most, max(least, index // most))
+
+
+def _row(index: int, name: str, values: list[bytes], refusal: str = "") -> pyarrow.Table:
+    """A batch: the position of its first image, something of every image, and what ended the work after these."""
     import pyarrow as pa
 
-    rows = [(index + number, path, "") for number, path in enumerate(paths)]
-    rows += [(index + len(paths), b"", refusal)] if refusal else []
-    schema = pa.schema([("index", pa.int64()), ("path", pa.binary()), ("refusal", pa.string())])
-    return pa.Table.from_pylist([dict(zip(schema.names, row, strict=True)) for row in rows], schema=schema)
+    schema = pa.schema([("index", pa.int64()), (name, pa.list_(pa.binary())), ("refusal", pa.string())])
+    return pa.Table.from_pylist([{"index": index, name: values, "refusal": refusal}], schema=schema)
 
 
 class _Worker:
@@ -218,36 +239,54 @@ class _Worker:
     def __init__(self, job: _Job, bundle: Any) -> None:
         import ray
 
-        self._job, self._refusal = job, ""
+        self._job, self._inspector, self._refusal = job, None, ""
         try:
             job.enter()
             self._inspector = Inspector.load(ray.get(bundle), engine=job.engine, threads=1)
         except FlawsmithError as error:
-            self._refusal = f"on {node_name()}: {error}"
+            self._refusal = str(error)
 
-    def __call__(self, paths: pyarrow.Table) -> pyarrow.Table:
-        import pyarrow as pa
+    def __call__(self, batch: pyarrow.Table) -> pyarrow.Table:
+        (row,) = batch.to_pylist()
+        records: list[bytes] = []
+        refusal = row["refusal"]
+        try:
+            for record in self._records(row["index"], [Path(os.fsdecode(path)) for path in row["paths"]]):
+                records.append(json.dumps(record, allow_nan=False).encode())
+        except FlawsmithError as error:
+            refusal = f"on {node_name()}: {error}"
+        return _row(row["index"], "records", records, refusal)
 
-        schema = pa.schema([("index", pa.int64()), ("record", pa.binary()), ("refusal", pa.string())])
-        rows = [dict(zip(schema.names, row, strict=True)) for row in self._rows(paths.to_pylist())]
-        return pa.Table.from_pylist(rows, schema=schema)
+    def _records(self, first: int, images: list[Path]) -> Iterator[dict[str, Any]]:
+        """The records of images.
 
-    def _rows(self, given: list[dict[str, Any]]) -> Iterator[tuple[int, bytes, str]]:
-        """Rows of index, record and what ended the work; nothing follows a row of the last kind."""
-        if self._refusal and given:
-            yield given[0]["index"], b"", self._refusal
-            return
+        Raises:
+            FlawsmithError: this node cannot do the work, a picture cannot be written, or these images have ended
+                workers before.
+        """
         job = self._job
-        images = [Path(os.fsdecode(row["path"])) for row in given if not row["refusal"]]
-        with closing(self._inspector.stream(images, decoders=job.decoders)) as results:
-            for row in given:
-                index, refusal = row["index"], row["refusal"]
-                if not refusal:
-                    try:
-                        record = record_of(next(results), index, Path(job.out), job.overlays, job.maps)
-                    except FlawsmithError as error:
-                        refusal = f"on {node_name()}: {error}"
-                if refusal:
-                    yield index, b"", refusal
-                    return
-                yield index, json.dumps(record, allow_nan=False).encode(), ""
+        if self._inspector is None:
+            raise FlawsmithError(self._refusal)
+        if not images:
+            return
+        with _begun(Path(job.mark) / str(first)) as tries:
+            if tries > TRIES:
+                names = f"{printable(images[0])} to {printable(images[-1])}"
+                raise FlawsmithError(f"the worker died {TRIES} times at one of {names}: find it by `flawsmith predict`")
+            for index, result in enumerate(self._inspector.stream(images, decoders=job.decoders), first):
+                yield record_of(result, index, Path(job.out), job.overlays, job.maps)
+
+
+@contextmanager
+def _begun(file: Path) -> Iterator[int]:
+    """A file for the time of a block, which is left only by who dies in it; how often it has been begun.
+
+    Ray repeats what a dead worker was doing for ever, and its option for an end goes away with Ray 2.64.
+    """
+    try:
+        with file.open("ab") as tries:
+            tries.write(b".")
+    except OSError as error:
+        raise FlawsmithError(f"{file}: cannot be written ({error.strerror})") from None
+    yield file.stat().st_size
+    file.unlink(missing_ok=True)

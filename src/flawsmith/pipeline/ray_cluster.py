@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import socket
+import sys
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 from flawsmith.runtime.errors import FlawsmithError
 
 LOCAL, AUTO = "local", "auto"
 CONNECT_SECONDS = 5.0
+_STDERR = 2
 LOCAL_STORE_BYTES = 512 * 2**20
 """Object store of a cluster started here: what passes through it are lines of text and small files."""
 _PLACE = re.compile(r"(?:ray://)?(?P<host>[\w.-]+|\[[0-9a-fA-F:]+\]):(?P<port>\d{1,5})")
@@ -77,14 +81,16 @@ def connected(address: str) -> Iterator[Any]:
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word leaves this machine unasked
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES}
     try:
-        ray.init(address=address, **options)
+        with _quiet_start():
+            ray.init(address=address, **options)
     except ImportError as error:
         needed = "pip install 'ray[client]'"
         raise FlawsmithError(f"{address}: cannot be used ({in_one_line(error)}): run `{needed}`") from None
     except Exception as error:  # Ray's own share no public base, and some are plain RuntimeErrors
         raise FlawsmithError(f"cannot use the Ray cluster at {address}: {in_one_line(error)}") from None
     try:
-        yield ray
+        with redirect_stdout(_WithoutRay(sys.stdout)):
+            yield ray
     finally:
         ray.shutdown()
 
@@ -102,6 +108,13 @@ def cpus_of_nodes(ray: Any) -> list[int]:
     return offered
 
 
+def cpus_of_this_node(ray: Any) -> int:
+    """How many CPUs the node offers that this Ray task runs on."""
+    here = ray.get_runtime_context().get_node_id()
+    (node,) = (node for node in ray.nodes() if node["NodeID"] == here)
+    return int(node["Resources"].get("CPU", 1))
+
+
 def node_name() -> str:
     """What messages call the machine that this runs on."""
     return socket.gethostname()
@@ -116,6 +129,56 @@ def in_one_line(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     return lines[-1] if "Traceback" in str(error) else " ".join(lines)
+
+
+@contextmanager
+def _quiet_start() -> Iterator[None]:
+    """Let Ray's core tell of what ends it alone, and not of being told so.
+
+    It writes to the file descriptor, past every logger, what the user can do nothing about and what exceptions say too.
+    """
+    if "RAY_BACKEND_LOG_LEVEL" in os.environ:
+        yield
+        return
+    os.environ["RAY_BACKEND_LOG_LEVEL"] = "fatal"
+    sys.stderr.flush()
+    kept = os.dup(_STDERR)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123 (a device, not a file)
+        os.dup2(nowhere.fileno(), _STDERR)
+    try:
+        yield
+    finally:
+        os.dup2(kept, _STDERR)
+        os.close(kept)
+        del os.environ["RAY_BACKEND_LOG_LEVEL"]
+
+
+class _WithoutRay(io.TextIOBase):
+    """Standard output without what Ray's own threads print, such as that a worker died: that goes to stderr.
+
+    Args:
+        stream: the standard output.
+    """
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        by_ray = threading.current_thread().name.startswith("ray_")
+        return (sys.stderr if by_ray else self._stream).write(text)
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+    def isatty(self) -> bool:
+        return self._stream.isatty()
+
+    def fileno(self) -> int:
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> Any:  # type: ignore[override]
+        return self._stream.encoding
 
 
 def _meant(address: str) -> str:
