@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 
@@ -14,7 +15,7 @@ import pytest
 
 from flawsmith.cli.main import main
 from flawsmith.pipeline import ray_cluster
-from flawsmith.pipeline.ray_cluster import check_address, connected, cpus_of_nodes, in_one_line
+from flawsmith.pipeline.ray_cluster import _WithoutRay, check_address, connected, cpus_of_nodes, in_one_line
 from flawsmith.runtime.errors import FlawsmithError
 
 
@@ -174,3 +175,33 @@ def test_remote_traceback_is_cut_to_what_it_says() -> None:
     assert in_one_line(bare) == "ValueError: no luck"
     assert in_one_line(with_cause) == "bolt is gone"
     assert in_one_line(RemoteError()) == "RemoteError"
+
+
+def test_connection_lasts_as_long_as_its_block_and_prints_nothing(
+    ray_cluster: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    import ray
+
+    assert not ray.is_initialized()
+    capfd.readouterr()
+
+    with connected(ray_cluster) as module:
+        assert module is ray
+        assert cpus_of_nodes(ray) == [2]
+        with connected("nowhere:1") as same:  # who is connected stays so
+            assert same is ray
+        assert ray.is_initialized()
+
+    assert not ray.is_initialized()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_what_rays_threads_print_goes_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    with redirect_stdout(_WithoutRay(sys.stdout)):
+        for name in ("ray_listen_error_messages", "own"):
+            thread = threading.Thread(target=print, args=(f"by {name}",), name=name)
+            thread.start()
+            thread.join()
+        print("result")
+
+    assert capsys.readouterr() == ("by own\nresult\n", "by ray_listen_error_messages\n")
