@@ -73,6 +73,9 @@ TINY: dict[str, dict[str, Any]] = {
 }
 
 
+RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}  # no word over the network
+
+
 def real_data_folder() -> Path:
     """Where the shared real images are, whether or not they are there."""
     given = os.environ.get("FLAWSMITH_DATA")
@@ -194,6 +197,34 @@ def parts(tmp_path_factory: pytest.TempPathFactory, draw_parts: Callable[..., Pa
 def tiny_settings() -> dict[str, dict[str, Any]]:
     """Settings of every method that train it in a second or two."""
     return TINY
+
+
+@pytest.fixture(scope="session")
+def ray_cluster(isolated_cache: Path) -> Iterator[str]:
+    """The address of a Ray cluster on this machine: one node, two CPUs, so two workers at a time."""
+    from ray.cluster_utils import Cluster
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in RAY_SETTINGS.items():
+            patch.setenv(name, value)
+        head = {"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            yield cluster.address
+        finally:
+            cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def on_ray(ray_cluster: str) -> Iterator[Any]:
+    """The module ``ray``, connected for all tests of a file: connecting takes seconds, and so do new workers."""
+    import ray
+
+    ray.init(address=ray_cluster, logging_level="ERROR", log_to_driver=False)
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class PretendExecutor:
         self.figures, self.failing = figures, failing
         self.asked: list[str] = []
 
-    def run(self, wanted: Sequence[Task]) -> Iterator[tuple[Task, CellFiles]]:
+    def run(self, wanted: Sequence[Task]) -> Generator[tuple[Task, CellFiles], None, None]:
         for task in wanted:
             self.asked.append(task.cell.label)
             changes: dict[str, Any] = {"cell": task.cell}
@@ -126,7 +126,7 @@ def test_fresh_computes_all_cells(finished: CellResult, plan: Plan, tmp_path: Pa
 
 def test_interrupted_benchmark_keeps_what_was_finished(finished: CellResult, plan: Plan, tmp_path: Path) -> None:
     class Interrupted(PretendExecutor):
-        def run(self, wanted: Sequence[Task]) -> Iterator[tuple[Task, CellFiles]]:
+        def run(self, wanted: Sequence[Task]) -> Generator[tuple[Task, CellFiles], None, None]:
             yield next(super().run(wanted))
             raise KeyboardInterrupt
 
@@ -166,7 +166,7 @@ def test_leaving_an_executor_early_ends_its_processes(plan: Plan) -> None:
     running = LocalExecutor(jobs=2).run(wanted)
     next(running)
 
-    running.close()  # type: ignore[attr-defined]
+    running.close()
 
     assert not [child for child in psutil.Process().children() if "flawsmith.benchmark.worker" in child.cmdline()]
 

@@ -17,6 +17,8 @@ PARTS: dict[Part, str] = {"whole": "the whole test set", "A": "half A", "B": "ha
 SCHEMA_VERSION = 1
 PEER_PRESET = "default"
 """What stands for the preset of a peer's model: presets are of this package's own methods."""
+WORD_TEXTURES = (None, "self", "procedural")
+"""Textures that are no folder."""
 
 
 class Arm(BaseModel):

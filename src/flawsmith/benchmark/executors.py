@@ -2,28 +2,32 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Protocol
+
+import psutil
 
 from flawsmith.benchmark.cell import CellResult, Task
 from flawsmith.benchmark.process import Measured, Stop, run_measured
 from flawsmith.benchmark.store import KEPT, RESULT, CellFiles
 
 TASK = "task.json"
+MEMORY_SHARE = 0.9
 
 
 class Executor(Protocol):
     """Computes cells somewhere."""
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, CellFiles]]:
+    def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, CellFiles], None, None]:
         """Compute cells and give each one's files as soon as it has ended, in any order.
 
         A cell that fails is given too, as a result that says why; an executor raises only where no further cell can be
-        computed.
+        computed. Closing the generator early stops what runs.
         """
         ...
 
@@ -38,13 +42,14 @@ class LocalExecutor:
     def __init__(self, jobs: int = 1) -> None:
         self.jobs = jobs
 
-    def run(self, tasks: Sequence[Task]) -> Iterator[tuple[Task, CellFiles]]:
+    def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, CellFiles], None, None]:
         """Compute cells in order, several at a time; leaving the iterator early stops the running ones."""
         stop = Stop()
         pool = ThreadPoolExecutor(self.jobs)
         pending: dict[Future[CellFiles], Task] = {}
         try:
-            pending = {pool.submit(compute, task, jobs=self.jobs, stop=stop): task for task in tasks}
+            for task in tasks:
+                pending[pool.submit(compute, with_share(task, self.jobs), jobs=self.jobs, stop=stop)] = task
             while pending:
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -54,6 +59,13 @@ class LocalExecutor:
             for future in pending:
                 future.cancel()
             pool.shutdown(wait=True)
+
+
+def with_share(task: Task, jobs: int) -> Task:
+    """A task with an even share of this machine's cores and memory, where it says nothing of them."""
+    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
+    cap = int(MEMORY_SHARE * psutil.virtual_memory().total / jobs)
+    return task.model_copy(update={"threads": task.threads or threads, "memory_bytes": task.memory_bytes or cap})
 
 
 def compute(task: Task, *, jobs: int = 1, stop: Stop | None = None) -> CellFiles:
@@ -83,10 +95,15 @@ def compute(task: Task, *, jobs: int = 1, stop: Stop | None = None) -> CellFiles
         if RESULT in files and measured.returncode == 0:
             result = CellResult.model_validate_json(files[RESULT])
         else:
-            result, files = CellResult(cell=task.cell, status="failed", error=_reason(measured, task)), {}
+            result, files = failed(task, _reason(measured, task)), {}
     costs = {"peak_bytes": measured.peak_bytes, "threads": task.threads, "jobs": jobs}
     result = result.model_copy(update={"costs": result.costs.model_copy(update=costs)})
     return {**files, RESULT: result.model_dump_json(indent=1).encode()}
+
+
+def failed(task: Task, reason: str) -> CellResult:
+    """The result of a cell that could not be computed."""
+    return CellResult(cell=task.cell, status="failed", error=reason)
 
 
 def _reason(measured: Measured, task: Task) -> str:

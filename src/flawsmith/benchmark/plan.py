@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from flawsmith.benchmark.cell import Arm, Cell, Part, Task
+from flawsmith.benchmark.cell import WORD_TEXTURES, Arm, Cell, Part, Task
 from flawsmith.benchmark.peers.models import BackboneConfig, peer_config, plain_arm
 from flawsmith.data.layouts import load
 from flawsmith.data.layouts.files import subfolders
@@ -26,7 +26,6 @@ from flawsmith.runtime.image import find_images
 from flawsmith.synthesis.textures import texture_source
 
 _FOLDERS_DEEP = 2
-_WORD_TEXTURES = (None, "self", "procedural")
 
 
 class Plan(BaseModel):
@@ -225,7 +224,7 @@ def _known_peer(arm: Arm, plan: Plan) -> _Known:
     config = peer_config(arm)
     if arm.textures in ("self", "procedural"):
         raise FlawsmithError(f"{arm.method} takes its textures from a folder alone, not {arm.textures!r}")
-    textures = arm.textures or (None if plan.textures in _WORD_TEXTURES else plan.textures)
+    textures = arm.textures or (None if plan.textures in WORD_TEXTURES else plan.textures)
     arm = plain_arm(arm, config).model_copy(update={"textures": textures if config.forges else None})
     backbone = _backbone_identity(arm.backbone or PACKAGED) if isinstance(config, BackboneConfig) else "its own"
     return _Known(arm, config.model_dump(mode="json"), backbone, _texture_fingerprint(arm.textures))
@@ -256,12 +255,12 @@ def _task(plan: Plan, dataset: Dataset, fingerprint: str, known: _Known, seed: i
 
 
 def _texture_name(textures: str | None) -> str | None:
-    return textures if textures in _WORD_TEXTURES else Path(str(textures)).name
+    return textures if textures in WORD_TEXTURES else Path(str(textures)).name
 
 
 def _texture_fingerprint(textures: str | None) -> str | None:
     """Names and sizes of a folder's files: reading thousands of photographs for every start would take too long."""
-    if textures in _WORD_TEXTURES:
+    if textures in WORD_TEXTURES:
         return None
     texture_source(textures)  # says clearly what is wrong with the folder
     folder, digest = Path(str(textures)), hashlib.sha256()
@@ -271,4 +270,4 @@ def _texture_fingerprint(textures: str | None) -> str | None:
 
 
 def _resolved_textures(textures: str | None, folder: Path) -> str | None:
-    return textures if textures in _WORD_TEXTURES else str(folder / Path(str(textures)).expanduser())
+    return textures if textures in WORD_TEXTURES else str(folder / Path(str(textures)).expanduser())

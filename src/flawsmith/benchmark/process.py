@@ -17,6 +17,9 @@ import psutil
 
 SAMPLING_SECONDS = 1.0  # the kernel walks all pages for a sample: five a second took a quarter of a core
 STDERR_BYTES = 8000
+# A process that waits at the standard input for the end of the pipe, and then ends its group. It is a child of the
+# command and not of the one that starts it: a Ray worker that ends kills its own children, but not theirs.
+_GUARD = 'exec 3<&0; { read -r _; kill -9 0; } <&3 2>/dev/null & exec "$@" 3<&- </dev/null'
 Stop = threading.Event
 
 
@@ -74,6 +77,9 @@ def run_measured(
 ) -> Measured:
     """Run a command to its end, watch its memory, and end it with its children where it must be.
 
+    Neither outlives this process, even where that is killed: the kernel closes its end of a pipe, and who waits at the
+    other end for that ends them (on POSIX systems).
+
     Args:
         command: program and arguments.
         env: added to the environment of this process.
@@ -84,13 +90,14 @@ def run_measured(
         start = time.perf_counter()
         # A session of its own: Ctrl-C reaches the benchmark alone, which then ends the process and all its children.
         process = subprocess.Popen(
-            command,
+            _guarded(command),
             env={**os.environ, **(env or {})},
             stdout=subprocess.DEVNULL,
             stderr=stderr,
-            stdin=subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             start_new_session=True,
         )
+        assert process.stdin is not None
         peak, over_cap = 0, False
         try:
             while True:
@@ -106,9 +113,15 @@ def run_measured(
             if process.poll() is None:
                 _end(process)
                 process.wait()
+            process.stdin.close()
         seconds = time.perf_counter() - start
         stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - STDERR_BYTES))
         return Measured(returncode, seconds, peak, stderr.read().decode(errors="replace"), over_cap)
+
+
+def _guarded(command: Sequence[str]) -> Sequence[str]:
+    """The command with a guard in its process group, where there is a POSIX shell to make one."""
+    return ["/bin/sh", "-c", _GUARD, "sh", *command] if os.name == "posix" else command
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

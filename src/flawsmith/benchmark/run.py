@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-
-import psutil
 
 from flawsmith.benchmark.cell import CellResult, Task
 from flawsmith.benchmark.executors import Executor, LocalExecutor
@@ -15,8 +13,6 @@ from flawsmith.benchmark.peers.environment import check_environment
 from flawsmith.benchmark.plan import Plan, tasks
 from flawsmith.benchmark.store import ResultStore
 from flawsmith.benchmark.tables import write_tables
-
-MEMORY_SHARE = 0.9
 
 
 @dataclass(frozen=True)
@@ -61,7 +57,7 @@ def run_benchmark(
         plan: what to compare.
         out: the benchmark's folder.
         executor: where cells are computed; by default in processes on this machine.
-        jobs: cells at a time on this machine, which share its cores.
+        jobs: cells at a time on this machine, which share its cores; an executor that is given knows its own.
         memory_bytes: anonymous memory at which a cell is stopped; by default an even share of nine tenths of it all.
         peer_python: interpreter of the environment where the peer's models run.
         keep_models: keep the model file of every cell.
@@ -74,28 +70,23 @@ def run_benchmark(
             the peer's models cannot be run.
     """
     store = ResultStore(out)
+    # A virtual environment's interpreter is a link, and is itself only under that name: it must not be resolved.
+    python = None if peer_python is None else peer_python.expanduser().absolute()
+    given = {"memory_bytes": memory_bytes, "peer_python": python, "keep_model": keep_models}
     with store.claimed():
-        wanted = [_for_machine(task, jobs, memory_bytes, peer_python, keep_models) for task in tasks(plan)]
+        wanted = [task.model_copy(update=given) for task in tasks(plan)]
         pending = [task for task in wanted if fresh or store.result(task.cell) is None]
         check_environment(pending)
         started(len(wanted), len(pending))
         failed: dict[str, CellResult] = {}
-        for task, files in (executor or LocalExecutor(jobs)).run(pending):
-            result = store.save(task.cell, files)
-            if not result.finished:
-                failed[task.cell.key] = result
-            done(result)
+        with closing((executor or LocalExecutor(jobs)).run(pending)) as computed:
+            for task, files in computed:
+                result = store.save(task.cell, files)
+                if not result.finished:
+                    failed[task.cell.key] = result
+                done(result)
         results = [_named(store.result(task.cell) or failed[task.cell.key], task) for task in wanted]
         return BenchmarkResult(results, len(pending), write_tables(results, out))
-
-
-def _for_machine(task: Task, jobs: int, memory_bytes: int | None, peer_python: Path | None, keep_models: bool) -> Task:
-    cap = memory_bytes or int(MEMORY_SHARE * psutil.virtual_memory().total / jobs)
-    threads = None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
-    # A virtual environment's interpreter is a link, and is itself only under that name: it must not be resolved.
-    python = None if peer_python is None else peer_python.expanduser().absolute()
-    changes = {"memory_bytes": cap, "threads": threads, "peer_python": python, "keep_model": keep_models}
-    return task.model_copy(update=changes)
 
 
 def _named(result: CellResult, task: Task) -> CellResult:

@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
-from flawsmith.cli.options import AsJson, Layout, Quiet
+from flawsmith.cli.options import AsJson, Layout, Quiet, Ray
 from flawsmith.cli.session import session
 from flawsmith.cli.several import SeveralValues
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
     from flawsmith.benchmark.cell import CellResult
+    from flawsmith.benchmark.executors import Executor
     from flawsmith.benchmark.plan import Plan
     from flawsmith.benchmark.run import BenchmarkResult
 
@@ -62,7 +63,8 @@ def benchmark(
     out: Annotated[Path, typer.Option(help="The benchmark's folder; what is finished there is not computed again.")] = (
         Path("benchmark")
     ),
-    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, which share the cores.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, which share the cores; with --ray on a node.")] = 1,
+    ray: Ray = None,
     memory: Annotated[
         float | None,
         typer.Option(min=0.1, help="GB of memory at which a cell is stopped; by default an even share."),
@@ -97,11 +99,13 @@ def benchmark(
     with session(tier="benchmark", interrupted=f"interrupted: the same command goes on; finished cells are in {out}"):
         from flawsmith.benchmark.run import run_benchmark
 
+        executor = None if ray is None else _on_cluster(ray, jobs)
         wanted = _plan(plan, {**given, "vary": _lists(vary or [])})
         with _Progress(show=shows_progress(quiet=quiet or json_), quiet=quiet or json_) as watch:
             result = run_benchmark(
                 wanted,
                 out,
+                executor=executor,
                 jobs=jobs,
                 memory_bytes=None if memory is None else int(memory * 1e9),
                 peer_python=peer_python,
@@ -122,6 +126,12 @@ def _plan(file: Path | None, given: dict[str, Any]) -> Plan:
     if "data" not in changes or "methods" not in changes:
         raise FlawsmithError("give the data and --methods, or a file with both by --plan")
     return Plan.checked(changes, source="benchmark")
+
+
+def _on_cluster(address: str, jobs: int) -> Executor:
+    from flawsmith.benchmark.ray_executor import RayExecutor
+
+    return RayExecutor(address, jobs)
 
 
 def _lists(pairs: list[str]) -> dict[str, list[Any]]:

@@ -23,3 +23,7 @@ Engine = Annotated[
     str | None,
     typer.Option(help="onnxruntime or openvino; by default the one that the limits were calibrated with."),
 ]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Spread the work over a Ray cluster: auto, HOST:PORT, or local to start one."),
+]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
-from flawsmith.cli.options import AsJson, Engine, ModelFile
+from flawsmith.cli.options import AsJson, Engine, ModelFile, Ray
 from flawsmith.cli.session import INTERRUPTED, session
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ def predict(
     ] = None,
     json_: AsJson = False,
     engine: Engine = None,
-    decoders: Annotated[int, typer.Option(help="Threads that decode images.")] = 2,
+    decoders: Annotated[int, typer.Option(help="Threads that decode images; with --ray, of every worker.")] = 2,
+    ray: Ray = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone; verdicts go to the files.")] = False,
 ) -> None:
     """Inspect images: one verdict a line, in the order given. Folders may be of any size.
@@ -46,9 +47,11 @@ def predict(
     with session():
         from flawsmith.pipeline.predict import InterruptedPredictionError, given_images
         from flawsmith.pipeline.predict import predict as run
+        from flawsmith.runtime.bundle import Bundle
         from flawsmith.runtime.inspector import Inspector
 
-        inspector = Inspector.load(model, engine=engine)
+        bundle = Bundle.load(model)
+        inspector = Inspector.load(bundle, engine=engine)
         if not quiet:
             for stamp in inspector.spec.training.stamps:
                 say(stamp)
@@ -62,9 +65,18 @@ def predict(
                     _show(record, json_=json_, quiet=quiet)
                     done()
 
-                written = run(
-                    inspector, images, out, overlays=_choice(overlays), maps=maps, decoders=decoders, seen=seen
-                )
+                wanted: dict[str, Any] = {
+                    "overlays": _choice(overlays),
+                    "maps": maps,
+                    "decoders": decoders,
+                    "seen": seen,
+                }
+                if ray is None:
+                    written = run(inspector, images, out, **wanted)
+                else:
+                    from flawsmith.pipeline.predict_ray import predict_on_cluster
+
+                    written = predict_on_cluster(bundle, images, out, address=ray, engine=engine, **wanted)
         except InterruptedPredictionError as error:
             if not error.interrupted:
                 raise

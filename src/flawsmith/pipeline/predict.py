@@ -116,11 +116,30 @@ def predict(
     images = given_images(paths, out)
     make_folder(out)
     stream = inspector.stream(images, decoders=decoders)
+    records = (record_of(result, index, out, overlays, maps) for index, result in enumerate(stream))
+    return write_records(records, paths, out, seen=seen)
+
+
+def write_records(
+    records: Iterable[dict[str, Any]],
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    seen: Callable[[dict[str, Any]], object] = lambda record: None,
+) -> Prediction:
+    """Write verdicts.jsonl and verdicts.csv as `predict` does.
+
+    Args:
+        records: of every image, in input order.
+        paths: what was to be inspected, for messages.
+        out: folder for the results; it exists.
+        seen: is given each record as it is written.
+
+    Raises:
+        FlawsmithError: there are no records, one says so itself, or a result cannot be written.
+    """
     with _Results(out) as results:
-        for index, result in enumerate(stream):
-            record = _record(result)
-            if isinstance(result, Inspection):
-                record |= _pictures(result, index, out, overlays, maps)
+        for record in records:
             results.add(record)
             seen(record)
         if results.prediction.total == 0:
@@ -129,13 +148,30 @@ def predict(
     return results.prediction
 
 
-def _record(result: Inspection | Unreadable) -> dict[str, Any]:
-    """The JSON line of one image; it holds no durations, so that the same images give the same file."""
+def record_of(
+    result: Inspection | Unreadable, index: int, out: Path, overlays: OverlayChoice, maps: bool
+) -> dict[str, Any]:
+    """The JSON line of one image, whose pictures are written as `predict` says.
+
+    It holds no durations, so that the same images give the same file.
+
+    Args:
+        result: what the model says about it.
+        index: its position in the input.
+        out: folder for the pictures.
+        overlays: which images get an overlay.
+        maps: write its anomaly map.
+
+    Raises:
+        FlawsmithError: a picture cannot be written.
+    """
     record = result.to_dict()
     record.pop("timing", None)
     record["image"] = printable(record["image"])
     if "error" in record:
         record["error"] = printable(record["error"])
+    if isinstance(result, Inspection):
+        record |= _pictures(result, index, out, overlays, maps)
     return record
 
 
