@@ -170,12 +170,11 @@ def _records(ray: Any, job: _Job, paths: tuple[str, ...], bundle: Bundle) -> Gen
 
 def _pipeline(ray: Any, job: _Job, paths: tuple[str, ...], bundle: Any) -> Iterable[Any]:
     """Batches of records from Ray Data, in order and within bounded memory."""
-    from ray.data import ActorPoolStrategy, DataContext, from_items
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources, from_items
 
     context = DataContext.get_current()
     context.execution_options.preserve_order = True
-    limits = context.execution_options.resource_limits
-    context.execution_options.resource_limits = limits.copy(object_store_memory=WAITING_BYTES)
+    context.execution_options.resource_limits = ExecutionResources.for_limits(object_store_memory=WAITING_BYTES)
     context.target_max_block_size = 1  # a block a row, and a row is a batch of images
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
