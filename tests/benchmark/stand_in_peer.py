@@ -53,7 +53,7 @@ def answer(folder: Path) -> None:
 def main() -> int:
     if MODE == "refuses":
         print("a warning of no importance\nthere is no teacher here: fetch it", file=sys.stderr)
-        return 2
+        return 3
     if MODE == "killed":
         os.kill(os.getpid(), 9)
     if MODE == "crashes":

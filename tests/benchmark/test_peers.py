@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 
 from flawsmith.benchmark.cell import CellResult, Task
 from flawsmith.benchmark.peers import anomalib_runner
-from flawsmith.benchmark.peers.environment import check_environment
+from flawsmith.benchmark.peers.environment import CONTRACT, REFUSED, check_environment
 from flawsmith.benchmark.peers.models import PEERS
 from flawsmith.benchmark.plan import Plan, tasks
 from flawsmith.benchmark.run import BenchmarkResult, run_benchmark
@@ -334,8 +334,9 @@ def test_runner_imports_nothing_of_this_package() -> None:
     assert others == {"anomalib", "lightning", "numpy", "safetensors", "timm", "torch"}
 
 
-def test_runner_and_driver_know_the_same_models() -> None:
+def test_runner_and_driver_speak_of_the_same() -> None:
     assert set(anomalib_runner.MODELS) == set(PEERS["anomalib"].models)
+    assert (anomalib_runner.CONTRACT, anomalib_runner.REFUSED) == (CONTRACT, REFUSED)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +425,7 @@ def test_array_is_written_row_by_row_as_numpy_would(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["probe", "more"]])
 def test_wrong_command_of_the_runner_is_one_line(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    assert anomalib_runner.main(arguments) == 2
+    assert anomalib_runner.main(arguments) == REFUSED
     assert capsys.readouterr().err.strip() == "give `probe`, or `run FOLDER`"
 
 

@@ -47,6 +47,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no category": (["--methods", "pbas", "--categories", "nut", "screw"], "there is no category 'nut'"),
     "part": (["--methods", "pbas", "--parts", "C"], "parts"),
     "vary": (["--methods", "pbas", "--vary", "epochs"], "--vary 'epochs' is not key=value"),
+    "peer without interpreter": (["--methods", "anomalib:padim"], "pip install anomalib` and add --peer-python"),
+    "peer's interpreter": (["--methods", "anomalib:padim", "--peer-python", "nowhere"], "nowhere: cannot be run"),
+    "peer's model": (["--methods", "anomalib:padin"], "did you mean 'anomalib:padim'"),
     "plan": (["--plan", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
 }
 

@@ -34,7 +34,7 @@ And, once it has ended with exit code 0, the answer:
     (of the ``timed`` rows, from the normalised image to score and map) and ``model_bytes`` (size of the checkpoint that
     the package writes).
 
-What cannot be done is one line on stderr, and exit code 2.
+What cannot be done is one line on stderr, and exit code 3.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from unittest import mock
 
 import numpy as np
 
-CONTRACT = 1
+CONTRACT, REFUSED = 1, 3
 MODELS = {"efficientad": "EfficientAd", "glass": "Glass", "padim": "Padim", "patchcore": "Patchcore"}
 PACKAGES = ("anomalib", "torch", "torchvision", "lightning", "timm", "numpy")
 TEACHER = "efficientad_pretrained_weights/pretrained_teacher_{}.pth"
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> int:
             raise RefusedError("give `probe`, or `run FOLDER`")
     except RefusedError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
-        return 2
+        return REFUSED
     return 0
 
 

@@ -14,7 +14,7 @@ from flawsmith.benchmark.cell import Task
 from flawsmith.benchmark.peers.models import Peer, model_name, peer_of
 from flawsmith.runtime.errors import FlawsmithError
 
-CONTRACT = 1
+CONTRACT, REFUSED = 1, 3
 PROBE_SECONDS = 600
 """From a cold disk, torch and anomalib take a minute to import."""
 _STDERR_BYTES = 8000
@@ -98,7 +98,7 @@ def run_script(python: Path, script: Path, arguments: Sequence[str], *, seconds:
 
     Raises:
         FlawsmithError: it cannot be started, takes too long, or ends with another exit code than 0; the last line of
-            its stderr is the reason.
+            its stderr is the reason, in the script's own words where it refuses.
     """
     command = [str(python), "-I", str(script), *arguments]
     with tempfile.TemporaryFile() as stdout, tempfile.TemporaryFile() as stderr:
@@ -119,6 +119,8 @@ def run_script(python: Path, script: Path, arguments: Sequence[str], *, seconds:
         lines = [line.strip() for line in stderr.read().decode(errors="replace").splitlines() if line.strip()]
         if done.returncode:
             last = lines[-1] if lines else "without a word"
-            raise FlawsmithError(last if done.returncode == 2 else f"{python} ended with {done.returncode}: {last}")
+            raise FlawsmithError(
+                last if done.returncode == REFUSED else f"{python} ended with {done.returncode}: {last}"
+            )
         stdout.seek(0)
         return stdout.read().decode(errors="replace")
