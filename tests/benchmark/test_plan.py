@@ -176,3 +176,11 @@ def test_file_that_is_no_plan_is_refused(tmp_path: Path, text: str, words: str) 
 
     with pytest.raises(FlawsmithError, match=words):
         Plan.from_file(file)
+
+
+def test_protocol_and_oracle_reach_every_cell_that_learns(root: Path) -> None:
+    given = plan(root, categories=["bolt"], methods=["padim", "pbas"], protocol="papers", select="oracle")
+
+    cells = [task.cell for task in tasks(given)]
+
+    assert [(cell.protocol, cell.arm.select) for cell in cells] == [("papers", "last"), ("papers", "oracle")]

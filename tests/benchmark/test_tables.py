@@ -145,3 +145,12 @@ def test_published_figures_stand_beside_ours_with_their_protocol() -> None:
 
 def test_no_published_table_for_data_of_the_users_own(results: list[CellResult]) -> None:
     assert "Beside the papers" not in [table.title for table in tables(results)]
+
+
+def test_figures_of_an_oracle_are_stamped_above_all_tables(results: list[CellResult], tmp_path: Path) -> None:
+    results[0].evaluations["whole"] = evaluation(0.9, selection="oracle", stamps=["ORACLE: chosen on test data"])
+
+    files = write_tables(results, tmp_path)
+
+    for name in ("md", "tex", "html", "csv"):
+        assert "ORACLE: chosen on test data" in files[name].read_text(), name

@@ -106,3 +106,8 @@ def test_unknown_baseline_is_refused_before_anything_is_written(
         train_tiny("pbas", data, tmp_path / "run", baseline="pathcore")
 
     assert not (tmp_path / "run").exists()
+
+
+def test_baseline_has_no_checkpoint_to_choose(train_tiny: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="trains nothing"):
+        train_tiny("padim", data, tmp_path / "run", select="best")

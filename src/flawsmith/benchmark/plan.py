@@ -19,6 +19,7 @@ from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import content_hash, dataset_fingerprint
 from flawsmith.features.backbones import users_file
 from flawsmith.features.weights import PACKAGED
+from flawsmith.pipeline.names import BASELINES
 from flawsmith.pipeline.settings import check_settings, in_words, method_config
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
@@ -214,7 +215,8 @@ def _known(arm: Arm, plan: Plan) -> _Known:
     settings = check_settings({"method": arm.method, "preset": arm.preset, "set": dict(arm.set)})
     _, config = method_config(settings)
     textures = arm.textures if arm.textures is not None else plan.textures
-    arm = arm.model_copy(update={"textures": textures if config.forges else None})
+    select = "last" if arm.method in BASELINES else arm.select
+    arm = arm.model_copy(update={"textures": textures if config.forges else None, "select": select})
     name = arm.backbone or config.default_backbone
     config_fields = config.model_dump(mode="json")
     return _Known(arm, config_fields, _backbone_identity(name), _texture_fingerprint(arm.textures))

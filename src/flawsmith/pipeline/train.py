@@ -11,6 +11,7 @@ from flawsmith.data.layouts import load
 from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
 from flawsmith.methods.base import MethodConfig
 from flawsmith.pipeline.baseline import choose_baseline
+from flawsmith.pipeline.names import BASELINES
 from flawsmith.pipeline.oracle import refuse_without_labels
 from flawsmith.pipeline.settings import TrainSettings, check_settings, method_config
 from flawsmith.pipeline.steps import Job, TrainingSteps
@@ -79,6 +80,10 @@ def train(
     dataset = load(data, checked.layout)
     split = calibration_split(dataset, checked.seed).learning_from(checked.fraction)
     _check_sources(checked, config)
+    if checked.select != "last" and checked.method in BASELINES:
+        raise FlawsmithError(
+            f"{checked.method} trains nothing, so there is no checkpoint to choose: keep --select last"
+        )
     if checked.select == "oracle":
         refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
