@@ -624,7 +624,15 @@ def test_paper_trains_end_to_end_on_tiny_images(parts: Path, tmp_path: Path, tra
     """Both stages of the paper's form, encoder statistics and all, with the whole path behind them."""
     settings = {
         name: getattr(PAPER, name)
-        for name in ("strides", "topology", "encoder_statistics", "block", "full_resolution", "interpolation")
+        for name in (
+            "strides",
+            "topology",
+            "encoder_statistics",
+            "memory_strides",
+            "block",
+            "full_resolution",
+            "interpolation",
+        )
     }
     result = train_tiny("slsg", parts, tmp_path / "run", set={**settings, "decoder_widths": [4, 4, 8, 8]})
 

@@ -236,7 +236,7 @@ def test_levels_are_found_by_their_strides() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"memory_strides": (64,)}, "among strides"),
+        ({"memory_strides": (64,)}, "not among strides"),
         ({"memory_strides": (16,), "encoder_statistics": "batch"}, "encoder_statistics=frozen"),
     ],
     ids=["unknown stride", "changing features"],

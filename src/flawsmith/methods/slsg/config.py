@@ -151,11 +151,13 @@ class SLSGConfig(MethodConfig):
             switched(RECIPES[self.recipe], self)
         elif not self.logical and not self.structural:
             raise ValueError("nothing is simulated without structural and logical anomalies")
-        if not set(self.memory_strides) <= set(self.strides):
-            raise ValueError("memory_strides must be among strides")
+        missing = sorted(set(self.memory_strides) - set(self.strides))
+        if missing:
+            raise ValueError(f"memory_strides {missing} are not among strides; memory_strides=[] has no memory")
         if self.memory_strides and self.encoder_statistics != "frozen":
             raise ValueError(
-                "memory_strides needs encoder_statistics=frozen: features that still change cannot be kept"
+                "memory_strides needs encoder_statistics=frozen, because features that still change cannot be kept; "
+                "memory_strides=[] has no memory"
             )
         if len(self.strides) < 2:
             raise ValueError("strides needs two levels at least")
