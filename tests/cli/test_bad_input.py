@@ -335,9 +335,9 @@ def place(tmp_path: Path, model: Path, tiny: ModuleType, trees: ModuleType, monk
 @pytest.fixture
 def no_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling a backbone takes seconds, and no case here gets as far as using it."""
-    from flawsmith.pipeline import train
+    from flawsmith.pipeline import steps
 
-    monkeypatch.setattr(train, "make_extractor", lambda *arguments: None)
+    monkeypatch.setattr(steps, "make_extractor", lambda *arguments: None)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -24,7 +24,7 @@ from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import TorchExtractor
 from flawsmith.methods.base import Method
 from flawsmith.methods.registry import find_method, method_names, register
-from flawsmith.pipeline import train as pipeline
+from flawsmith.pipeline import steps as pipeline
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import find_images
