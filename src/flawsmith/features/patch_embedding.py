@@ -140,7 +140,8 @@ def join_parts(parts: Sequence[Part], grid: Sequence[int]) -> Float[Tensor, "bat
     """The embedding on a grid: the sum of what the levels contribute, each resized."""
     first = parts[0][1]
     width = max(channels.stop for channels, _ in parts)
-    embedding = first.new_zeros(len(first), *grid, width).permute(0, 3, 1, 2)
+    # Not len(first): in an exported graph that would fix the number of images.
+    embedding = first.new_zeros(first.shape[0], *grid, width).permute(0, 3, 1, 2)
     for channels, part in parts:
         embedding[:, channels] += resize(part, grid)
     return embedding

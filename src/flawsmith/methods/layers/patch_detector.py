@@ -171,7 +171,8 @@ class NearestCenterDetector(PositionDetector):
 
     def scores(self, levels: Sequence[Tensor]) -> ScoreMap:
         embedding = self.embedding(levels)
-        features = self.projector(as_rows(embedding))
-        squared = features.square().sum(1, keepdim=True) - 2 * features @ self.centers.T
-        nearest = (squared + self.centers.square().sum(1)).amin(dim=1).clamp_min(0).sqrt()
-        return nearest.reshape(-1, *embedding.shape[-2:])
+        features = self.projector(as_rows(embedding)).reshape(embedding.shape[0], -1, self.centers.shape[1])
+        # ‖f − c‖² = ‖f‖² − 2·f·c + ‖c‖² finds the nearest centre; its distance would lose digits to cancellation.
+        nearest = (self.centers.square().sum(1) / 2 - features @ self.centers.T).argmin(dim=2)
+        distances = torch.linalg.vector_norm(features - self.centers[nearest], dim=2)
+        return distances.unflatten(1, embedding.shape[-2:])
