@@ -241,8 +241,9 @@ class MemoryDetector(Detector):
         farthest, at = distances.max(dim=1)  # s* and m^test,*
         if self.weighting == "none":
             return farthest
-        patch = torch.take_along_dim(patches, at[:, None, None], dim=1)
-        support = self.supports[torch.take_along_dim(rows, at[:, None], dim=1)[:, 0]]  # N_b(m*), m* first
+        # gather, not take_along_dim: exported, that would fix the number of images.
+        patch = patches.gather(1, at[:, None, None].expand(-1, 1, patches.shape[2]))
+        support = self.supports[rows.gather(1, at[:, None])[:, 0]]  # N_b(m*), m* first
         to_support = torch.linalg.vector_norm(patch - self.memory[support], dim=2)
         return (1 - to_support.softmax(dim=1)[:, 0]) * farthest
 
