@@ -353,7 +353,9 @@ def test_layers_are_those_of_the_strides(architecture: str, strides: Sequence[in
 class Extractor(torch.nn.Module):
     def __init__(self, backbone: str, layers: list[str]) -> None:
         super().__init__()
-        indices = [int(layer.removeprefix("layer")) for layer in layers]
+        known: Any = timm.create_model(backbone, features_only=True)
+        names = [level["module"] for level in known.feature_info.info]
+        indices = [names.index(layer) for layer in layers]
         self.feature_extractor = timm.create_model(backbone, pretrained=True, features_only=True, out_indices=indices)
 
 
@@ -374,13 +376,15 @@ def question(**changes: Any) -> dict[str, Any]:
     return {"model": "padim", "settings": {"n_features": 10}, "backbone": backbone, **changes}
 
 
-def test_model_is_made_of_the_weights_that_were_given_and_fetches_none(tmp_path: Path) -> None:
+@pytest.mark.parametrize("architecture", ["resnet18", "tf_efficientnet_lite0"])
+def test_model_is_made_of_the_weights_that_were_given_and_fetches_none(architecture: str, tmp_path: Path) -> None:
     from safetensors.torch import save_file
 
-    given = load_backbone("resnet18@random", strides=(4, 8), seed=3).trunk.state_dict()
+    given = load_backbone(f"{architecture}@random", strides=(4, 8), seed=3).trunk.state_dict()
     save_file(given, tmp_path / "backbone.safetensors")
+    asked = question(backbone={"architecture": architecture, "strides": [4, 8]})
 
-    made = anomalib_runner.make_model(SimpleNamespace(Padim=Padim), question(), tmp_path)
+    made = anomalib_runner.make_model(SimpleNamespace(Padim=Padim), asked, tmp_path)
 
     state = made.model.feature_extractor.feature_extractor.state_dict()
     assert all(torch.equal(state[name], tensor) for name, tensor in given.items())
@@ -407,6 +411,10 @@ def test_runner_refuses_in_words(refusal: str, tmp_path: Path, monkeypatch: pyte
 
     changes, words = REFUSALS[refusal]
     monkeypatch.chdir(tmp_path)
+    paths = SimpleNamespace(get_pretrained_weights_dir=lambda: tmp_path)
+    monkeypatch.setitem(sys.modules, "anomalib", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "anomalib.utils", SimpleNamespace())
+    monkeypatch.setitem(sys.modules, "anomalib.utils.path", paths)
     monkeypatch.setattr(anomalib_runner, "versions", lambda: {"anomalib": "2.0"})
     save_file(load_backbone("resnet18@random", strides=(4, 8)).trunk.state_dict(), tmp_path / "backbone.safetensors")
     models = SimpleNamespace(Padim=Padim, EfficientAd=Padim)
@@ -415,12 +423,38 @@ def test_runner_refuses_in_words(refusal: str, tmp_path: Path, monkeypatch: pyte
         anomalib_runner.make_model(models, question(**changes), tmp_path)
 
 
-def test_array_is_written_row_by_row_as_numpy_would(tmp_path: Path) -> None:
-    rows = np.arange(24, dtype=np.float32).reshape(2, 3, 4)
+class Brightness(torch.nn.Module):
+    """Map and score of an image are its brightness."""
 
-    anomalib_runner.write_rows(tmp_path / "a.npy", rows.shape, iter(rows))
+    device = torch.device("cpu")
 
-    assert np.array_equal(np.load(tmp_path / "a.npy", allow_pickle=False), rows)
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = lambda image: SimpleNamespace(anomaly_map=image.mean(1, keepdim=True), pred_score=image.mean())
+
+
+def test_maps_and_scores_are_written_in_the_order_of_the_images(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).random((3, 3, 4, 6), np.float32)
+
+    anomalib_runner.score_all(Brightness(), {"model": "padim"}, images, tmp_path, "test")
+
+    assert np.load(tmp_path / "test_maps.npy", allow_pickle=False) == pytest.approx(images.mean(1), abs=1e-6)
+    assert np.load(tmp_path / "test_scores.npy", allow_pickle=False) == pytest.approx(images.mean((1, 2, 3)), abs=1e-6)
+
+
+def test_images_of_efficientad_are_not_normalised() -> None:
+    plain = np.random.default_rng(0).random((2, 3, 4, 6), np.float32)
+    frame = Geometry(size=(4, 6))
+    mean, std = (np.array(given, np.float32)[:, None, None] for given in (frame.mean, frame.std))
+    request = {"model": "efficientad", "mean": frame.mean, "std": frame.std}
+
+    assert anomalib_runner.read((plain - mean) / std, [1], request)[0].numpy() == pytest.approx(plain[1], abs=1e-6)
+
+
+def test_warm_up_is_not_among_the_latencies() -> None:
+    request = {"model": "padim", "warm_up": 2, "timed": [0, 1, 0]}
+
+    assert len(anomalib_runner.latencies(Brightness(), request, np.zeros((2, 3, 4, 6), np.float32))) == 3
 
 
 @pytest.mark.parametrize("arguments", [[], ["run"], ["probe", "more"]])

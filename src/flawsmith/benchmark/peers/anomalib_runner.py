@@ -39,13 +39,14 @@ What cannot be done is one line on stderr, and exit code 3.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.metadata
 import json
 import platform
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -85,32 +86,27 @@ def probe() -> dict[str, Any]:
     Raises:
         RefusedError: anomalib is not installed, or cannot be imported.
     """
-    models = _models()
-    known = sorted(name for name, given in MODELS.items() if hasattr(models, given))
+    there = set(dir(_models()))
+    known = sorted(name for name, given in MODELS.items() if given in there)
     return {"contract": CONTRACT, "models": known, "versions": versions()}
 
 
 def _models() -> Any:
-    try:
-        importlib.metadata.version("anomalib")
-    except importlib.metadata.PackageNotFoundError:
-        raise RefusedError(
-            f"anomalib is not installed beside {sys.executable}: run `{sys.executable} -m pip install anomalib`"
-        ) from None
+    python = sys.executable
+    if "anomalib" not in versions():
+        raise RefusedError(f"anomalib is not installed beside {python}: run `{python} -m pip install anomalib`")
     try:
         return importlib.import_module("anomalib.models")
     except ImportError as error:
-        raise RefusedError(f"anomalib cannot be imported by {sys.executable}: {error}") from None
+        raise RefusedError(f"anomalib cannot be imported by {python}: {error}") from None
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that figures depend on."""
     found = {"python": platform.python_version()}
     for name in PACKAGES:
-        try:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            continue
     return found
 
 
@@ -135,13 +131,12 @@ def run(folder: Path) -> None:
     answer = {"contract": CONTRACT, "versions": versions(), "model_bytes": size}
     answer["train_seconds"] = time.perf_counter() - start
     module.eval()
-    device = module.device
     with torch.inference_mode():
         for name in ("calibration", "test"):
             start = time.perf_counter()
-            score_all(module, request, images[name], folder / f"{name}_maps.npy", folder / f"{name}_scores.npy", device)
+            score_all(module, request, images[name], folder, name)
             answer[f"{name}_seconds"] = time.perf_counter() - start
-        answer["latency_seconds"] = latencies(module, request, images["test"], device)
+        answer["latency_seconds"] = latencies(module, request, images["test"])
     (folder / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
 
 
@@ -193,17 +188,16 @@ def layers_of(architecture: str, strides: Sequence[int]) -> list[str]:
     except RuntimeError as error:
         raise RefusedError(f"timm {timm.__version__} of this environment gives no levels: {error}") from None
     names = {level["reduction"]: level["module"] for level in reversed(model.feature_info.info)}
-    missing = [stride for stride in strides if stride not in names]
-    if missing:
-        raise RefusedError(f"{architecture} has no level of stride {missing[0]}: it has {sorted(names)}")
-    return [names[stride] for stride in strides]
+    try:
+        return [names[stride] for stride in strides]
+    except KeyError as missing:
+        raise RefusedError(f"{architecture} has no level of stride {missing}: it has {sorted(names)}") from None
 
 
 def untrained_backbones() -> Any:
     """While it lasts, timm makes models without fetching weights, whatever it is asked for.
 
-    The package's ``pre_trained`` says at once that weights are to be fetched and that the backbone stays frozen: the
-    second is wanted without the first.
+    anomalib's ``pre_trained`` says that weights are fetched and also that they stay frozen, which alone is wanted.
     """
     import timm
 
@@ -223,10 +217,8 @@ def load_backbone(module: Any, file: Path) -> None:
     """
     from safetensors.torch import load_file
 
-    extractors = {
-        id(found): found for part in module.modules() if (found := getattr(part, "feature_extractor", None)) is not None
-    }
-    trunks = [one for one in extractors.values() if hasattr(one, "feature_info")]
+    named = [part for name, part in module.named_modules() if name.endswith(".feature_extractor")]
+    trunks = [part for part in named if hasattr(part, "feature_info")]  # blocks of some have such an attribute too
     if len(trunks) != 1:
         raise RefusedError(f"anomalib's {module.name} has {len(trunks)} backbones of timm, and one is needed")
     try:
@@ -243,12 +235,9 @@ def require_downloads(settings: dict[str, Any]) -> None:
     Raises:
         RefusedError: naming what is missing, and where it is looked for.
     """
-    try:
-        path = importlib.import_module("anomalib.utils.path")
-        folder = path.get_pretrained_weights_dir()
-    except (ImportError, AttributeError):
-        folder = Path("pre_trained")  # where versions before 2.3 keep them
-    teacher = Path(folder) / TEACHER.format(settings.get("model_size", "small"))
+    from anomalib.utils.path import get_pretrained_weights_dir
+
+    teacher = get_pretrained_weights_dir() / TEACHER.format(settings.get("model_size", "small"))
     images = Path(settings.get("imagenet_dir", "datasets/imagenette"))
     if not teacher.is_file():
         raise RefusedError(
@@ -277,17 +266,15 @@ def train(module: Any, request: dict[str, Any], images: np.ndarray, folder: Path
         callbacks=[ModelCheckpoint(save_top_k=0)],  # in place of one that writes after every epoch
         default_root_dir=folder / "engine",
         logger=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
+        **dict.fromkeys(("enable_progress_bar", "enable_model_summary"), False),
         limit_val_batches=1.0 if validates else 0,
         **limits,
     )
     engine.fit(model=module, datamodule=data)
     if validates:
         engine.validate(model=module, datamodule=data, verbose=False)  # its maps are scaled in this hook alone
-    checkpoint = folder / "engine" / "last.ckpt"
-    engine.trainer.save_checkpoint(checkpoint)
-    return checkpoint.stat().st_size
+    engine.trainer.save_checkpoint(folder / "last.ckpt")
+    return (folder / "last.ckpt").stat().st_size
 
 
 def data_module(images: np.ndarray, request: dict[str, Any], *, validates: bool) -> Any:
@@ -327,47 +314,36 @@ def read(images: np.ndarray, rows: Sequence[int], request: dict[str, Any]) -> An
     return found
 
 
-def score_all(
-    module: Any, request: dict[str, Any], images: np.ndarray, map_file: Path, score_file: Path, device: Any
-) -> None:
+def score_all(module: Any, request: dict[str, Any], images: np.ndarray, folder: Path, part: str) -> None:
     """Write maps and scores of images, which are scored one at a time."""
     scores = []
-
-    def maps() -> Iterator[np.ndarray]:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (len(images), *images.shape[2:])}
+    # Row by row: a full disk is an error here, where a memory map would end the process.
+    with (folder / f"{part}_maps.npy").open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
         for row in range(len(images)):
-            score, found = score_one(module, read(images, [row], request), device)
+            score, found = score_one(module, read(images, [row], request))
             scores.append(score)
-            yield found
-
-    write_rows(map_file, (len(images), *images.shape[2:]), maps())
-    np.save(score_file, np.array(scores, np.float64), allow_pickle=False)
+            file.write(np.ascontiguousarray(found, "<f4").tobytes())
+    np.save(folder / f"{part}_scores.npy", np.array(scores, np.float64), allow_pickle=False)
 
 
-def score_one(module: Any, image: Any, device: Any) -> tuple[float, np.ndarray]:
+def score_one(module: Any, image: Any) -> tuple[float, np.ndarray]:
     """Score and (height, width) map of one image (1, 3, height, width)."""
-    found = module.model(image.to(device))
+    found = module.model(image.to(module.device))
     height, width = image.shape[-2:]
     return float(found.pred_score), found.anomaly_map.float().cpu().numpy().reshape(height, width)
 
 
-def latencies(module: Any, request: dict[str, Any], images: np.ndarray, device: Any) -> list[float]:
+def latencies(module: Any, request: dict[str, Any], images: np.ndarray) -> list[float]:
     """Seconds from the normalised image to score and map, of the rows that are to be timed."""
-    seconds = []
-    for number, row in enumerate([*request["timed"][: request["warm_up"]], *request["timed"]]):
+    seconds, warm_up = [], request["timed"][: request["warm_up"]]
+    for row in [*warm_up, *request["timed"]]:
         image = read(images, [row], request)
         start = time.perf_counter()
-        score_one(module, image, device)
-        if number >= min(request["warm_up"], len(request["timed"])):
-            seconds.append(time.perf_counter() - start)
-    return seconds
-
-
-def write_rows(path: Path, shape: tuple[int, ...], rows: Iterator[np.ndarray]) -> None:
-    """Write a float32 array row by row: a full disk is an error here, where a memory map would end the process."""
-    with path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-        for row in rows:
-            file.write(np.ascontiguousarray(row, "<f4").tobytes())
+        score_one(module, image)
+        seconds.append(time.perf_counter() - start)
+    return seconds[len(warm_up) :]
 
 
 if __name__ == "__main__":
