@@ -25,7 +25,7 @@ figure = typer.Typer(
 class FigureCommand(SeveralValues):
     """Lists are written as ``--metric image_auroc aupro``."""
 
-    several = frozenset({"--metric", "--pick", "--data", "--sets", "--planes", "--maps"})
+    words = frozenset({"--metric", "--pick", "--data", "--sets", "--planes", "--maps"})
 
 
 Sources = Annotated[list[Path], typer.Argument(metavar="SOURCE", help="Folders that hold what is to be drawn.")]
