@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from flawsmith.benchmark.cell import Arm, Cell, CellResult, Costs
-from flawsmith.benchmark.tables import latex, tables, tidy_csv, write_tables
+from flawsmith.benchmark.tables import latex, tables, write_tables
+from flawsmith.benchmark.tidy import tidy_csv
 from flawsmith.evaluation.results import Evaluation
 
 

@@ -59,10 +59,11 @@ class Familiarity(nn.Module):
     def forward(self, level: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch 1 height width"]:
         with full_precision(level.device):
             queries = level.float().flatten(2).transpose(1, 2)
-            # |q − m|² = |q|² + (|m|² − 2 q·m), of which only the bracket depends on the feature.
-            apart = self.features.square().sum(1) - 2 * queries @ self.features.T
-            squared = queries.square().sum(2) + apart.amin(2)
-            distance = (squared.clamp_min(0) + LEAST).sqrt() / self.unit
+            # |q − m|² = |q|² + (|m|² − 2 q·m), of which only the bracket depends on the feature. It finds the nearest
+            # one; the distance itself would lose digits to cancellation.
+            nearest = (self.features.square().sum(1) - 2 * queries @ self.features.T).argmin(2)
+            squared = (queries - self.features[nearest]).square().sum(2)
+            distance = (squared + LEAST).sqrt() / self.unit
         return distance.reshape(level.shape[0], 1, *level.shape[-2:])
 
 
