@@ -49,7 +49,7 @@ class Familiarity(nn.Module):
 
         Args:
             features: one a row.
-            unit: the distance that counts as 1, above 0.
+            unit: the distance that counts as 1, above 0; infinity makes all distances 0.
         """
         rows = torch.arange(len(self.features)) % len(features)
         self.features.copy_(features[rows])
@@ -116,13 +116,16 @@ def farthest_first(candidates: Float[Tensor, "candidate channel"], size: int) ->
 def typical_peak(chosen: Chosen, images: FeatureSource, level: int) -> Float[Tensor, ""]:
     """Median over good images of the largest distance of their positions to features of all other images; never 0.
 
-    An image's own features count only where there are no others.
+    One image has no others to say what is typical: no distance is strange then, and infinity is returned. An image's
+    own features count only where no other one's are remembered.
 
     Args:
         chosen: what is remembered.
         images: level maps of the good images.
         level: which of their levels.
     """
+    if len(images) == 1:
+        return torch.tensor(torch.inf)
     peaks = []
     for row, maps in enumerate(_maps(images, level)):
         others = chosen.features[chosen.rows != row]
