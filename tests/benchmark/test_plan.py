@@ -142,6 +142,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown preset": ({"presets": "slow"}, "no preset called 'slow'"),
     "unknown category": ({"categories": "screw"}, "there are bolt, nut"),
     "fraction of nothing": ({"fractions": 0}, "fraction"),
+    "method as a key": ({"methods": {"pbas": "fast"}}, "write {method: NAME"),
     "seed below zero": ({"seeds": -1}, "seed"),
     "no such textures": ({"methods": "glass", "textures": "nowhere"}, "nowhere"),
     "no such weights": ({"backbones": "resnet18@nowhere.pth"}, "no weight file at nowhere.pth"),
@@ -184,3 +185,7 @@ def test_protocol_and_oracle_reach_every_cell_that_learns(root: Path) -> None:
     cells = [task.cell for task in tasks(given)]
 
     assert [(cell.protocol, cell.arm.select) for cell in cells] == [("papers", "last"), ("papers", "oracle")]
+
+
+def test_single_value_may_stand_for_a_list(root: Path) -> None:
+    assert only(plan(root / "bolt", vary={"epochs": 3})).cell.config["epochs"] == 3

@@ -65,10 +65,20 @@ class Plan(BaseModel):
     def _one_or_several(cls, value: Any) -> Any:
         return value if isinstance(value, (list, tuple)) else [value]
 
+    @field_validator("vary", mode="before")
+    @classmethod
+    def _each_one_or_several(cls, value: Any) -> Any:
+        if not isinstance(value, dict):
+            return value
+        return {name: given if isinstance(given, (list, tuple)) else [given] for name, given in value.items()}
+
     @field_validator("methods", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         values = value if isinstance(value, (list, tuple)) else [value]
+        for one in values:
+            if isinstance(one, dict) and "method" not in one:
+                raise ValueError(f"write {{method: NAME, ...}} instead of {one}")
         return [{"method": one} if isinstance(one, str) else one for one in values]
 
     @classmethod
