@@ -142,7 +142,7 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown preset": ({"presets": "slow"}, "no preset called 'slow'"),
     "unknown category": ({"categories": "screw"}, "there are bolt, nut"),
     "fraction of nothing": ({"fractions": 0}, "fraction"),
-    "method as a key": ({"methods": {"pbas": "fast"}}, "write {method: NAME"),
+    "method as a key": ({"methods": {"pbas": "fast"}}, r"write \{method: name, \.\.\.\}"),
     "seed below zero": ({"seeds": -1}, "seed"),
     "no such textures": ({"methods": "glass", "textures": "nowhere"}, "nowhere"),
     "no such weights": ({"backbones": "resnet18@nowhere.pth"}, "no weight file at nowhere.pth"),
