@@ -32,11 +32,13 @@ _TINY_PATCHES = {
     "steps_per_epoch": 4,
     "patches_per_step": 64,
     "batch_size": 4,
+    "bank_size": 16,
 }
 _TINY_STUDENT = {
     "image_size": [64, 96],
     "precision": "32-true",
     "memories": 4,
+    "bank_size": 16,
     "amplification_epochs": 2,
     "amplification_steps": 4,
     "student_widths": [8, 8, 16],

@@ -37,11 +37,11 @@ from flawsmith.methods.layers.centers import (
     safe_length,
 )
 from flawsmith.methods.layers.distributed import Part, mean
+from flawsmith.methods.layers.finish import Finish
 from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches, Sampling
 from flawsmith.methods.layers.patch_detector import NearestCenterDetector, PositionDetector
 from flawsmith.methods.layers.patch_learner import PatchConfig, PatchLearner, Rows
 from flawsmith.methods.layers.ray import ray_hidden
-from flawsmith.methods.layers.score_norm import ScoreNorm, norm_stage
 from flawsmith.methods.registry import register
 
 ON_CENTER = 1e-6
@@ -213,6 +213,7 @@ FAST = PBASConfig(
     anomaly_degree=0.3,
     scale="logit",
     score_norm="position",
+    bank=(1, 5),
     discriminator_lr=1e-3,
     epochs=30,
     steps_per_epoch=20,
@@ -241,7 +242,7 @@ class PBAS(Method):
     def __init__(self, config: PBASConfig, backbone: Backbone, seed: int) -> None:
         self.config, self.backbone, self.seed = config, backbone, seed
         self.module = PBASModule(config, backbone.channels, seed)
-        self._norms: list[ScoreNorm] = []
+        self._finish = Finish(config, config.score_norm, backbone.channels[-1], seed)
 
     def stages(self) -> list[Stage]:
         def compute(data: TrainingData) -> dict[str, Tensor]:
@@ -261,14 +262,10 @@ class PBAS(Method):
                 self.config.epochs,
             ),
         ]
-        if self.config.score_norm != "none":
-            found.append(norm_stage(self.network, self._norms.extend, self.config.score_norm))
-        return found
+        return found + self._finish.stages(self._detector)
 
     def network(self) -> PositionDetector:
-        detector = self._detector()
-        detector.norms.extend(self._norms)
-        return detector
+        return self._finish.applied(self._detector())
 
     def _detector(self) -> PositionDetector:
         module, config = self.module, self.config

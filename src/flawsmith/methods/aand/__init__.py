@@ -26,8 +26,8 @@ from flawsmith.methods.aand.student import Student, layout_for, reverse_student
 from flawsmith.methods.aand.tokens import token_student
 from flawsmith.methods.base import ForgedSource, LightningStage, Method, MethodConfig, Stage, TrainingData
 from flawsmith.methods.diagnostics import Diagnostic, forged_flaws
+from flawsmith.methods.layers.finish import Finish
 from flawsmith.methods.layers.patch_batches import PatchBatches, Sampling
-from flawsmith.methods.layers.score_norm import ScoreNorm, norm_stage
 from flawsmith.methods.registry import register
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.synthesis.foreground import Foreground
@@ -52,7 +52,7 @@ class AAND(Method):
         self.grids = backbone.grids(config.image_size)
         self.amplifiers: Amplifiers | None = None
         self.student: Student | None = None
-        self._norms: list[ScoreNorm] = []
+        self._finish = Finish(config, config.score_norm, backbone.channels[-1], seed)
         self._findings: Mapping[str, str | float] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "aand amplifiers"))
@@ -78,14 +78,10 @@ class AAND(Method):
         if self.student is not None:
             second = DistillationModule(config, self.student, self.amplifiers)
             found.append(LightningStage("distillation", second, self._normal_batches, second.epochs))
-        if config.score_norm != "none":
-            found.append(norm_stage(self.network, self._norms.extend, config.score_norm))
-        return found
+        return found + self._finish.stages(self._detector)
 
     def network(self) -> FusedLevels:
-        detector = self._detector()
-        detector.norms.extend(self._norms)
-        return detector
+        return self._finish.applied(self._detector())
 
     def _detector(self) -> FusedLevels:
         config = self.config

@@ -9,12 +9,12 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from flawsmith.methods.aand.amplification import Components, Residual
-from flawsmith.methods.base import MethodConfig
+from flawsmith.methods.layers.memory_bank import BankConfig
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import RECIPES
 
 
-class AANDConfig(MethodConfig):
+class AANDConfig(BankConfig):
     """Every number of AAND; defaults are those of the authors' released code (preset ``official``)."""
 
     strides: tuple[int, ...] = Field(
@@ -121,6 +121,7 @@ FAST = AANDConfig(
     refresh=5,
     student_blocks=(2, 2, 2),
     score_norm="level",
+    bank=(1, 5),
     epochs=30,
     steps_per_epoch=20,
 )
@@ -134,5 +135,8 @@ PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
 )
 
 RD4AD_PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
-    {name: preset.model_copy(update={"amplification": "none", "hard_positions": 0}) for name, preset in PRESETS.items()}
+    {
+        name: preset.model_copy(update={"amplification": "none", "hard_positions": 0, "bank": ()})
+        for name, preset in PRESETS.items()
+    }
 )

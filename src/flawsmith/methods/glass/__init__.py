@@ -34,10 +34,10 @@ from flawsmith.methods.glass.config import PRESETS, GLASSConfig
 from flawsmith.methods.glass.hypothesis import decide, evidence
 from flawsmith.methods.glass.module import GLASSModule
 from flawsmith.methods.layers.centers import mean_embedding
+from flawsmith.methods.layers.finish import Finish
 from flawsmith.methods.layers.forged_batches import ForgedBatches
 from flawsmith.methods.layers.patch_batches import PatchBatches, Sampling
 from flawsmith.methods.layers.patch_detector import PositionDetector
-from flawsmith.methods.layers.score_norm import ScoreNorm, norm_stage
 from flawsmith.methods.registry import register
 from flawsmith.synthesis.recipes import find_recipe
 
@@ -59,7 +59,7 @@ class GLASS(Method):
     def __init__(self, config: GLASSConfig, backbone: Backbone, seed: int) -> None:
         self.config, self.backbone, self.seed = config, backbone, seed
         self.module = GLASSModule(config, backbone.channels, seed)
-        self._norms: list[ScoreNorm] = []
+        self._finish = Finish(config, config.score_norm, backbone.channels[-1], seed)
         self.grid = backbone.grids(config.image_size)[0]
         self._findings: Mapping[str, str | float] = {}
         self._mean_image: NDArray[np.uint8] | None = None
@@ -71,14 +71,10 @@ class GLASS(Method):
             SinglePass("centre", self._compute_center, self._accept_center),
             LightningStage("discrimination", self.module, self._batches, self.config.epochs),
         ]
-        if self.config.score_norm != "none":
-            found.append(norm_stage(self.network, self._norms.extend, self.config.score_norm))
-        return found
+        return found + self._finish.stages(lambda: self.module.detector(self.backbone))
 
     def network(self) -> PositionDetector:
-        detector = self.module.detector(self.backbone)
-        detector.norms.extend(self._norms)
-        return detector
+        return self._finish.applied(self.module.detector(self.backbone))
 
     def diagnostics(self, data: TrainingData) -> list[Diagnostic]:
         module, config = self.module, self.config

@@ -93,6 +93,7 @@ FAST = GLASSConfig(
     step_size=0.004,
     gas_weight=0.5,
     scale="logit",
+    bank=(1, 5),
     discriminator_lr=1e-3,
     epochs=28,
     steps_per_epoch=20,

@@ -76,7 +76,7 @@ class PatchDetector(PositionDetector):
 
     @property
     def highest_score(self) -> float | None:
-        return 1.0 if self.scale == "probability" and not len(self.norms) else None
+        return 1.0 if self.scale == "probability" and not len(self.norms) and self.bank is None else None
 
     def scores(self, levels: Sequence[Tensor]) -> ScoreMap:
         embedding = self.embedding(levels)
@@ -117,7 +117,7 @@ class FoldedPatchDetector(PositionDetector):
 
     def __init__(self, detector: PatchDetector) -> None:
         super().__init__(detector.backbone, detector.embedding, detector.image_size, sigma=detector.sigma)
-        self.scale, self.norms = detector.scale, detector.norms
+        self.scale, self.norms, self.bank = detector.scale, detector.norms, detector.bank
         first, *others = detector.discriminator.blocks
         weight, bias = fold_norm(*fold_linear([*detector.projector.layers, first.linear]), first.norm)
         # Resizing keeps constants, so the bias may go with the first level alone, where it costs no pass of its own.

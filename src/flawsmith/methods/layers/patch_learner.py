@@ -15,16 +15,17 @@ from torch import Tensor
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, join_parts
-from flawsmith.methods.base import MethodConfig, Side
+from flawsmith.methods.base import Side
 from flawsmith.methods.layers.distributed import Part
 from flawsmith.methods.layers.heads import Discriminator, Projector
+from flawsmith.methods.layers.memory_bank import BankConfig
 from flawsmith.methods.layers.patch_batches import Sampling
 from flawsmith.methods.layers.patch_detector import PatchDetector, Scale
 
 Rows = Float[Tensor, "position width"]
 
 
-class PatchConfig(MethodConfig):
+class PatchConfig(BankConfig):
     """Settings of a method that learns from single positions; defaults are those of the authors' released code."""
 
     image_size: tuple[Side, Side] = Field((288, 288), description="(height, width) of the input in pixels.")

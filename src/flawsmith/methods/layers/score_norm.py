@@ -17,7 +17,9 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from flawsmith.features.backbones import Backbone
+from flawsmith.features.patch_embedding import resize
 from flawsmith.methods.base import AnomalyOutput, Detector, SinglePass, TrainingData
+from flawsmith.methods.layers.memory_bank import MemoryBank
 
 ScoreMap = Float[Tensor, "batch h w"]
 Comparison = Literal["position", "level"]
@@ -106,11 +108,14 @@ class ScoreMapDetector(Detector):
 
     Attributes:
         norms: what makes scores comparable, one a score map; none leaves all scores as they are.
+        bank: what else counts, from the coarsest level; added to the last score map.
     """
+
+    bank: MemoryBank | None
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.backbone, self.norms = backbone, nn.ModuleList()
+        self.backbone, self.norms, self.bank = backbone, nn.ModuleList(), None
 
     @abstractmethod
     def raw_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
@@ -122,8 +127,13 @@ class ScoreMapDetector(Detector):
 
     def score_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
         """The score maps that map and image score are made of."""
-        raw = self.raw_maps(levels)
-        return [norm(scores) for norm, scores in zip(self.norms, raw, strict=True)] if len(self.norms) else raw
+        maps = self.raw_maps(levels)
+        if len(self.norms):
+            maps = [norm(scores) for norm, scores in zip(self.norms, maps, strict=True)]
+        if self.bank is None:
+            return maps
+        *finer, last = maps
+        return [*finer, last + resize(self.bank(levels[-1])[:, None], last.shape[-2:])[:, 0]]
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
         return self.from_levels(self.backbone(images))

@@ -26,13 +26,13 @@ from flawsmith.methods.base import (
     TrainingData,
 )
 from flawsmith.methods.diagnostics import Diagnostic
+from flawsmith.methods.layers.familiarity import Familiarity, LevelMaps, chosen_features, typical_peak
 from flawsmith.methods.registry import register
 from flawsmith.methods.slsg import diagnostics as shows
 from flawsmith.methods.slsg.config import PRESETS, SLSGConfig
 from flawsmith.methods.slsg.decoder import grid_of
 from flawsmith.methods.slsg.detector import SegmentationDetector
 from flawsmith.methods.slsg.encoder import make_encoder
-from flawsmith.methods.slsg.familiarity import Familiarity, chosen_features, typical_peak
 from flawsmith.methods.slsg.pretraining import InpaintingBatches, PretrainingModule, settle_statistics
 from flawsmith.methods.slsg.segmentation import SegNet, SegNetLayout
 from flawsmith.methods.slsg.simulation import chosen_simulation
@@ -124,8 +124,9 @@ class SLSG(Method):
         images, size = self._seen(data).features(), self.config.memory_size
         found = dict[str, Tensor]()
         for level in self.config.remembered:
-            chosen = chosen_features(images, level, size, self.seed)
-            found |= {f"features {level}": chosen.features, f"unit {level}": typical_peak(chosen, images, level)}
+            maps = LevelMaps(images, level)
+            chosen = chosen_features(maps, size, self.seed, purpose="slsg memory")
+            found |= {f"features {level}": chosen.features, f"unit {level}": typical_peak(chosen, maps)}
         return found
 
     def _remember(self, tensors: dict[str, Tensor]) -> None:

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from flawsmith.methods.layers.familiarity import Familiarity
 from flawsmith.methods.slsg.decoder import ConvGroup, Grid, Head, Map, UpBlock, grid_of, resize
-from flawsmith.methods.slsg.familiarity import Familiarity
 from flawsmith.methods.slsg.sg_block import SGBlock
 
 AUXILIARY_WIDTH = 32

@@ -1,4 +1,4 @@
-"""SLSG's memory of normal features: what is remembered, what is far from it, and how SegNet comes to know."""
+"""The memory of normal features: what is remembered, what is far from it, and how SLSG's SegNet comes to know."""
 
 from __future__ import annotations
 
@@ -10,10 +10,18 @@ import torch
 from torch import Tensor
 
 from flawsmith.features.backbones import load_backbone
+from flawsmith.methods.layers.familiarity import (
+    Chosen,
+    Familiarity,
+    LevelMaps,
+    averaged,
+    chosen_features,
+    distances_to_others,
+    typical_peak,
+)
 from flawsmith.methods.slsg import SLSG, layout_of
 from flawsmith.methods.slsg.config import PRESETS, SLSGConfig
 from flawsmith.methods.slsg.detector import SegmentationDetector
-from flawsmith.methods.slsg.familiarity import Chosen, Familiarity, chosen_features, farthest_first, typical_peak
 from flawsmith.methods.slsg.segmentation import SegNet, SegNetLayout
 
 CHANNELS, GRIDS = [4, 8, 16], [(16, 24), (8, 12), (4, 6)]
@@ -86,25 +94,27 @@ def test_distances_keep_their_precision_where_training_runs_in_a_lower_one(seed:
     torch.testing.assert_close(found, memory(level))
 
 
-def test_centres_are_each_the_farthest_from_those_before() -> None:
-    candidates = torch.tensor([[0.0], [1.0], [10.0], [4.0], [9.0]])
+def test_means_over_neighbours_count_nothing_as_0_beyond_the_map() -> None:
+    level = torch.ones(1, 1, 3, 4)
 
-    assert farthest_first(candidates, 4).tolist() == [0, 2, 3, 1]
+    found = averaged(level, 3)[0, 0]
 
-
-def test_no_more_centres_are_chosen_than_there_are_candidates() -> None:
-    assert sorted(farthest_first(torch.tensor([[0.0], [1.0], [3.0]]), 10).tolist()) == [0, 1, 2]
+    assert found[1, 1] == pytest.approx(1.0)
+    assert found[0, 0] == pytest.approx(4 / 9)
+    assert averaged(level, 1) is level
 
 
 def test_chosen_features_are_positions_of_their_images_and_a_function_of_the_seed(seed: int) -> None:
     images = Maps(5, seed)
 
-    chosen = chosen_features(images, 1, 30, seed)
+    chosen = chosen_features(LevelMaps(images, 1), 30, seed)
 
     assert chosen.features.shape == (30, 8)
     for feature, row in zip(chosen.features, chosen.rows, strict=True):
         assert not exactly(feature[None], images.levels[1][row].flatten(1).T).any()
-    assert torch.equal(chosen.features, chosen_features(images, 1, 30, seed).features)
+    assert torch.equal(chosen.features, chosen_features(LevelMaps(images, 1), 30, seed).features)
+    other = chosen_features(LevelMaps(images, 1), 30, seed, purpose="other", candidates=60)
+    assert not torch.equal(chosen.features, other.features)
 
 
 def test_chosen_features_leave_no_position_farther_than_evenly_drawn_ones_do(seed: int) -> None:
@@ -116,11 +126,11 @@ def test_chosen_features_leave_no_position_farther_than_evenly_drawn_ones_do(see
         return float(exactly(positions, features).max())
 
     drawn = positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:10]]
-    assert radius(chosen_features(images, 1, 10, seed).features) < radius(drawn)
+    assert radius(chosen_features(LevelMaps(images, 1), 10, seed).features) < radius(drawn)
 
 
 def test_of_few_images_little_is_remembered(seed: int) -> None:
-    assert len(chosen_features(Maps(1, seed), 2, 1000, seed).rows) == 3, "a tenth of 24 positions"
+    assert len(chosen_features(LevelMaps(Maps(1, seed), 2), 1000, seed).rows) == 3, "a tenth of 24 positions"
 
 
 def test_unit_is_the_typical_peak_over_features_of_other_images(seed: int) -> None:
@@ -130,14 +140,26 @@ def test_unit_is_the_typical_peak_over_features_of_other_images(seed: int) -> No
 
     others = [chosen.features[2:], chosen.features[:2], chosen.features]
     expected = sorted(float(exactly(one, known).max()) for one, known in zip(levels, others, strict=True))[1]
-    assert float(typical_peak(chosen, images, 2)) == pytest.approx(expected, rel=1e-4)
+    assert float(typical_peak(chosen, LevelMaps(images, 2))) == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_images_own_features_are_no_measure_of_what_is_far_from_it(seed: int) -> None:
+    images = Maps(2, seed)
+    maps = LevelMaps(images, 2)
+    rows = torch.arange(2).repeat_interleave(24)
+    chosen = Chosen(torch.cat([maps[row][0].flatten(1).T for row in range(2)]), rows)
+
+    (first,) = distances_to_others(chosen, maps, [0])
+
+    expected = exactly(images.levels[2][0].flatten(1).T, images.levels[2][1].flatten(1).T)
+    torch.testing.assert_close(first.flatten(), expected, atol=1e-3, rtol=1e-4)
 
 
 def test_nothing_is_strange_where_there_is_one_image_alone(seed: int) -> None:
     images = Maps(1, seed)
-    chosen = chosen_features(images, 2, 1000, seed)
+    chosen = chosen_features(LevelMaps(images, 2), 1000, seed)
 
-    assert typical_peak(chosen, images, 2) == torch.inf
+    assert typical_peak(chosen, LevelMaps(images, 2)) == torch.inf
 
 
 def test_distances_are_told_in_the_memorys_unit(seed: int) -> None:

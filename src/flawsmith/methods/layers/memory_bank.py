@@ -1,0 +1,113 @@
+"""A memory bank beside a trained detector: what no good image shows counts, whether or not a flaw like it was forged.
+
+In none of the papers on GLASS, PBAS and AAND; the idea is PatchCore's (Roth et al., CVPR 2022). A discriminator or a
+student knows the flaws that it was taught and what resembles them, a memory knows what it has seen: each misses what
+the other finds, so the sum of both maps is better than either. Two neighbourhoods are remembered because single
+positions show small flaws on parts that lie anywhere, and means over neighbours large ones on textures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from flawsmith.methods.base import FeatureSource, MethodConfig
+from flawsmith.methods.layers.familiarity import (
+    LEAST,
+    Familiarity,
+    Level,
+    LevelMaps,
+    averaged,
+    chosen_features,
+    distances_to_others,
+)
+
+CANDIDATES = 50_000
+MEASURED = 200
+"""Good images, evenly spaced, whose scores and distances say how much the two scatter."""
+
+
+class BankConfig(MethodConfig):
+    """Settings of the memory bank; by default there is none, as in every paper."""
+
+    bank: tuple[int, ...] = Field(
+        (),
+        description="Neighbourhoods of the coarsest level, by their odd sides in positions, whose means over good "
+        "images are remembered; maps and scores count the distance to the nearest of them too. PatchCore's idea, in no "
+        "paper on this method; [] remembers nothing.",
+    )
+    bank_size: int = Field(2000, ge=1, description="Means remembered of each neighbourhood.")
+    bank_weight: float = Field(
+        0.75,
+        gt=0,
+        description="How much the distances of a neighbourhood scatter on good images, as a share of what the method's "
+        "own map does.",
+    )
+
+    @model_validator(mode="after")
+    def _odd_sides(self) -> BankConfig:
+        if any(side < 1 or side % 2 == 0 for side in self.bank) or len(set(self.bank)) < len(self.bank):
+            raise ValueError("bank needs odd sides, each once, such as [1,5]; [] remembers nothing")
+        return self
+
+
+class MemoryBank(nn.Module):
+    """Distances to remembered features, over some neighbourhoods, in the unit of the scores that they are added to.
+
+    Args:
+        channels: of the level.
+        sides: of the neighbourhoods.
+        size: features remembered of each.
+    """
+
+    means: Tensor
+    scale: Tensor
+
+    def __init__(self, channels: int, sides: Sequence[int], size: int) -> None:
+        super().__init__()
+        self.sides = tuple(sides)
+        self.memories = nn.ModuleList(Familiarity(channels, size) for _ in sides)
+        self.register_buffer("means", torch.zeros(len(sides)))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, level: Level) -> Float[Tensor, "batch height width"]:
+        """Σ over neighbourhoods of (distance − mean) / spread, times the scale; about 0 on good images."""
+        found = [memory(averaged(level, side))[:, 0] for side, memory in zip(self.sides, self.memories, strict=True)]
+        return (torch.stack(found).sum(dim=0) - self.means.sum()) * self.scale
+
+
+@torch.no_grad()
+def filled_bank(images: FeatureSource, config: BankConfig, seed: int) -> MemoryBank:
+    """A bank of the coarsest level of the good images, of scale 1.
+
+    Mean and spread are those of the distances to other images' features; one image has no others, so its bank says 0
+    everywhere.
+    """
+    level = len(images.grids) - 1
+    bank = MemoryBank(images.channels[level], config.bank, config.bank_size)
+    for number, (side, memory) in enumerate(zip(config.bank, bank.memories, strict=True)):
+        assert isinstance(memory, Familiarity)
+        maps = LevelMaps(images, level, side)
+        chosen = chosen_features(maps, config.bank_size, seed, purpose=f"bank {side}", candidates=CANDIDATES)
+        spread, mean = torch.tensor(torch.inf), torch.tensor(0.0)
+        if len(maps) > 1:
+            spread, mean = _scatter(distances_to_others(chosen, maps, measured_rows(len(maps))))
+        memory.remember(chosen.features, spread)
+        bank.means[number] = mean / spread
+    return bank
+
+
+def measured_rows(images: int) -> list[int]:
+    """Rows of the images that are measured: all, or evenly spaced ones of many."""
+    return sorted({int(row) for row in np.linspace(0, images - 1, min(images, MEASURED)).round()})
+
+
+def _scatter(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Standard deviation, never 0, and mean of all values."""
+    values = torch.cat([one.flatten() for one in maps]).double()
+    return values.std(correction=0).clamp_min(LEAST).float(), values.mean().float()

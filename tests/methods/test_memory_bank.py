@@ -1,0 +1,176 @@
+"""The memory bank beside a trained detector: its distances, its unit, and what becomes of maps and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flawsmith.features.backbones import load_backbone
+from flawsmith.methods.base import AnomalyOutput
+from flawsmith.methods.layers.familiarity import Familiarity, averaged
+from flawsmith.methods.layers.finish import Finish
+from flawsmith.methods.layers.memory_bank import BankConfig, MemoryBank, filled_bank, measured_rows
+from flawsmith.methods.layers.score_norm import ScoreMap, ScoreMapDetector
+from flawsmith.methods.registry import find_method, method_names
+
+GRID = (6, 8)
+Train = Callable[..., Any]
+
+
+class Images:
+    """Two levels of a few images."""
+
+    channels, grids = (3, 5), ((12, 16), GRID)
+
+    def __init__(self, count: int, seed: int) -> None:
+        source = torch.Generator().manual_seed(seed)
+        self.levels = [
+            torch.randn(count, c, *g, generator=source) for c, g in zip(self.channels, self.grids, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.levels[0])
+
+    def batch(self, rows: Any) -> list[Tensor]:
+        return [level[np.asarray(rows)] for level in self.levels]
+
+
+class Data:
+    """What stages see of the training data."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+
+    def features(self) -> Images:
+        return self._images
+
+
+class First(ScoreMapDetector):
+    """A detector whose two score maps are the first channels of the levels, the second ten times over."""
+
+    def raw_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
+        return [levels[0][:, 0], 10 * levels[1][:, 0]]
+
+    def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
+        last = self.score_maps(levels)[-1]
+        return AnomalyOutput(last, last.amax(dim=(1, 2)))
+
+
+def config(**settings: Any) -> BankConfig:
+    return BankConfig(**{"bank": (1, 3), "bank_size": 12, **settings})
+
+
+def test_a_bank_sums_standardised_distances_over_its_neighbourhoods(seed: int) -> None:
+    torch.manual_seed(seed)
+    bank, level = MemoryBank(5, (1, 3), 4), torch.randn(2, 5, *GRID)
+    expected = torch.zeros(2, *GRID)
+    for number, memory in enumerate(bank.memories):
+        assert isinstance(memory, Familiarity)
+        memory.remember(torch.randn(4, 5), 2.0)
+        bank.means[number] = 0.25
+        expected += memory(averaged(level, (1, 3)[number]))[:, 0] - 0.25
+    bank.scale.fill_(7.0)
+
+    torch.testing.assert_close(bank(level), 7 * expected)
+
+
+def test_good_images_have_mean_0_and_spread_1_in_every_neighbourhood(seed: int) -> None:
+    """Of fresh images of the same kind: an image that is remembered itself is nearer."""
+    images, fresh = Images(40, seed), Images(40, seed + 1)
+
+    for side in (1, 3):
+        found = filled_bank(images, config(bank=(side,)), seed)(fresh.levels[1])
+
+        assert abs(float(found.mean())) < 0.15
+        assert float(found.std()) == pytest.approx(1, abs=0.15)
+
+
+def test_the_bank_is_a_function_of_the_seed(seed: int) -> None:
+    images = Images(5, seed)
+
+    first, again, other = (filled_bank(images, config(), given).state_dict() for given in (seed, seed, seed + 1))
+
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_one_image_says_nothing_of_what_is_usual(seed: int) -> None:
+    bank = filled_bank(Images(1, seed), config(), seed)
+
+    assert not bank(Images(3, seed).levels[1]).any()
+
+
+def test_images_without_any_difference_give_finite_scores() -> None:
+    images = Images(3, 0)
+    images.levels = [torch.zeros_like(level) for level in images.levels]
+
+    found = filled_bank(images, config(), 0)(Images(2, 1).levels[1])
+
+    assert torch.isfinite(found).all()
+
+
+def test_many_images_are_measured_evenly() -> None:
+    assert measured_rows(3) == [0, 1, 2]
+    many = measured_rows(1000)
+    assert (len(many), many[0], many[-1]) == (200, 0, 999)
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+@pytest.mark.parametrize("comparison", ["none", "level"])
+def test_the_bank_scatters_as_the_detectors_maps_do_times_its_weight(weight: float, comparison: Any, seed: int) -> None:
+    images, fresh = Images(60, seed), Images(60, seed + 1)
+    finish = Finish(config(bank=(1,), bank_weight=weight), comparison, 5, seed)
+    for stage in finish.stages(lambda: First(load_backbone())):
+        stage.accept(stage.compute(Data(images)))  # type: ignore[attr-defined]
+    detector = finish.applied(First(load_backbone()))
+
+    with torch.no_grad():
+        finer, last = detector.score_maps(fresh.levels)
+        bank, detector.bank = detector.bank, None
+        own = detector.score_maps(fresh.levels)
+
+    assert bank is not None
+    torch.testing.assert_close(finer, own[0])
+    torch.testing.assert_close(last, own[1] + bank(fresh.levels[1]))
+    spread = sum(float(one.std()) for one in own)
+    assert float(bank(fresh.levels[1]).std()) == pytest.approx(weight * spread, rel=0.2)
+
+
+def test_a_detector_without_a_bank_stays_as_it_is() -> None:
+    finish = Finish(config(bank=()), "none", 5, 0)
+
+    assert finish.stages(lambda: First(load_backbone())) == []
+    assert finish.applied(First(load_backbone())).bank is None
+
+
+@pytest.mark.parametrize("sides", [(2,), (0,), (-1,), (3, 3)], ids=str)
+def test_neighbourhoods_have_odd_sides_each_once(sides: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="odd sides"):
+        config(bank=sides)
+
+
+BANKED = [name for name in method_names() if "bank" in find_method(name).Config.model_fields]
+
+
+def test_published_presets_have_no_bank() -> None:
+    for name in BANKED:
+        presets = find_method(name).presets
+        assert not any(presets[preset].bank for preset in presets if preset != "fast")  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", BANKED)
+def test_a_bank_changes_the_model_and_is_kept_for_a_resumed_run(
+    method: str, tmp_path: Path, parts: Path, train_tiny: Train, trained: Callable[[str], Any]
+) -> None:
+    other = [] if find_method(method).presets["fast"].bank else [1, 3]  # type: ignore[attr-defined]
+
+    found = train_tiny(method, parts, tmp_path / "run", set={"bank": other})
+
+    assert (found.folder / "checkpoints" / "bank.safetensors").exists() == bool(other)
+    assert found.bundle.model != trained(method).bundle.model
