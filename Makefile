@@ -4,13 +4,14 @@ VENV ?= .venv
 CORE ?= .venv-core
 BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --disable-pip-version-check
+WORKERS ?= auto
 
 .PHONY: help demo test check lint format types imports unit clean
 help:
 	@echo "make demo    set up an environment, draw a sample product line, train, evaluate, write a report"
 	@echo "make test    set up an environment, then lint, types, import contract and all tests"
 	@echo "make check   lint, types and import contract alone"
-	@echo "make unit    tests alone (ARGS='-k name' passes options to pytest)"
+	@echo "make unit    tests alone (ARGS='-k name' passes options to pytest, WORKERS=0 runs them in one process)"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make clean   remove environments, caches and runs"
 
@@ -50,7 +51,7 @@ imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
 unit: $(VENV)/.dev $(CORE)/.core
-	FLAWSMITH_CORE_PYTHON=$(abspath $(CORE))/bin/python $(BIN)/python -m pytest $(ARGS)
+	FLAWSMITH_CORE_PYTHON=$(abspath $(CORE))/bin/python $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 $(ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -85,9 +85,14 @@ def real_data_folder() -> Path:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    """Few threads, here and in processes that tests start; test processes beside each other share the cores."""
+    beside = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    threads = max(1, min(THREADS, (os.cpu_count() or 1) // beside))
+    if beside > 1:
+        os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
 
-    torch.set_num_threads(min(THREADS, torch.get_num_threads()))
+    torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -105,6 +110,19 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if item.get_closest_marker("real_data") and not real_data_folder().is_dir():
         pytest.fail(f"CI is set and there are no real images at {real_data_folder()}: set FLAWSMITH_DATA")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process beside others tells the one that reports how many tests it left out."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = session.config.stash.get(LEFT_OUT, 0)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Every process leaves out the same tests, so one of them counts."""
+    if hasattr(node, "workeroutput"):
+        node.config.stash[LEFT_OUT] = node.workeroutput.get("left_out", 0)
 
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:

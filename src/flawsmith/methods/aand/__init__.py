@@ -100,8 +100,12 @@ class AAND(Method):
         examples = source.examples(SHOWN_FLAWS)
         rows = np.unique(np.linspace(0, len(data) - 1, SHOWN_FLAWS).round().astype(int))  # those of the examples
         (forged,) = source.batches([rows], 0)
+        detector = self._finish.applied(self._detector())
+        bank, detector.bank = detector.bank, None
         with torch.no_grad():
-            maps = self.network().score_maps(forged.levels)
+            maps = {f"level {n}": one for n, one in enumerate(detector.score_maps(forged.levels), start=1)}
+            if bank is not None:
+                maps["memory bank"] = bank(forged.levels[-1])
         return [*shows.charts(self.config), shows.level_pictures(examples, maps), forged_flaws(examples)]
 
     def _student(self) -> Student:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import cv2
 import numpy as np
@@ -42,22 +42,23 @@ def charts(config: AANDConfig) -> list[Diagnostic]:
 
 
 def level_pictures(
-    examples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]], maps: Sequence[Tensor]
+    examples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]], maps: Mapping[str, Tensor]
 ) -> Pictures:
-    """The anomaly map of every level on forged flaws, beside the flaw and its mask.
+    """The maps that are summed, on forged flaws, beside the flaw and its mask.
 
     Args:
         examples: good image, mask and forged image of each.
-        maps: low-resolution maps of the forged images by level, finest first; each level on a scale of its own.
+        maps: low-resolution maps of the forged images by what they are called, each on a scale of its own.
     """
-    scaled = [_on_own_scale(level.float().cpu().numpy()) for level in maps]
+    scaled = {name: _on_own_scale(one.float().cpu().numpy()) for name, one in maps.items()}
     pictures = []
     for number, (_, mask, forged) in enumerate(examples):
         pictures += [("forged flaw", forged), ("mask", mask)]
-        pictures += [(f"level {place + 1}", _enlarged(level[number])) for place, level in enumerate(scaled)]
+        pictures += [(name, _enlarged(one[number])) for name, one in scaled.items()]
     return Pictures(
         "Anomaly maps by level",
-        "Discrepancy of the finest to the coarsest level on forged flaws; white is the level's highest value here.",
+        "Discrepancy of the finest to the coarsest level on forged flaws, and distances to the memory bank where there "
+        "is one; white is the map's highest value here.",
         pictures,
         group=2 + len(scaled),
     )
