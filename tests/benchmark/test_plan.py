@@ -189,3 +189,17 @@ def test_protocol_and_oracle_reach_every_cell_that_learns(root: Path) -> None:
 
 def test_single_value_may_stand_for_a_list(root: Path) -> None:
     assert only(plan(root / "bolt", vary={"epochs": 3})).cell.config["epochs"] == 3
+
+
+PROJECT = Path(__file__).parents[2]
+PLANS = sorted((PROJECT / "benchmarks").glob("*.yaml"))
+
+
+@pytest.mark.real_data
+@pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
+def test_the_projects_own_plans_hold_cells_of_real_images(path: Path, real_data: Path) -> None:
+    found = tasks(Plan.from_file(path, {"data": [real_data], "textures": str(real_data / "dtd")}))
+
+    cells = [task.cell for task in found]
+    assert len({cell.key for cell in cells}) == len(cells)
+    assert all(cell.parts == ("whole", "B") for cell in cells)
