@@ -83,14 +83,6 @@ def thread_share(jobs: int) -> int | None:
     return None if jobs == 1 else max(1, (os.cpu_count() or 1) // jobs)
 
 
-def company(jobs: int) -> str:
-    """Who shared the machine with a cell, in words that follow "everything included"."""
-    threads = thread_share(jobs)
-    return (
-        "" if threads is None else f", {jobs} cells at a time with {threads} OpenMP thread{'s' * (threads != 1)} each"
-    )
-
-
 def serve_cell(compute: Callable[[Cell, Path, float], Cell]) -> bool:
     """Compute the cell that this process was started for; False where it was started by hand.
 

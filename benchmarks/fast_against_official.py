@@ -8,13 +8,13 @@ paired bootstrap interval over the test images. Finished cells are kept in --wor
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from cells import Cell, cell_result, serve_cell, settings_from
-from common import page, parser, table
-from real_data import run_cell
+from cells import Cell, cell_result, linked_subset, serve_cell, settings_from
+from common import category_folder, page, parser, table
 
 from flawsmith.evaluation.bootstrap import (
     image_replicates,
@@ -28,6 +28,45 @@ from flawsmith.evaluation.ranking import auroc
 LEVEL = 0.95
 SETTLING_EPOCHS = 10
 SETTLED = 0.01
+
+
+def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
+    """Train and evaluate one model.
+
+    Args:
+        cell: category, preset, seed, backbone, n_train, set (method settings) and resamples.
+        scratch: an empty folder.
+        started: the monotonic clock when the process was started.
+
+    Returns:
+        Figures of the whole test set, scores by image, the loss of every epoch, and seconds.
+    """
+    import flawsmith
+    from flawsmith.data.layouts import load
+    from flawsmith.data.splits import half
+    from flawsmith.evaluation.summary import summarise
+    from flawsmith.pipeline.evaluate import collect
+    from flawsmith.runtime.inspector import Inspector
+    from flawsmith.training.engine import LoopOptions
+    from flawsmith.training.run import RunFolder
+
+    data, run = linked_subset(category_folder(cell["category"]), cell["n_train"], scratch / "data"), scratch / "run"
+    names = ("preset", "backbone", "seed", "set")
+    trained = flawsmith.train(data, out=run, quiet=True, method="pbas", **{name: cell[name] for name in names})
+    train_seconds = time.monotonic() - started
+    dataset = load(data)
+    evidence = collect(Inspector.load(trained.model), dataset.test)
+    figures = summarise(evidence, n_resamples=cell["resamples"])
+    return {
+        "summary": f"image AUROC {figures.image_auroc:.4f} in {train_seconds:.1f} s",
+        "figures": figures.model_dump(mode="json"),
+        "images": [sample.image.relative_to(dataset.root).as_posix() for sample in dataset.test],
+        "flawed": [sample.is_flawed for sample in dataset.test],
+        "half": [half(sample) for sample in dataset.test],
+        "scores": evidence.scores.tolist(),
+        "train_seconds": train_seconds,
+        "losses": [float(row["loss"]) for row in RunFolder(run, LoopOptions()).metrics()],
+    }
 
 
 def evidence_of(result: Cell, half: str | None = None) -> Evidence:
@@ -123,7 +162,7 @@ def pixel_table(fast: Sequence[Cell], official: Sequence[Cell]) -> str:
         (
             f"`{result['cell']['preset']}`",
             result["cell"]["seed"],
-            *(f"{result['parts']['whole'][name]:.4f}" for name in ("image_auroc", "pixel_auroc", "aupro")),
+            *(f"{result['figures'][name]:.4f}" for name in ("image_auroc", "pixel_auroc", "aupro")),
             f"{result['train_seconds']:.1f}",
             f"{result['private_bytes'] / 1e9:.2f}",
         )

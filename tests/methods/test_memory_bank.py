@@ -142,6 +142,13 @@ def test_the_bank_scatters_as_the_detectors_maps_do_times_its_weight(weight: flo
     assert float(bank(fresh.levels[1]).std()) == pytest.approx(weight * spread, rel=0.2)
 
 
+def test_a_bank_that_is_not_filled_yet_has_no_say_in_the_choice_of_a_checkpoint() -> None:
+    finish = Finish(config(), "none", 5, 0)
+
+    assert [stage.name for stage in finish.stages(lambda: First(load_backbone()))] == ["bank"]
+    assert finish.applied(First(load_backbone())).bank is None
+
+
 def test_a_detector_without_a_bank_stays_as_it_is() -> None:
     finish = Finish(config(bank=()), "none", 5, 0)
 

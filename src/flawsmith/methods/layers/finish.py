@@ -26,9 +26,9 @@ class Finish:
     """
 
     def __init__(self, config: BankConfig, comparison: Comparison | Literal["none"], channels: int, seed: int) -> None:
-        self._config, self._comparison, self._seed = config, comparison, seed
+        self._config, self._comparison, self._channels, self._seed = config, comparison, channels, seed
         self._norms: list[ScoreNorm] = []
-        self._bank = MemoryBank(channels, config.bank, config.bank_size) if config.bank else None
+        self._bank: MemoryBank | None = None
 
     def stages(self, trained: Callable[[], ScoreMapDetector]) -> list[Stage]:
         """The stages to come after training.
@@ -39,15 +39,19 @@ class Finish:
         found: list[Stage] = []
         if self._comparison != "none":
             found.append(norm_stage(trained, self._norms.extend, self._comparison))
-        if self._bank is not None:
-            found.append(SinglePass("bank", lambda data: self._fill(trained, data), self._bank.load_state_dict))
+        if self._config.bank:
+            found.append(SinglePass("bank", lambda data: self._fill(trained, data), self._accept))
         return found
 
     def applied(self, detector: AnyDetector) -> AnyDetector:
-        """The trained detector with what the stages have found."""
+        """The trained detector with what the stages have found so far; checkpoints are chosen before them."""
         detector.norms.extend(self._norms)
         detector.bank = self._bank
         return detector
+
+    def _accept(self, tensors: dict[str, Tensor]) -> None:
+        self._bank = MemoryBank(self._channels, self._config.bank, self._config.bank_size)
+        self._bank.load_state_dict(tensors)
 
     @torch.no_grad()
     def _fill(self, trained: Callable[[], ScoreMapDetector], data: TrainingData) -> dict[str, Tensor]:
