@@ -161,10 +161,12 @@ def test_cell_over_its_memory_is_stopped_and_says_so(plan: Plan) -> None:
     assert (result.costs.peak_bytes or 0) > 50 * 10**6
 
 
-def test_leaving_an_executor_early_ends_its_processes(plan: Plan) -> None:
-    wanted = tasks(plan.model_copy(update={"seeds": tuple(range(6)), "categories": ("bolt",)}))
-    running = LocalExecutor(jobs=2).run(wanted)
-    next(running)
+def test_leaving_an_executor_early_ends_its_processes(plan: Plan, tmp_path: Path) -> None:
+    """The first cell, whose images are gone, ends soon; the one beside it is at work then."""
+    first, *others = tasks(plan.model_copy(update={"seeds": tuple(range(6)), "categories": ("bolt",)}))
+    running = LocalExecutor(jobs=2).run([first.model_copy(update={"data": tmp_path / "gone"}), *others])
+    _, files = next(running)
+    assert CellResult.model_validate_json(files[RESULT]).status == "failed"
 
     running.close()
 
