@@ -83,9 +83,7 @@ def folders(
     assert finished.returncode == 0, finished.stderr
     one.mkdir()
     threads = torch.get_num_threads()
-    torch.set_num_threads(
-        1
-    )  # as in the two: embeddings are computed in float32, where more threads add in another order
+    torch.set_num_threads(1)  # as in the two: in float32, more threads add in another order
     try:
         program.train_all(cases, parts, one, 1)
     finally:

@@ -85,8 +85,8 @@ class MemoryBank(nn.Module):
 def filled_bank(images: FeatureSource, config: BankConfig, seed: int) -> MemoryBank:
     """A bank of the coarsest level of the good images, of scale 1.
 
-    Mean and spread are those of the distances to other images' features; one image has no others, so its bank says 0
-    everywhere.
+    Mean and spread are those of the distances to other images' features. One image has no others, and copies of one
+    do not differ: nothing says what is usual then, so the bank says 0 everywhere.
     """
     level = len(images.grids) - 1
     bank = MemoryBank(images.channels[level], config.bank, config.bank_size)
@@ -108,6 +108,7 @@ def measured_rows(images: int) -> list[int]:
 
 
 def _scatter(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Standard deviation, never 0, and mean of all values."""
+    """Standard deviation and mean of all values; values that do not differ have an infinite one: no unit to judge by."""
     values = torch.cat([one.flatten() for one in maps]).double()
-    return values.std(correction=0).clamp_min(LEAST).float(), values.mean().float()
+    spread = values.std(correction=0)
+    return torch.where(spread > LEAST, spread, torch.inf).float(), values.mean().float()
