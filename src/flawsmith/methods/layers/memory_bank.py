@@ -108,7 +108,7 @@ def measured_rows(images: int) -> list[int]:
 
 
 def _scatter(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Standard deviation and mean of all values; values that do not differ have an infinite one: no unit to judge by."""
+    """Standard deviation and mean of all values; an infinite one where they do not differ, which gives no unit."""
     values = torch.cat([one.flatten() for one in maps]).double()
     spread = values.std(correction=0)
     return torch.where(spread > LEAST, spread, torch.inf).float(), values.mean().float()
