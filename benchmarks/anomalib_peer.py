@@ -21,7 +21,7 @@ Levels = dict[str, torch.Tensor]
 IMAGES_A_PASS = 16
 
 
-class Patchcore(PatchcoreModel):
+class Patchcore(PatchcoreModel):  # type: ignore[misc]
     """anomalib's model without its backbone; everything else is called as its own forward pass calls it."""
 
     def __init__(self, names: list[str]) -> None:
@@ -109,7 +109,7 @@ def main() -> None:
     size = (int(given["image_size"][0]), int(given["image_size"][1]))
     torch.manual_seed(int(given["seed"]))
     answers = (method(given, given[f"{method.__name__}_levels"].tolist(), size) for method in (patchcore, padim))
-    np.savez(sys.argv[2], **{name: value for answer in answers for name, value in answer.items()})
+    np.savez(sys.argv[2], **{name: value for answer in answers for name, value in answer.items()})  # type: ignore[arg-type]
 
 
 main()

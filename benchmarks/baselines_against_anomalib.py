@@ -90,7 +90,9 @@ def geometry() -> Any:
 
 def figures(maps: np.ndarray, scores: np.ndarray, samples: Sequence[Any]) -> dict[str, float]:
     """The exact figures of one model, maps restored to original pixels."""
-    from flawsmith.evaluation.protocol import ImageRecord, gather, summarise
+    from flawsmith.evaluation.evidence import gather
+    from flawsmith.evaluation.records import ImageRecord
+    from flawsmith.evaluation.summary import summarise
     from flawsmith.pipeline.truth import read_mask
     from flawsmith.runtime.image import decode
 
@@ -158,7 +160,7 @@ def used_levels(name: str) -> list[int]:
 def theirs(python: str, given: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
     """anomalib's answer to level maps and settings, computed in its own environment."""
     question, answer = folder / "question.npz", folder / "answer.npz"
-    np.savez(question, **given)
+    np.savez(question, **given)  # type: ignore[arg-type]
     done = subprocess.run([python, str(PEER), str(question), str(answer)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"anomalib failed ({done.returncode}):\n{done.stderr[-4000:]}")

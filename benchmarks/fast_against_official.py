@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from cells import Cell, cell_result, linked_subset, serve_cell, settings_from
+from cells import Cell, add_jobs, cell_results, linked_subset, serve_cell, settings_from
 from common import category_folder, page, parser, table
 
 from flawsmith.evaluation.bootstrap import (
@@ -173,6 +173,7 @@ def pixel_table(fast: Sequence[Cell], official: Sequence[Cell]) -> str:
 
 def main() -> None:
     arguments = parser(__doc__)
+    add_jobs(arguments)
     arguments.add_argument("--category", default="magnetic_tile")
     arguments.add_argument("--n-train", type=int, default=100)
     arguments.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
@@ -186,31 +187,27 @@ def main() -> None:
     given = arguments.parse_args()
     seeds = given.seeds[:2] if given.quick else given.seeds
     n_train, n_resamples = (20, 200) if given.quick else (given.n_train, 4000)
-    settings = {
-        "fast": settings_from(given.fast_set),
+    settings = {  # the long ones first
         "official": {"epochs": given.official_epochs, **settings_from(given.set)},
+        "fast": settings_from(given.fast_set),
     }
     if given.quick:
-        settings = {"fast": {"epochs": 2, **settings["fast"]}, "official": {**settings["official"], "epochs": 2}}
-    fast, official = (
-        [
-            cell_result(
-                given.work,
-                __file__,
-                {
-                    "category": given.category,
-                    "preset": preset,
-                    "seed": seed,
-                    "backbone": given.backbone,
-                    "n_train": n_train,
-                    "set": changes,
-                    "resamples": 1000,
-                },
-            )
-            for seed in seeds
-        ]
+        settings = {"official": {**settings["official"], "epochs": 2}, "fast": {"epochs": 2, **settings["fast"]}}
+    cells = [
+        {
+            "category": given.category,
+            "preset": preset,
+            "seed": seed,
+            "backbone": given.backbone,
+            "n_train": n_train,
+            "set": changes,
+            "resamples": 1000,
+        }
         for preset, changes in settings.items()
-    )
+        for seed in seeds
+    ]
+    found = cell_results(given.work, __file__, cells, jobs=given.jobs)
+    official, fast = found[: len(seeds)], found[len(seeds) :]
     changed = ", ".join(f"{name}={value}" for name, value in settings["official"].items())
     sections = [
         f"{n_train} training images of {given.category} and the same {fast[0]['n_calibration']} held-out ones "

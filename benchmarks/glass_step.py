@@ -13,6 +13,7 @@ import copy
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -153,7 +154,7 @@ def equality(given: Setting, mode: Hypothesis) -> tuple[str, ...]:
 
 
 def timings(given: Setting, pairs: int) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for mode in ("manifold", "hypersphere"):
         for bfloat16 in (False, True):
             plain, ours = PlainIteration(given, mode), OurIteration(given, mode, bfloat16=bfloat16)
@@ -166,16 +167,16 @@ def parts(given: Setting, pairs: int) -> list[tuple[str, ...]]:
     """Where our time goes, and the same part of the plain iteration where there is one."""
     plain = PlainIteration(given, "manifold")
     embedded = plain.rows(given.normal), plain.rows(given.forged)
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for bfloat16 in (False, True):
         ours = OurIteration(given, "manifold", bfloat16=bfloat16)
         batch = ours.batch()
         name = "bfloat16" if bfloat16 else "float32"
         backbones = paired(lambda: plain.rows(given.forged), ours.forged_levels, pairs=pairs, warm_up=1)
-        heads = paired(lambda: plain.head(*embedded), lambda ours=ours, batch=batch: ours.head(batch), pairs=pairs)
+        heads = paired(lambda: plain.head(*embedded), partial(ours.head, batch), pairs=pairs)
         loss = paired(
-            lambda ours=ours, batch=batch: ours.loss(batch),
-            lambda ours=ours, batch=batch: ours.branches(batch),
+            partial(ours.loss, batch),
+            partial(ours.branches, batch),
             pairs=pairs,
         )
         rows += [

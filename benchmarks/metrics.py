@@ -8,6 +8,7 @@ import statistics
 import sys
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -49,7 +50,9 @@ def scene(side: int, regions: int, rng: np.random.Generator) -> tuple[Map, Mask]
 def small_maps() -> tuple[list[Map], list[Mask | None], int]:
     """100 maps with 30 annotated regions in all, on every third image or so."""
     rng = np.random.default_rng(0)
-    maps, masks, regions = [], [], 0
+    maps: list[Map] = []
+    masks: list[Mask | None] = []
+    regions = 0
     while len(maps) < MAPS:
         grid, mask = scene(SIDE, 1 if regions < REGIONS else 0, rng)
         maps.append(grid)
@@ -69,7 +72,7 @@ def aupro_rows(repeats: int) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for name, make in (("30 regions in all", small_maps), ("about 30 regions a map", crowded_maps)):
         maps, masks, regions = make()
-        times = [seconds(lambda m=maps, k=masks: aupro(m, k)) for _ in range(repeats + 1)][1:]  # type: ignore[misc]
+        times = [seconds(partial(aupro, maps, masks)) for _ in range(repeats + 1)][1:]
         spread = f"{milliseconds(min(times))} to {milliseconds(max(times))}"
         rows.append((name, str(regions), milliseconds(statistics.median(times)), spread))
     return rows
