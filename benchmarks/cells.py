@@ -6,11 +6,13 @@ import argparse
 import hashlib
 import json
 import os
+import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from flawsmith.runtime.files import replacing
 Cell = dict[str, Any]
 
 
-def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = None) -> Cell:
+def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = None, resumes: bool = False) -> Cell:
     """The result of a cell: read where it was finished before, else computed by ``script --cell`` in a new process.
 
     Args:
@@ -30,6 +32,7 @@ def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = 
         script: the benchmark's own file; called with ``--cell`` it hands the cell to :func:`serve_cell`.
         cell: all that the result depends on, ready for JSON.
         threads: OpenMP threads of the process; None: one a core.
+        resumes: whether the script goes on in the folder that an interrupted cell has left; without, it begins anew.
 
     Raises:
         SystemExit: the cell failed; the end of its stderr is shown.
@@ -38,7 +41,7 @@ def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = 
     file = folder / f"{cell['category']}-{cell['preset']}-seed{cell['seed']}-{_key(cell)}.json"
     if not file.exists():
         print(f"{file.stem}: running", file=sys.stderr, flush=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as scratch:
+        with _scratch(folder, f"unfinished-{file.stem}" if resumes else None) as scratch:
             answer = Path(scratch) / "answer.json"
             command = [sys.executable, script, "--cell", json.dumps(cell), str(answer), scratch, str(time.monotonic())]
             limited = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
@@ -52,6 +55,19 @@ def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = 
     result = json.loads(file.read_text())
     print(f"{file.stem}: {result.get('summary', 'done')}", file=sys.stderr, flush=True)
     return result
+
+
+@contextmanager
+def _scratch(folder: Path, name: str | None) -> Iterator[str]:
+    """A folder to work in, removed in the end; one with a name outlives a failure or a kill."""
+    if name is None:
+        with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temporary:
+            yield temporary
+        return
+    lasting = folder / name
+    lasting.mkdir(exist_ok=True)
+    yield str(lasting)
+    shutil.rmtree(lasting)
 
 
 def _key(cell: Cell) -> str:
@@ -70,11 +86,11 @@ def add_jobs(arguments: argparse.ArgumentParser) -> None:
     )
 
 
-def cell_results(folder: Path, script: str, cells: Sequence[Cell], *, jobs: int) -> list[Cell]:
+def cell_results(folder: Path, script: str, cells: Sequence[Cell], *, jobs: int, resumes: bool = False) -> list[Cell]:
     """:func:`cell_result` of many cells, in order; several at a time share the cores evenly."""
     with ThreadPoolExecutor(jobs) as pool:
         threads = thread_share(jobs)
-        pending = [pool.submit(cell_result, folder, script, cell, threads=threads) for cell in cells]
+        pending = [pool.submit(cell_result, folder, script, cell, threads=threads, resumes=resumes) for cell in cells]
         return [one.result() for one in pending]
 
 

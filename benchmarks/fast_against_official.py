@@ -2,11 +2,13 @@
 
 Both presets learn from the same first images of the hold-out split (by content) and are calibrated on the same held-
 out ones, each cell in a process of its own with an empty feature cache. The difference in image AUROC comes with a
-paired bootstrap interval over the test images. Finished cells are kept in --work and not computed again.
+paired bootstrap interval over the test images. Finished cells are kept in --work and not computed again;
+an interrupted one goes on from its last checkpoint, so that the long runs of `official` may be cut.
 """
 
 from __future__ import annotations
 
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -35,11 +37,11 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
 
     Args:
         cell: category, preset, seed, backbone, n_train, set (method settings) and resamples.
-        scratch: an empty folder.
+        scratch: the cell's folder; a run that was interrupted there goes on.
         started: the monotonic clock when the process was started.
 
     Returns:
-        Figures of the whole test set, scores by image, the loss of every epoch, and seconds.
+        Figures of the whole test set, scores by image, the loss of every epoch, and seconds; None where the run was interrupted.
     """
     import flawsmith
     from flawsmith.data.layouts import load
@@ -50,9 +52,13 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
     from flawsmith.training.engine import LoopOptions
     from flawsmith.training.run import RunFolder
 
-    data, run = linked_subset(category_folder(cell["category"]), cell["n_train"], scratch / "data"), scratch / "run"
+    run = scratch / "run"
+    interrupted = run.exists()
+    shutil.rmtree(scratch / "data", ignore_errors=True)
+    data = linked_subset(category_folder(cell["category"]), cell["n_train"], scratch / "data")
     names = ("preset", "backbone", "seed", "set")
-    trained = flawsmith.train(data, out=run, quiet=True, method="pbas", **{name: cell[name] for name in names})
+    settings = {name: cell[name] for name in names}
+    trained = flawsmith.train(data, out=run, resume=interrupted, quiet=True, method="pbas", **settings)
     train_seconds = time.monotonic() - started
     dataset = load(data)
     evidence = collect(Inspector.load(trained.model), dataset.test)
@@ -64,7 +70,7 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
         "flawed": [sample.is_flawed for sample in dataset.test],
         "half": [half(sample) for sample in dataset.test],
         "scores": evidence.scores.tolist(),
-        "train_seconds": train_seconds,
+        "train_seconds": None if interrupted else train_seconds,
         "losses": [float(row["loss"]) for row in RunFolder(run, LoopOptions()).metrics()],
     }
 
@@ -163,7 +169,7 @@ def pixel_table(fast: Sequence[Cell], official: Sequence[Cell]) -> str:
             f"`{result['cell']['preset']}`",
             result["cell"]["seed"],
             *(f"{result['figures'][name]:.4f}" for name in ("image_auroc", "pixel_auroc", "aupro")),
-            f"{result['train_seconds']:.1f}",
+            f"{result['train_seconds']:.1f}" if result["train_seconds"] else "in parts",
             f"{result['private_bytes'] / 1e9:.2f}",
         )
         for result in (*fast, *official)
@@ -206,7 +212,7 @@ def main() -> None:
         for preset, changes in settings.items()
         for seed in seeds
     ]
-    found = cell_results(given.work, __file__, cells, jobs=given.jobs)
+    found = cell_results(given.work, __file__, cells, jobs=given.jobs, resumes=True)
     official, fast = found[: len(seeds)], found[len(seeds) :]
     changed = ", ".join(f"{name}={value}" for name, value in settings["official"].items())
     sections = [

@@ -60,7 +60,7 @@ class PatchCoreConfig(MethodConfig):
         description="Patches that the coreset is chosen from, and that its ratio is of; where there are more, as many "
         "of every image are drawn. No category of MVTec AD has more at 224 pixels.",
     )
-    projection: int = Field(128, ge=1, description="Width that patches are projected to for the choice alone.")
+    projection: int = Field(128, ge=1, description="Width that wider patches are projected to for the choice alone.")
     weighting: Weighting = Field(
         "none",
         description="Image score. paper: Eq. 7, which is not continuous; none: the largest distance (Eq. 6), as in the "
@@ -274,7 +274,7 @@ class PatchCore(Method):
     presets: ClassVar[Mapping[str, MethodConfig]] = {
         "official": PatchCoreConfig(image_size=(224, 224), policy="crop"),
         "paper": PatchCoreConfig(image_size=(224, 224), policy="crop", weighting="paper"),
-        "fast": PatchCoreConfig(aggregation="average", coreset_ratio=0.01, most_candidates=250_000),
+        "fast": PatchCoreConfig(aggregation="average", coreset_ratio=0.01, most_candidates=250_000, projection=256),
     }
 
     def __init__(self, config: PatchCoreConfig, backbone: Backbone, seed: int) -> None:
