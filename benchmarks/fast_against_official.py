@@ -41,7 +41,8 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
         started: the monotonic clock when the process was started.
 
     Returns:
-        Figures of the whole test set, scores by image, the loss of every epoch, and seconds; None where the run was interrupted.
+        Figures of the whole test set, scores by image, the loss of every epoch, and seconds (None where the run was
+        interrupted).
     """
     import flawsmith
     from flawsmith.data.layouts import load
