@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ from flawsmith.runtime.files import replacing
 Cell = dict[str, Any]
 
 
-def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = None, resumes: bool = False) -> Cell:
+def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = None) -> Cell:
     """The result of a cell: read where it was finished before, else computed by ``script --cell`` in a new process.
 
     Args:
@@ -32,7 +31,6 @@ def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = 
         script: the benchmark's own file; called with ``--cell`` it hands the cell to :func:`serve_cell`.
         cell: all that the result depends on, ready for JSON.
         threads: OpenMP threads of the process; None: one a core.
-        resumes: whether the script goes on in the folder that an interrupted cell has left; without, it begins anew.
 
     Raises:
         SystemExit: the cell failed; the end of its stderr is shown.
@@ -41,11 +39,19 @@ def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = 
     file = folder / f"{cell['category']}-{cell['preset']}-seed{cell['seed']}-{_key(cell)}.json"
     if not file.exists():
         print(f"{file.stem}: running", file=sys.stderr, flush=True)
-        with _scratch(folder, f"unfinished-{file.stem}" if resumes else None) as scratch:
-            answer = Path(scratch) / "answer.json"
-            command = [sys.executable, script, "--cell", json.dumps(cell), str(answer), scratch, str(time.monotonic())]
+        with _scratch(folder / f"unfinished-{file.stem}") as scratch:
+            answer = scratch / "answer.json"
+            command = [
+                sys.executable,
+                script,
+                "--cell",
+                json.dumps(cell),
+                str(answer),
+                str(scratch),
+                str(time.monotonic()),
+            ]
             limited = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
-            measured = run_measured(command, env={"FLAWSMITH_CACHE": str(Path(scratch) / "cache"), **limited})
+            measured = run_measured(command, env={"FLAWSMITH_CACHE": str(scratch / "cache"), **limited})
             if measured.returncode:
                 raise SystemExit(f"{file.stem} failed ({measured.returncode}):\n{measured.stderr}")
             result = json.loads(answer.read_text())
@@ -58,16 +64,11 @@ def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = 
 
 
 @contextmanager
-def _scratch(folder: Path, name: str | None) -> Iterator[str]:
-    """A folder to work in, removed in the end; one with a name outlives a failure or a kill."""
-    if name is None:
-        with tempfile.TemporaryDirectory(dir=folder, prefix="tmp-") as temporary:
-            yield temporary
-        return
-    lasting = folder / name
-    lasting.mkdir(exist_ok=True)
-    yield str(lasting)
-    shutil.rmtree(lasting)
+def _scratch(folder: Path) -> Iterator[Path]:
+    """A folder to work in, removed when all went well: what a failure or a kill leaves is found again."""
+    folder.mkdir(exist_ok=True)
+    yield folder
+    shutil.rmtree(folder)
 
 
 def _key(cell: Cell) -> str:
@@ -86,11 +87,11 @@ def add_jobs(arguments: argparse.ArgumentParser) -> None:
     )
 
 
-def cell_results(folder: Path, script: str, cells: Sequence[Cell], *, jobs: int, resumes: bool = False) -> list[Cell]:
+def cell_results(folder: Path, script: str, cells: Sequence[Cell], *, jobs: int) -> list[Cell]:
     """:func:`cell_result` of many cells, in order; several at a time share the cores evenly."""
     with ThreadPoolExecutor(jobs) as pool:
         threads = thread_share(jobs)
-        pending = [pool.submit(cell_result, folder, script, cell, threads=threads, resumes=resumes) for cell in cells]
+        pending = [pool.submit(cell_result, folder, script, cell, threads=threads) for cell in cells]
         return [one.result() for one in pending]
 
 
@@ -103,7 +104,8 @@ def serve_cell(compute: Callable[[Cell, Path, float], Cell]) -> bool:
     """Compute the cell that this process was started for; False where it was started by hand.
 
     Args:
-        compute: given the cell, an empty folder to work in, and the system's monotonic clock when this process was
+        compute: given the cell, a folder to work in, where an interrupted
+            run of the same cell may lie to go on with, and the system's monotonic clock when this process was
             started, returns the result, ready for JSON.
     """
     if sys.argv[1:2] != ["--cell"]:

@@ -213,7 +213,7 @@ def main() -> None:
         for preset, changes in settings.items()
         for seed in seeds
     ]
-    found = cell_results(given.work, __file__, cells, jobs=given.jobs, resumes=True)
+    found = cell_results(given.work, __file__, cells, jobs=given.jobs)
     official, fast = found[: len(seeds)], found[len(seeds) :]
     changed = ", ".join(f"{name}={value}" for name, value in settings["official"].items())
     sections = [

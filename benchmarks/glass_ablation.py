@@ -7,6 +7,7 @@ images (`flawsmith synthesize --test-set`); the strengths share masks and textur
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,11 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
     source = category_folder(cell["category"])
     forges = cell["method"] == "glass" and cell["set"].get("las", True)
     textures = str(data_root() / "dtd") if forges else None
+    run, forged = scratch / "run", scratch / "weak"
     trained = flawsmith.train(
         source,
-        out=scratch / "run",
+        out=run,
+        resume=run.exists(),
         quiet=True,
         method=cell["method"],
         textures=textures,
@@ -50,8 +53,9 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
     )
     inspector = Inspector.load(trained.model)
     ingredients = Ingredients(textures=str(data_root() / "dtd"), seed=FORGED_SEED)
-    weak_flaw_sets(source, scratch / "weak", ingredients, weakness=WEAKNESS)
-    folders = {str(weakness): scratch / "weak" / f"weakness_{weakness}" / source.name for weakness in WEAKNESS}
+    shutil.rmtree(forged, ignore_errors=True)
+    weak_flaw_sets(source, forged, ingredients, weakness=WEAKNESS)
+    folders = {str(weakness): forged / f"weakness_{weakness}" / source.name for weakness in WEAKNESS}
     sets = {"test": source, **folders}
     figures = {}
     for name, folder in sets.items():
