@@ -71,6 +71,7 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
         "flawed": [sample.is_flawed for sample in dataset.test],
         "half": [half(sample) for sample in dataset.test],
         "scores": evidence.scores.tolist(),
+        "n_calibration": sum(1 for _ in (data / "validation" / "good").iterdir()),
         "train_seconds": None if interrupted else train_seconds,
         "losses": [float(row["loss"]) for row in RunFolder(run, LoopOptions()).metrics()],
     }
