@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from flawsmith.features.backbones import load_backbone
@@ -14,7 +15,6 @@ from flawsmith.methods.layers.familiarity import (
     Chosen,
     Familiarity,
     LevelMaps,
-    averaged,
     chosen_features,
     distances_to_others,
     typical_peak,
@@ -94,14 +94,15 @@ def test_distances_keep_their_precision_where_training_runs_in_a_lower_one(seed:
     torch.testing.assert_close(found, memory(level))
 
 
-def test_means_over_neighbours_count_nothing_as_0_beyond_the_map() -> None:
-    level = torch.ones(1, 1, 3, 4)
+def test_joined_levels_are_averaged_each_and_then_brought_to_the_coarser_grid(seed: int) -> None:
+    images = Maps(2, seed)
 
-    found = averaged(level, 3)[0, 0]
+    maps = LevelMaps(images, 2, 3, joined=2)
 
-    assert found[1, 1] == pytest.approx(1.0)
-    assert found[0, 0] == pytest.approx(4 / 9)
-    assert averaged(level, 1) is level
+    _, fine, coarse = images.batch([1])
+    expected = torch.cat([F.avg_pool2d(F.avg_pool2d(fine, 3, 1, 1), 2), F.avg_pool2d(coarse, 3, 1, 1)], dim=1)
+    torch.testing.assert_close(maps[1], expected)
+    assert maps.positions == 24
 
 
 def test_chosen_features_are_positions_of_their_images_and_a_function_of_the_seed(seed: int) -> None:

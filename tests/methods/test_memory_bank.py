@@ -12,10 +12,17 @@ import torch
 from torch import Tensor
 
 from flawsmith.features.backbones import load_backbone
+from flawsmith.features.patch_embedding import average_embedding
 from flawsmith.methods.base import AnomalyOutput
-from flawsmith.methods.layers.familiarity import Familiarity, averaged
+from flawsmith.methods.layers.familiarity import Familiarity
 from flawsmith.methods.layers.finish import Finish
-from flawsmith.methods.layers.memory_bank import BankConfig, MemoryBank, filled_bank, measured_rows
+from flawsmith.methods.layers.memory_bank import (
+    BankConfig,
+    MemoryBank,
+    Neighbourhood,
+    filled_bank,
+    measured_rows,
+)
 from flawsmith.methods.layers.score_norm import ScoreMap, ScoreMapDetector
 from flawsmith.methods.registry import find_method, method_names
 
@@ -63,29 +70,31 @@ class First(ScoreMapDetector):
 
 
 def config(**settings: Any) -> BankConfig:
-    return BankConfig(**{"bank": (1, 3), "bank_size": 12, **settings})
+    return BankConfig(**{"bank": (1, 3), "bank_size": 12, "strides": (8, 16), **settings})
 
 
 def test_a_bank_sums_standardised_distances_over_its_neighbourhoods(seed: int) -> None:
     torch.manual_seed(seed)
-    bank, level = MemoryBank(5, (1, 3), 4), torch.randn(2, 5, *GRID)
+    levels = Images(2, seed).levels
+    bank = MemoryBank(Images.channels, config(bank_joined=(5,)).neighbourhoods, 4)
     expected = torch.zeros(2, *GRID)
-    for number, memory in enumerate(bank.memories):
+    for number, (memory, width) in enumerate(zip(bank.memories, (5, 5, 8), strict=True)):
         assert isinstance(memory, Familiarity)
-        memory.remember(torch.randn(4, 5), 2.0)
+        memory.remember(torch.randn(4, width), 2.0)
         bank.means[number] = 0.25
-        expected += memory(averaged(level, (1, 3)[number]))[:, 0] - 0.25
+        seen = average_embedding(levels[-(1, 1, 2)[number] :], (1, 3, 5)[number], GRID)
+        expected += memory(seen)[:, 0] - 0.25
     bank.scale.fill_(7.0)
 
-    torch.testing.assert_close(bank(level), 7 * expected)
+    torch.testing.assert_close(bank(levels), 7 * expected)
 
 
 def test_good_images_have_mean_0_and_spread_1_in_every_neighbourhood(seed: int) -> None:
     """Of fresh images of the same kind: an image that is remembered itself is nearer."""
     images, fresh = Images(40, seed), Images(40, seed + 1)
 
-    for side in (1, 3):
-        found = filled_bank(images, config(bank=(side,)), seed)(fresh.levels[1])
+    for sides in ({"bank": (1,)}, {"bank": (3,)}, {"bank": (), "bank_joined": (1,)}, {"bank": (), "bank_joined": (3,)}):
+        found = filled_bank(images, config(**sides), seed)(fresh.levels)
 
         assert abs(float(found.mean())) < 0.4
         assert float(found.std()) == pytest.approx(1, abs=0.35)
@@ -103,14 +112,14 @@ def test_the_bank_is_a_function_of_the_seed(seed: int) -> None:
 def test_one_image_says_nothing_of_what_is_usual(seed: int) -> None:
     bank = filled_bank(Images(1, seed), config(), seed)
 
-    assert not bank(Images(3, seed).levels[1]).any()
+    assert not bank(Images(3, seed).levels).any()
 
 
 def test_images_without_any_difference_say_nothing_of_what_is_usual() -> None:
     images = Images(3, 0)
     images.levels = [torch.zeros_like(level) for level in images.levels]
 
-    assert not filled_bank(images, config(), 0)(Images(2, 1).levels[1]).any()
+    assert not filled_bank(images, config(), 0)(Images(2, 1).levels).any()
 
 
 def test_many_images_are_measured_evenly() -> None:
@@ -123,7 +132,7 @@ def test_many_images_are_measured_evenly() -> None:
 @pytest.mark.parametrize("comparison", ["none", "level"])
 def test_the_bank_scatters_as_the_detectors_maps_do_times_its_weight(weight: float, comparison: Any, seed: int) -> None:
     images, fresh = Images(60, seed), Images(60, seed + 1)
-    finish = Finish(config(bank=(1,), bank_weight=weight), comparison, 5, seed)
+    finish = Finish(config(bank=(1,), bank_weight=weight), comparison, Images.channels, seed)
     for stage in finish.stages(lambda: First(load_backbone())):
         stage.accept(stage.compute(Data(images)))  # type: ignore[attr-defined]
     detector = finish.applied(First(load_backbone()))
@@ -135,29 +144,44 @@ def test_the_bank_scatters_as_the_detectors_maps_do_times_its_weight(weight: flo
 
     assert bank is not None
     torch.testing.assert_close(finer, own[0])
-    torch.testing.assert_close(last, own[1] + bank(fresh.levels[1]))
+    distances = bank(fresh.levels)
+    torch.testing.assert_close(last, own[1] + distances)
     spread = sum(float(one.std()) for one in own)
-    assert float(bank(fresh.levels[1]).std()) == pytest.approx(weight * spread, rel=0.35)
+    assert float(distances.std()) == pytest.approx(weight * spread, rel=0.35)
 
 
 def test_a_bank_that_is_not_filled_yet_has_no_say_in_the_choice_of_a_checkpoint() -> None:
-    finish = Finish(config(), "none", 5, 0)
+    finish = Finish(config(), "none", Images.channels, 0)
 
     assert [stage.name for stage in finish.stages(lambda: First(load_backbone()))] == ["bank"]
     assert finish.applied(First(load_backbone())).bank is None
 
 
 def test_a_detector_without_a_bank_stays_as_it_is() -> None:
-    finish = Finish(config(bank=()), "none", 5, 0)
+    finish = Finish(config(bank=()), "none", Images.channels, 0)
 
     assert finish.stages(lambda: First(load_backbone())) == []
     assert finish.applied(First(load_backbone())).bank is None
 
 
 @pytest.mark.parametrize("sides", [(2,), (0,), (-1,), (3, 3)], ids=str)
-def test_neighbourhoods_have_odd_sides_each_once(sides: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match="odd sides"):
-        config(bank=sides)
+@pytest.mark.parametrize("name", ["bank", "bank_joined"])
+def test_neighbourhoods_have_odd_sides_each_once(name: str, sides: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=f"{name} needs odd sides"):
+        config(**{name: sides})
+
+
+def test_one_level_cannot_be_joined() -> None:
+    with pytest.raises(ValueError, match="bank_joined needs 2 levels"):
+        config(bank_joined=(1,), strides=(16,))
+
+
+def test_every_side_is_a_neighbourhood_of_its_levels() -> None:
+    assert config(bank=(1, 5), bank_joined=(3,)).neighbourhoods == (
+        Neighbourhood(1, 1),
+        Neighbourhood(1, 5),
+        Neighbourhood(2, 3),
+    )
 
 
 BANKED = [name for name in method_names() if "bank" in find_method(name).Config.model_fields]
@@ -166,7 +190,8 @@ BANKED = [name for name in method_names() if "bank" in find_method(name).Config.
 def test_published_presets_have_no_bank() -> None:
     for name in BANKED:
         presets = find_method(name).presets
-        assert not any(presets[preset].bank for preset in presets if preset != "fast")  # type: ignore[attr-defined]
+        published = [presets[preset] for preset in presets if preset != "fast"]
+        assert not any(preset.neighbourhoods for preset in published)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("method", BANKED)
@@ -175,7 +200,7 @@ def test_a_bank_changes_the_model_and_is_kept_for_a_resumed_run(
 ) -> None:
     other = [] if find_method(method).presets["fast"].bank else [1, 3]  # type: ignore[attr-defined]
 
-    found = train_tiny(method, parts, tmp_path / "run", set={"bank": other})
+    found = train_tiny(method, parts, tmp_path / "run", set={"bank": other, "bank_joined": []})
 
     assert (found.folder / "checkpoints" / "bank.safetensors").exists() == bool(other)
     assert found.bundle.model != trained(method).bundle.model

@@ -160,6 +160,24 @@ def resize(maps: Tensor, grid: Sequence[int]) -> Tensor:
     return F.interpolate(maps, size=tuple(grid), mode="bilinear", align_corners=False)
 
 
+def average_embedding(
+    levels: Sequence[Float[Tensor, "batch _ _ _"]], side: int, grid: Sequence[int]
+) -> Float[Tensor, "batch width height0 width0"]:
+    """Every channel averaged over its neighbourhood, all levels resized to one grid and concatenated.
+
+    Args:
+        levels: level maps of any sizes.
+        side: of the neighbourhood in positions of each level, odd; what lies outside of a map counts as 0.
+        grid: (height0, width0); half of a level's is the mean over 2x2 of its positions.
+
+    Example:
+        >>> average_embedding([torch.ones(1, 4, 6, 6), torch.ones(1, 8, 3, 3)], 3, (6, 6)).shape
+        torch.Size([1, 12, 6, 6])
+    """
+    averaged = levels if side == 1 else [F.avg_pool2d(level, side, 1, side // 2) for level in levels]
+    return torch.cat([resize(level, grid) for level in averaged], dim=1)
+
+
 def as_rows(embedding: Float[Tensor, "batch width height0 width0"]) -> Float[Tensor, "position width"]:
     """One row a position, image-major and then row by row over the map."""
     return embedding.permute(0, 2, 3, 1).reshape(-1, embedding.shape[1])

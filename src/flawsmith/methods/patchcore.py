@@ -12,14 +12,13 @@ from typing import ClassVar, Literal
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.features.backbones import Backbone
-from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, resize
+from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, average_embedding
 from flawsmith.methods.base import (
     AnomalyOutput,
     Detector,
@@ -82,9 +81,8 @@ class PatchCoreConfig(MethodConfig):
 class AverageEmbedding(nn.Module):
     """Every channel averaged over its neighbourhood, all levels resized to the finest and concatenated.
 
-    Example:
-        >>> AverageEmbedding(3)([torch.ones(1, 4, 6, 6), torch.ones(1, 8, 3, 3)]).shape
-        torch.Size([1, 12, 6, 6])
+    Args:
+        patch_size: side of the neighbourhood.
     """
 
     def __init__(self, patch_size: int) -> None:
@@ -92,9 +90,7 @@ class AverageEmbedding(nn.Module):
         self.patch_size = patch_size
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch width height0 width0"]:
-        grid = levels[0].shape[-2:]
-        averaged = [F.avg_pool2d(level, self.patch_size, 1, self.patch_size // 2) for level in levels]
-        return torch.cat([resize(level, grid) for level in averaged], dim=1)
+        return average_embedding(levels, self.patch_size, levels[0].shape[-2:])
 
 
 def patch_embedding(config: PatchCoreConfig, channels: Sequence[int]) -> nn.Module:

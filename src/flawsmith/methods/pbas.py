@@ -242,7 +242,7 @@ class PBAS(Method):
     def __init__(self, config: PBASConfig, backbone: Backbone, seed: int) -> None:
         self.config, self.backbone, self.seed = config, backbone, seed
         self.module = PBASModule(config, backbone.channels, seed)
-        self._finish = Finish(config, config.score_norm, backbone.channels[-1], seed)
+        self._finish = Finish(config, config.score_norm, backbone.channels, seed)
 
     def stages(self) -> list[Stage]:
         def compute(data: TrainingData) -> dict[str, Tensor]:

@@ -52,7 +52,7 @@ class AAND(Method):
         self.grids = backbone.grids(config.image_size)
         self.amplifiers: Amplifiers | None = None
         self.student: Student | None = None
-        self._finish = Finish(config, config.score_norm, backbone.channels[-1], seed)
+        self._finish = Finish(config, config.score_norm, backbone.channels, seed)
         self._findings: Mapping[str, str | float] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "aand amplifiers"))
@@ -105,7 +105,7 @@ class AAND(Method):
         with torch.no_grad():
             maps = {f"level {n}": one for n, one in enumerate(detector.score_maps(forged.levels), start=1)}
             if bank is not None:
-                maps["memory bank"] = bank(forged.levels[-1])
+                maps["memory bank"] = bank(forged.levels)
         return [*shows.charts(self.config), shows.level_pictures(examples, maps), forged_flaws(examples)]
 
     def _student(self) -> Student:

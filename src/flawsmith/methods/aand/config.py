@@ -121,7 +121,8 @@ FAST = AANDConfig(
     refresh=5,
     student_blocks=(2, 2, 2),
     score_norm="level",
-    bank=(1, 5),
+    bank=(3, 5),
+    bank_joined=(1, 3),
     epochs=30,
     steps_per_epoch=20,
 )
@@ -136,7 +137,7 @@ PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
 
 RD4AD_PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
     {
-        name: preset.model_copy(update={"amplification": "none", "hard_positions": 0, "bank": ()})
+        name: preset.model_copy(update={"amplification": "none", "hard_positions": 0, "bank": (), "bank_joined": ()})
         for name, preset in PRESETS.items()
     }
 )

@@ -59,7 +59,7 @@ class GLASS(Method):
     def __init__(self, config: GLASSConfig, backbone: Backbone, seed: int) -> None:
         self.config, self.backbone, self.seed = config, backbone, seed
         self.module = GLASSModule(config, backbone.channels, seed)
-        self._finish = Finish(config, config.score_norm, backbone.channels[-1], seed)
+        self._finish = Finish(config, config.score_norm, backbone.channels, seed)
         self.grid = backbone.grids(config.image_size)[0]
         self._findings: Mapping[str, str | float] = {}
         self._mean_image: NDArray[np.uint8] | None = None

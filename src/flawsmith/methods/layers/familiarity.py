@@ -11,11 +11,11 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from flawsmith.data.seeding import generator
+from flawsmith.features.patch_embedding import average_embedding
 from flawsmith.methods.base import FeatureSource
 from flawsmith.methods.layers.coreset import greedy_coreset
 from flawsmith.methods.layers.precision import full_precision
@@ -82,35 +82,27 @@ class Chosen(NamedTuple):
 
 
 class LevelMaps:
-    """One level of good images, image by image, as it is or averaged over neighbourhoods.
+    """A level of good images, or several joined on its grid, image by image, as they are or averaged over neighbours.
 
     Args:
         images: level maps of the good images.
         level: which of their levels.
-        side: of the neighbourhood, see :func:`averaged`.
+        side: of the neighbourhood, see :func:`average_embedding`.
+        joined: levels that are concatenated: this one and those before it.
     """
 
-    def __init__(self, images: FeatureSource, level: int, side: int = 1) -> None:
-        self._images, self.level, self.side = images, level, side
-        height, width = images.grids[level]
-        self.positions = height * width
+    def __init__(self, images: FeatureSource, level: int, side: int = 1, *, joined: int = 1) -> None:
+        self._images, self.level, self.side, self.joined = images, level, side, joined
+        self.grid = images.grids[level]
+        self.positions = self.grid[0] * self.grid[1]
 
     def __len__(self) -> int:
         return len(self._images)
 
     def __getitem__(self, row: int) -> Level:
-        """The level of one image, a batch of one."""
-        return averaged(self._images.batch([row])[self.level].float(), self.side)
-
-
-def averaged(level: Level, side: int) -> Level:
-    """Every position's mean over its neighbourhood; what lies outside of the map counts as 0.
-
-    Args:
-        level: any level map.
-        side: of the neighbourhood in positions, odd.
-    """
-    return level if side == 1 else F.avg_pool2d(level, side, 1, side // 2)
+        """The maps of one image, a batch of one."""
+        levels = self._images.batch([row])[self.level + 1 - self.joined : self.level + 1]
+        return average_embedding([level.float() for level in levels], self.side, self.grid)
 
 
 def chosen_features(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal, TypeVar
 
 import torch
@@ -21,11 +21,13 @@ class Finish:
     Args:
         config: whether there is a bank, and of what.
         comparison: what is made comparable from position to position or from level to level.
-        channels: of the coarsest level.
+        channels: of all levels, finest first.
         seed: of the run.
     """
 
-    def __init__(self, config: BankConfig, comparison: Comparison | Literal["none"], channels: int, seed: int) -> None:
+    def __init__(
+        self, config: BankConfig, comparison: Comparison | Literal["none"], channels: Sequence[int], seed: int
+    ) -> None:
         self._config, self._comparison, self._channels, self._seed = config, comparison, channels, seed
         self._norms: list[ScoreNorm] = []
         self._bank: MemoryBank | None = None
@@ -39,7 +41,7 @@ class Finish:
         found: list[Stage] = []
         if self._comparison != "none":
             found.append(norm_stage(trained, self._norms.extend, self._comparison))
-        if self._config.bank:
+        if self._config.neighbourhoods:
             found.append(SinglePass("bank", lambda data: self._fill(trained, data), self._accept))
         return found
 
@@ -50,7 +52,7 @@ class Finish:
         return detector
 
     def _accept(self, tensors: dict[str, Tensor]) -> None:
-        self._bank = MemoryBank(self._channels, self._config.bank, self._config.bank_size)
+        self._bank = MemoryBank(self._channels, self._config.neighbourhoods, self._config.bank_size)
         self._bank.load_state_dict(tensors)
 
     @torch.no_grad()

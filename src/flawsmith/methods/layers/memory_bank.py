@@ -2,13 +2,14 @@
 
 In none of the papers on GLASS, PBAS and AAND; the idea is PatchCore's (Roth et al., CVPR 2022). A discriminator or a
 student knows the flaws that it was taught and what resembles them, a memory knows what it has seen: each misses what
-the other finds, so the sum of both maps is better than either. Two neighbourhoods are remembered because single
+the other finds, so the sum of both maps is better than either. Several neighbourhoods are remembered because single
 positions show small flaws on parts that lie anywhere, and means over neighbours large ones on textures.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -16,20 +17,38 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
+from flawsmith.features.patch_embedding import average_embedding
 from flawsmith.methods.base import FeatureSource, MethodConfig
 from flawsmith.methods.layers.familiarity import (
     LEAST,
     Familiarity,
     Level,
     LevelMaps,
-    averaged,
     chosen_features,
     distances_to_others,
 )
 
 CANDIDATES = 50_000
+JOINED = 2
+"""Levels of the neighbourhoods in ``bank_joined``."""
 MEASURED = 200
 """Good images, evenly spaced, whose scores and distances say how much the two scatter."""
+
+
+class Neighbourhood(NamedTuple):
+    """What one memory remembers.
+
+    Attributes:
+        joined: levels that are concatenated: the coarsest and the finer ones next to it, on the coarsest one's grid.
+        side: of the neighbourhood over which each is averaged, in its own positions, odd.
+    """
+
+    joined: int
+    side: int
+
+    def of(self, levels: Sequence[Level]) -> Level:
+        """The map to remember, or to compare with what is remembered, from all levels, finest first."""
+        return average_embedding(levels[-self.joined :], self.side, levels[-1].shape[-2:])
 
 
 class BankConfig(MethodConfig):
@@ -41,6 +60,10 @@ class BankConfig(MethodConfig):
         "images are remembered; maps and scores count the distance to the nearest of them too. PatchCore's idea, in no "
         "paper on this method; [] remembers nothing.",
     )
+    bank_joined: tuple[int, ...] = Field(
+        (),
+        description="The same of the two coarsest levels together, the finer one averaged to the grid of the coarser.",
+    )
     bank_size: int = Field(2000, ge=1, description="Means remembered of each neighbourhood.")
     bank_weight: float = Field(
         0.75,
@@ -51,49 +74,62 @@ class BankConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _odd_sides(self) -> BankConfig:
-        if any(side < 1 or side % 2 == 0 for side in self.bank) or len(set(self.bank)) < len(self.bank):
-            raise ValueError("bank needs odd sides, each once, such as [1,5]; [] remembers nothing")
+        for name, sides in (("bank", self.bank), ("bank_joined", self.bank_joined)):
+            if any(side < 1 or side % 2 == 0 for side in sides) or len(set(sides)) < len(sides):
+                raise ValueError(f"{name} needs odd sides, each once, such as [1,5]; [] remembers nothing")
+        if self.bank_joined and len(self.strides) < JOINED:
+            raise ValueError(f"bank_joined needs {JOINED} levels at least, such as strides=[8,16]")
         return self
+
+    @property
+    def neighbourhoods(self) -> tuple[Neighbourhood, ...]:
+        """All that is remembered."""
+        given = (1, self.bank), (JOINED, self.bank_joined)
+        return tuple(Neighbourhood(joined, side) for joined, sides in given for side in sides)
 
 
 class MemoryBank(nn.Module):
     """Distances to remembered features, over some neighbourhoods, in the unit of the scores that they are added to.
 
     Args:
-        channels: of the level.
-        sides: of the neighbourhoods.
+        channels: of all levels, finest first.
+        neighbourhoods: what is remembered.
         size: features remembered of each.
     """
 
     means: Tensor
     scale: Tensor
 
-    def __init__(self, channels: int, sides: Sequence[int], size: int) -> None:
+    def __init__(self, channels: Sequence[int], neighbourhoods: Sequence[Neighbourhood], size: int) -> None:
         super().__init__()
-        self.sides = tuple(sides)
-        self.memories = nn.ModuleList(Familiarity(channels, size) for _ in sides)
-        self.register_buffer("means", torch.zeros(len(sides)))
+        self.neighbourhoods = tuple(neighbourhoods)
+        self.memories = nn.ModuleList(Familiarity(sum(channels[-one.joined :]), size) for one in neighbourhoods)
+        self.register_buffer("means", torch.zeros(len(neighbourhoods)))
         self.register_buffer("scale", torch.ones(()))
 
-    def forward(self, level: Level) -> Float[Tensor, "batch height width"]:
-        """Σ over neighbourhoods of (distance − mean) / spread, times the scale; about 0 on good images."""
-        found = [memory(averaged(level, side))[:, 0] for side, memory in zip(self.sides, self.memories, strict=True)]
+    def forward(self, levels: Sequence[Level]) -> Float[Tensor, "batch height width"]:
+        """Σ over neighbourhoods of (distance − mean) / spread, times the scale; about 0 on good images.
+
+        Args:
+            levels: all level maps, finest first.
+        """
+        pairs = zip(self.neighbourhoods, self.memories, strict=True)
+        found = [memory(one.of(levels))[:, 0] for one, memory in pairs]
         return (torch.stack(found).sum(dim=0) - self.means.sum()) * self.scale
 
 
 @torch.no_grad()
 def filled_bank(images: FeatureSource, config: BankConfig, seed: int) -> MemoryBank:
-    """A bank of the coarsest level of the good images, of scale 1.
+    """A bank of the good images, of scale 1.
 
     Mean and spread are those of the distances to other images' features. One image has no others, and copies of one
     do not differ: nothing says what is usual then, so the bank says 0 everywhere.
     """
-    level = len(images.grids) - 1
-    bank = MemoryBank(images.channels[level], config.bank, config.bank_size)
-    for number, (side, memory) in enumerate(zip(config.bank, bank.memories, strict=True)):
+    bank = MemoryBank(images.channels, config.neighbourhoods, config.bank_size)
+    for number, (one, memory) in enumerate(zip(bank.neighbourhoods, bank.memories, strict=True)):
         assert isinstance(memory, Familiarity)
-        maps = LevelMaps(images, level, side)
-        chosen = chosen_features(maps, config.bank_size, seed, purpose=f"bank {side}", candidates=CANDIDATES)
+        maps = LevelMaps(images, len(images.grids) - 1, one.side, joined=one.joined)
+        chosen = chosen_features(maps, config.bank_size, seed, purpose=f"bank {one.side}", candidates=CANDIDATES)
         spread, mean = torch.tensor(torch.inf), torch.tensor(0.0)
         if len(maps) > 1:
             spread, mean = _scatter(distances_to_others(chosen, maps, measured_rows(len(maps))))

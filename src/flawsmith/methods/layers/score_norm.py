@@ -108,7 +108,7 @@ class ScoreMapDetector(Detector):
 
     Attributes:
         norms: what makes scores comparable, one a score map; none leaves all scores as they are.
-        bank: what else counts, from the coarsest level; added to the last score map.
+        bank: what else counts, on the coarsest level's grid; added to the last score map.
     """
 
     bank: MemoryBank | None
@@ -133,7 +133,7 @@ class ScoreMapDetector(Detector):
         if self.bank is None:
             return maps
         *finer, last = maps
-        return [*finer, last + resize(self.bank(levels[-1])[:, None], last.shape[-2:])[:, 0]]
+        return [*finer, last + resize(self.bank(levels)[:, None], last.shape[-2:])[:, 0]]
 
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
         return self.from_levels(self.backbone(images))
