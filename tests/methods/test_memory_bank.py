@@ -76,7 +76,7 @@ def config(**settings: Any) -> BankConfig:
 def test_a_bank_sums_standardised_distances_over_its_neighbourhoods(seed: int) -> None:
     torch.manual_seed(seed)
     levels = Images(2, seed).levels
-    bank = MemoryBank(Images.channels, config(bank_joined=(5,)).neighbourhoods, 4)
+    bank = MemoryBank(Images.channels, config(bank=(1, 3, {"side": 5, "levels": 2})).neighbourhoods, 4)
     expected = torch.zeros(2, *GRID)
     for number, (memory, width) in enumerate(zip(bank.memories, (5, 5, 8), strict=True)):
         assert isinstance(memory, Familiarity)
@@ -93,8 +93,8 @@ def test_good_images_have_mean_0_and_spread_1_in_every_neighbourhood(seed: int) 
     """Of fresh images of the same kind: an image that is remembered itself is nearer."""
     images, fresh = Images(40, seed), Images(40, seed + 1)
 
-    for sides in ({"bank": (1,)}, {"bank": (3,)}, {"bank": (), "bank_joined": (1,)}, {"bank": (), "bank_joined": (3,)}):
-        found = filled_bank(images, config(**sides), seed)(fresh.levels)
+    for side, levels in ((1, 1), (3, 1), (1, 2), (3, 2)):
+        found = filled_bank(images, config(bank=[{"side": side, "levels": levels}]), seed)(fresh.levels)
 
         assert abs(float(found.mean())) < 0.4
         assert float(found.std()) == pytest.approx(1, abs=0.35)
@@ -164,24 +164,30 @@ def test_a_detector_without_a_bank_stays_as_it_is() -> None:
     assert finish.applied(First(load_backbone())).bank is None
 
 
-@pytest.mark.parametrize("sides", [(2,), (0,), (-1,), (3, 3)], ids=str)
-@pytest.mark.parametrize("name", ["bank", "bank_joined"])
-def test_neighbourhoods_have_odd_sides_each_once(name: str, sides: tuple[int, ...]) -> None:
-    with pytest.raises(ValueError, match=f"{name} needs odd sides"):
-        config(**{name: sides})
+@pytest.mark.parametrize(
+    ("bank", "says"),
+    [
+        ((2,), "odd sides, not 2"),
+        ((0,), "greater than or equal to 1"),
+        ((3, 3), "every neighbourhood once"),
+        ((3, {"side": 3, "levels": 1}), "every neighbourhood once"),
+        (({"side": 4, "levels": 2},), "odd sides, not 4"),
+        (({"side": 1, "levels": 3},), "more levels than the 2 of strides"),
+        (({"side": 1, "joined": 2},), "joined"),
+    ],
+    ids=str,
+)
+def test_neighbourhoods_have_odd_sides_each_once(bank: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        config(bank=bank)
 
 
-def test_one_level_cannot_be_joined() -> None:
-    with pytest.raises(ValueError, match="bank_joined needs 2 levels"):
-        config(bank_joined=(1,), strides=(16,))
+def test_a_number_is_a_neighbourhood_of_the_coarsest_level() -> None:
+    given = config(bank=[1, {"side": 3, "levels": 2}])
 
-
-def test_every_side_is_a_neighbourhood_of_its_levels() -> None:
-    assert config(bank=(1, 5), bank_joined=(3,)).neighbourhoods == (
-        Neighbourhood(1, 1),
-        Neighbourhood(1, 5),
-        Neighbourhood(2, 3),
-    )
+    assert given.neighbourhoods == (Neighbourhood(side=1, levels=1), Neighbourhood(side=3, levels=2))
+    assert given.model_dump(mode="json")["bank"] == [1, {"side": 3, "levels": 2}], "presets that exist keep their form"
+    assert BankConfig.model_validate(given.model_dump(mode="json")) == given
 
 
 BANKED = [name for name in method_names() if "bank" in find_method(name).Config.model_fields]
@@ -200,7 +206,7 @@ def test_a_bank_changes_the_model_and_is_kept_for_a_resumed_run(
 ) -> None:
     other = [] if find_method(method).presets["fast"].bank else [1, 3]  # type: ignore[attr-defined]
 
-    found = train_tiny(method, parts, tmp_path / "run", set={"bank": other, "bank_joined": []})
+    found = train_tiny(method, parts, tmp_path / "run", set={"bank": other})
 
     assert (found.folder / "checkpoints" / "bank.safetensors").exists() == bool(other)
     assert found.bundle.model != trained(method).bundle.model

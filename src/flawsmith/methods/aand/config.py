@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from flawsmith.methods.aand.amplification import Components, Residual
-from flawsmith.methods.layers.memory_bank import BankConfig
+from flawsmith.methods.layers.memory_bank import BankConfig, Neighbourhood
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import RECIPES
 
@@ -121,8 +121,7 @@ FAST = AANDConfig(
     refresh=5,
     student_blocks=(2, 2, 2),
     score_norm="level",
-    bank=(3, 5),
-    bank_joined=(1, 3),
+    bank=(3, 5, Neighbourhood(side=1, levels=2), Neighbourhood(side=3, levels=2)),
     epochs=30,
     steps_per_epoch=20,
 )
@@ -137,7 +136,7 @@ PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
 
 RD4AD_PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
     {
-        name: preset.model_copy(update={"amplification": "none", "hard_positions": 0, "bank": (), "bank_joined": ()})
+        name: preset.model_copy(update={"amplification": "none", "hard_positions": 0, "bank": ()})
         for name, preset in PRESETS.items()
     }
 )

@@ -9,12 +9,11 @@ positions show small flaws on parts that lie anywhere, and means over neighbours
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
 from flawsmith.features.patch_embedding import average_embedding
@@ -29,40 +28,40 @@ from flawsmith.methods.layers.familiarity import (
 )
 
 CANDIDATES = 50_000
-JOINED = 2
-"""Levels of the neighbourhoods in ``bank_joined``."""
 MEASURED = 200
 """Good images, evenly spaced, whose scores and distances say how much the two scatter."""
 
 
-class Neighbourhood(NamedTuple):
-    """What one memory remembers.
+class Neighbourhood(BaseModel):
+    """What one memory remembers: means over the neighbours of a position."""
 
-    Attributes:
-        joined: levels that are concatenated: the coarsest and the finer ones next to it, on the coarsest one's grid.
-        side: of the neighbourhood over which each is averaged, in its own positions, odd.
-    """
+    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    joined: int
-    side: int
+    side: int = Field(ge=1, description="Of the square of neighbours, in positions of each level, odd.")
+    levels: int = Field(
+        1, ge=1, description="Levels that are concatenated: the coarsest and the next finer ones, on its grid."
+    )
+
+    @field_validator("side")
+    @classmethod
+    def _odd(cls, side: int) -> int:
+        if side % 2 == 0:
+            raise ValueError(f"neighbourhoods have odd sides, not {side}")
+        return side
 
     def of(self, levels: Sequence[Level]) -> Level:
         """The map to remember, or to compare with what is remembered, from all levels, finest first."""
-        return average_embedding(levels[-self.joined :], self.side, levels[-1].shape[-2:])
+        return average_embedding(levels[-self.levels :], self.side, levels[-1].shape[-2:])
 
 
 class BankConfig(MethodConfig):
     """Settings of the memory bank; by default there is none, as in every paper."""
 
-    bank: tuple[int, ...] = Field(
+    bank: tuple[int | Neighbourhood, ...] = Field(
         (),
-        description="Neighbourhoods of the coarsest level, by their odd sides in positions, whose means over good "
-        "images are remembered; maps and scores count the distance to the nearest of them too. PatchCore's idea, in no "
-        "paper on this method; [] remembers nothing.",
-    )
-    bank_joined: tuple[int, ...] = Field(
-        (),
-        description="The same of the two coarsest levels together, the finer one averaged to the grid of the coarser.",
+        description="Neighbourhoods whose means over good images are remembered, each the odd side of one on the "
+        "coarsest level, or {side: 3, levels: 2} to join levels; maps and scores count the distance to the nearest of "
+        "them too. PatchCore's idea, in no paper on this method; [] remembers nothing.",
     )
     bank_size: int = Field(2000, ge=1, description="Means remembered of each neighbourhood.")
     bank_weight: float = Field(
@@ -73,19 +72,18 @@ class BankConfig(MethodConfig):
     )
 
     @model_validator(mode="after")
-    def _odd_sides(self) -> BankConfig:
-        for name, sides in (("bank", self.bank), ("bank_joined", self.bank_joined)):
-            if any(side < 1 or side % 2 == 0 for side in sides) or len(set(sides)) < len(sides):
-                raise ValueError(f"{name} needs odd sides, each once, such as [1,5]; [] remembers nothing")
-        if self.bank_joined and len(self.strides) < JOINED:
-            raise ValueError(f"bank_joined needs {JOINED} levels at least, such as strides=[8,16]")
+    def _consistent_bank(self) -> BankConfig:
+        found = self.neighbourhoods
+        if len(set(found)) < len(found):
+            raise ValueError("bank needs every neighbourhood once, such as [1,5]; [] remembers nothing")
+        if any(one.levels > len(self.strides) for one in found):
+            raise ValueError(f"bank joins more levels than the {len(self.strides)} of strides")
         return self
 
     @property
     def neighbourhoods(self) -> tuple[Neighbourhood, ...]:
         """All that is remembered."""
-        given = (1, self.bank), (JOINED, self.bank_joined)
-        return tuple(Neighbourhood(joined, side) for joined, sides in given for side in sides)
+        return tuple(Neighbourhood(side=one) if isinstance(one, int) else one for one in self.bank)
 
 
 class MemoryBank(nn.Module):
@@ -103,7 +101,7 @@ class MemoryBank(nn.Module):
     def __init__(self, channels: Sequence[int], neighbourhoods: Sequence[Neighbourhood], size: int) -> None:
         super().__init__()
         self.neighbourhoods = tuple(neighbourhoods)
-        self.memories = nn.ModuleList(Familiarity(sum(channels[-one.joined :]), size) for one in neighbourhoods)
+        self.memories = nn.ModuleList(Familiarity(sum(channels[-one.levels :]), size) for one in neighbourhoods)
         self.register_buffer("means", torch.zeros(len(neighbourhoods)))
         self.register_buffer("scale", torch.ones(()))
 
@@ -128,7 +126,7 @@ def filled_bank(images: FeatureSource, config: BankConfig, seed: int) -> MemoryB
     bank = MemoryBank(images.channels, config.neighbourhoods, config.bank_size)
     for number, (one, memory) in enumerate(zip(bank.neighbourhoods, bank.memories, strict=True)):
         assert isinstance(memory, Familiarity)
-        maps = LevelMaps(images, len(images.grids) - 1, one.side, joined=one.joined)
+        maps = LevelMaps(images, len(images.grids) - 1, one.side, joined=one.levels)
         chosen = chosen_features(maps, config.bank_size, seed, purpose=f"bank {one.side}", candidates=CANDIDATES)
         spread, mean = torch.tensor(torch.inf), torch.tensor(0.0)
         if len(maps) > 1:
