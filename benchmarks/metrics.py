@@ -36,8 +36,7 @@ Mask = NDArray[np.bool_]
 
 
 def scene(side: int, regions: int, rng: np.random.Generator) -> tuple[Map, Mask]:
-    """A smooth random map, higher on discs that the mask marks; every value differs from every other, "
-    "as real ones do."""
+    """A smooth random map, higher on discs that the mask marks; as in real ones, no two values are equal."""
     grid = gaussian_filter(rng.standard_normal((side, side), dtype=np.float32), 4)
     mask = np.zeros((side, side), dtype=bool)
     rows, columns = np.ogrid[:side, :side]

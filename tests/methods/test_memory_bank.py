@@ -167,11 +167,11 @@ def test_a_detector_without_a_bank_stays_as_it_is() -> None:
 @pytest.mark.parametrize(
     ("bank", "says"),
     [
-        ((2,), "odd sides, not 2"),
+        ((2,), "odd sides, each once"),
         ((0,), "greater than or equal to 1"),
-        ((3, 3), "every neighbourhood once"),
-        ((3, {"side": 3, "levels": 1}), "every neighbourhood once"),
-        (({"side": 4, "levels": 2},), "odd sides, not 4"),
+        ((3, 3), "odd sides, each once"),
+        ((3, {"side": 3, "levels": 1}), "odd sides, each once"),
+        (({"side": 4, "levels": 2},), "odd sides, each once"),
         (({"side": 1, "levels": 3},), "more levels than the 2 of strides"),
         (({"side": 1, "joined": 2},), "joined"),
     ],

@@ -9,11 +9,12 @@ positions show small flaws on parts that lie anywhere, and means over neighbours
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Annotated
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from flawsmith.features.patch_embedding import average_embedding
@@ -32,22 +33,18 @@ MEASURED = 200
 """Good images, evenly spaced, whose scores and distances say how much the two scatter."""
 
 
+Side = Annotated[int, Field(ge=1)]
+
+
 class Neighbourhood(BaseModel):
     """What one memory remembers: means over the neighbours of a position."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    side: int = Field(ge=1, description="Of the square of neighbours, in positions of each level, odd.")
+    side: Side = Field(description="Of the square of neighbours, in positions of each level, odd.")
     levels: int = Field(
         1, ge=1, description="Levels that are concatenated: the coarsest and the next finer ones, on its grid."
     )
-
-    @field_validator("side")
-    @classmethod
-    def _odd(cls, side: int) -> int:
-        if side % 2 == 0:
-            raise ValueError(f"neighbourhoods have odd sides, not {side}")
-        return side
 
     def of(self, levels: Sequence[Level]) -> Level:
         """The map to remember, or to compare with what is remembered, from all levels, finest first."""
@@ -57,7 +54,7 @@ class Neighbourhood(BaseModel):
 class BankConfig(MethodConfig):
     """Settings of the memory bank; by default there is none, as in every paper."""
 
-    bank: tuple[int | Neighbourhood, ...] = Field(
+    bank: tuple[Side | Neighbourhood, ...] = Field(
         (),
         description="Neighbourhoods whose means over good images are remembered, each the odd side of one on the "
         "coarsest level, or {side: 3, levels: 2} to join levels; maps and scores count the distance to the nearest of "
@@ -74,8 +71,8 @@ class BankConfig(MethodConfig):
     @model_validator(mode="after")
     def _consistent_bank(self) -> BankConfig:
         found = self.neighbourhoods
-        if len(set(found)) < len(found):
-            raise ValueError("bank needs every neighbourhood once, such as [1,5]; [] remembers nothing")
+        if len(set(found)) < len(found) or any(one.side % 2 == 0 for one in found):
+            raise ValueError("bank needs odd sides, each once, such as [1,5]; [] remembers nothing")
         if any(one.levels > len(self.strides) for one in found):
             raise ValueError(f"bank joins more levels than the {len(self.strides)} of strides")
         return self
