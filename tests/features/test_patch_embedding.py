@@ -70,6 +70,15 @@ def test_full_width_needs_half_of_the_planes_a_level() -> None:
     assert all(level.groups > 100 for level in embed.levels), "a dense kernel costs half as much as the backbone"
 
 
+def test_of_more_levels_the_coarsest_are_embedded() -> None:
+    torch.manual_seed(0)
+    fine, coarse = torch.randn(2, 4, 8, 12), torch.randn(2, 6, 4, 6)
+    embed = PatchEmbedding([6], patch_size=3, level_width=12, width=12)
+
+    torch.testing.assert_close(embed([fine, coarse]), embed([coarse]))
+    assert embed.finest([(8, 12), (4, 6)]) == (4, 6)
+
+
 def test_kernels_are_fixed_and_stay_out_of_checkpoints() -> None:
     embed = PatchEmbedding([4, 8], patch_size=3, level_width=12, width=12)
 

@@ -53,6 +53,37 @@ def sampling(config: PBASConfig) -> Sampling:
     return Sampling(config.batch_size, config.steps_per_epoch, config.patches_per_step)
 
 
+class Coarse(Features):
+    """The coarser level of the same images alone."""
+
+    channels = Features.channels[1:]
+    grids = Features.grids[1:]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = Features().levels[1:]
+
+
+@pytest.mark.parametrize("patches", [None, 7])
+def test_a_level_that_is_not_embedded_changes_nothing_that_is_learned(patches: int | None) -> None:
+    settings = {**SMALL, "patches_per_step": patches}
+    one = PBASConfig(strides=(16,), **settings)
+    both = PBASConfig(strides=(8, 16), embedded_levels=1, **settings)
+    found = []
+    for config, features in ((one, Coarse()), (both, Features())):
+        module = PBASModule(config, features.channels, 0)
+        batches = PatchBatches(features, config.sampling, seed=0)
+        module.centers = initial_centers(module, batches, int(np.prod(Coarse.grids[0])))
+        found.append([module.batch_losses(batch)["loss"] for batch in batches.epoch(0)])
+
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_no_more_levels_are_embedded_than_there_are() -> None:
+    with pytest.raises(ValidationError, match="embedded_levels must be 2 at most"):
+        PBASConfig(embedded_levels=3)
+
+
 # ---- Numbers --------------------------------------------------------------------------------------------------------
 
 

@@ -10,7 +10,7 @@ backbone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
+T = TypeVar("T")
 Part = tuple[slice, Tensor]
 """Consecutive embedding channels, and their values (batch, channel, h, w) at the resolution of one level."""
 
@@ -104,7 +105,7 @@ class PatchEmbedding(nn.Module):
     """Level maps to one embedding a position of the first level (GLASS and PBAS, section "feature extraction").
 
     Args:
-        channels: channels of the levels, finest first.
+        channels: channels of the levels that are embedded, finest first; of more levels the coarsest are.
         patch_size: side of the neighbourhood, odd; 3 in both papers.
         level_width: width that each level is pooled to first; 1536 in the released scripts.
         width: width of the embedding; 1536 in the released scripts.
@@ -128,12 +129,17 @@ class PatchEmbedding(nn.Module):
         """The part of every level, finest first."""
         return [cast(LevelEmbedding, level) for level in self._levels]
 
+    def finest(self, levels: Sequence[T]) -> T:
+        """Of things that go with the levels, that of the finest one embedded, whose positions the embedding has."""
+        return levels[-len(self._levels)]
+
     def parts(self, levels: Sequence[Tensor]) -> list[Part]:
         """Each level's contribution at its own resolution, with the embedding channels it belongs to."""
-        return [(module.channels_out, module(level)) for module, level in zip(self.levels, levels, strict=True)]
+        embedded = levels[-len(self._levels) :]
+        return [(module.channels_out, module(level)) for module, level in zip(self.levels, embedded, strict=True)]
 
     def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch width height0 width0"]:
-        return join_parts(self.parts(levels), levels[0].shape[-2:])
+        return join_parts(self.parts(levels), self.finest(levels).shape[-2:])
 
 
 def join_parts(parts: Sequence[Part], grid: Sequence[int]) -> Float[Tensor, "batch width height0 width0"]:

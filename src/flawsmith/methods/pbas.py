@@ -38,6 +38,7 @@ from flawsmith.methods.layers.centers import (
 )
 from flawsmith.methods.layers.distributed import Part, mean
 from flawsmith.methods.layers.finish import Finish
+from flawsmith.methods.layers.memory_bank import Neighbourhood
 from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches, Sampling
 from flawsmith.methods.layers.patch_detector import NearestCenterDetector, PositionDetector
 from flawsmith.methods.layers.patch_learner import PatchConfig, PatchLearner, Rows
@@ -206,14 +207,16 @@ def initial_centers(module: PBASModule, batches: PatchBatches, positions: int) -
 FAST = PBASConfig(
     image_size=(320, 320),
     policy="squash",
-    strides=(16,),
+    strides=(8, 16),
+    embedded_levels=1,
     level_width=384,
     width=384,
     hidden=256,
     anomaly_degree=0.3,
     scale="logit",
     score_norm="position",
-    bank=(1, 5),
+    bank=(5, Neighbourhood(side=1, levels=2), Neighbourhood(side=5, levels=2)),
+    bank_weight=1.0,
     discriminator_lr=1e-3,
     epochs=30,
     steps_per_epoch=20,
@@ -248,7 +251,8 @@ class PBAS(Method):
         def compute(data: TrainingData) -> dict[str, Tensor]:
             features = data.features()
             batches = PatchBatches(features, Sampling(self.config.batch_size), seed=self.seed, purpose="centre")
-            return {"centers": initial_centers(self.module, batches, int(np.prod(features.grids[0])))}
+            positions = int(np.prod(self.module.embedding.finest(features.grids)))
+            return {"centers": initial_centers(self.module, batches, positions)}
 
         def accept(tensors: dict[str, Tensor]) -> None:
             self.module.centers = tensors["centers"]

@@ -60,7 +60,7 @@ class GLASS(Method):
         self.config, self.backbone, self.seed = config, backbone, seed
         self.module = GLASSModule(config, backbone.channels, seed)
         self._finish = Finish(config, config.score_norm, backbone.channels, seed)
-        self.grid = backbone.grids(config.image_size)[0]
+        self.grid = self.module.embedding.finest(backbone.grids(config.image_size))
         self._findings: Mapping[str, str | float] = {}
         self._mean_image: NDArray[np.uint8] | None = None
 

@@ -74,7 +74,7 @@ class BankConfig(MethodConfig):
         if len(set(found)) < len(found) or any(one.side % 2 == 0 for one in found):
             raise ValueError("bank needs odd sides, each once, such as [1,5]; [] remembers nothing")
         if any(one.levels > len(self.strides) for one in found):
-            raise ValueError(f"bank joins more levels than the {len(self.strides)} of strides")
+            raise ValueError(f"bank joins more levels than the {len(self.strides)} of strides; [1,5] needs but one")
         return self
 
     @property

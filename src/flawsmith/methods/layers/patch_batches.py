@@ -23,12 +23,14 @@ class Sampling:
         steps_per_epoch: batches an epoch; None makes one pass over all images.
         patches_per_step: positions drawn at random from a batch; None takes all.
         most_steps: a pass over all images ends after so many batches at the latest; None lets it end.
+        level: the level whose positions are drawn.
     """
 
     batch_size: int
     steps_per_epoch: int | None = None
     patches_per_step: int | None = None
     most_steps: int | None = None
+    level: int = 0
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ class PatchBatches:
             yield order[start : min(start + size, stop)]
 
     def epoch(self, epoch: int) -> Iterator[PatchBatch]:
-        positions = int(np.prod(self._features.grids[0]))
+        positions = int(np.prod(self._features.grids[self._sampling.level]))
         for step, images in enumerate(self.images(epoch)):
             rows, wanted = None, self._sampling.patches_per_step
             if wanted is not None and wanted < len(images) * positions:

@@ -29,11 +29,11 @@ class PositionDetector(ScoreMapDetector):
     ) -> None:
         super().__init__(backbone)
         self.embedding, self.image_size, self.sigma = embedding, image_size, sigma
-        self.smooth = UpsampleAndSmooth(backbone.grids(image_size)[0], image_size, sigma=sigma)
+        self.smooth = UpsampleAndSmooth(embedding.finest(backbone.grids(image_size)), image_size, sigma=sigma)
 
     @abstractmethod
     def scores(self, levels: Sequence[Tensor]) -> ScoreMap:
-        """The score of every position of the finest level."""
+        """The score of every position of the finest level embedded."""
 
     def raw_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
         return [self.scores(levels)]

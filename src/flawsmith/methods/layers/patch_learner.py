@@ -32,6 +32,9 @@ class PatchConfig(BankConfig):
     policy: Literal["squash", "crop", "letterbox"] = Field(
         "crop", description="The released code scales the shorter side and crops the centre."
     )
+    embedded_levels: int | None = Field(
+        None, ge=1, description="Coarsest levels that are embedded and learned from; null: all. A bank reads all."
+    )
     patch_size: int = Field(3, ge=1, description="Side p of the neighbourhood, odd.")
     level_width: int = Field(1536, ge=1, description="Width that each level is pooled to before the levels are joined.")
     width: int = Field(1536, ge=1, description="Width of the embedding.")
@@ -63,12 +66,25 @@ class PatchConfig(BankConfig):
     def _odd_neighbourhood(self) -> PatchConfig:
         if self.patch_size % 2 == 0:
             raise ValueError("patch_size must be odd")
+        if self.embedded_levels is not None and self.embedded_levels > len(self.strides):
+            raise ValueError(f"embedded_levels must be {len(self.strides)} at most, as many as strides has")
         return self
 
     @property
     def sampling(self) -> Sampling:
         """How training batches are drawn."""
-        return Sampling(self.batch_size, self.steps_per_epoch, self.patches_per_step, self.most_steps_per_epoch)
+        return Sampling(
+            self.batch_size,
+            self.steps_per_epoch,
+            self.patches_per_step,
+            self.most_steps_per_epoch,
+            level=self.finest_level,
+        )
+
+    @property
+    def finest_level(self) -> int:
+        """The number of the finest level that is embedded."""
+        return len(self.strides) - (self.embedded_levels or len(self.strides))
 
 
 class PatchLearner(pl.LightningModule):
@@ -88,7 +104,10 @@ class PatchLearner(pl.LightningModule):
         self.automatic_optimization = False
         self.seed, self._patch_config = seed, config
         self.embedding = PatchEmbedding(
-            channels, patch_size=config.patch_size, level_width=config.level_width, width=config.width
+            channels[config.finest_level :],
+            patch_size=config.patch_size,
+            level_width=config.level_width,
+            width=config.width,
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, f"{self.name} weights"))
@@ -106,7 +125,7 @@ class PatchLearner(pl.LightningModule):
 
     def project(self, levels: Sequence[Tensor], rows: Tensor | None = None) -> Rows:
         """Adapted features of all positions, or of some rows of the embedding; the embedding itself is fixed."""
-        grid = levels[0].shape[-2:]
+        grid = self.embedding.finest(levels).shape[-2:]
         with torch.no_grad():
             parts = self.embedding.parts(levels)
             drawn = None if rows is None else as_rows(join_parts(parts, grid))[rows]
