@@ -56,6 +56,9 @@ class PBASConfig(PatchConfig):
     Fig. 12d.
     """
 
+    embedded_levels: int | None = Field(
+        None, ge=1, description="Coarsest levels that are embedded and learned from; null: all. A bank reads all."
+    )
     discriminator_depth: int = Field(2, ge=2, description="Linear layers of the discriminator.")
     center: CenterKind = Field("aligned", description="Centre initialisation (Table VI); aligned is the paper's own.")
     center_smoothing: float = Field(0.1, gt=0, le=1, description="Weight of a new batch in the moving average.")
@@ -71,8 +74,14 @@ class PBASConfig(PatchConfig):
         1.0, ge=0, description="λ2 of Eq. 10, weight of Eqs. 8 and 9 (released code: 1)."
     )
 
+    @property
+    def finest_level(self) -> int:
+        return len(self.strides) - (self.embedded_levels or len(self.strides))
+
     @model_validator(mode="after")
     def _something_to_train(self) -> PBASConfig:
+        if self.embedded_levels is not None and self.embedded_levels > len(self.strides):
+            raise ValueError(f"embedded_levels must be {len(self.strides)} at most, as many as strides has")
         if self.synthesis == "none" and self.projector_depth == 0:
             raise ValueError("without a projector and without synthesis there is nothing to train")
         return self

@@ -8,7 +8,6 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from flawsmith.methods.layers.memory_bank import Neighbourhood
 from flawsmith.methods.layers.patch_learner import PatchConfig
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import RECIPES
@@ -84,8 +83,7 @@ class GLASSConfig(PatchConfig):
 FAST = GLASSConfig(
     image_size=(320, 320),
     policy="squash",
-    strides=(8, 16),
-    embedded_levels=1,
+    strides=(16,),
     precision="auto",
     level_width=1008,  # nine neighbours of the 112 channels of the default backbone: nothing is pooled away
     width=1008,
@@ -95,8 +93,7 @@ FAST = GLASSConfig(
     step_size=0.004,
     gas_weight=0.5,
     scale="logit",
-    bank=(5, Neighbourhood(side=1, levels=2), Neighbourhood(side=5, levels=2)),
-    bank_weight=1.0,
+    bank=(1, 5),
     discriminator_lr=1e-3,
     epochs=28,
     steps_per_epoch=20,

@@ -32,9 +32,6 @@ class PatchConfig(BankConfig):
     policy: Literal["squash", "crop", "letterbox"] = Field(
         "crop", description="The released code scales the shorter side and crops the centre."
     )
-    embedded_levels: int | None = Field(
-        None, ge=1, description="Coarsest levels that are embedded and learned from; null: all. A bank reads all."
-    )
     patch_size: int = Field(3, ge=1, description="Side p of the neighbourhood, odd.")
     level_width: int = Field(1536, ge=1, description="Width that each level is pooled to before the levels are joined.")
     width: int = Field(1536, ge=1, description="Width of the embedding.")
@@ -66,8 +63,6 @@ class PatchConfig(BankConfig):
     def _odd_neighbourhood(self) -> PatchConfig:
         if self.patch_size % 2 == 0:
             raise ValueError("patch_size must be odd")
-        if self.embedded_levels is not None and self.embedded_levels > len(self.strides):
-            raise ValueError(f"embedded_levels must be {len(self.strides)} at most, as many as strides has")
         return self
 
     @property
@@ -83,8 +78,8 @@ class PatchConfig(BankConfig):
 
     @property
     def finest_level(self) -> int:
-        """The number of the finest level that is embedded."""
-        return len(self.strides) - (self.embedded_levels or len(self.strides))
+        """The number of the finest level that is embedded and learned from; a bank reads finer ones too."""
+        return 0
 
 
 class PatchLearner(pl.LightningModule):
