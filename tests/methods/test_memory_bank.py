@@ -172,7 +172,6 @@ def test_a_detector_without_a_bank_stays_as_it_is() -> None:
         ((3, 3), "odd sides, each once"),
         ((3, {"side": 3, "levels": 1}), "odd sides, each once"),
         (({"side": 4, "levels": 2},), "odd sides, each once"),
-        (({"side": 1, "levels": 3},), "more levels than the 2 of strides"),
         (({"side": 1, "joined": 2},), "joined"),
     ],
     ids=str,
@@ -180,6 +179,14 @@ def test_a_detector_without_a_bank_stays_as_it_is() -> None:
 def test_neighbourhoods_have_odd_sides_each_once(bank: Any, says: str) -> None:
     with pytest.raises(ValueError, match=says):
         config(bank=bank)
+
+
+def test_more_levels_than_there_are_join_all(seed: int) -> None:
+    images = Images(4, seed)
+
+    both, more = (filled_bank(images, config(bank=[{"side": 3, "levels": n}]), seed).state_dict() for n in (2, 3))
+
+    assert all(torch.equal(both[name], more[name]) for name in both)
 
 
 def test_a_number_is_a_neighbourhood_of_the_coarsest_level() -> None:

@@ -88,7 +88,7 @@ class LevelMaps:
         images: level maps of the good images.
         level: which of their levels.
         side: of the neighbourhood, see :func:`average_embedding`.
-        joined: levels that are concatenated: this one and those before it.
+        joined: levels that are concatenated: this one and those before it, as many as there are.
     """
 
     def __init__(self, images: FeatureSource, level: int, side: int = 1, *, joined: int = 1) -> None:
@@ -101,7 +101,7 @@ class LevelMaps:
 
     def __getitem__(self, row: int) -> Level:
         """The maps of one image, a batch of one."""
-        levels = self._images.batch([row])[self.level + 1 - self.joined : self.level + 1]
+        levels = self._images.batch([row])[: self.level + 1][-self.joined :]
         return average_embedding([level.float() for level in levels], self.side, self.grid)
 
 

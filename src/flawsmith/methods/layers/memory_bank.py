@@ -37,13 +37,15 @@ Side = Annotated[int, Field(ge=1)]
 
 
 class Neighbourhood(BaseModel):
-    """What one memory remembers: means over the neighbours of a position."""
+    """What one memory remembers: means over the neighbours of a position, on as many levels as there are."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     side: Side = Field(description="Of the square of neighbours, in positions of each level, odd.")
     levels: int = Field(
-        1, ge=1, description="Levels that are concatenated: the coarsest and the next finer ones, on its grid."
+        1,
+        ge=1,
+        description="Levels that are concatenated: the coarsest and the next finer ones, on its grid.",
     )
 
     def of(self, levels: Sequence[Level]) -> Level:
@@ -73,8 +75,6 @@ class BankConfig(MethodConfig):
         found = self.neighbourhoods
         if len(set(found)) < len(found) or any(one.side % 2 == 0 for one in found):
             raise ValueError("bank needs odd sides, each once, such as [1,5]; [] remembers nothing")
-        if any(one.levels > len(self.strides) for one in found):
-            raise ValueError(f"bank joins more levels than the {len(self.strides)} of strides; [1,5] needs but one")
         return self
 
     @property
