@@ -104,9 +104,8 @@ def serve_cell(compute: Callable[[Cell, Path, float], Cell]) -> bool:
     """Compute the cell that this process was started for; False where it was started by hand.
 
     Args:
-        compute: given the cell, a folder to work in, where an interrupted
-            run of the same cell may lie to go on with, and the system's monotonic clock when this process was
-            started, returns the result, ready for JSON.
+        compute: given the cell, a folder to work in, where an interrupted run of the same cell may lie to go on with,
+            and the system's monotonic clock when this process was started, returns the result, ready for JSON.
     """
     if sys.argv[1:2] != ["--cell"]:
         return False

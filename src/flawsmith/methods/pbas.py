@@ -260,7 +260,7 @@ class PBAS(Method):
         def compute(data: TrainingData) -> dict[str, Tensor]:
             features = data.features()
             batches = PatchBatches(features, Sampling(self.config.batch_size), seed=self.seed, purpose="centre")
-            positions = int(np.prod(self.module.embedding.finest(features.grids)))
+            positions = int(np.prod(features.grids[self.config.finest_level]))
             return {"centers": initial_centers(self.module, batches, positions)}
 
         def accept(tensors: dict[str, Tensor]) -> None:
