@@ -6,12 +6,13 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WORKERS ?= auto
 
-.PHONY: help demo test check lint format types imports unit clean
+.PHONY: help demo test check lint format types imports unit fuzz clean
 help:
 	@echo "make demo    set up an environment, draw a sample product line, train, evaluate, write a report"
 	@echo "make test    set up an environment, then lint, types, import contract and all tests"
 	@echo "make check   lint, types and import contract alone"
 	@echo "make unit    tests alone (ARGS='-k name' passes options to pytest, WORKERS=0 runs them in one process)"
+	@echo "make fuzz    property tests alone, on examples that no run has drawn before"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make clean   remove environments, caches and runs"
 
@@ -52,6 +53,9 @@ imports: $(VENV)/.dev
 
 unit: $(VENV)/.dev $(CORE)/.core
 	FLAWSMITH_CORE_PYTHON=$(abspath $(CORE))/bin/python $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 $(ARGS)
+
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) -m hypothesis --hypothesis-profile explore $(ARGS)
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -250,6 +250,10 @@ CASES: dict[str, tuple[Case, str]] = {
         "foreground.mode='bogus' is not possible: input should be 'none', 'files', 'threshold', 'auto', 'disc' or "
         "'box', or input should be 'published'",
     ),
+    "wrong part of a setting of several types": (
+        lambda p: p.train("--set", "bank=[5,{side: 3, levels: 0}]"),
+        "bank.1.levels=0 is not possible: input should be greater than or equal to 1",
+    ),
     "settings that contradict each other": (
         lambda p: p.train("--method", "aand", "--set", "strides=[8,16]"),
         "student_blocks needs 2 positive numbers",

@@ -99,6 +99,14 @@ def test_a_resample_is_the_set_with_its_images_repeated(
     assert_equal(None if math.isnan(found) else found, math.nan if expected is None else expected)
 
 
+@pytest.mark.parametrize("rule", ["dilated_200", "per_image_200"])
+def test_a_resample_without_flaws_is_undefined(rule: Rule) -> None:
+    maps = [np.array([[-9.0, 9.0], [0.6, 0.1]]), np.array([[-0.7, -1.3], [-0.6, 0.0]])]
+    figures = released(maps, [None, np.array([[1.0, 0.0], [0.4, 0.0]])], rule)
+
+    assert np.isnan(figures.replicates(np.array([[1, 0]]))).all()
+
+
 def test_dilation_rewards_neighbours_that_the_exact_figure_does_not() -> None:
     generator = np.random.default_rng(3)
     mask = np.zeros((32, 32))

@@ -106,4 +106,5 @@ def _show(record: dict[str, Any], *, json_: bool, quiet: bool) -> None:
 def _summary(written: Prediction) -> str:
     counts = ", ".join(f"{number} {verdict}" for verdict, number in written.verdicts.items())
     unreadable = f", {written.unreadable} unreadable" if written.unreadable else ""
-    return f"{written.total} images: {counts}{unreadable}; see {written.lines} and {written.table}"
+    images = "1 image" if written.total == 1 else f"{written.total} images"
+    return f"{images}: {counts}{unreadable}; see {written.lines} and {written.table}"

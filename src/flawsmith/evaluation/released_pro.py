@@ -97,13 +97,13 @@ def stretched_area(rate: FloatArray, overlap: FloatArray, *, rule: Rule, limit: 
 
     Args:
         rate: (..., thresholds) false-positive rates, ascending.
-        overlap: (..., thresholds) mean overlap there, in [0, 1].
+        overlap: (..., thresholds) mean overlap there, in [0, 1]; NaN of a resample without regions.
         rule: ``dilated_200`` stretches the kept rates from lowest and highest to 0 and 1, the others from 0 and
             highest.
         limit: rates at or above are dropped.
 
     Returns:
-        (...) areas; NaN where no rate is kept or, without dilation, all kept ones are 0.
+        (...) areas; NaN where no rate is kept, there are no regions or, without dilation, all kept rates are 0.
     """
     kept = rate < limit
     steps = np.where(kept[..., 1:], np.diff(rate, axis=-1), 0.0)
@@ -111,7 +111,7 @@ def stretched_area(rate: FloatArray, overlap: FloatArray, *, rule: Rule, limit: 
     highest = np.where(kept, rate, 0.0).max(axis=-1)
     dilated = rule == "dilated_200"
     span = highest - rate[..., 0] if dilated else highest
-    flat = np.where(kept[..., 0], 0.0 if dilated else np.nan, np.nan)
+    flat = np.where(kept[..., 0] & ~np.isnan(overlap[..., 0]), 0.0 if dilated else np.nan, np.nan)
     stretched: FloatArray = np.where(span > 0, np.divide(area, span, out=np.zeros_like(area), where=span > 0), flat)
     return stretched
 

@@ -117,10 +117,19 @@ def computes_in_bfloat16() -> bool:
 
 def in_words(error: ValidationError, prefix: str) -> FlawsmithError:
     """What pydantic found wrong first, as one line that begins with ``prefix``."""
-    first, *others = error.errors()
-    # A field of several types is reported once for each of them, under names of pydantic's own making.
-    name = ".".join(str(part) for part in first["loc"] if str(part).isidentifier() or isinstance(part, int))
+    # A field of several types is reported once for each of them, under names of pydantic's own making. Of a mapping or
+    # a list, errors that lie deeper say more than that it is none of the other types.
+    field = error.errors()[0]["loc"][:1]
+    found = [one for one in error.errors() if one["loc"][:1] == field]
+    deepest = max(len(one["loc"]) for one in found)
+    found = [one for one in found if len(one["loc"]) == deepest or not isinstance(one["input"], (dict, list, tuple))]
+    first = max(found, key=lambda one: len(one["loc"]))
+    name = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or _is_setting(part))
     given = f"{name}={first['input']!r} is" if name else "these settings are"
-    alternatives = [first, *(other for other in others if other["loc"][:1] == first["loc"][:1])]
-    reasons = dict.fromkeys(one["msg"].removeprefix("Value error, ").lower() for one in alternatives)
+    reasons = dict.fromkeys(one["msg"].removeprefix("Value error, ").lower() for one in found)
     return FlawsmithError(f"{prefix}{given} not possible: {', or '.join(reasons)}")
+
+
+def _is_setting(part: str) -> bool:
+    """Whether a part of an error's place is a setting's name: those are lower case, and types are not."""
+    return part.isidentifier() and part.islower() and part != "int"
