@@ -5,6 +5,7 @@ from __future__ import annotations
 import builtins
 import functools
 import json
+import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -396,6 +397,18 @@ def test_same_seed_gives_the_same_bytes_from_another_folder(
 ) -> None:
     result, _ = elsewhere(name)
 
+    assert result.model.read_bytes() == trained(name).model.read_bytes()
+
+
+@pytest.mark.parametrize("name", [name for name in method_names() if find_method(name).presets["fast"].forges])
+def test_processes_that_forge_end_with_training_and_change_nothing(
+    name: str, trained: Trained, train_tiny: Train, parts: Path, tmp_path: Path
+) -> None:
+    before = set(multiprocessing.active_children())
+
+    result = train_tiny(name, parts, tmp_path / "run", workers=1)
+
+    assert set(multiprocessing.active_children()) <= before
     assert result.model.read_bytes() == trained(name).model.read_bytes()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -118,6 +119,26 @@ class DyingWorker(Batches):
                 os.kill(loader._workers[0].pid, signal.SIGKILL)
                 loader._workers[0].join()
             yield batch
+
+
+class Workers(Batches):
+    """Batches through a worker process that stays from epoch to epoch."""
+
+    def __init__(self) -> None:
+        self.loader = DataLoader(range(STEPS), num_workers=1, persistent_workers=True)
+
+    def epoch(self, epoch: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        for batch, _ in zip(super().epoch(epoch), self.loader, strict=True):
+            yield batch
+
+
+def test_worker_processes_end_with_the_training_though_the_module_lives_on(fit: Fit, tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())
+
+    module = fit(tmp_path, batches=Workers())
+
+    assert module.seen
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_killed_worker_is_one_line_that_says_how_to_go_on(fit: Fit, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -58,13 +58,27 @@ class _Loader:
 
     def __init__(self, batches: EpochBatches, module: pl.LightningModule) -> None:
         self._batches, self._module = batches, module
+        self._open: Generator[Any] = self._epoch()
 
     def __len__(self) -> int:
         return len(self._batches)
 
     def __iter__(self) -> Iterator[Any]:
+        self._open = self._epoch()
+        return self._open
+
+    def _epoch(self) -> Generator[Any]:
         # Lazily: when a run is resumed, Lightning asks for the iterator before it knows the epoch.
         yield from self._batches.epoch(self._module.current_epoch)
+
+    def release(self) -> None:
+        """Let go of the batches, and of processes that make them.
+
+        A module keeps its trainer and so this loader for as long as it lives, and a trainer stops asking after the
+        last batch, which leaves the epoch open.
+        """
+        self._open.close()
+        del self._batches
 
 
 def fit_module(
@@ -98,9 +112,10 @@ def fit_module(
         warnings.filterwarnings("ignore", module="lightning")
         trainer = make_trainer(options, max_epochs=epochs, callbacks=[watch], default_root_dir=str(checkpoint.parent))
         begun = processes.once(checkpoint.exists)
+        loader = _Loader(batches, module)
         try:
             with together():
-                trainer.fit(module, _Loader(batches, module), ckpt_path=str(checkpoint) if begun else None)
+                trainer.fit(module, loader, ckpt_path=str(checkpoint) if begun else None)
         except SystemExit:  # Lightning's own way to end after Ctrl-C
             raise KeyboardInterrupt from None
         except RuntimeError as error:
@@ -110,6 +125,8 @@ def fit_module(
                 "a process that forges flaws was killed, perhaps for want of memory: continue with --resume, and with "
                 "--workers 0 if it happens again"
             ) from error
+        finally:
+            loader.release()
     if trainer.interrupted:
         raise KeyboardInterrupt
     watch.restore_best(module)

@@ -47,6 +47,11 @@ class _Forged(NamedTuple):
     cells: Bool[Tensor, " position"]
     fell_back: float
 
+    @classmethod
+    def of(cls, forged: ForgedImages, grid: tuple[int, int], stride: int) -> _Forged:
+        cells = np.array([strided_cells(mask, grid, stride) for mask in forged.masks], bool)
+        return cls(forged.levels, torch.from_numpy(cells.reshape(-1)), forged.share_fell_back)
+
 
 class ForgedBatches:
     """The batches of a stage that learns from normal images and from flaws forged on training images.
@@ -71,11 +76,14 @@ class ForgedBatches:
         refresh: int = 1,
         seed: int = 0,
     ) -> None:
-        self._normal, self.forged, self._grid, self._stride = normal, forged, grid, stride
-        self._pool = None
+        self._normal, self.forged, self._pool = normal, forged, None
         if forged is not None:
             self._pool = ForgedPool(
-                forged, lambda epoch: list(normal.images(epoch)), self._reduced, refresh=refresh, seed=seed
+                forged,
+                lambda epoch: list(normal.images(epoch)),
+                lambda found: _Forged.of(found, grid, stride),
+                refresh=refresh,
+                seed=seed,
             )
 
     def __len__(self) -> int:
@@ -88,7 +96,3 @@ class ForgedBatches:
         for normal, forged in zip(self._normal.epoch(epoch), self._pool.epoch(epoch), strict=True):
             cells = forged.cells if normal.rows is None else forged.cells[normal.rows]
             yield PairedBatch(normal, forged.levels, cells, forged.fell_back)
-
-    def _reduced(self, forged: ForgedImages) -> _Forged:
-        cells = np.array([strided_cells(mask, self._grid, self._stride) for mask in forged.masks], bool)
-        return _Forged(forged.levels, torch.from_numpy(cells.reshape(-1)), forged.share_fell_back)
