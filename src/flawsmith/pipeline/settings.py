@@ -131,5 +131,5 @@ def in_words(error: ValidationError, prefix: str) -> FlawsmithError:
 
 
 def _is_setting(part: str) -> bool:
-    """Whether a part of an error's place is a setting's name: those are lower case, and types are not."""
-    return part.isidentifier() and part.islower() and part != "int"
+    """Whether a part of an error's place is a setting's name, not a type's: classes are capitalised."""
+    return part.isidentifier() and part.islower() and part not in {"bool", "int", "float", "str"}
