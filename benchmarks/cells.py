@@ -10,7 +10,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -53,6 +53,7 @@ def cell_result(folder: Path, script: str, cell: Cell, *, threads: int | None = 
             limited = {} if threads is None else {"OMP_NUM_THREADS": str(threads)}
             measured = run_measured(command, env={"FLAWSMITH_CACHE": str(scratch / "cache"), **limited})
             if measured.returncode:
+                print(f"{file.stem}: failed", file=sys.stderr, flush=True)  # others may run for hours yet
                 raise SystemExit(f"{file.stem} failed ({measured.returncode}):\n{measured.stderr}")
             result = json.loads(answer.read_text())
         result |= {"cell": cell, "process_seconds": measured.seconds, "private_bytes": measured.peak_bytes}
@@ -88,10 +89,16 @@ def add_jobs(arguments: argparse.ArgumentParser) -> None:
 
 
 def cell_results(folder: Path, script: str, cells: Sequence[Cell], *, jobs: int) -> list[Cell]:
-    """:func:`cell_result` of many cells, in order; several at a time share the cores evenly."""
+    """:func:`cell_result` of many cells, in order; several at a time share the cores evenly.
+
+    Where one fails, those that run are finished and kept, and no other begins.
+    """
     with ThreadPoolExecutor(jobs) as pool:
         threads = thread_share(jobs)
         pending = [pool.submit(cell_result, folder, script, cell, threads=threads) for cell in cells]
+        wait(pending, return_when=FIRST_EXCEPTION)
+        for one in pending:
+            one.cancel()
         return [one.result() for one in pending]
 
 

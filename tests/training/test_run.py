@@ -118,6 +118,29 @@ def test_resume_with_another_setting_names_it(tmp_path: Path) -> None:
     assert (tmp_path / "run" / "config.yaml").read_bytes() == before
 
 
+def test_difference_deep_in_the_settings_is_named_alone(tmp_path: Path) -> None:
+    begin(tmp_path)
+
+    with pytest.raises(FlawsmithError, match=r"says set\.projector_lr=1e-05 but now it is 0\.5: resume"):
+        claim(tmp_path, resume=True, set={"image_size": (64, 96), "projector_lr": 0.5})
+    with pytest.raises(FlawsmithError, match=r"says set\.projector_lr=1e-05 but now it is None: resume"):
+        claim(tmp_path, resume=True, set={"image_size": (64, 96)})
+
+
+def test_setting_that_is_new_since_the_run_began_stood_at_its_default(tmp_path: Path) -> None:
+    begin(tmp_path)
+    newer = {"set": {**CONFIG["set"], "levels": (1, 2)}}
+    defaults = {"set": {"projector_lr": 7.0, "levels": (1, 2)}, "method": "glass"}
+
+    with pytest.raises(FlawsmithError, match=r"set\.levels=None but now it is \[1, 2\]"):
+        RunFolder.claim(tmp_path, {**CONFIG, **newer}, resume=True)
+    with pytest.raises(FlawsmithError, match=r"set\.levels=\[1, 2\] but now it is \[3\]"):
+        RunFolder.claim(tmp_path, {**CONFIG, "set": {**CONFIG["set"], "levels": (3,)}}, resume=True, defaults=defaults)
+    RunFolder.claim(tmp_path, {**CONFIG, **newer}, resume=True, defaults=defaults)
+
+    assert yaml.safe_load((tmp_path / "config.yaml").read_text())["set"]["levels"] == [1, 2]
+
+
 def test_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
     (tmp_path / "letter.txt").write_text("dear all")
 

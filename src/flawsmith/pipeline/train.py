@@ -103,6 +103,7 @@ def train(
                 "config": config.model_dump(mode="json"),
             },
             resume=resume,
+            defaults={**TrainSettings().model_dump(mode="json"), "config": type(config)().model_dump(mode="json")},
         )
     job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside)
     with processes.joined(trainer):

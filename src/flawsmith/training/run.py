@@ -36,8 +36,17 @@ class RunFolder:
         self.path, self.options, self.selection = path, options, selection
 
     @staticmethod
-    def claim(path: Path, config: Mapping[str, Any], *, resume: bool) -> None:
+    def claim(
+        path: Path, config: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] | None = None
+    ) -> None:
         """Make the folder this run's own, or make sure that it is to be resumed with the same configuration.
+
+        Args:
+            path: the folder.
+            config: all that the run's result depends on; mappings may hold mappings.
+            resume: whether a run that has begun there is to be continued.
+            defaults: what a setting stood at before it could be chosen, arranged as ``config`` is: a run begun by an
+                earlier release does not name the settings that are new since.
 
         Raises:
             FlawsmithError: when the folder holds something else, another configuration, or must not be overwritten.
@@ -46,7 +55,9 @@ class RunFolder:
         if os.path.lexists(path) and not is_folder(path):
             raise FlawsmithError(f"{path} is a file: give a folder with --out")
         if is_folder(path) and file.exists() and _has_begun(path):
-            _must_agree(file, config, resume)
+            if not resume:
+                raise FlawsmithError(f"{path} holds a run already: continue it with --resume, or give another --out")
+            _must_agree(file, config, defaults or {})
         elif is_folder(path) and not all(_is_own(entry) for entry in path.iterdir()):
             raise FlawsmithError(f"{path} is not empty and holds no run: give another folder with --out")
         try:
@@ -106,17 +117,29 @@ def _is_own(entry: Path) -> bool:
     return entry.name in (CONFIG, "checkpoints") or entry.name.startswith(f".{CONFIG}")
 
 
-def _must_agree(file: Path, config: Mapping[str, Any], resume: bool) -> None:
-    if not resume:
-        raise FlawsmithError(f"{file.parent} holds a run already: continue it with --resume, or give another --out")
+def _must_agree(file: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     try:
         stored = yaml.safe_load(file.read_text())
     except (OSError, yaml.YAMLError) as error:
         raise FlawsmithError(f"{file} is damaged: start anew with another --out") from error
-    for key, value in config.items():
-        if not isinstance(stored, dict) or stored.get(key) != value:
-            was = stored.get(key) if isinstance(stored, dict) else None
+    if not isinstance(stored, dict):
+        raise FlawsmithError(f"{file} holds no settings: start anew with another --out")
+    was = {**_by_name(json.loads(json.dumps(defaults))), **_by_name(stored)}
+    now = _by_name(config)
+    for name in (*now, *(name for name in _by_name(stored) if name not in now)):
+        if was.get(name) != now.get(name):
             raise FlawsmithError(
-                f"{file} says {key}={was!r} but now it is {value!r}: "
+                f"{file} says {name}={was.get(name)!r} but now it is {now.get(name)!r}: "
                 "resume with the same settings, or give another --out"
             )
+
+
+def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Each setting under the names that lead to it, joined by dots: ``config.epochs``."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{below}": one for below, one in _by_name(value).items()}
+        else:
+            found[str(name)] = value
+    return found
