@@ -158,10 +158,10 @@ def test_file_in_place_of_the_folder_is_refused(tmp_path: Path) -> None:
         claim(tmp_path / "run")
 
 
-@pytest.mark.parametrize("content", ["{broken", "just words", "- a list\n", ""])
-def test_damaged_configuration_is_not_resumed(content: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [b"{broken", b"just words", b"- a list\n", b"", b"\xff\xfe\x00m"])
+def test_damaged_configuration_is_not_resumed(content: bytes, tmp_path: Path) -> None:
     begin(tmp_path)
-    (tmp_path / "config.yaml").write_text(content)
+    (tmp_path / "config.yaml").write_bytes(content)
 
     with pytest.raises(FlawsmithError, match=r"config\.yaml") as error:
         claim(tmp_path, resume=True)

@@ -120,13 +120,13 @@ def _is_own(entry: Path) -> bool:
 def _must_agree(file: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
     try:
         stored = yaml.safe_load(file.read_text())
-    except (OSError, yaml.YAMLError) as error:
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise FlawsmithError(f"{file} is damaged: start anew with another --out") from error
     if not isinstance(stored, dict):
         raise FlawsmithError(f"{file} holds no settings: start anew with another --out")
     was = {**_by_name(json.loads(json.dumps(defaults))), **_by_name(stored)}
     now = _by_name(config)
-    for name in (*now, *(name for name in _by_name(stored) if name not in now)):
+    for name in {**now, **_by_name(stored)}:
         if was.get(name) != now.get(name):
             raise FlawsmithError(
                 f"{file} says {name}={was.get(name)!r} but now it is {now.get(name)!r}: "
