@@ -21,14 +21,13 @@ from flawsmith.data.layouts import load
 from flawsmith.features.backbones import load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import extract_files, make_extractor
-from flawsmith.methods.aand import AAND
-from flawsmith.methods.aand.batches import AdvancedTeacher
-from flawsmith.methods.aand.config import PRESETS
-from flawsmith.methods.aand.stages import DistillationModule
-from flawsmith.methods.layers.patch_batches import PatchBatch
+from flawsmith.models.aand.config import PRESETS
+from flawsmith.models.aand.model import AAND
+from flawsmith.models.aand.training import AdvancedTeacher, DistillationModule
+from flawsmith.models.components.patch_learner import PatchBatch
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
-from flawsmith.synthesis.render import render_product_line
+from flawsmith.synthesis.demo_parts import render_product_line
 
 
 def main() -> None:

@@ -90,9 +90,8 @@ def geometry() -> Any:
 
 def figures(maps: np.ndarray, scores: np.ndarray, samples: Sequence[Any]) -> dict[str, float]:
     """The exact figures of one model, maps restored to original pixels."""
-    from flawsmith.evaluation.evidence import gather
-    from flawsmith.evaluation.records import ImageRecord
-    from flawsmith.evaluation.summary import summarise
+    from flawsmith.metrics.collect import ImageRecord, gather
+    from flawsmith.metrics.summary import summarise
     from flawsmith.pipeline.truth import read_mask
     from flawsmith.runtime.image import decode
 
@@ -123,8 +122,8 @@ def ours(name: str, levels: Mapping[str, np.ndarray], seed: int, draw: Mapping[s
     import torch
 
     from flawsmith.features.backbones import load_backbone
-    from flawsmith.methods.padim import ChosenChannels
-    from flawsmith.methods.registry import find_method
+    from flawsmith.models.padim.model import ChosenChannels
+    from flawsmith.models.registry import find_method
 
     used = used_levels(name)
     backbone = load_backbone(strides=[STRIDES[number] for number in used])
@@ -152,7 +151,7 @@ def ours(name: str, levels: Mapping[str, np.ndarray], seed: int, draw: Mapping[s
 
 def used_levels(name: str) -> list[int]:
     """Which of the extracted levels a method's preset uses."""
-    from flawsmith.methods.registry import find_method
+    from flawsmith.models.registry import find_method
 
     return [STRIDES.index(stride) for stride in find_method(name).presets["fast"].strides]
 
@@ -170,7 +169,7 @@ def theirs(python: str, given: Mapping[str, np.ndarray], folder: Path) -> dict[s
 
 def compared(category: str, seed: int, given: Any, levels: dict[str, np.ndarray], samples: Any) -> list[Cell]:
     """All rows of one category and seed."""
-    from flawsmith.methods.registry import find_method
+    from flawsmith.models.registry import find_method
 
     count = find_method("padim").presets["fast"].channels  # type: ignore[attr-defined]
     ratio = find_method("patchcore").presets["fast"].coreset_ratio  # type: ignore[attr-defined]

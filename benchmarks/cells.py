@@ -17,7 +17,7 @@ from typing import Any
 
 import yaml
 
-from flawsmith.benchmark.process import run_measured
+from flawsmith.benchmark.executors import run_measured
 from flawsmith.runtime.files import replacing
 
 Cell = dict[str, Any]
@@ -74,7 +74,7 @@ def _scratch(folder: Path) -> Iterator[Path]:
 
 def _key(cell: Cell) -> str:
     """Identity of a cell: what it says, and what its preset means; a preset that was changed is computed anew."""
-    from flawsmith.methods.registry import find_method
+    from flawsmith.models.registry import find_method
 
     preset = find_method(cell.get("method", "pbas")).presets[cell["preset"]]
     given = {"cell": cell, "preset": preset.model_dump(mode="json", exclude_defaults=True)}

@@ -18,14 +18,9 @@ import numpy as np
 from cells import Cell, add_jobs, cell_results, linked_subset, serve_cell, settings_from
 from common import category_folder, page, parser, table
 
-from flawsmith.evaluation.bootstrap import (
-    image_replicates,
-    paired_difference,
-    percentile_interval,
-    resample_weights,
-)
-from flawsmith.evaluation.evidence import Evidence
-from flawsmith.evaluation.ranking import auroc
+from flawsmith.metrics.bootstrap import image_replicates, paired_difference, percentile_interval, resample_weights
+from flawsmith.metrics.collect import Evidence
+from flawsmith.metrics.ranking import auroc
 
 LEVEL = 0.95
 SETTLING_EPOCHS = 10
@@ -47,11 +42,11 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
     import flawsmith
     from flawsmith.data.layouts import load
     from flawsmith.data.splits import half
-    from flawsmith.evaluation.summary import summarise
+    from flawsmith.metrics.summary import summarise
     from flawsmith.pipeline.evaluate import collect
     from flawsmith.runtime.inspector import Inspector
-    from flawsmith.training.engine import LoopOptions
     from flawsmith.training.run import RunFolder
+    from flawsmith.training.trainer import LoopOptions
 
     run = scratch / "run"
     interrupted = run.exists()

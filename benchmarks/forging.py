@@ -26,9 +26,9 @@ from threadpoolctl import threadpool_limits
 
 from flawsmith.data.layouts import load
 from flawsmith.data.seeding import generator
-from flawsmith.pipeline.workshop import Ingredients, Workshop, open_workshop
+from flawsmith.pipeline.synthesize import Ingredients, Workshop, open_workshop
 from flawsmith.runtime.image import decode
-from flawsmith.synthesis.overlay import Image
+from flawsmith.synthesis.blend import FloatImage
 from flawsmith.synthesis.perlin import EXPONENTS, MAX_ROTATION, THRESHOLD, gradient_noise, noise_fields, perlin_mask
 from flawsmith.synthesis.recipes import RECIPES
 
@@ -109,7 +109,7 @@ class Job:
     """What a worker process forges: a workshop, and good images in memory."""
 
     workshop: Workshop
-    images: tuple[Image, ...]
+    images: tuple[FloatImage, ...]
 
     def forge(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """One forged image, as training takes it, and its mask."""

@@ -31,10 +31,10 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
     """Train one model, evaluate it on the test set and on every strength of forged flaws."""
     import flawsmith
     from flawsmith.data.layouts import load
-    from flawsmith.evaluation.summary import summarise
+    from flawsmith.metrics.summary import summarise
     from flawsmith.pipeline.evaluate import collect
+    from flawsmith.pipeline.synthesize import Ingredients
     from flawsmith.pipeline.weak_flaws import weak_flaw_sets
-    from flawsmith.pipeline.workshop import Ingredients
     from flawsmith.runtime.inspector import Inspector
 
     source = category_folder(cell["category"])

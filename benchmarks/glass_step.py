@@ -26,12 +26,11 @@ from torch import Tensor
 from flawsmith.features.backbones import load_backbone
 from flawsmith.features.cache import FeatureCache, FeatureTable
 from flawsmith.features.extract import Extractor, make_extractor
-from flawsmith.methods.glass import GLASS
-from flawsmith.methods.glass.config import GLASSConfig
-from flawsmith.methods.glass.module import GLASSModule
-from flawsmith.methods.glass.spectrogram import Hypothesis
-from flawsmith.methods.layers.forged_batches import PairedBatch
-from flawsmith.methods.layers.patch_batches import PatchBatch
+from flawsmith.models.components.batches import PairedBatch
+from flawsmith.models.components.patch_learner import PatchBatch
+from flawsmith.models.glass.config import GLASSConfig
+from flawsmith.models.glass.hypothesis import Hypothesis
+from flawsmith.models.glass.model import GLASS, GLASSModule
 
 SIZE = (288, 288)
 BATCH = 8

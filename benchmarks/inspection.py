@@ -24,12 +24,12 @@ from common import milliseconds, page, paired, parser, seconds, table
 from PIL import Image
 
 import flawsmith
-from flawsmith.export.onnx import export_detector
+from flawsmith.export import export_detector
 from flawsmith.features.backbones import Backbone, load_backbone
-from flawsmith.features.onnx_graph import to_onnx
-from flawsmith.methods.base import MethodConfig
-from flawsmith.methods.pbas import PBAS, PBASConfig
-from flawsmith.methods.registry import find_method
+from flawsmith.features.extract import to_onnx
+from flawsmith.models.base import MethodConfig
+from flawsmith.models.pbas.model import PBAS, PBASConfig
+from flawsmith.models.registry import find_method
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.engine import make_engine
@@ -37,7 +37,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
-from flawsmith.synthesis.render import render_part
+from flawsmith.synthesis.demo_parts import render_part
 
 Engine = tuple[Literal["onnxruntime", "openvino"], Literal["float32", "bfloat16"]]
 ENGINES: tuple[Engine, ...] = (("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"))

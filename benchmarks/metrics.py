@@ -18,13 +18,12 @@ from common import milliseconds, page, parser, seconds, table
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
 
-from flawsmith.benchmark.process import run_measured
-from flawsmith.evaluation.evidence import ImageRecord
-from flawsmith.evaluation.overlap import aupro, label_regions
-from flawsmith.evaluation.pooling import PixelMetrics
-from flawsmith.evaluation.protocol import CLEAN, papers
-from flawsmith.evaluation.records import NetworkView
-from flawsmith.evaluation.summary import evaluate_records
+from flawsmith.benchmark.executors import run_measured
+from flawsmith.metrics.accumulate import PixelMetrics
+from flawsmith.metrics.collect import ImageRecord, NetworkView
+from flawsmith.metrics.pro import aupro, label_regions
+from flawsmith.metrics.protocol import CLEAN, papers
+from flawsmith.metrics.summary import evaluate_records
 
 SIDE = 288
 MAPS, REGIONS = 100, 30

@@ -27,8 +27,8 @@ from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache, FeatureTable
 from flawsmith.features.extract import Extractor, make_extractor
 from flawsmith.features.patch_embedding import as_rows
-from flawsmith.methods.layers.patch_batches import PatchBatch, PatchBatches, Sampling
-from flawsmith.methods.pbas import PBAS, PBASConfig, PBASModule, initial_centers
+from flawsmith.models.components.patch_learner import PatchBatch, PatchBatches, Sampling
+from flawsmith.models.pbas.model import PBAS, PBASConfig, PBASModule, initial_centers
 
 SIZE = (288, 288)
 BATCH = 8

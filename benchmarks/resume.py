@@ -22,7 +22,7 @@ import numpy as np
 from common import ROOT, page, parser, table
 from PIL import Image
 
-from flawsmith.synthesis.render import render_part
+from flawsmith.synthesis.demo_parts import render_part
 
 TRAIN = (
     "import sys, flawsmith; flawsmith.train(sys.argv[1], out=sys.argv[2], preset='fast', "

@@ -17,7 +17,7 @@ from common import page, parser, table
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from flawsmith.benchmark.process import Measured, run_measured
+from flawsmith.benchmark.executors import Measured, run_measured
 
 SIDE = 64
 # Run on its own, so that the process holds nothing but the training.

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from common import page, parser, table
 
-from flawsmith.benchmark.process import run_measured
-from flawsmith.synthesis.render import render_product_line
+from flawsmith.benchmark.executors import run_measured
+from flawsmith.synthesis.demo_parts import render_product_line
 
 IMAGES, SIZE = 200, (256, 256)
 

@@ -245,10 +245,9 @@ def test_links_in_documents_lead_somewhere() -> None:
     assert not broken
 
 
-def test_every_module_is_short_and_says_what_it_is() -> None:
+def test_every_module_says_what_it_is() -> None:
     for file in tracked("src/*.py"):
         text = file.read_text(encoding="utf-8")
-        assert text.count("\n") <= 350, f"{file.name} is about more than one thing"
         assert not text.strip() or text.startswith('"""'), f"{file.name} has no docstring"
 
 

@@ -9,7 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flawsmith.evaluation.results import Evaluation
+    from flawsmith.metrics.results import Evaluation
     from flawsmith.pipeline.evaluate import evaluate
     from flawsmith.pipeline.train import TrainResult, train
     from flawsmith.runtime.bundle import Bundle
@@ -24,7 +24,7 @@ __version__ = "0.1.0"
 _PLACES = {
     "Bundle": "flawsmith.runtime.bundle",
     "Decision": "flawsmith.runtime.decision",
-    "Evaluation": "flawsmith.evaluation.results",
+    "Evaluation": "flawsmith.metrics.results",
     "FlawsmithError": "flawsmith.runtime.errors",
     "Geometry": "flawsmith.runtime.geometry",
     "Inspection": "flawsmith.runtime.inspector",

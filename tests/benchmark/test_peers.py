@@ -17,13 +17,12 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import roc_auc_score
 
-from flawsmith.benchmark.cell import CellResult, Task
+from flawsmith.benchmark.cell import SCORES, CellFiles, CellResult, ResultStore, Task
 from flawsmith.benchmark.peers import anomalib_runner
-from flawsmith.benchmark.peers.environment import CONTRACT, REFUSED, check_environment
+from flawsmith.benchmark.peers.driver import CONTRACT, REFUSED, check_environment
 from flawsmith.benchmark.peers.models import PEERS
 from flawsmith.benchmark.plan import Plan, tasks
 from flawsmith.benchmark.run import BenchmarkResult, run_benchmark
-from flawsmith.benchmark.store import SCORES, CellFiles, ResultStore
 from flawsmith.benchmark.worker import run_task
 from flawsmith.data.layouts import load
 from flawsmith.data.splits import calibration_split

@@ -14,18 +14,20 @@ import pytest
 import yaml
 
 from flawsmith.benchmark.published import (
+    DATASETS,
     PAPERS,
+    Metric,
     all_figures,
     dataset_key,
     method_key,
+    parse_paper,
     protocol_notes,
     published,
     published_costs,
     published_papers,
 )
-from flawsmith.benchmark.published_schema import DATASETS, Metric, parse_paper
-from flawsmith.evaluation.results import LABELS, LOCO_LABELS
-from flawsmith.methods.registry import method_names
+from flawsmith.metrics.results import LABELS, LOCO_LABELS
+from flawsmith.models.registry import method_names
 from flawsmith.runtime.errors import FlawsmithError
 
 OWN = ("aand", "glass", "pbas", "slsg")

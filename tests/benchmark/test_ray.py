@@ -16,14 +16,12 @@ import psutil
 import pytest
 
 import flawsmith
-from flawsmith.benchmark import ray_executor
-from flawsmith.benchmark.cell import Cell, CellResult, Task
+from flawsmith.benchmark.cell import RESULT, SCORES, Cell, CellFiles, CellResult, ResultStore, Task
 from flawsmith.benchmark.executors import compute
 from flawsmith.benchmark.plan import Plan, tasks
-from flawsmith.benchmark.ray_executor import RayExecutor, on_node, portable
 from flawsmith.benchmark.run import run_benchmark
-from flawsmith.benchmark.store import RESULT, SCORES, CellFiles, ResultStore
 from flawsmith.cli.main import main
+from flawsmith.extras.ray import RayExecutor, on_node, portable
 from flawsmith.runtime.errors import FlawsmithError
 
 PATIENCE = 120  # seconds; only a machine that is busy needs them
@@ -68,7 +66,7 @@ def stand_in(folder: Path) -> Callable[..., CellFiles]:
     script, where = CELL, str(folder)
 
     def computed(task: Task, *, jobs: int) -> CellFiles:
-        from flawsmith.benchmark.process import run_measured
+        from flawsmith.benchmark.executors import run_measured
 
         run_measured([sys.executable, "-c", script, where, str(task.cell.seed), str(os.getpid())])
         result = CellResult(cell=task.cell, status="finished")
@@ -217,7 +215,7 @@ def test_real_cell_of_a_relative_folder_ends_in_the_tables(
 
 
 def test_nothing_to_compute_needs_no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_executor, "check_address", lambda address: None)
+    monkeypatch.setattr("flawsmith.extras.ray.check_address", lambda address: None)
 
     assert list(RayExecutor("nowhere:1").run([])) == []
 

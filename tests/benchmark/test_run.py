@@ -12,12 +12,10 @@ from typing import Any
 import psutil
 import pytest
 
-from flawsmith.benchmark.cell import CellResult, Task
-from flawsmith.benchmark.executors import LocalExecutor, compute
+from flawsmith.benchmark.cell import MODEL, RESULT, SCORES, CellFiles, CellResult, ResultStore, Task
+from flawsmith.benchmark.executors import LocalExecutor, compute, run_measured
 from flawsmith.benchmark.plan import Plan, tasks
-from flawsmith.benchmark.process import run_measured
 from flawsmith.benchmark.run import run_benchmark
-from flawsmith.benchmark.store import MODEL, RESULT, SCORES, CellFiles, ResultStore
 from flawsmith.runtime.errors import FlawsmithError
 
 QUICK = {

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 from flawsmith.benchmark.cell import Arm, Cell, CellResult, Costs
-from flawsmith.benchmark.tables import latex, tables, write_tables
-from flawsmith.benchmark.tidy import tidy_csv
-from flawsmith.evaluation.results import Evaluation
+from flawsmith.benchmark.tables import latex, tables, tidy_csv, write_tables
+from flawsmith.metrics.results import Evaluation
 
 
 def evaluation(image_auroc: float | None, **figures: Any) -> Evaluation:

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 import flawsmith as package
-from flawsmith.evaluation.loco import LOCO_METRICS
-from flawsmith.methods.registry import method_names
+from flawsmith.metrics.summary import LOCO_METRICS
+from flawsmith.models.registry import method_names
 from flawsmith.runtime.bundle import Bundle
 
 

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flawsmith.benchmark.cell import Arm, Cell, CellResult, Costs
-from flawsmith.benchmark.store import RESULT, SCORES, ResultStore
-from flawsmith.evaluation.results import Evaluation
+from flawsmith.benchmark.cell import RESULT, SCORES, Arm, Cell, CellResult, Costs, ResultStore
+from flawsmith.metrics.results import Evaluation
 
 KINDS = ("scores", "grid", "features", "curve", "weakness", "latency")
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from flawsmith.cli import session
-from flawsmith.cli.session import own_warnings, run
+from flawsmith.cli import app
+from flawsmith.cli.app import own_warnings, run
 from flawsmith.runtime.errors import FlawsmithError
 
 
@@ -63,18 +63,18 @@ def test_defect_keeps_its_traceback(error):
 def test_missing_package_names_the_tier_to_install(package, tier, wanted):
     error = ModuleNotFoundError(f"No module named {package!r}", name=package)
 
-    with pytest.raises(FlawsmithError, match=rf"pip install flawsmith\[{wanted}\]"), session.session(tier=tier):
+    with pytest.raises(FlawsmithError, match=rf"pip install flawsmith\[{wanted}\]"), app.session(tier=tier):
         raise error
 
 
 def test_other_missing_module_is_a_defect():
-    with pytest.raises(ModuleNotFoundError), session.session(tier="train"):
+    with pytest.raises(ModuleNotFoundError), app.session(tier="train"):
         raise ModuleNotFoundError("No module named 'flawsmith.typo'", name="flawsmith.typo")
 
 
 def test_own_warnings_are_one_line_and_others_are_silent(capsys):
     with own_warnings():
-        warnings.warn_explicit("limits differ", UserWarning, session.__file__, 1)
+        warnings.warn_explicit("limits differ", UserWarning, app.__file__, 1)
         warnings.warn_explicit("of no concern", UserWarning, "/elsewhere/torch.py", 1)
 
     assert capsys.readouterr().err == "warning: limits differ\n"
@@ -86,7 +86,7 @@ def command(*arguments: object) -> list[str]:
 
 @pytest.fixture
 def environment() -> dict[str, str]:
-    source = str(Path(session.__file__).parents[2])
+    source = str(Path(app.__file__).parents[2])
     return {**os.environ, "PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
 
 

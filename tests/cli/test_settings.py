@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flawsmith.cli.settings import parse_settings
+from flawsmith.cli.app import parse_settings
 from flawsmith.runtime.errors import FlawsmithError
 
 

@@ -9,7 +9,7 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from flawsmith.cli.several import SeveralValues
+from flawsmith.cli.app import SeveralValues
 
 
 class Command(SeveralValues):

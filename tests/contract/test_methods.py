@@ -20,24 +20,22 @@ import yaml
 from PIL import Image
 
 from flawsmith.data.layouts import load
-from flawsmith.export.parity import Tolerance, check_parity
+from flawsmith.export import Tolerance, check_parity
 from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import TorchExtractor
-from flawsmith.methods.base import Method
-from flawsmith.methods.registry import find_method, method_names, register
-from flawsmith.pipeline import steps as pipeline
+from flawsmith.models.base import Method
+from flawsmith.models.registry import find_method, method_names, register
+from flawsmith.pipeline import steps
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import find_images
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
-from flawsmith.training import engine
 from flawsmith.training.data import GoodImages
-from flawsmith.training.engine import LoopOptions
-from flawsmith.training.metrics import MetricsFile
 from flawsmith.training.run import RunFolder
+from flawsmith.training.trainer import LoopOptions, MetricsFile
 
 Train = Callable[..., Any]
 Trained = Callable[[str], Any]
@@ -77,7 +75,7 @@ class Killed(Exception):  # noqa: N818, it stands for an event
 @pytest.fixture
 def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
     """Ends training in the given epoch, after its metrics and before its checkpoint, or after the last stage."""
-    append, export = MetricsFile.append, pipeline.export_detector
+    append, export = MetricsFile.append, steps.export_detector
 
     def arrange(epoch: int) -> None:
         def cut_off_there(*args: Any) -> bytes:
@@ -90,9 +88,9 @@ def killed_after(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
             if at == epoch:
                 raise Killed
 
-        monkeypatch.setattr(engine, "SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+        monkeypatch.setattr("flawsmith.training.trainer.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
         monkeypatch.setattr(MetricsFile, "append", cut_off)
-        monkeypatch.setattr(pipeline, "export_detector", cut_off_there)
+        monkeypatch.setattr("flawsmith.pipeline.steps.export_detector", cut_off_there)
 
     return arrange
 

@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from flawsmith.data import layouts
-from flawsmith.data.checks import check
+from flawsmith.data.doctor import check
 from flawsmith.data.splits import calibration_split
 from flawsmith.runtime.errors import FlawsmithError
 

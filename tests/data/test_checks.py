@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from flawsmith.data import layouts
-from flawsmith.data.checks import Finding, Findings, check
+from flawsmith.data.doctor import Finding, Findings, check
 
 
 def named(findings: Findings, name: str) -> list[Finding]:

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from flawsmith.data import layouts
-from flawsmith.data.checks import check
-from flawsmith.data.defects_config import MERGED_FROM, DefectKind, read_defects_config, saturation_of
+from flawsmith.data.doctor import check
+from flawsmith.data.loco import MERGED_FROM, DefectKind, read_defects_config, saturation_of
 from flawsmith.runtime.errors import FlawsmithError
 
 ENTRY = {"defect_name": "hole", "pixel_value": 255, "saturation_threshold": 0.5, "relative_saturation": True}

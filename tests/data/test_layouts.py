@@ -10,7 +10,7 @@ from types import ModuleType
 import pytest
 
 from flawsmith.data import layouts
-from flawsmith.data.layouts import registry
+from flawsmith.data.layouts import base
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -310,7 +310,7 @@ def test_named_layout_refuses_what_it_is_not(tmp_path: Path, trees: ModuleType) 
 
 def test_registry_refuses_a_second_layout_of_one_name() -> None:
     with pytest.raises(ValueError, match="registered already"):
-        registry.register(layouts.by_name("mvtec"))
+        base.register(layouts.by_name("mvtec"))
 
 
 class _TableLayout:
@@ -336,7 +336,8 @@ def test_a_registered_layout_is_asked_before_the_plain_folder(
     (tmp_path / "part" / "labels.txt").write_text("image,label\n")
     *specific, folder = layouts.known()
     table = _TableLayout()
-    monkeypatch.setattr(registry, "_LAYOUTS", {each.name: each for each in (*specific, table, folder)})
+    known = {each.name: each for each in (*specific, table, folder)}
+    monkeypatch.setattr("flawsmith.data.layouts.base._LAYOUTS", known)
     assert layouts.detect(tmp_path / "part") is table
 
 

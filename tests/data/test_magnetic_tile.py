@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 from flawsmith.data import layouts
-from flawsmith.data.checks import check
+from flawsmith.data.doctor import check
 from flawsmith.data.samples import Sample
 from flawsmith.data.splits import calibration_split
 from flawsmith.runtime.errors import FlawsmithError

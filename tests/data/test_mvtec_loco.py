@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from flawsmith.data import layouts
-from flawsmith.data.checks import check
+from flawsmith.data.doctor import check
 from flawsmith.data.splits import calibration_split
 from flawsmith.pipeline.truth import read_mask
 from flawsmith.runtime.errors import FlawsmithError

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flawsmith.data import layouts
-from flawsmith.data.checks import check
+from flawsmith.data.doctor import check
 from flawsmith.data.samples import Sample
 from flawsmith.data.splits import calibration_split
 from flawsmith.pipeline.truth import read_mask

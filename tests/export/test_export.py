@@ -11,16 +11,17 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from flawsmith.export.onnx import OUTPUTS, export_detector
-from flawsmith.export.parity import (
+from flawsmith.export import (
     MAP_TOLERANCE,
+    OUTPUTS,
     SCORE_TOLERANCE,
     Tolerance,
     check_parity,
+    export_detector,
     non_square_copies,
     reference,
 )
-from flawsmith.methods.base import AnomalyOutput, Detector
+from flawsmith.models.base import AnomalyOutput, Detector
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError

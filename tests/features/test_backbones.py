@@ -14,8 +14,7 @@ import torchvision
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from flawsmith.features.backbones import Backbone, load_backbone
-from flawsmith.features.weights import load_into, packaged_weights, read_weights
+from flawsmith.features.backbones import Backbone, load_backbone, load_into, packaged_weights, read_weights
 from flawsmith.runtime.errors import FlawsmithError
 
 # Values of the packaged backbone for the image of `waves`, at the positions of `probe`.

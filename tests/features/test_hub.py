@@ -17,8 +17,7 @@ import timm
 import torch
 from safetensors.torch import save
 
-from flawsmith.features.backbones import ALIASES
-from flawsmith.features.weights import checksum
+from flawsmith.features.backbones import ALIASES, checksum
 
 MODEL = "test_resnet"  # timm's own model for tests: half a million parameters
 CLIP = "clip_vit_b16"

@@ -14,12 +14,12 @@ import pytest
 import torch
 from torch import nn
 
-from flawsmith.features.onnx_graph import to_onnx
+from flawsmith.features.extract import to_onnx
 
 SCRIPT = """
 import hashlib, torch
 from torch import nn
-from flawsmith.features.onnx_graph import to_onnx
+from flawsmith.features.extract import to_onnx
 torch.manual_seed(0)
 module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
 print(hashlib.sha256(to_onnx(module, (6, 10), ["features"])).hexdigest())

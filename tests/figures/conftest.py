@@ -11,9 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flawsmith.benchmark.cell import Arm, Cell, CellResult, Costs
-from flawsmith.benchmark.store import MODEL, RESULT, SCORES, ResultStore
-from flawsmith.evaluation.results import Evaluation
+from flawsmith.benchmark.cell import MODEL, RESULT, SCORES, Arm, Cell, CellResult, Costs, ResultStore
+from flawsmith.metrics.results import Evaluation
 
 DEFECTS = ("crack", "scratch")
 

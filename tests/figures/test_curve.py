@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flawsmith.figures.comparison import Measurement, check_metrics, lines, sort_key, varied
-from flawsmith.figures.curve import curve
+from flawsmith.figures.curve import Measurement, check_metrics, curve, lines, sort_key, varied
 from flawsmith.figures.sources import benchmark_results
 from flawsmith.runtime.errors import FlawsmithError
 

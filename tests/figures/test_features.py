@@ -12,9 +12,8 @@ from PIL import Image
 
 from flawsmith.data.layouts import load
 from flawsmith.figures.features import feature_planes
-from flawsmith.methods.registry import method_names
-from flawsmith.pipeline.feature_samples import _places, _Seen, _share, check_run, feature_clouds
-from flawsmith.pipeline.restore import restore
+from flawsmith.models.registry import method_names
+from flawsmith.pipeline.restore import _places, _Seen, _share, check_run, feature_clouds, restore
 from flawsmith.report.data import PointCloud
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry

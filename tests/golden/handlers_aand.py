@@ -11,24 +11,32 @@ import torch
 from tests.golden.steps import Arrays, Results, handles, tensor
 from torch import Tensor, nn
 
-from flawsmith.methods.aand.amplification import Amplifier, Amplifiers, ResidualGate, ResidualGenerator
-from flawsmith.methods.aand.batches import ForgedCells
-from flawsmith.methods.aand.config import AANDConfig
-from flawsmith.methods.aand.losses import (
+from flawsmith.losses import balanced_focal
+from flawsmith.models.aand.config import AANDConfig
+from flawsmith.models.aand.functional import (
     amplification_loss,
     as_rows,
     cells_of,
     cosine_distance,
     distillation_loss,
     hard_distillation_loss,
+    position_encoding,
     step_rate,
 )
-from flawsmith.methods.aand.position import position_encoding
-from flawsmith.methods.aand.stages import AmplificationModule
-from flawsmith.methods.aand.student import Block, ConvNorm, Student, layout_for, reverse_student
-from flawsmith.methods.layers.losses import balanced_focal
-from flawsmith.methods.layers.postprocess import UpsampleAndSmooth
-from flawsmith.methods.slsg.losses import cosine_rate
+from flawsmith.models.aand.networks import (
+    Amplifier,
+    Amplifiers,
+    ConvNorm,
+    ResidualBlock,
+    ResidualGate,
+    ResidualGenerator,
+    Student,
+    layout_for,
+    reverse_student,
+)
+from flawsmith.models.aand.training import AmplificationModule, ForgedCells
+from flawsmith.models.components.detectors import UpsampleAndSmooth
+from flawsmith.models.slsg.functional import cosine_rate
 
 WIDE = (256, 512, 1024)
 
@@ -314,7 +322,7 @@ def layer_of(student: Student, path: str) -> nn.Module:
     return _inside(block, rest[0])
 
 
-def _inside(block: Block, name: str) -> nn.Module:
+def _inside(block: ResidualBlock, name: str) -> nn.Module:
     first, _, second = name.partition("_")
     if first == "shortcut":
         assert isinstance(block.shortcut, ConvNorm)

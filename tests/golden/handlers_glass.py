@@ -20,16 +20,16 @@ from tests.golden.steps import (
 )
 from torch import Tensor
 
-from flawsmith.methods.glass.config import GLASSConfig
-from flawsmith.methods.glass.module import GLASSModule
-from flawsmith.methods.glass.synthesis import global_anomalies, pushed_out
-from flawsmith.methods.layers.centers import mean_embedding
-from flawsmith.methods.layers.forged_batches import PairedBatch
-from flawsmith.methods.layers.heads import Discriminator
-from flawsmith.methods.layers.hidden_ascent import Forward, HiddenAscent
-from flawsmith.methods.layers.losses import hardest, two_class_focal
-from flawsmith.methods.layers.patch_batches import PatchBatch
-from flawsmith.methods.layers.projection import Shell
+from flawsmith.losses import hardest, two_class_focal
+from flawsmith.models.components.batches import PairedBatch
+from flawsmith.models.components.centers import mean_embedding
+from flawsmith.models.components.fast import Forward, HiddenAscent
+from flawsmith.models.components.heads import Discriminator
+from flawsmith.models.components.patch_learner import PatchBatch
+from flawsmith.models.components.projection import Shell
+from flawsmith.models.glass.config import GLASSConfig
+from flawsmith.models.glass.functional import global_anomalies, pushed_out
+from flawsmith.models.glass.model import GLASSModule
 
 
 @handles("focal_two_class")

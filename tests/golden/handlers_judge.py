@@ -7,14 +7,7 @@ from typing import Any
 import numpy as np
 from tests.golden.steps import Arrays, Results, handles
 
-from flawsmith.methods.glass.spectrogram import (
-    SPECTRUM_LIMIT,
-    as_rgb,
-    blurred_grey,
-    judge,
-    resized,
-    spectrum,
-)
+from flawsmith.models.glass.hypothesis import SPECTRUM_LIMIT, as_rgb, blurred_grey, judge, resized, spectrum
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from tests.golden.steps import Arrays, Results, handles
 
-from flawsmith.evaluation import ranking
-from flawsmith.evaluation.saturated import Channel, au_spro, spro_at
+from flawsmith.metrics import ranking
+from flawsmith.metrics.spro import Channel, au_spro, spro_at
 
 
 def channels_of(case: dict[str, Any], arrays: Arrays) -> list[list[Channel]]:

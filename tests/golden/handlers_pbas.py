@@ -20,24 +20,16 @@ from tests.golden.steps import (
 from torch import Tensor, nn
 
 from flawsmith.features.patch_embedding import PatchEmbedding, as_rows
-from flawsmith.methods.aand.config import AANDConfig
-from flawsmith.methods.aand.stages import StageModule
-from flawsmith.methods.layers.centers import nearest_center
-from flawsmith.methods.layers.heads import Discriminator, Projector
-from flawsmith.methods.layers.patch_batches import PatchBatch
-from flawsmith.methods.layers.patch_detector import PatchDetector
-from flawsmith.methods.layers.postprocess import UpsampleAndSmooth
-from flawsmith.methods.pbas import (
-    PBASConfig,
-    PBASModule,
-    approximate_boundary,
-    initial_centers,
-    ray_anomalies,
-)
-from flawsmith.methods.slsg import layout_of
-from flawsmith.methods.slsg.config import SLSGConfig
-from flawsmith.methods.slsg.segmentation import SegNet
-from flawsmith.methods.slsg.stages import SegmentationModule
+from flawsmith.models.aand.config import AANDConfig
+from flawsmith.models.aand.training import StageModule
+from flawsmith.models.components.centers import nearest_center
+from flawsmith.models.components.detectors import PatchDetector, UpsampleAndSmooth
+from flawsmith.models.components.heads import Discriminator, Projector
+from flawsmith.models.components.patch_learner import PatchBatch
+from flawsmith.models.pbas.model import PBASConfig, PBASModule, approximate_boundary, initial_centers, ray_anomalies
+from flawsmith.models.slsg.config import SLSGConfig
+from flawsmith.models.slsg.model import SegmentationModule, layout_of
+from flawsmith.models.slsg.networks import SegNet
 
 
 @handles("patch_embedding")

@@ -13,14 +13,11 @@ from tests.golden.steps import Arrays, Results, handles, tensor
 from torch import Tensor, nn
 
 from flawsmith.features.backbones import load_backbone
-from flawsmith.methods.slsg import layout_of
-from flawsmith.methods.slsg.config import PRESETS
-from flawsmith.methods.slsg.decoder import grid_of
-from flawsmith.methods.slsg.detector import scored
-from flawsmith.methods.slsg.encoder import UnpooledResNet, make_encoder
-from flawsmith.methods.slsg.losses import segmentation_losses
-from flawsmith.methods.slsg.segmentation import Logits, SegNet
-from flawsmith.methods.slsg.sg_block import SGBlock, max_relative, position_similarity, position_table
+from flawsmith.models.slsg.config import PRESETS
+from flawsmith.models.slsg.functional import segmentation_losses
+from flawsmith.models.slsg.model import layout_of, scored
+from flawsmith.models.slsg.networks import Logits, SegNet, UnpooledResNet, grid_of, make_encoder
+from flawsmith.models.slsg.sg_block import SGBlock, max_relative, position_similarity, position_table
 
 OFFICIAL = PRESETS["official"]
 

@@ -8,11 +8,11 @@ import numpy as np
 from tests.golden.steps import Arrays, Results, handles
 
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.synthesis.foreground_files import through_geometry
-from flawsmith.synthesis.overlay import NormalWeight, UniformWeight, blend
+from flawsmith.synthesis.blend import NormalWeight, UniformWeight, blend
+from flawsmith.synthesis.foreground import through_geometry
 from flawsmith.synthesis.perlin import gradient_noise, rotate
 from flawsmith.synthesis.recipes import RECIPES, Acceptance
-from flawsmith.synthesis.search import find_mask
+from flawsmith.synthesis.synthesizer import find_mask
 
 GLASS, AAND = RECIPES["glass"], RECIPES["aand"]
 

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from flawsmith.methods.layers.heads import Discriminator, Projector
+from flawsmith.models.components.heads import Discriminator, Projector
 
 PACKAGED = Path(__file__).parent / "data"
 FOLDER = Path(os.environ.get("FLAWSMITH_GOLDEN", PACKAGED))

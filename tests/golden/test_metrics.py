@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flawsmith.evaluation import overlap, ranking
-from flawsmith.evaluation.pooling import PixelMetrics
-from flawsmith.evaluation.released_pro import ReleasedPro, Rule
+from flawsmith.metrics import pro, ranking
+from flawsmith.metrics.accumulate import PixelMetrics
+from flawsmith.metrics.released_pro import ReleasedPro, Rule
 
 PACKAGED = Path(__file__).parent / "data"
 DATA = Path(os.environ.get("FLAWSMITH_GOLDEN", PACKAGED))
@@ -82,7 +82,7 @@ def test_pixel_figures_agree(golden: Golden) -> None:
 
 @pytest.mark.parametrize("limit", PRO_LIMITS)
 def test_exact_pro_agrees(golden: Golden, limit: str) -> None:
-    value = overlap.aupro(list(golden["maps"]), list(golden["masks"]), limit=float(limit))
+    value = pro.aupro(list(golden["maps"]), list(golden["masks"]), limit=float(limit))
 
     golden.assert_agrees(f"pro_exact_limit_{limit}", value)
 
@@ -99,7 +99,7 @@ def test_released_pro_agrees(golden: Golden, variant: str) -> None:
 
 
 def test_reference_curve_lies_on_the_exact_curve(golden: Golden) -> None:
-    curve = overlap.pro_curve(list(golden["maps"]), list(golden["masks"]), max_points=10**6)
+    curve = pro.pro_curve(list(golden["maps"]), list(golden["masks"]), max_points=10**6)
 
     if "exact_curve_fpr" not in golden.arrays:
         assert curve is None

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flawsmith.data.layouts import load
-from flawsmith.pipeline.evaluation_folder import baseline_of, evaluate_into
+from flawsmith.pipeline.evaluate import baseline_of, evaluate_into
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 

@@ -9,11 +9,10 @@ from types import ModuleType
 import numpy as np
 import pytest
 from PIL import Image
-from tests.evaluation import brute_force
+from tests.metrics import brute_force
 
 from flawsmith.data.layouts import load
-from flawsmith.pipeline.evaluate import evaluate
-from flawsmith.pipeline.evaluation_folder import evaluate_into
+from flawsmith.pipeline.evaluate import evaluate, evaluate_into
 from flawsmith.runtime.inspector import Inspector
 
 

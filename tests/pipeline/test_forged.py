@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from flawsmith.data.samples import Sample
-from flawsmith.pipeline.forged import forged_images
+from flawsmith.pipeline.steps import forged_images
 from flawsmith.runtime.geometry import Geometry
 
 

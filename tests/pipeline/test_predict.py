@@ -18,9 +18,9 @@ import pytest
 from PIL import Image
 
 import flawsmith
-from flawsmith.pipeline.names import printable, result_name
 from flawsmith.pipeline.predict import InterruptedPredictionError, given_images, predict
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import printable, result_name
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspector
 

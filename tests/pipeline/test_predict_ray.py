@@ -19,18 +19,8 @@ import pytest
 from PIL import Image
 
 from flawsmith.cli.main import main
-from flawsmith.pipeline import predict_ray
+from flawsmith.extras.ray import IMAGES_A_BATCH, TRIES, _Job, _row, _walk, _Worker, batch_size, predict_on_cluster
 from flawsmith.pipeline.predict import InterruptedPredictionError, predict
-from flawsmith.pipeline.predict_ray import (
-    IMAGES_A_BATCH,
-    TRIES,
-    _Job,
-    _row,
-    _walk,
-    _Worker,
-    batch_size,
-    predict_on_cluster,
-)
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspector
@@ -146,7 +136,7 @@ def test_list_of_images_is_never_held(tmp_path: Path, monkeypatch: pytest.Monkey
         for asked in itertools.count(1):
             yield Path(f"{asked}.png")
 
-    monkeypatch.setattr(predict_ray, "given_images", endless)
+    monkeypatch.setattr("flawsmith.extras.ray.given_images", endless)
 
     walk = _walk(None, job(tmp_path), ("photos",))
     first, second = next(walk), next(walk)
@@ -169,7 +159,7 @@ def test_folder_that_cannot_be_listed_ends_the_work_after_the_images_before_it(
         yield Path("a.png")
         raise FlawsmithError("photos/b: cannot list this folder")
 
-    monkeypatch.setattr(predict_ray, "given_images", ending)
+    monkeypatch.setattr("flawsmith.extras.ray.given_images", ending)
     (paths,) = _walk(None, job(tmp_path), ("photos",))
 
     row = worked(bundle, job(tmp_path), paths, monkeypatch)

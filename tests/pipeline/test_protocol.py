@@ -13,12 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from sklearn import metrics
-from tests.evaluation import brute_force
+from tests.metrics import brute_force
 
 import flawsmith
 from flawsmith.data.layouts import load
-from flawsmith.pipeline.evaluate import evaluate
-from flawsmith.pipeline.evaluation_folder import evaluate_into
+from flawsmith.pipeline.evaluate import evaluate, evaluate_into
 from flawsmith.pipeline.settings import check_settings, method_config
 from flawsmith.runtime.bundle import ORACLE, Bundle
 from flawsmith.runtime.errors import FlawsmithError

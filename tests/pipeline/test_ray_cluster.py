@@ -14,8 +14,7 @@ from types import ModuleType
 import pytest
 
 from flawsmith.cli.main import main
-from flawsmith.pipeline import ray_cluster
-from flawsmith.pipeline.ray_cluster import _WithoutRay, check_address, connected, cpus_of_nodes, in_one_line
+from flawsmith.extras.ray import _WithoutRay, check_address, connected, cpus_of_nodes, in_one_line
 from flawsmith.runtime.errors import FlawsmithError
 
 
@@ -60,7 +59,7 @@ def test_address_of_another_program_is_refused(other_program: str) -> None:
 
 
 def test_program_that_says_nothing_is_not_waited_for(silent_program: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_cluster, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr("flawsmith.extras.ray.CONNECT_SECONDS", 0.2)
     start = time.monotonic()
 
     with pytest.raises(FlawsmithError, match=r"no Ray cluster answers .*timed out"):

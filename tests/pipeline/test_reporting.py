@@ -7,7 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 from flawsmith.data.layouts import load
-from flawsmith.pipeline.evaluation_folder import evaluate_into
+from flawsmith.pipeline.evaluate import evaluate_into
 
 
 def test_each_note_stands_in_the_report_once(tiny: ModuleType, trees: ModuleType, tmp_path: Path) -> None:

@@ -12,9 +12,8 @@ import pytest
 from PIL import Image
 
 from flawsmith.data.layouts import load
-from flawsmith.pipeline.synthesize import synthesize
+from flawsmith.pipeline.synthesize import Ingredients, synthesize
 from flawsmith.pipeline.weak_flaws import MANIFEST, WeakFlawSets, weak_flaw_sets
-from flawsmith.pipeline.workshop import Ingredients
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
 from flawsmith.synthesis.recipes import RECIPES

@@ -7,11 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flawsmith.report import diagnostics, figures
+from flawsmith.report import plots
 from flawsmith.report.data import FactGroup, ImageStrip, LineChart, PointCloud
-from flawsmith.report.diagnostics import chart_of_metrics, panels, projections
-from flawsmith.report.figures import line_chart, training_curves
-from flawsmith.report.pictures import THUMBNAIL
+from flawsmith.report.plots import THUMBNAIL, chart_of_metrics, line_chart, panels, projections, training_curves
 
 
 def blobs(count: int = 30, width: int = 60, groups: tuple[str, ...] = ("normal", "forged")) -> PointCloud:
@@ -92,7 +90,7 @@ def test_a_loss_of_two_stages_is_two_lines() -> None:
         for epoch in range(3)
     ]
 
-    columns = figures._losses(rows)
+    columns = plots._losses(rows)
 
     assert list(columns) == ["loss of first", "loss of second", "loss_first", "loss_second"]
     np.testing.assert_array_equal(columns["loss of first"], [9, 8, 7, np.nan, np.nan, np.nan])
@@ -153,8 +151,8 @@ def test_same_cloud_gives_the_same_bytes() -> None:
 
 
 def test_large_groups_are_thinned_the_same_way_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(diagnostics, "POINTS", 40)
-    monkeypatch.setattr(diagnostics, "POINTS_PER_GROUP", 30)
+    monkeypatch.setattr("flawsmith.report.plots.POINTS", 40)
+    monkeypatch.setattr("flawsmith.report.plots.POINTS_PER_GROUP", 30)
     cloud = blobs(100, groups=("a", "b"))
 
     one, other = (projections(PointCloud("Features", "", cloud.groups))[0] for _ in range(2))
@@ -191,7 +189,7 @@ def test_groups_of_different_width_are_refused() -> None:
 def test_colours_and_shapes_tell_groups_apart() -> None:
     places = {name: np.random.default_rng(0).normal(size=(4, 2)) for name in "abc"}
 
-    drawn = svg(figures.scatter(places, "x", "y"))
+    drawn = svg(plots.scatter(places, "x", "y"))
 
     assert all(colour in drawn for colour in ("#1f6f9c", "#c4471f", "#3f7d4e"))
 

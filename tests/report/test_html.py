@@ -9,20 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flawsmith.evaluation.evidence import Evidence, ImageRecord, gather
-from flawsmith.evaluation.summary import summarise
-from flawsmith.report.data import (
-    Curves,
-    Example,
-    FactGroup,
-    ImageStrip,
-    LineChart,
-    PointCloud,
-    ReportData,
-    ScoreGroup,
-)
-from flawsmith.report.figures import COLOURS
+from flawsmith.metrics.collect import Evidence, ImageRecord, gather
+from flawsmith.metrics.summary import summarise
+from flawsmith.report.data import Curves, Example, FactGroup, ImageStrip, LineChart, PointCloud, ReportData, ScoreGroup
 from flawsmith.report.html import render_report, write_report
+from flawsmith.report.plots import COLOURS
 from flawsmith.runtime.errors import FlawsmithError
 
 HOSTILE = "<script>alert('x')</script>\"><img src=x onerror=alert(1)>&amp;.png"

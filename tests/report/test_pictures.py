@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from flawsmith.report.data import Example
-from flawsmith.report.pictures import THUMBNAIL, galleries
+from flawsmith.report.plots import THUMBNAIL, galleries
 
 
 def example(size: tuple[int, int], name: str = "a.png", *, dot: bool = False) -> Example:

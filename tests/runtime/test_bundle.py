@@ -14,9 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flawsmith.runtime import archive
-from flawsmith.runtime import bundle as bundle_module
-from flawsmith.runtime.bundle import Bundle
+from flawsmith.runtime.bundle import _PARTS, Bundle, read_arrays, write_arrays, write_parts
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspector
 
@@ -42,7 +40,7 @@ def _with_spec(parts: Parts, **changes: object) -> Parts:
 
 
 def _npz(content: bytes, name: str = "a.npy") -> bytes:
-    return archive.write_parts({name: content})
+    return write_parts({name: content})
 
 
 def _npy(header: str, data: bytes = b"") -> bytes:
@@ -107,7 +105,7 @@ def test_arrays_of_any_shape_and_layout_survive() -> None:
         "half": np.arange(3, dtype=np.float16),
     }
 
-    read = archive.read_arrays(archive.write_arrays(arrays))
+    read = read_arrays(write_arrays(arrays))
 
     for name, array in arrays.items():
         np.testing.assert_array_equal(read[name], array)
@@ -117,7 +115,7 @@ def test_arrays_of_any_shape_and_layout_survive() -> None:
 @pytest.mark.parametrize("array", [np.array([{}]), np.array(["text"]), np.zeros(2, [("a", "f4")])])
 def test_arrays_that_are_not_numbers_are_not_written(array: np.ndarray) -> None:
     with pytest.raises(ValueError, match="only numbers"):
-        archive.write_arrays({"a": array})
+        write_arrays({"a": array})
 
 
 def test_failed_save_leaves_the_old_file_and_no_litter(
@@ -148,7 +146,7 @@ def test_saving_into_a_missing_folder_is_refused(bundle: Bundle, tmp_path: Path)
 def test_part_that_could_not_be_loaded_is_not_saved(
     bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bundle_module, "_PARTS", {**bundle_module._PARTS, "model.onnx": 10})
+    monkeypatch.setattr("flawsmith.runtime.bundle._PARTS", {**_PARTS, "model.onnx": 10})
 
     with pytest.raises(FlawsmithError, match=r"model\.onnx has \d+ bytes"):
         bundle.save(tmp_path / "model.flaw")
@@ -279,7 +277,7 @@ def _compressed_arrays(*, noise: bool = False) -> bytes:
 def test_forged_bundle_is_refused_with_one_line(name: str, bundle: Bundle, tmp_path: Path) -> None:
     change, message = CHANGES[name]
     path = tmp_path / "model.flaw"
-    path.write_bytes(archive.write_parts(change(_parts(bundle))))
+    path.write_bytes(write_parts(change(_parts(bundle))))
 
     with pytest.raises(FlawsmithError) as caught:
         Bundle.load(path)
@@ -324,7 +322,7 @@ def test_size_that_a_directory_only_claims_is_refused(bundle: Bundle, tmp_path: 
 
 def test_part_above_its_cap_is_refused(bundle: Bundle, tmp_path: Path) -> None:
     path = tmp_path / "model.flaw"
-    path.write_bytes(archive.write_parts(_signed({**_parts(bundle), "card.md": bytes(2**20 + 1)})))
+    path.write_bytes(write_parts(_signed({**_parts(bundle), "card.md": bytes(2**20 + 1)})))
 
     with pytest.raises(FlawsmithError, match=r"card\.md has 1048577 bytes"):
         Bundle.load(path)

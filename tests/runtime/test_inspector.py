@@ -15,7 +15,6 @@ import pytest
 from onnx import TensorProto, helper
 from PIL import Image
 
-from flawsmith.runtime import inspector as inspector_module
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.engine import OnnxRuntimeEngine, OpenVinoEngine, make_engine
@@ -288,7 +287,7 @@ class TestStream:
         def broken(*_: object, **__: object) -> None:
             raise RuntimeError("a defect")
 
-        monkeypatch.setattr(inspector_module, "decode", broken)
+        monkeypatch.setattr("flawsmith.runtime.inspector.decode", broken)
 
         with pytest.raises(RuntimeError, match="a defect"):
             next(inspector.stream([tmp_path / "a.png"]))

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as reference
 
-from flawsmith.synthesis import colour
-from flawsmith.synthesis.colour import JitterStrength
-from flawsmith.synthesis.forge import is_grey
+from flawsmith.synthesis import augment
+from flawsmith.synthesis.augment import JitterStrength
+from flawsmith.synthesis.synthesizer import is_grey
 
 
 def picture(seed: int = 0) -> np.ndarray:
@@ -36,7 +36,7 @@ def test_adjustments_equal_those_of_torchvision(name: str, amounts: tuple[float,
     for seed, amount in enumerate(amounts):
         image = picture(seed)
         before = image.copy()
-        adjusted = getattr(colour, name)(image, amount)
+        adjusted = getattr(augment, name)(image, amount)
         assert adjusted.dtype == np.float32
         assert np.array_equal(image, before)
         # torchvision's grey weighs red by 0.2989, OpenCV's by 0.299.
@@ -62,7 +62,7 @@ def test_the_order_of_the_parts_is_drawn() -> None:
         factors = rng.uniform(0.1, 1.9, 2).tolist()
         expected = image
         for part, factor in zip(order, factors, strict=True):
-            adjust = (colour.adjust_brightness, colour.adjust_saturation)[part]
+            adjust = (augment.adjust_brightness, augment.adjust_saturation)[part]
             expected = adjust(expected, factor)
         calls[tuple(order)] += 1
         np.testing.assert_allclose(strength.jitter(image, np.random.default_rng(seed)), expected, atol=1e-6)

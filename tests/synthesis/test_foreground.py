@@ -14,9 +14,8 @@ from pydantic import ValidationError
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
-from flawsmith.synthesis.foreground import Foreground, preview, provider
-from flawsmith.synthesis.foreground_files import through_geometry
-from flawsmith.synthesis.render import render_part
+from flawsmith.synthesis.demo_parts import render_part
+from flawsmith.synthesis.foreground import Foreground, preview, provider, through_geometry
 from flawsmith.synthesis.separation import otsu
 
 

@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawsmith.synthesis import forge, perlin
-from flawsmith.synthesis.forge import Forged, Forger, is_grey, resized, to_8_bit, to_float
-from flawsmith.synthesis.mask_rules import Acceptance, MaskRule
-from flawsmith.synthesis.overlay import FixedWeight, visible
+from flawsmith.synthesis import perlin
+from flawsmith.synthesis.augment import Flip
+from flawsmith.synthesis.blend import FixedWeight, visible
+from flawsmith.synthesis.masks import Acceptance, MaskRule
 from flawsmith.synthesis.perlin import draw_lattice
 from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe, max_pool_cells
-from flawsmith.synthesis.transforms import Flip
+from flawsmith.synthesis.synthesizer import Forged, Forger, is_grey, resized, to_8_bit, to_float
 
 PLAIN = Recipe(name="plain", branches=(Branch(weight=FixedWeight(value=0.25)),))
 
@@ -405,7 +405,7 @@ def test_noise_alone_is_redrawn_on_the_same_lattice(
         return drawn[-1]
 
     monkeypatch.setattr(perlin, "draw_lattice", counted)
-    monkeypatch.setattr(forge, "draw_lattice", counted)
+    monkeypatch.setattr("flawsmith.synthesis.synthesizer.draw_lattice", counted)
     hopeless = Acceptance(min_pixels=64 * 80)
     recipe = PLAIN.model_copy(update={"redraw": redraw, "acceptance": hopeless, "max_tries": 40})
 

@@ -9,14 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawsmith.synthesis.held_out import (
-    FALL_BACK,
-    HELD_OUT_RECIPES,
-    WEIGHTS,
-    held_out_flaw,
-    held_out_flaws,
-    strength,
-)
+from flawsmith.synthesis.held_out import FALL_BACK, HELD_OUT_RECIPES, WEIGHTS, held_out_flaw, held_out_flaws, strength
 
 
 def good_image(shape: tuple[int, int] = (64, 80), seed: int = 0) -> np.ndarray:

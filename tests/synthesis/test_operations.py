@@ -10,8 +10,8 @@ import pytest
 import torchvision.transforms.v2.functional as F
 from PIL import Image
 
-from flawsmith.synthesis import operations as op
-from flawsmith.synthesis.operations import OPERATIONS, Family, augment, draw_operations
+from flawsmith.synthesis import augment as op
+from flawsmith.synthesis.augment import OPERATIONS, Family, augment, draw_operations
 from flawsmith.synthesis.procedural import ProceduralTextures
 
 FAMILIES: tuple[Family, ...] = ("glass", "classic")

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from pydantic import TypeAdapter, ValidationError
 
-from flawsmith.synthesis.overlay import (
+from flawsmith.synthesis.blend import (
     FixedWeight,
     MixtureWeight,
     NormalWeight,

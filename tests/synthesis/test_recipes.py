@@ -13,18 +13,11 @@ from hypothesis.extra import numpy as arrays
 from pydantic import ValidationError
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.synthesis.mask_rules import Acceptance, MaskRule
-from flawsmith.synthesis.overlay import FixedWeight, NormalWeight, UniformWeight
-from flawsmith.synthesis.recipes import (
-    RECIPES,
-    Branch,
-    Recipe,
-    find_recipe,
-    max_pool_cells,
-    strided_cells,
-)
-from flawsmith.synthesis.search import find_mask
-from flawsmith.synthesis.transforms import Blur, HalfTurn, Pose, Shuffle
+from flawsmith.synthesis.augment import Blur, HalfTurn, Pose, Shuffle
+from flawsmith.synthesis.blend import FixedWeight, NormalWeight, UniformWeight
+from flawsmith.synthesis.masks import Acceptance, MaskRule
+from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe, find_recipe, max_pool_cells, strided_cells
+from flawsmith.synthesis.synthesizer import find_mask
 
 MASKS = arrays.arrays(bool, st.tuples(st.integers(1, 30), st.integers(1, 30)))
 SINGLE, ANY = MaskRule(), Acceptance()

@@ -13,9 +13,7 @@ from flawsmith.data import layouts
 from flawsmith.data.splits import refuse_leaks
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
-from flawsmith.synthesis.drawn_flaws import FLAWS
-from flawsmith.synthesis.parts import PARTS
-from flawsmith.synthesis.render import render_part, render_product_line
+from flawsmith.synthesis.demo_parts import FLAWS, PARTS, render_part, render_product_line
 
 SIZE = (120, 152)
 
@@ -49,7 +47,7 @@ def test_masks_hold_what_changed_and_nothing_else(part: str, defect: str, monkey
         return surface, np.zeros(view.shape, bool)
 
     with monkeypatch.context() as patch:
-        patch.setattr("flawsmith.synthesis.render.FLAWS", {defect: no_flaw})
+        patch.setattr("flawsmith.synthesis.demo_parts.FLAWS", {defect: no_flaw})
         good, _ = render_part(part, defect=defect, index=2, size=(160, 200), group="test")
     changed = np.abs(flawed.astype(int) - good).max(axis=2) > 0
     assert not (changed & ~mask).any()
@@ -120,7 +118,7 @@ def test_an_interrupted_category_leaves_nothing(tmp_path: Path, monkeypatch: pyt
     def full_disk(pixels: np.ndarray, path: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("flawsmith.synthesis.render._save", full_disk)
+    monkeypatch.setattr("flawsmith.synthesis.demo_parts._save", full_disk)
     with pytest.raises(FlawsmithError, match="No space left"):
         render_product_line(tmp_path, parts=["gear"], n_train=1, size=(64, 64))
     assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flawsmith.synthesis.shapes import mask_field, random_rectangle
+from flawsmith.synthesis.masks import mask_field, random_rectangle
 
 
 def spans(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -13,13 +13,13 @@ from torchvision.transforms import v2
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
-from flawsmith.synthesis.pictures import fitted
 from flawsmith.synthesis.procedural import PAINTERS, ProceduralTextures
 from flawsmith.synthesis.textures import (
     FolderTextures,
     MixedTextures,
     SelfTextures,
     TextureSource,
+    fitted,
     jittered,
     shuffled_patches,
     texture_source,

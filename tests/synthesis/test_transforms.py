@@ -10,13 +10,13 @@ import pytest
 from PIL import Image, ImageFilter
 from pydantic import TypeAdapter, ValidationError
 
-from flawsmith.synthesis.colour import JitterStrength
-from flawsmith.synthesis.transforms import (
+from flawsmith.synthesis.augment import (
     BandCopy,
     Blur,
     ColourJitter,
     Flip,
     HalfTurn,
+    JitterStrength,
     Pose,
     Shuffle,
     Transform,

@@ -24,16 +24,15 @@ from flawsmith.data.layouts import load
 from flawsmith.features.backbones import load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import TorchExtractor
-from flawsmith.methods.base import LightningStage
-from flawsmith.methods.layers.distributed import Part, mean, share, together, total, world_size
-from flawsmith.methods.layers.shared_batch_norm import share_batch_norms
-from flawsmith.methods.registry import find_method
+from flawsmith.models.base import LightningStage
+from flawsmith.models.components.distributed import Part, mean, share, share_batch_norms, together, total, world_size
+from flawsmith.models.registry import find_method
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.training import processes
 from flawsmith.training.data import ForgingOptions, GoodImages
-from flawsmith.training.engine import LoopOptions, make_trainer
 from flawsmith.training.run import RunFolder
+from flawsmith.training.trainer import LoopOptions, make_trainer
 
 
 def train_all(cases: Mapping[str, Mapping[str, Any]], data: Path, out: Path, devices: int) -> None:

@@ -11,23 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from flawsmith.training.children import _words
+from flawsmith.training.processes import _words
 
 # The program as every process runs it: process 1 does what the test says, process 0 waits for it.
 PROGRAM = """
 import os, sys, time
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.training import children
+from flawsmith.training import processes
 
-children.GRACE = 2.0
+processes.GRACE = 2.0
 if os.environ.get("LOCAL_RANK") == "1":
-    children.end_with_parent()
+    processes.end_with_parent()
     with open(sys.argv[1] + ".part", "w") as file:
         file.write(str(os.getpid()))
     os.replace(file.name, sys.argv[1])
     print("heard by nobody")
     {child}
-team = children.Children(2)
+team = processes.Children(2)
 print("port", os.environ["MASTER_PORT"], os.environ["LOCAL_RANK"], os.environ["WORLD_SIZE"], flush=True)
 try:
     with team.watched():
@@ -74,7 +74,7 @@ def test_first_process_says_what_another_one_said(tmp_path: Path) -> None:
 
 
 def test_what_a_process_tells_counts_more_than_what_it_prints(tmp_path: Path) -> None:
-    child = "children.tell(FlawsmithError('the lens is dirty')); sys.exit('goodbye')"
+    child = "processes.tell(FlawsmithError('the lens is dirty')); sys.exit('goodbye')"
     finished = run(tmp_path, child=child, first=LOSES_THE_OTHER)
 
     assert finished.stdout.splitlines()[1:] == ["refused: the lens is dirty"]

@@ -17,12 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from flawsmith.methods.base import AnomalyOutput, Detector
+from flawsmith.models.base import AnomalyOutput, Detector
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.training import engine
-from flawsmith.training.engine import LoopOptions, fit_module
-from flawsmith.training.metrics import MetricsFile
 from flawsmith.training.selection import EVALUATIONS, Oracle, Selection, TestImage
+from flawsmith.training.trainer import LoopOptions, MetricsFile, fit_module
 
 EPOCHS = 5
 STEPS = 3
@@ -84,7 +82,7 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Fit:
         seconds: float = -1.0,
         batches: Batches | None = None,
     ) -> Regression:
-        monkeypatch.setattr(engine, "SECONDS_BETWEEN_CHECKPOINTS", seconds)
+        monkeypatch.setattr("flawsmith.training.trainer.SECONDS_BETWEEN_CHECKPOINTS", seconds)
         folder.mkdir(exist_ok=True)
         module = Regression(stop)
         fit_module(

@@ -14,15 +14,14 @@ from PIL import Image
 
 from flawsmith.data.layouts import load
 from flawsmith.features.cache import FeatureCache
-from flawsmith.methods.base import ForgedImages
-from flawsmith.methods.layers.forged_batches import ForgedBatches
-from flawsmith.methods.layers.patch_batches import PatchBatch
+from flawsmith.models.base import ForgedImages
+from flawsmith.models.components.batches import ForgedBatches
+from flawsmith.models.components.patch_learner import PatchBatch
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import find_recipe
-from flawsmith.training.data import ForgingOptions, GoodImages
-from flawsmith.training.forging import Place
+from flawsmith.training.data import ForgingOptions, GoodImages, Place
 
 GEOMETRY = Geometry(size=(48, 64))
 ROWS = [np.array([0, 1, 2]), np.array([3, 0])]

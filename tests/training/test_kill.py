@@ -14,15 +14,15 @@ from typing import Any
 TRAIN = """
 import json, sys, time
 import flawsmith
-from flawsmith.training import engine
-from flawsmith.training.metrics import MetricsFile
+from flawsmith.training import trainer
+from flawsmith.training.trainer import MetricsFile
 
 append = MetricsFile.append
 def hang(self, epoch, values):
     append(self, epoch, values)
     time.sleep(3600 if epoch else 0)
 
-engine.SECONDS_BETWEEN_CHECKPOINTS = -1.0
+trainer.SECONDS_BETWEEN_CHECKPOINTS = -1.0
 MetricsFile.append = hang
 data, out, settings = sys.argv[1:]
 flawsmith.train(data, out=out, quiet=True, method="pbas", preset="fast", set=json.loads(settings))

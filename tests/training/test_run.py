@@ -11,9 +11,8 @@ import torch
 import yaml
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.training.engine import LoopOptions
-from flawsmith.training.metrics import MetricsFile
 from flawsmith.training.run import RunFolder
+from flawsmith.training.trainer import LoopOptions, MetricsFile
 
 CONFIG: dict[str, Any] = {
     "method": "pbas",

@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspector
-from flawsmith.training.engine import LoopOptions, check_options
+from flawsmith.training.trainer import LoopOptions, check_options
 
 Found = dict[str, torch.Tensor]
 SCRIPT = Path(__file__).with_name("several_processes.py")

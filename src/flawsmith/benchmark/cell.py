@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flawsmith.evaluation.results import Evaluation
+from flawsmith.metrics.results import Evaluation
+from flawsmith.pipeline.evaluate import Inspects
 from flawsmith.runtime.bundle import SelectionName
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import make_folder
 
 Part = Literal["whole", "A", "B"]
 PARTS: dict[Part, str] = {"whole": "the whole test set", "A": "half A", "B": "half B"}
@@ -147,3 +155,120 @@ class CellResult(BaseModel):
 
 def _short(value: Any) -> str:
     return json.dumps(value, separators=(",", ":")).strip('"')
+
+
+RESULT, SCORES, MODEL = "result.json", "scores.csv", "model.flaw"
+KEPT = (RESULT, SCORES, MODEL)
+_CELLS, _LOCK = "cells", ".lock"
+
+CellFiles = Mapping[str, bytes]
+"""A cell's files by name: ``result.json`` always, ``scores.csv`` of a finished one, ``model.flaw`` where it is kept."""
+
+
+class ResultStore:
+    """The folder of a benchmark: ``cells/<label>/`` with ``result.json``, ``scores.csv`` and perhaps ``model.flaw``.
+
+    Args:
+        root: the benchmark's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from writing into the same folder.
+
+        Raises:
+            FlawsmithError: another benchmark is writing there.
+        """
+        make_folder(self.root)
+        with (self.root / _LOCK).open("w") as lock:
+            if not _locked(lock):
+                raise FlawsmithError(f"{self.root}: another benchmark writes here; wait for it, or give another --out")
+            yield
+
+    def folder(self, cell: Cell) -> Path:
+        """Where a cell's files are, whether or not they are there."""
+        return self.root / _CELLS / cell.label
+
+    def result(self, cell: Cell) -> CellResult | None:
+        """What is kept of a cell; None where it was never computed, or failed."""
+        found = self._read(self.folder(cell) / RESULT)
+        return found if found is not None and found.finished else None
+
+    def results(self) -> list[CellResult]:
+        """All that is kept, failed cells included, in the order of labels."""
+        read = [self._read(path) for path in sorted((self.root / _CELLS).glob(f"*/{RESULT}"))]
+        return [one for one in read if one is not None]
+
+    def save(self, cell: Cell, files: CellFiles) -> CellResult:
+        """Keep a cell's files; a folder of an earlier attempt is replaced.
+
+        Raises:
+            FlawsmithError: the folder cannot be written.
+        """
+        target = self.folder(cell)
+        make_folder(target.parent)
+        try:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
+                fresh = Path(scratch) / target.name
+                fresh.mkdir()
+                for name in KEPT:
+                    if name in files:
+                        (fresh / name).write_bytes(files[name])
+                shutil.rmtree(target, ignore_errors=True)
+                fresh.rename(target)
+        except OSError as error:
+            raise FlawsmithError(f"{target}: cannot be written ({error.strerror}); free some space") from None
+        return CellResult.model_validate_json(files[RESULT])
+
+    def _read(self, path: Path) -> CellResult | None:
+        """A result; one that is damaged or of another schema counts as never computed."""
+        try:
+            return CellResult.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+
+def _locked(file: IO[Any]) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # elsewhere than on POSIX nothing keeps two benchmarks apart
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+TIMED_IMAGES, WARM_UP_IMAGES = 60, 5
+
+Latency = tuple[float, float]
+"""Median and 95th percentile in milliseconds from file to verdict and map, one image at a time."""
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A trained model.
+
+    Attributes:
+        inspector: inspects the test images.
+        latency: measures how long one image takes.
+        n_train: images it learned from.
+        n_calibration: images its limit rests on.
+        train_seconds: from an empty cache to the written model.
+        inspect_seconds: what was spent on the test images before the inspector was asked.
+        model_bytes: size of the model file.
+        versions: of what computed it.
+    """
+
+    inspector: Inspects
+    latency: Callable[[], Latency]
+    n_train: int
+    n_calibration: int
+    train_seconds: float
+    inspect_seconds: float
+    model_bytes: int
+    versions: Mapping[str, str]

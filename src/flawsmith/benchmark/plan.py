@@ -14,15 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flawsmith.benchmark.cell import WORD_TEXTURES, Arm, Cell, Part, Task
 from flawsmith.benchmark.peers.models import BackboneConfig, peer_config, plain_arm
 from flawsmith.data.layouts import load
-from flawsmith.data.layouts.files import subfolders
+from flawsmith.data.layouts.base import subfolders
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import content_hash, dataset_fingerprint
-from flawsmith.features.backbones import users_file
-from flawsmith.features.weights import PACKAGED
-from flawsmith.pipeline.names import BASELINES
+from flawsmith.features.backbones import PACKAGED, users_file
 from flawsmith.pipeline.settings import check_settings, in_words, method_config
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.image import find_images
 from flawsmith.synthesis.textures import texture_source
 

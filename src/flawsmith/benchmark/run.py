@@ -7,11 +7,10 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from flawsmith.benchmark.cell import CellResult, Task
+from flawsmith.benchmark.cell import CellResult, ResultStore, Task
 from flawsmith.benchmark.executors import Executor, LocalExecutor
-from flawsmith.benchmark.peers.environment import check_environment
+from flawsmith.benchmark.peers.driver import check_environment
 from flawsmith.benchmark.plan import Plan, tasks
-from flawsmith.benchmark.store import ResultStore
 from flawsmith.benchmark.tables import write_tables
 
 

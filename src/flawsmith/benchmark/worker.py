@@ -15,22 +15,33 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flawsmith.benchmark.cell import Cell, CellResult, Costs, Part, Task
-from flawsmith.benchmark.contender import TIMED_IMAGES, WARM_UP_IMAGES, Contender, Latency
+from flawsmith.benchmark.cell import (
+    MODEL,
+    RESULT,
+    SCORES,
+    TIMED_IMAGES,
+    WARM_UP_IMAGES,
+    Cell,
+    CellResult,
+    Contender,
+    Costs,
+    Latency,
+    Part,
+    Task,
+)
 from flawsmith.benchmark.executors import TASK
-from flawsmith.benchmark.store import MODEL, RESULT, SCORES
-from flawsmith.data.defects_config import saturation_of
 from flawsmith.data.layouts import load
+from flawsmith.data.loco import saturation_of
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import half
-from flawsmith.evaluation.evidence import Evidence
-from flawsmith.evaluation.protocol import choose_protocol
-from flawsmith.evaluation.results import Evaluation
-from flawsmith.evaluation.summary import summarise
+from flawsmith.metrics.collect import Evidence
+from flawsmith.metrics.protocol import choose_protocol
+from flawsmith.metrics.results import Evaluation
+from flawsmith.metrics.summary import summarise
 from flawsmith.pipeline.evaluate import Inspects, collect, test_samples
-from flawsmith.pipeline.names import printable
 from flawsmith.pipeline.provenance import machine, versions
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import printable
 from flawsmith.runtime.inspector import Inspector
 
 if TYPE_CHECKING:

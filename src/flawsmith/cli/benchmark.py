@@ -7,10 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
-from flawsmith.cli.options import AsJson, Layout, Quiet, Ray
-from flawsmith.cli.session import session
-from flawsmith.cli.several import SeveralValues
+from flawsmith.cli.app import (
+    AsJson,
+    Layout,
+    Quiet,
+    Ray,
+    SeveralValues,
+    emit,
+    emit_json,
+    progress,
+    say,
+    session,
+    shows_progress,
+)
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
@@ -18,6 +27,7 @@ if TYPE_CHECKING:
     from flawsmith.benchmark.executors import Executor
     from flawsmith.benchmark.plan import Plan
     from flawsmith.benchmark.run import BenchmarkResult
+
 
 SOMETHING_FAILED = 1
 
@@ -129,13 +139,13 @@ def _plan(file: Path | None, given: dict[str, Any]) -> Plan:
 
 
 def _on_cluster(address: str, jobs: int) -> Executor:
-    from flawsmith.benchmark.ray_executor import RayExecutor
+    from flawsmith.extras.ray import RayExecutor
 
     return RayExecutor(address, jobs)
 
 
 def _lists(pairs: list[str]) -> dict[str, list[Any]]:
-    from flawsmith.cli.settings import parse_settings
+    from flawsmith.cli.app import parse_settings
 
     found = parse_settings(pairs, option="--vary")
     return {name: value if isinstance(value, list) else [value] for name, value in found.items()}

@@ -7,12 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flawsmith.cli.console import emit, emit_json
-from flawsmith.cli.options import AsJson, Layout
-from flawsmith.cli.session import session
+from flawsmith.cli.app import AsJson, Layout, emit, emit_json, session
 
 if TYPE_CHECKING:
     from flawsmith.data.findings import Finding
+
 
 UNSOUND = 1
 """Exit code: errors were found."""
@@ -34,9 +33,9 @@ def doctor(
     Example: flawsmith doctor parts/bolt
     """
     with session():
-        from flawsmith.data.checks import check
+        from flawsmith.data.doctor import check
         from flawsmith.data.layouts import load
-        from flawsmith.pipeline.inspect_model import check_model
+        from flawsmith.pipeline.describe import check_model
         from flawsmith.runtime.files import is_folder
 
         is_model = subject.suffix == ".flaw" and not is_folder(subject)

@@ -7,9 +7,20 @@ from typing import Annotated, Any
 
 import typer
 
-from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
-from flawsmith.cli.options import AsJson, DataFolder, Engine, Layout, ModelFile, Quiet
-from flawsmith.cli.session import session
+from flawsmith.cli.app import (
+    AsJson,
+    DataFolder,
+    Engine,
+    Layout,
+    ModelFile,
+    Quiet,
+    emit,
+    emit_json,
+    progress,
+    say,
+    session,
+    shows_progress,
+)
 
 
 def evaluate(
@@ -36,10 +47,9 @@ def evaluate(
     Example: flawsmith evaluate runs/bolt/model.flaw parts/bolt
     """
     with session(tier="eval", interrupted="interrupted: nothing was written"):
-        from flawsmith.cli.settings import parse_settings
+        from flawsmith.cli.app import parse_settings
         from flawsmith.data.layouts import load
-        from flawsmith.pipeline.evaluate import test_samples
-        from flawsmith.pipeline.evaluation_folder import evaluate_into
+        from flawsmith.pipeline.evaluate import evaluate_into, test_samples
         from flawsmith.runtime.bundle import Bundle
 
         rules: dict[str, Any] = {"protocol": protocol, "set": parse_settings(set_ or [])}

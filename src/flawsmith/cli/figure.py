@@ -8,14 +8,24 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
-from flawsmith.cli.options import AsJson, Layout, Quiet
-from flawsmith.cli.session import Tier, session
-from flawsmith.cli.several import SeveralValues
+from flawsmith.cli.app import (
+    AsJson,
+    Layout,
+    Quiet,
+    SeveralValues,
+    Tier,
+    emit,
+    emit_json,
+    progress,
+    say,
+    session,
+    shows_progress,
+)
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
     from flawsmith.figures.style import Drawn
+
 
 figure = typer.Typer(
     name="figure", help="Draw a figure of a paper from finished runs.", no_args_is_help=True, add_completion=False
@@ -124,7 +134,7 @@ def features(
     def draw() -> Drawn:
         from flawsmith.data.layouts import load
         from flawsmith.figures.features import PLANES, feature_planes
-        from flawsmith.pipeline.feature_samples import check_run, feature_clouds
+        from flawsmith.pipeline.restore import check_run, feature_clouds
 
         chosen: Any = _choices(planes, PLANES, "--planes")
         folder, dataset = check_run(run), load(data, layout)
@@ -160,7 +170,7 @@ def curve(
     """
 
     def draw() -> Drawn:
-        from flawsmith.figures.comparison import check_metrics
+        from flawsmith.figures.curve import check_metrics
         from flawsmith.figures.curve import curve as drawn
         from flawsmith.figures.sources import benchmark_results
 
@@ -195,7 +205,7 @@ def weakness(
 
     def draw() -> Drawn:
         from flawsmith.figures import weakness as figures
-        from flawsmith.figures.comparison import check_metrics
+        from flawsmith.figures.curve import check_metrics
         from flawsmith.figures.sources import benchmark_results, models
 
         check_metrics(metric or [])
@@ -228,7 +238,7 @@ def latency(
     """
 
     def draw() -> Drawn:
-        from flawsmith.figures.comparison import check_metrics
+        from flawsmith.figures.curve import check_metrics
         from flawsmith.figures.latency import latency as drawn
         from flawsmith.figures.sources import benchmark_results
 

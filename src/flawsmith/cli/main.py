@@ -3,14 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from flawsmith import __version__
-from flawsmith.cli import benchmark, demo, doctor, evaluate, figure, info, predict, synthesize, train
-from flawsmith.cli.console import emit
-from flawsmith.cli.session import own_warnings, run
+from flawsmith.cli import benchmark, doctor, evaluate, figure, predict, synthesize, train
+from flawsmith.cli.app import AsJson, ModelFile, Quiet, emit, emit_json, own_warnings, run, say, session, shows_progress
+
+
+def info(model: ModelFile, json_: AsJson = False) -> None:
+    """Say what a model is, what it learned from, and what its limits are worth.
+
+    Example: flawsmith info runs/bolt/model.flaw
+    """
+    with session():
+        from flawsmith.pipeline.describe import describe_model, model_in_words
+
+        facts = describe_model(model)
+    if json_:
+        emit_json(facts)
+    else:
+        emit(model_in_words(facts))
+
+
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the demo; a former demo in it is replaced.")] = Path("demo"),
+    part: Annotated[str, typer.Option(help="The sample part, such as bracket.")] = "bracket",
+    seed: Annotated[int, typer.Option(help="Seed of the drawings and of the training.")] = 0,
+    json_: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Draw a sample product line, learn its good parts, and measure the model: a few minutes on two cores.
+
+    Example: flawsmith demo --out demo
+    """
+    with session(tier="train", interrupted="interrupted: run the demo again to start it anew"):
+        from flawsmith.pipeline.demo import run_demo
+
+        told = (lambda _: None) if quiet else say
+        try:
+            result = run_demo(out, part=part, seed=seed, quiet=not shows_progress(quiet=quiet or json_), told=told)
+        except SystemExit:
+            # Lightning ends the process itself after Ctrl-C.
+            raise KeyboardInterrupt from None
+    if json_:
+        emit_json(
+            {
+                "data": str(result.data),
+                "model": str(result.model),
+                "report": str(result.report),
+                "evaluation": result.evaluation.model_dump(mode="json"),
+            }
+        )
+        return
+    emit(result.evaluation.as_table())
+    emit(f"\ndata:   {result.data}\nmodel:  {result.model}\nreport: {result.report}")
+
 
 app = typer.Typer(
     name="flawsmith",
@@ -21,14 +71,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("demo")(demo.demo)
+app.command("demo")(demo)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("predict")(predict.predict)
 app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesize)
 app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)
 app.add_typer(figure.figure)
-app.command("info")(info.info)
+app.command("info")(info)
 app.command("doctor")(doctor.doctor)
 
 

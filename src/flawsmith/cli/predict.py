@@ -7,12 +7,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
-from flawsmith.cli.options import AsJson, Engine, ModelFile, Ray
-from flawsmith.cli.session import INTERRUPTED, session
+from flawsmith.cli.app import (
+    INTERRUPTED,
+    AsJson,
+    Engine,
+    ModelFile,
+    Ray,
+    emit,
+    emit_json,
+    progress,
+    say,
+    session,
+    shows_progress,
+)
 
 if TYPE_CHECKING:
     from flawsmith.pipeline.predict import OverlayChoice, Prediction
+
 
 UNREADABLE = 1
 """Exit code: all is written, but some images could not be inspected."""
@@ -74,7 +85,7 @@ def predict(
                 if ray is None:
                     written = run(inspector, images, out, **wanted)
                 else:
-                    from flawsmith.pipeline.predict_ray import predict_on_cluster
+                    from flawsmith.extras.ray import predict_on_cluster
 
                     written = predict_on_cluster(bundle, images, out, address=ray, engine=engine, **wanted)
         except InterruptedPredictionError as error:

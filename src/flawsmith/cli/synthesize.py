@@ -7,15 +7,25 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flawsmith.cli.console import emit, emit_json, progress, say, shows_progress
-from flawsmith.cli.options import AsJson, DataFolder, Layout, Quiet
-from flawsmith.cli.session import session
-from flawsmith.cli.several import SeveralValues
+from flawsmith.cli.app import (
+    AsJson,
+    DataFolder,
+    Layout,
+    Quiet,
+    SeveralValues,
+    emit,
+    emit_json,
+    progress,
+    say,
+    session,
+    shows_progress,
+)
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
     from flawsmith.pipeline.synthesize import PreviewFiles
     from flawsmith.pipeline.weak_flaws import WeakFlawSets
+
 
 _SAMPLES = 16
 
@@ -75,9 +85,9 @@ def synthesize(
             if given:
                 side = "with" if test_set else "without"
                 raise FlawsmithError(f"{option} has no meaning {side} --test-set: drop one of them")
+        from flawsmith.pipeline.synthesize import Ingredients
         from flawsmith.pipeline.synthesize import synthesize as preview
         from flawsmith.pipeline.weak_flaws import weak_flaw_sets
-        from flawsmith.pipeline.workshop import Ingredients
 
         ingredients = Ingredients(recipe, textures, foreground, seed, bits)
         number = _SAMPLES if n is None and not test_set else n

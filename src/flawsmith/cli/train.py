@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from flawsmith.cli import train_options as option
-from flawsmith.cli.console import emit_json, say, shows_progress
-from flawsmith.cli.options import AsJson, DataFolder, Layout, Quiet
-from flawsmith.cli.session import session
+import typer
+
+from flawsmith.cli.app import AsJson, DataFolder, Layout, Quiet, emit_json, say, session, shows_progress
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
@@ -18,31 +17,80 @@ if TYPE_CHECKING:
     from flawsmith.pipeline.train import TrainResult
 
 
+# Named here once more, because the registry that knows them imports torch; a test compares the two.
+Method = Annotated[str, typer.Option(help="The method: aand, glass, padim, patchcore, pbas, rd4ad or slsg.")]
+Preset = Annotated[
+    str | None,
+    typer.Option(help="fast (the default), paper or official (the default on a GPU); slsg: official-loco too."),
+]
+Backbone = Annotated[
+    str | None,
+    typer.Option(help="efficientnet_lite0 (the default, needs no download), any timm name, a weights file, NAME@FILE."),
+]
+Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+Set = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the method, such as epochs=20."),
+]
+Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<category>.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")]
+TrainingEngine = Annotated[str, typer.Option(help="onnxruntime or openvino: what training and inspection run on.")]
+Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of that engine.")]
+Select = Annotated[str, typer.Option(help="last, or best on held-out good images and flaws forged on them.")]
+Oracle = Annotated[
+    bool,
+    typer.Option("--oracle", help="Choose the checkpoint on labelled test data; everything it gives is stamped so."),
+]
+Alpha = Annotated[float, typer.Option(help="Share of good parts that may be rejected.")]
+ReviewAlpha = Annotated[
+    float | None, typer.Option(help="Share of good parts that may be sent to review; no such verdict by default.")
+]
+Textures = Annotated[
+    str | None,
+    typer.Option(help="What flaws are forged from: a folder of pictures, self, or procedural (the default)."),
+]
+Foregrounds = Annotated[
+    str | None, typer.Option(help="Folder of masks of where the part is, for --set foreground=files.")
+]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that forge flaws; by default two.")]
+Baseline = Annotated[
+    str, typer.Option(help="patchcore or padim, trained beside the model to see whether learning paid, or none.")
+]
+Fraction = Annotated[float, typer.Option(help="Share of the images to learn from that is used.")]
+Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
+Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")]
+Devices = Annotated[
+    str,
+    typer.Option(help="Lightning's devices, which share every batch: a number, a list, -1 or auto."),
+]
+Strategy = Annotated[str, typer.Option(help="Lightning's strategy; ddp for several devices.")]
+
+
 def train(
     data: DataFolder,
-    method: option.Method = "pbas",
-    preset: option.Preset = None,
-    backbone: option.Backbone = None,
-    seed: option.Seed = 0,
-    set_: option.Set = None,
-    out: option.Out = None,
-    resume: option.Resume = False,
-    engine: option.TrainingEngine = "onnxruntime",
-    precision: option.Precision = "float32",
-    select: option.Select = "last",
-    oracle: option.Oracle = False,
-    alpha: option.Alpha = 0.01,
-    review_alpha: option.ReviewAlpha = None,
-    textures: option.Textures = None,
-    foregrounds: option.Foregrounds = None,
-    fraction: option.Fraction = 1.0,
-    bits: option.Bits = None,
+    method: Method = "pbas",
+    preset: Preset = None,
+    backbone: Backbone = None,
+    seed: Seed = 0,
+    set_: Set = None,
+    out: Out = None,
+    resume: Resume = False,
+    engine: TrainingEngine = "onnxruntime",
+    precision: Precision = "float32",
+    select: Select = "last",
+    oracle: Oracle = False,
+    alpha: Alpha = 0.01,
+    review_alpha: ReviewAlpha = None,
+    textures: Textures = None,
+    foregrounds: Foregrounds = None,
+    fraction: Fraction = 1.0,
+    bits: Bits = None,
     layout: Layout = None,
-    accelerator: option.Accelerator = "auto",
-    devices: option.Devices = "1",
-    strategy: option.Strategy = "auto",
-    workers: option.Workers = None,
-    baseline: option.Baseline = "patchcore",
+    accelerator: Accelerator = "auto",
+    devices: Devices = "1",
+    strategy: Strategy = "auto",
+    workers: Workers = None,
+    baseline: Baseline = "patchcore",
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -99,8 +147,8 @@ def _devices(text: str) -> int | str:
 def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, quiet: bool, json_: bool) -> TrainResult:
     # torch's C++ part tells developers on stderr what concerns several processes; it reads this as it is loaded.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from flawsmith.cli.settings import parse_settings
-    from flawsmith.pipeline import train as pipeline
+    from flawsmith.cli.app import parse_settings
+    from flawsmith.pipeline import train
     from flawsmith.pipeline.settings import check_settings, method_config
 
     settings = {**settings, "set": parse_settings(settings["set"])}
@@ -108,7 +156,7 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
     method_config(check_settings(settings))
     dataset = _introduce(data, settings["layout"], settings["seed"], quiet=quiet)
     try:
-        return pipeline.train(data, quiet=not shows_progress(quiet=quiet or json_), **options, **settings)
+        return train.train(data, quiet=not shows_progress(quiet=quiet or json_), **options, **settings)
     except FlawsmithError as error:
         raise _with_way_out(error, dataset) from error
     except SystemExit:

@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from flawsmith.data.official_counts import made_from
+from flawsmith.data.public_sets import made_from
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.runtime.errors import FlawsmithError
 

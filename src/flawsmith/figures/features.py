@@ -23,7 +23,7 @@ from flawsmith.figures.style import (
     wrapped,
 )
 from flawsmith.report.data import PointCloud
-from flawsmith.report.diagnostics import Projection, projections
+from flawsmith.report.plots import Projection, projections
 from flawsmith.runtime.errors import FlawsmithError
 
 Plane = Literal["pca", "tsne"]

@@ -16,7 +16,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
 from flawsmith.data.layouts import load
-from flawsmith.data.layouts.files import subfolders
+from flawsmith.data.layouts.base import subfolders
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.figures.sources import NamedModel, told_apart
 from flawsmith.figures.style import COLUMN, PAGE, Drawn, paper_style, short, wrapped

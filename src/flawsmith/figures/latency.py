@@ -11,8 +11,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from flawsmith.benchmark.cell import CellResult
-from flawsmith.figures import comparison
-from flawsmith.figures.comparison import METRICS
+from flawsmith.figures import curve
+from flawsmith.figures.curve import METRICS
 from flawsmith.figures.style import INK, MARKERS, MUTED, PALETTE, Drawn, legend_below, panels, paper_style, short
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -52,8 +52,8 @@ def latency(results: Sequence[CellResult], *, metric: str = "image_auroc", part:
     Raises:
         FlawsmithError: no such metric, or no cell with both accuracy and latency.
     """
-    chosen = comparison.part_of(results, part)
-    comparison.shown_metrics([one.evaluations[chosen] for one in results if chosen in one.evaluations], [metric])
+    chosen = curve.part_of(results, part)
+    curve.shown_metrics([one.evaluations[chosen] for one in results if chosen in one.evaluations], [metric])
     arms, notes = arm_costs(results, metric, chosen)
     if not arms:
         raise FlawsmithError("no cell has both a latency and this figure: run `flawsmith benchmark` on labelled data")
@@ -92,7 +92,7 @@ def arm_costs(results: Sequence[CellResult], metric: str, part: Any) -> tuple[li
         and getattr(one.evaluations[part], metric) is not None
         and one.costs.latency_p50_ms is not None
     ]
-    name = comparison.category_names(known)
+    name = curve.category_names(known)
     titles = list(dict.fromkeys(one.cell.arm.title for one in known))
     each = [{name(one) for one in known if one.cell.arm.title == title} for title in titles]
     common, everything = set.intersection(*each) if each else set(), {one for own in each for one in own}

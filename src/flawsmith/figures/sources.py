@@ -8,8 +8,7 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flawsmith.benchmark.cell import CellResult
-from flawsmith.benchmark.store import MODEL, SCORES, ResultStore
+from flawsmith.benchmark.cell import MODEL, SCORES, CellResult, ResultStore
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 

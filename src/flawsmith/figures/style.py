@@ -17,9 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from flawsmith.pipeline.names import make_folder
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import replacing
+from flawsmith.runtime.files import make_folder, replacing
 
 COLUMN, PAGE = 3.4, 7.0
 """Widths in inches of one column and of both columns of a paper."""

@@ -11,12 +11,11 @@ from pathlib import Path
 from flawsmith.benchmark.cell import CellResult
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Dataset
-from flawsmith.evaluation.results import Evaluation
-from flawsmith.figures import comparison
-from flawsmith.figures.comparison import Measurement
-from flawsmith.figures.curve import draw_lines
+from flawsmith.figures import curve
+from flawsmith.figures.curve import Measurement, draw_lines
 from flawsmith.figures.sources import NamedModel, told_apart
 from flawsmith.figures.style import Drawn
+from flawsmith.metrics.results import Evaluation
 from flawsmith.pipeline.evaluate import evaluate
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -110,7 +109,7 @@ def weakness(measured: Sequence[Measured], *, metrics: Sequence[str] = (), by_ca
     Raises:
         FlawsmithError: no such metric.
     """
-    names = comparison.shown_metrics([one.evaluation for one in measured], metrics)
+    names = curve.shown_metrics([one.evaluation for one in measured], metrics)
     found = {
         name: [
             Measurement(one.model, one.category, one.weakness, one.seed, value)
@@ -130,7 +129,7 @@ def weakness_of_benchmark(
     Raises:
         FlawsmithError: no cell is of such a test set.
     """
-    chosen = comparison.part_of(results, part)
+    chosen = curve.part_of(results, part)
     weak = [(one, float(match.group(1))) for one in results if (match := _NAME.match(one.cell.dataset))]
     weak = [(one, weight) for one, weight in weak if chosen in one.evaluations]
     if not weak:
@@ -138,7 +137,7 @@ def weakness_of_benchmark(
             f"no cell of the benchmark is of a test set of weak flaws: make them with {_MAKE} and give its FOLDER to "
             "`flawsmith benchmark`, or give models and --sets FOLDER"
         )
-    names = comparison.shown_metrics([one.evaluations[chosen] for one, _ in weak], metrics)
+    names = curve.shown_metrics([one.evaluations[chosen] for one, _ in weak], metrics)
     found = {
         name: [
             Measurement(one.cell.arm.title, one.cell.category, weight, one.cell.seed, value)

@@ -11,13 +11,12 @@ from typing import Any
 
 import flawsmith
 from flawsmith.data.layouts import load
-from flawsmith.evaluation.results import Evaluation
-from flawsmith.pipeline.evaluation_folder import evaluate_into
+from flawsmith.metrics.results import Evaluation
+from flawsmith.pipeline.evaluate import evaluate_into
 from flawsmith.pipeline.train import train
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
-from flawsmith.synthesis.parts import PARTS
-from flawsmith.synthesis.render import render_product_line
+from flawsmith.synthesis.demo_parts import PARTS, render_product_line
 
 MARKER = "flawsmith-demo.json"
 """The file by which a folder is known to be a demo's own."""
@@ -57,11 +56,11 @@ def run_demo(
 
     Args:
         out: folder of the demo; must be missing, empty, or a demo's own.
-        part: name of a part of :data:`flawsmith.synthesis.parts.PARTS`.
+        part: name of a part of :data:`flawsmith.synthesis.demo_parts.PARTS`.
         seed: seed of drawings and training, at least 0.
         quiet: show no progress bars.
         told: is told what happens, a line at a time.
-        render: other options of :func:`~flawsmith.synthesis.render.render_product_line`, such as ``n_train``.
+        render: other options of :func:`~flawsmith.synthesis.demo_parts.render_product_line`, such as ``n_train``.
         settings: other settings of :func:`~flawsmith.pipeline.train.train`, such as ``set``.
 
     Raises:

@@ -14,9 +14,8 @@ from typing import IO, Any, Literal
 
 import numpy as np
 
-from flawsmith.pipeline.names import make_folder, printable, result_name
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import is_folder, iter_images, replacing
+from flawsmith.runtime.files import is_folder, iter_images, make_folder, printable, replacing, result_name
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
 
 LINES, TABLE, OVERLAYS, MAPS = "verdicts.jsonl", "verdicts.csv", "overlays", "maps"

@@ -10,15 +10,15 @@ import numpy as np
 
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HoldOut
-from flawsmith.evaluation.evidence import Evidence
-from flawsmith.evaluation.ranking import auroc
-from flawsmith.evaluation.results import Evaluation
-from flawsmith.pipeline.names import BASELINES
+from flawsmith.metrics.collect import Evidence
+from flawsmith.metrics.ranking import auroc
+from flawsmith.metrics.results import Evaluation
 from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.truth import read_mask
 from flawsmith.report.data import Curves, Diagnostic, Example, ExampleKind, FactGroup, ReportData, ScoreGroup
 from flawsmith.report.html import write_report
 from flawsmith.runtime.bundle import Bundle, BundleSpec
+from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
 

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+import torch.nn.functional as F
 import yaml
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
 
-from flawsmith.data.seeding import derived_seed
+from flawsmith.data.samples import Dataset, Sample
+from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.features.backbones import Backbone, load_backbone
-from flawsmith.methods.base import LightningStage, Method, SinglePass, Stage
-from flawsmith.methods.registry import find_method
+from flawsmith.models.base import LightningStage, Method, SinglePass, Stage
+from flawsmith.models.registry import find_method
+from flawsmith.pipeline.truth import read_mask
+from flawsmith.report.data import PointCloud
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import ImageArray, as_8_bit, decode
+from flawsmith.synthesis.held_out import held_out_flaws
 from flawsmith.training.checkpoints import SafeCheckpointIO, load_tensors
 from flawsmith.training.run import CONFIG, MODEL
 
@@ -84,3 +97,121 @@ def _load(stage: Stage, folder: Path, *, best: bool) -> None:
     state = load_tensors(file)[0] if file == chosen else SafeCheckpointIO().load_checkpoint(file)["state_dict"]
     stage.module.load_state_dict(state)
     stage.module.eval()
+
+
+GOOD, FLAWED, FORGED = "good", "flawed", "forged"
+IMAGES, POSITIONS = 24, 16
+"""Images of each group, and positions of each of them."""
+
+_HALF = 0.5
+
+
+class _Seen(NamedTuple):
+    """One image with where to look at it: everywhere, or inside a flaw."""
+
+    group: str
+    image: ImageArray
+    mask: NDArray[np.bool_] | None
+
+
+def feature_clouds(
+    run: Path,
+    dataset: Dataset,
+    *,
+    seed: int = 0,
+    images: int = IMAGES,
+    positions: int = POSITIONS,
+    done: Callable[[], object] = lambda: None,
+) -> list[PointCloud]:
+    """Features of a run's method on test images, one cloud a feature map, drawn by seed.
+
+    A position counts as flawed where at least half of it is, or where no position is, the one with the largest share.
+
+    Args:
+        run: a run folder of ``flawsmith train`` with its checkpoints.
+        dataset: data with good test images; flawed ones without a mask are left out.
+        seed: of the choice of images and positions, and of the forged flaws.
+        images: at most so many images of a group.
+        positions: at most so many positions of an image.
+        done: called after each image.
+
+    Returns:
+        Clouds with the groups ``good`` and ``forged``, and ``flawed`` where a flawed image has a mask.
+
+    Raises:
+        FlawsmithError: no finished run with its checkpoints, no good test images, or an image cannot be read.
+    """
+    restored = restore(run)
+    detector, geometry = restored.method.network().eval(), restored.spec.geometry
+    strides = restored.backbone.info.strides
+
+    def maps(batch: Tensor) -> Mapping[str, Tensor]:
+        named = [f"level {number + 1} (stride {stride})" for number, stride in enumerate(strides)]
+        return detector.feature_maps(batch) or dict(zip(named, restored.backbone(batch), strict=True))
+
+    rows: dict[str, dict[str, list[NDArray[np.float32]]]] = {}
+    for number, seen in enumerate(_images(dataset, geometry, seed, images)):
+        with torch.no_grad():
+            found = maps(torch.from_numpy(geometry.apply(seen.image))[None])
+        for name, features in found.items():
+            share = _share(seen, geometry, (features.shape[-2], features.shape[-1]))
+            places = _places(share, seen.mask is not None, positions, generator(seed, "shown positions", number))
+            chosen = features[0].flatten(1).T[torch.from_numpy(places)].float().numpy()
+            rows.setdefault(name, {}).setdefault(seen.group, []).append(chosen)
+        done()
+    return [
+        PointCloud(name, "", {group: np.concatenate(parts) for group, parts in groups.items()})
+        for name, groups in rows.items()
+    ]
+
+
+def _images(dataset: Dataset, geometry: Geometry, seed: int, count: int) -> Iterator[_Seen]:
+    good, flawed = dataset.test_good, [sample for sample in dataset.test_flawed if sample.masks]
+    if not good:
+        raise FlawsmithError(f"{dataset.root} has no good test images to compare with: put some into test/good")
+    for sample in _some(good, seed, count):
+        yield _Seen(GOOD, decode(sample.image), None)
+    for sample in _some(flawed, seed, count):
+        mask = read_mask(sample)
+        if mask is not None and mask.any():
+            yield _Seen(FLAWED, decode(sample.image), mask)
+    pictures = (as_8_bit(decode(sample.image), geometry.value_range) for sample in _some(good, seed, count))
+    for flaw in held_out_flaws(pictures, seed):
+        yield _Seen(FORGED, flaw.image, flaw.mask)
+
+
+def _some(samples: Sequence[Sample], seed: int, count: int) -> list[Sample]:
+    picked = generator(seed, "shown images").permutation(len(samples))[:count]
+    return [samples[place] for place in sorted(picked)]
+
+
+def _share(seen: _Seen, geometry: Geometry, grid: tuple[int, int]) -> Float[np.ndarray, " position"]:
+    """How much of every position of a feature map shows the image, or of the flaw where there is one, in [0, 1]."""
+    mask = np.ones(seen.image.shape[:2], bool) if seen.mask is None else seen.mask
+    plain = geometry.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
+    picture = np.repeat((mask * np.uint8(255))[:, :, None], 3, axis=2)
+    return F.adaptive_avg_pool2d(torch.from_numpy(plain.apply(picture)[:1]), grid).flatten().numpy()
+
+
+def _places(
+    share: Float[np.ndarray, " position"], inside_flaw: bool, count: int, rng: np.random.Generator
+) -> NDArray[np.int64]:
+    places = np.flatnonzero(share >= _HALF)
+    if not len(places) and inside_flaw and share.max() > 0:
+        places = np.array([int(share.argmax())])
+    return np.sort(rng.permutation(places)[:count])
+
+
+def check_run(source: Path) -> Path:
+    """The run folder of a source: itself, or the folder of a model file.
+
+    Raises:
+        FlawsmithError: there are no checkpoints beside the model.
+    """
+    run = source.parent if source.is_file() else source
+    if not any((run / "checkpoints").glob("*.safetensors")):
+        raise FlawsmithError(
+            f"{source}: has no checkpoints beside it, and features are those of the trained network: give the folder "
+            "of a run of `flawsmith train`"
+        )
+    return run

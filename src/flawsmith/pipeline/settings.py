@@ -10,10 +10,11 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from flawsmith.methods.base import MethodConfig
-from flawsmith.methods.registry import find_method
+from flawsmith.models.base import MethodConfig
+from flawsmith.models.registry import find_method
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import BASELINES
 
 
 class TrainSettings(BaseModel):
@@ -133,3 +134,46 @@ def in_words(error: ValidationError, prefix: str) -> FlawsmithError:
 def _is_setting(part: str) -> bool:
     """Whether a part of an error's place is a setting's name, not a type's: classes are capitalised."""
     return part.isidentifier() and part.islower() and part not in {"bool", "int", "float", "str"}
+
+
+_FINEST_SHARED = 8
+"""Levels finer than this stride are left out of a baseline: their positions would make it slow."""
+
+
+def choose_baseline(name: str, method: str) -> str | None:
+    """The baseline to train beside a method; none beside a baseline.
+
+    Raises:
+        FlawsmithError: no baseline is called so.
+    """
+    if name not in (*BASELINES, "none"):
+        raise FlawsmithError(f"no baseline is called {name!r}: choose {', '.join(BASELINES)} or none with --baseline")
+    return None if name == "none" or method in BASELINES else name
+
+
+def baseline_settings(
+    name: str, settings: TrainSettings, config: MethodConfig
+) -> tuple[TrainSettings, str, MethodConfig]:
+    """Settings, preset and configuration of a baseline that sees the same images in the same geometry.
+
+    Args:
+        name: its method.
+        settings: of the run it stands beside.
+        config: of that run's method; its levels are shared where they are not finer than stride 8, so that cached
+            features serve both.
+    """
+    kind, preset = find_method(name), "fast"
+    base = kind.presets[preset]
+    strides = config.strides if config.frozen_backbone and min(config.strides) >= _FINEST_SHARED else base.strides
+    geometry = {field: getattr(config, field) for field in ("image_size", "policy", "resize", "interpolation")}
+    changes: dict[str, Any] = {
+        "method": name,
+        "preset": preset,
+        "set": {},
+        "select": "last",
+        "textures": None,
+        "foregrounds": None,
+    }
+    backbone = settings.backbone if config.frozen_backbone else base.default_backbone
+    chosen = settings.model_copy(update={**changes, "backbone": backbone})
+    return chosen, preset, kind.Config(**{**base.model_dump(), **geometry, "strides": strides})

@@ -6,10 +6,12 @@ import dataclasses
 import hashlib
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,30 +20,103 @@ import flawsmith
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import derived_seed
 from flawsmith.data.splits import HoldOut, hold_out
-from flawsmith.export.onnx import export_detector
-from flawsmith.export.parity import Tolerance, check_parity, non_square_copies
+from flawsmith.export import Tolerance, check_parity, export_detector, non_square_copies
 from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import extractor_key, make_extractor
-from flawsmith.methods.base import Detector, Method, MethodConfig
-from flawsmith.methods.registry import find_method
-from flawsmith.pipeline.baseline import baseline_settings
-from flawsmith.pipeline.card import model_card
-from flawsmith.pipeline.forged import forged_images
-from flawsmith.pipeline.names import BASELINE_FOLDER
-from flawsmith.pipeline.oracle import oracle
+from flawsmith.metrics.collect import network_mask, resize_mask
+from flawsmith.models.base import Detector, Diagnostic, FeatureCloud, Method, MethodConfig, MetricChart
+from flawsmith.models.registry import find_method
 from flawsmith.pipeline.provenance import versions
-from flawsmith.pipeline.settings import TrainSettings
+from flawsmith.pipeline.settings import TrainSettings, baseline_settings
+from flawsmith.pipeline.truth import read_mask
+from flawsmith.report import data
+from flawsmith.report.plots import chart_of_metrics
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision, calibrate
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import BASELINE_FOLDER
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.image import decode
+from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
+from flawsmith.synthesis.held_out import held_out_flaws
 from flawsmith.training import processes
 from flawsmith.training.data import ForgingOptions, GoodImages
 from flawsmith.training.run import MODEL, REPORT, RunFolder
-from flawsmith.training.selection import Selection
+from flawsmith.training.selection import Oracle, Selection, TestImage
+
+
+def model_card(spec: BundleSpec) -> str:
+    """What the model is, what it learned from and what its limit is worth, as Markdown."""
+    height, width = spec.geometry.size
+    stamps = "".join(f"**{stamp}.**\n\n" for stamp in spec.training.stamps)
+    return f"""# {spec.training.category}: a Flawsmith model
+
+{stamps}- method: {spec.method}, preset {spec.preset}, seed {spec.seed}
+- backbone: {spec.backbone.name} ({spec.backbone.weights} weights, SHA-256 {spec.backbone.sha256[:16]}…)
+- input: {width}×{height} pixels, {spec.geometry.policy}
+- engine: {spec.engine}, {spec.precision}
+- learned from {spec.training.n_train} good images of {spec.training.category} ({spec.training.layout} layout)
+- limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
+
+{spec.decision.describe()}
+
+Scores are comparable within this model only. The model has learned from no flawed part; what it calls a flaw is what it
+did not find among the good ones.
+"""
+
+
+def forged_images(samples: Sequence[Sample], geometry: Geometry, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """One forged flaw on every image, of mixed recipes and strengths: a function of the images and the seed.
+
+    Args:
+        samples: held-out good images, in the order that numbers their flaws.
+        geometry: declares the range of sources deeper than 8 bits.
+        seed: of all draws.
+
+    Returns:
+        (height, width, 3) uint8 each, in the size of the file.
+    """
+    good = (as_8_bit(decode(sample.image), geometry.value_range) for sample in samples)
+    return (flaw.image for flaw in held_out_flaws(good, seed))
+
+
+def refuse_without_labels(dataset: Dataset) -> None:
+    """An oracle needs good and flawed test images.
+
+    Raises:
+        FlawsmithError: it has none.
+    """
+    missing = [name for name, found in (("good", dataset.test_good), ("flawed", dataset.test_flawed)) if not found]
+    if missing:
+        raise FlawsmithError(
+            f"an oracle chooses the checkpoint on labelled test images, and {dataset.root} has no "
+            f"{' and no '.join(missing)} ones: leave --oracle out, or put them into test/good and test/<defect>"
+        )
+
+
+def oracle(dataset: Dataset, geometry: Geometry, network: Callable[[], Detector]) -> Oracle:
+    """Measures a detector on the test split of a data set.
+
+    Args:
+        dataset: with good and flawed test images.
+        geometry: of the network.
+        network: gives the detector as trained so far.
+    """
+    return Oracle(partial(_test_images, dataset, geometry), network)
+
+
+def _test_images(dataset: Dataset, geometry: Geometry) -> Iterator[TestImage]:
+    for sample in dataset.test:
+        pixels = decode(sample.image)
+        size = (pixels.shape[0], pixels.shape[1])
+        mask = read_mask(sample) if sample.is_flawed else None
+        if mask is not None:
+            fitting = mask if mask.shape == size else resize_mask(mask, size)
+            mask = network_mask(fitting, geometry, "nearest") >= 1
+        content = partial(geometry.content, original_size=size)
+        yield TestImage(geometry.apply(pixels), sample.is_flawed, mask, content)
+
 
 PARITY_FILES = 6
 FORGED_FOR_CALIBRATION = 64
@@ -103,7 +178,6 @@ class TrainingSteps:
         return method, backbone, geometry, self._learn(method, backbone, geometry)
 
     def _conclude(self, method: Method, backbone: Backbone, geometry: Geometry, data: GoodImages) -> Bundle:
-        from flawsmith.pipeline.diagnostics import drawn
         from flawsmith.pipeline.reporting import training_report
 
         bundle = self._exported(method, backbone, geometry, data)
@@ -278,3 +352,25 @@ def score_files(inspector: Inspector, files: list[Path]) -> tuple[NDArray[np.flo
         scores.append(score)
         maxima.append(inspector.spec.decision.level(restored, not_inspected))
     return np.array(scores, dtype=np.float64), np.array(maxima, dtype=np.float64)
+
+
+def drawn(
+    diagnostics: Iterable[Diagnostic], metrics: Sequence[Mapping[str, Any]]
+) -> list[data.LineChart | data.PointCloud | data.ImageStrip]:
+    """Charts, point clouds and pictures, with the recorded figures that the charts ask for.
+
+    Args:
+        diagnostics: what the method shows, in order.
+        metrics: rows of ``metrics.jsonl``.
+    """
+    return [_drawn(shown, metrics) for shown in diagnostics]
+
+
+def _drawn(
+    shown: Diagnostic, metrics: Sequence[Mapping[str, Any]]
+) -> data.LineChart | data.PointCloud | data.ImageStrip:
+    if isinstance(shown, MetricChart):
+        return chart_of_metrics(metrics, shown.metrics, title=shown.title, caption=shown.caption, y_label=shown.y_label)
+    if isinstance(shown, FeatureCloud):
+        return data.PointCloud(shown.title, shown.caption, shown.groups)
+    return data.ImageStrip(shown.title, shown.caption, shown.pictures, shown.group)

@@ -9,19 +9,17 @@ from typing import Any
 
 from flawsmith.data.layouts import load
 from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
-from flawsmith.methods.base import MethodConfig
-from flawsmith.pipeline.baseline import choose_baseline
-from flawsmith.pipeline.names import BASELINES
-from flawsmith.pipeline.oracle import refuse_without_labels
-from flawsmith.pipeline.settings import TrainSettings, check_settings, method_config
-from flawsmith.pipeline.steps import Job, TrainingSteps
+from flawsmith.models.base import MethodConfig
+from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config
+from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import BASELINES
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
 from flawsmith.training import processes
-from flawsmith.training.engine import LoopOptions, check_options
 from flawsmith.training.run import MODEL, REPORT, RunFolder
+from flawsmith.training.trainer import LoopOptions, check_options
 
 
 @dataclass(frozen=True)

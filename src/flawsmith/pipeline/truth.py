@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from flawsmith.data.defects_config import DefectKind
+from flawsmith.data.loco import DefectKind
 from flawsmith.data.samples import Sample
-from flawsmith.evaluation.saturated import Channel
+from flawsmith.metrics.spro import Channel
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
 

@@ -18,15 +18,14 @@ import flawsmith
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import generator
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM
-from flawsmith.pipeline import picture_files as files
-from flawsmith.pipeline.names import printable
-from flawsmith.pipeline.synthesize import SHEET
-from flawsmith.pipeline.workshop import Ingredients, Workshop, open_workshop
+from flawsmith.pipeline import synthesize
+from flawsmith.pipeline.synthesize import SHEET, Ingredients, Workshop, open_workshop
 from flawsmith.report.contact_sheet import SheetRow, contact_sheet
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import printable
 from flawsmith.runtime.image import ImageArray, decode
-from flawsmith.synthesis.forge import to_8_bit
-from flawsmith.synthesis.overlay import FixedWeight, Image, Mask, blend
+from flawsmith.synthesis.blend import FixedWeight, FloatImage, Mask, blend
+from flawsmith.synthesis.synthesizer import to_8_bit
 
 MANIFEST = "manifest.json"
 WEAKNESS = (0.1, 0.3, 0.5, 0.7)
@@ -66,7 +65,7 @@ class WeakFlawSets:
 @dataclass(frozen=True)
 class _Flaw:
     mask: Mask
-    texture: Image
+    texture: FloatImage
     kind: str
     beside_foreground: bool
 
@@ -103,12 +102,12 @@ def weak_flaw_sets(
         done: called after each forged image.
 
     Raises:
-        FlawsmithError: as :func:`~flawsmith.pipeline.workshop.open_workshop`; a setting out of range; too few good
+        FlawsmithError: as :func:`~flawsmith.pipeline.synthesize.open_workshop`; a setting out of range; too few good
             images; no visible flaw can be made; ``out`` exists or cannot be made.
     """
     ingredients = ingredients or Ingredients()
     strengths = _checked(weakness, n, per_image)
-    with files.new_folder(out) as (folder, final):
+    with synthesize.new_folder(out) as (folder, final):
         workshop = open_workshop(data, ingredients, layout=layout, told=told)
         base, good, train = _base(workshop)
         told(_NOTES[base].format(count=len(good)))
@@ -203,9 +202,9 @@ class _Writer:
                 if split == "test/good":
                     self.good.append({"image": name, "source": self._source(sample)})
                 first, *others = (root / name for root in self.roots.values())
-                files.copy_file(sample.image, first)
+                synthesize.copy_file(sample.image, first)
                 for other in others:
-                    files.link_or_copy(first, other)
+                    synthesize.link_or_copy(first, other)
 
     def forge(self, index: int, sample: Sample) -> None:
         """One image in all strengths."""
@@ -214,16 +213,16 @@ class _Writer:
         flaws = [self._flaw(index, number, image, sample) for number in range(self.per_image)]
         mask = np.logical_or.reduce([flaw.mask for flaw in flaws])
         name = f"{index:03d}"
-        shown = [to_8_bit(image), files.mask_picture(mask)]
+        shown = [to_8_bit(image), synthesize.mask_picture(mask)]
         for weight, root in self.roots.items():
             forged = image
             for flaw in flaws:
                 forged = blend(forged, flaw.texture, flaw.mask, weight)
-            files.write_png(root / "test" / "forged" / f"{name}.png", self._in_depth_of(original, forged, mask))
-            files.write_png(root / "ground_truth" / "forged" / f"{name}_mask.png", files.mask_picture(mask))
+            synthesize.write_png(root / "test" / "forged" / f"{name}.png", self._in_depth_of(original, forged, mask))
+            synthesize.write_png(root / "ground_truth" / "forged" / f"{name}_mask.png", synthesize.mask_picture(mask))
             shown.append(to_8_bit(forged))
         if index < _SHEET_ROWS:
-            self.rows.append(SheetRow([files.thumbnail(picture) for picture in shown], sample.image.name))
+            self.rows.append(SheetRow([synthesize.thumbnail(picture) for picture in shown], sample.image.name))
         self.forged.append(
             {
                 "image": f"test/forged/{name}.png",
@@ -261,9 +260,9 @@ class _Writer:
             text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
             (root.parent / MANIFEST).write_text(text, encoding="utf-8")
         heads = ["image", "mask", *(f"weakness {weight:g}" for weight in self.roots)]
-        files.write_png(self.folder / SHEET, contact_sheet(heads, self.rows))
+        synthesize.write_png(self.folder / SHEET, contact_sheet(heads, self.rows))
 
-    def _flaw(self, index: int, number: int, image: Image, sample: Sample) -> _Flaw:
+    def _flaw(self, index: int, number: int, image: FloatImage, sample: Sample) -> _Flaw:
         """A flaw that can be seen in the weakest strength.
 
         Raises:
@@ -286,7 +285,7 @@ class _Writer:
             f"{sample.image}: no visible flaw in {_MAX_TRIES} tries: give other --textures or a lower --weakness"
         )
 
-    def _in_depth_of(self, original: ImageArray, forged: Image, mask: Mask) -> ImageArray:
+    def _in_depth_of(self, original: ImageArray, forged: FloatImage, mask: Mask) -> ImageArray:
         """The forged image in the values of its file; outside the mask the very values of the file."""
         low, high = (0.0, 255.0) if original.dtype == np.uint8 else self.workshop.reader.value_range
         result = original.copy()

@@ -9,8 +9,8 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from flawsmith.evaluation.curves import Curve
-from flawsmith.evaluation.results import Evaluation
+from flawsmith.metrics.ranking import Curve
+from flawsmith.metrics.results import Evaluation
 
 ScoreKind = Literal["good", "flawed", "held_out", "forged"]
 ExampleKind = Literal["miss", "false_alarm", "found"]

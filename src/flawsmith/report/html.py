@@ -11,13 +11,12 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from flawsmith.evaluation.overlap import FPR_LIMIT
-from flawsmith.evaluation.results import Evaluation
-from flawsmith.evaluation.saturated import SPRO_LIMIT
-from flawsmith.report import figures
+from flawsmith.metrics.pro import FPR_LIMIT
+from flawsmith.metrics.results import Evaluation
+from flawsmith.metrics.spro import SPRO_LIMIT
+from flawsmith.report import plots
 from flawsmith.report.data import ReportData, ScoreKind
-from flawsmith.report.diagnostics import panels
-from flawsmith.report.pictures import galleries
+from flawsmith.report.plots import galleries, panels
 from flawsmith.runtime.errors import FlawsmithError
 
 _HERE = Path(__file__).parent
@@ -161,7 +160,7 @@ def _figure_rows(result: Evaluation | None) -> list[tuple[str, str, str]]:
 
 
 def _histogram(data: ReportData) -> Plot | None:
-    source = figures.score_histogram(data.scores, data.limit, data.review_limit)
+    source = plots.score_histogram(data.scores, data.limit, data.review_limit)
     if source is None:
         return None
     caption = "How the image scores spread; each group's bars add up to 1."
@@ -169,7 +168,7 @@ def _histogram(data: ReportData) -> Plot | None:
         caption += f" Images right of the solid line (score above {data.limit:.4g}) are rejected."
     if data.review_limit is not None:
         caption += f" Between the dashed line ({data.review_limit:.4g}) and the solid one a person looks."
-    kinds = ", ".join(f"{len(group.scores)} {figures.NAMES[group.kind]}" for group in data.scores)
+    kinds = ", ".join(f"{len(group.scores)} {plots.NAMES[group.kind]}" for group in data.scores)
     return Plot(source, "Image scores", caption, f"Histogram of image scores: {kinds}.", wide=True)
 
 
@@ -179,7 +178,7 @@ def _curves(data: ReportData) -> Iterator[Plot]:
     if curves.roc is not None:
         value = number(result.image_auroc if result else None)
         yield Plot(
-            figures.rate_curve(curves.roc, f"{rate} (good images)", "flawed images found"),
+            plots.rate_curve(curves.roc, f"{rate} (good images)", "flawed images found"),
             "ROC over images",
             f"Flawed images found against good images wrongly called flawed, over all limits. Area: {value}.",
             f"ROC curve over images with an area of {value}.",
@@ -187,7 +186,7 @@ def _curves(data: ReportData) -> Iterator[Plot]:
     if curves.pro is not None:
         value = number(result.aupro if result else None)
         yield Plot(
-            figures.rate_curve(curves.pro, f"{rate} (pixels)", "mean region overlap", shade_to=FPR_LIMIT),
+            plots.rate_curve(curves.pro, f"{rate} (pixels)", "mean region overlap", shade_to=FPR_LIMIT),
             "Region overlap (PRO)",
             "Mean share of each flaw's area that is marked, every flaw alike. "
             f"Area under it within the shaded part, divided by that width: {value}.",
@@ -196,7 +195,7 @@ def _curves(data: ReportData) -> Iterator[Plot]:
     if curves.spro is not None:
         value = number(result.spro if result else None)
         yield Plot(
-            figures.rate_curve(curves.spro, f"{rate} (pixels)", "mean saturated overlap", shade_to=SPRO_LIMIT),
+            plots.rate_curve(curves.spro, f"{rate} (pixels)", "mean saturated overlap", shade_to=SPRO_LIMIT),
             "Saturated region overlap (sPRO)",
             "Mean over all defects of the marked share of what must be found of each, its saturation area. "
             f"Area under it within the shaded part, divided by that width: {value}.",
@@ -205,7 +204,7 @@ def _curves(data: ReportData) -> Iterator[Plot]:
     if curves.pixel_roc is not None:
         value = number(result.pixel_auroc if result else None)
         yield Plot(
-            figures.rate_curve(curves.pixel_roc, f"{rate} (pixels)", "flawed pixels found"),
+            plots.rate_curve(curves.pixel_roc, f"{rate} (pixels)", "flawed pixels found"),
             "ROC over pixels",
             f"Flawed pixels found against defect-free pixels marked. Area: {value}.",
             f"ROC curve over pixels with an area of {value}.",
@@ -213,7 +212,7 @@ def _curves(data: ReportData) -> Iterator[Plot]:
 
 
 def _training(data: ReportData) -> Plot | None:
-    source = figures.training_curves(data.training)
+    source = plots.training_curves(data.training)
     if source is None:
         return None
     caption = "The losses that training lowered, as recorded in metrics.jsonl."

@@ -17,11 +17,166 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import IMAGE_SUFFIXES
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.synthesis.foreground_files import FileForeground, Resampling
-from flawsmith.synthesis.foreground_threshold import Channel, ThresholdForeground
-from flawsmith.synthesis.overlay import Image, Mask
+from flawsmith.runtime.image import as_8_bit, decode
+from flawsmith.synthesis.blend import FloatImage, Mask
 from flawsmith.synthesis.separation import SIGMA, Background, Separation, blurred, separate
+
+FOLDER = "fg_mask"
+"""Name under which the released code of GLASS and AAND keeps foreground masks."""
+
+Resampling = Literal["bilinear", "nearest"]
+
+_SUFFIXES = ("", "_mask")
+
+
+@dataclass(frozen=True)
+class FileForeground:
+    """Masks from files named like their images: the same stem, or the stem and ``_mask``.
+
+    Attributes:
+        folder: the masks' folder; None: the nearest ``fg_mask`` above an image, and the category's folder in it.
+        resampling: ``bilinear`` or ``nearest``.
+    """
+
+    folder: Path | None
+    resampling: Resampling = "bilinear"
+    reason: None = None
+
+    def fit(self, images: Iterable[FloatImage]) -> FileForeground:
+        """Nothing to decide."""
+        return self
+
+    def __call__(self, image: FloatImage, path: Path | None = None, geometry: Geometry | None = None) -> Mask:
+        """The image's mask file, put through the geometry of the image."""
+        if path is None:
+            raise FlawsmithError("foreground masks from files need images from files; choose another mode")
+        file = self._file(path)
+        mask = decode(file).max(axis=2) > 0
+        if geometry is not None:
+            return through_geometry(mask, geometry, resampling=self.resampling)
+        if mask.shape != image.shape[:2]:
+            raise FlawsmithError(f"{file}: is {mask.shape}, its image {image.shape[:2]}; make them equally large")
+        return mask
+
+    def _file(self, path: Path) -> Path:
+        folders = _mask_folders(path) if self.folder is None else [self.folder, self.folder / FOLDER]
+        for folder in folders:
+            for suffix in _SUFFIXES:
+                for ending in sorted(IMAGE_SUFFIXES):
+                    file = folder / f"{path.stem}{suffix}{ending}"
+                    if file.is_file():
+                        return file
+        place = self.folder or f"a folder {FOLDER} above it"
+        raise FlawsmithError(f"{path}: no foreground mask {path.stem}.png in {place}; add one or choose mode auto")
+
+
+def _mask_folders(path: Path) -> list[Path]:
+    """Where the released layouts keep the masks of an image: <category>/fg_mask, or <data set>/fg_mask/<category>
+    with or without the split's name below."""
+    folders = []
+    for steps, above in enumerate(path.parents[:5]):
+        named = [above / FOLDER]
+        if steps:
+            child = path.parents[steps - 1].name
+            named = [above / FOLDER / child / "train", above / FOLDER / child, *named]
+        folders += [folder for folder in named if folder.is_dir()]
+    return folders
+
+
+def through_geometry(mask: Mask, geometry: Geometry, *, resampling: Resampling = "bilinear") -> Mask:
+    """A mask in the pixels of the file, brought to those of the network's input as its image was.
+
+    Args:
+        mask: (height, width).
+        geometry: the image's.
+        resampling: ``bilinear``, antialiased, where any pixel above zero belongs (GLASS); or ``nearest``, the
+            pixel at floor(i·length/size) (AAND), for the policy ``squash``.
+
+    Raises:
+        FlawsmithError: ``nearest`` with another policy.
+    """
+    if resampling == "nearest":
+        if geometry.policy != "squash":
+            raise FlawsmithError(f"nearest masks need the policy squash, not {geometry.policy}; choose bilinear")
+        rows, columns = (
+            np.arange(size) * length // size for size, length in zip(geometry.size, mask.shape, strict=True)
+        )
+        return mask[rows[:, None], columns]
+    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "interpolation": "bilinear"}
+    picture = np.repeat(mask[:, :, None], 3, axis=2).astype(np.uint8) * 255
+    return geometry.model_copy(update=plain).apply(picture)[0] > 0
+
+
+Channel = Literal["grey", "red", "green", "blue"]
+
+Kernel = tuple[int, int]
+"""Rows and columns of a rectangle, in pixels of an image of 256 x 256; scaled with the image, one pixel at least."""
+
+KERNEL_SIDE = 256
+
+
+@dataclass(frozen=True)
+class ThresholdForeground:
+    """Pixels above a level after smoothing (the script of AAND; the released simulation of SLSG).
+
+    Attributes:
+        sigma: of the Gaussian, in pixels of an image with a shorter side of 1024.
+        level: of the channel, 0..255.
+        inverted: pixels up to the level instead.
+        pixels: of the ``input``, or of the ``file`` at its own size, where sigma is in its pixels.
+        channel: what is compared with the level.
+        erosion: rectangle by which the mask shrinks first; (1, 1) changes nothing.
+        dilation: rectangle by which it then grows; (1, 1) changes nothing.
+        kept: share of the rows, from the top, and of the columns, from the left, that may be foreground.
+    """
+
+    sigma: float
+    level: float
+    inverted: bool
+    pixels: Literal["input", "file"] = "input"
+    channel: Channel = "grey"
+    erosion: Kernel = (1, 1)
+    dilation: Kernel = (1, 1)
+    kept: tuple[float, float] = (1.0, 1.0)
+    reason: None = None
+
+    def fit(self, images: Iterable[FloatImage]) -> ThresholdForeground:
+        """Nothing to decide."""
+        return self
+
+    def __call__(self, image: FloatImage, path: Path | None = None, geometry: Geometry | None = None) -> Mask:
+        """The pixels on the right side of the level."""
+        if self.pixels == "input" or path is None or geometry is None:
+            return self._mask(blurred(self._values(image), self.sigma) * 255)
+        values = self._values(as_8_bit(decode(path), geometry.value_range))
+        smooth = cv2.GaussianBlur(values, (0, 0), self.sigma) if self.sigma else values
+        nearest = geometry.policy == "squash"
+        return through_geometry(self._mask(smooth), geometry, resampling="nearest" if nearest else "bilinear")
+
+    def _values(self, image: NDArray[Any]) -> NDArray[np.float32]:
+        if self.channel == "grey":
+            return np.asarray(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY), np.float32)
+        return np.ascontiguousarray(image[:, :, ("red", "green", "blue").index(self.channel)], np.float32)
+
+    def _mask(self, values: NDArray[Any]) -> Mask:
+        above: Mask = values > self.level
+        mask = ~above if self.inverted else above
+        mask = _changed(_changed(mask, self.erosion, cv2.erode), self.dilation, cv2.dilate)
+        height, width = mask.shape
+        mask[round(self.kept[0] * height) :] = False
+        mask[:, round(self.kept[1] * width) :] = False
+        return mask
+
+
+def _changed(mask: Mask, kernel: Kernel, change: Any) -> Mask:
+    """The mask eroded or dilated; beyond the image's border lies what changes nothing."""
+    rows, columns = (max(1, round(size * side / KERNEL_SIDE)) for size, side in zip(kernel, mask.shape, strict=True))
+    if kernel == (1, 1):
+        return mask
+    return np.asarray(change(mask.astype(np.uint8), np.ones((rows, columns), np.uint8)), bool)
+
 
 _OUTLINE = (0, 229, 255)
 _DIMMED = 0.3
@@ -98,10 +253,10 @@ class ForegroundProvider(Protocol):
     @property
     def reason(self) -> str | None: ...
 
-    def fit(self, images: Iterable[Image]) -> ForegroundProvider:
+    def fit(self, images: Iterable[FloatImage]) -> ForegroundProvider:
         """What several good images of one data set decide together, for all images alike."""
 
-    def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> Mask | None:
+    def __call__(self, image: FloatImage, path: Path | None = None, geometry: Geometry | None = None) -> Mask | None:
         """The foreground of one image.
 
         Args:
@@ -154,11 +309,11 @@ class WholeImage:
 
     reason: str | None = "none was asked for"
 
-    def fit(self, images: Iterable[Image]) -> WholeImage:
+    def fit(self, images: Iterable[FloatImage]) -> WholeImage:
         """Nothing to decide."""
         return self
 
-    def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> None:
+    def __call__(self, image: FloatImage, path: Path | None = None, geometry: Geometry | None = None) -> None:
         """No mask."""
         return
 
@@ -176,11 +331,11 @@ class CentredForeground:
     extent: tuple[float, float]
     reason: None = None
 
-    def fit(self, images: Iterable[Image]) -> CentredForeground:
+    def fit(self, images: Iterable[FloatImage]) -> CentredForeground:
         """Nothing to decide."""
         return self
 
-    def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> Mask:
+    def __call__(self, image: FloatImage, path: Path | None = None, geometry: Geometry | None = None) -> Mask:
         """The shape's pixels."""
         height, width = image.shape[:2]
         down = np.abs(np.arange(height) - (height - 1) / 2)[:, None]
@@ -207,7 +362,7 @@ class AutomaticForeground:
     background: Background | None = None
     reason: str | None = None
 
-    def fit(self, images: Iterable[Image]) -> AutomaticForeground:
+    def fit(self, images: Iterable[FloatImage]) -> AutomaticForeground:
         """Decide on polarity and refusal over a sample: ten images are plenty.
 
         Raises:
@@ -224,20 +379,20 @@ class AutomaticForeground:
             reason = f"{len(refusals)} of {len(found)} images have no clear foreground: {refusals[0]}"
         return replace(self, background=background, reason=reason)
 
-    def __call__(self, image: Image, path: Path | None = None, geometry: Geometry | None = None) -> Mask | None:
+    def __call__(self, image: FloatImage, path: Path | None = None, geometry: Geometry | None = None) -> Mask | None:
         """What stands out, or None where the sample, or this image, has no clear foreground."""
         if self.reason is not None:
             return None
         found = self.separation(image)
         return found.mask if found.refusal is None else None
 
-    def separation(self, image: Image) -> Separation:
+    def separation(self, image: FloatImage) -> Separation:
         """The mask with the evidence for it."""
         smooth = blurred(image, self.sigma)
         return separate(smooth, self.background or Background.of([smooth]))
 
 
-def preview(image: Image, mask: Mask | None) -> NDArray[np.uint8]:
+def preview(image: FloatImage, mask: Mask | None) -> NDArray[np.uint8]:
     """A picture to judge a foreground by: dimmed outside, with an outline; the plain image where there is no mask.
 
     Args:

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawsmith.data.seeding import generator
-from flawsmith.synthesis.forge import Forger, to_8_bit, to_float
-from flawsmith.synthesis.mask_rules import Acceptance
-from flawsmith.synthesis.overlay import FixedWeight, Mask, blend
+from flawsmith.synthesis.blend import FixedWeight, Mask, blend
+from flawsmith.synthesis.masks import Acceptance
 from flawsmith.synthesis.procedural import ProceduralTextures
 from flawsmith.synthesis.recipes import RECIPES, Recipe
+from flawsmith.synthesis.synthesizer import Forger, to_8_bit, to_float
 
 Rgb = NDArray[np.uint8]
 """(height, width, 3)."""

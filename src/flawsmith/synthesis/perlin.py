@@ -23,7 +23,7 @@ THRESHOLD = 0.5
 MAX_ROTATION = 90.0
 """The noise is turned by a uniform angle within ± this many degrees (GLASS, AAND, SLSG)."""
 
-Field = NDArray[np.float32]
+NoiseField = NDArray[np.float32]
 """(height, width) noise."""
 
 Lattice = tuple[int, int]
@@ -106,7 +106,7 @@ def perlin_noise(
     *,
     exponents: tuple[int, int] = EXPONENTS,
     lattice: Lattice | None = None,
-) -> Field:
+) -> NoiseField:
     """One noise field, not yet turned.
 
     Args:
@@ -121,7 +121,7 @@ def perlin_noise(
     return gradient_noise(shape, _angles(rng, lattice or draw_lattice(rng, exponents)))
 
 
-def _angles(rng: np.random.Generator, lattice: Lattice) -> Field:
+def _angles(rng: np.random.Generator, lattice: Lattice) -> NoiseField:
     return rng.random((lattice[0] + 1, lattice[1] + 1), dtype=np.float32) * np.float32(2 * math.pi)
 
 
@@ -148,7 +148,7 @@ def noise_field(
     exponents: tuple[int, int] = EXPONENTS,
     lattice: Lattice | None = None,
     max_rotation: float = MAX_ROTATION,
-) -> Field:
+) -> NoiseField:
     """One noise field, turned by a random angle: what masks are cut from.
 
     Args:
@@ -171,7 +171,7 @@ def noise_fields(
     *,
     exponents: tuple[int, int] = EXPONENTS,
     max_rotation: float = MAX_ROTATION,
-) -> Field:
+) -> NoiseField:
     """A batch of turned noise fields, those of one lattice computed together.
 
     Args:
@@ -185,7 +185,7 @@ def noise_fields(
         (n, height, width) float32; field i is what :func:`noise_field` gives with generator i, bit by bit.
     """
     groups: dict[Lattice, list[int]] = {}
-    angles: list[Field] = []
+    angles: list[NoiseField] = []
     degrees: list[float] = []
     for index, rng in enumerate(rngs):
         lattice = draw_lattice(rng, exponents)

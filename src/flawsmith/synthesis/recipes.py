@@ -17,12 +17,10 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.synthesis.colour import JitterStrength
-from flawsmith.synthesis.mask_rules import Acceptance, MaskRule
-from flawsmith.synthesis.operations import Family
-from flawsmith.synthesis.overlay import Mask, MixtureWeight, NormalWeight, UniformWeight, WeightLaw
-from flawsmith.synthesis.pictures import Fit
-from flawsmith.synthesis.transforms import Blur, ColourJitter, HalfTurn, Pose, Shuffle, Transform
+from flawsmith.synthesis.augment import Blur, ColourJitter, Family, HalfTurn, JitterStrength, Pose, Shuffle, Transform
+from flawsmith.synthesis.blend import Mask, MixtureWeight, NormalWeight, UniformWeight, WeightLaw
+from flawsmith.synthesis.masks import Acceptance, MaskRule
+from flawsmith.synthesis.textures import Fit
 
 Grid = tuple[int, int]
 """(rows, columns) of the cells that a network scores."""

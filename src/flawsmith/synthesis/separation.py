@@ -16,7 +16,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from flawsmith.synthesis.overlay import Image, Mask
+from flawsmith.synthesis.blend import FloatImage, Mask
 
 SIGMA = 8.0
 """Gaussian in pixels of an image with a shorter side of 1024 (the released script of AAND: 8)."""
@@ -51,7 +51,7 @@ class Background:
     colour: tuple[float, float, float]
 
     @classmethod
-    def of(cls, images: Sequence[Image]) -> Background:
+    def of(cls, images: Sequence[FloatImage]) -> Background:
         """The median colour of the borders of smoothed images, each (height, width, 3); sizes may differ.
 
         Raises:
@@ -85,7 +85,7 @@ class Separation:
     refusal: str | None
 
 
-def blurred(image: Image, sigma: float) -> Image:
+def blurred(image: FloatImage, sigma: float) -> FloatImage:
     """A Gaussian whose width follows the image.
 
     Args:
@@ -98,7 +98,7 @@ def blurred(image: Image, sigma: float) -> Image:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), scaled, borderType=cv2.BORDER_REPLICATE), np.float32)
 
 
-def separate(image: Image, background: Background) -> Separation:
+def separate(image: FloatImage, background: Background) -> Separation:
     """Tell a part from its background, and say whether that can be trusted.
 
     Args:
@@ -166,7 +166,7 @@ def _refusal(gap: float, separability: float, area: float, border: float) -> str
     return None
 
 
-def _ring(image: Image) -> Mask:
+def _ring(image: FloatImage) -> Mask:
     """(height, width): the border, at least one pixel wide."""
     height, width = image.shape[:2]
     wide = max(1, round(_RING * min(height, width)))

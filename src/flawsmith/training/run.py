@@ -16,9 +16,8 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, replacing
 from flawsmith.training import processes
 from flawsmith.training.checkpoints import load_tensors, save_tensors
-from flawsmith.training.engine import LoopOptions, fit_module
-from flawsmith.training.metrics import MetricsFile, read_rows
 from flawsmith.training.selection import Chooser
+from flawsmith.training.trainer import LoopOptions, MetricsFile, fit_module, read_rows
 
 CONFIG, METRICS, RECORD, MODEL, REPORT = "config.yaml", "metrics.jsonl", "run.json", "model.flaw", "report.html"
 

@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from flawsmith.evaluation.pooling import PixelMetrics
-from flawsmith.evaluation.ranking import auroc
-from flawsmith.methods.base import AnomalyOutput, Detector
+from flawsmith.metrics.accumulate import PixelMetrics
+from flawsmith.metrics.ranking import auroc
+from flawsmith.models.base import AnomalyOutput, Detector
 
 EVALUATIONS = 10
 BATCH = 8

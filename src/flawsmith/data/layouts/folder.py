@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flawsmith.data.layouts.files import (
+from flawsmith.data.layouts.base import (
     GOOD_FOLDERS,
     MASK_FOLDERS,
     VALIDATION_FOLDERS,

@@ -17,13 +17,16 @@ Source: Bergmann et al., MVTec AD, CVPR 2019; the folder of masks is that of MVT
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from flawsmith.data.layouts.files import (
+from flawsmith.data.layouts.base import (
     GOOD_FOLDERS,
     VALIDATION_FOLDERS,
     Collector,
+    Layout,
     MaskFolder,
+    below,
     count,
     direct_images,
     has_images,
@@ -31,8 +34,7 @@ from flawsmith.data.layouts.files import (
     subfolder,
     subfolders,
 )
-from flawsmith.data.layouts.registry import Layout
-from flawsmith.data.samples import Dataset
+from flawsmith.data.samples import GOOD, Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
 
@@ -144,3 +146,150 @@ def _train_good(root: Path) -> list[Path]:
     """The folders of good images to learn from, sorted by name."""
     train = subfolder(root, "train")
     return [folder for folder in subfolders(train) if means_good(folder)] if train is not None else []
+
+
+GOOD_PARTS, FLAWED_PARTS = "ok", "ko"
+
+
+class BtadLayout:
+    """See the module's docstring."""
+
+    name = "btad"
+    expects = "train/ok/, test/{ok,ko}/ and masks in ground_truth/ko/"
+
+    def recognise(self, root: Path) -> str | None:
+        found, truth = split_folders(root), ground_truth(root)
+        marks = (below(root, "test", FLAWED_PARTS), below(truth, FLAWED_PARTS) if truth is not None else None)
+        named = [folder.relative_to(root).as_posix() + "/" for folder in marks if folder is not None]
+        if not found or not named or below(root, "train", GOOD_PARTS) is None:
+            return None
+        return f"{self.name} layout, because it has train/{GOOD_PARTS}/ and {' and '.join(named)}"
+
+    def near_miss(self, root: Path) -> str | None:
+        if self.recognise(root) is not None:
+            return None
+        learned, flawed = below(root, "train", GOOD_PARTS), below(root, "test", FLAWED_PARTS)
+        if learned is not None and flawed is None:
+            return f"train/{learned.name}/ is there, but neither test/{FLAWED_PARTS}/ nor ground_truth/{FLAWED_PARTS}/"
+        return f"test/{flawed.name}/ is there, but no train/{GOOD_PARTS}/" if flawed and learned is None else None
+
+    def load(self, root: Path) -> Dataset:
+        return read_category(self, root)
+
+
+DEFECTS_CONFIG = "defects_config.json"
+LOGICAL, STRUCTURAL = "logical_anomalies", "structural_anomalies"
+
+
+class MvtecLocoLayout:
+    """See the module's docstring."""
+
+    name = "mvtec_loco"
+    expects = (
+        "train/good/, validation/good/, test/{good,logical_anomalies,structural_anomalies}/ and masks in "
+        f"ground_truth/<defect>/<stem>/ or {DEFECTS_CONFIG}"
+    )
+
+    def recognise(self, root: Path) -> str | None:
+        found, mark = split_folders(root), _mark(root)
+        if not found or mark is None:
+            return None
+        return f"{self.name} layout, because it has {', '.join(found)} and {mark}{without_train(root)}"
+
+    def near_miss(self, root: Path) -> str | None:
+        if self.recognise(root) is not None:
+            return None
+        test = subfolder(root, "test")
+        found = subfolder(test, LOGICAL, STRUCTURAL) if test is not None else None
+        if found is None or not split_folders(root):
+            return None
+        return f"test/{found.name}/ is there, but neither {DEFECTS_CONFIG} nor masks in ground_truth/<defect>/<stem>/"
+
+    def load(self, root: Path) -> Dataset:
+        return replace(read_category(self, root), defects_config=root / DEFECTS_CONFIG)
+
+
+def _mark(root: Path) -> str | None:
+    """What tells the folder from one of MVTec AD: the file that only this set has, or masks in folders of their own."""
+    if (root / DEFECTS_CONFIG).is_file():
+        return DEFECTS_CONFIG
+    truth = ground_truth(root)
+    if truth is None:
+        return None
+    for name in (LOGICAL, STRUCTURAL):
+        masks = subfolder(truth, name)
+        for nested in subfolders(masks) if masks is not None else ():
+            if has_images(nested):
+                return f"masks in {nested.relative_to(root).as_posix()}/"
+    return None
+
+
+PHOTOGRAPHS = "rgb"
+MASKS = "gt"
+
+
+class Mvtec3dLayout:
+    """See the module's docstring."""
+
+    name = "mvtec_3d"
+    expects = "train/good/rgb/, optional validation/good/rgb/, test/{good,<defect>}/rgb/ and masks in test/<defect>/gt/"
+
+    def recognise(self, root: Path) -> str | None:
+        learned = below(root, "train", GOOD, PHOTOGRAPHS)
+        if learned is None:
+            return None
+        folders = (learned, subfolder(root, *VALIDATION_FOLDERS), subfolder(root, "test"))
+        found = [f.relative_to(root).as_posix() + "/" for f in folders if f is not None]
+        return f"{self.name} layout, because it has {', '.join(found)}"
+
+    def near_miss(self, root: Path) -> str | None:
+        if self.recognise(root) is not None:
+            return None
+        test = subfolder(root, "test")
+        kinds = [f for f in subfolders(test) if subfolder(f, PHOTOGRAPHS)] if test is not None else []
+        return f"test/{kinds[0].name}/{PHOTOGRAPHS}/ is there, but no train/{GOOD}/{PHOTOGRAPHS}/" if kinds else None
+
+    def load(self, root: Path) -> Dataset:
+        recognised, train = self.recognise(root), below(root, "train", GOOD, PHOTOGRAPHS)
+        if recognised is None or train is None:
+            raise FlawsmithError(f"{root} is not in {self.name} layout; expected {self.expects}")
+        found = Collector(root)
+        learned = _photographs(found, train.parent)
+        if not learned:
+            raise FlawsmithError(f"no good images to train on in {train}; put images of good parts there")
+        found.add_good(learned, "train")
+        validation, test = subfolder(root, *VALIDATION_FOLDERS), subfolder(root, "test")
+        if validation is not None:
+            found.add_good(_photographs(found, subfolder(validation, GOOD) or validation), "val")
+        if test is not None:
+            _pass_over(found, test, f"test/<defect>/{PHOTOGRAPHS}/")
+            for folder in subfolders(test):
+                _add_3d_test(found, folder)
+        return found.dataset(self.name, recognised)
+
+
+def _add_3d_test(found: Collector, folder: Path) -> None:
+    """Add the test images of one defect type, or the good ones."""
+    images, masks = _photographs(found, folder), MaskFolder(subfolder(folder, MASKS))
+    if folder.name.casefold() == GOOD:
+        found.add_good(images, "test")
+    else:
+        for image in images:
+            _, *names = image.relative_to(folder).parts
+            found.add_flawed(image, folder.name, masks.masks_of(Path(*names)))
+    found.unused_masks += masks.unused()
+
+
+def _photographs(found: Collector, folder: Path) -> list[Path]:
+    """The images in rgb/ of a folder; those that lie beside it are noted."""
+    _pass_over(found, folder, f"{folder.relative_to(found.root).as_posix()}/{PHOTOGRAPHS}/")
+    photographs = subfolder(folder, PHOTOGRAPHS)
+    return find_images(photographs) if photographs is not None else []
+
+
+def _pass_over(found: Collector, folder: Path, place: str) -> None:
+    """Note the images that lie directly in a folder, and where they belong."""
+    stray = direct_images(folder)
+    if stray:
+        where = folder.relative_to(found.root).as_posix()
+        found.notes.append(f"not used: {count(len(stray), 'image')} directly in {where}/; move them to {place}")

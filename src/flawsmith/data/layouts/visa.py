@@ -20,7 +20,7 @@ import csv
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from flawsmith.data.layouts.files import Collector, below, count
+from flawsmith.data.layouts.base import Collector, below, count
 from flawsmith.data.samples import GOOD, Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images

@@ -1,0 +1,290 @@
+"""From an exception to one line and an exit code: the same for every command."""
+
+from __future__ import annotations
+
+import errno
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, TextIO
+
+import typer
+import yaml
+from typer.core import TyperCommand
+
+from flawsmith.runtime.errors import FlawsmithError
+
+
+def say(text: str) -> None:
+    """Print a line for people, on stderr."""
+    _print(text, sys.stderr)
+
+
+def emit(text: str) -> None:
+    """Print a result on stdout."""
+    _print(text, sys.stdout)
+
+
+def _print(text: str, stream: TextIO) -> None:
+    # What the encoding lacks is escaped: file names need not be UTF-8, and a terminal need not know every letter.
+    encoding = stream.encoding or "utf-8"
+    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+
+
+def emit_json(value: Any) -> None:
+    """Print one strict JSON value on one line of stdout, in ASCII, so that no encoding can spoil it."""
+    print(json.dumps(value, allow_nan=False), flush=True)
+
+
+def shows_progress(*, quiet: bool) -> bool:
+    """Whether progress bars are wanted: a person watches stderr and has not asked for silence."""
+    return not quiet and sys.stderr.isatty()
+
+
+@contextmanager
+def progress(description: str, total: int | None, *, show: bool) -> Iterator[Callable[[], None]]:
+    """A progress bar with an estimate on stderr.
+
+    Args:
+        description: what is being counted.
+        total: number of steps; None where it is not known.
+        show: False draws nothing.
+
+    Yields:
+        A function to call after each step.
+    """
+    if not show:
+        yield lambda: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    # Results printed to a terminal pass above the bar; results that go into a pipe must not be diverted to stderr.
+    redirect = sys.stdout.isatty()
+    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda: bar.advance(task)
+
+
+USER_ERROR = 2
+INTERRUPTED = 130
+"""128 + SIGINT, as shells report it."""
+
+Tier = Literal["eval", "train", "benchmark"]
+
+_EVAL_PACKAGES = frozenset({"scipy", "sklearn", "matplotlib", "jinja2"})
+_TRAIN_PACKAGES = frozenset(
+    {"torch", "torchvision", "lightning", "timm", "cv2", "onnx", "onnxscript", "safetensors", "jaxtyping"}
+)
+_BENCHMARK_PACKAGES = frozenset({"psutil", "tabulate"})
+# Typer brings its own copy of click since 0.16 and uses the installed one before: the exceptions of either are
+# reached through Typer's one public subclass (BadParameter < UsageError < ClickException).
+_UsageError: type[Any] = typer.BadParameter.__mro__[1]
+_ClickException: type[Any] = typer.BadParameter.__mro__[2]
+# Raised when no command is given; its message is the help, or nothing where the help has been printed already.
+_HELP_INSTEAD = "NoArgsIsHelpError"
+
+
+@contextmanager
+def session(*, tier: Tier | None = None, interrupted: str = "interrupted") -> Iterator[None]:
+    """Wrap the body of a command, its imports included.
+
+    Args:
+        tier: the optional packages that the command needs.
+        interrupted: what Ctrl-C leaves and how to go on.
+
+    Raises:
+        FlawsmithError: a package of the tier is not installed.
+        typer.Exit: with code 130 after Ctrl-C.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        package = (error.name or "").partition(".")[0]
+        if tier is None or package not in _EVAL_PACKAGES | _TRAIN_PACKAGES | _BENCHMARK_PACKAGES:
+            raise
+        wanted = "train" if package in _TRAIN_PACKAGES and tier == "eval" else tier
+        raise FlawsmithError(
+            f"this command needs {package}, which is not installed: run `pip install flawsmith[{wanted}]`"
+        ) from error
+    except KeyboardInterrupt:
+        say(interrupted)
+        raise typer.Exit(INTERRUPTED) from None
+
+
+def run(command: Callable[[], Any]) -> int:
+    """Run a command and return its exit code; mistakes and full disks give one line on stderr.
+
+    Anything else that escapes is a defect and keeps its traceback.
+    """
+    try:
+        code = command()
+        sys.stdout.flush()
+    except FlawsmithError as error:
+        return _refuse(str(error))
+    except _ClickException as error:
+        return _refuse_usage(error)
+    except (KeyboardInterrupt, typer.Abort):
+        say("interrupted")
+        return INTERRUPTED
+    except MemoryError:
+        return _refuse("not enough memory: close other programs, or use smaller images or a smaller --set batch_size")
+    except OSError as error:
+        if error.errno == errno.EPIPE:
+            return _reader_left()
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        return _refuse(f"{error.filename or 'output'}: the disk is full ({error.strerror}); free some space and repeat")
+    return code if isinstance(code, int) else 0
+
+
+@contextmanager
+def own_warnings() -> Iterator[None]:
+    """Show Flawsmith's own warnings as one line each; other packages' concern developers, who ask with ``-W``.
+
+    The same holds for records that other packages log without anyone listening.
+    """
+    if sys.warnoptions:
+        yield
+        return
+    home = str(Path(__file__).resolve().parents[1])
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        if category is UserWarning and filename.startswith(home):
+            say(f"warning: {message}")
+
+    silence = logging.NullHandler()
+    logging.getLogger().addHandler(silence)
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = show
+            yield
+    finally:
+        logging.getLogger().removeHandler(silence)
+
+
+def _refuse(line: str) -> int:
+    say(f"error: {' '.join(line.split())}")
+    return USER_ERROR
+
+
+def _refuse_usage(error: Any) -> int:
+    message, context = error.format_message(), getattr(error, "ctx", None)
+    if type(error).__name__ == _HELP_INSTEAD:
+        if message:
+            say(message)
+        return USER_ERROR
+    hint = f"; see {context.command_path} --help" if isinstance(error, _UsageError) and context is not None else ""
+    return _refuse(message.rstrip(".") + hint)
+
+
+def _reader_left() -> int:
+    """The program that reads stdout has ended (``| head``): no complaint, neither now nor when Python flushes."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+
+
+DataFolder = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DATA", help="A category folder in a known layout, a CSV table, or just a folder of good images."
+    ),
+]
+ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, such as runs/bolt/model.flaw.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; nothing else goes there.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.")]
+Layout = Annotated[
+    str | None, typer.Option(help="Layout of the data, such as mvtec, csv or folder; detected by default.")
+]
+Engine = Annotated[
+    str | None,
+    typer.Option(help="onnxruntime or openvino; by default the one that the limits were calibrated with."),
+]
+Ray = Annotated[
+    str | None,
+    typer.Option(metavar="ADDRESS", help="Spread the work over a Ray cluster: auto, HOST:PORT, or local to start one."),
+]
+
+
+def parse_settings(pairs: Iterable[str], *, option: str = "--set") -> dict[str, Any]:
+    """Read ``key=value`` pairs whose values are YAML scalars or lists; ``option`` names their option in errors.
+
+    Raises:
+        FlawsmithError: no ``=``, no key, a key twice, or a value that is no YAML.
+
+    Example:
+        >>> parse_settings(["epochs=20", "image_size=[256, 256]", "center=aligned"])
+        {'epochs': 20, 'image_size': [256, 256], 'center': 'aligned'}
+    """
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        key, equals, value = pair.partition("=")
+        key = key.strip()
+        if not equals or not key:
+            raise FlawsmithError(f"{option} {pair!r} is not key=value: write for example {option} epochs=20")
+        if key in settings:
+            raise FlawsmithError(f"{option} {key} is given twice: give it once")
+        try:
+            settings[key] = yaml.safe_load(value)
+        except Exception as error:
+            # What looks like a date, a number or a tag and is none raises nearly anything, not YAMLError alone.
+            raise FlawsmithError(
+                f"{option} {pair!r}: the value is not a number, a word or a list; write for example "
+                f"{option} strides=[8,16]"
+            ) from error
+    return settings
+
+
+class SeveralValues(TyperCommand):
+    """A command with options that may be given more than one value at a time.
+
+    Attributes:
+        numbers: options whose further values end where something else than a number comes.
+        words: options whose further values end at the next option, so that arguments come before it.
+    """
+
+    numbers: ClassVar[frozenset[str]] = frozenset()
+    words: ClassVar[frozenset[str]] = frozenset()
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat the option before each further value, then parse as ever."""
+        expanded: list[str] = []
+        option, has_value = "", False
+        for place, argument in enumerate(args):
+            if argument == "--":
+                expanded += args[place:]
+                break
+            if argument.startswith("-") and not _is_number(argument):
+                option, has_value = argument, False
+            elif has_value and not self._continues(option, argument):
+                option = ""
+            elif has_value:
+                expanded.append(option)
+            else:
+                has_value = True
+            expanded.append(argument)
+        return super().parse_args(ctx, expanded)
+
+    def _continues(self, option: str, argument: str) -> bool:
+        return option in self.words or (option in self.numbers and _is_number(argument))
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True

@@ -1,0 +1,379 @@
+"""What ``flawsmith doctor`` reports about a data set: what would stop a training, spoil it, or mislead its
+figures."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
+from flawsmith.data.layouts.base import GOOD_FOLDERS
+from flawsmith.data.loco import (
+    DefectKind,
+    grey_values,
+    kind_of,
+    merged_note,
+    merged_value,
+    read_defects_config,
+    too_large_for,
+    too_large_note,
+)
+from flawsmith.data.public_set_checks import official_findings
+from flawsmith.data.samples import Dataset, Sample
+from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.image import decode
+
+
+def saturation_findings(dataset: Dataset, values: Mapping[Path, Sequence[int]], pixels: int) -> Iterator[Finding]:
+    """Whether it can be told of every mask when its defect counts as found; nothing for layouts that know none.
+
+    Args:
+        dataset: the data set.
+        values: the grey values but 0 of every mask that can be read.
+        pixels: number of pixels of the largest mask.
+    """
+    config = dataset.defects_config
+    if config is None:
+        return
+    if not config.exists():
+        what = f"no {config.name}: sPRO cannot be computed"
+        yield Finding("note", "no-saturation", what, (dataset.root,), "copy it there from the data set's archive")
+        return
+    try:
+        kinds = read_defects_config(config)
+    except FlawsmithError as error:
+        yield Finding("error", "defects-config", str(error), (config,), "restore the file from its source")
+        return
+    yield from _masks(dataset, config, kinds, values, pixels)
+
+
+def _masks(
+    dataset: Dataset,
+    config: Path,
+    kinds: Mapping[int, DefectKind],
+    values: Mapping[Path, Sequence[int]],
+    pixels: int,
+) -> Iterator[Finding]:
+    flawed = [sample for sample in dataset.test_flawed if all(mask in values for mask in sample.masks)]
+    paired = tuple(mask for sample in flawed for mask in sample.masks)
+    merged = merged_value(flawed, values, kinds)
+    if merged is not None:
+        mend = "use the masks of the original data set if sPRO is wanted"
+        yield Finding("note", "merged-masks", merged_note(merged, kinds, config), paired, mend)
+        return
+    unknown = tuple(mask for mask in paired if isinstance(kind_of(values[mask], kinds), str))
+    if unknown:
+        number = "1 mask" if len(unknown) == 1 else f"{len(unknown)} masks"
+        what = f"{number} of several grey values, or of one that {config.name} does not know"
+        yield Finding("error", "unknown-defect", what, unknown, "add the entries, or copy the masks anew")
+    largest = too_large_for(pixels, kinds) if paired else None
+    if largest is not None:
+        mend = "use the images at their original size if sPRO is to be compared"
+        yield Finding("warning", "saturation-too-large", too_large_note(largest, pixels), (config,), mend)
+
+
+_THREADS = 4
+_DARK = 0.03
+"""Mean brightness, as a share of full scale, below which an image is probably unexposed."""
+_CONSTANT = 2 / 255
+"""Range of values, as a share of full scale, up to which an image shows nothing."""
+_FEW_TO_TRAIN = 20
+_PLACE_OF_MASKS = {
+    "csv": "in the column mask",
+    "magnetic_tile": "as <name>.png beside the images",
+    "mvtec_3d": "in gt/ beside rgb/",
+    "visa": "in the column mask of split_csv/1cls.csv",
+}
+"""Where masks lie in layouts that have no ground_truth/."""
+
+__all__ = ["Finding", "Findings", "Severity", "check"]
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What is kept of a file once its pixels are gone.
+
+    Attributes:
+        path: the file.
+        error: why it could not be read, or None; then the rest is empty.
+        digest: SHA-256 of the file, empty where even that could not be had.
+        size: (height, width).
+        bits: bits a channel.
+        grey: whether the three channels are equal.
+        darkest, brightest, mean: values as a share of full scale.
+        values: the values but 0, of masks alone.
+    """
+
+    path: Path
+    error: str | None
+    digest: str = ""
+    size: tuple[int, int] = (0, 0)
+    bits: int = 0
+    grey: bool = False
+    darkest: float = 0.0
+    brightest: float = 0.0
+    mean: float = 0.0
+    values: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Inventory:
+    dataset: Dataset
+    images: dict[Path, _Facts]
+    masks: dict[Path, _Facts]
+
+    def readable(self) -> list[_Facts]:
+        return [facts for facts in self.images.values() if facts.error is None]
+
+
+def check(dataset: Dataset, *, threads: int = _THREADS) -> Findings:
+    """Read every image and mask of a data set once and say what is odd.
+
+    Args:
+        dataset: as :func:`flawsmith.data.layouts.load` gives it.
+        threads: files decoded at a time.
+
+    Returns:
+        The findings, gravest first; empty if all is well. Damaged files are findings, not exceptions.
+    """
+    images = list(dict.fromkeys(sample.image for sample in dataset.samples))
+    paired = [mask for sample in dataset.samples for mask in sample.masks]
+    masks = list(dict.fromkeys((*paired, *dataset.unused_masks)))
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        facts = dict(zip(images, pool.map(_examine, images), strict=True))
+        mask_facts = dict(zip(masks, pool.map(partial(_examine, is_mask=True), masks), strict=True))
+    inventory = _Inventory(dataset, facts, mask_facts)
+    found = [finding for rule in _RULES for finding in rule(inventory)]
+    items = tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity)))
+    return Findings(dataset.summary(), items, (dataset.recognised, *dataset.near_misses))
+
+
+def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
+    digest = ""
+    try:
+        digest = content_hash(path)
+        pixels = decode(path)
+    except FlawsmithError as error:
+        return _Facts(path, str(error), digest)
+    full = float(np.iinfo(pixels.dtype).max)
+    first = pixels[:, :, 0]
+    return _Facts(
+        path,
+        None,
+        digest,
+        (pixels.shape[0], pixels.shape[1]),
+        pixels.dtype.itemsize * 8,
+        bool((first == pixels[:, :, 1]).all() and (first == pixels[:, :, 2]).all()),
+        float(pixels.min()) / full,
+        float(pixels.max()) / full,
+        float(pixels.mean()) / full,
+        grey_values(pixels) if is_mask else (),
+    )
+
+
+def _unreadable(inventory: _Inventory) -> Iterable[Finding]:
+    for kind, files in (("image", inventory.images), ("mask", inventory.masks)):
+        for facts in files.values():
+            if facts.error is not None:
+                mend = "restore the file from its source, or remove it"
+                yield Finding("error", f"unreadable-{kind}", facts.error, (facts.path,), mend)
+
+
+def _leaks(inventory: _Inventory) -> Iterable[Finding]:
+    held: dict[str, dict[str, list[Path]]] = defaultdict(lambda: defaultdict(list))
+    for sample in inventory.dataset.samples:
+        held[inventory.images[sample.image].digest][sample.split].append(sample.image)
+    held.pop("", None)
+    shared = {digest: splits for digest, splits in held.items() if len(splits) > 1}
+    if shared:
+        where = tuple(path for splits in shared.values() for paths in splits.values() for path in paths)
+        names = ", ".join(sorted({split for splits in shared.values() for split in splits}))
+        what = f"{_images(len(shared))} in more than one of {names}: figures on such images mean nothing"
+        yield Finding("error", "leak", what, where, "keep each image in one split only")
+
+
+def _duplicates(inventory: _Inventory) -> Iterable[Finding]:
+    held: dict[tuple[str, str], list[Sample]] = defaultdict(list)
+    for sample in inventory.dataset.samples:
+        held[inventory.images[sample.image].digest, sample.split].append(sample)
+    groups = [group for (digest, _), group in held.items() if digest and len(group) > 1]
+    disputed = [group for group in groups if len({s.label for s in group}) > 1]
+    copies = [group for group in groups if group not in disputed]
+    if disputed:
+        what = f"{_images(len(disputed))} labelled both good and flawed"
+        where = tuple(s.image for group in disputed for s in group)
+        yield Finding("error", "contradictory-labels", what, where, "decide which label holds, remove the other")
+    if copies:
+        extra = sum(len(group) - 1 for group in copies)
+        what = f"{_images(extra)} stored more than once; copies add no knowledge and weigh double"
+        where = tuple(s.image for group in copies for s in group)
+        yield Finding("warning", "duplicate", what, where, "remove the copies")
+
+
+def _odd_sizes(inventory: _Inventory) -> Iterable[Finding]:
+    readable = inventory.readable()
+    sizes = Counter(facts.size for facts in readable)
+    if len(sizes) <= 1:
+        return
+    (height, width), most = sizes.most_common(1)[0]
+    odd = [facts.path for facts in readable if facts.size != (height, width)]
+    shapes = [w / h for h, w in sizes]
+    what = f"{len(sizes)} sizes: {_images(most)} of {width} x {height}, {len(odd)} of others"
+    if max(shapes) > 1.1 * min(shapes):
+        mend = "images are scaled to one size, which distorts these: choose the letterbox policy, or crop alike"
+        yield Finding("warning", "odd-size", what, tuple(odd), mend)
+    else:
+        mend = "nothing, if one camera took them: all are scaled to one size"
+        yield Finding("note", "odd-size", what, tuple(odd), mend)
+
+
+def _odd_colours(inventory: _Inventory) -> Iterable[Finding]:
+    readable = inventory.readable()
+    grey = [facts.path for facts in readable if facts.grey]
+    colour = [facts.path for facts in readable if not facts.grey]
+    if grey and colour:
+        fewer, kind = (grey, "grey") if len(grey) < len(colour) else (colour, "colour")
+        what = f"{_images(len(fewer))} in {kind}, unlike the other {len(readable) - len(fewer)}"
+        yield Finding("warning", "odd-colour", what, tuple(fewer), "take all images with one camera setting")
+
+
+def _odd_depths(inventory: _Inventory) -> Iterable[Finding]:
+    readable = inventory.readable()
+    depths = Counter(facts.bits for facts in readable)
+    if len(depths) > 1:
+        common = depths.most_common(1)[0][0]
+        odd = tuple(facts.path for facts in readable if facts.bits != common)
+        what = f"mixed bit depths: {_images(depths[common])} of {common} bits, {len(odd)} of others"
+        mend = "store all images alike: one value range holds for the whole model"
+        yield Finding("error", "mixed-depth", what, odd, mend)
+
+
+def _empty_pictures(inventory: _Inventory) -> Iterable[Finding]:
+    readable = inventory.readable()
+    constant = [f.path for f in readable if f.brightest - f.darkest <= _CONSTANT]
+    dark = [f.path for f in readable if f.mean < _DARK and f.path not in set(constant)]
+    if constant:
+        what = f"{_images(len(constant))} of one even tone: nothing is to be seen"
+        yield Finding("warning", "constant", what, tuple(constant), "remove them, or take them again")
+    if dark:
+        mend = "raise the exposure; for 10- or 12-bit cameras stored in 16 bits declare the value range"
+        yield Finding("warning", "dark", f"{_images(len(dark))} almost black", tuple(dark), mend)
+
+
+def _pair_faults(inventory: _Inventory) -> Iterable[Finding]:
+    """Masks that do not fit their images."""
+    other_size, empty = [], []
+    for sample in inventory.dataset.samples:
+        image = inventory.images[sample.image]
+        for path in sample.masks:
+            mask = inventory.masks[path]
+            if mask.error is not None or image.error is not None:
+                continue
+            if mask.size != image.size:
+                other_size.append(path)
+            if mask.brightest == 0:
+                empty.append(path)
+    if other_size:
+        what = f"{_count(len(other_size), 'mask')} of another size than the image"
+        mend = "export the masks in the pixels of their images"
+        yield Finding("error", "mask-size", what, tuple(other_size), mend)
+    if empty:
+        what = f"{_count(len(empty), 'mask')} of flawed images without a marked pixel"
+        mend = "mark the flaw, or remove the mask so that the image counts as not annotated"
+        yield Finding("warning", "empty-mask", what, tuple(empty), mend)
+
+
+def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
+    dataset = inventory.dataset
+    missing = tuple(sample.image for sample in dataset.without_mask)
+    if missing:
+        severity: Severity = "warning" if any(s.masks for s in dataset.samples) else "note"
+        what = f"{_count(len(missing), 'flawed image')} without a mask"
+        place = _PLACE_OF_MASKS.get(dataset.layout, "in ground_truth/")
+        mend = f"add masks {place}, if pixel figures are wanted; image figures need none"
+        yield Finding(severity, "missing-mask", what, missing, mend)
+    good = [path for path in dataset.unused_masks if not {*GOOD_FOLDERS}.isdisjoint(_folders(path, dataset.root))]
+    marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].brightest > 0)
+    if marked:
+        what = f"{_count(len(marked), 'mask')} of good images with marked pixels"
+        mend = "remove the mask, or move the image to its defect type"
+        yield Finding("warning", "mask-of-good", what, marked, mend)
+    orphans = tuple(path for path in dataset.unused_masks if path not in set(good))
+    if orphans:
+        what = f"{_count(len(orphans), 'mask')} without an image"
+        mend = (
+            "name masks after their images, in mvtec layout ground_truth/<defect>/<stem>_mask.png or a folder <stem>/"
+        )
+        yield Finding("warning", "orphan-mask", what, orphans, mend)
+
+
+def _saturation(inventory: _Inventory) -> Iterable[Finding]:
+    read = {path: facts for path, facts in inventory.masks.items() if facts.error is None}
+    values = {path: facts.values for path, facts in read.items()}
+    pixels = max((height * width for height, width in (facts.size for facts in read.values())), default=0)
+    return saturation_findings(inventory.dataset, values, pixels)
+
+
+def _too_few(inventory: _Inventory) -> Iterable[Finding]:
+    dataset = inventory.dataset
+    if not dataset.good_train:
+        what = "nothing to learn from: a test set for models trained elsewhere"
+        yield Finding("note", "test-set-alone", what, (dataset.root,), "nothing")
+        return
+    distinct = len({inventory.images[s.image].digest for s in dataset.good_train})
+    if distinct < _FEW_TO_TRAIN:
+        what = f"{_count(distinct, 'different good image')} to learn from"
+        mend = f"add good images; from {_FEW_TO_TRAIN} on natural variation begins to be covered"
+        yield Finding("warning", "few-to-train", what, (dataset.root,), mend)
+    calibration = len(dataset.good_val) or held_out_count(distinct)
+    wanted = 99
+    if calibration < wanted:
+        # With n calibration images the least false-reject rate that can be promised is 1 / (n + 1).
+        what = (
+            f"{_images(calibration)} for calibration: a false-reject rate below "
+            f"{100 / (calibration + 1):.1f} % cannot be promised"
+        )
+        # Where there is a validation folder, nothing is held out of training: more images there would not help.
+        instead = "" if dataset.good_val else f", or {round(wanted / HELD_OUT_FRACTION)} in training"
+        mend = f"for 1 % give {wanted} good images in validation/good/{instead}"
+        severity: Severity = "warning" if calibration < HELD_OUT_MINIMUM else "note"
+        yield Finding(severity, "few-to-calibrate", what, (dataset.root,), mend)
+
+
+def _passed_over(inventory: _Inventory) -> Iterable[Finding]:
+    for note in inventory.dataset.notes:
+        what, _, mend = note.partition("; ")
+        if what.startswith("left out"):  # as the layout wants it
+            yield Finding("note", "left-out", what, inventory.dataset.left_out or (inventory.dataset.root,), "nothing")
+        else:
+            yield Finding("warning", "not-used", what, (inventory.dataset.root,), mend or "nothing")
+
+
+def _folders(path: Path, root: Path) -> list[str]:
+    """Names of the folders between the root and a file, in lower case."""
+    return [name.casefold() for name in path.relative_to(root).parts[:-1]]
+
+
+def _official(inventory: _Inventory) -> Iterable[Finding]:
+    return official_findings(inventory.dataset)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _images(number: int) -> str:
+    return _count(number, "image")
+
+
+_RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
+    *(_unreadable, _leaks, _duplicates, _odd_sizes, _odd_colours, _odd_depths, _empty_pictures),
+    *(_pair_faults, _missing_and_unused_masks, _saturation, _too_few, _passed_over, _official),
+)

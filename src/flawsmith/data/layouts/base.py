@@ -1,0 +1,287 @@
+"""What several layouts need: finding sub-folders, pairing masks with images, and gathering samples."""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Protocol
+
+from flawsmith.data.public_sets import dataset_name
+from flawsmith.data.samples import GOOD, Dataset, Sample, Split
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import is_folder
+from flawsmith.runtime.image import IMAGE_SUFFIXES, decode, find_images, iter_images
+
+GOOD_FOLDERS = (GOOD, "ok", "normal")
+MASK_FOLDERS = frozenset({"ground_truth", "groundtruth", "masks", "mask", "gt"})
+VALIDATION_FOLDERS = ("validation", "val", "valid")
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """The visible sub-folders, sorted by name.
+
+    Raises:
+        FlawsmithError: the folder cannot be read.
+    """
+    try:
+        found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+    except OSError as error:
+        raise FlawsmithError(f"cannot read the folder {folder}: {error.strerror}; check its path and rights") from error
+    return sorted(found)
+
+
+def subfolder(folder: Path, *names: str) -> Path | None:
+    """The first sub-folder that bears one of the names, in the order of the names, whatever its case."""
+    present = {p.name.casefold(): p for p in reversed(subfolders(folder))}
+    return next((present[n.casefold()] for n in names if n.casefold() in present), None)
+
+
+def means_good(folder: Path, names: Iterable[str] = GOOD_FOLDERS) -> bool:
+    """Whether a folder's name says that it holds images of good parts, whatever its case."""
+    return folder.name.casefold() in names
+
+
+def below(folder: Path, *names: str) -> Path | None:
+    """The folder reached by the names one after the other, whatever their case; None where one is missing."""
+    reached: Path | None = folder
+    for name in names:
+        reached = subfolder(reached, name) if reached is not None else None
+    return reached
+
+
+def has_images(folder: Path) -> bool:
+    """Whether any image lies in the folder or below it."""
+    return next(iter_images(folder), None) is not None
+
+
+def direct_images(folder: Path) -> list[Path]:
+    """The images that lie in the folder itself, not below it, sorted."""
+    return sorted(
+        p
+        for p in folder.iterdir()
+        if p.suffix.lower() in IMAGE_SUFFIXES and not p.name.startswith(".") and not is_folder(p)
+    )
+
+
+class MaskFolder:
+    """Masks of one defect type, paired with images by stem.
+
+    An image ``crack/007.png`` is paired with the first of these that exists: ``007_mask.<ext>``,
+    ``007.<ext>``, or all images of a folder ``007/`` (one file a defect, as in MVTec LOCO AD). Nested images
+    are paired at the same depth.
+
+    Args:
+        root: the folder to look in, or None: then nothing is paired.
+    """
+
+    def __init__(self, root: Path | None) -> None:
+        self._by_stem: dict[str, list[Path]] = defaultdict(list)
+        self._by_parent: dict[str, list[Path]] = defaultdict(list)
+        self._used: set[Path] = set()
+        if root is None:
+            return
+        for path in find_images(root):
+            relative = path.relative_to(root)
+            self._by_stem[relative.with_suffix("").as_posix()].append(path)
+            self._by_parent[relative.parent.as_posix()].append(path)
+
+    def masks_of(self, relative: Path) -> tuple[Path, ...]:
+        """Masks of an image, given by its path below the folder of its defect type; empty if none."""
+        stem = relative.with_suffix("").as_posix()
+        for key in (f"{stem}_mask", stem):
+            if key in self._by_stem:
+                return self._take(self._by_stem[key][:1])
+        return self._take(self._by_parent.get(stem, ()))
+
+    def unused(self) -> list[Path]:
+        """Masks that no image asked for, sorted."""
+        return sorted(p for paths in self._by_stem.values() for p in paths if p not in self._used)
+
+    def _take(self, paths: Iterable[Path]) -> tuple[Path, ...]:
+        taken = tuple(paths)
+        self._used.update(taken)
+        return taken
+
+
+class Collector:
+    """The samples of one category as they are found, and on the way what deserves a note.
+
+    Args:
+        root: the category folder; its name becomes the category's.
+        category: another name for the category.
+        dataset: the dataset's name; by default that of the folder above, or of two where it is a subset.
+    """
+
+    def __init__(self, root: Path, *, category: str | None = None, dataset: str | None = None) -> None:
+        self.root = root
+        self.category = root.name if category is None else category
+        self.dataset_name = dataset_name(root) if dataset is None else dataset
+        self.unused_masks: list[Path] = []
+        self.left_out: list[Path] = []
+        self.notes: list[str] = []
+        self._samples: list[Sample] = []
+
+    def add_good(self, images: Iterable[Path], split: Split) -> None:
+        """Add images of good parts."""
+        for image in images:
+            self._samples.append(Sample(image, split, "good", GOOD, (), self.category, self.dataset_name))
+
+    def add_validation(self, *good_folders: str) -> None:
+        """Add the good images of the user's own validation folder, where there is one.
+
+        Args:
+            good_folders: names of its sub-folders of good images; where none has images, those that lie directly in
+                the validation folder are good.
+
+        Raises:
+            FlawsmithError: another sub-folder has images: nothing says that they are good.
+        """
+        validation = subfolder(self.root, *VALIDATION_FOLDERS)
+        if validation is None:
+            return
+        good, direct = _labelled_good(validation, good_folders), direct_images(validation)
+        if good and direct:
+            where = f"{validation.name}/, beside {good[0].relative_to(validation).parts[0]}/"
+            self.notes.append(f"not used: {count(len(direct), 'image')} directly in {where}")
+        self.add_good(good or direct, "val")
+
+    def add_flawed(self, image: Path, defect: str, masks: tuple[Path, ...]) -> None:
+        """Add a test image of a flawed part."""
+        self._samples.append(Sample(image, "test", "flawed", defect, masks, self.category, self.dataset_name))
+
+    def dataset(self, layout: str, recognised: str) -> Dataset:
+        """All that was added, in its order; ``layout`` and ``recognised`` are handed through."""
+        return Dataset(
+            root=self.root,
+            category=self.category,
+            dataset=self.dataset_name,
+            layout=layout,
+            recognised=recognised,
+            samples=tuple(self._samples),
+            unused_masks=tuple(sorted(self.unused_masks)),
+            notes=tuple(self.notes),
+            left_out=tuple(self.left_out),
+        )
+
+
+def _labelled_good(validation: Path, names: Sequence[str]) -> list[Path]:
+    """The images in the sub-folders of those names, sorted.
+
+    Raises:
+        FlawsmithError: another sub-folder has images.
+    """
+    good: list[Path] = []
+    for folder in subfolders(validation):
+        images = find_images(folder)
+        if images and not means_good(folder, names):
+            raise FlawsmithError(
+                f"{folder} has {count(len(images), 'image')}, but limits are set by good parts alone: move them to "
+                f"{validation.name}/{names[0]}/ if the parts are good, or out of {validation.name}/ if not"
+            )
+        good += images
+    return good
+
+
+def count(number: int, noun: str) -> str:
+    """``1 image``, ``2 images``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def naming(paths: Sequence[Path], root: Path, *, most: int = 3) -> str:
+    """The first few files by their path below the root: ``train/1.png, train/7.png and 5 more``."""
+    more = f" and {len(paths) - most} more" if len(paths) > most else ""
+    return ", ".join(path.relative_to(root).as_posix() for path in paths[:most]) + more
+
+
+_THREADS = 4
+
+
+def marked(masks: Sequence[Path]) -> dict[Path, bool | None]:
+    """Whether each mask has a pixel that is not black; None for one that cannot be read.
+
+    Unchanged files are read once a process: a data set is loaded more than once in a run.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return dict(zip(masks, pool.map(_is_marked, masks), strict=True))
+
+
+def _is_marked(mask: Path) -> bool | None:
+    try:
+        state = mask.stat()
+        return _read(mask, state.st_size, state.st_mtime_ns)
+    except (OSError, FlawsmithError):
+        return None
+
+
+@lru_cache(maxsize=1 << 16)
+def _read(mask: Path, _size: int, _mtime_ns: int) -> bool:
+    return bool(decode(mask).any())
+
+
+class Layout(Protocol):
+    """A way of arranging one category's images on disk.
+
+    A layout that keeps its labels in a table (VisA) or several masks an image (MVTec LOCO AD) fits as well as
+    one that keeps them in folder names: only ``load`` knows where labels come from.
+
+    Attributes:
+        name: short lower-case name, as given to ``--layout``.
+        expects: the arrangement in one line, for error messages.
+    """
+
+    name: str
+    expects: str
+
+    def recognise(self, root: Path) -> str | None:
+        """Say in words why ``root`` is one category of this layout, or None; looks at names and, in a table, at its
+        first line alone."""
+        ...
+
+    def near_miss(self, root: Path) -> str | None:
+        """Say what a folder lacks that has some marks of this layout but not all; None where it has none or all."""
+        ...
+
+    def load(self, root: Path) -> Dataset:
+        """Read the category.
+
+        Raises:
+            FlawsmithError: it is not this layout, or the place for good images to train on is empty.
+        """
+        ...
+
+
+_LAYOUTS: dict[str, Layout] = {}
+
+
+def register(layout: Layout) -> None:
+    """Add a layout; those registered earlier are asked first, so the more specific ones come first.
+
+    Raises:
+        ValueError: the name is taken.
+    """
+    if layout.name in _LAYOUTS:
+        raise ValueError(f"a layout named {layout.name!r} is registered already")
+    _LAYOUTS[layout.name] = layout
+
+
+def known() -> tuple[Layout, ...]:
+    """All layouts, in the order in which they are asked."""
+    return tuple(_LAYOUTS.values())
+
+
+def by_name(name: str) -> Layout:
+    """The layout of that name.
+
+    Raises:
+        FlawsmithError: no such layout; the line lists the known ones and the closest match.
+    """
+    try:
+        return _LAYOUTS[name]
+    except KeyError:
+        close = difflib.get_close_matches(name, _LAYOUTS, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise FlawsmithError(f"unknown layout {name!r}; known are {', '.join(_LAYOUTS)}{hint}") from None

@@ -1,0 +1,202 @@
+"""Which layout a folder has, said in words; and one clear line where it has none."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+import zipfile
+from dataclasses import replace
+from pathlib import Path
+
+from flawsmith.data.layouts.base import (
+    GOOD_FOLDERS,
+    MASK_FOLDERS,
+    Layout,
+    by_name,
+    count,
+    direct_images,
+    known,
+    subfolder,
+    subfolders,
+)
+from flawsmith.data.layouts.table import is_table
+from flawsmith.data.samples import Dataset
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import is_folder
+from flawsmith.runtime.image import IMAGE_SUFFIXES
+
+_LISTED = 12
+_TABLE = "csv"
+
+
+def detect(path: str | Path) -> Layout:
+    """The layout of one category.
+
+    Args:
+        path: folder of one category, or just of good images; or a CSV table.
+
+    Returns:
+        The first registered layout that recognises it; ``layout.recognise(path)`` says why.
+
+    Raises:
+        FlawsmithError: not a folder, an archive, empty, a data set's root with several categories, or nothing
+            known. The line says what was seen and what is expected.
+
+    Example:
+        >>> import tempfile, pathlib
+        >>> root = pathlib.Path(tempfile.mkdtemp())
+        >>> (root / "train" / "good").mkdir(parents=True)
+        >>> detect(root).name
+        'mvtec'
+    """
+    return _detect(_subject(path))
+
+
+def _detect(root: Path) -> Layout:
+    if is_table(root):
+        return by_name(_TABLE)
+    _refuse_part_of_a_category(root)
+    layouts = known()
+    specific, fallback = layouts[:-1], layouts[-1]
+    for layout in specific:
+        if layout.recognise(root) is not None:
+            return layout
+    # Before the fall-back, which would take all categories for one: is this the root of a whole data set?
+    arranged = [layout for layout in specific if layout.name != _TABLE]  # a folder of tables is no category
+    categories = [f for f in subfolders(root) if any(layout.recognise(f) is not None for layout in arranged)]
+    if categories:
+        raise FlawsmithError(_several_categories(root, categories))
+    if fallback.recognise(root) is not None:
+        _refuse_labelled_set(root)
+        return fallback
+    raise FlawsmithError(_nothing_known(root))
+
+
+def load(path: str | Path, layout: str | None = None) -> Dataset:
+    """Read one category.
+
+    Args:
+        path: folder of one category, or just of good images; or a CSV table.
+        layout: name of its layout; None detects it.
+
+    Returns:
+        The samples, and in ``recognised``, ``near_misses`` and ``notes`` how they were understood.
+
+    Raises:
+        FlawsmithError: as :func:`detect`; an unknown layout's name; no good image where the layout keeps them.
+    """
+    root = _subject(path)
+    if layout is None:
+        reader = _detect(root)
+        return replace(reader.load(root), near_misses=_near_misses(root, reader))
+    reader = by_name(layout)
+    if is_table(root) and reader.name != _TABLE:
+        raise FlawsmithError(f"{root} is a table, which the layout {_TABLE} reads, not {layout}; leave --layout out")
+    return reader.load(root)
+
+
+def _near_misses(root: Path, chosen: Layout) -> tuple[str, ...]:
+    """Why none of the other layouts was chosen, where the folder has marks of them."""
+    lines = []
+    for other in known()[:-1]:
+        if other is chosen or not is_folder(root):
+            continue
+        if (lack := other.near_miss(root)) is not None:
+            lines.append(f"not {other.name}: {lack}")
+        elif other.recognise(root) is not None:
+            lines.append(f"{other.name} would fit too, but is less specific; --layout {other.name} takes it")
+    return tuple(lines)
+
+
+def _subject(path: str | Path) -> Path:
+    """The folder or the table as an absolute path, so that ``.`` has a name.
+
+    Raises:
+        FlawsmithError: it is missing, another file, or an empty folder.
+    """
+    # Unlike their like in pathlib, these raise for no name: not for one that is too long, nor for an unknown ~user.
+    given = Path(os.path.expanduser(path))  # noqa: PTH111
+    if not os.path.exists(given):  # noqa: PTH110
+        kind = "table" if is_table(given) else "folder"
+        raise FlawsmithError(f"there is no {kind} {given}; check the path and the rights to it")
+    if not is_table(given) and not is_folder(given):
+        raise FlawsmithError(_what_file(given))
+    # Links are not followed: the category bears the name under which the user knows the folder.
+    root = given.resolve() if ".." in given.parts else given.absolute()
+    if is_table(root):
+        return root
+    try:
+        empty = not any(root.iterdir())
+    except OSError as error:
+        raise FlawsmithError(f"cannot read the folder {given}: {error.strerror}; check the rights to it") from error
+    if empty:
+        raise FlawsmithError(f"the folder {given} is empty; put images of good parts into it")
+    return root
+
+
+def _what_file(path: Path) -> str:
+    if path.suffix.lower() in IMAGE_SUFFIXES:
+        return f"{path} is one image, but a folder of images is expected; give the folder that holds it"
+    if path.suffix.lower() == ".flaw":
+        return f"{path} is a trained model, but a folder of images is expected"
+    if _is_archive(path):
+        return f"{path} is an archive, but a folder of images is expected; unpack it and give the folder"
+    return f"{path} is a file, but a folder of images is expected"
+
+
+def _is_archive(path: Path) -> bool:
+    try:
+        # A named pipe would be waited for, so only the content of regular files is looked at.
+        return path.is_file() and (zipfile.is_zipfile(path) or tarfile.is_tarfile(path))
+    except OSError:
+        return False
+
+
+def _refuse_part_of_a_category(root: Path) -> None:
+    """Test images or masks, given by mistake, would be learned as good images."""
+    part = root.name.casefold()
+    others = ("train", "ground_truth") if part == "test" else ("train", "test")
+    if part in {"test", *MASK_FOLDERS} and subfolder(root.parent, *others) is not None:
+        raise FlawsmithError(f"{root} is only the {root.name}/ part of {root.parent}; give {root.parent}")
+
+
+def _refuse_labelled_set(root: Path) -> None:
+    """All sub-folders would be learned from as good, so marks of a layout that tells good from flawed weigh more.
+
+    Raises:
+        FlawsmithError: no image lies directly in the folder or in good/, and another layout is a near miss.
+    """
+    if direct_images(root) or subfolder(root, *GOOD_FOLDERS) is not None:
+        return
+    for layout in known():
+        if (lack := layout.near_miss(root)) is not None:
+            raise FlawsmithError(
+                f"{root} is almost in {layout.name} layout: {lack}; add what is missing, or give --layout folder if "
+                "all of its images are good"
+            )
+
+
+def _several_categories(root: Path, categories: list[Path]) -> str:
+    names = _listing([f.name for f in categories])
+    if len(categories) == 1:
+        return f"{root} holds the category {names} but is none itself; give {categories[0]}"
+    return (
+        f"{root} is the root of a data set with {len(categories)} categories ({names}); "
+        f"pick one, such as {categories[0]}"
+    )
+
+
+def _nothing_known(root: Path) -> str:
+    folders = [f.name + "/" for f in subfolders(root)]
+    files = sum(1 for p in root.iterdir() if os.path.isfile(p) and not p.name.startswith("."))  # noqa: PTH113
+    seen = (_listing(folders) if folders else "no sub-folders") + f" and {count(files, 'file')}"
+    # The plainest first: it is what most people have.
+    expected = "; or ".join(f"{layout.name}: {layout.expects}" for layout in reversed(known()))
+    near = [f"{layout.name} ({lack})" for layout in known() if (lack := layout.near_miss(root)) is not None]
+    nearest = f"; nearest is {', '.join(near)}" if near else ""
+    return f"found no good images in {root}: it has {seen}{nearest}; expected {expected}"
+
+
+def _listing(names: list[str]) -> str:
+    more = len(names) - _LISTED
+    return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,157 @@
+"""The gate an exported model passes before it is written: what was trained is what will run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from flawsmith.features.extract import to_onnx
+from flawsmith.models.base import Detector
+from flawsmith.runtime.decision import Decision
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+from flawsmith.runtime.inspector import Inspector
+
+SCORE_TOLERANCE = 1e-4
+MAP_TOLERANCE = 1e-3
+# Other precisions may differ by this share of the spread (5th to 95th percentile) of held-out good scores.
+RELATIVE_TOLERANCE = 0.25
+
+
+@dataclass(frozen=True)
+class Tolerance:
+    """By how much the exported model may differ from the trained one; added to the limits.
+
+    Attributes:
+        score: on the image score.
+        map: on the map, in original pixels.
+        every_pixel: whether ``map`` binds the pixel that differs most, as in float32, or the mean over the pixels: in
+            bfloat16 single pixels far below the limit differ by much, which decides nothing.
+    """
+
+    score: float = SCORE_TOLERANCE
+    map: float = MAP_TOLERANCE
+    every_pixel: bool = True
+
+    @classmethod
+    def relative(cls, scores: NDArray[np.float64], maxima: NDArray[np.float64]) -> Tolerance:
+        """The tolerance from held-out good images, where float32 is not computed or the detector is not continuous."""
+        score, level = (RELATIVE_TOLERANCE * float(np.ptp(np.quantile(v, [0.05, 0.95]))) for v in (scores, maxima))
+        return cls(max(score, MAP_TOLERANCE), max(level, MAP_TOLERANCE), every_pixel=False)
+
+    def map_difference(self, first: NDArray[np.float32], second: NDArray[np.float32]) -> float:
+        """What ``map`` is compared with."""
+        difference = np.abs(first - second)
+        return float(difference.max() if self.every_pixel else difference.mean())
+
+
+def reference(detector: Detector, geometry: Geometry, path: Path) -> tuple[float, NDArray[np.float32]]:
+    """Score and map in original pixels of an image file, computed by torch as trained."""
+    image = decode(path)
+    batch = torch.from_numpy(geometry.apply(image))[None]
+    with torch.inference_mode():
+        output = detector.eval()(batch)
+    return float(output.score[0]), geometry.restore(output.map[0].numpy(), image.shape[:2])
+
+
+def check_parity(
+    detector: Detector, inspector: Inspector, files: Iterable[Path], tolerance: Tolerance
+) -> dict[str, float]:
+    """Compare the exported model with the trained one on image files.
+
+    Args:
+        detector: as trained, not folded.
+        inspector: of the exported model, with its decision.
+        files: images from disk, some of them not square.
+        tolerance: the largest differences allowed.
+
+    Returns:
+        The largest differences found and the number of files.
+
+    Raises:
+        FlawsmithError: when a score, a map or a verdict differs, naming the file.
+    """
+    geometry, decision = inspector.spec.geometry, inspector.spec.decision
+    worst_score = worst_map = 0.0
+    count = 0
+    for path in files:
+        score, anomaly_map = reference(detector, geometry, path)
+        found_score, raw = inspector.raw(path)
+        found_map = geometry.restore(raw, anomaly_map.shape)
+        by_score, by_map = abs(score - found_score), tolerance.map_difference(anomaly_map, found_map)
+        if by_score > tolerance.score or by_map > tolerance.map:
+            raise FlawsmithError(
+                f"the exported model differs from the trained one on {path.name}: score by {by_score:.2g} (allowed "
+                f"{tolerance.score:.2g}), map by {by_map:.2g} (allowed {tolerance.map:.2g}); "
+                "choose another engine or precision"
+            )
+        _same_verdict(decision, path, (score, anomaly_map), (found_score, found_map), tolerance)
+        worst_score, worst_map, count = max(worst_score, by_score), max(worst_map, by_map), count + 1
+    return {"score": worst_score, "map": worst_map, "images": float(count)}
+
+
+def _same_verdict(
+    decision: Decision,
+    path: Path,
+    trained: tuple[float, NDArray[np.float32]],
+    exported: tuple[float, NDArray[np.float32]],
+    tolerance: Tolerance,
+) -> None:
+    verdicts = [decision.judge(score, anomaly_map)[0] for score, anomaly_map in (trained, exported)]
+    if verdicts[0] != verdicts[1] and abs(trained[0] - decision.limit) > tolerance.score:
+        raise FlawsmithError(
+            f"the exported model says {verdicts[1]} on {path.name} where the trained one says {verdicts[0]}: "
+            "choose another engine or precision"
+        )
+
+
+def non_square_copies(source: Path, folder: Path) -> list[Path]:
+    """A wide and a tall part of an image, written as files, so that geometry is proved on more than squares."""
+    image = decode(source)
+    if image.dtype != np.uint8:
+        return []
+    height, width = image.shape[:2]
+    parts = {"wide": image[: max(1, height * 3 // 5)], "tall": image[:, : max(1, width * 3 // 5)]}
+    files = []
+    for name, part in parts.items():
+        file = folder / f"{name}.png"
+        Image.fromarray(part).save(file)
+        files.append(file)
+    return files
+
+
+OUTPUTS = ("map", "score")
+
+
+class _AsTuple(nn.Module):
+    """The exporter wants a plain tuple."""
+
+    def __init__(self, detector: Detector) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        output = self.detector(images)
+        return output.map, output.score
+
+
+def export_detector(detector: Detector, image_size: tuple[int, int]) -> bytes:
+    """A detector, folded, as a serialised ONNX model.
+
+    Args:
+        detector: trained; what it computes is not changed.
+        image_size: (height, width) of the input in pixels.
+
+    Returns:
+        A model with the input ``image`` (batch, 3, height, width) and the outputs ``map`` (batch, height, width) and
+        ``score`` (batch); the same detector gives the same bytes.
+    """
+    return to_onnx(_AsTuple(detector.folded()).eval(), image_size, OUTPUTS)

@@ -1,0 +1,230 @@
+"""What an evaluation says: the object that ``evaluate --json`` prints."""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from flawsmith.metrics.protocol import MEANINGS
+from flawsmith.runtime.bundle import SelectionName
+
+Share = float | None
+
+
+class DefectResult(BaseModel):
+    """One defect type, always against all good images."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    n: int = Field(description="Flawed images of this type.")
+    image_auroc: Share = Field(description="AUROC of this type's images against all good images.")
+    aupro: Share = Field(
+        description="Area under the region-overlap curve of this type's regions, against the false-positive "
+        "rate over all images; the overall AUPRO is the mean over types weighted by regions."
+    )
+    miss_rate: Share = Field(description="Share of this type's images that were not rejected.")
+    n_missed: int = Field(description="Images of this type that were not rejected.")
+    n_regions: int = Field(description="Annotated regions of this type.")
+    mean_score: float = Field(description="Mean image score of this type.")
+
+
+class BaselineResult(BaseModel):
+    """A model of the same training images that learns nothing, on the same test images by the same rules."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field(description="Its method, such as patchcore.")
+    image_auroc: Share = Field(description="Its AUROC of the image scores.")
+    pixel_auroc: Share = Field(description="Its AUROC over all pixels.")
+    aupro: Share = Field(description="Its area under the region-overlap curve.")
+    gains: dict[str, tuple[float, float, float]] = Field(
+        default_factory=dict,
+        description="By figure: the model's minus the baseline's, and the ends of its 95 % interval over the same "
+        "resampled test images.",
+    )
+
+    def sentences(self) -> list[str]:
+        """Whether learning paid, a sentence a figure."""
+        return [
+            f"{LABELS[name]}: {self.method}, which learns nothing, {getattr(self, name):.4f}; learning {_paid(gain)}"
+            for name, gain in self.gains.items()
+        ]
+
+
+class Evaluation(BaseModel):
+    """Figures of one model on one labelled test set; None where the data cannot give one, and ``notes`` say
+    why.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    protocol: str = Field(
+        default="clean", description="Name of the evaluation protocol: clean, papers, or custom for any other."
+    )
+    deviations: dict[str, str] = Field(
+        default_factory=dict, description="Switches of the protocol that are not as in clean, with their settings."
+    )
+    selection: SelectionName = Field(default="last", description="How the model's checkpoint was chosen.")
+    stamps: list[str] = Field(
+        default_factory=list,
+        description="What must stand beside every figure: that the checkpoint was chosen on test data, and in what the "
+        "protocol deviates from clean; empty for a clean result.",
+    )
+    image_auroc: Share = Field(
+        description="AUROC of the image scores, all flawed images pooled against the good ones, in [0, 1]."
+    )
+    image_ap: Share = Field(description="Step-wise average precision of the image scores.")
+    image_f1_max: Share = Field(description="Highest F1 over all limits: an oracle, never a limit to run with.")
+    image_f1_threshold: float | None = Field(default=None, description="The score that gives the highest F1.")
+    pixel_auroc: Share = Field(description="AUROC over all pixels pooled.")
+    pixel_ap: Share = Field(description="Step-wise average precision over all pixels pooled.")
+    aupro: Share = Field(
+        description="Area under the region-overlap curve up to a false-positive rate of 0.3; what the switch pro says "
+        "where it deviates."
+    )
+    image_auroc_logical: Share = Field(
+        default=None, description="AUROC of the logical anomalies against all good images; MVTec LOCO AD alone."
+    )
+    image_auroc_structural: Share = Field(
+        default=None, description="AUROC of the structural anomalies against all good images; MVTec LOCO AD alone."
+    )
+    image_auroc_loco_mean: Share = Field(
+        default=None,
+        description="The LOCO mean: half the sum of the two, which is not the pooled AUROC where their numbers differ.",
+    )
+    spro: Share = Field(
+        default=None,
+        description="Area under the saturated region overlap curve up to a false-positive rate of 0.05, all defects of "
+        "all images pooled; only where the data set defines saturation.",
+    )
+    spro_logical: Share = Field(default=None, description="The same, of the logical anomalies with all good images.")
+    spro_structural: Share = Field(
+        default=None, description="The same, of the structural anomalies with all good images."
+    )
+    spro_loco_mean: Share = Field(
+        default=None, description="The LOCO mean: half the sum of the two; what MVTec LOCO AD's tables hold."
+    )
+    false_reject_rate: Share = Field(description="Share of good images rejected at the stored limit.")
+    miss_rate: Share = Field(description="Share of flawed images not rejected at the stored limit.")
+    n_good: int = Field(description="Good test images.")
+    n_flawed: int = Field(description="Flawed test images.")
+    n_annotated: int = Field(default=0, description="Flawed test images that took part in the pixel figures.")
+    by_defect: dict[str, DefectResult] = Field(default_factory=dict, description="Figures by defect type.")
+    verdicts: dict[str, dict[str, int]] = Field(
+        default_factory=dict, description="Counts by ground truth (good, flawed), then by verdict."
+    )
+    intervals: dict[str, tuple[float, float]] = Field(
+        default_factory=dict,
+        description="95 % intervals by figure: bootstrap over images; Clopper-Pearson for the rates.",
+    )
+    baseline: BaselineResult | None = Field(
+        default=None, description="The baseline that was trained beside the model, where there is one."
+    )
+    notes: list[str] = Field(default_factory=list, description="What was undefined, left out or resized, and why.")
+
+    def as_table(self) -> str:
+        """The figures as plain text: stamps, one line a figure, one line a defect type, then the notes."""
+        counts = f"{self.n_good} good and {self.n_flawed} flawed images, protocol {self.protocol}"
+        lines = [*self.stamps, *([""] if self.stamps else []), counts, ""]
+        rows = [(label, _number(getattr(self, name)), self._interval(name)) for name, label in self.labels().items()]
+        lines += _aligned([("figure", "value", "95 % interval"), *rows])
+        if self.by_defect:
+            heads = ("defect", "images", "missed", "miss rate", "image AUROC", self.overlap_name, "mean score")
+            lines += ["", *_aligned([heads, *(_defect_row(*item) for item in self.by_defect.items())])]
+        lines += ["", *self.baseline.sentences()] if self.baseline is not None else []
+        lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
+        return "\n".join(lines)
+
+    def labels(self) -> dict[str, str]:
+        """The figures to show in the order of tables, with their names in words; those of LOCO where there is one.
+
+        A figure that a switch of the protocol makes another one has another name.
+        """
+        labels = dict(LABELS)
+        if any(getattr(self, name) is not None for name in LOCO_LABELS):
+            labels |= {"image_auroc": "image AUROC, pooled"} | LOCO_LABELS
+        changed = _CHANGED_LABELS.items()
+        return labels | {
+            name: label
+            for (switch, setting), (name, label) in changed
+            if self.deviations.get(switch) == setting and name in labels
+        }
+
+    @property
+    def overlap_name(self) -> str:
+        """What the figure of region overlap is called where there is little room."""
+        return {"dilated_200": "PRO, dilated", "per_image_200": "PRO, per image"}.get(
+            self.deviations.get("pro", ""), "AUPRO"
+        )
+
+    def explained(self) -> list[tuple[str, str]]:
+        """Each deviation from the clean protocol with what it means."""
+        return [(f"{switch}={setting}", MEANINGS[switch][setting].says) for switch, setting in self.deviations.items()]
+
+    def _interval(self, name: str) -> str:
+        ends = self.intervals.get(name)
+        return "" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
+
+
+LABELS = {
+    "image_auroc": "image AUROC",
+    "image_ap": "image AP",
+    "image_f1_max": "image F1-max",
+    "pixel_auroc": "pixel AUROC",
+    "pixel_ap": "pixel AP",
+    "aupro": "AUPRO (0.3)",
+    "false_reject_rate": "false reject rate",
+    "miss_rate": "miss rate",
+}
+"""The figures in the order of tables, with their names in words."""
+
+LOCO_LABELS = {
+    "image_auroc_logical": "image AUROC, logical",
+    "image_auroc_structural": "image AUROC, structural",
+    "image_auroc_loco_mean": "image AUROC, LOCO mean",
+    "spro": "sPRO (0.05), pooled",
+    "spro_logical": "sPRO (0.05), logical",
+    "spro_structural": "sPRO (0.05), structural",
+    "spro_loco_mean": "sPRO (0.05), LOCO mean",
+}
+"""The figures of MVTec LOCO AD, which come after the others."""
+
+_CHANGED_LABELS = {
+    ("pro", "dilated_200"): ("aupro", "PRO (0.3), dilated"),
+    ("pro", "per_image_200"): ("aupro", "PRO (0.3), per image"),
+    ("loco_mean", "pooled"): ("image_auroc_loco_mean", "image AUROC, mean as pooled"),
+}
+"""What a figure is called where a setting of a switch makes it another one."""
+
+
+def _paid(gain: tuple[float, float, float]) -> str:
+    value, low, high = gain
+    verdict = "paid" if low > 0 else "cost" if high < 0 else "changed nothing that these images show"
+    return f"{verdict} ({value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f})"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.4f}"
+
+
+def _defect_row(name: str, result: DefectResult) -> tuple[str, ...]:
+    return (
+        name,
+        str(result.n),
+        str(result.n_missed),
+        _number(result.miss_rate),
+        _number(result.image_auroc),
+        _number(result.aupro),
+        f"{result.mean_score:.4g}",
+    )
+
+
+def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows as lines: the first column left, the others right, each as wide as its widest cell."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place == 0 else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

@@ -1,0 +1,142 @@
+"""Settings of AAND and their presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from flawsmith.models.aand.networks import Components, Residual
+from flawsmith.models.components.memory_bank import BankConfig, Neighbourhood
+from flawsmith.synthesis.foreground import Foreground
+from flawsmith.synthesis.recipes import RECIPES
+
+
+class AANDConfig(BankConfig):
+    """Every number of AAND; defaults are those of the authors' released code (preset ``official``)."""
+
+    strides: tuple[int, ...] = Field(
+        (4, 8, 16), description="Backbone levels by stride in pixels, finest first, each twice the one before."
+    )
+    interpolation: Literal["bilinear", "bicubic", "lanczos"] = Field(
+        "bicubic", description="How an image is resized to image_size, antialiased."
+    )
+    batch_size: int = Field(16, ge=1, description="Images a step, in both stages.")
+    lr: float = Field(0.005, gt=0, description="Learning rate of Adam at the start of each stage.")
+    betas: tuple[float, float] = Field((0.5, 0.999), description="Adam's β1 and β2.")
+    lr_decay: float = Field(0.2, gt=0, le=1, description="Factor on the learning rate at each milestone.")
+    lr_milestones: tuple[float, ...] = Field((0.8, 0.9), description="Milestones as shares of a stage's epochs.")
+
+    amplification: Components = Field(
+        "both",
+        description="Residual anomaly amplification (Table V): both parts; generator: every position is amplified; "
+        "gate: its weights are the anomaly map and no student is trained; none: plain reverse distillation.",
+    )
+    residual: Residual = Field(
+        "tanh", description="What the generator scales features with (Table VII); learnable: it gives the residual."
+    )
+    memories: int = Field(50, ge=1, description="L, embeddings each of the normal and the anomaly memory (Fig. 7).")
+    temperature: float = Field(
+        0.2, gt=0, description="Divides the gate's similarities before the softmax; 1 in the paper."
+    )
+    gate_weight: Literal["truth", "predicted"] = Field(
+        "truth", description="What weights residuals while they are learnt: the true cells, or the gate (released ViT)."
+    )
+    focal_alpha: float = Field(0.8, ge=0, le=1, description="α of the gate's focal loss, weight of anomalous cells.")
+    focal_gamma: float = Field(2.0, ge=0, description="γ of the gate's focal loss.")
+    amplification_weight: float = Field(0.1, ge=0, description="Weight of L_A in Eq. 9; 1 in the paper.")
+    margin: float = Field(0.3, ge=0, description="α of Eq. 8: how much less similar anomalies shall become.")
+    normal_cells: int = Field(5000, ge=1, description="Most normal cells of a level and step in L_A.")
+    anomalous_cells: int = Field(1000, ge=1, description="Most anomalous cells of a level and step in L_A.")
+    cell_share: float = Field(0.3, ge=0, lt=1, description="A cell belongs to a mask that covers more of it than this.")
+    recipe: str = Field("aand", description="How flaws are forged for the first stage.")
+    normal_share: float | None = Field(
+        None, ge=0, lt=1, description="Share of those images that are left normal; None: the recipe's, a fifth."
+    )
+    foreground: Foreground | Literal["published"] = Field(
+        "published",
+        description="Where flaws are forged and which normal cells L_A takes; published: the rules of the released "
+        "script by data set and category, the automatic foreground for all others.",
+    )
+    match_grey: bool = Field(False, description="Make textures grey where the image is grey.")
+    refresh: int = Field(1, ge=1, description="Epochs that a pool of forged flaws serves.")
+    amplification_epochs: int = Field(100, ge=1, description="Epochs of the first stage.")
+    amplification_steps: int | None = Field(
+        None, ge=1, description="Steps an epoch of the first stage; None: one pass over the training images."
+    )
+
+    hard_positions: int = Field(
+        10, ge=0, description="K_h of Eq. 11, worst positions a level and image; 0 leaves the loss out (Fig. 7)."
+    )
+    student_widths: tuple[int, ...] | None = Field(
+        None, description="Channels of bottleneck and decoder by level, finest first; None: those of the backbone."
+    )
+    student_blocks: tuple[int, ...] | None = Field(
+        None, description="Residual blocks of the decoder's stages, coarsest first; None: those of the backbone."
+    )
+    epochs: int = Field(120, ge=1, description="Epochs of the second stage, the distillation.")
+    steps_per_epoch: int | None = Field(
+        None, ge=1, description="Steps an epoch of the second stage; None: one pass over the training images."
+    )
+    sigma: float = Field(4.0, ge=0, description="Gaussian on the anomaly map in pixels of the network's input.")
+    score_norm: Literal["none", "level", "position"] = Field(
+        "none",
+        description="level: the levels' maps get equal spread on the training images before they are summed; position: "
+        "scores count relative to those of the training images at the same position; neither is in a paper.",
+    )
+
+    @model_validator(mode="after")
+    def _consistent(self) -> AANDConfig:
+        if self.recipe not in RECIPES:
+            raise ValueError(f"known recipes are {', '.join(RECIPES)}")
+        if self.refresh > 1 and self.amplification_steps is None:
+            raise ValueError("refresh above 1 needs amplification_steps: all forged batches must be of one size")
+        levels = len(self.strides)
+        for name, given in (("student_widths", self.student_widths), ("student_blocks", self.student_blocks)):
+            if given is not None and (len(given) != levels or min(given) < 1):
+                raise ValueError(f"{name} needs {levels} positive numbers, one for each of strides")
+        return self
+
+    @property
+    def foreground_files(self) -> bool:
+        """Whether foregrounds are read from mask files."""
+        return isinstance(self.foreground, Foreground) and self.foreground.mode == "files"
+
+    @property
+    def forges(self) -> bool:
+        """Whether there is a first stage."""
+        return self.amplification != "none"
+
+
+FAST = AANDConfig(
+    precision="auto",
+    interpolation="bilinear",
+    batch_size=8,
+    foreground=Foreground(mode="auto"),
+    match_grey=True,
+    amplification_epochs=20,
+    amplification_steps=20,
+    refresh=5,
+    student_blocks=(2, 2, 2),
+    score_norm="level",
+    bank=(3, 5, Neighbourhood(side=1, levels=2), Neighbourhood(side=3, levels=2)),
+    epochs=30,
+    steps_per_epoch=20,
+)
+
+PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
+    {
+        "official": AANDConfig(),
+        "paper": AANDConfig(amplification_weight=1.0, temperature=1.0, sigma=0.0, normal_share=0.0, lr_milestones=()),
+        "fast": FAST,
+    }
+)
+
+RD4AD_PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
+    {
+        name: preset.model_copy(update={"amplification": "none", "hard_positions": 0, "bank": ()})
+        for name, preset in PRESETS.items()
+    }
+)

@@ -1,0 +1,253 @@
+"""Gradient ascent on features through a discriminator, carried out in its hidden space (GLASS, Eq. 6).
+
+The released code concatenates normal features u and synthetic ones g, runs the whole discriminator forwards and
+backwards, moves g by a step along its normalised gradient, and repeats this twenty times. The weights do not change
+meanwhile, and the first layer is linear: h = W·g + b. A gradient at g is therefore Wᵀδ with δ the gradient at h, its
+length is √(δᵀ(WWᵀ)δ), and a step of g by s·Wᵀδ moves h by s·(WWᵀ)δ. So the steps need one product with the small
+matrix WWᵀ instead of two with W, and g itself is wanted only where it is projected: g + Wᵀ Σ s·δ.
+
+The normal half enters the loss of no step; it only takes part in the batch norm's statistics. Its sums are computed
+once. Every figure is that of the plain procedure, up to rounding. Counts and sums over positions are those of all
+processes that train together; features stay where they are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from flawsmith.models.components.distributed import mean_row, total, total_count, totals
+from flawsmith.models.components.heads import LEAKY_SLOPE, Discriminator
+from flawsmith.models.components.projection import EPSILON
+
+CHUNK_BYTES = 2**20
+"""Rows are worked on in pieces of this size, which stay in a core's cache through all operations of a step."""
+
+
+@dataclass(frozen=True)
+class NormalHalf:
+    """What the normal features contribute to the batch norm's statistics, computed once an iteration.
+
+    Attributes:
+        count: number of normal features.
+        shift: mean of their hidden values; all hidden values are kept relative to it, so that sums of squares do not
+            cancel.
+        squares: sum of the squares of their hidden values, relative to the shift.
+    """
+
+    count: int
+    shift: Float[Tensor, " hidden"]
+    squares: Float[Tensor, " hidden"]
+
+    @classmethod
+    def of(cls, hidden: Float[Tensor, "position hidden"]) -> NormalHalf:
+        """From the first layer's output for the normal features."""
+        hidden = hidden.detach().float()
+        shift = mean_row(hidden)
+        squares = sum(((part - shift).square().sum(dim=0) for part in _pieces(hidden)), torch.zeros_like(shift))
+        return cls(total_count(len(hidden)), shift, total(squares))
+
+
+class Forward(NamedTuple):
+    """What the discriminator's forward pass of a step saw, before the step moved anything.
+
+    Attributes:
+        mean: of the first layer's output over both halves.
+        variance: biased, over both halves.
+        logits: of the synthetic features.
+    """
+
+    mean: Float[Tensor, " hidden"]
+    variance: Float[Tensor, " hidden"]
+    logits: Float[Tensor, " position"]
+
+
+class HiddenAscent:
+    """Ascends the discriminator's loss of calling synthetic features anomalous: towards what looks normal.
+
+    Args:
+        discriminator: with one hidden layer, in training mode; its weights stay as they are, while the running
+            statistics of its batch norm are updated with every step, as a forward pass would.
+        normal: what the normal half of the batch contributes.
+        hidden: the first layer's output for the synthetic features, (position, hidden).
+        step_size: length of a step in feature space.
+    """
+
+    def __init__(
+        self,
+        discriminator: Discriminator,
+        normal: NormalHalf,
+        hidden: Float[Tensor, "position hidden"],
+        *,
+        step_size: float,
+    ) -> None:
+        (block,) = discriminator.blocks
+        self._norm, self._normal, self._step_size = block.norm, normal, step_size
+        weight = block.linear.weight.detach()
+        self._weight = weight.to(_product_dtype(weight))
+        self._gram = (weight @ weight.T).to(self._weight.dtype)
+        self._out = discriminator.out.weight.detach()[0]
+        self._synthetic = total_count(len(hidden))
+        self.restart(hidden)
+
+    def restart(self, hidden: Float[Tensor, "position hidden"]) -> None:
+        """Go on from other synthetic features, such as projected ones."""
+        self._hidden = hidden.detach().float() - self._normal.shift
+        self._steps = torch.zeros_like(self._hidden)
+        self._sums = totals(self._hidden.sum(dim=0), self._hidden.square().sum(dim=0))
+
+    @property
+    def hidden(self) -> Float[Tensor, "position hidden"]:
+        """The first layer's output for the features where they are now."""
+        return self._hidden + self._normal.shift
+
+    def moved(self) -> Float[Tensor, "position width"]:
+        """How far the features have moved since the last restart: Wᵀ Σ s·δ."""
+        return (self._steps.to(self._weight.dtype) @ self._weight).float()
+
+    @torch.no_grad()
+    def step(self) -> Forward:
+        """One step of Eq. 6: every feature moves by η·∇/‖∇‖, ∇ the gradient of the mean cross-entropy against 1."""
+        mean, variance = self._statistics()
+        scale = self._norm.weight * torch.rsqrt(variance + self._norm.eps)
+        offset = self._norm.bias - mean * scale
+        logits, errors, coupling = self._backward(scale, offset)
+        self._move(scale, offset, errors, self._through_norm(scale, mean, variance, *coupling))
+        return Forward(mean + self._normal.shift, variance, logits)
+
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and biased variance over both halves, relative to the shift; the running ones learn of them."""
+        norm, count = self._norm, self._count
+        total, squares = self._sums
+        mean = total / count
+        variance = (self._normal.squares + squares) / count - mean.square()
+        assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
+        assert norm.momentum is not None
+        norm.running_mean.lerp_(mean + self._normal.shift, norm.momentum)
+        norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
+        norm.num_batches_tracked.add_(1)
+        return mean, variance
+
+    @property
+    def _count(self) -> int:
+        return self._normal.count + self._synthetic
+
+    def _slopes(self, hidden: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch norm's output, and the logit's derivative with respect to it."""
+        normalised = torch.addcmul(offset, hidden, scale)
+        # The operator behind F.leaky_relu's gradient: thirty times faster on a CPU than torch.where.
+        out = self._out.expand_as(normalised)
+        return normalised, torch.ops.aten.leaky_relu_backward(out, normalised, LEAKY_SLOPE, False)
+
+    def _backward(self, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor, tuple[Tensor, Tensor]]:
+        """Logits, the loss's derivative with respect to them, and the sums over positions that couple the batch.
+
+        The sums are those of the gradient at the batch norm's output, and of that gradient times its input.
+        """
+        logits, errors = [], []
+        sums = torch.zeros_like(scale), torch.zeros_like(scale)
+        for hidden in _pieces(self._hidden):
+            normalised, slopes = self._slopes(hidden, scale, offset)
+            logits.append(normalised.mul_(slopes).sum(dim=1))  # leaky ReLU times the last weight
+            errors.append(torch.sigmoid(-logits[-1]).div_(-self._synthetic))
+            sums[0].addmv_(slopes.T, errors[-1])
+            sums[1].addmv_(slopes.mul_(hidden).T, errors[-1])
+        gradients, gradients_times_input = totals(*sums)
+        return torch.cat(logits), torch.cat(errors), (gradients, gradients_times_input)
+
+    def _through_norm(
+        self, scale: Tensor, mean: Tensor, variance: Tensor, gradients: Tensor, gradients_times_input: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Constant a and factor b of the part a + b·h of the gradient that comes through the batch's statistics."""
+        inverse = torch.rsqrt(variance + self._norm.eps)
+        correlated = inverse * (gradients_times_input - mean * gradients)
+        factor = scale * inverse * correlated / self._count
+        return scale * gradients / self._count - factor * mean, factor
+
+    def _move(self, scale: Tensor, offset: Tensor, errors: Tensor, through: tuple[Tensor, Tensor]) -> None:
+        """Move every feature along its gradient, in hidden space, and sum up where all are now."""
+        sums = torch.zeros_like(scale), torch.zeros_like(scale)
+        pieces = zip(_pieces(self._hidden), _pieces(self._steps), torch.split(errors, _rows(self._hidden)), strict=True)
+        for hidden, steps, error in pieces:
+            _, slopes = self._slopes(hidden, scale, offset)
+            gradient = slopes.mul_(scale).mul_(error[:, None])
+            gradient.sub_(torch.addcmul(through[0], hidden, through[1]))
+            image = (gradient.to(self._gram.dtype) @ self._gram).float()
+            length = (gradient * image).sum(dim=1).clamp_min_(0).sqrt_()
+            factor = (self._step_size / (length + EPSILON))[:, None]
+            steps.addcmul_(gradient, factor)
+            hidden.addcmul_(image, factor)
+            sums[0].add_(hidden.sum(dim=0))
+            sums[1].add_(hidden.square().sum(dim=0))
+        self._sums = totals(*sums)
+
+
+def _rows(matrix: Tensor) -> int:
+    return max(1, CHUNK_BYTES // (4 * matrix.shape[1]))
+
+
+def _pieces(matrix: Tensor) -> tuple[Tensor, ...]:
+    """Views of some rows each."""
+    return torch.split(matrix, _rows(matrix))
+
+
+def _product_dtype(weight: Tensor) -> torch.dtype:
+    """The type that matrix products run in: autocast's where it is on."""
+    device = weight.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+class _RayHidden(torch.autograd.Function):
+    """W·a for a = f + t·(f − c) equals (1 + t)·W·f − t·W·c, so neither forward nor backward ever forms a.
+
+    Half of the matrix products of a plain implementation disappear: those with the anomalous features. The offset
+    t·(f − c) is a constant to the gradient of f, yet it takes part in the gradient of W.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, features: Tensor, centers: Tensor, nearest: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(features, centers, nearest, lengths, weight)
+        both = features.new_empty(2, len(features), len(weight))
+        normal, anomalous = both
+        torch.addmm(bias, features, weight.T, out=normal)
+        of_centers = torch.addmm(bias, centers, weight.T)
+        torch.sub(normal, of_centers[nearest], out=anomalous).mul_(lengths[:, None]).add_(normal)
+        return both.flatten(0, 1)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        features, centers, nearest, lengths, weight = ctx.saved_tensors
+        of_normal, of_anomalous = gradients[0].chunk(2)
+        both = of_normal + of_anomalous
+        stepped = of_anomalous * lengths[:, None]
+        at_centers = stepped.new_zeros(len(centers), stepped.shape[1]).index_add_(0, nearest, stepped)
+        gradient_features = both @ weight
+        gradient_bias = both.sum(dim=0)
+        gradient_weight = both.add_(stepped).T @ features - at_centers.T @ centers
+        return gradient_features, None, None, None, gradient_weight, gradient_bias
+
+
+def ray_hidden(
+    features: Float[Tensor, "position width"],
+    centers: Float[Tensor, "center width"],
+    nearest: Int[Tensor, " position"],
+    lengths: Float[Tensor, " position"],
+    weight: Float[Tensor, "hidden width"],
+    bias: Float[Tensor, " hidden"],
+) -> Float[Tensor, "both_positions hidden"]:
+    """The linear layer's outputs for the features and then for the anomalies f + t·(f − c), t a constant.
+
+    Under autocast the matrix products run in its precision, as those of a linear layer would.
+    """
+    if torch.is_autocast_enabled(features.device.type):
+        dtype = torch.get_autocast_dtype(features.device.type)
+        features, centers, weight, bias = (t.to(dtype) for t in (features, centers, weight, bias))
+        with torch.autocast(features.device.type, enabled=False):
+            return _RayHidden.apply(features, centers, nearest, lengths.to(dtype), weight, bias)
+    return _RayHidden.apply(features, centers, nearest, lengths, weight, bias)

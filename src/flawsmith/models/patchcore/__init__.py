@@ -1,0 +1,5 @@
+"""PatchCore: distance to a memory of good patches (Roth et al., CVPR 2022)."""
+
+from flawsmith.models.patchcore.model import PatchCore, PatchCoreConfig
+
+__all__ = ["PatchCore", "PatchCoreConfig"]

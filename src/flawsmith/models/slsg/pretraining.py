@@ -1,0 +1,254 @@
+"""GPT-Net: an encoder learns what belongs where by painting in what was hidden (section 3.1).
+
+The paper describes it in words alone; what it leaves open is listed in docs/methods/slsg.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import NamedTuple
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from flawsmith.data.seeding import derived_seed, generator
+from flawsmith.models.base import FeatureSource
+from flawsmith.models.components.distributed import share
+from flawsmith.models.components.patch_learner import PatchBatches, Sampling
+from flawsmith.models.slsg.config import SLSGConfig
+from flawsmith.models.slsg.functional import discriminator_loss, generator_loss, reconstruction_losses
+from flawsmith.models.slsg.networks import Encoder, Grid, Head, Map, UpBlock, grid_of, resize
+
+Images = Float[Tensor, "batch 3 height width"]
+HIDDEN = 0.0
+"""What hidden pixels show: the mean of the normalised images."""
+SIDES_OF = 256
+"""Side of the image that the sides of large rectangles are given for."""
+LEAST_WIDTH = 32
+UP_BLOCKS = 4
+
+
+def hidden_pixels(size: Grid, rng: np.random.Generator, config: SLSGConfig) -> Bool[np.ndarray, "height width"]:
+    """Where an image is hidden: a share of all grid patches, and some large rectangles.
+
+    Args:
+        size: (height, width) of the image.
+        rng: source of all draws.
+        config: side and share of the patches, number and sides of the rectangles.
+    """
+    height, width = size
+    side = config.mask_patch
+    rows, columns = -(-height // side), -(-width // side)
+    patches = np.zeros(rows * columns, bool)
+    patches[rng.permutation(len(patches))[: round(config.mask_share * len(patches))]] = True
+    hidden = np.kron(patches.reshape(rows, columns), np.ones((side, side), bool))[:height, :width]
+    fewest, most = config.large_masks
+    for _ in range(int(rng.integers(fewest, most + 1))):
+        low, high = config.large_mask_sides
+        down, across = (
+            min(max(1, round(int(rng.integers(low, high + 1)) * length / SIDES_OF)), length) for length in size
+        )
+        top, left = int(rng.integers(height - down + 1)), int(rng.integers(width - across + 1))
+        hidden[top : top + down, left : left + across] = True
+    return hidden
+
+
+@dataclass(frozen=True)
+class InpaintingBatch:
+    """Good images with what is hidden of them: (batch, 3, height, width), and (batch, height, width)."""
+
+    images: Images
+    hidden: Bool[Tensor, "batch height width"]
+
+    @property
+    def masked(self) -> Images:
+        """x_m, what the generator sees."""
+        return self.images.masked_fill(self.hidden[:, None], HIDDEN)
+
+    def to(self, device: torch.device) -> InpaintingBatch:
+        """The same on a device."""
+        return InpaintingBatch(self.images.to(device), self.hidden.to(device))
+
+
+class InpaintingBatches:
+    """The batches of the first stage; what is hidden is a function of (seed, epoch, place).
+
+    Args:
+        images: the good images as their only level.
+        config: the method's settings.
+        seed: of every draw.
+    """
+
+    def __init__(self, images: FeatureSource, config: SLSGConfig, seed: int) -> None:
+        self._config, self._seed = config, seed
+        # A fixed number of steps fills the last batch from the next pass: D-Net's batch norms need more than one image.
+        steps = config.pretraining_steps or -(-len(images) // config.pretraining_batch_size)
+        sampling = Sampling(config.pretraining_batch_size, steps)
+        self._batches = PatchBatches(images, sampling, seed=seed, purpose="pre-training")
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def epoch(self, epoch: int) -> Iterator[InpaintingBatch]:
+        for number, batch in enumerate(self._batches.epoch(epoch)):
+            (images,) = batch.levels
+            size = self._config.pretraining_size
+            if size is not None:
+                images = F.interpolate(images, size, mode="bilinear", antialias=True)
+            rng = generator(self._seed, "hidden pixels", epoch, number)
+            # Drawn for the whole batch, of which another process may have the other images.
+            count = len(images) if batch.images is None else batch.images.count
+            hidden = np.stack([hidden_pixels(grid_of(images), rng, self._config) for _ in range(count)])
+            yield InpaintingBatch(images, torch.from_numpy(hidden[share(count)]))
+
+
+class Reconstruction(NamedTuple):
+    """What the generator paints: from all levels, and from the bottleneck alone."""
+
+    final: Images
+    auxiliary: Images
+
+
+class Generator(nn.Module):
+    """A U-Net on the encoder, and a second reconstruction from the bottleneck alone.
+
+    Args:
+        encoder: what is pre-trained.
+        channels: of its levels, finest first.
+    """
+
+    def __init__(self, encoder: Encoder, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.encoder = encoder
+        *skips, bottleneck = channels
+        widths = [*reversed(skips[-(UP_BLOCKS - 1) :])]
+        joined = list(widths)
+        while len(widths) < UP_BLOCKS:
+            widths.append(max(LEAST_WIDTH, widths[-1] // 2))
+            joined.append(0)
+        pairs = zip([bottleneck, *widths], joined, widths, strict=False)
+        self.blocks = nn.ModuleList(UpBlock(below, skip, width) for below, skip, width in pairs)
+        self.out = nn.Conv2d(widths[-1], 3, 3, padding=1)
+        self.auxiliary = Head([bottleneck, max(LEAST_WIDTH, bottleneck // 2), max(LEAST_WIDTH, bottleneck // 8)], 3)
+        self._skips = sum(count > 0 for count in joined)
+
+    def forward(self, masked: Images) -> Reconstruction:
+        size = grid_of(masked)
+        *skips, x = self.encoder(masked)
+        auxiliary = resize(self.auxiliary(x), size)
+        for number, block in enumerate(self.blocks):
+            joined: list[Map] = [skips[-1 - number]] if number < self._skips else []
+            grid = grid_of(joined[0]) if joined else tuple(min(2 * a, b) for a, b in zip(grid_of(x), size, strict=True))
+            x = block(x, joined, grid)
+        return Reconstruction(resize(self.out(x), size), auxiliary)
+
+
+class Discriminator(nn.Sequential):
+    """D-Net: four convolution groups of stride 2 and one channel that judges every patch."""
+
+    def __init__(self, width: int) -> None:
+        widths = [3, *(width * 2**number for number in range(4))]
+        groups = [
+            nn.Sequential(nn.Conv2d(inputs, outputs, 4, stride=2, padding=1), nn.BatchNorm2d(outputs), nn.ReLU())
+            for inputs, outputs in pairwise(widths)
+        ]
+        super().__init__(*groups, nn.Conv2d(widths[-1], 1, 3, padding=1))
+
+
+class PretrainingModule(pl.LightningModule):
+    """The first stage: generator and discriminator against each other.
+
+    Args:
+        config: the method's settings.
+        encoder: trained in place.
+        channels: of its levels, finest first.
+        seed: of the other networks' weights.
+    """
+
+    def __init__(self, config: SLSGConfig, encoder: Encoder, channels: Sequence[int], seed: int) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "slsg pre-training"))
+            self.generator = Generator(encoder, channels).to(memory_format=torch.channels_last)
+            self.discriminator = Discriminator(config.discriminator_width).to(memory_format=torch.channels_last)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        config = self.config
+        return [
+            torch.optim.Adam(self.generator.parameters(), lr=config.generator_lr, betas=config.pretraining_betas),
+            torch.optim.Adam(
+                self.discriminator.parameters(), lr=config.discriminator_lr, betas=config.pretraining_betas
+            ),
+        ]
+
+    def on_train_start(self) -> None:
+        self.train()  # the encoder comes from a frozen backbone
+
+    def training_step(self, batch: InpaintingBatch, batch_idx: int) -> dict[str, Tensor]:
+        optimisers = self.optimizers()
+        assert isinstance(optimisers, list)
+        painter, judge = optimisers
+        found = self.generator(batch.masked.contiguous(memory_format=torch.channels_last))
+        self.discriminator.requires_grad_(False)
+        losses = self.generator_losses(batch.images, found)
+        painter.zero_grad()
+        self.manual_backward(losses["loss"])
+        painter.step()
+        self.discriminator.requires_grad_(True)
+        judged = discriminator_loss(self.discriminator(found.final.detach()), self.discriminator(batch.images))
+        judge.zero_grad()
+        self.manual_backward(judged)
+        judge.step()
+        return {name: value.detach() for name, value in (losses | {"loss_discriminator": judged}).items()}
+
+    def generator_losses(self, image: Images, found: Reconstruction) -> dict[str, Tensor]:
+        """L_R of Eq. 10 and its parts."""
+        config = self.config
+        parts = {
+            "loss_adversarial": generator_loss(self.discriminator(found.final)),
+            **reconstruction_losses(image, *found),
+        }
+        weights = (config.adversarial_weight, config.reconstruction_weight, config.bottleneck_weight)
+        total = torch.stack([weight * value for weight, value in zip(weights, parts.values(), strict=True)]).sum()
+        return {"loss": total, **parts}
+
+    def transfer_batch_to_device(
+        self, batch: InpaintingBatch, device: torch.device, dataloader_idx: int
+    ) -> InpaintingBatch:
+        return batch.to(device)
+
+
+@torch.no_grad()
+def settle_statistics(encoder: Encoder, images: FeatureSource, batch_size: int) -> dict[str, Tensor]:
+    """Batch-norm statistics of the encoder on whole images, in place of those of masked ones.
+
+    Args:
+        encoder: trained; changed in place.
+        images: good images as their only level.
+        batch_size: images a pass.
+
+    Returns:
+        The encoder's state.
+    """
+    norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean over all batches
+    encoder.train()
+    for rows in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
+        # Batch norms need more than one value: a single image stands there twice, which changes no statistic but
+        # the correction of its variance.
+        encoder(images.batch(rows if len(rows) > 1 else [*rows, *rows])[0])
+    encoder.eval()
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return encoder.state_dict()

@@ -1,0 +1,558 @@
+"""AAND and RD4AD: what the golden cases and the contract do not cover, and mistakes of the released code."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from flawsmith.features.backbones import load_backbone
+from flawsmith.models.aand.config import PRESETS, RD4AD_PRESETS, AANDConfig
+from flawsmith.models.aand.functional import (
+    amplification_loss,
+    as_rows,
+    cells_of,
+    hard_distillation_loss,
+    position_encoding,
+    step_rate,
+)
+from flawsmith.models.aand.model import AAND, RD4AD, DiscrepancyDetector, GateDetector, published_foreground
+from flawsmith.models.aand.networks import Amplifiers, Layout, TokenDecoder, layout_for, reverse_student
+from flawsmith.models.aand.training import AdvancedTeacher, AmplificationModule, DistillationModule, ForgedCells, drawn
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.training.trainer import MetricsFile
+
+CHANNELS, GRIDS = (4, 6, 8), ((12, 18), (6, 9), (3, 5))
+SMALL = Layout(decoder=(1, 1, 1), embedding=1, heads=True, widths=(4, 8, 8))
+
+
+def random_levels(images: int = 2, seed: int = 0) -> list[Tensor]:
+    source = torch.Generator().manual_seed(seed)
+    return [torch.randn(images, count, *grid, generator=source) for count, grid in zip(CHANNELS, GRIDS, strict=True)]
+
+
+class Features:
+    """Level maps of a few images, and which were asked for."""
+
+    channels, grids = CHANNELS, GRIDS
+
+    def __init__(self) -> None:
+        self.levels, self.asked = random_levels(5), list[int]()
+
+    def __len__(self) -> int:
+        return 5
+
+    def batch(self, rows: Any) -> list[Tensor]:
+        self.asked += [int(row) for row in rows]
+        return [level[list(rows)] for level in self.levels]
+
+
+def random_batch(seed: int = 0) -> ForgedCells:
+    source = torch.Generator().manual_seed(seed)
+    anomalous = [torch.rand(2, *grid, generator=source) < 0.3 for grid in GRIDS]
+    foreground = [torch.rand(2, *grid, generator=source) < 0.8 for grid in GRIDS]
+    return ForgedCells(random_levels(seed=seed), anomalous, foreground)
+
+
+def first_stage(**settings: Any) -> AmplificationModule:
+    config = AANDConfig(memories=5, **settings)
+    torch.manual_seed(0)
+    amplifiers = Amplifiers(CHANNELS, GRIDS, components=config.amplification, memories=5, residual=config.residual)
+    return AmplificationModule(config, amplifiers, seed=0)
+
+
+# ---- First stage ----------------------------------------------------------------------------------------------------
+
+
+def test_drawn_cells_alone_give_the_loss_and_gradients_of_whole_maps() -> None:
+    module, batch = first_stage(normal_cells=20, anomalous_cells=15), random_batch()
+    whole = copy.deepcopy(module)
+
+    module.losses(batch)["loss_amplification"].backward()
+    amplified = whole.amplifiers.amplified(batch.levels, [cells[:, None].float() for cells in batch.anomalous])
+    losses = []
+    for number, level in enumerate(batch.levels):
+        normal, anomalous = whole.drawn(batch.anomalous[number], batch.foreground[number], (0, 0, number))
+        rows = as_rows(level)
+        moved = as_rows(amplified[number].features)[anomalous]
+        losses.append(amplification_loss(moved, rows[anomalous], rows[normal], margin=0.3))
+    torch.stack(losses).sum().backward()
+
+    pairs = zip(module.amplifiers.parameters(), whole.amplifiers.parameters(), strict=True)
+    compared = [(one.grad, two.grad) for one, two in pairs if one.grad is not None]
+    assert len(compared) == 3 * 6, "the generators' weights and biases, and nothing of the gates"
+    for one, two in compared:
+        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("components", ["both", "generator"])
+@pytest.mark.parametrize("missing", ["normal", "anomalous", "foreground"])
+def test_a_batch_without_one_kind_of_cells_has_a_finite_loss(missing: str, components: str) -> None:
+    batch = random_batch()
+    full, empty = ([torch.full_like(cells, value) for cells in batch.anomalous] for value in (True, False))
+    changed = {"normal": {"anomalous": full}, "anomalous": {"anomalous": empty}, "foreground": {"foreground": empty}}
+    batch = ForgedCells(**{**vars(batch), **changed[missing]})
+    module = first_stage(amplification=components)
+
+    found = module.losses(batch)
+    found["loss"].backward()
+
+    assert all(torch.isfinite(value) for value in found.values())
+    assert found["loss_amplification"] == 0
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in module.parameters())
+
+
+def test_gate_and_pairs_stay_in_float32_under_autocast() -> None:
+    gate, (level, *_) = first_stage().amplifiers[0].gate, random_levels()
+    rows = [as_rows(maps)[:40] for maps in (level, level.flip(0), level.flip(2))]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        matches, loss = gate.matches(level), amplification_loss(*rows, margin=0.3)
+
+    assert matches.dtype == loss.dtype == torch.float32
+    torch.testing.assert_close(loss, amplification_loss(*rows, margin=0.3))
+
+
+def test_truth_weights_the_residuals_so_that_the_gate_learns_from_the_focal_loss_alone() -> None:
+    for weight, learns in (("truth", False), ("predicted", True)):
+        module = first_stage(gate_weight=weight)
+
+        module.losses(random_batch())["loss_amplification"].backward()
+
+        assert any(part.gate.memory.grad is not None for part in module.amplifiers) == learns
+
+
+@pytest.mark.parametrize("residual", ["tanh", "sigmoid", "learnable"])
+def test_residuals_are_what_table_vii_says(residual: str) -> None:
+    module, (level, *_) = first_stage(residual=residual), random_levels()
+    generator = module.amplifiers[0].generator
+
+    found, raw = generator(level), generator.mlp(level)
+
+    expected = {"tanh": raw.tanh() * level, "sigmoid": raw.sigmoid() * level, "learnable": raw}[residual]
+    torch.testing.assert_close(found, expected)
+
+
+def test_an_amplifier_without_a_gate_amplifies_every_position() -> None:
+    module, levels = first_stage(amplification="generator"), random_levels()
+
+    found = module.amplifiers.amplified(levels)
+
+    for level, amplified in zip(levels, found, strict=True):
+        assert amplified.gate is None
+        torch.testing.assert_close(amplified.features, level + amplified.residual)
+    assert "loss_focal" not in module.losses(random_batch())
+
+
+def test_cells_drawn_are_distinct_true_ones_and_a_function_of_the_seed() -> None:
+    cells = torch.rand(200, generator=torch.Generator().manual_seed(1)) < 0.4
+
+    first, second, other = (drawn(cells, 30, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+
+    assert torch.equal(first, second)
+    assert not torch.equal(first, other)
+    assert len(set(first.tolist())) == 30
+    assert cells[first].all()
+
+
+def test_a_cell_belongs_to_a_mask_that_covers_more_than_the_share() -> None:
+    mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    mask[0, :4, :1] = True  # a quarter of the upper left cell
+    mask[0, 4:, 4:6] = True  # half of the lower right one
+
+    assert cells_of(mask, (2, 2), share=0.3).tolist() == [[[False, False], [False, True]]]
+    assert cells_of(mask, (2, 2), share=0.2).tolist() == [[[True, False], [False, True]]]
+
+
+def test_gates_are_weights_of_a_softmax_over_both_memories() -> None:
+    gate, (level, *_) = first_stage().amplifiers[0].gate, random_levels()
+
+    matches = gate.matches(level)
+
+    torch.testing.assert_close(matches.sum(dim=1), torch.ones(2, *GRIDS[0]))
+    torch.testing.assert_close(gate(level)[:, 0], 1 - matches[:, :5].sum(dim=1))
+
+
+def test_positions_are_computed_for_any_grid_and_saved_with_the_model() -> None:
+    amplifiers = Amplifiers(CHANNELS, GRIDS, memories=5)
+
+    for number, (count, grid) in enumerate(zip(CHANNELS, GRIDS, strict=True)):
+        torch.testing.assert_close(amplifiers.state_dict()[f"{number}.gate.position"], position_encoding(count, grid))
+    encoding = position_encoding(8, (3, 5))
+    assert torch.equal(encoding[:4, 0], encoding[:4, 2]), "the first half encodes the column alone"
+    assert torch.equal(encoding[4:, :, 0], encoding[4:, :, 4]), "the other half encodes the row alone"
+    assert position_encoding(7, (2, 2)).shape == (7, 2, 2)
+
+
+# ---- Second stage ---------------------------------------------------------------------------------------------------
+
+
+def test_distillation_trains_the_student_and_nothing_else() -> None:
+    config, amplifiers = AANDConfig(), first_stage().amplifiers
+    module = DistillationModule(config, reverse_student(CHANNELS, GRIDS, SMALL), amplifiers)
+    teacher = AdvancedTeacher(Features(), amplifiers)
+
+    module.losses(teacher.batch([0, 1]))["loss"].backward()
+
+    assert all(parameter.grad is None for parameter in amplifiers.parameters())
+    optimised = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
+    assert optimised == {id(parameter) for parameter in module.student.parameters()}
+
+
+def test_the_teacher_is_computed_once_and_is_the_same_without_room_for_it() -> None:
+    amplifiers, features = first_stage().amplifiers, Features()
+    kept, recomputed = (AdvancedTeacher(features, amplifiers, room=room) for room in (10**9, 0))
+
+    first = kept.batch([3, 1])
+    calls = len(features.asked)
+    again, other = kept.batch([1, 3]), recomputed.batch([3, 1])
+
+    assert calls == 2
+    assert features.asked[calls:] == [3, 1], "only the one without room asked again"
+    for one, two, three in zip(first, again, other, strict=True):
+        assert torch.equal(one, two.flip(0)) and torch.equal(one, three)
+    whole = amplifiers(features.batch([3, 1]))
+    for one, two in zip(first, whole, strict=True):
+        torch.testing.assert_close(one, two)
+
+
+def test_the_hard_loss_takes_the_worst_positions_of_every_image_and_all_where_there_are_fewer() -> None:
+    teacher, student = random_levels(seed=1)[2], random_levels(seed=2)[2]
+    distance = 1 - torch.nn.functional.cosine_similarity(teacher, student, dim=1)
+
+    worst = distance.flatten(1).sort(descending=True).values
+
+    torch.testing.assert_close(hard_distillation_loss(teacher, student, 4), worst[:, :4].mean())
+    torch.testing.assert_close(hard_distillation_loss(teacher, student, 1000), distance.mean())
+
+
+def test_the_rate_falls_where_the_released_code_forgets_it() -> None:
+    rates = [step_rate(epoch, start=0.005, factor=0.2, milestones=(0.8 * 99, 0.9 * 99)) for epoch in range(99)]
+
+    assert rates[:80] == [0.005] * 80
+    assert rates[80:90] == pytest.approx([0.001] * 10)
+    assert rates[90:] == pytest.approx([0.0002] * 9)
+
+
+def test_training_follows_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = first_stage(amplification_epochs=10)
+    optimiser = module.configure_optimizers()
+    module.optimizers = lambda: optimiser  # type: ignore[method-assign]
+    rates = []
+    for epoch in range(10):
+        monkeypatch.setattr(AmplificationModule, "current_epoch", epoch)
+        module.on_train_epoch_start()
+        rates.append(optimiser.param_groups[0]["lr"])
+
+    assert rates == pytest.approx([0.005] * 8 + [0.001, 0.0002])
+
+
+@pytest.mark.parametrize(
+    ("architecture", "block", "squeeze", "decoder", "heads"),
+    [
+        ("wide_resnet50_2.tv_in1k", "bottleneck", 2, (3, 4, 6), False),
+        ("resnet50", "bottleneck", 4, (3, 4, 6), False),
+        ("resnet18", "basic", 2, (2, 2, 2), False),
+        ("tf_efficientnet_lite0.in1k", "bottleneck", 2, (3, 4, 6), True),
+    ],
+)
+def test_the_decoder_mirrors_a_resnet_and_closes_other_backbones_with_heads(
+    architecture: str, block: str, squeeze: int, decoder: tuple[int, ...], heads: bool
+) -> None:
+    layout = layout_for(architecture)
+
+    assert (layout.block, layout.decoder, layout.heads) == (block, decoder, heads)
+    assert block == "basic" or layout.squeeze == squeeze
+
+
+@pytest.mark.parametrize("block", ["bottleneck", "basic"])
+def test_the_student_gives_the_teachers_shapes_on_odd_grids(block: Any) -> None:
+    layout = Layout(block=block, decoder=(1, 2, 1), embedding=2)
+    student = reverse_student(CHANNELS, GRIDS, layout)
+
+    with torch.no_grad():
+        found = student(random_levels())
+
+    assert [level.shape for level in found] == [level.shape for level in random_levels()]
+    assert min(level.min().item() for level in found) == 0, "without heads a level comes out of a ReLU"
+    with torch.no_grad():
+        headed = reverse_student(CHANNELS, GRIDS, SMALL)(random_levels())
+    assert all(level.min().item() < 0 for level in headed)
+
+
+def test_gate_alone_is_a_detector_without_a_student() -> None:
+    backbone = load_backbone(strides=(4, 8, 16))
+    method = AAND(AANDConfig(image_size=(64, 64), amplification="gate", memories=3), backbone, seed=0)
+
+    detector = method.network()
+
+    assert isinstance(detector, GateDetector)
+    assert [stage.name for stage in method.stages()] == ["amplification"]
+    with torch.inference_mode():
+        output = detector(torch.randn(2, 3, 64, 64))
+    assert (output.map >= 0).all() and (output.map <= 3).all(), "three weights between 0 and 1"
+
+
+def test_rd4ad_is_the_same_code_with_both_ideas_switched_off() -> None:
+    backbone = load_backbone(strides=(4, 8, 16))
+    config = RD4AD_PRESETS["fast"].model_copy(update={"image_size": (64, 64)})
+
+    method = RD4AD(config, backbone, seed=0)
+
+    assert [stage.name for stage in method.stages()] == ["distillation", "norm"]
+    detector = method.network()
+    assert isinstance(detector, DiscrepancyDetector)
+    assert detector.amplifiers is None
+    for name, preset in RD4AD_PRESETS.items():
+        assert preset == PRESETS[name].model_copy(update={"amplification": "none", "hard_positions": 0, "bank": ()})
+
+
+def test_strides_that_do_not_double_are_refused_with_the_mending() -> None:
+    backbone = load_backbone(strides=(8, 32))
+
+    with pytest.raises(FlawsmithError, match=r"strides=\[4,8,16\]"):
+        AAND(AANDConfig(image_size=(64, 64), strides=(8, 32)), backbone, seed=0)
+
+
+def test_two_levels_need_their_number_of_blocks() -> None:
+    backbone = load_backbone(strides=(8, 16))
+    config = AANDConfig(image_size=(64, 64), strides=(8, 16))
+
+    with pytest.raises(FlawsmithError, match="student_blocks"):
+        AAND(config, backbone, seed=0)
+    given = config.model_copy(update={"student_blocks": (1, 1)})
+    assert len(AAND(given, backbone, seed=0).network().smooth) == 2
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"student_widths": (8, 8)}, "student_widths needs 3"),
+        ({"student_blocks": (1, 0, 1)}, "student_blocks needs 3"),
+        ({"refresh": 2}, "amplification_steps"),
+        ({"recipe": "rust"}, "known recipes"),
+    ],
+)
+def test_settings_that_do_not_fit_are_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        AANDConfig(**settings)
+
+
+def test_the_frozen_teacher_carries_neither_its_last_stage_nor_its_classifier() -> None:
+    backbone = load_backbone("resnet18@random", strides=(4, 8, 16))
+
+    names = [name for name, _ in backbone.named_parameters()]
+
+    assert any("layer3" in name for name in names)
+    assert not any("layer4" in name or "fc" in name for name in names)
+
+
+def test_a_run_killed_in_the_second_stage_resumes_to_the_same_bytes(
+    trained: Callable[[str], Any],
+    train_tiny: Callable[..., Any],
+    parts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    append = MetricsFile.append
+
+    def cut_off(self: MetricsFile, epoch: int, values: Any) -> None:
+        append(self, epoch, values)
+        if self._stage == "distillation" and epoch == 0:
+            raise InterruptedError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MetricsFile, "append", cut_off)
+        with pytest.raises(InterruptedError):
+            train_tiny("aand", parts, tmp_path / "run")
+
+    resumed = train_tiny("aand", parts, tmp_path / "run", resume=True)
+
+    assert resumed.model.read_bytes() == trained("aand").model.read_bytes()
+
+
+def test_a_checkpoint_is_chosen_in_the_stage_that_completes_the_detector(
+    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+) -> None:
+    result = train_tiny("aand", parts, tmp_path / "run", select="best")
+
+    rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
+    assert {row["stage"] for row in rows if "selection_auroc" in row} == {"distillation"}
+    assert {row["stage"] for row in rows} == {"amplification", "distillation"}
+
+
+def test_the_report_shows_residuals_gates_and_every_level(trained: Callable[[str], Any]) -> None:
+    report = trained("aand").report.read_text()
+
+    for heading in ("Residual intensity", "Gates on forged flaws", "Anomaly maps by level", "Forged flaws"):
+        assert heading in report
+
+
+# ---- Transformers ---------------------------------------------------------------------------------------------------
+
+
+def test_a_plain_transformer_gets_a_token_decoder_in_the_teachers_order() -> None:
+    backbone = load_backbone("vit_tiny_patch16_224@random", strides=(16, 16, 16))
+    config = AANDConfig(image_size=(64, 96), strides=(16, 16, 16), memories=3, gate_weight="predicted")
+
+    method = AAND(config, backbone, seed=0)
+    with torch.inference_mode():
+        output = method.network()(torch.randn(2, 3, 64, 96))
+
+    blocks = {name.split(".")[2] for name, _ in backbone.trunk.named_parameters() if ".blocks." in name}
+    assert len(blocks) == 12, "levels are blocks 4, 8 and 12"
+    assert method.student is not None
+    decoder = method.student.decoder
+    assert isinstance(decoder, TokenDecoder)
+    assert [len(blocks) for blocks in decoder.levels] == [2, 2, 2]
+    assert decoder.position.shape == (4 * 6, 192)
+    assert output.map.shape == (2, 64, 96)
+
+
+def test_strides_that_a_plain_transformer_lacks_are_refused_with_those_it_has() -> None:
+    with pytest.raises(FlawsmithError, match=r"in all of its 12 blocks.*strides=\[16,16,16\]"):
+        load_backbone("vit_tiny_patch16_224@random", strides=(4, 8, 16))
+
+
+# ---- Foregrounds of the released script -----------------------------------------------------------------------------
+
+
+def test_every_category_of_the_papers_data_sets_has_its_foreground() -> None:
+    count = {
+        "mvtec_anomaly_detection": "bottle cable capsule carpet grid hazelnut leather metal_nut pill screw tile "
+        "toothbrush transistor wood zipper",
+        "VisA": "candle capsules cashew chewinggum fryum macaroni1 macaroni2 pcb1 pcb2 pcb3 pcb4 pipe_fryum",
+        "mvtec_3d": "bagel cable_gland carrot cookie dowel foam peach potato rope tire",
+    }
+
+    for dataset, categories in count.items():
+        assert all(published_foreground(dataset, category) for category in categories.split())
+
+
+def test_cable_has_the_disc_that_a_misspelling_denied_it() -> None:
+    cable = published_foreground("mvtec", "cable")
+
+    assert cable is not None
+    assert cable == published_foreground("mvtec", "bottle")
+    assert (cable.mode, cable.extent) == ("disc", (0.45, 0.45))
+
+
+def test_names_that_merely_look_alike_are_other_data_sets() -> None:
+    assert published_foreground("mvtec_loco_anomaly_detection", "screw") is None
+    assert published_foreground("my_mvtec", "screw") is None
+    assert published_foreground("mvtec", "cable_gland") is None
+
+
+# ---- Presets and published rules ------------------------------------------------------------------------------------
+
+
+def test_official_preset_has_the_numbers_of_the_released_code() -> None:
+    official = PRESETS["official"].model_dump()
+
+    expected = {
+        "image_size": (256, 256),
+        "policy": "squash",
+        "interpolation": "bicubic",
+        "strides": (4, 8, 16),
+        "batch_size": 16,
+        "lr": 0.005,
+        "betas": (0.5, 0.999),
+        "lr_decay": 0.2,
+        "lr_milestones": (0.8, 0.9),
+        "amplification": "both",
+        "residual": "tanh",
+        "memories": 50,
+        "temperature": 0.2,
+        "gate_weight": "truth",
+        "focal_alpha": 0.8,
+        "focal_gamma": 2.0,
+        "amplification_weight": 0.1,
+        "margin": 0.3,
+        "normal_cells": 5000,
+        "anomalous_cells": 1000,
+        "cell_share": 0.3,
+        "recipe": "aand",
+        "normal_share": None,
+        "match_grey": False,
+        "refresh": 1,
+        "amplification_epochs": 100,
+        "amplification_steps": None,
+        "hard_positions": 10,
+        "epochs": 120,
+        "steps_per_epoch": None,
+        "sigma": 4.0,
+        "score_norm": "none",
+    }
+    assert {name: official[name] for name in expected} == expected
+
+
+def test_paper_preset_differs_from_the_released_code_where_the_text_does() -> None:
+    paper, official = PRESETS["paper"].model_dump(), PRESETS["official"].model_dump()
+
+    differences = {name: paper[name] for name in paper if paper[name] != official[name]}
+    assert differences == {
+        "amplification_weight": 1.0,
+        "temperature": 1.0,
+        "sigma": 0.0,
+        "normal_share": 0.0,
+        "lr_milestones": (),
+    }
+
+
+@pytest.mark.parametrize(
+    ("dataset", "category", "level", "inverted"),
+    [
+        ("mvtec", "carpet", 0, False),
+        ("mvtec", "screw", 150, True),
+        ("mvtec", "zipper", 150, True),
+        ("mvtec", "hazelnut", 50, False),
+        ("visa", "candle", 150, False),
+        ("visa", "pipe_fryum", 100, False),
+        ("visa", "pcb4", 50, False),
+        ("visa", "capsules", 100, True),
+        ("mvtec_3d", "rope", 50, False),
+    ],
+)
+def test_published_thresholds(dataset: str, category: str, level: float, inverted: bool) -> None:
+    rule = published_foreground(dataset, category)
+
+    assert rule is not None
+    assert (rule.mode, rule.level, rule.inverted, rule.sigma, rule.pixels) == ("threshold", level, inverted, 8, "file")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "category", "mode", "extent"),
+    [
+        ("mvtec", "bottle", "disc", (0.45, 0.45)),
+        ("mvtec", "cable", "disc", (0.45, 0.45)),
+        ("mvtec_3d", "foam", "box", (0.35, 0.35)),
+        ("mvtec_3d", "tire", "box", (0.35, 0.35)),
+    ],
+)
+def test_published_shapes(dataset: str, category: str, mode: str, extent: tuple[float, float]) -> None:
+    rule = published_foreground(dataset, category)
+
+    assert rule is not None and (rule.mode, rule.extent) == (mode, extent)
+
+
+# ---- What cannot be built -------------------------------------------------------------------------------------------
+
+
+def test_an_input_too_small_for_the_student_is_refused_with_one_that_is_not() -> None:
+    with pytest.raises(FlawsmithError, match=r"image_size=\[64,64\]"):
+        RD4AD(
+            RD4AD_PRESETS["fast"].model_copy(update={"image_size": (32, 32)}), load_backbone(strides=(4, 8, 16)), seed=0
+        )
+
+
+def test_one_level_is_refused_and_not_taken_for_a_transformer() -> None:
+    config = AANDConfig(strides=(16,), image_size=(64, 64))
+
+    with pytest.raises(FlawsmithError, match="strides="):
+        AAND(config, load_backbone(strides=(16,)), seed=0)

@@ -1,0 +1,274 @@
+"""The memory of normal features: what is remembered, what is far from it, and how SLSG's SegNet comes to know."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from flawsmith.features.backbones import load_backbone
+from flawsmith.models.components.memory_bank import (
+    Chosen,
+    Familiarity,
+    LevelMaps,
+    chosen_features,
+    distances_to_others,
+    typical_peak,
+)
+from flawsmith.models.slsg.config import PRESETS, SLSGConfig
+from flawsmith.models.slsg.model import SLSG, SegmentationDetector, layout_of
+from flawsmith.models.slsg.networks import SegNet, SegNetLayout
+
+CHANNELS, GRIDS = [4, 8, 16], [(16, 24), (8, 12), (4, 6)]
+
+
+class Maps:
+    """Level maps of a few images."""
+
+    channels, grids = tuple(CHANNELS), tuple(GRIDS)
+
+    def __init__(self, count: int, seed: int) -> None:
+        rng = torch.Generator().manual_seed(seed)
+        self.levels = [
+            torch.randn(count, channels, *grid, generator=rng) for channels, grid in zip(CHANNELS, GRIDS, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.levels[0])
+
+    def batch(self, rows: Any) -> list[Tensor]:
+        return [level[np.asarray(rows)] for level in self.levels]
+
+
+def exactly(positions: Tensor, features: Tensor) -> Tensor:
+    """The distance to the nearest feature, from differences."""
+    return torch.cdist(positions, features, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
+
+
+def remembering(features: Tensor, size: int) -> Familiarity:
+    memory = Familiarity(features.shape[1], size)
+    memory.remember(features)
+    return memory
+
+
+def test_distance_is_that_to_the_nearest_remembered_feature(seed: int) -> None:
+    torch.manual_seed(seed)
+    features, level = 6 * torch.randn(20, 8), 6 * torch.randn(3, 8, 4, 5)
+
+    found = remembering(features, 20)(level)
+
+    positions = level.flatten(2).transpose(1, 2).reshape(-1, 8)
+    expected = exactly(positions, features).reshape(3, 1, 4, 5)
+    torch.testing.assert_close(found, expected, atol=1e-3, rtol=1e-4)
+
+
+def test_what_is_remembered_is_no_distance_away(seed: int) -> None:
+    torch.manual_seed(seed)
+    level = torch.randn(1, 8, 4, 5)
+
+    found = remembering(level[0].flatten(1).T, 20)(level)
+
+    assert float(found.max()) < 0.01
+
+
+def test_a_memory_larger_than_what_there_is_to_remember_gives_the_same_distances(seed: int) -> None:
+    torch.manual_seed(seed)
+    features, level = torch.randn(7, 8), torch.randn(2, 8, 4, 5)
+
+    torch.testing.assert_close(remembering(features, 50)(level), remembering(features, 7)(level))
+
+
+def test_distances_keep_their_precision_where_training_runs_in_a_lower_one(seed: int) -> None:
+    torch.manual_seed(seed)
+    memory, level = remembering(torch.randn(9, 8), 9), torch.randn(2, 8, 4, 5)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = memory(level)
+
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, memory(level))
+
+
+def test_joined_levels_are_averaged_each_and_then_brought_to_the_coarser_grid(seed: int) -> None:
+    images = Maps(2, seed)
+
+    maps = LevelMaps(images, 2, 3, joined=2)
+
+    _, fine, coarse = images.batch([1])
+    expected = torch.cat([F.avg_pool2d(F.avg_pool2d(fine, 3, 1, 1), 2), F.avg_pool2d(coarse, 3, 1, 1)], dim=1)
+    torch.testing.assert_close(maps[1], expected)
+    assert maps.positions == 24
+
+
+def test_chosen_features_are_positions_of_their_images_and_a_function_of_the_seed(seed: int) -> None:
+    images = Maps(5, seed)
+
+    chosen = chosen_features(LevelMaps(images, 1), 30, seed)
+
+    assert chosen.features.shape == (30, 8)
+    for feature, row in zip(chosen.features, chosen.rows, strict=True):
+        assert not exactly(feature[None], images.levels[1][row].flatten(1).T).any()
+    assert torch.equal(chosen.features, chosen_features(LevelMaps(images, 1), 30, seed).features)
+    other = chosen_features(LevelMaps(images, 1), 30, seed, purpose="other", candidates=60)
+    assert not torch.equal(chosen.features, other.features)
+
+
+def test_chosen_features_leave_no_position_farther_than_evenly_drawn_ones_do(seed: int) -> None:
+    images = Maps(8, seed)
+    images.levels[1][0, :, :2, :2] += 20  # rare, so that an even draw passes it over
+    positions = images.levels[1].movedim(1, -1).reshape(-1, 8)
+
+    def radius(features: Tensor) -> float:
+        return float(exactly(positions, features).max())
+
+    drawn = positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:10]]
+    assert radius(chosen_features(LevelMaps(images, 1), 10, seed).features) < radius(drawn)
+
+
+def test_of_few_images_little_is_remembered(seed: int) -> None:
+    assert len(chosen_features(LevelMaps(Maps(1, seed), 2), 1000, seed).rows) == 3, "a tenth of 24 positions"
+
+
+def test_unit_is_the_typical_peak_over_features_of_other_images(seed: int) -> None:
+    images = Maps(3, seed)
+    levels = images.levels[2].flatten(2).transpose(1, 2)
+    chosen = Chosen(torch.cat([levels[0, :2], levels[1, :2]]), torch.tensor([0, 0, 1, 1]))
+
+    others = [chosen.features[2:], chosen.features[:2], chosen.features]
+    expected = sorted(float(exactly(one, known).max()) for one, known in zip(levels, others, strict=True))[1]
+    assert float(typical_peak(chosen, LevelMaps(images, 2))) == pytest.approx(expected, rel=1e-4)
+
+
+def test_an_images_own_features_are_no_measure_of_what_is_far_from_it(seed: int) -> None:
+    images = Maps(2, seed)
+    maps = LevelMaps(images, 2)
+    rows = torch.arange(2).repeat_interleave(24)
+    chosen = Chosen(torch.cat([maps[row][0].flatten(1).T for row in range(2)]), rows)
+
+    (first,) = distances_to_others(chosen, maps, [0])
+
+    expected = exactly(images.levels[2][0].flatten(1).T, images.levels[2][1].flatten(1).T)
+    torch.testing.assert_close(first.flatten(), expected, atol=1e-3, rtol=1e-4)
+
+
+def test_nothing_is_strange_where_there_is_one_image_alone(seed: int) -> None:
+    images = Maps(1, seed)
+    chosen = chosen_features(LevelMaps(images, 2), 1000, seed)
+
+    assert typical_peak(chosen, LevelMaps(images, 2)) == torch.inf
+
+
+def test_distances_are_told_in_the_memorys_unit(seed: int) -> None:
+    torch.manual_seed(seed)
+    features, level = torch.randn(7, 8), torch.randn(2, 8, 4, 5)
+    memory = Familiarity(8, 7)
+    memory.remember(features, torch.tensor(4.0))
+
+    torch.testing.assert_close(4 * memory(level), remembering(features, 7)(level))
+
+
+def network(**settings: Any) -> SegNet:
+    torch.manual_seed(0)
+    return SegNet(CHANNELS, GRIDS, (32, 48), SegNetLayout(**settings))
+
+
+def test_segnet_reads_distances_at_every_depth_and_passes_no_gradient_to_the_memory(seed: int) -> None:
+    segnet = network(remembered=(1, 2), memory_size=6).train()
+    for number, memory in segnet.memories.items():
+        assert isinstance(memory, Familiarity)
+        memory.remember(torch.randn(6, CHANNELS[int(number)]))
+    levels = [level.requires_grad_() for level in Maps(2, seed).levels]
+
+    logits = segnet(levels)
+    (logits.final.square().mean() + logits.auxiliary.square().mean()).backward()
+
+    plain = network()
+    assert segnet.auxiliary[0][0].in_channels == plain.auxiliary[0][0].in_channels + 2  # type: ignore[index]
+    wider = [new.groups[0][0].in_channels for new in segnet.blocks]  # type: ignore[union-attr,index]
+    assert wider == [old.groups[0][0].in_channels + 2 for old in plain.blocks]  # type: ignore[union-attr,index,operator]
+    assert not [name for name, parameter in segnet.named_parameters() if parameter.grad is None]
+    assert not [name for name, _ in segnet.named_parameters() if name.startswith("memories")]
+
+
+def test_another_memory_changes_what_segnet_says(seed: int) -> None:
+    segnet, levels = network(remembered=(2,), memory_size=4).eval(), Maps(1, seed).levels
+    memory = segnet.memories["2"]
+    assert isinstance(memory, Familiarity)
+
+    with torch.no_grad():
+        memory.remember(torch.zeros(4, 16))
+        before = segnet(levels).final
+        memory.remember(torch.full((4, 16), 5.0))
+        after = segnet(levels).final
+
+    assert not torch.allclose(before, after, atol=1e-4)
+
+
+def test_strange_is_what_is_farther_than_a_typical_image_goes() -> None:
+    segnet = network(remembered=(1, 2), memory_size=1).eval()
+    for (number, memory), unit in zip(segnet.memories.items(), (2.0, 4.0), strict=True):
+        assert isinstance(memory, Familiarity)
+        memory.remember(torch.zeros(1, CHANNELS[int(number)]), unit)
+    levels = [torch.zeros(1, channels, *grid) for channels, grid in zip(CHANNELS, GRIDS, strict=True)]
+    levels[1][0, 0] = 3.0  # one and a half times the unit
+    levels[2][0, 0] = 3.0  # within it
+
+    found = segnet(levels).strangeness
+
+    assert found is not None
+    torch.testing.assert_close(found, torch.full((1, 1, 32, 48), 0.5), atol=1e-4, rtol=0)
+    assert network()(levels).strangeness is None
+
+
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_strangeness_raises_the_logit_of_the_trained_model(weight: float, seed: int) -> None:
+    segnet, levels = network(remembered=(2,), memory_size=1).eval(), Maps(1, seed).levels
+
+    class Given(torch.nn.Module):
+        def forward(self, images: Tensor) -> list[Tensor]:
+            return levels
+
+    detector = SegmentationDetector(Given(), segnet, scale="logit", top_pixels=9, strangeness_weight=weight)
+    with torch.no_grad():
+        found, logits = detector(torch.zeros(1, 3, 32, 48)), segnet(levels)
+
+    assert logits.strangeness is not None
+    assert float(logits.strangeness.max()) > 0
+    expected = logits.final[:, 1] - logits.final[:, 0] + weight * logits.strangeness[:, 0]
+    torch.testing.assert_close(found.map, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_only_the_preset_of_ours_remembers() -> None:
+    assert PRESETS["fast"].remembered
+    assert all(not layout_of(PRESETS[name]).remembered for name in ("paper", "official", "official-loco"))
+
+
+def test_levels_are_found_by_their_strides() -> None:
+    fast = PRESETS["fast"].model_dump()
+
+    assert SLSGConfig(**{**fast, "memory_strides": (32, 8)}).remembered == (1, 3)
+    assert SLSGConfig(**{**fast, "memory_strides": ()}).remembered == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"memory_strides": (64,)}, "not among strides"),
+        ({"memory_strides": (16,), "encoder_statistics": "batch"}, "encoder_statistics=frozen"),
+    ],
+    ids=["unknown stride", "changing features"],
+)
+def test_a_memory_that_cannot_be_kept_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SLSGConfig(**{**PRESETS["fast"].model_dump(), **settings})
+
+
+def test_the_memory_is_chosen_before_segnet_learns() -> None:
+    config = SLSGConfig(**{**PRESETS["fast"].model_dump(), "image_size": (64, 96)})
+    method = SLSG(config, load_backbone(strides=config.strides), seed=0)
+
+    assert [stage.name for stage in method.stages()] == ["memory", "segmentation"]

@@ -1,0 +1,237 @@
+"""Shared network parts: each equal to a plain implementation of its definition."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from flawsmith.features.patch_embedding import PatchEmbedding
+from flawsmith.models.components.centers import aligned_update, clustered_centers, nearest_center
+from flawsmith.models.components.detectors import NearestCenterDetector, PatchDetector, UpsampleAndSmooth
+from flawsmith.models.components.fast import ray_hidden
+from flawsmith.models.components.heads import Discriminator, Projector
+
+seeds = st.integers(0, 2**31 - 1)
+
+
+def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+# ---- Centres --------------------------------------------------------------------------------------------------------
+
+
+def sequential_update(centers: Tensor, mean: Tensor, smoothing: float) -> Tensor:
+    """The definition: rows one after another, matched against the table at the start."""
+    nearest = (F.normalize(mean, dim=1) @ F.normalize(centers, dim=1).T).argmax(dim=1)
+    table = centers.clone()
+    for row, center in enumerate(nearest):
+        table[center] = (1 - smoothing) * table[center] + smoothing * mean[row]
+    return table
+
+
+@settings(max_examples=50)
+@given(count=st.integers(1, 12), width=st.integers(1, 5), smoothing=st.floats(0.01, 1.0), seed=seeds)
+def test_aligned_update_equals_the_sequential_one(count: int, width: int, smoothing: float, seed: int) -> None:
+    centers, mean = random(seed, 2, count, width, dtype=torch.float64)
+
+    table = aligned_update(centers, mean, smoothing)
+
+    torch.testing.assert_close(table, sequential_update(centers, mean, smoothing))
+
+
+def test_nearest_center_goes_by_angle_not_by_distance() -> None:
+    centers = torch.tensor([[10.0, 0.0], [0.6, 0.8]])
+
+    assert nearest_center(torch.tensor([[1.0, 0.1], [1.0, 1.0]]), centers).tolist() == [0, 1]
+
+
+def test_clustered_centers_find_the_clusters_and_follow_the_seed() -> None:
+    places = torch.tensor([[0.0, 0.0], [10.0, 0.0], [0.0, 10.0]])
+    batches = [places.repeat(20, 1) + 0.1 * random(number, 60, 2) for number in range(4)]
+
+    centers = clustered_centers(batches, 3, seed=1)
+
+    assert torch.cdist(places, centers).amin(dim=1).max() < 0.5
+    assert torch.equal(centers, clustered_centers(batches, 3, seed=1))
+
+
+# ---- Ray ------------------------------------------------------------------------------------------------------------
+
+
+def plain_hidden(
+    features: Tensor, centers: Tensor, nearest: Tensor, lengths: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    offset = (features - centers[nearest]).detach()
+    return F.linear(torch.cat([features, features + lengths[:, None] * offset]), weight, bias)
+
+
+@settings(max_examples=40)
+@given(
+    positions=st.integers(1, 9), count=st.integers(1, 5), width=st.integers(1, 6), hidden=st.integers(1, 6), seed=seeds
+)
+def test_hidden_layer_of_rays_and_its_gradients_equal_the_plain_ones(
+    positions: int, count: int, width: int, hidden: int, seed: int
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    shapes = [(positions, width), (hidden, width), (hidden,)]
+    features, weight, bias = (torch.randn(s, generator=generator, dtype=torch.float64).requires_grad_() for s in shapes)
+    centers = torch.randn(count, width, generator=generator, dtype=torch.float64)
+    nearest = torch.randint(count, (positions,), generator=generator)
+    lengths = torch.rand(positions, generator=generator, dtype=torch.float64)
+    outer = torch.randn(2 * positions, hidden, generator=generator, dtype=torch.float64)
+
+    results = []
+    for function in (ray_hidden, plain_hidden):
+        output = function(features, centers, nearest, lengths, weight, bias)
+        results.append([output, *torch.autograd.grad((output * outer).sum(), [features, weight, bias])])
+
+    for fast, plain in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain)
+
+
+# ---- Detectors ------------------------------------------------------------------------------------------------------
+
+
+class TwoLevels(nn.Module):
+    """A backbone of two fixed convolutions, strides 2 and 4."""
+
+    def __init__(self, channels: tuple[int, int] = (5, 7)) -> None:
+        super().__init__()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(3)
+            self.fine = nn.Conv2d(3, channels[0], 3, stride=2, padding=1)
+            self.coarse = nn.Conv2d(channels[0], channels[1], 3, stride=2, padding=1)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        fine = self.fine(images).relu()
+        return [fine, self.coarse(fine).relu()]
+
+    def grids(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
+        return tuple(tuple(level.shape[-2:]) for level in self(torch.zeros(1, 3, *image_size)))
+
+
+@settings(max_examples=15)
+@given(
+    size=st.tuples(st.integers(9, 30), st.integers(9, 30)),
+    projector_depth=st.integers(0, 2),
+    depth=st.integers(2, 4),
+    hidden=st.sampled_from([None, 6]),
+    seed=seeds,
+)
+def test_folded_detector_equals_the_unfolded_one(
+    size: tuple[int, int], projector_depth: int, depth: int, hidden: int | None, seed: int
+) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        projector, discriminator = Projector(12, projector_depth), Discriminator(12, hidden, depth)
+        for block in discriminator.blocks:
+            nn.init.uniform_(block.norm.weight, 0.5, 1.5)
+            nn.init.normal_(block.norm.bias)
+            nn.init.normal_(block.norm.running_mean)
+            nn.init.uniform_(block.norm.running_var, 0.5, 1.5)
+    embedding = PatchEmbedding([5, 7], patch_size=3, level_width=10, width=12)
+    detector = PatchDetector(TwoLevels(), embedding, projector, discriminator, size, sigma=2.0)
+    images = random(seed, 2, 3, *size)
+
+    with torch.inference_mode():
+        plain, folded = detector(images), detector.folded()(images)
+
+    torch.testing.assert_close(folded.score, plain.score, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(folded.map, plain.map, atol=1e-5, rtol=1e-4)
+
+
+def test_image_score_is_the_peak_before_smoothing() -> None:
+    embedding = PatchEmbedding([5, 7], patch_size=3, level_width=10, width=12)
+    detector = PatchDetector(TwoLevels(), embedding, Projector(12), Discriminator(12, 6), (24, 32), sigma=4.0)
+
+    with torch.inference_mode():
+        output = detector(random(0, 2, 3, 24, 32))
+
+    assert (output.score > output.map.amax(dim=(1, 2))).all()
+
+
+def test_nearest_center_detector_scores_by_euclidean_distance() -> None:
+    backbone = TwoLevels()
+    embedding = PatchEmbedding([5, 7], patch_size=3, level_width=10, width=12)
+    projector, centers = Projector(12), random(1, 9, 12)
+    detector = NearestCenterDetector(backbone, embedding, projector, centers, (24, 32), sigma=0.0)
+    images = random(2, 1, 3, 24, 32)
+
+    with torch.inference_mode():
+        low = detector.scores(backbone(images))
+        features = projector(embedding(backbone(images)).permute(0, 2, 3, 1).reshape(-1, 12))
+
+    expected = torch.cdist(features, centers).amin(dim=1).reshape(1, 12, 16)
+    torch.testing.assert_close(low, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_distance_to_a_center_that_is_the_feature_is_zero_not_nan() -> None:
+    backbone, embedding = TwoLevels(), PatchEmbedding([5, 7], patch_size=3, level_width=10, width=12)
+    projector = Projector(12, 0)
+    levels = backbone(random(0, 1, 3, 24, 32))
+    centers = embedding(levels).permute(0, 2, 3, 1).reshape(-1, 12).detach()
+    detector = NearestCenterDetector(backbone, embedding, projector, centers, (24, 32), sigma=0.0)
+
+    with torch.inference_mode():
+        low = detector.scores(levels)
+
+    assert torch.isfinite(low).all()
+    assert low.max() < 1e-2
+
+
+# ---- Heads and post-processing --------------------------------------------------------------------------------------
+
+
+def test_discriminator_from_its_first_layer_is_the_discriminator() -> None:
+    discriminator = Discriminator(8, None, 4).eval()
+    features = random(0, 6, 8)
+
+    with torch.no_grad():
+        continued = discriminator.from_first_linear(discriminator.blocks[0].linear(features))
+        torch.testing.assert_close(continued, discriminator(features))
+
+
+def test_discriminator_of_one_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="two layers"):
+        Discriminator(8, depth=1)
+
+
+def test_forward_without_gradient_leaves_its_input_alone() -> None:
+    discriminator, features = Discriminator(8, 4).eval(), random(0, 6, 8)
+    hidden = discriminator.blocks[0].linear(features).detach()
+    before = hidden.clone()
+
+    with torch.inference_mode():
+        discriminator.from_first_linear(hidden)
+
+    assert torch.equal(hidden, before)
+
+
+sides = st.integers(1, 40)
+
+
+@settings(max_examples=40)
+@given(
+    low=st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    size=st.tuples(sides, sides),
+    sigma=st.sampled_from([0.0, 0.7, 4.0]),
+    align_corners=st.booleans(),
+    seed=seeds,
+)
+def test_matrices_equal_interpolation_and_scipys_gaussian(
+    low: tuple[int, int], size: tuple[int, int], sigma: float, align_corners: bool, seed: int
+) -> None:
+    maps = random(seed, 2, *low)
+
+    found = UpsampleAndSmooth(low, size, sigma=sigma, align_corners=align_corners)(maps)
+
+    up = F.interpolate(maps.double()[:, None], size=size, mode="bilinear", align_corners=align_corners)[:, 0].numpy()
+    expected = np.stack([gaussian_filter(image, sigma) if sigma else image for image in up])
+    np.testing.assert_allclose(found.numpy(), expected, atol=1e-5)

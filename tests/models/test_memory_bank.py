@@ -1,0 +1,219 @@
+"""The memory bank beside a trained detector: its distances, its unit, and what becomes of maps and scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from flawsmith.features.backbones import load_backbone
+from flawsmith.features.patch_embedding import average_embedding
+from flawsmith.models.base import AnomalyOutput
+from flawsmith.models.components.detectors import ScoreMap, ScoreMapDetector
+from flawsmith.models.components.memory_bank import (
+    BankConfig,
+    Familiarity,
+    MemoryBank,
+    Neighbourhood,
+    filled_bank,
+    measured_rows,
+)
+from flawsmith.models.components.postprocessing import Finish
+from flawsmith.models.registry import find_method, method_names
+
+GRID = (6, 8)
+Train = Callable[..., Any]
+
+
+class Images:
+    """Two levels of a few images."""
+
+    channels, grids = (3, 5), ((12, 16), GRID)
+
+    def __init__(self, count: int, seed: int) -> None:
+        source = torch.Generator().manual_seed(seed)
+        self.levels = [
+            torch.randn(count, c, *g, generator=source) for c, g in zip(self.channels, self.grids, strict=True)
+        ]
+
+    def __len__(self) -> int:
+        return len(self.levels[0])
+
+    def batch(self, rows: Any) -> list[Tensor]:
+        return [level[np.asarray(rows)] for level in self.levels]
+
+
+class Data:
+    """What stages see of the training data."""
+
+    def __init__(self, images: Images) -> None:
+        self._images = images
+
+    def features(self) -> Images:
+        return self._images
+
+
+class First(ScoreMapDetector):
+    """A detector whose two score maps are the first channels of the levels, the second ten times over."""
+
+    def raw_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
+        return [levels[0][:, 0], 10 * levels[1][:, 0]]
+
+    def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
+        last = self.score_maps(levels)[-1]
+        return AnomalyOutput(last, last.amax(dim=(1, 2)))
+
+
+def config(**settings: Any) -> BankConfig:
+    return BankConfig(**{"bank": (1, 3), "bank_size": 12, "strides": (8, 16), **settings})
+
+
+def test_a_bank_sums_standardised_distances_over_its_neighbourhoods(seed: int) -> None:
+    torch.manual_seed(seed)
+    levels = Images(2, seed).levels
+    bank = MemoryBank(Images.channels, config(bank=(1, 3, {"side": 5, "levels": 2})).neighbourhoods, 4)
+    expected = torch.zeros(2, *GRID)
+    for number, (memory, width) in enumerate(zip(bank.memories, (5, 5, 8), strict=True)):
+        assert isinstance(memory, Familiarity)
+        memory.remember(torch.randn(4, width), 2.0)
+        bank.means[number] = 0.25
+        seen = average_embedding(levels[-(1, 1, 2)[number] :], (1, 3, 5)[number], GRID)
+        expected += memory(seen)[:, 0] - 0.25
+    bank.scale.fill_(7.0)
+
+    torch.testing.assert_close(bank(levels), 7 * expected)
+
+
+def test_good_images_have_mean_0_and_spread_1_in_every_neighbourhood(seed: int) -> None:
+    """Of fresh images of the same kind: an image that is remembered itself is nearer."""
+    images, fresh = Images(40, seed), Images(40, seed + 1)
+
+    for side, levels in ((1, 1), (3, 1), (1, 2), (3, 2)):
+        found = filled_bank(images, config(bank=[{"side": side, "levels": levels}]), seed)(fresh.levels)
+
+        assert abs(float(found.mean())) < 0.4
+        assert float(found.std()) == pytest.approx(1, abs=0.35)
+
+
+def test_the_bank_is_a_function_of_the_seed(seed: int) -> None:
+    images = Images(5, seed)
+
+    first, again, other = (filled_bank(images, config(), given).state_dict() for given in (seed, seed, seed + 1))
+
+    assert all(torch.equal(first[name], again[name]) for name in first)
+    assert not all(torch.equal(first[name], other[name]) for name in first)
+
+
+def test_one_image_says_nothing_of_what_is_usual(seed: int) -> None:
+    bank = filled_bank(Images(1, seed), config(), seed)
+
+    assert not bank(Images(3, seed).levels).any()
+
+
+def test_images_without_any_difference_say_nothing_of_what_is_usual() -> None:
+    images = Images(3, 0)
+    images.levels = [torch.zeros_like(level) for level in images.levels]
+
+    assert not filled_bank(images, config(), 0)(Images(2, 1).levels).any()
+
+
+def test_many_images_are_measured_evenly() -> None:
+    assert measured_rows(3) == [0, 1, 2]
+    many = measured_rows(1000)
+    assert (len(many), many[0], many[-1]) == (200, 0, 999)
+
+
+@pytest.mark.parametrize("weight", [0.5, 2.0])
+@pytest.mark.parametrize("comparison", ["none", "level"])
+def test_the_bank_scatters_as_the_detectors_maps_do_times_its_weight(weight: float, comparison: Any, seed: int) -> None:
+    images, fresh = Images(60, seed), Images(60, seed + 1)
+    finish = Finish(config(bank=(1,), bank_weight=weight), comparison, Images.channels, seed)
+    for stage in finish.stages(lambda: First(load_backbone())):
+        stage.accept(stage.compute(Data(images)))  # type: ignore[attr-defined]
+    detector = finish.applied(First(load_backbone()))
+
+    with torch.no_grad():
+        finer, last = detector.score_maps(fresh.levels)
+        bank, detector.bank = detector.bank, None
+        own = detector.score_maps(fresh.levels)
+
+    assert bank is not None
+    torch.testing.assert_close(finer, own[0])
+    distances = bank(fresh.levels)
+    torch.testing.assert_close(last, own[1] + distances)
+    spread = sum(float(one.std()) for one in own)
+    assert float(distances.std()) == pytest.approx(weight * spread, rel=0.35)
+
+
+def test_a_bank_that_is_not_filled_yet_has_no_say_in_the_choice_of_a_checkpoint() -> None:
+    finish = Finish(config(), "none", Images.channels, 0)
+
+    assert [stage.name for stage in finish.stages(lambda: First(load_backbone()))] == ["bank"]
+    assert finish.applied(First(load_backbone())).bank is None
+
+
+def test_a_detector_without_a_bank_stays_as_it_is() -> None:
+    finish = Finish(config(bank=()), "none", Images.channels, 0)
+
+    assert finish.stages(lambda: First(load_backbone())) == []
+    assert finish.applied(First(load_backbone())).bank is None
+
+
+@pytest.mark.parametrize(
+    ("bank", "says"),
+    [
+        ((2,), "odd sides, each once"),
+        ((0,), "greater than or equal to 1"),
+        ((3, 3), "odd sides, each once"),
+        ((3, {"side": 3, "levels": 1}), "odd sides, each once"),
+        (({"side": 4, "levels": 2},), "odd sides, each once"),
+        (({"side": 1, "joined": 2},), "joined"),
+    ],
+    ids=str,
+)
+def test_neighbourhoods_have_odd_sides_each_once(bank: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        config(bank=bank)
+
+
+def test_more_levels_than_there_are_join_all(seed: int) -> None:
+    images = Images(4, seed)
+
+    both, more = (filled_bank(images, config(bank=[{"side": 3, "levels": n}]), seed).state_dict() for n in (2, 3))
+
+    assert all(torch.equal(both[name], more[name]) for name in both)
+
+
+def test_a_number_is_a_neighbourhood_of_the_coarsest_level() -> None:
+    given = config(bank=[1, {"side": 3, "levels": 2}])
+
+    assert given.neighbourhoods == (Neighbourhood(side=1, levels=1), Neighbourhood(side=3, levels=2))
+    assert given.model_dump(mode="json")["bank"] == [1, {"side": 3, "levels": 2}], "presets that exist keep their form"
+    assert BankConfig.model_validate(given.model_dump(mode="json")) == given
+
+
+BANKED = [name for name in method_names() if "bank" in find_method(name).Config.model_fields]
+
+
+def test_published_presets_have_no_bank() -> None:
+    for name in BANKED:
+        presets = find_method(name).presets
+        published = [presets[preset] for preset in presets if preset != "fast"]
+        assert not any(preset.neighbourhoods for preset in published)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("method", BANKED)
+def test_a_bank_changes_the_model_and_is_kept_for_a_resumed_run(
+    method: str, tmp_path: Path, parts: Path, train_tiny: Train, trained: Callable[[str], Any]
+) -> None:
+    other = [] if find_method(method).presets["fast"].bank else [1, 3]  # type: ignore[attr-defined]
+
+    found = train_tiny(method, parts, tmp_path / "run", set={"bank": other})
+
+    assert (found.folder / "checkpoints" / "bank.safetensors").exists() == bool(other)
+    assert found.bundle.model != trained(method).bundle.model

@@ -1,0 +1,345 @@
+"""PBAS: its numbers, its batches, its ablations, and the corners of its equations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+from torch import Tensor
+
+from flawsmith.models.components.patch_learner import PatchBatches, Sampling
+from flawsmith.models.pbas.model import (
+    PBAS,
+    PBASConfig,
+    PBASModule,
+    approximate_boundary,
+    discrimination_losses,
+    initial_centers,
+    ray_anomalies,
+    ray_lengths,
+)
+from flawsmith.training.run import RunFolder
+from flawsmith.training.trainer import LoopOptions
+
+SMALL: dict[str, Any] = {"level_width": 8, "width": 8, "hidden": 6, "batch_size": 4, "epochs": 2}
+
+
+class Features:
+    """Level maps of a few images, drawn once."""
+
+    channels = (4, 6)
+    grids = ((6, 5), (3, 3))
+
+    def __init__(self, images: int = 10) -> None:
+        generator = torch.Generator().manual_seed(0)
+        shapes = zip(self.channels, self.grids, strict=True)
+        self.levels = [torch.randn(images, count, *grid, generator=generator) + 2 for count, grid in shapes]
+
+    def __len__(self) -> int:
+        return len(self.levels[0])
+
+    def batch(self, rows: Any) -> list[Tensor]:
+        return [level[np.asarray(rows)] for level in self.levels]
+
+
+def sampling(config: PBASConfig) -> Sampling:
+    return Sampling(config.batch_size, config.steps_per_epoch, config.patches_per_step)
+
+
+class Coarse(Features):
+    """The coarser level of the same images alone."""
+
+    channels = Features.channels[1:]
+    grids = Features.grids[1:]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = Features().levels[1:]
+
+
+@pytest.mark.parametrize("patches", [None, 7])
+def test_a_level_that_is_not_embedded_changes_nothing_that_is_learned(patches: int | None) -> None:
+    settings = {**SMALL, "patches_per_step": patches}
+    one = PBASConfig(strides=(16,), **settings)
+    both = PBASConfig(strides=(8, 16), embedded_levels=1, **settings)
+    found = []
+    for config, features in ((one, Coarse()), (both, Features())):
+        module = PBASModule(config, features.channels, 0)
+        batches = PatchBatches(features, config.sampling, seed=0)
+        module.centers = initial_centers(module, batches, int(np.prod(Coarse.grids[0])))
+        found.append([module.batch_losses(batch)["loss"] for batch in batches.epoch(0)])
+
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_no_more_levels_are_embedded_than_there_are() -> None:
+    with pytest.raises(ValidationError, match="embedded_levels must be 2 at most"):
+        PBASConfig(embedded_levels=3)
+
+
+# ---- Numbers --------------------------------------------------------------------------------------------------------
+
+
+def test_official_preset_has_the_numbers_of_the_released_code() -> None:
+    official = PBAS.presets["official"].model_dump()
+
+    expected = {
+        "image_size": (288, 288),
+        "policy": "crop",
+        "strides": (8, 16),
+        "patch_size": 3,
+        "level_width": 1536,
+        "width": 1536,
+        "projector_depth": 1,
+        "hidden": 1024,
+        "discriminator_depth": 2,
+        "center": "aligned",
+        "center_smoothing": 0.1,
+        "synthesis": "ray",
+        "anomaly_degree": 0.25,
+        "boundary_weight": 1.0,
+        "discrimination_weight": 1.0,
+        "projector_lr": 1e-4,
+        "projector_weight_decay": 1e-5,
+        "discriminator_lr": 2e-4,
+        "discriminator_weight_decay": 0.01,
+        "discriminator_optimiser": "adamw",
+        "epochs": 640,
+        "batch_size": 8,
+        "steps_per_epoch": None,
+        "patches_per_step": None,
+        "sigma": 4.0,
+        "precision": "32-true",
+    }
+    assert {key: official[key] for key in expected} == expected
+
+
+def test_paper_preset_differs_where_the_paper_does() -> None:
+    official, paper = PBAS.presets["official"].model_dump(), PBAS.presets["paper"].model_dump()
+
+    different = {key for key in paper if paper[key] != official[key]}
+
+    assert {"image_size", "epochs", "anomaly_degree"} <= different
+    assert (paper["image_size"], paper["epochs"], paper["anomaly_degree"]) == ((256, 256), 400, 0.3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"epochs": 0}, {"center": "median"}, {"synthesis": "perlin"}, {"anomaly_degree": 0}, {"projektor_lr": 1}],
+    ids=str,
+)
+def test_impossible_setting_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError):
+        PBASConfig(**wrong)
+
+
+# ---- Batches --------------------------------------------------------------------------------------------------------
+
+
+def drawn(config: PBASConfig, seed: int, epoch: int, images: int = 10) -> list[Any]:
+    batches = PatchBatches(Features(images), sampling(config), seed=seed)
+    found = list(batches.epoch(epoch))
+    assert len(found) == len(batches)
+    return found
+
+
+def test_full_pass_shows_every_image_once_an_epoch() -> None:
+    batches = drawn(PBASConfig(**SMALL), 0, 0)
+
+    images = torch.cat([batch.levels[0] for batch in batches])
+    assert [len(batch.levels[0]) for batch in batches] == [4, 4, 2]
+    assert len(images.flatten(1).unique(dim=0)) == 10
+    assert all(batch.rows is None for batch in batches)
+
+
+def test_batches_are_a_function_of_seed_and_epoch() -> None:
+    config = PBASConfig(**SMALL, patches_per_step=7)
+
+    def first(seed: int, epoch: int) -> Tensor:
+        return drawn(config, seed, epoch)[0].levels[0]
+
+    assert torch.equal(first(1, 3), first(1, 3))
+    assert not torch.equal(first(1, 3), first(1, 4))
+    assert not torch.equal(first(1, 3), first(2, 3))
+
+
+@pytest.mark.parametrize("images", [1, 3, 10])
+def test_fixed_steps_give_whole_batches_of_any_dataset(images: int) -> None:
+    batches = drawn(PBASConfig(**SMALL, steps_per_epoch=5), 0, 0, images)
+
+    assert [len(batch.levels[0]) for batch in batches] == [4] * 5
+
+
+def test_drawn_positions_are_distinct_and_within_the_batch() -> None:
+    for batch in drawn(PBASConfig(**SMALL, patches_per_step=50), 0, 0):
+        limit = 30 * len(batch.levels[0])
+        assert batch.rows is not None
+        assert len(batch.rows.unique()) == 50
+        assert 0 <= batch.rows.min() <= batch.rows.max() < limit
+
+
+# ---- Equations ------------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=40)
+@given(positions=st.integers(2, 20), seed=st.integers(0, 2**31 - 1), degree=st.floats(0.05, 2))
+def test_anomalies_lie_on_the_ray_at_one_distance(positions: int, seed: int, degree: float) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    features, centers = torch.randn(positions, 6, generator=generator), torch.randn(4, 6, generator=generator)
+    boundary = approximate_boundary(features, centers)
+
+    step = ray_anomalies(features, boundary, degree) - features
+
+    length = float(degree * boundary.radius)
+    torch.testing.assert_close(step.norm(dim=1), torch.full((positions,), length), rtol=1e-3, atol=1e-4)
+    cosine = F.cosine_similarity(step, features - centers[boundary.nearest])
+    torch.testing.assert_close(cosine, torch.ones(positions), rtol=1e-3, atol=1e-3)
+
+
+def test_losses_are_binary_cross_entropies() -> None:
+    logits = torch.tensor([0.3, -2.0, 4.0, 1.0, -0.5])
+
+    normal, anomalous = discrimination_losses(logits, 2)
+
+    torch.testing.assert_close(normal, F.binary_cross_entropy(logits[:2].sigmoid(), torch.zeros(2)))
+    torch.testing.assert_close(anomalous, F.binary_cross_entropy(logits[2:].sigmoid(), torch.ones(3)))
+
+
+def module_with_centers(**changes: Any) -> tuple[PBASModule, Tensor]:
+    module = PBASModule(PBASConfig(**{**SMALL, **changes}), Features.channels, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    module.centers = torch.randn(5, 8, generator=generator)
+    return module.train(), torch.randn(12, 8, generator=generator)
+
+
+def test_training_loss_equals_the_equations_written_out() -> None:
+    module, features = module_with_centers(boundary_weight=0.5, discrimination_weight=2.0)
+    boundary = approximate_boundary(features, module.centers)
+    anomalies = ray_anomalies(features, boundary, module.config.anomaly_degree)
+    logits = module.discriminator(torch.cat([features, anomalies]))
+    normal, anomalous = discrimination_losses(logits, len(features))
+
+    losses = module.losses(features)
+
+    torch.testing.assert_close(losses["loss"], 0.5 * boundary.radius + 2.0 * (normal + anomalous))
+
+
+def test_feature_on_its_centre_takes_no_step() -> None:
+    """A single good image starts with every feature on its own centre."""
+    module, features = module_with_centers()
+    features[:3] = module.centers[:3]
+    boundary = approximate_boundary(features, module.centers)
+    anomalies = ray_anomalies(features, boundary, module.config.anomaly_degree)
+    assert torch.equal(anomalies[:3], features[:3])
+    _, expected = discrimination_losses(module.discriminator(torch.cat([features, anomalies])), len(features))
+
+    losses = module.losses(features)
+
+    torch.testing.assert_close(losses["loss_anomaly"], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_one_feature_hardly_off_its_centre_does_not_spoil_the_batch() -> None:
+    module, features = module_with_centers(width=64, level_width=64)
+    generator = torch.Generator().manual_seed(2)
+    module.centers = 5 * torch.randn(5, 64, generator=generator)
+    features = torch.randn(12, 64, generator=generator)
+    features[0] = module.centers[2] * (1 + 1e-7)
+
+    losses = module.losses(features)
+
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert losses["loss_anomaly"] < 5
+
+
+# ---- Ablations of the paper's tables --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("center", ["aligned", "average", "iterative", "kmeans"])
+def test_every_kind_of_centre_has_a_row_a_position(center: str) -> None:
+    module = PBASModule(PBASConfig(**SMALL, center=center), Features.channels, seed=0)
+
+    centers = initial_centers(module, PatchBatches(Features(), sampling(module.config), seed=0, purpose="centre"), 30)
+
+    assert centers.shape == (30, 8)
+    assert torch.isfinite(centers).all()
+
+
+def test_average_centre_is_the_mean_of_all_images() -> None:
+    features = Features()
+    module = PBASModule(PBASConfig(**SMALL, center="average"), Features.channels, seed=0)
+
+    centers = initial_centers(module, PatchBatches(features, sampling(module.config), seed=0, purpose="centre"), 30)
+
+    with torch.no_grad():
+        rows = module.projector(module.embedding(features.levels).permute(0, 2, 3, 1).reshape(10, 30, 8))
+    torch.testing.assert_close(centers, rows.mean(dim=0), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"synthesis": "none"},
+        {"synthesis": "gaussian"},
+        {"projector_depth": 0},
+        {"projector_depth": 2, "discriminator_depth": 4, "hidden": None},
+        {"center": "kmeans"},
+        {"discriminator_optimiser": "adam"},
+        {"precision": "bf16-mixed"},
+    ],
+    ids=str,
+)
+def test_every_ablation_trains(changes: dict[str, Any], tmp_path: Path) -> None:
+    config = PBASConfig(**{**SMALL, **changes})
+    module = PBASModule(config, Features.channels, seed=0)
+    features = Features()
+    module.centers = initial_centers(module, PatchBatches(features, sampling(config), seed=0, purpose="centre"), 30)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    run = RunFolder(tmp_path, LoopOptions(precision=config.precision, accelerator="cpu", quiet=True))
+
+    run.fit("boundary", module, PatchBatches(features, sampling(config), seed=0), epochs=2)
+
+    rows = run.metrics()
+    assert [row["epoch"] for row in rows] == [0, 1]
+    assert all(np.isfinite(row["loss"]) for row in rows)
+    assert any(not torch.equal(value, before[name]) for name, value in module.state_dict().items())
+
+
+def test_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValidationError):
+        PBASConfig(projector_depth=0, synthesis="none")
+
+
+def test_gaussian_noise_is_a_function_of_seed_and_step() -> None:
+    module, features = module_with_centers(synthesis="gaussian")
+
+    first, again, later = (module.losses(features, step)["loss_anomaly"] for step in ((0, 1), (0, 1), (0, 2)))
+
+    assert torch.equal(first, again)
+    assert not torch.equal(first, later)
+
+
+def test_features_on_their_centres_do_not_move_in_training() -> None:
+    """Rounding apart: two products of nearly equal vectors must not be blown up by a vanishing distance."""
+    source = torch.Generator().manual_seed(0)
+    centers = torch.randn(6, 16, generator=source)
+    features = torch.cat([centers * (1 + 1e-7), centers[:3] + torch.randn(3, 16, generator=source)])
+    boundary = approximate_boundary(features, centers)
+
+    lengths = ray_lengths(boundary, 0.25)
+
+    assert (lengths[:6] == 0).all()
+    assert (lengths[6:] > 0).all()
+
+
+def test_paper_preset_decays_no_weight_of_the_discriminator() -> None:
+    paper, official = PBAS.presets["paper"], PBAS.presets["official"]
+
+    assert (paper.discriminator_optimiser, paper.discriminator_weight_decay) == ("adam", 0.0)
+    assert (official.discriminator_optimiser, official.discriminator_weight_decay) == ("adamw", 0.01)
