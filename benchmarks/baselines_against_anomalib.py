@@ -101,7 +101,7 @@ def figures(maps: np.ndarray, scores: np.ndarray, samples: Sequence[Any]) -> dic
         for sample, low, score in zip(samples, maps, scores, strict=True):
             shape = decode(sample.image).shape[:2]
             mask = read_mask(sample) if sample.is_flawed else None
-            restored = frame.restore(low, shape)
+            restored = frame.invert(low, shape)
             yield ImageRecord(
                 str(sample.image), float(score), "pass", sample.defect, sample.is_flawed, map=restored, mask=mask
             )

@@ -1,8 +1,8 @@
 """The components of GLASS in the form of the paper's Table 4, and weak flaws, on one shared category.
 
 Rows switch local anomalies (LAS), Gaussian noise (GN), gradient ascent (GA) and truncated projection (TP). Every cell
-trains in a process of its own, and is evaluated on the test set and on flaws forged in four strengths on its good test
-images (`flawsmith synthesize --test-set`); the strengths share masks and textures.
+trains in a process of its own, and is evaluated on the test set and on flaws synthesized in four strengths on its good
+test images (`flawsmith synthesize --test-set`); the strengths share masks and textures.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ FIGURES = ("image_auroc", "pixel_auroc", "aupro")
 
 
 def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
-    """Train one model, evaluate it on the test set and on every strength of forged flaws."""
+    """Train one model, evaluate it on the test set and on every strength of synthetic flaws."""
     import flawsmith
     from flawsmith.data.layouts import load
     from flawsmith.metrics.summary import summarise
     from flawsmith.pipeline.evaluate import collect
-    from flawsmith.pipeline.synthesize import Ingredients
+    from flawsmith.pipeline.synthesize import SynthesisSettings
     from flawsmith.pipeline.weak_flaws import weak_flaw_sets
     from flawsmith.runtime.inspector import Inspector
 
     source = category_folder(cell["category"])
-    forges = cell["method"] == "glass" and cell["set"].get("las", True)
-    textures = str(data_root() / "dtd") if forges else None
-    run, forged = scratch / "run", scratch / "weak"
+    synthesizes = cell["method"] == "glass" and cell["set"].get("las", True)
+    textures = str(data_root() / "dtd") if synthesizes else None
+    run, synthetic = scratch / "run", scratch / "weak"
     trained = flawsmith.train(
         source,
         out=run,
@@ -52,10 +52,10 @@ def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
         set=cell["set"],
     )
     inspector = Inspector.load(trained.model)
-    ingredients = Ingredients(textures=str(data_root() / "dtd"), seed=FORGED_SEED)
-    shutil.rmtree(forged, ignore_errors=True)
-    weak_flaw_sets(source, forged, ingredients, weakness=WEAKNESS)
-    folders = {str(weakness): forged / f"weakness_{weakness}" / source.name for weakness in WEAKNESS}
+    ingredients = SynthesisSettings(textures=str(data_root() / "dtd"), seed=FORGED_SEED)
+    shutil.rmtree(synthetic, ignore_errors=True)
+    weak_flaw_sets(source, synthetic, ingredients, weakness=WEAKNESS)
+    folders = {str(weakness): synthetic / f"weakness_{weakness}" / source.name for weakness in WEAKNESS}
     sets = {"test": source, **folders}
     figures = {}
     for name, folder in sets.items():
@@ -70,7 +70,7 @@ def _percent(figures: Mapping[str, float]) -> str:
 
 def components(cells: Sequence[Cell]) -> str:
     """Table 4: image AUROC / pixel AUROC / AUPRO in per cent."""
-    heads = ("LAS", "GN", "GA", "TP", "test set", *(f"forged, weakness {weakness}" for weakness in WEAKNESS))
+    heads = ("LAS", "GN", "GA", "TP", "test set", *(f"synthetic, weakness {weakness}" for weakness in WEAKNESS))
     rows = [
         (*switches, *(_percent(cell["figures"][name]) for name in ("test", *map(str, WEAKNESS))))
         for switches, cell in zip(ROWS, cells, strict=True)
@@ -107,7 +107,7 @@ def main() -> None:
         f"Preset `fast` on {given.category}, DTD textures, without a memory bank, seed {given.seed}, the whole test "
         "set; image AUROC / pixel AUROC / AUPRO in per cent. One seed: differences of a point or two are noise.",
         f"## Components, as in the paper's Table 4\n\n{components(cells)}",
-        "## Weak flaws\n\nImage AUROC on the test set and on forged flaws; weakness is the weight of the good image "
+        "## Weak flaws\n\nImage AUROC on the test set and on synthetic flaws; weakness is the weight of the good image "
         f"inside the flaw.\n\n{weak({'GLASS': cells[-1], 'PBAS': pbas})}",
     ]
     page("glass_ablation", "Components of GLASS, and weak flaws", sections, write=given.write)

@@ -1,9 +1,10 @@
 """One training iteration of GLASS `official` at the paper's shapes: ours against a plain one.
 
-wide_resnet50_2 with random weights, 288×288 pixels, 8 normal and 8 forged images, 1296 positions an image. Ours reads
-the normal images' level maps from the warm cache, computes those of the forged images with the compiled backbone, and
-runs the module that training runs; the plain one (`plain_glass.py`) runs the backbone on both halves in eager torch,
-unfolds, and passes [u; g] through the whole discriminator 21 times. Both have the same weights, centres and noise.
+wide_resnet50_2 with random weights, 288×288 pixels, 8 normal and 8 synthetic images, 1296 positions an image. Ours
+reads the normal images' level maps from the warm cache, computes those of the synthetic images with the compiled
+backbone, and runs the module that training runs; the plain one (`plain_glass.py`) runs the backbone on both halves in
+eager torch, unfolds, and passes [u; g] through the whole discriminator 21 times. Both have the same weights, centres
+and noise.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class Setting:
     """Both implementations with the same weights, and what they are fed with."""
 
     normal: Tensor
-    forged: Tensor
+    synthetic: Tensor
     anomalous: Tensor
     trunk: torch.nn.Module
     extractor: Extractor
@@ -60,7 +61,7 @@ def setting() -> Iterator[Setting]:
     trunk.load_state_dict(own.trunk.state_dict())
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(BATCH, 3, *SIZE, generator=generator)
-    forged = normal + 0.3 * torch.randn(BATCH, 3, *SIZE, generator=generator)
+    synthetic = normal + 0.3 * torch.randn(BATCH, 3, *SIZE, generator=generator)
     extractor = make_extractor(own, SIZE)
     with tempfile.TemporaryDirectory() as folder:
         one_by_one = lambda rows: ([level[0] for level in extractor(normal[[row]].numpy())] for row in rows)  # noqa: E731
@@ -74,7 +75,7 @@ def setting() -> Iterator[Setting]:
         plain.first.load_state_dict(block.linear.state_dict())
         plain.norm.load_state_dict(block.norm.state_dict())
         plain.last.load_state_dict(ours.discriminator.out.state_dict())
-        yield Setting(normal, forged, anomalous, trunk, extractor, cached, ours, plain)
+        yield Setting(normal, synthetic, anomalous, trunk, extractor, cached, ours, plain)
 
 
 class OurIteration:
@@ -87,10 +88,10 @@ class OurIteration:
         self.optimisers = self.module.configure_optimizers()
 
     def forged_levels(self) -> list[Tensor]:
-        return [torch.from_numpy(level) for level in self.given.extractor(self.given.forged.numpy())]
+        return [torch.from_numpy(level) for level in self.given.extractor(self.given.synthetic.numpy())]
 
     def batch(self) -> PairedBatch:
-        """Normal levels from the warm cache, forged ones from the compiled backbone."""
+        """Normal levels from the warm cache, synthetic ones from the compiled backbone."""
         normal = PatchBatch(self.given.cached.batch(range(BATCH)), None, STEP)
         return PairedBatch(normal, self.forged_levels(), self.given.anomalous)
 
@@ -133,21 +134,21 @@ class PlainIteration:
     def rows(self, images: Tensor) -> Tensor:
         return embed(list(self.given.trunk(images)))
 
-    def loss(self, normal: Tensor, forged: Tensor) -> Tensor:
-        return self.model.loss(normal, forged, self.given.anomalous, self.centers, self.noise, self.mode)
+    def loss(self, normal: Tensor, synthetic: Tensor) -> Tensor:
+        return self.model.loss(normal, synthetic, self.given.anomalous, self.centers, self.noise, self.mode)
 
-    def head(self, normal: Tensor, forged: Tensor) -> None:
-        self.model.update(self.loss(normal, forged))
+    def head(self, normal: Tensor, synthetic: Tensor) -> None:
+        self.model.update(self.loss(normal, synthetic))
 
     def iteration(self) -> None:
-        self.head(self.rows(self.given.normal), self.rows(self.given.forged))
+        self.head(self.rows(self.given.normal), self.rows(self.given.synthetic))
 
 
 def equality(given: Setting, mode: Hypothesis) -> tuple[str, ...]:
     """The float32 loss of both on features that each computed from the images; nothing cached."""
     plain, ours = PlainIteration(given, mode), OurIteration(given, mode, bfloat16=False)
     normal = PatchBatch([torch.from_numpy(level) for level in given.extractor(given.normal.numpy())], None, STEP)
-    expected = float(plain.loss(plain.rows(given.normal), plain.rows(given.forged)).detach())
+    expected = float(plain.loss(plain.rows(given.normal), plain.rows(given.synthetic)).detach())
     found = float(ours.loss(PairedBatch(normal, ours.forged_levels(), given.anomalous)).detach())
     return mode, f"{expected:.7f}", f"{found:.7f}", f"{abs(found - expected) / expected:.1e}"
 
@@ -165,13 +166,13 @@ def timings(given: Setting, pairs: int) -> list[tuple[str, ...]]:
 def parts(given: Setting, pairs: int) -> list[tuple[str, ...]]:
     """Where our time goes, and the same part of the plain iteration where there is one."""
     plain = PlainIteration(given, "manifold")
-    embedded = plain.rows(given.normal), plain.rows(given.forged)
+    embedded = plain.rows(given.normal), plain.rows(given.synthetic)
     rows: list[tuple[str, ...]] = []
     for bfloat16 in (False, True):
         ours = OurIteration(given, "manifold", bfloat16=bfloat16)
         batch = ours.batch()
         name = "bfloat16" if bfloat16 else "float32"
-        backbones = paired(lambda: plain.rows(given.forged), ours.forged_levels, pairs=pairs, warm_up=1)
+        backbones = paired(lambda: plain.rows(given.synthetic), ours.forged_levels, pairs=pairs, warm_up=1)
         heads = paired(lambda: plain.head(*embedded), partial(ours.head, batch), pairs=pairs)
         loss = paired(
             partial(ours.loss, batch),
@@ -179,7 +180,7 @@ def parts(given: Setting, pairs: int) -> list[tuple[str, ...]]:
             pairs=pairs,
         )
         rows += [
-            ("backbone and embedding, or compiled backbone, of the forged half", name, *_cells(backbones)),
+            ("backbone and embedding, or compiled backbone, of the synthetic half", name, *_cells(backbones)),
             ("head, from embedding to updated weights", name, *_cells(heads)),
             ("of ours: forward in all", name, "", milliseconds(loss.medians[0]), ""),
             ("of ours: adaptor, ascent and projections", name, "", milliseconds(loss.medians[1]), ""),
@@ -204,13 +205,13 @@ def main() -> None:
         by_part = parts(given, pairs)
     heads = ("part", "ours in", "plain, ms", "ours, ms", "speed-up")
     sections = [
-        f"wide_resnet50_2 with random weights, {SIZE[0]}×{SIZE[1]} pixels, {BATCH} normal and {BATCH} forged images an "
-        f"iteration, {len(given.anomalous)} positions each, {torch.get_num_threads()} threads, {pairs} alternating "
+        f"wide_resnet50_2 with random weights, {SIZE[0]}×{SIZE[1]} pixels, {BATCH} normal and {BATCH} synthetic images "
+        f"an iteration, {len(given.anomalous)} positions each, {torch.get_num_threads()} threads, {pairs} alternating "
         "pairs. The plain iteration is always float32. The speed-up is the median of the paired ratios plain / ours.",
         "## The same loss\n\nIn float32, features computed from the images by each side.\n\n"
         + table(("hypothesis", "plain", "ours", "relative difference"), equal),
-        "## The whole iteration\n\nFrom images in memory (plain), or from the warm cache and forged images in memory "
-        "(ours), to updated weights. Forging itself runs in other processes and is measured in forging.md.\n\n"
+        "## The whole iteration\n\nFrom images in memory (plain), or from the warm cache and synthetic images in "
+        "memory (ours), to updated weights. Synthesis runs in other processes and is measured in synthesis.md.\n\n"
         + table(("hypothesis", *heads[1:]), whole),
         f"## Where the time goes\n\n{table(heads, by_part)}",
     ]

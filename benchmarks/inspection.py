@@ -144,9 +144,9 @@ def restoring(repeats: int) -> str:
     rows = []
     for size in SIZES:
         megapixels = size[0] * size[1] / 1e6
-        restored = geometry.restore(small, size)
-        spent = statistics.median(seconds(partial(geometry.restore, small, size)) for _ in range(repeats))
-        judged = statistics.median(seconds(partial(decision.judge, 0.5, restored)) for _ in range(repeats))
+        restored = geometry.invert(small, size)
+        spent = statistics.median(seconds(partial(geometry.invert, small, size)) for _ in range(repeats))
+        judged = statistics.median(seconds(partial(decision.decide, 0.5, restored)) for _ in range(repeats))
         per = [f"{1000 * value / megapixels:.2f}" for value in (spent, judged)]
         rows.append(
             (f"{size[1]}×{size[0]}", f"{megapixels:.2f}", milliseconds(spent), per[0], milliseconds(judged), per[1])

@@ -278,7 +278,8 @@ def train_tiny(one_compilation: None) -> Callable[..., Any]:
 
     def run(method: str, data: Path, out: Path, **settings: Any) -> Any:
         changed = {**TINY[method], **settings.pop("set", {})}
-        # Forging in this process: starting workers takes longer than such a run, and changes nothing (test_forging.py).
+        # Synthesis in this process: starting workers takes longer than such a run, and changes nothing
+        # (test_forging.py).
         options = {"workers": 0, "quiet": True, "baseline": "none", **settings}
         return flawsmith.train(data, out=out, method=method, preset="fast", set=changed, **options)
 

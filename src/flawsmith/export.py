@@ -59,7 +59,7 @@ def reference(detector: Detector, geometry: Geometry, path: Path) -> tuple[float
     batch = torch.from_numpy(geometry.apply(image))[None]
     with torch.inference_mode():
         output = detector.eval()(batch)
-    return float(output.score[0]), geometry.restore(output.map[0].numpy(), image.shape[:2])
+    return float(output.score[0]), geometry.invert(output.map[0].numpy(), image.shape[:2])
 
 
 def check_parity(
@@ -85,7 +85,7 @@ def check_parity(
     for path in files:
         score, anomaly_map = reference(detector, geometry, path)
         found_score, raw = inspector.raw(path)
-        found_map = geometry.restore(raw, anomaly_map.shape)
+        found_map = geometry.invert(raw, anomaly_map.shape)
         by_score, by_map = abs(score - found_score), tolerance.map_difference(anomaly_map, found_map)
         if by_score > tolerance.score or by_map > tolerance.map:
             raise FlawsmithError(
@@ -105,7 +105,7 @@ def _same_verdict(
     exported: tuple[float, NDArray[np.float32]],
     tolerance: Tolerance,
 ) -> None:
-    verdicts = [decision.judge(score, anomaly_map)[0] for score, anomaly_map in (trained, exported)]
+    verdicts = [decision.decide(score, anomaly_map)[0] for score, anomaly_map in (trained, exported)]
     if verdicts[0] != verdicts[1] and abs(trained[0] - decision.limit) > tolerance.score:
         raise FlawsmithError(
             f"the exported model says {verdicts[1]} on {path.name} where the trained one says {verdicts[0]}: "

@@ -16,7 +16,7 @@ import pytest
 
 
 @dataclass
-class Place:
+class SampleKey:
     """Where a case builds what it needs."""
 
     root: Path
@@ -54,23 +54,23 @@ class Place:
         return self.file("altered.flaw", change(self.model.read_bytes()))
 
 
-Case = Callable[[Place], list[object]]
+Case = Callable[[SampleKey], list[object]]
 
 
-def leak(place: Place) -> list[object]:
+def leak(place: SampleKey) -> list[object]:
     parts = place.parts()
     shutil.copy(parts / "train/good/000.png", parts / "test/good/copy.png")
     return place.train(data=parts)
 
 
-def all_corrupt(place: Place) -> list[object]:
+def all_corrupt(place: SampleKey) -> list[object]:
     data = place.with_validation()
     for path in data.glob("*/*.png"):
         path.write_bytes(b"\x89PNG\r\n\x1a\n" + bytes(path))
     return place.train(data=data)
 
 
-def one_corrupt(place: Place) -> list[object]:
+def one_corrupt(place: SampleKey) -> list[object]:
     data = place.with_validation()
     (data / "good/1.png").write_bytes((data / "good/1.png").read_bytes()[:100])
     return place.train(data=data)
@@ -83,12 +83,12 @@ class Bomb:
         return (os.system, ("touch exploded",))
 
 
-def pickle_bomb(place: Place) -> list[object]:
+def pickle_bomb(place: SampleKey) -> list[object]:
     weights = place.file("resnet18.pth", pickle.dumps(Bomb()))
     return place.train("--backbone", f"resnet18@{weights}")
 
 
-def newer_schema(place: Place) -> list[object]:
+def newer_schema(place: SampleKey) -> list[object]:
     path = place.root / "newer.flaw"
     with zipfile.ZipFile(place.model) as old, zipfile.ZipFile(path, "w") as new:
         for name in old.namelist():
@@ -99,64 +99,64 @@ def newer_schema(place: Place) -> list[object]:
     return ["info", path]
 
 
-def several_categories(place: Place) -> list[object]:
+def several_categories(place: SampleKey) -> list[object]:
     place.parts("line/bolt")
     place.parts("line/nut")
     return place.train(data=place.root / "line")
 
 
-def one_category_inside(place: Place) -> list[object]:
+def one_category_inside(place: SampleKey) -> list[object]:
     place.parts("line/bolt")
     return place.train(data=place.root / "line")
 
 
-def archive(place: Place) -> list[object]:
+def archive(place: SampleKey) -> list[object]:
     path = place.root / "bolt.zip"
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("good/0.png", b"")
     return place.train(data=path)
 
 
-def foreign_out(place: Place) -> list[object]:
+def foreign_out(place: SampleKey) -> list[object]:
     place.file("run/thesis.txt")
     return place.train()
 
 
-def former_run(place: Place) -> list[object]:
+def former_run(place: SampleKey) -> list[object]:
     place.file("run/config.yaml", b"method: pbas\n")
     place.file("run/checkpoints/centre.safetensors")
     return place.train()
 
 
-def other_run(place: Place) -> list[object]:
+def other_run(place: SampleKey) -> list[object]:
     place.file("run/config.yaml", b"method: pbas\n")
     place.file("run/checkpoints/centre.safetensors")
     return place.train("--resume")
 
 
-def corrupt_test_image(place: Place) -> list[object]:
+def corrupt_test_image(place: SampleKey) -> list[object]:
     parts = place.parts()
     (parts / "test/crack/000.png").write_bytes(b"no image")
     return ["evaluate", place.model, parts]
 
 
-def good_only(place: Place) -> list[object]:
+def good_only(place: SampleKey) -> list[object]:
     place.picture("photos/0.png")
     return ["evaluate", place.model, place.root / "photos"]
 
 
-def foreign_demo(place: Place) -> list[object]:
+def foreign_demo(place: SampleKey) -> list[object]:
     place.file("demo/thesis.txt")
     return ["demo", "--out", place.root / "demo"]
 
 
-def no_table(place: Place) -> list[object]:
+def no_table(place: SampleKey) -> list[object]:
     root = place.trees.visa(place.root / "visa" / "candle")
     place.trees.visa_table(root).unlink()
     return ["doctor", root]
 
 
-def loco(place: Place, config: str | None = None, level: int = 255) -> list[object]:
+def loco(place: SampleKey, config: str | None = None, level: int = 255) -> list[object]:
     """An evaluation of a category with another defects_config.json, or with another grey value in a mask."""
     root = place.trees.mvtec_loco(place.root / "bottle")
     place.trees.mask(root / "ground_truth" / "logical_anomalies" / "000" / "000.png", level=level)
@@ -165,25 +165,25 @@ def loco(place: Place, config: str | None = None, level: int = 255) -> list[obje
     return ["evaluate", place.model, root]
 
 
-def image_twice(place: Place) -> list[object]:
+def image_twice(place: SampleKey) -> list[object]:
     place.picture("0.png")
     return ["evaluate", place.model, place.file("a.csv", b"image,label,split\n0.png,good,train\n0.png,good,test\n")]
 
 
-def unmasked(place: Place) -> list[object]:
+def unmasked(place: SampleKey) -> list[object]:
     root = place.trees.ksdd2(place.root / "surface")
     for mask in root.rglob("*_GT.png"):
         mask.unlink()
     return place.train(data=root)
 
 
-def no_good_tiles(place: Place) -> list[object]:
+def no_good_tiles(place: SampleKey) -> list[object]:
     root = place.trees.magnetic_tile(place.root / "tiles")
     shutil.rmtree(root / "MT_Free")
     return place.train(data=root)
 
 
-def not_utf8(place: Place) -> list[object]:
+def not_utf8(place: SampleKey) -> list[object]:
     return ["doctor", os.fsdecode(os.fsencode(place.root) + b"/caf\xe9")]
 
 
@@ -224,7 +224,7 @@ CASES: dict[str, tuple[Case, str]] = {
         lambda p: p.train(data=p.trees.mad(p.root / "MAD-man" / "Person_1" / "screw")),
         "train on screw of MVTec AD, and measure that model here with `flawsmith evaluate MODEL ",
     ),
-    "test set to forge on": (
+    "test set to synthesize on": (
         lambda p: ["synthesize", p.trees.mad(p.root / "bolt"), "--out", p.root / "forged"],
         "train on the data set it belongs to",
     ),
@@ -259,7 +259,7 @@ CASES: dict[str, tuple[Case, str]] = {
         "student_blocks needs 2 positive numbers",
     ),
     "input of no size": (lambda p: p.train("--set", "image_size=[0,0]"), "image_size.0=0 is not possible"),
-    "textures that nothing forges from": (lambda p: p.train("--textures", "self"), "pbas forges no flaws"),
+    "textures that nothing synthesizes from": (lambda p: p.train("--textures", "self"), "pbas synthesizes no flaws"),
     "masks that nothing reads": (
         lambda p: p.train("--method", "glass", "--foregrounds", p.folder("masks")),
         "add --set foreground=files",
@@ -330,10 +330,12 @@ CASES: dict[str, tuple[Case, str]] = {
 
 
 @pytest.fixture
-def place(tmp_path: Path, model: Path, tiny: ModuleType, trees: ModuleType, monkeypatch: pytest.MonkeyPatch) -> Place:
+def place(
+    tmp_path: Path, model: Path, tiny: ModuleType, trees: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> SampleKey:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "cache"))
-    return Place(tmp_path, model, tiny, trees)
+    return SampleKey(tmp_path, model, tiny, trees)
 
 
 @pytest.fixture

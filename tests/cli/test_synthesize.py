@@ -45,7 +45,7 @@ def test_test_sets_can_be_evaluated(flawsmith, bolt: Path, model: Path, tmp_path
     assert outcome.code == 0, outcome.err
     made = json.loads(outcome.out)
     assert [one["weakness"] for one in made["sets"]] == [0.1, 0.5]
-    assert (made["base"], made["n_good"], made["n_forged"]) == ("test", 4, 4)
+    assert (made["base"], made["n_good"], made["n_synthetic"]) == ("test", 4, 4)
     for one in made["sets"]:
         evaluation = flawsmith("evaluate", model, one["category"], "--json", "--out", tmp_path / "evaluation")
         assert evaluation.code == 0, evaluation.err
@@ -60,8 +60,8 @@ def test_four_strengths_by_default_said_on_stdout(flawsmith, bolt: Path, tmp_pat
     assert outcome.code == 0, outcome.err
     lines = outcome.out.splitlines()
     assert [line.split()[1] for line in lines[:4]] == ["0.1", "0.3", "0.5", "0.7"]
-    assert "each with 4 good and 2 forged images" in lines[4]
-    assert outcome.err == "flaws are forged on the 4 good test images\n"
+    assert "each with 4 good and 2 synthetic images" in lines[4]
+    assert outcome.err == "flaws are synthesized on the 4 good test images\n"
 
 
 def test_quiet_says_nothing_on_stderr(flawsmith, bolt: Path, tmp_path: Path) -> None:

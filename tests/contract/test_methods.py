@@ -33,7 +33,7 @@ from flawsmith.runtime.files import find_images
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
-from flawsmith.training.data import GoodImages
+from flawsmith.training.data import TrainingSet
 from flawsmith.training.run import RunFolder
 from flawsmith.training.trainer import LoopOptions, MetricsFile
 
@@ -236,7 +236,7 @@ class RandomImages:
     def through(self, backbone: Backbone) -> RandomImages:
         return RandomImages(backbone, self.image_size)
 
-    def forged(self, *_: Any, **__: Any) -> RandomImages:
+    def synthetic(self, *_: Any, **__: Any) -> RandomImages:
         return self
 
     def batch(self, rows: Any) -> list[torch.Tensor]:
@@ -281,7 +281,7 @@ def test_loss_falls(name: str, build: Callable[..., Method], backbone: Backbone,
     method = build(**dict.fromkeys(every_stage, 12))
     geometry = Geometry(size=method.config.image_size, mean=backbone.info.mean, std=backbone.info.std)
     good = load(parts).good_train
-    data = GoodImages(good, geometry, TorchExtractor(backbone), FeatureCache("loss", tmp_path / "cache"), seed=0)
+    data = TrainingSet(good, geometry, TorchExtractor(backbone), FeatureCache("loss", tmp_path / "cache"), seed=0)
     run = RunFolder(tmp_path, LoopOptions(quiet=True))
 
     for stage in method.stages():
@@ -410,7 +410,7 @@ def test_same_seed_gives_the_same_bytes_from_another_folder(
     assert result.model.read_bytes() == trained(name).model.read_bytes()
 
 
-@pytest.mark.parametrize("name", [name for name in method_names() if find_method(name).presets["fast"].forges])
+@pytest.mark.parametrize("name", [name for name in method_names() if find_method(name).presets["fast"].synthesizes])
 def test_processes_that_forge_end_with_training_and_change_nothing(
     name: str, trained: Trained, train_tiny: Train, parts: Path, tmp_path: Path
 ) -> None:

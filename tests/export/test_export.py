@@ -105,7 +105,7 @@ def test_graph_computes_what_the_detector_computes(model: bytes, files: list[Pat
     for file in files:
         score, low = inspector.raw(file)
         expected_score, expected_map = reference(Brightness(), inspector.spec.geometry, file)
-        restored = inspector.spec.geometry.restore(low, decode(file).shape[:2])
+        restored = inspector.spec.geometry.invert(low, decode(file).shape[:2])
         assert score == pytest.approx(expected_score, abs=1e-5)
         np.testing.assert_allclose(restored, expected_map, atol=1e-5)
         assert expected_map.shape == decode(file).shape[:2]

@@ -34,7 +34,7 @@ from flawsmith.models.aand.networks import (
     layout_for,
     reverse_student,
 )
-from flawsmith.models.aand.training import AmplificationModule, ForgedCells
+from flawsmith.models.aand.training import AmplificationModule, SyntheticCells
 from flawsmith.models.components.detectors import UpsampleAndSmooth
 from flawsmith.models.slsg.functional import cosine_rate
 
@@ -203,7 +203,7 @@ def first_stage(case: dict[str, Any], arrays: Arrays) -> Results:
     anomalous, foreground = ([cells_of(mask, grid, share=config.cell_share) for grid in grids] for mask in masks)
     module = Given(config, amplifiers, seed=0)
     module.given(arrays)
-    found = module.losses(ForgedCells(features, anomalous, foreground))
+    found = module.losses(SyntheticCells(features, anomalous, foreground))
     found["loss"].backward()
     amplified = amplifiers.amplified(features, [cells[:, None].float() for cells in anomalous])
     results = {

@@ -23,7 +23,7 @@ from torch import Tensor
 from flawsmith.losses import hardest, two_class_focal
 from flawsmith.models.components.batches import PairedBatch
 from flawsmith.models.components.centers import mean_embedding
-from flawsmith.models.components.fast import Forward, HiddenAscent
+from flawsmith.models.components.fast import AscentStep, HiddenAscent
 from flawsmith.models.components.heads import Discriminator
 from flawsmith.models.components.patch_learner import PatchBatch
 from flawsmith.models.components.projection import Shell
@@ -70,14 +70,14 @@ class Ascent:
         self.unprojected: list[Tensor] = []
         self.losses: list[Tensor] = []
 
-    def __call__(self, seen: Forward, start: Tensor, ascent: HiddenAscent) -> None:
+    def __call__(self, seen: AscentStep, start: Tensor, ascent: HiddenAscent) -> None:
         if self._every and self.features and len(self.features) % self._every == 0:
             self.features[-1] = start.detach()  # now the projection has been through it
         self.unprojected.append((start + ascent.moved()).detach())
         self.features.append(self.unprojected[-1])
         self.losses.append(self._losses(seen))
 
-    def _losses(self, seen: Forward) -> Tensor:
+    def _losses(self, seen: AscentStep) -> Tensor:
         (block,) = self._discriminator.blocks
         scaled = (self._hidden - seen.mean) * torch.rsqrt(seen.variance + block.norm.eps)
         normalised = scaled * block.norm.weight + block.norm.bias
@@ -130,21 +130,21 @@ def steps_alone(module: GLASSModule, arrays: Arrays, anomalous: Tensor, centers:
     """The parts of an iteration, each by the function that computes it in training."""
     config, spherical = module.config, module.hypothesis == "hypersphere"
     normal = module.projector(tensor(arrays["embedded_normal"]))
-    forged = module.projector(tensor(arrays["embedded_synthetic"]))
+    synthetic = module.projector(tensor(arrays["embedded_synthetic"]))
     noise = tensor(arrays["noise"])
     shell = Shell(normal, config.inner_radius, config.outer_radius)
     offset = noise
     if spherical:
         shell, offset = Shell(centers, radius, config.shell * radius), normal + noise - centers
     watch, _, logits = ascend(module, normal, offset, shell)
-    used = forged
+    used = synthetic
     if spherical:
-        used = pushed_out(forged, anomalous, Shell(centers, config.shell * radius, config.shell**2 * radius))
+        used = pushed_out(synthetic, anomalous, Shell(centers, config.shell * radius, config.shell**2 * radius))
     las = module.discriminator(used).sigmoid()
     mined = hardest(las, anomalous, config.hard_quantile)
     found: dict[str, Any] = {
         "normal_features": normal,
-        "synthetic_features_raw": forged,
+        "synthetic_features_raw": synthetic,
         "synthetic_features_used": used,
         "bce_per_forward": torch.stack(watch.losses),
         "scores_normal_final": logits[0].sigmoid(),

@@ -1,4 +1,4 @@
-"""Golden cases of forging: noise, masks, blending, whole samples."""
+"""Golden cases of synthesis: noise, masks, blending, whole samples."""
 
 from __future__ import annotations
 

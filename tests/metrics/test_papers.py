@@ -262,7 +262,7 @@ def test_letterbox_bars_are_no_pixels() -> None:
     geometry = Geometry(policy="letterbox", size=(12, 12))
     mask = np.ones((20, 10), dtype=bool)
 
-    content = geometry.content(np.arange(144, dtype=np.float32).reshape(12, 12), (20, 10))
+    content = geometry.valid_region(np.arange(144, dtype=np.float32).reshape(12, 12), (20, 10))
 
     assert content.shape == (12, 6)
     assert content[0, 0] == 3.0

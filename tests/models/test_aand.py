@@ -24,7 +24,13 @@ from flawsmith.models.aand.functional import (
 )
 from flawsmith.models.aand.model import AAND, RD4AD, DiscrepancyDetector, GateDetector, published_foreground
 from flawsmith.models.aand.networks import Amplifiers, Layout, TokenDecoder, layout_for, reverse_student
-from flawsmith.models.aand.training import AdvancedTeacher, AmplificationModule, DistillationModule, ForgedCells, drawn
+from flawsmith.models.aand.training import (
+    AdvancedTeacher,
+    AmplificationModule,
+    DistillationModule,
+    SyntheticCells,
+    drawn,
+)
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training.trainer import MetricsFile
 
@@ -53,11 +59,11 @@ class Features:
         return [level[list(rows)] for level in self.levels]
 
 
-def random_batch(seed: int = 0) -> ForgedCells:
+def random_batch(seed: int = 0) -> SyntheticCells:
     source = torch.Generator().manual_seed(seed)
     anomalous = [torch.rand(2, *grid, generator=source) < 0.3 for grid in GRIDS]
     foreground = [torch.rand(2, *grid, generator=source) < 0.8 for grid in GRIDS]
-    return ForgedCells(random_levels(seed=seed), anomalous, foreground)
+    return SyntheticCells(random_levels(seed=seed), anomalous, foreground)
 
 
 def first_stage(**settings: Any) -> AmplificationModule:
@@ -97,7 +103,7 @@ def test_a_batch_without_one_kind_of_cells_has_a_finite_loss(missing: str, compo
     batch = random_batch()
     full, empty = ([torch.full_like(cells, value) for cells in batch.anomalous] for value in (True, False))
     changed = {"normal": {"anomalous": full}, "anomalous": {"anomalous": empty}, "foreground": {"foreground": empty}}
-    batch = ForgedCells(**{**vars(batch), **changed[missing]})
+    batch = SyntheticCells(**{**vars(batch), **changed[missing]})
     module = first_stage(amplification=components)
 
     found = module.losses(batch)
@@ -390,7 +396,7 @@ def test_a_checkpoint_is_chosen_in_the_stage_that_completes_the_detector(
 def test_the_report_shows_residuals_gates_and_every_level(trained: Callable[[str], Any]) -> None:
     report = trained("aand").report.read_text()
 
-    for heading in ("Residual intensity", "Gates on forged flaws", "Anomaly maps by level", "Forged flaws"):
+    for heading in ("Residual intensity", "Gates on synthetic flaws", "Anomaly maps by level", "Synthetic flaws"):
         assert heading in report
 
 

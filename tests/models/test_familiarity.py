@@ -12,11 +12,11 @@ from torch import Tensor
 
 from flawsmith.features.backbones import load_backbone
 from flawsmith.models.components.memory_bank import (
-    Chosen,
-    Familiarity,
+    Coreset,
     LevelMaps,
-    chosen_features,
+    MemoryBank,
     distances_to_others,
+    sample_coreset,
     typical_peak,
 )
 from flawsmith.models.slsg.config import PRESETS, SLSGConfig
@@ -49,8 +49,8 @@ def exactly(positions: Tensor, features: Tensor) -> Tensor:
     return torch.cdist(positions, features, compute_mode="donot_use_mm_for_euclid_dist").amin(1)
 
 
-def remembering(features: Tensor, size: int) -> Familiarity:
-    memory = Familiarity(features.shape[1], size)
+def remembering(features: Tensor, size: int) -> MemoryBank:
+    memory = MemoryBank(features.shape[1], size)
     memory.remember(features)
     return memory
 
@@ -107,13 +107,13 @@ def test_joined_levels_are_averaged_each_and_then_brought_to_the_coarser_grid(se
 def test_chosen_features_are_positions_of_their_images_and_a_function_of_the_seed(seed: int) -> None:
     images = Maps(5, seed)
 
-    chosen = chosen_features(LevelMaps(images, 1), 30, seed)
+    chosen = sample_coreset(LevelMaps(images, 1), 30, seed)
 
     assert chosen.features.shape == (30, 8)
     for feature, row in zip(chosen.features, chosen.rows, strict=True):
         assert not exactly(feature[None], images.levels[1][row].flatten(1).T).any()
-    assert torch.equal(chosen.features, chosen_features(LevelMaps(images, 1), 30, seed).features)
-    other = chosen_features(LevelMaps(images, 1), 30, seed, purpose="other", candidates=60)
+    assert torch.equal(chosen.features, sample_coreset(LevelMaps(images, 1), 30, seed).features)
+    other = sample_coreset(LevelMaps(images, 1), 30, seed, purpose="other", candidates=60)
     assert not torch.equal(chosen.features, other.features)
 
 
@@ -126,17 +126,17 @@ def test_chosen_features_leave_no_position_farther_than_evenly_drawn_ones_do(see
         return float(exactly(positions, features).max())
 
     drawn = positions[torch.randperm(len(positions), generator=torch.Generator().manual_seed(seed))[:10]]
-    assert radius(chosen_features(LevelMaps(images, 1), 10, seed).features) < radius(drawn)
+    assert radius(sample_coreset(LevelMaps(images, 1), 10, seed).features) < radius(drawn)
 
 
 def test_of_few_images_little_is_remembered(seed: int) -> None:
-    assert len(chosen_features(LevelMaps(Maps(1, seed), 2), 1000, seed).rows) == 3, "a tenth of 24 positions"
+    assert len(sample_coreset(LevelMaps(Maps(1, seed), 2), 1000, seed).rows) == 3, "a tenth of 24 positions"
 
 
 def test_unit_is_the_typical_peak_over_features_of_other_images(seed: int) -> None:
     images = Maps(3, seed)
     levels = images.levels[2].flatten(2).transpose(1, 2)
-    chosen = Chosen(torch.cat([levels[0, :2], levels[1, :2]]), torch.tensor([0, 0, 1, 1]))
+    chosen = Coreset(torch.cat([levels[0, :2], levels[1, :2]]), torch.tensor([0, 0, 1, 1]))
 
     others = [chosen.features[2:], chosen.features[:2], chosen.features]
     expected = sorted(float(exactly(one, known).max()) for one, known in zip(levels, others, strict=True))[1]
@@ -147,7 +147,7 @@ def test_an_images_own_features_are_no_measure_of_what_is_far_from_it(seed: int)
     images = Maps(2, seed)
     maps = LevelMaps(images, 2)
     rows = torch.arange(2).repeat_interleave(24)
-    chosen = Chosen(torch.cat([maps[row][0].flatten(1).T for row in range(2)]), rows)
+    chosen = Coreset(torch.cat([maps[row][0].flatten(1).T for row in range(2)]), rows)
 
     (first,) = distances_to_others(chosen, maps, [0])
 
@@ -157,7 +157,7 @@ def test_an_images_own_features_are_no_measure_of_what_is_far_from_it(seed: int)
 
 def test_nothing_is_strange_where_there_is_one_image_alone(seed: int) -> None:
     images = Maps(1, seed)
-    chosen = chosen_features(LevelMaps(images, 2), 1000, seed)
+    chosen = sample_coreset(LevelMaps(images, 2), 1000, seed)
 
     assert typical_peak(chosen, LevelMaps(images, 2)) == torch.inf
 
@@ -165,7 +165,7 @@ def test_nothing_is_strange_where_there_is_one_image_alone(seed: int) -> None:
 def test_distances_are_told_in_the_memorys_unit(seed: int) -> None:
     torch.manual_seed(seed)
     features, level = torch.randn(7, 8), torch.randn(2, 8, 4, 5)
-    memory = Familiarity(8, 7)
+    memory = MemoryBank(8, 7)
     memory.remember(features, torch.tensor(4.0))
 
     torch.testing.assert_close(4 * memory(level), remembering(features, 7)(level))
@@ -179,7 +179,7 @@ def network(**settings: Any) -> SegNet:
 def test_segnet_reads_distances_at_every_depth_and_passes_no_gradient_to_the_memory(seed: int) -> None:
     segnet = network(remembered=(1, 2), memory_size=6).train()
     for number, memory in segnet.memories.items():
-        assert isinstance(memory, Familiarity)
+        assert isinstance(memory, MemoryBank)
         memory.remember(torch.randn(6, CHANNELS[int(number)]))
     levels = [level.requires_grad_() for level in Maps(2, seed).levels]
 
@@ -197,7 +197,7 @@ def test_segnet_reads_distances_at_every_depth_and_passes_no_gradient_to_the_mem
 def test_another_memory_changes_what_segnet_says(seed: int) -> None:
     segnet, levels = network(remembered=(2,), memory_size=4).eval(), Maps(1, seed).levels
     memory = segnet.memories["2"]
-    assert isinstance(memory, Familiarity)
+    assert isinstance(memory, MemoryBank)
 
     with torch.no_grad():
         memory.remember(torch.zeros(4, 16))
@@ -211,17 +211,17 @@ def test_another_memory_changes_what_segnet_says(seed: int) -> None:
 def test_strange_is_what_is_farther_than_a_typical_image_goes() -> None:
     segnet = network(remembered=(1, 2), memory_size=1).eval()
     for (number, memory), unit in zip(segnet.memories.items(), (2.0, 4.0), strict=True):
-        assert isinstance(memory, Familiarity)
+        assert isinstance(memory, MemoryBank)
         memory.remember(torch.zeros(1, CHANNELS[int(number)]), unit)
     levels = [torch.zeros(1, channels, *grid) for channels, grid in zip(CHANNELS, GRIDS, strict=True)]
     levels[1][0, 0] = 3.0  # one and a half times the unit
     levels[2][0, 0] = 3.0  # within it
 
-    found = segnet(levels).strangeness
+    found = segnet(levels).novelty
 
     assert found is not None
     torch.testing.assert_close(found, torch.full((1, 1, 32, 48), 0.5), atol=1e-4, rtol=0)
-    assert network()(levels).strangeness is None
+    assert network()(levels).novelty is None
 
 
 @pytest.mark.parametrize("weight", [0.0, 3.0])
@@ -232,13 +232,13 @@ def test_strangeness_raises_the_logit_of_the_trained_model(weight: float, seed: 
         def forward(self, images: Tensor) -> list[Tensor]:
             return levels
 
-    detector = SegmentationDetector(Given(), segnet, scale="logit", top_pixels=9, strangeness_weight=weight)
+    detector = SegmentationDetector(Given(), segnet, scale="logit", top_pixels=9, novelty_weight=weight)
     with torch.no_grad():
         found, logits = detector(torch.zeros(1, 3, 32, 48)), segnet(levels)
 
-    assert logits.strangeness is not None
-    assert float(logits.strangeness.max()) > 0
-    expected = logits.final[:, 1] - logits.final[:, 0] + weight * logits.strangeness[:, 0]
+    assert logits.novelty is not None
+    assert float(logits.novelty.max()) > 0
+    expected = logits.final[:, 1] - logits.final[:, 0] + weight * logits.novelty[:, 0]
     torch.testing.assert_close(found.map, expected, atol=1e-4, rtol=1e-4)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from flawsmith.losses import hardest
 from flawsmith.models.components.batches import PairedBatch
-from flawsmith.models.components.fast import HiddenAscent, NormalHalf
+from flawsmith.models.components.fast import HiddenAscent, NormalStatistics
 from flawsmith.models.components.heads import Discriminator
 from flawsmith.models.components.patch_learner import PatchBatch, PatchBatches
 from flawsmith.models.components.projection import Shell, radius_of, truncate
@@ -51,7 +51,7 @@ def test_ascent_in_hidden_space_is_the_ascent_of_the_joint_batch(
     expected = by_differentiation(plain, u.double(), g.double(), 6, 0.05)
     first = ours.blocks[0].linear
 
-    ascent = HiddenAscent(ours, NormalHalf.of(first(u)), first(g), step_size=0.05)
+    ascent = HiddenAscent(ours, NormalStatistics.of(first(u)), first(g), step_size=0.05)
     for _ in range(6):
         ascent.step()
 
@@ -70,7 +70,7 @@ def test_ascent_goes_towards_what_looks_normal() -> None:
     discriminator = Discriminator(24, 10).train()
     u, g = torch.randn(60, 24), torch.randn(60, 24) + 1
     first = discriminator.blocks[0].linear
-    ascent = HiddenAscent(discriminator, NormalHalf.of(first(u)), first(g), step_size=0.1)
+    ascent = HiddenAscent(discriminator, NormalStatistics.of(first(u)), first(g), step_size=0.1)
 
     losses = [float(F.softplus(-ascent.step().logits).mean().detach()) for _ in range(10)]
 
@@ -239,7 +239,7 @@ def test_model_file_and_report_say_what_was_decided(trained: Callable[[str], Any
 
     assert findings["hypothesis"] in ("manifold", "hypersphere")
     assert isinstance(findings["judge: radius"], float)
-    for shown in ("What the judge sees", "Radius of the normal features", "Features after training", "Forged flaws"):
+    for shown in ("What the judge sees", "Radius of the normal features", "Features after training", "Synthetic flaws"):
         assert shown in page
 
 

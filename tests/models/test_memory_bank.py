@@ -17,8 +17,8 @@ from flawsmith.models.base import AnomalyOutput
 from flawsmith.models.components.detectors import ScoreMap, ScoreMapDetector
 from flawsmith.models.components.memory_bank import (
     BankConfig,
-    Familiarity,
     MemoryBank,
+    MultiScaleMemoryBank,
     Neighbourhood,
     filled_bank,
     measured_rows,
@@ -76,10 +76,10 @@ def config(**settings: Any) -> BankConfig:
 def test_a_bank_sums_standardised_distances_over_its_neighbourhoods(seed: int) -> None:
     torch.manual_seed(seed)
     levels = Images(2, seed).levels
-    bank = MemoryBank(Images.channels, config(bank=(1, 3, {"side": 5, "levels": 2})).neighbourhoods, 4)
+    bank = MultiScaleMemoryBank(Images.channels, config(bank=(1, 3, {"side": 5, "levels": 2})).neighbourhoods, 4)
     expected = torch.zeros(2, *GRID)
     for number, (memory, width) in enumerate(zip(bank.memories, (5, 5, 8), strict=True)):
-        assert isinstance(memory, Familiarity)
+        assert isinstance(memory, MemoryBank)
         memory.remember(torch.randn(4, width), 2.0)
         bank.means[number] = 0.25
         seen = average_embedding(levels[-(1, 1, 2)[number] :], (1, 3, 5)[number], GRID)

@@ -15,7 +15,7 @@ from torch import nn
 from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.features.backbones import Backbone, load_backbone, pixels_of, trained_trunk
 from flawsmith.features.extract import PixelExtractor, extractor_key, make_extractor
-from flawsmith.models.base import ForgedImages
+from flawsmith.models.base import SyntheticImages
 from flawsmith.models.slsg.config import PRESETS, SLSGConfig
 from flawsmith.models.slsg.functional import cosine_rate, discriminator_loss, generator_loss, reconstruction_losses
 from flawsmith.models.slsg.model import SLSG, SegmentationModule, SimulatedBatches, layout_of, scored
@@ -397,7 +397,7 @@ def test_settled_statistics_are_those_of_whole_images(resnet: Backbone) -> None:
 # ---- Training of SegNet ----------------------------------------------------------------------------------------------
 
 
-class Forged(Numbered):
+class SyntheticAnomaly(Numbered):
     """Simulated anomalies: images of ones, all of them flawed; jittered good halves where asked for."""
 
     def __init__(self, jittered: bool = False) -> None:
@@ -408,7 +408,7 @@ class Forged(Numbered):
         for some in rows:
             images = torch.ones(len(some), 3, 32, 48)
             masks = np.ones((len(some), 32, 48), bool)
-            yield ForgedImages([images], masks, masks, normal=[-images] if self.jittered else None)
+            yield SyntheticImages([images], masks, masks, normal=[-images] if self.jittered else None)
 
     def examples(self, count: int) -> Any:
         raise AssertionError("not asked for")
@@ -418,7 +418,7 @@ class Forged(Numbered):
 def test_batches_hold_normal_images_and_as_many_simulated_ones(jittered: bool) -> None:
     config = SLSGConfig(batch_size=2, epochs=1, steps_per_epoch=3)
 
-    for batch in SimulatedBatches(Numbered(), Forged(jittered), config, seed=0).epoch(0):
+    for batch in SimulatedBatches(Numbered(), SyntheticAnomaly(jittered), config, seed=0).epoch(0):
         (images,) = batch.levels
         assert (images[:2] == -1).all() if jittered else (images[:2] >= 1).all()
         assert (images[2:] == 1).all()
@@ -428,11 +428,11 @@ def test_batches_hold_normal_images_and_as_many_simulated_ones(jittered: bool) -
 
 def test_last_epoch_ends_with_the_iterations() -> None:
     config = SLSGConfig(batch_size=2, epochs=3, steps_per_epoch=4, iterations=9)
-    forged = Forged()
+    synthetic = SyntheticAnomaly()
 
-    counts = [len(list(SimulatedBatches(Numbered(), forged, config, seed=0).epoch(epoch))) for epoch in range(3)]
+    counts = [len(list(SimulatedBatches(Numbered(), synthetic, config, seed=0).epoch(epoch))) for epoch in range(3)]
 
-    assert counts == forged.asked == [4, 4, 1]
+    assert counts == synthetic.asked == [4, 4, 1]
     assert config.steps == 9
 
 
@@ -458,7 +458,9 @@ def test_weights_of_the_encoder_stay_and_its_statistics_follow(resnet: Backbone)
     module = SegmentationModule(PAPER, network, encoder)
     module.on_train_start()
     before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    batch = next(SimulatedBatches(Numbered(), Forged(), PAPER.model_copy(update={"batch_size": 2}), 0).epoch(0))
+    batch = next(
+        SimulatedBatches(Numbered(), SyntheticAnomaly(), PAPER.model_copy(update={"batch_size": 2}), 0).epoch(0)
+    )
 
     module.losses(batch)["loss"].backward()
 
@@ -476,7 +478,7 @@ def test_loss_weights_its_parts(resnet: Backbone) -> None:
     config = SLSGConfig(focal_weight=2.0, l1_weight=3.0, auxiliary_weight=5.0, batch_size=2)
     network = SegNet([3, 4], [(32, 48), (16, 24)], (32, 48), layout_of(config))
     module = SegmentationModule(config, network, None)
-    (batch,) = list(SimulatedBatches(Numbered(), Forged(), config, 0).epoch(0))[:1]
+    (batch,) = list(SimulatedBatches(Numbered(), SyntheticAnomaly(), config, 0).epoch(0))[:1]
     batch.levels.append(torch.randn(4, 4, 16, 24))
 
     found = module.losses(batch)

@@ -1,4 +1,4 @@
-"""The released simulations of MVTec LOCO AD: their numbers, and that each of them forges."""
+"""The released simulations of MVTec LOCO AD: their numbers, and that each of them synthesizes."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from flawsmith.synthesis.augment import ColourJitter
 from flawsmith.synthesis.blend import FixedWeight, UniformWeight
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe
-from flawsmith.synthesis.synthesizer import Forged, Forger
+from flawsmith.synthesis.synthesizer import AnomalySynthesizer, SyntheticAnomaly
 
 CATEGORIES = ("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicing_connectors")
 HOMOLOGOUS_SHARES = {"breakfast_box": 0.5}
@@ -40,11 +40,11 @@ def released(category: str) -> Simulation:
     return found
 
 
-def forged(category: str, image: np.ndarray, seed: int) -> Forged:
+def synthetic(category: str, image: np.ndarray, seed: int) -> SyntheticAnomaly:
     found = released(category)
     others = [good_image(image.shape[:2], seed=7), good_image((90, 40), seed=8)]
-    forger = Forger(found.recipe, Speckle(), provider(found.foreground), others=others)
-    return forger.forge(image, np.random.default_rng(seed))
+    synthesizer = AnomalySynthesizer(found.recipe, Speckle(), provider(found.foreground), others=others)
+    return synthesizer.synthesize(image, np.random.default_rng(seed))
 
 
 def homologous(category: str) -> list[Branch]:
@@ -174,7 +174,7 @@ def test_jitter_and_blur_are_those_of_the_category() -> None:
 def test_every_category_forges_at_any_size(category: str, shape: tuple[int, int]) -> None:
     for seed in range(8):
         for image in (good_image(shape), np.random.default_rng(seed).random((*shape, 3)).astype(np.float32)):
-            sample, again = forged(category, image, seed), forged(category, image, seed)
+            sample, again = synthetic(category, image, seed), synthetic(category, image, seed)
             assert np.array_equal(sample.image, again.image)
             assert np.array_equal(sample.mask, again.mask)
             assert sample.image.shape == image.shape
@@ -185,16 +185,16 @@ def test_every_category_forges_at_any_size(category: str, shape: tuple[int, int]
                 assert sample.mask.any()
 
 
-def samples(category: str, count: int = 300) -> tuple[np.ndarray, list[tuple[Branch, Forged]]]:
+def samples(category: str, count: int = 300) -> tuple[np.ndarray, list[tuple[Branch, SyntheticAnomaly]]]:
     """The foreground, and many flaws on one image with their branches."""
     image, found = good_image((64, 64)), released(category)
     others = [good_image((64, 64), seed=7)]
-    forger = Forger(found.recipe, Speckle(), provider(found.foreground), others=others)
+    synthesizer = AnomalySynthesizer(found.recipe, Speckle(), provider(found.foreground), others=others)
     drawn = []
     for seed in range(count):
         branch = found.recipe.branch(float(np.random.default_rng(seed).random()))
-        drawn.append((branch, forger.forge(image, np.random.default_rng(seed))))
-    foreground = forger.foreground(image)
+        drawn.append((branch, synthesizer.synthesize(image, np.random.default_rng(seed))))
+    foreground = synthesizer.foreground(image)
     return np.ones((64, 64), bool) if foreground is None else foreground, drawn
 
 

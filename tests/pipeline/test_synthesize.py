@@ -1,4 +1,4 @@
-"""Previews of forged flaws, and weak-flaw test sets whose strengths differ in nothing but their strength."""
+"""Previews of synthetic flaws, and weak-flaw test sets whose strengths differ in nothing but their strength."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from flawsmith.data.layouts import load
-from flawsmith.pipeline.synthesize import Ingredients, synthesize
+from flawsmith.pipeline.synthesize import SynthesisSettings, synthesize
 from flawsmith.pipeline.weak_flaws import MANIFEST, WeakFlawSets, weak_flaw_sets
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
@@ -32,7 +32,7 @@ def manifest(made: WeakFlawSets, weakness: float) -> dict[str, Any]:
 
 
 def of_forged(made: WeakFlawSets, weakness: float) -> list[tuple[np.ndarray, np.ndarray, np.ndarray, dict[str, Any]]]:
-    """Good image, forged image and mask of each record."""
+    """Good image, synthetic image and mask of each record."""
     root = made.categories[weakness]
     result = []
     for record in manifest(made, weakness)["forged"]:
@@ -50,7 +50,7 @@ def bolt(draw_parts: Callable[..., Path], tmp_path_factory: pytest.TempPathFacto
 @pytest.fixture(scope="module")
 def made(bolt: Path, tmp_path_factory: pytest.TempPathFactory) -> WeakFlawSets:
     out = tmp_path_factory.mktemp("weak") / "sets"
-    return weak_flaw_sets(bolt, out, Ingredients(seed=3), weakness=STRENGTHS, per_image=2)
+    return weak_flaw_sets(bolt, out, SynthesisSettings(seed=3), weakness=STRENGTHS, per_image=2)
 
 
 def test_preview_writes_a_sheet_and_the_single_pictures(bolt: Path, tmp_path: Path) -> None:
@@ -67,7 +67,7 @@ def test_preview_writes_a_sheet_and_the_single_pictures(bolt: Path, tmp_path: Pa
 
 def test_preview_depends_on_its_seed_alone(bolt: Path, tmp_path: Path) -> None:
     for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        synthesize(bolt, tmp_path / name, Ingredients(seed=seed), n=4)
+        synthesize(bolt, tmp_path / name, SynthesisSettings(seed=seed), n=4)
 
     assert tree(tmp_path / "a") == tree(tmp_path / "b")
     assert tree(tmp_path / "a") != tree(tmp_path / "c")
@@ -85,7 +85,7 @@ def test_preview_squashes_to_a_size(bolt: Path, tmp_path: Path) -> None:
 def test_every_recipe_takes_every_texture(recipe: str, textures: str, bolt: Path, tmp_path: Path) -> None:
     source = bolt / "test" if textures == "folder" else textures
 
-    written = synthesize(bolt, tmp_path / "flaws", Ingredients(recipe, source), n=2)
+    written = synthesize(bolt, tmp_path / "flaws", SynthesisSettings(recipe, source), n=2)
 
     assert written.sheet.is_file()
     assert written.mean_tries >= 0
@@ -95,7 +95,7 @@ def test_a_data_set_without_foreground_is_told(tmp_path: Path, trees: Any) -> No
     parts = trees.mvtec(tmp_path / "noise")
     told: list[str] = []
 
-    synthesize(parts, tmp_path / "flaws", Ingredients(foreground="auto"), n=2, told=told.append)
+    synthesize(parts, tmp_path / "flaws", SynthesisSettings(foreground="auto"), n=2, told=told.append)
 
     assert len(told) == 1
     assert told[0].startswith("no foreground: ")
@@ -108,7 +108,7 @@ def test_foreground_masks_from_a_folder_bound_the_flaws(bolt: Path, tmp_path: Pa
     for path in sorted((bolt / "train/good").iterdir()):
         Image.fromarray(left).save(tmp_path / "masks" / path.name)
 
-    written = synthesize(bolt, tmp_path / "flaws", Ingredients(foreground=tmp_path / "masks"), n=6, pictures=True)
+    written = synthesize(bolt, tmp_path / "flaws", SynthesisSettings(foreground=tmp_path / "masks"), n=6, pictures=True)
 
     assert written.pictures is not None
     masks = [decode(path)[:, :, 0] > 0 for path in sorted(written.pictures.glob("*_mask.png"))]
@@ -131,23 +131,25 @@ def test_sets_load_as_mvtec_categories(made: WeakFlawSets) -> None:
 def test_strengths_share_masks_and_textures(made: WeakFlawSets) -> None:
     strongest = of_forged(made, 0.0)
     for weakness in STRENGTHS[1:]:
-        for (good, full, mask, _), (_, forged, same_mask, _) in zip(strongest, of_forged(made, weakness), strict=True):
+        for (good, full, mask, _), (_, synthetic, same_mask, _) in zip(
+            strongest, of_forged(made, weakness), strict=True
+        ):
             assert np.array_equal(mask, same_mask)
             assert mask.any()
-            assert np.array_equal(forged[~mask], good[~mask])
+            assert np.array_equal(synthetic[~mask], good[~mask])
             # Where one flaw covers a pixel, the strongest set shows the bare texture.
             expected = weakness * good[mask] + (1 - weakness) * full[mask].astype(np.float64)
-            close = np.abs(forged[mask] - expected).max(axis=1) <= 1
+            close = np.abs(synthetic[mask] - expected).max(axis=1) <= 1
             assert close.mean() > 0.5
 
 
 def test_one_flaw_is_the_weighted_mean_everywhere(bolt: Path, tmp_path: Path) -> None:
     made = weak_flaw_sets(bolt, tmp_path / "weak", weakness=(0.0, 0.7))
 
-    for (good, full, mask, _), (_, forged, _, _) in zip(of_forged(made, 0.0), of_forged(made, 0.7), strict=True):
+    for (good, full, mask, _), (_, synthetic, _, _) in zip(of_forged(made, 0.0), of_forged(made, 0.7), strict=True):
         expected = 0.7 * good[mask] + 0.3 * full[mask].astype(np.float64)
-        assert np.abs(forged[mask] - expected).max() <= 1
-        assert np.abs(forged[mask].astype(int) - good[mask]).mean() > 0.5, "the weakest flaw can be seen"
+        assert np.abs(synthetic[mask] - expected).max() <= 1
+        assert np.abs(synthetic[mask].astype(int) - good[mask]).mean() > 0.5, "the weakest flaw can be seen"
 
 
 def test_forged_images_come_from_test_images_and_good_ones_are_copies(bolt: Path, made: WeakFlawSets) -> None:
@@ -183,17 +185,17 @@ def test_manifest_says_how_each_image_was_made_without_paths(bolt: Path, made: W
 
 
 def test_texture_kinds_of_a_recipe_with_branches_are_told_apart(bolt: Path, tmp_path: Path) -> None:
-    made = weak_flaw_sets(bolt, tmp_path / "weak", Ingredients("slsg-structural"), weakness=[0.1], n=24)
+    made = weak_flaw_sets(bolt, tmp_path / "weak", SynthesisSettings("slsg-structural"), weakness=[0.1], n=24)
 
     kinds = [flaw["texture"] for record in manifest(made, 0.1)["forged"] for flaw in record["flaws"]]
 
     assert set(kinds) == {"procedural", "self"}
-    assert made.n_forged == 24
+    assert made.n_synthetic == 24
 
 
 def test_same_seed_same_bytes(bolt: Path, made: WeakFlawSets, tmp_path: Path) -> None:
-    again = weak_flaw_sets(bolt, tmp_path / "again", Ingredients(seed=3), weakness=STRENGTHS[::-1], per_image=2)
-    other = weak_flaw_sets(bolt, tmp_path / "other", Ingredients(seed=4), weakness=STRENGTHS, per_image=2)
+    again = weak_flaw_sets(bolt, tmp_path / "again", SynthesisSettings(seed=3), weakness=STRENGTHS[::-1], per_image=2)
+    other = weak_flaw_sets(bolt, tmp_path / "other", SynthesisSettings(seed=4), weakness=STRENGTHS, per_image=2)
 
     assert tree(again.folder) == tree(made.folder)
     assert tree(other.folder) != tree(made.folder)
@@ -208,7 +210,7 @@ def test_more_images_than_good_ones_have_flaws_of_their_own(bolt: Path, tmp_path
 
 
 def test_recipe_that_leaves_samples_normal_makes_flaws_only(bolt: Path, tmp_path: Path) -> None:
-    made = weak_flaw_sets(bolt, tmp_path / "weak", Ingredients("aand"), weakness=[0.3], n=12)
+    made = weak_flaw_sets(bolt, tmp_path / "weak", SynthesisSettings("aand"), weakness=[0.3], n=12)
 
     assert all(mask.any() for _, _, mask, _ in of_forged(made, 0.3))
 
@@ -235,7 +237,7 @@ def test_without_test_images_validation_images_come_first(tmp_path: Path, trees:
 
     made = weak_flaw_sets(tmp_path / "nuts", tmp_path / "weak", weakness=[0.2])
 
-    assert (made.base, made.n_good, made.n_forged) == ("validation", 4, 4)
+    assert (made.base, made.n_good, made.n_synthetic) == ("validation", 4, 4)
     assert manifest(made, 0.2)["good"][0]["source"] == "val/0.png"
 
 
@@ -254,13 +256,15 @@ def test_sixteen_bit_images_stay_sixteen_bits_deep(tmp_path: Path) -> None:
             pixels = rng.integers(0, 4096, (40, 56), dtype=np.uint16)
             Image.fromarray(pixels).save(tmp_path / "deep" / split / "good" / f"{index}.png")
 
-    made = weak_flaw_sets(tmp_path / "deep", tmp_path / "weak", Ingredients(bits=12, textures="self"), weakness=[0.3])
+    made = weak_flaw_sets(
+        tmp_path / "deep", tmp_path / "weak", SynthesisSettings(bits=12, textures="self"), weakness=[0.3]
+    )
 
-    for good, forged, mask, _ in of_forged(made, 0.3):
-        assert forged.dtype == good.dtype == np.uint16
-        assert np.array_equal(forged[~mask], good[~mask])
-        assert not np.array_equal(forged[mask], good[mask])
-        assert forged.max() <= 4095, "a 12-bit camera has no brighter flaws"
+    for good, synthetic, mask, _ in of_forged(made, 0.3):
+        assert synthetic.dtype == good.dtype == np.uint16
+        assert np.array_equal(synthetic[~mask], good[~mask])
+        assert not np.array_equal(synthetic[mask], good[mask])
+        assert synthetic.max() <= 4095, "a 12-bit camera has no brighter flaws"
 
 
 def test_tiny_and_uniform_images_get_a_visible_flaw(tmp_path: Path) -> None:
@@ -270,8 +274,8 @@ def test_tiny_and_uniform_images_get_a_visible_flaw(tmp_path: Path) -> None:
 
     made = weak_flaw_sets(tmp_path / "grey", tmp_path / "weak", weakness=[0.7])
 
-    ((good, forged, mask, _),) = of_forged(made, 0.7)
-    assert (forged[mask] != good[mask]).any()
+    ((good, synthetic, mask, _),) = of_forged(made, 0.7)
+    assert (synthetic[mask] != good[mask]).any()
 
 
 def test_failed_and_interrupted_work_leaves_nothing(bolt: Path, tmp_path: Path) -> None:

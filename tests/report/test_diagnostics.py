@@ -27,7 +27,7 @@ def chart(**lines: list[float]) -> LineChart:
 
 def strip(size: tuple[int, ...], count: int = 1, group: int = 1) -> ImageStrip:
     pictures = [(f"number {index}", np.full(size, 90 + index, dtype=np.uint8)) for index in range(count)]
-    return ImageStrip("Forged flaws", "As training sees them.", pictures, group)
+    return ImageStrip("Synthetic flaws", "As training sees them.", pictures, group)
 
 
 def opened(source: str) -> Image.Image:
@@ -126,11 +126,11 @@ def test_odd_lines_are_drawn(values: list[float]) -> None:
 
 def test_groups_that_lie_apart_stay_apart_in_both_planes() -> None:
     for plane in projections(blobs()):
-        normal, forged = plane.points["normal"], plane.points["forged"]
-        between = np.linalg.norm(normal.mean(axis=0) - forged.mean(axis=0))
+        normal, synthetic = plane.points["normal"], plane.points["forged"]
+        between = np.linalg.norm(normal.mean(axis=0) - synthetic.mean(axis=0))
 
-        assert normal.shape == forged.shape == (30, 2)
-        assert between > 2 * max(normal.std(axis=0).max(), forged.std(axis=0).max())
+        assert normal.shape == synthetic.shape == (30, 2)
+        assert between > 2 * max(normal.std(axis=0).max(), synthetic.std(axis=0).max())
 
 
 def test_axes_tell_the_variance_that_they_explain() -> None:
@@ -208,7 +208,7 @@ def test_masks_keep_their_edges() -> None:
     mask = np.zeros((200, 200), dtype=np.uint8)
     mask[50:100, 50:100] = 255
 
-    (panel,) = panels([ImageStrip("Forged flaws", "", [("mask", mask)])])
+    (panel,) = panels([ImageStrip("Synthetic flaws", "", [("mask", mask)])])
 
     np.testing.assert_array_equal(np.asarray(opened(panel.tiles[0].source)), mask)
 
@@ -227,4 +227,4 @@ def test_budget_cuts_strips_between_groups_and_the_caption_tells() -> None:
 def test_pictures_are_labelled() -> None:
     (panel,) = panels([strip((40, 40, 3))])
 
-    assert (panel.tiles[0].caption, panel.tiles[0].alt) == ("number 0", "number 0: Forged flaws")
+    assert (panel.tiles[0].caption, panel.tiles[0].alt) == ("number 0", "number 0: Synthetic flaws")

@@ -117,7 +117,7 @@ def full(evidence: Evidence) -> ReportData:
             FactGroup("Hypothesis", [("Radius", "14")]),
             LineChart("Radii", "Over training.", [0, 1], {"r1": [2.0, 1.5]}, "distance"),
             PointCloud("Features", "Of single positions.", {"normal": np.random.default_rng(0).normal(size=(20, 6))}),
-            ImageStrip("Forged flaws", "As seen.", [("mask", np.zeros((20, 30), dtype=np.uint8))] * 4, group=2),
+            ImageStrip("Synthetic flaws", "As seen.", [("mask", np.zeros((20, 30), dtype=np.uint8))] * 4, group=2),
         ],
         notes=["Two duplicates were left out."],
     )
@@ -254,7 +254,7 @@ def test_without_test_images_it_shows_training_and_calibration_and_says_so() -> 
     page = Page(render_report(good_only()))
 
     assert "No test images were evaluated" in page.words
-    assert "Forged flaws rejected1 of 2" in page.words
+    assert "Synthetic flaws rejected1 of 2" in page.words
     assert "Training" in page.words
     assert "By type of defect" not in page.words
     assert len(page.all("img")) == 2
@@ -265,7 +265,7 @@ def test_histogram_shows_held_out_good_images_and_forged_flaws() -> None:
         image for image in Page(render_report(good_only())).all("img") if "Histogram" in (image["alt"] or "")
     )
 
-    assert histogram["alt"] == "Histogram of image scores: 20 held-out good, 2 forged flaws."
+    assert histogram["alt"] == "Histogram of image scores: 20 held-out good, 2 synthetic flaws."
     drawn = base64.b64decode((histogram["src"] or "").split(",")[1]).decode()
     assert COLOURS["held_out"] in drawn
     assert COLOURS["forged"] in drawn
@@ -274,7 +274,9 @@ def test_histogram_shows_held_out_good_images_and_forged_flaws() -> None:
 def test_diagnostics_follow_the_losses_in_their_order(html: str) -> None:
     words = Page(html).words
 
-    places = [words.index(text) for text in ("Losses", "Hypothesis", "Radii", "Features", "Forged flaws", "Model and")]
+    places = [
+        words.index(text) for text in ("Losses", "Hypothesis", "Radii", "Features", "Synthetic flaws", "Model and")
+    ]
     assert places == sorted(places)
 
 

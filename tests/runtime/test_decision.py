@@ -107,7 +107,7 @@ def test_calibration_refuses_what_says_nothing(arguments: dict, message: str) ->
 def test_score_decides_and_equality_passes(score: float, verdict: str) -> None:
     decision = _decision(review_limit=0.8)
 
-    assert decision.judge(score, _map_with_square(4))[0] == verdict
+    assert decision.decide(score, _map_with_square(4))[0] == verdict
 
 
 def test_without_review_limit_there_is_no_review() -> None:
@@ -124,8 +124,8 @@ def test_regions_are_shown_but_do_not_decide_where_the_score_does() -> None:
 def test_region_of_interest_ignores_what_lies_outside() -> None:
     decision = _decision(region_of_interest=LEFT_HALF)
 
-    inside = decision.judge(0.0, _map_with_square(4, left=2))
-    outside = decision.judge(99.0, _map_with_square(4, left=20))
+    inside = decision.decide(0.0, _map_with_square(4, left=2))
+    outside = decision.decide(99.0, _map_with_square(4, left=20))
 
     assert inside[0] == "reject"
     assert outside == ("pass", [])
@@ -134,15 +134,15 @@ def test_region_of_interest_ignores_what_lies_outside() -> None:
 def test_minimum_area_ignores_specks() -> None:
     decision = _decision(minimum_area=5)
 
-    assert decision.judge(99.0, _map_with_square(2))[0] == "pass"
-    assert decision.judge(0.0, _map_with_square(3))[0] == "reject"
+    assert decision.decide(99.0, _map_with_square(2))[0] == "pass"
+    assert decision.decide(0.0, _map_with_square(3))[0] == "reject"
 
 
 def test_review_by_regions_uses_the_map() -> None:
     decision = _decision(minimum_area=5, review_limit=0.3)
 
-    assert decision.judge(99.0, _map_with_square(3, value=0.4))[0] == "review"
-    assert decision.judge(99.0, _map_with_square(2, value=0.4))[0] == "pass"
+    assert decision.decide(99.0, _map_with_square(3, value=0.4))[0] == "review"
+    assert decision.decide(99.0, _map_with_square(2, value=0.4))[0] == "pass"
 
 
 def test_pixels_cut_away_belong_to_no_region() -> None:
@@ -189,7 +189,7 @@ def test_verdict_equals_brute_force(seed: int, minimum_area: int, interest: bool
     in_review = review and (largest(0.58) >= minimum_area if by_regions else score > 0.58)
     expected = "reject" if reject else "review" if in_review else "pass"
 
-    assert decision.judge(score, anomaly_map, not_inspected)[0] == expected
+    assert decision.decide(score, anomaly_map, not_inspected)[0] == expected
 
 
 def test_level_calibrates_the_region_setting() -> None:
@@ -201,7 +201,7 @@ def test_level_calibrates_the_region_setting() -> None:
 
     decision = calibrate(levels, levels, alpha=0.1, **setting)
 
-    rejected = [decision.judge(0.0, anomaly_map)[0] == "reject" for anomaly_map in maps]
+    rejected = [decision.decide(0.0, anomaly_map)[0] == "reject" for anomaly_map in maps]
     assert sum(rejected) == sum(level > decision.map_limit for level in levels) == 3
 
 
@@ -242,7 +242,7 @@ def test_region_of_interest_without_a_pixel_is_refused_when_judging() -> None:
     decision = _decision(region_of_interest=LEFT_HALF)
 
     with pytest.raises(FlawsmithError, match="covers no inspected pixel"):
-        decision.judge(0.0, _map_with_square(4), np.ones((20, 30), bool))
+        decision.decide(0.0, _map_with_square(4), np.ones((20, 30), bool))
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])

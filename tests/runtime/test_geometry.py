@@ -69,7 +69,7 @@ def test_crop_equals_resizing_the_shorter_side_then_cutting_the_centre(
 def test_crop_offset_rounds_half_to_even() -> None:
     geometry = Geometry(policy="crop", size=(288, 288), resize=329)
 
-    inspected = geometry.inspected((329, 329))
+    inspected = geometry.valid_mask((329, 329))
 
     assert inspected is not None
     assert np.flatnonzero(inspected.any(axis=0))[[0, -1]].tolist() == [20, 307]
@@ -84,7 +84,7 @@ def test_bright_square_returns_to_its_place(geometry: Geometry, size: tuple[int,
     top, left = height // 2 - side // 2, width // 2 - side // 3
     image[top : top + side, left : left + side] = 255
 
-    restored = geometry.restore(geometry.apply(image)[0], size)
+    restored = geometry.invert(geometry.apply(image)[0], size)
 
     assert restored.shape == size
     assert restored.dtype == np.float32
@@ -101,9 +101,9 @@ def test_map_of_ramps_keeps_coordinates(geometry: Geometry) -> None:
     size = (120, 170)
     ramp = np.repeat((np.arange(170, dtype=np.uint16) * 300)[None, :, None], 120, 0).repeat(3, 2)
 
-    restored = geometry.restore(geometry.apply(ramp)[0], size) * 65535 / 300
+    restored = geometry.invert(geometry.apply(ramp)[0], size) * 65535 / 300
 
-    inside = geometry.inspected(size)
+    inside = geometry.valid_mask(size)
     keep = np.ones(size, bool) if inside is None else inside
     keep[:, :6] = keep[:, -6:] = False
     columns = np.flatnonzero(keep.any(axis=0))[4:-4]
@@ -123,8 +123,8 @@ def test_any_size_goes_in_and_comes_back(height: int, width: int, index: int) ->
     image = np.full((height, width, 3), 200, np.uint8)
 
     batch = geometry.apply(image)
-    restored = geometry.restore(batch[0], (height, width))
-    inspected = geometry.inspected((height, width))
+    restored = geometry.invert(batch[0], (height, width))
+    inspected = geometry.valid_mask((height, width))
 
     assert batch.shape == (3, *geometry.size)
     assert restored.shape == (height, width)
@@ -141,7 +141,7 @@ def test_extreme_aspect_needs_no_giant_intermediate_image() -> None:
     batch = geometry.apply(image)
 
     assert batch.min() == 1.0
-    inspected = geometry.inspected((1, 60_000))
+    inspected = geometry.valid_mask((1, 60_000))
     assert inspected is not None
     assert inspected.sum() == 1
 
@@ -150,8 +150,8 @@ def test_what_a_crop_cuts_away_holds_the_smallest_value() -> None:
     geometry = Geometry(policy="crop", size=(32, 32), resize=40)
     anomaly_map = np.random.default_rng(1).random((32, 32), np.float32) - 0.5
 
-    restored = geometry.restore(anomaly_map, (100, 130))
-    inspected = geometry.inspected((100, 130))
+    restored = geometry.invert(anomaly_map, (100, 130))
+    inspected = geometry.valid_mask((100, 130))
 
     assert inspected is not None
     assert (restored[~inspected] == anomaly_map.min()).all()

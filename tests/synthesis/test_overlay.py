@@ -119,9 +119,9 @@ def square_flaw() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("feather", [1.0, 3.0])
 def test_a_faded_flaw_rises_from_the_edge_of_its_mask_inwards(feather: float) -> None:
-    image, forged, mask = square_flaw()
+    image, synthetic, mask = square_flaw()
 
-    out = faded(image, forged, mask, feather)
+    out = faded(image, synthetic, mask, feather)
 
     profile = out[30, 15:31, 0]
     assert np.array_equal(out[~mask], image[~mask])
@@ -132,10 +132,10 @@ def test_a_faded_flaw_rises_from_the_edge_of_its_mask_inwards(feather: float) ->
 
 
 def test_only_what_changed_is_visible() -> None:
-    image, forged, mask = square_flaw()
-    forged[:, :30] = image[:, :30]
+    image, synthetic, mask = square_flaw()
+    synthetic[:, :30] = image[:, :30]
 
-    found = visible(image, forged, mask, 0.1)
+    found = visible(image, synthetic, mask, 0.1)
 
     assert not (found & ~mask).any()
     assert found[15:45, 33:45].all()

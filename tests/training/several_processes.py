@@ -30,7 +30,7 @@ from flawsmith.models.registry import find_method
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.training import processes
-from flawsmith.training.data import ForgingOptions, GoodImages
+from flawsmith.training.data import SynthesisOptions, TrainingSet
 from flawsmith.training.run import RunFolder
 from flawsmith.training.trainer import LoopOptions, make_trainer
 
@@ -60,8 +60,8 @@ def train(case: Mapping[str, Any], data: Path, run: RunFolder) -> dict[str, torc
     geometry = Geometry(size=config.image_size, mean=backbone.info.mean, std=backbone.info.std)
     dataset, extractor = load(data), TorchExtractor(backbone)
     cache = FeatureCache(f"shared {config.strides}", run.path.parent / "cache")
-    workers = ForgingOptions(workers=case.get("workers", 0))
-    images = GoodImages(dataset.good_train, geometry, extractor, cache, seed=0, forging=workers)
+    workers = SynthesisOptions(workers=case.get("workers", 0))
+    images = TrainingSet(dataset.good_train, geometry, extractor, cache, seed=0, synthesis=workers)
     run.path.mkdir(parents=True, exist_ok=True)
     found = {}
     for stage in method.stages():

@@ -234,9 +234,9 @@ def images(values: list[float]) -> np.ndarray:
 
 
 def test_selection_measures_how_well_forged_flaws_stand_out() -> None:
-    good, forged = images([0.0, 1.0, 2.0]), images([1.5, 3.0])
+    good, synthetic = images([0.0, 1.0, 2.0]), images([1.5, 3.0])
 
-    assert Selection(good, forged, Constant).measure() == {"selection_auroc": pytest.approx(5 / 6)}
+    assert Selection(good, synthetic, Constant).measure() == {"selection_auroc": pytest.approx(5 / 6)}
 
 
 def test_selection_is_due_ten_times_a_run_and_at_its_end() -> None:

@@ -39,7 +39,9 @@ class Arm(BaseModel):
     preset: str = Field("fast", description="Preset of the method.")
     backbone: str | None = Field(None, description="Name or file of the backbone; by default what the preset takes.")
     set: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's configuration to change.")
-    textures: str | None = Field(None, description="Textures for methods that forge: a folder, self, or procedural.")
+    textures: str | None = Field(
+        None, description="Textures for methods that synthesize: a folder, self, or procedural."
+    )
     fraction: float = Field(1.0, gt=0, le=1, description="Share of the training images that is learned from.")
     select: SelectionName = Field("last", description="Checkpoint, as flawsmith train --select.")
     engine: Literal["onnxruntime", "openvino"] = Field("onnxruntime", description="Engine of features and inspection.")

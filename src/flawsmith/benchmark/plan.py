@@ -52,7 +52,7 @@ class Plan(BaseModel):
         (), description="Shares of the training images, each an arm."
     )
     vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="Settings, each value an arm.")
-    textures: str | None = Field(None, description="Textures of all methods that forge and name none themselves.")
+    textures: str | None = Field(None, description="Textures of all methods that synthesize and name none themselves.")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Seeds.")
     parts: tuple[Part, ...] = Field(("whole",), min_length=1, description="Parts of the test split to report.")
     protocol: Literal["clean", "papers"] = Field("clean", description="Rules of evaluation.")
@@ -225,7 +225,7 @@ def _known(arm: Arm, plan: Plan) -> _Known:
     _, config = method_config(settings)
     textures = arm.textures if arm.textures is not None else plan.textures
     select = "last" if arm.method in BASELINES else arm.select
-    arm = arm.model_copy(update={"textures": textures if config.forges else None, "select": select})
+    arm = arm.model_copy(update={"textures": textures if config.synthesizes else None, "select": select})
     name = arm.backbone or config.default_backbone
     config_fields = config.model_dump(mode="json")
     return _Known(arm, config_fields, _backbone_identity(name), _texture_fingerprint(arm.textures))
@@ -236,7 +236,7 @@ def _known_peer(arm: Arm, plan: Plan) -> _Known:
     if arm.textures in ("self", "procedural"):
         raise FlawsmithError(f"{arm.method} takes its textures from a folder alone, not {arm.textures!r}")
     textures = arm.textures or (None if plan.textures in WORD_TEXTURES else plan.textures)
-    arm = plain_arm(arm, config).model_copy(update={"textures": textures if config.forges else None})
+    arm = plain_arm(arm, config).model_copy(update={"textures": textures if config.synthesizes else None})
     backbone = _backbone_identity(arm.backbone or PACKAGED) if isinstance(config, BackboneConfig) else "its own"
     return _Known(arm, config.model_dump(mode="json"), backbone, _texture_fingerprint(arm.textures))
 

@@ -20,12 +20,12 @@ from typer.core import TyperCommand
 from flawsmith.runtime.errors import FlawsmithError
 
 
-def say(text: str) -> None:
+def print_err(text: str) -> None:
     """Print a line for people, on stderr."""
     _print(text, sys.stderr)
 
 
-def emit(text: str) -> None:
+def print_out(text: str) -> None:
     """Print a result on stdout."""
     _print(text, sys.stdout)
 
@@ -36,7 +36,7 @@ def _print(text: str, stream: TextIO) -> None:
     print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
-def emit_json(value: Any) -> None:
+def print_json(value: Any) -> None:
     """Print one strict JSON value on one line of stdout, in ASCII, so that no encoding can spoil it."""
     print(json.dumps(value, allow_nan=False), flush=True)
 
@@ -92,7 +92,7 @@ _HELP_INSTEAD = "NoArgsIsHelpError"
 
 
 @contextmanager
-def session(*, tier: Tier | None = None, interrupted: str = "interrupted") -> Iterator[None]:
+def error_boundary(*, tier: Tier | None = None, interrupted: str = "interrupted") -> Iterator[None]:
     """Wrap the body of a command, its imports included.
 
     Args:
@@ -114,7 +114,7 @@ def session(*, tier: Tier | None = None, interrupted: str = "interrupted") -> It
             f"this command needs {package}, which is not installed: run `pip install flawsmith[{wanted}]`"
         ) from error
     except KeyboardInterrupt:
-        say(interrupted)
+        print_err(interrupted)
         raise typer.Exit(INTERRUPTED) from None
 
 
@@ -131,7 +131,7 @@ def run(command: Callable[[], Any]) -> int:
     except _ClickException as error:
         return _refuse_usage(error)
     except (KeyboardInterrupt, typer.Abort):
-        say("interrupted")
+        print_err("interrupted")
         return INTERRUPTED
     except MemoryError:
         return _refuse("not enough memory: close other programs, or use smaller images or a smaller --set batch_size")
@@ -164,7 +164,7 @@ def own_warnings() -> Iterator[None]:
         line: str | None = None,
     ) -> None:
         if category is UserWarning and filename.startswith(home):
-            say(f"warning: {message}")
+            print_err(f"warning: {message}")
 
     silence = logging.NullHandler()
     logging.getLogger().addHandler(silence)
@@ -177,7 +177,7 @@ def own_warnings() -> Iterator[None]:
 
 
 def _refuse(line: str) -> int:
-    say(f"error: {' '.join(line.split())}")
+    print_err(f"error: {' '.join(line.split())}")
     return USER_ERROR
 
 
@@ -185,7 +185,7 @@ def _refuse_usage(error: Any) -> int:
     message, context = error.format_message(), getattr(error, "ctx", None)
     if type(error).__name__ == _HELP_INSTEAD:
         if message:
-            say(message)
+            print_err(message)
         return USER_ERROR
     hint = f"; see {context.command_path} --help" if isinstance(error, _UsageError) and context is not None else ""
     return _refuse(message.rstrip(".") + hint)

@@ -13,11 +13,11 @@ from flawsmith.cli.app import (
     Quiet,
     Ray,
     SeveralValues,
-    emit,
-    emit_json,
+    error_boundary,
+    print_err,
+    print_json,
+    print_out,
     progress,
-    say,
-    session,
     shows_progress,
 )
 from flawsmith.runtime.errors import FlawsmithError
@@ -67,7 +67,7 @@ def benchmark(
         typer.Option(metavar="KEY=[VALUES]", help="Compare values of a method's setting, such as patch_size=[1,3,5]."),
     ] = None,
     textures: Annotated[
-        str | None, typer.Option(help="Textures of the methods that forge: a folder, self, or procedural.")
+        str | None, typer.Option(help="Textures of the methods that synthesize: a folder, self, or procedural.")
     ] = None,
     layout: Layout = None,
     out: Annotated[Path, typer.Option(help="The benchmark's folder; what is finished there is not computed again.")] = (
@@ -106,7 +106,9 @@ def benchmark(
         "textures": textures,
         "layout": layout,
     }
-    with session(tier="benchmark", interrupted=f"interrupted: the same command goes on; finished cells are in {out}"):
+    with error_boundary(
+        tier="benchmark", interrupted=f"interrupted: the same command goes on; finished cells are in {out}"
+    ):
         from flawsmith.benchmark.run import run_benchmark
 
         executor = None if ray is None else _on_cluster(ray, jobs)
@@ -167,7 +169,7 @@ class _Progress:
 
     def started(self, total: int, pending: int) -> None:
         if not self._quiet:
-            say(f"{total} cells, {total - pending} finished before")
+            print_err(f"{total} cells, {total - pending} finished before")
         self._bar = progress("cells", pending, show=self._show)
         self._advance = self._bar.__enter__()
 
@@ -180,12 +182,12 @@ class _Progress:
         auroc = None if first is None else first.image_auroc
         score = "" if auroc is None else f"image AUROC {auroc:.4f}, "
         words = f"{score}{seconds or 0:.0f} s" if result.finished else f"failed: {result.error}"
-        say(f"{result.cell.label}: {words}")
+        print_err(f"{result.cell.label}: {words}")
 
 
 def _conclude(result: BenchmarkResult, *, json_: bool, quiet: bool) -> None:
     if json_:
-        emit_json(
+        print_json(
             {
                 "cells": len(result.results),
                 "computed": result.computed,
@@ -194,9 +196,9 @@ def _conclude(result: BenchmarkResult, *, json_: bool, quiet: bool) -> None:
             }
         )
     else:
-        emit(result.files["md"].read_text(encoding="utf-8"))
+        print_out(result.files["md"].read_text(encoding="utf-8"))
     if not quiet:
-        say(f"tables: {', '.join(str(path) for path in result.files.values())}")
+        print_err(f"tables: {', '.join(str(path) for path in result.files.values())}")
     if result.failed:
-        say(f"{len(result.failed)} of {len(result.results)} cells failed; the same command tries them again")
+        print_err(f"{len(result.failed)} of {len(result.results)} cells failed; the same command tries them again")
         raise typer.Exit(SOMETHING_FAILED)

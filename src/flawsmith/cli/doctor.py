@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flawsmith.cli.app import AsJson, Layout, emit, emit_json, session
+from flawsmith.cli.app import AsJson, Layout, error_boundary, print_json, print_out
 
 if TYPE_CHECKING:
     from flawsmith.data.findings import Finding
@@ -32,7 +32,7 @@ def doctor(
 
     Example: flawsmith doctor parts/bolt
     """
-    with session():
+    with error_boundary():
         from flawsmith.data.doctor import check
         from flawsmith.data.layouts import load
         from flawsmith.pipeline.describe import check_model
@@ -41,15 +41,15 @@ def doctor(
         is_model = subject.suffix == ".flaw" and not is_folder(subject)
         findings = check_model(subject) if is_model else check(load(subject, layout))
     if json_:
-        emit_json(findings.to_dict())
+        print_json(findings.to_dict())
     else:
-        emit(findings.summary)
+        print_out(findings.summary)
         for line in findings.recognised:
-            emit(f"  {line}")
+            print_out(f"  {line}")
         for finding in findings.items:
-            emit(_in_words(finding))
+            print_out(_in_words(finding))
         if not findings.items:
-            emit("nothing to remark")
+            print_out("nothing to remark")
     if not findings.sound:
         raise typer.Exit(UNSOUND)
 

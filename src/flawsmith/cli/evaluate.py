@@ -14,11 +14,11 @@ from flawsmith.cli.app import (
     Layout,
     ModelFile,
     Quiet,
-    emit,
-    emit_json,
+    error_boundary,
+    print_err,
+    print_json,
+    print_out,
     progress,
-    say,
-    session,
     shows_progress,
 )
 
@@ -46,7 +46,7 @@ def evaluate(
 
     Example: flawsmith evaluate runs/bolt/model.flaw parts/bolt
     """
-    with session(tier="eval", interrupted="interrupted: nothing was written"):
+    with error_boundary(tier="eval", interrupted="interrupted: nothing was written"):
         from flawsmith.cli.app import parse_settings
         from flawsmith.data.layouts import load
         from flawsmith.pipeline.evaluate import evaluate_into, test_samples
@@ -59,8 +59,8 @@ def evaluate(
             folder = model.parent / "evaluation" if out is None else out
             written = evaluate_into(folder, bundle, dataset, engine=engine, history=model.parent, done=done, **rules)
     if json_:
-        emit_json(written.evaluation.model_dump(mode="json"))
+        print_json(written.evaluation.model_dump(mode="json"))
     else:
-        emit(written.evaluation.as_table())
+        print_out(written.evaluation.as_table())
     if not quiet:
-        say(f"report: {written.report}")
+        print_err(f"report: {written.report}")

@@ -14,11 +14,11 @@ from flawsmith.cli.app import (
     Quiet,
     SeveralValues,
     Tier,
-    emit,
-    emit_json,
+    error_boundary,
+    print_err,
+    print_json,
+    print_out,
     progress,
-    say,
-    session,
     shows_progress,
 )
 from flawsmith.runtime.errors import FlawsmithError
@@ -120,13 +120,13 @@ def features(
     maps: Annotated[
         list[str] | None, typer.Option(help="Only feature maps whose names hold one of these words, such as adapted.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the chosen positions and the forged flaws.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the chosen positions and the synthetic flaws.")] = 0,
     layout: Layout = None,
     csv: Numbers = False,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Features of good parts, flaws and forged flaws as the trained method sees them, by PCA and t-SNE.
+    """Features of good parts, flaws and synthetic flaws as the trained method sees them, by PCA and t-SNE.
 
     Example: flawsmith figure features runs/bolt --data parts/bolt --planes tsne
     """
@@ -198,7 +198,7 @@ def weakness(
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Accuracy against how weak forged flaws are: evaluates models on test sets, or reads a benchmark over them.
+    """Accuracy against how weak synthetic flaws are: evaluates models on test sets, or reads a benchmark over them.
 
     Example: flawsmith figure weakness runs/pbas runs/glass --sets weak --metric image_auroc pixel_auroc
     """
@@ -249,19 +249,19 @@ def latency(
 
 
 def _make(draw: Callable[[], Drawn], out: Path, *, csv: bool, json_: bool, quiet: bool, tier: Tier = "eval") -> None:
-    with session(tier=tier, interrupted="interrupted: nothing was written"):
+    with error_boundary(tier=tier, interrupted="interrupted: nothing was written"):
         from flawsmith.figures.style import check_name, write
 
         check_name(out)
         drawn = draw()
         files = write(drawn, out, numbers=csv)
     if json_:
-        emit_json({**{name: str(path) for name, path in files.items()}, "notes": list(drawn.notes)})
+        print_json({**{name: str(path) for name, path in files.items()}, "notes": list(drawn.notes)})
         return
     for path in files.values():
-        emit(str(path))
+        print_out(str(path))
     for note in [] if quiet else drawn.notes:
-        say(f"note: {note}")
+        print_err(f"note: {note}")
 
 
 def _choices(given: Sequence[str] | None, known: Sequence[str], option: str) -> list[str]:

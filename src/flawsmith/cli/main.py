@@ -10,7 +10,18 @@ import typer
 
 from flawsmith import __version__
 from flawsmith.cli import benchmark, doctor, evaluate, figure, predict, synthesize, train
-from flawsmith.cli.app import AsJson, ModelFile, Quiet, emit, emit_json, own_warnings, run, say, session, shows_progress
+from flawsmith.cli.app import (
+    AsJson,
+    ModelFile,
+    Quiet,
+    error_boundary,
+    own_warnings,
+    print_err,
+    print_json,
+    print_out,
+    run,
+    shows_progress,
+)
 
 
 def info(model: ModelFile, json_: AsJson = False) -> None:
@@ -18,14 +29,14 @@ def info(model: ModelFile, json_: AsJson = False) -> None:
 
     Example: flawsmith info runs/bolt/model.flaw
     """
-    with session():
+    with error_boundary():
         from flawsmith.pipeline.describe import describe_model, model_in_words
 
         facts = describe_model(model)
     if json_:
-        emit_json(facts)
+        print_json(facts)
     else:
-        emit(model_in_words(facts))
+        print_out(model_in_words(facts))
 
 
 def demo(
@@ -39,17 +50,17 @@ def demo(
 
     Example: flawsmith demo --out demo
     """
-    with session(tier="train", interrupted="interrupted: run the demo again to start it anew"):
+    with error_boundary(tier="train", interrupted="interrupted: run the demo again to start it anew"):
         from flawsmith.pipeline.demo import run_demo
 
-        told = (lambda _: None) if quiet else say
+        told = (lambda _: None) if quiet else print_err
         try:
             result = run_demo(out, part=part, seed=seed, quiet=not shows_progress(quiet=quiet or json_), told=told)
         except SystemExit:
             # Lightning ends the process itself after Ctrl-C.
             raise KeyboardInterrupt from None
     if json_:
-        emit_json(
+        print_json(
             {
                 "data": str(result.data),
                 "model": str(result.model),
@@ -58,8 +69,8 @@ def demo(
             }
         )
         return
-    emit(result.evaluation.as_table())
-    emit(f"\ndata:   {result.data}\nmodel:  {result.model}\nreport: {result.report}")
+    print_out(result.evaluation.as_table())
+    print_out(f"\ndata:   {result.data}\nmodel:  {result.model}\nreport: {result.report}")
 
 
 app = typer.Typer(
@@ -84,7 +95,7 @@ app.command("doctor")(doctor.doctor)
 
 def _print_version(value: bool) -> None:
     if value:
-        emit(f"flawsmith {__version__}")
+        print_out(f"flawsmith {__version__}")
         raise typer.Exit
 
 

@@ -13,11 +13,11 @@ from flawsmith.cli.app import (
     Engine,
     ModelFile,
     Ray,
-    emit,
-    emit_json,
+    error_boundary,
+    print_err,
+    print_json,
+    print_out,
     progress,
-    say,
-    session,
     shows_progress,
 )
 
@@ -55,7 +55,7 @@ def predict(
 
     Example: flawsmith predict runs/bolt/model.flaw photos/ --out verdicts
     """
-    with session():
+    with error_boundary():
         from flawsmith.pipeline.predict import InterruptedPredictionError, given_images
         from flawsmith.pipeline.predict import predict as run
         from flawsmith.runtime.bundle import Bundle
@@ -65,7 +65,7 @@ def predict(
         inspector = Inspector.load(bundle, engine=engine)
         if not quiet:
             for stamp in inspector.spec.training.stamps:
-                say(stamp)
+                print_err(stamp)
         show = shows_progress(quiet=quiet or json_)
         # Counting walks the folders once more; without a bar nobody waits for the number.
         total = sum(1 for _ in given_images(images, out)) if show else None
@@ -91,10 +91,10 @@ def predict(
         except InterruptedPredictionError as error:
             if not error.interrupted:
                 raise
-            say(str(error))
+            print_err(str(error))
             raise typer.Exit(INTERRUPTED) from None
     if not quiet:
-        say(_summary(written))
+        print_err(_summary(written))
     if written.unreadable:
         raise typer.Exit(UNREADABLE)
 
@@ -107,11 +107,11 @@ def _choice(overlays: bool | None) -> OverlayChoice:
 
 def _show(record: dict[str, Any], *, json_: bool, quiet: bool) -> None:
     if json_:
-        emit_json(record)
+        print_json(record)
     elif "error" in record:
-        say(f"unreadable: {record['error']}")
+        print_err(f"unreadable: {record['error']}")
     elif not quiet:
-        emit(f"{record['verdict']:<6}  {record['score']:<12.6g}  {record['image']}")
+        print_out(f"{record['verdict']:<6}  {record['score']:<12.6g}  {record['image']}")
 
 
 def _summary(written: Prediction) -> str:

@@ -13,11 +13,11 @@ from flawsmith.cli.app import (
     Layout,
     Quiet,
     SeveralValues,
-    emit,
-    emit_json,
+    error_boundary,
+    print_err,
+    print_json,
+    print_out,
     progress,
-    say,
-    session,
     shows_progress,
 )
 from flawsmith.runtime.errors import FlawsmithError
@@ -72,7 +72,7 @@ def synthesize(
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Forge flaws on good images: a contact sheet to look at, or test sets of weak flaws to evaluate on.
+    """Synthesize flaws on good images: a contact sheet to look at, or test sets of weak flaws to evaluate on.
 
     Example: flawsmith synthesize parts/bolt --out flaws
 
@@ -80,20 +80,20 @@ def synthesize(
     """
     apart = [("--size", size is not None), ("--pictures", pictures)] if test_set else []
     apart += [] if test_set else [("--weakness", weakness is not None), ("--per-image", per_image is not None)]
-    with session(tier="train", interrupted="interrupted: nothing was written"):
+    with error_boundary(tier="train", interrupted="interrupted: nothing was written"):
         for option, given in apart:
             if given:
                 side = "with" if test_set else "without"
                 raise FlawsmithError(f"{option} has no meaning {side} --test-set: drop one of them")
-        from flawsmith.pipeline.synthesize import Ingredients
+        from flawsmith.pipeline.synthesize import SynthesisSettings
         from flawsmith.pipeline.synthesize import synthesize as preview
         from flawsmith.pipeline.weak_flaws import weak_flaw_sets
 
-        ingredients = Ingredients(recipe, textures, foreground, seed, bits)
+        ingredients = SynthesisSettings(recipe, textures, foreground, seed, bits)
         number = _SAMPLES if n is None and not test_set else n
-        with progress("forging", number, show=shows_progress(quiet=quiet or json_)) as done:
+        with progress("synthesis", number, show=shows_progress(quiet=quiet or json_)) as done:
             options: dict[str, Any] = {"layout": layout, "n": number, "done": done}
-            options["told"] = (lambda _: None) if quiet else say
+            options["told"] = (lambda _: None) if quiet else print_err
             if test_set:
                 options |= {"per_image": 1 if per_image is None else per_image}
                 options |= {} if weakness is None else {"weakness": weakness}
@@ -110,21 +110,23 @@ def _report_preview(made: PreviewFiles, *, json_: bool) -> None:
     if json_:
         counts = {"n": made.n, "mean_tries": made.mean_tries, "fell_back": made.fell_back}
         pictures = None if made.pictures is None else str(made.pictures)
-        emit_json({"sheet": str(made.sheet), "pictures": pictures, **counts})
+        print_json({"sheet": str(made.sheet), "pictures": pictures, **counts})
         return
-    emit(f"sheet:    {made.sheet}")
+    print_out(f"sheet:    {made.sheet}")
     if made.pictures is not None:
-        emit(f"pictures: {made.pictures}")
+        print_out(f"pictures: {made.pictures}")
     fell_back = f", {made.fell_back} fell back" if made.fell_back else ""
-    emit(f"{made.n} samples, {made.mean_tries:.1f} tries each{fell_back}")
+    print_out(f"{made.n} samples, {made.mean_tries:.1f} tries each{fell_back}")
 
 
 def _report_sets(made: WeakFlawSets, *, json_: bool) -> None:
     if json_:
         categories = [{"weakness": w, "category": str(folder)} for w, folder in made.categories.items()]
-        counts = {"base": made.base, "n_good": made.n_good, "n_forged": made.n_forged}
-        emit_json({"folder": str(made.folder), "sets": categories, **counts})
+        counts = {"base": made.base, "n_good": made.n_good, "n_synthetic": made.n_synthetic}
+        print_json({"folder": str(made.folder), "sets": categories, **counts})
         return
     for weight, folder in made.categories.items():
-        emit(f"weakness {weight:<5g} {folder}")
-    emit(f"each with {made.n_good} good and {made.n_forged} forged images, for `flawsmith evaluate MODEL FOLDER`")
+        print_out(f"weakness {weight:<5g} {folder}")
+    print_out(
+        f"each with {made.n_good} good and {made.n_synthetic} synthetic images, for `flawsmith evaluate MODEL FOLDER`"
+    )

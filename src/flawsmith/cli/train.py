@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flawsmith.cli.app import AsJson, DataFolder, Layout, Quiet, emit_json, say, session, shows_progress
+from flawsmith.cli.app import AsJson, DataFolder, Layout, Quiet, error_boundary, print_err, print_json, shows_progress
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")]
 TrainingEngine = Annotated[str, typer.Option(help="onnxruntime or openvino: what training and inspection run on.")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of that engine.")]
-Select = Annotated[str, typer.Option(help="last, or best on held-out good images and flaws forged on them.")]
+Select = Annotated[str, typer.Option(help="last, or best on held-out good images and flaws synthesized on them.")]
 Oracle = Annotated[
     bool,
     typer.Option("--oracle", help="Choose the checkpoint on labelled test data; everything it gives is stamped so."),
@@ -47,12 +47,12 @@ ReviewAlpha = Annotated[
 ]
 Textures = Annotated[
     str | None,
-    typer.Option(help="What flaws are forged from: a folder of pictures, self, or procedural (the default)."),
+    typer.Option(help="What flaws are synthesized from: a folder of pictures, self, or procedural (the default)."),
 ]
 Foregrounds = Annotated[
     str | None, typer.Option(help="Folder of masks of where the part is, for --set foreground=files.")
 ]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that forge flaws; by default two.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Processes that synthesize flaws; by default two.")]
 Baseline = Annotated[
     str, typer.Option(help="patchcore or padim, trained beside the model to see whether learning paid, or none.")
 ]
@@ -104,7 +104,7 @@ def train(
     settings |= {"textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     loop["baseline"] = baseline
-    with session(tier="train", interrupted="interrupted: continue with --resume"):
+    with error_boundary(tier="train", interrupted="interrupted: continue with --resume"):
         result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
     if _speaks():
         _conclude(result, json_=json_, quiet=quiet)
@@ -171,10 +171,10 @@ def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dat
 
     dataset = load(data, layout)
     if not quiet and _speaks():
-        say(f"{dataset.summary()}: {dataset.recognised}")
+        print_err(f"{dataset.summary()}: {dataset.recognised}")
         for note in (*dataset.notes, *(line for line in dataset.near_misses if line.startswith("not "))):
-            say(f"note: {note}")
-        say(calibration_split(dataset, seed).description)
+            print_err(f"note: {note}")
+        print_err(calibration_split(dataset, seed).description)
     return dataset
 
 
@@ -190,12 +190,12 @@ def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
     stamps = result.bundle.spec.training.stamps
     if not quiet:
         for stamp in stamps:
-            say(stamp)
-        say(f"model:  {result.model}")
-        say(f"report: {result.report}")
-        say(decision.describe())
+            print_err(stamp)
+        print_err(f"model:  {result.model}")
+        print_err(f"report: {result.report}")
+        print_err(decision.describe())
     if json_:
-        emit_json(
+        print_json(
             {
                 "folder": str(result.folder),
                 "model": str(result.model),

@@ -1,4 +1,4 @@
-"""Features of good parts, real flaws and forged ones in the plane: PCA and t-SNE.
+"""Features of good parts, real flaws and synthetic ones in the plane: PCA and t-SNE.
 
 As in PBAS (Fig. 9), AAND (Fig. 6, the teacher before and after its amplification) and SLSG (Fig. 7).
 """

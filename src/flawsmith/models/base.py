@@ -69,11 +69,11 @@ class Pictures:
     group: int = 1
 
 
-def forged_flaws(examples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]]) -> Pictures:
-    """Forged flaws as training sees them: good image, mask and forged image of each."""
-    labels = ("good image", "mask", "forged flaw")
+def synthetic_flaws(examples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]]) -> Pictures:
+    """Synthetic flaws as training sees them: good image, mask and synthetic image of each."""
+    labels = ("good image", "mask", "synthetic flaw")
     pictures = [pair for example in examples for pair in zip(labels, example, strict=True)]
-    return Pictures("Forged flaws", "Good training images, masks, and what becomes of them.", pictures, group=3)
+    return Pictures("Synthetic flaws", "Good training images, masks, and what becomes of them.", pictures, group=3)
 
 
 Diagnostic = MetricChart | FeatureCloud | Pictures
@@ -126,8 +126,8 @@ class MethodConfig(BaseModel):
         return self
 
     @property
-    def forges(self) -> bool:
-        """Whether the method learns from flaws forged on good images, with textures and foregrounds."""
+    def synthesizes(self) -> bool:
+        """Whether the method learns from flaws synthesized on good images, with textures and foregrounds."""
         return False
 
     @property
@@ -160,8 +160,8 @@ class FeatureSource(Protocol):
 
 
 @dataclass(frozen=True)
-class ForgedImages:
-    """Good images with forged flaws, as the frozen backbone sees them.
+class SyntheticImages:
+    """Good images with synthetic flaws, as the frozen backbone sees them.
 
     Attributes:
         levels: level maps, finest first: float32 (images, channels, height, width) each.
@@ -170,7 +170,7 @@ class ForgedImages:
         fell_back: images whose flaw lies beside the foreground, or that have none, because no mask was accepted.
         normal: level maps of the good images as the flaws were put on them, in the form of ``levels``; None where
             they are the training images as they are, whose features are cached.
-        batch: images of the whole batch, where several processes forge it; None: these.
+        batch: images of the whole batch, where several processes synthesize it; None: these.
     """
 
     levels: list[Tensor]
@@ -186,18 +186,18 @@ class ForgedImages:
         return self.fell_back / (len(self.masks) if self.batch is None else self.batch)
 
 
-class ForgedSource(Protocol):
-    """Forges flaws on training images, afresh every time; what it draws is a function of (seed, epoch, place)."""
+class SyntheticSource(Protocol):
+    """Synthesizes flaws on training images, afresh every time; what it draws is a function of (seed, epoch, place)."""
 
-    def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[ForgedImages]:
-        """The forged images of every batch of an epoch, given the rows of the images to forge on.
+    def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[SyntheticImages]:
+        """The synthetic images of every batch of an epoch, given the rows of the images to synthesize on.
 
         Processes that train together give the rows of all of them, and get their own share of every batch.
         """
         ...
 
     def examples(self, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Good image, mask and forged image of some flaws, as uint8 pictures."""
+        """Good image, mask and synthetic image of some flaws, as uint8 pictures."""
         ...
 
 
@@ -223,10 +223,10 @@ class TrainingData(Protocol):
         """The same images through another frozen backbone, such as one that a stage has trained."""
         ...
 
-    def forged(
+    def synthetic(
         self, recipe: Recipe, foreground: Foreground, grid: tuple[int, int], *, match_grey: bool
-    ) -> ForgedSource:
-        """Flaws forged on the training images.
+    ) -> SyntheticSource:
+        """Flaws synthesized on the training images.
 
         Args:
             recipe: how masks, textures and blending are drawn.

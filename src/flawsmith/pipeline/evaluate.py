@@ -162,7 +162,7 @@ def _network_view(
     """Map and mask in the network's pixels."""
     size = (result.map.shape[0], result.map.shape[1])
     assert result.network_map is not None, "an inspector fills it in"
-    content = geometry.content(result.network_map, size)
+    content = geometry.valid_region(result.network_map, size)
     if mask is None:
         return NetworkView(content)
     own = mask if mask.shape == size else resize_mask(mask, size)

@@ -46,7 +46,7 @@ def training_report(
             subtitle=_subtitle(spec),
             facts=[
                 *_model_facts(spec),
-                *_forged_against(bundle, baseline),
+                *_synthetic_against(bundle, baseline),
                 FactGroup("Data", _data_facts(dataset, split.description)),
             ],
             scores=_calibration_scores(bundle),
@@ -146,12 +146,12 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
     ]
 
 
-def _forged_against(bundle: Bundle, baseline: Bundle | str | None) -> list[FactGroup]:
-    """How well model and baseline tell flaws forged on held-out images from those images."""
+def _synthetic_against(bundle: Bundle, baseline: Bundle | str | None) -> list[FactGroup]:
+    """How well model and baseline tell flaws synthesized on held-out images from those images."""
     if not isinstance(baseline, Bundle):
         return []
     rows = [(_who(one), f"image AUROC {_told_apart(one)}") for one in (bundle, baseline)]
-    title = "Forged flaws against held-out good images; real flaws are told apart less easily"
+    title = "Synthetic flaws against held-out good images; real flaws are told apart less easily"
     return [FactGroup(title, rows)]
 
 
@@ -167,8 +167,8 @@ def _who(bundle: Bundle) -> str:
 
 
 def _told_apart(bundle: Bundle) -> str:
-    good, forged = bundle.calibration["good"], bundle.calibration["forged"]
-    value = auroc(np.concatenate([good, forged]), np.arange(len(good) + len(forged)) >= len(good))
+    good, synthetic = bundle.calibration["good"], bundle.calibration["forged"]
+    value = auroc(np.concatenate([good, synthetic]), np.arange(len(good) + len(synthetic)) >= len(good))
     return "–" if value is None else f"{value:.4f}"
 
 

@@ -99,7 +99,7 @@ def _load(stage: Stage, folder: Path, *, best: bool) -> None:
     stage.module.eval()
 
 
-GOOD, FLAWED, FORGED = "good", "flawed", "forged"
+GOOD, FLAWED, SYNTHETIC = "good", "flawed", "forged"
 IMAGES, POSITIONS = 24, 16
 """Images of each group, and positions of each of them."""
 
@@ -130,13 +130,13 @@ def feature_clouds(
     Args:
         run: a run folder of ``flawsmith train`` with its checkpoints.
         dataset: data with good test images; flawed ones without a mask are left out.
-        seed: of the choice of images and positions, and of the forged flaws.
+        seed: of the choice of images and positions, and of the synthetic flaws.
         images: at most so many images of a group.
         positions: at most so many positions of an image.
         done: called after each image.
 
     Returns:
-        Clouds with the groups ``good`` and ``forged``, and ``flawed`` where a flawed image has a mask.
+        Clouds with the groups ``good`` and ``synthetic``, and ``flawed`` where a flawed image has a mask.
 
     Raises:
         FlawsmithError: no finished run with its checkpoints, no good test images, or an image cannot be read.
@@ -177,7 +177,7 @@ def _images(dataset: Dataset, geometry: Geometry, seed: int, count: int) -> Iter
             yield _Seen(FLAWED, decode(sample.image), mask)
     pictures = (as_8_bit(decode(sample.image), geometry.value_range) for sample in _some(good, seed, count))
     for flaw in held_out_flaws(pictures, seed):
-        yield _Seen(FORGED, flaw.image, flaw.mask)
+        yield _Seen(SYNTHETIC, flaw.image, flaw.mask)
 
 
 def _some(samples: Sequence[Sample], seed: int, count: int) -> list[Sample]:

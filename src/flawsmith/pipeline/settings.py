@@ -33,13 +33,13 @@ class TrainSettings(BaseModel):
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Precision of that engine.")
     select: SelectionName = Field(
         "last",
-        description="Checkpoint: the last, the best on held-out good images and forged flaws, or, as an oracle, the "
+        description="Checkpoint: the last, the best on held-out good images and synthetic flaws, or, as an oracle, the "
         "best on labelled test images, which stamps everything that the model gives.",
     )
     alpha: float = Field(0.01, gt=0, lt=1, description="Target false-reject rate of the limit.")
     review_alpha: float | None = Field(None, gt=0, lt=1, description="Rate of the review limit; none by default.")
     textures: str | None = Field(
-        None, description="Textures that flaws are forged from: a folder, self, or procedural (the default)."
+        None, description="Textures that flaws are synthesized from: a folder, self, or procedural (the default)."
     )
     foregrounds: str | None = Field(
         None, description="Folder of foreground masks, for foreground=files; fg_mask beside the images by default."

@@ -41,7 +41,7 @@ from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.synthesis.held_out import held_out_flaws
 from flawsmith.training import processes
-from flawsmith.training.data import ForgingOptions, GoodImages
+from flawsmith.training.data import SynthesisOptions, TrainingSet
 from flawsmith.training.run import MODEL, REPORT, RunFolder
 from flawsmith.training.selection import Oracle, Selection, TestImage
 
@@ -66,8 +66,8 @@ did not find among the good ones.
 """
 
 
-def forged_images(samples: Sequence[Sample], geometry: Geometry, seed: int) -> Iterator[NDArray[np.uint8]]:
-    """One forged flaw on every image, of mixed recipes and strengths: a function of the images and the seed.
+def synthetic_images(samples: Sequence[Sample], geometry: Geometry, seed: int) -> Iterator[NDArray[np.uint8]]:
+    """One synthetic flaw on every image, of mixed recipes and strengths: a function of the images and the seed.
 
     Args:
         samples: held-out good images, in the order that numbers their flaws.
@@ -114,13 +114,13 @@ def _test_images(dataset: Dataset, geometry: Geometry) -> Iterator[TestImage]:
         if mask is not None:
             fitting = mask if mask.shape == size else resize_mask(mask, size)
             mask = network_mask(fitting, geometry, "nearest") >= 1
-        content = partial(geometry.content, original_size=size)
+        content = partial(geometry.valid_region, original_size=size)
         yield TestImage(geometry.apply(pixels), sample.is_flawed, mask, content)
 
 
 PARITY_FILES = 6
-FORGED_FOR_CALIBRATION = 64
-FORGED_FOR_SELECTION = 24
+SYNTHETIC_FOR_CALIBRATION = 64
+SYNTHETIC_FOR_SELECTION = 24
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class Job:
         preset: name of the preset.
         config: the method's configuration.
         run: where it goes.
-        workers: processes that forge flaws.
+        workers: processes that synthesize flaws.
         baseline: method of the baseline beside the model; None: there is none.
     """
 
@@ -158,7 +158,7 @@ class TrainingSteps:
         self.dataset, self.split, self.fingerprint = job.dataset, job.split, job.fingerprint
         self.settings, self.preset, self.config, self.run = job.settings, job.preset, job.config, job.run
         foregrounds = job.settings.foregrounds
-        self.forging = ForgingOptions(
+        self.synthesis = SynthesisOptions(
             textures=job.settings.textures,
             foregrounds=None if foregrounds is None else Path(foregrounds),
             workers=job.workers,
@@ -170,14 +170,14 @@ class TrainingSteps:
         method, backbone, geometry, data = self._trained()
         return processes.once(lambda: self._conclude(method, backbone, geometry, data))
 
-    def _trained(self) -> tuple[Method, Backbone, Geometry, GoodImages]:
+    def _trained(self) -> tuple[Method, Backbone, Geometry, TrainingSet]:
         with self._timed("backbone"):
             backbone = processes.in_turn(self._backbone)
         geometry = self._geometry(backbone)
         method = find_method(self.settings.method)(self.config, backbone, self.settings.seed)
         return method, backbone, geometry, self._learn(method, backbone, geometry)
 
-    def _conclude(self, method: Method, backbone: Backbone, geometry: Geometry, data: GoodImages) -> Bundle:
+    def _conclude(self, method: Method, backbone: Backbone, geometry: Geometry, data: TrainingSet) -> Bundle:
         from flawsmith.pipeline.reporting import training_report
 
         bundle = self._exported(method, backbone, geometry, data)
@@ -202,7 +202,7 @@ class TrainingSteps:
         )
         return bundle
 
-    def _exported(self, method: Method, backbone: Backbone, geometry: Geometry, data: GoodImages) -> Bundle:
+    def _exported(self, method: Method, backbone: Backbone, geometry: Geometry, data: TrainingSet) -> Bundle:
         with self._timed("export"):
             detector = method.network()
             model = export_detector(detector, self.config.image_size)
@@ -247,7 +247,7 @@ class TrainingSteps:
             value_range=None if self.settings.bits is None else Geometry.range_of_bits(self.settings.bits),
         )
 
-    def _learn(self, method: Method, backbone: Backbone, geometry: Geometry) -> GoodImages:
+    def _learn(self, method: Method, backbone: Backbone, geometry: Geometry) -> TrainingSet:
         samples: tuple[Sample, ...] = self.split.train
         if self.settings.select == "best":
             second = hold_out(samples, derived_seed(self.settings.seed, "selection"))
@@ -260,7 +260,7 @@ class TrainingSteps:
             decode(sample.image)  # a damaged file is found before the long work, not after it
         extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
-        data = GoodImages(samples, geometry, extractor, cache, seed=self.settings.seed, forging=self.forging)
+        data = TrainingSet(samples, geometry, extractor, cache, seed=self.settings.seed, synthesis=self.synthesis)
         if self.config.frozen_backbone:
             with self._timed("features"):
                 data.features()
@@ -270,11 +270,11 @@ class TrainingSteps:
         return data
 
     def _selection(self, samples: tuple[Sample, ...], geometry: Geometry, method: Method) -> Selection:
-        chosen = samples[:FORGED_FOR_SELECTION]
+        chosen = samples[:SYNTHETIC_FOR_SELECTION]
         good = np.stack([geometry.apply(decode(sample.image)) for sample in chosen])
         seed = derived_seed(self.settings.seed, "selection flaws") % 2**31
-        forged = np.stack([geometry.apply(image) for image in forged_images(chosen, geometry, seed)])
-        return Selection(good, forged, method.network)
+        synthetic = np.stack([geometry.apply(image) for image in synthetic_images(chosen, geometry, seed)])
+        return Selection(good, synthetic, method.network)
 
     def _spec(self, backbone: Backbone, geometry: Geometry, method: Method, *, n_train: int) -> BundleSpec:
         info = backbone.info
@@ -324,13 +324,13 @@ class TrainingSteps:
             proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder))]
             parity = check_parity(detector, inspector, proofs, tolerance)
         final = inspector.spec.model_copy(update={"parity": parity})
-        forged = self._forged_scores(inspector)
-        return Bundle(final, model, {"good": scores, "forged": forged}, model_card(final))
+        synthetic = self._synthetic_scores(inspector)
+        return Bundle(final, model, {"good": scores, "forged": synthetic}, model_card(final))
 
-    def _forged_scores(self, inspector: Inspector) -> NDArray[np.float64]:
-        samples = self.split.calibration[:FORGED_FOR_CALIBRATION]
+    def _synthetic_scores(self, inspector: Inspector) -> NDArray[np.float64]:
+        samples = self.split.calibration[:SYNTHETIC_FOR_CALIBRATION]
         seed = derived_seed(self.settings.seed, "calibration flaws") % 2**31
-        images = forged_images(samples, inspector.spec.geometry, seed)
+        images = synthetic_images(samples, inspector.spec.geometry, seed)
         return np.array([inspector.raw(image)[0] for image in images], dtype=np.float64)
 
     @contextmanager
@@ -346,8 +346,8 @@ def score_files(inspector: Inspector, files: list[Path]) -> tuple[NDArray[np.flo
     for file in files:
         image = decode(file)
         score, raw = inspector.raw(image)
-        restored = inspector.spec.geometry.restore(raw, (image.shape[0], image.shape[1]))
-        inspected = inspector.spec.geometry.inspected((image.shape[0], image.shape[1]))
+        restored = inspector.spec.geometry.invert(raw, (image.shape[0], image.shape[1]))
+        inspected = inspector.spec.geometry.valid_mask((image.shape[0], image.shape[1]))
         not_inspected = None if inspected is None else ~inspected
         scores.append(score)
         maxima.append(inspector.spec.decision.level(restored, not_inspected))

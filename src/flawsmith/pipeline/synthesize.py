@@ -1,4 +1,4 @@
-"""Flaws forged on a data set's good images, to look at before anything is trained on them."""
+"""Flaws synthesized on a data set's good images, to look at before anything is trained on them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flawsmith.runtime.image import ImageArray, decode
 from flawsmith.synthesis.blend import FloatImage
 from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, preview, provider
 from flawsmith.synthesis.recipes import Recipe, find_recipe
-from flawsmith.synthesis.synthesizer import Forged, Forger, to_8_bit
+from flawsmith.synthesis.synthesizer import AnomalySynthesizer, SyntheticAnomaly, to_8_bit
 from flawsmith.synthesis.textures import texture_source
 
 _FITTED_ON = 10
@@ -32,7 +32,7 @@ _FITTED_ON = 10
 
 
 @dataclass(frozen=True)
-class Ingredients:
+class SynthesisSettings:
     """What flaws are made of.
 
     Attributes:
@@ -74,7 +74,7 @@ class Ingredients:
 
 
 @dataclass(frozen=True)
-class GoodImages:
+class TrainingSet:
     """Reads good images as the forger wants them. Called with a generator, it draws one. Picklable.
 
     Attributes:
@@ -100,8 +100,8 @@ class GoodImages:
 
 
 @dataclass(frozen=True)
-class Workshop:
-    """A data set and all that is needed to forge flaws on its images.
+class SynthesisContext:
+    """A data set and all that is needed to synthesize flaws on its images.
 
     Attributes:
         dataset: the data.
@@ -113,8 +113,8 @@ class Workshop:
 
     dataset: Dataset
     recipe: Recipe
-    reader: GoodImages
-    forger: Forger
+    reader: TrainingSet
+    synthesizer: AnomalySynthesizer
     seed: int
 
     def order(self, samples: tuple[Sample, ...], number: int) -> list[Sample]:
@@ -123,15 +123,15 @@ class Workshop:
         return [samples[order[index % len(samples)]] for index in range(number)]
 
 
-def open_workshop(
+def open_synthesis(
     data: str | Path | Dataset,
-    ingredients: Ingredients,
+    ingredients: SynthesisSettings,
     *,
     layout: str | None = None,
     size: tuple[int, int] | None = None,
     told: Callable[[str], object] = lambda _: None,
-) -> Workshop:
-    """Prepare to forge flaws on a data set.
+) -> SynthesisContext:
+    """Prepare to synthesize flaws on a data set.
 
     Args:
         data: a category folder of a known layout, a folder of good images, or a loaded data set.
@@ -153,19 +153,19 @@ def open_workshop(
     files = tuple(sample.image for sample in good_images(dataset))
     plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "value_range": value_range}
     geometry = None if size is None else Geometry(size=size, **plain)
-    reader = GoodImages(files, value_range, geometry)
-    forger = Forger(
+    reader = TrainingSet(files, value_range, geometry)
+    synthesizer = AnomalySynthesizer(
         recipe,
         texture_source(ingredients.textures, files, fit=recipe.fit, value_range=value_range),
         foreground_provider=_foreground(ingredients, reader, told),
         geometry=geometry,
         others=reader,
     )
-    return Workshop(dataset, recipe, reader, forger, ingredients.seed)
+    return SynthesisContext(dataset, recipe, reader, synthesizer, ingredients.seed)
 
 
 def _foreground(
-    ingredients: Ingredients, reader: GoodImages, told: Callable[[str], object]
+    ingredients: SynthesisSettings, reader: TrainingSet, told: Callable[[str], object]
 ) -> ForegroundProvider | None:
     kind = ingredients.foreground_kind
     if kind == "none":
@@ -282,7 +282,7 @@ class PreviewFiles:
 def synthesize(
     data: str | Path | Dataset,
     out: str | Path,
-    ingredients: Ingredients | None = None,
+    ingredients: SynthesisSettings | None = None,
     *,
     n: int = 16,
     size: tuple[int, int] | None = None,
@@ -291,7 +291,7 @@ def synthesize(
     told: Callable[[str], object] = lambda _: None,
     done: Callable[[], object] = lambda: None,
 ) -> PreviewFiles:
-    """Forge flaws on good training images and write a contact sheet: image, mask, texture, result.
+    """Synthesize flaws on good training images and write a contact sheet: image, mask, texture, result.
 
     Args:
         data: a category folder of a known layout, a folder of good images, or a loaded data set.
@@ -305,41 +305,43 @@ def synthesize(
         done: called after each sample.
 
     Raises:
-        FlawsmithError: as :func:`~flawsmith.pipeline.synthesize.open_workshop`; ``out`` exists or cannot be made.
+        FlawsmithError: as :func:`~flawsmith.pipeline.synthesize.open_synthesis`; ``out`` exists or cannot be made.
     """
-    ingredients = ingredients or Ingredients()
+    ingredients = ingredients or SynthesisSettings()
     if n < 1:
         raise FlawsmithError(f"the number of samples must be at least 1, not {n}: give another with --n")
     with new_folder(out) as (folder, final):
-        workshop = open_workshop(data, ingredients, layout=layout, size=size, told=told)
-        shows_foreground = workshop.forger.foreground_provider is not None
+        workshop = open_synthesis(data, ingredients, layout=layout, size=size, told=told)
+        shows_foreground = workshop.synthesizer.foreground_provider is not None
         heads = ["image", *(["foreground"] if shows_foreground else []), "mask", "texture", "result"]
         rows, tries, fell_back = [], 0, 0
         for index, sample in enumerate(workshop.order(workshop.dataset.good_train, n)):
             image = workshop.reader.as_float(decode(sample.image))
-            forged = workshop.forger.forge(image, generator(workshop.seed, "synthesize", index), path=sample.image)
-            shown = _shown(workshop, sample, image, forged)
+            synthetic = workshop.synthesizer.synthesize(
+                image, generator(workshop.seed, "synthesize", index), path=sample.image
+            )
+            shown = _shown(workshop, sample, image, synthetic)
             if pictures:
                 for name, picture in zip(heads, shown, strict=True):
                     write_png(folder / PICTURES / f"{index:03d}_{name}.png", picture)
-            rows.append(SheetRow([thumbnail(picture) for picture in shown], _caption(sample, forged)))
-            tries, fell_back = tries + forged.tries, fell_back + (forged.fell_back is not None)
+            rows.append(SheetRow([thumbnail(picture) for picture in shown], _caption(sample, synthetic)))
+            tries, fell_back = tries + synthetic.tries, fell_back + (synthetic.fell_back is not None)
             done()
         write_png(folder / SHEET, contact_sheet(heads, rows))
     return PreviewFiles(final / SHEET, final / PICTURES if pictures else None, n, tries / n, fell_back)
 
 
-def _shown(workshop: Workshop, sample: Sample, image: FloatImage, forged: Forged) -> list[Rgb]:
+def _shown(workshop: SynthesisContext, sample: Sample, image: FloatImage, synthetic: SyntheticAnomaly) -> list[Rgb]:
     shown = [to_8_bit(image)]
-    if (find := workshop.forger.foreground_provider) is not None:
-        shown.append(preview(image, find(image, sample.image, workshop.forger.geometry)))
-    texture = np.full_like(image, 1.0) if forged.texture is None else forged.texture
-    return [*shown, mask_picture(forged.mask), to_8_bit(texture), to_8_bit(forged.image)]
+    if (find := workshop.synthesizer.foreground_provider) is not None:
+        shown.append(preview(image, find(image, sample.image, workshop.synthesizer.geometry)))
+    texture = np.full_like(image, 1.0) if synthetic.texture is None else synthetic.texture
+    return [*shown, mask_picture(synthetic.mask), to_8_bit(texture), to_8_bit(synthetic.image)]
 
 
-def _caption(sample: Sample, forged: Forged) -> str:
-    tries = f"{forged.tries} {'try' if forged.tries == 1 else 'tries'}"
-    fact = "left normal" if forged.texture is None else f"weight {forged.weight:.2f}, {tries}"
-    if forged.fell_back == "foreground ignored":
+def _caption(sample: Sample, synthetic: SyntheticAnomaly) -> str:
+    tries = f"{synthetic.tries} {'try' if synthetic.tries == 1 else 'tries'}"
+    fact = "left normal" if synthetic.texture is None else f"weight {synthetic.weight:.2f}, {tries}"
+    if synthetic.fell_back == "foreground ignored":
         fact += ", foreground ignored"
     return f"{sample.image.name}: {fact}"

@@ -60,7 +60,7 @@ def train(
         resume: continue a run that was interrupted; it ends with the same bytes as an uninterrupted one.
         accelerator, devices, strategy: Lightning's own options. With several devices the program runs once more for
             each, and all its processes get the same result (docs/training.md).
-        workers: processes that forge flaws; the result does not depend on it. By default two, or one a core.
+        workers: processes that synthesize flaws; the result does not depend on it. By default two, or one a core.
         baseline: a method that learns nothing, ``patchcore`` or ``padim``, whose model of the same images is written
             into ``baseline/`` of the run folder: reports say whether learning paid. ``none`` leaves it out. The model
             itself does not depend on it.
@@ -116,9 +116,9 @@ def _check_sources(settings: TrainSettings, config: MethodConfig) -> None:
         FlawsmithError: naming the folder or the option.
     """
     for option, given in (("--textures", settings.textures), ("--foregrounds", settings.foregrounds)):
-        if given is not None and not config.forges:
+        if given is not None and not config.synthesizes:
             raise FlawsmithError(
-                f"{option} {given}: {settings.method} forges no flaws with these settings: leave the option out, or "
+                f"{option} {given}: {settings.method} synthesizes no flaws with these settings: leave it out, or "
                 "choose a method that does with --method glass, aand or slsg"
             )
     if settings.textures not in (None, "self"):

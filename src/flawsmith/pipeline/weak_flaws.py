@@ -1,7 +1,7 @@
-"""Labelled test sets of forged flaws in several strengths, to measure how weak a flaw a model still finds.
+"""Labelled test sets of synthetic flaws in several strengths, to measure how weak a flaw a model still finds.
 
-Source: MAD-sys of GLASS (ECCV 2024): flaws forged on good images by the overlay of its Eq. 4, one set for each weight
-β of the good image. Here all strengths have the same masks and textures, so that they compare image by image.
+Source: MAD-sys of GLASS (ECCV 2024): flaws synthesized on good images by the overlay of its Eq. 4, one set for each
+weight β of the good image. Here all strengths have the same masks and textures, so that they compare image by image.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import generator
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM
 from flawsmith.pipeline import synthesize
-from flawsmith.pipeline.synthesize import SHEET, Ingredients, Workshop, open_workshop
+from flawsmith.pipeline.synthesize import SHEET, SynthesisContext, SynthesisSettings, open_synthesis
 from flawsmith.report.contact_sheet import SheetRow, contact_sheet
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable
@@ -50,16 +50,16 @@ class WeakFlawSets:
     Attributes:
         folder: the folder of all strengths.
         categories: weakness to the category folder in MVTec layout that ``evaluate`` takes.
-        base: which good images the flaws were forged on.
+        base: which good images the flaws were synthesized on.
         n_good: good test images of each set.
-        n_forged: forged test images of each set.
+        n_synthetic: synthetic test images of each set.
     """
 
     folder: Path
     categories: dict[float, Path]
     base: Base
     n_good: int
-    n_forged: int
+    n_synthetic: int
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class _Flaw:
 def weak_flaw_sets(
     data: str | Path | Dataset,
     out: str | Path,
-    ingredients: Ingredients | None = None,
+    ingredients: SynthesisSettings | None = None,
     *,
     weakness: Sequence[float] = WEAKNESS,
     n: int | None = None,
@@ -105,17 +105,17 @@ def weak_flaw_sets(
         FlawsmithError: as :func:`~flawsmith.pipeline.synthesize.open_workshop`; a setting out of range; too few good
             images; no visible flaw can be made; ``out`` exists or cannot be made.
     """
-    ingredients = ingredients or Ingredients()
+    ingredients = ingredients or SynthesisSettings()
     strengths = _checked(weakness, n, per_image)
     with synthesize.new_folder(out) as (folder, final):
-        workshop = open_workshop(data, ingredients, layout=layout, told=told)
+        workshop = open_synthesis(data, ingredients, layout=layout, told=told)
         base, good, train = _base(workshop)
         told(_NOTES[base].format(count=len(good)))
         writer = _Writer(workshop, ingredients, strengths, per_image, folder)
         writer.copy_good(good, train)
         chosen = good if n is None else workshop.order(good, n)
         for index, sample in enumerate(chosen):
-            writer.forge(index, sample)
+            writer.synthesize(index, sample)
             done()
         writer.finish(base)
     categories = {weight: final / _name(weight) / workshop.dataset.category for weight in strengths}
@@ -123,9 +123,10 @@ def weak_flaw_sets(
 
 
 _NOTES: dict[Base, str] = {
-    "test": "flaws are forged on the {count} good test images",
-    "validation": "no good test images: flaws are forged on the {count} good validation images",
-    "training": "no good test images: flaws are forged on {count} training images, left out of this set's train/good; "
+    "test": "flaws are synthesized on the {count} good test images",
+    "validation": "no good test images: flaws are synthesized on the {count} good validation images",
+    "training": "no good test images: flaws are synthesized on {count} training images, left out of this "
+    "set's train/good; "
     "a model that learned from them has seen their good form",
 }
 
@@ -142,14 +143,14 @@ def _checked(weakness: Sequence[float], n: int | None, per_image: int) -> tuple[
     if len({_name(weight) for weight in weakness}) < len(weakness):
         raise FlawsmithError("the same weakness is given twice: give each once with --weakness")
     if n is not None and n < 1:
-        raise FlawsmithError(f"the number of forged images must be at least 1, not {n}: give another with --n")
+        raise FlawsmithError(f"the number of synthetic images must be at least 1, not {n}: give another with --n")
     if not 1 <= per_image <= 100:
         raise FlawsmithError(f"flaws on an image must be 1 to 100, not {per_image}: give another with --per-image")
     return tuple(sorted(weakness))
 
 
-def _base(workshop: Workshop) -> tuple[Base, tuple[Sample, ...], tuple[Sample, ...]]:
-    """The good images to forge on, and those to learn from.
+def _base(workshop: SynthesisContext) -> tuple[Base, tuple[Sample, ...], tuple[Sample, ...]]:
+    """The good images to synthesize on, and those to learn from.
 
     Raises:
         FlawsmithError: one good image alone cannot serve both.
@@ -177,8 +178,8 @@ class _Writer:
 
     def __init__(
         self,
-        workshop: Workshop,
-        ingredients: Ingredients,
+        workshop: SynthesisContext,
+        ingredients: SynthesisSettings,
         strengths: tuple[float, ...],
         per_image: int,
         folder: Path,
@@ -188,10 +189,10 @@ class _Writer:
         recipe = workshop.recipe.with_weight(FixedWeight(value=0.0)).model_copy(
             update={"normal_share": 0.0, "jitter": 0.0, "feather": 0.0, "least_change": 0.0}
         )
-        self.forger = replace(workshop.forger, recipe=recipe)
+        self.synthesizer = replace(workshop.synthesizer, recipe=recipe)
         self.roots = {weight: folder / _name(weight) / workshop.dataset.category for weight in strengths}
         self.good: list[dict[str, str]] = []
-        self.forged: list[dict[str, Any]] = []
+        self.synthetic: list[dict[str, Any]] = []
         self.rows: list[SheetRow] = []
 
     def copy_good(self, good: tuple[Sample, ...], train: tuple[Sample, ...]) -> None:
@@ -206,7 +207,7 @@ class _Writer:
                 for other in others:
                     synthesize.link_or_copy(first, other)
 
-    def forge(self, index: int, sample: Sample) -> None:
+    def synthesize(self, index: int, sample: Sample) -> None:
         """One image in all strengths."""
         original = decode(sample.image)
         image = self.workshop.reader.as_float(original)
@@ -215,15 +216,15 @@ class _Writer:
         name = f"{index:03d}"
         shown = [to_8_bit(image), synthesize.mask_picture(mask)]
         for weight, root in self.roots.items():
-            forged = image
+            synthetic = image
             for flaw in flaws:
-                forged = blend(forged, flaw.texture, flaw.mask, weight)
-            synthesize.write_png(root / "test" / "forged" / f"{name}.png", self._in_depth_of(original, forged, mask))
+                synthetic = blend(synthetic, flaw.texture, flaw.mask, weight)
+            synthesize.write_png(root / "test" / "forged" / f"{name}.png", self._in_depth_of(original, synthetic, mask))
             synthesize.write_png(root / "ground_truth" / "forged" / f"{name}_mask.png", synthesize.mask_picture(mask))
-            shown.append(to_8_bit(forged))
+            shown.append(to_8_bit(synthetic))
         if index < _SHEET_ROWS:
             self.rows.append(SheetRow([synthesize.thumbnail(picture) for picture in shown], sample.image.name))
-        self.forged.append(
+        self.synthetic.append(
             {
                 "image": f"test/forged/{name}.png",
                 "mask": f"ground_truth/forged/{name}_mask.png",
@@ -246,8 +247,8 @@ class _Writer:
             manifest = {
                 "made_by": f"flawsmith {flawsmith.__version__}",
                 "category": self.workshop.dataset.category,
-                # The law that forged is a stand-in: the set's own weight belongs in its record.
-                "recipe": self.forger.recipe.with_weight(FixedWeight(value=weight)).model_dump(mode="json"),
+                # The law that synthetic is a stand-in: the set's own weight belongs in its record.
+                "recipe": self.synthesizer.recipe.with_weight(FixedWeight(value=weight)).model_dump(mode="json"),
                 "textures": self.ingredients.texture_kind,
                 "foreground": self.ingredients.foreground_kind,
                 "seed": self.ingredients.seed,
@@ -255,7 +256,7 @@ class _Writer:
                 "per_image": self.per_image,
                 "base": base,
                 "good": self.good,
-                "forged": [{**record, "weight": weight} for record in self.forged],
+                "forged": [{**record, "weight": weight} for record in self.synthetic],
             }
             text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
             (root.parent / MANIFEST).write_text(text, encoding="utf-8")
@@ -271,25 +272,25 @@ class _Writer:
         weakest = max(self.roots)
         for attempt in range(_MAX_TRIES):
             purpose = self.workshop.seed, "weak flaws", index, number, attempt
-            made = self.forger.forge(image, generator(*purpose), path=sample.image)
+            made = self.synthesizer.synthesize(image, generator(*purpose), path=sample.image)
             beside = made.fell_back is not None
             if made.texture is None or (beside and attempt < _STRICT_TRIES):
                 continue
             change = (1 - weakest) * float(np.abs(made.texture - image)[made.mask].mean())
             if np.count_nonzero(made.mask) >= _LEAST_AREA * made.mask.size and change >= _LEAST_CHANGE:
                 # The forger's first draw is that of the branch.
-                branch = self.forger.recipe.branch(float(generator(*purpose).random()))
+                branch = self.synthesizer.recipe.branch(float(generator(*purpose).random()))
                 kind = self.ingredients.texture_kind if branch.texture == "source" else branch.texture
                 return _Flaw(made.mask, made.texture, kind, beside)
         raise FlawsmithError(
             f"{sample.image}: no visible flaw in {_MAX_TRIES} tries: give other --textures or a lower --weakness"
         )
 
-    def _in_depth_of(self, original: ImageArray, forged: FloatImage, mask: Mask) -> ImageArray:
-        """The forged image in the values of its file; outside the mask the very values of the file."""
+    def _in_depth_of(self, original: ImageArray, synthetic: FloatImage, mask: Mask) -> ImageArray:
+        """The synthetic image in the values of its file; outside the mask the very values of the file."""
         low, high = (0.0, 255.0) if original.dtype == np.uint8 else self.workshop.reader.value_range
         result = original.copy()
-        result[mask] = np.rint(np.clip(forged[mask], 0, 1) * np.float64(high - low) + low).astype(original.dtype)
+        result[mask] = np.rint(np.clip(synthetic[mask], 0, 1) * np.float64(high - low) + low).astype(original.dtype)
         return result
 
     def _source(self, sample: Sample) -> str:

@@ -34,7 +34,7 @@ class ScoreGroup:
     """Image scores that belong together in the histogram.
 
     Attributes:
-        kind: good and flawed test images, held-out good images of the calibration, or flaws forged on them.
+        kind: good and flawed test images, held-out good images of the calibration, or flaws synthesized on them.
         scores: (images,) image scores.
     """
 

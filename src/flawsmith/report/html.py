@@ -133,12 +133,12 @@ def _headlines(data: ReportData) -> Iterator[Headline]:
         return
     if data.limit is not None:
         yield Headline("Reject limit", f"{data.limit:.4g}", "on the image score")
-    held_out, forged = _scores(data, "held_out"), _scores(data, "forged")
+    held_out, synthetic = _scores(data, "held_out"), _scores(data, "forged")
     if held_out:
         yield Headline("Held-out good images", str(len(held_out)), "behind the limit")
-    if forged and data.limit is not None:
-        above = sum(score > data.limit for score in forged)
-        yield Headline("Forged flaws rejected", f"{above} of {len(forged)}", percent(above / len(forged)))
+    if synthetic and data.limit is not None:
+        above = sum(score > data.limit for score in synthetic)
+        yield Headline("Synthetic flaws rejected", f"{above} of {len(synthetic)}", percent(above / len(synthetic)))
 
 
 def _between(result: Evaluation, name: str) -> str:

@@ -44,7 +44,7 @@ NAMES: dict[ScoreKind, str] = {
     "good": "good",
     "flawed": "flawed",
     "held_out": "held-out good",
-    "forged": "forged flaws",
+    "forged": "synthetic flaws",
 }
 _PANELS: tuple[tuple[str, tuple[ScoreKind, ...]], ...] = (
     ("test images", ("good", "flawed")),

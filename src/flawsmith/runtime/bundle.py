@@ -244,7 +244,7 @@ class Bundle:
         spec: settings, geometry and limits.
         model: the ONNX graph: input ``image`` float32 (b, 3, h, w), outputs ``map`` float32 (b, h, w) and
             ``score`` float32 (b).
-        calibration: numeric arrays by name, such as scores of held-out good images and of forged flaws.
+        calibration: numeric arrays by name, such as scores of held-out good images and of synthetic flaws.
         card: Markdown for people.
     """
 

@@ -77,7 +77,7 @@ class Decision(BaseModel):
         """Whether the map's regions decide, not the image score."""
         return self.region_of_interest is not None or self.minimum_area > 1
 
-    def judge(
+    def decide(
         self, score: float, anomaly_map: NDArray[np.float32], not_inspected: NDArray[np.bool_] | None = None
     ) -> tuple[Verdict, list[Region]]:
         """Decides about one image.

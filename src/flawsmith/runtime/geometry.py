@@ -169,11 +169,11 @@ class Geometry(BaseModel):
         resized = self._resized(Image.fromarray(plane), _MASK_FILTERS[resample]).astype(np.float32)
         return resized if exact else resized / np.float32(255)
 
-    def content(self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]) -> NDArray[np.float32]:
+    def valid_region(self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]) -> NDArray[np.float32]:
         """The part of a map of the network's input size that shows the image: all but letterbox bars."""
         return anomaly_map[_filled(*self._axes(original_size))]
 
-    def restore(self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]) -> NDArray[np.float32]:
+    def invert(self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]) -> NDArray[np.float32]:
         """Brings a map back to the pixels of the original image, bilinearly, antialiased where it shrinks.
 
         Args:
@@ -204,7 +204,7 @@ class Geometry(BaseModel):
         result[top:bottom, left:right] = restored
         return result
 
-    def inspected(self, original_size: tuple[int, int]) -> NDArray[np.bool_] | None:
+    def valid_mask(self, original_size: tuple[int, int]) -> NDArray[np.bool_] | None:
         """Tells which pixels of an image the network sees.
 
         Args:

@@ -317,12 +317,12 @@ class Inspector:
         if not (math.isfinite(score) and np.isfinite(small_map).all()):
             raise FlawsmithError(f"{name}: the model gives numbers that are not finite; train or export it anew")
         geometry, decision = self.spec.geometry, self.spec.decision
-        anomaly_map = geometry.restore(small_map, prepared.original_size)
-        inspected = geometry.inspected(prepared.original_size)
+        anomaly_map = geometry.invert(small_map, prepared.original_size)
+        inspected = geometry.valid_mask(prepared.original_size)
         not_inspected = None if inspected is None else ~inspected
         clock.lap("restore")
         try:
-            verdict, regions = decision.judge(score, anomaly_map, not_inspected)
+            verdict, regions = decision.decide(score, anomaly_map, not_inspected)
         except FlawsmithError as error:
             raise FlawsmithError(f"{name}: {error}") from None
         clock.lap("decide")

@@ -1,6 +1,6 @@
 """How a texture is laid over a good image inside a mask, and how strongly.
 
-All three methods that forge flaws in images use one formula and differ in the law of its weight.
+All three methods that synthesize flaws in images use one formula and differ in the law of its weight.
 """
 
 from __future__ import annotations
@@ -101,15 +101,15 @@ WeightLaw = Annotated[FixedWeight | NormalWeight | UniformWeight | MixtureWeight
 """Law of the weight w of the good image inside the mask; ``draw(rng)`` gives one in [0, 1]."""
 
 
-def faded(image: FloatImage, forged: FloatImage, mask: Mask, feather: float) -> FloatImage:
-    """A forged image whose flaw fades in from the edge of its mask inwards, so that there is no seam to learn from.
+def faded(image: FloatImage, synthetic: FloatImage, mask: Mask, feather: float) -> FloatImage:
+    """A synthetic image whose flaw fades in from the edge of its mask inwards, so that there is no seam to learn from.
 
-    The share of the forged image rises with a Gaussian-smoothed mask, from 0 at its edge to 1 where none of its
+    The share of the synthetic image rises with a Gaussian-smoothed mask, from 0 at its edge to 1 where none of its
     surroundings are near; in no paper.
 
     Args:
         image: the good image, (height, width, 3) float32.
-        forged: the same with a flaw.
+        synthetic: the same with a flaw.
         mask: (height, width).
         feather: standard deviation of the Gaussian in pixels, above 0.
 
@@ -118,22 +118,22 @@ def faded(image: FloatImage, forged: FloatImage, mask: Mask, feather: float) -> 
     """
     smooth = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), feather, borderType=cv2.BORDER_REPLICATE)
     share = np.where(mask, np.clip(2 * smooth - 1, 0, 1), np.float32(0))[:, :, None]
-    return np.where(share > 0, image + share * (forged - image), image).astype(np.float32)
+    return np.where(share > 0, image + share * (synthetic - image), image).astype(np.float32)
 
 
-def visible(image: FloatImage, forged: FloatImage, mask: Mask, least: float) -> Mask:
+def visible(image: FloatImage, synthetic: FloatImage, mask: Mask, least: float) -> Mask:
     """The pixels of a mask that a flaw has changed: what is as before is no anomaly, and only confuses who learns it.
 
     Args:
         image: the good image, (height, width, 3) float32 in [0, 1].
-        forged: the same with a flaw.
+        synthetic: the same with a flaw.
         mask: (height, width).
         least: least change of a pixel's most changed channel, smoothed over a few pixels, in [0, 1].
 
     Returns:
         (height, width), within the mask.
     """
-    change = cv2.GaussianBlur(np.abs(forged - image).max(axis=2), (0, 0), CHANGE_SMOOTHING)
+    change = cv2.GaussianBlur(np.abs(synthetic - image).max(axis=2), (0, 0), CHANGE_SMOOTHING)
     return np.asarray(mask & (change > least))
 
 

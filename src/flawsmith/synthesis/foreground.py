@@ -1,4 +1,4 @@
-"""Where on an image the part is, so that flaws are forged on it and not beside it.
+"""Where on an image the part is, so that flaws are synthesized on it and not beside it.
 
 A provider is picklable and gives a mask for each image: everywhere, from mask files, by a threshold, or found
 automatically with a refusal where an image has no part that stands out from its border, as textures have none.

@@ -1,4 +1,4 @@
-"""A fixed set of forged flaws on held-out good images: the yardstick of selection, and of what calibration says.
+"""A fixed set of synthetic flaws on held-out good images: the yardstick of selection, and of what calibration says.
 
 The flaws are of mixed recipes and of strengths spread evenly from weak to strong, so that a model is not chosen for
 finding the one kind of flaw that it was trained on; and they are always there to be seen.
@@ -18,7 +18,7 @@ from flawsmith.synthesis.blend import FixedWeight, Mask, blend
 from flawsmith.synthesis.masks import Acceptance
 from flawsmith.synthesis.procedural import ProceduralTextures
 from flawsmith.synthesis.recipes import RECIPES, Recipe
-from flawsmith.synthesis.synthesizer import Forger, to_8_bit, to_float
+from flawsmith.synthesis.synthesizer import AnomalySynthesizer, to_8_bit, to_float
 
 Rgb = NDArray[np.uint8]
 """(height, width, 3)."""
@@ -46,7 +46,7 @@ _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 @dataclass(frozen=True)
 class HeldOutFlaw:
-    """One forged flaw.
+    """One synthetic flaw.
 
     Attributes:
         image: (height, width, 3) uint8; outside the mask the very values of the good image.
@@ -99,7 +99,7 @@ def held_out_flaw(image: Rgb, *, seed: int, index: int, other: Rgb | None = None
     own = HELD_OUT_RECIPES[index % len(HELD_OUT_RECIPES)]
     for attempt in range(_TRIES):
         name = own if attempt < _TRIES // 2 else "glass"
-        flaw = _forged(image, other, _variant(RECIPES[name], weight, least), rng)
+        flaw = _synthetic(image, other, _variant(RECIPES[name], weight, least), rng)
         if flaw is not None:
             return flaw
     return _ellipse(image, rng)
@@ -117,20 +117,20 @@ def _variant(recipe: Recipe, weight: float, min_pixels: int) -> Recipe:
     return recipe.with_weight(FixedWeight(value=weight)).model_copy(update=changes)
 
 
-def _forged(image: Rgb, other: Rgb | None, recipe: Recipe, rng: np.random.Generator) -> HeldOutFlaw | None:
+def _synthetic(image: Rgb, other: Rgb | None, recipe: Recipe, rng: np.random.Generator) -> HeldOutFlaw | None:
     """A flaw in a window of the image; None where it is too small or cannot be seen."""
     window = tuple(_span(length, rng) for length in image.shape[:2])
     good = image[window]
     others = () if other is None else (to_float(other[window] if other.shape == image.shape else other),)
-    forged = Forger(recipe, ProceduralTextures(), others=others).forge(to_float(good), rng)
-    if not forged.mask.any():
+    synthetic = AnomalySynthesizer(recipe, ProceduralTextures(), others=others).synthesize(to_float(good), rng)
+    if not synthetic.mask.any():
         return None
-    changed = to_8_bit(forged.image)
-    if np.abs(changed[forged.mask].astype(np.int16) - good[forged.mask]).mean() < _MIN_CHANGE:
+    changed = to_8_bit(synthetic.image)
+    if np.abs(changed[synthetic.mask].astype(np.int16) - good[synthetic.mask]).mean() < _MIN_CHANGE:
         return None
     out, mask = image.copy(), np.zeros(image.shape[:2], bool)
-    out[window], mask[window] = changed, forged.mask
-    return HeldOutFlaw(out, mask, recipe.name, forged.weight)
+    out[window], mask[window] = changed, synthetic.mask
+    return HeldOutFlaw(out, mask, recipe.name, synthetic.weight)
 
 
 def _span(length: int, rng: np.random.Generator) -> slice:

@@ -1,4 +1,4 @@
-"""Gradient noise (Perlin) and the random masks cut from it, shared by every method that forges flaws.
+"""Gradient noise (Perlin) and the random masks cut from it, shared by every method that synthesizes flaws.
 
 Source: the generator of DRAEM, which GLASS, AAND and SLSG use as released.
 """

@@ -1,4 +1,4 @@
-"""Textures drawn from nothing, so that forging needs no download: clouds, grain, stripes, cells, scratches, stains.
+"""Textures drawn from nothing, so that synthesis needs no download: clouds, grain, stripes, cells, scratches, stains.
 
 A texture is a field of values, drawn by one of ten painters at a random scale, seen through a random ramp of colours.
 Painters work at low resolution where the field is smooth.

@@ -67,7 +67,7 @@ class Branch(BaseModel):
 
 
 class Recipe(BaseModel):
-    """How flaws are forged. Frozen; ``recipe.model_copy(update=...)`` makes a variant."""
+    """How flaws are synthesized. Frozen; ``recipe.model_copy(update=...)`` makes a variant."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

@@ -113,11 +113,11 @@ def separate(image: FloatImage, background: Background) -> Separation:
     spread = 2 * float(np.median(np.linalg.norm(border - colour, axis=1)))
     difference = image - colour
     distance = cv2.sqrt(np.einsum("ijk,ijk->ij", difference, difference))
-    strangeness = np.asarray(cv2.log(1 + distance / np.float32(max(spread, _LEAST_SPREAD))), np.float32)
-    level, separability = otsu(strangeness)
-    above = strangeness > level
+    novelty = np.asarray(cv2.log(1 + distance / np.float32(max(spread, _LEAST_SPREAD))), np.float32)
+    level, separability = otsu(novelty)
+    above = novelty > level
     both = above.any() and not above.all()
-    gap = float(strangeness[above].mean() - strangeness[~above].mean()) if both else 0.0
+    gap = float(novelty[above].mean() - novelty[~above].mean()) if both else 0.0
     mask = _tidied(above)
     area, covered = float(mask.mean()), float(mask[ring].mean())
     refusal = _refusal(gap, separability, area, covered)

@@ -1,7 +1,7 @@
-"""Forging: one flaw on one good image, by a recipe.
+"""Synthesis: one flaw on one good image, by a recipe.
 
-``Forger`` carries what a data set shares (recipe, textures, foreground) and travels to worker processes; every
-draw comes from the generator of the call.
+``AnomalySynthesizer`` carries what a data set shares (recipe, textures, foreground) and travels to worker processes;
+every draw comes from the generator of the call.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ _OTHER_TRIES = 16
 
 
 @dataclass(frozen=True)
-class Forged:
-    """A forged sample.
+class SyntheticAnomaly:
+    """A synthetic sample.
 
     Attributes:
         image: (height, width, 3) float32; outside the mask the very values of the good image, but for changes
@@ -125,8 +125,8 @@ class Forged:
 
 
 @dataclass(frozen=True)
-class Forger:
-    """Forges flaws by one recipe. Picklable where its parts are.
+class AnomalySynthesizer:
+    """Synthesizes flaws by one recipe. Picklable where its parts are.
 
     Attributes:
         recipe: how flaws are made.
@@ -147,9 +147,9 @@ class Forger:
     grid: Grid | None = None
     match_grey: bool = True
 
-    def forge(
+    def synthesize(
         self, image: FloatImage, rng: np.random.Generator, *, foreground: Mask | None = None, path: Path | None = None
-    ) -> Forged:
+    ) -> SyntheticAnomaly:
         """Put one flaw on a good image.
 
         The order of the draws is: whether the sample stays normal, the branch, the jitter of the good image,
@@ -185,7 +185,7 @@ class Forger:
 
     def _flaw(
         self, image: FloatImage, good: FloatImage, branch: Branch, foreground: Mask | None, rng: np.random.Generator
-    ) -> Forged:
+    ) -> SyntheticAnomaly:
         """One flaw by the draws of mask, texture and weight; with an empty mask where none was found."""
         recipe = self.recipe
         found, fell_back = self._mask(image.shape[:2], branch, foreground, rng)
@@ -195,13 +195,13 @@ class Forger:
         if self.match_grey and is_grey(good):
             texture = greyed(texture)
         weight = branch.weight.draw(rng)
-        forged, mask, cells = blend(good, texture, found.mask, weight), found.mask, found.cells
+        synthetic, mask, cells = blend(good, texture, found.mask, weight), found.mask, found.cells
         if recipe.feather:
-            forged = faded(good, forged, mask, recipe.feather)
+            synthetic = faded(good, synthetic, mask, recipe.feather)
         if recipe.least_change:
-            mask = visible(good, forged, mask, recipe.least_change)
+            mask = visible(good, synthetic, mask, recipe.least_change)
             cells = None if self.grid is None else max_pool_cells(mask, self.grid)
-        return Forged(forged, good, mask, cells, texture, weight, found.tries, fell_back)
+        return SyntheticAnomaly(synthetic, good, mask, cells, texture, weight, found.tries, fell_back)
 
     def foreground(self, image: FloatImage, path: Path | None = None) -> Mask | None:
         """Where flaws may lie on an image, (height, width), as the provider says; None: everywhere."""
@@ -210,9 +210,9 @@ class Forger:
     def _jittered(self, image: FloatImage, rng: np.random.Generator) -> FloatImage:
         return self.recipe.jitter_strength.jitter(image, rng) if self.recipe.jitter else image
 
-    def _unchanged(self, good: FloatImage, tries: int, fell_back: FallBack | None) -> Forged:
+    def _unchanged(self, good: FloatImage, tries: int, fell_back: FallBack | None) -> SyntheticAnomaly:
         cells = None if self.grid is None else np.zeros(self.grid, bool)
-        return Forged(good, good, np.zeros(good.shape[:2], bool), cells, None, 1.0, tries, fell_back)
+        return SyntheticAnomaly(good, good, np.zeros(good.shape[:2], bool), cells, None, 1.0, tries, fell_back)
 
     def _mask(
         self, shape: tuple[int, int], branch: Branch, foreground: Mask | None, rng: np.random.Generator

@@ -217,7 +217,7 @@ class SelfTextures:
         Raises:
             FlawsmithError: not one file can be read.
         """
-        # In the scale of the forged image, or a seam of 20 pixels would become one of 5.
+        # In the scale of the synthetic image, or a seam of 20 pixels would become one of 5.
         return jittered(shuffled_patches(self._pictures.draw(size, rng, fit="crop"), rng), rng)
 
 

@@ -26,7 +26,7 @@ from flawsmith.data.splits import content_hashes
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.cache import FeatureCache, FeatureTable, LevelMaps
 from flawsmith.features.extract import Extractor, extract_files, extractor_key, make_extractor, preparation
-from flawsmith.models.base import ForgedImages
+from flawsmith.models.base import SyntheticImages
 from flawsmith.models.components.distributed import share
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
@@ -34,7 +34,7 @@ from flawsmith.runtime.image import decode
 from flawsmith.synthesis.blend import FloatImage, Mask
 from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, provider
 from flawsmith.synthesis.recipes import Recipe
-from flawsmith.synthesis.synthesizer import Forged, Forger, to_8_bit
+from flawsmith.synthesis.synthesizer import AnomalySynthesizer, SyntheticAnomaly, to_8_bit
 from flawsmith.synthesis.textures import texture_source
 from flawsmith.training import processes
 
@@ -44,13 +44,13 @@ KEPT_FOREGROUNDS = 4096
 
 
 def default_workers() -> int:
-    """Worker processes that forge: two forge faster than a CPU trains; none more than there are cores."""
+    """Worker processes that synthesize: two synthesize faster than a CPU trains; none more than there are cores."""
     return min(MOST_WORKERS, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
-class Place:
-    """What one forged image is drawn from: the image's row, and where in training it stands."""
+class SampleKey:
+    """What one synthetic image is drawn from: the image's row, and where in training it stands."""
 
     row: int
     epoch: int
@@ -89,8 +89,8 @@ class PreparedImages:
         return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
 
 
-class SyntheticSample(NamedTuple):
-    """One forged image on its way from a worker.
+class AnomalySample(NamedTuple):
+    """One synthetic image on its way from a worker.
 
     Attributes:
         image: normalised, (3, height, width).
@@ -118,80 +118,83 @@ class _Batch(NamedTuple):
     good: Tensor | None
 
 
-class _Forged(Dataset[SyntheticSample | FlawsmithError]):
-    """Forged images by place; what is drawn depends on the seed and the place alone, not on the worker."""
+class _SyntheticImages(Dataset[AnomalySample | FlawsmithError]):
+    """Synthetic images by place; what is drawn depends on the seed and the place alone, not on the worker."""
 
-    def __init__(self, images: PreparedImages, forger: Forger, seed: int) -> None:
-        self._images, self._forger, self._seed = images, forger, seed
+    def __init__(self, images: PreparedImages, synthesizer: AnomalySynthesizer, seed: int) -> None:
+        self._images, self._synthesizer, self._seed = images, synthesizer, seed
         self._foregrounds: OrderedDict[int, np.ndarray] = OrderedDict()
 
-    def __getitem__(self, place: Place) -> SyntheticSample | FlawsmithError:
+    def __getitem__(self, place: SampleKey) -> AnomalySample | FlawsmithError:
         """A user's mistake is handed over instead of raised: the loader would wrap it in a worker's traceback."""
         try:
             image = self._images[place.row]
             foreground = self._foreground(place.row, image)
-            forged = self._forge(place, image, foreground)
+            synthetic = self._synthesize(place, image, foreground)
         except FlawsmithError as error:
             return error
         normalised = self._images.normalised
-        good = normalised(forged.good) if self._forger.recipe.jitter else None
-        return SyntheticSample(normalised(forged.image), forged.mask, foreground, forged.fell_back is not None, good)
+        good = normalised(synthetic.good) if self._synthesizer.recipe.jitter else None
+        return AnomalySample(
+            normalised(synthetic.image), synthetic.mask, foreground, synthetic.fell_back is not None, good
+        )
 
-    def _forge(self, place: Place, image: FloatImage, foreground: Mask) -> Forged:
+    def _synthesize(self, place: SampleKey, image: FloatImage, foreground: Mask) -> SyntheticAnomaly:
         rng = generator(self._seed, "forge", place.epoch, place.number)
-        return self._forger.forge(image, rng, foreground=foreground)
+        return self._synthesizer.synthesize(image, rng, foreground=foreground)
 
     def _foreground(self, row: int, image: FloatImage) -> Mask:
         """The image's foreground, found once and kept as bits: it is the same every time."""
         if row not in self._foregrounds:
-            found = self._forger.foreground(image, self._images.paths[row])
+            found = self._synthesizer.foreground(image, self._images.paths[row])
             self._foregrounds[row] = np.packbits(np.ones(image.shape[:2], bool) if found is None else found)
             if len(self._foregrounds) > KEPT_FOREGROUNDS:
                 self._foregrounds.popitem(last=False)
         bits = np.unpackbits(self._foregrounds[row], count=image.shape[0] * image.shape[1])
         return bits.reshape(image.shape[:2]).astype(bool)
 
-    def example(self, place: Place) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Good image as the flaw was put on it, mask and forged image as uint8 pictures."""
+    def example(self, place: SampleKey) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Good image as the flaw was put on it, mask and synthetic image as uint8 pictures."""
         image = self._images[place.row]
-        forged = self._forge(place, image, self._foreground(place.row, image))
-        return to_8_bit(forged.good), forged.mask.astype(np.uint8) * np.uint8(255), to_8_bit(forged.image)
+        synthetic = self._synthesize(place, image, self._foreground(place.row, image))
+        return to_8_bit(synthetic.good), synthetic.mask.astype(np.uint8) * np.uint8(255), to_8_bit(synthetic.image)
 
 
-class _Plan(Sampler[list[Place]]):
+class _BatchKeys(Sampler[list[SampleKey]]):
     """The places of every batch of one epoch; set anew for each."""
 
     def __init__(self) -> None:
-        self.batches: list[list[Place]] = []
+        self.batches: list[list[SampleKey]] = []
 
-    def __iter__(self) -> Iterator[list[Place]]:
+    def __iter__(self) -> Iterator[list[SampleKey]]:
         return iter(self.batches)
 
     def __len__(self) -> int:
         return len(self.batches)
 
 
-class WorkerForge:
-    """Forges fresh flaws every epoch, and gives what the frozen backbone sees of them (methods.base.ForgedSource).
+class SyntheticLoader:
+    """Synthesizes fresh flaws every epoch, and gives what the frozen backbone sees of them
+    (methods.base.SyntheticSource).
 
     Args:
         images: the training images.
         forger: draws a flaw on an image.
         extractor: the compiled backbone; it runs in this process.
         seed: seed of the run.
-        workers: processes that forge; 0 forges in this one. Results do not depend on it.
+        workers: processes that synthesize; 0 synthesizes in this one. Results do not depend on it.
     """
 
     def __init__(
-        self, images: PreparedImages, forger: Forger, extractor: Extractor, *, seed: int, workers: int
+        self, images: PreparedImages, synthesizer: AnomalySynthesizer, extractor: Extractor, *, seed: int, workers: int
     ) -> None:
-        self._extractor, self._plan = extractor, _Plan()
-        self._forged, self._count = _Forged(images, forger, seed), len(images)
+        self._extractor, self._plan = extractor, _BatchKeys()
+        self._synthetic, self._count = _SyntheticImages(images, synthesizer, seed), len(images)
         self._loader = DataLoader(
-            self._forged,
+            self._synthetic,
             batch_sampler=self._plan,
             num_workers=workers,
-            collate_fn=_Stack(images.geometry.size, jitter=forger.recipe.jitter > 0),
+            collate_fn=_Collate(images.geometry.size, jitter=synthesizer.recipe.jitter > 0),
             prefetch_factor=PREFETCHED if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread,
@@ -201,23 +204,23 @@ class WorkerForge:
     def examples(self, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Flaws on images spread over the training set, drawn as those of epoch 0."""
         rows = np.unique(np.linspace(0, self._count - 1, count).round().astype(int))
-        return [self._forged.example(Place(int(row), 0, number)) for number, row in enumerate(rows)]
+        return [self._synthetic.example(SampleKey(int(row), 0, number)) for number, row in enumerate(rows)]
 
-    def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[ForgedImages]:
+    def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[SyntheticImages]:
         starts = np.cumsum([0, *map(len, rows)])
         self._plan.batches = [
-            [Place(int(row), epoch, int(start) + number) for number, row in enumerate(batch)][share(len(batch))]
+            [SampleKey(int(row), epoch, int(start) + number) for number, row in enumerate(batch)][share(len(batch))]
             for start, batch in zip(starts[:-1], rows, strict=True)
         ]
         with _one_opencv_thread():
-            forged = iter(self._loader)
-        for batch, whole in zip(forged, rows, strict=True):
+            synthetic = iter(self._loader)
+        for batch, whole in zip(synthetic, rows, strict=True):
             if isinstance(batch, FlawsmithError):
                 raise batch
             levels = self._levels(batch.images)
             normal = None if batch.good is None else self._levels(batch.good)
             masks, foregrounds = batch.masks.numpy(), batch.foregrounds.numpy()
-            yield ForgedImages(levels, masks, foregrounds, batch.fell_back, normal, len(whole))
+            yield SyntheticImages(levels, masks, foregrounds, batch.fell_back, normal, len(whole))
 
     def _levels(self, images: Tensor) -> list[Tensor]:
         """Level maps of normalised images (images, 3, height, width), finest first."""
@@ -241,12 +244,12 @@ def _one_opencv_thread() -> Iterator[None]:
 
 
 def _one_thread(worker: int) -> None:
-    """A worker forges one image at a time; threads of its libraries would only take turns with those of training."""
+    """A worker draws one image at a time; threads of its libraries would only take turns with those of training."""
     cv2.setNumThreads(0)
     threadpool_limits(1)
 
 
-class _Stack:
+class _Collate:
     """A batch of samples as tensors, which workers hand over in shared memory; arrays would be copied through a pipe.
 
     Args:
@@ -257,7 +260,7 @@ class _Stack:
     def __init__(self, size: tuple[int, int], *, jitter: bool) -> None:
         self._size, self._jitter = size, jitter
 
-    def __call__(self, samples: list[SyntheticSample | FlawsmithError]) -> _Batch | FlawsmithError:
+    def __call__(self, samples: list[AnomalySample | FlawsmithError]) -> _Batch | FlawsmithError:
         drawn = [sample for sample in samples if not isinstance(sample, FlawsmithError)]
         if len(drawn) < len(samples):
             return next(sample for sample in samples if isinstance(sample, FlawsmithError))
@@ -278,13 +281,13 @@ FITTED_FOREGROUNDS = 16  # images that decide together whether there is a foregr
 
 
 @dataclass(frozen=True)
-class ForgingOptions:
-    """What forging draws from, and where it runs.
+class SynthesisOptions:
+    """What synthesis draws from, and where it runs.
 
     Attributes:
         textures: a folder, ``self`` or ``procedural`` (also None).
         foregrounds: folder of foreground masks; None looks for ``fg_mask`` beside the images.
-        workers: processes that forge; results do not depend on it. None chooses.
+        workers: processes that synthesize; results do not depend on it. None chooses.
     """
 
     textures: str | Path | None = None
@@ -292,7 +295,7 @@ class ForgingOptions:
     workers: int | None = None
 
 
-class GoodImages:
+class TrainingSet:
     """The held-in good images and what can be made of them (methods.base.TrainingData).
 
     Args:
@@ -301,7 +304,7 @@ class GoodImages:
         extractor: the compiled backbone.
         cache: features of this extractor and geometry.
         seed: seed of the run.
-        forging: what flaws are forged from.
+        synthesis: what flaws are synthesized from.
     """
 
     def __init__(
@@ -312,13 +315,13 @@ class GoodImages:
         cache: FeatureCache,
         *,
         seed: int,
-        forging: ForgingOptions | None = None,
+        synthesis: SynthesisOptions | None = None,
     ) -> None:
         self.samples, self.geometry, self.seed = tuple(samples), geometry, seed
         self.image_size = geometry.size
         self.dataset, self.category = self.samples[0].dataset, self.samples[0].category
         self._extractor, self._cache = extractor, cache
-        self._forging = forging or ForgingOptions()
+        self._synthesis = synthesis or SynthesisOptions()
         self._tables: dict[tuple[str, bool], FeatureTable] = {}
 
     def __len__(self) -> int:
@@ -356,16 +359,16 @@ class GoodImages:
         chosen = chosen.model_copy(update={"value_range": self.geometry.value_range})
         return (chosen.apply(decode(path)) for path in self._paths)
 
-    def through(self, backbone: Backbone) -> GoodImages:
+    def through(self, backbone: Backbone) -> TrainingSet:
         """The same images through another frozen backbone, with the same engine and precision."""
         engine, precision = self._extractor.engine, self._extractor.precision
         extractor = make_extractor(backbone, self.image_size, engine, precision)
         key = extractor_key(backbone, self.geometry, engine, precision)
         cache = FeatureCache(key, self._cache.root, self._cache.cap)
-        return GoodImages(self.samples, self.geometry, extractor, cache, seed=self.seed, forging=self._forging)
+        return TrainingSet(self.samples, self.geometry, extractor, cache, seed=self.seed, synthesis=self._synthesis)
 
     def _prepared(self) -> PreparedImages:
-        """The images at the network's size, kept beside the features: forging reads them many times."""
+        """The images at the network's size, kept beside the features: synthesis reads them many times."""
         key = hashlib.sha256(f"images\n{preparation(self.geometry)}".encode()).hexdigest()[:32]
         cache = FeatureCache(key, self._cache.root, self._cache.cap)
         table = self._table(
@@ -373,15 +376,17 @@ class GoodImages:
         )
         return PreparedImages(table, self._paths, self.geometry)
 
-    def forged(self, recipe: Recipe, foreground: Foreground, grid: tuple[int, int], *, match_grey: bool) -> WorkerForge:
-        """Flaws forged on these images; see :class:`flawsmith.models.base.TrainingData`.
+    def synthetic(
+        self, recipe: Recipe, foreground: Foreground, grid: tuple[int, int], *, match_grey: bool
+    ) -> SyntheticLoader:
+        """Flaws synthesized on these images; see :class:`flawsmith.models.base.TrainingData`.
 
         Raises:
             FlawsmithError: no such textures or masks.
         """
-        options = self._forging
+        options = self._synthesis
         prepared = self._prepared()
-        forger = Forger(
+        synthesizer = AnomalySynthesizer(
             recipe,
             texture_source(options.textures, self._paths, fit=recipe.fit, value_range=self.geometry.value_range),
             self._foregrounds(foreground, prepared),
@@ -391,10 +396,10 @@ class GoodImages:
             match_grey=match_grey,
         )
         workers = default_workers() if options.workers is None else options.workers
-        return WorkerForge(prepared, forger, self._extractor, seed=self.seed, workers=workers)
+        return SyntheticLoader(prepared, synthesizer, self._extractor, seed=self.seed, workers=workers)
 
     def _foregrounds(self, settings: Foreground, images: PreparedImages) -> ForegroundProvider:
         """The provider, fitted on images spread over the data set."""
-        found = provider(settings, self._forging.foregrounds)
+        found = provider(settings, self._synthesis.foregrounds)
         rows = np.unique(np.linspace(0, len(self) - 1, FITTED_FOREGROUNDS).round().astype(int))
         return found.fit(images[int(row)] for row in rows)

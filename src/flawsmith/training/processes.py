@@ -44,7 +44,7 @@ def end_with_parent() -> None:
         threading.Thread(target=_end_at_eof, daemon=True).start()
 
 
-def tell(error: FlawsmithError) -> None:
+def report_error(error: FlawsmithError) -> None:
     """In a process that :class:`Children` started: say to the first one why this one ends."""
     if _SAYS in os.environ:
         Path(os.environ[_SAYS]).write_text(str(error))
@@ -277,7 +277,7 @@ def joined(trainer: pl.Trainer) -> Iterator[None]:
             wait()
     except BaseException as error:
         if isinstance(error, FlawsmithError):
-            tell(error)
+            report_error(error)
         _leave()
         raise
 

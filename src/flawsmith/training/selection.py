@@ -1,4 +1,4 @@
-"""Choosing a checkpoint: by flaws forged on held-out good images, without test labels; or, as an oracle, with."""
+"""Choosing a checkpoint: by flaws synthesized on held-out good images, without test labels; or, as an oracle, with."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ class Chooser(ABC):
 
 @dataclass(frozen=True)
 class Selection(Chooser):
-    """Scores a detector by how well it tells good images from forged flaws; neither is ever trained on.
+    """Scores a detector by how well it tells good images from synthetic flaws; neither is ever trained on.
 
     Attributes:
         good: normalised good images, (n, 3, height, width).
-        forged: normalised images with forged flaws, (m, 3, height, width).
+        synthetic: normalised images with synthetic flaws, (m, 3, height, width).
         network: gives the detector as trained so far.
     """
 
     good: NDArray[np.float32]
-    forged: NDArray[np.float32]
+    synthetic: NDArray[np.float32]
     network: Callable[[], Detector]
 
     def measure(self) -> Mapping[str, float]:
-        """Image AUROC of forged flaws against good images."""
+        """Image AUROC of synthetic flaws against good images."""
         detector = _frozen_copy(self.network())
-        scores = [_scores(detector, images) for images in (self.good, self.forged)]
+        scores = [_scores(detector, images) for images in (self.good, self.synthetic)]
         labels = np.repeat([False, True], [len(part) for part in scores])
         result = auroc(np.concatenate(scores), labels)
-        assert result is not None, "good and forged images are both there"
+        assert result is not None, "good and synthetic images are both there"
         return {"selection_auroc": result}
 
 

@@ -151,7 +151,7 @@ def fit_module(
             if "DataLoader worker" not in str(error):  # torch has no type of its own for a worker's death
                 raise
             raise FlawsmithError(
-                "a process that forges flaws was killed, perhaps for want of memory: continue with --resume, and with "
+                "a process that draws flaws was killed, perhaps for want of memory: continue with --resume, and with "
                 "--workers 0 if it happens again"
             ) from error
         finally:

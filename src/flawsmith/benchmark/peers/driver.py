@@ -194,9 +194,9 @@ class PeerInspector:
         """Restore the map of one image to its pixels, and judge it."""
         row = self._rows[path]
         score, size = float(self._scores[row]), self._sizes[row]
-        anomaly_map = self.geometry.restore(np.asarray(self._maps[row]), size)
+        anomaly_map = self.geometry.invert(np.asarray(self._maps[row]), size)
         not_inspected = _not_inspected(self.geometry, size)
-        verdict, regions = self.decision.judge(score, anomaly_map, not_inspected)
+        verdict, regions = self.decision.decide(score, anomaly_map, not_inspected)
         return Inspection(
             image=str(path),
             score=score,
@@ -348,7 +348,7 @@ def _calibrated(folder: Path, sizes: Sequence[Size], geometry: Geometry, split: 
     """Limits from the held-out good images, by the rule of this package's own models."""
     maps, scores = read_scores(folder, "calibration", len(sizes), geometry.size, method)
     levels = [
-        _UNDECIDED.level(geometry.restore(np.asarray(one), size), _not_inspected(geometry, size))
+        _UNDECIDED.level(geometry.invert(np.asarray(one), size), _not_inspected(geometry, size))
         for one, size in zip(maps, sizes, strict=True)
     ]
     return calibrate(scores, levels, held_out=not split.calibrated_on_training)
@@ -386,7 +386,7 @@ def _state(backbone: Backbone) -> dict[str, Any]:
 
 
 def _not_inspected(geometry: Geometry, size: Size) -> NDArray[np.bool_] | None:
-    inspected = geometry.inspected(size)
+    inspected = geometry.valid_mask(size)
     return None if inspected is None else ~inspected
 
 

@@ -23,7 +23,7 @@ class PeerConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    forges: ClassVar[bool] = False
+    synthesizes: ClassVar[bool] = False
 
     image_size: tuple[Side, Side] = Field((256, 256), description="(height, width) of the network's input in pixels.")
     policy: Literal["squash", "crop", "letterbox"] = Field(
@@ -73,7 +73,7 @@ class PadimConfig(BackboneConfig):
 class GlassConfig(BackboneConfig):
     """anomalib's Glass. Epochs and batch size are those of its own results; its class sets none."""
 
-    forges: ClassVar[bool] = True
+    synthesizes: ClassVar[bool] = True
 
     image_size: tuple[Side, Side] = Field((288, 288), description="(height, width) of the network's input in pixels.")
     batch_size: int = Field(8, ge=1, description="Training images a step.")

@@ -51,17 +51,17 @@ class AANDConfig(BankConfig):
     normal_cells: int = Field(5000, ge=1, description="Most normal cells of a level and step in L_A.")
     anomalous_cells: int = Field(1000, ge=1, description="Most anomalous cells of a level and step in L_A.")
     cell_share: float = Field(0.3, ge=0, lt=1, description="A cell belongs to a mask that covers more of it than this.")
-    recipe: str = Field("aand", description="How flaws are forged for the first stage.")
+    recipe: str = Field("aand", description="How flaws are synthesized for the first stage.")
     normal_share: float | None = Field(
         None, ge=0, lt=1, description="Share of those images that are left normal; None: the recipe's, a fifth."
     )
     foreground: Foreground | Literal["published"] = Field(
         "published",
-        description="Where flaws are forged and which normal cells L_A takes; published: the rules of the released "
-        "script by data set and category, the automatic foreground for all others.",
+        description="Where flaws are synthesized and which normal cells L_A takes; published: the rules of the "
+        "released script by data set and category, the automatic foreground for all others.",
     )
     match_grey: bool = Field(False, description="Make textures grey where the image is grey.")
-    refresh: int = Field(1, ge=1, description="Epochs that a pool of forged flaws serves.")
+    refresh: int = Field(1, ge=1, description="Epochs that a pool of synthetic flaws serves.")
     amplification_epochs: int = Field(100, ge=1, description="Epochs of the first stage.")
     amplification_steps: int | None = Field(
         None, ge=1, description="Steps an epoch of the first stage; None: one pass over the training images."
@@ -92,7 +92,7 @@ class AANDConfig(BankConfig):
         if self.recipe not in RECIPES:
             raise ValueError(f"known recipes are {', '.join(RECIPES)}")
         if self.refresh > 1 and self.amplification_steps is None:
-            raise ValueError("refresh above 1 needs amplification_steps: all forged batches must be of one size")
+            raise ValueError("refresh above 1 needs amplification_steps: all synthetic batches must be of one size")
         levels = len(self.strides)
         for name, given in (("student_widths", self.student_widths), ("student_blocks", self.student_blocks)):
             if given is not None and (len(given) != levels or min(given) < 1):
@@ -105,7 +105,7 @@ class AANDConfig(BankConfig):
         return isinstance(self.foreground, Foreground) and self.foreground.mode == "files"
 
     @property
-    def forges(self) -> bool:
+    def synthesizes(self) -> bool:
         """Whether there is a first stage."""
         return self.amplification != "none"
 

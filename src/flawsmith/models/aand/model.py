@@ -1,7 +1,7 @@
 """AAND, and reverse distillation (RD4AD) as its base.
 
-Stage 1 trains residual amplifiers on forged flaws, stage 2 a student that reconstructs the amplified features of normal
-images; with both ideas switched off the same code is RD4AD.
+Stage 1 trains residual amplifiers on synthetic flaws, stage 2 a student that reconstructs the amplified features of
+normal images; with both ideas switched off the same code is RD4AD.
 """
 
 from __future__ import annotations
@@ -43,15 +43,15 @@ from flawsmith.models.base import (
     AnomalyOutput,
     Detector,
     Diagnostic,
-    ForgedSource,
     LightningStage,
     Method,
     MethodConfig,
     MetricChart,
     Pictures,
     Stage,
+    SyntheticSource,
     TrainingData,
-    forged_flaws,
+    synthetic_flaws,
 )
 from flawsmith.models.components.detectors import ScoreMap, ScoreMapDetector, UpsampleAndSmooth
 from flawsmith.models.components.patch_learner import PatchBatches, Sampling
@@ -161,17 +161,17 @@ def charts(config: AANDConfig) -> list[Diagnostic]:
             MetricChart(
                 "Residual intensity",
                 "Length of the residuals over that of the features, weighted by the gate as in inspection, mean over "
-                "the levels: on forged cells it should grow, on normal ones stay near zero.",
+                "the levels: on synthetic cells it should grow, on normal ones stay near zero.",
                 "share of the feature's length",
-                {"residual_anomalous": "forged cells", "residual_normal": "normal cells"},
+                {"residual_anomalous": "synthetic cells", "residual_normal": "normal cells"},
             )
         )
     if config.amplification in ("both", "gate"):
         found.append(
             MetricChart(
-                "Gates on forged flaws",
-                "Of the cells with a gate above one half, the share that is forged (precision), and of the forged "
-                "cells the share with such a gate (recall); training batches, mean over the levels.",
+                "Gates on synthetic flaws",
+                "Of the cells with a gate above one half, the share that is synthesized (precision), and of the "
+                "synthetic cells the share with such a gate (recall); training batches, mean over the levels.",
                 "share of cells",
                 {"gate_precision": "precision", "gate_recall": "recall"},
             )
@@ -182,21 +182,21 @@ def charts(config: AANDConfig) -> list[Diagnostic]:
 def level_pictures(
     examples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]], maps: Mapping[str, Tensor]
 ) -> Pictures:
-    """The maps that are summed, on forged flaws, beside the flaw and its mask.
+    """The maps that are summed, on synthetic flaws, beside the flaw and its mask.
 
     Args:
-        examples: good image, mask and forged image of each.
-        maps: low-resolution maps of the forged images by what they are called, each on a scale of its own.
+        examples: good image, mask and synthetic image of each.
+        maps: low-resolution maps of the synthetic images by what they are called, each on a scale of its own.
     """
     scaled = {name: _on_own_scale(one.float().cpu().numpy()) for name, one in maps.items()}
     pictures = []
-    for number, (_, mask, forged) in enumerate(examples):
-        pictures += [("forged flaw", forged), ("mask", mask)]
+    for number, (_, mask, synthetic) in enumerate(examples):
+        pictures += [("synthetic flaw", synthetic), ("mask", mask)]
         pictures += [(name, _enlarged(one[number])) for name, one in scaled.items()]
     return Pictures(
         "Anomaly maps by level",
-        "Discrepancy of the finest to the coarsest level on forged flaws, and distances to the memory bank where there "
-        "is one; white is the map's highest value here.",
+        "Discrepancy of the finest to the coarsest level on synthetic flaws, and distances to the memory bank where "
+        "there is one; white is the map's highest value here.",
         pictures,
         group=2 + len(scaled),
     )
@@ -283,7 +283,7 @@ class AAND(Method):
         self._findings: Mapping[str, str | float] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "aand amplifiers"))
-            if config.forges:
+            if config.synthesizes:
                 self.amplifiers = Amplifiers(
                     backbone.channels,
                     self.grids,
@@ -301,7 +301,7 @@ class AAND(Method):
         if self.amplifiers is not None:
             first = AmplificationModule(config, self.amplifiers, self.seed)
             alone = self.student is None
-            found.append(LightningStage("amplification", first, self._forged_batches, first.epochs, completes=alone))
+            found.append(LightningStage("amplification", first, self._synthetic_batches, first.epochs, completes=alone))
         if self.student is not None:
             second = DistillationModule(config, self.student, self.amplifiers)
             found.append(LightningStage("distillation", second, self._normal_batches, second.epochs))
@@ -321,19 +321,19 @@ class AAND(Method):
         return self._findings
 
     def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
-        if not self.config.forges:
+        if not self.config.synthesizes:
             return ()
-        source = self._forged(data)
+        source = self._synthetic(data)
         examples = source.examples(SHOWN_FLAWS)
         rows = np.unique(np.linspace(0, len(data) - 1, SHOWN_FLAWS).round().astype(int))  # those of the examples
-        (forged,) = source.batches([rows], 0)
+        (synthetic,) = source.batches([rows], 0)
         detector = self._finish.applied(self._detector())
         bank, detector.bank = detector.bank, None
         with torch.no_grad():
-            maps = {f"level {n}": one for n, one in enumerate(detector.score_maps(forged.levels), start=1)}
+            maps = {f"level {n}": one for n, one in enumerate(detector.score_maps(synthetic.levels), start=1)}
             if bank is not None:
-                maps["memory bank"] = bank(forged.levels)
-        return [*charts(self.config), level_pictures(examples, maps), forged_flaws(examples)]
+                maps["memory bank"] = bank(synthetic.levels)
+        return [*charts(self.config), level_pictures(examples, maps), synthetic_flaws(examples)]
 
     def _student(self) -> Student:
         config, strides = self.config, self.backbone.info.strides
@@ -365,7 +365,7 @@ class AAND(Method):
                 f"--set image_size=[{height},{width}]"
             )
 
-    def _forged(self, data: TrainingData) -> ForgedSource:
+    def _synthetic(self, data: TrainingData) -> SyntheticSource:
         config, foreground = self.config, self.config.foreground
         source = "given"
         if foreground == "published":
@@ -376,14 +376,14 @@ class AAND(Method):
         recipe = find_recipe(config.recipe)
         if config.normal_share is not None:
             recipe = recipe.model_copy(update={"normal_share": config.normal_share})
-        return data.forged(recipe, foreground, self.grids[0], match_grey=config.match_grey)
+        return data.synthetic(recipe, foreground, self.grids[0], match_grey=config.match_grey)
 
-    def _forged_batches(self, data: TrainingData) -> AmplificationBatches:
+    def _synthetic_batches(self, data: TrainingData) -> AmplificationBatches:
         config = self.config
         sampling = Sampling(config.batch_size, config.amplification_steps)
         images = PatchBatches(data.features(), sampling, seed=self.seed, purpose="amplification")
         return AmplificationBatches(
-            images, self._forged(data), share=config.cell_share, refresh=config.refresh, seed=self.seed
+            images, self._synthetic(data), share=config.cell_share, refresh=config.refresh, seed=self.seed
         )
 
     def _normal_batches(self, data: TrainingData) -> PatchBatches:

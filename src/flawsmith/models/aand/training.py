@@ -26,8 +26,8 @@ from flawsmith.models.aand.functional import (
     step_rate,
 )
 from flawsmith.models.aand.networks import Amplifier, Amplifiers, GateMap, Map, Student
-from flawsmith.models.base import FeatureSource, ForgedImages, ForgedSource
-from flawsmith.models.components.batches import ForgedPool
+from flawsmith.models.base import FeatureSource, SyntheticImages, SyntheticSource
+from flawsmith.models.components.batches import BatchPool
 from flawsmith.models.components.distributed import gathered, mean, own, total, total_count
 from flawsmith.models.components.patch_learner import PatchBatch, PatchBatches
 from flawsmith.models.components.precision import full_precision
@@ -39,8 +39,8 @@ TEACHER_BYTES = 512 * 2**20
 
 
 @dataclass(frozen=True)
-class ForgedCells:
-    """Forged images as the teacher sees them.
+class SyntheticCells:
+    """Synthetic images as the teacher sees them.
 
     Attributes:
         levels: level maps, finest first.
@@ -57,46 +57,48 @@ class ForgedCells:
     step: tuple[int, int] = (0, 0)
 
     @classmethod
-    def of(cls, forged: ForgedImages, *, share: float) -> ForgedCells:
+    def of(cls, synthetic: SyntheticImages, *, share: float) -> SyntheticCells:
         """Masks reduced to cells, which is all that a pool has to keep of them."""
-        grids = [(int(level.shape[-2]), int(level.shape[-1])) for level in forged.levels]
-        masks, foregrounds = torch.from_numpy(forged.masks), torch.from_numpy(forged.foregrounds)
+        grids = [(int(level.shape[-2]), int(level.shape[-1])) for level in synthetic.levels]
+        masks, foregrounds = torch.from_numpy(synthetic.masks), torch.from_numpy(synthetic.foregrounds)
         return cls(
-            forged.levels,
+            synthetic.levels,
             [cells_of(masks, grid, share=share) for grid in grids],
             [cells_of(foregrounds, grid, share=share) for grid in grids],
-            forged.share_fell_back,
+            synthetic.share_fell_back,
         )
 
-    def at(self, step: tuple[int, int]) -> ForgedCells:
+    def at(self, step: tuple[int, int]) -> SyntheticCells:
         """The same in another step."""
-        return ForgedCells(self.levels, self.anomalous, self.foreground, self.fell_back, step)
+        return SyntheticCells(self.levels, self.anomalous, self.foreground, self.fell_back, step)
 
-    def to(self, device: torch.device) -> ForgedCells:
+    def to(self, device: torch.device) -> SyntheticCells:
         """The same on a device."""
         levels, anomalous, foreground = (
             [part.to(device) for part in parts] for parts in (self.levels, self.anomalous, self.foreground)
         )
-        return ForgedCells(levels, anomalous, foreground, self.fell_back, self.step)
+        return SyntheticCells(levels, anomalous, foreground, self.fell_back, self.step)
 
 
 class AmplificationBatches:
     """The batches of the first stage.
 
     Args:
-        images: draws the images to forge on.
-        forged: forges on them.
+        images: draws the images to synthesize on.
+        synthetic: synthesizes on them.
         share: see :func:`cells_of`.
         refresh: epochs that a pool serves.
         seed: of the pool's order.
     """
 
-    def __init__(self, images: PatchBatches, forged: ForgedSource, *, share: float, refresh: int, seed: int) -> None:
-        self.forged, self._count = forged, len(images)
-        self._pool = ForgedPool(
-            forged,
+    def __init__(
+        self, images: PatchBatches, synthetic: SyntheticSource, *, share: float, refresh: int, seed: int
+    ) -> None:
+        self.synthetic, self._count = synthetic, len(images)
+        self._pool = BatchPool(
+            synthetic,
             lambda epoch: list(images.images(epoch)),
-            lambda found: ForgedCells.of(found, share=share),
+            lambda found: SyntheticCells.of(found, share=share),
             refresh=refresh,
             seed=seed,
         )
@@ -104,7 +106,7 @@ class AmplificationBatches:
     def __len__(self) -> int:
         return self._count
 
-    def epoch(self, epoch: int) -> Iterator[ForgedCells]:
+    def epoch(self, epoch: int) -> Iterator[SyntheticCells]:
         for number, cells in enumerate(self._pool.epoch(epoch)):
             yield cells.at((epoch, number))
 
@@ -196,8 +198,8 @@ class StageModule(pl.LightningModule):
             group["lr"] = rate
 
     def transfer_batch_to_device(
-        self, batch: ForgedCells | PatchBatch, device: torch.device, dataloader_idx: int
-    ) -> ForgedCells | PatchBatch:
+        self, batch: SyntheticCells | PatchBatch, device: torch.device, dataloader_idx: int
+    ) -> SyntheticCells | PatchBatch:
         return batch.to(device)
 
 
@@ -212,11 +214,11 @@ class AmplificationModule(StageModule):
         super().__init__(config, config.amplification_epochs)
         self.amplifiers, self.seed = amplifiers, seed
 
-    def training_step(self, batch: ForgedCells, batch_idx: int) -> dict[str, Tensor]:
+    def training_step(self, batch: SyntheticCells, batch_idx: int) -> dict[str, Tensor]:
         found = self.losses(batch)
         return {name: value if name == "loss" else value.detach() for name, value in found.items()}
 
-    def losses(self, batch: ForgedCells) -> dict[str, Tensor]:
+    def losses(self, batch: SyntheticCells) -> dict[str, Tensor]:
         """L_1 of Eq. 9 and its parts, summed over the levels; precision and intensities are means over them."""
         config, found = self.config, dict[str, list[Tensor]]()
         parts = zip(self.amplifiers, batch.levels, batch.anomalous, batch.foreground, strict=True)

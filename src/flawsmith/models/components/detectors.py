@@ -18,7 +18,7 @@ from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, resize
 from flawsmith.models.base import AnomalyOutput, Detector, SinglePass, TrainingData
 from flawsmith.models.components.heads import LEAKY_SLOPE, Discriminator, Projector
-from flawsmith.models.components.memory_bank import MemoryBank
+from flawsmith.models.components.memory_bank import MultiScaleMemoryBank
 
 TRUNCATE = 4.0  # scipy's default: a kernel radius of 16 pixels at sigma 4
 
@@ -147,7 +147,7 @@ class ScoreMapDetector(Detector):
         bank: what else counts, on the coarsest level's grid; added to the last score map.
     """
 
-    bank: MemoryBank | None
+    bank: MultiScaleMemoryBank | None
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__()

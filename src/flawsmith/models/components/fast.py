@@ -29,7 +29,7 @@ CHUNK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
-class NormalHalf:
+class NormalStatistics:
     """What the normal features contribute to the batch norm's statistics, computed once an iteration.
 
     Attributes:
@@ -44,7 +44,7 @@ class NormalHalf:
     squares: Float[Tensor, " hidden"]
 
     @classmethod
-    def of(cls, hidden: Float[Tensor, "position hidden"]) -> NormalHalf:
+    def of(cls, hidden: Float[Tensor, "position hidden"]) -> NormalStatistics:
         """From the first layer's output for the normal features."""
         hidden = hidden.detach().float()
         shift = mean_row(hidden)
@@ -52,7 +52,7 @@ class NormalHalf:
         return cls(total_count(len(hidden)), shift, total(squares))
 
 
-class Forward(NamedTuple):
+class AscentStep(NamedTuple):
     """What the discriminator's forward pass of a step saw, before the step moved anything.
 
     Attributes:
@@ -80,7 +80,7 @@ class HiddenAscent:
     def __init__(
         self,
         discriminator: Discriminator,
-        normal: NormalHalf,
+        normal: NormalStatistics,
         hidden: Float[Tensor, "position hidden"],
         *,
         step_size: float,
@@ -110,14 +110,14 @@ class HiddenAscent:
         return (self._steps.to(self._weight.dtype) @ self._weight).float()
 
     @torch.no_grad()
-    def step(self) -> Forward:
+    def step(self) -> AscentStep:
         """One step of Eq. 6: every feature moves by η·∇/‖∇‖, ∇ the gradient of the mean cross-entropy against 1."""
         mean, variance = self._statistics()
         scale = self._norm.weight * torch.rsqrt(variance + self._norm.eps)
         offset = self._norm.bias - mean * scale
         logits, errors, coupling = self._backward(scale, offset)
         self._move(scale, offset, errors, self._through_norm(scale, mean, variance, *coupling))
-        return Forward(mean + self._normal.shift, variance, logits)
+        return AscentStep(mean + self._normal.shift, variance, logits)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance over both halves, relative to the shift; the running ones learn of them."""

@@ -1,4 +1,5 @@
-"""A memory bank beside a trained detector: what no good image shows counts, whether or not a flaw like it was forged.
+"""A memory bank beside a trained detector: what no good image shows counts, whether or not a flaw like it was
+synthesized.
 
 In none of the papers on GLASS, PBAS and AAND; the idea is PatchCore's (Roth et al., CVPR 2022). A discriminator or a
 student knows the flaws that it was taught and what resembles them, a memory knows what it has seen: each misses what
@@ -116,7 +117,7 @@ LEAST = 1e-6
 Level = Float[Tensor, "batch channel height width"]
 
 
-class Familiarity(nn.Module):
+class MemoryBank(nn.Module):
     """Distance of every position of a level map to the nearest remembered feature, in units of what good images show.
 
     Args:
@@ -155,7 +156,7 @@ class Familiarity(nn.Module):
         return distance.reshape(level.shape[0], 1, *level.shape[-2:])
 
 
-class Chosen(NamedTuple):
+class Coreset(NamedTuple):
     """Features to remember.
 
     Attributes:
@@ -191,9 +192,9 @@ class LevelMaps:
         return average_embedding([level.float() for level in levels], self.side, self.grid)
 
 
-def chosen_features(
+def sample_coreset(
     maps: LevelMaps, size: int, seed: int, *, purpose: str = "memory", candidates: int = LEVEL_CANDIDATES
-) -> Chosen:
+) -> Coreset:
     """Features of good images that leave no other one far away: greedy k-centres among evenly drawn candidates.
 
     Args:
@@ -213,11 +214,11 @@ def chosen_features(
     drawn = [maps[row][0].flatten(1)[:, rng.choice(maps.positions, share, replace=False)].T for row in range(len(maps))]
     features, rows = torch.cat(drawn), torch.arange(len(maps)).repeat_interleave(share)
     chosen = greedy_coreset(features, min(size, math.ceil(LARGEST_SHARE * len(rows))), first=0)
-    return Chosen(features[chosen], rows[chosen])
+    return Coreset(features[chosen], rows[chosen])
 
 
 def distances_to_others(
-    chosen: Chosen, maps: LevelMaps, rows: Sequence[int]
+    chosen: Coreset, maps: LevelMaps, rows: Sequence[int]
 ) -> Iterator[Float[Tensor, "1 1 height width"]]:
     """Distances of an image's positions to remembered features of all other images, image after image.
 
@@ -226,12 +227,12 @@ def distances_to_others(
     for row in rows:
         others = chosen.features[chosen.rows != row]
         features = others if len(others) else chosen.features
-        memory = Familiarity(features.shape[1], len(features))
+        memory = MemoryBank(features.shape[1], len(features))
         memory.remember(features)
         yield memory(maps[row])
 
 
-def typical_peak(chosen: Chosen, maps: LevelMaps) -> Float[Tensor, ""]:
+def typical_peak(chosen: Coreset, maps: LevelMaps) -> Float[Tensor, ""]:
     """Median over good images of the largest distance of their positions to features of all other images; never 0.
 
     One image has no others to say what is typical: no distance is strange then, and infinity is returned.
@@ -301,7 +302,7 @@ class BankConfig(MethodConfig):
         return tuple(Neighbourhood(side=one) if isinstance(one, int) else one for one in self.bank)
 
 
-class MemoryBank(nn.Module):
+class MultiScaleMemoryBank(nn.Module):
     """Distances to remembered features, over some neighbourhoods, in the unit of the scores that they are added to.
 
     Args:
@@ -316,7 +317,7 @@ class MemoryBank(nn.Module):
     def __init__(self, channels: Sequence[int], neighbourhoods: Sequence[Neighbourhood], size: int) -> None:
         super().__init__()
         self.neighbourhoods = tuple(neighbourhoods)
-        self.memories = nn.ModuleList(Familiarity(sum(channels[-one.levels :]), size) for one in neighbourhoods)
+        self.memories = nn.ModuleList(MemoryBank(sum(channels[-one.levels :]), size) for one in neighbourhoods)
         self.register_buffer("means", torch.zeros(len(neighbourhoods)))
         self.register_buffer("scale", torch.ones(()))
 
@@ -332,17 +333,17 @@ class MemoryBank(nn.Module):
 
 
 @torch.no_grad()
-def filled_bank(images: FeatureSource, config: BankConfig, seed: int) -> MemoryBank:
+def filled_bank(images: FeatureSource, config: BankConfig, seed: int) -> MultiScaleMemoryBank:
     """A bank of the good images, of scale 1.
 
     Mean and spread are those of the distances to other images' features. One image has no others, and copies of one
     do not differ: nothing says what is usual then, so the bank says 0 everywhere.
     """
-    bank = MemoryBank(images.channels, config.neighbourhoods, config.bank_size)
+    bank = MultiScaleMemoryBank(images.channels, config.neighbourhoods, config.bank_size)
     for number, (one, memory) in enumerate(zip(bank.neighbourhoods, bank.memories, strict=True)):
-        assert isinstance(memory, Familiarity)
+        assert isinstance(memory, MemoryBank)
         maps = LevelMaps(images, len(images.grids) - 1, one.side, joined=one.levels)
-        chosen = chosen_features(maps, config.bank_size, seed, purpose=f"bank {one.side}", candidates=CANDIDATES)
+        chosen = sample_coreset(maps, config.bank_size, seed, purpose=f"bank {one.side}", candidates=CANDIDATES)
         spread, mean = torch.tensor(torch.inf), torch.tensor(0.0)
         if len(maps) > 1:
             spread, mean = _scatter(distances_to_others(chosen, maps, measured_rows(len(maps))))

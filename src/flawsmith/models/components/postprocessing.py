@@ -10,7 +10,7 @@ from torch import Tensor
 
 from flawsmith.models.base import SinglePass, Stage, TrainingData
 from flawsmith.models.components.detectors import Comparison, Moments, ScoreMapDetector, ScoreNorm, norm_stage
-from flawsmith.models.components.memory_bank import BankConfig, MemoryBank, filled_bank, measured_rows
+from flawsmith.models.components.memory_bank import BankConfig, MultiScaleMemoryBank, filled_bank, measured_rows
 
 AnyDetector = TypeVar("AnyDetector", bound=ScoreMapDetector)
 
@@ -30,7 +30,7 @@ class Finish:
     ) -> None:
         self._config, self._comparison, self._channels, self._seed = config, comparison, channels, seed
         self._norms: list[ScoreNorm] = []
-        self._bank: MemoryBank | None = None
+        self._bank: MultiScaleMemoryBank | None = None
 
     def stages(self, trained: Callable[[], ScoreMapDetector]) -> list[Stage]:
         """The stages to come after training.
@@ -52,7 +52,7 @@ class Finish:
         return detector
 
     def _accept(self, tensors: dict[str, Tensor]) -> None:
-        self._bank = MemoryBank(self._channels, self._config.neighbourhoods, self._config.bank_size)
+        self._bank = MultiScaleMemoryBank(self._channels, self._config.neighbourhoods, self._config.bank_size)
         self._bank.load_state_dict(tensors)
 
     @torch.no_grad()

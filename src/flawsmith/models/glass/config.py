@@ -21,7 +21,7 @@ class GLASSConfig(PatchConfig):
         description="Where normal features are assumed to lie; auto judges the mean training image, published takes "
         "the authors' decision for a published category and judges any other.",
     )
-    las: bool = Field(True, description="Local anomaly synthesis, from forged flaws (Table 4).")
+    las: bool = Field(True, description="Local anomaly synthesis, from synthetic flaws (Table 4).")
     gas: Literal["none", "noise", "ascent", "projected"] = Field(
         "projected",
         description="Global anomaly synthesis (Table 4): none, Gaussian noise (GN), with gradient ascent (GA), with "
@@ -43,18 +43,18 @@ class GLASSConfig(PatchConfig):
     hard_quantile: float = Field(0.5, ge=0, lt=1, description="Share of easy positions that the LAS loss leaves out.")
     focal_gamma: float = Field(2.0, ge=0, description="γ of the focal loss.")
     gas_weight: float = Field(1.0, ge=0, description="Weight of the loss on global anomalies; 1 in Eq. 13.")
-    recipe: str = Field("glass", description="Recipe of the forged flaws.")
+    recipe: str = Field("glass", description="Recipe of the synthetic flaws.")
     refresh: int = Field(
         1,
         ge=1,
-        description="Epochs that a set of forged flaws serves; 1 forges every batch afresh, more need steps_per_epoch.",
+        description="Epochs that a set of flaws serves; 1 draws every batch afresh, more need steps_per_epoch.",
     )
     match_grey: bool = Field(
         False, description="Make textures grey where the image is: no camera that sees grey shows a coloured flaw."
     )
     foreground: Foreground = Field(
         Foreground(),
-        description="Where flaws may be forged; the released scripts use mask files for MVTec AD, VisA, WFDD.",
+        description="Where flaws may be synthesized; the released scripts use mask files for MVTec AD, VisA, WFDD.",
     )
 
     @property
@@ -63,7 +63,7 @@ class GLASSConfig(PatchConfig):
         return self.foreground.mode == "files"
 
     @property
-    def forges(self) -> bool:
+    def synthesizes(self) -> bool:
         """Whether there is a local branch."""
         return self.las
 
@@ -74,7 +74,7 @@ class GLASSConfig(PatchConfig):
         if self.recipe not in RECIPES:
             raise ValueError(f"known recipes are {', '.join(RECIPES)}")
         if self.refresh > 1 and self.steps_per_epoch is None:
-            raise ValueError("refresh above 1 needs steps_per_epoch: all forged batches must be of one size")
+            raise ValueError("refresh above 1 needs steps_per_epoch: all synthetic batches must be of one size")
         if self.outer_radius < self.inner_radius:
             raise ValueError("outer_radius must be at least inner_radius")
         return self

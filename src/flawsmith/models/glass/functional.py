@@ -1,4 +1,4 @@
-"""Anomalies in feature space and the loss on forged ones: the equations of GLASS as functions."""
+"""Anomalies in feature space and the loss on synthetic ones: the equations of GLASS as functions."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from flawsmith.losses import hardest, two_class_focal
 from flawsmith.models.components.distributed import mean
-from flawsmith.models.components.fast import Forward, HiddenAscent, NormalHalf
+from flawsmith.models.components.fast import AscentStep, HiddenAscent, NormalStatistics
 from flawsmith.models.components.heads import Discriminator
 from flawsmith.models.components.patch_learner import Rows
 from flawsmith.models.components.projection import Shell
 from flawsmith.models.glass.config import GLASSConfig
 
-Watch = Callable[[Forward, Rows, HiddenAscent], None]
+Watch = Callable[[AscentStep, Rows, HiddenAscent], None]
 """Sees every step of the ascent: its forward pass, the features at the last restart, and how far they have moved."""
 
 
@@ -59,7 +59,7 @@ def global_anomalies(
     with torch.no_grad():
         anchor = first(shell.origin).float()
         start = first(shell.origin + offset)
-    ascent = HiddenAscent(discriminator, NormalHalf.of(hidden), start, step_size=config.step_size)
+    ascent = HiddenAscent(discriminator, NormalStatistics.of(hidden), start, step_size=config.step_size)
     moved = []
     for begin in range(0, config.steps, config.project_every):
         steps = min(config.project_every, config.steps - begin)
@@ -77,7 +77,7 @@ def global_anomalies(
 
 
 def pushed_out(features: Rows, anomalous: Bool[Tensor, " position"], shell: Shell) -> Rows:
-    """Local anomalies under the hypersphere: features of forged cells, put into the shell; the others stay."""
+    """Local anomalies under the hypersphere: features of synthetic cells, put into the shell; the others stay."""
     pushed = shell.origin + shell.put(features - shell.origin).offset
     return torch.where(anomalous[:, None], pushed, features)
 
@@ -85,7 +85,7 @@ def pushed_out(features: Rows, anomalous: Bool[Tensor, " position"], shell: Shel
 def local_loss(
     logits: Float[Tensor, " position"], anomalous: Bool[Tensor, " position"], *, hard_quantile: float, gamma: float
 ) -> Float[Tensor, ""]:
-    """Eq. 12: the focal loss over the hardest positions of forged images."""
+    """Eq. 12: the focal loss over the hardest positions of synthetic images."""
     probability, target = logits.float().sigmoid(), anomalous.float()
     kept = hardest(probability, target, hard_quantile).kept
     return two_class_focal(probability[kept], target[kept], gamma=gamma)

@@ -26,9 +26,9 @@ from flawsmith.models.base import (
     SinglePass,
     Stage,
     TrainingData,
-    forged_flaws,
+    synthetic_flaws,
 )
-from flawsmith.models.components.batches import ForgedBatches, PairedBatch
+from flawsmith.models.components.batches import PairedBatch, PairedBatches
 from flawsmith.models.components.centers import mean_embedding
 from flawsmith.models.components.detectors import PositionDetector
 from flawsmith.models.components.distributed import Part, mean, total
@@ -49,7 +49,7 @@ class Branches(NamedTuple):
         normal: u, adapted features of normal images.
         hidden: output of the discriminator's first layer for them.
         gas: global anomalies; None where the settings leave them out.
-        las: features of forged images; None likewise.
+        las: features of synthetic images; None likewise.
         anomalous: which of the latter belong to flaws.
         radius: r'1.
     """
@@ -92,19 +92,19 @@ class GLASSModule(PatchLearner):
 
     def batch_losses(self, batch: PairedBatch) -> dict[str, Tensor]:
         losses = self.losses(self.branches(batch))
-        return losses if batch.forged is None else losses | {"fell_back": total(torch.tensor(batch.fell_back))}
+        return losses if batch.synthetic is None else losses | {"fell_back": total(torch.tensor(batch.fell_back))}
 
     def noise(self, like: Rows, step: tuple[int, int], part: Part | None = None) -> Rows:
         """ε of Eq. 5, a function of the seed and the step."""
         return self.config.noise * self.gaussian(like, "glass noise", step, part)
 
     def branches(self, batch: PairedBatch) -> Branches:
-        """Features of the three branches: normal ones, global anomalies made of them, and forged flaws."""
+        """Features of the three branches: normal ones, global anomalies made of them, and synthetic flaws."""
         config, spherical = self.config, self.hypothesis == "hypersphere"
         normal = self.project(batch.normal.levels, batch.normal.rows).float()
         centers = self._centers_of(batch, len(normal))
-        forged = None if batch.forged is None else self.project(batch.forged, batch.normal.rows).float()
-        radius = self._radius(normal, forged, batch.cells, centers)
+        synthetic = None if batch.synthetic is None else self.project(batch.synthetic, batch.normal.rows).float()
+        radius = self._radius(normal, synthetic, batch.cells, centers)
         hidden = self.discriminator.blocks[0].linear(normal)
         anomalies = None
         if config.gas != "none":
@@ -115,10 +115,10 @@ class GLASSModule(PatchLearner):
             if spherical:
                 shell, offset = Shell(centers, radius, config.shell * radius), normal + noise - centers
             anomalies = global_anomalies(offset, shell, self.discriminator, hidden, config)
-        if spherical and forged is not None and batch.cells is not None:
+        if spherical and synthetic is not None and batch.cells is not None:
             shell = Shell(centers, config.shell * radius, config.shell**2 * radius)
-            forged = pushed_out(forged, batch.cells, shell)
-        return Branches(normal, hidden, anomalies, forged, batch.cells, radius)
+            synthetic = pushed_out(synthetic, batch.cells, shell)
+        return Branches(normal, hidden, anomalies, synthetic, batch.cells, radius)
 
     def losses(self, branches: Branches) -> dict[str, Tensor]:
         """L_n, L_gas, L_las and their sum (Eqs. 10 to 13), with the radius and the share of moved points."""
@@ -149,11 +149,11 @@ class GLASSModule(PatchLearner):
         positions = torch.arange(count) if batch.normal.rows is None else batch.normal.rows
         return centers[positions.to(centers.device) % len(centers)]
 
-    def _radius(self, normal: Rows, forged: Rows | None, anomalous: Tensor | None, centers: Rows) -> Tensor:
+    def _radius(self, normal: Rows, synthetic: Rows | None, anomalous: Tensor | None, centers: Rows) -> Tensor:
         """r'1: the distance within which three quarters of the points known to be normal lie."""
         points, own = normal.detach(), centers
-        if forged is not None and anomalous is not None:
-            points, own = torch.cat([forged.detach()[~anomalous], points]), torch.cat([centers[~anomalous], centers])
+        if synthetic is not None and anomalous is not None:
+            points, own = torch.cat([synthetic.detach()[~anomalous], points]), torch.cat([centers[~anomalous], centers])
         return radius_of(points, own, self.config.radius_quantile)
 
 
@@ -191,7 +191,7 @@ def cloud(normal: Tensor, gas: Tensor | None, las: Tensor | None, seed: int) -> 
     kinds = {"normal": normal, "GAS": gas, "LAS": las}
     return FeatureCloud(
         "Features after training",
-        "Adapted features of one batch: normal ones, global anomalies (GAS) made of them, and forged flaws (LAS).",
+        "Adapted features of one batch: normal ones, global anomalies (GAS) made of them, and synthetic flaws (LAS).",
         {name: _sample(rows, seed, name) for name, rows in kinds.items() if rows is not None and len(rows)},
     )
 
@@ -255,8 +255,8 @@ class GLASS(Method):
         gas = None if found.gas is None else found.gas.features
         las = None if found.las is None else found.las[found.anomalous]
         shown.append(cloud(found.normal, gas, las, self.seed))
-        if batches.forged is not None:
-            shown.append(forged_flaws(batches.forged.examples(SHOWN_FLAWS)))
+        if batches.synthetic is not None:
+            shown.append(synthetic_flaws(batches.synthetic.examples(SHOWN_FLAWS)))
         return shown if self._mean_image is None else [judged(self._mean_image), *shown]
 
     def findings(self) -> Mapping[str, str | float]:
@@ -276,11 +276,11 @@ class GLASS(Method):
     def _accept_center(self, tensors: dict[str, Tensor]) -> None:
         self.module.mean_embedding = tensors["mean_embedding"]
 
-    def _batches(self, data: TrainingData) -> ForgedBatches:
+    def _batches(self, data: TrainingData) -> PairedBatches:
         config = self.config
         normal, stride = PatchBatches(data.features(), config.sampling, seed=self.seed), self.backbone.info.strides[0]
         if not config.las:
-            return ForgedBatches(normal, None, self.grid, stride)
+            return PairedBatches(normal, None, self.grid, stride)
         recipe = find_recipe(config.recipe)
-        forged = data.forged(recipe, config.foreground, self.grid, match_grey=config.match_grey)
-        return ForgedBatches(normal, forged, self.grid, stride, refresh=config.refresh, seed=self.seed)
+        synthetic = data.synthetic(recipe, config.foreground, self.grid, match_grey=config.match_grey)
+        return PairedBatches(normal, synthetic, self.grid, stride, refresh=config.refresh, seed=self.seed)

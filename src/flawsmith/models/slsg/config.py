@@ -97,7 +97,7 @@ class SLSGConfig(MethodConfig):
         "nearest of them too. In no paper on SLSG; MemSeg hands differences to a memory to its decoder.",
     )
     memory_size: int = Field(1000, ge=1, description="Features remembered of each of these levels.")
-    strangeness_weight: float = Field(
+    novelty_weight: float = Field(
         0.0,
         ge=0,
         description="What a trained model adds to a pixel's logit where it is farther from a memory than the farthest "
@@ -177,7 +177,7 @@ class SLSGConfig(MethodConfig):
         return isinstance(self.foreground, Foreground) and self.foreground.mode == "files"
 
     @property
-    def forges(self) -> bool:
+    def synthesizes(self) -> bool:
         """Anomalies are always simulated."""
         return True
 
@@ -255,7 +255,7 @@ FAST = SLSGConfig(
     neighbour_margin=0.05,
     normalised_levels=True,
     memory_strides=(16, 32),
-    strangeness_weight=40.0,
+    novelty_weight=40.0,
     recipe="slsg-aligned",
     match_grey=True,
     epochs=10,

@@ -28,17 +28,17 @@ from flawsmith.models.base import (
     Detector,
     Diagnostic,
     FeatureSource,
-    ForgedSource,
     LightningStage,
     Method,
     MethodConfig,
     Pictures,
     SinglePass,
     Stage,
+    SyntheticSource,
     TrainingData,
 )
 from flawsmith.models.components.distributed import share, total
-from flawsmith.models.components.memory_bank import Familiarity, LevelMaps, chosen_features, typical_peak
+from flawsmith.models.components.memory_bank import LevelMaps, MemoryBank, sample_coreset, typical_peak
 from flawsmith.models.components.patch_learner import PatchBatches, Sampling
 from flawsmith.models.registry import register
 from flawsmith.models.slsg.config import PRESETS, Scale, SLSGConfig
@@ -87,13 +87,13 @@ class SimulatedBatches:
 
     Args:
         features: level maps of the good images.
-        forged: simulates anomalies on them.
+        synthetic: simulates anomalies on them.
         config: the method's settings.
         seed: of the order.
     """
 
-    def __init__(self, features: FeatureSource, forged: ForgedSource, config: SLSGConfig, seed: int) -> None:
-        self._features, self.forged, self._config = features, forged, config
+    def __init__(self, features: FeatureSource, synthetic: SyntheticSource, config: SLSGConfig, seed: int) -> None:
+        self._features, self.synthetic, self._config = features, synthetic, config
         self._order = PatchBatches(features, Sampling(config.batch_size, config.steps_per_epoch), seed=seed)
 
     def __len__(self) -> int:
@@ -102,11 +102,11 @@ class SimulatedBatches:
     def epoch(self, epoch: int) -> Iterator[SimulatedBatch]:
         left = self._config.steps - epoch * len(self)
         rows = list(self._order.images(epoch))[: max(0, left)]
-        for some, forged in zip(rows, self.forged.batches(rows, epoch), strict=True):
-            normal = self._features.batch(some[share(len(some))]) if forged.normal is None else forged.normal
-            levels = [torch.cat(pair) for pair in zip(normal, forged.levels, strict=True)]
-            mask = np.concatenate([np.zeros_like(forged.masks), forged.masks])
-            yield SimulatedBatch(levels, torch.from_numpy(mask), forged.share_fell_back)
+        for some, synthetic in zip(rows, self.synthetic.batches(rows, epoch), strict=True):
+            normal = self._features.batch(some[share(len(some))]) if synthetic.normal is None else synthetic.normal
+            levels = [torch.cat(pair) for pair in zip(normal, synthetic.levels, strict=True)]
+            mask = np.concatenate([np.zeros_like(synthetic.masks), synthetic.masks])
+            yield SimulatedBatch(levels, torch.from_numpy(mask), synthetic.share_fell_back)
 
 
 class SegmentationModule(pl.LightningModule):
@@ -170,16 +170,16 @@ class SegmentationDetector(Detector):
         network: everything behind it.
         scale: what a pixel's value means.
         top_pixels: so many pixels make the score; all where there are fewer.
-        strangeness_weight: what is added to a pixel's logit for each unit of its strangeness, where there is a memory.
+        novelty_weight: what is added to a pixel's logit for each unit of its novelty, where there is a memory.
     """
 
     def __init__(
-        self, encoder: nn.Module, network: SegNet, *, scale: Scale, top_pixels: int, strangeness_weight: float = 0.0
+        self, encoder: nn.Module, network: SegNet, *, scale: Scale, top_pixels: int, novelty_weight: float = 0.0
     ) -> None:
         super().__init__()
         self.encoder, self.network = encoder, network
         self.scale, self.top_pixels = scale, top_pixels
-        self.strangeness_weight = strangeness_weight
+        self.novelty_weight = novelty_weight
         self.eval()
 
     @property
@@ -194,8 +194,8 @@ class SegmentationDetector(Detector):
     def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
         found = self.network(self.encoder(images))
         logits = found.final
-        if found.strangeness is not None:
-            added = self.strangeness_weight * found.strangeness
+        if found.novelty is not None:
+            added = self.novelty_weight * found.novelty
             # Half to each class, so that their difference, which is all that counts, rises by the whole.
             logits = logits + torch.cat([-added, added], dim=1) / 2
         return scored(logits, scale=self.scale, top_pixels=self.top_pixels)
@@ -229,7 +229,7 @@ Example = tuple[Picture, Picture, Picture]
 
 def as_input(examples: Sequence[Example], info: BackboneInfo) -> Float[Tensor, "batch 3 height width"]:
     """The simulated images as the encoder sees them."""
-    pictures = np.stack([forged for _, _, forged in examples]).astype(np.float32) / 255
+    pictures = np.stack([synthetic for _, _, synthetic in examples]).astype(np.float32) / 255
     values = (pictures - np.array(info.mean, np.float32)) / np.array(info.std, np.float32)
     return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
 
@@ -266,8 +266,8 @@ def simulated(examples: Sequence[Example], maps: Float[Tensor, "batch height wid
     said = np.rint(((maps - maps.min()) / scale * 255).numpy()).astype(np.uint8)
     pictures = [
         pair
-        for (good, mask, forged), found in zip(examples, said, strict=True)
-        for pair in (("good image", good), ("simulated anomaly", forged), ("mask", mask), ("SegNet's map", found))
+        for (good, mask, synthetic), found in zip(examples, said, strict=True)
+        for pair in (("good image", good), ("simulated anomaly", synthetic), ("mask", mask), ("SegNet's map", found))
     ]
     return Pictures(
         "Simulated anomalies",
@@ -281,9 +281,9 @@ def neighbours(examples: Sequence[Example], graph: Graph, grid: Grid) -> Picture
     """The graph around a few nodes, as in the paper's Fig. 8: the node in green, its neighbours in red."""
     assert graph.neighbours is not None
     pictures = []
-    for number, (_, _, forged) in enumerate(examples):
+    for number, (_, _, synthetic) in enumerate(examples):
         for node in _spread(grid):
-            drawn = _marked(forged, grid, node, graph.neighbours[number, node].tolist())
+            drawn = _marked(synthetic, grid, node, graph.neighbours[number, node].tolist())
             pictures.append((f"node {node // grid[1]}, {node % grid[1]}", drawn))
     return Pictures(
         "Neighbours in the graph",
@@ -367,7 +367,7 @@ class SLSG(Method):
             self.segmentation.network,
             scale=config.scale,
             top_pixels=config.top_pixels,
-            strangeness_weight=config.strangeness_weight,
+            novelty_weight=config.novelty_weight,
         )
 
     def findings(self) -> Mapping[str, str | float]:
@@ -403,14 +403,14 @@ class SLSG(Method):
         found = dict[str, Tensor]()
         for level in self.config.remembered:
             maps = LevelMaps(images, level)
-            chosen = chosen_features(maps, size, self.seed, purpose="slsg memory")
+            chosen = sample_coreset(maps, size, self.seed, purpose="slsg memory")
             found |= {f"features {level}": chosen.features, f"unit {level}": typical_peak(chosen, maps)}
         return found
 
     def _remember(self, tensors: dict[str, Tensor]) -> None:
         for level in self.config.remembered:
             memory = self.segmentation.network.memories[str(level)]
-            assert isinstance(memory, Familiarity)
+            assert isinstance(memory, MemoryBank)
             memory.remember(tensors[f"features {level}"], tensors[f"unit {level}"])
 
     def _seen(self, data: TrainingData) -> TrainingData:
@@ -422,9 +422,9 @@ class SLSG(Method):
         form = f"{self.config.topology} {self.config.stem}"
         return data.through(trained_trunk(self.encoder, self.backbone, self.config.image_size, form))
 
-    def _source(self, data: TrainingData) -> ForgedSource:
+    def _source(self, data: TrainingData) -> SyntheticSource:
         recipe, foreground, self._findings = chosen_simulation(self.config, data.dataset, data.category)
-        return data.forged(recipe, foreground, self.grids[0], match_grey=self.config.match_grey)
+        return data.synthetic(recipe, foreground, self.grids[0], match_grey=self.config.match_grey)
 
     def _simulated(self, data: TrainingData) -> SimulatedBatches:
         self.encoder.requires_grad_(False)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
-from flawsmith.models.components.memory_bank import Familiarity
+from flawsmith.models.components.memory_bank import MemoryBank
 from flawsmith.models.slsg.sg_block import SGBlock
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -102,13 +102,13 @@ class Logits(NamedTuple):
     Attributes:
         final: at every pixel of the image, (batch, 2, height, width).
         auxiliary: of the head behind the SG block, up-sampled likewise.
-        strangeness: (batch, 1, height, width), by what share a pixel is farther from the memories than the farthest
+        novelty: (batch, 1, height, width), by what share a pixel is farther from the memories than the farthest
             position of a typical good image, 0 where it is not, summed over memories; None without any.
     """
 
     final: Map
     auxiliary: Map
-    strangeness: Map | None = None
+    novelty: Map | None = None
 
 
 @dataclass(frozen=True)
@@ -165,7 +165,7 @@ class SegNet(nn.Module):
             nn.BatchNorm2d(count) if layout.normalised_levels else nn.Identity() for count in channels
         )
         self.memories = nn.ModuleDict(
-            {str(number): Familiarity(channels[number], layout.memory_size) for number in layout.remembered}
+            {str(number): MemoryBank(channels[number], layout.memory_size) for number in layout.remembered}
         )
         distances = len(layout.remembered)
         self.distance_norm = nn.BatchNorm2d(distances) if distances else nn.Identity()

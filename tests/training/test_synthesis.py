@@ -1,4 +1,4 @@
-"""Forging while training: what is drawn is a function of the seed and the place, wherever it is drawn."""
+"""Synthesis while training: what is drawn is a function of the seed and the place, wherever it is drawn."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from PIL import Image
 
 from flawsmith.data.layouts import load
 from flawsmith.features.cache import FeatureCache
-from flawsmith.models.base import ForgedImages
-from flawsmith.models.components.batches import ForgedBatches
+from flawsmith.models.base import SyntheticImages
+from flawsmith.models.components.batches import PairedBatches
 from flawsmith.models.components.patch_learner import PatchBatch
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import find_recipe
-from flawsmith.training.data import ForgingOptions, GoodImages, Place
+from flawsmith.training.data import SampleKey, SynthesisOptions, TrainingSet
 
 GEOMETRY = Geometry(size=(48, 64))
 ROWS = [np.array([0, 1, 2]), np.array([3, 0])]
-Make = Callable[..., GoodImages]
+Make = Callable[..., TrainingSet]
 
 
 class Pixels:
@@ -39,20 +39,20 @@ class Pixels:
 
 @pytest.fixture
 def images(parts: Path, tmp_path: Path) -> Make:
-    def make(*, seed: int = 0, **options: object) -> GoodImages:
+    def make(*, seed: int = 0, **options: object) -> TrainingSet:
         samples = load(parts).good_train[:4]
         cache = FeatureCache("pixels", tmp_path / "cache")
-        return GoodImages(samples, GEOMETRY, Pixels(), cache, seed=seed, forging=ForgingOptions(**options))
+        return TrainingSet(samples, GEOMETRY, Pixels(), cache, seed=seed, synthesis=SynthesisOptions(**options))
 
     return make
 
 
-def forged(data: GoodImages, epoch: int = 0, recipe: str = "glass", mode: str = "none") -> list[ForgedImages]:
-    source = data.forged(find_recipe(recipe), Foreground(mode=mode), (6, 8), match_grey=True)
+def synthetic(data: TrainingSet, epoch: int = 0, recipe: str = "glass", mode: str = "none") -> list[SyntheticImages]:
+    source = data.synthetic(find_recipe(recipe), Foreground(mode=mode), (6, 8), match_grey=True)
     return list(source.batches(ROWS, epoch))
 
 
-def same(first: list[ForgedImages], second: list[ForgedImages]) -> bool:
+def same(first: list[SyntheticImages], second: list[SyntheticImages]) -> bool:
     return all(
         torch.equal(one.levels[0], two.levels[0]) and np.array_equal(one.masks, two.masks)
         for one, two in zip(first, second, strict=True)
@@ -61,17 +61,17 @@ def same(first: list[ForgedImages], second: list[ForgedImages]) -> bool:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_draw_what_one_process_draws(images: Make, workers: int) -> None:
-    alone, shared = forged(images(workers=0)), forged(images(workers=workers))
+    alone, shared = synthetic(images(workers=0)), synthetic(images(workers=workers))
 
     assert same(alone, shared)
 
 
 def test_foregrounds_come_with_the_flaws_that_lie_on_them(images: Make) -> None:
-    for batch in forged(images(workers=1), mode="disc", recipe="aand"):
+    for batch in synthetic(images(workers=1), mode="disc", recipe="aand"):
         assert batch.foregrounds.shape == batch.masks.shape
         assert 0 < batch.foregrounds.mean() < 1
         assert batch.fell_back or not (batch.masks & ~batch.foregrounds).any()
-    assert all(batch.foregrounds.all() for batch in forged(images(workers=0), mode="none"))
+    assert all(batch.foregrounds.all() for batch in synthetic(images(workers=0), mode="none"))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -79,7 +79,7 @@ def test_jittered_good_halves_come_with_their_flaws(images: Make, workers: int) 
     data = images(workers=workers)
     plain = np.stack(list(data.images()))
 
-    for rows, batch in zip(ROWS, forged(data, recipe="slsg-official"), strict=True):
+    for rows, batch in zip(ROWS, synthetic(data, recipe="slsg-official"), strict=True):
         assert batch.normal is not None
         (good,), (flawed,) = ([level.numpy() for level in levels] for levels in (batch.normal, batch.levels))
         outside = ~batch.masks[:, None].repeat(3, axis=1)
@@ -89,7 +89,7 @@ def test_jittered_good_halves_come_with_their_flaws(images: Make, workers: int) 
 
 
 def test_jittered_halves_do_not_depend_on_the_workers(images: Make) -> None:
-    alone, shared = (forged(images(workers=workers), recipe="slsg-official") for workers in (0, 2))
+    alone, shared = (synthetic(images(workers=workers), recipe="slsg-official") for workers in (0, 2))
 
     assert same(alone, shared)
     assert all(torch.equal(one.normal[0], two.normal[0]) for one, two in zip(alone, shared, strict=True))
@@ -99,20 +99,20 @@ def test_jittered_halves_do_not_depend_on_the_workers(images: Make) -> None:
 def test_good_halves_are_left_out_where_they_are_the_training_images(images: Make, recipe: str) -> None:
     data = images(workers=0)
 
-    assert all(batch.normal is None for batch in forged(data, recipe=recipe))
-    source = data.forged(find_recipe(recipe), Foreground(), (6, 8), match_grey=True)
-    assert source._forged[Place(0, 0, 0)].good is None, "nothing more crosses the border of a process"
+    assert all(batch.normal is None for batch in synthetic(data, recipe=recipe))
+    source = data.synthetic(find_recipe(recipe), Foreground(), (6, 8), match_grey=True)
+    assert source._synthetic[SampleKey(0, 0, 0)].good is None, "nothing more crosses the border of a process"
 
 
 def test_examples_show_the_good_image_that_the_flaw_was_put_on(images: Make) -> None:
-    source = images(workers=0).forged(find_recipe("slsg-official"), Foreground(), (6, 8), match_grey=True)
+    source = images(workers=0).synthetic(find_recipe("slsg-official"), Foreground(), (6, 8), match_grey=True)
 
     for good, mask, flawed in source.examples(3):
         assert np.array_equal(good[mask == 0], flawed[mask == 0])
 
 
 def test_an_epoch_repeats_itself_and_no_other(images: Make) -> None:
-    source = images(workers=1).forged(find_recipe("glass"), Foreground(), (6, 8), match_grey=True)
+    source = images(workers=1).synthetic(find_recipe("glass"), Foreground(), (6, 8), match_grey=True)
 
     first, second, again = (list(source.batches(ROWS, epoch)) for epoch in (0, 1, 0))
 
@@ -121,16 +121,16 @@ def test_an_epoch_repeats_itself_and_no_other(images: Make) -> None:
 
 
 def test_seeds_differ_and_an_image_drawn_twice_gets_two_flaws(images: Make) -> None:
-    first, second = forged(images(workers=0)), forged(images(workers=0, seed=1))
+    first, second = synthetic(images(workers=0)), synthetic(images(workers=0, seed=1))
 
     assert not same(first, second)
-    assert not np.array_equal(first[0].masks[0], first[1].masks[1]), "both are forged on image 0"
+    assert not np.array_equal(first[0].masks[0], first[1].masks[1]), "both are synthesized on image 0"
 
 
 def test_flaws_leave_the_rest_of_the_image_and_the_global_generator_alone(images: Make) -> None:
     data = images(workers=1)
     before = torch.random.get_rng_state()
-    batches = forged(data)
+    batches = synthetic(data)
     normal = np.stack(list(data.images()))
 
     for rows, batch in zip(ROWS, batches, strict=True):
@@ -145,7 +145,9 @@ def test_flaws_leave_the_rest_of_the_image_and_the_global_generator_alone(images
 
 
 def test_prepared_images_cross_process_borders_as_paths(images: Make) -> None:
-    table = images().forged(find_recipe("glass"), Foreground(), (6, 8), match_grey=False)._loader.dataset._images.table
+    table = (
+        images().synthetic(find_recipe("glass"), Foreground(), (6, 8), match_grey=False)._loader.dataset._images.table
+    )
 
     copied = pickle.dumps(table)
 
@@ -156,7 +158,7 @@ def test_prepared_images_cross_process_borders_as_paths(images: Make) -> None:
 def test_every_recipe_trains_on_any_texture_source(images: Make, parts: Path) -> None:
     for textures in ("self", "procedural", str(parts / "train" / "good")):
         for recipe in ("aand", "slsg-structural", "slsg-logical", "slsg", "slsg-official"):
-            batches = forged(images(workers=0, textures=textures), recipe=recipe)
+            batches = synthetic(images(workers=0, textures=textures), recipe=recipe)
             assert all(torch.isfinite(batch.levels[0]).all() for batch in batches)
 
 
@@ -166,9 +168,9 @@ def test_a_recipe_says_how_pictures_of_textures_are_brought_to_size(images: Make
     data = images(workers=0, textures=str(tmp_path))
 
     drawn = {
-        name: data.forged(find_recipe(name), Foreground(), (6, 8), match_grey=False)._forged._forger.textures.draw(
-            (48, 48), np.random.default_rng(0)
-        )
+        name: data.synthetic(
+            find_recipe(name), Foreground(), (6, 8), match_grey=False
+        )._synthetic._synthesizer.textures.draw((48, 48), np.random.default_rng(0))
         for name in ("glass", "aand")
     }
 
@@ -178,9 +180,9 @@ def test_a_recipe_says_how_pictures_of_textures_are_brought_to_size(images: Make
 
 def test_missing_textures_and_masks_are_named_before_anything_is_forged(images: Make, tmp_path: Path) -> None:
     with pytest.raises(FlawsmithError, match="nowhere"):
-        forged(images(workers=0, textures=str(tmp_path / "nowhere")))
+        synthetic(images(workers=0, textures=str(tmp_path / "nowhere")))
     with pytest.raises(FlawsmithError, match="no foreground mask"):
-        forged(images(workers=0), mode="files")
+        synthetic(images(workers=0), mode="files")
 
 
 class Normal:
@@ -196,13 +198,13 @@ class Normal:
         return (PatchBatch([torch.zeros(2, 3, 48, 64)], None, (epoch, step)) for step in range(3))
 
 
-def batches_of(data: GoodImages, refresh: int) -> ForgedBatches:
-    source = data.forged(find_recipe("glass"), Foreground(), (6, 8), match_grey=True)
-    return ForgedBatches(Normal(), source, (6, 8), 8, refresh=refresh)
+def batches_of(data: TrainingSet, refresh: int) -> PairedBatches:
+    source = data.synthetic(find_recipe("glass"), Foreground(), (6, 8), match_grey=True)
+    return PairedBatches(Normal(), source, (6, 8), 8, refresh=refresh)
 
 
-def sums(batches: ForgedBatches, epoch: int) -> list[float]:
-    return [float(batch.forged[0].double().sum()) for batch in batches.epoch(epoch)]
+def sums(batches: PairedBatches, epoch: int) -> list[float]:
+    return [float(batch.synthetic[0].double().sum()) for batch in batches.epoch(epoch)]
 
 
 def test_a_pool_serves_its_epochs_in_other_orders_and_is_then_forged_anew(images: Make) -> None:
@@ -217,8 +219,8 @@ def test_a_pool_serves_its_epochs_in_other_orders_and_is_then_forged_anew(images
 
 def test_a_pool_is_forged_once_though_a_trainer_stops_asking_after_the_last_batch(images: Make) -> None:
     batches = batches_of(images(workers=0), refresh=3)
-    forge, forged_in = batches.forged.batches, []
-    batches.forged.batches = lambda rows, epoch: forged_in.append(epoch) or forge(rows, epoch)
+    synthesize, forged_in = batches.synthetic.batches, []
+    batches.synthetic.batches = lambda rows, epoch: forged_in.append(epoch) or synthesize(rows, epoch)
 
     for epoch in range(4):
         taken = list(islice(batches.epoch(epoch), len(batches)))
@@ -249,6 +251,6 @@ def test_a_missing_mask_is_one_line_from_a_worker_too(images: Make, tmp_path: Pa
     masks.mkdir()
 
     with pytest.raises(FlawsmithError, match="no foreground mask") as raised:
-        forged(images(workers=workers, foregrounds=masks), mode="files")
+        synthetic(images(workers=workers, foregrounds=masks), mode="files")
 
     assert "\n" not in str(raised.value)

@@ -1,4 +1,4 @@
-"""Forged samples follow their recipe, stay in their mask, and say when they could not."""
+"""Synthetic samples follow their recipe, stay in their mask, and say when they could not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flawsmith.synthesis.blend import FixedWeight, visible
 from flawsmith.synthesis.masks import Acceptance, MaskRule
 from flawsmith.synthesis.perlin import draw_lattice
 from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe, max_pool_cells
-from flawsmith.synthesis.synthesizer import Forged, Forger, is_grey, resized, to_8_bit, to_float
+from flawsmith.synthesis.synthesizer import AnomalySynthesizer, SyntheticAnomaly, is_grey, resized, to_8_bit, to_float
 
 PLAIN = Recipe(name="plain", branches=(Branch(weight=FixedWeight(value=0.25)),))
 
@@ -42,19 +42,21 @@ def good_image(shape: tuple[int, int] = (64, 80), seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((*shape, 3)).astype(np.float32)
 
 
-def same(first: Forged, second: Forged) -> bool:
+def same(first: SyntheticAnomaly, second: SyntheticAnomaly) -> bool:
     return np.array_equal(first.image, second.image) and np.array_equal(first.mask, second.mask)
 
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_generator_alone_decides_even_after_a_journey(name: str) -> None:
-    forger = Forger(RECIPES[name], Speckle(), others=(good_image(seed=5), good_image((30, 30), seed=6)), grid=(8, 10))
-    traveller = pickle.loads(pickle.dumps(forger))
+    synthesizer = AnomalySynthesizer(
+        RECIPES[name], Speckle(), others=(good_image(seed=5), good_image((30, 30), seed=6)), grid=(8, 10)
+    )
+    traveller = pickle.loads(pickle.dumps(synthesizer))
     image = good_image()
     for seed in range(8):
-        here = forger.forge(image, np.random.default_rng(seed))
-        assert same(here, traveller.forge(image, np.random.default_rng(seed)))
-    assert not same(here, forger.forge(image, np.random.default_rng(99)))
+        here = synthesizer.synthesize(image, np.random.default_rng(seed))
+        assert same(here, traveller.synthesize(image, np.random.default_rng(seed)))
+    assert not same(here, synthesizer.synthesize(image, np.random.default_rng(99)))
 
 
 @settings(max_examples=60, deadline=None)
@@ -66,47 +68,49 @@ def test_the_generator_alone_decides_even_after_a_journey(name: str) -> None:
 def test_samples_equal_the_good_image_outside_their_mask(name: str, shape: tuple[int, int], seed: int) -> None:
     image = good_image(shape, seed)
     before = image.copy()
-    forged = Forger(RECIPES[name], Speckle()).forge(image, np.random.default_rng(seed))
+    synthetic = AnomalySynthesizer(RECIPES[name], Speckle()).synthesize(image, np.random.default_rng(seed))
     assert np.array_equal(image, before)
-    assert forged.image.dtype == forged.good.dtype == np.float32
-    assert forged.image.shape == forged.good.shape == image.shape
+    assert synthetic.image.dtype == synthetic.good.dtype == np.float32
+    assert synthetic.image.shape == synthetic.good.shape == image.shape
     if RECIPES[name].least_change:
-        assert not visible(forged.good, forged.image, ~forged.mask, 0.5).any(), "what is left is small beside Speckle"
+        assert not visible(synthetic.good, synthetic.image, ~synthetic.mask, 0.5).any(), (
+            "what is left is small beside Speckle"
+        )
     else:
-        assert np.array_equal(forged.image[~forged.mask], forged.good[~forged.mask])
-    assert (forged.good is image) == (RECIPES[name].jitter == 0)
-    assert (forged.image >= 0).all()
-    assert (forged.image <= 1 + 1e-6).all()
-    if forged.mask.any():
-        assert forged.texture is not None
-        assert np.count_nonzero(forged.mask) >= RECIPES[name].acceptance.min_pixels
+        assert np.array_equal(synthetic.image[~synthetic.mask], synthetic.good[~synthetic.mask])
+    assert (synthetic.good is image) == (RECIPES[name].jitter == 0)
+    assert (synthetic.image >= 0).all()
+    assert (synthetic.image <= 1 + 1e-6).all()
+    if synthetic.mask.any():
+        assert synthetic.texture is not None
+        assert np.count_nonzero(synthetic.mask) >= RECIPES[name].acceptance.min_pixels
     else:
-        assert forged.weight == 1
-        assert forged.texture is None
+        assert synthetic.weight == 1
+        assert synthetic.texture is None
 
 
 def test_cells_are_those_of_the_mask() -> None:
-    forger = Forger(RECIPES["glass"], Speckle(), grid=(8, 10))
+    synthesizer = AnomalySynthesizer(RECIPES["glass"], Speckle(), grid=(8, 10))
     for seed in range(20):
-        forged = forger.forge(good_image(), np.random.default_rng(seed))
-        assert forged.cells is not None
-        assert forged.cells.any()
-        assert np.array_equal(forged.cells, max_pool_cells(forged.mask, (8, 10)))
+        synthetic = synthesizer.synthesize(good_image(), np.random.default_rng(seed))
+        assert synthetic.cells is not None
+        assert synthetic.cells.any()
+        assert np.array_equal(synthetic.cells, max_pool_cells(synthetic.mask, (8, 10)))
 
 
 def test_the_texture_is_blended_with_the_drawn_weight() -> None:
     image = np.full((40, 40, 3), 0.4, np.float32)
     image[0, 0, 0] = 0.5
-    forged = Forger(PLAIN, Colour(255, 0, 51)).forge(image, np.random.default_rng(0))
-    assert forged.weight == 0.25
-    np.testing.assert_allclose(forged.image[forged.mask][-1], [0.85, 0.1, 0.25], atol=1e-6)
+    synthetic = AnomalySynthesizer(PLAIN, Colour(255, 0, 51)).synthesize(image, np.random.default_rng(0))
+    assert synthetic.weight == 0.25
+    np.testing.assert_allclose(synthetic.image[synthetic.mask][-1], [0.85, 0.1, 0.25], atol=1e-6)
 
 
 def test_flaws_stay_on_the_foreground() -> None:
     foreground = np.zeros((64, 80), bool)
     foreground[20:50, 30:60] = True
-    forger = Forger(RECIPES["glass"], Speckle(), grid=(8, 10))
-    results = [forger.forge(good_image(), np.random.default_rng(i), foreground=foreground) for i in range(40)]
+    synthesizer = AnomalySynthesizer(RECIPES["glass"], Speckle(), grid=(8, 10))
+    results = [synthesizer.synthesize(good_image(), np.random.default_rng(i), foreground=foreground) for i in range(40)]
     assert all(result.fell_back is None for result in results)
     assert not any((result.mask & ~foreground).any() for result in results)
     assert max(result.tries for result in results) > 1
@@ -114,30 +118,32 @@ def test_flaws_stay_on_the_foreground() -> None:
 
 def test_an_impossible_foreground_is_ignored_and_counted() -> None:
     foreground = np.zeros((64, 80), bool)
-    forged = Forger(RECIPES["glass"], Speckle(), grid=(8, 10)).forge(
+    synthetic = AnomalySynthesizer(RECIPES["glass"], Speckle(), grid=(8, 10)).synthesize(
         good_image(), np.random.default_rng(0), foreground=foreground
     )
-    assert forged.fell_back == "foreground ignored"
-    assert forged.mask.any()
+    assert synthetic.fell_back == "foreground ignored"
+    assert synthetic.mask.any()
 
 
 @pytest.mark.parametrize("foreground", [None, np.eye(64, 80, dtype=bool)], ids=["everywhere", "a line"])
 def test_tries_are_bounded_and_the_sample_is_left_normal(foreground: np.ndarray | None) -> None:
     hopeless = PLAIN.model_copy(update={"acceptance": Acceptance(min_pixels=64 * 80), "max_tries": 7})
     image = good_image()
-    forged = Forger(hopeless, Speckle(), grid=(4, 4)).forge(image, np.random.default_rng(0), foreground=foreground)
-    assert forged.fell_back == "left normal"
-    assert forged.tries == (7 if foreground is None else 14)
-    assert np.array_equal(forged.image, image)
-    assert not forged.mask.any()
-    assert forged.cells is not None
-    assert not forged.cells.any()
+    synthetic = AnomalySynthesizer(hopeless, Speckle(), grid=(4, 4)).synthesize(
+        image, np.random.default_rng(0), foreground=foreground
+    )
+    assert synthetic.fell_back == "left normal"
+    assert synthetic.tries == (7 if foreground is None else 14)
+    assert np.array_equal(synthetic.image, image)
+    assert not synthetic.mask.any()
+    assert synthetic.cells is not None
+    assert not synthetic.cells.any()
 
 
 def test_a_fifth_of_aand_samples_stay_normal_without_a_fall_back() -> None:
-    forger = Forger(RECIPES["aand"], Speckle())
+    synthesizer = AnomalySynthesizer(RECIPES["aand"], Speckle())
     image = good_image((32, 32))
-    results = [forger.forge(image, np.random.default_rng(i)) for i in range(400)]
+    results = [synthesizer.synthesize(image, np.random.default_rng(i)) for i in range(400)]
     normal = [result for result in results if result.tries == 0]
     assert 50 < len(normal) < 110
     assert all(result.fell_back is None and not result.mask.any() for result in normal)
@@ -158,24 +164,24 @@ def test_a_provider_is_asked_where_no_foreground_is_given() -> None:
             asked.append(path)
             return foreground
 
-    forger = Forger(RECIPES["glass"], Speckle(), foreground_provider=Left())
-    forged = forger.forge(good_image(), np.random.default_rng(0), path="a.png")
-    forger.forge(good_image(), np.random.default_rng(0), foreground=~foreground)
+    synthesizer = AnomalySynthesizer(RECIPES["glass"], Speckle(), foreground_provider=Left())
+    synthetic = synthesizer.synthesize(good_image(), np.random.default_rng(0), path="a.png")
+    synthesizer.synthesize(good_image(), np.random.default_rng(0), foreground=~foreground)
     assert asked == ["a.png"]
-    assert not (forged.mask & ~foreground).any()
+    assert not (synthetic.mask & ~foreground).any()
 
 
 def test_strengths_share_masks_and_textures() -> None:
     image = good_image()
-    forged = [
-        Forger(RECIPES["glass"].with_weight(FixedWeight(value=weight)), Speckle()).forge(
+    synthetic = [
+        AnomalySynthesizer(RECIPES["glass"].with_weight(FixedWeight(value=weight)), Speckle()).synthesize(
             image, np.random.default_rng(3)
         )
         for weight in (0.1, 0.7)
     ]
-    assert np.array_equal(forged[0].mask, forged[1].mask)
-    assert np.array_equal(forged[0].texture, forged[1].texture)
-    strong, weak = (np.abs(result.image - image).mean() for result in forged)
+    assert np.array_equal(synthetic[0].mask, synthetic[1].mask)
+    assert np.array_equal(synthetic[0].texture, synthetic[1].texture)
+    strong, weak = (np.abs(result.image - image).mean() for result in synthetic)
     assert weak == pytest.approx(strong * 0.3 / 0.9, rel=1e-3)
 
 
@@ -191,10 +197,10 @@ def test_grey_images_are_still_grey_after_half_precision_and_uneven_statistics()
 
 def test_flaws_on_grey_images_are_grey_unless_faithful() -> None:
     grey = np.repeat(good_image()[:, :, :1], 3, axis=2)
-    forger = Forger(PLAIN, Speckle())
-    assert is_grey(forger.forge(grey, np.random.default_rng(0)).image)
-    assert not is_grey(replace(forger, match_grey=False).forge(grey, np.random.default_rng(0)).image)
-    assert not is_grey(forger.forge(good_image(), np.random.default_rng(0)).image)
+    synthesizer = AnomalySynthesizer(PLAIN, Speckle())
+    assert is_grey(synthesizer.synthesize(grey, np.random.default_rng(0)).image)
+    assert not is_grey(replace(synthesizer, match_grey=False).synthesize(grey, np.random.default_rng(0)).image)
+    assert not is_grey(synthesizer.synthesize(good_image(), np.random.default_rng(0)).image)
 
 
 def test_one_coloured_pixel_makes_an_image_coloured() -> None:
@@ -208,10 +214,13 @@ def test_logical_flaws_come_from_another_good_image() -> None:
     others = [np.full((50, 40, 3), value, np.float32) for value in (0.25, 0.75)]
     recipe = RECIPES["slsg-logical"].with_weight(FixedWeight(value=0))
     seen = set()
-    for forger in (Forger(recipe, Speckle(), others=others), Forger(recipe, Speckle(), others=lambda rng: others[0])):
+    for synthesizer in (
+        AnomalySynthesizer(recipe, Speckle(), others=others),
+        AnomalySynthesizer(recipe, Speckle(), others=lambda rng: others[0]),
+    ):
         for seed in range(12):
-            forged = forger.forge(good_image(), np.random.default_rng(seed))
-            seen |= set(np.round(forged.image[forged.mask], 4).ravel().tolist())
+            synthetic = synthesizer.synthesize(good_image(), np.random.default_rng(seed))
+            seen |= set(np.round(synthetic.image[synthetic.mask], 4).ravel().tolist())
     assert seen == {0.25, 0.75}
 
 
@@ -226,8 +235,8 @@ def test_the_current_image_is_excluded_only_where_asked(kind: str) -> None:
     others = images if kind == "listed" else lambda rng: images[int(rng.integers(3))].copy()
 
     def taken(*, excludes_self: bool) -> set[int]:
-        forger = Forger(other_recipe(excludes_self=excludes_self), Speckle(), others=others)
-        textures = [forger.forge(images[1], np.random.default_rng(seed)).texture for seed in range(40)]
+        synthesizer = AnomalySynthesizer(other_recipe(excludes_self=excludes_self), Speckle(), others=others)
+        textures = [synthesizer.synthesize(images[1], np.random.default_rng(seed)).texture for seed in range(40)]
         return {number for texture in textures for number in range(3) if np.array_equal(texture, images[number])}
 
     assert taken(excludes_self=False) == {0, 1, 2}
@@ -236,8 +245,10 @@ def test_the_current_image_is_excluded_only_where_asked(kind: str) -> None:
 
 def test_an_only_image_is_its_own_other() -> None:
     image = good_image()
-    forged = Forger(other_recipe(excludes_self=True), Speckle(), others=[image]).forge(image, np.random.default_rng(0))
-    assert np.array_equal(forged.texture, image)
+    synthetic = AnomalySynthesizer(other_recipe(excludes_self=True), Speckle(), others=[image]).synthesize(
+        image, np.random.default_rng(0)
+    )
+    assert np.array_equal(synthetic.texture, image)
 
 
 def test_transforms_apply_in_their_order_to_the_image_itself() -> None:
@@ -246,8 +257,8 @@ def test_transforms_apply_in_their_order_to_the_image_itself() -> None:
     image = good_image()
     for jitter in (0.0, 0.1):
         recipe = Recipe(name="turned", branches=(branch,), jitter=jitter)
-        forged = Forger(recipe, Speckle()).forge(image, np.random.default_rng(0))
-        assert np.array_equal(forged.texture, np.rot90(forged.good, 2)), "in the colours of the good half"
+        synthetic = AnomalySynthesizer(recipe, Speckle()).synthesize(image, np.random.default_rng(0))
+        assert np.array_equal(synthetic.texture, np.rot90(synthetic.good, 2)), "in the colours of the good half"
 
 
 def test_jitter_is_shared_by_the_good_and_the_forged_image() -> None:
@@ -255,10 +266,10 @@ def test_jitter_is_shared_by_the_good_and_the_forged_image() -> None:
     recipe = PLAIN.model_copy(update={"jitter": 0.1})
     factors = []
     for seed in range(60):
-        forged = Forger(recipe, Speckle()).forge(image, np.random.default_rng(seed))
-        assert np.array_equal(forged.image[~forged.mask], forged.good[~forged.mask])
-        assert not np.array_equal(forged.good, image)
-        factors.append(float(forged.good.mean() / image.mean()))
+        synthetic = AnomalySynthesizer(recipe, Speckle()).synthesize(image, np.random.default_rng(seed))
+        assert np.array_equal(synthetic.image[~synthetic.mask], synthetic.good[~synthetic.mask])
+        assert not np.array_equal(synthetic.good, image)
+        factors.append(float(synthetic.good.mean() / image.mean()))
     assert 0.899 <= min(factors) < 0.92
     assert 1.08 < max(factors) <= 1.101
 
@@ -266,9 +277,11 @@ def test_jitter_is_shared_by_the_good_and_the_forged_image() -> None:
 def test_a_jittered_sample_that_stays_normal_is_its_good_image() -> None:
     hopeless = {"acceptance": Acceptance(min_pixels=64 * 80), "jitter": 0.1}
     for changes in (hopeless, {"normal_share": 0.99, "jitter": 0.1}):
-        forged = Forger(PLAIN.model_copy(update=changes), Speckle()).forge(good_image(), np.random.default_rng(0))
-        assert np.array_equal(forged.image, forged.good)
-        assert not np.array_equal(forged.good, good_image())
+        synthetic = AnomalySynthesizer(PLAIN.model_copy(update=changes), Speckle()).synthesize(
+            good_image(), np.random.default_rng(0)
+        )
+        assert np.array_equal(synthetic.image, synthetic.good)
+        assert not np.array_equal(synthetic.good, good_image())
 
 
 def test_jitter_leaves_the_draws_of_the_branch_alone() -> None:
@@ -282,7 +295,10 @@ def test_jitter_leaves_the_draws_of_the_branch_alone() -> None:
     recipe = RECIPES["slsg-official"]
     for seed in range(30):
         textures = Counted()
-        assert Forger(recipe, textures).forge(good_image(), np.random.default_rng(seed)).texture is not None
+        assert (
+            AnomalySynthesizer(recipe, textures).synthesize(good_image(), np.random.default_rng(seed)).texture
+            is not None
+        )
         branch = recipe.branch(float(np.random.default_rng(seed).random()))
         assert textures.drawn == (branch.texture == "source")
 
@@ -300,8 +316,10 @@ def test_the_foreground_is_found_before_the_jitter() -> None:
             seen.append(image)
 
     image = good_image()
-    forger = Forger(PLAIN.model_copy(update={"jitter": 0.5}), Speckle(), foreground_provider=Watching())
-    forger.forge(image, np.random.default_rng(0))
+    synthesizer = AnomalySynthesizer(
+        PLAIN.model_copy(update={"jitter": 0.5}), Speckle(), foreground_provider=Watching()
+    )
+    synthesizer.synthesize(image, np.random.default_rng(0))
     assert seen[0] is image
 
 
@@ -310,12 +328,12 @@ def test_a_share_of_the_flaws_has_to_lie_on_the_foreground(share: float, low: in
     foreground = np.zeros((64, 80), bool)
     foreground[:, 78:] = True
     branch = Branch(weight=FixedWeight(value=0), rule=MaskRule(exponents=(0, 3)), foreground_share=share)
-    forger = Forger(Recipe(name="share", branches=(branch,), max_tries=500), Speckle())
+    synthesizer = AnomalySynthesizer(Recipe(name="share", branches=(branch,), max_tries=500), Speckle())
     on = 0
     for seed in range(200):
-        forged = forger.forge(good_image(), np.random.default_rng(seed), foreground=foreground)
-        assert forged.fell_back is None
-        on += not (forged.mask & ~foreground).any()
+        synthetic = synthesizer.synthesize(good_image(), np.random.default_rng(seed), foreground=foreground)
+        assert synthetic.fell_back is None
+        on += not (synthetic.mask & ~foreground).any()
     assert low <= on <= high
 
 
@@ -323,12 +341,14 @@ def test_a_mask_can_be_the_foreground_itself() -> None:
     foreground = np.zeros((64, 80), bool)
     foreground[10:50, 20:30] = True
     branch = Branch(weight=FixedWeight(value=0), mask_is_foreground=True)
-    forger = Forger(Recipe(name="whole part", branches=(branch,)), Speckle(), grid=(8, 10))
-    forged = forger.forge(good_image(), np.random.default_rng(0), foreground=foreground)
-    assert np.array_equal(forged.mask, foreground)
-    assert np.array_equal(forged.cells, max_pool_cells(foreground, (8, 10)))
+    synthesizer = AnomalySynthesizer(Recipe(name="whole part", branches=(branch,)), Speckle(), grid=(8, 10))
+    synthetic = synthesizer.synthesize(good_image(), np.random.default_rng(0), foreground=foreground)
+    assert np.array_equal(synthetic.mask, foreground)
+    assert np.array_equal(synthetic.cells, max_pool_cells(foreground, (8, 10)))
     for nowhere in (None, np.ones_like(foreground), np.zeros_like(foreground)):
-        masks = [forger.forge(good_image(), np.random.default_rng(i), foreground=nowhere).mask for i in range(8)]
+        masks = [
+            synthesizer.synthesize(good_image(), np.random.default_rng(i), foreground=nowhere).mask for i in range(8)
+        ]
         assert all(0 < mask.mean() < 0.9 for mask in masks), "cut from noise where there is no foreground"
 
 
@@ -336,8 +356,8 @@ def test_a_flaw_that_cannot_be_seen_is_drawn_again_and_at_last_left_out() -> Non
     seen = PLAIN.model_copy(update={"least_change": 0.1})
     grey = np.full((64, 80, 3), 0.5, np.float32)
 
-    found = Forger(seen, Colour(255, 255, 255), grid=(8, 10)).forge(grey, np.random.default_rng(0))
-    hidden = Forger(seen, Colour(128, 128, 128)).forge(grey, np.random.default_rng(0))
+    found = AnomalySynthesizer(seen, Colour(255, 255, 255), grid=(8, 10)).synthesize(grey, np.random.default_rng(0))
+    hidden = AnomalySynthesizer(seen, Colour(128, 128, 128)).synthesize(grey, np.random.default_rng(0))
 
     assert found.fell_back is None
     assert np.array_equal(found.cells, max_pool_cells(found.mask, (8, 10)))
@@ -351,7 +371,7 @@ def test_a_flaw_that_cannot_be_seen_is_drawn_again_and_at_last_left_out() -> Non
 def test_feathered_flaws_lie_in_the_masks_of_plain_ones() -> None:
     image = good_image()
     plain, soft = (
-        Forger(recipe, Colour(0, 255, 0)).forge(image, np.random.default_rng(3))
+        AnomalySynthesizer(recipe, Colour(0, 255, 0)).synthesize(image, np.random.default_rng(3))
         for recipe in (PLAIN, PLAIN.model_copy(update={"feather": 2.0}))
     )
 
@@ -362,16 +382,16 @@ def test_feathered_flaws_lie_in_the_masks_of_plain_ones() -> None:
 
 def test_rectangles_replace_the_noise() -> None:
     for seed in range(20):
-        forged = [
-            Forger(PLAIN.model_copy(update={"branches": (branch,)}), Speckle()).forge(
+        synthetic = [
+            AnomalySynthesizer(PLAIN.model_copy(update={"branches": (branch,)}), Speckle()).synthesize(
                 good_image(), np.random.default_rng(seed)
             )
             for branch in [Branch(weight=FixedWeight(value=0), rule=MaskRule(shape="rectangle"))] * 2
         ]
-        mask = forged[0].mask
+        mask = synthetic[0].mask
         assert mask.sum() == mask.any(axis=0).sum() * mask.any(axis=1).sum()
-        assert np.array_equal(mask, forged[1].mask)
-        assert forged[0].tries == 1
+        assert np.array_equal(mask, synthetic[1].mask)
+        assert synthetic[0].tries == 1
 
 
 def test_small_rectangles_are_drawn_again_and_keep_to_the_foreground() -> None:
@@ -380,7 +400,9 @@ def test_small_rectangles_are_drawn_again_and_keep_to_the_foreground() -> None:
     branch = Branch(weight=FixedWeight(value=0), rule=MaskRule(shape="rectangle"))
     recipe = Recipe(name="rectangles", branches=(branch,), acceptance=Acceptance(min_pixels=200))
     results = [
-        Forger(recipe, Speckle()).forge(good_image(), np.random.default_rng(seed), foreground=foreground)
+        AnomalySynthesizer(recipe, Speckle()).synthesize(
+            good_image(), np.random.default_rng(seed), foreground=foreground
+        )
         for seed in range(40)
     ]
     assert max(result.tries for result in results) > 1
@@ -409,9 +431,9 @@ def test_noise_alone_is_redrawn_on_the_same_lattice(
     hopeless = Acceptance(min_pixels=64 * 80)
     recipe = PLAIN.model_copy(update={"redraw": redraw, "acceptance": hopeless, "max_tries": 40})
 
-    forged = Forger(recipe, Speckle()).forge(good_image(), np.random.default_rng(0))
+    synthetic = AnomalySynthesizer(recipe, Speckle()).synthesize(good_image(), np.random.default_rng(0))
 
-    assert (forged.tries, len(drawn)) == (40, lattices)
+    assert (synthetic.tries, len(drawn)) == (40, lattices)
 
 
 def test_eight_bits_survive_the_way_there_and_back() -> None:
@@ -432,4 +454,4 @@ def test_eight_bits_survive_the_way_there_and_back() -> None:
 )
 def test_other_arrays_are_refused(image: np.ndarray, foreground: np.ndarray | None) -> None:
     with pytest.raises(ValueError, match="expected a"):
-        Forger(PLAIN, Speckle()).forge(image, np.random.default_rng(0), foreground=foreground)
+        AnomalySynthesizer(PLAIN, Speckle()).synthesize(image, np.random.default_rng(0), foreground=foreground)

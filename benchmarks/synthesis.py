@@ -1,8 +1,9 @@
-"""What forging costs: masks against a plain implementation, whole forged images in worker processes, and fall-backs.
+"""What synthesis costs: masks against a plain implementation, whole synthetic images in worker processes, and
+fall-backs.
 
 The yardstick for masks is the generator that the methods' released code shares, written plainly: one image at a time,
 gradients repeated over the cells of the lattice in float64, four dot products blended by the fade, then an affine warp
-by OpenCV. The same noise comes out of both, which is checked before anything is timed. Whole images are forged by
+by OpenCV. The same noise comes out of both, which is checked before anything is timed. Whole images are synthesized by
 two worker processes with one thread each and returned to this process, as training takes them.
 """
 
@@ -26,7 +27,7 @@ from threadpoolctl import threadpool_limits
 
 from flawsmith.data.layouts import load
 from flawsmith.data.seeding import generator
-from flawsmith.pipeline.synthesize import Ingredients, Workshop, open_workshop
+from flawsmith.pipeline.synthesize import SynthesisContext, SynthesisSettings, open_synthesis
 from flawsmith.runtime.image import decode
 from flawsmith.synthesis.blend import FloatImage
 from flawsmith.synthesis.perlin import EXPONENTS, MAX_ROTATION, THRESHOLD, gradient_noise, noise_fields, perlin_mask
@@ -106,15 +107,17 @@ def masks(pairs: int) -> str:
 
 @dataclass(frozen=True)
 class Job:
-    """What a worker process forges: a workshop, and good images in memory."""
+    """What a worker process synthesizes: a workshop, and good images in memory."""
 
-    workshop: Workshop
+    workshop: SynthesisContext
     images: tuple[FloatImage, ...]
 
-    def forge(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """One forged image, as training takes it, and its mask."""
-        forged = self.workshop.forger.forge(self.images[index % len(self.images)], generator(0, "benchmark", index))
-        return np.rint(forged.image * 255).astype(np.uint8), forged.mask
+    def synthesize(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """One synthetic image, as training takes it, and its mask."""
+        synthetic = self.workshop.synthesizer.synthesize(
+            self.images[index % len(self.images)], generator(0, "benchmark", index)
+        )
+        return np.rint(synthetic.image * 255).astype(np.uint8), synthetic.mask
 
 
 _job: list[Job] = []
@@ -127,31 +130,31 @@ def _start(job: Job) -> None:
     _job[:] = [job]
 
 
-def _forge(index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    return _job[0].forge(index)
+def _synthesize(index: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    return _job[0].synthesize(index)
 
 
-def job(category: Path, ingredients: Ingredients) -> Job:
+def job(category: Path, ingredients: SynthesisSettings) -> Job:
     """A workshop on a category, at the size of training."""
-    workshop = open_workshop(load(category), ingredients, size=(SIDE, SIDE))
+    workshop = open_synthesis(load(category), ingredients, size=(SIDE, SIDE))
     images = (workshop.reader.as_float(decode(file)) for file in workshop.reader.files[:IN_MEMORY])
     return Job(workshop, tuple(images))
 
 
 def throughput(category: Path, sources: dict[str, str | Path], images: int, repeats: int) -> str:
-    """Forged images a second, with two workers and with one process alone."""
+    """Synthetic images a second, with two workers and with one process alone."""
     rows = []
     for name, textures in sources.items():
-        work = job(category, Ingredients("glass", textures))
+        work = job(category, SynthesisSettings("glass", textures))
         context = multiprocessing.get_context("spawn")
         with ProcessPoolExecutor(WORKERS, context, initializer=_start, initargs=(work,)) as pool:
             # The first call waits for interpreters to start and for imports.
-            list(pool.map(_forge, range(4 * WORKERS)))
+            list(pool.map(_synthesize, range(4 * WORKERS)))
             rates = [_rate(pool, 1000 * (1 + run), images) for run in range(repeats)]
         _start(work)
         start = time.perf_counter()
         for index in range(images // 4):
-            _forge(1_000_000 + index)
+            _synthesize(1_000_000 + index)
         alone = (images // 4) / (time.perf_counter() - start)
         rows.append((name, f"{statistics.median(rates):.0f}", f"{min(rates):.0f} to {max(rates):.0f}", f"{alone:.0f}"))
     return table(("textures", f"images a second, {WORKERS} workers", "range", "one process"), rows)
@@ -159,7 +162,7 @@ def throughput(category: Path, sources: dict[str, str | Path], images: int, repe
 
 def _rate(pool: ProcessPoolExecutor, first: int, number: int) -> float:
     start = time.perf_counter()
-    for _ in pool.map(_forge, range(first, first + number), chunksize=8):
+    for _ in pool.map(_synthesize, range(first, first + number), chunksize=8):
         pass
     return number / (time.perf_counter() - start)
 
@@ -169,14 +172,14 @@ def fall_backs(category: Path, samples: int) -> str:
     rows = []
     for foreground in ("none", "auto"):
         for recipe in RECIPES:
-            work = job(category, Ingredients(recipe, foreground=foreground))
-            forger = replace(work.workshop.forger, grid=CELLS)
+            work = job(category, SynthesisSettings(recipe, foreground=foreground))
+            synthesizer = replace(work.workshop.synthesizer, grid=CELLS)
             tries, fell_back, normal = 0, 0, 0
             for index in range(samples):
                 image = work.images[index % len(work.images)]
-                forged = forger.forge(image, generator(1, "benchmark", index))
-                tries, normal = tries + forged.tries, normal + (forged.tries == 0)
-                fell_back += forged.fell_back is not None
+                synthetic = synthesizer.synthesize(image, generator(1, "benchmark", index))
+                tries, normal = tries + synthetic.tries, normal + (synthetic.tries == 0)
+                fell_back += synthetic.fell_back is not None
             mean = tries / max(samples - normal, 1)
             rows.append((f"{recipe}, foreground {foreground}", f"{mean:.2f}", f"{100 * fell_back / samples:.2f}"))
     return table(("recipe", "mean tries a flaw", "fell back, %"), rows)
@@ -185,8 +188,8 @@ def fall_backs(category: Path, samples: int) -> str:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--pairs", type=int, default=30)
-    arguments.add_argument("--images", type=int, default=600, help="forged images in each of five runs")
-    arguments.add_argument("--category", default=CATEGORY, help="good images to forge on")
+    arguments.add_argument("--images", type=int, default=600, help="synthetic images in each of five runs")
+    arguments.add_argument("--category", default=CATEGORY, help="good images to synthesize on")
     given = arguments.parse_args()
     pairs, images, repeats, samples = (3, 40, 1, 40) if given.quick else (given.pairs, given.images, 5, 2000)
     cv2.setNumThreads(1)
@@ -203,7 +206,7 @@ def main() -> None:
         f"## Tries and fall-backs\n\n{samples} samples each, procedural textures, a grid of {CELLS[0]}×{CELLS[1]} "
         f"cells. Fallen back: no mask counted within the recipe's tries.\n\n{fall_backs(category, samples)}",
     ]
-    page("forging", "What forging flaws costs", sections, write=given.write)
+    page("synthesis", "What synthesis flaws costs", sections, write=given.write)
 
 
 if __name__ == "__main__":
