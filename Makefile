@@ -6,13 +6,15 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WORKERS ?= auto
 
-.PHONY: help demo test check lint format types imports unit fuzz clean
+.PHONY: help demo test check lint format types imports docs unit fuzz api clean
 help:
 	@echo "make demo    set up an environment, draw a sample product line, train, evaluate, write a report"
-	@echo "make test    set up an environment, then lint, types, import contract and all tests"
-	@echo "make check   lint, types and import contract alone"
+	@echo "make test    set up an environment, then lint, types, import contract, documents, all tests and the examples of docstrings"
+	@echo "make check   lint, types, import contract and documents alone"
+	@echo "make docs    pages and reference as HTML, build/docs"
 	@echo "make unit    tests alone (ARGS='-k name' passes options to pytest, WORKERS=0 runs them in one process)"
-	@echo "make fuzz    property tests alone, on examples that no run has drawn before"
+	@echo "make fuzz    tests that draw seeds or examples alone, on draws that no run has made before"
+	@echo "make api     renew the snapshot of the public interface, tests/api_surface.json"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make clean   remove environments, caches and runs"
 
@@ -39,7 +41,7 @@ demo: $(VENV)/.train
 
 test: check unit
 
-check: lint types imports
+check: lint types imports docs
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -51,11 +53,17 @@ types: $(VENV)/.dev
 imports: $(VENV)/.dev
 	$(BIN)/lint-imports
 
+docs: $(VENV)/.dev
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going -b html docs build/docs
+
 unit: $(VENV)/.dev $(CORE)/.core
-	FLAWSMITH_CORE_PYTHON=$(abspath $(CORE))/bin/python $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 $(ARGS)
+	FLAWSMITH_CORE_PYTHON=$(abspath $(CORE))/bin/python $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --no-loadscope-reorder $(ARGS)
 
 fuzz: $(VENV)/.dev
-	$(BIN)/python -m pytest -n $(WORKERS) -m hypothesis --hypothesis-profile explore $(ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -m draws --hypothesis-profile explore $(ARGS)
+
+api: $(VENV)/.dev
+	$(BIN)/python tests/test_api.py
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .

@@ -20,11 +20,11 @@ from torch import Tensor
 from flawsmith.data.layouts import load
 from flawsmith.features.backbones import load_backbone
 from flawsmith.features.cache import FeatureCache
-from flawsmith.features.extract import extract_files, make_extractor
+from flawsmith.features.extract import extract, make_extractor
 from flawsmith.models.aand.config import PRESETS
 from flawsmith.models.aand.model import AAND
-from flawsmith.models.aand.training import AdvancedTeacher, DistillationModule
-from flawsmith.models.components.patch_learner import PatchBatch
+from flawsmith.models.aand.training import AdvancedTeacher
+from flawsmith.models.components.batches import FeatureBatch
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.synthesis.demo_parts import render_product_line
@@ -33,17 +33,17 @@ from flawsmith.synthesis.demo_parts import render_product_line
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--pairs", type=int, default=30)
-    given = arguments.parse_args()
+    options = arguments.parse_args()
     config = PRESETS["fast"]
     backbone = load_backbone(strides=config.strides)
     geometry = Geometry(size=config.image_size, mean=backbone.info.mean, std=backbone.info.std)
     extractor = make_extractor(backbone, config.image_size)
-    method = AAND(config, backbone, seed=0)
-    assert method.student is not None and method.amplifiers is not None
-    amplifiers = method.amplifiers
+    model = AAND(config, backbone, seed=0).train()
+    assert model.student is not None and model.amplifiers is not None
+    amplifiers = model.amplifiers
+    model.student.to(memory_format=torch.channels_last)
     torch.set_flush_denormal(True)
-    module = DistillationModule(config, method.student, method.amplifiers).train()
-    optimiser = module.configure_optimizers()
+    (optimizer,) = model.make_optimizers()
     with TemporaryDirectory() as folder:
         (category,) = render_product_line(
             Path(folder), parts=("bracket",), n_train=64, n_test_good=0, n_per_defect=0, size=(256, 256), seed=0
@@ -52,7 +52,7 @@ def main() -> None:
         images = np.stack([geometry.apply(decode(path)) for path in paths])
         table_of = FeatureCache("benchmark", Path(folder) / "cache").table(
             [path.name for path in paths],
-            lambda rows: extract_files(extractor, [paths[row] for row in rows], geometry),
+            lambda rows: extract(extractor, images[rows]),
         )
         numbers = count()
 
@@ -61,30 +61,32 @@ def main() -> None:
 
         def step(levels: list[Tensor]) -> None:
             with torch.autocast("cpu", torch.bfloat16):
-                loss = module.training_step(PatchBatch(levels, None, (0, 0)), 0)["loss"]
-            optimiser.zero_grad()
+                loss = model.losses(FeatureBatch(levels))["loss"]
+            optimizer.zero_grad()
             loss.backward()
-            optimiser.step()
+            optimizer.step()
 
         def uncached() -> None:
-            chosen = [extractor(images[[row]]) for row in rows()]
+            extracted = [extractor(images[[row]]) for row in rows()]
             with torch.no_grad():
-                advanced = amplifiers([torch.from_numpy(np.concatenate(level)) for level in zip(*chosen, strict=True)])
+                advanced = amplifiers(
+                    [torch.from_numpy(np.concatenate(level)) for level in zip(*extracted, strict=True)]
+                )
             step(advanced)
 
         teacher = AdvancedTeacher(table_of, amplifiers)
         teacher.batch(range(len(paths)))
 
-        found = paired(
-            lambda: step(teacher.batch(rows())), uncached, pairs=3 if given.quick else given.pairs, warm_up=3
+        times = paired(
+            lambda: step(teacher.batch(rows())), uncached, pairs=3 if options.quick else options.pairs, warm_up=3
         )
-    cached, fresh = map(milliseconds, found.medians)
+    cached, fresh = map(milliseconds, times.medians)
     heads = ("step of stage 2", "cached, ms", "uncached, ms", "uncached / cached")
     sections = [
         f"Preset `fast`, {config.batch_size} images of {config.image_size} pixels a step, bfloat16.\n\n"
-        + table(heads, [("forward, backward, Adam", cached, fresh, found.ratio_text())])
+        + table(heads, [("forward, backward, Adam", cached, fresh, times.ratio_text())])
     ]
-    page("aand_stage2", "The second stage of AAND, cached and uncached", sections, write=given.write)
+    page("aand_stage2", "The second stage of AAND, cached and uncached", sections, write=options.write)
 
 
 if __name__ == "__main__":

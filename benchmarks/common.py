@@ -67,7 +67,8 @@ def command() -> str:
         if not skip and name not in _WHERE:
             kept.append(shlex.quote(argument))
         skip = name in _WHERE and "=" not in argument
-    return " ".join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *kept])
+    script = Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix()
+    return " ".join(["python", script, *kept])
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -1,19 +1,27 @@
 """The components of GLASS in the form of the paper's Table 4, and weak flaws, on one shared category.
 
-Rows switch local anomalies (LAS), Gaussian noise (GN), gradient ascent (GA) and truncated projection (TP). Every cell
-trains in a process of its own, and is evaluated on the test set and on flaws synthesized in four strengths on its good
-test images (`flawsmith synthesize --test-set`); the strengths share masks and textures.
+Rows switch local anomalies (LAS), Gaussian noise (GN), gradient ascent (GA) and truncated projection (TP). The rows are
+runs of `flawsmith benchmark`, kept in --work; their models are evaluated on the test set and on flaws synthesized in
+four strengths on its good test images (`flawsmith synthesize --test-set`); the strengths share masks and textures.
 """
 
 from __future__ import annotations
 
-import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from cells import Cell, add_jobs, cell_results, serve_cell, settings_from
 from common import category_folder, data_root, page, parser, table
+
+from flawsmith.benchmark.experiment import MODEL, ResultStore
+from flawsmith.benchmark.plan import Plan
+from flawsmith.benchmark.run import run_benchmark
+from flawsmith.cli.app import parse_settings
+from flawsmith.data.layouts import load
+from flawsmith.pipeline.evaluate import evaluate
+from flawsmith.pipeline.synthesize import SynthesisSettings
+from flawsmith.pipeline.weak_flaws import weak_flaw_sets
 
 ROWS: Mapping[tuple[str, str, str, str], dict[str, Any]] = {
     ("x", "", "", ""): {"las": True, "gas": "none"},
@@ -23,66 +31,40 @@ ROWS: Mapping[tuple[str, str, str, str], dict[str, Any]] = {
     ("x", "x", "x", "x"): {"las": True, "gas": "projected"},
 }
 WEAKNESS = (0.1, 0.3, 0.5, 0.7)
-FORGED_SEED = 12345
+SYNTHESIS_SEED = 12345
 FIGURES = ("image_auroc", "pixel_auroc", "aupro")
+Figures = dict[str, dict[str, float]]
+"""By test set, the figures of one model."""
 
 
-def run_cell(cell: Cell, scratch: Path, started: float) -> Cell:
-    """Train one model, evaluate it on the test set and on every strength of synthetic flaws."""
-    import flawsmith
-    from flawsmith.data.layouts import load
-    from flawsmith.metrics.summary import summarise
-    from flawsmith.pipeline.evaluate import collect
-    from flawsmith.pipeline.synthesize import SynthesisSettings
-    from flawsmith.pipeline.weak_flaws import weak_flaw_sets
-    from flawsmith.runtime.inspector import Inspector
-
-    source = category_folder(cell["category"])
-    synthesizes = cell["method"] == "glass" and cell["set"].get("las", True)
-    textures = str(data_root() / "dtd") if synthesizes else None
-    run, synthetic = scratch / "run", scratch / "weak"
-    trained = flawsmith.train(
-        source,
-        out=run,
-        resume=run.exists(),
-        quiet=True,
-        method=cell["method"],
-        textures=textures,
-        seed=cell["seed"],
-        set=cell["set"],
-    )
-    inspector = Inspector.load(trained.model)
-    ingredients = SynthesisSettings(textures=str(data_root() / "dtd"), seed=FORGED_SEED)
-    shutil.rmtree(synthetic, ignore_errors=True)
-    weak_flaw_sets(source, synthetic, ingredients, weakness=WEAKNESS)
-    folders = {str(weakness): synthetic / f"weakness_{weakness}" / source.name for weakness in WEAKNESS}
-    sets = {"test": source, **folders}
-    figures = {}
-    for name, folder in sets.items():
-        found = summarise(collect(inspector, load(folder).test), n_resamples=cell["resamples"])
-        figures[name] = {figure: getattr(found, figure) for figure in FIGURES}
-    return {"summary": f"image AUROC {figures['test']['image_auroc']:.4f}", "figures": figures}
+def figures_of(model: Path, test_sets: Mapping[str, Path]) -> Figures:
+    """The figures of a model on every test set."""
+    figures: Figures = {}
+    for name, folder in test_sets.items():
+        evaluation = evaluate(model, load(folder), n_resamples=0)
+        figures[name] = {figure: getattr(evaluation, figure) for figure in FIGURES}
+    return figures
 
 
 def _percent(figures: Mapping[str, float]) -> str:
     return " / ".join(f"{100 * figures[name]:.1f}" for name in FIGURES)
 
 
-def components(cells: Sequence[Cell]) -> str:
+def components(rows_of_glass: Sequence[Figures]) -> str:
     """Table 4: image AUROC / pixel AUROC / AUPRO in per cent."""
     heads = ("LAS", "GN", "GA", "TP", "test set", *(f"synthetic, weakness {weakness}" for weakness in WEAKNESS))
     rows = [
-        (*switches, *(_percent(cell["figures"][name]) for name in ("test", *map(str, WEAKNESS))))
-        for switches, cell in zip(ROWS, cells, strict=True)
+        (*switches, *(_percent(figures[name]) for name in ("test", *map(str, WEAKNESS))))
+        for switches, figures in zip(ROWS, rows_of_glass, strict=True)
     ]
     return table(heads, rows)
 
 
-def weak(methods: Mapping[str, Cell]) -> str:
+def weak(methods: Mapping[str, Figures]) -> str:
     """Image AUROC of every method by strength."""
     rows = [
-        (name, *(f"{cell['figures'][key]['image_auroc']:.4f}" for key in ("test", *map(str, WEAKNESS))))
-        for name, cell in methods.items()
+        (name, *(f"{figures[key]['image_auroc']:.4f}" for key in ("test", *map(str, WEAKNESS))))
+        for name, figures in methods.items()
     ]
     return table(("method", "test set", *(f"weakness {weakness}" for weakness in WEAKNESS)), rows)
 
@@ -92,26 +74,37 @@ def main() -> None:
     arguments.add_argument("--category", default="magnetic_tile")
     arguments.add_argument("--seed", type=int, default=0)
     arguments.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every row")
-    arguments.add_argument("--work", type=Path, default=Path("results-glass-ablation"), help="where cells are kept")
-    add_jobs(arguments)
+    arguments.add_argument("--work", type=Path, default=Path("results-glass-ablation"), help="the benchmark's folder")
+    arguments.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
     given = arguments.parse_args()
-    common = {"bank": []} | ({"epochs": 2} if given.quick else {}) | settings_from(given.set)
-
-    def cell(method: str, switches: Mapping[str, Any]) -> Cell:
-        settings = {"category": given.category, "preset": "fast", "seed": given.seed, "method": method}
-        return {**settings, "set": {**common, **switches}, "resamples": 100}
-
-    wanted = [*(cell("glass", switches) for switches in ROWS.values()), cell("pbas", {})]
-    *cells, pbas = cell_results(given.work, __file__, wanted, jobs=given.jobs)
+    common = {"bank": []} | ({"epochs": 2} if given.quick else {}) | parse_settings(given.set)
+    source, textures = category_folder(given.category), str(data_root() / "dtd")
+    methods = [{"method": "glass", "set": {**common, **switches}} for switches in ROWS.values()]
+    methods.append({"method": "pbas", "set": common})
+    plan = Plan.checked(
+        {"data": source, "methods": methods, "textures": textures, "seeds": given.seed, "resamples": 0},
+        source="glass_ablation",
+    )
+    benchmark = run_benchmark(plan, given.work, jobs=given.jobs, keep_models=True)
+    if benchmark.failed:
+        raise SystemExit("\n".join(f"{failed.run.label}: {failed.error}" for failed in benchmark.failed))
+    store = ResultStore(given.work)
+    with tempfile.TemporaryDirectory(dir=given.work) as folder:
+        synthesis = SynthesisSettings(textures=textures, seed=SYNTHESIS_SEED)
+        weak_flaw_sets(source, Path(folder) / "weak", synthesis, weakness=WEAKNESS)
+        test_sets = {"test": source} | {
+            str(weakness): Path(folder) / "weak" / f"weakness_{weakness}" / source.name for weakness in WEAKNESS
+        }
+        *rows_of_glass, pbas = [figures_of(store.folder(result.run) / MODEL, test_sets) for result in benchmark.results]
     sections = [
         f"Preset `fast` on {given.category}, DTD textures, without a memory bank, seed {given.seed}, the whole test "
         "set; image AUROC / pixel AUROC / AUPRO in per cent. One seed: differences of a point or two are noise.",
-        f"## Components, as in the paper's Table 4\n\n{components(cells)}",
+        f"## Components, as in the paper's Table 4\n\n{components(rows_of_glass)}",
         "## Weak flaws\n\nImage AUROC on the test set and on synthetic flaws; weakness is the weight of the good image "
-        f"inside the flaw.\n\n{weak({'GLASS': cells[-1], 'PBAS': pbas})}",
+        f"inside the flaw.\n\n{weak({'GLASS': rows_of_glass[-1], 'PBAS': pbas})}",
     ]
     page("glass_ablation", "Components of GLASS, and weak flaws", sections, write=given.write)
 
 
-if __name__ == "__main__" and not serve_cell(run_cell):
+if __name__ == "__main__":
     main()

@@ -2,7 +2,7 @@
 
 wide_resnet50_2 with random weights, 288×288 pixels, 8 normal and 8 synthetic images, 1296 positions an image. Ours
 reads the normal images' level maps from the warm cache, computes those of the synthetic images with the compiled
-backbone, and runs the module that training runs; the plain one (`plain_glass.py`) runs the backbone on both halves in
+backbone, and takes the losses that training takes; the plain one (`plain_glass.py`) runs the backbone on both halves in
 eager torch, unfolds, and passes [u; g] through the whole discriminator 21 times. Both have the same weights, centres
 and noise.
 """
@@ -27,11 +27,10 @@ from torch import Tensor
 from flawsmith.features.backbones import load_backbone
 from flawsmith.features.cache import FeatureCache, FeatureTable
 from flawsmith.features.extract import Extractor, make_extractor
-from flawsmith.models.components.batches import PairedBatch
-from flawsmith.models.components.patch_learner import PatchBatch
+from flawsmith.models.components.batches import FeatureBatch, PairedBatch
 from flawsmith.models.glass.config import GLASSConfig
 from flawsmith.models.glass.hypothesis import Hypothesis
-from flawsmith.models.glass.model import GLASS, GLASSModule
+from flawsmith.models.glass.model import GLASS
 
 SIZE = (288, 288)
 BATCH = 8
@@ -49,25 +48,25 @@ class Setting:
     trunk: torch.nn.Module
     extractor: Extractor
     cached: FeatureTable
-    ours: GLASSModule
+    ours: GLASS
     plain: PlainGLASS
 
 
 @contextlib.contextmanager
 def setting() -> Iterator[Setting]:
     """Everything at the paper's shapes; the cache lies in a temporary folder."""
-    own = load_backbone("wide_resnet50_2@random")
+    our_backbone = load_backbone("wide_resnet50_2@random")
     trunk = backbone()
-    trunk.load_state_dict(own.trunk.state_dict())
+    trunk.load_state_dict(our_backbone.trunk.state_dict())
     generator = torch.Generator().manual_seed(0)
     normal = torch.randn(BATCH, 3, *SIZE, generator=generator)
     synthetic = normal + 0.3 * torch.randn(BATCH, 3, *SIZE, generator=generator)
-    extractor = make_extractor(own, SIZE)
+    extractor = make_extractor(our_backbone, SIZE)
     with tempfile.TemporaryDirectory() as folder:
         one_by_one = lambda rows: ([level[0] for level in extractor(normal[[row]].numpy())] for row in rows)  # noqa: E731
         cached = FeatureCache("glass-step", Path(folder)).table([str(row) for row in range(BATCH)], one_by_one)
-        ours = GLASS(cast(GLASSConfig, GLASS.presets["official"]), own, seed=0).module.train()
-        ours.mean_embedding = ours.embedding(cached.batch(range(BATCH))).mean(0).flatten(1).T
+        ours = GLASS(cast(GLASSConfig, GLASS.presets["official"]), our_backbone, seed=0).train()
+        ours.fit_center([FeatureBatch(cached.batch(range(BATCH)))])
         anomalous = torch.rand(BATCH * len(ours.mean_embedding), generator=generator) < FLAWED_SHARE
         plain = PlainGLASS()
         block = ours.discriminator.blocks[0]
@@ -79,30 +78,32 @@ def setting() -> Iterator[Setting]:
 
 
 class OurIteration:
-    """Our iteration on a copy of the module, in float32 or under bfloat16 autocast, as Lightning's bf16-mixed runs."""
+    """Our iteration on a copy of the model, in float32 or under bfloat16 autocast, as Lightning's bf16-mixed runs."""
 
     def __init__(self, given: Setting, mode: Hypothesis, *, bfloat16: bool) -> None:
         self.given, self.bfloat16 = given, bfloat16
-        self.module = copy.deepcopy(given.ours)
-        self.module.hypothesis = mode
-        self.optimisers = self.module.configure_optimizers()
+        frozen = given.ours.backbone
+        self.model = copy.deepcopy(given.ours, {id(frozen): frozen})
+        self.model.spherical.fill_(mode == "hypersphere")
+        self.model.start_epoch()
+        self.optimisers = self.model.make_optimizers()
 
     def forged_levels(self) -> list[Tensor]:
         return [torch.from_numpy(level) for level in self.given.extractor(self.given.synthetic.numpy())]
 
     def batch(self) -> PairedBatch:
         """Normal levels from the warm cache, synthetic ones from the compiled backbone."""
-        normal = PatchBatch(self.given.cached.batch(range(BATCH)), None, STEP)
+        normal = FeatureBatch(self.given.cached.batch(range(BATCH)), None, STEP)
         return PairedBatch(normal, self.forged_levels(), self.given.anomalous)
 
     def loss(self, batch: PairedBatch) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
-            return self.module.batch_losses(batch)["loss"]
+            return self.model.losses(batch)["loss"]
 
     def branches(self, batch: PairedBatch) -> None:
         """Everything up to the features of the three branches: adaptor, ascent, projections."""
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16), torch.no_grad():
-            self.module.branches(batch)
+            self.model.branches(batch)
 
     def update(self, loss: Tensor) -> None:
         for optimiser in self.optimisers:
@@ -147,7 +148,7 @@ class PlainIteration:
 def equality(given: Setting, mode: Hypothesis) -> tuple[str, ...]:
     """The float32 loss of both on features that each computed from the images; nothing cached."""
     plain, ours = PlainIteration(given, mode), OurIteration(given, mode, bfloat16=False)
-    normal = PatchBatch([torch.from_numpy(level) for level in given.extractor(given.normal.numpy())], None, STEP)
+    normal = FeatureBatch([torch.from_numpy(level) for level in given.extractor(given.normal.numpy())], None, STEP)
     expected = float(plain.loss(plain.rows(given.normal), plain.rows(given.synthetic)).detach())
     found = float(ours.loss(PairedBatch(normal, ours.forged_levels(), given.anomalous)).detach())
     return mode, f"{expected:.7f}", f"{found:.7f}", f"{abs(found - expected) / expected:.1e}"

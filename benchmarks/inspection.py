@@ -24,11 +24,11 @@ from common import milliseconds, page, paired, parser, seconds, table
 from PIL import Image
 
 import flawsmith
-from flawsmith.export import export_detector
+from flawsmith.export import export_model
 from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.extract import to_onnx
-from flawsmith.models.base import MethodConfig
-from flawsmith.models.pbas.model import PBAS, PBASConfig
+from flawsmith.models.base import ModelConfig
+from flawsmith.models.pbas import PBAS, PBASConfig
 from flawsmith.models.registry import find_method
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision
@@ -49,7 +49,7 @@ PHOTO = (512, 512)
 SIZES = ((500, 500), (1000, 1000), (1200, 1667), (2000, 2000), (2448, 3264), (3000, 4000))
 
 
-def untrained_bundle(method: str, backbone: Backbone, preset: str, config: MethodConfig, engine: Engine) -> Bundle:
+def untrained_bundle(method: str, backbone: Backbone, preset: str, config: ModelConfig, engine: Engine) -> Bundle:
     """A model with the preset's shapes and weights as initialised."""
     info = backbone.info
     geometry = Geometry(
@@ -70,7 +70,7 @@ def untrained_bundle(method: str, backbone: Backbone, preset: str, config: Metho
         ),
         seed=0,
     )
-    return Bundle(spec, export_detector(find_method(method)(config, backbone, seed=0).network(), config.image_size))
+    return Bundle(spec, export_model(find_method(method)(config, backbone, seed=0).eval(), config.image_size))
 
 
 class Model:
@@ -178,8 +178,7 @@ def node_costs(model: Model, runs: int) -> str:
     total, order = sum(medians.values()), list(medians)
     # The embedding's grouped convolutions are the first nodes that give its channels and belong to no backbone.
     widths = {
-        level.kernel.shape[0]
-        for level in PBAS(cast(PBASConfig, model.config), model.backbone, seed=0).module.embedding.levels
+        level.kernel.shape[0] for level in PBAS(cast(PBASConfig, model.config), model.backbone, seed=0).embedding.levels
     }
     first = next(at for at in range(len(order) - 40, len(order)) if _channels(shapes[order[at]][1]) in widths)
     rows = [

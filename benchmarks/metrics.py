@@ -20,10 +20,10 @@ from scipy.ndimage import gaussian_filter
 
 from flawsmith.benchmark.executors import run_measured
 from flawsmith.metrics.accumulate import PixelMetrics
-from flawsmith.metrics.collect import ImageRecord, NetworkView
+from flawsmith.metrics.collect import ScoredImage, ScoredMask
 from flawsmith.metrics.pro import aupro, label_regions
 from flawsmith.metrics.protocol import CLEAN, papers
-from flawsmith.metrics.summary import evaluate_records
+from flawsmith.metrics.summary import evaluate_images
 
 SIDE = 288
 MAPS, REGIONS = 100, 30
@@ -63,7 +63,7 @@ def crowded_maps() -> tuple[list[Map], list[Mask | None], int]:
     """100 maps with about 30 regions each."""
     rng = np.random.default_rng(1)
     drawn = [scene(SIDE, REGIONS, rng) for _ in range(MAPS)]
-    return [one for one, _ in drawn], [mask for _, mask in drawn], sum(label_regions(mask)[1] for _, mask in drawn)
+    return [grid for grid, _ in drawn], [mask for _, mask in drawn], sum(label_regions(mask)[1] for _, mask in drawn)
 
 
 def aupro_rows(repeats: int) -> list[tuple[str, ...]]:
@@ -92,12 +92,12 @@ def pool(number: int, side: int) -> dict[str, float | int | None]:
     with PixelMetrics() as pixels:
         for grid, mask in large_scenes(number, side):
             start = time.perf_counter()
-            pixels.add(grid, mask)
+            pixels.update(grid, mask)
             adding += time.perf_counter() - start
         start = time.perf_counter()
         figures = pixels.compute()
         computing = time.perf_counter() - start
-    return {"adding": adding, "computing": computing, "regions": len(figures.region_area), "aupro": figures.aupro}
+    return {"adding": adding, "computing": computing, "regions": len(figures.region_area), "aupro": figures.overlap}
 
 
 def evaluate(number: int, side: int, protocol: str) -> dict[str, float | int | None]:
@@ -107,21 +107,21 @@ def evaluate(number: int, side: int, protocol: str) -> dict[str, float | int | N
     """
     drawing = np.zeros(2)
 
-    def records() -> Iterator[ImageRecord]:
+    def images() -> Iterator[ScoredImage]:
         nonlocal drawing
         start = clocks()
         for index, (grid, mask) in enumerate(large_scenes(number, side)):
             flawed = mask is not None
-            view = NetworkView(grid, None if mask is None else mask.astype(np.float32))
+            view = ScoredMask(grid, None if mask is None else mask.astype(np.float32))
             name, score = f"{index:04d}", float(grid.max())
-            record = ImageRecord(name, score, "pass", "disc" if flawed else "good", flawed, grid, mask, network=view)
+            image = ScoredImage(name, score, "pass", "disc" if flawed else "good", flawed, grid, mask, network=view)
             drawing += clocks() - start
-            yield record
+            yield image
             start = clocks()
 
     start = clocks()
     rules = CLEAN if protocol == "clean" else papers("glass", "mvtec")
-    figures = evaluate_records(records(), protocol=rules, saturated=False)
+    figures = evaluate_images(images(), protocol=rules, saturated=False)
     wall, processor = clocks() - start - drawing
     missing = [
         name
@@ -129,7 +129,7 @@ def evaluate(number: int, side: int, protocol: str) -> dict[str, float | int | N
         if getattr(figures, name) is None or name not in figures.intervals
     ]
     assert not missing, missing
-    regions = sum(one.n_regions for one in figures.by_defect.values())
+    regions = sum(result.n_regions for result in figures.by_defect.values())
     return {"wall": wall, "processor": processor, "regions": regions, "aupro": figures.aupro}
 
 
@@ -151,13 +151,13 @@ def measured_apart(*arguments: object) -> tuple[dict[str, Any], int]:
 def pooling_rows(sizes: list[tuple[int, int]]) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for number, side in sizes:
-        found, memory = measured_apart("--pool", number, side)
+        answer, memory = measured_apart("--pool", number, side)
         rows.append(
             (
                 f"{number} maps of {side}×{side}",
-                str(found["regions"]),
-                f"{found['adding']:.1f}",
-                f"{found['computing']:.1f}",
+                str(answer["regions"]),
+                f"{answer['adding']:.1f}",
+                f"{answer['computing']:.1f}",
                 f"{memory / 1e9:.2f}",
                 f"{4e-9 * number * side**2:.2f}",
             )
@@ -168,8 +168,8 @@ def pooling_rows(sizes: list[tuple[int, int]]) -> list[tuple[str, ...]]:
 def evaluation_rows(number: int, side: int) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for protocol, label in (("clean", "clean"), ("papers", "papers, as of GLASS")):
-        found, memory = measured_apart("--evaluate", number, side, protocol)
-        times = f"{found['wall']:.0f}", f"{found['processor']:.0f}"
+        answer, memory = measured_apart("--evaluate", number, side, protocol)
+        times = f"{answer['wall']:.0f}", f"{answer['processor']:.0f}"
         rows.append((f"{number} maps of {side}×{side}", label, *times, f"{memory / 1e9:.2f}"))
     return rows
 
@@ -177,9 +177,9 @@ def evaluation_rows(number: int, side: int) -> list[tuple[str, ...]]:
 def main() -> None:
     arguments: argparse.ArgumentParser = parser(__doc__)
     arguments.add_argument("--repeats", type=int, default=9)
-    given = arguments.parse_args()
-    exact = aupro_rows(2 if given.quick else given.repeats)
-    sizes = [(20, 256), (40, 256)] if given.quick else [(100, LARGE_SIDE), (LARGE_MAPS, LARGE_SIDE)]
+    options = arguments.parse_args()
+    exact = aupro_rows(2 if options.quick else options.repeats)
+    sizes = [(20, 256), (40, 256)] if options.quick else [(100, LARGE_SIDE), (LARGE_MAPS, LARGE_SIDE)]
     sections = [
         f"## Exact AUPRO of {MAPS} maps of {SIDE}×{SIDE}\n\nFrom arrays to the figure: labelling, sorting and counting "
         "included, every distinct score a threshold.\n\n"
@@ -190,14 +190,14 @@ def main() -> None:
             ("pooled", "regions", "adding, s", "computing, s", "private memory, GB", "all maps in memory would be, GB"),
             pooling_rows(sizes),
         ),
-        "## The whole evaluation\n\nFrom inspected images to the finished evaluation, through `evaluate_records`: "
+        "## The whole evaluation\n\nFrom inspected images to the finished evaluation, through `evaluate_images`: "
         "every figure of images and pixels, by defect too, with intervals from 1,000 resamples. The maps are the same; "
         "processor seconds leave out what other programs took.\n\n"
         + table(
             ("evaluated", "protocol", "seconds", "processor seconds", "private memory, GB"), evaluation_rows(*sizes[-1])
         ),
     ]
-    page("metrics", "Time and memory of the metrics", sections, write=given.write)
+    page("metrics", "Time and memory of the metrics", sections, write=options.write)
 
 
 if __name__ == "__main__":

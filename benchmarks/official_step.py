@@ -1,7 +1,7 @@
 """The training step of `official` at the paper's shapes: ours against a plain one, stage by stage.
 
 wide_resnet50_2 with random weights, 288×288 pixels, batches of 8 images, 1296 centres. Ours reads level maps from the
-feature cache (memory-mapped half precision, warm) and runs the module that training runs; the plain one
+feature cache (memory-mapped half precision, warm) and takes the losses that training takes; the plain one
 (`plain_pbas.py`) takes images that are in memory already. Both have the same weights and centres. Pairs alternate
 within one run; a speed-up is the median of the paired ratios, with the tenth and ninetieth percentile beside it.
 """
@@ -23,12 +23,12 @@ from common import Pairs, milliseconds, page, paired, parser, table
 from plain_pbas import PlainPBAS, backbone, embed
 from torch import Tensor
 
-from flawsmith.features.backbones import Backbone, load_backbone
+from flawsmith.features.backbones import load_backbone
 from flawsmith.features.cache import FeatureCache, FeatureTable
 from flawsmith.features.extract import Extractor, make_extractor
 from flawsmith.features.patch_embedding import as_rows
-from flawsmith.models.components.patch_learner import PatchBatch, PatchBatches, Sampling
-from flawsmith.models.pbas.model import PBAS, PBASConfig, PBASModule, initial_centers
+from flawsmith.models.components.batches import FeatureBatch
+from flawsmith.models.pbas import PBAS, PBASConfig
 
 SIZE = (288, 288)
 BATCH = 8
@@ -44,7 +44,7 @@ class Setting:
     extractor: Extractor
     cached: FeatureTable
     plain: PlainPBAS
-    ours: PBASModule
+    ours: PBAS
 
     def rows_of_images(self) -> np.ndarray:
         """The rows of the cache that hold the images' features."""
@@ -54,33 +54,24 @@ class Setting:
 @contextlib.contextmanager
 def setting() -> Iterator[Setting]:
     """Everything at the paper's shapes; the cache lies in a temporary folder."""
-    own = load_backbone("wide_resnet50_2@random")
+    our_backbone = load_backbone("wide_resnet50_2@random")
     trunk = backbone()
-    trunk.load_state_dict(own.trunk.state_dict())
+    trunk.load_state_dict(our_backbone.trunk.state_dict())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(BATCH, 3, *SIZE, generator=generator)
-    extractor = make_extractor(own, SIZE)
+    extractor = make_extractor(our_backbone, SIZE)
     with tempfile.TemporaryDirectory() as folder:
         cache = FeatureCache("official-step", Path(folder))
         one_by_one = lambda rows: ([level[0] for level in extractor(images[[row]].numpy())] for row in rows)  # noqa: E731
         cached = cache.table([str(number) for number in range(BATCH)], one_by_one)
-        ours = _module(own, cached)
+        ours = PBAS(cast(PBASConfig, PBAS.presets["official"]), our_backbone, seed=0).train()
+        ours.fit_centers([FeatureBatch(cached.batch(range(BATCH)))])
         plain = PlainPBAS(ours.centers.clone())
         _share_weights(plain, ours)
         yield Setting(images, trunk, extractor, cached, plain, ours)
 
 
-def _module(own: Backbone, cached: FeatureTable) -> PBASModule:
-    config = cast(PBASConfig, PBAS.presets["official"])
-    module = PBAS(config, own, seed=0).module
-    positions = int(np.prod(cached.grids[0]))
-    module.centers = initial_centers(
-        module, PatchBatches(cached, Sampling(config.batch_size), seed=0, purpose="centre"), positions
-    )
-    return module.train()
-
-
-def _share_weights(plain: PlainPBAS, ours: PBASModule) -> None:
+def _share_weights(plain: PlainPBAS, ours: PBAS) -> None:
     block = ours.discriminator.blocks[0]
     plain.projector.load_state_dict(ours.projector[0].state_dict())
     plain.first.load_state_dict(block.linear.state_dict())
@@ -89,12 +80,13 @@ def _share_weights(plain: PlainPBAS, ours: PBASModule) -> None:
 
 
 class OurSteps:
-    """Our step and its stages on a module, in float32 or under bfloat16 autocast as Lightning's bf16-mixed runs it."""
+    """Our step and its stages on a copy of the model, in float32 or under bfloat16 autocast, as bf16-mixed runs."""
 
     def __init__(self, given: Setting, *, bfloat16: bool) -> None:
         self.given, self.bfloat16 = given, bfloat16
-        self.module = copy.deepcopy(given.ours)
-        self.optimisers = self.module.configure_optimizers()
+        frozen = given.ours.backbone
+        self.model = copy.deepcopy(given.ours, {id(frozen): frozen})
+        self.optimisers = self.model.make_optimizers()
 
     def precision(self) -> torch.autocast:
         return torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16)
@@ -105,12 +97,12 @@ class OurSteps:
 
     def embed(self, levels: list[Tensor]) -> Tensor:
         with torch.no_grad(), self.precision():
-            return as_rows(self.module.embedding(levels))
+            return as_rows(self.model.embedding(levels))
 
     def forward(self, rows: Tensor) -> Tensor:
         """Eq. 10 of the embedding's rows."""
         with self.precision():
-            return self.module.losses(self.module.projector(rows), STEP)["loss"]
+            return self.model.feature_losses(self.model.projector(rows), STEP)["loss"]
 
     def backward(self, loss: Tensor) -> None:
         for optimiser in self.optimisers:
@@ -127,10 +119,9 @@ class OurSteps:
         self.update()
 
     def step(self) -> None:
-        """From the cache to updated weights, through the module's own projection."""
+        """From the cache to updated weights, through the model's own projection."""
         with self.precision():
-            batch = PatchBatch(self.read(), None, STEP)
-            loss = self.module.batch_losses(batch)["loss"]
+            loss = self.model.losses(FeatureBatch(self.read(), None, STEP))["loss"]
         self.backward(loss)
         self.update()
 

@@ -17,7 +17,7 @@ from common import page, parser, table
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from flawsmith.benchmark.executors import Measured, run_measured
+from flawsmith.benchmark.executors import FinishedProcess, run_measured
 
 SIDE = 64
 # Run on its own, so that the process holds nothing but the training.
@@ -40,7 +40,7 @@ def render(folder: Path, number: int) -> None:
         Image.fromarray(np.clip(texture, 0, 255).astype(np.uint8)).save(folder / f"{index:06d}.{suffix}")
 
 
-def train(number: int, settings: dict[str, int]) -> tuple[Measured, dict[str, float], int]:
+def train(number: int, settings: dict[str, int]) -> tuple[FinishedProcess, dict[str, float], int]:
     """Measure one training: the process, seconds by step, and bytes of the cached features."""
     with TemporaryDirectory() as folder:
         data, out, cache = Path(folder) / "textures", Path(folder) / "run", Path(folder) / "cache"

@@ -174,15 +174,15 @@ def fall_backs(category: Path, samples: int) -> str:
         for recipe in RECIPES:
             work = job(category, SynthesisSettings(recipe, foreground=foreground))
             synthesizer = replace(work.workshop.synthesizer, grid=CELLS)
-            tries, fell_back, normal = 0, 0, 0
+            tries, fallbacks, normal = 0, 0, 0
             for index in range(samples):
                 image = work.images[index % len(work.images)]
                 synthetic = synthesizer.synthesize(image, generator(1, "benchmark", index))
                 tries, normal = tries + synthetic.tries, normal + (synthetic.tries == 0)
-                fell_back += synthetic.fell_back is not None
+                fallbacks += synthetic.fallback is not None
             mean = tries / max(samples - normal, 1)
-            rows.append((f"{recipe}, foreground {foreground}", f"{mean:.2f}", f"{100 * fell_back / samples:.2f}"))
-    return table(("recipe", "mean tries a flaw", "fell back, %"), rows)
+            rows.append((f"{recipe}, foreground {foreground}", f"{mean:.2f}", f"{100 * fallbacks / samples:.2f}"))
+    return table(("recipe", "mean tries a flaw", "fallback rate, %"), rows)
 
 
 def main() -> None:

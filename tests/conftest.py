@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import importlib.util
+import io
 import os
+import pickle
+import random
+import re
 import secrets
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,68 +20,24 @@ from typing import Any
 import hypothesis
 import numpy as np
 import pytest
+from filelock import FileLock
 from PIL import Image
 
 PROJECT = Path(__file__).parents[1]
 THREADS = 2
 LEFT_OUT = pytest.StashKey[int]()
+SEED = pytest.StashKey[int]()
 
 # Machines differ in speed, results do not: every run draws the same examples, `make fuzz` new ones.
+EXPLORE = "explore"
 hypothesis.settings.register_profile("flawsmith", deadline=None, derandomize=True)
-hypothesis.settings.register_profile("explore", deadline=None, print_blob=True)
+hypothesis.settings.register_profile(EXPLORE, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("flawsmith")
 
-_TINY_PATCHES = {
-    "image_size": [64, 96],
-    "precision": "32-true",
-    "level_width": 32,
-    "width": 32,
-    "hidden": 16,
-    "epochs": 2,
-    "steps_per_epoch": 4,
-    "patches_per_step": 64,
-    "batch_size": 4,
-    "bank_size": 16,
-}
-_TINY_STUDENT = {
-    "image_size": [64, 96],
-    "precision": "32-true",
-    "memories": 4,
-    "bank_size": 16,
-    "amplification_epochs": 2,
-    "amplification_steps": 4,
-    "student_widths": [8, 8, 16],
-    "student_blocks": [1, 1, 1],
-    "epochs": 2,
-    "steps_per_epoch": 4,
-    "batch_size": 4,
-}
-_TINY_SEGMENTATION = {
-    "image_size": [64, 96],
-    "precision": "32-true",
-    "pretraining": True,
-    "pretraining_epochs": 2,
-    "pretraining_steps": 4,
-    "pretraining_batch_size": 4,
-    "large_mask_sides": [8, 24],
-    "discriminator_width": 4,
-    "decoder_widths": [8, 8, 8],
-    "epochs": 2,
-    "steps_per_epoch": 4,
-    "batch_size": 2,
-}
-_TINY_MEMORY = {"image_size": [64, 96], "coreset_ratio": 0.1, "least_rows": 32}
-_TINY_GAUSSIANS = {"image_size": [64, 96], "channels": 16}
-# Settings that train a method in a second or two; every registered method needs its line.
-TINY: dict[str, dict[str, Any]] = {
-    "aand": _TINY_STUDENT,
-    "glass": _TINY_PATCHES,
-    "padim": _TINY_GAUSSIANS,
-    "patchcore": _TINY_MEMORY,
-    "pbas": _TINY_PATCHES,
-    "rd4ad": _TINY_STUDENT,
-    "slsg": _TINY_SEGMENTATION,
-}
+
+def tiny_of(method: str) -> dict[str, Any]:
+    """Settings that train a method in a second or two, as its contract test names them."""
+    return dict(import_module(f"tests.contract.test_{method}").TINY)
 
 
 RAY_SETTINGS = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS": "0"}  # no word over the network
@@ -97,8 +60,12 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(min(threads, torch.get_num_threads()))
 
 
+@pytest.hookimpl(tryfirst=True)  # before tests are chosen by their marks
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave out tests on real images where there are none, except in CI, where they fail."""
+    """Mark tests that draw, and leave out those on real images where there are none, except in CI, where they fail."""
+    for item in items:
+        if draws(item):
+            item.add_marker("draws")
     config.stash[LEFT_OUT] = 0
     if "CI" in os.environ or real_data_folder().is_dir():
         return
@@ -109,9 +76,50 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         items[:] = [item for item in items if not item.get_closest_marker("real_data")]
 
 
+def draws(item: pytest.Item) -> bool:
+    """Whether a test takes the fixture ``seed``, not a parameter of that name, or examples of hypothesis."""
+    if hypothesis.is_hypothesis_test(getattr(item, "obj", None)):
+        return True
+    parameters = item.callspec.params if hasattr(item, "callspec") else {}
+    return "seed" in getattr(item, "fixturenames", ()) and "seed" not in parameters
+
+
+def seed_of(item: pytest.Item) -> int:
+    """A number of the test's own, the same in every run; a new one in ``make fuzz``."""
+    if "FLAWSMITH_TEST_SEED" in os.environ:
+        return int(os.environ["FLAWSMITH_TEST_SEED"])
+    if item.config.getoption("--hypothesis-profile") == EXPLORE:
+        return secrets.randbelow(2**31)
+    return int.from_bytes(hashlib.sha256(item.nodeid.encode()).digest()[:4], "big") >> 1
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What a test draws without a generator of its own does not depend on the tests before it."""
+    import torch
+
+    number = item.stash[SEED] = seed_of(item)
+    random.seed(number)
+    np.random.seed(number)
+    torch.manual_seed(number)
     if item.get_closest_marker("real_data") and not real_data_folder().is_dir():
         pytest.fail(f"CI is set and there are no real images at {real_data_folder()}: set FLAWSMITH_DATA")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Tests that share what takes long go to one process: those of a file, of a method's contract, of a Ray cluster."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByWhatIsShared(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file, _, test = nodeid.partition("::")
+            if re.search(r"_ray[_.]", file):
+                return "ray"
+            method = re.search(r"\[(\w+)", test)
+            return f"{file} {method[1]}" if "/contract/" in file and method else file
+
+    return ByWhatIsShared(config, log)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
@@ -152,11 +160,11 @@ def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 @pytest.fixture
-def seed() -> int:
-    """A fresh seed, printed with a failure; FLAWSMITH_TEST_SEED repeats one."""
-    value = int(os.environ.get("FLAWSMITH_TEST_SEED", secrets.randbelow(2**31)))
-    print(f"FLAWSMITH_TEST_SEED={value}")
-    return value
+def seed(request: pytest.FixtureRequest) -> int:
+    """See :func:`seed_of`; printed with a failure, FLAWSMITH_TEST_SEED repeats it."""
+    number = request.node.stash[SEED]
+    print(f"FLAWSMITH_TEST_SEED={number}")
+    return number
 
 
 def load_helpers(name: str, path: str) -> ModuleType:
@@ -210,15 +218,26 @@ def draw_parts() -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def parts(tmp_path_factory: pytest.TempPathFactory, draw_parts: Callable[..., Path]) -> Path:
-    """A category of 20 good images of 80×112 pixels."""
-    return draw_parts(tmp_path_factory.mktemp("data") / "bolt", good=20)
+def shared_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that the test processes of this session share: what takes long is made by the first that needs it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
-def tiny_settings() -> dict[str, dict[str, Any]]:
-    """Settings of every method that train it in a second or two."""
-    return TINY
+def parts(shared_folder: Path, draw_parts: Callable[..., Path]) -> Path:
+    """A category of 20 good images of 80×112 pixels, which tests only read."""
+    folder = shared_folder / "data" / "bolt"
+    with FileLock(shared_folder / "parts.lock"):
+        return folder if folder.exists() else draw_parts(folder, good=20)
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> Callable[[str], dict[str, Any]]:
+    """Settings that train a method in a second or two, by its name."""
+    return tiny_of
 
 
 @pytest.fixture(scope="session")
@@ -249,35 +268,64 @@ def on_ray(ray_cluster: str) -> Iterator[Any]:
         ray.shutdown()
 
 
-@pytest.fixture(scope="session")
-def one_compilation() -> Iterator[None]:
-    """The same backbone at the same size is compiled once for all training runs of the tests: it takes seconds."""
-    from flawsmith.features import extract
-    from flawsmith.features.backbones import Backbone
+class Fingerprint(pickle.Pickler):
+    """Writes all that a module's graph follows from: its classes, their attributes and the bytes of its tensors."""
 
-    compiled: dict[tuple[Any, ...], bytes] = {}
-    compile_backbone = extract.to_onnx
+    def persistent_id(self, value: Any) -> Any:
+        import torch
+
+        if isinstance(value, torch.nn.modules.module._WrappedHook):
+            return "hook"  # it holds the module that it belongs to
+        if not isinstance(value, torch.Tensor):
+            return None
+        content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+        return str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest()
+
+    @classmethod
+    def of(cls, *parts: Any) -> str:
+        """A name for equal parts, other names for all else."""
+        stream = io.BytesIO()
+        pickler = cls(stream)
+        pickler.fast = True  # equal values are written equally, whether or not they are one object
+        pickler.dump(parts)
+        return hashlib.sha256(stream.getvalue()).hexdigest()
+
+
+@pytest.fixture(scope="session")
+def exported_once(shared_folder: Path) -> Iterator[None]:
+    """Equal modules are exported once for all training runs of the tests: tracing takes longer than they do.
+
+    That equal modules give equal bytes is shown in tests/features/test_onnx_graph.py and tests/export/test_export.py.
+    """
+    from flawsmith import export
+    from flawsmith.features import extract
+
+    trace = extract.to_onnx
 
     def once(module: Any, image_size: Any, outputs: Any) -> bytes:
-        if not isinstance(module, Backbone):
-            return compile_backbone(module, image_size, outputs)
-        key = (module.info, tuple(image_size), tuple(outputs))
-        if key not in compiled:
-            compiled[key] = compile_backbone(module, image_size, outputs)
-        return compiled[key]
+        try:
+            name = Fingerprint.of(module.eval(), tuple(image_size), tuple(outputs))
+        except (pickle.PicklingError, AttributeError, TypeError, ValueError):  # a module that cannot be written down
+            return trace(module, image_size, outputs)
+        file = shared_folder / f"{name}.onnx"
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists():
+                file.write_bytes(trace(module, image_size, outputs))
+        return file.read_bytes()
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(extract, "to_onnx", once)
+        patch.setattr(export, "to_onnx", once)
         yield
 
 
 @pytest.fixture(scope="session")
-def train_tiny(one_compilation: None) -> Callable[..., Any]:
-    """``train_tiny(method, data, out, **settings)``: a training run that takes seconds; ``set`` changes TINY."""
+def train_tiny(exported_once: None) -> Callable[..., Any]:
+    """``train_tiny(method, data, out, **settings)`` trains in seconds; ``set`` changes the tiny settings."""
     import flawsmith
 
     def run(method: str, data: Path, out: Path, **settings: Any) -> Any:
-        changed = {**TINY[method], **settings.pop("set", {})}
+        changed = {**tiny_of(method), **settings.pop("set", {})}
         # Synthesis in this process: starting workers takes longer than such a run, and changes nothing
         # (test_forging.py).
         options = {"workers": 0, "quiet": True, "baseline": "none", **settings}
@@ -288,14 +336,19 @@ def train_tiny(one_compilation: None) -> Callable[..., Any]:
 
 @pytest.fixture(scope="session")
 def trained(
-    train_tiny: Callable[..., Any], parts: Path, tmp_path_factory: pytest.TempPathFactory
+    train_tiny: Callable[..., Any], parts: Path, shared_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Any]:
-    """``trained(method)``: the result of one uninterrupted run on ``parts``, shared by all tests."""
-    results: dict[str, Any] = {}
+    """``trained(method)``: the result of one uninterrupted run on ``parts``, which all tests share and only read."""
+    from flawsmith.pipeline.train import TrainResult
+    from flawsmith.runtime.bundle import Bundle
 
-    def of(method: str) -> Any:
-        if method not in results:
-            results[method] = train_tiny(method, parts, tmp_path_factory.mktemp("run") / method)
-        return results[method]
+    @functools.cache
+    def of(method: str) -> TrainResult:
+        folder = shared_folder / method
+        with FileLock(shared_folder / f"{method}.lock"):
+            if not folder.exists():
+                train_tiny(method, parts, tmp_path_factory.mktemp("run") / method).folder.rename(folder)
+        model = folder / "model.flaw"
+        return TrainResult(folder, model, folder / "report.html", Bundle.load(model))
 
     return of

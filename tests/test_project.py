@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -14,8 +15,10 @@ from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
 import flawsmith
+from flawsmith import models
 
 PROJECT = Path(__file__).parents[1]
 NOT_IN_CORE = ("torch", "torchvision", "timm", "lightning", "cv2", "onnx", "openvino", "scipy", "sklearn", "matplotlib")
@@ -210,6 +213,29 @@ def test_readme_names_the_commands_to_begin_with() -> None:
 
     assert "make demo" in readme
     assert "make test" in readme
+
+
+def test_python_of_the_readme_runs_in_the_core_tier(
+    core: Core, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    snippets = re.findall(r"```python\n(.*?)```", (PROJECT / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    model = tmp_path / "runs" / "bolt" / "model.flaw"
+    model.parent.mkdir(parents=True)
+    shutil.copy(PROJECT / "tests" / "runtime" / "data" / "version-1.flaw", model)
+    Image.new("RGB", (64, 48)).save(tmp_path / "photo.png")
+    monkeypatch.chdir(tmp_path)
+
+    results = [core("-c", snippet) for snippet in snippets]
+
+    assert results
+    assert all(result.returncode == 0 for result in results), [result.stderr for result in results]
+    assert (tmp_path / "overlay.png").exists()
+
+
+def test_reference_has_every_model() -> None:
+    page = (PROJECT / "docs" / "reference" / "models.md").read_text(encoding="utf-8")
+
+    assert set(models.__all__) == set(re.findall(r"autoclass:: flawsmith\.models\.(\w+)\n", page))
 
 
 def test_no_file_names_a_place_on_somebodys_machine() -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from flawsmith.features.extract import to_onnx
-from flawsmith.models.base import Detector
+from flawsmith.models.base import AnomalyModel
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
@@ -43,7 +43,7 @@ class Tolerance:
 
     @classmethod
     def relative(cls, scores: NDArray[np.float64], maxima: NDArray[np.float64]) -> Tolerance:
-        """The tolerance from held-out good images, where float32 is not computed or the detector is not continuous."""
+        """The tolerance from held-out good images, where float32 is not computed or the model is not continuous."""
         score, level = (RELATIVE_TOLERANCE * float(np.ptp(np.quantile(v, [0.05, 0.95]))) for v in (scores, maxima))
         return cls(max(score, MAP_TOLERANCE), max(level, MAP_TOLERANCE), every_pixel=False)
 
@@ -53,22 +53,22 @@ class Tolerance:
         return float(difference.max() if self.every_pixel else difference.mean())
 
 
-def reference(detector: Detector, geometry: Geometry, path: Path) -> tuple[float, NDArray[np.float32]]:
+def reference(model: AnomalyModel, geometry: Geometry, path: Path) -> tuple[float, NDArray[np.float32]]:
     """Score and map in original pixels of an image file, computed by torch as trained."""
     image = decode(path)
     batch = torch.from_numpy(geometry.apply(image))[None]
     with torch.inference_mode():
-        output = detector.eval()(batch)
+        output = model.eval()(batch)
     return float(output.score[0]), geometry.invert(output.map[0].numpy(), image.shape[:2])
 
 
 def check_parity(
-    detector: Detector, inspector: Inspector, files: Iterable[Path], tolerance: Tolerance
+    model: AnomalyModel, inspector: Inspector, files: Iterable[Path], tolerance: Tolerance
 ) -> dict[str, float]:
     """Compare the exported model with the trained one on image files.
 
     Args:
-        detector: as trained, not folded.
+        model: as trained.
         inspector: of the exported model, with its decision.
         files: images from disk, some of them not square.
         tolerance: the largest differences allowed.
@@ -83,7 +83,7 @@ def check_parity(
     worst_score = worst_map = 0.0
     count = 0
     for path in files:
-        score, anomaly_map = reference(detector, geometry, path)
+        score, anomaly_map = reference(model, geometry, path)
         found_score, raw = inspector.raw(path)
         found_map = geometry.invert(raw, anomaly_map.shape)
         by_score, by_map = abs(score - found_score), tolerance.map_difference(anomaly_map, found_map)
@@ -134,24 +134,24 @@ OUTPUTS = ("map", "score")
 class _AsTuple(nn.Module):
     """The exporter wants a plain tuple."""
 
-    def __init__(self, detector: Detector) -> None:
+    def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self.detector = detector
+        self.detector = model
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         output = self.detector(images)
         return output.map, output.score
 
 
-def export_detector(detector: Detector, image_size: tuple[int, int]) -> bytes:
-    """A detector, folded, as a serialised ONNX model.
+def export_model(model: AnomalyModel, image_size: tuple[int, int]) -> bytes:
+    """A model, in its export form, as a serialised ONNX model.
 
     Args:
-        detector: trained; what it computes is not changed.
+        model: trained; what it computes is not changed.
         image_size: (height, width) of the input in pixels.
 
     Returns:
         A model with the input ``image`` (batch, 3, height, width) and the outputs ``map`` (batch, height, width) and
-        ``score`` (batch); the same detector gives the same bytes.
+        ``score`` (batch); the same model gives the same bytes.
     """
-    return to_onnx(_AsTuple(detector.folded()).eval(), image_size, OUTPUTS)
+    return to_onnx(_AsTuple(model.export_form()).eval(), image_size, OUTPUTS)

@@ -1,4 +1,4 @@
-"""From lists to cells: which combinations there are, and what a cell is known by."""
+"""From lists to runs: which combinations there are, and what a run is known by."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flawsmith.benchmark.cell import Arm, Task
+from flawsmith.benchmark.experiment import Experiment, Task
 from flawsmith.benchmark.plan import Plan, tasks
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -30,35 +30,41 @@ def only(given: Plan) -> Task:
     return task
 
 
-def test_every_combination_is_a_cell(root: Path) -> None:
+def test_every_combination_is_a_run(root: Path) -> None:
     given = plan(root, methods=["pbas", "glass"], presets=["fast", "paper"], seeds=[0, 1], fractions=[0.5, 1])
 
-    cells = [task.cell for task in tasks(given)]
+    runs = [task.run for task in tasks(given)]
 
-    assert len({cell.key for cell in cells}) == len(cells) == 2 * 2 * 2 * 2 * 2
-    assert {cell.category for cell in cells} == {"bolt", "nut"}
-    assert {cell.dataset for cell in cells} == {"line"}
+    assert len({run.key for run in runs}) == len(runs) == 2 * 2 * 2 * 2 * 2
+    assert {run.category for run in runs} == {"bolt", "nut"}
+    assert {run.dataset for run in runs} == {"line"}
 
 
 def test_seeds_come_one_after_the_other_so_that_an_early_stop_leaves_whole_comparisons(root: Path) -> None:
-    cells = [task.cell for task in tasks(plan(root, methods=["pbas", "glass"], seeds=[3, 1]))]
+    runs = [task.run for task in tasks(plan(root, methods=["pbas", "glass"], seeds=[3, 1]))]
 
-    assert [cell.seed for cell in cells] == [3] * 4 + [1] * 4
+    assert [run.seed for run in runs] == [3] * 4 + [1] * 4
 
 
 def test_varied_settings_change_what_the_preset_means(root: Path) -> None:
     given = plan(root, categories=["bolt"], vary={"patch_size": [1, 3], "epochs": [2]})
 
-    cells = [task.cell for task in tasks(given)]
+    runs = [task.run for task in tasks(given)]
 
-    assert [cell.config["patch_size"] for cell in cells] == [1, 3]
-    assert [cell.arm.title for cell in cells] == ["pbas, patch_size=1, epochs=2", "pbas, patch_size=3, epochs=2"]
+    assert [run.config["patch_size"] for run in runs] == [1, 3]
+    assert [run.experiment.title for run in runs] == ["pbas, patch_size=1, epochs=2", "pbas, patch_size=3, epochs=2"]
 
 
-def test_arm_keeps_what_it_names_itself(root: Path) -> None:
-    arms = plan(root, methods=["pbas", {"method": "glass", "preset": "paper"}], presets=["fast", "official"]).arms()
+def test_experiment_keeps_what_it_names_itself(root: Path) -> None:
+    experiments = plan(
+        root, methods=["pbas", {"method": "glass", "preset": "paper"}], presets=["fast", "official"]
+    ).experiments()
 
-    assert [(arm.method, arm.preset) for arm in arms] == [("pbas", "fast"), ("pbas", "official"), ("glass", "paper")]
+    assert [(experiment.method, experiment.preset) for experiment in experiments] == [
+        ("pbas", "fast"),
+        ("pbas", "official"),
+        ("glass", "paper"),
+    ]
 
 
 def test_textures_go_to_methods_that_forge_alone(root: Path, parts: Path) -> None:
@@ -66,13 +72,15 @@ def test_textures_go_to_methods_that_forge_alone(root: Path, parts: Path) -> Non
 
     one, two = tasks(given)
 
-    assert (one.textures, one.cell.textures_sha256) == (None, None)
+    assert (one.textures, one.run.textures_sha256) == (None, None)
     assert two.textures == str(parts)
-    assert two.cell.arm.textures == parts.name
-    assert two.cell.textures_sha256 is not None
+    assert two.run.experiment.textures == parts.name
+    assert two.run.textures_sha256 is not None
 
 
-def test_key_is_the_same_wherever_the_data_lies_and_whatever_the_arm_is_called(root: Path, tmp_path: Path) -> None:
+def test_key_is_the_same_wherever_the_data_lies_and_whatever_the_experiment_is_called(
+    root: Path, tmp_path: Path
+) -> None:
     before = only(plan(root / "bolt"))
     moved = tmp_path / "elsewhere" / "line"
     moved.parent.mkdir()
@@ -81,7 +89,7 @@ def test_key_is_the_same_wherever_the_data_lies_and_whatever_the_arm_is_called(r
     after = only(plan(moved / "bolt", methods={"method": "pbas", "name": "another name"}))
 
     assert after.data != before.data
-    assert after.cell.key == before.cell.key
+    assert after.run.key == before.run.key
 
 
 @pytest.mark.parametrize(
@@ -97,22 +105,22 @@ def test_key_is_the_same_wherever_the_data_lies_and_whatever_the_arm_is_called(r
     ],
 )
 def test_key_changes_with_what_the_result_depends_on(root: Path, change: dict[str, Any]) -> None:
-    assert only(plan(root / "bolt", **change)).cell.key != only(plan(root / "bolt")).cell.key
+    assert only(plan(root / "bolt", **change)).run.key != only(plan(root / "bolt")).run.key
 
 
 def test_key_changes_with_the_content_of_an_image(root: Path, draw_parts: Callable[..., Path]) -> None:
-    before = only(plan(root / "bolt")).cell.key
+    before = only(plan(root / "bolt")).run.key
     image = root / "bolt" / "test" / "good" / "000.png"
     image.write_bytes((root / "nut" / "test" / "crack" / "001.png").read_bytes())
 
-    assert only(plan(root / "bolt")).cell.key != before
+    assert only(plan(root / "bolt")).run.key != before
 
 
 def test_key_changes_with_the_content_of_a_weights_file_not_with_its_name(root: Path, tmp_path: Path) -> None:
     keys = []
     for name, content in (("a.pth", b"1"), ("b.pth", b"1"), ("b.pth", b"2")):
         (tmp_path / name).write_bytes(content)
-        keys.append(only(plan(root / "bolt", backbones=f"resnet18@{tmp_path / name}")).cell.key)
+        keys.append(only(plan(root / "bolt", backbones=f"resnet18@{tmp_path / name}")).run.key)
 
     assert keys[0] == keys[1] != keys[2]
 
@@ -123,16 +131,18 @@ def test_file_gives_a_plan_and_its_folders_are_relative_to_it(root: Path, tmp_pa
 
     found = tasks(Plan.from_file(file, {"seeds": [2]}))
 
-    assert [(task.cell.category, task.cell.arm.title, task.cell.seed) for task in found] == [
+    assert [(task.run.category, task.run.experiment.title, task.run.seed) for task in found] == [
         ("nut", "pbas", 2),
         ("nut", "GLASS", 2),
     ]
 
 
 def test_title_names_all_that_is_not_the_default() -> None:
-    arm = Arm(method="glass", preset="paper", backbone="x/resnet18.pth", fraction=0.25, set={"steps": 5}, select="best")
+    experiment = Experiment(
+        method="glass", preset="paper", backbone="x/resnet18.pth", fraction=0.25, set={"steps": 5}, select="best"
+    )
 
-    assert arm.title == "glass, paper, resnet18.pth, steps=5, 25 % of the images, select best"
+    assert experiment.title == "glass, paper, resnet18.pth, steps=5, 25 % of the images, select best"
 
 
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
@@ -179,16 +189,16 @@ def test_file_that_is_no_plan_is_refused(tmp_path: Path, text: str, words: str) 
         Plan.from_file(file)
 
 
-def test_protocol_and_oracle_reach_every_cell_that_learns(root: Path) -> None:
+def test_protocol_and_oracle_reach_every_run_that_learns(root: Path) -> None:
     given = plan(root, categories=["bolt"], methods=["padim", "pbas"], protocol="papers", select="oracle")
 
-    cells = [task.cell for task in tasks(given)]
+    runs = [task.run for task in tasks(given)]
 
-    assert [(cell.protocol, cell.arm.select) for cell in cells] == [("papers", "last"), ("papers", "oracle")]
+    assert [(run.protocol, run.experiment.select) for run in runs] == [("papers", "last"), ("papers", "oracle")]
 
 
 def test_single_value_may_stand_for_a_list(root: Path) -> None:
-    assert only(plan(root / "bolt", vary={"epochs": 3})).cell.config["epochs"] == 3
+    assert only(plan(root / "bolt", vary={"epochs": 3})).run.config["epochs"] == 3
 
 
 PROJECT = Path(__file__).parents[2]
@@ -197,9 +207,9 @@ PLANS = sorted((PROJECT / "benchmarks").glob("*.yaml"))
 
 @pytest.mark.real_data
 @pytest.mark.parametrize("path", PLANS, ids=lambda path: path.stem)
-def test_the_projects_own_plans_hold_cells_of_real_images(path: Path, real_data: Path) -> None:
+def test_the_projects_own_plans_hold_runs_of_real_images(path: Path, real_data: Path) -> None:
     found = tasks(Plan.from_file(path, {"data": [real_data], "textures": str(real_data / "dtd")}))
 
-    cells = [task.cell for task in found]
-    assert len({cell.key for cell in cells}) == len(cells)
-    assert all(cell.parts == ("whole", "B") for cell in cells)
+    runs = [task.run for task in found]
+    assert len({run.key for run in runs}) == len(runs)
+    assert all(run.parts == ("whole", "B") for run in runs)

@@ -1,7 +1,8 @@
-"""Benchmarks that are run: resumed, with cells that fail, stopped for their memory."""
+"""Benchmarks that are run: resumed, with runs that fail, stopped for their memory."""
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 import time
@@ -12,8 +13,8 @@ from typing import Any
 import psutil
 import pytest
 
-from flawsmith.benchmark.cell import MODEL, RESULT, SCORES, CellFiles, CellResult, ResultStore, Task
 from flawsmith.benchmark.executors import LocalExecutor, compute, run_measured
+from flawsmith.benchmark.experiment import MODEL, RESULT, SCORES, ResultStore, RunFiles, RunResult, Task
 from flawsmith.benchmark.plan import Plan, tasks
 from flawsmith.benchmark.run import run_benchmark
 from flawsmith.runtime.errors import FlawsmithError
@@ -32,17 +33,17 @@ QUICK = {
 
 
 class PretendExecutor:
-    """Gives every cell the same figures without computing them; fails those of some seeds."""
+    """Gives every run the same figures without computing them; fails those of some seeds."""
 
-    def __init__(self, figures: CellResult, failing: Sequence[int] = ()) -> None:
+    def __init__(self, figures: RunResult, failing: Sequence[int] = ()) -> None:
         self.figures, self.failing = figures, failing
         self.asked: list[str] = []
 
-    def run(self, wanted: Sequence[Task]) -> Generator[tuple[Task, CellFiles], None, None]:
+    def run(self, wanted: Sequence[Task]) -> Generator[tuple[Task, RunFiles], None, None]:
         for task in wanted:
-            self.asked.append(task.cell.label)
-            changes: dict[str, Any] = {"cell": task.cell}
-            if task.cell.seed in self.failing:
+            self.asked.append(task.run.label)
+            changes: dict[str, Any] = {"run": task.run}
+            if task.run.seed in self.failing:
                 changes |= {"status": "failed", "error": "no luck", "evaluations": {}}
             yield task, {RESULT: self.figures.model_copy(update=changes).model_dump_json().encode(), SCORES: b"image\n"}
 
@@ -65,21 +66,21 @@ def plan(data: Path) -> Plan:
 
 @pytest.fixture(scope="module")
 def computed(plan: Plan, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
-    """A benchmark of real cells, one of which fails."""
+    """A benchmark of real runs, one of which fails."""
     out = tmp_path_factory.mktemp("benchmark")
     return out, run_benchmark(plan, out, keep_models=True)
 
 
 @pytest.fixture(scope="module")
-def finished(computed: tuple[Path, Any]) -> CellResult:
+def finished(computed: tuple[Path, Any]) -> RunResult:
     (one,) = [result for result in computed[1].results if result.finished]
     return one
 
 
-def test_finished_cell_has_figures_costs_scores_and_model(computed: tuple[Path, Any], finished: CellResult) -> None:
-    folder = ResultStore(computed[0]).folder(finished.cell)
+def test_finished_run_has_figures_costs_scores_and_model(computed: tuple[Path, Any], finished: RunResult) -> None:
+    folder = ResultStore(computed[0]).folder(finished.run)
 
-    assert finished.cell.category == "bolt"
+    assert finished.run.category == "bolt"
     assert finished.evaluations["whole"].image_auroc is not None
     assert (finished.n_train, finished.n_calibration) == (4, 4)
     assert all(value is not None for name, value in finished.costs.model_dump().items() if name != "threads")
@@ -88,16 +89,16 @@ def test_finished_cell_has_figures_costs_scores_and_model(computed: tuple[Path, 
     assert (folder / MODEL).stat().st_size == finished.costs.model_bytes
 
 
-def test_cell_that_fails_is_recorded_with_one_line_and_the_rest_goes_on(computed: tuple[Path, Any]) -> None:
+def test_run_that_fails_is_recorded_with_one_line_and_the_rest_goes_on(computed: tuple[Path, Any]) -> None:
     (failed,) = computed[1].failed
 
-    assert failed.cell.category == "nut"
+    assert failed.run.category == "nut"
     assert "damaged" in failed.error or "truncated" in failed.error
     assert "\n" not in failed.error
     assert "nut" in computed[1].files["md"].read_text()
 
 
-def test_finished_cells_are_not_computed_again_and_failed_ones_are(computed: tuple[Path, Any], plan: Plan) -> None:
+def test_finished_runs_are_not_computed_again_and_failed_ones_are(computed: tuple[Path, Any], plan: Plan) -> None:
     executor = PretendExecutor(computed[1].results[0])
 
     again = run_benchmark(plan, computed[0], executor=executor)
@@ -106,7 +107,7 @@ def test_finished_cells_are_not_computed_again_and_failed_ones_are(computed: tup
     assert [label.split("-")[0] for label in executor.asked] == ["nut"]
 
 
-def test_changed_cell_is_computed(finished: CellResult, plan: Plan, tmp_path: Path) -> None:
+def test_changed_run_is_computed(finished: RunResult, plan: Plan, tmp_path: Path) -> None:
     first, second = PretendExecutor(finished), PretendExecutor(finished)
     run_benchmark(plan.model_copy(update={"seeds": (0,)}), tmp_path, executor=first)
 
@@ -116,15 +117,15 @@ def test_changed_cell_is_computed(finished: CellResult, plan: Plan, tmp_path: Pa
     assert not set(first.asked) & set(second.asked)
 
 
-def test_fresh_computes_all_cells(finished: CellResult, plan: Plan, tmp_path: Path) -> None:
+def test_fresh_computes_all_runs(finished: RunResult, plan: Plan, tmp_path: Path) -> None:
     run_benchmark(plan, tmp_path, executor=PretendExecutor(finished))
 
     assert run_benchmark(plan, tmp_path, executor=PretendExecutor(finished), fresh=True).computed == 2
 
 
-def test_interrupted_benchmark_keeps_what_was_finished(finished: CellResult, plan: Plan, tmp_path: Path) -> None:
+def test_interrupted_benchmark_keeps_what_was_finished(finished: RunResult, plan: Plan, tmp_path: Path) -> None:
     class Interrupted(PretendExecutor):
-        def run(self, wanted: Sequence[Task]) -> Generator[tuple[Task, CellFiles], None, None]:
+        def run(self, wanted: Sequence[Task]) -> Generator[tuple[Task, RunFiles], None, None]:
             yield next(super().run(wanted))
             raise KeyboardInterrupt
 
@@ -142,17 +143,17 @@ def test_two_benchmarks_do_not_write_into_one_folder(plan: Plan, tmp_path: Path)
         run_benchmark(plan, tmp_path)
 
 
-def test_damaged_result_counts_as_never_computed(finished: CellResult, plan: Plan, tmp_path: Path) -> None:
+def test_damaged_result_counts_as_never_computed(finished: RunResult, plan: Plan, tmp_path: Path) -> None:
     run_benchmark(plan, tmp_path, executor=PretendExecutor(finished))
-    (tmp_path / "cells" / tasks(plan)[0].cell.label / RESULT).write_text("{")
+    (tmp_path / "runs" / tasks(plan)[0].run.label / RESULT).write_text("{")
 
     assert run_benchmark(plan, tmp_path, executor=PretendExecutor(finished)).computed == 1
 
 
-def test_cell_over_its_memory_is_stopped_and_says_so(plan: Plan) -> None:
+def test_run_over_its_memory_is_stopped_and_says_so(plan: Plan) -> None:
     task = tasks(plan)[0].model_copy(update={"memory_bytes": 50 * 10**6})
 
-    result = CellResult.model_validate_json(compute(task)[RESULT])
+    result = RunResult.model_validate_json(compute(task)[RESULT])
 
     assert not result.finished
     assert "stopped at 0.1 GB of memory: give more with --memory" in (result.error or "")
@@ -160,11 +161,11 @@ def test_cell_over_its_memory_is_stopped_and_says_so(plan: Plan) -> None:
 
 
 def test_leaving_an_executor_early_ends_its_processes(plan: Plan, tmp_path: Path) -> None:
-    """The first cell, whose images are gone, ends soon; the one beside it is at work then."""
+    """The first run, whose images are gone, ends soon; the one beside it is at work then."""
     first, *others = tasks(plan.model_copy(update={"seeds": tuple(range(6)), "categories": ("bolt",)}))
     running = LocalExecutor(jobs=2).run([first.model_copy(update={"data": tmp_path / "gone"}), *others])
     _, files = next(running)
-    assert CellResult.model_validate_json(files[RESULT]).status == "failed"
+    assert RunResult.model_validate_json(files[RESULT]).status == "failed"
 
     running.close()
 
@@ -172,7 +173,9 @@ def test_leaving_an_executor_early_ends_its_processes(plan: Plan, tmp_path: Path
 
 
 def test_stopped_process_takes_its_children_along() -> None:
-    sleeper = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    mark = f"of {os.getpid()}"  # other test sessions on this machine have sleepers of their own
+    child = f"import time; time.sleep(600)  # {mark}"
+    sleeper = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     stop = threading.Event()
     threading.Timer(2.0, stop.set).start()
     start = time.perf_counter()
@@ -181,4 +184,4 @@ def test_stopped_process_takes_its_children_along() -> None:
 
     assert measured.returncode < 0
     assert time.perf_counter() - start < 60
-    assert not [p for p in psutil.process_iter(["cmdline"]) if "time.sleep(600)" in " ".join(p.info["cmdline"] or [])]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if mark in " ".join(p.info["cmdline"] or [])]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flawsmith.benchmark.cell import Arm, Cell, CellResult, Costs
+from flawsmith.benchmark.experiment import BenchmarkRun, Costs, Experiment, RunResult
 from flawsmith.benchmark.tables import latex, tables, tidy_csv, write_tables
 from flawsmith.metrics.results import Evaluation
 
@@ -20,23 +20,29 @@ def evaluation(image_auroc: float | None, **figures: Any) -> Evaluation:
     return Evaluation(image_auroc=image_auroc, **known)
 
 
-def result(category: str, method: str, seed: int, image_auroc: float | None, **changes: Any) -> CellResult:
-    cell = Cell(
-        arm=Arm(method=method), seed=seed, dataset="line", category=category, images_sha256="0", config={}, backbone="b"
+def result(category: str, method: str, seed: int, image_auroc: float | None, **changes: Any) -> RunResult:
+    run = BenchmarkRun(
+        experiment=Experiment(method=method),
+        seed=seed,
+        dataset="line",
+        category=category,
+        images_sha256="0",
+        config={},
+        backbone="b",
     )
     found = {
-        "cell": cell,
+        "run": run,
         "status": "finished",
         "evaluations": {"whole": evaluation(image_auroc)},
         "costs": Costs(train_seconds=10.0 + seed, latency_p50_ms=5.0, peak_bytes=10**9, model_bytes=14 * 10**6),
         "machine": "a machine",
         "versions": {"flawsmith": "0"},
     }
-    return CellResult(**{**found, **changes})
+    return RunResult(**{**found, **changes})
 
 
 @pytest.fixture
-def results() -> list[CellResult]:
+def results() -> list[RunResult]:
     """Two categories, two methods, two seeds."""
     return [
         result(category, method, seed, base + 0.1 * (category == "nut") + 0.02 * seed)
@@ -51,49 +57,49 @@ def row_of(table: Any, *first: str) -> dict[str, str]:
     return dict(zip(table.heads, found, strict=True))
 
 
-def test_overall_row_is_the_mean_over_categories_and_its_spread_that_over_seeds(results: list[CellResult]) -> None:
+def test_overall_row_is_the_mean_over_categories_and_its_spread_that_over_seeds(results: list[RunResult]) -> None:
     row = row_of(tables(results)[0], "pbas")
 
     # Seed 0: (0.70 + 0.80) / 2; seed 1: 0.77.
     assert row["image AUROC"] == "0.7600 ± 0.0141"
-    assert row["cells"] == "4 of 4"
+    assert row["runs"] == "4 of 4"
     assert row["training, s"] == "10"
     assert row["model, MB"] == "14.0"
 
 
-def test_category_row_is_the_mean_over_seeds(results: list[CellResult]) -> None:
+def test_category_row_is_the_mean_over_seeds(results: list[RunResult]) -> None:
     row = row_of(tables(results)[1], "line/nut", "glass")
 
     assert row["image AUROC"] == "0.7100 ± 0.0141"
     assert row["seeds"] == "2"
 
 
-def test_failed_cell_is_named_and_counts_nowhere(results: list[CellResult]) -> None:
+def test_failed_run_is_named_and_counts_nowhere(results: list[RunResult]) -> None:
     broken = result("bolt", "pbas", 2, None, status="failed", error="no such image", evaluations={}, machine="")
 
     made = tables([*results, broken])
 
     assert row_of(made[0], "pbas")["image AUROC"] == "0.7600 ± 0.0141"
-    assert row_of(made[0], "pbas")["cells"] == "4 of 5"
+    assert row_of(made[0], "pbas")["runs"] == "4 of 5"
     assert made[-1].rows == [("bolt", "pbas", "2", "no such image")]
 
 
-def test_figure_that_the_data_cannot_give_is_a_dash(results: list[CellResult]) -> None:
+def test_figure_that_the_data_cannot_give_is_a_dash(results: list[RunResult]) -> None:
     for one in results:
-        one.evaluations["whole"] = evaluation(0.9, aupro=None if one.cell.arm.method == "pbas" else 0.5)
+        one.evaluations["whole"] = evaluation(0.9, aupro=None if one.run.experiment.method == "pbas" else 0.5)
 
     assert row_of(tables(results)[0], "pbas")["AUPRO (0.3)"] == "–"
     assert row_of(tables(results)[0], "glass")["AUPRO (0.3)"] == "0.5000 ± 0.0000"
 
 
-def test_loco_figures_show_where_there_are_some(results: list[CellResult]) -> None:
+def test_loco_figures_show_where_there_are_some(results: list[RunResult]) -> None:
     assert "image AUROC, LOCO mean" not in tables(results)[0].heads
     results[0].evaluations["whole"] = evaluation(0.9, image_auroc_loco_mean=0.8)
 
     assert "image AUROC, LOCO mean" in tables(results)[0].heads
 
 
-def test_tidy_csv_holds_a_row_a_cell_and_part(results: list[CellResult]) -> None:
+def test_tidy_csv_holds_a_row_a_run_and_part(results: list[RunResult]) -> None:
     results[0].evaluations["B"] = evaluation(0.123)
 
     rows = list(csv.DictReader(io.StringIO(tidy_csv(results))))
@@ -101,10 +107,10 @@ def test_tidy_csv_holds_a_row_a_cell_and_part(results: list[CellResult]) -> None
     assert len(rows) == 9
     assert [row["part"] for row in rows[:2]] == ["whole", "B"]
     assert float(rows[1]["image_auroc"]) == 0.123
-    assert {row["key"] for row in rows} == {one.cell.key for one in results}
+    assert {row["key"] for row in rows} == {one.run.key for one in results}
 
 
-def test_latex_sets_its_own_signs(results: list[CellResult]) -> None:
+def test_latex_sets_its_own_signs(results: list[RunResult]) -> None:
     strange = [result("50%_a&b", "pbas", 0, 0.5)]
 
     text = latex(tables(strange), ["a note"])
@@ -114,7 +120,7 @@ def test_latex_sets_its_own_signs(results: list[CellResult]) -> None:
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
 
 
-def test_all_formats_are_written_and_html_escapes(results: list[CellResult], tmp_path: Path) -> None:
+def test_all_formats_are_written_and_html_escapes(results: list[RunResult], tmp_path: Path) -> None:
     results.append(result("<b>", "pbas", 0, 0.5))
 
     files = write_tables(results, tmp_path)
@@ -126,15 +132,15 @@ def test_all_formats_are_written_and_html_escapes(results: list[CellResult], tmp
     assert "| pbas" in files["md"].read_text()
 
 
-def test_several_cells_at_a_time_are_admitted(results: list[CellResult], tmp_path: Path) -> None:
+def test_several_runs_at_a_time_are_admitted(results: list[RunResult], tmp_path: Path) -> None:
     results[0].costs.jobs = 2
 
-    assert "2 cells shared the machine" in write_tables(results, tmp_path)["md"].read_text()
+    assert "2 runs shared the machine" in write_tables(results, tmp_path)["md"].read_text()
 
 
 def test_published_figures_stand_beside_ours_with_their_protocol() -> None:
-    cell = result("screw", "glass", 0, 0.9)
-    known = cell.model_copy(update={"cell": cell.cell.model_copy(update={"dataset": "mvtec_ad"})})
+    run = result("screw", "glass", 0, 0.9)
+    known = run.model_copy(update={"run": run.run.model_copy(update={"dataset": "mvtec_ad"})})
 
     (table,) = [one for one in tables([known]) if one.title == "Beside the papers"]
 
@@ -143,11 +149,11 @@ def test_published_figures_stand_beside_ours_with_their_protocol() -> None:
     assert any("test" in note for note in table.notes)
 
 
-def test_no_published_table_for_data_of_the_users_own(results: list[CellResult]) -> None:
+def test_no_published_table_for_data_of_the_users_own(results: list[RunResult]) -> None:
     assert "Beside the papers" not in [table.title for table in tables(results)]
 
 
-def test_figures_of_an_oracle_are_stamped_above_all_tables(results: list[CellResult], tmp_path: Path) -> None:
+def test_figures_of_an_oracle_are_stamped_above_all_tables(results: list[RunResult], tmp_path: Path) -> None:
     results[0].evaluations["whole"] = evaluation(0.9, selection="oracle", stamps=["ORACLE: chosen on test data"])
 
     files = write_tables(results, tmp_path)

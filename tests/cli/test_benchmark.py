@@ -47,9 +47,6 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no category": (["--methods", "pbas", "--categories", "nut", "screw"], "there is no category 'nut'"),
     "part": (["--methods", "pbas", "--parts", "C"], "parts"),
     "vary": (["--methods", "pbas", "--vary", "epochs"], "--vary 'epochs' is not key=value"),
-    "peer without interpreter": (["--methods", "anomalib:padim"], "pip install anomalib` and add --peer-python"),
-    "peer's interpreter": (["--methods", "anomalib:padim", "--peer-python", "nowhere"], "nowhere: cannot be run"),
-    "peer's model": (["--methods", "anomalib:padin"], "did you mean 'anomalib:padim'"),
     "plan": (["--plan", "nowhere.yaml"], "nowhere.yaml: cannot be read"),
 }
 
@@ -63,4 +60,4 @@ def test_mistake_gives_one_line(flawsmith: Callable[..., Any], bolt: Path, tmp_p
     assert outcome.code == 2
     assert words in outcome.err
     assert outcome.err.count("\n") == 1
-    assert not (tmp_path / "out" / "cells").exists()
+    assert not (tmp_path / "out" / "runs").exists()

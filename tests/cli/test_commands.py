@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import flawsmith as package
-from flawsmith.metrics.summary import LOCO_METRICS
+from flawsmith.metrics.bootstrap import LOCO_METRICS
 from flawsmith.models.registry import method_names
 from flawsmith.runtime.bundle import Bundle
 
@@ -367,12 +367,13 @@ class TestTrain:
 
         assert outcome == (130, "", "interrupted: continue with --resume\n")
 
-    def test_ctrl_c_inside_lightning_says_how_to_go_on(self, flawsmith, category, monkeypatch):
-        from flawsmith.pipeline import train
+    def test_ctrl_c_inside_lightning_says_how_to_go_on(self, flawsmith, parts, tmp_path, monkeypatch):
+        monkeypatch.setattr("lightning.pytorch.Trainer.fit", raiser(SystemExit(1)))
 
-        monkeypatch.setattr(train, "train", raiser(SystemExit(1)))
+        outcome = flawsmith("train", parts, "--out", tmp_path / "run", "--set", "image_size=[64,96]", "--quiet")
 
-        assert flawsmith("train", category, "--quiet") == (130, "", "interrupted: continue with --resume\n")
+        assert (outcome.code, outcome.out) == (130, "")
+        assert outcome.err.endswith("interrupted: continue with --resume\n")
 
 
 def raiser(error: BaseException) -> Callable[..., None]:

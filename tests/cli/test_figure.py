@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flawsmith.benchmark.cell import RESULT, SCORES, Arm, Cell, CellResult, Costs, ResultStore
+from flawsmith.benchmark.experiment import RESULT, SCORES, BenchmarkRun, Costs, Experiment, ResultStore, RunResult
 from flawsmith.metrics.results import Evaluation
 
 KINDS = ("scores", "grid", "features", "curve", "weakness", "latency")
@@ -22,8 +22,8 @@ def results(tmp_path: Path) -> Path:
     root = tmp_path / "results"
     unknown = dict.fromkeys(("image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro"))
     for fraction, auroc in ((0.5, 0.8), (1.0, 0.9)):
-        cell = Cell(
-            arm=Arm(method="pbas", fraction=fraction),
+        run = BenchmarkRun(
+            experiment=Experiment(method="pbas", fraction=fraction),
             dataset="parts",
             category="bolt",
             images_sha256="ab" * 32,
@@ -33,9 +33,9 @@ def results(tmp_path: Path) -> Path:
         rates = {"false_reject_rate": 0.0, "miss_rate": 0.0, "n_good": 1, "n_flawed": 1}
         evaluation = Evaluation(image_auroc=auroc, **unknown, **rates)
         costs = Costs(latency_p50_ms=50.0 * fraction, model_bytes=4_000_000)
-        result = CellResult(cell=cell, status="finished", evaluations={"whole": evaluation}, costs=costs)
+        result = RunResult(run=run, status="finished", evaluations={"whole": evaluation}, costs=costs)
         scores = "image,label,defect,half,score,verdict\na.png,good,good,A,0.1,pass\nb.png,flawed,dent,A,0.9,reject\n"
-        ResultStore(root).save(cell, {RESULT: result.model_dump_json().encode(), SCORES: scores.encode()})
+        ResultStore(root).save(run, {RESULT: result.model_dump_json().encode(), SCORES: scores.encode()})
     return root
 
 

@@ -148,8 +148,8 @@ def test_oddity_is_found_named_and_mendable(root: Path, trees: ModuleType, case:
     (finding,) = named(findings, name)
     assert finding.severity == severity
     assert file in [path.name for path in finding.where]
-    assert finding.mend
-    assert "\n" not in finding.what + finding.mend
+    assert finding.fix
+    assert "\n" not in finding.what + finding.fix
     assert findings.sound == (severity != "error")
 
 
@@ -177,9 +177,9 @@ def test_more_training_images_are_no_advice_where_validation_has_a_folder(root: 
     (held_out,) = named(check(layouts.load(root)), "few-to-calibrate")
     trees.picture(root / "validation" / "good" / "0.png", seed=1000)
     (own,) = named(check(layouts.load(root)), "few-to-calibrate")
-    assert "or 660 in training" in held_out.mend
-    assert "99 good images in validation/good/" in own.mend
-    assert "training" not in own.mend
+    assert "or 660 in training" in held_out.fix
+    assert "99 good images in validation/good/" in own.fix
+    assert "training" not in own.fix
 
 
 def test_gravest_comes_first_and_json_holds_everything(root: Path, trees: ModuleType) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -11,7 +12,6 @@ import pytest
 
 from flawsmith.data import layouts
 from flawsmith.data.layouts import base
-from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 
 
@@ -310,35 +310,49 @@ def test_named_layout_refuses_what_it_is_not(tmp_path: Path, trees: ModuleType) 
 
 def test_registry_refuses_a_second_layout_of_one_name() -> None:
     with pytest.raises(ValueError, match="registered already"):
-        base.register(layouts.by_name("mvtec"))
+        base.register(type(layouts.by_name("mvtec")))
 
 
-class _TableLayout:
-    """Labels in a table, two masks an image: what later layouts need of the door."""
+LABELS = '''
+"""Labels in a table, two masks an image."""
+from flawsmith.data.layouts.base import Layout, register
+from flawsmith.data.samples import Dataset
 
-    name = "table"
+
+@register
+class LabelsLayout(Layout):
+    name = "labels"
     expects = "labels.txt"
 
-    def recognise(self, root: Path) -> str | None:
-        return "table layout, because it has labels.txt" if (root / "labels.txt").is_file() else None
+    def recognise(self, root):
+        return "labels layout, because it has labels.txt" if (root / "labels.txt").is_file() else None
 
-    def near_miss(self, root: Path) -> str | None:
-        return None
-
-    def load(self, root: Path) -> Dataset:
-        return Dataset(root, root.name, "tables", self.name, "labels.txt", ())
+    def load(self, root):
+        return Dataset(root, root.name, "tables", self.name, self.recognise(root), ())
+'''
 
 
-def test_a_registered_layout_is_asked_before_the_plain_folder(
+def test_a_layout_is_one_more_module_and_is_asked_before_the_plain_folder(
     tmp_path: Path, trees: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trees.picture(tmp_path / "part" / "a.png")
     (tmp_path / "part" / "labels.txt").write_text("image,label\n")
-    *specific, folder = layouts.known()
-    table = _TableLayout()
-    known = {each.name: each for each in (*specific, table, folder)}
-    monkeypatch.setattr("flawsmith.data.layouts.base._LAYOUTS", known)
-    assert layouts.detect(tmp_path / "part") is table
+    (tmp_path / "more" / "labels.py").parent.mkdir()
+    (tmp_path / "more" / "labels.py").write_text(LABELS)
+    monkeypatch.setattr(base, "_LAYOUTS", dict(base._LAYOUTS))
+    monkeypatch.setattr(layouts, "__path__", [*layouts.__path__, str(tmp_path / "more")])
+    monkeypatch.delitem(sys.modules, "flawsmith.data.layouts.labels", raising=False)
+
+    layouts.discover()
+
+    assert layouts.load(tmp_path / "part").layout == "labels"
+    assert [layout.name for layout in layouts.known()][-1] == "folder"
+
+
+def test_more_specific_layouts_are_asked_first() -> None:
+    names = [layout.name for layout in layouts.known()]
+
+    assert names == ["mvtec_loco", "btad", "mvtec", "mvtec_3d", "visa", "magnetic_tile", "ksdd2", "csv", "folder"]
 
 
 @pytest.mark.real_data

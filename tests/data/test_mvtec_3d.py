@@ -12,7 +12,7 @@ import pytest
 from flawsmith.data import layouts
 from flawsmith.data.doctor import check
 from flawsmith.data.splits import calibration_split
-from flawsmith.pipeline.truth import read_mask
+from flawsmith.pipeline.masks import read_mask
 from flawsmith.runtime.errors import FlawsmithError
 
 

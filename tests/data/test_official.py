@@ -86,7 +86,7 @@ def test_flawed_images_are_those_of_all_defect_types() -> None:
 
 
 def test_document_has_the_numbers_of_the_table() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text(encoding="utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "train" / "data.md").read_text(encoding="utf-8")
     for official in OFFICIAL:
         section = text.partition(f"**{official.name}** (`{official.layout}`). ")[2].partition("\n\n**")[0]
         for category, c in official.categories.items():
@@ -121,7 +121,7 @@ def test_whole_category_is_recognised_and_said_to_be_whole(name: str, category: 
 
     assert known_as(dataset) is official
     (finding,) = official_findings(dataset)
-    assert (finding.severity, finding.name, finding.mend) == ("note", "official-counts", "nothing")
+    assert (finding.severity, finding.name, finding.fix) == ("note", "official-counts", "nothing")
     assert "all counts are the official ones" in finding.what
 
 

@@ -15,7 +15,7 @@ from flawsmith.data import layouts
 from flawsmith.data.doctor import check
 from flawsmith.data.samples import Sample
 from flawsmith.data.splits import calibration_split
-from flawsmith.pipeline.truth import read_mask
+from flawsmith.pipeline.masks import read_mask
 from flawsmith.runtime.errors import FlawsmithError
 
 HEADER = "object,split,label,image,mask\n"

@@ -9,7 +9,7 @@ import onnx
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from flawsmith.export import (
     MAP_TOLERANCE,
@@ -17,11 +17,11 @@ from flawsmith.export import (
     SCORE_TOLERANCE,
     Tolerance,
     check_parity,
-    export_detector,
+    export_model,
     non_square_copies,
     reference,
 )
-from flawsmith.models.base import AnomalyOutput, Detector
+from flawsmith.models.base import AnomalyOutput
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
@@ -32,7 +32,7 @@ from flawsmith.runtime.inspector import Inspector
 SIZE = (24, 36)
 
 
-class Brightness(Detector):
+class Brightness(nn.Module):
     """The map is the mean of the channels plus an error that a test may set."""
 
     def __init__(self, *, score_error: float = 0.0, map_error: float = 0.0) -> None:
@@ -44,7 +44,7 @@ class Brightness(Detector):
         mean = images.mean(dim=1)
         return AnomalyOutput(mean + self.map_error, mean.amax(dim=(1, 2)) + self.score_error)
 
-    def folded(self) -> Detector:
+    def export_form(self) -> nn.Module:
         self.folds += 1
         return self
 
@@ -66,7 +66,7 @@ def bundle(model: bytes, *, limit: float = 0.9) -> Bundle:
 
 @pytest.fixture(scope="module")
 def model() -> bytes:
-    return export_detector(Brightness(), SIZE)
+    return export_model(Brightness(), SIZE)
 
 
 @pytest.fixture(scope="module")
@@ -82,10 +82,10 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
 # ---- Graph ----------------------------------------------------------------------------------------------------------
 
 
-def test_detector_is_folded_before_it_is_exported() -> None:
+def test_a_model_is_exported_in_its_export_form() -> None:
     detector = Brightness()
 
-    export_detector(detector, SIZE)
+    export_model(detector, SIZE)
 
     assert detector.folds == 1
 
@@ -112,7 +112,7 @@ def test_graph_computes_what_the_detector_computes(model: bytes, files: list[Pat
 
 
 def test_same_detector_gives_the_same_bytes(model: bytes) -> None:
-    assert export_detector(Brightness(), SIZE) == model
+    assert export_model(Brightness(), SIZE) == model
 
 
 # ---- Parity ---------------------------------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def test_equal_models_pass_and_report_their_differences(model: bytes, files: lis
 
 @pytest.mark.parametrize("detector", [Brightness(score_error=2e-4), Brightness(map_error=2e-3)], ids=["score", "map"])
 def test_difference_beyond_the_tolerance_fails_and_names_the_file(
-    detector: Detector, model: bytes, files: list[Path]
+    detector: nn.Module, model: bytes, files: list[Path]
 ) -> None:
     with pytest.raises(FlawsmithError, match=r"photo 0\.png") as error:
         check_parity(detector, Inspector.load(bundle(model)), files, Tolerance())

@@ -5,14 +5,23 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import numpy as np
 import pytest
 import torch
 
-from flawsmith.features.cache import SHARD_IMAGES, FeatureCache, cache_cap, cache_folder
+from flawsmith.features.cache import (
+    SHARD_IMAGES,
+    FeatureCache,
+    ImageCache,
+    cache_cap,
+    cache_folder,
+    fill_images,
+)
 from flawsmith.runtime.errors import FlawsmithError
 
 SHAPES = ((4, 6, 5), (8, 3, 3))
@@ -141,6 +150,44 @@ def test_killed_extraction_leaves_whole_shards_alone(fill: Fill, tmp_path: Path)
         FeatureCache("one", tmp_path, 10**9).table(hashes, killed)
 
     assert fill(hashes).asked == hashes[SHARD_IMAGES:]
+
+
+def test_two_writers_at_once_leave_one_whole_shard(tmp_path: Path) -> None:
+    hashes, both_extract = ["a", "b", "c"], Barrier(2)
+
+    def write() -> torch.Tensor:
+        def extract(rows: Sequence[int]) -> Iterator[list[np.ndarray]]:
+            both_extract.wait(timeout=60)
+            return (maps_of(hashes[row]) for row in rows)
+
+        return FeatureCache("one", tmp_path, 10**9).table(hashes, extract).batch([0, 1, 2])[0]
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = (future.result() for future in [pool.submit(write) for _ in range(2)])
+
+    assert torch.equal(first, second)
+    assert len(shards(tmp_path)) == 1
+    assert not list(tmp_path.glob("features/one/tmp-*"))
+
+
+def test_images_are_read_once_for_all_caches_that_lack_them(tmp_path: Path) -> None:
+    hashes = ["a", "b", "a", "c"]
+    small, large = (ImageCache(key, tmp_path, 10**9) for key in ("small", "large"))
+    sides, asked = (2, 3), []
+
+    def read(lacking: Mapping[int, Sequence[int]]) -> Iterator[list[np.ndarray]]:
+        for row, caches in lacking.items():
+            asked.append((row, list(caches)))
+            yield [np.full((sides[cache], 4, 3), row, np.uint8) for cache in caches]
+
+    fill_images([small], hashes[:1], read)
+    fill_images([small, large], hashes, read)
+    fill_images([small, large], hashes, read)
+
+    assert asked == [(0, [0]), (0, [1]), (1, [0, 1]), (3, [0, 1])]
+    assert [int(large.table(hashes)[row].max()) for row in range(4)] == [0, 1, 0, 3]
+    assert large.table(hashes)[3].shape == (3, 4, 3)
+    assert large.table(hashes)[3].dtype == np.uint8
 
 
 def cut_short(shard: Path) -> None:

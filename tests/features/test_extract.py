@@ -14,9 +14,10 @@ from flawsmith.features.extract import (
     TOLERANCE,
     EngineName,
     Precision,
-    extract_files,
+    extract,
     extractor_key,
     make_extractor,
+    read_files,
 )
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
@@ -50,7 +51,7 @@ ENGINES: list[tuple[EngineName, Precision]] = [
 
 @pytest.mark.parametrize(("engine", "precision"), ENGINES)
 def test_engine_equals_torch_within_the_precision_it_declares(
-    engine: EngineName, precision: Precision, backbone: Backbone, images: np.ndarray, one_compilation: None
+    engine: EngineName, precision: Precision, backbone: Backbone, images: np.ndarray, exported_once: None
 ) -> None:
     with torch.no_grad():
         expected = [level.numpy() for level in backbone(torch.from_numpy(images))]
@@ -64,7 +65,7 @@ def test_engine_equals_torch_within_the_precision_it_declares(
         assert np.abs(level - reference).max() <= TOLERANCE[precision] * np.abs(reference).max()
 
 
-def test_onnx_runtime_refuses_bfloat16(backbone: Backbone, one_compilation: None) -> None:
+def test_onnx_runtime_refuses_bfloat16(backbone: Backbone, exported_once: None) -> None:
     with pytest.raises(FlawsmithError, match="bfloat16"):
         make_extractor(backbone, SIZE, "onnxruntime", "bfloat16")
 
@@ -88,8 +89,9 @@ def test_files_are_extracted_one_at_a_time_in_order(parts: Path, geometry: Geome
     assert len(files) > LOOK_AHEAD
     extractor = Counting()
 
-    forwards = [levels[0] for levels in extract_files(extractor, files, geometry)]
-    backwards = [levels[0] for levels in extract_files(extractor, files[::-1], geometry)]
+    images = [geometry.normalise(pixels) for (pixels,) in read_files(files, [[geometry]] * len(files))]
+    forwards = [levels[0] for levels in extract(extractor, images)]
+    backwards = [levels[0] for levels in extract(extractor, images[::-1])]
 
     assert set(extractor.batches) == {1}
     assert forwards[0].shape == (3, 1, 1)
@@ -103,7 +105,7 @@ def test_unreadable_file_is_named(parts: Path, geometry: Geometry, tmp_path: Pat
     files = [*sorted((parts / "train" / "good").iterdir())[:3], broken]
 
     with pytest.raises(FlawsmithError, match=r"broken\.png"):
-        list(extract_files(Counting(), files, geometry))
+        list(read_files(files, [[geometry]] * len(files)))
 
 
 def test_key_tells_extractors_apart(backbone: Backbone, geometry: Geometry) -> None:

@@ -11,7 +11,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from flawsmith.benchmark.cell import MODEL, RESULT, SCORES, Arm, Cell, CellResult, Costs, ResultStore
+from flawsmith.benchmark.experiment import (
+    MODEL,
+    RESULT,
+    SCORES,
+    BenchmarkRun,
+    Costs,
+    Experiment,
+    ResultStore,
+    RunResult,
+)
 from flawsmith.metrics.results import Evaluation
 
 DEFECTS = ("crack", "scratch")
@@ -34,20 +43,20 @@ def result(
     costs: dict[str, Any] | None = None,
     figures: dict[str, float | None] | None = None,
     status: str = "finished",
-    **arm: Any,
-) -> CellResult:
-    """One cell's result; ``arm`` are fields of the arm."""
-    cell = Cell(
-        arm=Arm(method=method, **arm),
+    **experiment: Any,
+) -> RunResult:
+    """One run's result; ``experiment`` are fields of the experiment."""
+    run = BenchmarkRun(
+        experiment=Experiment(method=method, **experiment),
         seed=seed,
         dataset=dataset,
         category=category,
         images_sha256="ab" * 32,
-        config={"patch_size": 3, **(config or {}), **arm.get("set", {})},
+        config={"patch_size": 3, **(config or {}), **experiment.get("set", {})},
         backbone="efficientnet_lite0",
     )
-    return CellResult(
-        cell=cell,
+    return RunResult(
+        run=run,
         status=status,
         error=None if status == "finished" else "no reason",
         evaluations={"whole": evaluation(**(figures or {}))} if status == "finished" else {},
@@ -71,7 +80,7 @@ def score_rows(seed: int = 0, *, n: int = 30, limit: float = 1.0) -> list[tuple[
 
 
 @pytest.fixture
-def make_result() -> Callable[..., CellResult]:
+def make_result() -> Callable[..., RunResult]:
     return result
 
 
@@ -79,7 +88,7 @@ def make_result() -> Callable[..., CellResult]:
 def benchmark_folder(tmp_path: Path, tiny: ModuleType) -> Callable[..., Path]:
     """``benchmark_folder(results)``: the folder of these results, with scores, and with tiny models if asked for."""
 
-    def make(results: list[CellResult], *, models: bool = False, name: str = "results", scores: bool = True) -> Path:
+    def make(results: list[RunResult], *, models: bool = False, name: str = "results", scores: bool = True) -> Path:
         root = tmp_path / name
         for number, one in enumerate(results):
             files = {RESULT: one.model_dump_json().encode()}
@@ -92,7 +101,7 @@ def benchmark_folder(tmp_path: Path, tiny: ModuleType) -> Callable[..., Path]:
                 files[SCORES] = path.read_bytes()
             if models:
                 files[MODEL] = tiny.make_bundle().to_bytes()
-            ResultStore(root).save(one.cell, files)
+            ResultStore(root).save(one.run, files)
         return root
 
     return make

@@ -109,7 +109,7 @@ def test_nothing_varied_says_how_to_vary(make_result) -> None:
 def test_unknown_quantity_and_metric_are_named_with_the_closest(make_result) -> None:
     results = [make_result()]
 
-    with pytest.raises(FlawsmithError, match="--x patchsize: no cell has such a setting: did you mean patch_size"):
+    with pytest.raises(FlawsmithError, match="--x patchsize: no run has such a setting: did you mean patch_size"):
         curve(results, x="patchsize")
     with pytest.raises(FlawsmithError, match="--metric auro: no such figure: did you mean"):
         check_metrics(["auro"])
@@ -119,11 +119,11 @@ def test_unknown_quantity_and_metric_are_named_with_the_closest(make_result) -> 
         curve(results, x="patch_size", part="B")
 
 
-def test_failed_cells_are_passed_over_and_other_folders_refused(benchmark_folder, make_result, tmp_path) -> None:
+def test_failed_runs_are_passed_over_and_other_folders_refused(benchmark_folder, make_result, tmp_path) -> None:
     root = benchmark_folder([make_result(), make_result("glass", status="failed")])
 
-    assert [one.cell.arm.method for one in benchmark_results([root])] == ["pbas"]
+    assert [one.run.experiment.method for one in benchmark_results([root])] == ["pbas"]
     with pytest.raises(FlawsmithError, match="flawsmith benchmark"):
         benchmark_results([tmp_path])
-    with pytest.raises(FlawsmithError, match="no cell has finished"):
+    with pytest.raises(FlawsmithError, match="no run has finished"):
         benchmark_results([benchmark_folder([make_result(status="failed")], name="other")])

@@ -28,7 +28,7 @@ def test_restored_method_scores_as_its_model_file(method: str, trained, parts: P
     found = restore(result.folder)
 
     with torch.no_grad():
-        output = found.method.network()(torch.from_numpy(found.spec.geometry.apply(photo))[None])
+        output = found.model(torch.from_numpy(found.spec.geometry.apply(photo))[None])
     score, _ = Inspector.load(result.bundle).raw(photo)
     assert float(output.score) == pytest.approx(score, rel=1e-3, abs=1e-3)
 
@@ -38,7 +38,7 @@ def test_feature_maps_of_a_method_are_maps_of_the_image(method: str, trained) ->
     found = restore(trained(method).folder)
 
     with torch.no_grad():
-        maps = found.method.network().feature_maps(torch.zeros(2, 3, *found.spec.geometry.size))
+        maps = found.model.feature_maps(torch.zeros(2, 3, *found.spec.geometry.size))
 
     assert all(value.ndim == 4 and len(value) == 2 for value in maps.values())
     assert all(torch.isfinite(value).all() for value in maps.values())
@@ -49,7 +49,7 @@ def test_adaptation_is_shown_beside_what_it_adapts(trained) -> None:
     for method in ("pbas", "aand", "slsg"):
         found = restore(trained(method).folder)
         with torch.no_grad():
-            names[method] = list(found.method.network().feature_maps(torch.zeros(1, 3, *found.spec.geometry.size)))
+            names[method] = list(found.model.feature_maps(torch.zeros(1, 3, *found.spec.geometry.size)))
 
     assert names["pbas"] == ["embedding", "adapted"]
     assert names["aand"][:2] == ["teacher, level 1", "advanced teacher, level 1"]

@@ -57,9 +57,9 @@ def test_rows_hold_image_truth_and_what_the_model_says(category: Path, model: Pa
     assert rows[0].truth is None
     assert rows[1].truth is not None
     assert np.unique(rows[1].truth).tolist() == [0, 255]
-    look = rows[2].looks[0]
-    assert (look.model, look.verdict, look.limit) == ("pbas fast", "reject", 0.6)
-    assert look.score == pytest.approx(200 / 255, abs=1e-3)
+    view = rows[2].views[0]
+    assert (view.model, view.verdict, view.limit) == ("pbas fast", "reject", 0.6)
+    assert view.score == pytest.approx(200 / 255, abs=1e-3)
 
 
 def test_grid_has_a_row_an_image_and_a_column_a_model(category: Path, model: Path, tmp_path: Path, tiny) -> None:
@@ -97,7 +97,7 @@ def test_categories_of_a_folder_go_to_the_models_that_learned_them(
 
     rows = list(grid_rows(models([root]), datasets([category.parent]), n=1, picks=["worst"]))
 
-    assert [(row.category, [look.model for look in row.looks]) for row in rows] == [("bolt", ["glass", "pbas"])]
+    assert [(row.category, [view.model for view in row.views]) for row in rows] == [("bolt", ["glass", "pbas"])]
 
 
 def test_sources_that_lack_something_say_how_to_make_it(

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from flawsmith.figures.latency import arm_costs, latency
+from flawsmith.figures.latency import experiment_costs, latency
 from flawsmith.runtime.errors import FlawsmithError
 
 
-def arms(make_result, *rows: tuple[str, float, float, int]):
+def experiments(make_result, *rows: tuple[str, float, float, int]):
     return [
         make_result(method, figures={"image_auroc": auroc}, costs={"latency_p50_ms": speed, "model_bytes": size})
         for method, speed, auroc, size in rows
     ]
 
 
-def test_front_holds_the_arms_that_no_other_beats(make_result) -> None:
-    results = arms(
+def test_front_holds_the_experiments_that_no_other_beats(make_result) -> None:
+    results = experiments(
         make_result, ("pbas", 40, 0.95, 1), ("glass", 60, 0.97, 1), ("aand", 100, 0.96, 1), ("slsg", 40, 0.9, 1)
     )
 
-    found, notes = arm_costs(results, "image_auroc", "whole")
+    found, notes = experiment_costs(results, "image_auroc", "whole")
 
-    assert [(arm.name, arm.best) for arm in found] == [
+    assert [(experiment.name, experiment.best) for experiment in found] == [
         ("pbas", True),
         ("slsg", False),
         ("glass", True),
@@ -31,14 +31,16 @@ def test_front_holds_the_arms_that_no_other_beats(make_result) -> None:
     assert notes == []
 
 
-def test_equal_arms_are_both_on_the_front(make_result) -> None:
-    found, _ = arm_costs(arms(make_result, ("pbas", 40, 0.9, 1), ("glass", 40, 0.9, 1)), "image_auroc", "whole")
+def test_equal_experiments_are_both_on_the_front(make_result) -> None:
+    found, _ = experiment_costs(
+        experiments(make_result, ("pbas", 40, 0.9, 1), ("glass", 40, 0.9, 1)), "image_auroc", "whole"
+    )
 
-    assert all(arm.best for arm in found)
+    assert all(experiment.best for experiment in found)
 
 
 def test_area_grows_with_the_model_and_legend_names_its_size(make_result) -> None:
-    drawn = latency(arms(make_result, ("pbas", 40, 0.95, 50_000_000), ("glass", 60, 0.97, 100_000_000)))
+    drawn = latency(experiments(make_result, ("pbas", 40, 0.95, 50_000_000), ("glass", 60, 0.97, 100_000_000)))
 
     (axis,) = drawn.figure.axes
     small, large = (float(points.get_sizes()[0]) for points in axis.collections)
@@ -48,19 +50,19 @@ def test_area_grows_with_the_model_and_legend_names_its_size(make_result) -> Non
     assert [row["pareto"] for row in drawn.rows] == [True, True]
 
 
-def test_arms_are_compared_on_the_categories_that_all_have(make_result) -> None:
+def test_experiments_are_compared_on_the_categories_that_all_have(make_result) -> None:
     results = [
         make_result("pbas", category="bolt", figures={"image_auroc": 0.9}),
         make_result("pbas", category="nut", figures={"image_auroc": 0.5}),
         make_result("glass", category="bolt", figures={"image_auroc": 0.8}),
     ]
 
-    found, notes = arm_costs(results, "image_auroc", "whole")
+    found, notes = experiment_costs(results, "image_auroc", "whole")
 
-    assert {arm.name: arm.accuracy for arm in found} == {"pbas": 0.9, "glass": 0.8}
-    assert notes == ["not all arms have nut: left out"]
+    assert {experiment.name: experiment.accuracy for experiment in found} == {"pbas": 0.9, "glass": 0.8}
+    assert notes == ["not all experiments have nut: left out"]
     with pytest.raises(FlawsmithError, match="no category in common"):
-        arm_costs(results[1:], "image_auroc", "whole")
+        experiment_costs(results[1:], "image_auroc", "whole")
 
 
 def test_times_that_do_not_compare_are_told(make_result) -> None:
@@ -73,5 +75,5 @@ def test_times_that_do_not_compare_are_told(make_result) -> None:
 
 
 def test_benchmark_without_latencies_is_refused(make_result) -> None:
-    with pytest.raises(FlawsmithError, match="no cell has both"):
+    with pytest.raises(FlawsmithError, match="no run has both"):
         latency([make_result(costs={"latency_p50_ms": None})])

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flawsmith.figures.scores import limit_from_verdicts, score_histograms
-from flawsmith.figures.sources import Scored, ScoredImage, scored
+from flawsmith.figures.sources import ModelScores, ScoredImage, scored
 from flawsmith.runtime.errors import FlawsmithError
 
 
@@ -43,7 +43,7 @@ def test_run_evaluation_and_model_give_the_same_scores_and_the_models_limits(inn
     (found,) = scored([run / inner])
 
     assert found.images == SOME
-    assert (found.category, found.arm, found.limit, found.review_limit) == ("bolt", "pbas fast", 0.6, 0.4)
+    assert (found.category, found.experiment, found.limit, found.review_limit) == ("bolt", "pbas fast", 0.6, 0.4)
 
 
 def test_evaluation_without_a_model_tells_no_limit(run: Path, tmp_path: Path) -> None:
@@ -55,14 +55,14 @@ def test_evaluation_without_a_model_tells_no_limit(run: Path, tmp_path: Path) ->
 
 
 def test_limit_lies_between_the_scores_that_the_verdicts_tell_apart() -> None:
-    assert limit_from_verdicts(Scored("bolt", "pbas", SOME)) == (0.4, 0.9)
-    assert limit_from_verdicts(Scored("bolt", "pbas", SOME[:3])) is None
+    assert limit_from_verdicts(ModelScores("bolt", "pbas", SOME)) == (0.4, 0.9)
+    assert limit_from_verdicts(ModelScores("bolt", "pbas", SOME[:3])) is None
 
 
 def test_good_and_flawed_bars_each_add_up_to_one_and_show_every_defect() -> None:
     more = (*SOME, *images(("stain", 0.8, "reject")))
 
-    drawn = score_histograms([Scored("bolt", "pbas", more, limit=0.6)])
+    drawn = score_histograms([ModelScores("bolt", "pbas", more, limit=0.6)])
 
     (axis,) = drawn.figure.axes
     assert heights(axis) == pytest.approx(2.0)
@@ -72,7 +72,7 @@ def test_good_and_flawed_bars_each_add_up_to_one_and_show_every_defect() -> None
     assert len(drawn.rows) == len(more)
 
 
-def test_benchmark_gives_a_row_a_category_and_a_column_an_arm(benchmark_folder, make_result) -> None:
+def test_benchmark_gives_a_row_a_category_and_a_column_an_experiment(benchmark_folder, make_result) -> None:
     results = [
         make_result(method, category=category, seed=seed)
         for method in ("pbas", "glass")
@@ -89,18 +89,18 @@ def test_benchmark_gives_a_row_a_category_and_a_column_an_arm(benchmark_folder, 
     assert [text.get_text() for text in drawn.figure.legends[0].get_texts()][:2] == ["good", "flawed"]
 
 
-def test_seed_chooses_the_cells(benchmark_folder, make_result) -> None:
+def test_seed_chooses_the_runs(benchmark_folder, make_result) -> None:
     root = benchmark_folder([make_result(seed=seed) for seed in (0, 1)])
 
     first, second = scored([root]), scored([root], seed=1)
 
     assert len(first) == len(second) == 1
     assert first[0].images != second[0].images
-    with pytest.raises(FlawsmithError, match="no cell has the seed 7: there are 0, 1"):
+    with pytest.raises(FlawsmithError, match="no run has the seed 7: there are 0, 1"):
         scored([root], seed=7)
 
 
-def test_kept_model_of_a_cell_tells_its_limit(benchmark_folder, make_result) -> None:
+def test_kept_model_of_a_run_tells_its_limit(benchmark_folder, make_result) -> None:
     (found,) = scored([benchmark_folder([make_result()], models=True)])
 
     assert found.limit == 0.6
@@ -120,8 +120,8 @@ def test_damaged_scores_are_named(run: Path) -> None:
 
 
 def test_scores_that_are_no_numbers_are_left_out_and_said() -> None:
-    drawn = score_histograms([Scored("bolt", "pbas", (*SOME, *images(("dent", float("nan"), "pass"))))])
+    drawn = score_histograms([ModelScores("bolt", "pbas", (*SOME, *images(("dent", float("nan"), "pass"))))])
 
     assert drawn.notes == ["1 scores are no finite numbers and are not shown"]
     with pytest.raises(FlawsmithError, match="no score is a finite number"):
-        score_histograms([Scored("bolt", "pbas", images(("dent", float("inf"), "pass")))])
+        score_histograms([ModelScores("bolt", "pbas", images(("dent", float("inf"), "pass")))])

@@ -9,16 +9,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from flawsmith.figures.style import COLUMN, Drawn, legend_below, panels, paper_style, short, wrapped, write
+from flawsmith.figures.style import COLUMN, PaperFigure, legend_below, panels, wrapped, write
+from flawsmith.report.style import PRINT, plot_style, short_label
 from flawsmith.runtime.errors import FlawsmithError
 
 
-def drawn(label: str = "a line") -> Drawn:
-    with paper_style():
+def drawn(label: str = "a line") -> PaperFigure:
+    with plot_style(PRINT):
         figure, axes = panels(1, 1, height=1.0)
         legend_below(figure, axes[0, 0].plot([1, 2], [3, 4], label=label))
         axes[0, 0].set_xlabel("place")
-    return Drawn(figure, [{"x": 1, "y": 3}, {"x": 2, "y": 4}])
+    return PaperFigure(figure, [{"x": 1, "y": 3}, {"x": 2, "y": 4}])
 
 
 @pytest.mark.parametrize("suffix", [".pdf", ".svg", ".png"])
@@ -65,7 +66,7 @@ def test_unknown_format_is_refused(tmp_path: Path) -> None:
 
 def test_figure_keeps_the_width_of_a_column_and_grows_by_its_legend(tmp_path: Path) -> None:
     one, many = drawn(), drawn("a label so long that only a single one has room in a row of the legend")
-    with paper_style():
+    with plot_style(PRINT):
         legend_below(many.figure, [many.figure.axes[0].plot([1], [1], label="x" * 50)[0] for _ in range(10)])
 
     write(one, tmp_path / "a.png", numbers=False)
@@ -75,7 +76,7 @@ def test_figure_keeps_the_width_of_a_column_and_grows_by_its_legend(tmp_path: Pa
 
 
 def test_labels_that_are_too_long_end_in_an_ellipsis() -> None:
-    assert short("_hidden\nname") == "hidden name"
-    assert short("x" * 50) == "x" * 43 + "…"
+    assert short_label("_hidden\nname") == "hidden name"
+    assert short_label("x" * 50) == "x" * 43 + "…"
     assert wrapped("glass, epochs=1, 10 % of the images", 20) == "glass, epochs=1, 10\n% of the images"
     assert re.fullmatch(r"(.{1,10}\n).{1,10}", wrapped("one two three four five six seven", 10))

@@ -81,5 +81,5 @@ def test_benchmark_over_such_sets_is_read_by_their_names(make_result) -> None:
     drawn = weakness_of_benchmark([*results, make_result()])
 
     assert [(row["weakness"], row["n"]) for row in drawn.rows] == [("0.1", 2), ("0.7", 2)]
-    with pytest.raises(FlawsmithError, match="no cell of the benchmark is of a test set of weak flaws"):
+    with pytest.raises(FlawsmithError, match="no run of the benchmark is of a test set of weak flaws"):
         weakness_of_benchmark([make_result()])

@@ -11,17 +11,22 @@ import torch
 from tests.golden.steps import Arrays, Results, handles, tensor
 from torch import Tensor, nn
 
-from flawsmith.losses import balanced_focal
+from flawsmith.features.patch_embedding import as_rows
+from flawsmith.losses import balanced_focal_loss
 from flawsmith.models.aand.config import AANDConfig
 from flawsmith.models.aand.functional import (
     amplification_loss,
-    as_rows,
+    amplify_by_truth,
+    anomaly_map,
     cells_of,
     cosine_distance,
     distillation_loss,
+    distillation_stage_loss,
     hard_distillation_loss,
     position_encoding,
-    step_rate,
+    project_queries,
+    rate_factor,
+    similarities,
 )
 from flawsmith.models.aand.networks import (
     Amplifier,
@@ -34,8 +39,8 @@ from flawsmith.models.aand.networks import (
     layout_for,
     reverse_student,
 )
-from flawsmith.models.aand.training import AmplificationModule, SyntheticCells
-from flawsmith.models.components.detectors import UpsampleAndSmooth
+from flawsmith.models.aand.training import SyntheticCells, amplification_losses
+from flawsmith.models.components.score_maps import UpsampleAndSmooth
 from flawsmith.models.slsg.functional import cosine_rate
 
 WIDE = (256, 512, 1024)
@@ -44,7 +49,7 @@ WIDE = (256, 512, 1024)
 @handles("focal_balanced")
 def focal_balanced(case: dict[str, Any], arrays: Arrays) -> Results:
     setting, probability = case["hyper_parameters"], tensor(arrays["probability"]).requires_grad_()
-    loss = balanced_focal(probability, tensor(arrays["target"]), alpha=setting["alpha"], gamma=setting["gamma"])
+    loss = balanced_focal_loss(probability, tensor(arrays["target"]), alpha=setting["alpha"], gamma=setting["gamma"])
     loss.backward()
     return {"loss": loss, "grad_probability": probability.grad}
 
@@ -53,15 +58,15 @@ def focal_balanced(case: dict[str, Any], arrays: Arrays) -> Results:
 def positions(case: dict[str, Any], arrays: Arrays) -> Results:
     results = {}
     for number, table in enumerate(case["hyper_parameters"]["tables"]):
-        found, space, half = (
+        encoding, space, half = (
             position_encoding(table["dim"], (table["size"],) * 2),
             table["space_stride"],
             table["dim"] // 2,
         )
         results |= {
-            f"table{number}_subsampled": found[:: table["channel_stride"], ::space, ::space],
-            f"table{number}_first_channels": found[:6, :4, :4],
-            f"table{number}_middle_channels": found[half : half + 6, :4, :4],
+            f"table{number}_subsampled": encoding[:: table["channel_stride"], ::space, ::space],
+            f"table{number}_first_channels": encoding[:6, :4, :4],
+            f"table{number}_middle_channels": encoding[half : half + 6, :4, :4],
         }
     return results
 
@@ -71,13 +76,13 @@ def amplifier_of(arrays: Arrays, prefix: str, setting: Mapping[str, Any], grid: 
     rows, channels = arrays[f"{prefix}memory"].shape
     gate = ResidualGate(channels, grid, memories=rows // 2, temperature=setting["temperature"])
     gate.memory.data = tensor(arrays[f"{prefix}memory"])
-    made = Amplifier(gate, ResidualGenerator(channels, residual="tanh"))
+    amplifier = Amplifier(gate, ResidualGenerator(channels, residual="tanh"))
     for name, _, layer, kind in _mlp_parameters():
         values = tensor(arrays[f"{prefix}{name}"])
-        target = getattr(_mlp(made, name)[layer], kind)
+        target = getattr(_mlp(amplifier, name)[layer], kind)
         assert target.numel() == values.numel()
         target.data = values.reshape(target.shape)
-    return made
+    return amplifier
 
 
 def _mlp_parameters() -> Iterator[tuple[str, str, int, str]]:
@@ -112,13 +117,13 @@ def residual_module(case: dict[str, Any], arrays: Arrays) -> Results:
     cells = cells_of(tensor(arrays["mask_full"])[:, 0] > 0, grid, share=setting["mask_threshold"])
     with torch.no_grad():
         inspected, trained = amplifier(features), amplifier(features, cells[:, None].float())
-        queries = gate.mlp(features + gate.position)
+        truly = amplify_by_truth(features, trained.residual, cells)
+        queries = project_queries(features, gate.position, gate.mlp)
         cosine = flat(gate.matches(features).log())  # relative to its own normaliser
-        reference = (
-            torch.nn.functional.normalize(flat(queries), dim=2) @ torch.nn.functional.normalize(gate.memory, dim=1).T
-        )
+        reference = torch.stack([similarities(rows, gate.memory) for rows in flat(queries)])
     scores = reference / setting["temperature"]
     torch.testing.assert_close(cosine, scores.log_softmax(dim=2), rtol=1e-4, atol=1e-5)
+    assert torch.equal(truly, trained.features)
     return {
         "position_encoding": gate.position,
         "queries": flat(queries),
@@ -138,7 +143,7 @@ def drawn_cells(arrays: Arrays, level: str, cells: Tensor, foreground: Tensor) -
     """The normal and anomalous cells that the case has drawn, as indices of rows."""
     lists = (~cells & foreground).flatten().nonzero()[:, 0], cells.flatten().nonzero()[:, 0]
     names = f"{level}_normal_subset", f"{level}_anomalous_subset"
-    normal, anomalous = (found[tensor(arrays[name]).long()] for found, name in zip(lists, names, strict=True))
+    normal, anomalous = (indices[tensor(arrays[name]).long()] for indices, name in zip(lists, names, strict=True))
     return normal, anomalous
 
 
@@ -169,16 +174,6 @@ def amplification(case: dict[str, Any], arrays: Arrays) -> Results:
     return results | {"loss_amplification": total}
 
 
-class Given(AmplificationModule):
-    """The first stage with the draws of a case."""
-
-    def given(self, arrays: Arrays) -> None:
-        self._arrays = arrays
-
-    def drawn(self, cells: Tensor, foreground: Tensor, draw: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        return drawn_cells(self._arrays, f"level{draw[-1] + 1}", cells, foreground)
-
-
 @handles("aand_stage1")
 def first_stage(case: dict[str, Any], arrays: Arrays) -> Results:
     setting, levels = case["hyper_parameters"], range(1, len(case["hyper_parameters"]["channels"]) + 1)
@@ -201,24 +196,27 @@ def first_stage(case: dict[str, Any], arrays: Arrays) -> Results:
         amplifiers[number] = amplifier_of(arrays, f"level{level}_", setting, grids[number])
     masks = [tensor(arrays[f"{kind}_full"])[:, 0] > 0 for kind in ("mask", "foreground")]
     anomalous, foreground = ([cells_of(mask, grid, share=config.cell_share) for grid in grids] for mask in masks)
-    module = Given(config, amplifiers, seed=0)
-    module.given(arrays)
-    found = module.losses(SyntheticCells(features, anomalous, foreground))
-    found["loss"].backward()
+    losses = amplification_losses(
+        amplifiers,
+        SyntheticCells(features, anomalous, foreground),
+        config,
+        lambda cells, candidates, number: drawn_cells(arrays, f"level{number + 1}", cells, candidates),
+    )
+    losses["loss"].backward()
     amplified = amplifiers.amplified(features, [cells[:, None].float() for cells in anomalous])
     results = {
-        "loss_focal": found["loss_focal"],
-        "loss_amplification": found["loss_amplification"],
-        "loss_total": found["loss"],
-        "gate_precision": found["gate_precision"],
-        "gate_recall": found["gate_recall"],
+        "loss_focal": losses["loss_focal"],
+        "loss_amplification": losses["loss_amplification"],
+        "loss_total": losses["loss"],
+        "gate_precision": losses["gate_precision"],
+        "gate_recall": losses["gate_recall"],
     }
     for number, level in enumerate(levels):
         amplifier, cells = amplifiers[number], anomalous[number]
         results |= {
             f"level{level}_gate": flat(amplified[number].gate),
             f"level{level}_amplified": amplified[number].features,
-            f"level{level}_focal": balanced_focal(
+            f"level{level}_focal": balanced_focal_loss(
                 amplified[number].gate[:, 0], cells, alpha=config.focal_alpha, gamma=config.focal_gamma
             ),
             f"grad_level{level}_memory": amplifier.gate.memory.grad,
@@ -237,24 +235,25 @@ def distillation(case: dict[str, Any], arrays: Arrays) -> Results:
         teacher, student = tensor(arrays[f"{name}_teacher"]), tensor(arrays[f"{name}_student"]).requires_grad_()
         plain = distillation_loss(teacher, student)
         hard = hard_distillation_loss(teacher, student, case["hyper_parameters"]["hard_positions"])
-        (plain + hard).backward()
-        total = total + (plain + hard).detach()
+        loss = distillation_stage_loss(plain, hard)
+        loss.backward()
+        total = total + loss.detach()
         results |= {f"{name}_flat_loss": plain, f"{name}_hard_loss": hard, f"{name}_grad_student": student.grad}
     return results | {"loss_total": total}
 
 
 @handles("aand_map")
-def anomaly_map(case: dict[str, Any], arrays: Arrays) -> Results:
+def fused_map(case: dict[str, Any], arrays: Arrays) -> Results:
     setting = case["hyper_parameters"]
     size = (setting["output_size"],) * 2
     results = {}
     for name, sigma in (("map_raw", 0.0), ("map", float(setting["sigma"]))):
-        maps = []
+        distances, upsample = [], []
         for number in sorted(int(key[5:-8]) for key in arrays if re.fullmatch(r"level\d+_teacher", key)):
-            teacher, student = (arrays[f"level{number}_{who}"] for who in ("teacher", "student"))
-            smooth = UpsampleAndSmooth(grid_of(teacher), size, sigma=sigma, align_corners=True)
-            maps.append(smooth(cosine_distance(tensor(teacher), tensor(student))))
-        results[name] = torch.stack(maps).sum(dim=0)
+            teacher, student = (arrays[f"level{number}_{network}"] for network in ("teacher", "student"))
+            upsample.append(UpsampleAndSmooth(grid_of(teacher), size, sigma=sigma, align_corners=True))
+            distances.append(cosine_distance(tensor(teacher), tensor(student)))
+        results[name] = anomaly_map(distances, upsample)
     return results | {"score": results["map"].amax(dim=(1, 2))}
 
 
@@ -352,14 +351,14 @@ def networks(case: dict[str, Any], arrays: Arrays) -> Results:
     }
     for mode in ("eval", "train"):
         student.train(mode == "train")
-        wanted = [arrays[f"student_level{number}_{mode}"].shape for number in (1, 2, 3)]
-        shapes = zip(WIDE, wanted, setting["input_ids"][mode], strict=True)
+        stored = [arrays[f"student_level{number}_{mode}"].shape for number in (1, 2, 3)]
+        shapes = zip(WIDE, stored, setting["input_ids"][mode], strict=True)
         levels = [2 * tensor(formula([shape[0], count, *shape[2:]], number)).abs() for count, shape, number in shapes]
         with torch.no_grad():
             embedding = student.bottleneck(levels)
-            found = student.decoder(embedding)
+            reconstructed = student.decoder(embedding)
         results[f"embedding_{mode}"] = some_channels(embedding, arrays[f"embedding_{mode}"])
-        for number, level in enumerate(found, 1):
+        for number, level in enumerate(reconstructed, 1):
             name = f"student_level{number}_{mode}"
             results[name] = some_channels(level, arrays[name])
     for name in arrays:
@@ -377,9 +376,8 @@ def schedules(case: dict[str, Any], arrays: Arrays) -> Results:
     for epochs in setting["epochs"]:
         milestones = [share * epochs for share in setting["milestones"]]
         # The released code decays where a milestone equals an epoch; ours does so in the first epoch that reaches it.
-        whole = tuple(milestone for milestone in milestones if float(milestone).is_integer())
+        whole = [milestone for milestone in milestones if float(milestone).is_integer()]
         results[f"aand_rate_{epochs}_epochs"] = [
-            step_rate(epoch, start=setting["start"], factor=setting["factor"], milestones=whole)
-            for epoch in range(epochs)
+            setting["start"] * rate_factor(epoch, factor=setting["factor"], milestones=whole) for epoch in range(epochs)
         ]
     return results

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from tests.golden.handlers_pbas import GivenBatches, outside_trainer
+from tests.golden.handlers_pbas import given_batches, outside_trainer
 from tests.golden.steps import (
     Arrays,
     Results,
@@ -18,18 +18,16 @@ from tests.golden.steps import (
     same_embedding,
     tensor,
 )
+from tests.models.stand_ins import fixed_backbone
 from torch import Tensor
 
-from flawsmith.losses import hardest, two_class_focal
-from flawsmith.models.components.batches import PairedBatch
-from flawsmith.models.components.centers import mean_embedding
+from flawsmith.losses import focal_loss, hard_examples
+from flawsmith.models.components.batches import FeatureBatch, PairedBatch
 from flawsmith.models.components.fast import AscentStep, HiddenAscent
 from flawsmith.models.components.heads import Discriminator
-from flawsmith.models.components.patch_learner import PatchBatch
-from flawsmith.models.components.projection import Shell
 from flawsmith.models.glass.config import GLASSConfig
-from flawsmith.models.glass.functional import global_anomalies, pushed_out
-from flawsmith.models.glass.model import GLASSModule
+from flawsmith.models.glass.functional import project_local
+from flawsmith.models.glass.model import GLASS, global_anomalies
 
 
 @handles("focal_two_class")
@@ -37,13 +35,13 @@ def focal_two_class(case: dict[str, Any], arrays: Arrays) -> Results:
     target, results = tensor(arrays["target"]), {}
     for gamma in case["hyper_parameters"]["gammas"]:
         probability = tensor(arrays["probability_class1"]).requires_grad_()
-        loss = two_class_focal(probability, target, gamma=gamma)
+        loss = focal_loss(probability, target, gamma=gamma)
         loss.backward()
         pairs = zip(probability.detach()[:, None], target[:, None], strict=True)
         results |= {
             f"loss_mean_gamma{gamma}": loss,
             f"grad_probability_gamma{gamma}": probability.grad,
-            f"loss_per_element_gamma{gamma}": torch.stack([two_class_focal(*pair, gamma=gamma) for pair in pairs]),
+            f"loss_per_element_gamma{gamma}": torch.stack([focal_loss(*pair, gamma=gamma) for pair in pairs]),
         }
     return results
 
@@ -52,12 +50,13 @@ def focal_two_class(case: dict[str, Any], arrays: Arrays) -> Results:
 def center_table(case: dict[str, Any], arrays: Arrays) -> Results:
     setting = case["hyper_parameters"]
     width = arrays["projector_weight"].shape[0]
-    module = GLASSModule(GLASSConfig(**same_embedding(width)), [width], seed=0)
+    grid = tuple(setting["cells"])
+    module = GLASS(GLASSConfig(**same_embedding(width)), fixed_backbone([width], [grid]), seed=0)
     module.projector[0].weight.data = tensor(arrays["projector_weight"])
     module.projector[0].bias.data = tensor(arrays["projector_bias"])
     count = len(setting["batch_sizes"])
     levels = [as_level(arrays[f"embedded_batch{number}"], tuple(setting["cells"])) for number in range(count)]
-    module.mean_embedding = mean_embedding(module.embedding, GivenBatches(levels).epoch(0))
+    module.fit_center(given_batches(levels))
     return {"center_table": module.centers()}
 
 
@@ -86,12 +85,12 @@ class Ascent:
 
 
 def ascend(
-    module: GLASSModule, normal: Tensor, offset: Tensor, shell: Shell
+    module: GLASS, normal: Tensor, offset: Tensor, origin: Tensor, limits: tuple[Any, Any]
 ) -> tuple[Ascent, Tensor, tuple[Tensor, Tensor]]:
     """The ascent of one iteration on its own: what was watched, the anomalies, and the final logits of both halves."""
     hidden = module.discriminator.blocks[0].linear(normal)
     watch = Ascent(module.discriminator, hidden, module.config.project_every)
-    found = global_anomalies(offset, shell, module.discriminator, hidden, module.config, watch)
+    found = global_anomalies(offset, origin, limits, module.discriminator, hidden, module.config, watch)
     if watch.features:
         watch.features[-1] = found.features.detach()
     both = module.discriminator(torch.cat([normal, found.features]))
@@ -100,7 +99,7 @@ def ascend(
     return watch, found.features, (logits[0], logits[1])
 
 
-def iteration_module(case: dict[str, Any], arrays: Arrays) -> GLASSModule:
+def iteration_module(case: dict[str, Any], arrays: Arrays) -> GLASS:
     setting = case["hyper_parameters"]
     hidden, width = arrays["discriminator_hidden_weight"].shape
     config = GLASSConfig(
@@ -116,9 +115,9 @@ def iteration_module(case: dict[str, Any], arrays: Arrays) -> GLASSModule:
         **optimiser_settings(setting),
         **({} if setting["mode"] == "hypersphere" else radii(setting)),
     )
-    module = GLASSModule(config, [width], seed=0)
+    module = GLASS(config, fixed_backbone([width], [tuple(setting["cells"])]), seed=0)
     load_heads(module.projector, module.discriminator, arrays)
-    module.hypothesis = setting["mode"]
+    module.spherical.fill_(setting["mode"] == "hypersphere")
     return module.train()
 
 
@@ -126,22 +125,22 @@ def radii(setting: dict[str, Any]) -> dict[str, float]:
     return {"inner_radius": setting["inner_radius"], "outer_radius": setting["outer_radius"]}
 
 
-def steps_alone(module: GLASSModule, arrays: Arrays, anomalous: Tensor, centers: Tensor, radius: Tensor) -> Results:
+def steps_alone(module: GLASS, arrays: Arrays, anomalous: Tensor, centers: Tensor, radius: Tensor) -> Results:
     """The parts of an iteration, each by the function that computes it in training."""
     config, spherical = module.config, module.hypothesis == "hypersphere"
     normal = module.projector(tensor(arrays["embedded_normal"]))
     synthetic = module.projector(tensor(arrays["embedded_synthetic"]))
     noise = tensor(arrays["noise"])
-    shell = Shell(normal, config.inner_radius, config.outer_radius)
-    offset = noise
+    origin, limits, offset = normal, (config.inner_radius, config.outer_radius), noise
     if spherical:
-        shell, offset = Shell(centers, radius, config.shell * radius), normal + noise - centers
-    watch, _, logits = ascend(module, normal, offset, shell)
+        origin, limits, offset = centers, (radius, config.shell * radius), normal + noise - centers
+    watch, _, logits = ascend(module, normal, offset, origin, limits)
     used = synthetic
     if spherical:
-        used = pushed_out(synthetic, anomalous, Shell(centers, config.shell * radius, config.shell**2 * radius))
+        used = project_local(synthetic, anomalous, centers, config.shell * radius, config.shell**2 * radius)
     las = module.discriminator(used).sigmoid()
-    mined = hardest(las, anomalous, config.hard_quantile)
+    mined = hard_examples(las, anomalous, quantile=config.hard_quantile)
+    error = (las - anomalous.float()).square()
     found: dict[str, Any] = {
         "normal_features": normal,
         "synthetic_features_raw": synthetic,
@@ -150,15 +149,15 @@ def steps_alone(module: GLASSModule, arrays: Arrays, anomalous: Tensor, centers:
         "scores_normal_final": logits[0].sigmoid(),
         "scores_gas_final": logits[1].sigmoid(),
         "scores_las": las,
-        "ohem_threshold": mined.threshold,
-        "ohem_selected": mined.kept.int(),
+        "ohem_threshold": torch.quantile(error, config.hard_quantile),
+        "ohem_selected": mined.int(),
     }
     return found | ({"features_after_step": torch.stack(watch.features)} if watch.features else {})
 
 
 @handles("glass_iteration")
 def glass_iteration(case: dict[str, Any], arrays: Arrays) -> Results:
-    module = outside_trainer(iteration_module(case, arrays))
+    module = iteration_module(case, arrays)
     grid, images = tuple(case["hyper_parameters"]["cells"]), case["hyper_parameters"]["batch"]
     anomalous = tensor(arrays["cell_mask"]).bool().flatten()
     centers = tensor(arrays["center_table"]).repeat(images, 1)
@@ -166,9 +165,10 @@ def glass_iteration(case: dict[str, Any], arrays: Arrays) -> Results:
     given = iter([tensor(arrays["noise"])])
     module.noise = lambda *_: next(given)  # type: ignore[method-assign]
     module.centers = lambda: tensor(arrays["center_table"])  # type: ignore[method-assign]
+    training_step = outside_trainer(module)
     levels = [as_level(arrays[f"embedded_{half}"], grid) for half in ("normal", "synthetic")]
 
-    losses = module.training_step(PairedBatch(PatchBatch(levels[:1], None, (0, 0)), levels[1:], anomalous), 0)
+    losses = training_step(PairedBatch(FeatureBatch(levels[:1], None, (0, 0)), levels[1:], anomalous), 0)
 
     first, projector = module.discriminator.blocks[0], module.projector[0]
     with torch.no_grad():
@@ -212,7 +212,7 @@ def gas_full_width(case: dict[str, Any], arrays: Arrays) -> Results:
         project_every=setting["project_every"],
         **radii(setting),
     )
-    module = GLASSModule(config, [width], seed=0).train()
+    module = GLASS(config, fixed_backbone([width], [(1, 1)]), seed=0).train()
     block = module.discriminator.blocks[0]
     block.linear.weight.data = tensor(arrays["discriminator_hidden_weight"])
     block.linear.bias.data = tensor(arrays["discriminator_hidden_bias"])
@@ -221,7 +221,7 @@ def gas_full_width(case: dict[str, Any], arrays: Arrays) -> Results:
     module.discriminator.out.weight.data = tensor(arrays["discriminator_out_weight"])
     normal, noise = tensor(arrays["normal_features"]), tensor(arrays["noise"])
     with torch.no_grad():
-        watch, features, _ = ascend(module, normal, noise, Shell(normal, config.inner_radius, config.outer_radius))
+        watch, features, _ = ascend(module, normal, noise, normal, (config.inner_radius, config.outer_radius))
     projected = watch.unprojected[config.project_every - 1 :: config.project_every]
     return {
         "features_final_offset": features - normal - noise,

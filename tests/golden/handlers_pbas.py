@@ -17,19 +17,21 @@ from tests.golden.steps import (
     same_embedding,
     tensor,
 )
+from tests.models.stand_ins import fixed_backbone
 from torch import Tensor, nn
 
+from flawsmith.features.backbones import load_backbone
 from flawsmith.features.patch_embedding import PatchEmbedding, as_rows
 from flawsmith.models.aand.config import AANDConfig
-from flawsmith.models.aand.training import StageModule
-from flawsmith.models.components.centers import nearest_center
-from flawsmith.models.components.detectors import PatchDetector, UpsampleAndSmooth
+from flawsmith.models.aand.training import adam
+from flawsmith.models.components.batches import FeatureBatch
 from flawsmith.models.components.heads import Discriminator, Projector
-from flawsmith.models.components.patch_learner import PatchBatch
-from flawsmith.models.pbas.model import PBASConfig, PBASModule, approximate_boundary, initial_centers, ray_anomalies
+from flawsmith.models.components.score_maps import UpsampleAndSmooth
+from flawsmith.models.pbas.config import PBASConfig
+from flawsmith.models.pbas.functional import nearest_center, ray_anomalies
+from flawsmith.models.pbas.model import PBAS
 from flawsmith.models.slsg.config import SLSGConfig
-from flawsmith.models.slsg.model import SegmentationModule, layout_of
-from flawsmith.models.slsg.networks import SegNet
+from flawsmith.models.slsg.model import SLSG
 
 
 @handles("patch_embedding")
@@ -101,15 +103,9 @@ def head_counts(case: dict[str, Any], arrays: Arrays) -> Results:
     }
 
 
-class GivenBatches:
+def given_batches(levels: list[Tensor]) -> list[FeatureBatch]:
     """Batches of given level maps, in place of those drawn from images."""
-
-    def __init__(self, levels: list[Tensor]) -> None:
-        self._levels = levels
-
-    def epoch(self, epoch: int) -> Any:
-        for step, level in enumerate(self._levels):
-            yield PatchBatch([level], None, (epoch, step))
+    return [FeatureBatch([level], None, (0, step)) for step, level in enumerate(levels)]
 
 
 @handles("pbas_center")
@@ -117,53 +113,59 @@ def center_initialisation(case: dict[str, Any], arrays: Arrays) -> Results:
     setting = case["hyper_parameters"]
     grid, width = tuple(setting["cells"]), setting["channels"]
     config = PBASConfig(**same_embedding(width), center="aligned", center_smoothing=setting["new_weight"])
-    module = PBASModule(config, [width], seed=0)
+    module = PBAS(config, fixed_backbone([width], [grid]), seed=0)
     module.projector[0].weight.data = tensor(arrays["projector_weight"])
     module.projector[0].bias.data = tensor(arrays["projector_bias"])
     count, positions = len(setting["batch_sizes"]), grid[0] * grid[1]
     levels = [as_level(arrays[f"embedded_batch{number}"], grid) for number in range(count)]
-    tables = [initial_centers(module, GivenBatches(levels[:stop]), positions) for stop in range(1, count + 1)]
+    tables = []
+    for stop in range(1, count + 1):
+        module.fit_centers(given_batches(levels[:stop]))
+        tables.append(module.centers.clone())
     means = [module.project([level]).unflatten(0, (-1, positions)).mean(0) for level in levels]
     nearest = [nearest_center(mean, table) for mean, table in zip(means[1:], tables[:-1], strict=True)]
     return {"center_after_batch": torch.stack(tables), "nearest_row": torch.stack(nearest)}
 
 
-def iteration_module(case: dict[str, Any], arrays: Arrays) -> PBASModule:
+def iteration_module(case: dict[str, Any], arrays: Arrays) -> PBAS:
     hidden, width = arrays["discriminator_hidden_weight"].shape
     setting = case["hyper_parameters"]
     degree, optimisers = setting["anomaly_degree"], optimiser_settings(setting)
     config = PBASConfig(**same_embedding(width), hidden=hidden, anomaly_degree=degree, **optimisers)
-    module = PBASModule(config, [width], seed=0)
+    module = PBAS(config, fixed_backbone([width], [tuple(setting["cells"])]), seed=0)
     load_heads(module.projector, module.discriminator, arrays)
     module.centers = tensor(arrays["center_table"])
     return module.train()
 
 
-def outside_trainer(module: PBASModule) -> PBASModule:
-    """Let ``training_step`` run with the module's own optimisers, without a trainer around it."""
-    optimisers = module.configure_optimizers()
-    module.optimizers = lambda: optimisers  # type: ignore[method-assign]
-    module.manual_backward = lambda loss: loss.backward()  # type: ignore[method-assign]
-    return module
+def outside_trainer(model: Any) -> Any:
+    """The training step of a model with its own optimizers, without a trainer around it."""
+    module = model.training_module()
+    optimizers = module.configure_optimizers()
+    module.optimizers = lambda: optimizers
+    module.manual_backward = lambda loss: loss.backward()
+    model.start_epoch()
+    return module.training_step
 
 
 @handles("pbas_iteration")
 def pbas_iteration(case: dict[str, Any], arrays: Arrays) -> Results:
-    module = outside_trainer(iteration_module(case, arrays))
+    module = iteration_module(case, arrays)
+    training_step = outside_trainer(module)
     grid = tuple(case["hyper_parameters"]["cells"])
-    batches = [PatchBatch([as_level(rows, grid)], None, (0, step)) for step, rows in enumerate(arrays["embedded"])]
+    batches = [FeatureBatch([as_level(rows, grid)], None, (0, step)) for step, rows in enumerate(arrays["embedded"])]
     plain = copy.deepcopy(module.discriminator)
     with torch.no_grad():
         features = module.project(batches[0].levels)
-        boundary = approximate_boundary(features, module.centers)
-        anomalies = ray_anomalies(features, boundary, module.config.anomaly_degree)
+        nearest = nearest_center(features, module.centers)
+        anomalies = ray_anomalies(features, module.centers, module.config.anomaly_degree)
         normal, anomalous = plain(torch.cat([features, anomalies])).sigmoid().chunk(2)
-    losses = module.training_step(batches[0], 0)
+    losses = training_step(batches[0], 0)
     first, projector = module.discriminator.blocks[0], module.projector[0]
     results = {
         "features": features,
-        "nearest_row": boundary.nearest,
-        "distances": boundary.distance,
+        "nearest_row": nearest,
+        "distances": (features - module.centers[nearest]).norm(dim=1),
         "mean_distance": losses["loss_boundary"],
         "anomaly_features": anomalies,
         "scores_normal": normal,
@@ -184,7 +186,7 @@ def pbas_iteration(case: dict[str, Any], arrays: Arrays) -> Results:
     }
     results = {name: value.detach().clone() for name, value in results.items()}
     for step in range(1, len(batches)):
-        losses = module.training_step(batches[step], step)
+        losses = training_step(batches[step], step)
     return results | {
         "loss_total_iteration3": losses["loss"],
         "projector_weight_after_3_iterations": projector.weight,
@@ -192,35 +194,20 @@ def pbas_iteration(case: dict[str, Any], arrays: Arrays) -> Results:
     }
 
 
-class GivenLevels(nn.Module):
-    """A backbone whose only level map is given."""
-
-    def __init__(self, level: Tensor) -> None:
-        super().__init__()
-        self.level = level
-
-    def grids(self, image_size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        return ((self.level.shape[-2], self.level.shape[-1]),)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return [self.level]
-
-
-def inference_detector(case: dict[str, Any], arrays: Arrays) -> PatchDetector:
+def inference_model(case: dict[str, Any], arrays: Arrays) -> PBAS:
     setting = case["hyper_parameters"]
     hidden, width = arrays["discriminator_hidden_weight"].shape
-    projector, discriminator = Projector(width), Discriminator(width, hidden)
-    load_heads(projector, discriminator, arrays, state="")
-    embedding = PatchEmbedding([width], **same_embedding(width))
-    backbone: Any = GivenLevels(as_level(arrays["embedded"], tuple(setting["cells"])))
-    size = tuple(setting["output_size"])
-    return PatchDetector(backbone, embedding, projector, discriminator, size, sigma=setting["sigma"])
+    grid, size = tuple(setting["cells"]), tuple(setting["output_size"])
+    config = PBASConfig(**same_embedding(width), hidden=hidden, image_size=size, sigma=setting["sigma"])
+    model = PBAS(config, fixed_backbone([width], [grid], [as_level(arrays["embedded"], grid)]), seed=0)
+    load_heads(model.projector, model.discriminator, arrays, state="")
+    return model.eval()
 
 
 @handles("inference")
 def inference(case: dict[str, Any], arrays: Arrays) -> Results:
     with torch.no_grad():
-        output = inference_detector(case, arrays)(torch.empty(0))
+        output = inference_model(case, arrays)(torch.empty(0))
     return {"image_scores": output.score, "maps": output.map}
 
 
@@ -252,14 +239,13 @@ def all_optimisers(case: dict[str, Any], arrays: Arrays) -> Results:
         discriminator_weight_decay=discriminator["weight_decay"],
         discriminator_optimiser=discriminator["type"].lower(),
     )
-    made = PBASModule(config, [4], seed=0).configure_optimizers()
+    made = PBAS(config, fixed_backbone([4], [(1, 1)]), seed=0).make_optimizers()
     second = AANDConfig(lr=settings["aand_both_stages"]["lr"], betas=settings["aand_both_stages"]["betas"])
-    both = StageModule(second, epochs=1)
-    both.register_parameter("anything", nn.Parameter(torch.zeros(1)))
+    both = adam([nn.Parameter(torch.zeros(1))], second)
     third = SLSGConfig(**{name: value for name, value in settings["slsg_segmentation"].items() if name != "type"})
-    segmentation = SegmentationModule(third, SegNet([1, 2], [(2, 2), (1, 1)], (4, 4), layout_of(third)), None)
+    (segmentation,) = SLSG(third, load_backbone("resnet18@random", strides=third.strides)).make_optimizers()
     names = ("glass_pbas_projector", "glass_pbas_discriminator", "aand_both_stages", "slsg_segmentation")
-    optimisers = (*made, both.configure_optimizers(), segmentation.configure_optimizers())
+    optimisers = (*made, both, segmentation)
     for name, optimiser in zip(names, optimisers, strict=True):
         parameter = nn.Parameter(tensor(arrays["start"]))
         optimiser.param_groups.clear()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,40 +16,51 @@ from torch import Tensor, nn
 
 from flawsmith.features.backbones import load_backbone
 from flawsmith.models.slsg.config import PRESETS
-from flawsmith.models.slsg.functional import segmentation_losses
-from flawsmith.models.slsg.model import layout_of, scored
-from flawsmith.models.slsg.networks import Logits, SegNet, UnpooledResNet, grid_of, make_encoder
-from flawsmith.models.slsg.sg_block import SGBlock, max_relative, position_similarity, position_table
+from flawsmith.models.slsg.functional import (
+    anomaly_probability,
+    image_score,
+    max_relative,
+    position_encoding,
+    position_similarity,
+    segmentation_loss,
+)
+from flawsmith.models.slsg.networks import SegNet, UnpooledResNet, grid_of, make_encoder
+from flawsmith.models.slsg.sg_block import Graph, SGBlock
 
 OFFICIAL = PRESETS["official"]
 
 
 @handles("slsg_scoring")
 def scoring(case: dict[str, Any], arrays: Arrays) -> Results:
-    output = scored(tensor(arrays["logits"]), scale="probability", top_pixels=case["hyper_parameters"]["top"])
-    labels = arrays["labels"]
+    maps = anomaly_probability(tensor(arrays["logits"]))
+    scores, labels = image_score(maps, top_pixels=case["hyper_parameters"]["top"]), arrays["labels"]
     return {
-        "image_scores": output.score,
-        "image_auroc": roc_auc_score(labels, output.score),
-        "pixel_auroc": roc_auc_score(arrays["masks"].ravel(), output.map.flatten()),
-        "image_auroc_max": roc_auc_score(labels, output.map.amax(dim=(1, 2))),
+        "image_scores": scores,
+        "image_auroc": roc_auc_score(labels, scores),
+        "pixel_auroc": roc_auc_score(arrays["masks"].ravel(), maps.flatten()),
+        "image_auroc_max": roc_auc_score(labels, maps.amax(dim=(1, 2))),
     }
 
 
 @handles("slsg_losses")
 def losses(case: dict[str, Any], arrays: Arrays) -> Results:
     setting = case["hyper_parameters"]
-    logits = Logits(*(tensor(arrays[f"logits_{kind}"]).requires_grad_() for kind in ("final", "auxiliary")))
-    parts = segmentation_losses(logits, tensor(arrays["mask"])[:, 0] > 0, focal_gamma=setting["focal_gamma"])
-    total = sum(weight * value for weight, value in zip(setting["weights"], parts.values(), strict=True))
-    total.backward()
+    final, auxiliary = (tensor(arrays[f"logits_{kind}"]).requires_grad_() for kind in ("final", "auxiliary"))
+    losses = segmentation_loss(
+        final,
+        auxiliary,
+        tensor(arrays["mask"])[:, 0] > 0,
+        weights=setting["weights"],
+        gamma=setting["focal_gamma"],
+    )
+    losses["loss"].backward()
     return {
-        "loss_focal": parts["loss_focal"],
-        "loss_l1": parts["loss_l1"],
-        "loss_l1_auxiliary": parts["loss_auxiliary"],
-        "loss_total": total,
-        "grad_logits_final": logits.final.grad,
-        "grad_logits_auxiliary": logits.auxiliary.grad,
+        "loss_focal": losses["loss_focal"],
+        "loss_l1": losses["loss_l1"],
+        "loss_l1_auxiliary": losses["loss_auxiliary"],
+        "loss_total": losses["loss"],
+        "grad_logits_final": final.grad,
+        "grad_logits_auxiliary": auxiliary.grad,
     }
 
 
@@ -58,7 +71,7 @@ def positions(case: dict[str, Any], arrays: Arrays) -> Results:
         grid = table["grid"]
         similarity = position_similarity(table["dim"], (grid, grid))
         rows = arrays[f"table{number}_rows"]
-        encoding = position_table(table["dim"], (grid, grid))[[0, 1, grid, grid + 2]]
+        encoding = position_encoding(table["dim"], (grid, grid))[[0, 1, grid, grid + 2]]
         results |= {
             f"similarity{number}": similarity[:: table["row_stride"]],
             f"table{number}_rows": encoding[:, :: table["dim"] // rows.shape[1]],
@@ -90,9 +103,9 @@ def block_layer(block: SGBlock, name: str) -> nn.Module:
 def released_block(arrays: Arrays, setting: dict[str, Any]) -> SGBlock:
     block = SGBlock(setting["channels"], (setting["grid"],) * 2, released=True, neighbours=setting["neighbours"])
     for name, values in arrays.items():
-        found = re.fullmatch(r"(.+_(?:conv|norm))_(weight|bias|gamma|beta|running_mean|running_var)", name)
-        if found and not name.startswith("grad_"):
-            getattr(block_layer(block, found[1]), NORM.get(found[2], found[2])).data = tensor(values)
+        match = re.fullmatch(r"(.+_(?:conv|norm))_(weight|bias|gamma|beta|running_mean|running_var)", name)
+        if match and not name.startswith("grad_"):
+            getattr(block_layer(block, match[1]), NORM.get(match[2], match[2])).data = tensor(values)
     return block
 
 
@@ -100,49 +113,62 @@ def released_block(arrays: Arrays, setting: dict[str, Any]) -> SGBlock:
 def sg_block(case: dict[str, Any], arrays: Arrays) -> Results:
     setting, results = case["hyper_parameters"], {}
     block = released_block(arrays, setting)
-    assert block.ranked == setting["ranked"]
     x = tensor(arrays["x"]).requires_grad_()
     for mode in ("eval", "train"):
         block.train(mode == "train")
         graph, inside = watched(block, x)
+        assert graph.similarity is not None and graph.neighbours is not None
+        assert graph.neighbours.ranked.shape[-1] == setting["ranked"]
         results |= {
             f"attention_{mode}": graph.attention,
             f"sparse_similarity_{mode}": graph.similarity,
             f"cosine_{mode}": graph.similarity + block.position,
-            f"ranked_neighbours_{mode}": graph.ranked,
-            f"neighbours_{mode}": graph.neighbours,
+            f"ranked_neighbours_{mode}": graph.neighbours.ranked,
+            f"neighbours_{mode}": graph.neighbours.indices,
             **{f"{name}_{mode}": value for name, value in inside.items()},
         }
     (inside["output"] * tensor(arrays["cotangent"])).sum().backward()
     results |= {"position_term": -block.position, "grad_x": x.grad}
     for name in arrays:
-        found = re.fullmatch(r"grad_(.+_(?:conv|norm))_(weight|bias|gamma|beta)", name)
-        if found:
-            results[name] = getattr(block_layer(block, found[1]), NORM.get(found[2], found[2])).grad
-        found = re.fullmatch(r"(.+_norm)_(running_mean|running_var)_after_train", name)
-        if found:
-            results[name] = getattr(block_layer(block, found[1]), found[2])
+        match = re.fullmatch(r"grad_(.+_(?:conv|norm))_(weight|bias|gamma|beta)", name)
+        if match:
+            results[name] = getattr(block_layer(block, match[1]), NORM.get(match[2], match[2])).grad
+        match = re.fullmatch(r"(.+_norm)_(running_mean|running_var)_after_train", name)
+        if match:
+            results[name] = getattr(block_layer(block, match[1]), match[2])
     return results
 
 
-def watched(block: SGBlock, x: Tensor) -> tuple[Any, dict[str, Tensor]]:
-    """One forward pass with what passes between its layers."""
-    seen: dict[str, Tensor] = {}
-    graphs = []
-    relations = block._relations
-    hooks = [
-        block.input.register_forward_hook(lambda _m, _i, out: seen.update(nodes=out.flatten(2))),
-        block.mix.register_forward_hook(lambda _m, _i, out: seen.update(attention_result=out.flatten(2))),
-        block.update.register_forward_hook(lambda _m, given, _o: seen.update(interleaved=given[0].flatten(2))),
-    ]
-    block._relations = lambda maps: graphs.append(relations(maps)) or graphs[-1]  # type: ignore[method-assign]
-    output = block(x)
+@contextmanager
+def recorded_graphs(block: SGBlock) -> Iterator[list[Graph]]:
+    """The relations of every forward pass within."""
+    graphs, relations = list[Graph](), block._relations
+
+    def record(maps: Tensor) -> Graph:
+        graphs.append(relations(maps))
+        return graphs[-1]
+
+    block._relations = record  # type: ignore[method-assign]
+    yield graphs
     block._relations = relations  # type: ignore[method-assign]
+
+
+def watched(block: SGBlock, x: Tensor) -> tuple[Graph, dict[str, Tensor]]:
+    """One forward pass with what passes between its layers."""
+    inside: dict[str, Tensor] = {}
+    hooks = [
+        block.input.register_forward_hook(lambda _m, _i, out: inside.update(nodes=out.flatten(2))),
+        block.mix.register_forward_hook(lambda _m, _i, out: inside.update(attention_result=out.flatten(2))),
+        block.update.register_forward_hook(lambda _m, inputs, _o: inside.update(interleaved=inputs[0].flatten(2))),
+    ]
+    with recorded_graphs(block) as graphs:
+        output = block(x)
     for hook in hooks:
         hook.remove()
     (graph,) = graphs
-    largest = max_relative(seen.pop("nodes"), graph.neighbours)
-    return graph, {**seen, "max_relative": largest, "output": output}
+    assert graph.neighbours is not None
+    largest = max_relative(inside.pop("nodes"), graph.neighbours.indices)
+    return graph, {**inside, "max_relative": largest, "output": output}
 
 
 def network_layer(encoder: UnpooledResNet, network: SegNet, path: str) -> nn.Module:
@@ -195,7 +221,7 @@ def network(case: dict[str, Any], arrays: Arrays) -> Results:
     size = (8 * arrays["logits_eval"].shape[2], 8 * arrays["logits_eval"].shape[3])
     with torch.no_grad():
         levels = encoder.eval()(torch.zeros(1, 3, *size))
-    segmentation = SegNet([x.shape[1] for x in levels], [grid_of(x) for x in levels], size, layout_of(OFFICIAL))
+    segmentation = SegNet([x.shape[1] for x in levels], [grid_of(x) for x in levels], size, OFFICIAL)
     for described in setting["tensors"]:
         path, _, kind = described["name"].rpartition(".")
         layer, name = network_layer(encoder, segmentation, path), NORM.get(kind, kind)
@@ -204,31 +230,28 @@ def network(case: dict[str, Any], arrays: Arrays) -> Results:
     whole = nn.ModuleList([encoder, segmentation])
     results: dict[str, Any] = {"used_parameters": sum(parameter.numel() for parameter in whole.parameters())}
     names = ("stem_skip", "layer1", "layer2", "layer3", "block_input")
+    block = segmentation.sg_block
+    assert block is not None
     for mode in ("eval", "train"):
-        given = setting[mode]
-        coarse = formula([given["batch"], 3, size[0] // 4, size[1] // 4], given["input_id"])
+        inputs = setting[mode]
+        coarse = formula([inputs["batch"], 3, size[0] // 4, size[1] // 4], inputs["input_id"])
         images = (np.float32(6.92) * tensor(coarse)).repeat_interleave(4, dim=2).repeat_interleave(4, dim=3)
         whole.train(mode == "train")
-        graphs, outputs = [], []
-        block = segmentation.sg_block
-        assert block is not None
-        relations = block._relations
-
-        def keep(maps: Tensor, relations: Any = relations, graphs: list[Any] = graphs) -> Any:
-            graphs.append(relations(maps))
-            return graphs[-1]
-
-        block._relations = keep  # type: ignore[method-assign]
+        outputs = list[Tensor]()
         hook = block.register_forward_hook(lambda _m, _i, out, outputs=outputs: outputs.append(out))
-        with torch.no_grad():
+        with torch.no_grad(), recorded_graphs(block) as graphs:
             levels = encoder(images)
             logits = segmentation(levels)
         hook.remove()
-        block._relations = relations  # type: ignore[method-assign]
-        found = dict(zip(names, levels, strict=True)) | {"block_output": outputs[0]}
-        found |= {"logits": logits.final, "logits_auxiliary": logits.auxiliary}
-        results |= {f"{name}_{mode}": sampled(maps, arrays[f"{name}_{mode}"]) for name, maps in found.items()}
-        results[f"neighbours_{mode}"] = graphs[0].neighbours
+        (graph,) = graphs
+        assert graph.neighbours is not None
+        maps_by_name = dict(zip(names, levels, strict=True)) | {
+            "block_output": outputs[0],
+            "logits": logits.final,
+            "logits_auxiliary": logits.auxiliary,
+        }
+        results |= {f"{name}_{mode}": sampled(maps, arrays[f"{name}_{mode}"]) for name, maps in maps_by_name.items()}
+        results[f"neighbours_{mode}"] = graph.neighbours.indices
         results[f"logits_mean_{mode}"] = logits.final.mean()
         results[f"logits_std_{mode}"] = logits.final.std(correction=0)
     results["stem_norm_running_mean_after_train"] = encoder.parts["bn1"].running_mean

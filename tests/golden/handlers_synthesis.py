@@ -39,8 +39,10 @@ def las_mask(case: dict[str, Any], arrays: Arrays) -> Results:
     cells, pairs = setting["cells_per_side"], arrays["noise_fields"].reshape(-1, 2, *setting["image_size"])
     rule = GLASS.branches[0].rule.model_copy(update={"threshold": setting["threshold"]})
     attempts = zip(arrays["uniform_draws"], pairs, strict=True)
-    found = find_mask(attempts, rule, GLASS.acceptance, foreground=arrays["foreground"] > 0, grid=(cells, cells))
-    return {"mask_full": found.mask, "mask_cells": found.cells, "attempts_used": found.tries}
+    mask, by_cells, tries = find_mask(
+        attempts, rule, GLASS.acceptance, foreground=arrays["foreground"] > 0, grid=(cells, cells)
+    )
+    return {"mask_full": mask, "mask_cells": by_cells, "attempts_used": tries}
 
 
 @handles("glass_sample")
@@ -59,16 +61,16 @@ def glass_sample(case: dict[str, Any], arrays: Arrays) -> Results:
     image, texture = geometry.apply(arrays["image_rgb"]), geometry.apply(arrays["texture_rgb"])
     foreground = through_geometry(arrays["foreground_file"] > 0, geometry)
     attempt = (setting["uniform_draw"], arrays["noise_fields"])
-    found = find_mask([attempt], branch.rule, GLASS.acceptance, foreground=foreground, grid=(cells, cells))
+    mask, by_cells, _ = find_mask([attempt], branch.rule, GLASS.acceptance, foreground=foreground, grid=(cells, cells))
     weight = branch.weight.clip(setting["beta_draw_before_clip"])
     truth = plain.apply(np.repeat(arrays["ground_truth_file"][:, :, None], 3, axis=2))[:1]
     return {
         "image_normalised": image,
         "texture_normalised": texture,
-        "mask_full": found.mask,
-        "mask_cells": found.cells,
+        "mask_full": mask,
+        "mask_cells": by_cells,
         "beta_used": weight,
-        "synthetic_image": blend(image, texture, found.mask, weight),
+        "synthetic_image": blend(image, texture, mask, weight),
         "ground_truth_resized": truth,
         "ground_truth_used": truth.astype(np.uint8),
     }
@@ -85,8 +87,7 @@ def aand_sample(case: dict[str, Any], arrays: Arrays) -> Results:
     foreground = through_geometry(arrays["foreground_file"] > 0, geometry, resampling="nearest")
     rule = branch.rule.model_copy(update={"threshold": setting["threshold"]})
     acceptance = Acceptance(min_pixels=setting["min_pixels"])
-    found = find_mask([(0.0, [arrays["noise_field"]])], rule, acceptance, foreground=foreground)
-    mask = found.mask
+    mask, _, _ = find_mask([(0.0, [arrays["noise_field"]])], rule, acceptance, foreground=foreground)
     if AAND.keeps_normal(float(arrays["uniform_keep_normal"])):
         mask = np.zeros_like(mask)
     else:

@@ -41,11 +41,11 @@ FOLDED = [case for case in CASES if case["kind"] == "inference"]
 
 
 @pytest.mark.parametrize("case", FOLDED, ids=[case["name"] for case in FOLDED])
-def test_folded_detector_equals_the_released_code(case: dict[str, Any]) -> None:
+def test_export_form_equals_the_released_code(case: dict[str, Any]) -> None:
     arrays = arrays_of(case)
 
     with torch.no_grad():
-        output = handlers_pbas.inference_detector(case, arrays).folded()(torch.empty(0))
+        output = handlers_pbas.inference_model(case, arrays).export_form()(torch.empty(0))
 
     assert_agrees(case, "image_scores", arrays["image_scores"], output.score)
     assert_agrees(case, "maps", arrays["maps"], output.map)

@@ -49,7 +49,7 @@ def area_below(points: Sequence[tuple[float, float]], limit: float) -> float:
     return area / limit
 
 
-def released_pro(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], *, dilated: bool, number: int = 200) -> float:
+def legacy_pro(maps: Sequence[np.ndarray], masks: Sequence[np.ndarray], *, dilated: bool, number: int = 200) -> float:
     """The PRO of released codes by its description, one threshold and one pixel at a time; NaN where it fails.
 
     Args:
@@ -101,8 +101,8 @@ def spro(
         pixels = [(y, x) for y in range(mask.shape[0]) for x in range(mask.shape[1]) if mask[y, x]]
         if pixels:
             enough = math.floor(threshold * len(pixels)) if relative else min(math.floor(threshold), len(pixels))
-            found = sum(above(float(maps[index][at])) for at in pixels)
-            shares.append(min(found / max(enough, 1), 1.0))
+            marked = sum(above(float(maps[index][at])) for at in pixels)
+            shares.append(min(marked / max(enough, 1), 1.0))
     alarms, free = 0, 0
     for index, scores in enumerate(maps):
         for at in np.ndindex(scores.shape):

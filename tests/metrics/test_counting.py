@@ -20,7 +20,7 @@ def test_segmented_search_equals_searchsorted(length: int) -> None:
     ascending = np.sort(generator.integers(0, 25, length)).astype(np.float32)
     keys = np.sort(generator.integers(-2, 28, 40)).astype(np.float32)
 
-    np.testing.assert_array_equal(pro._find(ascending, keys), np.searchsorted(ascending, keys))
+    np.testing.assert_array_equal(pro.places(ascending, keys), np.searchsorted(ascending, keys))
 
 
 @pytest.mark.usefixtures("short_segments")
@@ -31,7 +31,7 @@ def test_counts_equal_comparisons(sizes: list[int]) -> None:
     blocks = [np.sort(generator.integers(-5, 65, size)).astype(np.float32) for size in sizes]
     pooled = np.concatenate(blocks)
 
-    counts = pro.count_free(distinct, blocks, pooled.size)
+    counts = pro.count_negatives(distinct, blocks, pooled.size)
 
     np.testing.assert_array_equal(counts.above, [(pooled > score).sum() for score in distinct])
     np.testing.assert_array_equal(counts.at_least, [(pooled >= score).sum() for score in distinct])
@@ -40,25 +40,25 @@ def test_counts_equal_comparisons(sizes: list[int]) -> None:
 def test_work_in_pieces_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     generator = np.random.default_rng(1)
     distinct, number = np.unique(generator.integers(0, 90, 70).astype(np.float32), return_counts=True)
-    free = np.sort(generator.integers(-20, 80, 500)).astype(np.float32)
-    counts = pro.count_free(distinct, [free], free.size)
-    whole = (pro.average_precision(counts, number), pro.recall_area(counts, number))
+    negatives = np.sort(generator.integers(-20, 80, 500)).astype(np.float32)
+    counts = pro.count_negatives(distinct, [negatives], negatives.size)
+    whole = (pro.pixel_average_precision_from_counts(counts, number), pro.pixel_auroc_from_counts(counts, number))
 
     monkeypatch.setattr("flawsmith.metrics.pro._PIECE", 7)
 
-    assert pro.average_precision(counts, number) == pytest.approx(whole[0], abs=1e-12)
-    assert pro.recall_area(counts, number) == pytest.approx(whole[1], abs=1e-12)
+    assert pro.pixel_average_precision_from_counts(counts, number) == pytest.approx(whole[0], abs=1e-12)
+    assert pro.pixel_auroc_from_counts(counts, number) == pytest.approx(whole[1], abs=1e-12)
 
 
 def test_more_than_four_billion_pixels_are_counted_in_64_bits() -> None:
-    counts = pro.count_free(np.array([0.5], dtype=np.float32), [np.zeros(3, dtype=np.float32)], 2**33)
+    counts = pro.count_negatives(np.array([0.5], dtype=np.float32), [np.zeros(3, dtype=np.float32)], 2**33)
 
     assert counts.above.dtype == np.uint64
     assert counts.above[0] == 2**33 - 3
 
 
 def test_limit_outside_its_range_is_refused() -> None:
-    counts = pro.count_free(np.array([0.5], dtype=np.float32), [], 0)
+    counts = pro.count_negatives(np.array([0.5], dtype=np.float32), [], 0)
 
     with pytest.raises(ValueError, match="limit"):
-        pro.gain_up_to(counts, 1.5)
+        pro.partial_auc_weights(counts, 1.5)

@@ -9,21 +9,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flawsmith.metrics.collect import ImageRecord, gather
+from flawsmith.metrics.bootstrap import LOCO_METRICS, intervals, point_estimates, replicates
+from flawsmith.metrics.collect import ScoredImage, accumulate
 from flawsmith.metrics.protocol import CLEAN
 from flawsmith.metrics.results import Evaluation
 from flawsmith.metrics.spro import Channel, au_spro
-from flawsmith.metrics.summary import LOCO_METRICS, evaluate_records, loco_figures, loco_intervals, loco_replicates
+from flawsmith.metrics.summary import evaluate_images
 
 LOGICAL, STRUCTURAL = "logical_anomalies", "structural_anomalies"
 SIZE = (20, 30)
 
 
-def good(name: str, score: float = 0.1, level: float = 0.0) -> ImageRecord:
-    return ImageRecord(name, score, "pass", "good", False, np.full(SIZE, level, dtype=np.float32))
+def good(name: str, score: float = 0.1, level: float = 0.0) -> ScoredImage:
+    return ScoredImage(name, score, "pass", "good", False, np.full(SIZE, level, dtype=np.float32))
 
 
-def flawed(name: str, score: float = 0.9, defect: str = LOGICAL, found: float = 1.0) -> ImageRecord:
+def flawed(name: str, score: float = 0.9, defect: str = LOGICAL, found: float = 1.0) -> ScoredImage:
     """An image with two defects of 5×5 pixels, of which the second is found."""
     channels = []
     for column in (2, 12):
@@ -32,11 +33,11 @@ def flawed(name: str, score: float = 0.9, defect: str = LOGICAL, found: float = 
         channels.append(Channel(mask, 0.4, relative=True))
     scores = (found * channels[1].mask).astype(np.float32)
     union = channels[0].mask | channels[1].mask
-    return ImageRecord(name, score, "reject", defect, True, scores, union, channels=tuple(channels))
+    return ScoredImage(name, score, "reject", defect, True, scores, union, channels=tuple(channels))
 
 
-def evaluate(*records: ImageRecord) -> Evaluation:
-    return evaluate_records(records, n_resamples=0)
+def evaluate(*records: ScoredImage) -> Evaluation:
+    return evaluate_images(records, n_resamples=0)
 
 
 scores = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=8)
@@ -48,7 +49,7 @@ def test_pooled_auroc_weighs_kinds_by_their_images_and_the_mean_does_not(
 ) -> None:
     groups = (("good", good_scores), (LOGICAL, logical), (STRUCTURAL, structural))
     records = [
-        ImageRecord(f"{kind} {index}", score, "pass", kind, kind != "good")
+        ScoredImage(f"{kind} {index}", score, "pass", kind, kind != "good")
         for kind, values in groups
         for index, score in enumerate(values)
     ]
@@ -120,7 +121,7 @@ def test_one_kind_alone_leaves_the_mean_undefined_and_says_so() -> None:
 def test_without_channels_saturated_overlap_alone_is_undefined() -> None:
     records = [replace(one, channels=()) for one in (flawed("b"), flawed("c", defect=STRUCTURAL))]
 
-    result = evaluate_records([good("a"), *records], n_resamples=0)
+    result = evaluate_images([good("a"), *records], n_resamples=0)
 
     assert result.image_auroc_loco_mean == 1.0
     assert result.aupro is not None
@@ -128,10 +129,12 @@ def test_without_channels_saturated_overlap_alone_is_undefined() -> None:
 
 
 def test_other_data_have_none_of_these_figures() -> None:
-    evidence = gather([good("a"), replace(flawed("b", defect="crack"), channels=())])
+    state = accumulate([good("a"), replace(flawed("b", defect="crack"), channels=())])
 
-    assert set(loco_figures(evidence).values()) == {None}
-    assert loco_intervals(evidence, n_resamples=20) == {}
+    figures, ends = point_estimates(state), intervals(state, n_resamples=20)
+
+    assert {figures[name] for name in LOCO_METRICS} == {None}
+    assert not set(LOCO_METRICS) & set(ends)
 
 
 def test_defects_of_other_kinds_have_a_pooled_figure() -> None:
@@ -173,7 +176,7 @@ def test_masks_of_another_size_are_resized_with_their_saturation_areas() -> None
         assert any("another size" in note for note in resized.notes)
 
 
-def varied() -> list[ImageRecord]:
+def varied() -> list[ScoredImage]:
     """Sixty images of which none is like another."""
     generator = np.random.default_rng(4)
     records = []
@@ -186,7 +189,7 @@ def varied() -> list[ImageRecord]:
 
 
 def test_intervals_hold_their_figures() -> None:
-    result = evaluate_records(varied(), n_resamples=200)
+    result = evaluate_images(varied(), n_resamples=200)
 
     for name in LOCO_METRICS:
         low, high = result.intervals[name]
@@ -199,7 +202,7 @@ def test_replicate_of_every_image_once_is_the_figure_and_one_without_a_kind_is_t
     once = np.ones(len(records))
     weights = np.stack([once, [image.defect != STRUCTURAL for image in records], 2 * once])
 
-    values = loco_replicates(gather(records), weights)
+    values = replicates(accumulate(records), weights)
 
     exact = evaluate(*records)
     rest = evaluate(*(image for image in records if image.defect != STRUCTURAL))
@@ -215,20 +218,20 @@ def test_replicate_of_every_image_once_is_the_figure_and_one_without_a_kind_is_t
 def test_intervals_are_given_for_the_figures_that_are_defined(kinds: list[str]) -> None:
     records = [good(kind) if kind == "good" else flawed(kind, defect=kind) for kind in kinds]
 
-    result = evaluate_records(records, n_resamples=20)
+    result = evaluate_images(records, n_resamples=20)
 
     for name in LOCO_METRICS:
         assert (name in result.intervals) == (getattr(result, name) is not None)
 
 
-def test_curve_of_the_overlap_is_pooled_and_comes_with_the_evidence() -> None:
-    curve = gather([good("a"), flawed("b"), flawed("c", defect=STRUCTURAL)]).spro_curve()
+def test_curve_of_the_overlap_is_pooled_and_comes_with_the_state() -> None:
+    curve = accumulate([good("a"), flawed("b"), flawed("c", defect=STRUCTURAL)]).spro_curve()
 
     assert curve is not None
     assert np.all(np.diff(curve.x) >= 0)
     # Of both images one of two defects is found before any false positive.
     assert curve.y[np.searchsorted(curve.x, 0.0, side="right") - 1] == pytest.approx(0.5)
-    assert gather([good("a")]).spro_curve() is None
+    assert accumulate([good("a")]).spro_curve() is None
 
 
 def test_table_shows_these_figures_where_there_are_any() -> None:

@@ -8,7 +8,6 @@ from tests.metrics import brute_force
 from tests.metrics.strategies import map_sets
 
 from flawsmith.metrics import pro
-from flawsmith.metrics.ranking import area_up_to
 
 
 def one_square(height: int = 40, width: int = 30) -> np.ndarray:
@@ -34,7 +33,8 @@ def test_area_of_the_full_curve_is_the_aupro(case: tuple[list[np.ndarray], list[
 
     assert (curve is None) == (value is None)
     if curve is not None:
-        assert area_up_to(curve.x, curve.y, 0.3) == pytest.approx(value, abs=1e-9)
+        points = list(zip(curve.x, curve.y, strict=True))
+        assert brute_force.area_below(points, 0.3) == pytest.approx(value, abs=1e-9)
 
 
 @pytest.mark.parametrize(("slope", "expected"), [(1.0, 1.0), (0.0, 0.15), (-1.0, 0.0)])
@@ -52,11 +52,11 @@ def test_small_regions_weigh_as_much_as_large_ones() -> None:
     mask = np.zeros((20, 20), dtype=bool)
     mask[0, 0] = True
     mask[5:15, 5:15] = True
-    found = np.zeros((20, 20))
-    found[5:15, 5:15] = 1.0
+    scores = np.zeros((20, 20))
+    scores[5:15, 5:15] = 1.0
 
     # The large region is found before any false positive; the single pixel ties with all defect-free pixels.
-    assert pro.aupro([found], [mask]) == pytest.approx((1.0 + 0.15) / 2)
+    assert pro.aupro([scores], [mask]) == pytest.approx((1.0 + 0.15) / 2)
 
 
 def test_no_region_and_no_defect_free_pixel_are_undefined() -> None:

@@ -11,11 +11,11 @@ import pytest
 from PIL import Image
 from sklearn import metrics
 
-from flawsmith.metrics.collect import ImageRecord, NetworkView, network_mask
+from flawsmith.metrics.collect import ScoredImage, ScoredMask, network_mask
 from flawsmith.metrics.protocol import CLEAN, Protocol, papers
 from flawsmith.metrics.results import Evaluation
 from flawsmith.metrics.spro import Channel, au_spro
-from flawsmith.metrics.summary import evaluate_records
+from flawsmith.metrics.summary import evaluate_images
 from flawsmith.runtime.geometry import Geometry
 
 SIZE, NETWORK = (20, 30), (10, 10)
@@ -28,7 +28,7 @@ def changed(**switches: str) -> Protocol:
 
 
 @pytest.fixture
-def records(seed: int) -> list[ImageRecord]:
+def records(seed: int) -> list[ScoredImage]:
     """Ten images, half of them flawed, with maps of two kinds that have nothing to do with each other."""
     generator = np.random.default_rng(seed)
     made = []
@@ -39,7 +39,7 @@ def records(seed: int) -> list[ImageRecord]:
             mask[3 : 6 + index, 5:10] = True
             small[2 : index - 1, 3:6] = 1.0
             small[2, 3:6] = 0.5
-        record = ImageRecord(
+        record = ScoredImage(
             image=str(index),
             score=float(generator.normal(flawed)),
             verdict="pass",
@@ -47,23 +47,23 @@ def records(seed: int) -> list[ImageRecord]:
             flawed=flawed,
             map=(generator.normal(size=SIZE) + mask).astype(np.float32),
             mask=mask if flawed else None,
-            network=NetworkView((generator.normal(size=NETWORK) + small).astype(np.float32), small if flawed else None),
+            network=ScoredMask((generator.normal(size=NETWORK) + small).astype(np.float32), small if flawed else None),
         )
         made.append(record)
     return made
 
 
-def evaluate(records: list[ImageRecord], protocol: Protocol, n_resamples: int = 20) -> Evaluation:
-    return evaluate_records(records, protocol=protocol, n_resamples=n_resamples)
+def evaluate(records: list[ScoredImage], protocol: Protocol, n_resamples: int = 20) -> Evaluation:
+    return evaluate_images(records, protocol=protocol, n_resamples=n_resamples)
 
 
 def test_pixel_figures_of_the_network_are_those_of_its_maps_and_fully_covered_pixels(
-    records: list[ImageRecord],
+    records: list[ScoredImage],
 ) -> None:
     result = evaluate(records, NETWORK_CLEAN)
 
     views = [record.network for record in records]
-    scores = np.concatenate([view.map.ravel() for view in views])
+    scores = np.concatenate([view.scores.ravel() for view in views])
     flawed = np.concatenate([(np.zeros(100) if view.mask is None else view.mask.ravel()) >= 1 for view in views])
     assert result.pixel_auroc == pytest.approx(metrics.roc_auc_score(flawed, scores), abs=1e-9)
     assert result.pixel_ap == pytest.approx(metrics.average_precision_score(flawed, scores), abs=1e-6)
@@ -71,8 +71,8 @@ def test_pixel_figures_of_the_network_are_those_of_its_maps_and_fully_covered_pi
 
 
 @pytest.mark.parametrize("pro", ["dilated_200", "per_image_200"])
-def test_released_pro_has_a_name_of_its_own_an_interval_and_shares_by_defect(
-    pro: str, records: list[ImageRecord]
+def test_legacy_pro_has_a_name_of_its_own_an_interval_and_shares_by_defect(
+    pro: str, records: list[ScoredImage]
 ) -> None:
     named = [replace(one, defect="dent" if index % 2 else "scratch") for index, one in enumerate(records[5:])]
     result = evaluate([*records[:5], *named], changed(pro=pro))
@@ -90,8 +90,8 @@ def test_released_pro_has_a_name_of_its_own_an_interval_and_shares_by_defect(
     assert "AUPRO" not in result.as_table()
 
 
-def test_undefined_released_pro_is_null_and_noted(records: list[ImageRecord]) -> None:
-    flat = [replace(one, network=replace(one.network, map=np.ones(NETWORK, dtype=np.float32))) for one in records]
+def test_undefined_legacy_pro_is_null_and_noted(records: list[ScoredImage]) -> None:
+    flat = [replace(one, network=replace(one.network, scores=np.ones(NETWORK, dtype=np.float32))) for one in records]
 
     result = evaluate(flat, changed(pro="dilated_200"))
 
@@ -100,7 +100,7 @@ def test_undefined_released_pro_is_null_and_noted(records: list[ImageRecord]) ->
     assert any("PRO by the released code is undefined" in note for note in result.notes)
 
 
-def test_excluded_pixels_count_neither_as_flawed_nor_as_free(records: list[ImageRecord]) -> None:
+def test_excluded_pixels_count_neither_as_flawed_nor_as_free(records: list[ScoredImage]) -> None:
     outside = np.ones(SIZE, dtype=bool)
     outside[:, 8:25] = False
     cropped = [replace(one, not_inspected=outside) for one in records]
@@ -115,7 +115,7 @@ def test_excluded_pixels_count_neither_as_flawed_nor_as_free(records: list[Image
 
 
 def test_flaw_that_the_crop_cut_away_leaves_the_label_and_counts_its_pixels_as_free(
-    records: list[ImageRecord],
+    records: list[ScoredImage],
 ) -> None:
     lost = replace(records[9], network=replace(records[9].network, mask=np.zeros(NETWORK, dtype=np.float32)))
 
@@ -127,7 +127,7 @@ def test_flaw_that_the_crop_cut_away_leaves_the_label_and_counts_its_pixels_as_f
     assert result.pixel_auroc == evaluate([*records[:9], good], NETWORK_CLEAN).pixel_auroc
 
 
-def test_label_by_the_mask_makes_such_an_image_good(records: list[ImageRecord]) -> None:
+def test_label_by_the_mask_makes_such_an_image_good(records: list[ScoredImage]) -> None:
     lost = replace(records[9], network=replace(records[9].network, mask=np.zeros(NETWORK, dtype=np.float32)))
 
     result = evaluate([*records[:9], lost], changed(image_label="mask"))
@@ -138,7 +138,7 @@ def test_label_by_the_mask_makes_such_an_image_good(records: list[ImageRecord]) 
     assert any("counted as good" in note for note in result.notes)
 
 
-def test_flawed_image_without_a_mask_keeps_its_label(records: list[ImageRecord]) -> None:
+def test_flawed_image_without_a_mask_keeps_its_label(records: list[ScoredImage]) -> None:
     result = evaluate([*records[:9], replace(records[9], mask=None)], changed(image_label="mask"))
 
     assert (result.n_good, result.n_flawed, result.n_annotated) == (5, 5, 4)
@@ -146,14 +146,14 @@ def test_flawed_image_without_a_mask_keeps_its_label(records: list[ImageRecord])
 
 @pytest.mark.parametrize(("protocol", "shown"), [(changed(image_score="map_maximum"), "network"), (CLEAN, None)])
 def test_image_score_may_be_the_maximum_of_the_map(
-    protocol: Protocol, shown: str | None, records: list[ImageRecord]
+    protocol: Protocol, shown: str | None, records: list[ScoredImage]
 ) -> None:
-    scores = [float(one.network.map.max()) if shown else one.score for one in records]
+    scores = [float(one.network.scores.max()) if shown else one.score for one in records]
 
     assert evaluate(records, protocol).image_auroc == metrics.roc_auc_score([one.flawed for one in records], scores)
 
 
-def test_rounding_is_for_the_two_aurocs_alone(records: list[ImageRecord]) -> None:
+def test_rounding_is_for_the_two_aurocs_alone(records: list[ScoredImage]) -> None:
     result, exact = evaluate(records, changed(rounding="three_decimals")), evaluate(records, NETWORK_CLEAN)
 
     assert result.pixel_auroc == round(exact.pixel_auroc, 3)
@@ -162,7 +162,7 @@ def test_rounding_is_for_the_two_aurocs_alone(records: list[ImageRecord]) -> Non
 
 
 @pytest.fixture
-def loco(records: list[ImageRecord]) -> list[ImageRecord]:
+def loco(records: list[ScoredImage]) -> list[ScoredImage]:
     """The records as one structural and four logical anomalies whose defects saturate at half their area."""
     return [
         replace(
@@ -174,7 +174,7 @@ def loco(records: list[ImageRecord]) -> list[ImageRecord]:
     ]
 
 
-def test_pooled_loco_mean_is_the_pooled_auroc_and_is_called_so(loco: list[ImageRecord]) -> None:
+def test_pooled_loco_mean_is_the_pooled_auroc_and_is_called_so(loco: list[ScoredImage]) -> None:
     result, clean = evaluate(loco, papers("slsg", "mvtec_loco")), evaluate(loco, CLEAN)
 
     assert result.image_auroc_loco_mean == result.image_auroc
@@ -183,7 +183,7 @@ def test_pooled_loco_mean_is_the_pooled_auroc_and_is_called_so(loco: list[ImageR
     assert result.labels()["image_auroc_loco_mean"] != clean.labels()["image_auroc_loco_mean"]
 
 
-def test_saturated_overlap_is_measured_in_original_pixels_by_every_protocol(loco: list[ImageRecord]) -> None:
+def test_saturated_overlap_is_measured_in_original_pixels_by_every_protocol(loco: list[ScoredImage]) -> None:
     clean, other = evaluate(loco, CLEAN), evaluate(loco, papers("slsg", "mvtec_loco"))
 
     assert other.pixel_auroc != clean.pixel_auroc
@@ -193,13 +193,13 @@ def test_saturated_overlap_is_measured_in_original_pixels_by_every_protocol(loco
     assert clean.spro == pytest.approx(au_spro([one.map for one in loco], [one.channels for one in loco]))
 
 
-def test_result_of_another_protocol_never_looks_clean(records: list[ImageRecord]) -> None:
+def test_result_of_another_protocol_never_looks_clean(records: list[ScoredImage]) -> None:
     result = evaluate(records, papers("glass", "mvtec"))
 
     printed = json.loads(result.model_dump_json())
     assert printed["protocol"] == "papers"
     assert printed["deviations"] == papers("glass", "mvtec").deviations()
-    assert printed["stamps"] == papers("glass", "mvtec").stamps()
+    assert printed["stamps"] == papers("glass", "mvtec").caveats()
     assert Evaluation.model_validate(printed) == result
     assert result.as_table().startswith("PROTOCOL PAPERS: not comparable with clean figures")
     assert [name for name, _ in result.explained()] == [f"{a}={b}" for a, b in printed["deviations"].items()]
@@ -207,18 +207,18 @@ def test_result_of_another_protocol_never_looks_clean(records: list[ImageRecord]
     assert (clean.protocol, clean.deviations, clean.stamps) == ("clean", {}, [])
 
 
-def test_oracle_is_stamped_on_the_table(records: list[ImageRecord]) -> None:
-    from flawsmith.metrics.collect import gather
+def test_oracle_is_stamped_on_the_table(records: list[ScoredImage]) -> None:
+    from flawsmith.metrics.collect import accumulate
     from flawsmith.metrics.summary import summarise
 
-    result = summarise(gather(records), selection="oracle", n_resamples=0)
+    result = summarise(accumulate(records), selection="oracle", n_resamples=0)
 
     assert result.selection == "oracle"
     assert result.as_table().startswith("ORACLE: the checkpoint was chosen on test data")
 
 
 @pytest.mark.parametrize("gone", ["view", "mask", "map"])
-def test_record_that_lacks_what_the_protocol_measures_is_refused(gone: str, records: list[ImageRecord]) -> None:
+def test_record_that_lacks_what_the_protocol_measures_is_refused(gone: str, records: list[ScoredImage]) -> None:
     one = records[9]
     broken = {
         "view": replace(one, network=None),

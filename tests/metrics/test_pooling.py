@@ -13,21 +13,20 @@ from sklearn import metrics
 from tests.metrics import brute_force
 from tests.metrics.strategies import map_sets
 
-from flawsmith.metrics.accumulate import PixelFigures, PixelMetrics
-from flawsmith.metrics.ranking import area_up_to, average_precision_of, shares
+from flawsmith.metrics.accumulate import PixelMetrics, PixelResult
 from flawsmith.runtime.errors import FlawsmithError
 
 
-def figures_of(maps: list[np.ndarray], masks: list[np.ndarray], **options: int) -> PixelFigures:
+def figures_of(maps: list[np.ndarray], masks: list[np.ndarray], **options: int) -> PixelResult:
     with PixelMetrics(**options) as pixels:
         for anomaly_map, mask in zip(maps, masks, strict=True):
-            pixels.add(anomaly_map, mask)
+            pixels.update(anomaly_map, mask)
         return pixels.compute()
 
 
 def finite(maps: list[np.ndarray]) -> np.ndarray:
     """Pooled scores with -inf replaced by a number below all others, for scikit-learn."""
-    pooled = np.concatenate([one.ravel() for one in maps])
+    pooled = np.concatenate([scores.ravel() for scores in maps])
     return np.where(np.isneginf(pooled), np.float32(-1e9), pooled)
 
 
@@ -42,10 +41,10 @@ def test_pixel_figures_equal_scikit_learn_and_brute_force(
 
     if 0 < flawed.sum() < flawed.size:
         assert figures.auroc == pytest.approx(metrics.roc_auc_score(flawed, finite(maps)), abs=1e-6)
-        assert figures.aupro == pytest.approx(brute_force.aupro(maps, masks, 0.3), abs=1e-6)
+        assert figures.overlap == pytest.approx(brute_force.aupro(maps, masks, 0.3), abs=1e-6)
     else:
         assert figures.auroc is None
-        assert figures.aupro is None
+        assert figures.overlap is None
     if flawed.any():
         reference = metrics.average_precision_score(flawed, finite(maps))
         assert figures.average_precision == pytest.approx(reference, abs=1e-6)
@@ -62,27 +61,23 @@ def test_order_of_adding_changes_nothing(case: tuple[list[np.ndarray], list[np.n
     second = figures_of([maps[at] for at in order], [masks[at] for at in order])
 
     assert (first.auroc, first.average_precision) == (second.auroc, second.average_precision)
-    assert first.aupro == (None if second.aupro is None else pytest.approx(second.aupro, abs=1e-12))
+    assert first.overlap == (None if second.overlap is None else pytest.approx(second.overlap, abs=1e-12))
 
 
 @given(map_sets())
-def test_bins_of_few_distinct_scores_give_the_exact_figures(
+def test_counts_at_thresholds_of_few_distinct_scores_give_the_exact_figures(
     case: tuple[list[np.ndarray], list[np.ndarray]],
 ) -> None:
     figures = figures_of(*case)
-    bins = figures.bins
+    together = figures.counts.weighted(np.ones((1, len(case[0]))))
     if figures.auroc is None:
         return
 
-    rate = shares(bins.free.sum(axis=0), bins.n_free.sum())
-    overlap = shares(bins.overlap.sum(axis=0), bins.n_regions.sum())
-    recall = shares(bins.flawed.sum(axis=0), bins.n_flawed.sum())
-
-    assert area_up_to(rate, recall) == pytest.approx(figures.auroc, abs=1e-9)
-    assert area_up_to(rate, overlap, 0.3) == pytest.approx(figures.aupro, abs=1e-9)
+    assert together.auroc() == pytest.approx(figures.auroc, abs=1e-9)
+    assert together.overlap_area(0.3) == pytest.approx(figures.overlap, abs=1e-9)
 
 
-def test_bins_of_many_distinct_scores_come_close() -> None:
+def test_counts_at_thresholds_of_many_distinct_scores_come_close() -> None:
     generator = np.random.default_rng(5)
     maps = list(generator.normal(size=(12, 96, 96)).astype(np.float32))
     masks = [np.zeros((96, 96), dtype=bool) for _ in maps]
@@ -91,28 +86,24 @@ def test_bins_of_many_distinct_scores_come_close() -> None:
         maps[index][masks[index]] += 1.5
 
     figures = figures_of(maps, masks)
-    bins = figures.bins
-    rate = shares(bins.free.sum(axis=0), bins.n_free.sum())
-    overlap = shares(bins.overlap.sum(axis=0), bins.n_regions.sum())
-    flawed, free = bins.flawed.sum(axis=0), bins.free.sum(axis=0)
+    together = figures.counts.weighted(np.ones((1, 12)))
 
-    assert len(bins.thresholds) <= 1024
-    assert area_up_to(rate, overlap, 0.3) == pytest.approx(figures.aupro, abs=1e-3)
-    precision = average_precision_of(flawed, free, bins.n_flawed.sum())
-    assert precision == pytest.approx(figures.average_precision, abs=5e-3)
+    assert len(together.thresholds) <= 1024
+    assert together.overlap_area(0.3) == pytest.approx(figures.overlap, abs=1e-3)
+    assert together.average_precision() == pytest.approx(figures.average_precision, abs=5e-3)
 
 
 def test_region_areas_average_to_the_aupro_and_name_their_image() -> None:
     mask = np.zeros((9, 9), dtype=bool)
     mask[0, 0] = mask[4, 4] = True
-    found = np.zeros((9, 9))
-    found[4, 4] = 1.0
+    scores = np.zeros((9, 9))
+    scores[4, 4] = 1.0
 
-    figures = figures_of([np.zeros((9, 9)), found], [np.zeros((9, 9), dtype=bool), mask])
+    figures = figures_of([np.zeros((9, 9)), scores], [np.zeros((9, 9), dtype=bool), mask])
 
     np.testing.assert_allclose(figures.region_area, [0.15, 1.0])
     np.testing.assert_array_equal(figures.region_image, [1, 1])
-    assert figures.aupro == pytest.approx(0.575)
+    assert figures.overlap == pytest.approx(0.575)
 
 
 def test_large_sets_spill_to_a_file_that_is_removed(tmp_path: Path) -> None:
@@ -120,7 +111,7 @@ def test_large_sets_spill_to_a_file_that_is_removed(tmp_path: Path) -> None:
 
     with PixelMetrics(in_memory_bytes=1024, directory=tmp_path) as pixels:
         for anomaly_map in maps:
-            pixels.add(anomaly_map, np.eye(64) if anomaly_map is maps[-1] else None)
+            pixels.update(anomaly_map, np.eye(64) if anomaly_map is maps[-1] else None)
         figures = pixels.compute()
 
     assert figures.auroc is not None
@@ -129,9 +120,9 @@ def test_large_sets_spill_to_a_file_that_is_removed(tmp_path: Path) -> None:
 
 def test_maps_may_follow_a_computation() -> None:
     with PixelMetrics() as pixels:
-        pixels.add(np.array([[0.1, 0.9]]), np.array([[0, 1]]))
+        pixels.update(np.array([[0.1, 0.9]]), np.array([[0, 1]]))
         assert pixels.compute().auroc == 1.0
-        pixels.add(np.array([[2.0]]))
+        pixels.update(np.array([[2.0]]))
 
         assert pixels.compute().auroc == 0.5
 
@@ -140,7 +131,7 @@ def test_nothing_added_gives_nothing() -> None:
     with PixelMetrics() as pixels:
         figures = pixels.compute()
 
-    assert (figures.auroc, figures.average_precision, figures.aupro) == (None, None, None)
+    assert (figures.auroc, figures.average_precision, figures.overlap) == (None, None, None)
 
 
 def test_full_disk_is_one_clear_line(tmp_path: Path) -> None:
@@ -157,7 +148,7 @@ def test_full_disk_is_one_clear_line(tmp_path: Path) -> None:
         pixels._spool = Full()
 
         with pytest.raises(FlawsmithError, match=r"No space left on device.*TMPDIR"):
-            pixels.add(np.zeros((2, 2)))
+            pixels.update(np.zeros((2, 2)))
 
 
 @contextmanager
@@ -181,7 +172,7 @@ def test_disk_that_fills_up_is_one_clear_line_whenever_it_does(side: int, tmp_pa
         PixelMetrics(in_memory_bytes=1, directory=tmp_path) as pixels,
     ):
         for _ in range(3 if side < 100 else 1):
-            pixels.add(generator.random((side, side)), np.eye(side))
+            pixels.update(generator.random((side, side)), np.eye(side))
         pixels.compute()
 
     assert "\n" not in str(raised.value)

@@ -21,12 +21,12 @@ from flawsmith.metrics.protocol import (
 )
 from flawsmith.runtime.errors import FlawsmithError
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "protocol.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "research" / "protocol.md"
 
 
 def test_clean_deviates_in_nothing_and_says_what_it_does() -> None:
     assert CLEAN.deviations() == {}
-    assert CLEAN.stamps() == []
+    assert CLEAN.caveats() == []
     assert "image's own pixels" in CLEAN.describe()
     assert "lowest score" in CLEAN.describe()
 
@@ -47,7 +47,7 @@ def test_papers_never_looks_like_clean(method: str, layout: str) -> None:
     protocol = papers(method, layout)
 
     assert protocol.name == "papers"
-    (stamp,) = protocol.stamps()
+    (stamp,) = protocol.caveats()
     assert all(f"{switch}={value}" in stamp for switch, value in protocol.deviations().items())
 
 
@@ -64,8 +64,8 @@ def test_a_changed_protocol_calls_itself_custom_and_names_every_deviation() -> N
 
     assert changed.name == "custom"
     assert "pro" not in changed.deviations()
-    assert changed.stamps()[0].startswith("PROTOCOL CUSTOM: not comparable with clean figures")
-    assert choose_protocol("clean", method="glass", layout="mvtec", changes={"rounding": "three_decimals"}).stamps()
+    assert changed.caveats()[0].startswith("PROTOCOL CUSTOM: not comparable with clean figures")
+    assert choose_protocol("clean", method="glass", layout="mvtec", changes={"rounding": "three_decimals"}).caveats()
 
 
 def test_changes_that_change_nothing_leave_the_name() -> None:

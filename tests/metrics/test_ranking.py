@@ -30,23 +30,21 @@ def test_best_f1_is_reached_at_its_threshold_and_never_exceeded(pairs: list[tupl
     scores = np.array([score for score, _ in pairs], dtype=float)
     flawed = np.array([label for _, label in pairs])
 
-    best = ranking.best_f1(scores, flawed)
+    best, threshold = ranking.f1_max(scores, flawed), ranking.f1_max_threshold(scores, flawed)
 
     if not flawed.any():
-        assert best is None
+        assert (best, threshold) == (None, None)
         return
-    assert best is not None
-    assert metrics.f1_score(flawed, scores >= best.threshold) == pytest.approx(best.value)
-    assert best.value == pytest.approx(max(metrics.f1_score(flawed, scores >= limit) for limit in scores))
+    assert threshold is not None
+    assert metrics.f1_score(flawed, scores >= threshold) == pytest.approx(best)
+    assert best == pytest.approx(max(metrics.f1_score(flawed, scores >= limit) for limit in scores))
 
 
 def test_infinite_scores_rank_by_order() -> None:
     scores = [-math.inf, 0.0, 1.0, math.inf]
 
     assert ranking.auroc(scores, [False, True, False, True]) == 0.75
-    best = ranking.best_f1(scores, [False, False, False, True])
-    assert best is not None
-    assert best.threshold == math.inf
+    assert ranking.f1_max_threshold(scores, [False, False, False, True]) == math.inf
 
 
 def test_only_flawed_images_leave_auroc_undefined_and_precision_one() -> None:

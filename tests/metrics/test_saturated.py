@@ -9,10 +9,8 @@ from tests.metrics.brute_force import Defect
 from tests.metrics.strategies import LEVELS, defect_sets, map_sets
 
 from flawsmith.metrics import pro
-from flawsmith.metrics.accumulate import PixelMetrics
-from flawsmith.metrics.accumulate_spro import QUANTILES, SaturatedBins, SaturatedFigures, SaturatedOverlap
-from flawsmith.metrics.pro import FreeCounts, joined
-from flawsmith.metrics.ranking import area_up_to, shares
+from flawsmith.metrics.accumulate import CHANNEL_QUANTILES, PixelMetrics, PixelResult, SaturatedOverlap
+from flawsmith.metrics.pro import FalsePositiveCounts, merged
 from flawsmith.metrics.spro import Channel, au_spro, saturation_area, spro_at, spro_curve, union_of
 
 LIMITS = st.sampled_from([0.01, 0.05, 0.1, 0.3, 1.0])
@@ -94,7 +92,9 @@ def test_curve_passes_through_every_distinct_score(case: tuple[Maps, list[Defect
 def test_area_under_the_curve_is_the_figure(case: tuple[Maps, list[Defect]], limit: float) -> None:
     curve, value = spro_curve(case[0], channels_of(*case)), au_spro(case[0], channels_of(*case), limit=limit)
 
-    assert value == about(None if curve is None else float(area_up_to(curve.x, curve.y, limit)))
+    assert value == about(
+        None if curve is None else brute_force.area_below(list(zip(curve.x, curve.y, strict=True)), limit)
+    )
 
 
 @given(defect_sets(), st.lists(st.sampled_from([*LEVELS.tolist(), -2.0, 0.1, 9.0]), min_size=1, max_size=5))
@@ -107,12 +107,13 @@ def test_values_at_thresholds_equal_brute_force(case: tuple[Maps, list[Defect]],
         assert rate == pytest.approx(np.nan if expected[1] is None else expected[1], abs=1e-9, nan_ok=True)
 
 
-def streamed(maps: Maps, defects: list[Defect], kinds: list[str | None], limit: float) -> SaturatedFigures | None:
+def streamed(maps: Maps, defects: list[Defect], kinds: list[str | None], limit: float) -> PixelResult | None:
     with PixelMetrics(in_memory_bytes=64) as pixels:
-        saturated = SaturatedOverlap(pixels)
-        for scores, own in zip(maps, channels_of(maps, defects), strict=True):
-            saturated.add(pixels.add(scores, union_of(own)), scores, own)
-        return saturated.compute(kinds, limit=limit)
+        saturated = SaturatedOverlap(pixels, limit=limit)
+        for scores, channels, kind in zip(maps, channels_of(maps, defects), kinds, strict=True):
+            pixels.update(scores, union_of(channels))
+            saturated.update(scores, channels, defect=kind)
+        return saturated.compute()
 
 
 @given(defect_sets(), LIMITS, st.data())
@@ -130,11 +131,11 @@ def test_maps_taken_in_one_by_one_give_the_figures_of_every_kind(
         return
     assert figures is not None
     every = channels_of(maps, defects)
-    assert figures.pooled == about(au_spro(maps, every, limit=limit))
+    assert figures.overlap == about(au_spro(maps, every, limit=limit))
     assert set(figures.by_defect) == set(kinds) - {None}
     for kind, value in figures.by_defect.items():
-        kept = [index for index, own in enumerate(kinds) if own in (None, kind)]
-        assert value == about(au_spro([maps[at] for at in kept], [every[at] for at in kept], limit=limit))
+        images = [index for index, other in enumerate(kinds) if other in (None, kind)]
+        assert value == about(au_spro([maps[at] for at in images], [every[at] for at in images], limit=limit))
 
 
 # ---- What the figure means ------------------------------------------------------------------------------------------
@@ -223,26 +224,28 @@ def test_nan_sizes_that_differ_and_limits_are_refused() -> None:
     with pytest.raises(ValueError, match="limit"):
         au_spro([np.zeros((2, 2))], [[channel]], limit=1.5)
     with PixelMetrics() as pixels, pytest.raises(ValueError, match="differ in size"):
-        SaturatedOverlap(pixels).add(0, np.zeros((2, 3)), [channel])
+        SaturatedOverlap(pixels).update(np.zeros((2, 3)), [channel])
 
 
-def bins_area(bins: SaturatedBins, limit: float) -> float:
-    rate = shares(bins.free.sum(axis=0), bins.n_free.sum())
-    return float(area_up_to(rate, shares(bins.overlap.sum(axis=0), bins.n_channels.sum()), limit))
+def area_at_thresholds(figures: PixelResult) -> float:
+    images = len(figures.counts.n_negatives)
+    return float(figures.counts.weighted(np.ones((1, images))).overlap_area(figures.limit)[0])
 
 
 @given(defect_sets(), LIMITS)
-def test_bins_of_few_distinct_scores_give_the_exact_figure(case: tuple[Maps, list[Defect]], limit: float) -> None:
+def test_counts_at_thresholds_of_few_distinct_scores_give_the_exact_figure(
+    case: tuple[Maps, list[Defect]], limit: float
+) -> None:
     maps, defects = case
     marked = {image for image, *_ in defects}
 
     figures = streamed(maps, defects, [KINDS[1] if at in marked else None for at in range(len(maps))], limit)
 
-    if figures is not None and figures.pooled is not None:
-        assert bins_area(figures.bins, limit) == pytest.approx(figures.pooled, abs=1e-9)
+    if figures is not None and figures.overlap is not None:
+        assert area_at_thresholds(figures) == pytest.approx(figures.overlap, abs=1e-9)
 
 
-def test_bins_of_many_distinct_scores_come_close() -> None:
+def test_counts_at_thresholds_of_many_distinct_scores_come_close() -> None:
     generator = np.random.default_rng(7)
     maps = list(generator.normal(size=(4, 120, 120)).astype(np.float32))
     defects = []
@@ -255,18 +258,18 @@ def test_bins_of_many_distinct_scores_come_close() -> None:
     figures = streamed(maps, defects, [KINDS[1]] * 3 + [None], 0.05)
 
     assert figures is not None
-    assert len(figures.bins.thresholds) <= 2 * QUANTILES
-    assert bins_area(figures.bins, 0.05) == pytest.approx(figures.pooled, abs=2e-3)
+    assert len(figures.counts.thresholds) <= 2 * CHANNEL_QUANTILES
+    assert area_at_thresholds(figures) == pytest.approx(figures.overlap, abs=2e-3)
 
 
 def test_counts_of_groups_may_exceed_what_each_can_hold() -> None:
-    half = FreeCounts(
+    half = FalsePositiveCounts(
         scores=np.zeros(1, dtype=np.float32),
         above=np.array([2**31], dtype=np.uint32),
         at_least=np.array([2**32 - 1], dtype=np.uint32),
         total=2**32 - 1,
     )
 
-    both = joined([half, half])
+    both = merged([half, half])
 
     assert (both.above.tolist(), both.at_least.tolist(), both.total) == ([2**32], [2**33 - 2], 2**33 - 2)

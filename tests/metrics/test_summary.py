@@ -12,9 +12,9 @@ from sklearn import metrics
 from tests.metrics import brute_force
 from tests.metrics.strategies import map_sets
 
-from flawsmith.metrics.collect import ImageRecord, gather, resize_mask
+from flawsmith.metrics.collect import ScoredImage, accumulate, resize_mask
 from flawsmith.metrics.results import Evaluation
-from flawsmith.metrics.summary import evaluate_records
+from flawsmith.metrics.summary import evaluate_images
 from flawsmith.runtime.errors import FlawsmithError
 
 SIZE = (20, 30)
@@ -26,17 +26,17 @@ def mask_at(row: int = 3) -> np.ndarray:
     return mask
 
 
-def good(name: str, score: float = 0.1, verdict: str = "pass") -> ImageRecord:
-    return ImageRecord(name, score, verdict, "good", False, np.zeros(SIZE, dtype=np.float32))
+def good(name: str, score: float = 0.1, verdict: str = "pass") -> ScoredImage:
+    return ScoredImage(name, score, verdict, "good", False, np.zeros(SIZE, dtype=np.float32))
 
 
-def flawed(name: str, score: float = 0.9, verdict: str = "reject", defect: str = "dent") -> ImageRecord:
+def flawed(name: str, score: float = 0.9, verdict: str = "reject", defect: str = "dent") -> ScoredImage:
     mask = mask_at()
-    return ImageRecord(name, score, verdict, defect, True, mask.astype(np.float32), mask)
+    return ScoredImage(name, score, verdict, defect, True, mask.astype(np.float32), mask)
 
 
-def evaluate(*records: ImageRecord) -> Evaluation:
-    return evaluate_records(records, n_resamples=50)
+def evaluate(*records: ScoredImage) -> Evaluation:
+    return evaluate_images(records, n_resamples=50)
 
 
 def test_perfect_model_gets_perfect_figures() -> None:
@@ -51,10 +51,10 @@ def test_perfect_model_gets_perfect_figures() -> None:
 
 
 def test_records_may_be_a_stream() -> None:
-    def stream() -> Iterator[ImageRecord]:
+    def stream() -> Iterator[ScoredImage]:
         yield from (good("a"), flawed("b"))
 
-    assert evaluate_records(stream(), n_resamples=0).image_auroc == 1.0
+    assert evaluate_images(stream(), n_resamples=0).image_auroc == 1.0
 
 
 def test_rates_count_what_the_stored_limit_decided() -> None:
@@ -215,14 +215,14 @@ def test_table_lists_figures_defects_and_notes() -> None:
     assert "note: 1 image flawed without a mask" in table
 
 
-def test_curves_come_with_the_evidence() -> None:
-    evidence = gather([good("a"), flawed("b")])
+def test_curves_come_with_the_state() -> None:
+    state = accumulate([good("a"), flawed("b")])
 
-    for curve in (evidence.roc_curve(), evidence.pro_curve(), evidence.pixel_roc_curve()):
+    for curve in (state.roc_curve(), state.pro_curve(), state.pixel_roc_curve()):
         assert curve is not None
         assert np.all(np.diff(curve.x) >= 0)
         assert np.all((curve.y >= 0) & (curve.y <= 1))
-    nothing = gather([good("a")])
+    nothing = accumulate([good("a")])
     assert nothing.roc_curve() is None
     assert nothing.pro_curve() is None
     assert nothing.pixel_roc_curve() is None
@@ -234,7 +234,7 @@ def test_every_figure_of_the_whole_path_equals_scikit_learn_and_brute_force(
 ) -> None:
     maps, masks = case
     records = [
-        ImageRecord(str(at), random.choice([0.0, 0.5, 1.0]), "pass", "dent", bool(mask.any()), one, mask)
+        ScoredImage(str(at), random.choice([0.0, 0.5, 1.0]), "pass", "dent", bool(mask.any()), one, mask)
         for at, (one, mask) in enumerate(zip(maps, masks, strict=True))
     ]
     scores, labels = [one.score for one in records], [one.flawed for one in records]
@@ -252,7 +252,7 @@ def test_every_figure_of_the_whole_path_equals_scikit_learn_and_brute_force(
         expected["pixel_auroc"] = metrics.roc_auc_score(flawed, finite)
         expected["aupro"] = brute_force.aupro(maps, masks, 0.3)
 
-    result = evaluate_records(records, n_resamples=0)
+    result = evaluate_images(records, n_resamples=0)
 
     for name, value in expected.items():
         assert getattr(result, name) == (None if value is None else pytest.approx(value, abs=1e-6)), name

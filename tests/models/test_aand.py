@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -12,25 +13,33 @@ import pytest
 import torch
 from torch import Tensor
 
+from flawsmith.data.seeding import Shard
 from flawsmith.features.backbones import load_backbone
-from flawsmith.models.aand.config import PRESETS, RD4AD_PRESETS, AANDConfig
+from flawsmith.features.patch_embedding import as_rows
+from flawsmith.models.aand import functional
+from flawsmith.models.aand.config import PRESETS, RD4AD_PRESETS, AANDConfig, published_foreground
 from flawsmith.models.aand.functional import (
     amplification_loss,
-    as_rows,
+    amplify,
+    amplify_by_truth,
     cells_of,
     hard_distillation_loss,
     position_encoding,
-    step_rate,
+    rate_factor,
 )
-from flawsmith.models.aand.model import AAND, RD4AD, DiscrepancyDetector, GateDetector, published_foreground
+from flawsmith.models.aand.model import AAND, RD4AD
 from flawsmith.models.aand.networks import Amplifiers, Layout, TokenDecoder, layout_for, reverse_student
 from flawsmith.models.aand.training import (
     AdvancedTeacher,
-    AmplificationModule,
-    DistillationModule,
+    AmplificationBatches,
+    StageTraining,
     SyntheticCells,
-    drawn,
+    amplification_losses,
+    random_cells,
+    random_subset,
 )
+from flawsmith.models.base import SyntheticImages
+from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, Sampling
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training.trainer import MetricsFile
 
@@ -63,38 +72,56 @@ def random_batch(seed: int = 0) -> SyntheticCells:
     source = torch.Generator().manual_seed(seed)
     anomalous = [torch.rand(2, *grid, generator=source) < 0.3 for grid in GRIDS]
     foreground = [torch.rand(2, *grid, generator=source) < 0.8 for grid in GRIDS]
-    return SyntheticCells(random_levels(seed=seed), anomalous, foreground)
+    return SyntheticCells(random_levels(seed=seed), anomalous, foreground, step=(0, 0))
 
 
-def first_stage(**settings: Any) -> AmplificationModule:
-    config = AANDConfig(memories=5, **settings)
+def small_amplifiers(config: AANDConfig) -> Amplifiers:
     torch.manual_seed(0)
-    amplifiers = Amplifiers(CHANNELS, GRIDS, components=config.amplification, memories=5, residual=config.residual)
-    return AmplificationModule(config, amplifiers, seed=0)
+    return Amplifiers(CHANNELS, GRIDS, components=config.amplification, memories=5, residual=config.residual)
+
+
+def losses_of(amplifiers: Amplifiers, batch: SyntheticCells, config: AANDConfig) -> dict[str, Tensor]:
+    return amplification_losses(amplifiers, batch, config, random_cells(config, 0, batch.step))
+
+
+def tiny_model(kind: type[AAND] = AAND, **settings: Any) -> AAND:
+    return kind.from_preset(
+        "fast",
+        **{
+            "image_size": (64, 96),
+            "memories": 3,
+            "bank_size": 8,
+            "student_widths": (8, 8, 8),
+            "student_blocks": (1, 1, 1),
+            **settings,
+        },
+    )
 
 
 # ---- First stage ----------------------------------------------------------------------------------------------------
 
 
 def test_drawn_cells_alone_give_the_loss_and_gradients_of_whole_maps() -> None:
-    module, batch = first_stage(normal_cells=20, anomalous_cells=15), random_batch()
-    whole = copy.deepcopy(module)
+    config, batch = AANDConfig(memories=5, normal_cells=20, anomalous_cells=15), random_batch()
+    amplifiers = small_amplifiers(config)
+    whole = copy.deepcopy(amplifiers)
+    draw = random_cells(config, 0, (0, 0))
 
-    module.losses(batch)["loss_amplification"].backward()
-    amplified = whole.amplifiers.amplified(batch.levels, [cells[:, None].float() for cells in batch.anomalous])
+    losses_of(amplifiers, batch, config)["loss_amplification"].backward()
+    amplified = whole.amplified(batch.levels, [cells[:, None].float() for cells in batch.anomalous])
     losses = []
     for number, level in enumerate(batch.levels):
-        normal, anomalous = whole.drawn(batch.anomalous[number], batch.foreground[number], (0, 0, number))
+        normal, anomalous = draw(batch.anomalous[number], batch.foreground[number], number)
         rows = as_rows(level)
         moved = as_rows(amplified[number].features)[anomalous]
         losses.append(amplification_loss(moved, rows[anomalous], rows[normal], margin=0.3))
     torch.stack(losses).sum().backward()
 
-    pairs = zip(module.amplifiers.parameters(), whole.amplifiers.parameters(), strict=True)
-    compared = [(one.grad, two.grad) for one, two in pairs if one.grad is not None]
-    assert len(compared) == 3 * 6, "the generators' weights and biases, and nothing of the gates"
-    for one, two in compared:
-        torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-7)
+    pairs = zip(amplifiers.parameters(), whole.parameters(), strict=True)
+    gradients = [(of_cells.grad, of_maps.grad) for of_cells, of_maps in pairs if of_cells.grad is not None]
+    assert len(gradients) == 3 * 6, "the generators' weights and biases, and nothing of the gates"
+    for of_cells, of_maps in gradients:
+        torch.testing.assert_close(of_cells, of_maps, rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("components", ["both", "generator"])
@@ -104,18 +131,19 @@ def test_a_batch_without_one_kind_of_cells_has_a_finite_loss(missing: str, compo
     full, empty = ([torch.full_like(cells, value) for cells in batch.anomalous] for value in (True, False))
     changed = {"normal": {"anomalous": full}, "anomalous": {"anomalous": empty}, "foreground": {"foreground": empty}}
     batch = SyntheticCells(**{**vars(batch), **changed[missing]})
-    module = first_stage(amplification=components)
+    config = AANDConfig(memories=5, amplification=components)
+    amplifiers = small_amplifiers(config)
 
-    found = module.losses(batch)
-    found["loss"].backward()
+    losses = losses_of(amplifiers, batch, config)
+    losses["loss"].backward()
 
-    assert all(torch.isfinite(value) for value in found.values())
-    assert found["loss_amplification"] == 0
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in module.parameters())
+    assert all(torch.isfinite(value) for value in losses.values())
+    assert losses["loss_amplification"] == 0
+    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in amplifiers.parameters())
 
 
 def test_gate_and_pairs_stay_in_float32_under_autocast() -> None:
-    gate, (level, *_) = first_stage().amplifiers[0].gate, random_levels()
+    gate, (level, *_) = small_amplifiers(AANDConfig())[0].gate, random_levels()
     rows = [as_rows(maps)[:40] for maps in (level, level.flip(0), level.flip(2))]
 
     with torch.autocast("cpu", torch.bfloat16):
@@ -125,41 +153,92 @@ def test_gate_and_pairs_stay_in_float32_under_autocast() -> None:
     torch.testing.assert_close(loss, amplification_loss(*rows, margin=0.3))
 
 
+def test_gradients_of_pairs_are_computed_in_float32_too() -> None:
+    model, rows = tiny_model(), [as_rows(level)[:40] for level in random_levels()[:1] * 3]
+    training = StageTraining(model, model.losses, model.make_optimizers)
+    moved = [rows[0].flip(0).requires_grad_() for _ in range(2)]
+
+    with torch.autocast("cpu", torch.bfloat16):
+        training.backward(amplification_loss(moved[0], rows[1], rows[2].flip(1), margin=0.3))
+    amplification_loss(moved[1], rows[1], rows[2].flip(1), margin=0.3).backward()
+
+    assert torch.equal(moved[0].grad, moved[1].grad) and moved[0].grad.any()
+
+
 def test_truth_weights_the_residuals_so_that_the_gate_learns_from_the_focal_loss_alone() -> None:
     for weight, learns in (("truth", False), ("predicted", True)):
-        module = first_stage(gate_weight=weight)
+        config = AANDConfig(memories=5, gate_weight=weight)
+        amplifiers = small_amplifiers(config)
 
-        module.losses(random_batch())["loss_amplification"].backward()
+        losses_of(amplifiers, random_batch(), config)["loss_amplification"].backward()
 
-        assert any(part.gate.memory.grad is not None for part in module.amplifiers) == learns
+        assert any(part.gate.memory.grad is not None for part in amplifiers) == learns
+
+
+def test_truth_amplifies_anomalous_positions_alone() -> None:
+    level, *_ = random_levels()
+    cells = torch.rand(2, *GRIDS[0], generator=torch.Generator().manual_seed(0)) < 0.5
+
+    amplified = amplify_by_truth(level, residual := level.flip(1), cells)
+
+    assert torch.equal(as_rows(amplified)[~cells.flatten()], as_rows(level)[~cells.flatten()])
+    assert torch.equal(as_rows(amplified)[cells.flatten()], as_rows(amplify(level, residual))[cells.flatten()])
 
 
 @pytest.mark.parametrize("residual", ["tanh", "sigmoid", "learnable"])
 def test_residuals_are_what_table_vii_says(residual: str) -> None:
-    module, (level, *_) = first_stage(residual=residual), random_levels()
-    generator = module.amplifiers[0].generator
+    generator = small_amplifiers(AANDConfig(residual=residual))[0].generator
+    level, *_ = random_levels()
 
-    found, raw = generator(level), generator.mlp(level)
+    delta, raw = generator(level), generator.mlp(level)
 
     expected = {"tanh": raw.tanh() * level, "sigmoid": raw.sigmoid() * level, "learnable": raw}[residual]
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(delta, expected)
+    torch.testing.assert_close(generator.of_rows(as_rows(level)), as_rows(expected))
 
 
 def test_an_amplifier_without_a_gate_amplifies_every_position() -> None:
-    module, levels = first_stage(amplification="generator"), random_levels()
+    config, levels = AANDConfig(amplification="generator"), random_levels()
+    amplifiers = small_amplifiers(config)
 
-    found = module.amplifiers.amplified(levels)
-
-    for level, amplified in zip(levels, found, strict=True):
+    for level, amplified in zip(levels, amplifiers.amplified(levels), strict=True):
         assert amplified.gate is None
         torch.testing.assert_close(amplified.features, level + amplified.residual)
-    assert "loss_focal" not in module.losses(random_batch())
+    assert "loss_focal" not in losses_of(amplifiers, random_batch(), config)
+
+
+class BlankFlaws:
+    """Synthetic images without a flaw, whose first channel is the number of the image."""
+
+    def batches(self, rows: Any, epoch: int, shard: Shard) -> Any:
+        for images in shard.of(rows):
+            levels = [torch.tensor(images)[:, None, None, None].expand(-1, 1, *grid).float() for grid in GRIDS]
+            masks = torch.zeros(len(images), 12, 18, dtype=torch.bool).numpy()
+            yield SyntheticImages(levels, masks, ~masks, fell_back=1)
+
+    def examples(self, count: int) -> Any:
+        return []
+
+
+@pytest.mark.parametrize("refresh", [1, 3])
+def test_processes_share_the_first_stages_batches_and_their_draws(refresh: int) -> None:
+    def batches() -> AmplificationBatches:
+        images = FeatureBatches(Features(), Sampling(2, steps_per_epoch=4), seed=0, purpose="amplification")
+        return AmplificationBatches(images, BlankFlaws(), share=0.3, refresh=refresh, seed=0)
+
+    alone = list(batches().epoch(0))
+    first, second = (list(batches().epoch(0, Shard(rank, 2))) for rank in (0, 1))
+
+    assert [batch.step for batch in alone] == [(0, number) for number in range(4)]
+    assert [batch.step for batch in second] == [(0, 1), (0, 3)]
+    for shared, batch in zip([first[0], second[0], first[1], second[1]], alone, strict=True):
+        assert torch.equal(shared.levels[0], batch.levels[0]) and batch.fallback_rate == 0.5
 
 
 def test_cells_drawn_are_distinct_true_ones_and_a_function_of_the_seed() -> None:
     cells = torch.rand(200, generator=torch.Generator().manual_seed(1)) < 0.4
 
-    first, second, other = (drawn(cells, 30, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
+    first, second, other = (random_subset(cells, 30, torch.Generator().manual_seed(seed)) for seed in (5, 5, 6))
 
     assert torch.equal(first, second)
     assert not torch.equal(first, other)
@@ -177,7 +256,7 @@ def test_a_cell_belongs_to_a_mask_that_covers_more_than_the_share() -> None:
 
 
 def test_gates_are_weights_of_a_softmax_over_both_memories() -> None:
-    gate, (level, *_) = first_stage().amplifiers[0].gate, random_levels()
+    gate, (level, *_) = small_amplifiers(AANDConfig())[0].gate, random_levels()
 
     matches = gate.matches(level)
 
@@ -200,32 +279,60 @@ def test_positions_are_computed_for_any_grid_and_saved_with_the_model() -> None:
 
 
 def test_distillation_trains_the_student_and_nothing_else() -> None:
-    config, amplifiers = AANDConfig(), first_stage().amplifiers
-    module = DistillationModule(config, reverse_student(CHANNELS, GRIDS, SMALL), amplifiers)
-    teacher = AdvancedTeacher(Features(), amplifiers)
+    model = tiny_model()
+    (optimizer,) = model.make_optimizers()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
 
-    module.losses(teacher.batch([0, 1]))["loss"].backward()
+    model.losses(torch.randn(2, 3, 64, 96))["loss"].backward()
+    optimizer.step()
 
-    assert all(parameter.grad is None for parameter in amplifiers.parameters())
-    optimised = {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]}
-    assert optimised == {id(parameter) for parameter in module.student.parameters()}
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"student"}
+    assert all(parameter.grad is None for parameter in model.amplifiers.parameters())
+
+
+def test_amplification_trains_the_amplifiers_and_nothing_else() -> None:
+    model = tiny_model()
+    (optimizer,) = model.make_amplification_optimizers()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    levels = model.backbone(torch.randn(2, 3, 64, 96))
+    cells = [torch.rand(2, *grid, generator=torch.Generator().manual_seed(0)) < 0.5 for grid in model.grids]
+    everywhere = [torch.ones_like(anomalous) for anomalous in cells]
+
+    model.amplification_losses(SyntheticCells(levels, cells, everywhere))["loss"].backward()
+    optimizer.step()
+
+    changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+    assert {name.split(".")[0] for name in changed} == {"amplifiers"}
+    assert {name.split(".")[2] for name in changed} == {"gate", "generator"}
+
+
+def test_images_have_the_loss_of_the_advanced_teachers_maps() -> None:
+    model, images = tiny_model().eval(), torch.randn(2, 3, 64, 96)
+
+    with torch.no_grad():
+        levels = model.amplifiers(model.backbone(images))
+        of_maps, of_images = model.losses(FeatureBatch(levels)), model.losses(images)
+
+    assert of_maps.keys() == of_images.keys() == {"loss", "loss_distillation", "loss_hard"}
+    assert of_maps["loss"] == of_images["loss"] == of_maps["loss_distillation"] + of_maps["loss_hard"]
 
 
 def test_the_teacher_is_computed_once_and_is_the_same_without_room_for_it() -> None:
-    amplifiers, features = first_stage().amplifiers, Features()
-    kept, recomputed = (AdvancedTeacher(features, amplifiers, room=room) for room in (10**9, 0))
+    amplifiers, features = small_amplifiers(AANDConfig()), Features()
+    cached, recomputed = (AdvancedTeacher(features, amplifiers, room=room) for room in (10**9, 0))
 
-    first = kept.batch([3, 1])
+    first = cached.batch([3, 1])
     calls = len(features.asked)
-    again, other = kept.batch([1, 3]), recomputed.batch([3, 1])
+    again, other = cached.batch([1, 3]), recomputed.batch([3, 1])
 
     assert calls == 2
     assert features.asked[calls:] == [3, 1], "only the one without room asked again"
-    for one, two, three in zip(first, again, other, strict=True):
-        assert torch.equal(one, two.flip(0)) and torch.equal(one, three)
+    for of_first, of_again, of_other in zip(first, again, other, strict=True):
+        assert torch.equal(of_first, of_again.flip(0)) and torch.equal(of_first, of_other)
     whole = amplifiers(features.batch([3, 1]))
-    for one, two in zip(first, whole, strict=True):
-        torch.testing.assert_close(one, two)
+    for of_first, of_whole in zip(first, whole, strict=True):
+        torch.testing.assert_close(of_first, of_whole)
 
 
 def test_the_hard_loss_takes_the_worst_positions_of_every_image_and_all_where_there_are_fewer() -> None:
@@ -239,24 +346,50 @@ def test_the_hard_loss_takes_the_worst_positions_of_every_image_and_all_where_th
 
 
 def test_the_rate_falls_where_the_released_code_forgets_it() -> None:
-    rates = [step_rate(epoch, start=0.005, factor=0.2, milestones=(0.8 * 99, 0.9 * 99)) for epoch in range(99)]
+    rates = [0.005 * rate_factor(epoch, factor=0.2, milestones=(0.8 * 99, 0.9 * 99)) for epoch in range(99)]
 
     assert rates[:80] == [0.005] * 80
     assert rates[80:90] == pytest.approx([0.001] * 10)
     assert rates[90:] == pytest.approx([0.0002] * 9)
 
 
-def test_training_follows_the_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    module = first_stage(amplification_epochs=10)
-    optimiser = module.configure_optimizers()
-    module.optimizers = lambda: optimiser  # type: ignore[method-assign]
-    rates = []
-    for epoch in range(10):
-        monkeypatch.setattr(AmplificationModule, "current_epoch", epoch)
-        module.on_train_epoch_start()
-        rates.append(optimiser.param_groups[0]["lr"])
+class SmallSet:
+    """Features of a few images behind the training data's interface."""
 
-    assert rates == pytest.approx([0.005] * 8 + [0.001, 0.0002])
+    seed, image_size, dataset, category = 0, (64, 96), "bolt", "bolt"
+
+    def __init__(self, model: AAND) -> None:
+        self.images = torch.randn(5, 3, 64, 96, generator=torch.Generator().manual_seed(0))
+        self.channels, self.grids = model.backbone.channels, model.grids
+        self._levels = model.backbone(self.images)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, rows: Any) -> list[Tensor]:
+        return [level[list(rows)] for level in self._levels]
+
+    def features(self) -> SmallSet:
+        return self
+
+    def synthetic(self, *_: Any, **__: Any) -> BlankFlaws:
+        return BlankFlaws()
+
+
+def test_both_stages_follow_the_rate_and_the_second_completes_the_model() -> None:
+    model = tiny_model(amplification_epochs=10, epochs=20, score_norm="none", bank=())
+    stages = {stage.name: stage for stage in model.stages(SmallSet(model))}
+
+    assert [(stage.epochs, stage.completes) for stage in stages.values()] == [(10, False), (20, True)]
+    for name, stage in stages.items():
+        (optimizer,), (schedule,) = stage.module.configure_optimizers()
+        tenth, rates = stage.epochs // 10, []
+        for _ in range(stage.epochs):
+            rates.append(optimizer.param_groups[0]["lr"])
+            optimizer.step()
+            schedule.step()
+        assert rates == pytest.approx([0.005] * 8 * tenth + [0.001] * tenth + [0.0002] * tenth), name
+    assert model.findings() == {"foreground": "auto (given)"}
 
 
 @pytest.mark.parametrize(
@@ -283,40 +416,72 @@ def test_the_student_gives_the_teachers_shapes_on_odd_grids(block: Any) -> None:
     student = reverse_student(CHANNELS, GRIDS, layout)
 
     with torch.no_grad():
-        found = student(random_levels())
+        levels = student(random_levels())
 
-    assert [level.shape for level in found] == [level.shape for level in random_levels()]
-    assert min(level.min().item() for level in found) == 0, "without heads a level comes out of a ReLU"
+    assert [level.shape for level in levels] == [level.shape for level in random_levels()]
+    assert min(level.min().item() for level in levels) == 0, "without heads a level comes out of a ReLU"
     with torch.no_grad():
         headed = reverse_student(CHANNELS, GRIDS, SMALL)(random_levels())
     assert all(level.min().item() < 0 for level in headed)
 
 
-def test_gate_alone_is_a_detector_without_a_student() -> None:
-    backbone = load_backbone(strides=(4, 8, 16))
-    method = AAND(AANDConfig(image_size=(64, 64), amplification="gate", memories=3), backbone, seed=0)
+def test_gates_alone_are_a_model_without_a_student() -> None:
+    model = tiny_model(amplification="gate", score_norm="none", bank=()).eval()
 
-    detector = method.network()
-
-    assert isinstance(detector, GateDetector)
-    assert [stage.name for stage in method.stages()] == ["amplification"]
+    assert model.student is None
+    (stage,) = model.stages(SmallSet(model))
+    assert (stage.name, stage.completes) == ("amplification", True)
     with torch.inference_mode():
-        output = detector(torch.randn(2, 3, 64, 64))
+        output = model(torch.randn(2, 3, 64, 96))
+        assert model.feature_maps(torch.randn(2, 3, 64, 96)) == {}
     assert (output.map >= 0).all() and (output.map <= 3).all(), "three weights between 0 and 1"
 
 
 def test_rd4ad_is_the_same_code_with_both_ideas_switched_off() -> None:
-    backbone = load_backbone(strides=(4, 8, 16))
-    config = RD4AD_PRESETS["fast"].model_copy(update={"image_size": (64, 64)})
+    model = tiny_model(RD4AD)
 
-    method = RD4AD(config, backbone, seed=0)
-
-    assert [stage.name for stage in method.stages()] == ["distillation", "norm"]
-    detector = method.network()
-    assert isinstance(detector, DiscrepancyDetector)
-    assert detector.amplifiers is None
+    assert [stage.name for stage in model.stages(SmallSet(model))] == ["distillation", "norm"]
+    assert model.amplifiers is None
+    assert model.losses(torch.randn(2, 3, 64, 96)).keys() == {"loss", "loss_distillation"}
     for name, preset in RD4AD_PRESETS.items():
         assert preset == PRESETS[name].model_copy(update={"amplification": "none", "hard_positions": 0, "bank": ()})
+
+
+@pytest.mark.parametrize("kind", [AAND, RD4AD])
+def test_the_export_form_is_equal_and_leaves_the_model_as_it_is(kind: type[AAND]) -> None:
+    model = tiny_model(kind).eval()
+    images, before = torch.randn(2, 3, 64, 96), list(model.state_dict())
+
+    with torch.inference_mode():
+        folded = model.export_form()
+        expected, output = model(images), folded(images)
+
+    torch.testing.assert_close(output.map, expected.map, rtol=1e-4, atol=1e-5)
+    assert list(model.state_dict()) == before
+    assert all(parameter.requires_grad for parameter in model.student.parameters())
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in folded.student.modules())
+
+
+def test_the_state_is_the_whole_model() -> None:
+    model, other = tiny_model(seed=0).eval(), tiny_model(seed=1).eval()
+    images = torch.randn(1, 3, 64, 96)
+
+    with torch.inference_mode():
+        different = not torch.equal(model(images).map, other(images).map)
+        other.load_state_dict(model.state_dict())
+        same = torch.equal(model(images).map, other(images).map)
+
+    assert different and same
+    assert {name.split(".")[0] for name in model.trained_state()} == {"amplifiers", "student", "norms", "bank"}
+
+
+def test_every_equation_of_the_paper_stands_at_its_function_in_order() -> None:
+    source = inspect.getsource(functional)
+
+    places = [source.find(f"        Eq. {number}") for number in range(1, 15) if number != 2]
+
+    assert -1 not in places and places == sorted(places)
+    assert places[0] < source.find("p_c of Eq. 2,") < source.find("        Eq. 2.") < places[1]
 
 
 def test_strides_that_do_not_double_are_refused_with_the_mending() -> None:
@@ -332,8 +497,8 @@ def test_two_levels_need_their_number_of_blocks() -> None:
 
     with pytest.raises(FlawsmithError, match="student_blocks"):
         AAND(config, backbone, seed=0)
-    given = config.model_copy(update={"student_blocks": (1, 1)})
-    assert len(AAND(given, backbone, seed=0).network().smooth) == 2
+    config = config.model_copy(update={"student_blocks": (1, 1)})
+    assert len(AAND(config, backbone, seed=0).smooth) == 2
 
 
 @pytest.mark.parametrize(
@@ -407,14 +572,14 @@ def test_a_plain_transformer_gets_a_token_decoder_in_the_teachers_order() -> Non
     backbone = load_backbone("vit_tiny_patch16_224@random", strides=(16, 16, 16))
     config = AANDConfig(image_size=(64, 96), strides=(16, 16, 16), memories=3, gate_weight="predicted")
 
-    method = AAND(config, backbone, seed=0)
+    model = AAND(config, backbone, seed=0).eval()
     with torch.inference_mode():
-        output = method.network()(torch.randn(2, 3, 64, 96))
+        output = model(torch.randn(2, 3, 64, 96))
 
     blocks = {name.split(".")[2] for name, _ in backbone.trunk.named_parameters() if ".blocks." in name}
     assert len(blocks) == 12, "levels are blocks 4, 8 and 12"
-    assert method.student is not None
-    decoder = method.student.decoder
+    assert model.student is not None
+    decoder = model.student.decoder
     assert isinstance(decoder, TokenDecoder)
     assert [len(blocks) for blocks in decoder.levels] == [2, 2, 2]
     assert decoder.position.shape == (4 * 6, 192)

@@ -11,32 +11,24 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from tests.models.stand_ins import fixed_backbone
 
-from flawsmith.losses import hardest
-from flawsmith.models.components.batches import PairedBatch
+from flawsmith.losses import hard_examples
+from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, PairedBatch
 from flawsmith.models.components.fast import HiddenAscent, NormalStatistics
 from flawsmith.models.components.heads import Discriminator
-from flawsmith.models.components.patch_learner import PatchBatch, PatchBatches
-from flawsmith.models.components.projection import Shell, radius_of, truncate
 from flawsmith.models.glass.config import PRESETS, GLASSConfig
-from flawsmith.models.glass.functional import pushed_out
-from flawsmith.models.glass.hypothesis import decide, evidence
-from flawsmith.models.glass.model import GLASSModule
+from flawsmith.models.glass.functional import (
+    gradient_ascent,
+    hypersphere_radius,
+    project_local,
+    truncated_projection,
+)
+from flawsmith.models.glass.hypothesis import JUDGED_GEOMETRY
+from flawsmith.models.glass.model import GLASS
 from flawsmith.runtime.errors import FlawsmithError
 
 TINY = {"patch_size": 1, "level_width": 12, "width": 12, "hidden": 8, "hypothesis": "manifold"}
-
-
-def by_differentiation(discriminator: Discriminator, normal: Tensor, start: Tensor, steps: int, size: float) -> Tensor:
-    """The plain procedure: the joint batch through the whole discriminator, every step."""
-    moving = start
-    for _ in range(steps):
-        moving = moving.detach().requires_grad_()
-        logits = discriminator(torch.cat([normal, moving]))[len(normal) :]
-        (gradient,) = torch.autograd.grad(F.softplus(-logits).mean(), moving)
-        moving = moving + size * gradient / (gradient.norm(dim=1, keepdim=True) + 1e-10)
-    return moving.detach()
 
 
 @pytest.mark.parametrize(("normal", "synthetic", "chunk"), [(40, 40, 2**20), (7, 33, 64), (50, 9, 300)])
@@ -48,7 +40,7 @@ def test_ascent_in_hidden_space_is_the_ascent_of_the_joint_batch(
     plain = Discriminator(24, 10).double().train()
     ours = copy.deepcopy(plain).float()
     u, g = (torch.randn(rows, 24, generator=generator) for rows in (normal, synthetic))
-    expected = by_differentiation(plain, u.double(), g.double(), 6, 0.05)
+    expected = gradient_ascent(u.double(), g.double(), plain, step_size=0.05, steps=6)
     first = ours.blocks[0].linear
 
     ascent = HiddenAscent(ours, NormalStatistics.of(first(u)), first(g), step_size=0.05)
@@ -80,7 +72,7 @@ def test_ascent_goes_towards_what_looks_normal() -> None:
 def test_truncation_keeps_direction_and_reports_what_it_moved() -> None:
     offset = torch.tensor([[3.0, 4.0], [0.3, 0.4], [0.9, 1.2]])
 
-    found = truncate(offset, 1.0, 2.0)
+    found = truncated_projection(offset, 1.0, 2.0)
 
     torch.testing.assert_close(found.offset.norm(dim=1), torch.tensor([2.0, 1.0, 1.5]))
     torch.testing.assert_close(F.cosine_similarity(found.offset, offset), torch.ones(3))
@@ -90,7 +82,7 @@ def test_truncation_keeps_direction_and_reports_what_it_moved() -> None:
 def test_radius_covers_the_share_of_features_that_it_says() -> None:
     features = torch.randn(4000, 5, generator=torch.Generator().manual_seed(0))
 
-    radius = radius_of(features, torch.zeros(4000, 5), 0.75)
+    radius = hypersphere_radius(features, torch.zeros(4000, 5), 0.75)
 
     assert (features.norm(dim=1) <= radius).float().mean() == pytest.approx(0.75, abs=1e-3)
 
@@ -99,7 +91,7 @@ def test_forged_features_are_pushed_into_their_shell_and_others_left_alone() -> 
     features = torch.randn(30, 6, generator=torch.Generator().manual_seed(0))
     anomalous = torch.arange(30) < 10
 
-    pushed = pushed_out(features, anomalous, Shell(torch.zeros(30, 6), 4.0, 8.0))
+    pushed = project_local(features, anomalous, torch.zeros(30, 6), 4.0, 8.0)
 
     assert torch.equal(pushed[10:], features[10:])
     assert bool((pushed[:10].norm(dim=1) > 3.999).all())
@@ -108,22 +100,20 @@ def test_forged_features_are_pushed_into_their_shell_and_others_left_alone() -> 
 def test_hard_positions_are_those_the_discriminator_gets_wrong() -> None:
     probability, target = torch.tensor([0.9, 0.1, 0.8, 0.2]), torch.tensor([1.0, 0.0, 0.0, 1.0])
 
-    assert hardest(probability, target, 0.5).kept.tolist() == [False, False, True, True]
-    assert hardest(probability, target, 0.0).kept.all()
+    assert hard_examples(probability, target, quantile=0.5).tolist() == [False, False, True, True]
+    assert hard_examples(probability, target, quantile=0.0).all()
 
 
 @pytest.fixture
 def batch() -> PairedBatch:
     generator = torch.Generator().manual_seed(0)
     levels = [torch.randn(3, 12, 4, 5, generator=generator) for _ in range(2)]
-    return PairedBatch(PatchBatch(levels[:1], None, (0, 0)), levels[1:], torch.arange(60) % 4 == 0)
+    return PairedBatch(FeatureBatch(levels[:1], None, (0, 0)), levels[1:], torch.arange(60) % 4 == 0)
 
 
-def module(**settings: Any) -> GLASSModule:
-    made = GLASSModule(GLASSConfig(**{**TINY, **settings}), [12], seed=0).train()
-    made.mean_embedding = torch.zeros(20, 12)
-    made.hypothesis = made.config.hypothesis
-    return made
+def model(**settings: Any) -> GLASS:
+    config = GLASSConfig(**{"strides": (8,), **TINY, **settings})
+    return GLASS(config, fixed_backbone([12], [(4, 5)]), seed=0).train()
 
 
 @pytest.mark.parametrize(
@@ -139,7 +129,7 @@ def test_switches_of_table_4_choose_the_losses(settings: dict[str, Any], losses:
     if settings.get("las") is False:
         batch = PairedBatch(batch.normal, None, None)
 
-    found = module(**settings).batch_losses(batch)
+    found = model(**settings).losses(batch)
 
     parts = {name: value for name, value in found.items() if name.startswith("loss_")}
     assert set(parts) == losses
@@ -155,14 +145,14 @@ def test_projection_of_the_released_code_moves_nothing_at_its_own_width(seed: in
     config = PRESETS["official"]
     noise = config.noise * torch.randn(200, config.width, generator=torch.Generator().manual_seed(seed))
 
-    assert not truncate(noise, config.inner_radius, config.outer_radius).moved.any()
-    assert truncate(noise, PRESETS["paper"].inner_radius, PRESETS["paper"].outer_radius).moved.all()
+    assert not truncated_projection(noise, config.inner_radius, config.outer_radius).moved.any()
+    assert truncated_projection(noise, PRESETS["paper"].inner_radius, PRESETS["paper"].outer_radius).moved.all()
 
 
 @pytest.mark.parametrize("gas", ["projected", "ascent"])
 def test_anomalies_lie_between_the_radii_of_their_hypothesis(gas: str, batch: PairedBatch) -> None:
     for hypothesis in ("manifold", "hypersphere"):
-        made = module(hypothesis=hypothesis, gas=gas, noise=0.5)
+        made = model(hypothesis=hypothesis, gas=gas, noise=0.5)
         found = made.branches(batch)
         origin = found.normal if hypothesis == "manifold" else made.centers().repeat(3, 1)
         lengths = (found.gas.features - origin).norm(dim=1)
@@ -172,7 +162,7 @@ def test_anomalies_lie_between_the_radii_of_their_hypothesis(gas: str, batch: Pa
 
 
 def test_one_centre_for_all_positions_is_the_mean_of_their_centres() -> None:
-    each, one = module(), module(center="global")
+    each, one = model(), model(center="global")
     each.mean_embedding = one.mean_embedding = torch.randn(20, 12, generator=torch.Generator().manual_seed(0))
 
     torch.testing.assert_close(one.centers(), each.centers().mean(0, keepdim=True).expand(20, 12))
@@ -189,7 +179,7 @@ def test_an_epoch_of_the_released_code_ends_after_fifty_steps() -> None:
             self.images = images
 
     official, paper = (
-        [PatchBatches(Many(count), PRESETS[name].sampling, seed=0) for count in (97, 900)]  # type: ignore[arg-type]
+        [FeatureBatches(Many(count), PRESETS[name].sampling, seed=0) for count in (97, 900)]  # type: ignore[arg-type]
         for name in ("official", "paper")
     )
 
@@ -201,34 +191,44 @@ def test_an_epoch_of_the_released_code_ends_after_fifty_steps() -> None:
         assert len(np.unique(np.concatenate(drawn))) == sum(map(len, drawn)), "no image twice in an epoch"
 
 
-class Seen:
-    """Training images of one kind, under the names of a data set and a category."""
-
-    def __init__(self, dataset: str, category: str, brightness: float) -> None:
-        self.dataset, self.category, self._brightness = dataset, category, brightness
-
-    def images(self, geometry: Any) -> Any:
-        mean, std = (np.array(v)[:, None, None] for v in (geometry.mean, geometry.std))
-        return iter([(np.full((3, *geometry.size), self._brightness) - mean) / std])
+def constant_images(brightness: float) -> list[np.ndarray]:
+    """One image of one grey level, as the judge gets it."""
+    mean, std = (np.array(v)[:, None, None] for v in (JUDGED_GEOMETRY.mean, JUDGED_GEOMETRY.std))
+    return [(np.full((3, *JUDGED_GEOMETRY.size), brightness) - mean) / std]
 
 
 @pytest.mark.parametrize("brightness", [0.0, 0.5], ids=["black", "grey"])
 def test_constant_images_are_judged_manifold(brightness: float) -> None:
-    decided = decide(evidence(Seen("parts", "bolt", brightness), published=True))  # type: ignore[arg-type]
+    made = model(hypothesis="published")
 
-    assert decided.hypothesis == "manifold"
-    assert "judged" in str(decided.findings["decided"])
+    made.fit_hypothesis(constant_images(brightness), dataset="parts", category="bolt")
+
+    assert made.hypothesis == "manifold"
+    if brightness:
+        assert "judged" in str(made.findings()["decided"])
 
 
 def test_published_decision_counts_only_where_it_is_asked_for() -> None:
-    data: Any = Seen("mvtec", "screw", 0.5)
+    decided = {}
+    for setting in ("published", "auto", "manifold"):
+        made = model(hypothesis=setting)
+        made.fit_hypothesis(constant_images(0.5), dataset="mvtec", category="screw")
+        decided[setting] = made
 
-    assert decide(evidence(data, published=True)).hypothesis == "hypersphere"
-    assert decide(evidence(data, published=False)).hypothesis == "manifold"
-    given = decide(evidence(data, published=True), "manifold")
-    assert given.hypothesis == "manifold"
-    assert given.findings["decided"] == "given in the settings"
-    assert given.findings["judge: hypothesis"] == "manifold"
+    assert decided["published"].hypothesis == "hypersphere"
+    assert decided["auto"].hypothesis == decided["manifold"].hypothesis == "manifold"
+    assert decided["manifold"].findings()["decided"] == "given in the settings"
+    assert decided["manifold"].findings()["judge: hypothesis"] == "manifold"
+
+
+def test_what_was_decided_is_part_of_the_state() -> None:
+    judged, other = model(hypothesis="published"), model(hypothesis="published")
+    judged.fit_hypothesis(constant_images(0.5), dataset="mvtec", category="screw")
+
+    other.load_trained_state(judged.trained_state())
+
+    assert other.hypothesis == "hypersphere"
+    assert other.findings() == judged.findings()
 
 
 def test_model_file_and_report_say_what_was_decided(trained: Callable[[str], Any]) -> None:

@@ -1,29 +1,27 @@
-"""The memory bank beside a trained detector: its distances, its unit, and what becomes of maps and scores."""
+"""The memory bank beside a trained model: its distances, its unit, and what becomes of maps and scores."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from tests.models.stand_ins import fixed_backbone
 from torch import Tensor
 
-from flawsmith.features.backbones import load_backbone
 from flawsmith.features.patch_embedding import average_embedding
-from flawsmith.models.base import AnomalyOutput
-from flawsmith.models.components.detectors import ScoreMap, ScoreMapDetector
+from flawsmith.models.base import AnomalyOutput, Stage, TrainingData
 from flawsmith.models.components.memory_bank import (
     BankConfig,
     MemoryBank,
     MultiScaleMemoryBank,
     Neighbourhood,
-    filled_bank,
     measured_rows,
 )
-from flawsmith.models.components.postprocessing import Finish
+from flawsmith.models.components.score_maps import ScoreMap, ScoreMapModel
 from flawsmith.models.registry import find_method, method_names
 
 GRID = (6, 8)
@@ -58,8 +56,10 @@ class Data:
         return self._images
 
 
-class First(ScoreMapDetector):
-    """A detector whose two score maps are the first channels of the levels, the second ten times over."""
+class First(ScoreMapModel):
+    """A model whose two score maps are the first channels of the levels, the second ten times over."""
+
+    name = "first"
 
     def raw_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
         return [levels[0][:, 0], 10 * levels[1][:, 0]]
@@ -67,6 +67,19 @@ class First(ScoreMapDetector):
     def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
         last = self.score_maps(levels)[-1]
         return AnomalyOutput(last, last.amax(dim=(1, 2)))
+
+    def stages(self, data: TrainingData) -> Iterator[Stage]:
+        return self.post_processing(data)
+
+
+def first(settings: BankConfig, comparison: Any = "none", seed: int = 0) -> First:
+    return First(settings, fixed_backbone(Images.channels, Images.grids), seed, maps=2, comparison=comparison)
+
+
+def fitted_bank(images: Images, settings: BankConfig, seed: int) -> MultiScaleMemoryBank:
+    bank = MultiScaleMemoryBank(images.channels, settings.neighbourhoods, settings.bank_size)
+    bank.fit(images, seed)
+    return bank
 
 
 def config(**settings: Any) -> BankConfig:
@@ -80,7 +93,7 @@ def test_a_bank_sums_standardised_distances_over_its_neighbourhoods(seed: int) -
     expected = torch.zeros(2, *GRID)
     for number, (memory, width) in enumerate(zip(bank.memories, (5, 5, 8), strict=True)):
         assert isinstance(memory, MemoryBank)
-        memory.remember(torch.randn(4, width), 2.0)
+        memory.fit(torch.randn(4, width), 2.0)
         bank.means[number] = 0.25
         seen = average_embedding(levels[-(1, 1, 2)[number] :], (1, 3, 5)[number], GRID)
         expected += memory(seen)[:, 0] - 0.25
@@ -94,7 +107,7 @@ def test_good_images_have_mean_0_and_spread_1_in_every_neighbourhood(seed: int) 
     images, fresh = Images(40, seed), Images(40, seed + 1)
 
     for side, levels in ((1, 1), (3, 1), (1, 2), (3, 2)):
-        found = filled_bank(images, config(bank=[{"side": side, "levels": levels}]), seed)(fresh.levels)
+        found = fitted_bank(images, config(bank=[{"side": side, "levels": levels}]), seed)(fresh.levels)
 
         assert abs(float(found.mean())) < 0.4
         assert float(found.std()) == pytest.approx(1, abs=0.35)
@@ -103,14 +116,14 @@ def test_good_images_have_mean_0_and_spread_1_in_every_neighbourhood(seed: int) 
 def test_the_bank_is_a_function_of_the_seed(seed: int) -> None:
     images = Images(5, seed)
 
-    first, again, other = (filled_bank(images, config(), given).state_dict() for given in (seed, seed, seed + 1))
+    first, again, other = (fitted_bank(images, config(), given).state_dict() for given in (seed, seed, seed + 1))
 
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
 def test_one_image_says_nothing_of_what_is_usual(seed: int) -> None:
-    bank = filled_bank(Images(1, seed), config(), seed)
+    bank = fitted_bank(Images(1, seed), config(), seed)
 
     assert not bank(Images(3, seed).levels).any()
 
@@ -119,7 +132,7 @@ def test_images_without_any_difference_say_nothing_of_what_is_usual() -> None:
     images = Images(3, 0)
     images.levels = [torch.zeros_like(level) for level in images.levels]
 
-    assert not filled_bank(images, config(), 0)(Images(2, 1).levels).any()
+    assert not fitted_bank(images, config(), 0)(Images(2, 1).levels).any()
 
 
 def test_many_images_are_measured_evenly() -> None:
@@ -132,36 +145,47 @@ def test_many_images_are_measured_evenly() -> None:
 @pytest.mark.parametrize("comparison", ["none", "level"])
 def test_the_bank_scatters_as_the_detectors_maps_do_times_its_weight(weight: float, comparison: Any, seed: int) -> None:
     images, fresh = Images(60, seed), Images(60, seed + 1)
-    finish = Finish(config(bank=(1,), bank_weight=weight), comparison, Images.channels, seed)
-    for stage in finish.stages(lambda: First(load_backbone())):
-        stage.accept(stage.compute(Data(images)))  # type: ignore[attr-defined]
-    detector = finish.applied(First(load_backbone()))
+    model = first(config(bank=(1,), bank_weight=weight), comparison, seed)
+    for stage in model.stages(Data(images)):  # type: ignore[arg-type]
+        stage.compute()  # type: ignore[union-attr]
 
     with torch.no_grad():
-        finer, last = detector.score_maps(fresh.levels)
-        bank, detector.bank = detector.bank, None
-        own = detector.score_maps(fresh.levels)
+        finer, last = model.score_maps(fresh.levels)
+        alone = model.normalised_maps(fresh.levels)
 
-    assert bank is not None
-    torch.testing.assert_close(finer, own[0])
-    distances = bank(fresh.levels)
-    torch.testing.assert_close(last, own[1] + distances)
-    spread = sum(float(one.std()) for one in own)
+    assert model.bank is not None
+    torch.testing.assert_close(finer, alone[0])
+    distances = model.bank(fresh.levels)
+    torch.testing.assert_close(last, alone[1] + distances)
+    spread = sum(float(maps.std()) for maps in alone)
     assert float(distances.std()) == pytest.approx(weight * spread, rel=0.35)
 
 
-def test_a_bank_that_is_not_filled_yet_has_no_say_in_the_choice_of_a_checkpoint() -> None:
-    finish = Finish(config(), "none", Images.channels, 0)
+def test_a_bank_that_is_not_fitted_yet_has_no_say_in_the_choice_of_a_checkpoint() -> None:
+    model, levels = first(config(), "level"), Images(2, 0).levels
 
-    assert [stage.name for stage in finish.stages(lambda: First(load_backbone()))] == ["bank"]
-    assert finish.applied(First(load_backbone())).bank is None
+    assert [stage.name for stage in model.stages(Data(Images(2, 0)))] == ["norm", "bank"]  # type: ignore[arg-type]
+    for with_bank, without in zip(model.score_maps(levels), model.raw_maps(levels), strict=True):
+        assert torch.equal(with_bank, without)
 
 
-def test_a_detector_without_a_bank_stays_as_it_is() -> None:
-    finish = Finish(config(bank=()), "none", Images.channels, 0)
+def test_a_model_without_a_bank_stays_as_it_is() -> None:
+    model = first(config(bank=()))
 
-    assert finish.stages(lambda: First(load_backbone())) == []
-    assert finish.applied(First(load_backbone())).bank is None
+    assert list(model.stages(Data(Images(2, 0)))) == []  # type: ignore[arg-type]
+    assert model.bank is None
+
+
+def test_a_state_brings_the_sizes_of_its_buffers(seed: int) -> None:
+    images = Images(6, seed)
+    fitted, other = (first(config(), "position", seed) for _ in range(2))
+    for stage in fitted.stages(Data(images)):  # type: ignore[arg-type]
+        stage.compute()  # type: ignore[union-attr]
+
+    other.load_state_dict(fitted.state_dict())
+
+    for ours, theirs in zip(other.score_maps(images.levels), fitted.score_maps(images.levels), strict=True):
+        assert torch.equal(ours, theirs)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +208,7 @@ def test_neighbourhoods_have_odd_sides_each_once(bank: Any, says: str) -> None:
 def test_more_levels_than_there_are_join_all(seed: int) -> None:
     images = Images(4, seed)
 
-    both, more = (filled_bank(images, config(bank=[{"side": 3, "levels": n}]), seed).state_dict() for n in (2, 3))
+    both, more = (fitted_bank(images, config(bank=[{"side": 3, "levels": n}]), seed).state_dict() for n in (2, 3))
 
     assert all(torch.equal(both[name], more[name]) for name in both)
 

@@ -2,68 +2,55 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from torch import nn
 
-from flawsmith.models.patchcore.model import (
-    AverageEmbedding,
-    Candidates,
-    MemoryDetector,
-    PatchCoreConfig,
-    memory_of,
-    supports,
-)
+from flawsmith.features.backbones import Backbone, load_backbone, pixels_of
+from flawsmith.models.components.level_table import LevelTable
+from flawsmith.models.patchcore import PatchCore, PatchCoreConfig
+from flawsmith.models.patchcore.functional import neighbourhood_features, neighbours
+from flawsmith.models.patchcore.model import AverageEmbedding, Candidates, memory_of
+from flawsmith.runtime.errors import FlawsmithError
 
-
-class Levels:
-    """A source of random level maps."""
-
-    channels, grids = (3, 5), ((4, 6), (2, 3))
-
-    def __init__(self, images: int, seed: int) -> None:
-        rng = torch.Generator().manual_seed(seed)
-        self._levels = [
-            torch.randn(images, count, *grid, generator=rng)
-            for count, grid in zip(self.channels, self.grids, strict=True)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._levels[0])
-
-    def batch(self, rows: Sequence[int] | np.ndarray) -> list[torch.Tensor]:
-        return [level[list(rows)] for level in self._levels]
+SIZE = (16, 20)
 
 
-class FlatBackbone(nn.Module):
+def random_levels(images: int, seed: int) -> LevelTable:
+    rng = torch.Generator().manual_seed(seed)
+    shapes = ((images, 3, 4, 6), (images, 5, 2, 3))
+    return LevelTable([[torch.randn(shape, generator=rng) for shape in shapes]])
+
+
+@pytest.fixture(scope="module")
+def pixels() -> Backbone:
     """The image itself as the only level."""
-
-    def grids(self, size: tuple[int, int]) -> tuple[tuple[int, int], ...]:
-        return (size,)
-
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        return [images]
+    return pixels_of(load_backbone("efficientnet_lite0@random"))
 
 
-def detector(memory: torch.Tensor, **settings: object) -> MemoryDetector:
-    options = {"weighting": "none", "neighbours": 3, "sigma": 0.0, **settings}
-    return MemoryDetector(FlatBackbone(), AverageEmbedding(1), memory, (5, 7), **options)  # type: ignore[arg-type]
+@pytest.fixture(scope="module")
+def backbone() -> Backbone:
+    return load_backbone("efficientnet_lite0@random")
+
+
+def model_of(memory: torch.Tensor, pixels: Backbone, **settings: object) -> PatchCore:
+    """A model whose patches are single pixels."""
+    changes = {"image_size": SIZE, "patch_size": 1, "sigma": 0.0, "neighbours": 3, **settings}
+    model = PatchCore.from_preset("fast", backbone=pixels, **changes)
+    model.remember(memory)
+    return model
 
 
 def random_memory_and_images(seed: int, rows: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
     rng = torch.Generator().manual_seed(seed)
-    return 20 + torch.randn(rows, 3, generator=rng), 20 + torch.randn(2, 3, 5, 7, generator=rng)
+    return 20 + torch.randn(rows, 3, generator=rng), 20 + torch.randn(2, 3, *SIZE, generator=rng)
 
 
 def test_embedding_averages_over_the_neighbourhood_with_zeros_beyond_the_border() -> None:
     level = torch.zeros(1, 1, 3, 3)
     level[0, 0, 0, 0] = 9.0
 
-    (embedding,) = AverageEmbedding(3)([level])[0]
+    (embedding,) = neighbourhood_features([level], 3)[0]
 
     assert embedding.tolist() == [[1, 1, 0], [1, 1, 0], [0, 0, 0]]
 
@@ -73,8 +60,8 @@ def test_even_neighbourhood_is_refused() -> None:
         PatchCoreConfig(patch_size=2)
 
 
-def test_candidates_are_drawn_evenly_from_many_images_and_found_again_by_index(seed: int) -> None:
-    source = Levels(20, seed)
+def test_candidates_are_drawn_evenly_from_many_images_and_looked_up_by_index(seed: int) -> None:
+    source = random_levels(20, seed)
     candidates = Candidates(source, AverageEmbedding(3), most=100, seed=1)
 
     everything = torch.cat(list(candidates.batches()))
@@ -88,7 +75,7 @@ def test_candidates_are_drawn_evenly_from_many_images_and_found_again_by_index(s
 
 @pytest.mark.parametrize(("images", "expected"), [(1, 24), (5, 30), (20, 48)])
 def test_memory_holds_its_share_and_at_least_some_rows(images: int, expected: int, seed: int) -> None:
-    candidates = Candidates(Levels(images, seed), AverageEmbedding(3), most=10_000, seed=0)
+    candidates = Candidates(random_levels(images, seed), AverageEmbedding(3), most=10_000, seed=0)
 
     memory = memory_of(candidates, PatchCoreConfig(coreset_ratio=0.1, least_rows=30), seed=0)
 
@@ -99,7 +86,7 @@ def test_memory_holds_its_share_and_at_least_some_rows(images: int, expected: in
 @pytest.mark.parametrize("projection", [4, 128])
 def test_memory_follows_its_seed(projection: int, seed: int) -> None:
     config = PatchCoreConfig(coreset_ratio=0.1, least_rows=10, projection=projection)
-    candidates = Candidates(Levels(6, seed), AverageEmbedding(3), most=10_000, seed=0)
+    candidates = Candidates(random_levels(6, seed), AverageEmbedding(3), most=10_000, seed=0)
 
     first, again, other = (memory_of(candidates, config, seed=number) for number in (0, 0, 1))
 
@@ -107,58 +94,108 @@ def test_memory_follows_its_seed(projection: int, seed: int) -> None:
     assert not torch.equal(first, other)
 
 
-def test_scores_are_exact_distances_to_the_nearest_row(seed: int) -> None:
+def test_scores_are_exact_distances_to_the_nearest_row(pixels: Backbone, seed: int) -> None:
     memory, images = random_memory_and_images(seed)
 
-    output = detector(memory)(images)
+    output = model_of(memory, pixels)(images)
 
-    rows = images.flatten(2).transpose(1, 2).double()
-    expected = torch.cdist(rows, memory.double()).amin(dim=2)
+    patches = images.flatten(2).transpose(1, 2).double()
+    expected = torch.cdist(patches, memory.double()).amin(dim=2)
     torch.testing.assert_close(output.map.flatten(1).double(), expected, atol=1e-5, rtol=0)
     torch.testing.assert_close(output.score.double(), expected.amax(dim=1), atol=1e-5, rtol=0)
 
 
-def test_a_patch_of_the_memory_has_the_distance_zero_far_from_the_origin() -> None:
+def test_a_patch_of_the_memory_has_the_distance_zero_far_from_the_origin(pixels: Backbone) -> None:
     memory = 1000 + torch.arange(12.0).reshape(4, 3)
-    images = memory[2][None, :, None, None].expand(1, 3, 5, 7)
+    images = memory[2][None, :, None, None].expand(1, 3, *SIZE)
 
-    output = detector(memory)(images)
+    output = model_of(memory, pixels)(images)
 
     assert output.map.abs().max() == 0
 
 
-def test_image_score_is_weighted_by_the_neighbours_of_the_nearest_row(seed: int) -> None:
+def test_image_score_is_weighted_by_the_neighbours_of_the_nearest_row(pixels: Backbone, seed: int) -> None:
     memory, images = random_memory_and_images(seed)
 
-    score = detector(memory, weighting="paper")(images).score
+    scores = model_of(memory, pixels, weighting="paper")(images).score
 
-    for image, found in zip(images, score, strict=True):  # Eqs. 6 and 7, word by word
+    for image, score in zip(images, scores, strict=True):  # Eqs. 6 and 7, word by word
         distances = torch.cdist(image.flatten(1).T.double(), memory.double())
         farthest = int(distances.amin(dim=1).argmax())
         nearest = int(distances[farthest].argmin())
         support = torch.cdist(memory[[nearest]].double(), memory.double())[0].argsort()[:3]
         star = distances[farthest, nearest]
         weight = 1 - star.exp() / distances[farthest, support].exp().sum()
-        assert float(found) == pytest.approx(float(weight * star), abs=1e-4)
+        assert float(score) == pytest.approx(float(weight * star), abs=1e-4)
 
 
-def test_weighting_by_neighbours_is_not_continuous_and_says_so() -> None:
+def test_weighting_by_neighbours_is_not_continuous_and_says_so(pixels: Backbone) -> None:
     memory = torch.eye(3)
 
-    assert detector(memory).continuous
-    assert not detector(memory, weighting="paper").continuous
+    assert model_of(memory, pixels).continuous
+    assert not model_of(memory, pixels, weighting="paper").continuous
 
 
-def test_a_single_row_is_not_weighted_to_nothing() -> None:
-    score = detector(torch.zeros(1, 3), weighting="paper")(torch.ones(1, 3, 5, 7)).score
+def test_a_single_row_is_not_weighted_to_nothing(pixels: Backbone) -> None:
+    score = model_of(torch.zeros(1, 3), pixels, weighting="paper")(torch.ones(1, 3, *SIZE)).score
 
     assert float(score) == pytest.approx(3**0.5)
 
 
-def test_a_row_supports_itself_first_even_among_copies() -> None:
+def test_a_row_is_its_own_first_neighbour_even_among_copies() -> None:
     memory = torch.tensor([[0.0], [0.0], [1.0], [5.0]])
 
-    found = supports(memory, 2)
+    nearest = neighbours(memory, 2)
 
-    assert found[:, 0].tolist() == [0, 1, 2, 3]
-    assert set(found[0].tolist()) == {0, 1}
+    assert nearest[:, 0].tolist() == [0, 1, 2, 3]
+    assert set(nearest[0].tolist()) == {0, 1}
+
+
+def test_neighbours_do_not_depend_on_how_many_rows_are_looked_at_in_a_pass(
+    seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    memory = torch.randn(50, 3, generator=torch.Generator().manual_seed(seed))
+    expected = torch.cdist(memory.double(), memory.double()).argsort(dim=1)[:, :4]
+
+    monkeypatch.setattr("flawsmith.models.patchcore.functional.ROWS_A_PASS", 7)
+
+    assert torch.equal(neighbours(memory, 4), expected)
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper"])
+def test_state_is_the_whole_model_whatever_its_memory_holds(preset: str, backbone: Backbone, seed: int) -> None:
+    good = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    settings = {"backbone": backbone, "image_size": (64, 64), "width": 32, "least_rows": 50}
+    model = PatchCore.from_preset(preset, **settings).fit([good[:2], good[2:]])
+
+    copy = PatchCore.from_preset(preset, seed=1, **settings)
+    copy.load_state_dict(model.state_dict())
+
+    assert copy.memory.shape == (50, model.memory.shape[1])
+    probe = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(seed + 1))
+    for loaded, trained in zip(copy(probe), model(probe), strict=True):
+        assert torch.equal(loaded, trained)
+
+
+def test_images_and_their_level_maps_give_the_same_memory(backbone: Backbone, seed: int) -> None:
+    good = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(seed))
+    by_images, by_levels = (PatchCore.from_preset("fast", backbone=backbone, image_size=(64, 64)) for _ in range(2))
+
+    by_images.fit([good])
+    by_levels.fit_features(LevelTable([backbone(good)]))
+
+    assert torch.equal(by_images.memory, by_levels.memory)
+    assert by_images(good).map.max() < 1e-3, "all patches are remembered: there are fewer than the least"
+
+
+def test_no_images_are_refused(backbone: Backbone) -> None:
+    with pytest.raises(FlawsmithError, match="at least one good image"):
+        PatchCore.from_preset("fast", backbone=backbone, image_size=(64, 64)).fit([])
+
+
+def test_model_computes_on_the_device_it_is_moved_to(pixels: Backbone) -> None:
+    model = model_of(torch.eye(3), pixels, weighting="paper").to("meta")
+
+    output = model(torch.zeros(2, 3, *SIZE, device="meta"))
+
+    assert (output.map.device.type, output.map.shape, output.score.shape) == ("meta", (2, *SIZE), (2,))

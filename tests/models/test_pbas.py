@@ -12,16 +12,18 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
+from tests.models.stand_ins import fixed_backbone
 from torch import Tensor
 
-from flawsmith.models.components.patch_learner import PatchBatches, Sampling
-from flawsmith.models.pbas.model import (
-    PBAS,
-    PBASConfig,
-    PBASModule,
-    approximate_boundary,
-    discrimination_losses,
-    initial_centers,
+from flawsmith.models import PBAS
+from flawsmith.models.base import TrainingStage
+from flawsmith.models.components.batches import FeatureBatches, Sampling
+from flawsmith.models.pbas.config import PBASConfig
+from flawsmith.models.pbas.functional import (
+    anomaly_loss,
+    boundary_loss,
+    nearest_center,
+    normal_loss,
     ray_anomalies,
     ray_lengths,
 )
@@ -71,10 +73,10 @@ def test_a_level_that_is_not_embedded_changes_nothing_that_is_learned(patches: i
     both = PBASConfig(strides=(8, 16), embedded_levels=1, **settings)
     found = []
     for config, features in ((one, Coarse()), (both, Features())):
-        module = PBASModule(config, features.channels, 0)
-        batches = PatchBatches(features, config.sampling, seed=0)
-        module.centers = initial_centers(module, batches, int(np.prod(Coarse.grids[0])))
-        found.append([module.batch_losses(batch)["loss"] for batch in batches.epoch(0)])
+        model = PBAS(config, fixed_backbone(features.channels, features.grids), 0)
+        batches = FeatureBatches(features, config.sampling, seed=0)
+        model.fit_centers(batches.epoch(0))
+        found.append([model.losses(batch)["loss"] for batch in batches.epoch(0)])
 
     torch.testing.assert_close(found[0], found[1])
 
@@ -144,7 +146,7 @@ def test_impossible_setting_is_refused(wrong: dict[str, Any]) -> None:
 
 
 def drawn(config: PBASConfig, seed: int, epoch: int, images: int = 10) -> list[Any]:
-    batches = PatchBatches(Features(images), sampling(config), seed=seed)
+    batches = FeatureBatches(Features(images), sampling(config), seed=seed)
     found = list(batches.epoch(epoch))
     assert len(found) == len(batches)
     return found
@@ -193,66 +195,69 @@ def test_drawn_positions_are_distinct_and_within_the_batch() -> None:
 def test_anomalies_lie_on_the_ray_at_one_distance(positions: int, seed: int, degree: float) -> None:
     generator = torch.Generator().manual_seed(seed)
     features, centers = torch.randn(positions, 6, generator=generator), torch.randn(4, 6, generator=generator)
-    boundary = approximate_boundary(features, centers)
 
-    step = ray_anomalies(features, boundary, degree) - features
+    step = ray_anomalies(features, centers, degree) - features
 
-    length = float(degree * boundary.radius)
+    length = float(degree * boundary_loss(features, centers))
     torch.testing.assert_close(step.norm(dim=1), torch.full((positions,), length), rtol=1e-3, atol=1e-4)
-    cosine = F.cosine_similarity(step, features - centers[boundary.nearest])
+    cosine = F.cosine_similarity(step, features - centers[nearest_center(features, centers)])
     torch.testing.assert_close(cosine, torch.ones(positions), rtol=1e-3, atol=1e-3)
 
 
 def test_losses_are_binary_cross_entropies() -> None:
     logits = torch.tensor([0.3, -2.0, 4.0, 1.0, -0.5])
 
-    normal, anomalous = discrimination_losses(logits, 2)
+    normal, anomalous = normal_loss(logits[:2]), anomaly_loss(logits[2:])
 
     torch.testing.assert_close(normal, F.binary_cross_entropy(logits[:2].sigmoid(), torch.zeros(2)))
     torch.testing.assert_close(anomalous, F.binary_cross_entropy(logits[2:].sigmoid(), torch.ones(3)))
 
 
-def module_with_centers(**changes: Any) -> tuple[PBASModule, Tensor]:
-    module = PBASModule(PBASConfig(**{**SMALL, **changes}), Features.channels, seed=0)
+def small_model(**changes: Any) -> PBAS:
+    backbone = fixed_backbone(Features.channels, Features.grids)
+    return PBAS(PBASConfig(**{**SMALL, **changes}), backbone, seed=0).train()
+
+
+def model_with_centers(**changes: Any) -> tuple[PBAS, Tensor]:
+    model = small_model(**changes)
     generator = torch.Generator().manual_seed(1)
-    module.centers = torch.randn(5, 8, generator=generator)
-    return module.train(), torch.randn(12, 8, generator=generator)
+    model.centers = torch.randn(5, 8, generator=generator)
+    return model, torch.randn(12, 8, generator=generator)
 
 
 def test_training_loss_equals_the_equations_written_out() -> None:
-    module, features = module_with_centers(boundary_weight=0.5, discrimination_weight=2.0)
-    boundary = approximate_boundary(features, module.centers)
-    anomalies = ray_anomalies(features, boundary, module.config.anomaly_degree)
-    logits = module.discriminator(torch.cat([features, anomalies]))
-    normal, anomalous = discrimination_losses(logits, len(features))
+    model, features = model_with_centers(boundary_weight=0.5, discrimination_weight=2.0)
+    anomalies = ray_anomalies(features, model.centers, model.config.anomaly_degree)
+    logits = model.discriminator(torch.cat([features, anomalies]))
+    normal, anomalous = normal_loss(logits[: len(features)]), anomaly_loss(logits[len(features) :])
+    boundary = boundary_loss(features, model.centers)
 
-    losses = module.losses(features)
+    losses = model.feature_losses(features)
 
-    torch.testing.assert_close(losses["loss"], 0.5 * boundary.radius + 2.0 * (normal + anomalous))
+    torch.testing.assert_close(losses["loss"], 0.5 * boundary + 2.0 * (normal + anomalous))
 
 
 def test_feature_on_its_centre_takes_no_step() -> None:
     """A single good image starts with every feature on its own centre."""
-    module, features = module_with_centers()
-    features[:3] = module.centers[:3]
-    boundary = approximate_boundary(features, module.centers)
-    anomalies = ray_anomalies(features, boundary, module.config.anomaly_degree)
+    model, features = model_with_centers()
+    features[:3] = model.centers[:3]
+    anomalies = ray_anomalies(features, model.centers, model.config.anomaly_degree)
     assert torch.equal(anomalies[:3], features[:3])
-    _, expected = discrimination_losses(module.discriminator(torch.cat([features, anomalies])), len(features))
+    expected = anomaly_loss(model.discriminator(torch.cat([features, anomalies]))[len(features) :])
 
-    losses = module.losses(features)
+    losses = model.feature_losses(features)
 
     torch.testing.assert_close(losses["loss_anomaly"], expected, atol=1e-5, rtol=1e-4)
 
 
 def test_one_feature_hardly_off_its_centre_does_not_spoil_the_batch() -> None:
-    module, features = module_with_centers(width=64, level_width=64)
+    model, _ = model_with_centers(width=64, level_width=64)
     generator = torch.Generator().manual_seed(2)
-    module.centers = 5 * torch.randn(5, 64, generator=generator)
+    model.centers = 5 * torch.randn(5, 64, generator=generator)
     features = torch.randn(12, 64, generator=generator)
-    features[0] = module.centers[2] * (1 + 1e-7)
+    features[0] = model.centers[2] * (1 + 1e-7)
 
-    losses = module.losses(features)
+    losses = model.feature_losses(features)
 
     assert all(torch.isfinite(value) for value in losses.values())
     assert losses["loss_anomaly"] < 5
@@ -263,23 +268,24 @@ def test_one_feature_hardly_off_its_centre_does_not_spoil_the_batch() -> None:
 
 @pytest.mark.parametrize("center", ["aligned", "average", "iterative", "kmeans"])
 def test_every_kind_of_centre_has_a_row_a_position(center: str) -> None:
-    module = PBASModule(PBASConfig(**SMALL, center=center), Features.channels, seed=0)
+    model = small_model(center=center)
 
-    centers = initial_centers(module, PatchBatches(Features(), sampling(module.config), seed=0, purpose="centre"), 30)
+    model.fit_centers(FeatureBatches(Features(), sampling(model.config), seed=0, purpose="centre").epoch(0))
 
-    assert centers.shape == (30, 8)
-    assert torch.isfinite(centers).all()
+    assert model.centers.shape == (30, 8)
+    assert torch.isfinite(model.centers).all()
+    assert model.centers.any()
 
 
 def test_average_centre_is_the_mean_of_all_images() -> None:
     features = Features()
-    module = PBASModule(PBASConfig(**SMALL, center="average"), Features.channels, seed=0)
+    model = small_model(center="average")
 
-    centers = initial_centers(module, PatchBatches(features, sampling(module.config), seed=0, purpose="centre"), 30)
+    model.fit_centers(FeatureBatches(features, sampling(model.config), seed=0, purpose="centre").epoch(0))
 
     with torch.no_grad():
-        rows = module.projector(module.embedding(features.levels).permute(0, 2, 3, 1).reshape(10, 30, 8))
-    torch.testing.assert_close(centers, rows.mean(dim=0), atol=1e-5, rtol=1e-4)
+        rows = model.projector(model.embedding(features.levels).permute(0, 2, 3, 1).reshape(10, 30, 8))
+    torch.testing.assert_close(model.centers, rows.mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -296,19 +302,18 @@ def test_average_centre_is_the_mean_of_all_images() -> None:
     ids=str,
 )
 def test_every_ablation_trains(changes: dict[str, Any], tmp_path: Path) -> None:
-    config = PBASConfig(**{**SMALL, **changes})
-    module = PBASModule(config, Features.channels, seed=0)
-    features = Features()
-    module.centers = initial_centers(module, PatchBatches(features, sampling(config), seed=0, purpose="centre"), 30)
-    before = {name: value.clone() for name, value in module.state_dict().items()}
-    run = RunFolder(tmp_path, LoopOptions(precision=config.precision, accelerator="cpu", quiet=True))
+    model, features = small_model(**changes), Features()
+    model.fit_centers(FeatureBatches(features, sampling(model.config), seed=0, purpose="centre").epoch(0))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    run = RunFolder(tmp_path, LoopOptions(precision=model.config.precision, accelerator="cpu", quiet=True))
+    batches = FeatureBatches(features, sampling(model.config), seed=0)
 
-    run.fit("boundary", module, PatchBatches(features, sampling(config), seed=0), epochs=2)
+    run.complete(model, TrainingStage("boundary", model.training_module(), batches, epochs=2))
 
     rows = run.metrics()
     assert [row["epoch"] for row in rows] == [0, 1]
     assert all(np.isfinite(row["loss"]) for row in rows)
-    assert any(not torch.equal(value, before[name]) for name, value in module.state_dict().items())
+    assert any(not torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
 def test_nothing_to_train_is_refused() -> None:
@@ -317,9 +322,9 @@ def test_nothing_to_train_is_refused() -> None:
 
 
 def test_gaussian_noise_is_a_function_of_seed_and_step() -> None:
-    module, features = module_with_centers(synthesis="gaussian")
+    model, features = model_with_centers(synthesis="gaussian")
 
-    first, again, later = (module.losses(features, step)["loss_anomaly"] for step in ((0, 1), (0, 1), (0, 2)))
+    first, again, later = (model.feature_losses(features, step)["loss_anomaly"] for step in ((0, 1), (0, 1), (0, 2)))
 
     assert torch.equal(first, again)
     assert not torch.equal(first, later)
@@ -330,9 +335,9 @@ def test_features_on_their_centres_do_not_move_in_training() -> None:
     source = torch.Generator().manual_seed(0)
     centers = torch.randn(6, 16, generator=source)
     features = torch.cat([centers * (1 + 1e-7), centers[:3] + torch.randn(3, 16, generator=source)])
-    boundary = approximate_boundary(features, centers)
+    distance = (features - centers[nearest_center(features, centers)]).norm(dim=1)
 
-    lengths = ray_lengths(boundary, 0.25)
+    lengths = ray_lengths(distance, distance.mean(), 0.25)
 
     assert (lengths[:6] == 0).all()
     assert (lengths[6:] > 0).all()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from flawsmith.models.components.detectors import Moments, ScoreNorm, level_norms, position_norm
+from flawsmith.models.components.score_maps import ScoreMoments, ScoreNorm, level_scales, position_scale
 from flawsmith.models.registry import find_method, method_names
 
 GRID = (3, 4)
@@ -23,15 +23,21 @@ def good_maps(images: int, seed: int) -> torch.Tensor:
     return mean + spread * torch.randn(images, *GRID, generator=source)
 
 
-def moments_of(maps: torch.Tensor, batch: int = 7) -> Moments:
-    moments = Moments()
+def moments_of(maps: torch.Tensor, batch: int = 7) -> ScoreMoments:
+    moments = ScoreMoments()
     for part in maps.split(batch):
-        moments.add(part)
+        moments.update(part)
     return moments
 
 
 def norm_of(maps: torch.Tensor, batch: int = 7) -> ScoreNorm:
-    return position_norm(moments_of(maps, batch))
+    return fitted(position_scale(moments_of(maps, batch)))
+
+
+def fitted(scale: tuple[torch.Tensor, torch.Tensor]) -> ScoreNorm:
+    norm = ScoreNorm()
+    norm.fit(*scale)
+    return norm
 
 
 def test_positions_get_nearly_the_mean_and_the_spread_of_the_whole_map(seed: int) -> None:
@@ -79,7 +85,7 @@ def test_constant_maps_stay_as_they_are() -> None:
 def test_levels_get_equal_spread_and_keep_their_means(seed: int) -> None:
     fine, coarse = good_maps(50, seed), 100 + 20 * good_maps(50, seed + 1)
 
-    norms = level_norms([moments_of(fine), moments_of(coarse)])
+    norms = list(map(fitted, level_scales([moments_of(fine), moments_of(coarse)])))
     found = [norm(maps) for norm, maps in zip(norms, (fine, coarse), strict=True)]
 
     torch.testing.assert_close(found[0].std(), found[1].std(), rtol=1e-4, atol=0)
@@ -90,7 +96,7 @@ def test_levels_get_equal_spread_and_keep_their_means(seed: int) -> None:
 def test_a_level_that_never_varies_stays_as_it_is() -> None:
     constant = torch.full((20, *GRID), 2.5)
 
-    norms = level_norms([moments_of(constant), moments_of(good_maps(20, 0))])
+    norms = list(map(fitted, level_scales([moments_of(constant), moments_of(good_maps(20, 0))])))
 
     torch.testing.assert_close(norms[0](constant), constant)
 

@@ -3,23 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from flawsmith.data.seeding import derived_seed, generator
+from flawsmith.data.seeding import Shard, derived_seed, generator
 from flawsmith.features.backbones import Backbone, load_backbone, pixels_of, trained_trunk
 from flawsmith.features.extract import PixelExtractor, extractor_key, make_extractor
-from flawsmith.models.base import SyntheticImages
-from flawsmith.models.slsg.config import PRESETS, SLSGConfig
-from flawsmith.models.slsg.functional import cosine_rate, discriminator_loss, generator_loss, reconstruction_losses
-from flawsmith.models.slsg.model import SLSG, SegmentationModule, SimulatedBatches, layout_of, scored
-from flawsmith.models.slsg.networks import SegNet, SegNetLayout, UnpooledResNet, make_encoder, resize
+from flawsmith.losses import focal_loss
+from flawsmith.models.base import ALONE, SinglePass, SyntheticImages, TrainingStage
+from flawsmith.models.components.memory_bank import MemoryBank
+from flawsmith.models.slsg import SLSG, SLSGConfig
+from flawsmith.models.slsg.config import PRESETS
+from flawsmith.models.slsg.functional import (
+    anomaly_probability,
+    cosine_rate,
+    dense_similarity,
+    discriminator_loss,
+    generator_loss,
+    image_score,
+    max_relative,
+    overlay,
+    position_encoding,
+    position_similarity,
+    reconstruction_loss,
+    segmentation_loss,
+    sparse_similarity,
+)
+from flawsmith.models.slsg.networks import SegNet, UnpooledResNet, make_encoder, resize
 from flawsmith.models.slsg.pretraining import (
     Discriminator,
     Generator,
@@ -29,13 +47,13 @@ from flawsmith.models.slsg.pretraining import (
     hidden_pixels,
     settle_statistics,
 )
-from flawsmith.models.slsg.sg_block import SGBlock, max_relative, position_similarity, position_table
-from flawsmith.models.slsg.simulation import chosen_simulation
+from flawsmith.models.slsg.sg_block import SGBlock
+from flawsmith.models.slsg.simulation import SimulatedBatch, SimulatedBatches, choose_simulation
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 
-PAPER, OFFICIAL, FAST = (PRESETS[name] for name in ("paper", "official", "fast"))
+PAPER, FAST = PRESETS["paper"], PRESETS["fast"]
 
 
 @pytest.fixture(scope="module")
@@ -43,12 +61,86 @@ def resnet() -> Backbone:
     return load_backbone("resnet18@random", strides=PAPER.strides)
 
 
+# ---- Equations -------------------------------------------------------------------------------------------------------
+
+
+def test_overlay_is_equation_1(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    normal, source = (rng.random((5, 7, 3)).astype(np.float32) for _ in range(2))
+    mask, opacity = rng.random((5, 7)) < 0.5, 0.3
+
+    expected = ~mask[:, :, None] * normal + mask[:, :, None] * (opacity * source + (1 - opacity) * normal)
+
+    np.testing.assert_allclose(overlay(normal, source, mask, opacity=opacity), expected, atol=1e-6)
+
+
+def test_similarities_are_those_of_equations_2_and_5(seed: int) -> None:
+    torch.manual_seed(seed)
+    query, key, position = torch.randn(2, 4, 6), torch.randn(2, 4, 6), torch.rand(6, 6)
+
+    dense = dense_similarity(query, key, scale=0.5)
+    sparse = sparse_similarity(query, key, position)
+
+    products = torch.einsum("bci,bcj->bij", query, key)
+    torch.testing.assert_close(dense, (products / 2).exp() / (products / 2).exp().sum(dim=2, keepdim=True))
+    cosine = F.cosine_similarity(query[:, :, :, None], key[:, :, None], dim=1)
+    torch.testing.assert_close(sparse, cosine - position)
+
+
+def test_losses_are_those_of_equations_8_to_10() -> None:
+    fake, real = torch.tensor([[[[0.5, 1.0]]]]), torch.tensor([[[[1.0, 0.0]]]])
+
+    assert generator_loss(fake).item() == pytest.approx((0.25 + 0) / 2 / 2)
+    assert discriminator_loss(fake, real).item() == pytest.approx((0.25 + 1) / 2 / 2 + (0 + 1) / 2 / 2)
+    image = torch.zeros(1, 3, 2, 2)
+    losses = reconstruction_loss(image, image - 2, image + 3, fake, weights=(2.0, 3.0, 5.0))
+    assert {name: value.item() for name, value in losses.items()} == {
+        "loss": 2 * 0.0625 + 3 * 2 + 5 * 9,
+        "loss_adversarial": 0.0625,
+        "loss_l1": 2.0,
+        "loss_auxiliary": 9.0,
+    }
+
+
+def test_loss_is_that_of_equation_11(seed: int) -> None:
+    torch.manual_seed(seed)
+    final, auxiliary, mask = torch.randn(2, 2, 4, 5), torch.randn(2, 2, 4, 5), torch.rand(2, 4, 5) < 0.3
+
+    losses = segmentation_loss(final, auxiliary, mask, weights=(2.0, 3.0, 5.0), gamma=3.0)
+
+    probability, rough = final.softmax(dim=1)[:, 1], auxiliary.softmax(dim=1)[:, 1]
+    focal = focal_loss(probability, mask.float(), gamma=3.0)
+    expected = 2 * focal + 3 * F.l1_loss(probability, mask.float()) + 5 * F.l1_loss(rough, mask.float())
+    torch.testing.assert_close(losses["loss"], expected)
+
+
+def test_score_is_the_mean_of_the_highest_pixels() -> None:
+    logits = torch.zeros(1, 2, 4, 5)
+    logits[0, 1, 0] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+    difference = logits[:, 1] - logits[:, 0]
+
+    assert image_score(difference, top_pixels=2).tolist() == [4.5]
+    assert image_score(difference, top_pixels=100).item() == pytest.approx(15 / 20)
+    assert image_score(anomaly_probability(logits), top_pixels=1).item() == pytest.approx(
+        torch.sigmoid(torch.tensor(5.0))
+    )
+
+
+def test_rate_falls_along_a_cosine_one_step_late() -> None:
+    rates = [cosine_rate(step, start=0.04, total=100) for step in range(101)]
+
+    assert rates[0] == rates[1] == 0.04
+    assert rates == sorted(rates, reverse=True)
+    assert rates[51] == pytest.approx(0.02)
+    assert rates[100] == pytest.approx(0.0, abs=1e-4)
+
+
 # ---- SG block --------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (3, 5), (1, 1)], ids=str)
 def test_similarity_of_places_is_the_cosine_of_their_encodings(grid: tuple[int, int]) -> None:
-    table = F.normalize(position_table(32, grid), dim=1)
+    table = F.normalize(position_encoding(32, grid), dim=1)
 
     torch.testing.assert_close(position_similarity(32, grid), table @ table.T)
 
@@ -58,7 +150,7 @@ def test_relations_are_those_of_the_paper(seed: int) -> None:
     block, x = SGBlock(8, (3, 4), neighbours=5).eval(), torch.randn(2, 8, 3, 4)
 
     with torch.no_grad():
-        found, graph = block(x), block.graph(x)
+        updated, graph = block(x), block.graph(x)
         query, key, value = (layer(x).flatten(2) for layer in (block.query, block.key, block.value))
 
     nodes = x.flatten(2)
@@ -68,12 +160,12 @@ def test_relations_are_those_of_the_paper(seed: int) -> None:
         sparse = F.cosine_similarity(f[:, None], g[None], dim=2) - position_similarity(8, (3, 4))
         nearest = [sorted(range(12), key=lambda j, row=row: -float(row[j]))[:5] for row in sparse]
         assert graph.neighbours is not None
-        assert [set(row.tolist()) for row in graph.neighbours[image]] == [set(row) for row in nearest]
+        assert [set(row.tolist()) for row in graph.neighbours.indices[image]] == [set(row) for row in nearest]
         relative = torch.stack([(v[row] - v[i]).amax(0) for i, row in enumerate(nearest)])
         joined = torch.cat([dense @ h, relative], dim=1)
         assert isinstance(block.update, nn.Conv2d)
         expected = joined @ block.update.weight[:, :, 0, 0].T + block.update.bias
-        torch.testing.assert_close(found[image].flatten(1).T, expected, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(updated[image].flatten(1).T, expected, atol=1e-5, rtol=1e-4)
 
 
 def test_position_can_be_left_in(seed: int) -> None:
@@ -106,7 +198,7 @@ def test_neighbours_are_no_more_than_there_are_nodes() -> None:
     graph = SGBlock(8, (1, 2), neighbours=9).graph(torch.randn(1, 8, 1, 2))
 
     assert graph.neighbours is not None
-    assert graph.neighbours.shape == (1, 2, 2)
+    assert graph.neighbours.indices.shape == (1, 2, 2)
 
 
 def tied_block(margin: float) -> tuple[SGBlock, torch.Tensor]:
@@ -152,9 +244,7 @@ def test_largest_difference_to_a_neighbour_is_taken_by_channel() -> None:
     nodes = torch.tensor([[[0.0, 1.0, 5.0], [2.0, 0.0, -1.0]]])
     neighbours = torch.tensor([[[1, 2], [0, 2], [0, 1]]])
 
-    found = max_relative(nodes, neighbours)
-
-    assert found.tolist() == [[[5.0, 4.0, -4.0], [-2.0, 2.0, 3.0]]]
+    assert max_relative(nodes, neighbours).tolist() == [[[5.0, 4.0, -4.0], [-2.0, 2.0, 3.0]]]
 
 
 # ---- Networks --------------------------------------------------------------------------------------------------------
@@ -210,8 +300,17 @@ def test_maps_are_resized_between_corner_centres_and_left_alone_where_they_fit()
     torch.testing.assert_close(resize(ramp, (7, 3))[0, 0, :, 0], torch.linspace(0, 1, 7))
 
 
+CHANNELS, GRIDS = [4, 4, 8, 16], [(16, 24), (16, 24), (8, 12), (4, 6)]
+
+
 def segnet(**settings: Any) -> SegNet:
-    return SegNet([4, 4, 8, 16], [(16, 24), (16, 24), (8, 12), (4, 6)], (32, 48), SegNetLayout(**settings))
+    torch.manual_seed(0)
+    config = SLSGConfig(strides=(2, 4, 8, 16), encoder_statistics="frozen", **settings)
+    return SegNet(CHANNELS, GRIDS, (32, 48), config)
+
+
+def random_levels(batch: int = 1) -> list[torch.Tensor]:
+    return [torch.randn(batch, channels, *grid) for channels, grid in zip(CHANNELS, GRIDS, strict=True)]
 
 
 @pytest.mark.parametrize(
@@ -221,17 +320,16 @@ def segnet(**settings: Any) -> SegNet:
         {"skip_attention": True},
         {"bottleneck_skips": False},
         {"full_resolution": False},
-        {"sg_block": None},
-        {"widths": (4, 6, 8)},
+        {"attention": False, "graph": False},
+        {"decoder_widths": (4, 6, 8)},
         {"normalised_levels": True},
     ],
     ids=str,
 )
 def test_every_part_of_segnet_is_used_and_learns(settings: dict[str, Any]) -> None:
     network = segnet(**settings).train()
-    levels = [torch.randn(2, *shape) for shape in [(4, 16, 24), (4, 16, 24), (8, 8, 12), (16, 4, 6)]]
 
-    logits = network(levels)
+    logits = network(random_levels(2))
     (logits.final.square().mean() + logits.auxiliary.square().mean()).backward()
 
     assert logits.final.shape == logits.auxiliary.shape == (2, 2, 32, 48)
@@ -239,7 +337,7 @@ def test_every_part_of_segnet_is_used_and_learns(settings: dict[str, Any]) -> No
 
 
 def test_auxiliary_logits_are_added_where_the_released_code_adds_them() -> None:
-    levels = [torch.randn(1, *shape) for shape in [(4, 16, 24), (4, 16, 24), (8, 8, 12), (16, 4, 6)]]
+    levels = random_levels()
     added, plain = segnet().eval(), segnet(added_auxiliary=False).eval()
     plain.load_state_dict(added.state_dict())
 
@@ -255,15 +353,56 @@ def test_released_form_has_attention_on_every_skip_but_the_stems() -> None:
     assert kinds == ["Identity", "SkipAttention", "SkipAttention"]
 
 
-def test_score_is_the_mean_of_the_highest_pixels() -> None:
-    logits = torch.zeros(1, 2, 4, 5)
-    logits[0, 1, 0] = torch.tensor([1.0, 2.0, 3.0, 4.0, 5.0])
+def remembering_segnet(features: dict[int, torch.Tensor], unit: float = 1.0) -> SegNet:
+    """A SegNet with memories of these features by level, all of one size."""
+    (size,) = {len(rows) for rows in features.values()}
+    strides = tuple(2 ** (level + 1) for level in features)
+    network = segnet(memory_strides=strides, memory_size=size)
+    for level, rows in features.items():
+        memory = network.memories[str(level)]
+        assert isinstance(memory, MemoryBank)
+        memory.fit(rows, unit)
+    return network
 
-    assert scored(logits, scale="logit", top_pixels=2).score.tolist() == [4.5]
-    assert scored(logits, scale="probability", top_pixels=1).score.item() == pytest.approx(
-        torch.sigmoid(torch.tensor(5.0))
-    )
-    assert scored(logits, scale="logit", top_pixels=100).score.item() == pytest.approx(15 / 20)
+
+def test_segnet_reads_distances_at_every_depth_and_passes_no_gradient_to_the_memory(seed: int) -> None:
+    torch.manual_seed(seed)
+    network = remembering_segnet({2: torch.randn(6, 8), 3: torch.randn(6, 16)}).train()
+
+    logits = network([level.requires_grad_() for level in random_levels(2)])
+    (logits.final.square().mean() + logits.auxiliary.square().mean()).backward()
+
+    plain = segnet()
+    assert network.auxiliary[0][0].in_channels == plain.auxiliary[0][0].in_channels + 2
+    wider = [block.groups[0][0].in_channels for block in network.blocks]
+    assert wider == [block.groups[0][0].in_channels + 2 for block in plain.blocks]
+    assert not [name for name, parameter in network.named_parameters() if parameter.grad is None]
+    assert not [name for name, _ in network.named_parameters() if name.startswith("memories")]
+
+
+def test_another_memory_changes_what_segnet_says(seed: int) -> None:
+    torch.manual_seed(seed)
+    levels = random_levels()
+
+    with torch.no_grad():
+        first, second = (
+            remembering_segnet({3: torch.full((4, 16), value)}).eval()(levels).final for value in (0.0, 5.0)
+        )
+
+    assert not torch.allclose(first, second, atol=1e-4)
+
+
+def test_novel_is_what_is_farther_than_a_typical_image_goes() -> None:
+    network = remembering_segnet({2: torch.zeros(1, 8), 3: torch.zeros(1, 16)}, unit=2.0).eval()
+    levels = [torch.zeros_like(level) for level in random_levels()]
+    levels[2][0, 0] = 3.0  # one and a half times the unit
+    levels[3][0, 0] = 1.0  # within it
+
+    novelty = network(levels).novelty
+
+    assert novelty is not None
+    torch.testing.assert_close(novelty, torch.full((1, 1, 32, 48), 0.5), atol=1e-4, rtol=0)
+    assert segnet().eval()(levels).novelty is None
 
 
 # ---- GPT-Net ---------------------------------------------------------------------------------------------------------
@@ -321,6 +460,19 @@ def test_what_is_hidden_is_a_function_of_seed_and_epoch() -> None:
     assert not torch.equal(drawn(0, 0)[0], drawn(1, 0)[0])
 
 
+def test_processes_hide_what_one_alone_hides() -> None:
+    config = SLSGConfig(pretraining_batch_size=2, large_mask_sides=(4, 8))
+    batches = InpaintingBatches(Numbered(), config, seed=0)
+
+    whole = list(batches.epoch(3))
+    parts = [list(batches.epoch(3, Shard(rank, 2))) for rank in range(2)]
+
+    for number, batch in enumerate(whole):
+        part = parts[number % 2][number // 2]
+        assert torch.equal(part.images, batch.images)
+        assert torch.equal(part.hidden, batch.hidden)
+
+
 def test_smaller_images_for_pretraining_are_resized_and_hidden_pixels_show_nothing() -> None:
     config = SLSGConfig(pretraining_size=(16, 24), large_mask_sides=(4, 8), mask_patch=4)
 
@@ -337,9 +489,9 @@ def test_generator_paints_whole_images_at_any_size(resnet: Backbone, size: tuple
     generator = Generator(encoder, [64, 64, 128, 256, 512]).eval()
 
     with torch.no_grad():
-        found = generator(torch.randn(1, 3, *size))
+        painted = generator(torch.randn(1, 3, *size))
 
-    assert found.final.shape == found.auxiliary.shape == (1, 3, *size)
+    assert painted.final.shape == painted.auxiliary.shape == (1, 3, *size)
     # Up-sampled to 32², 64² and 128² with the skips of layer3, layer2 and layer1, and once more without one.
     assert [block.groups[0][0].in_channels - block.up[0].out_channels for block in generator.blocks] == [
         256,
@@ -349,33 +501,24 @@ def test_generator_paints_whole_images_at_any_size(resnet: Backbone, size: tuple
     ]
 
 
-def test_losses_are_those_of_equations_8_to_10() -> None:
-    fake, real = torch.tensor([[[[0.5, 1.0]]]]), torch.tensor([[[[1.0, 0.0]]]])
-
-    assert generator_loss(fake).item() == pytest.approx((0.25 + 0) / 2 / 2)
-    assert discriminator_loss(fake, real).item() == pytest.approx((0.25 + 1) / 2 / 2 + (0 + 1) / 2 / 2)
-    parts = reconstruction_losses(
-        torch.zeros(1, 3, 2, 2), torch.full((1, 3, 2, 2), -2.0), torch.full((1, 3, 2, 2), 3.0)
-    )
-    assert {name: value.item() for name, value in parts.items()} == {"loss_l1": 2.0, "loss_auxiliary": 9.0}
-
-
 def test_generator_loss_weights_its_parts(resnet: Backbone) -> None:
     config = SLSGConfig(discriminator_width=4, adversarial_weight=2.0, reconstruction_weight=3.0, bottleneck_weight=5.0)
     module = PretrainingModule(config, make_encoder(resnet, "unpooled", "raw", 0), [64, 64, 128, 256, 512], seed=0)
     batch = InpaintingBatch(torch.randn(2, 3, 32, 32), torch.rand(2, 32, 32) < 0.5)
 
     losses = module.generator_losses(batch.images, module.generator(batch.masked))
+    losses["loss"].backward()
 
+    assert module.generator.encoder.parts["conv1"].weight.grad is not None, "the encoder learns"
     expected = 2 * losses["loss_adversarial"] + 3 * losses["loss_l1"] + 5 * losses["loss_auxiliary"]
     torch.testing.assert_close(losses["loss"], expected)
 
 
-def test_discriminator_judges_patches_with_four_groups_of_stride_two() -> None:
-    judge = Discriminator(4)
+def test_discriminator_looks_at_patches_with_four_groups_of_stride_two() -> None:
+    discriminator = Discriminator(4)
 
-    assert judge(torch.zeros(2, 3, 64, 96)).shape == (2, 1, 4, 6)
-    assert [group[0].out_channels for group in list(judge)[:4]] == [4, 8, 16, 32]
+    assert discriminator(torch.zeros(2, 3, 64, 96)).shape == (2, 1, 4, 6)
+    assert [group[0].out_channels for group in list(discriminator)[:4]] == [4, 8, 16, 32]
 
 
 def test_settled_statistics_are_those_of_whole_images(resnet: Backbone) -> None:
@@ -397,43 +540,55 @@ def test_settled_statistics_are_those_of_whole_images(resnet: Backbone) -> None:
 # ---- Training of SegNet ----------------------------------------------------------------------------------------------
 
 
-class SyntheticAnomaly(Numbered):
+class SyntheticAnomalies(Numbered):
     """Simulated anomalies: images of ones, all of them flawed; jittered good halves where asked for."""
 
     def __init__(self, jittered: bool = False) -> None:
-        self.jittered, self.asked = jittered, list[int]()
+        self.jittered, self.requested = jittered, list[int]()
 
-    def batches(self, rows: Any, epoch: int) -> Any:
-        self.asked.append(len(rows))
-        for some in rows:
-            images = torch.ones(len(some), 3, 32, 48)
-            masks = np.ones((len(some), 32, 48), bool)
-            yield SyntheticImages([images], masks, masks, normal=[-images] if self.jittered else None)
+    def batches(self, rows: Any, epoch: int, shard: Shard = ALONE) -> Any:
+        self.requested.append(len(rows))
+        for images in shard.of(rows):
+            anomalous = torch.ones(len(images), 3, 32, 48)
+            masks = np.ones((len(images), 32, 48), bool)
+            normal = [-anomalous] if self.jittered else None
+            yield SyntheticImages([anomalous], masks, masks, fell_back=1, normal=normal)
 
     def examples(self, count: int) -> Any:
-        raise AssertionError("not asked for")
+        return [(np.zeros((32, 48, 3), np.uint8), np.zeros((32, 48), np.uint8), np.zeros((32, 48, 3), np.uint8))] * 2
 
 
 @pytest.mark.parametrize("jittered", [False, True])
 def test_batches_hold_normal_images_and_as_many_simulated_ones(jittered: bool) -> None:
     config = SLSGConfig(batch_size=2, epochs=1, steps_per_epoch=3)
 
-    for batch in SimulatedBatches(Numbered(), SyntheticAnomaly(jittered), config, seed=0).epoch(0):
+    for batch in SimulatedBatches(Numbered(), SyntheticAnomalies(jittered), config, seed=0).epoch(0):
         (images,) = batch.levels
         assert (images[:2] == -1).all() if jittered else (images[:2] >= 1).all()
         assert (images[2:] == 1).all()
         assert not batch.mask[:2].any()
         assert batch.mask[2:].all()
+        assert batch.fallback_rate == 0.5
 
 
 def test_last_epoch_ends_with_the_iterations() -> None:
     config = SLSGConfig(batch_size=2, epochs=3, steps_per_epoch=4, iterations=9)
-    synthetic = SyntheticAnomaly()
+    synthetic = SyntheticAnomalies()
 
     counts = [len(list(SimulatedBatches(Numbered(), synthetic, config, seed=0).epoch(epoch))) for epoch in range(3)]
 
-    assert counts == synthetic.asked == [4, 4, 1]
+    assert counts == synthetic.requested == [4, 4, 1]
     assert config.steps == 9
+
+
+def test_processes_share_the_batches_of_an_epoch() -> None:
+    config = SLSGConfig(batch_size=2, epochs=1, steps_per_epoch=4)
+    batches = SimulatedBatches(Numbered(), SyntheticAnomalies(), config, seed=0)
+
+    whole = [batch.levels[0] for batch in batches.epoch(0)]
+    second = [batch.levels[0] for batch in batches.epoch(0, Shard(1, 2))]
+
+    assert all(torch.equal(*pair) for pair in zip(second, whole[1::2], strict=True))
 
 
 def test_iterations_that_do_not_end_in_the_last_epoch_are_refused() -> None:
@@ -442,49 +597,209 @@ def test_iterations_that_do_not_end_in_the_last_epoch_are_refused() -> None:
             SLSGConfig(epochs=3, steps_per_epoch=4, iterations=iterations)
 
 
-def test_rate_falls_along_a_cosine_one_step_late() -> None:
-    rates = [cosine_rate(step, start=0.04, total=100) for step in range(101)]
+def paper_model(resnet: Backbone, **changes: Any) -> SLSG:
+    """The paper's model, without GPT-Net unless asked for, for images of 32 by 48 pixels."""
+    settings = {"image_size": (32, 48), "pretraining": False, "batch_size": 2, "decoder_widths": (4, 4, 8, 8)}
+    return SLSG.from_preset("paper", backbone=resnet, **{**settings, **changes})
 
-    assert rates[0] == rates[1] == 0.04
-    assert rates == sorted(rates, reverse=True)
-    assert rates[51] == pytest.approx(0.02)
-    assert rates[100] == pytest.approx(0.0, abs=1e-4)
+
+def random_batch() -> tuple[torch.Tensor, torch.Tensor]:
+    mask = torch.zeros(4, 32, 48, dtype=torch.bool)
+    mask[2:, 8:16, 8:24] = True
+    return torch.randn(4, 3, 32, 48), mask
 
 
 def test_weights_of_the_encoder_stay_and_its_statistics_follow(resnet: Backbone) -> None:
-    encoder = make_encoder(resnet, "unpooled", "raw", seed=0).requires_grad_(False)
-    assert isinstance(encoder, UnpooledResNet)
-    network = SegNet([64, 64, 128, 256, 512], [(16, 24), (16, 24), (8, 12), (4, 6), (2, 3)], (32, 48), layout_of(PAPER))
-    module = SegmentationModule(PAPER, network, encoder)
-    module.on_train_start()
-    before = {name: value.clone() for name, value in encoder.state_dict().items()}
-    batch = next(
-        SimulatedBatches(Numbered(), SyntheticAnomaly(), PAPER.model_copy(update={"batch_size": 2}), 0).epoch(0)
-    )
+    model = paper_model(resnet)
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
 
-    module.losses(batch)["loss"].backward()
+    model.losses(random_batch())["loss"].backward()
 
-    after = encoder.state_dict()
+    after = model.encoder.state_dict()
     moved = {name for name in before if not torch.equal(before[name], after[name])}
     assert moved
     assert all("running" in name or "num_batches" in name for name in moved)
-    assert not [name for name, parameter in encoder.named_parameters() if parameter.grad is not None]
-    assert {id(p) for group in module.configure_optimizers().param_groups for p in group["params"]} == {
-        id(p) for p in network.parameters()
-    }
+    assert not [name for name, parameter in model.encoder.named_parameters() if parameter.grad is not None]
+    (optimizer,) = model.make_optimizers()
+    learning = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    assert learning == {id(parameter) for parameter in model.network.parameters()}
+
+
+def test_statistics_of_a_frozen_encoder_stay(resnet: Backbone) -> None:
+    model = paper_model(resnet, encoder_statistics="frozen").train()
+    before = {name: value.clone() for name, value in model.encoder.state_dict().items()}
+
+    model.losses(random_batch())
+
+    assert all(torch.equal(before[name], value) for name, value in model.encoder.state_dict().items())
+
+
+def test_images_levels_and_batches_have_the_same_losses(resnet: Backbone) -> None:
+    model, (images, mask) = paper_model(resnet, encoder_statistics="frozen"), random_batch()
+    with torch.no_grad():
+        levels = model.encoder(images)
+
+        pairs = [(images, mask), SimulatedBatch([images], mask), SimulatedBatch(levels, mask, fallback_rate=0.25)]
+        losses = [model.losses(batch) for batch in pairs]
+
+    for name, value in losses[0].items():
+        torch.testing.assert_close(losses[1][name], value)
+        torch.testing.assert_close(losses[2][name], value if name != "fell_back" else torch.tensor(0.25))
 
 
 def test_loss_weights_its_parts(resnet: Backbone) -> None:
-    config = SLSGConfig(focal_weight=2.0, l1_weight=3.0, auxiliary_weight=5.0, batch_size=2)
-    network = SegNet([3, 4], [(32, 48), (16, 24)], (32, 48), layout_of(config))
-    module = SegmentationModule(config, network, None)
-    (batch,) = list(SimulatedBatches(Numbered(), SyntheticAnomaly(), config, 0).epoch(0))[:1]
-    batch.levels.append(torch.randn(4, 4, 16, 24))
+    model = paper_model(resnet, focal_weight=2.0, l1_weight=3.0, auxiliary_weight=5.0)
 
-    found = module.losses(batch)
+    losses = model.losses(random_batch())
 
-    expected = 2 * found["loss_focal"] + 3 * found["loss_l1"] + 5 * found["loss_auxiliary"]
-    torch.testing.assert_close(found["loss"], expected)
+    expected = 2 * losses["loss_focal"] + 3 * losses["loss_l1"] + 5 * losses["loss_auxiliary"]
+    torch.testing.assert_close(losses["loss"], expected)
+
+
+def test_segnet_learns_in_a_plain_loop(resnet: Backbone, seed: int) -> None:
+    torch.manual_seed(seed)
+    model, batch = paper_model(resnet, lr=0.05), random_batch()
+    (optimizer,) = model.make_optimizers()
+    losses = []
+    for _ in range(12):
+        loss = model.losses(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+
+    assert losses[-1] < 0.7 * losses[0]
+
+
+class SmallData(Numbered):
+    """Training data of noise, through any backbone."""
+
+    seed, image_size, dataset, category = 0, (32, 48), "any", "bolt"
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.backbone = backbone
+        self.channels, self.grids = backbone.channels, backbone.grids(self.image_size)
+
+    def features(self) -> SmallData:
+        return self
+
+    def through(self, backbone: Backbone) -> SmallData:
+        return SmallData(backbone)
+
+    @torch.no_grad()
+    def batch(self, rows: Any) -> list[torch.Tensor]:
+        noise = [torch.randn(3, 32, 48, generator=torch.Generator().manual_seed(int(row))) for row in rows]
+        return self.backbone(torch.stack(noise))
+
+    def synthetic(self, *args: Any, **settings: Any) -> Any:
+        backbone = self.backbone
+
+        class Through(SyntheticAnomalies):
+            def batches(self, rows: Any, epoch: int, shard: Shard = ALONE) -> Any:
+                for images in super().batches(rows, epoch, shard):
+                    yield replace(images, levels=backbone(images.levels[0]))
+
+        return Through()
+
+
+class Loader:
+    """What Lightning iterates over."""
+
+    def __init__(self, stage: TrainingStage) -> None:
+        self.stage = stage
+
+    def __len__(self) -> int:
+        return len(self.stage.batches)
+
+    def __iter__(self) -> Any:
+        return iter(self.stage.batches.epoch(self.stage.module.current_epoch))
+
+
+class RateRecorder(pl.Callback):
+    """The learning rate of every step."""
+
+    def __init__(self) -> None:
+        self.rates: list[float] = []
+
+    def on_train_batch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
+
+
+def complete(stage: Any, *callbacks: pl.Callback) -> None:
+    """A stage from beginning to end."""
+    if isinstance(stage, SinglePass):
+        stage.compute()
+        return
+    options = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar"), False)
+    trainer = pl.Trainer(
+        accelerator="cpu", max_epochs=stage.epochs, enable_model_summary=False, callbacks=[*callbacks], **options
+    )
+    trainer.fit(stage.module, Loader(stage))
+
+
+SMALL_STAGES = {
+    "pretraining": True,
+    "pretraining_epochs": 1,
+    "pretraining_batch_size": 4,
+    "large_mask_sides": (8, 24),
+    "discriminator_width": 4,
+    "epochs": 2,
+    "steps_per_epoch": 3,
+}
+
+
+def test_stages_of_the_paper_train_the_encoder_and_then_segnet(resnet: Backbone) -> None:
+    model, data, names, states = paper_model(resnet, **SMALL_STAGES, iterations=5), SmallData(resnet), [], []
+    recorder = RateRecorder()
+    for stage in model.stages(data):
+        names.append(stage.name)
+        complete(stage, recorder)
+        states.append({name: value.clone() for name, value in model.state_dict().items()})
+
+    assert names == ["pretraining", "segmentation"]
+    learned = {
+        name.split(".")[0]: not torch.equal(states[0][name], states[1][name])
+        for name, _ in model.named_parameters()
+        if "bn" not in name
+    }
+    assert learned == {"encoder": False, "network": True}
+    expected = [cosine_rate(step, start=PAPER.lr, total=5) for step in range(5)]
+    assert recorder.rates[-5:] == expected
+    assert model.findings() == {"simulation": "slsg"}
+    titles = [each.title for each in model.diagnostics(data)]
+    assert titles == ["Masked reconstructions", "Simulated anomalies", "Neighbours in the graph"]
+
+
+def test_frozen_statistics_are_settled_before_features_are_seen(resnet: Backbone) -> None:
+    settings = {**SMALL_STAGES, "encoder_statistics": "frozen", "memory_strides": (8, 32), "memory_size": 5}
+    model, data = paper_model(resnet, **settings), SmallData(resnet)
+    names, means, batch = [], [], None
+    for stage in model.stages(data):
+        names.append(stage.name)
+        means.append(model.encoder.state_dict()["parts.bn1.running_mean"].clone())
+        if isinstance(stage, TrainingStage) and stage.name == "segmentation":
+            batch = next(iter(stage.batches.epoch(0)))
+        complete(stage)
+
+    assert names == ["pretraining", "statistics", "memory", "segmentation"]
+    assert not torch.equal(means[1], means[2])
+    assert torch.equal(means[2], means[3])
+    assert batch is not None
+    with torch.no_grad():
+        expected = model.encoder(torch.ones(2, 3, 32, 48))[-1]
+    torch.testing.assert_close(batch.levels[-1][2:], expected)
+    for memory in model.network.memories.values():
+        assert memory.features.any(), "features of good images are remembered"
+
+
+def test_diagnostics_leave_the_model_as_it_is(resnet: Backbone) -> None:
+    model = paper_model(resnet).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+
+    model.diagnostics(SmallData(resnet))
+
+    assert model.training
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
 # ---- Simulation ------------------------------------------------------------------------------------------------------
@@ -492,11 +807,11 @@ def test_loss_weights_its_parts(resnet: Backbone) -> None:
 
 def test_logical_and_structural_halves_can_be_switched_off() -> None:
     def textures(**settings: Any) -> dict[str, float]:
-        recipe, _, _ = chosen_simulation(SLSGConfig(**settings), "any", "bolt")
-        found: dict[str, float] = {}
-        for branch in recipe.branches:
-            found[branch.texture] = found.get(branch.texture, 0.0) + branch.share
-        return found
+        simulation, _ = choose_simulation(SLSGConfig(**settings), "any", "bolt")
+        shares: dict[str, float] = {}
+        for branch in simulation.recipe.branches:
+            shares[branch.texture] = shares.get(branch.texture, 0.0) + branch.share
+        return shares
 
     assert textures() == pytest.approx({"source": 0.25, "self": 0.25, "other": 0.5})
     assert textures(logical=False) == pytest.approx({"source": 0.5, "self": 0.5})
@@ -511,24 +826,26 @@ def test_logical_and_structural_halves_can_be_switched_off() -> None:
 
 
 def test_masks_can_be_rectangles() -> None:
-    recipe, _, _ = chosen_simulation(SLSGConfig(mask_shape="rectangle"), "any", "bolt")
+    simulation, _ = choose_simulation(SLSGConfig(mask_shape="rectangle"), "any", "bolt")
 
-    assert {branch.rule.shape for branch in recipe.branches} == {"rectangle"}
+    assert {branch.rule.shape for branch in simulation.recipe.branches} == {"rectangle"}
 
 
 def test_released_recipes_of_loco_are_taken_by_name_and_called_class_tuned() -> None:
     config = PRESETS["official-loco"]
 
-    tuned, foreground, told = chosen_simulation(config, "mvtec_loco_anomaly_detection", "juice_bottle")
-    other, _, untold = chosen_simulation(config, "mvtec_loco_anomaly_detection", "bolt")
+    tuned, tuned_name = choose_simulation(config, "mvtec_loco_anomaly_detection", "juice_bottle")
+    generic, generic_name = choose_simulation(config, "mvtec_loco_anomaly_detection", "bolt")
 
-    assert "class-tuned" in str(told["simulation"])
-    assert "class-tuned" not in str(untold["simulation"])
-    assert tuned.branches != other.branches
-    assert foreground.mode == "threshold"
-    chosen = config.model_copy(update={"foreground": Foreground(mode="files")})
-    assert chosen_simulation(chosen, "mvtec_loco_anomaly_detection", "juice_bottle")[1].mode == "files"
-    assert other.name == "slsg-official"
+    assert "class-tuned" in tuned_name
+    assert "class-tuned" not in generic_name
+    assert tuned.recipe.branches != generic.recipe.branches
+    assert tuned.foreground.mode == "threshold"
+    assert generic.foreground.mode == "none"
+    assert generic.recipe.name == "slsg-official"
+    from_files = config.model_copy(update={"foreground": Foreground(mode="files")})
+    simulation, _ = choose_simulation(from_files, "mvtec_loco_anomaly_detection", "juice_bottle")
+    assert simulation.foreground.mode == "files"
 
 
 # ---- The whole method ------------------------------------------------------------------------------------------------
@@ -543,7 +860,7 @@ def test_pixel_backbone_gives_images_as_they_are() -> None:
     assert np.array_equal(extractor(images)[0], images)
     assert pixels.grids((16, 24)) == ((16, 24),)
     geometry = Geometry(size=(16, 24))
-    keys = {extractor_key(one, geometry, "onnxruntime", "float32") for one in (pixels, backbone)}
+    keys = {extractor_key(source, geometry, "onnxruntime", "float32") for source in (pixels, backbone)}
     assert len(keys) == 2
 
 
@@ -561,20 +878,15 @@ def test_trained_encoder_has_features_of_its_own(resnet: Backbone) -> None:
 
 
 @pytest.mark.parametrize("backbone", ["efficientnet_lite0", "tf_efficientnet_lite0@random"])
-def test_frozen_features_are_those_that_the_detector_sees(
-    backbone: str, parts: Path, tmp_path: Path, train_tiny: Callable[..., Any]
-) -> None:
-    result = train_tiny("slsg", parts, tmp_path / "run", backbone=backbone, set={"pretraining": False})
-    config = SLSGConfig(**result.bundle.spec.config)
-    frozen = load_backbone(backbone, strides=config.strides, seed=derived_seed(0, "random backbone"))
-    method = SLSG(config, frozen, seed=0)
-    images = torch.randn(1, 3, *config.image_size)
+def test_a_frozen_backbone_gives_the_features_that_the_model_sees(backbone: str) -> None:
+    frozen = load_backbone(backbone, strides=FAST.strides, seed=derived_seed(0, "random backbone"))
+    model = SLSG.from_preset("fast", backbone=frozen, image_size=(32, 48))
+    images = torch.randn(1, 3, 32, 48)
 
-    assert config.frozen_backbone
+    assert model.config.frozen_backbone
+    assert [stage.name for stage in model.stages(SmallData(frozen))] == ["memory", "segmentation"]
     with torch.no_grad():
-        for learned, seen in zip(frozen(images), method.network().encoder(images), strict=True):
-            assert torch.equal(learned, seen)
-    assert not (result.folder / "checkpoints" / "pretraining.safetensors").exists()
+        assert all(torch.equal(*pair) for pair in zip(model.encoder(images), frozen(images), strict=True))
 
 
 @pytest.mark.parametrize("side", [16, 24, 31])
@@ -597,9 +909,9 @@ def test_small_images_and_few_of_them_are_enough_for_gpt_net(resnet: Backbone, s
     for batch in InpaintingBatches(Few(), config, seed=0).epoch(0):
         losses = module.generator_losses(batch.images, module.generator(batch.masked))
         assert torch.isfinite(losses["loss"])
-    settled = settle_statistics(encoder, Few(), 3)
+    settle_statistics(encoder, Few(), 3)
 
-    assert all(torch.isfinite(value).all() for value in settled.values())
+    assert all(torch.isfinite(value).all() for value in encoder.state_dict().values())
 
 
 def test_settings_that_nothing_would_use_are_refused() -> None:
@@ -643,11 +955,69 @@ def test_paper_trains_end_to_end_on_tiny_images(parts: Path, tmp_path: Path, tra
 
 
 def test_same_seed_draws_the_same_networks() -> None:
-    backbone = load_backbone(strides=FAST.strides)
-
     def state(seed: int) -> dict[str, torch.Tensor]:
-        return SLSG(FAST.model_copy(update={"image_size": (64, 64)}), backbone, seed).segmentation.state_dict()
+        return SLSG.from_preset("fast", image_size=(64, 64), seed=seed).network.state_dict()
 
     first, again, other = state(0), state(0), state(1)
     assert all(torch.equal(first[name], again[name]) for name in first)
     assert any(not torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("preset", ["fast", "paper", "official"])
+def test_state_is_the_whole_model_and_holds_every_tensor_once(preset: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = SLSG.from_preset(preset, image_size=(64, 96), seed=1).eval()
+    for buffer in model.buffers():
+        if buffer.is_floating_point():
+            buffer.uniform_(0.5, 1.5)  # what a training would have left
+    images = torch.randn(2, 3, 64, 96)
+
+    other = SLSG.from_preset(preset, image_size=(64, 96), seed=2).eval()
+    other.load_trained_state(model.trained_state())
+
+    assert {name.split(".")[0] for name in model.state_dict()} == {"encoder", "network"}
+    assert model.trained_state().keys() == model.state_dict().keys()
+    with torch.no_grad():
+        assert all(torch.equal(*pair) for pair in zip(other(images), model(images), strict=True))
+
+
+@pytest.mark.parametrize("weight", [0.0, 3.0])
+def test_novelty_raises_the_logit_of_the_trained_model(weight: float, seed: int) -> None:
+    torch.manual_seed(seed)
+    settings = {"scale": "logit", "top_pixels": 9, "novelty_weight": weight}
+    model = SLSG.from_preset("fast", image_size=(64, 96), memory_size=1, **settings).eval()
+
+    with torch.no_grad():
+        levels = model.encoder(torch.randn(1, 3, 64, 96))
+        output, logits = model.from_levels(levels), model.network(levels)
+
+    assert logits.novelty is not None
+    assert float(logits.novelty.max()) > 0
+    expected = logits.final[:, 1] - logits.final[:, 0] + weight * logits.novelty[:, 0]
+    torch.testing.assert_close(output.map, expected, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(output.score, output.map.flatten(1).topk(9).values.mean(1))
+
+
+def test_only_the_preset_of_ours_remembers() -> None:
+    assert FAST.memory_levels == (2, 3)
+    assert not any(PRESETS[name].memory_levels for name in ("paper", "official", "official-loco"))
+
+
+def test_levels_with_a_memory_are_named_by_their_strides() -> None:
+    fast = FAST.model_dump()
+
+    assert SLSGConfig(**{**fast, "memory_strides": (32, 8)}).memory_levels == (1, 3)
+    assert SLSGConfig(**{**fast, "memory_strides": ()}).memory_levels == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"memory_strides": (64,)}, "not among strides"),
+        ({"memory_strides": (16,), "encoder_statistics": "batch"}, "encoder_statistics=frozen"),
+    ],
+    ids=["unknown stride", "changing features"],
+)
+def test_a_memory_of_features_that_change_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SLSGConfig(**{**FAST.model_dump(), **settings})

@@ -12,7 +12,7 @@ from flawsmith.synthesis.augment import ColourJitter
 from flawsmith.synthesis.blend import FixedWeight, UniformWeight
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe
-from flawsmith.synthesis.synthesizer import AnomalySynthesizer, SyntheticAnomaly
+from flawsmith.synthesis.synthesizer import AnomalySample, AnomalySynthesizer
 
 CATEGORIES = ("breakfast_box", "juice_bottle", "pushpins", "screw_bag", "splicing_connectors")
 HOMOLOGOUS_SHARES = {"breakfast_box": 0.5}
@@ -35,15 +35,15 @@ def good_image(shape: tuple[int, int] = (256, 256), seed: int = 0) -> np.ndarray
 
 
 def released(category: str) -> Simulation:
-    found = published_simulation("mvtec_loco", category)
-    assert found is not None
-    return found
+    simulation = published_simulation("mvtec_loco", category)
+    assert simulation is not None
+    return simulation
 
 
-def synthetic(category: str, image: np.ndarray, seed: int) -> SyntheticAnomaly:
-    found = released(category)
+def synthetic(category: str, image: np.ndarray, seed: int) -> AnomalySample:
+    simulation = released(category)
     others = [good_image(image.shape[:2], seed=7), good_image((90, 40), seed=8)]
-    synthesizer = AnomalySynthesizer(found.recipe, Speckle(), provider(found.foreground), others=others)
+    synthesizer = AnomalySynthesizer(simulation.recipe, Speckle(), provider(simulation.foreground), others=others)
     return synthesizer.synthesize(image, np.random.default_rng(seed))
 
 
@@ -138,7 +138,7 @@ def test_homologous_sources_have_the_released_mixture(category: str, expected: d
 
 
 @pytest.mark.parametrize(
-    ("category", "texture", "own"),
+    ("category", "texture", "homologous_weight"),
     [
         ("pushpins", UniformWeight(high=0.4), FixedWeight(value=0)),
         ("splicing_connectors", RECIPES["slsg-official"].branches[0].weight, FixedWeight(value=0)),
@@ -147,15 +147,17 @@ def test_homologous_sources_have_the_released_mixture(category: str, expected: d
         ("screw_bag", RECIPES["slsg-official"].branches[0].weight, UniformWeight(high=0.25)),
     ],
 )
-def test_weights_are_those_of_the_category(category: str, texture: object, own: object) -> None:
+def test_weights_are_those_of_the_category(category: str, texture: object, homologous_weight: object) -> None:
     weights = {(branch.texture == "source", branch.weight) for branch in released(category).recipe.branches}
-    assert weights == {(True, texture), (False, own)}
+    assert weights == {(True, texture), (False, homologous_weight)}
 
 
 def test_jitter_and_blur_are_those_of_the_category() -> None:
     def steps(category: str) -> set[tuple[str, float]]:
-        own = [branch for branch in homologous(category) if branch.texture == "self"]
-        return {(t.kind, t.share) for branch in own for t in branch.transforms if t.kind in ("colour_jitter", "blur")}
+        rearranged = [branch for branch in homologous(category) if branch.texture == "self"]
+        return {
+            (t.kind, t.share) for branch in rearranged for t in branch.transforms if t.kind in ("colour_jitter", "blur")
+        }
 
     assert steps("pushpins") == {("colour_jitter", 0.7), ("blur", 0.2)}
     assert steps("screw_bag") == {("colour_jitter", 1.0), ("blur", 0.2)}
@@ -171,7 +173,7 @@ def test_jitter_and_blur_are_those_of_the_category() -> None:
 
 @pytest.mark.parametrize("category", CATEGORIES)
 @pytest.mark.parametrize("shape", [(256, 256), (64, 96), (17, 33), (2, 1)])
-def test_every_category_forges_at_any_size(category: str, shape: tuple[int, int]) -> None:
+def test_every_category_is_simulated_at_any_size(category: str, shape: tuple[int, int]) -> None:
     for seed in range(8):
         for image in (good_image(shape), np.random.default_rng(seed).random((*shape, 3)).astype(np.float32)):
             sample, again = synthetic(category, image, seed), synthetic(category, image, seed)
@@ -179,20 +181,20 @@ def test_every_category_forges_at_any_size(category: str, shape: tuple[int, int]
             assert np.array_equal(sample.mask, again.mask)
             assert sample.image.shape == image.shape
             assert np.isfinite(sample.image).all()
-            assert np.array_equal(sample.image[~sample.mask], sample.good[~sample.mask])
-            assert sample.mask.any() or sample.fell_back == "left normal"
+            assert np.array_equal(sample.image[~sample.mask], sample.normal[~sample.mask])
+            assert sample.mask.any() or sample.fallback == "left normal"
             if min(shape) > 60:
                 assert sample.mask.any()
 
 
-def samples(category: str, count: int = 300) -> tuple[np.ndarray, list[tuple[Branch, SyntheticAnomaly]]]:
+def samples(category: str, count: int = 300) -> tuple[np.ndarray, list[tuple[Branch, AnomalySample]]]:
     """The foreground, and many flaws on one image with their branches."""
-    image, found = good_image((64, 64)), released(category)
+    image, simulation = good_image((64, 64)), released(category)
     others = [good_image((64, 64), seed=7)]
-    synthesizer = AnomalySynthesizer(found.recipe, Speckle(), provider(found.foreground), others=others)
+    synthesizer = AnomalySynthesizer(simulation.recipe, Speckle(), provider(simulation.foreground), others=others)
     drawn = []
     for seed in range(count):
-        branch = found.recipe.branch(float(np.random.default_rng(seed).random()))
+        branch = simulation.recipe.branch(float(np.random.default_rng(seed).random()))
         drawn.append((branch, synthesizer.synthesize(image, np.random.default_rng(seed))))
     foreground = synthesizer.foreground(image)
     return np.ones((64, 64), bool) if foreground is None else foreground, drawn
@@ -203,14 +205,14 @@ def test_three_quarters_of_the_homologous_pushpins_lie_on_the_foreground() -> No
     on = [
         (branch.texture == "source", not (sample.mask & ~foreground).any())
         for branch, sample in drawn
-        if sample.fell_back is None
+        if sample.fallback is None
     ]
     assert 0.1 < foreground.mean() < 0.4
     shares = {(branch.texture == "source", branch.foreground_share) for branch, _ in drawn}
     assert shares == {(True, 0.0), (False, 0.75)}
-    own = [lies for texture, lies in on if not texture]
+    homologous = [lies for texture, lies in on if not texture]
     textures = [lies for texture, lies in on if texture]
-    assert np.mean(own) > 0.7
+    assert np.mean(homologous) > 0.7
     assert np.mean(textures) < 0.35
 
 
@@ -225,9 +227,9 @@ def test_a_fifth_of_the_homologous_connectors_have_the_foreground_as_mask() -> N
 
 def test_all_juice_bottle_flaws_lie_on_the_bottle() -> None:
     foreground, drawn = samples("juice_bottle", 100)
-    kept = [sample for _, sample in drawn if sample.fell_back is None]
-    assert len(kept) > 80
-    assert not any((sample.mask & ~foreground).any() for sample in kept)
+    accepted = [sample for _, sample in drawn if sample.fallback is None]
+    assert len(accepted) > 80
+    assert not any((sample.mask & ~foreground).any() for sample in accepted)
 
 
 def test_a_fifth_of_the_breakfast_boxes_have_the_square() -> None:
@@ -243,10 +245,10 @@ def test_a_fifth_of_the_breakfast_boxes_have_the_square() -> None:
 
 
 def test_foregrounds_are_those_of_the_released_code() -> None:
-    found = {category: released(category).foreground for category in CATEGORIES}
-    assert found["breakfast_box"] == found["screw_bag"] == Foreground()
+    foregrounds = {category: released(category).foreground for category in CATEGORIES}
+    assert foregrounds["breakfast_box"] == foregrounds["screw_bag"] == Foreground()
     bottle = np.ones((256, 256, 3), np.float32)
-    mask = provider(found["juice_bottle"])(bottle)
+    mask = provider(foregrounds["juice_bottle"])(bottle)
     assert mask[:240, :201].all()
     assert not mask[240:].any()
     assert not mask[:, 201:].any()
@@ -254,11 +256,11 @@ def test_foregrounds_are_those_of_the_released_code() -> None:
     image = np.zeros((256, 256, 3), np.float32)
     image[100, 100, 0] = 37 / 255
     image[50, 50, 1:] = 1
-    rows, columns = np.nonzero(provider(found["pushpins"])(image))
+    rows, columns = np.nonzero(provider(foregrounds["pushpins"])(image))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (98, 102, 98, 102)
 
     image = np.zeros((256, 256, 3), np.float32)
     image[100:106, 100:113, 0] = 0.5
     image[200:205, 100:113, 0] = 0.5
-    mask = provider(found["splicing_connectors"])(image)
+    mask = provider(foregrounds["splicing_connectors"])(image)
     assert (mask.any(axis=1).sum(), mask.any(axis=0).sum()) == (9, 15), "what is smaller than 6 x 13 is gone"

@@ -45,14 +45,14 @@ def test_second_run_keeps_the_drawings_and_replaces_the_rest(tmp_path):
     first = demo.run_demo(tmp_path / "demo", render=SMALL)
     drawn = first.data.stat().st_ino
     (tmp_path / "demo" / "run" / "old.txt").write_text("of the first run")
-    told: list[str] = []
+    messages: list[str] = []
 
-    second = demo.run_demo(tmp_path / "demo", render=SMALL, told=told.append)
+    second = demo.run_demo(tmp_path / "demo", render=SMALL, on_message=messages.append)
 
     assert second.data.stat().st_ino == drawn
     assert not (tmp_path / "demo" / "run" / "old.txt").exists()
     assert second.evaluation == first.evaluation
-    assert "last demo" in told[0]
+    assert "last demo" in messages[0]
 
 
 def test_another_seed_draws_anew(tmp_path):

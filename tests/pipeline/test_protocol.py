@@ -74,7 +74,7 @@ def test_papers_measures_as_the_released_code_does(tiny: ModuleType, category: P
     scores, flawed = np.concatenate([one.ravel() for one in maps]), np.concatenate([one.ravel() for one in masks]) >= 1
     assert result.protocol == "papers"
     assert result.pixel_auroc == pytest.approx(metrics.roc_auc_score(flawed, scores), abs=1e-9)
-    assert result.aupro == pytest.approx(brute_force.released_pro(maps, masks, dilated=True), abs=1e-9)
+    assert result.aupro == pytest.approx(brute_force.legacy_pro(maps, masks, dilated=True), abs=1e-9)
     # The crop cut one flaw away; its image stays flawed.
     assert (result.n_flawed, result.n_annotated) == (3, 3)
     assert any("lost every flawed pixel" in note for note in result.notes)

@@ -93,12 +93,12 @@ def test_every_recipe_takes_every_texture(recipe: str, textures: str, bolt: Path
 
 def test_a_data_set_without_foreground_is_told(tmp_path: Path, trees: Any) -> None:
     parts = trees.mvtec(tmp_path / "noise")
-    told: list[str] = []
+    messages: list[str] = []
 
-    synthesize(parts, tmp_path / "flaws", SynthesisSettings(foreground="auto"), n=2, told=told.append)
+    synthesize(parts, tmp_path / "flaws", SynthesisSettings(foreground="auto"), n=2, on_message=messages.append)
 
-    assert len(told) == 1
-    assert told[0].startswith("no foreground: ")
+    assert len(messages) == 1
+    assert messages[0].startswith("no foreground: ")
 
 
 def test_foreground_masks_from_a_folder_bound_the_flaws(bolt: Path, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_foreground_masks_from_a_folder_bound_the_flaws(bolt: Path, tmp_path: Pa
 
     assert written.pictures is not None
     masks = [decode(path)[:, :, 0] > 0 for path in sorted(written.pictures.glob("*_mask.png"))]
-    assert written.fell_back == 0
+    assert written.fallbacks == 0
     assert all(mask[:, :60].any() and not mask[:, 60:].any() for mask in masks)
 
 
@@ -218,13 +218,13 @@ def test_recipe_that_leaves_samples_normal_makes_flaws_only(bolt: Path, tmp_path
 def test_without_test_images_training_images_are_set_apart(tmp_path: Path, trees: Any) -> None:
     for number in range(8):
         trees.picture(tmp_path / "nuts" / f"{number}.png", number)
-    told: list[str] = []
+    messages: list[str] = []
 
-    made = weak_flaw_sets(tmp_path / "nuts", tmp_path / "weak", weakness=[0.2], told=told.append)
+    made = weak_flaw_sets(tmp_path / "nuts", tmp_path / "weak", weakness=[0.2], on_message=messages.append)
 
     dataset = load(made.categories[0.2])
     assert made.base == "training"
-    assert any("no good test images" in line for line in told)
+    assert any("no good test images" in line for line in messages)
     assert (len(dataset.good_train), len(dataset.test_good)) == (4, 4)
     train, test = ({sample.image.read_bytes() for sample in part} for part in (dataset.good_train, dataset.test_good))
     assert not train & test
@@ -283,7 +283,7 @@ def test_failed_and_interrupted_work_leaves_nothing(bolt: Path, tmp_path: Path) 
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        weak_flaw_sets(bolt, tmp_path / "weak", done=interrupt)
+        weak_flaw_sets(bolt, tmp_path / "weak", on_step=interrupt)
     with pytest.raises(FlawsmithError, match="no visible flaw in"):
         weak_flaw_sets(bolt, tmp_path / "weak", weakness=[0.9999])
 

@@ -10,6 +10,7 @@ from PIL import Image
 from flawsmith.report import plots
 from flawsmith.report.data import FactGroup, ImageStrip, LineChart, PointCloud
 from flawsmith.report.plots import THUMBNAIL, chart_of_metrics, line_chart, panels, projections, training_curves
+from flawsmith.report.style import PALETTE
 
 
 def blobs(count: int = 30, width: int = 60, groups: tuple[str, ...] = ("normal", "forged")) -> PointCloud:
@@ -191,7 +192,7 @@ def test_colours_and_shapes_tell_groups_apart() -> None:
 
     drawn = svg(plots.scatter(places, "x", "y"))
 
-    assert all(colour in drawn for colour in ("#1f6f9c", "#c4471f", "#3f7d4e"))
+    assert all(colour.lower() in drawn for colour in PALETTE[:3])
 
 
 # ---- Strips ---------------------------------------------------------------------------------------------------------

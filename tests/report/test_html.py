@@ -9,9 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flawsmith.metrics.collect import Evidence, ImageRecord, gather
+from flawsmith.metrics.collect import EvaluationState, ScoredImage, accumulate
 from flawsmith.metrics.summary import summarise
-from flawsmith.report.data import Curves, Example, FactGroup, ImageStrip, LineChart, PointCloud, ReportData, ScoreGroup
+from flawsmith.report.data import (
+    Example,
+    FactGroup,
+    ImageStrip,
+    LineChart,
+    PointCloud,
+    RateCurves,
+    ReportData,
+    ScoreGroup,
+)
 from flawsmith.report.html import render_report, write_report
 from flawsmith.report.plots import COLOURS
 from flawsmith.runtime.errors import FlawsmithError
@@ -52,7 +61,7 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", "".join(self.text))
 
 
-def records() -> Iterator[ImageRecord]:
+def records() -> Iterator[ScoredImage]:
     generator = np.random.default_rng(0)
     for index in range(24):
         flawed = index % 2 == 1
@@ -64,7 +73,7 @@ def records() -> Iterator[ImageRecord]:
         score = float(generator.normal() + flawed)
         verdict = "reject" if score > 0.8 else "review" if score > 0.6 else "pass"
         defect = ("dent", "scratch")[index % 4 // 2] if flawed else "good"
-        yield ImageRecord(f"{index:02d}.png", score, verdict, defect, flawed, scores, mask if flawed else None)
+        yield ScoredImage(f"{index:02d}.png", score, verdict, defect, flawed, scores, mask if flawed else None)
 
 
 def example(index: int = 0, **changes: object) -> Example:
@@ -86,18 +95,18 @@ def example(index: int = 0, **changes: object) -> Example:
 
 
 @pytest.fixture(scope="module")
-def evidence() -> Evidence:
-    return gather(records())
+def evidence() -> EvaluationState:
+    return accumulate(records())
 
 
 @pytest.fixture(scope="module")
-def full(evidence: Evidence) -> ReportData:
+def full(evidence: EvaluationState) -> ReportData:
     return ReportData(
         title="bolt",
         subtitle="pbas fast",
         facts=[FactGroup("Model", [("Method", "PBAS"), ("Seed", "0")]), FactGroup("Data", [("Good", "170")])],
         evaluation=summarise(evidence, n_resamples=50),
-        curves=Curves(evidence.roc_curve(), evidence.pro_curve(), evidence.pixel_roc_curve()),
+        curves=RateCurves(evidence.roc_curve(), evidence.pro_curve(), evidence.pixel_roc_curve()),
         scores=[
             ScoreGroup("good", evidence.scores[~evidence.flawed]),
             ScoreGroup("flawed", evidence.scores[evidence.flawed]),
@@ -214,16 +223,16 @@ def test_worst_misses_come_first() -> None:
     assert words.index("001.png") < words.index("002.png") < words.index("000.png")
 
 
-def test_hostile_names_are_text_and_nothing_else(evidence: Evidence) -> None:
+def test_hostile_names_are_text_and_nothing_else(evidence: EvaluationState) -> None:
     renamed = [
-        ImageRecord(HOSTILE, 1.0, "pass", HOSTILE, True),
-        ImageRecord("good.png", 0.0, "pass", "good", False),
+        ScoredImage(HOSTILE, 1.0, "pass", HOSTILE, True),
+        ScoredImage("good.png", 0.0, "pass", "good", False),
     ]
     data = ReportData(
         title=HOSTILE,
         subtitle=HOSTILE,
         facts=[FactGroup(HOSTILE, [(HOSTILE, HOSTILE)])],
-        evaluation=summarise(gather(renamed), n_resamples=0),
+        evaluation=summarise(accumulate(renamed), n_resamples=0),
         limit_statement=HOSTILE,
         examples=[example(name=HOSTILE, defect=HOSTILE, verdict=HOSTILE)],
         training=[{"step": 0, "_loss$" + HOSTILE: 1.0}, {"step": 1, "_loss$" + HOSTILE: 0.5}],
@@ -267,8 +276,8 @@ def test_histogram_shows_held_out_good_images_and_forged_flaws() -> None:
 
     assert histogram["alt"] == "Histogram of image scores: 20 held-out good, 2 synthetic flaws."
     drawn = base64.b64decode((histogram["src"] or "").split(",")[1]).decode()
-    assert COLOURS["held_out"] in drawn
-    assert COLOURS["forged"] in drawn
+    assert COLOURS["held_out"].lower() in drawn
+    assert COLOURS["forged"].lower() in drawn
 
 
 def test_diagnostics_follow_the_losses_in_their_order(html: str) -> None:
@@ -306,7 +315,7 @@ def test_nothing_but_a_title_is_a_page() -> None:
 
 def test_undefined_figures_are_dashes() -> None:
     good = (record for record in records() if not record.flawed)
-    result = summarise(gather(good), n_resamples=0)
+    result = summarise(accumulate(good), n_resamples=0)
 
     page = Page(render_report(ReportData(title="bolt", evaluation=result)))
 

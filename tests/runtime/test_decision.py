@@ -111,11 +111,11 @@ def test_score_decides_and_equality_passes(score: float, verdict: str) -> None:
 
 
 def test_without_review_limit_there_is_no_review() -> None:
-    assert _decision().judge(0.99, _map_with_square(4))[0] == "pass"
+    assert _decision().decide(0.99, _map_with_square(4))[0] == "pass"
 
 
 def test_regions_are_shown_but_do_not_decide_where_the_score_does() -> None:
-    verdict, regions = _decision().judge(0.0, _map_with_square(4))
+    verdict, regions = _decision().decide(0.0, _map_with_square(4))
 
     assert verdict == "pass"
     assert [region.area for region in regions] == [16]
@@ -149,7 +149,7 @@ def test_pixels_cut_away_belong_to_no_region() -> None:
     not_inspected = np.zeros((20, 30), bool)
     not_inspected[:, :10] = True
 
-    assert _decision(minimum_area=2).judge(0.0, _map_with_square(4), not_inspected) == ("pass", [])
+    assert _decision(minimum_area=2).decide(0.0, _map_with_square(4), not_inspected) == ("pass", [])
 
 
 @given(
@@ -248,12 +248,12 @@ def test_region_of_interest_without_a_pixel_is_refused_when_judging() -> None:
 @pytest.mark.parametrize("score", [float("nan"), float("inf")])
 def test_score_that_is_not_finite_never_passes(score: float) -> None:
     with pytest.raises(FlawsmithError, match="not a finite number"):
-        _decision().judge(score, _map_with_square(4))
+        _decision().decide(score, _map_with_square(4))
 
 
 def test_map_that_is_not_finite_never_passes() -> None:
     with pytest.raises(FlawsmithError, match="not a finite number"):
-        _decision().judge(0.0, _map_with_square(4, value=float("nan")))
+        _decision().decide(0.0, _map_with_square(4, value=float("nan")))
 
 
 def test_description_warns_of_few_images_and_names_what_the_target_needs() -> None:

@@ -160,11 +160,11 @@ def test_what_a_crop_cuts_away_holds_the_smallest_value() -> None:
 
 @pytest.mark.parametrize("policy", ["squash", "letterbox"])
 def test_only_a_crop_leaves_pixels_out(policy: str) -> None:
-    assert Geometry(policy=policy, size=(32, 32)).inspected((100, 130)) is None
+    assert Geometry(policy=policy, size=(32, 32)).valid_mask((100, 130)) is None
 
 
 def test_crop_of_a_square_without_margin_inspects_all() -> None:
-    assert Geometry(policy="crop", size=(32, 32)).inspected((100, 100)) is None
+    assert Geometry(policy="crop", size=(32, 32)).valid_mask((100, 100)) is None
 
 
 def test_letterbox_fills_with_the_mean() -> None:
@@ -215,7 +215,7 @@ def test_bits_outside_of_9_to_16_are_refused(bits: int) -> None:
 
 def test_restore_refuses_a_map_of_another_size() -> None:
     with pytest.raises(ValueError, match="network's input"):
-        Geometry(size=(8, 8)).restore(np.zeros((8, 9), np.float32), (20, 20))
+        Geometry(size=(8, 8)).invert(np.zeros((8, 9), np.float32), (20, 20))
 
 
 @pytest.mark.parametrize(

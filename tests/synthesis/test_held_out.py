@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawsmith.synthesis.held_out import FALL_BACK, HELD_OUT_RECIPES, WEIGHTS, held_out_flaw, held_out_flaws, strength
+from flawsmith.synthesis.held_out import FALLBACK, HELD_OUT_RECIPES, WEIGHTS, held_out_flaw, held_out_flaws, strength
 
 
 def good_image(shape: tuple[int, int] = (64, 80), seed: int = 0) -> np.ndarray:
@@ -62,7 +62,7 @@ def test_new_recipes_leave_the_mixture_alone() -> None:
 def test_a_set_mixes_its_recipes_and_all_strengths() -> None:
     flaws = list(held_out_flaws([good_image(seed=seed) for seed in range(40)], seed=0))
     assert {flaw.recipe for flaw in flaws} == set(HELD_OUT_RECIPES)
-    assert not any(flaw.recipe == FALL_BACK for flaw in flaws)
+    assert not any(flaw.recipe == FALLBACK for flaw in flaws)
     for name in HELD_OUT_RECIPES:
         own = [flaw.weight for flaw in flaws if flaw.recipe == name]
         assert max(own) - min(own) > 0.4
@@ -107,7 +107,7 @@ def test_flaws_on_large_images_stay_in_a_window() -> None:
 
 def test_a_tiny_image_has_the_fall_back() -> None:
     flaw = held_out_flaw(np.full((1, 1, 3), 128, np.uint8), seed=0, index=0)
-    assert flaw.recipe == FALL_BACK
+    assert flaw.recipe == FALLBACK
     assert flaw.mask.all()
 
 

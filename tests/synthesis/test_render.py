@@ -82,10 +82,10 @@ def test_logical_flaw_is_a_hole_too_few_or_too_many() -> None:
 
 def test_product_line_is_written_in_mvtec_layout(tmp_path: Path) -> None:
     (category,) = render_product_line(
-        tmp_path / "new" / "line", parts=["cover"], n_train=4, n_test_good=2, n_per_defect=1, size=SIZE
+        tmp_path / "new" / "line", parts=["gear"], n_train=4, n_test_good=2, n_per_defect=1, size=SIZE
     )
     dataset = layouts.load(category)
-    assert (dataset.layout, dataset.category) == ("mvtec", "cover")
+    assert (dataset.layout, dataset.category) == ("mvtec", "gear")
     assert (len(dataset.good_train), len(dataset.test_good), len(dataset.test_flawed)) == (4, 2, 5)
     assert dataset.defects == tuple(sorted(FLAWS))
     assert dataset.without_mask == ()
@@ -127,7 +127,7 @@ def test_an_interrupted_category_leaves_nothing(tmp_path: Path, monkeypatch: pyt
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        ({"part": "spoon"}, "known are bracket, gear, cover"),
+        ({"part": "spoon"}, "known are bracket, gear"),
         ({"part": "gear", "defect": "rust"}, "known are scratch"),
         ({"part": "gear", "size": (32, 400)}, "too small"),
     ],

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.synthesis import perlin
 from flawsmith.synthesis.augment import Flip
 from flawsmith.synthesis.blend import FixedWeight, visible
 from flawsmith.synthesis.masks import Acceptance, MaskRule
 from flawsmith.synthesis.perlin import draw_lattice
 from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe, max_pool_cells
-from flawsmith.synthesis.synthesizer import AnomalySynthesizer, SyntheticAnomaly, is_grey, resized, to_8_bit, to_float
+from flawsmith.synthesis.synthesizer import AnomalySample, AnomalySynthesizer, is_grey, resized, to_8_bit, to_float
 
 PLAIN = Recipe(name="plain", branches=(Branch(weight=FixedWeight(value=0.25)),))
 
@@ -42,7 +46,7 @@ def good_image(shape: tuple[int, int] = (64, 80), seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).random((*shape, 3)).astype(np.float32)
 
 
-def same(first: SyntheticAnomaly, second: SyntheticAnomaly) -> bool:
+def same(first: AnomalySample, second: AnomalySample) -> bool:
     return np.array_equal(first.image, second.image) and np.array_equal(first.mask, second.mask)
 
 
@@ -70,15 +74,15 @@ def test_samples_equal_the_good_image_outside_their_mask(name: str, shape: tuple
     before = image.copy()
     synthetic = AnomalySynthesizer(RECIPES[name], Speckle()).synthesize(image, np.random.default_rng(seed))
     assert np.array_equal(image, before)
-    assert synthetic.image.dtype == synthetic.good.dtype == np.float32
-    assert synthetic.image.shape == synthetic.good.shape == image.shape
+    assert synthetic.image.dtype == synthetic.normal.dtype == np.float32
+    assert synthetic.image.shape == synthetic.normal.shape == image.shape
     if RECIPES[name].least_change:
-        assert not visible(synthetic.good, synthetic.image, ~synthetic.mask, 0.5).any(), (
+        assert not visible(synthetic.normal, synthetic.image, ~synthetic.mask, 0.5).any(), (
             "what is left is small beside Speckle"
         )
     else:
-        assert np.array_equal(synthetic.image[~synthetic.mask], synthetic.good[~synthetic.mask])
-    assert (synthetic.good is image) == (RECIPES[name].jitter == 0)
+        assert np.array_equal(synthetic.image[~synthetic.mask], synthetic.normal[~synthetic.mask])
+    assert (synthetic.normal is image) == (RECIPES[name].jitter == 0)
     assert (synthetic.image >= 0).all()
     assert (synthetic.image <= 1 + 1e-6).all()
     if synthetic.mask.any():
@@ -111,7 +115,7 @@ def test_flaws_stay_on_the_foreground() -> None:
     foreground[20:50, 30:60] = True
     synthesizer = AnomalySynthesizer(RECIPES["glass"], Speckle(), grid=(8, 10))
     results = [synthesizer.synthesize(good_image(), np.random.default_rng(i), foreground=foreground) for i in range(40)]
-    assert all(result.fell_back is None for result in results)
+    assert all(result.fallback is None for result in results)
     assert not any((result.mask & ~foreground).any() for result in results)
     assert max(result.tries for result in results) > 1
 
@@ -121,7 +125,7 @@ def test_an_impossible_foreground_is_ignored_and_counted() -> None:
     synthetic = AnomalySynthesizer(RECIPES["glass"], Speckle(), grid=(8, 10)).synthesize(
         good_image(), np.random.default_rng(0), foreground=foreground
     )
-    assert synthetic.fell_back == "foreground ignored"
+    assert synthetic.fallback == "foreground ignored"
     assert synthetic.mask.any()
 
 
@@ -132,7 +136,7 @@ def test_tries_are_bounded_and_the_sample_is_left_normal(foreground: np.ndarray 
     synthetic = AnomalySynthesizer(hopeless, Speckle(), grid=(4, 4)).synthesize(
         image, np.random.default_rng(0), foreground=foreground
     )
-    assert synthetic.fell_back == "left normal"
+    assert synthetic.fallback == "left normal"
     assert synthetic.tries == (7 if foreground is None else 14)
     assert np.array_equal(synthetic.image, image)
     assert not synthetic.mask.any()
@@ -146,7 +150,7 @@ def test_a_fifth_of_aand_samples_stay_normal_without_a_fall_back() -> None:
     results = [synthesizer.synthesize(image, np.random.default_rng(i)) for i in range(400)]
     normal = [result for result in results if result.tries == 0]
     assert 50 < len(normal) < 110
-    assert all(result.fell_back is None and not result.mask.any() for result in normal)
+    assert all(result.fallback is None and not result.mask.any() for result in normal)
 
 
 def test_a_provider_is_asked_where_no_foreground_is_given() -> None:
@@ -258,7 +262,7 @@ def test_transforms_apply_in_their_order_to_the_image_itself() -> None:
     for jitter in (0.0, 0.1):
         recipe = Recipe(name="turned", branches=(branch,), jitter=jitter)
         synthetic = AnomalySynthesizer(recipe, Speckle()).synthesize(image, np.random.default_rng(0))
-        assert np.array_equal(synthetic.texture, np.rot90(synthetic.good, 2)), "in the colours of the good half"
+        assert np.array_equal(synthetic.texture, np.rot90(synthetic.normal, 2)), "in the colours of the good half"
 
 
 def test_jitter_is_shared_by_the_good_and_the_forged_image() -> None:
@@ -267,9 +271,9 @@ def test_jitter_is_shared_by_the_good_and_the_forged_image() -> None:
     factors = []
     for seed in range(60):
         synthetic = AnomalySynthesizer(recipe, Speckle()).synthesize(image, np.random.default_rng(seed))
-        assert np.array_equal(synthetic.image[~synthetic.mask], synthetic.good[~synthetic.mask])
-        assert not np.array_equal(synthetic.good, image)
-        factors.append(float(synthetic.good.mean() / image.mean()))
+        assert np.array_equal(synthetic.image[~synthetic.mask], synthetic.normal[~synthetic.mask])
+        assert not np.array_equal(synthetic.normal, image)
+        factors.append(float(synthetic.normal.mean() / image.mean()))
     assert 0.899 <= min(factors) < 0.92
     assert 1.08 < max(factors) <= 1.101
 
@@ -280,8 +284,8 @@ def test_a_jittered_sample_that_stays_normal_is_its_good_image() -> None:
         synthetic = AnomalySynthesizer(PLAIN.model_copy(update=changes), Speckle()).synthesize(
             good_image(), np.random.default_rng(0)
         )
-        assert np.array_equal(synthetic.image, synthetic.good)
-        assert not np.array_equal(synthetic.good, good_image())
+        assert np.array_equal(synthetic.image, synthetic.normal)
+        assert not np.array_equal(synthetic.normal, good_image())
 
 
 def test_jitter_leaves_the_draws_of_the_branch_alone() -> None:
@@ -332,7 +336,7 @@ def test_a_share_of_the_flaws_has_to_lie_on_the_foreground(share: float, low: in
     on = 0
     for seed in range(200):
         synthetic = synthesizer.synthesize(good_image(), np.random.default_rng(seed), foreground=foreground)
-        assert synthetic.fell_back is None
+        assert synthetic.fallback is None
         on += not (synthetic.mask & ~foreground).any()
     assert low <= on <= high
 
@@ -359,10 +363,10 @@ def test_a_flaw_that_cannot_be_seen_is_drawn_again_and_at_last_left_out() -> Non
     found = AnomalySynthesizer(seen, Colour(255, 255, 255), grid=(8, 10)).synthesize(grey, np.random.default_rng(0))
     hidden = AnomalySynthesizer(seen, Colour(128, 128, 128)).synthesize(grey, np.random.default_rng(0))
 
-    assert found.fell_back is None
+    assert found.fallback is None
     assert np.array_equal(found.cells, max_pool_cells(found.mask, (8, 10)))
     assert (np.abs(found.image - grey).max(axis=2)[found.mask] > 0).all()
-    assert hidden.fell_back == "left normal"
+    assert hidden.fallback == "left normal"
     assert not hidden.mask.any()
     assert np.array_equal(hidden.image, grey)
     assert hidden.tries >= 8
@@ -455,3 +459,58 @@ def test_eight_bits_survive_the_way_there_and_back() -> None:
 def test_other_arrays_are_refused(image: np.ndarray, foreground: np.ndarray | None) -> None:
     with pytest.raises(ValueError, match="expected a"):
         AnomalySynthesizer(PLAIN, Speckle()).synthesize(image, np.random.default_rng(0), foreground=foreground)
+
+
+# ---- Without a run --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_synthesizes_on_plain_arrays(name: str) -> None:
+    image = good_image().astype(np.float64)
+    synthesizer = AnomalySynthesizer.from_recipe(name)
+
+    first, again = (synthesizer(image, np.random.default_rng(4)) for _ in range(2))
+
+    assert same(first, again)
+    assert first.recipe == name
+    assert first.image.dtype == first.normal.dtype == np.float32
+    assert np.array_equal(first.image[~first.mask], first.normal[~first.mask])
+
+
+def test_images_of_a_batch_are_each_others_other_images() -> None:
+    image, other = np.zeros((64, 64, 3)), np.ones((64, 64, 3))
+    recipe = other_recipe(excludes_self=True)
+
+    samples = AnomalySynthesizer.from_recipe(recipe).batch(np.stack([image, other]), np.random.default_rng(0))
+
+    assert [float(sample.texture.mean()) for sample in samples] == [1.0, 0.0]
+
+
+def test_a_foreground_by_name_comes_with_the_sample() -> None:
+    sample = AnomalySynthesizer.from_recipe("glass", foreground="disc")(good_image(), np.random.default_rng(0))
+
+    assert sample.foreground is not None
+    assert 0 < sample.foreground.mean() < 1
+    assert not (sample.mask & ~sample.foreground).any()
+
+
+def test_whole_numbers_are_refused_with_the_way_to_fix_them() -> None:
+    with pytest.raises(ValueError, match="divide 8-bit images by 255"):
+        AnomalySynthesizer.from_recipe("glass")(np.zeros((8, 8, 3), np.uint8), np.random.default_rng(0))
+
+
+def test_an_unknown_recipe_and_missing_textures_are_named(tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="did you mean 'glass'"):
+        AnomalySynthesizer.from_recipe("glas")
+    with pytest.raises(FlawsmithError, match="no such folder of textures"):
+        AnomalySynthesizer.from_recipe("glass", textures=tmp_path / "nowhere")
+
+
+def test_public_names_of_synthesis_load_without_torch() -> None:
+    code = (
+        "import sys, flawsmith.synthesis as synthesis\n"
+        "[getattr(synthesis, name) for name in synthesis.__all__]\n"
+        "assert 'torch' not in sys.modules and sorted(synthesis.__all__) == sorted(synthesis._PLACES)"
+    )
+
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -17,17 +17,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from flawsmith.models.base import AnomalyOutput, Detector
+from flawsmith.data.seeding import Shard
+from flawsmith.models.base import ALONE, AnomalyOutput
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.training.selection import EVALUATIONS, Oracle, Selection, TestImage
-from flawsmith.training.trainer import LoopOptions, MetricsFile, fit_module
+from flawsmith.training.checkpoints import SafeCheckpointIO
+from flawsmith.training.selection import EVALUATIONS, HeldOutSelection, TestImage, TestSetSelection
+from flawsmith.training.trainer import LoopOptions, MetricsFile, check_options, fit_module
 
 EPOCHS = 5
 STEPS = 3
 
 
 class Regression(pl.LightningModule):
-    """Two optimisers and a batch norm, as the methods have; can be stopped in the middle of an epoch."""
+    """Two optimisers, a schedule and a batch norm, as the methods have; can be stopped in the middle of an epoch."""
 
     def __init__(self, stop: tuple[int, int, type[BaseException]] | None = None) -> None:
         super().__init__()
@@ -52,8 +54,15 @@ class Regression(pl.LightningModule):
             optimiser.step()
         return {"loss": loss.detach(), "loss_part": loss.detach() / 2}
 
-    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
-        return [torch.optim.Adam(self.first.parameters(), 1e-2), torch.optim.AdamW(self.second.parameters(), 1e-2)]
+    def configure_optimizers(self) -> Any:
+        optimizers = [
+            torch.optim.Adam(self.first.parameters(), 1e-2),
+            torch.optim.AdamW(self.second.parameters(), 1e-2),
+        ]
+        return optimizers, [torch.optim.lr_scheduler.LambdaLR(optimizers[0], lambda epoch: 0.5**epoch)]
+
+    def on_train_epoch_end(self) -> None:
+        self.lr_schedulers().step()
 
 
 class Batches:
@@ -62,7 +71,7 @@ class Batches:
     def __len__(self) -> int:
         return STEPS
 
-    def epoch(self, epoch: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
+    def epoch(self, epoch: int, shard: Shard = ALONE) -> Iterator[tuple[tuple[int, int], Tensor]]:
         for step in range(STEPS):
             yield (epoch, step), torch.randn(6, 3, generator=torch.Generator().manual_seed(100 * epoch + step))
 
@@ -78,21 +87,23 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Fit:
         folder: Path,
         *,
         stop: tuple[int, int, type[BaseException]] | None = None,
-        selection: Callable[[Regression], Selection] | None = None,
+        selection: Callable[[Regression], HeldOutSelection] | None = None,
         seconds: float = -1.0,
         batches: Batches | None = None,
+        logger: Any = "none",
     ) -> Regression:
         monkeypatch.setattr("flawsmith.training.trainer.SECONDS_BETWEEN_CHECKPOINTS", seconds)
-        folder.mkdir(exist_ok=True)
+        checkpoint = folder / "checkpoints" / "stage.safetensors"
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
         module = Regression(stop)
         fit_module(
             module,
             batches or Batches(),
             name="stage",
             epochs=EPOCHS,
-            checkpoint=folder / "stage.safetensors",
+            checkpoint=checkpoint,
             metrics=MetricsFile(folder / "metrics.jsonl", "stage"),
-            options=LoopOptions(quiet=True, accelerator="cpu"),
+            options=LoopOptions(quiet=True, accelerator="cpu", logger=logger),
             selection=None if selection is None else selection(module),
         )
         return module
@@ -108,8 +119,8 @@ def assert_same_state(one: nn.Module, other: nn.Module) -> None:
 class DyingWorker(Batches):
     """Batches through a worker process that is killed in the second epoch."""
 
-    def epoch(self, epoch: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
-        batches = list(super().epoch(epoch))
+    def epoch(self, epoch: int, shard: Shard = ALONE) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        batches = list(super().epoch(epoch, shard))
         loader = iter(DataLoader(range(1000), num_workers=1))
         for batch in batches:
             next(loader)
@@ -125,8 +136,8 @@ class Workers(Batches):
     def __init__(self) -> None:
         self.loader = DataLoader(range(STEPS), num_workers=1, persistent_workers=True)
 
-    def epoch(self, epoch: int) -> Iterator[tuple[tuple[int, int], Tensor]]:
-        for batch, _ in zip(super().epoch(epoch), self.loader, strict=True):
+    def epoch(self, epoch: int, shard: Shard = ALONE) -> Iterator[tuple[tuple[int, int], Tensor]]:
+        for batch, _ in zip(super().epoch(epoch, shard), self.loader, strict=True):
             yield batch
 
 
@@ -171,7 +182,7 @@ def test_epochs_since_the_last_checkpoint_are_trained_again(fit: Fit, tmp_path: 
     whole = fit(tmp_path / "whole")
     with pytest.raises(KilledError):
         fit(tmp_path / "killed", stop=(3, 0, KilledError), seconds=3600.0)
-    assert not (tmp_path / "killed" / "stage.safetensors").exists()
+    assert not any((tmp_path / "killed" / "checkpoints").iterdir())
 
     resumed = fit(tmp_path / "killed")
 
@@ -213,16 +224,47 @@ def test_interrupt_leaves_a_resumable_run_and_ctrl_c_working(fit: Fit, tmp_path:
 
 
 def test_damaged_checkpoint_is_named(fit: Fit, tmp_path: Path) -> None:
-    (tmp_path / "stage.safetensors").write_bytes(b"damaged")
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "stage.safetensors").write_bytes(b"damaged")
 
     with pytest.raises(Exception, match=r"stage\.safetensors.*resume"):
         fit(tmp_path)
 
 
+# ---- Loggers ---------------------------------------------------------------------------------------------------------
+
+
+def test_metrics_are_whole_where_lightnings_own_logger_starts_anew(fit: Fit, tmp_path: Path) -> None:
+    with pytest.raises(KilledError):
+        fit(tmp_path, stop=(3, 0, KilledError), logger="csv")
+    fit(tmp_path, logger="csv")
+
+    tables = [file.read_text().splitlines() for file in sorted((tmp_path / "logs").rglob("metrics.csv"))]
+    assert [len(table) - 1 for table in tables] == [3, 2], "a row an epoch"
+    assert "loss_part" in tables[0][0]
+    rows = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["epoch"] for row in rows] == list(range(EPOCHS))
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "wandb", "mlflow"])
+def test_logger_without_its_package_names_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda package: None)
+
+    with pytest.raises(FlawsmithError, match=rf"pip install {name}") as error:
+        check_options(LoopOptions(accelerator="cpu", logger=name))  # type: ignore[arg-type]
+
+    assert "\n" not in str(error.value)
+
+
+def test_unknown_logger_is_refused_with_those_there_are() -> None:
+    with pytest.raises(FlawsmithError, match=r"'paper'.*csv, tensorboard"):
+        check_options(LoopOptions(accelerator="cpu", logger="paper"))  # type: ignore[arg-type]
+
+
 # ---- Selection ------------------------------------------------------------------------------------------------------
 
 
-class Constant(Detector):
+class Constant(nn.Module):
     """Scores an image by its mean."""
 
     def forward(self, images: Tensor) -> AnomalyOutput:
@@ -236,11 +278,11 @@ def images(values: list[float]) -> np.ndarray:
 def test_selection_measures_how_well_forged_flaws_stand_out() -> None:
     good, synthetic = images([0.0, 1.0, 2.0]), images([1.5, 3.0])
 
-    assert Selection(good, synthetic, Constant).measure() == {"selection_auroc": pytest.approx(5 / 6)}
+    assert HeldOutSelection(good, synthetic, Constant).measure() == {"selection_auroc": pytest.approx(5 / 6)}
 
 
 def test_selection_is_due_ten_times_a_run_and_at_its_end() -> None:
-    selection = Selection(images([0.0]), images([1.0]), Constant)
+    selection = HeldOutSelection(images([0.0]), images([1.0]), Constant)
 
     for epochs in (1, 7, 40, 95, 640):
         due = [epoch for epoch in range(epochs) if selection.due(epoch, epochs)]
@@ -248,7 +290,7 @@ def test_selection_is_due_ten_times_a_run_and_at_its_end() -> None:
         assert len(due) <= EVALUATIONS * 2
 
 
-class Scripted(Selection):
+class Scripted(HeldOutSelection):
     """Gives the values of a script, and notes the module's state at each evaluation."""
 
     def __init__(self, values: list[float], module: Regression) -> None:
@@ -270,7 +312,7 @@ class Scripted(Selection):
 def test_best_state_is_restored_the_first_of_equals(values: list[float], best: int, fit: Fit, tmp_path: Path) -> None:
     selections: list[Any] = []
 
-    def selection(module: Regression) -> Selection:
+    def selection(module: Regression) -> HeldOutSelection:
         selections.append(Scripted(values, module))
         return selections[-1]
 
@@ -291,7 +333,7 @@ def test_selection_does_not_change_training(fit: Fit, tmp_path: Path) -> None:
 
 
 def test_resumed_selection_restores_the_same_best_state(fit: Fit, tmp_path: Path) -> None:
-    def selection(module: Regression) -> Selection:
+    def selection(module: Regression) -> HeldOutSelection:
         return Scripted([0.5, 0.6, 0.9, 0.7, 0.1], module)
 
     whole = fit(tmp_path / "whole", selection=selection)
@@ -299,6 +341,18 @@ def test_resumed_selection_restores_the_same_best_state(fit: Fit, tmp_path: Path
         fit(tmp_path / "killed", selection=selection, stop=(4, 0, KilledError))
 
     assert_same_state(fit(tmp_path / "killed", selection=selection), whole)
+
+
+def test_selection_resumes_where_the_run_was_moved(fit: Fit, tmp_path: Path) -> None:
+    def selection(module: Regression) -> HeldOutSelection:
+        return Scripted([0.9, 0.6, 0.5, 0.7, 0.1], module)
+
+    whole = fit(tmp_path / "whole", selection=selection)
+    with pytest.raises(KilledError):
+        fit(tmp_path / "killed", selection=selection, stop=(2, 0, KilledError))
+    (tmp_path / "killed").rename(tmp_path / "moved")
+
+    assert_same_state(fit(tmp_path / "moved", selection=selection), whole)
 
 
 def test_training_leaves_denormal_numbers_to_the_rest_of_the_program(trained: Callable[[str], Any]) -> None:
@@ -317,7 +371,7 @@ def test_oracle_measures_images_and_pixels_of_the_test_split() -> None:
             mask = np.array([[1, 0, 0]] * 2, bool) if flawed and value < 0.5 else None
             yield TestImage(picture, flawed, mask, lambda one: one[:, :3])
 
-    figures = Oracle(test_images, Constant).measure()
+    figures = TestSetSelection(test_images, Constant).measure()
 
     # Means 0, 0.4, 0.45, 1.15; flawed pixels 1.2 against free ones of 0, 0.4 and 0.2.
     assert figures == {"oracle_image_auroc": 1.0, "oracle_pixel_auroc": 1.0}
@@ -328,4 +382,23 @@ def test_oracle_without_masks_goes_by_images_alone() -> None:
         for value, flawed in ((0.0, True), (1.0, False), (2.0, True)):
             yield TestImage(np.full((3, 2, 2), value, np.float32), flawed, None, lambda one: one)
 
-    assert Oracle(test_images, Constant).measure() == {"oracle_image_auroc": 0.5}
+    assert TestSetSelection(test_images, Constant).measure() == {"oracle_image_auroc": 0.5}
+
+
+def test_a_checkpoint_of_other_weights_is_refused_in_one_line(tmp_path: Path) -> None:
+    """Loaded without a look at its names, it would be taken for trained and change nothing."""
+    file = tmp_path / "checkpoints" / "stage.safetensors"
+    SafeCheckpointIO().save_checkpoint({"state_dict": {"of.an.earlier.release": torch.zeros(1)}}, file)
+
+    with pytest.raises(FlawsmithError, match=r"earlier release.*train anew") as error:
+        fit_module(
+            Regression(),
+            Batches(),
+            name="stage",
+            epochs=1,
+            checkpoint=file,
+            metrics=MetricsFile(tmp_path / "metrics.jsonl", "stage"),
+            options=LoopOptions(quiet=True),
+        )
+
+    assert "\n" not in str(error.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from flawsmith.models.base import SinglePass
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training.run import RunFolder
 from flawsmith.training.trainer import LoopOptions, MetricsFile
@@ -26,10 +28,34 @@ def claim(path: Path, *, resume: bool = False, **changes: Any) -> None:
     RunFolder.claim(path, {**CONFIG, **changes}, resume=resume)
 
 
+class Model:
+    """As much of a model as a single pass needs."""
+
+    def __init__(self) -> None:
+        self.centers = torch.zeros(0)
+
+    def trained_state(self) -> dict[str, torch.Tensor]:
+        return {"centers": self.centers}
+
+    def load_trained_state(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.centers = tensors["centers"]
+
+
+def complete(path: Path, compute: Callable[[Model], None]) -> Model:
+    """The model after a single pass of a run in a folder."""
+    model: Any = Model()
+    RunFolder(path, LoopOptions()).complete(model, SinglePass("centre", lambda: compute(model)))
+    return model
+
+
+def count_up(model: Model) -> None:
+    model.centers = torch.arange(3.0)
+
+
 def begin(path: Path) -> None:
     """Claim a folder and leave a first checkpoint in it, as a run that was interrupted."""
     claim(path)
-    RunFolder(path, LoopOptions()).once("centre", lambda: {"centers": torch.ones(2)})
+    complete(path, count_up)
 
 
 def test_new_folder_is_claimed_with_its_parents(tmp_path: Path) -> None:
@@ -168,28 +194,27 @@ def test_damaged_configuration_is_not_resumed(content: bytes, tmp_path: Path) ->
     assert "\n" not in str(error.value)
 
 
-def test_single_pass_is_computed_once_a_run(tmp_path: Path) -> None:
-    calls = []
+def test_single_pass_is_computed_once_a_run_and_restored(tmp_path: Path) -> None:
+    def never(model: Model) -> None:
+        raise AssertionError("it has been computed")
 
-    def compute() -> dict[str, torch.Tensor]:
-        calls.append(1)
-        return {"centers": torch.arange(3.0)}
+    first = complete(tmp_path, count_up)
+    second = complete(tmp_path, never)
 
-    tables = [RunFolder(tmp_path, LoopOptions()).once("centre", compute) for _ in range(2)]
-
-    assert len(calls) == 1
-    assert torch.equal(tables[0]["centers"], tables[1]["centers"])
+    assert torch.equal(first.centers, torch.arange(3.0))
+    assert torch.equal(second.centers, torch.arange(3.0))
 
 
 def test_interrupted_single_pass_is_computed_again(tmp_path: Path) -> None:
-    def interrupted() -> dict[str, torch.Tensor]:
+    def interrupted(model: Model) -> None:
+        count_up(model)
         raise KeyboardInterrupt
 
-    run = RunFolder(tmp_path, LoopOptions())
     with pytest.raises(KeyboardInterrupt):
-        run.once("centre", interrupted)
+        complete(tmp_path, interrupted)
 
-    assert torch.equal(run.once("centre", lambda: {"centers": torch.ones(2)})["centers"], torch.ones(2))
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert torch.equal(complete(tmp_path, count_up).centers, torch.arange(3.0))
 
 
 def test_repeated_epochs_replace_their_rows_and_no_others(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 
 from flawsmith.data.layouts import load
+from flawsmith.data.seeding import Shard
 from flawsmith.features.cache import FeatureCache
 from flawsmith.models.base import SyntheticImages
-from flawsmith.models.components.batches import PairedBatches
-from flawsmith.models.components.patch_learner import PatchBatch
+from flawsmith.models.components.batches import FeatureBatch, PairedBatches
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
@@ -101,7 +101,9 @@ def test_good_halves_are_left_out_where_they_are_the_training_images(images: Mak
 
     assert all(batch.normal is None for batch in synthetic(data, recipe=recipe))
     source = data.synthetic(find_recipe(recipe), Foreground(), (6, 8), match_grey=True)
-    assert source._synthetic[SampleKey(0, 0, 0)].good is None, "nothing more crosses the border of a process"
+    assert source._loader.collate_fn([source._dataset[SampleKey(0, 0, 0)]])[1] is None, (
+        "nothing more crosses the border of a process"
+    )
 
 
 def test_examples_show_the_good_image_that_the_flaw_was_put_on(images: Make) -> None:
@@ -136,23 +138,33 @@ def test_flaws_leave_the_rest_of_the_image_and_the_global_generator_alone(images
     for rows, batch in zip(ROWS, batches, strict=True):
         outside = ~batch.masks[:, None].repeat(3, axis=1)
         difference = np.abs(batch.levels[0].numpy() - normal[rows])
-        # Prepared images are kept in half precision.
-        assert difference[outside].max() < 4e-3
+        assert difference[outside].max() < 1e-6
         assert difference[~outside].max() > 0.1
         assert batch.masks.any(axis=(1, 2)).all()
         assert batch.fell_back == 0
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_prepared_images_cross_process_borders_as_paths(images: Make) -> None:
-    table = (
-        images().synthetic(find_recipe("glass"), Foreground(), (6, 8), match_grey=False)._loader.dataset._images.table
-    )
+def test_cached_images_cross_process_borders_as_paths(images: Make) -> None:
+    source = images().synthetic(find_recipe("glass"), Foreground(), (6, 8), match_grey=False)
+    table = source._loader.dataset._images.table
 
     copied = pickle.dumps(table)
 
     assert len(copied) < 4000, "the pixels stay in their files"
-    assert torch.equal(pickle.loads(copied).batch([1, 3])[0], table.batch([1, 3])[0])
+    assert np.array_equal(pickle.loads(copied)[3], table[3])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_a_shard_of_an_epoch_has_the_flaws_of_the_whole(images: Make, count: int) -> None:
+    source = images(workers=0).synthetic(find_recipe("glass"), Foreground(), (6, 8), match_grey=True)
+    rows = [np.array([0, 1]), np.array([2]), np.array([3, 0])]
+
+    whole = list(source.batches(rows, 1))
+    shards = [list(source.batches(rows, 1, shard=Shard(rank, count))) for rank in range(count)]
+
+    for rank, shard in enumerate(shards):
+        assert same(shard, Shard(rank, count).of(whole))
 
 
 def test_every_recipe_trains_on_any_texture_source(images: Make, parts: Path) -> None:
@@ -170,7 +182,7 @@ def test_a_recipe_says_how_pictures_of_textures_are_brought_to_size(images: Make
     drawn = {
         name: data.synthetic(
             find_recipe(name), Foreground(), (6, 8), match_grey=False
-        )._synthetic._synthesizer.textures.draw((48, 48), np.random.default_rng(0))
+        )._dataset._synthesizer.textures.draw((48, 48), np.random.default_rng(0))
         for name in ("glass", "aand")
     }
 
@@ -194,8 +206,8 @@ class Normal:
     def images(self, epoch: int) -> Iterator[np.ndarray]:
         return (np.array([(epoch + step) % 4, step]) for step in range(3))
 
-    def epoch(self, epoch: int) -> Iterator[PatchBatch]:
-        return (PatchBatch([torch.zeros(2, 3, 48, 64)], None, (epoch, step)) for step in range(3))
+    def epoch(self, epoch: int, shard: Shard) -> Iterator[FeatureBatch]:
+        return (FeatureBatch([torch.zeros(2, 3, 48, 64)], None, (epoch, step)) for step in range(3))
 
 
 def batches_of(data: TrainingSet, refresh: int) -> PairedBatches:
@@ -217,16 +229,16 @@ def test_a_pool_serves_its_epochs_in_other_orders_and_is_then_forged_anew(images
     assert not set(epochs[0]) & set(epochs[3])
 
 
-def test_a_pool_is_forged_once_though_a_trainer_stops_asking_after_the_last_batch(images: Make) -> None:
+def test_a_pool_is_drawn_once_though_a_trainer_stops_asking_after_the_last_batch(images: Make) -> None:
     batches = batches_of(images(workers=0), refresh=3)
-    synthesize, forged_in = batches.synthetic.batches, []
-    batches.synthetic.batches = lambda rows, epoch: forged_in.append(epoch) or synthesize(rows, epoch)
+    synthesize, drawn_in = batches.synthetic.batches, []
+    batches.synthetic.batches = lambda rows, epoch, shard: drawn_in.append(epoch) or synthesize(rows, epoch, shard)
 
     for epoch in range(4):
         taken = list(islice(batches.epoch(epoch), len(batches)))
 
     assert len(taken) == len(batches)
-    assert forged_in == [0, 3]
+    assert drawn_in == [0, 3]
 
 
 def test_a_run_resumed_within_a_pool_sees_what_it_would_have_seen(images: Make) -> None:

@@ -1,4 +1,4 @@
-"""Where cells are computed: the contract of an executor, and the one that uses this machine's own processes."""
+"""Where runs are computed: the contract of an executor, and the one that uses this machine's own processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Protocol
 
 import psutil
 
-from flawsmith.benchmark.cell import KEPT, RESULT, CellFiles, CellResult, Task
+from flawsmith.benchmark.experiment import KEPT, RESULT, RunFiles, RunResult, Task
 
 SAMPLING_SECONDS = 1.0  # the kernel walks all pages for a sample: five a second took a quarter of a core
 STDERR_BYTES = 8000
@@ -29,7 +29,7 @@ Stop = threading.Event
 
 
 @dataclass(frozen=True)
-class Measured:
+class FinishedProcess:
     """A finished process.
 
     Attributes:
@@ -57,13 +57,13 @@ def anonymous_bytes(pid: int) -> int:
     total = 0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
-        for one in [process, *process.children(recursive=True)]:
+        for member in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.Error, OSError):
-                total += _own_anonymous_bytes(one)
+                total += _anonymous_bytes_of_one(member)
     return total
 
 
-def _own_anonymous_bytes(process: psutil.Process) -> int:
+def _anonymous_bytes_of_one(process: psutil.Process) -> int:
     rollup = Path(f"/proc/{process.pid}/smaps_rollup")
     if not rollup.exists():
         return int(process.memory_info().rss)
@@ -79,7 +79,7 @@ def run_measured(
     env: Mapping[str, str] | None = None,
     memory_bytes: int | None = None,
     stop: Stop | None = None,
-) -> Measured:
+) -> FinishedProcess:
     """Run a command to its end, watch its memory, and end it with its children where it must be.
 
     Neither outlives this process, even where that is killed: the kernel closes its end of a pipe, and who waits at the
@@ -121,7 +121,7 @@ def run_measured(
             process.stdin.close()
         seconds = time.perf_counter() - start
         stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - STDERR_BYTES))
-        return Measured(returncode, seconds, peak, stderr.read().decode(errors="replace"), over_cap)
+        return FinishedProcess(returncode, seconds, peak, stderr.read().decode(errors="replace"), over_cap)
 
 
 def _guarded(command: Sequence[str]) -> Sequence[str]:
@@ -138,39 +138,44 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 TASK = "task.json"
+WORKER = (sys.executable, "-m", "flawsmith.benchmark.worker")
+"""The command that computes the task in the folder given to it."""
 MEMORY_SHARE = 0.9
 
 
 class Executor(Protocol):
-    """Computes cells somewhere."""
+    """Computes runs somewhere."""
 
-    def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, CellFiles], None, None]:
-        """Compute cells and give each one's files as soon as it has ended, in any order.
+    def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, RunFiles], None, None]:
+        """Compute runs and give each one's files as soon as it has ended, in any order.
 
-        A cell that fails is given too, as a result that says why; an executor raises only where no further cell can be
+        A run that fails is given too, as a result that says why; an executor raises only where no further run can be
         computed. Closing the generator early stops what runs.
         """
         ...
 
 
 class LocalExecutor:
-    """Cells in processes of their own on this machine.
+    """Runs in processes of their own on this machine.
 
     Args:
-        jobs: cells at a time.
+        jobs: runs at a time.
+        worker: the command that computes the task in a folder.
     """
 
-    def __init__(self, jobs: int = 1) -> None:
-        self.jobs = jobs
+    def __init__(self, jobs: int = 1, *, worker: Sequence[str] = WORKER) -> None:
+        self.jobs, self.worker = jobs, worker
 
-    def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, CellFiles], None, None]:
-        """Compute cells in order, several at a time; leaving the iterator early stops the running ones."""
+    def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, RunFiles], None, None]:
+        """Compute runs in order, several at a time; leaving the iterator early stops the running ones."""
         stop = Stop()
         pool = ThreadPoolExecutor(self.jobs)
-        pending: dict[Future[CellFiles], Task] = {}
+        pending: dict[Future[RunFiles], Task] = {}
         try:
             for task in tasks:
-                pending[pool.submit(compute, with_share(task, self.jobs), jobs=self.jobs, stop=stop)] = task
+                shared = with_share(task, self.jobs)
+                future = pool.submit(compute, shared, jobs=self.jobs, worker=self.worker, stop=stop)
+                pending[future] = task
             while pending:
                 done, _ = wait(pending, return_when=FIRST_COMPLETED)
                 for future in done:
@@ -189,32 +194,33 @@ def with_share(task: Task, jobs: int) -> Task:
     return task.model_copy(update={"threads": task.threads or threads, "memory_bytes": task.memory_bytes or cap})
 
 
-def compute(task: Task, *, jobs: int = 1, stop: Stop | None = None) -> CellFiles:
-    """Compute one cell in a new process, with an empty feature cache, and watch its memory.
+def compute(task: Task, *, jobs: int = 1, worker: Sequence[str] = WORKER, stop: Stop | None = None) -> RunFiles:
+    """Compute one run in a new process, with an empty feature cache, and watch its memory.
 
     Args:
-        task: the cell and where its data is.
-        jobs: cells that run on this machine at a time, for the record.
+        task: the run and where its data is.
+        jobs: runs on this machine at a time, for the record.
+        worker: the command that computes the task in a folder.
         stop: ends the process when it is set.
 
     Returns:
-        The cell's files; a failure is a result that says why.
+        The run's files; a failure is a result that says why.
     """
-    with tempfile.TemporaryDirectory(prefix="flawsmith-cell-") as folder:
+    with tempfile.TemporaryDirectory(prefix="flawsmith-run-") as folder:
         scratch = Path(folder)
         (scratch / TASK).write_text(task.model_dump_json())
         environment = {"FLAWSMITH_CACHE": str(scratch / "cache")}
         if task.threads is not None:
             environment["OMP_NUM_THREADS"] = str(task.threads)
         measured = run_measured(
-            [sys.executable, "-m", "flawsmith.benchmark.worker", str(scratch)],
+            [*worker, str(scratch)],
             env=environment,
             memory_bytes=task.memory_bytes,
             stop=stop,
         )
         files = {name: (scratch / name).read_bytes() for name in KEPT if (scratch / name).exists()}
         if RESULT in files and measured.returncode == 0:
-            result = CellResult.model_validate_json(files[RESULT])
+            result = RunResult.model_validate_json(files[RESULT])
         else:
             result, files = failed(task, _reason(measured, task)), {}
     costs = {"peak_bytes": measured.peak_bytes, "threads": task.threads, "jobs": jobs}
@@ -222,12 +228,12 @@ def compute(task: Task, *, jobs: int = 1, stop: Stop | None = None) -> CellFiles
     return {**files, RESULT: result.model_dump_json(indent=1).encode()}
 
 
-def failed(task: Task, reason: str) -> CellResult:
-    """The result of a cell that could not be computed."""
-    return CellResult(cell=task.cell, status="failed", error=reason)
+def failed(task: Task, reason: str) -> RunResult:
+    """The result of a run that could not be computed."""
+    return RunResult(run=task.run, status="failed", error=reason)
 
 
-def _reason(measured: Measured, task: Task) -> str:
+def _reason(measured: FinishedProcess, task: Task) -> str:
     if measured.over_cap:
         assert task.memory_bytes is not None
         return f"stopped at {task.memory_bytes / 1e9:.1f} GB of memory: give more with --memory, or fewer --jobs"

@@ -1,23 +1,22 @@
-"""From a few lists, in a YAML file or on the command line, to the cells of a benchmark."""
+"""From a few lists, in a YAML file or on the command line, to the runs of a benchmark."""
 
 from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from flawsmith.benchmark.cell import WORD_TEXTURES, Arm, Cell, Part, Task
-from flawsmith.benchmark.peers.models import BackboneConfig, peer_config, plain_arm
+from flawsmith.benchmark.experiment import WORD_TEXTURES, BenchmarkRun, Experiment, SplitPart, Task
 from flawsmith.data.layouts import load
 from flawsmith.data.layouts.base import subfolders
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import content_hash, dataset_fingerprint
-from flawsmith.features.backbones import PACKAGED, users_file
+from flawsmith.features.backbones import users_file
 from flawsmith.pipeline.settings import check_settings, in_words, method_config
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
@@ -29,7 +28,7 @@ _FOLDERS_DEEP = 2
 
 
 class Plan(BaseModel):
-    """What to compare, on what, and how it is measured; every combination is a cell.
+    """What to compare, on what, and how it is measured; every combination is a run.
 
     Example of a file::
 
@@ -37,7 +36,7 @@ class Plan(BaseModel):
         categories: [bolt, screw]         # only these of them
         methods: [pbas, patchcore, {method: glass, textures: ../dtd, name: GLASS with DTD}]
         seeds: [0, 1, 2]
-        vary: {patch_size: [1, 3, 5]}     # settings of the methods, every value an arm
+        vary: {patch_size: [1, 3, 5]}     # settings of the methods, every value an experiment
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -45,16 +44,20 @@ class Plan(BaseModel):
     data: tuple[Path, ...] = Field(min_length=1, description="Folders of categories, or of data sets with categories.")
     categories: tuple[str, ...] = Field((), description="Names of categories to take; empty: all that are found.")
     layout: str | None = Field(None, description="Layout of all of them; detected by default.")
-    methods: tuple[Arm, ...] = Field(min_length=1, description="What to compare, by name or with settings.")
-    presets: tuple[str, ...] = Field((), description="Presets, each an arm of every method that names none itself.")
-    backbones: tuple[str, ...] = Field((), description="Backbones, each an arm of every method that names none itself.")
-    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
-        (), description="Shares of the training images, each an arm."
+    methods: tuple[Experiment, ...] = Field(min_length=1, description="What to compare, by name or with settings.")
+    presets: tuple[str, ...] = Field(
+        (), description="Presets, each an experiment of every method that names none itself."
     )
-    vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="Settings, each value an arm.")
+    backbones: tuple[str, ...] = Field(
+        (), description="Backbones, each an experiment of every method that names none itself."
+    )
+    fractions: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (), description="Shares of the training images, each an experiment."
+    )
+    vary: dict[str, tuple[Any, ...]] = Field(default_factory=dict, description="Settings, each value an experiment.")
     textures: str | None = Field(None, description="Textures of all methods that synthesize and name none themselves.")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Seeds.")
-    parts: tuple[Part, ...] = Field(("whole",), min_length=1, description="Parts of the test split to report.")
+    parts: tuple[SplitPart, ...] = Field(("whole",), min_length=1, description="Parts of the test split to report.")
     protocol: Literal["clean", "papers"] = Field("clean", description="Rules of evaluation.")
     select: SelectionName = Field("last", description="Checkpoint of all methods that name none themselves.")
     resamples: int = Field(1000, ge=0, description="Bootstrap resamples behind the intervals.")
@@ -69,16 +72,16 @@ class Plan(BaseModel):
     def _each_one_or_several(cls, value: Any) -> Any:
         if not isinstance(value, dict):
             return value
-        return {name: given if isinstance(given, (list, tuple)) else [given] for name, given in value.items()}
+        return {name: entry if isinstance(entry, (list, tuple)) else [entry] for name, entry in value.items()}
 
     @field_validator("methods", mode="before")
     @classmethod
     def _by_name(cls, value: Any) -> Any:
         values = value if isinstance(value, (list, tuple)) else [value]
-        for one in values:
-            if isinstance(one, dict) and "method" not in one:
-                raise ValueError(f"write {{method: NAME, ...}} instead of {one}")
-        return [{"method": one} if isinstance(one, str) else one for one in values]
+        for entry in values:
+            if isinstance(entry, dict) and "method" not in entry:
+                raise ValueError(f"write {{method: NAME, ...}} instead of {entry}")
+        return [{"method": entry} if isinstance(entry, str) else entry for entry in values]
 
     @classmethod
     def from_file(cls, path: Path, changes: Mapping[str, Any] | None = None) -> Plan:
@@ -92,17 +95,15 @@ class Plan(BaseModel):
             FlawsmithError: it cannot be read, is no YAML, or a field is unknown or out of range.
         """
         try:
-            given = yaml.safe_load(path.read_text(encoding="utf-8"))
+            fields = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeError) as error:
             raise FlawsmithError(f"{path}: cannot be read ({error}); give a YAML file") from None
         except yaml.YAMLError as error:
             raise FlawsmithError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
-        if not isinstance(given, dict):
+        if not isinstance(fields, dict):
             raise FlawsmithError(f"{path}: holds no mapping; write for example `data: [parts]` and `methods: [pbas]`")
-        plan = cls.checked({**given, **(changes or {})}, source=str(path))
-        here = path.absolute().parent
-        own = set(given) - set(changes or {})
-        return plan.resolved(here, own)
+        plan = cls.checked({**fields, **(changes or {})}, source=str(path))
+        return plan.resolved(path.absolute().parent, set(fields) - set(changes or {}))
 
     @classmethod
     def checked(cls, values: Mapping[str, Any], *, source: str) -> Plan:
@@ -127,42 +128,76 @@ class Plan(BaseModel):
             changes["textures"] = _resolved_textures(self.textures, folder)
         if "methods" in fields:
             changes["methods"] = tuple(
-                arm.model_copy(update={"textures": _resolved_textures(arm.textures, folder)}) for arm in self.methods
+                experiment.model_copy(update={"textures": _resolved_textures(experiment.textures, folder)})
+                for experiment in self.methods
             )
         return self.model_copy(update=changes)
 
-    def arms(self) -> list[Arm]:
+    def experiments(self) -> list[Experiment]:
         """Every combination of methods, presets, backbones, fractions and varied settings."""
         settings = [dict(zip(self.vary, values, strict=True)) for values in itertools.product(*self.vary.values())]
-        arms = [
-            arm.model_copy(update={**preset, **backbone, **fraction, **select, "set": {**arm.set, **varied}})
-            for arm in self.methods
-            for preset in _choices(arm, "preset", self.presets)
-            for backbone in _choices(arm, "backbone", self.backbones)
-            for fraction in _choices(arm, "fraction", self.fractions)
-            for select in _choices(arm, "select", (self.select,))
+        experiments = [
+            experiment.model_copy(
+                update={**preset, **backbone, **fraction, **select, "set": {**experiment.set, **varied}}
+            )
+            for experiment in self.methods
+            for preset in _choices(experiment, "preset", self.presets)
+            for backbone in _choices(experiment, "backbone", self.backbones)
+            for fraction in _choices(experiment, "fraction", self.fractions)
+            for select in _choices(experiment, "select", (self.select,))
             for varied in settings
         ]
-        return list({arm.model_dump_json(): arm for arm in arms}.values())
+        return list({experiment.model_dump_json(): experiment for experiment in experiments}.values())
 
 
-def tasks(plan: Plan) -> list[Task]:
-    """The cells of a plan, with where their data is: seed by seed, so that an early stop leaves whole comparisons.
+class ResolvedExperiment(NamedTuple):
+    """An experiment with what the plan gives it, its whole configuration, and its backbone.
+
+    The backbone is a name or a file, None for a model that brings its own.
+    """
+
+    experiment: Experiment
+    config: dict[str, Any]
+    backbone: str | None
+
+
+def resolve(experiment: Experiment, plan: Plan) -> ResolvedExperiment:
+    """What an experiment with a method of this package comes to.
+
+    Raises:
+        FlawsmithError: no such method, preset or setting.
+    """
+    settings = check_settings({"method": experiment.method, "preset": experiment.preset, "set": dict(experiment.set)})
+    _, config = method_config(settings)
+    textures = experiment.textures if experiment.textures is not None else plan.textures
+    select = "last" if experiment.method in BASELINES else experiment.select
+    changes = {"textures": textures if config.synthesizes else None, "select": select}
+    backbone = experiment.backbone or config.default_backbone
+    return ResolvedExperiment(experiment.model_copy(update=changes), config.model_dump(mode="json"), backbone)
+
+
+def tasks(plan: Plan, *, resolve: Callable[[Experiment, Plan], ResolvedExperiment] = resolve) -> list[Task]:
+    """The runs of a plan, with where their data is: seed by seed, so that an early stop leaves whole comparisons.
+
+    Args:
+        plan: what to compare.
+        resolve: what an experiment comes to; another package's models have their own settings.
 
     Raises:
         FlawsmithError: no such data, category, method, preset or setting; two categories that are told apart by their
             folder alone.
     """
     datasets = categories_of(plan)
-    arms = [_known(arm, plan) for arm in plan.arms()]
-    prints = [dataset_fingerprint(dataset.samples) for dataset in datasets]
-    found = [
-        _task(plan, dataset, fingerprint, known, seed)
+    experiments = [resolve(experiment, plan) for experiment in plan.experiments()]
+    fingerprints = [dataset_fingerprint(dataset.samples) for dataset in datasets]
+    textures = [_texture_fingerprint(resolved.experiment.textures) for resolved in experiments]
+    planned = [
+        _task(plan, dataset, images_sha256, resolved, textures_sha256, seed)
         for seed in plan.seeds
-        for dataset, fingerprint in zip(datasets, prints, strict=True)
-        for known in arms
+        for dataset, images_sha256 in zip(datasets, fingerprints, strict=True)
+        for resolved, textures_sha256 in zip(experiments, textures, strict=True)
     ]
-    return list({task.cell.key: task for task in found}.values())
+    return list({task.run.key: task for task in planned}.values())
 
 
 def categories_of(plan: Plan) -> list[Dataset]:
@@ -172,10 +207,10 @@ def categories_of(plan: Plan) -> list[Dataset]:
         FlawsmithError: a folder holds none, or a category that was named is not there.
     """
     datasets = [dataset for folder in plan.data for dataset in _categories(folder, plan.layout, _FOLDERS_DEEP)]
-    chosen = [one for one in datasets if not plan.categories or one.category in plan.categories]
-    missing = set(plan.categories) - {one.category for one in chosen}
+    chosen = [dataset for dataset in datasets if not plan.categories or dataset.category in plan.categories]
+    missing = set(plan.categories) - {dataset.category for dataset in chosen}
     if missing:
-        names = ", ".join(sorted({one.category for one in datasets}))
+        names = ", ".join(sorted({dataset.category for dataset in datasets}))
         raise FlawsmithError(f"there is no category {min(missing)!r} in the data: there are {names}")
     for dataset in chosen:
         if not dataset.test:
@@ -190,79 +225,57 @@ def _categories(folder: Path, layout: str | None, depth: int) -> Iterator[Datase
         return
     except FlawsmithError as error:
         inner = subfolders(folder) if depth and folder.is_dir() else []
-        found = [dataset for one in inner for dataset in _categories_if_any(one, layout, depth - 1)]
-        if not found:
+        datasets = [dataset for subfolder in inner for dataset in _categories_if_any(subfolder, layout, depth - 1)]
+        if not datasets:
             raise FlawsmithError(str(error)) from None
-        yield from found
+        yield from datasets
 
 
 def _categories_if_any(folder: Path, layout: str | None, depth: int) -> list[Dataset]:
     try:
-        return [one for one in _categories(folder, layout, depth) if one.test]
+        return [dataset for dataset in _categories(folder, layout, depth) if dataset.test]
     except FlawsmithError:
         return []
 
 
-def _choices(arm: Arm, field: str, values: Sequence[Any]) -> list[dict[str, Any]]:
-    if not values or field in arm.model_fields_set:
+def _choices(experiment: Experiment, field: str, values: Sequence[Any]) -> list[dict[str, Any]]:
+    if not values or field in experiment.model_fields_set:
         return [{}]
     return [{field: value} for value in values]
 
 
-class _Known(NamedTuple):
-    """An arm with what the plan gives it, and what its result depends on."""
-
-    arm: Arm
-    config: dict[str, Any]
-    backbone: str
-    textures_sha256: str | None
-
-
-def _known(arm: Arm, plan: Plan) -> _Known:
-    if arm.peer is not None:
-        return _known_peer(arm, plan)
-    settings = check_settings({"method": arm.method, "preset": arm.preset, "set": dict(arm.set)})
-    _, config = method_config(settings)
-    textures = arm.textures if arm.textures is not None else plan.textures
-    select = "last" if arm.method in BASELINES else arm.select
-    arm = arm.model_copy(update={"textures": textures if config.synthesizes else None, "select": select})
-    name = arm.backbone or config.default_backbone
-    config_fields = config.model_dump(mode="json")
-    return _Known(arm, config_fields, _backbone_identity(name), _texture_fingerprint(arm.textures))
-
-
-def _known_peer(arm: Arm, plan: Plan) -> _Known:
-    config = peer_config(arm)
-    if arm.textures in ("self", "procedural"):
-        raise FlawsmithError(f"{arm.method} takes its textures from a folder alone, not {arm.textures!r}")
-    textures = arm.textures or (None if plan.textures in WORD_TEXTURES else plan.textures)
-    arm = plain_arm(arm, config).model_copy(update={"textures": textures if config.synthesizes else None})
-    backbone = _backbone_identity(arm.backbone or PACKAGED) if isinstance(config, BackboneConfig) else "its own"
-    return _Known(arm, config.model_dump(mode="json"), backbone, _texture_fingerprint(arm.textures))
-
-
-def _backbone_identity(name: str) -> str:
+def _backbone_identity(name: str | None) -> str:
     """A name as it is; a file by its own name and content."""
+    if name is None:
+        return "its own"
     file = users_file(name)
     return name if file is None else f"{name.partition('@')[0] if '@' in name else ''}@{content_hash(file)}"
 
 
-def _task(plan: Plan, dataset: Dataset, fingerprint: str, known: _Known, seed: int) -> Task:
-    arm = known.arm
-    cell = Cell(
-        arm=arm.model_copy(update={"textures": _texture_name(arm.textures)}),
+def _task(
+    plan: Plan,
+    dataset: Dataset,
+    images_sha256: str,
+    resolved: ResolvedExperiment,
+    textures_sha256: str | None,
+    seed: int,
+) -> Task:
+    experiment = resolved.experiment
+    run = BenchmarkRun(
+        experiment=experiment.model_copy(update={"textures": _texture_name(experiment.textures)}),
         seed=seed,
         dataset=dataset.dataset,
         category=dataset.category,
-        images_sha256=fingerprint,
-        textures_sha256=known.textures_sha256,
-        config=known.config,
-        backbone=known.backbone,
+        images_sha256=images_sha256,
+        textures_sha256=textures_sha256,
+        config=resolved.config,
+        backbone=_backbone_identity(resolved.backbone),
         protocol=plan.protocol,
         parts=plan.parts,
         resamples=plan.resamples,
     )
-    return Task(cell=cell, data=dataset.root, layout=plan.layout, textures=arm.textures, backbone=arm.backbone)
+    places = {"data": dataset.root, "textures": experiment.textures, "backbone": experiment.backbone}
+    return Task(run=run, layout=plan.layout, **places)
 
 
 def _texture_name(textures: str | None) -> str | None:

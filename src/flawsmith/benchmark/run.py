@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from flawsmith.benchmark.cell import CellResult, ResultStore, Task
 from flawsmith.benchmark.executors import Executor, LocalExecutor
-from flawsmith.benchmark.peers.driver import check_environment
+from flawsmith.benchmark.experiment import ResultStore, RunResult, Task
 from flawsmith.benchmark.plan import Plan, tasks
 from flawsmith.benchmark.tables import write_tables
 
@@ -19,18 +18,18 @@ class BenchmarkResult:
     """What a benchmark leaves behind.
 
     Attributes:
-        results: every cell of the plan, in its order; failed ones too.
+        results: every run of the plan, in its order; failed ones too.
         computed: how many of them were computed now; the others had been finished before.
         files: the tables, by name of the format.
     """
 
-    results: list[CellResult]
+    results: list[RunResult]
     computed: int
     files: dict[str, Path]
 
     @property
-    def failed(self) -> list[CellResult]:
-        return [one for one in self.results if not one.finished]
+    def failed(self) -> list[RunResult]:
+        return [result for result in self.results if not result.finished]
 
 
 def run_benchmark(
@@ -40,54 +39,62 @@ def run_benchmark(
     executor: Executor | None = None,
     jobs: int = 1,
     memory_bytes: int | None = None,
-    peer_python: Path | None = None,
     keep_models: bool = False,
     fresh: bool = False,
-    started: Callable[[int, int], object] = lambda total, pending: None,
-    done: Callable[[CellResult], object] = lambda result: None,
+    on_start: Callable[[int, int], object] = lambda total, pending: None,
+    on_result: Callable[[RunResult], object] = lambda result: None,
 ) -> BenchmarkResult:
-    """Compute the cells of a plan that are not finished yet, and write the tables of all.
+    """Compute the runs of a plan that are not finished yet, and write the tables of all.
 
-    A cell is finished when a result with the same key is in the folder; anything that changes the result (settings, the
-    content of the images, seed, rules) changes the key. A failed cell is recorded, the rest goes on, and it is tried
+    A run is finished when a result with the same key is in the folder; anything that changes the result (settings, the
+    content of the images, seed, rules) changes the key. A failed run is recorded, the rest goes on, and it is tried
     again the next time. Results are kept as they come: an interrupted benchmark goes on where it was.
 
     Args:
         plan: what to compare.
         out: the benchmark's folder.
-        executor: where cells are computed; by default in processes on this machine.
-        jobs: cells at a time on this machine, which share its cores; an executor that is given knows its own.
-        memory_bytes: anonymous memory at which a cell is stopped; by default an even share of nine tenths of it all.
-        peer_python: interpreter of the environment where the peer's models run.
-        keep_models: keep the model file of every cell.
-        fresh: compute all cells, finished ones too.
-        started: told the number of cells and of those to compute.
-        done: told of each cell that was computed.
+        executor: where runs are computed; by default in processes on this machine.
+        jobs: runs at a time on this machine, which share its cores; an executor that is given knows its own.
+        memory_bytes: anonymous memory at which a run is stopped; by default an even share of nine tenths of it all.
+        keep_models: keep the model file of every run.
+        fresh: compute all runs, finished ones too.
+        on_start: called with the number of runs and of those to compute.
+        on_result: called with each run that was computed.
 
     Raises:
-        FlawsmithError: data or settings that cannot be used, a folder that cannot be written, or an environment where
-            the peer's models cannot be run.
+        FlawsmithError: data or settings that cannot be used, or a folder that cannot be written.
     """
+    executor = executor or LocalExecutor(jobs)
+    changes = {"memory_bytes": memory_bytes, "keep_model": keep_models}
+    planned = [task.model_copy(update=changes) for task in tasks(plan)]
+    return run_tasks(planned, out, executor=executor, fresh=fresh, on_start=on_start, on_result=on_result)
+
+
+def run_tasks(
+    planned: Sequence[Task],
+    out: Path,
+    *,
+    executor: Executor,
+    fresh: bool = False,
+    on_start: Callable[[int, int], object] = lambda total, pending: None,
+    on_result: Callable[[RunResult], object] = lambda result: None,
+) -> BenchmarkResult:
+    """:func:`run_benchmark` of tasks that are planned already; takes the same arguments and raises the same."""
     store = ResultStore(out)
-    # A virtual environment's interpreter is a link, and is itself only under that name: it must not be resolved.
-    python = None if peer_python is None else peer_python.expanduser().absolute()
-    given = {"memory_bytes": memory_bytes, "peer_python": python, "keep_model": keep_models}
     with store.claimed():
-        wanted = [task.model_copy(update=given) for task in tasks(plan)]
-        pending = [task for task in wanted if fresh or store.result(task.cell) is None]
-        check_environment(pending)
-        started(len(wanted), len(pending))
-        failed: dict[str, CellResult] = {}
-        with closing((executor or LocalExecutor(jobs)).run(pending)) as computed:
+        pending = [task for task in planned if fresh or store.result(task.run) is None]
+        on_start(len(planned), len(pending))
+        failed: dict[str, RunResult] = {}
+        with closing(executor.run(pending)) as computed:
             for task, files in computed:
-                result = store.save(task.cell, files)
+                result = store.save(task.run, files)
                 if not result.finished:
-                    failed[task.cell.key] = result
-                done(result)
-        results = [_named(store.result(task.cell) or failed[task.cell.key], task) for task in wanted]
+                    failed[task.run.key] = result
+                on_result(result)
+        results = [_named(store.result(task.run) or failed[task.run.key], task) for task in planned]
         return BenchmarkResult(results, len(pending), write_tables(results, out))
 
 
-def _named(result: CellResult, task: Task) -> CellResult:
-    """The result under the name that this plan gives the arm."""
-    return result.model_copy(update={"cell": task.cell})
+def _named(result: RunResult, task: Task) -> RunResult:
+    """The result under the name that this plan gives the experiment."""
+    return result.model_copy(update={"run": task.run})

@@ -12,20 +12,32 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
+from markupsafe import Markup
 from tabulate import tabulate
 
-from flawsmith.benchmark.cell import PARTS, CellResult, Part
-from flawsmith.benchmark.published import dataset_key, protocol_notes, published
+from flawsmith.benchmark.experiment import PARTS, RunResult, SplitPart
+from flawsmith.benchmark.published import protocol_notes, published
 from flawsmith.metrics.results import LABELS, LOCO_LABELS, Evaluation
-from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.report.style import page_style
 from flawsmith.runtime.files import replacing
 
 FIGURES = (*LABELS, *LOCO_LABELS)
 
 
-def tidy_csv(results: Sequence[CellResult]) -> str:
-    """One row a cell and part of the test set; what is unknown is empty."""
-    identity = ("key", "dataset", "category", "arm", "method", "preset", "backbone", "fraction", "set", "textures")
+def tidy_csv(results: Sequence[RunResult]) -> str:
+    """One row a run and part of the test set; what is unknown is empty."""
+    identity = (
+        "key",
+        "dataset",
+        "category",
+        "experiment",
+        "method",
+        "preset",
+        "backbone",
+        "fraction",
+        "set",
+        "textures",
+    )
     costs = list(type(results[0].costs).model_fields) if results else []
     sizes = ("n_train", "n_calibration", "n_good", "n_flawed")
     heads = [
@@ -46,26 +58,26 @@ def tidy_csv(results: Sequence[CellResult]) -> str:
     rows = csv.DictWriter(text, heads, lineterminator="\n")
     rows.writeheader()
     for result in results:
-        for part, evaluation in result.evaluations.items() or [(result.cell.parts[0], None)]:
+        for part, evaluation in result.evaluations.items() or [(result.run.parts[0], None)]:
             rows.writerow(_tidy_row(result, part, evaluation))
     return text.getvalue()
 
 
-def _tidy_row(result: CellResult, part: Part, evaluation: Evaluation | None) -> dict[str, Any]:
-    cell, arm = result.cell, result.cell.arm
+def _tidy_row(result: RunResult, part: SplitPart, evaluation: Evaluation | None) -> dict[str, Any]:
+    run, experiment = result.run, result.run.experiment
     row: dict[str, Any] = {
-        "key": cell.key,
-        "dataset": cell.dataset,
-        "category": cell.category,
-        "arm": arm.title,
-        "method": arm.method,
-        "preset": arm.preset,
-        "backbone": cell.backbone,
-        "fraction": arm.fraction,
-        "set": json.dumps(arm.set, sort_keys=True),
-        "textures": arm.textures,
-        "seed": cell.seed,
-        "protocol": cell.protocol,
+        "key": run.key,
+        "dataset": run.dataset,
+        "category": run.category,
+        "experiment": experiment.title,
+        "method": experiment.method,
+        "preset": experiment.preset,
+        "backbone": run.backbone,
+        "fraction": experiment.fraction,
+        "set": json.dumps(experiment.set, sort_keys=True),
+        "textures": experiment.textures,
+        "seed": run.seed,
+        "protocol": run.protocol,
         "part": part,
         "stamps": "" if evaluation is None else "; ".join(evaluation.stamps),
         "status": result.status,
@@ -94,7 +106,7 @@ class Table:
     Attributes:
         title: its heading.
         heads: names of the columns.
-        rows: cells as text, as many as heads.
+        rows: texts, as many as heads.
         notes: what a reader has to know of it, a sentence or two each.
     """
 
@@ -109,22 +121,25 @@ class Table:
         return tabulate(self.rows, self.heads, tablefmt=style, disable_numparse=True, colalign=align[: len(self.heads)])
 
 
-def tables(results: Sequence[CellResult]) -> list[Table]:
-    """All tables of a benchmark: over all categories, category by category, and cell by cell."""
-    found: list[Table] = []
+def tables(results: Sequence[RunResult]) -> list[Table]:
+    """All tables of a benchmark: over all categories, category by category, and run by run."""
+    made: list[Table] = []
     for part in _parts(results):
         words = PARTS[part]
-        found += [_overall(results, part, words), _by_category(results, part, words)]
-    found.append(_cells(results))
-    found += beside_the_papers(results)
-    failed = [one for one in results if not one.finished]
+        made += [_overall(results, part, words), _by_category(results, part, words)]
+    made.append(_every_run(results))
+    made += beside_the_papers(results)
+    failed = [result for result in results if not result.finished]
     if failed:
-        rows = [(one.cell.category, one.cell.arm.title, str(one.cell.seed), one.error or "") for one in failed]
-        found.append(Table("Cells that failed", ("category", "arm", "seed", "why"), rows))
-    return found
+        rows = [
+            (result.run.category, result.run.experiment.title, str(result.run.seed), result.error or "")
+            for result in failed
+        ]
+        made.append(Table("Runs that failed", ("category", "experiment", "seed", "why"), rows))
+    return made
 
 
-def write_tables(results: Sequence[CellResult], out: Path) -> dict[str, Path]:
+def write_tables(results: Sequence[RunResult], out: Path) -> dict[str, Path]:
     """Write ``results.csv``, ``results.md``, ``results.tex`` and ``results.html`` into a folder.
 
     Raises:
@@ -167,85 +182,90 @@ def html(made: Iterable[Table], notes: Sequence[str]) -> str:
     """The tables as one offline page."""
     loader = jinja2.PackageLoader("flawsmith", "benchmark")
     template = jinja2.Environment(loader=loader, autoescape=True).get_template("results.html.j2")
-    return template.render(tables=list(made), notes=notes)
+    return template.render(tables=list(made), notes=notes, style=Markup(page_style()))
 
 
-def describe(results: Sequence[CellResult]) -> list[str]:
+def describe(results: Sequence[RunResult]) -> list[str]:
     """What a reader has to know of all tables: rules, seeds, machine and versions."""
-    finished = [one for one in results if one.finished]
+    finished = [result for result in results if result.finished]
     if not finished:
-        return ["No cell has finished."]
-    protocols = sorted({one.cell.protocol for one in finished})
-    seeds = sorted({one.cell.seed for one in finished})
+        return ["No run has finished."]
+    protocols = sorted({result.run.protocol for result in finished})
+    seeds = sorted({result.run.seed for result in finished})
     notes = [
         f"Protocol `{'`, `'.join(protocols)}`; seeds {', '.join(map(str, seeds))}; mean ± standard deviation. "
         "Training time is the wall time of a fresh process with an empty feature cache, from the files to the written "
         "model; latency is from file to verdict and map, one image at a time."
     ]
-    peers = sorted({peer for one in finished if (peer := one.cell.arm.peer) is not None})
-    if peers:
-        notes.append(
-            f"Models of {', '.join(peers)} ran in an environment of their own, on the same images, split and backbone "
-            "weights; their limits and figures were computed here, by the same rules."
-        )
-    stamps = dict.fromkeys(stamp for one in finished for found in one.evaluations.values() for stamp in found.stamps)
+    stamps = dict.fromkeys(
+        stamp for result in finished for evaluation in result.evaluations.values() for stamp in evaluation.stamps
+    )
     notes = [*stamps, *notes]
-    company = sorted({one.costs.jobs for one in finished})
+    company = sorted({result.costs.jobs for result in finished})
     if company != [1]:
-        notes.append(f"Up to {company[-1]} cells shared the machine: times are longer than alone.")
-    machines = sorted({one.machine for one in finished if one.machine})
-    versions = sorted({", ".join(f"{k} {v}" for k, v in one.versions.items()) for one in finished})
+        notes.append(f"Up to {company[-1]} runs shared the machine: times are longer than alone.")
+    machines = sorted({result.machine for result in finished if result.machine})
+    versions = sorted({", ".join(f"{k} {v}" for k, v in result.versions.items()) for result in finished})
     notes += [f"Measured on {'; '.join(machines)}; {' / '.join(versions)}."] if machines else []
     return notes
 
 
-def _overall(results: Sequence[CellResult], part: Part, words: str) -> Table:
-    """A row an arm: means over categories, then over seeds."""
+def _overall(results: Sequence[RunResult], part: SplitPart, words: str) -> Table:
+    """A row an experiment: means over categories, then over seeds."""
     shown = _shown(results, part)
     rows = []
-    for arm, own in _grouped(results, lambda one: one.cell.arm.title).items():
-        finished = [one for one in own if part in one.evaluations]
+    for experiment, group in _grouped(results, lambda result: result.run.experiment.title).items():
+        finished = [result for result in group if part in result.evaluations]
         figures = [_mean_and_spread(_seed_means(finished, part, name)) for name in shown]
-        rows.append((arm, f"{len(finished)} of {len(own)}", *figures, *_costs(finished)))
-    heads = ("arm", "cells", *(_NAMES[name] for name in shown), *_COST_HEADS)
-    categories = ", ".join(dict.fromkeys(one.cell.category for one in results))
+        rows.append((experiment, f"{len(finished)} of {len(group)}", *figures, *_costs(finished)))
+    heads = ("experiment", "runs", *(_NAMES[name] for name in shown), *_COST_HEADS)
+    categories = ", ".join(dict.fromkeys(result.run.category for result in results))
     return Table(f"Mean over categories, {words}", heads, rows, (f"Categories: {categories}.",))
 
 
-def _by_category(results: Sequence[CellResult], part: Part, words: str) -> Table:
-    """A row a category and arm."""
+def _by_category(results: Sequence[RunResult], part: SplitPart, words: str) -> Table:
+    """A row a category and experiment."""
     shown = (*_shown(results, part), *RATES)
     rows = []
-    for category, cells in _grouped(results, _category).items():
-        for arm, own in _grouped(cells, lambda one: one.cell.arm.title).items():
-            finished = [one for one in own if part in one.evaluations]
+    for category, runs in _grouped(results, _category).items():
+        for experiment, group in _grouped(runs, lambda result: result.run.experiment.title).items():
+            finished = [result for result in group if part in result.evaluations]
             figures = [_mean_and_spread([getattr(e.evaluations[part], name) for e in finished]) for name in shown]
-            rows.append((category, arm, str(len(finished)), *figures, *_costs(finished)))
-    heads = ("category", "arm", "seeds", *(_NAMES[name] for name in shown), *_COST_HEADS)
+            rows.append((category, experiment, str(len(finished)), *figures, *_costs(finished)))
+    heads = ("category", "experiment", "seeds", *(_NAMES[name] for name in shown), *_COST_HEADS)
     return Table(f"By category, {words}", heads, rows)
 
 
-def _cells(results: Sequence[CellResult]) -> Table:
-    """A row a cell, with the bootstrap interval of its image AUROC."""
+def _every_run(results: Sequence[RunResult]) -> Table:
+    """A row a run, with the bootstrap interval of its image AUROC."""
     rows = []
     for result in results:
         part = next(iter(result.evaluations), None)
         if part is None:
             continue
-        found = result.evaluations[part]
-        low, high = found.intervals.get("image_auroc", (None, None))
+        evaluation = result.evaluations[part]
+        low, high = evaluation.intervals.get("image_auroc", (None, None))
         interval = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
-        figures = [_number(getattr(found, name)) for name in ("pixel_auroc", "aupro", *RATES)]
-        counts = (f"{result.n_train or NOTHING}", f"{found.n_good} / {found.n_flawed}")
-        head = (_category(result), result.cell.arm.title, str(result.cell.seed), *counts)
-        rows.append((*head, f"{_number(found.image_auroc)}{interval}", *figures, *_costs([result])))
+        figures = [_number(getattr(evaluation, name)) for name in ("pixel_auroc", "aupro", *RATES)]
+        counts = (f"{result.n_train or NOTHING}", f"{evaluation.n_good} / {evaluation.n_flawed}")
+        head = (_category(result), result.run.experiment.title, str(result.run.seed), *counts)
+        rows.append((*head, f"{_number(evaluation.image_auroc)}{interval}", *figures, *_costs([result])))
     names = (_NAMES[name] for name in ("pixel_auroc", "aupro", *RATES))
-    heads = ("category", "arm", "seed", "learned from", "good / flawed", "image AUROC (95 %)", *names, *_COST_HEADS)
+    heads = (
+        "category",
+        "experiment",
+        "seed",
+        "learned from",
+        "good / flawed",
+        "image AUROC (95 %)",
+        *names,
+        *_COST_HEADS,
+    )
     first = _parts(results)[:1]
-    return Table(f"Every cell, {PARTS[first[0]] if first else 'none finished'}", heads, rows)
+    return Table(f"Every run, {PARTS[first[0]] if first else 'none finished'}", heads, rows)
 
 
-def beside_the_papers(results: Sequence[CellResult]) -> list[Table]:
+def beside_the_papers(results: Sequence[RunResult]) -> list[Table]:
     """What the papers print of the same methods and categories, a row a published variant; none where none is known.
 
     Their rules are not ours: the notes say how each paper measures.
@@ -253,17 +273,17 @@ def beside_the_papers(results: Sequence[CellResult]) -> list[Table]:
     parts = _parts(results)
     rows: list[tuple[str, ...]] = []
     notes: dict[str, None] = {}
-    for category, cells in _grouped(results, _category).items():
-        for arm, own in _grouped(cells, lambda one: one.cell.arm.title).items():
-            finished = [one for one in own if parts and parts[0] in one.evaluations]
-            printed = _printed(own[0])
+    for category, runs in _grouped(results, _category).items():
+        for experiment, group in _grouped(runs, lambda result: result.run.experiment.title).items():
+            finished = [result for result in group if parts and parts[0] in result.evaluations]
+            printed = _printed(group[0])
             if not finished or not printed:
                 continue
             means = [_mean_and_spread([getattr(e.evaluations[parts[0]], name) for e in finished]) for name in SHOWN]
-            rows.append((category, f"{arm}, here", *means, ""))
+            rows.append((category, f"{experiment}, here", *means, ""))
             for (label, source), values in printed.items():
                 rows.append((category, label, *(_percent_digits(values.get(name)) for name in SHOWN), source))
-            notes |= dict.fromkeys(protocol_notes(own[0].cell.arm.method, dataset=own[0].cell.dataset))
+            notes |= dict.fromkeys(protocol_notes(group[0].run.experiment.method, dataset=group[0].run.dataset))
     if not rows:
         return []
     heads = ("category", "method", *(_NAMES[name] for name in SHOWN), "printed in")
@@ -271,65 +291,58 @@ def beside_the_papers(results: Sequence[CellResult]) -> list[Table]:
     return [Table("Beside the papers", heads, rows, (caution, *notes))]
 
 
-def _printed(result: CellResult) -> dict[tuple[str, str], dict[str, float]]:
+def _printed(result: RunResult) -> dict[tuple[str, str], dict[str, float]]:
     """Published figures of the result's method and category, by label and source."""
-    dataset, category, method = result.cell.dataset, result.cell.category, result.cell.arm.method
-    found: dict[tuple[str, str], dict[str, float]] = {}
-    if dataset_key(dataset) is None:
-        return found
+    figures: dict[tuple[str, str], dict[str, float]] = {}
     for name in SHOWN:
-        try:
-            figures = published(dataset, category, method, name)
-        except FlawsmithError:  # a category of the user's own beside those of the data set
-            continue
-        for figure in figures:
-            source = f"{figure.reference.split(',')[0]}, {figure.source}"
-            found.setdefault((figure.label, source), {})[name] = figure.value
-    return found
+        for figure in published(result.run.dataset, result.run.category, result.run.experiment.method, name):
+            source = f"{figure.reference}, {figure.table}"
+            figures.setdefault((figure.label, source), {})[name] = figure.value
+    return figures
 
 
 _COST_HEADS = ("training, s", "p50, ms", "p95, ms", "memory, GB", "model, MB")
 
 
-def _costs(results: Sequence[CellResult]) -> tuple[str, ...]:
+def _costs(results: Sequence[RunResult]) -> tuple[str, ...]:
     """Mean training time and latencies, the largest memory, the mean size of the model."""
-    costs = [one.costs for one in results]
+    costs = [result.costs for result in results]
     return (
-        _mean([one.train_seconds for one in costs], "{:.0f}"),
-        _mean([one.latency_p50_ms for one in costs], "{:.1f}"),
-        _mean([one.latency_p95_ms for one in costs], "{:.1f}"),
-        _mean([max((one.peak_bytes or 0 for one in costs), default=0) / 1e9 or None], "{:.2f}"),
-        _mean([None if one.model_bytes is None else one.model_bytes / 1e6 for one in costs], "{:.1f}"),
+        _mean([cost.train_seconds for cost in costs], "{:.0f}"),
+        _mean([cost.latency_p50_ms for cost in costs], "{:.1f}"),
+        _mean([cost.latency_p95_ms for cost in costs], "{:.1f}"),
+        _mean([max((cost.peak_bytes or 0 for cost in costs), default=0) / 1e9 or None], "{:.2f}"),
+        _mean([None if cost.model_bytes is None else cost.model_bytes / 1e6 for cost in costs], "{:.1f}"),
     )
 
 
-def _seed_means(results: Sequence[CellResult], part: Part, name: str) -> list[float | None]:
+def _seed_means(results: Sequence[RunResult], part: SplitPart, name: str) -> list[float | None]:
     """The mean over categories of every seed, where it has a figure."""
     means: list[float | None] = []
-    for cells in _grouped(results, lambda one: str(one.cell.seed)).values():
-        known = [value for one in cells if (value := getattr(one.evaluations[part], name)) is not None]
+    for runs in _grouped(results, lambda result: str(result.run.seed)).values():
+        known = [value for result in runs if (value := getattr(result.evaluations[part], name)) is not None]
         means.append(statistics.mean(known) if known else None)
     return means
 
 
-def _parts(results: Sequence[CellResult]) -> list[Part]:
-    return list(dict.fromkeys(part for one in results for part in one.evaluations))
+def _parts(results: Sequence[RunResult]) -> list[SplitPart]:
+    return list(dict.fromkeys(part for result in results for part in result.evaluations))
 
 
-def _shown(results: Sequence[CellResult], part: Part) -> list[str]:
-    evaluations = [one.evaluations[part] for one in results if part in one.evaluations]
-    return [name for name in SHOWN if any(getattr(one, name) is not None for one in evaluations)]
+def _shown(results: Sequence[RunResult], part: SplitPart) -> list[str]:
+    evaluations = [result.evaluations[part] for result in results if part in result.evaluations]
+    return [name for name in SHOWN if any(getattr(evaluation, name) is not None for evaluation in evaluations)]
 
 
-def _grouped(results: Iterable[CellResult], key: Callable[[CellResult], str]) -> dict[str, list[CellResult]]:
-    found: dict[str, list[CellResult]] = {}
+def _grouped(results: Iterable[RunResult], key: Callable[[RunResult], str]) -> dict[str, list[RunResult]]:
+    groups: dict[str, list[RunResult]] = {}
     for result in results:
-        found.setdefault(key(result), []).append(result)
-    return found
+        groups.setdefault(key(result), []).append(result)
+    return groups
 
 
-def _category(result: CellResult) -> str:
-    return f"{result.cell.dataset}/{result.cell.category}"
+def _category(result: RunResult) -> str:
+    return f"{result.run.dataset}/{result.run.category}"
 
 
 def _mean_and_spread(values: Sequence[float | None]) -> str:

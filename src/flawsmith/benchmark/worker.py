@@ -1,6 +1,7 @@
-"""What a cell's own process does: train, inspect, measure, and leave the result beside the task.
+"""What a run's own process does: train, inspect, measure, and leave the result beside the task.
 
-Called as ``python -m flawsmith.benchmark.worker FOLDER`` with ``FOLDER/task.json``.
+Called as ``python -m flawsmith.benchmark.worker FOLDER`` with ``FOLDER/task.json``. Models of another package are
+measured by a script of their own, which calls :func:`serve` with its own way to train.
 """
 
 from __future__ import annotations
@@ -9,32 +10,32 @@ import csv
 import shutil
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from flawsmith.benchmark.cell import (
+from flawsmith.benchmark.executors import TASK
+from flawsmith.benchmark.experiment import (
     MODEL,
     RESULT,
     SCORES,
     TIMED_IMAGES,
     WARM_UP_IMAGES,
-    Cell,
-    CellResult,
-    Contender,
+    BenchmarkRun,
     Costs,
     Latency,
-    Part,
+    ModelUnderTest,
+    RunResult,
+    SplitPart,
     Task,
 )
-from flawsmith.benchmark.executors import TASK
 from flawsmith.data.layouts import load
 from flawsmith.data.loco import saturation_of
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import half
-from flawsmith.metrics.collect import Evidence
+from flawsmith.metrics.collect import EvaluationState
 from flawsmith.metrics.protocol import choose_protocol
 from flawsmith.metrics.results import Evaluation
 from flawsmith.metrics.summary import summarise
@@ -48,56 +49,14 @@ if TYPE_CHECKING:
     from flawsmith.pipeline.train import TrainResult
 
 
-def run_task(task: Task, scratch: Path) -> CellResult:
-    """Train and evaluate one cell.
+def train_method(task: Task, samples: tuple[Sample, ...], scratch: Path) -> ModelUnderTest:
+    """Train a method of this package.
 
     Args:
-        task: the cell and where its data is.
-        scratch: the folder of the result; ``scores.csv`` and, if asked for, ``model.flaw`` are written there too.
-
-    Raises:
-        FlawsmithError: data or settings that cannot be used.
+        task: the run and where its data is.
+        samples: the test images.
+        scratch: the folder of the result; the run folder is made there, and ``model.flaw`` if it is to be kept.
     """
-    cell = task.cell
-    dataset = load(task.data, task.layout)
-    samples = test_samples(dataset)
-    contender = _contender(task, dataset, samples, scratch)
-    sides = {str(sample.image): half(sample) for sample in samples}
-    start = time.perf_counter()
-    evaluations, evidence = _evaluations(cell, contender.inspector, dataset, samples, sides)
-    evaluate_seconds = contender.inspect_seconds + time.perf_counter() - start
-    _write_scores(scratch / SCORES, dataset, evidence, sides)
-    p50, p95 = contender.latency()
-    return CellResult(
-        cell=cell,
-        status="finished",
-        evaluations=evaluations,
-        n_train=contender.n_train,
-        n_calibration=contender.n_calibration,
-        costs=Costs(
-            train_seconds=round(contender.train_seconds, 3),
-            evaluate_seconds=round(evaluate_seconds, 3),
-            latency_p50_ms=p50,
-            latency_p95_ms=p95,
-            model_bytes=contender.model_bytes,
-        ),
-        versions=dict(contender.versions),
-        machine=machine(),
-    )
-
-
-def _contender(task: Task, dataset: Dataset, samples: tuple[Sample, ...], scratch: Path) -> Contender:
-    if task.cell.arm.peer is None:
-        return _own(task, samples, scratch)
-    from flawsmith.benchmark.peers.driver import train_peer
-
-    folder = scratch / "peer"  # its maps are read until the cell has ended, and go with the scratch folder
-    folder.mkdir()
-    return train_peer(task, dataset, samples, folder)
-
-
-def _own(task: Task, samples: tuple[Sample, ...], scratch: Path) -> Contender:
-    """A method of this package, trained."""
     start = time.perf_counter()
     trained = _train(task, scratch / "run")
     train_seconds = time.perf_counter() - start
@@ -105,7 +64,7 @@ def _own(task: Task, samples: tuple[Sample, ...], scratch: Path) -> Contender:
         shutil.copyfile(trained.model, scratch / MODEL)
     inspector = Inspector.load(trained.model)
     training = trained.bundle.spec.training
-    return Contender(
+    return ModelUnderTest(
         inspector=inspector,
         latency=lambda: _latency(inspector, [sample.image for sample in samples]),
         n_train=training.n_train,
@@ -117,46 +76,88 @@ def _own(task: Task, samples: tuple[Sample, ...], scratch: Path) -> Contender:
     )
 
 
+Train = Callable[[Task, tuple[Sample, ...], Path], ModelUnderTest]
+
+
+def run_task(task: Task, scratch: Path, *, train: Train = train_method) -> RunResult:
+    """Train and evaluate one run.
+
+    Args:
+        task: the run and where its data is.
+        scratch: the folder of the result; ``scores.csv`` and, if asked for, ``model.flaw`` are written there too.
+        train: gives the trained model for the task, its test images and the folder.
+
+    Raises:
+        FlawsmithError: data or settings that cannot be used.
+    """
+    run = task.run
+    dataset = load(task.data, task.layout)
+    samples = test_samples(dataset)
+    model = train(task, samples, scratch)
+    sides = {str(sample.image): half(sample) for sample in samples}
+    start = time.perf_counter()
+    evaluations, evidence = _evaluations(run, model.inspector, dataset, samples, sides)
+    evaluate_seconds = model.inspect_seconds + time.perf_counter() - start
+    _write_scores(scratch / SCORES, dataset, evidence, sides)
+    p50, p95 = model.latency()
+    return RunResult(
+        run=run,
+        status="finished",
+        evaluations=evaluations,
+        n_train=model.n_train,
+        n_calibration=model.n_calibration,
+        costs=Costs(
+            train_seconds=round(model.train_seconds, 3),
+            evaluate_seconds=round(evaluate_seconds, 3),
+            latency_p50_ms=p50,
+            latency_p95_ms=p95,
+            model_bytes=model.model_bytes,
+        ),
+        versions=dict(model.versions),
+        machine=machine(),
+    )
+
+
 def _train(task: Task, out: Path) -> TrainResult:
     from flawsmith.pipeline.train import train
 
-    arm = task.cell.arm
+    experiment = task.run.experiment
     return train(
         task.data,
         out=out,
         quiet=True,
         baseline="none",
-        method=arm.method,
-        preset=arm.preset,
+        method=experiment.method,
+        preset=experiment.preset,
         backbone=task.backbone,
-        seed=task.cell.seed,
-        set=dict(arm.set),
+        seed=task.run.seed,
+        set=dict(experiment.set),
         textures=task.textures,
-        select=arm.select,
-        engine=arm.engine,
-        precision=arm.precision,
-        fraction=arm.fraction,
+        select=experiment.select,
+        engine=experiment.engine,
+        precision=experiment.precision,
+        fraction=experiment.fraction,
         layout=task.layout,
     )
 
 
 def _evaluations(
-    cell: Cell, inspector: Inspects, dataset: Dataset, samples: tuple[Sample, ...], sides: Mapping[str, str]
-) -> tuple[dict[Part, Evaluation], Evidence]:
+    run: BenchmarkRun, inspector: Inspects, dataset: Dataset, samples: tuple[Sample, ...], sides: Mapping[str, str]
+) -> tuple[dict[SplitPart, Evaluation], EvaluationState]:
     """The figures of every part asked for, and the evidence of the whole test set.
 
     The images are inspected once a part: maps are never held, and exact pixel figures need all of a part's.
     """
-    evaluations: dict[Part, Evaluation] = {}
+    evaluations: dict[SplitPart, Evaluation] = {}
     saturation = saturation_of(dataset)
-    rules = choose_protocol(cell.protocol, method=cell.arm.method, layout=dataset.layout)
+    rules = choose_protocol(run.protocol, method=run.experiment.method, layout=dataset.layout)
     whole = collect(inspector, samples, saturation=saturation, protocol=rules)
-    for part in cell.parts:
+    for part in run.parts:
         chosen = [sample for sample in samples if part in ("whole", sides[str(sample.image)])]
         if not chosen:
             raise FlawsmithError(f"{dataset.root}: {part} of the test split holds no image; report the whole alone")
         evidence = whole if part == "whole" else collect(inspector, chosen, saturation=saturation, protocol=rules)
-        evaluations[part] = summarise(evidence, selection=cell.arm.select, n_resamples=cell.resamples)
+        evaluations[part] = summarise(evidence, selection=run.experiment.select, n_resamples=run.resamples)
     return evaluations, whole
 
 
@@ -172,7 +173,7 @@ def _latency(inspector: Inspector, images: list[Path]) -> Latency:
     return round(1000 * float(p50), 3), round(1000 * float(p95), 3)
 
 
-def _write_scores(path: Path, dataset: Dataset, evidence: Evidence, sides: Mapping[str, str]) -> None:
+def _write_scores(path: Path, dataset: Dataset, evidence: EvaluationState, sides: Mapping[str, str]) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
         rows.writerow(("image", "label", "defect", "half", "score", "verdict"))
@@ -184,12 +185,15 @@ def _write_scores(path: Path, dataset: Dataset, evidence: Evidence, sides: Mappi
             rows.writerow((name, label, printable(defect), sides[image], repr(float(score)), verdict))
 
 
-def main() -> int:
-    """Compute the task of the folder given on the command line; a user's mistake is one line on stderr."""
-    scratch = Path(sys.argv[1])
+def serve(scratch: Path, *, train: Train = train_method) -> int:
+    """Compute the task in a folder and leave the result there; a user's mistake is one line on stderr.
+
+    Returns:
+        The exit code of the process.
+    """
     task = Task.model_validate_json((scratch / TASK).read_bytes())
     try:
-        result = run_task(task, scratch)
+        result = run_task(task, scratch, train=train)
     except FlawsmithError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
@@ -198,4 +202,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(serve(Path(sys.argv[1])))

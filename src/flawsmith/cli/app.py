@@ -109,9 +109,9 @@ def error_boundary(*, tier: Tier | None = None, interrupted: str = "interrupted"
         package = (error.name or "").partition(".")[0]
         if tier is None or package not in _EVAL_PACKAGES | _TRAIN_PACKAGES | _BENCHMARK_PACKAGES:
             raise
-        wanted = "train" if package in _TRAIN_PACKAGES and tier == "eval" else tier
+        needed = "train" if package in _TRAIN_PACKAGES and tier == "eval" else tier
         raise FlawsmithError(
-            f"this command needs {package}, which is not installed: run `pip install flawsmith[{wanted}]`"
+            f"this command needs {package}, which is not installed: run `pip install flawsmith[{needed}]`"
         ) from error
     except KeyboardInterrupt:
         print_err(interrupted)

@@ -23,8 +23,8 @@ from flawsmith.cli.app import (
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
-    from flawsmith.benchmark.cell import CellResult
     from flawsmith.benchmark.executors import Executor
+    from flawsmith.benchmark.experiment import RunResult
     from flawsmith.benchmark.plan import Plan
     from flawsmith.benchmark.run import BenchmarkResult
 
@@ -73,26 +73,22 @@ def benchmark(
     out: Annotated[Path, typer.Option(help="The benchmark's folder; what is finished there is not computed again.")] = (
         Path("benchmark")
     ),
-    jobs: Annotated[int, typer.Option(min=1, help="Cells at a time, which share the cores; with --ray on a node.")] = 1,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, which share the cores; with --ray on a node.")] = 1,
     ray: Ray = None,
     memory: Annotated[
         float | None,
-        typer.Option(min=0.1, help="GB of memory at which a cell is stopped; by default an even share."),
+        typer.Option(min=0.1, help="GB of memory at which a run is stopped; by default an even share."),
     ] = None,
-    peer_python: Annotated[
-        Path | None,
-        typer.Option(help="Interpreter of the environment where models of other packages, anomalib:padim, run."),
-    ] = None,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model file of every cell.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished cells again.")] = False,
+    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model file of every run.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished runs again.")] = False,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare methods on labelled data over seeds: one table, resumable, a process a cell.
+    """Compare methods on labelled data over seeds: one table, resumable, a process a run.
 
     Example: flawsmith benchmark parts --methods patchcore pbas glass --seeds 0 1 2 --out results
     """
-    given: dict[str, Any] = {
+    options: dict[str, Any] = {
         "data": data,
         "methods": methods,
         "presets": presets,
@@ -107,32 +103,31 @@ def benchmark(
         "layout": layout,
     }
     with error_boundary(
-        tier="benchmark", interrupted=f"interrupted: the same command goes on; finished cells are in {out}"
+        tier="benchmark", interrupted=f"interrupted: the same command goes on; finished runs are in {out}"
     ):
         from flawsmith.benchmark.run import run_benchmark
 
         executor = None if ray is None else _on_cluster(ray, jobs)
-        wanted = _plan(plan, {**given, "vary": _lists(vary or [])})
-        with _Progress(show=shows_progress(quiet=quiet or json_), quiet=quiet or json_) as watch:
+        chosen_plan = _plan(plan, {**options, "vary": _lists(vary or [])})
+        with _Progress(show=shows_progress(quiet=quiet or json_), quiet=quiet or json_) as bar:
             result = run_benchmark(
-                wanted,
+                chosen_plan,
                 out,
                 executor=executor,
                 jobs=jobs,
                 memory_bytes=None if memory is None else int(memory * 1e9),
-                peer_python=peer_python,
                 keep_models=keep_models,
                 fresh=fresh,
-                started=watch.started,
-                done=watch.done,
+                on_start=bar.start,
+                on_result=bar.add,
             )
     _conclude(result, json_=json_, quiet=quiet)
 
 
-def _plan(file: Path | None, given: dict[str, Any]) -> Plan:
+def _plan(file: Path | None, options: dict[str, Any]) -> Plan:
     from flawsmith.benchmark.plan import Plan
 
-    changes = {name: value for name, value in given.items() if value not in (None, [], {})}
+    changes = {name: value for name, value in options.items() if value not in (None, [], {})}
     if file is not None:
         return Plan.from_file(file, changes)
     if "data" not in changes or "methods" not in changes:
@@ -149,12 +144,12 @@ def _on_cluster(address: str, jobs: int) -> Executor:
 def _lists(pairs: list[str]) -> dict[str, list[Any]]:
     from flawsmith.cli.app import parse_settings
 
-    found = parse_settings(pairs, option="--vary")
-    return {name: value if isinstance(value, list) else [value] for name, value in found.items()}
+    settings = parse_settings(pairs, option="--vary")
+    return {name: value if isinstance(value, list) else [value] for name, value in settings.items()}
 
 
 class _Progress:
-    """A bar over cells with an estimate, and a line a cell."""
+    """A bar over runs with an estimate, and a line a run."""
 
     def __init__(self, *, show: bool, quiet: bool) -> None:
         self._show, self._quiet = show, quiet
@@ -167,13 +162,13 @@ class _Progress:
         if self._bar is not None:
             self._bar.__exit__(*error)
 
-    def started(self, total: int, pending: int) -> None:
+    def start(self, total: int, pending: int) -> None:
         if not self._quiet:
-            print_err(f"{total} cells, {total - pending} finished before")
-        self._bar = progress("cells", pending, show=self._show)
+            print_err(f"{total} runs, {total - pending} finished before")
+        self._bar = progress("runs", pending, show=self._show)
         self._advance = self._bar.__enter__()
 
-    def done(self, result: CellResult) -> None:
+    def add(self, result: RunResult) -> None:
         self._advance()
         if self._quiet:
             return
@@ -182,16 +177,16 @@ class _Progress:
         auroc = None if first is None else first.image_auroc
         score = "" if auroc is None else f"image AUROC {auroc:.4f}, "
         words = f"{score}{seconds or 0:.0f} s" if result.finished else f"failed: {result.error}"
-        print_err(f"{result.cell.label}: {words}")
+        print_err(f"{result.run.label}: {words}")
 
 
 def _conclude(result: BenchmarkResult, *, json_: bool, quiet: bool) -> None:
     if json_:
         print_json(
             {
-                "cells": len(result.results),
+                "runs": len(result.results),
                 "computed": result.computed,
-                "failed": [one.cell.label for one in result.failed],
+                "failed": [failed.run.label for failed in result.failed],
                 "files": {name: str(path) for name, path in result.files.items()},
             }
         )
@@ -200,5 +195,5 @@ def _conclude(result: BenchmarkResult, *, json_: bool, quiet: bool) -> None:
     if not quiet:
         print_err(f"tables: {', '.join(str(path) for path in result.files.values())}")
     if result.failed:
-        print_err(f"{len(result.failed)} of {len(result.results)} cells failed; the same command tries them again")
+        print_err(f"{len(result.failed)} of {len(result.results)} runs failed; the same command tries them again")
         raise typer.Exit(SOMETHING_FAILED)

@@ -49,7 +49,7 @@ def doctor(
         for finding in findings.items:
             print_out(_in_words(finding))
         if not findings.items:
-            print_out("nothing to remark")
+            print_out("No problems found")
     if not findings.sound:
         raise typer.Exit(UNSOUND)
 
@@ -62,8 +62,8 @@ def _is_said(finding: Finding) -> bool:
 
 def _in_words(finding: Finding) -> str:
     lines = [f"\n{finding.severity}: {finding.what}"]
-    if finding.mend != "nothing":
-        lines.append(f"  mend: {finding.mend}")
+    if finding.fix != "nothing":
+        lines.append(f"  fix: {finding.fix}")
     if len(finding.where) > 1 or not _is_said(finding):
         lines += [f"  {path}" for path in finding.where[:_LISTED]]
         more = len(finding.where) - _LISTED

@@ -55,9 +55,11 @@ def evaluate(
         rules: dict[str, Any] = {"protocol": protocol, "set": parse_settings(set_ or [])}
         bundle, dataset = Bundle.load(model), load(data, layout)
         show = shows_progress(quiet=quiet or json_)
-        with progress("inspecting", len(test_samples(dataset)), show=show) as done:
+        with progress("inspecting", len(test_samples(dataset)), show=show) as on_step:
             folder = model.parent / "evaluation" if out is None else out
-            written = evaluate_into(folder, bundle, dataset, engine=engine, history=model.parent, done=done, **rules)
+            written = evaluate_into(
+                folder, bundle, dataset, engine=engine, history=model.parent, on_step=on_step, **rules
+            )
     if json_:
         print_json(written.evaluation.model_dump(mode="json"))
     else:

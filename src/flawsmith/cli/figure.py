@@ -24,7 +24,7 @@ from flawsmith.cli.app import (
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
-    from flawsmith.figures.style import Drawn
+    from flawsmith.figures.style import PaperFigure
 
 
 figure = typer.Typer(
@@ -46,7 +46,7 @@ Models = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="The figure; its suffix says the format: .pdf, .svg or .png.")]
 Numbers = Annotated[bool, typer.Option("--csv", help="Write the numbers behind the figure beside it.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of a benchmark's cells; the lowest by default.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of a benchmark's runs; the lowest by default.")]
 PartOption = Annotated[str | None, typer.Option("--part", help="Part of the test split: whole, A or B.")]
 Metrics = Annotated[
     list[str] | None, typer.Option("--metric", help="Figures such as image_auroc, pixel_auroc, aupro; a panel each.")
@@ -68,7 +68,7 @@ def scores(
     Example: flawsmith figure scores runs/bolt --out scores.pdf
     """
 
-    def draw() -> Drawn:
+    def draw() -> PaperFigure:
         from flawsmith.figures.scores import score_histograms
         from flawsmith.figures.sources import scored
 
@@ -97,15 +97,15 @@ def grid(
     Example: flawsmith figure grid runs/pbas runs/glass --data parts/bolt --pick worst typical
     """
 
-    def draw() -> Drawn:
+    def draw() -> PaperFigure:
         from flawsmith.figures import grid as figures
         from flawsmith.figures.sources import models as named
 
         picks: Any = _choices(pick, figures.PICKS, "--pick")
-        found = figures.datasets(data, layout)
-        total = sum(len(one.test_flawed) for one in found)
-        with progress("inspecting", total, show=shows_progress(quiet=quiet or json_)) as done:
-            rows = list(figures.grid_rows(named(models, seed=seed), found, n=n, picks=picks, done=done))
+        datasets = figures.datasets(data, layout)
+        total = sum(len(dataset.test_flawed) for dataset in datasets)
+        with progress("inspecting", total, show=shows_progress(quiet=quiet or json_)) as advance:
+            rows = list(figures.grid_rows(named(models, seed=seed), datasets, n=n, picks=picks, on_step=advance))
         return figures.qualitative_grid(rows)
 
     _make(draw, out, csv=csv, json_=json_, quiet=quiet)
@@ -131,20 +131,20 @@ def features(
     Example: flawsmith figure features runs/bolt --data parts/bolt --planes tsne
     """
 
-    def draw() -> Drawn:
+    def draw() -> PaperFigure:
         from flawsmith.data.layouts import load
         from flawsmith.figures.features import PLANES, feature_planes
         from flawsmith.pipeline.restore import check_run, feature_clouds
 
         chosen: Any = _choices(planes, PLANES, "--planes")
         folder, dataset = check_run(run), load(data, layout)
-        with progress("looking", None, show=shows_progress(quiet=quiet or json_)) as done:
-            clouds = feature_clouds(folder, dataset, seed=seed, done=done)
-        wanted = [cloud for cloud in clouds if not maps or any(word in cloud.title for word in maps)]
-        if not wanted:
+        with progress("looking", None, show=shows_progress(quiet=quiet or json_)) as on_step:
+            clouds = feature_clouds(folder, dataset, seed=seed, on_step=on_step)
+        shown = [cloud for cloud in clouds if not maps or any(word in cloud.title for word in maps)]
+        if not shown:
             names = ", ".join(cloud.title for cloud in clouds)
             raise FlawsmithError(f"--maps {' '.join(maps or [])}: no feature map is called so: there are {names}")
-        return feature_planes(wanted, planes=chosen)
+        return feature_planes(shown, planes=chosen)
 
     _make(draw, out, csv=csv, json_=json_, quiet=quiet, tier="train")
 
@@ -169,7 +169,7 @@ def curve(
     Example: flawsmith figure curve results --x patch_size --metric image_auroc aupro
     """
 
-    def draw() -> Drawn:
+    def draw() -> PaperFigure:
         from flawsmith.figures.curve import check_metrics
         from flawsmith.figures.curve import curve as drawn
         from flawsmith.figures.sources import benchmark_results
@@ -203,7 +203,7 @@ def weakness(
     Example: flawsmith figure weakness runs/pbas runs/glass --sets weak --metric image_auroc pixel_auroc
     """
 
-    def draw() -> Drawn:
+    def draw() -> PaperFigure:
         from flawsmith.figures import weakness as figures
         from flawsmith.figures.curve import check_metrics
         from flawsmith.figures.sources import benchmark_results, models
@@ -214,10 +214,9 @@ def weakness(
             return figures.weakness_of_benchmark(results, metrics=metric or [], by_category=by_category, part=part)
         if part is not None:
             raise FlawsmithError("--part has no meaning with --sets: drop one of them")
-        found, named = figures.weak_sets(sets), models(sources)
-        with progress("evaluating", None, show=shows_progress(quiet=quiet or json_)) as done:
-            measured = figures.measure(named, found, done=done)
-        return figures.weakness(measured, metrics=metric or [], by_category=by_category)
+        with progress("evaluating", None, show=shows_progress(quiet=quiet or json_)) as advance:
+            results_of_models = figures.measure(models(sources), figures.weak_sets(sets), on_step=advance)
+        return figures.weakness(results_of_models, metrics=metric or [], by_category=by_category)
 
     _make(draw, out, csv=csv, json_=json_, quiet=quiet)
 
@@ -232,12 +231,12 @@ def latency(
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Accuracy against latency over the arms of a benchmark: area by model size, with the Pareto front.
+    """Accuracy against latency over the experiments of a benchmark: area by model size, with the Pareto front.
 
     Example: flawsmith figure latency results --metric aupro
     """
 
-    def draw() -> Drawn:
+    def draw() -> PaperFigure:
         from flawsmith.figures.curve import check_metrics
         from flawsmith.figures.latency import latency as drawn
         from flawsmith.figures.sources import benchmark_results
@@ -248,7 +247,9 @@ def latency(
     _make(draw, out, csv=csv, json_=json_, quiet=quiet)
 
 
-def _make(draw: Callable[[], Drawn], out: Path, *, csv: bool, json_: bool, quiet: bool, tier: Tier = "eval") -> None:
+def _make(
+    draw: Callable[[], PaperFigure], out: Path, *, csv: bool, json_: bool, quiet: bool, tier: Tier = "eval"
+) -> None:
     with error_boundary(tier=tier, interrupted="interrupted: nothing was written"):
         from flawsmith.figures.style import check_name, write
 

@@ -53,12 +53,9 @@ def demo(
     with error_boundary(tier="train", interrupted="interrupted: run the demo again to start it anew"):
         from flawsmith.pipeline.demo import run_demo
 
-        told = (lambda _: None) if quiet else print_err
-        try:
-            result = run_demo(out, part=part, seed=seed, quiet=not shows_progress(quiet=quiet or json_), told=told)
-        except SystemExit:
-            # Lightning ends the process itself after Ctrl-C.
-            raise KeyboardInterrupt from None
+        on_message = (lambda _: None) if quiet else print_err
+        shown = shows_progress(quiet=quiet or json_)
+        result = run_demo(out, part=part, seed=seed, quiet=not shown, on_message=on_message)
     if json_:
         print_json(
             {
@@ -115,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: arguments without the program's name; by default those of the process.
 
     Returns:
-        0: done. 1: done, and something is wrong with the images or the data. 2: the user can mend it, one line on
+        0: done. 1: done, and something is wrong with the images or the data. 2: the user can fix it, one line on
         stderr says how. 130: interrupted.
     """
     arguments = None if argv is None else list(argv)

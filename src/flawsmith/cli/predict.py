@@ -70,11 +70,11 @@ def predict(
         # Counting walks the folders once more; without a bar nobody waits for the number.
         total = sum(1 for _ in given_images(images, out)) if show else None
         try:
-            with progress("inspecting", total, show=show) as done:
+            with progress("inspecting", total, show=show) as on_step:
 
                 def seen(record: dict[str, Any]) -> None:
                     _show(record, json_=json_, quiet=quiet)
-                    done()
+                    on_step()
 
                 wanted: dict[str, Any] = {
                     "overlays": _choice(overlays),

@@ -81,25 +81,25 @@ def synthesize(
     apart = [("--size", size is not None), ("--pictures", pictures)] if test_set else []
     apart += [] if test_set else [("--weakness", weakness is not None), ("--per-image", per_image is not None)]
     with error_boundary(tier="train", interrupted="interrupted: nothing was written"):
-        for option, given in apart:
-            if given:
+        for option, is_set in apart:
+            if is_set:
                 side = "with" if test_set else "without"
                 raise FlawsmithError(f"{option} has no meaning {side} --test-set: drop one of them")
         from flawsmith.pipeline.synthesize import SynthesisSettings
         from flawsmith.pipeline.synthesize import synthesize as preview
         from flawsmith.pipeline.weak_flaws import weak_flaw_sets
 
-        ingredients = SynthesisSettings(recipe, textures, foreground, seed, bits)
+        settings = SynthesisSettings(recipe, textures, foreground, seed, bits)
         number = _SAMPLES if n is None and not test_set else n
-        with progress("synthesis", number, show=shows_progress(quiet=quiet or json_)) as done:
-            options: dict[str, Any] = {"layout": layout, "n": number, "done": done}
-            options["told"] = (lambda _: None) if quiet else print_err
+        with progress("synthesis", number, show=shows_progress(quiet=quiet or json_)) as advance:
+            options: dict[str, Any] = {"layout": layout, "n": number, "on_step": advance}
+            options["on_message"] = (lambda _: None) if quiet else print_err
             if test_set:
                 options |= {"per_image": 1 if per_image is None else per_image}
                 options |= {} if weakness is None else {"weakness": weakness}
-                sets = weak_flaw_sets(data, out, ingredients, **options)
+                sets = weak_flaw_sets(data, out, settings, **options)
             else:
-                made = preview(data, out, ingredients, size=size, pictures=pictures, **options)
+                made = preview(data, out, settings, size=size, pictures=pictures, **options)
         if test_set:
             _report_sets(sets, json_=json_)
         else:
@@ -108,15 +108,15 @@ def synthesize(
 
 def _report_preview(made: PreviewFiles, *, json_: bool) -> None:
     if json_:
-        counts = {"n": made.n, "mean_tries": made.mean_tries, "fell_back": made.fell_back}
+        counts = {"n": made.n, "mean_tries": made.mean_tries, "fallbacks": made.fallbacks}
         pictures = None if made.pictures is None else str(made.pictures)
         print_json({"sheet": str(made.sheet), "pictures": pictures, **counts})
         return
     print_out(f"sheet:    {made.sheet}")
     if made.pictures is not None:
         print_out(f"pictures: {made.pictures}")
-    fell_back = f", {made.fell_back} fell back" if made.fell_back else ""
-    print_out(f"{made.n} samples, {made.mean_tries:.1f} tries each{fell_back}")
+    fallbacks = f", fallback rate {made.fallbacks / made.n:.0%}" if made.fallbacks else ""
+    print_out(f"{made.n} samples, {made.mean_tries:.1f} tries each{fallbacks}")
 
 
 def _report_sets(made: WeakFlawSets, *, json_: bool) -> None:

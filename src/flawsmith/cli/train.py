@@ -64,6 +64,10 @@ Devices = Annotated[
     typer.Option(help="Lightning's devices, which share every batch: a number, a list, -1 or auto."),
 ]
 Strategy = Annotated[str, typer.Option(help="Lightning's strategy; ddp for several devices.")]
+Logger = Annotated[
+    str,
+    typer.Option(help="Lightning's logger of losses beside metrics.jsonl: none, csv, tensorboard, wandb or mlflow."),
+]
 
 
 def train(
@@ -89,6 +93,7 @@ def train(
     accelerator: Accelerator = "auto",
     devices: Devices = "1",
     strategy: Strategy = "auto",
+    logger: Logger = "none",
     workers: Workers = None,
     baseline: Baseline = "patchcore",
     json_: AsJson = False,
@@ -103,18 +108,18 @@ def train(
     settings |= {"alpha": alpha, "review_alpha": review_alpha, "bits": bits, "layout": layout}
     settings |= {"textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
-    loop["baseline"] = baseline
+    loop |= {"logger": logger, "baseline": baseline}
     with error_boundary(tier="train", interrupted="interrupted: continue with --resume"):
         result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
-    if _speaks():
+    if _is_rank_zero():
         _conclude(result, json_=json_, quiet=quiet)
 
 
-def _speaks() -> bool:
-    """Whether this is the first of the processes that train together."""
-    from flawsmith.training import processes
+def _is_rank_zero() -> bool:
+    """Whether this is the one of the processes that train together that speaks."""
+    from flawsmith.training.distributed import is_rank_zero
 
-    return processes.first()
+    return is_rank_zero()
 
 
 def _select(select: str, oracle: bool) -> str:
@@ -159,9 +164,6 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
         return train.train(data, quiet=not shows_progress(quiet=quiet or json_), **options, **settings)
     except FlawsmithError as error:
         raise _with_way_out(error, dataset) from error
-    except SystemExit:
-        # Lightning ends the process itself after Ctrl-C.
-        raise KeyboardInterrupt from None
 
 
 def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dataset:
@@ -170,7 +172,7 @@ def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dat
     from flawsmith.data.splits import calibration_split
 
     dataset = load(data, layout)
-    if not quiet and _speaks():
+    if not quiet and _is_rank_zero():
         print_err(f"{dataset.summary()}: {dataset.recognised}")
         for note in (*dataset.notes, *(line for line in dataset.near_misses if line.startswith("not "))):
             print_err(f"note: {note}")

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
-from flawsmith.data.layouts.base import GOOD_FOLDERS
+from flawsmith.data.layouts.base import GOOD_FOLDERS, by_name
 from flawsmith.data.loco import (
     DefectKind,
     grey_values,
@@ -43,8 +43,8 @@ def saturation_findings(dataset: Dataset, values: Mapping[Path, Sequence[int]], 
     if config is None:
         return
     if not config.exists():
-        what = f"no {config.name}: sPRO cannot be computed"
-        yield Finding("note", "no-saturation", what, (dataset.root,), "copy it there from the data set's archive")
+        message = f"no {config.name}: sPRO cannot be computed"
+        yield Finding("note", "no-saturation", message, (dataset.root,), "copy it there from the data set's archive")
         return
     try:
         kinds = read_defects_config(config)
@@ -65,18 +65,18 @@ def _masks(
     paired = tuple(mask for sample in flawed for mask in sample.masks)
     merged = merged_value(flawed, values, kinds)
     if merged is not None:
-        mend = "use the masks of the original data set if sPRO is wanted"
-        yield Finding("note", "merged-masks", merged_note(merged, kinds, config), paired, mend)
+        fix = "use the masks of the original data set if sPRO is wanted"
+        yield Finding("note", "merged-masks", merged_note(merged, kinds, config), paired, fix)
         return
     unknown = tuple(mask for mask in paired if isinstance(kind_of(values[mask], kinds), str))
     if unknown:
         number = "1 mask" if len(unknown) == 1 else f"{len(unknown)} masks"
-        what = f"{number} of several grey values, or of one that {config.name} does not know"
-        yield Finding("error", "unknown-defect", what, unknown, "add the entries, or copy the masks anew")
+        message = f"{number} of several grey values, or of one that {config.name} does not know"
+        yield Finding("error", "unknown-defect", message, unknown, "add the entries, or copy the masks anew")
     largest = too_large_for(pixels, kinds) if paired else None
     if largest is not None:
-        mend = "use the images at their original size if sPRO is to be compared"
-        yield Finding("warning", "saturation-too-large", too_large_note(largest, pixels), (config,), mend)
+        fix = "use the images at their original size if sPRO is to be compared"
+        yield Finding("warning", "saturation-too-large", too_large_note(largest, pixels), (config,), fix)
 
 
 _THREADS = 4
@@ -85,13 +85,6 @@ _DARK = 0.03
 _CONSTANT = 2 / 255
 """Range of values, as a share of full scale, up to which an image shows nothing."""
 _FEW_TO_TRAIN = 20
-_PLACE_OF_MASKS = {
-    "csv": "in the column mask",
-    "magnetic_tile": "as <name>.png beside the images",
-    "mvtec_3d": "in gt/ beside rgb/",
-    "visa": "in the column mask of split_csv/1cls.csv",
-}
-"""Where masks lie in layouts that have no ground_truth/."""
 
 __all__ = ["Finding", "Findings", "Severity", "check"]
 
@@ -150,8 +143,8 @@ def check(dataset: Dataset, *, threads: int = _THREADS) -> Findings:
         facts = dict(zip(images, pool.map(_examine, images), strict=True))
         mask_facts = dict(zip(masks, pool.map(partial(_examine, is_mask=True), masks), strict=True))
     inventory = _Inventory(dataset, facts, mask_facts)
-    found = [finding for rule in _RULES for finding in rule(inventory)]
-    items = tuple(sorted(found, key=lambda f: SEVERITIES.index(f.severity)))
+    findings = [finding for rule in _RULES for finding in rule(inventory)]
+    items = tuple(sorted(findings, key=lambda f: SEVERITIES.index(f.severity)))
     return Findings(dataset.summary(), items, (dataset.recognised, *dataset.near_misses))
 
 
@@ -182,8 +175,8 @@ def _unreadable(inventory: _Inventory) -> Iterable[Finding]:
     for kind, files in (("image", inventory.images), ("mask", inventory.masks)):
         for facts in files.values():
             if facts.error is not None:
-                mend = "restore the file from its source, or remove it"
-                yield Finding("error", f"unreadable-{kind}", facts.error, (facts.path,), mend)
+                fix = "restore the file from its source, or remove it"
+                yield Finding("error", f"unreadable-{kind}", facts.error, (facts.path,), fix)
 
 
 def _leaks(inventory: _Inventory) -> Iterable[Finding]:
@@ -195,8 +188,8 @@ def _leaks(inventory: _Inventory) -> Iterable[Finding]:
     if shared:
         where = tuple(path for splits in shared.values() for paths in splits.values() for path in paths)
         names = ", ".join(sorted({split for splits in shared.values() for split in splits}))
-        what = f"{_images(len(shared))} in more than one of {names}: figures on such images mean nothing"
-        yield Finding("error", "leak", what, where, "keep each image in one split only")
+        message = f"{_images(len(shared))} in more than one of {names}: figures on such images mean nothing"
+        yield Finding("error", "leak", message, where, "keep each image in one split only")
 
 
 def _duplicates(inventory: _Inventory) -> Iterable[Finding]:
@@ -207,14 +200,14 @@ def _duplicates(inventory: _Inventory) -> Iterable[Finding]:
     disputed = [group for group in groups if len({s.label for s in group}) > 1]
     copies = [group for group in groups if group not in disputed]
     if disputed:
-        what = f"{_images(len(disputed))} labelled both good and flawed"
+        message = f"{_images(len(disputed))} labelled both good and flawed"
         where = tuple(s.image for group in disputed for s in group)
-        yield Finding("error", "contradictory-labels", what, where, "decide which label holds, remove the other")
+        yield Finding("error", "contradictory-labels", message, where, "decide which label holds, remove the other")
     if copies:
         extra = sum(len(group) - 1 for group in copies)
-        what = f"{_images(extra)} stored more than once; copies add no knowledge and weigh double"
+        message = f"{_images(extra)} stored more than once; copies add no knowledge and weigh double"
         where = tuple(s.image for group in copies for s in group)
-        yield Finding("warning", "duplicate", what, where, "remove the copies")
+        yield Finding("warning", "duplicate", message, where, "remove the copies")
 
 
 def _odd_sizes(inventory: _Inventory) -> Iterable[Finding]:
@@ -225,13 +218,13 @@ def _odd_sizes(inventory: _Inventory) -> Iterable[Finding]:
     (height, width), most = sizes.most_common(1)[0]
     odd = [facts.path for facts in readable if facts.size != (height, width)]
     shapes = [w / h for h, w in sizes]
-    what = f"{len(sizes)} sizes: {_images(most)} of {width} x {height}, {len(odd)} of others"
+    message = f"{len(sizes)} sizes: {_images(most)} of {width} x {height}, {len(odd)} of others"
     if max(shapes) > 1.1 * min(shapes):
-        mend = "images are scaled to one size, which distorts these: choose the letterbox policy, or crop alike"
-        yield Finding("warning", "odd-size", what, tuple(odd), mend)
+        fix = "images are scaled to one size, which distorts these: choose the letterbox policy, or crop alike"
+        yield Finding("warning", "odd-size", message, tuple(odd), fix)
     else:
-        mend = "nothing, if one camera took them: all are scaled to one size"
-        yield Finding("note", "odd-size", what, tuple(odd), mend)
+        fix = "nothing, if one camera took them: all are scaled to one size"
+        yield Finding("note", "odd-size", message, tuple(odd), fix)
 
 
 def _odd_colours(inventory: _Inventory) -> Iterable[Finding]:
@@ -240,8 +233,8 @@ def _odd_colours(inventory: _Inventory) -> Iterable[Finding]:
     colour = [facts.path for facts in readable if not facts.grey]
     if grey and colour:
         fewer, kind = (grey, "grey") if len(grey) < len(colour) else (colour, "colour")
-        what = f"{_images(len(fewer))} in {kind}, unlike the other {len(readable) - len(fewer)}"
-        yield Finding("warning", "odd-colour", what, tuple(fewer), "take all images with one camera setting")
+        message = f"{_images(len(fewer))} in {kind}, unlike the other {len(readable) - len(fewer)}"
+        yield Finding("warning", "odd-colour", message, tuple(fewer), "take all images with one camera setting")
 
 
 def _odd_depths(inventory: _Inventory) -> Iterable[Finding]:
@@ -250,9 +243,9 @@ def _odd_depths(inventory: _Inventory) -> Iterable[Finding]:
     if len(depths) > 1:
         common = depths.most_common(1)[0][0]
         odd = tuple(facts.path for facts in readable if facts.bits != common)
-        what = f"mixed bit depths: {_images(depths[common])} of {common} bits, {len(odd)} of others"
-        mend = "store all images alike: one value range holds for the whole model"
-        yield Finding("error", "mixed-depth", what, odd, mend)
+        message = f"mixed bit depths: {_images(depths[common])} of {common} bits, {len(odd)} of others"
+        fix = "store all images alike: one value range holds for the whole model"
+        yield Finding("error", "mixed-depth", message, odd, fix)
 
 
 def _empty_pictures(inventory: _Inventory) -> Iterable[Finding]:
@@ -260,11 +253,11 @@ def _empty_pictures(inventory: _Inventory) -> Iterable[Finding]:
     constant = [f.path for f in readable if f.brightest - f.darkest <= _CONSTANT]
     dark = [f.path for f in readable if f.mean < _DARK and f.path not in set(constant)]
     if constant:
-        what = f"{_images(len(constant))} of one even tone: nothing is to be seen"
-        yield Finding("warning", "constant", what, tuple(constant), "remove them, or take them again")
+        message = f"{_images(len(constant))} of one even tone: nothing is to be seen"
+        yield Finding("warning", "constant", message, tuple(constant), "remove them, or take them again")
     if dark:
-        mend = "raise the exposure; for 10- or 12-bit cameras stored in 16 bits declare the value range"
-        yield Finding("warning", "dark", f"{_images(len(dark))} almost black", tuple(dark), mend)
+        fix = "raise the exposure; for 10- or 12-bit cameras stored in 16 bits declare the value range"
+        yield Finding("warning", "dark", f"{_images(len(dark))} almost black", tuple(dark), fix)
 
 
 def _pair_faults(inventory: _Inventory) -> Iterable[Finding]:
@@ -281,13 +274,13 @@ def _pair_faults(inventory: _Inventory) -> Iterable[Finding]:
             if mask.brightest == 0:
                 empty.append(path)
     if other_size:
-        what = f"{_count(len(other_size), 'mask')} of another size than the image"
-        mend = "export the masks in the pixels of their images"
-        yield Finding("error", "mask-size", what, tuple(other_size), mend)
+        message = f"{_count(len(other_size), 'mask')} of another size than the image"
+        fix = "export the masks in the pixels of their images"
+        yield Finding("error", "mask-size", message, tuple(other_size), fix)
     if empty:
-        what = f"{_count(len(empty), 'mask')} of flawed images without a marked pixel"
-        mend = "mark the flaw, or remove the mask so that the image counts as not annotated"
-        yield Finding("warning", "empty-mask", what, tuple(empty), mend)
+        message = f"{_count(len(empty), 'mask')} of flawed images without a marked pixel"
+        fix = "mark the flaw, or remove the mask so that the image counts as not annotated"
+        yield Finding("warning", "empty-mask", message, tuple(empty), fix)
 
 
 def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
@@ -295,23 +288,21 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
     missing = tuple(sample.image for sample in dataset.without_mask)
     if missing:
         severity: Severity = "warning" if any(s.masks for s in dataset.samples) else "note"
-        what = f"{_count(len(missing), 'flawed image')} without a mask"
-        place = _PLACE_OF_MASKS.get(dataset.layout, "in ground_truth/")
-        mend = f"add masks {place}, if pixel figures are wanted; image figures need none"
-        yield Finding(severity, "missing-mask", what, missing, mend)
+        message = f"{_count(len(missing), 'flawed image')} without a mask"
+        place = by_name(dataset.layout).place_of_masks
+        fix = f"add masks {place}, if pixel figures are wanted; image figures need none"
+        yield Finding(severity, "missing-mask", message, missing, fix)
     good = [path for path in dataset.unused_masks if not {*GOOD_FOLDERS}.isdisjoint(_folders(path, dataset.root))]
     marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].brightest > 0)
     if marked:
-        what = f"{_count(len(marked), 'mask')} of good images with marked pixels"
-        mend = "remove the mask, or move the image to its defect type"
-        yield Finding("warning", "mask-of-good", what, marked, mend)
+        message = f"{_count(len(marked), 'mask')} of good images with marked pixels"
+        fix = "remove the mask, or move the image to its defect type"
+        yield Finding("warning", "mask-of-good", message, marked, fix)
     orphans = tuple(path for path in dataset.unused_masks if path not in set(good))
     if orphans:
-        what = f"{_count(len(orphans), 'mask')} without an image"
-        mend = (
-            "name masks after their images, in mvtec layout ground_truth/<defect>/<stem>_mask.png or a folder <stem>/"
-        )
-        yield Finding("warning", "orphan-mask", what, orphans, mend)
+        message = f"{_count(len(orphans), 'mask')} without an image"
+        fix = "name masks after their images, in mvtec layout ground_truth/<defect>/<stem>_mask.png or a folder <stem>/"
+        yield Finding("warning", "orphan-mask", message, orphans, fix)
 
 
 def _saturation(inventory: _Inventory) -> Iterable[Finding]:
@@ -324,36 +315,38 @@ def _saturation(inventory: _Inventory) -> Iterable[Finding]:
 def _too_few(inventory: _Inventory) -> Iterable[Finding]:
     dataset = inventory.dataset
     if not dataset.good_train:
-        what = "nothing to learn from: a test set for models trained elsewhere"
-        yield Finding("note", "test-set-alone", what, (dataset.root,), "nothing")
+        message = "nothing to learn from: a test set for models trained elsewhere"
+        yield Finding("note", "test-set-alone", message, (dataset.root,), "nothing")
         return
     distinct = len({inventory.images[s.image].digest for s in dataset.good_train})
     if distinct < _FEW_TO_TRAIN:
-        what = f"{_count(distinct, 'different good image')} to learn from"
-        mend = f"add good images; from {_FEW_TO_TRAIN} on natural variation begins to be covered"
-        yield Finding("warning", "few-to-train", what, (dataset.root,), mend)
+        message = f"{_count(distinct, 'different good image')} to learn from"
+        fix = f"add good images; from {_FEW_TO_TRAIN} on natural variation begins to be covered"
+        yield Finding("warning", "few-to-train", message, (dataset.root,), fix)
     calibration = len(dataset.good_val) or held_out_count(distinct)
-    wanted = 99
-    if calibration < wanted:
+    needed = 99
+    if calibration < needed:
         # With n calibration images the least false-reject rate that can be promised is 1 / (n + 1).
-        what = (
+        message = (
             f"{_images(calibration)} for calibration: a false-reject rate below "
             f"{100 / (calibration + 1):.1f} % cannot be promised"
         )
         # Where there is a validation folder, nothing is held out of training: more images there would not help.
-        instead = "" if dataset.good_val else f", or {round(wanted / HELD_OUT_FRACTION)} in training"
-        mend = f"for 1 % give {wanted} good images in validation/good/{instead}"
+        instead = "" if dataset.good_val else f", or {round(needed / HELD_OUT_FRACTION)} in training"
+        fix = f"for 1 % give {needed} good images in validation/good/{instead}"
         severity: Severity = "warning" if calibration < HELD_OUT_MINIMUM else "note"
-        yield Finding(severity, "few-to-calibrate", what, (dataset.root,), mend)
+        yield Finding(severity, "few-to-calibrate", message, (dataset.root,), fix)
 
 
 def _passed_over(inventory: _Inventory) -> Iterable[Finding]:
     for note in inventory.dataset.notes:
-        what, _, mend = note.partition("; ")
-        if what.startswith("left out"):  # as the layout wants it
-            yield Finding("note", "left-out", what, inventory.dataset.left_out or (inventory.dataset.root,), "nothing")
+        message, _, fix = note.partition("; ")
+        if message.startswith("left out"):  # as the layout wants it
+            yield Finding(
+                "note", "left-out", message, inventory.dataset.left_out or (inventory.dataset.root,), "nothing"
+            )
         else:
-            yield Finding("warning", "not-used", what, (inventory.dataset.root,), mend or "nothing")
+            yield Finding("warning", "not-used", message, (inventory.dataset.root,), fix or "nothing")
 
 
 def _folders(path: Path, root: Path) -> list[str]:

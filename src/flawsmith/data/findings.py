@@ -21,14 +21,14 @@ class Finding:
         name: short kebab-case name of the kind of finding, for programs.
         what: what is wrong, in one line.
         where: the files or folders concerned.
-        mend: what to do about it, in one line.
+        fix: what to do about it, in one line.
     """
 
     severity: Severity
     name: str
     what: str
     where: tuple[Path, ...]
-    mend: str
+    fix: str
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Findings:
 
     @property
     def sound(self) -> bool:
-        """Whether nothing was found that must be mended before a run."""
+        """Whether nothing was found that must be fixed before a run."""
         return not self.of("error")
 
     def to_dict(self) -> dict[str, Any]:

@@ -95,10 +95,10 @@ def _in_words(error: ValidationError) -> str:
     first = error.errors()[0]
     entry, *names = first["loc"] or ("",)
     where = f", entry {entry + 1}" if isinstance(entry, int) else ""
-    what = first["msg"].removesuffix(" or instance of DefectKind").removeprefix("Value error, ")
-    what = what.replace("Input should", "should").replace("Field required", "is missing")
-    subject = ".".join(map(str, names)) or ("it" if what.startswith("should") else "")
-    return f"{where}: {subject} {what}" if subject else f"{where}: {what}"
+    reason = first["msg"].removesuffix(" or instance of DefectKind").removeprefix("Value error, ")
+    reason = reason.replace("Input should", "should").replace("Field required", "is missing")
+    subject = ".".join(map(str, names)) or ("it" if reason.startswith("should") else "")
+    return f"{where}: {subject} {reason}" if subject else f"{where}: {reason}"
 
 
 def grey_values(mask: ImageArray) -> tuple[int, ...]:
@@ -135,10 +135,10 @@ def merged_value(
         kinds: as of :func:`read_defects_config`.
     """
     annotated = [sample.masks for sample in flawed if sample.masks]
-    found = {value for masks in annotated for mask in masks for value in values[mask]}
+    distinct = {value for masks in annotated for mask in masks for value in values[mask]}
     if len(annotated) < MERGED_FROM or len(kinds) == 1 or any(len(masks) > 1 for masks in annotated):
         return None
-    return found.pop() if len(found) == 1 else None
+    return distinct.pop() if len(distinct) == 1 else None
 
 
 def too_large_for(pixels: int, kinds: Mapping[int, DefectKind]) -> DefectKind | None:
@@ -161,8 +161,10 @@ def saturation_of(dataset: Dataset) -> Saturation:
     if config is None:
         return Saturation()
     if not config.exists():
-        what = f"There is no {config.name} beside train/ and test/: sPRO is undefined. Copy it there from the archive."
-        return Saturation(notes=(what,))
+        reason = (
+            f"There is no {config.name} beside train/ and test/: sPRO is undefined. Copy it there from the archive."
+        )
+        return Saturation(notes=(reason,))
     kinds = read_defects_config(config)
     values: dict[Path, tuple[int, ...]] = {}
     pixels = 0
@@ -173,8 +175,8 @@ def saturation_of(dataset: Dataset) -> Saturation:
     if merged is not None:
         return Saturation(notes=(merged_note(merged, kinds, config),))
     marked: dict[Path, DefectKind] = {}
-    for path, own in values.items():
-        kind = kind_of(own, kinds)
+    for path, greys in values.items():
+        kind = kind_of(greys, kinds)
         if isinstance(kind, str):
             raise FlawsmithError(
                 f"the mask {path} {kind}; add its entry to {config}, copy the mask anew, or evaluate with "

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from flawsmith.data.findings import Finding
 from flawsmith.data.layouts.base import by_name
-from flawsmith.data.public_sets import ANY, OFFICIAL, Counts, OfficialSet, bears_name, is_subset
+from flawsmith.data.public_sets import ANY, OFFICIAL, Counts, OfficialSet, is_subset
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder
@@ -38,25 +38,25 @@ def official_findings(dataset: Dataset) -> Iterator[Finding]:
     if expected is None and official.total is not None:
         whole = _all_categories(dataset, official)
         if whole is None:
-            what = f"{title}: of this set only the sum over its categories is known ({official.source})"
-            yield Finding("note", "official-counts", what, (dataset.root,), "nothing")
+            message = f"{title}: of this set only the sum over its categories is known ({official.source})"
+            yield Finding("note", "official-counts", message, (dataset.root,), "nothing")
             return
         datasets, expected, title = whole, official.total, f"{official.name}, {len(whole)} categories together"
     if expected is None:
         return
     agree, differ = _compare(_count(datasets), expected)
     if not differ:
-        what = f"{title}: all counts are the official ones ({', '.join(agree)})"
-        yield Finding("note", "official-counts", what, (dataset.root,), "nothing")
+        message = f"{title}: all counts are the official ones ({', '.join(agree)})"
+        yield Finding("note", "official-counts", message, (dataset.root,), "nothing")
         return
     others = f"; as officially {', '.join(agree)}" if agree else ""
-    what = f"{title}: not the official set, {', '.join(differ)}{others}"
-    mend = f"nothing, where a part is enough; for figures to compare copy the set anew ({official.source})"
-    yield Finding("note", "official-counts", what, (dataset.root,), mend)
+    message = f"{title}: not the official set, {', '.join(differ)}{others}"
+    fix = f"nothing, where a part is enough; for figures to compare copy the set anew ({official.source})"
+    yield Finding("note", "official-counts", message, (dataset.root,), fix)
     missing = tuple(path for each in datasets for path in missing_numbers(each))
     if missing:
-        what = f"{_files(len(missing))} missing from the numbering of {_folders(missing, dataset)}"
-        yield Finding("note", "missing-files", what, missing, "copy them from the data set's archive")
+        message = f"{_files(len(missing))} missing from the numbering of {_folders(missing, dataset)}"
+        yield Finding("note", "missing-files", message, missing, "copy them from the data set's archive")
 
 
 def known_as(dataset: Dataset) -> OfficialSet | None:
@@ -74,7 +74,7 @@ def _is(dataset: Dataset, official: OfficialSet) -> bool:
     above = dataset.root.parent
     if official.subset is not None:
         return is_subset(above, official)
-    if bears_name(above, official):
+    if official.is_called(above.name):
         return True
     if any((above / name).is_dir() for name in official.categories if name != dataset.category):
         return True
@@ -84,14 +84,14 @@ def _is(dataset: Dataset, official: OfficialSet) -> bool:
 
 def _all_categories(dataset: Dataset, official: OfficialSet) -> list[Dataset] | None:
     """The categories of the set that lie beside this one, or None where one is missing."""
-    layout, found = by_name(dataset.layout), []
+    layout, categories = by_name(dataset.layout), []
     for name in official.categories:
         try:
-            beside = dataset.root.parent / name
-            found.append(dataset if name == dataset.category else layout.load(beside))
+            neighbour = dataset.root.parent / name
+            categories.append(dataset if name == dataset.category else layout.load(neighbour))
         except FlawsmithError:
             return None
-    return found
+    return categories
 
 
 def _count(datasets: Sequence[Dataset]) -> Counts:
@@ -106,27 +106,27 @@ def _count(datasets: Sequence[Dataset]) -> Counts:
     return Counts(train, validation, test, flawed, train + validation + test, left_out, defects)
 
 
-def _compare(found: Counts, expected: Counts) -> tuple[list[str], list[str]]:
+def _compare(counts: Counts, expected: Counts) -> tuple[list[str], list[str]]:
     """In words: the counts that agree, and those that differ and by how much. Numbers of none agree silently."""
-    defects = [(f"{name} to test", found.defects.get(name, 0), n) for name, n in expected.defects.items()]
-    flawed = [] if defects else [("flawed to test", found.flawed, expected.flawed)]
+    defects = [(f"{name} to test", counts.defects.get(name, 0), n) for name, n in expected.defects.items()]
+    flawed = [] if defects else [("flawed to test", counts.flawed, expected.flawed)]
     rows = [
-        ("to train on", found.train, expected.train),
-        ("to validate", found.validation, expected.validation),
-        ("good to test", found.test_good, expected.test_good),
-        ("good", found.good, expected.good),
+        ("to train on", counts.train, expected.train),
+        ("to validate", counts.validation, expected.validation),
+        ("good to test", counts.test_good, expected.test_good),
+        ("good", counts.good, expected.good),
         *flawed,
         *defects,
-        ("flawed or unmarked left out", found.left_out, expected.left_out),
+        ("flawed or unmarked left out", counts.left_out, expected.left_out),
     ]
     agree, differ = [], []
-    for what, here, there in rows:
+    for name, here, there in rows:
         if here is None or there is None or here == there == 0:
             continue
         if here == there:
-            agree.append(f"{here} {what}")
+            agree.append(f"{here} {name}")
         else:
-            differ.append(f"{here} {what} where {there} are official ({here - there:+d})")
+            differ.append(f"{here} {name} where {there} are official ({here - there:+d})")
     return agree, differ
 
 
@@ -136,11 +136,11 @@ def missing_numbers(dataset: Dataset) -> list[Path]:
     Folders in which any name is not a number, or where numbers are sparse, are passed over: there a missing file cannot
     be told.
     """
-    found: dict[Path, list[Path]] = defaultdict(list)
+    by_folder: dict[Path, list[Path]] = defaultdict(list)
     for path in (*(sample.image for sample in dataset.samples), *dataset.left_out):
-        found[path.parent].append(path)
+        by_folder[path.parent].append(path)
     missing = []
-    for folder, paths in sorted(found.items()):
+    for folder, paths in sorted(by_folder.items()):
         if not all(re.fullmatch(r"[0-9]+", path.stem) for path in paths):
             continue
         numbers, width = {int(path.stem) for path in paths}, min(len(path.stem) for path in paths)

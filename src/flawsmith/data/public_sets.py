@@ -1,7 +1,7 @@
-"""How many images the public data sets have, and how a folder is known to be one of them.
+"""The public data sets: how they are spelled, and how many images they have.
 
-A table of facts: nothing but ``doctor`` and messages to people looks at it, and no figure depends on it. Sums of the
-categories were checked against the totals that the sources name. What could not be verified is left out.
+The one table of both. Sums of the categories were checked against the totals that the sources name. What could not be
+verified is left out.
 """
 
 from __future__ import annotations
@@ -43,24 +43,40 @@ class OfficialSet:
     """A public data set.
 
     Attributes:
+        key: one word for it, under which methods and published figures know it.
         name: as its authors call it.
         layout: the layout it is released in.
         source: where the numbers are from.
-        folders: regular expression of the names its folder usually has, in lower case, letters and digits alone.
+        spellings: further names for it and for its folder, as `plain` writes them.
         categories: counts by category, None where they are not known.
         total: counts of all categories together, for sets of which the categories' are not known.
         subset: regular expression of the folders between the set's and the category's.
         made_from: the set whose models are evaluated on it.
     """
 
+    key: str
     name: str
     layout: str
     source: str
-    folders: str
     categories: Mapping[str, Counts | None]
     total: Counts | None = None
     subset: str | None = None
     made_from: str | None = None
+    spellings: tuple[str, ...] = ()
+
+    def is_called(self, name: str) -> bool:
+        """Whether a name is one of those that the data set usually goes by."""
+        return plain(name) in {plain(self.key), plain(self.name), *self.spellings}
+
+
+def plain(name: str) -> str:
+    """A name without case and punctuation.
+
+    Example:
+        >>> plain("Metal_Nut")
+        'metalnut'
+    """
+    return "".join(character for character in name.casefold() if character.isalnum())
 
 
 def _split(train: int, test_good: int, flawed: int) -> Counts:
@@ -98,36 +114,37 @@ _TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
 # Sets whose folders bear the names of another's categories come before it.
 OFFICIAL: tuple[OfficialSet, ...] = (
     OfficialSet(
+        key="mad_man",
         name="MAD-man",
         layout="mvtec",
         source="Chen et al., GLASS, ECCV 2024, supplement A",
-        folders=r"madman",
         categories={name: Counts(train=0, test_good=2, flawed=6) for name in _MVTEC_AD},
         subset=r"person_\d+",
         made_from="MVTec AD",
     ),
     OfficialSet(
+        key="mad_sys",
         name="MAD-sys",
         layout="mvtec",
         source="Chen et al., GLASS, ECCV 2024, supplement A: 320 good and 946 flawed images in each subset",
-        folders=r"madsys",
         categories=dict.fromkeys(_TEXTURES),
         total=Counts(train=0, test_good=320, flawed=946),
         subset=r"beta_0\.\d+",
         made_from="MVTec AD",
     ),
     OfficialSet(
+        key="mvtec",
         name="MVTec AD",
         layout="mvtec",
         source="Bergmann et al., MVTec AD, CVPR 2019, Table 1: 3629 to train, 467 good and 1258 flawed to test",
-        folders=r"mvtec(ad|anomalydetection)?",
+        spellings=("mvtecanomalydetection",),
         categories=_MVTEC_AD,
     ),
     OfficialSet(
+        key="mpdd",
         name="MPDD",
         layout="mvtec",
         source="Jezek et al., ICUMT 2021: 888 to train, 176 good and 282 flawed to test",
-        folders=r"mpdd",
         categories={
             "bracket_black": _split(289, 32, 47),
             "bracket_brown": _split(185, 26, 51),
@@ -138,18 +155,19 @@ OFFICIAL: tuple[OfficialSet, ...] = (
         },
     ),
     OfficialSet(
+        key="wfdd",
         name="WFDD",
         layout="mvtec",
         source="Chen et al., GLASS, ECCV 2024, Section 4.1: 3860 good and 241 flawed images",
-        folders=r"wfdd",
         categories=dict.fromkeys(("grey_cloth", "grid_cloth", "yellow_cloth", "pink_flower")),
         total=Counts(good=3860, flawed=241),
     ),
     OfficialSet(
+        key="visa",
         name="VisA",
         layout="visa",
         source="Zou et al., ECCV 2022, split_csv/1cls.csv: 8659 to train, 962 good and 1200 flawed to test",
-        folders=r"visa(20220922)?",
+        spellings=("visa20220922", "visapytorch", "1cls"),
         categories={
             "candle": _split(900, 100, 100),
             "capsules": _split(542, 60, 100),
@@ -166,10 +184,11 @@ OFFICIAL: tuple[OfficialSet, ...] = (
         },
     ),
     OfficialSet(
+        key="mvtec_3d",
         name="MVTec 3D-AD",
         layout="mvtec_3d",
         source="Bergmann et al., VISAPP 2022, Table 1: 2656 to train, 294 to validate, 249 good and 948 flawed to test",
-        folders=r"mvtec3d(ad|anomalydetection)?",
+        spellings=("mvtec3danomalydetection",),
         categories={
             "bagel": _validated(244, 22, 22, 88),
             "cable_gland": _validated(223, 23, 21, 87),
@@ -184,17 +203,19 @@ OFFICIAL: tuple[OfficialSet, ...] = (
         },
     ),
     OfficialSet(
+        key="btad",
         name="BTAD",
         layout="btad",
         source="Mishra et al., VT-ADL, ISIE 2021: 2540 images",
-        folders=r"btad|btechdatasettransformed",
+        spellings=("beantech", "beantechad", "btech", "btechdatasettransformed"),
         categories={"01": _split(400, 21, 49), "02": _split(399, 30, 200), "03": _split(1000, 400, 41)},
     ),
     OfficialSet(
+        key="mvtec_loco",
         name="MVTec LOCO AD",
         layout="mvtec_loco",
         source="Bergmann et al., IJCV 2022: 1772 to train, 304 to validate, 1568 to test",
-        folders=r"mvtecloco(ad|anomalydetection)?",
+        spellings=("loco", "mvteclocoanomalydetection"),
         categories={
             "breakfast_box": _loco(351, 62, 102, 83, 90),
             "juice_bottle": _loco(335, 54, 94, 142, 94),
@@ -204,10 +225,10 @@ OFFICIAL: tuple[OfficialSet, ...] = (
         },
     ),
     OfficialSet(
+        key="magnetic_tile",
         name="magnetic tile surface defects",
         layout="magnetic_tile",
         source="Huang et al. 2018: 952 free, 115 blowhole, 85 break, 57 crack, 32 fray, 103 uneven (4 masks black)",
-        folders=r"",
         categories={
             ANY: Counts(
                 flawed=388,
@@ -218,10 +239,10 @@ OFFICIAL: tuple[OfficialSet, ...] = (
         },
     ),
     OfficialSet(
+        key="ksdd2",
         name="KolektorSDD2",
         layout="ksdd2",
         source="Bozic et al., Computers in Industry 2021: train 2085 good and 246 flawed, test 894 good and 110 flawed",
-        folders=r"",
         categories={ANY: Counts(train=2085, test_good=894, flawed=110, left_out=246)},
     ),
 )
@@ -246,10 +267,14 @@ def is_subset(folder: Path, official: OfficialSet) -> bool:
     return official.subset is not None and re.fullmatch(official.subset, folder.name.casefold()) is not None
 
 
-def bears_name(folder: Path, official: OfficialSet) -> bool:
-    """Whether a folder bears a name that the data set's usually has."""
-    plain = re.sub(r"[^a-z0-9]", "", folder.name.casefold())
-    return bool(plain) and re.fullmatch(official.folders, plain) is not None
+def known_dataset(name: str) -> str | None:
+    """The key of the data set that a name or a folder's name usually stands for, or None.
+
+    Example:
+        >>> known_dataset("MVTec AD"), known_dataset("mvtec_loco_anomaly_detection"), known_dataset("mvtec_screws")
+        ('mvtec', 'mvtec_loco', None)
+    """
+    return next((official.key for official in OFFICIAL if official.is_called(name)), None)
 
 
 def made_from(root: Path) -> str | None:

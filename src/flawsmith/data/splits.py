@@ -60,9 +60,9 @@ class HoldOut:
         """
         if fraction == 1:
             return self
-        kept = self.train[: max(1, round(fraction * len(self.train)))]
-        words = f"{self.description}; {len(kept)} of {len(self.train)} images learned from"
-        return dataclasses.replace(self, train=kept, description=words)
+        train = self.train[: max(1, round(fraction * len(self.train)))]
+        words = f"{self.description}; {len(train)} of {len(self.train)} images learned from"
+        return dataclasses.replace(self, train=train, description=words)
 
 
 def content_hash(path: Path) -> str:

@@ -89,9 +89,9 @@ def load_into(model: nn.Module, table: dict[str, Tensor], path: Path) -> None:
     Raises:
         FlawsmithError: when neither way fits, naming the first entry that does not.
     """
-    own = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
+    expected = {key: value for key, value in model.state_dict().items() if not key.endswith("num_batches_tracked")}
     theirs = {key: value for key, value in table.items() if not key.endswith("num_batches_tracked")}
-    trunk = [key for key in own if not _is_classifier(key, model)]
+    trunk = [key for key in expected if not _is_classifier(key, model)]
     if set(trunk) <= set(theirs):
         pairs = [(key, key) for key in trunk]
     elif len(trunk) <= len(theirs):
@@ -102,10 +102,10 @@ def load_into(model: nn.Module, table: dict[str, Tensor], path: Path) -> None:
             "name the architecture of the file with --backbone NAME@FILE"
         )
     for mine, name in pairs:
-        if own[mine].shape != theirs[name].shape:
+        if expected[mine].shape != theirs[name].shape:
             raise FlawsmithError(
                 f"{path} does not fit the backbone: {name} is {tuple(theirs[name].shape)} instead of "
-                f"{tuple(own[mine].shape)}; name the architecture of the file with --backbone NAME@FILE"
+                f"{tuple(expected[mine].shape)}; name the architecture of the file with --backbone NAME@FILE"
             )
     used = {name for _, name in pairs}
     foreign = next((name for name in theirs if name not in used and not name.startswith(_HEADS)), None)
@@ -246,9 +246,9 @@ def trained_trunk(trunk: nn.Module, backbone: Backbone, image_size: tuple[int, i
         image_size: (height, width) of images that it can take.
         form: tells what its weights do not: how it differs from that backbone.
     """
-    found = Backbone(trunk, backbone.info)
+    frozen = Backbone(trunk, backbone.info)
     with torch.no_grad():
-        levels = found(torch.zeros(1, 3, *image_size))
+        levels = frozen(torch.zeros(1, 3, *image_size))
     changes = {
         "architecture": f"{backbone.info.architecture} {form}",
         "sha256": checksum(trunk),
@@ -268,11 +268,11 @@ def _resolve(name: str) -> tuple[str, WeightSource, Path | None]:
     """Architecture, kind of weights, and file of a user's backbone name."""
     if name == PACKAGED:
         return ALIASES[name], "packaged", packaged_weights()
-    base, _, given = name.partition("@")
-    if given == RANDOM:
+    base, _, weights = name.partition("@")
+    if weights == RANDOM:
         return _architecture(base), "random", None
-    if given:
-        return _architecture(base), "file", Path(given)
+    if weights:
+        return _architecture(base), "file", Path(weights)
     if name.endswith((".pth", ".pt", ".safetensors")):
         file = Path(name)
         known = [model for model in timm.list_models() if file.name.startswith(model)]

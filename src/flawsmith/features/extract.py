@@ -7,8 +7,9 @@ import hashlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from importlib import import_module
 from pathlib import Path
@@ -24,7 +25,7 @@ from torch import nn
 from flawsmith.features.backbones import PIXELS, Backbone
 from flawsmith.runtime.engine import Engine, make_engine
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.geometry import Geometry, Pixels
 from flawsmith.runtime.image import decode
 
 OPSET = 18
@@ -221,25 +222,48 @@ def extractor_key(backbone: Backbone, geometry: Geometry, engine: EngineName, pr
 
 
 def preparation(geometry: Geometry) -> str:
-    """Identity of prepared images: the geometry, and the versions of what decodes and resizes."""
+    """Identity of network input: the geometry, and the versions of what decodes and resizes."""
     return "\n".join([geometry.model_dump_json(), f"preparation {PREPARATION}", f"pillow {PIL.__version__}"])
 
 
-def extract_files(
-    extractor: Extractor, paths: Sequence[Path], geometry: Geometry, *, decoders: int = 2
-) -> Iterator[list[NDArray[np.float32]]]:
-    """Level maps (channels, height, width) of every file, in order; files are decoded ahead in threads.
+def image_key(geometry: Geometry) -> str:
+    """Identity of cached images at a network's size: all of the geometry but what normalises them."""
+    plain = geometry.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
+    return hashlib.sha256(f"pixels\n{preparation(plain)}".encode()).hexdigest()[:32]
+
+
+def read_files(
+    paths: Sequence[Path], geometries: Sequence[Sequence[Geometry]], *, decoders: int = 2
+) -> Iterator[list[Pixels]]:
+    """The pixels of every file, in order; a file is decoded once, ahead of its turn in a thread.
+
+    Args:
+        paths: the files.
+        geometries: of every file those that it is brought to.
+        decoders: threads.
+
+    Returns:
+        For each file its (h, w, 3) in each of its geometries, before it is normalised.
+    """
+
+    def read(number: int) -> list[Pixels]:
+        image = decode(paths[number])
+        return [geometry.fit(image) for geometry in geometries[number]]
+
+    pending: deque[Future[list[Pixels]]] = deque()
+    with ThreadPoolExecutor(decoders) as pool:
+        for number in range(len(paths)):
+            pending.append(pool.submit(read, number))
+            if len(pending) > LOOK_AHEAD:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+
+
+def extract(extractor: Extractor, images: Iterable[NDArray[np.float32]]) -> Iterator[list[NDArray[np.float32]]]:
+    """Level maps (channels, height, width) of every normalised image (3, height, width), in order.
 
     One image at a time, so that a feature never depends on its neighbours.
     """
-    with ThreadPoolExecutor(decoders) as pool:
-        pending = [pool.submit(_prepare, path, geometry) for path in paths[:LOOK_AHEAD]]
-        for number in range(len(paths)):
-            image = pending.pop(0).result()
-            if number + LOOK_AHEAD < len(paths):
-                pending.append(pool.submit(_prepare, paths[number + LOOK_AHEAD], geometry))
-            yield [level[0] for level in extractor(image[None])]
-
-
-def _prepare(path: Path, geometry: Geometry) -> NDArray[np.float32]:
-    return geometry.apply(decode(path))
+    for image in images:
+        yield [level[0] for level in extractor(image[None])]

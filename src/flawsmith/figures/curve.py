@@ -19,9 +19,10 @@ from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, NullFormatter, NullLocator
 
-from flawsmith.benchmark.cell import Arm, CellResult, Part
-from flawsmith.figures.style import DASHES, MARKERS, PALETTE, Drawn, legend_below, panels, paper_style, short
+from flawsmith.benchmark.experiment import Experiment, RunResult, SplitPart
+from flawsmith.figures.style import PaperFigure, legend_below, panels
 from flawsmith.metrics.results import LABELS, LOCO_LABELS, Evaluation
+from flawsmith.report.style import DASHES, MARKERS, PALETTE, PRINT, plot_style, short_label
 from flawsmith.runtime.errors import FlawsmithError
 
 METRICS: Mapping[str, str] = {**LABELS, **LOCO_LABELS}
@@ -29,19 +30,19 @@ METRICS: Mapping[str, str] = {**LABELS, **LOCO_LABELS}
 
 SHOWN = ("image_auroc", "pixel_auroc", "aupro")
 FRACTION = "fraction"
-_ARM_FIELDS = (FRACTION, "preset", "backbone", "textures", "select", "engine", "precision")
+_EXPERIMENT_FIELDS = (FRACTION, "preset", "backbone", "textures", "select", "engine", "precision")
 MEAN = "mean over categories"
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One figure of one cell.
+    """One figure of one run.
 
     Attributes:
         line: what belongs together, such as a method with all of its settings but the varied one.
         category: name of the category, with its data set where names alone are not clear.
         x: value of the varied quantity.
-        seed: seed of the cell.
+        seed: seed of the run.
         value: the figure, in [0, 1].
     """
 
@@ -84,104 +85,106 @@ def check_metrics(names: Sequence[str]) -> None:
             raise FlawsmithError(f"--metric {name}: no such figure: {hint}known are {', '.join(METRICS)}")
 
 
-def shown_metrics(evaluations: Sequence[Evaluation], wanted: Sequence[str] = ()) -> list[str]:
+def shown_metrics(evaluations: Sequence[Evaluation], asked: Sequence[str] = ()) -> list[str]:
     """The figures to draw: those asked for, or the usual ones that the data can give.
 
     Raises:
         FlawsmithError: an unknown figure, or one that no evaluation has.
     """
-    check_metrics(wanted)
-    for name in wanted:
-        if all(getattr(one, name) is None for one in evaluations):
+    check_metrics(asked)
+    for name in asked:
+        if all(getattr(evaluation, name) is None for evaluation in evaluations):
             raise FlawsmithError(f"--metric {name}: no result has it; pixel figures need masks in the test split")
-    return list(wanted) or [name for name in SHOWN if any(getattr(one, name) is not None for one in evaluations)]
+    return list(asked) or [
+        name for name in SHOWN if any(getattr(evaluation, name) is not None for evaluation in evaluations)
+    ]
 
 
-def part_of(results: Sequence[CellResult], part: str | None) -> Part:
+def part_of(results: Sequence[RunResult], part: str | None) -> SplitPart:
     """The part of the test set to report: the one asked for, or the first that was measured.
 
     Raises:
         FlawsmithError: it was not measured.
     """
-    known = list(dict.fromkeys(name for one in results for name in one.evaluations))
+    known = list(dict.fromkeys(name for result in results for name in result.evaluations))
     for name in known:
         if part in (None, name):
             return name
     raise FlawsmithError(f"--part {part}: was not measured, there is {', '.join(known) or 'none'}")
 
 
-def varied(results: Sequence[CellResult]) -> str:
+def varied(results: Sequence[RunResult]) -> str:
     """The one quantity that was varied in a benchmark.
 
     Raises:
         FlawsmithError: none was, or several were.
     """
-    arms = [one.cell.arm for one in results]
-    settings = sorted({name for arm in arms for name in arm.set})
+    experiments = [result.run.experiment for result in results]
+    settings = sorted({name for experiment in experiments for name in experiment.set})
     values: dict[str, set[str]] = defaultdict(set)
     for result in results:
         for name in (FRACTION, *settings):
             value = value_of(result, name)
             if value is not None:
                 values[name].add(_text(value))
-    found = [name for name in (FRACTION, *settings) if len(values[name]) > 1]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise FlawsmithError(f"several quantities were varied, {', '.join(found)}: choose one with --x")
+    several = [name for name in (FRACTION, *settings) if len(values[name]) > 1]
+    if len(several) == 1:
+        return several[0]
+    if several:
+        raise FlawsmithError(f"several quantities were varied, {', '.join(several)}: choose one with --x")
     raise FlawsmithError(
         "no quantity was varied in this benchmark: run it with --fractions 0.1 0.5 1 or --vary patch_size=[1,3,5], or "
         "choose what differs with --x"
     )
 
 
-def value_of(result: CellResult, x: str) -> Any:
-    """The value of a quantity in a cell; None where its method has no such setting."""
+def value_of(result: RunResult, x: str) -> Any:
+    """The value of a quantity in a run; None where its method has no such setting."""
     if x == "backbone":
-        return result.cell.backbone
-    if x in _ARM_FIELDS and x in Arm.model_fields:
-        return getattr(result.cell.arm, x)
-    return result.cell.config.get(x)
+        return result.run.backbone
+    if x in _EXPERIMENT_FIELDS and x in Experiment.model_fields:
+        return getattr(result.run.experiment, x)
+    return result.run.config.get(x)
 
 
-def _without(arm: Arm, x: str) -> Arm:
-    """The arm as if its varied quantity had never been set."""
+def _without(experiment: Experiment, x: str) -> Experiment:
+    """The experiment as if its varied quantity had never been set."""
     if x == FRACTION:
-        return arm.model_copy(update={"fraction": 1.0})
-    if x in _ARM_FIELDS:
-        return arm.model_copy(update={x: Arm.model_fields[x].default})
-    return arm.model_copy(update={"set": {name: value for name, value in arm.set.items() if name != x}})
+        return experiment.model_copy(update={"fraction": 1.0})
+    if x in _EXPERIMENT_FIELDS:
+        return experiment.model_copy(update={x: Experiment.model_fields[x].default})
+    return experiment.model_copy(update={"set": {name: value for name, value in experiment.set.items() if name != x}})
 
 
-def measurements(results: Sequence[CellResult], x: str, metric: str, part: Part) -> list[Measurement]:
-    """A figure of all cells that have it, and the quantity.
+def measurements(results: Sequence[RunResult], x: str, metric: str, part: SplitPart) -> list[Measurement]:
+    """A figure of all runs that have it, and the quantity.
 
     Raises:
-        FlawsmithError: no cell has the quantity.
+        FlawsmithError: no run has the quantity.
     """
     name = category_names(results)
-    found = [
-        Measurement(_without(one.cell.arm, x).title, name(one), value, one.cell.seed, figure)
-        for one in results
-        if (value := value_of(one, x)) is not None
-        and part in one.evaluations
-        and (figure := getattr(one.evaluations[part], metric)) is not None
+    entries = [
+        Measurement(_without(result.run.experiment, x).title, name(result), value, result.run.seed, figure)
+        for result in results
+        if (value := value_of(result, x)) is not None
+        and part in result.evaluations
+        and (figure := getattr(result.evaluations[part], metric)) is not None
     ]
-    if not found and all(value_of(one, x) is None for one in results):
-        known = sorted({name for one in results for name in one.cell.config})
-        close = get_close_matches(x, [*known, *_ARM_FIELDS], 1)
+    if not entries and all(value_of(result, x) is None for result in results):
+        known = sorted({name for result in results for name in result.run.config})
+        close = get_close_matches(x, [*known, *_EXPERIMENT_FIELDS], 1)
         hint = f": did you mean {close[0]}?" if close else f": settings are {', '.join(known)}, and {FRACTION}"
-        raise FlawsmithError(f"--x {x}: no cell has such a setting{hint}")
-    return found
+        raise FlawsmithError(f"--x {x}: no run has such a setting{hint}")
+    return entries
 
 
-def category_names(results: Sequence[CellResult]) -> Callable[[CellResult], str]:
+def category_names(results: Sequence[RunResult]) -> Callable[[RunResult], str]:
     """How a figure names categories: with the data set only where there are several."""
-    several = len({one.cell.dataset for one in results}) > 1
-    return lambda one: f"{one.cell.dataset}/{one.cell.category}" if several else one.cell.category
+    several = len({result.run.dataset for result in results}) > 1
+    return lambda result: f"{result.run.dataset}/{result.run.category}" if several else result.run.category
 
 
-def lines(found: Sequence[Measurement]) -> tuple[dict[str, list[Point]], list[str]]:
+def lines(measurements: Sequence[Measurement]) -> tuple[dict[str, list[Point]], list[str]]:
     """Points by line: means over categories of every seed, then mean and standard deviation over the seeds.
 
     Means compare only over the same categories: those that every line has are counted, and a seed counts at a place
@@ -191,21 +194,25 @@ def lines(found: Sequence[Measurement]) -> tuple[dict[str, list[Point]], list[st
         The lines, each in ascending order of the quantity, and what was left out, in sentences.
     """
     drawn: dict[str, list[Point]] = {}
-    names = list(dict.fromkeys(one.line for one in found))
-    everything = {one.category for one in found}
-    categories = everything.intersection(*({one.category for one in found if one.line == name} for name in names))
+    names = list(dict.fromkeys(entry.line for entry in measurements))
+    everything = {entry.category for entry in measurements}
+    categories = everything.intersection(
+        *({entry.category for entry in measurements if entry.line == name} for name in names)
+    )
     alone = sorted(everything - categories)
     notes = [f"not all lines have {', '.join(alone)}: left out of the means"] if alone else []
     for line in names:
-        own = [one for one in found if one.line == line and one.category in categories]
+        of_line = [entry for entry in measurements if entry.line == line and entry.category in categories]
         by_place: dict[str, list[float]] = defaultdict(list)
-        values = {_text(one.x): one.x for one in own}
-        for place, seed in dict.fromkeys((_text(one.x), one.seed) for one in own):
-            cell = {one.category: one.value for one in own if (_text(one.x), one.seed) == (place, seed)}
-            if set(cell) == categories:
-                by_place[place].append(statistics.mean(cell.values()))
+        values = {_text(entry.x): entry.x for entry in of_line}
+        for place, seed in dict.fromkeys((_text(entry.x), entry.seed) for entry in of_line):
+            by_category = {
+                entry.category: entry.value for entry in of_line if (_text(entry.x), entry.seed) == (place, seed)
+            }
+            if set(by_category) == categories:
+                by_place[place].append(statistics.mean(by_category.values()))
             else:
-                missing = ", ".join(sorted(categories - set(cell)))
+                missing = ", ".join(sorted(categories - set(by_category)))
                 notes.append(f"{line} at {place}, seed {seed}: left out, for it lacks {missing}")
         points = [_point(values[place], known) for place, known in by_place.items()]
         if points:
@@ -256,17 +263,17 @@ _CHARACTER = 0.06
 
 
 def curve(
-    results: Sequence[CellResult],
+    results: Sequence[RunResult],
     *,
     x: str | None = None,
     metrics: Sequence[str] = (),
     by_category: bool = False,
     part: str | None = None,
-) -> Drawn:
+) -> PaperFigure:
     """A figure of accuracy against a quantity that a benchmark varied: a panel a metric, a line a method.
 
     Args:
-        results: finished cells.
+        results: finished runs.
         x: the quantity: ``fraction`` or a setting; by default the one that was varied.
         metrics: figures of accuracy; the usual ones by default.
         by_category: a row of panels for each category, in place of their mean.
@@ -276,47 +283,50 @@ def curve(
         FlawsmithError: no such quantity or metric, or nothing was varied.
     """
     quantity, chosen = x or varied(results), part_of(results, part)
-    evaluations = [one.evaluations[chosen] for one in results if chosen in one.evaluations]
+    evaluations = [result.evaluations[chosen] for result in results if chosen in result.evaluations]
     names = shown_metrics(evaluations, metrics)
-    found = {name: measurements(results, quantity, name, chosen) for name in names}
-    return draw_lines(found, quantity, by_category=by_category)
+    by_metric = {name: measurements(results, quantity, name, chosen) for name in names}
+    return draw_lines(by_metric, quantity, by_category=by_category)
 
 
-def draw_lines(found: Mapping[str, Sequence[Measurement]], quantity: str, *, by_category: bool = False) -> Drawn:
+def draw_lines(
+    measurements: Mapping[str, Sequence[Measurement]], quantity: str, *, by_category: bool = False
+) -> PaperFigure:
     """The same from measurements by metric.
 
     Raises:
         FlawsmithError: there is none.
     """
-    categories = list(dict.fromkeys(one.category for own in found.values() for one in own))
+    categories = list(dict.fromkeys(entry.category for of_metric in measurements.values() for entry in of_metric))
     if not categories:
-        raise FlawsmithError("there is nothing to draw: no cell has the figures asked for; choose with --metric")
+        raise FlawsmithError("there is nothing to draw: no run has the figures asked for; choose with --metric")
     groups = categories if by_category else [categories[0] if len(categories) == 1 else MEAN]
-    styles = {line: number for number, line in enumerate(dict.fromkeys(one.line for v in found.values() for one in v))}
+    every_line = (entry.line for of_metric in measurements.values() for entry in of_metric)
+    styles = {line: number for number, line in enumerate(dict.fromkeys(every_line))}
     rows, notes = list[dict[str, Any]](), list[str]()
-    with paper_style():
-        figure, axes = panels(len(groups), len(found), height=1.9 if len(found) == 1 else 1.7)
-        for (down, group), (across, (metric, own)) in (
-            (place, item) for place in enumerate(groups) for item in enumerate(found.items())
+    with plot_style(PRINT):
+        figure, axes = panels(len(groups), len(measurements), height=1.9 if len(measurements) == 1 else 1.7)
+        for (down, group), (across, (metric, of_metric)) in (
+            (place, item) for place in enumerate(groups) for item in enumerate(measurements.items())
         ):
-            part = [one for one in own if group in (one.category, MEAN)]
+            part = [entry for entry in of_metric if group in (entry.category, MEAN)]
             drawn, left_out = lines(part)
             notes += left_out
             axis = axes[down, across]
             _draw(axis, drawn, styles, quantity)
             axis.set_ylabel(f"{METRICS[metric]} (%)")
             if by_category or len(categories) > 1:
-                axis.set_title(f"mean of {len(categories)} categories" if group == MEAN else short(group), pad=3)
+                axis.set_title(f"mean of {len(categories)} categories" if group == MEAN else short_label(group), pad=3)
             if down == len(groups) - 1:
                 axis.set_xlabel(_NAMES.get(quantity, quantity.replace("_", " ")))
             rows += _rows(metric, group, quantity, drawn)
         legend_below(figure, [_handle(line, number) for line, number in styles.items()])
-    return Drawn(figure, rows, list(dict.fromkeys(notes)))
+    return PaperFigure(figure, rows, list(dict.fromkeys(notes)))
 
 
 def _draw(axis: Axes, drawn: Mapping[str, Sequence[Point]], styles: Mapping[str, int], quantity: str) -> None:
     values = sorted(
-        {text_of(point.x): point.x for own in drawn.values() for point in own}.values(),
+        {text_of(point.x): point.x for points in drawn.values() for point in points}.values(),
         key=sort_key,
     )
     numeric = all(map(is_number, values))
@@ -343,7 +353,7 @@ def _ticks(axis: Axes, values: Sequence[Any], places: Sequence[float], *, numeri
         axis.set_xscale("log")
         axis.xaxis.set_minor_locator(NullLocator())
         axis.xaxis.set_minor_formatter(NullFormatter())
-    labels = [f"{place:g}" for place in places] if numeric else [short(text_of(v), 16) for v in values]
+    labels = [f"{place:g}" for place in places] if numeric else [short_label(text_of(v), 16) for v in values]
     axis.set_xticks(list(places), labels_with_room(labels, np.log(places) if logarithmic else places, _inches(axis)))
     axis.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     axis.yaxis.get_major_formatter().set_useOffset(False)  # type: ignore[attr-defined]
@@ -390,7 +400,7 @@ def _look(number: int) -> dict[str, Any]:
 
 
 def _handle(line: str, number: int) -> Line2D:
-    return Line2D([], [], label=short(line), **_look(number))
+    return Line2D([], [], label=short_label(line), **_look(number))
 
 
 def _rows(metric: str, group: str, quantity: str, drawn: Mapping[str, Sequence[Point]]) -> list[dict[str, Any]]:

@@ -10,20 +10,10 @@ from typing import Any, Literal
 
 from matplotlib.lines import Line2D
 
-from flawsmith.figures.style import (
-    COLUMN,
-    MARKERS,
-    PALETTE,
-    Drawn,
-    hide,
-    legend_below,
-    panels,
-    paper_style,
-    short,
-    wrapped,
-)
+from flawsmith.figures.style import COLUMN, PaperFigure, hide, legend_below, panels, wrapped
 from flawsmith.report.data import PointCloud
 from flawsmith.report.plots import Projection, projections
+from flawsmith.report.style import MARKERS, PALETTE, PRINT, plot_style, short_label
 from flawsmith.runtime.errors import FlawsmithError
 
 Plane = Literal["pca", "tsne"]
@@ -31,7 +21,7 @@ PLANES: tuple[Plane, ...] = ("pca", "tsne")
 _TITLES: dict[Plane, str] = {"pca": "PCA", "tsne": "t-SNE"}
 
 
-def feature_planes(clouds: Sequence[PointCloud], *, planes: Sequence[Plane] = PLANES) -> Drawn:
+def feature_planes(clouds: Sequence[PointCloud], *, planes: Sequence[Plane] = PLANES) -> PaperFigure:
     """A row a feature map, a column a projection, a colour and a shape a group.
 
     Args:
@@ -44,14 +34,14 @@ def feature_planes(clouds: Sequence[PointCloud], *, planes: Sequence[Plane] = PL
     drawn = [(cloud, _planes(cloud)) for cloud in clouds]
     groups = list(dict.fromkeys(name for cloud in clouds for name in cloud.groups))
     rows = list[dict[str, Any]]()
-    with paper_style():
+    with plot_style(PRINT):
         figure, axes = panels(len(drawn), len(planes), height=2.6 if len(planes) == 1 else 1.75, width=COLUMN)
-        for across, (cloud, found) in zip(axes, drawn, strict=True):
+        for across, (cloud, by_plane) in zip(axes, drawn, strict=True):
             for axis, plane in zip(across, planes, strict=True):
-                if plane not in found:
+                if plane not in by_plane:
                     hide(axis)
                     continue
-                projection = found[plane]
+                projection = by_plane[plane]
                 for name, points in projection.points.items():
                     axis.plot(points[:, 0], points[:, 1], alpha=0.6, **_look(groups.index(name)))
                     rows += [_row(cloud, plane, name, point) for point in points]
@@ -61,15 +51,15 @@ def feature_planes(clouds: Sequence[PointCloud], *, planes: Sequence[Plane] = PL
                 if plane == "pca":
                     axis.set_xlabel(projection.x_label.replace("component", "PC"), fontsize=6.5)
                     axis.set_ylabel(projection.y_label.replace("component", "PC"), fontsize=6.5)
-        legend_below(figure, [Line2D([], [], label=short(name), **_look(n)) for n, name in enumerate(groups)])
-    return Drawn(figure, rows)
+        legend_below(figure, [Line2D([], [], label=short_label(name), **_look(n)) for n, name in enumerate(groups)])
+    return PaperFigure(figure, rows)
 
 
 def _planes(cloud: PointCloud) -> dict[Plane, Projection]:
-    found = projections(cloud)
-    if not found:
+    in_planes = projections(cloud)
+    if not in_planes:
         raise FlawsmithError(f"{cloud.title}: too few features to show, or all are the same; give more test images")
-    return dict(zip(PLANES, found, strict=False))
+    return dict(zip(PLANES, in_planes, strict=False))
 
 
 def _look(number: int) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from flawsmith.data.layouts import load
 from flawsmith.data.layouts.base import subfolders
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.figures.sources import NamedModel, told_apart
-from flawsmith.figures.style import COLUMN, PAGE, Drawn, paper_style, short, wrapped
-from flawsmith.pipeline.truth import read_mask
+from flawsmith.figures.style import COLUMN, PAGE, PaperFigure, wrapped
+from flawsmith.pipeline.masks import read_mask
+from flawsmith.report.style import PRINT, plot_style, short_label
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector, Unreadable
@@ -37,7 +38,7 @@ Picture = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, eq=False)
-class Look:
+class ModelView:
     """What one model says of one image."""
 
     model: str
@@ -57,7 +58,7 @@ class GridRow:
         sample: the image and its ground truth.
         image: thumbnail of the image.
         truth: thumbnail of its mask, white where it is flawed; None where it was never annotated.
-        looks: what the models say, in their order.
+        views: what the models say, in their order.
     """
 
     category: str
@@ -65,7 +66,7 @@ class GridRow:
     sample: Sample
     image: Picture
     truth: Picture | None
-    looks: tuple[Look, ...]
+    views: tuple[ModelView, ...]
 
 
 def datasets(folders: Sequence[Path], layout: str | None = None) -> list[Dataset]:
@@ -74,22 +75,22 @@ def datasets(folders: Sequence[Path], layout: str | None = None) -> list[Dataset
     Raises:
         FlawsmithError: a folder holds none.
     """
-    return [one for folder in folders for one in _datasets(folder, layout, _FOLDERS_DEEP)]
+    return [dataset for folder in folders for dataset in _datasets(folder, layout, _FOLDERS_DEEP)]
 
 
 def _datasets(folder: Path, layout: str | None, depth: int) -> list[Dataset]:
     try:
         return [load(folder, layout)]
     except FlawsmithError:
-        found = []
+        inner_datasets = []
         for inner in subfolders(folder) if depth and folder.is_dir() else []:
             try:
-                found += _datasets(inner, layout, depth - 1)
+                inner_datasets += _datasets(inner, layout, depth - 1)
             except FlawsmithError:
                 continue
-        if not found:
+        if not inner_datasets:
             raise
-        return found
+        return inner_datasets
 
 
 def grid_rows(
@@ -98,7 +99,7 @@ def grid_rows(
     *,
     n: int = 2,
     picks: Sequence[Pick] = PICKS,
-    done: Callable[[], object] = lambda: None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> Iterator[GridRow]:
     """Choose flawed images of every category by the score of its first model, and let all of its models look at them.
 
@@ -108,27 +109,29 @@ def grid_rows(
         n: images of every kind.
         picks: ``worst`` are those with the lowest scores, the misses first among them; ``typical`` those around the
             median; ``best`` those with the highest.
-        done: called after each image of the search.
+        on_step: called after each image of the search.
 
     Raises:
         FlawsmithError: a model has no data, the data has no flawed test images, or an image cannot be read.
     """
     for dataset in data:
-        own = [model for model in models if len(data) == 1 or model.category == dataset.category]
-        if not own:
+        of_category = [model for model in models if len(data) == 1 or model.category == dataset.category]
+        if not of_category:
             continue
-        own = told_apart(own, lambda model: model.name)
+        of_category = told_apart(of_category, lambda model: model.name)
         samples = dataset.test_flawed
         if not samples:
             raise FlawsmithError(
                 f"{dataset.root} has no flawed test images to show: put them into test/<defect>, and masks into "
                 "ground_truth/<defect>"
             )
-        inspectors = [Inspector.load(model.bundle) for model in own]
-        scores = _scores(inspectors[0], samples, done)
+        inspectors = [Inspector.load(model.bundle) for model in of_category]
+        scores = _scores(inspectors[0], samples, on_step)
         for pick, number in chosen(scores, n=n, picks=picks):
-            yield _row(dataset.category, pick, samples[number], own, inspectors)
-    lonely = [model for model in models if len(data) > 1 and model.category not in {one.category for one in data}]
+            yield _row(dataset.category, pick, samples[number], of_category, inspectors)
+    lonely = [
+        model for model in models if len(data) > 1 and model.category not in {dataset.category for dataset in data}
+    ]
     if lonely:
         raise FlawsmithError(f"{lonely[0].path}: learned {lonely[0].category}, which --data does not hold; add it")
 
@@ -142,25 +145,25 @@ def chosen(scores: npt.NDArray[np.floating], *, n: int, picks: Sequence[Pick]) -
     """
     order = list(np.argsort(scores, kind="stable"))
     middle = (len(order) - 1) / 2
-    wanted: dict[Pick, list[int]] = {
+    orders: dict[Pick, list[int]] = {
         "worst": order,
         "typical": sorted(order, key=lambda place: (abs(order.index(place) - middle), order.index(place))),
         "best": order[::-1],
     }
     taken: dict[int, Pick] = {}
     for pick in sorted(picks, key=["worst", "best", "typical"].index):
-        free = [place for place in wanted[pick] if place not in taken]
+        free = [place for place in orders[pick] if place not in taken]
         taken |= dict.fromkeys(free[:n], pick)
     return [(pick, int(place)) for pick in PICKS for place in order if taken.get(place) == pick]
 
 
-def _scores(inspector: Inspector, samples: Sequence[Sample], done: Callable[[], object]) -> npt.NDArray[np.floating]:
+def _scores(inspector: Inspector, samples: Sequence[Sample], on_step: Callable[[], object]) -> npt.NDArray[np.floating]:
     scores = []
     for result in inspector.stream([sample.image for sample in samples]):
         if isinstance(result, Unreadable):
             raise FlawsmithError(f"{result.error}; or remove it from the test split")
         scores.append(result.score)
-        done()
+        on_step()
     return np.array(scores)
 
 
@@ -168,14 +171,14 @@ def _row(
     category: str, pick: Pick, sample: Sample, models: Sequence[NamedModel], inspectors: Sequence[Inspector]
 ) -> GridRow:
     image, mask = decode(sample.image), read_mask(sample)
-    looks = []
+    views = []
     for model, inspector in zip(models, inspectors, strict=True):
         result = inspector.inspect(image)
         overlay = _thumbnail(np.asarray(result.overlay(image)))
-        looks.append(Look(model.name, overlay, result.score, result.limit, result.verdict))
+        views.append(ModelView(model.name, overlay, result.score, result.limit, result.verdict))
     shown = as_8_bit(image, inspectors[0].spec.geometry.value_range)
     truth = None if mask is None else _thumbnail_of_mask(mask)
-    return GridRow(category, pick, sample, _thumbnail(shown), truth, tuple(looks))
+    return GridRow(category, pick, sample, _thumbnail(shown), truth, tuple(views))
 
 
 def _thumbnail(picture: Picture) -> Picture:
@@ -191,7 +194,7 @@ def _thumbnail_of_mask(mask: npt.NDArray[np.bool_]) -> Picture:
     return np.where(np.asarray(image) > 0, 255, 0).astype(np.uint8)
 
 
-def qualitative_grid(rows: Sequence[GridRow]) -> Drawn:
+def qualitative_grid(rows: Sequence[GridRow]) -> PaperFigure:
     """Images, ground truth and maps in a grid: a row an image, a column a model, heat on the scale of each map's limit.
 
     Args:
@@ -202,13 +205,13 @@ def qualitative_grid(rows: Sequence[GridRow]) -> Drawn:
     """
     if not rows:
         raise FlawsmithError("there is no image to show: the models' categories are not among --data")
-    names = list(dict.fromkeys(look.model for row in rows for look in row.looks))
+    names = list(dict.fromkeys(view.model for row in rows for view in row.views))
     categories = list(dict.fromkeys(row.category for row in rows))
     columns = 2 + len(names)
     width = min(PAGE, max(COLUMN, (columns + 0.25) * _CELL))
     cell = width / (columns + 0.25)
     aspects = [row.image.shape[0] / row.image.shape[1] for row in rows]
-    with paper_style():
+    with plot_style(PRINT):
         height = 0.75 + sum(min(1.6, aspect) * cell + 0.14 for aspect in aspects)
         layout = ConstrainedLayoutEngine(w_pad=0.015, h_pad=0.02, hspace=0.0, wspace=0.0)
         figure = Figure(figsize=(width, height), layout=layout)
@@ -223,13 +226,13 @@ def qualitative_grid(rows: Sequence[GridRow]) -> Drawn:
         for row, across in zip(rows, axes, strict=True):
             _draw_row(across, row, names, several=len(categories) > 1)
         _heat_scale(figure, axes)
-    return Drawn(figure, [_record(row, look) for row in rows for look in row.looks])
+    return PaperFigure(figure, [_record(row, view) for row in rows for view in row.views])
 
 
 def _draw_row(axes: Any, row: GridRow, names: Sequence[str], *, several: bool) -> None:
     axes[0].imshow(row.image)
     label = f"{row.category}\n{row.sample.defect}" if several else row.sample.defect
-    axes[0].set_ylabel("\n".join(short(line, 18) for line in label.split("\n")), fontsize=6.5, labelpad=2)
+    axes[0].set_ylabel("\n".join(short_label(line, 18) for line in label.split("\n")), fontsize=6.5, labelpad=2)
     axes[0].set_xlabel(row.pick, fontsize=6, labelpad=1)
     if row.truth is None:
         axes[1].text(0.5, 0.5, "not annotated", ha="center", va="center", fontsize=6, transform=axes[1].transAxes)
@@ -237,10 +240,10 @@ def _draw_row(axes: Any, row: GridRow, names: Sequence[str], *, several: bool) -
         axes[1].imshow(row.truth, cmap="gray", vmin=0, vmax=255)
     for axis in axes:  # an empty place is as large as a picture, or its head would hang higher
         axis.set_box_aspect(row.image.shape[0] / row.image.shape[1])
-    for look in row.looks:
-        axis = axes[2 + names.index(look.model)]
-        axis.imshow(look.overlay)
-        axis.set_xlabel(f"{look.score:.3g} ({look.verdict})", fontsize=6, labelpad=1)
+    for view in row.views:
+        axis = axes[2 + names.index(view.model)]
+        axis.imshow(view.overlay)
+        axis.set_xlabel(f"{view.score:.3g} ({view.verdict})", fontsize=6, labelpad=1)
 
 
 def _heat_scale(figure: Figure, axes: Any) -> None:
@@ -253,14 +256,14 @@ def _heat_scale(figure: Figure, axes: Any) -> None:
     bar.outline.set_visible(False)
 
 
-def _record(row: GridRow, look: Look) -> dict[str, Any]:
+def _record(row: GridRow, view: ModelView) -> dict[str, Any]:
     return {
         "category": row.category,
         "pick": row.pick,
         "image": row.sample.image.name,
         "defect": row.sample.defect,
-        "model": look.model,
-        "score": repr(look.score),
-        "limit": repr(look.limit),
-        "verdict": look.verdict,
+        "model": view.model,
+        "score": repr(view.score),
+        "limit": repr(view.limit),
+        "verdict": view.verdict,
     }

@@ -10,10 +10,11 @@ from typing import Any
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from flawsmith.benchmark.cell import CellResult
+from flawsmith.benchmark.experiment import RunResult
 from flawsmith.figures import curve
 from flawsmith.figures.curve import METRICS
-from flawsmith.figures.style import INK, MARKERS, MUTED, PALETTE, Drawn, legend_below, panels, paper_style, short
+from flawsmith.figures.style import PaperFigure, legend_below, panels
+from flawsmith.report.style import INK, MARKERS, MUTED, PALETTE, PRINT, plot_style, short_label
 from flawsmith.runtime.errors import FlawsmithError
 
 _LARGEST, _SMALLEST = 120.0, 12.0
@@ -21,16 +22,16 @@ _LARGEST, _SMALLEST = 120.0, 12.0
 
 
 @dataclass(frozen=True)
-class ArmCost:
-    """An arm of a benchmark.
+class ExperimentCost:
+    """An experiment of a benchmark.
 
     Attributes:
         name: its title.
-        latency: median from file to verdict and map in milliseconds, mean over its cells.
+        latency: median from file to verdict and map in milliseconds, mean over its runs.
         accuracy: mean over categories, then over seeds, in [0, 1].
         spread: standard deviation over seeds.
-        size: of the model file in bytes, mean over its cells; None where unknown.
-        best: no other arm is at least as accurate and faster, or as fast and more accurate.
+        size: of the model file in bytes, mean over its runs; None where unknown.
+        best: no other experiment is at least as accurate and faster, or as fast and more accurate.
     """
 
     name: str
@@ -41,108 +42,121 @@ class ArmCost:
     best: bool = False
 
 
-def latency(results: Sequence[CellResult], *, metric: str = "image_auroc", part: str | None = None) -> Drawn:
-    """Every arm of a benchmark by how fast and how accurate it is.
+def latency(results: Sequence[RunResult], *, metric: str = "image_auroc", part: str | None = None) -> PaperFigure:
+    """Every experiment of a benchmark by how fast and how accurate it is.
 
     Args:
-        results: finished cells.
+        results: finished runs.
         metric: figure of accuracy.
         part: of the test set; by default the first that was measured.
 
     Raises:
-        FlawsmithError: no such metric, or no cell with both accuracy and latency.
+        FlawsmithError: no such metric, or no run with both accuracy and latency.
     """
     chosen = curve.part_of(results, part)
-    curve.shown_metrics([one.evaluations[chosen] for one in results if chosen in one.evaluations], [metric])
-    arms, notes = arm_costs(results, metric, chosen)
-    if not arms:
-        raise FlawsmithError("no cell has both a latency and this figure: run `flawsmith benchmark` on labelled data")
-    with paper_style():
+    curve.shown_metrics([result.evaluations[chosen] for result in results if chosen in result.evaluations], [metric])
+    costs, notes = experiment_costs(results, metric, chosen)
+    if not costs:
+        raise FlawsmithError("no run has both a latency and this figure: run `flawsmith benchmark` on labelled data")
+    with plot_style(PRINT):
         figure, axes = panels(1, 1, height=2.2)
         axis = axes[0, 0]
-        largest = max((arm.size or 0.0 for arm in arms), default=0.0)
-        front = sorted((arm for arm in arms if arm.best), key=lambda arm: arm.latency)
+        largest = max((cost.size or 0.0 for cost in costs), default=0.0)
+        front = sorted((cost for cost in costs if cost.best), key=lambda cost: cost.latency)
         if len(front) > 1:
-            x, y = [arm.latency for arm in front], [100 * arm.accuracy for arm in front]
+            x, y = [cost.latency for cost in front], [100 * cost.accuracy for cost in front]
             axis.step(x, y, where="post", color=MUTED, lw=0.9, ls="--", zorder=1)
-        for number, arm in enumerate(arms):
+        for number, cost in enumerate(costs):
             look: dict[str, Any] = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
-            at = arm.latency, 100 * arm.accuracy
-            if arm.spread:
-                axis.errorbar(*at, yerr=100 * arm.spread, color=look["color"], lw=0.8, capsize=1.5, zorder=2)
+            at = cost.latency, 100 * cost.accuracy
+            if cost.spread:
+                axis.errorbar(*at, yerr=100 * cost.spread, color=look["color"], lw=0.8, capsize=1.5, zorder=2)
             axis.scatter(
-                *at, s=_area(arm.size, largest), edgecolors=INK if arm.best else "white", lw=0.6, zorder=3, **look
+                *at,
+                s=_area(cost.size, largest),
+                edgecolors=INK if cost.best else "white",
+                lw=0.6,
+                zorder=3,
+                **look,
             )
-        _axes(axis, arms)
+        _axes(axis, costs)
         axis.set(xlabel="latency p50 (ms, file to verdict)", ylabel=f"{METRICS[metric]} (%)")
-        legend_below(figure, _legend(arms, front))
-    return Drawn(figure, [_row(arm, metric) for arm in arms], notes)
+        legend_below(figure, _legend(costs, front))
+    return PaperFigure(figure, [_row(cost, metric) for cost in costs], notes)
 
 
-def arm_costs(results: Sequence[CellResult], metric: str, part: Any) -> tuple[list[ArmCost], list[str]]:
-    """Latency, accuracy and size by arm, over the categories that all arms have, and what a reader has to know.
+def experiment_costs(results: Sequence[RunResult], metric: str, part: Any) -> tuple[list[ExperimentCost], list[str]]:
+    """Latency, accuracy and size by experiment, over the categories that all have, and what a reader has to know.
 
     Raises:
-        FlawsmithError: the arms share no category.
+        FlawsmithError: the experiments share no category.
     """
     known = [
-        one
-        for one in results
-        if part in one.evaluations
-        and getattr(one.evaluations[part], metric) is not None
-        and one.costs.latency_p50_ms is not None
+        result
+        for result in results
+        if part in result.evaluations
+        and getattr(result.evaluations[part], metric) is not None
+        and result.costs.latency_p50_ms is not None
     ]
     name = curve.category_names(known)
-    titles = list(dict.fromkeys(one.cell.arm.title for one in known))
-    each = [{name(one) for one in known if one.cell.arm.title == title} for title in titles]
-    common, everything = set.intersection(*each) if each else set(), {one for own in each for one in own}
-    if each and not common:
-        raise FlawsmithError("the arms have no category in common: run the benchmark with the same data for all")
-    arms = [
-        _arm(title, [o for o in known if o.cell.arm.title == title and name(o) in common], metric, part)
+    titles = list(dict.fromkeys(result.run.experiment.title for result in known))
+    categories = [{name(result) for result in known if result.run.experiment.title == title} for title in titles]
+    common, everything = set.intersection(*categories) if categories else set(), set().union(*categories)
+    if categories and not common:
+        raise FlawsmithError("the experiments have no category in common: run the benchmark with the same data for all")
+    costs = [
+        _cost(
+            title,
+            [result for result in known if result.run.experiment.title == title and name(result) in common],
+            metric,
+            part,
+        )
         for title in titles
     ]
     notes = []
     if common != everything:
-        notes.append(f"not all arms have {', '.join(sorted(everything - common))}: left out")
-    if any(one.costs.jobs > 1 for one in known):
-        notes.append("cells shared the machine: latencies are longer than alone; measure with --jobs 1")
-    if len({one.machine for one in known}) > 1:
-        notes.append("cells ran on several machines: their latencies do not compare")
-    return sorted((_marked(arm, arms) for arm in arms), key=lambda arm: arm.latency), notes
+        notes.append(f"not all experiments have {', '.join(sorted(everything - common))}: left out")
+    if any(result.costs.jobs > 1 for result in known):
+        notes.append("runs shared the machine: latencies are longer than alone; measure with --jobs 1")
+    if len({result.machine for result in known}) > 1:
+        notes.append("several machines were used: their latencies do not compare")
+    return sorted((_marked(cost, costs) for cost in costs), key=lambda cost: cost.latency), notes
 
 
-def _arm(title: str, cells: Sequence[CellResult], metric: str, part: Any) -> ArmCost:
+def _cost(title: str, results: Sequence[RunResult], metric: str, part: Any) -> ExperimentCost:
     by_seed: dict[int, list[float]] = {}
-    for one in cells:
-        by_seed.setdefault(one.cell.seed, []).append(getattr(one.evaluations[part], metric))
+    for result in results:
+        by_seed.setdefault(result.run.seed, []).append(getattr(result.evaluations[part], metric))
     means = [statistics.mean(values) for values in by_seed.values()]
-    sizes = [one.costs.model_bytes for one in cells if one.costs.model_bytes is not None]
-    return ArmCost(
+    sizes = [result.costs.model_bytes for result in results if result.costs.model_bytes is not None]
+    return ExperimentCost(
         title,
-        statistics.mean(one.costs.latency_p50_ms or 0.0 for one in cells),
+        statistics.mean(result.costs.latency_p50_ms or 0.0 for result in results),
         statistics.mean(means),
         statistics.stdev(means) if len(means) > 1 else 0.0,
         statistics.mean(sizes) if sizes else None,
     )
 
 
-def _marked(arm: ArmCost, arms: Sequence[ArmCost]) -> ArmCost:
+def _marked(cost: ExperimentCost, costs: Sequence[ExperimentCost]) -> ExperimentCost:
     beaten = any(
-        other.latency <= arm.latency
-        and other.accuracy >= arm.accuracy
-        and (other.latency, other.accuracy) != (arm.latency, arm.accuracy)
-        for other in arms
+        other.latency <= cost.latency
+        and other.accuracy >= cost.accuracy
+        and (other.latency, other.accuracy) != (cost.latency, cost.accuracy)
+        for other in costs
     )
-    return ArmCost(arm.name, arm.latency, arm.accuracy, arm.spread, arm.size, best=not beaten)
+    return ExperimentCost(cost.name, cost.latency, cost.accuracy, cost.spread, cost.size, best=not beaten)
 
 
 def _area(size: float | None, largest: float) -> float:
     return _SMALLEST if not size else max(_SMALLEST, _LARGEST * size / largest)
 
 
-def _axes(axis: Any, arms: Sequence[ArmCost]) -> None:
-    fast, slow = min(arm.latency for arm in arms), max(arm.latency for arm in arms)
+def _axes(axis: Any, costs: Sequence[ExperimentCost]) -> None:
+    fast, slow = (
+        min(cost.latency for cost in costs),
+        max(cost.latency for cost in costs),
+    )
     if slow / fast >= 4:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))
@@ -154,23 +168,23 @@ def _axes(axis: Any, arms: Sequence[ArmCost]) -> None:
     axis.margins(0.14, 0.18)
 
 
-def _legend(arms: Sequence[ArmCost], front: Sequence[ArmCost]) -> list[Line2D]:
+def _legend(costs: Sequence[ExperimentCost], front: Sequence[ExperimentCost]) -> list[Line2D]:
     handles = []
-    for number, arm in enumerate(arms):
-        size = "" if arm.size is None else f" ({arm.size / 1e6:.3g} MB)"
+    for number, cost in enumerate(costs):
+        size = "" if cost.size is None else f" ({cost.size / 1e6:.3g} MB)"
         look = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)], "ls": ""}
-        handles.append(Line2D([], [], label=short(arm.name) + size, **look))  # type: ignore[arg-type]
+        handles.append(Line2D([], [], label=short_label(cost.name) + size, **look))  # type: ignore[arg-type]
     if len(front) > 1:
         handles.append(Line2D([], [], color=MUTED, lw=0.9, ls="--", label="Pareto front"))
     return handles
 
 
-def _row(arm: ArmCost, metric: str) -> dict[str, Any]:
+def _row(cost: ExperimentCost, metric: str) -> dict[str, Any]:
     return {
-        "arm": arm.name,
-        "latency_p50_ms": repr(arm.latency),
-        metric: repr(arm.accuracy),
-        "spread": repr(arm.spread),
-        "model_bytes": "" if arm.size is None else round(arm.size),
-        "pareto": arm.best,
+        "experiment": cost.name,
+        "latency_p50_ms": repr(cost.latency),
+        metric: repr(cost.accuracy),
+        "spread": repr(cost.spread),
+        "model_bytes": "" if cost.size is None else round(cost.size),
+        "pareto": cost.best,
     }

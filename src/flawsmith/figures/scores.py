@@ -13,12 +13,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from flawsmith.figures.sources import Scored
-from flawsmith.figures.style import INK, PALETTE, Drawn, hide, legend_below, panels, paper_style, short, wrapped
+from flawsmith.figures.sources import ModelScores
+from flawsmith.figures.style import PaperFigure, hide, legend_below, panels, wrapped
+from flawsmith.report.style import GOOD, INK, PALETTE, PRINT, plot_style, short_label
 from flawsmith.runtime.errors import FlawsmithError
 
 BINS = 32
-GOOD = PALETTE[0]
 _DEFECTS = PALETTE[1:]
 # More defects than colours are told apart by their hatching.
 _HATCHES = ("", "////", "....", "xxxx")
@@ -26,71 +26,81 @@ _WRAP = 4
 _BAND = "#b7bec6"
 
 
-def score_histograms(groups: Sequence[Scored]) -> Drawn:
+def score_histograms(groups: Sequence[ModelScores]) -> PaperFigure:
     """A histogram a model and test set: by type of defect for one category, good against flawed for several.
 
     Where no model file tells the limit, the two scores are shown between which the verdicts say that it lies.
 
     Args:
-        groups: scores, each with its category and arm.
+        groups: scores, each with its category and experiment.
 
     Raises:
         FlawsmithError: a test set without a finite score.
     """
-    categories = list(dict.fromkeys(one.category for one in groups))
-    arms = list(dict.fromkeys(one.arm for one in groups))
-    defects = sorted({image.defect for one in groups for image in one.images if image.flawed})
+    categories = list(dict.fromkeys(test.category for test in groups))
+    experiments = list(dict.fromkeys(test.experiment for test in groups))
+    defects = sorted({image.defect for test in groups for image in test.images if image.flawed})
     kinds = defects if len(categories) == 1 else ["flawed"]
-    places = _places(groups, categories, arms)
+    places = _places(groups, categories, experiments)
     rows, columns = (1 + max(place[axis] for place in places) for axis in (0, 1))
-    with paper_style():
+    with plot_style(PRINT):
         figure, axes = panels(rows, columns, height=1.75 if rows * columns == 1 else 1.15)
         for axis in axes.flat:
             hide(axis)
-        for one, place in zip(groups, places, strict=True):
+        for test, place in zip(groups, places, strict=True):
             axis = axes[place]
             axis.set_axis_on()
-            _histogram(axis, one, kinds)
-            title = [one.category] if len(arms) == 1 else [one.arm] if len(categories) == 1 else [one.category, one.arm]
+            _histogram(axis, test, kinds)
+            title = (
+                [test.category]
+                if len(experiments) == 1
+                else [test.experiment]
+                if len(categories) == 1
+                else [test.category, test.experiment]
+            )
             axis.set_title(wrapped(", ".join(filter(None, title)), 50 if columns == 1 else 100 // columns), pad=3)
         for axis in axes[:, 0]:
             axis.set_ylabel("share of images")
         for column in range(columns):
-            axes[max(row for row, own in places if own == column), column].set_xlabel("image score")
+            axes[max(row for row, place in places if place == column), column].set_xlabel("image score")
         legend_below(figure, _legend(groups, kinds))
-    return Drawn(figure, _rows(groups), _notes(groups))
+    return PaperFigure(figure, _rows(groups), _notes(groups))
 
 
-def _places(groups: Sequence[Scored], categories: list[str], arms: list[str]) -> list[tuple[int, int]]:
-    """Row and column of every panel: categories down and arms across, or all in reading order where one is alone."""
-    pairs = [(one.category, one.arm) for one in groups]
-    if len(categories) > 1 and 1 < len(arms) <= _WRAP + 1 and len(set(pairs)) == len(pairs):
+def _places(groups: Sequence[ModelScores], categories: list[str], experiments: list[str]) -> list[tuple[int, int]]:
+    """Row and column of every panel: categories down, experiments across; all in reading order where one is alone."""
+    pairs = [(test.category, test.experiment) for test in groups]
+    if len(categories) > 1 and 1 < len(experiments) <= _WRAP + 1 and len(set(pairs)) == len(pairs):
         table = {
             pair: place
-            for place, pair in zip(np.ndindex(len(categories), len(arms)), product(categories, arms), strict=True)
+            for place, pair in zip(
+                np.ndindex(len(categories), len(experiments)), product(categories, experiments), strict=True
+            )
         }
         return [table[pair] for pair in pairs]
     columns = min(len(groups), _WRAP)
     return [divmod(number, columns) for number in range(len(groups))]
 
 
-def _histogram(axis: Axes, one: Scored, kinds: Sequence[str]) -> None:
-    finite = [image for image in one.images if np.isfinite(image.score)]
+def _histogram(axis: Axes, test: ModelScores, kinds: Sequence[str]) -> None:
+    finite = [image for image in test.images if np.isfinite(image.score)]
     if not finite:
-        raise FlawsmithError(f"{one.category} {one.arm}: no score is a finite number; evaluate the model again")
+        raise FlawsmithError(
+            f"{test.category} {test.experiment}: no score is a finite number; evaluate the model again"
+        )
     good = np.array([image.score for image in finite if not image.flawed])
     flawed = [
         np.array([image.score for image in finite if image.flawed and kind in (image.defect, "flawed")])
         for kind in kinds
     ]
-    marks = [value for value in (one.limit, one.review_limit) if value is not None and np.isfinite(value)]
+    marks = [value for value in (test.limit, test.review_limit) if value is not None and np.isfinite(value)]
     everything = np.concatenate([good, *flawed, np.array(marks)])
     low, high = float(everything.min()), float(everything.max())
     margin = 0.03 * (high - low) or 0.5
     edges = np.linspace(low - margin, high + margin, BINS + 1)
     _bars(axis, [good], edges, [{"facecolor": (GOOD, 0.45), "edgecolor": GOOD}])
     _bars(axis, flawed, edges, [_look(number) for number in range(len(kinds))])
-    _limits(axis, one)
+    _limits(axis, test)
     axis.set_xlim(edges[0], edges[-1])
     axis.grid(visible=False, axis="x")
     axis.xaxis.set_major_locator(MaxNLocator(4))
@@ -117,54 +127,54 @@ def _bars(
         base = base + share
 
 
-def limit_from_verdicts(one: Scored) -> tuple[float, float] | None:
+def limit_from_verdicts(test: ModelScores) -> tuple[float, float] | None:
     """The highest score that was not rejected and the lowest that was; the reject limit lies between them."""
-    kept = [image.score for image in one.images if image.verdict != "reject"]
-    rejected = [image.score for image in one.images if image.verdict == "reject"]
-    if not kept or not rejected or max(kept) >= min(rejected):
+    accepted = [image.score for image in test.images if image.verdict != "reject"]
+    rejected = [image.score for image in test.images if image.verdict == "reject"]
+    if not accepted or not rejected or max(accepted) >= min(rejected):
         return None
-    return max(kept), min(rejected)
+    return max(accepted), min(rejected)
 
 
-def _limits(axis: Axes, one: Scored) -> None:
-    if one.limit is not None:
-        axis.axvline(one.limit, color=INK, lw=1.0)
-        if one.review_limit is not None:
-            axis.axvline(one.review_limit, color=INK, lw=0.9, ls=(0, (4, 3)))
+def _limits(axis: Axes, test: ModelScores) -> None:
+    if test.limit is not None:
+        axis.axvline(test.limit, color=INK, lw=1.0)
+        if test.review_limit is not None:
+            axis.axvline(test.review_limit, color=INK, lw=0.9, ls=(0, (4, 3)))
         return
-    found = limit_from_verdicts(one)
-    if found is not None:
-        axis.axvspan(*found, facecolor=_BAND, edgecolor=_BAND, alpha=0.7, lw=0.8, zorder=0.5)
+    between = limit_from_verdicts(test)
+    if between is not None:
+        axis.axvspan(*between, facecolor=_BAND, edgecolor=_BAND, alpha=0.7, lw=0.8, zorder=0.5)
 
 
-def _legend(groups: Sequence[Scored], kinds: Sequence[str]) -> list[Any]:
+def _legend(groups: Sequence[ModelScores], kinds: Sequence[str]) -> list[Any]:
     handles: list[Any] = [Patch(facecolor=(GOOD, 0.45), edgecolor=GOOD, label="good")]
-    handles += [Patch(label=short(kind), **_look(number)) for number, kind in enumerate(kinds)]
-    if any(one.limit is not None for one in groups):
+    handles += [Patch(label=short_label(kind), **_look(number)) for number, kind in enumerate(kinds)]
+    if any(test.limit is not None for test in groups):
         handles.append(Line2D([], [], color=INK, lw=1.0, label="reject limit"))
-    if any(one.review_limit is not None for one in groups):
+    if any(test.review_limit is not None for test in groups):
         handles.append(Line2D([], [], color=INK, lw=0.9, ls=(0, (4, 3)), label="review limit"))
-    if any(one.limit is None and limit_from_verdicts(one) for one in groups):
+    if any(test.limit is None and limit_from_verdicts(test) for test in groups):
         handles.append(Patch(facecolor=_BAND, label="the limit lies here"))
     return handles
 
 
-def _rows(groups: Sequence[Scored]) -> list[dict[str, Any]]:
+def _rows(groups: Sequence[ModelScores]) -> list[dict[str, Any]]:
     return [
         {
-            "category": one.category,
-            "arm": one.arm,
+            "category": test.category,
+            "experiment": test.experiment,
             "image": image.image,
             "defect": image.defect,
             "score": repr(image.score),
             "verdict": image.verdict,
-            "limit": "" if one.limit is None else repr(one.limit),
+            "limit": "" if test.limit is None else repr(test.limit),
         }
-        for one in groups
-        for image in one.images
+        for test in groups
+        for image in test.images
     ]
 
 
-def _notes(groups: Sequence[Scored]) -> list[str]:
-    lost = sum(not np.isfinite(image.score) for one in groups for image in one.images)
+def _notes(groups: Sequence[ModelScores]) -> list[str]:
+    lost = sum(not np.isfinite(image.score) for test in groups for image in test.images)
     return [f"{lost} scores are no finite numbers and are not shown"] if lost else []

@@ -8,12 +8,12 @@ from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from flawsmith.benchmark.cell import MODEL, SCORES, CellResult, ResultStore
+from flawsmith.benchmark.experiment import MODEL, SCORES, ResultStore, RunResult
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 
 EVALUATION = "evaluation"
-_CELLS = "cells"
+_RUNS = "runs"
 
 
 @dataclass(frozen=True)
@@ -31,19 +31,19 @@ class ScoredImage:
 
 
 @dataclass(frozen=True)
-class Scored:
+class ModelScores:
     """The image scores of one model on one test set.
 
     Attributes:
         category: name of the category.
-        arm: name of the model or of the benchmark's arm.
+        experiment: name of the model or of the benchmark's experiment.
         images: every image of the test set.
         limit: reject limit on the score; None where no model file tells it.
         review_limit: review limit, or None.
     """
 
     category: str
-    arm: str
+    experiment: str
     images: tuple[ScoredImage, ...]
     limit: float | None = None
     review_limit: float | None = None
@@ -61,96 +61,96 @@ class NamedModel:
 
 def is_benchmark(source: Path) -> bool:
     """Whether a folder is that of a benchmark."""
-    return (source / _CELLS).is_dir()
+    return (source / _RUNS).is_dir()
 
 
-def benchmark_results(sources: Sequence[Path]) -> list[CellResult]:
-    """Finished cells of benchmark folders, each once.
+def benchmark_results(sources: Sequence[Path]) -> list[RunResult]:
+    """Finished runs of benchmark folders, each once.
 
     Raises:
-        FlawsmithError: a folder is none of a benchmark, or no cell has finished.
+        FlawsmithError: a folder is none of a benchmark, or no run has finished.
     """
-    found: dict[str, CellResult] = {}
+    results: dict[str, RunResult] = {}
     for source in sources:
         if not is_benchmark(source):
             raise FlawsmithError(
-                f"{source}: is no benchmark's folder (it has no {_CELLS}/): make one with "
+                f"{source}: is no benchmark's folder (it has no {_RUNS}/): make one with "
                 "`flawsmith benchmark DATA --methods ... --out FOLDER`"
             )
-        found |= {one.cell.key: one for one in ResultStore(source).results() if one.finished}
-    if not found:
-        raise FlawsmithError(f"{sources[0]}: no cell has finished; run `flawsmith benchmark` with this --out again")
-    return sorted(found.values(), key=_reading_order)
+        results |= {result.run.key: result for result in ResultStore(source).results() if result.finished}
+    if not results:
+        raise FlawsmithError(f"{sources[0]}: no run has finished; run `flawsmith benchmark` with this --out again")
+    return sorted(results.values(), key=_reading_order)
 
 
-def _reading_order(result: CellResult) -> tuple[Hashable, ...]:
-    """Categories and arms by name, numbers in names by their size."""
-    cell = result.cell
-    words = re.split(r"(\d+(?:\.\d+)?)", cell.arm.title)
+def _reading_order(result: RunResult) -> tuple[Hashable, ...]:
+    """Categories and experiments by name, numbers in names by their size."""
+    run = result.run
+    words = re.split(r"(\d+(?:\.\d+)?)", run.experiment.title)
     title = tuple((float(word), "") if number % 2 else (0.0, word) for number, word in enumerate(words))
-    return cell.dataset, cell.category, title, cell.seed
+    return run.dataset, run.category, title, run.seed
 
 
-def scored(sources: Sequence[Path], *, seed: int | None = None) -> list[Scored]:
+def scored(sources: Sequence[Path], *, seed: int | None = None) -> list[ModelScores]:
     """The scores in benchmark folders, run folders and evaluation folders.
 
     Args:
         sources: folders; a model file stands for the run folder it lies in.
-        seed: of a benchmark's cells; the lowest of every arm and category by default.
+        seed: of a benchmark's runs; the lowest of every experiment and category by default.
 
     Raises:
         FlawsmithError: a source holds no scores; the message says which command makes them.
     """
-    return [one for source in sources for one in _scored(source, seed)]
+    return [scores for source in sources for scores in _scored(source, seed)]
 
 
-def _scored(source: Path, seed: int | None) -> list[Scored]:
+def _scored(source: Path, seed: int | None) -> list[ModelScores]:
     if is_benchmark(source):
         store = ResultStore(source)
-        cells = [_scored_cell(store, result) for result in _of_seed(benchmark_results([source]), seed)]
-        return [one for one in cells if one is not None] or _no_scores(source)
+        runs = [_scored_run(store, result) for result in _of_seed(benchmark_results([source]), seed)]
+        return [scores for scores in runs if scores is not None] or _no_scores(source)
     folder = source.parent if source.is_file() else source
     inner = folder / EVALUATION
     folder = inner if (inner / SCORES).is_file() else folder
     if not (folder / SCORES).is_file():
         _no_scores(source)
     model = folder.parent / MODEL
-    found = Scored(folder.name, "", _read_scores(folder / SCORES))
+    scores = ModelScores(folder.name, "", _read_scores(folder / SCORES))
     if not model.is_file():
-        return [found]
+        return [scores]
     spec = Bundle.load(model).spec
-    found = replace(found, category=spec.training.category, arm=f"{spec.method} {spec.preset}")
-    return [replace(found, limit=spec.decision.limit, review_limit=spec.decision.review_limit)]
+    scores = replace(scores, category=spec.training.category, experiment=f"{spec.method} {spec.preset}")
+    return [replace(scores, limit=spec.decision.limit, review_limit=spec.decision.review_limit)]
 
 
-def _no_scores(source: Path) -> list[Scored]:
+def _no_scores(source: Path) -> list[ModelScores]:
     raise FlawsmithError(
         f"{source}: holds no {SCORES}: make it with `flawsmith evaluate {source / MODEL} DATA`, or give a benchmark's "
         "folder"
     )
 
 
-def _of_seed(results: Sequence[CellResult], seed: int | None) -> list[CellResult]:
-    """One cell of every arm and category: that of the seed, or of the lowest one."""
-    if seed is not None and all(one.cell.seed != seed for one in results):
-        known = ", ".join(map(str, sorted({one.cell.seed for one in results})))
-        raise FlawsmithError(f"no cell has the seed {seed}: there are {known}; choose with --seed")
-    found: dict[tuple[str, str, str], CellResult] = {}
-    for one in results:  # the lowest seed comes first
-        if seed in (None, one.cell.seed):
-            found.setdefault((one.cell.dataset, one.cell.category, one.cell.arm.title), one)
-    return list(found.values())
+def _of_seed(results: Sequence[RunResult], seed: int | None) -> list[RunResult]:
+    """One run of every experiment and category: that of the seed, or of the lowest one."""
+    if seed is not None and all(result.run.seed != seed for result in results):
+        known = ", ".join(map(str, sorted({result.run.seed for result in results})))
+        raise FlawsmithError(f"no run has the seed {seed}: there are {known}; choose with --seed")
+    chosen: dict[tuple[str, str, str], RunResult] = {}
+    for result in results:  # the lowest seed comes first
+        if seed in (None, result.run.seed):
+            chosen.setdefault((result.run.dataset, result.run.category, result.run.experiment.title), result)
+    return list(chosen.values())
 
 
-def _scored_cell(store: ResultStore, result: CellResult) -> Scored | None:
-    folder, cell = store.folder(result.cell), result.cell
+def _scored_run(store: ResultStore, result: RunResult) -> ModelScores | None:
+    folder, run = store.folder(result.run), result.run
     if not (folder / SCORES).is_file():
         return None
-    found = Scored(cell.category, cell.arm.title, _read_scores(folder / SCORES))
+    scores = ModelScores(run.category, run.experiment.title, _read_scores(folder / SCORES))
     if not (folder / MODEL).is_file():
-        return found
+        return scores
     decision = Bundle.load(folder / MODEL).spec.decision
-    return replace(found, limit=decision.limit, review_limit=decision.review_limit)
+    return replace(scores, limit=decision.limit, review_limit=decision.review_limit)
 
 
 def _read_scores(path: Path) -> tuple[ScoredImage, ...]:
@@ -170,42 +170,42 @@ def _read_scores(path: Path) -> tuple[ScoredImage, ...]:
 
 
 def models(sources: Sequence[Path], *, seed: int | None = None) -> list[NamedModel]:
-    """The models in files, run folders and benchmark folders, named by method and preset or by the benchmark's arm.
+    """The models in files, run folders and benchmark folders, named by method and preset or by experiment.
 
     Args:
         sources: model files, run folders, or benchmark folders whose models were kept.
-        seed: of a benchmark's cells; the lowest of every arm and category by default.
+        seed: of a benchmark's runs; the lowest of every experiment and category by default.
 
     Raises:
         FlawsmithError: a source holds no model; the message says which command makes one.
     """
-    return [one for source in sources for one in _models(source, seed)]
+    return [model for source in sources for model in _models(source, seed)]
 
 
-def told_apart(found: Sequence[NamedModel], key: Callable[[NamedModel], Hashable]) -> list[NamedModel]:
+def told_apart(models: Sequence[NamedModel], key: Callable[[NamedModel], Hashable]) -> list[NamedModel]:
     """The models, where several share a key with the name of their folder behind their own, or else with a number."""
-    keys = [key(one) for one in found]
-    folders = [one.path.absolute().parent.name for one in found]
+    keys = [key(model) for model in models]
+    folders = [model.path.absolute().parent.name for model in models]
     names = []
-    for number, (one, own, folder) in enumerate(zip(found, keys, folders, strict=True)):
-        alike = [place for place, other in enumerate(keys) if other == own]
+    for number, (model, its_key, folder) in enumerate(zip(models, keys, folders, strict=True)):
+        alike = [place for place, other in enumerate(keys) if other == its_key]
         if len(alike) == 1:
-            names.append(one.name)
+            names.append(model.name)
         elif len({folders[place] for place in alike}) == len(alike):
-            names.append(f"{one.name}, {folder}")
+            names.append(f"{model.name}, {folder}")
         else:
-            names.append(f"{one.name}, {alike.index(number) + 1}")
-    return [replace(one, name=name) for one, name in zip(found, names, strict=True)]
+            names.append(f"{model.name}, {alike.index(number) + 1}")
+    return [replace(model, name=name) for model, name in zip(models, names, strict=True)]
 
 
 def _models(source: Path, seed: int | None) -> Iterator[NamedModel]:
     if is_benchmark(source):
         store, some = ResultStore(source), False
         for result in _of_seed(benchmark_results([source]), seed):
-            path = store.folder(result.cell) / MODEL
+            path = store.folder(result.run) / MODEL
             if path.is_file():
                 some = True
-                yield NamedModel(path, result.cell.arm.title, result.cell.category, Bundle.load(path))
+                yield NamedModel(path, result.run.experiment.title, result.run.category, Bundle.load(path))
         if not some:
             raise FlawsmithError(f"{source}: keeps no model: run the benchmark with --keep-models --fresh")
         return

@@ -1,65 +1,27 @@
-"""How a figure for a paper looks, and how it becomes a file that is the same every time."""
+"""How a figure for a paper is laid out, and how it becomes a file that is the same every time."""
 
 from __future__ import annotations
 
 import csv
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from flawsmith.report.style import PRINT, plot_style
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import make_folder, replacing
 
 COLUMN, PAGE = 3.4, 7.0
 """Widths in inches of one column and of both columns of a paper."""
 
-INK, MUTED, GRID = "#1d2733", "#5b6875", "#e3e8ed"
-# Okabe and Ito's colours, which the colour-blind tell apart, without the yellow that paper swallows.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
-# Shapes and dashes repeat after another number than colours do, so that 35 lines differ in one of them.
-MARKERS = ("o", "^", "s", "D", "v")
-DASHES: tuple[Any, ...] = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)))
-
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "flawsmith",
-    "svg.fonttype": "path",
-    "pdf.fonttype": 42,
-    "font.family": "DejaVu Sans",
-    "font.size": 7.5,
-    "axes.titlesize": 7.5,
-    "axes.labelsize": 7.5,
-    "xtick.labelsize": 6.5,
-    "ytick.labelsize": 6.5,
-    "legend.fontsize": 6.8,
-    "legend.frameon": False,
-    "text.color": INK,
-    "axes.labelcolor": INK,
-    "axes.edgecolor": "#9aa6b2",
-    "axes.linewidth": 0.6,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.5,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
-    "text.parse_math": False,
-}
 _DPI = 300
 # Whatever would tell when and with what a file was written is left out.
 _METADATA: Mapping[str, dict[str, None]] = {
@@ -67,11 +29,10 @@ _METADATA: Mapping[str, dict[str, None]] = {
     ".svg": {"Creator": None, "Date": None},
     ".png": {"Software": None},
 }
-_LONGEST = 44
 
 
 @dataclass(frozen=True)
-class Drawn:
+class PaperFigure:
     """A figure and what stands behind it.
 
     Attributes:
@@ -85,13 +46,6 @@ class Drawn:
     notes: Sequence[str] = ()
 
 
-@contextmanager
-def paper_style() -> Iterator[None]:
-    """Everything that is drawn in the block looks alike."""
-    with mpl.rc_context(_STYLE):
-        yield
-
-
 def check_name(out: Path) -> None:
     """Refuse a file name before any work is done.
 
@@ -102,7 +56,7 @@ def check_name(out: Path) -> None:
         raise FlawsmithError(f"{out}: a figure is written as .pdf, .svg or .png; name it so with --out")
 
 
-def write(drawn: Drawn, out: Path, *, numbers: bool) -> dict[str, Path]:
+def write(drawn: PaperFigure, out: Path, *, numbers: bool) -> dict[str, Path]:
     """Write a figure, and the numbers behind it beside it where asked for; the same figure gives the same bytes.
 
     Args:
@@ -119,7 +73,7 @@ def write(drawn: Drawn, out: Path, *, numbers: bool) -> dict[str, Path]:
     check_name(out)
     make_folder(out.parent)
     suffix = out.suffix.lower()
-    with paper_style(), replacing(out) as temporary:
+    with plot_style(PRINT), replacing(out) as temporary:
         drawn.figure.savefig(temporary, format=suffix[1:], dpi=_DPI, metadata=_METADATA[suffix])
     files = {"figure": out}
     if numbers:
@@ -156,7 +110,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int | None 
 
     The figure grows by the legend, so that the panels keep their height.
     """
-    longest = max((len(str(one.get_label())) for one in handles), default=0)
+    longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     # A character takes about 0.055 inches at this size, the handle and the gaps half an inch.
     fitting = max(1, int(figure.get_figwidth() / (0.055 * longest + 0.5)))
     shown = max(1, min(len(handles), columns or fitting))
@@ -172,9 +126,3 @@ def hide(axis: Axes) -> None:
 def wrapped(text: str, width: int, *, rows: int = 2) -> str:
     """A title in lines of at most so many characters; what needs more than ``rows`` of them ends in an ellipsis."""
     return "\n".join(textwrap.wrap(text, max(width, 4), max_lines=rows, placeholder=" …")) or "unnamed"
-
-
-def short(text: str, longest: int = _LONGEST) -> str:
-    """A label that fits: what is too long ends in an ellipsis; a leading underscore would hide it from legends."""
-    text = " ".join(text.split()).lstrip("_") or "unnamed"
-    return text if len(text) <= longest else text[: longest - 1] + "…"

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flawsmith.benchmark.cell import CellResult
+from flawsmith.benchmark.experiment import RunResult
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Dataset
 from flawsmith.figures import curve
 from flawsmith.figures.curve import Measurement, draw_lines
 from flawsmith.figures.sources import NamedModel, told_apart
-from flawsmith.figures.style import Drawn
+from flawsmith.figures.style import PaperFigure
 from flawsmith.metrics.results import Evaluation
 from flawsmith.pipeline.evaluate import evaluate
 from flawsmith.runtime.errors import FlawsmithError
@@ -39,7 +39,7 @@ class WeakSet:
 
 
 @dataclass(frozen=True)
-class Measured:
+class WeakFlawResult:
     """One model on one test set."""
 
     model: str
@@ -55,8 +55,8 @@ def weak_sets(folders: Sequence[Path]) -> list[WeakSet]:
     Raises:
         FlawsmithError: a folder holds none; the message says which command makes them.
     """
-    found = [one for folder in folders for one in _weak_sets(folder)]
-    return sorted(found, key=lambda one: (one.dataset.category, one.weakness))
+    sets = [weak_set for folder in folders for weak_set in _weak_sets(folder)]
+    return sorted(sets, key=lambda weak_set: (weak_set.dataset.category, weak_set.weakness))
 
 
 def _weak_sets(folder: Path) -> Iterator[WeakSet]:
@@ -73,77 +73,80 @@ def _weak_sets(folder: Path) -> Iterator[WeakSet]:
 
 
 def measure(
-    models: Sequence[NamedModel], sets: Sequence[WeakSet], *, done: Callable[[], object] = lambda: None
-) -> list[Measured]:
+    models: Sequence[NamedModel], sets: Sequence[WeakSet], *, on_step: Callable[[], object] = lambda: None
+) -> list[WeakFlawResult]:
     """Every model on the test sets of its category.
 
     Args:
         models: the models; equal but for their seed, they are one line with a spread.
         sets: the test sets.
-        done: called after each evaluation.
+        on_step: called after each evaluation.
 
     Raises:
         FlawsmithError: a model has no test set of its category.
     """
-    found = []
+    results = []
     for model in told_apart(models, lambda model: (model.name, model.category, model.bundle.spec.seed)):
-        own = [one for one in sets if one.dataset.category == model.category]
-        if not own:
-            names = ", ".join(sorted({one.dataset.category for one in sets}))
+        of_category = [weak_set for weak_set in sets if weak_set.dataset.category == model.category]
+        if not of_category:
+            names = ", ".join(sorted({weak_set.dataset.category for weak_set in sets}))
             raise FlawsmithError(f"{model.path}: learned {model.category}, the test sets are of {names}: {_MAKE}")
-        for one in own:
-            result = evaluate(model.path, one.dataset, n_resamples=0)
-            found.append(Measured(model.name, model.category, model.bundle.spec.seed, one.weakness, result))
-            done()
-    return found
+        for weak_set in of_category:
+            evaluation = evaluate(model.path, weak_set.dataset, n_resamples=0)
+            seed = model.bundle.spec.seed
+            results.append(WeakFlawResult(model.name, model.category, seed, weak_set.weakness, evaluation))
+            on_step()
+    return results
 
 
-def weakness(measured: Sequence[Measured], *, metrics: Sequence[str] = (), by_category: bool = False) -> Drawn:
+def weakness(
+    results: Sequence[WeakFlawResult], *, metrics: Sequence[str] = (), by_category: bool = False
+) -> PaperFigure:
     """Accuracy against the weight of the good image in the flaws, a line a model: mean over categories.
 
     Args:
-        measured: models on test sets of several strengths.
+        results: models on test sets of several strengths.
         metrics: figures of accuracy; the usual ones by default.
         by_category: a row of panels for each category, in place of their mean.
 
     Raises:
         FlawsmithError: no such metric.
     """
-    names = curve.shown_metrics([one.evaluation for one in measured], metrics)
-    found = {
+    names = curve.shown_metrics([result.evaluation for result in results], metrics)
+    measurements = {
         name: [
-            Measurement(one.model, one.category, one.weakness, one.seed, value)
-            for one in measured
-            if (value := getattr(one.evaluation, name)) is not None
+            Measurement(result.model, result.category, result.weakness, result.seed, value)
+            for result in results
+            if (value := getattr(result.evaluation, name)) is not None
         ]
         for name in names
     }
-    return draw_lines(found, WEAKNESS, by_category=by_category)
+    return draw_lines(measurements, WEAKNESS, by_category=by_category)
 
 
 def weakness_of_benchmark(
-    results: Sequence[CellResult], *, metrics: Sequence[str] = (), by_category: bool = False, part: str | None = None
-) -> Drawn:
-    """The same from a benchmark over the folders of such test sets, a line an arm, with the spread over seeds.
+    results: Sequence[RunResult], *, metrics: Sequence[str] = (), by_category: bool = False, part: str | None = None
+) -> PaperFigure:
+    """The same from a benchmark over the folders of such test sets, a line an experiment, with the spread over seeds.
 
     Raises:
-        FlawsmithError: no cell is of such a test set.
+        FlawsmithError: no run is of such a test set.
     """
     chosen = curve.part_of(results, part)
-    weak = [(one, float(match.group(1))) for one in results if (match := _NAME.match(one.cell.dataset))]
-    weak = [(one, weight) for one, weight in weak if chosen in one.evaluations]
+    weak = [(result, float(match.group(1))) for result in results if (match := _NAME.match(result.run.dataset))]
+    weak = [(result, weight) for result, weight in weak if chosen in result.evaluations]
     if not weak:
         raise FlawsmithError(
-            f"no cell of the benchmark is of a test set of weak flaws: make them with {_MAKE} and give its FOLDER to "
+            f"no run of the benchmark is of a test set of weak flaws: make them with {_MAKE} and give its FOLDER to "
             "`flawsmith benchmark`, or give models and --sets FOLDER"
         )
-    names = curve.shown_metrics([one.evaluations[chosen] for one, _ in weak], metrics)
-    found = {
+    names = curve.shown_metrics([result.evaluations[chosen] for result, _ in weak], metrics)
+    measurements = {
         name: [
-            Measurement(one.cell.arm.title, one.cell.category, weight, one.cell.seed, value)
-            for one, weight in weak
-            if (value := getattr(one.evaluations[chosen], name)) is not None
+            Measurement(result.run.experiment.title, result.run.category, weight, result.run.seed, value)
+            for result, weight in weak
+            if (value := getattr(result.evaluations[chosen], name)) is not None
         ]
         for name in names
     }
-    return draw_lines(found, WEAKNESS, by_category=by_category)
+    return draw_lines(measurements, WEAKNESS, by_category=by_category)

@@ -1,9 +1,10 @@
-"""Bootstrap intervals over images, for every figure, and paired where two models are compared.
+"""Figures of an evaluation and their bootstrap intervals over images, paired where two models are compared.
 
 Images are what a test set draws, so images are resampled, with replacement and within each label (no resample
-lacks good or flawed images). A resample is a vector of weights: image-level figures are computed from
-weighted counts in score order, pixel-level ones from weighted sums of each image's counts at the common grid
-of thresholds (``PixelBins``).
+lacks good or flawed images). A resample is a vector of weights, and its figures are those of weighted sums of each
+image's counts, through the same functions from counts to values as the exact figures: image-level ones from counts in
+score order, pixel-level ones from counts at the common grid of thresholds
+(:class:`flawsmith.metrics.accumulate.ThresholdCounts`).
 
 Image-level replicates are exact. Pixel-level replicates are the figures of the curve through the grid's
 points, which lies within 1/256 of the exact one between neighbours (and on it where there are few distinct
@@ -16,40 +17,31 @@ Source: Efron & Tibshirani, "An Introduction to the Bootstrap", 1993, chapter 13
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
 
+from flawsmith.data.layouts.mvtec import LOGICAL, STRUCTURAL
 from flawsmith.metrics import ranking
-from flawsmith.metrics.accumulate import PixelBins
-from flawsmith.metrics.collect import Evidence
-from flawsmith.metrics.pro import FPR_LIMIT
-from flawsmith.metrics.ranking import FloatArray, area_up_to, average_precision_of, best_f1_of, shares
+from flawsmith.metrics.collect import EvaluationState
+from flawsmith.metrics.ranking import FloatArray, area_from_counts, average_precision_from_counts, f1_from_counts
 
-Metric = Literal["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
+LocoMetric = Literal[
+    "image_auroc_logical",
+    "image_auroc_structural",
+    "image_auroc_loco_mean",
+    "spro",
+    "spro_logical",
+    "spro_structural",
+    "spro_loco_mean",
+]
+Metric = Literal["image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro"] | LocoMetric
+LOCO_METRICS: tuple[LocoMetric, ...] = get_args(LocoMetric)
+METRICS: tuple[Metric, ...] = ("image_auroc", "image_ap", "image_f1_max", "pixel_auroc", "pixel_ap", "aupro")
 
 # Replicates computed at once: bounds the working arrays to some tens of megabytes.
 _BLOCK_ENTRIES = 2**21
-
-
-@dataclass(frozen=True)
-class Difference:
-    """How much one model's figure exceeds another's on the same images.
-
-    Attributes:
-        value: first minus second, on all images.
-        low: lower end of the interval.
-        high: upper end of the interval.
-        level: share of replicates inside, such as 0.95.
-    """
-
-    value: float
-    low: float
-    high: float
-    level: float
 
 
 def resample_weights(
@@ -64,6 +56,9 @@ def resample_weights(
 
     Returns:
         (resamples, images) counts; each row sums to the number of images, label by label.
+
+    >>> resample_weights(np.array([True, False, False]), n_resamples=2).sum(axis=1).tolist()
+    [3, 3]
     """
     generator = np.random.default_rng(seed)
     weights = np.zeros((n_resamples, len(flawed)), dtype=np.uint16)
@@ -87,95 +82,117 @@ def image_replicates(
 
     Returns:
         (resamples,) values for each figure; NaN where undefined.
+
+    >>> values = image_replicates(np.array([1.0, 2.0, 3.0]), np.array([False, True, True]), np.array([[1, 2, 0]]))
+    >>> values["image_auroc"].tolist()
+    [1.0]
     """
-    order = np.argsort(-scores, kind="stable")
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
-    sorted_weights = weights[:, order].astype(np.float64)
+    order, last = ranking.descending_groups(scores)
+    times = weights[:, order].astype(np.float64)
     label = flawed[order]
-    hits = np.cumsum(sorted_weights * label, axis=1)[:, ends]
-    alarms = np.cumsum(sorted_weights * ~label, axis=1)[:, ends]
+    hits = np.cumsum(times * label, axis=1)[:, last]
+    alarms = np.cumsum(times * ~label, axis=1)[:, last]
     n_flawed, n_good = hits[:, -1], alarms[:, -1]
+    steps = np.diff(hits, axis=-1, prepend=0.0)
     return {
-        "image_auroc": area_up_to(shares(alarms, n_good), shares(hits, n_flawed)),
-        "image_ap": average_precision_of(hits, alarms, n_flawed),
-        "image_f1_max": best_f1_of(hits, alarms, n_flawed),
+        "image_auroc": area_from_counts(alarms, n_good, hits, n_flawed),
+        "image_ap": average_precision_from_counts(steps, hits, alarms, n_flawed),
+        "image_f1_max": f1_from_counts(hits, alarms, n_flawed).max(axis=-1),
     }
 
 
-def pixel_replicates(
-    bins: PixelBins, weights: npt.NDArray[np.number], *, limit: float = FPR_LIMIT
-) -> dict[Metric, FloatArray]:
-    """Pixel AUROC, pixel AP and AUPRO of every resample, from counts at the grid of thresholds.
+def point_estimates(state: EvaluationState) -> dict[Metric, float | None]:
+    """The exact figures of all images; None where the data cannot give one.
 
-    Args:
-        bins: counts of each image.
-        weights: (resamples, images) how often each image counts, images as in ``bins``.
-        limit: largest false-positive rate of the AUPRO.
-
-    Returns:
-        (resamples,) values for each figure; NaN where undefined.
+    Those of MVTec LOCO AD are told by the defect type of the images, ``logical_anomalies`` or
+    ``structural_anomalies``, in any case of letters; the data of others leave them undefined.
     """
-    times = weights.astype(np.float64)
-    free, flawed, overlap = times @ bins.free, times @ bins.flawed, times @ bins.overlap
-    n_flawed = times @ bins.n_flawed
-    rate = shares(free, times @ bins.n_free)
+    pixels, saturated = state.pixels, state.saturated
+    logical, structural = (_auroc_against_good(state, kind) for kind in (LOGICAL, STRUCTURAL))
+    loco_mean = _mean(logical, structural)
+    if loco_mean is not None and state.protocol.loco_mean == "pooled":
+        loco_mean = ranking.auroc(state.scores, state.flawed)
+    by_kind = {} if saturated is None else {name.casefold(): area for name, area in saturated.by_defect.items()}
     return {
-        "pixel_auroc": area_up_to(rate, shares(flawed, n_flawed)),
-        "pixel_ap": average_precision_of(flawed, free, n_flawed),
-        "aupro": area_up_to(rate, shares(overlap, times @ bins.n_regions), limit),
-    }
-
-
-def point_estimates(evidence: Evidence) -> dict[Metric, float | None]:
-    """The exact figures of all images; None where undefined."""
-    best = ranking.best_f1(evidence.scores, evidence.flawed)
-    pixels = evidence.pixels
-    return {
-        "image_auroc": ranking.auroc(evidence.scores, evidence.flawed),
-        "image_ap": ranking.average_precision(evidence.scores, evidence.flawed),
-        "image_f1_max": None if best is None else best.value,
+        "image_auroc": ranking.auroc(state.scores, state.flawed),
+        "image_ap": ranking.average_precision(state.scores, state.flawed),
+        "image_f1_max": ranking.f1_max(state.scores, state.flawed),
         "pixel_auroc": None if pixels is None else pixels.auroc,
         "pixel_ap": None if pixels is None else pixels.average_precision,
-        "aupro": evidence.aupro,
+        "aupro": None if pixels is None else pixels.overlap,
+        "image_auroc_logical": logical,
+        "image_auroc_structural": structural,
+        "image_auroc_loco_mean": loco_mean,
+        "spro": None if saturated is None else saturated.overlap,
+        "spro_logical": by_kind.get(LOGICAL),
+        "spro_structural": by_kind.get(STRUCTURAL),
+        "spro_loco_mean": _mean(by_kind.get(LOGICAL), by_kind.get(STRUCTURAL)),
     }
 
 
-def replicates(evidence: Evidence, weights: npt.NDArray[np.number]) -> dict[Metric, FloatArray]:
-    """Every figure that the evidence defines, in every resample, centred on the exact figures.
+def _auroc_against_good(state: EvaluationState, kind: str) -> float | None:
+    members = state.of_kind(kind)
+    against = members | ~state.flawed
+    return ranking.auroc(state.scores[against], members[against])
+
+
+def _mean(logical: float | None, structural: float | None) -> float | None:
+    return None if logical is None or structural is None else (logical + structural) / 2
+
+
+def replicates(state: EvaluationState, weights: npt.NDArray[np.number]) -> dict[Metric, FloatArray]:
+    """Every figure that the data define, in every resample, centred on the exact figures.
 
     Args:
-        evidence: one model's results.
+        state: one model's results.
         weights: (resamples, images) as of :func:`resample_weights`.
 
     Returns:
         (resamples,) values; NaN for a resample that leaves a figure undefined (no annotated flaw drawn).
     """
-    widest = max(weights.shape[1], 0 if evidence.pixels is None else len(evidence.pixels.bins.thresholds))
+    points = {name: value for name, value in point_estimates(state).items() if value is not None}
+    loco = any(name in points for name in LOCO_METRICS)
+    widest = max(weights.shape[1], 0 if state.pixels is None else len(state.pixels.counts.thresholds))
     block = max(1, _BLOCK_ENTRIES // max(widest, 1))
-    parts = [_uncentred(evidence, weights[at : at + block]) for at in range(0, len(weights), block)]
-    whole = _uncentred(evidence, np.ones((1, weights.shape[1])))
-    points = point_estimates(evidence)
+    parts = [_uncentred(state, weights[at : at + block], loco=loco) for at in range(0, len(weights), block)]
+    whole = _uncentred(state, np.ones((1, weights.shape[1])), loco=loco)
     return {
         name: np.concatenate([part[name] for part in parts]) + (point - whole[name][0])
         for name, point in points.items()
-        if point is not None
     }
 
 
-def _uncentred(evidence: Evidence, weights: npt.NDArray[np.number]) -> dict[Metric, FloatArray]:
-    values = image_replicates(evidence.scores, evidence.flawed, weights)
-    if evidence.pixels is not None:
-        # Images take their places in the bins in the order they came.
-        taking_part = evidence.pixel_index >= 0
-        bins, limit = evidence.pixels.bins, evidence.pixels.limit
-        values |= pixel_replicates(bins, weights[:, taking_part], limit=limit)
-        if evidence.released is not None and evidence.released.value is not None:
-            values["aupro"] = evidence.released.replicates(weights[:, taking_part])
+def _uncentred(state: EvaluationState, weights: npt.NDArray[np.number], *, loco: bool) -> dict[Metric, FloatArray]:
+    values = image_replicates(state.scores, state.flawed, weights)
+    # Images take their places among the counts in the order they came.
+    taking_part = state.pixel_index >= 0
+    if state.pixels is not None:
+        counts = state.pixels.counts.weighted(weights[:, taking_part])
+        values["pixel_auroc"], values["pixel_ap"] = counts.auroc(), counts.average_precision()
+        values["aupro"] = state.pixels.resampled_overlap(counts, weights[:, taking_part])
+    if not loco:
+        return values
+    by_kind = [weights * (state.of_kind(kind) | ~state.flawed) for kind in (LOGICAL, STRUCTURAL)]
+    logical, structural = (image_replicates(state.scores, state.flawed, times)["image_auroc"] for times in by_kind)
+    values["image_auroc_logical"], values["image_auroc_structural"] = logical, structural
+    pooled = state.protocol.loco_mean == "pooled"
+    values["image_auroc_loco_mean"] = values["image_auroc"] if pooled else (logical + structural) / 2
+    if state.saturated is not None:
+        spro, logical, structural = (
+            state.saturated.counts.weighted(times[:, taking_part]).overlap_area(state.saturated.limit)
+            for times in (weights, *by_kind)
+        )
+        values["spro"], values["spro_logical"], values["spro_structural"] = spro, logical, structural
+        values["spro_loco_mean"] = (logical + structural) / 2
     return values
 
 
 def percentile_interval(values: FloatArray, level: float) -> tuple[float, float] | None:
-    """The central interval holding ``level`` of the defined values; None where all are NaN."""
+    """The central interval holding ``level`` of the defined values; None where all are NaN.
+
+    >>> percentile_interval(np.arange(101.0), 0.5)
+    (25.0, 75.0)
+    """
     known = values[~np.isnan(values)]
     if not known.size:
         return None
@@ -184,63 +201,79 @@ def percentile_interval(values: FloatArray, level: float) -> tuple[float, float]
 
 
 def intervals(
-    evidence: Evidence,
+    state: EvaluationState,
     *,
     level: float = 0.95,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> dict[Metric, tuple[float, float]]:
-    """Percentile intervals of every figure that the evidence defines.
+    """Percentile intervals of every figure that the data define.
 
     Args:
-        evidence: one model's results.
-        level: share of resamples inside, in (0, 1).
+        state: one model's results.
+        level: rate of resamples inside, in (0, 1).
         n_resamples: number of resamples.
         seed: seeds the draws; the same seed gives the same intervals.
 
     Returns:
         (low, high) in [0, 1] by the figure's name.
+
+    >>> from flawsmith.metrics.collect import ScoredImage, accumulate
+    >>> scores = [0.1, 0.2, 0.3, 0.4, 0.5, 0.35]
+    >>> images = [ScoredImage(str(at), score, "pass", "dent", at > 2) for at, score in enumerate(scores)]
+    >>> intervals(accumulate(images), n_resamples=20)["image_auroc"]
+    (1.0, 1.0)
     """
-    weights = resample_weights(evidence.flawed, n_resamples=n_resamples, seed=seed)
-    result: dict[Metric, tuple[float, float]] = {}
-    for name, values in replicates(evidence, weights).items():
-        ends = percentile_interval(np.clip(values, 0.0, 1.0), level)
-        if ends is not None:
-            result[name] = ends
-    return result
+    weights = resample_weights(state.flawed, n_resamples=n_resamples, seed=seed)
+    ends = {
+        name: percentile_interval(np.clip(values, 0.0, 1.0), level)
+        for name, values in replicates(state, weights).items()
+    }
+    return {name: pair for name, pair in ends.items() if pair is not None}
 
 
-def paired_difference(
-    metric: Metric,
-    first: Evidence,
-    second: Evidence,
+def paired_differences(
+    first: EvaluationState,
+    second: EvaluationState,
     *,
     level: float = 0.95,
     n_resamples: int = 1000,
     seed: int = 0,
-) -> Difference | None:
-    """The difference of one figure between two models, with an interval over the same resampled images.
+) -> dict[Metric, tuple[float, float, float]]:
+    """How much each figure of one model exceeds another's, with an interval over the same resampled images.
 
     Args:
-        metric: the figure's name.
         first: results of one model.
         second: results of the other, on the same images in the same order.
-        level: share of resamples inside, in (0, 1).
+        level: rate of resamples inside, in (0, 1).
         n_resamples: number of resamples.
         seed: seeds the draws.
 
     Returns:
-        First minus second, or None where either is undefined.
+        By the figure's name: first minus second on all images, and the ends of the interval. Figures that either
+        model's data leave undefined are left out.
 
     Raises:
         ValueError: the two were not made from the same images.
+
+    >>> from flawsmith.metrics.collect import ScoredImage, accumulate
+    >>> scores = [0.1, 0.2, 0.3, 0.4, 0.5, 0.35]
+    >>> images = [ScoredImage(str(at), score, "pass", "dent", at > 2) for at, score in enumerate(scores)]
+    >>> state = accumulate(images)
+    >>> paired_differences(state, state, n_resamples=20)["image_auroc"]
+    (0.0, 0.0, 0.0)
     """
     if first.images != second.images or not np.array_equal(first.flawed, second.flawed):
         raise ValueError("a paired comparison needs the same images in the same order for both models")
     weights = resample_weights(first.flawed, n_resamples=n_resamples, seed=seed)
-    one, two = (replicates(evidence, weights).get(metric) for evidence in (first, second))
-    value_one, value_two = (point_estimates(evidence)[metric] for evidence in (first, second))
-    if one is None or two is None or value_one is None or value_two is None:
-        return None
-    ends = percentile_interval(one - two, level)
-    return None if ends is None else Difference(value_one - value_two, *ends, level)
+    points, others = point_estimates(first), point_estimates(second)
+    values, other_values = replicates(first, weights), replicates(second, weights)
+    differences: dict[Metric, tuple[float, float, float]] = {}
+    for name, replicate in values.items():
+        point, other = points[name], others[name]
+        if point is None or other is None:
+            continue
+        ends = percentile_interval(replicate - other_values[name], level)
+        if ends is not None:
+            differences[name] = (point - other, *ends)
+    return differences

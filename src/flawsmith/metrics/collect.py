@@ -1,4 +1,4 @@
-"""What an evaluation keeps of the inspected images: scores, labels and pixel counts, never maps."""
+"""From inspected images to what figures, intervals and plots are made of: scores, labels and counts, never maps."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from flawsmith.metrics.accumulate import IN_MEMORY_BYTES, PixelFigures, PixelMetrics
-from flawsmith.metrics.accumulate_spro import SaturatedFigures, SaturatedOverlap
+from flawsmith.metrics.accumulate import IN_MEMORY_BYTES, PixelMetrics, PixelResult, SaturatedOverlap
+from flawsmith.metrics.legacy_pro import LegacyPRO
 from flawsmith.metrics.pro import FPR_LIMIT
 from flawsmith.metrics.protocol import CLEAN, MaskRule, Protocol
-from flawsmith.metrics.ranking import Curve, FloatArray, roc_curve, shares
-from flawsmith.metrics.released_pro import ReleasedFigures, ReleasedPro
+from flawsmith.metrics.ranking import Curve, FloatArray, roc_curve
 from flawsmith.metrics.spro import SPRO_LIMIT, Channel
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
@@ -33,25 +32,40 @@ OBSERVATIONS: Mapping[str, str] = {
     "lost": "{} lost every flawed pixel to the protocol's crop or mask rule: all its pixels count as free of flaws.",
     "called_good": "{} of a flawed part counted as good: by this protocol a mask without a flawed pixel says so.",
 }
-"""What may be noted of images while they are gathered."""
+"""What may be noted of images while they are taken in."""
 
 
 @dataclass(frozen=True, eq=False)
-class NetworkView:
-    """An image as the network saw it, resized and perhaps cropped.
+class ScoredMask:
+    """A map and the mask that it is measured against, in the same pixels.
 
     Attributes:
-        map: (h, w) float32 anomaly map in the network's pixels, without letterbox bars.
-        mask: (h, w) in [0, 1], 1 where flawed; below 1 partly covered pixels, which are not. None as for the record.
+        scores: (h, w) float32 anomaly map; -inf where uninspected pixels count lowest.
+        mask: (h, w) in [0, 1], flawed at 1; below 1 partly covered pixels, which are not. None for a good image.
+        excluded: (h, w) True where a pixel takes no part; None: all do.
     """
 
-    map: npt.NDArray[np.float32]
-    mask: npt.NDArray[np.float32] | None = None
+    scores: npt.NDArray[np.float32]
+    mask: npt.NDArray[Any] | None = None
+    excluded: npt.NDArray[np.bool_] | None = None
+
+    @property
+    def flawed(self) -> npt.NDArray[np.bool_]:
+        """(h, w) True where a pixel that takes part is flawed."""
+        if self.mask is None:
+            return np.zeros(self.scores.shape, dtype=bool)
+        return self.mask >= 1 if self.excluded is None else (self.mask >= 1) & ~self.excluded
+
+    @property
+    def highest(self) -> float:
+        """The largest score of a pixel that takes part."""
+        scores = self.scores if self.excluded is None else self.scores[~self.excluded]
+        return float(scores.max(initial=-np.inf))
 
 
 @dataclass(frozen=True, eq=False)
-class ImageRecord:
-    """One inspected image beside its ground truth.
+class ScoredImage:
+    """One inspected image with its ground truth.
 
     Attributes:
         image: name of the image, unique in the test set.
@@ -66,7 +80,7 @@ class ImageRecord:
             hold -inf there itself. What becomes of these pixels is the protocol's matter.
         channels: the annotated defects one by one, of the mask's size, which is their union; none where the data set
             does not say when a defect counts as found.
-        network: the same in the network's pixels, for protocols that measure there.
+        network: map and mask in the network's pixels, without letterbox bars, for protocols that measure there.
     """
 
     image: str
@@ -78,28 +92,18 @@ class ImageRecord:
     mask: npt.NDArray[np.bool_] | None = None
     not_inspected: npt.NDArray[np.bool_] | None = None
     channels: tuple[Channel, ...] = ()
-    network: NetworkView | None = None
+    network: ScoredMask | None = None
 
+    def lowest_where_not_inspected(self) -> npt.NDArray[np.float32]:
+        """(height, width) the map, -inf where it says nothing.
 
-@dataclass(frozen=True, eq=False)
-class View:
-    """What of one image takes part in the pixel figures.
-
-    Attributes:
-        scores: (h, w) float32 in the pixels of the protocol; -inf where uninspected pixels count lowest.
-        mask: (h, w) in [0, 1], flawed at 1; None for a good image.
-        excluded: (h, w) True where a pixel takes no part; None: all do.
-        marked: whether a pixel that takes part is flawed.
-        whole_scores: (height, width) the map in original pixels, -inf where not inspected.
-        whole_mask: (height, width) the mask there.
-    """
-
-    scores: npt.NDArray[np.float32]
-    mask: npt.NDArray[Any] | None
-    excluded: npt.NDArray[np.bool_] | None
-    marked: bool
-    whole_scores: npt.NDArray[np.float32]
-    whole_mask: npt.NDArray[np.bool_] | None
+        Raises:
+            ValueError: there is no map.
+        """
+        if self.map is None:
+            raise ValueError(f"{self.image} has no map")
+        scores = np.asarray(self.map, dtype=np.float32)
+        return scores if self.not_inspected is None else np.where(self.not_inspected, np.float32(-np.inf), scores)
 
 
 def network_mask(mask: npt.NDArray[np.bool_], geometry: Geometry, rule: MaskRule) -> npt.NDArray[np.float32]:
@@ -119,171 +123,91 @@ def network_mask(mask: npt.NDArray[np.bool_], geometry: Geometry, rule: MaskRule
 
 
 def resize_mask(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArray[np.bool_]:
-    """Resize a mask to (height, width) by the nearest pixel, half-pixel centres."""
+    """Resize a mask to (height, width) by the nearest pixel, half-pixel centres.
+
+    >>> resize_mask(np.array([[True, False]]), (1, 4)).tolist()
+    [[True, True, False, False]]
+    """
     rows = ((np.arange(size[0]) + 0.5) * mask.shape[0] / size[0]).astype(int)
     columns = ((np.arange(size[1]) + 0.5) * mask.shape[1] / size[1]).astype(int)
     return mask[np.ix_(rows, columns)]
 
 
-def view_of(record: ImageRecord, protocol: Protocol, seen: Counter[str]) -> View | None:
-    """What of a record takes part in the pixel figures; None where nothing does.
+def align(image: ScoredImage, protocol: Protocol, observations: Counter[str]) -> tuple[ScoredMask, ScoredMask] | None:
+    """What of an image takes part in the pixel figures; None where nothing does.
 
     Args:
-        record: the image.
+        image: the image.
         protocol: the rules.
-        seen: counts what is to be noted, by the keys of ``OBSERVATIONS``.
+        observations: counts what is to be noted, by the keys of ``OBSERVATIONS``.
+
+    Returns:
+        Map and mask in the pixels of the protocol, and in original pixels with uninspected ones lowest.
 
     Raises:
         FlawsmithError: a good image whose mask marks flawed pixels.
-        ValueError: the record lacks what the protocol measures.
+        ValueError: the image lacks what the protocol measures.
     """
-    mask = None if record.mask is None else np.asarray(record.mask) != 0
-    if not record.flawed and mask is not None and mask.any():
+    mask = None if image.mask is None else np.asarray(image.mask) != 0
+    marked = mask is not None and bool(mask.any())
+    if not image.flawed and marked:
         raise FlawsmithError(
-            f"{record.image} counts as good but its mask marks flawed pixels: "
+            f"{image.image} counts as good but its mask marks flawed pixels: "
             "move the image to its defect's folder, or remove the mask"
         )
-    if record.map is None:
-        seen["no_map"] += 1
+    if image.map is None:
+        observations["no_map"] += 1
         return None
-    if record.flawed and (mask is None or not mask.any()):
-        seen["no_mask" if mask is None else "empty_mask"] += 1
+    if image.flawed and not marked:
+        observations["no_mask" if mask is None else "empty_mask"] += 1
         return None
-    scores, excluded = scores_of(record, protocol)
-    whole = _lowest(record)
-    if not record.flawed or mask is None:
-        return View(scores, None, excluded, False, whole, None)
-    if mask.shape != whole.shape:
-        seen["resized"] += 1
-        mask = resize_mask(mask, (whole.shape[0], whole.shape[1]))
+    measured = in_pixels_of(protocol, image)
+    scores = image.lowest_where_not_inspected() if protocol.pixels == "network" else measured.scores
+    if not image.flawed or mask is None:
+        return replace(measured, mask=None), ScoredMask(scores)
+    if mask.shape != scores.shape:
+        observations["resized"] += 1
+        mask = resize_mask(mask, (scores.shape[0], scores.shape[1]))
         if not mask.any() and protocol.pixels == "original":
-            seen["vanished"] += 1
+            observations["vanished"] += 1
             return None
-    own: npt.NDArray[Any] = mask
-    if protocol.pixels == "network":
-        assert record.network is not None, "scores_of has used it"
-        if record.network.mask is None:
-            raise ValueError(f"{record.image} has no mask in the network's pixels, where the protocol measures")
-        own = record.network.mask
-    flawed = own >= 1 if excluded is None else (own >= 1) & ~excluded
+    if protocol.pixels == "original":
+        measured = replace(measured, mask=mask)
+    elif measured.mask is None:
+        raise ValueError(f"{image.image} has no mask in the network's pixels, where the protocol measures")
+    flawed = measured.flawed
     if not flawed.any():
-        seen["lost"] += 1
-    elif np.isneginf(scores[flawed]).all():
-        seen["unseen"] += 1
-    return View(scores, own, excluded, bool(flawed.any()), whole, mask)
+        observations["lost"] += 1
+    elif np.isneginf(measured.scores[flawed]).all():
+        observations["unseen"] += 1
+    return measured, ScoredMask(scores, mask)
 
 
-def scores_of(record: ImageRecord, protocol: Protocol) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_] | None]:
-    """The map in the pixels of the protocol, and which of them take no part (None: all do).
+def in_pixels_of(protocol: Protocol, image: ScoredImage) -> ScoredMask:
+    """The map in the pixels of the protocol, and which of them take no part; its mask where that lies there already.
 
     Raises:
-        ValueError: the record has no such map.
+        ValueError: the image has no such map.
     """
     if protocol.pixels == "network":
-        if record.network is None:
-            raise ValueError(f"{record.image} has no map in the network's pixels, where the protocol measures")
-        return np.asarray(record.network.map, dtype=np.float32), None
-    if record.map is None:
-        raise ValueError(f"{record.image} has no map")
-    scores = _lowest(record)
-    if protocol.uninspected == "lowest":
-        return scores, None
-    excluded = np.isneginf(scores)
-    return scores, excluded if excluded.any() else None
+        if image.network is None:
+            raise ValueError(f"{image.image} has no map in the network's pixels, where the protocol measures")
+        return replace(image.network, scores=np.asarray(image.network.scores, dtype=np.float32))
+    scores = image.lowest_where_not_inspected()
+    excluded = np.isneginf(scores) if protocol.uninspected == "excluded" else None
+    return ScoredMask(scores, excluded=excluded if excluded is not None and excluded.any() else None)
 
 
-def _lowest(record: ImageRecord) -> npt.NDArray[np.float32]:
-    scores = np.asarray(record.map, dtype=np.float32)
-    return scores if record.not_inspected is None else np.where(record.not_inspected, np.float32(-np.inf), scores)
-
-
-class Pools:
-    """Gathers the maps of one evaluation; a context manager, so that temporary files go with it.
-
-    Args:
-        protocol: the rules.
-        limit: largest false-positive rate of the region overlap.
-        saturated: whether images may have channels. sPRO is measured in original pixels, uninspected ones lowest: where
-            the protocol measures otherwise, maps are pooled a second time.
-        in_memory_bytes: defect-free scores up to this size stay in memory.
-        directory: folder of the temporary files; None: the system's own.
-    """
-
-    def __init__(
-        self, protocol: Protocol, limit: float, *, saturated: bool, in_memory_bytes: int, directory: Path | None
-    ) -> None:
-        self._files = ExitStack()
-        self._limit = limit
-
-        def opened() -> PixelMetrics:
-            return self._files.enter_context(PixelMetrics(in_memory_bytes=in_memory_bytes, directory=directory))
-
-        self._pixels = opened()
-        as_spro_wants = (protocol.pixels, protocol.uninspected) == ("original", "lowest")
-        self._apart = opened() if saturated and not as_spro_wants else None
-        self._saturated = SaturatedOverlap(self._apart or self._pixels) if saturated else None
-        self._released = None if protocol.pro == "exact" else ReleasedPro(protocol.pro, self._pixels, limit=limit)
-        self._any = False
-
-    def __enter__(self) -> Pools:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._files.close()
-
-    def add(self, view: View, channels: Sequence[Channel]) -> int:
-        """Take in one image; nothing of the arrays is kept.
-
-        Returns:
-            The image's index, from 0.
-
-        Raises:
-            ValueError: a NaN score, or sizes that differ.
-            FlawsmithError: a temporary file cannot be written.
-        """
-        self._any = True
-        index = self._pixels.add(view.scores, None if view.mask is None else view.mask >= 1, view.excluded)
-        if self._released is not None:
-            self._released.add(index, view.scores, view.mask, view.excluded)
-        if self._apart is not None:
-            self._apart.add(view.whole_scores, view.whole_mask)
-        if self._saturated is not None:
-            size = (view.whole_scores.shape[0], view.whole_scores.shape[1])
-            fitting = [one if one.mask.shape == size else _resized(one, size) for one in channels]
-            self._saturated.add(index, view.whole_scores, fitting)
-        return index
-
-    def compute(
-        self, defects: Sequence[str | None], *, spro_limit: float
-    ) -> tuple[PixelFigures | None, ReleasedFigures | None, SaturatedFigures | None]:
-        """The figures of all maps added; None for what the protocol or the data do not give.
-
-        Args:
-            defects: (images,) the defect type of each image added, None for good ones.
-            spro_limit: largest false-positive rate of the sPRO.
-        """
-        if not self._any:
-            return None, None, None
-        return (
-            self._pixels.compute(limit=self._limit),
-            None if self._released is None else self._released.compute(),
-            None if self._saturated is None else self._saturated.compute(defects, limit=spro_limit),
-        )
-
-
-def _resized(channel: Channel, size: tuple[int, int]) -> Channel:
-    """A channel in other pixels: a saturation threshold in pixels grows or shrinks with the image."""
+def _fitted(channel: Channel, size: tuple[int, int]) -> Channel:
+    """A channel in pixels of that size: a saturation threshold in pixels grows or shrinks with the image."""
+    if channel.mask.shape == size:
+        return channel
     scale = 1.0 if channel.relative else size[0] * size[1] / channel.mask.size
     return replace(channel, mask=np.asarray(resize_mask(channel.mask, size)), threshold=channel.threshold * scale)
 
 
-__all__ = ["Evidence", "ImageRecord", "gather"]
-
-
 @dataclass(frozen=True, eq=False)
-class Evidence:
+class EvaluationState:
     """All that figures, intervals and plots are computed from; images in the order they came.
 
     Attributes:
@@ -294,11 +218,11 @@ class Evidence:
         defects: defect type of each image.
         pixel_index: (images,) the image's index in ``pixels``, -1 where it takes no part in the pixel
             figures.
-        pixels: exact pixel figures and counts, None where no image had a map.
+        pixels: pixel figures and counts, their overlap being the one that the protocol wants; None where no image had a
+            map.
         notes: what was resized, left out or lost, in sentences.
-        saturated: figures of the saturated region overlap, None where no record had channels.
-        released: PRO as a released code computes it, None where the protocol wants the exact one.
-        protocol: the rules by which all this was gathered.
+        saturated: the same of the saturated region overlap, None where no image had channels.
+        protocol: the rules by which all this was taken in.
     """
 
     images: tuple[str, ...]
@@ -307,63 +231,164 @@ class Evidence:
     verdicts: tuple[str, ...]
     defects: tuple[str, ...]
     pixel_index: npt.NDArray[np.int64]
-    pixels: PixelFigures | None
+    pixels: PixelResult | None
     notes: tuple[str, ...]
-    saturated: SaturatedFigures | None = None
-    released: ReleasedFigures | None = None
+    saturated: PixelResult | None = None
     protocol: Protocol = CLEAN
 
-    @property
-    def aupro(self) -> float | None:
-        """The figure of region overlap that the protocol wants; None where undefined."""
-        if self.released is not None:
-            return self.released.value
-        return None if self.pixels is None else self.pixels.aupro
+    def of_kind(self, defect: str) -> npt.NDArray[np.bool_]:
+        """(images,) True for flawed images of a defect type, in any case of letters."""
+        return self.flawed & np.array([name.casefold() == defect for name in self.defects], dtype=bool)
 
     def roc_curve(self) -> Curve | None:
         """The ROC curve of the image scores, or None without good or flawed images."""
         return roc_curve(self.scores, self.flawed)
 
     def pro_curve(self) -> Curve | None:
-        """Exact points of the region-overlap curve; None without annotated flaws, and beside a released PRO, which is
+        """Exact points of the region-overlap curve; None without annotated flaws, and beside a legacy PRO, which is
         not its area.
         """
-        if self.pixels is None or self.pixels.aupro is None or self.released is not None:
+        if self.pixels is None or self.pixels.overlap is None or self.protocol.pro != "exact":
             return None
-        bins = self.pixels.bins
-        return self._pixel_curve(bins.overlap.sum(axis=0), bins.n_regions.sum())
+        return self.pixels.counts.curve("overlap")
 
     def pixel_roc_curve(self) -> Curve | None:
         """Exact points of the ROC curve over pixels, or None without annotated flaws."""
-        if self.pixels is None or self.pixels.auroc is None:
-            return None
-        bins = self.pixels.bins
-        return self._pixel_curve(bins.flawed.sum(axis=0), bins.n_flawed.sum())
+        return None if self.pixels is None or self.pixels.auroc is None else self.pixels.counts.curve("roc")
 
     def spro_curve(self) -> Curve | None:
         """Exact points of the curve of saturated overlap, all defects pooled, or None where that is undefined."""
-        if self.saturated is None or self.saturated.pooled is None:
+        if self.saturated is None or self.saturated.overlap is None:
             return None
-        bins = self.saturated.bins
-        return Curve(
-            x=shares(bins.free.sum(axis=0), bins.n_free.sum()),
-            y=np.minimum(shares(bins.overlap.sum(axis=0), bins.n_channels.sum()), 1.0),
-            thresholds=np.concatenate([[np.inf], bins.thresholds.astype(np.float64), [-np.inf]]),
+        return self.saturated.counts.curve("overlap")
+
+
+class MetricCollection:
+    """Takes in the inspected images of one evaluation, one by one, for every figure at once.
+
+    A context manager, so that temporary files go with it:
+
+    >>> part = np.array([[0.1, 0.9]], dtype=np.float32)
+    >>> with MetricCollection() as metrics:
+    ...     _ = metrics.update(ScoredImage("a.png", 0.2, "pass", "good", False, 0 * part))
+    ...     _ = metrics.update(ScoredImage("b.png", 0.9, "reject", "dent", True, part, part > 0.5))
+    ...     metrics.compute().pixels.overlap
+    1.0
+
+    Args:
+        protocol: the rules.
+        limit: largest false-positive rate of the AUPRO, in (0, 1].
+        spro_limit: largest false-positive rate of the sPRO, in (0, 1].
+        saturated: whether images may have channels. sPRO is measured in original pixels, uninspected ones lowest: where
+            the protocol measures otherwise, maps are pooled a second time.
+        in_memory_bytes: defect-free pixel scores beyond this go to a temporary file.
+        directory: folder of that file; the system's own by default.
+    """
+
+    def __init__(
+        self,
+        protocol: Protocol = CLEAN,
+        *,
+        limit: float = FPR_LIMIT,
+        spro_limit: float = SPRO_LIMIT,
+        saturated: bool = True,
+        in_memory_bytes: int = IN_MEMORY_BYTES,
+        directory: Path | None = None,
+    ) -> None:
+        self._protocol = protocol
+        self._files = ExitStack()
+        self._pixels: PixelMetrics = self._files.enter_context(
+            PixelMetrics(limit=limit, in_memory_bytes=in_memory_bytes, directory=directory)
+            if protocol.pro == "exact"
+            else LegacyPRO(protocol.pro, limit=limit, in_memory_bytes=in_memory_bytes, directory=directory)
+        )
+        self._whole = self._pixels
+        if saturated and (protocol.pixels, protocol.uninspected) != ("original", "lowest"):
+            self._whole = self._files.enter_context(PixelMetrics(in_memory_bytes=in_memory_bytes, directory=directory))
+        self._saturated = SaturatedOverlap(self._whole, limit=spro_limit) if saturated else None
+        self._images: list[ScoredImage] = []
+        self._pixel_index: list[int] = []
+        self._observations: Counter[str] = Counter()
+
+    def __enter__(self) -> MetricCollection:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._files.close()
+
+    def update(self, image: ScoredImage) -> ScoredImage:
+        """Take in one image; nothing of its arrays is kept.
+
+        Returns:
+            The image without arrays, with the score and the label by which it counts.
+
+        Raises:
+            FlawsmithError: a good image with a flawed mask, or a full disk.
+            ValueError: a NaN score, or an image that lacks what the protocol measures.
+        """
+        aligned = align(image, self._protocol, self._observations)
+        flawed, score = bool(image.flawed), float(image.score)
+        if aligned is None:
+            self._pixel_index.append(-1)
+        else:
+            measured, whole = aligned
+            self._pixel_index.append(self._add_pixels(image, measured, whole))
+            if self._protocol.image_label == "mask" and flawed and not measured.flawed.any():
+                flawed = False
+                self._observations["called_good"] += 1
+        if self._protocol.image_score == "map_maximum":
+            score = (in_pixels_of(self._protocol, image) if aligned is None else aligned[0]).highest
+        counted = ScoredImage(image.image, score, image.verdict, image.defect, flawed)
+        self._images.append(counted)
+        return counted
+
+    def _add_pixels(self, image: ScoredImage, measured: ScoredMask, whole: ScoredMask) -> int:
+        index = self._pixels.update(measured.scores, self._mask_of(measured), measured.excluded)
+        if self._whole is not self._pixels:
+            self._whole.update(whole.scores, whole.mask)
+        if self._saturated is not None:
+            size = (whole.scores.shape[0], whole.scores.shape[1])
+            channels = [_fitted(channel, size) for channel in image.channels]
+            self._saturated.update(whole.scores, channels, defect=image.defect if image.flawed else None)
+        return index
+
+    def _mask_of(self, measured: ScoredMask) -> npt.NDArray[Any] | None:
+        """Legacy PRO weighs partly covered pixels; to all else a pixel is flawed or not."""
+        if measured.mask is None or self._protocol.pro != "exact":
+            return measured.mask
+        return measured.mask >= 1
+
+    def compute(self, *, notes: Sequence[str] = (), saturated: bool = True) -> EvaluationState:
+        """What was taken in so far.
+
+        Args:
+            notes: what is known of the data beforehand, in sentences; comes before what was seen on the way.
+            saturated: whether the channels of the images mean what they say.
+
+        Raises:
+            FlawsmithError: an image name twice, no image at all, or a full disk.
+        """
+        _check(self._images)
+        measured = any(index >= 0 for index in self._pixel_index)
+        seen = {key: f"{number} image{'s' if number > 1 else ''}" for key, number in self._observations.items()}
+        return EvaluationState(
+            images=tuple(image.image for image in self._images),
+            scores=np.array([image.score for image in self._images], dtype=np.float64),
+            flawed=np.array([image.flawed for image in self._images], dtype=bool),
+            verdicts=tuple(image.verdict for image in self._images),
+            defects=tuple(image.defect for image in self._images),
+            pixel_index=np.array(self._pixel_index, dtype=np.int64),
+            pixels=self._pixels.compute() if measured else None,
+            notes=(*notes, *(text.format(seen[key]) for key, text in OBSERVATIONS.items() if key in seen)),
+            saturated=self._saturated.compute() if saturated and self._saturated is not None else None,
+            protocol=self._protocol,
         )
 
-    def _pixel_curve(self, reached: FloatArray, total: np.int64) -> Curve:
-        assert self.pixels is not None
-        bins = self.pixels.bins
-        thresholds = np.concatenate([[np.inf], bins.thresholds.astype(np.float64), [-np.inf]])
-        return Curve(
-            x=shares(bins.free.sum(axis=0), bins.n_free.sum()),
-            y=np.minimum(shares(reached, total), 1.0),
-            thresholds=thresholds,
-        )
 
-
-def gather(
-    records: Iterable[ImageRecord],
+def accumulate(
+    images: Iterable[ScoredImage],
     *,
     protocol: Protocol = CLEAN,
     limit: float = FPR_LIMIT,
@@ -372,70 +397,36 @@ def gather(
     notes: Sequence[str] = (),
     in_memory_bytes: int = IN_MEMORY_BYTES,
     directory: Path | None = None,
-) -> Evidence:
-    """Stream records into evidence; maps are dropped as they come.
+) -> EvaluationState:
+    """Take in a stream of images; maps are dropped as they come.
 
     Args:
-        records: inspected images, in any order.
-        protocol: the rules.
-        limit: largest false-positive rate of the AUPRO, in (0, 1].
-        spro_limit: largest false-positive rate of the sPRO, in (0, 1].
-        saturated: whether records may have channels; without, a protocol that measures in the network's pixels need not
-            pool the maps in original ones too.
-        notes: what is known of the data beforehand, in sentences; comes before what is found on the way.
-        in_memory_bytes: defect-free pixel scores beyond this go to a temporary file.
-        directory: folder of that file; the system's own by default.
+        images: inspected images, in any order.
+        protocol, limit, spro_limit, saturated, in_memory_bytes, directory: as of :class:`MetricCollection`.
+        notes: as of :meth:`MetricCollection.compute`.
 
     Raises:
-        FlawsmithError: an image name twice, a good image with a flawed mask, no record at all, or a full disk.
-        ValueError: a NaN score, or a record that lacks what the protocol measures.
+        FlawsmithError: an image name twice, a good image with a flawed mask, no image at all, or a full disk.
+        ValueError: a NaN score, or an image that lacks what the protocol measures.
     """
-    kept: list[ImageRecord] = []
-    index: list[int] = []
-    # Of the images that take part in the pixel figures, in the order they came.
-    defects: list[str | None] = []
-    seen: Counter[str] = Counter()
-    with Pools(protocol, limit, saturated=saturated, in_memory_bytes=in_memory_bytes, directory=directory) as pools:
-        for record in records:
-            view = view_of(record, protocol, seen)
-            index.append(-1 if view is None else pools.add(view, record.channels))
-            if view is not None:
-                defects.append(record.defect if record.flawed else None)
-            flawed = bool(record.flawed)
-            if protocol.image_label == "mask" and flawed and view is not None and not view.marked:
-                flawed = False
-                seen["called_good"] += 1
-            score = float(record.score) if protocol.image_score == "model" else _highest(record, protocol)
-            kept.append(ImageRecord(record.image, score, record.verdict, record.defect, flawed))
-        _check(kept)
-        pixels, released, spro = pools.compute(defects, spro_limit=spro_limit)
-    counted = {key: f"{number} image{'s' if number > 1 else ''}" for key, number in seen.items() if number}
-    return Evidence(
-        images=tuple(record.image for record in kept),
-        scores=np.array([record.score for record in kept], dtype=np.float64),
-        flawed=np.array([record.flawed for record in kept], dtype=bool),
-        verdicts=tuple(record.verdict for record in kept),
-        defects=tuple(record.defect for record in kept),
-        pixel_index=np.array(index, dtype=np.int64),
-        pixels=pixels,
-        notes=(*notes, *(text.format(counted[key]) for key, text in OBSERVATIONS.items() if key in counted)),
-        saturated=spro,
-        released=released,
-        protocol=protocol,
-    )
+    with MetricCollection(
+        protocol,
+        limit=limit,
+        spro_limit=spro_limit,
+        saturated=saturated,
+        in_memory_bytes=in_memory_bytes,
+        directory=directory,
+    ) as metrics:
+        for image in images:
+            metrics.update(image)
+        return metrics.compute(notes=notes)
 
 
-def _highest(record: ImageRecord, protocol: Protocol) -> float:
-    """The largest value of the map among the pixels that take part."""
-    scores, excluded = scores_of(record, protocol)
-    return float((scores if excluded is None else scores[~excluded]).max(initial=-np.inf))
-
-
-def _check(records: list[ImageRecord]) -> None:
-    if not records:
+def _check(images: list[ScoredImage]) -> None:
+    if not images:
         raise FlawsmithError(
             "there is no test image to evaluate: give a data set with a test split (test/good, test/<defect>)"
         )
-    name, times = Counter(record.image for record in records).most_common(1)[0]
+    name, times = Counter(image.image for image in images).most_common(1)[0]
     if times > 1:
         raise FlawsmithError(f"the image {name} stands {times} times in the test set: keep it once")

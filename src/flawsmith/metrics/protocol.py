@@ -2,7 +2,8 @@
 
 ``clean`` is the default: whole images in their own pixels, exact figures. ``papers`` is how the released code of a
 method measures, so that a figure can stand beside a published table; ``PAPERS`` says what that means for each method.
-docs/protocol.md is the same for readers, and holds :func:`switches_table` and :func:`papers_table` word for word.
+docs/research/protocol.md is the same for readers, and holds :func:`switches_table` and :func:`papers_table` word for
+word.
 """
 
 from __future__ import annotations
@@ -79,7 +80,7 @@ class Protocol(BaseModel):
         fields = type(self).model_fields
         return {name: getattr(self, name) for name in SWITCHES if getattr(self, name) != fields[name].default}
 
-    def stamps(self) -> list[str]:
+    def caveats(self) -> list[str]:
         """What must stand beside every figure: nothing for ``clean``, else a line that names all deviations."""
         switches = ", ".join(f"{name}={value}" for name, value in self.deviations().items())
         line = f"PROTOCOL {self.name.upper()}: not comparable with clean figures, because {switches}"
@@ -259,8 +260,8 @@ def papers_table() -> str:
     for method, by_layout in PAPERS.items():
         for layout, switches in by_layout.items():
             others = "any other" if len(by_layout) > 1 else "any"
-            told = ", ".join(f"`{name}={value}`" for name, value in switches.items())
-            rows.append((method or "any other", layout or others, told))
+            deviations = ", ".join(f"`{name}={value}`" for name, value in switches.items())
+            rows.append((method or "any other", layout or others, deviations))
     return _markdown(("method", "layout", "deviations from `clean`"), rows)
 
 

@@ -7,7 +7,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flawsmith.metrics.protocol import MEANINGS
 from flawsmith.runtime.bundle import SelectionName
 
-Share = float | None
+Rate = float | None
 
 
 class DefectResult(BaseModel):
@@ -16,12 +16,12 @@ class DefectResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     n: int = Field(description="Flawed images of this type.")
-    image_auroc: Share = Field(description="AUROC of this type's images against all good images.")
-    aupro: Share = Field(
+    image_auroc: Rate = Field(description="AUROC of this type's images against all good images.")
+    aupro: Rate = Field(
         description="Area under the region-overlap curve of this type's regions, against the false-positive "
         "rate over all images; the overall AUPRO is the mean over types weighted by regions."
     )
-    miss_rate: Share = Field(description="Share of this type's images that were not rejected.")
+    miss_rate: Rate = Field(description="Share of this type's images that were not rejected.")
     n_missed: int = Field(description="Images of this type that were not rejected.")
     n_regions: int = Field(description="Annotated regions of this type.")
     mean_score: float = Field(description="Mean image score of this type.")
@@ -33,9 +33,9 @@ class BaselineResult(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = Field(description="Its method, such as patchcore.")
-    image_auroc: Share = Field(description="Its AUROC of the image scores.")
-    pixel_auroc: Share = Field(description="Its AUROC over all pixels.")
-    aupro: Share = Field(description="Its area under the region-overlap curve.")
+    image_auroc: Rate = Field(description="Its AUROC of the image scores.")
+    pixel_auroc: Rate = Field(description="Its AUROC over all pixels.")
+    aupro: Rate = Field(description="Its area under the region-overlap curve.")
     gains: dict[str, tuple[float, float, float]] = Field(
         default_factory=dict,
         description="By figure: the model's minus the baseline's, and the ends of its 95 % interval over the same "
@@ -69,42 +69,42 @@ class Evaluation(BaseModel):
         description="What must stand beside every figure: that the checkpoint was chosen on test data, and in what the "
         "protocol deviates from clean; empty for a clean result.",
     )
-    image_auroc: Share = Field(
+    image_auroc: Rate = Field(
         description="AUROC of the image scores, all flawed images pooled against the good ones, in [0, 1]."
     )
-    image_ap: Share = Field(description="Step-wise average precision of the image scores.")
-    image_f1_max: Share = Field(description="Highest F1 over all limits: an oracle, never a limit to run with.")
+    image_ap: Rate = Field(description="Step-wise average precision of the image scores.")
+    image_f1_max: Rate = Field(description="Highest F1 over all limits: an oracle, never a limit to run with.")
     image_f1_threshold: float | None = Field(default=None, description="The score that gives the highest F1.")
-    pixel_auroc: Share = Field(description="AUROC over all pixels pooled.")
-    pixel_ap: Share = Field(description="Step-wise average precision over all pixels pooled.")
-    aupro: Share = Field(
+    pixel_auroc: Rate = Field(description="AUROC over all pixels pooled.")
+    pixel_ap: Rate = Field(description="Step-wise average precision over all pixels pooled.")
+    aupro: Rate = Field(
         description="Area under the region-overlap curve up to a false-positive rate of 0.3; what the switch pro says "
         "where it deviates."
     )
-    image_auroc_logical: Share = Field(
+    image_auroc_logical: Rate = Field(
         default=None, description="AUROC of the logical anomalies against all good images; MVTec LOCO AD alone."
     )
-    image_auroc_structural: Share = Field(
+    image_auroc_structural: Rate = Field(
         default=None, description="AUROC of the structural anomalies against all good images; MVTec LOCO AD alone."
     )
-    image_auroc_loco_mean: Share = Field(
+    image_auroc_loco_mean: Rate = Field(
         default=None,
         description="The LOCO mean: half the sum of the two, which is not the pooled AUROC where their numbers differ.",
     )
-    spro: Share = Field(
+    spro: Rate = Field(
         default=None,
         description="Area under the saturated region overlap curve up to a false-positive rate of 0.05, all defects of "
         "all images pooled; only where the data set defines saturation.",
     )
-    spro_logical: Share = Field(default=None, description="The same, of the logical anomalies with all good images.")
-    spro_structural: Share = Field(
+    spro_logical: Rate = Field(default=None, description="The same, of the logical anomalies with all good images.")
+    spro_structural: Rate = Field(
         default=None, description="The same, of the structural anomalies with all good images."
     )
-    spro_loco_mean: Share = Field(
+    spro_loco_mean: Rate = Field(
         default=None, description="The LOCO mean: half the sum of the two; what MVTec LOCO AD's tables hold."
     )
-    false_reject_rate: Share = Field(description="Share of good images rejected at the stored limit.")
-    miss_rate: Share = Field(description="Share of flawed images not rejected at the stored limit.")
+    false_reject_rate: Rate = Field(description="Share of good images rejected at the stored limit.")
+    miss_rate: Rate = Field(description="Share of flawed images not rejected at the stored limit.")
     n_good: int = Field(description="Good test images.")
     n_flawed: int = Field(description="Flawed test images.")
     n_annotated: int = Field(default=0, description="Flawed test images that took part in the pixel figures.")

@@ -20,8 +20,18 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from flawsmith.metrics.pro import FreeCounts, ScoreArray, count_free, gain_up_to, split_map
-from flawsmith.metrics.ranking import Curve, FloatArray, defined, next_float, shares
+from flawsmith.metrics.pro import (
+    FalsePositiveCounts,
+    ScoreArray,
+    count_negatives,
+    distinct_scores,
+    mean_area,
+    overlap_curve,
+    partial_auc_weights,
+    places,
+    split_map,
+)
+from flawsmith.metrics.ranking import Curve, FloatArray
 
 SPRO_LIMIT = 0.05
 
@@ -58,6 +68,10 @@ class Channel:
         mask: (height, width), True where the defect is.
         threshold: saturation threshold, as in :func:`saturation_area`.
         relative: whether the threshold is a share of the defect's area.
+
+    >>> channel = Channel(np.ones((4, 5), dtype=bool), threshold=0.5, relative=True)
+    >>> channel.area, channel.saturation_area
+    (20, 10)
     """
 
     mask: npt.NDArray[np.bool_]
@@ -103,24 +117,22 @@ def union_of(channels: Sequence[Channel]) -> npt.NDArray[np.bool_] | None:
     return np.logical_or.reduce([channel.mask for channel in channels]) if channels else None
 
 
-def mean_area(highest: Sequence[ScoreArray], counts: FreeCounts, limit: float) -> float | None:
-    """The mean of :func:`channel_areas`, arguments as there; None where undefined."""
-    return defined(channel_areas(highest, counts, limit).mean()) if highest else None
-
-
-def channel_areas(highest: Sequence[ScoreArray], counts: FreeCounts, limit: float) -> FloatArray:
-    """Each channel's own area under its saturated overlap against the false-positive rate.
+def channel_areas(highest: Sequence[ScoreArray], counts: FalsePositiveCounts, limit: float) -> FloatArray:
+    """Each channel's own area under its saturated overlap against the false-positive rate; AU-sPRO is their mean.
 
     Args:
         highest: scores of each channel, as of :func:`highest_scores`, none empty.
-        counts: defect-free pixels counted against distinct scores that hold all of these.
+        counts: negatives counted against distinct scores that hold all of these.
         limit: largest false-positive rate, in (0, 1].
 
     Returns:
         (channels,) areas in [0, 1], divided by the limit; NaN without defect-free pixels.
+
+    Raises:
+        ValueError: a limit outside (0, 1].
     """
-    gain = gain_up_to(counts, limit)
-    return np.array([gain[np.searchsorted(counts.scores, scores)].mean() for scores in highest])
+    weights = partial_auc_weights(counts, limit)
+    return np.array([weights[places(counts.scores, scores)].mean() for scores in highest])
 
 
 def au_spro(
@@ -131,6 +143,8 @@ def au_spro(
     The false-positive rate counts the pixels that no channel of their image marks, good images included; the curve is
     interpolated linearly at the limit and its area divided by the limit. A perfect map gives 1, a constant one half the
     limit, an inverted one 0.
+
+    Source: Bergmann et al., "Beyond Dents and Scratches", IJCV 2022, section 5.
 
     Args:
         maps: (height, width) maps, taken as float32, sizes may differ between images; -inf where not inspected.
@@ -148,22 +162,30 @@ def au_spro(
     >>> au_spro([part], [[missing]])
     1.0
     """
-    return mean_area(*_counted(maps, channels), limit)
+    highest, counts = _counted(maps, channels)
+    return mean_area(channel_areas(highest, counts, limit))
 
 
 def spro_curve(maps: Sequence[npt.ArrayLike], channels: Sequence[Sequence[Channel]]) -> Curve | None:
-    """The exact curve whose area :func:`au_spro` gives; arguments as there.
+    """The exact curve whose area :func:`au_spro` gives.
 
     Args:
-        maps: as in :func:`au_spro`.
-        channels: as in :func:`au_spro`.
+        maps: (height, width) maps, taken as float32, sizes may differ between images; -inf where not inspected.
+        channels: the defects of each image, of its map's size; none for a good image.
 
     Returns:
         False-positive rates and mean saturated overlaps with the ends (0, 0) and (1, 1), or None without a marked pixel
         or without a defect-free one.
+
+    Raises:
+        ValueError: a NaN score, or sizes that differ.
+
+    >>> missing = Channel(np.array([[True, True, False]]), threshold=1, relative=False)
+    >>> spro_curve([[[0.9, 0.1, 0.3]]], [[missing]]).y.tolist()
+    [0.0, 0.0, 1.0, 1.0]
     """
     highest, counts = _counted(maps, channels)
-    return _curve(highest, counts) if highest and counts.total else None
+    return overlap_curve(highest, [1.0 / scores.size for scores in highest], counts, len(highest))
 
 
 def spro_at(
@@ -172,20 +194,28 @@ def spro_at(
     """Mean saturated overlap and false-positive rate where pixels scoring more than a threshold are marked.
 
     Args:
-        maps: as in :func:`au_spro`.
-        channels: as in :func:`au_spro`.
+        maps: (height, width) maps, taken as float32, sizes may differ between images; -inf where not inspected.
+        channels: the defects of each image, of its map's size; none for a good image.
         thresholds: (thresholds,) in any order; compared in float64.
 
     Returns:
         (thresholds,) overlaps and (thresholds,) rates, in [0, 1]; NaN without a marked or a defect-free pixel.
+
+    Raises:
+        ValueError: a NaN score, or sizes that differ.
+
+    >>> missing = Channel(np.array([[True, True, False]]), threshold=1, relative=False)
+    >>> overlap, rate = spro_at([[[0.9, 0.1, 0.3]]], [[missing]], [0.5, 0.2])
+    >>> overlap.tolist(), rate.tolist()
+    ([1.0, 1.0], [0.0, 1.0])
     """
     levels = np.asarray(thresholds, dtype=np.float64)
-    highest, free = _split(maps, channels)
+    highest, negatives = _split(maps, channels)
     overlaps = [1.0 - np.searchsorted(scores, levels, side="right") / scores.size for scores in highest]
     alarms = np.zeros(levels.shape)
-    for scores in free:
+    for scores in negatives:
         alarms += scores.size - np.searchsorted(scores, levels, side="right")
-    total = sum(scores.size for scores in free)
+    total = sum(scores.size for scores in negatives)
     undefined = np.full(levels.shape, np.nan)
     return np.mean(overlaps, axis=0) if overlaps else undefined, alarms / total if total else undefined
 
@@ -194,38 +224,17 @@ def _split(
     maps: Sequence[npt.ArrayLike], channels: Sequence[Sequence[Channel]]
 ) -> tuple[list[ScoreArray], list[ScoreArray]]:
     """The highest scores of every channel that is not empty, and every image's defect-free scores, ascending."""
-    free = [split_map(one, union_of(own)).free for one, own in zip(maps, channels, strict=True)]
-    scores = (highest_scores(one, channel) for one, own in zip(maps, channels, strict=True) for channel in own)
-    return [each for each in scores if each.size], free
+    highest: list[ScoreArray] = []
+    negatives: list[ScoreArray] = []
+    for anomaly_map, defects in zip(maps, channels, strict=True):
+        negatives.append(split_map(anomaly_map, union_of(defects))[2])
+        highest += [highest_scores(anomaly_map, channel) for channel in defects]
+    return [scores for scores in highest if scores.size], negatives
 
 
 def _counted(
     maps: Sequence[npt.ArrayLike], channels: Sequence[Sequence[Channel]]
-) -> tuple[list[ScoreArray], FreeCounts]:
-    highest, free = _split(maps, channels)
-    return highest, count_free(distinct_scores(highest), free, sum(scores.size for scores in free))
-
-
-def distinct_scores(highest: Sequence[ScoreArray]) -> ScoreArray:
-    """(distinct,) the scores of all channels, as of :func:`highest_scores`, ascending and without repetition."""
-    return np.unique(np.concatenate([np.empty(0, dtype=np.float32), *highest]))
-
-
-def _curve(highest: Sequence[ScoreArray], counts: FreeCounts) -> Curve:
-    """Two points a distinct score, just above it and at it; where pixels tie, a ramp between."""
-    own = np.zeros(len(counts.scores))
-    for scores in highest:
-        np.add.at(own, np.searchsorted(counts.scores, scores), 1.0 / (scores.size * len(highest)))
-    reached = np.cumsum(own[::-1])[::-1]
-    at = counts.scores
-    return Curve(
-        x=shares(_descending(counts.above, counts.at_least), counts.total),
-        # Rounding may leave sums of shares a little outside.
-        y=np.clip(shares(_descending(reached - own, reached), 1.0), 0.0, 1.0),
-        thresholds=np.concatenate([[np.inf], _descending(next_float(at), at), [-np.inf]]),
-    )
-
-
-def _descending(above: npt.NDArray[np.number], at: npt.NDArray[np.number]) -> FloatArray:
-    """Values just above and at ascending scores, interleaved from the highest score down."""
-    return np.stack([above, at], axis=1).astype(np.float64)[::-1].ravel()
+) -> tuple[list[ScoreArray], FalsePositiveCounts]:
+    highest, negatives = _split(maps, channels)
+    distinct, _ = distinct_scores(highest)
+    return highest, count_negatives(distinct, negatives, sum(scores.size for scores in negatives))

@@ -1,0 +1,46 @@
+"""The methods, as modules that map normalised images (batch, 3, height, width) to anomaly maps and scores.
+
+Example:
+    >>> import torch
+    >>> from flawsmith.models import PatchCore
+    >>> model = PatchCore.from_preset("fast", backbone="efficientnet_lite0@random", image_size=(64, 64))
+    >>> map, score = model.eval()(torch.zeros(1, 3, 64, 64))
+    >>> map.shape, score.shape
+    (torch.Size([1, 64, 64]), torch.Size([1]))
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flawsmith.models.aand import AAND, RD4AD
+    from flawsmith.models.base import AnomalyModel, AnomalyOutput, TrainingModule
+    from flawsmith.models.glass import GLASS
+    from flawsmith.models.padim import PaDiM
+    from flawsmith.models.patchcore import PatchCore
+    from flawsmith.models.pbas import PBAS
+    from flawsmith.models.slsg import SLSG
+
+_PLACES = {
+    "AAND": "flawsmith.models.aand",
+    "AnomalyModel": "flawsmith.models.base",
+    "AnomalyOutput": "flawsmith.models.base",
+    "GLASS": "flawsmith.models.glass",
+    "PBAS": "flawsmith.models.pbas",
+    "PaDiM": "flawsmith.models.padim",
+    "PatchCore": "flawsmith.models.patchcore",
+    "RD4AD": "flawsmith.models.aand",
+    "SLSG": "flawsmith.models.slsg",
+    "TrainingModule": "flawsmith.models.base",
+}
+__all__ = [
+    "AAND", "GLASS", "PBAS", "RD4AD", "SLSG", "AnomalyModel", "AnomalyOutput", "PaDiM", "PatchCore", "TrainingModule",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'flawsmith.models' has no attribute {name!r}")
+    return getattr(import_module(_PLACES[name]), name)

@@ -1,4 +1,4 @@
-"""The contract that every method keeps: a configuration, stages to train, and a detector ready to export."""
+"""What every method keeps: a configuration, a model that maps images to maps and scores, and stages to train it."""
 
 from __future__ import annotations
 
@@ -9,12 +9,16 @@ from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import lightning.pytorch as pl
 import numpy as np
+import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
-from flawsmith.features.backbones import PACKAGED, Backbone
+from flawsmith.data.seeding import Shard
+from flawsmith.features.backbones import PACKAGED, Backbone, load_backbone
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import Recipe
@@ -79,17 +83,24 @@ def synthetic_flaws(examples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8
 Diagnostic = MetricChart | FeatureCloud | Pictures
 
 
+ALONE = Shard()
+_BACKBONE = "backbone."
 Side = Annotated[int, Field(ge=16, le=8192)]
 
 
 class AnomalyOutput(NamedTuple):
-    """What a detector says of a batch of images: higher is more anomalous."""
+    """What a model says of a batch of images: higher is more anomalous.
+
+    Attributes:
+        map: a value a pixel of the network's input.
+        score: a value an image.
+    """
 
     map: Float[Tensor, "batch height width"]
     score: Float[Tensor, " batch"]
 
 
-class MethodConfig(BaseModel):
+class ModelConfig(BaseModel):
     """Fields that every method has; methods add the numbers of their papers."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
@@ -118,7 +129,7 @@ class MethodConfig(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _crop_fits(self) -> MethodConfig:
+    def _crop_fits(self) -> ModelConfig:
         if self.resize is not None and self.policy != "crop":
             raise ValueError("resize has a meaning for policy=crop alone")
         if self.resize is not None and self.resize < max(self.image_size):
@@ -170,7 +181,6 @@ class SyntheticImages:
         fell_back: images whose flaw lies beside the foreground, or that have none, because no mask was accepted.
         normal: level maps of the good images as the flaws were put on them, in the form of ``levels``; None where
             they are the training images as they are, whose features are cached.
-        batch: images of the whole batch, where several processes synthesize it; None: these.
     """
 
     levels: list[Tensor]
@@ -178,21 +188,23 @@ class SyntheticImages:
     foregrounds: Bool[np.ndarray, "images height width"]
     fell_back: int = 0
     normal: list[Tensor] | None = None
-    batch: int | None = None
 
     @property
-    def share_fell_back(self) -> float:
-        """Images that fell back as a share of the whole batch; over processes, the shares add up."""
-        return self.fell_back / (len(self.masks) if self.batch is None else self.batch)
+    def fallback_rate(self) -> float:
+        """Share of the images that fell back, in [0, 1]."""
+        return self.fell_back / len(self.masks)
 
 
 class SyntheticSource(Protocol):
     """Synthesizes flaws on training images, afresh every time; what it draws is a function of (seed, epoch, place)."""
 
-    def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[SyntheticImages]:
-        """The synthetic images of every batch of an epoch, given the rows of the images to synthesize on.
+    def batches(self, rows: Sequence[np.ndarray], epoch: int, shard: Shard = ALONE) -> Iterator[SyntheticImages]:
+        """The synthetic images of a process's batches of an epoch.
 
-        Processes that train together give the rows of all of them, and get their own share of every batch.
+        Args:
+            rows: the images to synthesize on, of every batch of the epoch.
+            epoch: from 0.
+            shard: which of the batches are wanted.
         """
         ...
 
@@ -240,75 +252,136 @@ class TrainingData(Protocol):
 class EpochBatches(Protocol):
     """Batches that are a function of the epoch."""
 
-    def __len__(self) -> int: ...
-
-    def epoch(self, epoch: int) -> Iterator[Any]: ...
-
-
-class Run(Protocol):
-    """Where a stage leaves what must survive a killed process, and the loop that trains modules."""
-
-    def once(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors that ``compute`` gives, computed at most once a run and kept in the run folder."""
+    def __len__(self) -> int:
+        """Batches of an epoch, over all processes."""
         ...
 
-    def fit(self, name: str, module: pl.LightningModule, batches: EpochBatches, *, epochs: int, selects: bool) -> None:
-        """Train a module for a fixed number of epochs, resuming from its last checkpoint where there is one.
-
-        With ``selects`` the run may choose among its checkpoints by what the detector is worth.
-        """
+    def epoch(self, epoch: int, shard: Shard = ALONE) -> Iterator[Any]:
+        """The batches that a process computes of an epoch: all of them where it trains alone."""
         ...
-
-
-class Stage(Protocol):
-    """One step of training, in order; a loop over batches or a single pass over the data."""
-
-    @property
-    def name(self) -> str: ...
-
-    def fit(self, data: TrainingData, run: Run) -> None: ...
 
 
 @dataclass(frozen=True)
 class SinglePass:
-    """A stage that computes tensors in one pass over the data and hands them to the method."""
+    """A stage that learns in one pass over the data.
+
+    Attributes:
+        name: of the stage.
+        compute: leaves what it learns in the model's buffers.
+    """
 
     name: str
-    compute: Callable[[TrainingData], dict[str, Tensor]]
-    accept: Callable[[dict[str, Tensor]], None]
-
-    def fit(self, data: TrainingData, run: Run) -> None:
-        self.accept(run.once(self.name, lambda: self.compute(data)))
+    compute: Callable[[], None]
 
 
 @dataclass(frozen=True)
-class LightningStage:
-    """A stage that trains a LightningModule over batches that the module's own sampler draws.
+class TrainingStage:
+    """A stage that trains a LightningModule over batches that are functions of the epoch.
 
     Attributes:
         name: of the stage.
         module: what is trained.
-        batches: makes its batches of the training data.
+        batches: its batches.
         epochs: how long.
-        completes: whether this stage completes the detector; only then can a checkpoint be chosen by it.
+        completes: whether the model inspects when this stage ends; only then can a checkpoint be chosen by it.
     """
 
     name: str
     module: pl.LightningModule
-    batches: Callable[[TrainingData], EpochBatches]
+    batches: EpochBatches
     epochs: int
     completes: bool = True
 
-    def fit(self, data: TrainingData, run: Run) -> None:
-        run.fit(self.name, self.module, self.batches(data), epochs=self.epochs, selects=self.completes)
+
+Stage = SinglePass | TrainingStage
 
 
-class Detector(nn.Module, ABC):
-    """The trained thing: normalised images (batch, 3, height, width) to maps and scores."""
+class AnomalyModel(nn.Module, ABC):
+    """A method of anomaly detection: normalised images (batch, 3, height, width) to maps and scores.
+
+    ``state_dict()`` is the whole trained model: what is learned without gradients (centres, memories, scales) lies in
+    buffers. ``forward`` is the method's inference from the images to the smoothed map.
+
+    Args:
+        config: every number of the method.
+        backbone: frozen feature extractor.
+        seed: of the initial weights and of every draw.
+
+    Attributes:
+        name: by which the method is chosen.
+        paper: authors, title, venue, year.
+        licence: of the authors' released code; None where it states none.
+        presets: ``paper`` (the text), ``official`` (the released code), ``fast`` (the default here).
+    """
+
+    name: ClassVar[str]
+    paper: ClassVar[str]
+    licence: ClassVar[str | None] = None
+    Config: ClassVar[type[ModelConfig]]
+    presets: ClassVar[Mapping[str, ModelConfig]]
+
+    def __init__(self, config: Any, backbone: Backbone, seed: int = 0) -> None:
+        super().__init__()
+        self.config, self.seed = config, seed
+        self.backbone = backbone
+        self.register_load_state_dict_pre_hook(_adopt_shapes)  # type: ignore[no-untyped-call]
+
+    @classmethod
+    def from_preset(
+        cls, preset: str = "fast", *, backbone: str | Backbone | None = None, seed: int = 0, **changes: Any
+    ) -> Self:
+        """A model as a preset has it.
+
+        Args:
+            preset: a name among ``presets``.
+            backbone: a name or file as in :func:`flawsmith.features.backbones.load_backbone`, or a loaded backbone
+                with the levels of ``strides``; None takes the preset's.
+            seed: of the initial weights and of every draw.
+            **changes: fields of ``Config`` that differ from the preset.
+
+        Raises:
+            FlawsmithError: no such preset or backbone.
+            pydantic.ValidationError: no such field, or a value out of its range.
+        """
+        if preset not in cls.presets:
+            raise FlawsmithError(f"{cls.name} has no preset called {preset!r}: choose {', '.join(cls.presets)}")
+        config = cls.Config(**{**cls.presets[preset].model_dump(), **changes})
+        if not isinstance(backbone, Backbone):
+            backbone = load_backbone(backbone or config.default_backbone, strides=config.strides)
+        return cls(config, backbone, seed)
+
+    @classmethod
+    def trains(cls) -> bool:
+        """Whether there is a loop over batches; a method without one counts or collects."""
+        return "epochs" in cls.Config.model_fields
+
+    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
+        return self.from_levels(self.backbone(images))
+
+    @abstractmethod
+    def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
+        """Map and score from the backbone's level maps, finest first."""
+
+    @abstractmethod
+    def stages(self, data: TrainingData) -> Iterator[Stage]:
+        """What to train, in order; a stage is asked for when the one before has been completed."""
+
+    @property
+    def geometry(self) -> Geometry:
+        """How an 8-bit image becomes the model's input, with the mean and deviation that its backbone wants."""
+        config, info = self.config, self.backbone.info
+        return Geometry(
+            policy=config.policy,
+            size=config.image_size,
+            resize=config.resize,
+            interpolation=config.interpolation,
+            mean=info.mean,
+            std=info.std,
+        )
 
     @property
     def highest_score(self) -> float | None:
-        """The largest image score there can be: a limit above it rejects nothing. None: there is no such number."""
+        """The largest image score there can be, above which a limit rejects nothing; None: there is no such number."""
         return None
 
     @property
@@ -320,44 +393,110 @@ class Detector(nn.Module, ABC):
         """
         return True
 
-    @abstractmethod
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput: ...
-
     def feature_maps(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Tensor]:
-        """What the detector looks at on the way to its map, to be drawn: (batch, channel, h, w) by name, in order.
+        """What the model looks at on the way to its map, to be drawn: (batch, channel, h, w) by name, in order.
 
         Nothing where the backbone's levels, which anyone can compute, tell all.
         """
         return {}
 
-    def folded(self) -> Detector:
-        """An equal detector with fewer operations, made for export; itself where there is nothing to fold."""
+    def export_form(self) -> nn.Module:
+        """An equal module with fewer operations, made for export; itself where there is nothing to simplify."""
         return self
 
-
-class Method(ABC):
-    """A published method: built from its configuration, a frozen backbone and a seed."""
-
-    name: ClassVar[str]
-    paper: ClassVar[str]
-    Config: ClassVar[type[MethodConfig]]
-    presets: ClassVar[Mapping[str, MethodConfig]]
-
-    @abstractmethod
-    def __init__(self, config: Any, backbone: Backbone, seed: int) -> None: ...
-
-    @abstractmethod
-    def stages(self) -> list[Stage]:
-        """What to train, in order."""
-
-    @abstractmethod
-    def network(self) -> Detector:
-        """The trained detector, in evaluation mode."""
-
     def findings(self) -> Mapping[str, str | float]:
-        """What the method found out about the data while it trained; stored in the model file and shown."""
+        """What the model has found out about the data while it trained; stored in the model file and shown."""
         return {}
 
     def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
-        """What the method shows of its training beside its losses."""
+        """What the model shows of its training beside its losses."""
         return ()
+
+    def start_epoch(self) -> None:
+        """What has to happen before an epoch of training."""
+
+    def trained_state(self) -> dict[str, Tensor]:
+        """``state_dict()`` without the frozen backbone, which is known by its name and checksum."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith(_BACKBONE)}
+
+    def load_trained_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Take a trained state, buffers of other sizes included.
+
+        Raises:
+            FlawsmithError: the state is another model's.
+        """
+        missing, unexpected = self.load_state_dict(dict(tensors), strict=False)
+        foreign = [*unexpected, *(name for name in missing if not name.startswith(_BACKBONE))]
+        if foreign:
+            raise FlawsmithError(
+                f"this state is of other settings or an earlier release of {self.name} ({foreign[0]} does not fit): "
+                "train anew with another --out"
+            )
+
+
+def _adopt_shapes(model: nn.Module, state: Mapping[str, Tensor], prefix: str, *_: Any) -> None:
+    """Give buffers the sizes that they have in a state: how many features a memory holds depends on the data."""
+    for name, buffer in list(model.named_buffers()):
+        stored = state.get(prefix + name)
+        if stored is not None and stored.shape != buffer.shape:
+            *path, leaf = name.split(".")
+            setattr(model.get_submodule(".".join(path)), leaf, buffer.new_empty(stored.shape, dtype=stored.dtype))
+
+
+class TrainingModule(pl.LightningModule):
+    """Trains a model by losses and optimizers of its own; with several optimizers all step together.
+
+    Args:
+        model: what is trained; its frozen backbone stays out of checkpoints.
+        losses: of a batch by name, ``loss`` their weighted sum; other figures are recorded beside them.
+        optimizers: makes the optimizers.
+        schedule: factor on all learning rates by the number of the epoch, from 0; None keeps them.
+    """
+
+    def __init__(
+        self,
+        model: AnomalyModel,
+        losses: Callable[[Any], Mapping[str, Tensor]],
+        optimizers: Callable[[], list[torch.optim.Optimizer]],
+        *,
+        schedule: Callable[[int], float] | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization, self.strict_loading = False, False
+        self.model, self._losses, self._make_optimizers, self._schedule = model, losses, optimizers, schedule
+
+    def configure_optimizers(self) -> Any:
+        optimizers = self._make_optimizers()
+        if self._schedule is None:
+            return optimizers
+        return optimizers, [torch.optim.lr_scheduler.LambdaLR(each, self._schedule) for each in optimizers]
+
+    def on_train_start(self) -> None:
+        self.train()  # an earlier stage has left the model in evaluation mode
+
+    def on_train_epoch_start(self) -> None:
+        self.model.start_epoch()
+
+    def training_step(self, batch: Any, batch_idx: int) -> dict[str, Tensor]:
+        losses = self._losses(batch)
+        optimizers = as_list(self.optimizers())
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        self.manual_backward(losses["loss"])
+        for optimizer in optimizers:
+            optimizer.step()
+        return {name: value.detach() for name, value in losses.items()}
+
+    def on_train_epoch_end(self) -> None:
+        for schedule in as_list(self.lr_schedulers()):
+            schedule.step()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:  # type: ignore[override]
+        """The state that training changes."""
+        state = super().state_dict(*args, **kwargs)
+        return {name: value for name, value in state.items() if not name.startswith(f"model.{_BACKBONE}")}
+
+
+def as_list(value: Any) -> list[Any]:
+    """Lightning gives one optimizer or schedule as itself, several as a list, none as None."""
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
-from types import MappingProxyType
 from typing import TypeVar
 
 from flawsmith import models
-from flawsmith.models.base import Method
+from flawsmith.models.base import AnomalyModel
 from flawsmith.runtime.errors import FlawsmithError
 
-_METHODS: dict[str, type[Method]] = {}
-M = TypeVar("M", bound=type[Method])
+_METHODS: dict[str, type[AnomalyModel]] = {}
+M = TypeVar("M", bound=type[AnomalyModel])
 
 
 def register(method: M) -> M:
@@ -33,7 +31,7 @@ def method_names() -> list[str]:
     return sorted(_METHODS)
 
 
-def find_method(name: str) -> type[Method]:
+def find_method(name: str) -> type[AnomalyModel]:
     """The method of that name.
 
     Raises:
@@ -45,38 +43,3 @@ def find_method(name: str) -> type[Method]:
         hint = f"did you mean {close[0]!r}? " if close else ""
         raise FlawsmithError(f"no method is called {name!r}: {hint}known methods are {', '.join(names)}")
     return _METHODS[name]
-
-
-_FOLDERS: Mapping[str, str] = MappingProxyType(
-    {
-        "mvtec": "mvtec",
-        "mvtecad": "mvtec",
-        "mvtecanomalydetection": "mvtec",
-        "visa": "visa",
-        "visa20220922": "visa",
-        "visapytorch": "visa",
-        "1cls": "visa",
-        "mpdd": "mpdd",
-        "wfdd": "wfdd",
-        "mvtec3d": "mvtec_3d",
-        "mvtec3dad": "mvtec_3d",
-        "mvtec3danomalydetection": "mvtec_3d",
-    }
-)
-
-
-def plain(name: str) -> str:
-    """A name without case and punctuation."""
-    return "".join(character for character in name.casefold() if character.isalnum())
-
-
-def known_dataset(name: str) -> str | None:
-    """The data set that a folder's name usually stands for, or None.
-
-    A folder that merely begins like one, such as that of MVTec LOCO, is another data set.
-
-    Example:
-        >>> known_dataset("MVTec AD"), known_dataset("mvtec_loco")
-        ('mvtec', None)
-    """
-    return _FOLDERS.get(plain(name))

@@ -46,7 +46,7 @@ def run_demo(
     part: str = "bracket",
     seed: int = 0,
     quiet: bool = True,
-    told: Callable[[str], None] = lambda _: None,
+    on_message: Callable[[str], None] = lambda _: None,
     render: dict[str, Any] | None = None,
     settings: dict[str, Any] | None = None,
 ) -> DemoResult:
@@ -59,7 +59,7 @@ def run_demo(
         part: name of a part of :data:`flawsmith.synthesis.demo_parts.PARTS`.
         seed: seed of drawings and training, at least 0.
         quiet: show no progress bars.
-        told: is told what happens, a line at a time.
+        on_message: is on_message what happens, a line at a time.
         render: other options of :func:`~flawsmith.synthesis.demo_parts.render_product_line`, such as ``n_train``.
         settings: other settings of :func:`~flawsmith.pipeline.train.train`, such as ``set``.
 
@@ -72,20 +72,19 @@ def run_demo(
         raise FlawsmithError(f"the seed must not be negative, not {seed}: give another with --seed")
     # Through JSON, so that it compares with what the marker will say.
     drawing = json.loads(json.dumps({"version": flawsmith.__version__, "part": part, "seed": seed, **(render or {})}))
-    kept = _claim(out, drawing)
-    if kept:
-        told(f"using the drawings of {part} from the last demo")
+    if _claim(out, drawing):
+        on_message(f"using the drawings of {part} from the last demo")
     else:
-        told(f"drawing a product line of {part}s")
+        on_message(f"drawing a product line of {part}s")
         render_product_line(out / _DATA, parts=[part], seed=seed, **(render or {}))
         with replacing(out / MARKER) as temporary:
             temporary.write_text(json.dumps(drawing, indent=2) + "\n")
     dataset = load(out / _DATA / part)
-    told(dataset.summary())
-    told("learning the good parts")
+    on_message(dataset.summary())
+    on_message("learning the good parts")
     result = train(dataset.root, out=out / _RUN, preset="fast", seed=seed, quiet=quiet, **(settings or {}))
-    told(result.bundle.spec.decision.describe())
-    told("inspecting the test parts")
+    on_message(result.bundle.spec.decision.describe())
+    on_message("inspecting the test parts")
     written = evaluate_into(out / _RUN / _EVALUATION, result.bundle, dataset, history=out / _RUN)
     return DemoResult(dataset.root, result.model, written.report, written.evaluation)
 
@@ -102,18 +101,18 @@ def _claim(out: Path, drawing: dict[str, Any]) -> bool:
     if not marker.exists() and out.exists() and any(out.iterdir()):
         raise FlawsmithError(f"{out} is not empty and holds no demo: give another folder with --out")
     try:
-        kept = marker.exists() and _read(marker) == drawing and (out / _DATA / str(drawing["part"])).is_dir()
-        for name in (_RUN,) if kept else (_RUN, _DATA):
+        serves = marker.exists() and _read(marker) == drawing and (out / _DATA / str(drawing["part"])).is_dir()
+        for name in (_RUN,) if serves else (_RUN, _DATA):
             if (out / name).exists():
                 shutil.rmtree(out / name)
         out.mkdir(parents=True, exist_ok=True)
-        if not kept:
+        if not serves:
             # Claimed before anything is drawn, so that an interrupted demo can be run again.
             with replacing(marker) as temporary:
                 temporary.write_text("{}\n")
     except OSError as error:
         raise FlawsmithError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
-    return kept
+    return serves
 
 
 def _read(marker: Path) -> Any:

@@ -102,16 +102,16 @@ def _trial(bundle: Bundle, path: Path) -> Finding:
     try:
         inspection = Inspector.load(bundle).inspect(ramp)
     except FlawsmithError as error:
-        what, _, mend = str(error).partition("; ")
-        return Finding("error", "does-not-run", what, (path,), mend or "export the model anew")
+        message, _, fix = str(error).partition("; ")
+        return Finding("error", "does-not-run", message, (path,), fix or "export the model anew")
     milliseconds = sum(inspection.timing.values())
-    what = f"runs on {engine}: a synthetic image was inspected in {milliseconds:.0f} ms"
-    return Finding("note", "runs", what, (path,), "nothing")
+    message = f"runs on {engine}: a synthetic image was inspected in {milliseconds:.0f} ms"
+    return Finding("note", "runs", message, (path,), "nothing")
 
 
 def _oracle(bundle: Bundle, path: Path) -> list[Finding]:
-    mend = "train without --oracle"
-    return [Finding("warning", "oracle", stamp, (path,), mend) for stamp in bundle.spec.training.stamps]
+    fix = "train without --oracle"
+    return [Finding("warning", "oracle", stamp, (path,), fix) for stamp in bundle.spec.training.stamps]
 
 
 def _limits(bundle: Bundle, path: Path) -> list[Finding]:
@@ -119,11 +119,11 @@ def _limits(bundle: Bundle, path: Path) -> list[Finding]:
     if decision.stated_false_reject_rate <= decision.target_false_reject_rate:
         return []
     severity: Severity = "warning" if decision.n_good < FEW_GOOD_IMAGES else "note"
-    what = (
+    message = (
         f"{decision.n_good} good images stand behind the limits: they support a false-reject rate of "
         f"{decision.stated_false_reject_rate:.1%}, not the target of {decision.target_false_reject_rate:.1%}"
     )
-    return [Finding(severity, "few-to-calibrate", what, (path,), "train with more good images")]
+    return [Finding(severity, "few-to-calibrate", message, (path,), "train with more good images")]
 
 
 def _versions(path: Path) -> Finding:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,15 +15,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawsmith.data.layouts import load
-from flawsmith.data.loco import Saturation, saturation_of
+from flawsmith.data.loco import Saturation
 from flawsmith.data.samples import Dataset, Sample
-from flawsmith.metrics.bootstrap import Metric, paired_difference, point_estimates
-from flawsmith.metrics.collect import Evidence, ImageRecord, NetworkView, gather, network_mask, resize_mask
+from flawsmith.metrics.bootstrap import Metric, paired_differences, point_estimates
+from flawsmith.metrics.collect import (
+    EvaluationState,
+    MetricCollection,
+    ScoredImage,
+    ScoredMask,
+    network_mask,
+    resize_mask,
+)
 from flawsmith.metrics.protocol import CLEAN, Protocol, choose_protocol
 from flawsmith.metrics.results import BaselineResult, Evaluation
+from flawsmith.metrics.spro import Channel
 from flawsmith.metrics.summary import summarise
-from flawsmith.pipeline.reporting import evaluation_report
-from flawsmith.pipeline.truth import read_channels
+from flawsmith.pipeline.masks import SaturationReader, read_channels
+from flawsmith.pipeline.reporting import ExampleGallery, evaluation_report
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINE_FOLDER, make_folder, printable, replacing
@@ -57,7 +66,7 @@ def evaluate(
         layout: name of the layout; detected by default.
         engine: another engine than the one the model was calibrated with.
         protocol: ``clean``, or ``papers``: as the released code of the model's method measures.
-        set: single switches of the protocol to change, such as ``{"pro": "exact"}``; see docs/protocol.md.
+        set: single switches of the protocol to change, such as ``{"pro": "exact"}``; see docs/research/protocol.md.
         n_resamples: bootstrap resamples behind the intervals.
         seed: seed of the bootstrap.
 
@@ -68,9 +77,8 @@ def evaluate(
     inspector = model if isinstance(model, Inspector) else Inspector.load(model, engine=engine)
     dataset = data if isinstance(data, Dataset) else load(data, layout)
     rules = choose_protocol(protocol, method=inspector.spec.method, layout=dataset.layout, changes=set)
-    evidence = collect(inspector, test_samples(dataset), saturation=saturation_of(dataset), protocol=rules)
-    selection = inspector.spec.training.selection
-    return summarise(evidence, selection=selection, n_resamples=n_resamples, seed=seed)
+    (state,) = _measure([inspector], test_samples(dataset), SaturationReader(dataset), rules)
+    return summarise(state, selection=inspector.spec.training.selection, n_resamples=n_resamples, seed=seed)
 
 
 def test_samples(dataset: Dataset) -> tuple[Sample, ...]:
@@ -96,59 +104,123 @@ def collect(
     *,
     saturation: Saturation | None = None,
     protocol: Protocol = CLEAN,
-    done: Callable[[], object] = lambda: None,
-) -> Evidence:
-    """Inspect samples and gather what figures, intervals and plots are computed from.
+    on_step: Callable[[], object] = lambda: None,
+) -> EvaluationState:
+    """Inspect samples and take in what figures, intervals and plots are computed from.
 
     Args:
         inspector: the model.
         samples: labelled images.
         saturation: when their defects count as found; None leaves sPRO out.
         protocol: the rules.
-        done: called after each image.
+        on_step: called after each image.
 
     Raises:
         FlawsmithError: an image or a mask cannot be read, they contradict each other, or the disk is full.
     """
     known = Saturation() if saturation is None else saturation
-    records = _records(inspector, samples, known, protocol, done)
-    return gather(records, protocol=protocol, saturated=bool(known.kinds), notes=known.notes)
+    geometry = _network_geometry(inspector, protocol)
+    with MetricCollection(protocol, saturated=bool(known.kinds)) as metrics:
+        for sample, inspection in _readable(samples, inspector.stream([sample.image for sample in samples])):
+            mask, channels = read_channels(sample, lambda path, pixels: known.kinds.get(path))
+            metrics.update(_scored(sample, inspection, mask, channels, protocol, geometry))
+            on_step()
+        return metrics.compute(notes=known.notes)
 
 
-def _records(
-    inspector: Inspects,
+def _measure(
+    inspectors: Sequence[Inspector],
     samples: Sequence[Sample],
-    saturation: Saturation,
+    masks: SaturationReader,
     protocol: Protocol,
-    done: Callable[[], object],
-) -> Iterator[ImageRecord]:
-    geometry = _network_geometry(inspector) if protocol.pixels == "network" else None
-    stream = inspector.stream([sample.image for sample in samples])
+    *,
+    gallery: ExampleGallery | None = None,
+    on_step: Callable[[], object] = lambda: None,
+) -> list[EvaluationState]:
+    """Measure models on a test split, each image and mask file decoded once for all of them.
+
+    Args:
+        inspectors: the models.
+        samples: the labelled test images.
+        masks: learns from their masks how their defects saturate.
+        protocol: the rules.
+        gallery: keeps images of the first model for the report; needed beside a second model.
+        on_step: called after each image.
+
+    Raises:
+        FlawsmithError: as :func:`collect`.
+    """
+    geometries = [_network_geometry(inspector, protocol) for inspector in inspectors]
+    stream = inspectors[0].stream([sample.image for sample in samples], keep_pixels=gallery is not None)
+    with ExitStack() as files:
+        collections = [files.enter_context(MetricCollection(protocol, saturated=masks.saturates)) for _ in inspectors]
+        for sample, first in _readable(samples, stream):
+            mask, channels = read_channels(sample, masks.kind)
+            inspections = [first, *(_inspect_again(other, sample, first) for other in inspectors[1:])]
+            counted = [
+                metrics.update(_scored(sample, inspection, mask, channels, protocol, geometry))
+                for metrics, inspection, geometry in zip(collections, inspections, geometries, strict=True)
+            ]
+            if gallery is not None:
+                gallery.update(counted[0], first, mask)
+            on_step()
+        masks.finish()
+        return [metrics.compute(notes=masks.notes, saturated=masks.saturates) for metrics in collections]
+
+
+def _readable(
+    samples: Sequence[Sample], stream: Iterator[Inspection | Unreadable]
+) -> Iterator[tuple[Sample, Inspection]]:
+    """Samples with their inspections.
+
+    Raises:
+        FlawsmithError: an image cannot be read.
+    """
     for sample, result in zip(samples, stream, strict=True):
         if isinstance(result, Unreadable):
             raise FlawsmithError(f"{result.error}; or remove it from the test split")
-        mask, channels = read_channels(sample, saturation.kinds)
-        yield ImageRecord(
-            image=str(sample.image),
-            score=result.score,
-            verdict=result.verdict,
-            defect=sample.defect,
-            flawed=sample.is_flawed,
-            map=result.map,
-            mask=mask,
-            not_inspected=result.not_inspected,
-            channels=channels,
-            network=None if geometry is None else _network_view(geometry, result, mask, protocol),
-        )
-        done()
+        yield sample, result
 
 
-def _network_geometry(inspector: Inspects) -> Geometry:
-    """How images reach the network.
+def _inspect_again(inspector: Inspector, sample: Sample, first: Inspection) -> Inspection:
+    """What another model says of an image that was decoded for the first."""
+    assert first.pixels is not None, "kept for the gallery"
+    try:
+        return inspector.inspect(first.pixels)
+    except FlawsmithError as error:
+        raise FlawsmithError(f"{sample.image}: {error}; or remove it from the test split") from None
+
+
+def _scored(
+    sample: Sample,
+    inspection: Inspection,
+    mask: NDArray[np.bool_] | None,
+    channels: tuple[Channel, ...],
+    protocol: Protocol,
+    geometry: Geometry | None,
+) -> ScoredImage:
+    return ScoredImage(
+        image=str(sample.image),
+        score=inspection.score,
+        verdict=inspection.verdict,
+        defect=sample.defect,
+        flawed=sample.is_flawed,
+        map=inspection.map,
+        mask=mask,
+        not_inspected=inspection.not_inspected,
+        channels=channels,
+        network=None if geometry is None else _in_network_pixels(geometry, inspection, mask, protocol),
+    )
+
+
+def _network_geometry(inspector: Inspects, protocol: Protocol) -> Geometry | None:
+    """How images reach the network, where the protocol measures in its pixels.
 
     Raises:
         FlawsmithError: it is another package's model.
     """
+    if protocol.pixels != "network":
+        return None
     if not isinstance(inspector, Inspector):
         raise FlawsmithError(
             "the network's pixels are known of this package's own models alone: compare with others by --protocol clean"
@@ -156,17 +228,17 @@ def _network_geometry(inspector: Inspects) -> Geometry:
     return inspector.spec.geometry
 
 
-def _network_view(
-    geometry: Geometry, result: Inspection, mask: NDArray[np.bool_] | None, protocol: Protocol
-) -> NetworkView:
+def _in_network_pixels(
+    geometry: Geometry, inspection: Inspection, mask: NDArray[np.bool_] | None, protocol: Protocol
+) -> ScoredMask:
     """Map and mask in the network's pixels."""
-    size = (result.map.shape[0], result.map.shape[1])
-    assert result.network_map is not None, "an inspector fills it in"
-    content = geometry.valid_region(result.network_map, size)
+    size = (inspection.map.shape[0], inspection.map.shape[1])
+    assert inspection.network_map is not None, "an inspector fills it in"
+    content = geometry.valid_region(inspection.network_map, size)
     if mask is None:
-        return NetworkView(content)
-    own = mask if mask.shape == size else resize_mask(mask, size)
-    return NetworkView(content, network_mask(own, geometry, protocol.mask))
+        return ScoredMask(content)
+    fitted = mask if mask.shape == size else resize_mask(mask, size)
+    return ScoredMask(content, network_mask(fitted, geometry, protocol.mask))
 
 
 REPORT, FIGURES, SCORES = "report.html", "evaluation.json", "scores.csv"
@@ -182,8 +254,8 @@ class WrittenEvaluation:
         evaluation: the figures.
         report: the report.
         figures: the figures as JSON.
-        scores: a CSV with image, defect, score and verdict of every test image, and a remark where the evaluation is
-            stamped; images are relative to the data.
+        scores: a CSV with image, defect, score and verdict of every test image, and a remark where the evaluation has
+            caveats; images are relative to the data.
     """
 
     evaluation: Evaluation
@@ -201,7 +273,7 @@ def evaluate_into(
     protocol: str = "clean",
     set: Mapping[str, Any] | None = None,  # noqa: A002, the name it has for train and on the command line
     history: Path | None = None,
-    done: Callable[[], object] = lambda: None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> WrittenEvaluation:
     """Evaluate a model on the test split of a dataset and write report.html, evaluation.json and scores.csv.
 
@@ -212,30 +284,29 @@ def evaluate_into(
         engine: another engine than the one the model was calibrated with.
         protocol, set: as in :func:`flawsmith.pipeline.evaluate.evaluate`.
         history: run folder whose training curve the report shows, where it has one.
-        done: called after each image.
+        on_step: called after each image.
 
     Raises:
         FlawsmithError: the dataset has no test split, or a damaged saturation of its defects; an image cannot be read,
             the folder cannot be written, or there is no such protocol or switch.
     """
     rules = choose_protocol(protocol, method=bundle.spec.method, layout=dataset.layout, changes=set)
-    samples, saturation = test_samples(dataset), saturation_of(dataset)
-    inspector = Inspector.load(bundle, engine=engine)
+    samples, masks = test_samples(dataset), SaturationReader(dataset)
+    inspector, gallery = Inspector.load(bundle, engine=engine), ExampleGallery()
+    baseline = baseline_of(bundle, history)
+    inspectors = [inspector] if baseline is None else [inspector, Inspector.load(baseline, engine=engine)]
     make_folder(folder)
-    evidence = collect(inspector, samples, saturation=saturation, protocol=rules, done=done)
-    evaluation = summarise(evidence, selection=bundle.spec.training.selection)
-    beside = baseline_of(bundle, history)
-    if beside is not None:
-        other = collect(
-            Inspector.load(beside, engine=engine), samples, saturation=saturation, protocol=rules, done=done
-        )
-        evaluation = evaluation.model_copy(update={"baseline": against(beside.spec.method, evidence, other)})
+    state, *others = _measure(inspectors, samples, masks, rules, gallery=gallery, on_step=on_step)
+    evaluation = summarise(state, selection=bundle.spec.training.selection)
+    if baseline is not None:
+        comparison = against(baseline.spec.method, state, others[0])
+        evaluation = evaluation.model_copy(update={"baseline": comparison})
     written = WrittenEvaluation(evaluation, folder / REPORT, folder / FIGURES, folder / SCORES)
     metrics = _metrics(history / _METRICS) if history is not None else []
-    evaluation_report(written.report, bundle, inspector, dataset, evidence, evaluation, metrics)
+    evaluation_report(written.report, bundle, dataset, state, evaluation, gallery, metrics)
     with replacing(written.figures) as temporary:
         temporary.write_text(json.dumps(evaluation.model_dump(mode="json"), indent=2, allow_nan=False) + "\n")
-    _write_scores(written.scores, dataset, evidence, evaluation.stamps)
+    _write_scores(written.scores, dataset, state, evaluation.stamps)
     return written
 
 
@@ -250,31 +321,30 @@ def baseline_of(bundle: Bundle, run: Path | None) -> Bundle | None:
     if file is None or not file.is_file():
         return None
     try:
-        found = Bundle.load(file)
+        baseline = Bundle.load(file)
     except FlawsmithError:  # an extra, not a condition
         return None
-    return found if found.spec.training.images_sha256 == bundle.spec.training.images_sha256 else None
+    return baseline if baseline.spec.training.images_sha256 == bundle.spec.training.images_sha256 else None
 
 
-def against(method: str, model: Evidence, baseline: Evidence) -> BaselineResult:
+def against(method: str, model: EvaluationState, baseline: EvaluationState) -> BaselineResult:
     """A baseline's figures, and what the model has gained over them on the same images."""
-    figures = point_estimates(baseline)
-    differences = {name: paired_difference(name, model, baseline) for name in COMPARED}
+    figures, differences = point_estimates(baseline), paired_differences(model, baseline)
     return BaselineResult(
         method=method,
         **{name: figures[name] for name in COMPARED},
-        gains={name: (one.value, one.low, one.high) for name, one in differences.items() if one is not None},
+        gains={name: differences[name] for name in COMPARED if name in differences},
     )
 
 
-def _write_scores(path: Path, dataset: Dataset, evidence: Evidence, stamps: Sequence[str]) -> None:
-    # A column of its own, so that programs read a stamped table as any other.
-    remark = (" ".join(stamps),) if stamps else ()
+def _write_scores(path: Path, dataset: Dataset, state: EvaluationState, caveats: Sequence[str]) -> None:
+    # A column of its own, so that programs read a table with caveats as any other.
+    remark = (" ".join(caveats),) if caveats else ()
     with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)
-        rows.writerow(("image", "defect", "score", "verdict", *(("remark",) if stamps else ())))
+        rows.writerow(("image", "defect", "score", "verdict", *(("remark",) if caveats else ())))
         for image, defect, score, verdict in zip(
-            evidence.images, evidence.defects, evidence.scores, evidence.verdicts, strict=True
+            state.images, state.defects, state.scores, state.verdicts, strict=True
         ):
             name = dataset.name_of(Path(image))
             rows.writerow((printable(name), printable(defect), repr(float(score)), verdict, *remark))

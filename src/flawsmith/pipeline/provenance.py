@@ -12,13 +12,13 @@ PACKAGES = ("flawsmith", "torch", "lightning", "timm", "onnx", "onnxruntime", "o
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the installed packages that figures depend on."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
-            found[name] = version(name)
+            installed[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 _SPEAKING_UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")

@@ -2,27 +2,80 @@
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from flawsmith.data.samples import Dataset, Sample
+from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import HoldOut
-from flawsmith.metrics.collect import Evidence
+from flawsmith.metrics.collect import EvaluationState, ScoredImage
 from flawsmith.metrics.ranking import auroc
 from flawsmith.metrics.results import Evaluation
 from flawsmith.pipeline.provenance import versions
-from flawsmith.pipeline.truth import read_mask
-from flawsmith.report.data import Curves, Diagnostic, Example, ExampleKind, FactGroup, ReportData, ScoreGroup
+from flawsmith.report.data import Diagnostic, Example, ExampleKind, FactGroup, RateCurves, ReportData, ScoreGroup
 from flawsmith.report.html import write_report
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.files import BASELINES
-from flawsmith.runtime.image import as_8_bit, decode
-from flawsmith.runtime.inspector import Inspector
+from flawsmith.runtime.image import as_8_bit
+from flawsmith.runtime.inspector import Inspection
 
 EXAMPLES = 8
+Mask = NDArray[np.bool_]
+
+
+class ExampleGallery:
+    """Keeps the images that a report shows, as an evaluation goes: the worst misses and false alarms, the surest finds.
+
+    At most ``EXAMPLES`` images of each kind are in memory.
+    """
+
+    def __init__(self) -> None:
+        self._entries: dict[ExampleKind, list[tuple[tuple[float, int], ScoredImage, Inspection, Mask | None]]]
+        self._entries = {"miss": [], "false_alarm": [], "found": []}
+        self._number = 0
+
+    def update(self, image: ScoredImage, inspection: Inspection, mask: Mask | None) -> None:
+        """Keep an image if it is among the most telling of its kind so far.
+
+        Args:
+            image: with the score and label by which it counts.
+            inspection: what the model said, with the image's pixels.
+            mask: the image's mask at its own size, None without.
+        """
+        self._number += 1
+        rejected = image.verdict == "reject"
+        if not image.flawed and not rejected:
+            return
+        kind: ExampleKind = "false_alarm" if not image.flawed else "found" if rejected else "miss"
+        # Misses are the worse the lower they score, all else the higher.
+        rank = (-image.score, -self._number) if kind == "miss" else (image.score, self._number)
+        entries = self._entries[kind]
+        heapq.heappush(entries, (rank, image, inspection, mask))
+        if len(entries) > EXAMPLES:
+            heapq.heappop(entries)
+
+    def examples(self) -> Iterator[Example]:
+        """The images to show, kind by kind, the most telling first; each is let go once it was drawn."""
+        for kind, entries in self._entries.items():
+            entries.sort(reverse=True)
+            while entries:
+                _, image, inspection, mask = entries.pop(0)
+                assert inspection.pixels is not None, "the stream was asked to keep them"
+                shown = as_8_bit(inspection.pixels, inspection.value_range)
+                yield Example(
+                    kind=kind,
+                    image=shown,
+                    overlay=np.asarray(inspection.overlay(shown)),
+                    score=inspection.score,
+                    verdict=inspection.verdict,
+                    defect=image.defect,
+                    name=Path(image.image).name,
+                    mask=mask,
+                )
 
 
 def training_report(
@@ -64,21 +117,21 @@ def training_report(
 def evaluation_report(
     path: Path,
     bundle: Bundle,
-    inspector: Inspector,
     dataset: Dataset,
-    evidence: Evidence,
+    state: EvaluationState,
     evaluation: Evaluation,
+    gallery: ExampleGallery,
     metrics: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Write the report of a model on a labelled test split."""
     spec = bundle.spec
     test = [
-        ScoreGroup("good", evidence.scores[~evidence.flawed]),
-        ScoreGroup("flawed", evidence.scores[evidence.flawed]),
+        ScoreGroup("good", state.scores[~state.flawed]),
+        ScoreGroup("flawed", state.scores[state.flawed]),
     ]
     # Limits and calibration speak of the model's own scores; a protocol may take others.
-    own_scores = evidence.protocol.image_score == "model"
-    calibration = _calibration_scores(bundle) if own_scores else []
+    model_scores = state.protocol.image_score == "model"
+    calibration = _calibration_scores(bundle) if model_scores else []
     write_report(
         path,
         ReportData(
@@ -91,17 +144,17 @@ def evaluation_report(
                 *_protocol_facts(evaluation),
             ],
             evaluation=evaluation,
-            curves=Curves(
-                evidence.roc_curve(),
-                evidence.pro_curve(),
-                evidence.pixel_roc_curve(),
-                evidence.spro_curve(),
+            curves=RateCurves(
+                state.roc_curve(),
+                state.pro_curve(),
+                state.pixel_roc_curve(),
+                state.spro_curve(),
             ),
             scores=[group for group in (*test, *calibration) if len(group.scores)],
-            limit=spec.decision.limit if own_scores else None,
-            review_limit=spec.decision.review_limit if own_scores else None,
+            limit=spec.decision.limit if model_scores else None,
+            review_limit=spec.decision.review_limit if model_scores else None,
             limit_statement=spec.decision.describe(),
-            examples=list(_examples(inspector, dataset.test, evidence)),
+            examples=list(gallery.examples()),
             training=metrics,
             notes=dataset.notes,
             stamps=spec.training.stamps,
@@ -150,7 +203,7 @@ def _synthetic_against(bundle: Bundle, baseline: Bundle | str | None) -> list[Fa
     """How well model and baseline tell flaws synthesized on held-out images from those images."""
     if not isinstance(baseline, Bundle):
         return []
-    rows = [(_who(one), f"image AUROC {_told_apart(one)}") for one in (bundle, baseline)]
+    rows = [(_who(model), f"image AUROC {_told_apart(model)}") for model in (bundle, baseline)]
     title = "Synthetic flaws against held-out good images; real flaws are told apart less easily"
     return [FactGroup(title, rows)]
 
@@ -187,33 +240,3 @@ def _protocol_facts(evaluation: Evaluation) -> list[FactGroup]:
 def _calibration_scores(bundle: Bundle) -> list[ScoreGroup]:
     named = [("held_out", "good"), ("forged", "forged")]
     return [ScoreGroup(kind, bundle.calibration[key]) for kind, key in named if key in bundle.calibration]  # type: ignore[arg-type]
-
-
-def _examples(inspector: Inspector, samples: Sequence[Sample], evidence: Evidence) -> Iterator[Example]:
-    """The worst misses and false alarms, and the surest finds; each is inspected once more for its picture."""
-    rejected = np.array([verdict == "reject" for verdict in evidence.verdicts], dtype=bool)
-    order = np.argsort(evidence.scores, kind="stable")
-    kinds: list[tuple[ExampleKind, np.ndarray]] = [
-        ("miss", order[(evidence.flawed & ~rejected)[order]]),
-        ("false_alarm", order[(~evidence.flawed & rejected)[order]][::-1]),
-        ("found", order[(evidence.flawed & rejected)[order]][::-1]),
-    ]
-    for kind, rows in kinds:
-        for row in rows[:EXAMPLES]:
-            yield _example(inspector, samples[int(row)], kind)
-
-
-def _example(inspector: Inspector, sample: Sample, kind: ExampleKind) -> Example:
-    image = decode(sample.image)
-    result = inspector.inspect(image)
-    shown = as_8_bit(image, inspector.spec.geometry.value_range)
-    return Example(
-        kind=kind,
-        image=shown,
-        overlay=np.asarray(result.overlay(shown)),
-        score=result.score,
-        verdict=result.verdict,
-        defect=sample.defect,
-        name=sample.image.name,
-        mask=read_mask(sample),
-    )

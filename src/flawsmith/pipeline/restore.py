@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,37 +16,34 @@ from torch import Tensor
 
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import derived_seed, generator
-from flawsmith.features.backbones import Backbone, load_backbone
-from flawsmith.models.base import LightningStage, Method, SinglePass, Stage
+from flawsmith.features.backbones import load_backbone
+from flawsmith.models.base import AnomalyModel
 from flawsmith.models.registry import find_method
-from flawsmith.pipeline.truth import read_mask
+from flawsmith.pipeline.masks import read_mask
 from flawsmith.report.data import PointCloud
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import ImageArray, as_8_bit, decode
 from flawsmith.synthesis.held_out import held_out_flaws
-from flawsmith.training.checkpoints import SafeCheckpointIO, load_tensors
-from flawsmith.training.run import CONFIG, MODEL
+from flawsmith.training.checkpoints import load_tensors
+from flawsmith.training.run import CONFIG, MODEL, TRAINED
 
 
-@dataclass(frozen=True)
-class Restored:
+class Restored(NamedTuple):
     """A finished run, in torch again.
 
     Attributes:
-        method: trained.
-        backbone: what it stands on.
+        model: trained, in evaluation mode.
         spec: of the model file.
     """
 
-    method: Method
-    backbone: Backbone
+    model: AnomalyModel
     spec: BundleSpec
 
 
 def restore(run: Path) -> Restored:
-    """Build a run's method and load what its stages have learned; nothing is trained and nothing is written.
+    """Build a run's model and load what it has learned; nothing is trained and nothing is written.
 
     Args:
         run: a run folder of ``flawsmith train`` with its checkpoints.
@@ -65,10 +61,13 @@ def restore(run: Path) -> Restored:
             f"{run}: the backbone {stored['backbone']} has other weights than when this run was trained; restore its "
             "weight file, or train again"
         )
-    method = kind(config, backbone, spec.seed)
-    for stage in method.stages():
-        _load(stage, run / "checkpoints", best=spec.training.selection == "best")
-    return Restored(method, backbone, spec)
+    if not (run / TRAINED).is_file():
+        raise FlawsmithError(
+            f"{run / TRAINED}: is gone, and a model file cannot be trained on from: run `flawsmith train` again"
+        )
+    model = kind(config, backbone, spec.seed)
+    model.load_trained_state(load_tensors(run / TRAINED)[0])
+    return Restored(model.eval(), spec)
 
 
 def _config(run: Path) -> dict[str, Any]:
@@ -79,24 +78,6 @@ def _config(run: Path) -> dict[str, Any]:
         raise FlawsmithError(
             f"{run / CONFIG}: cannot be read ({type(error).__name__}): give the folder of a run of `flawsmith train`"
         ) from None
-
-
-def _load(stage: Stage, folder: Path, *, best: bool) -> None:
-    file = folder / f"{stage.name}.safetensors"
-    chosen = folder / f"{stage.name}-best.safetensors"
-    if isinstance(stage, LightningStage) and stage.completes and best:
-        file = chosen
-    if not file.is_file():
-        raise FlawsmithError(
-            f"{file}: is gone, and a model file cannot be trained on from: run `flawsmith train` again"
-        )
-    if isinstance(stage, SinglePass):
-        stage.accept(load_tensors(file)[0])
-        return
-    assert isinstance(stage, LightningStage)
-    state = load_tensors(file)[0] if file == chosen else SafeCheckpointIO().load_checkpoint(file)["state_dict"]
-    stage.module.load_state_dict(state)
-    stage.module.eval()
 
 
 GOOD, FLAWED, SYNTHETIC = "good", "flawed", "forged"
@@ -121,7 +102,7 @@ def feature_clouds(
     seed: int = 0,
     images: int = IMAGES,
     positions: int = POSITIONS,
-    done: Callable[[], object] = lambda: None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> list[PointCloud]:
     """Features of a run's method on test images, one cloud a feature map, drawn by seed.
 
@@ -133,7 +114,7 @@ def feature_clouds(
         seed: of the choice of images and positions, and of the synthetic flaws.
         images: at most so many images of a group.
         positions: at most so many positions of an image.
-        done: called after each image.
+        on_step: called after each image.
 
     Returns:
         Clouds with the groups ``good`` and ``synthetic``, and ``flawed`` where a flawed image has a mask.
@@ -142,23 +123,23 @@ def feature_clouds(
         FlawsmithError: no finished run with its checkpoints, no good test images, or an image cannot be read.
     """
     restored = restore(run)
-    detector, geometry = restored.method.network().eval(), restored.spec.geometry
-    strides = restored.backbone.info.strides
+    detector, geometry = restored.model, restored.spec.geometry
+    strides = restored.model.backbone.info.strides
 
     def maps(batch: Tensor) -> Mapping[str, Tensor]:
         named = [f"level {number + 1} (stride {stride})" for number, stride in enumerate(strides)]
-        return detector.feature_maps(batch) or dict(zip(named, restored.backbone(batch), strict=True))
+        return detector.feature_maps(batch) or dict(zip(named, restored.model.backbone(batch), strict=True))
 
     rows: dict[str, dict[str, list[NDArray[np.float32]]]] = {}
     for number, seen in enumerate(_images(dataset, geometry, seed, images)):
         with torch.no_grad():
-            found = maps(torch.from_numpy(geometry.apply(seen.image))[None])
-        for name, features in found.items():
+            levels = maps(torch.from_numpy(geometry.apply(seen.image))[None])
+        for name, features in levels.items():
             share = _share(seen, geometry, (features.shape[-2], features.shape[-1]))
             places = _places(share, seen.mask is not None, positions, generator(seed, "shown positions", number))
             chosen = features[0].flatten(1).T[torch.from_numpy(places)].float().numpy()
             rows.setdefault(name, {}).setdefault(seen.group, []).append(chosen)
-        done()
+        on_step()
     return [
         PointCloud(name, "", {group: np.concatenate(parts) for group, parts in groups.items()})
         for name, groups in rows.items()

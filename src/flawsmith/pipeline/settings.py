@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from flawsmith.models.base import MethodConfig
+from flawsmith.models.base import ModelConfig
 from flawsmith.models.registry import find_method
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
@@ -80,7 +80,7 @@ def check_settings(values: Mapping[str, Any]) -> TrainSettings:
         raise in_words(error, "") from error
 
 
-def method_config(settings: TrainSettings) -> tuple[str, MethodConfig]:
+def method_config(settings: TrainSettings) -> tuple[str, ModelConfig]:
     """Name of the preset and the method's configuration with the user's changes.
 
     Raises:
@@ -121,14 +121,14 @@ def in_words(error: ValidationError, prefix: str) -> FlawsmithError:
     # A field of several types is reported once for each of them, under names of pydantic's own making. Of a mapping or
     # a list, errors that lie deeper say more than that it is none of the other types.
     field = error.errors()[0]["loc"][:1]
-    found = [one for one in error.errors() if one["loc"][:1] == field]
-    deepest = max(len(one["loc"]) for one in found)
-    found = [one for one in found if len(one["loc"]) == deepest or not isinstance(one["input"], (dict, list, tuple))]
-    first = max(found, key=lambda one: len(one["loc"]))
+    errors = [each for each in error.errors() if each["loc"][:1] == field]
+    deepest = max(len(each["loc"]) for each in errors)
+    errors = [e for e in errors if len(e["loc"]) == deepest or not isinstance(e["input"], (dict, list, tuple))]
+    first = max(errors, key=lambda each: len(each["loc"]))
     name = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or _is_setting(part))
-    given = f"{name}={first['input']!r} is" if name else "these settings are"
-    reasons = dict.fromkeys(one["msg"].removeprefix("Value error, ").lower() for one in found)
-    return FlawsmithError(f"{prefix}{given} not possible: {', or '.join(reasons)}")
+    setting = f"{name}={first['input']!r} is" if name else "these settings are"
+    reasons = dict.fromkeys(each["msg"].removeprefix("Value error, ").lower() for each in errors)
+    return FlawsmithError(f"{prefix}{setting} not possible: {', or '.join(reasons)}")
 
 
 def _is_setting(part: str) -> bool:
@@ -152,8 +152,8 @@ def choose_baseline(name: str, method: str) -> str | None:
 
 
 def baseline_settings(
-    name: str, settings: TrainSettings, config: MethodConfig
-) -> tuple[TrainSettings, str, MethodConfig]:
+    name: str, settings: TrainSettings, config: ModelConfig
+) -> tuple[TrainSettings, str, ModelConfig]:
     """Settings, preset and configuration of a baseline that sees the same images in the same geometry.
 
     Args:

@@ -15,21 +15,22 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 import flawsmith
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import derived_seed
 from flawsmith.data.splits import HoldOut, hold_out
-from flawsmith.export import Tolerance, check_parity, export_detector, non_square_copies
+from flawsmith.export import Tolerance, check_parity, export_model, non_square_copies
 from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import extractor_key, make_extractor
 from flawsmith.metrics.collect import network_mask, resize_mask
-from flawsmith.models.base import Detector, Diagnostic, FeatureCloud, Method, MethodConfig, MetricChart
+from flawsmith.models.base import AnomalyModel, Diagnostic, FeatureCloud, MetricChart, ModelConfig
 from flawsmith.models.registry import find_method
+from flawsmith.pipeline.masks import read_mask
 from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
-from flawsmith.pipeline.truth import read_mask
 from flawsmith.report import data
 from flawsmith.report.plots import chart_of_metrics
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
@@ -40,10 +41,10 @@ from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.synthesis.held_out import held_out_flaws
-from flawsmith.training import processes
 from flawsmith.training.data import SynthesisOptions, TrainingSet
+from flawsmith.training.distributed import broadcast_from_rank_zero, is_distributed, local_rank_zero_first
 from flawsmith.training.run import MODEL, REPORT, RunFolder
-from flawsmith.training.selection import Oracle, Selection, TestImage
+from flawsmith.training.selection import HeldOutSelection, TestImage, TestSetSelection
 
 
 def model_card(spec: BundleSpec) -> str:
@@ -95,15 +96,15 @@ def refuse_without_labels(dataset: Dataset) -> None:
         )
 
 
-def oracle(dataset: Dataset, geometry: Geometry, network: Callable[[], Detector]) -> Oracle:
-    """Measures a detector on the test split of a data set.
+def test_set_selection(dataset: Dataset, geometry: Geometry, network: Callable[[], nn.Module]) -> TestSetSelection:
+    """Measures a model on the test split of a data set.
 
     Args:
         dataset: with good and flawed test images.
         geometry: of the network.
-        network: gives the detector as trained so far.
+        network: gives the model as trained so far.
     """
-    return Oracle(partial(_test_images, dataset, geometry), network)
+    return TestSetSelection(partial(_test_images, dataset, geometry), network)
 
 
 def _test_images(dataset: Dataset, geometry: Geometry) -> Iterator[TestImage]:
@@ -144,7 +145,7 @@ class Job:
     fingerprint: str
     settings: TrainSettings
     preset: str
-    config: MethodConfig
+    config: ModelConfig
     run: RunFolder
     workers: int | None
     baseline: str | None = None
@@ -167,32 +168,32 @@ class TrainingSteps:
 
     def finish(self) -> Bundle:
         """Train, export, calibrate and prove; leave model file, report and record in the run folder."""
-        method, backbone, geometry, data = self._trained()
-        return processes.once(lambda: self._conclude(method, backbone, geometry, data))
+        model, geometry, data = self._trained()
+        return broadcast_from_rank_zero(lambda: self._conclude(model, geometry, data))
 
-    def _trained(self) -> tuple[Method, Backbone, Geometry, TrainingSet]:
+    def _trained(self) -> tuple[AnomalyModel, Geometry, TrainingSet]:
         with self._timed("backbone"):
-            backbone = processes.in_turn(self._backbone)
+            backbone = local_rank_zero_first(self._backbone)
         geometry = self._geometry(backbone)
-        method = find_method(self.settings.method)(self.config, backbone, self.settings.seed)
-        return method, backbone, geometry, self._learn(method, backbone, geometry)
+        model = find_method(self.settings.method)(self.config, backbone, self.settings.seed)
+        return model, geometry, self._learn(model, backbone, geometry)
 
-    def _conclude(self, method: Method, backbone: Backbone, geometry: Geometry, data: TrainingSet) -> Bundle:
+    def _conclude(self, model: AnomalyModel, geometry: Geometry, data: TrainingSet) -> Bundle:
         from flawsmith.pipeline.reporting import training_report
 
-        bundle = self._exported(method, backbone, geometry, data)
+        bundle = self._exported(model, geometry, data)
         bundle.save(self.run.path / MODEL)
         with self._timed("baseline"):
             baseline = self._baseline()
         with self._timed("report"):
             metrics = self.run.metrics()
-            shown = drawn(method.diagnostics(data), metrics)
+            shown = drawn(model.diagnostics(data), metrics)
             training_report(self.run.path / REPORT, bundle, self.dataset, self.split, metrics, shown, baseline)
         self.run.record(
             {
                 "versions": versions(),
                 "seed": self.settings.seed,
-                "backbone": backbone.info.model_dump(mode="json"),
+                "backbone": model.backbone.info.model_dump(mode="json"),
                 "images_sha256": self.fingerprint,
                 "hold_out": self.split.description,
                 "stamps": bundle.spec.training.stamps,
@@ -202,12 +203,11 @@ class TrainingSteps:
         )
         return bundle
 
-    def _exported(self, method: Method, backbone: Backbone, geometry: Geometry, data: TrainingSet) -> Bundle:
+    def _exported(self, model: AnomalyModel, geometry: Geometry, data: TrainingSet) -> Bundle:
         with self._timed("export"):
-            detector = method.network()
-            model = export_detector(detector, self.config.image_size)
+            graph = export_model(model, self.config.image_size)
         with self._timed("calibration"):
-            return self._calibrated(self._spec(backbone, geometry, method, n_train=len(data)), model, detector)
+            return self._calibrated(self._spec(geometry, model, n_train=len(data)), graph, model)
 
     def _baseline(self) -> Bundle | str | None:
         """A model of the same images that learns nothing, in a folder inside the run's; or why there is none.
@@ -247,37 +247,38 @@ class TrainingSteps:
             value_range=None if self.settings.bits is None else Geometry.range_of_bits(self.settings.bits),
         )
 
-    def _learn(self, method: Method, backbone: Backbone, geometry: Geometry) -> TrainingSet:
+    def _learn(self, model: AnomalyModel, backbone: Backbone, geometry: Geometry) -> TrainingSet:
         samples: tuple[Sample, ...] = self.split.train
         if self.settings.select == "best":
             second = hold_out(samples, derived_seed(self.settings.seed, "selection"))
             samples = second.train
-            self.run.selection = self._selection(second.calibration, geometry, method)
+            self.run.selection = self._selection(second.calibration, geometry, model)
         elif self.settings.select == "oracle":
-            self.run.selection = oracle(self.dataset, geometry, method.network)
+            self.run.selection = test_set_selection(self.dataset, geometry, lambda: model)
         engine, precision = self.settings.engine, self.settings.precision
         for sample in self.split.calibration:
             decode(sample.image)  # a damaged file is found before the long work, not after it
         extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
         data = TrainingSet(samples, geometry, extractor, cache, seed=self.settings.seed, synthesis=self.synthesis)
-        if self.config.frozen_backbone:
+        if is_distributed() and self.config.frozen_backbone:  # once a machine instead of in every process
             with self._timed("features"):
-                data.features()
-        for stage in method.stages():
+                local_rank_zero_first(data.features)
+        for stage in model.stages(data):
             with self._timed(f"stage {stage.name}"):
-                stage.fit(data, self.run)
+                self.run.complete(model, stage)
+        self.run.save(model.eval())
         return data
 
-    def _selection(self, samples: tuple[Sample, ...], geometry: Geometry, method: Method) -> Selection:
+    def _selection(self, samples: tuple[Sample, ...], geometry: Geometry, model: AnomalyModel) -> HeldOutSelection:
         chosen = samples[:SYNTHETIC_FOR_SELECTION]
         good = np.stack([geometry.apply(decode(sample.image)) for sample in chosen])
         seed = derived_seed(self.settings.seed, "selection flaws") % 2**31
         synthetic = np.stack([geometry.apply(image) for image in synthetic_images(chosen, geometry, seed)])
-        return Selection(good, synthetic, method.network)
+        return HeldOutSelection(good, synthetic, lambda: model)
 
-    def _spec(self, backbone: Backbone, geometry: Geometry, method: Method, *, n_train: int) -> BundleSpec:
-        info = backbone.info
+    def _spec(self, geometry: Geometry, model: AnomalyModel, *, n_train: int) -> BundleSpec:
+        info = model.backbone.info
         return BundleSpec(
             package_version=flawsmith.__version__,
             method=self.settings.method,
@@ -297,17 +298,17 @@ class TrainingSteps:
                 n_calibration=len(self.split.calibration),
                 images_sha256=self.fingerprint,
                 selection=self.settings.select,
-                findings=dict(method.findings()),
+                findings=dict(model.findings()),
             ),
             seed=self.settings.seed,
         )
 
-    def _calibrated(self, spec: BundleSpec, model: bytes, detector: Detector) -> Bundle:
+    def _calibrated(self, spec: BundleSpec, graph: bytes, model: AnomalyModel) -> Bundle:
         """Limits from held-out files scored by the exported model itself, then the parity gate."""
-        inspector = Inspector.load(Bundle(spec, model))
+        inspector = Inspector.load(Bundle(spec, graph))
         files = [sample.image for sample in self.split.calibration]
         scores, maxima = score_files(inspector, files)
-        exact = self.settings.precision == "float32" and detector.continuous
+        exact = self.settings.precision == "float32" and model.continuous
         tolerance = Tolerance() if exact else Tolerance.relative(scores, maxima)
         decision = calibrate(
             scores,
@@ -317,15 +318,15 @@ class TrainingSteps:
             tolerance=tolerance.score,
             map_tolerance=tolerance.map,
             held_out=not self.split.calibrated_on_training,
-            highest_score=detector.highest_score,
+            highest_score=model.highest_score,
         )
         inspector.spec = spec.model_copy(update={"decision": decision})
         with tempfile.TemporaryDirectory() as folder:
             proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder))]
-            parity = check_parity(detector, inspector, proofs, tolerance)
+            parity = check_parity(model, inspector, proofs, tolerance)
         final = inspector.spec.model_copy(update={"parity": parity})
         synthetic = self._synthetic_scores(inspector)
-        return Bundle(final, model, {"good": scores, "forged": synthetic}, model_card(final))
+        return Bundle(final, graph, {"good": scores, "forged": synthetic}, model_card(final))
 
     def _synthetic_scores(self, inspector: Inspector) -> NDArray[np.float64]:
         samples = self.split.calibration[:SYNTHETIC_FOR_CALIBRATION]

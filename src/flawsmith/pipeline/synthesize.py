@@ -24,7 +24,7 @@ from flawsmith.runtime.image import ImageArray, decode
 from flawsmith.synthesis.blend import FloatImage
 from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, preview, provider
 from flawsmith.synthesis.recipes import Recipe, find_recipe
-from flawsmith.synthesis.synthesizer import AnomalySynthesizer, SyntheticAnomaly, to_8_bit
+from flawsmith.synthesis.synthesizer import AnomalySample, AnomalySynthesizer, to_8_bit
 from flawsmith.synthesis.textures import texture_source
 
 _FITTED_ON = 10
@@ -74,8 +74,8 @@ class SynthesisSettings:
 
 
 @dataclass(frozen=True)
-class TrainingSet:
-    """Reads good images as the forger wants them. Called with a generator, it draws one. Picklable.
+class ImageReader:
+    """Reads good images as the synthesizer wants them. Called with a generator, it draws one. Picklable.
 
     Attributes:
         files: the images.
@@ -94,7 +94,7 @@ class TrainingSet:
     def as_float(self, image: ImageArray) -> FloatImage:
         """A decoded image in [0, 1], in the size that the geometry wants."""
         if self.geometry is not None:
-            return np.ascontiguousarray(self.geometry.apply(image).transpose(1, 2, 0))
+            return self.geometry.to_float(self.geometry.fit(image))
         low, high = (0.0, 255.0) if image.dtype == np.uint8 else self.value_range
         return np.clip((image.astype(np.float32) - np.float32(low)) / np.float32(high - low), 0, 1)
 
@@ -107,13 +107,13 @@ class SynthesisContext:
         dataset: the data.
         recipe: how flaws are made.
         reader: reads its good images.
-        forger: makes the flaws.
+        synthesizer: makes the flaws.
         seed: seed of every draw.
     """
 
     dataset: Dataset
     recipe: Recipe
-    reader: TrainingSet
+    reader: ImageReader
     synthesizer: AnomalySynthesizer
     seed: int
 
@@ -125,58 +125,57 @@ class SynthesisContext:
 
 def open_synthesis(
     data: str | Path | Dataset,
-    ingredients: SynthesisSettings,
+    settings: SynthesisSettings,
     *,
     layout: str | None = None,
     size: tuple[int, int] | None = None,
-    told: Callable[[str], object] = lambda _: None,
+    on_message: Callable[[str], object] = lambda _: None,
 ) -> SynthesisContext:
     """Prepare to synthesize flaws on a data set.
 
     Args:
         data: a category folder of a known layout, a folder of good images, or a loaded data set.
-        ingredients: what flaws are made of.
+        settings: what flaws are made of.
         layout: name of the layout; detected by default.
         size: (height, width) to which images are squashed, as for training; None: as they are.
-        told: is told what the user should know, a line at a time.
+        on_message: is told what the user should know, a line at a time.
 
     Raises:
         FlawsmithError: an unknown recipe or layout, no such folder, a setting out of range, an unreadable image.
     """
-    recipe = find_recipe(ingredients.recipe)
-    if ingredients.seed < 0:
-        raise FlawsmithError(f"the seed must not be negative, not {ingredients.seed}: give another with --seed")
+    recipe = find_recipe(settings.recipe)
+    if settings.seed < 0:
+        raise FlawsmithError(f"the seed must not be negative, not {settings.seed}: give another with --seed")
     if size is not None and not all(8 <= side <= 8192 for side in size):
         raise FlawsmithError(f"the size {size[0]} x {size[1]} is not possible: give 8 to 8192 pixels with --size")
-    value_range = ingredients.value_range
+    value_range = settings.value_range
     dataset = data if isinstance(data, Dataset) else load(data, layout)
     files = tuple(sample.image for sample in good_images(dataset))
-    plain = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0), "value_range": value_range}
-    geometry = None if size is None else Geometry(size=size, **plain)
-    reader = TrainingSet(files, value_range, geometry)
+    geometry = None if size is None else Geometry(size=size, value_range=value_range)
+    reader = ImageReader(files, value_range, geometry)
     synthesizer = AnomalySynthesizer(
         recipe,
-        texture_source(ingredients.textures, files, fit=recipe.fit, value_range=value_range),
-        foreground_provider=_foreground(ingredients, reader, told),
+        texture_source(settings.textures, files, fit=recipe.fit, value_range=value_range),
+        foreground_provider=_foreground(settings, reader, on_message),
         geometry=geometry,
         others=reader,
     )
-    return SynthesisContext(dataset, recipe, reader, synthesizer, ingredients.seed)
+    return SynthesisContext(dataset, recipe, reader, synthesizer, settings.seed)
 
 
 def _foreground(
-    ingredients: SynthesisSettings, reader: TrainingSet, told: Callable[[str], object]
+    settings: SynthesisSettings, reader: ImageReader, on_message: Callable[[str], object]
 ) -> ForegroundProvider | None:
-    kind = ingredients.foreground_kind
+    kind = settings.foreground_kind
     if kind == "none":
         return None
     if kind == "folder":
-        return provider(Foreground(mode="files"), Path(ingredients.foreground).expanduser())
-    some = generator(ingredients.seed, "synthesize foreground").permutation(len(reader.files))[:_FITTED_ON]
-    found = provider(Foreground(mode="auto")).fit(reader.as_float(decode(reader.files[number])) for number in some)
-    if found.reason is not None:
-        told(f"no foreground: {found.reason}; flaws lie anywhere")
-    return found
+        return provider(Foreground(mode="files"), Path(settings.foreground).expanduser())
+    some = generator(settings.seed, "synthesize foreground").permutation(len(reader.files))[:_FITTED_ON]
+    automatic = provider(Foreground(mode="auto")).fit(reader.as_float(decode(reader.files[place])) for place in some)
+    if automatic.reason is not None:
+        on_message(f"no foreground: {automatic.reason}; flaws lie anywhere")
+    return automatic
 
 
 Rgb = NDArray[np.uint8]
@@ -269,79 +268,79 @@ class PreviewFiles:
         pictures: folder of single pictures; None where none were asked for.
         n: number of samples.
         mean_tries: masks that were looked at a sample, on average.
-        fell_back: samples for which no mask counted within the recipe's tries.
+        fallbacks: samples for which no mask counted within the recipe's tries.
     """
 
     sheet: Path
     pictures: Path | None
     n: int
     mean_tries: float
-    fell_back: int
+    fallbacks: int
 
 
 def synthesize(
     data: str | Path | Dataset,
     out: str | Path,
-    ingredients: SynthesisSettings | None = None,
+    settings: SynthesisSettings | None = None,
     *,
     n: int = 16,
     size: tuple[int, int] | None = None,
     pictures: bool = False,
     layout: str | None = None,
-    told: Callable[[str], object] = lambda _: None,
-    done: Callable[[], object] = lambda: None,
+    on_message: Callable[[str], object] = lambda _: None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> PreviewFiles:
     """Synthesize flaws on good training images and write a contact sheet: image, mask, texture, result.
 
     Args:
         data: a category folder of a known layout, a folder of good images, or a loaded data set.
         out: folder to write; must not exist, and appears when all is written.
-        ingredients: what flaws are made of.
+        settings: what flaws are made of.
         n: number of samples, at least 1.
         size: (height, width) to which images are squashed; None: as they are.
         pictures: write the single pictures too.
         layout: name of the layout; detected by default.
-        told: is told what the user should know, a line at a time.
-        done: called after each sample.
+        on_message: is told what the user should know, a line at a time.
+        on_step: called after each sample.
 
     Raises:
         FlawsmithError: as :func:`~flawsmith.pipeline.synthesize.open_synthesis`; ``out`` exists or cannot be made.
     """
-    ingredients = ingredients or SynthesisSettings()
+    settings = settings or SynthesisSettings()
     if n < 1:
         raise FlawsmithError(f"the number of samples must be at least 1, not {n}: give another with --n")
     with new_folder(out) as (folder, final):
-        workshop = open_synthesis(data, ingredients, layout=layout, size=size, told=told)
-        shows_foreground = workshop.synthesizer.foreground_provider is not None
+        context = open_synthesis(data, settings, layout=layout, size=size, on_message=on_message)
+        shows_foreground = context.synthesizer.foreground_provider is not None
         heads = ["image", *(["foreground"] if shows_foreground else []), "mask", "texture", "result"]
-        rows, tries, fell_back = [], 0, 0
-        for index, sample in enumerate(workshop.order(workshop.dataset.good_train, n)):
-            image = workshop.reader.as_float(decode(sample.image))
-            synthetic = workshop.synthesizer.synthesize(
-                image, generator(workshop.seed, "synthesize", index), path=sample.image
+        rows, tries, fallbacks = [], 0, 0
+        for index, sample in enumerate(context.order(context.dataset.good_train, n)):
+            image = context.reader.as_float(decode(sample.image))
+            synthetic = context.synthesizer.synthesize(
+                image, generator(context.seed, "synthesize", index), path=sample.image
             )
-            shown = _shown(workshop, sample, image, synthetic)
+            shown = _shown(context, sample, image, synthetic)
             if pictures:
                 for name, picture in zip(heads, shown, strict=True):
                     write_png(folder / PICTURES / f"{index:03d}_{name}.png", picture)
             rows.append(SheetRow([thumbnail(picture) for picture in shown], _caption(sample, synthetic)))
-            tries, fell_back = tries + synthetic.tries, fell_back + (synthetic.fell_back is not None)
-            done()
+            tries, fallbacks = tries + synthetic.tries, fallbacks + (synthetic.fallback is not None)
+            on_step()
         write_png(folder / SHEET, contact_sheet(heads, rows))
-    return PreviewFiles(final / SHEET, final / PICTURES if pictures else None, n, tries / n, fell_back)
+    return PreviewFiles(final / SHEET, final / PICTURES if pictures else None, n, tries / n, fallbacks)
 
 
-def _shown(workshop: SynthesisContext, sample: Sample, image: FloatImage, synthetic: SyntheticAnomaly) -> list[Rgb]:
+def _shown(context: SynthesisContext, sample: Sample, image: FloatImage, synthetic: AnomalySample) -> list[Rgb]:
     shown = [to_8_bit(image)]
-    if (find := workshop.synthesizer.foreground_provider) is not None:
-        shown.append(preview(image, find(image, sample.image, workshop.synthesizer.geometry)))
+    if (find := context.synthesizer.foreground_provider) is not None:
+        shown.append(preview(image, find(image, sample.image, context.synthesizer.geometry)))
     texture = np.full_like(image, 1.0) if synthetic.texture is None else synthetic.texture
     return [*shown, mask_picture(synthetic.mask), to_8_bit(texture), to_8_bit(synthetic.image)]
 
 
-def _caption(sample: Sample, synthetic: SyntheticAnomaly) -> str:
+def _caption(sample: Sample, synthetic: AnomalySample) -> str:
     tries = f"{synthetic.tries} {'try' if synthetic.tries == 1 else 'tries'}"
     fact = "left normal" if synthetic.texture is None else f"weight {synthetic.weight:.2f}, {tries}"
-    if synthetic.fell_back == "foreground ignored":
+    if synthetic.fallback == "foreground ignored":
         fact += ", foreground ignored"
     return f"{sample.image.name}: {fact}"

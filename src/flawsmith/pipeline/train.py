@@ -9,7 +9,7 @@ from typing import Any
 
 from flawsmith.data.layouts import load
 from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
-from flawsmith.models.base import MethodConfig
+from flawsmith.models.base import ModelConfig
 from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config
 from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
@@ -17,9 +17,9 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
-from flawsmith.training import processes
+from flawsmith.training.distributed import is_rank_zero, process_group
 from flawsmith.training.run import MODEL, REPORT, RunFolder
-from flawsmith.training.trainer import LoopOptions, check_options
+from flawsmith.training.trainer import LoggerName, LoopOptions, check_options
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,7 @@ def train(
     accelerator: str = "auto",
     devices: int | str = 1,
     strategy: str = "auto",
+    logger: LoggerName = "none",
     workers: int | None = None,
     baseline: str = "patchcore",
     quiet: bool = False,
@@ -59,7 +60,9 @@ def train(
         out: the run folder; ``runs/<category>`` by default.
         resume: continue a run that was interrupted; it ends with the same bytes as an uninterrupted one.
         accelerator, devices, strategy: Lightning's own options. With several devices the program runs once more for
-            each, and all its processes get the same result (docs/training.md).
+            each, and all its processes get the same result (docs/train/training.md).
+        logger: a logger of Lightning's that gets the metrics too, into ``logs/`` of the run folder: ``csv``,
+            ``tensorboard``, ``wandb`` or ``mlflow``. Nothing leaves the machine unless the environment says so.
         workers: processes that synthesize flaws; the result does not depend on it. By default two, or one a core.
         baseline: a method that learns nothing, ``patchcore`` or ``padim``, whose model of the same images is written
             into ``baseline/`` of the run folder: reports say whether learning paid. ``none`` leaves it out. The model
@@ -69,7 +72,7 @@ def train(
             ``backbone``, ``seed``, ``set`` (a dictionary of method settings) or ``alpha``.
 
     Raises:
-        FlawsmithError: for data or settings that cannot be used, saying how to mend them.
+        FlawsmithError: for data or settings that cannot be used, saying how to fix them.
     """
     checked = check_settings(settings)
     beside = choose_baseline(baseline, checked.method)
@@ -86,12 +89,17 @@ def train(
         refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
     options = LoopOptions(
-        precision=config.precision, accelerator=accelerator, devices=devices, strategy=strategy, quiet=quiet
+        precision=config.precision,
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+        logger=logger,
+        quiet=quiet,
     )
     trainer = check_options(options)
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
-    if processes.first():
+    if is_rank_zero():
         run.claim(
             run.path,
             {
@@ -104,12 +112,12 @@ def train(
             defaults={**TrainSettings().model_dump(mode="json"), "config": type(config)().model_dump(mode="json")},
         )
     job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside)
-    with processes.joined(trainer):
+    with process_group(trainer):
         bundle = TrainingSteps(job).finish()
     return TrainResult(run.path, run.path / MODEL, run.path / REPORT, bundle)
 
 
-def _check_sources(settings: TrainSettings, config: MethodConfig) -> None:
+def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:
     """Textures and masks that are not there, or that nothing would use, are found before the run folder is claimed.
 
     Raises:

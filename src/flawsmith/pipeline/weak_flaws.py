@@ -25,7 +25,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable
 from flawsmith.runtime.image import ImageArray, decode
 from flawsmith.synthesis.blend import FixedWeight, FloatImage, Mask, blend
-from flawsmith.synthesis.synthesizer import to_8_bit
+from flawsmith.synthesis.synthesizer import AnomalySample, to_8_bit
 
 MANIFEST = "manifest.json"
 WEAKNESS = (0.1, 0.3, 0.5, 0.7)
@@ -62,25 +62,17 @@ class WeakFlawSets:
     n_synthetic: int
 
 
-@dataclass(frozen=True)
-class _Flaw:
-    mask: Mask
-    texture: FloatImage
-    kind: str
-    beside_foreground: bool
-
-
 def weak_flaw_sets(
     data: str | Path | Dataset,
     out: str | Path,
-    ingredients: SynthesisSettings | None = None,
+    settings: SynthesisSettings | None = None,
     *,
     weakness: Sequence[float] = WEAKNESS,
     n: int | None = None,
     per_image: int = 1,
     layout: str | None = None,
-    told: Callable[[str], object] = lambda _: None,
-    done: Callable[[], object] = lambda: None,
+    on_message: Callable[[str], object] = lambda _: None,
+    on_step: Callable[[], object] = lambda: None,
 ) -> WeakFlawSets:
     """Write ``out/weakness_<w>/<category>/`` in MVTec layout for each strength, and a manifest beside it.
 
@@ -92,33 +84,33 @@ def weak_flaw_sets(
     Args:
         data: a category folder of a known layout, a folder of good images, or a loaded data set.
         out: folder to write; must not exist, and appears when all is written.
-        ingredients: what flaws are made of; the recipe's own law of the weight is put aside.
+        settings: what flaws are made of; the recipe's own law of the weight is put aside.
         weakness: weights of the good image inside the flaws, in [0, 1): near 1 a flaw is hard to see.
-        n: forged images of each strength, of good ones in seeded order, again and again where they are fewer; None:
+        n: synthetic images of each strength, of good ones in seeded order, again and again where they are fewer; None:
             one of each good image, with the same number.
-        per_image: flaws on each forged image, at least 1.
+        per_image: flaws on each synthetic image, at least 1.
         layout: name of the layout; detected by default.
-        told: is told what the user should know, a line at a time.
-        done: called after each forged image.
+        on_message: is told what the user should know, a line at a time.
+        on_step: called after each synthetic image.
 
     Raises:
-        FlawsmithError: as :func:`~flawsmith.pipeline.synthesize.open_workshop`; a setting out of range; too few good
+        FlawsmithError: as :func:`~flawsmith.pipeline.synthesize.open_synthesis`; a setting out of range; too few good
             images; no visible flaw can be made; ``out`` exists or cannot be made.
     """
-    ingredients = ingredients or SynthesisSettings()
+    settings = settings or SynthesisSettings()
     strengths = _checked(weakness, n, per_image)
     with synthesize.new_folder(out) as (folder, final):
-        workshop = open_synthesis(data, ingredients, layout=layout, told=told)
-        base, good, train = _base(workshop)
-        told(_NOTES[base].format(count=len(good)))
-        writer = _Writer(workshop, ingredients, strengths, per_image, folder)
+        context = open_synthesis(data, settings, layout=layout, on_message=on_message)
+        base, good, train = _base(context)
+        on_message(_NOTES[base].format(count=len(good)))
+        writer = _Writer(context, settings, strengths, per_image, folder)
         writer.copy_good(good, train)
-        chosen = good if n is None else workshop.order(good, n)
+        chosen = good if n is None else context.order(good, n)
         for index, sample in enumerate(chosen):
             writer.synthesize(index, sample)
-            done()
+            on_step()
         writer.finish(base)
-    categories = {weight: final / _name(weight) / workshop.dataset.category for weight in strengths}
+    categories = {weight: final / _name(weight) / context.dataset.category for weight in strengths}
     return WeakFlawSets(final, categories, base, len(good), len(chosen))
 
 
@@ -138,8 +130,8 @@ def _checked(weakness: Sequence[float], n: int | None, per_image: int) -> tuple[
         FlawsmithError: a setting out of range.
     """
     if not weakness or not all(0 <= weight < 1 for weight in weakness):
-        given = " ".join(f"{weight:g}" for weight in weakness) or "nothing"
-        raise FlawsmithError(f"the weakness must be from 0 to below 1, not {given}: give --weakness 0.1 0.3 0.5 0.7")
+        text = " ".join(f"{weight:g}" for weight in weakness) or "nothing"
+        raise FlawsmithError(f"the weakness must be from 0 to below 1, not {text}: give --weakness 0.1 0.3 0.5 0.7")
     if len({_name(weight) for weight in weakness}) < len(weakness):
         raise FlawsmithError("the same weakness is given twice: give each once with --weakness")
     if n is not None and n < 1:
@@ -149,13 +141,13 @@ def _checked(weakness: Sequence[float], n: int | None, per_image: int) -> tuple[
     return tuple(sorted(weakness))
 
 
-def _base(workshop: SynthesisContext) -> tuple[Base, tuple[Sample, ...], tuple[Sample, ...]]:
+def _base(context: SynthesisContext) -> tuple[Base, tuple[Sample, ...], tuple[Sample, ...]]:
     """The good images to synthesize on, and those to learn from.
 
     Raises:
         FlawsmithError: one good image alone cannot serve both.
     """
-    dataset = workshop.dataset
+    dataset = context.dataset
     if dataset.test_good:
         return "test", dataset.test_good, dataset.good_train
     if dataset.good_val:
@@ -164,7 +156,7 @@ def _base(workshop: SynthesisContext) -> tuple[Base, tuple[Sample, ...], tuple[S
     number = min(max(HELD_OUT_MINIMUM, round(HELD_OUT_FRACTION * n_train)), n_train // 2)
     if number == 0:
         raise FlawsmithError(f"{dataset.root} has one good image alone: add good test images in test/good")
-    picked = generator(workshop.seed, "weak flaws base").permutation(n_train)[:number]
+    picked = generator(context.seed, "weak flaws base").permutation(n_train)[:number]
     good = tuple(dataset.good_train[place] for place in sorted(picked))
     return "training", good, tuple(sample for sample in dataset.good_train if sample not in good)
 
@@ -178,19 +170,19 @@ class _Writer:
 
     def __init__(
         self,
-        workshop: SynthesisContext,
-        ingredients: SynthesisSettings,
+        context: SynthesisContext,
+        settings: SynthesisSettings,
         strengths: tuple[float, ...],
         per_image: int,
         folder: Path,
     ) -> None:
-        self.workshop, self.ingredients, self.per_image, self.folder = workshop, ingredients, per_image, folder
+        self.context, self.settings, self.per_image, self.folder = context, settings, per_image, folder
         # The law of the weight draws nothing now, and no image of a flawed set is left normal.
-        recipe = workshop.recipe.with_weight(FixedWeight(value=0.0)).model_copy(
+        recipe = context.recipe.with_weight(FixedWeight(value=0.0)).model_copy(
             update={"normal_share": 0.0, "jitter": 0.0, "feather": 0.0, "least_change": 0.0}
         )
-        self.synthesizer = replace(workshop.synthesizer, recipe=recipe)
-        self.roots = {weight: folder / _name(weight) / workshop.dataset.category for weight in strengths}
+        self.synthesizer = replace(context.synthesizer, recipe=recipe)
+        self.roots = {weight: folder / _name(weight) / context.dataset.category for weight in strengths}
         self.good: list[dict[str, str]] = []
         self.synthetic: list[dict[str, Any]] = []
         self.rows: list[SheetRow] = []
@@ -210,7 +202,7 @@ class _Writer:
     def synthesize(self, index: int, sample: Sample) -> None:
         """One image in all strengths."""
         original = decode(sample.image)
-        image = self.workshop.reader.as_float(original)
+        image = self.context.reader.as_float(original)
         flaws = [self._flaw(index, number, image, sample) for number in range(self.per_image)]
         mask = np.logical_or.reduce([flaw.mask for flaw in flaws])
         name = f"{index:03d}"
@@ -218,6 +210,7 @@ class _Writer:
         for weight, root in self.roots.items():
             synthetic = image
             for flaw in flaws:
+                assert flaw.texture is not None
                 synthetic = blend(synthetic, flaw.texture, flaw.mask, weight)
             synthesize.write_png(root / "test" / "forged" / f"{name}.png", self._in_depth_of(original, synthetic, mask))
             synthesize.write_png(root / "ground_truth" / "forged" / f"{name}_mask.png", synthesize.mask_picture(mask))
@@ -233,8 +226,8 @@ class _Writer:
                 "flaws": [
                     {
                         "mask_area": int(np.count_nonzero(flaw.mask)),
-                        "texture": flaw.kind,
-                        "beside_foreground": flaw.beside_foreground,
+                        "texture": self._kind(flaw),
+                        "beside_foreground": flaw.fallback is not None,
                     }
                     for flaw in flaws
                 ],
@@ -246,12 +239,12 @@ class _Writer:
         for weight, root in self.roots.items():
             manifest = {
                 "made_by": f"flawsmith {flawsmith.__version__}",
-                "category": self.workshop.dataset.category,
+                "category": self.context.dataset.category,
                 # The law that synthetic is a stand-in: the set's own weight belongs in its record.
                 "recipe": self.synthesizer.recipe.with_weight(FixedWeight(value=weight)).model_dump(mode="json"),
-                "textures": self.ingredients.texture_kind,
-                "foreground": self.ingredients.foreground_kind,
-                "seed": self.ingredients.seed,
+                "textures": self.settings.texture_kind,
+                "foreground": self.settings.foreground_kind,
+                "seed": self.settings.seed,
                 "weakness": weight,
                 "per_image": self.per_image,
                 "base": base,
@@ -263,7 +256,7 @@ class _Writer:
         heads = ["image", "mask", *(f"weakness {weight:g}" for weight in self.roots)]
         synthesize.write_png(self.folder / SHEET, contact_sheet(heads, self.rows))
 
-    def _flaw(self, index: int, number: int, image: FloatImage, sample: Sample) -> _Flaw:
+    def _flaw(self, index: int, number: int, image: FloatImage, sample: Sample) -> AnomalySample:
         """A flaw that can be seen in the weakest strength.
 
         Raises:
@@ -271,27 +264,28 @@ class _Writer:
         """
         weakest = max(self.roots)
         for attempt in range(_MAX_TRIES):
-            purpose = self.workshop.seed, "weak flaws", index, number, attempt
-            made = self.synthesizer.synthesize(image, generator(*purpose), path=sample.image)
-            beside = made.fell_back is not None
-            if made.texture is None or (beside and attempt < _STRICT_TRIES):
+            rng = generator(self.context.seed, "weak flaws", index, number, attempt)
+            flaw = self.synthesizer.synthesize(image, rng, path=sample.image)
+            if flaw.texture is None or (flaw.fallback is not None and attempt < _STRICT_TRIES):
                 continue
-            change = (1 - weakest) * float(np.abs(made.texture - image)[made.mask].mean())
-            if np.count_nonzero(made.mask) >= _LEAST_AREA * made.mask.size and change >= _LEAST_CHANGE:
-                # The forger's first draw is that of the branch.
-                branch = self.synthesizer.recipe.branch(float(generator(*purpose).random()))
-                kind = self.ingredients.texture_kind if branch.texture == "source" else branch.texture
-                return _Flaw(made.mask, made.texture, kind, beside)
+            change = (1 - weakest) * float(np.abs(flaw.texture - image)[flaw.mask].mean())
+            if np.count_nonzero(flaw.mask) >= _LEAST_AREA * flaw.mask.size and change >= _LEAST_CHANGE:
+                return flaw
         raise FlawsmithError(
             f"{sample.image}: no visible flaw in {_MAX_TRIES} tries: give other --textures or a lower --weakness"
         )
 
+    def _kind(self, flaw: AnomalySample) -> str:
+        """Where the texture of a flaw came from, in a word."""
+        assert flaw.branch is not None
+        return self.settings.texture_kind if flaw.branch.texture == "source" else flaw.branch.texture
+
     def _in_depth_of(self, original: ImageArray, synthetic: FloatImage, mask: Mask) -> ImageArray:
         """The synthetic image in the values of its file; outside the mask the very values of the file."""
-        low, high = (0.0, 255.0) if original.dtype == np.uint8 else self.workshop.reader.value_range
+        low, high = (0.0, 255.0) if original.dtype == np.uint8 else self.context.reader.value_range
         result = original.copy()
         result[mask] = np.rint(np.clip(synthetic[mask], 0, 1) * np.float64(high - low) + low).astype(original.dtype)
         return result
 
     def _source(self, sample: Sample) -> str:
-        return printable(self.workshop.dataset.name_of(sample.image))
+        return printable(self.context.dataset.name_of(sample.image))

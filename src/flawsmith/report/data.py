@@ -69,7 +69,7 @@ class Example:
 
 
 @dataclass(frozen=True)
-class Curves:
+class RateCurves:
     """Curves to plot; None where the data cannot give one.
 
     Attributes:
@@ -169,7 +169,7 @@ class ReportData:
     subtitle: str = ""
     facts: Sequence[FactGroup] = ()
     evaluation: Evaluation | None = None
-    curves: Curves = field(default_factory=Curves)
+    curves: RateCurves = field(default_factory=RateCurves)
     scores: Sequence[ScoreGroup] = ()
     limit: float | None = None
     review_limit: float | None = None

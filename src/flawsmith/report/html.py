@@ -17,6 +17,7 @@ from flawsmith.metrics.spro import SPRO_LIMIT
 from flawsmith.report import plots
 from flawsmith.report.data import ReportData, ScoreKind
 from flawsmith.report.plots import galleries, panels
+from flawsmith.report.style import page_style
 from flawsmith.runtime.errors import FlawsmithError
 
 _HERE = Path(__file__).parent
@@ -79,7 +80,7 @@ def render_report(data: ReportData) -> str:
     )
     return environment.get_template("report.html.j2").render(
         data=data,
-        style=Markup((_HERE / "report.css").read_text(encoding="utf-8")),
+        style=Markup(page_style()),
         stamps=_stamps(data),
         headlines=list(_headlines(data)),
         histogram=_histogram(data),

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
@@ -30,16 +29,21 @@ from flawsmith.report.data import (
     ScoreGroup,
     ScoreKind,
 )
+from flawsmith.report.style import (
+    EDGE,
+    FLAWED,
+    GOOD,
+    HELD_OUT,
+    INK,
+    MARKERS,
+    PALETTE,
+    SCREEN,
+    SYNTHETIC,
+    plot_style,
+    short_label,
+)
 
-INK, MUTED, GRID = "#1d2733", "#5b6875", "#e3e8ed"
-# Blue and vermilion stay apart in every common colour blindness; the calibration's shades are their lighter
-# kin.
-COLOURS: dict[ScoreKind, str] = {
-    "good": "#1f6f9c",
-    "flawed": "#c4471f",
-    "held_out": "#5f9cbf",
-    "forged": "#e0913f",
-}
+COLOURS: dict[ScoreKind, str] = {"good": GOOD, "flawed": FLAWED, "held_out": HELD_OUT, "forged": SYNTHETIC}
 NAMES: dict[ScoreKind, str] = {
     "good": "good",
     "flawed": "flawed",
@@ -50,32 +54,7 @@ _PANELS: tuple[tuple[str, tuple[ScoreKind, ...]], ...] = (
     ("test images", ("good", "flawed")),
     ("calibration", ("held_out", "forged")),
 )
-_LINES = ("#1f6f9c", "#c4471f", "#3f7d4e", "#7a5195", "#8a6d1d", "#46535f")
-# Shapes tell the groups apart where colours do not.
-_MARKERS = ("o", "^", "s", "D", "v", "P")
 _Line = tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]
-_STYLE: dict[Any, Any] = {
-    "svg.hashsalt": "flawsmith",
-    "svg.fonttype": "path",
-    "font.family": "DejaVu Sans",
-    "font.size": 9.5,
-    "text.color": INK,
-    "axes.edgecolor": "#9aa6b2",
-    "axes.labelcolor": INK,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": GRID,
-    "grid.linewidth": 0.8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "lines.linewidth": 1.8,
-    "path.simplify_threshold": 0.5,
-}
 _MAX_POINTS = 600
 
 
@@ -109,7 +88,7 @@ def score_histogram(groups: Sequence[ScoreGroup], limit: float | None, review_li
     low, high = float(everything.min()), float(everything.max())
     margin = 0.04 * (high - low) or 0.5
     edges = np.linspace(low - margin, high + margin, 43)
-    with mpl.rc_context(_STYLE):
+    with plot_style(SCREEN):
         figure = Figure(figsize=(6.2, 0.7 + 1.75 * len(panels)), layout="constrained")
         axes = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
         for axis, (title, kinds) in zip(axes, panels, strict=True):
@@ -145,7 +124,7 @@ def _limit_lines(axis: Axes, limit: float | None, review_limit: float | None) ->
 
 def _legend_above(axis: Axes, title: str, *, marker_scale: float = 1.0) -> None:
     """The panel's title at the left and its legend in rows above the plot, where no data can lie under it."""
-    axis.set_title(title, loc="left", fontsize=9.5, fontweight="bold")
+    axis.set_title(title, loc="left", fontweight="bold")
     columns = 2 if title else 3
     place: Any = {"loc": "lower right", "bbox_to_anchor": (1.0, 1.0), "borderaxespad": 0.2}
     axis.legend(**place, ncols=columns, handlelength=1.6, markerscale=marker_scale)
@@ -163,12 +142,12 @@ def rate_curve(curve: Curve, x_label: str, y_label: str, *, shade_to: float | No
     Returns:
         An SVG data URI.
     """
-    with mpl.rc_context(_STYLE):
+    with plot_style(SCREEN):
         figure = Figure(figsize=(4.2, 3.5), layout="constrained")
         axis = figure.subplots()
         if shade_to is not None:
-            axis.axvspan(0, shade_to, color="#1f6f9c", alpha=0.07, linewidth=0)
-        axis.plot([0, 1], [0, 1], color="#9aa6b2", linewidth=1, linestyle=(0, (2, 3)))
+            axis.axvspan(0, shade_to, color=GOOD, alpha=0.07, linewidth=0)
+        axis.plot([0, 1], [0, 1], color=EDGE, linewidth=1, linestyle=(0, (2, 3)))
         axis.plot(curve.x, curve.y, color=COLOURS["good"])
         axis.set(xlim=(-0.01, 1.0), ylim=(0, 1.02), xlabel=x_label, ylabel=y_label)
         return _svg_uri(figure)
@@ -202,11 +181,11 @@ def _losses(rows: Sequence[Mapping[str, object]]) -> dict[str, list[float]]:
             if "loss" in name.lower():
                 stages.setdefault(name, {})[row.get("stage")] = None
     return {
-        f"{name} of {stage}" if len(found) > 1 else name: [
+        f"{name} of {stage}" if len(of_column) > 1 else name: [
             as_number(row.get(name)) if row.get("stage") == stage else float("nan") for row in rows
         ]
-        for name, found in stages.items()
-        for stage in found
+        for name, of_column in stages.items()
+        for stage in of_column
     }
 
 
@@ -236,23 +215,23 @@ def _finite_lines(x: npt.ArrayLike, columns: Mapping[str, Sequence[float]]) -> d
         values = np.asarray(column, dtype=float)
         known = np.flatnonzero(np.isfinite(values) & np.isfinite(places))
         if known.size:
-            kept = known[np.unique(np.linspace(0, known.size - 1, _MAX_POINTS).astype(int))]
-            lines[name] = (places[kept], values[kept])
+            thinned = known[np.unique(np.linspace(0, known.size - 1, _MAX_POINTS).astype(int))]
+            lines[name] = (places[thinned], values[thinned])
     return lines
 
 
 def _lines(lines: Mapping[str, _Line], x_label: str, y_label: str, scale: Literal["linear", "log", "from zero"]) -> str:
-    with mpl.rc_context(_STYLE):
+    with plot_style(SCREEN):
         figure = Figure(figsize=(6.2, 2.9), layout="constrained")
         axis = figure.subplots()
         for index, (name, (x, values)) in enumerate(lines.items()):
             marker = "o" if len(values) == 1 else None
-            axis.plot(x, values, color=_LINES[index % len(_LINES)], label=plain(name), marker=marker)
+            axis.plot(x, values, color=PALETTE[index % len(PALETTE)], label=label_of(name), marker=marker)
         if scale == "log":
             axis.set_yscale("log")
         elif scale == "from zero":
             _start_at_zero(axis, np.concatenate([values for _, values in lines.values()]))
-        axis.set(xlabel=plain(x_label), ylabel=plain(y_label))
+        axis.set(xlabel=label_of(x_label), ylabel=label_of(y_label))
         _legend_above(axis, "")
         return _svg_uri(figure)
 
@@ -277,16 +256,15 @@ def scatter(points: Mapping[str, npt.NDArray[np.floating]], x_label: str, y_labe
     Returns:
         An SVG data URI.
     """
-    with mpl.rc_context(_STYLE):
+    with plot_style(SCREEN):
         figure = Figure(figsize=(4.6, 4.1), layout="constrained")
         axis = figure.subplots()
         for index, (name, places) in enumerate(points.items()):
-            colour, marker = _LINES[index % len(_LINES)], _MARKERS[index % len(_MARKERS)]
+            colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
             style: Any = {"linestyle": "", "marker": marker, "markersize": 3.2, "markeredgewidth": 0.0}
-            axis.plot(places[:, 0], places[:, 1], color=colour, alpha=0.55, label=plain(name), **style)
+            axis.plot(places[:, 0], places[:, 1], color=colour, alpha=0.55, label=label_of(name), **style)
         axis.margins(0.04)
-        axis.tick_params(labelsize=8)
-        axis.set(xlabel=plain(x_label), ylabel=plain(y_label))
+        axis.set(xlabel=label_of(x_label), ylabel=label_of(y_label))
         _legend_above(axis, "", marker_scale=2.0)
         return _svg_uri(figure)
 
@@ -305,9 +283,9 @@ def as_number(value: object) -> float:
     return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else float("nan")
 
 
-def plain(name: str) -> str:
-    """A label that matplotlib neither reads as mathematics nor hides (a leading underscore)."""
-    return name.replace("_", " ").replace("$", r"\$").strip()[:40] or "unnamed"
+def label_of(name: str) -> str:
+    """A recorded name as a label: underscores are spaces."""
+    return short_label(name.replace("_", " "))
 
 
 THUMBNAIL = 260
@@ -370,9 +348,9 @@ def galleries(examples: Iterable[Example], *, per_kind: int = PER_KIND, budget: 
     result = []
     kinds: tuple[ExampleKind, ...] = ("miss", "false_alarm", "found")
     for kind in kinds:
-        members = [one for one in everything if one.kind == kind]
+        members = [example for example in everything if example.kind == kind]
         sign = 1.0 if kind == "miss" else -1.0
-        members.sort(key=lambda one: (sign * one.score, one.name))
+        members.sort(key=lambda example: (sign * example.score, example.name))
         cards = []
         for example in members[:per_kind]:
             tiles = _tiles(example)
@@ -540,10 +518,11 @@ def _cloud(cloud: PointCloud) -> Iterator[Panel]:
         return
     counts = {name: len(points) for name, points in drawn[0].points.items()}
     tiles = []
-    for one in drawn:
+    for projection in drawn:
         groups = ", ".join(f"{count} {name}" for name, count in counts.items())
-        source = scatter(one.points, one.x_label, one.y_label)
-        tiles.append(Tile(source, one.caption, f"{cloud.title}, {one.caption.split(':')[0]}: {groups}."))
+        source = scatter(projection.points, projection.x_label, projection.y_label)
+        name = projection.caption.split(":")[0]
+        tiles.append(Tile(source, projection.caption, f"{cloud.title}, {name}: {groups}."))
     total, shown = sum(map(len, cloud.groups.values())), sum(counts.values())
     part = f" {shown:,} of {total:,} points are drawn." if shown < total else ""
     yield Panel("plots", cloud.title, cloud.caption + part, tiles)

@@ -246,6 +246,22 @@ class Bundle:
             ``score`` float32 (b).
         calibration: numeric arrays by name, such as scores of held-out good images and of synthetic flaws.
         card: Markdown for people.
+
+    Example:
+        >>> import tempfile
+        >>> spec = BundleSpec(
+        ...     package_version="0.1.0", method="pbas", preset="fast", config={}, seed=0,
+        ...     backbone=BackboneSpec(name="resnet18", weights="random", sha256="0" * 64, levels=(8, 16)),
+        ...     geometry=Geometry(size=(256, 256)),
+        ...     decision=Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=0.01, n_good=99),
+        ...     training=TrainingSummary(
+        ...         layout="mvtec", category="bolt", n_train=200, n_calibration=99, images_sha256="0" * 64
+        ...     ),
+        ... )
+        >>> path = Path(tempfile.mkdtemp()) / "model.flaw"
+        >>> Bundle(spec, model=b"an ONNX graph", card="# Bolt").save(path)
+        >>> Bundle.load(path).spec.training.category
+        'bolt'
     """
 
     spec: BundleSpec
@@ -297,8 +313,8 @@ class Bundle:
         path = Path(path)
         try:
             if not path.is_file():
-                what = "is a folder, not a model file" if path.is_dir() else "no such model file"
-                raise FlawsmithError(f"{path}: {what}; give a .flaw file")
+                reason = "is a folder, not a model file" if path.is_dir() else "no such model file"
+                raise FlawsmithError(f"{path}: {reason}; give a .flaw file")
             if path.stat().st_size > sum(_PARTS.values()) + _MIB:
                 raise FlawsmithError(f"{path}: too large for a model file; give a .flaw file")
             with path.open("rb") as stream:

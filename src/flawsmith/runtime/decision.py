@@ -30,6 +30,14 @@ class Decision(BaseModel):
     region of interest and at least as large as the minimum area, is a reject; ``review_limit`` then is a
     limit on the map too. Limits of one setting do not carry over to another: `calibrate` anew with `level`
     under the new setting.
+
+    Example:
+        >>> decision = Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=0.01, n_good=99)
+        >>> anomaly_map = np.zeros((20, 30), np.float32)
+        >>> anomaly_map[5:8, 10:14] = 0.9
+        >>> verdict, regions = decision.decide(0.7, anomaly_map)
+        >>> verdict, regions[0].box
+        ('reject', (10, 5, 14, 8))
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -209,6 +217,12 @@ def calibrate(
 
     Raises:
         FlawsmithError: no scores, not as many maxima, numbers that are not finite, or rates out of range.
+
+    Example:
+        >>> scores = np.linspace(0, 1, 99)
+        >>> decision = calibrate(scores, scores, alpha=0.05)
+        >>> round(decision.limit, 3), decision.stated_false_reject_rate
+        (0.959, 0.05)
     """
     score_array, maxima = np.asarray(scores, np.float64).ravel(), np.asarray(map_maxima, np.float64).ravel()
     _check_calibration(score_array, maxima, alpha, review_alpha)
@@ -257,6 +271,10 @@ def polygon_mask(polygons: Sequence[Polygon], size: tuple[int, int]) -> NDArray[
 
     Returns:
         (height, width), True in any of the polygons.
+
+    Example:
+        >>> polygon_mask([((0, 0), (0.5, 0), (0.5, 1), (0, 1))], (2, 4)).astype(int).tolist()
+        [[1, 1, 0, 0], [1, 1, 0, 0]]
     """
     height, width = size
     canvas = Image.new("L", (width, height), 0)

@@ -84,7 +84,7 @@ def _varint(content: memoryview, position: int) -> tuple[int, int]:
     raise ValueError("a number is cut off or too long")
 
 
-_SILENT = 4  # ONNX Runtime's severity "fatal": its messages to stderr are nothing a user could mend.
+_SILENT = 4  # ONNX Runtime's severity "fatal": its messages to stderr are nothing a user could fix.
 
 
 class Port(NamedTuple):
@@ -269,9 +269,9 @@ def check_detector(engine: Engine, size: tuple[int, int]) -> tuple[int, int]:
             f"the model takes {[port.name for port in engine.inputs]} and gives {names}; needed are "
             "the input 'image' and the outputs 'map' and 'score': export it anew"
         )
-    found = (engine.inputs[0], engine.outputs[names.index("map")], engine.outputs[names.index("score")])
-    wanted: tuple[tuple[int | None, ...], ...] = ((None, 3, height, width), (None, height, width), (None,))
-    for port, shape in zip(found, wanted, strict=True):
+    ports = (engine.inputs[0], engine.outputs[names.index("map")], engine.outputs[names.index("score")])
+    shapes: tuple[tuple[int | None, ...], ...] = ((None, 3, height, width), (None, height, width), (None,))
+    for port, shape in zip(ports, shapes, strict=True):
         if not _fits(port.shape, shape):
             raise FlawsmithError(
                 f"the model's {port.name!r} has the shape {port.shape}, its geometry needs {shape}; export it anew"
@@ -288,12 +288,12 @@ def _check_self_contained(model: bytes) -> None:
         raise FlawsmithError("the model keeps weights in other files; export it as one self-contained ONNX graph")
 
 
-def _fits(shape: tuple[int | None, ...], wanted: tuple[int | None, ...]) -> bool:
+def _fits(shape: tuple[int | None, ...], needed: tuple[int | None, ...]) -> bool:
     # The batch axis must take one image; unknown lengths elsewhere show themselves at the first run.
     return (
-        len(shape) == len(wanted)
+        len(shape) == len(needed)
         and shape[0] in (None, 1)
-        and all(have is None or have == want for have, want in zip(shape[1:], wanted[1:], strict=True))
+        and all(have is None or have == want for have, want in zip(shape[1:], needed[1:], strict=True))
     )
 
 

@@ -69,6 +69,14 @@ def find_images(folder: str | Path) -> list[Path]:
 
     Raises:
         FlawsmithError: the folder is missing, is a file, or may not be read.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("b.png", "a.jpg", "notes.txt"):
+        ...     (folder / name).touch()
+        >>> [path.name for path in find_images(folder)]
+        ['a.jpg', 'b.png']
     """
     return list(iter_images(folder))
 
@@ -85,13 +93,13 @@ def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[Path]
     try:
         status = folder.stat()
         with os.scandir(folder) as entries:
-            found = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
+            listing = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
     except OSError as error:
         raise FlawsmithError(f"{folder}: cannot list this folder ({error.strerror}); check its permissions") from None
     identity = (status.st_dev, status.st_ino)
     if identity in ancestors:
         return
-    for name, is_folder in found:
+    for name, is_folder in listing:
         if is_folder:
             yield from _walk(folder / name, ancestors | {identity})
         elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (no Path for names passed over)

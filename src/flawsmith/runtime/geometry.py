@@ -25,6 +25,9 @@ _MASK_FILTERS = {
     "bicubic": Image.Resampling.BICUBIC,
 }
 
+Pixels = NDArray[np.uint8] | NDArray[np.float32]
+"""(h, w, 3) RGB at the size at which a network sees an image: uint8, or float32 in 0..1 of a deeper source."""
+
 WHOLE_PIXELS = 2**24
 """Largest image that a crop resizes as a whole; of a longer one, such as a web, only what the network sees is resized,
 which may differ by a grey level."""
@@ -54,7 +57,7 @@ class _Axis(NamedTuple):
         return self.start * pixels, min((self.start + self.length) * pixels, float(self.original))
 
     @property
-    def inspected(self) -> tuple[int, int]:
+    def valid(self) -> tuple[int, int]:
         """First and past-the-last original pixel whose centre the network sees; at least one pixel."""
         low, high = self.box
         first = min(math.ceil(low - 0.5), self.original - 1)
@@ -73,7 +76,7 @@ class Geometry(BaseModel):
         >>> geometry = Geometry(size=(4, 6))
         >>> geometry.apply(np.zeros((30, 20, 3), np.uint8)).shape
         (3, 4, 6)
-        >>> geometry.restore(np.ones((4, 6), np.float32), (30, 20)).shape
+        >>> geometry.invert(np.ones((4, 6), np.float32), (30, 20)).shape
         (30, 20)
     """
 
@@ -118,44 +121,112 @@ class Geometry(BaseModel):
 
         Raises:
             ValueError: ``bits`` is outside 9..16.
+
+        Example:
+            >>> Geometry.range_of_bits(12)
+            (0.0, 4095.0)
         """
         if not 9 <= bits <= 16:
             raise ValueError(f"bits must be 9 to 16, not {bits}")
         return 0.0, float(2**bits - 1)
 
     def apply(self, image: NDArray[np.uint8] | NDArray[np.uint16]) -> NDArray[np.float32]:
-        """Makes the network's input of an image.
+        """Makes the network's input of an image: :meth:`fit`, then :meth:`normalise`.
 
         Args:
             image: (height, width, 3) RGB, uint8 or uint16, as `flawsmith.runtime.image.decode` returns it.
 
         Returns:
             (3, h, w) float32, C-contiguous, normalised: ``(value in 0..1 − mean) / std``.
+
+        Example:
+            >>> Geometry(size=(4, 6)).apply(np.zeros((30, 20, 3), np.uint8)).shape
+            (3, 4, 6)
         """
-        rows, columns = self._axes((image.shape[0], image.shape[1]))
-        filled = _filled(rows, columns)
-        whole = (rows.length, columns.length) == self.size
-        result = np.empty((3, *self.size), np.float32) if whole else np.zeros((3, *self.size), np.float32)
+        return self.normalise(self.fit(image))
+
+    def fit(self, image: NDArray[np.uint8] | NDArray[np.uint16]) -> Pixels:
+        """Brings an image to the size at which the network sees it, without a letterbox's bars.
+
+        What is kept between decoding and the network is this: it holds all that the network's input does.
+
+        Args:
+            image: (height, width, 3) RGB, uint8 or uint16.
+
+        Returns:
+            (h, w, 3), where the policy is letterbox smaller in one direction: uint8 of an 8-bit source, else
+            float32 in 0..1 by ``value_range``, because the resized values lie between those of 8 bits.
+
+        Example:
+            >>> pixels = Geometry(policy="letterbox", size=(8, 8)).fit(np.full((40, 80, 3), 7, np.uint8))
+            >>> pixels.shape, pixels.dtype.name
+            ((4, 8, 3), 'uint8')
+        """
         if image.dtype == np.uint8:
-            resized = self._resized(Image.fromarray(image), _FILTERS[self.interpolation])
-            tables = self._tables()
-            for channel in range(3):
-                # A table look-up scales, shifts and converts in one pass.
-                result[channel][filled] = tables[channel][resized[:, :, channel]]
-            return result
+            return self._resized(Image.fromarray(image), _FILTERS[self.interpolation])
+        rows, columns = self._axes((image.shape[0], image.shape[1]))
         low, high = self.value_range or (0.0, 65535.0)
+        result = np.empty((rows.length, columns.length, 3), np.float32)
         for channel in range(3):
             # Clipping comes first: a value beyond the declared range must not bleed into its neighbours.
             plane = np.clip((image[:, :, channel].astype(np.float32) - low) / (high - low), 0.0, 1.0)
             picture = Image.fromarray(plane.astype(np.float32))
-            plane = _windowed(picture, _FILTERS[self.interpolation], rows, columns)
-            result[channel][filled] = (plane - self.mean[channel]) / self.std[channel]
+            result[:, :, channel] = _windowed(picture, _FILTERS[self.interpolation], rows, columns)
+        return result
+
+    def to_float(self, pixels: Pixels) -> NDArray[np.float32]:
+        """The network's input before it is normalised, as a picture to draw on.
+
+        Args:
+            pixels: as :meth:`fit` gives them.
+
+        Returns:
+            (h, w, 3) float32 in 0..1; the bars of a letterbox hold ``mean``.
+
+        Example:
+            >>> geometry = Geometry(policy="letterbox", size=(4, 4), mean=(0.5, 0.5, 0.5))
+            >>> geometry.to_float(np.full((2, 4, 3), 255, np.uint8))[:, 0, 0].tolist()
+            [0.5, 1.0, 1.0, 0.5]
+        """
+        result = np.empty((*self.size, 3), np.float32)
+        result[:] = self.mean
+        result[self._centred(pixels)] = pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels
+        return result
+
+    def normalise(self, pixels: Pixels) -> NDArray[np.float32]:
+        """The network's input of pixels at its size.
+
+        Args:
+            pixels: as :meth:`fit` gives them, or as :meth:`to_float` does: (h, w, 3), uint8 or float32 in 0..1.
+
+        Returns:
+            (3, h, w) float32, C-contiguous: ``(value in 0..1 − mean) / std``; the bars of a letterbox are 0.
+
+        Raises:
+            ValueError: the pixels exceed the network's input.
+
+        Example:
+            >>> geometry = Geometry(size=(4, 6), mean=(0.5, 0.5, 0.5), std=(0.25, 0.25, 0.25))
+            >>> geometry.normalise(np.full((4, 6, 3), 255, np.uint8)).max().item()
+            2.0
+        """
+        region = self._centred(pixels)
+        whole = pixels.shape[:2] == self.size
+        result = np.empty((3, *self.size), np.float32) if whole else np.zeros((3, *self.size), np.float32)
+        if pixels.dtype == np.uint8:
+            tables = self._tables()
+            for channel in range(3):
+                # A table look-up scales, shifts and converts in one pass.
+                result[channel][region] = tables[channel][pixels[:, :, channel]]
+            return result
+        for channel in range(3):
+            result[channel][region] = (pixels[:, :, channel] - self.mean[channel]) / self.std[channel]
         return result
 
     def apply_to_mask(
         self, mask: NDArray[np.bool_], resample: Literal["nearest", "bilinear", "bicubic"], *, exact: bool
     ) -> NDArray[np.float32]:
-        """Brings a mask the way that the image goes, to be compared with :meth:`content` of a map.
+        """Brings a mask the way that the image goes, to be compared with :meth:`valid_region` of a map.
 
         Args:
             mask: (height, width) of the image, True where flawed.
@@ -164,13 +235,22 @@ class Geometry(BaseModel):
 
         Returns:
             (h, w) float32, 0..1: the network's input without letterbox bars. Bicubic in float may overshoot.
+
+        Example:
+            >>> Geometry(size=(1, 2)).apply_to_mask(np.array([[True, True, False, False]]), "nearest", exact=True)
+            array([[1., 0.]], dtype=float32)
         """
         plane = mask.astype(np.float32) if exact else np.where(mask, np.uint8(255), np.uint8(0))
         resized = self._resized(Image.fromarray(plane), _MASK_FILTERS[resample]).astype(np.float32)
         return resized if exact else resized / np.float32(255)
 
     def valid_region(self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]) -> NDArray[np.float32]:
-        """The part of a map of the network's input size that shows the image: all but letterbox bars."""
+        """The part of a map of the network's input size that shows the image: all but letterbox bars.
+
+        Example:
+            >>> Geometry(policy="letterbox", size=(8, 8)).valid_region(np.zeros((8, 8), np.float32), (40, 80)).shape
+            (4, 8)
+        """
         return anomaly_map[_filled(*self._axes(original_size))]
 
     def invert(self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]) -> NDArray[np.float32]:
@@ -185,23 +265,27 @@ class Geometry(BaseModel):
 
         Raises:
             ValueError: the map has not the network's input size.
+
+        Example:
+            >>> Geometry(size=(4, 6)).invert(np.ones((4, 6), np.float32), (30, 20)).shape
+            (30, 20)
         """
         if anomaly_map.shape != self.size:
             raise ValueError(f"the map is {anomaly_map.shape}, the network's input {self.size}")
         rows, columns = self._axes(original_size)
         content = np.ascontiguousarray(anomaly_map[_filled(rows, columns)], dtype=np.float32)
-        (top, bottom), (left, right) = rows.inspected, columns.inspected
+        (top, bottom), (left, right) = rows.valid, columns.valid
         above, below, y0, y1 = _reach(rows)
         before, after, x0, x1 = _reach(columns)
         if above or below or before or after:
             content = np.pad(content, ((above, below), (before, after)), mode="edge")
-        restored = np.asarray(
+        inverted = np.asarray(
             Image.fromarray(content).resize((right - left, bottom - top), Image.Resampling.BILINEAR, (x0, y0, x1, y1))
         )
-        if restored.shape == tuple(original_size):
-            return restored.copy()
+        if inverted.shape == tuple(original_size):
+            return inverted.copy()
         result = np.full(original_size, anomaly_map.min(), np.float32)
-        result[top:bottom, left:right] = restored
+        result[top:bottom, left:right] = inverted
         return result
 
     def valid_mask(self, original_size: tuple[int, int]) -> NDArray[np.bool_] | None:
@@ -212,14 +296,34 @@ class Geometry(BaseModel):
 
         Returns:
             None where all are seen, else (height, width) bool, False where a crop cut away.
+
+        Example:
+            >>> mask = Geometry(policy="crop", size=(4, 4)).valid_mask((4, 8))
+            >>> mask[0].astype(int).tolist()
+            [0, 0, 1, 1, 1, 1, 0, 0]
         """
         rows, columns = self._axes(original_size)
-        (top, bottom), (left, right) = rows.inspected, columns.inspected
+        (top, bottom), (left, right) = rows.valid, columns.valid
         if (bottom - top, right - left) == tuple(original_size):
             return None
         mask = np.zeros(original_size, bool)
         mask[top:bottom, left:right] = True
         return mask
+
+    def _centred(self, pixels: Pixels) -> tuple[slice, slice]:
+        """The network pixels that pixels without bars fill.
+
+        Raises:
+            ValueError: they exceed them.
+        """
+        shape = pixels.shape[:2]
+        if pixels.ndim != 3 or any(length > size for length, size in zip(shape, self.size, strict=True)):
+            raise ValueError(f"the pixels are {pixels.shape}, the network's input {self.size}")
+        rows, columns = (
+            slice((size - length) // 2, (size - length) // 2 + length)
+            for length, size in zip(shape, self.size, strict=True)
+        )
+        return rows, columns
 
     def _resized(self, picture: Image.Image, resample: Image.Resampling) -> NDArray[Any]:
         """What the network sees of a picture, in network pixels, without letterbox bars."""
@@ -276,13 +380,13 @@ def _filled(rows: _Axis, columns: _Axis) -> tuple[slice, slice]:
 
 
 def _reach(axis: _Axis) -> tuple[int, int, float, float]:
-    """Where in the map the inspected original pixels lie: edge padding before and after, and the box within
+    """Where in the map the valid original pixels lie: edge padding before and after, and the box within
     it.
 
-    An inspected pixel's centre lies in the map, its rim may stand out by half an original pixel, which is
+    A valid pixel's centre lies in the map, its rim may stand out by half an original pixel, which is
     many pixels of the map when a small image was enlarged; the map's edge is continued there.
     """
-    first, last = axis.inspected
+    first, last = axis.valid
     scale = axis.resized / axis.original
     low, high = first * scale - axis.start, last * scale - axis.start
     if abs(high - axis.length) < 1e-6 * axis.resized:

@@ -71,6 +71,13 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
     Raises:
         FlawsmithError: missing, unreadable, truncated, too large or not an image; says which file and what to
             do.
+
+    Example:
+        >>> stream = io.BytesIO()
+        >>> Image.new("L", (4, 2), 7).save(stream, "PNG")
+        >>> image = decode(stream.getvalue())
+        >>> image.shape, image.dtype.name, image[0, 0].tolist()
+        ((2, 4, 3), 'uint8', [7, 7, 7])
     """
     if isinstance(source, bytes):
         return _decode(io.BytesIO(source), f"image data of {len(source)} bytes", max_pixels)
@@ -105,18 +112,22 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
 
     Raises:
         FlawsmithError: another type or shape, or no pixels; says what was given and how to convert it.
+
+    Example:
+        >>> validate_array(np.zeros((2, 4), np.uint8)).shape
+        (2, 4, 3)
     """
     if not isinstance(image, np.ndarray):
         raise FlawsmithError(
             f"image array: got {type(image).__name__}; give a path, bytes or a numpy array (height, width, 3)"
         )
     if image.dtype not in (np.uint8, np.uint16):
-        mend = (
+        fix = (
             "scale to 0..255 and convert with .astype(numpy.uint8)"
             if np.issubdtype(image.dtype, np.floating)
             else "convert with .astype(numpy.uint8)"
         )
-        raise FlawsmithError(f"image array: values are {image.dtype}, needed are uint8 or uint16; {mend}")
+        raise FlawsmithError(f"image array: values are {image.dtype}, needed are uint8 or uint16; {fix}")
     if image.size == 0:
         raise FlawsmithError(f"image array: has no pixels, shape {image.shape}; give (height, width, 3)")
     if image.ndim == 3 and image.shape[2] == 1:
@@ -124,8 +135,8 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
     if image.ndim == 2:
         return _as_rgb(image)
     if image.ndim != 3 or image.shape[2] != 3:
-        mend = "drop the alpha channel with image[:, :, :3]" if image.shape[-1] == 4 else "give (height, width, 3)"
-        raise FlawsmithError(f"image array: shape is {image.shape}, needed is (height, width, 3); {mend}")
+        fix = "drop the alpha channel with image[:, :, :3]" if image.shape[-1] == 4 else "give (height, width, 3)"
+        raise FlawsmithError(f"image array: shape is {image.shape}, needed is (height, width, 3); {fix}")
     return np.ascontiguousarray(image[:, :, ::-1] if bgr else image)
 
 
@@ -135,6 +146,10 @@ def as_8_bit(image: ImageArray, value_range: tuple[float, float] | None) -> NDAr
     Args:
         image: (height, width, 3).
         value_range: values of a deeper source that become 0 and 255; None: 0 and 65535.
+
+    Example:
+        >>> as_8_bit(np.full((1, 1, 3), 4095, np.uint16), (0.0, 4095.0))[0, 0].tolist()
+        [255, 255, 255]
     """
     if image.dtype == np.uint8:
         return image.astype(np.uint8, copy=False)

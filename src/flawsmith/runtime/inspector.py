@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,6 +48,7 @@ class Inspection:
         review_limit: lower limit for a review, or None.
         value_range: values of images deeper than 8 bits that are black and white; None: 0 and 65535.
         network_map: (h, w) float32, the map as the network gave it, in its own input pixels.
+        pixels: (height, width, 3) RGB, the image as decoded, where a stream was asked to keep it; else None.
     """
 
     image: str | None
@@ -61,6 +63,7 @@ class Inspection:
     review_limit: float | None = None
     value_range: tuple[float, float] | None = field(default=None, repr=False)
     network_map: NDArray[np.float32] | None = field(default=None, repr=False)
+    pixels: ImageArray | None = field(default=None, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the pixels, ready for strict JSON; ``inspected`` is the share of pixels
@@ -128,12 +131,13 @@ _PREFETCH_PER_DECODER = 2
 
 
 class _Prepared(NamedTuple):
-    """An image made ready for the network; the image itself is let go."""
+    """An image made ready for the network; the image itself is let go unless it is to be kept."""
 
     image: str | None
     batch: NDArray[np.float32]
     original_size: tuple[int, int]
     timing: dict[str, float]
+    pixels: ImageArray | None = None
 
 
 class Inspector:
@@ -155,11 +159,24 @@ class Inspector:
         FlawsmithError: the graph is not a detector for the spec's geometry.
 
     Example:
-        ::
+        A model file is opened with ``Inspector.load("model.flaw")``. Here an engine of one's own stands for its graph.
 
-            inspector = Inspector.load("model.flaw")
-            inspection = inspector.inspect("photo.png")
-            print(inspection.verdict, inspection.score)
+        >>> from flawsmith.runtime.decision import Decision
+        >>> from flawsmith.runtime.engine import Port
+        >>> from flawsmith.runtime.geometry import Geometry
+        >>> class Brightness:
+        ...     name, precision = "onnxruntime", "float32"
+        ...     inputs = (Port("image", (None, 3, 32, 48)),)
+        ...     outputs = (Port("map", (None, 32, 48)), Port("score", (None,)))
+        ...     def run(self, batch):
+        ...         return [batch.mean(axis=1), batch.max(axis=(1, 2, 3))]
+        >>> decision = Decision(limit=1.0, map_limit=1.0, stated_false_reject_rate=0.01, n_good=99)
+        >>> spec = BundleSpec.model_construct(geometry=Geometry(size=(32, 48)), decision=decision)
+        >>> image = np.zeros((64, 96, 3), np.uint8)
+        >>> image[10:20, 30:50] = 255
+        >>> inspection = Inspector(spec, Brightness()).inspect(image)
+        >>> inspection.verdict, inspection.map.shape, inspection.regions[0].box
+        ('reject', (64, 96), (30, 10, 50, 20))
     """
 
     def __init__(self, spec: BundleSpec, engine: Engine, *, max_pixels: int = MAX_PIXELS) -> None:
@@ -230,7 +247,7 @@ class Inspector:
         return [self.inspect(image, bgr=bgr) for image in images]
 
     def stream(
-        self, source: str | Path | Iterable[str | Path], *, decoders: int = 2
+        self, source: str | Path | Iterable[str | Path], *, decoders: int = 2, keep_pixels: bool = False
     ) -> Iterator[Inspection | Unreadable]:
         """Inspects the images of a folder, or any sequence of paths, in order.
 
@@ -240,6 +257,7 @@ class Inspector:
         Args:
             source: a folder (searched with its subfolders), one file, or paths.
             decoders: threads that decode, at least 1.
+            keep_pixels: whether inspections hold the decoded image.
 
         Yields:
             An inspection for each image, or `Unreadable` for one that could not be inspected.
@@ -254,10 +272,10 @@ class Inspector:
             paths: Iterable[str | Path] = iter_images(source) if is_folder(source) else [source]
         else:
             paths = source
-        return self._stream(_error_last(iter(paths)), decoders)
+        return self._stream(_error_last(iter(paths)), decoders, keep_pixels)
 
     def raw(self, image: ImageSource, *, bgr: bool = False) -> tuple[float, NDArray[np.float32]]:
-        """Returns what the network itself says, before anything is restored or decided.
+        """Returns what the network itself says, before anything is inverted or decided.
 
         Args:
             image: as in `inspect`.
@@ -271,13 +289,16 @@ class Inspector:
         """
         return self._infer(self._prepare(image, bgr=bgr).batch)
 
-    def _stream(self, paths: Iterator[str | Path | Exception], decoders: int) -> Iterator[Inspection | Unreadable]:
+    def _stream(
+        self, paths: Iterator[str | Path | Exception], decoders: int, keep_pixels: bool
+    ) -> Iterator[Inspection | Unreadable]:
+        prepare = partial(self._prepare, keep_pixels=keep_pixels)
         pool = ThreadPoolExecutor(decoders, thread_name_prefix="flawsmith-decode")
         waiting: deque[tuple[str | Path, Future[_Prepared]] | Exception] = deque()
         try:
             while True:
                 for path in itertools.islice(paths, decoders * _PREFETCH_PER_DECODER - len(waiting)):
-                    waiting.append(path if isinstance(path, Exception) else (path, pool.submit(self._prepare, path)))
+                    waiting.append(path if isinstance(path, Exception) else (path, pool.submit(prepare, path)))
                 if not waiting:
                     return
                 first = waiting.popleft()
@@ -292,7 +313,7 @@ class Inspector:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, image: ImageSource, *, bgr: bool = False) -> _Prepared:
+    def _prepare(self, image: ImageSource, *, bgr: bool = False, keep_pixels: bool = False) -> _Prepared:
         clock = _Clock()
         pixels: ImageArray
         if isinstance(image, (str, Path, bytes)):
@@ -303,7 +324,7 @@ class Inspector:
         batch = self.spec.geometry.apply(pixels)[None]
         clock.lap("prepare")
         name = str(image) if isinstance(image, (str, Path)) else None
-        return _Prepared(name, batch, (pixels.shape[0], pixels.shape[1]), clock.timing)
+        return _Prepared(name, batch, (pixels.shape[0], pixels.shape[1]), clock.timing, pixels if keep_pixels else None)
 
     def _infer(self, batch: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
         outputs = self.engine.run(batch)
@@ -318,8 +339,8 @@ class Inspector:
             raise FlawsmithError(f"{name}: the model gives numbers that are not finite; train or export it anew")
         geometry, decision = self.spec.geometry, self.spec.decision
         anomaly_map = geometry.invert(small_map, prepared.original_size)
-        inspected = geometry.valid_mask(prepared.original_size)
-        not_inspected = None if inspected is None else ~inspected
+        valid = geometry.valid_mask(prepared.original_size)
+        not_inspected = None if valid is None else ~valid
         clock.lap("restore")
         try:
             verdict, regions = decision.decide(score, anomaly_map, not_inspected)
@@ -339,6 +360,7 @@ class Inspector:
             review_limit=decision.review_limit,
             value_range=geometry.value_range,
             network_map=small_map,
+            pixels=prepared.pixels,
         )
 
 

@@ -19,7 +19,7 @@ COLOURS: NDArray[np.uint8] = np.stack(
     [np.interp(np.linspace(0, len(_ANCHORS) - 1, _STEPS), np.arange(len(_ANCHORS)), band) for band in _ANCHORS.T],
     axis=1,
 ).astype(np.uint8)
-"""(256, 3): the heat's colours from the coolest to the hottest."""
+"""Colours of the heat from the coolest to the hottest, (256, 3)."""
 
 _OUTLINE = np.array((0, 229, 255), np.uint8)
 _VISIBLE_FROM, _OPAQUE_FROM, _HOTTEST = 0.5, 1.0, 2.0
@@ -38,6 +38,10 @@ def heat(anomaly_map: NDArray[np.float32], map_limit: float) -> NDArray[np.float
 
     Returns:
         (height, width) float32.
+
+    Example:
+        >>> heat(np.array([[0.0, 2.0, 4.0]], np.float32), 2.0).tolist()
+        [[0.0, 1.0, 2.0]]
     """
     size = abs(map_limit) or 1.0
     return np.asarray(1.0 + (anomaly_map - map_limit) / size, np.float32)

@@ -69,6 +69,13 @@ def find_regions(
 
     Returns:
         Regions, the largest peak first; equal peaks in reading order of the regions' first pixels.
+
+    Example:
+        >>> anomaly_map = np.zeros((6, 9), np.float32)
+        >>> anomaly_map[1:3, 4:6] = 2.0
+        >>> region = find_regions(anomaly_map, 1.0)[0]
+        >>> region.area, region.box, region.centroid
+        (4, (4, 1, 6, 3), (4.5, 1.5))
     """
     above = anomaly_map > limit
     if mask is not None:
@@ -89,8 +96,8 @@ def find_regions(
     np.minimum.at(top, index, runs.row)
     np.maximum.at(bottom, index, runs.row + 1)
     peak, peak_x, peak_y = _peaks(anomaly_map[above], runs, index, count)
-    kept = np.flatnonzero(area >= minimum_area)
-    kept = kept[np.argsort(-peak[kept], kind="stable")]
+    order = np.flatnonzero(area >= minimum_area)
+    order = order[np.argsort(-peak[order], kind="stable")]
     return [
         Region(
             area=int(area[i]),
@@ -99,7 +106,7 @@ def find_regions(
             peak_position=(int(peak_x[i]), int(peak_y[i])),
             centroid=(float(centre_x[i]), float(centre_y[i])),
         )
-        for i in kept
+        for i in order
     ]
 
 
@@ -118,6 +125,11 @@ def region_level(
 
     Returns:
         The level; minus infinity where even the whole map holds no region so large.
+
+    Example:
+        >>> anomaly_map = np.array([[0.1, 0.9, 0.6, 0.1]])
+        >>> region_level(anomaly_map), region_level(anomaly_map, minimum_area=2)
+        (0.9, 0.6)
     """
     allowed = np.ones(anomaly_map.shape, bool) if mask is None else mask
     values = anomaly_map[allowed]
@@ -177,7 +189,7 @@ def _number(runs: _Runs, width: int) -> tuple[NDArray[np.int32], int]:
     return numbers.astype(np.int32), int(is_root.sum())
 
 
-def _unite(count: int, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArray[np.intp]:
+def _unite(count: int, lower: NDArray[np.intp], upper: NDArray[np.intp]) -> NDArray[np.intp]:
     """The smallest member of each node's component, given the edges of a graph.
 
     Hooking and pointer jumping (FastSV: Zhang, Azad, Hu, SIAM PP 2020): the number of rounds grows with the
@@ -185,10 +197,10 @@ def _unite(count: int, one: NDArray[np.intp], other: NDArray[np.intp]) -> NDArra
     """
     parent = np.arange(count)
     grandparent = parent.copy()
-    while one.size:
-        of_one, of_other = grandparent[one], grandparent[other]
-        smaller = np.minimum(of_one, of_other)
-        for ends in (parent[one], parent[other], one, other):
+    while lower.size:
+        of_lower, of_upper = grandparent[lower], grandparent[upper]
+        smaller = np.minimum(of_lower, of_upper)
+        for ends in (parent[lower], parent[upper], lower, upper):
             np.minimum.at(parent, ends, smaller)
         np.minimum(parent, grandparent, out=parent)
         changed = parent[parent]

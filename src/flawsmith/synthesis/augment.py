@@ -124,8 +124,8 @@ def gamma_contrast(texture: Texture, exponents: NDArray[np.float64]) -> Texture:
 def change_brightness(texture: Texture, factor: float, offset: float, *, multiply_first: bool) -> Texture:
     """Luma times a factor and plus an offset, in either order; the colour differences stay."""
     luma = np.arange(256)
-    wanted = factor * luma + offset if multiply_first else factor * (luma + offset)
-    change = (np.clip(np.rint(wanted), 0, 255) - luma).astype(np.int16)
+    target = factor * luma + offset if multiply_first else factor * (luma + offset)
+    change = (np.clip(np.rint(target), 0, 255) - luma).astype(np.int16)
     changes = change[cv2.cvtColor(texture, cv2.COLOR_RGB2GRAY)]
     return np.clip(texture + changes[:, :, None], 0, 255).astype(np.uint8)
 

@@ -159,7 +159,7 @@ def blend(image: FloatImage, texture: FloatImage, mask: Mask, weight: float) -> 
 
     Source:
         GLASS Eq. 4 (β = w), AAND, SLSG (δ = 1 − w). One released implementation spoils the outside by
-        normalising the masked texture and mends it in a later line; here it is never touched.
+        normalising the masked texture and corrects it in a later line; here it is never touched.
 
     Example:
         >>> mask = np.array([[True, False]])

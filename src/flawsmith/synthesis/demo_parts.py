@@ -10,13 +10,12 @@ import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageDraw, ImageFilter
 
 from flawsmith.data.seeding import generator
 from flawsmith.runtime.errors import FlawsmithError
@@ -34,7 +33,7 @@ def length(across: Field, down: Field) -> Field:
 
 
 @dataclass(frozen=True)
-class View:
+class PartPose:
     """Where the part stands: pixel positions, and the same positions in the part's own coordinates.
 
     Attributes:
@@ -107,7 +106,7 @@ class Light:
     noise: float
 
 
-def draw_view(size: tuple[int, int], rng: np.random.Generator, *, max_angle: float, max_shift: float) -> View:
+def draw_pose(size: tuple[int, int], rng: np.random.Generator, *, max_angle: float, max_shift: float) -> PartPose:
     """A random pose.
 
     Args:
@@ -124,7 +123,7 @@ def draw_view(size: tuple[int, int], rng: np.random.Generator, *, max_angle: flo
     y = np.arange(height, dtype=np.float32)[:, None] - np.float32((height - 1) / 2)
     cos, sin = np.float32(math.cos(angle) / unit), np.float32(math.sin(angle) / unit)
     xs, ys = x - np.float32(right), y - np.float32(down)
-    return View(x, y, cos * xs + sin * ys, cos * ys - sin * xs, unit, angle, (float(right), float(down)))
+    return PartPose(x, y, cos * xs + sin * ys, cos * ys - sin * xs, unit, angle, (float(right), float(down)))
 
 
 def draw_light(rng: np.random.Generator) -> Light:
@@ -141,11 +140,11 @@ def draw_light(rng: np.random.Generator) -> Light:
     )
 
 
-def photograph(view: View, surface: Surface, mat: Field, light: Light, noise: Field) -> NDArray[np.uint8]:
+def photograph(pose: PartPose, surface: Surface, mat: Field, light: Light, noise: Field) -> NDArray[np.uint8]:
     """Light the surface, put it on its mat, and take the picture.
 
     Args:
-        view: the pose.
+        pose: the pose.
         surface: the part.
         mat: (height, width, 3) albedo of what the part lies on.
         light: lamp and camera.
@@ -160,8 +159,8 @@ def photograph(view: View, surface: Surface, mat: Field, light: Light, noise: Fi
     image -= ground
     image *= covered
     image += ground
-    height, width = view.shape
-    across, down = view.x / np.float32(width / 2), view.y / np.float32(height / 2)
+    height, width = pose.shape
+    across, down = pose.x / np.float32(width / 2), pose.y / np.float32(height / 2)
     lamp = 1 + np.float32(light.falloff[0]) * across + np.float32(light.falloff[1]) * down
     lamp *= (1 - np.float32(light.vignette / 2) * (across**2 + down**2)) * np.float32(light.exposure)
     image *= lamp[:, :, None] * np.asarray(light.tint, np.float32)
@@ -208,11 +207,11 @@ def _shadow(surface: Surface, light: Light) -> Field:
     return (1 - np.float32(0.62) * thrown) * (1 - np.float32(0.35) * contact * contact)
 
 
-def grain(view: View, rng: np.random.Generator, *, along: float, across: float) -> Field:
+def grain(pose: PartPose, rng: np.random.Generator, *, along: float, across: float) -> Field:
     """Smooth noise that is fixed to the part and turns with it: brush marks, moulding grain.
 
     Args:
-        view: the pose.
+        pose: the pose.
         rng: source of all draws.
         along: length of a grain along the part, in pixels.
         across: its width.
@@ -220,14 +219,14 @@ def grain(view: View, rng: np.random.Generator, *, along: float, across: float) 
     Returns:
         (height, width), mean zero, standard deviation somewhat below one.
     """
-    height, width = view.shape
+    height, width = pose.shape
     # Whatever the angle, the part's coordinates stay within half a diagonal of its centre, and the shift is
     # small.
     reach = 0.6 * math.hypot(height, width)
     columns, rows = (math.ceil(2 * reach / size) + 3 for size in (along, across))
     image = Image.fromarray(rng.standard_normal((rows, columns), dtype=np.float32))
-    cos, sin = math.cos(view.angle), math.sin(view.angle)
-    x0, y0 = (width - 1) / 2 + view.offset[0], (height - 1) / 2 + view.offset[1]
+    cos, sin = math.cos(pose.angle), math.sin(pose.angle)
+    x0, y0 = (width - 1) / 2 + pose.offset[0], (height - 1) / 2 + pose.offset[1]
     # Pillow wants the way back: where in the noise each output pixel comes from.
     matrix = (
         *(cos / along, sin / along, columns / 2 - (cos * x0 + sin * y0) / along),
@@ -250,7 +249,7 @@ Hole = tuple[float, float, float]
 
 
 @dataclass(frozen=True)
-class Part:
+class PartDrawing:
     """A kind of part.
 
     Attributes:
@@ -271,22 +270,22 @@ class Part:
     max_angle: float
     bevel: float
     gloss: float
-    outline: Callable[[View], Field]
-    finish: Callable[[View, np.random.Generator], tuple[Field, Field]]
-    mat: Callable[[View, np.random.Generator], Field]
+    outline: Callable[[PartPose], Field]
+    finish: Callable[[PartPose, np.random.Generator], tuple[Field, Field]]
+    mat: Callable[[PartPose, np.random.Generator], Field]
 
-    def drill(self, view: View, outline: Field, holes: tuple[Hole, ...]) -> Field:
+    def drill(self, pose: PartPose, outline: Field, holes: tuple[Hole, ...]) -> Field:
         """(height, width) signed distance in pixels to the part with these holes."""
-        distance = outline * np.float32(view.unit)
+        distance = outline * np.float32(pose.unit)
         for u, v, radius in holes:
-            distance = np.maximum(distance, np.float32(radius * view.unit) - view.radius_to(u, v))
+            distance = np.maximum(distance, np.float32(radius * pose.unit) - pose.radius_to(u, v))
         return distance
 
-    def surface(self, view: View, rng: np.random.Generator) -> Surface:
+    def surface(self, pose: PartPose, rng: np.random.Generator) -> Surface:
         """A good part."""
-        relief, albedo = self.finish(view, rng)
-        distance = self.drill(view, self.outline(view), self.holes)
-        return Surface(distance, relief, albedo, self.gloss, max(2.0, self.bevel * view.unit))
+        relief, albedo = self.finish(pose, rng)
+        distance = self.drill(pose, self.outline(pose), self.holes)
+        return Surface(distance, relief, albedo, self.gloss, max(2.0, self.bevel * pose.unit))
 
 
 def rounded_box(u: Field, v: Field, half: tuple[float, float], radius: float) -> Field:
@@ -310,29 +309,29 @@ def _grey(level: Field, tint: tuple[float, float, float]) -> Field:
 def _mat(level: float, tint: tuple[float, float, float], roughness: float) -> Callable[..., Field]:
     """A mat of even colour with a fine grain and slow clouds."""
 
-    def draw(view: View, rng: np.random.Generator) -> Field:
-        fine = clouds(view.shape, rng, size=1.5)
-        slow = clouds(view.shape, rng, size=70)
+    def draw(pose: PartPose, rng: np.random.Generator) -> Field:
+        fine = clouds(pose.shape, rng, size=1.5)
+        slow = clouds(pose.shape, rng, size=70)
         factor = 1 + np.float32(roughness) * fine + np.float32(0.04) * slow
         return _grey(np.clip(np.float32(level) * factor, 0, 1), tint)
 
     return draw
 
 
-def _bracket_outline(view: View) -> Field:
-    plate = rounded_box(view.u, view.v, (0.98, 0.6), 0.16)
-    notch = rounded_box(view.u, view.v - np.float32(0.66), (0.24, 0.24), 0.1)
-    slot = rounded_box(view.u, view.v + np.float32(0.04), (0.36, 0.1), 0.1)
+def _bracket_outline(pose: PartPose) -> Field:
+    plate = rounded_box(pose.u, pose.v, (0.98, 0.6), 0.16)
+    notch = rounded_box(pose.u, pose.v - np.float32(0.66), (0.24, 0.24), 0.1)
+    slot = rounded_box(pose.u, pose.v + np.float32(0.04), (0.36, 0.1), 0.1)
     return np.maximum(np.maximum(plate, -notch), -slot)
 
 
-def _bracket_finish(view: View, rng: np.random.Generator) -> tuple[Field, Field]:
+def _bracket_finish(pose: PartPose, rng: np.random.Generator) -> tuple[Field, Field]:
     """Brushed along its length, with a faint band of light that the brush marks throw."""
-    brushed = grain(view, rng, along=46, across=1.3)
-    coarse = grain(view, rng, along=160, across=5)
-    band = np.exp(-((view.v + np.float32(rng.normal(0.1, 0.03))) ** 2) / np.float32(0.1))
+    brushed = grain(pose, rng, along=46, across=1.3)
+    coarse = grain(pose, rng, along=160, across=5)
+    band = np.exp(-((pose.v + np.float32(rng.normal(0.1, 0.03))) ** 2) / np.float32(0.1))
     level = np.float32(0.5) + np.float32(0.028) * brushed + np.float32(0.016) * coarse + np.float32(0.1) * band
-    step = _step(rounded_box(view.u, view.v + np.float32(0.04), (0.47, 0.21), 0.2) * np.float32(view.unit), 7)
+    step = _step(rounded_box(pose.u, pose.v + np.float32(0.04), (0.47, 0.21), 0.2) * np.float32(pose.unit), 7)
     relief = np.float32(0.12) * brushed - np.float32(3.0) * step
     return relief, _grey(np.clip(level, 0, 1), (0.97, 1.0, 1.05))
 
@@ -340,106 +339,36 @@ def _bracket_finish(view: View, rng: np.random.Generator) -> tuple[Field, Field]
 _TEETH = 20
 
 
-def _gear_outline(view: View) -> Field:
-    radius = length(view.u, view.v)
-    turn = np.arctan2(view.v, view.u) * np.float32(_TEETH)
+def _gear_outline(pose: PartPose) -> Field:
+    radius = length(pose.u, pose.v)
+    turn = np.arctan2(pose.v, pose.u) * np.float32(_TEETH)
     flank = np.tanh(np.float32(2.2) * np.cos(turn))
     # The slope of the tooth's edge turns radial distance into distance across the edge.
     slope = np.float32(0.05 * 2.2 * _TEETH) * np.sin(turn) * (1 - flank * flank) / np.float32(0.8)
     teeth = (radius - np.float32(0.83) - np.float32(0.05) * flank) / np.sqrt(1 + slope * slope)
-    key = rounded_box(view.u, view.v + np.float32(0.17), (0.045, 0.08), 0.01)
+    key = rounded_box(pose.u, pose.v + np.float32(0.17), (0.045, 0.08), 0.01)
     return np.maximum(teeth, -np.minimum(radius - np.float32(0.17), key))
 
 
-def _gear_finish(view: View, rng: np.random.Generator) -> tuple[Field, Field]:
+def _gear_finish(pose: PartPose, rng: np.random.Generator) -> tuple[Field, Field]:
     """Turned on a lathe: fine rings, and the two opposite fans of light such a surface shows."""
-    radius = length(view.u, view.v)
+    radius = length(pose.u, pose.v)
     rings = rng.standard_normal(512, dtype=np.float32)
     rings = rings + np.float32(0.8) * np.repeat(rng.standard_normal(128, dtype=np.float32), 4)
     groove = rings[np.minimum((radius * np.float32(330)).astype(np.int32), 511)]
     # The fan stays with the lamp while the part turns under it, so it is drawn in image coordinates.
-    across, down = view.x - np.float32(view.offset[0]), view.y - np.float32(view.offset[1])
+    across, down = pose.x - np.float32(pose.offset[0]), pose.y - np.float32(pose.offset[1])
     lamp = rng.normal(-0.66, 0.06)
-    along = (across * np.float32(math.cos(lamp)) + down * np.float32(math.sin(lamp))) / np.float32(view.unit)
+    along = (across * np.float32(math.cos(lamp)) + down * np.float32(math.sin(lamp))) / np.float32(pose.unit)
     fan = (along / np.maximum(radius, np.float32(0.02))) ** 2
     fan = fan * fan * fan
     level = np.float32(0.3) + np.float32(0.42) * fan
     level *= 1 + np.float32(0.05) * groove
-    web = _step((np.abs(radius - np.float32(0.5)) - np.float32(0.19)) * np.float32(view.unit), 8)
-    hub = _step((radius - np.float32(0.27)) * np.float32(view.unit), 6)
+    web = _step((np.abs(radius - np.float32(0.5)) - np.float32(0.19)) * np.float32(pose.unit), 8)
+    hub = _step((radius - np.float32(0.27)) * np.float32(pose.unit), 6)
     level *= 1 - np.float32(0.14) * web
     relief = np.float32(3.2) * (hub - web)
     return relief, _grey(np.clip(level, 0, 1), (1.03, 1.0, 0.95))
-
-
-_PRINT_UNIT = 160
-_LABEL = (0.66, 0.36)
-
-
-@lru_cache(maxsize=1)
-def _print() -> Image.Image:
-    """The printed label as (red, green, blue) albedo, 160 pixels a part unit, centred on the part."""
-    over = 2
-    width, height = (int(2 * side * _PRINT_UNIT * over) for side in _LABEL)
-    label = Image.new("RGB", (width, height), (226, 224, 216))
-    draw = ImageDraw.Draw(label)
-    ink, accent = (32, 36, 42), (196, 72, 32)
-    draw.rectangle((0, 0, width, height // 4), fill=accent)
-    draw.text((18, 4), "FLAWSMITH", font=_font(44), fill=(240, 238, 230))
-    draw.text((18, 66), "COVER  M8-204", font=_font(30), fill=ink)
-    draw.text((18, 104), "24 V DC   IP 67", font=_font(26), fill=ink)
-    bars = np.random.default_rng(204).integers(2, 8, 46)
-    left = 20
-    for number, bar in enumerate(bars.tolist()):
-        if number % 2 == 0:
-            draw.rectangle((left, 148, left + bar - 1, height - 16), fill=ink)
-        left += bar
-    centre = (width - 74, height - 74)
-    draw.ellipse((centre[0] - 50, centre[1] - 50, centre[0] + 50, centre[1] + 50), outline=ink, width=7)
-    bolt = [(6, -38), (-24, 8), (-2, 8), (-8, 38), (24, -10), (2, -10)]
-    draw.polygon([(centre[0] + a, centre[1] + b) for a, b in bolt], fill=accent)
-    return label.reduce(over)
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    return ImageFont.load_default(size)
-
-
-def _printed(view: View) -> Field:
-    """(height, width, 3) the label's albedo seen in this pose; black outside."""
-    label = _print()
-    scale = _PRINT_UNIT / view.unit
-    cos, sin = math.cos(view.angle) * scale, math.sin(view.angle) * scale
-    height, width = view.shape
-    x0 = (width - 1) / 2 + view.offset[0]
-    y0 = (height - 1) / 2 + view.offset[1]
-    # Pillow wants the way back: where in the label each output pixel comes from.
-    matrix = (
-        *(cos, sin, label.width / 2 - cos * x0 - sin * y0),
-        *(-sin, cos, label.height / 2 + sin * x0 - cos * y0),
-    )
-    seen = label.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR)
-    return np.asarray(seen, np.float32) / np.float32(255)
-
-
-def _cover_outline(view: View) -> Field:
-    body = rounded_box(view.u, view.v, (1.0, 0.68), 0.14)
-    tab = rounded_box(np.abs(view.u) - np.float32(0.62), view.v - np.float32(0.7), (0.1, 0.08), 0.04)
-    return np.minimum(body, tab)
-
-
-def _cover_finish(view: View, rng: np.random.Generator) -> tuple[Field, Field]:
-    """Moulded plastic with a spark-eroded grain, a raised rim, and a glued label."""
-    eroded = grain(view, rng, along=1.9, across=1.9)
-    rim = _step((rounded_box(view.u, view.v, (0.92, 0.6), 0.1)) * np.float32(view.unit), 6)
-    at_label = rounded_box(view.u, view.v, (_LABEL[0] - 0.01, _LABEL[1] - 0.01), 0.03) * np.float32(view.unit)
-    glued = np.clip(0.5 - at_label, 0, 1)
-    relief = np.float32(0.2) * eroded * (1 - glued) - np.float32(2.6) * rim
-    relief += np.float32(0.8) * _step(at_label, 2)
-    shade = rng.normal(1, 0.03)
-    plastic = np.asarray((0.1, 0.17, 0.25), np.float32) * np.float32(shade)
-    glued = glued[:, :, None]
-    return relief, plastic * (1 - glued) + np.float32(0.75) * _printed(view) * glued
 
 
 def _corner_holes(u: float, v: float, radius: float) -> tuple[Hole, ...]:
@@ -454,7 +383,7 @@ def _ring_of_holes(number: int, distance: float, radius: float) -> tuple[Hole, .
 
 
 _PARTS = (
-    Part(
+    PartDrawing(
         name="bracket",
         holes=_corner_holes(0.76, 0.38, 0.105),
         second_hole=(0.0, 0.26),
@@ -465,7 +394,7 @@ _PARTS = (
         finish=_bracket_finish,
         mat=_mat(0.085, (0.9, 1.0, 1.12), 0.16),
     ),
-    Part(
+    PartDrawing(
         name="gear",
         holes=_ring_of_holes(6, 0.5, 0.1),
         second_hole=(0.0, 0.25),
@@ -476,55 +405,44 @@ _PARTS = (
         finish=_gear_finish,
         mat=_mat(0.075, (0.75, 1.0, 1.3), 0.12),
     ),
-    Part(
-        name="cover",
-        holes=_corner_holes(0.79, 0.48, 0.065),
-        second_hole=(0.0, 0.2),
-        max_angle=5,
-        bevel=0.05,
-        gloss=0.35,
-        outline=_cover_outline,
-        finish=_cover_finish,
-        mat=_mat(0.4, (1.05, 1.0, 0.9), 0.06),
-    ),
 )
 
-PARTS: Mapping[str, Part] = MappingProxyType({part.name: part for part in _PARTS})
+PARTS: Mapping[str, PartDrawing] = MappingProxyType({part.name: part for part in _PARTS})
 """The kinds of part, by name."""
 
 
 Mask = NDArray[np.bool_]
-Flaw = Callable[[Part, View, Surface, np.random.Generator], tuple[Surface, Mask | None]]
+Flaw = Callable[[PartDrawing, PartPose, Surface, np.random.Generator], tuple[Surface, Mask | None]]
 """Gives the flawed surface; and the flaw's area where it is known beforehand, else None: then it is all that
 changed."""
 
 _OVERSAMPLING = 4
 
 
-def scratch(part: Part, view: View, surface: Surface, rng: np.random.Generator) -> tuple[Surface, None]:
+def scratch(part: PartDrawing, pose: PartPose, surface: Surface, rng: np.random.Generator) -> tuple[Surface, None]:
     """A shallow, slightly curved groove through bare material."""
     centre = _spot(surface, rng, margin=0.06)
-    extent = min(view.shape) * rng.uniform(0.16, 0.4)
+    extent = min(pose.shape) * rng.uniform(0.16, 0.4)
     heading, bend = rng.uniform(0, math.pi), rng.uniform(-0.5, 0.5)
     steps = np.linspace(-0.5, 0.5, 25)
     turn = heading + bend * steps
     path = np.stack([centre[0] + extent * steps * np.sin(turn), centre[1] + extent * steps * np.cos(turn)], 1)
-    width = min(view.shape) * rng.uniform(0.004, 0.007) * (1.15 - 1.6 * np.abs(steps))
-    groove = _stroke(view.shape, path, np.maximum(width, 0.7)) * _on_part(surface)
+    width = min(pose.shape) * rng.uniform(0.004, 0.007) * (1.15 - 1.6 * np.abs(steps))
+    groove = _stroke(pose.shape, path, np.maximum(width, 0.7)) * _on_part(surface)
     shine = np.float32(rng.choice((-0.45, 0.55)))
     albedo = np.clip(surface.albedo * (1 + shine * groove[:, :, None]), 0, 1)
     return replace(surface, relief=surface.relief - np.float32(1.6) * groove, albedo=albedo), None
 
 
-def dent(part: Part, view: View, surface: Surface, rng: np.random.Generator) -> tuple[Surface, None]:
+def dent(part: PartDrawing, pose: PartPose, surface: Surface, rng: np.random.Generator) -> tuple[Surface, None]:
     """A pit in the surface, or a chip broken out of the edge."""
-    size = min(view.shape)
+    size = min(pose.shape)
     if rng.random() < 0.5:
-        return _chip(view, surface, rng), None
+        return _chip(pose, surface, rng), None
     row, column = _spot(surface, rng, margin=0.08)
     reach, depth = size * rng.uniform(0.03, 0.055), size * rng.uniform(0.018, 0.028)
     squeeze, turn = rng.uniform(0.75, 1.3), rng.uniform(0, math.pi)
-    down, across = _offsets(view, row, column)
+    down, across = _offsets(pose, row, column)
     along = (across * math.cos(turn) + down * math.sin(turn)) * np.float32(squeeze)
     aside = down * math.cos(turn) - across * math.sin(turn)
     inside = np.clip(1 - (along**2 + aside**2) / np.float32(reach**2), 0, None)
@@ -532,12 +450,12 @@ def dent(part: Part, view: View, surface: Surface, rng: np.random.Generator) -> 
     return replace(surface, relief=(surface.relief - pit).astype(np.float32)), None
 
 
-def stain(part: Part, view: View, surface: Surface, rng: np.random.Generator) -> tuple[Surface, None]:
+def stain(part: PartDrawing, pose: PartPose, surface: Surface, rng: np.random.Generator) -> tuple[Surface, None]:
     """A dried drop of oil or rust: an uneven blot with a darker rim."""
     row, column = _spot(surface, rng, margin=0.07)
-    reach = min(view.shape) * rng.uniform(0.05, 0.1)
-    down, across = _offsets(view, row, column)
-    uneven = fractal_noise(view.shape, rng, cells=(6, 12, 24)).astype(np.float32) - np.float32(0.5)
+    reach = min(pose.shape) * rng.uniform(0.05, 0.1)
+    down, across = _offsets(pose, row, column)
+    uneven = fractal_noise(pose.shape, rng, cells=(6, 12, 24)).astype(np.float32) - np.float32(0.5)
     depth = 1 - length(down, across) / np.float32(reach) + np.float32(1.7) * uneven
     # Noise may throw splashes, but not across the whole part.
     depth = np.where(length(down, across) < 1.5 * reach, depth, np.float32(-1))
@@ -550,25 +468,25 @@ def stain(part: Part, view: View, surface: Surface, rng: np.random.Generator) ->
     return replace(surface, albedo=surface.albedo * (1 - opacity) + colour * opacity), None
 
 
-def crack(part: Part, view: View, surface: Surface, rng: np.random.Generator) -> tuple[Surface, None]:
+def crack(part: PartDrawing, pose: PartPose, surface: Surface, rng: np.random.Generator) -> tuple[Surface, None]:
     """A dark jagged line that starts at an edge and branches on its way into the material."""
     start, heading = _edge(surface, rng)
-    size = min(view.shape)
+    size = min(pose.shape)
     extent = size * rng.uniform(0.14, 0.3)
     trunk = _jagged(start, heading, extent, rng)
     width = size * rng.uniform(0.006, 0.009)
-    gap = _stroke(view.shape, trunk, np.linspace(width, 0.7, len(trunk)))
+    gap = _stroke(pose.shape, trunk, np.linspace(width, 0.7, len(trunk)))
     for _ in range(int(rng.integers(1, 4))):
         knot = int(rng.integers(len(trunk) // 4, len(trunk) - 2))
         aside = heading + rng.choice((-1, 1)) * rng.uniform(0.5, 1.0)
         branch = _jagged(trunk[knot], aside, extent * rng.uniform(0.15, 0.4), rng)
-        gap = np.maximum(gap, _stroke(view.shape, branch, np.linspace(0.55 * width, 0.6, len(branch))))
+        gap = np.maximum(gap, _stroke(pose.shape, branch, np.linspace(0.55 * width, 0.6, len(branch))))
     gap = gap * _on_part(surface)
     albedo = surface.albedo * (1 - np.float32(0.85) * gap[:, :, None])
     return replace(surface, relief=surface.relief - np.float32(1.2) * gap, albedo=albedo), None
 
 
-def wrong_hole(part: Part, view: View, surface: Surface, rng: np.random.Generator) -> tuple[Surface, Mask]:
+def wrong_hole(part: PartDrawing, pose: PartPose, surface: Surface, rng: np.random.Generator) -> tuple[Surface, Mask]:
     """A hole that was not drilled, or drilled a second time; the area is that of the hole with its bevel."""
     number = int(rng.integers(len(part.holes)))
     u, v, radius = part.holes[number]
@@ -579,8 +497,8 @@ def wrong_hole(part: Part, view: View, surface: Surface, rng: np.random.Generato
         du, dv = _second_hole(part, u, v)
         u, v = u + du, v + dv
         holes = (*part.holes, (u, v, radius))
-    distance = part.drill(view, part.outline(view), holes)
-    area = view.radius_to(u, v) < radius * view.unit + surface.bevel + 1
+    distance = part.drill(pose, part.outline(pose), holes)
+    area = pose.radius_to(u, v) < radius * pose.unit + surface.bevel + 1
     return replace(surface, distance=distance), area
 
 
@@ -590,7 +508,7 @@ FLAWS: Mapping[str, Flaw] = MappingProxyType(
 """The flaws, by the name of their folder."""
 
 
-def _second_hole(part: Part, u: float, v: float) -> tuple[float, float]:
+def _second_hole(part: PartDrawing, u: float, v: float) -> tuple[float, float]:
     du, dv = part.second_hole
     if math.isclose(math.hypot(u, v), math.hypot(*part.holes[0][:2])) and part.max_angle == 180:
         turn = 2 * math.asin(dv / 2 / math.hypot(u, v))
@@ -598,11 +516,11 @@ def _second_hole(part: Part, u: float, v: float) -> tuple[float, float]:
     return -math.copysign(du, u), -math.copysign(dv, v)
 
 
-def _chip(view: View, surface: Surface, rng: np.random.Generator) -> Surface:
+def _chip(pose: PartPose, surface: Surface, rng: np.random.Generator) -> Surface:
     (row, column), _ = _edge(surface, rng)
-    reach = min(view.shape) * rng.uniform(0.03, 0.055)
-    down, across = _offsets(view, row, column)
-    uneven = fractal_noise(view.shape, rng, cells=(12, 24)).astype(np.float32) - np.float32(0.5)
+    reach = min(pose.shape) * rng.uniform(0.03, 0.055)
+    down, across = _offsets(pose, row, column)
+    uneven = fractal_noise(pose.shape, rng, cells=(12, 24)).astype(np.float32) - np.float32(0.5)
     bite = np.float32(reach) - length(down, across) + np.float32(0.8 * reach) * uneven
     bite = np.where(length(down, across) < 1.6 * reach, bite, np.float32(-reach))
     return replace(surface, distance=np.maximum(surface.distance, bite))
@@ -612,17 +530,16 @@ def _on_part(surface: Surface) -> Field:
     return np.clip(0.5 - surface.distance, 0, 1)
 
 
-def _offsets(view: View, row: float, column: float) -> tuple[Field, Field]:
+def _offsets(pose: PartPose, row: float, column: float) -> tuple[Field, Field]:
     """Rows and columns relative to a pixel: (height, 1) and (1, width)."""
-    return view.y - view.y[int(row), 0], view.x - view.x[0, int(column)]
+    return pose.y - pose.y[int(row), 0], pose.x - pose.x[0, int(column)]
 
 
 def _spot(surface: Surface, rng: np.random.Generator, *, margin: float) -> tuple[float, float]:
     """(row, column) of a random pixel on the part, at least ``margin`` of the shorter side from its edges if
     possible."""
-    wanted = np.float32(margin * min(surface.distance.shape))
-    deepest = -surface.distance.min()
-    inner = np.flatnonzero(surface.distance <= -min(wanted, deepest))
+    inset = min(np.float32(margin * min(surface.distance.shape)), -surface.distance.min())
+    inner = np.flatnonzero(surface.distance <= -inset)
     row, column = divmod(int(inner[rng.integers(inner.size)]), surface.distance.shape[1])
     return float(row), float(column)
 
@@ -711,17 +628,17 @@ def render_part(
     _check(part, defect, size)
     kind = PARTS[part]
     look, flaw = (generator(seed, f"render {name} of {part} {group} {defect}", index) for name in ("look", "flaw"))
-    view = draw_view(size, look, max_angle=kind.max_angle, max_shift=0.012)
+    pose = draw_pose(size, look, max_angle=kind.max_angle, max_shift=0.012)
     light = draw_light(look)
-    mat = kind.mat(view, look)
-    surface = kind.surface(view, look)
+    mat = kind.mat(pose, look)
+    surface = kind.surface(pose, look)
     noise = look.standard_normal(size, dtype=np.float32)
-    good = photograph(view, surface, mat, light, noise)
+    good = photograph(pose, surface, mat, light, noise)
     if defect is None:
         return good, np.zeros(size, bool)
     for _ in range(_MAX_TRIES):
-        flawed_surface, area = FLAWS[defect](kind, view, surface, flaw)
-        flawed = photograph(view, flawed_surface, mat, light, noise)
+        flawed_surface, area = FLAWS[defect](kind, pose, surface, flaw)
+        flawed = photograph(pose, flawed_surface, mat, light, noise)
         changed = np.abs(flawed.astype(np.int16) - good).max(axis=2) >= _VISIBLE
         mask = _closed(changed) if area is None else area
         if np.count_nonzero(mask & changed) >= max(6, _MIN_AREA * mask.size):

@@ -372,19 +372,19 @@ class AutomaticForeground:
         if not smooth:
             raise ValueError("no image to find a foreground in")
         background = Background.of(smooth)
-        found = [separate(image, background) for image in smooth]
-        refusals = [result.refusal for result in found if result.refusal is not None]
+        separations = [separate(image, background) for image in smooth]
+        refusals = [result.refusal for result in separations if result.refusal is not None]
         reason = None
-        if 2 * len(refusals) > len(found):
-            reason = f"{len(refusals)} of {len(found)} images have no clear foreground: {refusals[0]}"
+        if 2 * len(refusals) > len(separations):
+            reason = f"{len(refusals)} of {len(separations)} images have no clear foreground: {refusals[0]}"
         return replace(self, background=background, reason=reason)
 
     def __call__(self, image: FloatImage, path: Path | None = None, geometry: Geometry | None = None) -> Mask | None:
         """What stands out, or None where the sample, or this image, has no clear foreground."""
         if self.reason is not None:
             return None
-        found = self.separation(image)
-        return found.mask if found.refusal is None else None
+        separation = self.separation(image)
+        return separation.mask if separation.refusal is None else None
 
     def separation(self, image: FloatImage) -> Separation:
         """The mask with the evidence for it."""

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from flawsmith.data.seeding import generator
-from flawsmith.synthesis.blend import FixedWeight, Mask, blend
+from flawsmith.synthesis.blend import FixedWeight, blend
 from flawsmith.synthesis.masks import Acceptance
 from flawsmith.synthesis.procedural import ProceduralTextures
 from flawsmith.synthesis.recipes import RECIPES, Recipe
-from flawsmith.synthesis.synthesizer import AnomalySynthesizer, to_8_bit, to_float
+from flawsmith.synthesis.synthesizer import AnomalySample, AnomalySynthesizer, to_8_bit, to_float
 
 Rgb = NDArray[np.uint8]
 """(height, width, 3)."""
@@ -29,7 +28,7 @@ HELD_OUT_RECIPES = ("glass", "aand", "slsg-structural", "slsg-logical")
 WEIGHTS = (0.1, 0.8)
 """Range of the good image's weight inside the mask: from a strong flaw to a weak one."""
 
-FALL_BACK = "ellipse"
+FALLBACK = "ellipse"
 """Stands for a recipe's name where no recipe made a flaw that counts."""
 
 _TRIES = 12
@@ -44,24 +43,7 @@ _WINDOW = 2048
 _GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
 
 
-@dataclass(frozen=True)
-class HeldOutFlaw:
-    """One synthetic flaw.
-
-    Attributes:
-        image: (height, width, 3) uint8; outside the mask the very values of the good image.
-        mask: (height, width), never empty.
-        recipe: its name, or ``ellipse`` for the fall-back.
-        weight: of the good image inside the mask.
-    """
-
-    image: Rgb
-    mask: Mask
-    recipe: str
-    weight: float
-
-
-def held_out_flaws(images: Iterable[Rgb], seed: int) -> Iterator[HeldOutFlaw]:
+def held_out_flaws(images: Iterable[Rgb], seed: int) -> Iterator[AnomalySample]:
     """One flaw on every image; each image serves the next one as the other good image that some recipes ask for.
 
     Args:
@@ -74,12 +56,14 @@ def held_out_flaws(images: Iterable[Rgb], seed: int) -> Iterator[HeldOutFlaw]:
         previous = image
 
 
-def held_out_flaw(image: Rgb, *, seed: int, index: int, other: Rgb | None = None) -> HeldOutFlaw:
+def held_out_flaw(image: Rgb, *, seed: int, index: int, other: Rgb | None = None) -> AnomalySample:
     """Put one flaw on a good image, large and visible enough to count.
 
     The recipes take turns by index. Where a recipe's flaws cannot be seen (cells of an even surface, shuffled),
     ``glass`` takes over; where that fails too (a tiny image), the fall-back is an ellipse near the middle, blended
     with the inverted image, or with white where inverting mid-grey would change nothing.
+
+    The sample's images are uint8, its mask is never empty, and ``recipe`` says which one made it, or ``ellipse``.
 
     Args:
         image: (height, width, 3) uint8; left as it is.
@@ -96,9 +80,9 @@ def held_out_flaw(image: Rgb, *, seed: int, index: int, other: Rgb | None = None
     rng = generator(seed, "held-out flaw", index)
     weight = strength(seed, index)
     least = max(_MIN_PIXELS, math.ceil(_MIN_AREA * image.shape[0] * image.shape[1]))
-    own = HELD_OUT_RECIPES[index % len(HELD_OUT_RECIPES)]
+    turn = HELD_OUT_RECIPES[index % len(HELD_OUT_RECIPES)]
     for attempt in range(_TRIES):
-        name = own if attempt < _TRIES // 2 else "glass"
+        name = turn if attempt < _TRIES // 2 else "glass"
         flaw = _synthetic(image, other, _variant(RECIPES[name], weight, least), rng)
         if flaw is not None:
             return flaw
@@ -117,7 +101,7 @@ def _variant(recipe: Recipe, weight: float, min_pixels: int) -> Recipe:
     return recipe.with_weight(FixedWeight(value=weight)).model_copy(update=changes)
 
 
-def _synthetic(image: Rgb, other: Rgb | None, recipe: Recipe, rng: np.random.Generator) -> HeldOutFlaw | None:
+def _synthetic(image: Rgb, other: Rgb | None, recipe: Recipe, rng: np.random.Generator) -> AnomalySample | None:
     """A flaw in a window of the image; None where it is too small or cannot be seen."""
     window = tuple(_span(length, rng) for length in image.shape[:2])
     good = image[window]
@@ -130,7 +114,7 @@ def _synthetic(image: Rgb, other: Rgb | None, recipe: Recipe, rng: np.random.Gen
         return None
     out, mask = image.copy(), np.zeros(image.shape[:2], bool)
     out[window], mask[window] = changed, synthetic.mask
-    return HeldOutFlaw(out, mask, recipe.name, synthetic.weight)
+    return AnomalySample(out, mask, image, weight=synthetic.weight, recipe=recipe.name)
 
 
 def _span(length: int, rng: np.random.Generator) -> slice:
@@ -138,7 +122,7 @@ def _span(length: int, rng: np.random.Generator) -> slice:
     return slice(start, start + min(length, _WINDOW))
 
 
-def _ellipse(image: Rgb, rng: np.random.Generator) -> HeldOutFlaw:
+def _ellipse(image: Rgb, rng: np.random.Generator) -> AnomalySample:
     """An ellipse around a pixel near the middle; always holds that pixel."""
     shape = image.shape[:2]
     centre = [int(side * rng.uniform(0.3, 0.7)) for side in shape]
@@ -148,4 +132,5 @@ def _ellipse(image: Rgb, rng: np.random.Generator) -> HeldOutFlaw:
     inverted = 255 - image
     nearly_same = np.abs(inverted.astype(np.int16) - image) < 64
     texture = np.where(nearly_same, np.uint8(255), inverted)
-    return HeldOutFlaw(to_8_bit(blend(to_float(image), to_float(texture), mask, 0.5)), mask, FALL_BACK, 0.5)
+    synthetic = to_8_bit(blend(to_float(image), to_float(texture), mask, 0.5))
+    return AnomalySample(synthetic, mask, image, weight=0.5, recipe=FALLBACK)

@@ -80,12 +80,12 @@ def weave(size: Size, rng: np.random.Generator) -> Field:
     """Two families of stripes across each other: cloth, mesh, knurls, tiles."""
     angle, period = rng.uniform(0, math.pi), _scale(size, rng, 0.02, 0.2)
     crossing = angle + (math.pi / 2 if rng.random() < 0.7 else rng.uniform(0.5, 1.5))
-    one = _profile(_along(size, angle) / np.float32(period), rng)
+    warp = _profile(_along(size, angle) / np.float32(period), rng)
     other = _profile(_along(size, crossing) / np.float32(period * rng.choice((1.0, 1.0, 2.0))), rng)
     kind = rng.integers(3)
     if kind == 0:
-        return np.abs(one - other)
-    return one * other if kind == 1 else np.maximum(one, other)
+        return np.abs(warp - other)
+    return warp * other if kind == 1 else np.maximum(warp, other)
 
 
 def cells(size: Size, rng: np.random.Generator) -> Field:
@@ -138,8 +138,8 @@ def stains(size: Size, rng: np.random.Generator) -> Field:
     rim = np.float32(rng.uniform(0.02, 0.2))
     for _ in range(int(rng.integers(2, 8))):
         radius = max(1.0, _scale(coarse, rng, 0.06, 0.45))
-        above, beside = y - np.float32(rng.uniform(0, height)), x - np.float32(rng.uniform(0, width))
-        depth = 1 - (np.sqrt((above * above)[:, None] + beside * beside) + warp) / np.float32(radius)
+        above, across = y - np.float32(rng.uniform(0, height)), x - np.float32(rng.uniform(0, width))
+        depth = 1 - (np.sqrt((above * above)[:, None] + across * across) + warp) / np.float32(radius)
         body = np.clip(depth * np.float32(1 / rng.uniform(0.05, 0.8)), 0, 1) * np.float32(rng.uniform(0.1, 0.4))
         edge = np.maximum(1 - np.square(depth / rim), 0)
         field += body + np.float32(rng.uniform(0, 0.5)) * edge

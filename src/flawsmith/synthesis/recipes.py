@@ -305,7 +305,7 @@ def strided_cells(mask: Mask, grid: Grid, stride: int) -> Mask:
     """
     if mask.shape == (grid[0] * stride, grid[1] * stride):
         return max_pool_cells(mask, grid)
-    found = np.zeros(grid, bool)
+    cells = np.zeros(grid, bool)
     rows, columns = np.nonzero(mask)
-    found[np.minimum(rows // stride, grid[0] - 1), np.minimum(columns // stride, grid[1] - 1)] = True
-    return found
+    cells[np.minimum(rows // stride, grid[0] - 1), np.minimum(columns // stride, grid[1] - 1)] = True
+    return cells

@@ -1,4 +1,4 @@
-"""Synthesis: one flaw on one good image, by a recipe.
+"""Synthesis: one anomaly on one good image, by a recipe.
 
 ``AnomalySynthesizer`` carries what a data set shares (recipe, textures, foreground) and travels to worker processes;
 every draw comes from the generator of the call.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -18,31 +18,14 @@ from numpy.typing import NDArray
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.augment import augment
 from flawsmith.synthesis.blend import FloatImage, Mask, blend, faded, visible
-from flawsmith.synthesis.foreground import ForegroundProvider
+from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, provider
 from flawsmith.synthesis.masks import Acceptance, MaskRule, mask_field, random_rectangle
 from flawsmith.synthesis.perlin import NoiseField, draw_lattice, noise_field
-from flawsmith.synthesis.recipes import Branch, Grid, Recipe, max_pool_cells
-from flawsmith.synthesis.textures import TextureSource
+from flawsmith.synthesis.recipes import Branch, Grid, Recipe, find_recipe, max_pool_cells
+from flawsmith.synthesis.textures import TextureSource, texture_source
 
 Attempt = tuple[float, Iterable[NoiseField]]
 """A uniform draw in [0, 1) and noise fields, as many as the draw asks for; a lazy iterable computes no more."""
-
-
-@dataclass(frozen=True)
-class FoundMask:
-    """What a search for a mask came to.
-
-    Attributes:
-        mask: (height, width); empty where none was accepted.
-        cells: (rows, columns), the mask by cells; None without a grid.
-        tries: masks that were looked at.
-        accepted: whether the mask counts.
-    """
-
-    mask: Mask
-    cells: Mask | None
-    tries: int
-    accepted: bool
 
 
 def find_mask(
@@ -52,7 +35,7 @@ def find_mask(
     *,
     foreground: Mask | None = None,
     grid: Grid | None = None,
-) -> FoundMask:
+) -> tuple[Mask, Mask | None, int]:
     """The first mask that counts.
 
     Args:
@@ -61,6 +44,10 @@ def find_mask(
         acceptance: when it counts.
         foreground: (height, width), where flaws may be; None: everywhere.
         grid: cells for the pooled mask; None: pixels alone decide.
+
+    Returns:
+        The mask (height, width), empty where none counted; the same by cells (rows, columns), None without a grid;
+        and the number of masks that were looked at.
 
     Raises:
         ValueError: no attempt at all, or more cells than pixels.
@@ -76,14 +63,17 @@ def find_mask(
             mask &= foreground
         cells = None if grid is None else max_pool_cells(mask, grid)
         if acceptance.holds(mask, cells):
-            return FoundMask(mask, cells, tries, accepted=True)
+            return mask, cells, tries
     if mask is None:
         raise ValueError("no attempt to find a mask in")
-    return FoundMask(np.zeros_like(mask), None if grid is None else np.zeros(grid, bool), tries, accepted=False)
+    return np.zeros_like(mask), None if grid is None else np.zeros(grid, bool), tries
 
 
-FallBack = Literal["foreground ignored", "left normal"]
+Fallback = Literal["foreground ignored", "left normal"]
 """What was done when no mask counted within the recipe's tries: first the foreground is given up, then the flaw."""
+
+Image = NDArray[np.floating[Any]]
+"""(height, width, 3) RGB in [0, 1]."""
 
 Others = Sequence[FloatImage] | Callable[[np.random.Generator], FloatImage]
 """Other good images in [0, 1], of any size; or a picklable function that draws one."""
@@ -97,36 +87,42 @@ _OTHER_TRIES = 16
 """Draws of another good image before the image itself is accepted: it may be the only one."""
 
 
-@dataclass(frozen=True)
-class SyntheticAnomaly:
-    """A synthetic sample.
+@dataclass(frozen=True, eq=False)
+class AnomalySample:
+    """A good image with a synthetic anomaly: what is carried from a recipe to a method.
 
     Attributes:
-        image: (height, width, 3) float32; outside the mask the very values of the good image, but for changes
-            too small to count where the recipe asks for visible ones.
-        good: the same shape, the good image as the flaw was put on it: in jittered colours where the recipe
-            jitters, else the very image that was given.
-        mask: (height, width); empty where the sample was left normal.
-        cells: (rows, columns), the mask by cells; None without a grid.
-        texture: (height, width, 3) as it was blended; None where the sample was left normal.
+        image: (height, width, 3), float32 in [0, 1], or uint8 where the good image was; outside the mask the very
+            values of the good image, but for changes too small to count where the recipe asks for visible ones.
+        mask: (height, width) bool; empty where the sample was left normal.
+        normal: the good image as the flaw was put on it, in the form of ``image``: in jittered colours where the
+            recipe jitters, else the very image that was given.
+        foreground: (height, width) bool, where the flaw was to lie; None: anywhere.
+        cells: (rows, columns) bool, the mask by cells; None without a grid.
+        texture: as it was blended, in the form of ``image``; None where the sample was left normal.
         weight: of the good image inside the mask; 1 where the sample was left normal.
         tries: masks that were looked at; 0 where the recipe keeps a share of samples normal.
-        fell_back: None where a mask counted, else what was done instead: for callers to count.
+        fallback: None where a mask counted, else what was done instead: for callers to count.
+        recipe: its name.
+        branch: the branch of the recipe; None where the recipe keeps a share of samples normal.
     """
 
-    image: FloatImage
-    good: FloatImage
+    image: NDArray[Any]
     mask: Mask
-    cells: Mask | None
-    texture: FloatImage | None
-    weight: float
-    tries: int
-    fell_back: FallBack | None
+    normal: NDArray[Any]
+    foreground: Mask | None = None
+    cells: Mask | None = None
+    texture: NDArray[Any] | None = None
+    weight: float = 1.0
+    tries: int = 0
+    fallback: Fallback | None = None
+    recipe: str = ""
+    branch: Branch | None = None
 
 
 @dataclass(frozen=True)
 class AnomalySynthesizer:
-    """Synthesizes flaws by one recipe. Picklable where its parts are.
+    """Synthesizes anomalies by one recipe, on plain arrays. Picklable where its parts are.
 
     Attributes:
         recipe: how flaws are made.
@@ -137,6 +133,14 @@ class AnomalySynthesizer:
         grid: (rows, columns) of the cells that a network scores; None: pixels alone decide what is a flaw.
         match_grey: make the texture grey where the image is grey: no camera that sees grey shows a coloured
             flaw. The published methods do not: switch it off to repeat them.
+
+    Example:
+        >>> synthesize = AnomalySynthesizer.from_recipe("glass")
+        >>> sample = synthesize(np.full((64, 96, 3), 0.5, np.float32), np.random.default_rng(0))
+        >>> sample.image.shape, sample.mask.shape, bool(sample.mask.any())
+        ((64, 96, 3), (64, 96), True)
+        >>> bool((sample.image[~sample.mask] == sample.normal[~sample.mask]).all())
+        True
     """
 
     recipe: Recipe
@@ -147,9 +151,78 @@ class AnomalySynthesizer:
     grid: Grid | None = None
     match_grey: bool = True
 
+    @classmethod
+    def from_recipe(
+        cls,
+        recipe: str | Recipe,
+        textures: str | Path | TextureSource = "procedural",
+        *,
+        good: Sequence[str | Path] = (),
+        foreground: str | Foreground = "none",
+        others: Others = (),
+        grid: Grid | None = None,
+        match_grey: bool = True,
+    ) -> AnomalySynthesizer:
+        """A synthesizer by names.
+
+        Args:
+            recipe: name of a recipe, such as ``glass``, ``aand`` or ``slsg``; or one of your own.
+            textures: ``procedural``, ``self``, a folder of pictures such as DTD, or a source of your own.
+            good: paths of good images, for the textures ``self``.
+            foreground: where flaws may lie: ``none`` (anywhere), ``auto``, ``disc``, ``box``, or its settings.
+            others: other good images, for recipes that blend one in.
+            grid: (rows, columns) of cells in which a mask must leave a trace; None: pixels alone decide.
+            match_grey: make the texture grey where the image is grey.
+
+        Raises:
+            FlawsmithError: an unknown recipe, or no such textures.
+
+        Example:
+            >>> AnomalySynthesizer.from_recipe("aand", textures="procedural", foreground="disc").recipe.max_tries
+            11
+        """
+        settings = Foreground.model_validate(foreground)
+        named = find_recipe(recipe) if isinstance(recipe, str) else recipe
+        source = texture_source(textures, good, fit=named.fit) if isinstance(textures, (str, Path)) else textures
+        place = None if settings.mode == "none" else provider(settings)
+        return cls(named, source, place, others=others, grid=grid, match_grey=match_grey)
+
+    def __call__(self, image: Image, rng: np.random.Generator) -> AnomalySample:
+        """Put one flaw on a good image.
+
+        Args:
+            image: (height, width, 3) RGB in [0, 1], of any float type; left as it is.
+            rng: source of all draws: the same state gives the same sample.
+
+        Raises:
+            ValueError: not an image of the stated form.
+        """
+        return self.synthesize(_as_float32(image), rng)
+
+    def batch(self, images: Image | Sequence[Image], rng: np.random.Generator) -> list[AnomalySample]:
+        """Put one flaw on each of several good images, which are each other's other images where none were given.
+
+        Args:
+            images: (images, height, width, 3) RGB in [0, 1], or a sequence of images of any sizes.
+            rng: source of all draws.
+
+        Raises:
+            ValueError: not images of the stated form.
+
+        Example:
+            >>> images = np.random.default_rng(0).random((3, 64, 64, 3))
+            >>> samples = AnomalySynthesizer.from_recipe("slsg", grid=(8, 8)).batch(images, np.random.default_rng(0))
+            >>> [sample.cells.shape for sample in samples]
+            [(8, 8), (8, 8), (8, 8)]
+        """
+        goods = [_as_float32(image) for image in images]
+        alone = isinstance(self.others, Sequence) and not len(self.others)
+        synthesizer = replace(self, others=goods) if alone else self
+        return [synthesizer.synthesize(image, rng) for image in goods]
+
     def synthesize(
         self, image: FloatImage, rng: np.random.Generator, *, foreground: Mask | None = None, path: Path | None = None
-    ) -> SyntheticAnomaly:
+    ) -> AnomalySample:
         """Put one flaw on a good image.
 
         The order of the draws is: whether the sample stays normal, the branch, the jitter of the good image,
@@ -168,40 +241,51 @@ class AnomalySynthesizer:
         """
         _check(image, foreground)
         if self.recipe.normal_share and self.recipe.keeps_normal(float(rng.random())):
-            return self._unchanged(self._jittered(image, rng), 0, None)
+            return replace(self._unchanged(self._jittered(image, rng)), foreground=foreground)
         if foreground is None:
             foreground = self.foreground(image, path)
         branch = self.recipe.branch(float(rng.random()))
-        good = self._jittered(image, rng)
-        if not branch.keeps_foreground(rng):
-            foreground = None
+        normal = self._jittered(image, rng)
+        region = foreground if branch.keeps_foreground(rng) else None
         tries = 0
         for _ in range(_VISIBLE_TRIES if self.recipe.least_change else 1):
-            flaw = self._flaw(image, good, branch, foreground, rng)
-            tries += flaw.tries
-            if self.recipe.acceptance.holds(flaw.mask, flaw.cells):
-                return replace(flaw, tries=tries)
-        return self._unchanged(good, tries, "left normal")
+            sample = self._flaw(image, normal, branch, region, rng)
+            tries += sample.tries
+            if self.recipe.acceptance.holds(sample.mask, sample.cells):
+                break
+        else:
+            sample = replace(self._unchanged(normal), fallback="left normal")
+        return replace(sample, tries=tries, foreground=foreground, branch=branch)
 
     def _flaw(
-        self, image: FloatImage, good: FloatImage, branch: Branch, foreground: Mask | None, rng: np.random.Generator
-    ) -> SyntheticAnomaly:
-        """One flaw by the draws of mask, texture and weight; with an empty mask where none was found."""
+        self, image: FloatImage, normal: FloatImage, branch: Branch, foreground: Mask | None, rng: np.random.Generator
+    ) -> AnomalySample:
+        """One flaw by the draws of mask, texture and weight; with an empty mask where none counted."""
         recipe = self.recipe
-        found, fell_back = self._mask(image.shape[:2], branch, foreground, rng)
-        if not found.accepted:
-            return self._unchanged(good, found.tries, "left normal")
-        texture = self._texture(image, good, branch, rng)
-        if self.match_grey and is_grey(good):
+        mask, cells, tries, fallback = self._mask(image.shape[:2], branch, foreground, rng)
+        if not mask.any():
+            return replace(self._unchanged(normal), tries=tries)
+        texture = self._texture(image, normal, branch, rng)
+        if self.match_grey and is_grey(normal):
             texture = greyed(texture)
         weight = branch.weight.draw(rng)
-        synthetic, mask, cells = blend(good, texture, found.mask, weight), found.mask, found.cells
+        synthetic = blend(normal, texture, mask, weight)
         if recipe.feather:
-            synthetic = faded(good, synthetic, mask, recipe.feather)
+            synthetic = faded(normal, synthetic, mask, recipe.feather)
         if recipe.least_change:
-            mask = visible(good, synthetic, mask, recipe.least_change)
+            mask = visible(normal, synthetic, mask, recipe.least_change)
             cells = None if self.grid is None else max_pool_cells(mask, self.grid)
-        return SyntheticAnomaly(synthetic, good, mask, cells, texture, weight, found.tries, fell_back)
+        return AnomalySample(
+            synthetic,
+            mask,
+            normal,
+            cells=cells,
+            texture=texture,
+            weight=weight,
+            tries=tries,
+            fallback=fallback,
+            recipe=recipe.name,
+        )
 
     def foreground(self, image: FloatImage, path: Path | None = None) -> Mask | None:
         """Where flaws may lie on an image, (height, width), as the provider says; None: everywhere."""
@@ -210,26 +294,25 @@ class AnomalySynthesizer:
     def _jittered(self, image: FloatImage, rng: np.random.Generator) -> FloatImage:
         return self.recipe.jitter_strength.jitter(image, rng) if self.recipe.jitter else image
 
-    def _unchanged(self, good: FloatImage, tries: int, fell_back: FallBack | None) -> SyntheticAnomaly:
+    def _unchanged(self, normal: FloatImage) -> AnomalySample:
         cells = None if self.grid is None else np.zeros(self.grid, bool)
-        return SyntheticAnomaly(good, good, np.zeros(good.shape[:2], bool), cells, None, 1.0, tries, fell_back)
+        return AnomalySample(normal, np.zeros(normal.shape[:2], bool), normal, cells=cells, recipe=self.recipe.name)
 
     def _mask(
         self, shape: tuple[int, int], branch: Branch, foreground: Mask | None, rng: np.random.Generator
-    ) -> tuple[FoundMask, FallBack | None]:
+    ) -> tuple[Mask, Mask | None, int, Fallback | None]:
         """A mask that counts, if need be beside the foreground; at most twice the recipe's tries."""
         tries = 0
         if foreground is None or foreground.any():
-            found = self._search(shape, branch, foreground, rng)
-            if found.accepted or foreground is None:
-                return found, None
-            tries = found.tries
-        found = self._search(shape, branch, None, rng)
-        return FoundMask(found.mask, found.cells, tries + found.tries, found.accepted), "foreground ignored"
+            mask, cells, tries = self._search(shape, branch, foreground, rng)
+            if mask.any() or foreground is None:
+                return mask, cells, tries, None
+        mask, cells, more = self._search(shape, branch, None, rng)
+        return mask, cells, tries + more, "foreground ignored"
 
     def _search(
         self, shape: tuple[int, int], branch: Branch, foreground: Mask | None, rng: np.random.Generator
-    ) -> FoundMask:
+    ) -> tuple[Mask, Mask | None, int]:
         # A flaw that is the whole image would have no good surroundings to differ from.
         if branch.mask_is_foreground and foreground is not None and not foreground.all():
             attempts: Iterable[Attempt] = [(0.0, [mask_field(foreground)])]
@@ -237,12 +320,12 @@ class AnomalySynthesizer:
             attempts = _attempts(shape, branch.rule, self.recipe, rng)
         return find_mask(attempts, branch.rule, self.recipe.acceptance, foreground=foreground, grid=self.grid)
 
-    def _texture(self, image: FloatImage, good: FloatImage, branch: Branch, rng: np.random.Generator) -> FloatImage:
+    def _texture(self, image: FloatImage, normal: FloatImage, branch: Branch, rng: np.random.Generator) -> FloatImage:
         """(height, width, 3) in [0, 1]: what is blended in."""
         size = (image.shape[0], image.shape[1])
         if branch.texture == "source":
             return to_float(augment(self.textures.draw(size, rng), rng, branch.operations))
-        source = good if branch.texture == "self" else resized(self._other(image, branch, rng), size)
+        source = normal if branch.texture == "self" else resized(self._other(image, branch, rng), size)
         for transform in branch.transforms:
             source = transform(source, rng)
         if branch.operations == "none":
@@ -265,10 +348,10 @@ class AnomalySynthesizer:
 
 def _attempts(shape: tuple[int, int], rule: MaskRule, recipe: Recipe, rng: np.random.Generator) -> Iterator[Attempt]:
     """As many attempts as the recipe allows; a second field is computed only where the combination asks for it."""
-    kept = [draw_lattice(rng, rule.exponents) for _ in range(2)] if recipe.redraw == "noise" else [None, None]
+    lattices = [draw_lattice(rng, rule.exponents) for _ in range(2)] if recipe.redraw == "noise" else [None, None]
 
     def fields() -> Iterator[NoiseField]:
-        for lattice in kept:
+        for lattice in lattices:
             if rule.shape == "rectangle":
                 yield mask_field(random_rectangle(shape, rng))
             else:
@@ -287,11 +370,11 @@ def resized(image: FloatImage, size: tuple[int, int]) -> FloatImage:
 
 
 def is_grey(image: FloatImage) -> bool:
-    """Whether the three channels are equal, up to what keeping images in half precision makes of equal channels."""
+    """Whether the three channels are equal, up to half a grey level of 8 bits."""
     # Colour shows in a few pixels already, so most colour images are not read to the end.
     some = image[:: max(1, len(image) // 8)]
     pairs = ((part[:, :, 0], part[:, :, channel]) for part in (some, image) for channel in (1, 2))
-    return all(float(np.abs(one - other).max(initial=0)) <= GREY_TOLERANCE for one, other in pairs)
+    return all(float(np.abs(first - other).max(initial=0)) <= GREY_TOLERANCE for first, other in pairs)
 
 
 def greyed(texture: FloatImage) -> FloatImage:
@@ -308,6 +391,18 @@ def to_8_bit(image: FloatImage) -> NDArray[np.uint8]:
 def to_float(image: NDArray[np.uint8]) -> FloatImage:
     """uint8 as values in [0, 1]."""
     return image * np.float32(1 / 255)
+
+
+def _as_float32(image: Image) -> FloatImage:
+    """An image of any float type.
+
+    Raises:
+        ValueError: its values are whole numbers, of which nobody says what is white.
+    """
+    array = np.asarray(image)
+    if not np.issubdtype(array.dtype, np.floating):
+        raise ValueError(f"expected values in [0, 1], not {array.dtype}: divide 8-bit images by 255")
+    return array.astype(np.float32, copy=False)
 
 
 def _check(image: FloatImage, foreground: Mask | None) -> None:

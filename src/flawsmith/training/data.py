@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -21,26 +19,32 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from flawsmith.data.samples import Sample
-from flawsmith.data.seeding import generator
+from flawsmith.data.seeding import Shard, generator
 from flawsmith.data.splits import content_hashes
 from flawsmith.features.backbones import Backbone
-from flawsmith.features.cache import FeatureCache, FeatureTable, LevelMaps
-from flawsmith.features.extract import Extractor, extract_files, extractor_key, make_extractor, preparation
-from flawsmith.models.base import SyntheticImages
-from flawsmith.models.components.distributed import share
+from flawsmith.features.cache import FeatureCache, FeatureTable, ImageCache, ImageTable, LevelMaps, fill_images
+from flawsmith.features.extract import (
+    Extractor,
+    extract,
+    extractor_key,
+    image_key,
+    make_extractor,
+    read_files,
+)
+from flawsmith.models.base import ALONE, SyntheticImages
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.image import decode
+from flawsmith.runtime.geometry import Geometry, Pixels
 from flawsmith.synthesis.blend import FloatImage, Mask
 from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, provider
 from flawsmith.synthesis.recipes import Recipe
-from flawsmith.synthesis.synthesizer import AnomalySynthesizer, SyntheticAnomaly, to_8_bit
+from flawsmith.synthesis.synthesizer import AnomalySample, AnomalySynthesizer, to_8_bit
 from flawsmith.synthesis.textures import texture_source
-from flawsmith.training import processes
 
 PREFETCHED = 2
 MOST_WORKERS = 2
-KEPT_FOREGROUNDS = 4096
+CACHED_FOREGROUNDS = 4096
+FITTED_FOREGROUNDS = 16
+"""Images that decide together whether there is a foreground."""
 
 
 def default_workers() -> int:
@@ -50,118 +54,80 @@ def default_workers() -> int:
 
 @dataclass(frozen=True)
 class SampleKey:
-    """What one synthetic image is drawn from: the image's row, and where in training it stands."""
+    """What one synthetic image is drawn from.
+
+    Attributes:
+        row: of the image.
+        epoch: from 0.
+        number: of the sample in the whole epoch, over all processes.
+    """
 
     row: int
     epoch: int
     number: int
 
 
-class PreparedImages:
-    """Training images as the network sees them, before normalisation; read from the cache, whatever their files cost.
+class TrainingImages:
+    """Training images as the network sees them, before they are normalised, from the cache.
 
     Args:
-        table: normalised images as the only level of a feature table.
+        table: their pixels.
         paths: their files, by row.
-        geometry: how the files became network input.
+        geometry: how the files became these pixels.
     """
 
-    def __init__(self, table: FeatureTable, paths: Sequence[Path], geometry: Geometry) -> None:
+    def __init__(self, table: ImageTable, paths: Sequence[Path], geometry: Geometry) -> None:
         self.table, self.paths, self.geometry = table, tuple(paths), geometry
-        self._mean = np.array(geometry.mean, np.float32)
-        self._std = np.array(geometry.std, np.float32)
 
     def __len__(self) -> int:
         return len(self.paths)
 
     def __getitem__(self, row: int) -> FloatImage:
         """(height, width, 3) in [0, 1]."""
-        (normalised,) = self.table.row(row)
-        return np.ascontiguousarray(np.clip(normalised.transpose(1, 2, 0) * self._std + self._mean, 0, 1))
+        return self.geometry.to_float(self.table[row])
 
     def any(self, rng: np.random.Generator) -> FloatImage:
         """One of the images, each equally likely."""
         return self[int(rng.integers(len(self)))]
 
-    def normalised(self, image: FloatImage) -> Tensor:
-        """An image in [0, 1] as network input, (3, height, width)."""
-        values = (image - self._mean) / self._std
-        return torch.from_numpy(np.ascontiguousarray(values.transpose(2, 0, 1), dtype=np.float32))
 
+class _SyntheticDataset(Dataset[AnomalySample | FlawsmithError]):
+    """Synthetic anomalies by key; what is drawn depends on the seed and the key alone, not on the worker."""
 
-class AnomalySample(NamedTuple):
-    """One synthetic image on its way from a worker.
-
-    Attributes:
-        image: normalised, (3, height, width).
-        mask: (height, width).
-        foreground: (height, width).
-        fell_back: whether the mask is a fall-back.
-        good: the good image as the flaw was put on it, in the form of ``image``; None where the recipe does not
-            jitter it.
-    """
-
-    image: Tensor
-    mask: Mask
-    foreground: Mask
-    fell_back: bool
-    good: Tensor | None
-
-
-class _Batch(NamedTuple):
-    """Samples of a batch, stacked."""
-
-    images: Tensor
-    masks: Tensor
-    foregrounds: Tensor
-    fell_back: int
-    good: Tensor | None
-
-
-class _SyntheticImages(Dataset[AnomalySample | FlawsmithError]):
-    """Synthetic images by place; what is drawn depends on the seed and the place alone, not on the worker."""
-
-    def __init__(self, images: PreparedImages, synthesizer: AnomalySynthesizer, seed: int) -> None:
+    def __init__(self, images: TrainingImages, synthesizer: AnomalySynthesizer, seed: int) -> None:
         self._images, self._synthesizer, self._seed = images, synthesizer, seed
         self._foregrounds: OrderedDict[int, np.ndarray] = OrderedDict()
 
-    def __getitem__(self, place: SampleKey) -> AnomalySample | FlawsmithError:
+    def __getitem__(self, key: SampleKey) -> AnomalySample | FlawsmithError:
         """A user's mistake is handed over instead of raised: the loader would wrap it in a worker's traceback."""
         try:
-            image = self._images[place.row]
-            foreground = self._foreground(place.row, image)
-            synthetic = self._synthesize(place, image, foreground)
+            return self.sample(key)
         except FlawsmithError as error:
             return error
-        normalised = self._images.normalised
-        good = normalised(synthetic.good) if self._synthesizer.recipe.jitter else None
-        return AnomalySample(
-            normalised(synthetic.image), synthetic.mask, foreground, synthetic.fell_back is not None, good
-        )
 
-    def _synthesize(self, place: SampleKey, image: FloatImage, foreground: Mask) -> SyntheticAnomaly:
-        rng = generator(self._seed, "forge", place.epoch, place.number)
-        return self._synthesizer.synthesize(image, rng, foreground=foreground)
+    def sample(self, key: SampleKey) -> AnomalySample:
+        """The sample of a key, with a foreground that is everywhere for an image without one.
+
+        Raises:
+            FlawsmithError: a foreground mask is missing.
+        """
+        image = self._images[key.row]
+        rng = generator(self._seed, "forge", key.epoch, key.number)
+        return self._synthesizer.synthesize(image, rng, foreground=self._foreground(key.row, image))
 
     def _foreground(self, row: int, image: FloatImage) -> Mask:
-        """The image's foreground, found once and kept as bits: it is the same every time."""
+        """The image's foreground, computed once and held as bits: it is the same every time."""
         if row not in self._foregrounds:
-            found = self._synthesizer.foreground(image, self._images.paths[row])
-            self._foregrounds[row] = np.packbits(np.ones(image.shape[:2], bool) if found is None else found)
-            if len(self._foregrounds) > KEPT_FOREGROUNDS:
+            mask = self._synthesizer.foreground(image, self._images.paths[row])
+            self._foregrounds[row] = np.packbits(np.ones(image.shape[:2], bool) if mask is None else mask)
+            if len(self._foregrounds) > CACHED_FOREGROUNDS:
                 self._foregrounds.popitem(last=False)
         bits = np.unpackbits(self._foregrounds[row], count=image.shape[0] * image.shape[1])
         return bits.reshape(image.shape[:2]).astype(bool)
 
-    def example(self, place: SampleKey) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Good image as the flaw was put on it, mask and synthetic image as uint8 pictures."""
-        image = self._images[place.row]
-        synthetic = self._synthesize(place, image, self._foreground(place.row, image))
-        return to_8_bit(synthetic.good), synthetic.mask.astype(np.uint8) * np.uint8(255), to_8_bit(synthetic.image)
 
-
-class _BatchKeys(Sampler[list[SampleKey]]):
-    """The places of every batch of one epoch; set anew for each."""
+class _BatchSampler(Sampler[list[SampleKey]]):
+    """The keys of every batch of one epoch; set anew for each."""
 
     def __init__(self) -> None:
         self.batches: list[list[SampleKey]] = []
@@ -173,28 +139,53 @@ class _BatchKeys(Sampler[list[SampleKey]]):
         return len(self.batches)
 
 
+_Batch = tuple[Tensor, Tensor | None, Tensor, Tensor, int]
+"""Synthetic and, where the recipe jitters, good images (images, 3, height, width), normalised; masks and foregrounds
+(images, height, width); and the number of fallbacks."""
+
+
+def _collate(
+    samples: Sequence[AnomalySample | FlawsmithError], geometry: Geometry, *, jitters: bool
+) -> _Batch | FlawsmithError:
+    """A batch as tensors, which workers hand over in shared memory; arrays would be copied through a pipe."""
+    drawn = [sample for sample in samples if not isinstance(sample, FlawsmithError)]
+    if len(drawn) < len(samples):
+        return next(sample for sample in samples if isinstance(sample, FlawsmithError))
+
+    def normalised(images: list[FloatImage]) -> Tensor:
+        return torch.from_numpy(np.stack([geometry.normalise(image) for image in images]))
+
+    return (
+        normalised([sample.image for sample in drawn]),
+        normalised([sample.normal for sample in drawn]) if jitters else None,
+        torch.from_numpy(np.stack([sample.mask for sample in drawn])),
+        torch.from_numpy(np.stack([sample.foreground for sample in drawn if sample.foreground is not None])),
+        sum(sample.fallback is not None for sample in drawn),
+    )
+
+
 class SyntheticLoader:
     """Synthesizes fresh flaws every epoch, and gives what the frozen backbone sees of them
-    (methods.base.SyntheticSource).
+    (:class:`flawsmith.models.base.SyntheticSource`).
 
     Args:
         images: the training images.
-        forger: draws a flaw on an image.
+        synthesizer: draws a flaw on an image.
         extractor: the compiled backbone; it runs in this process.
         seed: seed of the run.
         workers: processes that synthesize; 0 synthesizes in this one. Results do not depend on it.
     """
 
     def __init__(
-        self, images: PreparedImages, synthesizer: AnomalySynthesizer, extractor: Extractor, *, seed: int, workers: int
+        self, images: TrainingImages, synthesizer: AnomalySynthesizer, extractor: Extractor, *, seed: int, workers: int
     ) -> None:
-        self._extractor, self._plan = extractor, _BatchKeys()
-        self._synthetic, self._count = _SyntheticImages(images, synthesizer, seed), len(images)
+        self._extractor, self._sampler, self._count = extractor, _BatchSampler(), len(images)
+        self._dataset = _SyntheticDataset(images, synthesizer, seed)
         self._loader = DataLoader(
-            self._synthetic,
-            batch_sampler=self._plan,
+            self._dataset,
+            batch_sampler=self._sampler,
             num_workers=workers,
-            collate_fn=_Collate(images.geometry.size, jitter=synthesizer.recipe.jitter > 0),
+            collate_fn=partial(_collate, geometry=images.geometry, jitters=synthesizer.recipe.jitter > 0),
             prefetch_factor=PREFETCHED if workers else None,
             persistent_workers=workers > 0,
             worker_init_fn=_one_thread,
@@ -202,33 +193,52 @@ class SyntheticLoader:
         )
 
     def examples(self, count: int) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Flaws on images spread over the training set, drawn as those of epoch 0."""
-        rows = np.unique(np.linspace(0, self._count - 1, count).round().astype(int))
-        return [self._synthetic.example(SampleKey(int(row), 0, number)) for number, row in enumerate(rows)]
+        """Good image as the flaw was put on it, mask and synthetic image as uint8 pictures.
 
-    def batches(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[SyntheticImages]:
+        The images are spread over the training set, the flaws drawn as those of epoch 0.
+        """
+        rows = np.unique(np.linspace(0, self._count - 1, count).round().astype(int))
+        samples = [self._dataset.sample(SampleKey(int(row), 0, number)) for number, row in enumerate(rows)]
+        return [
+            (to_8_bit(sample.normal), sample.mask.astype(np.uint8) * np.uint8(255), to_8_bit(sample.image))
+            for sample in samples
+        ]
+
+    def batches(self, rows: Sequence[np.ndarray], epoch: int, shard: Shard = ALONE) -> Iterator[SyntheticImages]:
+        """The synthetic images of a process's batches of an epoch.
+
+        Args:
+            rows: the images to synthesize on, of every batch of the epoch.
+            epoch: from 0.
+            shard: which of the batches this process computes. What is drawn does not depend on it.
+
+        Raises:
+            FlawsmithError: a texture or a foreground mask is missing.
+        """
         starts = np.cumsum([0, *map(len, rows)])
-        self._plan.batches = [
-            [SampleKey(int(row), epoch, int(start) + number) for number, row in enumerate(batch)][share(len(batch))]
+        keys = [
+            [SampleKey(int(row), epoch, int(start) + number) for number, row in enumerate(batch)]
             for start, batch in zip(starts[:-1], rows, strict=True)
         ]
+        self._sampler.batches = shard.of(keys)
         with _one_opencv_thread():
-            synthetic = iter(self._loader)
-        for batch, whole in zip(synthetic, rows, strict=True):
+            batches = iter(self._loader)
+        for batch in batches:
             if isinstance(batch, FlawsmithError):
                 raise batch
-            levels = self._levels(batch.images)
-            normal = None if batch.good is None else self._levels(batch.good)
-            masks, foregrounds = batch.masks.numpy(), batch.foregrounds.numpy()
-            yield SyntheticImages(levels, masks, foregrounds, batch.fell_back, normal, len(whole))
+            images, normal, masks, foregrounds, fallbacks = batch
+            yield SyntheticImages(
+                self._levels(images),
+                masks.numpy(),
+                foregrounds.numpy(),
+                fallbacks,
+                None if normal is None else self._levels(normal),
+            )
 
     def _levels(self, images: Tensor) -> list[Tensor]:
         """Level maps of normalised images (images, 3, height, width), finest first."""
-        if not len(images):
-            one = np.zeros((1, *images.shape[1:]), np.float32)
-            return [torch.from_numpy(level[:0]) for level in self._extractor(one)]
         # One image at a time: compiled backbones on a CPU are faster so, and a feature has no neighbours.
-        levels = zip(*(self._extractor(images[[number]].numpy()) for number in range(len(images))), strict=True)
+        levels = zip(*(self._extractor(image[None].numpy()) for image in images), strict=True)
         return [torch.from_numpy(np.concatenate(level)) for level in levels]
 
 
@@ -249,37 +259,6 @@ def _one_thread(worker: int) -> None:
     threadpool_limits(1)
 
 
-class _Collate:
-    """A batch of samples as tensors, which workers hand over in shared memory; arrays would be copied through a pipe.
-
-    Args:
-        size: (height, width) of the images.
-        jitter: whether the recipe changes good images too.
-    """
-
-    def __init__(self, size: tuple[int, int], *, jitter: bool) -> None:
-        self._size, self._jitter = size, jitter
-
-    def __call__(self, samples: list[AnomalySample | FlawsmithError]) -> _Batch | FlawsmithError:
-        drawn = [sample for sample in samples if not isinstance(sample, FlawsmithError)]
-        if len(drawn) < len(samples):
-            return next(sample for sample in samples if isinstance(sample, FlawsmithError))
-        if not drawn:
-            images, masks = torch.zeros(0, 3, *self._size), torch.zeros(0, *self._size, dtype=torch.bool)
-            return _Batch(images, masks, masks, 0, images if self._jitter else None)
-        good = [sample.good for sample in drawn if sample.good is not None]
-        return _Batch(
-            torch.stack([sample.image for sample in drawn]),
-            torch.from_numpy(np.stack([sample.mask for sample in drawn])),
-            torch.from_numpy(np.stack([sample.foreground for sample in drawn])),
-            sum(sample.fell_back for sample in drawn),
-            torch.stack(good) if good else None,
-        )
-
-
-FITTED_FOREGROUNDS = 16  # images that decide together whether there is a foreground
-
-
 @dataclass(frozen=True)
 class SynthesisOptions:
     """What synthesis draws from, and where it runs.
@@ -296,7 +275,10 @@ class SynthesisOptions:
 
 
 class TrainingSet:
-    """The held-in good images and what can be made of them (methods.base.TrainingData).
+    """The held-in good images and what can be made of them (:class:`flawsmith.models.base.TrainingData`).
+
+    A file is decoded once: its pixels at the network's size are cached, and features, synthetic images and means are
+    made of them. Whoever asks for another size first gets both sizes of the same decoding.
 
     Args:
         samples: images to learn from, in an order that depends on their content alone; at least one.
@@ -322,7 +304,8 @@ class TrainingSet:
         self.dataset, self.category = self.samples[0].dataset, self.samples[0].category
         self._extractor, self._cache = extractor, cache
         self._synthesis = synthesis or SynthesisOptions()
-        self._tables: dict[tuple[str, bool], FeatureTable] = {}
+        self._tables: dict[str, ImageTable] = {}
+        self._features: FeatureTable | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -337,44 +320,44 @@ class TrainingSet:
 
     def features(self) -> FeatureTable:
         """Level maps of all images, extracted at most once and kept on disk."""
-        return self._table(
-            "features",
-            self._cache,
-            lambda rows: extract_files(self._extractor, [self._paths[row] for row in rows], self.geometry),
-        )
+        if self._features is None:
+            self._features = self._cache.table(self._hashes, self._extract)
+        return self._features
 
-    def _table(
-        self, name: str, cache: FeatureCache, extract: Callable[[Sequence[int]], Iterable[LevelMaps]]
-    ) -> FeatureTable:
-        """A table that the first process of a machine fills; the others find it in the cache."""
-        here = name, processes.several()  # what one process has made on its own, the others have still to find
-        if here not in self._tables:
-            known = self._tables.get((name, not processes.several()))
-            self._tables[here] = processes.in_turn(lambda: known or cache.table(self._hashes, extract))
-        return self._tables[here]
+    def _extract(self, rows: Sequence[int]) -> Iterator[LevelMaps]:
+        table = self._table(self.geometry)
+        return extract(self._extractor, (self.geometry.normalise(table[row]) for row in rows))
 
     def images(self, geometry: Geometry | None = None) -> Iterator[NDArray[np.float32]]:
         """All images, normalised, (3, height, width); a given geometry takes the value range of this data's source."""
         chosen = geometry or self.geometry
         chosen = chosen.model_copy(update={"value_range": self.geometry.value_range})
-        return (chosen.apply(decode(path)) for path in self._paths)
+        table = self._table(chosen)
+        return (chosen.normalise(table[row]) for row in range(len(self)))
+
+    def _table(self, geometry: Geometry) -> ImageTable:
+        """The pixels of all images in a geometry; what is missing of it, and of the network's, is read in one pass."""
+        key = image_key(geometry)
+        if key not in self._tables:
+            geometries = {image_key(each): each for each in (self.geometry, geometry)}
+            missing = {name: each for name, each in geometries.items() if name not in self._tables}
+            cache = self._cache
+            caches = {name: ImageCache(name, cache.root, cache.cap, cache.in_use) for name in missing}
+            fill_images(list(caches.values()), self._hashes, partial(self._read, list(missing.values())))
+            self._tables |= {name: cache.table(self._hashes) for name, cache in caches.items()}
+        return self._tables[key]
+
+    def _read(self, geometries: Sequence[Geometry], lacking: Mapping[int, Sequence[int]]) -> Iterator[Sequence[Pixels]]:
+        paths = [self._paths[row] for row in lacking]
+        return read_files(paths, [[geometries[number] for number in numbers] for numbers in lacking.values()])
 
     def through(self, backbone: Backbone) -> TrainingSet:
         """The same images through another frozen backbone, with the same engine and precision."""
         engine, precision = self._extractor.engine, self._extractor.precision
         extractor = make_extractor(backbone, self.image_size, engine, precision)
         key = extractor_key(backbone, self.geometry, engine, precision)
-        cache = FeatureCache(key, self._cache.root, self._cache.cap)
+        cache = FeatureCache(key, self._cache.root, self._cache.cap, self._cache.in_use)
         return TrainingSet(self.samples, self.geometry, extractor, cache, seed=self.seed, synthesis=self._synthesis)
-
-    def _prepared(self) -> PreparedImages:
-        """The images at the network's size, kept beside the features: synthesis reads them many times."""
-        key = hashlib.sha256(f"images\n{preparation(self.geometry)}".encode()).hexdigest()[:32]
-        cache = FeatureCache(key, self._cache.root, self._cache.cap)
-        table = self._table(
-            "images", cache, lambda rows: ([self.geometry.apply(decode(self._paths[row]))] for row in rows)
-        )
-        return PreparedImages(table, self._paths, self.geometry)
 
     def synthetic(
         self, recipe: Recipe, foreground: Foreground, grid: tuple[int, int], *, match_grey: bool
@@ -385,21 +368,20 @@ class TrainingSet:
             FlawsmithError: no such textures or masks.
         """
         options = self._synthesis
-        prepared = self._prepared()
+        images = TrainingImages(self._table(self.geometry), self._paths, self.geometry)
         synthesizer = AnomalySynthesizer(
             recipe,
             texture_source(options.textures, self._paths, fit=recipe.fit, value_range=self.geometry.value_range),
-            self._foregrounds(foreground, prepared),
+            self._foregrounds(foreground, images),
             self.geometry,
-            others=prepared.any,
+            others=images.any,
             grid=grid,
             match_grey=match_grey,
         )
         workers = default_workers() if options.workers is None else options.workers
-        return SyntheticLoader(prepared, synthesizer, self._extractor, seed=self.seed, workers=workers)
+        return SyntheticLoader(images, synthesizer, self._extractor, seed=self.seed, workers=workers)
 
-    def _foregrounds(self, settings: Foreground, images: PreparedImages) -> ForegroundProvider:
+    def _foregrounds(self, settings: Foreground, images: TrainingImages) -> ForegroundProvider:
         """The provider, fitted on images spread over the data set."""
-        found = provider(settings, self._synthesis.foregrounds)
         rows = np.unique(np.linspace(0, len(self) - 1, FITTED_FOREGROUNDS).round().astype(int))
-        return found.fit(images[int(row)] for row in rows)
+        return provider(settings, self._synthesis.foregrounds).fit(images[int(row)] for row in rows)

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import lightning.pytorch as pl
 import yaml
 from torch import Tensor
 
+from flawsmith.models.base import AnomalyModel, SinglePass, Stage
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, replacing
-from flawsmith.training import processes
 from flawsmith.training.checkpoints import load_tensors, save_tensors
-from flawsmith.training.selection import Chooser
+from flawsmith.training.distributed import broadcast_from_rank_zero, is_rank_zero
+from flawsmith.training.selection import CheckpointMonitor
 from flawsmith.training.trainer import LoopOptions, MetricsFile, fit_module, read_rows
 
+TRAINED = "checkpoints/model.safetensors"
 CONFIG, METRICS, RECORD, MODEL, REPORT = "config.yaml", "metrics.jsonl", "run.json", "model.flaw", "report.html"
 
 
@@ -31,7 +32,7 @@ class RunFolder:
         selection: how the checkpoint is chosen; None keeps the last.
     """
 
-    def __init__(self, path: Path, options: LoopOptions, selection: Chooser | None = None) -> None:
+    def __init__(self, path: Path, options: LoopOptions, selection: CheckpointMonitor | None = None) -> None:
         self.path, self.options, self.selection = path, options, selection
 
     @staticmethod
@@ -70,29 +71,33 @@ class RunFolder:
                 f"{path} cannot be written ({error.strerror}): give another folder with --out"
             ) from error
 
-    def once(self, name: str, compute: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
-        """The tensors that ``compute`` gives, computed at most once a run."""
-        file = self.path / "checkpoints" / f"{name}.safetensors"
+    def complete(self, model: AnomalyModel, stage: Stage) -> None:
+        """Complete a stage, or restore what it left in this folder; all processes then hold the same state.
 
-        def found() -> dict[str, Tensor]:
-            if not file.exists():
-                save_tensors(compute(), file)
-            return load_tensors(file)[0]
-
-        return processes.once(found)
-
-    def fit(self, name: str, module: pl.LightningModule, batches: Any, *, epochs: int, selects: bool = True) -> None:
-        """Train a module, from its last checkpoint where there is one; without ``selects`` the last one is kept."""
+        Args:
+            model: what the stage trains.
+            stage: a single pass, which rank zero computes once a run; or a loop, from its last checkpoint where there
+                is one.
+        """
+        file = self.path / "checkpoints" / f"{stage.name}.safetensors"
+        if isinstance(stage, SinglePass):
+            model.load_trained_state(broadcast_from_rank_zero(lambda: _computed(model, stage, file)))
+            return
         fit_module(
-            module,
-            batches,
-            name=name,
-            epochs=epochs,
-            checkpoint=self.path / "checkpoints" / f"{name}.safetensors",
-            metrics=MetricsFile(self.path / METRICS, name),
+            stage.module,
+            stage.batches,
+            name=stage.name,
+            epochs=stage.epochs,
+            checkpoint=file,
+            metrics=MetricsFile(self.path / METRICS, stage.name),
             options=self.options,
-            selection=self.selection if selects else None,
+            selection=self.selection if stage.completes else None,
         )
+
+    def save(self, model: AnomalyModel) -> None:
+        """Keep the trained model as a whole, beside the checkpoints of its stages."""
+        if is_rank_zero():
+            save_tensors(model.trained_state(), self.path / TRAINED)
 
     def metrics(self) -> list[dict[str, Any]]:
         """All rows of metrics.jsonl."""
@@ -102,6 +107,14 @@ class RunFolder:
         """Write run.json."""
         with replacing(self.path / RECORD) as temporary:
             temporary.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+
+
+def _computed(model: AnomalyModel, stage: SinglePass, file: Path) -> dict[str, Tensor]:
+    """What a single pass leaves in a model, computed at most once a run."""
+    if not file.exists():
+        stage.compute()
+        save_tensors(model.trained_state(), file)
+    return load_tensors(file)[0]
 
 
 def _has_begun(path: Path) -> bool:
@@ -135,10 +148,10 @@ def _must_agree(file: Path, config: Mapping[str, Any], defaults: Mapping[str, An
 
 def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Each setting under the names that lead to it, joined by dots: ``config.epochs``."""
-    found: dict[str, Any] = {}
+    by_name: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}.{below}": one for below, one in _by_name(value).items()}
+            by_name |= {f"{name}.{below}": inner for below, inner in _by_name(value).items()}
         else:
-            found[str(name)] = value
-    return found
+            by_name[str(name)] = value
+    return by_name

@@ -1,34 +1,41 @@
-"""The loop that trains a module, on Lightning."""
+"""The loop that trains a module: Lightning's trainer, checkpoints, progress bar and loggers."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import time
-import warnings
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.plugins import LayerSync
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from flawsmith.data.seeding import Shard
 from flawsmith.models.base import EpochBatches
-from flawsmith.models.components.distributed import apart, own_batch_norms, share_batch_norms, together
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
-from flawsmith.training import processes
-from flawsmith.training.checkpoints import SafeCheckpointIO, load_tensors, save_tensors
-from flawsmith.training.processes import quiet_lightning
-from flawsmith.training.selection import Chooser
+from flawsmith.training.checkpoints import SafeCheckpointIO
+from flawsmith.training.distributed import (
+    broadcast_from_rank_zero,
+    broadcast_state,
+    data_parallel,
+    is_rank_zero,
+    quiet_lightning,
+)
+from flawsmith.training.selection import CheckpointMonitor
+
+SECONDS_BETWEEN_CHECKPOINTS = 5.0
+LoggerName = Literal["none", "csv", "tensorboard", "wandb", "mlflow"]
 
 
 class MetricsFile:
@@ -39,9 +46,9 @@ class MetricsFile:
 
     def restart(self, epoch: int) -> None:
         """Drop this stage's rows from an epoch on: they come after the checkpoint that is resumed."""
-        kept = [row for row in read_rows(self._path) if row["stage"] != self._stage or row["epoch"] < epoch]
+        rows = [row for row in read_rows(self._path) if row["stage"] != self._stage or row["epoch"] < epoch]
         with replacing(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in kept))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def append(self, epoch: int, values: Mapping[str, float]) -> None:
         with self._path.open("a") as file:
@@ -59,18 +66,16 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
             return
 
 
-SECONDS_BETWEEN_CHECKPOINTS = 5.0
-
-
 @dataclass(frozen=True)
 class LoopOptions:
-    """How loops run; all but ``quiet`` are Lightning's own options, passed through.
+    """How loops run: Lightning's own options, passed through; results do not depend on the last two.
 
     Attributes:
         precision: Lightning's precision, such as ``32-true`` or ``bf16-mixed``.
         accelerator: Lightning's accelerator.
         devices: Lightning's devices.
         strategy: Lightning's strategy.
+        logger: Lightning's logger that gets the metrics beside metrics.jsonl, into ``logs/`` of the run folder.
         quiet: show no progress bar.
     """
 
@@ -78,36 +83,8 @@ class LoopOptions:
     accelerator: str = "auto"
     devices: int | str = 1
     strategy: str = "auto"
+    logger: LoggerName = "none"
     quiet: bool = False
-    console: Console = field(default_factory=lambda: Console(stderr=True))
-
-
-class _Loader:
-    """What Lightning iterates over: the batches of the epoch that the trainer is in."""
-
-    def __init__(self, batches: EpochBatches, module: pl.LightningModule) -> None:
-        self._batches, self._module = batches, module
-        self._open: Generator[Any] = self._epoch()
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[Any]:
-        self._open = self._epoch()
-        return self._open
-
-    def _epoch(self) -> Generator[Any]:
-        # Lazily: when a run is resumed, Lightning asks for the iterator before it knows the epoch.
-        yield from self._batches.epoch(self._module.current_epoch)
-
-    def release(self) -> None:
-        """Let go of the batches, and of processes that make them.
-
-        A module keeps its trainer and so this loader for as long as it lives, and a trainer stops asking after the
-        last batch, which leaves the epoch open.
-        """
-        self._open.close()
-        del self._batches
 
 
 def fit_module(
@@ -119,7 +96,7 @@ def fit_module(
     checkpoint: Path,
     metrics: MetricsFile,
     options: LoopOptions,
-    selection: Chooser | None = None,
+    selection: CheckpointMonitor | None = None,
 ) -> None:
     """Train a module for a number of epochs and leave it trained.
 
@@ -127,24 +104,36 @@ def fit_module(
     functions of the epoch, a run resumed from any of them goes on exactly as it would have.
 
     Args:
-        module: trained in place; its training step returns a mapping of losses.
+        module: trained in place; its training step returns a mapping of losses, or logs them.
         batches: the training batches.
         name: name of the stage, for progress and metrics.
         epochs: number of epochs.
         checkpoint: file of the last checkpoint, which is resumed where it exists.
         metrics: gets one row an epoch.
         options: how the loop runs.
-        selection: measures the detector as it trains; the best state is restored at the end. None keeps the last.
+        selection: measures the model as it trains; the best state is restored at the end. None keeps the last.
     """
-    watch = _Watch(name, epochs, checkpoint, metrics, options, selection)
-    with warnings.catch_warnings(), quiet_lightning(), _flushed_denormals():
-        warnings.filterwarnings("ignore", module="lightning")
-        trainer = make_trainer(options, max_epochs=epochs, callbacks=[watch], default_root_dir=str(checkpoint.parent))
-        begun = processes.once(checkpoint.exists)
-        loader = _Loader(batches, module)
+    best = checkpoint.with_name(f"{checkpoint.stem}-best{checkpoint.suffix}")
+    callbacks: list[pl.Callback] = [EpochMetrics(metrics, selection)]
+    if selection is not None:  # before the last one, which carries its state
+        callbacks.append(EpochCheckpoint(best, monitor=selection.monitor))
+    callbacks.append(EpochCheckpoint(checkpoint))
+    if not options.quiet:
+        callbacks.append(_ProgressBar(console_kwargs={"stderr": True}))
+    with quiet_lightning(), _flushed_denormals():
+        trainer = make_trainer(
+            options,
+            max_epochs=epochs,
+            callbacks=callbacks,
+            logger=make_logger(options.logger, checkpoint.parents[1], name),
+            default_root_dir=str(checkpoint.parent),
+        )
+        has_begun = broadcast_from_rank_zero(checkpoint.exists)
+        if has_begun:
+            _refuse_other_state(module, checkpoint)
+        loader = _Loader(batches, trainer)
         try:
-            with together():
-                trainer.fit(module, loader, ckpt_path=str(checkpoint) if begun else None)
+            trainer.fit(module, loader, ckpt_path=str(checkpoint) if has_begun else None)
         except SystemExit:  # Lightning's own way to end after Ctrl-C
             raise KeyboardInterrupt from None
         except RuntimeError as error:
@@ -158,9 +147,139 @@ def fit_module(
             loader.release()
     if trainer.interrupted:
         raise KeyboardInterrupt
-    watch.restore_best(module)
-    processes.same_everywhere(module)
+    if selection is not None and is_rank_zero():
+        state = SafeCheckpointIO().load_checkpoint(best)["state_dict"]
+        module.load_state_dict(state, strict=module.strict_loading)
+    broadcast_state(module)
     module.eval()
+
+
+def _refuse_other_state(module: pl.LightningModule, checkpoint: Path) -> None:
+    """A checkpoint of other settings or of an earlier release would be taken for trained and leave weights as they are.
+
+    Raises:
+        FlawsmithError: the checkpoint's tensors are not the module's.
+    """
+    stored = SafeCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
+    foreign = sorted(stored.keys() ^ module.state_dict().keys())
+    if foreign:
+        raise FlawsmithError(
+            f"{checkpoint} is of other settings or an earlier release ({foreign[0]} does not fit): train anew with "
+            "another --out"
+        )
+
+
+class EpochMetrics(pl.Callback):
+    """Means over every epoch of the losses that a training step returns, and the figures of a checkpoint monitor.
+
+    They go to Lightning, and into metrics.jsonl. That is no Lightning logger: loggers learn of an epoch after its
+    checkpoint, so a run killed between the two would lack a row.
+    """
+
+    def __init__(self, metrics: MetricsFile, selection: CheckpointMonitor | None) -> None:
+        self._metrics, self._selection = metrics, selection
+        self._sums: dict[str, Any] = {}
+        self._steps = 0
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.is_global_zero:
+            self._metrics.restart(trainer.current_epoch)
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        for key, value in (outputs or {}).items():
+            self._sums[key] = self._sums.get(key, 0.0) + value
+        self._steps += 1
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        epoch, selection = trainer.current_epoch, self._selection
+        figures: dict[str, float] = {}
+        for key, total in self._sums.items():  # once an epoch: Lightning's own means cost a millisecond a step
+            pl_module.log(key, total / self._steps, prog_bar=key == "loss", sync_dist=trainer.world_size > 1)
+        self._sums, self._steps = {}, 0
+        monitor = None if selection is None else selection.monitor
+        row = {key: float(value) for key, value in trainer.callback_metrics.items() if key != monitor}
+        if selection is not None and selection.due(epoch, trainer.max_epochs or 0):
+            figures = dict(broadcast_from_rank_zero(selection.measure))
+            pl_module.train()
+            pl_module.log(selection.monitor, sum(figures.values()))
+        if trainer.is_global_zero:
+            self._metrics.append(epoch, row | figures)
+
+
+class EpochCheckpoint(ModelCheckpoint):
+    """Lightning's checkpoint at the end of an epoch, the last or the best, in one file.
+
+    Args:
+        path: the file.
+        monitor: name of the figure whose first maximum is kept, without optimisers; None keeps the last, written at
+            most every few seconds (Lightning's own interval would cut epochs).
+    """
+
+    FILE_EXTENSION = ".safetensors"
+
+    def __init__(self, path: Path, monitor: str | None = None) -> None:
+        super().__init__(
+            path.parent,
+            path.stem,
+            monitor,
+            mode="max",
+            save_weights_only=monitor is not None,
+            every_n_epochs=1,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        self._saved_at = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        waited = time.monotonic() - self._saved_at > SECONDS_BETWEEN_CHECKPOINTS
+        is_due = self.monitor is not None or waited or trainer.current_epoch + 1 == trainer.max_epochs
+        if trainer.strategy.broadcast(is_due):
+            super().on_train_epoch_end(trainer, pl_module)
+            self._saved_at = time.monotonic()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Without the folder, so that a run can be resumed where it was moved."""
+        return {key: value for key, value in super().state_dict().items() if key != "dirpath"}
+
+
+class _ProgressBar(RichProgressBar):
+    """Lightning's, gone when it is done."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        if self.progress is not None:
+            self.progress.live.transient = True
+
+
+class _Loader:
+    """What Lightning iterates over: this process's batches of the epoch that the trainer is in."""
+
+    def __init__(self, batches: EpochBatches, trainer: pl.Trainer) -> None:
+        self._batches, self._trainer = batches, trainer
+        self._open: Generator[Any] = self._epoch()
+
+    def __len__(self) -> int:
+        return -(-len(self._batches) // self._trainer.world_size)
+
+    def __iter__(self) -> Iterator[Any]:
+        self._open = self._epoch()
+        return self._open
+
+    def _epoch(self) -> Generator[Any]:
+        # Lazily: when a run is resumed, Lightning asks for the iterator before it knows the epoch.
+        shard = Shard(self._trainer.global_rank, self._trainer.world_size)
+        yield from self._batches.epoch(self._trainer.current_epoch, shard)
+
+    def release(self) -> None:
+        """Let go of the batches, and of processes that make them.
+
+        A module keeps its trainer and so this loader for as long as it lives, and a trainer stops asking after the
+        last batch, which leaves the epoch open.
+        """
+        self._open.close()
+        del self._batches
 
 
 def check_options(options: LoopOptions) -> pl.Trainer:
@@ -170,10 +289,10 @@ def check_options(options: LoopOptions) -> pl.Trainer:
         A trainer that knows the processes it needs.
 
     Raises:
-        FlawsmithError: no such accelerator, devices or strategy here.
+        FlawsmithError: no such accelerator, devices, strategy or logger here.
     """
-    with warnings.catch_warnings(), quiet_lightning():
-        warnings.filterwarnings("ignore", module="lightning")
+    check_logger(options.logger)
+    with quiet_lightning():
         try:
             return make_trainer(options)
         except FlawsmithError:
@@ -192,34 +311,27 @@ def make_trainer(options: LoopOptions, **settings: Any) -> pl.Trainer:
     Raises:
         FlawsmithError: another strategy for several processes.
     """
-
-    def trainer(strategy: str | DDPStrategy, *plugins: LayerSync) -> pl.Trainer:
-        return pl.Trainer(
-            accelerator=options.accelerator,
-            devices=options.devices,
-            num_nodes=_nodes(),
-            strategy=strategy,
-            precision=options.precision,  # type: ignore[arg-type]
-            plugins=[SafeCheckpointIO(), *plugins],
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            **settings,
-        )
-
-    asked = trainer(options.strategy)
-    if asked.world_size == 1:
-        return asked
-    if type(asked.strategy) is not DDPStrategy or asked.strategy._start_method != "popen":
+    common: dict[str, Any] = {
+        "logger": False,
+        "accelerator": options.accelerator,
+        "devices": options.devices,
+        "num_nodes": _nodes(),
+        "precision": options.precision,
+        "enable_progress_bar": not options.quiet,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        **settings,
+    }
+    trainer = pl.Trainer(strategy=options.strategy, plugins=[SafeCheckpointIO()], **common)
+    if trainer.world_size == 1:
+        return trainer
+    if type(trainer.strategy) is not DDPStrategy or trainer.strategy._start_method != "popen":
         raise FlawsmithError(
-            f"--strategy {options.strategy} is not possible in several processes: methods share batches by --strategy "
-            "ddp, which auto chooses in a program"
+            f"--strategy {options.strategy} is not possible in several processes: all of them run the whole program, "
+            "as with --strategy ddp, which auto chooses"
         )
-    # Some steps leave parameters unused (a discriminator while its generator learns); buffers are the same everywhere.
-    shared = DDPStrategy(find_unused_parameters=True, broadcast_buffers=False, timeout=processes.PATIENCE)
-    return trainer(shared, _SharedStatistics())
+    strategy, plugins = data_parallel(trainer.strategy.root_device)
+    return pl.Trainer(strategy=strategy, plugins=[SafeCheckpointIO(), *plugins], **common)
 
 
 def _nodes() -> int:
@@ -229,95 +341,39 @@ def _nodes() -> int:
     return int(os.environ.get("SLURM_NNODES", "1")) if SLURMEnvironment.detect() else 1
 
 
-class _SharedStatistics(LayerSync):
-    """Batch norms over all processes while a module trains; see layers/shared_batch_norm.py."""
+def check_logger(name: str) -> None:
+    """Find out whether there is such a logger here.
 
-    def apply(self, model: torch.nn.Module) -> torch.nn.Module:
-        share_batch_norms(model)
-        return model
+    Raises:
+        FlawsmithError: no logger is called so, or its package is not installed.
+    """
+    if name not in get_args(LoggerName):
+        raise FlawsmithError(f"no logger is called {name!r}: choose {', '.join(get_args(LoggerName))} with --logger")
+    if name not in ("none", "csv") and importlib.util.find_spec(name) is None:
+        raise FlawsmithError(f"--logger {name} needs a package that is not installed: run `pip install {name}`")
 
-    def revert(self, model: torch.nn.Module) -> torch.nn.Module:
-        own_batch_norms(model)
-        return model
 
+def make_logger(name: LoggerName, run: Path, stage: str) -> Logger | Literal[False]:
+    """A logger of Lightning's that writes into ``logs/`` of a run folder.
 
-class _Watch(pl.Callback):
-    """Progress, metrics, checkpoints and selection of one stage; of several processes the first one's."""
+    Nothing leaves the machine unless the user's environment says so, by ``WANDB_MODE`` or ``MLFLOW_TRACKING_URI``.
 
-    def __init__(
-        self,
-        name: str,
-        epochs: int,
-        checkpoint: Path,
-        metrics: MetricsFile,
-        options: LoopOptions,
-        selection: Chooser | None,
-    ) -> None:
-        self._name, self._epochs, self._metrics = name, epochs, metrics
-        self._checkpoint, self._best = checkpoint, checkpoint.with_name(f"{name}-best.safetensors")
-        self._selection, self._saved = selection, time.monotonic()
-        self._sums: dict[str, float] = {}
-        self._steps = 0
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[loss]}"),
-            TimeRemainingColumn(),
-        )
-        shown = processes.first() and not options.quiet
-        self._progress = Progress(*columns, console=options.console, disable=not shown, transient=True)
-        self._task = self._progress.add_task(f"training {name}", total=epochs, loss="")
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if trainer.is_global_zero:
-            self._metrics.restart(trainer.current_epoch)
-        self._progress.start()
-        self._progress.update(self._task, completed=trainer.current_epoch)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        losses: Mapping[str, torch.Tensor] = outputs
-        for key, value in losses.items():
-            self._sums[key] = self._sums.get(key, 0.0) + float(value)
-        self._steps += 1
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        epoch = trainer.current_epoch
-        if trainer.is_global_zero:
-            with apart():
-                self._record(epoch, pl_module)
-        due = epoch + 1 == self._epochs or time.monotonic() - self._saved > SECONDS_BETWEEN_CHECKPOINTS
-        if processes.once(lambda: due):
-            trainer.save_checkpoint(self._checkpoint)
-            self._saved = time.monotonic()
-
-    def _record(self, epoch: int, pl_module: pl.LightningModule) -> None:
-        means = {key: value / self._steps for key, value in self._sums.items()}
-        self._sums, self._steps = {}, 0
-        if self._selection is not None and self._selection.due(epoch, self._epochs):
-            figures = self._selection.measure()
-            means |= figures
-            self._keep_if_best(sum(figures.values()), pl_module)
-            pl_module.train()
-        self._metrics.append(epoch, means)
-        self._progress.update(self._task, completed=epoch + 1, loss=f"loss {means['loss']:.4f}")
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._progress.stop()
-
-    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
-        self._progress.stop()
-
-    def _keep_if_best(self, value: float, module: pl.LightningModule) -> None:
-        if self._best.exists() and float(load_tensors(self._best)[1]) >= value:
-            return
-        save_tensors(module.state_dict(), self._best, structure=repr(value))
-
-    def restore_best(self, module: pl.LightningModule) -> None:
-        if self._selection is not None and processes.first():
-            module.load_state_dict(load_tensors(self._best)[0])
+    Args:
+        name: which one.
+        run: the run folder.
+        stage: name of the stage.
+    """
+    folder = str(run / "logs")
+    if name == "csv":
+        return CSVLogger(folder, stage)
+    if name == "tensorboard":
+        return TensorBoardLogger(folder, stage)
+    if name == "wandb":
+        os.environ.setdefault("WANDB_MODE", "offline")
+        return WandbLogger(f"{run.name} {stage}", folder, project="flawsmith", group=run.name)
+    if name == "mlflow":
+        return MLFlowLogger("flawsmith", f"{run.name} {stage}", save_dir=folder)
+    return False
 
 
 @contextmanager

@@ -1,27 +1,24 @@
 """From a folder on disk to samples: one module a layout, and a detection that explains itself.
 
-A new layout is one module with a class that fits :class:`~flawsmith.data.layouts.base.Layout`, registered
-below: the specific ones first, the plain folder last.
+A new layout is one module in this package with a class that extends :class:`~flawsmith.data.layouts.base.Layout` and
+bears ``@register``; its ``priority`` says when it is asked. Every module of the package is looked into.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from pkgutil import iter_modules
+
 from flawsmith.data.layouts.base import Layout, by_name, known, register
 from flawsmith.data.layouts.detect import detect, load
-from flawsmith.data.layouts.folder import FolderLayout
-from flawsmith.data.layouts.masks_beside import Ksdd2Layout, MagneticTileLayout
-from flawsmith.data.layouts.mvtec import BtadLayout, Mvtec3dLayout, MvtecLayout, MvtecLocoLayout
-from flawsmith.data.layouts.table import CsvLayout
-from flawsmith.data.layouts.visa import VisaLayout
 
-register(MvtecLocoLayout())
-register(BtadLayout())
-register(MvtecLayout())
-register(Mvtec3dLayout())
-register(VisaLayout())
-register(MagneticTileLayout())
-register(Ksdd2Layout())
-register(CsvLayout())
-register(FolderLayout())
+__all__ = ["Layout", "by_name", "detect", "discover", "known", "load", "register"]
 
-__all__ = ["Layout", "by_name", "detect", "known", "load", "register"]
+
+def discover() -> None:
+    """Import every module of this package, each of which registers its layouts."""
+    for module in iter_modules(__path__, f"{__name__}."):
+        import_module(module.name)
+
+
+discover()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
-from typing import Protocol
+from typing import ClassVar, TypeVar
 
 from flawsmith.data.public_sets import dataset_name
 from flawsmith.data.samples import GOOD, Dataset, Sample, Split
@@ -28,10 +29,10 @@ def subfolders(folder: Path) -> list[Path]:
         FlawsmithError: the folder cannot be read.
     """
     try:
-        found = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        folders = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
     except OSError as error:
         raise FlawsmithError(f"cannot read the folder {folder}: {error.strerror}; check its path and rights") from error
-    return sorted(found)
+    return sorted(folders)
 
 
 def subfolder(folder: Path, *names: str) -> Path | None:
@@ -222,7 +223,7 @@ def _read(mask: Path, _size: int, _mtime_ns: int) -> bool:
     return bool(decode(mask).any())
 
 
-class Layout(Protocol):
+class Layout(ABC):
     """A way of arranging one category's images on disk.
 
     A layout that keeps its labels in a table (VisA) or several masks an image (MVTec LOCO AD) fits as well as
@@ -231,46 +232,53 @@ class Layout(Protocol):
     Attributes:
         name: short lower-case name, as given to ``--layout``.
         expects: the arrangement in one line, for error messages.
+        priority: layouts with a lower number are asked first, so the more specific ones have lower numbers; the
+            last one, the plain folder, is asked where no other fits.
+        place_of_masks: where masks lie, in words that follow "add masks".
     """
 
-    name: str
-    expects: str
+    name: ClassVar[str]
+    expects: ClassVar[str]
+    priority: ClassVar[int] = 50
+    place_of_masks: ClassVar[str] = "in ground_truth/"
 
+    @abstractmethod
     def recognise(self, root: Path) -> str | None:
         """Say in words why ``root`` is one category of this layout, or None; looks at names and, in a table, at its
         first line alone."""
-        ...
 
     def near_miss(self, root: Path) -> str | None:
         """Say what a folder lacks that has some marks of this layout but not all; None where it has none or all."""
-        ...
+        return None
 
+    @abstractmethod
     def load(self, root: Path) -> Dataset:
         """Read the category.
 
         Raises:
             FlawsmithError: it is not this layout, or the place for good images to train on is empty.
         """
-        ...
 
 
 _LAYOUTS: dict[str, Layout] = {}
+L = TypeVar("L", bound=type[Layout])
 
 
-def register(layout: Layout) -> None:
-    """Add a layout; those registered earlier are asked first, so the more specific ones come first.
+def register(layout: L) -> L:
+    """Class decorator: make a layout known by its name; a name is taken once.
 
     Raises:
         ValueError: the name is taken.
     """
     if layout.name in _LAYOUTS:
         raise ValueError(f"a layout named {layout.name!r} is registered already")
-    _LAYOUTS[layout.name] = layout
+    _LAYOUTS[layout.name] = layout()
+    return layout
 
 
 def known() -> tuple[Layout, ...]:
     """All layouts, in the order in which they are asked."""
-    return tuple(_LAYOUTS.values())
+    return tuple(sorted(_LAYOUTS.values(), key=lambda layout: (layout.priority, layout.name)))
 
 
 def by_name(name: str) -> Layout:
@@ -284,4 +292,5 @@ def by_name(name: str) -> Layout:
     except KeyError:
         close = difflib.get_close_matches(name, _LAYOUTS, n=1)
         hint = f"; did you mean {close[0]}?" if close else ""
-        raise FlawsmithError(f"unknown layout {name!r}; known are {', '.join(_LAYOUTS)}{hint}") from None
+        names = ", ".join(layout.name for layout in known())
+        raise FlawsmithError(f"unknown layout {name!r}; known are {names}{hint}") from None

@@ -115,22 +115,22 @@ def _subject(path: str | Path) -> Path:
         FlawsmithError: it is missing, another file, or an empty folder.
     """
     # Unlike their like in pathlib, these raise for no name: not for one that is too long, nor for an unknown ~user.
-    given = Path(os.path.expanduser(path))  # noqa: PTH111
-    if not os.path.exists(given):  # noqa: PTH110
-        kind = "table" if is_table(given) else "folder"
-        raise FlawsmithError(f"there is no {kind} {given}; check the path and the rights to it")
-    if not is_table(given) and not is_folder(given):
-        raise FlawsmithError(_what_file(given))
+    subject = Path(os.path.expanduser(path))  # noqa: PTH111
+    if not os.path.exists(subject):  # noqa: PTH110
+        kind = "table" if is_table(subject) else "folder"
+        raise FlawsmithError(f"there is no {kind} {subject}; check the path and the rights to it")
+    if not is_table(subject) and not is_folder(subject):
+        raise FlawsmithError(_what_file(subject))
     # Links are not followed: the category bears the name under which the user knows the folder.
-    root = given.resolve() if ".." in given.parts else given.absolute()
+    root = subject.resolve() if ".." in subject.parts else subject.absolute()
     if is_table(root):
         return root
     try:
         empty = not any(root.iterdir())
     except OSError as error:
-        raise FlawsmithError(f"cannot read the folder {given}: {error.strerror}; check the rights to it") from error
+        raise FlawsmithError(f"cannot read the folder {subject}: {error.strerror}; check the rights to it") from error
     if empty:
-        raise FlawsmithError(f"the folder {given} is empty; put images of good parts into it")
+        raise FlawsmithError(f"the folder {subject} is empty; put images of good parts into it")
     return root
 
 

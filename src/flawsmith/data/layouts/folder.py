@@ -18,10 +18,12 @@ from flawsmith.data.layouts.base import (
     MASK_FOLDERS,
     VALIDATION_FOLDERS,
     Collector,
+    Layout,
     MaskFolder,
     count,
     direct_images,
     has_images,
+    register,
     subfolder,
     subfolders,
 )
@@ -36,11 +38,13 @@ FLAWED_FOLDERS = frozenset(
 _RESERVED = FLAWED_FOLDERS | MASK_FOLDERS | {*VALIDATION_FOLDERS, "test", "train"}
 
 
-class FolderLayout:
+@register
+class FolderLayout(Layout):
     """See the module's docstring."""
 
     name = "folder"
     expects = "images of good parts, directly or in good/, and optionally bad/<defect>/, val/ and ground_truth/"
+    priority = 100
 
     def recognise(self, root: Path) -> str | None:
         good = _good_folder(root)
@@ -54,22 +58,19 @@ class FolderLayout:
             return f"folder layout, because images lie in {count(len(nested), 'sub-folder')} of no known meaning"
         return None
 
-    def near_miss(self, root: Path) -> str | None:
-        return None  # the last to be asked, and nothing but good images is needed
-
     def load(self, root: Path) -> Dataset:
         recognised = self.recognise(root)
         if recognised is None:
             raise FlawsmithError(f"no good images to train on in {root}; expected {self.expects}")
-        found = Collector(root)
-        found.add_good(self._train_images(root, found.notes), "train")
-        found.add_validation(*GOOD_FOLDERS)
-        _add_flawed(found)
+        collector = Collector(root)
+        collector.add_good(self._train_images(root, collector.notes), "train")
+        collector.add_validation(*GOOD_FOLDERS)
+        _add_flawed(collector)
         test = subfolder(root, "test")
         if test is not None:
-            mend = "a test split needs the mvtec layout, with good images in train/good/"
-            found.notes.append(_passed_over(test, mend))
-        return found.dataset(self.name, recognised)
+            fix = "a test split needs the mvtec layout, with good images in train/good/"
+            collector.notes.append(_passed_over(test, fix))
+        return collector.dataset(self.name, recognised)
 
     def _train_images(self, root: Path, notes: list[str]) -> list[Path]:
         good = _good_folder(root)
@@ -106,8 +107,8 @@ def _unlabelled(root: Path, folder: Path) -> list[Path]:
     return images
 
 
-def _add_flawed(found: Collector) -> None:
-    folders = subfolders(found.root)
+def _add_flawed(collector: Collector) -> None:
+    folders = subfolders(collector.root)
     truth = next((f for f in folders if f.name.casefold() in MASK_FOLDERS), None)
     unused: set[Path] = set(find_images(truth)) if truth is not None else set()
     for folder in folders:
@@ -121,8 +122,8 @@ def _add_flawed(found: Collector) -> None:
             defect = relative.parts[0] if len(relative.parts) > 1 else folder.name
             paired = masks.masks_of(relative)
             unused.difference_update(paired)
-            found.add_flawed(path, defect, paired)
-    found.unused_masks += unused
+            collector.add_flawed(path, defect, paired)
+    collector.unused_masks += unused
 
 
 def _good_folder(root: Path) -> Path | None:
@@ -133,5 +134,5 @@ def _is_reserved(name: str) -> bool:
     return name.casefold() in _RESERVED
 
 
-def _passed_over(folder: Path, mend: str) -> str:
-    return f"not used: {folder.name}/ ({count(len(find_images(folder)), 'image')}); {mend}"
+def _passed_over(folder: Path, fix: str) -> str:
+    return f"not used: {folder.name}/ ({count(len(find_images(folder)), 'image')}); {fix}"

@@ -18,7 +18,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from flawsmith.data.layouts.base import Collector, below, count, direct_images, marked, naming, subfolder, subfolders
+from flawsmith.data.layouts.base import (
+    Collector,
+    Layout,
+    below,
+    count,
+    direct_images,
+    marked,
+    naming,
+    register,
+    subfolder,
+    subfolders,
+)
 from flawsmith.data.samples import GOOD, Dataset
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -26,11 +37,13 @@ SUFFIX = "_GT"
 DEFECT = "defect"
 
 
-class Ksdd2Layout:
+@register
+class Ksdd2Layout(Layout):
     """See the module's docstring."""
 
     name = "ksdd2"
     expects = f"train/ and test/, each with images NNNNN.png and masks NNNNN{SUFFIX}.png beside them"
+    priority = 70
 
     def recognise(self, root: Path) -> str | None:
         paired = [folder for folder in _splits(root).values() if _pairs(folder)]
@@ -54,26 +67,26 @@ class Ksdd2Layout:
         recognised = self.recognise(root)
         if recognised is None:
             raise FlawsmithError(f"{root} is not in {self.name} layout; expected {self.expects}")
-        found, splits, unknown = Collector(root), _splits(root), list[Path]()
-        good, found.left_out = _divide(found, splits["train"], unknown)
+        collector, splits, unknown = Collector(root), _splits(root), list[Path]()
+        good, collector.left_out = _divide(collector, splits["train"], unknown)
         if not good:
             raise FlawsmithError(f"no good images to train on in {splits['train']}: no image has a black mask")
-        found.add_good(good, "train")
-        found.add_validation(GOOD)
+        collector.add_good(good, "train")
+        collector.add_validation(GOOD)
         if "test" in splits:
-            good, flawed = _divide(found, splits["test"], unknown)
-            found.add_good(good, "test")
+            good, flawed = _divide(collector, splits["test"], unknown)
+            collector.add_good(good, "test")
             masks = _pairs(splits["test"])
             for image in flawed:
-                found.add_flawed(image, DEFECT, (masks[image],))
-        if found.left_out:
-            what = count(len(found.left_out), "flawed image")
-            found.notes.append(f"left out: {what} of train/, since good images alone are learned from")
+                collector.add_flawed(image, DEFECT, (masks[image],))
+        if collector.left_out:
+            number = count(len(collector.left_out), "flawed image")
+            collector.notes.append(f"left out: {number} of train/, since good images alone are learned from")
         if unknown:
-            what = f"{count(len(unknown), 'image')} without a readable mask to tell good from flawed"
-            mend = f"copy the masks <name>{SUFFIX}.png anew"
-            found.notes.append(f"not used: {what} ({naming(unknown, root)}); {mend}")
-        return found.dataset(self.name, recognised)
+            number = f"{count(len(unknown), 'image')} without a readable mask to tell good from flawed"
+            fix = f"copy the masks <name>{SUFFIX}.png anew"
+            collector.notes.append(f"not used: {number} ({naming(unknown, root)}); {fix}")
+        return collector.dataset(self.name, recognised)
 
 
 def _splits(root: Path) -> dict[str, Path]:
@@ -88,14 +101,14 @@ def _pairs(folder: Path) -> dict[Path, Path]:
     return {path: masks[path.stem + SUFFIX] for path in files if path.stem + SUFFIX in masks}
 
 
-def _divide(found: Collector, folder: Path, unknown: list[Path]) -> tuple[list[Path], list[Path]]:
+def _divide(collector: Collector, folder: Path, unknown: list[Path]) -> tuple[list[Path], list[Path]]:
     """The good and the flawed images of a split; those whose mask is missing or unreadable go to ``unknown``."""
     pairs = _pairs(folder)
     marks = marked(list(pairs.values()))
     images = [path for path in direct_images(folder) if SUFFIX not in path.stem]
     unknown += [image for image in images if image not in pairs or marks[pairs[image]] is None]
     paired = {pairs[image] for image in images if image in pairs and marks[pairs[image]] is not None}
-    found.unused_masks += [path for path in direct_images(folder) if SUFFIX in path.stem and path not in paired]
+    collector.unused_masks += [path for path in direct_images(folder) if SUFFIX in path.stem and path not in paired]
     known = [(image, marks[pairs[image]]) for image in images if image in pairs]
     return [image for image, mark in known if mark is False], [image for image, mark in known if mark is True]
 
@@ -106,11 +119,14 @@ TEST_EVERY = 5
 _MASK = ".png"
 
 
-class MagneticTileLayout:
+@register
+class MagneticTileLayout(Layout):
     """See the module's docstring."""
 
     name = "magnetic_tile"
     expects = f"{GOOD_PART}/{IMAGES}/*.jpg and MT_<defect>/{IMAGES}/ with images *.jpg and masks *.png of the same name"
+    priority = 60
+    place_of_masks = "as <name>.png beside the images"
 
     def recognise(self, root: Path) -> str | None:
         good, flawed = below(root, GOOD_PART, IMAGES), _flawed(root)
@@ -136,16 +152,16 @@ class MagneticTileLayout:
         learned = [image for image in images if image not in set(test)]
         if not learned:
             raise FlawsmithError(f"no good images to train on in {good}; put the .jpg files of the set there")
-        found = Collector(root)
-        found.add_good(learned, "train")
-        found.add_validation(GOOD)
-        found.add_good(test, "test")
+        collector = Collector(root)
+        collector.add_good(learned, "train")
+        collector.add_validation(GOOD)
+        collector.add_good(test, "test")
         for folder in _flawed(root):
-            _add_flawed(found, folder)
-        if found.left_out:
-            what = f"{count(len(found.left_out), 'flawed image')} whose mask marks nothing"
-            found.notes.append(f"left out: {what} ({naming(found.left_out, root)})")
-        return found.dataset(self.name, recognised)
+            _add_flawed(collector, folder)
+        if collector.left_out:
+            number = f"{count(len(collector.left_out), 'flawed image')} whose mask marks nothing"
+            collector.notes.append(f"left out: {number} ({naming(collector.left_out, root)})")
+        return collector.dataset(self.name, recognised)
 
 
 def _flawed(root: Path) -> list[Path]:
@@ -162,16 +178,16 @@ def _images_and_masks(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     return [path for path in files if path.suffix.lower() != _MASK], masks
 
 
-def _add_flawed(found: Collector, folder: Path) -> None:
+def _add_flawed(collector: Collector, folder: Path) -> None:
     defect = folder.parent.name[len(PREFIX) :].lower()
     images, masks = _images_and_masks(folder)
     marks = marked([masks[image.stem] for image in images if image.stem in masks])
     for image in images:
         mask = masks.pop(image.stem, None)
         if mask is None:
-            found.add_flawed(image, defect, ())
+            collector.add_flawed(image, defect, ())
         elif marks[mask] is False:
-            found.left_out.append(image)
+            collector.left_out.append(image)
         else:  # one that cannot be read stays with its image, and whoever needs it learns what is wrong
-            found.add_flawed(image, defect, (mask,))
-    found.unused_masks += masks.values()
+            collector.add_flawed(image, defect, (mask,))
+    collector.unused_masks += masks.values()

@@ -31,6 +31,7 @@ from flawsmith.data.layouts.base import (
     direct_images,
     has_images,
     means_good,
+    register,
     subfolder,
     subfolders,
 )
@@ -39,15 +40,17 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
 
 
-class MvtecLayout:
+@register
+class MvtecLayout(Layout):
     """See the module's docstring."""
 
     name = "mvtec"
     expects = "train/good/, optional validation/good/, test/good/, test/<defect>/ and ground_truth/<defect>/"
+    priority = 30
 
     def recognise(self, root: Path) -> str | None:
-        found = split_folders(root)
-        return f"{self.name} layout, because it has {', '.join(found)}{without_train(root)}" if found else None
+        folders = split_folders(root)
+        return f"{self.name} layout, because it has {', '.join(folders)}{without_train(root)}" if folders else None
 
     def near_miss(self, root: Path) -> str | None:
         train, test = subfolder(root, "train"), subfolder(root, "test")
@@ -70,8 +73,8 @@ def split_folders(root: Path) -> list[str]:
     if any(subfolder(folder, "rgb") is not None for folder in good or subfolders(test or root)):
         return []
     others = (subfolder(root, *VALIDATION_FOLDERS), test, ground_truth(root))
-    found = [*good, *(folder for folder in others if folder is not None)]
-    return [folder.relative_to(root).as_posix() + "/" for folder in found]
+    folders = [*good, *(folder for folder in others if folder is not None)]
+    return [folder.relative_to(root).as_posix() + "/" for folder in folders]
 
 
 def without_train(root: Path) -> str:
@@ -109,31 +112,31 @@ def read_category(layout: Layout, root: Path) -> Dataset:
     learned = [image for folder in good for image in find_images(folder)]
     if good and not learned:
         raise FlawsmithError(f"no good images to train on in {good[0]}; put images of good parts there")
-    found = Collector(root)
-    found.add_good(learned, "train")
-    found.add_validation(*GOOD_FOLDERS)
+    collector = Collector(root)
+    collector.add_good(learned, "train")
+    collector.add_validation(*GOOD_FOLDERS)
     test = subfolder(root, "test")
     if test is not None:
-        _add_test(found, test, ground_truth(root))
-    return found.dataset(layout.name, recognised)
+        _add_test(collector, test, ground_truth(root))
+    return collector.dataset(layout.name, recognised)
 
 
-def _add_test(found: Collector, test: Path, truth: Path | None) -> None:
+def _add_test(collector: Collector, test: Path, truth: Path | None) -> None:
     folders = subfolders(test)
     stray = len(find_images(test)) - sum(len(find_images(folder)) for folder in folders)
     if stray > 0:
         number = count(stray, "image")
-        found.notes.append(f"not used: {number} directly in test/; move them to test/good/ or test/<defect>/")
+        collector.notes.append(f"not used: {number} directly in test/; move them to test/good/ or test/<defect>/")
     for folder in folders:
         masks = MaskFolder(subfolder(truth, folder.name) if truth else None)
         if means_good(folder):
-            found.add_good(find_images(folder), "test")
+            collector.add_good(find_images(folder), "test")
         else:
             for image in find_images(folder):
-                found.add_flawed(image, folder.name, masks.masks_of(image.relative_to(folder)))
-        found.unused_masks += masks.unused()
+                collector.add_flawed(image, folder.name, masks.masks_of(image.relative_to(folder)))
+        collector.unused_masks += masks.unused()
     if truth is not None:
-        found.unused_masks += _masks_of_other_defects(truth, folders)
+        collector.unused_masks += _masks_of_other_defects(truth, folders)
 
 
 def _masks_of_other_defects(truth: Path, defects: list[Path]) -> list[Path]:
@@ -151,17 +154,19 @@ def _train_good(root: Path) -> list[Path]:
 GOOD_PARTS, FLAWED_PARTS = "ok", "ko"
 
 
-class BtadLayout:
+@register
+class BtadLayout(Layout):
     """See the module's docstring."""
 
     name = "btad"
     expects = "train/ok/, test/{ok,ko}/ and masks in ground_truth/ko/"
+    priority = 20
 
     def recognise(self, root: Path) -> str | None:
-        found, truth = split_folders(root), ground_truth(root)
+        folders, truth = split_folders(root), ground_truth(root)
         marks = (below(root, "test", FLAWED_PARTS), below(truth, FLAWED_PARTS) if truth is not None else None)
         named = [folder.relative_to(root).as_posix() + "/" for folder in marks if folder is not None]
-        if not found or not named or below(root, "train", GOOD_PARTS) is None:
+        if not folders or not named or below(root, "train", GOOD_PARTS) is None:
             return None
         return f"{self.name} layout, because it has train/{GOOD_PARTS}/ and {' and '.join(named)}"
 
@@ -181,7 +186,8 @@ DEFECTS_CONFIG = "defects_config.json"
 LOGICAL, STRUCTURAL = "logical_anomalies", "structural_anomalies"
 
 
-class MvtecLocoLayout:
+@register
+class MvtecLocoLayout(Layout):
     """See the module's docstring."""
 
     name = "mvtec_loco"
@@ -189,21 +195,22 @@ class MvtecLocoLayout:
         "train/good/, validation/good/, test/{good,logical_anomalies,structural_anomalies}/ and masks in "
         f"ground_truth/<defect>/<stem>/ or {DEFECTS_CONFIG}"
     )
+    priority = 10
 
     def recognise(self, root: Path) -> str | None:
-        found, mark = split_folders(root), _mark(root)
-        if not found or mark is None:
+        folders, mark = split_folders(root), _mark(root)
+        if not folders or mark is None:
             return None
-        return f"{self.name} layout, because it has {', '.join(found)} and {mark}{without_train(root)}"
+        return f"{self.name} layout, because it has {', '.join(folders)} and {mark}{without_train(root)}"
 
     def near_miss(self, root: Path) -> str | None:
         if self.recognise(root) is not None:
             return None
         test = subfolder(root, "test")
-        found = subfolder(test, LOGICAL, STRUCTURAL) if test is not None else None
-        if found is None or not split_folders(root):
+        kind = subfolder(test, LOGICAL, STRUCTURAL) if test is not None else None
+        if kind is None or not split_folders(root):
             return None
-        return f"test/{found.name}/ is there, but neither {DEFECTS_CONFIG} nor masks in ground_truth/<defect>/<stem>/"
+        return f"test/{kind.name}/ is there, but neither {DEFECTS_CONFIG} nor masks in ground_truth/<defect>/<stem>/"
 
     def load(self, root: Path) -> Dataset:
         return replace(read_category(self, root), defects_config=root / DEFECTS_CONFIG)
@@ -228,19 +235,22 @@ PHOTOGRAPHS = "rgb"
 MASKS = "gt"
 
 
-class Mvtec3dLayout:
+@register
+class Mvtec3dLayout(Layout):
     """See the module's docstring."""
 
     name = "mvtec_3d"
     expects = "train/good/rgb/, optional validation/good/rgb/, test/{good,<defect>}/rgb/ and masks in test/<defect>/gt/"
+    priority = 40
+    place_of_masks = "in gt/ beside rgb/"
 
     def recognise(self, root: Path) -> str | None:
         learned = below(root, "train", GOOD, PHOTOGRAPHS)
         if learned is None:
             return None
         folders = (learned, subfolder(root, *VALIDATION_FOLDERS), subfolder(root, "test"))
-        found = [f.relative_to(root).as_posix() + "/" for f in folders if f is not None]
-        return f"{self.name} layout, because it has {', '.join(found)}"
+        names = [f.relative_to(root).as_posix() + "/" for f in folders if f is not None]
+        return f"{self.name} layout, because it has {', '.join(names)}"
 
     def near_miss(self, root: Path) -> str | None:
         if self.recognise(root) is not None:
@@ -253,43 +263,43 @@ class Mvtec3dLayout:
         recognised, train = self.recognise(root), below(root, "train", GOOD, PHOTOGRAPHS)
         if recognised is None or train is None:
             raise FlawsmithError(f"{root} is not in {self.name} layout; expected {self.expects}")
-        found = Collector(root)
-        learned = _photographs(found, train.parent)
+        collector = Collector(root)
+        learned = _photographs(collector, train.parent)
         if not learned:
             raise FlawsmithError(f"no good images to train on in {train}; put images of good parts there")
-        found.add_good(learned, "train")
+        collector.add_good(learned, "train")
         validation, test = subfolder(root, *VALIDATION_FOLDERS), subfolder(root, "test")
         if validation is not None:
-            found.add_good(_photographs(found, subfolder(validation, GOOD) or validation), "val")
+            collector.add_good(_photographs(collector, subfolder(validation, GOOD) or validation), "val")
         if test is not None:
-            _pass_over(found, test, f"test/<defect>/{PHOTOGRAPHS}/")
+            _pass_over(collector, test, f"test/<defect>/{PHOTOGRAPHS}/")
             for folder in subfolders(test):
-                _add_3d_test(found, folder)
-        return found.dataset(self.name, recognised)
+                _add_3d_test(collector, folder)
+        return collector.dataset(self.name, recognised)
 
 
-def _add_3d_test(found: Collector, folder: Path) -> None:
+def _add_3d_test(collector: Collector, folder: Path) -> None:
     """Add the test images of one defect type, or the good ones."""
-    images, masks = _photographs(found, folder), MaskFolder(subfolder(folder, MASKS))
+    images, masks = _photographs(collector, folder), MaskFolder(subfolder(folder, MASKS))
     if folder.name.casefold() == GOOD:
-        found.add_good(images, "test")
+        collector.add_good(images, "test")
     else:
         for image in images:
             _, *names = image.relative_to(folder).parts
-            found.add_flawed(image, folder.name, masks.masks_of(Path(*names)))
-    found.unused_masks += masks.unused()
+            collector.add_flawed(image, folder.name, masks.masks_of(Path(*names)))
+    collector.unused_masks += masks.unused()
 
 
-def _photographs(found: Collector, folder: Path) -> list[Path]:
+def _photographs(collector: Collector, folder: Path) -> list[Path]:
     """The images in rgb/ of a folder; those that lie beside it are noted."""
-    _pass_over(found, folder, f"{folder.relative_to(found.root).as_posix()}/{PHOTOGRAPHS}/")
+    _pass_over(collector, folder, f"{folder.relative_to(collector.root).as_posix()}/{PHOTOGRAPHS}/")
     photographs = subfolder(folder, PHOTOGRAPHS)
     return find_images(photographs) if photographs is not None else []
 
 
-def _pass_over(found: Collector, folder: Path, place: str) -> None:
+def _pass_over(collector: Collector, folder: Path, place: str) -> None:
     """Note the images that lie directly in a folder, and where they belong."""
     stray = direct_images(folder)
     if stray:
-        where = folder.relative_to(found.root).as_posix()
-        found.notes.append(f"not used: {count(len(stray), 'image')} directly in {where}/; move them to {place}")
+        where = folder.relative_to(collector.root).as_posix()
+        collector.notes.append(f"not used: {count(len(stray), 'image')} directly in {where}/; move them to {place}")

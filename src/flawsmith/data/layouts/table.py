@@ -33,7 +33,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from flawsmith.data.layouts.base import Collector, count
+from flawsmith.data.layouts.base import (
+    Collector,
+    Layout,
+    count,
+    register,
+)
 from flawsmith.data.samples import GOOD, Dataset, Split
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder
@@ -169,18 +174,21 @@ _LABELS = (GOOD, "flawed")
 _SPLITS: dict[str, Split] = {"train": "train", "validation": "val", "val": "val", "test": "test"}
 
 
-class CsvLayout:
+@register
+class CsvLayout(Layout):
     """See the module's docstring."""
 
     name = "csv"
     expects = f"a table *{ENDING} with the columns {', '.join(COLUMNS[:3])}"
+    priority = 80
+    place_of_masks = "in the column mask"
 
     def recognise(self, root: Path) -> str | None:
-        found = _tables(root) if is_folder(root) else [root] if is_table(root) else []
-        if not found:
+        tables = _tables(root) if is_folder(root) else [root] if is_table(root) else []
+        if not tables:
             return None
-        seen = [column for column in COLUMNS if column in first_line(found[0])]
-        return f"{self.name} layout, because {found[0].name} has the columns {', '.join(seen)}"
+        seen = [column for column in COLUMNS if column in first_line(tables[0])]
+        return f"{self.name} layout, because {tables[0].name} has the columns {', '.join(seen)}"
 
     def near_miss(self, root: Path) -> str | None:
         for path in _files(root):
@@ -195,20 +203,20 @@ class CsvLayout:
     def load(self, root: Path) -> Dataset:
         table = _table_of(root)
         rows = read_rows(table)
-        found = Collector(table.parent, **_names(table))
+        collector = Collector(table.parent, **_names(table))
         files = _Files(table)
         checked = [(row, _split(table, row), files.image(row), files.masks(row)) for row in rows]
         for split in ("train", "val", "test"):
             mine = sorted((image, row.defect, masks) for row, where, image, masks in checked if where == split)
-            found.add_good((image for image, defect, _ in mine if defect == GOOD), split)
+            collector.add_good((image for image, defect, _ in mine if defect == GOOD), split)
             for image, defect, masks in mine:
                 if defect != GOOD:
-                    found.add_flawed(image, defect, masks)
+                    collector.add_flawed(image, defect, masks)
         superfluous = sum(bool(row.masks) for row in rows if row.label == GOOD)
         if superfluous:
-            found.notes.append(f"left out: masks that the table gives to {count(superfluous, 'good image')}")
+            collector.notes.append(f"left out: masks that the table gives to {count(superfluous, 'good image')}")
         seen = ", ".join(column for column in COLUMNS if column in first_line(table))
-        return found.dataset(self.name, f"{self.name} layout, because {table.name} has the columns {seen}")
+        return collector.dataset(self.name, f"{self.name} layout, because {table.name} has the columns {seen}")
 
 
 def is_table(path: Path) -> bool:
@@ -239,13 +247,13 @@ def _table_of(root: Path) -> Path:
     """
     if not is_folder(root):
         return root
-    found = _tables(root) or _files(root)
-    if not found:
+    tables = _tables(root) or _files(root)
+    if not tables:
         raise FlawsmithError(f"{root} is not in csv layout; expected {CsvLayout.expects}")
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found)
-        raise FlawsmithError(f"{root} has {len(found)} tables ({names}); give one of them, such as {found[0]}")
-    return found[0]
+    if len(tables) > 1:
+        names = ", ".join(path.name for path in tables)
+        raise FlawsmithError(f"{root} has {len(tables)} tables ({names}); give one of them, such as {tables[0]}")
+    return tables[0]
 
 
 def _names(table: Path) -> dict[str, str]:
@@ -272,7 +280,7 @@ def _split(table: Path, row: Row) -> Split:
             "move it to test, or remove the line"
         )
     if (row.defect == GOOD) != (row.label == GOOD):
-        raise FlawsmithError(f"{where} calls an image {row.label} and its defect {row.defect!r}; mend one of them")
+        raise FlawsmithError(f"{where} calls an image {row.label} and its defect {row.defect!r}; fix one of them")
     return split
 
 
@@ -310,13 +318,13 @@ class _Files:
         """
         return tuple(self._file(row, name, "mask") for name in row.masks)
 
-    def _file(self, row: Row, name: str, what: Literal["image", "mask"]) -> Path:
+    def _file(self, row: Row, name: str, kind: Literal["image", "mask"]) -> Path:
         # Tables written on Windows have backslashes.
         for spelled in (name, name.replace("\\", "/")):
             path = Path(os.path.normpath(self._table.parent / spelled))
             if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
                 return path
         raise FlawsmithError(
-            f"{self._table}, line {row.line}, names the {what} {name!r}, but there is no file {path}; "
+            f"{self._table}, line {row.line}, names the {kind} {name!r}, but there is no file {path}; "
             "paths start at the folder of the table"
         )

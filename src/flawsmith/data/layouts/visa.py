@@ -20,7 +20,13 @@ import csv
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from flawsmith.data.layouts.base import Collector, below, count
+from flawsmith.data.layouts.base import (
+    Collector,
+    Layout,
+    below,
+    count,
+    register,
+)
 from flawsmith.data.samples import GOOD, Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
@@ -31,23 +37,25 @@ _COLUMNS = ("object", "split", "label", "image", "mask")
 _ROLES = (("train", "normal"), ("test", "normal"), ("test", "anomaly"))
 
 
-class VisaLayout:
+@register
+class VisaLayout(Layout):
     """See the module's docstring."""
 
     name = "visa"
     expects = f"Data/Images/{{Normal,Anomaly}}/, Data/Masks/Anomaly/, and {TABLE} beside the category"
+    place_of_masks = "in the column mask of split_csv/1cls.csv"
 
     def recognise(self, root: Path) -> str | None:
         folders = [below(root, *names) for names in _FOLDERS]
-        found = [f.relative_to(root).as_posix() + "/" for f in folders if f is not None]
-        return f"{self.name} layout, because it has {' and '.join(found)}" if len(found) == len(_FOLDERS) else None
+        present = [f.relative_to(root).as_posix() + "/" for f in folders if f is not None]
+        return f"{self.name} layout, because it has {' and '.join(present)}" if len(present) == len(_FOLDERS) else None
 
     def near_miss(self, root: Path) -> str | None:
-        found = {"/".join(names): below(root, *names) is not None for names in _FOLDERS}
-        lacking = [name for name, there in found.items() if not there]
+        present = {"/".join(names): below(root, *names) is not None for names in _FOLDERS}
+        lacking = [name for name, there in present.items() if not there]
         if len(lacking) != 1:
             return None
-        there = next(name for name in found if name not in lacking)
+        there = next(name for name in present if name not in lacking)
         return f"{there}/ is there, but no {lacking[0]}/"
 
     def load(self, root: Path) -> Dataset:
@@ -64,17 +72,17 @@ class VisaLayout:
         learned, good, flawed = (sorted(named[role]) for role in _ROLES)
         if not learned:
             raise FlawsmithError(f"no good images to train on: {table} has no row {root.name},train,normal")
-        found = Collector(root)
-        found.add_good((image for image, _ in learned), "train")
-        found.add_validation(GOOD)
-        found.add_good((image for image, _ in good), "test")
+        collector = Collector(root)
+        collector.add_good((image for image, _ in learned), "train")
+        collector.add_validation(GOOD)
+        collector.add_good((image for image, _ in good), "test")
         for image, masks in flawed:
-            found.add_flawed(image, "anomaly", masks)
-        found.unused_masks += files.unused("Masks")
+            collector.add_flawed(image, "anomaly", masks)
+        collector.unused_masks += files.unused("Masks")
         unnamed = files.unused("Images")
         if unnamed:
-            found.notes.append(f"not used: {count(len(unnamed), 'image')} without a row in {table}; add the rows")
-        return found.dataset(self.name, recognised)
+            collector.notes.append(f"not used: {count(len(unnamed), 'image')} without a row in {table}; add the rows")
+        return collector.dataset(self.name, recognised)
 
 
 class _Row(NamedTuple):
@@ -151,9 +159,9 @@ class _NamedFiles:
         """
         path = self._paths.get(PurePosixPath(name).as_posix().casefold())
         if path is None or path not in self._unused:
-            what = "there is no such image" if path is None else "an earlier row names it too"
+            reason = "there is no such image" if path is None else "an earlier row names it too"
             raise FlawsmithError(
-                f"{self._table}, line {line}, names {name!r}, but {what}; unpack VisA anew, or remove the row"
+                f"{self._table}, line {line}, names {name!r}, but {reason}; unpack VisA anew, or remove the row"
             )
         self._unused.remove(path)
         return path

@@ -7,27 +7,26 @@ normal images; with both ideas switched off the same code is RD4AD.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
-from types import MappingProxyType
 from typing import ClassVar
 
 import cv2
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
-from flawsmith.models.aand.config import PRESETS, RD4AD_PRESETS, AANDConfig
-from flawsmith.models.aand.functional import cosine_distance
+from flawsmith.models.aand.config import PRESETS, RD4AD_PRESETS, AANDConfig, published_foreground
+from flawsmith.models.aand.functional import Map, anomaly_map, cosine_distance, rate_factor
 from flawsmith.models.aand.networks import (
     Amplifier,
     Amplifiers,
     ConvNorm,
-    Map,
     Student,
     layout_for,
     reverse_student,
@@ -36,250 +35,83 @@ from flawsmith.models.aand.networks import (
 from flawsmith.models.aand.training import (
     AdvancedTeacher,
     AmplificationBatches,
-    AmplificationModule,
-    DistillationModule,
+    StageTraining,
+    SyntheticCells,
+    adam,
+    amplification_losses,
+    distillation_losses,
+    random_cells,
 )
 from flawsmith.models.base import (
     AnomalyOutput,
-    Detector,
     Diagnostic,
-    LightningStage,
-    Method,
-    MethodConfig,
+    FeatureSource,
     MetricChart,
+    ModelConfig,
     Pictures,
     Stage,
+    SyntheticImages,
     SyntheticSource,
     TrainingData,
+    TrainingStage,
     synthetic_flaws,
 )
-from flawsmith.models.components.detectors import ScoreMap, ScoreMapDetector, UpsampleAndSmooth
-from flawsmith.models.components.patch_learner import PatchBatches, Sampling
-from flawsmith.models.components.postprocessing import Finish
-from flawsmith.models.registry import known_dataset, plain, register
+from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, Sampling
+from flawsmith.models.components.score_maps import ScoreMap, ScoreMapModel, UpsampleAndSmooth
+from flawsmith.models.registry import register
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import find_recipe
 
-
-class FusedLevels(ScoreMapDetector):
-    """One low-resolution map a level, up-sampled between corner centres, summed and smoothed; the score is the maximum.
-
-    Args:
-        backbone: the frozen teacher.
-        image_size: (height, width) of the network's input.
-        sigma: of the Gaussian in pixels of the input.
-    """
-
-    def __init__(self, backbone: Backbone, image_size: tuple[int, int], *, sigma: float) -> None:
-        super().__init__(backbone)
-        self.smooth = nn.ModuleList(
-            UpsampleAndSmooth(grid, image_size, sigma=sigma, align_corners=True) for grid in backbone.grids(image_size)
-        )
-
-    def from_levels(self, levels: Sequence[Map]) -> AnomalyOutput:
-        """Map and score from the backbone's level maps (Eq. 14)."""
-        maps = [smooth(low) for smooth, low in zip(self.smooth, self.score_maps(levels), strict=True)]
-        fused = torch.stack(maps).sum(dim=0)
-        return AnomalyOutput(fused, fused.amax(dim=(1, 2)))
-
-
-class DiscrepancyDetector(FusedLevels):
-    """Cosine distance between advanced teacher and student at every position (Eq. 13).
-
-    Args:
-        backbone: see :class:`FusedLevels`.
-        amplifiers: what makes the teacher an advanced one; None leaves it as it is.
-        student: reconstructs the teacher's features.
-        image_size: see :class:`FusedLevels`.
-        sigma: see :class:`FusedLevels`.
-    """
-
-    def __init__(
-        self,
-        backbone: Backbone,
-        amplifiers: Amplifiers | None,
-        student: Student,
-        image_size: tuple[int, int],
-        *,
-        sigma: float,
-    ) -> None:
-        super().__init__(backbone, image_size, sigma=sigma)
-        self.amplifiers, self.student = amplifiers, student
-        self.eval()
-
-    def raw_maps(self, levels: Sequence[Map]) -> list[ScoreMap]:
-        teacher = list(levels) if self.amplifiers is None else self.amplifiers(levels)
-        return [cosine_distance(*pair) for pair in zip(teacher, self.student(teacher), strict=True)]
-
-    def feature_maps(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Tensor]:
-        """The teacher's levels, each beside what its amplification makes of it (Fig. 6)."""
-        levels = self.backbone(images)
-        advanced = None if self.amplifiers is None else self.amplifiers(levels)
-        found: dict[str, Tensor] = {}
-        for number, level in enumerate(levels):
-            found[f"teacher, level {number + 1}"] = level
-            if advanced is not None:
-                found[f"advanced teacher, level {number + 1}"] = advanced[number]
-        return found
-
-    def folded(self) -> Detector:
-        folded = copy.copy(self)
-        folded._modules = {**self._modules, "student": copy.deepcopy(self.student)}
-        for module in folded.student.modules():
-            if isinstance(module, ConvNorm):
-                module.fold()
-        return folded.requires_grad_(False)
-
-
-class GateDetector(FusedLevels):
-    """The gates' weights as anomaly maps (paper, Table V a)."""
-
-    def __init__(
-        self, backbone: Backbone, amplifiers: Amplifiers, image_size: tuple[int, int], *, sigma: float
-    ) -> None:
-        super().__init__(backbone, image_size, sigma=sigma)
-        self.amplifiers = amplifiers
-        self.eval()
-
-    def raw_maps(self, levels: Sequence[Map]) -> list[ScoreMap]:
-        found = []
-        for amplifier, level in zip(self.amplifiers, levels, strict=True):
-            assert isinstance(amplifier, Amplifier) and amplifier.gate is not None
-            found.append(amplifier.gate(level)[:, 0])
-        return found
-
-
+SHOWN_FLAWS = 4
 SHOWN_HEIGHT = 160
 
-
-def charts(config: AANDConfig) -> list[Diagnostic]:
-    """Residual intensity and the gates' precision over the epochs of the first stage."""
-    found: list[Diagnostic] = []
-    if config.amplification in ("both", "generator"):
-        found.append(
-            MetricChart(
-                "Residual intensity",
-                "Length of the residuals over that of the features, weighted by the gate as in inspection, mean over "
-                "the levels: on synthetic cells it should grow, on normal ones stay near zero.",
-                "share of the feature's length",
-                {"residual_anomalous": "synthetic cells", "residual_normal": "normal cells"},
-            )
-        )
-    if config.amplification in ("both", "gate"):
-        found.append(
-            MetricChart(
-                "Gates on synthetic flaws",
-                "Of the cells with a gate above one half, the share that is synthesized (precision), and of the "
-                "synthetic cells the share with such a gate (recall); training batches, mean over the levels.",
-                "share of cells",
-                {"gate_precision": "precision", "gate_recall": "recall"},
-            )
-        )
-    return found
-
-
-def level_pictures(
-    examples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]], maps: Mapping[str, Tensor]
-) -> Pictures:
-    """The maps that are summed, on synthetic flaws, beside the flaw and its mask.
-
-    Args:
-        examples: good image, mask and synthetic image of each.
-        maps: low-resolution maps of the synthetic images by what they are called, each on a scale of its own.
-    """
-    scaled = {name: _on_own_scale(one.float().cpu().numpy()) for name, one in maps.items()}
-    pictures = []
-    for number, (_, mask, synthetic) in enumerate(examples):
-        pictures += [("synthetic flaw", synthetic), ("mask", mask)]
-        pictures += [(name, _enlarged(one[number])) for name, one in scaled.items()]
-    return Pictures(
-        "Anomaly maps by level",
-        "Discrepancy of the finest to the coarsest level on synthetic flaws, and distances to the memory bank where "
-        "there is one; white is the map's highest value here.",
-        pictures,
-        group=2 + len(scaled),
-    )
-
-
-def _on_own_scale(values: NDArray[np.float32]) -> NDArray[np.uint8]:
-    low, high = float(values.min()), float(values.max())
-    return np.rint((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
-
-
-def _enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    times = max(1, SHOWN_HEIGHT // picture.shape[0])
-    size = (picture.shape[1] * times, picture.shape[0] * times)
-    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST), np.uint8)
-
-
-# Grey level after smoothing, whether darker is foreground, and the categories. The script means cable where it says
-# bottle's disc, but misspells it: both get the disc here.
-_THRESHOLDS: Mapping[str, tuple[tuple[float, bool, str], ...]] = MappingProxyType(
-    {
-        "mvtec": (
-            (0, False, "carpet grid leather tile wood transistor"),
-            (150, True, "capsule screw zipper"),
-            (50, False, "hazelnut metal_nut pill toothbrush"),
-        ),
-        "visa": (
-            (150, False, "candle cashew chewinggum fryum macaroni1 macaroni2 pcb1"),
-            (100, False, "pcb2 pcb3 pipe_fryum"),
-            (50, False, "pcb4"),
-            (100, True, "capsules"),
-        ),
-        "mvtec_3d": ((50, False, "bagel cable_gland carrot cookie dowel peach potato rope"),),
-    }
-)
-_DISC = Foreground(mode="disc", extent=(0.45, 0.45))
-_BOX = Foreground(mode="box", extent=(0.35, 0.35))
-_RULES: Mapping[tuple[str, str], Foreground] = MappingProxyType(
-    {
-        (dataset, plain(category)): Foreground(mode="threshold", level=level, inverted=inverted, pixels="file")
-        for dataset, rules in _THRESHOLDS.items()
-        for level, inverted, categories in rules
-        for category in categories.split()
-    }
-    | {("mvtec", category): _DISC for category in ("bottle", "cable")}
-    | {("mvtec_3d", category): _BOX for category in ("foam", "tire")}
-)
-
-
-def published_foreground(dataset: str, category: str) -> Foreground | None:
-    """The released script's rule for a category, or None where there is none.
-
-    Args:
-        dataset: name of the data set or of its folder.
-        category: name of the category.
-
-    Example:
-        >>> published_foreground("mvtec_anomaly_detection", "screw").level
-        150.0
-    """
-    known = known_dataset(dataset)
-    return None if known is None else _RULES.get((known, plain(category)))
-
-
-SHOWN_FLAWS = 4
+FlawedImages = tuple[Float[Tensor, "batch 3 height width"], Bool[Tensor, "batch height width"]]
 
 
 @register
-class AAND(Method):
-    """AAND on a frozen backbone."""
+class AAND(ScoreMapModel):
+    """AAND: the cosine distance between an advanced teacher and its student at every position, level by level.
+
+    Args:
+        config: every number of the method.
+        backbone: the frozen teacher; levels each half the one before, or those of a plain transformer.
+        seed: of the initial weights and of every draw.
+
+    Attributes:
+        smooth: brings each level's map to the input's size.
+        amplifiers: what makes the teacher an advanced one; None leaves it as it is.
+        student: reconstructs the teacher's features; None where the gates' weights are the map (Table V a).
+
+    Raises:
+        FlawsmithError: the student cannot follow the backbone's levels at this input size.
+
+    Example:
+        >>> model = AAND.from_preset("fast", backbone="efficientnet_lite0", image_size=(64, 96)).eval()
+        >>> anomaly_map, score = model(torch.rand(2, 3, 64, 96))
+        >>> anomaly_map.shape, score.shape
+        (torch.Size([2, 64, 96]), torch.Size([2]))
+    """
 
     name: ClassVar[str] = "aand"
     paper: ClassVar[str] = (
         "Tang et al., Advancing Pre-trained Teacher: Towards Robust Feature Discrepancy for Anomaly Detection, TIP 2026"
     )
-    Config: ClassVar[type[MethodConfig]] = AANDConfig
-    presets: ClassVar[Mapping[str, MethodConfig]] = PRESETS
+    licence: ClassVar[str | None] = None
+    Config: ClassVar[type[ModelConfig]] = AANDConfig
+    presets: ClassVar[Mapping[str, ModelConfig]] = PRESETS
 
-    def __init__(self, config: AANDConfig, backbone: Backbone, seed: int) -> None:
-        self.config, self.backbone, self.seed = config, backbone, seed
+    config: AANDConfig
+    amplifiers: Amplifiers | None
+    student: Student | None
+
+    def __init__(self, config: AANDConfig, backbone: Backbone, seed: int = 0) -> None:
+        super().__init__(config, backbone, seed, maps=len(backbone.channels), comparison=config.score_norm)
         self.grids = backbone.grids(config.image_size)
-        self.amplifiers: Amplifiers | None = None
-        self.student: Student | None = None
-        self._finish = Finish(config, config.score_norm, backbone.channels, seed)
+        self.smooth = nn.ModuleList(
+            UpsampleAndSmooth(grid, config.image_size, sigma=config.sigma, align_corners=True) for grid in self.grids
+        )
+        self.amplifiers = self.student = None
         self._findings: Mapping[str, str | float] = {}
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "aand amplifiers"))
@@ -294,32 +126,159 @@ class AAND(Method):
                 )
             torch.manual_seed(derived_seed(seed, "aand student"))
             if config.amplification != "gate":
-                self.student = self._student()
+                self.student = self._make_student()
 
-    def stages(self) -> list[Stage]:
-        config, found = self.config, list[Stage]()
-        if self.amplifiers is not None:
-            first = AmplificationModule(config, self.amplifiers, self.seed)
-            alone = self.student is None
-            found.append(LightningStage("amplification", first, self._synthetic_batches, first.epochs, completes=alone))
-        if self.student is not None:
-            second = DistillationModule(config, self.student, self.amplifiers)
-            found.append(LightningStage("distillation", second, self._normal_batches, second.epochs))
-        return found + self._finish.stages(self._detector)
+    # ---- Inference
 
-    def network(self) -> FusedLevels:
-        return self._finish.applied(self._detector())
+    def advanced(self, levels: Sequence[Map]) -> list[Map]:
+        """The advanced teacher's level maps from the backbone's."""
+        return list(levels) if self.amplifiers is None else self.amplifiers(levels)
 
-    def _detector(self) -> FusedLevels:
-        config = self.config
+    def raw_maps(self, levels: Sequence[Map]) -> list[ScoreMap]:
+        """Discrepancies of teacher and student, or the gates' weights where there is no student."""
         if self.student is None:
-            assert self.amplifiers is not None
-            return GateDetector(self.backbone, self.amplifiers, config.image_size, sigma=config.sigma)
-        return DiscrepancyDetector(self.backbone, self.amplifiers, self.student, config.image_size, sigma=config.sigma)
+            return [gate[:, 0] for gate in self._gates(levels)]
+        teacher = self.advanced(levels)
+        return [cosine_distance(*pair) for pair in zip(teacher, self.student(teacher), strict=True)]
+
+    def from_levels(self, levels: Sequence[Map]) -> AnomalyOutput:
+        """The levels' maps, up-sampled between corner centres, smoothed and summed; the score is the maximum."""
+        fused = anomaly_map(self.score_maps(levels), self.smooth)
+        return AnomalyOutput(fused, fused.amax(dim=(1, 2)))
+
+    def feature_maps(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Tensor]:
+        """The teacher's levels, each beside what its amplification makes of it (Fig. 6)."""
+        if self.student is None:  # gates see the backbone's levels alone
+            return {}
+        levels = self.backbone(images)
+        maps: dict[str, Tensor] = {}
+        for number, (level, advanced) in enumerate(zip(levels, self.advanced(levels), strict=True), start=1):
+            maps[f"teacher, level {number}"] = level
+            if self.amplifiers is not None:
+                maps[f"advanced teacher, level {number}"] = advanced
+        return maps
+
+    def export_form(self) -> Self:
+        """The same with the student's batch norms folded into its convolutions."""
+        folded = copy.deepcopy(self).eval().requires_grad_(False)
+        for module in folded.modules():
+            if isinstance(module, ConvNorm):
+                module.fold()
+        bank = folded.bank
+        del folded.bank
+        folded.bank = bank  # last: exported models keep the order of their tensors
+        return folded
+
+    def _gates(self, levels: Sequence[Map]) -> Iterator[Tensor]:
+        assert self.amplifiers is not None
+        for amplifier, level in zip(self.amplifiers, levels, strict=True):
+            assert isinstance(amplifier, Amplifier) and amplifier.gate is not None
+            yield amplifier.gate(level)
+
+    # ---- Training
+
+    def amplification_losses(self, batch: SyntheticCells | FlawedImages) -> dict[str, Tensor]:
+        """L_1 of synthetic flaws by name, ``loss`` the weighted sum; figures of gates and residuals beside it.
+
+        Args:
+            batch: level maps of images with synthetic flaws and the cells that belong to flaws; or such images,
+                normalised, and their masks.
+        """
+        assert self.amplifiers is not None, "there is a first stage unless amplification is none"
+        if isinstance(batch, tuple):
+            images, masks = batch
+            with torch.no_grad():
+                levels = self.backbone(images)
+            flaws = masks.numpy(force=True)
+            seen = SyntheticImages(levels, flaws, np.ones_like(flaws))
+            batch = SyntheticCells.of(seen, share=self.config.cell_share).to(images.device)
+        return amplification_losses(
+            self.amplifiers, batch, self.config, random_cells(self.config, self.seed, batch.step)
+        )
+
+    def losses(self, batch: FeatureBatch | Float[Tensor, "batch 3 height width"]) -> dict[str, Tensor]:
+        """L_2 of normal images by name, ``loss`` the sum.
+
+        Args:
+            batch: the advanced teacher's level maps, or normalised images, which then pass the teacher here.
+
+        Example:
+            >>> model = RD4AD.from_preset("fast", image_size=(64, 64), student_widths=(8, 8, 8))
+            >>> (optimizer,) = model.make_optimizers()
+            >>> model.losses(torch.rand(2, 3, 64, 64))["loss"].backward()
+            >>> optimizer.step()
+        """
+        assert self.student is not None, "gates alone have no student"
+        if isinstance(batch, FeatureBatch):
+            teacher = batch.levels
+        else:
+            with torch.no_grad():
+                teacher = self.advanced(self.backbone(batch))
+        return distillation_losses(self.student, teacher, hard_positions=self.config.hard_positions)
+
+    def make_amplification_optimizers(self) -> list[torch.optim.Optimizer]:
+        """What trains the amplifiers."""
+        assert self.amplifiers is not None, "there is a first stage unless amplification is none"
+        return [adam(self.amplifiers.parameters(), self.config)]
+
+    def make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """What trains the student; the amplifiers stay as they are."""
+        assert self.student is not None, "gates alone have no student"
+        return [adam(self.student.parameters(), self.config)]
+
+    def stages(self, data: TrainingData) -> Iterator[Stage]:
+        config = self.config
+        if self.amplifiers is not None:
+            epochs = config.amplification_epochs
+            module = StageTraining(
+                self, self.amplification_losses, self.make_amplification_optimizers, schedule=self._schedule(epochs)
+            )
+            batches = self._synthetic_batches(data)
+            yield TrainingStage("amplification", module, batches, epochs, completes=self.student is None)
+        if self.student is not None:
+            self.student.to(memory_format=torch.channels_last)
+            module = StageTraining(self, self.losses, self.make_optimizers, schedule=self._schedule(config.epochs))
+            yield TrainingStage("distillation", module, self._normal_batches(data), config.epochs)
+        yield from self.post_processing(data)
+
+    def _schedule(self, epochs: int) -> Callable[[int], float]:
+        config = self.config
+        milestones = [share * epochs for share in config.lr_milestones]
+        return lambda epoch: rate_factor(epoch, factor=config.lr_decay, milestones=milestones)
+
+    def _synthetic_batches(self, data: TrainingData) -> AmplificationBatches:
+        config = self.config
+        sampling = Sampling(config.batch_size, config.amplification_steps)
+        images = FeatureBatches(data.features(), sampling, seed=self.seed, purpose="amplification")
+        return AmplificationBatches(
+            images, self._synthetic(data), share=config.cell_share, refresh=config.refresh, seed=self.seed
+        )
+
+    def _normal_batches(self, data: TrainingData) -> FeatureBatches:
+        sampling = Sampling(self.config.batch_size, self.config.steps_per_epoch)
+        teacher: FeatureSource = data.features()
+        if self.amplifiers is not None:
+            teacher = AdvancedTeacher(teacher, self.amplifiers)
+        return FeatureBatches(teacher, sampling, seed=self.seed, purpose="distillation")
+
+    def _synthetic(self, data: TrainingData) -> SyntheticSource:
+        config, foreground, origin = self.config, self.config.foreground, "given"
+        if foreground == "published":
+            published = published_foreground(data.dataset, data.category)
+            foreground = published or Foreground(mode="auto")
+            origin = "published" if published else f"nothing published for {data.dataset}/{data.category}"
+        self._findings = {"foreground": f"{foreground.mode} ({origin})"}
+        recipe = find_recipe(config.recipe)
+        if config.normal_share is not None:
+            recipe = recipe.model_copy(update={"normal_share": config.normal_share})
+        return data.synthetic(recipe, foreground, self.grids[0], match_grey=config.match_grey)
+
+    # ---- What is shown
 
     def findings(self) -> Mapping[str, str | float]:
         return self._findings
 
+    @torch.no_grad()
     def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
         if not self.config.synthesizes:
             return ()
@@ -327,15 +286,15 @@ class AAND(Method):
         examples = source.examples(SHOWN_FLAWS)
         rows = np.unique(np.linspace(0, len(data) - 1, SHOWN_FLAWS).round().astype(int))  # those of the examples
         (synthetic,) = source.batches([rows], 0)
-        detector = self._finish.applied(self._detector())
-        bank, detector.bank = detector.bank, None
-        with torch.no_grad():
-            maps = {f"level {n}": one for n, one in enumerate(detector.score_maps(synthetic.levels), start=1)}
-            if bank is not None:
-                maps["memory bank"] = bank(synthetic.levels)
+        levels = synthetic.levels
+        maps = {f"level {n}": scores for n, scores in enumerate(self.eval().normalised_maps(levels), start=1)}
+        if self.bank is not None:
+            maps["memory bank"] = self.bank(levels)
         return [*charts(self.config), level_pictures(examples, maps), synthetic_flaws(examples)]
 
-    def _student(self) -> Student:
+    # ---- Networks
+
+    def _make_student(self) -> Student:
         config, strides = self.config, self.backbone.info.strides
         if len(strides) > 1 and len(set(self.grids)) == 1:
             return token_student(self.backbone.channels, self.grids[0])
@@ -365,37 +324,80 @@ class AAND(Method):
                 f"--set image_size=[{height},{width}]"
             )
 
-    def _synthetic(self, data: TrainingData) -> SyntheticSource:
-        config, foreground = self.config, self.config.foreground
-        source = "given"
-        if foreground == "published":
-            found = published_foreground(data.dataset, data.category)
-            foreground = found or Foreground(mode="auto")
-            source = "published" if found else f"nothing published for {data.dataset}/{data.category}"
-        self._findings = {"foreground": f"{foreground.mode} ({source})"}
-        recipe = find_recipe(config.recipe)
-        if config.normal_share is not None:
-            recipe = recipe.model_copy(update={"normal_share": config.normal_share})
-        return data.synthetic(recipe, foreground, self.grids[0], match_grey=config.match_grey)
-
-    def _synthetic_batches(self, data: TrainingData) -> AmplificationBatches:
-        config = self.config
-        sampling = Sampling(config.batch_size, config.amplification_steps)
-        images = PatchBatches(data.features(), sampling, seed=self.seed, purpose="amplification")
-        return AmplificationBatches(
-            images, self._synthetic(data), share=config.cell_share, refresh=config.refresh, seed=self.seed
-        )
-
-    def _normal_batches(self, data: TrainingData) -> PatchBatches:
-        sampling, features = Sampling(self.config.batch_size, self.config.steps_per_epoch), data.features()
-        teacher = features if self.amplifiers is None else AdvancedTeacher(features, self.amplifiers)
-        return PatchBatches(teacher, sampling, seed=self.seed, purpose="distillation")
-
 
 @register
 class RD4AD(AAND):
-    """Reverse distillation: a plain teacher, and the loss on flattened maps alone."""
+    """Reverse distillation: a plain teacher, and the loss on flattened maps alone.
+
+    Example:
+        >>> model = RD4AD.from_preset("fast", image_size=(64, 64)).eval()
+        >>> model(torch.rand(1, 3, 64, 64)).map.shape
+        torch.Size([1, 64, 64])
+    """
 
     name: ClassVar[str] = "rd4ad"
     paper: ClassVar[str] = "Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022"
-    presets: ClassVar[Mapping[str, MethodConfig]] = RD4AD_PRESETS
+    presets: ClassVar[Mapping[str, ModelConfig]] = RD4AD_PRESETS
+
+
+# ---- Charts and pictures ---------------------------------------------------------------------------------------------
+
+
+def charts(config: AANDConfig) -> list[Diagnostic]:
+    """Residual intensity and the gates' precision over the epochs of the first stage."""
+    diagnostics: list[Diagnostic] = []
+    if config.amplification in ("both", "generator"):
+        diagnostics.append(
+            MetricChart(
+                "Residual intensity",
+                "Length of the residuals over that of the features, weighted by the gate as in inspection, mean over "
+                "the levels: on synthetic cells it should grow, on normal ones stay near zero.",
+                "share of the feature's length",
+                {"residual_anomalous": "synthetic cells", "residual_normal": "normal cells"},
+            )
+        )
+    if config.amplification in ("both", "gate"):
+        diagnostics.append(
+            MetricChart(
+                "Gates on synthetic flaws",
+                "Of the cells with a gate above one half, the share that is synthesized (precision), and of the "
+                "synthetic cells the share with such a gate (recall); training batches, mean over the levels.",
+                "share of cells",
+                {"gate_precision": "precision", "gate_recall": "recall"},
+            )
+        )
+    return diagnostics
+
+
+def level_pictures(
+    examples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]], maps: Mapping[str, Tensor]
+) -> Pictures:
+    """The maps that are summed, on synthetic flaws, beside the flaw and its mask.
+
+    Args:
+        examples: good image, mask and synthetic image of each.
+        maps: low-resolution maps of the synthetic images by what they are called, each on a scale of its own.
+    """
+    scaled = {name: _stretched(scores.float().numpy(force=True)) for name, scores in maps.items()}
+    pictures = []
+    for number, (_, mask, synthetic) in enumerate(examples):
+        pictures += [("synthetic flaw", synthetic), ("mask", mask)]
+        pictures += [(name, _enlarged(picture[number])) for name, picture in scaled.items()]
+    return Pictures(
+        "Anomaly maps by level",
+        "Discrepancy of the finest to the coarsest level on synthetic flaws, and distances to the memory bank where "
+        "there is one; white is the map's highest value here.",
+        pictures,
+        group=2 + len(scaled),
+    )
+
+
+def _stretched(values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    low, high = float(values.min()), float(values.max())
+    return np.rint((values - low) / max(high - low, 1e-12) * 255).astype(np.uint8)
+
+
+def _enlarged(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    times = max(1, SHOWN_HEIGHT // picture.shape[0])
+    size = (picture.shape[1] * times, picture.shape[0] * times)
+    return np.asarray(cv2.resize(picture, size, interpolation=cv2.INTER_NEAREST), np.uint8)

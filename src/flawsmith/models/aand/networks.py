@@ -1,4 +1,4 @@
-"""Residual anomaly amplification (RAA): what makes a frozen teacher's anomalous features more anomalous."""
+"""Networks of AAND: residual amplifiers (RAA) on a frozen teacher, and students that reconstruct its features."""
 
 from __future__ import annotations
 
@@ -8,22 +8,35 @@ from itertools import pairwise
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from timm.layers import QuickGELU
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from flawsmith.models.aand.functional import position_encoding
-from flawsmith.models.components.precision import full_precision
+from flawsmith.models.aand.functional import (
+    Map,
+    Residual,
+    Rows,
+    WeightMap,
+    amplify,
+    anomaly_weight,
+    match_weights,
+    position_encoding,
+    project_queries,
+    scaled_residual,
+)
+
+Components = Literal["both", "generator", "gate", "none"]
+Grid = tuple[int, int]
+Scale = Literal["down", "same", "up"]
 
 MOST_HIDDEN = 1024
+BLOCKS_PER_LEVEL = 2
+HEAD_WIDTH = 64
 
-Residual = Literal["tanh", "sigmoid", "learnable"]
-Components = Literal["both", "generator", "gate", "none"]
-Map = Float[Tensor, "batch channel height width"]
-GateMap = Float[Tensor, "batch 1 height width"]
+
+# ---- Residual anomaly amplification ----------------------------------------------------------------------------------
 
 
 def pointwise_mlp(channels: int) -> nn.Sequential:
@@ -37,7 +50,7 @@ def pointwise_mlp(channels: int) -> nn.Sequential:
 
 
 class ResidualGate(nn.Module):
-    """The matching-guided residual gate: how anomalous a position is, by matching it with two memories (Eqs. 2 to 4).
+    """The matching-guided residual gate: how anomalous a position is, by matching it with two memories.
 
     Args:
         channels: of the level.
@@ -47,36 +60,48 @@ class ResidualGate(nn.Module):
 
     Attributes:
         memory: normal embeddings, then those of anomalies.
+
+    Source:
+        AAND, Eqs. 2 to 4.
+
+    Example:
+        >>> ResidualGate(8, (4, 6), memories=5, temperature=0.2)(torch.rand(2, 8, 4, 6)).shape
+        torch.Size([2, 1, 4, 6])
     """
 
     memory: Float[Tensor, "item channel"]
     position: Float[Tensor, "channel height width"]
 
-    def __init__(self, channels: int, grid: tuple[int, int], *, memories: int, temperature: float) -> None:
+    def __init__(self, channels: int, grid: Grid, *, memories: int, temperature: float) -> None:
         super().__init__()
         self.mlp = pointwise_mlp(channels)
         self.memory = nn.Parameter(torch.randn(2 * memories, channels))
         self.temperature = temperature
         self.register_buffer("position", position_encoding(channels, grid))
 
-    def forward(self, features: Map) -> GateMap:
+    def forward(self, features: Map) -> WeightMap:
         """w: the weight of the anomaly memory at every position, in (0, 1)."""
-        return self.matches(features)[:, len(self.memory) // 2 :].sum(dim=1, keepdim=True)
+        return anomaly_weight(self.matches(features))
 
     def matches(self, features: Map) -> Float[Tensor, "batch item height width"]:
         """Softmax over both memories of the cosine similarity between the query of a position and every embedding."""
-        queries = F.normalize(self.mlp(features + self.position).float(), dim=1)
-        with full_precision(features.device):
-            similarity = F.conv2d(queries, F.normalize(self.memory.float(), dim=1)[:, :, None, None])
-            return (similarity / self.temperature).softmax(dim=1)
+        queries = project_queries(features, self.position, self.mlp)
+        return match_weights(queries, self.memory, temperature=self.temperature)
 
 
 class ResidualGenerator(nn.Module):
-    """The attribute-scaling residual generator: Δ = tanh(Φ(F)) ⊙ F (Eq. 5).
+    """The attribute-scaling residual generator: Δ = tanh(Φ(F)) ⊙ F.
 
     Args:
         channels: of the level.
         residual: ``tanh``, ``sigmoid``, or ``learnable``, where Φ(F) itself is the residual (paper, Table VII).
+
+    Source:
+        AAND, Eq. 5.
+
+    Example:
+        >>> ResidualGenerator(8, residual="tanh")(torch.rand(2, 8, 4, 6)).shape
+        torch.Size([2, 8, 4, 6])
     """
 
     def __init__(self, channels: int, *, residual: Residual) -> None:
@@ -85,10 +110,11 @@ class ResidualGenerator(nn.Module):
 
     def forward(self, features: Map) -> Map:
         """Δ, one residual a position."""
-        found = self.mlp(features).float()
-        if self.residual == "learnable":
-            return found
-        return (found.tanh() if self.residual == "tanh" else found.sigmoid()) * features
+        return scaled_residual(self.mlp(features), features, residual=self.residual)
+
+    def of_rows(self, features: Rows) -> Rows:
+        """Δ of positions that are taken out of their map."""
+        return self(features[:, :, None, None])[:, :, 0, 0]
 
 
 class Amplified(NamedTuple):
@@ -101,7 +127,7 @@ class Amplified(NamedTuple):
     """
 
     features: Map
-    gate: GateMap | None
+    gate: WeightMap | None
     residual: Map | None
 
 
@@ -115,13 +141,13 @@ class Amplifier(nn.Module):
         super().__init__()
         self.gate, self.generator = gate, generator
 
-    def forward(self, features: Map, weight: GateMap | None = None) -> Amplified:
+    def forward(self, features: Map, weight: WeightMap | None = None) -> Amplified:
         """The amplified level; a given weight, such as the truth in training, takes the place of the gate's."""
         gate = None if self.gate is None else self.gate(features)
         if self.generator is None:
             return Amplified(features, gate, None)
-        residual, weight = self.generator(features), gate if weight is None else weight
-        return Amplified(features + (residual if weight is None else weight * residual), gate, residual)
+        residual = self.generator(features)
+        return Amplified(amplify(features, residual, gate if weight is None else weight), gate, residual)
 
 
 class Amplifiers(nn.ModuleList):
@@ -134,12 +160,17 @@ class Amplifiers(nn.ModuleList):
         memories: see :class:`ResidualGate`.
         temperature: see :class:`ResidualGate`.
         residual: see :class:`ResidualGenerator`.
+
+    Example:
+        >>> amplifiers = Amplifiers([4, 8], [(8, 12), (4, 6)])
+        >>> [tuple(level.shape) for level in amplifiers([torch.rand(1, 4, 8, 12), torch.rand(1, 8, 4, 6)])]
+        [(1, 4, 8, 12), (1, 8, 4, 6)]
     """
 
     def __init__(
         self,
         channels: Sequence[int],
-        grids: Sequence[tuple[int, int]],
+        grids: Sequence[Grid],
         *,
         components: Components = "both",
         memories: int = 50,
@@ -160,14 +191,13 @@ class Amplifiers(nn.ModuleList):
         """The advanced teacher's level maps."""
         return [amplified.features for amplified in self.amplified(levels)]
 
-    def amplified(self, levels: Sequence[Map], weights: Sequence[GateMap | None] | None = None) -> list[Amplified]:
-        """The same with gates and residuals; given weights take the place of the gates'."""
-        given = weights or [None] * len(levels)
-        return [amplify(level, weight) for amplify, level, weight in zip(self, levels, given, strict=True)]
+    def amplified(self, levels: Sequence[Map], weights: Sequence[WeightMap | None] | None = None) -> list[Amplified]:
+        """The same with gates and residuals; weights, where there are any, take the place of the gates'."""
+        weights = weights or [None] * len(levels)
+        return [amplifier(level, weight) for amplifier, level, weight in zip(self, levels, weights, strict=True)]
 
 
-Grid = tuple[int, int]
-Scale = Literal["down", "same", "up"]
+# ---- The student of a convolutional backbone -------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -211,13 +241,17 @@ def layout_for(
 
     Args:
         architecture: timm's name, with or without a tag.
-        widths: see :class:`Layout`; given ones need heads.
+        widths: see :class:`Layout`; other widths than the teacher's need heads.
         blocks: blocks of the decoder's stages, coarsest first; None: those of the architecture.
+
+    Example:
+        >>> layout_for("resnet18").decoder
+        (2, 2, 2)
     """
-    found = _RESNETS.get(architecture.split(".")[0], OTHER)
+    layout = _RESNETS.get(architecture.split(".")[0], OTHER)
     if widths is not None:
-        found = replace(found, heads=True, widths=widths)
-    return found if blocks is None else replace(found, decoder=blocks)
+        layout = replace(layout, heads=True, widths=widths)
+    return layout if blocks is None else replace(layout, decoder=blocks)
 
 
 class ConvNorm(nn.Module):
@@ -235,8 +269,7 @@ class ConvNorm(nn.Module):
         self.norm: nn.Module = nn.BatchNorm2d(outputs)
 
     def forward(self, features: Map) -> Map:
-        found: Map = self.norm(self.conv(features))
-        return found
+        return self.norm(self.conv(features))
 
     def fold(self) -> None:
         """Put the batch norm, in evaluation mode, into the convolution."""
@@ -253,10 +286,10 @@ class ResidualBlock(nn.Module):
         self.path, self.shortcut = nn.ModuleList(path), shortcut
 
     def forward(self, features: Map) -> Map:
-        found = features
+        hidden = features
         for number, layer in enumerate(self.path):
-            found = layer(torch.relu(found) if number else found)
-        return torch.relu(found + (features if self.shortcut is None else self.shortcut(features)))
+            hidden = layer(torch.relu(hidden) if number else hidden)
+        return torch.relu(hidden + (features if self.shortcut is None else self.shortcut(features)))
 
 
 def residual_stage(inputs: int, outputs: int, count: int, layout: Layout, scale: Scale) -> nn.Sequential:
@@ -264,13 +297,13 @@ def residual_stage(inputs: int, outputs: int, count: int, layout: Layout, scale:
     blocks = []
     for number in range(count):
         first = number == 0
-        before, how = (inputs, scale) if first else (outputs, "same")
+        before, change = (inputs, scale) if first else (outputs, "same")
         if layout.block == "bottleneck":
             inner = max(1, outputs // layout.squeeze)
-            path = [ConvNorm(before, inner, 1), ConvNorm(inner, inner, 3, how), ConvNorm(inner, outputs, 1)]
+            path = [ConvNorm(before, inner, 1), ConvNorm(inner, inner, 3, change), ConvNorm(inner, outputs, 1)]
         else:
-            path = [ConvNorm(before, outputs, 3, how), ConvNorm(outputs, outputs, 3)]
-        blocks.append(ResidualBlock(path, ConvNorm(before, outputs, 1, how) if first else None))
+            path = [ConvNorm(before, outputs, 3, change), ConvNorm(outputs, outputs, 3)]
+        blocks.append(ResidualBlock(path, ConvNorm(before, outputs, 1, change) if first else None))
     return nn.Sequential(*blocks)
 
 
@@ -294,13 +327,12 @@ class OneClassEmbedding(nn.Module):
         self.blocks = residual_stage(fused, 2 * widths[-1], layout.embedding, layout, "down")
 
     def forward(self, levels: Sequence[Map]) -> Map:
-        found: Map = self.blocks(self.fused(levels))
-        return found
+        return self.blocks(self.fused(levels))
 
     def fused(self, levels: Sequence[Map]) -> Map:
         """All levels at the coarsest level's grid, side by side."""
-        brought = [chain(level) for chain, level in zip(self.fusion, levels[:-1], strict=True)]
-        return torch.cat([*brought, levels[-1]], dim=1)
+        finer = [chain(level) for chain, level in zip(self.fusion, levels[:-1], strict=True)]
+        return torch.cat([*finer, levels[-1]], dim=1)
 
 
 def _downwards(widths: Sequence[int]) -> Iterator[nn.Module]:
@@ -335,11 +367,11 @@ class Decoder(nn.Module):
 
     def forward(self, embedding: Map) -> list[Map]:
         """The student's level maps, finest first."""
-        found: list[Map] = []
+        levels: list[Map] = []
         for stage, head, (height, width) in zip(self.stages, self.heads, self.grids[::-1], strict=True):
             embedding = stage(embedding)[:, :, :height, :width]
-            found.insert(0, head(embedding))
-        return found
+            levels.insert(0, head(embedding))
+        return levels
 
 
 class Student(nn.Module):
@@ -350,17 +382,29 @@ class Student(nn.Module):
         self.bottleneck, self.decoder = bottleneck, decoder
 
     def forward(self, levels: Sequence[Map]) -> list[Map]:
-        found: list[Map] = self.decoder(self.bottleneck(levels))
-        return found
+        return self.decoder(self.bottleneck(levels))
 
 
 def reverse_student(channels: Sequence[int], grids: Sequence[Grid], layout: Layout) -> Student:
-    """The student of a convolutional backbone, untrained."""
+    """The student of a convolutional backbone, untrained.
+
+    Args:
+        channels: of the teacher's levels, finest first.
+        grids: (height, width) of the levels, each half the one before, rounded up.
+        layout: how it is built.
+
+    Source:
+        Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022, sections 3.2, 3.3.
+
+    Example:
+        >>> student = reverse_student([4, 8], [(8, 8), (4, 4)], Layout(decoder=(1, 1), embedding=1)).eval()
+        >>> [tuple(level.shape) for level in student([torch.rand(1, 4, 8, 8), torch.rand(1, 8, 4, 4)])]
+        [(1, 4, 8, 8), (1, 8, 4, 4)]
+    """
     return Student(OneClassEmbedding(channels, layout), Decoder(channels, grids, layout))
 
 
-BLOCKS_PER_LEVEL = 2
-HEAD_WIDTH = 64
+# ---- The student of a plain transformer ------------------------------------------------------------------------------
 
 
 class TokenBottleneck(nn.Module):
@@ -374,9 +418,8 @@ class TokenBottleneck(nn.Module):
         self.fuse = nn.Conv2d(sum(channels), channels[-1], 1)
 
     def forward(self, levels: Sequence[Map]) -> Map:
-        brought = [layer(level) for layer, level in zip(self.levels, levels, strict=True)]
-        found: Map = self.fuse(torch.cat(brought, dim=1))
-        return found
+        projected = [layer(level) for layer, level in zip(self.levels, levels, strict=True)]
+        return self.fuse(torch.cat(projected, dim=1))
 
 
 class TokenDecoder(nn.Module):
@@ -385,7 +428,7 @@ class TokenDecoder(nn.Module):
     Levels come in the teacher's order, first to last, not mirrored.
     """
 
-    def __init__(self, channels: Sequence[int], grid: tuple[int, int]) -> None:
+    def __init__(self, channels: Sequence[int], grid: Grid) -> None:
         super().__init__()
         width = channels[-1]
         self.grid = grid
@@ -399,13 +442,13 @@ class TokenDecoder(nn.Module):
 
     def forward(self, embedding: Map) -> list[Map]:
         tokens = self.norm(embedding.flatten(2).transpose(1, 2) + self.position)
-        found = []
+        levels = []
         for blocks in self.levels:
             tokens = blocks(tokens)
-            found.append(tokens.transpose(1, 2).unflatten(2, self.grid))
-        return found
+            levels.append(tokens.transpose(1, 2).unflatten(2, self.grid))
+        return levels
 
 
-def token_student(channels: Sequence[int], grid: tuple[int, int]) -> Student:
+def token_student(channels: Sequence[int], grid: Grid) -> Student:
     """The student of a plain transformer, untrained."""
     return Student(TokenBottleneck(channels), TokenDecoder(channels, grid))

@@ -1,33 +1,126 @@
-"""Batches of normal images with synthetic copies of the same images beside them."""
+"""Batches of level maps of good images, alone or with synthetic anomalies on the same images beside them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 
-from flawsmith.data.seeding import generator
-from flawsmith.models.base import SyntheticImages, SyntheticSource
-from flawsmith.models.components.patch_learner import PatchBatch, PatchBatches
+from flawsmith.data.seeding import Shard, generator
+from flawsmith.models.base import ALONE, FeatureSource, SyntheticImages, SyntheticSource
 from flawsmith.synthesis.recipes import strided_cells
 
 T = TypeVar("T")
+Step = tuple[int, int]
+"""(epoch, number of the batch in it), of which every draw of a training step is a function."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How batches are drawn.
+
+    Attributes:
+        batch_size: images a batch.
+        steps_per_epoch: batches an epoch; None makes one pass over all images.
+        patches_per_step: positions drawn at random from a batch; None takes all.
+        most_steps: a pass over all images ends after so many batches at the latest; None lets it end.
+        level: the level whose positions are drawn.
+    """
+
+    batch_size: int
+    steps_per_epoch: int | None = None
+    patches_per_step: int | None = None
+    most_steps: int | None = None
+    level: int = 0
+
+
+@dataclass(frozen=True)
+class FeatureBatch:
+    """Level maps of some images and, where positions are drawn, the rows of the embedding to use.
+
+    Attributes:
+        levels: level maps, finest first.
+        rows: of the embedding of these images; None takes all.
+        step: of which draws are a function; None draws from torch's global generator.
+    """
+
+    levels: list[Tensor]
+    rows: Int[Tensor, " row"] | None = None
+    step: Step | None = None
+
+    def to(self, device: torch.device) -> FeatureBatch:
+        """The same on a device."""
+        rows = None if self.rows is None else self.rows.to(device)
+        return replace(self, levels=[level.to(device) for level in self.levels], rows=rows)
+
+
+class FeatureBatches:
+    """The batches of one stage; those of an epoch are a function of (seed, purpose, epoch)."""
+
+    def __init__(self, features: FeatureSource, sampling: Sampling, *, seed: int, purpose: str = "train") -> None:
+        self._features, self._sampling, self._seed, self._purpose = features, sampling, seed, purpose
+
+    def __len__(self) -> int:
+        sampling = self._sampling
+        whole = sampling.steps_per_epoch or -(-len(self._features) // sampling.batch_size)
+        return whole if sampling.most_steps is None else min(whole, sampling.most_steps)
+
+    def images(self, epoch: int) -> Iterator[np.ndarray]:
+        """The images of every batch of an epoch, by row."""
+        size, total = self._sampling.batch_size, len(self._features)
+        rng = generator(self._seed, f"{self._purpose} order", epoch)
+        passes = -(-len(self) * size // total)
+        order = np.concatenate([rng.permutation(total) for _ in range(passes)])
+        stop = len(self) * size if self._sampling.steps_per_epoch else min(total, len(self) * size)
+        for start in range(0, stop, size):
+            yield order[start : min(start + size, stop)]
+
+    def epoch(self, epoch: int, shard: Shard = ALONE) -> Iterator[FeatureBatch]:
+        positions = int(np.prod(self._features.grids[self._sampling.level]))
+        for number, images in shard.of(list(enumerate(self.images(epoch)))):
+            rows, count = None, self._sampling.patches_per_step
+            if count is not None and count < len(images) * positions:
+                rng = generator(self._seed, f"{self._purpose} positions", epoch, number)
+                rows = torch.from_numpy(rng.choice(len(images) * positions, count, replace=False))
+            yield FeatureBatch(self._features.batch(images), rows, (epoch, number))
+
+
+@dataclass(frozen=True)
+class PairedBatch:
+    """Normal images and synthetic anomalies on them.
+
+    Attributes:
+        normal: level maps of the normal images.
+        synthetic: level maps of the anomalous images, or None where a method draws none.
+        cells: whether a position of the anomalous images, or of the rows drawn of them, is part of a flaw.
+        fallback_rate: share of the anomalous images whose mask is a fall-back, in [0, 1].
+    """
+
+    normal: FeatureBatch
+    synthetic: list[Tensor] | None
+    cells: Bool[Tensor, " position"] | None
+    fallback_rate: float = 0.0
+
+    def to(self, device: torch.device) -> PairedBatch:
+        """The same on a device."""
+        synthetic = None if self.synthetic is None else [level.to(device) for level in self.synthetic]
+        cells = None if self.cells is None else self.cells.to(device)
+        return PairedBatch(self.normal.to(device), synthetic, cells, self.fallback_rate)
 
 
 class BatchPool(Generic[T]):
-    """Synthetic batches by epoch, afresh each time or from a pool.
+    """Synthetic batches by epoch, afresh each time or from a pool that serves several epochs.
 
     Args:
         source: synthesizes on images by row.
         rows: the images of every batch of an epoch.
         reduce: what is kept of a synthetic batch.
-        refresh: epochs that a pool serves. With 1 every batch is synthesized afresh on the images of its epoch; with
-            more,
+        refresh: epochs that a pool serves. With 1 every batch is drawn afresh on the images of its epoch; with more,
             the pool's batches come in another order each epoch.
         seed: of that order.
     """
@@ -42,84 +135,59 @@ class BatchPool(Generic[T]):
         seed: int,
     ) -> None:
         self._source, self._rows, self._reduce, self._refresh, self._seed = source, rows, reduce, refresh, seed
-        self._held: tuple[int, list[T]] = (-1, [])
+        self._pool: tuple[int, list[T]] = (-1, [])
 
-    def epoch(self, epoch: int) -> Iterator[T]:
+    def epoch(self, epoch: int, shard: Shard = ALONE) -> Iterator[T]:
         """The batches of an epoch: fresh ones, or those that its pool's first epoch has left."""
         first = epoch - epoch % self._refresh
         if self._refresh == 1:
-            yield from self._fresh(self._rows(first), first)
+            yield from self._fresh(first, shard)
         elif epoch == first:
-            self._held = (-1, [])  # the old pool makes room before the new one fills
-            rows, held = self._rows(first), list[T]()
-            for synthetic in self._fresh(rows, first):
-                held.append(synthetic)
-                if len(held) == len(rows):  # before the last one is handed out: nobody need ask for one more
-                    self._held = first, held
-                yield synthetic
+            self._pool = (-1, [])  # the old pool makes room before the new one fills
+            batches, count = list[T](), len(shard.of(self._rows(first)))
+            for batch in self._fresh(first, shard):
+                batches.append(batch)
+                if len(batches) == count:  # before the last one is handed out: nobody need ask for one more
+                    self._pool = first, batches
+                yield batch
         else:
-            if self._held[0] != first:  # a run that was resumed between two refreshes
-                self._held = first, list(self._fresh(self._rows(first), first))
-            for number in generator(self._seed, "forged order", epoch).permutation(len(self._held[1])):
-                yield self._held[1][number]
+            if self._pool[0] != first:  # a run that was resumed between two refreshes
+                self._pool = first, list(self._fresh(first, shard))
+            for number in generator(self._seed, "forged order", epoch).permutation(len(self._pool[1])):
+                yield self._pool[1][number]
 
-    def _fresh(self, rows: Sequence[np.ndarray], epoch: int) -> Iterator[T]:
-        return (self._reduce(synthetic) for synthetic in self._source.batches(rows, epoch))
-
-
-@dataclass(frozen=True)
-class PairedBatch:
-    """Normal images and synthetic copies of them.
-
-    Attributes:
-        normal: level maps of the normal images.
-        synthetic: level maps of the synthetic images, or None where a method synthesizes none.
-        cells: whether a position of the synthetic images, or of the rows drawn of them, is part of a flaw.
-        fell_back: share of the synthetic images whose mask is a fall-back, in [0, 1].
-    """
-
-    normal: PatchBatch
-    synthetic: list[Tensor] | None
-    cells: Bool[Tensor, " position"] | None
-    fell_back: float = 0.0
-
-    def to(self, device: torch.device) -> PairedBatch:
-        """The same on a device."""
-        synthetic = None if self.synthetic is None else [level.to(device) for level in self.synthetic]
-        cells = None if self.cells is None else self.cells.to(device)
-        return PairedBatch(self.normal.to(device), synthetic, cells, self.fell_back)
+    def _fresh(self, epoch: int, shard: Shard) -> Iterator[T]:
+        return (self._reduce(synthetic) for synthetic in self._source.batches(self._rows(epoch), epoch, shard))
 
 
-class _SyntheticImages(NamedTuple):
+class _SyntheticCells(NamedTuple):
     """A synthetic batch with its masks reduced to cells, which is all that a pool has to keep of them."""
 
     levels: list[Tensor]
     cells: Bool[Tensor, " position"]
-    fell_back: float
+    fallback_rate: float
 
     @classmethod
-    def of(cls, synthetic: SyntheticImages, grid: tuple[int, int], stride: int) -> _SyntheticImages:
+    def of(cls, synthetic: SyntheticImages, grid: tuple[int, int], stride: int) -> _SyntheticCells:
         cells = np.array([strided_cells(mask, grid, stride) for mask in synthetic.masks], bool)
-        return cls(synthetic.levels, torch.from_numpy(cells.reshape(-1)), synthetic.share_fell_back)
+        return cls(synthetic.levels, torch.from_numpy(cells.reshape(-1)), synthetic.fallback_rate)
 
 
 class PairedBatches:
-    """The batches of a stage that learns from normal images and from flaws synthesized on training images.
+    """The batches of a stage that learns from normal images and from synthetic flaws on training images.
 
     Args:
         normal: draws the normal batches.
-        synthetic: synthesizes on images by row; None leaves the synthetic half out.
+        synthetic: synthesizes on images by row; None leaves that half out.
         grid: (h, w) of the positions to which masks are reduced: a cell is a flaw if any of its pixels is (GLASS).
         stride: pixels between two positions.
-        refresh: epochs that a set of synthetic batches serves. With 1 every batch is synthesized afresh on the images
-            of its
-            normal half; with more, the set's batches come in another order each epoch.
-        seed: of that order.
+        refresh: epochs that a set of synthetic batches serves, see :class:`BatchPool`.
+        seed: of their order.
     """
 
     def __init__(
         self,
-        normal: PatchBatches,
+        normal: FeatureBatches,
         synthetic: SyntheticSource | None,
         grid: tuple[int, int],
         stride: int,
@@ -127,12 +195,13 @@ class PairedBatches:
         refresh: int = 1,
         seed: int = 0,
     ) -> None:
-        self._normal, self.synthetic, self._pool = normal, synthetic, None
+        self._normal, self.synthetic = normal, synthetic
+        self._pool: BatchPool[_SyntheticCells] | None = None
         if synthetic is not None:
             self._pool = BatchPool(
                 synthetic,
                 lambda epoch: list(normal.images(epoch)),
-                lambda found: _SyntheticImages.of(found, grid, stride),
+                lambda images: _SyntheticCells.of(images, grid, stride),
                 refresh=refresh,
                 seed=seed,
             )
@@ -140,10 +209,10 @@ class PairedBatches:
     def __len__(self) -> int:
         return len(self._normal)
 
-    def epoch(self, epoch: int) -> Iterator[PairedBatch]:
+    def epoch(self, epoch: int, shard: Shard = ALONE) -> Iterator[PairedBatch]:
         if self._pool is None:
-            yield from (PairedBatch(normal, None, None) for normal in self._normal.epoch(epoch))
+            yield from (PairedBatch(normal, None, None) for normal in self._normal.epoch(epoch, shard))
             return
-        for normal, synthetic in zip(self._normal.epoch(epoch), self._pool.epoch(epoch), strict=True):
+        for normal, synthetic in zip(self._normal.epoch(epoch, shard), self._pool.epoch(epoch, shard), strict=True):
             cells = synthetic.cells if normal.rows is None else synthetic.cells[normal.rows]
-            yield PairedBatch(normal, synthetic.levels, cells, synthetic.fell_back)
+            yield PairedBatch(normal, synthetic.levels, cells, synthetic.fallback_rate)

@@ -1,28 +1,30 @@
-"""Gradient ascent on features through a discriminator, carried out in its hidden space (GLASS, Eq. 6).
+"""Fast forms of what the methods' ``functional.py`` writes plainly; property tests hold the two against each other.
 
-The released code concatenates normal features u and synthetic ones g, runs the whole discriminator forwards and
-backwards, moves g by a step along its normalised gradient, and repeats this twenty times. The weights do not change
-meanwhile, and the first layer is linear: h = W·g + b. A gradient at g is therefore Wᵀδ with δ the gradient at h, its
-length is √(δᵀ(WWᵀ)δ), and a step of g by s·Wᵀδ moves h by s·(WWᵀ)δ. So the steps need one product with the small
-matrix WWᵀ instead of two with W, and g itself is wanted only where it is projected: g + Wᵀ Σ s·δ.
+Gradient ascent in the hidden space (GLASS, Eq. 1). The released code concatenates normal features u and synthetic ones
+g, runs the whole discriminator forwards and backwards, moves g by a step along its normalised gradient, and repeats
+this twenty times. The weights do not change meanwhile, and the first layer is linear: h = W·g + b. A gradient at g is
+therefore Wᵀδ with δ the gradient at h, its length is √(δᵀ(WWᵀ)δ), and a step of g by s·Wᵀδ moves h by s·(WWᵀ)δ. So the
+steps need one product with the small matrix WWᵀ instead of two with W, and g itself is needed only where it is
+projected: g + Wᵀ Σ s·δ. The normal half enters the loss of no step; it only takes part in the batch norm's statistics,
+whose sums are computed once.
 
-The normal half enters the loss of no step; it only takes part in the batch norm's statistics. Its sums are computed
-once. Every figure is that of the plain procedure, up to rounding. Counts and sums over positions are those of all
-processes that train together; features stay where they are.
+Rays in the hidden space (PBAS, Eq. 7): W·a for a = f + t·(f − c) is (1 + t)·W·f − t·W·c, so a is never formed.
+
+Folding (GLASS and PBAS, inference): projector, first linear layer and its batch norm are one linear map of the
+embedding, which is a sum over levels; a coarse level is mapped on its own small grid, and only the result is resized.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
-from flawsmith.models.components.distributed import mean_row, total, total_count, totals
-from flawsmith.models.components.heads import LEAKY_SLOPE, Discriminator
-from flawsmith.models.components.projection import EPSILON
+from flawsmith.models.components.heads import EPSILON, LEAKY_SLOPE, Discriminator
 
 CHUNK_BYTES = 2**20
 """Rows are worked on in pieces of this size, which stay in a core's cache through all operations of a step."""
@@ -47,9 +49,9 @@ class NormalStatistics:
     def of(cls, hidden: Float[Tensor, "position hidden"]) -> NormalStatistics:
         """From the first layer's output for the normal features."""
         hidden = hidden.detach().float()
-        shift = mean_row(hidden)
+        shift = hidden.mean(dim=0)
         squares = sum(((part - shift).square().sum(dim=0) for part in _pieces(hidden)), torch.zeros_like(shift))
-        return cls(total_count(len(hidden)), shift, total(squares))
+        return cls(len(hidden), shift, squares)
 
 
 class AscentStep(NamedTuple):
@@ -91,14 +93,14 @@ class HiddenAscent:
         self._weight = weight.to(_product_dtype(weight))
         self._gram = (weight @ weight.T).to(self._weight.dtype)
         self._out = discriminator.out.weight.detach()[0]
-        self._synthetic = total_count(len(hidden))
+        self._synthetic = len(hidden)
         self.restart(hidden)
 
     def restart(self, hidden: Float[Tensor, "position hidden"]) -> None:
         """Go on from other synthetic features, such as projected ones."""
         self._hidden = hidden.detach().float() - self._normal.shift
         self._steps = torch.zeros_like(self._hidden)
-        self._sums = totals(self._hidden.sum(dim=0), self._hidden.square().sum(dim=0))
+        self._sums = self._hidden.sum(dim=0), self._hidden.square().sum(dim=0)
 
     @property
     def hidden(self) -> Float[Tensor, "position hidden"]:
@@ -156,8 +158,7 @@ class HiddenAscent:
             errors.append(torch.sigmoid(-logits[-1]).div_(-self._synthetic))
             sums[0].addmv_(slopes.T, errors[-1])
             sums[1].addmv_(slopes.mul_(hidden).T, errors[-1])
-        gradients, gradients_times_input = totals(*sums)
-        return torch.cat(logits), torch.cat(errors), (gradients, gradients_times_input)
+        return torch.cat(logits), torch.cat(errors), sums
 
     def _through_norm(
         self, scale: Tensor, mean: Tensor, variance: Tensor, gradients: Tensor, gradients_times_input: Tensor
@@ -183,7 +184,7 @@ class HiddenAscent:
             hidden.addcmul_(image, factor)
             sums[0].add_(hidden.sum(dim=0))
             sums[1].add_(hidden.square().sum(dim=0))
-        self._sums = totals(*sums)
+        self._sums = sums
 
 
 def _rows(matrix: Tensor) -> int:
@@ -199,6 +200,40 @@ def _product_dtype(weight: Tensor) -> torch.dtype:
     """The type that matrix products run in: autocast's where it is on."""
     device = weight.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else weight.dtype
+
+
+class _Distance(torch.autograd.Function):
+    """Distance of features to their centres: the gradient is the unit offset, in one pass over memory."""
+
+    @staticmethod
+    def forward(ctx: Any, features: Tensor, centers: Tensor, nearest: Tensor) -> tuple[Tensor, Tensor]:
+        offset = torch.sub(features, centers[nearest])
+        distance = torch.linalg.vector_norm(offset, dim=1)
+        ctx.save_for_backward(offset, distance)
+        ctx.mark_non_differentiable(offset)
+        return distance, offset
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        offset, distance = ctx.saved_tensors
+        return offset * (gradients[0] / safe_length(distance))[:, None], None, None
+
+
+def distance_to_centers(
+    features: Float[Tensor, "position width"],
+    centers: Float[Tensor, "center width"],
+    nearest: Int[Tensor, " position"],
+) -> tuple[Float[Tensor, " position"], Float[Tensor, "position width"]]:
+    """Euclidean distance of every feature to its centre, and the offset feature − centre, which carries no gradient.
+
+    A feature that lies on its centre has the gradient zero.
+    """
+    return _Distance.apply(features, centers, nearest)
+
+
+def safe_length(distance: Tensor) -> Tensor:
+    """Distances that may be divided by; a zero offset stays zero after the division."""
+    return distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5)
 
 
 class _RayHidden(torch.autograd.Function):
@@ -251,3 +286,29 @@ def ray_hidden(
         with torch.autocast(features.device.type, enabled=False):
             return _RayHidden.apply(features, centers, nearest, lengths.to(dtype), weight, bias)
     return _RayHidden.apply(features, centers, nearest, lengths, weight, bias)
+
+
+def fold_linear(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
+    """Weight and bias, in float64, of linear layers applied one after another."""
+    weight = torch.eye(layers[0].in_features, dtype=torch.float64)
+    bias = torch.zeros(layers[0].in_features, dtype=torch.float64)
+    for layer in layers:
+        weight, bias = layer.weight.double() @ weight, layer.weight.double() @ bias + layer.bias.double()
+    return weight, bias
+
+
+def fold_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a linear map followed by a batch norm in evaluation mode."""
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    return scale[:, None] * weight, scale * (bias - norm.running_mean.double()) + norm.bias.double()
+
+
+def pointwise(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
+    """A 1×1 convolution with the given weight (outputs, inputs) and bias."""
+    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
+    layer.weight.data = weight.detach().float()[:, :, None, None]
+    if bias is not None:
+        assert layer.bias is not None
+        layer.bias.data = bias.detach().float()
+    return layer

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from flawsmith.features.patch_embedding import Part, as_rows, join_parts, resize
 
 LEAKY_SLOPE = 0.2
+EPSILON = 1e-10
+"""Added to a length that is divided by, as in the released code."""
 
 
 class Projector(nn.Sequential):

@@ -1,5 +1,4 @@
-"""A memory bank beside a trained detector: what no good image shows counts, whether or not a flaw like it was
-synthesized.
+"""A memory bank beside a trained model: what no good image shows counts, whether or not such a flaw was synthesized.
 
 In none of the papers on GLASS, PBAS and AAND; the idea is PatchCore's (Roth et al., CVPR 2022). A discriminator or a
 student knows the flaws that it was taught and what resembles them, a memory knows what it has seen: each misses what
@@ -22,11 +21,11 @@ from torch import Tensor, nn
 
 from flawsmith.data.seeding import generator
 from flawsmith.features.patch_embedding import average_embedding
-from flawsmith.models.base import FeatureSource, MethodConfig
+from flawsmith.models.base import FeatureSource, ModelConfig
 from flawsmith.models.components.precision import full_precision
 
-POOL = 4096
-"""Rows that choices are made among: small enough for a processor's cache."""
+POOL = 2048
+"""Rows that choices are made among: few enough for a processor's cache."""
 SWEEP = 8192
 """Rows that are compared with the new choices at a time, which bounds the memory of their distances."""
 
@@ -47,25 +46,35 @@ def random_projection(width: int, components: int, seed: int) -> Float[Tensor, "
 
 @torch.no_grad()
 def greedy_coreset(rows: Rows, count: int, *, first: int) -> Int[Tensor, " chosen"]:
-    """Indices of rows, each the farthest from all before it by Euclidean distance, the first of equals.
+    """Indices of rows, each the farthest from all before it by Euclidean distance; of equally far ones the first.
+
+    Rows are equally far if they are so after rounding to a grid of 2^-b times the smallest power of two that no value
+    exceeds; b is 22 at 128 columns, 21 at 512 and 20 at 2048. Between rows of that grid squared distances are whole
+    numbers that float64 adds without error in any order, so the choice depends on the table alone, not on the cut of
+    the work, the number of threads or the processor.
 
     Args:
-        rows: the table, float32.
-        count: how many to choose. Fewer come back where the chosen rows cover all others exactly.
+        rows: the table, float32, finite.
+        count: how many to choose. Fewer come back where the chosen rows cover all others on the grid.
         first: the row to begin with.
+
+    Source:
+        Sener and Savarese, Active Learning for Convolutional Neural Networks: A Core-Set Approach, ICLR 2018, Alg. 1.
 
     Example:
         >>> greedy_coreset(torch.tensor([[0.0], [1.0], [5.0], [9.0]]), 3, first=0).tolist()
         [0, 3, 2]
+        >>> greedy_coreset(torch.tensor([[0.0], [-2.0], [2.0]]), 2, first=0).tolist()
+        [0, 1]
     """
-    rows = rows - rows.mean(dim=0)  # keeps the cancellation in the squared distances small
-    squares = rows.square().sum(dim=1)
-    distances = torch.full((len(rows),), torch.inf)
+    rows = _round_to_grid(rows)
+    squares = torch.cat([part.double().square().sum(dim=1) for part in torch.split(rows, SWEEP)])
+    distances = torch.full((len(rows),), torch.inf, dtype=torch.float64, device=rows.device)
     chosen, new = [first], [first]
     while len(chosen) < min(count, len(rows)):
         _sweep(distances, rows, squares, new)
-        pool, near, others = _farthest(distances)
-        new = _choose(rows[pool], near, min(count, len(rows)) - len(chosen), others)
+        pool, others = _farthest(distances)
+        new = _choose(rows[pool].double(), distances[pool], min(count, len(rows)) - len(chosen), others)
         if not new:
             break
         new = pool[new].tolist()
@@ -73,37 +82,43 @@ def greedy_coreset(rows: Rows, count: int, *, first: int) -> Int[Tensor, " chose
     return torch.tensor(chosen)
 
 
+def _round_to_grid(rows: Rows) -> Rows:
+    """The rows in steps of the grid: whole numbers of at most 24 bits, whose squared distances have at most 53."""
+    bits = min(24, (51 - math.ceil(math.log2(rows.shape[1]))) // 2)
+    _, exponent = math.frexp(float(rows.abs().max()))
+    return torch.ldexp(rows, torch.tensor(bits - exponent)).round()
+
+
 def _sweep(distances: Tensor, rows: Rows, squares: Tensor, new: list[int]) -> None:
     """Lower the squared distances of all rows to what the new choices leave of them, in place."""
-    centers, own = rows[new].T.contiguous(), squares[new]
-    for start in range(0, len(rows), SWEEP):
-        part = slice(start, start + SWEEP)
-        nearest = torch.addmm(own, rows[part], centers, alpha=-2).amin(dim=1) + squares[part]
-        torch.minimum(distances[part], nearest, out=distances[part])
-    distances[new] = 0.0  # exactly, so that no row is chosen twice
+    centers, offsets = rows[new].double().T.contiguous(), squares[new]
+    parts = zip(*(torch.split(each, SWEEP) for each in (distances, rows, squares)), strict=True)
+    for nearest, part, own_squares in parts:
+        to_new = torch.addmm(offsets, part.double(), centers, alpha=-2).amin(dim=1) + own_squares
+        torch.minimum(nearest, to_new, out=nearest)
 
 
-def _farthest(distances: Tensor) -> tuple[Tensor, Tensor, float]:
-    """The farthest rows in the table's order, their squared distances, and the largest of any other row."""
+def _farthest(distances: Tensor) -> tuple[Int[Tensor, " pool"], float]:
+    """Rows farther than all others, in the table's order, and the largest squared distance of any other."""
     if len(distances) <= POOL:
-        return torch.arange(len(distances)), distances.clone(), 0.0
-    values, found = distances.topk(POOL + 1)
-    pool = found[:POOL].sort().values
-    return pool, distances[pool], float(values[POOL])
+        return torch.arange(len(distances)), 0.0
+    others = distances.topk(POOL + 1).values[-1]
+    pool = (distances > others).nonzero()[:, 0]
+    # Where more rows are equally far than fit, the first of them is chosen alone.
+    return (pool, float(others)) if len(pool) else (distances.argmax()[None], 0.0)
 
 
-def _choose(rows: Rows, near: Tensor, count: int, others: float) -> list[int]:
-    """Greedy choices among the rows of a pool until one outside it may be farther; none where all are covered."""
+def _choose(rows: Tensor, distances: Tensor, count: int, others: float) -> list[int]:
+    """Greedy choices among the rows of a pool until one outside it may be as far; none where all are covered."""
     chosen: list[int] = []
     squares = rows.square().sum(dim=1)
     while len(chosen) < count:
-        farthest = int(near.argmax())
-        if near[farthest] <= 0 or near[farthest] < others:
+        farthest = int(distances.argmax())  # the first of equals
+        if distances[farthest] <= others:
             break
         chosen.append(farthest)
         to_it = torch.addmv(squares, rows, rows[farthest], alpha=-2).add_(squares[farthest])
-        torch.minimum(near, to_it, out=near)
-        near[farthest] = 0.0
+        torch.minimum(distances, to_it, out=distances)
     return chosen
 
 
@@ -120,9 +135,18 @@ Level = Float[Tensor, "batch channel height width"]
 class MemoryBank(nn.Module):
     """Distance of every position of a level map to the nearest remembered feature, in units of what good images show.
 
+    Unlike a difference to what is remembered, the distance to the nearest of it does not jump where two features are
+    equally near.
+
     Args:
         channels: of the level.
         size: remembered features.
+
+    Example:
+        >>> bank = MemoryBank(channels=4, size=2)
+        >>> bank.fit(torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]]))
+        >>> bank(torch.zeros(1, 4, 3, 3)).shape
+        torch.Size([1, 1, 3, 3])
     """
 
     features: Tensor
@@ -133,7 +157,7 @@ class MemoryBank(nn.Module):
         self.register_buffer("features", torch.zeros(size, channels))
         self.register_buffer("unit", torch.ones(()))
 
-    def remember(self, features: Float[Tensor, "feature channel"], unit: Float[Tensor, ""] | float = 1.0) -> None:
+    def fit(self, features: Float[Tensor, "feature channel"], unit: Float[Tensor, ""] | float = 1.0) -> None:
         """Take features as the memory; fewer than its size fill it by repetition, which changes no distance.
 
         Args:
@@ -145,7 +169,7 @@ class MemoryBank(nn.Module):
         self.unit.fill_(float(unit))
 
     @torch.no_grad()
-    def forward(self, level: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch 1 height width"]:
+    def forward(self, level: Level) -> Float[Tensor, "batch 1 height width"]:
         with full_precision(level.device):
             queries = level.float().flatten(2).transpose(1, 2)
             # |q − m|² = |q|² + (|m|² − 2 q·m), of which only the bracket depends on the feature. It finds the nearest
@@ -161,11 +185,11 @@ class Coreset(NamedTuple):
 
     Attributes:
         features: one a row.
-        rows: the image that each comes from.
+        images: the image that each comes from, by row.
     """
 
     features: Float[Tensor, "feature channel"]
-    rows: Int[Tensor, " feature"]
+    images: Int[Tensor, " feature"]
 
 
 class LevelMaps:
@@ -212,45 +236,44 @@ def sample_coreset(
     rng = generator(seed, purpose, maps.level)
     share = min(maps.positions, -(-candidates // len(maps)))
     drawn = [maps[row][0].flatten(1)[:, rng.choice(maps.positions, share, replace=False)].T for row in range(len(maps))]
-    features, rows = torch.cat(drawn), torch.arange(len(maps)).repeat_interleave(share)
-    chosen = greedy_coreset(features, min(size, math.ceil(LARGEST_SHARE * len(rows))), first=0)
-    return Coreset(features[chosen], rows[chosen])
+    features, images = torch.cat(drawn), torch.arange(len(maps)).repeat_interleave(share)
+    indices = greedy_coreset(features, min(size, math.ceil(LARGEST_SHARE * len(images))), first=0)
+    return Coreset(features[indices], images[indices])
 
 
 def distances_to_others(
-    chosen: Coreset, maps: LevelMaps, rows: Sequence[int]
+    coreset: Coreset, maps: LevelMaps, rows: Sequence[int]
 ) -> Iterator[Float[Tensor, "1 1 height width"]]:
     """Distances of an image's positions to remembered features of all other images, image after image.
 
     An image's own features count only where no other one's are remembered.
     """
     for row in rows:
-        others = chosen.features[chosen.rows != row]
-        features = others if len(others) else chosen.features
-        memory = MemoryBank(features.shape[1], len(features))
-        memory.remember(features)
-        yield memory(maps[row])
+        others = coreset.features[coreset.images != row]
+        features = others if len(others) else coreset.features
+        bank = MemoryBank(features.shape[1], len(features))
+        bank.fit(features)
+        yield bank(maps[row])
 
 
-def typical_peak(chosen: Coreset, maps: LevelMaps) -> Float[Tensor, ""]:
+def typical_peak(coreset: Coreset, maps: LevelMaps) -> Float[Tensor, ""]:
     """Median over good images of the largest distance of their positions to features of all other images; never 0.
 
-    One image has no others to say what is typical: no distance is strange then, and infinity is returned.
+    One image has no others to say what is typical: no distance is novel then, and infinity is returned.
 
     Args:
-        chosen: what is remembered.
+        coreset: what is remembered.
         maps: the level of the good images.
     """
     if len(maps) == 1:
         return torch.tensor(torch.inf)
-    peaks = [distances.amax() for distances in distances_to_others(chosen, maps, range(len(maps)))]
+    peaks = [distances.amax() for distances in distances_to_others(coreset, maps, range(len(maps)))]
     return torch.stack(peaks).median().clamp_min(LEAST)
 
 
 CANDIDATES = 50_000
 MEASURED = 200
 """Good images, evenly spaced, whose scores and distances say how much the two scatter."""
-
 
 Side = Annotated[int, Field(ge=1)]
 
@@ -272,7 +295,7 @@ class Neighbourhood(BaseModel):
         return average_embedding(levels[-self.levels :], self.side, levels[-1].shape[-2:])
 
 
-class BankConfig(MethodConfig):
+class BankConfig(ModelConfig):
     """Settings of the memory bank; by default there is none, as in every paper."""
 
     bank: tuple[Side | Neighbourhood, ...] = Field(
@@ -291,19 +314,21 @@ class BankConfig(MethodConfig):
 
     @model_validator(mode="after")
     def _consistent_bank(self) -> BankConfig:
-        found = self.neighbourhoods
-        if len(set(found)) < len(found) or any(one.side % 2 == 0 for one in found):
+        neighbourhoods = self.neighbourhoods
+        if len(set(neighbourhoods)) < len(neighbourhoods) or any(each.side % 2 == 0 for each in neighbourhoods):
             raise ValueError("bank needs odd sides, each once, such as [1,5]; [] remembers nothing")
         return self
 
     @property
     def neighbourhoods(self) -> tuple[Neighbourhood, ...]:
         """All that is remembered."""
-        return tuple(Neighbourhood(side=one) if isinstance(one, int) else one for one in self.bank)
+        return tuple(Neighbourhood(side=each) if isinstance(each, int) else each for each in self.bank)
 
 
 class MultiScaleMemoryBank(nn.Module):
     """Distances to remembered features, over some neighbourhoods, in the unit of the scores that they are added to.
+
+    As made, before :meth:`fit`, it adds nothing.
 
     Args:
         channels: of all levels, finest first.
@@ -316,10 +341,10 @@ class MultiScaleMemoryBank(nn.Module):
 
     def __init__(self, channels: Sequence[int], neighbourhoods: Sequence[Neighbourhood], size: int) -> None:
         super().__init__()
-        self.neighbourhoods = tuple(neighbourhoods)
-        self.memories = nn.ModuleList(MemoryBank(sum(channels[-one.levels :]), size) for one in neighbourhoods)
+        self.neighbourhoods, self.size = tuple(neighbourhoods), size
+        self.memories = nn.ModuleList(MemoryBank(sum(channels[-each.levels :]), size) for each in neighbourhoods)
         self.register_buffer("means", torch.zeros(len(neighbourhoods)))
-        self.register_buffer("scale", torch.ones(()))
+        self.register_buffer("scale", torch.zeros(()))
 
     def forward(self, levels: Sequence[Level]) -> Float[Tensor, "batch height width"]:
         """Σ over neighbourhoods of (distance − mean) / spread, times the scale; about 0 on good images.
@@ -328,28 +353,27 @@ class MultiScaleMemoryBank(nn.Module):
             levels: all level maps, finest first.
         """
         pairs = zip(self.neighbourhoods, self.memories, strict=True)
-        found = [memory(one.of(levels))[:, 0] for one, memory in pairs]
-        return (torch.stack(found).sum(dim=0) - self.means.sum()) * self.scale
+        distances = [memory(neighbourhood.of(levels))[:, 0] for neighbourhood, memory in pairs]
+        return (torch.stack(distances).sum(dim=0) - self.means.sum()) * self.scale
 
+    @torch.no_grad()
+    def fit(self, images: FeatureSource, seed: int) -> None:
+        """Remember good images, with a scale of 1.
 
-@torch.no_grad()
-def filled_bank(images: FeatureSource, config: BankConfig, seed: int) -> MultiScaleMemoryBank:
-    """A bank of the good images, of scale 1.
-
-    Mean and spread are those of the distances to other images' features. One image has no others, and copies of one
-    do not differ: nothing says what is usual then, so the bank says 0 everywhere.
-    """
-    bank = MultiScaleMemoryBank(images.channels, config.neighbourhoods, config.bank_size)
-    for number, (one, memory) in enumerate(zip(bank.neighbourhoods, bank.memories, strict=True)):
-        assert isinstance(memory, MemoryBank)
-        maps = LevelMaps(images, len(images.grids) - 1, one.side, joined=one.levels)
-        chosen = sample_coreset(maps, config.bank_size, seed, purpose=f"bank {one.side}", candidates=CANDIDATES)
-        spread, mean = torch.tensor(torch.inf), torch.tensor(0.0)
-        if len(maps) > 1:
-            spread, mean = _scatter(distances_to_others(chosen, maps, measured_rows(len(maps))))
-        memory.remember(chosen.features, spread)
-        bank.means[number] = mean / spread
-    return bank
+        Mean and spread are those of the distances to other images' features. One image has no others, and copies of
+        one do not differ: nothing says what is usual then, so the bank says 0 everywhere.
+        """
+        for number, (neighbourhood, memory) in enumerate(zip(self.neighbourhoods, self.memories, strict=True)):
+            assert isinstance(memory, MemoryBank)
+            side = neighbourhood.side
+            maps = LevelMaps(images, len(images.grids) - 1, side, joined=neighbourhood.levels)
+            coreset = sample_coreset(maps, self.size, seed, purpose=f"bank {side}", candidates=CANDIDATES)
+            spread, mean = torch.tensor(torch.inf), torch.tensor(0.0)
+            if len(maps) > 1:
+                spread, mean = _scatter(distances_to_others(coreset, maps, measured_rows(len(maps))))
+            memory.fit(coreset.features, spread)
+            self.means[number] = mean / spread
+        self.scale.fill_(1.0)
 
 
 def measured_rows(images: int) -> list[int]:
@@ -359,6 +383,6 @@ def measured_rows(images: int) -> list[int]:
 
 def _scatter(maps: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
     """Standard deviation and mean of all values; an infinite one where they do not differ, which gives no unit."""
-    values = torch.cat([one.flatten() for one in maps]).double()
+    values = torch.cat([distances.flatten() for distances in maps]).double()
     spread = values.std(correction=0)
     return torch.where(spread > LEAST, spread, torch.inf).float(), values.mean().float()

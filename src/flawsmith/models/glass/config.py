@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from flawsmith.models.components.patch_learner import PatchConfig
+from flawsmith.models.components.patch_model import PatchConfig
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import RECIPES
 
@@ -27,22 +27,24 @@ class GLASSConfig(PatchConfig):
         description="Global anomaly synthesis (Table 4): none, Gaussian noise (GN), with gradient ascent (GA), with "
         "truncated projection (TP).",
     )
-    noise: float = Field(0.015, gt=0, description="Standard deviation σ of the Gaussian noise (Eq. 5).")
-    step_size: float = Field(0.001, gt=0, description="Length η of a step of gradient ascent (Eq. 6; released code).")
+    noise: float = Field(0.015, gt=0, description="Standard deviation σ of the Gaussian noise (section 3.2).")
+    step_size: float = Field(0.001, gt=0, description="Length η of a step of gradient ascent (Eq. 1; released code).")
     steps: int = Field(20, ge=1, description="Steps of gradient ascent an iteration (released code).")
     project_every: int = Field(5, ge=1, description="Steps between two truncated projections (released code).")
-    inner_radius: float = Field(0.5, ge=0, description="r1 of the manifold (Eq. 8); 1 in the paper.")
-    outer_radius: float = Field(1.0, gt=0, description="r2 of the manifold (Eq. 8); 2 in the paper.")
+    inner_radius: float = Field(0.5, ge=0, description="r1 of the manifold (Eq. 2); 1 in the paper.")
+    outer_radius: float = Field(1.0, gt=0, description="r2 of the manifold (Eq. 2); 2 in the paper.")
     radius_quantile: float = Field(
-        0.75, gt=0, le=1, description="Share of normal features within the hypersphere's radius r'1 (Eq. 9)."
+        0.75, gt=0, le=1, description="Share of normal features within the hypersphere's radius r'1 (section 3.2)."
     )
     shell: float = Field(2.0, gt=1, description="r'2 / r'1 of the hypersphere; local anomalies lie in the next shell.")
     center: Literal["position", "global"] = Field(
         "position", description="Centre of the hypersphere: one a position (released code) or one in all (paper)."
     )
-    hard_quantile: float = Field(0.5, ge=0, lt=1, description="Share of easy positions that the LAS loss leaves out.")
-    focal_gamma: float = Field(2.0, ge=0, description="γ of the focal loss.")
-    gas_weight: float = Field(1.0, ge=0, description="Weight of the loss on global anomalies; 1 in Eq. 13.")
+    hard_quantile: float = Field(
+        0.5, ge=0, lt=1, description="Share of easy positions that OHEM leaves out of L_las (Eq. 8)."
+    )
+    focal_gamma: float = Field(2.0, ge=0, description="γ of the focal loss of Eq. 7.")
+    gas_weight: float = Field(1.0, ge=0, description="Weight of L_gas in Eq. 8, where it is 1.")
     recipe: str = Field("glass", description="Recipe of the synthetic flaws.")
     refresh: int = Field(
         1,

@@ -5,17 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import cv2
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 from numpy import ndarray
-from torch import Tensor
 
-from flawsmith.models.base import TrainingData
-from flawsmith.models.registry import known_dataset, plain
+from flawsmith.data.public_sets import known_dataset, plain
 from flawsmith.runtime.geometry import Geometry
 
 Hypothesis = Literal["manifold", "hypersphere"]
@@ -203,8 +200,8 @@ def spectrum_picture(rgb: UInt8[ndarray, "height width 3"]) -> UInt8[ndarray, "2
     """
     levels = spectrum(blurred_grey(resized(rgb)))
     points = levels > SPECTRUM_LIMIT
-    found = judge_points(points)
-    half = min(max(found.half_width + _SHOWN_AROUND, found.half_height + _SHOWN_AROUND, _SHOWN_LEAST), CENTER)
+    judgement = judge_points(points)
+    half = min(max(judgement.half_width + _SHOWN_AROUND, judgement.half_height + _SHOWN_AROUND, _SHOWN_LEAST), CENTER)
     window: Any = (slice(CENTER - half, CENTER + half + 1),) * 2
     brightness = np.clip(levels, 0, None) / max(float(levels.max()), 1.0) * 255
     picture = np.repeat(brightness.astype(np.uint8)[..., None], 3, axis=2)
@@ -257,48 +254,39 @@ def published_hypothesis(dataset: str, category: str) -> Hypothesis | None:
     return None if known is None else _TABLE.get((known, plain(category)))
 
 
-JUDGED_SIZE = (288, 288)
+JUDGED_GEOMETRY = Geometry(size=(288, 288))
+"""Images are squashed, not cropped, before the judge looks at their mean."""
 HYPOTHESES: tuple[Hypothesis, Hypothesis] = ("manifold", "hypersphere")
 
 
-class Decided(NamedTuple):
-    """A decision with what it rests on, ready to be stored and shown."""
-
-    hypothesis: Hypothesis
-    findings: Mapping[str, str | float]
+def mean_rgb(images: Iterable[Float[ndarray, "3 height width"]]) -> UInt8[ndarray, "height width 3"]:
+    """The mean of images normalised for :data:`JUDGED_GEOMETRY`, in 8 bits."""
+    return as_rgb(mean_image(images), JUDGED_GEOMETRY.mean, JUDGED_GEOMETRY.std)
 
 
-def evidence(data: TrainingData, *, published: bool) -> dict[str, Tensor]:
-    """The mean training image as 8-bit RGB, and the authors' decision: 0 manifold, 1 hypersphere, −1 none.
-
-    Args:
-        data: the training images.
-        published: look for a decision that the authors have published for this data set and category.
-    """
-    geometry = Geometry(size=JUDGED_SIZE)
-    mean = as_rgb(mean_image(data.images(geometry)), geometry.mean, geometry.std)
-    known = published_hypothesis(data.dataset, data.category) if published else None
-    return {
-        "mean_image": torch.from_numpy(mean),
-        "published": torch.tensor(-1 if known is None else HYPOTHESES.index(known)),
-    }
-
-
-def decide(found: Mapping[str, Tensor], given: Hypothesis | None = None) -> Decided:
-    """What the settings say, else the published decision where there is one, else what the judge says.
+def decide(
+    rgb: UInt8[ndarray, "height width 3"],
+    setting: Hypothesis | Literal["auto", "published"] = "auto",
+    published: Hypothesis | None = None,
+) -> dict[str, str | float]:
+    """What the settings say, else the published decision where there is one, else the judgement of the mean image.
 
     The judge's figures are recorded in any case, so that a setting can be held against them.
 
     Args:
-        found: what :func:`evidence` gave.
-        given: a hypothesis that the settings name.
+        rgb: the mean training image in 8 bits.
+        setting: of the configuration.
+        published: the authors' decision for the category, where it was asked for and there is one.
+
+    Returns:
+        ``hypothesis``, ``decided`` (why), and every figure of the judgement.
     """
-    judgement, published = judge(found["mean_image"].numpy()), int(found["published"])
+    judgement = judge(rgb)
     figures = {f"judge: {name.replace('_', ' ')}": value for name, value in asdict(judgement).items() if value != ""}
-    if given is not None:
-        hypothesis, why = given, "given in the settings"
-    elif published >= 0:
-        hypothesis, why = HYPOTHESES[published], "published by the authors"
+    if setting == "manifold" or setting == "hypersphere":
+        hypothesis, why = setting, "given in the settings"
+    elif published is not None:
+        hypothesis, why = published, "published by the authors"
     else:
         hypothesis, why = judgement.hypothesis, "judged by the mean training image"
-    return Decided(hypothesis, {"hypothesis": hypothesis, "decided": why, **figures})
+    return {"hypothesis": hypothesis, "decided": why, **figures}

@@ -1,15 +1,21 @@
-"""The networks of GLASS and one training step over its three branches."""
+"""GLASS: global and local anomaly co-synthesis strategy.
+
+A discriminator learns to tell adapted normal features from anomalies of two kinds: global ones (GAS), normal features
+with Gaussian noise that are moved by gradient ascent and truncated projection, and local ones (LAS), features of images
+with synthetic flaws. The projection assumes that normal features lie near a manifold or within a hypersphere; a look at
+the spectrum of the mean training image decides between the two. Where the released code differs from the paper, the
+presets ``paper`` and ``official`` do; docs/research/glass.md lists every difference.
+"""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -18,28 +24,59 @@ from flawsmith.features.backbones import Backbone
 from flawsmith.models.base import (
     Diagnostic,
     FeatureCloud,
-    LightningStage,
-    Method,
-    MethodConfig,
     MetricChart,
+    ModelConfig,
     Pictures,
     SinglePass,
     Stage,
     TrainingData,
+    TrainingStage,
     synthetic_flaws,
 )
-from flawsmith.models.components.batches import PairedBatch, PairedBatches
-from flawsmith.models.components.centers import mean_embedding
-from flawsmith.models.components.detectors import PositionDetector
-from flawsmith.models.components.distributed import Part, mean, total
-from flawsmith.models.components.patch_learner import PatchBatches, PatchLearner, Rows, Sampling
-from flawsmith.models.components.postprocessing import Finish
-from flawsmith.models.components.projection import Shell, radius_of
+from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, PairedBatch, PairedBatches, Sampling, Step
+from flawsmith.models.components.fast import AscentStep, HiddenAscent, NormalStatistics
+from flawsmith.models.components.heads import Discriminator
+from flawsmith.models.components.patch_model import PatchModel, Rows
 from flawsmith.models.glass.config import PRESETS, GLASSConfig
-from flawsmith.models.glass.functional import Anomalies, global_anomalies, local_loss, pushed_out
-from flawsmith.models.glass.hypothesis import Hypothesis, decide, evidence, spectrum_picture
+from flawsmith.models.glass.functional import (
+    anomaly_loss,
+    hypersphere_radius,
+    local_loss,
+    normal_loss,
+    project_local,
+    total_loss,
+    truncated_projection,
+)
+from flawsmith.models.glass.hypothesis import (
+    HYPOTHESES,
+    JUDGED_GEOMETRY,
+    Hypothesis,
+    decide,
+    mean_rgb,
+    published_hypothesis,
+    spectrum_picture,
+)
 from flawsmith.models.registry import register
-from flawsmith.synthesis.recipes import find_recipe
+from flawsmith.synthesis.recipes import find_recipe, strided_cells
+
+SHOWN_FLAWS = 4
+SHOWN_FEATURES = 400
+NONE_PUBLISHED = -1
+
+OnStep = Callable[[AscentStep, Rows, HiddenAscent], None]
+"""Sees every step of the ascent: its forward pass, the features at the last restart, and how far they have moved."""
+
+
+class GlobalAnomalies(NamedTuple):
+    """Global anomalies of one iteration.
+
+    Attributes:
+        features: g, a row a normal feature.
+        moved: share of (feature, projection) pairs that the projection changed, in [0, 1].
+    """
+
+    features: Rows
+    moved: Float[Tensor, ""]
 
 
 class Branches(NamedTuple):
@@ -49,58 +86,99 @@ class Branches(NamedTuple):
         normal: u, adapted features of normal images.
         hidden: output of the discriminator's first layer for them.
         gas: global anomalies; None where the settings leave them out.
-        las: features of synthetic images; None likewise.
+        las: features of images with synthetic flaws; None likewise.
         anomalous: which of the latter belong to flaws.
         radius: r'1.
     """
 
     normal: Rows
     hidden: Float[Tensor, "position hidden"]
-    gas: Anomalies | None
+    gas: GlobalAnomalies | None
     las: Rows | None
     anomalous: Bool[Tensor, " position"] | None
     radius: Float[Tensor, ""]
 
 
-class GLASSModule(PatchLearner):
-    """Feature adaptor and discriminator; one training step is the three branches together.
+Images = Float[Tensor, "batch 3 height width"]
+Batch = PairedBatch | Images | tuple[Images, Images, Bool[Tensor, "batch height width"]]
+
+
+@register
+class GLASS(PatchModel):
+    """GLASS on a frozen backbone.
 
     Attributes:
         mean_embedding: mean of the embedding over the training images, a row a position. The adaptor is affine, so
             the mean of the adapted features, which every epoch needs anew, is the adapted mean.
-        hypothesis: where normal features are assumed to lie.
+        mean_image: the mean training image, 8-bit RGB, on which the hypothesis is judged.
+        spherical: whether normal features are assumed to lie in a hypersphere.
+
+    Example:
+        A plain loop over normal images, images with synthetic flaws, and their masks.
+
+        >>> model = GLASS.from_preset("fast", backbone="efficientnet_lite0@random", image_size=(64, 64), hidden=16)
+        >>> normal, flawed = torch.randn(2, 4, 3, 64, 64)
+        >>> masks = torch.zeros(4, 64, 64, dtype=torch.bool)
+        >>> masks[:, 20:40, 20:40] = True
+        >>> model.fit_center([normal])
+        >>> optimizers = model.make_optimizers()
+        >>> for _ in range(2):
+        ...     losses = model.train().losses((normal, flawed, masks))
+        ...     for optimizer in optimizers:
+        ...         optimizer.zero_grad()
+        ...     losses["loss"].backward()
+        ...     for optimizer in optimizers:
+        ...         optimizer.step()
+        >>> map, score = model.eval()(normal)
+        >>> map.shape, score.shape
+        (torch.Size([4, 64, 64]), torch.Size([4]))
     """
 
     name = "glass"
-    mean_embedding: Tensor
-    hypothesis: Hypothesis = "manifold"
+    paper = (
+        "Chen et al., A Unified Anomaly Synthesis Strategy with Gradient Ascent for Industrial Anomaly Detection and "
+        "Localization, ECCV 2024"
+    )
+    licence = "MIT"
+    Config = GLASSConfig
+    presets: ClassVar[Mapping[str, ModelConfig]] = PRESETS
+    config: GLASSConfig
+    mean_embedding: Float[Tensor, "position width"]
+    mean_image: UInt8[Tensor, "height width 3"]
+    spherical: Bool[Tensor, ""]
+    published: Tensor
 
-    def __init__(self, config: GLASSConfig, channels: Sequence[int], seed: int) -> None:
-        super().__init__(config, channels, seed)
-        self.config = config
-        self.register_buffer("mean_embedding", torch.zeros(0, config.width))
+    def __init__(self, config: GLASSConfig, backbone: Backbone, seed: int = 0) -> None:
+        super().__init__(config, backbone, seed)
+        self.register_buffer("mean_embedding", torch.zeros(self.grid[0] * self.grid[1], config.width))
+        self.register_buffer("mean_image", torch.zeros(*JUDGED_GEOMETRY.size, 3, dtype=torch.uint8))
+        self.register_buffer("published", torch.tensor(NONE_PUBLISHED))
+        self.register_buffer("spherical", torch.tensor(config.hypothesis == "hypersphere"))
         self._centers: Tensor | None = None
 
-    @torch.no_grad()
-    def centers(self) -> Float[Tensor, "position width"]:
-        """The centres as the adaptor is now: one a position, or the same for all."""
-        features = self.projector(self.mean_embedding).float()
-        return features if self.config.center == "position" else features.mean(0, keepdim=True).expand_as(features)
+    @property
+    def hypothesis(self) -> Hypothesis:
+        """Where normal features are assumed to lie."""
+        return "hypersphere" if bool(self.spherical) else "manifold"
 
-    def on_train_epoch_start(self) -> None:
-        self._centers = self.centers()
+    # ---- Training ----------------------------------------------------------------------------------------------------
 
-    def batch_losses(self, batch: PairedBatch) -> dict[str, Tensor]:
-        losses = self.losses(self.branches(batch))
-        return losses if batch.synthetic is None else losses | {"fell_back": total(torch.tensor(batch.fell_back))}
+    def losses(self, batch: Batch) -> dict[str, Tensor]:
+        """L_n, L_gas, L_las and their sum (Eqs. 5 to 8), with the radius and the share of moved features.
 
-    def noise(self, like: Rows, step: tuple[int, int], part: Part | None = None) -> Rows:
-        """ε of Eq. 5, a function of the seed and the step."""
-        return self.config.noise * self.gaussian(like, "glass noise", step, part)
+        Args:
+            batch: normal images, images with synthetic flaws and their masks; normal images alone, which leaves the
+                local branch out; or the level maps of both.
+        """
+        batch = self._paired(batch)
+        losses = self.branch_losses(self.branches(batch))
+        if batch.synthetic is None:
+            return losses
+        return losses | {"fell_back": torch.tensor(batch.fallback_rate)}
 
     def branches(self, batch: PairedBatch) -> Branches:
         """Features of the three branches: normal ones, global anomalies made of them, and synthetic flaws."""
-        config, spherical = self.config, self.hypothesis == "hypersphere"
+        config, spherical = self.config, bool(self.spherical)
         normal = self.project(batch.normal.levels, batch.normal.rows).float()
         centers = self._centers_of(batch, len(normal))
         synthetic = None if batch.synthetic is None else self.project(batch.synthetic, batch.normal.rows).float()
@@ -110,38 +188,60 @@ class GLASSModule(PatchLearner):
         if config.gas != "none":
             # Around the manifold g depends on u as identity; within the hypersphere the gradient reaches u through the
             # radial scaling of every projection.
-            noise = self.noise(normal, batch.normal.step, batch.normal.positions)
-            shell, offset = Shell(normal, config.inner_radius, config.outer_radius), noise
+            noise = self.noise(normal, batch.normal.step)
+            radii: tuple[Tensor | float, Tensor | float]
             if spherical:
-                shell, offset = Shell(centers, radius, config.shell * radius), normal + noise - centers
-            anomalies = global_anomalies(offset, shell, self.discriminator, hidden, config)
+                radii = radius, config.shell * radius
+                anomalies = global_anomalies(
+                    normal + noise - centers, centers, radii, self.discriminator, hidden, config
+                )
+            else:
+                radii = config.inner_radius, config.outer_radius
+                anomalies = global_anomalies(noise, normal, radii, self.discriminator, hidden, config)
         if spherical and synthetic is not None and batch.cells is not None:
-            shell = Shell(centers, config.shell * radius, config.shell**2 * radius)
-            synthetic = pushed_out(synthetic, batch.cells, shell)
+            inner, outer = config.shell * radius, config.shell**2 * radius
+            synthetic = project_local(synthetic, batch.cells, centers, inner, outer)
         return Branches(normal, hidden, anomalies, synthetic, batch.cells, radius)
 
-    def losses(self, branches: Branches) -> dict[str, Tensor]:
-        """L_n, L_gas, L_las and their sum (Eqs. 10 to 13), with the radius and the share of moved points."""
+    def branch_losses(self, branches: Branches) -> dict[str, Tensor]:
+        """The losses of the three branches."""
         config, discriminator, hidden = self.config, self.discriminator, branches.hidden
-        found: dict[str, Tensor] = {}
         if branches.gas is not None:
             hidden = torch.cat([hidden, discriminator.blocks[0].linear(branches.gas.features)])
         logits = discriminator.from_first_linear(hidden).float()
-        count = len(branches.normal)
-        found["loss_normal"] = mean(F.softplus(logits[:count]))
+        count, gas, las = len(branches.normal), None, None
+        normal = normal_loss(logits[:count])
         if branches.gas is not None:
-            found["loss_gas"] = mean(F.softplus(-logits[count:]))
+            gas = anomaly_loss(logits[count:])
         if branches.las is not None and branches.anomalous is not None:
-            found["loss_las"] = local_loss(
+            las = local_loss(
                 discriminator(branches.las),
                 branches.anomalous,
                 hard_quantile=config.hard_quantile,
                 gamma=config.focal_gamma,
             )
-        weights = {"loss_gas": config.gas_weight}
-        loss = torch.stack([weights.get(name, 1.0) * value for name, value in found.items()]).sum()
-        moved = {} if branches.gas is None else {"moved": branches.gas.moved}
-        return {"loss": loss, **found, **moved, "radius": branches.radius}
+        losses = {"loss": total_loss(normal, gas, las, gas_weight=config.gas_weight), "loss_normal": normal}
+        if gas is not None:
+            losses["loss_gas"] = gas
+        if las is not None:
+            losses["loss_las"] = las
+        if branches.gas is not None:
+            losses["moved"] = branches.gas.moved
+        return losses | {"radius": branches.radius}
+
+    def noise(self, like: Rows, step: Step | None) -> Rows:
+        """ε of section 3.2, normal with standard deviation σ."""
+        return self.config.noise * self.gaussian(like, "glass noise", step)
+
+    def start_epoch(self) -> None:
+        """Estimate the centres anew, as the adaptor is now."""
+        self._centers = self.centers()
+
+    @torch.no_grad()
+    def centers(self) -> Float[Tensor, "position width"]:
+        """The centres as the adaptor is now: one a position, or the same for all."""
+        features = self.projector(self.mean_embedding).float()
+        return features if self.config.center == "position" else features.mean(0, keepdim=True).expand_as(features)
 
     def _centers_of(self, batch: PairedBatch, count: int) -> Rows:
         """The centre of the position of every feature of a batch."""
@@ -150,19 +250,143 @@ class GLASSModule(PatchLearner):
         return centers[positions.to(centers.device) % len(centers)]
 
     def _radius(self, normal: Rows, synthetic: Rows | None, anomalous: Tensor | None, centers: Rows) -> Tensor:
-        """r'1: the distance within which three quarters of the points known to be normal lie."""
-        points, own = normal.detach(), centers
+        """r'1: the distance within which three quarters of the features known to be normal lie."""
+        features = normal.detach()
         if synthetic is not None and anomalous is not None:
-            points, own = torch.cat([synthetic.detach()[~anomalous], points]), torch.cat([centers[~anomalous], centers])
-        return radius_of(points, own, self.config.radius_quantile)
+            features = torch.cat([synthetic.detach()[~anomalous], features])
+            centers = torch.cat([centers[~anomalous], centers])
+        return hypersphere_radius(features, centers, self.config.radius_quantile)
+
+    def _paired(self, batch: Batch) -> PairedBatch:
+        if isinstance(batch, PairedBatch):
+            return batch
+        if isinstance(batch, Tensor):
+            return PairedBatch(self.feature_batch(batch), None, None)
+        normal, flawed, masks = batch
+        stride = self.backbone.info.strides[0]
+        cells = np.array([strided_cells(mask, self.grid, stride) for mask in masks.cpu().numpy()], bool)
+        levels = self.feature_batch(flawed).levels
+        return PairedBatch(self.feature_batch(normal), levels, torch.from_numpy(cells.reshape(-1)).to(normal.device))
+
+    @torch.no_grad()
+    def fit_center(self, batches: Iterable[Images | FeatureBatch]) -> None:
+        """The mean embedding of every position: the mean over batches of the means over their images.
+
+        A short last batch thereby has excess weight, as in the released code.
+
+        Args:
+            batches: of normalised images, or of their level maps, all positions of each.
+        """
+        means = [self.embedding(self.feature_batch(batch).levels).mean(dim=0).flatten(1).T for batch in batches]
+        self.mean_embedding = torch.stack(means).mean(dim=0)
+
+    def fit_hypothesis(self, images: Iterable[NDArray[np.float32]], *, dataset: str = "", category: str = "") -> None:
+        """Judge the mean training image, and take the judgement unless the settings name or ask for another decision.
+
+        Args:
+            images: normalised training images (3, height, width), squashed to 288×288 pixels.
+            dataset: name of the data set, for decisions that the authors have published.
+            category: name of the category, likewise.
+        """
+        known = published_hypothesis(dataset, category) if self.config.hypothesis == "published" else None
+        self.mean_image = torch.from_numpy(mean_rgb(images)).to(self.mean_image.device)
+        self.published.fill_(NONE_PUBLISHED if known is None else HYPOTHESES.index(known))
+        self.spherical.fill_(self._decision()["hypothesis"] == "hypersphere")
+
+    def _decision(self) -> Mapping[str, str | float]:
+        published = int(self.published)
+        known = None if published == NONE_PUBLISHED else HYPOTHESES[published]
+        return decide(self.mean_image.cpu().numpy(), self.config.hypothesis, known)
+
+    def stages(self, data: TrainingData) -> Iterator[Stage]:
+        config = self.config
+
+        def judge() -> None:
+            self.fit_hypothesis(data.images(JUDGED_GEOMETRY), dataset=data.dataset, category=data.category)
+
+        yield SinglePass("hypothesis", judge)  # before features: files are decoded once for both sizes
+        passes = FeatureBatches(data.features(), Sampling(config.batch_size), seed=self.seed, purpose="centre")
+        yield SinglePass("centre", lambda: self.fit_center(passes.epoch(0)))
+        yield TrainingStage("discrimination", self.training_module(), self._batches(data), config.epochs)
+        yield from self.post_processing(data)
+
+    def _batches(self, data: TrainingData) -> PairedBatches:
+        config = self.config
+        normal, stride = FeatureBatches(data.features(), config.sampling, seed=self.seed), self.backbone.info.strides[0]
+        if not config.las:
+            return PairedBatches(normal, None, self.grid, stride)
+        recipe = find_recipe(config.recipe)
+        synthetic = data.synthetic(recipe, config.foreground, self.grid, match_grey=config.match_grey)
+        return PairedBatches(normal, synthetic, self.grid, stride, refresh=config.refresh, seed=self.seed)
+
+    # ---- What there is to tell ---------------------------------------------------------------------------------------
+
+    def findings(self) -> Mapping[str, str | float]:
+        return self._decision() if self.mean_image.any() else {}
+
+    def diagnostics(self, data: TrainingData) -> list[Diagnostic]:
+        config = self.config
+        shown = charts(projects=config.gas == "projected", spherical=bool(self.spherical))
+        batches = self._batches(data)
+        batch = next(iter(batches.epoch(config.epochs * config.refresh)))  # the start of a pool
+        with torch.no_grad():  # on a copy: an ascent leaves its traces in the running statistics
+            branches = copy.deepcopy(self).train().branches(batch)
+        gas = None if branches.gas is None else branches.gas.features
+        las = None if branches.las is None else branches.las[branches.anomalous]
+        shown.append(cloud(branches.normal, gas, las, self.seed))
+        if batches.synthetic is not None:
+            shown.append(synthetic_flaws(batches.synthetic.examples(SHOWN_FLAWS)))
+        return [judged(self.mean_image.cpu().numpy()), *shown] if self.mean_image.any() else shown
 
 
-SHOWN_FEATURES = 400
+def global_anomalies(
+    offset: Rows,
+    origin: Rows,
+    radii: tuple[Tensor | float, Tensor | float],
+    discriminator: Discriminator,
+    hidden: Float[Tensor, "position hidden"],
+    config: GLASSConfig,
+    on_step: OnStep | None = None,
+) -> GlobalAnomalies:
+    """Eqs. 1 and 2 in turn: gradient ascent and truncated projection of features that noise has set off.
+
+    Steps of the ascent are constants to the gradient, projections are not.
+
+    Args:
+        offset: of the synthetic features g from the origin at the start.
+        origin: normal features themselves (manifold) or their centres (hypersphere), a row a feature.
+        radii: r1 and r2, or r'1 and r'2.
+        discriminator: what is ascended.
+        hidden: output of the discriminator's first layer for the normal features of the batch.
+        config: steps, step size, projection.
+        on_step: called after every step, before a projection.
+    """
+    if config.gas == "noise":
+        return GlobalAnomalies(origin + offset, offset.new_zeros(()))
+    first = discriminator.blocks[0].linear
+    with torch.no_grad():
+        anchor = first(origin).float()
+        start = first(origin + offset)
+    ascent = HiddenAscent(discriminator, NormalStatistics.of(hidden), start, step_size=config.step_size)
+    moved = []
+    for begin in range(0, config.steps, config.project_every):
+        steps = min(config.project_every, config.steps - begin)
+        for _ in range(steps):
+            forward = ascent.step()
+            if on_step is not None:
+                on_step(forward, origin + offset, ascent)
+        offset, scale = offset + ascent.moved(), anchor.new_ones(len(offset))
+        if config.gas == "projected" and steps == config.project_every:
+            projected = truncated_projection(offset, *radii)
+            offset, scale = projected.offset, projected.scale.detach()
+            moved.append(projected.moved.float().mean())
+        ascent.restart(anchor + (ascent.hidden - anchor) * scale[:, None])
+    return GlobalAnomalies(origin + offset, torch.stack(moved).mean() if moved else offset.new_zeros(()))
 
 
 def charts(*, projects: bool, spherical: bool) -> list[Diagnostic]:
     """The radius over the epochs and, where features are projected, the share of them that the projection moved."""
-    found: list[Diagnostic] = [
+    shown: list[Diagnostic] = [
         MetricChart(
             "Radius of the normal features",
             "Distance from their centre within which the set share of normal features lies, mean of every epoch. "
@@ -174,7 +398,7 @@ def charts(*, projects: bool, spherical: bool) -> list[Diagnostic]:
         )
     ]
     if projects:
-        found.append(
+        shown.append(
             MetricChart(
                 "Truncated projection",
                 "Share of synthetic features that a projection moved because they lay outside of its two radii. With "
@@ -183,7 +407,7 @@ def charts(*, projects: bool, spherical: bool) -> list[Diagnostic]:
                 {"moved": "moved by the projection"},
             )
         )
-    return found
+    return shown
 
 
 def cloud(normal: Tensor, gas: Tensor | None, las: Tensor | None, seed: int) -> FeatureCloud:
@@ -211,76 +435,3 @@ def judged(mean_image: NDArray[np.uint8]) -> Pictures:
 
 
 SHOWN_FLAWS = 4
-
-
-@register
-class GLASS(Method):
-    """GLASS on a frozen backbone."""
-
-    name = "glass"
-    paper = (
-        "Chen et al., A Unified Anomaly Synthesis Strategy with Gradient Ascent for Industrial Anomaly Detection and "
-        "Localization, ECCV 2024"
-    )
-    Config = GLASSConfig
-    presets: ClassVar[Mapping[str, MethodConfig]] = PRESETS
-
-    def __init__(self, config: GLASSConfig, backbone: Backbone, seed: int) -> None:
-        self.config, self.backbone, self.seed = config, backbone, seed
-        self.module = GLASSModule(config, backbone.channels, seed)
-        self._finish = Finish(config, config.score_norm, backbone.channels, seed)
-        self.grid = self.module.embedding.finest(backbone.grids(config.image_size))
-        self._findings: Mapping[str, str | float] = {}
-        self._mean_image: NDArray[np.uint8] | None = None
-
-    def stages(self) -> list[Stage]:
-        published = self.config.hypothesis == "published"
-        found: list[Stage] = [
-            SinglePass("hypothesis", lambda data: evidence(data, published=published), self._accept_evidence),
-            SinglePass("centre", self._compute_center, self._accept_center),
-            LightningStage("discrimination", self.module, self._batches, self.config.epochs),
-        ]
-        return found + self._finish.stages(lambda: self.module.detector(self.backbone))
-
-    def network(self) -> PositionDetector:
-        return self._finish.applied(self.module.detector(self.backbone))
-
-    def diagnostics(self, data: TrainingData) -> list[Diagnostic]:
-        module, config = self.module, self.config
-        shown = charts(projects=config.gas == "projected", spherical=module.hypothesis == "hypersphere")
-        batches = self._batches(data)
-        batch = next(iter(batches.epoch(config.epochs * config.refresh)))  # the start of a pool
-        with torch.no_grad():  # on a copy: an ascent leaves its traces in the running statistics
-            found = copy.deepcopy(module).train().branches(batch)
-        gas = None if found.gas is None else found.gas.features
-        las = None if found.las is None else found.las[found.anomalous]
-        shown.append(cloud(found.normal, gas, las, self.seed))
-        if batches.synthetic is not None:
-            shown.append(synthetic_flaws(batches.synthetic.examples(SHOWN_FLAWS)))
-        return shown if self._mean_image is None else [judged(self._mean_image), *shown]
-
-    def findings(self) -> Mapping[str, str | float]:
-        return self._findings
-
-    def _accept_evidence(self, found: dict[str, Tensor]) -> None:
-        chosen = self.config.hypothesis
-        given = chosen if chosen == "manifold" or chosen == "hypersphere" else None
-        self._mean_image = found["mean_image"].numpy()
-        self.module.hypothesis, self._findings = decide(found, given)
-
-    def _compute_center(self, data: TrainingData) -> dict[str, Tensor]:
-        sampling = Sampling(self.config.batch_size)
-        batches = PatchBatches(data.features(), sampling, seed=self.seed, purpose="centre")
-        return {"mean_embedding": mean_embedding(self.module.embedding, batches.epoch(0))}
-
-    def _accept_center(self, tensors: dict[str, Tensor]) -> None:
-        self.module.mean_embedding = tensors["mean_embedding"]
-
-    def _batches(self, data: TrainingData) -> PairedBatches:
-        config = self.config
-        normal, stride = PatchBatches(data.features(), config.sampling, seed=self.seed), self.backbone.info.strides[0]
-        if not config.las:
-            return PairedBatches(normal, None, self.grid, stride)
-        recipe = find_recipe(config.recipe)
-        synthetic = data.synthetic(recipe, config.foreground, self.grid, match_grey=config.match_grey)
-        return PairedBatches(normal, synthetic, self.grid, stride, refresh=config.refresh, seed=self.seed)

@@ -1,85 +1,49 @@
 """PatchCore: distance to a memory of good patches (Roth et al., CVPR 2022).
 
-Nothing is trained: features of good patches are collected, a greedy coreset of them is kept, and a patch is as
-anomalous as it is far from the nearest one kept. Equations are those of the paper; docs/methods/patchcore.md says where
-the presets follow the released code (amazon-science/patchcore-inspection), where anomalib, and where neither.
+Nothing is trained: features of good patches are collected, a greedy coreset of them is the memory, and a patch is as
+anomalous as it is far from the nearest one in it. The equations are in functional.py; docs/research/patchcore.md says
+where the presets follow the released code (amazon-science/patchcore-inspection), where anomalib, and where neither.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar, Literal
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import Field, model_validator
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.features.backbones import Backbone
-from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, average_embedding
-from flawsmith.models.base import (
-    AnomalyOutput,
-    Detector,
-    FeatureSource,
-    Method,
-    MethodConfig,
-    SinglePass,
-    Stage,
-    TrainingData,
+from flawsmith.features.patch_embedding import PatchEmbedding
+from flawsmith.models.base import AnomalyModel, AnomalyOutput, FeatureSource, SinglePass, Stage, TrainingData
+from flawsmith.models.components.level_table import LevelTable
+from flawsmith.models.components.memory_bank import random_projection
+from flawsmith.models.components.score_maps import UpsampleAndSmooth
+from flawsmith.models.patchcore.config import PRESETS, PatchCoreConfig
+from flawsmith.models.patchcore.functional import (
+    Embedding,
+    Memory,
+    PatchTable,
+    coreset,
+    half_squares,
+    largest_distance,
+    nearest_patches,
+    neighbourhood_features,
+    neighbours,
+    patch_table,
+    patches,
+    reweighted_score,
 )
-from flawsmith.models.components.detectors import UpsampleAndSmooth
-from flawsmith.models.components.memory_bank import greedy_coreset, random_projection
 from flawsmith.models.registry import register
 
 IMAGES_A_PASS = 8
 
-Aggregation = Literal["average", "pooled"]
-Weighting = Literal["paper", "none"]
-Rows = Float[Tensor, "row width"]
-
-
-class PatchCoreConfig(MethodConfig):
-    """Every number of PatchCore; defaults are those of the authors' released code (preset ``official``)."""
-
-    aggregation: Aggregation = Field(
-        "pooled",
-        description="Eqs. 1 and 2. pooled: neighbourhoods of a level are flattened and pooled to width values, as in "
-        "the released code; average: every channel is averaged over the neighbourhood and levels are concatenated, as "
-        "in anomalib.",
-    )
-    patch_size: int = Field(3, ge=1, description="Side of the neighbourhood, odd (Fig. 4 of the paper: 3).")
-    width: int = Field(1024, ge=1, description="Width of a pooled embedding (released code: 1024).")
-    coreset_ratio: float = Field(0.1, gt=0, le=1, description="Share of the patches that is kept (Eq. 5); 1 keeps all.")
-    least_rows: int = Field(1024, ge=1, description="Patches that are kept at least, or all where there are fewer.")
-    most_candidates: int = Field(
-        500_000,
-        ge=1,
-        description="Patches that the coreset is chosen from, and that its ratio is of; where there are more, as many "
-        "of every image are drawn. No category of MVTec AD has more at 224 pixels.",
-    )
-    projection: int = Field(128, ge=1, description="Width that wider patches are projected to for the choice alone.")
-    weighting: Weighting = Field(
-        "none",
-        description="Image score. paper: Eq. 7, which is not continuous; none: the largest distance (Eq. 6), as in the "
-        "released code.",
-    )
-    neighbours: int = Field(9, ge=2, description="b of Eq. 7; 9 in anomalib.")
-    sigma: float = Field(4.0, ge=0, description="Gaussian smoothing of the map in pixels of the input.")
-
-    @model_validator(mode="after")
-    def _odd_neighbourhood(self) -> PatchCoreConfig:
-        if self.patch_size % 2 == 0:
-            raise ValueError("patch_size must be odd")
-        return self
-
-
-# ---- Features: Eqs. 1 to 3 -----------------------------------------------------------------------------------------
-
 
 class AverageEmbedding(nn.Module):
-    """Every channel averaged over its neighbourhood, all levels resized to the finest and concatenated.
+    """Every channel averaged over its neighbourhood, see :func:`neighbourhood_features`.
 
     Args:
         patch_size: side of the neighbourhood.
@@ -89,22 +53,12 @@ class AverageEmbedding(nn.Module):
         super().__init__()
         self.patch_size = patch_size
 
-    def forward(self, levels: Sequence[Tensor]) -> Float[Tensor, "batch width height0 width0"]:
-        return average_embedding(levels, self.patch_size, levels[0].shape[-2:])
-
-
-def patch_embedding(config: PatchCoreConfig, channels: Sequence[int]) -> nn.Module:
-    """What makes one embedding a position of the finest level."""
-    if config.aggregation == "average":
-        return AverageEmbedding(config.patch_size)
-    return PatchEmbedding(channels, patch_size=config.patch_size, level_width=config.width, width=config.width)
-
-
-# ---- Memory: Eqs. 4 and 5 ------------------------------------------------------------------------------------------
+    def forward(self, levels: Sequence[Tensor]) -> Embedding:
+        return neighbourhood_features(levels, self.patch_size)
 
 
 class Candidates:
-    """The patches of the good images that the coreset is chosen from.
+    """The patches of the good images that the coreset is chosen from, in batches: all of them rarely fit in memory.
 
     Args:
         features: level maps of the images.
@@ -113,193 +67,179 @@ class Candidates:
         seed: of that draw.
     """
 
-    def __init__(self, features: FeatureSource, embedding: nn.Module, *, most: int, seed: int) -> None:
+    def __init__(
+        self,
+        features: FeatureSource,
+        embedding: Callable[[Sequence[Tensor]], Embedding],
+        *,
+        most: int,
+        seed: int,
+    ) -> None:
         self._features, self._embedding, self._seed = features, embedding, seed
         self.positions = int(np.prod(features.grids[0]))
-        self.kept = min(self.positions, max(1, most // len(features)))
+        self.share = min(self.positions, max(1, most // len(features)))
 
     def __len__(self) -> int:
-        return self.kept * len(self._features)
+        return self.share * len(self._features)
 
-    def batches(self) -> Iterator[Rows]:
+    def batches(self) -> Iterator[PatchTable]:
         """All candidates in order, those of a few images at a time."""
         for start in range(0, len(self._features), IMAGES_A_PASS):
             images = np.arange(start, min(start + IMAGES_A_PASS, len(self._features)))
-            rows = as_rows(self._embedding(self._features.batch(images)))
-            yield rows if self.kept == self.positions else rows[self._drawn(images)]
+            rows = patch_table(self._embedding(self._features.batch(images)))
+            yield rows if self.share == self.positions else rows[self._drawn(images)]
 
-    def rows(self, indices: Int[Tensor, " chosen"]) -> Rows:
+    def rows(self, indices: Int[Tensor, " chosen"]) -> PatchTable:
         """Some candidates, in the order of their indices."""
-        found, start = [], 0
+        chosen, start = [], 0
         ordered = indices.sort().values
         for batch in self.batches():
-            found.append(batch[ordered[(ordered >= start) & (ordered < start + len(batch))] - start])
+            chosen.append(batch[ordered[(ordered >= start) & (ordered < start + len(batch))] - start])
             start += len(batch)
-        return torch.cat(found)
+        return torch.cat(chosen)
 
     def _drawn(self, images: np.ndarray) -> Int[Tensor, " drawn"]:
         drawn = [
-            at * self.positions
-            + generator(self._seed, "patchcore candidates", int(image)).permutation(self.positions)[: self.kept]
-            for at, image in enumerate(images)
+            number * self.positions
+            + generator(self._seed, "patchcore candidates", int(image)).permutation(self.positions)[: self.share]
+            for number, image in enumerate(images)
         ]
         return torch.from_numpy(np.concatenate(drawn))
 
 
 @torch.no_grad()
-def memory_of(candidates: Candidates, config: PatchCoreConfig, seed: int) -> Rows:
-    """Eq. 5: the greedy coreset of the candidates, chosen on their random projections (Algorithm 1)."""
+def memory_of(candidates: Candidates, config: PatchCoreConfig, seed: int) -> Memory:
+    """The coreset of the candidates, chosen on their random projections (Eq. 5, Algorithm 1).
+
+    Args:
+        candidates: M, the patches of all images.
+        config: size of the coreset, width of the projections.
+        seed: of the projection and of the first patch.
+    """
     count = min(len(candidates), max(round(config.coreset_ratio * len(candidates)), config.least_rows))
     if count == len(candidates):
         return torch.cat(list(candidates.batches()))
-    projected, matrix, start = None, None, 0
-    for batch in candidates.batches():
-        width = batch.shape[1]
-        if projected is None:
-            if width > config.projection:
-                matrix = random_projection(width, config.projection, derived_seed(seed, "patchcore projection"))
-            projected = torch.empty(len(candidates), min(width, config.projection))
-        projected[start : start + len(batch)] = batch if matrix is None else batch @ matrix
-        start += len(batch)
-    assert projected is not None
+    projected = torch.cat(list(_projections(candidates, config.projection, seed)))
     first = int(generator(seed, "patchcore first").integers(len(candidates)))
-    return candidates.rows(greedy_coreset(projected, count, first=first))
+    return candidates.rows(coreset(projected, count, first=first))
 
 
-# ---- Scores: Eqs. 6 and 7 ------------------------------------------------------------------------------------------
+def _projections(candidates: Candidates, width: int, seed: int) -> Iterator[PatchTable]:
+    """ψ of Algorithm 1 for all candidates, some at a time; candidates that are no wider stay as they are."""
+    matrix = None
+    for batch in candidates.batches():
+        if matrix is None and batch.shape[1] > width:
+            matrix = random_projection(batch.shape[1], width, derived_seed(seed, "patchcore projection")).to(batch)
+        yield batch if matrix is None else batch @ matrix
 
 
-class MemoryDetector(Detector):
-    """Distance of every patch to the nearest one in the memory, found exactly.
+@register
+class PatchCore(AnomalyModel):
+    """PatchCore on a frozen backbone.
 
-    ‖x − m‖² = ‖x‖² − 2·x·m + ‖m‖² finds the nearest row as one matrix product, but loses the distance itself to
-    cancellation where it is small. It is therefore computed once more, from the row that was found.
+    Attributes:
+        center: mean of the memory, (width): around it, rounding is least.
+        memory: the remembered patches less the centre, (rows, width).
+        half_squares: half the squared norms of the memory's rows, (rows).
+        supports: neighbours in the memory of every row, itself first, (rows, b); with weighting=paper alone.
 
-    Args:
-        backbone: the frozen backbone.
-        embedding: level maps to embeddings.
-        memory: the patches that are kept.
-        image_size: (height, width) of the input.
-        weighting: of the image score.
-        neighbours: b of Eq. 7; as many as the memory has rows where it has fewer.
-        sigma: of the map's smoothing.
+    Example:
+        >>> model = PatchCore.from_preset("fast", backbone="efficientnet_lite0@random", image_size=(64, 64))
+        >>> good = torch.randn(4, 3, 64, 64)
+        >>> anomaly_map, score = model.fit([good])(good[:2])
+        >>> anomaly_map.shape, score.shape
+        (torch.Size([2, 64, 64]), torch.Size([2]))
     """
 
+    name = "patchcore"
+    paper = "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022"
+    licence = "Apache-2.0"
+    Config = PatchCoreConfig
+    presets = PRESETS
+
+    config: PatchCoreConfig
     center: Tensor
     memory: Tensor
     half_squares: Tensor
     supports: Tensor
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        embedding: nn.Module,
-        memory: Rows,
-        image_size: tuple[int, int],
-        *,
-        weighting: Weighting,
-        neighbours: int,
-        sigma: float,
-    ) -> None:
-        super().__init__()
-        self.backbone, self.embedding = backbone, embedding
-        self.smooth = UpsampleAndSmooth(backbone.grids(image_size)[0], image_size, sigma=sigma)
-        center = memory.mean(dim=0)  # around the mean, the three terms above are smaller, and so is their rounding
-        self.register_buffer("center", center)
-        self.register_buffer("memory", memory - center)
-        self.register_buffer("half_squares", self.memory.square().sum(dim=1) / 2)
-        self.neighbours = min(neighbours, len(memory))
-        self.weighting: Weighting = weighting if self.neighbours > 1 else "none"
-        if self.weighting == "paper":
-            self.register_buffer("supports", supports(self.memory, self.neighbours))
-        self.eval().requires_grad_(False)
+    def __init__(self, config: PatchCoreConfig, backbone: Backbone, seed: int = 0) -> None:
+        super().__init__(config, backbone, seed)
+        pooled = config.aggregation == "pooled"
+        width = config.width if pooled else sum(backbone.channels)
+        self.embedding: nn.Module = AverageEmbedding(config.patch_size)
+        if pooled:
+            self.embedding = PatchEmbedding(
+                backbone.channels, patch_size=config.patch_size, level_width=width, width=width
+            )
+        self.smooth = UpsampleAndSmooth(backbone.grids(config.image_size)[0], config.image_size, sigma=config.sigma)
+        self.register_buffer("center", torch.zeros(width))
+        self.register_buffer("memory", torch.zeros(1, width))
+        self.register_buffer("half_squares", torch.zeros(1))
+        if config.weighting == "paper":
+            self.register_buffer("supports", torch.zeros(1, 1, dtype=torch.long))
 
     @property
     def continuous(self) -> bool:
         """Eq. 7 weighs by the neighbours of one patch of the memory, which the last digit can exchange for another."""
-        return self.weighting != "paper"
+        return not self._reweights
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
-        return self.from_levels(self.backbone(images))
+    @property
+    def _reweights(self) -> bool:
+        """Eq. 7 would make every score of a memory of one row 0."""
+        return self.config.weighting == "paper" and self.supports.shape[1] > 1
+
+    def remember(self, rows: PatchTable) -> None:
+        """Take patches as the memory, whatever chose them.
+
+        Args:
+            rows: one patch a row, as the embedding makes them.
+        """
+        self.center = rows.mean(dim=0)
+        self.memory = rows - self.center
+        self.half_squares = half_squares(self.memory)
+        if self.config.weighting == "paper":
+            self.supports = neighbours(self.memory, min(self.config.neighbours, len(rows)))
+
+    @torch.no_grad()
+    def fit(self, images: Iterable[Float[Tensor, "batch 3 height width"]]) -> Self:
+        """Choose the memory from good images.
+
+        Args:
+            images: batches of normalised images, of the size in ``config``.
+
+        Raises:
+            FlawsmithError: there is no image.
+        """
+        return self.fit_features(LevelTable(self.backbone(batch.to(self.memory.device)) for batch in images))
+
+    def fit_features(self, features: FeatureSource) -> Self:
+        """Choose the memory from the level maps of good images.
+
+        Args:
+            features: level maps as the frozen backbone gives them.
+        """
+
+        def embedding(levels: Sequence[Tensor]) -> Embedding:
+            return self.embedding([level.to(self.memory.device) for level in levels])
+
+        candidates = Candidates(features, embedding, most=self.config.most_candidates, seed=self.seed)
+        self.remember(memory_of(candidates, self.config, self.seed))
+        return self
+
+    def stages(self, data: TrainingData) -> Iterator[Stage]:
+        def compute() -> None:
+            self.fit_features(data.features())
+
+        yield SinglePass("coreset", compute)
 
     def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
-        """Map and score from the backbone's level maps."""
         embedding = self.embedding(levels)
-        patches = embedding.flatten(2).transpose(1, 2) - self.center
-        search = self.half_squares - patches @ self.memory.T
-        rows = search.argmin(dim=2)
-        distances = torch.linalg.vector_norm(patches - self.memory[rows], dim=2)
-        score = self._score(patches, distances, rows)
-        return AnomalyOutput(self.smooth(distances.unflatten(1, embedding.shape[-2:])), score)
-
-    def _score(self, patches: Tensor, distances: Tensor, rows: Tensor) -> Float[Tensor, " batch"]:
-        """Eq. 6, and Eq. 7 where it is asked for."""
-        farthest, at = distances.max(dim=1)  # s* and m^test,*
-        if self.weighting == "none":
-            return farthest
-        # gather, not take_along_dim: exported, that would fix the number of images.
-        patch = patches.gather(1, at[:, None, None].expand(-1, 1, patches.shape[2]))
-        support = self.supports[rows.gather(1, at[:, None])[:, 0]]  # N_b(m*), m* first
-        to_support = torch.linalg.vector_norm(patch - self.memory[support], dim=2)
-        return (1 - to_support.softmax(dim=1)[:, 0]) * farthest
-
-
-def supports(memory: Rows, count: int) -> Int[Tensor, "row count"]:
-    """N_b of every row of the memory: the row itself, then the nearest others."""
-    found = []
-    squares = memory.square().sum(dim=1)
-    for start in range(0, len(memory), IMAGES_A_PASS * 128):
-        part = memory[start : start + IMAGES_A_PASS * 128]
-        search = squares - 2 * part @ memory.T
-        itself = torch.arange(start, start + len(part))
-        search[torch.arange(len(part)), itself] = -torch.inf
-        found.append(search.topk(count, dim=1, largest=False).indices)
-    return torch.cat(found)
-
-
-# ---- The method ----------------------------------------------------------------------------------------------------
-
-
-@register
-class PatchCore(Method):
-    """PatchCore on a frozen backbone."""
-
-    name = "patchcore"
-    paper = "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022"
-    Config = PatchCoreConfig
-    presets: ClassVar[Mapping[str, MethodConfig]] = {
-        "official": PatchCoreConfig(image_size=(224, 224), policy="crop"),
-        "paper": PatchCoreConfig(image_size=(224, 224), policy="crop", weighting="paper"),
-        "fast": PatchCoreConfig(aggregation="average", coreset_ratio=0.01, most_candidates=250_000, projection=256),
-    }
-
-    def __init__(self, config: PatchCoreConfig, backbone: Backbone, seed: int) -> None:
-        self.config, self.backbone, self.seed = config, backbone, seed
-        self._embedding = patch_embedding(config, backbone.channels).eval()
-        self._memory = torch.zeros(1, self._width())
-
-    def _width(self) -> int:
-        return sum(self.backbone.channels) if self.config.aggregation == "average" else self.config.width
-
-    def stages(self) -> list[Stage]:
-        def compute(data: TrainingData) -> dict[str, Tensor]:
-            most = self.config.most_candidates
-            candidates = Candidates(data.features(), self._embedding, most=most, seed=self.seed)
-            return {"memory": memory_of(candidates, self.config, self.seed)}
-
-        def accept(tensors: dict[str, Tensor]) -> None:
-            self._memory = tensors["memory"]
-
-        return [SinglePass("coreset", compute, accept)]
-
-    def network(self) -> MemoryDetector:
-        config = self.config
-        return MemoryDetector(
-            self.backbone,
-            self._embedding,
-            self._memory,
-            config.image_size,
-            weighting=config.weighting,
-            neighbours=config.neighbours,
-            sigma=config.sigma,
-        )
+        test = patches(embedding) - self.center
+        distances, nearest = nearest_patches(test, self.memory, self.half_squares)
+        if self._reweights:
+            score = reweighted_score(test, distances, nearest, self.memory, self.supports)
+        else:
+            score, _ = largest_distance(distances)
+        low = distances.unflatten(1, embedding.shape[-2:])  # type: ignore[no-untyped-call]
+        return AnomalyOutput(self.smooth(low), score)

@@ -8,15 +8,16 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from flawsmith.models.base import MethodConfig, Side
-from flawsmith.models.slsg.networks import Stem, Topology
+from flawsmith.models.base import ModelConfig, Side
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe
 
+Topology = Literal["unpooled", "plain"]
+Stem = Literal["raw", "normalised"]
 Scale = Literal["probability", "logit"]
 
 
-class SLSGConfig(MethodConfig):
+class SLSGConfig(ModelConfig):
     """Every number of SLSG; defaults are those of the paper, or recommended where it says nothing."""
 
     strides: tuple[int, ...] = Field(
@@ -148,7 +149,7 @@ class SLSGConfig(MethodConfig):
                 raise ValueError(
                     f"no recipe is called {self.recipe!r}: known recipes are published, {', '.join(RECIPES)}"
                 )
-            switched(RECIPES[self.recipe], self)
+            select_branches(RECIPES[self.recipe], self)
         elif not self.logical and not self.structural:
             raise ValueError("nothing is simulated without structural and logical anomalies")
         missing = sorted(set(self.memory_strides) - set(self.strides))
@@ -192,7 +193,7 @@ class SLSGConfig(MethodConfig):
         return not self.pretraining and self.encoder_statistics == "frozen" and self.topology == "plain"
 
     @property
-    def remembered(self) -> tuple[int, ...]:
+    def memory_levels(self) -> tuple[int, ...]:
         """Numbers of the levels with a memory, finest first."""
         return tuple(number for number, stride in enumerate(self.strides) if stride in self.memory_strides)
 
@@ -202,16 +203,21 @@ class SLSGConfig(MethodConfig):
         return self.iterations or self.epochs * self.steps_per_epoch
 
 
-def switched(recipe: Recipe, config: SLSGConfig) -> Recipe:
+def select_branches(recipe: Recipe, config: SLSGConfig) -> Recipe:
     """The recipe without the branches that are switched off, the others' shares raised in proportion (Table 5).
 
     Raises:
         ValueError: no branch is left.
+
+    Example:
+        >>> recipe = select_branches(RECIPES["slsg"], SLSGConfig(logical=False))
+        >>> [(branch.texture, branch.share) for branch in recipe.branches]
+        [('source', 0.5), ('self', 0.5)]
     """
-    kept = [branch for branch in recipe.branches if (config.logical if _logical(branch) else config.structural)]
-    if not kept:
+    branches = [branch for branch in recipe.branches if (config.logical if _logical(branch) else config.structural)]
+    if not branches:
         raise ValueError(f"nothing is simulated: the recipe {recipe.name} has no other branches, switch one on again")
-    total = sum(branch.share for branch in kept)
+    total = sum(branch.share for branch in branches)
     return recipe.model_copy(
         update={
             "branches": tuple(
@@ -221,7 +227,7 @@ def switched(recipe: Recipe, config: SLSGConfig) -> Recipe:
                         "rule": branch.rule.model_copy(update={"shape": config.mask_shape}),
                     }
                 )
-                for branch in kept
+                for branch in branches
             )
         }
     )

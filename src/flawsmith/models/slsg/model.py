@@ -2,15 +2,14 @@
 
 GPT-Net pre-trains an encoder by painting in what was hidden of good images. Behind that encoder, SegNet learns to
 segment simulated anomalies, with attention and a sparse graph where its view is widest. Equations are those of the
-paper; where the released SegNet differs, the presets ``paper`` and ``official`` do, and docs/methods/slsg.md lists
+paper; where the released SegNet differs, the presets ``paper`` and ``official`` do, and docs/research/slsg.md lists
 every difference.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
 import cv2
@@ -19,39 +18,38 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
+from typing_extensions import Self
 
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone, BackboneInfo, pixels_of, trained_trunk
 from flawsmith.models.base import (
+    AnomalyModel,
     AnomalyOutput,
-    Detector,
     Diagnostic,
     FeatureSource,
-    LightningStage,
-    Method,
-    MethodConfig,
+    ModelConfig,
     Pictures,
     SinglePass,
     Stage,
     SyntheticSource,
     TrainingData,
+    TrainingStage,
 )
-from flawsmith.models.components.distributed import share, total
+from flawsmith.models.components.level_table import LevelTable
 from flawsmith.models.components.memory_bank import LevelMaps, MemoryBank, sample_coreset, typical_peak
-from flawsmith.models.components.patch_learner import PatchBatches, Sampling
 from flawsmith.models.registry import register
-from flawsmith.models.slsg.config import PRESETS, Scale, SLSGConfig
-from flawsmith.models.slsg.functional import cosine_rate, segmentation_losses
-from flawsmith.models.slsg.networks import (
-    Encoder,
+from flawsmith.models.slsg.config import PRESETS, SLSGConfig
+from flawsmith.models.slsg.functional import (
     Grid,
-    SegNet,
-    SegNetLayout,
+    Images,
     anomaly_probability,
-    grid_of,
-    make_encoder,
+    cosine_rate,
+    image_score,
+    segmentation_loss,
 )
+from flawsmith.models.slsg.networks import SegNet, grid_of, make_encoder
 from flawsmith.models.slsg.pretraining import (
     Generator,
     InpaintingBatch,
@@ -60,161 +58,226 @@ from flawsmith.models.slsg.pretraining import (
     settle_statistics,
 )
 from flawsmith.models.slsg.sg_block import Graph
-from flawsmith.models.slsg.simulation import chosen_simulation
+from flawsmith.models.slsg.simulation import SimulatedBatch, SimulatedBatches, choose_simulation
 
 
-@dataclass(frozen=True)
-class SimulatedBatch:
-    """Normal images, then as many with simulated anomalies, as the encoder gives them, or as pixels.
+@register
+class SLSG(AnomalyModel):
+    """SLSG with an encoder of its own, made of a copy of the backbone.
+
+    Args:
+        config: every number of the method.
+        backbone: what the encoder begins as.
+        seed: of the initial weights and of every draw.
 
     Attributes:
-        levels: level maps, finest first; with an encoder that keeps learning statistics, the images themselves.
-        mask: anomalous pixels, (batch, height, width).
-        fell_back: share of the simulated images whose mask is a fall-back, in [0, 1].
+        encoder: normalised images to level maps, finest first.
+        network: SegNet, everything behind the encoder.
+
+    Example:
+        >>> model = SLSG.from_preset("fast", image_size=(64, 96))
+        >>> images, mask = torch.zeros(2, 3, 64, 96), torch.zeros(2, 64, 96, dtype=torch.bool)
+        >>> model.losses((images, mask))["loss"].backward()
+        >>> [tuple(values.shape) for values in model.eval()(images)]
+        [(2, 64, 96), (2,)]
     """
 
-    levels: list[Tensor]
-    mask: Bool[Tensor, "batch height width"]
-    fell_back: float = 0.0
+    name: ClassVar[str] = "slsg"
+    paper: ClassVar[str] = (
+        "Yang et al., SLSG: Industrial Image Anomaly Detection by Learning Better Feature Embeddings and One-Class "
+        "Classification, Pattern Recognition 2024"
+    )
+    Config: ClassVar[type[ModelConfig]] = SLSGConfig
+    presets: ClassVar[Mapping[str, ModelConfig]] = PRESETS
 
-    def to(self, device: torch.device) -> SimulatedBatch:
-        """The same on a device."""
-        return SimulatedBatch([level.to(device) for level in self.levels], self.mask.to(device), self.fell_back)
+    config: SLSGConfig
 
-
-class SimulatedBatches:
-    """The batches of the second stage, simulated afresh every time.
-
-    Args:
-        features: level maps of the good images.
-        synthetic: simulates anomalies on them.
-        config: the method's settings.
-        seed: of the order.
-    """
-
-    def __init__(self, features: FeatureSource, synthetic: SyntheticSource, config: SLSGConfig, seed: int) -> None:
-        self._features, self.synthetic, self._config = features, synthetic, config
-        self._order = PatchBatches(features, Sampling(config.batch_size, config.steps_per_epoch), seed=seed)
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def epoch(self, epoch: int) -> Iterator[SimulatedBatch]:
-        left = self._config.steps - epoch * len(self)
-        rows = list(self._order.images(epoch))[: max(0, left)]
-        for some, synthetic in zip(rows, self.synthetic.batches(rows, epoch), strict=True):
-            normal = self._features.batch(some[share(len(some))]) if synthetic.normal is None else synthetic.normal
-            levels = [torch.cat(pair) for pair in zip(normal, synthetic.levels, strict=True)]
-            mask = np.concatenate([np.zeros_like(synthetic.masks), synthetic.masks])
-            yield SimulatedBatch(levels, torch.from_numpy(mask), synthetic.share_fell_back)
-
-
-class SegmentationModule(pl.LightningModule):
-    """SGD along a cosine on focal, ℓ1 and auxiliary ℓ1 loss.
-
-    Args:
-        config: the method's settings.
-        network: what learns.
-        encoder: frozen in its weights, whose batch statistics follow the batches; None where batches hold levels.
-    """
-
-    def __init__(self, config: SLSGConfig, network: SegNet, encoder: Encoder | None) -> None:
-        super().__init__()
-        self.config = config
+    def __init__(self, config: SLSGConfig, backbone: Backbone, seed: int = 0) -> None:
+        super().__init__(config, backbone, seed)
+        # Kept beside the modules: the encoder has a copy of its weights, which would stand in the state twice.
+        del self.backbone
+        self.__dict__["backbone"] = backbone
+        self.encoder = make_encoder(backbone, config.topology, config.stem, None if config.frozen_backbone else seed)
+        with torch.no_grad():
+            levels = self.encoder(torch.zeros(1, 3, *config.image_size))
+        self.channels = [int(level.shape[1]) for level in levels]
+        self.grids = [grid_of(level) for level in levels]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed(seed, "slsg segmentation"))
+            network = SegNet(self.channels, self.grids, config.image_size, config)
         self.network = network.to(memory_format=torch.channels_last)
-        self.encoder = encoder
-
-    def on_train_start(self) -> None:
-        self.train()  # the encoder's batch norms too, whatever it was before
-
-    def training_step(self, batch: SimulatedBatch, batch_idx: int) -> dict[str, Tensor]:
-        found = self.losses(batch)
-        return {name: value if name == "loss" else value.detach() for name, value in found.items()}
-
-    def losses(self, batch: SimulatedBatch) -> dict[str, Tensor]:
-        """L_S of Eq. 11 and its parts."""
-        config, levels = self.config, batch.levels
-        if self.encoder is not None:
-            with torch.no_grad():
-                levels = self.encoder(levels[0].contiguous(memory_format=torch.channels_last))
-        logits = self.network([level.contiguous(memory_format=torch.channels_last) for level in levels])
-        parts = segmentation_losses(logits, batch.mask, focal_gamma=config.focal_gamma)
-        weights = (config.focal_weight, config.l1_weight, config.auxiliary_weight)
-        loss = torch.stack([weight * value for weight, value in zip(weights, parts.values(), strict=True)]).sum()
-        return {"loss": loss, **parts, "fell_back": total(torch.tensor(batch.fell_back))}
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        config = self.config
-        return torch.optim.SGD(
-            self.network.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-
-    def on_train_batch_start(self, batch: SimulatedBatch, batch_idx: int) -> None:
-        rate = cosine_rate(self.global_step, start=self.config.lr, total=self.config.steps)
-        optimiser = self.optimizers()
-        assert isinstance(optimiser, torch.optim.Optimizer)
-        for group in optimiser.param_groups:
-            group["lr"] = rate
-
-    def transfer_batch_to_device(
-        self, batch: SimulatedBatch, device: torch.device, dataloader_idx: int
-    ) -> SimulatedBatch:
-        return batch.to(device)
-
-
-class SegmentationDetector(Detector):
-    """The probability of every pixel, or its logit; an image's score is the mean of its highest pixels.
-
-    Args:
-        encoder: gives the levels.
-        network: everything behind it.
-        scale: what a pixel's value means.
-        top_pixels: so many pixels make the score; all where there are fewer.
-        novelty_weight: what is added to a pixel's logit for each unit of its novelty, where there is a memory.
-    """
-
-    def __init__(
-        self, encoder: nn.Module, network: SegNet, *, scale: Scale, top_pixels: int, novelty_weight: float = 0.0
-    ) -> None:
-        super().__init__()
-        self.encoder, self.network = encoder, network
-        self.scale, self.top_pixels = scale, top_pixels
-        self.novelty_weight = novelty_weight
-        self.eval()
+        if config.pretraining:  # the layout in which GPT-Net trains it
+            self.encoder.to(memory_format=torch.channels_last)
+        self._findings: Mapping[str, str | float] = {}
+        self._reconstructions: tuple[Pictures, ...] = ()
+        self.train()
 
     @property
     def highest_score(self) -> float | None:
-        return 1.0 if self.scale == "probability" else None
+        return 1.0 if self.config.scale == "probability" else None
 
     @property
     def continuous(self) -> bool:
         block = self.network.sg_block
         return block is None or block.continuous
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
-        found = self.network(self.encoder(images))
-        logits = found.final
-        if found.novelty is not None:
-            added = self.novelty_weight * found.novelty
+    def train(self, mode: bool = True) -> Self:
+        """The encoder stays in evaluation mode unless its batch statistics are to follow SegNet's batches."""
+        super().train(mode)
+        if self.config.encoder_statistics == "frozen":
+            self.encoder.eval()
+        return self
+
+    def forward(self, images: Images) -> AnomalyOutput:
+        return self.from_levels(self.encoder(images))
+
+    def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
+        """Map and score (section 4.2) from the encoder's level maps, finest first."""
+        logits, _, novelty = self.network(levels)
+        if novelty is not None:
+            added = self.config.novelty_weight * novelty
             # Half to each class, so that their difference, which is all that counts, rises by the whole.
             logits = logits + torch.cat([-added, added], dim=1) / 2
-        return scored(logits, scale=self.scale, top_pixels=self.top_pixels)
+        probability = self.config.scale == "probability"
+        anomaly_map = anomaly_probability(logits) if probability else logits[:, 1] - logits[:, 0]
+        return AnomalyOutput(anomaly_map, image_score(anomaly_map, top_pixels=self.config.top_pixels))
 
-    def feature_maps(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Tensor]:
+    def feature_maps(self, images: Images) -> Mapping[str, Tensor]:
         """The encoder's bottleneck, and the output of the decoder's first block (Fig. 7)."""
-        levels, seen = self.encoder(images), list[Tensor]()
-        hook = self.network.blocks[0].register_forward_hook(lambda module, inputs, output: seen.append(output))
-        with hook:
+        levels, outputs = self.encoder(images), list[Tensor]()
+        with self.network.blocks[0].register_forward_hook(lambda module, inputs, output: outputs.append(output)):
             self.network(levels)
-        return {"encoder, bottleneck": levels[-1], "decoder, first block": seen[0]}
+        return {"encoder, bottleneck": levels[-1], "decoder, first block": outputs[0]}
+
+    def losses(
+        self, batch: SimulatedBatch | tuple[Images, Bool[Tensor, "batch height width"]]
+    ) -> dict[str, Float[Tensor, ""]]:
+        """L_S of Eq. 11 and its parts, with which SegNet learns; the encoder gets no gradient.
+
+        Args:
+            batch: normal images and images with anomalies, with the mask of these.
+
+        Returns:
+            ``loss``, its parts before they are weighted, and the batch's rate of fall-back masks.
+        """
+        config = self.config
+        if isinstance(batch, tuple):
+            batch = SimulatedBatch([batch[0]], batch[1])
+        levels = batch.levels
+        if len(levels) == 1:  # pixels: the encoder has two levels at least
+            with torch.no_grad():
+                levels = self.encoder(levels[0].contiguous(memory_format=torch.channels_last))
+        logits = self.network([level.contiguous(memory_format=torch.channels_last) for level in levels])
+        weights = (config.focal_weight, config.l1_weight, config.auxiliary_weight)
+        losses = segmentation_loss(
+            logits.final, logits.auxiliary, batch.mask, weights=weights, gamma=config.focal_gamma
+        )
+        return {**losses, "fell_back": torch.tensor(batch.fallback_rate)}
+
+    def make_optimizers(self) -> list[torch.optim.Optimizer]:
+        """That of SegNet's stage."""
+        config, parameters = self.config, self.network.parameters()
+        return [torch.optim.SGD(parameters, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)]
+
+    def stages(self, data: TrainingData) -> Iterator[Stage]:
+        config = self.config
+        if config.pretraining:
+            yield from self._pretraining(data)
+        data = self._encoded(data)
+        if config.memory_strides:
+            yield SinglePass("memory", lambda: self._fit_memories(data.features()))
+        batches = SimulatedBatches(data.features(), self._synthetic(data), config, self.seed)
+        yield TrainingStage("segmentation", SegmentationModule(self), batches, config.epochs)
+
+    def _pretraining(self, data: TrainingData) -> Iterator[Stage]:
+        """GPT-Net, whose generator and discriminator live as long as this."""
+        config = self.config
+        images = data.through(pixels_of(self.backbone)).features()
+        module = PretrainingModule(config, self.encoder, self.channels, self.seed)
+        batches = InpaintingBatches(images, config, self.seed)
+        yield TrainingStage("pretraining", module, batches, config.pretraining_epochs, completes=False)
+        self.encoder.requires_grad_(False)
+        batch = next(batches.epoch(config.pretraining_epochs))
+        self._reconstructions = (reconstructions(module.generator, batch, self.backbone.info),)
+        if config.encoder_statistics == "frozen":
+            yield SinglePass("statistics", lambda: settle_statistics(self.encoder, images, 2 * config.batch_size))
+
+    @torch.no_grad()
+    def fit_memories(self, batches: Iterable[Images]) -> None:
+        """Fill the memories of good features for a loop of one's own; nothing where the settings have none.
+
+        Args:
+            batches: normalised good images; the encoder's level maps are held in memory.
+
+        Raises:
+            FlawsmithError: there is no image.
+        """
+        self._fit_memories(LevelTable(self.encoder(images) for images in batches))
+
+    @torch.no_grad()
+    def _fit_memories(self, features: FeatureSource) -> None:
+        for level in self.config.memory_levels:
+            maps, memory = LevelMaps(features, level), self.network.memories[str(level)]
+            assert isinstance(memory, MemoryBank)
+            coreset = sample_coreset(maps, self.config.memory_size, self.seed, purpose="slsg memory")
+            memory.fit(coreset.features, typical_peak(coreset, maps))
+
+    def _encoded(self, data: TrainingData) -> TrainingData:
+        """The images as the encoder gives them, or as pixels where its statistics still change."""
+        if self.config.encoder_statistics == "batch":
+            return data.through(pixels_of(self.backbone))
+        if self.config.frozen_backbone:
+            return data
+        form = f"{self.config.topology} {self.config.stem}"
+        return data.through(trained_trunk(self.encoder, self.backbone, self.config.image_size, form))
+
+    def _synthetic(self, data: TrainingData) -> SyntheticSource:
+        simulation, name = choose_simulation(self.config, data.dataset, data.category)
+        self._findings = {"simulation": name}
+        return data.synthetic(
+            simulation.recipe, simulation.foreground, self.grids[0], match_grey=self.config.match_grey
+        )
+
+    def findings(self) -> Mapping[str, str | float]:
+        return self._findings
+
+    @torch.no_grad()
+    def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
+        model = copy.deepcopy(self).eval()
+        examples = model._synthetic(model._encoded(data)).examples(SHOWN)
+        images = as_input(examples, self.backbone.info).to(next(self.parameters()).device)
+        diagnostics: list[Diagnostic] = [*self._reconstructions, simulated_anomalies(examples, model(images).map)]
+        block = model.network.sg_block
+        if block is not None and block.has_graph:
+            graph = block.graph(model.network.norms[-1](model.encoder(images)[-1]))
+            diagnostics.append(graph_neighbours(examples, graph, self.grids[-1]))
+        return diagnostics
 
 
-def scored(logits: Float[Tensor, "batch 2 height width"], *, scale: Scale, top_pixels: int) -> AnomalyOutput:
-    """Map and image score (section 4.2)."""
-    found = anomaly_probability(logits) if scale == "probability" else logits[:, 1] - logits[:, 0]
-    pixels = found.flatten(1)
-    highest = torch.topk(pixels, min(top_pixels, pixels.shape[1]), dim=1).values
-    return AnomalyOutput(found, highest.mean(dim=1))
+class SegmentationModule(pl.LightningModule):
+    """SegNet's stage: SGD, whose rate falls along a cosine from step to step.
+
+    Args:
+        model: its SegNet is trained in place.
+    """
+
+    def __init__(self, model: SLSG) -> None:
+        super().__init__()
+        self.model = model
+
+    def on_train_start(self) -> None:
+        self.model.train()
+
+    def training_step(self, batch: SimulatedBatch, batch_idx: int) -> dict[str, Tensor]:
+        losses = self.model.losses(batch)
+        return {name: value if name == "loss" else value.detach() for name, value in losses.items()}
+
+    def configure_optimizers(self) -> Any:
+        (optimizer,) = self.model.make_optimizers()
+        # Where several processes train together, each makes a part of the steps.
+        total = min(self.model.config.steps, int(self.trainer.estimated_stepping_batches))
+        schedule = LambdaLR(optimizer, lambda step: cosine_rate(step, start=1.0, total=total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
 
 SHOWN = 4
@@ -225,9 +288,10 @@ NODE_COLOUR, NEIGHBOUR_COLOUR = (0, 200, 0), (230, 30, 30)
 
 Picture = NDArray[np.uint8]
 Example = tuple[Picture, Picture, Picture]
+"""Good image, mask and synthetic image."""
 
 
-def as_input(examples: Sequence[Example], info: BackboneInfo) -> Float[Tensor, "batch 3 height width"]:
+def as_input(examples: Sequence[Example], info: BackboneInfo) -> Images:
     """The simulated images as the encoder sees them."""
     pictures = np.stack([synthetic for _, _, synthetic in examples]).astype(np.float32) / 255
     values = (pictures - np.array(info.mean, np.float32)) / np.array(info.std, np.float32)
@@ -238,14 +302,15 @@ def as_input(examples: Sequence[Example], info: BackboneInfo) -> Float[Tensor, "
 def reconstructions(generator: Generator, batch: InpaintingBatch, info: BackboneInfo) -> Pictures:
     """Good images, what GPT-Net saw of them, and what it painted from all levels and from the bottleneck alone.
 
-    With batch statistics, as it was trained: the encoder's running ones are those of whole images by now.
+    With batch statistics, as it was trained.
     """
-    found = copy.deepcopy(generator).train()(batch.masked)
+    batch = batch.to(next(generator.parameters()).device)
+    painted = copy.deepcopy(generator).train()(batch.masked)
     columns = [
         ("good image", batch.images),
         ("what was seen", batch.masked),
-        ("reconstruction", found.final),
-        ("from the bottleneck", found.auxiliary),
+        ("reconstruction", painted.final),
+        ("from the bottleneck", painted.auxiliary),
     ]
     pictures = [
         (label, _picture(images[number], info))
@@ -260,30 +325,31 @@ def reconstructions(generator: Generator, batch: InpaintingBatch, info: Backbone
     )
 
 
-def simulated(examples: Sequence[Example], maps: Float[Tensor, "batch height width"]) -> Pictures:
+def simulated_anomalies(examples: Sequence[Example], maps: Float[Tensor, "batch height width"]) -> Pictures:
     """Simulated anomalies, their masks, and what the trained SegNet says of them; 0 is black, the highest white."""
     scale = max(float(maps.max() - maps.min()), 1e-12)
-    said = np.rint(((maps - maps.min()) / scale * 255).numpy()).astype(np.uint8)
+    grey = np.rint(((maps - maps.min()) / scale * 255).numpy(force=True)).astype(np.uint8)
+    labels = ("good image", "simulated anomaly", "mask", "SegNet's map")
     pictures = [
         pair
-        for (good, mask, synthetic), found in zip(examples, said, strict=True)
-        for pair in (("good image", good), ("simulated anomaly", synthetic), ("mask", mask), ("SegNet's map", found))
+        for (good, mask, synthetic), anomaly_map in zip(examples, grey, strict=True)
+        for pair in zip(labels, (good, synthetic, mask, anomaly_map), strict=True)
     ]
     return Pictures(
         "Simulated anomalies",
         "Structural and logical anomalies as SegNet learns from them, and its own map of them, on one scale.",
         pictures,
-        group=4,
+        group=len(labels),
     )
 
 
-def neighbours(examples: Sequence[Example], graph: Graph, grid: Grid) -> Pictures:
+def graph_neighbours(examples: Sequence[Example], graph: Graph, grid: Grid) -> Pictures:
     """The graph around a few nodes, as in the paper's Fig. 8: the node in green, its neighbours in red."""
     assert graph.neighbours is not None
     pictures = []
     for number, (_, _, synthetic) in enumerate(examples):
         for node in _spread(grid):
-            drawn = _marked(synthetic, grid, node, graph.neighbours[number, node].tolist())
+            drawn = _marked(synthetic, grid, node, graph.neighbours.indices[number, node].tolist())
             pictures.append((f"node {node // grid[1]}, {node % grid[1]}", drawn))
     return Pictures(
         "Neighbours in the graph",
@@ -313,145 +379,5 @@ def _marked(picture: Picture, grid: Grid, node: int, others: Sequence[int]) -> P
 
 
 def _picture(image: Tensor, info: BackboneInfo) -> Picture:
-    values = image.numpy().transpose(1, 2, 0) * np.array(info.std) + np.array(info.mean)
+    values = image.numpy(force=True).transpose(1, 2, 0) * np.array(info.std) + np.array(info.mean)
     return np.clip(np.rint(values * 255), 0, 255).astype(np.uint8)
-
-
-@register
-class SLSG(Method):
-    """SLSG with an encoder of its own."""
-
-    name: ClassVar[str] = "slsg"
-    paper: ClassVar[str] = (
-        "Yang et al., SLSG: Industrial Image Anomaly Detection by Learning Better Feature Embeddings and One-Class "
-        "Classification, Pattern Recognition 2024"
-    )
-    Config: ClassVar[type[MethodConfig]] = SLSGConfig
-    presets: ClassVar[Mapping[str, MethodConfig]] = PRESETS
-
-    def __init__(self, config: SLSGConfig, backbone: Backbone, seed: int) -> None:
-        self.config, self.backbone, self.seed = config, backbone, seed
-        redrawn = None if config.frozen_backbone else seed
-        self.encoder = make_encoder(backbone, config.topology, config.stem, redrawn).eval()
-        with torch.no_grad():
-            levels = self.encoder(torch.zeros(1, 3, *config.image_size))
-        self.channels = [int(level.shape[1]) for level in levels]
-        self.grids = [grid_of(level) for level in levels]
-        self.pretraining = PretrainingModule(config, self.encoder, self.channels, seed) if config.pretraining else None
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(derived_seed(seed, "slsg segmentation"))
-            network = SegNet(self.channels, self.grids, config.image_size, layout_of(config))
-        learns = config.encoder_statistics == "batch"
-        self.segmentation = SegmentationModule(config, network, self.encoder if learns else None)
-        self._findings: Mapping[str, str | float] = {}
-
-    def stages(self) -> list[Stage]:
-        config, found = self.config, list[Stage]()
-        if self.pretraining is not None:
-            found.append(
-                LightningStage(
-                    "pretraining", self.pretraining, self._masked, config.pretraining_epochs, completes=False
-                )
-            )
-        if self.pretraining is not None and config.encoder_statistics == "frozen":
-            found.append(SinglePass("statistics", self._settled, self._accept_encoder))
-        if config.memory_strides:
-            found.append(SinglePass("memory", self._chosen, self._remember))
-        found.append(LightningStage("segmentation", self.segmentation, self._simulated, config.epochs))
-        return found
-
-    def network(self) -> SegmentationDetector:
-        config = self.config
-        return SegmentationDetector(
-            self.encoder,
-            self.segmentation.network,
-            scale=config.scale,
-            top_pixels=config.top_pixels,
-            novelty_weight=config.novelty_weight,
-        )
-
-    def findings(self) -> Mapping[str, str | float]:
-        return self._findings
-
-    @torch.no_grad()
-    def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
-        found = list[Diagnostic]()
-        if self.pretraining is not None:
-            batch = next(iter(self._masked(data).epoch(self.config.pretraining_epochs)))
-            found.append(reconstructions(self.pretraining.generator, batch, self.backbone.info))
-        examples = self._source(self._seen(data)).examples(SHOWN)
-        images = as_input(examples, self.backbone.info)
-        found.append(simulated(examples, self.network()(images).map))
-        block = self.segmentation.network.sg_block
-        if block is not None and block.has_graph:
-            graph = block.graph(self.segmentation.network.norms[-1](self.encoder(images)[-1]))
-            found.append(neighbours(examples, graph, self.grids[-1]))
-        return found
-
-    def _masked(self, data: TrainingData) -> InpaintingBatches:
-        return InpaintingBatches(data.through(pixels_of(self.backbone)).features(), self.config, self.seed)
-
-    def _settled(self, data: TrainingData) -> dict[str, Tensor]:
-        images = data.through(pixels_of(self.backbone)).features()
-        return settle_statistics(self.encoder, images, 2 * self.config.batch_size)
-
-    def _accept_encoder(self, tensors: dict[str, Tensor]) -> None:
-        self.encoder.load_state_dict(tensors)
-
-    def _chosen(self, data: TrainingData) -> dict[str, Tensor]:
-        images, size = self._seen(data).features(), self.config.memory_size
-        found = dict[str, Tensor]()
-        for level in self.config.remembered:
-            maps = LevelMaps(images, level)
-            chosen = sample_coreset(maps, size, self.seed, purpose="slsg memory")
-            found |= {f"features {level}": chosen.features, f"unit {level}": typical_peak(chosen, maps)}
-        return found
-
-    def _remember(self, tensors: dict[str, Tensor]) -> None:
-        for level in self.config.remembered:
-            memory = self.segmentation.network.memories[str(level)]
-            assert isinstance(memory, MemoryBank)
-            memory.remember(tensors[f"features {level}"], tensors[f"unit {level}"])
-
-    def _seen(self, data: TrainingData) -> TrainingData:
-        """The data as the encoder gives it, or as pixels where its statistics still change."""
-        if self.config.encoder_statistics == "batch":
-            return data.through(pixels_of(self.backbone))
-        if self.config.frozen_backbone:
-            return data
-        form = f"{self.config.topology} {self.config.stem}"
-        return data.through(trained_trunk(self.encoder, self.backbone, self.config.image_size, form))
-
-    def _source(self, data: TrainingData) -> SyntheticSource:
-        recipe, foreground, self._findings = chosen_simulation(self.config, data.dataset, data.category)
-        return data.synthetic(recipe, foreground, self.grids[0], match_grey=self.config.match_grey)
-
-    def _simulated(self, data: TrainingData) -> SimulatedBatches:
-        self.encoder.requires_grad_(False)
-        seen = self._seen(data)
-        return SimulatedBatches(seen.features(), self._source(seen), self.config, self.seed)
-
-
-def layout_of(config: SLSGConfig) -> SegNetLayout:
-    """How the settings say that SegNet is built."""
-    block: dict[str, Any] | None = None
-    if config.attention or config.graph:
-        block = {
-            "released": config.block == "released",
-            "attention": config.attention,
-            "graph": config.graph,
-            "subtract_position": config.subtract_position,
-            "neighbours": config.neighbours,
-            "margin": config.neighbour_margin,
-        }
-    return SegNetLayout(
-        widths=config.decoder_widths,
-        skip_attention=config.skip_attention,
-        bottleneck_skips=config.bottleneck_skips,
-        full_resolution=config.full_resolution,
-        added_auxiliary=config.added_auxiliary,
-        normalised_levels=config.normalised_levels,
-        remembered=config.remembered,
-        memory_size=config.memory_size,
-        sg_block=block,
-    )

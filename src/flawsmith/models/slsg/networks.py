@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
 from flawsmith.models.components.memory_bank import MemoryBank
+from flawsmith.models.slsg.config import SLSGConfig, Stem, Topology
+from flawsmith.models.slsg.functional import Grid, Images, Map
 from flawsmith.models.slsg.sg_block import SGBlock
 from flawsmith.runtime.errors import FlawsmithError
 
-Map = Float[Tensor, "batch channel height width"]
-Grid = tuple[int, int]
+AUXILIARY_WIDTH = 32
+CLASSES = 2
 
 
 def resize(maps: Map, grid: Grid) -> Map:
-    """Bilinear, corner centres aligned; a map of that size already is left as it is."""
+    """Bilinear, corner centres aligned; a map of that size already is left as it is.
+
+    Example:
+        >>> resize(torch.tensor([[[[0.0], [1.0]]]]), (3, 1)).flatten().tolist()
+        [0.0, 0.5, 1.0]
+    """
     if grid_of(maps) == tuple(grid):
         return maps
     return F.interpolate(maps, size=grid, mode="bilinear", align_corners=True)
@@ -78,10 +83,6 @@ class Head(nn.Module):
         return self.out(self.groups(maps))
 
 
-AUXILIARY_WIDTH = 32
-CLASSES = 2
-
-
 class SkipAttention(nn.Module):
     """Attention on a skip connection, as the released code has it: y = x ⊙ pw(dwd(dw(x))), then ReLU, 1×1 and + x."""
 
@@ -111,149 +112,115 @@ class Logits(NamedTuple):
     novelty: Map | None = None
 
 
-@dataclass(frozen=True)
-class SegNetLayout:
-    """How SegNet is built.
-
-    Attributes:
-        widths: channels of the decoder's blocks by skip connection, finest first; None: those of the skips.
-        skip_attention: attention on every skip connection but the stem's (released code).
-        bottleneck_skips: the auxiliary features are joined at finer blocks too (Table 6, released code).
-        full_resolution: the last layers run at twice the finest level's resolution.
-        added_auxiliary: final logits are the sum of the decoder's and the auxiliary head's (released code).
-        normalised_levels: a batch norm a level comes first; levels of the packaged backbone spread by about 6, which
-            no layer's initial weights are made for.
-        remembered: levels, by number, beside which a memory of normal features stands; the distances to it are joined
-            behind the SG block and in every block of the decoder.
-        memory_size: features remembered of each of them.
-        sg_block: settings of the SG block, or None to leave it out.
-    """
-
-    widths: tuple[int, ...] | None = None
-    skip_attention: bool = False
-    bottleneck_skips: bool = True
-    full_resolution: bool = True
-    added_auxiliary: bool = True
-    normalised_levels: bool = False
-    remembered: tuple[int, ...] = ()
-    memory_size: int = 0
-    sg_block: dict[str, bool | int | float] | None = field(default_factory=dict)
-
-
 class SegNet(nn.Module):
     """Everything of SegNet but the encoder.
 
     A level as large as the next coarser one is a stem: it is joined without attention in a block of half the work.
+    Beside a level with a memory, the distances to its normal features are joined behind the SG block and in every block
+    of the decoder.
 
     Args:
         channels: of the levels, finest first; the last level is the bottleneck.
         grids: (height, width) of the levels.
         image_size: (height, width) of the logits.
-        layout: see :class:`SegNetLayout`.
+        config: how it is built.
+
+    Example:
+        >>> segnet = SegNet([4, 8], [(16, 16), (8, 8)], (32, 32), SLSGConfig())
+        >>> segnet([torch.zeros(2, 4, 16, 16), torch.zeros(2, 8, 8, 8)]).final.shape
+        torch.Size([2, 2, 32, 32])
     """
 
-    def __init__(
-        self, channels: Sequence[int], grids: Sequence[Grid], image_size: Grid, layout: SegNetLayout | None = None
-    ) -> None:
+    def __init__(self, channels: Sequence[int], grids: Sequence[Grid], image_size: Grid, config: SLSGConfig) -> None:
         super().__init__()
-        layout = layout or SegNetLayout()
-        self.layout, self.image_size = layout, image_size
+        self.config, self.image_size = config, image_size
         *skips, bottleneck = channels
-        widths = layout.widths or tuple(skips)
-        stems = [grids[number] == grids[number + 1] for number in range(len(skips))]
+        widths = config.decoder_widths or tuple(skips)
+        self.stems = [grids[number] == grids[number + 1] for number in range(len(skips))]
+        # Levels of the packaged backbone spread by about 6, which no layer's initial weights are made for.
         self.norms = nn.ModuleList(
-            nn.BatchNorm2d(count) if layout.normalised_levels else nn.Identity() for count in channels
+            nn.BatchNorm2d(count) if config.normalised_levels else nn.Identity() for count in channels
         )
         self.memories = nn.ModuleDict(
-            {str(number): MemoryBank(channels[number], layout.memory_size) for number in layout.remembered}
+            {str(number): MemoryBank(channels[number], config.memory_size) for number in config.memory_levels}
         )
-        distances = len(layout.remembered)
+        distances = len(self.memories)
         self.distance_norm = nn.BatchNorm2d(distances) if distances else nn.Identity()
         self.sg_block: SGBlock | None = None
-        if layout.sg_block is not None:
-            self.sg_block = SGBlock(bottleneck, grids[-1], **layout.sg_block)  # type: ignore[arg-type]
+        if config.attention or config.graph:
+            self.sg_block = SGBlock(
+                bottleneck,
+                grids[-1],
+                released=config.block == "released",
+                attention=config.attention,
+                graph=config.graph,
+                subtract_position=config.subtract_position,
+                neighbours=config.neighbours,
+                margin=config.neighbour_margin,
+            )
         self.auxiliary = nn.Sequential(
             ConvGroup(bottleneck + distances, bottleneck // 2), ConvGroup(bottleneck // 2, AUXILIARY_WIDTH)
         )
         self.auxiliary_head = Head([AUXILIARY_WIDTH, AUXILIARY_WIDTH], CLASSES)
         self.attention = nn.ModuleList(
-            SkipAttention(count) if layout.skip_attention and not stem else nn.Identity()
-            for count, stem in zip(skips, stems, strict=True)
+            SkipAttention(count) if config.skip_attention and not stem else nn.Identity()
+            for count, stem in zip(skips, self.stems, strict=True)
         )
         blocks, below = [], bottleneck
         for number in reversed(range(len(skips))):
-            width, stem = widths[number], stems[number]
-            joined = skips[number] + (AUXILIARY_WIDTH if self._joins_auxiliary(number, len(skips), stem) else 0)
-            joined += distances
-            if stem:
+            width = widths[number]
+            joined = skips[number] + distances + (AUXILIARY_WIDTH if self._joins_auxiliary(number) else 0)
+            if self.stems[number]:
                 blocks.append(UpBlock(below, joined, width, squeezed=max(1, width // 2), convolutions=1))
             else:
                 blocks.append(UpBlock(below, joined, width))
             below = width
         self.blocks = nn.ModuleList(blocks)
-        self.stems = stems
         self.head = Head([below, max(8, below // 2), max(8, below // 4)], CLASSES)
 
-    def _joins_auxiliary(self, number: int, count: int, stem: bool) -> bool:
+    def _joins_auxiliary(self, number: int) -> bool:
         """The coarsest block reads the bottleneck itself, a stem's block is for detail."""
-        return self.layout.bottleneck_skips and number < count - 1 and not stem
+        return self.config.bottleneck_skips and number < len(self.stems) - 1 and not self.stems[number]
 
     def forward(self, levels: Sequence[Map]) -> Logits:
         """Logits from the encoder's level maps, finest first."""
-        measured = self._distances(levels)
-        distances = self._normalised(measured)
+        distances = [memory(levels[int(number)]) for number, memory in self.memories.items()]
+        # All as one map at the finest one's grid.
+        normalised = [self.distance_norm(_concatenated(*distances))] if distances else []
         *skips, x = [norm(level) for norm, level in zip(self.norms, levels, strict=True)]
         if self.sg_block is not None:
             x = self.sg_block(x)
-        auxiliary = small = self.auxiliary(_with(x, distances))
+        auxiliary = small = self.auxiliary(_concatenated(x, *normalised))
         logits = resize(self.auxiliary_head(auxiliary), self.image_size)
         for block, number in zip(self.blocks, reversed(range(len(skips))), strict=True):
-            skip, stem = skips[number], self.stems[number]
-            grid = grid_of(skip)
+            grid = grid_of(skips[number])
             small = resize(small, grid)  # from level to level, as the released code does
-            joined = [self.attention[number](skip)]
-            if self._joins_auxiliary(number, len(skips), stem):
+            joined = [self.attention[number](skips[number])]
+            if self._joins_auxiliary(number):
                 joined.append(small)
-            x = block(x, [*joined, *(resize(one, grid) for one in distances)], grid)
-        if self.layout.full_resolution:
+            x = block(x, [*joined, *(resize(maps, grid) for maps in normalised)], grid)
+        if self.config.full_resolution:
             x = resize(x, _doubled(grid_of(x), self.image_size))
         final = resize(self.head(x), self.image_size)
-        final = final + logits if self.layout.added_auxiliary else final
-        return Logits(final, logits, _strangeness(measured, self.image_size))
-
-    def _distances(self, levels: Sequence[Map]) -> list[Map]:
-        """Distances to what is remembered, one map a memory at its level's grid."""
-        return [memory(levels[int(number)]) for number, memory in self.memories.items()]
-
-    def _normalised(self, distances: Sequence[Map]) -> list[Map]:
-        """All of them as one map at the finest one's grid, normalised; [] where there are none."""
-        if not distances:
-            return []
-        return [self.distance_norm(_with(distances[0], distances[1:]))]
+        final = final + logits if self.config.added_auxiliary else final
+        return Logits(final, logits, _novelty(distances, self.image_size))
 
 
-def _strangeness(distances: Sequence[Map], size: Grid) -> Map | None:
+def _novelty(distances: Sequence[Map], size: Grid) -> Map | None:
     if not distances:
         return None
-    return torch.stack([resize((one - 1).clamp_min(0), size) for one in distances]).sum(0)
+    return torch.stack([resize((distance - 1).clamp_min(0), size) for distance in distances]).sum(0)
 
 
-def _with(maps: Map, others: Sequence[Map]) -> Map:
+def _concatenated(maps: Map, *others: Map) -> Map:
     """Maps with others behind them, resized to theirs."""
-    return torch.cat([maps, *(resize(one, grid_of(maps)) for one in others)], dim=1)
+    return torch.cat([maps, *(resize(other, grid_of(maps)) for other in others)], dim=1)
 
 
 def _doubled(grid: Grid, most: Grid) -> Grid:
     return min(2 * grid[0], most[0]), min(2 * grid[1], most[1])
 
 
-def anomaly_probability(logits: Map) -> Float[Tensor, "batch height width"]:
-    """Softmax probability of being anomalous, in float32."""
-    return torch.sigmoid((logits[:, 1] - logits[:, 0]).float())
-
-
-Topology = Literal["unpooled", "plain"]
-Stem = Literal["raw", "normalised"]
 _PARTS = ("conv1", "bn1", "act1", "layer1", "layer2", "layer3", "layer4")
 
 
@@ -273,7 +240,7 @@ class UnpooledResNet(nn.Module):
         self.stem = stem
         self.parts = nn.ModuleDict({name: getattr(trunk, name) for name in _PARTS})
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
+    def forward(self, images: Images) -> list[Tensor]:
         parts = self.parts
         x = parts["conv1"](images)
         skip = parts["act1"](parts["bn1"](x))
@@ -291,7 +258,7 @@ class PlainTrunk(nn.Module):
         super().__init__()
         self.trunk = trunk
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> list[Tensor]:
+    def forward(self, images: Images) -> list[Tensor]:
         return list(self.trunk(images))
 
 
@@ -299,31 +266,31 @@ Encoder = UnpooledResNet | PlainTrunk
 
 
 def make_encoder(backbone: Backbone, topology: Topology, stem: Stem, seed: int | None) -> Encoder:
-    """A trainable copy of a backbone.
+    """A copy of a backbone that can be trained; as made, it is frozen and in evaluation mode.
 
     Args:
         backbone: what the encoder begins as.
-        topology: see :class:`SLSGConfig`.
+        topology: unpooled: without max-pooling, for ResNets; plain: as it is.
         stem: see :class:`UnpooledResNet`.
         seed: the convolutions of an untrained backbone are drawn from it; None keeps the backbone's own.
 
     Raises:
         FlawsmithError: the backbone is no ResNet, and its topology is to be changed.
     """
-    trunk = copy.deepcopy(backbone.trunk).requires_grad_(True)
+    trunk = copy.deepcopy(backbone.trunk)
     if backbone.info.weights == "random" and seed is not None:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "slsg encoder"))
             trunk.apply(_draw)
     if topology == "plain":
-        return PlainTrunk(trunk)
+        return PlainTrunk(trunk).eval()
     if not all(hasattr(trunk, name) for name in _PARTS):
         raise FlawsmithError(
             f"topology=unpooled needs a ResNet with all its stages, which {backbone.info.name} with these strides is "
             "not: choose --backbone resnet18@random and strides=[2,4,8,16,32], or --set topology=plain with strides="
             "[4,8,16]"
         )
-    return UnpooledResNet(trunk, stem)
+    return UnpooledResNet(trunk, stem).eval()
 
 
 def _draw(module: nn.Module) -> None:

@@ -1,6 +1,6 @@
 """GPT-Net: an encoder learns what belongs where by painting in what was hidden (section 3.1).
 
-The paper describes it in words alone; what it leaves open is listed in docs/methods/slsg.md.
+The paper describes it in words alone; what it leaves open is listed in docs/research/slsg.md.
 """
 
 from __future__ import annotations
@@ -14,18 +14,16 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 from torch import Tensor, nn
 
-from flawsmith.data.seeding import derived_seed, generator
-from flawsmith.models.base import FeatureSource
-from flawsmith.models.components.distributed import share
-from flawsmith.models.components.patch_learner import PatchBatches, Sampling
+from flawsmith.data.seeding import Shard, derived_seed, generator
+from flawsmith.models.base import ALONE, FeatureSource
+from flawsmith.models.components.batches import FeatureBatches, Sampling
 from flawsmith.models.slsg.config import SLSGConfig
-from flawsmith.models.slsg.functional import discriminator_loss, generator_loss, reconstruction_losses
-from flawsmith.models.slsg.networks import Encoder, Grid, Head, Map, UpBlock, grid_of, resize
+from flawsmith.models.slsg.functional import Grid, Images, Map, discriminator_loss, reconstruction_loss
+from flawsmith.models.slsg.networks import Encoder, Head, UpBlock, grid_of, resize
 
-Images = Float[Tensor, "batch 3 height width"]
 HIDDEN = 0.0
 """What hidden pixels show: the mean of the normalised images."""
 SIDES_OF = 256
@@ -41,6 +39,11 @@ def hidden_pixels(size: Grid, rng: np.random.Generator, config: SLSGConfig) -> B
         size: (height, width) of the image.
         rng: source of all draws.
         config: side and share of the patches, number and sides of the rectangles.
+
+    Example:
+        >>> config = SLSGConfig(mask_patch=8, mask_share=0.5, large_masks=(0, 0))
+        >>> float(hidden_pixels((32, 32), np.random.default_rng(0), config).mean())
+        0.5
     """
     height, width = size
     side = config.mask_patch
@@ -77,7 +80,7 @@ class InpaintingBatch:
 
 
 class InpaintingBatches:
-    """The batches of the first stage; what is hidden is a function of (seed, epoch, place).
+    """The batches of GPT-Net's stage; what is hidden is a function of (seed, epoch, place).
 
     Args:
         images: the good images as their only level.
@@ -90,22 +93,21 @@ class InpaintingBatches:
         # A fixed number of steps fills the last batch from the next pass: D-Net's batch norms need more than one image.
         steps = config.pretraining_steps or -(-len(images) // config.pretraining_batch_size)
         sampling = Sampling(config.pretraining_batch_size, steps)
-        self._batches = PatchBatches(images, sampling, seed=seed, purpose="pre-training")
+        self._batches = FeatureBatches(images, sampling, seed=seed, purpose="pre-training")
 
     def __len__(self) -> int:
         return len(self._batches)
 
-    def epoch(self, epoch: int) -> Iterator[InpaintingBatch]:
-        for number, batch in enumerate(self._batches.epoch(epoch)):
+    def epoch(self, epoch: int, shard: Shard = ALONE) -> Iterator[InpaintingBatch]:
+        size = self._config.pretraining_size
+        for batch in self._batches.epoch(epoch, shard):
+            assert batch.step is not None
             (images,) = batch.levels
-            size = self._config.pretraining_size
             if size is not None:
                 images = F.interpolate(images, size, mode="bilinear", antialias=True)
-            rng = generator(self._seed, "hidden pixels", epoch, number)
-            # Drawn for the whole batch, of which another process may have the other images.
-            count = len(images) if batch.images is None else batch.images.count
-            hidden = np.stack([hidden_pixels(grid_of(images), rng, self._config) for _ in range(count)])
-            yield InpaintingBatch(images, torch.from_numpy(hidden[share(count)]))
+            rng = generator(self._seed, "hidden pixels", *batch.step)
+            hidden = np.stack([hidden_pixels(grid_of(images), rng, self._config) for _ in images])
+            yield InpaintingBatch(images, torch.from_numpy(hidden))
 
 
 class Reconstruction(NamedTuple):
@@ -150,7 +152,7 @@ class Generator(nn.Module):
 
 
 class Discriminator(nn.Sequential):
-    """D-Net: four convolution groups of stride 2 and one channel that judges every patch."""
+    """D-Net: four convolution groups of stride 2 and one channel that tells real patches from painted ones."""
 
     def __init__(self, width: int) -> None:
         widths = [3, *(width * 2**number for number in range(4))]
@@ -162,11 +164,11 @@ class Discriminator(nn.Sequential):
 
 
 class PretrainingModule(pl.LightningModule):
-    """The first stage: generator and discriminator against each other.
+    """GPT-Net's stage: generator and discriminator against each other.
 
     Args:
         config: the method's settings.
-        encoder: trained in place.
+        encoder: trained in place; its weights are unfrozen.
         channels: of its levels, finest first.
         seed: of the other networks' weights.
     """
@@ -177,7 +179,7 @@ class PretrainingModule(pl.LightningModule):
         self.config = config
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "slsg pre-training"))
-            self.generator = Generator(encoder, channels).to(memory_format=torch.channels_last)
+            self.generator = Generator(encoder.requires_grad_(True), channels).to(memory_format=torch.channels_last)
             self.discriminator = Discriminator(config.discriminator_width).to(memory_format=torch.channels_last)
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
@@ -193,51 +195,40 @@ class PretrainingModule(pl.LightningModule):
         self.train()  # the encoder comes from a frozen backbone
 
     def training_step(self, batch: InpaintingBatch, batch_idx: int) -> dict[str, Tensor]:
-        optimisers = self.optimizers()
-        assert isinstance(optimisers, list)
-        painter, judge = optimisers
-        found = self.generator(batch.masked.contiguous(memory_format=torch.channels_last))
+        """A step of the generator, then one of the discriminator on what the generator had painted."""
+        optimizers = self.optimizers()
+        assert isinstance(optimizers, list)
+        of_generator, of_discriminator = optimizers
+        painted = self.generator(batch.masked.contiguous(memory_format=torch.channels_last))
         self.discriminator.requires_grad_(False)
-        losses = self.generator_losses(batch.images, found)
-        painter.zero_grad()
+        losses = self.generator_losses(batch.images, painted)
+        of_generator.zero_grad()
         self.manual_backward(losses["loss"])
-        painter.step()
+        of_generator.step()
         self.discriminator.requires_grad_(True)
-        judged = discriminator_loss(self.discriminator(found.final.detach()), self.discriminator(batch.images))
-        judge.zero_grad()
-        self.manual_backward(judged)
-        judge.step()
-        return {name: value.detach() for name, value in (losses | {"loss_discriminator": judged}).items()}
+        loss = discriminator_loss(self.discriminator(painted.final.detach()), self.discriminator(batch.images))
+        of_discriminator.zero_grad()
+        self.manual_backward(loss)
+        of_discriminator.step()
+        return {name: value.detach() for name, value in (losses | {"loss_discriminator": loss}).items()}
 
-    def generator_losses(self, image: Images, found: Reconstruction) -> dict[str, Tensor]:
+    def generator_losses(self, image: Images, painted: Reconstruction) -> dict[str, Tensor]:
         """L_R of Eq. 10 and its parts."""
         config = self.config
-        parts = {
-            "loss_adversarial": generator_loss(self.discriminator(found.final)),
-            **reconstruction_losses(image, *found),
-        }
         weights = (config.adversarial_weight, config.reconstruction_weight, config.bottleneck_weight)
-        total = torch.stack([weight * value for weight, value in zip(weights, parts.values(), strict=True)]).sum()
-        return {"loss": total, **parts}
-
-    def transfer_batch_to_device(
-        self, batch: InpaintingBatch, device: torch.device, dataloader_idx: int
-    ) -> InpaintingBatch:
-        return batch.to(device)
+        return reconstruction_loss(image, *painted, self.discriminator(painted.final), weights=weights)
 
 
 @torch.no_grad()
-def settle_statistics(encoder: Encoder, images: FeatureSource, batch_size: int) -> dict[str, Tensor]:
-    """Batch-norm statistics of the encoder on whole images, in place of those of masked ones.
+def settle_statistics(encoder: Encoder, images: FeatureSource, batch_size: int) -> None:
+    """Take the encoder's batch-norm statistics anew from whole images, in place of those of masked ones.
 
     Args:
-        encoder: trained; changed in place.
+        encoder: trained; left in evaluation mode.
         images: good images as their only level.
         batch_size: images a pass.
-
-    Returns:
-        The encoder's state.
     """
+    device = next(encoder.parameters()).device
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -247,8 +238,7 @@ def settle_statistics(encoder: Encoder, images: FeatureSource, batch_size: int) 
     for rows in np.array_split(np.arange(len(images)), -(-len(images) // batch_size)):
         # Batch norms need more than one value: a single image stands there twice, which changes no statistic but
         # the correction of its variance.
-        encoder(images.batch(rows if len(rows) > 1 else [*rows, *rows])[0])
+        encoder(images.batch(rows if len(rows) > 1 else [*rows, *rows])[0].to(device))
     encoder.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
-    return encoder.state_dict()

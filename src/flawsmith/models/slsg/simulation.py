@@ -1,14 +1,22 @@
-"""How anomalies are simulated on good images, as the settings say."""
+"""Simulated anomalies on good images, as the settings say, and the batches of SegNet's stage."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
-from flawsmith.models.registry import plain
-from flawsmith.models.slsg.config import SLSGConfig, switched
+import numpy as np
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from flawsmith.data.public_sets import plain
+from flawsmith.data.seeding import Shard
+from flawsmith.models.base import ALONE, FeatureSource, SyntheticSource
+from flawsmith.models.components.batches import FeatureBatches, Sampling
+from flawsmith.models.slsg.config import SLSGConfig, select_branches
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.synthesis.augment import BandCopy, ColourJitter, Flip, JitterStrength, Shuffle, Transform
 from flawsmith.synthesis.blend import FixedWeight, UniformWeight, WeightLaw
@@ -225,32 +233,76 @@ def published_simulation(dataset: str, category: str) -> Simulation | None:
     return _SIMULATIONS.get(plain(category)) if plain(dataset) in _DATASETS else None
 
 
-GENERIC = "slsg-official"
-"""What the released code does for a category without a recipe of its own."""
-
-
-def chosen_simulation(
-    config: SLSGConfig, dataset: str, category: str
-) -> tuple[Recipe, Foreground, Mapping[str, str | float]]:
-    """Recipe, foreground, and what to tell of the choice.
+def choose_simulation(config: SLSGConfig, dataset: str, category: str) -> tuple[Simulation, str]:
+    """The simulation, and what to call its recipe.
 
     With ``recipe=published`` the released code's recipe of a LOCO category is taken, and with ``foreground=published``
-    its foreground: results are tuned to the category.
+    its foreground: results are tuned to the category. For all other categories it is the generic one, anywhere.
 
     Raises:
         FlawsmithError: the switches leave nothing of a published recipe.
+
+    Example:
+        >>> choose_simulation(SLSGConfig(), "mvtec", "bottle")[1]
+        'slsg'
     """
-    found = published_simulation(dataset, category)
+    published = published_simulation(dataset, category)
     if config.recipe != "published":
         recipe, name = find_recipe(config.recipe), config.recipe
-    elif found is None:
-        recipe, name = find_recipe(GENERIC), f"{GENERIC} (nothing published for {dataset}/{category})"
+    elif published is None:
+        recipe, name = _GENERIC, f"{_GENERIC.name} (nothing published for {dataset}/{category})"
     else:
-        recipe, name = found.recipe, f"released recipe of {category} (class-tuned)"
+        recipe, name = published.recipe, f"released recipe of {category} (class-tuned)"
     foreground = config.foreground
     if foreground == "published":
-        foreground = Foreground(mode="none") if found is None else found.foreground
+        foreground = Foreground(mode="none") if published is None else published.foreground
     try:
-        return switched(recipe, config), foreground, {"simulation": name}
+        return Simulation(select_branches(recipe, config), foreground), name
     except ValueError as error:
         raise FlawsmithError(str(error)) from None
+
+
+@dataclass(frozen=True)
+class SimulatedBatch:
+    """Normal images, then as many with simulated anomalies.
+
+    Attributes:
+        levels: the encoder's level maps, finest first; or the normalised images as the only one.
+        mask: anomalous pixels.
+        fallback_rate: share of the simulated images whose mask is a fall-back, in [0, 1].
+    """
+
+    levels: list[Tensor]
+    mask: Bool[Tensor, "batch height width"]
+    fallback_rate: float = 0.0
+
+    def to(self, device: torch.device) -> SimulatedBatch:
+        """The same on a device."""
+        return SimulatedBatch([level.to(device) for level in self.levels], self.mask.to(device), self.fallback_rate)
+
+
+class SimulatedBatches:
+    """The batches of SegNet's stage, simulated afresh every time.
+
+    Args:
+        features: level maps of the good images, or the images as their only level.
+        synthetic: simulates anomalies on them.
+        config: the method's settings.
+        seed: of the order.
+    """
+
+    def __init__(self, features: FeatureSource, synthetic: SyntheticSource, config: SLSGConfig, seed: int) -> None:
+        self._features, self.synthetic, self._config = features, synthetic, config
+        self._order = FeatureBatches(features, Sampling(config.batch_size, config.steps_per_epoch), seed=seed)
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def epoch(self, epoch: int, shard: Shard = ALONE) -> Iterator[SimulatedBatch]:
+        """The batches of an epoch; the last epoch ends with the last of all steps."""
+        rows = list(self._order.images(epoch))[: max(0, self._config.steps - epoch * len(self))]
+        for images, synthetic in zip(shard.of(rows), self.synthetic.batches(rows, epoch, shard), strict=True):
+            normal = self._features.batch(images) if synthetic.normal is None else synthetic.normal
+            levels = [torch.cat(pair) for pair in zip(normal, synthetic.levels, strict=True)]
+            mask = np.concatenate([np.zeros_like(synthetic.masks), synthetic.masks])
+            yield SimulatedBatch(levels, torch.from_numpy(mask), synthetic.fallback_rate)

@@ -1,0 +1,266 @@
+"""The units of a benchmark: an experiment, its runs (a training and its evaluation), and what is kept of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flawsmith.metrics.results import Evaluation
+from flawsmith.pipeline.evaluate import Inspects
+from flawsmith.runtime.bundle import SelectionName
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import make_folder
+
+SplitPart = Literal["whole", "A", "B"]
+PARTS: dict[SplitPart, str] = {"whole": "the whole test set", "A": "half A", "B": "half B"}
+SCHEMA_VERSION = 2
+WORD_TEXTURES = (None, "self", "procedural")
+"""Textures that are no folder."""
+
+
+class Experiment(BaseModel):
+    """What is compared: a method with its settings."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str = Field(description="Name of the method.")
+    name: str = Field("", description="What tables call it; made from the method and what differs where empty.")
+    preset: str = Field("fast", description="Preset of the method.")
+    backbone: str | None = Field(None, description="Name or file of the backbone; by default what the preset takes.")
+    set: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's configuration to change.")
+    textures: str | None = Field(
+        None, description="Textures for methods that synthesize: a folder, self, or procedural."
+    )
+    fraction: float = Field(1.0, gt=0, le=1, description="Share of the training images that is learned from.")
+    select: SelectionName = Field("last", description="Checkpoint, as flawsmith train --select.")
+    engine: Literal["onnxruntime", "openvino"] = Field("onnxruntime", description="Engine of features and inspection.")
+    precision: Literal["float32", "bfloat16"] = Field("float32", description="Precision of that engine.")
+
+    @property
+    def title(self) -> str:
+        """The name in tables: the given one, or the method with all that is not its default."""
+        if self.name:
+            return self.name
+        extras = [] if self.preset == "fast" else [self.preset]
+        extras += [] if self.backbone is None else [Path(self.backbone).name]
+        extras += [f"{key}={_short(value)}" for key, value in self.set.items()]
+        extras += [] if self.textures is None else [f"textures {Path(self.textures).name}"]
+        extras += [] if self.fraction == 1 else [f"{100 * self.fraction:g} % of the images"]
+        extras += [] if self.select == "last" else [f"select {self.select}"]
+        extras += [] if self.engine == "onnxruntime" else [f"{self.engine} {self.precision}"]
+        return ", ".join([self.method, *extras])
+
+
+class BenchmarkRun(BaseModel):
+    """One training and its evaluation.
+
+    Its identity is what its result depends on: its experiment's resolved settings, the content of the images, the seed
+    and the rules of evaluation. Where the data lies, what a table calls the experiment and which version of the package
+    computes it are no part of it; versions are recorded with the result.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    experiment: Experiment
+    seed: int = Field(0, ge=0)
+    dataset: str = Field(description="Name of the data set.")
+    category: str = Field(description="Name of the category.")
+    images_sha256: str = Field(description="Over split, label, defect, image and masks of every sample.")
+    textures_sha256: str | None = Field(None, description="Over the texture folder's names and sizes.")
+    config: dict[str, Any] = Field(description="What the preset means, with the experiment's changes.")
+    backbone: str = Field(description="The backbone's name, or its file's name and SHA-256.")
+    protocol: Literal["clean", "papers"] = Field("clean", description="Rules of evaluation.")
+    parts: tuple[SplitPart, ...] = Field(("whole",), description="Parts of the test set to report.")
+    resamples: int = Field(1000, ge=0, description="Bootstrap resamples behind the intervals.")
+
+    @property
+    def key(self) -> str:
+        """Twelve hexadecimal digits that stand for all that the result depends on."""
+        identity = self.model_dump(mode="json", exclude={"experiment": {"name", "textures", "backbone"}})
+        return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def label(self) -> str:
+        """A name for people, and for the folder of the result."""
+        return f"{self.category}-{self.experiment.method}-{self.experiment.preset}-seed{self.seed}-{self.key}"
+
+
+class Task(BaseModel):
+    """A run with where its files lie on this machine, ready to be sent to a process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    run: BenchmarkRun
+    data: Path = Field(description="The category's folder.")
+    layout: str | None = Field(None, description="Its layout; detected by default.")
+    textures: str | None = Field(None, description="The experiment's textures, a folder resolved.")
+    backbone: str | None = Field(None, description="The experiment's backbone, a file resolved.")
+    threads: int | None = Field(None, ge=1, description="OpenMP threads of the process; None: one a core.")
+    memory_bytes: int | None = Field(None, gt=0, description="Anonymous memory at which the process is stopped.")
+    keep_model: bool = Field(False, description="Keep the model file beside the result.")
+
+
+class Costs(BaseModel):
+    """What a run took; None where it was not measured."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    train_seconds: float | None = Field(None, description="Wall time from an empty cache to the written model.")
+    evaluate_seconds: float | None = Field(None, description="Wall time of inspecting and measuring the test split.")
+    latency_p50_ms: float | None = Field(None, description="Median from file to verdict and map at batch 1.")
+    latency_p95_ms: float | None = Field(None, description="95th percentile of the same.")
+    peak_bytes: int | None = Field(None, description="Largest anonymous memory of the process and its children.")
+    model_bytes: int | None = Field(None, description="Size of the model file.")
+    threads: int | None = Field(None, description="OpenMP threads it was given; None: one a core.")
+    jobs: int = Field(1, description="Runs at a time.")
+
+
+class RunResult(BaseModel):
+    """What is kept of a run."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    schema_version: int = SCHEMA_VERSION
+    run: BenchmarkRun
+    status: Literal["finished", "failed"]
+    error: str | None = None
+    evaluations: dict[SplitPart, Evaluation] = Field(default_factory=dict)
+    n_train: int | None = None
+    n_calibration: int | None = None
+    costs: Costs = Costs()
+    versions: dict[str, str] = Field(default_factory=dict)
+    machine: str = ""
+
+    @property
+    def finished(self) -> bool:
+        return self.status == "finished"
+
+
+def _short(value: Any) -> str:
+    return json.dumps(value, separators=(",", ":")).strip('"')
+
+
+RESULT, SCORES, MODEL = "result.json", "scores.csv", "model.flaw"
+KEPT = (RESULT, SCORES, MODEL)
+_RUNS, _LOCK = "runs", ".lock"
+
+RunFiles = Mapping[str, bytes]
+"""A run's files by name: ``result.json`` always, ``scores.csv`` of a finished one, ``model.flaw`` where it is kept."""
+
+
+class ResultStore:
+    """The folder of a benchmark: ``runs/<label>/`` with ``result.json``, ``scores.csv`` and perhaps ``model.flaw``.
+
+    Args:
+        root: the benchmark's folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Keep other processes from writing into the same folder.
+
+        Raises:
+            FlawsmithError: another benchmark is writing there.
+        """
+        make_folder(self.root)
+        with (self.root / _LOCK).open("w") as lock:
+            if not _locked(lock):
+                raise FlawsmithError(f"{self.root}: another benchmark writes here; wait for it, or give another --out")
+            yield
+
+    def folder(self, run: BenchmarkRun) -> Path:
+        """Where a run's files are, whether or not they are there."""
+        return self.root / _RUNS / run.label
+
+    def result(self, run: BenchmarkRun) -> RunResult | None:
+        """What is kept of a run; None where it was never computed, or failed."""
+        result = self._read(self.folder(run) / RESULT)
+        return result if result is not None and result.finished else None
+
+    def results(self) -> list[RunResult]:
+        """All that is kept, failed runs included, in the order of labels."""
+        results = [self._read(path) for path in sorted((self.root / _RUNS).glob(f"*/{RESULT}"))]
+        return [result for result in results if result is not None]
+
+    def save(self, run: BenchmarkRun, files: RunFiles) -> RunResult:
+        """Keep a run's files; a folder of an earlier attempt is replaced.
+
+        Raises:
+            FlawsmithError: the folder cannot be written.
+        """
+        target = self.folder(run)
+        make_folder(target.parent)
+        try:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
+                fresh = Path(scratch) / target.name
+                fresh.mkdir()
+                for name in KEPT:
+                    if name in files:
+                        (fresh / name).write_bytes(files[name])
+                shutil.rmtree(target, ignore_errors=True)
+                fresh.rename(target)
+        except OSError as error:
+            raise FlawsmithError(f"{target}: cannot be written ({error.strerror}); free some space") from None
+        return RunResult.model_validate_json(files[RESULT])
+
+    def _read(self, path: Path) -> RunResult | None:
+        """A result; one that is damaged or of another schema counts as never computed."""
+        try:
+            return RunResult.model_validate_json(path.read_bytes())
+        except (OSError, ValidationError):
+            return None
+
+
+def _locked(file: IO[Any]) -> bool:
+    try:
+        import fcntl
+    except ImportError:  # elsewhere than on POSIX nothing keeps two benchmarks apart
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+TIMED_IMAGES, WARM_UP_IMAGES = 60, 5
+
+Latency = tuple[float, float]
+"""Median and 95th percentile in milliseconds from file to verdict and map, one image at a time."""
+
+
+@dataclass(frozen=True)
+class ModelUnderTest:
+    """A trained model with what its training took.
+
+    Attributes:
+        inspector: inspects the test images.
+        latency: measures how long one image takes.
+        n_train: images it learned from.
+        n_calibration: images its limit rests on.
+        train_seconds: from an empty cache to the written model.
+        inspect_seconds: what was spent on the test images before the inspector was asked.
+        model_bytes: size of the model file.
+        versions: of what computed it.
+    """
+
+    inspector: Inspects
+    latency: Callable[[], Latency]
+    n_train: int
+    n_calibration: int
+    train_seconds: float
+    inspect_seconds: float
+    model_bytes: int
+    versions: Mapping[str, str]

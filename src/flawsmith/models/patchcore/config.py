@@ -1,0 +1,58 @@
+"""Settings of PatchCore and its presets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from flawsmith.models.base import ModelConfig
+
+Aggregation = Literal["average", "pooled"]
+Weighting = Literal["paper", "none"]
+
+
+class PatchCoreConfig(ModelConfig):
+    """Every number of PatchCore; defaults are those of the authors' released code (preset ``official``)."""
+
+    aggregation: Aggregation = Field(
+        "pooled",
+        description="Eqs. 1 and 2. pooled: neighbourhoods of a level are flattened and pooled to width values, as in "
+        "the released code; average: every channel is averaged over the neighbourhood and levels are concatenated, as "
+        "in anomalib.",
+    )
+    patch_size: int = Field(3, ge=1, description="Side of the neighbourhood, odd (Fig. 4 of the paper: 3).")
+    width: int = Field(1024, ge=1, description="Width of a pooled embedding (released code: 1024).")
+    coreset_ratio: float = Field(0.1, gt=0, le=1, description="Share of the patches that is kept (Eq. 5); 1 keeps all.")
+    least_rows: int = Field(1024, ge=1, description="Patches that are kept at least, or all where there are fewer.")
+    most_candidates: int = Field(
+        500_000,
+        ge=1,
+        description="Patches that the coreset is chosen from, and that its ratio is of; where there are more, as many "
+        "of every image are drawn. No category of MVTec AD has more at 224 pixels.",
+    )
+    projection: int = Field(128, ge=1, description="Width that wider patches are projected to for the choice alone.")
+    weighting: Weighting = Field(
+        "none",
+        description="Image score. paper: Eq. 7, which is not continuous; none: the largest distance (Eq. 6), as in the "
+        "released code.",
+    )
+    neighbours: int = Field(9, ge=2, description="b of Eq. 7; 9 in anomalib.")
+    sigma: float = Field(4.0, ge=0, description="Gaussian smoothing of the map in pixels of the input.")
+
+    @model_validator(mode="after")
+    def _odd_neighbourhood(self) -> PatchCoreConfig:
+        if self.patch_size % 2 == 0:
+            raise ValueError("patch_size must be odd")
+        return self
+
+
+PRESETS: Mapping[str, PatchCoreConfig] = MappingProxyType(
+    {
+        "official": PatchCoreConfig(image_size=(224, 224), policy="crop"),
+        "paper": PatchCoreConfig(image_size=(224, 224), policy="crop", weighting="paper"),
+        "fast": PatchCoreConfig(aggregation="average", coreset_ratio=0.01, most_candidates=250_000, projection=256),
+    }
+)

@@ -1,0 +1,237 @@
+"""The equations of PBAS in the order and under the numbers of the paper, as pure functions on tensors.
+
+Chen et al., Progressive Boundary Guided Anomaly Synthesis for Industrial Anomaly Detection, IEEE TCSVT 2025. Features
+are rows, one a position; f are projected normal features, c centres, a anomalous features. Written plainly: what
+training runs instead, where it is faster, is in ``components/fast.py`` and proven equal to these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from sklearn.cluster import MiniBatchKMeans
+from torch import Tensor
+
+from flawsmith.models.components.fast import safe_length
+from flawsmith.models.components.score_maps import UpsampleAndSmooth
+
+Rows = Float[Tensor, "position width"]
+Centers = Float[Tensor, "center width"]
+
+CLUSTERING_BATCH = 4096
+ON_CENTER = 1e-6
+"""Share of the mean distance within which a feature counts as its centre."""
+
+
+# ---- Feature extraction (section III-B) ------------------------------------------------------------------------------
+
+
+def embed(
+    levels: Sequence[Float[Tensor, "batch _ _ _"]], *, patch_size: int = 3, level_width: int, width: int
+) -> Float[Tensor, "position width"]:
+    """Eqs. 1 to 4: level maps to one feature a position of the finest level.
+
+    :class:`~flawsmith.features.patch_embedding.PatchEmbedding` is the same as one convolution a level.
+
+    Args:
+        levels: φ_l of the backbone, finest first.
+        patch_size: p, odd.
+        level_width: values that a neighbourhood of a level is pooled to.
+        width: values of the joined feature.
+
+    Example:
+        >>> levels = [torch.rand(2, 4, 6, 6), torch.rand(2, 8, 3, 3)]
+        >>> embed(levels, level_width=12, width=12).shape
+        torch.Size([72, 12])
+    """
+    grid = levels[0].shape[-2:]
+    pooled = []
+    for level in levels:
+        batch, channels, height, columns = level.shape
+        # Eq. 1: a feature is what a level map holds at one place. Eq. 2: its neighbourhood, p×p places around it.
+        planes = F.unfold(level, patch_size, padding=patch_size // 2)
+        planes = planes.reshape(batch, channels * patch_size**2, height, columns)
+        planes = F.interpolate(planes, size=grid, mode="bilinear", align_corners=False)
+        rows = planes.permute(0, 2, 3, 1).reshape(batch * grid[0] * grid[1], 1, channels * patch_size**2)
+        # Eq. 3: the neighbourhood, aggregated by adaptive pooling.
+        pooled.append(F.adaptive_avg_pool1d(rows, level_width)[:, 0])
+    # Eq. 4: levels concatenated at the resolution of the finest.
+    joined = torch.stack(pooled, dim=1).reshape(len(pooled[0]), 1, -1)
+    return F.adaptive_avg_pool1d(joined, width)[:, 0]
+
+
+# ---- Approximate boundary learning (section III-C) -------------------------------------------------------------------
+
+
+def average_center(features: Float[Tensor, "image position width"]) -> Centers:
+    """Eq. 5: the usual centre, the mean feature of every position over the images.
+
+    Example:
+        >>> average_center(torch.tensor([[[1.0]], [[3.0]]]))
+        tensor([[2.]])
+    """
+    return features.mean(dim=0)
+
+
+@torch.no_grad()
+def nearest_center(features: Rows, centers: Centers) -> Int[Tensor, " position"]:
+    """Row of the centre most similar to every feature by cosine, the first of equals (1-NN search).
+
+    The length of a feature does not change which centre is most similar to it, so only the centres are normalised.
+
+    Example:
+        >>> nearest_center(torch.tensor([[2.0, 0.1]]), torch.tensor([[0.0, 1.0], [1.0, 0.0]]))
+        tensor([1])
+    """
+    similarity = features @ F.normalize(centers, dim=1).to(features.dtype).T
+    return similarity.float().argmax(dim=1)  # torch searches bfloat16 several times slower than float32
+
+
+def aligned_update(centers: Centers, mean: Centers, smoothing: float) -> Centers:
+    """One step of the centre initialisation (Algorithm 1): every row of a batch's mean moves the centre nearest to it.
+
+    Sequentially, for j in order: c[n(j)] ← (1−s)·c[n(j)] + s·mean[j], with n(j) taken from the table at the start. A
+    centre that is hit k times by rows j1 … jk therefore becomes (1−s)^k·c + Σ s·(1−s)^(k−l)·mean[jl], which is what is
+    computed here for all centres at once.
+
+    Args:
+        centers: the table before.
+        mean: mean feature of every position over the images of a batch.
+        smoothing: s, weight of the batch in the moving average; 0.1 in the released code.
+    """
+    nearest = nearest_center(mean, centers)
+    order = torch.argsort(nearest, stable=True)
+    hits = torch.bincount(nearest, minlength=len(centers))
+    within = torch.arange(len(mean), device=mean.device) - (hits.cumsum(0) - hits).repeat_interleave(hits)
+    later = hits.repeat_interleave(hits) - 1 - within
+    weights = smoothing * (1 - smoothing) ** later.to(mean.dtype)
+    remaining = (1 - smoothing) ** hits.to(centers.dtype)
+    return (remaining[:, None] * centers).index_add_(0, nearest[order], weights[:, None] * mean[order])
+
+
+def clustered_centers(batches: Iterable[Rows], count: int, *, seed: int) -> Centers:
+    """k-means centres over the features of one pass (Table VI; scikit-learn's mini-batch k-means, bounded memory)."""
+    clustering = MiniBatchKMeans(count, random_state=seed % 2**32, n_init=1, batch_size=CLUSTERING_BATCH)
+    pending: list[np.ndarray] = []
+    for features in batches:
+        pending.append(features.cpu().numpy())
+        if sum(map(len, pending)) >= max(CLUSTERING_BATCH, count):
+            clustering.partial_fit(np.concatenate(pending))
+            pending = []
+    if pending and (hasattr(clustering, "cluster_centers_") or sum(map(len, pending)) >= count):
+        clustering.partial_fit(np.concatenate(pending))
+    return torch.from_numpy(clustering.cluster_centers_).float()
+
+
+def boundary_loss(features: Rows, centers: Centers) -> Float[Tensor, ""]:
+    """Eq. 6: L_abl, the mean Euclidean distance of the features to their nearest centres.
+
+    Example:
+        >>> boundary_loss(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.3, 0.4]]))
+        tensor(4.5000)
+    """
+    return torch.linalg.vector_norm(features - centers[nearest_center(features, centers)], dim=1).mean()
+
+
+# ---- Anomaly feature synthesis (section III-D) -----------------------------------------------------------------------
+
+
+def ray_anomalies(features: Rows, centers: Centers, degree: float) -> Rows:
+    """Eq. 7: a = f + α·L_abl·(f − c)/‖f − c‖, anomalous features on the rays from the nearest centres.
+
+    All lie at the distance α·L_abl from their normal features. The step is a constant to the gradient, the normal
+    feature is not: the anomaly branch reaches the projector as identity.
+
+    Args:
+        features: f, a row each.
+        centers: the table of centres.
+        degree: α; 0.3 in the paper, 0.25 in the released code.
+
+    Example:
+        >>> ray_anomalies(torch.tensor([[2.0, 0.0]]), torch.tensor([[1.0, 0.0]]), degree=0.5)
+        tensor([[2.5000, 0.0000]])
+    """
+    offset = (features - centers[nearest_center(features, centers)]).detach()
+    distance = torch.linalg.vector_norm(offset, dim=1)
+    return features + ray_lengths(distance, distance.mean(), degree)[:, None] * offset
+
+
+def ray_lengths(
+    distance: Float[Tensor, " position"], radius: Float[Tensor, ""], degree: float
+) -> Float[Tensor, " position"]:
+    """Length of the step of Eq. 7 in units of the offset: α·L_abl / ‖f − c‖, without gradient.
+
+    A feature that lies on its centre, up to rounding, has no direction: its step is zero.
+
+    Args:
+        distance: ‖f − c‖.
+        radius: L_abl of Eq. 6.
+        degree: α.
+    """
+    radius, distance = radius.detach(), distance.detach()
+    return torch.where(distance > ON_CENTER * radius, degree * radius / safe_length(distance), 0.0)
+
+
+# ---- Refined boundary optimisation (section III-E) -------------------------------------------------------------------
+
+
+def normal_loss(logits: Float[Tensor, " position"]) -> Float[Tensor, ""]:
+    """Eq. 8: L_n, binary cross-entropy of the discriminator's logits for normal features against 0.
+
+    Example:
+        >>> normal_loss(torch.zeros(3)).round(decimals=4)
+        tensor(0.6931)
+    """
+    return F.softplus(logits.float()).mean()
+
+
+def anomaly_loss(logits: Float[Tensor, " position"]) -> Float[Tensor, ""]:
+    """Eq. 9: L_a, binary cross-entropy of the discriminator's logits for anomalous features against 1.
+
+    Example:
+        >>> anomaly_loss(torch.tensor([50.0])).round(decimals=4)
+        tensor(0.)
+    """
+    return F.softplus(-logits.float()).mean()
+
+
+def total_loss(
+    boundary: Tensor,
+    normal: Tensor,
+    anomaly: Tensor,
+    *,
+    boundary_weight: float = 1.0,
+    discrimination_weight: float = 1.0,
+) -> Float[Tensor, ""]:
+    """Eq. 10: L = λ1·L_abl + λ2·(L_n + L_a); both weights are 1 in the released code."""
+    return boundary_weight * boundary + discrimination_weight * (normal + anomaly)
+
+
+# ---- Inference (section III-F) ---------------------------------------------------------------------------------------
+
+
+def image_score(confidence: Float[Tensor, "batch h w"]) -> Float[Tensor, " batch"]:
+    """Eq. 11: the largest confidence of an image's positions.
+
+    Example:
+        >>> image_score(torch.tensor([[[0.1, 0.9]]]))
+        tensor([0.9000])
+    """
+    return confidence.amax(dim=(1, 2))
+
+
+def anomaly_map(
+    confidence: Float[Tensor, "batch h w"], size: tuple[int, int], *, sigma: float = 4.0
+) -> Float[Tensor, "batch height width"]:
+    """Eq. 12: the confidences, up-sampled bilinearly to the image's size and smoothed by a Gaussian.
+
+    Example:
+        >>> anomaly_map(torch.rand(1, 4, 4), (32, 32)).shape
+        torch.Size([1, 32, 32])
+    """
+    low = int(confidence.shape[-2]), int(confidence.shape[-1])
+    return UpsampleAndSmooth(low, size, sigma=sigma).to(confidence.device)(confidence)

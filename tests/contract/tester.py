@@ -1,0 +1,466 @@
+"""The contract that every method keeps, whatever it does inside, as one class of tests.
+
+The test of a method is a subclass that names it:
+
+    TINY = {"image_size": [64, 96], "epochs": 2}
+
+
+    class TestGLASS(MethodTester):
+        model = GLASS
+"""
+
+from __future__ import annotations
+
+import builtins
+import functools
+import json
+import multiprocessing
+import shutil
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from flawsmith.data.layouts import load
+from flawsmith.export import Tolerance, check_parity
+from flawsmith.features.backbones import Backbone, load_backbone
+from flawsmith.features.cache import FeatureCache
+from flawsmith.features.extract import TorchExtractor
+from flawsmith.models.base import AnomalyModel, SinglePass
+from flawsmith.models.registry import register
+from flawsmith.pipeline import steps
+from flawsmith.pipeline.restore import restore
+from flawsmith.runtime.bundle import Bundle
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import find_images
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+from flawsmith.runtime.inspector import Inspector
+from flawsmith.training.data import TrainingSet
+from flawsmith.training.run import RunFolder
+from flawsmith.training.trainer import LoopOptions, MetricsFile
+
+Train = Callable[..., Any]
+Trained = Callable[[str], Any]
+AFTER_STAGES, NEVER = -1, -2
+
+
+@cache
+def backbone_with(strides: tuple[int, ...]) -> Backbone:
+    return load_backbone(strides=strides)
+
+
+class Killed(Exception):  # noqa: N818, it stands for an event
+    """Stands for a process that ends in the middle of training."""
+
+
+class RandomImages:
+    """Training data of random features, for a method that has to pass its single-pass stages."""
+
+    seed = 0
+    dataset = category = "random"
+
+    def __init__(self, backbone: Backbone, image_size: tuple[int, int]) -> None:
+        self.image_size = image_size
+        self.channels, self.grids = backbone.channels, backbone.grids(image_size)
+
+    def __len__(self) -> int:
+        return 2
+
+    def features(self) -> RandomImages:
+        return self
+
+    def images(self, geometry: Geometry | None = None) -> Iterator[np.ndarray]:
+        size = self.image_size if geometry is None else geometry.size
+        return iter(np.random.default_rng(0).standard_normal((len(self), 3, *size)))
+
+    def through(self, backbone: Backbone) -> RandomImages:
+        return RandomImages(backbone, self.image_size)
+
+    def synthetic(self, *_: Any, **__: Any) -> RandomImages:
+        return self
+
+    def batch(self, rows: Any) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        shapes = zip(self.channels, self.grids, strict=True)
+        return [torch.randn(len(rows), count, *grid, generator=generator) for count, grid in shapes]
+
+
+def initialise(model: AnomalyModel) -> AnomalyModel:
+    """Carry out the passes over the data, on random features, and leave out the loops."""
+    for stage in model.stages(RandomImages(model.backbone, model.config.image_size)):
+        if isinstance(stage, SinglePass):
+            stage.compute()
+    return model.eval()
+
+
+def metrics_of(folder: Path) -> str:
+    """What training recorded, nothing for a method without a loop."""
+    file = folder / "metrics.jsonl"
+    return file.read_text() if file.exists() else ""
+
+
+class MethodTester:
+    """One battery of tests; a subclass says which method it is for."""
+
+    model: ClassVar[type[AnomalyModel]]
+
+    @property
+    def name(self) -> str:
+        return self.model.name
+
+    @pytest.fixture
+    def build(self, trained: Trained) -> Callable[..., AnomalyModel]:
+        """Builds the untrained model with the settings of the shared run and some changes."""
+
+        def make(*, seed: int = 0, **changes: Any) -> AnomalyModel:
+            config = self.model.Config(**{**trained(self.name).bundle.spec.config, **changes})
+            return self.model(config, backbone_with(config.strides), seed)
+
+        return make
+
+    @pytest.fixture
+    def killed_after(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+        """Ends training in the given epoch, after its metrics and before its checkpoint, or after the last stage."""
+        append, export = MetricsFile.append, steps.export_model
+
+        def arrange(epoch: int) -> None:
+            def cut_off_there(*args: Any) -> bytes:
+                if epoch == AFTER_STAGES:
+                    raise Killed
+                return export(*args)
+
+            def cut_off(self: MetricsFile, at: int, values: Any) -> None:
+                append(self, at, values)
+                if at == epoch:
+                    raise Killed
+
+            monkeypatch.setattr("flawsmith.training.trainer.SECONDS_BETWEEN_CHECKPOINTS", -1.0)
+            monkeypatch.setattr(MetricsFile, "append", cut_off)
+            monkeypatch.setattr("flawsmith.pipeline.steps.export_model", cut_off_there)
+
+        return arrange
+
+    def test_method_names_its_paper(self) -> None:
+        method = self.model
+
+        assert method.name == self.name
+        assert any(year in method.paper for year in map(str, range(2015, 2040))), "author, title, venue, year"
+
+    def test_presets_are_valid_and_survive_json(self) -> None:
+        method = self.model
+
+        assert set(method.presets) >= {"paper", "official", "fast"}
+        for preset in method.presets.values():
+            assert isinstance(preset, method.Config)
+            assert method.Config(**json.loads(preset.model_dump_json())) == preset
+            assert method.Config(**preset.model_dump(mode="json")) == preset
+
+    def test_every_setting_is_described(self) -> None:
+        undescribed = [key for key, field in self.model.Config.model_fields.items() if not field.description]
+
+        assert not undescribed
+
+    def test_unknown_setting_is_refused_by_name(self, parts: Path, tmp_path: Path, train_tiny: Train) -> None:
+        with pytest.raises(FlawsmithError, match="no_such_setting"):
+            train_tiny(self.name, parts, tmp_path / "run", set={"no_such_setting": 1})
+        assert not (tmp_path / "run").exists()
+
+    def test_a_name_is_taken_once(self) -> None:
+        with pytest.raises(ValueError, match=self.name):
+            register(self.model)
+
+    @pytest.mark.parametrize("size", [(96, 160), (64, 96), (70, 51)], ids=str)
+    def test_map_and_score_have_their_shapes_at_odd_sizes(
+        self, build: Callable[..., AnomalyModel], size: tuple[int, int]
+    ) -> None:
+        model = initialise(build(image_size=size))
+
+        with torch.inference_mode():
+            output = model(torch.zeros(3, 3, *size))
+
+        assert output.map.shape == (3, *size)
+        assert output.score.shape == (3,)
+        assert output.map.dtype == output.score.dtype == torch.float32
+        assert torch.isfinite(output.map).all()
+        assert torch.isfinite(output.score).all()
+
+    def test_images_do_not_influence_each_other(self, build: Callable[..., AnomalyModel], seed: int) -> None:
+        model = initialise(build())
+        images = torch.randn(3, 3, *model.config.image_size, generator=torch.Generator().manual_seed(seed))
+
+        with torch.inference_mode():
+            together = model(images)
+            alone = model(images[1:2])
+
+        torch.testing.assert_close(together.map[1:2], alone.map, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(together.score[1:2], alone.score, atol=1e-5, rtol=1e-4)
+
+    def test_export_form_is_the_same_function(self, build: Callable[..., AnomalyModel], seed: int) -> None:
+        model = initialise(build())
+        images = torch.randn(2, 3, *model.config.image_size, generator=torch.Generator().manual_seed(seed))
+
+        with torch.inference_mode():
+            plain, folded = model(images), model.export_form()(images)
+
+        torch.testing.assert_close(folded.map, plain.map, atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(folded.score, plain.score, atol=1e-5, rtol=1e-4)
+
+    def test_same_seed_gives_the_same_state(self, build: Callable[..., AnomalyModel]) -> None:
+        first, second, other = (initialise(build(seed=seed)).trained_state() for seed in (3, 3, 4))
+
+        assert all(torch.equal(first[key], second[key]) for key in first)
+        assert any(not torch.equal(first[key], other[key]) for key in first)
+
+    def test_state_is_the_whole_model(self, build: Callable[..., AnomalyModel], seed: int) -> None:
+        """What one model has learned, in loops or in passes, another one does once it has its state."""
+        learned, empty = initialise(build(seed=3)), build(seed=4).eval()
+        images = torch.randn(2, 3, *learned.config.image_size, generator=torch.Generator().manual_seed(seed))
+
+        empty.load_state_dict(learned.state_dict())
+
+        with torch.inference_mode():
+            expected, output = learned(images), empty(images)
+        torch.testing.assert_close(output.map, expected.map, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(output.score, expected.score, atol=1e-5, rtol=1e-5)
+
+    def test_another_models_state_is_refused_in_one_line(self, build: Callable[..., AnomalyModel]) -> None:
+        with pytest.raises(FlawsmithError, match=r"no\.such\.tensor") as error:
+            build().load_trained_state({"no.such.tensor": torch.zeros(1)})
+        assert "\n" not in str(error.value)
+
+    def test_from_preset_builds_what_the_preset_says(self) -> None:
+        size = self.model.presets["fast"].image_size
+        config = self.model.presets["fast"]
+
+        model = self.model.from_preset("fast", backbone=backbone_with(config.strides))
+
+        assert model.config == config
+        assert model.config.image_size == size
+        with pytest.raises(FlawsmithError, match="fast"):
+            self.model.from_preset("faster")
+
+    def test_building_leaves_the_global_generator_alone(self, build: Callable[..., AnomalyModel]) -> None:
+        build()  # the shared run happens here
+        before = torch.random.get_rng_state()
+
+        build()
+
+        assert torch.equal(torch.random.get_rng_state(), before)
+
+    def test_loss_falls(self, build: Callable[..., AnomalyModel], parts: Path, tmp_path: Path) -> None:
+        every_stage = [field for field in self.model.Config.model_fields if field.endswith("epochs")]
+        model = build(**dict.fromkeys(every_stage, 12))
+        info, config = model.backbone.info, model.config
+        geometry = Geometry(size=config.image_size, mean=info.mean, std=info.std)
+        extractor, cache = TorchExtractor(model.backbone), FeatureCache("loss", tmp_path / "cache")
+        data = TrainingSet(load(parts).good_train, geometry, extractor, cache, seed=0)
+        run = RunFolder(tmp_path, LoopOptions(quiet=True))
+
+        for stage in model.stages(data):
+            run.complete(model, stage)
+
+        rows = run.metrics()
+        assert bool(rows) == self.model.trains()
+        for stage_name in {row["stage"] for row in rows}:
+            losses = [row["loss"] for row in rows if row["stage"] == stage_name]
+            assert len(losses) == 12
+            assert all(np.isfinite(losses))
+            assert np.mean(losses[-3:]) < np.mean(losses[:3])
+
+    def test_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
+        self,
+        trained: Trained,
+        train_tiny: Train,
+        killed_after: Callable[[int], None],
+        parts: Path,
+        tmp_path: Path,
+    ) -> None:
+        config = self.model.Config(**trained(self.name).bundle.spec.config)
+        last = config.epochs - 1 if self.model.trains() else AFTER_STAGES
+        killed_after(last)
+        with pytest.raises(Killed):
+            train_tiny(self.name, parts, tmp_path / "run")
+        assert not (tmp_path / "run" / "model.flaw").exists()
+        killed_after(NEVER)
+        self._forget_defaults(tmp_path / "run" / "config.yaml")
+
+        resumed = train_tiny(self.name, parts, tmp_path / "run", resume=True)
+
+        assert resumed.model.read_bytes() == trained(self.name).model.read_bytes()
+        assert metrics_of(resumed.folder) == metrics_of(trained(self.name).folder)
+        assert (resumed.folder / "config.yaml").read_bytes() == (trained(self.name).folder / "config.yaml").read_bytes()
+
+    def _forget_defaults(self, file: Path) -> None:
+        """Leave settings at their defaults out of config.yaml, as a release did that did not have them yet."""
+        settings = yaml.safe_load(file.read_text())
+        standing = self.model.Config().model_dump(mode="json")
+        settings["config"] = {key: value for key, value in settings["config"].items() if standing[key] != value}
+        del settings["fraction"]
+        file.write_text(yaml.safe_dump(settings))
+
+    def test_finished_run_is_not_overwritten(self, trained: Trained, train_tiny: Train, parts: Path) -> None:
+        run = trained(self.name)
+        before = run.model.read_bytes()
+
+        with pytest.raises(FlawsmithError, match="--resume"):
+            train_tiny(self.name, parts, run.folder)
+
+        assert run.model.read_bytes() == before
+
+    @pytest.mark.parametrize("good", [1, 2, 5])
+    def test_few_good_images_give_a_model_that_says_how_little_it_knows(
+        self, good: int, train_tiny: Train, draw_parts: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        data = draw_parts(tmp_path / "bolt", good=good, test=1)
+
+        result = train_tiny(self.name, data, tmp_path / "run")
+
+        spec = result.bundle.spec
+        used = spec.training.n_train + spec.training.n_calibration
+        assert used == (2 if good == 1 else good), "a single image serves training and calibration alike"
+        assert spec.decision.stated_false_reject_rate >= 1 / (good + 1)
+        assert np.isfinite(spec.decision.limit)
+        inspection = Inspector.load(result.model).inspect(next((data / "test" / "good").iterdir()))
+        assert np.isfinite(inspection.score)
+        assert np.isfinite(inspection.map).all()
+
+    def test_twenty_good_images_hold_five_out(self, trained: Trained) -> None:
+        training = trained(self.name).bundle.spec.training
+
+        assert (training.n_train, training.n_calibration) == (15, 5)
+
+    @pytest.fixture(scope="module")
+    def elsewhere(
+        self, train_tiny: Train, parts: Path, tmp_path_factory: pytest.TempPathFactory
+    ) -> Callable[[str], tuple[Any, list[Path]]]:
+        """A run on the same good images in another folder, under other names, whose test files are no images.
+
+        Gives the result, and the test files that were opened other than for hashing.
+        """
+        root = tmp_path_factory.mktemp("elsewhere")
+        data = root / "moved" / parts.name
+        shutil.copytree(parts, data)
+        for file in sorted((data / "train" / "good").iterdir()):
+            file.rename(file.with_name(f"renamed {file.name}"))
+        for number, file in enumerate(sorted((data / "test").rglob("*.png"))):
+            file.write_bytes(b"not an image at all" + bytes([number]))
+
+        def run(name: str) -> tuple[Any, list[Path]]:
+            opened: list[Path] = []
+
+            def watch(function: Callable[..., Any]) -> Callable[..., Any]:
+                def watched(file: Any, *args: Any, **kwargs: Any) -> Any:
+                    if isinstance(file, (str, Path)) and Path(file).is_relative_to(data / "test"):
+                        opened.append(Path(file))
+                    return function(file, *args, **kwargs)
+
+                return watched
+
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(Image, "open", watch(Image.open))
+                patch.setattr(builtins, "open", watch(builtins.open))
+                return train_tiny(name, data, root / name), opened
+
+        return functools.cache(run)
+
+    def test_same_seed_gives_the_same_bytes_from_another_folder(
+        self, trained: Trained, elsewhere: Callable[[str], tuple[Any, list[Path]]]
+    ) -> None:
+        result, _ = elsewhere(self.name)
+
+        assert result.model.read_bytes() == trained(self.name).model.read_bytes()
+
+    def test_worker_processes_end_with_training_and_change_nothing(
+        self, trained: Trained, train_tiny: Train, parts: Path, tmp_path: Path
+    ) -> None:
+        before = set(multiprocessing.active_children())
+
+        result = train_tiny(self.name, parts, tmp_path / "run", workers=1)
+
+        assert set(multiprocessing.active_children()) <= before
+        assert result.model.read_bytes() == trained(self.name).model.read_bytes()
+
+    def test_test_images_are_hashed_but_never_looked_at(
+        self, elsewhere: Callable[[str], tuple[Any, list[Path]]]
+    ) -> None:
+        result, opened = elsewhere(self.name)
+
+        assert result.model.is_file(), "test files that are no images do not matter"
+        assert not opened
+
+    def test_test_image_among_the_good_ones_is_refused(
+        self, train_tiny: Train, draw_parts: Callable[..., Path], tmp_path: Path
+    ) -> None:
+        data = draw_parts(tmp_path / "bolt", good=4)
+        shutil.copy(data / "train" / "good" / "001.png", data / "test" / "crack" / "leaked.png")
+
+        with pytest.raises(FlawsmithError, match=r"leaked\.png"):
+            train_tiny(self.name, data, tmp_path / "run")
+
+    def test_exported_model_equals_the_trained_one_on_non_square_files(
+        self, trained: Trained, build: Callable[..., AnomalyModel], parts: Path
+    ) -> None:
+        run = trained(self.name)
+        model, inspector = restore(run.folder).model, Inspector.load(run.model)
+
+        for file in sorted((parts / "test").rglob("*.png")):
+            image = decode(file)
+            with torch.inference_mode():
+                output = model(torch.from_numpy(inspector.spec.geometry.apply(image))[None])
+            score, anomaly_map = inspector.raw(file)
+            assert score == pytest.approx(float(output.score), abs=1e-4)
+            np.testing.assert_allclose(anomaly_map, output.map[0].numpy(), atol=1e-3)
+            assert inspector.inspect(file).map.shape == image.shape[:2]
+
+    @pytest.mark.real_data
+    def test_exported_model_equals_the_trained_one_on_real_photographs(
+        self, trained: Trained, build: Callable[..., AnomalyModel], real_data: Path
+    ) -> None:
+        run = trained(self.name)
+        photographs = find_images(real_data / "magnetic_tile" / "magnetic_tile" / "train")[::40][:6]
+        assert any(size[0] != size[1] for size in (decode(file).shape[:2] for file in photographs))
+
+        figures = check_parity(restore(run.folder).model, Inspector.load(run.model), photographs, Tolerance())
+
+        assert figures["images"] == len(photographs)
+
+    def test_bundle_round_trips_and_names_what_made_it(self, trained: Trained) -> None:
+        run = trained(self.name)
+
+        loaded = Bundle.load(run.model)
+
+        assert loaded.to_bytes() == run.model.read_bytes() == run.bundle.to_bytes()
+        assert (loaded.spec.method, loaded.spec.seed, loaded.spec.preset) == (self.name, 0, "fast")
+        assert self.model.Config(**loaded.spec.config).model_dump(mode="json") == loaded.spec.config
+        assert set(loaded.calibration) == {"good", "forged"}
+        assert len(loaded.calibration["good"]) == loaded.spec.decision.n_good
+
+    def test_bundle_tells_nothing_of_the_machine(self, trained: Trained, parts: Path) -> None:
+        bundle = trained(self.name).bundle
+        content = bundle.model + bundle.spec.model_dump_json().encode() + bundle.card.encode()
+
+        for secret in (str(parts), str(Path.home()) + "/", "site-packages", "/src/", ".py", torch.__version__):
+            assert secret.encode() not in content, secret
+
+    def test_graph_alone_takes_any_batch_and_gives_map_and_score(self, trained: Trained) -> None:
+        bundle = trained(self.name).bundle
+        height, width = bundle.spec.geometry.size
+
+        session = onnxruntime.InferenceSession(bundle.model, providers=["CPUExecutionProvider"])
+        outputs = dict(
+            zip(
+                [output.name for output in session.get_outputs()],
+                session.run(None, {"image": np.zeros((3, 3, height, width), np.float32)}),
+                strict=True,
+            )
+        )
+
+        assert {key: value.shape for key, value in outputs.items()} == {"map": (3, height, width), "score": (3,)}

@@ -1,0 +1,116 @@
+"""Training images: decoded once, kept at the network's size, normalised last."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flawsmith.data.layouts import load
+from flawsmith.data.splits import calibration_split
+from flawsmith.features.cache import FeatureCache
+from flawsmith.runtime import image
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
+from flawsmith.training.data import TrainingSet
+
+NETWORK, OTHER = Geometry(size=(48, 64)), Geometry(size=(40, 40), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+Make = Callable[..., TrainingSet]
+
+
+class Pixels:
+    """An extractor whose only level is the image itself."""
+
+    engine, precision = "torch", "float32"
+
+    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
+        return [images]
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file is decoded from here on."""
+    counts: Counter[str] = Counter()
+    decode_stream = image._decode
+
+    def counted(stream: Any, name: str, max_pixels: int) -> Any:
+        counts[name] += 1
+        return decode_stream(stream, name, max_pixels)
+
+    monkeypatch.setattr(image, "_decode", counted)
+    return counts
+
+
+@pytest.fixture
+def training_set(tmp_path: Path) -> Make:
+    def make(folder: Path, geometry: Geometry = NETWORK) -> TrainingSet:
+        cache = FeatureCache("pixels", tmp_path / "cache")
+        return TrainingSet(load(folder).good_train, geometry, Pixels(), cache, seed=0)
+
+    return make
+
+
+def test_a_run_decodes_every_training_image_once(
+    train_tiny: Callable[..., Any],
+    parts: Path,
+    tmp_path: Path,
+    decoded: Counter[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "cache"))
+
+    train_tiny("glass", parts, tmp_path / "run")
+
+    learned = calibration_split(load(parts), 0).train
+    assert [decoded[str(sample.image)] for sample in learned] == [1] * len(learned)
+
+
+@pytest.mark.parametrize("policy", ["squash", "crop", "letterbox"])
+def test_features_and_images_of_any_size_equal_what_inspection_sees(
+    training_set: Make, parts: Path, policy: str, decoded: Counter[str]
+) -> None:
+    network = NETWORK.model_copy(update={"policy": policy})
+    data = training_set(parts, network)
+
+    images, small = np.stack(list(data.images())), np.stack(list(data.images(OTHER)))
+    features = data.features().batch([0, 1])[0].numpy()
+
+    files = [decode(sample.image) for sample in data.samples]
+    np.testing.assert_array_equal(images, np.stack([network.apply(file) for file in files]))
+    np.testing.assert_array_equal(small, np.stack([OTHER.apply(file) for file in files]))
+    np.testing.assert_array_equal(features, images[:2].astype(np.float16).astype(np.float32))
+
+
+def test_another_size_that_is_asked_for_first_shares_the_decoding(
+    training_set: Make, parts: Path, decoded: Counter[str]
+) -> None:
+    data = training_set(parts)
+
+    list(data.images(OTHER))
+    data.features()
+    list(data.images())
+    list(training_set(parts).images(OTHER))
+
+    assert set(decoded.values()) == {1}
+
+
+def test_files_of_all_depths_keep_what_inspection_sees(training_set: Make, tmp_path: Path) -> None:
+    rng, folder = np.random.default_rng(0), tmp_path / "mixed"
+    folder.mkdir()
+    for number in range(4):
+        deep = number % 2 == 1
+        values = rng.integers(0, 65536 if deep else 256, (60, 50 + 10 * number), dtype=np.uint16 if deep else np.uint8)
+        Image.fromarray(values).save(folder / f"{number}.png")
+    network = NETWORK.model_copy(update={"policy": "letterbox"})
+
+    data = training_set(folder, network)
+
+    for sample, array in zip(data.samples, data.images(), strict=True):
+        np.testing.assert_array_equal(array, network.apply(decode(sample.image)))
+    table = data._table(network)
+    assert {table[row].dtype.name for row in range(4)} == {"uint8", "float32"}
