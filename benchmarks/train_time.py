@@ -1,7 +1,7 @@
 """How long `fast` takes on 200 images of 256×256, from the command to the model file, with an empty feature cache.
 
-The images are drawn (synthesis/render.py). Everything counts: starting Python, reading files, compiling the backbone,
-features, training, export, parity, calibration and the report. Each run is a process of its own.
+The images are drawn (synthesis/demo_parts.py). Everything counts: starting Python, reading files, compiling the
+backbone, features, training, export, parity, calibration and the report. Each run is a process of its own.
 """
 
 from __future__ import annotations

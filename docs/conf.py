@@ -11,7 +11,7 @@ import flawsmith
 project = "Flawsmith"
 release = version = flawsmith.__version__
 extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_parser"]
-exclude_patterns = ["results/*/cells"]
+exclude_patterns = ["results/*/runs"]
 
 html_theme = "furo"
 html_title = f"Flawsmith {release}"

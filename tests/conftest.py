@@ -327,7 +327,7 @@ def train_tiny(exported_once: None) -> Callable[..., Any]:
     def run(method: str, data: Path, out: Path, **settings: Any) -> Any:
         changed = {**tiny_of(method), **settings.pop("set", {})}
         # Synthesis in this process: starting workers takes longer than such a run, and changes nothing
-        # (test_forging.py).
+        # (tests/training/test_synthesis.py).
         options = {"workers": 0, "quiet": True, "baseline": "none", **settings}
         return flawsmith.train(data, out=out, method=method, preset="fast", set=changed, **options)
 

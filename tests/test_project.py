@@ -124,6 +124,14 @@ def test_core_tier_has_no_torch(core: Core) -> None:
     assert result.stdout.strip() == "[]", result.stderr
 
 
+def test_core_tier_says_in_one_line_that_ray_is_missing(core: Core, model: Path, parts: Path) -> None:
+    result = flawsmith_command(core, "predict", model, parts, "--ray", "local")
+
+    assert (result.returncode, result.stdout) == (2, "")
+    assert "--ray needs Ray, which is not installed" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
 INSPECT = """
 import json, sys
 from flawsmith import Inspector

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawsmith.cli.app import AsJson, DataFolder, Layout, Quiet, error_boundary, print_err, print_json, shows_progress
+from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
@@ -17,11 +18,10 @@ if TYPE_CHECKING:
     from flawsmith.pipeline.train import TrainResult
 
 
-# Named here once more, because the registry that knows them imports torch; a test compares the two.
-Method = Annotated[str, typer.Option(help="The method: aand, glass, padim, patchcore, pbas, rd4ad or slsg.")]
+Method = Annotated[str, typer.Option(help=f"The method: {', '.join(METHODS[:-1])} or {METHODS[-1]}.")]
 Preset = Annotated[
     str | None,
-    typer.Option(help="fast (the default), paper or official (the default on a GPU); slsg: official-loco too."),
+    typer.Option(help="fast (the default), paper or official; slsg: official-loco too."),
 ]
 Backbone = Annotated[
     str | None,
@@ -61,7 +61,7 @@ Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera sto
 Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")]
 Devices = Annotated[
     str,
-    typer.Option(help="Lightning's devices, which share every batch: a number, a list, -1 or auto."),
+    typer.Option(help="Lightning's devices, each with batches of its own: a number, a list, -1 or auto."),
 ]
 Strategy = Annotated[str, typer.Option(help="Lightning's strategy; ddp for several devices.")]
 Logger = Annotated[

@@ -1,6 +1,7 @@
 """Ray: predictions through Ray Data, and the runs of a benchmark as Ray tasks.
 
-All nodes of a cluster need the same version of Flawsmith, and see data and results under the same paths.
+All nodes of a cluster need the same version of Flawsmith, and see data and results under the same paths. Predictions
+need nothing of the train tier; what benchmarks need is imported where they run.
 """
 
 from __future__ import annotations
@@ -15,8 +16,6 @@ from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flawsmith.benchmark.executors import compute, failed, with_share
-from flawsmith.benchmark.experiment import RESULT, RunFiles, Task
 from flawsmith.pipeline.predict import MAPS, OVERLAYS, OverlayChoice, Prediction, given_images, record_of, write_records
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
@@ -25,6 +24,8 @@ from flawsmith.runtime.inspector import Inspector
 
 if TYPE_CHECKING:
     import pyarrow
+
+    from flawsmith.benchmark.experiment import RunFiles, Task
 
 LOCAL, AUTO = "local", "auto"
 CONNECT_SECONDS = 5.0
@@ -271,15 +272,17 @@ class RayExecutor:
         address: the cluster, as :func:`connected` takes it.
         jobs: runs at a time on a node, which share its cores: a run asks for the cores of the smallest node divided by
             it.
-        compute: computes a run on the node.
+        compute: computes a run on the node, by default :func:`flawsmith.benchmark.executors.compute`.
 
     Raises:
         FlawsmithError: Ray is not installed, or no cluster answers at the address.
     """
 
-    def __init__(self, address: str, jobs: int = 1, *, compute: Callable[..., RunFiles] = compute) -> None:
+    def __init__(self, address: str, jobs: int = 1, *, compute: Callable[..., RunFiles] | None = None) -> None:
+        from flawsmith.benchmark import executors
+
         check_address(address)
-        self.address, self.jobs, self.compute = address, jobs, compute
+        self.address, self.jobs, self.compute = address, jobs, compute or executors.compute
 
     def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, RunFiles], None, None]:
         """Compute runs on the cluster; leaving the iterator early cancels what runs.
@@ -287,6 +290,9 @@ class RayExecutor:
         Raises:
             FlawsmithError: the cluster cannot be used.
         """
+        from flawsmith.benchmark.executors import failed
+        from flawsmith.benchmark.experiment import RESULT
+
         if not tasks:
             return
         with connected(self.address) as ray:
@@ -317,6 +323,8 @@ def _on_node(task: Task, folder: str, compute: Callable[..., RunFiles]) -> RunFi
     Raises:
         FlawsmithError: the node does not see the folder or the data.
     """
+    from flawsmith.benchmark.executors import with_share
+
     ray = _ray()
     _enter(folder, task.data)
     here = ray.get_runtime_context().get_node_id()

@@ -44,7 +44,7 @@ def cache_cap() -> int:
     gigabytes = os.environ.get("FLAWSMITH_CACHE_GB", str(DEFAULT_CAP_GB))
     try:
         return int(float(gigabytes) * 1e9)
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise FlawsmithError(f"FLAWSMITH_CACHE_GB is {gigabytes!r}: set it to a number of gigabytes") from error
 
 
@@ -176,6 +176,8 @@ class _ShardCache:
     def _places(self, hashes: Sequence[str]) -> tuple[list[Path], list[tuple[int, int]]]:
         """The shards of images that are here, and the place of each image in them."""
         known = self._known()
+        if not all(content in known for content in hashes):
+            raise FlawsmithError(f"another run has made room in {self._folder}: run again, or raise FLAWSMITH_CACHE_GB")
         folders = sorted({known[content][0] for content in hashes})
         number = {folder: index for index, folder in enumerate(folders)}
         for folder in folders:

@@ -11,7 +11,9 @@ Example:
 
 from __future__ import annotations
 
+import re
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -22,6 +24,15 @@ if TYPE_CHECKING:
     from flawsmith.models.patchcore import PatchCore
     from flawsmith.models.pbas import PBAS
     from flawsmith.models.slsg import SLSG
+
+METHODS = sorted(
+    name
+    for source in Path(__file__).parent.glob("*/model.py")
+    for name in re.findall(
+        r'^    name(?:: ClassVar\[str\])? = "(\w+)"$', source.read_text(encoding="utf-8"), re.MULTILINE
+    )
+)
+"""Names of all methods, read from their sources: importing those takes torch, which help texts do without."""
 
 _PLACES = {
     "AAND": "flawsmith.models.aand",

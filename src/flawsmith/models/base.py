@@ -136,6 +136,12 @@ class ModelConfig(BaseModel):
             raise ValueError(f"resize={self.resize} is smaller than image_size, {max(self.image_size)}")
         return self
 
+    @model_validator(mode="after")
+    def _finest_first(self) -> ModelConfig:
+        if not self.strides or min(self.strides) < 1 or list(self.strides) != sorted(self.strides):
+            raise ValueError("strides needs a positive number for each level, finest first, such as [8,16]")
+        return self
+
     @property
     def synthesizes(self) -> bool:
         """Whether the method learns from flaws synthesized on good images, with textures and foregrounds."""

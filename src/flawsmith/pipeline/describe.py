@@ -61,7 +61,7 @@ def model_in_words(facts: dict[str, Any]) -> str:
         ("input", f"{width} × {height} pixels, {geometry['policy']}"),
         ("engine", f"{facts['engine']}, {facts['precision']}"),
         ("learned from", f"{training['n_train']} good images of {training['category']} ({training['layout']} layout)"),
-        *([("found out", _briefly(training["findings"]))] if training["findings"] else []),
+        *([("findings", _briefly(training["findings"]))] if training["findings"] else []),
         ("checkpoint", training["selection"]),
         ("calibrated on", f"{decision['n_good']} good images"),
         ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),

@@ -23,7 +23,7 @@ class TrainSettings(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     method: str = "pbas"
-    preset: str | None = Field(None, description="Preset of the method; by default fast, or official on a GPU.")
+    preset: str | None = Field(None, description="Preset of the method; by default fast.")
     backbone: str | None = Field(None, description="Name or file of the backbone; by default what the preset takes.")
     seed: int = Field(0, ge=0, description="Seed of every random draw.")
     set: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's configuration to change.")
@@ -87,7 +87,7 @@ def method_config(settings: TrainSettings) -> tuple[str, ModelConfig]:
         FlawsmithError: for an unknown method or preset, an unknown field, or a value out of range.
     """
     method = find_method(settings.method)
-    preset = settings.preset or ("official" if torch.cuda.is_available() else "fast")
+    preset = settings.preset or "fast"
     if preset not in method.presets:
         raise FlawsmithError(
             f"{method.name} has no preset called {preset!r}: choose from {', '.join(method.presets)} with --preset"

@@ -31,7 +31,7 @@ class CheckpointMonitor(ABC):
     monitor: ClassVar[str]
 
     def due(self, epoch: int, epochs: int) -> bool:
-        """Whether to measure after this epoch: ten times a run, the last time at its end."""
+        """Whether to measure after this epoch: ten times a run or a few more, the last time at its end."""
         every = max(1, epochs // EVALUATIONS)
         return (epoch + 1) % every == 0 or epoch + 1 == epochs
 

@@ -113,7 +113,7 @@ class HiddenAscent:
 
     @torch.no_grad()
     def step(self) -> AscentStep:
-        """One step of Eq. 6: every feature moves by η·∇/‖∇‖, ∇ the gradient of the mean cross-entropy against 1."""
+        """One step of Eq. 1: every feature moves by η·∇/‖∇‖, ∇ the gradient of L_gas (Eq. 6)."""
         mean, variance = self._statistics()
         scale = self._norm.weight * torch.rsqrt(variance + self._norm.eps)
         offset = self._norm.bias - mean * scale

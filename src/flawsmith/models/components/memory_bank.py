@@ -251,7 +251,7 @@ def distances_to_others(
     for row in rows:
         others = coreset.features[coreset.images != row]
         features = others if len(others) else coreset.features
-        bank = MemoryBank(features.shape[1], len(features))
+        bank = MemoryBank(features.shape[1], len(features)).to(features.device)
         bank.fit(features)
         yield bank(maps[row])
 

@@ -225,7 +225,8 @@ class ScoreMapModel(AnomalyModel):
         Raises:
             FlawsmithError: there is no image.
         """
-        features = LevelTable(self.backbone(images) for images in batches)
+        device = next(self.backbone.parameters()).device
+        features = LevelTable(self.backbone(images.to(device)) for images in batches)
         if len(self.norms):
             self._fit_norms(features)
         if self.bank is not None:

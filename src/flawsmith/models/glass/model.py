@@ -57,6 +57,7 @@ from flawsmith.models.glass.hypothesis import (
     spectrum_picture,
 )
 from flawsmith.models.registry import register
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.synthesis.recipes import find_recipe, strided_cells
 
 SHOWN_FLAWS = 4
@@ -112,6 +113,7 @@ class GLASS(PatchModel):
             the mean of the adapted features, which every epoch needs anew, is the adapted mean.
         mean_image: the mean training image, 8-bit RGB, on which the hypothesis is judged.
         spherical: whether normal features are assumed to lie in a hypersphere.
+        published: place of the authors' decision among ``HYPOTHESES``; −1 where there is none, or none was asked for.
 
     Example:
         A plain loop over normal images, images with synthetic flaws, and their masks.
@@ -276,9 +278,15 @@ class GLASS(PatchModel):
 
         Args:
             batches: of normalised images, or of their level maps, all positions of each.
+
+        Raises:
+            FlawsmithError: there is no image.
         """
         means = [self.embedding(self.feature_batch(batch).levels).mean(dim=0).flatten(1).T for batch in batches]
+        if not means:
+            raise FlawsmithError("there is nothing to learn from: give at least one good image")
         self.mean_embedding = torch.stack(means).mean(dim=0)
+        self._centers = None  # those of the table before
 
     def fit_hypothesis(self, images: Iterable[NDArray[np.float32]], *, dataset: str = "", category: str = "") -> None:
         """Judge the mean training image, and take the judgement unless the settings name or ask for another decision.
@@ -330,7 +338,9 @@ class GLASS(PatchModel):
         batches = self._batches(data)
         batch = next(iter(batches.epoch(config.epochs * config.refresh)))  # the start of a pool
         with torch.no_grad():  # on a copy: an ascent leaves its traces in the running statistics
-            branches = copy.deepcopy(self).train().branches(batch)
+            trained = copy.deepcopy(self).train()
+            trained.start_epoch()  # centres of the adaptor as it is now
+            branches = trained.branches(batch.to(self.mean_embedding.device))
         gas = None if branches.gas is None else branches.gas.features
         las = None if branches.las is None else branches.las[branches.anomalous]
         shown.append(cloud(branches.normal, gas, las, self.seed))
@@ -432,6 +442,3 @@ def judged(mean_image: NDArray[np.uint8]) -> Pictures:
         "The mean training image and the middle of its spectrum; frequencies above the limit are marked.",
         [("mean image", mean_image), ("spectrum", spectrum_picture(mean_image))],
     )
-
-
-SHOWN_FLAWS = 4

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from flawsmith.models.components.fast import safe_length
 from flawsmith.models.components.score_maps import UpsampleAndSmooth
+from flawsmith.runtime.errors import FlawsmithError
 
 Rows = Float[Tensor, "position width"]
 Centers = Float[Tensor, "center width"]
@@ -124,6 +125,8 @@ def clustered_centers(batches: Iterable[Rows], count: int, *, seed: int) -> Cent
             pending = []
     if pending and (hasattr(clustering, "cluster_centers_") or sum(map(len, pending)) >= count):
         clustering.partial_fit(np.concatenate(pending))
+    if not hasattr(clustering, "cluster_centers_"):
+        raise FlawsmithError(f"k-means needs at least as many features as centres, which are {count}: give more images")
     return torch.from_numpy(clustering.cluster_centers_).float()
 
 

@@ -34,6 +34,7 @@ from flawsmith.models.pbas.functional import (
     total_loss,
 )
 from flawsmith.models.registry import register
+from flawsmith.runtime.errors import FlawsmithError
 
 
 @register
@@ -134,6 +135,9 @@ class PBAS(PatchModel):
 
         Args:
             batches: of normalised images, or of their level maps, all positions of each.
+
+        Raises:
+            FlawsmithError: there is no image.
         """
         config, positions, images = self.config, len(self.centers), 0
         projected = (self.project(self.feature_batch(batch).levels).float() for batch in batches)
@@ -152,6 +156,8 @@ class PBAS(PatchModel):
             else:  # average
                 self.centers.lerp_(mean, len(table) / (images + len(table)))
             images += len(table)
+        if not images:
+            raise FlawsmithError("there is nothing to learn from: give at least one good image")
 
     def stages(self, data: TrainingData) -> Iterator[Stage]:
         features, config = data.features(), self.config

@@ -9,6 +9,7 @@ every difference.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -212,7 +213,8 @@ class SLSG(AnomalyModel):
         Raises:
             FlawsmithError: there is no image.
         """
-        self._fit_memories(LevelTable(self.encoder(images) for images in batches))
+        device = next(self.encoder.parameters()).device
+        self._fit_memories(LevelTable(self.encoder(images.to(device)) for images in batches))
 
     @torch.no_grad()
     def _fit_memories(self, features: FeatureSource) -> None:
@@ -274,8 +276,10 @@ class SegmentationModule(pl.LightningModule):
 
     def configure_optimizers(self) -> Any:
         (optimizer,) = self.model.make_optimizers()
-        # Where several processes train together, each makes a part of the steps.
-        total = min(self.model.config.steps, int(self.trainer.estimated_stepping_batches))
+        # Where several processes train together, each makes a part of every epoch's steps.
+        config, processes = self.model.config, self.trainer.world_size
+        epochs, rest = divmod(config.steps, config.steps_per_epoch)
+        total = epochs * math.ceil(config.steps_per_epoch / processes) + math.ceil(rest / processes)
         schedule = LambdaLR(optimizer, lambda step: cosine_rate(step, start=1.0, total=total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
