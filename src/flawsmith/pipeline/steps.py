@@ -26,7 +26,7 @@ from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import extractor_key, make_extractor
 from flawsmith.metrics.collect import network_mask, resize_mask
-from flawsmith.models.base import AnomalyModel, Diagnostic, FeatureCloud, MetricChart, ModelConfig
+from flawsmith.models.base import AnomalyModel, Diagnostic, FeatureCloud, MetricChart, ModelConfig, Stage
 from flawsmith.models.registry import find_method
 from flawsmith.pipeline.masks import read_mask
 from flawsmith.pipeline.provenance import versions
@@ -264,11 +264,17 @@ class TrainingSteps:
         if is_distributed() and self.config.frozen_backbone:  # once a machine instead of in every process
             with self._timed("features"):
                 local_rank_zero_first(data.features)
-        for stage in model.stages(data):
+        stages = model.stages(data)
+        while stage := self._next(stages):
             with self._timed(f"stage {stage.name}"):
                 self.run.complete(model, stage)
         self.run.save(model.eval())
         return data
+
+    def _next(self, stages: Iterator[Stage]) -> Stage | None:
+        """The next stage; what it takes to ask for it is the features that the method wants for it."""
+        with self._timed("features"):
+            return next(stages, None)
 
     def _selection(self, samples: tuple[Sample, ...], geometry: Geometry, model: AnomalyModel) -> HeldOutSelection:
         chosen = samples[:SYNTHETIC_FOR_SELECTION]
@@ -338,7 +344,7 @@ class TrainingSteps:
     def _timed(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
-        self.timings[name] = round(time.perf_counter() - start, 3)
+        self.timings[name] = round(self.timings.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
 def score_files(inspector: Inspector, files: list[Path]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
