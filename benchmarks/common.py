@@ -28,8 +28,8 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 def data_root() -> Path:
     """The shared real images: ``FLAWSMITH_DATA``, or ``../shared/data`` beside the project."""
-    given = os.environ.get("FLAWSMITH_DATA")
-    return Path(given) if given else ROOT.parent / "shared" / "data"
+    folder = os.environ.get("FLAWSMITH_DATA")
+    return Path(folder) if folder else ROOT.parent / "shared" / "data"
 
 
 def category_folder(category: str, root: Path | None = None) -> Path:
@@ -39,10 +39,10 @@ def category_folder(category: str, root: Path | None = None) -> Path:
         SystemExit: there is none, or more than one.
     """
     base = root or data_root()
-    found = sorted(path for path in base.glob(f"*/{category}") if path.is_dir())
-    if len(found) != 1:
-        raise SystemExit(f"{base} holds {len(found)} folders called {category}: set FLAWSMITH_DATA")
-    return found[0]
+    folders = sorted(path for path in base.glob(f"*/{category}") if path.is_dir())
+    if len(folders) != 1:
+        raise SystemExit(f"{base} holds {len(folders)} folders called {category}: set FLAWSMITH_DATA")
+    return folders[0]
 
 
 def environment() -> str:
@@ -60,15 +60,15 @@ def _memory() -> str:
 
 def command() -> str:
     """The command that makes this page again, without the machine's own folders."""
-    kept: list[str] = []
+    options: list[str] = []
     skip = False
     for argument in sys.argv[1:]:
         name = argument.partition("=")[0]
         if not skip and name not in _WHERE:
-            kept.append(shlex.quote(argument))
+            options.append(shlex.quote(argument))
         skip = name in _WHERE and "=" not in argument
     script = Path(sys.argv[0]).resolve().relative_to(ROOT).as_posix()
-    return " ".join(["python", script, *kept])
+    return " ".join(["python", script, *options])
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -103,34 +103,34 @@ def main() -> None:
     arguments.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of official")
     arguments.add_argument("--fast-set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of fast")
     arguments.add_argument("--work", type=Path, default=Path("results-fast-official"), help="the benchmark's folder")
-    given = arguments.parse_args()
-    seeds = given.seeds[:2] if given.quick else given.seeds
-    fraction, n_resamples = (0.03, 200) if given.quick else (given.fraction, 4000)
+    args = arguments.parse_args()
+    seeds = args.seeds[:2] if args.quick else args.seeds
+    fraction, n_resamples = (0.03, 200) if args.quick else (args.fraction, 4000)
     settings = {  # the long ones first
-        "official": {"epochs": 2 if given.quick else given.official_epochs, **parse_settings(given.set)},
-        "fast": {**({"epochs": 2} if given.quick else {}), **parse_settings(given.fast_set)},
+        "official": {"epochs": 2 if args.quick else args.official_epochs, **parse_settings(args.set)},
+        "fast": {**({"epochs": 2} if args.quick else {}), **parse_settings(args.fast_set)},
     }
     plan = Plan.checked(
         {
-            "data": category_folder(given.category),
+            "data": category_folder(args.category),
             "methods": [{"method": "pbas", "preset": preset, "set": fields} for preset, fields in settings.items()],
-            "backbones": given.backbone,
+            "backbones": args.backbone,
             "fractions": fraction,
             "seeds": seeds,
         },
         source="fast_against_official",
     )
-    benchmark = run_benchmark(plan, given.work, jobs=given.jobs, on_result=lambda result: print(result.run.label))
+    benchmark = run_benchmark(plan, args.work, jobs=args.jobs, on_result=lambda result: print(result.run.label))
     if benchmark.failed:
         raise SystemExit("\n".join(f"{failed.run.label}: {failed.error}" for failed in benchmark.failed))
-    store = ResultStore(given.work)
+    store = ResultStore(args.work)
     official, fast = (
         [result for result in benchmark.results if result.run.experiment.preset == preset] for preset in settings
     )
     changed = ", ".join(f"{name}={value}" for name, value in settings["official"].items())
     sections = [
-        f"{fast[0].n_train} training images of {given.category} and the same {fast[0].n_calibration} held-out ones for "
-        f"both, backbone `{given.backbone}`; `official` with {changed}. The difference is `fast` minus `official`; "
+        f"{fast[0].n_train} training images of {args.category} and the same {fast[0].n_calibration} held-out ones for "
+        f"both, backbone `{args.backbone}`; `official` with {changed}. The difference is `fast` minus `official`; "
         f"intervals are paired bootstrap intervals over the test images ({n_resamples} resamples), the mean's from one "
         "resampling of the images for all seeds. An interval wholly below zero says that `fast` is worse; one that "
         "spans zero shows no difference, and its lower end is the most that `fast` may cost.",
@@ -139,7 +139,7 @@ def main() -> None:
         f"{difference_table(store, fast, official, 'B', n_resamples)}",
         f"## Every run, the whole test set\n\n{run_table([*fast, *official])}",
     ]
-    page("fast_against_official", "`fast` against `official`", sections, write=given.write)
+    page("fast_against_official", "`fast` against `official`", sections, write=args.write)
 
 
 if __name__ == "__main__":

@@ -76,20 +76,20 @@ def main() -> None:
     arguments.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="settings of every row")
     arguments.add_argument("--work", type=Path, default=Path("results-glass-ablation"), help="the benchmark's folder")
     arguments.add_argument("--jobs", type=int, default=1, help="runs at a time, which share the cores")
-    given = arguments.parse_args()
-    common = {"bank": []} | ({"epochs": 2} if given.quick else {}) | parse_settings(given.set)
-    source, textures = category_folder(given.category), str(data_root() / "dtd")
+    args = arguments.parse_args()
+    common = {"bank": []} | ({"epochs": 2} if args.quick else {}) | parse_settings(args.set)
+    source, textures = category_folder(args.category), str(data_root() / "dtd")
     methods = [{"method": "glass", "set": {**common, **switches}} for switches in ROWS.values()]
     methods.append({"method": "pbas", "set": common})
     plan = Plan.checked(
-        {"data": source, "methods": methods, "textures": textures, "seeds": given.seed, "resamples": 0},
+        {"data": source, "methods": methods, "textures": textures, "seeds": args.seed, "resamples": 0},
         source="glass_ablation",
     )
-    benchmark = run_benchmark(plan, given.work, jobs=given.jobs, keep_models=True)
+    benchmark = run_benchmark(plan, args.work, jobs=args.jobs, keep_models=True)
     if benchmark.failed:
         raise SystemExit("\n".join(f"{failed.run.label}: {failed.error}" for failed in benchmark.failed))
-    store = ResultStore(given.work)
-    with tempfile.TemporaryDirectory(dir=given.work) as folder:
+    store = ResultStore(args.work)
+    with tempfile.TemporaryDirectory(dir=args.work) as folder:
         synthesis = SynthesisSettings(textures=textures, seed=SYNTHESIS_SEED)
         weak_flaw_sets(source, Path(folder) / "weak", synthesis, weakness=WEAKNESS)
         test_sets = {"test": source} | {
@@ -97,13 +97,13 @@ def main() -> None:
         }
         *rows_of_glass, pbas = [figures_of(store.folder(result.run) / MODEL, test_sets) for result in benchmark.results]
     sections = [
-        f"Preset `fast` on {given.category}, DTD textures, without a memory bank, seed {given.seed}, the whole test "
+        f"Preset `fast` on {args.category}, DTD textures, without a memory bank, seed {args.seed}, the whole test "
         "set; image AUROC / pixel AUROC / AUPRO in per cent. One seed: differences of a point or two are noise.",
         f"## Components, as in the paper's Table 4\n\n{components(rows_of_glass)}",
         "## Weak flaws\n\nImage AUROC on the test set and on synthetic flaws; weakness is the weight of the good image "
         f"inside the flaw.\n\n{weak({'GLASS': rows_of_glass[-1], 'PBAS': pbas})}",
     ]
-    page("glass_ablation", "Components of GLASS, and weak flaws", sections, write=given.write)
+    page("glass_ablation", "Components of GLASS, and weak flaws", sections, write=args.write)
 
 
 if __name__ == "__main__":

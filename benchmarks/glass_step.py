@@ -80,21 +80,21 @@ def setting() -> Iterator[Setting]:
 class OurIteration:
     """Our iteration on a copy of the model, in float32 or under bfloat16 autocast, as Lightning's bf16-mixed runs."""
 
-    def __init__(self, given: Setting, mode: Hypothesis, *, bfloat16: bool) -> None:
-        self.given, self.bfloat16 = given, bfloat16
-        frozen = given.ours.backbone
-        self.model = copy.deepcopy(given.ours, {id(frozen): frozen})
+    def __init__(self, case: Setting, mode: Hypothesis, *, bfloat16: bool) -> None:
+        self.case, self.bfloat16 = case, bfloat16
+        frozen = case.ours.backbone
+        self.model = copy.deepcopy(case.ours, {id(frozen): frozen})
         self.model.spherical.fill_(mode == "hypersphere")
         self.model.start_epoch()
         self.optimisers = self.model.make_optimizers()
 
     def forged_levels(self) -> list[Tensor]:
-        return [torch.from_numpy(level) for level in self.given.extractor(self.given.synthetic.numpy())]
+        return [torch.from_numpy(level) for level in self.case.extractor(self.case.synthetic.numpy())]
 
     def batch(self) -> PairedBatch:
         """Normal levels from the warm cache, synthetic ones from the compiled backbone."""
-        normal = FeatureBatch(self.given.cached.batch(range(BATCH)), None, STEP)
-        return PairedBatch(normal, self.forged_levels(), self.given.anomalous)
+        normal = FeatureBatch(self.case.cached.batch(range(BATCH)), None, STEP)
+        return PairedBatch(normal, self.forged_levels(), self.case.anomalous)
 
     def loss(self, batch: PairedBatch) -> Tensor:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.bfloat16):
@@ -123,59 +123,59 @@ class OurIteration:
 class PlainIteration:
     """The plain iteration on a copy of the model."""
 
-    def __init__(self, given: Setting, mode: Hypothesis) -> None:
-        self.given, self.mode = given, mode
+    def __init__(self, case: Setting, mode: Hypothesis) -> None:
+        self.case, self.mode = case, mode
         self.model = PlainGLASS()
-        self.model.load_state_dict(given.plain.state_dict())
-        self.noise = given.ours.noise(torch.empty(len(given.anomalous), given.ours.config.width), STEP)
-        self.centers = given.ours.centers()
-        assert given.ours.config.noise == NOISE
+        self.model.load_state_dict(case.plain.state_dict())
+        self.noise = case.ours.noise(torch.empty(len(case.anomalous), case.ours.config.width), STEP)
+        self.centers = case.ours.centers()
+        assert case.ours.config.noise == NOISE
 
     @torch.no_grad()
     def rows(self, images: Tensor) -> Tensor:
-        return embed(list(self.given.trunk(images)))
+        return embed(list(self.case.trunk(images)))
 
     def loss(self, normal: Tensor, synthetic: Tensor) -> Tensor:
-        return self.model.loss(normal, synthetic, self.given.anomalous, self.centers, self.noise, self.mode)
+        return self.model.loss(normal, synthetic, self.case.anomalous, self.centers, self.noise, self.mode)
 
     def head(self, normal: Tensor, synthetic: Tensor) -> None:
         self.model.update(self.loss(normal, synthetic))
 
     def iteration(self) -> None:
-        self.head(self.rows(self.given.normal), self.rows(self.given.synthetic))
+        self.head(self.rows(self.case.normal), self.rows(self.case.synthetic))
 
 
-def equality(given: Setting, mode: Hypothesis) -> tuple[str, ...]:
+def equality(case: Setting, mode: Hypothesis) -> tuple[str, ...]:
     """The float32 loss of both on features that each computed from the images; nothing cached."""
-    plain, ours = PlainIteration(given, mode), OurIteration(given, mode, bfloat16=False)
-    normal = FeatureBatch([torch.from_numpy(level) for level in given.extractor(given.normal.numpy())], None, STEP)
-    expected = float(plain.loss(plain.rows(given.normal), plain.rows(given.synthetic)).detach())
-    found = float(ours.loss(PairedBatch(normal, ours.forged_levels(), given.anomalous)).detach())
-    return mode, f"{expected:.7f}", f"{found:.7f}", f"{abs(found - expected) / expected:.1e}"
+    plain, ours = PlainIteration(case, mode), OurIteration(case, mode, bfloat16=False)
+    normal = FeatureBatch([torch.from_numpy(level) for level in case.extractor(case.normal.numpy())], None, STEP)
+    expected = float(plain.loss(plain.rows(case.normal), plain.rows(case.synthetic)).detach())
+    loss = float(ours.loss(PairedBatch(normal, ours.forged_levels(), case.anomalous)).detach())
+    return mode, f"{expected:.7f}", f"{loss:.7f}", f"{abs(loss - expected) / expected:.1e}"
 
 
-def timings(given: Setting, pairs: int) -> list[tuple[str, ...]]:
+def timings(case: Setting, pairs: int) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for mode in ("manifold", "hypersphere"):
         for bfloat16 in (False, True):
-            plain, ours = PlainIteration(given, mode), OurIteration(given, mode, bfloat16=bfloat16)
-            found = paired(plain.iteration, ours.iteration, pairs=pairs, warm_up=1)
-            rows.append((mode, "bfloat16" if bfloat16 else "float32", *_cells(found)))
+            plain, ours = PlainIteration(case, mode), OurIteration(case, mode, bfloat16=bfloat16)
+            times = paired(plain.iteration, ours.iteration, pairs=pairs, warm_up=1)
+            rows.append((mode, "bfloat16" if bfloat16 else "float32", *_cells(times)))
     return rows
 
 
-def parts(given: Setting, pairs: int) -> list[tuple[str, ...]]:
+def parts(case: Setting, pairs: int) -> list[tuple[str, ...]]:
     """Where our time goes, and the same part of the plain iteration where there is one."""
-    plain = PlainIteration(given, "manifold")
-    embedded = plain.rows(given.normal), plain.rows(given.synthetic)
+    plain = PlainIteration(case, "manifold")
+    embedded = plain.rows(case.normal), plain.rows(case.synthetic)
     rows: list[tuple[str, ...]] = []
     for bfloat16 in (False, True):
-        ours = OurIteration(given, "manifold", bfloat16=bfloat16)
+        ours = OurIteration(case, "manifold", bfloat16=bfloat16)
         batch = ours.batch()
         name = "bfloat16" if bfloat16 else "float32"
-        backbones = paired(lambda: plain.rows(given.synthetic), ours.forged_levels, pairs=pairs, warm_up=1)
+        backbones = paired(lambda: plain.rows(case.synthetic), ours.forged_levels, pairs=pairs, warm_up=1)
         heads = paired(lambda: plain.head(*embedded), partial(ours.head, batch), pairs=pairs)
-        loss = paired(
+        times = paired(
             partial(ours.loss, batch),
             partial(ours.branches, batch),
             pairs=pairs,
@@ -183,15 +183,15 @@ def parts(given: Setting, pairs: int) -> list[tuple[str, ...]]:
         rows += [
             ("backbone and embedding, or compiled backbone, of the synthetic half", name, *_cells(backbones)),
             ("head, from embedding to updated weights", name, *_cells(heads)),
-            ("of ours: forward in all", name, "", milliseconds(loss.medians[0]), ""),
-            ("of ours: adaptor, ascent and projections", name, "", milliseconds(loss.medians[1]), ""),
+            ("of ours: forward in all", name, "", milliseconds(times.medians[0]), ""),
+            ("of ours: adaptor, ascent and projections", name, "", milliseconds(times.medians[1]), ""),
         ]
     return rows
 
 
-def _cells(found: Pairs) -> tuple[str, str, str]:
-    swapped = Pairs(found.second, found.first)
-    return milliseconds(found.medians[0]), milliseconds(found.medians[1]), swapped.ratio_text()
+def _cells(times: Pairs) -> tuple[str, str, str]:
+    swapped = Pairs(times.second, times.first)
+    return milliseconds(times.medians[0]), milliseconds(times.medians[1]), swapped.ratio_text()
 
 
 def main() -> None:
@@ -200,14 +200,14 @@ def main() -> None:
     given_arguments = arguments.parse_args()
     pairs = 1 if given_arguments.quick else given_arguments.pairs
     torch.set_flush_denormal(True)
-    with setting() as given:
-        equal = [equality(given, mode) for mode in ("manifold", "hypersphere")]
-        whole = timings(given, pairs)
-        by_part = parts(given, pairs)
+    with setting() as case:
+        equal = [equality(case, mode) for mode in ("manifold", "hypersphere")]
+        whole = timings(case, pairs)
+        by_part = parts(case, pairs)
     heads = ("part", "ours in", "plain, ms", "ours, ms", "speed-up")
     sections = [
         f"wide_resnet50_2 with random weights, {SIZE[0]}×{SIZE[1]} pixels, {BATCH} normal and {BATCH} synthetic images "
-        f"an iteration, {len(given.anomalous)} positions each, {torch.get_num_threads()} threads, {pairs} alternating "
+        f"an iteration, {len(case.anomalous)} positions each, {torch.get_num_threads()} threads, {pairs} alternating "
         "pairs. The plain iteration is always float32. The speed-up is the median of the paired ratios plain / ours.",
         "## The same loss\n\nIn float32, features computed from the images by each side.\n\n"
         + table(("hypothesis", "plain", "ours", "relative difference"), equal),

@@ -201,8 +201,8 @@ def main() -> None:
     arguments.add_argument(
         "--profile", action="store_true", help="add what each node after the backbone costs, for PBAS"
     )
-    given = arguments.parse_args()
-    pairs, repeats = (3, 3) if given.quick else (given.pairs, 9)
+    args = arguments.parse_args()
+    pairs, repeats = (3, 3) if args.quick else (args.pairs, 9)
     with TemporaryDirectory() as folder:
         photo = Path(folder) / "part.png"
         Image.fromarray(render_part("bracket", size=PHOTO)[0]).save(photo)
@@ -212,21 +212,21 @@ def main() -> None:
             "runs the bare backbone; the inspection gives verdict, score and map in the file's own pixels. “Bare "
             "network” and "
             "“detector” are the two graphs alone, without files.",
-            *compare_all(given.methods, photo, pairs),
+            *compare_all(args.methods, photo, pairs),
         ]
     sections.append(
         "## Restoring the map\n\nA map of 256×256 brought back to the image's pixels, and judged there, one "
         "thread. Part of "
         f"every inspection above.\n\n{restoring(repeats)}"
     )
-    if given.profile:
+    if args.profile:
         sections += [
             f"## Nodes after the backbone: {model.title}\n\nONNX Runtime's own profile, float32.\n\n"
-            + node_costs(model, 3 if given.quick else 20)
+            + node_costs(model, 3 if args.quick else 20)
             for model in (Model("pbas", *names) for names in MODELS)
         ]
-    name = "inspection" if given.methods == ["pbas"] else f"inspection_{'_'.join(given.methods)}"
-    page(name, "What an inspection costs", sections, write=given.write)
+    name = "inspection" if args.methods == ["pbas"] else f"inspection_{'_'.join(args.methods)}"
+    page(name, "What an inspection costs", sections, write=args.write)
 
 
 if __name__ == "__main__":

@@ -82,10 +82,10 @@ def _share_weights(plain: PlainPBAS, ours: PBAS) -> None:
 class OurSteps:
     """Our step and its stages on a copy of the model, in float32 or under bfloat16 autocast, as bf16-mixed runs."""
 
-    def __init__(self, given: Setting, *, bfloat16: bool) -> None:
-        self.given, self.bfloat16 = given, bfloat16
-        frozen = given.ours.backbone
-        self.model = copy.deepcopy(given.ours, {id(frozen): frozen})
+    def __init__(self, case: Setting, *, bfloat16: bool) -> None:
+        self.case, self.bfloat16 = case, bfloat16
+        frozen = case.ours.backbone
+        self.model = copy.deepcopy(case.ours, {id(frozen): frozen})
         self.optimisers = self.model.make_optimizers()
 
     def precision(self) -> torch.autocast:
@@ -93,7 +93,7 @@ class OurSteps:
 
     def read(self) -> list[Tensor]:
         """Level maps from the warm cache."""
-        return self.given.cached.batch(self.given.rows_of_images())
+        return self.case.cached.batch(self.case.rows_of_images())
 
     def embed(self, levels: list[Tensor]) -> Tensor:
         with torch.no_grad(), self.precision():
@@ -129,16 +129,16 @@ class OurSteps:
 class PlainSteps:
     """The plain step and its stages."""
 
-    def __init__(self, given: Setting) -> None:
-        self.given = given
-        self.model = copy.deepcopy(given.plain)
+    def __init__(self, case: Setting) -> None:
+        self.case = case
+        self.model = copy.deepcopy(case.plain)
         self.model.optimisers = [
-            type(old)(_matching(self.model, given.plain, old), **_settings(old)) for old in given.plain.optimisers
+            type(old)(_matching(self.model, case.plain, old), **_settings(old)) for old in case.plain.optimisers
         ]
 
     def levels(self) -> list[Tensor]:
         with torch.no_grad():
-            return list(self.given.trunk(self.given.images))
+            return list(self.case.trunk(self.case.images))
 
     def embed(self, levels: list[Tensor]) -> Tensor:
         with torch.no_grad():
@@ -165,7 +165,7 @@ def _matching(copied: PlainPBAS, original: PlainPBAS, optimiser: torch.optim.Opt
     """The copy's parameters that an optimiser of the original trains."""
     trained = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
     pairs = zip(copied.parameters(), original.parameters(), strict=True)
-    return [own for own, theirs in pairs if id(theirs) in trained]
+    return [ours for ours, theirs in pairs if id(theirs) in trained]
 
 
 def _settings(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
@@ -182,17 +182,17 @@ def backward_pairs(first: PlainSteps, second: OurSteps, rows: tuple[Tensor, Tens
     return Pairs(*(tuple(column) for column in zip(*times[1:], strict=True)))
 
 
-def stage_rows(given: Setting, pairs: int) -> list[tuple[str, ...]]:
+def stage_rows(case: Setting, pairs: int) -> list[tuple[str, ...]]:
     """Every stage of the plain float32 step against ours, in float32 and in bfloat16."""
     rows: list[tuple[str, ...]] = []
     for name, bfloat16 in (("float32", False), ("bfloat16", True)):
-        rows += [(stage, name, *_cells(found)) for stage, found in stages(given, pairs, bfloat16=bfloat16).items()]
+        rows += [(stage, name, *_cells(times)) for stage, times in stages(case, pairs, bfloat16=bfloat16).items()]
     return rows
 
 
-def stages(given: Setting, pairs: int, *, bfloat16: bool) -> dict[str, Pairs]:
+def stages(case: Setting, pairs: int, *, bfloat16: bool) -> dict[str, Pairs]:
     """The stages of the plain step and of ours in one precision, in the order of the step."""
-    plain, ours = PlainSteps(given), OurSteps(given, bfloat16=bfloat16)
+    plain, ours = PlainSteps(case), OurSteps(case, bfloat16=bfloat16)
     plain_levels, our_levels = plain.levels(), ours.read()
     embedded = plain.embed(plain_levels), ours.embed(our_levels)
     plain.head(embedded[0])
@@ -205,32 +205,32 @@ def stages(given: Setting, pairs: int, *, bfloat16: bool) -> dict[str, Pairs]:
         ("**head**", lambda: plain.head(embedded[0]), lambda: ours.head(embedded[1])),
         ("**whole step**", plain.step, ours.step),
     ]
-    found = {stage: paired(one, two, pairs=pairs, warm_up=1) for stage, one, two in tasks}
-    found["head: backward"] = backward_pairs(plain, ours, embedded, pairs)
+    times = {stage: paired(one, two, pairs=pairs, warm_up=1) for stage, one, two in tasks}
+    times["head: backward"] = backward_pairs(plain, ours, embedded, pairs)
     order = [stage for stage, *_ in tasks]
     order.insert(order.index("head: update"), "head: backward")
-    return {stage: found[stage] for stage in order}
+    return {stage: times[stage] for stage in order}
 
 
-def _cells(found: Pairs) -> tuple[str, str, str]:
+def _cells(times: Pairs) -> tuple[str, str, str]:
     """Milliseconds of plain and ours, and the speed-up plain / ours."""
-    swapped = Pairs(found.second, found.first)
-    plain, ours = found.medians
+    swapped = Pairs(times.second, times.first)
+    plain, ours = times.medians
     return milliseconds(plain), milliseconds(ours), swapped.ratio_text()
 
 
-def extraction(given: Setting, pairs: int) -> Pairs:
+def extraction(case: Setting, pairs: int) -> Pairs:
     """The plain backbone on the batch against our compiled one, image by image: what a cold cache costs once a run."""
-    plain = PlainSteps(given)
-    images = [given.images[[row]].numpy() for row in range(BATCH)]
-    return paired(plain.levels, lambda: [given.extractor(image) for image in images], pairs=pairs, warm_up=1)
+    plain = PlainSteps(case)
+    images = [case.images[[row]].numpy() for row in range(BATCH)]
+    return paired(plain.levels, lambda: [case.extractor(image) for image in images], pairs=pairs, warm_up=1)
 
 
-def equality(given: Setting) -> list[tuple[str, str, str, str]]:
+def equality(case: Setting) -> list[tuple[str, str, str, str]]:
     """Loss of Eq. 10 in float32 on features that were not cached: each side computes its own from the images."""
-    plain, ours = PlainSteps(given), OurSteps(given, bfloat16=False)
+    plain, ours = PlainSteps(case), OurSteps(case, bfloat16=False)
     plain_levels = plain.levels()
-    extracted = [given.extractor(given.images[[row]].numpy()) for row in range(BATCH)]
+    extracted = [case.extractor(case.images[[row]].numpy()) for row in range(BATCH)]
     our_levels = [torch.from_numpy(np.concatenate(level)) for level in zip(*extracted, strict=True)]
     reference = plain.embed(plain_levels)
     cases = {
@@ -240,9 +240,9 @@ def equality(given: Setting) -> list[tuple[str, str, str, str]]:
     expected = float(plain.model.loss(reference).detach())
     rows = []
     for name, embedded in cases.items():
-        found = float(ours.forward(embedded).detach())
+        loss = float(ours.forward(embedded).detach())
         gap = float((embedded - reference).abs().max() / reference.abs().max())
-        rows.append((name, f"{expected:.7f}", f"{found:.7f}", f"{abs(found - expected) / expected:.1e} / {gap:.1e}"))
+        rows.append((name, f"{expected:.7f}", f"{loss:.7f}", f"{abs(loss - expected) / expected:.1e} / {gap:.1e}"))
     return rows
 
 
@@ -252,14 +252,14 @@ def main() -> None:
     given_arguments = arguments.parse_args()
     pairs = 2 if given_arguments.quick else given_arguments.pairs
     torch.set_flush_denormal(True)
-    with setting() as given:
-        equal = equality(given)
-        cold = extraction(given, pairs)
-        by_stage = stage_rows(given, pairs)
+    with setting() as case:
+        equal = equality(case)
+        cold = extraction(case, pairs)
+        by_stage = stage_rows(case, pairs)
     plain_ms, our_ms, speed_up = _cells(cold)
     sections = [
         f"wide_resnet50_2 with random weights, {SIZE[0]}×{SIZE[1]} pixels, {BATCH} images a step, "
-        f"{given.plain.centers.shape[0]} "
+        f"{case.plain.centers.shape[0]} "
         f"centres, {torch.get_num_threads()} threads. The plain step is always float32; ours is float32, or "
         "bfloat16 where "
         f"`bf16-mixed` has it. {pairs} alternating pairs; the speed-up is the median of the paired ratios "

@@ -47,8 +47,8 @@ class PlainGLASS(nn.Module):
         radius = radius.detach()
         synthetic = normal + noise
         for step in range(1, STEPS + 1):
-            found = self.discriminate(torch.cat([normal, synthetic]))[len(normal) :]
-            ascended = F.binary_cross_entropy(found, torch.ones_like(found))
+            probability = self.discriminate(torch.cat([normal, synthetic]))[len(normal) :]
+            ascended = F.binary_cross_entropy(probability, torch.ones_like(probability))
             (gradient,) = torch.autograd.grad(ascended, synthetic, retain_graph=True)
             with torch.no_grad():
                 move = STEP * gradient / (gradient.norm(dim=1, keepdim=True) + EPSILON)
@@ -56,8 +56,8 @@ class PlainGLASS(nn.Module):
             if step % EVERY == 0:
                 origin, radii = (normal, RADII) if mode == "manifold" else (centers, (radius, 2 * radius))
                 synthetic = origin + self._shell(synthetic - origin, *radii)
-        found = self.discriminate(torch.cat([normal, synthetic]))
-        good, bad = found[: len(normal)], found[len(normal) :]
+        probability = self.discriminate(torch.cat([normal, synthetic]))
+        good, bad = probability[: len(normal)], probability[len(normal) :]
         total = F.binary_cross_entropy(good, torch.zeros_like(good)) + F.binary_cross_entropy(bad, torch.ones_like(bad))
         if mode == "hypersphere":
             pushed = centers + self._shell(synthetic - centers, 2 * radius, 4 * radius)
@@ -70,12 +70,12 @@ class PlainGLASS(nn.Module):
         return offset * (length.clamp(inner, outer) / (length + EPSILON))
 
     @staticmethod
-    def _focal(found: Tensor, target: Tensor) -> Tensor:
-        error = (found - target).square()
-        kept = error >= torch.quantile(error, HARD_QUANTILE)
-        found, target = found[kept], target[kept]
+    def _focal(probability: Tensor, target: Tensor) -> Tensor:
+        error = (probability - target).square()
+        hard = error >= torch.quantile(error, HARD_QUANTILE)
+        probability, target = probability[hard], target[hard]
         one_hot = torch.stack([1 - target, target], 1).clamp(SMOOTHING, 1 - SMOOTHING)
-        likelihood = (one_hot * torch.stack([1 - found, found], 1)).sum(1) + SMOOTHING
+        likelihood = (one_hot * torch.stack([1 - probability, probability], 1)).sum(1) + SMOOTHING
         return (-((1 - likelihood) ** GAMMA) * likelihood.log()).mean()
 
     def update(self, loss: Tensor) -> None:

@@ -87,8 +87,8 @@ class PlainPBAS(nn.Module):
         boundary = distance.mean()  # Eq. 6
         step = self.degree * boundary * offset / distance[:, None]
         anomalies = features + step.detach()  # Eq. 7
-        found = self.discriminate(torch.cat([features, anomalies]))
-        normal, anomalous = found.chunk(2)
+        probability = self.discriminate(torch.cat([features, anomalies]))
+        normal, anomalous = probability.chunk(2)
         loss_normal = F.binary_cross_entropy(normal, torch.zeros_like(normal))  # Eq. 8
         loss_anomaly = F.binary_cross_entropy(anomalous, torch.ones_like(anomalous))  # Eq. 9
         return boundary + loss_normal + loss_anomaly

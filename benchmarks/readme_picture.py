@@ -21,14 +21,14 @@ def main() -> None:
     arguments.add_argument("--demo", type=Path, default=Path("demo"), help="folder of the demo")
     arguments.add_argument("--image", default="parts/bracket/test/dent/000.png", help="image, relative to the demo")
     arguments.add_argument("--out", type=Path, default=Path("docs/images/heatmap.png"))
-    given = arguments.parse_args()
-    photo = given.demo / given.image
-    result = Inspector.load(given.demo / "run" / "model.flaw").inspect(photo)
+    args = arguments.parse_args()
+    photo = args.demo / args.image
+    result = Inspector.load(args.demo / "run" / "model.flaw").inspect(photo)
     pictures = [np.asarray(Image.open(photo).convert("RGB")), np.asarray(result.overlay())]
     gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
-    given.out.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(np.hstack([pictures[0], gap, pictures[1]])).save(given.out, optimize=True)
-    print(f"{given.out}: score {result.score:.2f}, limit {result.limit:.2f}, {result.verdict}")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.hstack([pictures[0], gap, pictures[1]])).save(args.out, optimize=True)
+    print(f"{args.out}: score {result.score:.2f}, limit {result.limit:.2f}, {result.verdict}")
 
 
 if __name__ == "__main__":

@@ -124,9 +124,9 @@ def main() -> None:
     arguments.add_argument("--images", type=int, default=40)
     arguments.add_argument("--epochs", type=int, default=10)
     arguments.add_argument("--seed", type=int, default=0, help="seed of the moments")
-    given = arguments.parse_args()
-    kills, images, epochs = (1, 12, 2) if given.quick else (given.kills, given.images, given.epochs)
-    rng = np.random.default_rng(given.seed)
+    args = arguments.parse_args()
+    kills, images, epochs = (1, 12, 2) if args.quick else (args.kills, args.images, args.epochs)
+    rng = np.random.default_rng(args.seed)
     rows = []
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -137,9 +137,9 @@ def main() -> None:
         for number in range(kills):
             moment = float(rng.uniform(0, duration))
             training = Training(data, folder / f"killed-{number}", epochs)
-            found = training.kill_after(moment)
+            state = training.kill_after(moment)
             digest = training.finish(resume=True)
-            rows.append((number + 1, f"{moment:.1f}", found, digest[:12], "yes" if digest == reference else "**no**"))
+            rows.append((number + 1, f"{moment:.1f}", state, digest[:12], "yes" if digest == reference else "**no**"))
             print(*rows[-1], file=sys.stderr, flush=True)
         sources, kind = other_checkout(folder)
         elsewhere = shutil.copytree(data, folder / "somewhere" / "else" / data.name)
@@ -156,7 +156,7 @@ def main() -> None:
         "another folder: "
         f"{digest[:12]}…, {same}.",
     ]
-    page("resume", "Killed and resumed", sections, write=given.write)
+    page("resume", "Killed and resumed", sections, write=args.write)
 
 
 if __name__ == "__main__":

@@ -56,9 +56,9 @@ def train(number: int, settings: dict[str, int]) -> tuple[FinishedProcess, dict[
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--sizes", nargs="+", type=int, default=[1000, 3000, 10000])
-    given = arguments.parse_args()
-    sizes = [40, 80] if given.quick else sorted(given.sizes)
-    results = {number: train(number, {"epochs": 1} if given.quick else {}) for number in sizes}
+    args = arguments.parse_args()
+    sizes = [40, 80] if args.quick else sorted(args.sizes)
+    results = {number: train(number, {"epochs": 1} if args.quick else {}) for number in sizes}
     rows = []
     for number, (measured, steps, cached) in results.items():
         learning = sum(spent for name, spent in steps.items() if name.startswith("stage"))
@@ -96,7 +96,7 @@ def main() -> None:
         "## What one more image costs\n\nEqual times from row to row say that time grows in proportion.\n\n"
         + table(("from", "time, ms an image", "private memory, kB an image"), growth),
     ]
-    page("scale", "Training on many images", sections, write=given.write)
+    page("scale", "Training on many images", sections, write=args.write)
 
 
 if __name__ == "__main__":

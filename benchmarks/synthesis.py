@@ -53,8 +53,8 @@ def plain_noise(shape: tuple[int, int], angles: Noise) -> Noise:
     gradients = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
 
     def corner(row: int, column: int) -> Noise:
-        own = gradients[row : row + down, column : column + across]
-        repeated = np.repeat(np.repeat(own, cell[0], axis=0), cell[1], axis=1)
+        block = gradients[row : row + down, column : column + across]
+        repeated = np.repeat(np.repeat(block, cell[0], axis=0), cell[1], axis=1)
         return (repeated * (offset - (row, column))).sum(axis=-1)
 
     fade = 6 * offset**5 - 15 * offset**4 + 10 * offset**3
@@ -100,8 +100,8 @@ def masks(pairs: int) -> str:
     rows = []
     for name, ours in ways.items():
         timed = paired(ours, lambda: [plain_mask(shape, rng) for rng in seeds()], pairs=pairs)
-        own, plain = (milliseconds(median / BATCH) for median in timed.medians)
-        rows.append((name, own, plain, timed.ratio_text()))
+        ours_ms, plain_ms = (milliseconds(median / BATCH) for median in timed.medians)
+        rows.append((name, ours_ms, plain_ms, timed.ratio_text()))
     return table(("ours", "ours, ms a mask", "plain, ms a mask", "plain / ours"), rows)
 
 
@@ -190,14 +190,14 @@ def main() -> None:
     arguments.add_argument("--pairs", type=int, default=30)
     arguments.add_argument("--images", type=int, default=600, help="synthetic images in each of five runs")
     arguments.add_argument("--category", default=CATEGORY, help="good images to synthesize on")
-    given = arguments.parse_args()
-    pairs, images, repeats, samples = (3, 40, 1, 40) if given.quick else (given.pairs, given.images, 5, 2000)
+    args = arguments.parse_args()
+    pairs, images, repeats, samples = (3, 40, 1, 40) if args.quick else (args.pairs, args.images, 5, 2000)
     cv2.setNumThreads(1)
-    category, dtd = category_folder(given.category), data_root() / "dtd"
+    category, dtd = category_folder(args.category), data_root() / "dtd"
     sources: dict[str, str | Path] = {"folder (DTD)": dtd, "procedural": "procedural", "self": "self"}
     threads = os.environ.get("OMP_NUM_THREADS", "as many as cores")
     sections = [
-        f"Recipe `glass` at {SIDE}×{SIDE} on good images of `{given.category}`, OMP_NUM_THREADS: {threads}.",
+        f"Recipe `glass` at {SIDE}×{SIDE} on good images of `{args.category}`, OMP_NUM_THREADS: {threads}.",
         f"## Masks\n\nMark: at least {MASK_MARK} times faster than the plain implementation. {pairs} alternating pairs "
         f"of {BATCH} masks; largest difference of the noise itself: {same_noise():.1e}.\n\n{masks(pairs)}",
         f"## Whole images\n\nMark: at least {IMAGE_MARK} a second with {WORKERS} workers. Textures, operations, mask, "
@@ -206,7 +206,7 @@ def main() -> None:
         f"## Tries and fall-backs\n\n{samples} samples each, procedural textures, a grid of {CELLS[0]}×{CELLS[1]} "
         f"cells. Fallen back: no mask counted within the recipe's tries.\n\n{fall_backs(category, samples)}",
     ]
-    page("synthesis", "What synthesis flaws costs", sections, write=given.write)
+    page("synthesis", "What synthesis flaws costs", sections, write=args.write)
 
 
 if __name__ == "__main__":

@@ -24,8 +24,8 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--runs", type=int, default=3)
     arguments.add_argument("--method", default="pbas")
-    given = arguments.parse_args()
-    images, runs = (20, 1) if given.quick else (IMAGES, given.runs)
+    args = arguments.parse_args()
+    images, runs = (20, 1) if args.quick else (IMAGES, args.runs)
     rows, walls = [], []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
@@ -35,7 +35,7 @@ def main() -> None:
         for run in range(runs):
             out = root / f"run{run}"
             command = [sys.executable, "-m", "flawsmith", "train", str(category), "--out", str(out), "--quiet"]
-            command += ["--preset", "fast", "--method", given.method]
+            command += ["--preset", "fast", "--method", args.method]
             measured = run_measured(command, env={"FLAWSMITH_CACHE": str(root / f"cache{run}")})
             if measured.returncode:
                 raise SystemExit(measured.stderr)
@@ -44,11 +44,11 @@ def main() -> None:
             rows.append((run + 1, f"{measured.seconds:.1f}", *(f"{value:.1f}" for value in seconds.values())))
             heads = ("run", "wall, s", *(f"{name}, s" for name in seconds))
     sections = [
-        f"{images} good images of {SIZE[1]}×{SIZE[0]} pixels, `{given.method}`, preset `fast`, default backbone. "
+        f"{images} good images of {SIZE[1]}×{SIZE[0]} pixels, `{args.method}`, preset `fast`, default backbone. "
         f"Median wall time of {runs} runs: **{statistics.median(walls):.1f} s**.\n\n{table(heads, rows)}",
     ]
-    name = "train_time" if given.method == "pbas" else f"train_time_{given.method}"
-    page(name, "Training time of `fast`", sections, write=given.write)
+    name = "train_time" if args.method == "pbas" else f"train_time_{args.method}"
+    page(name, "Training time of `fast`", sections, write=args.write)
 
 
 if __name__ == "__main__":

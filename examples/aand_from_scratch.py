@@ -30,27 +30,27 @@ def update(losses: dict[str, Tensor], optimizer: Optimizer, step: int) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = options(__doc__, arguments, steps=100)
+    args = options(__doc__, arguments, steps=100)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    model = AAND.from_preset("fast", backbone="efficientnet_lite0", image_size=given.image_size)
-    good = read(given.data / "train" / "good", model.geometry)
+    model = AAND.from_preset("fast", backbone="efficientnet_lite0", image_size=args.image_size)
+    good = read(args.data / "train" / "good", model.geometry)
     synthesizer = AnomalySynthesizer.from_recipe("aand", foreground="auto", grid=model.grids[0])
     images = normalised(good, model.geometry)
 
     model.train()
     (optimizer,) = model.make_amplification_optimizers()
-    for step in range(given.steps):  # stage 1: anomaly amplification
-        _, anomalous, masks = flawed(good, synthesizer, model.geometry, rng, given.batch_size)
+    for step in range(args.steps):  # stage 1: anomaly amplification
+        _, anomalous, masks = flawed(good, synthesizer, model.geometry, rng, args.batch_size)
         update(model.amplification_losses((anomalous, masks)), optimizer, step)
 
     (optimizer,) = model.make_optimizers()
-    for step in range(given.steps):  # stage 2: normality distillation, on good images alone
-        drawn = torch.from_numpy(rng.integers(len(images), size=given.batch_size))
+    for step in range(args.steps):  # stage 2: normality distillation, on good images alone
+        drawn = torch.from_numpy(rng.integers(len(images), size=args.batch_size))
         update(model.losses(images[drawn]), optimizer, step)
 
-    model.fit_scores(images.split(given.batch_size))  # not in the paper: what preset fast adds to the scores
-    report(model, given.data)
+    model.fit_scores(images.split(args.batch_size))  # not in the paper: what preset fast adds to the scores
+    report(model, args.data)
 
 
 if __name__ == "__main__":

@@ -20,19 +20,19 @@ from flawsmith.synthesis import AnomalySynthesizer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = options(__doc__, arguments, steps=200)
+    args = options(__doc__, arguments, steps=200)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    model = GLASS.from_preset("fast", backbone="efficientnet_lite0", image_size=given.image_size)
-    good = read(given.data / "train" / "good", model.geometry)
+    model = GLASS.from_preset("fast", backbone="efficientnet_lite0", image_size=args.image_size)
+    good = read(args.data / "train" / "good", model.geometry)
     synthesizer = AnomalySynthesizer.from_recipe("glass", foreground="auto", grid=model.grid)
-    batches = normalised(good, model.geometry).split(given.batch_size)
+    batches = normalised(good, model.geometry).split(args.batch_size)
 
     model.fit_center(batches)  # section 3.2: the mean feature of every position
     optimizers = model.make_optimizers()  # one for the feature adaptor, one for the discriminator
     model.train()
-    for step in range(given.steps):
-        losses = model.losses(flawed(good, synthesizer, model.geometry, rng, given.batch_size))
+    for step in range(args.steps):
+        losses = model.losses(flawed(good, synthesizer, model.geometry, rng, args.batch_size))
         for optimizer in optimizers:
             optimizer.zero_grad()
         losses["loss"].backward()
@@ -42,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(step, *(f"{name} {value.item():.4f}" for name, value in losses.items()))
 
     model.fit_scores(batches)  # not in the paper: what preset fast adds, a memory bank of good features
-    report(model, given.data)
+    report(model, args.data)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,14 @@ from flawsmith.models import PatchCore
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = options(__doc__, arguments, steps=0)
-    model = PatchCore.from_preset("fast", backbone="efficientnet_lite0", image_size=given.image_size)
-    good = normalised(read(given.data / "train" / "good", model.geometry), model.geometry)
+    args = options(__doc__, arguments, steps=0)
+    model = PatchCore.from_preset("fast", backbone="efficientnet_lite0", image_size=args.image_size)
+    good = normalised(read(args.data / "train" / "good", model.geometry), model.geometry)
 
-    model.fit(good.split(given.batch_size))
+    model.fit(good.split(args.batch_size))
     print(f"{len(model.memory)} patches in the memory")
 
-    report(model, given.data)
+    report(model, args.data)
 
 
 if __name__ == "__main__":

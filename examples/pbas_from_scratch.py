@@ -45,18 +45,18 @@ def train_with_lightning(model: PBAS, loader: DataLoader[Tensor]) -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     by_lightning = "--lightning" in words
-    given = options(__doc__, [word for word in words if word != "--lightning"], steps=200)
+    args = options(__doc__, [word for word in words if word != "--lightning"], steps=200)
     torch.manual_seed(0)
-    model = PBAS.from_preset("fast", backbone="efficientnet_lite0", image_size=given.image_size)
-    good = normalised(read(given.data / "train" / "good", model.geometry), model.geometry)
-    draws = RandomSampler(good, replacement=True, num_samples=given.steps * given.batch_size)
-    loader: DataLoader[Tensor] = DataLoader(good, given.batch_size, sampler=draws)  # type: ignore[arg-type]
+    model = PBAS.from_preset("fast", backbone="efficientnet_lite0", image_size=args.image_size)
+    good = normalised(read(args.data / "train" / "good", model.geometry), model.geometry)
+    draws = RandomSampler(good, replacement=True, num_samples=args.steps * args.batch_size)
+    loader: DataLoader[Tensor] = DataLoader(good, args.batch_size, sampler=draws)  # type: ignore[arg-type]
 
-    model.fit_centers(good.split(given.batch_size))  # Algorithm 1, with the untrained projector
+    model.fit_centers(good.split(args.batch_size))  # Algorithm 1, with the untrained projector
     (train_with_lightning if by_lightning else train)(model, loader)
 
-    model.fit_scores(good.split(given.batch_size))  # not in the paper: what preset fast adds to the scores
-    report(model, given.data)
+    model.fit_scores(good.split(args.batch_size))  # not in the paper: what preset fast adds to the scores
+    report(model, args.data)
 
 
 if __name__ == "__main__":

@@ -20,18 +20,18 @@ from flawsmith.synthesis import AnomalySynthesizer
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    given = options(__doc__, arguments, steps=200)
+    args = options(__doc__, arguments, steps=200)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
-    model = SLSG.from_preset("fast", backbone="efficientnet_lite0", image_size=given.image_size)
-    good = read(given.data / "train" / "good", model.geometry)
+    model = SLSG.from_preset("fast", backbone="efficientnet_lite0", image_size=args.image_size)
+    good = read(args.data / "train" / "good", model.geometry)
     synthesizer = AnomalySynthesizer.from_recipe(model.config.recipe, grid=model.grids[0])
 
-    model.fit_memories(normalised(good, model.geometry).split(given.batch_size))  # not in the paper: how new a place is
+    model.fit_memories(normalised(good, model.geometry).split(args.batch_size))  # not in the paper: how new a place is
     (optimizer,) = model.make_optimizers()
     model.train()
-    for step in range(given.steps):
-        normal, anomalous, masks = flawed(good, synthesizer, model.geometry, rng, given.batch_size)
+    for step in range(args.steps):
+        normal, anomalous, masks = flawed(good, synthesizer, model.geometry, rng, args.batch_size)
         losses = model.losses((torch.cat([normal, anomalous]), torch.cat([torch.zeros_like(masks), masks])))
         optimizer.zero_grad()
         losses["loss"].backward()
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if step % 20 == 0:
             print(step, *(f"{name} {value.item():.4f}" for name, value in losses.items()))
 
-    report(model, given.data)
+    report(model, args.data)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ PROJECT = Path(__file__).parents[1]
 NOT_IN_CORE = ("torch", "torchvision", "timm", "lightning", "cv2", "onnx", "openvino", "scipy", "sklearn", "matplotlib")
 
 
-# ---- Public names ---------------------------------------------------------------------------------------------------
+# Public names
 
 
 def test_public_names_are_those_with_a_place() -> None:
@@ -69,7 +69,7 @@ def test_importing_the_inspector_imports_no_torch() -> None:
     assert result.stdout.strip() == "[]"
 
 
-# ---- The core tier, in an environment without torch -----------------------------------------------------------------
+# The core tier, in an environment without torch
 
 
 @pytest.fixture(scope="session")
@@ -188,7 +188,7 @@ def test_core_tier_says_which_tier_training_needs(core: Core, parts: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
-# ---- Files ----------------------------------------------------------------------------------------------------------
+# Files
 
 
 def tracked(*patterns: str) -> list[Path]:

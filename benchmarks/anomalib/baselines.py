@@ -75,12 +75,12 @@ def extracted(category: str, n_train: int, part: str) -> tuple[dict[str, np.ndar
 
     dataset, backbone = load(category_folder(category)), load_backbone(strides=STRIDES)
     tests = [sample for sample in dataset.test if part == "whole" or half(sample) == part]
-    extractor, fitting, found = make_extractor(backbone, SIZE), geometry(), {}
+    extractor, fitting, levels = make_extractor(backbone, SIZE), geometry(), {}
     for name, samples in (("train", hold_out(dataset.good_train, 0).train[:n_train]), ("test", tests)):
         images = (fitting.apply(decode(sample.image)) for sample in samples)
         for number, level in enumerate(zip(*extract(extractor, images), strict=True)):
-            found[f"{name}_{number}"] = np.stack(level)
-    return found, tests
+            levels[f"{name}_{number}"] = np.stack(level)
+    return levels, tests
 
 
 def geometry() -> Any:
@@ -109,8 +109,8 @@ def figures(maps: np.ndarray, scores: np.ndarray, samples: Sequence[Any]) -> dic
                 str(sample.image), float(score), "pass", sample.defect, sample.is_flawed, map=restored, mask=mask
             )
 
-    found = summarise(accumulate(records()), n_resamples=0)
-    return {name: float(getattr(found, name)) for name in FIGURES}
+    evaluation = summarise(accumulate(records()), n_resamples=0)
+    return {name: float(getattr(evaluation, name)) for name in FIGURES}
 
 
 def ours(name: str, levels: Mapping[str, np.ndarray], seed: int, draw: Mapping[str, np.ndarray]) -> tuple[Any, ...]:
@@ -146,9 +146,9 @@ def ours(name: str, levels: Mapping[str, np.ndarray], seed: int, draw: Mapping[s
     detector, maps, scores = method.network(), [], []
     with torch.inference_mode():
         for row in range(len(levels["test_0"])):
-            found = detector.from_levels([torch.from_numpy(levels[f"test_{number}"][[row]]) for number in used])
-            maps.append(found.map[0].numpy())
-            scores.append(float(found.score[0]))
+            output = detector.from_levels([torch.from_numpy(levels[f"test_{number}"][[row]]) for number in used])
+            maps.append(output.map[0].numpy())
+            scores.append(float(output.score[0]))
     return np.stack(maps), np.array(scores), seconds
 
 
@@ -159,10 +159,10 @@ def used_levels(name: str) -> list[int]:
     return [STRIDES.index(stride) for stride in find_method(name).presets["fast"].strides]
 
 
-def theirs(python: str, given: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
+def theirs(python: str, arrays: Mapping[str, np.ndarray], folder: Path) -> dict[str, np.ndarray]:
     """anomalib's answer to level maps and settings, computed in its own environment."""
     question, answer = folder / "question.npz", folder / "answer.npz"
-    np.savez(question, **given)  # type: ignore[arg-type]
+    np.savez(question, **arrays)  # type: ignore[arg-type]
     done = subprocess.run([python, str(PEER), str(question), str(answer)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"anomalib failed ({done.returncode}):\n{done.stderr[-4000:]}")
@@ -170,7 +170,7 @@ def theirs(python: str, given: Mapping[str, np.ndarray], folder: Path) -> dict[s
         return dict(file)
 
 
-def compared(category: str, seed: int, given: Any, levels: dict[str, np.ndarray], samples: Any) -> list[Row]:
+def compared(category: str, seed: int, args: Any, levels: dict[str, np.ndarray], samples: Any) -> list[Row]:
     """All rows of one category and seed."""
     from flawsmith.models.registry import find_method
 
@@ -183,8 +183,8 @@ def compared(category: str, seed: int, given: Any, levels: dict[str, np.ndarray]
         "channel_count": np.array(count),
         **{f"{name}_levels": np.array(used_levels(name)) for name in ("patchcore", "padim")},
     }
-    with tempfile.TemporaryDirectory(dir=given.work) as folder:
-        peer = theirs(given.peer_python, {**levels, **settings}, Path(folder))
+    with tempfile.TemporaryDirectory(dir=args.work) as folder:
+        peer = theirs(args.peer_python, {**levels, **settings}, Path(folder))
     rows = []
     draws = {"patchcore": {"memory": peer["patchcore_memory"]}, "padim": {"channels": peer["padim_channels"]}}
     for name, draw in draws.items():
@@ -194,8 +194,10 @@ def compared(category: str, seed: int, given: Any, levels: dict[str, np.ndarray]
             SAME: ours(name, levels, seed, draw),
         }
         for side, (maps, scores, seconds) in sides.items():
-            found = figures(maps, scores, samples)
-            rows.append({"method": name, "category": category, "seed": seed, "side": side, "seconds": seconds, **found})
+            values = figures(maps, scores, samples)
+            rows.append(
+                {"method": name, "category": category, "seed": seed, "side": side, "seconds": seconds, **values}
+            )
             print(json.dumps(rows[-1]), file=sys.stderr, flush=True)
     return rows
 
@@ -212,13 +214,13 @@ def summary(rows: Sequence[Row]) -> str:
                 for side in (THEIRS, OURS, SAME)
             }
             for side, values in means.items():
-                own = [row for row in rows if _is(row, method, category, side)]
+                cells = [row for row in rows if _is(row, method, category, side)]
                 texts = [
                     f"{value:.2f}" + ("" if side == THEIRS else f" ({value - other:+.2f})")
                     for value, other in zip(values, means[THEIRS], strict=True)
                 ]
-                spread = np.std([100 * row["image_auroc"] for row in own])
-                seconds = "" if side == SAME else f"{np.mean([row['seconds'] for row in own]):.1f}"
+                spread = np.std([100 * row["image_auroc"] for row in cells])
+                seconds = "" if side == SAME else f"{np.mean([row['seconds'] for row in cells]):.1f}"
                 lines.append((method, category, side, *texts, f"{spread:.2f}", seconds))
     heads = ("method", "category", "side", "image AUROC", "pixel AUROC", "AUPRO", "sd of image AUROC", "learning, s")
     return table(heads, lines)
@@ -236,31 +238,31 @@ def main() -> None:
     arguments.add_argument("--n-train", type=int, default=200, help="training images")
     arguments.add_argument("--part", choices=("A", "B", "whole"), default="whole", help="of the test set")
     arguments.add_argument("--work", type=Path, default=Path("results-baselines"), help="where finished rows are kept")
-    given = arguments.parse_args()
-    if given.quick:
-        given.categories, given.seeds, given.n_train = given.categories[:1], given.seeds[:1], 10
-    given.work.mkdir(parents=True, exist_ok=True)
+    args = arguments.parse_args()
+    if args.quick:
+        args.categories, args.seeds, args.n_train = args.categories[:1], args.seeds[:1], 10
+    args.work.mkdir(parents=True, exist_ok=True)
     rows: list[Row] = []
-    for category in given.categories:
+    for category in args.categories:
         levels: dict[str, np.ndarray] = {}
-        for seed in given.seeds:
-            file = given.work / f"{category}-{given.part}-{given.n_train}-{seed}.json"
+        for seed in args.seeds:
+            file = args.work / f"{category}-{args.part}-{args.n_train}-{seed}.json"
             if not file.exists():
                 if not levels:
-                    levels, samples = extracted(category, given.n_train, given.part)
-                file.write_text(json.dumps(compared(category, seed, given, levels, samples)))
+                    levels, samples = extracted(category, args.n_train, args.part)
+                file.write_text(json.dumps(compared(category, seed, args, levels, samples)))
             rows += json.loads(file.read_text())
     text = (
-        f"Backbone `efficientnet_lite0`, 256×256 pixels squashed, the first {given.n_train} training images of the "
-        f"hold-out split, {'the whole test set' if given.part == 'whole' else 'half ' + given.part} of each category, "
-        f"seeds {', '.join(map(str, given.seeds))}; preset `fast` (PatchCore with "
+        f"Backbone `efficientnet_lite0`, 256×256 pixels squashed, the first {args.n_train} training images of the "
+        f"hold-out split, {'the whole test set' if args.part == 'whole' else 'half ' + args.part} of each category, "
+        f"seeds {', '.join(map(str, args.seeds))}; preset `fast` (PatchCore with "
         "`least_rows=1`), anomalib 2.7.0 with the same levels, a coreset of 1 % and as many channels; `--peer-python` "
         "names its interpreter. Both sides get the same feature maps, and both sides' maps, in original pixels, the "
         "same exact metrics. In brackets: points above or below anomalib. “On anomalib's draw” is our arithmetic on "
         "anomalib's memory, or on the same random channels; what remains is the scoring. Learning is the coreset or "
         "the Gaussians from features in memory."
     )
-    page("baselines", "PatchCore and PaDiM against anomalib", [text, summary(rows)], write=given.write)
+    page("baselines", "PatchCore and PaDiM against anomalib", [text, summary(rows)], write=args.write)
 
 
 if __name__ == "__main__":

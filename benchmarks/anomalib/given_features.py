@@ -41,28 +41,28 @@ class Patchcore(PatchcoreModel):  # type: ignore[misc]
         return self.anomaly_map_generator(distances.reshape(count, 1, height, width), size), score
 
 
-def levels_of(given: dict[str, np.ndarray], part: str, numbers: list[int], rows: slice) -> Levels:
-    return {f"level_{number}": torch.from_numpy(given[f"{part}_{number}"][rows]) for number in numbers}
+def levels_of(arrays: dict[str, np.ndarray], part: str, numbers: list[int], rows: slice) -> Levels:
+    return {f"level_{number}": torch.from_numpy(arrays[f"{part}_{number}"][rows]) for number in numbers}
 
 
 def passes(count: int) -> list[slice]:
     return [slice(start, start + IMAGES_A_PASS) for start in range(0, count, IMAGES_A_PASS)]
 
 
-def patchcore(given: dict[str, np.ndarray], numbers: list[int], size: tuple[int, int]) -> dict[str, np.ndarray]:
+def patchcore(arrays: dict[str, np.ndarray], numbers: list[int], size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Coreset, maps and scores, and the seconds that the coreset took."""
     model = Patchcore([f"level_{number}" for number in numbers]).eval()
     rows = torch.cat(
         [
-            model.reshape_embedding(model.embeddings(levels_of(given, "train", numbers, part)))
-            for part in passes(len(given["train_0"]))
+            model.reshape_embedding(model.embeddings(levels_of(arrays, "train", numbers, part)))
+            for part in passes(len(arrays["train_0"]))
         ]
     )
     start = time.perf_counter()
-    model.memory_bank = KCenterGreedy(rows, float(given["coreset_ratio"])).sample_coreset()
+    model.memory_bank = KCenterGreedy(rows, float(arrays["coreset_ratio"])).sample_coreset()
     seconds = time.perf_counter() - start
-    found = [model.scores(levels_of(given, "test", numbers, part), size) for part in passes(len(given["test_0"]))]
-    maps, scores = (torch.cat(values) for values in zip(*found, strict=True))
+    batches = [model.scores(levels_of(arrays, "test", numbers, part), size) for part in passes(len(arrays["test_0"]))]
+    maps, scores = (torch.cat(values) for values in zip(*batches, strict=True))
     return {
         "patchcore_map": maps[:, 0].numpy(),
         "patchcore_score": scores.numpy(),
@@ -71,29 +71,29 @@ def patchcore(given: dict[str, np.ndarray], numbers: list[int], size: tuple[int,
     }
 
 
-def padim(given: dict[str, np.ndarray], numbers: list[int], size: tuple[int, int]) -> dict[str, np.ndarray]:
+def padim(arrays: dict[str, np.ndarray], numbers: list[int], size: tuple[int, int]) -> dict[str, np.ndarray]:
     """Maps and scores, and the seconds that the Gaussians took."""
     model = PadimModel(backbone="resnet18", layers=["layer1"], pre_trained=False, n_features=1)
     model.layers = [f"level_{number}" for number in numbers]
-    width = sum(given[f"train_{number}"].shape[1] for number in numbers)
-    model.idx = torch.randperm(width)[: int(given["channel_count"])]  # as its constructor draws
+    width = sum(arrays[f"train_{number}"].shape[1] for number in numbers)
+    model.idx = torch.randperm(width)[: int(arrays["channel_count"])]  # as its constructor draws
     embeddings = torch.cat(
-        [model.generate_embedding(levels_of(given, "train", numbers, part)) for part in passes(len(given["train_0"]))]
+        [model.generate_embedding(levels_of(arrays, "train", numbers, part)) for part in passes(len(arrays["train_0"]))]
     )
     start = time.perf_counter()
     gaussian, maps = MultiVariateGaussian(), GaussianMaps()
     mean, inverse = gaussian.fit(embeddings)
     seconds = time.perf_counter() - start
-    found = [
+    batches = [
         maps(
-            embedding=model.generate_embedding(levels_of(given, "test", numbers, part)),
+            embedding=model.generate_embedding(levels_of(arrays, "test", numbers, part)),
             mean=mean,
             inv_covariance=inverse,
             image_size=size,
         )
-        for part in passes(len(given["test_0"]))
+        for part in passes(len(arrays["test_0"]))
     ]
-    whole = torch.cat(found)[:, 0]
+    whole = torch.cat(batches)[:, 0]
     return {
         "padim_map": whole.numpy(),
         "padim_score": whole.amax(dim=(1, 2)).numpy(),
@@ -105,10 +105,10 @@ def padim(given: dict[str, np.ndarray], numbers: list[int], size: tuple[int, int
 @torch.no_grad()
 def main() -> None:
     with np.load(sys.argv[1], allow_pickle=False) as file:
-        given = dict(file)
-    size = (int(given["image_size"][0]), int(given["image_size"][1]))
-    torch.manual_seed(int(given["seed"]))
-    answers = (method(given, given[f"{method.__name__}_levels"].tolist(), size) for method in (patchcore, padim))
+        arrays = dict(file)
+    size = (int(arrays["image_size"][0]), int(arrays["image_size"][1]))
+    torch.manual_seed(int(arrays["seed"]))
+    answers = (method(arrays, arrays[f"{method.__name__}_levels"].tolist(), size) for method in (patchcore, padim))
     np.savez(sys.argv[2], **{name: value for answer in answers for name, value in answer.items()})  # type: ignore[arg-type]
 
 

@@ -87,7 +87,7 @@ def probe() -> dict[str, Any]:
         RefusedError: anomalib is not installed, or cannot be imported.
     """
     there = set(dir(_models()))
-    known = sorted(name for name, given in MODELS.items() if given in there)
+    known = sorted(name for name, class_name in MODELS.items() if class_name in there)
     return {"contract": CONTRACT, "models": known, "versions": versions()}
 
 
@@ -140,7 +140,7 @@ def run(folder: Path) -> None:
     (folder / "answer.json").write_text(json.dumps(answer), encoding="utf-8")
 
 
-# ---- Models ---------------------------------------------------------------------------------------------------------
+# Models
 
 
 def make_model(models: Any, request: dict[str, Any], folder: Path) -> Any:
@@ -251,7 +251,7 @@ def require_downloads(settings: dict[str, Any]) -> None:
         )
 
 
-# ---- Training and scoring -------------------------------------------------------------------------------------------
+# Training and scoring
 
 
 def train(module: Any, request: dict[str, Any], images: np.ndarray, folder: Path) -> int:

@@ -54,7 +54,7 @@ def gaps(mean: str) -> dict[Row, float]:
     return gap_by_row
 
 
-# ---- The papers agree with themselves -------------------------------------------------------------------------------
+# The papers agree with themselves
 
 
 @pytest.mark.parametrize(("mean", "count"), [("mean", 16), ("texture_mean", 6), ("object_mean", 6)])
@@ -133,7 +133,7 @@ def test_value_is_that_of_the_paper(
     assert [figure.value for figure in published(dataset, category, method, metric)] == values
 
 
-# ---- The file -------------------------------------------------------------------------------------------------------
+# The file
 
 
 def test_every_figure_is_a_share_that_was_not_left_in_percent() -> None:
@@ -172,7 +172,7 @@ def test_every_speed_names_its_processor() -> None:
     assert of_slsg == [(54.2, "NVIDIA GTX 1080 Ti; batches of 1"), (18.5, "NVIDIA GTX 1080 Ti; batches of 16")]
 
 
-# ---- Look-up --------------------------------------------------------------------------------------------------------
+# Look-up
 
 
 @pytest.mark.parametrize(
@@ -212,7 +212,7 @@ def test_what_no_paper_prints_is_empty() -> None:
     assert published("screws of line 3", None, "aand", "image_auroc") == []
 
 
-# ---- Protocols ------------------------------------------------------------------------------------------------------
+# Protocols
 
 
 def test_notes_tell_that_the_pro_of_glass_and_pbas_is_dilated() -> None:

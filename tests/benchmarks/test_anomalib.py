@@ -86,7 +86,7 @@ def computed(bolt: Path, interpreter: Callable[..., Path], tmp_path: Path) -> tu
     return run(only(plan(bolt)), scratch, interpreter()), scratch / "anomalib"
 
 
-# ---- The same rules for both sides ----------------------------------------------------------------------------------
+# The same rules for both sides
 
 
 @posix
@@ -187,7 +187,7 @@ def test_crop_of_the_geometry_counts_as_not_inspected(
     assert result.evaluations["whole"].image_auroc is not None
 
 
-# ---- Failures -------------------------------------------------------------------------------------------------------
+# Failures
 
 FAILURES = {
     "refuses": "^there is no teacher here: fetch it$",
@@ -252,7 +252,7 @@ def test_what_is_no_interpreter_is_named(bolt: Path, tmp_path: Path, name: str, 
         driver.check_environment([only(plan(bolt)).run.experiment], tmp_path / name)
 
 
-# ---- Plans ----------------------------------------------------------------------------------------------------------
+# Plans
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_mistake_in_a_plan_is_named(bolt: Path, mistake: str) -> None:
         only(plan(bolt, methods={**PADIM, **fields}))
 
 
-# ---- The runner of anomalib, as far as it goes without anomalib -----------------------------------------------------
+# The runner of anomalib, as far as it goes without anomalib
 
 
 def test_runner_imports_nothing_of_this_package() -> None:

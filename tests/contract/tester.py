@@ -81,7 +81,7 @@ class RandomImages:
         size = self.image_size if geometry is None else geometry.size
         return iter(np.random.default_rng(0).standard_normal((len(self), 3, *size)))
 
-    def through(self, backbone: Backbone) -> RandomImages:
+    def with_backbone(self, backbone: Backbone) -> RandomImages:
         return RandomImages(backbone, self.image_size)
 
     def synthetic(self, *_: Any, **__: Any) -> RandomImages:

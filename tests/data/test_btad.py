@@ -20,7 +20,7 @@ def root(tmp_path: Path, trees: ModuleType) -> Path:
     return trees.btad(tmp_path / "BTech_Dataset_transformed" / "01")
 
 
-# ---- Reading --------------------------------------------------------------------------------------------------------
+# Reading
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_good_images_are_held_out_or_come_from_a_folder_beside_the_data(root: Pa
     assert calibration_split(layouts.load(root), seed=0).source == "validation"
 
 
-# ---- Detection ------------------------------------------------------------------------------------------------------
+# Detection
 
 
 def _whole(root: Path) -> str:
@@ -116,7 +116,7 @@ def test_asked_for_on_another_category_it_refuses_and_says_what_it_expects(tmp_p
         layouts.load(trees.mvtec(tmp_path / "bolt"), "btad")
 
 
-# ---- What the doctor says -------------------------------------------------------------------------------------------
+# What the doctor says
 
 
 def oddities(root: Path) -> dict[str, list[str]]:

@@ -46,7 +46,7 @@ def names(samples: tuple[Sample, ...]) -> list[str]:
     return [sample.image.name for sample in samples]
 
 
-# ---- Reading --------------------------------------------------------------------------------------------------------
+# Reading
 
 
 @pytest.mark.parametrize("subject", ["", "labels.csv"])
@@ -208,7 +208,7 @@ def test_empty_table_beside_unlabelled_folders_is_not_passed_over(root: Path) ->
         layouts.load(root)
 
 
-# ---- What is wrong --------------------------------------------------------------------------------------------------
+# What is wrong
 
 WRONG_ROWS = {
     "missing image": ("images/9.png,good,train,,", "line 8, names the image 'images/9.png', but there is no file"),

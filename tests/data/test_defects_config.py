@@ -39,7 +39,7 @@ def absolute(**changes: Any) -> dict[str, Any]:
     return entry(relative_saturation=False, **changes)
 
 
-# ---- The file -------------------------------------------------------------------------------------------------------
+# The file
 
 
 def test_entries_are_found_by_their_grey_value(tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_folder_of_the_name_and_no_text_are_errors_too(root: Path) -> None:
         read_defects_config(path)
 
 
-# ---- Masks and their kinds ------------------------------------------------------------------------------------------
+# Masks and their kinds
 
 
 def test_every_mask_has_the_kind_of_its_grey_value(root: Path) -> None:
@@ -226,7 +226,7 @@ def test_saturation_area_beyond_a_whole_image_is_noted(root: Path) -> None:
     assert note.startswith("The saturation area of hole, 121 pixels, exceeds a whole image of 120")
 
 
-# ---- What the doctor says -------------------------------------------------------------------------------------------
+# What the doctor says
 
 
 def findings(root: Path) -> dict[str, tuple[str, int]]:
@@ -272,7 +272,7 @@ def test_doctor_judges_the_masks_that_can_be_read(root: Path, trees: ModuleType)
     assert findings(root) == {"unreadable-mask": ("error", 1), "unknown-defect": ("error", 1)}
 
 
-# ---- Real images ----------------------------------------------------------------------------------------------------
+# Real images
 
 
 @pytest.mark.real_data

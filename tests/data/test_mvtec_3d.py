@@ -21,7 +21,7 @@ def root(tmp_path: Path, trees: ModuleType) -> Path:
     return trees.mvtec_3d(tmp_path / "mvtec_3d_anomaly_detection" / "bagel")
 
 
-# ---- Reading --------------------------------------------------------------------------------------------------------
+# Reading
 
 
 def test_category_gives_the_photographs_of_every_split(root: Path) -> None:
@@ -111,7 +111,7 @@ def test_images_beside_the_photographs_are_noted(root: Path, trees: ModuleType, 
     assert dataset.notes == (f"not used: 1 image directly in {stray}/; move them to {place}",)
 
 
-# ---- Detection ------------------------------------------------------------------------------------------------------
+# Detection
 
 
 def _nothing(root: Path) -> str:
@@ -162,7 +162,7 @@ def test_empty_training_folder_is_an_error(root: Path) -> None:
         layouts.load(root)
 
 
-# ---- What the doctor says -------------------------------------------------------------------------------------------
+# What the doctor says
 
 
 def oddities(root: Path) -> dict[str, list[str]]:

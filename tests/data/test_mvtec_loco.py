@@ -30,7 +30,7 @@ def masks_by_image(samples: tuple, truth: Path) -> dict[str, list[str]]:
     }
 
 
-# ---- Reading --------------------------------------------------------------------------------------------------------
+# Reading
 
 
 def test_category_gives_every_split(root: Path) -> None:
@@ -84,7 +84,7 @@ def test_without_a_validation_folder_images_are_held_out(root: Path) -> None:
     assert split.source == "held-out"
 
 
-# ---- Detection ------------------------------------------------------------------------------------------------------
+# Detection
 
 
 def _nested_masks_alone(root: Path) -> str:
@@ -201,7 +201,7 @@ def test_root_of_the_set_lists_its_categories(root: Path, trees: ModuleType) -> 
         layouts.load(root.parent)
 
 
-# ---- What the doctor says -------------------------------------------------------------------------------------------
+# What the doctor says
 
 
 def oddities(root: Path) -> dict[str, tuple[str, list[str]]]:
@@ -245,7 +245,7 @@ def test_one_empty_mask_among_several_and_one_of_another_size_are_found(root: Pa
     assert found["mask-size"][1] == ["ground_truth/structural_anomalies/001/000.png"]
 
 
-# ---- Real images ----------------------------------------------------------------------------------------------------
+# Real images
 
 
 @pytest.mark.real_data

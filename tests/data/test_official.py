@@ -50,7 +50,7 @@ def found(dataset: Dataset) -> dict[str, Finding]:
     return {item.name: item for item in official_findings(dataset)}
 
 
-# ---- The table ------------------------------------------------------------------------------------------------------
+# The table
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_every_layout_and_every_origin_exists(name: str) -> None:
     assert official.source
 
 
-# ---- What is known --------------------------------------------------------------------------------------------------
+# What is known
 
 WHOLE = [(official.name, category) for official in OFFICIAL for category, c in official.categories.items() if c]
 
@@ -195,7 +195,7 @@ def test_sets_known_by_their_total_are_compared_as_a_whole(tmp_path: Path, trees
     assert "32 good where 3860 are official (-3828), 8 flawed to test where 241 are official (-233)" in together
 
 
-# ---- Missing files --------------------------------------------------------------------------------------------------
+# Missing files
 
 
 def test_files_missing_from_the_numbering_are_named(tmp_path: Path, trees: ModuleType) -> None:
@@ -253,7 +253,7 @@ def test_gaps_in_ones_own_data_are_nobodys_business(tmp_path: Path, trees: Modul
     assert not [item for item in check(layouts.load(root)).items if item.name == "missing-files"]
 
 
-# ---- Test sets for models trained elsewhere -------------------------------------------------------------------------
+# Test sets for models trained elsewhere
 
 
 @pytest.mark.parametrize(

@@ -41,7 +41,7 @@ def names(samples: tuple[Sample, ...]) -> list[str]:
     return [s.image.name for s in samples]
 
 
-# ---- Reading --------------------------------------------------------------------------------------------------------
+# Reading
 
 
 def test_category_gives_every_split_of_the_table(root: Path) -> None:
@@ -160,7 +160,7 @@ def test_image_without_a_row_is_noted(root: Path, trees: ModuleType) -> None:
     assert note.startswith("not used: 1 image without a row in ")
 
 
-# ---- Detection ------------------------------------------------------------------------------------------------------
+# Detection
 
 
 def test_detection_names_what_it_saw(root: Path) -> None:
@@ -194,7 +194,7 @@ def test_asked_for_on_another_category_it_refuses_and_says_what_it_expects(tmp_p
         layouts.load(trees.mvtec(tmp_path / "bolt"), "visa")
 
 
-# ---- Where table and files disagree ---------------------------------------------------------------------------------
+# Where table and files disagree
 
 
 def _no_table(root: Path, table: Path) -> None:
@@ -294,7 +294,7 @@ def test_disagreement_is_one_line_that_helps(root: Path, table: Path, case: str)
     assert "\n" not in str(caught.value)
 
 
-# ---- What the doctor says -------------------------------------------------------------------------------------------
+# What the doctor says
 
 
 def test_small_numbers_in_masks_are_no_oddity(root: Path) -> None:

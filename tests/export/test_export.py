@@ -79,7 +79,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     return sorted(folder.iterdir())
 
 
-# ---- Graph ----------------------------------------------------------------------------------------------------------
+# Graph
 
 
 def test_a_model_is_exported_in_its_export_form() -> None:
@@ -115,7 +115,7 @@ def test_same_detector_gives_the_same_bytes(model: bytes) -> None:
     assert export_model(Brightness(), SIZE) == model
 
 
-# ---- Parity ---------------------------------------------------------------------------------------------------------
+# Parity
 
 
 def test_equal_models_pass_and_report_their_differences(model: bytes, files: list[Path]) -> None:

@@ -40,7 +40,7 @@ def packaged() -> Backbone:
     return load_backbone()
 
 
-# ---- The packaged backbone ------------------------------------------------------------------------------------------
+# The packaged backbone
 
 
 def test_packaged_backbone_gives_its_known_features(packaged: Backbone, waves: Tensor) -> None:
@@ -100,7 +100,7 @@ def test_levels_follow_the_strides_asked_for(waves: Tensor) -> None:
     assert (one.info.strides, one.info.channels) == ((16,), (112,))
 
 
-# ---- Weight files ---------------------------------------------------------------------------------------------------
+# Weight files
 
 
 def random_model(build: Callable[..., nn.Module], seed: int = 0) -> nn.Module:
@@ -270,7 +270,7 @@ def test_file_whose_name_tells_no_architecture_says_how_to_give_it(tmp_path: Pat
         load_backbone(str(file))
 
 
-# ---- Names and levels -----------------------------------------------------------------------------------------------
+# Names and levels
 
 
 def test_unknown_name_gets_the_closest_match() -> None:

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from flawsmith.figures.scores import limit_from_verdicts, score_histograms
-from flawsmith.figures.sources import ModelScores, ScoredImage, scored
+from flawsmith.figures.sources import ImageScore, ModelScores, scored
 from flawsmith.runtime.errors import FlawsmithError
 
 
-def images(*rows: tuple[str, float, str]) -> tuple[ScoredImage, ...]:
+def images(*rows: tuple[str, float, str]) -> tuple[ImageScore, ...]:
     return tuple(
-        ScoredImage(f"{number}.png", defect, score, verdict) for number, (defect, score, verdict) in enumerate(rows)
+        ImageScore(f"{number}.png", defect, score, verdict) for number, (defect, score, verdict) in enumerate(rows)
     )
 
 

@@ -32,7 +32,7 @@ def one_defect(size: tuple[int, int] = (40, 30)) -> np.ndarray:
     return mask
 
 
-# ---- Saturation areas -----------------------------------------------------------------------------------------------
+# Saturation areas
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_impossible_threshold_is_refused(threshold: float, relative: bool) -> No
         saturation_area(10, threshold, relative=relative)
 
 
-# ---- Against brute force --------------------------------------------------------------------------------------------
+# Against brute force
 
 
 @given(defect_sets(), LIMITS)
@@ -138,7 +138,7 @@ def test_maps_taken_in_one_by_one_give_the_figures_of_every_kind(
         assert value == about(au_spro([maps[at] for at in images], [every[at] for at in images], limit=limit))
 
 
-# ---- What the figure means ------------------------------------------------------------------------------------------
+# What the figure means
 
 
 @given(map_sets())

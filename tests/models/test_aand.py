@@ -28,7 +28,7 @@ from flawsmith.models.aand.functional import (
     rate_factor,
 )
 from flawsmith.models.aand.model import AAND, RD4AD
-from flawsmith.models.aand.networks import Amplifiers, Layout, TokenDecoder, layout_for, reverse_student
+from flawsmith.models.aand.networks import Amplifiers, StudentLayout, TokenDecoder, layout_for, reverse_student
 from flawsmith.models.aand.training import (
     AdvancedTeacher,
     AmplificationBatches,
@@ -44,7 +44,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training.trainer import MetricsFile
 
 CHANNELS, GRIDS = (4, 6, 8), ((12, 18), (6, 9), (3, 5))
-SMALL = Layout(decoder=(1, 1, 1), embedding=1, heads=True, widths=(4, 8, 8))
+SMALL = StudentLayout(decoder=(1, 1, 1), embedding=1, heads=True, widths=(4, 8, 8))
 
 
 def random_levels(images: int = 2, seed: int = 0) -> list[Tensor]:
@@ -98,7 +98,7 @@ def tiny_model(kind: type[AAND] = AAND, **settings: Any) -> AAND:
     )
 
 
-# ---- First stage ----------------------------------------------------------------------------------------------------
+# First stage
 
 
 def test_drawn_cells_alone_give_the_loss_and_gradients_of_whole_maps() -> None:
@@ -214,7 +214,7 @@ class BlankFlaws:
         for images in shard.of(rows):
             levels = [torch.tensor(images)[:, None, None, None].expand(-1, 1, *grid).float() for grid in GRIDS]
             masks = torch.zeros(len(images), 12, 18, dtype=torch.bool).numpy()
-            yield SyntheticImages(levels, masks, ~masks, fell_back=1)
+            yield SyntheticImages(levels, masks, ~masks, fallbacks=1)
 
     def examples(self, count: int) -> Any:
         return []
@@ -275,7 +275,7 @@ def test_positions_are_computed_for_any_grid_and_saved_with_the_model() -> None:
     assert position_encoding(7, (2, 2)).shape == (7, 2, 2)
 
 
-# ---- Second stage ---------------------------------------------------------------------------------------------------
+# Second stage
 
 
 def test_distillation_trains_the_student_and_nothing_else() -> None:
@@ -412,7 +412,7 @@ def test_the_decoder_mirrors_a_resnet_and_closes_other_backbones_with_heads(
 
 @pytest.mark.parametrize("block", ["bottleneck", "basic"])
 def test_the_student_gives_the_teachers_shapes_on_odd_grids(block: Any) -> None:
-    layout = Layout(block=block, decoder=(1, 2, 1), embedding=2)
+    layout = StudentLayout(block=block, decoder=(1, 2, 1), embedding=2)
     student = reverse_student(CHANNELS, GRIDS, layout)
 
     with torch.no_grad():
@@ -565,7 +565,7 @@ def test_the_report_shows_residuals_gates_and_every_level(trained: Callable[[str
         assert heading in report
 
 
-# ---- Transformers ---------------------------------------------------------------------------------------------------
+# Transformers
 
 
 def test_a_plain_transformer_gets_a_token_decoder_in_the_teachers_order() -> None:
@@ -591,7 +591,7 @@ def test_strides_that_a_plain_transformer_lacks_are_refused_with_those_it_has() 
         load_backbone("vit_tiny_patch16_224@random", strides=(4, 8, 16))
 
 
-# ---- Foregrounds of the released script -----------------------------------------------------------------------------
+# Foregrounds of the released script
 
 
 def test_every_category_of_the_papers_data_sets_has_its_foreground() -> None:
@@ -620,7 +620,7 @@ def test_names_that_merely_look_alike_are_other_data_sets() -> None:
     assert published_foreground("mvtec", "cable_gland") is None
 
 
-# ---- Presets and published rules ------------------------------------------------------------------------------------
+# Presets and published rules
 
 
 def test_official_preset_has_the_numbers_of_the_released_code() -> None:
@@ -712,7 +712,7 @@ def test_published_shapes(dataset: str, category: str, mode: str, extent: tuple[
     assert rule is not None and (rule.mode, rule.extent) == (mode, extent)
 
 
-# ---- What cannot be built -------------------------------------------------------------------------------------------
+# What cannot be built
 
 
 def test_an_input_too_small_for_the_student_is_refused_with_one_that_is_not() -> None:

@@ -35,7 +35,7 @@ def random(seed: int, *shape: int, dtype: torch.dtype = torch.float32) -> Tensor
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
-# ---- Centres --------------------------------------------------------------------------------------------------------
+# Centres
 
 
 def sequential_update(centers: Tensor, mean: Tensor, smoothing: float) -> Tensor:
@@ -73,7 +73,7 @@ def test_clustered_centers_find_the_clusters_and_follow_the_seed() -> None:
     assert torch.equal(centers, clustered_centers(batches, 3, seed=1))
 
 
-# ---- Fast forms against plain ones -----------------------------------------------------------------------------------
+# Fast forms against plain ones
 
 
 def plain_hidden(
@@ -228,7 +228,7 @@ def test_distance_to_a_center_that_is_the_feature_is_zero_not_nan() -> None:
     assert low.max() < 1e-2
 
 
-# ---- Heads and post-processing --------------------------------------------------------------------------------------
+# Heads and post-processing
 
 
 def test_discriminator_from_its_first_layer_is_the_discriminator() -> None:

@@ -49,7 +49,7 @@ def stripes(side: int = 96) -> np.ndarray:
     return np.broadcast_to(columns[None, :, None], (side, side, 3)).copy()
 
 
-# ---- Mean image -----------------------------------------------------------------------------------------------------
+# Mean image
 
 
 def test_mean_image_streams_and_counts_every_image_alike() -> None:
@@ -95,7 +95,7 @@ def test_levels_between_are_truncated_and_those_outside_clipped() -> None:
     assert as_rgb(values, (0, 0, 0), (1, 1, 1))[0, :, 0].tolist() == [0, 100, 255]
 
 
-# ---- Judgement ------------------------------------------------------------------------------------------------------
+# Judgement
 
 
 def test_spectrum_has_its_zero_frequency_in_the_centre() -> None:
@@ -209,7 +209,7 @@ def test_spectrum_picture_marks_strong_frequencies_alone(image: np.ndarray) -> N
     assert not coloured.all()
 
 
-# ---- Published decisions --------------------------------------------------------------------------------------------
+# Published decisions
 
 
 @pytest.mark.parametrize("dataset", ["mvtec", "MVTec", "mvtec_ad", "MVTec AD", "MVTec-AD", "mvtec_anomaly_detection"])

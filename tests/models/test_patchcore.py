@@ -37,7 +37,7 @@ def model_of(memory: torch.Tensor, pixels: Backbone, **settings: object) -> Patc
     """A model whose patches are single pixels."""
     changes = {"image_size": SIZE, "patch_size": 1, "sigma": 0.0, "neighbours": 3, **settings}
     model = PatchCore.from_preset("fast", backbone=pixels, **changes)
-    model.remember(memory)
+    model.fit_memory(memory)
     return model
 
 

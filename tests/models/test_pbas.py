@@ -86,7 +86,7 @@ def test_no_more_levels_are_embedded_than_there_are() -> None:
         PBASConfig(embedded_levels=3)
 
 
-# ---- Numbers --------------------------------------------------------------------------------------------------------
+# Numbers
 
 
 def test_official_preset_has_the_numbers_of_the_released_code() -> None:
@@ -142,7 +142,7 @@ def test_impossible_setting_is_refused(wrong: dict[str, Any]) -> None:
         PBASConfig(**wrong)
 
 
-# ---- Batches --------------------------------------------------------------------------------------------------------
+# Batches
 
 
 def drawn(config: PBASConfig, seed: int, epoch: int, images: int = 10) -> list[Any]:
@@ -187,7 +187,7 @@ def test_drawn_positions_are_distinct_and_within_the_batch() -> None:
         assert 0 <= batch.rows.min() <= batch.rows.max() < limit
 
 
-# ---- Equations ------------------------------------------------------------------------------------------------------
+# Equations
 
 
 @settings(max_examples=40)
@@ -263,7 +263,7 @@ def test_one_feature_hardly_off_its_centre_does_not_spoil_the_batch() -> None:
     assert losses["loss_anomaly"] < 5
 
 
-# ---- Ablations of the paper's tables --------------------------------------------------------------------------------
+# Ablations of the paper's tables
 
 
 @pytest.mark.parametrize("center", ["aligned", "average", "iterative", "kmeans"])

@@ -39,10 +39,10 @@ from flawsmith.models.slsg.functional import (
 )
 from flawsmith.models.slsg.networks import SegNet, UnpooledResNet, make_encoder, resize
 from flawsmith.models.slsg.pretraining import (
-    Discriminator,
     Generator,
     InpaintingBatch,
     InpaintingBatches,
+    InpaintingDiscriminator,
     PretrainingModule,
     hidden_pixels,
     settle_statistics,
@@ -61,7 +61,7 @@ def resnet() -> Backbone:
     return load_backbone("resnet18@random", strides=PAPER.strides)
 
 
-# ---- Equations -------------------------------------------------------------------------------------------------------
+# Equations
 
 
 def test_overlay_is_equation_1(seed: int) -> None:
@@ -135,7 +135,7 @@ def test_rate_falls_along_a_cosine_one_step_late() -> None:
     assert rates[100] == pytest.approx(0.0, abs=1e-4)
 
 
-# ---- SG block --------------------------------------------------------------------------------------------------------
+# SG block
 
 
 @pytest.mark.parametrize("grid", [(16, 16), (3, 5), (1, 1)], ids=str)
@@ -247,7 +247,7 @@ def test_largest_difference_to_a_neighbour_is_taken_by_channel() -> None:
     assert max_relative(nodes, neighbours).tolist() == [[[5.0, 4.0, -4.0], [-2.0, 2.0, 3.0]]]
 
 
-# ---- Networks --------------------------------------------------------------------------------------------------------
+# Networks
 
 
 def test_unpooled_resnet_has_the_papers_levels(resnet: Backbone) -> None:
@@ -405,7 +405,7 @@ def test_novel_is_what_is_farther_than_a_typical_image_goes() -> None:
     assert segnet().eval()(levels).novelty is None
 
 
-# ---- GPT-Net ---------------------------------------------------------------------------------------------------------
+# GPT-Net
 
 
 @pytest.mark.parametrize("size", [(256, 256), (64, 96), (70, 51)], ids=str)
@@ -515,7 +515,7 @@ def test_generator_loss_weights_its_parts(resnet: Backbone) -> None:
 
 
 def test_discriminator_looks_at_patches_with_four_groups_of_stride_two() -> None:
-    discriminator = Discriminator(4)
+    discriminator = InpaintingDiscriminator(4)
 
     assert discriminator(torch.zeros(2, 3, 64, 96)).shape == (2, 1, 4, 6)
     assert [group[0].out_channels for group in list(discriminator)[:4]] == [4, 8, 16, 32]
@@ -537,7 +537,7 @@ def test_settled_statistics_are_those_of_whole_images(resnet: Backbone) -> None:
     assert not encoder.training
 
 
-# ---- Training of SegNet ----------------------------------------------------------------------------------------------
+# Training of SegNet
 
 
 class SyntheticAnomalies(Numbered):
@@ -552,7 +552,7 @@ class SyntheticAnomalies(Numbered):
             anomalous = torch.ones(len(images), 3, 32, 48)
             masks = np.ones((len(images), 32, 48), bool)
             normal = [-anomalous] if self.jittered else None
-            yield SyntheticImages([anomalous], masks, masks, fell_back=1, normal=normal)
+            yield SyntheticImages([anomalous], masks, masks, fallbacks=1, normal=normal)
 
     def examples(self, count: int) -> Any:
         return [(np.zeros((32, 48, 3), np.uint8), np.zeros((32, 48), np.uint8), np.zeros((32, 48, 3), np.uint8))] * 2
@@ -644,7 +644,7 @@ def test_images_levels_and_batches_have_the_same_losses(resnet: Backbone) -> Non
 
     for name, value in losses[0].items():
         torch.testing.assert_close(losses[1][name], value)
-        torch.testing.assert_close(losses[2][name], value if name != "fell_back" else torch.tensor(0.25))
+        torch.testing.assert_close(losses[2][name], value if name != "fallback_rate" else torch.tensor(0.25))
 
 
 def test_loss_weights_its_parts(resnet: Backbone) -> None:
@@ -683,7 +683,7 @@ class SmallData(Numbered):
     def features(self) -> SmallData:
         return self
 
-    def through(self, backbone: Backbone) -> SmallData:
+    def with_backbone(self, backbone: Backbone) -> SmallData:
         return SmallData(backbone)
 
     @torch.no_grad()
@@ -802,7 +802,7 @@ def test_diagnostics_leave_the_model_as_it_is(resnet: Backbone) -> None:
     assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
 
 
-# ---- Simulation ------------------------------------------------------------------------------------------------------
+# Simulation
 
 
 def test_logical_and_structural_halves_can_be_switched_off() -> None:
@@ -848,7 +848,7 @@ def test_released_recipes_of_loco_are_taken_by_name_and_called_class_tuned() -> 
     assert simulation.foreground.mode == "files"
 
 
-# ---- The whole method ------------------------------------------------------------------------------------------------
+# The whole method
 
 
 def test_pixel_backbone_gives_images_as_they_are() -> None:

@@ -112,7 +112,7 @@ def test_model_and_baseline_have_the_figures_that_each_has_alone(
     assert set(both.baseline.gains.values()) == {(0.0, 0.0, 0.0)}
 
 
-# ---- Saturation, learned on the way ---------------------------------------------------------------------------------
+# Saturation, learned on the way
 
 
 def measured_beforehand(bundle: Any, root: Path) -> Any:
@@ -158,7 +158,7 @@ def test_mask_of_no_kind_is_refused_in_the_same_words(tiny: ModuleType, trees: M
     assert str(on_the_way.value) == str(beforehand.value)
 
 
-# ---- Pictures of the report -----------------------------------------------------------------------------------------
+# Pictures of the report
 
 
 def inspection_of(score: float, verdict: Any) -> Inspection:

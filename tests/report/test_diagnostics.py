@@ -58,7 +58,7 @@ def test_diagnostics_with_nothing_to_show_are_left_out() -> None:
     assert panels(nothing) == []
 
 
-# ---- Charts ---------------------------------------------------------------------------------------------------------
+# Charts
 
 
 def test_chart_of_metrics_takes_the_rows_that_hold_its_numbers() -> None:
@@ -122,7 +122,7 @@ def test_odd_lines_are_drawn(values: list[float]) -> None:
     assert "<svg" in svg(line_chart(chart(line=values)))
 
 
-# ---- Point clouds ---------------------------------------------------------------------------------------------------
+# Point clouds
 
 
 def test_groups_that_lie_apart_stay_apart_in_both_planes() -> None:
@@ -195,7 +195,7 @@ def test_colours_and_shapes_tell_groups_apart() -> None:
     assert all(colour.lower() in drawn for colour in PALETTE[:3])
 
 
-# ---- Strips ---------------------------------------------------------------------------------------------------------
+# Strips
 
 
 def test_large_pictures_shrink_and_tiny_ones_grow() -> None:

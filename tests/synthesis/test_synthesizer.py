@@ -461,7 +461,7 @@ def test_other_arrays_are_refused(image: np.ndarray, foreground: np.ndarray | No
         AnomalySynthesizer(PLAIN, Speckle()).synthesize(image, np.random.default_rng(0), foreground=foreground)
 
 
-# ---- Without a run --------------------------------------------------------------------------------------------------
+# Without a run
 
 
 @pytest.mark.parametrize("name", RECIPES)

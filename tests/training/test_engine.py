@@ -231,7 +231,7 @@ def test_damaged_checkpoint_is_named(fit: Fit, tmp_path: Path) -> None:
         fit(tmp_path)
 
 
-# ---- Loggers ---------------------------------------------------------------------------------------------------------
+# Loggers
 
 
 def test_metrics_are_whole_where_lightnings_own_logger_starts_anew(fit: Fit, tmp_path: Path) -> None:
@@ -261,7 +261,7 @@ def test_unknown_logger_is_refused_with_those_there_are() -> None:
         check_options(LoopOptions(accelerator="cpu", logger="paper"))  # type: ignore[arg-type]
 
 
-# ---- Selection ------------------------------------------------------------------------------------------------------
+# Selection
 
 
 class Constant(nn.Module):

@@ -70,7 +70,7 @@ def test_foregrounds_come_with_the_flaws_that_lie_on_them(images: Make) -> None:
     for batch in synthetic(images(workers=1), mode="disc", recipe="aand"):
         assert batch.foregrounds.shape == batch.masks.shape
         assert 0 < batch.foregrounds.mean() < 1
-        assert batch.fell_back or not (batch.masks & ~batch.foregrounds).any()
+        assert batch.fallbacks or not (batch.masks & ~batch.foregrounds).any()
     assert all(batch.foregrounds.all() for batch in synthetic(images(workers=0), mode="none"))
 
 
@@ -141,7 +141,7 @@ def test_flaws_leave_the_rest_of_the_image_and_the_global_generator_alone(images
         assert difference[outside].max() < 1e-6
         assert difference[~outside].max() > 0.1
         assert batch.masks.any(axis=(1, 2)).all()
-        assert batch.fell_back == 0
+        assert batch.fallbacks == 0
     assert torch.equal(torch.random.get_rng_state(), before)
 
 

@@ -84,7 +84,7 @@ def benchmark(
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Compare methods on labelled data over seeds: one table, resumable, a process a run.
+    """Compare methods on labelled data; can be interrupted and continued.
 
     Example: flawsmith benchmark parts --methods patchcore pbas glass --seeds 0 1 2 --out results
     """

@@ -25,7 +25,7 @@ def doctor(
     layout: Layout = None,
     json_: AsJson = False,
 ) -> None:
-    """Look for what would stop a training, spoil it or mislead its figures; or whether a model runs here.
+    """Check a folder of images, or a model file, for problems.
 
     Exit code 0: sound, perhaps with warnings. 1: errors were found.
     2: there is nothing that could be checked.

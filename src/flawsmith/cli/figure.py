@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 
 figure = typer.Typer(
-    name="figure", help="Draw a figure of a paper from finished runs.", no_args_is_help=True, add_completion=False
+    name="figure", help="Draw publication figures from finished runs.", no_args_is_help=True, add_completion=False
 )
 
 

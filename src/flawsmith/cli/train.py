@@ -53,9 +53,7 @@ Foregrounds = Annotated[
     str | None, typer.Option(help="Folder of masks of where the part is, for --set foreground=files.")
 ]
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that synthesize flaws; by default two.")]
-Baseline = Annotated[
-    str, typer.Option(help="patchcore or padim, trained beside the model to see whether learning paid, or none.")
-]
+Baseline = Annotated[str, typer.Option(help="patchcore or padim, built beside the model to compare it with, or none.")]
 Fraction = Annotated[float, typer.Option(help="Share of the images to learn from that is used.")]
 Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
 Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")]

@@ -127,9 +127,6 @@ def _ray() -> Any:
     return ray
 
 
-# ---- Predictions ----------------------------------------------------------------------------------------------------
-
-
 def predict_on_cluster(
     bundle: Bundle,
     paths: Sequence[Path],
@@ -257,9 +254,6 @@ def _enter(folder: str, *needs: Path) -> None:
     raise FlawsmithError(
         f"{socket.gethostname()} does not see {names}: nodes must see the same paths (a shared folder)"
     )
-
-
-# ---- Benchmarks -----------------------------------------------------------------------------------------------------
 
 
 class RayExecutor:

@@ -27,7 +27,7 @@ _INDEX = "index.json"
 _TEMPORARY = "tmp-"
 _HALF = float(np.finfo(np.float16).max)
 
-LevelMaps = list[NDArray[np.float32]]
+LevelArrays = list[NDArray[np.float32]]
 
 
 def cache_folder() -> Path:
@@ -216,7 +216,7 @@ class _ShardCache:
 class FeatureCache(_ShardCache):
     """Level maps by the content of the images; its key is the extractor's (weights, levels, geometry, engine)."""
 
-    def table(self, hashes: Sequence[str], extract: Callable[[Sequence[int]], Iterable[LevelMaps]]) -> FeatureTable:
+    def table(self, hashes: Sequence[str], extract: Callable[[Sequence[int]], Iterable[LevelArrays]]) -> FeatureTable:
         """The features of some images, extracting those that are missing.
 
         Args:
@@ -272,7 +272,7 @@ def _in_groups(rows: Sequence[int]) -> Iterator[Sequence[int]]:
     return (rows[start : start + SHARD_IMAGES] for start in range(0, len(rows), SHARD_IMAGES))
 
 
-def _halved(levels: LevelMaps) -> list[NDArray[np.float16]]:
+def _halved(levels: LevelArrays) -> list[NDArray[np.float16]]:
     return [np.clip(level, -_HALF, _HALF).astype(np.float16) for level in levels]
 
 

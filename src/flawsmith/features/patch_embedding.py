@@ -10,16 +10,31 @@ backbone.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeVar, cast
+from typing import Annotated, TypeVar, cast
 
 import numpy as np
 import scipy.sparse as sp
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 T = TypeVar("T")
+
+
+def odd(side: int) -> int:
+    """The side of a neighbourhood, which has a middle.
+
+    Raises:
+        ValueError: it has none.
+    """
+    if side % 2 == 0:
+        raise ValueError("it must be odd")
+    return side
+
+
+OddSide = Annotated[int, AfterValidator(odd)]
 Part = tuple[slice, Tensor]
 """Consecutive embedding channels, and their values (batch, channel, h, w) at the resolution of one level."""
 
@@ -52,9 +67,12 @@ def aggregation_matrices(
         patch_size: side p of the square neighbourhood, odd.
         level_width: values that each level is pooled to first (``pretrain_embed_dimension`` of the released code).
         width: values of the final embedding (``target_embed_dimension``).
+
+    Example:
+        >>> [matrix.shape for matrix in aggregation_matrices([2, 4], patch_size=3, level_width=6, width=5)]
+        [(5, 18), (5, 36)]
     """
-    if patch_size < 1 or patch_size % 2 == 0:
-        raise ValueError(f"patch_size must be odd and positive, not {patch_size}")
+    odd(patch_size)
     final = adaptive_pooling(level_width * len(channels), width)
     return [
         sp.csr_array(
@@ -66,7 +84,12 @@ def aggregation_matrices(
 
 
 def block_count(matrix: sp.csr_array, inputs: int, taps: int) -> int:
-    """The largest number of groups into which a (outputs, inputs·taps) matrix falls block-diagonally."""
+    """The largest number of groups into which a (outputs, inputs·taps) matrix falls block-diagonally.
+
+    Example:
+        >>> block_count(sp.csr_array(np.eye(4)), inputs=4, taps=1)
+        4
+    """
     outputs = matrix.shape[0]
     rows, columns = matrix.nonzero()
     for groups in range(int(np.gcd(outputs, inputs)), 1, -1):
@@ -143,7 +166,13 @@ class PatchEmbedding(nn.Module):
 
 
 def join_parts(parts: Sequence[Part], grid: Sequence[int]) -> Float[Tensor, "batch width height0 width0"]:
-    """The embedding on a grid: the sum of what the levels contribute, each resized."""
+    """The embedding on a grid: the sum of what the levels contribute, each resized.
+
+    Example:
+        >>> parts = [(slice(0, 2), torch.ones(1, 2, 4, 4)), (slice(1, 3), torch.ones(1, 2, 2, 2))]
+        >>> join_parts(parts, (4, 4))[0, :, 0, 0]
+        tensor([1., 2., 1.])
+    """
     first = parts[0][1]
     width = max(channels.stop for channels, _ in parts)
     # Not len(first): in an exported graph that would fix the number of images.
@@ -154,7 +183,12 @@ def join_parts(parts: Sequence[Part], grid: Sequence[int]) -> Float[Tensor, "bat
 
 
 def resize(maps: Tensor, grid: Sequence[int]) -> Tensor:
-    """Bilinear resizing with half-pixel centres, unchanged where the grid fits already."""
+    """Bilinear resizing with half-pixel centres, unchanged where the grid fits already.
+
+    Example:
+        >>> resize(torch.tensor([[[[0.0, 4.0]]]]), (1, 4))
+        tensor([[[[0., 1., 3., 4.]]]])
+    """
     height, width = maps.shape[-2:]
     if (height, width) == tuple(grid):
         return maps
@@ -185,5 +219,10 @@ def average_embedding(
 
 
 def as_rows(embedding: Float[Tensor, "batch width height0 width0"]) -> Float[Tensor, "position width"]:
-    """One row a position, image-major and then row by row over the map."""
+    """One row a position, image-major and then row by row over the map.
+
+    Example:
+        >>> as_rows(torch.zeros(2, 5, 3, 4)).shape
+        torch.Size([24, 5])
+    """
     return embedding.permute(0, 2, 3, 1).reshape(-1, embedding.shape[1])

@@ -17,7 +17,7 @@ _RUNS = "runs"
 
 
 @dataclass(frozen=True)
-class ScoredImage:
+class ImageScore:
     """One image of a test set."""
 
     image: str
@@ -44,7 +44,7 @@ class ModelScores:
 
     category: str
     experiment: str
-    images: tuple[ScoredImage, ...]
+    images: tuple[ImageScore, ...]
     limit: float | None = None
     review_limit: float | None = None
 
@@ -153,7 +153,7 @@ def _scored_run(store: ResultStore, result: RunResult) -> ModelScores | None:
     return replace(scores, limit=decision.limit, review_limit=decision.review_limit)
 
 
-def _read_scores(path: Path) -> tuple[ScoredImage, ...]:
+def _read_scores(path: Path) -> tuple[ImageScore, ...]:
     """Every row of a scores.csv.
 
     Raises:
@@ -162,7 +162,7 @@ def _read_scores(path: Path) -> tuple[ScoredImage, ...]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return tuple(
-                ScoredImage(row["image"], row["defect"], float(row["score"]), row["verdict"])
+                ImageScore(row["image"], row["defect"], float(row["score"]), row["verdict"])
                 for row in csv.DictReader(file)
             )
     except (OSError, UnicodeError, ValueError, KeyError, TypeError) as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.metrics.protocol import MEANINGS
@@ -28,7 +30,7 @@ class DefectResult(BaseModel):
 
 
 class BaselineResult(BaseModel):
-    """A model of the same training images that learns nothing, on the same test images by the same rules."""
+    """A model of the same training images that needs no training, on the same test images by the same rules."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,12 +44,20 @@ class BaselineResult(BaseModel):
         "resampled test images.",
     )
 
-    def sentences(self) -> list[str]:
-        """Whether learning paid, a sentence a figure."""
-        return [
-            f"{LABELS[name]}: {self.method}, which learns nothing, {getattr(self, name):.4f}; learning {_paid(gain)}"
-            for name, gain in self.gains.items()
-        ]
+    def comparisons(self, labels: Mapping[str, str]) -> dict[str, str]:
+        """The model beside its baseline, by the label of the figure.
+
+        Args:
+            labels: of the figures, as the evaluation's table has them.
+        """
+        return {labels[name]: self._comparison(getattr(self, name), gain) for name, gain in self.gains.items()}
+
+    def _comparison(self, value: float, gain: tuple[float, float, float]) -> str:
+        change, low, high = gain
+        verdict = "better" if low > 0 else "worse" if high < 0 else "no measurable difference"
+        interval = f"{change:+.4f}, 95 % interval {low:+.4f} to {high:+.4f}"
+        baseline = f"{value:.4f} of {self.method}, which needs no training"
+        return f"{value + change:.4f} against {baseline}: {verdict} ({interval})"
 
 
 class Evaluation(BaseModel):
@@ -130,7 +140,8 @@ class Evaluation(BaseModel):
         if self.by_defect:
             heads = ("defect", "images", "missed", "miss rate", "image AUROC", self.overlap_name, "mean score")
             lines += ["", *_aligned([heads, *(_defect_row(*item) for item in self.by_defect.items())])]
-        lines += ["", *self.baseline.sentences()] if self.baseline is not None else []
+        if self.baseline is not None:
+            lines += ["", *(f"{label}: {words}" for label, words in self.baseline.comparisons(self.labels()).items())]
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join(lines)
 
@@ -194,12 +205,6 @@ _CHANGED_LABELS = {
     ("loco_mean", "pooled"): ("image_auroc_loco_mean", "image AUROC, mean as pooled"),
 }
 """What a figure is called where a setting of a switch makes it another one."""
-
-
-def _paid(gain: tuple[float, float, float]) -> str:
-    value, low, high = gain
-    verdict = "paid" if low > 0 else "cost" if high < 0 else "changed nothing that these images show"
-    return f"{verdict} ({value:+.4f}, 95 % interval {low:+.4f} to {high:+.4f})"
 
 
 def _number(value: float | None) -> str:

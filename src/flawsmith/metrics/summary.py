@@ -179,7 +179,7 @@ def _notes(state: EvaluationState, points: dict[bootstrap.Metric, float | None])
         notes.append(f"{images} sent to review: not rejected, so counted in the miss rate.")
     if points["image_auroc"] == 1.0:
         notes.append(
-            "Image scores part good and flawed images perfectly: a bootstrap cannot widen that, so an "
-            "interval of zero width speaks of these images only."
+            "Scores of good and flawed test images do not overlap, so the intervals have zero width: more test images "
+            "would show the real uncertainty."
         )
     return notes

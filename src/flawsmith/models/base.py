@@ -184,7 +184,7 @@ class SyntheticImages:
         levels: level maps, finest first: float32 (images, channels, height, width) each.
         masks: where the flaws are, (images, height, width) bool at the network's input size.
         foregrounds: where flaws might have been, in the same form; everywhere for an image without a foreground.
-        fell_back: images whose flaw lies beside the foreground, or that have none, because no mask was accepted.
+        fallbacks: images whose flaw lies beside the foreground, or that have none, because no mask was accepted.
         normal: level maps of the good images as the flaws were put on them, in the form of ``levels``; None where
             they are the training images as they are, whose features are cached.
     """
@@ -192,13 +192,13 @@ class SyntheticImages:
     levels: list[Tensor]
     masks: Bool[np.ndarray, "images height width"]
     foregrounds: Bool[np.ndarray, "images height width"]
-    fell_back: int = 0
+    fallbacks: int = 0
     normal: list[Tensor] | None = None
 
     @property
     def fallback_rate(self) -> float:
         """Share of the images that fell back, in [0, 1]."""
-        return self.fell_back / len(self.masks)
+        return self.fallbacks / len(self.masks)
 
 
 class SyntheticSource(Protocol):
@@ -237,7 +237,7 @@ class TrainingData(Protocol):
         """All training images, normalised, one at a time; in another geometry than the network's if asked."""
         ...
 
-    def through(self, backbone: Backbone) -> TrainingData:
+    def with_backbone(self, backbone: Backbone) -> TrainingData:
         """The same images through another frozen backbone, such as one that a stage has trained."""
         ...
 

@@ -89,7 +89,7 @@ def training_report(
 ) -> None:
     """Write the report of a run that has just been trained: calibration and training, no test figures.
 
-    The baseline is a model of the same images that learns nothing, or why there is none.
+    The baseline is a model of the same images that needs no training, or why there is none.
     """
     spec = bundle.spec
     write_report(
@@ -211,12 +211,11 @@ def _synthetic_against(bundle: Bundle, baseline: Bundle | str | None) -> list[Fa
 def _baseline_facts(evaluation: Evaluation) -> list[FactGroup]:
     if evaluation.baseline is None:
         return []
-    rows = [tuple(sentence.split(": ", 1)) for sentence in evaluation.baseline.sentences()]
-    return [FactGroup("Did learning pay?", rows)]  # type: ignore[arg-type]
+    return [FactGroup("Was training worth it?", list(evaluation.baseline.comparisons(evaluation.labels()).items()))]
 
 
 def _who(bundle: Bundle) -> str:
-    return f"{bundle.spec.method}, which learns nothing" if bundle.spec.method in BASELINES else "This model"
+    return f"{bundle.spec.method}, which needs no training" if bundle.spec.method in BASELINES else "This model"
 
 
 def _told_apart(bundle: Bundle) -> str:

@@ -210,7 +210,7 @@ class TrainingSteps:
             return self._calibrated(self._spec(geometry, model, n_train=len(data)), graph, model)
 
     def _baseline(self) -> Bundle | str | None:
-        """A model of the same images that learns nothing, in a folder inside the run's; or why there is none.
+        """A model of the same images that needs no training, in a folder inside the run's; or why there is none.
 
         It must not cost anyone a trained model: where it cannot be had, the report says so.
         """

@@ -64,8 +64,8 @@ def train(
         logger: a logger of Lightning's that gets the metrics too, into ``logs/`` of the run folder: ``csv``,
             ``tensorboard``, ``wandb`` or ``mlflow``. Nothing leaves the machine unless the environment says so.
         workers: processes that synthesize flaws; the result does not depend on it. By default two, or one a core.
-        baseline: a method that learns nothing, ``patchcore`` or ``padim``, whose model of the same images is written
-            into ``baseline/`` of the run folder: reports say whether learning paid. ``none`` leaves it out. The model
+        baseline: a method that needs no training, ``patchcore`` or ``padim``, whose model of the same images is written
+            into ``baseline/`` of the run folder: reports set the two side by side. ``none`` leaves it out. The model
             itself does not depend on it.
         quiet: show no progress.
         **settings: fields of :class:`flawsmith.pipeline.settings.TrainSettings`, such as ``method``, ``preset``,

@@ -52,7 +52,7 @@ def fitted(image: Texture, size: tuple[int, int], fit: Fit) -> Texture:
     return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BILINEAR, box))
 
 
-class Pictures:
+class ImagePool:
     """Image files, drawn uniformly, decoded and brought to a size; the latest stay in memory.
 
     Args:
@@ -172,7 +172,7 @@ class FolderTextures:
         if not self.files:
             raise FlawsmithError(f"{folder}: no images to take textures from; give a folder of pictures, such as DTD")
         self.fit = fit
-        self._pictures = Pictures(self.files, None, cache_bytes)
+        self._pictures = ImagePool(self.files, None, cache_bytes)
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Texture:
         """See :class:`TextureSource`; a damaged file is reported once, and another drawn in its place.
@@ -209,7 +209,7 @@ class SelfTextures:
         self.files = tuple(Path(image) for image in images)
         if not self.files:
             raise FlawsmithError("no good images to take textures from; give a folder of textures, or procedural")
-        self._pictures = Pictures(self.files, value_range, cache_bytes)
+        self._pictures = ImagePool(self.files, value_range, cache_bytes)
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Texture:
         """See :class:`TextureSource`; a damaged file is reported once, and another drawn in its place.

@@ -22,7 +22,7 @@ from flawsmith.data.samples import Sample
 from flawsmith.data.seeding import Shard, generator
 from flawsmith.data.splits import content_hashes
 from flawsmith.features.backbones import Backbone
-from flawsmith.features.cache import FeatureCache, FeatureTable, ImageCache, ImageTable, LevelMaps, fill_images
+from flawsmith.features.cache import FeatureCache, FeatureTable, ImageCache, ImageTable, LevelArrays, fill_images
 from flawsmith.features.extract import (
     Extractor,
     extract,
@@ -324,7 +324,7 @@ class TrainingSet:
             self._features = self._cache.table(self._hashes, self._extract)
         return self._features
 
-    def _extract(self, rows: Sequence[int]) -> Iterator[LevelMaps]:
+    def _extract(self, rows: Sequence[int]) -> Iterator[LevelArrays]:
         table = self._table(self.geometry)
         return extract(self._extractor, (self.geometry.normalise(table[row]) for row in rows))
 
@@ -351,7 +351,7 @@ class TrainingSet:
         paths = [self._paths[row] for row in lacking]
         return read_files(paths, [[geometries[number] for number in numbers] for numbers in lacking.values()])
 
-    def through(self, backbone: Backbone) -> TrainingSet:
+    def with_backbone(self, backbone: Backbone) -> TrainingSet:
         """The same images through another frozen backbone, with the same engine and precision."""
         engine, precision = self._extractor.engine, self._extractor.precision
         extractor = make_extractor(backbone, self.image_size, engine, precision)

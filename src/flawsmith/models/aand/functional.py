@@ -27,7 +27,7 @@ Rows = Float[Tensor, "position channel"]
 WAVE_BASE = 1e4
 
 
-# ---- Anomaly amplification (section III-B) ---------------------------------------------------------------------------
+# Anomaly amplification (section III-B)
 
 
 def cells_of(
@@ -294,7 +294,7 @@ def amplification_stage_loss(
     return focal + weight * amplification
 
 
-# ---- Normality distillation (section III-C) --------------------------------------------------------------------------
+# Normality distillation (section III-C)
 
 
 def distillation_loss(teacher: Map, student: Map) -> Float[Tensor, ""]:
@@ -353,7 +353,7 @@ def distillation_stage_loss(distillation: Float[Tensor, ""], hard: Float[Tensor,
     return distillation + hard
 
 
-# ---- Inference (section III-D) ---------------------------------------------------------------------------------------
+# Inference (section III-D)
 
 
 def cosine_distance(teacher: Map, student: Map) -> Float[Tensor, "batch height width"]:
@@ -390,7 +390,7 @@ def anomaly_map(
     return torch.stack([enlarge(low) for enlarge, low in zip(upsample, distances, strict=True)]).sum(dim=0)
 
 
-# ---- Beside the equations --------------------------------------------------------------------------------------------
+# Beside the equations
 
 
 def gate_precision(gate: WeightMap, anomalous: Cells) -> Float[Tensor, ""]:

@@ -128,8 +128,6 @@ class AAND(ScoreMapModel):
             if config.amplification != "gate":
                 self.student = self._make_student()
 
-    # ---- Inference
-
     def advanced(self, levels: Sequence[Map]) -> list[Map]:
         """The advanced teacher's level maps from the backbone's."""
         return list(levels) if self.amplifiers is None else self.amplifiers(levels)
@@ -174,8 +172,6 @@ class AAND(ScoreMapModel):
         for amplifier, level in zip(self.amplifiers, levels, strict=True):
             assert isinstance(amplifier, Amplifier) and amplifier.gate is not None
             yield amplifier.gate(level)
-
-    # ---- Training
 
     def amplification_losses(self, batch: SyntheticCells | FlawedImages) -> dict[str, Tensor]:
         """L_1 of synthetic flaws by name, ``loss`` the weighted sum; figures of gates and residuals beside it.
@@ -273,8 +269,6 @@ class AAND(ScoreMapModel):
             recipe = recipe.model_copy(update={"normal_share": config.normal_share})
         return data.synthetic(recipe, foreground, self.grids[0], match_grey=config.match_grey)
 
-    # ---- What is shown
-
     def findings(self) -> Mapping[str, str | float]:
         return self._findings
 
@@ -291,8 +285,6 @@ class AAND(ScoreMapModel):
         if self.bank is not None:
             maps["memory bank"] = self.bank(levels)
         return [*charts(self.config), level_pictures(examples, maps), synthetic_flaws(examples)]
-
-    # ---- Networks
 
     def _make_student(self) -> Student:
         config, strides = self.config, self.backbone.info.strides
@@ -338,9 +330,6 @@ class RD4AD(AAND):
     name: ClassVar[str] = "rd4ad"
     paper: ClassVar[str] = "Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022"
     presets: ClassVar[Mapping[str, ModelConfig]] = RD4AD_PRESETS
-
-
-# ---- Charts and pictures ---------------------------------------------------------------------------------------------
 
 
 def charts(config: AANDConfig) -> list[Diagnostic]:

@@ -36,9 +36,6 @@ BLOCKS_PER_LEVEL = 2
 HEAD_WIDTH = 64
 
 
-# ---- Residual anomaly amplification ----------------------------------------------------------------------------------
-
-
 def pointwise_mlp(channels: int) -> nn.Sequential:
     """Φ: three 1×1 convolutions with ReLU between them, min(2C, 1024) wide; Kaiming-normal weights."""
     hidden = min(2 * channels, MOST_HIDDEN)
@@ -197,11 +194,8 @@ class Amplifiers(nn.ModuleList):
         return [amplifier(level, weight) for amplifier, level, weight in zip(self, levels, weights, strict=True)]
 
 
-# ---- The student of a convolutional backbone -------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
-class Layout:
+class StudentLayout:
     """How the student is built.
 
     Attributes:
@@ -223,25 +217,25 @@ class Layout:
 
 
 _RESNETS = {
-    "wide_resnet50_2": Layout(),
-    "wide_resnet101_2": Layout(decoder=(3, 4, 23)),
-    "resnet50": Layout(squeeze=4),
-    "resnet101": Layout(squeeze=4, decoder=(3, 4, 23)),
-    "resnet152": Layout(squeeze=4, decoder=(3, 8, 36)),
-    "resnet18": Layout(block="basic", embedding=2, decoder=(2, 2, 2)),
-    "resnet34": Layout(block="basic", decoder=(3, 4, 6)),
+    "wide_resnet50_2": StudentLayout(),
+    "wide_resnet101_2": StudentLayout(decoder=(3, 4, 23)),
+    "resnet50": StudentLayout(squeeze=4),
+    "resnet101": StudentLayout(squeeze=4, decoder=(3, 4, 23)),
+    "resnet152": StudentLayout(squeeze=4, decoder=(3, 8, 36)),
+    "resnet18": StudentLayout(block="basic", embedding=2, decoder=(2, 2, 2)),
+    "resnet34": StudentLayout(block="basic", decoder=(3, 4, 6)),
 }
-OTHER = Layout(heads=True)
+OTHER = StudentLayout(heads=True)
 
 
 def layout_for(
     architecture: str, *, widths: tuple[int, ...] | None = None, blocks: tuple[int, ...] | None = None
-) -> Layout:
+) -> StudentLayout:
     """The mirrored layers of a ResNet, or bottleneck blocks with heads for any other backbone.
 
     Args:
         architecture: timm's name, with or without a tag.
-        widths: see :class:`Layout`; other widths than the teacher's need heads.
+        widths: see :class:`StudentLayout`; other widths than the teacher's need heads.
         blocks: blocks of the decoder's stages, coarsest first; None: those of the architecture.
 
     Example:
@@ -292,7 +286,7 @@ class ResidualBlock(nn.Module):
         return torch.relu(hidden + (features if self.shortcut is None else self.shortcut(features)))
 
 
-def residual_stage(inputs: int, outputs: int, count: int, layout: Layout, scale: Scale) -> nn.Sequential:
+def residual_stage(inputs: int, outputs: int, count: int, layout: StudentLayout, scale: Scale) -> nn.Sequential:
     """Residual blocks, the first of which changes channels and scale."""
     blocks = []
     for number in range(count):
@@ -317,7 +311,7 @@ class OneClassEmbedding(nn.Module):
         layout: widths and blocks.
     """
 
-    def __init__(self, channels: Sequence[int], layout: Layout) -> None:
+    def __init__(self, channels: Sequence[int], layout: StudentLayout) -> None:
         super().__init__()
         widths = layout.widths or tuple(channels)
         self.fusion = nn.ModuleList(
@@ -351,7 +345,7 @@ class Decoder(nn.Module):
         layout: widths and blocks.
     """
 
-    def __init__(self, channels: Sequence[int], grids: Sequence[Grid], layout: Layout) -> None:
+    def __init__(self, channels: Sequence[int], grids: Sequence[Grid], layout: StudentLayout) -> None:
         super().__init__()
         widths = layout.widths or tuple(channels)
         self.grids = tuple(grids)
@@ -385,7 +379,7 @@ class Student(nn.Module):
         return self.decoder(self.bottleneck(levels))
 
 
-def reverse_student(channels: Sequence[int], grids: Sequence[Grid], layout: Layout) -> Student:
+def reverse_student(channels: Sequence[int], grids: Sequence[Grid], layout: StudentLayout) -> Student:
     """The student of a convolutional backbone, untrained.
 
     Args:
@@ -397,14 +391,11 @@ def reverse_student(channels: Sequence[int], grids: Sequence[Grid], layout: Layo
         Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022, sections 3.2, 3.3.
 
     Example:
-        >>> student = reverse_student([4, 8], [(8, 8), (4, 4)], Layout(decoder=(1, 1), embedding=1)).eval()
+        >>> student = reverse_student([4, 8], [(8, 8), (4, 4)], StudentLayout(decoder=(1, 1), embedding=1)).eval()
         >>> [tuple(level.shape) for level in student([torch.rand(1, 4, 8, 8), torch.rand(1, 8, 4, 4)])]
         [(1, 4, 8, 8), (1, 8, 4, 4)]
     """
     return Student(OneClassEmbedding(channels, layout), Decoder(channels, grids, layout))
-
-
-# ---- The student of a plain transformer ------------------------------------------------------------------------------
 
 
 class TokenBottleneck(nn.Module):

@@ -46,9 +46,6 @@ CellDraw = Callable[[Cells, Cells, int], tuple[CellRows, CellRows]]
 """From anomalous cells, cells of the foreground and a level's number to the normal and anomalous cells of L_A."""
 
 
-# ---- First stage -----------------------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class SyntheticCells:
     """Synthetic images as the teacher sees them.
@@ -192,7 +189,7 @@ def amplification_losses(
     )
     if not loss.requires_grad:  # generators alone, and no anomalous cell in the batch: nothing to learn from it
         loss = loss + sum(parameter.sum() for parameter in amplifiers.parameters()) * 0.0
-    return {"loss": loss, **sums, **means, "fell_back": torch.tensor(batch.fallback_rate)}
+    return {"loss": loss, **sums, **means, "fallback_rate": torch.tensor(batch.fallback_rate)}
 
 
 def _gate_figures(gate: WeightMap, anomalous: Cells, config: AANDConfig) -> dict[str, Tensor]:
@@ -232,9 +229,6 @@ def _residual_figures(
         }
     loss = amplification_loss(amplified, teacher, features[normal_rows], margin=config.margin)
     return {"loss_amplification": loss, **intensities}
-
-
-# ---- Second stage ----------------------------------------------------------------------------------------------------
 
 
 class AdvancedTeacher:
@@ -300,9 +294,6 @@ def distillation_losses(student: Student, teacher: Sequence[Map], *, hard_positi
 def channels_last(levels: Sequence[Map]) -> list[Map]:
     """Level maps in the memory format that convolutions run fastest in."""
     return [level.contiguous(memory_format=torch.channels_last) for level in levels]
-
-
-# ---- Both stages -----------------------------------------------------------------------------------------------------
 
 
 def adam(parameters: Iterable[nn.Parameter], config: AANDConfig) -> torch.optim.Adam:

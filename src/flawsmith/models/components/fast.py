@@ -77,6 +77,17 @@ class HiddenAscent:
         normal: what the normal half of the batch contributes.
         hidden: the first layer's output for the synthetic features, (position, hidden).
         step_size: length of a step in feature space.
+
+    Example:
+        >>> discriminator, normal, synthetic = Discriminator(4, hidden=8), torch.randn(6, 4), torch.randn(5, 4)
+        >>> first = discriminator.blocks[0].linear
+        >>> ascent = HiddenAscent(
+        ...     discriminator, NormalStatistics.of(first(normal)), first(synthetic), step_size=0.1
+        ... )
+        >>> ascent.step().logits.shape
+        torch.Size([5])
+        >>> torch.linalg.vector_norm(ascent.moved(), dim=1).round(decimals=3)
+        tensor([0.1000, 0.1000, 0.1000, 0.1000, 0.1000])
     """
 
     def __init__(
@@ -227,12 +238,21 @@ def distance_to_centers(
     """Euclidean distance of every feature to its centre, and the offset feature − centre, which carries no gradient.
 
     A feature that lies on its centre has the gradient zero.
+
+    Example:
+        >>> distance_to_centers(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), torch.tensor([0]))
+        (tensor([5.]), tensor([[3., 4.]]))
     """
     return _Distance.apply(features, centers, nearest)
 
 
 def safe_length(distance: Tensor) -> Tensor:
-    """Distances that may be divided by; a zero offset stays zero after the division."""
+    """Distances that may be divided by; a zero offset stays zero after the division.
+
+    Example:
+        >>> torch.zeros(1) / safe_length(torch.zeros(1))
+        tensor([0.])
+    """
     return distance.clamp_min(torch.finfo(distance.dtype).tiny ** 0.5)
 
 
@@ -279,6 +299,12 @@ def ray_hidden(
     """The linear layer's outputs for the features and then for the anomalies f + t·(f − c), t a constant.
 
     Under autocast the matrix products run in its precision, as those of a linear layer would.
+
+    Example:
+        >>> features, centers, nearest = torch.tensor([[2.0]]), torch.tensor([[1.0]]), torch.tensor([0])
+        >>> ray_hidden(features, centers, nearest, torch.tensor([0.5]), torch.tensor([[10.0]]), torch.zeros(1))
+        tensor([[20.],
+                [25.]])
     """
     if torch.is_autocast_enabled(features.device.type):
         dtype = torch.get_autocast_dtype(features.device.type)
@@ -289,7 +315,14 @@ def ray_hidden(
 
 
 def fold_linear(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
-    """Weight and bias, in float64, of linear layers applied one after another."""
+    """Weight and bias, in float64, of linear layers applied one after another.
+
+    Example:
+        >>> layers, rows = [nn.Linear(3, 4), nn.Linear(4, 2)], torch.rand(5, 3)
+        >>> weight, bias = fold_linear(layers)
+        >>> torch.allclose(rows @ weight.float().T + bias.float(), layers[1](layers[0](rows)), atol=1e-6)
+        True
+    """
     weight = torch.eye(layers[0].in_features, dtype=torch.float64)
     bias = torch.zeros(layers[0].in_features, dtype=torch.float64)
     for layer in layers:
@@ -298,14 +331,25 @@ def fold_linear(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
 
 
 def fold_norm(weight: Tensor, bias: Tensor, norm: nn.BatchNorm1d) -> tuple[Tensor, Tensor]:
-    """Weight and bias of a linear map followed by a batch norm in evaluation mode."""
+    """Weight and bias of a linear map followed by a batch norm in evaluation mode.
+
+    Example:
+        >>> weight, bias = fold_norm(torch.ones(2, 3), torch.ones(2), nn.BatchNorm1d(2, eps=0).eval())
+        >>> weight[0].tolist(), bias.tolist()
+        ([1.0, 1.0, 1.0], [1.0, 1.0])
+    """
     assert norm.running_mean is not None and norm.running_var is not None
     scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
     return scale[:, None] * weight, scale * (bias - norm.running_mean.double()) + norm.bias.double()
 
 
 def pointwise(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
-    """A 1×1 convolution with the given weight (outputs, inputs) and bias."""
+    """A 1×1 convolution with the given weight (outputs, inputs) and bias.
+
+    Example:
+        >>> pointwise(torch.ones(2, 3))(torch.ones(1, 3, 1, 1)).flatten().tolist()
+        [3.0, 3.0]
+    """
     layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
     layer.weight.data = weight.detach().float()[:, :, None, None]
     if bias is not None:

@@ -9,12 +9,12 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from pydantic import Field, model_validator
+from pydantic import Field
 from torch import Tensor, nn
 
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
-from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, join_parts, resize
+from flawsmith.features.patch_embedding import OddSide, PatchEmbedding, as_rows, join_parts, resize
 from flawsmith.models.base import AnomalyOutput, Side, TrainingModule
 from flawsmith.models.components.batches import FeatureBatch, Sampling, Step
 from flawsmith.models.components.fast import fold_linear, fold_norm, pointwise
@@ -33,7 +33,7 @@ class PatchConfig(BankConfig):
     policy: Literal["squash", "crop", "letterbox"] = Field(
         "crop", description="The released code scales the shorter side and crops the centre."
     )
-    patch_size: int = Field(3, ge=1, description="Side p of the neighbourhood, odd.")
+    patch_size: OddSide = Field(3, ge=1, description="Side p of the neighbourhood, odd.")
     level_width: int = Field(1536, ge=1, description="Width that each level is pooled to before the levels are joined.")
     width: int = Field(1536, ge=1, description="Width of the embedding.")
     projector_depth: int = Field(1, ge=0, description="Linear layers of the feature adaptor; 0 leaves it out.")
@@ -59,12 +59,6 @@ class PatchConfig(BankConfig):
         description="position: scores count relative to those of the training images at the same position; in no "
         "paper.",
     )
-
-    @model_validator(mode="after")
-    def _odd_neighbourhood(self) -> PatchConfig:
-        if self.patch_size % 2 == 0:
-            raise ValueError("patch_size must be odd")
-        return self
 
     @property
     def sampling(self) -> Sampling:
@@ -113,8 +107,6 @@ class PatchModel(ScoreMapModel):
             self.projector = Projector(config.width, config.projector_depth)
             self.discriminator = Discriminator(config.width, config.hidden, depth)
 
-    # ---- Inference ---------------------------------------------------------------------------------------------------
-
     @property
     def highest_score(self) -> float | None:
         bounded = self.config.scale == "probability" and not len(self.norms) and self.bank is None
@@ -139,8 +131,6 @@ class PatchModel(ScoreMapModel):
 
     def export_form(self) -> nn.Module:
         return FoldedPatchModel(self)
-
-    # ---- Training ----------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def losses(self, batch: Any) -> dict[str, Tensor]:

@@ -33,11 +33,13 @@ LEAST_PRIOR = 0.1
 IMAGES_A_PASS = 8
 
 
-# ---- From a low-resolution map to the network's input size -----------------------------------------------------------
-
-
 def upsampling_matrix(size: int, low: int, *, align_corners: bool = False) -> np.ndarray:
-    """The (size, low) matrix of a one-dimensional linear interpolation, in float64."""
+    """The (size, low) matrix of a one-dimensional linear interpolation, in float64.
+
+    Example:
+        >>> upsampling_matrix(4, 2).tolist()
+        [[1.0, 0.0], [0.75, 0.25], [0.25, 0.75], [0.0, 1.0]]
+    """
     identity = torch.eye(low, dtype=torch.float64)[None]
     resized = interpolate(identity, size=size, mode="linear", align_corners=align_corners)
     return resized[0].T.numpy()
@@ -77,7 +79,17 @@ class UpsampleAndSmooth(nn.Module):
         return self.rows @ low @ self.columns.T
 
 
-# ---- Score standardisation -------------------------------------------------------------------------------------------
+def upsample_and_smooth(
+    low: Float[Tensor, "batch h w"], size: tuple[int, int], *, sigma: float
+) -> Float[Tensor, "batch height width"]:
+    """:class:`UpsampleAndSmooth` of one batch, with matrices made for it.
+
+    Example:
+        >>> upsample_and_smooth(torch.ones(1, 2, 2), (4, 4), sigma=0)[0, 0]
+        tensor([1., 1., 1., 1.])
+    """
+    height, width = low.shape[-2:]
+    return UpsampleAndSmooth((height, width), size, sigma=sigma).to(low.device)(low)
 
 
 class ScoreNorm(nn.Module):
@@ -86,6 +98,12 @@ class ScoreNorm(nn.Module):
     Attributes:
         scale: factor, (1, 1) or (h, w).
         offset: what is added then, likewise.
+
+    Example:
+        >>> norm = ScoreNorm()
+        >>> norm.fit(torch.tensor([[2.0]]), torch.tensor([[-1.0]]))
+        >>> norm(torch.tensor([[[3.0]]]))
+        tensor([[[5.]]])
     """
 
     scale: Float[Tensor, "rows columns"]
@@ -105,7 +123,14 @@ class ScoreNorm(nn.Module):
 
 
 class ScoreMoments:
-    """Means and variances of one score map over good images."""
+    """Means and variances of one score map over good images.
+
+    Example:
+        >>> moments = ScoreMoments()
+        >>> moments.update(torch.tensor([[[1.0]], [[3.0]]]))
+        >>> [float(value) for value in moments.whole]
+        [2.0, 1.0]
+    """
 
     def __init__(self) -> None:
         self.count, self._sum, self._squares = 0, torch.zeros(()), torch.zeros(())
@@ -135,6 +160,13 @@ def position_scale(moments: ScoreMoments) -> tuple[Tensor, Tensor]:
     With n images, mean and variance m(p) and v(p) of a position are drawn towards those of the whole map, m and v, by
     λ = max(10 / (n + 10), 0.1); then s'(p) = (s(p) − m(p))·√(v / v(p)) + m. Few images therefore change little, and a
     position that hardly varies is stretched by a factor of √10 at most.
+
+    Example:
+        >>> moments = ScoreMoments()
+        >>> moments.update(torch.tensor([[[0.0, 4.0]], [[0.0, 8.0]]]))  # the second position always scores higher
+        >>> scale, offset = position_scale(moments)
+        >>> (torch.tensor([0.0, 6.0]) * scale + offset).round(decimals=2)
+        tensor([[0.2600, 5.6400]], dtype=torch.float64)
     """
     (mean, variance), (whole_mean, whole) = moments.by_position, moments.whole
     prior = max(PRIOR_IMAGES / (moments.count + PRIOR_IMAGES), LEAST_PRIOR)
@@ -150,6 +182,13 @@ def level_scales(moments: Sequence[ScoreMoments]) -> list[tuple[Tensor, Tensor]]
     """Scales and offsets that give every level the same spread, the mean of theirs; means stay.
 
     A level that never varies stays as it is.
+
+    Example:
+        >>> fine, coarse = ScoreMoments(), ScoreMoments()
+        >>> fine.update(torch.tensor([[[0.0, 2.0]]]))
+        >>> coarse.update(torch.tensor([[[0.0, 6.0]]]))
+        >>> [(float(scale), float(offset)) for scale, offset in level_scales([fine, coarse])]
+        [(2.0, -1.0), (0.6666666666666666, 1.0)]
     """
     wholes = [each.whole for each in moments]
     common = torch.stack([variance.sqrt() for _, variance in wholes]).mean()
@@ -158,9 +197,6 @@ def level_scales(moments: Sequence[ScoreMoments]) -> list[tuple[Tensor, Tensor]]
         (scale.reshape(1, 1), (mean - mean * scale).reshape(1, 1))
         for scale, (mean, _) in zip(scales, wholes, strict=True)
     ]
-
-
-# ---- The model -------------------------------------------------------------------------------------------------------
 
 
 class ScoreMapModel(AnomalyModel):
@@ -265,6 +301,12 @@ def score_moments(
         features: of the good images.
         rows: which of them.
         images_a_pass: images at a time.
+
+    Example:
+        >>> features = LevelTable([[torch.ones(2, 1, 4, 4)]])
+        >>> (moments,) = score_moments(lambda levels: [levels[0][:, 0]], features, range(2))
+        >>> moments.count, float(moments.whole[0])
+        (2, 1.0)
     """
     moments: list[ScoreMoments] = []
     for start in range(0, len(rows), images_a_pass):

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from flawsmith.losses import focal_loss, hard_examples
 from flawsmith.models.components.heads import EPSILON
-from flawsmith.models.components.score_maps import UpsampleAndSmooth
+from flawsmith.models.components.score_maps import upsample_and_smooth
 
 Rows = Float[Tensor, "position width"]
 Logits = Float[Tensor, " position"]
 
 
-# ---- Global anomaly synthesis (section 3.2) --------------------------------------------------------------------------
+# Global anomaly synthesis (section 3.2)
 
 
 def gradient_ascent_step(synthetic: Rows, gradient: Rows, step_size: float) -> Rows:
@@ -56,6 +56,10 @@ def gradient_ascent(
         discriminator: features to logits.
         step_size: η.
         steps: how many.
+
+    Example:
+        >>> gradient_ascent(torch.zeros(1, 2), torch.ones(1, 2), lambda rows: rows[:, 0], step_size=0.5, steps=2)
+        tensor([[0., 1.]])
     """
     synthetic = synthetic.detach()
     for _ in range(steps):
@@ -125,12 +129,17 @@ def project_local(
         centers: c of every position.
         inner: r'2.
         outer: r'3.
+
+    Example:
+        >>> project_local(torch.tensor([[9.0], [9.0]]), torch.tensor([True, False]), torch.zeros(2, 1), 1.0, 2.0)
+        tensor([[2.],
+                [9.]])
     """
     projected = centers + truncated_projection(features - centers, inner, outer).offset
     return torch.where(anomalous[:, None], projected, features)
 
 
-# ---- Local anomaly synthesis (section 3.3) ---------------------------------------------------------------------------
+# Local anomaly synthesis (section 3.3)
 
 
 def combine_masks(
@@ -187,7 +196,7 @@ def overlay(
     return image * (1 - weight) + (1 - beta) * texture * weight + beta * image * weight
 
 
-# ---- Losses (section 3.4) --------------------------------------------------------------------------------------------
+# Losses (section 3.4)
 
 
 def normal_loss(logits: Logits) -> Float[Tensor, ""]:
@@ -245,7 +254,7 @@ def total_loss(normal: Tensor, gas: Tensor | None, las: Tensor | None, *, gas_we
     return torch.stack(parts).sum()
 
 
-# ---- Inference (section 3.5) -----------------------------------------------------------------------------------------
+# Inference (section 3.5)
 
 
 def anomaly_map(
@@ -257,5 +266,4 @@ def anomaly_map(
         >>> anomaly_map(torch.rand(1, 4, 4), (32, 32)).shape
         torch.Size([1, 32, 32])
     """
-    low = int(confidence.shape[-2]), int(confidence.shape[-1])
-    return UpsampleAndSmooth(low, size, sigma=sigma).to(confidence.device)(confidence)
+    return upsample_and_smooth(confidence, size, sigma=sigma)

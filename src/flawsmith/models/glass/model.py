@@ -163,8 +163,6 @@ class GLASS(PatchModel):
         """Where normal features are assumed to lie."""
         return "hypersphere" if bool(self.spherical) else "manifold"
 
-    # ---- Training ----------------------------------------------------------------------------------------------------
-
     def losses(self, batch: Batch) -> dict[str, Tensor]:
         """L_n, L_gas, L_las and their sum (Eqs. 5 to 8), with the radius and the share of moved features.
 
@@ -176,7 +174,7 @@ class GLASS(PatchModel):
         losses = self.branch_losses(self.branches(batch))
         if batch.synthetic is None:
             return losses
-        return losses | {"fell_back": torch.tensor(batch.fallback_rate)}
+        return losses | {"fallback_rate": torch.tensor(batch.fallback_rate)}
 
     def branches(self, batch: PairedBatch) -> Branches:
         """Features of the three branches: normal ones, global anomalies made of them, and synthetic flaws."""
@@ -326,8 +324,6 @@ class GLASS(PatchModel):
         recipe = find_recipe(config.recipe)
         synthetic = data.synthetic(recipe, config.foreground, self.grid, match_grey=config.match_grey)
         return PairedBatches(normal, synthetic, self.grid, stride, refresh=config.refresh, seed=self.seed)
-
-    # ---- What there is to tell ---------------------------------------------------------------------------------------
 
     def findings(self) -> Mapping[str, str | float]:
         return self._decision() if self.mean_image.any() else {}

@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
+from flawsmith.features.patch_embedding import OddSide
 from flawsmith.models.base import ModelConfig
 
 Aggregation = Literal["average", "pooled"]
@@ -23,7 +24,7 @@ class PatchCoreConfig(ModelConfig):
         "the released code; average: every channel is averaged over the neighbourhood and levels are concatenated, as "
         "in anomalib.",
     )
-    patch_size: int = Field(3, ge=1, description="Side of the neighbourhood, odd (Fig. 4 of the paper: 3).")
+    patch_size: OddSide = Field(3, ge=1, description="Side of the neighbourhood, odd (Fig. 4 of the paper: 3).")
     width: int = Field(1024, ge=1, description="Width of a pooled embedding (released code: 1024).")
     coreset_ratio: float = Field(0.1, gt=0, le=1, description="Share of the patches that is kept (Eq. 5); 1 keeps all.")
     least_rows: int = Field(1024, ge=1, description="Patches that are kept at least, or all where there are fewer.")
@@ -41,12 +42,6 @@ class PatchCoreConfig(ModelConfig):
     )
     neighbours: int = Field(9, ge=2, description="b of Eq. 7; 9 in anomalib.")
     sigma: float = Field(4.0, ge=0, description="Gaussian smoothing of the map in pixels of the input.")
-
-    @model_validator(mode="after")
-    def _odd_neighbourhood(self) -> PatchCoreConfig:
-        if self.patch_size % 2 == 0:
-            raise ValueError("patch_size must be odd")
-        return self
 
 
 PRESETS: Mapping[str, PatchCoreConfig] = MappingProxyType(

@@ -189,7 +189,7 @@ class PatchCore(AnomalyModel):
         """Eq. 7 would make every score of a memory of one row 0."""
         return self.config.weighting == "paper" and self.supports.shape[1] > 1
 
-    def remember(self, rows: PatchTable) -> None:
+    def fit_memory(self, rows: PatchTable) -> None:
         """Take patches as the memory, whatever chose them.
 
         Args:
@@ -224,7 +224,7 @@ class PatchCore(AnomalyModel):
             return self.embedding([level.to(self.memory.device) for level in levels])
 
         candidates = Candidates(features, embedding, most=self.config.most_candidates, seed=self.seed)
-        self.remember(memory_of(candidates, self.config, self.seed))
+        self.fit_memory(memory_of(candidates, self.config, self.seed))
         return self
 
     def stages(self, data: TrainingData) -> Iterator[Stage]:

@@ -17,7 +17,7 @@ from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from flawsmith.models.components.fast import safe_length
-from flawsmith.models.components.score_maps import UpsampleAndSmooth
+from flawsmith.models.components.score_maps import upsample_and_smooth
 from flawsmith.runtime.errors import FlawsmithError
 
 Rows = Float[Tensor, "position width"]
@@ -28,7 +28,7 @@ ON_CENTER = 1e-6
 """Share of the mean distance within which a feature counts as its centre."""
 
 
-# ---- Feature extraction (section III-B) ------------------------------------------------------------------------------
+# Feature extraction (section III-B)
 
 
 def embed(
@@ -65,7 +65,7 @@ def embed(
     return F.adaptive_avg_pool1d(joined, width)[:, 0]
 
 
-# ---- Approximate boundary learning (section III-C) -------------------------------------------------------------------
+# Approximate boundary learning (section III-C)
 
 
 def average_center(features: Float[Tensor, "image position width"]) -> Centers:
@@ -103,6 +103,11 @@ def aligned_update(centers: Centers, mean: Centers, smoothing: float) -> Centers
         centers: the table before.
         mean: mean feature of every position over the images of a batch.
         smoothing: s, weight of the batch in the moving average; 0.1 in the released code.
+
+    Example:
+        >>> aligned_update(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]]), 0.5)
+        tensor([[1.2500, 0.0000],
+                [0.0000, 1.0000]])
     """
     nearest = nearest_center(mean, centers)
     order = torch.argsort(nearest, stable=True)
@@ -115,7 +120,21 @@ def aligned_update(centers: Centers, mean: Centers, smoothing: float) -> Centers
 
 
 def clustered_centers(batches: Iterable[Rows], count: int, *, seed: int) -> Centers:
-    """k-means centres over the features of one pass (Table VI; scikit-learn's mini-batch k-means, bounded memory)."""
+    """k-means centres over the features of one pass (Table VI; scikit-learn's mini-batch k-means, bounded memory).
+
+    Args:
+        batches: features, a row each.
+        count: of the centres.
+        seed: of the first centres.
+
+    Raises:
+        FlawsmithError: there are fewer features than centres.
+
+    Example:
+        >>> clustered_centers([torch.tensor([[1.0], [1.0], [5.0], [5.0]])], 2, seed=0).sort(dim=0).values
+        tensor([[1.],
+                [5.]])
+    """
     clustering = MiniBatchKMeans(count, random_state=seed % 2**32, n_init=1, batch_size=CLUSTERING_BATCH)
     pending: list[np.ndarray] = []
     for features in batches:
@@ -140,7 +159,7 @@ def boundary_loss(features: Rows, centers: Centers) -> Float[Tensor, ""]:
     return torch.linalg.vector_norm(features - centers[nearest_center(features, centers)], dim=1).mean()
 
 
-# ---- Anomaly feature synthesis (section III-D) -----------------------------------------------------------------------
+# Anomaly feature synthesis (section III-D)
 
 
 def ray_anomalies(features: Rows, centers: Centers, degree: float) -> Rows:
@@ -174,12 +193,16 @@ def ray_lengths(
         distance: ‖f − c‖.
         radius: L_abl of Eq. 6.
         degree: α.
+
+    Example:
+        >>> ray_lengths(torch.tensor([1.0, 2.0, 0.0]), torch.tensor(1.0), degree=0.5)
+        tensor([0.5000, 0.2500, 0.0000])
     """
     radius, distance = radius.detach(), distance.detach()
     return torch.where(distance > ON_CENTER * radius, degree * radius / safe_length(distance), 0.0)
 
 
-# ---- Refined boundary optimisation (section III-E) -------------------------------------------------------------------
+# Refined boundary optimisation (section III-E)
 
 
 def normal_loss(logits: Float[Tensor, " position"]) -> Float[Tensor, ""]:
@@ -210,11 +233,16 @@ def total_loss(
     boundary_weight: float = 1.0,
     discrimination_weight: float = 1.0,
 ) -> Float[Tensor, ""]:
-    """Eq. 10: L = λ1·L_abl + λ2·(L_n + L_a); both weights are 1 in the released code."""
+    """Eq. 10: L = λ1·L_abl + λ2·(L_n + L_a); both weights are 1 in the released code.
+
+    Example:
+        >>> total_loss(torch.tensor(1.0), torch.tensor(2.0), torch.tensor(3.0), discrimination_weight=0.5)
+        tensor(3.5000)
+    """
     return boundary_weight * boundary + discrimination_weight * (normal + anomaly)
 
 
-# ---- Inference (section III-F) ---------------------------------------------------------------------------------------
+# Inference (section III-F)
 
 
 def image_score(confidence: Float[Tensor, "batch h w"]) -> Float[Tensor, " batch"]:
@@ -236,5 +264,4 @@ def anomaly_map(
         >>> anomaly_map(torch.rand(1, 4, 4), (32, 32)).shape
         torch.Size([1, 32, 32])
     """
-    low = int(confidence.shape[-2]), int(confidence.shape[-1])
-    return UpsampleAndSmooth(low, size, sigma=sigma).to(confidence.device)(confidence)
+    return upsample_and_smooth(confidence, size, sigma=sigma)

@@ -92,8 +92,6 @@ class PBAS(PatchModel):
     def export_form(self) -> nn.Module:
         return super().export_form() if self.config.synthesis != "none" else self
 
-    # ---- Training ----------------------------------------------------------------------------------------------------
-
     @property
     def trains_discriminator(self) -> bool:
         return self.config.synthesis != "none"

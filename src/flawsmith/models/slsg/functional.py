@@ -29,7 +29,7 @@ Verdicts = Float[Tensor, "batch 1 rows columns"]
 BASE = 1e4
 
 
-# ---- Section 3.2: simulated anomalies --------------------------------------------------------------------------------
+# Section 3.2: simulated anomalies
 
 
 def overlay(image: FloatImage, source: FloatImage, mask: Mask, *, opacity: float) -> FloatImage:
@@ -53,7 +53,7 @@ def overlay(image: FloatImage, source: FloatImage, mask: Mask, *, opacity: float
     return blend(image, source, mask, 1 - opacity)
 
 
-# ---- Section 3.3: self-attention-based GCN ---------------------------------------------------------------------------
+# Section 3.3: self-attention-based GCN
 
 
 def dense_similarity(query: Nodes, key: Nodes, *, scale: float) -> Similarity:
@@ -236,7 +236,7 @@ def update(
     return layer(joined.reshape(joined.shape[0], -1, *grid))
 
 
-# ---- Section 3.4: optimization objectives ----------------------------------------------------------------------------
+# Section 3.4: optimization objectives
 
 
 def generator_loss(painted: Verdicts) -> Float[Tensor, ""]:
@@ -339,7 +339,7 @@ def _weighted(parts: dict[str, Tensor], weights: Sequence[float]) -> dict[str, T
     return {"loss": total, **parts}
 
 
-# ---- Without a number ------------------------------------------------------------------------------------------------
+# Without a number
 
 
 def anomaly_probability(logits: Float[Tensor, "batch 2 height width"]) -> Float[Tensor, "batch height width"]:

@@ -173,7 +173,7 @@ class SLSG(AnomalyModel):
         losses = segmentation_loss(
             logits.final, logits.auxiliary, batch.mask, weights=weights, gamma=config.focal_gamma
         )
-        return {**losses, "fell_back": torch.tensor(batch.fallback_rate)}
+        return {**losses, "fallback_rate": torch.tensor(batch.fallback_rate)}
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
         """That of SegNet's stage."""
@@ -193,7 +193,7 @@ class SLSG(AnomalyModel):
     def _pretraining(self, data: TrainingData) -> Iterator[Stage]:
         """GPT-Net, whose generator and discriminator live as long as this."""
         config = self.config
-        images = data.through(pixels_of(self.backbone)).features()
+        images = data.with_backbone(pixels_of(self.backbone)).features()
         module = PretrainingModule(config, self.encoder, self.channels, self.seed)
         batches = InpaintingBatches(images, config, self.seed)
         yield TrainingStage("pretraining", module, batches, config.pretraining_epochs, completes=False)
@@ -227,11 +227,11 @@ class SLSG(AnomalyModel):
     def _encoded(self, data: TrainingData) -> TrainingData:
         """The images as the encoder gives them, or as pixels where its statistics still change."""
         if self.config.encoder_statistics == "batch":
-            return data.through(pixels_of(self.backbone))
+            return data.with_backbone(pixels_of(self.backbone))
         if self.config.frozen_backbone:
             return data
         form = f"{self.config.topology} {self.config.stem}"
-        return data.through(trained_trunk(self.encoder, self.backbone, self.config.image_size, form))
+        return data.with_backbone(trained_trunk(self.encoder, self.backbone, self.config.image_size, form))
 
     def _synthetic(self, data: TrainingData) -> SyntheticSource:
         simulation, name = choose_simulation(self.config, data.dataset, data.category)

@@ -151,7 +151,7 @@ class Generator(nn.Module):
         return Reconstruction(resize(self.out(x), size), auxiliary)
 
 
-class Discriminator(nn.Sequential):
+class InpaintingDiscriminator(nn.Sequential):
     """D-Net: four convolution groups of stride 2 and one channel that tells real patches from painted ones."""
 
     def __init__(self, width: int) -> None:
@@ -180,7 +180,9 @@ class PretrainingModule(pl.LightningModule):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, "slsg pre-training"))
             self.generator = Generator(encoder.requires_grad_(True), channels).to(memory_format=torch.channels_last)
-            self.discriminator = Discriminator(config.discriminator_width).to(memory_format=torch.channels_last)
+            self.discriminator = InpaintingDiscriminator(config.discriminator_width).to(
+                memory_format=torch.channels_last
+            )
 
     def configure_optimizers(self) -> list[torch.optim.Optimizer]:
         config = self.config
