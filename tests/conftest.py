@@ -11,6 +11,7 @@ import pickle
 import random
 import re
 import secrets
+from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -276,6 +277,10 @@ class Fingerprint(pickle.Pickler):
 
         if isinstance(value, torch.nn.modules.module._WrappedHook):
             return "hook"  # it holds the module that it belongs to
+        if isinstance(value, OrderedDict) and value and all(isinstance(key, int) for key in value):
+            return "hooks", list(value.values())  # their numbers count all hooks of the process
+        if isinstance(value, (set, frozenset)):
+            return "set", sorted(map(repr, value))  # in an order that is the same in every process
         if not isinstance(value, torch.Tensor):
             return None
         content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
