@@ -29,8 +29,8 @@ def odd(side: int) -> int:
     Raises:
         ValueError: it has none.
     """
-    if side % 2 == 0:
-        raise ValueError("it must be odd")
+    if side < 1 or side % 2 == 0:
+        raise ValueError("it must be odd and positive")
     return side
 
 
