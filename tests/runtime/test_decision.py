@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
-from scipy import ndimage
+from scipy import ndimage, stats
 
-from flawsmith.runtime.decision import Decision, calibrate, polygon_mask
+from flawsmith.runtime.decision import Decision, calibrate, images_needed, polygon_mask, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
 
 LEFT_HALF = (((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)),)
@@ -260,8 +260,9 @@ def test_description_warns_of_few_images_and_names_what_the_target_needs() -> No
     text = calibrate([1.0] * 5, [1.0] * 5).describe()
 
     assert "5 good images" in text
-    assert "16.7 %" in text
-    assert "needs 99 good images" in text
+    assert "about 167 of 1,000" in text
+    assert "no more than 451" in text
+    assert "For 10 of 1,000 it takes 99 such images, 299 to be 95 % sure." in text
     assert "WARNING" in text
 
 
@@ -270,6 +271,7 @@ def test_description_of_images_that_were_learned_from_calls_the_limit_a_guess() 
 
     assert "learned from too" in text
     assert "WARNING" in text
+    assert "1,000" not in text
     assert "held out" not in text
 
 
@@ -288,11 +290,73 @@ def test_description_of_enough_images_is_calm() -> None:
     text = calibrate(np.arange(200.0), np.arange(200.0)).describe()
 
     assert "200 good images" in text
+    assert "299 such images can be enough" in text
     assert "WARNING" not in text
-    assert "needs" not in text
+
+
+def test_description_of_a_proven_target_asks_for_nothing() -> None:
+    text = calibrate(np.arange(299.0), np.arange(299.0), alpha=1 / 300).model_copy(
+        update={"target_false_reject_rate": 0.01}
+    )
+
+    assert "such images" not in text.describe()
 
 
 def test_decision_survives_json() -> None:
     decision = _decision(region_of_interest=LEFT_HALF, review_limit=0.1)
 
     assert Decision.model_validate_json(decision.model_dump_json()) == decision
+
+
+@pytest.mark.parametrize(("rank", "n"), [(1, 1), (1, 20), (2, 200), (5, 60), (60, 60), (37, 1000), (100, 9999)])
+def test_worst_rate_is_the_quantile_of_the_beta_law(rank: int, n: int) -> None:
+    for confidence in (0.5, 0.95, 0.999):
+        expected = stats.beta.ppf(confidence, rank, n + 1 - rank)
+        assert worst_rate(rank, n, confidence) == pytest.approx(expected, rel=1e-9)
+
+
+def test_images_needed_are_the_fewest() -> None:
+    for rate in (0.2, 0.05, 0.02, 0.01, 0.005, 0.002, 0.001):
+        expected, proven = images_needed(rate)
+
+        assert 1 / (expected + 1) <= rate * (1 + 1e-12) < 1 / expected
+        assert worst_rate(1, proven) <= rate < worst_rate(1, proven - 1)
+
+
+@pytest.mark.parametrize(("n", "alpha"), [(20, 0.1), (60, 0.05), (200, 0.01)])
+def test_rates_of_simulated_calibrations_follow_the_beta_law(n: int, alpha: float, seed: int) -> None:
+    """Scores are uniform, so a limit rejects the share of good parts that lies above it."""
+    rng = np.random.default_rng(seed)
+    decisions = [calibrate(scores, scores, alpha=alpha) for scores in rng.random((2000, n))]
+
+    rates = [1 - decision.limit for decision in decisions]
+
+    rank = round(decisions[0].stated_false_reject_rate * (n + 1))
+    assert stats.kstest(rates, stats.beta(rank, n + 1 - rank).cdf).pvalue > 1e-4
+    assert np.mean(rates) == pytest.approx(decisions[0].stated_false_reject_rate, rel=0.1)
+    kept = np.mean(np.array(rates) <= decisions[0].worst_false_reject_rate)
+    assert abs(kept - 0.95) < 4 * (0.95 * 0.05 / 2000) ** 0.5
+
+
+@pytest.mark.parametrize("values", [2, 5, 20])
+def test_tied_scores_reject_no_more_than_promised(values: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    decisions = [calibrate(scores, scores, alpha=0.1) for scores in rng.integers(values, size=(2000, 60))]
+
+    rates = np.array([(values - 1 - decision.limit) / values for decision in decisions])  # the share above the limit
+
+    assert rates.mean() <= decisions[0].stated_false_reject_rate + 0.005
+    assert np.mean(rates <= decisions[0].worst_false_reject_rate) >= 0.95 - 4 * (0.95 * 0.05 / 2000) ** 0.5
+
+
+@pytest.mark.parametrize(
+    ("n", "rank", "promise"),
+    [
+        (20, 1, "about 48 of 1,000 good parts; 95 % sure: no more than 140"),
+        (200, 2, "about 10 of 1,000 good parts; 95 % sure: no more than 24"),
+        (999, 1, "about 1 of 1,000 good parts; 95 % sure: no more than 3"),
+        (9999, 1, "about 0.1 of 1,000 good parts; 95 % sure: no more than 0.3"),
+    ],
+)
+def test_promise_speaks_of_1000_parts(n: int, rank: int, promise: str) -> None:
+    assert _decision(n_good=n, stated_false_reject_rate=rank / (n + 1)).promise == promise

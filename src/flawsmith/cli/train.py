@@ -203,6 +203,7 @@ def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
                 "training": result.bundle.spec.training.model_dump(mode="json"),
                 "stamps": stamps,
                 "decision": decision.model_dump(mode="json"),
+                "worst_false_reject_rate": decision.worst_false_reject_rate,
                 "limit_statement": decision.describe(),
             }
         )

@@ -42,6 +42,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "training": spec.training.model_dump(mode="json"),
         "stamps": spec.training.stamps,
         "decision": spec.decision.model_dump(mode="json"),
+        "worst_false_reject_rate": spec.decision.worst_false_reject_rate,
         "limit_statement": spec.decision.describe(),
         "parity": spec.parity,
         "calibration": {name: int(array.size) for name, array in bundle.calibration.items()},
@@ -120,8 +121,8 @@ def _limits(bundle: Bundle, path: Path) -> list[Finding]:
         return []
     severity: Severity = "warning" if decision.n_good < FEW_GOOD_IMAGES else "note"
     message = (
-        f"{decision.n_good} good images stand behind the limits: they support a false-reject rate of "
-        f"{decision.stated_false_reject_rate:.1%}, not the target of {decision.target_false_reject_rate:.1%}"
+        f"{decision.n_good} good images stand behind the limit, which rejects {decision.promise}; asked for were "
+        f"{1000 * decision.target_false_reject_rate:g}"
     )
     return [Finding(severity, "few-to-calibrate", message, (path,), "train with more good images")]
 

@@ -181,9 +181,9 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
     limits = [
         ("Reject limit on the score", f"{decision.limit:.6g}"),
         ("Limit on the map", f"{decision.map_limit:.6g}"),
-        ("Target false-reject rate", f"{decision.target_false_reject_rate:.2%}"),
-        ("Supported false-reject rate", f"{decision.stated_false_reject_rate:.2%}"),
-        ("Held-out good images", str(decision.n_good)),
+        ("Rejects", decision.promise),
+        ("Asked for", f"{1000 * decision.target_false_reject_rate:g} of 1,000 good parts"),
+        ("Rests on", f"{decision.n_good} held-out good images"),
     ]
     parity = [(f"Exported against trained, {name}", f"{value:.3g}") for name, value in spec.parity.items()]
     used = [(name, number) for name, number in versions().items()]

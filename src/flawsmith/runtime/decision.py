@@ -21,6 +21,9 @@ Polygon = tuple[tuple[FiniteFloat, FiniteFloat], ...]
 FEW_GOOD_IMAGES = 20
 """Below this many held-out good images a limit is worth a plain warning."""
 
+CONFIDENCE = 0.95
+"""How sure the worst case of a false-reject rate is."""
+
 
 class Decision(BaseModel):
     """The limits of a model and what they rest on.
@@ -58,7 +61,7 @@ class Decision(BaseModel):
         default=0.01, gt=0, lt=1, description="alpha: the share of good parts that may be rejected"
     )
     stated_false_reject_rate: FiniteFloat = Field(
-        gt=0, le=1, description="the smallest bound on that share that the good images support at this limit"
+        gt=0, le=1, description="the share that the good images support at this limit, in the mean: rank / (n_good + 1)"
     )
     n_good: NonNegativeInt = Field(description="held-out good images behind the limits")
     held_out: bool = Field(default=True, description="whether those images were kept out of training")
@@ -135,6 +138,33 @@ class Decision(BaseModel):
         # Where no region can be so large, every limit passes; the smallest value says so and stays finite.
         return level if math.isfinite(level) else float(anomaly_map.min())
 
+    @property
+    def worst_false_reject_rate(self) -> float:
+        """The share of good parts that the limit rejects at worst, with a confidence of 95 %; see :func:`worst_rate`.
+
+        Example:
+            >>> decision = Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=2 / 201, n_good=200)
+            >>> round(decision.worst_false_reject_rate, 4)
+            0.0235
+        """
+        if self.n_good == 0:
+            return 1.0
+        rank = round(self.stated_false_reject_rate * (self.n_good + 1))
+        return worst_rate(max(1, min(rank, self.n_good)), self.n_good)
+
+    @property
+    def promise(self) -> str:
+        """How many good parts of 1,000 the limit rejects, in the mean and at worst, in words.
+
+        Example:
+            >>> Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=2 / 201, n_good=200).promise
+            'about 10 of 1,000 good parts; 95 % sure: no more than 24'
+        """
+        if not self.held_out:
+            return "unknown: the model learned from the images behind it"
+        expected, worst = _of_1000(self.stated_false_reject_rate), _of_1000(self.worst_false_reject_rate, up=True)
+        return f"about {expected} of 1,000 good parts; {100 * CONFIDENCE:.0f} % sure: no more than {worst}"
+
     def describe(self) -> str:
         """Returns, for people, how much the limits are worth."""
         images = "1 good image" if self.n_good == 1 else f"{self.n_good} good images"
@@ -143,19 +173,15 @@ class Decision(BaseModel):
                 f"WARNING: the reject limit rests on {images} that the model learned from too. It is a guess: check "
                 "verdicts by eye and calibrate with other good images."
             )
-        text = (
-            f"The reject limit rests on {images} held out from training: at most "
-            f"{_percent(self.stated_false_reject_rate)} of good parts are expected to be rejected "
-            f"(target {_percent(self.target_false_reject_rate)})."
-        )
-        if self.stated_false_reject_rate > self.target_false_reject_rate:
-            needed = math.ceil(1 / _exact(self.target_false_reject_rate)) - 1
-            text += f" The target needs {needed} good images."
+        text = f"The limit rejects {self.promise}. It rests on {images} held out from training."
+        target = self.target_false_reject_rate
+        expected, proven = images_needed(target)
+        if self.stated_false_reject_rate > target:
+            text += f" For {_of_1000(target)} of 1,000 it takes {expected:,} such images, {proven:,} to be 95 % sure."
+        elif self.worst_false_reject_rate > target:
+            text += f" To be 95 % sure of {_of_1000(target)} of 1,000, {proven:,} such images can be enough."
         if self.n_good < FEW_GOOD_IMAGES:
-            text += (
-                f" WARNING: fewer than {FEW_GOOD_IMAGES} good images say little; check verdicts by eye "
-                "and calibrate with more."
-            )
+            text += f" WARNING: {images} can say little: check rejects and passes by eye."
         if self.rejects_nothing:
             text += (
                 " WARNING: a good image scores as high as this model can score, so that no image is rejected; train "
@@ -296,5 +322,63 @@ def _exact(alpha: float) -> Fraction:
     return Fraction(repr(float(alpha)))
 
 
-def _percent(rate: float) -> str:
-    return f"{100 * rate:.3g} %"
+def worst_rate(rank: int, n: int, confidence: float = CONFIDENCE) -> float:
+    """The false-reject rate that a limit does not exceed, with some confidence.
+
+    The limit is the ``rank``-th largest of ``n`` good scores. Over all calibrations with parts like these, the share of
+    good parts above it follows Beta(rank, n + 1 − rank), or lies below where scores are tied. Its quantile is where a
+    binomial count of n falls below the rank with a probability of 1 − confidence; it is counted here, because the
+    inspection machine has no scipy.
+
+    Args:
+        rank: from 1, the largest, to n.
+        n: good images behind the limit.
+        confidence: between 0 and 1.
+
+    Returns:
+        A rate between 0 and 1.
+
+    Raises:
+        ValueError: the rank does not lie between 1 and n.
+
+    Source:
+        Vovk, Conditional validity of inductive conformal predictors, ACML 2012, Prop. 2.
+
+    Example:
+        >>> [round(1000 * worst_rate(rank, 200)) for rank in (1, 2, 10)]
+        [15, 23, 77]
+    """
+    if not 1 <= rank <= n:
+        raise ValueError(f"the rank must lie between 1 and {n}, not {rank}")
+    counts = np.arange(rank)
+    ways = np.cumsum(np.log((n - counts[1:] + 1) / counts[1:]))  # of choosing 1, 2, ... of n, as logarithms
+    ways = np.concatenate([[0.0], ways])
+    low, high = 0.0, 1.0
+    while True:
+        middle = (low + high) / 2
+        if middle in (low, high):
+            return high
+        below = np.exp(ways + counts * math.log(middle) + (n - counts) * math.log1p(-middle)).sum()
+        low, high = (middle, high) if below > 1 - confidence else (low, middle)
+
+
+def images_needed(rate: float, confidence: float = CONFIDENCE) -> tuple[int, int]:
+    """Held-out good images that a false-reject rate takes: in the mean, and with a confidence.
+
+    Args:
+        rate: the target, between 0 and 1.
+        confidence: of the second number, which is for the largest score as the limit.
+
+    Example:
+        >>> images_needed(0.01)
+        (99, 299)
+    """
+    return math.ceil(1 / _exact(rate)) - 1, math.ceil(math.log1p(-confidence) / math.log1p(-rate) - 1e-9)
+
+
+def _of_1000(rate: float, *, up: bool = False) -> str:
+    """Parts of 1,000: whole ones from ten on, one decimal below; a bound is rounded up."""
+    parts = 1000 * rate
+    digits = 0 if parts >= 9.95 else 1 if parts >= 0.95 else 2
+    rounded = math.ceil(parts * 10**digits - 1e-9) / 10**digits if up else round(parts, digits)
+    return f"{rounded:,.{digits}f}".rstrip("0").rstrip(".") if digits else f"{rounded:,.0f}"
