@@ -18,7 +18,9 @@ from flawsmith.runtime.regions import Region, find_regions, region_level
 Verdict = Literal["pass", "review", "reject"]
 Polygon = tuple[tuple[FiniteFloat, FiniteFloat], ...]
 
-_Score = Annotated[FiniteFloat, Field(ge=-1e30, le=1e30)]  # within float32, with room to compute
+LARGEST_SCORE = 1e30
+"""Scores, map values and limits lie within ± this: well within float32, with room to compute."""
+_Score = Annotated[FiniteFloat, Field(ge=-LARGEST_SCORE, le=LARGEST_SCORE)]
 _Rate = Annotated[FiniteFloat, Field(ge=1e-9, le=1)]
 _Count = Annotated[int, Field(ge=0, le=10**12)]
 

@@ -6,7 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Iterable
-from functools import partial
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -22,6 +22,8 @@ if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
 
 _SILENT = 4  # ONNX Runtime's severity "fatal": its messages to stderr are nothing a user could fix.
 onnxruntime.set_default_logger_severity(_SILENT)
+MEMORY_BYTES = 8 * 2**30
+"""The most that ONNX Runtime takes for the weights and values of all models that inspect in a process."""
 _FLOATS = ("tensor(float)", "f32")  # the element type in either engine's words
 
 
@@ -55,6 +57,8 @@ class OnnxRuntimeEngine:
     Args:
         model: the ONNX graph.
         threads: threads for one run; None: one a core.
+        bounded: take no more than `MEMORY_BYTES`, from a store that all such engines of the process share and that
+            stays with the process.
 
     Raises:
         FlawsmithError: the graph cannot be read or needs an operator this ONNX Runtime has not.
@@ -63,27 +67,20 @@ class OnnxRuntimeEngine:
     name: EngineName = "onnxruntime"
     precision: Precision = "float32"
 
-    def __init__(self, model: bytes, *, threads: int | None = None) -> None:
-        options = onnxruntime.SessionOptions()
+    def __init__(self, model: bytes, *, threads: int | None = None, bounded: bool = False) -> None:
+        _check(model)
+        options = _session_options(model)
         options.intra_op_num_threads = _checked(threads) or 0
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.use_deterministic_compute = True
-        options.log_severity_level = _SILENT
-        # Should a file get past `check_graph`: it is ONNX, there is no folder of its own, and constants stay small.
-        options.add_session_config_entry("session.load_model_format", "ONNX")
-        options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
-        folded = str(max(FOLDED_BYTES, len(model)))
-        options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", folded)
-        _check(model)
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            # Its exceptions share no public base but Exception.
-            raise FlawsmithError(f"ONNX Runtime cannot load the model ({_line(error)}); export it anew") from None
+        if bounded:
+            _share_memory()
+            options.add_session_config_entry("session.use_env_allocators", "1")
+        self._session = _session(model, options)
         self.inputs = tuple(_port(port.name, port.type, port.shape) for port in self._session.get_inputs())
         self.outputs = tuple(_port(port.name, port.type, port.shape) for port in self._session.get_outputs())
-        self._remake = partial(OnnxRuntimeEngine, model, threads=threads)
+        self._remake = partial(OnnxRuntimeEngine, model, threads=threads, bounded=bounded)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._remake, ()  # another process compiles the graph anew
@@ -134,6 +131,7 @@ class OpenVinoEngine:
     ) -> None:
         openvino = _import_openvino()
         _check(model)
+        _check_operators(model)
         self.precision = precision
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
@@ -197,7 +195,8 @@ def make_engine(
         model: the ONNX graph.
         precision: what the engine shall compute in.
         threads: threads for one run; None: one a core.
-        batch: the only batch size that will be run; None: any. ONNX Runtime gains nothing by knowing it.
+        batch: the only batch size that will be run; None: any. ONNX Runtime gains nothing by knowing it, but its
+            memory is bounded where it is 1, which is an inspector's.
 
     Raises:
         FlawsmithError: unknown engine, a precision it has not, not installed, or a graph it cannot read.
@@ -205,7 +204,7 @@ def make_engine(
     if name == "onnxruntime":
         if precision != "float32":
             raise FlawsmithError(f"the engine onnxruntime computes in float32, not in {precision}; use openvino")
-        return OnnxRuntimeEngine(model, threads=threads)
+        return OnnxRuntimeEngine(model, threads=threads, bounded=batch == 1)
     if name == "openvino":
         return OpenVinoEngine(model, precision=precision, threads=threads, batch=batch)
     raise FlawsmithError(f"unknown engine {name!r}; known are onnxruntime and openvino")
@@ -239,6 +238,42 @@ def check_detector(engine: Engine, size: tuple[int, int]) -> tuple[int, int]:
                 f"the model's {port.name!r} has the shape {port.shape}, its geometry needs {shape}; export it anew"
             )
     return names.index("map"), names.index("score")
+
+
+def _check_operators(model: bytes) -> None:
+    """Lets ONNX Runtime look at every node: OpenVINO follows a missing input into the void, which ends the process."""
+    options = _session_options(model)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    _session(model, options)
+
+
+def _session_options(model: bytes) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    # Should a file get past `check_graph`: it is ONNX, there is no folder of its own, and constants stay small.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    folded = str(max(FOLDED_BYTES, len(model)))
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", folded)
+    return options
+
+
+def _session(model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+    try:
+        # Without its way of trying again, which prints a banner on stdout.
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except Exception as error:
+        # Its exceptions share no public base but Exception.
+        raise FlawsmithError(f"ONNX Runtime cannot load the model ({_line(error)}); export it anew") from None
+
+
+@cache
+def _share_memory() -> None:
+    place = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg({"max_mem": MEMORY_BYTES}))
 
 
 def _check(model: bytes) -> None:

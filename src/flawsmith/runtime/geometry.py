@@ -33,7 +33,7 @@ WHOLE_PIXELS = 2**24
 which may differ by a grey level."""
 
 
-MAX_SIDE = 16384
+MAX_SIDE = 8192
 """Longest side of a network's input and of an image before the cut, pixels: what a model file asks for is no larger."""
 _SMALLEST_STEP = 1e-6
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]

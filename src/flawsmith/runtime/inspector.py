@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 import warnings
 from collections import deque
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawsmith.runtime.bundle import Bundle, BundleSpec
-from flawsmith.runtime.decision import Verdict
+from flawsmith.runtime.decision import LARGEST_SCORE, Verdict
 from flawsmith.runtime.engine import Engine, check_detector, make_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, iter_images
@@ -341,8 +340,8 @@ class Inspector:
                 f"{(1, *size)}; export it anew"
             )
         score, anomaly_map = float(scores[0]), maps[0]
-        if not (math.isfinite(score) and np.isfinite(anomaly_map).all()):
-            raise FlawsmithError("the model gives numbers that are not finite; train or export it anew")
+        if not (abs(score) <= LARGEST_SCORE and np.abs(anomaly_map).max() <= LARGEST_SCORE):
+            raise FlawsmithError("the model gives numbers that are not finite or too large; train or export it anew")
         return score, anomaly_map
 
     def _finish(self, prepared: _Prepared) -> Inspection:

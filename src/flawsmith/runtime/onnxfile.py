@@ -16,22 +16,15 @@ import numpy as np
 MAX_FIELDS = 1_000_000
 MAX_NODES = 10_000
 MAX_RANK = 16
+MAX_OPSET = 1000  # OpenVINO counts up to whatever number stands here
 MAX_NAMES = 100_000
 """Inputs and outputs of all nodes together."""
 CONSTANT_VALUES = 2**28
 """Values that may be computed from constants alone while a model is loaded, besides four for each byte of the file."""
 
 # How a field is written: numbers (one, or several, packed or not), text or bytes, or a message by its name.
-_INT, _ENUM, _INTS, _FLOAT, _FLOATS, _DOUBLES, _TEXT, _TEXTS = (
-    "int",
-    "enum",
-    "ints",
-    "float",
-    "floats",
-    "doubles",
-    "b",
-    "bs",
-)
+_INT, _ENUM, _INTS, _FLOAT, _FLOATS, _DOUBLES = "int", "enum", "ints", "float", "floats", "doubles"
+_TEXT, _TEXTS, _DATA, _DATAS = "text", "texts", "data", "several data"
 _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 _WIRES: Mapping[str, tuple[int, ...]] = {
     _INT: (_VARINT,),
@@ -41,7 +34,7 @@ _WIRES: Mapping[str, tuple[int, ...]] = {
     _FLOATS: (_FIXED32, _BYTES),
     _DOUBLES: (_FIXED64, _BYTES),
 }
-_REPEATED = (_INTS, _FLOATS, _DOUBLES, _TEXTS)
+_REPEATED = (_INTS, _FLOATS, _DOUBLES, _TEXTS, _DATAS)
 
 # Field numbers of onnx.proto that a detector's graph may have; a star marks what may come several times.
 _FIELDS: Mapping[str, Mapping[int, str]] = {
@@ -58,11 +51,11 @@ _FIELDS: Mapping[str, Mapping[int, str]] = {
         9: "StringStringEntry*",
     },
     "Attribute": {
-        1: _TEXT, 2: _FLOAT, 3: _INT, 4: _TEXT, 5: "Tensor", 7: _FLOATS, 8: _INTS, 9: _TEXTS, 10: "Tensor*", 13: _TEXT,
+        1: _TEXT, 2: _FLOAT, 3: _INT, 4: _DATA, 5: "Tensor", 7: _FLOATS, 8: _INTS, 9: _DATAS, 10: "Tensor*", 13: _TEXT,
         20: _ENUM,
     },
     "Tensor": {
-        1: _INTS, 2: _ENUM, 4: _FLOATS, 5: _INTS, 7: _INTS, 8: _TEXT, 9: _TEXT, 10: _DOUBLES, 11: _INTS, 12: _TEXT,
+        1: _INTS, 2: _ENUM, 4: _FLOATS, 5: _INTS, 7: _INTS, 8: _TEXT, 9: _DATA, 10: _DOUBLES, 11: _INTS, 12: _TEXT,
         14: _ENUM, 16: "StringStringEntry*",
     },
     "ValueInfo": {1: _TEXT, 2: "Type", 3: _TEXT, 4: "StringStringEntry*"},
@@ -164,7 +157,7 @@ class _Graph:
                 graphs += 1
                 self._read_graph(value)
             elif number == 8:
-                self._skim("OperatorSetId", value)
+                self._check_opset(value)
             elif number == 14:
                 self._skim("StringStringEntry", value)
         if graphs != 1:
@@ -199,6 +192,11 @@ class _Graph:
             constants.update((name, count) for name in node.outputs)
         if not known.issuperset(self._outputs):
             raise GraphError("an output of it comes from no node")
+
+    def _check_opset(self, content: memoryview) -> None:
+        for number, value in self._read("OperatorSetId", content):
+            if number == 2 and not 1 <= value <= MAX_OPSET:
+                raise GraphError(f"it names the operator set {value}, which there is not")
 
     def _read_graph(self, content: memoryview) -> None:
         for number, value in self._read("Graph", content):
@@ -333,8 +331,18 @@ class _Graph:
                 length = 8 if wire == _FIXED64 else 4
             if length > end - position:
                 raise GraphError(f"it is not ONNX (field {number} of {kind} is longer than its message)")
-            yield number, content[position : position + length]
+            value = content[position : position + length]
+            if field in (_TEXT, _TEXTS):
+                _check_text(value)
+            yield number, value
             position += length
+
+
+def _check_text(content: memoryview) -> None:
+    try:
+        str(content, "utf-8")
+    except UnicodeDecodeError:
+        raise GraphError("it is not ONNX (a name in it is not UTF-8)") from None
 
 
 def _check_domain(domain: memoryview) -> None:
