@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import copy
 import hashlib
 import io
 import json
@@ -179,15 +180,15 @@ def drawn_spec(rng: Random, content: bytes) -> bytes:
         if action < 0.1:
             del holder[key]
         elif action < 0.2 and isinstance(holder, list):
-            holder += holder[:1] * rng.choice([1, 5, 2000])
+            holder += copy.deepcopy(holder[:1]) * rng.choice([1, 5, 2000])
         elif action < 0.3 and isinstance(holder, dict):
-            holder[rng.choice(["x", "", "hook", "é", key + " "])] = rng.choice(NUMBERS + OTHERS)
+            holder[rng.choice(["x", "", "hook", "é", key + " "])] = copy.deepcopy(rng.choice(NUMBERS + OTHERS))
         elif action < 0.6:
             mark = f"@{len(marks)}@"
             marks[json.dumps(mark)] = rng.choice(RAW)
             holder[key] = mark
         else:
-            holder[key] = rng.choice(NUMBERS + OTHERS)
+            holder[key] = copy.deepcopy(rng.choice(NUMBERS + OTHERS))
     text = json.dumps(spec)
     for mark, raw in marks.items():
         text = text.replace(mark, raw)

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 
 from flawsmith.runtime import onnxfile
-from flawsmith.runtime.onnxfile import GraphError, check_graph
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.onnxfile import check_graph
 
 FLOAT = TensorProto.FLOAT
 
@@ -100,7 +101,7 @@ def test_nothing_is_smuggled_past_the_check_at_any_depth(way: str, place: str) -
         "model": detector() + hidden,
     }
 
-    with pytest.raises(GraphError):
+    with pytest.raises(FlawsmithError):
         check_graph(inside[place])
 
 
@@ -144,7 +145,7 @@ UNFIT: dict[str, tuple[bytes, str]] = {
 def test_graph_that_no_detector_has_is_refused_with_a_clause(name: str) -> None:
     model, words = UNFIT[name]
 
-    with pytest.raises(GraphError, match=words) as caught:
+    with pytest.raises(FlawsmithError, match=words) as caught:
         check_graph(model)
 
     assert "\n" not in str(caught.value)
@@ -181,7 +182,7 @@ def outer(constant: str, count: int = 1) -> bytes:
 
 @pytest.mark.parametrize("operator", ["Add", "MatMul", "Pow", "Mul"])
 def test_constants_that_grow_are_refused(operator: str) -> None:
-    with pytest.raises(GraphError, match="from constants alone"):
+    with pytest.raises(FlawsmithError, match="from constants alone"):
         check_graph(outer(operator))
 
 
@@ -189,7 +190,7 @@ def test_constants_that_grow_are_refused(operator: str) -> None:
 def test_constants_of_a_size_that_follows_from_values_are_few(operator: str) -> None:
     check_graph(outer(operator))
 
-    with pytest.raises(GraphError, match="from constants alone"):
+    with pytest.raises(FlawsmithError, match="from constants alone"):
         check_graph(outer(operator, 17))
 
 
@@ -214,7 +215,7 @@ def test_many_empty_parts_cost_neither_memory_nor_time(
     tracemalloc.start()
     start = time.process_time()
 
-    with pytest.raises(GraphError, match=words):
+    with pytest.raises(FlawsmithError, match=words):
         check_graph(model)
 
     seconds, peak = time.process_time() - start, tracemalloc.get_traced_memory()[1]
@@ -272,7 +273,7 @@ def mutated(draw: st.DrawFn) -> bytes:
 def test_what_passes_is_read_by_onnx_as_it_was_understood(model: bytes) -> None:
     try:
         check_graph(model)
-    except GraphError:
+    except FlawsmithError:
         return
 
     assert list(external(onnx.load_model_from_string(model))) == []

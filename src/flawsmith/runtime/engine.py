@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from flawsmith.runtime.bundle import EngineName, Precision
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.onnxfile import FOLDED_BYTES, GraphError, check_graph
+from flawsmith.runtime.onnxfile import FOLDED_BYTES, check_graph
 
 if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
     onnxruntime.disable_telemetry_events()  # on Windows, where the variable is not asked for
@@ -68,7 +68,7 @@ class OnnxRuntimeEngine:
     precision: Precision = "float32"
 
     def __init__(self, model: bytes, *, threads: int | None = None, bounded: bool = False) -> None:
-        _check(model)
+        check_graph(model)
         options = _session_options(model)
         options.intra_op_num_threads = _checked(threads) or 0
         options.inter_op_num_threads = 1
@@ -130,7 +130,7 @@ class OpenVinoEngine:
         batch: int | None = None,
     ) -> None:
         openvino = _import_openvino()
-        _check(model)
+        check_graph(model)
         _check_operators(model)
         self.precision = precision
         settings: dict[str, Any] = {
@@ -274,13 +274,6 @@ def _share_memory() -> None:
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
     onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg({"max_mem": MEMORY_BYTES}))
-
-
-def _check(model: bytes) -> None:
-    try:
-        check_graph(model)
-    except GraphError as error:
-        raise FlawsmithError(f"cannot load the model: {error}; export it anew") from None
 
 
 def _import_openvino() -> Any:

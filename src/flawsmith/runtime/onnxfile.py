@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from flawsmith.runtime.errors import FlawsmithError
+
 MAX_FIELDS = 1_000_000
 MAX_NODES = 10_000
 MAX_RANK = 16
@@ -103,10 +105,6 @@ _MULTIPLYING = {
 _MAX_OTHERS, FOLDED_BYTES = 16, 64 * 2**20
 
 
-class GraphError(ValueError):
-    """Why a file is no graph for an engine: one clause."""
-
-
 class _Node(NamedTuple):
     operator: str
     inputs: tuple[bytes, ...]
@@ -126,14 +124,14 @@ def check_graph(model: bytes) -> None:
         model: an ONNX file.
 
     Raises:
-        GraphError: says why, in one clause.
+        FlawsmithError: says why.
 
     Example:
         >>> try:
         ...     check_graph(b"no graph")
-        ... except GraphError as error:
+        ... except FlawsmithError as error:
         ...     print(error)
-        it is not ONNX (field 13 of Model is not known)
+        cannot load the model: it is not ONNX (field 13 of Model is not known); export it anew
     """
     _Graph(model).check()
 
@@ -143,7 +141,7 @@ class _Graph:
 
     def __init__(self, model: bytes) -> None:
         if model[4:8] == _ORT_FORMAT:
-            raise GraphError("it is not ONNX (ONNX Runtime would take it for its own format)")
+            raise _refusal("it is not ONNX (ONNX Runtime would take it for its own format)")
         self._length = len(model)
         self._fields_left = MAX_FIELDS
         self._names_left = MAX_NAMES
@@ -161,7 +159,7 @@ class _Graph:
             elif number == 14:
                 self._skim("StringStringEntry", value)
         if graphs != 1:
-            raise GraphError("it is not ONNX (it has no graph)")
+            raise _refusal("it is not ONNX (it has no graph)")
 
     def check(self) -> None:
         """Checks order, names, and what is computed from constants alone."""
@@ -171,10 +169,10 @@ class _Graph:
         others = 0
         for node in self._nodes:
             if not known.issuperset(node.inputs):
-                raise GraphError("its nodes are out of order, run in a circle or lack an input")
+                raise _refusal("its nodes are out of order, run in a circle or lack an input")
             for name in node.outputs:
                 if name in known and name:
-                    raise GraphError("it has two values of one name")
+                    raise _refusal("it has two values of one name")
                 known.add(name)
             if any(name and name not in constants for name in node.inputs):
                 continue
@@ -188,26 +186,26 @@ class _Graph:
                 count = FOLDED_BYTES // 4
             budget -= count
             if budget < 0 or others > _MAX_OTHERS:
-                raise GraphError("it computes too much from constants alone")
+                raise _refusal("it computes too much from constants alone")
             constants.update((name, count) for name in node.outputs)
         if not known.issuperset(self._outputs):
-            raise GraphError("an output of it comes from no node")
+            raise _refusal("an output of it comes from no node")
 
     def _check_opset(self, content: memoryview) -> None:
         for number, value in self._read("OperatorSetId", content):
             if number == 2 and not 1 <= value <= MAX_OPSET:
-                raise GraphError(f"it names the operator set {value}, which there is not")
+                raise _refusal(f"it names the operator set {value}, which there is not")
 
     def _read_graph(self, content: memoryview) -> None:
         for number, value in self._read("Graph", content):
             if number == 1:
                 if len(self._nodes) == MAX_NODES:
-                    raise GraphError(f"it has more than {MAX_NODES} nodes")
+                    raise _refusal(f"it has more than {MAX_NODES} nodes")
                 self._nodes.append(self._read_node(value))
             elif number == 5:
                 name, count = self._read_tensor(value)
                 if name in self._constants:
-                    raise GraphError("it has two values of one name")
+                    raise _refusal("it has two values of one name")
                 self._constants[name] = count
             elif number in (11, 12, 13):
                 name = self._read_value_info(value)
@@ -225,7 +223,7 @@ class _Graph:
             if number in names:
                 self._names_left -= 1
                 if self._names_left < 0:
-                    raise GraphError(f"its nodes have more than {MAX_NAMES} inputs and outputs")
+                    raise _refusal(f"its nodes have more than {MAX_NAMES} inputs and outputs")
                 names[number].append(bytes(value))
             elif number == 4:
                 operator = bytes(value[:64])
@@ -257,7 +255,7 @@ class _Graph:
             if number == 1:
                 shape += _packed(value) if isinstance(value, memoryview) else [value]
                 if len(shape) > MAX_RANK or shape[-1] >= 1 << 63:
-                    raise GraphError("a tensor has too many axes or one of a negative length")
+                    raise _refusal("a tensor has too many axes or one of a negative length")
             elif number == 2:
                 kind = value
             elif number == 8:
@@ -265,18 +263,18 @@ class _Graph:
             elif number == 9:
                 raw = len(value)
             elif number == 14 and value != 0:
-                raise GraphError(_OUTSIDE)
+                raise _refusal(_OUTSIDE)
             elif number == 16:
                 self._skim("StringStringEntry", value)
             elif number in (4, 5, 7, 10, 11):
                 counts[number] = counts.get(number, 0) + _count(number, value)
         if kind not in _VALUE_BYTES:
-            raise GraphError(f"a tensor holds values of the unknown type {kind}")
+            raise _refusal(f"a tensor holds values of the unknown type {kind}")
         count = math.prod(shape)
         typed = counts.pop(_TYPED.get(kind, _TYPED_OTHERWISE), 0)
         fits = typed == 0 and raw == count * _VALUE_BYTES[kind] if raw is not None else typed == count
         if counts or not fits:
-            raise GraphError("a tensor's data do not fit its shape and type")
+            raise _refusal("a tensor's data do not fit its shape and type")
         return name, count
 
     def _read_value_info(self, content: memoryview) -> bytes:
@@ -305,24 +303,24 @@ class _Graph:
         while position < end:
             self._fields_left -= 1
             if self._fields_left < 0:
-                raise GraphError(f"it has more than {MAX_FIELDS} fields")
+                raise _refusal(f"it has more than {MAX_FIELDS} fields")
             key, position = _varint(content, position)
             number, wire = key >> 3, key & 7
             field = fields.get(number)
             if field is None:
-                raise GraphError(
+                raise _refusal(
                     _REASONS.get((kind, number)) or f"it is not ONNX (field {number} of {kind} is not known)"
                 )
             if wire not in _WIRES.get(field, (_BYTES,)):
-                raise GraphError(f"it is not ONNX (field {number} of {kind} is not written as ONNX writes it)")
+                raise _refusal(f"it is not ONNX (field {number} of {kind} is not written as ONNX writes it)")
             if not (field in _REPEATED or field.endswith("*")):
                 if seen >> number & 1:
-                    raise GraphError(f"it is not ONNX (field {number} of {kind} comes twice)")
+                    raise _refusal(f"it is not ONNX (field {number} of {kind} comes twice)")
                 seen |= 1 << number
             if wire == _VARINT:
                 number_value, position = _varint(content, position)
                 if field == _ENUM and number_value >= 1 << 31:
-                    raise GraphError(f"it is not ONNX (field {number} of {kind} is out of range)")
+                    raise _refusal(f"it is not ONNX (field {number} of {kind} is out of range)")
                 yield number, number_value
                 continue
             if wire == _BYTES:
@@ -330,7 +328,7 @@ class _Graph:
             else:
                 length = 8 if wire == _FIXED64 else 4
             if length > end - position:
-                raise GraphError(f"it is not ONNX (field {number} of {kind} is longer than its message)")
+                raise _refusal(f"it is not ONNX (field {number} of {kind} is longer than its message)")
             value = content[position : position + length]
             if field in (_TEXT, _TEXTS):
                 _check_text(value)
@@ -338,16 +336,20 @@ class _Graph:
             position += length
 
 
+def _refusal(reason: str) -> FlawsmithError:
+    return FlawsmithError(f"cannot load the model: {reason}; export it anew")
+
+
 def _check_text(content: memoryview) -> None:
     try:
         str(content, "utf-8")
     except UnicodeDecodeError:
-        raise GraphError("it is not ONNX (a name in it is not UTF-8)") from None
+        raise _refusal("it is not ONNX (a name in it is not UTF-8)") from None
 
 
 def _check_domain(domain: memoryview) -> None:
     if bytes(domain[:8]) not in (b"", b"ai.onnx"):
-        raise GraphError("it uses operators outside the ONNX standard")
+        raise _refusal("it uses operators outside the ONNX standard")
 
 
 def _count(number: int, value: int | memoryview) -> int:
@@ -357,7 +359,7 @@ def _count(number: int, value: int | memoryview) -> int:
     if number in (4, 10):
         width = 4 if number == 4 else 8
         if len(value) % width:
-            raise GraphError("a tensor's data do not fit its shape and type")
+            raise _refusal("a tensor's data do not fit its shape and type")
         return len(value) // width
     # Each number ends with the one byte whose upper bit is clear.
     return int(np.count_nonzero(np.frombuffer(value, np.uint8) < 0x80))
@@ -383,4 +385,4 @@ def _varint(content: memoryview, position: int) -> tuple[int, int]:
             if (byte == 0 and place > position) or value >= 1 << 64:
                 break
             return value, place + 1
-    raise GraphError("it is not ONNX (a number is cut off or not in its shortest form)")
+    raise _refusal("it is not ONNX (a number is cut off or not in its shortest form)")
