@@ -5,6 +5,7 @@ CORE ?= .venv-core
 BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WORKERS ?= auto
+MINUTES ?= 2
 
 .PHONY: help demo test check lint format types imports docs unit fuzz api clean
 help:
@@ -13,7 +14,7 @@ help:
 	@echo "make check   lint, types, import contract and documents alone"
 	@echo "make docs    pages and reference as HTML, build/docs"
 	@echo "make unit    tests alone (ARGS='-k name' passes options to pytest, WORKERS=0 runs them in one process)"
-	@echo "make fuzz    tests that draw seeds or examples alone, on draws that no run has made before"
+	@echo "make fuzz    tests that draw seeds or examples alone, on draws that no run has made before (MINUTES=30 for model files)"
 	@echo "make api     renew the snapshot of the public interface, tests/api_surface.json"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make clean   remove environments, caches and runs"
@@ -61,6 +62,7 @@ unit: $(VENV)/.dev $(CORE)/.core
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -m draws --hypothesis-profile explore $(ARGS)
+	$(BIN)/python tests/field/fuzz_bundles.py --minutes $(MINUTES)
 
 api: $(VENV)/.dev
 	$(BIN)/python tests/test_api.py

@@ -19,7 +19,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import numpy as np
-import onnxruntime
 from common import milliseconds, page, paired, parser, seconds, table
 from PIL import Image
 
@@ -159,6 +158,8 @@ def node_costs(model: Model, runs: int) -> str:
     """What ONNX Runtime spends on the nodes that follow the backbone, by its own profile."""
     batch = np.zeros((1, 3, *model.config.image_size), np.float32)
     with TemporaryDirectory() as folder:
+        import onnxruntime  # after flawsmith, which keeps it from reporting home
+
         options = onnxruntime.SessionOptions()
         options.enable_profiling = True
         options.profile_file_prefix = str(Path(folder) / "profile")

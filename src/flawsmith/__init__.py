@@ -5,8 +5,14 @@ The public names load what they need on first use, so that ``from flawsmith impo
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+# These libraries report home from the moment they are imported, so this comes before, in every process that has
+# Flawsmith in it. Whoever sets a variable on purpose keeps it.
+for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
+    os.environ.setdefault(_variable, "1")
 
 if TYPE_CHECKING:
     from flawsmith.metrics.results import Evaluation

@@ -360,3 +360,9 @@ def test_tied_scores_reject_no_more_than_promised(values: int, seed: int) -> Non
 )
 def test_promise_speaks_of_1000_parts(n: int, rank: int, promise: str) -> None:
     assert _decision(n_good=n, stated_false_reject_rate=rank / (n + 1)).promise == promise
+
+
+def test_worst_rate_of_any_number_of_images_takes_no_time_and_holds() -> None:
+    expected = stats.beta.ppf(0.95, 5 * 10**11, 5 * 10**11 + 1)
+
+    assert expected <= worst_rate(5 * 10**11, 10**12) < 1.01 * expected

@@ -471,8 +471,8 @@ def test_arrays_become_rgb() -> None:
     ("array", "message"),
     [
         (RGB.astype(np.float32) / 255, "scale to 0..255"),
-        (RGB.astype(np.int64), r"astype\(numpy.uint8\)"),
-        (GREY > 9, r"astype\(numpy.uint8\)"),
+        (RGB.astype(np.int64), "give uint8, or uint16 where they exceed 255"),
+        (GREY > 9, r"0 and 255: image.astype\(numpy.uint8\) \* 255"),
         (np.dstack([RGB, GREY]), "drop the alpha channel"),
         (RGB.transpose(2, 0, 1), "shape is"),
         (RGB[None], "shape is"),

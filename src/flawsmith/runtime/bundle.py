@@ -7,15 +7,16 @@ import hashlib
 import io
 import json
 import math
+import struct
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
 
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
@@ -26,8 +27,10 @@ _DATE = (1980, 1, 1, 0, 0, 0)
 _UNIX = 3
 _PERMISSIONS = 0o644 << 16
 _ENCRYPTED = 0x1
-_MAX_ARRAYS = 1000
-_NUMERIC = "biufc"
+_ZIP_END, _ZIP64_LOCATOR = 22, 20  # bytes of the two records that end a zip without a comment
+_NUMERIC = "biuf"
+_LARGEST_VALUE = 8  # bytes of a number; longer ones differ from machine to machine
+_MAX_ENTRIES, _MAX_DIRECTORY = 1000, 200_000
 
 
 def write_parts(parts: Mapping[str, bytes]) -> bytes:
@@ -69,8 +72,7 @@ def read_parts(
         zipfile.BadZipFile: not a zip, or a check sum differs.
     """
     length = stream.seek(0, io.SEEK_END)
-    stream.seek(0)
-    with zipfile.ZipFile(stream) as archive:
+    with _open(stream) as archive:
         entries = archive.infolist()
         names = [entry.filename for entry in entries]
         if check_first is not None and first is not None and names.count(first) == 1:
@@ -100,7 +102,7 @@ def write_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     """
     parts = {}
     for name, array in arrays.items():
-        if array.dtype.kind not in _NUMERIC:
+        if array.dtype.kind not in _NUMERIC or array.dtype.itemsize > _LARGEST_VALUE:
             raise ValueError(f"array {name!r} has the type {array.dtype}; only numbers are stored")
         buffer = io.BytesIO()
         # Little-endian and row by row, whatever machine wrote it; ascontiguousarray would make a scalar 1-D.
@@ -119,10 +121,10 @@ def read_arrays(content: bytes) -> dict[str, NDArray[Any]]:
         ValueError: anything but stored numeric arrays.
         zipfile.BadZipFile: not a zip, or a check sum differs.
     """
-    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+    with _open(io.BytesIO(content)) as archive:
         entries = archive.infolist()
-        if len(entries) > _MAX_ARRAYS or len({entry.filename for entry in entries}) != len(entries):
-            raise ValueError("array names repeat or are too many")
+        if len({entry.filename for entry in entries}) != len(entries):
+            raise ValueError("array names repeat")
         if sum(entry.file_size for entry in entries) > len(content):
             raise ValueError("arrays are longer than their file")
         arrays = {}
@@ -131,6 +133,21 @@ def read_arrays(content: bytes) -> dict[str, NDArray[Any]]:
                 raise ValueError(f"{entry.filename[:80]!r} is not an array")
             arrays[entry.filename[: -len(".npy")]] = _read_array(_read_entry(archive, entry, len(content)))
         return arrays
+
+
+def _open(stream: BinaryIO) -> zipfile.ZipFile:
+    """Opens a zip whose directory is as small as its last 22 bytes must say, for zipfile reads all of any directory."""
+    length = stream.seek(0, io.SEEK_END)
+    stream.seek(max(0, length - _ZIP64_LOCATOR - _ZIP_END))
+    tail = stream.read()
+    end = tail[-_ZIP_END:]
+    if len(end) < _ZIP_END or end[:4] != b"PK\x05\x06" or tail[:4] == b"PK\x06\x07":
+        raise ValueError("it is no zip, or is cut off")
+    entries, directory = struct.unpack("<HI", end[10:16])
+    if entries > _MAX_ENTRIES or directory > _MAX_DIRECTORY:
+        raise ValueError("it has too many parts")
+    stream.seek(0)
+    return zipfile.ZipFile(stream)
 
 
 def _read_entry(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, cap: int) -> bytes:
@@ -146,14 +163,19 @@ def _read_array(content: bytes) -> NDArray[Any]:
     if np.lib.format.read_magic(stream) != (1, 0):
         raise ValueError("an array has an unknown version")
     shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream)
-    if dtype.kind not in _NUMERIC or by_columns:
+    if dtype.kind not in _NUMERIC or dtype.itemsize > _LARGEST_VALUE or by_columns:
         raise ValueError("an array does not hold plain numbers")
     data = content[stream.tell() :]
     if any(length < 0 for length in shape) or math.prod(shape) * dtype.itemsize != len(data):
         raise ValueError("an array's length differs from its header")
-    return np.frombuffer(data, dtype).reshape(shape).copy()
+    array = np.frombuffer(data, dtype).reshape(shape).copy()
+    if not np.isfinite(array).all():
+        raise ValueError("an array holds numbers that are not finite")
+    return array
 
 
+_Content = TypeVar("_Content")
+_LARGEST_INTEGER = 2**64
 SCHEMA_VERSION = 1
 EngineName = Literal["onnxruntime", "openvino"]
 Precision = Literal["float32", "bfloat16"]
@@ -171,6 +193,9 @@ _PARTS: Mapping[str, int] = {
     "model.onnx": 2048 * _MIB,
     "spec.json": _MIB,
 }
+
+
+_Count = Annotated[int, Field(ge=0, le=10**12)]
 
 
 class BackboneSpec(BaseModel):
@@ -196,8 +221,8 @@ class TrainingSummary(BaseModel):
 
     layout: str = Field(description="layout of the data, such as mvtec or folder")
     category: str = Field(description="the product")
-    n_train: NonNegativeInt = Field(description="good images trained on")
-    n_calibration: NonNegativeInt = Field(description="good images held out for the limits")
+    n_train: _Count = Field(description="good images trained on")
+    n_calibration: _Count = Field(description="good images held out for the limits")
     images_sha256: str = Field(description="SHA-256 over the sorted content hashes of all images used")
     selection: SelectionName = Field(
         default="last",
@@ -246,6 +271,7 @@ class Bundle:
             ``score`` float32 (b).
         calibration: numeric arrays by name, such as scores of held-out good images and of synthetic flaws.
         card: Markdown for people.
+        path: the file it was loaded from; None: it was made here.
 
     Example:
         >>> import tempfile
@@ -268,6 +294,7 @@ class Bundle:
     model: bytes = field(repr=False)
     calibration: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     card: str = field(default="", repr=False)
+    path: Path | None = field(default=None, repr=False, compare=False)
 
     def to_bytes(self) -> bytes:
         """Returns the file's content: the same bundle gives the same bytes, everywhere and always.
@@ -318,20 +345,23 @@ class Bundle:
             if path.stat().st_size > sum(_PARTS.values()) + _MIB:
                 raise FlawsmithError(f"{path}: too large for a model file; give a .flaw file")
             with path.open("rb") as stream:
-                return cls._read(stream)
+                return cls._read(stream, path)
+        except FlawsmithError:
+            raise
         except _RefusedError as refusal:
             raise FlawsmithError(f"{path}: {refusal}") from None
         except OSError as error:
             raise FlawsmithError(f"{path}: cannot be read ({error.strerror}); check its permissions") from None
+        except MemoryError:
+            raise FlawsmithError(f"{path}: too large for the free memory; close other programs") from None
+        except Exception as error:
+            # The readers of zip, JSON, text and arrays answer odd bytes with nearly every exception there is.
+            reason = " ".join(str(error).split())[:160] or type(error).__name__
+            raise FlawsmithError(f"{path}: not an intact model file ({reason}); copy or export it anew") from None
 
     @classmethod
-    def _read(cls, stream: io.BufferedReader) -> Bundle:
-        try:
-            parts = read_parts(stream, _PARTS, first="manifest.json", check_first=_check_manifest_version)
-        except (ValueError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
-            if isinstance(error, _RefusedError):
-                raise
-            raise _RefusedError(f"not an intact model file ({error}); copy or export it anew") from None
+    def _read(cls, stream: io.BufferedReader, path: Path) -> Bundle:
+        parts = read_parts(stream, _PARTS, first="manifest.json", check_first=_check_manifest_version)
         hashes = _object(parts.pop("manifest.json"), "manifest.json").get("sha256")
         if not isinstance(hashes, dict) or set(hashes) != set(parts):
             raise _RefusedError("manifest.json does not list the parts; copy or export the model anew")
@@ -340,17 +370,13 @@ class Bundle:
                 raise _RefusedError(
                     f"{name} was changed or damaged (its SHA-256 differs); copy or export the model anew"
                 )
-        try:
-            return cls(
-                spec=_read_spec(parts["spec.json"]),
-                model=parts["model.onnx"],
-                calibration=read_arrays(parts["calibration.npz"]),
-                card=parts["card.md"].decode(),
-            )
-        except (ValueError, zipfile.BadZipFile, EOFError, RuntimeError, NotImplementedError) as error:
-            if isinstance(error, _RefusedError):
-                raise
-            raise _RefusedError(f"a part of the model file is malformed ({error}); export the model anew") from None
+        return cls(
+            spec=_read_spec(parts["spec.json"]),
+            model=parts["model.onnx"],
+            calibration=_part("calibration.npz", read_arrays, parts),
+            card=_part("card.md", bytes.decode, parts),
+            path=path,
+        )
 
 
 class _RefusedError(ValueError):
@@ -361,13 +387,42 @@ def _to_json(value: Any) -> bytes:
     return (json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
+def _part(name: str, read: Callable[[bytes], _Content], parts: Mapping[str, bytes]) -> _Content:
+    """What a part holds; whatever goes wrong, the part is named."""
+    try:
+        return read(parts[name])
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        raise _RefusedError(f"{name} is malformed ({reason}); export the model anew") from None
+
+
 def _object(content: bytes, name: str) -> dict[str, Any]:
     try:
-        value = json.loads(content)
+        value = json.loads(content, parse_float=_number, parse_int=_number, parse_constant=_number)
+    except OverflowError:
+        raise _RefusedError(f"{name} holds a number that is not finite or too large; export the model anew") from None
     except (ValueError, RecursionError):
         value = None
     if not isinstance(value, dict):
         raise _RefusedError(f"{name} is not a JSON object; copy or export the model anew")
+    return value
+
+
+def _number(text: str) -> int | float:
+    """A number of JSON that other programs can hold too.
+
+    Raises:
+        OverflowError: it is larger.
+    """
+    value = float(text)
+    if not math.isfinite(value):
+        raise OverflowError
+    if text.lstrip("-").isdigit():
+        if abs(value) >= _LARGEST_INTEGER:
+            raise OverflowError
+        return int(text)
     return value
 
 
@@ -391,7 +446,7 @@ def _read_spec(content: bytes) -> BundleSpec:
     value = _object(content, "spec.json")
     _check_version(value)
     try:
-        return BundleSpec.model_validate_json(content)
+        return BundleSpec.model_validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "spec"

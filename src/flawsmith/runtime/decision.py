@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.regions import Region, find_regions, region_level
@@ -18,11 +18,20 @@ from flawsmith.runtime.regions import Region, find_regions, region_level
 Verdict = Literal["pass", "review", "reject"]
 Polygon = tuple[tuple[FiniteFloat, FiniteFloat], ...]
 
+LARGEST_SCORE = 1e30
+"""Scores, map values and limits lie within ± this: well within float32, with room to compute."""
+_Score = Annotated[FiniteFloat, Field(ge=-LARGEST_SCORE, le=LARGEST_SCORE)]
+_Rate = Annotated[FiniteFloat, Field(ge=1e-9, le=1)]
+_Count = Annotated[int, Field(ge=0, le=10**12)]
+
 FEW_GOOD_IMAGES = 20
 """Below this many held-out good images a limit is worth a plain warning."""
 
 CONFIDENCE = 0.95
 """How sure the worst case of a false-reject rate is."""
+
+MOST_COUNTED = 100_000
+"""Ranks that are summed over one by one."""
 
 
 class Decision(BaseModel):
@@ -45,27 +54,25 @@ class Decision(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    limit: FiniteFloat = Field(description="an image score above it is a reject")
-    map_limit: FiniteFloat = Field(description="a map value above it belongs to a region")
-    review_limit: FiniteFloat | None = Field(
-        default=None, description="above it, at least a review; None: no such verdict"
-    )
+    limit: _Score = Field(description="an image score above it is a reject")
+    map_limit: _Score = Field(description="a map value above it belongs to a region")
+    review_limit: _Score | None = Field(default=None, description="above it, at least a review; None: no such verdict")
     region_of_interest: tuple[Polygon, ...] | None = Field(
         default=None,
         description="polygons of (x, y) from 0 to 1, relative to the original image; None: all of it",
     )
-    minimum_area: PositiveInt = Field(
-        default=1, description="smallest region that counts, pixels of the original image"
+    minimum_area: int = Field(
+        default=1, ge=1, le=10**12, description="smallest region that counts, pixels of the original image"
     )
-    target_false_reject_rate: FiniteFloat = Field(
-        default=0.01, gt=0, lt=1, description="alpha: the share of good parts that may be rejected"
+    target_false_reject_rate: _Rate = Field(
+        default=0.01, lt=1, description="alpha: the share of good parts that may be rejected"
     )
-    stated_false_reject_rate: FiniteFloat = Field(
-        gt=0, le=1, description="the share that the good images support at this limit, in the mean: rank / (n_good + 1)"
+    stated_false_reject_rate: _Rate = Field(
+        description="the share that the good images support at this limit, in the mean: rank / (n_good + 1)"
     )
-    n_good: NonNegativeInt = Field(description="held-out good images behind the limits")
+    n_good: _Count = Field(description="held-out good images behind the limits")
     held_out: bool = Field(default=True, description="whether those images were kept out of training")
-    highest_score: FiniteFloat | None = Field(
+    highest_score: _Score | None = Field(
         default=None, description="the largest image score that the model can give; None: there is no such number"
     )
 
@@ -350,6 +357,8 @@ def worst_rate(rank: int, n: int, confidence: float = CONFIDENCE) -> float:
     """
     if not 1 <= rank <= n:
         raise ValueError(f"the rank must lie between 1 and {n}, not {rank}")
+    if rank > MOST_COUNTED:  # with fewer images of the same share the bound is wider, so it holds
+        rank, n = MOST_COUNTED, n * MOST_COUNTED // rank
     counts = np.arange(rank)
     ways = np.cumsum(np.log((n - counts[1:] + 1) / counts[1:]))  # of choosing 1, 2, ... of n, as logarithms
     ways = np.concatenate([[0.0], ways])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable
+from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -12,79 +15,16 @@ from numpy.typing import NDArray
 
 from flawsmith.runtime.bundle import EngineName, Precision
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.onnxfile import FOLDED_BYTES, check_graph
 
-_VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
-_EXTERNAL_DATA = 13
-
-# Where messages hold messages that may hold tensors: field numbers of onnx.proto (IR version 3 and later).
-_CHILDREN: Mapping[str, Mapping[int, str]] = {
-    "Model": {7: "Graph", 20: "Training", 25: "Function"},
-    "Training": {1: "Graph", 2: "Graph"},
-    "Function": {7: "Node", 11: "Attribute"},
-    "Graph": {1: "Node", 5: "Tensor", 15: "Sparse"},
-    "Node": {5: "Attribute"},
-    "Attribute": {5: "Tensor", 6: "Graph", 10: "Tensor", 11: "Graph", 22: "Sparse", 23: "Sparse"},
-    "Sparse": {1: "Tensor", 2: "Tensor"},
-}
-
-
-def refers_to_files(model: bytes) -> bool:
-    """Tells whether any tensor of a graph is to be read from another file.
-
-    Such a reference may name any path of the machine, and engines differ in which they follow.
-
-    Args:
-        model: an ONNX file.
-
-    Raises:
-        ValueError: the bytes are not a protocol-buffer message.
-    """
-    waiting = [("Model", memoryview(model))]
-    while waiting:
-        kind, content = waiting.pop()
-        for number, child in _messages(content):
-            if kind == "Tensor":
-                if number == _EXTERNAL_DATA:
-                    return True
-            elif number in _CHILDREN[kind]:
-                waiting.append((_CHILDREN[kind][number], child))
-    return False
-
-
-def _messages(content: memoryview) -> Iterator[tuple[int, memoryview]]:
-    """Field number and content of each length-delimited field; the others are skipped."""
-    position = 0
-    while position < len(content):
-        key, position = _varint(content, position)
-        wire = key & 7
-        if wire == _VARINT:
-            _, position = _varint(content, position)
-        elif wire == _BYTES:
-            length, position = _varint(content, position)
-            if position + length > len(content):
-                raise ValueError("a field is longer than its message")
-            yield key >> 3, content[position : position + length]
-            position += length
-        elif wire in (_FIXED32, _FIXED64):
-            position += 4 if wire == _FIXED32 else 8
-        else:
-            raise ValueError("an unknown kind of field")
-
-
-def _varint(content: memoryview, position: int) -> tuple[int, int]:
-    value = 0
-    for shift in range(0, 70, 7):
-        if position >= len(content):
-            break
-        byte = content[position]
-        position += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, position
-    raise ValueError("a number is cut off or too long")
-
+if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
+    onnxruntime.disable_telemetry_events()  # on Windows, where the variable is not asked for
 
 _SILENT = 4  # ONNX Runtime's severity "fatal": its messages to stderr are nothing a user could fix.
+onnxruntime.set_default_logger_severity(_SILENT)
+MEMORY_BYTES = 8 * 2**30
+"""The most that ONNX Runtime takes for the weights and values of all models that inspect in a process."""
+_FLOATS = ("tensor(float)", "f32")  # the element type in either engine's words
 
 
 class Port(NamedTuple):
@@ -117,6 +57,8 @@ class OnnxRuntimeEngine:
     Args:
         model: the ONNX graph.
         threads: threads for one run; None: one a core.
+        bounded: take no more than `MEMORY_BYTES`, from a store that all such engines of the process share and that
+            stays with the process.
 
     Raises:
         FlawsmithError: the graph cannot be read or needs an operator this ONNX Runtime has not.
@@ -125,21 +67,23 @@ class OnnxRuntimeEngine:
     name: EngineName = "onnxruntime"
     precision: Precision = "float32"
 
-    def __init__(self, model: bytes, *, threads: int | None = None) -> None:
-        options = onnxruntime.SessionOptions()
+    def __init__(self, model: bytes, *, threads: int | None = None, bounded: bool = False) -> None:
+        check_graph(model)
+        options = _session_options(model)
         options.intra_op_num_threads = _checked(threads) or 0
         options.inter_op_num_threads = 1
         options.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
         options.use_deterministic_compute = True
-        options.log_severity_level = _SILENT
-        _check_self_contained(model)
-        try:
-            self._session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
-        except Exception as error:
-            # Its exceptions share no public base but Exception.
-            raise FlawsmithError(f"ONNX Runtime cannot load the model ({_line(error)}); export it anew") from None
-        self.inputs = tuple(Port(port.name, _shape(port.shape)) for port in self._session.get_inputs())
-        self.outputs = tuple(Port(port.name, _shape(port.shape)) for port in self._session.get_outputs())
+        if bounded:
+            _share_memory()
+            options.add_session_config_entry("session.use_env_allocators", "1")
+        self._session = _session(model, options)
+        self.inputs = tuple(_port(port.name, port.type, port.shape) for port in self._session.get_inputs())
+        self.outputs = tuple(_port(port.name, port.type, port.shape) for port in self._session.get_outputs())
+        self._remake = partial(OnnxRuntimeEngine, model, threads=threads, bounded=bounded)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._remake, ()  # another process compiles the graph anew
 
     def run(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Runs the graph on one batch.
@@ -149,8 +93,16 @@ class OnnxRuntimeEngine:
 
         Returns:
             The outputs, in the graph's order.
+
+        Raises:
+            FlawsmithError: the graph cannot be computed, such as for want of memory.
         """
-        outputs: list[NDArray[np.float32]] = self._session.run(None, {self.inputs[0].name: batch})
+        options = onnxruntime.RunOptions()
+        options.log_severity_level = _SILENT
+        try:
+            outputs: list[NDArray[np.float32]] = self._session.run(None, {self.inputs[0].name: batch}, options)
+        except Exception as error:
+            raise FlawsmithError(f"ONNX Runtime cannot run the model ({_line(error)}); export it anew") from None
         return outputs
 
 
@@ -177,11 +129,9 @@ class OpenVinoEngine:
         threads: int | None = None,
         batch: int | None = None,
     ) -> None:
-        try:
-            import openvino
-        except ImportError:
-            raise FlawsmithError("the engine openvino is not installed; pip install flawsmith[openvino]") from None
-        _check_self_contained(model)
+        openvino = _import_openvino()
+        check_graph(model)
+        _check_operators(model)
         self.precision = precision
         settings: dict[str, Any] = {
             "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
@@ -204,6 +154,10 @@ class OpenVinoEngine:
         self._lock = threading.Lock()
         self.inputs = tuple(_openvino_port(port) for port in compiled.inputs)
         self.outputs = tuple(_openvino_port(port) for port in compiled.outputs)
+        self._remake = partial(OpenVinoEngine, model, precision=precision, threads=threads, batch=batch)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._remake, ()
 
     def run(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Runs the graph on one batch.
@@ -213,10 +167,16 @@ class OpenVinoEngine:
 
         Returns:
             The outputs, in the graph's order.
+
+        Raises:
+            FlawsmithError: the graph cannot be computed, such as for want of memory.
         """
         # A request holds one run's tensors: runs of several threads take turns, and results are copied out.
         with self._lock:
-            results = self._request.infer([batch], share_inputs=True)
+            try:
+                results = self._request.infer([batch], share_inputs=True)
+            except Exception as error:
+                raise FlawsmithError(f"OpenVINO cannot run the model ({_line(error)}); export it anew") from None
             return [np.array(results[index], np.float32) for index in range(len(self.outputs))]
 
 
@@ -235,7 +195,8 @@ def make_engine(
         model: the ONNX graph.
         precision: what the engine shall compute in.
         threads: threads for one run; None: one a core.
-        batch: the only batch size that will be run; None: any. ONNX Runtime gains nothing by knowing it.
+        batch: the only batch size that will be run; None: any. ONNX Runtime gains nothing by knowing it, but its
+            memory is bounded where it is 1, which is an inspector's.
 
     Raises:
         FlawsmithError: unknown engine, a precision it has not, not installed, or a graph it cannot read.
@@ -243,7 +204,7 @@ def make_engine(
     if name == "onnxruntime":
         if precision != "float32":
             raise FlawsmithError(f"the engine onnxruntime computes in float32, not in {precision}; use openvino")
-        return OnnxRuntimeEngine(model, threads=threads)
+        return OnnxRuntimeEngine(model, threads=threads, bounded=batch == 1)
     if name == "openvino":
         return OpenVinoEngine(model, precision=precision, threads=threads, batch=batch)
     raise FlawsmithError(f"unknown engine {name!r}; known are onnxruntime and openvino")
@@ -279,13 +240,51 @@ def check_detector(engine: Engine, size: tuple[int, int]) -> tuple[int, int]:
     return names.index("map"), names.index("score")
 
 
-def _check_self_contained(model: bytes) -> None:
+def _check_operators(model: bytes) -> None:
+    """Lets ONNX Runtime look at every node: OpenVINO follows a missing input into the void, which ends the process."""
+    options = _session_options(model)
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.add_session_config_entry("session.disable_prepacking", "1")
+    _session(model, options)
+
+
+def _session_options(model: bytes) -> onnxruntime.SessionOptions:
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = _SILENT
+    # Should a file get past `check_graph`: it is ONNX, there is no folder of its own, and constants stay small.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    options.add_session_config_entry("session.model_external_initializers_file_folder_path", os.devnull)
+    folded = str(max(FOLDED_BYTES, len(model)))
+    options.add_session_config_entry("optimization.constant_folding_max_output_size_in_bytes", folded)
+    return options
+
+
+def _session(model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
     try:
-        outside = refers_to_files(model)
-    except ValueError as error:
-        raise FlawsmithError(f"cannot load the model, it is not ONNX ({error}); export it anew") from None
-    if outside:
-        raise FlawsmithError("the model keeps weights in other files; export it as one self-contained ONNX graph")
+        # Without its way of trying again, which prints a banner on stdout.
+        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+    except Exception as error:
+        # Its exceptions share no public base but Exception.
+        raise FlawsmithError(f"ONNX Runtime cannot load the model ({_line(error)}); export it anew") from None
+
+
+@cache
+def _share_memory() -> None:
+    place = onnxruntime.OrtMemoryInfo(
+        "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
+    )
+    onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg({"max_mem": MEMORY_BYTES}))
+
+
+def _import_openvino() -> Any:
+    # Importing it reports home through this package and leaves an identifier in the home folder; where the package is
+    # missing, OpenVINO does without. It knows no variable for that.
+    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
+    try:
+        import openvino
+    except ImportError:
+        raise FlawsmithError('the engine openvino is not installed; pip install "flawsmith[openvino]"') from None
+    return openvino
 
 
 def _fits(shape: tuple[int | None, ...], needed: tuple[int | None, ...]) -> bool:
@@ -297,13 +296,18 @@ def _fits(shape: tuple[int | None, ...], needed: tuple[int | None, ...]) -> bool
     )
 
 
-def _shape(shape: list[Any]) -> tuple[int | None, ...]:
-    return tuple(length if isinstance(length, int) else None for length in shape)
+def _port(name: str, element: str, shape: Iterable[Any]) -> Port:
+    if element not in _FLOATS:
+        raise FlawsmithError(f"the model's {name!r} holds {element}, needed is float32; export it anew")
+    return Port(name, tuple(length if isinstance(length, int) else None for length in shape))
 
 
 def _openvino_port(port: Any) -> Port:
-    shape = tuple(length.get_length() if length.is_static else None for length in port.get_partial_shape())
-    return Port(port.get_any_name(), shape)
+    shape = port.get_partial_shape()
+    if shape.rank.is_dynamic:
+        raise FlawsmithError(f"the model's {port.get_any_name()!r} has any number of axes; export it anew")
+    lengths = (length.get_length() if length.is_static else None for length in shape)
+    return _port(port.get_any_name(), port.get_element_type().get_type_name(), lengths)
 
 
 def _checked(threads: int | None) -> int | None:

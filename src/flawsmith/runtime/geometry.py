@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,6 +31,13 @@ Pixels = NDArray[np.uint8] | NDArray[np.float32]
 WHOLE_PIXELS = 2**24
 """Largest image that a crop resizes as a whole; of a longer one, such as a web, only what the network sees is resized,
 which may differ by a grey level."""
+
+
+MAX_SIDE = 8192
+"""Longest side of a network's input and of an image before the cut, pixels: what a model file asks for is no larger."""
+_SMALLEST_STEP = 1e-6
+_Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
+_Value = Annotated[FiniteFloat, Field(ge=-1e9, le=1e9)]  # float32 holds what is computed of such numbers
 
 
 class _Axis(NamedTuple):
@@ -83,21 +90,19 @@ class Geometry(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     policy: Literal["squash", "crop", "letterbox"] = Field(default="squash", description="how the aspect is treated")
-    size: tuple[PositiveInt, PositiveInt] = Field(description="height and width of the network's input, pixels")
-    resize: PositiveInt | None = Field(
+    size: tuple[_Side, _Side] = Field(description="height and width of the network's input, pixels")
+    resize: _Side | None = Field(
         default=None,
         description="crop only: the shorter side before the cut, at least max(size); None: max(size)",
     )
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = Field(
         default="bilinear", description="Pillow's filter, always antialiased"
     )
-    mean: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = Field(
+    mean: tuple[_Value, _Value, _Value] = Field(
         default=IMAGENET_MEAN, description="subtracted from values scaled to 0..1"
     )
-    std: tuple[FiniteFloat, FiniteFloat, FiniteFloat] = Field(
-        default=IMAGENET_STD, description="divisor after the mean, > 0"
-    )
-    value_range: tuple[FiniteFloat, FiniteFloat] | None = Field(
+    std: tuple[_Value, _Value, _Value] = Field(default=IMAGENET_STD, description="divisor after the mean, > 0")
+    value_range: tuple[_Value, _Value] | None = Field(
         default=None,
         description="values of a source deeper than 8 bits that become 0 and 1; None: 0 and 65535. Declared, "
         "never guessed from an image; 8-bit images always have 0..255",
@@ -109,9 +114,9 @@ class Geometry(BaseModel):
             raise ValueError("resize has a meaning for the policy crop alone")
         if self.resize is not None and self.resize < max(self.size):
             raise ValueError(f"resize {self.resize} is smaller than the crop {self.size}")
-        if min(self.std) <= 0:
-            raise ValueError("std must be positive")
-        if self.value_range is not None and self.value_range[0] >= self.value_range[1]:
+        if min(self.std) < _SMALLEST_STEP:
+            raise ValueError(f"std must be at least {_SMALLEST_STEP}")
+        if self.value_range is not None and self.value_range[1] - self.value_range[0] < _SMALLEST_STEP:
             raise ValueError("value_range must rise")
         return self
 

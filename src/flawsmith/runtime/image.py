@@ -52,6 +52,12 @@ _DEEP_COLOUR = {
 }
 
 
+_ARRAY_FIXES = {
+    "b": "give black and white as 0 and 255: image.astype(numpy.uint8) * 255",
+    "f": "scale to 0..255 and convert with .round().astype(numpy.uint8)",
+}
+
+
 def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> ImageArray:
     """Reads an image as RGB.
 
@@ -104,11 +110,11 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
     """Checks an array given as an image and returns it as RGB.
 
     Args:
-        image: (height, width, 3) or grey (height, width) or (height, width, 1), uint8 or uint16.
+        image: (height, width, 3) or grey (height, width) or (height, width, 1), uint8 or uint16 of either byte order.
         bgr: the channels are in OpenCV's order, blue first.
 
     Returns:
-        (height, width, 3) RGB of the same type, C-contiguous; the input itself where nothing had to change.
+        (height, width, 3) RGB, uint8 or uint16, C-contiguous; the input itself where nothing had to change.
 
     Raises:
         FlawsmithError: another type or shape, or no pixels; says what was given and how to convert it.
@@ -121,13 +127,11 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
         raise FlawsmithError(
             f"image array: got {type(image).__name__}; give a path, bytes or a numpy array (height, width, 3)"
         )
+    if image.dtype == np.dtype(np.uint16).newbyteorder():
+        image = image.astype(np.uint16)
     if image.dtype not in (np.uint8, np.uint16):
-        fix = (
-            "scale to 0..255 and convert with .astype(numpy.uint8)"
-            if np.issubdtype(image.dtype, np.floating)
-            else "convert with .astype(numpy.uint8)"
-        )
-        raise FlawsmithError(f"image array: values are {image.dtype}, needed are uint8 or uint16; {fix}")
+        fix = _ARRAY_FIXES.get(image.dtype.kind, "give uint8, or uint16 where they exceed 255")
+        raise FlawsmithError(f"image array: values are {image.dtype.name}; {fix}")
     if image.size == 0:
         raise FlawsmithError(f"image array: has no pixels, shape {image.shape}; give (height, width, 3)")
     if image.ndim == 3 and image.shape[2] == 1:

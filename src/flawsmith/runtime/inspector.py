@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import math
 import time
 import warnings
 from collections import deque
@@ -19,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawsmith.runtime.bundle import Bundle, BundleSpec
-from flawsmith.runtime.decision import Verdict
+from flawsmith.runtime.decision import LARGEST_SCORE, Verdict
 from flawsmith.runtime.engine import Engine, check_detector, make_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, iter_images
@@ -143,7 +142,8 @@ class _Prepared(NamedTuple):
 class Inspector:
     """A loaded model. Images go through it one at a time, so no verdict depends on another image.
 
-    Inspecting is safe from several threads.
+    Inspecting is safe from several threads. An inspector can be pickled and so go to another process, which compiles
+    the graph anew; for that the graph's bytes stay in memory.
 
     Args:
         spec: the bundle's settings.
@@ -211,8 +211,11 @@ class Inspector:
         bundle = source if isinstance(source, Bundle) else Bundle.load(source)
         name = engine or bundle.spec.engine
         precision = bundle.spec.precision if name == bundle.spec.engine else "float32"
-        compiled = make_engine(name, bundle.model, precision=precision, threads=threads, batch=1)
-        inspector = cls(bundle.spec, compiled, max_pixels=max_pixels)
+        try:
+            compiled = make_engine(name, bundle.model, precision=precision, threads=threads, batch=1)
+            inspector = cls(bundle.spec, compiled, max_pixels=max_pixels)
+        except FlawsmithError as error:
+            raise FlawsmithError(f"{bundle.path}: {error}" if bundle.path else str(error)) from None
         if not inspector.calibrated:
             warnings.warn(
                 f"the limits were calibrated with {bundle.spec.engine} in {bundle.spec.precision}, "
@@ -230,7 +233,8 @@ class Inspector:
             bgr: an array's channels are in OpenCV's order.
 
         Raises:
-            FlawsmithError: the image cannot be read, or the model gives numbers that are not finite.
+            FlawsmithError: the image cannot be read, the model cannot be computed, or it gives numbers that are not
+                finite.
         """
         return self._finish(self._prepare(image, bgr=bgr))
 
@@ -285,7 +289,7 @@ class Inspector:
             The image score, and the (h, w) map in the network's input size.
 
         Raises:
-            FlawsmithError: the image cannot be read.
+            FlawsmithError: as in `inspect`.
         """
         return self._infer(self._prepare(image, bgr=bgr).batch)
 
@@ -328,15 +332,26 @@ class Inspector:
 
     def _infer(self, batch: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
         outputs = self.engine.run(batch)
-        return float(outputs[self._score_index][0]), outputs[self._map_index][0]
+        scores, maps = outputs[self._score_index], outputs[self._map_index]
+        size = self.spec.geometry.size
+        if scores.shape != (1,) or maps.shape != (1, *size):
+            raise FlawsmithError(
+                f"the model gives a score of the shape {scores.shape} and a map of {maps.shape}, needed are (1,) and "
+                f"{(1, *size)}; export it anew"
+            )
+        score, anomaly_map = float(scores[0]), maps[0]
+        if not (abs(score) <= LARGEST_SCORE and np.abs(anomaly_map).max() <= LARGEST_SCORE):
+            raise FlawsmithError("the model gives numbers that are not finite or too large; train or export it anew")
+        return score, anomaly_map
 
     def _finish(self, prepared: _Prepared) -> Inspection:
         clock = _Clock(prepared.timing)
         name = prepared.image or "image"
-        score, small_map = self._infer(prepared.batch)
+        try:
+            score, small_map = self._infer(prepared.batch)
+        except FlawsmithError as error:
+            raise FlawsmithError(f"{name}: {error}") from None
         clock.lap("infer")
-        if not (math.isfinite(score) and np.isfinite(small_map).all()):
-            raise FlawsmithError(f"{name}: the model gives numbers that are not finite; train or export it anew")
         geometry, decision = self.spec.geometry, self.spec.decision
         anomaly_map = geometry.invert(small_map, prepared.original_size)
         valid = geometry.valid_mask(prepared.original_size)

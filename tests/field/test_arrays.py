@@ -1,0 +1,62 @@
+"""Arrays as cameras and libraries give them: taken as they are, or refused with advice that does not spoil them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.image import validate_array
+from flawsmith.runtime.inspector import Inspector
+
+DEEP = np.random.default_rng(0).integers(0, 4096, (30, 40, 3))
+
+
+@pytest.mark.parametrize("order", [">u2", "<u2", "=u2"])
+@pytest.mark.parametrize("axes", [(30, 40, 3), (30, 40), (30, 40, 1)])
+def test_values_of_16_bits_are_taken_in_either_byte_order(order: str, axes: tuple[int, ...], tiny: Any) -> None:
+    array = DEEP[..., 0].reshape(axes) if len(axes) == 2 or axes[2] == 1 else DEEP
+    inspector = Inspector.load(tiny.make_bundle(), threads=1)
+
+    inspection = inspector.inspect(array.astype(order))
+
+    assert inspection.score == inspector.inspect(array.astype(np.uint16)).score
+    np.testing.assert_array_equal(validate_array(array.astype(order))[..., 0], array.reshape(30, 40, -1)[..., 0])
+
+
+@pytest.mark.parametrize("kind", ["i1", "i2", "i4", "i8", "u4", "u8", ">i4", ">u4"])
+def test_whole_numbers_of_other_types_are_refused_without_advice_that_wraps_them(kind: str) -> None:
+    with pytest.raises(FlawsmithError) as caught:
+        validate_array(DEEP.astype(kind))
+
+    name = np.dtype(kind).name
+    assert str(caught.value) == f"image array: values are {name}; give uint8, or uint16 where they exceed 255"
+
+
+def test_advice_for_black_and_white_gives_black_and_white() -> None:
+    array = DEEP > 2000
+
+    with pytest.raises(FlawsmithError, match="black and white as 0 and 255") as caught:
+        validate_array(array)
+    expression = re.search(r": (image\.astype\(.*)$", str(caught.value))
+    assert expression is not None
+
+    advised = eval(expression[1], {"image": array, "numpy": np})
+    np.testing.assert_array_equal(validate_array(advised), np.where(array, 255, 0))
+
+
+@pytest.mark.parametrize("kind", ["f2", "f4", "f8"])
+def test_fractions_are_to_be_scaled(kind: str) -> None:
+    with pytest.raises(FlawsmithError, match=r"scale to 0\.\.255"):
+        validate_array((DEEP / 4096).astype(kind))
+
+
+@pytest.mark.parametrize(
+    "array", [np.array([["a"]]), np.array([[None]]), np.zeros((2, 2), "M8[s]"), np.zeros((2, 2), "c8")]
+)
+def test_what_is_no_picture_is_refused_in_one_line(array: np.ndarray) -> None:
+    with pytest.raises(FlawsmithError, match="give uint8, or uint16"):
+        validate_array(array)

@@ -1,0 +1,332 @@
+"""Model files whose hashes are right and whose parts are not: one line that names the file, soon, in little memory."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import time
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+
+from flawsmith.cli.main import main
+from flawsmith.runtime.bundle import Bundle, write_parts
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.inspector import Inspector, Unreadable
+
+IMAGE = np.full((40, 60, 3), 100, np.uint8)
+SIZE = (32, 48)
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def write(tiny: Any, tmp_path: Path) -> Write:
+    """Writes a model file, with other content in some parts, under a manifest that fits."""
+
+    def run(parts: dict[str, bytes] | None = None) -> Path:
+        with zipfile.ZipFile(io.BytesIO(tiny.make_bundle().to_bytes())) as archive:
+            content = {name: archive.read(name) for name in archive.namelist() if name != "manifest.json"}
+        content |= parts or {}
+        hashes = {name: hashlib.sha256(part).hexdigest() for name, part in content.items()}
+        manifest = json.dumps({"schema_version": 1, "sha256": hashes}).encode()
+        (tmp_path / "model.flaw").write_bytes(write_parts({**content, "manifest.json": manifest}))
+        return tmp_path / "model.flaw"
+
+    return run
+
+
+@pytest.fixture
+def spec(tiny: Any) -> dict[str, Any]:
+    return json.loads(tiny.make_spec().model_dump_json())
+
+
+def line_of(path: Path, act: Callable[[], Any]) -> str:
+    """The one line in which something is refused, which names the file and comes at once."""
+    start = time.process_time()
+    with pytest.raises(FlawsmithError) as caught:
+        act()
+    assert time.process_time() - start < 5
+    line = str(caught.value)
+    assert line.startswith(f"{path}: ")
+    assert "\n" not in line
+    return line
+
+
+NUMBERS = [
+    "NaN",
+    "Infinity",
+    "-Infinity",
+    "1e999",
+    "-1e999",
+    "1e308",
+    "-1e308",
+    f"{10**30}",
+    "9" * 5000,
+    '"1"',
+    "true",
+    "[]",
+    "{}",
+]
+NUMBERS += ["1e-320", "null"]
+PLACES: dict[str, set[str]] = {
+    "seed": set(),
+    "geometry.size.0": set(),
+    "geometry.resize": {"null"},
+    "geometry.mean.1": {"1e-320"},
+    "geometry.std.2": set(),
+    "geometry.value_range": {"null"},
+    "decision.limit": set(),
+    "decision.map_limit": {"1e-320"},
+    "decision.review_limit": {"1e-320", "null"},
+    "decision.minimum_area": set(),
+    "decision.target_false_reject_rate": set(),
+    "decision.stated_false_reject_rate": set(),
+    "decision.n_good": set(),
+    "decision.highest_score": {"1e-320", "null"},
+    "training.n_train": set(),
+    "training.n_calibration": set(),
+    "backbone.levels": {"[]"},
+    "schema_version": set(),
+}
+
+
+@pytest.mark.parametrize("place", PLACES)
+def test_no_number_of_the_spec_is_without_bounds(place: str, write: Write, spec: dict[str, Any]) -> None:
+    *folders, name = place.split(".")
+    holder: Any = spec
+    for folder in folders:
+        holder = holder[int(folder) if folder.isdigit() else folder]
+    holder[int(name) if name.isdigit() else name] = "@"
+    text = json.dumps(spec)
+
+    for number in NUMBERS:
+        path = write({"spec.json": text.replace('"@"', number).encode()})
+        if number in PLACES[place]:
+            Bundle.load(path)
+        else:
+            line = line_of(path, lambda path=path: Bundle.load(path))
+            assert "spec.json" in line or "schema version" in line or "newer Flawsmith" in line
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "1e999", "9" * 30, "9" * 5000])
+@pytest.mark.parametrize("place", ["config", "parity", "findings"])
+def test_free_numbers_are_finite_too(number: str, place: str, write: Write, spec: dict[str, Any]) -> None:
+    (spec["training"] if place == "findings" else spec)[place] = {"deep": "@"}
+    path = write({"spec.json": json.dumps(spec).replace('"@"', number).encode()})
+
+    assert "spec.json" in line_of(path, lambda: Bundle.load(path))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"policy": "crop", "resize": 10**9}, "resize"),
+        ({"policy": "crop", "resize": 8193}, "resize"),
+        ({"size": [20_000, 20_000]}, "size"),
+        ({"std": [1e-9, 1.0, 1.0]}, "std"),
+        ({"value_range": [0.0, 1e-300]}, "value_range must rise"),
+        ({"size": [32.0, 48.0]}, "size"),
+    ],
+)
+def test_geometry_of_a_size_that_no_machine_holds_is_refused(
+    change: dict[str, Any], words: str, write: Write, spec: dict[str, Any]
+) -> None:
+    spec["geometry"] |= change
+    path = write({"spec.json": json.dumps(spec).encode()})
+
+    assert words in line_of(path, lambda: Bundle.load(path))
+
+
+def test_crop_of_a_giant_picture_still_inspects_an_image_of_one_pixel(tiny: Any) -> None:
+    geometry = Geometry(policy="crop", size=SIZE, resize=1000, mean=(0, 0, 0), std=(1, 1, 1))
+
+    inspection = Inspector.load(tiny.make_bundle(geometry=geometry)).inspect(IMAGE[:1, :1])
+
+    assert inspection.map.shape == (1, 1)
+
+
+def npz(header: str, data: bytes = b"", version: bytes = b"\x01\x00") -> bytes:
+    text = header.encode().ljust(117) + b"\n"
+    return write_parts({"good.npy": b"\x93NUMPY" + version + struct.pack("<H", len(text)) + text + data})
+
+
+HEADER = "{{'descr': {}, 'fortran_order': False, 'shape': {}}}"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            npz(HEADER.format(repr(kind), "(1,)"), bytes(32))
+            for kind in ("|O", "<U4", "|S3", "<M8[s]", "|V8", "x", "<f0")
+        ),
+        *(npz(HEADER.format(repr(kind), "(1,)"), bytes(size)) for kind, size in (("<c16", 16), ("<f16", 16))),
+        npz(HEADER.format("[('a', '<f4')]", "(1,)"), bytes(4)),
+        npz(HEADER.format("['<f4', '<f4']", "(1,)"), bytes(4)),
+        *(
+            npz(HEADER.format("'<f8'", shape))
+            for shape in ("(-1,)", "(3.0,)", "('a',)", f"({10**30},)", "(1,) * 70", "5")
+        ),
+        *(npz(HEADER.format("'<f8'", "(1,)"), struct.pack("<d", value)) for value in (np.nan, np.inf, -np.inf)),
+        npz("{" * 100),
+        npz("1" * 100),
+        npz(""),
+        npz(HEADER.format("'<f8'", "(0,)"), version=b"\x09\x09"),
+        npz("[" * 9000 + "]" * 9000),
+        b"PK\x05\x06" + struct.pack("<HHHHIIH", 0, 0, 65535, 65535, 0, 0, 0),
+        b"PK\x06\x07" + bytes(16) + b"PK\x05\x06" + bytes(18),
+    ],
+)
+def test_arrays_that_numpy_would_not_write_are_named(content: bytes, write: Write) -> None:
+    path = write({"calibration.npz": content})
+
+    assert "calibration.npz is malformed" in line_of(path, lambda: Bundle.load(path))
+
+
+def test_zip_with_a_directory_of_many_entries_is_refused_unread(write: Write, tmp_path: Path) -> None:
+    path = tmp_path / "many.flaw"
+    with zipfile.ZipFile(path, "w") as archive:
+        for number in range(2000):
+            archive.writestr(str(number), b"")
+
+    assert "too many parts" in line_of(path, lambda: Bundle.load(path))
+
+
+def graph(
+    nodes: list[onnx.NodeProto] | None = None,
+    constants: dict[str, np.ndarray] | None = None,
+    *,
+    kinds: tuple[int, int, int] = (TensorProto.FLOAT,) * 3,
+    outputs: tuple[str, ...] = ("map", "score"),
+    opset: int = 18,
+) -> bytes:
+    """A detector of other nodes; by default the mean of the channels and its maximum."""
+    nodes = nodes or [
+        helper.make_node("ReduceMean", ["image", "one"], ["map"], keepdims=0),
+        helper.make_node("ReduceMax", ["map", "both"], ["score"], keepdims=0),
+    ]
+    shapes: dict[str, list[Any]] = {"image": ["b", 3, *SIZE], "map": ["b", *SIZE], "score": ["b"]}
+    value = dict(zip(shapes, kinds, strict=True))
+    ports = {name: helper.make_tensor_value_info(name, value[name], shapes[name]) for name in shapes}
+    weights = {"one": np.array([1]), "both": np.array([1, 2]), **(constants or {})}
+    made = helper.make_graph(
+        nodes,
+        "g",
+        [ports["image"]],
+        [ports[name] for name in outputs],
+        [numpy_helper.from_array(array, name) for name, array in weights.items()],
+    )
+    return helper.make_model(made, opset_imports=[helper.make_opsetid("", opset)], ir_version=9).SerializeToString()
+
+
+MEAN = helper.make_node("ReduceMean", ["image", "one"], ["mean"], keepdims=0)
+PEAK = helper.make_node("ReduceMax", ["map", "both"], ["score"], keepdims=0)
+BROKEN: dict[str, bytes] = {
+    "input of another type": graph(kinds=(TensorProto.DOUBLE, TensorProto.DOUBLE, TensorProto.DOUBLE)),
+    "whole numbers": graph(kinds=(TensorProto.INT64, TensorProto.INT64, TensorProto.INT64)),
+    "output of another type": graph(kinds=(TensorProto.FLOAT, TensorProto.FLOAT, TensorProto.DOUBLE)),
+    "missing output": graph(outputs=("map",)),
+    "no output": graph(outputs=()),
+    "missing input of a node": graph([helper.make_node("Pad", ["image"], ["mean"]), MEAN, PEAK]),
+    "only a missing input of a node": graph([MEAN, helper.make_node("Pad", ["mean"], ["map"]), PEAK]),
+    "circle": graph(
+        [helper.make_node("Add", ["image", "b"], ["a"]), helper.make_node("Neg", ["a"], ["b"]), MEAN, PEAK]
+    ),
+    "operator that there is not": graph([MEAN, helper.make_node("Magic", ["mean"], ["map"]), PEAK]),
+    "attribute of another type": graph([MEAN, helper.make_node("Softmax", ["mean"], ["map"], axis=[1, 2]), PEAK]),
+    "axis that there is not": graph([MEAN, helper.make_node("Softmax", ["mean"], ["map"], axis=2**31), PEAK]),
+    "operator set of the future": graph(opset=900),
+    "operator set of a giant number": graph(opset=2**40),
+    "name that is no text": graph().replace(b"score", b"sc\xffre"),
+    "random bytes": bytes(range(256)),
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("name", BROKEN)
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_graph_that_cannot_be_loaded_is_refused_by_either_engine(
+    name: str, engine: str, write: Write, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write({"model.onnx": BROKEN[name]})
+
+    line_of(path, lambda: Inspector.load(path, engine=engine))
+
+    assert capfd.readouterr() == ("", "")
+
+
+GROWING = [
+    helper.make_node("ReduceMax", ["image"], ["peak"], keepdims=0),
+    helper.make_node("Expand", ["peak", "sizes"], ["large"]),
+    helper.make_node("ReduceMax", ["large"], ["top"], keepdims=0),
+    MEAN,
+    helper.make_node("Add", ["mean", "top"], ["map"]),
+    PEAK,
+]
+
+
+def mapped(operator: str, constant: np.ndarray) -> bytes:
+    """A detector whose map is the mean and a constant, combined."""
+    return graph([MEAN, helper.make_node(operator, ["mean", "k"], ["map"]), PEAK], {"k": constant})
+
+
+UNCOMPUTABLE: dict[str, bytes] = {
+    "reshape that fails": mapped("Reshape", np.array([0, 7, -1])),
+    "map of another size": mapped("Reshape", np.array([0, 24, 64])),
+    "map that is not finite": mapped("Div", np.zeros(1, np.float32)),
+    "map beyond all bounds": mapped("Mul", np.full(1, 1e37, np.float32)),
+    "more memory than there is": graph(GROWING, {"sizes": np.array([10**6, 10**7])}),
+    "more memory than is given": graph(GROWING, {"sizes": np.array([10**5, 10**5])}),
+}
+
+
+@pytest.mark.parametrize("name", UNCOMPUTABLE)
+def test_graph_that_cannot_be_computed_says_so_for_the_image(
+    name: str, write: Write, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write({"model.onnx": UNCOMPUTABLE[name]})
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+
+    try:
+        inspector = Inspector.load(path)
+    except FlawsmithError as error:
+        assert str(error).startswith(f"{path}: ")
+        return
+    (result,) = inspector.stream(tmp_path / "a.png")
+
+    assert isinstance(result, Unreadable)
+    assert result.error.startswith(f"{tmp_path / 'a.png'}: ")
+    assert "\n" not in result.error
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("command", ["info", "doctor", "predict"])
+@pytest.mark.parametrize("part", ["spec.json", "model.onnx", "calibration.npz"])
+def test_commands_end_with_one_line(
+    command: str, part: str, write: Write, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(
+        {part: {"spec.json": b'{"schema_version": 1, "seed": 1e999}', "model.onnx": BROKEN["circle"]}.get(part, b"x")}
+    )
+    (tmp_path / "images").mkdir()
+    more = [str(tmp_path / "images"), "--out", str(tmp_path / "out")] if command == "predict" else []
+
+    code = main([command, str(path), *more])
+
+    out, err = capsys.readouterr()
+    if (command, part) == ("info", "model.onnx"):
+        assert code == 0  # it says what the file says of itself; the graph is not looked at
+    else:
+        assert code in (1, 2)
+        assert "Traceback" not in out + err
+        assert str(path) in out + err

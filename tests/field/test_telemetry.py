@@ -1,0 +1,254 @@
+"""Nothing leaves the machine unasked: no look-up, no socket beyond it, no file outside the cache and the output."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flawsmith.benchmark import executors
+from flawsmith.benchmark.executors import FinishedProcess
+from flawsmith.benchmark.worker import serve
+from flawsmith.cli.main import main
+from flawsmith.pipeline import demo
+
+# Whoever sets these wants another behaviour than that of a fresh machine.
+SETTINGS = ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY", "DO_NOT_TRACK", "CI", "XDG_CACHE_HOME", "TF_BUILD")
+
+WATCHED = """
+import os, sys, warnings
+warnings.simplefilter("ignore")
+words = ("socket.connect", "socket.getaddrinfo", "socket.gethostbyname", "socket.sendto", "urllib.Request")
+def watch(event, arguments):
+    if event in words:
+        print("network:", event, arguments)
+sys.addaudithook(watch)
+"""
+
+INSPECTS = """
+import numpy
+from flawsmith import Inspector
+inspector = Inspector.load(sys.argv[1], engine=sys.argv[2])
+print(inspector.inspect(numpy.zeros((50, 60, 3), numpy.uint8)).verdict)
+"""
+
+
+def run_fresh(code: str, *arguments: str, home: Path, **environment: str) -> str:
+    """What a program prints that runs as on a machine where nothing was ever set."""
+    home.mkdir(exist_ok=True)
+    plain = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+    places = {name: str(home) for name in ("HOME", "USERPROFILE", "LOCALAPPDATA")}
+    command = [sys.executable, "-c", WATCHED + code, *arguments]
+    return subprocess.run(
+        command, env={**plain, **places, **environment}, capture_output=True, text=True, check=True
+    ).stdout.strip()
+
+
+def files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_inspecting_reports_nothing_home(engine: str, tiny: Any, tmp_path: Path) -> None:
+    tiny.make_bundle().save(tmp_path / "model.flaw")
+
+    printed = run_fresh(INSPECTS, str(tmp_path / "model.flaw"), engine, home=tmp_path / "home")
+
+    assert printed == "pass"
+    assert files(tmp_path / "home") == []
+
+
+def test_a_child_process_of_any_kind_reports_nothing_home(tmp_path: Path) -> None:
+    code = """
+import multiprocessing, subprocess
+import flawsmith
+import_engine = "import onnxruntime"
+subprocess.run([sys.executable, "-c", import_engine], check=True)
+with multiprocessing.get_context("spawn").Pool(1) as pool:
+    pool.apply(exec, (import_engine,))
+"""
+    assert run_fresh(code, home=tmp_path / "home") == ""
+    assert files(tmp_path / "home") == []
+
+
+def test_whoever_sets_a_variable_on_purpose_keeps_it(tmp_path: Path) -> None:
+    code = (
+        "import flawsmith; print([os.environ[name] for name in ('ORT_DISABLE_TELEMETRY', 'HF_HUB_DISABLE_TELEMETRY')])"
+    )
+
+    assert run_fresh(code, home=tmp_path / "home", ORT_DISABLE_TELEMETRY="0") == "['0', '1']"
+
+
+class Watch:
+    """What Python does in this process towards the network and towards files, while it is on."""
+
+    def __init__(self) -> None:
+        self.on = False
+        self.network: list[tuple[str, Any]] = []
+        self.written: list[str] = []
+        sys.addaudithook(self._hear)
+
+    def _hear(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if not self.on:
+            return
+        if event in ("socket.connect", "socket.sendto") and not _is_near(arguments[1]):
+            self.network.append((event, arguments[1]))
+        elif event in ("socket.getaddrinfo", "socket.gethostbyname", "urllib.Request") and not _is_near(arguments):
+            self.network.append((event, arguments))
+        elif event == "os.mkdir" or (event == "open" and _is_written(*arguments)):
+            self.written.append(os.path.realpath(os.fsdecode(arguments[0])))
+
+
+def _is_written(path: Any, _mode: Any, flags: int) -> bool:
+    return isinstance(path, (str, bytes)) and bool(flags & (os.O_WRONLY | os.O_RDWR))
+
+
+def _is_near(address: Any) -> bool:
+    host = address[0] if isinstance(address, tuple) else address
+    try:
+        return (
+            not isinstance(address, tuple) or host in ("", None, "localhost") or ipaddress.ip_address(host).is_loopback
+        )
+    except ValueError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def hook() -> Watch:
+    return Watch()  # an audit hook stays for the life of a process
+
+
+@pytest.fixture(scope="module")
+def model(trained: Callable[[str], Any]) -> str:
+    """Trained before anything is watched; the graphs that training traces are kept for the other tests."""
+    return str(trained("patchcore").model)
+
+
+@pytest.fixture
+def watch(
+    model: str, hook: Watch, isolated_cache: Path, shared_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Watch]:
+    home = tmp_path / "home"
+    home.mkdir()
+    for name in ("HOME", "USERPROFILE"):
+        monkeypatch.setenv(name, str(home))
+    for name in ("CI", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    hook.on = True
+    yield hook
+    hook.on = False
+    temporary = Path(tempfile.gettempdir())
+    caches = [isolated_cache, shared_folder, home / ".cache", temporary / "torchinductor_"]
+    allowed = [tmp_path / "out", *caches, temporary / "tmp", temporary / "flawsmith-run-"]
+    beginnings = (*(os.path.realpath(folder) for folder in allowed), "/dev/", "/proc/")
+    outside = [path for path in hook.written if not path.startswith(beginnings) and "__pycache__" not in path]
+    network, hook.network, hook.written = hook.network, [], []
+    assert network == []
+    assert outside == []
+    assert files(tmp_path / "here") == []
+    assert [name for name in files(home) if not name.startswith((".cache", ".config"))] == []
+
+
+@pytest.fixture
+def tiny_options(tiny_settings: Callable[[str], dict[str, Any]]) -> list[str]:
+    return [f"{name}={value}".replace("(", "[").replace(")", "]") for name, value in tiny_settings("patchcore").items()]
+
+
+def test_training_keeps_to_itself(
+    watch: Watch, parts: Path, tiny_options: list[str], exported_once: None, tmp_path: Path
+) -> None:
+    options = [option for setting in tiny_options for option in ("--set", setting)]
+    out = str(tmp_path / "out")
+
+    code = main(["train", str(parts), "--method", "patchcore", "--baseline", "none", *options, "--out", out, "--quiet"])
+
+    assert code == 0
+    assert any("model.flaw" in path for path in watch.written)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "info MODEL",
+        "doctor MODEL",
+        "doctor PARTS",
+        "predict MODEL PARTS/test --out OUT",
+        "predict MODEL PARTS/test/good --engine openvino --out OUT",
+        "evaluate MODEL PARTS --out OUT",
+        "synthesize PARTS --n 2 --out OUT/new",
+        "figure scores OUT/evaluation --out OUT/scores.png",
+    ],
+)
+def test_every_command_on_a_model_or_data_keeps_to_itself(
+    command: str, watch: Watch, parts: Path, model: str, tmp_path: Path
+) -> None:
+    (tmp_path / "out").mkdir()
+    if command.startswith("figure"):
+        assert main(["evaluate", model, str(parts), "--out", str(tmp_path / "out" / "evaluation")]) == 0
+    places = {"MODEL": model, "PARTS": str(parts), "OUT": str(tmp_path / "out")}
+    for word, place in places.items():
+        command = command.replace(word, place)
+
+    assert main(command.split()) == 0
+
+
+def test_benchmark_keeps_to_itself_and_so_does_the_work_of_its_children(
+    watch: Watch,
+    parts: Path,
+    tiny_options: list[str],
+    exported_once: None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compute_here(command: list[str], **_: Any) -> FinishedProcess:
+        return FinishedProcess(serve(Path(command[-1])), 1.0, 0, "", False)
+
+    monkeypatch.setattr(executors, "run_measured", compute_here)
+    options = [option for setting in tiny_options for option in ("--vary", f"{setting.replace('=', '=[')}]")]
+
+    code = main(["benchmark", str(parts), "--methods", "patchcore", *options, "--out", str(tmp_path / "out"), "--json"])
+
+    assert code == 0
+    assert any("results.csv" in path for path in watch.written)
+
+
+def test_demo_keeps_to_itself(watch: Watch, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def learn(_data: Path, *, out: Path, **_options: Any) -> Any:
+        """Training is watched above."""
+        from types import SimpleNamespace
+
+        out.mkdir(parents=True)
+        bundle = tiny.make_bundle()
+        bundle.save(out / "model.flaw")
+        return SimpleNamespace(folder=out, model=out / "model.flaw", report=out / "report.html", bundle=bundle)
+
+    monkeypatch.setattr(demo, "train", learn)
+    small = {"n_train": 3, "n_test_good": 2, "n_per_defect": 1, "size": (64, 64)}
+
+    assert demo.run_demo(tmp_path / "out", render=small).model.is_file()
+
+
+def test_the_watch_itself_sees_sockets_look_ups_and_files(hook: Watch, tmp_path: Path) -> None:
+    import socket
+
+    hook.on = True
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as beyond:
+        beyond.connect_ex(("192.0.2.1", 9))
+    with pytest.raises(socket.gaierror):
+        socket.getaddrinfo("name.invalid", 80)
+    (tmp_path / "file").write_text("x")
+    hook.on = False
+    network, hook.network = hook.network, []
+    written, hook.written = hook.written, []
+
+    assert [event for event, _ in network] == ["socket.connect", "socket.getaddrinfo"]
+    assert os.path.realpath(tmp_path / "file") in written
