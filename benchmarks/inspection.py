@@ -165,7 +165,7 @@ def node_costs(model: Model, runs: int) -> str:
         session = onnxruntime.InferenceSession(model.bundle.model, options, providers=["CPUExecutionProvider"])
         for _ in range(runs):
             session.run(None, {"image": batch})
-        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     spent: dict[str, list[float]] = defaultdict(list)
     shapes: dict[str, tuple[str, str]] = {}
     for event in events:

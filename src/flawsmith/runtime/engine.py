@@ -180,7 +180,7 @@ class OpenVinoEngine:
         try:
             import openvino
         except ImportError:
-            raise FlawsmithError("the engine openvino is not installed; pip install flawsmith[openvino]") from None
+            raise FlawsmithError("the engine openvino is not installed; pip install 'flawsmith[openvino]'") from None
         _check_self_contained(model)
         self.precision = precision
         settings: dict[str, Any] = {
