@@ -16,6 +16,7 @@ from flawsmith.cli.app import (
     EndingSignals,
     ModelFile,
     Quiet,
+    end_process,
     error_boundary,
     own_warnings,
     print_err,
@@ -136,4 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return refuse(unusable)
     with EndingSignals(to_the_end=argv is None) as signals, own_warnings():
         code = run(lambda: app(arguments, prog_name="flawsmith", standalone_mode=False))
-    return 128 + signals.received if code == INTERRUPTED and signals.received is not None else code
+    if code != INTERRUPTED or signals.received is None:
+        return code
+    code = 128 + signals.received
+    if argv is None:
+        end_process(code)
+    return code
