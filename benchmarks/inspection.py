@@ -41,8 +41,8 @@ from flawsmith.synthesis.demo_parts import render_part
 
 Engine = tuple[Literal["onnxruntime", "openvino"], Literal["float32", "bfloat16"]]
 ENGINES: tuple[Engine, ...] = (("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"))
-# Backbone, preset, and side of the input in pixels; None: the preset's own.
-MODELS = (("efficientnet_lite0", "fast", 256), ("wide_resnet50_2@random", "official", None))
+# Backbone and preset, whose own input is measured.
+MODELS = (("efficientnet_lite0", "fast"), ("wide_resnet50_2@random", "official"))
 STEPS = ("decode", "prepare", "infer", "restore", "decide")
 PHOTO = (512, 512)
 # Height and width of photographs from 0.25 to 12 megapixels.
@@ -76,10 +76,8 @@ def untrained_bundle(method: str, backbone: Backbone, preset: str, config: Model
 class Model:
     """One method, backbone and preset: the exported detector and the exported bare backbone."""
 
-    def __init__(self, method: str, backbone: str, preset: str, side: int | None) -> None:
+    def __init__(self, method: str, backbone: str, preset: str) -> None:
         self.method, self.preset, self.config = method, preset, find_method(method).presets[preset]
-        if side is not None:
-            self.config = self.config.model_copy(update={"image_size": (side, side)})
         sizes = "×".join(map(str, self.config.image_size))
         self.title = f"{method}, {backbone.partition('@')[0]}, {sizes}, `{preset}`"
         self.backbone = load_backbone(backbone, strides=self.config.strides)
@@ -215,7 +213,7 @@ def main() -> None:
             *compare_all(args.methods, photo, pairs),
         ]
     sections.append(
-        "## Restoring the map\n\nA map of 256×256 brought back to the image's pixels, and judged there, one "
+        "## Restoring the map\n\nA map of the input's size in `fast` brought back to the image's pixels, and judged there, one "
         "thread. Part of "
         f"every inspection above.\n\n{restoring(repeats)}"
     )
