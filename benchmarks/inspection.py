@@ -213,9 +213,8 @@ def main() -> None:
             *compare_all(args.methods, photo, pairs),
         ]
     sections.append(
-        "## Restoring the map\n\nA map of the input's size in `fast` brought back to the image's pixels, and judged there, one "
-        "thread. Part of "
-        f"every inspection above.\n\n{restoring(repeats)}"
+        "## Restoring the map\n\nA map of the input's size in `fast` brought back to the image's pixels, and judged "
+        f"there, one thread. Part of every inspection above.\n\n{restoring(repeats)}"
     )
     if args.profile:
         sections += [

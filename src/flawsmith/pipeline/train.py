@@ -128,12 +128,13 @@ _OPTIONS = [name for name in inspect.signature(train).parameters if name != "set
 def training_in_words(
     settings: Mapping[str, Any], *, accelerator: str = "auto", devices: int | str = 1, strategy: str = "auto"
 ) -> str:
-    """With what :func:`train` will train on what device, in one line, once that is known to be possible.
+    """With what :func:`train` will train on what device, in one line, once it is known that it can.
 
     Raises:
-        FlawsmithError: for settings or devices that cannot be used.
+        FlawsmithError: for settings, devices or a feature cache that cannot be used.
     """
     checked = check_settings(settings)
+    check_cache()
     preset, config = method_config(checked)
     loop = LoopOptions(precision=config.precision, accelerator=accelerator, devices=devices, strategy=strategy)
     trainer = check_options(loop)
