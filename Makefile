@@ -2,12 +2,14 @@
 PYTHON ?= python3
 VENV ?= .venv
 CORE ?= .venv-core
+OLDEST ?= .venv-oldest
+OLDEST_PYTHON ?= python3.10
 BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WORKERS ?= auto
 MINUTES ?= 2
 
-.PHONY: help demo test check lint format types imports docs unit fuzz api clean
+.PHONY: help demo test check lint format types imports docs unit oldest fuzz api clean
 help:
 	@echo "make demo    set up an environment, draw a sample product line, train, evaluate, write a report"
 	@echo "make test    set up an environment, then lint, types, import contract, documents, all tests and the examples of docstrings"
@@ -15,6 +17,7 @@ help:
 	@echo "make docs    pages and reference as HTML, build/docs"
 	@echo "make unit    tests alone (ARGS='-k name' passes options to pytest, WORKERS=0 runs them in one process)"
 	@echo "make fuzz    tests that draw seeds or examples alone, on draws that no run has made before (MINUTES=30 for model files)"
+	@echo "make oldest  tests of the core tier with the oldest versions that pyproject.toml allows (OLDEST_PYTHON names Python 3.10)"
 	@echo "make api     renew the snapshot of the public interface, tests/api_surface.json"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make clean   remove environments, caches and runs"
@@ -35,6 +38,13 @@ $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 $(CORE)/.core: pyproject.toml
 	$(PYTHON) -m venv $(CORE)
 	$(CORE)/bin/python -m pip install $(PIP_FLAGS) -e .
+	@touch $@
+
+# The same with the lowest versions that pyproject.toml names, as uv resolves them.
+$(OLDEST)/.core: pyproject.toml
+	$(OLDEST_PYTHON) -m venv --clear $(OLDEST)
+	$(OLDEST)/bin/python -m pip install $(PIP_FLAGS) uv
+	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e .
 	@touch $@
 
 demo: $(VENV)/.train
@@ -60,6 +70,9 @@ docs: $(VENV)/.dev
 unit: $(VENV)/.dev $(CORE)/.core
 	FLAWSMITH_CORE_PYTHON=$(abspath $(CORE))/bin/python $(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 --no-loadscope-reorder $(ARGS)
 
+oldest: $(VENV)/.dev $(OLDEST)/.core
+	FLAWSMITH_CORE_PYTHON=$(abspath $(OLDEST))/bin/python $(BIN)/python -m pytest -n 0 tests/test_project.py -k core $(ARGS)
+
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -m draws --hypothesis-profile explore $(ARGS)
 	$(BIN)/python tests/field/fuzz_bundles.py --minutes $(MINUTES)
@@ -72,4 +85,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(CORE) build dist demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CORE) $(OLDEST) build dist demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

@@ -40,8 +40,8 @@ from flawsmith.synthesis.demo_parts import render_part
 
 Engine = tuple[Literal["onnxruntime", "openvino"], Literal["float32", "bfloat16"]]
 ENGINES: tuple[Engine, ...] = (("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"))
-# Backbone, preset, and side of the input in pixels; None: the preset's own.
-MODELS = (("efficientnet_lite0", "fast", 256), ("wide_resnet50_2@random", "official", None))
+# Backbone and preset, whose own input is measured.
+MODELS = (("efficientnet_lite0", "fast"), ("wide_resnet50_2@random", "official"))
 STEPS = ("decode", "prepare", "infer", "restore", "decide")
 PHOTO = (512, 512)
 # Height and width of photographs from 0.25 to 12 megapixels.
@@ -75,10 +75,8 @@ def untrained_bundle(method: str, backbone: Backbone, preset: str, config: Model
 class Model:
     """One method, backbone and preset: the exported detector and the exported bare backbone."""
 
-    def __init__(self, method: str, backbone: str, preset: str, side: int | None) -> None:
+    def __init__(self, method: str, backbone: str, preset: str) -> None:
         self.method, self.preset, self.config = method, preset, find_method(method).presets[preset]
-        if side is not None:
-            self.config = self.config.model_copy(update={"image_size": (side, side)})
         sizes = "×".join(map(str, self.config.image_size))
         self.title = f"{method}, {backbone.partition('@')[0]}, {sizes}, `{preset}`"
         self.backbone = load_backbone(backbone, strides=self.config.strides)
@@ -166,7 +164,7 @@ def node_costs(model: Model, runs: int) -> str:
         session = onnxruntime.InferenceSession(model.bundle.model, options, providers=["CPUExecutionProvider"])
         for _ in range(runs):
             session.run(None, {"image": batch})
-        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text())
+        events: list[dict[str, Any]] = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
     spent: dict[str, list[float]] = defaultdict(list)
     shapes: dict[str, tuple[str, str]] = {}
     for event in events:
@@ -216,9 +214,8 @@ def main() -> None:
             *compare_all(args.methods, photo, pairs),
         ]
     sections.append(
-        "## Restoring the map\n\nA map of 256×256 brought back to the image's pixels, and judged there, one "
-        "thread. Part of "
-        f"every inspection above.\n\n{restoring(repeats)}"
+        "## Restoring the map\n\nA map of the input's size in `fast` brought back to the image's pixels, and judged "
+        f"there, one thread. Part of every inspection above.\n\n{restoring(repeats)}"
     )
     if args.profile:
         sections += [

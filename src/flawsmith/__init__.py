@@ -51,7 +51,15 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name not in _PLACES:
         raise AttributeError(f"module 'flawsmith' has no attribute {name!r}")
-    return getattr(import_module(_PLACES[name]), name)
+    try:
+        return getattr(import_module(_PLACES[name]), name)
+    except ModuleNotFoundError as error:
+        from flawsmith.runtime.errors import FlawsmithError, package_missing
+
+        line = package_missing(error, f"flawsmith.{name}", "train" if name in ("train", "TrainResult") else "eval")
+        if line is None:
+            raise
+        raise FlawsmithError(line) from error
 
 
 def __dir__() -> list[str]:

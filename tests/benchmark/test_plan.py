@@ -6,7 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from flawsmith.benchmark.experiment import Experiment, Task
 from flawsmith.benchmark.plan import Plan, tasks
@@ -213,3 +215,20 @@ def test_the_projects_own_plans_hold_runs_of_real_images(path: Path, real_data: 
     runs = [task.run for task in found]
     assert len({run.key for run in runs}) == len(runs)
     assert all(run.parts == ("whole", "B") for run in runs)
+
+
+def test_content_of_foreground_masks_counts_in_the_key(tmp_path: Path, draw_parts: Callable[..., Path]) -> None:
+    line = draw_parts(tmp_path / "line")
+    for image in sorted((line / "train" / "good").glob("*.png")):
+        mask = line / "fg_mask" / image.name
+        mask.parent.mkdir(exist_ok=True)
+        Image.fromarray(np.full((80, 112), 255, np.uint8)).save(mask)
+    experiments = [{"method": "glass", "set": {"foreground": "files"}}, {"method": "glass"}]
+    plan = Plan.checked({"data": [line], "methods": experiments}, source="test")
+    before = [task.run.key for task in tasks(plan)]
+
+    Image.fromarray(np.zeros((80, 112), np.uint8)).save(line / "fg_mask" / "003.png")
+
+    after = [task.run.key for task in tasks(plan)]
+    assert after[0] != before[0]
+    assert after[1] == before[1]

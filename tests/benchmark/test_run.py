@@ -138,7 +138,7 @@ def test_interrupted_benchmark_keeps_what_was_finished(finished: RunResult, plan
 def test_two_benchmarks_do_not_write_into_one_folder(plan: Plan, tmp_path: Path) -> None:
     with (
         ResultStore(tmp_path).claimed(),
-        pytest.raises(FlawsmithError, match="another benchmark writes here"),
+        pytest.raises(FlawsmithError, match="another flawsmith command is writing there"),
     ):
         run_benchmark(plan, tmp_path)
 

@@ -63,7 +63,7 @@ def test_defect_keeps_its_traceback(error):
 def test_missing_package_names_the_tier_to_install(package, tier, wanted):
     error = ModuleNotFoundError(f"No module named {package!r}", name=package)
 
-    with pytest.raises(FlawsmithError, match=rf"pip install flawsmith\[{wanted}\]"), app.error_boundary(tier=tier):
+    with pytest.raises(FlawsmithError, match=rf"pip install 'flawsmith\[{wanted}\]'"), app.error_boundary(tier=tier):
         raise error
 
 

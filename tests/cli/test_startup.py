@@ -80,7 +80,7 @@ def test_command_beyond_the_core_says_what_to_install(command, model, parts, tmp
     assert done.returncode == 2
     assert done.stdout == ""
     assert done.stderr.startswith("error: this command needs ")
-    assert f"`pip install flawsmith[{tier}]`" in done.stderr
+    assert f"`pip install 'flawsmith[{tier}]'`" in done.stderr
     assert done.stderr.count("\n") == 1
 
 

@@ -58,7 +58,7 @@ def test_without_ray_both_commands_say_what_to_install(
     for command in (["predict", "model.flaw", "a.png"], ["benchmark", ".", "--methods", "pbas"]):
         assert main([*command, "--ray", "auto"]) == 2
         said = capsys.readouterr().err
-        assert "--ray needs Ray, which is not installed: run `pip install flawsmith[ray]`" in said
+        assert "--ray needs Ray, which is not installed: run `pip install 'flawsmith[ray]'`" in said
         assert said.count("\n") == 1
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +22,7 @@ from flawsmith.features.cache import (
     ImageCache,
     cache_cap,
     cache_folder,
+    check_cache,
     fill_images,
 )
 from flawsmith.runtime.errors import FlawsmithError
@@ -122,19 +125,41 @@ def test_values_beyond_half_precision_are_clipped_not_infinite(tmp_path: Path) -
     assert torch.isfinite(table.batch([0])[0]).all()
 
 
-def test_leftovers_of_a_dead_writer_are_removed_and_those_of_a_living_one_kept(fill: Fill, tmp_path: Path) -> None:
-    gone = subprocess.Popen([sys.executable, "-c", ""])
-    gone.wait()
-    folder = tmp_path / "features" / "one"
-    dead, living = folder / f"tmp-{gone.pid}-abc", folder / f"tmp-{os.getpid()}-abc"
-    for leftover in (dead, living):
-        leftover.mkdir(parents=True)
-        (leftover / "level_0.npy").write_bytes(b"half a file")
+WRITER = """
+import signal, sys
+from pathlib import Path
+import numpy as np
+from flawsmith.features.cache import FeatureCache
+
+def wait(file, array, **options):
+    file.write_bytes(b"half a file")
+    print(file.parent.name, flush=True)
+    signal.pause()
+
+np.save = wait
+FeatureCache("one", Path(sys.argv[1]), 10**9).write(["x"], [np.zeros((1, 2), np.float16)])
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="waits for a signal")
+def test_leftovers_of_a_killed_writer_are_removed_and_those_of_a_living_one_kept(fill: Fill, tmp_path: Path) -> None:
+    writers = [
+        subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+        for _ in range(2)
+    ]
+    dead, living = (writer.stdout.readline().strip() for writer in writers if writer.stdout is not None)
+    writers[0].kill()
+    writers[0].wait()
 
     fill(["a"])
 
-    assert not dead.exists()
-    assert living.exists()
+    names = {path.name for path in (tmp_path / "features" / "one").glob("tmp-*")}
+    writers[1].kill()
+    writers[1].communicate()
+    assert dead not in names
+    assert names == {living, f"{living}.lock"}
+    fill(["b"])
+    assert not list(tmp_path.glob("features/one/tmp-*"))
 
 
 def test_killed_extraction_leaves_whole_shards_alone(fill: Fill, tmp_path: Path) -> None:
@@ -231,6 +256,46 @@ def test_damaged_shard_is_computed_anew(fill: Fill, tmp_path: Path, damage: Call
     assert fill(["a", "b", "c"]).asked == []
 
 
+@pytest.mark.parametrize("name", ["level_0.npy", "level_1.npy"])
+@pytest.mark.parametrize("place", [-1, 0.5, 20])
+def test_flipped_bit_is_computed_anew_and_said(fill: Fill, tmp_path: Path, name: str, place: float) -> None:
+    fill(["a", "b", "c"])
+    (shard,) = shards(tmp_path)
+    content = bytearray((shard / name).read_bytes())
+    content[int(place * len(content)) if 0 < place < 1 else int(place)] ^= 4
+    (shard / name).write_bytes(content)
+
+    with pytest.warns(UserWarning, match="has changed on disk and is computed again"):
+        assert fill(["a", "b", "c"]).asked == ["a", "b", "c"]
+    assert fill(["a", "b", "c"]).asked == []
+
+
+def test_run_keeps_what_it_has_found_though_another_makes_room(tmp_path: Path) -> None:
+    """Two trainings that share a full cache: each removes what the other has just found or written."""
+    hashes, cap = [f"image {number}" for number in range(SHARD_IMAGES + 2)], (SHARD_IMAGES + 9) * IMAGE_BYTES
+    FeatureCache("one", tmp_path, cap).table(hashes[:SHARD_IMAGES], Recorder(hashes))
+
+    def crowded_out(rows: Sequence[int]) -> Iterator[list[np.ndarray]]:
+        FeatureCache("two", tmp_path, cap).table(hashes[: len(hashes) - 8], Recorder(hashes))
+        return Recorder(hashes)(rows)
+
+    table = FeatureCache("one", tmp_path, cap).table(hashes, crowded_out)
+
+    for row in (0, SHARD_IMAGES - 1, SHARD_IMAGES, len(hashes) - 1):
+        for level, expected in zip(table.batch([row]), maps_of(hashes[row]), strict=True):
+            np.testing.assert_allclose(level[0].numpy(), expected, atol=2e-3, rtol=1e-3)
+
+
+def test_table_that_another_process_cannot_open_any_more_says_so(tmp_path: Path) -> None:
+    table = FeatureCache("one", tmp_path, 10**9).table(["a"], Recorder(["a"]))
+    pickled_table = pickle.dumps(table)
+    assert torch.equal(pickle.loads(pickled_table).batch([0])[0], table.batch([0])[0])
+    shutil.rmtree(tmp_path / "features" / "one")
+
+    with pytest.raises(FlawsmithError, match="another run has made room"):
+        pickle.loads(pickled_table)
+
+
 def test_full_cache_drops_the_least_recently_used_shard(fill: Fill, tmp_path: Path) -> None:
     cap = 4 * IMAGE_BYTES  # two shards with their headers and indices, not three
     for key in ("first", "second"):
@@ -269,11 +334,57 @@ def test_cap_and_folder_come_from_the_environment(monkeypatch: pytest.MonkeyPatc
     assert cache_cap() == 1_500_000_000
 
 
-def test_cap_that_is_no_number_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FLAWSMITH_CACHE_GB", "plenty")
+@pytest.mark.parametrize("cap", ["plenty", "nan", "inf", "-1", "0", ""])
+def test_cap_that_is_no_number_is_named(cap: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAWSMITH_CACHE_GB", cap)
 
-    with pytest.raises(FlawsmithError, match="plenty"):
-        cache_cap()
+    with pytest.raises(FlawsmithError, match=f"FLAWSMITH_CACHE_GB is '{cap}'"):
+        check_cache()
+
+
+def no_home(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr(Path, "home", unknown)
+
+
+def home_is_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(folder / "file"))
+
+
+def cache_is_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FLAWSMITH_CACHE", str(folder / "file"))
+
+
+def xdg_is_a_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "file"))
+
+
+def read_only(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tests may run as root, whom no permission stops."""
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setenv("FLAWSMITH_CACHE", str(folder))
+    monkeypatch.setattr("flawsmith.features.cache.TemporaryFile", refuse)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="home folders are known by other names")
+@pytest.mark.parametrize("place", [no_home, home_is_a_file, cache_is_a_file, xdg_is_a_file, read_only])
+def test_cache_without_a_place_is_one_line_before_any_work(
+    place: Callable[[Path, pytest.MonkeyPatch], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    for name in ("FLAWSMITH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    place(tmp_path, monkeypatch)
+
+    with pytest.raises(FlawsmithError, match=r"set FLAWSMITH_CACHE to a writable folder$") as error:
+        check_cache()
+
+    assert "\n" not in str(error.value)
 
 
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:

@@ -146,9 +146,9 @@ def test_resume_with_another_setting_names_it(tmp_path: Path) -> None:
 def test_difference_deep_in_the_settings_is_named_alone(tmp_path: Path) -> None:
     begin(tmp_path)
 
-    with pytest.raises(FlawsmithError, match=r"says set\.projector_lr=1e-05 but now it is 0\.5: resume"):
+    with pytest.raises(FlawsmithError, match=r"begun with set\.projector_lr=1e-05 instead of 0\.5: give"):
         claim(tmp_path, resume=True, set={"image_size": (64, 96), "projector_lr": 0.5})
-    with pytest.raises(FlawsmithError, match=r"says set\.projector_lr=1e-05 but now it is None: resume"):
+    with pytest.raises(FlawsmithError, match=r"begun with set\.projector_lr=1e-05 instead of None: give"):
         claim(tmp_path, resume=True, set={"image_size": (64, 96)})
 
 
@@ -157,9 +157,9 @@ def test_setting_that_is_new_since_the_run_began_stood_at_its_default(tmp_path: 
     newer = {"set": {**CONFIG["set"], "levels": (1, 2)}}
     defaults = {"set": {"projector_lr": 7.0, "levels": (1, 2)}, "method": "glass"}
 
-    with pytest.raises(FlawsmithError, match=r"set\.levels=None but now it is \[1, 2\]"):
+    with pytest.raises(FlawsmithError, match=r"set\.levels=None instead of \[1, 2\]"):
         RunFolder.claim(tmp_path, {**CONFIG, **newer}, resume=True)
-    with pytest.raises(FlawsmithError, match=r"set\.levels=\[1, 2\] but now it is \[3\]"):
+    with pytest.raises(FlawsmithError, match=r"set\.levels=\[1, 2\] instead of \[3\]"):
         RunFolder.claim(tmp_path, {**CONFIG, "set": {**CONFIG["set"], "levels": (3,)}}, resume=True, defaults=defaults)
     RunFolder.claim(tmp_path, {**CONFIG, **newer}, resume=True, defaults=defaults)
 

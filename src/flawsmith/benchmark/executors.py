@@ -67,7 +67,7 @@ def _anonymous_bytes_of_one(process: psutil.Process) -> int:
     rollup = Path(f"/proc/{process.pid}/smaps_rollup")
     if not rollup.exists():
         return int(process.memory_info().rss)
-    for line in rollup.read_text().splitlines():
+    for line in rollup.read_text(encoding="utf-8").splitlines():
         if line.startswith("Pss_Anon:"):
             return 1024 * int(line.split()[1])
     return int(process.memory_info().rss)  # kernels before 5.4 do not tell them apart
@@ -121,7 +121,7 @@ def run_measured(
             process.stdin.close()
         seconds = time.perf_counter() - start
         stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - STDERR_BYTES))
-        return FinishedProcess(returncode, seconds, peak, stderr.read().decode(errors="replace"), over_cap)
+        return FinishedProcess(returncode, seconds, peak, stderr.read().decode("utf-8", errors="replace"), over_cap)
 
 
 def _guarded(command: Sequence[str]) -> Sequence[str]:
@@ -208,7 +208,7 @@ def compute(task: Task, *, jobs: int = 1, worker: Sequence[str] = WORKER, stop: 
     """
     with tempfile.TemporaryDirectory(prefix="flawsmith-run-") as folder:
         scratch = Path(folder)
-        (scratch / TASK).write_text(task.model_dump_json())
+        (scratch / TASK).write_text(task.model_dump_json(), encoding="utf-8")
         environment = {"FLAWSMITH_CACHE": str(scratch / "cache")}
         if task.threads is not None:
             environment["OMP_NUM_THREADS"] = str(task.threads)

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -19,6 +19,7 @@ from flawsmith.pipeline.evaluate import Inspects
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import make_folder
+from flawsmith.runtime.outputs import exclusive_folder
 
 SplitPart = Literal["whole", "A", "B"]
 PARTS: dict[SplitPart, str] = {"whole": "the whole test set", "A": "half A", "B": "half B"}
@@ -76,6 +77,7 @@ class BenchmarkRun(BaseModel):
     category: str = Field(description="Name of the category.")
     images_sha256: str = Field(description="Over split, label, defect, image and masks of every sample.")
     textures_sha256: str | None = Field(None, description="Over the texture folder's names and sizes.")
+    foregrounds_sha256: str | None = Field(None, description="Over the mask files that say where synthetic flaws lie.")
     config: dict[str, Any] = Field(description="What the preset means, with the experiment's changes.")
     backbone: str = Field(description="The backbone's name, or its file's name and SHA-256.")
     protocol: Literal["clean", "papers"] = Field("clean", description="Rules of evaluation.")
@@ -85,7 +87,10 @@ class BenchmarkRun(BaseModel):
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that stand for all that the result depends on."""
-        identity = self.model_dump(mode="json", exclude={"experiment": {"name", "textures", "backbone"}})
+        excluded: Any = {"experiment": {"name", "textures", "backbone"}}
+        if self.foregrounds_sha256 is None:  # runs from before it was known stay what they are
+            excluded["foregrounds_sha256"] = True
+        identity = self.model_dump(mode="json", exclude=excluded)
         return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
 
     @property
@@ -151,7 +156,7 @@ def _short(value: Any) -> str:
 
 RESULT, SCORES, MODEL = "result.json", "scores.csv", "model.flaw"
 KEPT = (RESULT, SCORES, MODEL)
-_RUNS, _LOCK = "runs", ".lock"
+_RUNS, _UNFINISHED = "runs", ".new-"
 
 RunFiles = Mapping[str, bytes]
 """A run's files by name: ``result.json`` always, ``scores.csv`` of a finished one, ``model.flaw`` where it is kept."""
@@ -174,10 +179,9 @@ class ResultStore:
         Raises:
             FlawsmithError: another benchmark is writing there.
         """
-        make_folder(self.root)
-        with (self.root / _LOCK).open("w") as lock:
-            if not _locked(lock):
-                raise FlawsmithError(f"{self.root}: another benchmark writes here; wait for it, or give another --out")
+        with exclusive_folder(self.root):
+            for unfinished in (self.root / _RUNS).glob(f"{_UNFINISHED}*"):
+                shutil.rmtree(unfinished, ignore_errors=True)
             yield
 
     def folder(self, run: BenchmarkRun) -> Path:
@@ -203,7 +207,7 @@ class ResultStore:
         target = self.folder(run)
         make_folder(target.parent)
         try:
-            with tempfile.TemporaryDirectory(dir=target.parent, prefix=".new-") as scratch:
+            with tempfile.TemporaryDirectory(dir=target.parent, prefix=_UNFINISHED) as scratch:
                 fresh = Path(scratch) / target.name
                 fresh.mkdir()
                 for name in KEPT:
@@ -221,18 +225,6 @@ class ResultStore:
             return RunResult.model_validate_json(path.read_bytes())
         except (OSError, ValidationError):
             return None
-
-
-def _locked(file: IO[Any]) -> bool:
-    try:
-        import fcntl
-    except ImportError:  # elsewhere than on POSIX nothing keeps two benchmarks apart
-        return True
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return False
-    return True
 
 
 TIMED_IMAGES, WARM_UP_IMAGES = 60, 5

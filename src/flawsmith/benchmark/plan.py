@@ -22,6 +22,7 @@ from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.image import find_images
+from flawsmith.synthesis.foreground import FileForeground
 from flawsmith.synthesis.textures import texture_source
 
 _FOLDERS_DEEP = 2
@@ -153,12 +154,14 @@ class Plan(BaseModel):
 class ResolvedExperiment(NamedTuple):
     """An experiment with what the plan gives it, its whole configuration, and its backbone.
 
-    The backbone is a name or a file, None for a model that brings its own.
+    The backbone is a name or a file, None for a model that brings its own; ``foreground_files``: where flaws are
+    synthesized is read from mask files.
     """
 
     experiment: Experiment
     config: dict[str, Any]
     backbone: str | None
+    foreground_files: bool = False
 
 
 def resolve(experiment: Experiment, plan: Plan) -> ResolvedExperiment:
@@ -173,7 +176,9 @@ def resolve(experiment: Experiment, plan: Plan) -> ResolvedExperiment:
     select = "last" if experiment.method in BASELINES else experiment.select
     changes = {"textures": textures if config.synthesizes else None, "select": select}
     backbone = experiment.backbone or config.default_backbone
-    return ResolvedExperiment(experiment.model_copy(update=changes), config.model_dump(mode="json"), backbone)
+    return ResolvedExperiment(
+        experiment.model_copy(update=changes), config.model_dump(mode="json"), backbone, config.foreground_files
+    )
 
 
 def tasks(plan: Plan, *, resolve: Callable[[Experiment, Plan], ResolvedExperiment] = resolve) -> list[Task]:
@@ -268,6 +273,7 @@ def _task(
         category=dataset.category,
         images_sha256=images_sha256,
         textures_sha256=textures_sha256,
+        foregrounds_sha256=_foreground_fingerprint(dataset) if resolved.foreground_files else None,
         config=resolved.config,
         backbone=_backbone_identity(resolved.backbone),
         protocol=plan.protocol,
@@ -291,6 +297,18 @@ def _texture_fingerprint(textures: str | None) -> str | None:
     for path in find_images(folder):
         digest.update(f"{path.relative_to(folder).as_posix()}\n{path.stat().st_size}\n".encode())
     return digest.hexdigest()
+
+
+def _foreground_fingerprint(dataset: Dataset) -> str:
+    """The content of the mask files of all images that flaws are synthesized on.
+
+    Raises:
+        FlawsmithError: an image has none.
+    """
+    masks = FileForeground(None)
+    pairs = [(sample.image, masks.file_of(sample.image)) for sample in dataset.good_train]
+    rows = sorted(f"{content_hash(image)} {content_hash(mask)}" for image, mask in pairs)
+    return hashlib.sha256("\n".join(rows).encode()).hexdigest()
 
 
 def _resolved_textures(textures: str | None, folder: Path) -> str | None:

@@ -10,7 +10,8 @@ from pathlib import Path
 from flawsmith.benchmark.executors import Executor, LocalExecutor
 from flawsmith.benchmark.experiment import ResultStore, RunResult, Task
 from flawsmith.benchmark.plan import Plan, tasks
-from flawsmith.benchmark.tables import write_tables
+from flawsmith.benchmark.tables import table_files, write_tables
+from flawsmith.runtime.outputs import refuse_irreplaceable
 
 
 @dataclass(frozen=True)
@@ -82,6 +83,7 @@ def run_tasks(
     """:func:`run_benchmark` of tasks that are planned already; takes the same arguments and raises the same."""
     store = ResultStore(out)
     with store.claimed():
+        refuse_irreplaceable(table_files(out).values())
         pending = [task for task in planned if fresh or store.result(task.run) is None]
         on_start(len(planned), len(pending))
         failed: dict[str, RunResult] = {}

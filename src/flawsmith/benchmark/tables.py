@@ -139,6 +139,11 @@ def tables(results: Sequence[RunResult]) -> list[Table]:
     return made
 
 
+def table_files(out: Path) -> dict[str, Path]:
+    """The files of a benchmark's tables, by format."""
+    return {name: out / f"results.{name}" for name in ("csv", "md", "tex", "html")}
+
+
 def write_tables(results: Sequence[RunResult], out: Path) -> dict[str, Path]:
     """Write ``results.csv``, ``results.md``, ``results.tex`` and ``results.html`` into a folder.
 
@@ -153,7 +158,7 @@ def write_tables(results: Sequence[RunResult], out: Path) -> dict[str, Path]:
         "tex": latex(made, notes),
         "html": html(made, notes),
     }
-    files = {name: out / f"results.{name}" for name in texts}
+    files = table_files(out)
     for name, text in texts.items():
         with replacing(files[name]) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -197,7 +197,7 @@ def serve(scratch: Path, *, train: Train = train_method) -> int:
     except FlawsmithError as error:
         print(" ".join(str(error).split()), file=sys.stderr)
         return 2
-    (scratch / RESULT).write_text(result.model_dump_json())
+    (scratch / RESULT).write_text(result.model_dump_json(), encoding="utf-8")
     return 0
 
 

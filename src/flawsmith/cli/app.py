@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import _thread
+import atexit
 import errno
 import json
 import logging
+import math
 import os
+import signal
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TextIO
+from typing import Annotated, Any, ClassVar, Literal, NoReturn, TextIO
 
 import typer
 import yaml
 from typer.core import TyperCommand
 
-from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.errors import FlawsmithError, package_missing
+from flawsmith.runtime.files import without_controls
+from flawsmith.runtime.outputs import ENDING
 
 
 def print_err(text: str) -> None:
@@ -31,14 +39,16 @@ def print_out(text: str) -> None:
 
 
 def _print(text: str, stream: TextIO) -> None:
-    # What the encoding lacks is escaped: file names need not be UTF-8, and a terminal need not know every letter.
+    # What the encoding lacks is escaped: file names need not be UTF-8, and a terminal need not know every letter. So is
+    # what would steer the terminal: names come from strangers.
     encoding = stream.encoding or "utf-8"
-    print(text.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
+    shown = without_controls(text, keep="\n")
+    print(shown.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
 def print_json(value: Any) -> None:
     """Print one strict JSON value on one line of stdout, in ASCII, so that no encoding can spoil it."""
-    print(json.dumps(value, allow_nan=False), flush=True)
+    print(json.dumps(value, allow_nan=False).replace("\x7f", "\\u007f"), flush=True)
 
 
 def shows_progress(*, quiet: bool) -> bool:
@@ -78,11 +88,6 @@ INTERRUPTED = 130
 
 Tier = Literal["eval", "train", "benchmark"]
 
-_EVAL_PACKAGES = frozenset({"scipy", "sklearn", "matplotlib", "jinja2"})
-_TRAIN_PACKAGES = frozenset(
-    {"torch", "torchvision", "lightning", "timm", "cv2", "onnx", "onnxscript", "safetensors", "jaxtyping"}
-)
-_BENCHMARK_PACKAGES = frozenset({"psutil", "tabulate"})
 # Typer brings its own copy of click since 0.16 and uses the installed one before: the exceptions of either are
 # reached through Typer's one public subclass (BadParameter < UsageError < ClickException).
 _UsageError: type[Any] = typer.BadParameter.__mro__[1]
@@ -106,13 +111,10 @@ def error_boundary(*, tier: Tier | None = None, interrupted: str = "interrupted"
     try:
         yield
     except ModuleNotFoundError as error:
-        package = (error.name or "").partition(".")[0]
-        if tier is None or package not in _EVAL_PACKAGES | _TRAIN_PACKAGES | _BENCHMARK_PACKAGES:
+        line = None if tier is None else package_missing(error, "this command", tier)
+        if line is None:
             raise
-        needed = "train" if package in _TRAIN_PACKAGES and tier == "eval" else tier
-        raise FlawsmithError(
-            f"this command needs {package}, which is not installed: run `pip install flawsmith[{needed}]`"
-        ) from error
+        raise FlawsmithError(line) from error
     except KeyboardInterrupt:
         print_err(interrupted)
         raise typer.Exit(INTERRUPTED) from None
@@ -127,21 +129,117 @@ def run(command: Callable[[], Any]) -> int:
         code = command()
         sys.stdout.flush()
     except FlawsmithError as error:
-        return _refuse(str(error))
+        return refuse(str(error))
     except _ClickException as error:
         return _refuse_usage(error)
     except (KeyboardInterrupt, typer.Abort):
         print_err("interrupted")
         return INTERRUPTED
     except MemoryError:
-        return _refuse("not enough memory: close other programs, or use smaller images or a smaller --set batch_size")
+        return refuse("not enough memory: close other programs, or use smaller images or a smaller --set batch_size")
     except OSError as error:
         if error.errno == errno.EPIPE:
             return _reader_left()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
-        return _refuse(f"{error.filename or 'output'}: the disk is full ({error.strerror}); free some space and repeat")
+        return refuse(f"{error.filename or 'output'}: the disk is full ({error.strerror}); free some space and repeat")
     return code if isinstance(code, int) else 0
+
+
+SECONDS_TO_END = 5.0
+"""How long a command may take to end before a request to end is taken for one that went unheard."""
+
+
+class EndingSignals:
+    """SIGTERM, SIGHUP and a repeated Ctrl-C end a command as one Ctrl-C does: they raise KeyboardInterrupt.
+
+    Further requests are passed over for as long as the command can be expected to be ending. Some libraries swallow
+    the exception (an import inside ``try: ... except: ...``), so it is raised again where the command goes on.
+
+    Args:
+        to_the_end: the process ends after the command, so that a late Ctrl-C must not change how.
+
+    Attributes:
+        received: the first signal; None: there was none.
+    """
+
+    def __init__(self, *, to_the_end: bool = False) -> None:
+        self.received: int | None = None
+        self._to_the_end = to_the_end
+        self._raised_at = -math.inf
+        self._over = threading.Event()
+        self._handlers: dict[int, Any] = {}
+
+    def __enter__(self) -> EndingSignals:
+        if threading.current_thread() is threading.main_thread():
+            # What is ignored stays so, as under nohup; so does what another program, such as a debugger, handles.
+            usual = (signal.SIG_DFL, signal.default_int_handler)
+            self._handlers = {number: signal.getsignal(number) for number in ENDING}
+            self._handlers = {number: handler for number, handler in self._handlers.items() if handler in usual}
+            for number in self._handlers:
+                signal.signal(number, self._handle)
+            if self._to_the_end:
+                atexit.register(self._ignore_further)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._to_the_end and self.received is not None:
+            return
+        self._over.set()
+        for number, handler in self._handlers.items():
+            signal.signal(number, handler)
+
+    def _ignore_further(self) -> None:
+        """Python gives signals back to the system before it ends, which would then kill it."""
+        for number in self._handlers if self.received is not None else ():
+            signal.signal(number, signal.SIG_IGN)
+
+    def _handle(self, number: int, frame: object) -> None:
+        if time.monotonic() - self._raised_at < SECONDS_TO_END:
+            return
+        self._raised_at = time.monotonic()
+        if self.received is None:
+            self.received = number
+            threading.Thread(target=self._remind, args=(number,), daemon=True).start()
+        raise KeyboardInterrupt
+
+    def _remind(self, number: int) -> None:
+        while not self._over.wait(SECONDS_TO_END * 1.1):
+            if hasattr(signal, "pthread_kill"):  # which wakes up a main thread that waits
+                signal.pthread_kill(threading.main_thread().ident or 0, number)
+            else:
+                _thread.interrupt_main(signal.Signals(number))
+
+
+def end_process(code: int) -> NoReturn:
+    """End as at the end of a program, but without taking its modules apart: under load that takes many seconds."""
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):
+            stream.flush()
+    os._exit(code)
+
+
+def unusable_surroundings() -> str | None:
+    """Why no command can work in this process, in one line; None where one can.
+
+    Standard streams that are closed are opened to nowhere: files would take their numbers, and what libraries print
+    would land in them.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115, PTH123 (as long as the process)
+    if sys.stdout is None:
+        return "standard output is closed: leave it open, or send it to a file"
+    try:
+        Path.cwd()
+    except OSError as error:
+        return f"the working folder cannot be used ({error.strerror}): change to one that exists"
+    return None
 
 
 @contextmanager
@@ -176,7 +274,8 @@ def own_warnings() -> Iterator[None]:
         logging.getLogger().removeHandler(silence)
 
 
-def _refuse(line: str) -> int:
+def refuse(line: str) -> int:
+    """Print one line and return the exit code of a user's mistake."""
     print_err(f"error: {' '.join(line.split())}")
     return USER_ERROR
 
@@ -188,7 +287,7 @@ def _refuse_usage(error: Any) -> int:
             print_err(message)
         return USER_ERROR
     hint = f"; see {context.command_path} --help" if isinstance(error, _UsageError) and context is not None else ""
-    return _refuse(message.rstrip(".") + hint)
+    return refuse(message.rstrip(".") + hint)
 
 
 def _reader_left() -> int:

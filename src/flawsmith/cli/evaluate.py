@@ -28,7 +28,10 @@ def evaluate(
     data: DataFolder,
     out: Annotated[
         Path | None,
-        typer.Option(help="Folder for report.html, evaluation.json and scores.csv; default: evaluation/ by the model."),
+        typer.Option(
+            help="Folder for report.html, evaluation.json and scores.csv; default: evaluation/ by the model, or "
+            "evaluation-papers/."
+        ),
     ] = None,
     protocol: Annotated[
         str, typer.Option(help="clean, or papers: as the released code of the method measures, labelled as such.")
@@ -56,10 +59,7 @@ def evaluate(
         bundle, dataset = Bundle.load(model), load(data, layout)
         show = shows_progress(quiet=quiet or json_)
         with progress("inspecting", len(test_samples(dataset)), show=show) as on_step:
-            folder = model.parent / "evaluation" if out is None else out
-            written = evaluate_into(
-                folder, bundle, dataset, engine=engine, history=model.parent, on_step=on_step, **rules
-            )
+            written = evaluate_into(out, bundle, dataset, engine=engine, history=model.parent, on_step=on_step, **rules)
     if json_:
         print_json(written.evaluation.model_dump(mode="json"))
     else:

@@ -252,8 +252,10 @@ def _make(
 ) -> None:
     with error_boundary(tier=tier, interrupted="interrupted: nothing was written"):
         from flawsmith.figures.style import check_name, write
+        from flawsmith.runtime.outputs import refuse_irreplaceable
 
         check_name(out)
+        refuse_irreplaceable([out, out.with_suffix(".csv")] if csv else [out])
         drawn = draw()
         files = write(drawn, out, numbers=csv)
     if json_:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from flawsmith import __version__
-from flawsmith.cli import benchmark, doctor, evaluate, figure, predict, synthesize, train
+from flawsmith.cli import benchmark, doctor, evaluate, figure, predict, settings, synthesize, train
 from flawsmith.cli.app import (
+    INTERRUPTED,
     AsJson,
+    EndingSignals,
     ModelFile,
     Quiet,
+    end_process,
     error_boundary,
     own_warnings,
     print_err,
     print_json,
     print_out,
+    refuse,
     run,
     shows_progress,
+    unusable_surroundings,
 )
+from flawsmith.runtime.files import without_controls
 
 
 def info(model: ModelFile, json_: AsJson = False) -> None:
@@ -36,7 +42,16 @@ def info(model: ModelFile, json_: AsJson = False) -> None:
     if json_:
         print_json(facts)
     else:
-        print_out(model_in_words(facts))
+        print_out(model_in_words(_shown(facts)))
+
+
+def _shown(value: Any) -> Any:
+    """Facts with texts that are one line each: a model file comes from anyone, and could forge lines."""
+    if isinstance(value, dict):
+        return {_shown(name): _shown(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shown(inner) for inner in value]
+    return without_controls(value) if isinstance(value, str) else value
 
 
 def demo(
@@ -86,6 +101,7 @@ app.command("predict")(predict.predict)
 app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesize)
 app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)
 app.add_typer(figure.figure)
+app.command("settings")(settings.settings)
 app.command("info")(info)
 app.command("doctor")(doctor.doctor)
 
@@ -113,8 +129,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0: done. 1: done, and something is wrong with the images or the data. 2: the user can fix it, one line on
-        stderr says how. 130: interrupted.
+        stderr says how. 130: interrupted; 128 and its number after another signal (SIGTERM 143, SIGHUP 129).
     """
     arguments = None if argv is None else list(argv)
-    with own_warnings():
-        return run(lambda: app(arguments, prog_name="flawsmith", standalone_mode=False))
+    unusable = unusable_surroundings()
+    if unusable is not None:
+        return refuse(unusable)
+    with EndingSignals(to_the_end=argv is None) as signals, own_warnings():
+        code = run(lambda: app(arguments, prog_name="flawsmith", standalone_mode=False))
+    if code != INTERRUPTED or signals.received is None:
+        return code
+    code = 128 + signals.received
+    if argv is None:
+        end_process(code)
+    return code

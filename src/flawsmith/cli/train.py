@@ -12,6 +12,7 @@ import typer
 from flawsmith.cli.app import AsJson, DataFolder, Layout, Quiet, error_boundary, print_err, print_json, shows_progress
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import without_controls
 
 if TYPE_CHECKING:
     from flawsmith.data.samples import Dataset
@@ -152,11 +153,13 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from flawsmith.cli.app import parse_settings
     from flawsmith.pipeline import train
-    from flawsmith.pipeline.settings import check_settings, method_config
 
     settings = {**settings, "set": parse_settings(settings["set"])}
-    # Checked before anything is said, and before thousands of images are read to tell what is held out.
-    method_config(check_settings(settings))
+    # Checked before thousands of images are read to tell what is held out.
+    devices = {name: options[name] for name in ("accelerator", "devices", "strategy")}
+    first_line = train.training_in_words(settings, **devices)
+    if not quiet and _is_rank_zero():
+        print_err(first_line)
     dataset = _introduce(data, settings["layout"], settings["seed"], quiet=quiet)
     try:
         return train.train(data, quiet=not shows_progress(quiet=quiet or json_), **options, **settings)
@@ -171,9 +174,9 @@ def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dat
 
     dataset = load(data, layout)
     if not quiet and _is_rank_zero():
-        print_err(f"{dataset.summary()}: {dataset.recognised}")
+        print_err(without_controls(f"{dataset.summary()}: {dataset.recognised}"))
         for note in (*dataset.notes, *(line for line in dataset.near_misses if line.startswith("not "))):
-            print_err(f"note: {note}")
+            print_err(f"note: {without_controls(note)}")
         print_err(calibration_split(dataset, seed).description)
     return dataset
 

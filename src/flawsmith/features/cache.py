@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import platform
 import shutil
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import warnings
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager, suppress
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryFile
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,32 +23,87 @@ from torch import Tensor
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Pixels
+from flawsmith.runtime.outputs import locked_file
 
 SHARD_IMAGES = 128
 DEFAULT_CAP_GB = 20.0
-_INDEX = "index.json"
+_FEATURES, _INDEX = "features", "index.json"
 _TEMPORARY = "tmp-"
+_CHUNK = 1 << 20
 _HALF = float(np.finfo(np.float16).max)
 
 LevelArrays = list[NDArray[np.float32]]
 
 
 def cache_folder() -> Path:
-    """``FLAWSMITH_CACHE``, or the user's cache folder."""
+    """``FLAWSMITH_CACHE``, or the user's cache folder.
+
+    Raises:
+        FlawsmithError: neither is known.
+    """
     folder = os.environ.get("FLAWSMITH_CACHE")
     if folder:
         return Path(folder)
     base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "flawsmith"
+    try:
+        return (Path(base) if base else Path.home() / ".cache") / "flawsmith"
+    except RuntimeError:  # neither HOME nor an entry in the list of users, as in some containers and services
+        raise FlawsmithError(
+            "there is no home folder for the feature cache: set FLAWSMITH_CACHE to a writable folder"
+        ) from None
 
 
 def cache_cap() -> int:
     """Bytes that all cached images and features together may take: ``FLAWSMITH_CACHE_GB``, 20 by default."""
     gigabytes = os.environ.get("FLAWSMITH_CACHE_GB", str(DEFAULT_CAP_GB))
     try:
-        return int(float(gigabytes) * 1e9)
-    except (ValueError, OverflowError) as error:
-        raise FlawsmithError(f"FLAWSMITH_CACHE_GB is {gigabytes!r}: set it to a number of gigabytes") from error
+        cap = int(float(gigabytes) * 1e9)
+    except (ValueError, OverflowError):
+        cap = 0
+    if cap <= 0:
+        raise FlawsmithError(f"FLAWSMITH_CACHE_GB is {gigabytes!r}: set it to a number of gigabytes")
+    return cap
+
+
+def check_cache() -> None:
+    """Find out before any work whether features can be kept.
+
+    Raises:
+        FlawsmithError: what the environment says of the cache cannot be used, or its folder cannot be written.
+    """
+    cache_cap()
+    _make(cache_folder() / _FEATURES)
+
+
+def _make(folder: Path) -> None:
+    """Make a folder of the cache, and see that files can be written there.
+
+    Raises:
+        FlawsmithError: they cannot.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder, prefix=_TEMPORARY):
+            return
+    except OSError as error:
+        raise FlawsmithError(
+            f"the feature cache cannot be written at {folder} ({error.strerror}): "
+            "set FLAWSMITH_CACHE to a writable folder"
+        ) from error
+
+
+class _Shard(NamedTuple):
+    """A folder of the cache, opened: it stays readable for as long as it is held, though another run removes it.
+
+    Attributes:
+        folder: its place.
+        images: content hash of every image.
+        levels: (images, ...) each, memory-mapped; finest first.
+    """
+
+    folder: Path
+    images: Sequence[str]
+    levels: Sequence[NDArray[Any]]
 
 
 class _Table:
@@ -54,19 +112,32 @@ class _Table:
     A pickled table carries the shards' folders alone: a worker process maps the same files.
 
     Args:
-        folders: of the shards.
+        shards: where the rows lie.
         places: shard and position in it of every row.
     """
 
-    def __init__(self, folders: Sequence[Path], places: Sequence[tuple[int, int]]) -> None:
-        self._folders, self._places = tuple(folders), tuple(places)
-        self._shards = [_open(folder) for folder in self._folders]
+    def __init__(self, shards: Sequence[_Shard], places: Sequence[tuple[int, int]]) -> None:
+        self._folders, self._places = [shard.folder for shard in shards], tuple(places)
+        self._shards = [shard.levels for shard in shards]
 
-    def __reduce__(self) -> tuple[type[_Table], tuple[Any, ...]]:
-        return type(self), (self._folders, self._places)
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
+        folders = [(folder, len(levels)) for folder, levels in zip(self._folders, self._shards, strict=True)]
+        return _reopened, (type(self), folders, self._places)
 
     def __len__(self) -> int:
         return len(self._places)
+
+
+def _reopened(kind: type[_Table], folders: Sequence[tuple[Path, int]], places: Sequence[tuple[int, int]]) -> _Table:
+    """A table in another process, from the folders and their numbers of levels."""
+    try:
+        return kind([_Shard(folder, (), _open(folder, levels)) for folder, levels in folders], places)
+    except OSError as error:
+        raise _room_was_made(folders[0][0].parent) from error
+
+
+def _room_was_made(folder: Path) -> FlawsmithError:
+    return FlawsmithError(f"another run has made room in {folder}: run again, or raise FLAWSMITH_CACHE_GB")
 
 
 class FeatureTable(_Table):
@@ -77,8 +148,8 @@ class FeatureTable(_Table):
         grids: (height, width) of every level.
     """
 
-    def __init__(self, folders: Sequence[Path], places: Sequence[tuple[int, int]]) -> None:
-        super().__init__(folders, places)
+    def __init__(self, shards: Sequence[_Shard], places: Sequence[tuple[int, int]]) -> None:
+        super().__init__(shards, places)
         first = self._shards[self._places[0][0]]
         self.channels = tuple(int(level.shape[1]) for level in first)
         self.grids = tuple((int(level.shape[2]), int(level.shape[3])) for level in first)
@@ -106,9 +177,10 @@ class ImageTable(_Table):
 class _ShardCache:
     """One folder a key; in it one folder a shard, renamed into place when it is whole.
 
-    A killed run leaves at most a temporary folder behind, which the next run removes; a shard that cannot be read is
-    dropped and computed anew. Shards of other keys, least recently used first, make room for new ones. A shard is
-    named by its images: processes that fill the cache at once write the same one once.
+    A killed run leaves at most a temporary folder behind, which the next run removes; a shard that cannot be read, or
+    whose check sums differ, is dropped and computed anew. Shards of other keys, least recently used first, make room
+    for new ones, even if another run reads them: what a run has opened it keeps. A shard is named by its images:
+    processes that fill the cache at once write the same one once.
 
     Args:
         key: identity of all that makes an array of an image.
@@ -123,15 +195,10 @@ class _ShardCache:
         self.root = folder or cache_folder()
         self.cap = cache_cap() if cap is None else cap
         self.in_use = set() if in_use is None else in_use
-        self._root = self.root / "features"
+        self._root = self.root / _FEATURES
         self._folder = self._root / key
-        try:
-            self._folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise FlawsmithError(
-                f"the feature cache cannot be written at {self._folder} ({error.strerror}): "
-                "set FLAWSMITH_CACHE to a writable folder"
-            ) from error
+        self._places: dict[str, tuple[_Shard, int]] = {}
+        _make(self._folder)
 
     def missing(self, hashes: Sequence[str]) -> list[int]:
         """The first row of every image that is not here, ascending; the others stay until the cache is let go.
@@ -139,10 +206,9 @@ class _ShardCache:
         Args:
             hashes: content hash of every image, a row each.
         """
-        known = self._known()
         first = {content: row for row, content in reversed(list(enumerate(hashes)))}
-        self.in_use |= {known[content][0] for content in first if content in known}
-        return sorted(row for content, row in first.items() if content not in known)
+        self._look_for(first.keys() - self._places.keys())
+        return sorted(row for content, row in first.items() if content not in self._places)
 
     def write(self, hashes: Sequence[str], levels: Sequence[NDArray[Any]]) -> None:
         """Keep one shard.
@@ -155,57 +221,94 @@ class _ShardCache:
             FlawsmithError: there is no room.
         """
         self._make_room(sum(level.nbytes for level in levels))
-        temporary = self._folder / f"{_TEMPORARY}{os.getpid()}-{platform.node()}-{uuid.uuid4().hex}"
         final = self._folder / hashlib.sha256("\n".join(hashes).encode()).hexdigest()[:32]
         try:
-            temporary.mkdir()
-            for number, level in enumerate(levels):
-                np.save(temporary / f"level_{number}.npy", level, allow_pickle=False)
-            (temporary / _INDEX).write_text(json.dumps({"images": list(hashes), "levels": len(levels)}))
-            self.in_use.add(final)
-            temporary.rename(final)
+            with self._temporary() as temporary:
+                for number, level in enumerate(levels):
+                    np.save(temporary / f"level_{number}.npy", level, allow_pickle=False)
+                index = {"images": list(hashes), "crc32": [_crc32(file) for file in _files(temporary, len(levels))]}
+                (temporary / _INDEX).write_text(json.dumps(index), encoding="utf-8")
+                # Opened before another run can remove it; Windows renames no open files, but removes none either.
+                opened = None if os.name == "nt" else _open(temporary, len(levels))
+                try:
+                    temporary.rename(final)
+                except OSError:
+                    if not final.is_dir():  # another process was first
+                        raise
+                self._hold(_Shard(final, hashes, _open(final, len(levels)) if opened is None else opened))
         except OSError as error:
-            shutil.rmtree(temporary, ignore_errors=True)
-            if final.is_dir():  # another process was first
-                return
             raise FlawsmithError(
                 f"features cannot be written to {self._folder} ({error.strerror}): "
                 "free some space or set FLAWSMITH_CACHE to another disk"
             ) from error
 
-    def _places(self, hashes: Sequence[str]) -> tuple[list[Path], list[tuple[int, int]]]:
-        """The shards of images that are here, and the place of each image in them."""
-        known = self._known()
-        if not all(content in known for content in hashes):
-            raise FlawsmithError(f"another run has made room in {self._folder}: run again, or raise FLAWSMITH_CACHE_GB")
-        folders = sorted({known[content][0] for content in hashes})
-        number = {folder: index for index, folder in enumerate(folders)}
-        for folder in folders:
-            os.utime(folder / _INDEX)
-        return folders, [(number[known[content][0]], known[content][1]) for content in hashes]
+    @contextmanager
+    def _temporary(self) -> Iterator[Path]:
+        """A new folder that other processes leave alone; what is still there at the end goes."""
+        while True:
+            temporary = self._folder / f"{_TEMPORARY}{uuid.uuid4().hex}"
+            with locked_file(_lock_of(temporary)) as is_free:
+                if not is_free:  # another process has just looked whether it is an orphan's
+                    continue
+                temporary.mkdir()
+                try:
+                    yield temporary
+                finally:
+                    shutil.rmtree(temporary, ignore_errors=True)
+                return
 
-    def _known(self) -> dict[str, tuple[Path, int]]:
-        known: dict[str, tuple[Path, int]] = {}
+    def _hold(self, shard: _Shard) -> None:
+        self._places |= {content: (shard, place) for place, content in enumerate(shard.images)}
+        self.in_use.add(shard.folder)
+        with suppress(OSError):
+            os.utime(shard.folder / _INDEX)
+
+    def _look_for(self, wanted: Set[str]) -> None:
+        """Open the shards that hold any of the wanted images."""
+        if not wanted:
+            return
         for folder in sorted(self._folder.iterdir()):
             if folder.name.startswith(_TEMPORARY):
                 _remove_if_orphaned(folder)
                 continue
             try:
-                contents = _contents(folder)
-            except (OSError, EOFError, ValueError, TypeError, KeyError):
+                index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
+                if wanted.isdisjoint(index["images"]):
+                    continue
+                self._hold(_checked(folder, index))
+            except FileNotFoundError:  # another run makes room
                 shutil.rmtree(folder, ignore_errors=True)
-                continue
-            known.update({content: (folder, place) for place, content in enumerate(contents)})
-        return known
+            except (OSError, EOFError, ValueError, TypeError, KeyError) as error:
+                if isinstance(error, _ChangedError):
+                    warnings.warn(
+                        f"{folder} in the feature cache has changed on disk and is computed again", stacklevel=1
+                    )
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def _held(self, hashes: Sequence[str]) -> tuple[list[_Shard], list[tuple[int, int]]]:
+        """The shards of images that are here, and the place of each image in them."""
+        if not all(content in self._places for content in hashes):
+            raise _room_was_made(self._folder)
+        shards = {id(shard): shard for shard, _ in map(self._places.__getitem__, hashes)}
+        number = {key: index for index, key in enumerate(shards)}
+        places = [self._places[content] for content in hashes]
+        return list(shards.values()), [(number[id(shard)], place) for shard, place in places]
 
     def _make_room(self, size: int) -> None:
-        shards = [index.parent for index in self._root.glob(f"*/*/{_INDEX}")]
-        total = sum(_bytes(shard) for shard in shards)
+        shards = {index.parent: _bytes(index.parent) for index in self._root.glob(f"*/*/{_INDEX}")}
+        total = sum(shards.values())
         old = sorted((shard for shard in shards if shard not in self.in_use), key=_last_use)
         while total + size > self.cap and old:
             shard = old.pop(0)
-            total -= _bytes(shard)
-            shutil.rmtree(shard, ignore_errors=True)
+            doomed = shard.with_name(f"{_TEMPORARY}{uuid.uuid4().hex}")
+            try:
+                shard.rename(doomed)  # at once, so that no other run finds half of it
+            except FileNotFoundError:
+                pass
+            except OSError:  # Windows: another run reads it
+                continue
+            total -= shards[shard]
+            shutil.rmtree(doomed, ignore_errors=True)
         if total + size > self.cap:
             raise FlawsmithError(
                 f"the features of this dataset need more than the cache's {self.cap / 1e9:.1f} GB in {self._root}: "
@@ -229,7 +332,7 @@ class FeatureCache(_ShardCache):
             for rows in _in_groups(missing):
                 levels = zip(*(_halved(levels) for levels in islice(maps, len(rows))), strict=True)
                 self.write([hashes[row] for row in rows], [np.stack(level) for level in levels])
-        return FeatureTable(*self._places(hashes))
+        return FeatureTable(*self._held(hashes))
 
 
 class ImageCache(_ShardCache):
@@ -237,7 +340,7 @@ class ImageCache(_ShardCache):
 
     def table(self, hashes: Sequence[str]) -> ImageTable:
         """The images of some files, all of which must be here: :func:`fill_images` sees to that."""
-        return ImageTable(*self._places(hashes))
+        return ImageTable(*self._held(hashes))
 
 
 def fill_images(
@@ -276,36 +379,49 @@ def _halved(levels: LevelArrays) -> list[NDArray[np.float16]]:
     return [np.clip(level, -_HALF, _HALF).astype(np.float16) for level in levels]
 
 
-def _remove_if_orphaned(folder: Path) -> None:
-    """Remove the unfinished shard of a process that is no more; that of a living one is left alone.
-
-    Whether a process of another machine that shares the cache lives cannot be known.
-    """
-    process, _, rest = folder.name.removeprefix(_TEMPORARY).partition("-")
-    machine = rest.rpartition("-")[0]
-    if machine not in ("", platform.node()):
-        return
-    try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError):
-        shutil.rmtree(folder, ignore_errors=True)
-    except PermissionError:
-        return
+def _lock_of(temporary: Path) -> Path:
+    return temporary.with_name(f"{temporary.name}.lock")
 
 
-def _contents(folder: Path) -> list[str]:
-    """Content hashes of a shard's images, a row each; ValueError and others where the shard is not whole."""
-    index = json.loads((folder / _INDEX).read_text())
-    images, levels = index["images"], _open(folder)
-    if len(levels) != index["levels"] or any(len(level) != len(images) for level in levels):
+def _remove_if_orphaned(entry: Path) -> None:
+    """Remove the unfinished shard of a process that is no more, and its lock; that of a living one is left alone."""
+    temporary = entry.with_suffix("")
+    with suppress(OSError), locked_file(_lock_of(temporary)) as is_free:
+        if is_free:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+class _ChangedError(ValueError):
+    """A shard is not as it was written."""
+
+
+def _checked(folder: Path, index: Mapping[str, Any]) -> _Shard:
+    """A shard, opened, once its check sums agree; ValueError and others where it is not whole."""
+    images, sums = index["images"], index["crc32"]
+    if [_crc32(file) for file in _files(folder, len(sums))] != sums:
+        raise _ChangedError(folder)
+    levels = _open(folder, len(sums))
+    if any(len(level) != len(images) for level in levels):
         raise ValueError(f"{folder} does not hold what its index says")
-    return images
+    return _Shard(folder, images, levels)
 
 
-def _open(folder: Path) -> list[NDArray[Any]]:
+def _files(folder: Path, count: int) -> list[Path]:
+    return [folder / f"level_{level}.npy" for level in range(count)]
+
+
+def _crc32(path: Path) -> int:
+    """Check sum of a file: bits that a disk or memory has flipped would be learned from otherwise."""
+    value = 0
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            value = zlib.crc32(chunk, value)
+    return value
+
+
+def _open(folder: Path, count: int) -> list[NDArray[Any]]:
     """The arrays of a shard, memory-mapped: (images, ...) each; levels finest first."""
-    count = len(list(folder.glob("level_*.npy")))
-    return [np.load(folder / f"level_{level}.npy", mmap_mode="r", allow_pickle=False) for level in range(count)]
+    return [np.load(file, mmap_mode="r", allow_pickle=False) for file in _files(folder, count)]
 
 
 def _last_use(folder: Path) -> float:
@@ -317,4 +433,9 @@ def _last_use(folder: Path) -> float:
 
 
 def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
+    """Size of a shard; of one that another process is removing, what is left."""
+    size = 0
+    with suppress(OSError):
+        for path in folder.iterdir():
+            size += path.stat().st_size
+    return size

@@ -16,6 +16,7 @@ from flawsmith.pipeline.evaluate import evaluate_into
 from flawsmith.pipeline.train import train
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
+from flawsmith.runtime.outputs import LOCK, exclusive_folder
 from flawsmith.synthesis.demo_parts import PARTS, render_product_line
 
 MARKER = "flawsmith-demo.json"
@@ -70,23 +71,26 @@ def run_demo(
         raise FlawsmithError(f"unknown sample part {part!r}: choose one of {', '.join(PARTS)} with --part")
     if seed < 0:
         raise FlawsmithError(f"the seed must not be negative, not {seed}: give another with --seed")
-    # Through JSON, so that it compares with what the marker will say.
-    drawing = json.loads(json.dumps({"version": flawsmith.__version__, "part": part, "seed": seed, **(render or {})}))
-    if _claim(out, drawing):
-        on_message(f"using the drawings of {part} from the last demo")
-    else:
-        on_message(f"drawing a product line of {part}s")
-        render_product_line(out / _DATA, parts=[part], seed=seed, **(render or {}))
-        with replacing(out / MARKER) as temporary:
-            temporary.write_text(json.dumps(drawing, indent=2) + "\n")
-    dataset = load(out / _DATA / part)
-    on_message(dataset.summary())
-    on_message("learning the good parts")
-    result = train(dataset.root, out=out / _RUN, preset="fast", seed=seed, quiet=quiet, **(settings or {}))
-    on_message(result.bundle.spec.decision.describe())
-    on_message("inspecting the test parts")
-    written = evaluate_into(out / _RUN / _EVALUATION, result.bundle, dataset, history=out / _RUN)
-    return DemoResult(dataset.root, result.model, written.report, written.evaluation)
+    with exclusive_folder(out):
+        # Through JSON, so that it compares with what the marker will say.
+        drawing = json.loads(
+            json.dumps({"version": flawsmith.__version__, "part": part, "seed": seed, **(render or {})})
+        )
+        if _claim(out, drawing):
+            on_message(f"using the drawings of {part} from the last demo")
+        else:
+            on_message(f"drawing a product line of {part}s")
+            render_product_line(out / _DATA, parts=[part], seed=seed, **(render or {}))
+            with replacing(out / MARKER) as temporary:
+                temporary.write_text(json.dumps(drawing, indent=2) + "\n", encoding="utf-8")
+        dataset = load(out / _DATA / part)
+        on_message(dataset.summary())
+        on_message("learning the good parts")
+        result = train(dataset.root, out=out / _RUN, preset="fast", seed=seed, quiet=quiet, **(settings or {}))
+        on_message(result.bundle.spec.decision.describe())
+        on_message("inspecting the test parts")
+        written = evaluate_into(out / _RUN / _EVALUATION, result.bundle, dataset, history=out / _RUN)
+        return DemoResult(dataset.root, result.model, written.report, written.evaluation)
 
 
 def _claim(out: Path, drawing: dict[str, Any]) -> bool:
@@ -96,20 +100,17 @@ def _claim(out: Path, drawing: dict[str, Any]) -> bool:
         FlawsmithError: the folder holds something else, or cannot be written.
     """
     marker = out / MARKER
-    if out.exists() and not out.is_dir():
-        raise FlawsmithError(f"{out} is a file: give a folder with --out")
-    if not marker.exists() and out.exists() and any(out.iterdir()):
+    if not marker.exists() and any(entry.name != LOCK for entry in out.iterdir()):
         raise FlawsmithError(f"{out} is not empty and holds no demo: give another folder with --out")
     try:
         serves = marker.exists() and _read(marker) == drawing and (out / _DATA / str(drawing["part"])).is_dir()
         for name in (_RUN,) if serves else (_RUN, _DATA):
             if (out / name).exists():
                 shutil.rmtree(out / name)
-        out.mkdir(parents=True, exist_ok=True)
         if not serves:
             # Claimed before anything is drawn, so that an interrupted demo can be run again.
             with replacing(marker) as temporary:
-                temporary.write_text("{}\n")
+                temporary.write_text("{}\n", encoding="utf-8")
     except OSError as error:
         raise FlawsmithError(f"{out} cannot be written ({error.strerror}): give another folder with --out") from error
     return serves

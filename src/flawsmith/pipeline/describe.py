@@ -63,6 +63,8 @@ def model_in_words(facts: dict[str, Any]) -> str:
         ("engine", f"{facts['engine']}, {facts['precision']}"),
         ("learned from", f"{training['n_train']} good images of {training['category']} ({training['layout']} layout)"),
         *([("findings", _briefly(training["findings"]))] if training["findings"] else []),
+        *([("textures", training["textures"])] if training["textures"] else []),
+        *([("foreground", training["foreground"])] if training["foreground"] else []),
         ("checkpoint", training["selection"]),
         ("calibrated on", f"{decision['n_good']} good images"),
         ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),

@@ -13,6 +13,7 @@ from typing import Protocol as Interface
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from flawsmith.data.layouts import load
 from flawsmith.data.loco import Saturation
@@ -34,9 +35,10 @@ from flawsmith.pipeline.masks import SaturationReader, read_channels
 from flawsmith.pipeline.reporting import ExampleGallery, evaluation_report
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import BASELINE_FOLDER, make_folder, printable, replacing
+from flawsmith.runtime.files import BASELINE_FOLDER, printable, replacing
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
+from flawsmith.runtime.outputs import exclusive_folder, refuse_irreplaceable
 
 
 class Inspects(Interface):
@@ -265,7 +267,7 @@ class WrittenEvaluation:
 
 
 def evaluate_into(
-    folder: Path,
+    folder: Path | None,
     bundle: Bundle,
     dataset: Dataset,
     *,
@@ -278,7 +280,8 @@ def evaluate_into(
     """Evaluate a model on the test split of a dataset and write report.html, evaluation.json and scores.csv.
 
     Args:
-        folder: where to write; made if missing, files of an earlier evaluation are replaced.
+        folder: where to write; made if missing, files of an earlier evaluation by the same rules are replaced. None:
+            ``evaluation`` in ``history``, or ``evaluation-papers`` and ``evaluation-custom`` by other rules.
         bundle: the model.
         dataset: the data.
         engine: another engine than the one the model was calibrated with.
@@ -288,26 +291,53 @@ def evaluate_into(
 
     Raises:
         FlawsmithError: the dataset has no test split, or a damaged saturation of its defects; an image cannot be read,
-            the folder cannot be written, or there is no such protocol or switch.
+            the folder cannot be written or holds figures by other rules, or there is no such protocol or switch.
     """
     rules = choose_protocol(protocol, method=bundle.spec.method, layout=dataset.layout, changes=set)
     samples, masks = test_samples(dataset), SaturationReader(dataset)
     inspector, gallery = Inspector.load(bundle, engine=engine), ExampleGallery()
     baseline = baseline_of(bundle, history)
     inspectors = [inspector] if baseline is None else [inspector, Inspector.load(baseline, engine=engine)]
-    make_folder(folder)
-    state, *others = _measure(inspectors, samples, masks, rules, gallery=gallery, on_step=on_step)
-    evaluation = summarise(state, selection=bundle.spec.training.selection)
-    if baseline is not None:
-        comparison = against(baseline.spec.method, state, others[0])
-        evaluation = evaluation.model_copy(update={"baseline": comparison})
-    written = WrittenEvaluation(evaluation, folder / REPORT, folder / FIGURES, folder / SCORES)
-    metrics = _metrics(history / _METRICS) if history is not None else []
-    evaluation_report(written.report, bundle, dataset, state, evaluation, gallery, metrics)
-    with replacing(written.figures) as temporary:
-        temporary.write_text(json.dumps(evaluation.model_dump(mode="json"), indent=2, allow_nan=False) + "\n")
-    _write_scores(written.scores, dataset, state, evaluation.stamps)
-    return written
+    folder = _default_folder(history, rules) if folder is None else folder
+    report, figures, scores = folder / REPORT, folder / FIGURES, folder / SCORES
+    with exclusive_folder(folder):
+        _refuse_other_protocol(figures, rules)
+        refuse_irreplaceable((report, figures, scores))
+        state, *others = _measure(inspectors, samples, masks, rules, gallery=gallery, on_step=on_step)
+        evaluation = summarise(state, selection=bundle.spec.training.selection)
+        if baseline is not None:
+            comparison = against(baseline.spec.method, state, others[0])
+            evaluation = evaluation.model_copy(update={"baseline": comparison})
+        metrics = _metrics(history / _METRICS) if history is not None else []
+        evaluation_report(report, bundle, dataset, state, evaluation, gallery, metrics)
+        with replacing(figures) as temporary:
+            text = json.dumps(evaluation.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
+            temporary.write_text(text, encoding="utf-8")
+        _write_scores(scores, dataset, state, evaluation.stamps)
+    return WrittenEvaluation(evaluation, report, figures, scores)
+
+
+def _default_folder(run: Path | None, rules: Protocol) -> Path:
+    """Beside the model, a folder for each protocol: figures of one are not comparable with those of another."""
+    return (run or Path()) / ("evaluation" if rules.name == "clean" else f"evaluation-{rules.name}")
+
+
+def _refuse_other_protocol(figures: Path, rules: Protocol) -> None:
+    """Figures that were measured by other rules are not replaced.
+
+    Raises:
+        FlawsmithError: the folder holds such figures.
+    """
+    try:
+        earlier = Evaluation.model_validate_json(figures.read_bytes())
+    except (OSError, ValidationError):
+        return
+    if (earlier.protocol, earlier.deviations) != (rules.name, rules.deviations()):
+        switches = "".join(f", {name}={value}" for name, value in earlier.deviations.items())
+        raise FlawsmithError(
+            f"{figures.parent} holds figures by other rules (protocol {earlier.protocol}{switches}), which do not "
+            "compare with these: give another folder with --out"
+        )
 
 
 def baseline_of(bundle: Bundle, run: Path | None) -> Bundle | None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import csv
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -17,6 +17,7 @@ import numpy as np
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, iter_images, make_folder, printable, replacing, result_name
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
+from flawsmith.runtime.outputs import exclusive_folder, refuse_irreplaceable, uninterrupted
 
 LINES, TABLE, OVERLAYS, MAPS = "verdicts.jsonl", "verdicts.csv", "overlays", "maps"
 OverlayChoice = Literal["none", "suspect", "all"]
@@ -88,10 +89,10 @@ def predict(
 ) -> Prediction:
     """Inspect images and write verdicts.jsonl, verdicts.csv and, where wanted, overlays and maps.
 
-    Results are written line by line to temporary files beside the final ones, so memory does not grow with the number
-    of images, and the final names appear when all is done. When the run is cut short (Ctrl-C, a full disk, a folder
-    that may not be read) the complete lines are kept: under the final names, or under ``verdicts.partial.*`` where
-    these hold the results of an earlier run.
+    Results are written line by line to ``verdicts.partial.*``, so memory does not grow with the number of images, and
+    the final names appear when all is done. When the run is cut short (Ctrl-C, a full disk, a folder that may not be
+    read) the complete lines are kept: under the final names, or where they are if an earlier run has these. The next
+    run begins ``verdicts.partial.*`` anew.
 
     Overlays are PNG files in ``overlays/``. Maps are ``.npy`` files in ``maps/``, float32 (height, width) in pixels
     of the image, NaN where nothing was inspected. Their names begin with the position of the image in the input, so
@@ -113,7 +114,6 @@ def predict(
         FlawsmithError: nothing to inspect, or a result cannot be written.
     """
     images = given_images(paths, out)
-    make_folder(out)
     stream = inspector.stream(images, decoders=decoders)
     records = (record_of(result, index, out, overlays, maps) for index, result in enumerate(stream))
     return write_records(records, paths, out, seen=seen)
@@ -131,7 +131,7 @@ def write_records(
     Args:
         records: of every image, in input order.
         paths: what was to be inspected, for messages.
-        out: folder for the results; it exists.
+        out: folder for the results; made if missing.
         seen: is given each record as it is written.
 
     Raises:
@@ -204,14 +204,27 @@ def _write_overlay(result: Inspection, path: Path) -> bool:
 
 
 class _Results:
-    """The two files of verdicts while they grow; leaving the block gives them their final names."""
+    """The two files of verdicts while they grow; leaving the block gives them their final names.
+
+    They grow under names that people see, so that nothing is lost when the program is killed.
+    """
 
     def __init__(self, out: Path) -> None:
         self.prediction = Prediction(out / LINES, out / TABLE)
-        self._files = [_GrowingFile(self.prediction.lines), _GrowingFile(self.prediction.table)]
+        self._out = out
+        self._files: list[_GrowingFile] = []
+        self._folder = ExitStack()
 
     def __enter__(self) -> _Results:
-        self._add_row(("image", "score", "verdict", "regions", "error"))
+        with ExitStack() as stack:
+            stack.enter_context(exclusive_folder(self._out))
+            finals = (self.prediction.lines, self.prediction.table)
+            refuse_irreplaceable(finals)
+            for final in finals:
+                self._files.append(_GrowingFile(final.with_stem(f"{final.stem}.partial")))
+                stack.callback(self._files[-1].discard)
+            self._add_row(("image", "score", "verdict", "regions", "error"))
+            self._folder = stack.pop_all()
         return self
 
     def add(self, record: dict[str, Any]) -> None:
@@ -235,16 +248,21 @@ class _Results:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        # A second Ctrl-C must not lose what the first one keeps.
+        with uninterrupted(), self._folder:
+            self._finish(error)
+
+    def _finish(self, error: BaseException | None) -> None:
         prediction = self.prediction
         if prediction.total == 0:
-            for file in self._files:
-                file.discard()
             return
-        if kind is not None and (prediction.lines.exists() or prediction.table.exists()):
-            prediction.lines = prediction.lines.with_name("verdicts.partial.jsonl")
-            prediction.table = prediction.table.with_name("verdicts.partial.csv")
-        self._files[0].finish(prediction.lines)
-        self._files[1].finish(prediction.table)
+        finals = prediction.lines, prediction.table
+        prediction.lines, prediction.table = (file.path for file in self._files)
+        for file in self._files:
+            file.close()
+        if error is None or not any(os.path.lexists(final) for final in finals):
+            prediction.lines = self._files[0].move(finals[0])
+            prediction.table = self._files[1].move(finals[1])
         # A reader of stdout that has left (``| head``) is no failure worth a word.
         told = isinstance(error, FlawsmithError | OSError | MemoryError | KeyboardInterrupt)
         if told and error is not None and not isinstance(error, BrokenPipeError):
@@ -271,20 +289,25 @@ class InterruptedPredictionError(FlawsmithError):
 
 
 class _GrowingFile:
-    """A text file under a temporary name, of which only whole lines are ever kept."""
+    """A text file of which only whole lines are ever kept.
 
-    def __init__(self, target: Path) -> None:
-        self._target = target
-        self._temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+    Args:
+        path: the file; one that is there is of a run that was killed or cut short, and goes.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
         self._whole = 0
         self._pending = b""
         try:
+            path.unlink(missing_ok=True)
             # Unbuffered: what a write could not put on a full disk is known at once, and nothing is left to flush.
-            self._file: IO[bytes] = self._temporary.open("xb", buffering=0)
+            self._file: IO[bytes] = path.open("xb", buffering=0)
         except OSError as error:
             raise FlawsmithError(
-                f"{target} cannot be written ({error.strerror}): give another folder with --out"
-            ) from error
+                f"{path} cannot be replaced ({error.strerror}): close the program that has it open, or give another "
+                "folder with --out"
+            ) from None
 
     def write(self, text: str) -> int:
         self._pending += text.encode("utf-8", "backslashreplace")
@@ -301,13 +324,28 @@ class _GrowingFile:
         """Count what is on disk as whole."""
         self._whole = self._file.tell()
 
-    def finish(self, target: Path) -> None:
-        """Cut off what is not whole, and give the file its name."""
+    def close(self) -> None:
+        """Cut off what is not whole; the file stays."""
         self._file.truncate(self._whole)
         os.fsync(self._file.fileno())
         self._file.close()
-        self._temporary.replace(target)
+
+    def move(self, target: Path) -> Path:
+        """Give the closed file its final name.
+
+        Raises:
+            FlawsmithError: another file of that name cannot be replaced; the verdicts stay where they are.
+        """
+        try:
+            return self.path.replace(target)
+        except OSError as error:
+            raise FlawsmithError(
+                f"{target} cannot be replaced ({error.strerror}): close the program that has it open; the verdicts are "
+                f"in {self.path}"
+            ) from None
 
     def discard(self) -> None:
-        self._file.close()
-        self._temporary.unlink(missing_ok=True)
+        """Remove the file, unless it was closed."""
+        if not self._file.closed:
+            self._file.close()
+            self.path.unlink(missing_ok=True)

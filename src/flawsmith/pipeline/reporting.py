@@ -177,6 +177,8 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         ("Engine", f"{spec.engine}, {spec.precision}"),
         ("Seed", str(spec.seed)),
         ("Checkpoint", spec.training.selection),
+        *([("Textures of synthetic flaws", spec.training.textures)] if spec.training.textures else []),
+        *([("Foreground of synthetic flaws", spec.training.foreground)] if spec.training.foreground else []),
     ]
     limits = [
         ("Reject limit on the score", f"{decision.limit:.6g}"),

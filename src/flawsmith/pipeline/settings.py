@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Literal
@@ -68,12 +68,23 @@ class TrainSettings(BaseModel):
         return self
 
 
-def check_settings(values: Mapping[str, Any]) -> TrainSettings:
+def check_settings(values: Mapping[str, Any], options: Iterable[str] = ()) -> TrainSettings:
     """Settings from loose values.
+
+    Args:
+        values: by name.
+        options: what else can be given beside settings, for the closest match.
 
     Raises:
         FlawsmithError: for an unknown field or a value out of range, in one line.
     """
+    unknown = min(set(values) - set(TrainSettings.model_fields), default=None)
+    if unknown is not None:
+        hint = _closest(unknown, [*TrainSettings.model_fields, *options])
+        raise FlawsmithError(
+            f"train has no setting called {unknown!r}{hint}: `flawsmith train --help` lists them, and settings of a "
+            "method go into set={...}"
+        )
     try:
         return TrainSettings(**values)
     except ValidationError as error:
@@ -93,12 +104,12 @@ def method_config(settings: TrainSettings) -> tuple[str, ModelConfig]:
             f"{method.name} has no preset called {preset!r}: choose from {', '.join(method.presets)} with --preset"
         )
     base = method.presets[preset].model_dump()
-    unknown = set(settings.set) - set(base)
-    if unknown:
-        name = min(unknown)
-        close = get_close_matches(name, base, 1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise FlawsmithError(f"{method.name} has no setting called {name!r}: {hint}known are {', '.join(sorted(base))}")
+    unknown = min(set(settings.set) - set(base), default=None)
+    if unknown is not None:
+        raise FlawsmithError(
+            f"{method.name} has no setting called {unknown!r}{_closest(unknown, base)}: "
+            f"`flawsmith settings {method.name}` lists them"
+        )
     try:
         config = method.Config(**{**base, **settings.set})
     except ValidationError as error:
@@ -106,6 +117,31 @@ def method_config(settings: TrainSettings) -> tuple[str, ModelConfig]:
     if config.precision == "auto":
         config = config.model_copy(update={"precision": "bf16-mixed" if computes_in_bfloat16() else "32-true"})
     return preset, config
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, list(known), 1)
+    return f", did you mean {close[0]!r}?" if close else ""
+
+
+def describe_settings(method: str, preset: str | None = None) -> list[dict[str, Any]]:
+    """What can be set of a method: the name, value in the preset and meaning of each setting.
+
+    Args:
+        method: its name.
+        preset: name of the preset; ``fast`` by default.
+
+    Raises:
+        FlawsmithError: for an unknown method or preset.
+
+    Example:
+        >>> "image_size" in {row["name"] for row in describe_settings("padim")}
+        True
+    """
+    _, config = method_config(TrainSettings(method=method, preset=preset))
+    values = config.model_dump(mode="json")
+    fields = type(config).model_fields
+    return [{"name": name, "value": values[name], "meaning": fields[name].description or ""} for name in fields]
 
 
 def computes_in_bfloat16() -> bool:

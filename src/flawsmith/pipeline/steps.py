@@ -40,6 +40,7 @@ from flawsmith.runtime.files import BASELINE_FOLDER
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
+from flawsmith.synthesis.foreground import FOLDER as MASK_FOLDER
 from flawsmith.synthesis.held_out import held_out_flaws
 from flawsmith.training.data import SynthesisOptions, TrainingSet
 from flawsmith.training.distributed import broadcast_from_rank_zero, is_distributed, local_rank_zero_first
@@ -50,6 +51,7 @@ from flawsmith.training.selection import HeldOutSelection, TestImage, TestSetSel
 def model_card(spec: BundleSpec) -> str:
     """What the model is, what it learned from and what its limit is worth, as Markdown."""
     height, width = spec.geometry.size
+    training = spec.training
     stamps = "".join(f"**{stamp}.**\n\n" for stamp in spec.training.stamps)
     return f"""# {spec.training.category}: a Flawsmith model
 
@@ -57,7 +59,7 @@ def model_card(spec: BundleSpec) -> str:
 - backbone: {spec.backbone.name} ({spec.backbone.weights} weights, SHA-256 {spec.backbone.sha256[:16]}…)
 - input: {width}×{height} pixels, {spec.geometry.policy}
 - engine: {spec.engine}, {spec.precision}
-- learned from {spec.training.n_train} good images of {spec.training.category} ({spec.training.layout} layout)
+{_synthesis(spec)}- learned from {training.n_train} good images of {training.category} ({training.layout} layout)
 - limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
 
 {spec.decision.describe()}
@@ -65,6 +67,13 @@ def model_card(spec: BundleSpec) -> str:
 Scores are comparable within this model only. The model has learned from no flawed part; what it calls a flaw is what it
 did not find among the good ones.
 """
+
+
+def _synthesis(spec: BundleSpec) -> str:
+    """A line on what flaws were synthesized from, where they were."""
+    training = spec.training
+    line = f"- flaws synthesized from textures: {training.textures}; foreground: {training.foreground}\n"
+    return line if training.textures else ""
 
 
 def synthetic_images(samples: Sequence[Sample], geometry: Geometry, seed: int) -> Iterator[NDArray[np.uint8]]:
@@ -290,9 +299,7 @@ class TrainingSteps:
             method=self.settings.method,
             preset=self.preset,
             config=self.config.model_dump(mode="json"),
-            backbone=BackboneSpec(
-                name=info.architecture, weights=info.weights, sha256=info.sha256, levels=info.strides
-            ),
+            backbone=BackboneSpec(name=info.architecture, weights=info.origin, sha256=info.sha256, levels=info.strides),
             geometry=geometry,
             engine=self.settings.engine,
             precision=self.settings.precision,
@@ -304,10 +311,26 @@ class TrainingSteps:
                 n_calibration=len(self.split.calibration),
                 images_sha256=self.fingerprint,
                 selection=self.settings.select,
+                textures=self._textures(),
+                foreground=self._foreground(),
                 findings=dict(model.findings()),
             ),
             seed=self.settings.seed,
         )
+
+    def _textures(self) -> str:
+        """What flaws are synthesized from; a folder by its name alone, as a model holds no paths."""
+        textures = self.settings.textures or "procedural"
+        return "" if not self.config.synthesizes else Path(textures).absolute().name
+
+    def _foreground(self) -> str:
+        """Where flaws are synthesized; mask files by the name of their folder."""
+        if not self.config.synthesizes:
+            return ""
+        if self.config.foreground_files:
+            return f"files in {Path(self.settings.foregrounds or MASK_FOLDER).absolute().name}"
+        foreground = getattr(self.config, "foreground", "none")
+        return str(getattr(foreground, "mode", foreground))
 
     def _calibrated(self, spec: BundleSpec, graph: bytes, model: AnomalyModel) -> Bundle:
         """Limits from held-out files scored by the exported model itself, then the parity gate."""

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
+from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from flawsmith.data.layouts import load
 from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
+from flawsmith.features.cache import check_cache
 from flawsmith.models.base import ModelConfig
 from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config
 from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
@@ -74,10 +80,20 @@ def train(
     Raises:
         FlawsmithError: for data or settings that cannot be used, saying how to fix them.
     """
-    checked = check_settings(settings)
+    checked = check_settings(settings, _OPTIONS)
     beside = choose_baseline(baseline, checked.method)
     preset, config = method_config(checked)
     checked = checked.model_copy(update={"backbone": checked.backbone or config.default_backbone})
+    options = LoopOptions(
+        precision=config.precision,
+        accelerator=accelerator,
+        devices=devices,
+        strategy=strategy,
+        logger=logger,
+        quiet=quiet,
+    )
+    trainer = check_options(options)
+    check_cache()
     dataset = load(data, checked.layout)
     split = calibration_split(dataset, checked.seed).learning_from(checked.fraction)
     _check_sources(checked, config)
@@ -88,33 +104,45 @@ def train(
     if checked.select == "oracle":
         refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
-    options = LoopOptions(
-        precision=config.precision,
-        accelerator=accelerator,
-        devices=devices,
-        strategy=strategy,
-        logger=logger,
-        quiet=quiet,
-    )
-    trainer = check_options(options)
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
-    if is_rank_zero():
-        run.claim(
-            run.path,
-            {
-                "data": {"dataset": dataset.dataset, "category": dataset.category, "images_sha256": fingerprint},
-                **checked.model_dump(mode="json"),
-                "preset": preset,
-                "config": config.model_dump(mode="json"),
-            },
-            resume=resume,
-            defaults={**TrainSettings().model_dump(mode="json"), "config": type(config)().model_dump(mode="json")},
-        )
+    facts = {
+        "data": {"dataset": dataset.dataset, "category": dataset.category, "images_sha256": fingerprint},
+        **checked.model_dump(mode="json"),
+        "preset": preset,
+        "config": config.model_dump(mode="json"),
+    }
+    defaults = {**TrainSettings().model_dump(mode="json"), "config": type(config)().model_dump(mode="json")}
     job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside)
-    with process_group(trainer):
+    with ExitStack() as stack:
+        if is_rank_zero():
+            stack.enter_context(run.claimed(facts, resume=resume, defaults=defaults))
+        stack.enter_context(process_group(trainer))
         bundle = TrainingSteps(job).finish()
     return TrainResult(run.path, run.path / MODEL, run.path / REPORT, bundle)
+
+
+_OPTIONS = [name for name in inspect.signature(train).parameters if name != "settings"]
+
+
+def training_in_words(
+    settings: Mapping[str, Any], *, accelerator: str = "auto", devices: int | str = 1, strategy: str = "auto"
+) -> str:
+    """With what :func:`train` will train on what device, in one line, once it is known that it can.
+
+    Raises:
+        FlawsmithError: for settings, devices or a feature cache that cannot be used.
+    """
+    checked = check_settings(settings)
+    check_cache()
+    preset, config = method_config(checked)
+    loop = LoopOptions(precision=config.precision, accelerator=accelerator, devices=devices, strategy=strategy)
+    trainer = check_options(loop)
+    device = trainer.strategy.root_device
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    devices_in_words = name if trainer.world_size == 1 else f"{trainer.world_size} × {name}"
+    backbone = checked.backbone or config.default_backbone
+    return f"method {checked.method}, preset {preset}, backbone {backbone}, on {devices_in_words}"
 
 
 def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:

@@ -229,6 +229,13 @@ class TrainingSummary(BaseModel):
         description="which checkpoint was kept; oracle: the best on labelled test images, so that its figures on them "
         "say nothing of other images",
     )
+    textures: str = Field(
+        default="",
+        description="what flaws were synthesized from: procedural, self, or a folder; empty: none were",
+    )
+    foreground: str = Field(
+        default="", description="where flaws were synthesized: a mode such as auto, or the folder of mask files"
+    )
     findings: dict[str, str | float] = Field(
         default_factory=dict, description="what the method found out about the data, such as GLASS's hypothesis"
     )

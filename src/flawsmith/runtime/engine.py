@@ -283,7 +283,7 @@ def _import_openvino() -> Any:
     try:
         import openvino
     except ImportError:
-        raise FlawsmithError('the engine openvino is not installed; pip install "flawsmith[openvino]"') from None
+        raise FlawsmithError("the engine openvino is not installed; pip install 'flawsmith[openvino]'") from None
     return openvino
 
 

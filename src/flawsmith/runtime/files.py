@@ -110,7 +110,8 @@ def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[Path]
 def replacing(path: str | Path) -> Iterator[Path]:
     """Gives a temporary path beside ``path`` that takes its place when the block ends well.
 
-    A reader of ``path`` sees the old content or the new, never a part; after an error the old content stays.
+    A reader of ``path`` sees the old content or the new, never a part; after an error the old content stays. Where the
+    old file cannot be replaced, as it is open in a program on Windows or another user's, the new one is kept beside it.
 
     Args:
         path: the file to write; its folder must exist.
@@ -135,12 +136,26 @@ def replacing(path: str | Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb+") as written:
             os.fsync(written.fileno())
-        temporary.replace(target)
+        try:
+            temporary.replace(target)
+        except OSError as error:
+            raise _irreplaceable(target, temporary, error) from None
     except OSError as error:
         reason = error.strerror or str(error)
         raise FlawsmithError(f"{target}: cannot be written ({reason}); choose a folder that exists") from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _irreplaceable(target: Path, temporary: Path, error: OSError) -> FlawsmithError:
+    """What to do about a file that cannot be replaced, once the new one has a name that people see."""
+    message = f"{target} cannot be replaced ({error.strerror or error}): close the program that has it open"
+    beside = target.with_name(f"{target.stem}.new{target.suffix}")
+    try:
+        temporary.replace(beside)
+    except OSError:
+        return FlawsmithError(f"{message}, and repeat")
+    return FlawsmithError(f"{message}; the new one is {beside}")
 
 
 BASELINE_FOLDER = "baseline"
@@ -153,6 +168,32 @@ _LONGEST_STEM = 60  # at most four bytes a character, within the 255 bytes that 
 def printable(path: str | os.PathLike[str]) -> str:
     r"""A path as text that any UTF-8 file can hold; bytes of the name that are not UTF-8 appear as ``\xe9``."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+# What moves the cursor, colours or retitles a terminal; and what changes the order in which letters are shown, or
+# breaks lines for some programs alone.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def without_controls(text: str, *, keep: str = "") -> str:
+    r"""Text in which control characters and overrides of the writing direction appear as escapes.
+
+    Names of files and what model files say of themselves come from strangers: shown raw, they could colour a terminal,
+    overwrite lines and forge verdicts.
+
+    Args:
+        text: what is to be shown.
+        keep: control characters that are meant, such as the newlines between lines.
+
+    Example:
+        >>> without_controls("a\x1b[2J\nb.png")
+        'a\\x1b[2J\\nb.png'
+    """
+    return _UNSEEN.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def result_name(index: int, image: str, suffix: str) -> str:

@@ -52,7 +52,7 @@ class FileForeground:
         """The image's mask file, put through the geometry of the image."""
         if path is None:
             raise FlawsmithError("foreground masks from files need images from files; choose another mode")
-        file = self._file(path)
+        file = self.file_of(path)
         mask = decode(file).max(axis=2) > 0
         if geometry is not None:
             return through_geometry(mask, geometry, resampling=self.resampling)
@@ -60,7 +60,12 @@ class FileForeground:
             raise FlawsmithError(f"{file}: is {mask.shape}, its image {image.shape[:2]}; make them equally large")
         return mask
 
-    def _file(self, path: Path) -> Path:
+    def file_of(self, path: Path) -> Path:
+        """The mask file of an image file.
+
+        Raises:
+            FlawsmithError: there is none.
+        """
         folders = _mask_folders(path) if self.folder is None else [self.folder, self.folder / FOLDER]
         for folder in folders:
             for suffix in _SUFFIXES:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ from torch import Tensor
 from flawsmith.models.base import AnomalyModel, SinglePass, Stage
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, replacing
+from flawsmith.runtime.outputs import LOCK, exclusive_folder, refuse_irreplaceable, remove_unfinished
 from flawsmith.training.checkpoints import load_tensors, save_tensors
 from flawsmith.training.distributed import broadcast_from_rank_zero, is_rank_zero
 from flawsmith.training.selection import CheckpointMonitor
@@ -35,6 +39,25 @@ class RunFolder:
     def __init__(self, path: Path, options: LoopOptions, selection: CheckpointMonitor | None = None) -> None:
         self.path, self.options, self.selection = path, options, selection
 
+    @contextmanager
+    def claimed(
+        self, config: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] | None = None
+    ) -> Iterator[None]:
+        """Keep other commands away from the folder and :meth:`claim` it; a run that does not begin leaves it empty.
+
+        Raises:
+            FlawsmithError: as :meth:`claim`; another command writes there, or an earlier result cannot be replaced.
+        """
+        with exclusive_folder(self.path):
+            self.claim(self.path, config, resume=resume, defaults=defaults)
+            refuse_irreplaceable(self.path / name for name in (MODEL, REPORT, RECORD))
+            try:
+                yield
+            except BaseException:
+                if not _has_begun(self.path):
+                    _clear(self.path)
+                raise
+
     @staticmethod
     def claim(
         path: Path, config: Mapping[str, Any], *, resume: bool, defaults: Mapping[str, Any] | None = None
@@ -55,9 +78,13 @@ class RunFolder:
         if os.path.lexists(path) and not is_folder(path):
             raise FlawsmithError(f"{path} is a file: give a folder with --out")
         if is_folder(path) and file.exists() and _has_begun(path):
+            difference = _difference(file, config, defaults or {})
+            if difference is not None:
+                raise FlawsmithError(f"{path} holds a run already, and {difference}: give another --out, {_free(path)}")
             if not resume:
-                raise FlawsmithError(f"{path} holds a run already: continue it with --resume, or give another --out")
-            _must_agree(file, config, defaults or {})
+                raise FlawsmithError(
+                    f"{path} holds a run already: continue it with --resume, or give another --out, {_free(path)}"
+                )
         elif is_folder(path) and not all(_is_own(entry) for entry in path.iterdir()):
             raise FlawsmithError(f"{path} is not empty and holds no run: give another folder with --out")
         try:
@@ -65,7 +92,8 @@ class RunFolder:
             if not _has_begun(path):
                 (path / METRICS).unlink(missing_ok=True)
             with replacing(file) as temporary:
-                temporary.write_text(yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True))
+                text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
+                temporary.write_text(text, encoding="utf-8")
         except OSError as error:
             raise FlawsmithError(
                 f"{path} cannot be written ({error.strerror}): give another folder with --out"
@@ -106,7 +134,7 @@ class RunFolder:
     def record(self, facts: Mapping[str, Any]) -> None:
         """Write run.json."""
         with replacing(self.path / RECORD) as temporary:
-            temporary.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n")
+            temporary.write_text(json.dumps(facts, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _computed(model: AnomalyModel, stage: SinglePass, file: Path) -> dict[str, Tensor]:
@@ -126,12 +154,32 @@ def _is_own(entry: Path) -> bool:
     """Whether a folder's entry is what a run leaves behind that ended before its first checkpoint."""
     if entry.name.lstrip(".").startswith(METRICS):
         return entry.with_name(CONFIG).is_file()
-    return entry.name in (CONFIG, "checkpoints") or entry.name.startswith(f".{CONFIG}")
+    return entry.name in (CONFIG, "checkpoints", LOCK) or entry.name.startswith(f".{CONFIG}")
 
 
-def _must_agree(file: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+def _clear(path: Path) -> None:
+    """Remove what a run leaves behind that has not begun."""
+    with suppress(OSError):
+        for name in (METRICS, CONFIG):
+            (path / name).unlink(missing_ok=True)
+        remove_unfinished(path / "checkpoints")
+        (path / "checkpoints").rmdir()
+
+
+def _free(path: Path) -> str:
+    """A folder for another run, in words."""
+    free = next(name for number in itertools.count(2) if not os.path.lexists(name := f"{path}-{number}"))
+    return f"such as --out {shlex.quote(free)}"
+
+
+def _difference(file: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
+    """In what a run that has begun differs from what is asked for now, in words; None: in nothing.
+
+    Raises:
+        FlawsmithError: the run's settings cannot be read.
+    """
     try:
-        stored = yaml.safe_load(file.read_text())
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise FlawsmithError(f"{file} is damaged: start anew with another --out") from error
     if not isinstance(stored, dict):
@@ -139,11 +187,12 @@ def _must_agree(file: Path, config: Mapping[str, Any], defaults: Mapping[str, An
     was = {**_by_name(json.loads(json.dumps(defaults))), **_by_name(stored)}
     now = _by_name(config)
     for name in {**now, **_by_name(stored)}:
-        if was.get(name) != now.get(name):
-            raise FlawsmithError(
-                f"{file} says {name}={was.get(name)!r} but now it is {now.get(name)!r}: "
-                "resume with the same settings, or give another --out"
-            )
+        if was.get(name) == now.get(name):
+            continue
+        if name == "data.images_sha256":
+            return "its good images have changed since it began, so that it cannot be continued"
+        return f"it was begun with {name}={was.get(name)!r} instead of {now.get(name)!r}"
+    return None
 
 
 def _by_name(settings: Mapping[str, Any]) -> dict[str, Any]:

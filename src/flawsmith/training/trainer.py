@@ -48,10 +48,10 @@ class MetricsFile:
         """Drop this stage's rows from an epoch on: they come after the checkpoint that is resumed."""
         rows = [row for row in read_rows(self._path) if row["stage"] != self._stage or row["epoch"] < epoch]
         with replacing(self._path) as temporary:
-            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows))
+            temporary.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
     def append(self, epoch: int, values: Mapping[str, float]) -> None:
-        with self._path.open("a") as file:
+        with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"stage": self._stage, "epoch": epoch, **values}) + "\n")
 
 
@@ -59,7 +59,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Rows of a metrics file; the last line of a killed run may be cut off and is left out."""
     if not path.exists():
         return
-    for line in path.read_text().splitlines():
+    for line in path.read_text(encoding="utf-8").splitlines():
         try:
             yield json.loads(line)
         except ValueError:
