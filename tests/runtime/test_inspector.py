@@ -363,7 +363,7 @@ class TestEngines:
     def test_missing_openvino_names_the_install(self, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "openvino", None)
 
-        with pytest.raises(FlawsmithError, match=r'pip install "flawsmith\[openvino\]"'):
+        with pytest.raises(FlawsmithError, match=r"pip install 'flawsmith\[openvino\]'"):
             Inspector.load(bundle, engine="openvino")
 
     @pytest.mark.parametrize("engine_class", [OnnxRuntimeEngine, OpenVinoEngine])
