@@ -216,7 +216,9 @@ PICTURE = Image.fromarray(COLOUR)
     ("content", "message"),
     [
         (_pages(PICTURE, PICTURE, PICTURE), "holds 3 pages.*save every page"),
-        (_pages(PICTURE.resize((8, 6)), PICTURE), "first of 2 pages is a thumbnail"),
+        (_pages(PICTURE.resize((8, 6)), PICTURE), "holds 2 pages"),
+        (_pages(PICTURE, PICTURE.resize((30, 20))), "holds 2 pages"),
+        (saved(PICTURE, "TIFF", tiffinfo={254: 1, 330: 8}), "first page is a thumbnail"),
     ],
 )
 def test_tiff_of_several_pictures_is_refused(content: bytes, message: str) -> None:

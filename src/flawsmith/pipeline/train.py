@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import hashlib
+import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from flawsmith.data.layouts import load
+from flawsmith.data.samples import Sample
 from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
 from flawsmith.models.base import ModelConfig
 from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config
 from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import BASELINES
+from flawsmith.runtime.files import BASELINES, left_out, left_out_note
+from flawsmith.runtime.image import decode, kind_of_images, range_advice, summarise_values
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
 from flawsmith.training.distributed import is_rank_zero, process_group
 from flawsmith.training.run import MODEL, REPORT, RunFolder
 from flawsmith.training.trainer import LoggerName, LoopOptions, check_options
+
+_LOOKED_AT = 24
+"""Images whose values are looked at before training."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +95,10 @@ def train(
     if checked.select == "oracle":
         refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
+    note = left_out_note(left_out([dataset.root]))
+    if note and is_rank_zero():
+        warnings.warn(note, stacklevel=2)
+    images = _check_values((*split.train, *split.calibration), checked)
     options = LoopOptions(
         precision=config.precision,
         accelerator=accelerator,
@@ -111,7 +122,7 @@ def train(
             resume=resume,
             defaults={**TrainSettings().model_dump(mode="json"), "config": type(config)().model_dump(mode="json")},
         )
-    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside)
+    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images)
     with process_group(trainer):
         bundle = TrainingSteps(job).finish()
     return TrainResult(run.path, run.path / MODEL, run.path / REPORT, bundle)
@@ -137,6 +148,22 @@ def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:
                 f"--foregrounds {settings.foregrounds} would not be used: add --set foreground=files, or leave it out"
             )
         provider(Foreground(mode="files"), Path(settings.foregrounds))
+
+
+def _check_values(samples: Sequence[Sample], settings: TrainSettings) -> str:
+    """Look at the values of some images before anything is learned from them; returns the kind of the images.
+
+    Raises:
+        FlawsmithError: one cannot be read, or the declared range makes them black or white.
+    """
+    step = max(1, len(samples) // _LOOKED_AT)
+    summaries = [summarise_values(decode(sample.image)) for sample in samples[::step][:_LOOKED_AT]]
+    advice = range_advice(summaries, settings.source_range, settings.range_option)
+    if advice is not None and advice.refused:
+        raise FlawsmithError(str(advice))
+    if advice is not None and is_rank_zero():
+        warnings.warn(str(advice), stacklevel=2)
+    return kind_of_images(summaries)
 
 
 def _images_sha256(split: HoldOut) -> str:

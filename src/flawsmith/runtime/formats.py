@@ -268,6 +268,7 @@ def _scaled_pnm(image: Image.Image, stream: BinaryIO, offset: int, full_scale: i
 # TIFF
 
 _THUMBNAIL, _MASK = 1, 4
+_SUB_PAGES = 330
 _COMPRESSIONS = {
     33003: "JPEG 2000",
     33004: "JPEG 2000",
@@ -320,20 +321,18 @@ def _refuse_pages(pages: list[dict[int, Any]], name: str) -> None:
     """One picture a file: of several pages all but the first would go without a word.
 
     Raises:
-        FlawsmithError: more pages than thumbnails and masks, or the first page is a thumbnail of another.
+        FlawsmithError: other pages that are no masks, nor thumbnails by name or by size, or the first page is one.
     """
     sizes = [_as_integer(page.get(256)) * _as_integer(page.get(257)) for page in pages]
     kinds = [_as_integer(page.get(254, 0)) for page in pages]
-    if len(pages) > 1 and (kinds[0] & _THUMBNAIL or max(sizes) > sizes[0]):
-        raise FlawsmithError(
-            f"{name}: the first of {len(pages)} pages is a thumbnail or smaller than another; save the picture alone"
-        )
-    whole = 1 + sum(
-        size == sizes[0] and not kind & (_THUMBNAIL | _MASK) for size, kind in zip(sizes[1:], kinds[1:], strict=True)
+    if pages and kinds[0] & _THUMBNAIL and (len(pages) > 1 or _SUB_PAGES in pages[0]):
+        raise FlawsmithError(f"{name}: its first page is a thumbnail of another; save the picture alone")
+    pictures = 1 + sum(
+        4 * size > sizes[0] and not kind & (_THUMBNAIL | _MASK) for size, kind in zip(sizes[1:], kinds[1:], strict=True)
     )
-    if whole > 1:
+    if pictures > 1:
         raise FlawsmithError(
-            f"{name}: holds {whole} pages, and only one image a file is read; save every page as a file of its own"
+            f"{name}: holds {pictures} pages, and only one image a file is read; save every page as a file of its own"
         )
 
 

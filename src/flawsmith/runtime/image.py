@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import io
 import stat
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,10 +26,17 @@ __all__ = [
     "MAX_PIXELS",
     "Geometry",
     "ImageArray",
+    "KindWatch",
+    "RangeAdvice",
+    "ValueSummary",
     "as_8_bit",
     "decode",
     "find_images",
+    "is_grey",
     "iter_images",
+    "kind_of_images",
+    "range_advice",
+    "summarise_values",
     "validate_array",
 ]
 
@@ -151,3 +160,198 @@ def as_8_bit(image: ImageArray, value_range: tuple[float, float] | None) -> NDAr
     low, high = value_range or (0.0, 65535.0)
     scaled = (image.astype(np.float32) - np.float32(low)) * np.float32(255.0 / (high - low))
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+
+
+_SAMPLE_SIDE = 128
+"""Rows and columns that are looked at where the values of an image are summarised."""
+_GREY_TOLERANCE, _COLOURED_SHARE = 8 / 255, 0.001
+_CAMERA_BITS = (10, 12, 14)
+_NARROW = 16
+"""How many times wider than its values a range may be before most grey levels are lost."""
+_THERMAL = 4
+_MANY_BEYOND, _MOST_BEYOND, _SOME_BEYOND = 0.25, 0.5, 0.001
+
+
+def _sampled(image: ImageArray) -> ImageArray:
+    rows, columns = (max(1, length // _SAMPLE_SIDE) for length in image.shape[:2])
+    return image[::rows, ::columns]
+
+
+def is_grey(image: ImageArray) -> bool:
+    """Whether an image shows grey alone: its channels are equal but for noise, compression and a tint.
+
+    Args:
+        image: (height, width, 3); 128 rows and columns of it are looked at.
+
+    Example:
+        >>> is_grey(np.array([[[90, 93, 91], [7, 7, 7]]], np.uint8)), is_grey(np.array([[[90, 20, 20]]], np.uint8))
+        (True, False)
+    """
+    sample = _sampled(image)
+    full = 255 if image.dtype == np.uint8 else max(int(sample.max()), 1)
+    spread = sample.max(2).astype(np.int32) - sample.min(2)
+    return bool((spread > _GREY_TOLERANCE * full).mean() <= _COLOURED_SHARE)
+
+
+class ValueSummary(NamedTuple):
+    """What is kept of the values of an image.
+
+    Attributes:
+        deep: whether it has more than 8 bits.
+        grey: see `is_grey`.
+        highest: its largest value.
+        sample: some of its values, sorted.
+    """
+
+    deep: bool
+    grey: bool
+    highest: int
+    sample: NDArray[np.uint8] | NDArray[np.uint16]
+
+
+class RangeAdvice(NamedTuple):
+    """What is wrong with a range of values, or with having declared none.
+
+    Attributes:
+        refused: whether the images cannot be used so; otherwise most of their grey levels are lost.
+        what: the fault.
+        fix: what to do.
+    """
+
+    refused: bool
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.fix}"
+
+
+def summarise_values(image: ImageArray) -> ValueSummary:
+    """Looks at the values of an image; `range_advice` says what follows of many.
+
+    Args:
+        image: (height, width, 3).
+    """
+    values = np.sort(_sampled(image), axis=None)
+    return ValueSummary(
+        image.dtype != np.uint8, is_grey(image), int(image.max()), values[:: max(1, values.size // 500)].copy()
+    )
+
+
+def kind_of_images(summaries: Sequence[ValueSummary]) -> str:
+    """The kind that all images are of, such as ``grey, 8 bits``; empty where they differ in depth, or there are none.
+
+    Example:
+        >>> kind_of_images([summarise_values(np.full((4, 6, 3), 9, np.uint8))])
+        'grey, 8 bits'
+    """
+    depths = {summary.deep for summary in summaries}
+    if len(depths) != 1:
+        return ""
+    return f"{'grey' if all(s.grey for s in summaries) else 'colour'}, {'16' if depths.pop() else '8'} bits"
+
+
+def range_advice(
+    summaries: Sequence[ValueSummary], value_range: tuple[float, float] | None, option: str = ""
+) -> RangeAdvice | None:
+    """Holds the values of images deeper than 8 bits against the range that becomes black and white.
+
+    Args:
+        summaries: of the images.
+        value_range: `Geometry.value_range`.
+        option: how the user gave it, such as ``--bits 12``.
+
+    Returns:
+        None: all is well.
+
+    Example:
+        >>> images = [np.full((8, 8, 3), value, np.uint16) for value in (900, 2800)]
+        >>> print(range_advice([summarise_values(image) for image in images], None))
+        values end at 2800 of 65535: a 12-bit camera? add --bits 12
+    """
+    deep = [summary for summary in summaries if summary.deep]
+    if not deep:
+        if value_range is None or not summaries:
+            return None
+        return RangeAdvice(False, f"{option} changes nothing", "all images have 8 bits, leave it out")
+    values = np.sort(np.concatenate([summary.sample for summary in deep]))
+    lowest, highest = (int(value) for value in np.quantile(values, (0.001, 0.999), method="nearest"))
+    top = max(summary.highest for summary in deep)
+    if value_range is not None:
+        return _declared(values, (lowest, highest, top), value_range, option)
+    bits = next((number for number in _CAMERA_BITS if top < 2**number), 16)
+    camera = "" if bits == 16 else f"a {bits}-bit camera? add --bits {bits}"
+    # Thermal cameras count from absolute zero: their values begin high and hardly vary.
+    thermal = bits < 16 and 8 * lowest > 2**bits and _THERMAL * (highest - lowest) < 2**bits
+    if camera and not thermal:
+        return RangeAdvice(False, f"values end at {top} of 65535", camera) if highest - lowest > 1 else None
+    narrow = _narrow(lowest, highest, 65535.0, "of 65535")
+    return narrow if narrow is None or not camera else narrow._replace(fix=f"{narrow.fix}, or is it {camera}")
+
+
+def _declared(
+    values: NDArray[Any], extent: tuple[int, int, int], value_range: tuple[float, float], option: str
+) -> RangeAdvice | None:
+    (low, high), (lowest, highest, top) = value_range, extent
+    above = float((values > high).mean())
+    if option.startswith("--bits") and above > _SOME_BEYOND:
+        bits = next((number for number in _CAMERA_BITS if top < 2**number), 16)
+        fix = "leave --bits out" if bits == 16 else f"give --bits {bits}, or leave it out"
+        return RangeAdvice(True, f"values up to {top}, but {option} ends at {high:.0f}", fix)
+    beyond = above + float((values < low).mean())
+    if beyond > _MOST_BEYOND:
+        what = f"{beyond:.0%} of the values lie outside {option or f'{low:g}:{high:g}'}"
+        return RangeAdvice(True, what, f"they go from {lowest} to {highest}, give a range that holds them")
+    return _narrow(max(lowest, low), min(highest, high), high - low, f"of {low:g} to {high:g}")
+
+
+def _narrow(lowest: float, highest: float, width: float, of: str) -> RangeAdvice | None:
+    """Nothing is said of images of one even tone: no range would help them."""
+    span = highest - lowest
+    if span <= 1 or _NARROW * span >= width:
+        return None
+    # Half as much again on either side: a flaw may be darker or brighter than all good parts.
+    low, high = max(0, round(lowest - span / 2)), min(65535, round(highest + span / 2))
+    return RangeAdvice(
+        False,
+        f"nearly all values lie between {lowest:.0f} and {highest:.0f} {of}, which the model sees as one tone",
+        f"add --value-range {low}:{high}",
+    )
+
+
+class KindWatch:
+    """Says once when a model gets images of another kind than it learned from, or many values beyond its range.
+
+    Args:
+        learned: `kind_of_images` of the training images; empty: unknown.
+        value_range: `Geometry.value_range`.
+    """
+
+    def __init__(self, learned: str, value_range: tuple[float, float] | None) -> None:
+        self._depth, self._grey = learned.rpartition(", ")[2], learned.startswith("grey")
+        self._value_range = value_range
+        self._told: set[str] = set()
+
+    def look(self, image: ImageArray, name: str) -> None:
+        """Warns in one line, where there is cause that was not told yet.
+
+        Args:
+            image: (height, width, 3).
+            name: of the image.
+        """
+        depth = "8 bits" if image.dtype == np.uint8 else "16 bits"
+        if self._depth and depth != self._depth:
+            self._tell("depth", f"{name} has {depth}, the model learned from images of {self._depth}")
+        if self._grey and "colour" not in self._told and not is_grey(image):
+            self._tell("colour", f"{name} shows colour, the model learned from grey images")
+        if self._value_range is not None and image.dtype == np.uint16 and "range" not in self._told:
+            (low, high), sample = self._value_range, _sampled(image)
+            beyond = float(((sample < low) | (sample > high)).mean())
+            if beyond > _MANY_BEYOND:
+                what = f"{beyond:.0%} of the values of {name} lie outside {low:g} to {high:g}, the range of the model"
+                self._tell("range", what)
+
+    def _tell(self, kind: str, what: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(f"{what}: its verdict may be wrong (said once)", stacklevel=3)
