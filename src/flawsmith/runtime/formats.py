@@ -10,6 +10,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import io
+import logging
 import re
 import struct
 import sys
@@ -53,7 +54,7 @@ def read_image(stream: BinaryIO, name: str, max_pixels: int) -> NDArray[Any]:
     Raises:
         FlawsmithError: it cannot be read, or not exactly; one line that begins with the name.
     """
-    _silence_libtiff()
+    _silence_libraries()
     try:
         prefix = stream.read(16)
         if not prefix:
@@ -131,8 +132,10 @@ def _format_of(prefix: bytes, name: str) -> str:
 
 
 @functools.cache
-def _silence_libtiff() -> None:
-    """libtiff writes about damaged files to stderr, in this process's name; Pillow raises what matters of it."""
+def _silence_libraries() -> None:
+    """libtiff writes about damaged files to stderr, in this process's name, and so does Pillow's logger where nobody
+    listens; what matters of it is raised."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     try:
         library = ctypes.CDLL(_imaging.__file__)
         for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
@@ -166,7 +169,7 @@ def _read_png(file: _File) -> NDArray[Any]:
     try:
         return _read_deep(file)
     except ValueError as error:
-        if "MAX_TEXT" not in str(error):
+        if not re.search("too (large|much)", str(error), re.IGNORECASE):
             raise
     # Pillow gives up at text of more than a megabyte, which nobody asked for.
     file.stream.seek(0)
@@ -210,9 +213,11 @@ def _read_as(image: Image.Image, raw_mode: str) -> NDArray[np.uint8]:
     """(height, width, bands) of a fresh image, its stored bytes taken as another raw mode of the same
     width."""
     tiles = []
-    for codec, extents, offset, arguments in image.tile:  # type: ignore[attr-defined]
+    for tile in image.tile:  # type: ignore[attr-defined]
+        codec, extents, offset, arguments = tile
         changed = (raw_mode, *arguments[1:]) if isinstance(arguments, tuple) else raw_mode
-        tiles.append(type(image.tile[0])(codec, extents, offset, changed))  # type: ignore[attr-defined]
+        # Plain tuples in older versions of Pillow, named ones in newer.
+        tiles.append(tile._replace(args=changed) if hasattr(tile, "_replace") else (codec, extents, offset, changed))
     image.tile = tiles  # type: ignore[attr-defined]
     _load(image)
     return np.asarray(image)
@@ -280,6 +285,7 @@ _COMPRESSIONS = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
+_OPTIONAL_COMPRESSIONS = {34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
 _COLOUR_FILTERS, _LINEAR_RAW = 32803, 34892
 _MAX_PAGES = 1000
 
@@ -295,7 +301,13 @@ def _read_tiff(file: _File) -> NDArray[Any]:
     if _is_separate_16_bit(tags):
         with file.open() as image:
             return _turned(_separate_planes(file.stream, tags), image)
-    array = _read_deep(file)
+    try:
+        array = _read_deep(file)
+    except OSError:
+        if tags.get(259) not in _OPTIONAL_COMPRESSIONS:
+            raise
+        compressed = f"compressed as {_OPTIONAL_COMPRESSIONS[tags[259]]}, which Pillow may lack here, or damaged"
+        raise _UnsupportedError("TIFF", compressed, "save it with LZW, Deflate or no compression") from None
     if tags.get(262) == 0 and array.dtype == np.uint16:
         # White is zero, which Pillow heeds up to 8 bits alone.
         np.subtract(_FULL_16_BIT, array, out=array)
