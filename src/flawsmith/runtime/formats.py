@@ -29,7 +29,7 @@ from flawsmith.runtime.errors import FlawsmithError
 _FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 _FULL_16_BIT = 65535
 _ORIENTATION_TAG = 0x0112
-_STRIP_PIXELS = 2**20
+_STRIP_PIXELS = 2**17
 """Pixels that are copied out of Pillow's memory at a time."""
 # Pillow keeps colour at 8 bits: these raw modes read the upper byte of each 16-bit value. Read with the byte
 # order turned round they give the lower byte, so two passes give all 16 bits.
