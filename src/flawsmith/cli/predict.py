@@ -51,7 +51,7 @@ def predict(
 ) -> None:
     """Inspect images: one verdict a line, in the order given. Folders may be of any size.
 
-    Exit code 0: all images inspected. 1: some could not be read.
+    Exit code 0: all images inspected; files that are no images are named. 1: some could not be read.
     2: nothing could be done, or not all could be written.
 
     Example: flawsmith predict runs/bolt/model.flaw photos/ --out verdicts
@@ -60,6 +60,7 @@ def predict(
         from flawsmith.pipeline.predict import InterruptedPredictionError, given_images
         from flawsmith.pipeline.predict import predict as run
         from flawsmith.runtime.bundle import Bundle
+        from flawsmith.runtime.files import left_out_note
         from flawsmith.runtime.inspector import Inspector
 
         bundle = Bundle.load(model)
@@ -96,6 +97,8 @@ def predict(
             raise typer.Exit(INTERRUPTED) from None
     if not quiet:
         print_err(_summary(written))
+    if written.left_out:
+        print_err(f"warning: {left_out_note(written.left_out)}")
     if written.unreadable:
         raise typer.Exit(UNREADABLE)
 

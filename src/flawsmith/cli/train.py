@@ -57,6 +57,12 @@ Workers = Annotated[int | None, typer.Option(min=0, help="Processes that synthes
 Baseline = Annotated[str, typer.Option(help="patchcore or padim, built beside the model to compare it with, or none.")]
 Fraction = Annotated[float, typer.Option(help="Share of the images to learn from that is used.")]
 Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
+ValueRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW:HIGH", help="Values of 16-bit images that become black and white, such as 7000:9000 (thermal)."
+    ),
+]
 Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")]
 Devices = Annotated[
     str,
@@ -88,6 +94,7 @@ def train(
     foregrounds: Foregrounds = None,
     fraction: Fraction = 1.0,
     bits: Bits = None,
+    value_range: ValueRange = None,
     layout: Layout = None,
     accelerator: Accelerator = "auto",
     devices: Devices = "1",
@@ -105,7 +112,7 @@ def train(
     settings: dict[str, Any] = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
     settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": _select(select, oracle)}
     settings |= {"alpha": alpha, "review_alpha": review_alpha, "bits": bits, "layout": layout}
-    settings |= {"textures": textures, "foregrounds": foregrounds, "fraction": fraction}
+    settings |= {"value_range": value_range, "textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     loop |= {"logger": logger, "baseline": baseline}
     with error_boundary(tier="train", interrupted="interrupted: continue with --resume"):
@@ -148,13 +155,28 @@ def _devices(text: str) -> int | str:
     )
 
 
+def _range(text: str | None) -> tuple[float, float] | None:
+    """Both ends of a range.
+
+    Raises:
+        FlawsmithError: the text is none.
+    """
+    if text is None:
+        return None
+    try:
+        low, high = (float(end) for end in text.split(":"))
+    except ValueError:
+        raise FlawsmithError(f"--value-range {text} is not possible: write two values, such as 7000:9000") from None
+    return low, high
+
+
 def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, quiet: bool, json_: bool) -> TrainResult:
     # torch's C++ part tells developers on stderr what concerns several processes; it reads this as it is loaded.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from flawsmith.cli.app import parse_settings
     from flawsmith.pipeline import train
 
-    settings = {**settings, "set": parse_settings(settings["set"])}
+    settings = {**settings, "set": parse_settings(settings["set"]), "value_range": _range(settings["value_range"])}
     # Checked before thousands of images are read to tell what is held out.
     devices = {name: options[name] for name in ("accelerator", "devices", "strategy")}
     first_line = train.training_in_words(settings, **devices)

@@ -28,7 +28,8 @@ from flawsmith.data.public_set_checks import official_findings
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import decode
+from flawsmith.runtime.files import left_out, left_out_note
+from flawsmith.runtime.image import ValueSummary, decode, is_grey, range_advice, summarise_values
 
 
 def saturation_findings(dataset: Dataset, values: Mapping[Path, Sequence[int]], pixels: int) -> Iterator[Finding]:
@@ -99,9 +100,10 @@ class _Facts:
         digest: SHA-256 of the file, empty where even that could not be had.
         size: (height, width).
         bits: bits a channel.
-        grey: whether the three channels are equal.
+        grey: whether the three channels are equal, but for noise and a tint.
         darkest, brightest, mean: values as a share of full scale.
         values: the values but 0, of masks alone.
+        summary: of its values, of images alone.
     """
 
     path: Path
@@ -114,6 +116,7 @@ class _Facts:
     brightest: float = 0.0
     mean: float = 0.0
     values: tuple[int, ...] = ()
+    summary: ValueSummary | None = None
 
 
 @dataclass(frozen=True)
@@ -156,18 +159,18 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
     except FlawsmithError as error:
         return _Facts(path, str(error), digest)
     full = float(np.iinfo(pixels.dtype).max)
-    first = pixels[:, :, 0]
     return _Facts(
         path,
         None,
         digest,
         (pixels.shape[0], pixels.shape[1]),
         pixels.dtype.itemsize * 8,
-        bool((first == pixels[:, :, 1]).all() and (first == pixels[:, :, 2]).all()),
+        is_grey(pixels),
         float(pixels.min()) / full,
         float(pixels.max()) / full,
         float(pixels.mean()) / full,
         grey_values(pixels) if is_mask else (),
+        None if is_mask else summarise_values(pixels),
     )
 
 
@@ -246,6 +249,14 @@ def _odd_depths(inventory: _Inventory) -> Iterable[Finding]:
         message = f"mixed bit depths: {_images(depths[common])} of {common} bits, {len(odd)} of others"
         fix = "store all images alike: one value range holds for the whole model"
         yield Finding("error", "mixed-depth", message, odd, fix)
+
+
+def _value_range(inventory: _Inventory) -> Iterable[Finding]:
+    """Deep images whose values fill little of their range, where none is declared."""
+    deep = [facts for facts in inventory.readable() if facts.bits > 8]
+    advice = range_advice([facts.summary for facts in deep if facts.summary is not None], None)
+    if advice is not None:
+        yield Finding("warning", "value-range", advice.what, tuple(facts.path for facts in deep), advice.fix)
 
 
 def _empty_pictures(inventory: _Inventory) -> Iterable[Finding]:
@@ -349,6 +360,13 @@ def _passed_over(inventory: _Inventory) -> Iterable[Finding]:
             yield Finding("warning", "not-used", message, (inventory.dataset.root,), fix or "nothing")
 
 
+def _unread_files(inventory: _Inventory) -> Iterable[Finding]:
+    root = inventory.dataset.root
+    note, _, fix = left_out_note(left_out([root])).partition(": ")
+    if note:
+        yield Finding("warning", "unread-files", note, (root,), fix)
+
+
 def _folders(path: Path, root: Path) -> list[str]:
     """Names of the folders between the root and a file, in lower case."""
     return [name.casefold() for name in path.relative_to(root).parts[:-1]]
@@ -367,6 +385,7 @@ def _images(number: int) -> str:
 
 
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
-    *(_unreadable, _leaks, _duplicates, _odd_sizes, _odd_colours, _odd_depths, _empty_pictures),
-    *(_pair_faults, _missing_and_unused_masks, _saturation, _too_few, _passed_over, _official),
+    *(_unreadable, _leaks, _duplicates, _odd_sizes, _odd_colours, _odd_depths, _value_range, _empty_pictures),
+    *(_pair_faults, _missing_and_unused_masks, _saturation, _too_few, _passed_over),
+    *(_unread_files, _official),
 )

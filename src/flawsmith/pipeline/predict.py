@@ -15,7 +15,16 @@ from typing import IO, Any, Literal
 import numpy as np
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import is_folder, iter_images, make_folder, printable, replacing, result_name
+from flawsmith.runtime.files import (
+    is_folder,
+    iter_images,
+    left_out,
+    left_out_note,
+    make_folder,
+    printable,
+    replacing,
+    result_name,
+)
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
 from flawsmith.runtime.outputs import exclusive_folder, refuse_irreplaceable, uninterrupted
 
@@ -33,6 +42,7 @@ class Prediction:
         table: the same as CSV: image, score, verdict, number of regions, error.
         verdicts: number of images by verdict.
         unreadable: number of images that could not be inspected.
+        left_out: number of files in the folders that are no images that can be read, by ending.
         complete: False where the run was interrupted.
     """
 
@@ -40,6 +50,7 @@ class Prediction:
     table: Path
     verdicts: dict[str, int] = field(default_factory=lambda: {"pass": 0, "review": 0, "reject": 0})
     unreadable: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)
     complete: bool = False
 
     @property
@@ -141,8 +152,11 @@ def write_records(
         for record in records:
             results.add(record)
             seen(record)
+        results.prediction.left_out = left_out(paths, results=out)
         if results.prediction.total == 0:
-            raise FlawsmithError(f"there are no images in {', '.join(map(str, paths))}: give images or their folder")
+            note = left_out_note(results.prediction.left_out)
+            fix = note or "give images or their folder"
+            raise FlawsmithError(f"there are no images in {', '.join(map(str, paths))}: {fix}")
         results.prediction.complete = True
     return results.prediction
 

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
 from flawsmith.models.base import ModelConfig
 from flawsmith.models.registry import find_method
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES
+from flawsmith.runtime.geometry import Geometry
 
 
 class TrainSettings(BaseModel):
@@ -48,7 +49,31 @@ class TrainSettings(BaseModel):
         1.0, gt=0, le=1, description="Share of the images to learn from that is used; what is held out stays the same."
     )
     bits: int | None = Field(None, ge=9, le=16, description="Significant bits of images deeper than 8 bits.")
+    value_range: tuple[FiniteFloat, FiniteFloat] | None = Field(
+        None, description="Values of images deeper than 8 bits that become black and white, such as 7000 and 9000."
+    )
     layout: str | None = Field(None, description="Layout of the data; detected by default.")
+
+    @property
+    def source_range(self) -> tuple[float, float] | None:
+        """Values of images deeper than 8 bits that become black and white; None: 0 and 65535."""
+        return self.value_range if self.bits is None else Geometry.range_of_bits(self.bits)
+
+    @property
+    def range_option(self) -> str:
+        """How the command line gives that range."""
+        if self.bits is not None:
+            return f"--bits {self.bits}"
+        return "" if self.value_range is None else f"--value-range {self.value_range[0]:g}:{self.value_range[1]:g}"
+
+    @model_validator(mode="after")
+    def _one_range(self) -> TrainSettings:
+        if self.value_range is not None:
+            if self.bits is not None:
+                raise ValueError("bits and value_range say the same in two ways, give one of them")
+            if not 0 <= self.value_range[0] < self.value_range[1] <= 65535:
+                raise ValueError("value_range must rise, within 0 and 65535")
+        return self
 
     @model_validator(mode="after")
     def _engine_has_precision(self) -> TrainSettings:

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -131,6 +132,8 @@ def _test_images(dataset: Dataset, geometry: Geometry) -> Iterator[TestImage]:
 PARITY_FILES = 6
 SYNTHETIC_FOR_CALIBRATION = 64
 SYNTHETIC_FOR_SELECTION = 24
+_EQUAL_SCORES = 1e-3
+"""Spread of the scores of different images, as a share of them, below which a model is blind."""
 
 
 @dataclass(frozen=True)
@@ -147,6 +150,7 @@ class Job:
         run: where it goes.
         workers: processes that synthesize flaws.
         baseline: method of the baseline beside the model; None: there is none.
+        images: the kind that the images are of, such as ``grey, 8 bits``; empty where they differ.
     """
 
     dataset: Dataset
@@ -158,6 +162,7 @@ class Job:
     run: RunFolder
     workers: int | None
     baseline: str | None = None
+    images: str = ""
 
 
 class TrainingSteps:
@@ -253,7 +258,7 @@ class TrainingSteps:
             interpolation=self.config.interpolation,
             mean=backbone.info.mean,
             std=backbone.info.std,
-            value_range=None if self.settings.bits is None else Geometry.range_of_bits(self.settings.bits),
+            value_range=self.settings.source_range,
         )
 
     def _learn(self, model: AnomalyModel, backbone: Backbone, geometry: Geometry) -> TrainingSet:
@@ -313,7 +318,7 @@ class TrainingSteps:
                 selection=self.settings.select,
                 textures=self._textures(),
                 foreground=self._foreground(),
-                findings=dict(model.findings()),
+                findings={**({"images": self.job.images} if self.job.images else {}), **model.findings()},
             ),
             seed=self.settings.seed,
         )
@@ -337,6 +342,12 @@ class TrainingSteps:
         inspector = Inspector.load(Bundle(spec, graph))
         files = [sample.image for sample in self.split.calibration]
         scores, maxima = score_files(inspector, files)
+        if len(scores) > 1 and np.ptp(scores) <= _EQUAL_SCORES * np.abs(scores).max():
+            warnings.warn(
+                f"all {len(scores)} held-out images have nearly the same score, {scores.max():.4g}: the model sees no "
+                f"difference between them; look at the images and their values with `flawsmith doctor`",
+                stacklevel=2,
+            )
         exact = self.settings.precision == "float32" and model.continuous
         tolerance = Tolerance() if exact else Tolerance.relative(scores, maxima)
         decision = calibrate(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 import torch
 
 from flawsmith.data.layouts import load
+from flawsmith.data.samples import Sample
 from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
 from flawsmith.features.cache import check_cache
 from flawsmith.models.base import ModelConfig
@@ -20,12 +22,16 @@ from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_ba
 from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import BASELINES
+from flawsmith.runtime.files import BASELINES, left_out, left_out_note
+from flawsmith.runtime.image import decode, kind_of_images, range_advice, summarise_values
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
 from flawsmith.training.distributed import is_rank_zero, process_group
 from flawsmith.training.run import MODEL, REPORT, RunFolder
 from flawsmith.training.trainer import LoggerName, LoopOptions, check_options
+
+_LOOKED_AT = 24
+"""Images whose values are looked at before training."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +110,10 @@ def train(
     if checked.select == "oracle":
         refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
+    note = left_out_note(left_out([dataset.root]))
+    if note and is_rank_zero():
+        warnings.warn(note, stacklevel=2)
+    images = _check_values((*split.train, *split.calibration), checked)
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
     facts = {
@@ -113,7 +123,7 @@ def train(
         "config": config.model_dump(mode="json"),
     }
     defaults = {**TrainSettings().model_dump(mode="json"), "config": type(config)().model_dump(mode="json")}
-    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside)
+    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images)
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(run.claimed(facts, resume=resume, defaults=defaults))
@@ -165,6 +175,22 @@ def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:
                 f"--foregrounds {settings.foregrounds} would not be used: add --set foreground=files, or leave it out"
             )
         provider(Foreground(mode="files"), Path(settings.foregrounds))
+
+
+def _check_values(samples: Sequence[Sample], settings: TrainSettings) -> str:
+    """Look at the values of some images before anything is learned from them; returns the kind of the images.
+
+    Raises:
+        FlawsmithError: one cannot be read, or the declared range makes them black or white.
+    """
+    step = max(1, len(samples) // _LOOKED_AT)
+    summaries = [summarise_values(decode(sample.image)) for sample in samples[::step][:_LOOKED_AT]]
+    advice = range_advice(summaries, settings.source_range, settings.range_option)
+    if advice is not None and advice.refused:
+        raise FlawsmithError(str(advice))
+    if advice is not None and is_rank_zero():
+        warnings.warn(str(advice), stacklevel=2)
+    return kind_of_images(summaries)
 
 
 def _images_sha256(split: HoldOut) -> str:

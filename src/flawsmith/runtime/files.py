@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 import secrets
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,9 +15,14 @@ from flawsmith.runtime.errors import FlawsmithError
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
     {
         ".png",
+        ".apng",
         ".jpg",
         ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".jif",
         ".bmp",
+        ".dib",
         ".tif",
         ".tiff",
         ".webp",
@@ -26,9 +32,25 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset(
         ".pbm",
         ".pnm",
         ".jp2",
+        ".j2k",
+        ".j2c",
+        ".jpc",
+        ".jpf",
+        ".jpx",
     }
 )
 """File name endings, in lower case, that count as images when a folder is searched."""
+
+_NO_IMAGES: frozenset[str] = frozenset(
+    """
+    .txt .csv .tsv .json .jsonl .xml .yaml .yml .toml .ini .cfg .conf .md .rst .log .html .htm .css .js .pdf .rtf .doc
+    .docx .xls .xlsx .odt .ods .py .pyc .ipynb .sh .bat .ps1 .db .lnk .url .md5 .sha1 .sha256 .flaw .onnx .ckpt
+    .safetensors .pt .pth .pkl .pickle .pyb .tmp .part .lock .bak .ply .pcd .stl .xmp .aae .thm .gpx
+    """.split()  # noqa: SIM905
+)
+"""Endings of what lies beside images and shows no part."""
+_NAMED_ENDINGS = 6
+_NO_IMAGE_NAMES = frozenset({"readme", "license", "licence", "copying", "notice", "changelog", "makefile", "checksums"})
 
 
 def is_folder(path: str | Path) -> bool:
@@ -52,7 +74,7 @@ def iter_images(folder: str | Path) -> Iterator[Path]:
     """
     root = Path(folder)
     if is_folder(root):
-        return _walk(root, frozenset())
+        return (path for path, is_image in _walk(root, frozenset()) if is_image)
     if os.path.exists(root):  # noqa: PTH110 (Path.exists raises where is_folder does not)
         raise FlawsmithError(f"{root}: is a file where a folder of images is needed")
     raise FlawsmithError(f"{root}: no such folder; check the path and the rights to it")
@@ -81,6 +103,57 @@ def find_images(folder: str | Path) -> list[Path]:
     return list(iter_images(folder))
 
 
+def left_out(paths: Iterable[str | Path], *, results: str | Path | None = None) -> dict[str, int]:
+    """Counts the files of folders that may show parts, but are no images that can be read.
+
+    Args:
+        paths: folders, searched with their subfolders; files among them are not looked at.
+        results: a folder to pass over, which holds results.
+
+    Returns:
+        Number of files by ending, the commonest first: HEIC, camera raw, arrays, archives, whatever is unknown. Text,
+        tables and the like are not counted.
+
+    Raises:
+        FlawsmithError: a folder may not be read.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> for name in ("a.png", "b.HEIC", "c.heic", "d.npy", "notes.txt"):
+        ...     (folder / name).touch()
+        >>> left_out([folder])
+        {'.heic': 2, '.npy': 1}
+    """
+    passed = None if results is None else os.path.abspath(results) + os.sep  # noqa: PTH100 (links stay as they are)
+    endings: Counter[str] = Counter()
+    for root in map(Path, paths):
+        for path, is_image in _walk(root, frozenset()) if is_folder(root) else ():
+            ending = path.suffix.lower()
+            beside = ending in _NO_IMAGES or (not ending and path.name.lower() in _NO_IMAGE_NAMES)
+            if not (is_image or beside or (passed and os.path.abspath(path).startswith(passed))):  # noqa: PTH100
+                endings[ending] += 1
+    return dict(endings.most_common())
+
+
+def left_out_note(endings: Mapping[str, int]) -> str:
+    """What `left_out` counted, in one line; empty where that is nothing.
+
+    Example:
+        >>> left_out_note({".heic": 9, "": 1})
+        '9 files .heic and 1 file without an ending were left out: save them as PNG or JPEG'
+    """
+    counts = [f"{n} {'file' if n == 1 else 'files'} {ending or 'without an ending'}" for ending, n in endings.items()]
+    if len(counts) > _NAMED_ENDINGS:
+        rest = sum(list(endings.values())[_NAMED_ENDINGS:])
+        counts = [*counts[:_NAMED_ENDINGS], f"{rest} of other endings"]
+    if not counts:
+        return ""
+    several = sum(endings.values()) > 1
+    named = " and ".join([", ".join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)
+    return f"{named} {'were' if several else 'was'} left out: save {'them' if several else 'it'} as PNG or JPEG"
+
+
 def _is_folder(entry: os.DirEntry[str]) -> bool:
     """Whether an entry leads to a folder; a link that leads back to itself leads nowhere."""
     try:
@@ -89,7 +162,8 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
-def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[Path]:
+def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[tuple[Path, bool]]:
+    """The files of a folder and those below it, and whether their names are those of images."""
     try:
         status = folder.stat()
         with os.scandir(folder) as entries:
@@ -102,8 +176,8 @@ def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[Path]
     for name, is_folder in listing:
         if is_folder:
             yield from _walk(folder / name, ancestors | {identity})
-        elif os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:  # noqa: PTH122 (no Path for names passed over)
-            yield folder / name
+        else:
+            yield folder / name, os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122
 
 
 @contextmanager

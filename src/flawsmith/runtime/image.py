@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import io
 import stat
-import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import IMAGE_SUFFIXES, find_images, iter_images
+from flawsmith.runtime.formats import read_image
 from flawsmith.runtime.geometry import Geometry
 
 __all__ = [
@@ -25,10 +26,17 @@ __all__ = [
     "MAX_PIXELS",
     "Geometry",
     "ImageArray",
+    "KindWatch",
+    "RangeAdvice",
+    "ValueSummary",
     "as_8_bit",
     "decode",
     "find_images",
+    "is_grey",
     "iter_images",
+    "kind_of_images",
+    "range_advice",
+    "summarise_values",
     "validate_array",
 ]
 
@@ -38,18 +46,6 @@ ImageArray = NDArray[np.uint8] | NDArray[np.uint16]
 MAX_PIXELS = 400_000_000
 """Default size cap: a 16k line-scan camera's 24,000 lines still pass, and the array stays at 1.2 GB or less.
 Services that read strangers' files should ask for less."""
-
-# The formats of IMAGE_SUFFIXES. A fixed list keeps Pillow's rarely used parsers away from strangers' bytes.
-_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
-_FULL_16_BIT = 65535
-_ORIENTATION_TAG = 0x0112
-# Pillow keeps colour at 8 bits: these raw modes read the upper byte of each 16-bit value. Read with the byte
-# order turned round they give the lower byte, so two passes give all 16 bits.
-_DEEP_COLOUR = {
-    f"{channels};16{order}": f"{channels};16{turned}"
-    for channels in ("RGB", "RGBX", "RGBA")
-    for order, turned in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
-}
 
 
 _ARRAY_FIXES = {
@@ -61,11 +57,19 @@ _ARRAY_FIXES = {
 def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> ImageArray:
     """Reads an image as RGB.
 
-    Rules: the EXIF orientation is applied; of animated and multi-page files the first frame counts; grey
-    becomes three equal channels; transparency is dropped and the stored colours stay as they are (as OpenCV
-    does: no background is invented); palette, 1-bit, CMYK, YCbCr and Lab images are converted. 16-bit grey
-    and colour keep their depth; 32-bit integers are taken when they fit 16 bits. Floating-point images have
-    no full scale and are refused.
+    Rules: the EXIF orientation is applied; of animated files the first frame counts; grey becomes three equal
+    channels; transparency is dropped and the stored colours stay as they are (as OpenCV does: no background
+    is invented); palette, 1-bit, CMYK, YCbCr and Lab images are converted. 16-bit grey and colour keep their
+    depth; PGM and PPM files, and JPEG 2000 in grey, name their own full scale, which becomes 65535; 32-bit
+    integers are taken when they fit 16 bits.
+
+    What cannot be read exactly is refused by name: floating point (it has no full scale), 10 and 14 bits,
+    sensors' raw values, several pictures in one TIFF, deep colour in a container that Pillow reads with 8 bits.
+    Damage is found where the compressed data show it: by check sums, and in JPEGs by their length.
+
+    Memory at the peak, for a pixel and beside the file itself: 8 bytes; progressive JPEGs 12, 16-bit grey and WebP
+    17, 16-bit colour 20, JPEG 2000 23. A JPEG with fewer bytes than its pixels need, or of more than 40 scans,
+    is refused.
 
     Args:
         source: path of the file, or its content.
@@ -75,8 +79,8 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
         (height, width, 3) uint8, or uint16 for sources deeper than 8 bits; C-contiguous and writable.
 
     Raises:
-        FlawsmithError: missing, unreadable, truncated, too large or not an image; says which file and what to
-            do.
+        FlawsmithError: missing, unreadable, damaged, of an unsupported kind, too large or not an image; says which file
+            and what to do.
 
     Example:
         >>> stream = io.BytesIO()
@@ -86,7 +90,7 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
         ((2, 4, 3), 'uint8', [7, 7, 7])
     """
     if isinstance(source, bytes):
-        return _decode(io.BytesIO(source), f"image data of {len(source)} bytes", max_pixels)
+        return read_image(io.BytesIO(source), f"image data of {len(source)} bytes", max_pixels)
     path = Path(source)
     try:
         # Opening a named pipe would wait for ever, so the kind of file is asked for first.
@@ -96,7 +100,7 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
         if not stat.S_ISREG(mode):
             raise FlawsmithError(f"{path}: is not a regular file; name an image file")
         with path.open("rb") as stream:
-            return _decode(stream, str(path), max_pixels)
+            return read_image(stream, str(path), max_pixels)
     except FileNotFoundError:
         hint = "is a link to a missing file" if path.is_symlink() else "no such file"
         raise FlawsmithError(f"{path}: {hint}; check the path") from None
@@ -137,7 +141,7 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
     if image.ndim == 3 and image.shape[2] == 1:
         image = image[:, :, 0]
     if image.ndim == 2:
-        return _as_rgb(image)
+        return np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] != 3:
         fix = "drop the alpha channel with image[:, :, :3]" if image.shape[-1] == 4 else "give (height, width, 3)"
         raise FlawsmithError(f"image array: shape is {image.shape}, needed is (height, width, 3); {fix}")
@@ -162,144 +166,196 @@ def as_8_bit(image: ImageArray, value_range: tuple[float, float] | None) -> NDAr
     return np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
 
 
-def _decode(stream: BinaryIO, name: str, max_pixels: int) -> ImageArray:
-    try:
-        with _open(stream, name) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise FlawsmithError(
-                    f"{name}: {width} x {height} pixels exceed the cap of {max_pixels}; scale the image down "
-                    "or raise the cap"
-                )
-            if width * height == 0:
-                raise FlawsmithError(f"{name}: the image has no pixels; copy or export it anew")
-            raw_mode = _raw_mode(image)
-            if raw_mode in _DEEP_COLOUR or raw_mode == "LA;16B":
-                array: ImageArray = _deep_colour(image, stream, name, raw_mode)
-            else:
-                _load(image)
-                array = _to_array(image, name)
-            return np.ascontiguousarray(_turn(array, _orientation(image)))
-    except FlawsmithError:
-        raise
-    except Image.DecompressionBombError as error:
-        # The WebP reader asks Pillow's own limit (179 million pixels) before it makes its canvas.
-        raise FlawsmithError(f"{name}: pixels exceed the cap ({error}); scale the image down") from None
-    except MemoryError:
-        raise FlawsmithError(f"{name}: too large for the free memory; scale the image down") from None
-    except Exception as error:
-        # Pillow's parsers answer malformed bytes with nearly every exception there is (SyntaxError,
-        # struct.error, IndexError, ...); all of them mean the same to the user.
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise FlawsmithError(f"{name}: damaged or truncated image ({reason}); copy or export it anew") from None
+_SAMPLE_SIDE = 128
+"""Rows and columns that are looked at where the values of an image are summarised."""
+_GREY_TOLERANCE, _COLOURED_SHARE = 8 / 255, 0.001
+_CAMERA_BITS = (10, 12, 14)
+_NARROW = 16
+"""How many times wider than its values a range may be before most grey levels are lost."""
+_THERMAL = 4
+_MANY_BEYOND, _MOST_BEYOND, _SOME_BEYOND = 0.25, 0.5, 0.001
 
 
-def _open(stream: BinaryIO, name: str) -> Image.Image:
-    """Opens the header.
+def _sampled(image: ImageArray) -> ImageArray:
+    rows, columns = (max(1, length // _SAMPLE_SIDE) for length in image.shape[:2])
+    return image[::rows, ::columns]
 
-    ``Image.open`` is not used because its own bomb check warns or raises at a process-wide limit; the cap
-    here is the caller's and concerns this call alone.
+
+def is_grey(image: ImageArray) -> bool:
+    """Whether an image shows grey alone: its channels are equal but for noise, compression and a tint.
+
+    Args:
+        image: (height, width, 3); 128 rows and columns of it are looked at.
+
+    Example:
+        >>> is_grey(np.array([[[90, 93, 91], [7, 7, 7]]], np.uint8)), is_grey(np.array([[[90, 20, 20]]], np.uint8))
+        (True, False)
     """
-    prefix = stream.read(16)
-    if not prefix:
-        raise FlawsmithError(f"{name}: the file is empty; copy or export it anew")
-    Image.init()
-    for kind in _FORMATS:
-        if kind not in Image.OPEN:
-            continue
-        factory, accept = Image.OPEN[kind]
-        if accept is not None and accept(prefix) is not True:
-            continue
-        stream.seek(0)
-        try:
-            return factory(stream, "")
-        except SyntaxError as error:
-            raise OSError(str(error)) from None
-    raise FlawsmithError(f"{name}: not an image of a known format; save it as PNG, JPEG, BMP, TIFF, WebP, GIF or PNM")
+    sample = _sampled(image)
+    full = 255 if image.dtype == np.uint8 else max(int(sample.max()), 1)
+    spread = sample.max(2).astype(np.int32) - sample.min(2)
+    return bool((spread > _GREY_TOLERANCE * full).mean() <= _COLOURED_SHARE)
 
 
-def _load(image: Image.Image) -> None:
-    """Decodes the pixels of an image whose size was found to be within the cap."""
-    stored_size = getattr(image, "_tile_size", None)
-    if stored_size is not None:
-        # Pillow's TIFF reader checks against the process-wide limit where it makes the canvas itself; given
-        # one, it does not.
-        image.im = Image.new(image.mode, stored_size).im
-    image.load()
+class ValueSummary(NamedTuple):
+    """What is kept of the values of an image.
+
+    Attributes:
+        deep: whether it has more than 8 bits.
+        grey: see `is_grey`.
+        highest: its largest value.
+        sample: some of its values, sorted.
+    """
+
+    deep: bool
+    grey: bool
+    highest: int
+    sample: NDArray[np.uint8] | NDArray[np.uint16]
 
 
-def _raw_mode(image: Image.Image) -> str:
-    """How the file stores its values, in Pillow's words such as ``RGB;16B``."""
-    tiles = getattr(image, "tile", None)
-    arguments = tiles[0][3] if tiles else ""
-    if isinstance(arguments, tuple):
-        arguments = arguments[0] if arguments else ""
-    return arguments if isinstance(arguments, str) else ""
+class RangeAdvice(NamedTuple):
+    """What is wrong with a range of values, or with having declared none.
+
+    Attributes:
+        refused: whether the images cannot be used so; otherwise most of their grey levels are lost.
+        what: the fault.
+        fix: what to do.
+    """
+
+    refused: bool
+    what: str
+    fix: str
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.fix}"
 
 
-def _read_as(image: Image.Image, raw_mode: str) -> NDArray[np.uint8]:
-    """(height, width, bands) of a fresh image, its stored bytes taken as another raw mode of the same
-    width."""
-    tiles = []
-    for codec, extents, offset, arguments in image.tile:  # type: ignore[attr-defined]
-        changed = (raw_mode, *arguments[1:]) if isinstance(arguments, tuple) else raw_mode
-        tiles.append(type(image.tile[0])(codec, extents, offset, changed))  # type: ignore[attr-defined]
-    image.tile = tiles  # type: ignore[attr-defined]
-    _load(image)
-    return np.asarray(image)
+def summarise_values(image: ImageArray) -> ValueSummary:
+    """Looks at the values of an image; `range_advice` says what follows of many.
+
+    Args:
+        image: (height, width, 3).
+    """
+    values = np.sort(_sampled(image), axis=None)
+    return ValueSummary(
+        image.dtype != np.uint8, is_grey(image), int(image.max()), values[:: max(1, values.size // 500)].copy()
+    )
 
 
-def _deep_colour(image: Image.Image, stream: BinaryIO, name: str, raw_mode: str) -> NDArray[np.uint16]:
-    """(height, width, 3) of a 16-bit colour image, or of 16-bit grey with transparency (``LA;16B``)."""
-    if raw_mode == "LA;16B":
-        # The four bytes of a pixel, read as RGBA: upper and lower byte of grey, then those of the alpha.
-        grey = _read_as(image, "RGBA").astype(np.uint16)
-        return _as_rgb(grey[:, :, 0] << 8 | grey[:, :, 1])
-    upper = _read_as(image, raw_mode)[:, :, :3].astype(np.uint16)
-    stream.seek(0)
-    with _open(stream, name) as again:
-        lower = _read_as(again, _DEEP_COLOUR[raw_mode])[:, :, :3]
-    return (upper << 8 | lower).astype(np.uint16, copy=False)
+def kind_of_images(summaries: Sequence[ValueSummary]) -> str:
+    """The kind that all images are of, such as ``grey, 8 bits``; empty where they differ in depth, or there are none.
+
+    Example:
+        >>> kind_of_images([summarise_values(np.full((4, 6, 3), 9, np.uint8))])
+        'grey, 8 bits'
+    """
+    depths = {summary.deep for summary in summaries}
+    if len(depths) != 1:
+        return ""
+    return f"{'grey' if all(s.grey for s in summaries) else 'colour'}, {'16' if depths.pop() else '8'} bits"
 
 
-def _to_array(image: Image.Image, name: str) -> ImageArray:
-    """(height, width, 3) RGB of a loaded image."""
-    if image.mode == "F":
-        raise FlawsmithError(
-            f"{name}: floating-point pixels have no fixed full scale; save the image with 8 or 16 bits"
-        )
-    if image.mode == "I" or image.mode.startswith("I;16"):
-        grey = np.asarray(image)
-        if grey.dtype.kind == "i" and (grey.min() < 0 or grey.max() > _FULL_16_BIT):
-            raise FlawsmithError(f"{name}: 32-bit values outside 0..{_FULL_16_BIT}; save the image with 8 or 16 bits")
-        return _as_rgb(grey.astype(np.uint16))
-    # Pillow warns when it drops transparency; dropping it is the rule here.
-    image.info.pop("transparency", None)
-    if image.mode in ("RGBa", "La"):
-        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
-    return np.array(image if image.mode == "RGB" else image.convert("RGB"))
+def range_advice(
+    summaries: Sequence[ValueSummary], value_range: tuple[float, float] | None, option: str = ""
+) -> RangeAdvice | None:
+    """Holds the values of images deeper than 8 bits against the range that becomes black and white.
+
+    Args:
+        summaries: of the images.
+        value_range: `Geometry.value_range`.
+        option: how the user gave it, such as ``--bits 12``.
+
+    Returns:
+        None: all is well.
+
+    Example:
+        >>> images = [np.full((8, 8, 3), value, np.uint16) for value in (900, 2800)]
+        >>> print(range_advice([summarise_values(image) for image in images], None))
+        values end at 2800 of 65535: a 12-bit camera? add --bits 12
+    """
+    deep = [summary for summary in summaries if summary.deep]
+    if not deep:
+        if value_range is None or not summaries:
+            return None
+        return RangeAdvice(False, f"{option} changes nothing", "all images have 8 bits, leave it out")
+    values = np.sort(np.concatenate([summary.sample for summary in deep]))
+    lowest, highest = (int(value) for value in np.quantile(values, (0.001, 0.999), method="nearest"))
+    top = max(summary.highest for summary in deep)
+    if value_range is not None:
+        return _declared(values, (lowest, highest, top), value_range, option)
+    bits = next((number for number in _CAMERA_BITS if top < 2**number), 16)
+    camera = "" if bits == 16 else f"a {bits}-bit camera? add --bits {bits}"
+    # Thermal cameras count from absolute zero: their values begin high and hardly vary.
+    thermal = bits < 16 and 8 * lowest > 2**bits and _THERMAL * (highest - lowest) < 2**bits
+    if camera and not thermal:
+        return RangeAdvice(False, f"values end at {top} of 65535", camera) if highest - lowest > 1 else None
+    narrow = _narrow(lowest, highest, 65535.0, "of 65535")
+    return narrow if narrow is None or not camera else narrow._replace(fix=f"{narrow.fix}, or is it {camera}")
 
 
-def _as_rgb(grey: NDArray[Any]) -> NDArray[Any]:
-    return np.repeat(grey[:, :, None], 3, axis=2)
+def _declared(
+    values: NDArray[Any], extent: tuple[int, int, int], value_range: tuple[float, float], option: str
+) -> RangeAdvice | None:
+    (low, high), (lowest, highest, top) = value_range, extent
+    above = float((values > high).mean())
+    if option.startswith("--bits") and above > _SOME_BEYOND:
+        bits = next((number for number in _CAMERA_BITS if top < 2**number), 16)
+        fix = "leave --bits out" if bits == 16 else f"give --bits {bits}, or leave it out"
+        return RangeAdvice(True, f"values up to {top}, but {option} ends at {high:.0f}", fix)
+    beyond = above + float((values < low).mean())
+    if beyond > _MOST_BEYOND:
+        what = f"{beyond:.0%} of the values lie outside {option or f'{low:g}:{high:g}'}"
+        return RangeAdvice(True, what, f"they go from {lowest} to {highest}, give a range that holds them")
+    return _narrow(max(lowest, low), min(highest, high), high - low, f"of {low:g} to {high:g}")
 
 
-def _orientation(image: Image.Image) -> int:
-    try:
-        value = image.getexif().get(_ORIENTATION_TAG, 1)
-    except Exception:
-        # A damaged EXIF block says nothing about the pixels, which were read whole.
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+def _narrow(lowest: float, highest: float, width: float, of: str) -> RangeAdvice | None:
+    """Nothing is said of images of one even tone: no range would help them."""
+    span = highest - lowest
+    if span <= 1 or _NARROW * span >= width:
+        return None
+    # Half as much again on either side: a flaw may be darker or brighter than all good parts.
+    low, high = max(0, round(lowest - span / 2)), min(65535, round(highest + span / 2))
+    return RangeAdvice(
+        False,
+        f"nearly all values lie between {lowest:.0f} and {highest:.0f} {of}, which the model sees as one tone",
+        f"add --value-range {low}:{high}",
+    )
 
 
-def _turn(array: NDArray[Any], orientation: int) -> NDArray[Any]:
-    """Applies an EXIF orientation (1 to 8) to (height, width, 3)."""
-    if orientation >= 5:
-        array = array.transpose(1, 0, 2)
-    # After the transposition of 5 to 8, these flips complete the eight cases of the EXIF standard.
-    if orientation in (2, 3, 6, 7):
-        array = array[:, ::-1]
-    if orientation in (3, 4, 7, 8):
-        array = array[::-1]
-    return array
+class KindWatch:
+    """Says once when a model gets images of another kind than it learned from, or many values beyond its range.
+
+    Args:
+        learned: `kind_of_images` of the training images; empty: unknown.
+        value_range: `Geometry.value_range`.
+    """
+
+    def __init__(self, learned: str, value_range: tuple[float, float] | None) -> None:
+        self._depth, self._grey = learned.rpartition(", ")[2], learned.startswith("grey")
+        self._value_range = value_range
+        self._told: set[str] = set()
+
+    def look(self, image: ImageArray, name: str) -> None:
+        """Warns in one line, where there is cause that was not told yet.
+
+        Args:
+            image: (height, width, 3).
+            name: of the image.
+        """
+        depth = "8 bits" if image.dtype == np.uint8 else "16 bits"
+        if self._depth and depth != self._depth:
+            self._tell("depth", f"{name} has {depth}, the model learned from images of {self._depth}")
+        if self._grey and "colour" not in self._told and not is_grey(image):
+            self._tell("colour", f"{name} shows colour, the model learned from grey images")
+        if self._value_range is not None and image.dtype == np.uint16 and "range" not in self._told:
+            (low, high), sample = self._value_range, _sampled(image)
+            beyond = float(((sample < low) | (sample > high)).mean())
+            if beyond > _MANY_BEYOND:
+                what = f"{beyond:.0%} of the values of {name} lie outside {low:g} to {high:g}, the range of the model"
+                self._tell("range", what)
+
+    def _tell(self, kind: str, what: str) -> None:
+        if kind not in self._told:
+            self._told.add(kind)
+            warnings.warn(f"{what}: its verdict may be wrong (said once)", stacklevel=3)

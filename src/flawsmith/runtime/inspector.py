@@ -22,7 +22,7 @@ from flawsmith.runtime.decision import LARGEST_SCORE, Verdict
 from flawsmith.runtime.engine import Engine, check_detector, make_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, iter_images
-from flawsmith.runtime.image import MAX_PIXELS, ImageArray, decode, validate_array
+from flawsmith.runtime.image import MAX_PIXELS, ImageArray, KindWatch, decode, validate_array
 from flawsmith.runtime.overlay import draw_overlay
 from flawsmith.runtime.regions import Region
 
@@ -184,6 +184,9 @@ class Inspector:
         self.engine = engine
         self.calibrated = (engine.name, engine.precision) == (spec.engine, spec.precision)
         self._max_pixels = max_pixels
+        training = getattr(spec, "training", None)
+        learned = "" if training is None else str(training.findings.get("images", ""))
+        self._kinds = KindWatch(learned, spec.geometry.value_range)
         self._map_index, self._score_index = check_detector(engine, spec.geometry.size)
 
     @classmethod
@@ -291,7 +294,7 @@ class Inspector:
         Raises:
             FlawsmithError: as in `inspect`.
         """
-        return self._infer(self._prepare(image, bgr=bgr).batch)
+        return self._infer(self._prepare(image, bgr=bgr, watch=False).batch)
 
     def _stream(
         self, paths: Iterator[str | Path | Exception], decoders: int, keep_pixels: bool
@@ -317,7 +320,9 @@ class Inspector:
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
-    def _prepare(self, image: ImageSource, *, bgr: bool = False, keep_pixels: bool = False) -> _Prepared:
+    def _prepare(
+        self, image: ImageSource, *, bgr: bool = False, keep_pixels: bool = False, watch: bool = True
+    ) -> _Prepared:
         clock = _Clock()
         pixels: ImageArray
         if isinstance(image, (str, Path, bytes)):
@@ -325,6 +330,8 @@ class Inspector:
         else:
             pixels = validate_array(image, bgr=bgr)
         clock.lap("decode")
+        if watch:
+            self._kinds.look(pixels, str(image) if isinstance(image, (str, Path)) else "an image")
         batch = self.spec.geometry.apply(pixels)[None]
         clock.lap("prepare")
         name = str(image) if isinstance(image, (str, Path)) else None

@@ -1,0 +1,720 @@
+"""Image files, format by format: what is read exactly, what is refused, and by what name.
+
+Pillow decodes. This module asks first whether Pillow can give the values that the file holds, and afterwards whether
+the file held all of them: a file that is whole but of a kind that cannot be read is named for what it is, and one that
+is damaged is not taken for whole.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import io
+import logging
+import re
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, _imaging
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from flawsmith.runtime.errors import FlawsmithError
+
+# A fixed list keeps Pillow's rarely used parsers away from strangers' bytes.
+_FORMATS = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+_FULL_16_BIT = 65535
+_ORIENTATION_TAG = 0x0112
+_STRIP_PIXELS = 2**17
+"""Pixels that are copied out of Pillow's memory at a time."""
+# Pillow keeps colour at 8 bits: these raw modes read the upper byte of each 16-bit value. Read with the byte
+# order turned round they give the lower byte, so two passes give all 16 bits.
+_DEEP_COLOUR = {
+    f"{channels};16{order}": f"{channels};16{turned}"
+    for channels in ("RGB", "RGBX", "RGBA")
+    for order, turned in (("B", "L"), ("L", "B"), ("N", "B" if sys.byteorder == "little" else "L"))
+}
+
+
+def read_image(stream: BinaryIO, name: str, max_pixels: int) -> NDArray[Any]:
+    """Reads the image of an open file by the rules of `flawsmith.runtime.image.decode`.
+
+    Args:
+        stream: a seekable file, at its beginning.
+        name: what messages call it.
+        max_pixels: refuse larger images.
+
+    Returns:
+        (height, width, 3) RGB, uint8 or uint16, C-contiguous and writable.
+
+    Raises:
+        FlawsmithError: it cannot be read, or not exactly; one line that begins with the name.
+    """
+    _silence_libraries()
+    try:
+        prefix = stream.read(16)
+        if not prefix:
+            raise FlawsmithError(f"{name}: the file is empty; copy or export it anew")
+        kind = _format_of(prefix, name)
+        stream.seek(0)
+        return _READERS.get(kind, _read_plain)(_File(stream, name, max_pixels, kind))
+    except FlawsmithError:
+        raise
+    except _UnsupportedError as error:
+        raise FlawsmithError(f"{name}: a kind of {error.kind} that cannot be read ({error}); {error.fix}") from None
+    except Image.DecompressionBombError as error:
+        # The WebP reader asks Pillow's own limit (179 million pixels) before it makes its canvas.
+        raise FlawsmithError(f"{name}: pixels exceed the cap ({error}); scale the image down") from None
+    except MemoryError:
+        raise FlawsmithError(f"{name}: too large for the free memory; scale the image down") from None
+    except Exception as error:
+        # Pillow's parsers answer malformed bytes with nearly every exception there is (SyntaxError,
+        # struct.error, IndexError, ...); all of them mean the same to the user.
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise FlawsmithError(f"{name}: damaged or truncated image ({reason}); copy or export it anew") from None
+
+
+class _UnsupportedError(Exception):
+    """The file is whole, but its values cannot be had."""
+
+    def __init__(self, kind: str, what: str, fix: str = "save it with 8 or 16 bits") -> None:
+        super().__init__(what)
+        self.kind, self.fix = kind, fix
+
+
+class _File(NamedTuple):
+    """An open file on its way to an array."""
+
+    stream: BinaryIO
+    name: str
+    max_pixels: int
+    kind: str
+
+    def open(self, stream: BinaryIO | None = None) -> Image.Image:
+        """Reads the header.
+
+        ``Image.open`` is not used because its own bomb check warns or raises at a process-wide limit; the cap
+        here is the caller's and concerns this call alone.
+
+        Raises:
+            FlawsmithError: too many pixels, or none.
+            OSError: not a header of this format.
+        """
+        # Of the pictures that some cameras put behind the first in one JPEG file, Pillow's own opener makes frames.
+        factory = JpegImageFile if self.kind == "JPEG" else Image.OPEN[self.kind][0]
+        try:
+            image = factory(stream or self.stream, "")
+        except SyntaxError as error:
+            raise OSError(str(error)) from None
+        width, height = image.size
+        if width * height > self.max_pixels:
+            raise FlawsmithError(
+                f"{self.name}: {width} x {height} pixels exceed the cap of {self.max_pixels}; scale the image down "
+                "or raise the cap"
+            )
+        if width * height == 0:
+            raise FlawsmithError(f"{self.name}: the image has no pixels; copy or export it anew")
+        return image
+
+
+def _format_of(prefix: bytes, name: str) -> str:
+    Image.init()
+    for kind in _FORMATS:
+        if kind in Image.OPEN:
+            accept = Image.OPEN[kind][1]
+            if accept is None or accept(prefix) is True:
+                return kind
+    raise FlawsmithError(f"{name}: not an image of a known format; save it as PNG, JPEG, BMP, TIFF, WebP, GIF or PNM")
+
+
+@functools.cache
+def _silence_libraries() -> None:
+    """libtiff writes about damaged files to stderr, in this process's name, and so does Pillow's logger where nobody
+    listens; what matters of it is raised."""
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    try:
+        library = ctypes.CDLL(_imaging.__file__)
+        for setter in (library.TIFFSetErrorHandler, library.TIFFSetWarningHandler):
+            setter.restype = ctypes.c_void_p
+            setter.argtypes = [ctypes.c_void_p]
+            setter(None)
+    except (OSError, AttributeError, TypeError):
+        pass  # linked in without its names, as on Windows
+
+
+def _read_plain(file: _File) -> NDArray[Any]:
+    with file.open() as image:
+        _load(image)
+        return _turned(_to_array(image, file.name), image)
+
+
+def _load(image: Image.Image) -> None:
+    """Decodes the pixels of an image whose size was found to be within the cap."""
+    stored_size = getattr(image, "_tile_size", None)
+    if stored_size is not None:
+        # Pillow's TIFF reader checks against the process-wide limit where it makes the canvas itself; given
+        # one, it does not.
+        image.im = Image.new(image.mode, stored_size).im
+    image.load()
+
+
+# PNG
+
+
+def _read_png(file: _File) -> NDArray[Any]:
+    try:
+        return _read_deep(file)
+    except ValueError as error:
+        if not re.search("too (large|much)", str(error), re.IGNORECASE):
+            raise
+    # Pillow gives up at text of more than a megabyte, which nobody asked for.
+    file.stream.seek(0)
+    return _read_deep(file._replace(stream=io.BytesIO(_png_of_pixels_alone(file.stream.read()))))
+
+
+def _png_of_pixels_alone(content: bytes) -> bytes:
+    """The file without text, profiles and the like."""
+    parts, position = [content[:8]], 8
+    while position + 8 <= len(content):
+        length, chunk = struct.unpack_from(">I4s", content, position)
+        end = position + length + 12
+        if chunk in (b"IHDR", b"PLTE", b"tRNS", b"eXIf", b"IDAT", b"IEND"):
+            parts.append(content[position:end])
+        position = end
+    return b"".join(parts)
+
+
+def _read_deep(file: _File) -> NDArray[Any]:
+    """An image that may be 16 bits deep in colour, in a raw mode that names the order of its bytes."""
+    with file.open() as image:
+        raw_mode = _raw_mode(image)
+        if raw_mode in _DEEP_COLOUR or raw_mode == "LA;16B":
+            array: NDArray[Any] = _deep_colour(image, file, raw_mode)
+        else:
+            _load(image)
+            array = _to_array(image, file.name)
+        return _turned(array, image)
+
+
+def _raw_mode(image: Image.Image) -> str:
+    """How the file stores its values, in Pillow's words such as ``RGB;16B``."""
+    tiles = getattr(image, "tile", None)
+    arguments = tiles[0][3] if tiles else ""
+    if isinstance(arguments, tuple):
+        arguments = arguments[0] if arguments else ""
+    return arguments if isinstance(arguments, str) else ""
+
+
+def _read_as(image: Image.Image, raw_mode: str) -> NDArray[np.uint8]:
+    """(height, width, bands) of a fresh image, its stored bytes taken as another raw mode of the same
+    width."""
+    tiles = []
+    for tile in image.tile:  # type: ignore[attr-defined]
+        codec, extents, offset, arguments = tile
+        changed = (raw_mode, *arguments[1:]) if isinstance(arguments, tuple) else raw_mode
+        # Plain tuples in older versions of Pillow, named ones in newer.
+        tiles.append(tile._replace(args=changed) if hasattr(tile, "_replace") else (codec, extents, offset, changed))
+    image.tile = tiles  # type: ignore[attr-defined]
+    _load(image)
+    return np.asarray(image)
+
+
+def _deep_colour(image: Image.Image, file: _File, raw_mode: str) -> NDArray[np.uint16]:
+    """(height, width, 3) of a 16-bit colour image, or of 16-bit grey with transparency (``LA;16B``)."""
+    if raw_mode == "LA;16B":
+        # The four bytes of a pixel, read as RGBA: upper and lower byte of grey, then those of the alpha.
+        grey = _read_as(image, "RGBA").astype(np.uint16)
+        return _as_rgb(grey[:, :, 0] << 8 | grey[:, :, 1])
+    upper = _read_as(image, raw_mode)[:, :, :3].astype(np.uint16)
+    file.stream.seek(0)
+    with file.open() as again:
+        lower = _read_as(again, _DEEP_COLOUR[raw_mode])[:, :, :3]
+    upper <<= 8
+    upper |= lower
+    return upper
+
+
+# PNM
+
+
+def _read_pnm(file: _File) -> NDArray[Any]:
+    with file.open() as image:
+        codec, _, offset, arguments = image.tile[0]
+        if codec == "ppm":
+            # Pillow scales these value by value, in Python, and colour down to 8 bits.
+            return _scaled_pnm(image, file.stream, offset, arguments[1])
+        if codec == "ppm_plain" and image.mode == "RGB" and arguments[1] > 255:
+            fix = "save it as PNG, or as binary PPM (P6)"
+            raise _UnsupportedError("PPM", f"colour in words with values up to {arguments[1]}", fix)
+        _load(image)
+        return _to_array(image, file.name)
+
+
+def _scaled_pnm(image: Image.Image, stream: BinaryIO, offset: int, full_scale: int) -> NDArray[Any]:
+    """(height, width, 3) of a binary PGM or PPM that names its own full scale; 16 bits where that exceeds 255."""
+    width, height = image.size
+    channels = 3 if image.mode == "RGB" else 1
+    stored = np.dtype(np.uint8 if full_scale <= 255 else ">u2")
+    stream.seek(offset)
+    content = stream.read(width * height * channels * stored.itemsize)
+    values = np.frombuffer(content, stored)
+    if values.size < width * height * channels:
+        raise OSError(f"{len(content)} bytes of pixels")
+    full = 255 if full_scale <= 255 else _FULL_16_BIT
+    table = np.minimum(np.rint(np.arange(256 if full == 255 else 65536) / full_scale * full), full)
+    scaled = table.astype(np.uint8 if full == 255 else np.uint16)[values].reshape(height, width, channels)
+    return scaled if channels == 3 else _as_rgb(scaled[:, :, 0])
+
+
+# TIFF
+
+_THUMBNAIL, _MASK = 1, 4
+_SUB_PAGES = 330
+_COMPRESSIONS = {
+    33003: "JPEG 2000",
+    33004: "JPEG 2000",
+    33005: "JPEG 2000",
+    34712: "JPEG 2000",
+    34887: "LERC",
+    34892: "lossy JPEG of a camera",
+    22610: "JPEG XR",
+    50002: "JPEG XL",
+    52546: "JPEG XL",
+}
+_OPTIONAL_COMPRESSIONS = {34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
+_COLOUR_FILTERS, _LINEAR_RAW = 32803, 34892
+_MAX_PAGES = 1000
+
+
+def _read_tiff(file: _File) -> NDArray[Any]:
+    pages = list(_tiff_pages(file.stream))
+    tags = pages[0] if pages else {}
+    _refuse_pages(pages, file.name)
+    what = _unreadable_tiff(tags)
+    if what is not None:
+        raise _UnsupportedError("TIFF", *what)
+    file.stream.seek(0)
+    if _is_separate_16_bit(tags):
+        with file.open() as image:
+            return _turned(_separate_planes(file.stream, tags), image)
+    try:
+        array = _read_deep(file)
+    except OSError:
+        if tags.get(259) not in _OPTIONAL_COMPRESSIONS:
+            raise
+        compressed = f"compressed as {_OPTIONAL_COMPRESSIONS[tags[259]]}, which Pillow may lack here, or damaged"
+        raise _UnsupportedError("TIFF", compressed, "save it with LZW, Deflate or no compression") from None
+    if tags.get(262) == 0 and array.dtype == np.uint16:
+        # White is zero, which Pillow heeds up to 8 bits alone.
+        np.subtract(_FULL_16_BIT, array, out=array)
+    return array
+
+
+def _tiff_pages(stream: BinaryIO) -> Iterator[dict[int, Any]]:
+    """The tags of each page, by number; none where the file is damaged there."""
+    header = stream.read(8)
+    directory = ImageFileDirectory_v2(header + stream.read(8) if header[2:4] in (b"\x2b\0", b"\0\x2b") else header)
+    seen: set[int] = set()
+    while directory.next and directory.next not in seen and len(seen) < _MAX_PAGES:
+        seen.add(directory.next)
+        stream.seek(directory.next)
+        try:
+            directory.load(stream)
+            yield dict(directory)
+        except Exception:
+            return  # Pillow will say what is wrong, where it is the first page
+
+
+def _refuse_pages(pages: list[dict[int, Any]], name: str) -> None:
+    """One picture a file: of several pages all but the first would go without a word.
+
+    Raises:
+        FlawsmithError: other pages that are no masks, nor thumbnails by name or by size, or the first page is one.
+    """
+    sizes = [_as_integer(page.get(256)) * _as_integer(page.get(257)) for page in pages]
+    kinds = [_as_integer(page.get(254, 0)) for page in pages]
+    if pages and kinds[0] & _THUMBNAIL and (len(pages) > 1 or _SUB_PAGES in pages[0]):
+        raise FlawsmithError(f"{name}: its first page is a thumbnail of another; save the picture alone")
+    pictures = 1 + sum(
+        4 * size > sizes[0] and not kind & (_THUMBNAIL | _MASK) for size, kind in zip(sizes[1:], kinds[1:], strict=True)
+    )
+    if pictures > 1:
+        raise FlawsmithError(
+            f"{name}: holds {pictures} pages, and only one image a file is read; save every page as a file of its own"
+        )
+
+
+def _as_integer(value: Any) -> int:
+    return value if isinstance(value, int) else 0
+
+
+def _all_of(tags: dict[int, Any], number: int, default: tuple[int, ...]) -> tuple[Any, ...]:
+    value = tags.get(number, default)
+    return value if isinstance(value, tuple) else (value,)
+
+
+def _unreadable_tiff(tags: dict[int, Any]) -> tuple[str, ...] | None:
+    """Why Pillow cannot read a TIFF, or reads it otherwise than it is meant, and how to fix that; None: it can."""
+    compression, photometric = tags.get(259, 1), tags.get(262, 0)
+    bits, formats = _all_of(tags, 258, (1,)), _all_of(tags, 339, (1,))
+    channels = _as_integer(tags.get(277, 1))
+    extra = _all_of(tags, 338, ())
+    if compression in _COMPRESSIONS:
+        return f"compressed as {_COMPRESSIONS[compression]}", "save it with LZW, Deflate or no compression"
+    if photometric in (_COLOUR_FILTERS, _LINEAR_RAW):
+        return "raw values of a colour sensor (Bayer)", "convert it to colour or grey, with 8 or 16 bits"
+    if max(formats) in (3, 5, 6):
+        if max(bits) == 32 and channels == 1:
+            return None  # the decoder has its own words for it
+        return f"{max(bits)}-bit floating point", "save it with 8 or 16 bits"
+    if len(set(bits)) > 1:
+        return (f"channels of {', '.join(map(str, bits))} bits",)
+    if bits[0] not in (1, 2, 4, 8, 12, 16, 32) or (bits[0] in (12, 32) and channels > 1):
+        return (f"{bits[0]} bits a value",)
+    if 2 in formats and bits[0] == 8:
+        return "signed 8-bit values", "save it with unsigned values"
+    expected = {2: 3, 5: 4, 6: 3, 8: 3}.get(photometric, 1)
+    if (channels > 4 and channels - expected > 3) or (expected == 1 and channels > 2):
+        return f"{channels} channels", "save it as grey or RGB"
+    if photometric == 6 and compression == 1 and tags.get(530, (2, 2)) != (1, 1):
+        return "YCbCr with fewer colour values than pixels, not compressed", "save it as RGB"
+    if bits[0] == 16 and channels > 1:
+        return _unreadable_16_bit_colour(tags, photometric, channels, extra)
+    return None
+
+
+def _unreadable_16_bit_colour(
+    tags: dict[int, Any], photometric: int, channels: int, extra: tuple[Any, ...]
+) -> tuple[str, str] | None:
+    if photometric in (0, 1, 3):
+        return "16-bit grey with a second channel", "save it without transparency"
+    if photometric != 2:
+        return "16 bits in other colours than RGB", "save it as RGB"
+    if channels not in (3, 4):
+        return f"16-bit colour of {channels} channels", "save it as RGB"
+    if tags.get(284, 1) == 2 and not _is_separate_16_bit(tags):
+        return "16-bit colour stored in separate planes, compressed or in tiles", "save it interleaved"
+    if 1 in extra:
+        return "16-bit colour that is multiplied with its transparency", "save it without transparency"
+    return None
+
+
+def _is_separate_16_bit(tags: dict[int, Any]) -> bool:
+    """Whether 16-bit colour lies plane by plane in plain strips, which Pillow takes for 8-bit planes."""
+    return (
+        set(_all_of(tags, 258, ())) == {16}
+        and (tags.get(284), tags.get(262), tags.get(259, 1)) == (2, 2, 1)
+        and tags.get(277) in (3, 4)
+        and set(_all_of(tags, 339, (1,))) == {1}
+        and tags.get(266, 1) == 1
+        and 273 in tags
+        and 279 in tags
+    )
+
+
+def _separate_planes(stream: BinaryIO, tags: dict[int, Any]) -> NDArray[np.uint16]:
+    """(height, width, 3) of 16-bit colour in strips, plane after plane, not compressed."""
+    width, height = tags[256], tags[257]
+    stream.seek(0)
+    order = "<" if stream.read(2) == b"II" else ">"
+    rows = min(_as_integer(tags.get(278, height)) or height, height)
+    strips = -(-height // rows)
+    offsets = _all_of(tags, 273, ())
+    if len(offsets) < 3 * strips:
+        raise OSError(f"{len(offsets)} strips")
+    image = np.empty((height, width, 3), np.uint16)
+    for number, offset in enumerate(offsets[: 3 * strips]):
+        plane, strip = divmod(number, strips)
+        part = image[strip * rows : (strip + 1) * rows, :, plane]
+        stream.seek(offset)
+        content = stream.read(part.size * 2)
+        if len(content) < part.size * 2:
+            raise OSError("strips end early")
+        part[:] = np.frombuffer(content, f"{order}u2").reshape(part.shape)
+    return image
+
+
+# JPEG 2000
+
+
+def _read_jpeg2000(file: _File) -> NDArray[Any]:
+    content = file.stream.read()
+    start = content.find(b"\xff\x4f\xff\x51")
+    with file.open(io.BytesIO(content)) as image:
+        if start >= 0:
+            (components,) = struct.unpack_from(">H", content, start + 40)
+            depths = [(depth & 0x7F) + 1 for depth in content[start + 42 : start + 42 + 3 * components : 3]]
+            if max(depths) > (16 if image.mode == "I;16" else 8):
+                fix = "save it as PNG or TIFF" if image.mode != "I;16" else "save it with 16 bits"
+                what = "colour of more than 8 bits" if len(depths) > 1 else f"{max(depths)} bits a value"
+                raise _UnsupportedError("JPEG 2000", what, fix)
+        _load(image)
+        return _turned(_to_array(image, file.name), image)
+
+
+# JPEG
+
+_MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
+"""A marker among compressed data, where 0xFF stands before a zero, a restart marker or another 0xFF alone."""
+_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
+_SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_RESTART_INTERVAL, _SCAN, _END = 0xDD, 0xDA, 0xD9
+_MAX_SCANS = 40
+"""Progressive JPEGs have 10 scans, seldom 20; every scan walks through all pixels, however few bytes it has."""
+_PIXELS_A_BYTE = 512
+"""A block of 64 pixels takes at least one bit."""
+_TAIL = 4
+"""Bytes at the end of the compressed data of which the last pixels must need one."""
+_FILLER = 8 * b"\xff\x00"
+"""What a decoder may look ahead at; no code of any table begins with so many ones, so hardly a block comes of it."""
+_SURPLUS = "more compressed data than its pixels need"
+# No whole picture ends in a row of both.
+_UNTOUCHED = {
+    "L": (1, 254),
+    "RGB": ((1, 254, 3), (254, 1, 252)),
+    "CMYK": ((1, 254, 3, 252), (254, 1, 252, 3)),
+}
+
+
+class _Scan(NamedTuple):
+    """One pass over the pixels: its parameters, and where its compressed data lie."""
+
+    parameters: bytes
+    start: int
+    end: int
+
+
+class _Frame(NamedTuple):
+    """What a JPEG says about itself before its pixels."""
+
+    marker: int
+    content: bytes
+    scans: list[_Scan]
+    restart_interval: int
+
+    @property
+    def in_one_scan(self) -> bool:
+        return self.marker in _SEQUENTIAL and self.scans[0].parameters[0] == self.content[5]
+
+
+def _read_jpeg(file: _File) -> NDArray[Any]:
+    content = file.stream.read()
+    frame = _jpeg_frame(content)
+    if frame.marker not in (*_SEQUENTIAL, *_PROGRESSIVE):
+        raise _UnsupportedError("JPEG", "lossless or hierarchical", "save it as PNG, or as an ordinary JPEG")
+    if frame.content[0] != 8:
+        raise _UnsupportedError("JPEG", f"{frame.content[0]} bits a value", "save it with 8 bits, or as 16-bit PNG")
+    if frame.content[5] not in (1, 3, 4):
+        raise _UnsupportedError("JPEG", f"{frame.content[5]} channels", "save it as grey or RGB")
+    for untouched in range(2):
+        with file.open(io.BytesIO(content)) as image:
+            _check_scans(frame, image.size)
+            _check_restarts(frame, content, image.size)
+            if not frame.in_one_scan:
+                _load(image)
+            elif not _load_whole(image, content, frame.scans[0], _UNTOUCHED[image.mode][untouched]):
+                continue
+            return _turned(_to_array(image, file.name), image)
+    raise OSError("its compressed data end before its pixels")
+
+
+def _jpeg_frame(content: bytes) -> _Frame:
+    """Walks through the segments up to the pixels, and through all scans where there are several."""
+    marker, header, interval = 0, b"", 0
+    scans: list[_Scan] = []
+    position = 2
+    while (match := _MARKER.search(content, position)) is not None:
+        position, kind = match.end(), content[match.start() + 1]
+        if kind == _END:
+            break
+        if kind == 0x01 or kind == 0xD8:
+            continue
+        (length,) = struct.unpack_from(">H", content, position)
+        segment = content[position + 2 : position + length]
+        position += length
+        if kind in _FRAMES:
+            marker, header = kind, segment
+        elif kind == _RESTART_INTERVAL and not scans:
+            (interval,) = struct.unpack_from(">H", segment)
+        elif kind == _SCAN:
+            following = _MARKER.search(content, position)
+            scans.append(_Scan(segment, position, following.start() if following else len(content)))
+            frame = _Frame(marker, header, scans, interval)
+            if frame.in_one_scan or marker not in (*_SEQUENTIAL, *_PROGRESSIVE):
+                return frame
+            if len(scans) > _MAX_SCANS:
+                raise OSError(f"more than {_MAX_SCANS} scans")
+            position = scans[-1].end
+    if not scans:
+        raise OSError("no pixels")
+    return _Frame(marker, header, scans, interval)
+
+
+def _check_scans(frame: _Frame, size: tuple[int, int]) -> None:
+    """Holds what the file says about its pixels against the bytes that are there.
+
+    Raises:
+        OSError: they cannot be all of them.
+    """
+    width, height = size
+    if width * height > _PIXELS_A_BYTE * sum(scan.end - scan.start for scan in frame.scans):
+        raise OSError(f"too few bytes for {width} x {height} pixels")
+    components = frame.content[6::3][: frame.content[5]]
+    if not frame.in_one_scan:
+        # What every scan brings: which coefficients of which components, and down to which bit of them.
+        missing = {(component, index): 1 for component in components for index in range(64)}
+        for scan in frame.scans:
+            number = scan.parameters[0]
+            first, last, bits = scan.parameters[-3:]
+            for component in scan.parameters[1 : 1 + 2 * number : 2]:
+                for index in range(first, min(last, 63) + 1):
+                    missing[component, index] = bits & 0x0F
+        if any(missing.values()):
+            raise OSError("scans are missing")
+
+
+def _check_restarts(frame: _Frame, content: bytes, size: tuple[int, int]) -> None:
+    """Restart markers are numbered; a lost or doubled stretch between them breaks the count.
+
+    Raises:
+        OSError: their order or number is not that of a whole file.
+    """
+    if not (frame.restart_interval and frame.in_one_scan):
+        return
+    scan = frame.scans[0]
+    factors = frame.content[7::3][: frame.content[5]]
+    across, down = (8, 8) if len(factors) == 1 else (8 * max(f >> 4 for f in factors), 8 * max(f & 15 for f in factors))
+    units = -(-size[0] // max(across, 8)) * -(-size[1] // max(down, 8))
+    numbers = np.frombuffer(b"".join(_RESTART.findall(content[scan.start : scan.end])), np.uint8) - 0xD0
+    expected = -(-units // frame.restart_interval) - 1
+    if numbers.size not in (expected, expected + 1) or (numbers != np.arange(numbers.size) % 8).any():
+        raise OSError("compressed data are missing")
+
+
+class _JpegEnd:
+    """A file that hands a decoder the compressed data of the only scan, and watches when its last pixels come.
+
+    libjpeg makes up what is missing and skips what is too much; its warnings are lost in Pillow. A whole file needs
+    its last bytes for its last pixels, and no more: a decoder that has the last row before them, or has not got it
+    after them, has lost its way between.
+
+    Attributes:
+        complete: False where the decoder wanted more, and the last row still looks untouched.
+        reached: whether the decoder asked for the last bytes at all.
+    """
+
+    def __init__(self, content: bytes, scan: _Scan, last_row_touched: Callable[[], bool]) -> None:
+        self._content, self._scan, self._last_row_touched = content, scan, last_row_touched
+        self._position = 0
+        self._steps = iter((self._last_bytes, self._end))
+        self.complete, self.reached = True, False
+
+    def seek(self, position: int, whence: int = 0) -> int:
+        self._position = position
+        return position
+
+    def tell(self) -> int:
+        return self._position
+
+    def read(self, size: int) -> bytes:
+        stop = max(self._scan.start, self._scan.end - _TAIL)
+        if self._position < stop:
+            part = self._content[self._position : min(self._position + size, stop)]
+            self._position += len(part)
+            return part
+        step = next(self._steps, None)
+        return b"" if step is None else step(stop)
+
+    def _last_bytes(self, stop: int) -> bytes:
+        self.reached = stop == self._scan.start or not self._last_row_touched()
+        if not self.reached:
+            raise OSError(_SURPLUS)
+        return self._content[stop : self._scan.end] + _FILLER
+
+    def _end(self, stop: int) -> bytes:
+        self.complete = self._last_row_touched()
+        return b"\xff\xd9"
+
+
+def _load_whole(image: Image.Image, content: bytes, scan: _Scan, untouched: Any) -> bool:
+    """Decodes a JPEG of one scan; False: its last row is missing, or has the very colour of an untouched one.
+
+    Raises:
+        OSError: the compressed data do not fit the pixels.
+    """
+    image.im = Image.new(image.mode, image.size, untouched).im
+    width, height = image.size
+    columns = range(0, width, max(1, width // 16))
+
+    def last_row_touched() -> bool:
+        return any(image.im.getpixel((column, height - 1)) != untouched for column in columns)
+
+    end = _JpegEnd(content, scan, last_row_touched)
+    image.fp = end  # type: ignore[attr-defined]
+    image.load()
+    if not end.reached:
+        raise OSError(_SURPLUS)
+    return end.complete
+
+
+_READERS: dict[str, Callable[[_File], NDArray[Any]]] = {
+    "PNG": _read_png,
+    "JPEG": _read_jpeg,
+    "TIFF": _read_tiff,
+    "PPM": _read_pnm,
+    "JPEG2000": _read_jpeg2000,
+}
+
+
+# Pixels
+
+
+def _to_array(image: Image.Image, name: str) -> NDArray[Any]:
+    """(height, width, 3) RGB of a loaded image."""
+    if image.mode == "F":
+        raise FlawsmithError(
+            f"{name}: floating-point pixels have no fixed full scale; save the image with 8 or 16 bits"
+        )
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        grey = np.asarray(image)
+        if grey.dtype.kind == "i" and (grey.min() < 0 or grey.max() > _FULL_16_BIT):
+            raise FlawsmithError(f"{name}: 32-bit values outside 0..{_FULL_16_BIT}; save the image with 8 or 16 bits")
+        return _as_rgb(grey.astype(np.uint16))
+    # Pillow warns when it drops transparency; dropping it is the rule here.
+    image.info.pop("transparency", None)
+    if image.mode in ("RGBa", "La"):
+        image = image.convert("RGBA" if image.mode == "RGBa" else "LA")
+    # A strip at a time: Pillow's way from its memory to an array's holds the pixels three times over.
+    width, height = image.size
+    array = np.empty((height, width, 3), np.uint8)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top in range(0, height, rows):
+        strip = image if rows >= height else image.crop((0, top, width, min(top + rows, height)))
+        array[top : top + rows] = np.asarray(strip if strip.mode == "RGB" else strip.convert("RGB"))
+    return array
+
+
+def _as_rgb(grey: NDArray[Any]) -> NDArray[Any]:
+    return np.repeat(grey[:, :, None], 3, axis=2)
+
+
+def _turned(array: NDArray[Any], image: Image.Image) -> NDArray[Any]:
+    """(height, width, 3) after the EXIF orientation, 1 to 8, that an image names."""
+    try:
+        value = image.getexif().get(_ORIENTATION_TAG, 1)
+    except Exception:
+        value = 1  # a damaged EXIF block says nothing about the pixels, which were read whole
+    orientation = value if isinstance(value, int) else 1
+    if 5 <= orientation <= 8:
+        array = array.transpose(1, 0, 2)
+    # After the transposition of 5 to 8, these flips complete the eight cases of the EXIF standard.
+    if orientation in (2, 3, 6, 7):
+        array = array[:, ::-1]
+    if orientation in (3, 4, 7, 8):
+        array = array[::-1]
+    return np.ascontiguousarray(array)

@@ -1,0 +1,142 @@
+"""A damaged image is not inspected as whole, a small file does not take a large memory, and nothing is printed."""
+
+from __future__ import annotations
+
+import io
+import os
+import struct
+import tracemalloc
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tests.field.image_files import jpeg_segment, saved
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.formats import _jpeg_frame
+from flawsmith.runtime.image import decode
+
+Y, X = np.mgrid[0:160, 0:240]
+_NOISE = np.random.default_rng(3).normal(0, 6, (160, 240, 3))
+PICTURE = np.clip(np.stack([X, 255 - Y, 90 + (X * Y) % 97], 2) + _NOISE, 0, 255).astype(np.uint8)
+KINDS: dict[str, dict[str, object]] = {
+    "usual": {},
+    "fine colour": {"subsampling": 0, "quality": 92},
+    "with restarts": {"restart_marker_blocks": 10},
+    "with tables of its own": {"optimize": True},
+}
+JPEGS = {name: saved(PICTURE, "JPEG", **options) for name, options in KINDS.items()}
+JPEGS |= {"grey": saved(PICTURE[:, :, 0], "JPEG"), "cmyk": saved(Image.fromarray(PICTURE).convert("CMYK"), "JPEG")}
+
+
+def _pixels(content: bytes) -> tuple[int, int]:
+    """Where the compressed data of a JPEG begin and end."""
+    scan = _jpeg_frame(content).scans[0]
+    return scan.start, scan.end
+
+
+def _damaged(content: bytes, seed: int) -> Iterator[tuple[str, bytes]]:
+    start, end = _pixels(content)
+    place = int(np.random.default_rng(seed).integers(start + 50, end - 700))
+    yield "cut and closed", content[:place] + content[end:]
+    yield "a stretch lost", content[:place] + content[place + 512 :]
+    yield "a stretch twice", content[: place + 512] + content[place:]
+    yield "a sector of zeros", content[:place] + bytes(512) + content[place + 512 :]
+    yield "a marker within", content[:place] + b"\xff\xd9" + content[place + 2 :]
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+@pytest.mark.parametrize("seed", range(4))
+def test_damaged_jpeg_is_refused(kind: str, seed: int) -> None:
+    content = JPEGS[kind]
+    whole = decode(content).astype(int)
+
+    for name, damaged in _damaged(content, seed):
+        try:
+            image = decode(damaged)
+        except FlawsmithError as error:
+            assert "damaged" in str(error)
+        else:
+            # A decoder may fall into step again, with no more lost than what it could not know of.
+            assert name in ("a sector of zeros", "a stretch twice")
+            assert (np.abs(image - whole) > 30).any(2).mean() < 0.5
+
+
+@pytest.mark.parametrize("kind", JPEGS)
+def test_whole_jpeg_is_read_as_pillow_reads_it(kind: str) -> None:
+    expected = np.asarray(Image.open(io.BytesIO(JPEGS[kind])).convert("RGB"))
+
+    np.testing.assert_array_equal(decode(JPEGS[kind]), expected)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+@pytest.mark.parametrize("value", [0, 1, 254, 255])
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (9, 17), (500, 3), (3, 500), (300, 200)])
+def test_even_tones_are_no_damage(mode: str, value: int, size: tuple[int, int]) -> None:
+    colour = value if mode == "L" else (value, 255 - value, (value * 3) % 256)
+    content = saved(Image.new(mode, size, colour), "JPEG", quality=100, subsampling=0)
+
+    assert decode(content).shape == (size[1], size[0], 3)
+
+
+def test_jpeg_in_the_colour_of_an_untouched_canvas_is_read() -> None:
+    content = saved(np.full((40, 50), 1, np.uint8), "JPEG", quality=100)
+
+    assert (decode(content) == 1).all()
+
+
+@pytest.mark.parametrize("options", [{"progressive": True}, {"progressive": True, "subsampling": 0}])
+def test_progressive_jpeg_lacking_scans_is_refused(options: dict[str, object]) -> None:
+    content = saved(PICTURE, "JPEG", **options)
+    scans = _jpeg_frame(content).scans
+
+    assert decode(content).shape == PICTURE.shape
+    for scan in scans[:-1]:
+        with pytest.raises(FlawsmithError, match="scans are missing"):
+            decode(content[: scan.end] + b"\xff\xd9")
+
+
+def test_progressive_jpeg_of_many_empty_scans_is_refused() -> None:
+    content = saved(PICTURE, "JPEG", progressive=True)
+    last = _jpeg_frame(content).scans[-1]
+    scan = jpeg_segment(0xDA, last.parameters) + content[last.start : last.end]
+
+    with pytest.raises(FlawsmithError, match="more than 40 scans"):
+        decode(content[: last.end] + 5000 * scan + b"\xff\xd9")
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("padding", [0, 100_000])
+def test_small_jpeg_of_a_large_size_takes_no_memory(*, progressive: bool, padding: int) -> None:
+    content = saved(np.zeros((64, 64, 3), np.uint8), "JPEG", progressive=progressive)
+    at = content.index(b"\xff\xc2" if progressive else b"\xff\xc0")
+    bomb = content[: at + 5] + struct.pack(">HH", 16383, 16383) + content[at + 9 :]
+    filled = bomb[:2] + (padding // 50_000) * jpeg_segment(0xFE, bytes(50_000)) + bomb[2:]
+
+    tracemalloc.start()
+    with pytest.raises(FlawsmithError, match="too few bytes for 16383 x 16383 pixels"):
+        decode(filled)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 4 * len(filled) + 500_000
+
+
+@pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
+def test_nothing_is_printed_about_a_damaged_tiff(
+    compression: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    content = bytearray(saved(PICTURE, "TIFF", compression=compression))
+    content[2000:2400] = os.urandom(0) + b"\xff" * 400
+    path = tmp_path / "part.tif"
+    path.write_bytes(content)
+
+    for source in (bytes(content), path):
+        try:
+            decode(source)
+        except FlawsmithError as error:
+            assert "\n" not in str(error)
+
+    assert capfd.readouterr() == ("", "")
