@@ -13,7 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
-from flawsmith.data.layouts.base import GOOD_FOLDERS, by_name
+from flawsmith.data.layouts.base import by_name
+from flawsmith.data.layouts.folder import SAYS_NOTHING, UNLABELLED
+from flawsmith.data.layouts.names import meaning
 from flawsmith.data.loco import (
     DefectKind,
     grey_values,
@@ -292,7 +294,7 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
         place = by_name(dataset.layout).place_of_masks
         fix = f"add masks {place}, if pixel figures are wanted; image figures need none"
         yield Finding(severity, "missing-mask", message, missing, fix)
-    good = [path for path in dataset.unused_masks if not {*GOOD_FOLDERS}.isdisjoint(_folders(path, dataset.root))]
+    good = [path for path in dataset.unused_masks if any(meaning(n) == "good" for n in _folders(path, dataset.root))]
     marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].brightest > 0)
     if marked:
         message = f"{_count(len(marked), 'mask')} of good images with marked pixels"
@@ -338,15 +340,18 @@ def _too_few(inventory: _Inventory) -> Iterable[Finding]:
         yield Finding(severity, "few-to-calibrate", message, (dataset.root,), fix)
 
 
-def _passed_over(inventory: _Inventory) -> Iterable[Finding]:
-    for note in inventory.dataset.notes:
+def _notes(inventory: _Inventory) -> Iterable[Finding]:
+    """What the layout noted."""
+    dataset = inventory.dataset
+    for note in dataset.notes:
         message, _, fix = note.partition("; ")
         if message.startswith("left out"):  # as the layout wants it
-            yield Finding(
-                "note", "left-out", message, inventory.dataset.left_out or (inventory.dataset.root,), "nothing"
-            )
+            yield Finding("note", "left-out", message, dataset.left_out or (dataset.root,), "nothing")
+        elif message.startswith(UNLABELLED):
+            severity: Severity = "warning" if message.endswith(SAYS_NOTHING) else "note"
+            yield Finding(severity, "unlabelled-folders", message, (dataset.root,), fix or "nothing")
         else:
-            yield Finding("warning", "not-used", message, (inventory.dataset.root,), fix or "nothing")
+            yield Finding("warning", "not-used", message, (dataset.root,), fix or "nothing")
 
 
 def _folders(path: Path, root: Path) -> list[str]:
@@ -368,5 +373,5 @@ def _images(number: int) -> str:
 
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
     *(_unreadable, _leaks, _duplicates, _odd_sizes, _odd_colours, _odd_depths, _empty_pictures),
-    *(_pair_faults, _missing_and_unused_masks, _saturation, _too_few, _passed_over, _official),
+    *(_pair_faults, _missing_and_unused_masks, _saturation, _too_few, _notes, _official),
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,39 +12,45 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from flawsmith.data.layouts.names import meaning, nfc
 from flawsmith.data.public_sets import dataset_name
 from flawsmith.data.samples import GOOD, Dataset, Sample, Split
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import is_folder
+from flawsmith.runtime.files import is_folder, is_stray
 from flawsmith.runtime.image import IMAGE_SUFFIXES, decode, find_images, iter_images
 
-GOOD_FOLDERS = (GOOD, "ok", "normal")
 MASK_FOLDERS = frozenset({"ground_truth", "groundtruth", "masks", "mask", "gt"})
 VALIDATION_FOLDERS = ("validation", "val", "valid")
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The visible sub-folders, sorted by name.
+    """The visible sub-folders, sorted by name, without those that systems and not people make.
 
     Raises:
         FlawsmithError: the folder cannot be read.
     """
     try:
-        folders = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        with os.scandir(folder) as entries:
+            folders = [folder / e.name for e in entries if not is_stray(e.name) and is_folder(folder / e.name)]
     except OSError as error:
         raise FlawsmithError(f"cannot read the folder {folder}: {error.strerror}; check its path and rights") from error
     return sorted(folders)
 
 
 def subfolder(folder: Path, *names: str) -> Path | None:
-    """The first sub-folder that bears one of the names, in the order of the names, whatever its case."""
-    present = {p.name.casefold(): p for p in reversed(subfolders(folder))}
-    return next((present[n.casefold()] for n in names if n.casefold() in present), None)
+    """The first sub-folder that bears one of the names, in the order of the names, whatever its case and form."""
+    present = {same_name(p.name): p for p in reversed(subfolders(folder))}
+    return next((present[same_name(n)] for n in names if same_name(n) in present), None)
 
 
-def means_good(folder: Path, names: Iterable[str] = GOOD_FOLDERS) -> bool:
-    """Whether a folder's name says that it holds images of good parts, whatever its case."""
-    return folder.name.casefold() in names
+def same_name(name: str) -> str:
+    """What two names have in common that differ in case or in the form of accented letters alone."""
+    return nfc(name).casefold()
+
+
+def means_good(folder: Path) -> bool:
+    """Whether a folder's name says that it holds images of good parts."""
+    return meaning(folder.name) == "good"
 
 
 def below(folder: Path, *names: str) -> Path | None:
@@ -73,7 +80,7 @@ class MaskFolder:
 
     An image ``crack/007.png`` is paired with the first of these that exists: ``007_mask.<ext>``,
     ``007.<ext>``, or all images of a folder ``007/`` (one file a defect, as in MVTec LOCO AD). Nested images
-    are paired at the same depth.
+    are paired at the same depth. Composed and decomposed letters are the same.
 
     Args:
         root: the folder to look in, or None: then nothing is paired.
@@ -87,12 +94,12 @@ class MaskFolder:
             return
         for path in find_images(root):
             relative = path.relative_to(root)
-            self._by_stem[relative.with_suffix("").as_posix()].append(path)
-            self._by_parent[relative.parent.as_posix()].append(path)
+            self._by_stem[nfc(relative.with_suffix("").as_posix())].append(path)
+            self._by_parent[nfc(relative.parent.as_posix())].append(path)
 
     def masks_of(self, relative: Path) -> tuple[Path, ...]:
         """Masks of an image, given by its path below the folder of its defect type; empty if none."""
-        stem = relative.with_suffix("").as_posix()
+        stem = nfc(relative.with_suffix("").as_posix())
         for key in (f"{stem}_mask", stem):
             if key in self._by_stem:
                 return self._take(self._by_stem[key][:1])
@@ -119,8 +126,8 @@ class Collector:
 
     def __init__(self, root: Path, *, category: str | None = None, dataset: str | None = None) -> None:
         self.root = root
-        self.category = root.name if category is None else category
-        self.dataset_name = dataset_name(root) if dataset is None else dataset
+        self.category = nfc(root.name if category is None else category)
+        self.dataset_name = nfc(dataset_name(root) if dataset is None else dataset)
         self.unused_masks: list[Path] = []
         self.left_out: list[Path] = []
         self.notes: list[str] = []
@@ -131,12 +138,11 @@ class Collector:
         for image in images:
             self._samples.append(Sample(image, split, "good", GOOD, (), self.category, self.dataset_name))
 
-    def add_validation(self, *good_folders: str) -> None:
+    def add_validation(self) -> None:
         """Add the good images of the user's own validation folder, where there is one.
 
-        Args:
-            good_folders: names of its sub-folders of good images; where none has images, those that lie directly in
-                the validation folder are good.
+        Those are the images of its sub-folders whose names mean good; where none has images, those that lie directly
+        in the validation folder.
 
         Raises:
             FlawsmithError: another sub-folder has images: nothing says that they are good.
@@ -144,7 +150,7 @@ class Collector:
         validation = subfolder(self.root, *VALIDATION_FOLDERS)
         if validation is None:
             return
-        good, direct = _labelled_good(validation, good_folders), direct_images(validation)
+        good, direct = _labelled_good(validation), direct_images(validation)
         if good and direct:
             where = f"{validation.name}/, beside {good[0].relative_to(validation).parts[0]}/"
             self.notes.append(f"not used: {count(len(direct), 'image')} directly in {where}")
@@ -152,7 +158,7 @@ class Collector:
 
     def add_flawed(self, image: Path, defect: str, masks: tuple[Path, ...]) -> None:
         """Add a test image of a flawed part."""
-        self._samples.append(Sample(image, "test", "flawed", defect, masks, self.category, self.dataset_name))
+        self._samples.append(Sample(image, "test", "flawed", nfc(defect), masks, self.category, self.dataset_name))
 
     def dataset(self, layout: str, recognised: str) -> Dataset:
         """All that was added, in its order; ``layout`` and ``recognised`` are handed through."""
@@ -169,8 +175,8 @@ class Collector:
         )
 
 
-def _labelled_good(validation: Path, names: Sequence[str]) -> list[Path]:
-    """The images in the sub-folders of those names, sorted.
+def _labelled_good(validation: Path) -> list[Path]:
+    """The images in the sub-folders whose names mean good, sorted.
 
     Raises:
         FlawsmithError: another sub-folder has images.
@@ -178,10 +184,10 @@ def _labelled_good(validation: Path, names: Sequence[str]) -> list[Path]:
     good: list[Path] = []
     for folder in subfolders(validation):
         images = find_images(folder)
-        if images and not means_good(folder, names):
+        if images and not means_good(folder):
             raise FlawsmithError(
                 f"{folder} has {count(len(images), 'image')}, but limits are set by good parts alone: move them to "
-                f"{validation.name}/{names[0]}/ if the parts are good, or out of {validation.name}/ if not"
+                f"{validation.name}/{GOOD}/ if the parts are good, or out of {validation.name}/ if not"
             )
         good += images
     return good

@@ -30,7 +30,7 @@ from flawsmith.data.layouts.base import (
     subfolder,
     subfolders,
 )
-from flawsmith.data.samples import GOOD, Dataset
+from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 
 SUFFIX = "_GT"
@@ -72,7 +72,7 @@ class Ksdd2Layout(Layout):
         if not good:
             raise FlawsmithError(f"no good images to train on in {splits['train']}: no image has a black mask")
         collector.add_good(good, "train")
-        collector.add_validation(GOOD)
+        collector.add_validation()
         if "test" in splits:
             good, flawed = _divide(collector, splits["test"], unknown)
             collector.add_good(good, "test")
@@ -154,7 +154,7 @@ class MagneticTileLayout(Layout):
             raise FlawsmithError(f"no good images to train on in {good}; put the .jpg files of the set there")
         collector = Collector(root)
         collector.add_good(learned, "train")
-        collector.add_validation(GOOD)
+        collector.add_validation()
         collector.add_good(test, "test")
         for folder in _flawed(root):
             _add_flawed(collector, folder)

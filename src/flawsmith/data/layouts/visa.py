@@ -27,7 +27,7 @@ from flawsmith.data.layouts.base import (
     count,
     register,
 )
-from flawsmith.data.samples import GOOD, Dataset
+from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
 
@@ -74,7 +74,7 @@ class VisaLayout(Layout):
             raise FlawsmithError(f"no good images to train on: {table} has no row {root.name},train,normal")
         collector = Collector(root)
         collector.add_good((image for image, _ in learned), "train")
-        collector.add_validation(GOOD)
+        collector.add_validation()
         collector.add_good((image for image, _ in good), "test")
         for image, masks in flawed:
             collector.add_flawed(image, "anomaly", masks)
