@@ -19,6 +19,7 @@ from flawsmith.data.layouts.base import (
     subfolders,
 )
 from flawsmith.data.layouts.folder import is_set_apart, refuse_unclear_names, sorted_folders
+from flawsmith.data.layouts.names import on_disk
 from flawsmith.data.layouts.table import is_table
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
@@ -144,6 +145,8 @@ def _subject(path: str | Path) -> Path:
     """
     # Unlike their like in pathlib, these raise for no name: not for one that is too long, nor for an unknown ~user.
     subject = Path(os.path.expanduser(path))  # noqa: PTH111
+    if not os.path.lexists(subject):
+        subject = on_disk(subject)
     if not os.path.exists(subject):  # noqa: PTH110
         kind = "table" if is_table(subject) else "folder"
         raise FlawsmithError(f"there is no {kind} {subject}; check the path and the rights to it")

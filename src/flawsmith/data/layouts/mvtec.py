@@ -32,6 +32,7 @@ from flawsmith.data.layouts.base import (
     has_images,
     means_good,
     register,
+    same_name,
     subfolder,
     subfolders,
 )
@@ -174,8 +175,8 @@ def _good_of_test(collector: Collector, folders: list[Path]) -> list[Path]:
 
 def _masks_of_other_defects(truth: Path, defects: list[Path]) -> list[Path]:
     """Masks in folders that bear the name of no defect type in the test split."""
-    known = {folder.name.casefold() for folder in defects}
-    return [mask for folder in subfolders(truth) if folder.name.casefold() not in known for mask in find_images(folder)]
+    known = {same_name(folder.name) for folder in defects}
+    return [mask for folder in subfolders(truth) if same_name(folder.name) not in known for mask in find_images(folder)]
 
 
 def _train_good(root: Path) -> list[Path]:

@@ -6,6 +6,7 @@ refuses it instead of guessing.
 
 from __future__ import annotations
 
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -25,6 +26,30 @@ def nfc(name: str) -> str:
         (3, 2)
     """
     return unicodedata.normalize("NFC", name)
+
+
+def on_disk(path: Path) -> Path:
+    """The file or folder that a path means where its letters with accents are composed otherwise than on the disk.
+
+    Args:
+        path: a path that leads nowhere as it is written.
+
+    Returns:
+        The path under which it lies; the one given where there is none.
+    """
+    place = Path(path.anchor)
+    for part in path.relative_to(place).parts:
+        if not os.path.lexists(place / part):
+            try:
+                there = sorted(name for name in os.listdir(place) if nfc(name) == nfc(part))  # noqa: PTH208
+            except OSError:
+                return path
+            if not there:
+                return path
+            place /= there[0]
+        else:
+            place /= part
+    return place
 
 
 _UNACCENTED = str.maketrans({"ł": "l", "ø": "o", "đ": "d", "ı": "i", "æ": "ae", "œ": "oe"})
