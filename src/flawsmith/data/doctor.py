@@ -26,6 +26,7 @@ from flawsmith.data.loco import (
     too_large_for,
     too_large_note,
 )
+from flawsmith.data.masks import MaskRemarks, Oddity, read_mask_image
 from flawsmith.data.public_set_checks import official_findings
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
@@ -104,6 +105,8 @@ class _Facts:
         grey: whether the three channels are equal.
         darkest, brightest, mean: values as a share of full scale.
         values: the values but 0, of masks alone.
+        oddities: what is unusual, of masks alone.
+        marked: share of the image that a mask marks.
     """
 
     path: Path
@@ -116,6 +119,8 @@ class _Facts:
     brightest: float = 0.0
     mean: float = 0.0
     values: tuple[int, ...] = ()
+    oddities: tuple[Oddity, ...] = ()
+    marked: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,8 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
     digest = ""
     try:
         digest = content_hash(path)
-        pixels = decode(path)
+        mask = read_mask_image(path) if is_mask else None
+        pixels = decode(path) if mask is None else mask.pixels
     except FlawsmithError as error:
         return _Facts(path, str(error), digest)
     full = float(np.iinfo(pixels.dtype).max)
@@ -169,7 +175,7 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
         float(pixels.min()) / full,
         float(pixels.max()) / full,
         float(pixels.mean()) / full,
-        grey_values(pixels) if is_mask else (),
+        *(() if mask is None else (grey_values(pixels), mask.oddities, mask.share)),
     )
 
 
@@ -273,7 +279,7 @@ def _pair_faults(inventory: _Inventory) -> Iterable[Finding]:
                 continue
             if mask.size != image.size:
                 other_size.append(path)
-            if mask.brightest == 0:
+            if mask.marked == 0:
                 empty.append(path)
     if other_size:
         message = f"{_count(len(other_size), 'mask')} of another size than the image"
@@ -295,7 +301,7 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
         fix = f"add masks {place}, if pixel figures are wanted; image figures need none"
         yield Finding(severity, "missing-mask", message, missing, fix)
     good = [path for path in dataset.unused_masks if any(meaning(n) == "good" for n in _folders(path, dataset.root))]
-    marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].brightest > 0)
+    marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].marked > 0)
     if marked:
         message = f"{_count(len(marked), 'mask')} of good images with marked pixels"
         fix = "remove the mask, or move the image to its defect type"
@@ -305,6 +311,16 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
         message = f"{_count(len(orphans), 'mask')} without an image"
         fix = "name masks after their images, in mvtec layout ground_truth/<defect>/<stem>_mask.png or a folder <stem>/"
         yield Finding("warning", "orphan-mask", message, orphans, fix)
+
+
+def _odd_masks(inventory: _Inventory) -> Iterable[Finding]:
+    """Masks that may not mark what their authors meant."""
+    remarks = MaskRemarks()
+    for path in dict.fromkeys(path for sample in inventory.dataset.samples for path in sample.masks):
+        remarks.update(path, inventory.masks[path].oddities, inventory.masks[path].marked)
+    for oddity, (message, fix) in remarks.sentences().items():
+        severity: Severity = "note" if oddity in ("alpha", "soft") else "warning"
+        yield Finding(severity, f"mask-{oddity}", message, remarks.files(oddity), fix)
 
 
 def _saturation(inventory: _Inventory) -> Iterable[Finding]:
@@ -373,5 +389,5 @@ def _images(number: int) -> str:
 
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
     *(_unreadable, _leaks, _duplicates, _odd_sizes, _odd_colours, _odd_depths, _empty_pictures),
-    *(_pair_faults, _missing_and_unused_masks, _saturation, _too_few, _notes, _official),
+    *(_pair_faults, _odd_masks, _missing_and_unused_masks, _saturation, _too_few, _notes, _official),
 )

@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import ClassVar, TypeVar
 
 from flawsmith.data.layouts.names import meaning, nfc
+from flawsmith.data.masks import read_mask_image
 from flawsmith.data.public_sets import dataset_name
 from flawsmith.data.samples import GOOD, Dataset, Sample, Split
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, is_stray
-from flawsmith.runtime.image import IMAGE_SUFFIXES, decode, find_images, iter_images
+from flawsmith.runtime.image import IMAGE_SUFFIXES, find_images, iter_images
 
 MASK_FOLDERS = frozenset({"ground_truth", "groundtruth", "masks", "mask", "gt"})
 VALIDATION_FOLDERS = ("validation", "val", "valid")
@@ -208,7 +209,7 @@ _THREADS = 4
 
 
 def marked(masks: Sequence[Path]) -> dict[Path, bool | None]:
-    """Whether each mask has a pixel that is not black; None for one that cannot be read.
+    """Whether each mask marks a pixel; None for one that cannot be read.
 
     Unchanged files are read once a process: a data set is loaded more than once in a run.
     """
@@ -226,7 +227,7 @@ def _is_marked(mask: Path) -> bool | None:
 
 @lru_cache(maxsize=1 << 16)
 def _read(mask: Path, _size: int, _mtime_ns: int) -> bool:
-    return bool(decode(mask).any())
+    return bool(read_mask_image(mask).marked.any())
 
 
 class Layout(ABC):

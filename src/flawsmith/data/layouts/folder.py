@@ -97,8 +97,8 @@ def refuse_unclear_names(root: Path) -> None:
     if folders.unclear and not folders.good:
         names = _listing(folders.unclear)
         raise FlawsmithError(
-            f"{root}: nothing says whether {names} {hold(folders.unclear)} good or flawed parts; rename them "
-            "to good/ and bad/, give the folder of the good ones, write a CSV table, or add --layout folder if all parts are good"
+            f"{root}: nothing says whether {names} {hold(folders.unclear)} good or flawed parts; rename them to good/ "
+            "and bad/, give the folder of the good ones, write a CSV table, or add --layout folder if all are good"
         )
 
 
