@@ -149,14 +149,14 @@ def arrange(root: Path, trees: ModuleType, pixels: Pixels) -> Path:
     return root
 
 
-def found(root: Path, name: str) -> list[Finding]:
+def findings_named(root: Path, name: str) -> list[Finding]:
     return [item for item in check(load(root)).items if item.name == name]
 
 
 @pytest.mark.parametrize("case", ODD)
 def test_doctor_names_odd_masks(tmp_path: Path, trees: ModuleType, case: str) -> None:
     pixels, name, severity = ODD[case]
-    (finding,) = found(arrange(tmp_path / "bolt", trees, pixels), name)
+    (finding,) = findings_named(arrange(tmp_path / "bolt", trees, pixels), name)
     assert finding.severity == severity
     assert [path.name for path in finding.where] == ["0_mask.png", "1_mask.png"]
     assert "\n" not in finding.what + finding.fix
@@ -172,7 +172,7 @@ def test_evaluation_notes_odd_masks(tmp_path: Path, trees: ModuleType, tiny: Mod
 
 
 def test_the_largest_share_is_told(tmp_path: Path, trees: ModuleType) -> None:
-    (finding,) = found(arrange(tmp_path / "bolt", trees, grey(0, 255)), "mask-mostly-marked")
+    (finding,) = findings_named(arrange(tmp_path / "bolt", trees, grey(0, 255)), "mask-mostly-marked")
     assert finding.what == "2 masks mark more than half of the image, up to 94%: inverted?"
 
 
@@ -182,3 +182,57 @@ def test_masks_of_real_sets_are_as_usual(real_data: Path) -> None:
         masks = [mask for sample in load(real_data / root).test_flawed for mask in sample.masks][::7]
         odd = {oddity for mask in masks for oddity in read_mask_image(mask).oddities}
         assert odd <= {"mostly-marked"}, root
+
+
+# Masks and overlays that lie among the images
+
+BESIDE = {
+    "mask": ("{}_mask.png", True),
+    "mask first": ("mask_{}.png", True),
+    "GT": ("{}_GT.bmp", True),
+    "segmentation": ("{}-seg.png", True),
+    "folder of masks": ("masks/{}.png", True),
+    "folder of ground truth": ("ground_truth/{}_mask.png", True),
+    "overlay": ("{}_overlay.png", False),
+    "annotated": ("{}.annotated.jpg", False),
+    "folder of overlays": ("overlays/{}.png", False),
+}
+
+
+@pytest.mark.parametrize("layout", ["mvtec", "folder"])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_masks_and_overlays_among_images_are_no_images_of_parts(
+    tmp_path: Path, trees: ModuleType, kind: str, layout: str
+) -> None:
+    name, is_mask = BESIDE[kind]
+    good, bad = ("train/good", "test/crack") if layout == "mvtec" else ("good", "bad")
+    for number in range(3):
+        for folder in (good, bad):
+            trees.picture(tmp_path / folder / f"{number:03d}.png", seed=number + 100 * (folder == bad))
+            trees.mask(tmp_path / folder / name.format(f"{number:03d}"))
+    dataset = load(tmp_path)
+    assert [sample.image.name for sample in dataset.good_train] == ["000.png", "001.png", "002.png"]
+    assert [sample.image.name for sample in dataset.test_flawed] == ["000.png", "001.png", "002.png"]
+    assert [len(sample.masks) for sample in dataset.test_flawed] == [int(is_mask)] * 3
+    assert sum("3 masks or overlays among images" in note for note in dataset.notes) == (1 if is_mask else 2)
+
+
+def test_overlays_beside_unlabelled_images_are_not_learned(tmp_path: Path, trees: ModuleType) -> None:
+    for place in ("", "monday"):
+        trees.picture(tmp_path / place / "a.png", seed=1)
+        trees.picture(tmp_path / place / "a_overlay.png", seed=2)
+    assert [sample.image.name for sample in load(tmp_path).good_train] == ["a.png", "a.png"]
+
+
+@pytest.mark.parametrize("name", ["part_mask.png", "mask.png", "gt_7.png", "unmasked.png", "overlay.png"])
+def test_such_words_in_other_names_mean_nothing(tmp_path: Path, trees: ModuleType, name: str) -> None:
+    trees.picture(tmp_path / name, seed=1)
+    trees.picture(tmp_path / "other.png", seed=2)
+    assert len(load(tmp_path).good_train) == 2
+
+
+def test_masks_in_their_own_place_come_first(tmp_path: Path, trees: ModuleType) -> None:
+    root = trees.mvtec(tmp_path / "bolt")
+    trees.mask(root / "test" / "crack" / "000_mask.png")
+    first = load(root).test_flawed[0]
+    assert [mask.parent.parent.name for mask in first.masks] == ["ground_truth"]

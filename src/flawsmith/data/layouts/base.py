@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -12,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from flawsmith.data.layouts.names import meaning, nfc
+from flawsmith.data.layouts.names import has_another_role, meaning, nfc
 from flawsmith.data.masks import read_mask_image
 from flawsmith.data.public_sets import dataset_name
 from flawsmith.data.samples import GOOD, Dataset, Sample, Split
@@ -52,6 +53,14 @@ def same_name(name: str) -> str:
 def means_good(folder: Path) -> bool:
     """Whether a folder's name says that it holds images of good parts."""
     return meaning(folder.name) == "good"
+
+
+TEST_FOLDERS = frozenset({"test", "testing", "tests"})
+
+
+def is_set_apart(name: str) -> bool:
+    """Whether a name promises something else than images of parts to learn from or to test on."""
+    return same_name(name) in {*MASK_FOLDERS, *VALIDATION_FOLDERS, *TEST_FOLDERS} or has_another_role(name)
 
 
 def below(folder: Path, *names: str) -> Path | None:
@@ -116,6 +125,52 @@ class MaskFolder:
         return taken
 
 
+_MASK_WORDS = ("mask", "masks", "gt", "groundtruth", "ground_truth", "seg", "segmentation")
+_DRAWN_WORDS = ("overlay", "annotated", "annotation", "heatmap", "marked")
+_COMPANION = re.compile(
+    r"(?:(?P<word>{0})[ _.-])?(?P<name>.+?)(?:[ _.-](?P<words>{0}))?".format("|".join(_MASK_WORDS + _DRAWN_WORDS)), re.I
+)
+
+
+class ImagesOf:
+    """The images of parts in a folder, told from the masks and overlays that lie among them.
+
+    ``007_mask.png`` and ``masks/007.png`` are no images of parts where there is a ``007.png``, nor is
+    ``007_overlay.png``.
+
+    Args:
+        folder: where to look.
+        paths: its images; all those in it and its sub-folders by default.
+
+    Attributes:
+        images: the images of parts, sorted.
+        companions: masks and overlays, sorted.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[Path] | None = None) -> None:
+        paths = find_images(folder) if paths is None else paths
+        stems = {(path.parent, nfc(path.stem)) for path in paths}
+        self.images: list[Path] = []
+        self.companions: list[Path] = []
+        self._masks: dict[str, Path] = {}
+        for path in paths:
+            apart = any(is_set_apart(name) for name in path.relative_to(folder).parts[:-1])
+            is_mask = any(same_name(name) in MASK_FOLDERS for name in path.relative_to(folder).parts[:-1])
+            name = nfc(path.stem)
+            match = _COMPANION.fullmatch(name)
+            word = match and (match["word"] or match["words"])
+            if match and word and (apart or (path.parent, match["name"]) in stems):
+                apart, name, is_mask = True, match["name"], is_mask or word.casefold() in _MASK_WORDS
+            (self.companions if apart else self.images).append(path)
+            if apart and is_mask:
+                self._masks.setdefault(name, path)
+
+    def mask_of(self, image: Path) -> tuple[Path, ...]:
+        """The mask among the images that belongs to one of them; empty if none."""
+        mask = self._masks.get(nfc(image.stem))
+        return () if mask is None else (mask,)
+
+
 class Collector:
     """The samples of one category as they are found, and on the way what deserves a note.
 
@@ -133,6 +188,18 @@ class Collector:
         self.left_out: list[Path] = []
         self.notes: list[str] = []
         self._samples: list[Sample] = []
+
+    def add_good_of(self, folder: Path, split: Split) -> None:
+        """Add the images of a folder of good parts; masks and overlays among them are noted."""
+        files = ImagesOf(folder)
+        self.add_good(files.images, split)
+        self.note_companions(files.companions)
+
+    def note_companions(self, paths: Sequence[Path]) -> None:
+        """Note masks and overlays that lie among images of parts and are used for nothing."""
+        if paths:
+            number = f"{len(paths)} masks or overlays" if len(paths) > 1 else "1 mask or overlay"
+            self.notes.append(f"not used: {number} among images ({naming(paths, self.root)}); keep them elsewhere")
 
     def add_good(self, images: Iterable[Path], split: Split) -> None:
         """Add images of good parts."""
@@ -184,7 +251,7 @@ def _labelled_good(validation: Path) -> list[Path]:
     """
     good: list[Path] = []
     for folder in subfolders(validation):
-        images = find_images(folder)
+        images = ImagesOf(folder).images
         if images and not means_good(folder):
             raise FlawsmithError(
                 f"{folder} has {count(len(images), 'image')}, but limits are set by good parts alone: move them to "

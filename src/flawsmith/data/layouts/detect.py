@@ -14,11 +14,12 @@ from flawsmith.data.layouts.base import (
     by_name,
     count,
     direct_images,
+    is_set_apart,
     known,
     subfolder,
     subfolders,
 )
-from flawsmith.data.layouts.folder import is_set_apart, refuse_unclear_names, sorted_folders
+from flawsmith.data.layouts.folder import refuse_unclear_names, sorted_folders
 from flawsmith.data.layouts.names import on_disk
 from flawsmith.data.layouts.table import is_table
 from flawsmith.data.samples import Dataset

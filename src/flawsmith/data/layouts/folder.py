@@ -19,13 +19,15 @@ from pathlib import Path
 
 from flawsmith.data.layouts.base import (
     MASK_FOLDERS,
-    VALIDATION_FOLDERS,
+    TEST_FOLDERS,
     Collector,
+    ImagesOf,
     Layout,
     MaskFolder,
     count,
     direct_images,
     has_images,
+    is_set_apart,
     register,
     subfolder,
     subfolders,
@@ -35,7 +37,6 @@ from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
 
-TEST_FOLDERS = ("test", "testing", "tests")
 UNLABELLED = "learned from as good"
 """Begins the note on sub-folders whose names do not say that the parts in them are good."""
 SAYS_NOTHING = "whose names say nothing of the parts"
@@ -68,7 +69,7 @@ class FolderLayout(Layout):
         if recognised is None:
             raise FlawsmithError(f"no good images to train on in {root}; expected {self.expects}")
         collector, folders = Collector(root), sorted_folders(root)
-        collector.add_good(_train_images(root, folders, collector.notes), "train")
+        _add_train(collector, folders)
         collector.add_validation()
         _add_flawed(collector, folders.flawed)
         for folder in subfolders(root):
@@ -107,31 +108,37 @@ def hold(folders: list[Path]) -> str:
     return "holds" if len(folders) == 1 else "hold"
 
 
-def _train_images(root: Path, folders: Sorted, notes: list[str]) -> list[Path]:
+def _add_train(collector: Collector, folders: Sorted) -> None:
+    root, notes = collector.root, collector.notes
+    direct = direct_images(root)
     if folders.good:
         for other in folders.unknown + folders.unclear:
             notes.append(_passed_over(other, "put flawed images under bad/, good ones under good/"))
-        stray = direct_images(root)
-        if stray:
-            notes.append(f"not used: {count(len(stray), 'image')} directly in {root}, beside {folders.good[0].name}/")
-        return sorted(image for folder in folders.good for image in find_images(folder))
+        if direct:
+            notes.append(f"not used: {count(len(direct), 'image')} directly in {root}, beside {folders.good[0].name}/")
+        for folder in folders.good:
+            collector.add_good_of(folder, "train")
+        return
     unlabelled = folders.unknown + folders.unclear
     if len(unlabelled) > 1 or (unlabelled and folders.flawed):
         kind = "" if say_when_or_where(unlabelled) and not folders.unclear else f", {SAYS_NOTHING}"
         fix = "if any of them holds flawed parts, rename it to bad/"
         notes.append(f"{UNLABELLED}: all images in {_listing(unlabelled)}{kind}; {fix}")
-    nested = [image for folder in unlabelled for image in _unlabelled(root, folder)]
-    return sorted(direct_images(root) + nested)
+    for folder in unlabelled:
+        _refuse_labels_below(root, folder)
+    nested = [image for folder in unlabelled for image in find_images(folder)]
+    files = ImagesOf(root, sorted(direct + nested))
+    collector.add_good(files.images, "train")
+    collector.note_companions(files.companions)
 
 
-def _unlabelled(root: Path, folder: Path) -> list[Path]:
-    """Images of a sub-folder whose name means nothing, unless names below it tell of a labelled set.
+def _refuse_labels_below(root: Path, folder: Path) -> None:
+    """Refuse a sub-folder whose name means nothing where names below it tell of a labelled set.
 
     Raises:
         FlawsmithError: training on all of it would learn flawed images or masks as good.
     """
-    images = find_images(folder)
-    for path in images:
+    for path in find_images(folder):
         parts = path.relative_to(root).parts[1:-1]
         if any(is_set_apart(part) or meaning(part) is not None for part in parts):
             raise FlawsmithError(
@@ -139,7 +146,6 @@ def _unlabelled(root: Path, folder: Path) -> list[Path]:
                 "part of a labelled set; give the folder that holds the good images, or arrange it as "
                 "train/good/ and test/<defect>/"
             )
-    return images
 
 
 def _add_flawed(collector: Collector, flawed: list[Path]) -> None:
@@ -149,18 +155,17 @@ def _add_flawed(collector: Collector, flawed: list[Path]) -> None:
         # Masks lie in ground_truth/<bad>/, or in ground_truth/ itself where all flawed images are in one
         # folder.
         masks = MaskFolder((subfolder(truth, folder.name) or truth) if truth is not None else None)
-        for path in find_images(folder):
+        files = ImagesOf(folder)
+        beside = set(files.companions)
+        for path in files.images:
             relative = path.relative_to(folder)
             defect = relative.parts[0] if len(relative.parts) > 1 else folder.name
-            paired = masks.masks_of(relative)
+            paired = masks.masks_of(relative) or files.mask_of(path)
+            beside.difference_update(paired)
             unused.difference_update(paired)
             collector.add_flawed(path, defect, paired)
+        collector.note_companions(sorted(beside))
     collector.unused_masks += unused
-
-
-def is_set_apart(name: str) -> bool:
-    """Whether a name promises something else than images of parts to learn from or to test on."""
-    return name.casefold() in {*MASK_FOLDERS, *VALIDATION_FOLDERS, *TEST_FOLDERS} or has_another_role(name)
 
 
 def _listing(folders: list[Path]) -> str:

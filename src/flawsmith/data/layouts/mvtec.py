@@ -24,6 +24,7 @@ from pathlib import Path
 from flawsmith.data.layouts.base import (
     VALIDATION_FOLDERS,
     Collector,
+    ImagesOf,
     Layout,
     MaskFolder,
     below,
@@ -114,11 +115,11 @@ def read_category(layout: Layout, root: Path) -> Dataset:
     recognised, good = layout.recognise(root), _train_good(root)
     if recognised is None:
         raise FlawsmithError(f"{root} is not in {layout.name} layout; expected {layout.expects}")
-    learned = [image for folder in good for image in find_images(folder)]
-    if good and not learned:
+    if good and not any(map(has_images, good)):
         raise FlawsmithError(f"no good images to train on in {good[0]}; put images of good parts there")
     collector = Collector(root)
-    collector.add_good(learned, "train")
+    for folder in good:
+        collector.add_good_of(folder, "train")
     collector.add_validation()
     test, train = subfolder(root, "test"), subfolder(root, "train")
     for folder in subfolders(train) if train is not None else ():
@@ -142,10 +143,15 @@ def _add_test(collector: Collector, test: Path, truth: Path | None) -> None:
     for folder in folders:
         masks = MaskFolder(subfolder(truth, folder.name) if truth else None)
         if folder in good:
-            collector.add_good(find_images(folder), "test")
+            collector.add_good_of(folder, "test")
         else:
-            for image in find_images(folder):
-                collector.add_flawed(image, folder.name, masks.masks_of(image.relative_to(folder)))
+            files = ImagesOf(folder)
+            beside = set(files.companions)
+            for image in files.images:
+                paired = masks.masks_of(image.relative_to(folder)) or files.mask_of(image)
+                beside.difference_update(paired)
+                collector.add_flawed(image, folder.name, paired)
+            collector.note_companions(sorted(beside))
         collector.unused_masks += masks.unused()
     if truth is not None:
         collector.unused_masks += _masks_of_other_defects(truth, folders)
