@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -174,8 +175,19 @@ def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dat
         print_err(f"{dataset.summary()}: {dataset.recognised}")
         for note in (*dataset.notes, *(line for line in dataset.near_misses if line.startswith("not "))):
             print_err(f"note: {note}")
-        print_err(calibration_split(dataset, seed).description)
+        split = calibration_split(dataset, seed)
+        print_err(split.description)
+        for line in _checked(dataset):
+            print_err(line)
     return dataset
+
+
+def _checked(dataset: Dataset) -> list[str]:
+    """What would spoil the training, in lines."""
+    from flawsmith.data.doctor import glance
+
+    lines = [f"{finding.severity}: {finding.in_a_line}" for finding in glance(dataset)]
+    return lines or [f"checked {len(dataset.samples)} images: no problems"]
 
 
 def _with_way_out(error: FlawsmithError, dataset: Dataset) -> FlawsmithError:
@@ -183,6 +195,11 @@ def _with_way_out(error: FlawsmithError, dataset: Dataset) -> FlawsmithError:
     if not any(str(error).startswith(f"{sample.image}:") for sample in dataset.samples):
         return error
     return FlawsmithError(f"{error}, or remove it; `flawsmith doctor {dataset.root}` lists all such files")
+
+
+def _remarks(run: Path) -> list[str]:
+    """What the run has to say of the images behind its limit."""
+    return list(json.loads((run / "run.json").read_text(encoding="utf-8")).get("remarks", ()))
 
 
 def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
@@ -194,6 +211,8 @@ def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
         print_err(f"model:  {result.model}")
         print_err(f"report: {result.report}")
         print_err(decision.describe())
+        for remark in _remarks(result.folder):
+            print_err(f"note: {remark}")
     if json_:
         print_json(
             {

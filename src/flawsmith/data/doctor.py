@@ -3,14 +3,17 @@ figures."""
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from PIL import Image
 
 from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
 from flawsmith.data.layouts.base import by_name
@@ -31,7 +34,7 @@ from flawsmith.data.public_set_checks import official_findings
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import decode
+from flawsmith.runtime.image import ImageArray, decode
 
 
 def saturation_findings(dataset: Dataset, values: Mapping[Path, Sequence[int]], pixels: int) -> Iterator[Finding]:
@@ -88,8 +91,19 @@ _DARK = 0.03
 _CONSTANT = 2 / 255
 """Range of values, as a share of full scale, up to which an image shows nothing."""
 _FEW_TO_TRAIN = 20
+_FEW_TO_COMPARE = 2
+_RARE = 0.05
+"""A format or size that so few of one label have goes with the other."""
+_ORIENTATION = 0x0112
+_TONE_PIXELS = 100_000
+"""About so many pixels tell whether a picture is grey."""
+_GREY, _STRAY_PIXELS = 12 / 255, 0.001
+"""Channels of a grey picture differ by no more, in all but so few pixels."""
+_COLOUR, _COLOURED_PIXELS = 24 / 255, 0.02
+"""In a picture in colour, so many pixels have channels that differ by more."""
+Tone = Literal["grey", "colour", "between"]
 
-__all__ = ["Finding", "Findings", "Severity", "check"]
+__all__ = ["Finding", "Findings", "Severity", "check", "glance"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,8 @@ class _Facts:
         digest: SHA-256 of the file, empty where even that could not be had.
         size: (height, width).
         bits: bits a channel.
-        grey: whether the three channels are equal.
+        format: how the file is stored, such as PNG or JPEG; empty where not known.
+        tone: whether the picture is grey, in colour, or neither clearly.
         darkest, brightest, mean: values as a share of full scale.
         values: the values but 0, of masks alone.
         oddities: what is unusual, of masks alone.
@@ -114,7 +129,8 @@ class _Facts:
     digest: str = ""
     size: tuple[int, int] = (0, 0)
     bits: int = 0
-    grey: bool = False
+    format: str = ""
+    tone: Tone = "between"
     darkest: float = 0.0
     brightest: float = 0.0
     mean: float = 0.0
@@ -164,19 +180,84 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
     except FlawsmithError as error:
         return _Facts(path, str(error), digest)
     full = float(np.iinfo(pixels.dtype).max)
-    first = pixels[:, :, 0]
     return _Facts(
         path,
         None,
         digest,
         (pixels.shape[0], pixels.shape[1]),
         pixels.dtype.itemsize * 8,
-        bool((first == pixels[:, :, 1]).all() and (first == pixels[:, :, 2]).all()),
+        "" if is_mask else _header(path).format,
+        _tone(pixels),
         float(pixels.min()) / full,
         float(pixels.max()) / full,
         float(pixels.mean()) / full,
         *(() if mask is None else (grey_values(pixels), mask.oddities, mask.share)),
     )
+
+
+def _tone(pixels: ImageArray) -> Tone:
+    """Grey cameras' pictures stored in colour differ a little between channels, by compression or white balance."""
+    step = max(1, round((pixels.shape[0] * pixels.shape[1] / _TONE_PIXELS) ** 0.5))
+    seen = pixels[::step, ::step].astype(np.float32) / np.iinfo(pixels.dtype).max
+    spread = seen.max(axis=2) - seen.min(axis=2)
+    if (spread > _GREY).mean() <= _STRAY_PIXELS:
+        return "grey"
+    return "colour" if (spread > _COLOUR).mean() >= _COLOURED_PIXELS else "between"
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a file says of itself, without its pixels."""
+
+    format: str = ""
+    size: tuple[int, int] = (0, 0)
+    bits: int = 0
+
+
+def _header(path: Path) -> _Header:
+    """The header of an image; empty where it cannot be read, which whoever needs the pixels will tell."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about its size: decoding has a cap of its own
+            with Image.open(path) as image:
+                width, height = image.size
+                raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
+                bits = 16 if image.mode.startswith(("I", "F")) or ";16" in raw else 8
+                # Only where the note on orientation comes before the pixels.
+                exif = image.getexif() if image.format in ("JPEG", "MPO", "TIFF") else {}
+                turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                return _Header(image.format or "", (width, height) if turned else (height, width), bits)
+    except Exception:  # Pillow answers odd bytes with nearly every exception there is
+        return _Header()
+
+
+def glance(dataset: Dataset, *, threads: int = _THREADS) -> tuple[Finding, ...]:
+    """What :func:`check` says that would spoil a training, from headers and contents' hashes alone: in seconds.
+
+    Args:
+        dataset: as :func:`flawsmith.data.layouts.load` gives it.
+        threads: files read at a time.
+
+    Returns:
+        Errors and warnings: mixed depths, shapes that differ, images labelled good and flawed, and a format or a size
+        that goes with the label. Files that cannot be read are passed over.
+    """
+    images = list(dict.fromkeys(sample.image for sample in dataset.samples))
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        facts = dict(zip(images, pool.map(_glance_at, images), strict=True))
+    inventory = _Inventory(dataset, facts, {})
+    findings = [finding for rule in _QUICK_RULES for finding in rule(inventory)]
+    grave = [finding for finding in findings if finding.severity != "note" and finding.name != "duplicate"]
+    return tuple(sorted(grave, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def _glance_at(path: Path) -> _Facts:
+    try:
+        digest, header = content_hash(path), _header(path)
+    except FlawsmithError as error:
+        return _Facts(path, str(error))
+    unread = None if header.format else "no readable header"
+    return _Facts(path, unread, digest, header.size, header.bits, header.format)
 
 
 def _unreadable(inventory: _Inventory) -> Iterable[Finding]:
@@ -228,7 +309,10 @@ def _odd_sizes(inventory: _Inventory) -> Iterable[Finding]:
     shapes = [w / h for h, w in sizes]
     message = f"{len(sizes)} sizes: {_images(most)} of {width} x {height}, {len(odd)} of others"
     if max(shapes) > 1.1 * min(shapes):
-        fix = "images are scaled to one size, which distorts these: choose the letterbox policy, or crop alike"
+        fix = (
+            "your images have different shapes and would be distorted: crop them alike, or train with "
+            "--set policy=letterbox"
+        )
         yield Finding("warning", "odd-size", message, tuple(odd), fix)
     else:
         fix = "nothing, if one camera took them: all are scaled to one size"
@@ -237,12 +321,44 @@ def _odd_sizes(inventory: _Inventory) -> Iterable[Finding]:
 
 def _odd_colours(inventory: _Inventory) -> Iterable[Finding]:
     readable = inventory.readable()
-    grey = [facts.path for facts in readable if facts.grey]
-    colour = [facts.path for facts in readable if not facts.grey]
+    grey = [facts.path for facts in readable if facts.tone == "grey"]
+    colour = [facts.path for facts in readable if facts.tone == "colour"]
     if grey and colour:
         fewer, kind = (grey, "grey") if len(grey) < len(colour) else (colour, "colour")
         message = f"{_images(len(fewer))} in {kind}, unlike the other {len(readable) - len(fewer)}"
         yield Finding("warning", "odd-colour", message, tuple(fewer), "take all images with one camera setting")
+
+
+def _shortcuts(inventory: _Inventory) -> Iterable[Finding]:
+    """Formats and sizes that go with the label: a model, or its figures, may tell these apart instead of flaws."""
+    facts = [(s, inventory.images[s.image]) for s in inventory.dataset.samples]
+    known = [(s, f) for s, f in facts if f.error is None]
+    good, flawed = ([f for s, f in known if s.label == label] for label in ("good", "flawed"))
+    learned, tested = ([f for s, f in known if s.label == "good" and s.split == split] for split in ("train", "test"))
+    groups = (("good", good, "flawed", flawed), ("training", learned, "good test", tested))
+    for name, usual, other_name, others in groups:
+        if len(usual) < _FEW_TO_COMPARE or len(others) < _FEW_TO_COMPARE:
+            continue
+        for kind, key in (("format", _format_of), ("size", _size_of)):
+            usual_counts, other_counts = Counter(map(key, usual)), Counter(map(key, others))
+            value, number = other_counts.most_common(1)[0]
+            if number < len(others) / 2 or usual_counts[value] > len(usual) * _RARE:
+                continue
+            typical, most = usual_counts.most_common(1)[0]
+            message = (
+                f"{number} of {len(others)} {other_name} images are {value}, but {most} of {len(usual)} {name} images "
+                f"{typical}: figures may measure the {kind}, not the flaws"
+            )
+            where = tuple(f.path for f in others if key(f) == value)
+            yield Finding("warning", f"{kind}-by-label", message, where, "take and store all images alike")
+
+
+def _format_of(facts: _Facts) -> str:
+    return facts.format
+
+
+def _size_of(facts: _Facts) -> str:
+    return f"{facts.size[1]} x {facts.size[0]}"
 
 
 def _odd_depths(inventory: _Inventory) -> Iterable[Finding]:
@@ -344,14 +460,17 @@ def _too_few(inventory: _Inventory) -> Iterable[Finding]:
     calibration = len(dataset.good_val) or held_out_count(distinct)
     needed = 99
     if calibration < needed:
-        # With n calibration images the least false-reject rate that can be promised is 1 / (n + 1).
-        message = (
-            f"{_images(calibration)} for calibration: a false-reject rate below "
-            f"{100 / (calibration + 1):.1f} % cannot be promised"
-        )
-        # Where there is a validation folder, nothing is held out of training: more images there would not help.
-        instead = "" if dataset.good_val else f", or {round(needed / HELD_OUT_FRACTION)} in training"
-        fix = f"for 1 % give {needed} good images in validation/good/{instead}"
+        # With n images the least share of rejected good parts that can be promised is 1 / (n + 1).
+        best = f"best promise: 1 in {calibration + 1} good parts rejected"
+        if dataset.good_val:  # nothing is held out of training: more images there would not help
+            message = f"only {_images(calibration)} of your validation folder set the limit; {best}"
+            fix = f"for 1 in 100 put {needed} images into validation/good/"
+        else:
+            message = f"only {calibration} of your {_images(distinct)} can be used to set the limit; {best}"
+            fix = (
+                f"for 1 in 100: {needed} extra images in validation/good/, or "
+                f"{round(needed / HELD_OUT_FRACTION)} images in all"
+            )
         severity: Severity = "warning" if calibration < HELD_OUT_MINIMUM else "note"
         yield Finding(severity, "few-to-calibrate", message, (dataset.root,), fix)
 
@@ -388,6 +507,8 @@ def _images(number: int) -> str:
 
 
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
-    *(_unreadable, _leaks, _duplicates, _odd_sizes, _odd_colours, _odd_depths, _empty_pictures),
+    *(_unreadable, _leaks, _duplicates, _odd_sizes, _odd_colours, _odd_depths, _shortcuts, _empty_pictures),
     *(_pair_faults, _odd_masks, _missing_and_unused_masks, _saturation, _too_few, _notes, _official),
 )
+_QUICK_RULES = (_leaks, _duplicates, _odd_sizes, _odd_depths, _shortcuts)
+"""Those that need no pixels."""
