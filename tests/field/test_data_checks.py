@@ -80,6 +80,10 @@ def _leak(root: Path, trees: ModuleType) -> None:
     shutil.copy(root / "train" / "good" / "000.png", root / "test" / "crack" / "copy.png")
 
 
+def _twins(root: Path, trees: ModuleType) -> None:
+    trees.mask(root / "train" / "good" / "000.bmp")
+
+
 SPOILT: dict[str, tuple[Spoil, str, tuple[str, ...]]] = {
     "flawed images are JPEG": (_flawed_as_jpeg, "format-by-label", ("JPEG", "PNG", "flawed")),
     "good images are JPEG": (_good_as_jpeg, "format-by-label", ("JPEG", "PNG", "flawed")),
@@ -89,6 +93,7 @@ SPOILT: dict[str, tuple[Spoil, str, tuple[str, ...]]] = {
     "depths are mixed": (_mixed_depth, "mixed-depth", ("bit depths",)),
     "shapes differ": (_other_shape, "odd-size", ("--set policy=letterbox",)),
     "one content has two labels": (_contradiction, "contradictory-labels", ("both good and flawed",)),
+    "a mask has the name of an image": (_twins, "twin-names", ("000.bmp and 000.png", "masks")),
     "a learned image is tested": (_leak, "leak", ("test, train",)),
 }
 
@@ -143,32 +148,6 @@ def test_a_turned_photograph_has_the_size_that_it_is_shown_in(tmp_path: Path, tr
     with Image.open(trees.picture(tmp_path / "x.jpg", seed=9, size=(24, 12) if turned == 6 else (12, 24))) as picture:
         picture.save(tmp_path / "x.jpg", exif=exif)
     assert glance(load(tmp_path)) == ()
-
-
-# Grey pictures
-
-
-def near_grey(path: Path, seed: int, *, tint: int = 0, quality: int | None = None) -> None:
-    rng = np.random.default_rng(seed)
-    grey = rng.integers(30, 220, (48, 40, 1)).repeat(3, 2) + np.array([0, tint, -tint])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(grey.astype(np.uint8)).save(path, **({} if quality is None else {"quality": quality}))
-
-
-@pytest.mark.parametrize(("tint", "suffix", "quality"), [(3, ".png", None), (0, ".jpg", 80), (4, ".jpg", 95)])
-def test_grey_pictures_stored_as_colour_are_grey(tmp_path: Path, tint: int, suffix: str, quality: int | None) -> None:
-    for number in range(4):
-        near_grey(tmp_path / f"{number}.png", number)
-        near_grey(tmp_path / f"c{number}{suffix}", 50 + number, tint=tint, quality=quality)
-    assert "odd-colour" not in [finding.name for finding in check(load(tmp_path)).items]
-
-
-def test_colour_among_grey_pictures_is_told(tmp_path: Path, trees: ModuleType) -> None:
-    for number in range(4):
-        near_grey(tmp_path / f"{number}.png", number, tint=3)
-    trees.picture(tmp_path / "colour.png", seed=77, size=(48, 40))
-    (finding,) = [item for item in check(load(tmp_path)).items if item.name == "odd-colour"]
-    assert [path.name for path in finding.where] == ["colour.png"]
 
 
 # One numbering over several folders

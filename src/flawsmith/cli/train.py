@@ -172,11 +172,17 @@ def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dat
 
     dataset = load(data, layout)
     if not quiet and _is_rank_zero():
-        print_err(f"{dataset.summary()}: {dataset.recognised}")
+        split = calibration_split(dataset, seed)
+        learned, calibration = len(split.train), len(split.calibration)
+        counts = f"{learned} to learn, {calibration} to set the limit"
+        print_err(
+            f"{dataset.category}: {learned + calibration} good images ({counts}); {len(dataset.test)} test images; "
+            f"{dataset.recognised}"
+        )
+        if split.source == "training" or len({sample.image for sample in dataset.good_train}) > learned + calibration:
+            print_err(f"note: {split.description}")
         for note in (*dataset.notes, *(line for line in dataset.near_misses if line.startswith("not "))):
             print_err(f"note: {note}")
-        split = calibration_split(dataset, seed)
-        print_err(split.description)
         for line in _checked(dataset):
             print_err(line)
     return dataset
@@ -199,7 +205,8 @@ def _with_way_out(error: FlawsmithError, dataset: Dataset) -> FlawsmithError:
 
 def _remarks(run: Path) -> list[str]:
     """What the run has to say of the images behind its limit."""
-    return list(json.loads((run / "run.json").read_text(encoding="utf-8")).get("remarks", ()))
+    record = run / "run.json"
+    return list(json.loads(record.read_text(encoding="utf-8")).get("remarks", ())) if record.is_file() else []
 
 
 def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:

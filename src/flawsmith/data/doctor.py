@@ -10,7 +10,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 from PIL import Image
@@ -34,7 +33,7 @@ from flawsmith.data.public_set_checks import official_findings
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import ImageArray, decode
+from flawsmith.runtime.image import decode
 
 
 def saturation_findings(dataset: Dataset, values: Mapping[Path, Sequence[int]], pixels: int) -> Iterator[Finding]:
@@ -95,13 +94,6 @@ _FEW_TO_COMPARE = 2
 _RARE = 0.05
 """A format or size that so few of one label have goes with the other."""
 _ORIENTATION = 0x0112
-_TONE_PIXELS = 100_000
-"""About so many pixels tell whether a picture is grey."""
-_GREY, _STRAY_PIXELS = 12 / 255, 0.001
-"""Channels of a grey picture differ by no more, in all but so few pixels."""
-_COLOUR, _COLOURED_PIXELS = 24 / 255, 0.02
-"""In a picture in colour, so many pixels have channels that differ by more."""
-Tone = Literal["grey", "colour", "between"]
 
 __all__ = ["Finding", "Findings", "Severity", "check", "glance"]
 
@@ -117,7 +109,7 @@ class _Facts:
         size: (height, width).
         bits: bits a channel.
         format: how the file is stored, such as PNG or JPEG; empty where not known.
-        tone: whether the picture is grey, in colour, or neither clearly.
+        grey: whether the three channels are equal.
         darkest, brightest, mean: values as a share of full scale.
         values: the values but 0, of masks alone.
         oddities: what is unusual, of masks alone.
@@ -130,7 +122,7 @@ class _Facts:
     size: tuple[int, int] = (0, 0)
     bits: int = 0
     format: str = ""
-    tone: Tone = "between"
+    grey: bool = False
     darkest: float = 0.0
     brightest: float = 0.0
     mean: float = 0.0
@@ -180,6 +172,7 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
     except FlawsmithError as error:
         return _Facts(path, str(error), digest)
     full = float(np.iinfo(pixels.dtype).max)
+    first = pixels[:, :, 0]
     return _Facts(
         path,
         None,
@@ -187,22 +180,12 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
         (pixels.shape[0], pixels.shape[1]),
         pixels.dtype.itemsize * 8,
         "" if is_mask else _header(path).format,
-        _tone(pixels),
+        bool((first == pixels[:, :, 1]).all() and (first == pixels[:, :, 2]).all()),
         float(pixels.min()) / full,
         float(pixels.max()) / full,
         float(pixels.mean()) / full,
         *(() if mask is None else (grey_values(pixels), mask.oddities, mask.share)),
     )
-
-
-def _tone(pixels: ImageArray) -> Tone:
-    """Grey cameras' pictures stored in colour differ a little between channels, by compression or white balance."""
-    step = max(1, round((pixels.shape[0] * pixels.shape[1] / _TONE_PIXELS) ** 0.5))
-    seen = pixels[::step, ::step].astype(np.float32) / np.iinfo(pixels.dtype).max
-    spread = seen.max(axis=2) - seen.min(axis=2)
-    if (spread > _GREY).mean() <= _STRAY_PIXELS:
-        return "grey"
-    return "colour" if (spread > _COLOUR).mean() >= _COLOURED_PIXELS else "between"
 
 
 @dataclass(frozen=True)
@@ -299,6 +282,20 @@ def _duplicates(inventory: _Inventory) -> Iterable[Finding]:
         yield Finding("warning", "duplicate", message, where, "remove the copies")
 
 
+def _twins(inventory: _Inventory) -> Iterable[Finding]:
+    """Images of one name and two endings: one of them may be a mask, or the same picture saved twice."""
+    by_name: dict[Path, list[Path]] = defaultdict(list)
+    for path in inventory.images:
+        by_name[path.with_suffix("")].append(path)
+    twins = [paths for paths in by_name.values() if len(paths) > 1]
+    if twins:
+        first = " and ".join(path.name for path in twins[0][:2])
+        number = "1 name has" if len(twins) == 1 else f"{len(twins)} names have"
+        message = f"{number} two images beside each other ({first}): copies, or masks among the images?"
+        where = tuple(path for paths in twins for path in paths)
+        yield Finding("warning", "twin-names", message, where, "move masks to their own folder, remove copies")
+
+
 def _odd_sizes(inventory: _Inventory) -> Iterable[Finding]:
     readable = inventory.readable()
     sizes = Counter(facts.size for facts in readable)
@@ -321,8 +318,8 @@ def _odd_sizes(inventory: _Inventory) -> Iterable[Finding]:
 
 def _odd_colours(inventory: _Inventory) -> Iterable[Finding]:
     readable = inventory.readable()
-    grey = [facts.path for facts in readable if facts.tone == "grey"]
-    colour = [facts.path for facts in readable if facts.tone == "colour"]
+    grey = [facts.path for facts in readable if facts.grey]
+    colour = [facts.path for facts in readable if not facts.grey]
     if grey and colour:
         fewer, kind = (grey, "grey") if len(grey) < len(colour) else (colour, "colour")
         message = f"{_images(len(fewer))} in {kind}, unlike the other {len(readable) - len(fewer)}"
@@ -507,8 +504,8 @@ def _images(number: int) -> str:
 
 
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
-    *(_unreadable, _leaks, _duplicates, _odd_sizes, _odd_colours, _odd_depths, _shortcuts, _empty_pictures),
+    *(_unreadable, _leaks, _duplicates, _twins, _odd_sizes, _odd_colours, _odd_depths, _shortcuts, _empty_pictures),
     *(_pair_faults, _odd_masks, _missing_and_unused_masks, _saturation, _too_few, _notes, _official),
 )
-_QUICK_RULES = (_leaks, _duplicates, _odd_sizes, _odd_depths, _shortcuts)
+_QUICK_RULES = (_leaks, _duplicates, _twins, _odd_sizes, _odd_depths, _shortcuts)
 """Those that need no pixels."""
