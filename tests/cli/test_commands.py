@@ -347,7 +347,8 @@ class TestTrain:
 
         assert outcome.out == ""
         assert "mvtec layout, because" in outcome.err
-        assert "held out by content" in outcome.err
+        assert "to learn, " in outcome.err
+        assert "to set the limit" in outcome.err
         assert "model.flaw" in outcome.err
         assert "report.html" in outcome.err
         assert "The reject limit rests on 19 good images" in outcome.err

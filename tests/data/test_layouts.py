@@ -194,12 +194,12 @@ def test_folder_layout_pairs_masks(tmp_path: Path, trees: ModuleType) -> None:
 
 def test_unknown_folders_beside_good_are_passed_over_with_a_note(tmp_path: Path, trees: ModuleType) -> None:
     trees.picture(tmp_path / "good" / "a.png")
-    trees.picture(tmp_path / "crack" / "b.png")
+    trees.picture(tmp_path / "line 3" / "b.png")
     trees.picture(tmp_path / "c.png")
     dataset = layouts.load(tmp_path)
     assert names(dataset.good_train, tmp_path) == ["good/a.png"]
     assert len(dataset.notes) == 2
-    assert "crack/ (1 image)" in dataset.notes[0]
+    assert "line 3/ (1 image)" in dataset.notes[0]
 
 
 def test_category_bears_the_name_of_a_link(tmp_path: Path, trees: ModuleType) -> None:
@@ -251,7 +251,7 @@ BAD_INPUT = {
         "2 categories (bolt, nut); pick one",
     ),
     "root of one": (lambda tmp, trees: _root(tmp, trees, "bolt"), "holds the category bolt"),
-    "root of roots": (lambda tmp, trees: _root(tmp / "a", trees, "bolt").parent, "labelled set"),
+    "root of roots": (lambda tmp, trees: _root(tmp / "a", trees, "bolt").parent, "category set/bolt"),
     "visa": (lambda tmp, trees: _tree(tmp, trees, "c/Data/Images/Anomaly/a.JPG"), "almost in visa layout"),
 }
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from flawsmith.benchmark.experiment import WORD_TEXTURES, BenchmarkRun, Experiment, SplitPart, Task
 from flawsmith.data.layouts import load
 from flawsmith.data.layouts.base import subfolders
+from flawsmith.data.layouts.names import nfc
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import content_hash, dataset_fingerprint
 from flawsmith.features.backbones import users_file
@@ -212,8 +213,9 @@ def categories_of(plan: Plan) -> list[Dataset]:
         FlawsmithError: a folder holds none, or a category that was named is not there.
     """
     datasets = [dataset for folder in plan.data for dataset in _categories(folder, plan.layout, _FOLDERS_DEEP)]
-    chosen = [dataset for dataset in datasets if not plan.categories or dataset.category in plan.categories]
-    missing = set(plan.categories) - {dataset.category for dataset in chosen}
+    named = {nfc(name) for name in plan.categories}
+    chosen = [dataset for dataset in datasets if not named or dataset.category in named]
+    missing = named - {dataset.category for dataset in chosen}
     if missing:
         names = ", ".join(sorted({dataset.category for dataset in datasets}))
         raise FlawsmithError(f"there is no category {min(missing)!r} in the data: there are {names}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -196,11 +197,29 @@ def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dat
 
     dataset = load(data, layout)
     if not quiet and _is_rank_zero():
-        print_err(without_controls(f"{dataset.summary()}: {dataset.recognised}"))
+        split = calibration_split(dataset, seed)
+        learned, calibration = len(split.train), len(split.calibration)
+        counts = f"{learned} to learn, {calibration} to set the limit"
+        summary = (
+            f"{dataset.category}: {learned + calibration} good images ({counts}); {len(dataset.test)} test images; "
+            f"{dataset.recognised}"
+        )
+        print_err(without_controls(summary))
+        if split.source == "training" or len({sample.image for sample in dataset.good_train}) > learned + calibration:
+            print_err(f"note: {split.description}")
         for note in (*dataset.notes, *(line for line in dataset.near_misses if line.startswith("not "))):
             print_err(f"note: {without_controls(note)}")
-        print_err(calibration_split(dataset, seed).description)
+        for line in _checked(dataset):
+            print_err(without_controls(line))
     return dataset
+
+
+def _checked(dataset: Dataset) -> list[str]:
+    """What would spoil the training, in lines."""
+    from flawsmith.data.doctor import glance
+
+    lines = [f"{finding.severity}: {finding.in_a_line}" for finding in glance(dataset)]
+    return lines or [f"checked {len(dataset.samples)} images: no problems"]
 
 
 def _with_way_out(error: FlawsmithError, dataset: Dataset) -> FlawsmithError:
@@ -208,6 +227,12 @@ def _with_way_out(error: FlawsmithError, dataset: Dataset) -> FlawsmithError:
     if not any(str(error).startswith(f"{sample.image}:") for sample in dataset.samples):
         return error
     return FlawsmithError(f"{error}, or remove it; `flawsmith doctor {dataset.root}` lists all such files")
+
+
+def _remarks(run: Path) -> list[str]:
+    """What the run has to say of the images behind its limit."""
+    record = run / "run.json"
+    return list(json.loads(record.read_text(encoding="utf-8")).get("remarks", ())) if record.is_file() else []
 
 
 def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
@@ -219,6 +244,8 @@ def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
         print_err(f"model:  {result.model}")
         print_err(f"report: {result.report}")
         print_err(decision.describe())
+        for remark in _remarks(result.folder):
+            print_err(f"note: {remark}")
     if json_:
         print_json(
             {

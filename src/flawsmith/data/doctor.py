@@ -3,6 +3,7 @@ figures."""
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -11,9 +12,12 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
-from flawsmith.data.layouts.base import GOOD_FOLDERS, by_name
+from flawsmith.data.layouts.base import by_name
+from flawsmith.data.layouts.folder import SAYS_NOTHING, UNLABELLED
+from flawsmith.data.layouts.names import meaning
 from flawsmith.data.loco import (
     DefectKind,
     grey_values,
@@ -24,6 +28,7 @@ from flawsmith.data.loco import (
     too_large_for,
     too_large_note,
 )
+from flawsmith.data.masks import MaskRemarks, Oddity, read_mask_image
 from flawsmith.data.public_set_checks import official_findings
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
@@ -86,8 +91,12 @@ _DARK = 0.03
 _CONSTANT = 2 / 255
 """Range of values, as a share of full scale, up to which an image shows nothing."""
 _FEW_TO_TRAIN = 20
+_FEW_TO_COMPARE = 2
+_RARE = 0.05
+"""A format or size that so few of one label have goes with the other."""
+_ORIENTATION = 0x0112
 
-__all__ = ["Finding", "Findings", "Severity", "check"]
+__all__ = ["Finding", "Findings", "Severity", "check", "glance"]
 
 
 @dataclass(frozen=True)
@@ -100,9 +109,12 @@ class _Facts:
         digest: SHA-256 of the file, empty where even that could not be had.
         size: (height, width).
         bits: bits a channel.
+        format: how the file is stored, such as PNG or JPEG; empty where not known.
         grey: whether the three channels are equal, but for noise and a tint.
         darkest, brightest, mean: values as a share of full scale.
         values: the values but 0, of masks alone.
+        oddities: what is unusual, of masks alone.
+        marked: share of the image that a mask marks.
         summary: of its values, of images alone.
     """
 
@@ -111,11 +123,14 @@ class _Facts:
     digest: str = ""
     size: tuple[int, int] = (0, 0)
     bits: int = 0
+    format: str = ""
     grey: bool = False
     darkest: float = 0.0
     brightest: float = 0.0
     mean: float = 0.0
     values: tuple[int, ...] = ()
+    oddities: tuple[Oddity, ...] = ()
+    marked: float = 0.0
     summary: ValueSummary | None = None
 
 
@@ -155,7 +170,8 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
     digest = ""
     try:
         digest = content_hash(path)
-        pixels = decode(path)
+        mask = read_mask_image(path) if is_mask else None
+        pixels = decode(path) if mask is None else mask.pixels
     except FlawsmithError as error:
         return _Facts(path, str(error), digest)
     full = float(np.iinfo(pixels.dtype).max)
@@ -165,13 +181,69 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
         digest,
         (pixels.shape[0], pixels.shape[1]),
         pixels.dtype.itemsize * 8,
+        "" if is_mask else _header(path).format,
         is_grey(pixels),
         float(pixels.min()) / full,
         float(pixels.max()) / full,
         float(pixels.mean()) / full,
-        grey_values(pixels) if is_mask else (),
+        *(((), (), 0.0) if mask is None else (grey_values(pixels), mask.oddities, mask.share)),
         None if is_mask else summarise_values(pixels),
     )
+
+
+@dataclass(frozen=True)
+class _Header:
+    """What a file says of itself, without its pixels."""
+
+    format: str = ""
+    size: tuple[int, int] = (0, 0)
+    bits: int = 0
+
+
+def _header(path: Path) -> _Header:
+    """The header of an image; empty where it cannot be read, which whoever needs the pixels will tell."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about its size: decoding has a cap of its own
+            with Image.open(path) as image:
+                width, height = image.size
+                raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
+                bits = 16 if image.mode.startswith(("I", "F")) or ";16" in raw else 8
+                # Only where the note on orientation comes before the pixels.
+                exif = image.getexif() if image.format in ("JPEG", "MPO", "TIFF") else {}
+                turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
+                return _Header(image.format or "", (width, height) if turned else (height, width), bits)
+    except Exception:  # Pillow answers odd bytes with nearly every exception there is
+        return _Header()
+
+
+def glance(dataset: Dataset, *, threads: int = _THREADS) -> tuple[Finding, ...]:
+    """What :func:`check` says that would spoil a training, from headers and contents' hashes alone: in seconds.
+
+    Args:
+        dataset: as :func:`flawsmith.data.layouts.load` gives it.
+        threads: files read at a time.
+
+    Returns:
+        Errors and warnings: mixed depths, shapes that differ, images labelled good and flawed, and a format or a size
+        that goes with the label. Files that cannot be read are passed over.
+    """
+    images = list(dict.fromkeys(sample.image for sample in dataset.samples))
+    with ThreadPoolExecutor(max(1, threads)) as pool:
+        facts = dict(zip(images, pool.map(_glance_at, images), strict=True))
+    inventory = _Inventory(dataset, facts, {})
+    findings = [finding for rule in _QUICK_RULES for finding in rule(inventory)]
+    grave = [finding for finding in findings if finding.severity != "note" and finding.name != "duplicate"]
+    return tuple(sorted(grave, key=lambda finding: SEVERITIES.index(finding.severity)))
+
+
+def _glance_at(path: Path) -> _Facts:
+    try:
+        digest, header = content_hash(path), _header(path)
+    except FlawsmithError as error:
+        return _Facts(path, str(error))
+    unread = None if header.format else "no readable header"
+    return _Facts(path, unread, digest, header.size, header.bits, header.format)
 
 
 def _unreadable(inventory: _Inventory) -> Iterable[Finding]:
@@ -213,6 +285,20 @@ def _duplicates(inventory: _Inventory) -> Iterable[Finding]:
         yield Finding("warning", "duplicate", message, where, "remove the copies")
 
 
+def _twins(inventory: _Inventory) -> Iterable[Finding]:
+    """Images of one name and two endings: one of them may be a mask, or the same picture saved twice."""
+    by_name: dict[Path, list[Path]] = defaultdict(list)
+    for path in inventory.images:
+        by_name[path.with_suffix("")].append(path)
+    twins = [paths for paths in by_name.values() if len(paths) > 1]
+    if twins:
+        first = " and ".join(path.name for path in twins[0][:2])
+        number = "1 name has" if len(twins) == 1 else f"{len(twins)} names have"
+        message = f"{number} two images beside each other ({first}): copies, or masks among the images?"
+        where = tuple(path for paths in twins for path in paths)
+        yield Finding("warning", "twin-names", message, where, "move masks to their own folder, remove copies")
+
+
 def _odd_sizes(inventory: _Inventory) -> Iterable[Finding]:
     readable = inventory.readable()
     sizes = Counter(facts.size for facts in readable)
@@ -223,7 +309,10 @@ def _odd_sizes(inventory: _Inventory) -> Iterable[Finding]:
     shapes = [w / h for h, w in sizes]
     message = f"{len(sizes)} sizes: {_images(most)} of {width} x {height}, {len(odd)} of others"
     if max(shapes) > 1.1 * min(shapes):
-        fix = "images are scaled to one size, which distorts these: choose the letterbox policy, or crop alike"
+        fix = (
+            "your images have different shapes and would be distorted: crop them alike, or train with "
+            "--set policy=letterbox"
+        )
         yield Finding("warning", "odd-size", message, tuple(odd), fix)
     else:
         fix = "nothing, if one camera took them: all are scaled to one size"
@@ -238,6 +327,38 @@ def _odd_colours(inventory: _Inventory) -> Iterable[Finding]:
         fewer, kind = (grey, "grey") if len(grey) < len(colour) else (colour, "colour")
         message = f"{_images(len(fewer))} in {kind}, unlike the other {len(readable) - len(fewer)}"
         yield Finding("warning", "odd-colour", message, tuple(fewer), "take all images with one camera setting")
+
+
+def _shortcuts(inventory: _Inventory) -> Iterable[Finding]:
+    """Formats and sizes that go with the label: a model, or its figures, may tell these apart instead of flaws."""
+    facts = [(s, inventory.images[s.image]) for s in inventory.dataset.samples]
+    known = [(s, f) for s, f in facts if f.error is None]
+    good, flawed = ([f for s, f in known if s.label == label] for label in ("good", "flawed"))
+    learned, tested = ([f for s, f in known if s.label == "good" and s.split == split] for split in ("train", "test"))
+    groups = (("good", good, "flawed", flawed), ("training", learned, "good test", tested))
+    for name, usual, other_name, others in groups:
+        if len(usual) < _FEW_TO_COMPARE or len(others) < _FEW_TO_COMPARE:
+            continue
+        for kind, key in (("format", _format_of), ("size", _size_of)):
+            usual_counts, other_counts = Counter(map(key, usual)), Counter(map(key, others))
+            value, number = other_counts.most_common(1)[0]
+            if number < len(others) / 2 or usual_counts[value] > len(usual) * _RARE:
+                continue
+            typical, most = usual_counts.most_common(1)[0]
+            message = (
+                f"{number} of {len(others)} {other_name} images are {value}, but {most} of {len(usual)} {name} images "
+                f"{typical}: figures may measure the {kind}, not the flaws"
+            )
+            where = tuple(f.path for f in others if key(f) == value)
+            yield Finding("warning", f"{kind}-by-label", message, where, "take and store all images alike")
+
+
+def _format_of(facts: _Facts) -> str:
+    return facts.format
+
+
+def _size_of(facts: _Facts) -> str:
+    return f"{facts.size[1]} x {facts.size[0]}"
 
 
 def _odd_depths(inventory: _Inventory) -> Iterable[Finding]:
@@ -282,7 +403,7 @@ def _pair_faults(inventory: _Inventory) -> Iterable[Finding]:
                 continue
             if mask.size != image.size:
                 other_size.append(path)
-            if mask.brightest == 0:
+            if mask.marked == 0:
                 empty.append(path)
     if other_size:
         message = f"{_count(len(other_size), 'mask')} of another size than the image"
@@ -303,8 +424,8 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
         place = by_name(dataset.layout).place_of_masks
         fix = f"add masks {place}, if pixel figures are wanted; image figures need none"
         yield Finding(severity, "missing-mask", message, missing, fix)
-    good = [path for path in dataset.unused_masks if not {*GOOD_FOLDERS}.isdisjoint(_folders(path, dataset.root))]
-    marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].brightest > 0)
+    good = [path for path in dataset.unused_masks if any(meaning(n) == "good" for n in _folders(path, dataset.root))]
+    marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].marked > 0)
     if marked:
         message = f"{_count(len(marked), 'mask')} of good images with marked pixels"
         fix = "remove the mask, or move the image to its defect type"
@@ -314,6 +435,16 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
         message = f"{_count(len(orphans), 'mask')} without an image"
         fix = "name masks after their images, in mvtec layout ground_truth/<defect>/<stem>_mask.png or a folder <stem>/"
         yield Finding("warning", "orphan-mask", message, orphans, fix)
+
+
+def _odd_masks(inventory: _Inventory) -> Iterable[Finding]:
+    """Masks that may not mark what their authors meant."""
+    remarks = MaskRemarks()
+    for path in dict.fromkeys(path for sample in inventory.dataset.samples for path in sample.masks):
+        remarks.update(path, inventory.masks[path].oddities, inventory.masks[path].marked)
+    for oddity, (message, fix) in remarks.sentences().items():
+        severity: Severity = "note" if oddity in ("alpha", "soft") else "warning"
+        yield Finding(severity, f"mask-{oddity}", message, remarks.files(oddity), fix)
 
 
 def _saturation(inventory: _Inventory) -> Iterable[Finding]:
@@ -337,27 +468,33 @@ def _too_few(inventory: _Inventory) -> Iterable[Finding]:
     calibration = len(dataset.good_val) or held_out_count(distinct)
     needed = 99
     if calibration < needed:
-        # With n calibration images the least false-reject rate that can be promised is 1 / (n + 1).
-        message = (
-            f"{_images(calibration)} for calibration: a false-reject rate below "
-            f"{100 / (calibration + 1):.1f} % cannot be promised"
-        )
-        # Where there is a validation folder, nothing is held out of training: more images there would not help.
-        instead = "" if dataset.good_val else f", or {round(needed / HELD_OUT_FRACTION)} in training"
-        fix = f"for 1 % give {needed} good images in validation/good/{instead}"
+        # With n images the least share of rejected good parts that can be promised is 1 / (n + 1).
+        best = f"best promise: 1 in {calibration + 1} good parts rejected"
+        if dataset.good_val:  # nothing is held out of training: more images there would not help
+            message = f"only {_images(calibration)} of your validation folder set the limit; {best}"
+            fix = f"for 1 in 100 put {needed} images into validation/good/"
+        else:
+            message = f"only {calibration} of your {_images(distinct)} can be used to set the limit; {best}"
+            fix = (
+                f"for 1 in 100: {needed} extra images in validation/good/, or "
+                f"{round(needed / HELD_OUT_FRACTION)} images in all"
+            )
         severity: Severity = "warning" if calibration < HELD_OUT_MINIMUM else "note"
         yield Finding(severity, "few-to-calibrate", message, (dataset.root,), fix)
 
 
-def _passed_over(inventory: _Inventory) -> Iterable[Finding]:
-    for note in inventory.dataset.notes:
+def _notes(inventory: _Inventory) -> Iterable[Finding]:
+    """What the layout noted."""
+    dataset = inventory.dataset
+    for note in dataset.notes:
         message, _, fix = note.partition("; ")
         if message.startswith("left out"):  # as the layout wants it
-            yield Finding(
-                "note", "left-out", message, inventory.dataset.left_out or (inventory.dataset.root,), "nothing"
-            )
+            yield Finding("note", "left-out", message, dataset.left_out or (dataset.root,), "nothing")
+        elif message.startswith(UNLABELLED):
+            severity: Severity = "warning" if message.endswith(SAYS_NOTHING) else "note"
+            yield Finding(severity, "unlabelled-folders", message, (dataset.root,), fix or "nothing")
         else:
-            yield Finding("warning", "not-used", message, (inventory.dataset.root,), fix or "nothing")
+            yield Finding("warning", "not-used", message, (dataset.root,), fix or "nothing")
 
 
 def _unread_files(inventory: _Inventory) -> Iterable[Finding]:
@@ -385,7 +522,9 @@ def _images(number: int) -> str:
 
 
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
-    *(_unreadable, _leaks, _duplicates, _odd_sizes, _odd_colours, _odd_depths, _value_range, _empty_pictures),
-    *(_pair_faults, _missing_and_unused_masks, _saturation, _too_few, _passed_over),
+    *(_unreadable, _leaks, _duplicates, _twins, _odd_sizes, _odd_colours, _odd_depths, _value_range, _shortcuts),
+    *(_empty_pictures, _pair_faults, _odd_masks, _missing_and_unused_masks, _saturation, _too_few, _notes),
     *(_unread_files, _official),
 )
+_QUICK_RULES = (_leaks, _duplicates, _twins, _odd_sizes, _odd_depths, _shortcuts)
+"""Those that need no pixels."""

@@ -30,6 +30,11 @@ class Finding:
     where: tuple[Path, ...]
     fix: str
 
+    @property
+    def in_a_line(self) -> str:
+        """What is wrong, and where there is something to do, what."""
+        return self.what if self.fix == "nothing" else f"{self.what}; {self.fix}"
+
 
 @dataclass(frozen=True)
 class Findings:

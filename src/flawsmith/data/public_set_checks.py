@@ -23,6 +23,9 @@ _MANY_DIGITS = 5
 _SPARSE = 20
 """Names that leave out more than so many numbers for each that is there are no numbering."""
 
+_SHARED = 0.05
+"""Folders that share no more of their numbers than this may have one numbering."""
+
 
 def official_findings(dataset: Dataset) -> Iterator[Finding]:
     """Compare a category with the public data set that it belongs to; nothing for one's own data.
@@ -134,22 +137,34 @@ def missing_numbers(dataset: Dataset) -> list[Path]:
     """Files that the numbering of the images in each folder lacks, up to the largest number there.
 
     Folders in which any name is not a number, or where numbers are sparse, are passed over: there a missing file cannot
-    be told.
+    be told. Where one numbering was spread over folders, what lies in another folder is not missing.
     """
-    by_folder: dict[Path, list[Path]] = defaultdict(list)
+    by_folder: dict[Path, dict[str, Path]] = defaultdict(dict)
     for path in (*(sample.image for sample in dataset.samples), *dataset.left_out):
-        by_folder[path.parent].append(path)
-    missing = []
-    for folder, paths in sorted(by_folder.items()):
-        if not all(re.fullmatch(r"[0-9]+", path.stem) for path in paths):
-            continue
-        numbers, width = {int(path.stem) for path in paths}, min(len(path.stem) for path in paths)
+        by_folder[path.parent][path.stem] = path
+    numbered = {
+        folder: {int(stem) for stem in paths}
+        for folder, paths in sorted(by_folder.items())
+        if all(re.fullmatch(r"[0-9]+", stem) for stem in paths)
+    }
+    missing: list[Path] = []
+    for folder, numbers in numbered.items():
+        paths = by_folder[folder]
+        width = min(map(len, paths))
         first = min(numbers) if width >= _MANY_DIGITS else 0
-        if max(numbers) - first > _SPARSE * len(numbers):
+        beside = [each for each in numbered if len(numbered[each] & numbers) <= _SHARED * len(numbers)]
+        elsewhere = {number for each in beside for number in numbered[each]}
+        gaps = [number for number in range(first, max(numbers)) if number not in numbers]
+        spread = sum(number in elsewhere for number in gaps) >= len(gaps) / 2
+        if spread:  # what no folder has is told of the first of them that goes so far
+            told = {int(path.stem) for path in missing if path.parent in beside}
+            gaps = [number for number in gaps if number not in elsewhere | told]
+        elif max(numbers) - first > _SPARSE * len(numbers):
             continue
         present = {path.stem for path in folder.iterdir()} if is_folder(folder) else set()
-        stems = (f"{number:0{width}d}" for number in range(first, max(numbers)) if number not in numbers)
-        missing += [folder / f"{stem}{paths[0].suffix}" for stem in stems if stem not in present]
+        suffix = next(iter(paths.values())).suffix
+        stems = (f"{number:0{width}d}" for number in gaps)
+        missing += [folder / f"{stem}{suffix}" for stem in stems if stem not in present]
     return missing
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from flawsmith.data.findings import Finding, Findings, Severity
+from flawsmith.pipeline.held_out import in_words
 from flawsmith.pipeline.provenance import versions
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES
@@ -46,6 +47,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "limit_statement": spec.decision.describe(),
         "parity": spec.parity,
         "calibration": {name: int(array.size) for name, array in bundle.calibration.items()},
+        "held_out_scores": sorted((float(score) for score in bundle.calibration.get("good", ())), reverse=True),
     }
 
 
@@ -67,6 +69,7 @@ def model_in_words(facts: dict[str, Any]) -> str:
         *([("foreground", training["foreground"])] if training["foreground"] else []),
         ("checkpoint", training["selection"]),
         ("calibrated on", f"{decision['n_good']} good images"),
+        *([("their scores", in_words(facts["held_out_scores"]))] if facts["held_out_scores"] else []),
         ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),
         ("review limit", "none" if review is None else f"{review:.6g}"),
         ("parity", ", ".join(f"{name} {value:.3g}" for name, value in facts["parity"].items()) or "not recorded"),

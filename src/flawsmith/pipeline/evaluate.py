@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from flawsmith.data.layouts import load
-from flawsmith.data.loco import Saturation
+from flawsmith.data.loco import DefectKind, Saturation
+from flawsmith.data.masks import MaskImage, MaskRemarks
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.metrics.bootstrap import Metric, paired_differences, point_estimates
 from flawsmith.metrics.collect import (
@@ -121,13 +122,18 @@ def collect(
         FlawsmithError: an image or a mask cannot be read, they contradict each other, or the disk is full.
     """
     known = Saturation() if saturation is None else saturation
-    geometry = _network_geometry(inspector, protocol)
+    geometry, remarks = _network_geometry(inspector, protocol), MaskRemarks()
+
+    def kind(path: Path, mask: MaskImage) -> DefectKind | None:
+        remarks.update(path, mask.oddities, mask.share)
+        return known.kinds.get(path)
+
     with MetricCollection(protocol, saturated=bool(known.kinds)) as metrics:
         for sample, inspection in _readable(samples, inspector.stream([sample.image for sample in samples])):
-            mask, channels = read_channels(sample, lambda path, pixels: known.kinds.get(path))
+            mask, channels = read_channels(sample, kind)
             metrics.update(_scored(sample, inspection, mask, channels, protocol, geometry))
             on_step()
-        return metrics.compute(notes=known.notes)
+        return metrics.compute(notes=(*known.notes, *remarks.notes()))
 
 
 def _measure(

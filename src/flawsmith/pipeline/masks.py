@@ -19,22 +19,22 @@ from flawsmith.data.loco import (
     too_large_for,
     too_large_note,
 )
+from flawsmith.data.masks import MaskImage, MaskRemarks, read_mask_image
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.metrics.spro import Channel
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import ImageArray, decode
 
-KindOfMask = Callable[[Path, ImageArray], DefectKind | None]
-"""The kind of defect that a mask marks, given its file and its pixels; None where it is not known."""
+KindOfMask = Callable[[Path, MaskImage], DefectKind | None]
+"""The kind of defect that a mask marks, given its file and what was read; None where it is not known."""
 
 
 def read_mask(sample: Sample) -> NDArray[np.bool_] | None:
-    """Union of a sample's masks, binarised above zero, at the masks' own size; None without masks.
+    """Union of a sample's masks (:func:`flawsmith.data.masks.read_mask_image`), at their own size; None without masks.
 
     Raises:
         FlawsmithError: when a mask cannot be read, or several masks of one image differ in size.
     """
-    mask, _ = read_channels(sample, lambda path, pixels: None)
+    mask, _ = read_channels(sample, lambda path, mask: None)
     return mask
 
 
@@ -51,9 +51,9 @@ def read_channels(sample: Sample, kind: KindOfMask) -> tuple[NDArray[np.bool_] |
     masks: list[NDArray[np.bool_]] = []
     channels: list[Channel] = []
     for path in sample.masks:
-        pixels = decode(path)
-        masks.append(pixels.max(axis=2) > 0)
-        defect = kind(path, pixels)
+        mask = read_mask_image(path)
+        masks.append(mask.marked)
+        defect = kind(path, mask)
         if defect is not None:
             channels.append(Channel(masks[-1], defect.saturation_threshold, defect.relative_saturation))
     if not masks:
@@ -64,7 +64,7 @@ def read_channels(sample: Sample, kind: KindOfMask) -> tuple[NDArray[np.bool_] |
 
 
 class SaturationReader:
-    """Learns how the defects of a test split saturate while its masks are read for their pixels.
+    """Learns how the defects of a test split saturate, and what is odd, while its masks are read for their pixels.
 
     What :func:`flawsmith.data.loco.saturation_of` reads all masks for, without a second look at any.
 
@@ -93,22 +93,24 @@ class SaturationReader:
         self._may_be_merged = (
             len(annotated) >= MERGED_FROM and len(self._kinds) != 1 and all(len(masks) == 1 for masks in annotated)
         )
+        self._remarks = MaskRemarks()
         self._values: set[int] = set()
         self._fault = ""
         self._pixels = 0
         self.saturates = bool(self._kinds)
 
-    def kind(self, path: Path, pixels: ImageArray) -> DefectKind | None:
+    def kind(self, path: Path, mask: MaskImage) -> DefectKind | None:
         """The kind of defect that a mask marks; None for a black mask, or where that is not known.
 
         Raises:
             FlawsmithError: a mask that has several grey values or one of no entry, once masks cannot have been merged.
         """
+        self._remarks.update(path, mask.oddities, mask.share)
         if not self.saturates:
             return None
-        values = grey_values(pixels)
+        values = grey_values(mask.pixels)
         self._values.update(values)
-        self._pixels = max(self._pixels, pixels.shape[0] * pixels.shape[1])
+        self._pixels = max(self._pixels, mask.marked.size)
         kind = kind_of(values, self._kinds)
         if isinstance(kind, str):
             self._fault = self._fault or (
@@ -121,8 +123,11 @@ class SaturationReader:
 
     def finish(self) -> None:
         """All masks were shown."""
-        if not self.saturates or not self._pixels:
-            return
+        if self.saturates and self._pixels:
+            self._conclude()
+        self.notes = (*self.notes, *self._remarks.notes())
+
+    def _conclude(self) -> None:
         if self._may_be_merged and len(self._values) == 1:
             self.saturates = False
             self.notes = (merged_note(self._values.pop(), self._kinds, self._config),)

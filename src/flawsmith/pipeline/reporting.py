@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import HoldOut
@@ -16,14 +17,26 @@ from flawsmith.metrics.collect import EvaluationState, ScoredImage
 from flawsmith.metrics.ranking import auroc
 from flawsmith.metrics.results import Evaluation
 from flawsmith.pipeline.provenance import versions
-from flawsmith.report.data import Diagnostic, Example, ExampleKind, FactGroup, RateCurves, ReportData, ScoreGroup
+from flawsmith.report.data import (
+    Diagnostic,
+    Example,
+    ExampleKind,
+    FactGroup,
+    ImageStrip,
+    RateCurves,
+    ReportData,
+    ScoreGroup,
+)
 from flawsmith.report.html import write_report
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.files import BASELINES
-from flawsmith.runtime.image import as_8_bit
+from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspection
 
 EXAMPLES = 8
+PICTURES = 24
+"""Of the held-out images, so many are shown, and more are listed."""
+_LISTED, _THUMBNAIL = 200, 512
 Mask = NDArray[np.bool_]
 
 
@@ -86,10 +99,12 @@ def training_report(
     metrics: Sequence[Mapping[str, Any]],
     diagnostics: Sequence[Diagnostic] = (),
     baseline: Bundle | str | None = None,
+    remarks: Sequence[str] = (),
 ) -> None:
     """Write the report of a run that has just been trained: calibration and training, no test figures.
 
-    The baseline is a model of the same images that needs no training, or why there is none.
+    The baseline is a model of the same images that needs no training, or why there is none. Remarks stand before the
+    other notes.
     """
     spec = bundle.spec
     write_report(
@@ -106,12 +121,37 @@ def training_report(
             limit=spec.decision.limit,
             review_limit=spec.decision.review_limit,
             limit_statement=spec.decision.describe(),
+            held_out=_held_out(bundle, dataset, split),
             training=metrics,
             diagnostics=diagnostics,
-            notes=[*dataset.notes, *([baseline] if isinstance(baseline, str) else [])],
+            notes=[*remarks, *dataset.notes, *([baseline] if isinstance(baseline, str) else [])],
             stamps=spec.training.stamps,
         ),
     )
+
+
+def _held_out(bundle: Bundle, dataset: Dataset, split: HoldOut) -> list[ImageStrip | FactGroup]:
+    """The images behind the limit by score, the highest with their pictures."""
+    scored = held_out_images(bundle, split)
+    pictures = []
+    for path, score in scored[:PICTURES]:
+        shown = Image.fromarray(as_8_bit(decode(path), bundle.spec.geometry.value_range))
+        shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        pictures.append((f"{score:.4g} · {path.name}", np.asarray(shown)))
+    rows = [(dataset.name_of(path), f"{score:.6g}") for path, score in scored[:_LISTED]]
+    more = f", the highest {_LISTED} of {len(scored)}" if len(scored) > _LISTED else ""
+    caption = "The limit rests on these images, highest score first. If one is flawed, remove it and train again."
+    return [
+        ImageStrip("Held-out good images by score", caption, pictures),
+        FactGroup(f"Scores of the held-out good images{more}", rows),
+    ]
+
+
+def held_out_images(bundle: Bundle, split: HoldOut) -> list[tuple[Path, float]]:
+    """The images behind the limit and their scores, highest first."""
+    paths = [sample.image for sample in split.calibration]
+    scores = [float(score) for score in bundle.calibration["good"]]
+    return sorted(zip(paths, scores, strict=True), key=lambda pair: (-pair[1], pair[0]))
 
 
 def evaluation_report(

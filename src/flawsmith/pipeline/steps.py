@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 import flawsmith
+from flawsmith.data.doctor import glance
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import derived_seed
 from flawsmith.data.splits import HoldOut, hold_out
@@ -29,6 +30,7 @@ from flawsmith.features.extract import extractor_key, make_extractor
 from flawsmith.metrics.collect import network_mask, resize_mask
 from flawsmith.models.base import AnomalyModel, Diagnostic, FeatureCloud, MetricChart, ModelConfig, Stage
 from flawsmith.models.registry import find_method
+from flawsmith.pipeline import held_out
 from flawsmith.pipeline.masks import read_mask
 from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
@@ -129,6 +131,12 @@ def _test_images(dataset: Dataset, geometry: Geometry) -> Iterator[TestImage]:
         yield TestImage(geometry.apply(pixels), sample.is_flawed, mask, content)
 
 
+def remarks_on(bundle: Bundle, dataset: Dataset, split: HoldOut) -> tuple[str, ...]:
+    """What to look at among the images behind the limit, in sentences."""
+    names = [dataset.name_of(sample.image) for sample in split.calibration]
+    return held_out.remarks(names, bundle.calibration["good"])
+
+
 PARITY_FILES = 6
 SYNTHETIC_FOR_CALIBRATION = 64
 SYNTHETIC_FOR_SELECTION = 24
@@ -193,7 +201,7 @@ class TrainingSteps:
         return model, geometry, self._learn(model, backbone, geometry)
 
     def _conclude(self, model: AnomalyModel, geometry: Geometry, data: TrainingSet) -> Bundle:
-        from flawsmith.pipeline.reporting import training_report
+        from flawsmith.pipeline.reporting import held_out_images, training_report
 
         bundle = self._exported(model, geometry, data)
         bundle.save(self.run.path / MODEL)
@@ -202,7 +210,10 @@ class TrainingSteps:
         with self._timed("report"):
             metrics = self.run.metrics()
             shown = drawn(model.diagnostics(data), metrics)
-            training_report(self.run.path / REPORT, bundle, self.dataset, self.split, metrics, shown, baseline)
+            checks = [finding.in_a_line for finding in glance(self.dataset)]
+            remarks = remarks_on(bundle, self.dataset, self.split)
+            looked = (*remarks, *checks)
+            training_report(self.run.path / REPORT, bundle, self.dataset, self.split, metrics, shown, baseline, looked)
         self.run.record(
             {
                 "versions": versions(),
@@ -210,6 +221,12 @@ class TrainingSteps:
                 "backbone": model.backbone.info.model_dump(mode="json"),
                 "images_sha256": self.fingerprint,
                 "hold_out": self.split.description,
+                "held_out": [
+                    {"image": self.dataset.name_of(path), "score": score}
+                    for path, score in held_out_images(bundle, self.split)
+                ],
+                "remarks": list(remarks),
+                "checks": checks,
                 "stamps": bundle.spec.training.stamps,
                 "model_sha256": hashlib.sha256(bundle.to_bytes()).hexdigest(),
                 "seconds": self.timings,

@@ -157,6 +157,7 @@ class ReportData:
         limit: reject limit on the image score.
         review_limit: review limit on the image score.
         limit_statement: what stands behind the limit and which false-reject rate it supports, in words.
+        held_out: the held-out good images by their score: pictures and tables.
         examples: inspected images to show; any number, the report shows the worst of each kind.
         training: rows of ``metrics.jsonl``: ``step`` or ``epoch``, perhaps ``stage``, and numbers whose names
             hold ``loss``.
@@ -174,6 +175,7 @@ class ReportData:
     limit: float | None = None
     review_limit: float | None = None
     limit_statement: str = ""
+    held_out: Sequence[ImageStrip | FactGroup] = ()
     examples: Sequence[Example] = ()
     training: Sequence[Mapping[str, object]] = ()
     diagnostics: Sequence[Diagnostic] = ()

@@ -86,6 +86,7 @@ def render_report(data: ReportData) -> str:
         histogram=_histogram(data),
         curves=list(_curves(data)),
         training=_training(data),
+        held_out=panels(data.held_out),
         panels=panels(data.diagnostics),
         figure_rows=_figure_rows(data.evaluation),
         galleries=galleries(data.examples),

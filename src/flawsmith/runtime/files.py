@@ -53,6 +53,38 @@ _NAMED_ENDINGS = 6
 _NO_IMAGE_NAMES = frozenset({"readme", "license", "licence", "copying", "notice", "changelog", "makefile", "checksums"})
 
 
+_STRAY = frozenset(
+    {
+        *("$recycle.bin", "recycler", "recycled", "system volume information", "thumbs", "msdownld.tmp"),  # Windows
+        *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),  # macOS and its archives
+        *("lost+found", "trash", "paxheader", "paxheaders"),  # Linux and archives
+        *(
+            "@eadir",
+            "@tmp",
+            "@recycle",
+            "@recently-snapshot",
+            "@__thumb",
+            "#recycle",
+            "#snapshot",
+            "~snapshot",
+        ),  # boxes
+        *("thumbnails", "thumbnail", "thumb", "_thumbs", "_thumbnails", "_vti_cnf", "_gsdata_", "captureone"),
+    }
+)
+_NUMBERED_STRAY = re.compile(r"(found|paxheaders)\.\d+|.*\.lrdata", re.ASCII)
+
+
+def is_stray(name: str) -> bool:
+    """Whether a file or folder was made by a system, not by a person: hidden, a recycle bin, a folder of thumbnails.
+
+    Example:
+        >>> [is_stray(name) for name in (".cache", "@eaDir", "$RECYCLE.BIN", "__MACOSX", "lost+found", "good")]
+        [True, True, True, True, True, False]
+    """
+    lower = name.casefold()
+    return name.startswith(".") or lower in _STRAY or _NUMBERED_STRAY.fullmatch(lower) is not None
+
+
 def is_folder(path: str | Path) -> bool:
     """Whether a path leads to a folder; one that is too long, or that may not be followed, leads to none."""
     return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for such a path)
@@ -62,9 +94,9 @@ def iter_images(folder: str | Path) -> Iterator[Path]:
     """Yields the image files under a folder, one at a time, in the order of ``sorted(paths)``.
 
     Only the names of the folders on the way to the current file are held, so a tree of any size can be
-    walked. Hidden files and folders (a leading dot) are left out. Links to folders are followed, except back
-    into a parent. A broken link or another special file with an image's name is listed: whoever opens it then
-    learns what is wrong with it.
+    walked. Hidden files and folders (a leading dot) and those that systems make (`is_stray`) are left out. Links to
+    folders are followed, except back into a parent. A broken link or another special file with an image's name is
+    listed: whoever opens it then learns what is wrong with it.
 
     Args:
         folder: where to search, with all its subfolders.
@@ -167,7 +199,7 @@ def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[tuple
     try:
         status = folder.stat()
         with os.scandir(folder) as entries:
-            listing = sorted((entry.name, _is_folder(entry)) for entry in entries if not entry.name.startswith("."))
+            listing = sorted((entry.name, _is_folder(entry)) for entry in entries if not is_stray(entry.name))
     except OSError as error:
         raise FlawsmithError(f"{folder}: cannot list this folder ({error.strerror}); check its permissions") from None
     identity = (status.st_dev, status.st_ino)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
+import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -11,39 +13,54 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from flawsmith.data.layouts.names import has_another_role, meaning, nfc
+from flawsmith.data.masks import read_mask_image
 from flawsmith.data.public_sets import dataset_name
 from flawsmith.data.samples import GOOD, Dataset, Sample, Split
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import is_folder
-from flawsmith.runtime.image import IMAGE_SUFFIXES, decode, find_images, iter_images
+from flawsmith.runtime.files import is_folder, is_stray
+from flawsmith.runtime.image import IMAGE_SUFFIXES, find_images, iter_images
 
-GOOD_FOLDERS = (GOOD, "ok", "normal")
 MASK_FOLDERS = frozenset({"ground_truth", "groundtruth", "masks", "mask", "gt"})
 VALIDATION_FOLDERS = ("validation", "val", "valid")
 
 
 def subfolders(folder: Path) -> list[Path]:
-    """The visible sub-folders, sorted by name.
+    """The visible sub-folders, sorted by name, without those that systems and not people make.
 
     Raises:
         FlawsmithError: the folder cannot be read.
     """
     try:
-        folders = [p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")]
+        with os.scandir(folder) as entries:
+            folders = [folder / e.name for e in entries if not is_stray(e.name) and is_folder(folder / e.name)]
     except OSError as error:
         raise FlawsmithError(f"cannot read the folder {folder}: {error.strerror}; check its path and rights") from error
     return sorted(folders)
 
 
 def subfolder(folder: Path, *names: str) -> Path | None:
-    """The first sub-folder that bears one of the names, in the order of the names, whatever its case."""
-    present = {p.name.casefold(): p for p in reversed(subfolders(folder))}
-    return next((present[n.casefold()] for n in names if n.casefold() in present), None)
+    """The first sub-folder that bears one of the names, in the order of the names, whatever its case and form."""
+    present = {same_name(p.name): p for p in reversed(subfolders(folder))}
+    return next((present[same_name(n)] for n in names if same_name(n) in present), None)
 
 
-def means_good(folder: Path, names: Iterable[str] = GOOD_FOLDERS) -> bool:
-    """Whether a folder's name says that it holds images of good parts, whatever its case."""
-    return folder.name.casefold() in names
+def same_name(name: str) -> str:
+    """What two names have in common that differ in case or in the form of accented letters alone."""
+    return nfc(name).casefold()
+
+
+def means_good(folder: Path) -> bool:
+    """Whether a folder's name says that it holds images of good parts."""
+    return meaning(folder.name) == "good"
+
+
+TEST_FOLDERS = frozenset({"test", "testing", "tests"})
+
+
+def is_set_apart(name: str) -> bool:
+    """Whether a name promises something else than images of parts to learn from or to test on."""
+    return same_name(name) in {*MASK_FOLDERS, *VALIDATION_FOLDERS, *TEST_FOLDERS} or has_another_role(name)
 
 
 def below(folder: Path, *names: str) -> Path | None:
@@ -73,7 +90,7 @@ class MaskFolder:
 
     An image ``crack/007.png`` is paired with the first of these that exists: ``007_mask.<ext>``,
     ``007.<ext>``, or all images of a folder ``007/`` (one file a defect, as in MVTec LOCO AD). Nested images
-    are paired at the same depth.
+    are paired at the same depth. Composed and decomposed letters are the same.
 
     Args:
         root: the folder to look in, or None: then nothing is paired.
@@ -87,12 +104,12 @@ class MaskFolder:
             return
         for path in find_images(root):
             relative = path.relative_to(root)
-            self._by_stem[relative.with_suffix("").as_posix()].append(path)
-            self._by_parent[relative.parent.as_posix()].append(path)
+            self._by_stem[nfc(relative.with_suffix("").as_posix())].append(path)
+            self._by_parent[nfc(relative.parent.as_posix())].append(path)
 
     def masks_of(self, relative: Path) -> tuple[Path, ...]:
         """Masks of an image, given by its path below the folder of its defect type; empty if none."""
-        stem = relative.with_suffix("").as_posix()
+        stem = nfc(relative.with_suffix("").as_posix())
         for key in (f"{stem}_mask", stem):
             if key in self._by_stem:
                 return self._take(self._by_stem[key][:1])
@@ -108,6 +125,52 @@ class MaskFolder:
         return taken
 
 
+_MASK_WORDS = ("mask", "masks", "gt", "groundtruth", "ground_truth", "seg", "segmentation")
+_DRAWN_WORDS = ("overlay", "annotated", "annotation", "heatmap", "marked")
+_COMPANION = re.compile(
+    r"(?:(?P<word>{0})[ _.-])?(?P<name>.+?)(?:[ _.-](?P<words>{0}))?".format("|".join(_MASK_WORDS + _DRAWN_WORDS)), re.I
+)
+
+
+class ImagesOf:
+    """The images of parts in a folder, told from the masks and overlays that lie among them.
+
+    ``007_mask.png`` and ``masks/007.png`` are no images of parts where there is a ``007.png``, nor is
+    ``007_overlay.png``.
+
+    Args:
+        folder: where to look.
+        paths: its images; all those in it and its sub-folders by default.
+
+    Attributes:
+        images: the images of parts, sorted.
+        companions: masks and overlays, sorted.
+    """
+
+    def __init__(self, folder: Path, paths: Sequence[Path] | None = None) -> None:
+        paths = find_images(folder) if paths is None else paths
+        stems = {(path.parent, nfc(path.stem)) for path in paths}
+        self.images: list[Path] = []
+        self.companions: list[Path] = []
+        self._masks: dict[str, Path] = {}
+        for path in paths:
+            apart = any(is_set_apart(name) for name in path.relative_to(folder).parts[:-1])
+            is_mask = any(same_name(name) in MASK_FOLDERS for name in path.relative_to(folder).parts[:-1])
+            name = nfc(path.stem)
+            match = _COMPANION.fullmatch(name)
+            word = match and (match["word"] or match["words"])
+            if match and word and (apart or (path.parent, match["name"]) in stems):
+                apart, name, is_mask = True, match["name"], is_mask or word.casefold() in _MASK_WORDS
+            (self.companions if apart else self.images).append(path)
+            if apart and is_mask:
+                self._masks.setdefault(name, path)
+
+    def mask_of(self, image: Path) -> tuple[Path, ...]:
+        """The mask among the images that belongs to one of them; empty if none."""
+        mask = self._masks.get(nfc(image.stem))
+        return () if mask is None else (mask,)
+
+
 class Collector:
     """The samples of one category as they are found, and on the way what deserves a note.
 
@@ -119,24 +182,35 @@ class Collector:
 
     def __init__(self, root: Path, *, category: str | None = None, dataset: str | None = None) -> None:
         self.root = root
-        self.category = root.name if category is None else category
-        self.dataset_name = dataset_name(root) if dataset is None else dataset
+        self.category = nfc(root.name if category is None else category)
+        self.dataset_name = nfc(dataset_name(root) if dataset is None else dataset)
         self.unused_masks: list[Path] = []
         self.left_out: list[Path] = []
         self.notes: list[str] = []
         self._samples: list[Sample] = []
+
+    def add_good_of(self, folder: Path, split: Split) -> None:
+        """Add the images of a folder of good parts; masks and overlays among them are noted."""
+        files = ImagesOf(folder)
+        self.add_good(files.images, split)
+        self.note_companions(files.companions)
+
+    def note_companions(self, paths: Sequence[Path]) -> None:
+        """Note masks and overlays that lie among images of parts and are used for nothing."""
+        if paths:
+            number = f"{len(paths)} masks or overlays" if len(paths) > 1 else "1 mask or overlay"
+            self.notes.append(f"not used: {number} among images ({naming(paths, self.root)}); keep them elsewhere")
 
     def add_good(self, images: Iterable[Path], split: Split) -> None:
         """Add images of good parts."""
         for image in images:
             self._samples.append(Sample(image, split, "good", GOOD, (), self.category, self.dataset_name))
 
-    def add_validation(self, *good_folders: str) -> None:
+    def add_validation(self) -> None:
         """Add the good images of the user's own validation folder, where there is one.
 
-        Args:
-            good_folders: names of its sub-folders of good images; where none has images, those that lie directly in
-                the validation folder are good.
+        Those are the images of its sub-folders whose names mean good; where none has images, those that lie directly
+        in the validation folder.
 
         Raises:
             FlawsmithError: another sub-folder has images: nothing says that they are good.
@@ -144,7 +218,7 @@ class Collector:
         validation = subfolder(self.root, *VALIDATION_FOLDERS)
         if validation is None:
             return
-        good, direct = _labelled_good(validation, good_folders), direct_images(validation)
+        good, direct = _labelled_good(validation), direct_images(validation)
         if good and direct:
             where = f"{validation.name}/, beside {good[0].relative_to(validation).parts[0]}/"
             self.notes.append(f"not used: {count(len(direct), 'image')} directly in {where}")
@@ -152,7 +226,7 @@ class Collector:
 
     def add_flawed(self, image: Path, defect: str, masks: tuple[Path, ...]) -> None:
         """Add a test image of a flawed part."""
-        self._samples.append(Sample(image, "test", "flawed", defect, masks, self.category, self.dataset_name))
+        self._samples.append(Sample(image, "test", "flawed", nfc(defect), masks, self.category, self.dataset_name))
 
     def dataset(self, layout: str, recognised: str) -> Dataset:
         """All that was added, in its order; ``layout`` and ``recognised`` are handed through."""
@@ -169,19 +243,19 @@ class Collector:
         )
 
 
-def _labelled_good(validation: Path, names: Sequence[str]) -> list[Path]:
-    """The images in the sub-folders of those names, sorted.
+def _labelled_good(validation: Path) -> list[Path]:
+    """The images in the sub-folders whose names mean good, sorted.
 
     Raises:
         FlawsmithError: another sub-folder has images.
     """
     good: list[Path] = []
     for folder in subfolders(validation):
-        images = find_images(folder)
-        if images and not means_good(folder, names):
+        images = ImagesOf(folder).images
+        if images and not means_good(folder):
             raise FlawsmithError(
                 f"{folder} has {count(len(images), 'image')}, but limits are set by good parts alone: move them to "
-                f"{validation.name}/{names[0]}/ if the parts are good, or out of {validation.name}/ if not"
+                f"{validation.name}/{GOOD}/ if the parts are good, or out of {validation.name}/ if not"
             )
         good += images
     return good
@@ -202,7 +276,7 @@ _THREADS = 4
 
 
 def marked(masks: Sequence[Path]) -> dict[Path, bool | None]:
-    """Whether each mask has a pixel that is not black; None for one that cannot be read.
+    """Whether each mask marks a pixel; None for one that cannot be read.
 
     Unchanged files are read once a process: a data set is loaded more than once in a run.
     """
@@ -220,7 +294,7 @@ def _is_marked(mask: Path) -> bool | None:
 
 @lru_cache(maxsize=1 << 16)
 def _read(mask: Path, _size: int, _mtime_ns: int) -> bool:
-    return bool(decode(mask).any())
+    return bool(read_mask_image(mask).marked.any())
 
 
 class Layout(ABC):

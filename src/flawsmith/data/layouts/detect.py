@@ -9,16 +9,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from flawsmith.data.layouts.base import (
-    GOOD_FOLDERS,
     MASK_FOLDERS,
     Layout,
     by_name,
     count,
     direct_images,
+    is_set_apart,
     known,
     subfolder,
     subfolders,
 )
+from flawsmith.data.layouts.folder import refuse_unclear_names, sorted_folders
+from flawsmith.data.layouts.names import on_disk
 from flawsmith.data.layouts.table import is_table
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
@@ -26,6 +28,8 @@ from flawsmith.runtime.files import is_folder
 from flawsmith.runtime.image import IMAGE_SUFFIXES
 
 _LISTED = 12
+_DEPTH = 3
+"""Categories are looked for so far down: data set, subset, category."""
 _TABLE = "csv"
 
 
@@ -62,14 +66,40 @@ def _detect(root: Path) -> Layout:
         if layout.recognise(root) is not None:
             return layout
     # Before the fall-back, which would take all categories for one: is this the root of a whole data set?
-    arranged = [layout for layout in specific if layout.name != _TABLE]  # a folder of tables is no category
-    categories = [f for f in subfolders(root) if any(layout.recognise(f) is not None for layout in arranged)]
+    categories = _categories(root)
     if categories:
         raise FlawsmithError(_several_categories(root, categories))
     if fallback.recognise(root) is not None:
         _refuse_labelled_set(root)
+        refuse_unclear_names(root)
         return fallback
     raise FlawsmithError(_nothing_known(root))
+
+
+def _categories(root: Path, depth: int = _DEPTH) -> list[Path]:
+    """The folders of labelled images below a folder: the categories of a data set, or of several data sets.
+
+    Args:
+        root: where to look.
+        depth: how far down.
+    """
+    categories: list[Path] = []
+    for folder in subfolders(root):
+        if is_set_apart(folder.name):
+            continue
+        if _is_category(folder):
+            categories.append(folder)
+        elif depth > 1:
+            categories += _categories(folder, depth - 1)
+    return categories
+
+
+def _is_category(folder: Path) -> bool:
+    # A folder of tables is no category, and every folder of images would be one of the plain layout.
+    if any(layout.recognise(folder) is not None for layout in known()[:-1] if layout.name != _TABLE):
+        return True
+    folders = sorted_folders(folder)
+    return bool(folders.good and folders.flawed)
 
 
 def load(path: str | Path, layout: str | None = None) -> Dataset:
@@ -116,6 +146,8 @@ def _subject(path: str | Path) -> Path:
     """
     # Unlike their like in pathlib, these raise for no name: not for one that is too long, nor for an unknown ~user.
     subject = Path(os.path.expanduser(path))  # noqa: PTH111
+    if not os.path.lexists(subject):
+        subject = on_disk(subject)
     if not os.path.exists(subject):  # noqa: PTH110
         kind = "table" if is_table(subject) else "folder"
         raise FlawsmithError(f"there is no {kind} {subject}; check the path and the rights to it")
@@ -166,7 +198,7 @@ def _refuse_labelled_set(root: Path) -> None:
     Raises:
         FlawsmithError: no image lies directly in the folder or in good/, and another layout is a near miss.
     """
-    if direct_images(root) or subfolder(root, *GOOD_FOLDERS) is not None:
+    if direct_images(root) or sorted_folders(root).good:
         return
     for layout in known():
         if (lack := layout.near_miss(root)) is not None:
@@ -177,13 +209,12 @@ def _refuse_labelled_set(root: Path) -> None:
 
 
 def _several_categories(root: Path, categories: list[Path]) -> str:
-    names = _listing([f.name for f in categories])
+    names = _listing([f.relative_to(root).as_posix() for f in categories])
     if len(categories) == 1:
         return f"{root} holds the category {names} but is none itself; give {categories[0]}"
-    return (
-        f"{root} is the root of a data set with {len(categories)} categories ({names}); "
-        f"pick one, such as {categories[0]}"
-    )
+    one_set = len({category.parent for category in categories}) == 1
+    kind = "is the root of a data set" if one_set else "holds several data sets"
+    return f"{root} {kind} with {len(categories)} categories ({names}); pick one, such as {categories[0]}"
 
 
 def _nothing_known(root: Path) -> str:

@@ -4,9 +4,13 @@
 
     <category>/*.png                                 every image is a good one to learn from
     <category>/good/                                 the same, with room beside it for:
-    <category>/{bad,defect,defective,ng,...}/        flawed images to test on; sub-folders name defect types
+    <category>/bad/                                  flawed images to test on; sub-folders name defect types
     <category>/{val,validation}/                     good images to calibrate on, directly or in good/
     <category>/{ground_truth,masks}/                 masks of the flawed images, paired by stem
+
+good/ and bad/ may be called otherwise, as ``OK`` and ``NG``, ``pass`` and ``fail``, ``gut`` and ``schlecht``; see
+:mod:`flawsmith.data.layouts.names`. Names that may mean either, as ``0`` and ``1``, are refused unless the layout is
+named.
 """
 
 from __future__ import annotations
@@ -14,28 +18,30 @@ from __future__ import annotations
 from pathlib import Path
 
 from flawsmith.data.layouts.base import (
-    GOOD_FOLDERS,
     MASK_FOLDERS,
-    VALIDATION_FOLDERS,
+    TEST_FOLDERS,
     Collector,
+    ImagesOf,
     Layout,
     MaskFolder,
     count,
     direct_images,
     has_images,
+    is_set_apart,
     register,
     subfolder,
     subfolders,
 )
+from flawsmith.data.layouts.names import Sorted, has_another_role, meaning, say_when_or_where, sort_folders
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
 
-FLAWED_FOLDERS = frozenset(
-    "bad defect defects defective ng nok ko flawed anomaly anomalies anomalous".split()  # noqa: SIM905
-)
-# Names that promise another role than "good image to learn from".
-_RESERVED = FLAWED_FOLDERS | MASK_FOLDERS | {*VALIDATION_FOLDERS, "test", "train"}
+UNLABELLED = "learned from as good"
+"""Begins the note on sub-folders whose names do not say that the parts in them are good."""
+SAYS_NOTHING = "whose names say nothing of the parts"
+"""Ends its first part where the names do not look like days, cameras or lots either."""
+_LISTED = 6
 
 
 @register
@@ -47,13 +53,13 @@ class FolderLayout(Layout):
     priority = 100
 
     def recognise(self, root: Path) -> str | None:
-        good = _good_folder(root)
-        if good is not None and has_images(good):
-            return f"folder layout, because it has {good.name}/ with images and no train/good/"
+        folders = sorted_folders(root)
+        if folders.good:
+            return f"folder layout, because it has {_listing(folders.good)} with images and no train/good/"
         direct = direct_images(root)
         if direct:
             return f"folder layout, because {count(len(direct), 'image')} lie directly in it"
-        nested = [f for f in subfolders(root) if not _is_reserved(f.name) and has_images(f)]
+        nested = folders.unknown + folders.unclear
         if nested:
             return f"folder layout, because images lie in {count(len(nested), 'sub-folder')} of no known meaning"
         return None
@@ -62,76 +68,111 @@ class FolderLayout(Layout):
         recognised = self.recognise(root)
         if recognised is None:
             raise FlawsmithError(f"no good images to train on in {root}; expected {self.expects}")
-        collector = Collector(root)
-        collector.add_good(self._train_images(root, collector.notes), "train")
-        collector.add_validation(*GOOD_FOLDERS)
-        _add_flawed(collector)
-        test = subfolder(root, "test")
-        if test is not None:
-            fix = "a test split needs the mvtec layout, with good images in train/good/"
-            collector.notes.append(_passed_over(test, fix))
+        collector, folders = Collector(root), sorted_folders(root)
+        _add_train(collector, folders)
+        collector.add_validation()
+        _add_flawed(collector, folders.flawed)
+        for folder in subfolders(root):
+            if has_another_role(folder.name) and has_images(folder):
+                fix = "a test split needs the mvtec layout, with good images in train/good/"
+                is_test = folder.name.casefold() in TEST_FOLDERS
+                collector.notes.append(_passed_over(folder, fix if is_test else "nothing"))
+        if meaning(root.name) == "flawed" and not folders.good:
+            called = f"all images of a folder called {root.name}/, {SAYS_NOTHING}"
+            collector.notes.append(f"{UNLABELLED}: {called}; give the folder of good parts if these are flawed")
         return collector.dataset(self.name, recognised)
 
-    def _train_images(self, root: Path, notes: list[str]) -> list[Path]:
-        good = _good_folder(root)
-        if good is not None and has_images(good):
-            for other in subfolders(root):
-                if other != good and not _is_reserved(other.name) and has_images(other):
-                    notes.append(_passed_over(other, "put flawed images under bad/, good ones under good/"))
-            stray = direct_images(root)
-            if stray:
-                notes.append(f"not used: {count(len(stray), 'image')} directly in {root}, beside {good.name}/")
-            return find_images(good)
-        images = direct_images(root)
-        for folder in subfolders(root):
-            if not _is_reserved(folder.name):
-                images += _unlabelled(root, folder)
-        return sorted(images)
+
+def sorted_folders(root: Path) -> Sorted:
+    """The sub-folders with images of parts, by what their names say: not those of masks, test or validation images."""
+    return sort_folders([folder for folder in subfolders(root) if not is_set_apart(folder.name) and has_images(folder)])
 
 
-def _unlabelled(root: Path, folder: Path) -> list[Path]:
-    """Images of a sub-folder whose name means nothing, unless names below it tell of a labelled set.
+def refuse_unclear_names(root: Path) -> None:
+    """Refuse sub-folders of which one may hold good and another flawed parts, where nothing says which.
+
+    Raises:
+        FlawsmithError: naming the folders and the ways out.
+    """
+    folders = sorted_folders(root)
+    if folders.unclear and not folders.good:
+        names = _listing(folders.unclear)
+        raise FlawsmithError(
+            f"{root}: nothing says whether {names} {hold(folders.unclear)} good or flawed parts; rename them to good/ "
+            "and bad/, give the folder of the good ones, write a CSV table, or add --layout folder if all are good"
+        )
+
+
+def hold(folders: list[Path]) -> str:
+    """The verb for one folder or several."""
+    return "holds" if len(folders) == 1 else "hold"
+
+
+def _add_train(collector: Collector, folders: Sorted) -> None:
+    root, notes = collector.root, collector.notes
+    direct = direct_images(root)
+    if folders.good:
+        for other in folders.unknown + folders.unclear:
+            notes.append(_passed_over(other, "put flawed images under bad/, good ones under good/"))
+        if direct:
+            notes.append(f"not used: {count(len(direct), 'image')} directly in {root}, beside {folders.good[0].name}/")
+        for folder in folders.good:
+            collector.add_good_of(folder, "train")
+        return
+    unlabelled = folders.unknown + folders.unclear
+    if len(unlabelled) > 1 or (unlabelled and folders.flawed):
+        kind = "" if say_when_or_where(unlabelled) and not folders.unclear else f", {SAYS_NOTHING}"
+        fix = "if any of them holds flawed parts, rename it to bad/"
+        notes.append(f"{UNLABELLED}: all images in {_listing(unlabelled)}{kind}; {fix}")
+    for folder in unlabelled:
+        _refuse_labels_below(root, folder)
+    nested = [image for folder in unlabelled for image in find_images(folder)]
+    files = ImagesOf(root, sorted(direct + nested))
+    collector.add_good(files.images, "train")
+    collector.note_companions(files.companions)
+
+
+def _refuse_labels_below(root: Path, folder: Path) -> None:
+    """Refuse a sub-folder whose name means nothing where names below it tell of a labelled set.
 
     Raises:
         FlawsmithError: training on all of it would learn flawed images or masks as good.
     """
-    images = find_images(folder)
-    for path in images:
+    for path in find_images(folder):
         parts = path.relative_to(root).parts[1:-1]
-        if any(_is_reserved(part) or part.casefold() in GOOD_FOLDERS for part in parts):
+        if any(is_set_apart(part) or meaning(part) is not None for part in parts):
             raise FlawsmithError(
                 f"{root} is not a folder of good images alone: {path.parent.relative_to(root)}/ looks like "
                 "part of a labelled set; give the folder that holds the good images, or arrange it as "
                 "train/good/ and test/<defect>/"
             )
-    return images
 
 
-def _add_flawed(collector: Collector) -> None:
-    folders = subfolders(collector.root)
-    truth = next((f for f in folders if f.name.casefold() in MASK_FOLDERS), None)
+def _add_flawed(collector: Collector, flawed: list[Path]) -> None:
+    truth = next((f for f in subfolders(collector.root) if f.name.casefold() in MASK_FOLDERS), None)
     unused: set[Path] = set(find_images(truth)) if truth is not None else set()
-    for folder in folders:
-        if folder.name.casefold() not in FLAWED_FOLDERS:
-            continue
+    for folder in flawed:
         # Masks lie in ground_truth/<bad>/, or in ground_truth/ itself where all flawed images are in one
         # folder.
         masks = MaskFolder((subfolder(truth, folder.name) or truth) if truth is not None else None)
-        for path in find_images(folder):
+        files = ImagesOf(folder)
+        beside = set(files.companions)
+        for path in files.images:
             relative = path.relative_to(folder)
             defect = relative.parts[0] if len(relative.parts) > 1 else folder.name
-            paired = masks.masks_of(relative)
+            paired = masks.masks_of(relative) or files.mask_of(path)
+            beside.difference_update(paired)
             unused.difference_update(paired)
             collector.add_flawed(path, defect, paired)
+        collector.note_companions(sorted(beside))
     collector.unused_masks += unused
 
 
-def _good_folder(root: Path) -> Path | None:
-    return subfolder(root, *GOOD_FOLDERS)
-
-
-def _is_reserved(name: str) -> bool:
-    return name.casefold() in _RESERVED
+def _listing(folders: list[Path]) -> str:
+    names = [f"{folder.name}/" for folder in folders[:_LISTED]]
+    if len(folders) > _LISTED:
+        return f"{', '.join(names)} and {len(folders) - _LISTED} more"
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 
 
 def _passed_over(folder: Path, fix: str) -> str:

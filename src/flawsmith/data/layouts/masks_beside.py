@@ -30,7 +30,8 @@ from flawsmith.data.layouts.base import (
     subfolder,
     subfolders,
 )
-from flawsmith.data.samples import GOOD, Dataset
+from flawsmith.data.layouts.names import nfc
+from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 
 SUFFIX = "_GT"
@@ -72,7 +73,7 @@ class Ksdd2Layout(Layout):
         if not good:
             raise FlawsmithError(f"no good images to train on in {splits['train']}: no image has a black mask")
         collector.add_good(good, "train")
-        collector.add_validation(GOOD)
+        collector.add_validation()
         if "test" in splits:
             good, flawed = _divide(collector, splits["test"], unknown)
             collector.add_good(good, "test")
@@ -97,8 +98,9 @@ def _splits(root: Path) -> dict[str, Path]:
 def _pairs(folder: Path) -> dict[Path, Path]:
     """The mask of each image that has one."""
     files = direct_images(folder)
-    masks = {path.stem: path for path in files}
-    return {path: masks[path.stem + SUFFIX] for path in files if path.stem + SUFFIX in masks}
+    masks = {nfc(path.stem): path for path in files}
+    stems = {path: nfc(path.stem) + SUFFIX for path in files}
+    return {path: masks[stem] for path, stem in stems.items() if stem in masks}
 
 
 def _divide(collector: Collector, folder: Path, unknown: list[Path]) -> tuple[list[Path], list[Path]]:
@@ -154,7 +156,7 @@ class MagneticTileLayout(Layout):
             raise FlawsmithError(f"no good images to train on in {good}; put the .jpg files of the set there")
         collector = Collector(root)
         collector.add_good(learned, "train")
-        collector.add_validation(GOOD)
+        collector.add_validation()
         collector.add_good(test, "test")
         for folder in _flawed(root):
             _add_flawed(collector, folder)
@@ -174,16 +176,16 @@ def _flawed(root: Path) -> list[Path]:
 def _images_and_masks(folder: Path) -> tuple[list[Path], dict[str, Path]]:
     """The images, sorted, and the masks by stem."""
     files = direct_images(folder)
-    masks = {path.stem: path for path in files if path.suffix.lower() == _MASK}
+    masks = {nfc(path.stem): path for path in files if path.suffix.lower() == _MASK}
     return [path for path in files if path.suffix.lower() != _MASK], masks
 
 
 def _add_flawed(collector: Collector, folder: Path) -> None:
     defect = folder.parent.name[len(PREFIX) :].lower()
     images, masks = _images_and_masks(folder)
-    marks = marked([masks[image.stem] for image in images if image.stem in masks])
+    marks = marked([masks[nfc(image.stem)] for image in images if nfc(image.stem) in masks])
     for image in images:
-        mask = masks.pop(image.stem, None)
+        mask = masks.pop(nfc(image.stem), None)
         if mask is None:
             collector.add_flawed(image, defect, ())
         elif marks[mask] is False:

@@ -8,7 +8,8 @@
     <category>/test/<defect>/         optional
     <category>/ground_truth/<defect>/<stem>_mask.<ext>, <stem>.<ext> or a folder <stem>/ of masks
 
-A folder of good images may be called ok/ or normal/ as well. A category without train/ is a test set for models that
+A folder of good images may be called ok/, normal/, pass/ and so on as well (:mod:`flawsmith.data.layouts.names`).
+A category without train/ is a test set for models that
 were trained elsewhere, as in MAD-man and MAD-sys (``MAD-man/Person_1/<category>/``), known by test/good/ or
 ground_truth/.
 
@@ -21,9 +22,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from flawsmith.data.layouts.base import (
-    GOOD_FOLDERS,
     VALIDATION_FOLDERS,
     Collector,
+    ImagesOf,
     Layout,
     MaskFolder,
     below,
@@ -32,9 +33,12 @@ from flawsmith.data.layouts.base import (
     has_images,
     means_good,
     register,
+    same_name,
     subfolder,
     subfolders,
 )
+from flawsmith.data.layouts.folder import hold
+from flawsmith.data.layouts.names import sort_folders
 from flawsmith.data.samples import GOOD, Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
@@ -85,10 +89,12 @@ def without_train(root: Path) -> str:
 def _is_test_set(root: Path) -> bool:
     """Whether there is a labelled test split, and nothing beside it that could be meant to be learned from."""
     test = subfolder(root, "test")
-    if test is None or subfolder(root, "train", *GOOD_FOLDERS) is not None or direct_images(root):
+    beside = [folder for folder in subfolders(root) if folder.name.casefold() == "train" or means_good(folder)]
+    if test is None or beside or direct_images(root):
         return False
-    labelled = [folder for folder in subfolders(test) if has_images(folder)]
-    return bool(labelled) and (any(map(means_good, labelled)) or ground_truth(root) is not None)
+    folders = sort_folders([folder for folder in subfolders(test) if has_images(folder)])
+    labelled = bool(folders.flawed or folders.unclear or folders.unknown)
+    return bool(folders.good) or (labelled and ground_truth(root) is not None)
 
 
 def ground_truth(root: Path) -> Path | None:
@@ -109,13 +115,19 @@ def read_category(layout: Layout, root: Path) -> Dataset:
     recognised, good = layout.recognise(root), _train_good(root)
     if recognised is None:
         raise FlawsmithError(f"{root} is not in {layout.name} layout; expected {layout.expects}")
-    learned = [image for folder in good for image in find_images(folder)]
-    if good and not learned:
+    if good and not any(map(has_images, good)):
         raise FlawsmithError(f"no good images to train on in {good[0]}; put images of good parts there")
     collector = Collector(root)
-    collector.add_good(learned, "train")
-    collector.add_validation(*GOOD_FOLDERS)
-    test = subfolder(root, "test")
+    for folder in good:
+        collector.add_good_of(folder, "train")
+    collector.add_validation()
+    test, train = subfolder(root, "test"), subfolder(root, "train")
+    for folder in subfolders(train) if train is not None else ():
+        if folder not in good and has_images(folder):
+            number = count(len(find_images(folder)), "image")
+            collector.notes.append(
+                f"not used: train/{folder.name}/ ({number}), since good images alone are learned from"
+            )
     if test is not None:
         _add_test(collector, test, ground_truth(root))
     return collector.dataset(layout.name, recognised)
@@ -123,26 +135,54 @@ def read_category(layout: Layout, root: Path) -> Dataset:
 
 def _add_test(collector: Collector, test: Path, truth: Path | None) -> None:
     folders = subfolders(test)
+    good = _good_of_test(collector, [folder for folder in folders if has_images(folder)])
     stray = len(find_images(test)) - sum(len(find_images(folder)) for folder in folders)
     if stray > 0:
         number = count(stray, "image")
         collector.notes.append(f"not used: {number} directly in test/; move them to test/good/ or test/<defect>/")
     for folder in folders:
         masks = MaskFolder(subfolder(truth, folder.name) if truth else None)
-        if means_good(folder):
-            collector.add_good(find_images(folder), "test")
+        if folder in good:
+            collector.add_good_of(folder, "test")
         else:
-            for image in find_images(folder):
-                collector.add_flawed(image, folder.name, masks.masks_of(image.relative_to(folder)))
+            files = ImagesOf(folder)
+            beside = set(files.companions)
+            for image in files.images:
+                paired = masks.masks_of(image.relative_to(folder)) or files.mask_of(image)
+                beside.difference_update(paired)
+                collector.add_flawed(image, folder.name, paired)
+            collector.note_companions(sorted(beside))
         collector.unused_masks += masks.unused()
     if truth is not None:
         collector.unused_masks += _masks_of_other_defects(truth, folders)
 
 
+def _good_of_test(collector: Collector, folders: list[Path]) -> list[Path]:
+    """The folders of good test images; the others are taken for defect types.
+
+    Raises:
+        FlawsmithError: none is called good, and the names of others may mean it.
+    """
+    named = sort_folders(folders)
+    if named.unclear and not named.good:
+        names = " and ".join(f"test/{folder.name}/" for folder in named.unclear)
+        raise FlawsmithError(
+            f"{collector.root}: nothing says whether {names} {hold(named.unclear)} good or flawed parts; "
+            "rename the folder of good ones to good/ and the other to its defect, or write a CSV table"
+        )
+    if named.unknown and not named.good:
+        number = count(sum(len(find_images(folder)) for folder in folders), "image")
+        collector.notes.append(
+            f"test/ has no folder of good images, so that {number} there count as flawed; if one of its folders "
+            "holds good parts, rename it to good/"
+        )
+    return named.good
+
+
 def _masks_of_other_defects(truth: Path, defects: list[Path]) -> list[Path]:
     """Masks in folders that bear the name of no defect type in the test split."""
-    known = {folder.name.casefold() for folder in defects}
-    return [mask for folder in subfolders(truth) if folder.name.casefold() not in known for mask in find_images(folder)]
+    known = {same_name(folder.name) for folder in defects}
+    return [mask for folder in subfolders(truth) if same_name(folder.name) not in known for mask in find_images(folder)]
 
 
 def _train_good(root: Path) -> list[Path]:

@@ -39,6 +39,7 @@ from flawsmith.data.layouts.base import (
     count,
     register,
 )
+from flawsmith.data.layouts.names import on_disk
 from flawsmith.data.samples import GOOD, Dataset, Split
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder
@@ -321,7 +322,8 @@ class _Files:
     def _file(self, row: Row, name: str, kind: Literal["image", "mask"]) -> Path:
         # Tables written on Windows have backslashes.
         for spelled in (name, name.replace("\\", "/")):
-            path = Path(os.path.normpath(self._table.parent / spelled))
+            written = Path(os.path.normpath(self._table.parent / spelled))
+            path = written if os.path.lexists(written) else on_disk(written)
             if os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
                 return path
         raise FlawsmithError(

@@ -26,8 +26,9 @@ from flawsmith.data.layouts.base import (
     below,
     count,
     register,
+    same_name,
 )
-from flawsmith.data.samples import GOOD, Dataset
+from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
 
@@ -74,7 +75,7 @@ class VisaLayout(Layout):
             raise FlawsmithError(f"no good images to train on: {table} has no row {root.name},train,normal")
         collector = Collector(root)
         collector.add_good((image for image, _ in learned), "train")
-        collector.add_validation(GOOD)
+        collector.add_validation()
         collector.add_good((image for image, _ in good), "test")
         for image, masks in flawed:
             collector.add_flawed(image, "anomaly", masks)
@@ -104,7 +105,7 @@ def _rows_of(category: str, table: Path) -> list[_Row]:
     rows = [
         _Row(line, *(cells[name].strip() for name in _COLUMNS[1:]))
         for line, cells in _read(table)
-        if cells["object"].strip().casefold() == category.casefold()
+        if same_name(cells["object"].strip()) == same_name(category)
     ]
     if not rows:
         raise FlawsmithError(f"{table} has no row of the object {category}; give the folder the name it has there")
@@ -137,7 +138,7 @@ def _read(table: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 class _NamedFiles:
-    """The category's image files by the paths that the table gives them, whatever their case: 000.JPG or 000.jpg.
+    """The category's image files by the paths that the table gives them, whatever their case and form of letters.
 
     Args:
         root: the category folder.
@@ -148,7 +149,7 @@ class _NamedFiles:
         self._root, self._table = root, table
         data = below(root, "Data")
         paths = find_images(data) if data is not None else []
-        self._paths = {p.relative_to(root.parent).as_posix().casefold(): p for p in paths}
+        self._paths = {same_name(p.relative_to(root.parent).as_posix()): p for p in paths}
         self._unused = set(paths)
 
     def take(self, name: str, line: int) -> Path:
@@ -157,7 +158,7 @@ class _NamedFiles:
         Raises:
             FlawsmithError: there is none, or it was taken before.
         """
-        path = self._paths.get(PurePosixPath(name).as_posix().casefold())
+        path = self._paths.get(same_name(PurePosixPath(name).as_posix()))
         if path is None or path not in self._unused:
             reason = "there is no such image" if path is None else "an earlier row names it too"
             raise FlawsmithError(

@@ -1,0 +1,238 @@
+"""Masks as programs save them: inverted, on a transparent layer, as JPEG, over the photograph."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from flawsmith.data.doctor import check
+from flawsmith.data.findings import Finding
+from flawsmith.data.layouts import load
+from flawsmith.data.masks import read_mask_image
+from flawsmith.pipeline.evaluate import evaluate
+from flawsmith.runtime.inspector import Inspector
+
+SIZE = (40, 48)
+TRUTH = np.zeros(SIZE, bool)
+TRUTH[10:16, 20:40] = True
+Pixels = NDArray[np.uint8]
+
+
+def grey(marked: int, else_: int) -> Pixels:
+    return np.where(TRUTH, marked, else_).astype(np.uint8)
+
+
+def layer(stroke: tuple[int, int, int], ground: tuple[int, int, int], *, alpha: tuple[int, int] = (255, 0)) -> Pixels:
+    """RGBA: strokes of one colour, and what lies in the transparent rest."""
+    colours = np.where(TRUTH[..., None], stroke, ground)
+    return np.dstack([colours, np.where(TRUTH, *alpha)]).astype(np.uint8)
+
+
+def photograph(*, grey_only: bool = False) -> Pixels:
+    rng = np.random.default_rng(5)
+    picture = np.clip(rng.normal(120, 40, (*SIZE, 3)), 0, 255)
+    picture[TRUTH] = (255, 0, 0)
+    return picture[..., :1].repeat(3, 2).astype(np.uint8) if grey_only else picture.astype(np.uint8)
+
+
+def heat_map() -> Pixels:
+    y, x = np.mgrid[: SIZE[0], : SIZE[1]]
+    heat = np.exp(-((y - 13) ** 2 + (x - 30) ** 2) / 200)
+    return (np.dstack([heat, 4 * heat * (1 - heat), 1 - heat]) * 255).astype(np.uint8)
+
+
+RIGHT: dict[str, tuple[Pixels, str, str | None]] = {
+    "white on black": (grey(255, 0), "m.png", None),
+    "small numbers": (grey(3, 0), "m.png", None),
+    "grey of a kind": (grey(206, 0), "m.png", None),
+    "opaque colours": (layer((255, 255, 255), (0, 0, 0), alpha=(255, 255)), "m.png", None),
+    "red on transparent black": (layer((255, 0, 0), (0, 0, 0)), "m.png", None),
+    "white everywhere, marked by alpha": (layer((255, 255, 255), (255, 255, 255)), "m.png", "alpha"),
+    "black strokes on nothing": (layer((0, 0, 0), (0, 0, 0)), "m.png", "alpha"),
+    "black strokes on transparent white": (layer((0, 0, 0), (255, 255, 255)), "m.png", "alpha"),
+    "red strokes on transparent white": (layer((255, 0, 0), (255, 255, 255)), "m.png", "alpha"),
+    "half transparent strokes": (layer((255, 0, 0), (255, 255, 255), alpha=(128, 0)), "m.png", "alpha"),
+    "strokes over a faint layer": (layer((255, 255, 255), (255, 255, 255), alpha=(220, 60)), "m.png", "alpha"),
+    "alpha in a TIFF": (layer((255, 255, 255), (255, 255, 255)), "m.tif", "alpha"),
+    "alpha in a WebP": (layer((255, 255, 255), (255, 255, 255)), "m.webp", "alpha"),
+    "grey with alpha": (np.dstack([grey(9, 9), grey(255, 0)]), "m.png", "alpha"),
+}
+
+
+@pytest.mark.parametrize("case", RIGHT)
+def test_what_is_marked_is_read(tmp_path: Path, case: str) -> None:
+    pixels, name, oddity = RIGHT[case]
+    Image.fromarray(pixels).save(
+        tmp_path / name, **({"lossless": True, "exact": True} if name.endswith("webp") else {})
+    )
+    mask = read_mask_image(tmp_path / name)
+    np.testing.assert_array_equal(mask.marked, TRUTH)
+    assert mask.oddities == (() if oddity is None else (oddity,))
+
+
+def test_a_transparent_colour_of_a_palette_is_not_marked(tmp_path: Path) -> None:
+    indexed = Image.fromarray(grey(1, 0), "P")
+    indexed.putpalette([255, 255, 255, 255, 0, 0])
+    indexed.save(tmp_path / "m.png", transparency=0)
+    np.testing.assert_array_equal(read_mask_image(tmp_path / "m.png").marked, TRUTH)
+
+
+@pytest.mark.parametrize("quality", [40, 75, 95])
+@pytest.mark.parametrize("name", ["m.jpg", "m.webp"])
+@pytest.mark.parametrize("colour", [(255, 255, 255), (255, 0, 0), (200, 200, 200)])
+def test_compression_of_a_mask_marks_nothing_more(
+    tmp_path: Path, name: str, quality: int, colour: tuple[int, int, int]
+) -> None:
+    pixels = np.where(TRUTH[..., None], colour, 0).astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / name, quality=quality)
+    mask = read_mask_image(tmp_path / name)
+    assert (mask.marked != TRUTH).mean() < 0.03
+    assert set(mask.oddities) <= {"soft"}
+
+
+def test_noise_of_a_black_jpeg_is_no_flaw(tmp_path: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 12, SIZE).astype(np.uint8)
+    Image.fromarray(noise).save(tmp_path / "m.jpg", quality=95)
+    assert not read_mask_image(tmp_path / "m.jpg").marked.any()
+
+
+def test_soft_edges_are_cut_at_half(tmp_path: Path) -> None:
+    soft = Image.fromarray(grey(255, 0)).resize((480, 400), Image.Resampling.BICUBIC)
+    soft.save(tmp_path / "m.png")
+    mask = read_mask_image(tmp_path / "m.png")
+    expected = np.asarray(Image.fromarray(grey(255, 0)).resize((480, 400), Image.Resampling.NEAREST)) > 0
+    assert (mask.marked != expected).mean() < 0.01
+    assert mask.oddities == ("soft",)
+
+
+def test_many_instances_are_all_marked(tmp_path: Path) -> None:
+    numbers = np.zeros(SIZE, np.uint16)
+    numbers[:10] = np.arange(480).reshape(10, 48)
+    Image.fromarray(numbers).save(tmp_path / "m.png")
+    np.testing.assert_array_equal(read_mask_image(tmp_path / "m.png").marked, numbers > 0)
+
+
+ODD: dict[str, tuple[Pixels, str, str]] = {
+    "inverted": (grey(0, 255), "mask-mostly-marked", "warning"),
+    "inverted in colour": (
+        np.where(TRUTH[..., None], 0, (255, 255, 0)).astype(np.uint8),
+        "mask-mostly-marked",
+        "warning",
+    ),
+    "cut out of an opaque cover": (layer((0, 0, 0), (0, 0, 0), alpha=(0, 255)), "mask-mostly-marked", "warning"),
+    "coloured ground": (
+        np.where(TRUTH[..., None], (255, 0, 0), (0, 0, 255)).astype(np.uint8),
+        "mask-mostly-marked",
+        "warning",
+    ),
+    "marked by alpha": (layer((255, 255, 255), (255, 255, 255)), "mask-alpha", "note"),
+    "over the photograph": (photograph(), "mask-photograph", "warning"),
+    "a grey photograph": (photograph(grey_only=True), "mask-photograph", "warning"),
+    "a heat map": (heat_map(), "mask-photograph", "warning"),
+}
+
+
+def arrange(root: Path, trees: ModuleType, pixels: Pixels) -> Path:
+    trees.mvtec(root, n_train=3, n_flawed=0)
+    for number in range(3):
+        trees.picture(root / "test" / "crack" / f"{number}.png", seed=300 + number, size=SIZE)
+        path = root / "ground_truth" / "crack" / f"{number}_mask.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels if number < 2 else grey(255, 0)).save(path)
+    return root
+
+
+def findings_named(root: Path, name: str) -> list[Finding]:
+    return [item for item in check(load(root)).items if item.name == name]
+
+
+@pytest.mark.parametrize("case", ODD)
+def test_doctor_names_odd_masks(tmp_path: Path, trees: ModuleType, case: str) -> None:
+    pixels, name, severity = ODD[case]
+    (finding,) = findings_named(arrange(tmp_path / "bolt", trees, pixels), name)
+    assert finding.severity == severity
+    assert [path.name for path in finding.where] == ["0_mask.png", "1_mask.png"]
+    assert "\n" not in finding.what + finding.fix
+
+
+@pytest.mark.parametrize("case", [None, *ODD])
+def test_evaluation_notes_odd_masks(tmp_path: Path, trees: ModuleType, tiny: ModuleType, case: str | None) -> None:
+    root = arrange(tmp_path / "bolt", trees, grey(255, 0) if case is None else ODD[case][0])
+    make: Callable[..., Any] = tiny.make_bundle
+    notes = " ".join(evaluate(Inspector.load(make()), root, n_resamples=0).notes)
+    assert ("crack/0_mask.png" in notes) == (case is not None)
+    assert ("inverted?" in notes) == (case is not None and "mostly-marked" in ODD[case][1])
+
+
+def test_the_largest_share_is_told(tmp_path: Path, trees: ModuleType) -> None:
+    (finding,) = findings_named(arrange(tmp_path / "bolt", trees, grey(0, 255)), "mask-mostly-marked")
+    assert finding.what == "2 masks mark more than half of the image, up to 94%: inverted?"
+
+
+@pytest.mark.real_data
+def test_masks_of_real_sets_are_as_usual(real_data: Path) -> None:
+    for root in ("mvtec_ad/screw", "bsdata/ball_screw", "mvtec_loco/juice_bottle", "magnetic_tile/magnetic_tile"):
+        masks = [mask for sample in load(real_data / root).test_flawed for mask in sample.masks][::7]
+        odd = {oddity for mask in masks for oddity in read_mask_image(mask).oddities}
+        assert odd <= {"mostly-marked"}, root
+
+
+# Masks and overlays that lie among the images
+
+BESIDE = {
+    "mask": ("{}_mask.png", True),
+    "mask first": ("mask_{}.png", True),
+    "GT": ("{}_GT.bmp", True),
+    "segmentation": ("{}-seg.png", True),
+    "folder of masks": ("masks/{}.png", True),
+    "folder of ground truth": ("ground_truth/{}_mask.png", True),
+    "overlay": ("{}_overlay.png", False),
+    "annotated": ("{}.annotated.jpg", False),
+    "folder of overlays": ("overlays/{}.png", False),
+}
+
+
+@pytest.mark.parametrize("layout", ["mvtec", "folder"])
+@pytest.mark.parametrize("kind", BESIDE)
+def test_masks_and_overlays_among_images_are_no_images_of_parts(
+    tmp_path: Path, trees: ModuleType, kind: str, layout: str
+) -> None:
+    name, is_mask = BESIDE[kind]
+    good, bad = ("train/good", "test/crack") if layout == "mvtec" else ("good", "bad")
+    for number in range(3):
+        for folder in (good, bad):
+            trees.picture(tmp_path / folder / f"{number:03d}.png", seed=number + 100 * (folder == bad))
+            trees.mask(tmp_path / folder / name.format(f"{number:03d}"))
+    dataset = load(tmp_path)
+    assert [sample.image.name for sample in dataset.good_train] == ["000.png", "001.png", "002.png"]
+    assert [sample.image.name for sample in dataset.test_flawed] == ["000.png", "001.png", "002.png"]
+    assert [len(sample.masks) for sample in dataset.test_flawed] == [int(is_mask)] * 3
+    assert sum("3 masks or overlays among images" in note for note in dataset.notes) == (1 if is_mask else 2)
+
+
+def test_overlays_beside_unlabelled_images_are_not_learned(tmp_path: Path, trees: ModuleType) -> None:
+    for place in ("", "monday"):
+        trees.picture(tmp_path / place / "a.png", seed=1)
+        trees.picture(tmp_path / place / "a_overlay.png", seed=2)
+    assert [sample.image.name for sample in load(tmp_path).good_train] == ["a.png", "a.png"]
+
+
+@pytest.mark.parametrize("name", ["part_mask.png", "mask.png", "gt_7.png", "unmasked.png", "overlay.png"])
+def test_such_words_in_other_names_mean_nothing(tmp_path: Path, trees: ModuleType, name: str) -> None:
+    trees.picture(tmp_path / name, seed=1)
+    trees.picture(tmp_path / "other.png", seed=2)
+    assert len(load(tmp_path).good_train) == 2
+
+
+def test_masks_in_their_own_place_come_first(tmp_path: Path, trees: ModuleType) -> None:
+    root = trees.mvtec(tmp_path / "bolt")
+    trees.mask(root / "test" / "crack" / "000_mask.png")
+    first = load(root).test_flawed[0]
+    assert [mask.parent.parent.name for mask in first.masks] == ["ground_truth"]
