@@ -15,6 +15,7 @@ from flawsmith.data.splits import HoldOut
 from flawsmith.metrics.collect import EvaluationState, ScoredImage
 from flawsmith.metrics.ranking import auroc
 from flawsmith.metrics.results import Evaluation
+from flawsmith.pipeline.describe import parity_in_words
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.data import Diagnostic, Example, ExampleKind, FactGroup, RateCurves, ReportData, ScoreGroup
 from flawsmith.report.html import write_report
@@ -185,7 +186,6 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         ("Supported false-reject rate", f"{decision.stated_false_reject_rate:.2%}"),
         ("Held-out good images", str(decision.n_good)),
     ]
-    parity = [(f"Exported against trained, {name}", f"{value:.3g}") for name, value in spec.parity.items()]
     used = [(name, number) for name, number in versions().items()]
     findings = [
         (name, value if isinstance(value, str) else f"{value:.4g}") for name, value in spec.training.findings.items()
@@ -194,7 +194,7 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         FactGroup("Model", model),
         *([FactGroup("Found out about the data", findings)] if findings else []),
         FactGroup("Limits", limits),
-        FactGroup("Export", parity),
+        FactGroup("Export", [("Exported against trained", parity_in_words(spec.parity))]),
         FactGroup("Versions", used),
     ]
 

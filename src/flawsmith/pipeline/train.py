@@ -10,7 +10,7 @@ from typing import Any
 from flawsmith.data.layouts import load
 from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
 from flawsmith.models.base import ModelConfig
-from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config
+from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config, require_engine
 from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
@@ -75,6 +75,7 @@ def train(
         FlawsmithError: for data or settings that cannot be used, saying how to fix them.
     """
     checked = check_settings(settings)
+    require_engine(checked)
     beside = choose_baseline(baseline, checked.method)
     preset, config = method_config(checked)
     checked = checked.model_copy(update={"backbone": checked.backbone or config.default_backbone})
