@@ -27,7 +27,7 @@ SCORE_TOLERANCE = 1e-4
 MAP_TOLERANCE = 1e-3
 """Shares of the size of scores by which float32 may round them differently in two engines, on a map at its worst pixel.
 
-At most a tenth of the first was seen of any method and ablation (docs/research/parity.md); a model with its weights in
+At most a sixth of that was seen of any method and ablation (docs/research/parity.md); a model with its weights in
 bfloat16, or with a layer changed by one part in a hundred, exceeds them.
 """
 # Other precisions may differ by this share of the spread (5th to 95th percentile) of held-out good scores.
