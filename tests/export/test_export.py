@@ -49,6 +49,18 @@ class Brightness(nn.Module):
         return self
 
 
+class Scaled(Brightness):
+    """The same in another unit."""
+
+    def __init__(self, unit: float, *, score_error: float = 0.0) -> None:
+        super().__init__(score_error=score_error)
+        self.unit = unit
+
+    def forward(self, images: Tensor) -> AnomalyOutput:
+        anomaly_map, score = super().forward(images)
+        return AnomalyOutput(self.unit * anomaly_map, self.unit * (score - self.score_error) + self.score_error)
+
+
 def bundle(model: bytes, *, limit: float = 0.9) -> Bundle:
     spec = BundleSpec(
         package_version="0",
@@ -159,19 +171,71 @@ def test_verdict_that_flips_within_the_tolerance_of_the_limit_is_no_failure(mode
     assert figures["images"] == 1
 
 
+@pytest.mark.parametrize("size", [1e-6, 0.02, 1.0, 35.0, 3000.0])
+def test_tolerance_of_float32_is_a_share_of_the_size_of_good_scores_in_any_unit(size: float) -> None:
+    scores, maxima, synthetic = np.linspace(0.5, 0.9, 5), np.linspace(0.6, 0.8, 5), np.linspace(0.1, 1.9, 5)
+
+    tolerance = Tolerance.of_float32(size * scores, -size * maxima, size * synthetic)
+
+    assert tolerance.size == pytest.approx(size, rel=1e-12)
+    assert (tolerance.score, tolerance.map) == pytest.approx((1e-4 * size, 1e-3 * size))
+
+
+def test_tolerance_of_a_model_that_says_nothing_of_its_calibration_images_is_that_of_flaws() -> None:
+    tolerance = Tolerance.of_float32(np.zeros(1), np.zeros(1), np.array([20.0]))
+
+    assert (tolerance.score, tolerance.map) == pytest.approx((2e-3, 2e-2))
+
+
+def test_few_flaws_that_score_far_beyond_all_good_images_do_not_loosen_the_tolerance() -> None:
+    good = np.linspace(1.0, 2.0, 7)
+
+    tolerance = Tolerance.of_float32(good, good, np.array([1.0, 1.5, 2.0, 3e3, 3e3]))
+
+    assert tolerance.size == 2.0
+
+
+def test_an_image_beyond_the_size_may_differ_in_proportion_and_one_below_by_no_less() -> None:
+    tolerance = Tolerance(score=1e-4, map=1e-3, size=10.0)
+    low, high = np.full((2, 3), -1.0, np.float32), np.full((2, 3), -50.0, np.float32)
+
+    assert tolerance.at(5.0, low) == (1e-4, 1e-3)
+    assert tolerance.at(30.0, low) == pytest.approx((3e-4, 3e-3))
+    assert tolerance.at(5.0, high) == pytest.approx((5e-4, 5e-3))
+
+
+@pytest.mark.parametrize("unit", [1e-5, 1.0, 40.0])
+@pytest.mark.parametrize(("relative_error", "passes"), [(5e-5, True), (2e-4, False)])
+def test_the_gate_asks_how_large_a_difference_is_beside_the_scores(
+    unit: float, relative_error: float, passes: bool, files: list[Path]
+) -> None:
+    exported = Inspector.load(bundle(export_model(Scaled(unit), SIZE), limit=unit))
+    size = np.array([exported.raw(file)[0] for file in files])
+    tolerance = Tolerance.of_float32(size, size, size)
+    trained = Scaled(unit, score_error=relative_error * float(size.max()))
+
+    if passes:
+        figures = check_parity(trained, exported, files, tolerance)
+        assert figures["score"] < figures["score_allowed"] == tolerance.score
+        assert figures["map"] < figures["map_allowed"] == tolerance.map
+    else:
+        with pytest.raises(FlawsmithError, match=r"score by .*allowed .*--engine or --precision"):
+            check_parity(trained, exported, files, tolerance)
+
+
 @pytest.mark.parametrize(
     ("scores", "maxima", "expected"),
     [
         (np.linspace(0, 10, 101), np.linspace(0, 2, 101), (0.25 * 9, 0.25 * 1.8)),
         (np.linspace(0, 1, 101), np.full(101, 0.5), (0.25 * 0.9, 1e-3)),
-        (np.ones(5), np.ones(5), (MAP_TOLERANCE, MAP_TOLERANCE)),
+        (np.full(5, 40.0), np.full(5, 30.0), (4e-3, 4e-2)),
     ],
     ids=["spread", "equal maps", "all equal"],
 )
-def test_relative_tolerance_is_a_quarter_of_the_spread_of_good_scores_and_never_zero(
+def test_relative_tolerance_is_a_quarter_of_the_spread_of_good_scores_and_no_less_than_that_of_float32(
     scores: np.ndarray, maxima: np.ndarray, expected: tuple[float, float]
 ) -> None:
-    tolerance = Tolerance.relative(scores, maxima)
+    tolerance = Tolerance.relative(scores, maxima, scores)
 
     assert (tolerance.score, tolerance.map) == pytest.approx(expected)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import subprocess
 import sys
@@ -75,6 +76,22 @@ def test_two_processes_in_two_folders_write_the_same_bytes(graph: bytes, tmp_pat
     )
 
     assert result.stdout.strip() == hashlib.sha256(graph).hexdigest()
+
+
+@pytest.mark.parametrize("collects", [True, False])
+def test_export_leaves_the_garbage_collector_as_it_was(collects: bool) -> None:
+    class Broken(nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            raise ValueError("no graph")
+
+    before = gc.isenabled()
+    try:
+        gc.enable() if collects else gc.disable()
+        with pytest.raises(Exception, match="no graph"):
+            to_onnx(Broken(), (6, 10), ["features"])
+        assert gc.isenabled() == collects
+    finally:
+        gc.enable() if before else gc.disable()
 
 
 def test_export_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:

@@ -18,7 +18,7 @@ from flawsmith.data.layouts.names import nfc
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import content_hash, dataset_fingerprint
 from flawsmith.features.backbones import users_file
-from flawsmith.pipeline.settings import check_settings, in_words, method_config
+from flawsmith.pipeline.settings import check_settings, in_words, method_config, require_engine
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES
@@ -171,7 +171,9 @@ def resolve(experiment: Experiment, plan: Plan) -> ResolvedExperiment:
     Raises:
         FlawsmithError: no such method, preset or setting.
     """
-    settings = check_settings({"method": experiment.method, "preset": experiment.preset, "set": dict(experiment.set)})
+    same = ("method", "preset", "set", "engine", "precision", "fraction")
+    settings = check_settings({name: getattr(experiment, name) for name in same})
+    require_engine(settings)
     _, config = method_config(settings)
     textures = experiment.textures if experiment.textures is not None else plan.textures
     select = "last" if experiment.method in BASELINES else experiment.select

@@ -39,7 +39,7 @@ from flawsmith.metrics.collect import EvaluationState
 from flawsmith.metrics.protocol import choose_protocol
 from flawsmith.metrics.results import Evaluation
 from flawsmith.metrics.summary import summarise
-from flawsmith.pipeline.evaluate import Inspects, collect, test_samples
+from flawsmith.pipeline.evaluate import Inspects, check_samples, collect, test_samples
 from flawsmith.pipeline.provenance import machine, versions
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable
@@ -93,8 +93,10 @@ def run_task(task: Task, scratch: Path, *, train: Train = train_method) -> RunRe
     run = task.run
     dataset = load(task.data, task.layout)
     samples = test_samples(dataset)
-    model = train(task, samples, scratch)
     sides = {str(sample.image): half(sample) for sample in samples}
+    _check_parts(run, dataset, sides)
+    check_samples(samples, saturation=saturation_of(dataset))
+    model = train(task, samples, scratch)
     start = time.perf_counter()
     evaluations, evidence = _evaluations(run, model.inspector, dataset, samples, sides)
     evaluate_seconds = model.inspect_seconds + time.perf_counter() - start
@@ -141,6 +143,12 @@ def _train(task: Task, out: Path) -> TrainResult:
     )
 
 
+def _check_parts(run: BenchmarkRun, dataset: Dataset, sides: Mapping[str, str]) -> None:
+    for part in run.parts:
+        if part not in ("whole", *sides.values()):
+            raise FlawsmithError(f"{dataset.root}: {part} of the test split holds no image; report the whole alone")
+
+
 def _evaluations(
     run: BenchmarkRun, inspector: Inspects, dataset: Dataset, samples: tuple[Sample, ...], sides: Mapping[str, str]
 ) -> tuple[dict[SplitPart, Evaluation], EvaluationState]:
@@ -154,8 +162,6 @@ def _evaluations(
     whole = collect(inspector, samples, saturation=saturation, protocol=rules)
     for part in run.parts:
         chosen = [sample for sample in samples if part in ("whole", sides[str(sample.image)])]
-        if not chosen:
-            raise FlawsmithError(f"{dataset.root}: {part} of the test split holds no image; report the whole alone")
         evidence = whole if part == "whole" else collect(inspector, chosen, saturation=saturation, protocol=rules)
         evaluations[part] = summarise(evidence, selection=run.experiment.select, n_resamples=run.resamples)
     return evaluations, whole

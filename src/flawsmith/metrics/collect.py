@@ -133,6 +133,19 @@ def resize_mask(mask: npt.NDArray[np.bool_], size: tuple[int, int]) -> npt.NDArr
     return mask[np.ix_(rows, columns)]
 
 
+def refuse_marked_good(image: str, flawed: bool, mask: npt.NDArray[np.bool_] | None) -> None:
+    """Label and mask of an image must not contradict each other.
+
+    Raises:
+        FlawsmithError: a good image whose mask marks flawed pixels.
+    """
+    if not flawed and mask is not None and mask.any():
+        raise FlawsmithError(
+            f"{image} counts as good but its mask marks flawed pixels: "
+            "move the image to its defect's folder, or remove the mask"
+        )
+
+
 def align(image: ScoredImage, protocol: Protocol, observations: Counter[str]) -> tuple[ScoredMask, ScoredMask] | None:
     """What of an image takes part in the pixel figures; None where nothing does.
 
@@ -150,11 +163,7 @@ def align(image: ScoredImage, protocol: Protocol, observations: Counter[str]) ->
     """
     mask = None if image.mask is None else np.asarray(image.mask) != 0
     marked = mask is not None and bool(mask.any())
-    if not image.flawed and marked:
-        raise FlawsmithError(
-            f"{image.image} counts as good but its mask marks flawed pixels: "
-            "move the image to its defect's folder, or remove the mask"
-        )
+    refuse_marked_good(image.image, image.flawed, mask)
     if image.map is None:
         observations["no_map"] += 1
         return None

@@ -85,6 +85,8 @@ Diagnostic = MetricChart | FeatureCloud | Pictures
 
 ALONE = Shard()
 _BACKBONE = "backbone."
+LARGEST_FILE = 1_900_000_000
+"""Bytes of a model file that is surely possible: an ONNX graph ends at 2 GiB."""
 Side = Annotated[int, Field(ge=16, le=8192)]
 
 
@@ -103,7 +105,7 @@ class AnomalyOutput(NamedTuple):
 class ModelConfig(BaseModel):
     """Fields that every method has; methods add the numbers of their papers."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
     image_size: tuple[Side, Side] = Field((256, 256), description="(height, width) of the network's input in pixels.")
     policy: Literal["squash", "crop", "letterbox"] = Field(

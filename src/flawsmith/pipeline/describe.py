@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -72,10 +73,22 @@ def model_in_words(facts: dict[str, Any]) -> str:
         *([("their scores", in_words(facts["held_out_scores"]))] if facts["held_out_scores"] else []),
         ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),
         ("review limit", "none" if review is None else f"{review:.6g}"),
-        ("parity", ", ".join(f"{name} {value:.3g}" for name, value in facts["parity"].items()) or "not recorded"),
+        ("parity", parity_in_words(facts["parity"])),
     ]
     lines = [f"{name:<14} {value}" for name, value in rows]
     return "\n".join([*facts["stamps"], *lines, "", facts["limit_statement"]])
+
+
+def parity_in_words(parity: Mapping[str, float]) -> str:
+    """How far exported and trained model are apart, beside what was allowed where the bundle says so.
+
+    Example:
+        >>> parity_in_words({"score": 2e-6, "score_allowed": 1e-4, "images": 8.0})
+        'score 2e-06 (0.0001 allowed), images 8'
+    """
+    allowed = {name: f" ({parity[f'{name}_allowed']:.3g} allowed)" for name in parity if f"{name}_allowed" in parity}
+    figures = [f"{name} {parity[name]:.3g}{allowed.get(name, '')}" for name in parity if not name.endswith("_allowed")]
+    return ", ".join(figures) or "not recorded"
 
 
 def _briefly(findings: dict[str, Any]) -> str:

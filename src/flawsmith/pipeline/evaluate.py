@@ -26,6 +26,7 @@ from flawsmith.metrics.collect import (
     ScoredImage,
     ScoredMask,
     network_mask,
+    refuse_marked_good,
     resize_mask,
 )
 from flawsmith.metrics.protocol import CLEAN, Protocol, choose_protocol
@@ -38,6 +39,7 @@ from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINE_FOLDER, printable, replacing
 from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
 from flawsmith.runtime.outputs import exclusive_folder, refuse_irreplaceable
 
@@ -99,6 +101,27 @@ def test_samples(dataset: Dataset) -> tuple[Sample, ...]:
 
 
 test_samples.__test__ = False  # type: ignore[attr-defined]
+
+
+def check_samples(samples: Sequence[Sample], *, saturation: Saturation | None = None) -> None:
+    """Look once at every image and mask that an evaluation needs, before a model is trained for it.
+
+    Args:
+        samples: labelled images.
+        saturation: as :func:`collect` takes it.
+
+    Raises:
+        FlawsmithError: what :func:`collect` would refuse: an image or a mask cannot be read, or they contradict each
+            other.
+    """
+    known = Saturation() if saturation is None else saturation
+    for sample in samples:
+        try:
+            decode(sample.image)
+        except FlawsmithError as error:
+            raise FlawsmithError(f"{error}; or remove it from the test split") from None
+        mask, _ = read_channels(sample, lambda path, pixels: known.kinds.get(path))
+        refuse_marked_good(str(sample.image), sample.is_flawed, mask)
 
 
 def collect(

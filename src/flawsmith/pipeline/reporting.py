@@ -16,6 +16,7 @@ from flawsmith.data.splits import HoldOut
 from flawsmith.metrics.collect import EvaluationState, ScoredImage
 from flawsmith.metrics.ranking import auroc
 from flawsmith.metrics.results import Evaluation
+from flawsmith.pipeline.describe import parity_in_words
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.data import (
     Diagnostic,
@@ -227,7 +228,6 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         ("Asked for", f"{1000 * decision.target_false_reject_rate:g} of 1,000 good parts"),
         ("Rests on", f"{decision.n_good} held-out good images"),
     ]
-    parity = [(f"Exported against trained, {name}", f"{value:.3g}") for name, value in spec.parity.items()]
     used = [(name, number) for name, number in versions().items()]
     findings = [
         (name, value if isinstance(value, str) else f"{value:.4g}") for name, value in spec.training.findings.items()
@@ -236,7 +236,7 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         FactGroup("Model", model),
         *([FactGroup("Found out about the data", findings)] if findings else []),
         FactGroup("Limits", limits),
-        FactGroup("Export", parity),
+        FactGroup("Export", [("Exported against trained", parity_in_words(spec.parity))]),
         FactGroup("Versions", used),
     ]
 

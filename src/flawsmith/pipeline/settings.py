@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
 
@@ -114,6 +115,19 @@ def check_settings(values: Mapping[str, Any], options: Iterable[str] = ()) -> Tr
         return TrainSettings(**values)
     except ValidationError as error:
         raise in_words(error, "") from error
+
+
+def require_engine(settings: TrainSettings) -> None:
+    """Refuse an engine that is not installed, before anything is computed with another.
+
+    Raises:
+        FlawsmithError: naming the package.
+    """
+    if find_spec(settings.engine) is None:
+        raise FlawsmithError(
+            f"--engine {settings.engine} is not installed: run `pip install 'flawsmith[{settings.engine}]'`, or leave "
+            "it out for onnxruntime"
+        )
 
 
 def method_config(settings: TrainSettings) -> tuple[str, ModelConfig]:

@@ -28,9 +28,10 @@ from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import extractor_key, make_extractor
 from flawsmith.metrics.collect import network_mask, resize_mask
-from flawsmith.models.base import AnomalyModel, Diagnostic, FeatureCloud, MetricChart, ModelConfig, Stage
+from flawsmith.models.base import LARGEST_FILE, AnomalyModel, Diagnostic, FeatureCloud, MetricChart, ModelConfig, Stage
 from flawsmith.models.registry import find_method
 from flawsmith.pipeline import held_out
+from flawsmith.pipeline.describe import parity_in_words
 from flawsmith.pipeline.masks import read_mask
 from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
@@ -39,7 +40,7 @@ from flawsmith.report.plots import chart_of_metrics
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision, calibrate
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import BASELINE_FOLDER
+from flawsmith.runtime.files import BASELINE_FOLDER, printable
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
@@ -64,6 +65,7 @@ def model_card(spec: BundleSpec) -> str:
 - engine: {spec.engine}, {spec.precision}
 {_synthesis(spec)}- learned from {training.n_train} good images of {training.category} ({training.layout} layout)
 - limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
+- exported against trained: {parity_in_words(spec.parity)}; what is allowed is part of the limits
 
 {spec.decision.describe()}
 
@@ -198,7 +200,23 @@ class TrainingSteps:
             backbone = local_rank_zero_first(self._backbone)
         geometry = self._geometry(backbone)
         model = find_method(self.settings.method)(self.config, backbone, self.settings.seed)
+        self._rehearse(model, geometry)
         return model, geometry, self._learn(model, backbone, geometry)
+
+    def _rehearse(self, model: AnomalyModel, geometry: Geometry) -> None:
+        """What a model file could never hold is known before the long work, not after it.
+
+        Raises:
+            FlawsmithError: weights beyond the size of a graph, or facts that cannot be written.
+        """
+        size = sum(tensor.nbytes for tensor in model.state_dict().values())
+        if size > LARGEST_FILE:
+            raise FlawsmithError(
+                f"{model.name} on {model.backbone.info.architecture} makes a model file of {size / 1e9:.1f} GB, and "
+                "1.9 GB are possible: choose a smaller --backbone, or smaller settings"
+            )
+        spec = self._spec(geometry, model, n_train=len(self.split.train))
+        Bundle(spec, b"", {}, model_card(spec)).to_bytes()
 
     def _conclude(self, model: AnomalyModel, geometry: Geometry, data: TrainingSet) -> Bundle:
         from flawsmith.pipeline.reporting import held_out_images, training_report
@@ -328,7 +346,7 @@ class TrainingSteps:
             decision=Decision(limit=0.0, map_limit=0.0, stated_false_reject_rate=1.0, n_good=0),
             training=TrainingSummary(
                 layout=self.dataset.layout,
-                category=self.dataset.category,
+                category=printable(self.dataset.category),
                 n_train=n_train,
                 n_calibration=len(self.split.calibration),
                 images_sha256=self.fingerprint,
@@ -365,8 +383,9 @@ class TrainingSteps:
                 f"difference between them; look at the images and their values with `flawsmith doctor`",
                 stacklevel=2,
             )
+        synthetic = self._synthetic_scores(inspector)
         exact = self.settings.precision == "float32" and model.continuous
-        tolerance = Tolerance() if exact else Tolerance.relative(scores, maxima)
+        tolerance = (Tolerance.of_float32 if exact else Tolerance.relative)(scores, maxima, synthetic)
         decision = calibrate(
             scores,
             maxima,
@@ -382,7 +401,6 @@ class TrainingSteps:
             proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder))]
             parity = check_parity(model, inspector, proofs, tolerance)
         final = inspector.spec.model_copy(update={"parity": parity})
-        synthetic = self._synthetic_scores(inspector)
         return Bundle(final, graph, {"good": scores, "forged": synthetic}, model_card(final))
 
     def _synthetic_scores(self, inspector: Inspector) -> NDArray[np.float64]:

@@ -18,7 +18,7 @@ from flawsmith.data.samples import Sample
 from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
 from flawsmith.features.cache import check_cache
 from flawsmith.models.base import ModelConfig
-from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config
+from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config, require_engine
 from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
@@ -87,6 +87,7 @@ def train(
         FlawsmithError: for data or settings that cannot be used, saying how to fix them.
     """
     checked = check_settings(settings, _OPTIONS)
+    require_engine(checked)
     beside = choose_baseline(baseline, checked.method)
     preset, config = method_config(checked)
     checked = checked.model_copy(update={"backbone": checked.backbone or config.default_backbone})

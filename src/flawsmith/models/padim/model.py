@@ -20,7 +20,15 @@ from typing_extensions import Self
 
 from flawsmith.data.seeding import generator
 from flawsmith.features.backbones import Backbone
-from flawsmith.models.base import AnomalyModel, AnomalyOutput, FeatureSource, SinglePass, Stage, TrainingData
+from flawsmith.models.base import (
+    LARGEST_FILE,
+    AnomalyModel,
+    AnomalyOutput,
+    FeatureSource,
+    SinglePass,
+    Stage,
+    TrainingData,
+)
 from flawsmith.models.components.level_table import LevelTable
 from flawsmith.models.components.score_maps import UpsampleAndSmooth
 from flawsmith.models.padim.config import PRESETS, PaDiMConfig
@@ -39,7 +47,6 @@ from flawsmith.models.registry import register
 from flawsmith.runtime.errors import FlawsmithError
 
 IMAGES_A_PASS = 16
-LARGEST_FILE = 1_900_000_000
 """Bytes of Gaussians that an ONNX graph, which ends at 2 GiB, has room for beside the backbone."""
 WIDE = 1000
 """From so many channels on, a backbone's levels count as wide."""
@@ -138,7 +145,7 @@ class PaDiM(AnomalyModel):
     """PaDiM on a frozen backbone; the image score is the largest value of the smoothed map.
 
     The unit of map and score is √channels, the distance that a good position has on average. Nothing is ranked
-    otherwise, and the rounding of ill-conditioned covariances stays below what the parity gate allows.
+    otherwise.
 
     Attributes:
         count: channels drawn at random.

@@ -18,7 +18,15 @@ from typing_extensions import Self
 from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import PatchEmbedding
-from flawsmith.models.base import AnomalyModel, AnomalyOutput, FeatureSource, SinglePass, Stage, TrainingData
+from flawsmith.models.base import (
+    LARGEST_FILE,
+    AnomalyModel,
+    AnomalyOutput,
+    FeatureSource,
+    SinglePass,
+    Stage,
+    TrainingData,
+)
 from flawsmith.models.components.level_table import LevelTable
 from flawsmith.models.components.memory_bank import random_projection
 from flawsmith.models.components.score_maps import UpsampleAndSmooth
@@ -38,6 +46,7 @@ from flawsmith.models.patchcore.functional import (
     reweighted_score,
 )
 from flawsmith.models.registry import register
+from flawsmith.runtime.errors import FlawsmithError
 
 IMAGES_A_PASS = 8
 
@@ -107,6 +116,16 @@ class Candidates:
         return torch.from_numpy(np.concatenate(drawn))
 
 
+def rows_to_keep(candidates: int, config: PatchCoreConfig) -> int:
+    """How many of the candidates are remembered.
+
+    Example:
+        >>> rows_to_keep(50_000, PatchCoreConfig(coreset_ratio=0.01, least_rows=1024))
+        1024
+    """
+    return min(candidates, max(round(config.coreset_ratio * candidates), config.least_rows))
+
+
 @torch.no_grad()
 def memory_of(candidates: Candidates, config: PatchCoreConfig, seed: int) -> Memory:
     """The coreset of the candidates, chosen on their random projections (Eq. 5, Algorithm 1).
@@ -116,7 +135,7 @@ def memory_of(candidates: Candidates, config: PatchCoreConfig, seed: int) -> Mem
         config: size of the coreset, width of the projections.
         seed: of the projection and of the first patch.
     """
-    count = min(len(candidates), max(round(config.coreset_ratio * len(candidates)), config.least_rows))
+    count = rows_to_keep(len(candidates), config)
     if count == len(candidates):
         return torch.cat(list(candidates.batches()))
     projected = torch.cat(list(_projections(candidates, config.projection, seed)))
@@ -228,10 +247,24 @@ class PatchCore(AnomalyModel):
         return self
 
     def stages(self, data: TrainingData) -> Iterator[Stage]:
+        self._check_size(len(data))
+
         def compute() -> None:
             self.fit_features(data.features())
 
         yield SinglePass("coreset", compute)
+
+    def _check_size(self, images: int) -> None:
+        """Refuse a memory that no model file can hold, before any image is read."""
+        positions = int(np.prod(self.backbone.grids(self.config.image_size)[0]))
+        candidates = images * min(positions, max(1, self.config.most_candidates // images))
+        rows, width = rows_to_keep(candidates, self.config), len(self.center)
+        size = rows * (4 * width + (8 * self.config.neighbours if self.config.weighting == "paper" else 0))
+        if size > LARGEST_FILE:
+            raise FlawsmithError(
+                f"{self.name} would remember {rows} patches of {width} values, a model file of {size / 1e9:.1f} GB, "
+                "and 1.9 GB are possible: --set coreset_ratio=0.01, or a smaller image_size"
+            )
 
     def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
         embedding = self.embedding(levels)
