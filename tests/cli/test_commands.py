@@ -351,7 +351,7 @@ class TestTrain:
         assert "to set the limit" in outcome.err
         assert "model.flaw" in outcome.err
         assert "report.html" in outcome.err
-        assert "The reject limit rests on 19 good images" in outcome.err
+        assert "It rests on 19 good images" in outcome.err
 
     def test_json_is_one_object(self, flawsmith, category, trained):
         result = json.loads(flawsmith("train", category, "--json").out)

@@ -57,8 +57,9 @@ def photos(tmp_path: Path) -> Path:
 
 
 def start(script: str, *arguments: str | Path, cwd: Path) -> subprocess.Popen[str]:
-    # A shell may have told its children to ignore Ctrl-C.
-    script = f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n{script}"
+    # A shell may have told its children to ignore Ctrl-C, nohup to ignore the end of the terminal.
+    default = "signal.signal(signal.SIGINT, signal.default_int_handler); signal.signal(signal.SIGHUP, signal.SIG_DFL)"
+    script = f"import signal; {default}\n{script}"
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", script, *map(str, arguments)]
     pipe = subprocess.PIPE

@@ -120,7 +120,7 @@ def test_sound_data_are_not_remarked_on(root: Path) -> None:
 
 def test_a_glance_decodes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = load(root)
-    monkeypatch.setattr(images, "_load", lambda image: pytest.fail("decoded"))
+    monkeypatch.setattr(images, "read_image", lambda *_: pytest.fail("decoded"))
     monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
     assert glance(dataset) == ()
 

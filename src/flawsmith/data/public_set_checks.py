@@ -154,6 +154,8 @@ def missing_numbers(dataset: Dataset) -> list[Path]:
         first = min(numbers) if width >= _MANY_DIGITS else 0
         beside = [each for each in numbered if len(numbered[each] & numbers) <= _SHARED * len(numbers)]
         elsewhere = {number for each in beside for number in numbered[each]}
+        if max(numbers) - first > _SPARSE * len(numbers | elsewhere):  # told before the gaps are counted one by one
+            continue
         gaps = [number for number in range(first, max(numbers)) if number not in numbers]
         spread = sum(number in elsewhere for number in gaps) >= len(gaps) / 2
         if spread:  # what no folder has is told of the first of them that goes so far

@@ -11,7 +11,7 @@ FALSE_ALARMS = 0.05
 """Probability that good images whose scores have an exponential tail are called odd; with a normal tail about 0.01."""
 _LARGEST_PART = 4
 """At most one in so many is looked for among the odd ones: more of them are no exception."""
-_EQUAL = 1e-6
+_EQUAL = 1e-3
 
 
 def odd_scores(scores: ArrayLike) -> int:
@@ -56,8 +56,8 @@ def remarks(names: Sequence[str], scores: ArrayLike) -> tuple[str, ...]:
     order = np.argsort(-values, kind="stable")
     if values.size > 1 and np.ptp(values) <= _EQUAL * np.abs(values).max():
         return (
-            f"all {values.size} held-out images score {values[0]:.3g}: the model sees no difference between them, as "
-            "where all pictures are black or white to it; look at them, and at --bits",
+            f"all {values.size} held-out images have nearly the same score, {values[0]:.4g}: the model sees no difference "
+            "between them, as where all pictures are black or white to it; look at them with `flawsmith doctor`",
         )
     number = odd_scores(values)
     if not number:

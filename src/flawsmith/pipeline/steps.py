@@ -142,8 +142,6 @@ def remarks_on(bundle: Bundle, dataset: Dataset, split: HoldOut) -> tuple[str, .
 PARITY_FILES = 6
 SYNTHETIC_FOR_CALIBRATION = 64
 SYNTHETIC_FOR_SELECTION = 24
-_EQUAL_SCORES = 1e-3
-"""Spread of the scores of different images, as a share of them, below which a model is blind."""
 
 
 @dataclass(frozen=True)
@@ -377,12 +375,6 @@ class TrainingSteps:
         inspector = Inspector.load(Bundle(spec, graph))
         files = [sample.image for sample in self.split.calibration]
         scores, maxima = score_files(inspector, files)
-        if len(scores) > 1 and np.ptp(scores) <= _EQUAL_SCORES * np.abs(scores).max():
-            warnings.warn(
-                f"all {len(scores)} held-out images have nearly the same score, {scores.max():.4g}: the model sees no "
-                f"difference between them; look at the images and their values with `flawsmith doctor`",
-                stacklevel=2,
-            )
         synthetic = self._synthetic_scores(inspector)
         exact = self.settings.precision == "float32" and model.continuous
         tolerance = (Tolerance.of_float32 if exact else Tolerance.relative)(scores, maxima, synthetic)
