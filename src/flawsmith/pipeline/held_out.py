@@ -56,8 +56,9 @@ def remarks(names: Sequence[str], scores: ArrayLike) -> tuple[str, ...]:
     order = np.argsort(-values, kind="stable")
     if values.size > 1 and np.ptp(values) <= _EQUAL * np.abs(values).max():
         return (
-            f"all {values.size} held-out images have nearly the same score, {values[0]:.4g}: the model sees no difference "
-            "between them, as where all pictures are black or white to it; look at them with `flawsmith doctor`",
+            f"all {values.size} held-out images have nearly the same score, {values[0]:.4g}: the model sees no "
+            "difference between them, as where all pictures are black or white to it; look at them with "
+            "`flawsmith doctor`",
         )
     number = odd_scores(values)
     if not number:
