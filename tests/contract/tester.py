@@ -26,7 +26,6 @@ import onnxruntime
 import pytest
 import torch
 import yaml
-from PIL import Image
 
 from flawsmith.data.layouts import load
 from flawsmith.export import Tolerance, check_parity
@@ -40,6 +39,7 @@ from flawsmith.pipeline.restore import restore
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import find_images
+from flawsmith.runtime.formats import read_image
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
@@ -343,7 +343,7 @@ class MethodTester:
     ) -> Callable[[str], tuple[Any, list[Path]]]:
         """A run on the same good images in another folder, under other names, whose test files are no images.
 
-        Gives the result, and the test files that were opened other than for hashing.
+        Gives the result, and the test files that were decoded, or opened other than for their hash and header.
         """
         root = tmp_path_factory.mktemp("elsewhere")
         data = root / "moved" / parts.name
@@ -357,15 +357,15 @@ class MethodTester:
             opened: list[Path] = []
 
             def watch(function: Callable[..., Any]) -> Callable[..., Any]:
-                def watched(file: Any, *args: Any, **kwargs: Any) -> Any:
-                    if isinstance(file, (str, Path)) and Path(file).is_relative_to(data / "test"):
-                        opened.append(Path(file))
-                    return function(file, *args, **kwargs)
+                def watched(*args: Any, **kwargs: Any) -> Any:
+                    files = [Path(value) for value in args if isinstance(value, (str, Path))]
+                    opened.extend(file for file in files if file.is_relative_to(data / "test"))
+                    return function(*args, **kwargs)
 
                 return watched
 
             with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(Image, "open", watch(Image.open))
+                patch.setattr("flawsmith.runtime.image.read_image", watch(read_image))
                 patch.setattr(builtins, "open", watch(builtins.open))
                 return train_tiny(name, data, root / name), opened
 
@@ -388,9 +388,7 @@ class MethodTester:
         assert set(multiprocessing.active_children()) <= before
         assert result.model.read_bytes() == trained(self.name).model.read_bytes()
 
-    def test_test_images_are_hashed_but_never_looked_at(
-        self, elsewhere: Callable[[str], tuple[Any, list[Path]]]
-    ) -> None:
+    def test_test_images_are_hashed_but_never_decoded(self, elsewhere: Callable[[str], tuple[Any, list[Path]]]) -> None:
         result, opened = elsewhere(self.name)
 
         assert result.model.is_file(), "test files that are no images do not matter"

@@ -73,8 +73,8 @@ def test_several_odd_images_are_named_together() -> None:
 @pytest.mark.parametrize("value", [0.008, 0.0, -3.0])
 def test_scores_without_any_difference_are_told(value: float) -> None:
     (remark,) = remarks(["a", "b", "c"], [value, value, value])
-    assert remark.startswith("all 3 held-out images score ")
-    assert "--bits" in remark
+    assert remark.startswith("all 3 held-out images have nearly the same score, ")
+    assert "flawsmith doctor" in remark
 
 
 def test_usual_scores_give_no_remark() -> None:

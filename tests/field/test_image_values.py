@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Callable
@@ -170,11 +171,12 @@ def test_training_goes_on_where_bits_may_be_missing_and_says_what_it_sees(
         image.save(tmp_path / "data" / f"{number}.png", pnginfo=text)
 
     with pytest.warns(UserWarning) as caught:
-        train_tiny("patchcore", tmp_path / "data", tmp_path / "run")
+        run = train_tiny("patchcore", tmp_path / "data", tmp_path / "run")
 
     said = [str(warning.message) for warning in caught]
     assert any("a 12-bit camera? add --bits 12" in line for line in said)
-    assert any("held-out images have nearly the same score" in line for line in said)
+    (remark,) = json.loads((run.folder / "run.json").read_text())["remarks"]
+    assert "held-out images have nearly the same score" in remark
 
 
 def _inspector(tiny: Any, images: str, value_range: tuple[float, float] | None = None) -> Inspector:

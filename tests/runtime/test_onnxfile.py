@@ -180,18 +180,51 @@ def outer(constant: str, count: int = 1) -> bytes:
     return helper.make_model(graph).SerializeToString()
 
 
-@pytest.mark.parametrize("operator", ["Add", "MatMul", "Pow", "Mul"])
+@pytest.mark.parametrize("operator", ["Add", "Expand", "MatMul", "Pow", "Mul"])
 def test_constants_that_grow_are_refused(operator: str) -> None:
     with pytest.raises(FlawsmithError, match="from constants alone"):
         check_graph(outer(operator))
 
 
-@pytest.mark.parametrize("operator", ["Expand", "ConstantOfShape", "Tile"])
+@pytest.mark.parametrize("operator", ["ConstantOfShape", "Tile"])
 def test_constants_of_a_size_that_follows_from_values_are_few(operator: str) -> None:
     check_graph(outer(operator))
 
     with pytest.raises(FlawsmithError, match="from constants alone"):
         check_graph(outer(operator, 17))
+
+
+def test_constants_of_trained_models_are_counted_by_their_shapes() -> None:
+    """Packed factors that are unpacked, and rows brought to length 1: the products of their sizes say nothing."""
+    rows = numpy_helper.from_array(np.ones((2000, 400), np.float32), "rows")
+    packed = numpy_helper.from_array(np.ones((300, 5050), np.float16), "packed")
+    indices = numpy_helper.from_array(np.zeros(10_000, np.int64), "indices")
+    integers = {"axes": [1], "sizes": [2000, 400]}
+    constants = [rows, packed, indices, *(numpy_helper.from_array(np.array(v), n) for n, v in integers.items())]
+    nodes = [
+        helper.make_node("ReduceL2", ["rows", "axes"], ["lengths"], keepdims=1),
+        helper.make_node("Expand", ["lengths", "sizes"], ["expanded"]),
+        helper.make_node("Div", ["rows", "expanded"], ["unit"]),
+        helper.make_node("Gather", ["packed", "indices"], ["unpacked"], axis=-1),
+        helper.make_node("Cast", ["unpacked"], ["whole"], to=FLOAT),
+        helper.make_node("Identity", ["x"], ["y"]),
+    ]
+    value = [helper.make_tensor_value_info(name, FLOAT, [1, 3]) for name in "xy"]
+
+    check_graph(helper.make_model(helper.make_graph(nodes, "g", value[:1], value[1:], constants)).SerializeToString())
+
+
+@pytest.mark.parametrize("axis", [2, -3])
+def test_axis_that_there_is_not_is_refused(axis: int) -> None:
+    arrays = {"a": np.ones((3, 4), np.float32), "i": np.array([0])}
+    constants = [numpy_helper.from_array(array, name) for name, array in arrays.items()]
+    value = [helper.make_tensor_value_info(name, FLOAT, [1, 3]) for name in "xy"]
+    nodes = [helper.make_node("Gather", ["a", "i"], ["b"], axis=axis), helper.make_node("Identity", ["x"], ["y"])]
+
+    with pytest.raises(FlawsmithError, match="axis"):
+        check_graph(
+            helper.make_model(helper.make_graph(nodes, "g", value[:1], value[1:], constants)).SerializeToString()
+        )
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
             and what to do.
 
     Example:
+        >>> import io
+        >>> from PIL import Image
         >>> stream = io.BytesIO()
         >>> Image.new("L", (4, 2), 7).save(stream, "PNG")
         >>> image = decode(stream.getvalue())

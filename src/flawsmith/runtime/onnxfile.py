@@ -8,7 +8,9 @@ read here by the letter of ``onnx.proto``, stricter than by any engine, and what
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -87,6 +89,7 @@ _REASONS: Mapping[tuple[str, int], str] = {
 _VALUE_BYTES: Mapping[int, int] = {1: 4, 2: 1, 3: 1, 4: 2, 5: 2, 6: 4, 7: 8, 9: 1, 10: 2, 11: 8, 12: 4, 13: 8, 16: 2}
 _TYPED: Mapping[int, int] = {1: 4, 7: 7, 11: 10, 12: 11, 13: 11}
 _TYPED_OTHERWISE = 5
+_INT64 = 7
 
 # What engines compute while they load. These give no more values than their inputs have together ...
 _KEEPING = {
@@ -101,7 +104,34 @@ _MULTIPLYING = {
     "Add", "And", "DequantizeLinear", "Div", "Equal", "Gather", "GatherElements", "GatherND", "Gemm", "Greater", "Less",
     "MatMul", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "QuantizeLinear", "Sub", "Sum", "Where", "Xor",
 }  # fmt: skip
-# Of others, such as Expand, the size of a constant follows from values: how many there may be, and of how many bytes.
+# Of these the result has at most the shape that their inputs broadcast to.
+_BROADCASTING = {
+    "Add",
+    "And",
+    "Div",
+    "Equal",
+    "Greater",
+    "Less",
+    "Max",
+    "Mean",
+    "Min",
+    "Mod",
+    "Mul",
+    "Or",
+    "Pow",
+    "Sub",
+    "Sum",
+}
+_BROADCASTING |= {"Expand", "Where", "Xor"}
+# These keep the shape of their first input, or make axes of it 1.
+_SHAPED = {
+    "Abs", "Cast", "Ceil", "Clip", "Erf", "Exp", "Floor", "Identity", "Log", "Neg", "Not", "Reciprocal", "ReduceL1",
+    "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Round",
+    "Sigmoid", "Sign", "Softmax", "Sqrt", "Tanh",
+}  # fmt: skip
+_FEW_VALUES = 16
+"""Constants of so few integers may be shapes: they are kept."""
+# Of others, such as Tile, the size of a constant follows from values: how many there may be, and of how many bytes.
 _MAX_OTHERS, FOLDED_BYTES = 16, 64 * 2**20
 
 
@@ -110,6 +140,7 @@ class _Node(NamedTuple):
     inputs: tuple[bytes, ...]
     outputs: tuple[bytes, ...]
     values: int
+    integers: Mapping[bytes, int]
 
 
 def check_graph(model: bytes) -> None:
@@ -147,6 +178,8 @@ class _Graph:
         self._names_left = MAX_NAMES
         self._nodes: list[_Node] = []
         self._constants: dict[bytes, int] = {}
+        self._shapes: dict[bytes, tuple[int, ...]] = {}
+        self._integers: dict[bytes, tuple[int, ...]] = {}
         self._inputs: list[bytes] = []
         self._outputs: list[bytes] = []
         graphs = 0
@@ -177,8 +210,14 @@ class _Graph:
             if any(name and name not in constants for name in node.inputs):
                 continue
             counts = [constants[name] for name in node.inputs if name]
-            if node.operator in _KEEPING:
+            shape = self._largest_shape(node)
+            if shape is not None:
+                self._shapes.update((name, shape) for name in node.outputs)
+                count = math.prod(shape)
+            elif node.operator in _KEEPING:
                 count = sum(counts) + node.values
+            elif node.operator == "Gather" and node.inputs[0] in self._shapes and len(counts) == 2:
+                count = self._gathered(node, counts[1])
             elif node.operator in _MULTIPLYING:
                 count = math.prod(max(1, number) for number in counts)
             else:
@@ -190,6 +229,26 @@ class _Graph:
             constants.update((name, count) for name in node.outputs)
         if not known.issuperset(self._outputs):
             raise _refusal("an output of it comes from no node")
+
+    def _gathered(self, node: _Node, indices: int) -> int:
+        """Values that rows of a stored tensor give, as many times as there are indices: far fewer than the product."""
+        shape, along = self._shapes[node.inputs[0]], node.integers.get(b"axis", 0)
+        if not -len(shape) <= along < len(shape):
+            raise _refusal("a node takes values along an axis that there is not")
+        others = [length for axis, length in enumerate(shape) if axis != along % len(shape)]
+        return math.prod(others) * max(1, indices)
+
+    def _largest_shape(self, node: _Node) -> tuple[int, ...] | None:
+        """The shape that a node of constants gives at most; None: not known."""
+        shapes = [self._shapes.get(name) for name in node.inputs if name]
+        if node.operator == "Expand" and len(shapes) == 2:
+            shapes[1] = self._integers.get(node.inputs[1])
+        elif node.operator in _SHAPED:
+            return shapes[0] if shapes and node.integers.get(b"keepdims", 1) else None
+        if node.operator not in _BROADCASTING or None in shapes:
+            return None
+        reversed_shapes = [shape[::-1] for shape in shapes if shape is not None]
+        return tuple(max(lengths) for lengths in zip_longest(*reversed_shapes, fillvalue=1))[::-1]
 
     def _check_opset(self, content: memoryview) -> None:
         for number, value in self._read("OperatorSetId", content):
@@ -203,10 +262,12 @@ class _Graph:
                     raise _refusal(f"it has more than {MAX_NODES} nodes")
                 self._nodes.append(self._read_node(value))
             elif number == 5:
-                name, count = self._read_tensor(value)
+                name, shape, integers = self._read_tensor(value)
                 if name in self._constants:
                     raise _refusal("it has two values of one name")
-                self._constants[name] = count
+                self._constants[name], self._shapes[name] = math.prod(shape), shape
+                if integers is not None:
+                    self._integers[name] = integers
             elif number in (11, 12, 13):
                 name = self._read_value_info(value)
                 if number != 13:
@@ -218,6 +279,7 @@ class _Graph:
 
     def _read_node(self, content: memoryview) -> _Node:
         operator, values = b"", 0
+        integers: dict[bytes, int] = {}
         names: dict[int, list[bytes]] = {1: [], 2: []}
         for number, value in self._read("Node", content):
             if number in names:
@@ -228,29 +290,38 @@ class _Graph:
             elif number == 4:
                 operator = bytes(value[:64])
             elif number == 5:
-                values += self._read_attribute(value)
+                name, count, integer = self._read_attribute(value)
+                if name and name in integers:
+                    raise _refusal("a node of it has two attributes of one name")
+                integers[name] = integer
+                values += count
             elif number == 7:
                 _check_domain(value)
             elif number == 9:
                 self._skim("StringStringEntry", value)
-        return _Node(operator.decode(errors="replace"), tuple(names[1]), tuple(names[2]), values)
+        return _Node(operator.decode(errors="replace"), tuple(names[1]), tuple(names[2]), values, integers)
 
-    def _read_attribute(self, content: memoryview) -> int:
-        """The number of values in it."""
-        values = 0
+    def _read_attribute(self, content: memoryview) -> tuple[bytes, int, int]:
+        """Its name, the number of values in it, and its integer, 0 where it has none."""
+        name, values, integer = b"", 0, 0
         for number, value in self._read("Attribute", content):
-            if number in (5, 10):
-                values += self._read_tensor(value)[1]
+            if number == 1:
+                name = bytes(value[:64])
+            elif number == 3:
+                integer = value - (1 << 64) if value >= 1 << 63 else value
+            elif number in (5, 10):
+                values += math.prod(self._read_tensor(value)[1])
             elif number in (7, 8):
                 values += len(value) if isinstance(value, memoryview) else 1
-        return values
+        return name, values, integer
 
-    def _read_tensor(self, content: memoryview) -> tuple[bytes, int]:
-        """Its name and the number of its values."""
+    def _read_tensor(self, content: memoryview) -> tuple[bytes, tuple[int, ...], tuple[int, ...] | None]:
+        """Its name and shape, and its values where they are a few integers in raw data."""
         name, kind = b"", 0
         shape: list[int] = []
         counts: dict[int, int] = {}
         raw: int | None = None
+        data = memoryview(b"")
         for number, value in self._read("Tensor", content):
             if number == 1:
                 shape += _packed(value) if isinstance(value, memoryview) else [value]
@@ -261,7 +332,7 @@ class _Graph:
             elif number == 8:
                 name = bytes(value)
             elif number == 9:
-                raw = len(value)
+                raw, data = len(value), value
             elif number == 14 and value != 0:
                 raise _refusal(_OUTSIDE)
             elif number == 16:
@@ -275,7 +346,8 @@ class _Graph:
         fits = typed == 0 and raw == count * _VALUE_BYTES[kind] if raw is not None else typed == count
         if counts or not fits:
             raise _refusal("a tensor's data do not fit its shape and type")
-        return name, count
+        few = kind == _INT64 and len(shape) == 1 and raw is not None and count <= _FEW_VALUES
+        return name, tuple(shape), struct.unpack(f"<{count}q", data) if few else None
 
     def _read_value_info(self, content: memoryview) -> bytes:
         name = b""
