@@ -205,7 +205,7 @@ def _header(path: Path) -> _Header:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about its size: decoding has a cap of its own
-            with Image.open(path) as image:
+            with path.open("rb") as stream, Image.open(stream) as image:
                 width, height = image.size
                 raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
                 bits = 16 if image.mode.startswith(("I", "F")) or ";16" in raw else 8
