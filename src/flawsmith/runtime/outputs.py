@@ -201,16 +201,9 @@ def uninterrupted() -> Iterator[None]:
     """Within it requests to end (Ctrl-C, SIGTERM, SIGHUP) wait; the last takes effect when the block ends well.
 
     Example:
-        >>> before = signal.signal(signal.SIGINT, signal.default_int_handler)
-        >>> try:
-        ...     with uninterrupted():
-        ...         signal.raise_signal(signal.SIGINT)
-        ...         print("done")
-        ... except KeyboardInterrupt:
-        ...     print("interrupted")
-        done
-        interrupted
-        >>> _ = signal.signal(signal.SIGINT, before)
+        >>> with uninterrupted():
+        ...     print("both files are replaced, or none")
+        both files are replaced, or none
     """
     if threading.current_thread() is not threading.main_thread():  # which alone is interrupted
         yield
