@@ -142,6 +142,8 @@ def run(command: Callable[[], Any]) -> int:
             return _reader_left()
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
+        if error.filename is None:
+            _drop_stdout()
         return refuse(f"{error.filename or 'output'}: the disk is full ({error.strerror}); free some space and repeat")
     return code if isinstance(code, int) else 0
 
@@ -292,8 +294,14 @@ def _refuse_usage(error: Any) -> int:
 
 def _reader_left() -> int:
     """The program that reads stdout has ended (``| head``): no complaint, neither now nor when Python flushes."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    _drop_stdout()
     return 1
+
+
+def _drop_stdout() -> None:
+    """What could not be written is not tried again when Python ends, which would complain and change the exit code."""
+    with suppress(OSError, ValueError):  # a stream in memory, as in tests, has no number
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 DataFolder = Annotated[
