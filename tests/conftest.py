@@ -26,6 +26,8 @@ from PIL import Image
 
 PROJECT = Path(__file__).parents[1]
 THREADS = 2
+LONG = ("tests/training", "tests/extras", "tests/contract", "tests/benchmark")
+"""Folders whose tests come first: processes that train, so that none is left to the end, when all others have ended."""
 LEFT_OUT = pytest.StashKey[int]()
 SEED = pytest.StashKey[int]()
 
@@ -67,6 +69,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     for item in items:
         if draws(item):
             item.add_marker("draws")
+    items.sort(key=lambda item: not item.nodeid.startswith(LONG))
     config.stash[LEFT_OUT] = 0
     if "CI" in os.environ or real_data_folder().is_dir():
         return
