@@ -98,6 +98,16 @@ def test_a_loss_of_two_stages_is_two_lines() -> None:
     np.testing.assert_array_equal(columns["loss of second"], [np.nan, np.nan, np.nan, 99, 98, 97])
 
 
+@pytest.mark.parametrize("last", [0.001, 0.5, 1.9])
+def test_numbers_of_a_logarithmic_axis_are_plain(last: float) -> None:
+    picture = training_curves([{"epoch": epoch, "loss": loss} for epoch, loss in enumerate((2.0, last))])
+    assert picture is not None
+
+    drawn = base64.b64decode(picture.partition("base64,")[2]).decode()
+    assert "mathdefault" not in drawn
+    assert "$" not in drawn
+
+
 def test_losses_are_drawn_without_the_other_numbers() -> None:
     rows = [{"epoch": epoch, "loss": 1.0, "radius": float(epoch)} for epoch in range(5)]
 

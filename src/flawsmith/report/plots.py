@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogFormatter
 from PIL import Image
 from scipy import ndimage
 
@@ -229,6 +230,9 @@ def _lines(lines: Mapping[str, _Line], x_label: str, y_label: str, scale: Litera
             axis.plot(x, values, color=PALETTE[index % len(PALETTE)], label=label_of(name), marker=marker)
         if scale == "log":
             axis.set_yscale("log")
+            # The default formatters write mathematics, which the plot style shows as it is.
+            axis.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axis.yaxis.set_minor_formatter(LogFormatter(minor_thresholds=(1, 0.4)))
         elif scale == "from zero":
             _start_at_zero(axis, np.concatenate([values for _, values in lines.values()]))
         axis.set(xlabel=label_of(x_label), ylabel=label_of(y_label))
