@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -14,6 +15,7 @@ from PIL import Image
 from flawsmith.data.doctor import check, glance
 from flawsmith.data.layouts import load
 from flawsmith.data.public_set_checks import missing_numbers
+from flawsmith.data.samples import Dataset
 from flawsmith.runtime import image as images
 
 Spoil = Callable[[Path, ModuleType], None]
@@ -116,6 +118,17 @@ def test_what_spoils_a_training_is_said_before_it(root: Path, trees: ModuleType,
 
 def test_sound_data_are_not_remarked_on(root: Path) -> None:
     assert glance(load(root)) == ()
+
+
+@pytest.mark.parametrize("look", [glance, check])
+def test_threads_that_read_images_leave_the_filters_of_warnings_alone(
+    root: Path, look: Callable[[Dataset], object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two threads that silence warnings for a moment can leave them silenced: the command's own were lost at times."""
+    dataset = load(root)
+    monkeypatch.setattr(warnings, "catch_warnings", lambda *_, **__: pytest.fail("filters were replaced"))
+
+    look(dataset)
 
 
 def test_a_glance_decodes_nothing(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:

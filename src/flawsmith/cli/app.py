@@ -270,7 +270,6 @@ def own_warnings() -> Iterator[None]:
     logging.getLogger().addHandler(silence)
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("always", UserWarning)  # whatever was said before in this process
             warnings.showwarning = show
             yield
     finally:

@@ -3,7 +3,6 @@ figures."""
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +11,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
 from flawsmith.data.layouts.base import by_name
@@ -34,7 +32,8 @@ from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import left_out, left_out_note
-from flawsmith.runtime.image import ValueSummary, decode, is_grey, range_advice, summarise_values
+from flawsmith.runtime.formats import open_image
+from flawsmith.runtime.image import MAX_PIXELS, ValueSummary, decode, is_grey, range_advice, summarise_values
 
 
 def saturation_findings(dataset: Dataset, values: Mapping[Path, Sequence[int]], pixels: int) -> Iterator[Finding]:
@@ -203,16 +202,14 @@ class _Header:
 def _header(path: Path) -> _Header:
     """The header of an image; empty where it cannot be read, which whoever needs the pixels will tell."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its size: decoding has a cap of its own
-            with path.open("rb") as stream, Image.open(stream) as image:
-                width, height = image.size
-                raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
-                bits = 16 if image.mode.startswith(("I", "F")) or ";16" in raw else 8
-                # Only where the note on orientation comes before the pixels.
-                exif = image.getexif() if image.format in ("JPEG", "MPO", "TIFF") else {}
-                turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
-                return _Header(image.format or "", (width, height) if turned else (height, width), bits)
+        with path.open("rb") as stream, open_image(stream, str(path), MAX_PIXELS) as image:
+            width, height = image.size
+            raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
+            bits = 16 if image.mode.startswith(("I", "F")) or ";16" in raw else 8
+            # Only where the note on orientation comes before the pixels.
+            exif = image.getexif() if image.format in ("JPEG", "TIFF") else {}
+            turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return _Header(image.format or "", (width, height) if turned else (height, width), bits)
     except Exception:  # Pillow answers odd bytes with nearly every exception there is
         return _Header()
 

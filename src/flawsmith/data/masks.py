@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ImageOps
 
-from flawsmith.runtime.image import ImageArray, decode
+from flawsmith.runtime.formats import open_image
+from flawsmith.runtime.image import MAX_PIXELS, ImageArray, decode
 
 Oddity = Literal["mostly-marked", "alpha", "soft", "photograph"]
 
@@ -108,14 +108,12 @@ def _header(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.bool_] | None
     if start.startswith(_OPAQUE) or (start.startswith(_PNG) and start[25] in _OPAQUE_PNG):
         return None, start.startswith(_JPEG)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about its size: decoding has a cap of its own
-            with Image.open(path) as image:
-                lossy = image.format in _LOSSY
-                if not (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
-                    return None, lossy
-                alpha = np.asarray(ImageOps.exif_transpose(image.convert("RGBA")).getchannel("A"))
-    except Exception:  # what only Pillow's own opening refuses was read by decode
+        with path.open("rb") as file, open_image(file, str(path), MAX_PIXELS) as image:
+            lossy = image.format in _LOSSY
+            if not (image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info):
+                return None, lossy
+            alpha = np.asarray(ImageOps.exif_transpose(image.convert("RGBA")).getchannel("A"))
+    except Exception:  # what only Pillow's plain reading refuses was read by decode
         return None, False
     if alpha.shape != size or alpha.min() == alpha.max():
         return None, lossy

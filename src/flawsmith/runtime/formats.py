@@ -54,14 +54,9 @@ def read_image(stream: BinaryIO, name: str, max_pixels: int) -> NDArray[Any]:
     Raises:
         FlawsmithError: it cannot be read, or not exactly; one line that begins with the name.
     """
-    _silence_libraries()
     try:
-        prefix = stream.read(16)
-        if not prefix:
-            raise FlawsmithError(f"{name}: the file is empty; copy or export it anew")
-        kind = _format_of(prefix, name)
-        stream.seek(0)
-        return _READERS.get(kind, _read_plain)(_File(stream, name, max_pixels, kind))
+        file = _recognised(stream, name, max_pixels)
+        return _READERS.get(file.kind, _read_plain)(file)
     except FlawsmithError:
         raise
     except _UnsupportedError as error:
@@ -76,6 +71,42 @@ def read_image(stream: BinaryIO, name: str, max_pixels: int) -> NDArray[Any]:
         # struct.error, IndexError, ...); all of them mean the same to the user.
         reason = " ".join(str(error).split())[:120] or type(error).__name__
         raise FlawsmithError(f"{name}: damaged or truncated image ({reason}); copy or export it anew") from None
+
+
+def open_image(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
+    """The header of an open file, by whose attributes a caller may ask for more than pixels.
+
+    Pillow's own way warns of large images. To silence it would take `warnings.catch_warnings`, which is not for
+    threads: two at a time can leave all warnings of the process silenced.
+
+    Args:
+        stream: a seekable file, at its beginning.
+        name: what messages call it.
+        max_pixels: refuse larger images.
+
+    Raises:
+        FlawsmithError: empty, of an unknown format, or larger.
+        Exception: nearly any of Pillow's, for a damaged header.
+
+    Example:
+        >>> stream = io.BytesIO()
+        >>> Image.new("L", (4, 2)).save(stream, "PNG")
+        >>> _ = stream.seek(0)
+        >>> image = open_image(stream, "a.png", 100)
+        >>> image.format, image.size
+        ('PNG', (4, 2))
+    """
+    return _recognised(stream, name, max_pixels).open()
+
+
+def _recognised(stream: BinaryIO, name: str, max_pixels: int) -> _File:
+    _silence_libraries()
+    prefix = stream.read(16)
+    if not prefix:
+        raise FlawsmithError(f"{name}: the file is empty; copy or export it anew")
+    kind = _format_of(prefix, name)
+    stream.seek(0)
+    return _File(stream, name, max_pixels, kind)
 
 
 class _UnsupportedError(Exception):
