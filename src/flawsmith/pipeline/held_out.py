@@ -66,11 +66,11 @@ def remarks(names: Sequence[str], scores: ArrayLike) -> tuple[str, ...]:
     odd, others = order[:number], values[order[number:]]
     listed = " and ".join(filter(None, (", ".join(names[i] for i in odd[:-1]), names[odd[-1]])))
     each = " and ".join(filter(None, (", ".join(f"{values[i]:.3g}" for i in odd[:-1]), f"{values[odd[-1]]:.3g}")))
-    one = number == 1
+    is_single = number == 1
     return (
-        f"held-out {listed} {'scores' if one else 'score'} {each}, the other {len(others)} from {others.min():.3g} to "
-        f"{others.max():.3g}: look at {'it' if one else 'them'}; if {'it is' if one else 'they are'} flawed, remove "
-        f"{'it' if one else 'them'} and train again, since the limit rests on the highest scores",
+        f"held-out {listed} {'scores' if is_single else 'score'} {each}, the other {len(others)} from {others.min():.3g} to "
+        f"{others.max():.3g}: look at {'it' if is_single else 'them'}; if {'it is' if is_single else 'they are'} flawed, remove "
+        f"{'it' if is_single else 'them'} and train again, since the limit rests on the highest scores",
     )
 
 

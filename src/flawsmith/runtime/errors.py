@@ -34,5 +34,5 @@ def package_missing(error: ModuleNotFoundError, needs: str, tier: str) -> str | 
     package = (error.name or "").partition(".")[0]
     if not any(package in packages for packages in _PACKAGES.values()):
         return None
-    wanted = "train" if package in _PACKAGES["train"] and tier == "eval" else tier
-    return f"{needs} needs {package}, which is not installed: run `pip install 'flawsmith[{wanted}]'`"
+    needed = "train" if package in _PACKAGES["train"] and tier == "eval" else tier
+    return f"{needs} needs {package}, which is not installed: run `pip install 'flawsmith[{needed}]'`"

@@ -325,9 +325,9 @@ def _read_tiff(file: _File) -> NDArray[Any]:
     pages = list(_tiff_pages(file.stream))
     tags = pages[0] if pages else {}
     _refuse_pages(pages, file.name)
-    what = _unreadable_tiff(tags)
-    if what is not None:
-        raise _UnsupportedError("TIFF", *what)
+    kind_and_fix = _unreadable_tiff(tags)
+    if kind_and_fix is not None:
+        raise _UnsupportedError("TIFF", *kind_and_fix)
     file.stream.seek(0)
     if _is_separate_16_bit(tags):
         with file.open() as image:
@@ -481,8 +481,8 @@ def _read_jpeg2000(file: _File) -> NDArray[Any]:
             depths = [(depth & 0x7F) + 1 for depth in content[start + 42 : start + 42 + 3 * components : 3]]
             if max(depths) > (16 if image.mode == "I;16" else 8):
                 fix = "save it as PNG or TIFF" if image.mode != "I;16" else "save it with 16 bits"
-                what = "colour of more than 8 bits" if len(depths) > 1 else f"{max(depths)} bits a value"
-                raise _UnsupportedError("JPEG 2000", what, fix)
+                kind = "colour of more than 8 bits" if len(depths) > 1 else f"{max(depths)} bits a value"
+                raise _UnsupportedError("JPEG 2000", kind, fix)
         _load(image)
         return _turned(_to_array(image, file.name), image)
 

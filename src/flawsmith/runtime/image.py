@@ -306,8 +306,8 @@ def _declared(
         return RangeAdvice(True, f"values up to {top}, but {option} ends at {high:.0f}", fix)
     beyond = above + float((values < low).mean())
     if beyond > _MOST_BEYOND:
-        what = f"{beyond:.0%} of the values lie outside {option or f'{low:g}:{high:g}'}"
-        return RangeAdvice(True, what, f"they go from {lowest} to {highest}, give a range that holds them")
+        finding = f"{beyond:.0%} of the values lie outside {option or f'{low:g}:{high:g}'}"
+        return RangeAdvice(True, finding, f"they go from {lowest} to {highest}, give a range that holds them")
     return _narrow(max(lowest, low), min(highest, high), high - low, f"of {low:g} to {high:g}")
 
 
@@ -354,10 +354,10 @@ class KindWatch:
             (low, high), sample = self._value_range, _sampled(image)
             beyond = float(((sample < low) | (sample > high)).mean())
             if beyond > _MANY_BEYOND:
-                what = f"{beyond:.0%} of the values of {name} lie outside {low:g} to {high:g}, the range of the model"
-                self._tell("range", what)
+                oddity = f"{beyond:.0%} of the values of {name} lie outside {low:g} to {high:g}, the range of the model"
+                self._tell("range", oddity)
 
-    def _tell(self, kind: str, what: str) -> None:
+    def _tell(self, kind: str, oddity: str) -> None:
         if kind not in self._told:
             self._told.add(kind)
-            warnings.warn(f"{what}: its verdict may be wrong (said once)", stacklevel=3)
+            warnings.warn(f"{oddity}: its verdict may be wrong (said once)", stacklevel=3)

@@ -173,7 +173,7 @@ def _free(path: Path) -> str:
 
 
 def _difference(file: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
-    """In what a run that has begun differs from what is asked for now, in words; None: in nothing.
+    """The first setting in which a run that has begun differs from what is asked for now, in words; None: there is none.
 
     Raises:
         FlawsmithError: the run's settings cannot be read.
