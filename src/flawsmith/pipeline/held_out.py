@@ -66,11 +66,10 @@ def remarks(names: Sequence[str], scores: ArrayLike) -> tuple[str, ...]:
     odd, others = order[:number], values[order[number:]]
     listed = " and ".join(filter(None, (", ".join(names[i] for i in odd[:-1]), names[odd[-1]])))
     each = " and ".join(filter(None, (", ".join(f"{values[i]:.3g}" for i in odd[:-1]), f"{values[odd[-1]]:.3g}")))
-    is_single = number == 1
+    verb, these, are = ("scores", "it", "it is") if number == 1 else ("score", "them", "they are")
     return (
-        f"held-out {listed} {'scores' if is_single else 'score'} {each}, the other {len(others)} from {others.min():.3g} to "
-        f"{others.max():.3g}: look at {'it' if is_single else 'them'}; if {'it is' if is_single else 'they are'} flawed, remove "
-        f"{'it' if is_single else 'them'} and train again, since the limit rests on the highest scores",
+        f"held-out {listed} {verb} {each}, the other {len(others)} from {others.min():.3g} to {others.max():.3g}: look "
+        f"at {these}; if {are} flawed, remove {these} and train again, since the limit rests on the highest scores",
     )
 
 
