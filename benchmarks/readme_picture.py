@@ -28,7 +28,7 @@ def main() -> None:
     gap = np.full((pictures[0].shape[0], GAP, 3), 255, np.uint8)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(np.hstack([pictures[0], gap, pictures[1]])).save(args.out, optimize=True)
-    print(f"{args.out}: score {result.score:.2f}, limit {result.limit:.2f}, {result.verdict}")
+    print(f"{args.out}: score {result.score:.2f}, limit {result.decision.limit:.2f}, {result.verdict}")
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ from flawsmith.data.seeding import derived_seed
 from flawsmith.data.splits import HoldOut, calibration_split, refuse_leaks
 from flawsmith.features.backbones import PACKAGED, Backbone, load_backbone
 from flawsmith.pipeline.provenance import versions
-from flawsmith.runtime.decision import Decision, calibrate
+from flawsmith.runtime.decision import Decision, choose_limits
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
@@ -184,8 +184,7 @@ class AnomalibInspector:
             regions=regions,
             not_inspected=not_inspected,
             timing={},
-            limit=self.decision.limit,
-            map_limit=self.decision.map_limit,
+            decision=self.decision,
         )
 
 
@@ -337,7 +336,7 @@ def _calibrated(folder: Path, sizes: Sequence[Size], geometry: Geometry, split: 
         _UNDECIDED.level(geometry.invert(np.asarray(one), size), _not_inspected(geometry, size))
         for one, size in zip(maps, sizes, strict=True)
     ]
-    return calibrate(scores, levels, held_out=not split.calibrated_on_training)
+    return choose_limits(scores, levels, held_out=not split.calibrated_on_training)
 
 
 def _latency(inspector: AnomalibInspector, images: Iterable[Path], network_seconds: Sequence[float]) -> Latency:

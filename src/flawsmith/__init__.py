@@ -16,6 +16,7 @@ for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
 
 if TYPE_CHECKING:
     from flawsmith.metrics.results import Evaluation
+    from flawsmith.pipeline.calibrate import CalibrationResult, calibrate
     from flawsmith.pipeline.evaluate import evaluate
     from flawsmith.pipeline.train import TrainResult, train
     from flawsmith.runtime.bundle import Bundle
@@ -24,11 +25,13 @@ if TYPE_CHECKING:
     from flawsmith.runtime.geometry import Geometry
     from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
     from flawsmith.runtime.regions import Region
+    from flawsmith.runtime.roi import RegionOfInterest
 
 __version__ = "0.1.0"
 
 _PLACES = {
     "Bundle": "flawsmith.runtime.bundle",
+    "CalibrationResult": "flawsmith.pipeline.calibrate",
     "Decision": "flawsmith.runtime.decision",
     "Evaluation": "flawsmith.metrics.results",
     "FlawsmithError": "flawsmith.runtime.errors",
@@ -36,15 +39,17 @@ _PLACES = {
     "Inspection": "flawsmith.runtime.inspector",
     "Inspector": "flawsmith.runtime.inspector",
     "Region": "flawsmith.runtime.regions",
+    "RegionOfInterest": "flawsmith.runtime.roi",
     "TrainResult": "flawsmith.pipeline.train",
     "Unreadable": "flawsmith.runtime.inspector",
     "Verdict": "flawsmith.runtime.decision",
+    "calibrate": "flawsmith.pipeline.calibrate",
     "evaluate": "flawsmith.pipeline.evaluate",
     "train": "flawsmith.pipeline.train",
 }
 __all__ = [
-    "Bundle", "Decision", "Evaluation", "FlawsmithError", "Geometry", "Inspection", "Inspector", "Region",
-    "TrainResult", "Unreadable", "Verdict", "evaluate", "train",
+    "Bundle", "CalibrationResult", "Decision", "Evaluation", "FlawsmithError", "Geometry", "Inspection", "Inspector",
+    "Region", "RegionOfInterest", "TrainResult", "Unreadable", "Verdict", "calibrate", "evaluate", "train",
 ]  # fmt: skip
 
 

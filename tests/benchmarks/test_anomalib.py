@@ -26,7 +26,7 @@ from flawsmith.benchmark.worker import run_task
 from flawsmith.data.layouts import load
 from flawsmith.data.splits import calibration_split
 from flawsmith.features.backbones import load_backbone
-from flawsmith.runtime.decision import calibrate
+from flawsmith.runtime.decision import choose_limits
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
@@ -159,7 +159,7 @@ def test_limit_comes_from_its_scores_of_the_held_out_images_by_our_rule(
 ) -> None:
     result, folder = computed
     held_out = np.load(folder / "calibration_scores.npy")
-    limit = calibrate(held_out, held_out).limit
+    limit = choose_limits(held_out, held_out).limit
     scores = np.load(folder / "test_scores.npy")
     flawed = np.array([sample.is_flawed for sample in load(bolt).test])
 

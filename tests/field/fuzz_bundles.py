@@ -33,10 +33,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from flawsmith.pipeline.describe import describe_model, model_in_words
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary, write_parts
-from flawsmith.runtime.decision import Decision
+from flawsmith.runtime.decision import Decision, GroupFigures
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspector
+from flawsmith.runtime.roi import RegionOfInterest
 
 SECONDS, KIBIBYTES = 10.0, 2 * 2**20
 SIZE = (16, 24)
@@ -138,7 +139,10 @@ def sound_parts() -> dict[str, bytes]:
         geometry=Geometry(size=SIZE, policy="crop", resize=32, value_range=(0, 4095)),
         decision=Decision(
             limit=0.6, map_limit=0.5, review_limit=0.4, stated_false_reject_rate=0.05, n_good=19,
-            region_of_interest=(((0, 0), (1, 0), (1, 1)),), minimum_area=2,
+            region_of_interest=RegionOfInterest(
+                include=(((0, 0), (1, 0), (1, 1)),), mask=RegionOfInterest.from_mask(np.eye(8, dtype=bool)).mask,
+            ),
+            minimum_area=2, groups=GroupFigures(by="day", count=3, lowest=0.0, highest=0.1, mean=0.05),
         ),
         training=TrainingSummary(layout="mvtec", category="nut", n_train=80, n_calibration=19, images_sha256="cd" * 32),
         parity={"score": 1e-6},
@@ -389,7 +393,7 @@ def drawn_file(seed: int) -> bytes:
     for name in dict.fromkeys(rng.choices(list(CHANGES), weights=[4, 8, 2, 0.2], k=rng.choice([1, 1, 1, 2]))):
         parts[name] = CHANGES[name](rng, parts[name])
     hashes = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
-    manifest = json.dumps({"schema_version": 1, "sha256": hashes}).encode()
+    manifest = json.dumps({"schema_version": 2, "sha256": hashes}).encode()
     if rng.random() < 0.03:
         manifest = drawn_bytes(rng, manifest)
     content = write_parts({**parts, "manifest.json": manifest})

@@ -47,7 +47,9 @@ def write(tiny: Any, tmp_path: Path) -> Write:
 
 @pytest.fixture
 def spec(tiny: Any) -> dict[str, Any]:
-    return json.loads(tiny.make_spec().model_dump_json())
+    spec: dict[str, Any] = json.loads(tiny.make_spec().model_dump_json())
+    spec["decision"]["groups"] = {"by": "day", "count": 2, "lowest": 0.0, "highest": 0.1, "mean": 0.05}
+    return spec
 
 
 def line_of(path: Path, act: Callable[[], Any]) -> str:
@@ -89,6 +91,11 @@ PLACES: dict[str, set[str]] = {
     "decision.map_limit": {"1e-320"},
     "decision.review_limit": {"1e-320", "null"},
     "decision.minimum_area": set(),
+    "decision.pixel_size": {"null"},
+    "decision.repeat_deviation": {"1e-320", "null"},
+    "decision.target_review_rate": {"null"},
+    "decision.groups.count": set(),
+    "decision.groups.highest": {"1e-320", "null"},
     "decision.target_false_reject_rate": set(),
     "decision.stated_false_reject_rate": set(),
     "decision.n_good": set(),

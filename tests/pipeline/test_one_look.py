@@ -21,6 +21,7 @@ from flawsmith.pipeline.evaluate import collect, evaluate, evaluate_into
 from flawsmith.pipeline.reporting import EXAMPLES, ExampleGallery
 from flawsmith.runtime import image as images
 from flawsmith.runtime.bundle import Bundle
+from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection, Inspector
 
@@ -170,8 +171,7 @@ def inspection_of(score: float, verdict: Any) -> Inspection:
         regions=[],
         not_inspected=None,
         timing={},
-        limit=0.5,
-        map_limit=0.5,
+        decision=Decision(limit=0.5, map_limit=0.5, stated_false_reject_rate=0.1, n_good=9),
         pixels=np.zeros((4, 6, 3), dtype=np.uint8),
     )
 

@@ -203,9 +203,9 @@ CHANGES: dict[str, tuple[Callable[[Parts], Parts], str]] = {
         lambda p: {**p, "manifest.json": b'{"schema_version": 1, "sha256": {"a": "b"}}'},
         "does not list the parts",
     ),
-    "newer manifest": (lambda p: {**_signed(p, version=2), "weights.bin": b"x"}, "made by a newer Flawsmith"),
+    "newer manifest": (lambda p: {**_signed(p, version=3), "weights.bin": b"x"}, "made by a newer Flawsmith"),
     "manifest without a version": (lambda p: _signed(p, version=None), "no schema version"),
-    "newer spec": (lambda p: _with_spec(p, schema_version=7), "schema 7, this one reads 1"),
+    "newer spec": (lambda p: _with_spec(p, schema_version=7), "schema 7, this one reads 2"),
     "version of a wrong kind": (lambda p: _with_spec(p, schema_version=True), "no schema version"),
     "spec with an unknown field": (lambda p: _with_spec(p, hook="os.system"), "spec.json: hook: "),
     "spec with an unknown engine": (lambda p: _with_spec(p, engine="torch"), "spec.json: engine: "),
@@ -360,7 +360,7 @@ def test_frozen_version_1_file_opens_and_inspects():
     # Written once by the first release of the format; a change of the format must go on reading it.
     frozen = Path(__file__).parent / "data" / "version-1.flaw"
     loaded = Bundle.load(frozen)
-    assert loaded.spec.schema_version == 1
+    assert loaded.spec.schema_version == 2  # migrated as it was read
     assert loaded.spec.decision.limit == 0.6
     assert loaded.calibration["good_scores"].shape == (19,)
     white = np.full((20, 30, 3), 255, np.uint8)

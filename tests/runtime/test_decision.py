@@ -12,10 +12,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage, stats
 
-from flawsmith.runtime.decision import Decision, calibrate, images_needed, polygon_mask, worst_rate
+from flawsmith.runtime.decision import Decision, choose_limits, images_needed, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.roi import RegionOfInterest, polygon_mask
 
-LEFT_HALF = (((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)),)
+LEFT_HALF_POLYGONS = (((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)),)
+LEFT_HALF = RegionOfInterest(include=LEFT_HALF_POLYGONS)
 
 
 def _decision(**changes: object) -> Decision:
@@ -36,7 +38,7 @@ def test_limit_is_the_conformal_rank(n: int, alpha: float) -> None:
     exact = (n + 1) * (1 - Fraction(str(alpha)))
     rank = -(-exact.numerator // exact.denominator)
 
-    decision = calibrate(scores, scores + 100, alpha=alpha)
+    decision = choose_limits(scores, scores + 100, alpha=alpha)
 
     if rank > n:
         assert decision.limit == n - 1
@@ -49,14 +51,14 @@ def test_limit_is_the_conformal_rank(n: int, alpha: float) -> None:
 
 
 def test_99_good_images_support_one_percent_exactly() -> None:
-    decision = calibrate(np.arange(99.0), np.arange(99.0))
+    decision = choose_limits(np.arange(99.0), np.arange(99.0))
 
     assert decision.stated_false_reject_rate == pytest.approx(0.01)
     assert decision.limit == 98.0
 
 
 def test_tolerances_raise_the_limits() -> None:
-    decision = calibrate([1.0, 2.0], [3.0, 4.0], tolerance=0.25, map_tolerance=0.5)
+    decision = choose_limits([1.0, 2.0], [3.0, 4.0], tolerance=0.25, map_tolerance=0.5)
 
     assert (decision.limit, decision.map_limit) == (2.25, 4.5)
 
@@ -66,7 +68,7 @@ def test_tolerances_raise_the_limits() -> None:
 def test_rejected_share_of_the_calibration_images_stays_within_alpha(n: int, alpha: float) -> None:
     scores = np.random.default_rng(n).normal(size=n)
 
-    decision = calibrate(scores, scores, alpha=alpha)
+    decision = choose_limits(scores, scores, alpha=alpha)
 
     assert (scores > decision.limit).sum() <= math.floor(alpha * (n + 1))
 
@@ -76,7 +78,7 @@ def test_new_good_images_are_rejected_no_more_often_than_stated() -> None:
     rejected = []
     for _ in range(4000):
         scores = rng.normal(size=40)
-        decision = calibrate(scores[:39], scores[:39], alpha=0.05)
+        decision = choose_limits(scores[:39], scores[:39], alpha=0.05)
         rejected.append(scores[39] > decision.limit)
 
     assert decision.stated_false_reject_rate == pytest.approx(2 / 40)
@@ -97,7 +99,7 @@ def test_new_good_images_are_rejected_no_more_often_than_stated() -> None:
 )
 def test_calibration_refuses_what_says_nothing(arguments: dict, message: str) -> None:
     with pytest.raises(FlawsmithError, match=message):
-        calibrate(**arguments)
+        choose_limits(**arguments)
 
 
 @pytest.mark.parametrize(
@@ -199,7 +201,7 @@ def test_level_calibrates_the_region_setting() -> None:
     probe = _decision(**setting)
     levels = [probe.level(anomaly_map) for anomaly_map in maps]
 
-    decision = calibrate(levels, levels, alpha=0.1, **setting)
+    decision = choose_limits(levels, levels, alpha=0.1, **setting)
 
     rejected = [decision.decide(0.0, anomaly_map)[0] == "reject" for anomaly_map in maps]
     assert sum(rejected) == sum(level > decision.map_limit for level in levels) == 3
@@ -215,7 +217,7 @@ def test_polygons_cover_their_share_of_the_pixels() -> None:
     whole = (((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)),)
 
     assert polygon_mask(whole, (37, 53)).all()
-    assert polygon_mask(LEFT_HALF, (40, 60)).mean() == pytest.approx(0.5, abs=0.02)
+    assert polygon_mask(LEFT_HALF_POLYGONS, (40, 60)).mean() == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize(
@@ -223,9 +225,11 @@ def test_polygons_cover_their_share_of_the_pixels() -> None:
     [
         {"review_limit": 1.5},
         {"review_limit": 0.7, "minimum_area": 4},
-        {"region_of_interest": ()},
-        {"region_of_interest": (((0.0, 0.0), (1.0, 1.0)),)},
-        {"region_of_interest": (((0.0, 0.0), (1.2, 0.0), (1.0, 1.0)),)},
+        {"region_of_interest": {}},
+        {"region_of_interest": {"include": (((0.0, 0.0), (1.0, 1.0)),)}},
+        {"region_of_interest": {"exclude": (((0.0, 0.0), (1.2, 0.0), (1.0, 1.0)),)}},
+        {"region_of_interest": {"mask": "iVBORw0KGgo="}},
+        {"pixel_size": 0.0},
         {"minimum_area": 0},
         {"limit": float("nan")},
         {"map_limit": float("inf")},
@@ -257,7 +261,7 @@ def test_map_that_is_not_finite_never_passes() -> None:
 
 
 def test_description_warns_of_few_images_and_names_what_the_target_needs() -> None:
-    text = calibrate([1.0] * 5, [1.0] * 5).describe()
+    text = choose_limits([1.0] * 5, [1.0] * 5).describe()
 
     assert "5 good images" in text
     assert "about 167 of 1,000" in text
@@ -267,7 +271,7 @@ def test_description_warns_of_few_images_and_names_what_the_target_needs() -> No
 
 
 def test_description_of_images_that_were_learned_from_calls_the_limit_a_guess() -> None:
-    text = calibrate([1.0], [1.0], held_out=False).describe()
+    text = choose_limits([1.0], [1.0], held_out=False).describe()
 
     assert "learned from too" in text
     assert "WARNING" in text
@@ -278,16 +282,18 @@ def test_description_of_images_that_were_learned_from_calls_the_limit_a_guess() 
 def test_description_says_so_when_no_score_can_exceed_the_limit() -> None:
     scores = np.append(np.linspace(0, 0.5, 199), 1.0)
 
-    silent, spoken = (calibrate(scores, scores, alpha=0.001, tolerance=1e-4, highest_score=top) for top in (None, 1.0))
+    silent, spoken = (
+        choose_limits(scores, scores, alpha=0.001, tolerance=1e-4, highest_score=top) for top in (None, 1.0)
+    )
 
     assert not silent.rejects_nothing
     assert spoken.rejects_nothing
     assert "no image is rejected" in spoken.describe()
-    assert not calibrate(scores, scores, alpha=0.1, highest_score=1.0).rejects_nothing
+    assert not choose_limits(scores, scores, alpha=0.1, highest_score=1.0).rejects_nothing
 
 
 def test_description_of_enough_images_is_calm() -> None:
-    text = calibrate(np.arange(200.0), np.arange(200.0)).describe()
+    text = choose_limits(np.arange(200.0), np.arange(200.0)).describe()
 
     assert "200 good images" in text
     assert "299 such images can be enough" in text
@@ -295,7 +301,7 @@ def test_description_of_enough_images_is_calm() -> None:
 
 
 def test_description_of_a_proven_target_asks_for_nothing() -> None:
-    text = calibrate(np.arange(299.0), np.arange(299.0), alpha=1 / 300).model_copy(
+    text = choose_limits(np.arange(299.0), np.arange(299.0), alpha=1 / 300).model_copy(
         update={"target_false_reject_rate": 0.01}
     )
 
@@ -327,7 +333,7 @@ def test_images_needed_are_the_fewest() -> None:
 def test_rates_of_simulated_calibrations_follow_the_beta_law(n: int, alpha: float, seed: int) -> None:
     """Scores are uniform, so a limit rejects the share of good parts that lies above it."""
     rng = np.random.default_rng(seed)
-    decisions = [calibrate(scores, scores, alpha=alpha) for scores in rng.random((2000, n))]
+    decisions = [choose_limits(scores, scores, alpha=alpha) for scores in rng.random((2000, n))]
 
     rates = [1 - decision.limit for decision in decisions]
 
@@ -341,7 +347,7 @@ def test_rates_of_simulated_calibrations_follow_the_beta_law(n: int, alpha: floa
 @pytest.mark.parametrize("values", [2, 5, 20])
 def test_tied_scores_reject_no_more_than_promised(values: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    decisions = [calibrate(scores, scores, alpha=0.1) for scores in rng.integers(values, size=(2000, 60))]
+    decisions = [choose_limits(scores, scores, alpha=0.1) for scores in rng.integers(values, size=(2000, 60))]
 
     rates = np.array([(values - 1 - decision.limit) / values for decision in decisions])  # the share above the limit
 

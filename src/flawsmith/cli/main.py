@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flawsmith import __version__
-from flawsmith.cli import benchmark, doctor, evaluate, figure, predict, settings, synthesize, train
+from flawsmith.cli import benchmark, calibrate, doctor, evaluate, figure, predict, settings, synthesize, train
 from flawsmith.cli.app import (
     INTERRUPTED,
     AsJson,
@@ -97,6 +97,7 @@ app = typer.Typer(
 app.command("demo")(demo)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
+app.command("calibrate")(calibrate.calibrate)
 app.command("predict")(predict.predict)
 app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesize)
 app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)

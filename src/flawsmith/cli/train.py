@@ -43,10 +43,23 @@ Oracle = Annotated[
     bool,
     typer.Option("--oracle", help="Choose the checkpoint on labelled test data; everything it gives is stamped so."),
 ]
-Alpha = Annotated[float, typer.Option(help="Share of good parts that may be rejected.")]
-ReviewAlpha = Annotated[
-    float | None, typer.Option(help="Share of good parts that may be sent to review; no such verdict by default.")
+Rate = Annotated[
+    str, typer.Option("--rate", "--alpha", help="Share of good parts that may be rejected: 10/1000, 1% or 0.01.")
 ]
+ReviewRate = Annotated[
+    str | None,
+    typer.Option(
+        "--review-rate", "--review-alpha", help="Share that may be rejected or sent to review; no reviews by default."
+    ),
+]
+Roi = Annotated[
+    str | None,
+    typer.Option(metavar="FILE", help="Region of interest: JSON polygons or a mask image, in pixels of the images."),
+]
+MinArea = Annotated[
+    str | None, typer.Option("--min-area", metavar="AREA", help="Smallest spot that counts: 40 pixels, or 0.2mm2.")
+]
+Scale = Annotated[str | None, typer.Option(metavar="LENGTH", help="Side of a pixel, such as 0.05mm.")]
 Textures = Annotated[
     str | None,
     typer.Option(help="What flaws are synthesized from: a folder of pictures, self, or procedural (the default)."),
@@ -89,8 +102,11 @@ def train(
     precision: Precision = "float32",
     select: Select = "last",
     oracle: Oracle = False,
-    alpha: Alpha = 0.01,
-    review_alpha: ReviewAlpha = None,
+    rate: Rate = "10/1000",
+    review_rate: ReviewRate = None,
+    roi: Roi = None,
+    min_area: MinArea = None,
+    scale: Scale = None,
     textures: Textures = None,
     foregrounds: Foregrounds = None,
     fraction: Fraction = 1.0,
@@ -112,7 +128,8 @@ def train(
     """
     settings: dict[str, Any] = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
     settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": _select(select, oracle)}
-    settings |= {"alpha": alpha, "review_alpha": review_alpha, "bits": bits, "layout": layout}
+    settings |= {"alpha": rate, "review_alpha": review_rate, "bits": bits, "layout": layout}
+    settings |= {"roi": roi, "min_area": min_area, "scale": scale}
     settings |= {"value_range": value_range, "textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     loop |= {"logger": logger, "baseline": baseline}
@@ -176,8 +193,12 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from flawsmith.cli.app import parse_settings
     from flawsmith.pipeline import train
+    from flawsmith.pipeline.quantities import parse_rate
 
     settings = {**settings, "set": parse_settings(settings["set"]), "value_range": _range(settings["value_range"])}
+    settings["alpha"] = parse_rate(settings["alpha"], "--rate")
+    if settings["review_alpha"] is not None:
+        settings["review_alpha"] = parse_rate(settings["review_alpha"], "--review-rate")
     # Checked before thousands of images are read to tell what is held out.
     devices = {name: options[name] for name in ("accelerator", "devices", "strategy")}
     first_line = train.training_in_words(settings, **devices)

@@ -175,7 +175,7 @@ def _row(
     for model, inspector in zip(models, inspectors, strict=True):
         result = inspector.inspect(image)
         overlay = _thumbnail(np.asarray(result.overlay(image)))
-        views.append(ModelView(model.name, overlay, result.score, result.limit, result.verdict))
+        views.append(ModelView(model.name, overlay, result.score, result.decision.limit, result.verdict))
     shown = as_8_bit(image, inspectors[0].spec.geometry.value_range)
     truth = None if mask is None else _thumbnail_of_mask(mask)
     return GridRow(category, pick, sample, _thumbnail(shown), truth, tuple(views))

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.metrics.protocol import MEANINGS
 from flawsmith.runtime.bundle import SelectionName
+from flawsmith.runtime.decision import promise_in_words
 
 Rate = float | None
 
@@ -115,6 +116,12 @@ class Evaluation(BaseModel):
     )
     false_reject_rate: Rate = Field(description="Share of good images rejected at the stored limit.")
     miss_rate: Rate = Field(description="Share of flawed images not rejected at the stored limit.")
+    stated_false_reject_rate: Rate = Field(
+        default=None, description="Share of good parts that the limit was said to reject, in the mean."
+    )
+    worst_false_reject_rate: Rate = Field(
+        default=None, description="Share that it was said to reject at most, with 95 % confidence."
+    )
     n_good: int = Field(description="Good test images.")
     n_flawed: int = Field(description="Flawed test images.")
     n_annotated: int = Field(default=0, description="Flawed test images that took part in the pixel figures.")
@@ -134,7 +141,7 @@ class Evaluation(BaseModel):
     def as_table(self) -> str:
         """The figures as plain text: stamps, one line a figure, one line a defect type, then the notes."""
         counts = f"{self.n_good} good and {self.n_flawed} flawed images, protocol {self.protocol}"
-        lines = [*self.stamps, *([""] if self.stamps else []), counts, ""]
+        lines = [*self.stamps, *([""] if self.stamps else []), counts, *self.promise(), ""]
         rows = [(label, _number(getattr(self, name)), self._interval(name)) for name, label in self.labels().items()]
         lines += _aligned([("figure", "value", "95 % interval"), *rows])
         if self.by_defect:
@@ -144,6 +151,15 @@ class Evaluation(BaseModel):
             lines += ["", *(f"{label}: {words}" for label, words in self.baseline.comparisons(self.labels()).items())]
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join(lines)
+
+    def promise(self) -> list[str]:
+        """What the limit was said to reject and what it rejected here, in one line; none where nothing was said."""
+        if self.stated_false_reject_rate is None or self.worst_false_reject_rate is None:
+            return []
+        promised = promise_in_words(self.stated_false_reject_rate, self.worst_false_reject_rate)
+        rejected = self.verdicts.get("good", {}).get("reject", 0)
+        here = f"; rejected here: {rejected} of {self.n_good}" if self.n_good else ""
+        return [f"the limit promised to reject about {promised}{here}"]
 
     def labels(self) -> dict[str, str]:
         """The figures to show in the order of tables, with their names in words; those of LOCO where there is one.

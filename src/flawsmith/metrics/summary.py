@@ -14,6 +14,7 @@ from flawsmith.metrics.collect import EvaluationState, ScoredImage, accumulate
 from flawsmith.metrics.protocol import CLEAN, Protocol
 from flawsmith.metrics.results import DefectResult, Evaluation
 from flawsmith.runtime.bundle import SelectionName, stamps_of
+from flawsmith.runtime.decision import Decision
 
 REJECT = "reject"
 VERDICTS = ("pass", "review", REJECT)
@@ -57,13 +58,19 @@ def evaluate_images(
 
 
 def summarise(
-    state: EvaluationState, *, selection: SelectionName = "last", n_resamples: int = 1000, seed: int = 0
+    state: EvaluationState,
+    *,
+    selection: SelectionName = "last",
+    decision: Decision | None = None,
+    n_resamples: int = 1000,
+    seed: int = 0,
 ) -> Evaluation:
     """The figures of an evaluation, by the protocol by which its images were taken in.
 
     Args:
         state: what was taken in.
         selection: how the model's checkpoint was chosen; figures of one chosen on test data say so.
+        decision: the limits behind the verdicts, whose promise stands beside them; None: not known.
         n_resamples: bootstrap resamples behind the intervals; 0 leaves the bootstrap out.
         seed: seeds the bootstrap.
 
@@ -85,6 +92,12 @@ def summarise(
             exact = stats.binomtest(int(hit.sum()), hit.size).proportion_ci(LEVEL, method="exact")
             ends[name] = (float(exact.low), float(exact.high))
     notes = _notes(state, points)
+    promised = decision if decision is not None and decision.held_out else None
+    if promised is not None and ends.get("false_reject_rate", (0.0, 1.0))[0] > promised.worst_false_reject_rate:
+        notes.append(
+            "More good test images are rejected than the limit promised at worst: they differ from those it rests on. "
+            "Calibrate with good images of their kind (`flawsmith calibrate`)."
+        )
     if protocol.rounding == "three_decimals":
         points |= {name: round(value, 3) for name in _ROUNDED if (value := points[name]) is not None}
     return Evaluation(
@@ -96,6 +109,8 @@ def summarise(
         image_f1_threshold=ranking.f1_max_threshold(state.scores, flawed),
         false_reject_rate=_rate(rejected[~flawed]),
         miss_rate=_rate(~rejected[flawed]),
+        stated_false_reject_rate=None if promised is None else promised.stated_false_reject_rate,
+        worst_false_reject_rate=None if promised is None else promised.worst_false_reject_rate,
         n_good=int((~flawed).sum()),
         n_flawed=int(flawed.sum()),
         n_annotated=int((flawed & (state.pixel_index >= 0)).sum()),

@@ -11,8 +11,8 @@ import numpy as np
 from flawsmith.data.findings import Finding, Findings, Severity
 from flawsmith.pipeline.held_out import in_words
 from flawsmith.pipeline.provenance import versions
-from flawsmith.runtime.bundle import Bundle
-from flawsmith.runtime.decision import FEW_GOOD_IMAGES
+from flawsmith.runtime.bundle import Bundle, BundleSpec
+from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspector
 
@@ -44,10 +44,12 @@ def describe_model(path: Path) -> dict[str, Any]:
         "training": spec.training.model_dump(mode="json"),
         "stamps": spec.training.stamps,
         "decision": spec.decision.model_dump(mode="json"),
+        "identity": spec.decision.identity,
+        "earlier_limits": {decision.identity: decision.model_dump(mode="json") for decision in spec.earlier_decisions},
         "worst_false_reject_rate": spec.decision.worst_false_reject_rate,
         "limit_statement": spec.decision.describe(),
         "parity": spec.parity,
-        "calibration": {name: int(array.size) for name, array in bundle.calibration.items()},
+        "calibration": {name: len(array) for name, array in bundle.calibration.items()},
         "held_out_scores": sorted((float(score) for score in bundle.calibration.get("good", ())), reverse=True),
     }
 
@@ -56,7 +58,8 @@ def model_in_words(facts: dict[str, Any]) -> str:
     """The facts of :func:`describe_model` as lines for people, in two columns, and the limit's worth as a sentence."""
     training, decision, geometry, backbone = (facts[k] for k in ("training", "decision", "geometry", "backbone"))
     height, width = geometry["size"]
-    review = decision["review_limit"]
+    review, earlier = decision["review_limit"], facts["earlier_limits"]
+    looked_at = where_to_look(Decision.model_validate(decision))
     rows = [
         ("file", f"{facts['file']}, {facts['bytes'] / 2**20:.1f} MiB, SHA-256 of every part verified"),
         ("made by", f"flawsmith {facts['package_version']}, schema {facts['schema_version']}"),
@@ -73,10 +76,41 @@ def model_in_words(facts: dict[str, Any]) -> str:
         *([("their scores", in_words(facts["held_out_scores"]))] if facts["held_out_scores"] else []),
         ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),
         ("review limit", "none" if review is None else f"{review:.6g}"),
+        *([("where to look", looked_at)] if looked_at else []),
+        *([("limits", f"{facts['identity']}; before: {', '.join(earlier)}")] if earlier else []),
         ("parity", parity_in_words(facts["parity"])),
     ]
     lines = [f"{name:<14} {value}" for name, value in rows]
     return "\n".join([*facts["stamps"], *lines, "", facts["limit_statement"]])
+
+
+def model_card(spec: BundleSpec) -> str:
+    """What the model is, what it learned from and what its limit is worth, as Markdown."""
+    height, width = spec.geometry.size
+    training = spec.training
+    stamps = "".join(f"**{stamp}.**\n\n" for stamp in spec.training.stamps)
+    return f"""# {spec.training.category}: a Flawsmith model
+
+{stamps}- method: {spec.method}, preset {spec.preset}, seed {spec.seed}
+- backbone: {spec.backbone.name} ({spec.backbone.weights} weights, SHA-256 {spec.backbone.sha256[:16]}…)
+- input: {width}×{height} pixels, {spec.geometry.policy}
+- engine: {spec.engine}, {spec.precision}
+{_synthesis(spec)}- learned from {training.n_train} good images of {training.category} ({training.layout} layout)
+- limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
+- exported against trained: {parity_in_words(spec.parity)}; what is allowed is part of the limits
+
+{spec.decision.describe()}
+
+Scores are comparable within this model only. The model has learned from no flawed part; what it calls a flaw is what it
+did not find among the good ones.
+"""
+
+
+def _synthesis(spec: BundleSpec) -> str:
+    """A line on what flaws were synthesized from, where they were."""
+    training = spec.training
+    line = f"- flaws synthesized from textures: {training.textures}; foreground: {training.foreground}\n"
+    return line if training.textures else ""
 
 
 def parity_in_words(parity: Mapping[str, float]) -> str:
@@ -89,6 +123,26 @@ def parity_in_words(parity: Mapping[str, float]) -> str:
     allowed = {name: f" ({parity[f'{name}_allowed']:.3g} allowed)" for name in parity if f"{name}_allowed" in parity}
     figures = [f"{name} {parity[name]:.3g}{allowed.get(name, '')}" for name in parity if not name.endswith("_allowed")]
     return ", ".join(figures) or "not recorded"
+
+
+def where_to_look(decision: Decision) -> str:
+    """Region of interest and smallest area in words; empty where the whole image counts.
+
+    Example:
+        >>> where_to_look(Decision(limit=1, map_limit=1, stated_false_reject_rate=0.1, n_good=9, minimum_area=80))
+        'spots of at least 80 pixels'
+    """
+    words, region = [], decision.region_of_interest
+    if region is not None:
+        parts = [f"{len(region.include)} polygons"] if region.include else []
+        parts += ["a mask image"] if region.mask else []
+        parts += [f"all but {len(region.exclude)} polygons"] if region.exclude else []
+        words.append(f"a region of interest of {', '.join(parts)}")
+    if decision.minimum_area > 1:
+        pixel_size = decision.pixel_size
+        area = "" if pixel_size is None else f" ({decision.minimum_area * pixel_size**2:.3g} mm²)"
+        words.append(f"spots of at least {decision.minimum_area} pixels{area}")
+    return "; ".join(words)
 
 
 def _briefly(findings: dict[str, Any]) -> str:

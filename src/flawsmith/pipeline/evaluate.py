@@ -83,7 +83,10 @@ def evaluate(
     dataset = data if isinstance(data, Dataset) else load(data, layout)
     rules = choose_protocol(protocol, method=inspector.spec.method, layout=dataset.layout, changes=set)
     (state,) = _measure([inspector], test_samples(dataset), SaturationReader(dataset), rules)
-    return summarise(state, selection=inspector.spec.training.selection, n_resamples=n_resamples, seed=seed)
+    spec = inspector.spec
+    return summarise(
+        state, selection=spec.training.selection, decision=spec.decision, n_resamples=n_resamples, seed=seed
+    )
 
 
 def test_samples(dataset: Dataset) -> tuple[Sample, ...]:
@@ -333,7 +336,7 @@ def evaluate_into(
         _refuse_other_protocol(figures, rules)
         refuse_irreplaceable((report, figures, scores))
         state, *others = _measure(inspectors, samples, masks, rules, gallery=gallery, on_step=on_step)
-        evaluation = summarise(state, selection=bundle.spec.training.selection)
+        evaluation = summarise(state, selection=bundle.spec.training.selection, decision=bundle.spec.decision)
         if baseline is not None:
             comparison = against(baseline.spec.method, state, others[0])
             evaluation = evaluation.model_copy(update={"baseline": comparison})

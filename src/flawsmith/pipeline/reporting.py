@@ -16,7 +16,7 @@ from flawsmith.data.splits import HoldOut
 from flawsmith.metrics.collect import EvaluationState, ScoredImage
 from flawsmith.metrics.ranking import auroc
 from flawsmith.metrics.results import Evaluation
-from flawsmith.pipeline.describe import parity_in_words
+from flawsmith.pipeline.describe import parity_in_words, where_to_look
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.data import (
     Diagnostic,
@@ -30,6 +30,7 @@ from flawsmith.report.data import (
 )
 from flawsmith.report.html import write_report
 from flawsmith.runtime.bundle import Bundle, BundleSpec
+from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspection
@@ -119,8 +120,8 @@ def training_report(
                 FactGroup("Data", _data_facts(dataset, split.description)),
             ],
             scores=_calibration_scores(bundle),
-            limit=spec.decision.limit,
-            review_limit=spec.decision.review_limit,
+            limit=None if spec.decision.by_regions else spec.decision.limit,
+            review_limit=None if spec.decision.by_regions else spec.decision.review_limit,
             limit_statement=spec.decision.describe(),
             held_out=_held_out(bundle, dataset, split),
             training=metrics,
@@ -173,6 +174,7 @@ def evaluation_report(
     # Limits and calibration speak of the model's own scores; a protocol may take others.
     model_scores = state.protocol.image_score == "model"
     calibration = _calibration_scores(bundle) if model_scores else []
+    scores_decide = model_scores and not spec.decision.by_regions
     write_report(
         path,
         ReportData(
@@ -192,8 +194,8 @@ def evaluation_report(
                 state.spro_curve(),
             ),
             scores=[group for group in (*test, *calibration) if len(group.scores)],
-            limit=spec.decision.limit if model_scores else None,
-            review_limit=spec.decision.review_limit if model_scores else None,
+            limit=spec.decision.limit if scores_decide else None,
+            review_limit=spec.decision.review_limit if scores_decide else None,
             limit_statement=spec.decision.describe(),
             examples=list(gallery.examples()),
             training=metrics,
@@ -226,7 +228,8 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         ("Limit on the map", f"{decision.map_limit:.6g}"),
         ("Rejects", decision.promise),
         ("Asked for", f"{1000 * decision.target_false_reject_rate:g} of 1,000 good parts"),
-        ("Rests on", f"{decision.n_good} held-out good images"),
+        ("Rests on", f"{decision.n_good} good images{_of_groups(decision)}"),
+        *([("Where to look", where_to_look(decision))] if decision.by_regions else []),
     ]
     used = [(name, number) for name, number in versions().items()]
     findings = [
@@ -239,6 +242,11 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         FactGroup("Export", [("Exported against trained", parity_in_words(spec.parity))]),
         FactGroup("Versions", used),
     ]
+
+
+def _of_groups(decision: Decision) -> str:
+    groups = decision.groups
+    return "" if groups is None else f" of {groups.count} groups ({groups.by})"
 
 
 def _synthetic_against(bundle: Bundle, baseline: Bundle | str | None) -> list[FactGroup]:

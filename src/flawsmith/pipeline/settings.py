@@ -54,6 +54,11 @@ class TrainSettings(BaseModel):
         None, description="Values of images deeper than 8 bits that become black and white, such as 7000 and 9000."
     )
     layout: str | None = Field(None, description="Layout of the data; detected by default.")
+    roi: str | None = Field(
+        None, description="Region of interest: a JSON file of polygons or a mask image, in pixels of the images."
+    )
+    min_area: str | None = Field(None, description="Smallest region that counts: pixels, or an area such as 0.2mm2.")
+    scale: str | None = Field(None, description="Side of a pixel, in millimetres or such as 50um.")
 
     @property
     def source_range(self) -> tuple[float, float] | None:
@@ -82,10 +87,10 @@ class TrainSettings(BaseModel):
             raise ValueError("onnxruntime computes in float32, use engine openvino for bfloat16")
         return self
 
-    @field_validator("textures", "foregrounds", mode="before")
+    @field_validator("textures", "foregrounds", "roi", "min_area", "scale", mode="before")
     @classmethod
-    def _path_as_text(cls, value: Any) -> Any:
-        return str(value) if isinstance(value, Path) else value
+    def _as_text(cls, value: Any) -> Any:
+        return str(value) if isinstance(value, (Path, int, float)) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _review_comes_first(self) -> TrainSettings:

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 import flawsmith
+from flawsmith.calibration.groups import group_figures
 from flawsmith.data.doctor import glance
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import derived_seed
-from flawsmith.data.splits import HoldOut, hold_out
+from flawsmith.data.splits import HoldOut, content_hashes, hold_out
 from flawsmith.export import Tolerance, check_parity, export_model, non_square_copies
 from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache
@@ -30,54 +31,26 @@ from flawsmith.metrics.collect import network_mask, resize_mask
 from flawsmith.models.base import LARGEST_FILE, AnomalyModel, Diagnostic, FeatureCloud, MetricChart, ModelConfig, Stage
 from flawsmith.models.registry import find_method
 from flawsmith.pipeline import held_out
-from flawsmith.pipeline.describe import parity_in_words
+from flawsmith.pipeline.describe import model_card
 from flawsmith.pipeline.masks import read_mask
 from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
 from flawsmith.report import data
 from flawsmith.report.plots import chart_of_metrics
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
-from flawsmith.runtime.decision import Decision, calibrate
+from flawsmith.runtime.decision import Decision, GroupFigures, choose_limits
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINE_FOLDER, printable
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
+from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.synthesis.foreground import FOLDER as MASK_FOLDER
 from flawsmith.synthesis.held_out import held_out_flaws
 from flawsmith.training.data import SynthesisOptions, TrainingSet
 from flawsmith.training.distributed import broadcast_from_rank_zero, is_distributed, local_rank_zero_first
 from flawsmith.training.run import MODEL, REPORT, RunFolder
 from flawsmith.training.selection import HeldOutSelection, TestImage, TestSetSelection
-
-
-def model_card(spec: BundleSpec) -> str:
-    """What the model is, what it learned from and what its limit is worth, as Markdown."""
-    height, width = spec.geometry.size
-    training = spec.training
-    stamps = "".join(f"**{stamp}.**\n\n" for stamp in spec.training.stamps)
-    return f"""# {spec.training.category}: a Flawsmith model
-
-{stamps}- method: {spec.method}, preset {spec.preset}, seed {spec.seed}
-- backbone: {spec.backbone.name} ({spec.backbone.weights} weights, SHA-256 {spec.backbone.sha256[:16]}…)
-- input: {width}×{height} pixels, {spec.geometry.policy}
-- engine: {spec.engine}, {spec.precision}
-{_synthesis(spec)}- learned from {training.n_train} good images of {training.category} ({training.layout} layout)
-- limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
-- exported against trained: {parity_in_words(spec.parity)}; what is allowed is part of the limits
-
-{spec.decision.describe()}
-
-Scores are comparable within this model only. The model has learned from no flawed part; what it calls a flaw is what it
-did not find among the good ones.
-"""
-
-
-def _synthesis(spec: BundleSpec) -> str:
-    """A line on what flaws were synthesized from, where they were."""
-    training = spec.training
-    line = f"- flaws synthesized from textures: {training.textures}; foreground: {training.foreground}\n"
-    return line if training.textures else ""
 
 
 def synthetic_images(samples: Sequence[Sample], geometry: Geometry, seed: int) -> Iterator[NDArray[np.uint8]]:
@@ -158,6 +131,9 @@ class Job:
         workers: processes that synthesize flaws.
         baseline: method of the baseline beside the model; None: there is none.
         images: the kind that the images are of, such as ``grey, 8 bits``; empty where they differ.
+        region: what of the images is learned from and inspected; None: all of it.
+        minimum_area: smallest region that counts, pixels.
+        pixel_size: side of a pixel in millimetres; None: unknown.
     """
 
     dataset: Dataset
@@ -170,6 +146,9 @@ class Job:
     workers: int | None
     baseline: str | None = None
     images: str = ""
+    region: RegionOfInterest | None = None
+    minimum_area: int = 1
+    pixel_size: float | None = None
 
 
 class TrainingSteps:
@@ -291,6 +270,7 @@ class TrainingSteps:
             mean=backbone.info.mean,
             std=backbone.info.std,
             value_range=self.settings.source_range,
+            region=self.job.region,
         )
 
     def _learn(self, model: AnomalyModel, backbone: Backbone, geometry: Geometry) -> TrainingSet:
@@ -340,7 +320,15 @@ class TrainingSteps:
             geometry=geometry,
             engine=self.settings.engine,
             precision=self.settings.precision,
-            decision=Decision(limit=0.0, map_limit=0.0, stated_false_reject_rate=1.0, n_good=0),
+            decision=Decision(
+                limit=0.0,
+                map_limit=0.0,
+                stated_false_reject_rate=1.0,
+                n_good=0,
+                region_of_interest=self.job.region,
+                minimum_area=self.job.minimum_area,
+                pixel_size=self.job.pixel_size,
+            ),
             training=TrainingSummary(
                 layout=self.dataset.layout,
                 category=printable(self.dataset.category),
@@ -371,17 +359,21 @@ class TrainingSteps:
 
     def _calibrated(self, spec: BundleSpec, graph: bytes, model: AnomalyModel) -> Bundle:
         """Limits from held-out files scored by the exported model itself, then the parity gate."""
-        inspector = Inspector.load(Bundle(spec, graph))
+        inspector, setting = Inspector.load(Bundle(spec, graph)), spec.decision
         files = [sample.image for sample in self.split.calibration]
         scores, maxima = score_files(inspector, files)
         synthetic = self._synthetic_scores(inspector)
         exact = self.settings.precision == "float32" and model.continuous
         tolerance = (Tolerance.of_float32 if exact else Tolerance.relative)(scores, maxima, synthetic)
-        decision = calibrate(
+        decision = choose_limits(
             scores,
             maxima,
             alpha=self.settings.alpha,
             review_alpha=self.settings.review_alpha,
+            region_of_interest=setting.region_of_interest,
+            minimum_area=setting.minimum_area,
+            pixel_size=setting.pixel_size,
+            groups=self._group_figures(maxima if setting.by_regions else scores),
             tolerance=tolerance.score,
             map_tolerance=tolerance.map,
             held_out=not self.split.calibrated_on_training,
@@ -392,7 +384,21 @@ class TrainingSteps:
             proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder))]
             parity = check_parity(model, inspector, proofs, tolerance)
         final = inspector.spec.model_copy(update={"parity": parity})
-        return Bundle(final, graph, {"good": scores, "forged": synthetic}, model_card(final))
+        arrays = {"good": scores, "good_levels": maxima, "forged": synthetic, **self._images()}
+        return Bundle(final, graph, arrays, model_card(final))
+
+    def _images(self) -> dict[str, NDArray[Any]]:
+        """Hashes of the images that new limits must not rest on, and of those that these rest on; and their groups."""
+        images = {"learned": self.split.train, "held_out": self.split.calibration, "test": self.dataset.test}
+        arrays = {f"{name}_sha256": hash_table(samples) for name, samples in images.items() if samples}
+        groups = [sample.group for sample in self.split.calibration]
+        if any(groups):
+            arrays["good_groups"] = np.unique(groups, return_inverse=True)[1].astype(np.int32)
+        return arrays
+
+    def _group_figures(self, deciding: NDArray[np.float64]) -> GroupFigures | None:
+        groups = [sample.group for sample in self.split.calibration]
+        return group_figures(deciding, groups, alpha=self.settings.alpha, by=self.dataset.grouped_by)
 
     def _synthetic_scores(self, inspector: Inspector) -> NDArray[np.float64]:
         samples = self.split.calibration[:SYNTHETIC_FOR_CALIBRATION]
@@ -405,6 +411,12 @@ class TrainingSteps:
         start = time.perf_counter()
         yield
         self.timings[name] = round(self.timings.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+def hash_table(samples: Sequence[Sample]) -> NDArray[np.uint8]:
+    """(k, 32) SHA-256 of the samples' image files, each content once, in sorted order."""
+    digests = sorted(set(content_hashes([sample.image for sample in samples])))
+    return np.array([list(bytes.fromhex(digest)) for digest in digests], np.uint8).reshape(-1, 32)
 
 
 def score_files(inspector: Inspector, files: list[Path]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

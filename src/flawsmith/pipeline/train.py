@@ -14,16 +14,19 @@ from typing import Any
 import torch
 
 from flawsmith.data.layouts import load
+from flawsmith.data.roi import read_region_of_interest
 from flawsmith.data.samples import Sample
 from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
 from flawsmith.features.cache import check_cache
 from flawsmith.models.base import ModelConfig
+from flawsmith.pipeline.quantities import parse_area, parse_length
 from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config, require_engine
 from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES, left_out, left_out_note
 from flawsmith.runtime.image import decode, kind_of_images, range_advice, summarise_values
+from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
 from flawsmith.training.distributed import is_rank_zero, process_group
@@ -115,6 +118,9 @@ def train(
     if note and is_rank_zero():
         warnings.warn(note, stacklevel=2)
     images = _check_values((*split.train, *split.calibration), checked)
+    pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
+    minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
+    region = None if checked.roi is None else _region(Path(checked.roi), split.train[0])
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
     facts = {
@@ -122,9 +128,28 @@ def train(
         **checked.model_dump(mode="json"),
         "preset": preset,
         "config": config.model_dump(mode="json"),
+        "region": None if region is None else region.model_dump(mode="json"),
     }
-    defaults = {**TrainSettings().model_dump(mode="json"), "config": type(config)().model_dump(mode="json")}
-    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images)
+    defaults = {
+        **TrainSettings().model_dump(mode="json"),
+        "config": type(config)().model_dump(mode="json"),
+        "region": None,
+    }
+    job = Job(
+        dataset,
+        split,
+        fingerprint,
+        checked,
+        preset,
+        config,
+        run,
+        workers,
+        beside,
+        images,
+        region,
+        minimum_area,
+        pixel_size,
+    )
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(run.claimed(facts, resume=resume, defaults=defaults))
@@ -176,6 +201,12 @@ def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:
                 f"--foregrounds {settings.foregrounds} would not be used: add --set foreground=files, or leave it out"
             )
         provider(Foreground(mode="files"), Path(settings.foregrounds))
+
+
+def _region(path: Path, sample: Sample) -> RegionOfInterest:
+    """The region of interest, drawn on images of the same proportions."""
+    image = decode(sample.image)
+    return read_region_of_interest(path, (image.shape[0], image.shape[1]))
 
 
 def _check_values(samples: Sequence[Sample], settings: TrainSettings) -> str:

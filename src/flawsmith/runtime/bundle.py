@@ -3,6 +3,7 @@ zip."""
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import json
@@ -176,14 +177,19 @@ def _read_array(content: bytes) -> NDArray[Any]:
 
 _Content = TypeVar("_Content")
 _LARGEST_INTEGER = 2**64
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 EngineName = Literal["onnxruntime", "openvino"]
 Precision = Literal["float32", "bfloat16"]
 SelectionName = Literal["last", "best", "oracle"]
 
+MOST_EARLIER = 20
+"""Limits that a bundle keeps beside those in use."""
+
 ORACLE = "ORACLE: the checkpoint was chosen on test data; its figures are not comparable with those of other models"
 """What must stand beside every figure of a model whose checkpoint was chosen on labelled test images."""
 
+_BEHIND_LIMITS = ("good", "good_levels", "good_groups")
+"""Arrays of the limits in use; those of earlier limits have ``@`` and the identity of the limits behind their name."""
 _MIB = 2**20
 # The largest size of each part. ONNX cannot exceed 2 GiB by itself.
 _PARTS: Mapping[str, int] = {
@@ -251,7 +257,7 @@ class BundleSpec(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    schema_version: Literal[1] = Field(default=1, description="version of this file's layout")
+    schema_version: Literal[2] = Field(default=2, description="version of this file's layout")
     package_version: str = Field(description="Flawsmith's version that made the bundle")
     method: str = Field(description="name of the method, such as pbas")
     preset: str = Field(description="name of the method's preset")
@@ -260,7 +266,10 @@ class BundleSpec(BaseModel):
     geometry: Geometry
     engine: EngineName = Field(default="onnxruntime", description="the engine the limits were calibrated with")
     precision: Precision = Field(default="float32", description="the precision the limits were calibrated with")
-    decision: Decision
+    decision: Decision = Field(description="the limits in use")
+    earlier_decisions: tuple[Decision, ...] = Field(
+        default=(), max_length=MOST_EARLIER, description="limits that were in use before, the latest last"
+    )
     training: TrainingSummary
     parity: dict[str, FiniteFloat] = Field(
         default_factory=dict, description="figures of the export's parity gate, by name"
@@ -276,7 +285,11 @@ class Bundle:
         spec: settings, geometry and limits.
         model: the ONNX graph: input ``image`` float32 (b, 3, h, w), outputs ``map`` float32 (b, h, w) and
             ``score`` float32 (b).
-        calibration: numeric arrays by name, such as scores of held-out good images and of synthetic flaws.
+        calibration: numeric arrays by name. ``good`` (n,): scores of the good images behind the limits, ``good_levels``
+            (n,): the levels of their maps, ``good_groups`` (n,): numbers of their groups, where they have some;
+            ``forged`` (m,): scores of synthetic flaws; ``learned_sha256``, ``held_out_sha256`` and ``test_sha256``
+            (k, 32) bytes: hashes of the files that the model learned from, that set its first limits, and that stood
+            in the test split beside them. Bundles of schema 1 have ``good`` and ``forged`` alone.
         card: Markdown for people.
         path: the file it was loaded from; None: it was made here.
 
@@ -322,6 +335,36 @@ class Bundle:
             if len(content) > _PARTS[name]:
                 raise FlawsmithError(f"bundle: {name} has {len(content)} bytes, more than the {_PARTS[name]} allowed")
         return write_parts(parts)
+
+    def with_decision(
+        self, decision: Decision, arrays: Mapping[str, NDArray[Any]] | None = None, card: str | None = None
+    ) -> Bundle:
+        """The same model with other limits; those in use before are kept with their scores, up to 20 of them.
+
+        Args:
+            decision: the limits to use.
+            arrays: the scores behind them: ``good``, ``good_levels`` and ``good_groups``. None: those that the bundle
+                keeps of these limits, which were in use before.
+            card: for people; None: as before.
+        """
+        former, stored = self.spec.decision, dict(self.calibration)
+        for name in _BEHIND_LIMITS:
+            if name in stored:
+                stored[f"{name}@{former.identity}"] = stored.pop(name)
+        if arrays is None:
+            of_them = {name: f"{name}@{decision.identity}" for name in _BEHIND_LIMITS}
+            arrays = {name: stored[key] for name, key in of_them.items() if key in stored}
+        earlier = dict.fromkeys(kept for kept in (*self.spec.earlier_decisions, former) if kept != decision)
+        earlier_decisions = tuple(earlier)[-MOST_EARLIER:]
+        known = {"", *(kept.identity for kept in earlier_decisions)}
+        stored = {name: array for name, array in stored.items() if name.partition("@")[2] in known}
+        return dataclasses.replace(
+            self,
+            spec=self.spec.model_copy(update={"decision": decision, "earlier_decisions": earlier_decisions}),
+            calibration={**stored, **arrays},
+            card=self.card if card is None else card,
+            path=None,
+        )
 
     def save(self, path: str | Path) -> None:
         """Writes the bundle; an existing file is replaced when the new one is whole.
@@ -452,9 +495,19 @@ def _check_manifest_version(content: bytes) -> None:
 def _read_spec(content: bytes) -> BundleSpec:
     value = _object(content, "spec.json")
     _check_version(value)
+    if value["schema_version"] == 1:
+        content = _to_json(_from_version_1(value))
     try:
         return BundleSpec.model_validate_json(content, strict=True)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "spec"
         raise _RefusedError(f"spec.json: {place}: {first['msg']}; export the model anew") from None
+
+
+def _from_version_1(spec: dict[str, Any]) -> dict[str, Any]:
+    """Schema 2 knows excluded polygons, masks and several sets of limits."""
+    decision = spec.get("decision")
+    if isinstance(decision, dict) and decision.get("region_of_interest") is not None:
+        decision = {**decision, "region_of_interest": {"include": decision["region_of_interest"]}}
+    return {**spec, "schema_version": 2, "decision": decision}

@@ -2,26 +2,28 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.regions import Region, find_regions, region_level
+from flawsmith.runtime.roi import RegionOfInterest
 
 Verdict = Literal["pass", "review", "reject"]
-Polygon = tuple[tuple[FiniteFloat, FiniteFloat], ...]
 
 LARGEST_SCORE = 1e30
 """Scores, map values and limits lie within ± this: well within float32, with room to compute."""
 _Score = Annotated[FiniteFloat, Field(ge=-LARGEST_SCORE, le=LARGEST_SCORE)]
 _Rate = Annotated[FiniteFloat, Field(ge=1e-9, le=1)]
+_Share = Annotated[FiniteFloat, Field(ge=0, le=1)]
 _Count = Annotated[int, Field(ge=0, le=10**12)]
 
 FEW_GOOD_IMAGES = 20
@@ -30,8 +32,54 @@ FEW_GOOD_IMAGES = 20
 CONFIDENCE = 0.95
 """How sure the worst case of a false-reject rate is."""
 
+LARGE_VARIANCE_SHARE = 0.1
+"""Between groups: from here on a limit from few of them promises too much for the next one (docs/inspect/limits.md)."""
+
+CHOSEN_ON_FLAWED = "CHOSEN ON FLAWED IMAGES: the share of these flaws that is caught says nothing of other flaws."
+"""What must stand beside limits that images of known flaws have chosen."""
+
 MOST_COUNTED = 100_000
 """Ranks that are summed over one by one."""
+
+
+class GroupFigures(BaseModel):
+    """What the groups of the images behind a limit say: days, cameras, lots or scenes.
+
+    Images of one group are alike, so that a limit from few groups promises too much for the next one. Each group is
+    left out in turn: the limit that the others set rejects some of its images.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    by: str = Field(max_length=200, description="what made the groups, such as sub-folder or date of exposure")
+    count: int = Field(ge=1, le=10**9, description="number of groups")
+    lowest: _Share | None = Field(default=None, description="least share rejected of a group that was left out")
+    highest: _Share | None = Field(default=None, description="largest such share")
+    mean: _Share | None = Field(default=None, description="share of all images, each judged by the other groups")
+    variance_share: _Share | None = Field(
+        default=None, description="share of the variance of the scores' ranks that lies between groups"
+    )
+
+    def describe(self) -> str:
+        """Returns, for people, what is known of the next group."""
+        if self.count == 1:
+            return (
+                f"WARNING: all of them are of one group ({self.by}): parts of another day, lot or camera may be "
+                "rejected far more often. Calibrate with images of several."
+            )
+        if self.lowest is None or self.highest is None or self.mean is None:
+            return ""
+        span = f"between {_of_1000(self.lowest)} and {_of_1000(self.highest, up=True)} of 1,000"
+        text = (
+            f"Of a group that the limit does not know, {span} images were above it, {_of_1000(self.mean)} in the mean "
+            f"(each of the {self.count} groups left out in turn)."
+        )
+        if self.variance_share is not None and self.variance_share >= LARGE_VARIANCE_SHARE:
+            text += (
+                f" WARNING: {self.variance_share:.0%} of the differences between good images lie between groups: a new "
+                "group may be rejected far more often than promised. More groups help, more images of these do not."
+            )
+        return text
 
 
 class Decision(BaseModel):
@@ -40,8 +88,7 @@ class Decision(BaseModel):
     Without a region of interest or a minimum area the image score decides: above ``limit`` is a reject, above
     ``review_limit`` a review. With either of them the map decides: a region above ``map_limit``, inside the
     region of interest and at least as large as the minimum area, is a reject; ``review_limit`` then is a
-    limit on the map too. Limits of one setting do not carry over to another: `calibrate` anew with `level`
-    under the new setting.
+    limit on the map too. Limits of one setting do not carry over to another: see :meth:`recalibrated`.
 
     Example:
         >>> decision = Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=0.01, n_good=99)
@@ -57,12 +104,12 @@ class Decision(BaseModel):
     limit: _Score = Field(description="an image score above it is a reject")
     map_limit: _Score = Field(description="a map value above it belongs to a region")
     review_limit: _Score | None = Field(default=None, description="above it, at least a review; None: no such verdict")
-    region_of_interest: tuple[Polygon, ...] | None = Field(
-        default=None,
-        description="polygons of (x, y) from 0 to 1, relative to the original image; None: all of it",
-    )
+    region_of_interest: RegionOfInterest | None = Field(default=None, description="where to look; None: everywhere")
     minimum_area: int = Field(
         default=1, ge=1, le=10**12, description="smallest region that counts, pixels of the original image"
+    )
+    pixel_size: float | None = Field(
+        default=None, gt=1e-9, le=1e9, allow_inf_nan=False, description="side of a pixel in millimetres; None: unknown"
     )
     target_false_reject_rate: _Rate = Field(
         default=0.01, lt=1, description="alpha: the share of good parts that may be rejected"
@@ -70,8 +117,19 @@ class Decision(BaseModel):
     stated_false_reject_rate: _Rate = Field(
         description="the share that the good images support at this limit, in the mean: rank / (n_good + 1)"
     )
-    n_good: _Count = Field(description="held-out good images behind the limits")
-    held_out: bool = Field(default=True, description="whether those images were kept out of training")
+    target_review_rate: _Rate | None = Field(
+        default=None, lt=1, description="the share of good parts that may lie above the review limit"
+    )
+    repeat_deviation: float | None = Field(
+        default=None,
+        ge=0,
+        le=LARGEST_SCORE,
+        description="standard deviation of the number that decides among images of one part; it sets the review band",
+    )
+    n_good: _Count = Field(description="good images behind the limits")
+    held_out: bool = Field(default=True, description="whether the model did not learn from those images")
+    groups: GroupFigures | None = Field(default=None, description="groups of those images; None: none are known")
+    chosen_on_flawed: bool = Field(default=False, description="whether images of known flaws chose the limit")
     highest_score: _Score | None = Field(
         default=None, description="the largest image score that the model can give; None: there is no such number"
     )
@@ -81,19 +139,24 @@ class Decision(BaseModel):
         upper = self.map_limit if self.by_regions else self.limit
         if self.review_limit is not None and self.review_limit > upper:
             raise ValueError("review_limit must not exceed the reject limit")
-        for polygon in self.region_of_interest or ():
-            if len(polygon) < 3:
-                raise ValueError("a polygon of the region of interest needs at least three corners")
-            if any(not 0 <= value <= 1 for corner in polygon for value in corner):
-                raise ValueError("corners of the region of interest are relative: from 0 to 1")
-        if self.region_of_interest is not None and not self.region_of_interest:
-            raise ValueError("an empty region of interest inspects nothing; leave it out")
         return self
 
     @property
     def by_regions(self) -> bool:
         """Whether the map's regions decide, not the image score."""
         return self.region_of_interest is not None or self.minimum_area > 1
+
+    @property
+    def identity(self) -> str:
+        """Twelve hexadecimal digits that name these limits: the same limits have the same name everywhere.
+
+        Example:
+            >>> decision = Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=0.01, n_good=99)
+            >>> decision.identity == Decision(**decision.model_dump()).identity
+            True
+        """
+        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def decide(
         self, score: float, anomaly_map: NDArray[np.float32], not_inspected: NDArray[np.bool_] | None = None
@@ -116,17 +179,31 @@ class Decision(BaseModel):
             raise FlawsmithError("the model's score or map is not a finite number; train or export the model anew")
         mask = self._mask(anomaly_map.shape, not_inspected)
         regions = find_regions(anomaly_map, self.map_limit, minimum_area=self.minimum_area, mask=mask)
-        if self.by_regions:
-            if regions:
-                return "reject", regions
-            review = self.review_limit is not None and bool(
-                find_regions(anomaly_map, self.review_limit, minimum_area=self.minimum_area, mask=mask)
-            )
-        else:
-            if score > self.limit:
-                return "reject", regions
-            review = self.review_limit is not None and score > self.review_limit
+        if not self.by_regions:
+            return self.verdict_of(score), regions
+        if regions:
+            return "reject", regions
+        review = self.review_limit is not None and bool(
+            find_regions(anomaly_map, self.review_limit, minimum_area=self.minimum_area, mask=mask)
+        )
         return ("review" if review else "pass"), regions
+
+    def verdict_of(self, deciding: float) -> Verdict:
+        """The verdict by the one number that decides: the image score, or with regions the `level` of the map.
+
+        Args:
+            deciding: that number of an image.
+
+        Example:
+            >>> decision = Decision(
+            ...     limit=0.6, map_limit=0.5, review_limit=0.4, stated_false_reject_rate=0.01, n_good=99
+            ... )
+            >>> [decision.verdict_of(score) for score in (0.4, 0.5, 0.7)]
+            ['pass', 'review', 'reject']
+        """
+        if deciding > (self.map_limit if self.by_regions else self.limit):
+            return "reject"
+        return "review" if self.review_limit is not None and deciding > self.review_limit else "pass"
 
     def level(self, anomaly_map: NDArray[np.float32], not_inspected: NDArray[np.bool_] | None = None) -> float:
         """Returns the number to calibrate ``map_limit`` with: the map's maximum, under this setting.
@@ -144,6 +221,38 @@ class Decision(BaseModel):
         level = region_level(anomaly_map, minimum_area=self.minimum_area, mask=mask)
         # Where no region can be so large, every limit passes; the smallest value says so and stays finite.
         return level if math.isfinite(level) else float(anomaly_map.min())
+
+    def recalibrated(
+        self,
+        scores: Sequence[float] | NDArray[np.floating],
+        levels: Sequence[float] | NDArray[np.floating],
+        **changes: Any,
+    ) -> Decision:
+        """New limits under this setting, from other good images.
+
+        Args:
+            scores: (n,) their image scores.
+            levels: (n,) the `level` of their maps under this setting.
+            **changes: arguments of :func:`choose_limits`, such as ``alpha``.
+
+        Raises:
+            FlawsmithError: as :func:`choose_limits`.
+
+        Example:
+            >>> decision = Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=0.01, n_good=99)
+            >>> scores = np.linspace(0, 1, 199)
+            >>> round(decision.recalibrated(scores, scores, alpha=0.05).limit, 3)
+            0.955
+        """
+        kept = {
+            "alpha": self.target_false_reject_rate,
+            "region_of_interest": self.region_of_interest,
+            "minimum_area": self.minimum_area,
+            "review_alpha": self.target_review_rate,
+            "pixel_size": self.pixel_size,
+            "highest_score": self.highest_score,
+        }
+        return choose_limits(scores, levels, **{**kept, **changes})
 
     @property
     def worst_false_reject_rate(self) -> float:
@@ -169,8 +278,7 @@ class Decision(BaseModel):
         """
         if not self.held_out:
             return "unknown: the model learned from the images behind it"
-        expected, worst = _of_1000(self.stated_false_reject_rate), _of_1000(self.worst_false_reject_rate, up=True)
-        return f"about {expected} of 1,000 good parts; {100 * CONFIDENCE:.0f} % sure: no more than {worst}"
+        return f"about {promise_in_words(self.stated_false_reject_rate, self.worst_false_reject_rate)}"
 
     def describe(self) -> str:
         """Returns, for people, how much the limits are worth."""
@@ -180,15 +288,21 @@ class Decision(BaseModel):
                 f"WARNING: the reject limit rests on {images} that the model learned from too. It is a guess: check "
                 "verdicts by eye and calibrate with other good images."
             )
-        text = f"The limit rejects {self.promise}. It rests on {images} held out from training."
+        several = self.groups is not None and self.groups.count > 1
+        grouped = f" of {self.groups.count} groups ({self.groups.by})" if self.groups is not None and several else ""
+        text = f"The limit rejects {self.promise}. It rests on {images}{grouped} that the model did not learn from."
         target = self.target_false_reject_rate
         expected, proven = images_needed(target)
         if self.stated_false_reject_rate > target:
             text += f" For {_of_1000(target)} of 1,000 it takes {expected:,} such images, {proven:,} to be 95 % sure."
         elif self.worst_false_reject_rate > target:
             text += f" To be 95 % sure of {_of_1000(target)} of 1,000, {proven:,} such images can be enough."
+        if self.groups is not None:
+            text += f" {self.groups.describe()}".rstrip()
         if self.n_good < FEW_GOOD_IMAGES:
             text += f" WARNING: {images} can say little: check rejects and passes by eye."
+        if self.chosen_on_flawed:
+            text += f" {CHOSEN_ON_FLAWED}"
         if self.rejects_nothing:
             text += (
                 " WARNING: a good image scores as high as this model can score, so that no image is rejected; train "
@@ -205,9 +319,9 @@ class Decision(BaseModel):
         """(height, width), True where the map counts; None: everywhere."""
         if self.region_of_interest is None:
             return None if not_inspected is None else ~not_inspected
-        mask = polygon_mask(self.region_of_interest, (size[0], size[1]))
+        mask = self.region_of_interest.to_mask((size[0], size[1]))
         if not_inspected is not None:
-            mask &= ~not_inspected
+            mask = mask & ~not_inspected
         if not mask.any():
             raise FlawsmithError(
                 f"the region of interest covers no inspected pixel of {size[1]} x {size[0]}; enlarge it"
@@ -215,7 +329,7 @@ class Decision(BaseModel):
         return mask
 
 
-def calibrate(
+def choose_limits(
     scores: Sequence[float] | NDArray[np.floating],
     map_maxima: Sequence[float] | NDArray[np.floating],
     *,
@@ -223,9 +337,11 @@ def calibrate(
     tolerance: float = 0.0,
     map_tolerance: float = 0.0,
     review_alpha: float | None = None,
-    region_of_interest: tuple[Polygon, ...] | None = None,
+    region_of_interest: RegionOfInterest | None = None,
     minimum_area: int = 1,
+    pixel_size: float | None = None,
     held_out: bool = True,
+    groups: GroupFigures | None = None,
     highest_score: float | None = None,
 ) -> Decision:
     """Sets the limits from good images that training never saw.
@@ -243,17 +359,15 @@ def calibrate(
         tolerance: added to the limit on the score: by how much two engines may differ.
         map_tolerance: added to the limit on the map.
         review_alpha: sets ``review_limit`` likewise, on the number that decides; above alpha.
-        region_of_interest: goes into the decision.
-        minimum_area: goes into the decision.
+        region_of_interest, minimum_area, pixel_size, groups, highest_score: go into the decision.
         held_out: whether the images were kept out of training; goes into the decision.
-        highest_score: the largest image score there can be; goes into the decision.
 
     Raises:
         FlawsmithError: no scores, not as many maxima, numbers that are not finite, or rates out of range.
 
     Example:
         >>> scores = np.linspace(0, 1, 99)
-        >>> decision = calibrate(scores, scores, alpha=0.05)
+        >>> decision = choose_limits(scores, scores, alpha=0.05)
         >>> round(decision.limit, 3), decision.stated_false_reject_rate
         (0.959, 0.05)
     """
@@ -271,10 +385,13 @@ def calibrate(
         else float(np.sort(deciding)[_rank(n, review_alpha) - 1]) + deciding_tolerance,
         region_of_interest=region_of_interest,
         minimum_area=minimum_area,
+        pixel_size=pixel_size,
         target_false_reject_rate=alpha,
         stated_false_reject_rate=(n + 1 - rank) / (n + 1),
+        target_review_rate=review_alpha,
         n_good=n,
         held_out=held_out,
+        groups=groups,
         highest_score=highest_score,
     )
 
@@ -295,32 +412,10 @@ def _check_calibration(
         raise FlawsmithError(f"the review rate must lie between {alpha} and 1, not {review_alpha}")
 
 
-def polygon_mask(polygons: Sequence[Polygon], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Draws polygons of relative corners.
-
-    Args:
-        polygons: corners (x, y) from 0 to 1.
-        size: (height, width).
-
-    Returns:
-        (height, width), True in any of the polygons.
-
-    Example:
-        >>> polygon_mask([((0, 0), (0.5, 0), (0.5, 1), (0, 1))], (2, 4)).astype(int).tolist()
-        [[1, 1, 0, 0], [1, 1, 0, 0]]
-    """
-    height, width = size
-    canvas = Image.new("L", (width, height), 0)
-    draw = ImageDraw.Draw(canvas)
-    for polygon in polygons:
-        # Pixel centres lie at whole numbers for Pillow, at halves for us.
-        draw.polygon([(x * width - 0.5, y * height - 0.5) for x, y in polygon], fill=1)
-    return np.asarray(canvas).astype(bool)
-
-
 def _rank(n: int, alpha: float) -> int:
     """k = ceil((n + 1)(1 − alpha)), at most n and at least 1."""
-    return max(1, min(n, math.ceil((n + 1) * (1 - _exact(alpha)))))
+    # The last digit of a float such as 3/41 must not cost a rank.
+    return max(1, min(n, math.ceil((n + 1) * (1 - _exact(alpha)) - Fraction(1, 10**9))))
 
 
 def _exact(alpha: float) -> Fraction:
@@ -383,6 +478,21 @@ def images_needed(rate: float, confidence: float = CONFIDENCE) -> tuple[int, int
         (99, 299)
     """
     return math.ceil(1 / _exact(rate)) - 1, math.ceil(math.log1p(-confidence) / math.log1p(-rate) - 1e-9)
+
+
+def promise_in_words(expected: float, worst: float) -> str:
+    """Both numbers of a false-reject rate, in parts of 1,000.
+
+    Args:
+        expected: in the mean.
+        worst: with 95 % confidence.
+
+    Example:
+        >>> promise_in_words(0.01, 0.0236)
+        '10 of 1,000 good parts; 95 % sure: no more than 24'
+    """
+    sure = f"{100 * CONFIDENCE:.0f} % sure"
+    return f"{_of_1000(expected)} of 1,000 good parts; {sure}: no more than {_of_1000(worst, up=True)}"
 
 
 def _of_1000(rate: float, *, up: bool = False) -> str:

@@ -7,7 +7,7 @@ import re
 import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from flawsmith.runtime.errors import FlawsmithError
@@ -250,7 +250,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         reason = error.strerror or str(error)
         raise FlawsmithError(f"{target}: cannot be written ({reason}); choose a folder that exists") from None
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(NotADirectoryError):
+            temporary.unlink(missing_ok=True)
 
 
 def _irreplaceable(target: Path, temporary: Path, error: OSError) -> FlawsmithError:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
 
+from flawsmith.runtime.roi import RegionOfInterest
+
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
@@ -107,6 +109,10 @@ class Geometry(BaseModel):
         description="values of a source deeper than 8 bits that become 0 and 1; None: 0 and 65535. Declared, "
         "never guessed from an image; 8-bit images always have 0..255",
     )
+    region: RegionOfInterest | None = Field(
+        default=None,
+        description="what the network sees of the image; the rest becomes grey, half way to white. None: all of it",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Geometry:
@@ -167,6 +173,8 @@ class Geometry(BaseModel):
             >>> pixels.shape, pixels.dtype.name
             ((4, 8, 3), 'uint8')
         """
+        if self.region is not None:
+            image = self._painted_over(image, self.region)
         if image.dtype == np.uint8:
             return self._resized(Image.fromarray(image), _FILTERS[self.interpolation])
         rows, columns = self._axes((image.shape[0], image.shape[1]))
@@ -266,7 +274,8 @@ class Geometry(BaseModel):
             original_size: (height, width) of the image.
 
         Returns:
-            (height, width) float32. Pixels that a crop cut away hold the smallest value of the map.
+            (height, width) float32. Pixels that a crop cut away or that lie outside of the region hold the smallest
+            value of the map.
 
         Raises:
             ValueError: the map has not the network's input size.
@@ -287,10 +296,14 @@ class Geometry(BaseModel):
         inverted = np.asarray(
             Image.fromarray(content).resize((right - left, bottom - top), Image.Resampling.BILINEAR, (x0, y0, x1, y1))
         )
+        lowest = anomaly_map.min()
         if inverted.shape == tuple(original_size):
-            return inverted.copy()
-        result = np.full(original_size, anomaly_map.min(), np.float32)
-        result[top:bottom, left:right] = inverted
+            result = inverted.copy()
+        else:
+            result = np.full(original_size, lowest, np.float32)
+            result[top:bottom, left:right] = inverted
+        if self.region is not None:
+            result[~self.region.to_mask((original_size[0], original_size[1]))] = lowest
         return result
 
     def valid_mask(self, original_size: tuple[int, int]) -> NDArray[np.bool_] | None:
@@ -300,7 +313,7 @@ class Geometry(BaseModel):
             original_size: (height, width) of the image.
 
         Returns:
-            None where all are seen, else (height, width) bool, False where a crop cut away.
+            None where all are seen, else (height, width) bool, False where a crop cut away and outside of the region.
 
         Example:
             >>> mask = Geometry(policy="crop", size=(4, 4)).valid_mask((4, 8))
@@ -309,11 +322,23 @@ class Geometry(BaseModel):
         """
         rows, columns = self._axes(original_size)
         (top, bottom), (left, right) = rows.valid, columns.valid
+        region = None if self.region is None else self.region.to_mask((original_size[0], original_size[1]))
         if (bottom - top, right - left) == tuple(original_size):
-            return None
+            return region
         mask = np.zeros(original_size, bool)
-        mask[top:bottom, left:right] = True
+        mask[top:bottom, left:right] = True if region is None else region[top:bottom, left:right]
         return mask
+
+    def _painted_over(
+        self, image: NDArray[np.uint8] | NDArray[np.uint16], region: RegionOfInterest
+    ) -> NDArray[np.uint8] | NDArray[np.uint16]:
+        """The image, grey outside of the region: before it is resized, so that nothing of what lies there reaches the
+        network.
+        """
+        low, high = (0.0, 255.0) if image.dtype == np.uint8 else self.value_range or (0.0, 65535.0)
+        painted = image.copy()
+        painted[~region.to_mask((image.shape[0], image.shape[1]))] = round(low + (high - low) / 2)
+        return painted
 
     def _centred(self, pixels: Pixels) -> tuple[slice, slice]:
         """The network pixels that pixels without bars fill.

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawsmith.runtime.bundle import Bundle, BundleSpec
-from flawsmith.runtime.decision import LARGEST_SCORE, Verdict
+from flawsmith.runtime.decision import LARGEST_SCORE, Decision, Verdict
 from flawsmith.runtime.engine import Engine, check_detector, make_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, iter_images
@@ -42,9 +42,7 @@ class Inspection:
         regions: regions above ``map_limit``, the strongest first.
         not_inspected: (height, width), True where the geometry's crop cut away; None where all was inspected.
         timing: milliseconds by step: decode, prepare, infer, restore, decide.
-        limit: limit on the score that held.
-        map_limit: limit on the map that held.
-        review_limit: lower limit for a review, or None.
+        decision: the limits that held.
         value_range: values of images deeper than 8 bits that are black and white; None: 0 and 65535.
         network_map: (h, w) float32, the map as the network gave it, in its own input pixels.
         pixels: (height, width, 3) RGB, the image as decoded, where a stream was asked to keep it; else None.
@@ -57,9 +55,7 @@ class Inspection:
     regions: list[Region]
     not_inspected: NDArray[np.bool_] | None = field(repr=False)
     timing: dict[str, float] = field(repr=False)
-    limit: float
-    map_limit: float
-    review_limit: float | None = None
+    decision: Decision = field(repr=False)
     value_range: tuple[float, float] | None = field(default=None, repr=False)
     network_map: NDArray[np.float32] | None = field(default=None, repr=False)
     pixels: ImageArray | None = field(default=None, repr=False)
@@ -72,9 +68,9 @@ class Inspection:
             "image": self.image,
             "score": self.score,
             "verdict": self.verdict,
-            "limit": self.limit,
-            "review_limit": self.review_limit,
-            "map_limit": self.map_limit,
+            "limit": self.decision.limit,
+            "review_limit": self.decision.review_limit,
+            "map_limit": self.decision.map_limit,
             "regions": [region.model_dump(mode="json") for region in self.regions],
             "inspected": 1.0 - unseen,
             "timing": dict(self.timing),
@@ -104,7 +100,7 @@ class Inspection:
                 f"overlay: the image is {pixels.shape[1]} x {pixels.shape[0]}, the inspected one was "
                 f"{self.map.shape[1]} x {self.map.shape[0]}; give the same image"
             )
-        return draw_overlay(pixels, self.map, self.regions, self.map_limit, value_range=self.value_range)
+        return draw_overlay(pixels, self.map, self.regions, self.decision.map_limit, value_range=self.value_range)
 
 
 @dataclass(frozen=True)
@@ -226,6 +222,15 @@ class Inspector:
                 stacklevel=2,
             )
         return inspector
+
+    def with_limits(self, decision: Decision) -> Inspector:
+        """The same model with other limits; both share the engine.
+
+        Args:
+            decision: such as `Decision.recalibrated` or ``inspector.spec.decision.model_copy(update=...)`` gives.
+        """
+        spec = self.spec.model_copy(update={"decision": decision})
+        return Inspector(spec, self.engine, max_pixels=self._max_pixels)
 
     def inspect(self, image: ImageSource, *, bgr: bool = False) -> Inspection:
         """Inspects one image.
@@ -377,9 +382,7 @@ class Inspector:
             regions=regions,
             not_inspected=not_inspected,
             timing=clock.timing,
-            limit=decision.limit,
-            map_limit=decision.map_limit,
-            review_limit=decision.review_limit,
+            decision=decision,
             value_range=geometry.value_range,
             network_map=small_map,
             pixels=prepared.pixels,

@@ -79,6 +79,14 @@ class TrainingImages:
     def __init__(self, table: ImageTable, paths: Sequence[Path], geometry: Geometry) -> None:
         self.table, self.paths, self.geometry = table, tuple(paths), geometry
 
+    @cached_property
+    def seen(self) -> NDArray[np.bool_]:
+        """(height, width), False outside of the region of interest: no flaw is put there."""
+        geometry = self.geometry
+        if geometry.region is None or geometry.policy != "squash":  # others do not keep the image's proportions
+            return np.ones(geometry.size, bool)
+        return geometry.region.to_mask(geometry.size)
+
     def __len__(self) -> int:
         return len(self.paths)
 
@@ -119,7 +127,8 @@ class _SyntheticDataset(Dataset[AnomalySample | FlawsmithError]):
         """The image's foreground, computed once and held as bits: it is the same every time."""
         if row not in self._foregrounds:
             mask = self._synthesizer.foreground(image, self._images.paths[row])
-            self._foregrounds[row] = np.packbits(np.ones(image.shape[:2], bool) if mask is None else mask)
+            mask = np.ones(image.shape[:2], bool) if mask is None else mask
+            self._foregrounds[row] = np.packbits(mask & self._images.seen)
             if len(self._foregrounds) > CACHED_FOREGROUNDS:
                 self._foregrounds.popitem(last=False)
         bits = np.unpackbits(self._foregrounds[row], count=image.shape[0] * image.shape[1])

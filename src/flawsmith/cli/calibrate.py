@@ -1,0 +1,118 @@
+"""``flawsmith calibrate``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from flawsmith.cli.app import (
+    AsJson,
+    ModelFile,
+    Quiet,
+    error_boundary,
+    print_err,
+    print_json,
+    print_out,
+    progress,
+    shows_progress,
+)
+from flawsmith.runtime.files import without_controls
+
+
+def calibrate(
+    model: ModelFile,
+    good: Annotated[
+        Path | None,
+        typer.Argument(metavar="GOOD", help="A folder of good images that the model has not learned from, or a table."),
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="The new model file; by default <model>-calibrated.flaw beside the model.")
+    ] = None,
+    rate: Annotated[
+        str | None, typer.Option("--rate", help="Share of good parts that may be rejected: 10/1000, 1% or 0.01.")
+    ] = None,
+    review_rate: Annotated[
+        str | None, typer.Option("--review-rate", help="Share of good parts that may be rejected or sent to review.")
+    ] = None,
+    review_budget: Annotated[
+        float | None,
+        typer.Option("--review-budget", metavar="PARTS", help="Good parts of 1,000 that may be sent to review."),
+    ] = None,
+    repeats: Annotated[
+        str | None,
+        typer.Option(
+            help="What makes images of the same part, as for --group: their scatter sets a review band on both sides."
+        ),
+    ] = None,
+    roi: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Region of interest: JSON polygons or a mask image; none: all.")
+    ] = None,
+    min_area: Annotated[
+        str | None, typer.Option("--min-area", metavar="AREA", help="Smallest spot that counts: 40 pixels, or 0.2mm2.")
+    ] = None,
+    scale: Annotated[
+        str | None, typer.Option(metavar="LENGTH", help="Side of a pixel, such as 0.05mm or 50um.")
+    ] = None,
+    group: Annotated[
+        str, typer.Option(help="Groups of the images: auto, none, folder, date, name:REGEX or column:NAME.")
+    ] = "auto",
+    flawed: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Images of known flaws: counted, they do not move the limit.")
+    ] = None,
+    catch: Annotated[
+        str | None,
+        typer.Option(metavar="SHARE", help="Let them choose the limit: the highest that rejects this share of them."),
+    ] = None,
+    use: Annotated[
+        str | None, typer.Option(metavar="LIMITS", help="Go back to earlier limits, by the name that info gives.")
+    ] = None,
+    engine: Annotated[str | None, typer.Option(help="Calibrate for another engine: onnxruntime or openvino.")] = None,
+    json_: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Set the limits of a model anew from good images, without training. The former limits stay in the new file.
+
+    Example: flawsmith calibrate runs/bolt/model.flaw photos/good --rate 5/1000
+    """
+    with error_boundary(interrupted="interrupted: nothing was written"):
+        from flawsmith.pipeline.calibrate import calibrate as run
+
+        target = model.with_name(f"{model.stem}-calibrated.flaw") if out is None else out
+        with progress("inspecting", None, show=shows_progress(quiet=quiet or json_)) as on_step:
+            result = run(
+                model,
+                good,
+                out=target,
+                rate=rate,
+                review_rate=review_rate,
+                review_budget=review_budget,
+                roi=roi,
+                min_area=min_area,
+                scale=scale,
+                group=group,
+                repeats=repeats,
+                flawed=flawed,
+                catch=catch,
+                use=use,
+                engine=engine,
+                on_step=on_step,
+            )
+    if json_:
+        print_json(result.to_dict())
+    else:
+        print_out(result.as_table())
+    if quiet:
+        return
+    for note in result.notes:
+        print_err(f"note: {without_controls(note)}")
+    print_err(result.after.describe())
+    if result.caught_at_least is not None:
+        flawed_images = sum(image.label == "flawed" for image in result.images)
+        caught = result.count("flawed", "after", "reject")
+        print_err(
+            f"known flaws rejected: {caught} of {flawed_images}; of others like them, 95 % sure, at least "
+            f"{result.caught_at_least:.0%}"
+        )
+    print_err(f"model: {result.path}")

@@ -1,0 +1,513 @@
+"""New limits for a trained model from good images, in seconds and without torch."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawsmith.calibration.groups import group_figures
+from flawsmith.data.layouts import load
+from flawsmith.data.roi import read_region_of_interest
+from flawsmith.data.samples import Dataset, Sample
+from flawsmith.data.splits import content_hashes
+from flawsmith.pipeline.describe import model_card
+from flawsmith.pipeline.quantities import parse_area, parse_length, parse_rate
+from flawsmith.runtime.bundle import Bundle
+from flawsmith.runtime.decision import Decision, Verdict, worst_rate
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import printable, replacing
+from flawsmith.runtime.image import decode
+from flawsmith.runtime.inspector import Inspector, Unreadable
+
+REPEAT_DEVIATIONS = 2.0
+"""Half the width of a review band that repeated images set, in standard deviations: about 95 % of repeats."""
+_FEWEST_REPEATED = 3
+_LISTED = 20
+
+
+@dataclass(frozen=True)
+class CheckedImage:
+    """An image under the former and the new limits.
+
+    Attributes:
+        image: its path as seen from the folder that was given.
+        label: whether it was given as good or as flawed.
+        group: its group; empty where none is known.
+        score: image score.
+        level: the largest level of its map that counts, under the new setting.
+        before: verdict by the limits that were in use.
+        after: verdict by the new ones.
+    """
+
+    image: str
+    label: Literal["good", "flawed"]
+    group: str
+    score: float
+    level: float
+    before: Verdict
+    after: Verdict = "pass"
+
+
+@dataclass(frozen=True)
+class CalibrationResult:
+    """New limits beside those that were in use.
+
+    Attributes:
+        bundle: the model with the new limits; the former ones are kept in it.
+        before: the limits that were in use.
+        after: the new ones.
+        images: all images that were inspected, good ones first.
+        notes: what the user should know, one line each.
+        path: where the bundle was written; None: nowhere.
+    """
+
+    bundle: Bundle
+    before: Decision
+    after: Decision
+    images: tuple[CheckedImage, ...] = ()
+    notes: tuple[str, ...] = ()
+    path: Path | None = None
+
+    @property
+    def changed(self) -> tuple[CheckedImage, ...]:
+        """The images whose verdict is another one."""
+        return tuple(image for image in self.images if image.before != image.after)
+
+    def count(self, label: Literal["good", "flawed"], when: Literal["before", "after"], verdict: Verdict) -> int:
+        """How many images of a kind have a verdict."""
+        return sum(image.label == label and getattr(image, when) == verdict for image in self.images)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, ready for JSON."""
+        return {
+            "model": None if self.path is None else str(self.path),
+            "before": _decision_facts(self.before),
+            "after": _decision_facts(self.after),
+            "counts": {
+                label: {
+                    when: {verdict: self.count(label, when, verdict) for verdict in ("pass", "review", "reject")}
+                    for when in ("before", "after")
+                }
+                for label in ("good", "flawed")
+            },
+            "flawed_caught_at_least": self.caught_at_least,
+            "images": [dataclasses.asdict(image) for image in self.images],
+            "notes": list(self.notes),
+        }
+
+    @property
+    def caught_at_least(self) -> float | None:
+        """The share of flaws like the given ones that is rejected, at least, with 95 % confidence; None without any."""
+        flawed = sum(image.label == "flawed" for image in self.images)
+        missed = flawed - self.count("flawed", "after", "reject")
+        if not flawed:
+            return None
+        return 0.0 if missed == flawed else 1 - worst_rate(missed + 1, flawed)
+
+    def as_table(self) -> str:
+        """Both sets of limits side by side, and the images whose verdict changes."""
+        rows = [("", "before", "after"), ("limits", self.before.identity, self.after.identity)]
+        rows += [
+            ("limit on the score", f"{self.before.limit:.6g}", f"{self.after.limit:.6g}"),
+            ("limit on the map", f"{self.before.map_limit:.6g}", f"{self.after.map_limit:.6g}"),
+            ("review limit", _or_none(self.before.review_limit), _or_none(self.after.review_limit)),
+            ("good images behind it", str(self.before.n_good), str(self.after.n_good)),
+        ]
+        for label in ("good", "flawed"):
+            total = sum(image.label == label for image in self.images)
+            for verdict in ("reject", "review") if total else ():
+                if verdict == "review" and self.before.review_limit is self.after.review_limit is None:
+                    continue
+                counts = (f"{self.count(label, when, verdict)} of {total}" for when in ("before", "after"))
+                rows.append((f"{label} images: {verdict}", *counts))  # type: ignore[arg-type]
+        widths = [max(len(row[column]) for row in rows) for column in range(3)]
+        lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows]
+        changed = self.changed
+        if self.images:
+            lines += ["", f"verdicts that change: {len(changed) or 'none'}"]
+        lines += [
+            f"  {image.before} -> {image.after}: {printable(image.image)} ({image.label}, score {image.score:.4g})"
+            for image in changed[:_LISTED]
+        ]
+        lines += [f"  and {len(changed) - _LISTED} more"] if len(changed) > _LISTED else []
+        return "\n".join(lines)
+
+
+def _or_none(value: float | None) -> str:
+    return "none" if value is None else f"{value:.6g}"
+
+
+def _decision_facts(decision: Decision) -> dict[str, Any]:
+    return {
+        "identity": decision.identity,
+        **decision.model_dump(mode="json"),
+        "worst_false_reject_rate": decision.worst_false_reject_rate,
+        "limit_statement": decision.describe(),
+    }
+
+
+@dataclass(frozen=True)
+class _Rates:
+    """What the limits aim at; None: as before."""
+
+    reject: float | None
+    review: float | None
+    budget: float | None
+    catch: float | None
+
+
+def calibrate(
+    model: str | Path | Bundle,
+    good: str | Path | None = None,
+    *,
+    out: str | Path | None = None,
+    rate: float | str | None = None,
+    review_rate: float | str | None = None,
+    review_budget: float | None = None,
+    roi: str | Path | None = None,
+    min_area: float | str | None = None,
+    scale: float | str | None = None,
+    group: str = "auto",
+    repeats: str | None = None,
+    flawed: str | Path | None = None,
+    catch: float | str | None = None,
+    use: str | None = None,
+    engine: str | None = None,
+    on_step: Callable[[], object] = lambda: None,
+) -> CalibrationResult:
+    """Set the limits of a trained model anew, from good images that it did not learn from.
+
+    Settings that are not given stay as they are. The former limits stay in the bundle, up to 20 of them.
+
+    Args:
+        model: a model file or a loaded bundle.
+        good: a folder of good images, or a CSV table.
+        out: where to write the model with the new limits; None: nowhere.
+        rate: share of good parts that may be rejected, such as ``"10/1000"`` or 0.01.
+        review_rate: share that may be rejected or sent to review.
+        review_budget: parts of 1,000 that may be sent to review, beside those rejected.
+        roi: a region of interest: a JSON file of polygons or a mask image, in pixels of the images; ``"none"``: none.
+        min_area: the smallest region that counts: pixels, or an area such as ``"0.2mm2"``.
+        scale: the side of a pixel, in millimetres or such as ``"50um"``.
+        group: what makes groups of the good images; see :func:`flawsmith.data.groups.with_groups`.
+        repeats: likewise, what makes several images of the same part: they set a review band of 2 standard deviations
+            on either side of the limit, and each part counts once.
+        flawed: a folder of images of known flaws, which are counted and do not move the limit.
+        catch: share of them that the limit shall reject; they choose the limit then, and it is stamped so.
+        use: identity of limits in the bundle that were in use before, to be used again.
+        engine: calibrate for another engine.
+        on_step: called after each image.
+
+    Returns:
+        The bundle with its new limits, beside the former ones.
+
+    Raises:
+        FlawsmithError: for images, files or settings that cannot be used, and for images that the model learned from or
+            that stand in its test set.
+    """
+    bundle = model if isinstance(model, Bundle) else Bundle.load(model)
+    target = None if out is None else Path(out)
+    if target is not None:
+        _check_target(target, bundle)
+    if use is not None:
+        result = _return_to(bundle, use, good)
+    elif good is None:
+        raise FlawsmithError("calibrate needs good images that the model did not learn from: give their folder")
+    else:
+        rates = _rates(rate, review_rate, review_budget, catch, flawed, repeats)
+        source = _good_images(Path(good), repeats or group)
+        setting = _setting(bundle.spec.decision, source.samples[0].image, roi, min_area, scale)
+        known_flaws = () if flawed is None else _flawed_images(Path(flawed))
+        hidden = known_flaws if catch is not None else ()
+        _refuse_known(bundle, source.samples, hidden)
+        inspector = Inspector.load(bundle, engine=engine)
+        images = _inspect(inspector, setting, [*source.samples, *known_flaws], on_step)
+        result = _calibrated(bundle, inspector, setting, images, rates, source, repeats=repeats is not None)
+    if target is None:
+        return result
+    content = result.bundle.to_bytes()
+    with replacing(target) as temporary:
+        temporary.write_bytes(content)
+    return dataclasses.replace(result, path=target, bundle=dataclasses.replace(result.bundle, path=target))
+
+
+def _check_target(path: Path, bundle: Bundle) -> None:
+    """Nothing but a former calibration of the same model is replaced.
+
+    Raises:
+        FlawsmithError: the file holds something else.
+    """
+    if not path.exists() and not path.is_symlink():
+        return
+    try:
+        same = Bundle.load(path).model == bundle.model
+    except FlawsmithError:
+        same = False
+    if not same:
+        raise FlawsmithError(f"{path} exists and is not this model with other limits: give another file with --out")
+
+
+def _return_to(bundle: Bundle, identity: str, good: str | Path | None) -> CalibrationResult:
+    before = bundle.spec.decision
+    known = {decision.identity: decision for decision in (*bundle.spec.earlier_decisions, before)}
+    if good is not None:
+        raise FlawsmithError(f"--use {identity} brings back limits and needs no images: leave {good} out")
+    if identity not in known:
+        raise FlawsmithError(f"the model holds no limits {identity}: it has {', '.join(known)}")
+    after = known[identity]
+    changed = bundle if after == before else _with_card(bundle.with_decision(after))
+    return CalibrationResult(changed, before, after)
+
+
+def _with_card(bundle: Bundle) -> Bundle:
+    return dataclasses.replace(bundle, card=model_card(bundle.spec))
+
+
+def _rates(
+    rate: float | str | None,
+    review_rate: float | str | None,
+    review_budget: float | None,
+    catch: float | str | None,
+    flawed: str | Path | None,
+    repeats: str | None,
+) -> _Rates:
+    """Raises:
+    FlawsmithError: one is out of range, or two contradict each other.
+    """
+    reviews = [
+        name
+        for name, value in (("--review-rate", review_rate), ("--review-budget", review_budget), ("--repeats", repeats))
+        if value is not None
+    ]
+    if len(reviews) > 1:
+        raise FlawsmithError(f"{' and '.join(reviews)} set the review limit in several ways: give one of them")
+    if catch is not None and flawed is None:
+        raise FlawsmithError("--catch chooses the limit by images of known flaws: add --flawed and their folder")
+    if review_budget is not None and not (math.isfinite(review_budget) and 0 < review_budget < 1000):
+        raise FlawsmithError(
+            f"--review-budget {review_budget:g} is not possible: write parts of 1,000 to look at, such as 40"
+        )
+    return _Rates(
+        None if rate is None else parse_rate(rate, "--rate"),
+        None if review_rate is None else parse_rate(review_rate, "--review-rate"),
+        None if review_budget is None else review_budget / 1000,
+        None if catch is None else parse_rate(catch, "--catch"),
+    )
+
+
+def _setting(
+    former: Decision,
+    first: Path,
+    roi: str | Path | None,
+    min_area: float | str | None,
+    scale: float | str | None,
+) -> Decision:
+    """The former limits under the new setting, as what `Decision.level` needs."""
+    pixel_size = former.pixel_size if scale is None else parse_length(scale, "--scale")
+    changes: dict[str, Any] = {"pixel_size": pixel_size, "review_limit": None}
+    if min_area is not None:
+        changes["minimum_area"] = parse_area(min_area, pixel_size, "--min-area")
+    if roi is not None:
+        shape = decode(first).shape
+        region = None if str(roi) == "none" else read_region_of_interest(Path(roi), (shape[0], shape[1]))
+        changes["region_of_interest"] = region
+    return former.model_copy(update=changes)
+
+
+def _good_images(path: Path, group: str) -> Dataset:
+    """The good images that are given, in groups.
+
+    Raises:
+        FlawsmithError: there are none.
+    """
+    from flawsmith.data.groups import with_groups
+
+    dataset = load(path)
+    samples = tuple(sample for sample in dataset.samples if sample.label == "good" and sample.split != "test")
+    if not samples:
+        raise FlawsmithError(f"there are no good images in {path}: give a folder of good images")
+    return with_groups(dataclasses.replace(dataset, samples=_distinct(samples)), group)
+
+
+def _distinct(samples: Sequence[Sample]) -> tuple[Sample, ...]:
+    """Each content once: copies say nothing more about how good images score."""
+    by_content = dict(zip(content_hashes([s.image for s in reversed(samples)]), reversed(samples), strict=True))
+    return tuple(reversed(by_content.values()))
+
+
+def _flawed_images(path: Path) -> tuple[Sample, ...]:
+    """Raises:
+    FlawsmithError: there are none.
+    """
+    from flawsmith.runtime.image import find_images
+
+    if not path.is_dir():
+        raise FlawsmithError(f"there is no folder {path}: --flawed takes a folder of images of known flaws")
+    images = find_images(path)
+    if not images:
+        raise FlawsmithError(f"there are no images in {path}: --flawed takes a folder of images of known flaws")
+    return tuple(Sample(image, "test", "flawed", path.name, (), "", "") for image in images)
+
+
+def _refuse_known(bundle: Bundle, good: Sequence[Sample], choosing: Sequence[Sample]) -> None:
+    """Refuse images that say nothing honest: those learned from, and those that the model is tested on.
+
+    Raises:
+        FlawsmithError: naming the first and the number.
+    """
+    known = {name: _hashes(bundle.calibration.get(f"{name}_sha256")) for name in ("learned", "test")}
+    for samples, names in ((good, ("learned", "test")), (choosing, ("test",))):
+        digests = content_hashes([sample.image for sample in samples])
+        for name in names:
+            taken = [s.image for s, digest in zip(samples, digests, strict=True) if digest in known[name]]
+            if taken:
+                why = "the model learned from it" if name == "learned" else "it stands in the model's test set"
+                more = f", and {len(taken) - 1} more of these images like it" if len(taken) > 1 else ""
+                raise FlawsmithError(f"{taken[0]}: {why}{more}; limits need other images: leave these out")
+
+
+def _hashes(array: NDArray[Any] | None) -> frozenset[str]:
+    return frozenset() if array is None else frozenset(row.tobytes().hex() for row in array.astype(np.uint8))
+
+
+def _inspect(
+    inspector: Inspector, setting: Decision, samples: Sequence[Sample], on_step: Callable[[], object]
+) -> list[CheckedImage]:
+    """Score, level under the new setting and former verdict of every image.
+
+    Raises:
+        FlawsmithError: an image cannot be read.
+    """
+    images = []
+    for sample, result in zip(samples, inspector.stream([sample.image for sample in samples]), strict=True):
+        if isinstance(result, Unreadable):
+            raise FlawsmithError(f"{result.error}; or remove it from the images given")
+        level = setting.level(result.map, result.not_inspected)
+        images.append(CheckedImage(str(sample.image), sample.label, sample.group, result.score, level, result.verdict))
+        on_step()
+    return images
+
+
+def _calibrated(
+    bundle: Bundle,
+    inspector: Inspector,
+    setting: Decision,
+    images: Sequence[CheckedImage],
+    rates: _Rates,
+    source: Dataset,
+    *,
+    repeats: bool,
+) -> CalibrationResult:
+    good = [image for image in images if image.label == "good"]
+    behind = _first_of_each(good) if repeats else good
+    scores, levels = (np.array([getattr(i, name) for i in behind], np.float64) for name in ("score", "level"))
+    deciding = levels if setting.by_regions else scores
+    alpha = setting.target_false_reject_rate if rates.reject is None else rates.reject
+    by, groups = source.grouped_by, [image.group for image in behind]
+    after = setting.recalibrated(
+        scores,
+        levels,
+        alpha=alpha,
+        review_alpha=_review_alpha(setting, alpha, rates),
+        tolerance=bundle.spec.parity.get("score_allowed", 0.0),
+        map_tolerance=bundle.spec.parity.get("map_allowed", 0.0),
+        groups=None if repeats else group_figures(deciding, groups, alpha=alpha, by=by),
+    )
+    if rates.catch is not None:
+        after = _catching(after, deciding, [image for image in images if image.label == "flawed"], rates.catch)
+    if repeats:
+        after = _with_band(after, good)
+    engine = inspector.engine
+    spec = bundle.spec.model_copy(update={"engine": engine.name, "precision": engine.precision})
+    arrays = {"good": scores, "good_levels": levels}
+    if any(groups):
+        arrays["good_groups"] = np.unique(groups, return_inverse=True)[1].astype(np.int32).ravel()
+    changed = _with_card(dataclasses.replace(bundle, spec=spec).with_decision(after, arrays))
+    checked = tuple(
+        dataclasses.replace(
+            image,
+            image=source.name_of(Path(image.image)),
+            after=after.verdict_of(image.level if after.by_regions else image.score),
+        )
+        for image in images
+    )
+    return CalibrationResult(changed, bundle.spec.decision, after, checked, source.notes)
+
+
+def _review_alpha(setting: Decision, alpha: float, rates: _Rates) -> float | None:
+    """Share of good parts above the review limit.
+
+    Raises:
+        FlawsmithError: not above the share rejected.
+    """
+    if rates.budget is not None:
+        share: float | None = alpha + rates.budget
+    else:
+        share = setting.target_review_rate if rates.review is None else rates.review
+    if share is not None and not alpha < share < 1:
+        option = "--review-budget" if rates.budget is not None else "--review-rate"
+        raise FlawsmithError(
+            f"{option}: a share of {share:g} above the review limit does not fit {alpha:g} above the reject limit; it "
+            "must be larger, and below 1"
+        )
+    return share
+
+
+def _first_of_each(images: Iterable[CheckedImage]) -> list[CheckedImage]:
+    """One image of each part: repeats of a part say nothing of other parts."""
+    by_part: dict[str, CheckedImage] = {}
+    for image in images:
+        by_part.setdefault(image.group or image.image, image)
+    return list(by_part.values())
+
+
+def _with_band(decision: Decision, images: Sequence[CheckedImage]) -> Decision:
+    """The limit with a review band as wide as repeated images of one part scatter.
+
+    Raises:
+        FlawsmithError: too few images of the same part.
+    """
+    values = np.array([image.level if decision.by_regions else image.score for image in images], np.float64)
+    members = np.unique([image.group or image.image for image in images], return_inverse=True)[1].ravel()
+    sizes = np.bincount(members)
+    freedom = values.size - sizes.size
+    if (sizes > 1).sum() < _FEWEST_REPEATED:
+        raise FlawsmithError(
+            f"--repeats: {(sizes > 1).sum()} parts have several images, at least {_FEWEST_REPEATED} must: take each "
+            "part two or three times, such as in a folder of its own with --repeats folder"
+        )
+    means = np.bincount(members, weights=values) / sizes
+    deviation = math.sqrt(float(((values - means[members]) ** 2).sum()) / freedom)
+    half = REPEAT_DEVIATIONS * deviation
+    name = "map_limit" if decision.by_regions else "limit"
+    limit = getattr(decision, name)
+    return decision.model_copy(update={name: limit + half, "review_limit": limit - half, "repeat_deviation": deviation})
+
+
+def _catching(decision: Decision, good: NDArray[np.float64], flawed: Sequence[CheckedImage], share: float) -> Decision:
+    """The highest limit that rejects a share of the known flaws.
+
+    It does not depend on the good images, so the false-reject rate of k of them above it has the same bound as a limit
+    at the (k + 1)-th largest.
+    """
+    values = np.sort([image.level if decision.by_regions else image.score for image in flawed])[::-1]
+    last_caught = values[math.ceil(share * values.size - 1e-9) - 1]
+    below = [value for value in (*good, *values) if value < last_caught]
+    limit = (last_caught + max(below)) / 2 if below else last_caught - max(1e-6, 1e-6 * abs(last_caught))
+    rank = min(int((good > limit).sum()) + 1, good.size)
+    review = None if decision.review_limit is None else min(decision.review_limit, limit)
+    return decision.model_copy(
+        update={
+            ("map_limit" if decision.by_regions else "limit"): float(limit),
+            "review_limit": review,
+            "stated_false_reject_rate": rank / (good.size + 1),
+            "chosen_on_flawed": True,
+        }
+    )

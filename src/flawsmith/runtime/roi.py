@@ -1,0 +1,143 @@
+"""Where to look: a region of interest in relative coordinates, from polygons or from a mask image."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.formats import open_image
+
+Polygon = tuple[tuple[FiniteFloat, FiniteFloat], ...]
+"""Corners (x, y) from 0 to 1: 0 is the left or upper edge of the image, 1 the right or lower one."""
+
+MOST_MASK_PIXELS = 2**26
+_LONGEST_MASK = 2**18  # characters
+_MASKS_KEPT = 4
+
+
+class RegionOfInterest(BaseModel):
+    """What of an image is inspected.
+
+    A pixel is inspected where it lies in any polygon of ``include`` (or there is none), in the white of ``mask`` (or
+    there is none), and in no polygon of ``exclude``.
+
+    Example:
+        >>> upper_half = RegionOfInterest(include=[[(0, 0), (1, 0), (1, 0.5), (0, 0.5)]])
+        >>> upper_half.to_mask((4, 2)).astype(int).tolist()
+        [[1, 1], [1, 1], [0, 0], [0, 0]]
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    include: tuple[Polygon, ...] = Field(default=(), description="polygons to inspect; none: all")
+    exclude: tuple[Polygon, ...] = Field(default=(), description="polygons to leave out")
+    mask: str | None = Field(
+        default=None,
+        max_length=_LONGEST_MASK,
+        description="a PNG of black and white pixels in base64: what is white is inspected; None: all",
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> RegionOfInterest:
+        for polygon in (*self.include, *self.exclude):
+            if len(polygon) < 3:
+                raise ValueError("a polygon of the region of interest needs at least three corners")
+            if any(not 0 <= value <= 1 for corner in polygon for value in corner):
+                raise ValueError("corners of the region of interest are relative: from 0 to 1")
+        if not (self.include or self.exclude or self.mask):
+            raise ValueError("an empty region of interest says nothing; leave it out")
+        if self.mask is not None:
+            _decode_mask(self.mask)
+        return self
+
+    @classmethod
+    def from_mask(cls, marked: NDArray[np.bool_]) -> RegionOfInterest:
+        """The region of a mask image.
+
+        Args:
+            marked: (height, width), True where to inspect.
+
+        Raises:
+            FlawsmithError: nothing is marked, or the mask is too large or too ragged to be stored.
+        """
+        if not marked.any():
+            raise FlawsmithError("the mask is black everywhere: paint what to inspect white")
+        height, width = marked.shape
+        if marked.size > MOST_MASK_PIXELS:
+            raise FlawsmithError(f"the mask of {width} x {height} is too large: scale it down")
+        stream = io.BytesIO()
+        Image.fromarray(marked).save(stream, format="PNG", optimize=True)
+        text = base64.b64encode(stream.getvalue()).decode()
+        if len(text) > _LONGEST_MASK:
+            raise FlawsmithError("the mask has too many small spots to be stored: paint larger areas, or draw polygons")
+        return cls(mask=text)
+
+    def to_mask(self, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """The region in an image of some size.
+
+        Args:
+            size: (height, width) of the image, pixels.
+
+        Returns:
+            (height, width), True where inspected; read-only, for the last few of them are kept.
+        """
+        return _drawn(self, size)
+
+
+@functools.lru_cache(_MASKS_KEPT)
+def _drawn(region: RegionOfInterest, size: tuple[int, int]) -> NDArray[np.bool_]:
+    inspected = polygon_mask(region.include, size) if region.include else np.ones(size, bool)
+    if region.mask is not None:
+        inspected &= np.asarray(_decode_mask(region.mask).resize(size[::-1], Image.Resampling.NEAREST))
+    if region.exclude:
+        inspected &= ~polygon_mask(region.exclude, size)
+    inspected.flags.writeable = False
+    return inspected
+
+
+def _decode_mask(text: str) -> Image.Image:
+    """The picture of a mask.
+
+    Raises:
+        ValueError: it is no PNG of black and white pixels, or too large a one.
+    """
+    try:
+        content = base64.b64decode(text, validate=True)
+        picture = open_image(io.BytesIO(content), "the mask of the region of interest", MOST_MASK_PIXELS)
+        if picture.format != "PNG" or picture.mode != "1":
+            raise ValueError(picture.format, picture.mode)
+        picture.load()
+    except Exception as error:  # Pillow answers odd bytes with nearly every exception there is
+        raise ValueError("the mask of the region of interest is no intact PNG of black and white pixels") from error
+    return picture
+
+
+def polygon_mask(polygons: Sequence[Polygon], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Draws polygons of relative corners.
+
+    Args:
+        polygons: corners (x, y) from 0 to 1.
+        size: (height, width).
+
+    Returns:
+        (height, width), True in any of the polygons.
+
+    Example:
+        >>> polygon_mask([((0, 0), (0.5, 0), (0.5, 1), (0, 1))], (2, 4)).astype(int).tolist()
+        [[1, 1, 0, 0], [1, 1, 0, 0]]
+    """
+    height, width = size
+    canvas = Image.new("L", (width, height), 0)
+    draw = ImageDraw.Draw(canvas)
+    for polygon in polygons:
+        # Pixel centres lie at whole numbers for Pillow, at halves for us.
+        draw.polygon([(x * width - 0.5, y * height - 0.5) for x, y in polygon], fill=1)
+    return np.asarray(canvas).astype(bool)

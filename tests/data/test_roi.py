@@ -1,0 +1,122 @@
+"""Regions of interest from files: what is drawn is what is inspected, in images of any size."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from flawsmith.data.roi import read_region_of_interest
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.roi import RegionOfInterest
+
+
+def write(path: Path, **drawing: object) -> Path:
+    path.write_text(json.dumps({"width": 60, "height": 40, **drawing}), encoding="utf-8")
+    return path
+
+
+def test_rectangles_cover_their_pixels_exactly(tmp_path: Path) -> None:
+    path = write(tmp_path / "roi.json", include=[[[10, 5], [50, 5], [50, 35], [10, 35]]], exclude=[[[20, 10], [30, 10], [30, 20], [20, 20]]])  # fmt: skip  # noqa: E501
+
+    inspected = read_region_of_interest(path).to_mask((40, 60))
+
+    expected = np.zeros((40, 60), bool)
+    expected[5:35, 10:50] = True
+    expected[10:20, 20:30] = False
+    # Pillow draws a polygon's last row and column too.
+    assert (inspected != expected).mean() < 0.05
+    assert inspected[6:34, 11:19].all() and not inspected[11:19, 21:29].any()
+
+
+def test_mask_image_is_kept_pixel_by_pixel(tmp_path: Path, seed: int) -> None:
+    marked = np.random.default_rng(seed).random((40, 60)) > 0.5
+    Image.fromarray(marked).save(tmp_path / "roi.png")
+
+    region = read_region_of_interest(tmp_path / "roi.png")
+
+    np.testing.assert_array_equal(region.to_mask((40, 60)), marked)
+    np.testing.assert_array_equal(region.to_mask((80, 120)), marked.repeat(2, 0).repeat(2, 1))
+    assert RegionOfInterest.model_validate_json(region.model_dump_json()) == region
+
+
+def test_region_may_leave_out_areas_alone(tmp_path: Path) -> None:
+    region = read_region_of_interest(write(tmp_path / "roi.json", exclude=[[[0, 0], [30, 0], [30, 40], [0, 40]]]))
+
+    inspected = region.to_mask((40, 60))
+    assert inspected[:, 32:].all() and not inspected[:, :29].any()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("[]", "valid dictionary"),
+        ('{"width": 60, "height": 40}', "says nothing"),
+        ('{"width": 0, "height": 40, "include": []}', "width"),
+        ('{"width": 60, "height": 40, "inside": []}', "inside"),
+        ('{"width": 60, "height": 40, "include": [[[1, 2], [3, "x"], [5, 6]]]}', "include.0.1.1"),
+        ('{"width": 60, "height": 40, "include": [[[1, 2], [3, NaN], [5, 6]]]}', "include.0.1.1"),
+        ('{"width": 60, "height": 40, "include": [[[1, 2], [3, 4]]]}', "three corners"),
+        ('{"width": 60, "height": 40, "include": [[[1, 2], [3, 99], [5, 6]]]}', "lies outside of 60 x 40"),
+        ("{", "no valid JSON"),
+        ("[" * 100_000, "no valid JSON"),
+    ],
+)
+def test_file_that_says_nothing_is_refused_in_one_line(content: str, words: str, tmp_path: Path) -> None:
+    (tmp_path / "roi.json").write_text(content, encoding="utf-8")
+
+    with pytest.raises(FlawsmithError, match=words) as caught:
+        read_region_of_interest(tmp_path / "roi.json")
+
+    assert str(caught.value).startswith(str(tmp_path / "roi.json"))
+    assert "\n" not in str(caught.value)
+
+
+def test_exclusion_of_everything_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "roi.json", exclude=[[[0, 0], [60, 0], [60, 40], [0, 40]]])
+
+    with pytest.raises(FlawsmithError, match="nothing is left to inspect"):
+        read_region_of_interest(path)
+
+
+def test_ragged_mask_is_refused_where_it_is_made(tmp_path: Path, seed: int) -> None:
+    Image.fromarray(np.random.default_rng(seed).random((2000, 2000)) > 0.5).save(tmp_path / "roi.png")
+
+    with pytest.raises(FlawsmithError, match="too many small spots"):
+        read_region_of_interest(tmp_path / "roi.png")
+
+
+def test_what_lies_outside_never_reaches_the_network(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    region = RegionOfInterest(include=[[(0, 0), (0.5, 0), (0.5, 1), (0, 1)]])
+    for dtype, value_range in ((np.uint8, None), (np.uint16, (100.0, 4095.0))):
+        geometry = Geometry(size=(32, 32), region=region, value_range=value_range)
+        first = rng.integers(0, np.iinfo(dtype).max, (50, 70, 3)).astype(dtype)
+        second = first.copy()
+        second[:, 37:] = rng.integers(0, np.iinfo(dtype).max, (50, 33, 3))
+
+        np.testing.assert_array_equal(geometry.apply(first), geometry.apply(second))
+
+
+def test_map_is_lowest_and_not_inspected_outside() -> None:
+    region = RegionOfInterest(exclude=[[(0, 0), (0.5, 0), (0.5, 1), (0, 1)]])
+    geometry = Geometry(size=(4, 4), region=region)
+    anomaly_map = np.arange(16, dtype=np.float32).reshape(4, 4)
+
+    inverted, inspected = geometry.invert(anomaly_map, (8, 8)), geometry.valid_mask((8, 8))
+
+    assert inspected is not None
+    assert not inspected[:, :4].any() and inspected[:, 5:].all()
+    assert (inverted[~inspected] == 0).all() and inverted[inspected].min() > 0
+
+
+def test_region_drawn_on_images_of_other_proportions_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "roi.json", include=[[[0, 0], [30, 0], [30, 40]]])
+
+    read_region_of_interest(path, (400, 600))
+    with pytest.raises(FlawsmithError, match="was drawn on 60 x 40, the images have 500 x 400"):
+        read_region_of_interest(path, (400, 500))

@@ -1,0 +1,97 @@
+"""Training with a region of interest and a smallest area: what lies outside is not learned from and decides nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from flawsmith.pipeline.calibrate import calibrate
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.image import decode
+from flawsmith.runtime.inspector import Inspector
+
+DRAWING = {"width": 112, "height": 80, "include": [[[0, 0], [56, 0], [56, 80], [0, 80]]]}
+
+
+@pytest.fixture
+def left_half(tmp_path: Path) -> Path:
+    path = tmp_path / "roi.json"
+    path.write_text(json.dumps(DRAWING), encoding="utf-8")
+    return path
+
+
+def test_what_lies_outside_changes_neither_score_nor_map_nor_verdict(
+    train_tiny: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
+) -> None:
+    result = train_tiny("padim", parts, tmp_path / "run", roi=left_half, min_area=4)
+
+    inspector = Inspector.load(result.bundle)
+    image = decode(next(parts.rglob("*.png"))).copy()
+    other = image.copy()
+    other[:, 57:] = 255 - other[:, 57:]
+    flawed = image.copy()
+    flawed[30:50, 10:30] = 255 - flawed[30:50, 10:30]
+    first, second, third = (inspector.inspect(each) for each in (image, other, flawed))
+    assert (first.score, first.verdict) == (second.score, second.verdict)
+    np.testing.assert_array_equal(first.map, second.map)
+    assert first.not_inspected is not None and first.not_inspected[:, 58:].all()
+    assert third.verdict == "reject" and all(region.box[2] <= 58 for region in third.regions)
+    assert result.bundle.spec.decision.by_regions and result.bundle.spec.decision.minimum_area == 4
+
+
+def test_calibrating_with_the_held_out_images_gives_the_limits_of_training(
+    train_tiny: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
+) -> None:
+    for name, settings in (("plain", {}), ("roi", {"roi": left_half, "alpha": 0.2, "review_alpha": 0.4})):
+        result = train_tiny("padim", parts, tmp_path / name, **settings)
+        held_out = tmp_path / f"{name}-good"
+        held_out.mkdir()
+        for record in json.loads((result.folder / "run.json").read_text())["held_out"]:
+            source = parts / record["image"]
+            (held_out / source.name).write_bytes(source.read_bytes())
+
+        again = calibrate(result.model, held_out, group="none")
+
+        assert again.after == result.bundle.spec.decision
+        assert again.changed == ()
+
+
+def test_images_learned_from_are_refused_after_training(trained: Callable[[str], Any], parts: Path) -> None:
+    with pytest.raises(FlawsmithError, match=r"the model learned from it, and \d+ more of these images like it"):
+        calibrate(trained("padim").model, parts)
+
+
+def test_region_is_part_of_what_a_run_depends_on(
+    train_tiny: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
+) -> None:
+    train_tiny("padim", parts, tmp_path / "run", roi=left_half)
+    left_half.write_text(json.dumps({**DRAWING, "include": [[[0, 0], [90, 0], [90, 80], [0, 80]]]}), encoding="utf-8")
+
+    with pytest.raises(FlawsmithError, match="region"):
+        train_tiny("padim", parts, tmp_path / "run", roi=left_half, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"roi": "none.json"}, "there is no file none.json"),
+        ({"min_area": "2mm2"}, "add --scale"),
+        ({"min_area": "small"}, "--min-area small is not possible"),
+        ({"min_area": -3}, "--min-area -3 is not possible"),
+        ({"scale": "0"}, "--scale 0 is not possible"),
+        ({"scale": "2 m"}, "--scale 2 m is not possible"),
+        ({"scale": "fine"}, "--scale fine is not possible"),
+    ],
+)
+def test_settings_that_say_nothing_leave_no_folder(
+    settings: dict[str, Any], words: str, train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(FlawsmithError, match=words):
+        train_tiny("padim", parts, tmp_path / "run", **settings)
+
+    assert not (tmp_path / "run").exists()
