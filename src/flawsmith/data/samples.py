@@ -35,7 +35,6 @@ class Sample:
     masks: tuple[Path, ...]
     category: str
     dataset: str
-    group: str = ""
 
     @property
     def is_flawed(self) -> bool:
@@ -73,7 +72,6 @@ class Dataset:
     defects_config: Path | None = None
     left_out: tuple[Path, ...] = ()
     near_misses: tuple[str, ...] = ()
-    grouped_by: str = ""
 
     def of(self, *, split: Split, label: Label | None = None) -> tuple[Sample, ...]:
         """Samples of one split, and of one label where given."""
