@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from flawsmith.data.groups import one_group_warning, with_groups
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Sample
 from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
@@ -101,7 +102,7 @@ def train(
     )
     trainer = check_options(options)
     check_cache()
-    dataset = load(data, checked.layout)
+    dataset = with_groups(load(data, checked.layout), checked.group)
     split = calibration_split(dataset, checked.seed).learning_from(checked.fraction)
     _check_sources(checked, config)
     if checked.select != "last" and checked.method in BASELINES:
@@ -111,19 +112,21 @@ def train(
     if checked.select == "oracle":
         refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
-    note = left_out_note(left_out([dataset.root]))
-    if note and is_rank_zero():
-        warnings.warn(note, stacklevel=2)
+    for note in (left_out_note(left_out([dataset.root])), one_group_warning(split)):
+        if note and is_rank_zero():
+            warnings.warn(note, stacklevel=2)
     images = _check_values((*split.train, *split.calibration), checked)
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
     facts = {
         "data": {"dataset": dataset.dataset, "category": dataset.category, "images_sha256": fingerprint},
         **checked.model_dump(mode="json"),
+        # Where there are no groups, every way to tell them is none: the way before they could be told.
+        "group": checked.group if dataset.grouped_by else "none",
         "preset": preset,
         "config": config.model_dump(mode="json"),
     }
-    defaults = {**TrainSettings().model_dump(mode="json"), "config": type(config)().model_dump(mode="json")}
+    defaults = {**TrainSettings(group="none").model_dump(mode="json"), "config": type(config)().model_dump(mode="json")}
     job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images)
     with ExitStack() as stack:
         if is_rank_zero():
