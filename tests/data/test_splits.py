@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -186,3 +188,102 @@ def test_named_pipe_among_images_is_refused_instead_of_waited_for(tmp_path):
 
     with pytest.raises(FlawsmithError, match=r"pipe.png is not a regular file"):
         content_hash(tmp_path / "pipe.png")
+
+
+def of_groups(folder: Path, sizes: list[int], *, content: str = "") -> list[Sample]:
+    return [
+        replace(write(folder / f"{group}_{i}.png", f"{content}{group} {i}".encode()), group=f"day {group}")
+        for group, size in enumerate(sizes)
+        for i in range(size)
+    ]
+
+
+def split_by_image(samples: list[Sample], seed: int) -> tuple[list[Path], list[Path], str]:
+    """How images were split before there were groups, written anew."""
+    copies: dict[str, list[Path]] = {}
+    for sample in samples:
+        copies.setdefault(hashlib.sha256(sample.image.read_bytes()).hexdigest(), []).append(sample.image)
+    ranked = sorted(copies, key=lambda digest: hashlib.sha256(f"hold-out:{seed}:{digest}".encode()).digest())
+    number = held_out_count(len(ranked))
+    if number == 0:
+        everything = [path for digest in ranked for path in sorted(copies[digest])]
+        return everything, everything, ""
+    words = f"{number} of {len(ranked)} good images held out by content for calibration"
+    if len(samples) > len(ranked):
+        more = len(samples) - len(ranked)
+        words += f", copies of one image ({more} more) on one side alone and counted once for the limit"
+    train = [path for digest in ranked[number:] for path in sorted(copies[digest])]
+    return train, [min(copies[digest]) for digest in ranked[:number]], words
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    copies=st.lists(st.integers(1, 3), min_size=1, max_size=40),
+    seed=st.integers(0, 2**31),
+    named=st.booleans(),
+)
+def test_without_groups_images_are_split_as_before(
+    tmp_path_factory: pytest.TempPathFactory, copies: list[int], seed: int, named: bool
+) -> None:
+    folder = tmp_path_factory.mktemp("single")
+    samples = [
+        replace(write(folder / f"{i}_{c}.png", f"content {i}".encode()), group=f"only {i}" if named else "")
+        for i, k in enumerate(copies)
+        for c in range(k)
+    ]
+    random.Random(seed).shuffle(samples)
+    split = hold_out(samples, seed)
+    train, calibration, words = split_by_image(samples, seed)
+    assert [s.image for s in split.train] == train
+    assert [s.image for s in split.calibration] == calibration
+    assert split.source == "training" or split.description == words
+
+
+@settings(max_examples=40, deadline=None)
+@given(sizes=st.lists(st.integers(1, 12), min_size=2, max_size=12), seed=st.integers(0, 2**31))
+def test_whole_groups_are_held_out_and_never_more_than_half(
+    tmp_path_factory: pytest.TempPathFactory, sizes: list[int], seed: int
+) -> None:
+    split = hold_out(of_groups(tmp_path_factory.mktemp("days"), sizes), seed)
+    learned, held_out = ({s.group for s in part} for part in (split.train, split.calibration))
+    assert len(split.train) + len(split.calibration) == sum(sizes)
+    assert 0 < len(split.calibration) <= sum(sizes) // 2
+    if learned & held_out:
+        assert max(sizes) > sum(sizes) // 2, "only where the largest group cannot be held out"
+        assert "one group has more than half" in split.description
+    else:
+        smallest_left = min(sizes[int(name.removeprefix("day "))] for name in learned)
+        wanted = held_out_count(sum(sizes))
+        enough = len(split.calibration) >= wanted or len(split.calibration) + smallest_left > sum(sizes) // 2
+        assert enough, "groups are taken until there are enough images"
+
+
+def test_groups_are_split_by_content_not_by_name(tmp_path: Path) -> None:
+    sizes = [5] * 12
+    samples = of_groups(tmp_path / "here", sizes)
+    renamed = [replace(s, group=f"{s.group} of May") for s in of_groups(tmp_path / "there", sizes)]
+    random.Random(1).shuffle(renamed)
+    a, b = hold_out(samples, seed=3), hold_out(renamed, seed=3)
+    assert contents(a.calibration) == contents(b.calibration)
+    assert contents(a.train) == contents(b.train)
+    assert "10 of 60 good images, 2 of 12 groups, held out whole" in a.description
+    assert len({frozenset(s.group for s in hold_out(samples, seed).calibration) for seed in range(6)}) > 2
+
+
+def test_copies_unite_their_groups(tmp_path: Path) -> None:
+    samples = of_groups(tmp_path, [6] * 6)
+    for group in (0, 2, 4):
+        path = tmp_path / f"{group + 1}_0.png"
+        path.write_bytes((tmp_path / f"{group}_0.png").read_bytes())
+    for seed in range(8):
+        split = hold_out(samples, seed)
+        held_out = {int(s.group.removeprefix("day ")) for s in split.calibration}
+        assert {number // 2 for number in held_out} == {held_out.pop() // 2}
+        assert len(split.calibration) == 11
+
+
+def test_part_of_the_images_to_learn_from_comes_from_all_groups(tmp_path: Path) -> None:
+    split = hold_out(of_groups(tmp_path, [20] * 10), seed=0)
+    less = split.learning_from(0.25)
+    assert less.calibration == split.calibration
+    assert {s.group for s in less.train} == {s.group for s in split.train}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,6 +34,13 @@ Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
 Set = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the method, such as epochs=20."),
+]
+Group = Annotated[
+    str,
+    typer.Option(
+        help="What images belong together: folder (of a day, a lot), date, name:REGEX, column:NAME, none, or auto. "
+        "Whole groups are held out."
+    ),
 ]
 Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<category>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")]
@@ -113,6 +121,7 @@ def train(
     bits: Bits = None,
     value_range: ValueRange = None,
     layout: Layout = None,
+    group: Group = "auto",
     accelerator: Accelerator = "auto",
     devices: Devices = "1",
     strategy: Strategy = "auto",
@@ -128,7 +137,7 @@ def train(
     """
     settings: dict[str, Any] = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
     settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": _select(select, oracle)}
-    settings |= {"alpha": rate, "review_alpha": review_rate, "bits": bits, "layout": layout}
+    settings |= {"alpha": rate, "review_alpha": review_rate, "bits": bits, "layout": layout, "group": group}
     settings |= {"roi": roi, "min_area": min_area, "scale": scale}
     settings |= {"value_range": value_range, "textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
@@ -204,21 +213,22 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
     first_line = train.training_in_words(settings, **devices)
     if not quiet and _is_rank_zero():
         print_err(first_line)
-    dataset = _introduce(data, settings["layout"], settings["seed"], quiet=quiet)
+    dataset = _introduce(data, settings, quiet=quiet)
     try:
         return train.train(data, quiet=not shows_progress(quiet=quiet or json_), **options, **settings)
     except FlawsmithError as error:
         raise _with_way_out(error, dataset) from error
 
 
-def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dataset:
+def _introduce(data: Path, settings: Mapping[str, Any], *, quiet: bool) -> Dataset:
     """Say what was recognised and what is held out, before the long work begins."""
+    from flawsmith.data.groups import groups_in_words, with_groups
     from flawsmith.data.layouts import load
     from flawsmith.data.splits import calibration_split
 
-    dataset = load(data, layout)
+    dataset = with_groups(load(data, settings["layout"]), settings["group"])
     if not quiet and _is_rank_zero():
-        split = calibration_split(dataset, seed)
+        split = calibration_split(dataset, settings["seed"])
         learned, calibration = len(split.train), len(split.calibration)
         counts = f"{learned} to learn, {calibration} to set the limit"
         summary = (
@@ -226,6 +236,8 @@ def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dat
             f"{dataset.recognised}"
         )
         print_err(without_controls(summary))
+        if line := groups_in_words(dataset, split):
+            print_err(line)
         if split.source == "training" or len({sample.image for sample in dataset.good_train}) > learned + calibration:
             print_err(f"note: {split.description}")
         for note in (*dataset.notes, *(line for line in dataset.near_misses if line.startswith("not "))):

@@ -12,7 +12,9 @@ from pathlib import Path
 
 import numpy as np
 
+from flawsmith.data.bursts import share_unlike
 from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
+from flawsmith.data.groups import BURSTS, with_groups
 from flawsmith.data.layouts.base import by_name
 from flawsmith.data.layouts.folder import SAYS_NOTHING, UNLABELLED
 from flawsmith.data.layouts.names import meaning
@@ -91,6 +93,9 @@ _CONSTANT = 2 / 255
 """Range of values, as a share of full scale, up to which an image shows nothing."""
 _FEW_TO_TRAIN = 20
 _FEW_TO_COMPARE = 2
+_FEW_TO_JUDGE = 20
+_UNLIKE = 1 / 3
+"""Share of good test images; 0.05 are expected where they were taken like the others (docs/research/groups.md)."""
 _RARE = 0.05
 """A format or size that so few of one label have goes with the other."""
 _ORIENTATION = 0x0112
@@ -144,7 +149,7 @@ class _Inventory:
 
 
 def check(dataset: Dataset, *, threads: int = _THREADS) -> Findings:
-    """Read every image and mask of a data set once and say what is odd.
+    """Read every image and mask of a data set and say what is odd.
 
     Args:
         dataset: as :func:`flawsmith.data.layouts.load` gives it.
@@ -480,6 +485,46 @@ def _too_few(inventory: _Inventory) -> Iterable[Finding]:
         yield Finding(severity, "few-to-calibrate", message, (dataset.root,), fix)
 
 
+def _groups(inventory: _Inventory) -> Iterable[Finding]:
+    """Images that belong together: of one day, or frames of one scene."""
+    dataset = with_groups(inventory.dataset)
+    images = dict.fromkeys(s.image for s in dataset.samples if not s.is_flawed and s.split != "test")
+    by_group: dict[str, list[Path]] = defaultdict(list)
+    for sample in dataset.samples:
+        if sample.image in images:
+            by_group[sample.group].append(sample.image)
+    by_group.pop("", None)
+    if dataset.grouped_by and dataset.grouped_by != BURSTS:
+        most, least = (compare(map(len, by_group.values())) for compare in (max, min))
+        message = f"{_count(len(by_group), 'group')} by {dataset.grouped_by}, of {least} to {_images(most)}"
+        yield Finding("note", "groups", message, (dataset.root,), "nothing")
+    elif dataset.grouped_by:
+        scenes = [group for group in by_group.values() if len(group) > 1]
+        twins = tuple(image for scene in scenes for image in scene)
+        message = (
+            f"{len(twins)} of {_images(len(images))} are nearly equal to others: {_count(len(scenes), 'scene')} of 2 "
+            f"to {_images(max(map(len, scenes)))}; a limit from frames of a scene that was learned promises too much"
+        )
+        fix = "take single pictures of more parts; train keeps the frames of a scene on one side"
+        yield Finding("warning", "bursts", message, twins, fix)
+
+
+def _unlike_test(inventory: _Inventory) -> Iterable[Finding]:
+    """Good test images that were taken otherwise than those to learn from."""
+    dataset = inventory.dataset
+    learned, tested = ([s.image for s in each] for each in (dataset.good_train, dataset.test_good))
+    if len(learned) < _FEW_TO_TRAIN or len(tested) < _FEW_TO_JUDGE:
+        return
+    share = share_unlike(tested, learned)
+    if share > _UNLIKE:
+        message = (
+            f"{round(share * len(tested))} of {len(tested)} good test images are less like the training images than "
+            "these are like each other: many good parts may be rejected"
+        )
+        fix = "learn from images of all days, cameras and lots, and take single pictures of many parts"
+        yield Finding("warning", "unlike-test", message, (dataset.root,), fix)
+
+
 def _notes(inventory: _Inventory) -> Iterable[Finding]:
     """What the layout noted."""
     dataset = inventory.dataset
@@ -521,7 +566,7 @@ def _images(number: int) -> str:
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
     *(_unreadable, _leaks, _duplicates, _twins, _odd_sizes, _odd_colours, _odd_depths, _value_range, _shortcuts),
     *(_empty_pictures, _pair_faults, _odd_masks, _missing_and_unused_masks, _saturation, _too_few, _notes),
-    *(_unread_files, _official),
+    *(_unread_files, _official, _groups, _unlike_test),
 )
 _QUICK_RULES = (_leaks, _duplicates, _twins, _odd_sizes, _odd_depths, _shortcuts)
 """Those that need no pixels."""

@@ -26,6 +26,8 @@ class Sample:
             several where one image carries several annotated defects (MVTec LOCO AD).
         category: the product, such as ``screw``.
         dataset: the dataset's name, or the name of the parent folder.
+        group: the day, camera, lot, cavity or burst it belongs to; empty where that is not known, see
+            :func:`flawsmith.data.groups.with_groups`.
     """
 
     image: Path
@@ -35,6 +37,7 @@ class Sample:
     masks: tuple[Path, ...]
     category: str
     dataset: str
+    group: str = ""
 
     @property
     def is_flawed(self) -> bool:
@@ -59,6 +62,7 @@ class Dataset:
         left_out: images that the layout knows and uses for nothing, such as flawed images of a training split; a note
             says why.
         near_misses: why no other layout was chosen, one line each; empty where the user named the layout.
+        grouped_by: how the groups of the images were told, such as ``sub-folder``; empty where they have none.
     """
 
     root: Path
@@ -72,6 +76,7 @@ class Dataset:
     defects_config: Path | None = None
     left_out: tuple[Path, ...] = ()
     near_misses: tuple[str, ...] = ()
+    grouped_by: str = ""
 
     def of(self, *, split: Split, label: Label | None = None) -> tuple[Sample, ...]:
         """Samples of one split, and of one label where given."""

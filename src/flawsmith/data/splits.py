@@ -11,7 +11,7 @@ import hashlib
 import json
 import stat
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -34,7 +34,8 @@ class HoldOut:
 
     Attributes:
         train: the images to learn from, never empty; ordered by content and seed, not by path.
-        calibration: the images that limits are calibrated on, never empty; ordered likewise, each content once.
+        calibration: the images that limits are calibrated on, never empty; ordered likewise, each content once. Each
+            carries its group, where the data have groups.
         source: ``held-out`` (taken from the training images), ``validation`` (the user's own folder), or
             ``training`` (there was only one image, and it serves both).
         description: what happened, in one sentence.
@@ -122,12 +123,14 @@ def hold_out(
 ) -> HoldOut:
     """Split good training images into those to learn from and those to calibrate on.
 
-    Images are ranked by SHA-256 of seed and content, and the first :func:`held_out_count` distinct ones are
-    kept back. Copies of one image count once and stay together. A single image serves both sides, and the
-    result says so.
+    Groups are ranked by SHA-256 of seed and contents, and whole ones are kept back until there are
+    :func:`held_out_count` distinct images, never more than half of them; an image without a group is a group by
+    itself. Copies of one image count once and stay together, and so do the groups that hold them. Images are held out
+    by themselves where there is but one group, or none small enough, and the result says so. A single image serves
+    both sides.
 
     Args:
-        samples: good images, at least one.
+        samples: good images, at least one; their ``group`` counts.
         seed: another seed gives another split.
         fraction: share to keep back, in (0, 1).
         minimum: the least number to keep back, as far as half of the images allow.
@@ -140,17 +143,28 @@ def hold_out(
         raise ValueError(f"fraction must lie in (0, 1) and minimum be at least 1, not {fraction} and {minimum}")
     if not samples:
         raise FlawsmithError("there is no good image to train on; add images of good parts")
-    groups = _ranked_groups(samples, seed)
-    kept_back = held_out_count(len(groups), fraction=fraction, minimum=minimum)
-    copies = len(samples) - len(groups)
+    images = _ranked_images(samples, seed)
+    wanted = held_out_count(len(images), fraction=fraction, minimum=minimum)
+    copies = len(samples) - len(images)
     note = f", copies of one image ({copies} more) on one side alone and counted once for the limit" if copies else ""
-    if kept_back == 0:
-        everything = _flatten(groups)
+    if wanted == 0:
+        everything = _flatten(images.values())
         words = "the one distinct good image serves training and calibration alike, so limits are a guess"
         return HoldOut(everything, everything, "training", words + note)
-    calibration, train = _one_of_each(groups[:kept_back]), _flatten(groups[kept_back:])
-    words = f"{len(calibration)} of {len(groups)} good images held out by content for calibration{note}"
-    return HoldOut(train, calibration, "held-out", words)
+    groups = _ranked_groups(images, seed)
+    held_out = _whole_groups(groups, wanted, len(images) // 2)
+    words = "good images held out by content for calibration"
+    if sum(map(len, held_out)) >= min(minimum, wanted):
+        if len(groups) < len(images):
+            words = f"good images, {len(held_out)} of {len(groups)} groups, held out whole for calibration"
+    else:
+        held_out = [[digest] for digest in list(images)[:wanted]]
+        reason = "all are of one group" if len(groups) == 1 else "one group has more than half of them"
+        note += f"; {reason}, so that the limit holds for parts like these"
+    kept_back = {digest for group in held_out for digest in group}
+    calibration = _one_of_each(copies for digest, copies in images.items() if digest in kept_back)
+    train = _flatten(copies for digest, copies in images.items() if digest not in kept_back)
+    return HoldOut(train, calibration, "held-out", f"{len(calibration)} of {len(images)} {words}{note}")
 
 
 def calibration_split(
@@ -171,8 +185,8 @@ def calibration_split(
     if not dataset.good_val:
         return hold_out(learned, seed, fraction, minimum)
     refuse_leaks(learned, dataset.good_val)
-    train = _flatten(_ranked_groups(learned, seed))
-    calibration = _one_of_each(_ranked_groups(dataset.good_val, seed))
+    train = _flatten(_ranked_images(learned, seed).values())
+    calibration = _one_of_each(_ranked_images(dataset.good_val, seed).values())
     words = f"{len(calibration)} good images of the validation folder serve calibration, none was held out"
     return HoldOut(train, calibration, "validation", words)
 
@@ -245,13 +259,46 @@ def find_leaks(train: Sequence[Sample], test: Sequence[Sample]) -> list[tuple[Sa
     return sorted(pairs, key=lambda pair: (pair[1].image, pair[0].image))
 
 
-def _ranked_groups(samples: Sequence[Sample], seed: int) -> list[list[Sample]]:
-    """Samples grouped by content; groups in the order of SHA-256(seed, content), copies in that of paths."""
-    groups: dict[str, list[Sample]] = defaultdict(list)
+def _ranked_images(samples: Sequence[Sample], seed: int) -> dict[str, list[Sample]]:
+    """Samples by content, in the order of SHA-256(seed, content); copies in that of paths."""
+    copies: dict[str, list[Sample]] = defaultdict(list)
     for sample, digest in zip(samples, content_hashes([s.image for s in samples]), strict=True):
-        groups[digest].append(sample)
-    ranked = sorted(groups, key=lambda digest: hashlib.sha256(f"hold-out:{seed}:{digest}".encode()).digest())
-    return [sorted(groups[digest], key=lambda s: s.image) for digest in ranked]
+        copies[digest].append(sample)
+    ranked = sorted(copies, key=lambda digest: _rank([digest], seed))
+    return {digest: sorted(copies[digest], key=lambda s: s.image) for digest in ranked}
+
+
+def _rank(contents: Sequence[str], seed: int) -> bytes:
+    return hashlib.sha256(f"hold-out:{seed}:{','.join(sorted(contents))}".encode()).digest()
+
+
+def _ranked_groups(images: Mapping[str, Sequence[Sample]], seed: int) -> list[list[str]]:
+    """Contents by group, in the order of SHA-256(seed, contents); groups that hold one content are one."""
+    parents: dict[tuple[str, str], tuple[str, str]] = {}
+
+    def first(member: tuple[str, str]) -> tuple[str, str]:
+        while (parent := parents.setdefault(member, member)) != member:
+            parents[member] = member = parents[parent]
+        return member
+
+    for digest, copies in images.items():
+        for name in {sample.group for sample in copies if sample.group}:
+            parents[first(("group", name))] = first(("content", digest))
+    groups: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for digest in images:
+        groups[first(("content", digest))].append(digest)
+    return sorted(groups.values(), key=lambda group: _rank(group, seed))
+
+
+def _whole_groups(groups: Sequence[list[str]], wanted: int, most: int) -> list[list[str]]:
+    """The first groups with ``wanted`` images together, without those that would make it more than ``most``."""
+    chosen: list[list[str]] = []
+    number = 0
+    for group in groups:
+        if number < wanted and number + len(group) <= most:
+            chosen.append(group)
+            number += len(group)
+    return chosen
 
 
 def _flatten(groups: Iterable[Sequence[Sample]]) -> tuple[Sample, ...]:

@@ -54,6 +54,11 @@ class TrainSettings(BaseModel):
         None, description="Values of images deeper than 8 bits that become black and white, such as 7000 and 9000."
     )
     layout: str | None = Field(None, description="Layout of the data; detected by default.")
+    group: str = Field(
+        "auto",
+        description="What images belong together, such as those of a day; whole groups are held out: auto, none, "
+        "folder, date, name:REGEX or column:NAME.",
+    )
     roi: str | None = Field(
         None, description="Region of interest: a JSON file of polygons or a mask image, in pixels of the images."
     )

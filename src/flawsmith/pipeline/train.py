@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from flawsmith.data.groups import one_group_warning, with_groups
 from flawsmith.data.layouts import load
 from flawsmith.data.roi import read_region_of_interest
 from flawsmith.data.samples import Sample
@@ -104,7 +105,7 @@ def train(
     )
     trainer = check_options(options)
     check_cache()
-    dataset = load(data, checked.layout)
+    dataset = with_groups(load(data, checked.layout), checked.group)
     split = calibration_split(dataset, checked.seed).learning_from(checked.fraction)
     _check_sources(checked, config)
     if checked.select != "last" and checked.method in BASELINES:
@@ -114,9 +115,9 @@ def train(
     if checked.select == "oracle":
         refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
-    note = left_out_note(left_out([dataset.root]))
-    if note and is_rank_zero():
-        warnings.warn(note, stacklevel=2)
+    for note in (left_out_note(left_out([dataset.root])), one_group_warning(split)):
+        if note and is_rank_zero():
+            warnings.warn(note, stacklevel=2)
     images = _check_values((*split.train, *split.calibration), checked)
     pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
     minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
@@ -126,30 +127,19 @@ def train(
     facts = {
         "data": {"dataset": dataset.dataset, "category": dataset.category, "images_sha256": fingerprint},
         **checked.model_dump(mode="json"),
+        # Where there are no groups, every way to tell them is none: the way before they could be told.
+        "group": checked.group if dataset.grouped_by else "none",
         "preset": preset,
         "config": config.model_dump(mode="json"),
         "region": None if region is None else region.model_dump(mode="json"),
     }
     defaults = {
-        **TrainSettings().model_dump(mode="json"),
+        **TrainSettings(group="none").model_dump(mode="json"),
         "config": type(config)().model_dump(mode="json"),
         "region": None,
     }
-    job = Job(
-        dataset,
-        split,
-        fingerprint,
-        checked,
-        preset,
-        config,
-        run,
-        workers,
-        beside,
-        images,
-        region,
-        minimum_area,
-        pixel_size,
-    )
+    where: dict[str, Any] = {"region": region, "minimum_area": minimum_area, "pixel_size": pixel_size}
+    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images, **where)
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(run.claimed(facts, resume=resume, defaults=defaults))

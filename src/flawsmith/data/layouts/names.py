@@ -362,7 +362,17 @@ _PLACES = _words("""
 
 def say_when_or_where(folders: Sequence[Path]) -> bool:
     """Whether all names speak of days, cameras, lots and the like, or number one thing: ``part-1``, ``part-2``."""
-    words = [_tokens(folder.name) for folder in folders]
-    if all(any(word in _PLACES for word in each) or not each for each in words):
+    if all(says_when_or_where(folder.name) for folder in folders):
         return True
-    return len({tuple(each) for each in words}) == 1
+    return len({tuple(_tokens(folder.name)) for folder in folders}) == 1
+
+
+def says_when_or_where(name: str) -> bool:
+    """Whether a name speaks of a day, a camera, a lot or the like, or is a number alone.
+
+    Example:
+        >>> [says_when_or_where(name) for name in ("2026-11-30", "Camera 2", "images")]
+        [True, True, False]
+    """
+    words = _tokens(name)
+    return not words or any(word in _PLACES for word in words)

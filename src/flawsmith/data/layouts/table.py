@@ -14,10 +14,12 @@ label         ``good`` or ``flawed``
 split         ``train``, ``validation`` (or ``val``) or ``test``; flawed images stand in ``test`` alone
 defect        optional: the defect type of a flawed image
 mask          optional: masks of a flawed image, several separated by ``;``
+group         optional: the day, camera, lot or cavity of an image; whole groups are held out to set the limit
 ============  =====================================================================================================
 
-Columns may stand in any order, others are not read. Cells are separated by commas, semicolons or tabs; where by
-semicolons, several masks stand in quotation marks. The file is UTF-8, with or without a byte order mark.
+Columns may stand in any order; others are read for ``--group column:NAME`` alone. Cells are separated by commas,
+semicolons or tabs; where by semicolons, several masks stand in quotation marks. The file is UTF-8, with or without a
+byte order mark.
 
 DATA is the file, or a folder with it. The category bears the name of the folder, or that of the file where the folder
 has several such tables; then DATA must be one of the files.
@@ -29,7 +31,9 @@ import codecs
 import csv
 import io
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -39,12 +43,14 @@ from flawsmith.data.layouts.base import (
     count,
     register,
 )
-from flawsmith.data.layouts.names import on_disk
+from flawsmith.data.layouts.names import nfc, on_disk
 from flawsmith.data.samples import GOOD, Dataset, Split
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder
 
 COLUMNS = ("image", "label", "split", "defect", "mask")
+_GROUP = "group"
+_KNOWN = (*COLUMNS, _GROUP)
 _REQUIRED = COLUMNS[:3]
 _SEPARATORS = (",", ";", "\t")
 _UNNAMED_DEFECT = "defect"
@@ -63,6 +69,7 @@ class Row(NamedTuple):
         split: in lower case.
         defect: ``good`` where a good image has no entry, ``defect`` where a flawed one has none.
         masks: paths as written.
+        cells: all cells, by the names of their columns in lower case.
     """
 
     line: int
@@ -71,6 +78,7 @@ class Row(NamedTuple):
     split: str
     defect: str
     masks: tuple[str, ...]
+    cells: Mapping[str, str]
 
 
 def first_line(table: Path) -> list[str]:
@@ -140,7 +148,7 @@ def _cells_of_first(text: str) -> tuple[list[str], str]:
     split = {separator: next(csv.reader([line], delimiter=separator), []) for separator in _SEPARATORS}
     named = {key: [cell.strip().casefold() for cell in cells] for key, cells in split.items()}
     # Most cells with a known name, and where none is known most cells.
-    best = max(_SEPARATORS, key=lambda key: (len({*COLUMNS} & {*named[key]}), len(named[key])))
+    best = max(_SEPARATORS, key=lambda key: (len({*_KNOWN} & {*named[key]}), len(named[key])))
     return named[best], best
 
 
@@ -149,7 +157,7 @@ def _check_columns(table: Path, columns: list[str]) -> None:
     if lacking:
         plural, names = ("s", " and ".join(lacking)) if len(lacking) > 1 else ("", lacking[0])
         raise FlawsmithError(f"{table} has no column{plural} {names}; its first line must be like {_HEADER}")
-    twice = [name for name in COLUMNS if columns.count(name) > 1]
+    twice = [name for name in _KNOWN if columns.count(name) > 1]
     if twice:
         raise FlawsmithError(f"{table} has the column {twice[0]} twice; remove one of them")
 
@@ -167,7 +175,28 @@ def _row(table: Path, line: int, columns: list[str], cells: list[str]) -> Row:
     label = row.get("label", "").casefold()
     missing = GOOD if label == GOOD else _UNNAMED_DEFECT
     masks = tuple(name.strip() for name in row.get("mask", "").split(";") if name.strip())
-    return Row(line, row["image"], label, row.get("split", "").casefold(), row.get("defect") or missing, masks)
+    return Row(line, row["image"], label, row.get("split", "").casefold(), row.get("defect") or missing, masks, row)
+
+
+def cells_by_image(dataset: Dataset, column: str) -> dict[Path, str]:
+    """What a column of the table says of each image.
+
+    Args:
+        dataset: in this layout.
+        column: its name; case does not count.
+
+    Raises:
+        FlawsmithError: the table has no such column, naming those it has; or it cannot be read any more.
+    """
+    table = next((path for path in _tables(dataset.root) if nfc(path.stem) == dataset.category), None)
+    table = table or _table_of(dataset.root)
+    name, known = column.strip().casefold(), [cell for cell in first_line(table) if cell]
+    if name not in known:
+        close = get_close_matches(name, known, 1)
+        hint = f", did you mean {close[0]}?" if close else ""
+        raise FlawsmithError(f"{table} has no column {column!r}{hint or ';'} it has {', '.join(known)}")
+    files = _Files(table)
+    return {files.image(row): row.cells.get(name, "") for row in read_rows(table)}
 
 
 ENDING = ".csv"
@@ -188,7 +217,7 @@ class CsvLayout(Layout):
         tables = _tables(root) if is_folder(root) else [root] if is_table(root) else []
         if not tables:
             return None
-        seen = [column for column in COLUMNS if column in first_line(tables[0])]
+        seen = [column for column in _KNOWN if column in first_line(tables[0])]
         return f"{self.name} layout, because {tables[0].name} has the columns {', '.join(seen)}"
 
     def near_miss(self, root: Path) -> str | None:
@@ -216,8 +245,13 @@ class CsvLayout(Layout):
         superfluous = sum(bool(row.masks) for row in rows if row.label == GOOD)
         if superfluous:
             collector.notes.append(f"left out: masks that the table gives to {count(superfluous, 'good image')}")
-        seen = ", ".join(column for column in COLUMNS if column in first_line(table))
-        return collector.dataset(self.name, f"{self.name} layout, because {table.name} has the columns {seen}")
+        seen = ", ".join(column for column in _KNOWN if column in first_line(table))
+        dataset = collector.dataset(self.name, f"{self.name} layout, because {table.name} has the columns {seen}")
+        groups = {image: row.cells.get(_GROUP, "") for row, _, image, _ in checked}
+        if not any(groups.values()):
+            return dataset
+        samples = tuple(replace(sample, group=groups[sample.image]) for sample in dataset.samples)
+        return replace(dataset, samples=samples, grouped_by=f"column {_GROUP}")
 
 
 def is_table(path: Path) -> bool:
