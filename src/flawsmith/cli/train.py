@@ -72,6 +72,14 @@ Textures = Annotated[
     str | None,
     typer.Option(help="What flaws are synthesized from: a folder of pictures, self, or procedural (the default)."),
 ]
+CrossFit = Annotated[
+    int | None,
+    typer.Option(
+        "--cross-fit",
+        metavar="MODELS",
+        help="Learn from all images; so many models of parts of them set the limit.",
+    ),
+]
 Foregrounds = Annotated[
     str | None, typer.Option(help="Folder of masks of where the part is, for --set foreground=files.")
 ]
@@ -112,6 +120,7 @@ def train(
     oracle: Oracle = False,
     rate: Rate = "10/1000",
     review_rate: ReviewRate = None,
+    cross_fit: CrossFit = None,
     roi: Roi = None,
     min_area: MinArea = None,
     scale: Scale = None,
@@ -138,7 +147,7 @@ def train(
     settings: dict[str, Any] = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
     settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": _select(select, oracle)}
     settings |= {"alpha": rate, "review_alpha": review_rate, "bits": bits, "layout": layout, "group": group}
-    settings |= {"roi": roi, "min_area": min_area, "scale": scale}
+    settings |= {"roi": roi, "min_area": min_area, "scale": scale, "cross_fit": cross_fit}
     settings |= {"value_range": value_range, "textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     loop |= {"logger": logger, "baseline": baseline}
@@ -224,13 +233,16 @@ def _introduce(data: Path, settings: Mapping[str, Any], *, quiet: bool) -> Datas
     """Say what was recognised and what is held out, before the long work begins."""
     from flawsmith.data.groups import groups_in_words, with_groups
     from flawsmith.data.layouts import load
-    from flawsmith.data.splits import calibration_split
+    from flawsmith.pipeline.settings import check_settings
+    from flawsmith.pipeline.train import choose_split
 
     dataset = with_groups(load(data, settings["layout"]), settings["group"])
     if not quiet and _is_rank_zero():
-        split = calibration_split(dataset, settings["seed"])
+        split = choose_split(dataset, check_settings({**settings, "fraction": 1.0}))
         learned, calibration = len(split.train), len(split.calibration)
         counts = f"{learned} to learn, {calibration} to set the limit"
+        if split.folds:
+            learned, counts = 0, f"all to learn and, by {len(split.folds)} models of the others, to set the limit"
         summary = (
             f"{dataset.category}: {learned + calibration} good images ({counts}); {len(dataset.test)} test images; "
             f"{dataset.recognised}"

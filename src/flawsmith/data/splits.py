@@ -36,15 +36,18 @@ class HoldOut:
         train: the images to learn from, never empty; ordered by content and seed, not by path.
         calibration: the images that limits are calibrated on, never empty; ordered likewise, each content once. Each
             carries its group, where the data have groups.
-        source: ``held-out`` (taken from the training images), ``validation`` (the user's own folder), or
-            ``training`` (there was only one image, and it serves both).
+        source: ``held-out`` (taken from the training images), ``validation`` (the user's own folder), ``cross-fitted``
+            (both are all images, each scored by a model that did not learn from it), or ``training`` (there was only
+            one image, and it serves both).
         description: what happened, in one sentence.
+        folds: of cross-fitting; their images held out are those of ``calibration``, in the same order.
     """
 
     train: tuple[Sample, ...]
     calibration: tuple[Sample, ...]
-    source: Literal["held-out", "validation", "training"]
+    source: Literal["held-out", "validation", "cross-fitted", "training"]
     description: str
+    folds: tuple[HoldOut, ...] = ()
 
     @property
     def calibrated_on_training(self) -> bool:
@@ -189,6 +192,50 @@ def calibration_split(
     calibration = _one_of_each(_ranked_images(dataset.good_val, seed).values())
     words = f"{len(calibration)} good images of the validation folder serve calibration, none was held out"
     return HoldOut(train, calibration, "validation", words)
+
+
+def cross_fit_split(dataset: Dataset, seed: int, count: int) -> HoldOut:
+    """All good images on both sides, and the folds of which each keeps back other ones.
+
+    Whole groups are kept back, where the images have some. Copies of an image stand in one fold and count once.
+
+    Args:
+        dataset: with good images to learn from.
+        seed: another seed gives other folds.
+        count: folds, at least 2.
+
+    Raises:
+        FlawsmithError: too few images or groups, or a validation folder that the limit would not rest on.
+    """
+    learned = good_images(dataset)
+    if dataset.good_val:
+        raise FlawsmithError(
+            f"--cross-fit {count}: {dataset.root} has a validation folder, which sets the limit: leave one of them out"
+        )
+    images = _ranked_images(learned, seed)
+    groups = _ranked_groups(images, seed)
+    if len(groups) == 1:
+        groups = [[digest] for digest in images]
+    if len(groups) < count:
+        units = "good images" if len(groups) == len(images) else f"groups ({dataset.grouped_by})"
+        raise FlawsmithError(
+            f"--cross-fit {count} needs as many {units}, and there are {len(groups)}: give a smaller number"
+        )
+    kept_back: list[list[str]] = [[] for _ in range(count)]
+    for group in sorted(groups, key=len, reverse=True):  # stable, so equally large ones stay in their order
+        min(kept_back, key=len).extend(group)
+    folds = tuple(
+        HoldOut(
+            train=_flatten(copies for digest, copies in images.items() if digest not in fold),
+            calibration=_one_of_each(images[digest] for digest in fold),
+            source="held-out",
+            description=f"fold {number} of {count}",
+        )
+        for number, fold in enumerate(kept_back, 1)
+    )
+    calibration = tuple(sample for fold in folds for sample in fold.calibration)
+    words = f"all {len(calibration)} good images are learned from, and set the limit by {count} models of the others"
+    return HoldOut(_flatten(images.values()), calibration, "cross-fitted", words, folds)
 
 
 def good_images(dataset: Dataset) -> tuple[Sample, ...]:

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawsmith.calibration.groups import group_figures
+from flawsmith.data.groups import with_groups
 from flawsmith.data.layouts import load
 from flawsmith.data.roi import read_region_of_interest
 from flawsmith.data.samples import Dataset, Sample
@@ -222,7 +223,7 @@ def calibrate(
         raise FlawsmithError("calibrate needs good images that the model did not learn from: give their folder")
     else:
         rates = _rates(rate, review_rate, review_budget, catch, flawed, repeats)
-        source = _good_images(Path(good), repeats or group)
+        source = _good_images(Path(good), group, repeats)
         setting = _setting(bundle.spec.decision, source.samples[0].image, roi, min_area, scale)
         known_flaws = () if flawed is None else _flawed_images(Path(flawed))
         hidden = known_flaws if catch is not None else ()
@@ -321,19 +322,23 @@ def _setting(
     return former.model_copy(update=changes)
 
 
-def _good_images(path: Path, group: str) -> Dataset:
-    """The good images that are given, in groups.
+def _good_images(path: Path, group: str, repeats: str | None) -> Dataset:
+    """The good images that are given, in groups, or by part.
 
     Raises:
-        FlawsmithError: there are none.
+        FlawsmithError: there are none, or nothing tells their groups.
     """
-    from flawsmith.data.groups import with_groups
-
     dataset = load(path)
     samples = tuple(sample for sample in dataset.samples if sample.label == "good" and sample.split != "test")
     if not samples:
         raise FlawsmithError(f"there are no good images in {path}: give a folder of good images")
-    return with_groups(dataclasses.replace(dataset, samples=_distinct(samples)), group)
+    distinct = dataclasses.replace(dataset, samples=_distinct(samples))
+    if repeats is None:
+        return with_groups(distinct, group)
+    try:
+        return with_groups(distinct, repeats)
+    except FlawsmithError as error:
+        raise FlawsmithError(str(error).replace("--group", "--repeats")) from None
 
 
 def _distinct(samples: Sequence[Sample]) -> tuple[Sample, ...]:

@@ -54,6 +54,12 @@ class TrainSettings(BaseModel):
         None, description="Values of images deeper than 8 bits that become black and white, such as 7000 and 9000."
     )
     layout: str | None = Field(None, description="Layout of the data; detected by default.")
+    cross_fit: int | None = Field(
+        None,
+        ge=2,
+        le=100,
+        description="Learn from all images; the limit rests on each, scored by one of so many models of the others.",
+    )
     group: str = Field(
         "auto",
         description="What images belong together, such as those of a day; whole groups are held out: auto, none, "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -361,8 +362,11 @@ class TrainingSteps:
         """Limits from held-out files scored by the exported model itself, then the parity gate."""
         inspector, setting = Inspector.load(Bundle(spec, graph)), spec.decision
         files = [sample.image for sample in self.split.calibration]
-        scores, maxima = score_files(inspector, files)
-        synthetic = self._synthetic_scores(inspector)
+        if self.split.folds:
+            scores, maxima, synthetic = self._cross_fitted_scores()
+        else:
+            scores, maxima = score_files(inspector, files)
+            synthetic = self._synthetic_scores(inspector)
         exact = self.settings.precision == "float32" and model.continuous
         tolerance = (Tolerance.of_float32 if exact else Tolerance.relative)(scores, maxima, synthetic)
         decision = choose_limits(
@@ -377,6 +381,7 @@ class TrainingSteps:
             tolerance=tolerance.score,
             map_tolerance=tolerance.map,
             held_out=not self.split.calibrated_on_training,
+            cross_fitted=len(self.split.folds) or None,
             highest_score=model.highest_score,
         )
         inspector.spec = spec.model_copy(update={"decision": decision})
@@ -389,7 +394,8 @@ class TrainingSteps:
 
     def _images(self) -> dict[str, NDArray[Any]]:
         """Hashes of the images that new limits must not rest on, and of those that these rest on; and their groups."""
-        images = {"learned": self.split.train, "held_out": self.split.calibration, "test": self.dataset.test}
+        held_out = () if self.split.folds else self.split.calibration
+        images = {"learned": self.split.train, "held_out": held_out, "test": self.dataset.test}
         arrays = {f"{name}_sha256": hash_table(samples) for name, samples in images.items() if samples}
         groups = [sample.group for sample in self.split.calibration]
         if any(groups):
@@ -400,8 +406,24 @@ class TrainingSteps:
         groups = [sample.group for sample in self.split.calibration]
         return group_figures(deciding, groups, alpha=self.settings.alpha, by=self.dataset.grouped_by)
 
-    def _synthetic_scores(self, inspector: Inspector) -> NDArray[np.float64]:
-        samples = self.split.calibration[:SYNTHETIC_FOR_CALIBRATION]
+    def _cross_fitted_scores(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+        """Scores, map levels and scores of synthetic flaws, by models that did not learn from the images."""
+        scored = []
+        for number, fold in enumerate(self.split.folds, 1):
+            run = RunFolder(self.run.path / "cross-fit" / str(number), self.run.options)
+            run.path.mkdir(parents=True, exist_ok=True)
+            steps = TrainingSteps(dataclasses.replace(self.job, split=fold, run=run, baseline=None))
+            model, geometry, data = steps._trained()
+            graph = export_model(model, self.config.image_size)
+            inspector = Inspector.load(Bundle(steps._spec(geometry, model, n_train=len(data)), graph))
+            good = score_files(inspector, [sample.image for sample in fold.calibration])
+            synthetic = steps._synthetic_scores(inspector, math.ceil(SYNTHETIC_FOR_CALIBRATION / len(self.split.folds)))
+            scored.append((*good, synthetic))
+        scores, levels, synthetic = (np.concatenate(parts) for parts in zip(*scored, strict=True))
+        return scores, levels, synthetic
+
+    def _synthetic_scores(self, inspector: Inspector, most: int = SYNTHETIC_FOR_CALIBRATION) -> NDArray[np.float64]:
+        samples = self.split.calibration[:most]
         seed = derived_seed(self.settings.seed, "calibration flaws") % 2**31
         images = synthetic_images(samples, inspector.spec.geometry, seed)
         return np.array([inspector.raw(image)[0] for image in images], dtype=np.float64)

@@ -16,8 +16,8 @@ import torch
 from flawsmith.data.groups import one_group_warning, with_groups
 from flawsmith.data.layouts import load
 from flawsmith.data.roi import read_region_of_interest
-from flawsmith.data.samples import Sample
-from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
+from flawsmith.data.samples import Dataset, Sample
+from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, cross_fit_split, refuse_leaks
 from flawsmith.features.cache import check_cache
 from flawsmith.models.base import ModelConfig
 from flawsmith.pipeline.quantities import parse_area, parse_length
@@ -104,9 +104,11 @@ def train(
         quiet=quiet,
     )
     trainer = check_options(options)
+    if checked.cross_fit is not None and trainer.world_size > 1:
+        raise FlawsmithError(f"--cross-fit {checked.cross_fit} trains on one device: leave --devices out")
     check_cache()
     dataset = with_groups(load(data, checked.layout), checked.group)
-    split = calibration_split(dataset, checked.seed).learning_from(checked.fraction)
+    split = choose_split(dataset, checked)
     _check_sources(checked, config)
     if checked.select != "last" and checked.method in BASELINES:
         raise FlawsmithError(
@@ -191,6 +193,19 @@ def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:
                 f"--foregrounds {settings.foregrounds} would not be used: add --set foreground=files, or leave it out"
             )
         provider(Foreground(mode="files"), Path(settings.foregrounds))
+
+
+def choose_split(dataset: Dataset, settings: TrainSettings) -> HoldOut:
+    """Which images are learned from, and which set the limit.
+
+    Raises:
+        FlawsmithError: there are too few for what is asked.
+    """
+    if settings.cross_fit is None:
+        return calibration_split(dataset, settings.seed).learning_from(settings.fraction)
+    if settings.fraction != 1:
+        raise FlawsmithError("--cross-fit takes all images: leave --fraction out")
+    return cross_fit_split(dataset, settings.seed, settings.cross_fit)
 
 
 def _region(path: Path, sample: Sample) -> RegionOfInterest:

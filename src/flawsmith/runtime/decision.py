@@ -128,6 +128,12 @@ class Decision(BaseModel):
     )
     n_good: _Count = Field(description="good images behind the limits")
     held_out: bool = Field(default=True, description="whether the model did not learn from those images")
+    cross_fitted: int | None = Field(
+        default=None,
+        ge=2,
+        le=1000,
+        description="models that scored those images, each those it did not learn from; None: the model itself did",
+    )
     groups: GroupFigures | None = Field(default=None, description="groups of those images; None: none are known")
     chosen_on_flawed: bool = Field(default=False, description="whether images of known flaws chose the limit")
     highest_score: _Score | None = Field(
@@ -291,6 +297,9 @@ class Decision(BaseModel):
         several = self.groups is not None and self.groups.count > 1
         grouped = f" of {self.groups.count} groups ({self.groups.by})" if self.groups is not None and several else ""
         text = f"The limit rejects {self.promise}. It rests on {images}{grouped} that the model did not learn from."
+        if self.cross_fitted is not None:
+            text = text.removesuffix("that the model did not learn from.")
+            text += f"of which each was scored by one of {self.cross_fitted} models that did not learn from it."
         target = self.target_false_reject_rate
         expected, proven = images_needed(target)
         if self.stated_false_reject_rate > target:
@@ -341,6 +350,7 @@ def choose_limits(
     minimum_area: int = 1,
     pixel_size: float | None = None,
     held_out: bool = True,
+    cross_fitted: int | None = None,
     groups: GroupFigures | None = None,
     highest_score: float | None = None,
 ) -> Decision:
@@ -359,7 +369,7 @@ def choose_limits(
         tolerance: added to the limit on the score: by how much two engines may differ.
         map_tolerance: added to the limit on the map.
         review_alpha: sets ``review_limit`` likewise, on the number that decides; above alpha.
-        region_of_interest, minimum_area, pixel_size, groups, highest_score: go into the decision.
+        region_of_interest, minimum_area, pixel_size, cross_fitted, groups, highest_score: go into the decision.
         held_out: whether the images were kept out of training; goes into the decision.
 
     Raises:
@@ -391,6 +401,7 @@ def choose_limits(
         target_review_rate=review_alpha,
         n_good=n,
         held_out=held_out,
+        cross_fitted=cross_fitted,
         groups=groups,
         highest_score=highest_score,
     )
