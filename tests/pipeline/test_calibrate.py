@@ -99,6 +99,17 @@ def test_former_limits_stay_and_come_back_with_their_scores(model: Path, good: P
     assert Inspector.load(loaded).inspect(np.full((*SIZE, 3), 86, np.uint8)).verdict == "reject"
 
 
+def test_other_rates_need_no_images(model: Path, good: Path, tmp_path: Path) -> None:
+    first = calibrate(model, good, rate=0.1, group="name:(.)[.]png", out=tmp_path / "first.flaw")
+
+    by_scores = calibrate(tmp_path / "first.flaw", rate=0.3, review_rate=0.4)
+
+    by_images = calibrate(first.bundle, good, rate=0.3, review_rate=0.4, group="name:(.)[.]png")
+    assert by_scores.after == by_images.after
+    assert by_scores.bundle.to_bytes() == by_images.bundle.to_bytes()
+    assert by_scores.after.groups is not None and by_scores.after.groups.count == 10
+
+
 def test_inspector_takes_other_limits_without_loading_anew(model: Path, good: Path) -> None:
     inspector, image = Inspector.load(model), np.full((*SIZE, 3), 120, np.uint8)
     stricter = inspector.with_limits(calibrate(model, good, rate=0.1).after)
@@ -248,6 +259,8 @@ def test_json_is_one_object(model: Path, good: Path, capsys: pytest.CaptureFixtu
 Refused = dict[str, Any]
 CASES: dict[str, tuple[list[str], str]] = {
     "no images": ([], "give their folder"),
+    "no images for a region": (["--rate", "0.1", "--roi", "{root}/square.json"], "--roi needs good images"),
+    "no scores in the file": (["--rate", "0.1"], "does not hold the scores"),
     "rate of 0": (["{good}", "--rate", "0"], "--rate 0 is not possible"),
     "rate above 1": (["{good}", "--rate", "30"], "--rate 30 is not possible"),
     "rate in words": (["{good}", "--rate", "few"], "--rate few is not possible"),

@@ -25,7 +25,10 @@ def calibrate(
     model: ModelFile,
     good: Annotated[
         Path | None,
-        typer.Argument(metavar="GOOD", help="A folder of good images that the model has not learned from, or a table."),
+        typer.Argument(
+            metavar="GOOD",
+            help="Good images that the model has not learned from: a folder or a table; not needed for rates alone.",
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The new model file; by default <model>-calibrated.flaw beside the model.")

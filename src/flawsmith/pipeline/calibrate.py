@@ -189,7 +189,8 @@ def calibrate(
 
     Args:
         model: a model file or a loaded bundle.
-        good: a folder of good images, or a CSV table.
+        good: a folder of good images, or a CSV table; None: the images behind the limits in use, whose scores the
+            bundle holds, for other rates.
         out: where to write the model with the new limits; None: nowhere.
         rate: share of good parts that may be rejected, such as ``"10/1000"`` or 0.01.
         review_rate: share that may be rejected or sent to review.
@@ -220,7 +221,9 @@ def calibrate(
     if use is not None:
         result = _return_to(bundle, use, good)
     elif good is None:
-        raise FlawsmithError("calibrate needs good images that the model did not learn from: give their folder")
+        images_needed = {"--roi": roi, "--min-area": min_area, "--repeats": repeats, "--flawed": flawed}
+        rates = _rates(rate, review_rate, review_budget, catch, flawed, repeats)
+        result = _from_stored(bundle, rates, [name for name, value in images_needed.items() if value is not None])
     else:
         rates = _rates(rate, review_rate, review_budget, catch, flawed, repeats)
         source = _good_images(Path(good), group, repeats)
@@ -265,6 +268,43 @@ def _return_to(bundle: Bundle, identity: str, good: str | Path | None) -> Calibr
     after = known[identity]
     changed = bundle if after == before else _with_card(bundle.with_decision(after))
     return CalibrationResult(changed, before, after)
+
+
+def _from_stored(bundle: Bundle, rates: _Rates, needing_images: Sequence[str]) -> CalibrationResult:
+    """Limits for other rates, from the scores of the images behind those in use.
+
+    Raises:
+        FlawsmithError: the bundle holds no such scores, or something else than rates is asked for.
+    """
+    before, arrays = bundle.spec.decision, bundle.calibration
+    if needing_images or (rates.reject is None and rates.review is None and rates.budget is None):
+        asked = f"{needing_images[0]} needs" if needing_images else "new limits need"
+        raise FlawsmithError(f"{asked} good images that the model did not learn from: give their folder")
+    if not {"good", "good_levels"} <= arrays.keys() or len(arrays["good"]) != before.n_good:
+        raise FlawsmithError(
+            "the model file does not hold the scores behind its limits: give a folder of good images that the model "
+            "did not learn from"
+        )
+    scores, levels = arrays["good"], arrays["good_levels"]
+    names = [""] * len(scores)
+    if "good_groups" in arrays:
+        names = [f"group {number}" for number in arrays["good_groups"]]
+    alpha = before.target_false_reject_rate if rates.reject is None else rates.reject
+    deciding = levels if before.by_regions else scores
+    by = "" if before.groups is None else before.groups.by
+    after = before.recalibrated(
+        scores,
+        levels,
+        alpha=alpha,
+        review_alpha=_review_alpha(before, alpha, rates),
+        tolerance=bundle.spec.parity.get("score_allowed", 0.0),
+        map_tolerance=bundle.spec.parity.get("map_allowed", 0.0),
+        held_out=before.held_out,
+        cross_fitted=before.cross_fitted,
+        groups=group_figures(deciding, names, alpha=alpha, by=by),
+    )
+    stored = {name: arrays[name] for name in ("good", "good_levels", "good_groups") if name in arrays}
+    return CalibrationResult(_with_card(bundle.with_decision(after, stored)), before, after)
 
 
 def _with_card(bundle: Bundle) -> Bundle:
