@@ -137,6 +137,10 @@ UNFIT: dict[str, tuple[bytes, str]] = {
     "numbers of another type": (detector((field(1, 3) + field(2, FLOAT) + field(7, b"\1\2\3"),)), "fit its shape"),
     "name that is no text": (detector((PLAIN + field(12, b"\xff"),)), "not UTF-8"),
     "operator set of a giant number": (detector() + field(8, field(2, 10**12)), "operator set"),
+    "random numbers": (detector(nodes=(field(2, b"r") + field(4, b"RandomNormal"),)), "at random"),
+    "random numbers like others": (
+        detector(nodes=(field(1, b"x") + field(2, b"r") + field(4, b"RandomUniformLike"),)), "at random",
+    ),
     "numbers cut off": (detector((field(1, 1) + field(2, FLOAT) + field(4, b"\1\2\3"),)), "fit its shape"),
 }  # fmt: skip
 
@@ -180,13 +184,13 @@ def outer(constant: str, count: int = 1) -> bytes:
     return helper.make_model(graph).SerializeToString()
 
 
-@pytest.mark.parametrize("operator", ["Add", "Expand", "MatMul", "Pow", "Mul"])
+@pytest.mark.parametrize("operator", ["Add", "Expand", "MatMul", "Pow", "Mul", "ConstantOfShape", "Tile"])
 def test_constants_that_grow_are_refused(operator: str) -> None:
     with pytest.raises(FlawsmithError, match="from constants alone"):
         check_graph(outer(operator))
 
 
-@pytest.mark.parametrize("operator", ["ConstantOfShape", "Tile"])
+@pytest.mark.parametrize("operator", ["OneHot", "Range"])
 def test_constants_of_a_size_that_follows_from_values_are_few(operator: str) -> None:
     check_graph(outer(operator))
 

@@ -129,6 +129,7 @@ _SHAPED = {
     "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Round",
     "Sigmoid", "Sign", "Softmax", "Sqrt", "Tanh",
 }  # fmt: skip
+_RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 _FEW_VALUES = 16
 """Constants of so few integers may be shapes: they are kept."""
 # Of others, such as Tile, the size of a constant follows from values: how many there may be, and of how many bytes.
@@ -201,6 +202,8 @@ class _Graph:
         budget = CONSTANT_VALUES + 4 * self._length
         others = 0
         for node in self._nodes:
+            if node.operator in _RANDOM:
+                raise _refusal("it draws at random, so that no verdict would be repeatable")
             if not known.issuperset(node.inputs):
                 raise _refusal("its nodes are out of order, run in a circle or lack an input")
             for name in node.outputs:
@@ -243,6 +246,14 @@ class _Graph:
         shapes = [self._shapes.get(name) for name in node.inputs if name]
         if node.operator == "Expand" and len(shapes) == 2:
             shapes[1] = self._integers.get(node.inputs[1])
+        elif node.operator in ("ConstantOfShape", "Tile") and node.inputs:
+            factors = self._integers.get(node.inputs[-1])
+            first = shapes[0] if node.operator == "Tile" else None if factors is None else (1,) * len(factors)
+            if factors is None or first is None or len(first) != len(factors):
+                return None
+            if min(factors, default=0) < 0:
+                raise _refusal("a tensor has too many axes or one of a negative length")
+            return tuple(length * factor for length, factor in zip(first, factors, strict=True))
         elif node.operator in _SHAPED:
             return shapes[0] if shapes and node.integers.get(b"keepdims", 1) else None
         if node.operator not in _BROADCASTING or None in shapes:
