@@ -91,5 +91,5 @@ def test_large_differences_between_groups_are_said() -> None:
     assert figures is not None
     decision = choose_limits(scores, scores, alpha=0.05, groups=figures)
     assert "60 good images of 3 groups (sub-folder)" in decision.describe()
-    assert "between 0 and 1,000 of 1,000 images were above it, 333 in the mean" in decision.describe()
+    assert "rejected between 0 and 1,000 of 1,000 good images, 333 on average" in decision.describe()
     assert "lie between groups" in decision.describe()

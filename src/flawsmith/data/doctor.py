@@ -32,6 +32,7 @@ from flawsmith.data.masks import MaskRemarks, Oddity, read_mask_image
 from flawsmith.data.public_set_checks import official_findings
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
+from flawsmith.runtime.decision import images_needed, promise_in_words, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import left_out, left_out_note
 from flawsmith.runtime.formats import open_image
@@ -468,18 +469,20 @@ def _too_few(inventory: _Inventory) -> Iterable[Finding]:
         fix = f"add good images; from {_FEW_TO_TRAIN} on natural variation begins to be covered"
         yield Finding("warning", "few-to-train", message, (dataset.root,), fix)
     calibration = len(dataset.good_val) or held_out_count(distinct)
-    needed = 99
+    needed, proven = images_needed(0.01)
     if calibration < needed:
         # With n images the least share of rejected good parts that can be promised is 1 / (n + 1).
-        best = f"best promise: 1 in {calibration + 1} good parts rejected"
+        promised = promise_in_words(1 / (calibration + 1), worst_rate(1, calibration) if calibration else 1.0)
+        best = f"best promise: about {promised} rejected"
         if dataset.good_val:  # nothing is held out of training: more images there would not help
             message = f"only {_images(calibration)} of your validation folder set the limit; {best}"
-            fix = f"for 1 in 100 put {needed} images into validation/good/"
+            fix = f"for 10 of 1,000 put {needed} images into validation/good/, {proven} to be 95 % sure"
         else:
             message = f"only {calibration} of your {_images(distinct)} can be used to set the limit; {best}"
             fix = (
-                f"for 1 in 100: {needed} extra images in validation/good/, or "
-                f"{round(needed / HELD_OUT_FRACTION)} images in all"
+                f"for 10 of 1,000: {needed} extra images in validation/good/ ({proven} to be 95 % sure), or "
+                f"{round(needed / HELD_OUT_FRACTION)} images in all; from few images `train --cross-fit 5` learns and "
+                "sets the limit with every one"
             )
         severity: Severity = "warning" if calibration < HELD_OUT_MINIMUM else "note"
         yield Finding(severity, "few-to-calibrate", message, (dataset.root,), fix)

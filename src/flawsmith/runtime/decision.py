@@ -71,8 +71,8 @@ class GroupFigures(BaseModel):
             return ""
         span = f"between {_of_1000(self.lowest)} and {_of_1000(self.highest, up=True)} of 1,000"
         text = (
-            f"Of a group that the limit does not know, {span} images were above it, {_of_1000(self.mean)} in the mean "
-            f"(each of the {self.count} groups left out in turn)."
+            f"On groups that it does not know (each of the {self.count} left out in turn) such a limit rejected {span} "
+            f"good images, {_of_1000(self.mean)} on average."
         )
         if self.variance_share is not None and self.variance_share >= LARGE_VARIANCE_SHARE:
             text += (
