@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -36,6 +37,12 @@ Set = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<category>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable", help="Leave out good images that cannot be read, naming them; test images never."
+    ),
+]
 TrainingEngine = Annotated[str, typer.Option(help="onnxruntime or openvino: what training and inspection run on.")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of that engine.")]
 Select = Annotated[str, typer.Option(help="last, or best on held-out good images and flaws synthesized on them.")]
@@ -85,6 +92,7 @@ def train(
     set_: Set = None,
     out: Out = None,
     resume: Resume = False,
+    skip_unreadable: SkipUnreadable = False,
     engine: TrainingEngine = "onnxruntime",
     precision: Precision = "float32",
     select: Select = "last",
@@ -115,7 +123,7 @@ def train(
     settings |= {"alpha": alpha, "review_alpha": review_alpha, "bits": bits, "layout": layout}
     settings |= {"value_range": value_range, "textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
-    loop |= {"logger": logger, "baseline": baseline}
+    loop |= {"logger": logger, "baseline": baseline, "skip_unreadable": skip_unreadable}
     with error_boundary(tier="train", interrupted="interrupted: continue with --resume"):
         result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
     if _is_rank_zero():
@@ -175,6 +183,8 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
     # torch's C++ part tells developers on stderr what concerns several processes; it reads this as it is loaded.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from flawsmith.cli.app import parse_settings
+    from flawsmith.data.layouts import load
+    from flawsmith.data.splits import leave_out_unreadable
     from flawsmith.pipeline import train
 
     settings = {**settings, "set": parse_settings(settings["set"]), "value_range": _range(settings["value_range"])}
@@ -183,35 +193,34 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
     first_line = train.training_in_words(settings, **devices)
     if not quiet and _is_rank_zero():
         print_err(first_line)
-    dataset = _introduce(data, settings["layout"], settings["seed"], quiet=quiet)
+    dataset = load(data, settings["layout"])
     try:
+        introduced = leave_out_unreadable(dataset)[0] if options["skip_unreadable"] else dataset
+        if not quiet and _is_rank_zero():
+            _introduce(introduced, settings["seed"], notes=dataset.notes)
         return train.train(data, quiet=not shows_progress(quiet=quiet or json_), **options, **settings)
     except FlawsmithError as error:
-        raise _with_way_out(error, dataset) from error
+        raise _with_way_out(error, dataset, skips=options["skip_unreadable"]) from error
 
 
-def _introduce(data: Path, layout: str | None, seed: int, *, quiet: bool) -> Dataset:
+def _introduce(dataset: Dataset, seed: int, *, notes: Sequence[str]) -> None:
     """Say what was recognised and what is held out, before the long work begins."""
-    from flawsmith.data.layouts import load
     from flawsmith.data.splits import calibration_split
 
-    dataset = load(data, layout)
-    if not quiet and _is_rank_zero():
-        split = calibration_split(dataset, seed)
-        learned, calibration = len(split.train), len(split.calibration)
-        counts = f"{learned} to learn, {calibration} to set the limit"
-        summary = (
-            f"{dataset.category}: {learned + calibration} good images ({counts}); {len(dataset.test)} test images; "
-            f"{dataset.recognised}"
-        )
-        print_err(without_controls(summary))
-        if split.source == "training" or len({sample.image for sample in dataset.good_train}) > learned + calibration:
-            print_err(f"note: {split.description}")
-        for note in (*dataset.notes, *(line for line in dataset.near_misses if line.startswith("not "))):
-            print_err(f"note: {without_controls(note)}")
-        for line in _checked(dataset):
-            print_err(without_controls(line))
-    return dataset
+    split = calibration_split(dataset, seed)
+    learned, calibration = len(split.train), len(split.calibration)
+    counts = f"{learned} to learn, {calibration} to set the limit"
+    summary = (
+        f"{dataset.category}: {learned + calibration} good images ({counts}); {len(dataset.test)} test images; "
+        f"{dataset.recognised}"
+    )
+    print_err(without_controls(summary))
+    if split.source == "training" or len({sample.image for sample in dataset.good_train}) > learned + calibration:
+        print_err(f"note: {split.description}")
+    for note in (*notes, *(line for line in dataset.near_misses if line.startswith("not "))):
+        print_err(f"note: {without_controls(note)}")
+    for line in _checked(dataset):
+        print_err(without_controls(line))
 
 
 def _checked(dataset: Dataset) -> list[str]:
@@ -222,11 +231,14 @@ def _checked(dataset: Dataset) -> list[str]:
     return lines or [f"checked {len(dataset.samples)} images: no problems"]
 
 
-def _with_way_out(error: FlawsmithError, dataset: Dataset) -> FlawsmithError:
-    """An unusable image among many is best dealt with by seeing all of them at once."""
-    if not any(str(error).startswith(f"{sample.image}:") for sample in dataset.samples):
+def _with_way_out(error: FlawsmithError, dataset: Dataset, *, skips: bool) -> FlawsmithError:
+    """An unusable image among many is best dealt with by seeing all of them at once, or by leaving them out."""
+    unusable = [sample for sample in dataset.samples if str(error).startswith(f"{sample.image}:")]
+    if not unusable:
         return error
-    return FlawsmithError(f"{error}, or remove it; `flawsmith doctor {dataset.root}` lists all such files")
+    can_skip = not skips and all(sample.split != "test" for sample in unusable)
+    option = ", and --skip-unreadable trains without them" if can_skip else ""
+    return FlawsmithError(f"{error}, or remove it; `flawsmith doctor {dataset.root}` lists all such files{option}")
 
 
 def _remarks(run: Path) -> list[str]:

@@ -15,7 +15,14 @@ import torch
 
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Sample
-from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, refuse_leaks
+from flawsmith.data.splits import (
+    HoldOut,
+    calibration_split,
+    content_hashes,
+    leave_out_unreadable,
+    refuse_leaks,
+    skipped_note,
+)
 from flawsmith.features.cache import check_cache
 from flawsmith.models.base import ModelConfig
 from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config, require_engine
@@ -56,6 +63,7 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    skip_unreadable: bool = False,
     accelerator: str = "auto",
     devices: int | str = 1,
     strategy: str = "auto",
@@ -71,6 +79,8 @@ def train(
         data: a category folder of a known layout, or a folder of good images.
         out: the run folder; ``runs/<category>`` by default.
         resume: continue a run that was interrupted; it ends with the same bytes as an uninterrupted one.
+        skip_unreadable: leave out good images for training and validation that cannot be read, in place of refusing;
+            a warning and run.json name them. Test images are never left out.
         accelerator, devices, strategy: Lightning's own options. With several devices the program runs once more for
             each, and all its processes get the same result (docs/train/training.md).
         logger: a logger of Lightning's that gets the metrics too, into ``logs/`` of the run folder: ``csv``,
@@ -101,7 +111,10 @@ def train(
     )
     trainer = check_options(options)
     check_cache()
+    skipped: dict[str, str] = {}
     dataset = load(data, checked.layout)
+    if skip_unreadable:
+        dataset, skipped = leave_out_unreadable(dataset)
     split = calibration_split(dataset, checked.seed).learning_from(checked.fraction)
     _check_sources(checked, config)
     if checked.select != "last" and checked.method in BASELINES:
@@ -111,20 +124,25 @@ def train(
     if checked.select == "oracle":
         refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
-    note = left_out_note(left_out([dataset.root]))
-    if note and is_rank_zero():
-        warnings.warn(note, stacklevel=2)
+    for note in (left_out_note(left_out([dataset.root])), skipped_note(skipped) if skipped else ""):
+        if note and is_rank_zero():
+            warnings.warn(note, stacklevel=2)
     images = _check_values((*split.train, *split.calibration), checked)
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
     facts = {
-        "data": {"dataset": dataset.dataset, "category": dataset.category, "images_sha256": fingerprint},
+        "data": {
+            "dataset": dataset.dataset,
+            "category": dataset.category,
+            "images_sha256": fingerprint,
+            **({"skipped": list(skipped)} if skipped else {}),
+        },
         **checked.model_dump(mode="json"),
         "preset": preset,
         "config": config.model_dump(mode="json"),
     }
     defaults = {**TrainSettings().model_dump(mode="json"), "config": type(config)().model_dump(mode="json")}
-    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images)
+    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images, skipped)
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(run.claimed(facts, resume=resume, defaults=defaults))
