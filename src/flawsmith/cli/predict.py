@@ -60,7 +60,6 @@ def predict(
         from flawsmith.pipeline.predict import InterruptedPredictionError, given_images
         from flawsmith.pipeline.predict import predict as run
         from flawsmith.runtime.bundle import Bundle
-        from flawsmith.runtime.files import left_out_note
         from flawsmith.runtime.inspector import Inspector
 
         bundle = Bundle.load(model)
@@ -97,8 +96,8 @@ def predict(
             raise typer.Exit(INTERRUPTED) from None
     if not quiet:
         print_err(_summary(written))
-    if written.left_out:
-        print_err(f"warning: {left_out_note(written.left_out)}")
+    for note in written.notes:
+        print_err(f"warning: {note}")
     if written.unreadable:
         raise typer.Exit(UNREADABLE)
 

@@ -99,6 +99,63 @@ def open_image(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     return _recognised(stream, name, max_pixels).open()
 
 
+def holds_further_pictures(image: Image.Image) -> bool:
+    """Whether a file holds more pictures than the first, which alone is decoded.
+
+    These are the frames of an animation (GIF, WebP, PNG), and what cameras and phones put behind the first picture of a
+    JPEG. Thumbnails do not count, nor do maps of brightness: pictures of a quarter of the first one's pixels or less.
+
+    Args:
+        image: a fresh one of `open_image`.
+
+    Example:
+        >>> stream = io.BytesIO()
+        >>> frames = [Image.new("L", (4, 2), value) for value in (0, 9)]
+        >>> frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
+        >>> _ = stream.seek(0)
+        >>> holds_further_pictures(open_image(stream, "a.gif", 100))
+        True
+    """
+    try:
+        if image.format == "JPEG":
+            return "mp" in image.info and _holds_pictures_behind(image)
+        return image.format in ("GIF", "WEBP", "PNG") and bool(getattr(image, "is_animated", False))
+    except Exception:  # Pillow answers odd bytes with nearly every exception there is; the first picture is whole
+        return False
+
+
+_ENTRIES = 0xB002
+"""Tag of the pictures of a JPEG in the format for several (CIPA DC-007): attributes, size and place, 16 bytes each."""
+_MAX_ENTRIES, _HEADER_BYTES = 100, 2**18
+"""A file can name more pictures than it holds, and all of it as each of them."""
+
+
+def _holds_pictures_behind(image: Image.Image) -> bool:
+    index = image.info["mp"]
+    directory = ImageFileDirectory_v2(index[:8])
+    stream = io.BytesIO(index)
+    stream.seek(directory.next)
+    directory.load(stream)
+    entries = directory[_ENTRIES]
+    order = ">" if index[:2] == b"MM" else "<"
+    width, height = image.size
+    file: BinaryIO = image.fp  # type: ignore[attr-defined]
+    for start in range(16, 16 * min(len(entries) // 16, _MAX_ENTRIES), 16):
+        size, place = struct.unpack_from(f"{order}II", entries, start + 4)
+        file.seek(image.info["mpoffset"] + place)
+        try:
+            behind = JpegImageFile(io.BytesIO(file.read(min(size, _HEADER_BYTES))), "")
+        except SyntaxError:
+            continue  # named, but cut off, as by programs that know of the first alone
+        if _is_no_thumbnail(behind.size[0] * behind.size[1], width * height):
+            return True
+    return False
+
+
+def _is_no_thumbnail(pixels: int, pixels_of_first: int) -> bool:
+    return 4 * pixels > pixels_of_first
+
+
 def _recognised(stream: BinaryIO, name: str, max_pixels: int) -> _File:
     _silence_libraries()
     prefix = stream.read(16)
@@ -371,7 +428,8 @@ def _refuse_pages(pages: list[dict[int, Any]], name: str) -> None:
     if pages and kinds[0] & _THUMBNAIL and (len(pages) > 1 or _SUB_PAGES in pages[0]):
         raise FlawsmithError(f"{name}: its first page is a thumbnail of another; save the picture alone")
     pictures = 1 + sum(
-        4 * size > sizes[0] and not kind & (_THUMBNAIL | _MASK) for size, kind in zip(sizes[1:], kinds[1:], strict=True)
+        _is_no_thumbnail(size, sizes[0]) and not kind & (_THUMBNAIL | _MASK)
+        for size, kind in zip(sizes[1:], kinds[1:], strict=True)
     )
     if pictures > 1:
         raise FlawsmithError(
