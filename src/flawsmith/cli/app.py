@@ -28,21 +28,21 @@ from flawsmith.runtime.files import without_controls
 from flawsmith.runtime.outputs import ENDING
 
 
-def print_err(text: str) -> None:
-    """Print a line for people, on stderr."""
-    _print(text, sys.stderr)
+def print_err(*lines: str) -> None:
+    """Print lines for people, on stderr."""
+    _print(lines, sys.stderr)
 
 
-def print_out(text: str) -> None:
-    """Print a result on stdout."""
-    _print(text, sys.stdout)
+def print_out(*lines: str) -> None:
+    """Print lines of a result on stdout."""
+    _print(lines, sys.stdout)
 
 
-def _print(text: str, stream: TextIO) -> None:
+def _print(lines: Iterable[str], stream: TextIO) -> None:
     # What the encoding lacks is escaped: file names need not be UTF-8, and a terminal need not know every letter. So is
-    # what would steer the terminal: names come from strangers.
+    # what would steer the terminal or begin another line: names come from strangers.
     encoding = stream.encoding or "utf-8"
-    shown = without_controls(text, keep="\n")
+    shown = "\n".join(map(without_controls, lines))
     print(shown.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
@@ -286,7 +286,7 @@ def _refuse_usage(error: Any) -> int:
     message, context = error.format_message(), getattr(error, "ctx", None)
     if type(error).__name__ == _HELP_INSTEAD:
         if message:
-            print_err(message)
+            print_err(*message.split("\n"))
         return USER_ERROR
     hint = f"; see {context.command_path} --help" if isinstance(error, _UsageError) and context is not None else ""
     return refuse(message.rstrip(".") + hint)

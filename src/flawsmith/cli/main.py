@@ -42,7 +42,7 @@ def info(model: ModelFile, json_: AsJson = False) -> None:
     if json_:
         print_json(facts)
     else:
-        print_out(model_in_words(_shown(facts)))
+        print_out(*model_in_words(_shown(facts)).split("\n"))
 
 
 def _shown(value: Any) -> Any:
@@ -81,8 +81,8 @@ def demo(
             }
         )
         return
-    print_out(result.evaluation.as_table())
-    print_out(f"\ndata:   {result.data}\nmodel:  {result.model}\nreport: {result.report}")
+    print_out(*result.evaluation.as_table().split("\n"), "")
+    print_out(f"data:   {result.data}", f"model:  {result.model}", f"report: {result.report}")
 
 
 app = typer.Typer(

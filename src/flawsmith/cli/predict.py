@@ -20,7 +20,6 @@ from flawsmith.cli.app import (
     progress,
     shows_progress,
 )
-from flawsmith.runtime.files import without_controls
 
 if TYPE_CHECKING:
     from flawsmith.pipeline.predict import OverlayChoice, Prediction
@@ -112,9 +111,9 @@ def _show(record: dict[str, Any], *, json_: bool, quiet: bool) -> None:
     if json_:
         print_json(record)
     elif "error" in record:
-        print_err(f"unreadable: {without_controls(record['error'])}")
+        print_err(f"unreadable: {record['error']}")
     elif not quiet:
-        print_out(f"{record['verdict']:<6}  {record['score']:<12.6g}  {without_controls(record['image'])}")
+        print_out(f"{record['verdict']:<6}  {record['score']:<12.6g}  {record['image']}")
 
 
 def _summary(written: Prediction) -> str:

@@ -14,7 +14,6 @@ import typer
 from flawsmith.cli.app import AsJson, DataFolder, Layout, Quiet, error_boundary, print_err, print_json, shows_progress
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import without_controls
 
 if TYPE_CHECKING:
     from flawsmith.data.samples import Dataset
@@ -214,13 +213,13 @@ def _introduce(dataset: Dataset, seed: int, *, notes: Sequence[str]) -> None:
         f"{dataset.category}: {learned + calibration} good images ({counts}); {len(dataset.test)} test images; "
         f"{dataset.recognised}"
     )
-    print_err(without_controls(summary))
+    print_err(summary)
     if split.source == "training" or len({sample.image for sample in dataset.good_train}) > learned + calibration:
         print_err(f"note: {split.description}")
     for note in (*notes, *(line for line in dataset.near_misses if line.startswith("not "))):
-        print_err(f"note: {without_controls(note)}")
+        print_err(f"note: {note}")
     for line in _checked(dataset):
-        print_err(without_controls(line))
+        print_err(line)
 
 
 def _checked(dataset: Dataset) -> list[str]:

@@ -24,7 +24,6 @@ from flawsmith.runtime.files import (
     printable,
     replacing,
     result_name,
-    without_controls,
 )
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
 from flawsmith.runtime.outputs import exclusive_folder, refuse_irreplaceable, uninterrupted
@@ -69,7 +68,7 @@ class Prediction:
         notes = [note] if (note := left_out_note(self.left_out)) else []
         if self.n_of_several:
             more = self.n_of_several - len(self.of_several)
-            named = ", ".join(map(without_controls, self.of_several)) + (f" and {more} more" if more else "")
+            named = ", ".join(self.of_several) + (f" and {more} more" if more else "")
             files = "1 file holds" if self.n_of_several == 1 else f"{self.n_of_several} files hold"
             notes.append(f"{files} further pictures, and the first of a file was inspected alone: {named}")
         return notes
