@@ -316,6 +316,13 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but resu
 Layout = Annotated[
     str | None, typer.Option(help="Layout of the data, such as mvtec, csv or folder; detected by default.")
 ]
+Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
+ValueRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW:HIGH", help="Values of 16-bit images that become black and white, such as 7000:9000 (thermal)."
+    ),
+]
 Engine = Annotated[
     str | None,
     typer.Option(help="onnxruntime or openvino; by default the one that the limits were calibrated with."),
@@ -353,6 +360,25 @@ def parse_settings(pairs: Iterable[str], *, option: str = "--set") -> dict[str, 
                 f"{option} strides=[8,16]"
             ) from error
     return settings
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """Both ends of a ``--value-range``; None: it was not given.
+
+    Raises:
+        FlawsmithError: the text is none.
+
+    Example:
+        >>> parse_range("7000:9000")
+        (7000.0, 9000.0)
+    """
+    if text is None:
+        return None
+    try:
+        low, high = (float(end) for end in text.split(":"))
+    except ValueError:
+        raise FlawsmithError(f"--value-range {text} is not possible: write two values, such as 7000:9000") from None
+    return low, high
 
 
 class SeveralValues(TyperCommand):

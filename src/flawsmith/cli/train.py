@@ -11,7 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flawsmith.cli.app import AsJson, DataFolder, Layout, Quiet, error_boundary, print_err, print_json, shows_progress
+from flawsmith.cli.app import (
+    AsJson,
+    Bits,
+    DataFolder,
+    Layout,
+    Quiet,
+    ValueRange,
+    error_boundary,
+    print_err,
+    print_json,
+    shows_progress,
+)
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -63,13 +74,6 @@ Foregrounds = Annotated[
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that synthesize flaws; by default two.")]
 Baseline = Annotated[str, typer.Option(help="patchcore or padim, built beside the model to compare it with, or none.")]
 Fraction = Annotated[float, typer.Option(help="Share of the images to learn from that is used.")]
-Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
-ValueRange = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LOW:HIGH", help="Values of 16-bit images that become black and white, such as 7000:9000 (thermal)."
-    ),
-]
 Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")]
 Devices = Annotated[
     str,
@@ -163,30 +167,16 @@ def _devices(text: str) -> int | str:
     )
 
 
-def _range(text: str | None) -> tuple[float, float] | None:
-    """Both ends of a range.
-
-    Raises:
-        FlawsmithError: the text is none.
-    """
-    if text is None:
-        return None
-    try:
-        low, high = (float(end) for end in text.split(":"))
-    except ValueError:
-        raise FlawsmithError(f"--value-range {text} is not possible: write two values, such as 7000:9000") from None
-    return low, high
-
-
 def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, quiet: bool, json_: bool) -> TrainResult:
     # torch's C++ part tells developers on stderr what concerns several processes; it reads this as it is loaded.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from flawsmith.cli.app import parse_settings
+    from flawsmith.cli.app import parse_range, parse_settings
     from flawsmith.data.layouts import load
     from flawsmith.data.splits import leave_out_unreadable
     from flawsmith.pipeline import train
 
-    settings = {**settings, "set": parse_settings(settings["set"]), "value_range": _range(settings["value_range"])}
+    settings = {**settings, "set": parse_settings(settings["set"])}
+    settings["value_range"] = parse_range(settings["value_range"])
     # Checked before thousands of images are read to tell what is held out.
     devices = {name: options[name] for name in ("accelerator", "devices", "strategy")}
     first_line = train.training_in_words(settings, **devices)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from flawsmith.data.layouts import load
-from flawsmith.data.samples import Sample
 from flawsmith.data.splits import (
     HoldOut,
     calibration_split,
@@ -25,20 +24,23 @@ from flawsmith.data.splits import (
 )
 from flawsmith.features.cache import check_cache
 from flawsmith.models.base import ModelConfig
-from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config, require_engine
+from flawsmith.pipeline.settings import (
+    TrainSettings,
+    check_settings,
+    choose_baseline,
+    look_at_values,
+    method_config,
+    require_engine,
+)
 from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES, left_out, left_out_note
-from flawsmith.runtime.image import decode, kind_of_images, range_advice, summarise_values
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
 from flawsmith.training.distributed import is_rank_zero, process_group
 from flawsmith.training.run import MODEL, REPORT, RunFolder
 from flawsmith.training.trainer import LoggerName, LoopOptions, check_options
-
-_LOOKED_AT = 24
-"""Images whose values are looked at before training."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ def train(
     for note in (left_out_note(left_out([dataset.root])), skipped_note(skipped) if skipped else ""):
         if note and is_rank_zero():
             warnings.warn(note, stacklevel=2)
-    images = _check_values((*split.train, *split.calibration), checked)
+    images, advice = look_at_values((*split.train, *split.calibration), checked)
+    if advice is not None and is_rank_zero():
+        warnings.warn(str(advice), stacklevel=2)
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
     facts = {
@@ -194,22 +198,6 @@ def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:
                 f"--foregrounds {settings.foregrounds} would not be used: add --set foreground=files, or leave it out"
             )
         provider(Foreground(mode="files"), Path(settings.foregrounds))
-
-
-def _check_values(samples: Sequence[Sample], settings: TrainSettings) -> str:
-    """Look at the values of some images before anything is learned from them; returns the kind of the images.
-
-    Raises:
-        FlawsmithError: one cannot be read, or the declared range makes them black or white.
-    """
-    step = max(1, len(samples) // _LOOKED_AT)
-    summaries = [summarise_values(decode(sample.image)) for sample in samples[::step][:_LOOKED_AT]]
-    advice = range_advice(summaries, settings.source_range, settings.range_option)
-    if advice is not None and advice.refused:
-        raise FlawsmithError(str(advice))
-    if advice is not None and is_rank_zero():
-        warnings.warn(str(advice), stacklevel=2)
-    return kind_of_images(summaries)
 
 
 def _images_sha256(split: HoldOut) -> str:
