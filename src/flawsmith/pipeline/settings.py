@@ -20,7 +20,6 @@ from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import RangeAdvice, decode, kind_of_images, range_advice, summarise_values
 
-
 _LOOKED_AT = 24
 """Images whose values are looked at before anything is done with them."""
 
