@@ -23,6 +23,7 @@ import typer
 import yaml
 from typer.core import TyperCommand
 
+from flawsmith.cli.start import INTERRUPTED, end_at_once
 from flawsmith.runtime.errors import FlawsmithError, package_missing
 from flawsmith.runtime.files import without_controls
 from flawsmith.runtime.outputs import ENDING
@@ -83,8 +84,6 @@ def progress(description: str, total: int | None, *, show: bool) -> Iterator[Cal
 
 
 USER_ERROR = 2
-INTERRUPTED = 130
-"""128 + SIGINT, as shells report it."""
 
 Tier = Literal["eval", "train", "benchmark"]
 
@@ -106,7 +105,7 @@ def error_boundary(*, tier: Tier | None = None, interrupted: str = "interrupted"
 
     Raises:
         FlawsmithError: a package of the tier is not installed.
-        typer.Exit: with code 130 after Ctrl-C.
+        InterruptedCommandError: after Ctrl-C, which was answered.
     """
     try:
         yield
@@ -117,7 +116,11 @@ def error_boundary(*, tier: Tier | None = None, interrupted: str = "interrupted"
         raise FlawsmithError(line) from error
     except KeyboardInterrupt:
         print_err(interrupted)
-        raise typer.Exit(INTERRUPTED) from None
+        raise InterruptedCommandError from None
+
+
+class InterruptedCommandError(Exception):
+    """The user stopped the command, and was told what that leaves."""
 
 
 def run(command: Callable[[], Any]) -> int:
@@ -132,6 +135,8 @@ def run(command: Callable[[], Any]) -> int:
         return refuse(str(error))
     except _ClickException as error:
         return _refuse_usage(error)
+    except InterruptedCommandError:
+        return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         print_err("interrupted")
         return INTERRUPTED
@@ -145,6 +150,8 @@ def run(command: Callable[[], Any]) -> int:
         if error.filename is None:
             _drop_stdout()
         return refuse(f"{error.filename or 'output'}: the disk is full ({error.strerror}); free some space and repeat")
+    if code == INTERRUPTED:  # typer's answer, where it was interrupted itself
+        print_err("interrupted")
     return code if isinstance(code, int) else 0
 
 
@@ -177,6 +184,8 @@ class EndingSignals:
             # What is ignored stays so, as under nohup; so does what another program, such as a debugger, handles.
             usual = (signal.SIG_DFL, signal.default_int_handler)
             self._handlers = {number: signal.getsignal(number) for number in ENDING}
+            if self._handlers[signal.SIGINT] is end_at_once:
+                self._handlers[signal.SIGINT] = signal.default_int_handler
             self._handlers = {number: handler for number, handler in self._handlers.items() if handler in usual}
             for number in self._handlers:
                 signal.signal(number, self._handle)

@@ -11,7 +11,6 @@ import typer
 from flawsmith import __version__
 from flawsmith.cli import benchmark, doctor, evaluate, figure, predict, settings, synthesize, train
 from flawsmith.cli.app import (
-    INTERRUPTED,
     AsJson,
     EndingSignals,
     ModelFile,
@@ -27,6 +26,7 @@ from flawsmith.cli.app import (
     shows_progress,
     unusable_surroundings,
 )
+from flawsmith.cli.start import INTERRUPTED
 from flawsmith.runtime.files import without_controls
 
 

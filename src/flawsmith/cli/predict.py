@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawsmith.cli.app import (
-    INTERRUPTED,
     AsJson,
     Engine,
+    InterruptedCommandError,
     ModelFile,
     Ray,
     error_boundary,
@@ -92,7 +92,7 @@ def predict(
             if not error.interrupted:
                 raise
             print_err(str(error))
-            raise typer.Exit(INTERRUPTED) from None
+            raise InterruptedCommandError from None
     if not quiet:
         print_err(_summary(written))
     for note in written.notes:
