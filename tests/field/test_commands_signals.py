@@ -255,3 +255,47 @@ def test_installed_command_begins_there() -> None:
     project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
 
     assert 'flawsmith = "flawsmith.cli.start:main"' in project
+
+
+# As where a library written in C is loaded: what a signal raises there, Python reports as a failed import.
+LOADING = """
+import signal, sys
+from flawsmith.cli.main import main
+
+class Loading:
+    def find_spec(self, name, path=None, target=None):
+        if name == "flawsmith.pipeline.describe":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt as error:
+                raise ImportError("initialization failed") from error
+
+sys.meta_path.insert(0, Loading())
+sys.exit(main())
+"""
+OVER = """
+import signal, sys
+from flawsmith.cli import main, start
+
+def run():
+    code = main.main()
+    signal.raise_signal(signal.SIGINT)
+    return code
+
+sys.modules["flawsmith.cli.main"] = type(sys)("main")
+sys.modules["flawsmith.cli.main"].main = run
+sys.exit(start.main())
+"""
+
+
+def test_ctrl_c_that_became_a_failed_import_is_one_line(tmp_path: Path) -> None:
+    process = start(LOADING, "info", "gone.flaw", cwd=tmp_path)
+
+    assert (*process.communicate(), process.returncode) == ("", "interrupted\n", 130)
+
+
+def test_ctrl_c_when_the_command_is_over_gives_no_traceback(tmp_path: Path) -> None:
+    process = start(OVER, "--version", cwd=tmp_path)
+
+    assert (*process.communicate(), process.returncode) == (
+        f"flawsmith {flawsmith.__version__}\n", "interrupted\n", 130)  # fmt: skip

@@ -123,10 +123,15 @@ class InterruptedCommandError(Exception):
     """The user stopped the command, and was told what that leaves."""
 
 
-def run(command: Callable[[], Any]) -> int:
+def run(command: Callable[[], Any], signals: EndingSignals) -> int:
     """Run a command and return its exit code; mistakes and full disks give one line on stderr.
 
-    Anything else that escapes is a defect and keeps its traceback.
+    Anything else that escapes is a defect and keeps its traceback, unless the command was asked to end: libraries
+    written in C turn that request into errors of their own while they load.
+
+    Args:
+        command: gives an exit code, or None.
+        signals: in whose block the command runs.
     """
     try:
         code = command()
@@ -150,6 +155,11 @@ def run(command: Callable[[], Any]) -> int:
         if error.filename is None:
             _drop_stdout()
         return refuse(f"{error.filename or 'output'}: the disk is full ({error.strerror}); free some space and repeat")
+    except Exception:
+        if signals.received is None:
+            raise
+        print_err("interrupted")
+        return INTERRUPTED
     if code == INTERRUPTED:  # typer's answer, where it was interrupted itself
         print_err("interrupted")
     return code if isinstance(code, int) else 0
@@ -182,10 +192,8 @@ class EndingSignals:
     def __enter__(self) -> EndingSignals:
         if threading.current_thread() is threading.main_thread():
             # What is ignored stays so, as under nohup; so does what another program, such as a debugger, handles.
-            usual = (signal.SIG_DFL, signal.default_int_handler)
+            usual = (signal.SIG_DFL, signal.default_int_handler, end_at_once)
             self._handlers = {number: signal.getsignal(number) for number in ENDING}
-            if self._handlers[signal.SIGINT] is end_at_once:
-                self._handlers[signal.SIGINT] = signal.default_int_handler
             self._handlers = {number: handler for number, handler in self._handlers.items() if handler in usual}
             for number in self._handlers:
                 signal.signal(number, self._handle)

@@ -136,7 +136,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unusable is not None:
         return refuse(unusable)
     with EndingSignals(to_the_end=argv is None) as signals, own_warnings():
-        code = run(lambda: app(arguments, prog_name="flawsmith", standalone_mode=False))
+        code = run(lambda: app(arguments, prog_name="flawsmith", standalone_mode=False), signals)
     if code != INTERRUPTED or signals.received is None:
         return code
     code = 128 + signals.received
