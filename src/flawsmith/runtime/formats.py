@@ -551,6 +551,7 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """A marker among compressed data, where 0xFF stands before a zero, a restart marker or another 0xFF alone."""
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
+_PROGRESSIVE_HUFFMAN = 0xC2
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _RESTART_INTERVAL, _SCAN, _END = 0xDD, 0xDA, 0xD9
 _MAX_SCANS = 40
@@ -604,7 +605,9 @@ def _read_jpeg(file: _File) -> NDArray[Any]:
         with file.open(io.BytesIO(content)) as image:
             _check_scans(frame, image.size)
             _check_restarts(frame, content, image.size)
-            if not frame.in_one_scan:
+            if frame.marker == _PROGRESSIVE_HUFFMAN:
+                _load_scans(image, content, frame.scans)
+            elif not frame.in_one_scan:
                 _load(image)
             elif not _load_whole(image, content, frame.scans[0], _UNTOUCHED[image.mode][untouched]):
                 continue
@@ -749,6 +752,41 @@ def _load_whole(image: Image.Image, content: bytes, scan: _Scan, untouched: Any)
     if not end.reached:
         raise OSError(_SURPLUS)
     return end.complete
+
+
+_PROBES = (8 * b"\xff\x00", *3 * (b"\xff\x00",), *6 * (b"\x00",))
+"""What a decoder skips at once between two scans; within one it waits, sooner or later, for the rest of a block."""
+
+
+def _load_scans(image: Image.Image, content: bytes, scans: list[_Scan]) -> None:
+    """Decodes a progressive JPEG, and sees of each scan whether its compressed data were enough for all pixels.
+
+    libjpeg makes up what is missing. Where a scan's data end it is handed bytes that mean nothing: done with the
+    scan, it drops every one of them in search of the next marker; with pixels to come, it keeps some for later.
+    A scan with too much data is not told from a whole one.
+
+    Raises:
+        OSError: data are missing.
+    """
+    image.im = Image.new(image.mode, image.size).im
+    codec, extents, _, arguments, *_ = image.tile[0]  # type: ignore[attr-defined]
+    decoder = Image._getdecoder(image.mode, codec, arguments, image.decoderconfig)  # type: ignore[attr-defined]
+    decoder.setimage(image.im, extents)
+    position, waiting = 0, b""
+    for scan in scans:
+        for part in (content[position : scan.end] + _PROBES[0], *_PROBES[1:]):
+            waiting += part
+            used, error = decoder.decode(waiting)
+            if used < 0:
+                raise OSError(f"the decoder ended before its last scan (code {error})")
+            waiting = waiting[used:]
+            if waiting:
+                raise OSError("its compressed data end before its pixels")
+        position = scan.end
+    used, error = decoder.decode(content[position:])
+    if used >= 0 or error < 0:
+        raise OSError("it has no end")
+    image.tile = []  # type: ignore[attr-defined]
 
 
 _READERS: dict[str, Callable[[_File], NDArray[Any]]] = {
