@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+
+TYPE_CHECKING = False  # as type checkers know it, without waiting for typing
 
 # These libraries report home from the moment they are imported, so this comes before, in every process that has
 # Flawsmith in it. Whoever sets a variable on purpose keeps it.
@@ -15,6 +16,8 @@ for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_variable, "1")
 
 if TYPE_CHECKING:
+    from typing import Any
+
     from flawsmith.metrics.results import Evaluation
     from flawsmith.pipeline.calibrate import CalibrationResult, calibrate
     from flawsmith.pipeline.evaluate import evaluate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from flawsmith.cli.main import main
+from flawsmith.cli.start import main
 
 if __name__ == "__main__":
     sys.exit(main())

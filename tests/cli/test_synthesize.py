@@ -82,7 +82,7 @@ MISTAKES: dict[str, tuple[Arguments, str]] = {
     "negative seed": (lambda p: ["--seed", -1], "must not be negative"),
     "no size": (lambda p: ["--size", 0, 32], "give 8 to 8192 pixels with --size"),
     "half a size": (lambda p: ["--size", 32], "--size"),
-    "too many bits": (lambda p: ["--bits", 99], "bits must be 9 to 16"),
+    "too many bits": (lambda p: ["--bits", 99], "bits=99 is not possible"),
     "weakness of a sheet": (lambda p: ["--weakness", 0.3], "--weakness has no meaning without --test-set"),
     "several flaws of a sheet": (lambda p: ["--per-image", 2], "--per-image has no meaning without --test-set"),
     "size of a test set": (lambda p: ["--test-set", "--size", 32, 32], "--size has no meaning with --test-set"),

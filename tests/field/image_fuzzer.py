@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import resource
 import struct
 import sys
 import tempfile
@@ -25,7 +24,7 @@ from PIL import Image
 from tests.field.image_files import chunk, png_16_bit, saved, tiff
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import decode
+from flawsmith.runtime.image import decode, has_further_pictures
 
 MAX_PIXELS = 4_000_000
 MAX_SECONDS = 5.0
@@ -57,6 +56,7 @@ def seeds() -> dict[str, bytes]:
         "jpeg grey": saved(grey, "JPEG", optimize=True),
         "jpeg cmyk": saved(picture.convert("CMYK"), "JPEG"),
         "jpeg progressive": saved(picture, "JPEG", progressive=True),
+        "jpeg several": saved(picture, "MPO", save_all=True, append_images=[picture.rotate(180)]),
         "jpeg restarts": saved(picture, "JPEG", restart_marker_blocks=3),
         "bmp": saved(picture, "BMP"),
         "bmp palette": saved(palette, "BMP"),
@@ -249,6 +249,11 @@ class _Output:
 
 
 def _peak() -> int:
+    """Bytes that this process has taken at most; 0 where the system does not say, as on Windows."""
+    try:
+        import resource
+    except ImportError:
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -263,6 +268,7 @@ def fault_of(source: bytes | Path) -> str:
         warnings.simplefilter("ignore")
         try:
             image = decode(source, max_pixels=MAX_PIXELS)
+            has_further_pictures(source)
             if image.ndim != 3 or image.shape[2] != 3 or not image.flags.c_contiguous:
                 fault = f"an array of {image.shape}"
         except FlawsmithError as error:

@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import flawsmith
+
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="sends signals of POSIX")
 
 # Waits after the third image, and again while it closes its files, until it is told or interrupted.
@@ -189,3 +191,111 @@ def test_deleted_working_folder_is_one_line(model: Path, tmp_path: Path) -> None
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: the working folder cannot be used (No such file or directory)")
     assert done.stderr.count("\n") == 1
+
+
+# Python imports this module by itself; from then on Ctrl-C comes at the very moment at which a module is looked for.
+INTERRUPT_AT = """
+import os, signal, sys
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == os.environ["MOMENT"]:
+            if os.environ["IGNORED"]:
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.SIG_IGN if os.environ["IGNORED"] else signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+"""
+SCRIPT = ("-c", "import sys; from flawsmith.cli.start import main; sys.exit(main())")
+
+
+def interrupted_at(
+    moment: str, started: Sequence[str], folder: Path, *, ignored: bool = False
+) -> subprocess.CompletedProcess[str]:
+    """``flawsmith info gone.flaw``, with a Ctrl-C when it begins to import a module."""
+    (folder / "sitecustomize.py").write_text(INTERRUPT_AT)
+    path = os.pathsep.join([str(folder), str(Path(flawsmith.__file__).parents[1])])
+    environment = {**os.environ, "PYTHONPATH": path, "MOMENT": moment, "IGNORED": "1" if ignored else ""}
+    command = [sys.executable, *started, "info", "gone.flaw"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, cwd=folder)
+
+
+@pytest.mark.parametrize("started", [SCRIPT, ("-m", "flawsmith")])
+@pytest.mark.parametrize(
+    "moment",
+    ["flawsmith.cli.main", "typer", "yaml", "flawsmith.runtime.files", "flawsmith.cli.train", "numpy", "pydantic"],
+)
+def test_ctrl_c_while_python_imports_is_one_line(moment: str, started: Sequence[str], tmp_path: Path) -> None:
+    done = interrupted_at(moment, started, tmp_path)
+
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted\n")
+
+
+def test_ctrl_c_that_is_ignored_stays_so_while_python_imports(tmp_path: Path) -> None:
+    done = interrupted_at("typer", SCRIPT, tmp_path, ignored=True)
+
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+
+
+def test_nothing_is_loaded_before_ctrl_c_has_an_answer() -> None:
+    listed = (
+        "import sys; before = set(sys.modules); import flawsmith.cli.start; print(*sorted(set(sys.modules) - before))"
+    )
+
+    done = subprocess.run([sys.executable, "-S", "-c", listed], capture_output=True, text=True, check=True, env={
+        **os.environ, "PYTHONPATH": str(Path(flawsmith.__file__).parents[1])})  # fmt: skip
+
+    loaded = set(done.stdout.split())
+    assert {"typing", "typer", "numpy", "signal"}.isdisjoint(loaded), loaded
+
+
+def test_installed_command_begins_there() -> None:
+    project = (Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8")
+
+    assert 'flawsmith = "flawsmith.cli.start:main"' in project
+
+
+# As where a library written in C is loaded: what a signal raises there, Python reports as a failed import.
+LOADING = """
+import signal, sys
+from flawsmith.cli.main import main
+
+class Loading:
+    def find_spec(self, name, path=None, target=None):
+        if name == "flawsmith.pipeline.describe":
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except KeyboardInterrupt as error:
+                raise ImportError("initialization failed") from error
+
+sys.meta_path.insert(0, Loading())
+sys.exit(main())
+"""
+OVER = """
+import signal, sys
+from flawsmith.cli import main, start
+
+def run():
+    code = main.main()
+    signal.raise_signal(signal.SIGINT)
+    return code
+
+sys.modules["flawsmith.cli.main"] = type(sys)("main")
+sys.modules["flawsmith.cli.main"].main = run
+sys.exit(start.main())
+"""
+
+
+def test_ctrl_c_that_became_a_failed_import_is_one_line(tmp_path: Path) -> None:
+    process = start(LOADING, "info", "gone.flaw", cwd=tmp_path)
+
+    assert (*process.communicate(), process.returncode) == ("", "interrupted\n", 130)
+
+
+def test_ctrl_c_when_the_command_is_over_gives_no_traceback(tmp_path: Path) -> None:
+    process = start(OVER, "--version", cwd=tmp_path)
+
+    assert (*process.communicate(), process.returncode) == (
+        f"flawsmith {flawsmith.__version__}\n", "interrupted\n", 130)  # fmt: skip

@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import tracemalloc
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -85,6 +86,57 @@ def test_jpeg_in_the_colour_of_an_untouched_canvas_is_read() -> None:
     content = saved(np.full((40, 50), 1, np.uint8), "JPEG", quality=100)
 
     assert (decode(content) == 1).all()
+
+
+PROGRESSIVE: dict[str, dict[str, object]] = {
+    "usual": {},
+    "fine colour": {"subsampling": 0, "quality": 92},
+    "with restarts": {"restart_marker_blocks": 10},
+}
+
+
+def _damaged_scans(content: bytes, seed: int) -> Iterator[tuple[str, bytes]]:
+    scans = _jpeg_frame(content).scans
+    place = int(np.random.default_rng(seed).integers(scans[0].start + 20, scans[-1].end - 700))
+    yield "cut and closed", content[:place] + content[scans[-1].end :]
+    yield "a marker within", content[:place] + b"\xff\xd9" + content[place + 2 :]
+    yield "a stretch lost", content[:place] + content[place + 512 :]
+    yield "a sector of zeros", content[:place] + bytes(512) + content[place + 512 :]
+
+
+def test_progressive_jpeg_whose_scans_end_early_is_refused() -> None:
+    refused, spoilt, seeds = Counter[str](), Counter[str](), range(20)
+    for options in PROGRESSIVE.values():
+        content = saved(PICTURE, "JPEG", progressive=True, **options)
+        whole = decode(content).astype(int)
+        for name, damaged in (case for seed in seeds for case in _damaged_scans(content, seed)):
+            try:
+                image = decode(damaged)
+            except FlawsmithError as error:
+                assert "damaged" in str(error)
+                refused[name] += 1
+            else:
+                spoilt[name] += bool((np.abs(image - whole) > 30).any(2).mean() > 0.02)
+
+    # A decoder may fall into step again, or have data left where a stretch was exchanged. Little is wrong then, mostly.
+    share = {name: number / len(seeds) / len(PROGRESSIVE) for name, number in refused.items()}
+    assert min(share["cut and closed"], share["a marker within"]) > 0.9, share
+    assert min(share["a stretch lost"], share["a sector of zeros"]) > 0.4, share
+    assert (spoilt["cut and closed"], spoilt["a marker within"]) == (0, 0)
+    assert max(spoilt.values()) < 0.2 * len(seeds) * len(PROGRESSIVE), spoilt
+
+
+@pytest.mark.parametrize("kind", PROGRESSIVE)
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK"])
+@pytest.mark.parametrize("size", [(1, 1), (9, 17), (500, 3), (160, 240)])
+@pytest.mark.parametrize("tone", ["even", "drawn"])
+def test_whole_progressive_jpeg_is_read_as_pillow_reads_it(
+    kind: str, mode: str, size: tuple[int, int], tone: str
+) -> None:
+    picture = Image.fromarray(PICTURE).resize(size) if tone == "drawn" else Image.new("RGB", size, (230, 231, 7))
+    content = saved(picture.convert(mode), "JPEG", progressive=True, **PROGRESSIVE[kind])
+
+    np.testing.assert_array_equal(decode(content), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
 
 
 @pytest.mark.parametrize("options", [{"progressive": True}, {"progressive": True, "subsampling": 0}])

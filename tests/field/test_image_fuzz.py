@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 
@@ -28,6 +30,15 @@ def test_damaged_file_gives_an_image_or_one_line(seed: int) -> None:
     }
 
     assert {name: fault for name, fault in faults.items() if fault} == {}
+
+
+def test_fuzzer_runs_where_the_system_tells_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "resource", None)  # as on Windows
+    monkeypatch.delitem(sys.modules, "tests.field.image_fuzzer")
+
+    fuzzer = import_module("tests.field.image_fuzzer")
+
+    assert fuzzer.fault_of(seeds()["png"]) == ""
 
 
 @pytest.mark.parametrize("path", CORPUS, ids=[path.name for path in CORPUS])

@@ -110,34 +110,52 @@ def test_even_images_need_no_range() -> None:
     assert range_advice([summarise_values(np.full((9, 9, 3), 700, np.uint16))], None) is None
 
 
+@pytest.mark.parametrize("command", ["train", "synthesize"])
 @pytest.mark.parametrize("kind", ["left", "scaled"])
-def test_training_refuses_bits_that_are_too_few(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bits_that_are_too_few_are_refused(
+    kind: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = folder_of(kind, tmp_path / "data")
 
-    code = main(["train", str(folder), "--bits", "12", "--out", str(tmp_path / "run")])
+    code = main([command, str(folder), "--bits", "12", "--out", str(tmp_path / "out")])
 
     assert code == 2
     assert "but --bits 12 ends at 4095: leave --bits out" in capsys.readouterr().err
-    assert not (tmp_path / "run").exists()
+    assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("command", ["train", "synthesize"])
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["--value-range", "7000"], "write two values, such as 7000:9000"),
         (["--value-range", "9000:7000"], "value_range must rise"),
         (["--value-range", "0:70000"], "within 0 and 65535"),
+        (["--value-range", "0:nan"], "not possible: input should be a finite number"),
         (["--value-range", "7000:9000", "--bits", "12"], "give one of them"),
         (["--value-range", "20000:30000"], "lie outside --value-range 20000:30000"),
+        (["--bits", "99"], "bits=99 is not possible"),
     ],
 )
 def test_range_that_cannot_be_is_refused(
-    arguments: list[str], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], message: str, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = folder_of("thermal", tmp_path / "data")
 
-    assert main(["train", str(folder), *arguments, "--out", str(tmp_path / "run")]) == 2
+    assert main([command, str(folder), *arguments, "--out", str(tmp_path / "out")]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_flaws_are_synthesized_in_the_declared_range(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, shown = folder_of("thermal", tmp_path / "data"), {}
+    for name, options in (("whole", []), ("declared", ["--value-range", "7000:9000"])):
+        command = ["synthesize", str(folder), *options, "--pictures", "--n", "2", "--out", str(tmp_path / name)]
+        assert main(command) == 0
+        shown[name] = np.ptp(decode(tmp_path / name / "pictures" / "000_image.png"))
+
+    assert "warning: nearly all values lie between" in capsys.readouterr().err
+    assert shown["declared"] > 100 > 10 > shown["whole"]
 
 
 def test_doctor_asks_for_the_bits(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -154,6 +154,8 @@ def test_full_disk_is_one_clear_line(tmp_path: Path) -> None:
 @contextmanager
 def room_for(size: int) -> Iterator[None]:
     """Lets no file grow beyond a number of bytes, as a disk without room for more."""
+    import resource  # of POSIX
+
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -162,6 +164,7 @@ def room_for(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a limit on the size of files, which Windows lacks")
 @pytest.mark.parametrize("side", [100, 37, 20])
 def test_disk_that_fills_up_is_one_clear_line_whenever_it_does(side: int, tmp_path: Path) -> None:
     # Small maps wait in the file's buffer, and reach the disk only when something is computed or the file is closed.

@@ -63,7 +63,7 @@ def test_a_run_decodes_every_training_image_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("flawsmith.pipeline.train._LOOKED_AT", 2)  # whose values are looked at before
+    monkeypatch.setattr("flawsmith.pipeline.settings._LOOKED_AT", 2)  # whose values are looked at before
 
     train_tiny("glass", parts, tmp_path / "run")
 

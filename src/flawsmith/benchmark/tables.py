@@ -19,7 +19,7 @@ from flawsmith.benchmark.experiment import PARTS, RunResult, SplitPart
 from flawsmith.benchmark.published import protocol_notes, published
 from flawsmith.metrics.results import LABELS, LOCO_LABELS, Evaluation
 from flawsmith.report.style import page_style
-from flawsmith.runtime.files import replacing
+from flawsmith.runtime.files import replacing, without_controls
 
 FIGURES = (*LABELS, *LOCO_LABELS)
 
@@ -118,7 +118,8 @@ class Table:
     def format(self, style: str) -> str:
         """The table in one of tabulate's styles; the first column to the left, all others to the right."""
         align = ("left", *("right" for _ in self.heads[1:]))
-        return tabulate(self.rows, self.heads, tablefmt=style, disable_numparse=True, colalign=align[: len(self.heads)])
+        rows = [[without_controls(cell) for cell in row] for row in self.rows]
+        return tabulate(rows, self.heads, tablefmt=style, disable_numparse=True, colalign=align[: len(self.heads)])
 
 
 def tables(results: Sequence[RunResult]) -> list[Table]:
@@ -169,7 +170,7 @@ def markdown(made: Iterable[Table], notes: Sequence[str]) -> str:
     """The tables as one Markdown page."""
     blocks = ["# Benchmark", *notes]
     for table in made:
-        blocks += [f"## {table.title}", table.format("pipe"), *table.notes]
+        blocks += [f"## {without_controls(table.title)}", table.format("pipe"), *table.notes]
     return "\n\n".join(blocks) + "\n"
 
 

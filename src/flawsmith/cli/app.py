@@ -23,26 +23,27 @@ import typer
 import yaml
 from typer.core import TyperCommand
 
+from flawsmith.cli.start import INTERRUPTED, end_at_once
 from flawsmith.runtime.errors import FlawsmithError, package_missing
 from flawsmith.runtime.files import without_controls
 from flawsmith.runtime.outputs import ENDING
 
 
-def print_err(text: str) -> None:
-    """Print a line for people, on stderr."""
-    _print(text, sys.stderr)
+def print_err(*lines: str) -> None:
+    """Print lines for people, on stderr."""
+    _print(lines, sys.stderr)
 
 
-def print_out(text: str) -> None:
-    """Print a result on stdout."""
-    _print(text, sys.stdout)
+def print_out(*lines: str) -> None:
+    """Print lines of a result on stdout."""
+    _print(lines, sys.stdout)
 
 
-def _print(text: str, stream: TextIO) -> None:
+def _print(lines: Iterable[str], stream: TextIO) -> None:
     # What the encoding lacks is escaped: file names need not be UTF-8, and a terminal need not know every letter. So is
-    # what would steer the terminal: names come from strangers.
+    # what would steer the terminal or begin another line: names come from strangers.
     encoding = stream.encoding or "utf-8"
-    shown = without_controls(text, keep="\n")
+    shown = "\n".join(map(without_controls, lines))
     print(shown.encode(encoding, "backslashreplace").decode(encoding), file=stream, flush=True)
 
 
@@ -83,8 +84,6 @@ def progress(description: str, total: int | None, *, show: bool) -> Iterator[Cal
 
 
 USER_ERROR = 2
-INTERRUPTED = 130
-"""128 + SIGINT, as shells report it."""
 
 Tier = Literal["eval", "train", "benchmark"]
 
@@ -106,7 +105,7 @@ def error_boundary(*, tier: Tier | None = None, interrupted: str = "interrupted"
 
     Raises:
         FlawsmithError: a package of the tier is not installed.
-        typer.Exit: with code 130 after Ctrl-C.
+        InterruptedCommandError: after Ctrl-C, which was answered.
     """
     try:
         yield
@@ -117,13 +116,22 @@ def error_boundary(*, tier: Tier | None = None, interrupted: str = "interrupted"
         raise FlawsmithError(line) from error
     except KeyboardInterrupt:
         print_err(interrupted)
-        raise typer.Exit(INTERRUPTED) from None
+        raise InterruptedCommandError from None
 
 
-def run(command: Callable[[], Any]) -> int:
+class InterruptedCommandError(Exception):
+    """The user stopped the command, and was told what that leaves."""
+
+
+def run(command: Callable[[], Any], signals: EndingSignals) -> int:
     """Run a command and return its exit code; mistakes and full disks give one line on stderr.
 
-    Anything else that escapes is a defect and keeps its traceback.
+    Anything else that escapes is a defect and keeps its traceback, unless the command was asked to end: libraries
+    written in C turn that request into errors of their own while they load.
+
+    Args:
+        command: gives an exit code, or None.
+        signals: in whose block the command runs.
     """
     try:
         code = command()
@@ -132,6 +140,8 @@ def run(command: Callable[[], Any]) -> int:
         return refuse(str(error))
     except _ClickException as error:
         return _refuse_usage(error)
+    except InterruptedCommandError:
+        return INTERRUPTED
     except (KeyboardInterrupt, typer.Abort):
         print_err("interrupted")
         return INTERRUPTED
@@ -145,6 +155,13 @@ def run(command: Callable[[], Any]) -> int:
         if error.filename is None:
             _drop_stdout()
         return refuse(f"{error.filename or 'output'}: the disk is full ({error.strerror}); free some space and repeat")
+    except Exception:
+        if signals.received is None:
+            raise
+        print_err("interrupted")
+        return INTERRUPTED
+    if code == INTERRUPTED:  # typer's answer, where it was interrupted itself
+        print_err("interrupted")
     return code if isinstance(code, int) else 0
 
 
@@ -175,7 +192,7 @@ class EndingSignals:
     def __enter__(self) -> EndingSignals:
         if threading.current_thread() is threading.main_thread():
             # What is ignored stays so, as under nohup; so does what another program, such as a debugger, handles.
-            usual = (signal.SIG_DFL, signal.default_int_handler)
+            usual = (signal.SIG_DFL, signal.default_int_handler, end_at_once)
             self._handlers = {number: signal.getsignal(number) for number in ENDING}
             self._handlers = {number: handler for number, handler in self._handlers.items() if handler in usual}
             for number in self._handlers:
@@ -286,7 +303,7 @@ def _refuse_usage(error: Any) -> int:
     message, context = error.format_message(), getattr(error, "ctx", None)
     if type(error).__name__ == _HELP_INSTEAD:
         if message:
-            print_err(message)
+            print_err(*message.split("\n"))
         return USER_ERROR
     hint = f"; see {context.command_path} --help" if isinstance(error, _UsageError) and context is not None else ""
     return refuse(message.rstrip(".") + hint)
@@ -315,6 +332,13 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; noth
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.")]
 Layout = Annotated[
     str | None, typer.Option(help="Layout of the data, such as mvtec, csv or folder; detected by default.")
+]
+Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
+ValueRange = Annotated[
+    str | None,
+    typer.Option(
+        metavar="LOW:HIGH", help="Values of 16-bit images that become black and white, such as 7000:9000 (thermal)."
+    ),
 ]
 Engine = Annotated[
     str | None,
@@ -353,6 +377,25 @@ def parse_settings(pairs: Iterable[str], *, option: str = "--set") -> dict[str, 
                 f"{option} strides=[8,16]"
             ) from error
     return settings
+
+
+def parse_range(text: str | None) -> tuple[float, float] | None:
+    """Both ends of a ``--value-range``; None: it was not given.
+
+    Raises:
+        FlawsmithError: the text is none.
+
+    Example:
+        >>> parse_range("7000:9000")
+        (7000.0, 9000.0)
+    """
+    if text is None:
+        return None
+    try:
+        low, high = (float(end) for end in text.split(":"))
+    except ValueError:
+        raise FlawsmithError(f"--value-range {text} is not possible: write two values, such as 7000:9000") from None
+    return low, high
 
 
 class SeveralValues(TyperCommand):

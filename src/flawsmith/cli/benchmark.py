@@ -191,7 +191,7 @@ def _conclude(result: BenchmarkResult, *, json_: bool, quiet: bool) -> None:
             }
         )
     else:
-        print_out(result.files["md"].read_text(encoding="utf-8"))
+        print_out(*result.files["md"].read_text(encoding="utf-8").split("\n"))
     if not quiet:
         print_err(f"tables: {', '.join(str(path) for path in result.files.values())}")
     if result.failed:

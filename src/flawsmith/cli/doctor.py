@@ -47,7 +47,7 @@ def doctor(
         for line in findings.recognised:
             print_out(f"  {line}")
         for finding in findings.items:
-            print_out(_in_words(finding))
+            print_out("", *_in_words(finding))
         if not findings.items:
             print_out("No problems found")
     if not findings.sound:
@@ -60,12 +60,12 @@ def _is_said(finding: Finding) -> bool:
     return where.is_dir() or str(where) in finding.what
 
 
-def _in_words(finding: Finding) -> str:
-    lines = [f"\n{finding.severity}: {finding.what}"]
+def _in_words(finding: Finding) -> list[str]:
+    lines = [f"{finding.severity}: {finding.what}"]
     if finding.fix != "nothing":
         lines.append(f"  fix: {finding.fix}")
     if len(finding.where) > 1 or not _is_said(finding):
         lines += [f"  {path}" for path in finding.where[:_LISTED]]
         more = len(finding.where) - _LISTED
         lines += [f"  and {more} more"] if more > 0 else []
-    return "\n".join(lines)
+    return lines

@@ -63,6 +63,6 @@ def evaluate(
     if json_:
         print_json(written.evaluation.model_dump(mode="json"))
     else:
-        print_out(written.evaluation.as_table())
+        print_out(*written.evaluation.as_table().split("\n"))
     if not quiet:
         print_err(f"report: {written.report}")

@@ -11,7 +11,6 @@ import typer
 from flawsmith import __version__
 from flawsmith.cli import benchmark, calibrate, doctor, evaluate, figure, predict, settings, synthesize, train
 from flawsmith.cli.app import (
-    INTERRUPTED,
     AsJson,
     EndingSignals,
     ModelFile,
@@ -27,6 +26,7 @@ from flawsmith.cli.app import (
     shows_progress,
     unusable_surroundings,
 )
+from flawsmith.cli.start import INTERRUPTED
 from flawsmith.runtime.files import without_controls
 
 
@@ -42,7 +42,7 @@ def info(model: ModelFile, json_: AsJson = False) -> None:
     if json_:
         print_json(facts)
     else:
-        print_out(model_in_words(_shown(facts)))
+        print_out(*model_in_words(_shown(facts)).split("\n"))
 
 
 def _shown(value: Any) -> Any:
@@ -81,8 +81,8 @@ def demo(
             }
         )
         return
-    print_out(result.evaluation.as_table())
-    print_out(f"\ndata:   {result.data}\nmodel:  {result.model}\nreport: {result.report}")
+    print_out(*result.evaluation.as_table().split("\n"), "")
+    print_out(f"data:   {result.data}", f"model:  {result.model}", f"report: {result.report}")
 
 
 app = typer.Typer(
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unusable is not None:
         return refuse(unusable)
     with EndingSignals(to_the_end=argv is None) as signals, own_warnings():
-        code = run(lambda: app(arguments, prog_name="flawsmith", standalone_mode=False))
+        code = run(lambda: app(arguments, prog_name="flawsmith", standalone_mode=False), signals)
     if code != INTERRUPTED or signals.received is None:
         return code
     code = 128 + signals.received

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawsmith.cli.app import (
-    INTERRUPTED,
     AsJson,
     Engine,
+    InterruptedCommandError,
     ModelFile,
     Ray,
     error_boundary,
@@ -20,7 +20,6 @@ from flawsmith.cli.app import (
     progress,
     shows_progress,
 )
-from flawsmith.runtime.files import without_controls
 
 if TYPE_CHECKING:
     from flawsmith.pipeline.predict import OverlayChoice, Prediction
@@ -60,7 +59,6 @@ def predict(
         from flawsmith.pipeline.predict import InterruptedPredictionError, given_images
         from flawsmith.pipeline.predict import predict as run
         from flawsmith.runtime.bundle import Bundle
-        from flawsmith.runtime.files import left_out_note
         from flawsmith.runtime.inspector import Inspector
 
         bundle = Bundle.load(model)
@@ -94,11 +92,11 @@ def predict(
             if not error.interrupted:
                 raise
             print_err(str(error))
-            raise typer.Exit(INTERRUPTED) from None
+            raise InterruptedCommandError from None
     if not quiet:
         print_err(_summary(written))
-    if written.left_out:
-        print_err(f"warning: {left_out_note(written.left_out)}")
+    for note in written.notes:
+        print_err(f"warning: {note}")
     if written.unreadable:
         raise typer.Exit(UNREADABLE)
 
@@ -113,9 +111,9 @@ def _show(record: dict[str, Any], *, json_: bool, quiet: bool) -> None:
     if json_:
         print_json(record)
     elif "error" in record:
-        print_err(f"unreadable: {without_controls(record['error'])}")
+        print_err(f"unreadable: {record['error']}")
     elif not quiet:
-        print_out(f"{record['verdict']:<6}  {record['score']:<12.6g}  {without_controls(record['image'])}")
+        print_out(f"{record['verdict']:<6}  {record['score']:<12.6g}  {record['image']}")
 
 
 def _summary(written: Prediction) -> str:

@@ -27,4 +27,4 @@ def settings(
         print_json(rows)
         return
     for row in rows:
-        print_out(f"{row['name']}={json.dumps(row['value'], separators=(',', ':'))}\n    {row['meaning']}")
+        print_out(f"{row['name']}={json.dumps(row['value'], separators=(',', ':'))}", f"    {row['meaning']}")

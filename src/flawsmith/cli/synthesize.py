@@ -9,11 +9,14 @@ import typer
 
 from flawsmith.cli.app import (
     AsJson,
+    Bits,
     DataFolder,
     Layout,
     Quiet,
     SeveralValues,
+    ValueRange,
     error_boundary,
+    parse_range,
     print_err,
     print_json,
     print_out,
@@ -65,9 +68,8 @@ def synthesize(
         typer.Option(metavar="W...", help="Weights of the good image in the flaws; 0.1 0.3 0.5 0.7 by default."),
     ] = None,
     per_image: Annotated[int | None, typer.Option(help="Flaws on each image of a test set; 1 by default.")] = None,
-    bits: Annotated[
-        int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")
-    ] = None,
+    bits: Bits = None,
+    value_range: ValueRange = None,
     layout: Layout = None,
     json_: AsJson = False,
     quiet: Quiet = False,
@@ -89,7 +91,7 @@ def synthesize(
         from flawsmith.pipeline.synthesize import synthesize as preview
         from flawsmith.pipeline.weak_flaws import weak_flaw_sets
 
-        settings = SynthesisSettings(recipe, textures, foreground, seed, bits)
+        settings = SynthesisSettings(recipe, textures, foreground, seed, bits, parse_range(value_range))
         number = _SAMPLES if n is None and not test_set else n
         with progress("synthesis", number, show=shows_progress(quiet=quiet or json_)) as advance:
             options: dict[str, Any] = {"layout": layout, "n": number, "on_step": advance}

@@ -5,16 +5,26 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from flawsmith.cli.app import AsJson, DataFolder, Layout, Quiet, error_boundary, print_err, print_json, shows_progress
+from flawsmith.cli.app import (
+    AsJson,
+    Bits,
+    DataFolder,
+    Layout,
+    Quiet,
+    ValueRange,
+    error_boundary,
+    print_err,
+    print_json,
+    shows_progress,
+)
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import without_controls
 
 if TYPE_CHECKING:
     from flawsmith.data.samples import Dataset
@@ -44,6 +54,12 @@ Group = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<category>.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")]
+SkipUnreadable = Annotated[
+    bool,
+    typer.Option(
+        "--skip-unreadable", help="Leave out good images that cannot be read, naming them; test images never."
+    ),
+]
 TrainingEngine = Annotated[str, typer.Option(help="onnxruntime or openvino: what training and inspection run on.")]
 Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of that engine.")]
 Select = Annotated[str, typer.Option(help="last, or best on held-out good images and flaws synthesized on them.")]
@@ -86,13 +102,6 @@ Foregrounds = Annotated[
 Workers = Annotated[int | None, typer.Option(min=0, help="Processes that synthesize flaws; by default two.")]
 Baseline = Annotated[str, typer.Option(help="patchcore or padim, built beside the model to compare it with, or none.")]
 Fraction = Annotated[float, typer.Option(help="Share of the images to learn from that is used.")]
-Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
-ValueRange = Annotated[
-    str | None,
-    typer.Option(
-        metavar="LOW:HIGH", help="Values of 16-bit images that become black and white, such as 7000:9000 (thermal)."
-    ),
-]
 Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")]
 Devices = Annotated[
     str,
@@ -114,6 +123,7 @@ def train(
     set_: Set = None,
     out: Out = None,
     resume: Resume = False,
+    skip_unreadable: SkipUnreadable = False,
     engine: TrainingEngine = "onnxruntime",
     precision: Precision = "float32",
     select: Select = "last",
@@ -150,7 +160,7 @@ def train(
     settings |= {"roi": roi, "min_area": min_area, "scale": scale, "cross_fit": cross_fit}
     settings |= {"value_range": value_range, "textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
-    loop |= {"logger": logger, "baseline": baseline}
+    loop |= {"logger": logger, "baseline": baseline, "skip_unreadable": skip_unreadable}
     with error_boundary(tier="train", interrupted="interrupted: continue with --resume"):
         result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
     if _is_rank_zero():
@@ -191,29 +201,17 @@ def _devices(text: str) -> int | str:
     )
 
 
-def _range(text: str | None) -> tuple[float, float] | None:
-    """Both ends of a range.
-
-    Raises:
-        FlawsmithError: the text is none.
-    """
-    if text is None:
-        return None
-    try:
-        low, high = (float(end) for end in text.split(":"))
-    except ValueError:
-        raise FlawsmithError(f"--value-range {text} is not possible: write two values, such as 7000:9000") from None
-    return low, high
-
-
 def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, quiet: bool, json_: bool) -> TrainResult:
     # torch's C++ part tells developers on stderr what concerns several processes; it reads this as it is loaded.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from flawsmith.cli.app import parse_settings
+    from flawsmith.cli.app import parse_range, parse_settings
+    from flawsmith.data.layouts import load
+    from flawsmith.data.splits import leave_out_unreadable
     from flawsmith.pipeline import train
     from flawsmith.pipeline.quantities import parse_rate
 
-    settings = {**settings, "set": parse_settings(settings["set"]), "value_range": _range(settings["value_range"])}
+    settings = {**settings, "set": parse_settings(settings["set"])}
+    settings["value_range"] = parse_range(settings["value_range"])
     settings["alpha"] = parse_rate(settings["alpha"], "--rate")
     if settings["review_alpha"] is not None:
         settings["review_alpha"] = parse_rate(settings["review_alpha"], "--review-rate")
@@ -222,41 +220,41 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
     first_line = train.training_in_words(settings, **devices)
     if not quiet and _is_rank_zero():
         print_err(first_line)
-    dataset = _introduce(data, settings, quiet=quiet)
+    dataset = load(data, settings["layout"])
     try:
+        introduced = leave_out_unreadable(dataset)[0] if options["skip_unreadable"] else dataset
+        if not quiet and _is_rank_zero():
+            _introduce(introduced, settings, notes=dataset.notes)
         return train.train(data, quiet=not shows_progress(quiet=quiet or json_), **options, **settings)
     except FlawsmithError as error:
-        raise _with_way_out(error, dataset) from error
+        raise _with_way_out(error, dataset, skips=options["skip_unreadable"]) from error
 
 
-def _introduce(data: Path, settings: Mapping[str, Any], *, quiet: bool) -> Dataset:
+def _introduce(dataset: Dataset, settings: Mapping[str, Any], *, notes: Sequence[str]) -> None:
     """Say what was recognised and what is held out, before the long work begins."""
     from flawsmith.data.groups import groups_in_words, with_groups
-    from flawsmith.data.layouts import load
     from flawsmith.pipeline.settings import check_settings
     from flawsmith.pipeline.train import choose_split
 
-    dataset = with_groups(load(data, settings["layout"]), settings["group"])
-    if not quiet and _is_rank_zero():
-        split = choose_split(dataset, check_settings({**settings, "fraction": 1.0}))
-        learned, calibration = len(split.train), len(split.calibration)
-        counts = f"{learned} to learn, {calibration} to set the limit"
-        if split.folds:
-            learned, counts = 0, f"all to learn and, by {len(split.folds)} models of the others, to set the limit"
-        summary = (
-            f"{dataset.category}: {learned + calibration} good images ({counts}); {len(dataset.test)} test images; "
-            f"{dataset.recognised}"
-        )
-        print_err(without_controls(summary))
-        if line := groups_in_words(dataset, split):
-            print_err(line)
-        if split.source == "training" or len({sample.image for sample in dataset.good_train}) > learned + calibration:
-            print_err(f"note: {split.description}")
-        for note in (*dataset.notes, *(line for line in dataset.near_misses if line.startswith("not "))):
-            print_err(f"note: {without_controls(note)}")
-        for line in _checked(dataset):
-            print_err(without_controls(line))
-    return dataset
+    dataset = with_groups(dataset, settings["group"])
+    split = choose_split(dataset, check_settings({**settings, "fraction": 1.0}))
+    learned, calibration = len(split.train), len(split.calibration)
+    counts = f"{learned} to learn, {calibration} to set the limit"
+    if split.folds:
+        learned, counts = 0, f"all to learn and, by {len(split.folds)} models of the others, to set the limit"
+    summary = (
+        f"{dataset.category}: {learned + calibration} good images ({counts}); {len(dataset.test)} test images; "
+        f"{dataset.recognised}"
+    )
+    print_err(without_controls(summary))
+    if line := groups_in_words(dataset, split):
+        print_err(line)
+    if split.source == "training" or len({sample.image for sample in dataset.good_train}) > learned + calibration:
+        print_err(f"note: {split.description}")
+    for note in (*notes, *(line for line in dataset.near_misses if line.startswith("not "))):
+        print_err(f"note: {without_controls(note)}")
+    for line in _checked(dataset):
+        print_err(without_controls(line))
 
 
 def _checked(dataset: Dataset) -> list[str]:
@@ -267,11 +265,14 @@ def _checked(dataset: Dataset) -> list[str]:
     return lines or [f"checked {len(dataset.samples)} images: no problems"]
 
 
-def _with_way_out(error: FlawsmithError, dataset: Dataset) -> FlawsmithError:
-    """An unusable image among many is best dealt with by seeing all of them at once."""
-    if not any(str(error).startswith(f"{sample.image}:") for sample in dataset.samples):
+def _with_way_out(error: FlawsmithError, dataset: Dataset, *, skips: bool) -> FlawsmithError:
+    """An unusable image among many is best dealt with by seeing all of them at once, or by leaving them out."""
+    unusable = [sample for sample in dataset.samples if str(error).startswith(f"{sample.image}:")]
+    if not unusable:
         return error
-    return FlawsmithError(f"{error}, or remove it; `flawsmith doctor {dataset.root}` lists all such files")
+    can_skip = not skips and all(sample.split != "test" for sample in unusable)
+    option = ", and --skip-unreadable trains without them" if can_skip else ""
+    return FlawsmithError(f"{error}, or remove it; `flawsmith doctor {dataset.root}` lists all such files{option}")
 
 
 def _remarks(run: Path) -> list[str]:

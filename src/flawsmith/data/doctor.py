@@ -35,7 +35,7 @@ from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_h
 from flawsmith.runtime.decision import images_needed, promise_in_words, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import left_out, left_out_note
-from flawsmith.runtime.formats import open_image
+from flawsmith.runtime.formats import holds_further_pictures, open_image
 from flawsmith.runtime.image import MAX_PIXELS, ValueSummary, decode, is_grey, range_advice, summarise_values
 
 
@@ -115,6 +115,7 @@ class _Facts:
         size: (height, width).
         bits: bits a channel.
         format: how the file is stored, such as PNG or JPEG; empty where not known.
+        further: whether it holds pictures besides the first, of images alone.
         grey: whether the three channels are equal, but for noise and a tint.
         darkest, brightest, mean: values as a share of full scale.
         values: the values but 0, of masks alone.
@@ -129,6 +130,7 @@ class _Facts:
     size: tuple[int, int] = (0, 0)
     bits: int = 0
     format: str = ""
+    further: bool = False
     grey: bool = False
     darkest: float = 0.0
     brightest: float = 0.0
@@ -180,13 +182,15 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
     except FlawsmithError as error:
         return _Facts(path, str(error), digest)
     full = float(np.iinfo(pixels.dtype).max)
+    header = _Header() if is_mask else _header(path)
     return _Facts(
         path,
         None,
         digest,
         (pixels.shape[0], pixels.shape[1]),
         pixels.dtype.itemsize * 8,
-        "" if is_mask else _header(path).format,
+        header.format,
+        header.further,
         is_grey(pixels),
         float(pixels.min()) / full,
         float(pixels.max()) / full,
@@ -203,6 +207,7 @@ class _Header:
     format: str = ""
     size: tuple[int, int] = (0, 0)
     bits: int = 0
+    further: bool = False
 
 
 def _header(path: Path) -> _Header:
@@ -215,7 +220,8 @@ def _header(path: Path) -> _Header:
             # Only where the note on orientation comes before the pixels.
             exif = image.getexif() if image.format in ("JPEG", "TIFF") else {}
             turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            return _Header(image.format or "", (width, height) if turned else (height, width), bits)
+            size = (width, height) if turned else (height, width)
+            return _Header(image.format or "", size, bits, holds_further_pictures(image))
     except Exception:  # Pillow answers odd bytes with nearly every exception there is
         return _Header()
 
@@ -246,7 +252,7 @@ def _glance_at(path: Path) -> _Facts:
     except FlawsmithError as error:
         return _Facts(path, str(error))
     unread = None if header.format else "no readable header"
-    return _Facts(path, unread, digest, header.size, header.bits, header.format)
+    return _Facts(path, unread, digest, header.size, header.bits, header.format, header.further)
 
 
 def _unreadable(inventory: _Inventory) -> Iterable[Finding]:
@@ -320,6 +326,17 @@ def _odd_sizes(inventory: _Inventory) -> Iterable[Finding]:
     else:
         fix = "nothing, if one camera took them: all are scaled to one size"
         yield Finding("note", "odd-size", message, tuple(odd), fix)
+
+
+def _further_pictures(inventory: _Inventory) -> Iterable[Finding]:
+    files = tuple(facts.path for facts in inventory.readable() if facts.further)
+    if files:
+        several = "1 image holds" if len(files) == 1 else f"{len(files)} images hold"
+        message = (
+            f"{several} further pictures (an animation, or several of a camera): the first of a file is used alone"
+        )
+        fix = "save every picture that shows a part as a file of its own"
+        yield Finding("warning", "further-pictures", message, files, fix)
 
 
 def _odd_colours(inventory: _Inventory) -> Iterable[Finding]:
@@ -569,7 +586,7 @@ def _images(number: int) -> str:
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
     *(_unreadable, _leaks, _duplicates, _twins, _odd_sizes, _odd_colours, _odd_depths, _value_range, _shortcuts),
     *(_empty_pictures, _pair_faults, _odd_masks, _missing_and_unused_masks, _saturation, _too_few, _notes),
-    *(_unread_files, _official, _groups, _unlike_test),
+    *(_unread_files, _further_pictures, _official, _groups, _unlike_test),
 )
-_QUICK_RULES = (_leaks, _duplicates, _twins, _odd_sizes, _odd_depths, _shortcuts)
+_QUICK_RULES = (_leaks, _duplicates, _twins, _odd_sizes, _odd_depths, _shortcuts, _further_pictures)
 """Those that need no pixels."""

@@ -21,11 +21,15 @@ from typing import Literal
 from flawsmith.data.public_sets import made_from
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import printable, without_controls
+from flawsmith.runtime.image import decode
 
 HELD_OUT_FRACTION = 0.15
 HELD_OUT_MINIMUM = 5
 _CHUNK = 1 << 20
-_HASH_THREADS = 4
+_THREADS = 4
+_NAMED = 3
+"""Images that a note names; run.json names all."""
 
 
 @dataclass(frozen=True)
@@ -81,10 +85,12 @@ def content_hash(path: Path) -> str:
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):  # reading a named pipe would wait for ever
-            raise FlawsmithError(f"{path} is not a regular file; remove it from the data")
+            raise FlawsmithError(f"{path}: is not a regular file; remove it from the data")
         return _hash_file(path, state.st_size, state.st_mtime_ns)
     except OSError as error:
-        raise FlawsmithError(f"cannot read {path}: {error.strerror}; check that it exists and may be read") from error
+        raise FlawsmithError(
+            f"{path}: cannot be read ({error.strerror}); check that it exists and may be read"
+        ) from error
 
 
 @lru_cache(maxsize=1 << 16)
@@ -98,8 +104,78 @@ def _hash_file(path: Path, _size: int, _mtime_ns: int) -> str:
 
 def content_hashes(paths: Sequence[Path]) -> list[str]:
     """:func:`content_hash` of many files, read by a few threads; in the order given."""
-    with ThreadPoolExecutor(_HASH_THREADS) as pool:
+    with ThreadPoolExecutor(_THREADS) as pool:
         return list(pool.map(content_hash, paths))
+
+
+def leave_out_unreadable(dataset: Dataset) -> tuple[Dataset, dict[str, str]]:
+    """The data set without the good images for training and validation that cannot be read; a note says so.
+
+    Every such image is decoded, once in a process. Test images stay: figures on a part of them would mean another test.
+
+    Args:
+        dataset: as :func:`flawsmith.data.layouts.load` gives it.
+
+    Returns:
+        The data set, itself where all can be read; and by name of each image left out, what is wrong with it.
+
+    Raises:
+        FlawsmithError: none of the images to train on can be read, or none of the user's validation folder.
+    """
+    good = (*dataset.good_train, *dataset.good_val)
+    paths = list(dict.fromkeys(sample.image for sample in good))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        faults = {path: fault for path, fault in zip(paths, pool.map(_fault, paths), strict=True) if fault}
+    if not faults:
+        return dataset, {}
+    for samples, role in ((dataset.good_train, "good images"), (dataset.good_val, "validation images")):
+        if samples and all(sample.image in faults for sample in samples):
+            first = samples[0].image
+            raise FlawsmithError(
+                f"none of the {len(samples)} {role} in {dataset.root} can be read; the first is {first}: "
+                f"{faults[first]}"
+            )
+    skipped = {printable(dataset.name_of(path)): printable(fault) for path, fault in sorted(faults.items())}
+    left = tuple(s for s in dataset.samples if s.image not in faults or s.split == "test")
+    return dataclasses.replace(dataset, samples=left, notes=(*dataset.notes, skipped_note(skipped))), skipped
+
+
+def skipped_note(skipped: Mapping[str, str]) -> str:
+    """What was left out, in one line.
+
+    Args:
+        skipped: as :func:`leave_out_unreadable` gives it.
+
+    Example:
+        >>> skipped_note({"good/7.png": "the file is empty; copy or export it anew"})
+        '1 good image that cannot be read was left out: good/7.png (the file is empty)'
+    """
+    named = [f"{name} ({fault.partition('; ')[0]})" for name, fault in skipped.items()]
+    more = f" and {len(named) - _NAMED} more, all of them in run.json" if len(named) > _NAMED else ""
+    images = (
+        "1 good image that cannot be read was"
+        if len(named) == 1
+        else f"{len(named)} good images that cannot be read were"
+    )
+    return without_controls(f"{images} left out: {', '.join(named[:_NAMED])}{more}")
+
+
+def _fault(path: Path) -> str | None:
+    """Why an image cannot be read; None: it can."""
+    try:
+        state = path.stat()
+    except (OSError, ValueError):  # what is wrong, decoding says
+        return _fault_of(path, 0, 0)
+    return _fault_of(path, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=1 << 16)
+def _fault_of(path: Path, _size: int, _mtime_ns: int) -> str | None:
+    try:
+        decode(path)
+    except FlawsmithError as error:
+        return str(error).removeprefix(f"{path}: ")
+    return None
 
 
 def held_out_count(distinct: int, *, fraction: float = HELD_OUT_FRACTION, minimum: int = HELD_OUT_MINIMUM) -> int:

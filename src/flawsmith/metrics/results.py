@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flawsmith.metrics.protocol import MEANINGS
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.decision import promise_in_words
+from flawsmith.runtime.files import without_controls
 
 Rate = float | None
 
@@ -150,7 +151,7 @@ class Evaluation(BaseModel):
         if self.baseline is not None:
             lines += ["", *(f"{label}: {words}" for label, words in self.baseline.comparisons(self.labels()).items())]
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
-        return "\n".join(lines)
+        return "\n".join(map(without_controls, lines))
 
     def promise(self) -> list[str]:
         """What the limit was said to reject and what it rejected here, in one line; none where nothing was said."""
@@ -229,7 +230,7 @@ def _number(value: float | None) -> str:
 
 def _defect_row(name: str, result: DefectResult) -> tuple[str, ...]:
     return (
-        name,
+        without_controls(name),
         str(result.n),
         str(result.n_missed),
         _number(result.miss_rate),

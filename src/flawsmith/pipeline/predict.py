@@ -29,6 +29,7 @@ from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
 from flawsmith.runtime.outputs import exclusive_folder, refuse_irreplaceable, uninterrupted
 
 LINES, TABLE, OVERLAYS, MAPS = "verdicts.jsonl", "verdicts.csv", "overlays", "maps"
+_NAMED = 3
 OverlayChoice = Literal["none", "suspect", "all"]
 """Which images get an overlay: none, those with the verdict review or reject, or all."""
 
@@ -42,6 +43,8 @@ class Prediction:
         table: the same as CSV: image, score, verdict, number of regions, error.
         verdicts: number of images by verdict.
         unreadable: number of images that could not be inspected.
+        of_several: the first few images of files that hold further pictures, which were not inspected.
+        n_of_several: number of such images.
         left_out: number of files in the folders that are no images that can be read, by ending.
         complete: False where the run was interrupted.
     """
@@ -50,12 +53,25 @@ class Prediction:
     table: Path
     verdicts: dict[str, int] = field(default_factory=lambda: {"pass": 0, "review": 0, "reject": 0})
     unreadable: int = 0
+    of_several: list[str] = field(default_factory=list)
+    n_of_several: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
     complete: bool = False
 
     @property
     def total(self) -> int:
         return sum(self.verdicts.values()) + self.unreadable
+
+    @property
+    def notes(self) -> list[str]:
+        """What was not inspected, in lines."""
+        notes = [note] if (note := left_out_note(self.left_out)) else []
+        if self.n_of_several:
+            more = self.n_of_several - len(self.of_several)
+            named = ", ".join(self.of_several) + (f" and {more} more" if more else "")
+            files = "1 file holds" if self.n_of_several == 1 else f"{self.n_of_several} files hold"
+            notes.append(f"{files} further pictures, and the first of a file was inspected alone: {named}")
+        return notes
 
 
 def given_images(paths: Sequence[Path], out: Path) -> Iterator[Path]:
@@ -251,6 +267,10 @@ class _Results:
             file.flush()
         for file in self._files:
             file.commit()
+        if record.get("further_pictures"):
+            self.prediction.n_of_several += 1
+            if len(self.prediction.of_several) < _NAMED:
+                self.prediction.of_several.append(record["image"])
         if verdict:
             self.prediction.verdicts[verdict] += 1
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,12 +11,17 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
+from flawsmith.data.samples import Sample
 from flawsmith.models.base import ModelConfig
 from flawsmith.models.registry import find_method
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.image import RangeAdvice, decode, kind_of_images, range_advice, summarise_values
+
+_LOOKED_AT = 24
+"""Images whose values are looked at before anything is done with them."""
 
 
 class TrainSettings(BaseModel):
@@ -131,6 +136,27 @@ def check_settings(values: Mapping[str, Any], options: Iterable[str] = ()) -> Tr
         return TrainSettings(**values)
     except ValidationError as error:
         raise in_words(error, "") from error
+
+
+def look_at_values(samples: Sequence[Sample], settings: TrainSettings) -> tuple[str, RangeAdvice | None]:
+    """Look at the values of some images before anything is learned from them or drawn on them.
+
+    Args:
+        samples: of which every so many-th is looked at.
+        settings: which declare the range of images deeper than 8 bits.
+
+    Returns:
+        The kind of the images, as `kind_of_images` names it, and what is to be said of their values.
+
+    Raises:
+        FlawsmithError: an image cannot be read, or the declared range makes them black or white.
+    """
+    step = max(1, len(samples) // _LOOKED_AT)
+    summaries = [summarise_values(decode(sample.image)) for sample in samples[::step][:_LOOKED_AT]]
+    advice = range_advice(summaries, settings.source_range, settings.range_option)
+    if advice is not None and advice.refused:
+        raise FlawsmithError(str(advice))
+    return kind_of_images(summaries), advice
 
 
 def require_engine(settings: TrainSettings) -> None:

@@ -9,7 +9,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -132,6 +132,7 @@ class Job:
         workers: processes that synthesize flaws.
         baseline: method of the baseline beside the model; None: there is none.
         images: the kind that the images are of, such as ``grey, 8 bits``; empty where they differ.
+        skipped: by name of each good image that was left out, what is wrong with it.
         region: what of the images is learned from and inspected; None: all of it.
         minimum_area: smallest region that counts, pixels.
         pixel_size: side of a pixel in millimetres; None: unknown.
@@ -147,6 +148,7 @@ class Job:
     workers: int | None
     baseline: str | None = None
     images: str = ""
+    skipped: Mapping[str, str] = field(default_factory=dict)
     region: RegionOfInterest | None = None
     minimum_area: int = 1
     pixel_size: float | None = None
@@ -216,6 +218,7 @@ class TrainingSteps:
                 "backbone": model.backbone.info.model_dump(mode="json"),
                 "images_sha256": self.fingerprint,
                 "hold_out": self.split.description,
+                "skipped": [{"image": name, "fault": fault} for name, fault in self.job.skipped.items()],
                 "held_out": [
                     {"image": self.dataset.name_of(path), "score": score}
                     for path, score in held_out_images(bundle, self.split)

@@ -17,6 +17,7 @@ from flawsmith.data.layouts import load
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import generator
 from flawsmith.data.splits import good_images
+from flawsmith.pipeline.settings import TrainSettings, check_settings, look_at_values
 from flawsmith.report.contact_sheet import SheetRow, contact_sheet
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
@@ -41,6 +42,7 @@ class SynthesisSettings:
         foreground: where flaws may lie: ``none`` (anywhere), ``auto``, or a folder of masks named like the images.
         seed: seed of every draw, at least 0.
         bits: significant bits of a camera stored in 16-bit files, 9 to 16; None: 16.
+        value_range: values of images deeper than 8 bits that become black and white, in place of ``bits``.
     """
 
     recipe: str = "glass"
@@ -48,6 +50,7 @@ class SynthesisSettings:
     foreground: str | Path = "none"
     seed: int = 0
     bits: int | None = None
+    value_range: tuple[float, float] | None = None
 
     @property
     def texture_kind(self) -> str:
@@ -61,16 +64,13 @@ class SynthesisSettings:
         return str(self.foreground) if self.foreground in ("none", "auto") else "folder"
 
     @property
-    def value_range(self) -> tuple[float, float]:
-        """Values of a deeper source that become 0 and 1.
+    def declared(self) -> TrainSettings:
+        """What is declared of images deeper than 8 bits, by the rules of a training.
 
         Raises:
-            FlawsmithError: no camera has so many bits.
+            FlawsmithError: no camera has so many bits, the range is none, or both are given.
         """
-        try:
-            return Geometry.range_of_bits(16 if self.bits is None else self.bits)
-        except ValueError as error:
-            raise FlawsmithError(f"--bits {self.bits}: {error}") from None
+        return check_settings({"bits": self.bits, "value_range": self.value_range})
 
 
 @dataclass(frozen=True)
@@ -148,9 +148,14 @@ def open_synthesis(
         raise FlawsmithError(f"the seed must not be negative, not {settings.seed}: give another with --seed")
     if size is not None and not all(8 <= side <= 8192 for side in size):
         raise FlawsmithError(f"the size {size[0]} x {size[1]} is not possible: give 8 to 8192 pixels with --size")
-    value_range = settings.value_range
+    declared = settings.declared
+    value_range = declared.source_range or (0.0, 65535.0)
     dataset = data if isinstance(data, Dataset) else load(data, layout)
-    files = tuple(sample.image for sample in good_images(dataset))
+    good = good_images(dataset)
+    _, advice = look_at_values(good, declared)
+    if advice is not None:
+        on_message(f"warning: {advice}")
+    files = tuple(sample.image for sample in good)
     geometry = None if size is None else Geometry(size=size, value_range=value_range)
     reader = ImageReader(files, value_range, geometry)
     synthesizer = AnomalySynthesizer(

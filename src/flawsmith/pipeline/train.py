@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,25 +17,37 @@ from flawsmith.data.groups import one_group_warning, with_groups
 from flawsmith.data.layouts import load
 from flawsmith.data.roi import read_region_of_interest
 from flawsmith.data.samples import Dataset, Sample
-from flawsmith.data.splits import HoldOut, calibration_split, content_hashes, cross_fit_split, refuse_leaks
+from flawsmith.data.splits import (
+    HoldOut,
+    calibration_split,
+    content_hashes,
+    cross_fit_split,
+    leave_out_unreadable,
+    refuse_leaks,
+    skipped_note,
+)
 from flawsmith.features.cache import check_cache
 from flawsmith.models.base import ModelConfig
 from flawsmith.pipeline.quantities import parse_area, parse_length
-from flawsmith.pipeline.settings import TrainSettings, check_settings, choose_baseline, method_config, require_engine
+from flawsmith.pipeline.settings import (
+    TrainSettings,
+    check_settings,
+    choose_baseline,
+    look_at_values,
+    method_config,
+    require_engine,
+)
 from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES, left_out, left_out_note
-from flawsmith.runtime.image import decode, kind_of_images, range_advice, summarise_values
+from flawsmith.runtime.image import decode
 from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
 from flawsmith.training.distributed import is_rank_zero, process_group
 from flawsmith.training.run import MODEL, REPORT, RunFolder
 from flawsmith.training.trainer import LoggerName, LoopOptions, check_options
-
-_LOOKED_AT = 24
-"""Images whose values are looked at before training."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +72,7 @@ def train(
     *,
     out: str | Path | None = None,
     resume: bool = False,
+    skip_unreadable: bool = False,
     accelerator: str = "auto",
     devices: int | str = 1,
     strategy: str = "auto",
@@ -75,6 +88,8 @@ def train(
         data: a category folder of a known layout, or a folder of good images.
         out: the run folder; ``runs/<category>`` by default.
         resume: continue a run that was interrupted; it ends with the same bytes as an uninterrupted one.
+        skip_unreadable: leave out good images for training and validation that cannot be read, in place of refusing;
+            a warning and run.json name them. Test images are never left out.
         accelerator, devices, strategy: Lightning's own options. With several devices the program runs once more for
             each, and all its processes get the same result (docs/train/training.md).
         logger: a logger of Lightning's that gets the metrics too, into ``logs/`` of the run folder: ``csv``,
@@ -107,7 +122,11 @@ def train(
     if checked.cross_fit is not None and trainer.world_size > 1:
         raise FlawsmithError(f"--cross-fit {checked.cross_fit} trains on one device: leave --devices out")
     check_cache()
-    dataset = with_groups(load(data, checked.layout), checked.group)
+    skipped: dict[str, str] = {}
+    dataset = load(data, checked.layout)
+    if skip_unreadable:
+        dataset, skipped = leave_out_unreadable(dataset)
+    dataset = with_groups(dataset, checked.group)
     split = choose_split(dataset, checked)
     _check_sources(checked, config)
     if checked.select != "last" and checked.method in BASELINES:
@@ -117,17 +136,29 @@ def train(
     if checked.select == "oracle":
         refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
-    for note in (left_out_note(left_out([dataset.root])), one_group_warning(split)):
+    notes = (
+        left_out_note(left_out([dataset.root])),
+        skipped_note(skipped) if skipped else "",
+        one_group_warning(split),
+    )
+    for note in notes:
         if note and is_rank_zero():
             warnings.warn(note, stacklevel=2)
-    images = _check_values((*split.train, *split.calibration), checked)
+    images, advice = look_at_values((*split.train, *split.calibration), checked)
+    if advice is not None and is_rank_zero():
+        warnings.warn(str(advice), stacklevel=2)
     pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
     minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
     region = None if checked.roi is None else _region(Path(checked.roi), split.train[0])
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
     facts = {
-        "data": {"dataset": dataset.dataset, "category": dataset.category, "images_sha256": fingerprint},
+        "data": {
+            "dataset": dataset.dataset,
+            "category": dataset.category,
+            "images_sha256": fingerprint,
+            **({"skipped": list(skipped)} if skipped else {}),
+        },
         **checked.model_dump(mode="json"),
         # Where there are no groups, every way to tell them is none: the way before they could be told.
         "group": checked.group if dataset.grouped_by else "none",
@@ -141,7 +172,7 @@ def train(
         "region": None,
     }
     where: dict[str, Any] = {"region": region, "minimum_area": minimum_area, "pixel_size": pixel_size}
-    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images, **where)
+    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images, skipped, **where)
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(run.claimed(facts, resume=resume, defaults=defaults))
@@ -212,22 +243,6 @@ def _region(path: Path, sample: Sample) -> RegionOfInterest:
     """The region of interest, drawn on images of the same proportions."""
     image = decode(sample.image)
     return read_region_of_interest(path, (image.shape[0], image.shape[1]))
-
-
-def _check_values(samples: Sequence[Sample], settings: TrainSettings) -> str:
-    """Look at the values of some images before anything is learned from them; returns the kind of the images.
-
-    Raises:
-        FlawsmithError: one cannot be read, or the declared range makes them black or white.
-    """
-    step = max(1, len(samples) // _LOOKED_AT)
-    summaries = [summarise_values(decode(sample.image)) for sample in samples[::step][:_LOOKED_AT]]
-    advice = range_advice(summaries, settings.source_range, settings.range_option)
-    if advice is not None and advice.refused:
-        raise FlawsmithError(str(advice))
-    if advice is not None and is_rank_zero():
-        warnings.warn(str(advice), stacklevel=2)
-    return kind_of_images(summaries)
 
 
 def _images_sha256(split: HoldOut) -> str:

@@ -282,7 +282,7 @@ def printable(path: str | os.PathLike[str]) -> str:
 _UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
-def without_controls(text: str, *, keep: str = "") -> str:
+def without_controls(text: str) -> str:
     r"""Text in which control characters and overrides of the writing direction appear as escapes.
 
     Names of files and what model files say of themselves come from strangers: shown raw, they could colour a terminal,
@@ -290,17 +290,12 @@ def without_controls(text: str, *, keep: str = "") -> str:
 
     Args:
         text: what is to be shown.
-        keep: control characters that are meant, such as the newlines between lines.
 
     Example:
         >>> without_controls("a\x1b[2J\nb.png")
         'a\\x1b[2J\\nb.png'
     """
-    return _UNSEEN.sub(lambda match: match[0] if match[0] in keep else _escaped(match[0]), text)
-
-
-def _escaped(character: str) -> str:
-    return character.encode("unicode_escape").decode("ascii")
+    return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
 
 def result_name(index: int, image: str, suffix: str) -> str:

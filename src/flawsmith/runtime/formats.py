@@ -99,6 +99,63 @@ def open_image(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     return _recognised(stream, name, max_pixels).open()
 
 
+def holds_further_pictures(image: Image.Image) -> bool:
+    """Whether a file holds more pictures than the first, which alone is decoded.
+
+    These are the frames of an animation (GIF, WebP, PNG), and what cameras and phones put behind the first picture of a
+    JPEG. Thumbnails do not count, nor do maps of brightness: pictures of a quarter of the first one's pixels or less.
+
+    Args:
+        image: a fresh one of `open_image`.
+
+    Example:
+        >>> stream = io.BytesIO()
+        >>> frames = [Image.new("L", (4, 2), value) for value in (0, 9)]
+        >>> frames[0].save(stream, "GIF", save_all=True, append_images=frames[1:])
+        >>> _ = stream.seek(0)
+        >>> holds_further_pictures(open_image(stream, "a.gif", 100))
+        True
+    """
+    try:
+        if image.format == "JPEG":
+            return "mp" in image.info and _holds_pictures_behind(image)
+        return image.format in ("GIF", "WEBP", "PNG") and bool(getattr(image, "is_animated", False))
+    except Exception:  # Pillow answers odd bytes with nearly every exception there is; the first picture is whole
+        return False
+
+
+_ENTRIES = 0xB002
+"""Tag of the pictures of a JPEG in the format for several (CIPA DC-007): attributes, size and place, 16 bytes each."""
+_MAX_ENTRIES, _HEADER_BYTES = 100, 2**18
+"""A file can name more pictures than it holds, and all of it as each of them."""
+
+
+def _holds_pictures_behind(image: Image.Image) -> bool:
+    index = image.info["mp"]
+    directory = ImageFileDirectory_v2(index[:8])
+    stream = io.BytesIO(index)
+    stream.seek(directory.next)
+    directory.load(stream)
+    entries = directory[_ENTRIES]
+    order = ">" if index[:2] == b"MM" else "<"
+    width, height = image.size
+    file: BinaryIO = image.fp  # type: ignore[attr-defined]
+    for start in range(16, 16 * min(len(entries) // 16, _MAX_ENTRIES), 16):
+        size, place = struct.unpack_from(f"{order}II", entries, start + 4)
+        file.seek(image.info["mpoffset"] + place)
+        try:
+            behind = JpegImageFile(io.BytesIO(file.read(min(size, _HEADER_BYTES))), "")
+        except SyntaxError:
+            continue  # named, but cut off, as by programs that know of the first alone
+        if _is_no_thumbnail(behind.size[0] * behind.size[1], width * height):
+            return True
+    return False
+
+
+def _is_no_thumbnail(pixels: int, pixels_of_first: int) -> bool:
+    return 4 * pixels > pixels_of_first
+
+
 def _recognised(stream: BinaryIO, name: str, max_pixels: int) -> _File:
     _silence_libraries()
     prefix = stream.read(16)
@@ -371,7 +428,8 @@ def _refuse_pages(pages: list[dict[int, Any]], name: str) -> None:
     if pages and kinds[0] & _THUMBNAIL and (len(pages) > 1 or _SUB_PAGES in pages[0]):
         raise FlawsmithError(f"{name}: its first page is a thumbnail of another; save the picture alone")
     pictures = 1 + sum(
-        4 * size > sizes[0] and not kind & (_THUMBNAIL | _MASK) for size, kind in zip(sizes[1:], kinds[1:], strict=True)
+        _is_no_thumbnail(size, sizes[0]) and not kind & (_THUMBNAIL | _MASK)
+        for size, kind in zip(sizes[1:], kinds[1:], strict=True)
     )
     if pictures > 1:
         raise FlawsmithError(
@@ -493,6 +551,7 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """A marker among compressed data, where 0xFF stands before a zero, a restart marker or another 0xFF alone."""
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
+_PROGRESSIVE_HUFFMAN = 0xC2
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _RESTART_INTERVAL, _SCAN, _END = 0xDD, 0xDA, 0xD9
 _MAX_SCANS = 40
@@ -546,7 +605,9 @@ def _read_jpeg(file: _File) -> NDArray[Any]:
         with file.open(io.BytesIO(content)) as image:
             _check_scans(frame, image.size)
             _check_restarts(frame, content, image.size)
-            if not frame.in_one_scan:
+            if frame.marker == _PROGRESSIVE_HUFFMAN:
+                _load_scans(image, content, frame.scans)
+            elif not frame.in_one_scan:
                 _load(image)
             elif not _load_whole(image, content, frame.scans[0], _UNTOUCHED[image.mode][untouched]):
                 continue
@@ -691,6 +752,41 @@ def _load_whole(image: Image.Image, content: bytes, scan: _Scan, untouched: Any)
     if not end.reached:
         raise OSError(_SURPLUS)
     return end.complete
+
+
+_PROBES = (8 * b"\xff\x00", *3 * (b"\xff\x00",), *6 * (b"\x00",))
+"""What a decoder skips at once between two scans; within one it waits, sooner or later, for the rest of a block."""
+
+
+def _load_scans(image: Image.Image, content: bytes, scans: list[_Scan]) -> None:
+    """Decodes a progressive JPEG, and sees of each scan whether its compressed data were enough for all pixels.
+
+    libjpeg makes up what is missing. Where a scan's data end it is handed bytes that mean nothing: done with the
+    scan, it drops every one of them in search of the next marker; with pixels to come, it keeps some for later.
+    A scan with too much data is not told from a whole one.
+
+    Raises:
+        OSError: data are missing.
+    """
+    image.im = Image.new(image.mode, image.size).im
+    codec, extents, _, arguments, *_ = image.tile[0]  # type: ignore[attr-defined]
+    decoder = Image._getdecoder(image.mode, codec, arguments, image.decoderconfig)  # type: ignore[attr-defined]
+    decoder.setimage(image.im, extents)
+    position, waiting = 0, b""
+    for scan in scans:
+        for part in (content[position : scan.end] + _PROBES[0], *_PROBES[1:]):
+            waiting += part
+            used, error = decoder.decode(waiting)
+            if used < 0:
+                raise OSError(f"the decoder ended before its last scan (code {error})")
+            waiting = waiting[used:]
+            if waiting:
+                raise OSError("its compressed data end before its pixels")
+        position = scan.end
+    used, error = decoder.decode(content[position:])
+    if used >= 0 or error < 0:
+        raise OSError("it has no end")
+    image.tile = []  # type: ignore[attr-defined]
 
 
 _READERS: dict[str, Callable[[_File], NDArray[Any]]] = {

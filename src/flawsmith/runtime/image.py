@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import IMAGE_SUFFIXES, find_images, iter_images
-from flawsmith.runtime.formats import read_image
+from flawsmith.runtime.formats import holds_further_pictures, open_image, read_image
 from flawsmith.runtime.geometry import Geometry
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "as_8_bit",
     "decode",
     "find_images",
+    "has_further_pictures",
     "is_grey",
     "iter_images",
     "kind_of_images",
@@ -110,6 +111,19 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
         raise FlawsmithError(f"{path}: may not be read; check the file's permissions") from None
     except (OSError, ValueError) as error:
         raise FlawsmithError(f"{path}: cannot be opened ({error}); check the path") from None
+
+
+def has_further_pictures(source: str | Path | bytes) -> bool:
+    """Whether an image that `decode` reads holds further pictures, which it does not: see `holds_further_pictures`.
+
+    Args:
+        source: path of the file, or its content.
+    """
+    try:
+        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
+            return holds_further_pictures(open_image(stream, "", MAX_PIXELS))
+    except Exception:  # what is wrong, decoding says
+        return False
 
 
 def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:

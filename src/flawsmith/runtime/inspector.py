@@ -22,7 +22,7 @@ from flawsmith.runtime.decision import LARGEST_SCORE, Decision, Verdict
 from flawsmith.runtime.engine import Engine, check_detector, make_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, iter_images
-from flawsmith.runtime.image import MAX_PIXELS, ImageArray, KindWatch, decode, validate_array
+from flawsmith.runtime.image import MAX_PIXELS, ImageArray, KindWatch, decode, has_further_pictures, validate_array
 from flawsmith.runtime.overlay import draw_overlay
 from flawsmith.runtime.regions import Region
 
@@ -46,6 +46,7 @@ class Inspection:
         value_range: values of images deeper than 8 bits that are black and white; None: 0 and 65535.
         network_map: (h, w) float32, the map as the network gave it, in its own input pixels.
         pixels: (height, width, 3) RGB, the image as decoded, where a stream was asked to keep it; else None.
+        further_pictures: whether the file holds further pictures, as an animation does, which were not inspected.
     """
 
     image: str | None
@@ -59,10 +60,11 @@ class Inspection:
     value_range: tuple[float, float] | None = field(default=None, repr=False)
     network_map: NDArray[np.float32] | None = field(default=None, repr=False)
     pixels: ImageArray | None = field(default=None, repr=False)
+    further_pictures: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns everything but the pixels, ready for strict JSON; ``inspected`` is the share of pixels
-        seen."""
+        """Returns everything but the pixels, ready for strict JSON; ``inspected`` is the share of pixels seen, and
+        ``further_pictures`` is there where it is true."""
         unseen = 0.0 if self.not_inspected is None else float(self.not_inspected.mean())
         return {
             "image": self.image,
@@ -74,6 +76,7 @@ class Inspection:
             "regions": [region.model_dump(mode="json") for region in self.regions],
             "inspected": 1.0 - unseen,
             "timing": dict(self.timing),
+            **({"further_pictures": True} if self.further_pictures else {}),
         }
 
     def overlay(self, image: ImageSource | None = None) -> Image.Image:
@@ -133,6 +136,7 @@ class _Prepared(NamedTuple):
     original_size: tuple[int, int]
     timing: dict[str, float]
     pixels: ImageArray | None = None
+    further_pictures: bool = False
 
 
 class Inspector:
@@ -330,8 +334,10 @@ class Inspector:
     ) -> _Prepared:
         clock = _Clock()
         pixels: ImageArray
+        further = False
         if isinstance(image, (str, Path, bytes)):
             pixels = decode(image, max_pixels=self._max_pixels)
+            further = has_further_pictures(image)
         else:
             pixels = validate_array(image, bgr=bgr)
         clock.lap("decode")
@@ -340,7 +346,8 @@ class Inspector:
         batch = self.spec.geometry.apply(pixels)[None]
         clock.lap("prepare")
         name = str(image) if isinstance(image, (str, Path)) else None
-        return _Prepared(name, batch, (pixels.shape[0], pixels.shape[1]), clock.timing, pixels if keep_pixels else None)
+        size = (pixels.shape[0], pixels.shape[1])
+        return _Prepared(name, batch, size, clock.timing, pixels if keep_pixels else None, further)
 
     def _infer(self, batch: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
         outputs = self.engine.run(batch)
@@ -386,6 +393,7 @@ class Inspector:
             value_range=geometry.value_range,
             network_map=small_map,
             pixels=prepared.pixels,
+            further_pictures=prepared.further_pictures,
         )
 
 

@@ -191,6 +191,8 @@ def _difference(file: Path, config: Mapping[str, Any], defaults: Mapping[str, An
             continue
         if name == "data.images_sha256":
             return "its good images have changed since it began, so that it cannot be continued"
+        if name == "data.skipped":
+            return "other images were left out as unreadable when it began, so that it cannot be continued"
         return f"it was begun with {name}={was.get(name)!r} instead of {now.get(name)!r}"
     return None
 
