@@ -18,7 +18,6 @@ from flawsmith.cli.app import (
     progress,
     shows_progress,
 )
-from flawsmith.runtime.files import without_controls
 
 
 def calibrate(
@@ -105,11 +104,11 @@ def calibrate(
     if json_:
         print_json(result.to_dict())
     else:
-        print_out(result.as_table())
+        print_out(*result.as_table().splitlines())
     if quiet:
         return
     for note in result.notes:
-        print_err(f"note: {without_controls(note)}")
+        print_err(f"note: {note}")
     print_err(result.after.describe())
     if result.caught_at_least is not None:
         flawed_images = sum(image.label == "flawed" for image in result.images)

@@ -246,15 +246,15 @@ def _introduce(dataset: Dataset, settings: Mapping[str, Any], *, notes: Sequence
         f"{dataset.category}: {learned + calibration} good images ({counts}); {len(dataset.test)} test images; "
         f"{dataset.recognised}"
     )
-    print_err(without_controls(summary))
+    print_err(summary)
     if line := groups_in_words(dataset, split):
         print_err(line)
     if split.source == "training" or len({sample.image for sample in dataset.good_train}) > learned + calibration:
         print_err(f"note: {split.description}")
     for note in (*notes, *(line for line in dataset.near_misses if line.startswith("not "))):
-        print_err(f"note: {without_controls(note)}")
+        print_err(f"note: {note}")
     for line in _checked(dataset):
-        print_err(without_controls(line))
+        print_err(line)
 
 
 def _checked(dataset: Dataset) -> list[str]:

@@ -471,7 +471,7 @@ def _calibrated(
         after = _with_band(after, good)
     engine = inspector.engine
     spec = bundle.spec.model_copy(update={"engine": engine.name, "precision": engine.precision})
-    arrays = {"good": scores, "good_levels": levels}
+    arrays: dict[str, NDArray[Any]] = {"good": scores, "good_levels": levels}
     if any(groups):
         arrays["good_groups"] = np.unique(groups, return_inverse=True)[1].astype(np.int32).ravel()
     changed = _with_card(dataclasses.replace(bundle, spec=spec).with_decision(after, arrays))
