@@ -183,9 +183,11 @@ def main() -> None:
         "said of a group left out",
     )
     sections = [
-        f"Good images alone, {splits} random splits, rates in parts of 1,000. A third of the groups (of the images, where "
-        f"there are none), at most {LEARNED} images, was learned from; the others were split in halves: one sets the limit, one counts. "
-        "The last column is what the halves that set the limit say themselves of a group that they do not know."
+        f"Good images alone, {splits} random splits, rates in parts of 1,000. A third of the groups (of the images, "
+        f"where there are none), at most {LEARNED} images, was learned from by preset fast; the others were split in "
+        "halves: one sets the limit, one counts. The last column is what the halves that set the limit say themselves "
+        "of a group that they do not know. A half that counts is a finite sample too, so that a few splits in 100 more "
+        "than the 5 allowed can lie beyond the worst case.",
     ]
     for category in options.sets:
         scores = scores_of(category, options.methods[0], options.work)
