@@ -96,6 +96,10 @@ CrossFit = Annotated[
         help="Learn from all images; so many models of parts of them set the limit.",
     ),
 ]
+Trim = Annotated[
+    float | None,
+    typer.Option(metavar="SHARE", help="Leave out this share of the good images, those least like the others."),
+]
 Foregrounds = Annotated[
     str | None, typer.Option(help="Folder of masks of where the part is, for --set foreground=files.")
 ]
@@ -131,6 +135,7 @@ def train(
     rate: Rate = "10/1000",
     review_rate: ReviewRate = None,
     cross_fit: CrossFit = None,
+    trim: Trim = None,
     roi: Roi = None,
     min_area: MinArea = None,
     scale: Scale = None,
@@ -157,7 +162,7 @@ def train(
     settings: dict[str, Any] = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
     settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": _select(select, oracle)}
     settings |= {"alpha": rate, "review_alpha": review_rate, "bits": bits, "layout": layout, "group": group}
-    settings |= {"roi": roi, "min_area": min_area, "scale": scale, "cross_fit": cross_fit}
+    settings |= {"roi": roi, "min_area": min_area, "scale": scale, "cross_fit": cross_fit, "trim": trim}
     settings |= {"value_range": value_range, "textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     loop |= {"logger": logger, "baseline": baseline, "skip_unreadable": skip_unreadable}

@@ -102,11 +102,12 @@ def training_report(
     diagnostics: Sequence[Diagnostic] = (),
     baseline: Bundle | str | None = None,
     remarks: Sequence[str] = (),
+    oddest: Sequence[tuple[Path, float]] = (),
 ) -> None:
     """Write the report of a run that has just been trained: calibration and training, no test figures.
 
     The baseline is a model of the same images that needs no training, or why there is none. Remarks stand before the
-    other notes.
+    other notes. The oddest are the images learned from that look least like the others, with scores.
     """
     spec = bundle.spec
     write_report(
@@ -123,7 +124,7 @@ def training_report(
             limit=None if spec.decision.by_regions else spec.decision.limit,
             review_limit=None if spec.decision.by_regions else spec.decision.review_limit,
             limit_statement=spec.decision.describe(),
-            held_out=_held_out(bundle, dataset, split),
+            held_out=[*_held_out(bundle, dataset, split), *_least_like_others(bundle, oddest)],
             training=metrics,
             diagnostics=diagnostics,
             notes=[*remarks, *dataset.notes, *([baseline] if isinstance(baseline, str) else [])],
@@ -135,11 +136,7 @@ def training_report(
 def _held_out(bundle: Bundle, dataset: Dataset, split: HoldOut) -> list[ImageStrip | FactGroup]:
     """The images behind the limit by score, the highest with their pictures."""
     scored = held_out_images(bundle, split)
-    pictures = []
-    for path, score in scored[:PICTURES]:
-        shown = Image.fromarray(as_8_bit(decode(path), bundle.spec.geometry.value_range))
-        shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
-        pictures.append((f"{score:.4g} · {path.name}", np.asarray(shown)))
+    pictures = _pictures(bundle, scored)
     rows = [(dataset.name_of(path), f"{score:.6g}") for path, score in scored[:_LISTED]]
     more = f", the highest {_LISTED} of {len(scored)}" if len(scored) > _LISTED else ""
     caption = "The limit rests on these images, highest score first. If one is flawed, remove it and train again."
@@ -147,6 +144,27 @@ def _held_out(bundle: Bundle, dataset: Dataset, split: HoldOut) -> list[ImageStr
         ImageStrip("Held-out good images by score", caption, pictures),
         FactGroup(f"Scores of the held-out good images{more}", rows),
     ]
+
+
+def _pictures(bundle: Bundle, scored: Sequence[tuple[Path, float]]) -> list[tuple[str, NDArray[np.uint8]]]:
+    """The first few images, small, with score and name."""
+    pictures = []
+    for path, score in scored[:PICTURES]:
+        shown = Image.fromarray(as_8_bit(decode(path), bundle.spec.geometry.value_range))
+        shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
+        pictures.append((f"{score:.4g} · {path.name}", np.asarray(shown)))
+    return pictures
+
+
+def _least_like_others(bundle: Bundle, oddest: Sequence[tuple[Path, float]]) -> list[ImageStrip | FactGroup]:
+    """The images learned from that may not be good ones."""
+    if not oddest:
+        return []
+    caption = (
+        "Each was scored by a model of the others that needs no training. If one of them is flawed, remove it and "
+        "train again: what is learned from as good is not found."
+    )
+    return [ImageStrip("Images learned from that look least like the others", caption, _pictures(bundle, oddest))]
 
 
 def held_out_images(bundle: Bundle, split: HoldOut) -> list[tuple[Path, float]]:

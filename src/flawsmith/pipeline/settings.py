@@ -59,6 +59,13 @@ class TrainSettings(BaseModel):
         None, description="Values of images deeper than 8 bits that become black and white, such as 7000 and 9000."
     )
     layout: str | None = Field(None, description="Layout of the data; detected by default.")
+    trim: float | None = Field(
+        None,
+        gt=0,
+        lt=0.5,
+        description="Share of the good images, those least like the others, that is neither learned from nor counted "
+        "for the limit: for images that may hold flawed parts.",
+    )
     cross_fit: int | None = Field(
         None,
         ge=2,

@@ -34,6 +34,7 @@ from flawsmith.models.registry import find_method
 from flawsmith.pipeline import held_out
 from flawsmith.pipeline.describe import model_card
 from flawsmith.pipeline.masks import read_mask
+from flawsmith.pipeline.oddness import Baseline, unlikeness
 from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
 from flawsmith.report import data
@@ -41,7 +42,7 @@ from flawsmith.report.plots import chart_of_metrics
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision, GroupFigures, choose_limits
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import BASELINE_FOLDER, printable
+from flawsmith.runtime.files import BASELINE_FOLDER, BASELINES, printable
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
@@ -113,6 +114,8 @@ def remarks_on(bundle: Bundle, dataset: Dataset, split: HoldOut) -> tuple[str, .
 
 
 PARITY_FILES = 6
+MOST_ODD = 12
+"""Images least like the others that are named and shown."""
 SYNTHETIC_FOR_CALIBRATION = 64
 SYNTHETIC_FOR_SELECTION = 24
 
@@ -168,11 +171,30 @@ class TrainingSteps:
             workers=job.workers,
         )
         self.timings: dict[str, float] = {}
+        self.oddest: list[tuple[Sample, float]] = []
+        self.trimmed: list[Sample] = []
 
     def finish(self) -> Bundle:
         """Train, export, calibrate and prove; leave model file, report and record in the run folder."""
+        if self.settings.trim is not None:
+            self.split, self.trimmed = self._trimmed(self.settings.trim)
         model, geometry, data = self._trained()
         return broadcast_from_rank_zero(lambda: self._conclude(model, geometry, data))
+
+    def _trimmed(self, share: float) -> tuple[HoldOut, list[Sample]]:
+        """The split without the images to learn from that look least like the others, and those images."""
+        settings, preset, config = baseline_settings(BASELINES[0], self.settings, self.config)
+        run = RunFolder(self.run.path / "trim", self.run.options)
+        run.path.mkdir(exist_ok=True)
+        beside = dataclasses.replace(self.job, settings=settings, preset=preset, config=config, run=run, baseline=None)
+        with self._timed("trim"):
+            ranked = _by_unlikeness(*TrainingSteps(beside)._trained()[::2])
+        odd = [sample for sample, _ in ranked[: math.ceil(share * len(ranked))]]
+        if len(odd) == len(ranked):
+            raise FlawsmithError(f"--trim {share:g} leaves nothing to learn from: give more images")
+        train = tuple(sample for sample in self.split.train if sample not in set(odd))
+        words = f"{self.split.description}; {len(odd)} images least like the others not learned from"
+        return dataclasses.replace(self.split, train=train, description=words), odd
 
     def _trained(self) -> tuple[AnomalyModel, Geometry, TrainingSet]:
         with self._timed("backbone"):
@@ -208,9 +230,20 @@ class TrainingSteps:
             metrics = self.run.metrics()
             shown = drawn(model.diagnostics(data), metrics)
             checks = [finding.in_a_line for finding in glance(self.dataset)]
-            remarks = remarks_on(bundle, self.dataset, self.split)
-            looked = (*remarks, *checks)
-            training_report(self.run.path / REPORT, bundle, self.dataset, self.split, metrics, shown, baseline, looked)
+            if self.settings.method in BASELINES:
+                self.oddest = _by_unlikeness(model, data)
+            remarks = (*remarks_on(bundle, self.dataset, self.split), *self._remarks_on_learned())
+            training_report(
+                self.run.path / REPORT,
+                bundle,
+                self.dataset,
+                self.split,
+                metrics,
+                shown,
+                baseline,
+                (*remarks, *checks),
+                [(sample.image, score) for sample, score in self.oddest[:MOST_ODD]],
+            )
         self.run.record(
             {
                 "versions": versions(),
@@ -223,6 +256,11 @@ class TrainingSteps:
                     {"image": self.dataset.name_of(path), "score": score}
                     for path, score in held_out_images(bundle, self.split)
                 ],
+                "least_like_others": [
+                    {"image": self.dataset.name_of(sample.image), "score": score}
+                    for sample, score in self.oddest[:MOST_ODD]
+                ],
+                "trimmed": [self.dataset.name_of(sample.image) for sample in self.trimmed],
                 "remarks": list(remarks),
                 "checks": checks,
                 "stamps": bundle.spec.training.stamps,
@@ -237,6 +275,17 @@ class TrainingSteps:
             graph = export_model(model, self.config.image_size)
         with self._timed("calibration"):
             return self._calibrated(self._spec(geometry, model, n_train=len(data)), graph, model)
+
+    def _remarks_on_learned(self) -> tuple[str, ...]:
+        """Which of the images learned from stand apart from the others."""
+        number = held_out.odd_scores([score for _, score in self.oddest])
+        if not number:
+            return ()
+        names = ", ".join(printable(self.dataset.name_of(sample.image)) for sample, _ in self.oddest[:number])
+        return (
+            f"least like the other images learned from: {names}; look at the pictures in the report, and remove what "
+            "is flawed, or train with --trim 0.05",
+        )
 
     def _baseline(self) -> Bundle | str | None:
         """A model of the same images that needs no training, in a folder inside the run's; or why there is none.
@@ -253,11 +302,16 @@ class TrainingSteps:
     def _trained_baseline(self, name: str) -> Bundle:
         settings, preset, config = baseline_settings(name, self.settings, self.config)
         run = RunFolder(self.run.path / BASELINE_FOLDER, self.run.options)
-        beside = dataclasses.replace(self.job, settings=settings, preset=preset, config=config, run=run, baseline=None)
+        split = dataclasses.replace(self.job.split, train=self.split.train)
+        beside = dataclasses.replace(
+            self.job, split=split, settings=settings, preset=preset, config=config, run=run, baseline=None
+        )
         steps = TrainingSteps(beside)
-        bundle = steps._exported(*steps._trained())
+        trained = steps._trained()
+        bundle = steps._exported(*trained)
         run.path.mkdir(exist_ok=True)
         bundle.save(run.path / MODEL)
+        self.oddest = _by_unlikeness(trained[0], trained[2])
         return bundle
 
     def _backbone(self) -> Backbone:
@@ -370,6 +424,15 @@ class TrainingSteps:
         else:
             scores, maxima = score_files(inspector, files)
             synthetic = self._synthetic_scores(inspector)
+        left_out = 0
+        if self.settings.trim is not None:
+            left_out = min(math.ceil(self.settings.trim * len(files)), len(files) - 1)
+            order = np.argsort(maxima if setting.by_regions else scores, kind="stable")
+            kept = np.sort(order[: len(files) - left_out])
+            calibration = tuple(self.split.calibration[place] for place in kept)
+            self.trimmed += [sample for sample in self.split.calibration if sample not in set(calibration)]
+            self.split = dataclasses.replace(self.split, calibration=calibration)
+            files, scores, maxima = [files[place] for place in kept], scores[kept], maxima[kept]
         exact = self.settings.precision == "float32" and model.continuous
         tolerance = (Tolerance.of_float32 if exact else Tolerance.relative)(scores, maxima, synthetic)
         decision = choose_limits(
@@ -385,6 +448,7 @@ class TrainingSteps:
             map_tolerance=tolerance.map,
             held_out=not self.split.calibrated_on_training,
             cross_fitted=len(self.split.folds) or None,
+            trimmed=left_out,
             highest_score=model.highest_score,
         )
         inspector.spec = spec.model_copy(update={"decision": decision})
@@ -436,6 +500,13 @@ class TrainingSteps:
         start = time.perf_counter()
         yield
         self.timings[name] = round(self.timings.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+def _by_unlikeness(model: AnomalyModel, data: TrainingSet) -> list[tuple[Sample, float]]:
+    """The images learned from, those least like the others first, with their scores; the model is fitted anew."""
+    assert isinstance(model, Baseline)
+    scores = unlikeness(model, data.features(), [sample.group for sample in data.samples])
+    return [(data.samples[row], float(scores[row])) for row in np.argsort(-scores, kind="stable")]
 
 
 def hash_table(samples: Sequence[Sample]) -> NDArray[np.uint8]:

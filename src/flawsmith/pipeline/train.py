@@ -121,6 +121,10 @@ def train(
     trainer = check_options(options)
     if checked.cross_fit is not None and trainer.world_size > 1:
         raise FlawsmithError(f"--cross-fit {checked.cross_fit} trains on one device: leave --devices out")
+    if checked.trim is not None and trainer.world_size > 1:
+        raise FlawsmithError(f"--trim {checked.trim:g} trains on one device: leave --devices out")
+    if checked.trim is not None and checked.cross_fit is not None:
+        raise FlawsmithError("--trim leaves images out and --cross-fit takes all: give one of them")
     check_cache()
     skipped: dict[str, str] = {}
     dataset = load(data, checked.layout)

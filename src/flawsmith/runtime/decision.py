@@ -134,6 +134,9 @@ class Decision(BaseModel):
         le=1000,
         description="models that scored those images, each those it did not learn from; None: the model itself did",
     )
+    trimmed: _Count = Field(
+        default=0, description="further images, those of the highest scores, that were left out as probably flawed"
+    )
     groups: GroupFigures | None = Field(default=None, description="groups of those images; None: none are known")
     chosen_on_flawed: bool = Field(default=False, description="whether images of known flaws chose the limit")
     highest_score: _Score | None = Field(
@@ -300,6 +303,14 @@ class Decision(BaseModel):
         if self.cross_fitted is not None:
             text = text.removesuffix("that the model did not learn from.")
             text += f"of which each was scored by one of {self.cross_fitted} models that did not learn from it."
+        if self.trimmed:
+            rank = round(self.stated_false_reject_rate * (self.n_good + 1)) + self.trimmed
+            rate = rank / (self.n_good + self.trimmed + 1)
+            of = f"{self.trimmed} highest of {self.n_good + self.trimmed}"
+            text += (
+                f" The {of} were left out as probably flawed; if they are good, the limit rejects about "
+                f"{_of_1000(rate)} of 1,000."
+            )
         target = self.target_false_reject_rate
         expected, proven = images_needed(target)
         if self.stated_false_reject_rate > target:
@@ -351,6 +362,7 @@ def choose_limits(
     pixel_size: float | None = None,
     held_out: bool = True,
     cross_fitted: int | None = None,
+    trimmed: int = 0,
     groups: GroupFigures | None = None,
     highest_score: float | None = None,
 ) -> Decision:
@@ -369,7 +381,8 @@ def choose_limits(
         tolerance: added to the limit on the score: by how much two engines may differ.
         map_tolerance: added to the limit on the map.
         review_alpha: sets ``review_limit`` likewise, on the number that decides; above alpha.
-        region_of_interest, minimum_area, pixel_size, cross_fitted, groups, highest_score: go into the decision.
+        region_of_interest, minimum_area, pixel_size, cross_fitted, trimmed, groups, highest_score: go into the
+            decision.
         held_out: whether the images were kept out of training; goes into the decision.
 
     Raises:
@@ -402,6 +415,7 @@ def choose_limits(
         n_good=n,
         held_out=held_out,
         cross_fitted=cross_fitted,
+        trimmed=trimmed,
         groups=groups,
         highest_score=highest_score,
     )
