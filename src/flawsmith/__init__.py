@@ -16,8 +16,6 @@ for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_variable, "1")
 
 if TYPE_CHECKING:
-    from typing import Any
-
     from flawsmith.metrics.results import Evaluation
     from flawsmith.pipeline.calibrate import CalibrationResult, calibrate
     from flawsmith.pipeline.evaluate import evaluate
@@ -56,7 +54,7 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     if name not in _PLACES:
         raise AttributeError(f"module 'flawsmith' has no attribute {name!r}")
     try:

@@ -14,7 +14,7 @@ import pytest
 import typer
 
 from flawsmith.cli import app
-from flawsmith.cli.app import EndingSignals, own_warnings, run
+from flawsmith.cli.app import own_warnings, run
 from flawsmith.runtime.errors import FlawsmithError
 
 
@@ -38,7 +38,7 @@ def raiser(error: BaseException) -> Callable[[], None]:
     ],
 )
 def test_exception_becomes_one_line_and_a_code(error, code, line, capsys):
-    assert run(raiser(error), EndingSignals()) == code
+    assert run(raiser(error)) == code
 
     said = capsys.readouterr().err
     assert said.startswith(line)
@@ -46,14 +46,14 @@ def test_exception_becomes_one_line_and_a_code(error, code, line, capsys):
 
 
 def test_code_of_a_command_is_passed_on():
-    assert run(lambda: 1, EndingSignals()) == 1
-    assert run(lambda: None, EndingSignals()) == 0
+    assert run(lambda: 1) == 1
+    assert run(lambda: None) == 0
 
 
 @pytest.mark.parametrize("error", [ValueError("a defect"), OSError(errno.EIO, "broken disk")])
 def test_defect_keeps_its_traceback(error):
     with pytest.raises(type(error)):
-        run(raiser(error), EndingSignals())
+        run(raiser(error))
 
 
 @pytest.mark.parametrize(

@@ -123,7 +123,7 @@ class InterruptedCommandError(Exception):
     """The user stopped the command, and was told what that leaves."""
 
 
-def run(command: Callable[[], Any], signals: EndingSignals) -> int:
+def run(command: Callable[[], Any], signals: EndingSignals | None = None) -> int:
     """Run a command and return its exit code; mistakes and full disks give one line on stderr.
 
     Anything else that escapes is a defect and keeps its traceback, unless the command was asked to end: libraries
@@ -131,7 +131,7 @@ def run(command: Callable[[], Any], signals: EndingSignals) -> int:
 
     Args:
         command: gives an exit code, or None.
-        signals: in whose block the command runs.
+        signals: in whose block the command runs; None: none is handled.
     """
     try:
         code = command()
@@ -156,7 +156,7 @@ def run(command: Callable[[], Any], signals: EndingSignals) -> int:
             _drop_stdout()
         return refuse(f"{error.filename or 'output'}: the disk is full ({error.strerror}); free some space and repeat")
     except Exception:
-        if signals.received is None:
+        if signals is None or signals.received is None:
             raise
         print_err("interrupted")
         return INTERRUPTED
