@@ -39,7 +39,7 @@ from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.roi import RegionOfInterest
 
-SECONDS, KIBIBYTES = 10.0, 2 * 2**20
+SECONDS, KIBIBYTES = 10.0, 9 * 2**19
 SIZE = (16, 24)
 IMAGE = np.random.default_rng(0).integers(0, 256, (31, 45, 3), np.uint8)
 Random = random.Random

@@ -141,6 +141,13 @@ UNFIT: dict[str, tuple[bytes, str]] = {
     "random numbers like others": (
         detector(nodes=(field(1, b"x") + field(2, b"r") + field(4, b"RandomUniformLike"),)), "at random",
     ),
+    "image repeated a million times": (
+        detector(
+            (numpy_helper.from_array(np.array([1, 1_000_000]), "times").SerializeToString(),),
+            nodes=(helper.make_node("Tile", ["x", "times"], ["t"]).SerializeToString(),),
+        ),
+        "too often",
+    ),
     "numbers cut off": (detector((field(1, 1) + field(2, FLOAT) + field(4, b"\1\2\3"),)), "fit its shape"),
 }  # fmt: skip
 

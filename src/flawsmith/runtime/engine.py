@@ -22,7 +22,7 @@ if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
 
 _SILENT = 4  # ONNX Runtime's severity "fatal": its messages to stderr are nothing a user could fix.
 onnxruntime.set_default_logger_severity(_SILENT)
-MEMORY_BYTES = 8 * 2**30
+MEMORY_BYTES = 4 * 2**30
 """The most that ONNX Runtime takes for the weights and values of all models that inspect in a process."""
 _FLOATS = ("tensor(float)", "f32")  # the element type in either engine's words
 

@@ -130,6 +130,8 @@ _SHAPED = {
     "Sigmoid", "Sign", "Softmax", "Sqrt", "Tanh",
 }  # fmt: skip
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
+_MOST_COPIES = {"Expand": 2**26, "Tile": 2**12}
+"""Values that a shape may ask for, and copies of an image's values."""
 _FEW_VALUES = 16
 """Constants of so few integers may be shapes: they are kept."""
 # Of others, such as Tile, the size of a constant follows from values: how many there may be, and of how many bytes.
@@ -211,6 +213,7 @@ class _Graph:
                     raise _refusal("it has two values of one name")
                 known.add(name)
             if any(name and name not in constants for name in node.inputs):
+                self._check_growth(node)
                 continue
             counts = [constants[name] for name in node.inputs if name]
             shape = self._largest_shape(node)
@@ -232,6 +235,13 @@ class _Graph:
             constants.update((name, count) for name in node.outputs)
         if not known.issuperset(self._outputs):
             raise _refusal("an output of it comes from no node")
+
+    def _check_growth(self, node: _Node) -> None:
+        """Refuses what makes a value of an image so large as no detector needs."""
+        if node.operator in ("Expand", "Tile") and len(node.inputs) == 2:
+            lengths = self._integers.get(node.inputs[1], ())
+            if math.prod(max(1, length) for length in lengths) > _MOST_COPIES[node.operator]:
+                raise _refusal("it repeats values too often")
 
     def _gathered(self, node: _Node, indices: int) -> int:
         """Values that rows of a stored tensor give, as many times as there are indices: far fewer than the product."""
