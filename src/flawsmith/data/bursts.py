@@ -3,7 +3,7 @@
 Under a fixed camera all good parts look alike, so that whole pictures correlate whatever they show. What tells one part
 from another is fine detail that the common picture lacks: grain, scratches, the place of each edge. Thumbnails are
 therefore reduced to their fine detail, each place by its own contrast, and the mean of all images is taken away. Two
-frames of one scene still agree then; two parts do not. docs/research/groups.md has the figures behind the constants.
+frames of one scene still agree then; two parts do not. docs/results/bursts.md has the figures behind the constants.
 """
 
 from __future__ import annotations
