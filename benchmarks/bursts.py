@@ -34,12 +34,12 @@ STRENGTHS = {
     "strong": (0.004, 0.15, 3.0, 80),
 }
 """Largest shift as a share of the longer side, change of brightness, noise in grey levels of 255, JPEG quality."""
-RENDERED = 500
+RENDERED = 300
 
 
 def main() -> None:
     options = parser(__doc__).parse_args()
-    repeats, n_scenes, number = (2, 4, 40) if options.quick else (50, 75, RENDERED)
+    repeats, n_scenes, number = (2, 4, 40) if options.quick else (10, 75, RENDERED)
     with TemporaryDirectory() as name:
         sets = {kind: sorted((category_folder(kind) / "train" / "good").iterdir()) for kind in _REAL}
         sets |= {kind: _rendered(kind, Path(name) / kind, number) for kind in ("bracket", "gear")}
@@ -182,7 +182,7 @@ def _cost(work: Path, quick: bool) -> str:
         for path in paths:
             path.write_bytes((folder / f"0.{ending}").read_bytes())
         rows.append([f"1600 × 1200, {ending}", len(paths), f"{_seconds(paths) * 1000 / len(paths):.1f}"])
-    small = [folder / f"small_{index}.png" for index in range(10 * number)]
+    small = [folder / f"small_{index}.png" for index in range(4 * number)]
     rng = np.random.default_rng(0)
     for path in small:
         Image.fromarray(rng.integers(0, 255, (64, 64)).astype(np.uint8)).save(path, compress_level=1)
