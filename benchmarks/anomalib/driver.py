@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors.torch import save_file
 
 from flawsmith.benchmark.experiment import TIMED_IMAGES, WARM_UP_IMAGES, Experiment, Latency, ModelUnderTest, Task
+from flawsmith.data.groups import with_groups
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Sample
 from flawsmith.data.seeding import derived_seed
@@ -202,7 +203,7 @@ def train_anomalib(task: Task, samples: Sequence[Sample], scratch: Path, *, pyth
     """
     folder = scratch / "anomalib"  # its maps are read until the run has ended
     folder.mkdir()
-    experiment, dataset = task.run.experiment, load(task.data, task.layout)
+    experiment, dataset = task.run.experiment, with_groups(load(task.data, task.layout))
     config = model_config(experiment)
     split = calibration_split(dataset, task.run.seed).learning_from(experiment.fraction)
     refuse_leaks((*split.train, *split.calibration), dataset.test)

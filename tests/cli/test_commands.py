@@ -353,6 +353,31 @@ class TestTrain:
         assert "report.html" in outcome.err
         assert "It rests on 19 good images" in outcome.err
 
+    @pytest.mark.parametrize(
+        ("options", "words"),
+        [
+            ((), "4 groups by sub-folder: 1 of them held out\n"),
+            (("--group", r"name:(\d)\.png$"), "5 groups by file name: 2 of them held out\n"),
+            (("--group", "none"), None),
+        ],
+    )
+    def test_groups_are_told_in_a_line_before_training(self, options, words, flawsmith, tmp_path, trees, trained):
+        for number in range(20):
+            trees.picture(tmp_path / "bolt" / f"lot {number // 5}" / f"{number % 5}.png", seed=number)
+
+        outcome = flawsmith("train", tmp_path / "bolt", *options)
+
+        assert outcome.code == 0
+        assert words in outcome.err if words else "groups by" not in outcome.err
+        assert trained[0]["group"] == (options[1] if options else "auto")
+
+    def test_unknown_groups_are_refused_in_one_line(self, flawsmith, category, trained):
+        outcome = flawsmith("train", category, "--group", "fodler")
+
+        assert outcome.code == 2
+        assert outcome.err.splitlines()[-1].startswith("error: --group fodler is not possible, did you mean folder?")
+        assert trained == []
+
     def test_json_is_one_object(self, flawsmith, category, trained):
         result = json.loads(flawsmith("train", category, "--json").out)
 

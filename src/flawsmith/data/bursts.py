@@ -3,7 +3,8 @@
 Under a fixed camera all good parts look alike, so that whole pictures correlate whatever they show. What tells one part
 from another is fine detail that the common picture lacks: grain, scratches, the place of each edge. Thumbnails are
 therefore reduced to their fine detail, each place by its own contrast, and the mean of all images is taken away. Two
-frames of one scene still agree then; two parts do not. docs/research/groups.md has the figures behind the constants.
+frames of one scene still agree then, once a shift of half a pixel is undone; two parts do not. docs/results/bursts.md
+has the figures behind the constants.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from flawsmith.runtime.formats import open_image
 from flawsmith.runtime.image import MAX_PIXELS, decode
 
 _SIDE = 64
+_BORDER = 2
 _BLUR, _NEIGHBOURHOOD = 1.0, 2.0
 """Standard deviations, in pixels of a thumbnail: what is coarser is no detail, and how far its contrast is measured."""
 _GREY_LEVEL = 1.0
 """Detail weaker than a grey level of 255 is noise; it is not raised to the contrast of the rest."""
-_SAME_SCENE = 0.7
-_LEAST_SHARE = 0.2
+_SHIFTS = [(down, right) for down in (-1, 0, 1) for right in (-1, 0, 1)]
+"""In halves of a thumbnail's pixel."""
+_SAME_SCENE = 0.8
+_LEAST_SHARE = 0.25
 """Among many images of alike parts a few pairs are near by chance; bursts are a habit of whoever took the pictures."""
 _LOW = 0.05
 _CHUNK = 256
@@ -37,15 +41,15 @@ _THREADS = 4
 def find_scenes(images: Sequence[Path]) -> list[int] | None:
     """The scene that each image shows, where many images are nearly equal to another one.
 
-    Files that cannot be read show a scene of their own. An unchanged file is decoded once a process. Memory is 16 kB an
-    image beside a matrix of 256 rows; 10,000 images need about 0.2 GB.
+    Files that cannot be read show a scene of their own. An unchanged file is decoded once a process. Memory is 32 kB an
+    image beside matrices of 256 rows.
 
     Args:
         images: paths of image files.
 
     Returns:
         A number for each image, equal for images of one scene, counted from 0 in the order of the images; None where
-        fewer than a fifth of the images have a twin.
+        fewer than a quarter of the images have a twin.
 
     Example:
         >>> find_scenes([]) is None
@@ -54,10 +58,10 @@ def find_scenes(images: Sequence[Path]) -> list[int] | None:
     if len(images) < 2:
         return None
     scenes = np.arange(len(images))
-    for start, likeness in _likeness(_details(images)):
-        for row, near in enumerate(likeness >= _SAME_SCENE, start):
-            joined = np.unique(scenes[near])
-            if len(joined) > 1 and near[row]:
+    for start, likeness in _likeness(images):
+        for near in likeness >= _SAME_SCENE:
+            joined = np.unique(scenes[start:][near])
+            if len(joined) > 1:
                 scenes[np.isin(scenes, joined)] = joined[0]
     _, numbers, sizes = np.unique(scenes, return_inverse=True, return_counts=True)
     if np.mean(sizes[numbers] > 1) < _LEAST_SHARE:
@@ -76,37 +80,50 @@ def share_unlike(images: Sequence[Path], others: Sequence[Path]) -> float:
         In [0, 1]; about 0.05 where both were taken alike: an image counts where its nearest neighbour is farther away
         than that of 95 % of the others.
     """
-    detail = _details([*others, *images])
-    nearest = np.empty(len(detail), np.float32)
-    for start, likeness in _likeness(detail):
-        rows = np.arange(len(likeness))
-        likeness[rows, start + rows] = -1
-        nearest[start : start + len(likeness)] = likeness[:, : len(others)].max(axis=1)
+    nearest = np.full(len(others) + len(images), -1, np.float32)
+    for start, likeness in _likeness([*others, *images]):
+        stop = start + len(likeness)
+        likeness[np.arange(len(likeness)), np.arange(len(likeness))] = -1  # an image and itself
+        among_others = likeness[:, : max(0, len(others) - start)]
+        if among_others.size:
+            nearest[start:stop] = np.maximum(nearest[start:stop], among_others.max(axis=1))
+            nearest[start:] = np.maximum(nearest[start:], likeness[: len(others) - start].max(axis=0))
     usual = np.quantile(nearest[: len(others)], _LOW)
     return float(np.mean(nearest[len(others) :] < usual))
 
 
-def _likeness(detail: NDArray[np.float32]) -> Iterator[tuple[int, NDArray[np.float32]]]:
-    """Correlation of every image with every other, some rows at a time: number of the first row, and (row, image)."""
-    for start in range(0, len(detail), _CHUNK):
-        yield start, detail[start : start + _CHUNK] @ detail.T
+def _likeness(images: Sequence[Path]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+    """Correlation of the images' fine detail, at the best of small shifts, some rows at a time.
 
-
-def _details(images: Sequence[Path]) -> NDArray[np.float32]:
-    """(image, pixel) fine detail of every image without what all have in common, of length 1; 0 where there is none."""
+    Yields:
+        Number of the first image of the rows; and (row, image), the images from that one on.
+    """
     with ThreadPoolExecutor(_THREADS) as pool:
-        thumbnails = np.stack(list(pool.map(_thumbnail, images)))
-    blur, neighbourhood = _gaussian(_BLUR), _gaussian(_NEIGHBOURHOOD)
-    detail = np.empty((len(images), _SIDE * _SIDE), np.float32)
-    for start in range(0, len(images), _CHUNK):
-        pictures = thumbnails[start : start + _CHUNK].astype(np.float32)
-        fine = pictures - blur @ pictures @ blur.T
-        contrast = np.sqrt(np.maximum(neighbourhood @ (fine * fine) @ neighbourhood.T, 0))
-        detail[start : start + _CHUNK] = _unit((fine / (contrast + _GREY_LEVEL)).reshape(len(pictures), -1))
+        thumbnails = list(pool.map(_thumbnail, images))
+    chunks = range(0, len(images), _CHUNK)
+    detail = np.concatenate([_detail(thumbnails[start : start + _CHUNK]) for start in chunks])
     shown = np.any(detail, axis=1)
-    if shown.any():
-        detail[shown] -= detail[shown].mean(axis=0)
-    return _unit(detail)
+    common = detail[shown].mean(axis=0) if shown.any() else np.zeros_like(detail[0])
+    detail = _unit(detail - common) * shown[:, None]
+    for start in chunks:
+        stop = start + _CHUNK
+        best = np.full((len(detail[start:stop]), len(detail) - start), -1, np.float32)
+        for down, right in _SHIFTS:
+            shifted = _unit(_detail(thumbnails[start:stop], down, right) - common) * shown[start:stop, None]
+            np.maximum(best, shifted @ detail[start:].T, out=best)
+        yield start, best
+
+
+def _detail(thumbnails: Sequence[NDArray[np.uint8]], down: int = 0, right: int = 0) -> NDArray[np.float32]:
+    """(image, pixel) fine detail of thumbnails, shifted by halves of a pixel; of length 1, or 0 where there is none."""
+    wide = np.pad(np.stack(thumbnails).astype(np.float32), ((0, 0), (1, 1), (1, 1)), mode="edge")
+    moved = wide[:, 1 + down : 1 + down + 2 * _SIDE, 1 + right : 1 + right + 2 * _SIDE]
+    pictures = moved.reshape(len(moved), _SIDE, 2, _SIDE, 2).mean(axis=(2, 4))
+    blur, neighbourhood = _gaussian(_BLUR), _gaussian(_NEIGHBOURHOOD)
+    fine = pictures - blur @ pictures @ blur.T
+    contrast = np.sqrt(np.maximum(neighbourhood @ (fine * fine) @ neighbourhood.T, 0))
+    inner = (fine / (contrast + _GREY_LEVEL))[:, _BORDER:-_BORDER, _BORDER:-_BORDER]
+    return _unit(inner.reshape(len(inner), -1))
 
 
 def _unit(rows: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -126,12 +143,12 @@ def _thumbnail(path: Path) -> NDArray[np.uint8]:
         state = path.stat()
         return _read(path, state.st_size, state.st_mtime_ns)
     except (OSError, FlawsmithError):
-        return np.zeros((_SIDE, _SIDE), np.uint8)  # whoever needs its pixels will tell
+        return np.zeros((2 * _SIDE, 2 * _SIDE), np.uint8)  # whoever needs its pixels will tell
 
 
-@lru_cache(maxsize=1 << 15)
+@lru_cache(maxsize=1 << 14)
 def _read(path: Path, _size: int, _mtime_ns: int) -> NDArray[np.uint8]:
-    """(64, 64) grey; values of deep images as shares of the image's largest one.
+    """(128, 128) grey; values of deep images as shares of the image's largest one.
 
     Raises:
         FlawsmithError: the file cannot be read.
@@ -140,7 +157,7 @@ def _read(path: Path, _size: int, _mtime_ns: int) -> NDArray[np.uint8]:
         with path.open("rb") as stream, open_image(stream, str(path), MAX_PIXELS) as image:
             if image.mode in ("L", "RGB") and ";16" not in str(image.tile[0][3]):
                 # JPEGs are decoded at a fraction of their size, in a fraction of the time.
-                image.draft("L", (2 * _SIDE, 2 * _SIDE))
+                image.draft("L", (4 * _SIDE, 4 * _SIDE))
                 return _small(image.convert("L"))
     except Exception:
         pass
@@ -150,4 +167,4 @@ def _read(path: Path, _size: int, _mtime_ns: int) -> NDArray[np.uint8]:
 
 
 def _small(image: Image.Image) -> NDArray[np.uint8]:
-    return np.rint(np.asarray(image.resize((_SIDE, _SIDE), Image.Resampling.BOX))).astype(np.uint8)
+    return np.rint(np.asarray(image.resize((2 * _SIDE, 2 * _SIDE), Image.Resampling.BOX))).astype(np.uint8)

@@ -96,7 +96,7 @@ _FEW_TO_TRAIN = 20
 _FEW_TO_COMPARE = 2
 _FEW_TO_JUDGE = 20
 _UNLIKE = 1 / 3
-"""Share of good test images; 0.05 are expected where they were taken like the others (docs/research/groups.md)."""
+"""Share of good test images; 0.05 are expected where they were taken like the others (docs/results/bursts.md)."""
 _RARE = 0.05
 """A format or size that so few of one label have goes with the other."""
 _ORIENTATION = 0x0112
