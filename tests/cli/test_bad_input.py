@@ -271,7 +271,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "model of an impossible name": (lambda p: ["doctor", "x" * 300 + ".flaw"], "x.flaw"),
     "negative seed": (lambda p: p.train("--seed", "-1"), "seed=-1 is not possible"),
     "seed in words": (lambda p: p.train("--seed", "one"), "Invalid value for '--seed'"),
-    "alpha above one": (lambda p: p.train("--alpha", "2"), "alpha=2.0 is not possible"),
+    "alpha above one": (lambda p: p.train("--alpha", "2"), "--rate 2 is not possible"),
     "unknown engine": (lambda p: p.train("--engine", "tensorrt"), "engine='tensorrt' is not possible"),
     "too many bits": (lambda p: p.train("--bits", "99"), "bits=99 is not possible"),
     "unknown layout": (lambda p: p.train("--layout", "mvtek"), "did you mean mvtec?"),

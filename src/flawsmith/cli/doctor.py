@@ -23,6 +23,12 @@ def doctor(
         Path, typer.Argument(metavar="DATA|MODEL", help="A folder of images, a CSV table, or a model file.")
     ],
     layout: Layout = None,
+    model: Annotated[
+        Path | None, typer.Option(help="A model that scores the good images: which look least like the others?")
+    ] = None,
+    sheet: Annotated[
+        Path | None, typer.Option(metavar="PNG", help="Write pictures of those images, with --model.")
+    ] = None,
     json_: AsJson = False,
 ) -> None:
     """Check a folder of images, or a model file, for problems.
@@ -33,13 +39,25 @@ def doctor(
     Example: flawsmith doctor parts/bolt
     """
     with error_boundary():
+        import dataclasses
+
         from flawsmith.data.doctor import check
+        from flawsmith.data.findings import SEVERITIES
         from flawsmith.data.layouts import load
-        from flawsmith.pipeline.describe import check_model
+        from flawsmith.pipeline.describe import check_model, least_like_others
+        from flawsmith.runtime.errors import FlawsmithError
         from flawsmith.runtime.files import is_folder
 
         is_model = subject.suffix == ".flaw" and not is_folder(subject)
-        findings = check_model(subject) if is_model else check(load(subject, layout))
+        if is_model and model is not None:
+            raise FlawsmithError(f"--model scores the images of a folder, and {subject} is a model: give the folder")
+        if sheet is not None and model is None:
+            raise FlawsmithError(f"--sheet {sheet} shows images that a model has scored: add --model")
+        findings = check_model(subject) if is_model else check(dataset := load(subject, layout))
+        if model is not None:
+            items = (*findings.items, least_like_others(model, dataset, sheet))
+            ordered = tuple(sorted(items, key=lambda item: SEVERITIES.index(item.severity)))
+            findings = dataclasses.replace(findings, items=ordered)
     if json_:
         print_json(findings.to_dict())
     else:

@@ -7,14 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from flawsmith.data.findings import Finding, Findings, Severity
-from flawsmith.pipeline.held_out import in_words
+from flawsmith.data.samples import Dataset
+from flawsmith.pipeline.held_out import in_words, odd_scores
 from flawsmith.pipeline.provenance import versions
+from flawsmith.report.contact_sheet import SheetRow, contact_sheet
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.inspector import Inspector
+from flawsmith.runtime.files import printable, replacing
+from flawsmith.runtime.image import as_8_bit, decode
+from flawsmith.runtime.inspector import Inspector, Unreadable
 
 _RUNTIME_PACKAGES = ("python", "flawsmith", "numpy", "pillow", "onnxruntime", "openvino")
 
@@ -165,6 +170,48 @@ def check_model(path: Path) -> Findings:
     spec = bundle.spec
     summary = f"{path}: {spec.method} model of {spec.training.category}, every part verified by SHA-256"
     return Findings(summary, tuple(sorted(items, key=lambda item: order.index(item.severity))))
+
+
+MOST_ODD = 12
+"""Images that are named and shown."""
+
+
+def least_like_others(model: Path, dataset: Dataset, sheet: Path | None = None) -> Finding:
+    """The good images that look least like what a model learned from.
+
+    Args:
+        model: a model file.
+        dataset: whose good images are inspected, those of the test split left out.
+        sheet: a PNG file for pictures of them; None: none is written.
+
+    Raises:
+        FlawsmithError: an image or the model cannot be read, there are no good images, or the sheet cannot be written.
+    """
+    inspector = Inspector.load(model)
+    paths = [sample.image for sample in dataset.samples if sample.label == "good" and sample.split != "test"]
+    if not paths:
+        raise FlawsmithError(f"{dataset.root} has no good images but those of a test: give a folder of good images")
+    scores = []
+    for result in inspector.stream(paths):
+        if isinstance(result, Unreadable):
+            raise FlawsmithError(f"{result.error}; or remove it")
+        scores.append(result.score)
+    ranked = sorted(zip(scores, paths, strict=True), key=lambda pair: (-pair[0], pair[1]))[:MOST_ODD]
+    odd = odd_scores(scores)
+    if sheet is not None:
+        value_range = inspector.spec.geometry.value_range
+        rows = [
+            SheetRow([as_8_bit(decode(path), value_range)], f"{score:.4g} {printable(path.name)}")
+            for score, path in ranked
+        ]
+        with replacing(sheet) as temporary:
+            Image.fromarray(contact_sheet([""], rows)).save(temporary, format="PNG")
+    listed = ", ".join(f"{printable(dataset.name_of(path))} ({score:.4g})" for score, path in ranked[:3])
+    apart = f"{odd} of them stand apart from the others: flawed?" if odd else "none stands apart"
+    shown = "" if sheet is None else f"; pictures in {sheet}"
+    message = f"least like what the model learned from, of {len(paths)} good images: {listed}; {apart}{shown}"
+    fix = "look at them; what is learned from as good is not found" if odd else "nothing"
+    return Finding("warning" if odd else "note", "least-like", message, tuple(path for _, path in ranked), fix)
 
 
 def _trial(bundle: Bundle, path: Path) -> Finding:
