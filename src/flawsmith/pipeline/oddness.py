@@ -25,7 +25,7 @@ class Baseline(Protocol):
     def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput: ...
 
 
-class _Rows:
+class Rows:
     """Some images of a table of features."""
 
     def __init__(self, features: FeatureSource, rows: NDArray[np.intp]) -> None:
@@ -61,7 +61,7 @@ def unlikeness(baseline: Baseline, features: FeatureSource, groups: Sequence[str
     folds = np.array([order[number] % FOLDS for number in numbers.tolist()])
     for fold in range(FOLDS):
         inside = np.flatnonzero(folds == fold)
-        baseline.fit_features(_Rows(features, np.flatnonzero(folds != fold)))
+        baseline.fit_features(Rows(features, np.flatnonzero(folds != fold)))
         for start in range(0, len(inside), _BATCH):
             rows = inside[start : start + _BATCH]
             scores[rows] = baseline.from_levels(features.batch(rows)).score.double().numpy()
