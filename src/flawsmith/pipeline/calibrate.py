@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from flawsmith.calibration.groups import group_figures
 from flawsmith.data.groups import with_groups
 from flawsmith.data.layouts import load
+from flawsmith.data.layouts.folder import UNLABELLED
 from flawsmith.data.roi import read_region_of_interest
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import content_hashes
@@ -483,7 +484,8 @@ def _calibrated(
         )
         for image in images
     )
-    return CalibrationResult(changed, bundle.spec.decision, after, checked, source.notes)
+    notes = tuple(note.replace(UNLABELLED, "taken as good") for note in source.notes)
+    return CalibrationResult(changed, bundle.spec.decision, after, checked, notes)
 
 
 def _review_alpha(setting: Decision, alpha: float, rates: _Rates) -> float | None:

@@ -291,7 +291,7 @@ class Decision(BaseModel):
 
     def describe(self) -> str:
         """Returns, for people, how much the limits are worth."""
-        images = "1 good image" if self.n_good == 1 else f"{self.n_good} good images"
+        images = "1 good image" if self.n_good == 1 else f"{self.n_good:,} good images"
         if not self.held_out:
             return (
                 f"WARNING: the reject limit rests on {images} that the model learned from too. It is a guess: check "
@@ -316,7 +316,13 @@ class Decision(BaseModel):
         if self.stated_false_reject_rate > target:
             text += f" For {_of_1000(target)} of 1,000 it takes {expected:,} such images, {proven:,} to be 95 % sure."
         elif self.worst_false_reject_rate > target:
-            text += f" To be 95 % sure of {_of_1000(target)} of 1,000, {proven:,} such images can be enough."
+            rank = sure_rank(target, self.n_good)
+            fix = (
+                f"{proven:,} such images can be enough"
+                if rank == 0
+                else f"ask for {_of_1000(rank / (self.n_good + 1))}"
+            )
+            text += f" To be 95 % sure of {_of_1000(target)} of 1,000, {fix}."
         if self.groups is not None:
             text += f" {self.groups.describe()}".rstrip()
         if self.n_good < FEW_GOOD_IMAGES:
@@ -489,6 +495,25 @@ def worst_rate(rank: int, n: int, confidence: float = CONFIDENCE) -> float:
             return high
         below = np.exp(ways + counts * math.log(middle) + (n - counts) * math.log1p(-middle)).sum()
         low, high = (middle, high) if below > 1 - confidence else (low, middle)
+
+
+def sure_rank(rate: float, n: int, confidence: float = CONFIDENCE) -> int:
+    """The largest rank whose limit does not reject more than a rate, with some confidence; 0: there is none.
+
+    Args:
+        rate: between 0 and 1.
+        n: good images behind the limit.
+        confidence: between 0 and 1.
+
+    Example:
+        >>> sure_rank(0.01, 298), sure_rank(0.01, 299), sure_rank(0.01, 1000)
+        (0, 1, 5)
+    """
+    low, high = 0, min(n, math.ceil(rate * (n + 1)))
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if worst_rate(middle, n, confidence) <= rate else (low, middle - 1)
+    return low
 
 
 def images_needed(rate: float, confidence: float = CONFIDENCE) -> tuple[int, int]:
