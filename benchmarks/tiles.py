@@ -1,0 +1,229 @@
+"""Large images in tiles: a flaw of 12 pixels in parts of 4000 x 3000, beside the same method on squashed images.
+
+Parts are rendered, and each flawed one is a good one with one dark pit of 12 pixels on plain metal. Found means: the
+image is rejected, and a region above the limit of the map lies where the pit is. Memory is that of a process of its
+own, above what it holds once the model is loaded and has inspected a small image. What is rendered says whether a small
+flaw can be seen at all, not how well real flaws are found.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+from common import page, parser, table
+from numpy.typing import NDArray
+from PIL import Image
+
+import flawsmith
+from flawsmith.metrics.ranking import auroc
+from flawsmith.runtime.inspector import Inspection, Inspector
+from flawsmith.runtime.tiles import Tiling
+from flawsmith.synthesis.demo_parts import render_part
+
+SIZE = (3000, 4000)
+PIT = 12
+"""Diameter of the flaw, pixels."""
+METAL = 120
+"""Grey level from which on a pixel of the rendered bracket is metal."""
+# The most memory that a process has held, by the kernel's count for its own address space: that of `getrusage` holds
+# what its parent had before.
+MEMORY = """
+import json, sys, time
+import numpy as np
+from flawsmith.runtime.inspector import Inspector
+
+def held(name):
+    status = open("/proc/self/status", encoding="ascii").read()
+    return 1024 * int(status.split(name + ":")[1].split()[0])
+
+inspector = Inspector.load(sys.argv[1])
+inspector.inspect(np.zeros((700, 700, 3), np.uint8))
+before, start = held("VmRSS"), time.perf_counter()
+inspection = inspector.inspect(sys.argv[2])
+print(json.dumps({"bytes": held("VmHWM") - before, "seconds": time.perf_counter() - start, "pixels": inspection.map.size}))
+"""
+
+
+@dataclass(frozen=True)
+class FlawedPart:
+    """A picture with one pit.
+
+    Attributes:
+        path: of the picture.
+        centre: (x, y) of the pit.
+    """
+
+    path: Path
+    centre: tuple[int, int]
+
+
+def with_pit(image: NDArray[np.uint8], rng: np.random.Generator) -> tuple[NDArray[np.uint8], tuple[int, int]]:
+    """A pit on plain metal, dark with a soft edge."""
+    half = 60
+    while True:
+        y, x = (int(rng.integers(half, length - half)) for length in image.shape[:2])
+        if image[y - half : y + half, x - half : x + half].min() >= METAL:
+            break
+    rows, columns = np.mgrid[-half:half, -half:half] + 0.5
+    inside = np.clip(PIT / 2 + 0.75 - np.hypot(rows, columns), 0, 1.5)[:, :, None] / 1.5
+    result = image.copy()
+    window = result[y - half : y + half, x - half : x + half]
+    window[:] = np.rint(window * (1 - 0.6 * inside)).astype(np.uint8)
+    return result, (x, y)
+
+
+def draw(folder: Path, learn: int, test: int) -> tuple[list[Path], list[FlawedPart]]:
+    """Pictures to learn from, in ``folder/good``; and those to try, good and flawed."""
+    for name in ("good", "test"):
+        (folder / name).mkdir(parents=True)
+    for index in range(learn):
+        save(render_part("bracket", index=index, size=SIZE)[0], folder / "good" / f"{index:03d}.jpg")
+    good, flawed = [], []
+    for index in range(test):
+        image = render_part("bracket", group="test", index=index, size=SIZE)[0]
+        good.append(save(image, folder / "test" / f"{index:03d}-good.jpg"))
+        pitted, centre = with_pit(image, np.random.default_rng(index))
+        flawed.append(FlawedPart(save(pitted, folder / "test" / f"{index:03d}-pit.jpg"), centre))
+    return good, flawed
+
+
+def save(image: NDArray[np.uint8], path: Path) -> Path:
+    Image.fromarray(image).save(path, quality=95)
+    return path
+
+
+def located(inspection: Inspection, centre: tuple[int, int]) -> bool:
+    """Whether a region of a rejected image lies where the pit is."""
+    x, y = centre
+    boxes = (region.box for region in inspection.regions)
+    return inspection.verdict == "reject" and any(
+        x0 - PIT <= x <= x1 + PIT and y0 - PIT <= y <= y1 + PIT and x1 - x0 < 20 * PIT for x0, y0, x1, y1 in boxes
+    )
+
+
+def try_method(
+    method: str, tile: int | None, folder: Path, good: list[Path], flawed: list[FlawedPart]
+) -> tuple[list[str], Path]:
+    """One row of the table, and the model file."""
+    settings: dict[str, Any] = {} if tile is None else {"tile": tile}
+    start = time.perf_counter()
+    run = flawsmith.train(
+        folder / "good", out=folder / f"{method}-{tile}", method=method, baseline="none", quiet=True, **settings
+    )
+    trained = time.perf_counter() - start
+    inspector = Inspector.load(run.bundle)
+    start = time.perf_counter()
+    good_results = list(inspector.stream(good))
+    flawed_results = list(inspector.stream([part.path for part in flawed]))
+    spent = (time.perf_counter() - start) / (len(good) + len(flawed))
+    assert all(isinstance(result, Inspection) for result in [*good_results, *flawed_results])
+    scores = np.array([result.score for result in (*good_results, *flawed_results)])  # type: ignore[union-attr]
+    ranking = auroc(scores, np.arange(len(scores)) >= len(good))
+    found = sum(located(r, part.centre) for r, part in zip(flawed_results, flawed, strict=True))  # type: ignore[arg-type]
+    rejected = sum(result.verdict == "reject" for result in flawed_results)  # type: ignore[union-attr]
+    false = sum(result.verdict == "reject" for result in good_results)  # type: ignore[union-attr]
+    cells = [
+        f"{found} of {len(flawed)}",
+        f"{rejected} of {len(flawed)}",
+        f"{false} of {len(good)}",
+        "–" if ranking is None else f"{ranking:.3f}",
+        f"{trained:.0f}",
+        f"{spent:.2f}",
+    ]
+    how = "squashed" if tile is None else f"tiles of {tile}"
+    size = "×".join(map(str, run.bundle.spec.geometry.size))
+    return [f"{method}, {how}", size, *cells], run.model
+
+
+def memory(model: Path, folder: Path, sides: list[tuple[int, int]]) -> Iterator[list[str]]:
+    """Rows of what inspecting a picture of each size takes, in processes of their own."""
+    part = render_part("bracket", size=SIZE)[0]
+    for height, width in sides:
+        repeats = (math.ceil(height / SIZE[0]), math.ceil(width / SIZE[1]), 1)
+        path = save(np.tile(part, repeats)[:height, :width], folder / "large.jpg")
+        output = subprocess.run(
+            [sys.executable, "-c", MEMORY, str(model), str(path)], check=True, capture_output=True, text=True
+        )
+        measured = json.loads(output.stdout)
+        megapixels = measured["pixels"] / 1e6
+        held = measured["bytes"]
+        yield [
+            f"{width}×{height}",
+            f"{megapixels:.0f}",
+            f"{held / 1e6:.0f}",
+            f"{held / measured['pixels']:.1f}",
+            f"{measured['seconds']:.1f}",
+        ]
+
+
+def seams(inspector: Inspector, image: NDArray[np.uint8]) -> str:
+    """How far the joined map steps where a tile begins or ends, beside its steps elsewhere, as a share of the limit."""
+    inspection, tiling = inspector.inspect(image), inspector.spec.tiling
+    assert isinstance(tiling, Tiling)
+    size, largest = (image.shape[0], image.shape[1]), abs(inspector.spec.decision.map_limit)
+    worst: list[float] = []
+    for axis in (0, 1):
+        steps = np.abs(np.diff(inspection.map, axis=axis)).max(axis=1 - axis) / largest
+        bounds = {bound for tile in tiling.tiles(size) for bound in tile[2 * axis : 2 * axis + 2]}
+        at = np.array(sorted(bound - 1 for bound in bounds if 0 < bound < size[axis]))
+        elsewhere = np.delete(steps, at)
+        worst += [float(steps[at].max()), float(elsewhere.max()), float(np.median(elsewhere))]
+    return f"{max(worst[0], worst[3]):.5f} | {max(worst[1], worst[4]):.5f} | {max(worst[2], worst[5]):.5f}"
+
+
+def main() -> None:
+    arguments = parser(__doc__)
+    arguments.add_argument("--methods", nargs="+", default=["patchcore", "padim", "pbas"])
+    arguments.add_argument("--tile", type=int, default=512)
+    args = arguments.parse_args()
+    learn, test = (10, 2) if args.quick else (24, 8)
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        good, flawed = draw(folder, learn, test)
+        rows, model = [], None
+        for method in args.methods:
+            for tile in (None, args.tile):
+                row, model = try_method(method, tile, folder, good, flawed)
+                print(row, file=sys.stderr)
+                rows.append(row)
+        assert model is not None
+        sides = [(3000, 4000)] if args.quick else [(3000, 4000), (6000, 8000), (10_000, 10_000)]
+        taken = list(memory(model, folder, sides))
+        inspector = Inspector.load(model)
+        tried = {
+            "even grey": np.full((1500, 2000, 3), 128, np.uint8),
+            "rendered part": np.asarray(Image.open(good[0]))[:1500, :2000],
+        }
+        steps = [(title, *seams(inspector, image).split(" | ")) for title, image in tried.items()]
+    heads = ["method", "input", "pits found", "rejected", "good rejected", "image AUROC", "training, s", "an image, s"]
+    page(
+        "tiles",
+        "Small flaws in large images",
+        [
+            f"{learn} good parts of {SIZE[1]}×{SIZE[0]} to learn from and to set the limit, {test} good ones and {test} "
+            f"with a pit of {PIT} pixels to try; `fast`, seed 0, no baseline. Rendered parts: they show that a small flaw "
+            "is not lost, not how well real ones are found.",
+            table(heads, rows),
+            f"## Memory\n\nOne JPEG file inspected in tiles of {args.tile} ({args.methods[-1]}), what the process took "
+            "beyond the loaded model.\n\n"
+            + table(["image", "megapixels", "MB", "bytes a pixel", "seconds"], taken),
+            "## Seams\n\nThe largest difference of neighbouring pixels of the joined map, as a share of the map's limit: "
+            "across the lines where a tile begins or ends, and across all other lines (the largest, and the median "
+            "line).\n\n" + table(["image", "at tiles' ends", "elsewhere", "median line"], steps),
+        ],
+        write=args.write,
+    )
+
+
+if __name__ == "__main__":
+    main()
