@@ -233,8 +233,8 @@ def main() -> None:
         "Small flaws in large images",
         [
             f"{learn} good parts of {SIZE[1]}×{SIZE[0]} to learn from, {calibrate} to set the limit, {test} good ones "
-            f"and {test} with a pit of {PIT} pixels to try; `fast`, seed 0, no baseline. Rendered parts: they show that "
-            "a small flaw is not lost, not how well real ones are found.",
+            f"and {test} with a pit of {PIT} pixels to try; `fast`, seed 0, no baseline. Rendered parts: they show "
+            "that a small flaw is not lost, not how well real ones are found.",
             table(heads, rows),
             f"## Memory\n\nOne JPEG file inspected in tiles of {args.tile} ({args.methods[-1]}), what the process took "
             "beyond the loaded model.\n\n" + table(["image", "megapixels", "MB", "bytes a pixel", "seconds"], taken),
