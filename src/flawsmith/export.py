@@ -17,8 +17,9 @@ from flawsmith.models.base import AnomalyModel
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.image import decode
+from flawsmith.runtime.image import ImageArray, decode
 from flawsmith.runtime.inspector import Inspector
+from flawsmith.runtime.tiles import Tiling
 
 Scores = NDArray[np.float64]
 _LEAST_SIZE = float(np.finfo(np.float32).tiny)
@@ -103,9 +104,9 @@ class Tolerance:
         return float(difference.max() if self.every_pixel else difference.mean())
 
 
-def reference(model: AnomalyModel, geometry: Geometry, path: Path) -> tuple[float, NDArray[np.float32]]:
-    """Score and map in original pixels of an image file, computed by torch as trained."""
-    image = decode(path)
+def reference(model: AnomalyModel, geometry: Geometry, source: Path | ImageArray) -> tuple[float, NDArray[np.float32]]:
+    """Score and map in original pixels of an image, computed by torch as trained."""
+    image = source if isinstance(source, np.ndarray) else decode(source)
     batch = torch.from_numpy(geometry.apply(image))[None]
     with torch.inference_mode():
         output = model.eval()(batch)
@@ -118,7 +119,9 @@ _WAY_OUT = "train anew with another --engine or --precision; with the default on
 def check_parity(
     model: AnomalyModel, inspector: Inspector, files: Iterable[Path], tolerance: Tolerance
 ) -> dict[str, float]:
-    """Compare the exported model with the trained one on image files.
+    """Compare the exported model with the trained one on image files, where images are cut on a tile of each.
+
+    A map that is joined of tiles differs by no more than the maps of its tiles do.
 
     Args:
         model: as trained.
@@ -137,8 +140,11 @@ def check_parity(
     worst_score = worst_map = 0.0
     count = 0
     for path in files:
-        score, anomaly_map = reference(model, geometry, path)
-        found_score, raw = inspector.raw(path)
+        image = decode(path)
+        if inspector.spec.tiling is not None:
+            image = inspector.spec.tiling.middle(image)
+        score, anomaly_map = reference(model, geometry, image)
+        found_score, raw = inspector.raw(image)
         found_map = geometry.invert(raw, anomaly_map.shape)
         by_score, by_map = abs(score - found_score), tolerance.map_difference(anomaly_map, found_map)
         allowed_score, allowed_map = tolerance.at(score, anomaly_map)
@@ -172,9 +178,9 @@ def _same_verdict(
         )
 
 
-def non_square_copies(source: Path, folder: Path) -> list[Path]:
-    """A wide and a tall part of an image, written as files, so that geometry is proved on more than squares."""
-    image = decode(source)
+def non_square_copies(source: Path, folder: Path, tiling: Tiling | None = None) -> list[Path]:
+    """A wide and a tall part of an image or of a tile, written as files, so that more than squares are proved."""
+    image = decode(source) if tiling is None else tiling.middle(decode(source))
     if image.dtype != np.uint8:
         return []
     height, width = image.shape[:2]

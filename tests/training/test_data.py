@@ -17,7 +17,9 @@ from flawsmith.features.cache import FeatureCache
 from flawsmith.runtime import image
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
-from flawsmith.training.data import TrainingSet
+from flawsmith.runtime.roi import RegionOfInterest
+from flawsmith.runtime.tiles import Tiling
+from flawsmith.training.data import TrainingImages, TrainingSet
 
 NETWORK, OTHER = Geometry(size=(48, 64)), Geometry(size=(40, 40), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 Make = Callable[..., TrainingSet]
@@ -117,3 +119,41 @@ def test_files_of_all_depths_keep_what_inspection_sees(training_set: Make, tmp_p
         np.testing.assert_array_equal(array, network.apply(decode(sample.image)))
     table = data._table(network)
     assert {table[row].dtype.name for row in range(4)} == {"uint8", "float32"}
+
+
+def test_file_is_decoded_once_for_all_of_its_tiles_and_sizes(
+    tmp_path: Path, parts: Path, decoded: Counter[str]
+) -> None:
+    def make(tiling: Tiling | None) -> TrainingSet:
+        cache = FeatureCache("pixels", tmp_path / "cache")
+        return TrainingSet(load(parts).good_train, NETWORK, Pixels(), cache, seed=0, tiling=tiling)
+
+    tiled, whole = make(Tiling(size=56, overlap=8)), make(None)
+    images, small = np.stack(list(tiled.images())), np.stack(list(tiled.images(OTHER)))
+    tiled.features()
+    once = dict(decoded)
+    make(Tiling(size=56, overlap=8)).features()
+
+    assert set(once.values()) == {2}  # once more for another size that is asked for later
+    assert dict(decoded) == once
+    assert len(tiled) == 6 * len(tiled.samples) == 6 * len(whole)
+    for row, image_of_tile, small_tile in zip(tiled.rows, images, small, strict=True):
+        tile = np.ascontiguousarray(row.tile.of(decode(row.path)))
+        np.testing.assert_array_equal(image_of_tile, NETWORK.apply(tile))
+        np.testing.assert_array_equal(small_tile, OTHER.apply(tile))
+    np.testing.assert_array_equal(np.stack(list(whole.images()))[0], NETWORK.apply(decode(whole.samples[0].image)))
+
+
+def test_tiles_outside_of_the_region_are_not_learned_from_and_flaws_stay_inside(tmp_path: Path, parts: Path) -> None:
+    left = RegionOfInterest(include=[[(0, 0), (0.3, 0), (0.3, 1), (0, 1)]])
+    geometry = NETWORK.model_copy(update={"region": left})
+    cache = FeatureCache("pixels", tmp_path / "cache")
+    samples = load(parts).good_train[:2]
+    data = TrainingSet(samples, geometry, Pixels(), cache, seed=0, tiling=Tiling(size=56, overlap=8))
+
+    table = data._table(geometry)
+    seen = TrainingImages(table, data.rows, geometry).seen(0)
+
+    assert {row.tile.left for row in data.rows if row.tile is not None} == {0, 28}
+    assert seen[:, : int(64 * 0.3 * 112 / 56) - 1].all() and not seen[:, int(64 * 0.3 * 112 / 56) + 1 :].any()
+    assert (table[0][:, 45:] == 128).all()

@@ -84,6 +84,12 @@ MinArea = Annotated[
     str | None, typer.Option("--min-area", metavar="AREA", help="Smallest spot that counts: 40 pixels, or 0.2mm2.")
 ]
 Scale = Annotated[str | None, typer.Option(metavar="LENGTH", help="Side of a pixel, such as 0.05mm.")]
+Tile = Annotated[
+    int | None, typer.Option(metavar="PIXELS", help="Cut images into tiles of this side, for small flaws: 512.")
+]
+Overlap = Annotated[
+    int | None, typer.Option(metavar="PIXELS", help="Pixels over which tiles overlap; by default an eighth of a tile.")
+]
 Textures = Annotated[
     str | None,
     typer.Option(help="What flaws are synthesized from: a folder of pictures, self, or procedural (the default)."),
@@ -139,6 +145,8 @@ def train(
     roi: Roi = None,
     min_area: MinArea = None,
     scale: Scale = None,
+    tile: Tile = None,
+    overlap: Overlap = None,
     textures: Textures = None,
     foregrounds: Foregrounds = None,
     fraction: Fraction = 1.0,
@@ -163,6 +171,7 @@ def train(
     settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": _select(select, oracle)}
     settings |= {"alpha": rate, "review_alpha": review_rate, "bits": bits, "layout": layout, "group": group}
     settings |= {"roi": roi, "min_area": min_area, "scale": scale, "cross_fit": cross_fit, "trim": trim}
+    settings |= {"tile": tile, "overlap": overlap}
     settings |= {"value_range": value_range, "textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     loop |= {"logger": logger, "baseline": baseline, "skip_unreadable": skip_unreadable}

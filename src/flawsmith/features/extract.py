@@ -13,6 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from importlib import import_module
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -27,7 +29,8 @@ from flawsmith.features.backbones import PIXELS, Backbone
 from flawsmith.runtime.engine import Engine, make_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry, Pixels
-from flawsmith.runtime.image import decode
+from flawsmith.runtime.image import ImageArray, decode
+from flawsmith.runtime.tiles import Tile, fit_tile
 
 OPSET = 18
 
@@ -246,31 +249,52 @@ def image_key(geometry: Geometry) -> str:
 
 
 def read_files(
-    paths: Sequence[Path], geometries: Sequence[Sequence[Geometry]], *, decoders: int = 2
+    paths: Sequence[Path],
+    geometries: Sequence[Sequence[Geometry]],
+    tiles: Sequence[Tile | None] | None = None,
+    *,
+    decoders: int = 2,
 ) -> Iterator[list[Pixels]]:
-    """The pixels of every file, in order; a file is decoded once, ahead of its turn in a thread.
+    """The pixels of every file or tile, in order; a file is decoded once, ahead of its turn in a thread.
 
     Args:
-        paths: the files.
-        geometries: of every file those that it is brought to.
+        paths: the files; one that comes several times in a row is decoded for all of these.
+        geometries: of each of them those that it is brought to.
+        tiles: what of each is wanted; None: the whole image.
         decoders: threads.
 
     Returns:
-        For each file its (h, w, 3) in each of its geometries, before it is normalised.
+        For each its (h, w, 3) in each of its geometries, before it is normalised.
+
+    Raises:
+        FlawsmithError: a file cannot be read, or is smaller than a tile of it.
     """
+    cuts = [None] * len(paths) if tiles is None else tiles
+    files = [[row for row, _ in rows] for _, rows in groupby(enumerate(paths), key=itemgetter(1))]
+    ahead = LOOK_AHEAD if len(files) == len(paths) else decoders  # all tiles of a file wait together
 
-    def read(number: int) -> list[Pixels]:
-        image = decode(paths[number])
-        return [geometry.fit(image) for geometry in geometries[number]]
+    def read(rows: Sequence[int]) -> list[list[Pixels]]:
+        image = decode(paths[rows[0]])
+        return [[_fitted(image, cuts[row], geometry, paths[row]) for geometry in geometries[row]] for row in rows]
 
-    pending: deque[Future[list[Pixels]]] = deque()
+    pending: deque[Future[list[list[Pixels]]]] = deque()
     with ThreadPoolExecutor(decoders) as pool:
-        for number in range(len(paths)):
-            pending.append(pool.submit(read, number))
-            if len(pending) > LOOK_AHEAD:
-                yield pending.popleft().result()
+        for rows in files:
+            pending.append(pool.submit(read, rows))
+            if len(pending) > ahead:
+                yield from pending.popleft().result()
         while pending:
-            yield pending.popleft().result()
+            yield from pending.popleft().result()
+
+
+def _fitted(image: ImageArray, tile: Tile | None, geometry: Geometry, path: Path) -> Pixels:
+    if tile is None:
+        return geometry.fit(image)
+    if tile.bottom > image.shape[0] or tile.right > image.shape[1]:
+        raise FlawsmithError(
+            f"{path}: is turned by an orientation that stands behind its pixels; save it upright to cut it into tiles"
+        )
+    return fit_tile(image, tile, geometry)
 
 
 def extract(extractor: Extractor, images: Iterable[NDArray[np.float32]]) -> Iterator[list[NDArray[np.float32]]]:

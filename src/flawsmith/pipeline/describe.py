@@ -20,6 +20,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable, replacing
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector, Unreadable
+from flawsmith.runtime.tiles import Tiling
 
 _RUNTIME_PACKAGES = ("python", "flawsmith", "numpy", "pillow", "onnxruntime", "openvino")
 
@@ -44,6 +45,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "config": spec.config,
         "backbone": spec.backbone.model_dump(mode="json"),
         "geometry": spec.geometry.model_dump(mode="json"),
+        "tiling": None if spec.tiling is None else spec.tiling.model_dump(mode="json"),
         "engine": spec.engine,
         "precision": spec.precision,
         "training": spec.training.model_dump(mode="json"),
@@ -71,6 +73,7 @@ def model_in_words(facts: dict[str, Any]) -> str:
         ("method", f"{facts['method']}, preset {facts['preset']}, seed {facts['seed']}"),
         ("backbone", f"{backbone['name']}, {backbone['weights']} weights, SHA-256 {backbone['sha256'][:16]}"),
         ("input", f"{width} × {height} pixels, {geometry['policy']}"),
+        *([("tiles", Tiling.model_validate(facts["tiling"]).describe())] if facts["tiling"] else []),
         ("engine", f"{facts['engine']}, {facts['precision']}"),
         ("learned from", f"{training['n_train']} good images of {training['category']} ({training['layout']} layout)"),
         *([("findings", _briefly(training["findings"]))] if training["findings"] else []),
@@ -99,7 +102,7 @@ def model_card(spec: BundleSpec) -> str:
 {stamps}- method: {spec.method}, preset {spec.preset}, seed {spec.seed}
 - backbone: {spec.backbone.name} ({spec.backbone.weights} weights, SHA-256 {spec.backbone.sha256[:16]}…)
 - input: {width}×{height} pixels, {spec.geometry.policy}
-- engine: {spec.engine}, {spec.precision}
+{_tiles(spec)}- engine: {spec.engine}, {spec.precision}
 {_synthesis(spec)}- learned from {training.n_train} good images of {training.category} ({training.layout} layout)
 - limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
 - exported against trained: {parity_in_words(spec.parity)}; what is allowed is part of the limits
@@ -109,6 +112,13 @@ def model_card(spec: BundleSpec) -> str:
 Scores are comparable within this model only. The model has learned from no flawed part; what it calls a flaw is what it
 did not find among the good ones.
 """
+
+
+def _tiles(spec: BundleSpec) -> str:
+    """A line on the tiles into which images are cut, where they are."""
+    if spec.tiling is None:
+        return ""
+    return f"- images are cut into tiles of {spec.tiling.describe()}; the ONNX graph is that of one tile\n"
 
 
 def _synthesis(spec: BundleSpec) -> str:

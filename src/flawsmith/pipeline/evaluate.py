@@ -251,13 +251,17 @@ def _network_geometry(inspector: Inspects, protocol: Protocol) -> Geometry | Non
     """How images reach the network, where the protocol measures in its pixels.
 
     Raises:
-        FlawsmithError: it is another package's model.
+        FlawsmithError: it is another package's model, or images are cut into tiles.
     """
     if protocol.pixels != "network":
         return None
     if not isinstance(inspector, Inspector):
         raise FlawsmithError(
             "the network's pixels are known of this package's own models alone: compare with others by --protocol clean"
+        )
+    if inspector.spec.tiling is not None:
+        raise FlawsmithError(
+            "this model cuts images into tiles, so no map has the network's pixels: use --protocol clean"
         )
     return inspector.spec.geometry
 

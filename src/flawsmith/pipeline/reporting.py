@@ -235,6 +235,7 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         ("Backbone", f"{spec.backbone.name}, {spec.backbone.weights} weights, SHA-256 {spec.backbone.sha256[:16]}"),
         ("Levels", ", ".join(f"stride {level}" for level in spec.backbone.levels)),
         ("Input", f"{width} × {height} pixels, {spec.geometry.policy}"),
+        *([] if spec.tiling is None else [("Tiles", spec.tiling.describe())]),
         ("Engine", f"{spec.engine}, {spec.precision}"),
         ("Seed", str(spec.seed)),
         ("Checkpoint", spec.training.selection),

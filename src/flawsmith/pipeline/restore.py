@@ -123,6 +123,10 @@ def feature_clouds(
         FlawsmithError: no finished run with its checkpoints, no good test images, or an image cannot be read.
     """
     restored = restore(run)
+    if restored.spec.tiling is not None:
+        raise FlawsmithError(
+            f"{run}: features of models that cut images into tiles are not drawn; train without --tile"
+        )
     detector, geometry = restored.model, restored.spec.geometry
     strides = restored.model.backbone.info.strides
 

@@ -19,6 +19,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import RangeAdvice, decode, kind_of_images, range_advice, summarise_values
+from flawsmith.runtime.tiles import LARGEST_TILE, OVERLAP_SHARE, SMALLEST_TILE, Tiling
 
 _LOOKED_AT = 24
 """Images whose values are looked at before anything is done with them."""
@@ -82,6 +83,22 @@ class TrainSettings(BaseModel):
     )
     min_area: str | None = Field(None, description="Smallest region that counts: pixels, or an area such as 0.2mm2.")
     scale: str | None = Field(None, description="Side of a pixel, in millimetres or such as 50um.")
+    tile: int | None = Field(
+        None,
+        ge=SMALLEST_TILE,
+        le=LARGEST_TILE,
+        description="Side of the tiles into which images are cut, pixels of the images; by default none are.",
+    )
+    overlap: int | None = Field(
+        None, ge=0, description="Pixels over which tiles overlap, below half of the tile; by default an eighth of it."
+    )
+
+    @property
+    def tiling(self) -> Tiling | None:
+        """How images are cut into tiles; None: each is seen as a whole."""
+        if self.tile is None:
+            return None
+        return Tiling(size=self.tile, overlap=self.tile // OVERLAP_SHARE if self.overlap is None else self.overlap)
 
     @property
     def source_range(self) -> tuple[float, float] | None:
@@ -102,6 +119,14 @@ class TrainSettings(BaseModel):
                 raise ValueError("bits and value_range say the same in two ways, give one of them")
             if not 0 <= self.value_range[0] < self.value_range[1] <= 65535:
                 raise ValueError("value_range must rise, within 0 and 65535")
+        return self
+
+    @model_validator(mode="after")
+    def _tiles_overlap_by_less_than_half(self) -> TrainSettings:
+        if self.overlap is not None and self.tile is None:
+            raise ValueError(f"overlap={self.overlap} is that of tiles, give their side too with tile")
+        if self.overlap is not None and self.tile is not None and 2 * self.overlap >= self.tile:
+            raise ValueError(f"overlap={self.overlap} must be below half of the tile, {self.tile}")
         return self
 
     @model_validator(mode="after")

@@ -22,7 +22,7 @@ import flawsmith
 from flawsmith.calibration.groups import group_figures
 from flawsmith.data.doctor import glance
 from flawsmith.data.samples import Dataset, Sample
-from flawsmith.data.seeding import derived_seed
+from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.data.splits import HoldOut, content_hashes, hold_out
 from flawsmith.export import Tolerance, check_parity, export_model, non_square_copies
 from flawsmith.features.backbones import Backbone, load_backbone
@@ -44,30 +44,56 @@ from flawsmith.runtime.decision import Decision, GroupFigures, choose_limits
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINE_FOLDER, BASELINES, printable
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.image import as_8_bit, decode
+from flawsmith.runtime.image import ImageArray, as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.roi import RegionOfInterest
+from flawsmith.runtime.tiles import Tile, Tiling, fit_tile, tiles_to_see
 from flawsmith.synthesis.foreground import FOLDER as MASK_FOLDER
-from flawsmith.synthesis.held_out import held_out_flaws
+from flawsmith.synthesis.held_out import held_out_flaw, held_out_flaws
 from flawsmith.training.data import SynthesisOptions, TrainingSet
 from flawsmith.training.distributed import broadcast_from_rank_zero, is_distributed, local_rank_zero_first
 from flawsmith.training.run import MODEL, REPORT, RunFolder
 from flawsmith.training.selection import HeldOutSelection, TestImage, TestSetSelection
 
 
-def synthetic_images(samples: Sequence[Sample], geometry: Geometry, seed: int) -> Iterator[NDArray[np.uint8]]:
+def synthetic_images(
+    samples: Sequence[Sample], geometry: Geometry, seed: int, tiling: Tiling | None = None
+) -> Iterator[NDArray[np.uint8]]:
     """One synthetic flaw on every image, of mixed recipes and strengths: a function of the images and the seed.
 
     Args:
         samples: held-out good images, in the order that numbers their flaws.
         geometry: declares the range of sources deeper than 8 bits.
         seed: of all draws.
+        tiling: put the flaw on a tile, as large as those on training tiles; None: on the image.
 
     Returns:
         (height, width, 3) uint8 each, in the size of the file.
     """
     good = (as_8_bit(decode(sample.image), geometry.value_range) for sample in samples)
-    return (flaw.image for flaw in held_out_flaws(good, seed))
+    if tiling is None:
+        return (flaw.image for flaw in held_out_flaws(good, seed))
+    return _flawed_on_a_tile(good, geometry, seed, tiling)
+
+
+def _flawed_on_a_tile(
+    images: Iterable[NDArray[np.uint8]], geometry: Geometry, seed: int, tiling: Tiling
+) -> Iterator[NDArray[np.uint8]]:
+    previous = None
+    for index, image in enumerate(images):
+        tile = drawn_tile(image, geometry, tiling, seed, index)
+        good = np.ascontiguousarray(tile.of(image))
+        flawed = image.copy()
+        tile.of(flawed)[:] = held_out_flaw(good, seed=seed, index=index, other=previous).image
+        previous = good
+        yield flawed
+
+
+def drawn_tile(image: ImageArray, geometry: Geometry, tiling: Tiling, seed: int, index: int) -> Tile:
+    """A tile that shows some of the region of interest: of a numbered image the same for the same seed."""
+    size = (image.shape[0], image.shape[1])
+    tiles = tiles_to_see(tiling, geometry, size) or tiling.tiles(size)
+    return tiles[int(generator(seed, "tile of a flaw", index).integers(len(tiles)))]
 
 
 def refuse_without_labels(dataset: Dataset) -> None:
@@ -137,6 +163,7 @@ class Job:
         images: the kind that the images are of, such as ``grey, 8 bits``; empty where they differ.
         skipped: by name of each good image that was left out, what is wrong with it.
         region: what of the images is learned from and inspected; None: all of it.
+        tiling: how images are cut into tiles; None: each is seen as a whole.
         minimum_area: smallest region that counts, pixels.
         pixel_size: side of a pixel in millimetres; None: unknown.
     """
@@ -153,6 +180,7 @@ class Job:
     images: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
     region: RegionOfInterest | None = None
+    tiling: Tiling | None = None
     minimum_area: int = 1
     pixel_size: float | None = None
 
@@ -274,7 +302,7 @@ class TrainingSteps:
         with self._timed("export"):
             graph = export_model(model, self.config.image_size)
         with self._timed("calibration"):
-            return self._calibrated(self._spec(geometry, model, n_train=len(data)), graph, model)
+            return self._calibrated(self._spec(geometry, model, n_train=len(data.samples)), graph, model)
 
     def _remarks_on_learned(self) -> tuple[str, ...]:
         """Which of the images learned from stand apart from the others."""
@@ -344,7 +372,8 @@ class TrainingSteps:
             decode(sample.image)  # a damaged file is found before the long work, not after it
         extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
-        data = TrainingSet(samples, geometry, extractor, cache, seed=self.settings.seed, synthesis=self.synthesis)
+        seed, synthesis, tiling = self.settings.seed, self.synthesis, self.job.tiling
+        data = TrainingSet(samples, geometry, extractor, cache, seed=seed, synthesis=synthesis, tiling=tiling)
         if is_distributed() and self.config.frozen_backbone:  # once a machine instead of in every process
             with self._timed("features"):
                 local_rank_zero_first(data.features)
@@ -361,11 +390,18 @@ class TrainingSteps:
             return next(stages, None)
 
     def _selection(self, samples: tuple[Sample, ...], geometry: Geometry, model: AnomalyModel) -> HeldOutSelection:
-        chosen = samples[:SYNTHETIC_FOR_SELECTION]
-        good = np.stack([geometry.apply(decode(sample.image)) for sample in chosen])
+        chosen, tiling = samples[:SYNTHETIC_FOR_SELECTION], self.job.tiling
         seed = derived_seed(self.settings.seed, "selection flaws") % 2**31
-        synthetic = np.stack([geometry.apply(image) for image in synthetic_images(chosen, geometry, seed)])
-        return HeldOutSelection(good, synthetic, lambda: model)
+
+        def seen(images: Iterable[ImageArray]) -> NDArray[np.float32]:
+            """What the network sees of them, or of the tiles with the flaws."""
+            if tiling is None:
+                return np.stack([geometry.apply(image) for image in images])
+            tiles = ((image, drawn_tile(image, geometry, tiling, seed, index)) for index, image in enumerate(images))
+            return np.stack([geometry.normalise(fit_tile(image, tile, geometry)) for image, tile in tiles])
+
+        good = seen(decode(sample.image) for sample in chosen)
+        return HeldOutSelection(good, seen(synthetic_images(chosen, geometry, seed, tiling)), lambda: model)
 
     def _spec(self, geometry: Geometry, model: AnomalyModel, *, n_train: int) -> BundleSpec:
         info = model.backbone.info
@@ -376,6 +412,7 @@ class TrainingSteps:
             config=self.config.model_dump(mode="json"),
             backbone=BackboneSpec(name=info.architecture, weights=info.origin, sha256=info.sha256, levels=info.strides),
             geometry=geometry,
+            tiling=self.job.tiling,
             engine=self.settings.engine,
             precision=self.settings.precision,
             decision=Decision(
@@ -453,7 +490,7 @@ class TrainingSteps:
         )
         inspector.spec = spec.model_copy(update={"decision": decision})
         with tempfile.TemporaryDirectory() as folder:
-            proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder))]
+            proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder), spec.tiling)]
             parity = check_parity(model, inspector, proofs, tolerance)
         final = inspector.spec.model_copy(update={"parity": parity})
         arrays = {"good": scores, "good_levels": maxima, "forged": synthetic, **self._images()}
@@ -492,8 +529,8 @@ class TrainingSteps:
     def _synthetic_scores(self, inspector: Inspector, most: int = SYNTHETIC_FOR_CALIBRATION) -> NDArray[np.float64]:
         samples = self.split.calibration[:most]
         seed = derived_seed(self.settings.seed, "calibration flaws") % 2**31
-        images = synthetic_images(samples, inspector.spec.geometry, seed)
-        return np.array([inspector.raw(image)[0] for image in images], dtype=np.float64)
+        images = synthetic_images(samples, inspector.spec.geometry, seed, inspector.spec.tiling)
+        return np.array([inspector.measure(image).score for image in images], dtype=np.float64)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -505,8 +542,13 @@ class TrainingSteps:
 def _by_unlikeness(model: AnomalyModel, data: TrainingSet) -> list[tuple[Sample, float]]:
     """The images learned from, those least like the others first, with their scores; the model is fitted anew."""
     assert isinstance(model, Baseline)
-    scores = unlikeness(model, data.features(), [sample.group for sample in data.samples])
-    return [(data.samples[row], float(scores[row])) for row in np.argsort(-scores, kind="stable")]
+    samples = {sample.image: sample for sample in data.samples}
+    of_rows = [samples[row.path] for row in data.rows]
+    scores = unlikeness(model, data.features(), [sample.group or str(sample.image) for sample in of_rows])
+    highest: dict[Sample, float] = {}  # of the tiles of an image
+    for sample, score in zip(of_rows, scores.tolist(), strict=True):
+        highest[sample] = max(score, highest.get(sample, score))
+    return sorted(highest.items(), key=lambda pair: -pair[1])
 
 
 def hash_table(samples: Sequence[Sample]) -> NDArray[np.uint8]:
@@ -519,13 +561,9 @@ def score_files(inspector: Inspector, files: list[Path]) -> tuple[NDArray[np.flo
     """Image score and largest map value, in original pixels, of every file."""
     scores, maxima = [], []
     for file in files:
-        image = decode(file)
-        score, raw = inspector.raw(image)
-        restored = inspector.spec.geometry.invert(raw, (image.shape[0], image.shape[1]))
-        inspected = inspector.spec.geometry.valid_mask((image.shape[0], image.shape[1]))
-        not_inspected = None if inspected is None else ~inspected
-        scores.append(score)
-        maxima.append(inspector.spec.decision.level(restored, not_inspected))
+        measured = inspector.measure(file)
+        scores.append(measured.score)
+        maxima.append(inspector.spec.decision.level(measured.map, measured.not_inspected))
     return np.array(scores, dtype=np.float64), np.array(maxima, dtype=np.float64)
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import math
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,8 +42,9 @@ from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES, left_out, left_out_note
-from flawsmith.runtime.image import decode
+from flawsmith.runtime.image import decode, image_size
 from flawsmith.runtime.roi import RegionOfInterest
+from flawsmith.runtime.tiles import Tiling
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
 from flawsmith.training.distributed import is_rank_zero, process_group
@@ -100,7 +102,7 @@ def train(
             itself does not depend on it.
         quiet: show no progress.
         **settings: fields of :class:`flawsmith.pipeline.settings.TrainSettings`, such as ``method``, ``preset``,
-            ``backbone``, ``seed``, ``set`` (a dictionary of method settings) or ``alpha``.
+            ``backbone``, ``seed``, ``set`` (a dictionary of method settings), ``alpha``, or ``tile`` and ``overlap``.
 
     Raises:
         FlawsmithError: for data or settings that cannot be used, saying how to fix them.
@@ -137,6 +139,8 @@ def train(
         raise FlawsmithError(
             f"{checked.method} trains nothing, so there is no checkpoint to choose: keep --select last"
         )
+    if checked.tiling is not None:
+        _refuse_with_tiles(checked, config)
     if checked.select == "oracle":
         refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
@@ -151,6 +155,9 @@ def train(
     images, advice = look_at_values((*split.train, *split.calibration), checked)
     if advice is not None and is_rank_zero():
         warnings.warn(str(advice), stacklevel=2)
+    size_note = _about_size((*split.train, *split.calibration), checked.tiling, config)
+    if size_note and is_rank_zero():
+        warnings.warn(size_note, stacklevel=2)
     pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
     minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
     region = None if checked.roi is None else _region(Path(checked.roi), split.train[0])
@@ -175,7 +182,12 @@ def train(
         "config": type(config)().model_dump(mode="json"),
         "region": None,
     }
-    where: dict[str, Any] = {"region": region, "minimum_area": minimum_area, "pixel_size": pixel_size}
+    where: dict[str, Any] = {
+        "region": region,
+        "minimum_area": minimum_area,
+        "pixel_size": pixel_size,
+        "tiling": checked.tiling,
+    }
     job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images, skipped, **where)
     with ExitStack() as stack:
         if is_rank_zero():
@@ -247,6 +259,52 @@ def _region(path: Path, sample: Sample) -> RegionOfInterest:
     """The region of interest, drawn on images of the same proportions."""
     image = decode(sample.image)
     return read_region_of_interest(path, (image.shape[0], image.shape[1]))
+
+
+_PLACES_OF_WHOLE_IMAGES = ("files", "disc", "box", "published")
+_MUCH_LARGER = 4
+"""From so many pixels of an image to one of the network's input on, tiles are mentioned."""
+_FEWEST_SEEN = 3
+
+
+def _refuse_with_tiles(settings: TrainSettings, config: ModelConfig) -> None:
+    """What has no meaning, or would leave gaps, where images are cut into tiles.
+
+    Raises:
+        FlawsmithError: naming the option.
+    """
+    option = f"--tile {settings.tile}"
+    if config.policy == "crop":
+        raise FlawsmithError(f"{option}: the policy crop would cut the rim off every tile: add --set policy=squash")
+    if settings.select == "oracle":
+        raise FlawsmithError(
+            f"{option}: an oracle measures whole images in the network's pixels: leave one of them out"
+        )
+    foreground = getattr(config, "foreground", None)
+    mode = getattr(foreground, "mode", foreground)
+    if config.synthesizes and mode in _PLACES_OF_WHOLE_IMAGES:
+        raise FlawsmithError(
+            f"{option}: foreground={mode} marks a place in whole images: draw it with --roi, and add --set "
+            "foreground=none or auto"
+        )
+
+
+def _about_size(samples: Sequence[Sample], tiling: Tiling | None, config: ModelConfig) -> str:
+    """Whether tiles do nothing for the images, or would do much; empty where there is nothing to say."""
+    sizes = [size for size in map(image_size, (sample.image for sample in samples)) if size is not None]
+    if not sizes:
+        return ""
+    if tiling is not None:
+        fitting = all(map(tiling.holds, sizes))
+        return f"--tile {tiling.size} changes nothing: every image fits into one tile" if fitting else ""
+    (height, width), (rows, columns) = sorted(sizes)[len(sizes) // 2], config.image_size
+    factor = max(height / rows, width / columns)
+    if factor < _MUCH_LARGER:
+        return ""
+    return (
+        f"images of {width} x {height} are seen at {columns} x {rows}: flaws of fewer than about "
+        f"{math.ceil(_FEWEST_SEEN * factor)} pixels may be lost; --tile 512 looks at the images piece by piece"
+    )
 
 
 def _images_sha256(split: HoldOut) -> str:

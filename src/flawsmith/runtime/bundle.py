@@ -17,12 +17,13 @@ from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
 from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.tiles import Tiling
 
 _DATE = (1980, 1, 1, 0, 0, 0)
 _UNIX = 3
@@ -264,6 +265,9 @@ class BundleSpec(BaseModel):
     config: dict[str, JsonValue] = Field(description="every number of the method's configuration")
     backbone: BackboneSpec
     geometry: Geometry
+    tiling: Tiling | None = Field(
+        default=None, description="tiles into which images are cut, each on its way by geometry; None: the whole image"
+    )
     engine: EngineName = Field(default="onnxruntime", description="the engine the limits were calibrated with")
     precision: Precision = Field(default="float32", description="the precision the limits were calibrated with")
     decision: Decision = Field(description="the limits in use")
@@ -275,6 +279,12 @@ class BundleSpec(BaseModel):
         default_factory=dict, description="figures of the export's parity gate, by name"
     )
     seed: int = Field(description="seed of the run")
+
+    @model_validator(mode="after")
+    def _tiles_show_all(self) -> BundleSpec:
+        if self.tiling is not None and self.geometry.policy == "crop":
+            raise ValueError("tiling needs a geometry that cuts nothing away from a tile, not the policy crop")
+        return self
 
 
 @dataclass(frozen=True)

@@ -184,7 +184,8 @@ class Decision(BaseModel):
         Raises:
             FlawsmithError: a number is not finite, or the region of interest covers no inspected pixel.
         """
-        if not (math.isfinite(score) and np.isfinite(anomaly_map).all()):
+        extremes = float(anomaly_map.min()), float(anomaly_map.max())  # what is not a number comes through
+        if not all(map(math.isfinite, (score, *extremes))):
             raise FlawsmithError("the model's score or map is not a finite number; train or export the model anew")
         mask = self._mask(anomaly_map.shape, not_inspected)
         regions = find_regions(anomaly_map, self.map_limit, minimum_area=self.minimum_area, mask=mask)

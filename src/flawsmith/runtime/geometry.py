@@ -174,7 +174,7 @@ class Geometry(BaseModel):
             ((4, 8, 3), 'uint8')
         """
         if self.region is not None:
-            image = self._painted_over(image, self.region)
+            image = self.painted_over(image, self.region.to_mask((image.shape[0], image.shape[1])))
         if image.dtype == np.uint8:
             return self._resized(Image.fromarray(image), _FILTERS[self.interpolation])
         rows, columns = self._axes((image.shape[0], image.shape[1]))
@@ -329,15 +329,19 @@ class Geometry(BaseModel):
         mask[top:bottom, left:right] = True if region is None else region[top:bottom, left:right]
         return mask
 
-    def _painted_over(
-        self, image: NDArray[np.uint8] | NDArray[np.uint16], region: RegionOfInterest
+    def painted_over(
+        self, image: NDArray[np.uint8] | NDArray[np.uint16], inside: NDArray[np.bool_]
     ) -> NDArray[np.uint8] | NDArray[np.uint16]:
-        """The image, grey outside of the region: before it is resized, so that nothing of what lies there reaches the
-        network.
+        """An image that is grey outside of a region: before it is resized, so that nothing of what lies there reaches
+        the network.
+
+        Args:
+            image: (height, width, 3).
+            inside: (height, width), False where it is painted over.
         """
         low, high = (0.0, 255.0) if image.dtype == np.uint8 else self.value_range or (0.0, 65535.0)
         painted = image.copy()
-        painted[~region.to_mask((image.shape[0], image.shape[1]))] = round(low + (high - low) / 2)
+        painted[~inside] = round(low + (high - low) / 2)
         return painted
 
     def _centred(self, pixels: Pixels) -> tuple[slice, slice]:

@@ -33,6 +33,7 @@ __all__ = [
     "decode",
     "find_images",
     "has_further_pictures",
+    "image_size",
     "is_grey",
     "iter_images",
     "kind_of_images",
@@ -48,6 +49,7 @@ MAX_PIXELS = 400_000_000
 """Default size cap: a 16k line-scan camera's 24,000 lines still pass, and the array stays at 1.2 GB or less.
 Services that read strangers' files should ask for less."""
 
+_ORIENTATION = 0x0112
 
 _ARRAY_FIXES = {
     "b": "give black and white as 0 and 255: image.astype(numpy.uint8) * 255",
@@ -124,6 +126,30 @@ def has_further_pictures(source: str | Path | bytes) -> bool:
             return holds_further_pictures(open_image(stream, "", MAX_PIXELS))
     except Exception:  # what is wrong, decoding says
         return False
+
+
+def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int] | None:
+    """(height, width) that `decode` will give an image, by its header; None where that cannot be read.
+
+    An orientation that stands behind the pixels of a PNG file is not seen.
+
+    Example:
+        >>> import tempfile
+        >>> from PIL import Image
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     Image.new("L", (4, 2)).save(f"{folder}/a.png")
+        ...     image_size(f"{folder}/a.png")
+        (2, 4)
+    """
+    try:
+        with Path(path).open("rb") as stream, open_image(stream, str(path), max_pixels) as image:
+            width, height = image.size
+            # Pillow reads all of a PNG file to look for an orientation.
+            known = image.format in ("JPEG", "TIFF", "WEBP") or "exif" in image.info
+            turned = known and image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            return (width, height) if turned else (height, width)
+    except Exception:  # Pillow answers odd bytes with nearly every exception there is
+        return None
 
 
 def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 import warnings
 from collections import deque
@@ -22,9 +21,18 @@ from flawsmith.runtime.decision import LARGEST_SCORE, Decision, Verdict
 from flawsmith.runtime.engine import Engine, check_detector, make_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, iter_images
-from flawsmith.runtime.image import MAX_PIXELS, ImageArray, KindWatch, decode, has_further_pictures, validate_array
+from flawsmith.runtime.image import (
+    MAX_PIXELS,
+    ImageArray,
+    KindWatch,
+    decode,
+    has_further_pictures,
+    image_size,
+    validate_array,
+)
 from flawsmith.runtime.overlay import draw_overlay
 from flawsmith.runtime.regions import Region
+from flawsmith.runtime.tiles import inspect_by_tiles
 
 ImageSource = str | Path | bytes | NDArray[Any]
 """A path, a file's content, or an array (height, width, 3) RGB or (height, width) grey, uint8 or uint16."""
@@ -44,7 +52,8 @@ class Inspection:
         timing: milliseconds by step: decode, prepare, infer, restore, decide.
         decision: the limits that held.
         value_range: values of images deeper than 8 bits that are black and white; None: 0 and 65535.
-        network_map: (h, w) float32, the map as the network gave it, in its own input pixels.
+        network_map: (h, w) float32, the map as the network gave it, in its own input pixels; None where several tiles
+            make the map.
         pixels: (height, width, 3) RGB, the image as decoded, where a stream was asked to keep it; else None.
         further_pictures: whether the file holds further pictures, as an animation does, which were not inspected.
     """
@@ -123,20 +132,41 @@ class Unreadable:
         return {"image": self.image, "error": self.error}
 
 
-__all__ = ["ImageSource", "Inspection", "Inspector", "Unreadable"]
+__all__ = ["ImageSource", "Inspection", "Inspector", "ScoreAndMap", "Unreadable"]
 
 _PREFETCH_PER_DECODER = 2
+PIXELS_AHEAD = 2**26
+"""Pixels of images to be cut into tiles that are in memory at a time, the one in work included; a larger image is there
+alone."""
 
 
-class _Prepared(NamedTuple):
-    """An image made ready for the network; the image itself is let go unless it is to be kept."""
+class ScoreAndMap(NamedTuple):
+    """What a model measures on an image, before anything is decided.
+
+    Attributes:
+        score: image score.
+        map: (height, width) float32 in pixels of the original image.
+        not_inspected: (height, width), True where the network saw nothing; None: it saw all.
+        network_map: (h, w) in the network's own pixels; None where several tiles make the map.
+    """
+
+    score: float
+    map: NDArray[np.float32]
+    not_inspected: NDArray[np.bool_] | None
+    network_map: NDArray[np.float32] | None
+
+
+@dataclass
+class _Prepared:
+    """An image made ready for the network; the image itself is let go unless it is to be kept, or cut into tiles."""
 
     image: str | None
-    batch: NDArray[np.float32]
+    batch: NDArray[np.float32] | None
     original_size: tuple[int, int]
     timing: dict[str, float]
     pixels: ImageArray | None = None
     further_pictures: bool = False
+    uncut: ImageArray | None = None
 
 
 class Inspector:
@@ -268,7 +298,9 @@ class Inspector:
         """Inspects the images of a folder, or any sequence of paths, in order.
 
         Threads decode ahead, never more than two images each, and results are handed out as they come: memory
-        does not grow with the number of images. Closing or dropping the iterator ends the threads.
+        does not grow with the number of images. Images that are cut into tiles are kept until all are seen: of them, no
+        more than `PIXELS_AHEAD` pixels are in memory, or a single one. Closing or dropping the iterator ends the
+        threads.
 
         Args:
             source: a folder (searched with its subfolders), one file, or paths.
@@ -290,6 +322,18 @@ class Inspector:
             paths = source
         return self._stream(_error_last(iter(paths)), decoders, keep_pixels)
 
+    def measure(self, image: ImageSource, *, bgr: bool = False) -> ScoreAndMap:
+        """Returns score and map of an image without a verdict, such as for new limits.
+
+        Args:
+            image: as in `inspect`.
+            bgr: an array's channels are in OpenCV's order.
+
+        Raises:
+            FlawsmithError: as in `inspect`.
+        """
+        return self._measured(self._prepare(image, bgr=bgr, watch=False), _Clock())
+
     def raw(self, image: ImageSource, *, bgr: bool = False) -> tuple[float, NDArray[np.float32]]:
         """Returns what the network itself says, before anything is inverted or decided.
 
@@ -301,33 +345,60 @@ class Inspector:
             The image score, and the (h, w) map in the network's input size.
 
         Raises:
-            FlawsmithError: as in `inspect`.
+            FlawsmithError: as in `inspect`; or the image is seen in several tiles, of which each has a map.
         """
-        return self._infer(self._prepare(image, bgr=bgr, watch=False).batch)
+        prepared = self._prepare(image, bgr=bgr, watch=False)
+        if prepared.batch is None:
+            raise FlawsmithError("several tiles have no common map in the network's pixels; use inspect or measure")
+        return self._infer(prepared.batch)
 
     def _stream(
         self, paths: Iterator[str | Path | Exception], decoders: int, keep_pixels: bool
     ) -> Iterator[Inspection | Unreadable]:
         prepare = partial(self._prepare, keep_pixels=keep_pixels)
         pool = ThreadPoolExecutor(decoders, thread_name_prefix="flawsmith-decode")
-        waiting: deque[tuple[str | Path, Future[_Prepared]] | Exception] = deque()
+        waiting: deque[_Waiting | Exception] = deque()
+        held_back: _Waiting | None = None
         try:
             while True:
-                for path in itertools.islice(paths, decoders * _PREFETCH_PER_DECODER - len(waiting)):
-                    waiting.append(path if isinstance(path, Exception) else (path, pool.submit(prepare, path)))
+                while len(waiting) < decoders * _PREFETCH_PER_DECODER:
+                    item = held_back or self._next(paths)
+                    held_back = None
+                    if item is None:
+                        break
+                    if isinstance(item, _Waiting):
+                        if waiting and item.pixels + sum(_pixels_of(other) for other in waiting) > PIXELS_AHEAD:
+                            held_back = item
+                            break
+                        item.prepared = pool.submit(prepare, item.path)
+                    waiting.append(item)
                 if not waiting:
                     return
                 first = waiting.popleft()
                 if isinstance(first, Exception):
                     raise first
-                path, prepared = first
+                path, prepared = first.path, first.prepared
+                assert prepared is not None, "submitted above"
+                del first
                 try:
                     result: Inspection | Unreadable = self._finish(prepared.result())
                 except FlawsmithError as error:
                     result = Unreadable(str(path), str(error))
+                del prepared
                 yield result
+                del result  # before the next image is waited for
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _next(self, paths: Iterator[str | Path | Exception]) -> _Waiting | Exception | None:
+        """The next image to wait for; None at the end. Its pixels count where they are kept to be cut into tiles."""
+        path = next(paths, None)
+        if path is None or isinstance(path, Exception):
+            return path
+        if self.spec.tiling is None:
+            return _Waiting(path)
+        size = image_size(path, max_pixels=self._max_pixels)
+        return _Waiting(path, 0 if size is None or self.spec.tiling.holds(size) else size[0] * size[1])
 
     def _prepare(
         self, image: ImageSource, *, bgr: bool = False, keep_pixels: bool = False, watch: bool = True
@@ -343,11 +414,33 @@ class Inspector:
         clock.lap("decode")
         if watch:
             self._kinds.look(pixels, str(image) if isinstance(image, (str, Path)) else "an image")
+        size = (pixels.shape[0], pixels.shape[1])
+        name = str(image) if isinstance(image, (str, Path)) else None
+        kept = pixels if keep_pixels else None
+        if self.spec.tiling is not None and not self.spec.tiling.holds(size):
+            return _Prepared(name, None, size, clock.timing, kept, further, pixels)
         batch = self.spec.geometry.apply(pixels)[None]
         clock.lap("prepare")
-        name = str(image) if isinstance(image, (str, Path)) else None
-        size = (pixels.shape[0], pixels.shape[1])
-        return _Prepared(name, batch, size, clock.timing, pixels if keep_pixels else None, further)
+        return _Prepared(name, batch, size, clock.timing, kept, further)
+
+    def _measured(self, prepared: _Prepared, clock: _Clock) -> ScoreAndMap:
+        geometry, tiling, size = self.spec.geometry, self.spec.tiling, prepared.original_size
+        small_map: NDArray[np.float32] | None = None
+        if prepared.batch is not None:
+            score, small_map = self._infer(prepared.batch)
+            clock.lap("infer")
+            anomaly_map = geometry.invert(small_map, size)
+        else:
+            assert prepared.uncut is not None and tiling is not None, "kept to be cut"
+            score, anomaly_map = inspect_by_tiles(prepared.uncut, geometry, tiling, self._infer, clock.lap)
+            prepared.uncut = None  # a large image makes room before its map is judged
+        if small_map is None:
+            inside = None if geometry.region is None else geometry.region.to_mask(size)
+        else:
+            inside = geometry.valid_mask(size)
+        not_inspected = None if inside is None else ~inside
+        clock.lap("restore")
+        return ScoreAndMap(score, anomaly_map, not_inspected, small_map)
 
     def _infer(self, batch: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
         outputs = self.engine.run(batch)
@@ -366,17 +459,9 @@ class Inspector:
     def _finish(self, prepared: _Prepared) -> Inspection:
         clock = _Clock(prepared.timing)
         name = prepared.image or "image"
-        try:
-            score, small_map = self._infer(prepared.batch)
-        except FlawsmithError as error:
-            raise FlawsmithError(f"{name}: {error}") from None
-        clock.lap("infer")
         geometry, decision = self.spec.geometry, self.spec.decision
-        anomaly_map = geometry.invert(small_map, prepared.original_size)
-        valid = geometry.valid_mask(prepared.original_size)
-        not_inspected = None if valid is None else ~valid
-        clock.lap("restore")
         try:
+            score, anomaly_map, not_inspected, small_map = self._measured(prepared, clock)
             verdict, regions = decision.decide(score, anomaly_map, not_inspected)
         except FlawsmithError as error:
             raise FlawsmithError(f"{name}: {error}") from None
@@ -397,6 +482,25 @@ class Inspector:
         )
 
 
+@dataclass
+class _Waiting:
+    """An image of a stream, and the thread's promise to make it ready.
+
+    Attributes:
+        path: of the image.
+        pixels: that it keeps in memory until it is inspected.
+        prepared: the promise; None until there is room for it.
+    """
+
+    path: str | Path
+    pixels: int = 0
+    prepared: Future[_Prepared] | None = None
+
+
+def _pixels_of(item: _Waiting | Exception) -> int:
+    return item.pixels if isinstance(item, _Waiting) else 0
+
+
 def _error_last(paths: Iterable[str | Path]) -> Iterator[str | Path | Exception]:
     """The paths, and where an error ends them, that error as the last item: it waits for its turn as they do."""
     try:
@@ -406,7 +510,7 @@ def _error_last(paths: Iterable[str | Path]) -> Iterator[str | Path | Exception]
 
 
 class _Clock:
-    """Milliseconds between laps."""
+    """Milliseconds between laps; laps of one name add up."""
 
     def __init__(self, timing: dict[str, float] | None = None) -> None:
         self.timing = dict(timing or {})
@@ -414,5 +518,5 @@ class _Clock:
 
     def lap(self, name: str) -> None:
         now = time.perf_counter()
-        self.timing[name] = 1000.0 * (now - self._last)
+        self.timing[name] = self.timing.get(name, 0.0) + 1000.0 * (now - self._last)
         self._last = now

@@ -8,6 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+_BAND_PIXELS = 2**22
+
 
 class Region(BaseModel):
     """A connected part of a map that lies above the limit, in pixels of the original image."""
@@ -161,12 +163,20 @@ def _largest_area(mask: NDArray[np.bool_]) -> int:
 
 def _find_runs(mask: NDArray[np.bool_]) -> _Runs:
     height, width = mask.shape
+    # Some rows at a time: what is made of them on the way takes as much memory as the mask itself.
+    band = max(1, _BAND_PIXELS // width)
+    runs = [_runs_of_rows(mask[top : top + band], top) for top in range(0, height, band)]
+    return runs[0] if len(runs) == 1 else _Runs(*map(np.concatenate, zip(*runs, strict=True)))
+
+
+def _runs_of_rows(mask: NDArray[np.bool_], top: int) -> _Runs:
+    height, width = mask.shape
     # One column of background on either side ends every run within its own row.
     padded = np.zeros((height, width + 2), np.int8)
     padded[:, 1:-1] = mask
     steps = np.flatnonzero(padded[:, 1:] != padded[:, :-1])
     row, column = np.divmod(steps, width + 1)
-    return _Runs(row[::2], column[::2], column[1::2])
+    return _Runs(row[::2] + top, column[::2], column[1::2])
 
 
 def _number(runs: _Runs, width: int) -> tuple[NDArray[np.int32], int]:

@@ -34,6 +34,9 @@ from flawsmith.features.extract import (
 from flawsmith.models.base import ALONE, SyntheticImages
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry, Pixels
+from flawsmith.runtime.image import decode, image_size
+from flawsmith.runtime.roi import RegionOfInterest
+from flawsmith.runtime.tiles import Tile, Tiling, tiles_to_see
 from flawsmith.synthesis.blend import FloatImage, Mask
 from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, provider
 from flawsmith.synthesis.recipes import Recipe
@@ -67,28 +70,50 @@ class SampleKey:
     number: int
 
 
+@dataclass(frozen=True)
+class TrainingRow:
+    """What one row of the training data shows.
+
+    Attributes:
+        path: the file.
+        tile: the part of it; None: all of it.
+        image_size: (height, width) of the file's image, where it is cut.
+    """
+
+    path: Path
+    tile: Tile | None = None
+    image_size: tuple[int, int] = (0, 0)
+
+    def of_mask(self, region: RegionOfInterest, size: tuple[int, int]) -> NDArray[np.bool_]:
+        """A region of interest as it lies in this row, brought to the network's (height, width)."""
+        if self.tile is None:
+            return region.to_mask(size)
+        mask = self.tile.of(region.to_mask(self.image_size))
+        rows, columns = (np.arange(n) * have // n for n, have in zip(size, mask.shape, strict=True))
+        return mask[rows[:, None], columns]
+
+
 class TrainingImages:
     """Training images as the network sees them, before they are normalised, from the cache.
 
     Args:
         table: their pixels.
-        paths: their files, by row.
+        rows: where they come from.
         geometry: how the files became these pixels.
     """
 
-    def __init__(self, table: ImageTable, paths: Sequence[Path], geometry: Geometry) -> None:
-        self.table, self.paths, self.geometry = table, tuple(paths), geometry
+    def __init__(self, table: ImageTable, rows: Sequence[TrainingRow], geometry: Geometry) -> None:
+        self.table, self.rows, self.geometry = table, tuple(rows), geometry
 
-    @cached_property
-    def seen(self) -> NDArray[np.bool_]:
+    def seen(self, row: int) -> NDArray[np.bool_]:
         """(height, width), False outside of the region of interest: no flaw is put there."""
         geometry = self.geometry
         if geometry.region is None or geometry.policy != "squash":  # others do not keep the image's proportions
             return np.ones(geometry.size, bool)
-        return geometry.region.to_mask(geometry.size)
+        return self.rows[row].of_mask(geometry.region, geometry.size)
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.rows)
 
     def __getitem__(self, row: int) -> FloatImage:
         """(height, width, 3) in [0, 1]."""
@@ -126,9 +151,9 @@ class _SyntheticDataset(Dataset[AnomalySample | FlawsmithError]):
     def _foreground(self, row: int, image: FloatImage) -> Mask:
         """The image's foreground, computed once and held as bits: it is the same every time."""
         if row not in self._foregrounds:
-            mask = self._synthesizer.foreground(image, self._images.paths[row])
+            mask = self._synthesizer.foreground(image, self._images.rows[row].path)
             mask = np.ones(image.shape[:2], bool) if mask is None else mask
-            self._foregrounds[row] = np.packbits(mask & self._images.seen)
+            self._foregrounds[row] = np.packbits(mask & self._images.seen(row))
             if len(self._foregrounds) > CACHED_FOREGROUNDS:
                 self._foregrounds.popitem(last=False)
         bits = np.unpackbits(self._foregrounds[row], count=image.shape[0] * image.shape[1])
@@ -287,7 +312,8 @@ class TrainingSet:
     """The held-in good images and what can be made of them (:class:`flawsmith.models.base.TrainingData`).
 
     A file is decoded once: its pixels at the network's size are cached, and features, synthetic images and means are
-    made of them. Whoever asks for another size first gets both sizes of the same decoding.
+    made of them. Whoever asks for another size first gets both sizes of the same decoding. Where images are cut into
+    tiles, a row is a tile.
 
     Args:
         samples: images to learn from, in an order that depends on their content alone; at least one.
@@ -296,6 +322,7 @@ class TrainingSet:
         cache: features of this extractor and geometry.
         seed: seed of the run.
         synthesis: what flaws are synthesized from.
+        tiling: how images are cut; None: each is seen as a whole.
     """
 
     def __init__(
@@ -307,7 +334,9 @@ class TrainingSet:
         *,
         seed: int,
         synthesis: SynthesisOptions | None = None,
+        tiling: Tiling | None = None,
     ) -> None:
+        self.tiling = tiling
         self.samples, self.geometry, self.seed = tuple(samples), geometry, seed
         self.image_size = geometry.size
         self.dataset, self.category = self.samples[0].dataset, self.samples[0].category
@@ -317,15 +346,45 @@ class TrainingSet:
         self._features: FeatureTable | None = None
 
     def __len__(self) -> int:
-        return len(self.samples)
+        return len(self.rows)
+
+    @cached_property
+    def rows(self) -> tuple[TrainingRow, ...]:
+        """What every row shows: an image or, in the order of the images, a tile of one.
+
+        Raises:
+            FlawsmithError: an image that is to be cut cannot be read, or all lie outside of the region of interest.
+        """
+        if self.tiling is None:
+            return tuple(TrainingRow(sample.image) for sample in self.samples)
+        rows = tuple(row for sample in self.samples for row in self._tiles_of(sample.image, self.tiling))
+        if not rows:
+            raise FlawsmithError("no tile shows anything of the region of interest; enlarge it")
+        return rows
+
+    def _tiles_of(self, path: Path, tiling: Tiling) -> Iterator[TrainingRow]:
+        size = image_size(path)
+        if size is None:
+            size = decode(path).shape[:2]
+        if tiling.holds(size):
+            yield TrainingRow(path)
+            return
+        for tile in tiles_to_see(tiling, self.geometry, size):
+            yield TrainingRow(path, tile, size)
 
     @cached_property
     def _paths(self) -> list[Path]:
+        """The files, each once."""
         return [sample.image for sample in self.samples]
 
     @cached_property
     def _hashes(self) -> Sequence[str]:
-        return content_hashes(self._paths)
+        """What each row's pixels follow from: the content of its file, and the tile."""
+        contents = dict(zip(self._paths, content_hashes(self._paths), strict=True))
+        return [
+            contents[row.path] if row.tile is None else "-".join(map(str, (contents[row.path], *row.tile)))
+            for row in self.rows
+        ]
 
     def features(self) -> FeatureTable:
         """Level maps of all images, extracted at most once and kept on disk."""
@@ -357,8 +416,9 @@ class TrainingSet:
         return self._tables[key]
 
     def _read(self, geometries: Sequence[Geometry], lacking: Mapping[int, Sequence[int]]) -> Iterator[Sequence[Pixels]]:
-        paths = [self._paths[row] for row in lacking]
-        return read_files(paths, [[geometries[number] for number in numbers] for numbers in lacking.values()])
+        rows = [self.rows[row] for row in lacking]
+        wanted = [[geometries[number] for number in numbers] for numbers in lacking.values()]
+        return read_files([row.path for row in rows], wanted, [row.tile for row in rows])
 
     def with_backbone(self, backbone: Backbone) -> TrainingSet:
         """The same images through another frozen backbone, with the same engine and precision."""
@@ -366,7 +426,8 @@ class TrainingSet:
         extractor = make_extractor(backbone, self.image_size, engine, precision)
         key = extractor_key(backbone, self.geometry, engine, precision)
         cache = FeatureCache(key, self._cache.root, self._cache.cap, self._cache.in_use)
-        return TrainingSet(self.samples, self.geometry, extractor, cache, seed=self.seed, synthesis=self._synthesis)
+        options = {"seed": self.seed, "synthesis": self._synthesis, "tiling": self.tiling}
+        return TrainingSet(self.samples, self.geometry, extractor, cache, **options)  # type: ignore[arg-type]
 
     def synthetic(
         self, recipe: Recipe, foreground: Foreground, grid: tuple[int, int], *, match_grey: bool
@@ -377,7 +438,7 @@ class TrainingSet:
             FlawsmithError: no such textures or masks.
         """
         options = self._synthesis
-        images = TrainingImages(self._table(self.geometry), self._paths, self.geometry)
+        images = TrainingImages(self._table(self.geometry), self.rows, self.geometry)
         synthesizer = AnomalySynthesizer(
             recipe,
             texture_source(options.textures, self._paths, fit=recipe.fit, value_range=self.geometry.value_range),
