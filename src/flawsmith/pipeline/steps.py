@@ -519,7 +519,7 @@ class TrainingSteps:
             steps = TrainingSteps(dataclasses.replace(self.job, split=fold, run=run, baseline=None))
             model, geometry, data = steps._trained()
             graph = export_model(model, self.config.image_size)
-            inspector = Inspector.load(Bundle(steps._spec(geometry, model, n_train=len(data)), graph))
+            inspector = Inspector.load(Bundle(steps._spec(geometry, model, n_train=len(fold.train)), graph))
             good = score_files(inspector, [sample.image for sample in fold.calibration])
             synthetic = steps._synthetic_scores(inspector, math.ceil(SYNTHETIC_FOR_CALIBRATION / len(self.split.folds)))
             scored.append((*good, synthetic))
