@@ -517,7 +517,7 @@ class TrainingSteps:
             run = RunFolder(self.run.path / "cross-fit" / str(number), self.run.options)
             run.path.mkdir(parents=True, exist_ok=True)
             steps = TrainingSteps(dataclasses.replace(self.job, split=fold, run=run, baseline=None))
-            model, geometry, data = steps._trained()
+            model, geometry, _ = steps._trained()
             graph = export_model(model, self.config.image_size)
             inspector = Inspector.load(Bundle(steps._spec(geometry, model, n_train=len(fold.train)), graph))
             good = score_files(inspector, [sample.image for sample in fold.calibration])
