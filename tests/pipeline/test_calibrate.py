@@ -169,6 +169,7 @@ def test_review_budget_is_beside_the_rejected(model: Path, good: Path) -> None:
 
     assert after.review_limit == pytest.approx((10 + 2 * 30) / 255 + 1e-4)  # ceil(41 (1 - 2/41 - 0.2)) = 31st smallest
     assert after.target_review_rate == pytest.approx(2 / 41 + 0.2)
+    assert "About 195 of 1,000 more go to review." in after.describe()  # 10 of 41 lie above it, 2 of 41 above the limit
 
 
 def test_repeated_images_set_a_band_and_each_part_counts_once(model: Path, tmp_path: Path) -> None:
@@ -181,6 +182,7 @@ def test_repeated_images_set_a_band_and_each_part_counts_once(model: Path, tmp_p
     after = calibrate(model, tmp_path / "good", rate=0.1, repeats="folder").after
 
     assert after.n_good == 30
+    assert "as far as repeated images of one part scatter" in after.describe()
     assert after.repeat_deviation == pytest.approx(2 / 255, rel=0.2)  # of seven equally likely values
     middle = (after.limit + after.review_limit) / 2
     assert after.limit - after.review_limit == pytest.approx(4 * after.repeat_deviation)
@@ -259,7 +261,7 @@ def test_json_is_one_object(model: Path, good: Path, capsys: pytest.CaptureFixtu
 Refused = dict[str, Any]
 CASES: dict[str, tuple[list[str], str]] = {
     "no images": ([], "give their folder"),
-    "no images for a region": (["--rate", "0.1", "--roi", "{root}/square.json"], "--roi needs good images"),
+    "no images for a region": (["--roi", "{root}/square.json"], "give a folder of good images"),
     "no scores in the file": (["--rate", "0.1"], "does not hold the scores"),
     "rate of 0": (["{good}", "--rate", "0"], "--rate 0 is not possible"),
     "rate above 1": (["{good}", "--rate", "30"], "--rate 30 is not possible"),

@@ -86,7 +86,7 @@ def test_each_image_is_scored_by_a_model_that_did_not_learn_from_it(
     for sample in fold.calibration:
         (others / "validation" / "good" / sample.image.name).write_bytes(sample.image.read_bytes())
     by_hand = train_tiny("padim", others, tmp_path / "by_hand", group="none")
-    scores, _ = score_files(Inspector.load(by_hand.bundle), [sample.image for sample in fold.calibration])
+    scores = score_files(Inspector.load(by_hand.bundle), [sample.image for sample in fold.calibration]).scores
     np.testing.assert_allclose(calibration["good"][: len(scores)], scores, rtol=1e-3)
     assert len(json.loads((result.folder / "run.json").read_text())["held_out"]) == 20
 

@@ -61,6 +61,40 @@ def test_calibrating_with_the_held_out_images_gives_the_limits_of_training(
         assert again.changed == ()
 
 
+def test_stored_maps_stand_for_the_held_out_images(
+    train_tiny: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
+) -> None:
+    result = train_tiny("padim", parts, tmp_path / "run", group="none", alpha=0.2)
+    held_out = tmp_path / "good"
+    held_out.mkdir()
+    for record in json.loads((result.folder / "run.json").read_text())["held_out"]:
+        source = parts / record["image"]
+        (held_out / source.name).write_bytes(source.read_bytes())
+
+    for options in ({"roi": left_half}, {"min_area": 30}, {"roi": left_half, "min_area": 30, "rate": 0.3}):
+        by_maps, by_images = (
+            calibrate(result.model, **options),
+            calibrate(result.model, held_out, group="none", **options),
+        )
+
+        assert by_maps.after == by_images.after
+        assert by_maps.after.by_regions
+
+
+def test_maps_of_another_model_or_damaged_ones_are_refused(
+    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+) -> None:
+    result = train_tiny("padim", parts, tmp_path / "run", group="none")
+    elsewhere = tmp_path / "elsewhere.flaw"
+    elsewhere.write_bytes(result.model.read_bytes())
+
+    with pytest.raises(FlawsmithError, match="--min-area needs good images"):
+        calibrate(elsewhere, min_area=9)
+    (result.folder / "held_out_maps.npz").write_bytes(b"maps")
+    with pytest.raises(FlawsmithError, match=r"held_out_maps\.npz is damaged"):
+        calibrate(result.model, min_area=9)
+
+
 def test_images_learned_from_are_refused_after_training(trained: Callable[[str], Any], parts: Path) -> None:
     with pytest.raises(FlawsmithError, match=r"the model learned from it, and \d+ more of these images like it"):
         calibrate(trained("padim").model, parts)

@@ -21,15 +21,14 @@ from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import content_hashes
 from flawsmith.pipeline.describe import model_card
 from flawsmith.pipeline.quantities import parse_area, parse_length, parse_rate
+from flawsmith.pipeline.stored_maps import MAPS, load_maps
 from flawsmith.runtime.bundle import Bundle
-from flawsmith.runtime.decision import Decision, Verdict, worst_rate
+from flawsmith.runtime.decision import REPEAT_DEVIATIONS, Decision, Verdict, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable, replacing
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector, Unreadable
 
-REPEAT_DEVIATIONS = 2.0
-"""Half the width of a review band that repeated images set, in standard deviations: about 95 % of repeats."""
 _FEWEST_REPEATED = 3
 _LISTED = 20
 
@@ -222,13 +221,17 @@ def calibrate(
     if use is not None:
         result = _return_to(bundle, use, good)
     elif good is None:
-        images_needed = {"--roi": roi, "--min-area": min_area, "--repeats": repeats, "--flawed": flawed}
         rates = _rates(rate, review_rate, review_budget, catch, flawed, repeats)
-        result = _from_stored(bundle, rates, [name for name, value in images_needed.items() if value is not None])
+        needing = [name for name, value in (("--repeats", repeats), ("--flawed", flawed)) if value is not None]
+        if needing or all(value is None for value in (*dataclasses.astuple(rates), roi, min_area)):
+            asked = f"{needing[0]} needs" if needing else "new limits need"
+            raise FlawsmithError(f"{asked} good images that the model did not learn from: give their folder")
+        result = _from_stored(bundle, rates, roi, min_area, scale)
     else:
         rates = _rates(rate, review_rate, review_budget, catch, flawed, repeats)
         source = _good_images(Path(good), group, repeats)
-        setting = _setting(bundle.spec.decision, source.samples[0].image, roi, min_area, scale)
+        first = source.samples[0].image
+        setting = _setting(bundle.spec.decision, lambda: decode(first).shape, roi, min_area, scale)
         known_flaws = () if flawed is None else _flawed_images(Path(flawed))
         hidden = known_flaws if catch is not None else ()
         _refuse_known(bundle, source.samples, hidden)
@@ -271,29 +274,38 @@ def _return_to(bundle: Bundle, identity: str, good: str | Path | None) -> Calibr
     return CalibrationResult(changed, before, after)
 
 
-def _from_stored(bundle: Bundle, rates: _Rates, needing_images: Sequence[str]) -> CalibrationResult:
-    """Limits for other rates, from the scores of the images behind those in use.
+def _from_stored(
+    bundle: Bundle, rates: _Rates, roi: str | Path | None, min_area: float | str | None, scale: float | str | None
+) -> CalibrationResult:
+    """Limits for other rates from the scores of the images behind those in use, for another setting from their maps.
 
     Raises:
-        FlawsmithError: the bundle holds no such scores, or something else than rates is asked for.
+        FlawsmithError: the bundle holds no such scores, or no such maps lie beside it.
     """
     before, arrays = bundle.spec.decision, bundle.calibration
-    if needing_images or (rates.reject is None and rates.review is None and rates.budget is None):
-        asked = f"{needing_images[0]} needs" if needing_images else "new limits need"
-        raise FlawsmithError(f"{asked} good images that the model did not learn from: give their folder")
     if not {"good", "good_levels"} <= arrays.keys() or len(arrays["good"]) != before.n_good:
         raise FlawsmithError(
             "the model file does not hold the scores behind its limits: give a folder of good images that the model "
             "did not learn from"
         )
-    scores, levels = arrays["good"], arrays["good_levels"]
+    scores, levels, setting = arrays["good"], arrays["good_levels"], before
+    if roi is not None or min_area is not None:
+        stored = load_maps(bundle)
+        if stored is None or not np.array_equal(stored.scores, scores):
+            option = "--roi" if roi is not None else "--min-area"
+            raise FlawsmithError(
+                f"{option} needs good images that the model did not learn from, or the {MAPS} of its training beside "
+                "the model file: give their folder"
+            )
+        setting = _setting(before, lambda: tuple(stored.sizes[0].tolist()), roi, min_area, scale)
+        levels = stored.levels(bundle, setting)
     names = [""] * len(scores)
     if "good_groups" in arrays:
         names = [f"group {number}" for number in arrays["good_groups"]]
     alpha = before.target_false_reject_rate if rates.reject is None else rates.reject
-    deciding = levels if before.by_regions else scores
+    deciding = levels if setting.by_regions else scores
     by = "" if before.groups is None else before.groups.by
-    after = before.recalibrated(
+    after = setting.recalibrated(
         scores,
         levels,
         alpha=alpha,
@@ -304,8 +316,9 @@ def _from_stored(bundle: Bundle, rates: _Rates, needing_images: Sequence[str]) -
         cross_fitted=before.cross_fitted,
         groups=group_figures(deciding, names, alpha=alpha, by=by),
     )
-    stored = {name: arrays[name] for name in ("good", "good_levels", "good_groups") if name in arrays}
-    return CalibrationResult(_with_card(bundle.with_decision(after, stored)), before, after)
+    behind = {"good": scores, "good_levels": levels}
+    behind |= {"good_groups": arrays["good_groups"]} if "good_groups" in arrays else {}
+    return CalibrationResult(_with_card(bundle.with_decision(after, behind)), before, after)
 
 
 def _with_card(bundle: Bundle) -> Bundle:
@@ -346,7 +359,7 @@ def _rates(
 
 def _setting(
     former: Decision,
-    first: Path,
+    image_shape: Callable[[], tuple[int, ...]],
     roi: str | Path | None,
     min_area: float | str | None,
     scale: float | str | None,
@@ -357,7 +370,7 @@ def _setting(
     if min_area is not None:
         changes["minimum_area"] = parse_area(min_area, pixel_size, "--min-area")
     if roi is not None:
-        shape = decode(first).shape
+        shape = image_shape()
         region = None if str(roi) == "none" else read_region_of_interest(Path(roi), (shape[0], shape[1]))
         changes["region_of_interest"] = region
     return former.model_copy(update=changes)

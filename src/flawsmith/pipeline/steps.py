@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,7 @@ from flawsmith.pipeline.masks import read_mask
 from flawsmith.pipeline.oddness import Baseline, unlikeness
 from flawsmith.pipeline.provenance import versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
+from flawsmith.pipeline.stored_maps import LARGEST_MAPS, StoredMaps, save_maps
 from flawsmith.report import data
 from flawsmith.report.plots import chart_of_metrics
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
@@ -201,6 +202,7 @@ class TrainingSteps:
         self.timings: dict[str, float] = {}
         self.oddest: list[tuple[Sample, float]] = []
         self.trimmed: list[Sample] = []
+        self.scored: FileScores | None = None
 
     def finish(self) -> Bundle:
         """Train, export, calibrate and prove; leave model file, report and record in the run folder."""
@@ -252,6 +254,9 @@ class TrainingSteps:
 
         bundle = self._exported(model, geometry, data)
         bundle.save(self.run.path / MODEL)
+        if self.scored is not None and self.scored.maps is not None:
+            kept = StoredMaps(self.scored.scores, self.scored.maps, self.scored.sizes)
+            save_maps(self.run.path, bundle.model, kept)
         with self._timed("baseline"):
             baseline = self._baseline()
         with self._timed("report"):
@@ -457,19 +462,20 @@ class TrainingSteps:
         inspector, setting = Inspector.load(Bundle(spec, graph)), spec.decision
         files = [sample.image for sample in self.split.calibration]
         if self.split.folds:
-            scores, maxima, synthetic = self._cross_fitted_scores()
+            scored, synthetic = self._cross_fitted_scores()
         else:
-            scores, maxima = score_files(inspector, files)
-            synthetic = self._synthetic_scores(inspector)
+            scored, synthetic = score_files(inspector, files), self._synthetic_scores(inspector)
         left_out = 0
         if self.settings.trim is not None:
             left_out = min(math.ceil(self.settings.trim * len(files)), len(files) - 1)
-            order = np.argsort(maxima if setting.by_regions else scores, kind="stable")
+            order = np.argsort(scored.levels if setting.by_regions else scored.scores, kind="stable")
             kept = np.sort(order[: len(files) - left_out])
             calibration = tuple(self.split.calibration[place] for place in kept)
             self.trimmed += [sample for sample in self.split.calibration if sample not in set(calibration)]
             self.split = dataclasses.replace(self.split, calibration=calibration)
-            files, scores, maxima = [files[place] for place in kept], scores[kept], maxima[kept]
+            files, scored = [files[place] for place in kept], scored.of(kept)
+        self.scored = scored
+        scores, maxima = scored.scores, scored.levels
         exact = self.settings.precision == "float32" and model.continuous
         tolerance = (Tolerance.of_float32 if exact else Tolerance.relative)(scores, maxima, synthetic)
         decision = choose_limits(
@@ -510,8 +516,8 @@ class TrainingSteps:
         groups = [sample.group for sample in self.split.calibration]
         return group_figures(deciding, groups, alpha=self.settings.alpha, by=self.dataset.grouped_by)
 
-    def _cross_fitted_scores(self) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-        """Scores, map levels and scores of synthetic flaws, by models that did not learn from the images."""
+    def _cross_fitted_scores(self) -> tuple[FileScores, NDArray[np.float64]]:
+        """Scores of the images and of synthetic flaws, by models that did not learn from the images."""
         scored = []
         for number, fold in enumerate(self.split.folds, 1):
             run = RunFolder(self.run.path / "cross-fit" / str(number), self.run.options)
@@ -522,9 +528,8 @@ class TrainingSteps:
             inspector = Inspector.load(Bundle(steps._spec(geometry, model, n_train=len(fold.train)), graph))
             good = score_files(inspector, [sample.image for sample in fold.calibration])
             synthetic = steps._synthetic_scores(inspector, math.ceil(SYNTHETIC_FOR_CALIBRATION / len(self.split.folds)))
-            scored.append((*good, synthetic))
-        scores, levels, synthetic = (np.concatenate(parts) for parts in zip(*scored, strict=True))
-        return scores, levels, synthetic
+            scored.append((good, synthetic))
+        return joined([good for good, _ in scored]), np.concatenate([synthetic for _, synthetic in scored])
 
     def _synthetic_scores(self, inspector: Inspector, most: int = SYNTHETIC_FOR_CALIBRATION) -> NDArray[np.float64]:
         samples = self.split.calibration[:most]
@@ -557,14 +562,55 @@ def hash_table(samples: Sequence[Sample]) -> NDArray[np.uint8]:
     return np.array([list(bytes.fromhex(digest)) for digest in digests], np.uint8).reshape(-1, 32)
 
 
-def score_files(inspector: Inspector, files: list[Path]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Image score and largest map value, in original pixels, of every file."""
-    scores, maxima = [], []
+class FileScores(NamedTuple):
+    """What an inspector says of good image files.
+
+    Attributes:
+        scores: (n,) image scores.
+        levels: (n,) levels of their maps under the inspector's setting.
+        maps: (n, h, w) float32, as the network gave them; None where they are not kept.
+        sizes: (n, 2) height and width of the images.
+    """
+
+    scores: NDArray[np.float64]
+    levels: NDArray[np.float64]
+    maps: NDArray[np.float32] | None
+    sizes: NDArray[np.int64]
+
+    def of(self, rows: NDArray[np.intp]) -> FileScores:
+        """Those of some files."""
+        maps = None if self.maps is None else self.maps[rows]
+        return FileScores(self.scores[rows], self.levels[rows], maps, self.sizes[rows])
+
+
+def score_files(inspector: Inspector, files: Sequence[Path]) -> FileScores:
+    """Image score and largest map value, in original pixels, of every file; and the maps, where they are not many."""
+    height, width = inspector.spec.geometry.size
+    keeps = 4 * height * width * len(files) <= LARGEST_MAPS
+    scores, levels, maps, sizes = [], [], [], []
     for file in files:
         measured = inspector.measure(file)
         scores.append(measured.score)
-        maxima.append(inspector.spec.decision.level(measured.map, measured.not_inspected))
-    return np.array(scores, dtype=np.float64), np.array(maxima, dtype=np.float64)
+        levels.append(inspector.spec.decision.level(measured.map, measured.not_inspected))
+        sizes.append(measured.map.shape)
+        if keeps and measured.network_map is not None:
+            maps.append(measured.network_map)
+    return FileScores(
+        np.array(scores, np.float64),
+        np.array(levels, np.float64),
+        np.stack(maps) if len(maps) == len(files) else None,
+        np.array(sizes, np.int64),
+    )
+
+
+def joined(parts: Sequence[FileScores]) -> FileScores:
+    """Those of several sets of files, one after the other."""
+    maps = [part.maps for part in parts if part.maps is not None]
+    whole = np.concatenate(maps) if len(maps) == len(parts) else None
+    scores, levels, sizes = (
+        np.concatenate([getattr(part, n) for part in parts]) for n in ("scores", "levels", "sizes")
+    )
+    return FileScores(scores, levels, whole, sizes)
 
 
 def drawn(

@@ -35,6 +35,9 @@ CONFIDENCE = 0.95
 LARGE_VARIANCE_SHARE = 0.1
 """Between groups: from here on a limit from few of them promises too much for the next one (docs/inspect/limits.md)."""
 
+REPEAT_DEVIATIONS = 2.0
+"""Half the width of a review band that repeated images set, in standard deviations: about 95 % of repeats."""
+
 CHOSEN_ON_FLAWED = "CHOSEN ON FLAWED IMAGES: the share of these flaws that is caught says nothing of other flaws."
 """What must stand beside limits that images of known flaws have chosen."""
 
@@ -312,6 +315,15 @@ class Decision(BaseModel):
                 f" The {of} were left out as probably flawed; if they are good, the limit rejects about "
                 f"{_of_1000(rate)} of 1,000."
             )
+        if self.review_limit is not None and self.repeat_deviation is not None:
+            band = REPEAT_DEVIATIONS * self.repeat_deviation
+            text += (
+                f" Within {band:.3g} of the limit, as far as repeated images of one part scatter, parts go to review."
+            )
+        elif self.review_limit is not None and self.target_review_rate is not None:
+            share = (self.n_good + 1 - _rank(self.n_good, self.target_review_rate)) / (self.n_good + 1)
+            more = max(0.0, share - self.stated_false_reject_rate)
+            text += f" About {_of_1000(more)} of 1,000 more go to review."
         target = self.target_false_reject_rate
         expected, proven = images_needed(target)
         if self.stated_false_reject_rate > target:

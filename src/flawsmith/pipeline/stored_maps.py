@@ -1,0 +1,83 @@
+"""Maps of the images behind a model's first limits, kept in its run folder: another region needs no image then."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flawsmith.runtime.bundle import Bundle, read_arrays, write_arrays
+from flawsmith.runtime.decision import Decision
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import replacing
+
+MAPS = "held_out_maps.npz"
+LARGEST_MAPS = 2**28
+"""Bytes: of more images no maps are kept, and a new region needs the images again."""
+
+
+class StoredMaps(NamedTuple):
+    """What a model said of the images behind its limits.
+
+    Attributes:
+        scores: (n,) image scores.
+        maps: (n, h, w) float32, as the network gave them.
+        sizes: (n, 2) height and width of the images.
+    """
+
+    scores: NDArray[np.float64]
+    maps: NDArray[np.float32]
+    sizes: NDArray[np.int64]
+
+    def levels(self, bundle: Bundle, setting: Decision) -> NDArray[np.float64]:
+        """The `Decision.level` of every map under a setting, as if the images were inspected again."""
+        geometry = bundle.spec.geometry
+        levels = []
+        for network_map, (height, width) in zip(self.maps, self.sizes.tolist(), strict=True):
+            inspected = geometry.valid_mask((height, width))
+            not_inspected = None if inspected is None else ~inspected
+            levels.append(setting.level(geometry.invert(network_map, (height, width)), not_inspected))
+        return np.array(levels, np.float64)
+
+
+def save_maps(folder: Path, model: bytes, stored: StoredMaps) -> None:
+    """Write the maps beside a model; nothing where they are too many.
+
+    Args:
+        folder: the run folder.
+        model: the ONNX graph that gave them.
+        stored: scores, maps and sizes.
+
+    Raises:
+        FlawsmithError: the file cannot be written.
+    """
+    if stored.maps.nbytes > LARGEST_MAPS:
+        return
+    digest = np.frombuffer(hashlib.sha256(model).digest(), np.uint8)
+    content = write_arrays({**stored._asdict(), "model_sha256": digest})
+    with replacing(folder / MAPS) as temporary:
+        temporary.write_bytes(content)
+
+
+def load_maps(bundle: Bundle) -> StoredMaps | None:
+    """The maps that lie beside a model file; None where there are none of this model.
+
+    Raises:
+        FlawsmithError: they are damaged.
+    """
+    file = None if bundle.path is None else bundle.path.parent / MAPS
+    if file is None or not file.is_file():
+        return None
+    try:
+        arrays = read_arrays(file.read_bytes())
+        same = arrays.pop("model_sha256").tobytes() == hashlib.sha256(bundle.model).digest()
+        stored = StoredMaps(**arrays)
+        fits = stored.maps.shape == (len(stored.scores), *bundle.spec.geometry.size)
+        if not fits or stored.sizes.shape != (len(stored.scores), 2):
+            raise ValueError("arrays of other shapes")
+    except Exception as error:  # the readers of zip and arrays answer odd bytes with nearly every exception
+        raise FlawsmithError(f"{file} is damaged: remove it, and give good images") from error
+    return stored if same else None
