@@ -77,6 +77,26 @@ def test_rate_on_a_new_day_is_what_leaving_days_out_says(seed: int) -> None:
     assert np.mean(said) == pytest.approx(np.mean(given_rates), abs=0.012)
 
 
+@pytest.mark.parametrize(("count", "size"), [(3, 2), (5, 3), (10, 5)])
+def test_groups_without_effect_are_seldom_warned_of(count: int, size: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = [f"day {number // size}" for number in range(count * size)]
+    warned = 0
+    for _ in range(100):
+        figures = group_figures(rng.normal(size=count * size), groups, alpha=0.1, by="day")
+        assert figures is not None
+        warned += "WARNING" in figures.describe()
+
+    assert warned <= 12
+
+
+def test_single_groups_are_named_where_they_are_large_enough() -> None:
+    small = group_figures([1, 2, 3, 9], ["a", "a", "b", "b"], alpha=0.2, by="day")
+
+    assert small is not None
+    assert "it rejected 500 of 1,000 good images." in small.describe()
+
+
 def test_one_group_is_a_warning_and_no_group_is_nothing() -> None:
     assert group_figures([1.0, 2.0], ["", ""], alpha=0.1, by="") is None
     figures = group_figures([1.0, 2.0], ["mon", "mon"], alpha=0.1, by="day")
@@ -91,5 +111,5 @@ def test_large_differences_between_groups_are_said() -> None:
     assert figures is not None
     decision = choose_limits(scores, scores, alpha=0.05, groups=figures)
     assert "60 good images of 3 groups (sub-folder)" in decision.describe()
-    assert "rejected between 0 and 1,000 of 1,000 good images, 333 on average" in decision.describe()
+    assert "it rejected between 0 and 1,000 of 1,000 good images, 333 on average" in decision.describe()
     assert "lie between groups" in decision.describe()

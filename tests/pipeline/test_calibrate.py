@@ -182,7 +182,7 @@ def test_repeated_images_set_a_band_and_each_part_counts_once(model: Path, tmp_p
     after = calibrate(model, tmp_path / "good", rate=0.1, repeats="folder").after
 
     assert after.n_good == 30
-    assert "as far as repeated images of one part scatter" in after.describe()
+    assert "go to review: repeated images of a part scatter so far." in after.describe()
     assert after.repeat_deviation == pytest.approx(2 / 255, rel=0.2)  # of seven equally likely values
     middle = (after.limit + after.review_limit) / 2
     assert after.limit - after.review_limit == pytest.approx(4 * after.repeat_deviation)
@@ -200,6 +200,67 @@ def test_known_flaws_are_counted_and_move_nothing(model: Path, good: Path, tmp_p
     assert counted.count("flawed", "after", "reject") == 3 - 1  # 86 lies at the limit, 86/255 being its 39th smallest
     assert counted.caught_at_least == pytest.approx(0.0976, abs=1e-3)  # Clopper-Pearson, 2 of 4
     assert not counted.after.chosen_on_flawed
+
+
+def test_caveats_of_trimmed_images_outlive_a_new_rate(model: Path, good: Path) -> None:
+    bundle = calibrate(model, good, rate=0.1, group="none").bundle
+    trimmed = bundle.spec.decision.model_copy(update={"trimmed": 4})
+    spec = bundle.spec.model_copy(update={"decision": trimmed})
+
+    after = calibrate(Bundle(spec, bundle.model, bundle.calibration), rate=0.2).after
+
+    assert after.trimmed == 4
+    assert "The 4 highest of 44 were left out as probably flawed" in after.describe()
+
+
+def test_band_of_repeats_outlives_a_new_rate(model: Path, tmp_path: Path) -> None:
+    for part in range(20):
+        for shot in range(2):
+            draw(
+                tmp_path / "good" / f"part{part:02}" / f"{shot}.png",
+                40 + part + 2 * shot,
+                ((part, shot, 1, 1),),
+                spot=0,
+            )
+    first = calibrate(model, tmp_path / "good", rate=0.1, repeats="folder")
+
+    after = calibrate(first.bundle, rate=0.3).after
+
+    assert after.groups is None
+    assert after.repeat_deviation == first.after.repeat_deviation
+    assert after.limit - after.review_limit == pytest.approx(first.after.limit - first.after.review_limit)
+
+
+def test_former_limits_come_back_with_their_engine(model: Path, good: Path) -> None:
+    first = calibrate(model, good, rate=0.1, group="none")
+    second = calibrate(first.bundle, good, rate=0.1, group="none", engine="openvino")
+
+    back = calibrate(second.bundle, use=first.after.identity)
+
+    assert (second.bundle.spec.engine, back.bundle.spec.engine) == ("openvino", "onnxruntime")
+
+
+def test_review_rate_can_be_dropped(model: Path, good: Path) -> None:
+    first = calibrate(model, good, rate=0.1, review_rate=0.2, group="none").bundle
+
+    with pytest.raises(FlawsmithError, match="the model's review rate"):
+        calibrate(first, good, rate=0.3, group="none")
+    assert calibrate(first, good, rate=0.3, review_rate="none", group="none").after.review_limit is None
+
+
+def test_model_that_does_not_say_what_it_learned_from_is_noted(model: Path, good: Path) -> None:
+    assert "does not say what it learned from" in calibrate(model, good, group="none").notes[-1]
+
+
+def test_all_flaws_can_be_asked_for(model: Path, good: Path, tmp_path: Path) -> None:
+    for number, level in enumerate((5, 81)):
+        draw(tmp_path / "flaws" / f"{number}.png", level)
+
+    result = calibrate(model, good, group="none", flawed=tmp_path / "flaws", catch="100%")
+
+    assert result.count("good", "after", "reject") == 40
+    assert result.after.worst_false_reject_rate == 1
+    assert result.caught_at_least is None and result.after.groups is None
 
 
 def test_flaws_choose_the_limit_when_asked_and_it_says_so(model: Path, good: Path, tmp_path: Path) -> None:
@@ -297,7 +358,17 @@ CASES: dict[str, tuple[list[str], str]] = {
     "groups of an unknown kind": (["{good}", "--group", "weekday"], "weekday"),
     "groups of a missing column": (["{good}", "--group", "column:day"], "column"),
     "limits that are not there": (["--use", "0123456789ab"], "holds no limits 0123456789ab"),
-    "limits and images": (["{good}", "--use", "0123456789ab"], "needs no images"),
+    "limits and images": (["{good}", "--use", "0123456789ab"], "would change nothing"),
+    "limits and a rate": (["--use", "0123456789ab", "--rate", "0.1"], "--rate 0.1 would change nothing"),
+    "an engine without images": (["--rate", "0.1", "--engine", "openvino"], "--engine openvino would change nothing"),
+    "rate of nearly nothing": (["{good}", "--rate", "1e-12"], "--rate 1e-12 is not possible"),
+    "area without end": (["{good}", "--min-area", "1e400"], "--min-area 1e400 is not possible"),
+    "area larger than the images": (["{good}", "--min-area", "5000"], "larger than what is inspected"),
+    "flaws and repeats that both move the limit": (
+        ["{good}", "--flawed", "{root}/flaws", "--catch", "90%", "--repeats", "folder"],
+        "give one of them",
+    ),
+    "good images among the flaws": (["{good}", "--flawed", "{root}"], "does not say that its images are flawed"),
     "out that is a picture": (["{good}", "--out", "{good}/001.png"], "is not this model"),
     "out in no folder": (["{good}", "--out", "{good}/001.png/model.flaw"], "001.png"),
     "unknown engine": (["{good}", "--engine", "abacus"], "abacus"),

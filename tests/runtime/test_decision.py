@@ -207,10 +207,38 @@ def test_level_calibrates_the_region_setting() -> None:
     assert sum(rejected) == sum(level > decision.map_limit for level in levels) == 3
 
 
-def test_level_stays_finite_where_no_region_can_be_so_large() -> None:
-    anomaly_map = np.array([[0.2, 0.4]], np.float32)
+@given(st.integers(1, 60), st.integers(0, 99), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_level_decides_as_the_regions_do(area: int, seed: int, interest: bool) -> None:
+    rng = np.random.default_rng(seed)
+    anomaly_map = (rng.random((6, 8)) * 4).round().astype(np.float32)  # ties, and areas larger than the map
+    decision = _decision(
+        map_limit=2.0, review_limit=1.0, minimum_area=area, region_of_interest=LEFT_HALF if interest else None
+    )
+    if not decision.by_regions:
+        return
 
-    assert _decision(minimum_area=10).level(anomaly_map) == pytest.approx(0.2)
+    assert decision.verdict_of(decision.level(anomaly_map)) == decision.decide(0.0, anomaly_map)[0]
+
+
+def test_area_that_nothing_can_have_sets_no_limit() -> None:
+    level = _decision(minimum_area=10).level(np.array([[0.2, 0.4]], np.float32))
+
+    with pytest.raises(FlawsmithError, match="larger than what is inspected"):
+        choose_limits([0.5], [level], minimum_area=10)
+
+
+def test_identity_is_that_of_today_whatever_fields_come() -> None:
+    assert _decision().identity == "ae932720671f"
+
+
+@pytest.mark.parametrize(("target", "n"), [(0.02, 5000), (0.05, 3000), (0.01, 50_000), (0.01, 1000)])
+def test_rate_to_ask_for_is_sure(target: float, n: int) -> None:
+    scores = np.arange(float(n))
+    text = choose_limits(scores, scores, alpha=target).describe()
+    asked = float(text.partition("ask for ")[2].split()[0].rstrip("."))
+
+    assert choose_limits(scores, scores, alpha=asked / 1000).worst_false_reject_rate <= target
 
 
 def test_polygons_cover_their_share_of_the_pixels() -> None:

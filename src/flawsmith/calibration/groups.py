@@ -7,7 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from flawsmith.runtime.decision import GroupFigures, choose_limits
+from flawsmith.runtime.decision import LARGE_VARIANCE_SHARE, GroupFigures, choose_limits
+
+_DEALS, _RARE = 199, 0.05
+_LONGEST_WORDS = 200
 
 
 def group_figures(scores: ArrayLike, groups: Sequence[str], *, alpha: float, by: str) -> GroupFigures | None:
@@ -33,18 +36,28 @@ def group_figures(scores: ArrayLike, groups: Sequence[str], *, alpha: float, by:
         return None
     values, (names, members) = values[known], np.unique(np.asarray(groups)[known], return_inverse=True)
     if names.size == 1:
-        return GroupFigures(by=by, count=1)
+        return GroupFigures(by=by[:_LONGEST_WORDS], count=1, least_size=int(values.size))
     above = leave_one_group_out(values, members, alpha=alpha)
     sizes = np.bincount(members)
     rates = np.bincount(members, weights=above) / sizes
+    share = variance_share(values, members)
     return GroupFigures(
-        by=by,
+        by=by[:_LONGEST_WORDS],
         count=int(names.size),
+        least_size=int(sizes.min()),
         lowest=float(rates.min()),
         highest=float(rates.max()),
         mean=float(above.mean()),
-        variance_share=variance_share(values, members),
+        variance_share=share,
+        differ=share is not None and share >= LARGE_VARIANCE_SHARE and _is_rare(values, members, share),
     )
+
+
+def _is_rare(values: NDArray[np.float64], members: NDArray[np.intp], share: float) -> bool:
+    """Whether as many images, dealt at random into groups of these sizes, differ as much in under 5 of 100 deals."""
+    rng = np.random.default_rng(0)
+    shares = [variance_share(values, rng.permutation(members)) or 0.0 for _ in range(_DEALS)]
+    return (1 + sum(other >= share for other in shares)) / (1 + _DEALS) < _RARE
 
 
 def leave_one_group_out(scores: ArrayLike, groups: ArrayLike, *, alpha: float) -> NDArray[np.bool_]:

@@ -81,7 +81,7 @@ def calibrate(
     with error_boundary(interrupted="interrupted: nothing was written"):
         from flawsmith.pipeline.calibrate import calibrate as run
 
-        target = model.with_name(f"{model.stem}-calibrated.flaw") if out is None else out
+        target = (model.parent / f"{model.stem or 'model'}-calibrated.flaw") if out is None else out
         with progress("inspecting", None, show=shows_progress(quiet=quiet or json_)) as on_step:
             result = run(
                 model,
@@ -110,11 +110,10 @@ def calibrate(
     for note in result.notes:
         print_err(f"note: {note}")
     print_err(result.after.describe())
-    if result.caught_at_least is not None:
+    if any(image.label == "flawed" for image in result.images):
         flawed_images = sum(image.label == "flawed" for image in result.images)
         caught = result.count("flawed", "after", "reject")
-        print_err(
-            f"known flaws rejected: {caught} of {flawed_images}; of others like them, 95 % sure, at least "
-            f"{result.caught_at_least:.0%}"
-        )
+        bound = result.caught_at_least
+        sure = "" if bound is None else f"; of others like them, 95 % sure, at least {int(100 * bound)} %"
+        print_err(f"known flaws rejected: {caught} of {flawed_images}{sure}")
     print_err(f"model: {result.path}")

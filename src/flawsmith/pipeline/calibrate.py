@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,11 +15,13 @@ from numpy.typing import NDArray
 from flawsmith.calibration.groups import group_figures
 from flawsmith.data.groups import with_groups
 from flawsmith.data.layouts import load
+from flawsmith.data.layouts.base import is_set_apart
 from flawsmith.data.layouts.folder import UNLABELLED
+from flawsmith.data.layouts.names import meaning
 from flawsmith.data.roi import read_region_of_interest
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import content_hashes
-from flawsmith.pipeline.describe import model_card
+from flawsmith.pipeline.describe import model_card, where_to_look
 from flawsmith.pipeline.quantities import parse_area, parse_length, parse_rate
 from flawsmith.pipeline.stored_maps import MAPS, load_maps
 from flawsmith.runtime.bundle import Bundle
@@ -105,8 +107,11 @@ class CalibrationResult:
 
     @property
     def caught_at_least(self) -> float | None:
-        """The share of flaws like the given ones that is rejected, at least, with 95 % confidence; None without any."""
-        flawed = sum(image.label == "flawed" for image in self.images)
+        """The share of flaws like the given ones that is rejected, at least, with 95 % confidence.
+
+        None without any, and where they have chosen the limit.
+        """
+        flawed = 0 if self.after.chosen_on_flawed else sum(image.label == "flawed" for image in self.images)
         missed = flawed - self.count("flawed", "after", "reject")
         if not flawed:
             return None
@@ -119,6 +124,8 @@ class CalibrationResult:
             ("limit on the score", f"{self.before.limit:.6g}", f"{self.after.limit:.6g}"),
             ("limit on the map", f"{self.before.map_limit:.6g}", f"{self.after.map_limit:.6g}"),
             ("review limit", _or_none(self.before.review_limit), _or_none(self.after.review_limit)),
+            ("what decides", where_to_look(self.before) or "image score", where_to_look(self.after) or "image score"),
+            ("asked for, of 1,000", _asked_for(self.before), _asked_for(self.after)),
             ("good images behind it", str(self.before.n_good), str(self.after.n_good)),
         ]
         for label in ("good", "flawed"):
@@ -139,6 +146,10 @@ class CalibrationResult:
         ]
         lines += [f"  and {len(changed) - _LISTED} more"] if len(changed) > _LISTED else []
         return "\n".join(lines)
+
+
+def _asked_for(decision: Decision) -> str:
+    return "known flaws" if decision.chosen_on_flawed else f"{1000 * decision.target_false_reject_rate:g}"
 
 
 def _or_none(value: float | None) -> str:
@@ -219,9 +230,13 @@ def calibrate(
     if target is not None:
         _check_target(target, bundle)
     if use is not None:
-        result = _return_to(bundle, use, good)
+        settings = {"--rate": rate, "--review-rate": review_rate, "--review-budget": review_budget, "--roi": roi}
+        settings |= {"--min-area": min_area, "--scale": scale, "--repeats": repeats, "--flawed": flawed}
+        _refuse_unused({**settings, "--catch": catch, "--engine": engine, "GOOD": good}, f"--use {use}")
+        result = _return_to(bundle, use)
     elif good is None:
         rates = _rates(rate, review_rate, review_budget, catch, flawed, repeats)
+        _refuse_unused({"--engine": engine, "--group": None if group == "auto" else group})
         needing = [name for name, value in (("--repeats", repeats), ("--flawed", flawed)) if value is not None]
         if needing or all(value is None for value in (*dataclasses.astuple(rates), roi, min_area)):
             asked = f"{needing[0]} needs" if needing else "new limits need"
@@ -238,6 +253,11 @@ def calibrate(
         inspector = Inspector.load(bundle, engine=engine)
         images = _inspect(inspector, setting, [*source.samples, *known_flaws], on_step)
         result = _calibrated(bundle, inspector, setting, images, rates, source, repeats=repeats is not None)
+        if str(roi) == "none" and bundle.spec.geometry.region is not None:
+            note = (
+                "the model was trained on a region of interest: what lies outside stays unseen until it is trained anew"
+            )
+            result = dataclasses.replace(result, notes=(*result.notes, note))
     if target is None:
         return result
     content = result.bundle.to_bytes()
@@ -262,15 +282,28 @@ def _check_target(path: Path, bundle: Bundle) -> None:
         raise FlawsmithError(f"{path} exists and is not this model with other limits: give another file with --out")
 
 
-def _return_to(bundle: Bundle, identity: str, good: str | Path | None) -> CalibrationResult:
+def _refuse_unused(options: Mapping[str, object], beside: str = "new limits without images") -> None:
+    """Options that would be passed over.
+
+    Raises:
+        FlawsmithError: naming the first.
+    """
+    for name, value in options.items():
+        if value is not None:
+            raise FlawsmithError(f"{beside}: {name} {value} would change nothing; leave it out")
+
+
+def _return_to(bundle: Bundle, identity: str) -> CalibrationResult:
     before = bundle.spec.decision
     known = {decision.identity: decision for decision in (*bundle.spec.earlier_decisions, before)}
-    if good is not None:
-        raise FlawsmithError(f"--use {identity} brings back limits and needs no images: leave {good} out")
     if identity not in known:
         raise FlawsmithError(f"the model holds no limits {identity}: it has {', '.join(known)}")
     after = known[identity]
-    changed = bundle if after == before else _with_card(bundle.with_decision(after))
+    changed = bundle
+    if after != before:
+        engine = {"engine": after.engine or bundle.spec.engine, "precision": after.precision or bundle.spec.precision}
+        spec = bundle.spec.model_copy(update=engine)
+        changed = _with_card(dataclasses.replace(bundle, spec=spec).with_decision(after))
     return CalibrationResult(changed, before, after)
 
 
@@ -288,6 +321,8 @@ def _from_stored(
             "the model file does not hold the scores behind its limits: give a folder of good images that the model "
             "did not learn from"
         )
+    if before.chosen_on_flawed and rates.reject is None:
+        raise FlawsmithError("known flaws chose the limit: add --rate to let the good images choose it")
     scores, levels, setting = arrays["good"], arrays["good_levels"], before
     if roi is not None or min_area is not None:
         stored = load_maps(bundle)
@@ -314,8 +349,12 @@ def _from_stored(
         map_tolerance=bundle.spec.parity.get("map_allowed", 0.0),
         held_out=before.held_out,
         cross_fitted=before.cross_fitted,
+        trimmed=before.trimmed,
         groups=group_figures(deciding, names, alpha=alpha, by=by),
     )
+    after = after.model_copy(update={"engine": before.engine, "precision": before.precision})
+    if before.repeat_deviation is not None and after.review_limit is None:
+        after = _with_band(after, before.repeat_deviation)
     behind = {"good": scores, "good_levels": levels}
     behind |= {"good_groups": arrays["good_groups"]} if "good_groups" in arrays else {}
     return CalibrationResult(_with_card(bundle.with_decision(after, behind)), before, after)
@@ -336,6 +375,8 @@ def _rates(
     """Raises:
     FlawsmithError: one is out of range, or two contradict each other.
     """
+    if catch is not None and repeats is not None:
+        raise FlawsmithError("--catch chooses the limit and --repeats moves it: give one of them")
     reviews = [
         name
         for name, value in (("--review-rate", review_rate), ("--review-budget", review_budget), ("--repeats", repeats))
@@ -351,9 +392,9 @@ def _rates(
         )
     return _Rates(
         None if rate is None else parse_rate(rate, "--rate"),
-        None if review_rate is None else parse_rate(review_rate, "--review-rate"),
+        None if review_rate is None else 0.0 if review_rate == "none" else parse_rate(review_rate, "--review-rate"),
         None if review_budget is None else review_budget / 1000,
-        None if catch is None else parse_rate(catch, "--catch"),
+        None if catch is None else 1.0 if str(catch).strip() in ("1", "1.0", "100%") else parse_rate(catch, "--catch"),
     )
 
 
@@ -412,6 +453,12 @@ def _flawed_images(path: Path) -> tuple[Sample, ...]:
     images = find_images(path)
     if not images:
         raise FlawsmithError(f"there are no images in {path}: --flawed takes a folder of images of known flaws")
+    for image in images:
+        for name in image.relative_to(path).parts[:-1]:
+            if meaning(name) == "good" or is_set_apart(name):
+                raise FlawsmithError(
+                    f"--flawed {path}: {name}/ does not say that its images are flawed; give the others alone"
+                )
     return tuple(Sample(image, "test", "flawed", path.name, (), "", "") for image in images)
 
 
@@ -474,7 +521,7 @@ def _calibrated(
         scores,
         levels,
         alpha=alpha,
-        review_alpha=_review_alpha(setting, alpha, rates),
+        review_alpha=None if repeats else _review_alpha(setting, alpha, rates),
         tolerance=bundle.spec.parity.get("score_allowed", 0.0),
         map_tolerance=bundle.spec.parity.get("map_allowed", 0.0),
         groups=None if repeats else group_figures(deciding, groups, alpha=alpha, by=by),
@@ -482,11 +529,12 @@ def _calibrated(
     if rates.catch is not None:
         after = _catching(after, deciding, [image for image in images if image.label == "flawed"], rates.catch)
     if repeats:
-        after = _with_band(after, good)
+        after = _with_band(after, _repeat_deviation(after, good))
     engine = inspector.engine
+    after = after.model_copy(update={"engine": engine.name, "precision": engine.precision})
     spec = bundle.spec.model_copy(update={"engine": engine.name, "precision": engine.precision})
     arrays: dict[str, NDArray[Any]] = {"good": scores, "good_levels": levels}
-    if any(groups):
+    if any(groups) and not repeats:
         arrays["good_groups"] = np.unique(groups, return_inverse=True)[1].astype(np.int32).ravel()
     changed = _with_card(dataclasses.replace(bundle, spec=spec).with_decision(after, arrays))
     checked = tuple(
@@ -498,6 +546,8 @@ def _calibrated(
         for image in images
     )
     notes = tuple(note.replace(UNLABELLED, "taken as good") for note in source.notes)
+    if "learned_sha256" not in bundle.calibration:
+        notes += ("the model file does not say what it learned from: make sure that these images are others",)
     return CalibrationResult(changed, bundle.spec.decision, after, checked, notes)
 
 
@@ -508,11 +558,16 @@ def _review_alpha(setting: Decision, alpha: float, rates: _Rates) -> float | Non
         FlawsmithError: not above the share rejected.
     """
     if rates.budget is not None:
-        share: float | None = alpha + rates.budget
+        option, share = "--review-budget", alpha + rates.budget
+    elif rates.review is not None:
+        option, share = "--review-rate", rates.review
+    elif setting.target_review_rate is not None:
+        option, share = "the model's review rate (--review-rate none drops it)", setting.target_review_rate
     else:
-        share = setting.target_review_rate if rates.review is None else rates.review
-    if share is not None and not alpha < share < 1:
-        option = "--review-budget" if rates.budget is not None else "--review-rate"
+        return None
+    if share == 0:
+        return None
+    if not alpha < share < 1:
         raise FlawsmithError(
             f"{option}: a share of {share:g} above the review limit does not fit {alpha:g} above the reject limit; it "
             "must be larger, and below 1"
@@ -528,8 +583,15 @@ def _first_of_each(images: Iterable[CheckedImage]) -> list[CheckedImage]:
     return list(by_part.values())
 
 
-def _with_band(decision: Decision, images: Sequence[CheckedImage]) -> Decision:
-    """The limit with a review band as wide as repeated images of one part scatter.
+def _with_band(decision: Decision, deviation: float) -> Decision:
+    """The limit with a review band on either side as wide as repeated images of one part scatter."""
+    name, half = "map_limit" if decision.by_regions else "limit", REPEAT_DEVIATIONS * deviation
+    limit = getattr(decision, name)
+    return decision.model_copy(update={name: limit + half, "review_limit": limit - half, "repeat_deviation": deviation})
+
+
+def _repeat_deviation(decision: Decision, images: Sequence[CheckedImage]) -> float:
+    """Standard deviation of the number that decides among images of one part.
 
     Raises:
         FlawsmithError: too few images of the same part.
@@ -544,30 +606,27 @@ def _with_band(decision: Decision, images: Sequence[CheckedImage]) -> Decision:
             "part two or three times, such as in a folder of its own with --repeats folder"
         )
     means = np.bincount(members, weights=values) / sizes
-    deviation = math.sqrt(float(((values - means[members]) ** 2).sum()) / freedom)
-    half = REPEAT_DEVIATIONS * deviation
-    name = "map_limit" if decision.by_regions else "limit"
-    limit = getattr(decision, name)
-    return decision.model_copy(update={name: limit + half, "review_limit": limit - half, "repeat_deviation": deviation})
+    return math.sqrt(float(((values - means[members]) ** 2).sum()) / freedom)
 
 
 def _catching(decision: Decision, good: NDArray[np.float64], flawed: Sequence[CheckedImage], share: float) -> Decision:
     """The highest limit that rejects a share of the known flaws.
 
-    It does not depend on the good images, so the false-reject rate of k of them above it has the same bound as a limit
-    at the (k + 1)-th largest.
+    It lies half way to the next lower score of any image. The false-reject rate of k good images above it has the bound
+    of a limit at the (k + 1)-th largest.
     """
     values = np.sort([image.level if decision.by_regions else image.score for image in flawed])[::-1]
     last_caught = values[math.ceil(share * values.size - 1e-9) - 1]
     below = [value for value in (*good, *values) if value < last_caught]
     limit = (last_caught + max(below)) / 2 if below else last_caught - max(1e-6, 1e-6 * abs(last_caught))
-    rank = min(int((good > limit).sum()) + 1, good.size)
+    rank = int((good > limit).sum()) + 1
     review = None if decision.review_limit is None else min(decision.review_limit, limit)
     return decision.model_copy(
         update={
             ("map_limit" if decision.by_regions else "limit"): float(limit),
             "review_limit": review,
             "stated_false_reject_rate": rank / (good.size + 1),
+            "groups": None,
             "chosen_on_flawed": True,
         }
     )

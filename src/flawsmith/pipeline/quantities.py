@@ -37,7 +37,7 @@ def parse_rate(value: float | str, option: str) -> float:
             rate = float(percent["number"].replace(",", ".")) / 100 if percent else float(text)
     except (ValueError, ZeroDivisionError):
         rate = math.nan
-    if not 0 < rate < 1:
+    if not 1e-9 <= rate < 1:
         raise FlawsmithError(f"{option} {text} is not possible: write a share between 0 and 1, such as 10/1000 or 1%")
     return rate
 
@@ -86,7 +86,7 @@ def parse_area(value: float | str, pixel_size: float | None, option: str) -> int
         if pixel_size is None:
             raise FlawsmithError(f"{option} {value} needs the size of a pixel: add --scale, such as --scale 0.05mm")
         area /= pixel_size**2
-    elif match and area != int(area):
+    elif match and math.isfinite(area) and area != int(area):
         area = math.nan
     if not 0 < area <= 1e12:
         raise FlawsmithError(f"{option} {value} is not possible: write pixels such as 40, or an area such as 0.2mm2")

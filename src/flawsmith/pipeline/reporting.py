@@ -265,7 +265,8 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
 
 def _of_groups(decision: Decision) -> str:
     groups = decision.groups
-    return "" if groups is None else f" of {groups.count} groups ({groups.by})"
+    number = "" if groups is None else "1 group" if groups.count == 1 else f"{groups.count} groups"
+    return "" if groups is None else f" of {number} ({groups.by})"
 
 
 def _synthetic_against(bundle: Bundle, baseline: Bundle | str | None) -> list[FactGroup]:

@@ -494,6 +494,8 @@ class TrainingSteps:
             trimmed=left_out,
             highest_score=model.highest_score,
         )
+        used = {"engine": self.settings.engine, "precision": self.settings.precision}
+        decision = decision.model_copy(update=used)
         inspector.spec = spec.model_copy(update={"decision": decision})
         with tempfile.TemporaryDirectory() as folder:
             proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder), spec.tiling)]

@@ -161,6 +161,8 @@ def train(
     pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
     minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
     region = None if checked.roi is None else _region(Path(checked.roi), split.train[0])
+    if checked.min_area is not None:
+        _refuse_area(minimum_area, checked.min_area, split.train[0])
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
     facts = {
@@ -253,6 +255,20 @@ def choose_split(dataset: Dataset, settings: TrainSettings) -> HoldOut:
     if settings.fraction != 1:
         raise FlawsmithError("--cross-fit takes all images: leave --fraction out")
     return cross_fit_split(dataset, settings.seed, settings.cross_fit)
+
+
+def _refuse_area(minimum_area: int, text: str, sample: Sample) -> None:
+    """Refuse a smallest area that no region can have.
+
+    Raises:
+        FlawsmithError: it is larger than an image.
+    """
+    height, width = decode(sample.image).shape[:2]
+    if minimum_area > height * width:
+        raise FlawsmithError(
+            f"--min-area {text} is {minimum_area:,} pixels, more than an image of {width} x {height} has: give a "
+            "smaller one, or check --scale"
+        )
 
 
 def _region(path: Path, sample: Sample) -> RegionOfInterest:

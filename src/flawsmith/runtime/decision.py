@@ -32,6 +32,9 @@ FEW_GOOD_IMAGES = 20
 CONFIDENCE = 0.95
 """How sure the worst case of a false-reject rate is."""
 
+FEWEST_IN_A_GROUP = 10
+"""Images of the smallest group from which on the share rejected of single groups is said."""
+
 LARGE_VARIANCE_SHARE = 0.1
 """Between groups: from here on a limit from few of them promises too much for the next one (docs/inspect/limits.md)."""
 
@@ -56,11 +59,15 @@ class GroupFigures(BaseModel):
 
     by: str = Field(max_length=200, description="what made the groups, such as sub-folder or date of exposure")
     count: int = Field(ge=1, le=10**9, description="number of groups")
+    least_size: _Count = Field(default=0, description="images of the smallest group")
     lowest: _Share | None = Field(default=None, description="least share rejected of a group that was left out")
     highest: _Share | None = Field(default=None, description="largest such share")
     mean: _Share | None = Field(default=None, description="share of all images, each judged by the other groups")
     variance_share: _Share | None = Field(
         default=None, description="share of the variance of the scores' ranks that lies between groups"
+    )
+    differ: bool = Field(
+        default=False, description="whether groups drawn at random differ so much in fewer than 5 of 100 cases"
     )
 
     def describe(self) -> str:
@@ -72,12 +79,12 @@ class GroupFigures(BaseModel):
             )
         if self.lowest is None or self.highest is None or self.mean is None:
             return ""
-        span = f"between {_of_1000(self.lowest)} and {_of_1000(self.highest, up=True)} of 1,000"
-        text = (
-            f"On groups that it does not know (each of the {self.count} left out in turn) such a limit rejected {span} "
-            f"good images, {_of_1000(self.mean)} on average."
-        )
-        if self.variance_share is not None and self.variance_share >= LARGE_VARIANCE_SHARE:
+        rejected = f"{_of_1000(self.mean)} of 1,000 good images"
+        if self.least_size >= FEWEST_IN_A_GROUP:
+            span = f"between {_of_1000(self.lowest)} and {_of_1000(self.highest, up=True)}"
+            rejected = f"{span} of 1,000 good images, {_of_1000(self.mean)} on average"
+        text = f"On groups that it does not know (each of the {self.count} left out in turn) it rejected {rejected}."
+        if self.variance_share is not None and self.variance_share >= LARGE_VARIANCE_SHARE and self.differ:
             text += (
                 f" WARNING: {self.variance_share:.0%} of the differences between good images lie between groups: a new "
                 "group may be rejected far more often than promised. More groups help, more images of these do not."
@@ -141,6 +148,10 @@ class Decision(BaseModel):
         default=0, description="further images, those of the highest scores, that were left out as probably flawed"
     )
     groups: GroupFigures | None = Field(default=None, description="groups of those images; None: none are known")
+    engine: Literal["onnxruntime", "openvino"] | None = Field(
+        default=None, description="the engine that gave the scores behind the limits; None: that of the bundle"
+    )
+    precision: Literal["float32", "bfloat16"] | None = Field(default=None, description="its precision, likewise")
     chosen_on_flawed: bool = Field(default=False, description="whether images of known flaws chose the limit")
     highest_score: _Score | None = Field(
         default=None, description="the largest image score that the model can give; None: there is no such number"
@@ -167,7 +178,8 @@ class Decision(BaseModel):
             >>> decision.identity == Decision(**decision.model_dump()).identity
             True
         """
-        content = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        # Without defaults, so that a field that a later release adds does not rename the limits of today.
+        content = json.dumps(self.model_dump(mode="json", exclude_defaults=True), sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def decide(
@@ -232,8 +244,8 @@ class Decision(BaseModel):
         """
         mask = self._mask(anomaly_map.shape, not_inspected)
         level = region_level(anomaly_map, minimum_area=self.minimum_area, mask=mask)
-        # Where no region can be so large, every limit passes; the smallest value says so and stays finite.
-        return level if math.isfinite(level) else float(anomaly_map.min())
+        # Where no region can be so large, every limit passes.
+        return level if math.isfinite(level) else -LARGEST_SCORE
 
     def recalibrated(
         self,
@@ -279,7 +291,7 @@ class Decision(BaseModel):
         if self.n_good == 0:
             return 1.0
         rank = round(self.stated_false_reject_rate * (self.n_good + 1))
-        return worst_rate(max(1, min(rank, self.n_good)), self.n_good)
+        return 1.0 if rank > self.n_good else worst_rate(max(1, rank), self.n_good)
 
     @property
     def promise(self) -> str:
@@ -306,7 +318,10 @@ class Decision(BaseModel):
         text = f"The limit rejects {self.promise}. It rests on {images}{grouped} that the model did not learn from."
         if self.cross_fitted is not None:
             text = text.removesuffix("that the model did not learn from.")
-            text += f"of which each was scored by one of {self.cross_fitted} models that did not learn from it."
+            text += (
+                f"of which each was scored by one of {self.cross_fitted} models that did not learn from it, and holds "
+                "as far as the model scores as these do."
+            )
         if self.trimmed:
             rank = round(self.stated_false_reject_rate * (self.n_good + 1)) + self.trimmed
             rate = rank / (self.n_good + self.trimmed + 1)
@@ -316,32 +331,31 @@ class Decision(BaseModel):
                 f"{_of_1000(rate)} of 1,000."
             )
         if self.review_limit is not None and self.repeat_deviation is not None:
-            band = REPEAT_DEVIATIONS * self.repeat_deviation
-            text += (
-                f" Within {band:.3g} of the limit, as far as repeated images of one part scatter, parts go to review."
-            )
+            upper = self.map_limit if self.by_regions else self.limit
+            band = f"{self.review_limit:.4g} to {upper:.4g}"
+            text += f" Parts from {band} go to review: repeated images of a part scatter so far."
         elif self.review_limit is not None and self.target_review_rate is not None:
             share = (self.n_good + 1 - _rank(self.n_good, self.target_review_rate)) / (self.n_good + 1)
             more = max(0.0, share - self.stated_false_reject_rate)
             text += f" About {_of_1000(more)} of 1,000 more go to review."
         target = self.target_false_reject_rate
         expected, proven = images_needed(target)
-        if self.stated_false_reject_rate > target:
+        if self.chosen_on_flawed:
+            text += f" {CHOSEN_ON_FLAWED}"
+        elif self.stated_false_reject_rate > target:
             text += f" For {_of_1000(target)} of 1,000 it takes {expected:,} such images, {proven:,} to be 95 % sure."
         elif self.worst_false_reject_rate > target:
             rank = sure_rank(target, self.n_good)
             fix = (
                 f"{proven:,} such images can be enough"
                 if rank == 0
-                else f"ask for {_of_1000(rank / (self.n_good + 1))}"
+                else f"ask for {_rounded_down(rank / (self.n_good + 1))}"
             )
             text += f" To be 95 % sure of {_of_1000(target)} of 1,000, {fix}."
         if self.groups is not None:
             text += f" {self.groups.describe()}".rstrip()
         if self.n_good < FEW_GOOD_IMAGES:
             text += f" WARNING: {images} can say little: check rejects and passes by eye."
-        if self.chosen_on_flawed:
-            text += f" {CHOSEN_ON_FLAWED}"
         if self.rejects_nothing:
             text += (
                 " WARNING: a good image scores as high as this model can score, so that no image is rejected; train "
@@ -448,6 +462,11 @@ def _check_calibration(
         raise FlawsmithError("limits need at least one held-out good image; add good images")
     if maxima.size != n:
         raise FlawsmithError(f"{n} scores but {maxima.size} map maxima; give one of each for every image")
+    if (maxima <= -LARGEST_SCORE).any():
+        raise FlawsmithError(
+            "the smallest area is larger than what is inspected of an image, so that nothing could be rejected: give a "
+            "smaller --min-area"
+        )
     if not (np.isfinite(score_array).all() and np.isfinite(maxima).all()):
         raise FlawsmithError("a calibration score is not a finite number; train or export the model anew")
     if not 0 < alpha < 1:
@@ -522,7 +541,7 @@ def sure_rank(rate: float, n: int, confidence: float = CONFIDENCE) -> int:
         >>> sure_rank(0.01, 298), sure_rank(0.01, 299), sure_rank(0.01, 1000)
         (0, 1, 5)
     """
-    low, high = 0, min(n, math.ceil(rate * (n + 1)))
+    low, high = 0, min(n, math.ceil(rate * (n + 1)), MOST_COUNTED)
     while low < high:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if worst_rate(middle, n, confidence) <= rate else (low, middle - 1)
@@ -556,6 +575,11 @@ def promise_in_words(expected: float, worst: float) -> str:
     """
     sure = f"{100 * CONFIDENCE:.0f} % sure"
     return f"{_of_1000(expected)} of 1,000 good parts; {sure}: no more than {_of_1000(worst, up=True)}"
+
+
+def _rounded_down(rate: float) -> str:
+    """Parts of 1,000, so that a limit for them is not below the one for the rate."""
+    return f"{math.floor(1e5 * rate) / 100 or 1000 * rate:.4g}"
 
 
 def _of_1000(rate: float, *, up: bool = False) -> str:
