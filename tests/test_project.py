@@ -13,6 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from PIL import Image
@@ -177,6 +178,27 @@ def test_core_tier_tells_of_a_model(core: Core, model: Path) -> None:
 
     assert result.returncode == 0, result.stderr
     assert "pbas" in result.stdout
+
+
+def test_core_tier_sets_limits_as_the_training_machine_does(
+    core: Core, model: Path, draw_parts: Callable[..., Path], tmp_path: Path
+) -> None:
+    good = draw_parts(tmp_path / "other", good=4) / "train" / "good"
+    for number, image in enumerate(sorted(good.iterdir())):  # no image that the model has learned from
+        pixels = np.asarray(Image.open(image)).copy()
+        pixels[0, 0] = 255 - pixels[0, 0] - number
+        Image.fromarray(pixels).save(image)
+    corners = [[5, 5], [100, 5], [100, 70], [5, 70]]
+    (tmp_path / "roi.json").write_text(json.dumps({"width": 112, "height": 80, "include": [corners]}))
+    options = ["--rate", "20%", "--roi", tmp_path / "roi.json", "--min-area", "4", "--json", "--quiet"]
+
+    result = flawsmith_command(core, "calibrate", model, good, "--out", tmp_path / "new.flaw", *options)
+
+    assert result.returncode == 0, result.stderr
+    here = flawsmith.calibrate(model, good, rate="20%", roi=tmp_path / "roi.json", min_area=4).after
+    there = json.loads(result.stdout)["after"]
+    assert (there["n_good"], there["minimum_area"]) == (here.n_good, 4)
+    assert there["map_limit"] == pytest.approx(here.map_limit, abs=1e-5)
 
 
 def test_core_tier_says_which_tier_training_needs(core: Core, parts: Path, tmp_path: Path) -> None:
