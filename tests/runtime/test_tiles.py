@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +58,39 @@ def test_tiles_cover_a_side_at_equal_distances_and_count_for_one_together(tiling
     assert spans[0][0] == 0 and spans[-1][1] == length
     assert len(distances) == 0 or (np.ptp(distances) <= 1 and distances.max() <= tiling.size - tiling.overlap)
     np.testing.assert_allclose(total, 1, atol=1e-6)
+
+
+def weights_of_whole_lengths(tiling: Tiling, length: int) -> list[np.ndarray]:
+    """The weights, each fade computed along the whole axis."""
+    spans = [(tile.top, tile.bottom) for tile in tiling.tiles((length, 1))]
+    fades = [np.ones(length)]
+    for (_, first_end), (second, _) in pairwise(spans):
+        begin = second + (first_end - second - tiling.overlap) // 2
+        place = np.clip((np.arange(length) - begin + 0.5) / max(tiling.overlap, 1), 0.0, 1.0)
+        fades.append(0.5 - 0.5 * np.cos(np.pi * (place if tiling.overlap else place > 0)))
+    fades.append(np.zeros(length))
+    return [
+        (fade - later)[start:stop].astype(np.float32)
+        for (start, stop), (fade, later) in zip(spans, pairwise(fades), strict=True)
+    ]
+
+
+@given(tilings(), st.integers(1, 700))
+def test_weights_are_those_of_fades_along_the_whole_side(tiling: Tiling, length: int) -> None:
+    for weight, expected in zip(tiling.weights(length), weights_of_whole_lengths(tiling, length), strict=True):
+        # A processor may compute the last cosines of an array by other instructions than the first.
+        np.testing.assert_allclose(weight, expected, rtol=0, atol=1e-7)
+
+
+def test_weights_of_a_long_side_take_memory_in_proportion_to_it() -> None:
+    length = 20_000
+
+    tracemalloc.start()
+    Tiling(size=64, overlap=8).weights(length)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 20 * length
 
 
 @given(tilings(), st.integers(1, 200), st.integers(1, 200), st.integers(0, 99))

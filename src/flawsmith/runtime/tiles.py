@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,22 +92,25 @@ class Tiling(BaseModel):
             [(40,), (40,)]
         """
         starts, extent = _starts(length, self), min(length, self.size)
-        # What tile i counts is the fade into it less the fade into the next one: whatever the distances, the sum is 1.
-        fades = [np.ones(length), *(self._fade(length, a, b) for a, b in pairwise(starts))]
-        fades.append(np.zeros(length))
-        return [
-            (fade - later)[start : start + extent].astype(np.float32)
-            for start, (fade, later) in zip(starts, pairwise(fades), strict=True)
-        ]
+        weights = []
+        for number, start in enumerate(starts):
+            # What a tile counts is the fade into it less the fade into the next one: whatever the distances, the sum
+            # is 1. On the tile's own pixels only: a long line scan has thousands of tiles.
+            pixels = np.arange(start, start + extent)
+            weight = np.ones(extent) if number == 0 else self._fade(pixels, starts[number - 1], start)
+            if number + 1 < len(starts):
+                weight -= self._fade(pixels, start, starts[number + 1])
+            weights.append(weight.astype(np.float32))
+        return weights
 
-    def _fade(self, length: int, first: int, second: int) -> NDArray[np.float64]:
+    def _fade(self, pixels: NDArray[np.int_], first: int, second: int) -> NDArray[np.float64]:
         """From 0 to 1 where a tile gives way to its neighbour, in the middle of what they share.
 
         A raised cosine, which begins and ends without a bend: the map has no edge where a tile begins.
         """
         shared = first + self.size - second
         begin = second + (shared - self.overlap) // 2
-        place = np.clip((np.arange(length) - begin + 0.5) / max(self.overlap, 1), 0.0, 1.0)
+        place = np.clip((pixels - begin + 0.5) / max(self.overlap, 1), 0.0, 1.0)
         if self.overlap == 0:
             place = (place > 0).astype(np.float64)
         faded: NDArray[np.float64] = 0.5 - 0.5 * np.cos(np.pi * place)
