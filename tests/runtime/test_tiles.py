@@ -19,6 +19,7 @@ from hypothesis import given
 from PIL import Image
 
 from flawsmith.runtime import inspector as inspector_module
+from flawsmith.runtime import roi as roi_module
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import find_images
@@ -150,6 +151,44 @@ def test_region_of_interest_is_that_of_the_whole_image() -> None:
     np.testing.assert_array_equal(joined, again[1])
     np.testing.assert_allclose(joined[:, :100], image[:, :100].mean(axis=2) / 255, atol=1e-6)
     assert (joined[:, 100:] == joined[:, :100].min()).all()
+
+
+def test_region_is_drawn_once_an_image_though_another_one_is_inspected_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = RegionOfInterest(include=[[(0, 0), (0.5, 0), (0.5, 1), (0, 1)]])
+    drawn: list[tuple[int, int]] = []
+    polygon_mask = roi_module.polygon_mask
+
+    def told(polygons: Any, size: tuple[int, int]) -> np.ndarray:
+        drawn.append(size)
+        return polygon_mask(polygons, size)
+
+    def meanwhile(batch: np.ndarray) -> tuple[float, np.ndarray]:
+        left.to_mask((30, 40))
+        return mean_map(batch)
+
+    monkeypatch.setattr(roi_module, "polygon_mask", told)
+    geometry = Geometry(size=(48, 48), region=left, **PLAIN)
+    inspect_by_tiles(np.zeros((196, 200, 3), np.uint8), geometry, TILING, meanwhile)
+
+    assert drawn.count((196, 200)) == 1
+
+
+def test_region_takes_one_byte_a_pixel_while_the_map_is_joined() -> None:
+    tiling, size = Tiling(size=256, overlap=32), (3000, 3000)
+    image = np.zeros((*size, 3), np.uint8)
+
+    def peak(region: RegionOfInterest | None) -> int:
+        geometry = Geometry(size=(256, 256), region=region, **PLAIN)
+        tracemalloc.start()
+        inspect_by_tiles(image, geometry, tiling, mean_map)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    more = peak(RegionOfInterest(exclude=[[(0, 0), (0.5, 0), (0.5, 1)]])) - peak(None)
+    assert more < 1.5 * size[0] * size[1]
 
 
 @pytest.fixture

@@ -145,10 +145,15 @@ def fit_tile(image: NDArray[np.uint8] | NDArray[np.uint16], tile: Tile, geometry
     Returns:
         As :meth:`flawsmith.runtime.geometry.Geometry.fit` gives it.
     """
+    inside = None if geometry.region is None else geometry.region.to_mask((image.shape[0], image.shape[1]))
+    return _fit_tile(image, tile, of_one_tile(geometry), inside)
+
+
+def _fit_tile(
+    image: NDArray[np.uint8] | NDArray[np.uint16], tile: Tile, single: Geometry, inside: NDArray[np.bool_] | None
+) -> Pixels:
     cut = np.ascontiguousarray(tile.of(image))
-    if geometry.region is not None:
-        cut = geometry.painted_over(cut, tile.of(geometry.region.to_mask((image.shape[0], image.shape[1]))))
-    return of_one_tile(geometry).fit(cut)
+    return single.fit(cut if inside is None else single.painted_over(cut, tile.of(inside)))
 
 
 def of_one_tile(geometry: Geometry) -> Geometry:
@@ -200,10 +205,12 @@ def inspect_by_tiles(
     """
     size = (image.shape[0], image.shape[1])
     single = of_one_tile(geometry)
+    # Held here: a thread that inspects images of another size would have it drawn anew for every tile.
+    inside = None if geometry.region is None else geometry.region.to_mask(size)
     rows, columns = (dict(zip(_starts(length, tiling), tiling.weights(length), strict=True)) for length in size)
     joined, score = np.zeros(size, np.float32), -math.inf
     for tile in tiles_to_see(tiling, geometry, size):
-        batch = single.normalise(fit_tile(image, tile, geometry))[None]
+        batch = single.normalise(_fit_tile(image, tile, single, inside))[None]
         lap("prepare")
         tile_score, small_map = infer(batch)
         lap("infer")
@@ -214,7 +221,8 @@ def inspect_by_tiles(
         part += tile_map
         score = max(score, tile_score)
         lap("restore")
-    if geometry.region is not None:
-        inside = geometry.region.to_mask(size)
-        joined[~inside] = joined.min(where=inside, initial=joined.max())
+    if inside is not None:
+        lowest = joined.min(where=inside, initial=joined.max())
+        for tile in tiling.tiles(size):  # piece by piece, for what is outside of all takes as much as the region
+            tile.of(joined)[~tile.of(inside)] = lowest
     return (score if math.isfinite(score) else 0.0), joined
