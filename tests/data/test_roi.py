@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from PIL import Image, ImageDraw
+from pydantic import ValidationError
 
 from flawsmith.data.roi import read_region_of_interest
 from flawsmith.runtime.errors import FlawsmithError
@@ -80,6 +81,31 @@ def test_file_that_says_nothing_is_refused_in_one_line(content: str, words: str,
 
     assert str(caught.value).startswith(str(tmp_path / "roi.json"))
     assert "\n" not in str(caught.value)
+
+
+def ring(corners: int) -> list[tuple[float, float]]:
+    angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+    return list(zip((0.5 + 0.4 * np.cos(angles)).tolist(), (0.5 + 0.4 * np.sin(angles)).tolist(), strict=True))
+
+
+def test_more_than_10000_corners_of_all_polygons_together_are_refused() -> None:
+    RegionOfInterest(include=[ring(6_000)], exclude=[ring(4_000)])
+
+    with pytest.raises(ValueError, match="have 10,001 corners together, more than 10,000") as caught:
+        RegionOfInterest(include=[ring(6_000)], exclude=[ring(4_001)])
+    assert isinstance(caught.value, ValidationError) and caught.value.error_count() == 1
+
+
+def test_file_of_too_many_corners_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "roi.json", include=[[[60 * x, 40 * y] for x, y in ring(10_001)]])
+
+    with pytest.raises(FlawsmithError) as caught:
+        read_region_of_interest(path)
+
+    assert str(caught.value) == (
+        f"{path}: the polygons of the region of interest have 10,001 corners together, more than 10,000: draw them "
+        "coarser, or give a mask image"
+    )
 
 
 def test_exclusion_of_everything_is_refused(tmp_path: Path) -> None:

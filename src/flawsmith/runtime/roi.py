@@ -18,6 +18,8 @@ from flawsmith.runtime.formats import open_image
 Polygon = tuple[tuple[FiniteFloat, FiniteFloat], ...]
 """Corners (x, y) from 0 to 1: 0 is the left or upper edge of the image, 1 the right or lower one."""
 
+MOST_CORNERS = 10_000
+"""Of all polygons of a region together: drawing them takes time by their number, and files come from strangers."""
 MOST_MASK_PIXELS = 2**26
 _LONGEST_MASK = 2**18  # characters
 _PIXELS_AT_ONCE = 2**20
@@ -47,6 +49,12 @@ class RegionOfInterest(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> RegionOfInterest:
+        corners = sum(len(polygon) for polygon in (*self.include, *self.exclude))
+        if corners > MOST_CORNERS:
+            raise ValueError(
+                f"the polygons of the region of interest have {corners:,} corners together, more than "
+                f"{MOST_CORNERS:,}: draw them coarser, or give a mask image"
+            )
         for polygon in (*self.include, *self.exclude):
             if len(polygon) < 3:
                 raise ValueError("a polygon of the region of interest needs at least three corners")
