@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import gc
 import json
+import tracemalloc
+import weakref
 from pathlib import Path
+from typing import Any
 
+import hypothesis.strategies as st
 import numpy as np
 import pytest
-from PIL import Image
+from hypothesis import given
+from PIL import Image, ImageDraw
+from pydantic import ValidationError
 
 from flawsmith.data.roi import read_region_of_interest
 from flawsmith.runtime.errors import FlawsmithError
@@ -76,6 +83,31 @@ def test_file_that_says_nothing_is_refused_in_one_line(content: str, words: str,
     assert "\n" not in str(caught.value)
 
 
+def ring(corners: int) -> list[tuple[float, float]]:
+    angles = np.linspace(0, 2 * np.pi, corners, endpoint=False)
+    return list(zip((0.5 + 0.4 * np.cos(angles)).tolist(), (0.5 + 0.4 * np.sin(angles)).tolist(), strict=True))
+
+
+def test_more_than_10000_corners_of_all_polygons_together_are_refused() -> None:
+    RegionOfInterest(include=[ring(6_000)], exclude=[ring(4_000)])
+
+    with pytest.raises(ValueError, match="have 10,001 corners together, more than 10,000") as caught:
+        RegionOfInterest(include=[ring(6_000)], exclude=[ring(4_001)])
+    assert isinstance(caught.value, ValidationError) and caught.value.error_count() == 1
+
+
+def test_file_of_too_many_corners_is_refused_in_one_line(tmp_path: Path) -> None:
+    path = write(tmp_path / "roi.json", include=[[[60 * x, 40 * y] for x, y in ring(10_001)]])
+
+    with pytest.raises(FlawsmithError) as caught:
+        read_region_of_interest(path)
+
+    assert str(caught.value) == (
+        f"{path}: the polygons of the region of interest have 10,001 corners together, more than 10,000: draw them "
+        "coarser, or give a mask image"
+    )
+
+
 def test_exclusion_of_everything_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "roi.json", exclude=[[[0, 0], [60, 0], [60, 40], [0, 40]]])
 
@@ -120,3 +152,53 @@ def test_region_drawn_on_images_of_other_proportions_is_refused(tmp_path: Path) 
     read_region_of_interest(path, (400, 600))
     with pytest.raises(FlawsmithError, match="was drawn on 60 x 40, the images have 500 x 400"):
         read_region_of_interest(path, (400, 500))
+
+
+corners = st.tuples(st.floats(0, 1), st.floats(0, 1))
+polygons = st.lists(st.lists(corners, min_size=3, max_size=6), max_size=3)
+
+
+@given(polygons, polygons, st.integers(0, 99), st.booleans(), st.integers(1, 40), st.integers(1, 40))
+def test_polygons_and_mask_are_combined_pixel_by_pixel(
+    include: Any, exclude: Any, draw: int, has_mask: bool, height: int, width: int
+) -> None:
+    marked = np.random.default_rng(draw).random((5, 7)) > 0.3
+    full = ((0, 0), (1, 0), (1, 1), (0, 1))
+    mask = RegionOfInterest.from_mask(marked).mask if has_mask else None
+    region = RegionOfInterest(include=include or [full], exclude=exclude, mask=mask)
+
+    def drawn(polygons: Any) -> np.ndarray:
+        canvas = Image.new("L", (width, height), 0)
+        for polygon in polygons:
+            ImageDraw.Draw(canvas).polygon([(x * width - 0.5, y * height - 0.5) for x, y in polygon], fill=1)
+        return np.asarray(canvas).astype(bool)
+
+    expected = drawn(include or [full]) & ~drawn(exclude)
+    if has_mask:
+        expected &= np.asarray(Image.fromarray(marked).resize((width, height), Image.Resampling.NEAREST))
+    np.testing.assert_array_equal(region.to_mask((height, width)), expected)
+
+
+def test_only_the_last_mask_is_kept_in_memory() -> None:
+    region = RegionOfInterest(exclude=[[(0, 0), (0.5, 0), (0.5, 1)]])
+
+    first = weakref.ref(region.to_mask((40, 60)))
+    assert region.to_mask((40, 60)) is first()
+    region.to_mask((20, 30))
+
+    gc.collect()
+    assert first() is None
+
+
+def test_large_mask_is_drawn_without_copies_of_it(seed: int) -> None:
+    size = (4000, 4000)
+    half = ((0, 0), (0.5, 0), (0.5, 1), (0, 1))
+    marked = RegionOfInterest.from_mask(np.random.default_rng(seed).random((20, 20)) > 0.2).mask
+    region = RegionOfInterest(include=[half], exclude=[[(0, 0), (0.2, 0), (0.2, 0.2)]], mask=marked)
+
+    tracemalloc.start()
+    region.to_mask(size)
+    peak = tracemalloc.get_traced_memory()[1]  # what Pillow holds, a canvas at a time, is not counted
+    tracemalloc.stop()
+
+    assert peak < 1.5 * size[0] * size[1]

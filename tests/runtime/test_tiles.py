@@ -6,7 +6,9 @@ import json
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from hypothesis import given
 from PIL import Image
 
 from flawsmith.runtime import inspector as inspector_module
+from flawsmith.runtime import roi as roi_module
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import find_images
@@ -56,6 +59,39 @@ def test_tiles_cover_a_side_at_equal_distances_and_count_for_one_together(tiling
     assert spans[0][0] == 0 and spans[-1][1] == length
     assert len(distances) == 0 or (np.ptp(distances) <= 1 and distances.max() <= tiling.size - tiling.overlap)
     np.testing.assert_allclose(total, 1, atol=1e-6)
+
+
+def weights_of_whole_lengths(tiling: Tiling, length: int) -> list[np.ndarray]:
+    """The weights, each fade computed along the whole axis."""
+    spans = [(tile.top, tile.bottom) for tile in tiling.tiles((length, 1))]
+    fades = [np.ones(length)]
+    for (_, first_end), (second, _) in pairwise(spans):
+        begin = second + (first_end - second - tiling.overlap) // 2
+        place = np.clip((np.arange(length) - begin + 0.5) / max(tiling.overlap, 1), 0.0, 1.0)
+        fades.append(0.5 - 0.5 * np.cos(np.pi * (place if tiling.overlap else place > 0)))
+    fades.append(np.zeros(length))
+    return [
+        (fade - later)[start:stop].astype(np.float32)
+        for (start, stop), (fade, later) in zip(spans, pairwise(fades), strict=True)
+    ]
+
+
+@given(tilings(), st.integers(1, 700))
+def test_weights_are_those_of_fades_along_the_whole_side(tiling: Tiling, length: int) -> None:
+    for weight, expected in zip(tiling.weights(length), weights_of_whole_lengths(tiling, length), strict=True):
+        # A processor may compute the last cosines of an array by other instructions than the first.
+        np.testing.assert_allclose(weight, expected, rtol=0, atol=1e-7)
+
+
+def test_weights_of_a_long_side_take_memory_in_proportion_to_it() -> None:
+    length = 20_000
+
+    tracemalloc.start()
+    Tiling(size=64, overlap=8).weights(length)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+
+    assert peak < 20 * length
 
 
 @given(tilings(), st.integers(1, 200), st.integers(1, 200), st.integers(0, 99))
@@ -115,6 +151,44 @@ def test_region_of_interest_is_that_of_the_whole_image() -> None:
     np.testing.assert_array_equal(joined, again[1])
     np.testing.assert_allclose(joined[:, :100], image[:, :100].mean(axis=2) / 255, atol=1e-6)
     assert (joined[:, 100:] == joined[:, :100].min()).all()
+
+
+def test_region_is_drawn_once_an_image_though_another_one_is_inspected_meanwhile(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left = RegionOfInterest(include=[[(0, 0), (0.5, 0), (0.5, 1), (0, 1)]])
+    drawn: list[tuple[int, int]] = []
+    polygon_mask = roi_module.polygon_mask
+
+    def told(polygons: Any, size: tuple[int, int]) -> np.ndarray:
+        drawn.append(size)
+        return polygon_mask(polygons, size)
+
+    def meanwhile(batch: np.ndarray) -> tuple[float, np.ndarray]:
+        left.to_mask((30, 40))
+        return mean_map(batch)
+
+    monkeypatch.setattr(roi_module, "polygon_mask", told)
+    geometry = Geometry(size=(48, 48), region=left, **PLAIN)
+    inspect_by_tiles(np.zeros((196, 200, 3), np.uint8), geometry, TILING, meanwhile)
+
+    assert drawn.count((196, 200)) == 1
+
+
+def test_region_takes_one_byte_a_pixel_while_the_map_is_joined() -> None:
+    tiling, size = Tiling(size=256, overlap=32), (3000, 3000)
+    image = np.zeros((*size, 3), np.uint8)
+
+    def peak(region: RegionOfInterest | None) -> int:
+        geometry = Geometry(size=(256, 256), region=region, **PLAIN)
+        tracemalloc.start()
+        inspect_by_tiles(image, geometry, tiling, mean_map)
+        peak = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return peak
+
+    more = peak(RegionOfInterest(exclude=[[(0, 0), (0.5, 0), (0.5, 1)]])) - peak(None)
+    assert more < 1.5 * size[0] * size[1]
 
 
 @pytest.fixture

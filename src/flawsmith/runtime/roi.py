@@ -18,9 +18,11 @@ from flawsmith.runtime.formats import open_image
 Polygon = tuple[tuple[FiniteFloat, FiniteFloat], ...]
 """Corners (x, y) from 0 to 1: 0 is the left or upper edge of the image, 1 the right or lower one."""
 
+MOST_CORNERS = 10_000
+"""Of all polygons of a region together: drawing them takes time by their number, and files come from strangers."""
 MOST_MASK_PIXELS = 2**26
 _LONGEST_MASK = 2**18  # characters
-_MASKS_KEPT = 4
+_PIXELS_AT_ONCE = 2**20
 
 
 class RegionOfInterest(BaseModel):
@@ -47,6 +49,12 @@ class RegionOfInterest(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> RegionOfInterest:
+        corners = sum(len(polygon) for polygon in (*self.include, *self.exclude))
+        if corners > MOST_CORNERS:
+            raise ValueError(
+                f"the polygons of the region of interest have {corners:,} corners together, more than "
+                f"{MOST_CORNERS:,}: draw them coarser, or give a mask image"
+            )
         for polygon in (*self.include, *self.exclude):
             if len(polygon) < 3:
                 raise ValueError("a polygon of the region of interest needs at least three corners")
@@ -87,20 +95,29 @@ class RegionOfInterest(BaseModel):
             size: (height, width) of the image, pixels.
 
         Returns:
-            (height, width), True where inspected; read-only, for the last few of them are kept.
+            (height, width), True where inspected; read-only, for the last that was drawn is kept.
         """
         return _drawn(self, size)
 
 
-@functools.lru_cache(_MASKS_KEPT)
+@functools.lru_cache(1)  # a mask is as large as a channel of the image
 def _drawn(region: RegionOfInterest, size: tuple[int, int]) -> NDArray[np.bool_]:
     inspected = polygon_mask(region.include, size) if region.include else np.ones(size, bool)
     if region.mask is not None:
-        inspected &= np.asarray(_decode_mask(region.mask).resize(size[::-1], Image.Resampling.NEAREST))
+        _keep_white(inspected, _decode_mask(region.mask).resize(size[::-1], Image.Resampling.NEAREST))
     if region.exclude:
-        inspected &= ~polygon_mask(region.exclude, size)
+        _keep_white(inspected, _canvas(region.exclude, size, paper=1, ink=0))
     inspected.flags.writeable = False
     return inspected
+
+
+def _keep_white(inspected: NDArray[np.bool_], picture: Image.Image) -> None:
+    """Takes out what a picture of the same size shows black; piece by piece, for Pillow copies what numpy reads."""
+    height, width = inspected.shape
+    rows = max(_PIXELS_AT_ONCE // max(width, 1), 1)
+    for top in range(0, height, rows):
+        bottom = min(top + rows, height)
+        inspected[top:bottom] &= np.asarray(picture.crop((0, top, width, bottom))).astype(bool)
 
 
 def _decode_mask(text: str) -> Image.Image:
@@ -134,10 +151,16 @@ def polygon_mask(polygons: Sequence[Polygon], size: tuple[int, int]) -> NDArray[
         >>> polygon_mask([((0, 0), (0.5, 0), (0.5, 1), (0, 1))], (2, 4)).astype(int).tolist()
         [[1, 1, 0, 0], [1, 1, 0, 0]]
     """
+    marked = np.ones(size, bool)
+    _keep_white(marked, _canvas(polygons, size, paper=0, ink=1))
+    return marked
+
+
+def _canvas(polygons: Sequence[Polygon], size: tuple[int, int], *, paper: int, ink: int) -> Image.Image:
     height, width = size
-    canvas = Image.new("L", (width, height), 0)
+    canvas = Image.new("L", (width, height), paper)
     draw = ImageDraw.Draw(canvas)
     for polygon in polygons:
         # Pixel centres lie at whole numbers for Pillow, at halves for us.
-        draw.polygon([(x * width - 0.5, y * height - 0.5) for x, y in polygon], fill=1)
-    return np.asarray(canvas).astype(bool)
+        draw.polygon([(x * width - 0.5, y * height - 0.5) for x, y in polygon], fill=ink)
+    return canvas

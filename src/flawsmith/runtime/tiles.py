@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,22 +92,25 @@ class Tiling(BaseModel):
             [(40,), (40,)]
         """
         starts, extent = _starts(length, self), min(length, self.size)
-        # What tile i counts is the fade into it less the fade into the next one: whatever the distances, the sum is 1.
-        fades = [np.ones(length), *(self._fade(length, a, b) for a, b in pairwise(starts))]
-        fades.append(np.zeros(length))
-        return [
-            (fade - later)[start : start + extent].astype(np.float32)
-            for start, (fade, later) in zip(starts, pairwise(fades), strict=True)
-        ]
+        weights = []
+        for number, start in enumerate(starts):
+            # What a tile counts is the fade into it less the fade into the next one: whatever the distances, the sum
+            # is 1. On the tile's own pixels only: a long line scan has thousands of tiles.
+            pixels = np.arange(start, start + extent)
+            weight = np.ones(extent) if number == 0 else self._fade(pixels, starts[number - 1], start)
+            if number + 1 < len(starts):
+                weight -= self._fade(pixels, start, starts[number + 1])
+            weights.append(weight.astype(np.float32))
+        return weights
 
-    def _fade(self, length: int, first: int, second: int) -> NDArray[np.float64]:
+    def _fade(self, pixels: NDArray[np.int_], first: int, second: int) -> NDArray[np.float64]:
         """From 0 to 1 where a tile gives way to its neighbour, in the middle of what they share.
 
         A raised cosine, which begins and ends without a bend: the map has no edge where a tile begins.
         """
         shared = first + self.size - second
         begin = second + (shared - self.overlap) // 2
-        place = np.clip((np.arange(length) - begin + 0.5) / max(self.overlap, 1), 0.0, 1.0)
+        place = np.clip((pixels - begin + 0.5) / max(self.overlap, 1), 0.0, 1.0)
         if self.overlap == 0:
             place = (place > 0).astype(np.float64)
         faded: NDArray[np.float64] = 0.5 - 0.5 * np.cos(np.pi * place)
@@ -143,10 +145,15 @@ def fit_tile(image: NDArray[np.uint8] | NDArray[np.uint16], tile: Tile, geometry
     Returns:
         As :meth:`flawsmith.runtime.geometry.Geometry.fit` gives it.
     """
+    inside = None if geometry.region is None else geometry.region.to_mask((image.shape[0], image.shape[1]))
+    return _fit_tile(image, tile, of_one_tile(geometry), inside)
+
+
+def _fit_tile(
+    image: NDArray[np.uint8] | NDArray[np.uint16], tile: Tile, single: Geometry, inside: NDArray[np.bool_] | None
+) -> Pixels:
     cut = np.ascontiguousarray(tile.of(image))
-    if geometry.region is not None:
-        cut = geometry.painted_over(cut, tile.of(geometry.region.to_mask((image.shape[0], image.shape[1]))))
-    return of_one_tile(geometry).fit(cut)
+    return single.fit(cut if inside is None else single.painted_over(cut, tile.of(inside)))
 
 
 def of_one_tile(geometry: Geometry) -> Geometry:
@@ -198,10 +205,12 @@ def inspect_by_tiles(
     """
     size = (image.shape[0], image.shape[1])
     single = of_one_tile(geometry)
+    # Held here: a thread that inspects images of another size would have it drawn anew for every tile.
+    inside = None if geometry.region is None else geometry.region.to_mask(size)
     rows, columns = (dict(zip(_starts(length, tiling), tiling.weights(length), strict=True)) for length in size)
     joined, score = np.zeros(size, np.float32), -math.inf
     for tile in tiles_to_see(tiling, geometry, size):
-        batch = single.normalise(fit_tile(image, tile, geometry))[None]
+        batch = single.normalise(_fit_tile(image, tile, single, inside))[None]
         lap("prepare")
         tile_score, small_map = infer(batch)
         lap("infer")
@@ -212,7 +221,8 @@ def inspect_by_tiles(
         part += tile_map
         score = max(score, tile_score)
         lap("restore")
-    if geometry.region is not None:
-        inside = geometry.region.to_mask(size)
-        joined[~inside] = joined.min(where=inside, initial=joined.max())
+    if inside is not None:
+        lowest = joined.min(where=inside, initial=joined.max())
+        for tile in tiling.tiles(size):  # piece by piece, for what is outside of all takes as much as the region
+            tile.of(joined)[~tile.of(inside)] = lowest
     return (score if math.isfinite(score) else 0.0), joined
