@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from flawsmith.pipeline.calibrate import calibrate
 from flawsmith.runtime.errors import FlawsmithError
@@ -104,9 +105,10 @@ def test_region_is_part_of_what_a_run_depends_on(
     train_tiny: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
 ) -> None:
     train_tiny("padim", parts, tmp_path / "run", roi=left_half)
+    assert len(yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["region"]) == 64
     left_half.write_text(json.dumps({**DRAWING, "include": [[[0, 0], [90, 0], [90, 80], [0, 80]]]}), encoding="utf-8")
 
-    with pytest.raises(FlawsmithError, match="region"):
+    with pytest.raises(FlawsmithError, match="another region of interest in --roi: give another --out"):
         train_tiny("padim", parts, tmp_path / "run", roi=left_half, resume=True)
 
 
