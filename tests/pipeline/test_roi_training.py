@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from flawsmith.pipeline.calibrate import calibrate
+from flawsmith.runtime.bundle import read_arrays, write_arrays
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
@@ -94,6 +95,34 @@ def test_maps_of_another_model_or_damaged_ones_are_refused(
     (result.folder / "held_out_maps.npz").write_bytes(b"maps")
     with pytest.raises(FlawsmithError, match=r"held_out_maps\.npz is damaged"):
         calibrate(result.model, min_area=9)
+
+
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sizes", lambda sizes: sizes * 0),
+        ("sizes", lambda sizes: sizes - 1000),
+        ("sizes", lambda sizes: sizes * 0 + 10**6),
+        ("sizes", lambda sizes: sizes * 0 + (2 * 10**6, 1)),
+        ("sizes", lambda sizes: sizes.astype(np.float64)),
+        ("maps", lambda maps: maps * 0 + np.float32(1e38)),
+        ("scores", lambda scores: scores[0]),
+    ],
+)
+def test_stored_maps_of_impossible_images_take_no_memory(
+    name: str,
+    change: Callable[[Any], Any],
+    trained: Callable[[str], Any],
+    tmp_path: Path,
+) -> None:
+    result = trained("padim")
+    (tmp_path / "model.flaw").write_bytes(result.model.read_bytes())
+    arrays = read_arrays((result.folder / "held_out_maps.npz").read_bytes())
+    arrays[name] = np.asarray(change(arrays[name]))
+    (tmp_path / "held_out_maps.npz").write_bytes(write_arrays(arrays))
+
+    with pytest.raises(FlawsmithError, match=r"held_out_maps\.npz is damaged"):
+        calibrate(tmp_path / "model.flaw", min_area=9)
 
 
 def test_images_learned_from_are_refused_after_training(trained: Callable[[str], Any], parts: Path) -> None:
