@@ -52,6 +52,38 @@ def test_images_that_are_alike_are_a_note(parts: Path, model: Path, capsys: pyte
     assert "note: least like what the model learned from" in capsys.readouterr().out
 
 
+def test_an_unreadable_image_is_left_out_and_stands_among_the_other_findings(
+    parts: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (parts / "03.png").write_bytes(b"no image")
+    sheet = tmp_path / "odd.png"
+
+    assert main(["doctor", str(parts), "--model", str(model), "--sheet", str(sheet), "--json"]) == 1
+
+    findings = {finding["name"]: finding for finding in json.loads(capsys.readouterr().out)["findings"]}
+    assert "of 29 good images (1 more cannot be inspected): 07.png" in findings["least-like"]["what"]
+    assert any("03.png" in str(finding) and finding["severity"] == "error" for finding in findings.values())
+    assert sheet.is_file()
+
+
+def test_no_good_images_are_a_note_beside_the_other_findings(
+    parts: Path, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = tmp_path / "parts.csv"
+    rows = [f"good/{number:02}.png,{'good' if number % 2 else 'flawed'},test" for number in range(30)]
+    table.write_text("\n".join(["image,label,split", *rows]), encoding="utf-8")
+    before = main(["doctor", str(table), "--json"])
+    alone = json.loads(capsys.readouterr().out)["findings"]
+
+    assert main(["doctor", str(table), "--model", str(model), "--json"]) == before
+
+    findings = json.loads(capsys.readouterr().out)["findings"]
+    (note,) = [finding for finding in findings if finding not in alone]
+    assert (note["name"], note["severity"]) == ("least-like", "note")
+    assert note["what"] == "no good images but those of a test: the model has scored none"
+    assert len(findings) == len(alone) + 1
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from flawsmith.pipeline.calibrate import calibrate
+from flawsmith.runtime.bundle import read_arrays, write_arrays
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
@@ -95,6 +97,34 @@ def test_maps_of_another_model_or_damaged_ones_are_refused(
         calibrate(result.model, min_area=9)
 
 
+@pytest.mark.parametrize(
+    ("name", "change"),
+    [
+        ("sizes", lambda sizes: sizes * 0),
+        ("sizes", lambda sizes: sizes - 1000),
+        ("sizes", lambda sizes: sizes * 0 + 10**6),
+        ("sizes", lambda sizes: sizes * 0 + (2 * 10**6, 1)),
+        ("sizes", lambda sizes: sizes.astype(np.float64)),
+        ("maps", lambda maps: maps * 0 + np.float32(1e38)),
+        ("scores", lambda scores: scores[0]),
+    ],
+)
+def test_stored_maps_of_impossible_images_take_no_memory(
+    name: str,
+    change: Callable[[Any], Any],
+    trained: Callable[[str], Any],
+    tmp_path: Path,
+) -> None:
+    result = trained("padim")
+    (tmp_path / "model.flaw").write_bytes(result.model.read_bytes())
+    arrays = read_arrays((result.folder / "held_out_maps.npz").read_bytes())
+    arrays[name] = np.asarray(change(arrays[name]))
+    (tmp_path / "held_out_maps.npz").write_bytes(write_arrays(arrays))
+
+    with pytest.raises(FlawsmithError, match=r"held_out_maps\.npz is damaged"):
+        calibrate(tmp_path / "model.flaw", min_area=9)
+
+
 def test_images_learned_from_are_refused_after_training(trained: Callable[[str], Any], parts: Path) -> None:
     with pytest.raises(FlawsmithError, match=r"the model learned from it, and \d+ more of these images like it"):
         calibrate(trained("padim").model, parts)
@@ -104,9 +134,10 @@ def test_region_is_part_of_what_a_run_depends_on(
     train_tiny: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
 ) -> None:
     train_tiny("padim", parts, tmp_path / "run", roi=left_half)
+    assert len(yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["region"]) == 64
     left_half.write_text(json.dumps({**DRAWING, "include": [[[0, 0], [90, 0], [90, 80], [0, 80]]]}), encoding="utf-8")
 
-    with pytest.raises(FlawsmithError, match="region"):
+    with pytest.raises(FlawsmithError, match="another region of interest in --roi: give another --out"):
         train_tiny("padim", parts, tmp_path / "run", roi=left_half, resume=True)
 
 

@@ -48,6 +48,41 @@ def test_a_run_from_before_there_were_groups_goes_on(
     train_tiny("padim", parts, tmp_path / "run", resume=True, group=group)
 
 
+def test_a_run_from_before_there_were_groups_names_the_way_out_where_there_are_some_now(
+    lots: Path, train_tiny: Callable[..., Any], tmp_path: Path
+) -> None:
+    train_tiny("padim", lots, tmp_path / "run", group="none")
+    config = tmp_path / "run" / "config.yaml"
+    settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    del settings["group"]
+    config.write_text(yaml.safe_dump(settings), encoding="utf-8")
+
+    with (
+        pytest.warns(UserWarning, match="one group alone"),
+        pytest.raises(FlawsmithError, match=r"group='none' instead of 'auto' \(continue it with --group none\)"),
+    ):
+        train_tiny("padim", lots, tmp_path / "run", resume=True)
+    train_tiny("padim", lots, tmp_path / "run", resume=True, group="none")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"group": "folder"}, "begun with group='auto' instead of 'folder': give another --out"),
+        ({"cross_fit": 2}, "begun with cross_fit=None instead of 2: give another --out"),
+        ({"seed": 7}, "begun with seed=0 instead of 7: give another --out"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:the limit rests on images of one group alone")
+def test_a_setting_that_chooses_other_images_is_named_in_place_of_the_images(
+    lots: Path, train_tiny: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], words: str
+) -> None:
+    train_tiny("padim", lots, tmp_path / "run", seed=0)
+
+    with pytest.raises(FlawsmithError, match=words):
+        train_tiny("padim", lots, tmp_path / "run", **{"seed": 0, **changes}, resume=True)
+
+
 def test_a_way_to_tell_groups_that_does_not_fit_is_refused_before_any_work(lots: Path, tmp_path: Path) -> None:
     with pytest.raises(FlawsmithError, match="no date of exposure"):
         train(lots, out=tmp_path / "run", group="date")

@@ -17,6 +17,7 @@ import pytest
 from flawsmith.runtime.bundle import _PARTS, Bundle, read_arrays, write_arrays, write_parts
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspector
+from flawsmith.runtime.roi import RegionOfInterest
 
 Parts = dict[str, bytes]
 
@@ -365,3 +366,56 @@ def test_frozen_version_1_file_opens_and_inspects():
     assert loaded.calibration["good_scores"].shape == (19,)
     white = np.full((20, 30, 3), 255, np.uint8)
     assert Inspector.load(loaded).inspect(white).verdict == "reject"
+
+
+@pytest.mark.parametrize(
+    ("name", "array"),
+    [
+        ("good_groups", np.zeros(3, np.int32)),
+        ("good_groups", np.full(40, -1)),
+        ("good_groups", np.zeros(40)),
+        ("good_levels", np.zeros(39)),
+        ("good", np.float64(0.5)),
+        ("good", np.full(40, 1e300)),
+        ("good", np.zeros((40, 5))),
+        ("good_levels@0123456789ab", np.full(40, -1e31)),
+        ("forged", np.full(6, 1e300)),
+        ("learned_sha256", np.uint8(0)),
+        ("held_out_sha256", np.zeros((2, 31), np.uint8)),
+        ("test_sha256", np.zeros((2, 32))),
+        ("anything", np.float64(1)),
+    ],
+)
+def test_calibration_arrays_of_a_stranger_are_checked(
+    name: str, array: np.ndarray, bundle: Bundle, tmp_path: Path
+) -> None:
+    path = tmp_path / "model.flaw"
+    sound = {"good": np.zeros(40), "good_levels": np.ones(40), "learned_sha256": np.zeros((7, 32), np.uint8)}
+    replace(bundle, calibration=sound).save(path)
+    assert len(Bundle.load(path).calibration) == 3
+    replace(bundle, calibration={**sound, name: array}).save(path)
+
+    with pytest.raises(
+        FlawsmithError, match=r"calibration\.npz is malformed \(array '(good|forged|learned|held_out|test|anything)"
+    ) as caught:
+        Bundle.load(path)
+
+    assert "\n" not in str(caught.value)
+
+
+def test_earlier_limits_with_large_masks_leave_room_for_those_in_use(bundle: Bundle, tmp_path: Path) -> None:
+    speckled = np.random.default_rng(0).random((1100, 1300)) > 0.5
+    region = RegionOfInterest.from_mask(speckled)
+    assert region.mask is not None and len(region.mask) > 200_000
+
+    for number in range(8):
+        decision = bundle.spec.decision.model_copy(update={"region_of_interest": region, "limit": 1.0 + number})
+        bundle = bundle.with_decision(decision, {"good": np.full(19, number / 10)})
+    bundle.save(tmp_path / "model.flaw")
+
+    loaded = Bundle.load(tmp_path / "model.flaw")
+    kept = [earlier.limit for earlier in loaded.spec.earlier_decisions]
+    assert loaded.spec.decision.limit == 8.0
+    assert kept and kept == [5.0, 6.0, 7.0][-len(kept) :]
+    arrays = {f"good@{earlier.identity}" for earlier in loaded.spec.earlier_decisions}
+    assert arrays == {name for name in loaded.calibration if name.startswith("good@")}

@@ -97,6 +97,48 @@ def test_run_that_never_began_gives_its_folder_to_another(tmp_path: Path) -> Non
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["method"] == "glass"
 
 
+def test_run_that_was_stopped_while_it_trimmed_goes_on(tmp_path: Path) -> None:
+    claim(tmp_path / "run")
+    complete(tmp_path / "run" / "trim", count_up)
+
+    claim(tmp_path / "run", resume=True)
+    with pytest.raises(FlawsmithError, match="continue it with --resume"):
+        claim(tmp_path / "run")
+    with pytest.raises(FlawsmithError, match="begun with method='pbas' instead of 'glass'"):
+        claim(tmp_path / "run", resume=True, method="glass")
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_run_that_ended_before_it_had_trimmed_can_be_started_again(tmp_path: Path, resume: bool) -> None:
+    claim(tmp_path / "run")
+    (tmp_path / "run" / "trim" / "checkpoints").mkdir(parents=True)
+
+    claim(tmp_path / "run", resume=resume, method="glass")
+
+
+def test_run_that_fails_before_it_has_trimmed_leaves_no_folder(tmp_path: Path) -> None:
+    def fail() -> None:
+        (tmp_path / "run" / "trim" / "checkpoints").mkdir(parents=True)
+        (tmp_path / "run" / "trim" / "checkpoints" / ".centre.safetensors.0123456789ab.tmp").touch()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), RunFolder(tmp_path / "run", LoopOptions()).claimed(CONFIG, resume=False):
+        fail()
+
+    assert not (tmp_path / "run").exists()
+
+
+def test_trimmings_of_another_program_are_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("theme: dark\n")
+    (tmp_path / "trim").mkdir()
+    (tmp_path / "trim" / "hedge.txt").write_text("two metres")
+
+    with pytest.raises(FlawsmithError, match="is not empty and holds no run"):
+        claim(tmp_path)
+
+    assert (tmp_path / "config.yaml").read_text() == "theme: dark\n"
+
+
 @pytest.mark.parametrize("resume", [False, True])
 def test_run_that_ended_in_its_first_epoch_can_be_started_again(tmp_path: Path, resume: bool) -> None:
     claim(tmp_path / "run")

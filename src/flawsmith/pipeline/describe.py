@@ -198,19 +198,28 @@ def least_like_others(model: Path, dataset: Dataset, sheet: Path | None = None) 
         dataset: whose good images are inspected, those of the test split left out.
         sheet: a PNG file for pictures of them; None: none is written.
 
+    Returns:
+        A note, or a warning where some stand apart; a note too where there is none to inspect. Images that cannot be
+        inspected are left out, and counted.
+
     Raises:
-        FlawsmithError: an image or the model cannot be read, there are no good images, or the sheet cannot be written.
+        FlawsmithError: the model cannot be read, or the sheet cannot be written.
     """
     inspector = Inspector.load(model)
     paths = [sample.image for sample in dataset.samples if sample.label == "good" and sample.split != "test"]
-    if not paths:
-        raise FlawsmithError(f"{dataset.root} has no good images but those of a test: give a folder of good images")
-    scores = []
-    for result in inspector.stream(paths):
-        if isinstance(result, Unreadable):
-            raise FlawsmithError(f"{result.error}; or remove it")
-        scores.append(result.score)
-    ranked = sorted(zip(scores, paths, strict=True), key=lambda pair: (-pair[0], pair[1]))[:MOST_ODD]
+    scored = [
+        (result.score, path)
+        for result, path in zip(inspector.stream(paths), paths, strict=True)
+        if not isinstance(result, Unreadable)
+    ]
+    if not scored:
+        lack = "that can be inspected" if paths else "but those of a test"
+        message = (
+            f"no good images {lack}: the model has scored none{'' if sheet is None else ', and no sheet is written'}"
+        )
+        return Finding("note", "least-like", message, (dataset.root,), "give a folder of good images")
+    scores = [score for score, _ in scored]
+    ranked = sorted(scored, key=lambda pair: (-pair[0], pair[1]))[:MOST_ODD]
     odd = odd_scores(scores)
     if sheet is not None:
         value_range = inspector.spec.geometry.value_range
@@ -223,7 +232,9 @@ def least_like_others(model: Path, dataset: Dataset, sheet: Path | None = None) 
     listed = ", ".join(f"{printable(dataset.name_of(path))} ({score:.4g})" for score, path in ranked[:3])
     apart = f"{odd} of them stand apart from the others: flawed?" if odd else "none stands apart"
     shown = "" if sheet is None else f"; pictures in {sheet}"
-    message = f"least like what the model learned from, of {len(paths)} good images: {listed}; {apart}{shown}"
+    left_out = len(paths) - len(scored)
+    without = f" ({left_out} more cannot be inspected)" if left_out else ""
+    message = f"least like what the model learned from, of {len(scored)} good images{without}: {listed}; {apart}{shown}"
     fix = "look at them; what is learned from as good is not found" if odd else "nothing"
     return Finding("warning" if odd else "note", "least-like", message, tuple(path for _, path in ranked), fix)
 

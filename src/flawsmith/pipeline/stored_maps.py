@@ -10,13 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawsmith.runtime.bundle import Bundle, read_arrays, write_arrays
-from flawsmith.runtime.decision import Decision
+from flawsmith.runtime.decision import LARGEST_SCORE, Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
+from flawsmith.runtime.image import MAX_PIXELS
 
 MAPS = "held_out_maps.npz"
 LARGEST_MAPS = 2**28
 """Bytes: of more images no maps are kept, and a new region needs the images again."""
+_LONGEST_SIDE = 10**6
 
 
 class StoredMaps(NamedTuple):
@@ -75,9 +77,23 @@ def load_maps(bundle: Bundle) -> StoredMaps | None:
         arrays = read_arrays(file.read_bytes())
         same = arrays.pop("model_sha256").tobytes() == hashlib.sha256(bundle.model).digest()
         stored = StoredMaps(**arrays)
-        fits = stored.maps.shape == (len(stored.scores), *bundle.spec.geometry.size)
-        if not fits or stored.sizes.shape != (len(stored.scores), 2):
-            raise ValueError("arrays of other shapes")
+        _check(stored, bundle.spec.geometry.size)
     except Exception as error:  # the readers of zip and arrays answer odd bytes with nearly every exception
         raise FlawsmithError(f"{file} is damaged: remove it, and give good images") from error
     return stored if same else None
+
+
+def _check(stored: StoredMaps, size: tuple[int, int]) -> None:
+    """Raises:
+    ValueError: arrays of other shapes, types or values than those of `save_maps`.
+    """
+    scores, maps, sizes = stored
+    shapes = scores.shape, maps.shape, sizes.shape
+    if scores.ndim != 1 or shapes != ((scores.size,), (scores.size, *size), (scores.size, 2)):
+        raise ValueError("arrays of other shapes")
+    if maps.dtype != np.float32 or sizes.dtype != np.int64:
+        raise ValueError("arrays of other types")
+    if not ((sizes >= 1) & (sizes <= _LONGEST_SIDE)).all() or (sizes.prod(axis=1) > MAX_PIXELS).any():
+        raise ValueError("images of impossible sizes")
+    if max(-maps.min(), maps.max()) > LARGEST_SCORE:
+        raise ValueError("values beyond those of a score")

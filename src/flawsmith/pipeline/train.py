@@ -166,18 +166,20 @@ def train(
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
     facts = {
-        "data": {
-            "dataset": dataset.dataset,
-            "category": dataset.category,
-            "images_sha256": fingerprint,
-            **({"skipped": list(skipped)} if skipped else {}),
-        },
         **checked.model_dump(mode="json"),
         # Where there are no groups, every way to tell them is none: the way before they could be told.
         "group": checked.group if dataset.grouped_by else "none",
         "preset": preset,
         "config": config.model_dump(mode="json"),
-        "region": None if region is None else region.model_dump(mode="json"),
+        # Its content, beside the file's name: a mask may be long.
+        "region": None if region is None else hashlib.sha256(region.model_dump_json().encode()).hexdigest(),
+        # Last, so that a setting which chooses the images is named before the choice.
+        "data": {
+            "dataset": dataset.dataset,
+            "category": dataset.category,
+            **({"skipped": list(skipped)} if skipped else {}),
+            "images_sha256": fingerprint,
+        },
     }
     defaults = {
         **TrainSettings(group="none").model_dump(mode="json"),

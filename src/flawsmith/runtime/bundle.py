@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
 
-from flawsmith.runtime.decision import Decision
+from flawsmith.runtime.decision import LARGEST_SCORE, Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
 from flawsmith.runtime.geometry import Geometry
@@ -191,6 +191,7 @@ ORACLE = "ORACLE: the checkpoint was chosen on test data; its figures are not co
 
 _BEHIND_LIMITS = ("good", "good_levels", "good_groups")
 """Arrays of the limits in use; those of earlier limits have ``@`` and the identity of the limits behind their name."""
+_HASHES = ("learned_sha256", "held_out_sha256", "test_sha256")
 _MIB = 2**20
 # The largest size of each part. ONNX cannot exceed 2 GiB by itself.
 _PARTS: Mapping[str, int] = {
@@ -200,6 +201,8 @@ _PARTS: Mapping[str, int] = {
     "model.onnx": 2048 * _MIB,
     "spec.json": _MIB,
 }
+_ROOMY_SPEC = 900_000
+"""Bytes of settings with earlier limits: what is left of `_PARTS` is for changes that no limits bring."""
 
 
 _Count = Annotated[int, Field(ge=0, le=10**12)]
@@ -349,7 +352,9 @@ class Bundle:
     def with_decision(
         self, decision: Decision, arrays: Mapping[str, NDArray[Any]] | None = None, card: str | None = None
     ) -> Bundle:
-        """The same model with other limits; those in use before are kept with their scores, up to 20 of them.
+        """The same model with other limits; those in use before are kept with their scores.
+
+        Up to 20 of them are kept, the latest, or fewer where large masks make them longer than a model file holds.
 
         Args:
             decision: the limits to use.
@@ -365,12 +370,14 @@ class Bundle:
             of_them = {name: f"{name}@{decision.identity}" for name in _BEHIND_LIMITS}
             arrays = {name: stored[key] for name, key in of_them.items() if key in stored}
         earlier = dict.fromkeys(kept for kept in (*self.spec.earlier_decisions, former) if kept != decision)
-        earlier_decisions = tuple(earlier)[-MOST_EARLIER:]
-        known = {"", *(kept.identity for kept in earlier_decisions)}
+        spec = self.spec.model_copy(update={"decision": decision, "earlier_decisions": tuple(earlier)[-MOST_EARLIER:]})
+        while spec.earlier_decisions and len(_to_json(spec.model_dump(mode="json"))) > _ROOMY_SPEC:
+            spec = spec.model_copy(update={"earlier_decisions": spec.earlier_decisions[1:]})
+        known = {"", *(kept.identity for kept in spec.earlier_decisions)}
         stored = {name: array for name, array in stored.items() if name.partition("@")[2] in known}
         return dataclasses.replace(
             self,
-            spec=self.spec.model_copy(update={"decision": decision, "earlier_decisions": earlier_decisions}),
+            spec=spec,
             calibration={**stored, **arrays},
             card=self.card if card is None else card,
             path=None,
@@ -433,7 +440,7 @@ class Bundle:
         return cls(
             spec=_read_spec(parts["spec.json"]),
             model=parts["model.onnx"],
-            calibration=_part("calibration.npz", read_arrays, parts),
+            calibration=_part("calibration.npz", _read_calibration, parts),
             card=_part("card.md", bytes.decode, parts),
             path=path,
         )
@@ -456,6 +463,31 @@ def _part(name: str, read: Callable[[bytes], _Content], parts: Mapping[str, byte
     except Exception as error:
         reason = " ".join(str(error).split())[:160] or type(error).__name__
         raise _RefusedError(f"{name} is malformed ({reason}); export the model anew") from None
+
+
+def _read_calibration(content: bytes) -> dict[str, NDArray[Any]]:
+    """The arrays of a file that may come from a stranger; those of unknown names only have a length.
+
+    Raises:
+        ValueError: naming an array that is not as `Bundle` describes it.
+    """
+    arrays = read_arrays(content)
+    lengths: dict[str, int] = {}
+    for name, array in arrays.items():
+        kind, _, identity = name.partition("@")
+        if array.ndim == 0:
+            raise ValueError(f"array {name[:80]!r} is a single number")
+        if kind in _BEHIND_LIMITS and array.ndim != 1:
+            raise ValueError(f"array {name[:80]!r} has the shape {array.shape}, not one number an image")
+        if kind in _BEHIND_LIMITS and lengths.setdefault(identity, len(array)) != len(array):
+            raise ValueError(f"array {name[:80]!r} has {len(array)} numbers, those beside it {lengths[identity]}")
+        if kind in (*_BEHIND_LIMITS, "forged") and not (np.abs(array.astype(np.float64)) <= LARGEST_SCORE).all():
+            raise ValueError(f"array {name[:80]!r} has numbers beyond {LARGEST_SCORE:g}")
+        if kind == "good_groups" and (array.dtype.kind not in "iu" or (array < 0).any()):
+            raise ValueError(f"array {name[:80]!r} has other numbers than 0, 1, 2 and so on")
+        if kind in _HASHES and (array.dtype != np.uint8 or array.shape[1:] != (hashlib.sha256().digest_size,)):
+            raise ValueError(f"array {name[:80]!r} holds no SHA-256")
+    return arrays
 
 
 def _object(content: bytes, name: str) -> dict[str, Any]:

@@ -25,6 +25,8 @@ from flawsmith.training.trainer import LoopOptions, MetricsFile, fit_module, rea
 
 TRAINED = "checkpoints/model.safetensors"
 CONFIG, METRICS, RECORD, MODEL, REPORT = "config.yaml", "metrics.jsonl", "run.json", "model.flaw", "report.html"
+TRIM = "trim"
+"""Folder of the baseline that tells which images are left out: the first that a run with ``--trim`` writes."""
 
 
 class RunFolder:
@@ -49,6 +51,7 @@ class RunFolder:
             FlawsmithError: as :meth:`claim`; another command writes there, or an earlier result cannot be replaced.
         """
         with exclusive_folder(self.path):
+            remove_unfinished(self.path / TRIM / "checkpoints")
             self.claim(self.path, config, resume=resume, defaults=defaults)
             refuse_irreplaceable(self.path / name for name in (MODEL, REPORT, RECORD))
             try:
@@ -147,23 +150,33 @@ def _computed(model: AnomalyModel, stage: SinglePass, file: Path) -> dict[str, T
 
 def _has_begun(path: Path) -> bool:
     """Whether a run left anything but its configuration: one that failed on its data leaves the folder free."""
-    return (path / MODEL).exists() or any((path / "checkpoints").glob("*.safetensors"))
+    checkpoints = (path / "checkpoints", path / TRIM / "checkpoints")
+    return (path / MODEL).exists() or any(any(folder.glob("*.safetensors")) for folder in checkpoints)
 
 
 def _is_own(entry: Path) -> bool:
     """Whether a folder's entry is what a run leaves behind that ended before its first checkpoint."""
     if entry.name.lstrip(".").startswith(METRICS):
         return entry.with_name(CONFIG).is_file()
+    if entry.name == TRIM:
+        own = (
+            is_folder(entry)
+            and not entry.is_symlink()
+            and all(below.name == "checkpoints" for below in entry.iterdir())
+        )
+        return own and entry.with_name(CONFIG).is_file()
     return entry.name in (CONFIG, "checkpoints", LOCK) or entry.name.startswith(f".{CONFIG}")
 
 
 def _clear(path: Path) -> None:
     """Remove what a run leaves behind that has not begun."""
-    with suppress(OSError):
-        for name in (METRICS, CONFIG):
-            (path / name).unlink(missing_ok=True)
-        remove_unfinished(path / "checkpoints")
-        (path / "checkpoints").rmdir()
+    for name in (METRICS, CONFIG):
+        with suppress(OSError):
+            (path / name).unlink()
+    for folder in (path / TRIM / "checkpoints", path / TRIM, path / "checkpoints"):
+        remove_unfinished(folder)
+        with suppress(OSError):
+            folder.rmdir()
 
 
 def _free(path: Path) -> str:
@@ -193,6 +206,10 @@ def _difference(file: Path, config: Mapping[str, Any], defaults: Mapping[str, An
             return "its good images have changed since it began, so that it cannot be continued"
         if name == "data.skipped":
             return "other images were left out as unreadable when it began, so that it cannot be continued"
+        if name == "region":
+            return "it was begun with another region of interest in --roi"
+        if name == "group" and was.get(name) == "none":
+            return f"it was begun with group='none' instead of {now.get(name)!r} (continue it with --group none)"
         return f"it was begun with {name}={was.get(name)!r} instead of {now.get(name)!r}"
     return None
 
