@@ -105,9 +105,9 @@ def main() -> None:
     draws = 1 if options.quick else options.draws
     heads = ("flawed among the good", "trimmed", "image AUROC", "good rejected of 1,000", "flaws missed", "flaws kept")
     sections = [
-        f"PatchCore, preset fast; {LEARNED} images to learn from, {LIMIT} for a limit of {1000 * RATE:.0f} of 1,000, means "
-        f"over {draws} draws. The last column is the share of the flawed images that were learned from in spite of "
-        "trimming.",
+        f"PatchCore, preset fast; {LEARNED} images to learn from, {LIMIT} for a limit of {1000 * RATE:.0f} of 1,000; "
+        f"means over {draws} draws. The last column is the share of the flawed images that were learned from in "
+        "spite of trimming.",
     ]
     for category in options.sets:
         sections += [f"## {category}", table(heads, rows_of(category, draws, options.most))]

@@ -53,7 +53,7 @@ from flawsmith.synthesis.foreground import FOLDER as MASK_FOLDER
 from flawsmith.synthesis.held_out import held_out_flaw, held_out_flaws
 from flawsmith.training.data import SynthesisOptions, TrainingSet
 from flawsmith.training.distributed import broadcast_from_rank_zero, is_distributed, local_rank_zero_first
-from flawsmith.training.run import MODEL, REPORT, RunFolder
+from flawsmith.training.run import MODEL, REPORT, TRIM, RunFolder
 from flawsmith.training.selection import HeldOutSelection, TestImage, TestSetSelection
 
 
@@ -214,7 +214,7 @@ class TrainingSteps:
     def _trimmed(self, share: float) -> tuple[HoldOut, list[Sample]]:
         """The split without the images to learn from that look least like the others, and those images."""
         settings, preset, config = baseline_settings(BASELINES[0], self.settings, self.config)
-        run = RunFolder(self.run.path / "trim", self.run.options)
+        run = RunFolder(self.run.path / TRIM, self.run.options)
         run.path.mkdir(exist_ok=True)
         beside = dataclasses.replace(self.job, settings=settings, preset=preset, config=config, run=run, baseline=None)
         with self._timed("trim"):
