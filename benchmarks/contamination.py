@@ -58,7 +58,7 @@ def rows_of(category: str, draws: int, most: int) -> Iterator[tuple[object, ...]
         is_flawed = np.arange(len(tested)) >= len(clean) - LEARNED - LIMIT
         for share in SHARES:
             learned, wrong = drawn(rng, clean[:LEARNED], odd, LEARNED, share)
-            limit, _ = drawn(rng, clean[LEARNED : LEARNED + LIMIT], odd[LEARNED:], LIMIT, share)
+            limit, _ = drawn(rng, clean[LEARNED : LEARNED + LIMIT], odd[round(max(SHARES) * LEARNED) :], LIMIT, share)
             unlike = unlikeness(model, Rows(features, learned), [""] * LEARNED)
             for trim in TRIMS:
                 kept = np.argsort(unlike, kind="stable")[: LEARNED - math.ceil(trim * LEARNED)]
