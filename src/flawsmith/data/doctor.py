@@ -490,7 +490,7 @@ def _too_few(inventory: _Inventory) -> Iterable[Finding]:
     if calibration < needed:
         # With n images the least share of rejected good parts that can be promised is 1 / (n + 1).
         promised = promise_in_words(1 / (calibration + 1), worst_rate(1, calibration) if calibration else 1.0)
-        best = f"best promise: about {promised} rejected"
+        best = f"best promise: a limit that rejects about {promised}"
         if dataset.good_val:  # nothing is held out of training: more images there would not help
             message = f"only {_images(calibration)} of your validation folder set the limit; {best}"
             fix = f"for 10 of 1,000 put {needed} images into validation/good/, {proven} to be 95 % sure"
