@@ -132,11 +132,11 @@ def try_method(
     assert all(isinstance(result, Inspection) for result in [*good_results, *flawed_results])
     scores = np.array([result.score for result in (*good_results, *flawed_results)])  # type: ignore[union-attr]
     ranking = auroc(scores, np.arange(len(scores)) >= len(good))
-    found = sum(located(r, part.centre) for r, part in zip(flawed_results, flawed, strict=True))  # type: ignore[arg-type]
+    pits = sum(located(r, part.centre) for r, part in zip(flawed_results, flawed, strict=True))  # type: ignore[arg-type]
     rejected = sum(result.verdict == "reject" for result in flawed_results)  # type: ignore[union-attr]
     false = sum(result.verdict == "reject" for result in good_results)  # type: ignore[union-attr]
     cells = [
-        f"{found} of {len(flawed)}",
+        f"{pits} of {len(flawed)}",
         f"{rejected} of {len(flawed)}",
         f"{false} of {len(good)}",
         "–" if ranking is None else f"{ranking:.3f}",

@@ -253,8 +253,8 @@ def test_whole_groups_are_held_out_and_never_more_than_half(
         assert "one group has more than half" in split.description
     else:
         smallest_left = min(sizes[int(name.removeprefix("day "))] for name in learned)
-        wanted = held_out_count(sum(sizes))
-        enough = len(split.calibration) >= wanted or len(split.calibration) + smallest_left > sum(sizes) // 2
+        quota = held_out_count(sum(sizes))
+        enough = len(split.calibration) >= quota or len(split.calibration) + smallest_left > sum(sizes) // 2
         assert enough, "groups are taken until there are enough images"
 
 

@@ -333,6 +333,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but resu
 Layout = Annotated[
     str | None, typer.Option(help="Layout of the data, such as mvtec, csv or folder; detected by default.")
 ]
+MinArea = Annotated[
+    str | None, typer.Option("--min-area", metavar="AREA", help="Smallest spot that counts: 40 pixels, or 0.2mm2.")
+]
+Scale = Annotated[str | None, typer.Option(metavar="LENGTH", help="Side of a pixel, such as 0.05mm or 50um.")]
 Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
 ValueRange = Annotated[
     str | None,

@@ -9,8 +9,10 @@ import typer
 
 from flawsmith.cli.app import (
     AsJson,
+    MinArea,
     ModelFile,
     Quiet,
+    Scale,
     error_boundary,
     print_err,
     print_json,
@@ -51,12 +53,8 @@ def calibrate(
     roi: Annotated[
         str | None, typer.Option(metavar="FILE", help="Region of interest: JSON polygons or a mask image; none: all.")
     ] = None,
-    min_area: Annotated[
-        str | None, typer.Option("--min-area", metavar="AREA", help="Smallest spot that counts: 40 pixels, or 0.2mm2.")
-    ] = None,
-    scale: Annotated[
-        str | None, typer.Option(metavar="LENGTH", help="Side of a pixel, such as 0.05mm or 50um.")
-    ] = None,
+    min_area: MinArea = None,
+    scale: Scale = None,
     group: Annotated[
         str, typer.Option(help="Groups of the images: auto, none, folder, date, name:REGEX or column:NAME.")
     ] = "auto",

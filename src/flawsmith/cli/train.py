@@ -16,7 +16,9 @@ from flawsmith.cli.app import (
     Bits,
     DataFolder,
     Layout,
+    MinArea,
     Quiet,
+    Scale,
     ValueRange,
     error_boundary,
     print_err,
@@ -80,10 +82,6 @@ Roi = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Region of interest: JSON polygons or a mask image, in pixels of the images."),
 ]
-MinArea = Annotated[
-    str | None, typer.Option("--min-area", metavar="AREA", help="Smallest spot that counts: 40 pixels, or 0.2mm2.")
-]
-Scale = Annotated[str | None, typer.Option(metavar="LENGTH", help="Side of a pixel, such as 0.05mm.")]
 Tile = Annotated[
     int | None, typer.Option(metavar="PIXELS", help="Cut images into tiles of this side, for small flaws: 512.")
 ]

@@ -223,21 +223,21 @@ def hold_out(
     if not samples:
         raise FlawsmithError("there is no good image to train on; add images of good parts")
     images = _ranked_images(samples, seed)
-    wanted = held_out_count(len(images), fraction=fraction, minimum=minimum)
+    quota = held_out_count(len(images), fraction=fraction, minimum=minimum)
     copies = len(samples) - len(images)
     note = f", copies of one image ({copies} more) on one side alone and counted once for the limit" if copies else ""
-    if wanted == 0:
+    if quota == 0:
         everything = _flatten(images.values())
         words = "the one distinct good image serves training and calibration alike, so limits are a guess"
         return HoldOut(everything, everything, "training", words + note)
     groups = _ranked_groups(images, seed)
-    held_out = _whole_groups(groups, wanted, len(images) // 2)
+    held_out = _whole_groups(groups, quota, len(images) // 2)
     words = "good images held out by content for calibration"
-    if sum(map(len, held_out)) >= min(minimum, wanted):
+    if sum(map(len, held_out)) >= min(minimum, quota):
         if len(groups) < len(images):
             words = f"good images, {len(held_out)} of {len(groups)} groups, held out whole for calibration"
     else:
-        held_out = [[digest] for digest in list(images)[:wanted]]
+        held_out = [[digest] for digest in list(images)[:quota]]
         reason = "all are of one group" if len(groups) == 1 else "one group has more than half of them"
         note += f"; {reason}, so that the limit holds for parts like these"
     kept_back = {digest for group in held_out for digest in group}
@@ -413,12 +413,12 @@ def _ranked_groups(images: Mapping[str, Sequence[Sample]], seed: int) -> list[li
     return sorted(groups.values(), key=lambda group: _rank(group, seed))
 
 
-def _whole_groups(groups: Sequence[list[str]], wanted: int, most: int) -> list[list[str]]:
-    """The first groups with ``wanted`` images together, without those that would make it more than ``most``."""
+def _whole_groups(groups: Sequence[list[str]], quota: int, most: int) -> list[list[str]]:
+    """The first groups with ``quota`` images together, without those that would make it more than ``most``."""
     chosen: list[list[str]] = []
     number = 0
     for group in groups:
-        if number < wanted and number + len(group) <= most:
+        if number < quota and number + len(group) <= most:
             chosen.append(group)
             number += len(group)
     return chosen

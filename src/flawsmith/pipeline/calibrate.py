@@ -345,8 +345,7 @@ def _from_stored(
         levels,
         alpha=alpha,
         review_alpha=_review_alpha(before, alpha, rates),
-        tolerance=bundle.spec.parity.get("score_allowed", 0.0),
-        map_tolerance=bundle.spec.parity.get("map_allowed", 0.0),
+        **_tolerances(bundle),
         held_out=before.held_out,
         cross_fitted=before.cross_fitted,
         trimmed=before.trimmed,
@@ -358,6 +357,12 @@ def _from_stored(
     behind = {"good": scores, "good_levels": levels}
     behind |= {"good_groups": arrays["good_groups"]} if "good_groups" in arrays else {}
     return CalibrationResult(_with_card(bundle.with_decision(after, behind)), before, after)
+
+
+def _tolerances(bundle: Bundle) -> dict[str, float]:
+    """What engines may differ by, which is part of every limit of this model."""
+    names = {"tolerance": "score_allowed", "map_tolerance": "map_allowed"}
+    return {name: bundle.spec.parity.get(allowed, 0.0) for name, allowed in names.items()}
 
 
 def _with_card(bundle: Bundle) -> Bundle:
@@ -522,8 +527,7 @@ def _calibrated(
         levels,
         alpha=alpha,
         review_alpha=None if repeats else _review_alpha(setting, alpha, rates),
-        tolerance=bundle.spec.parity.get("score_allowed", 0.0),
-        map_tolerance=bundle.spec.parity.get("map_allowed", 0.0),
+        **_tolerances(bundle),
         groups=None if repeats else group_figures(deciding, groups, alpha=alpha, by=by),
     )
     if rates.catch is not None:

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 
 from flawsmith.data.findings import Finding, Findings, Severity
+from flawsmith.data.layouts.base import count
 from flawsmith.data.samples import Dataset
 from flawsmith.pipeline.held_out import in_words, odd_scores
 from flawsmith.pipeline.provenance import versions
@@ -149,19 +150,15 @@ def where_to_look(decision: Decision) -> str:
     """
     words, region = [], decision.region_of_interest
     if region is not None:
-        parts = [_polygons(len(region.include))] if region.include else []
+        parts = [count(len(region.include), "polygon")] if region.include else []
         parts += ["a mask image"] if region.mask else []
-        parts += [f"all but {_polygons(len(region.exclude))}"] if region.exclude else []
+        parts += [f"all but {count(len(region.exclude), 'polygon')}"] if region.exclude else []
         words.append(f"a region of interest of {', '.join(parts)}")
     if decision.minimum_area > 1:
         pixel_size = decision.pixel_size
         area = "" if pixel_size is None else f" ({decision.minimum_area * pixel_size**2:.3g} mm²)"
         words.append(f"spots of at least {decision.minimum_area} pixels{area}")
     return "; ".join(words)
-
-
-def _polygons(number: int) -> str:
-    return "1 polygon" if number == 1 else f"{number} polygons"
 
 
 def _briefly(findings: dict[str, Any]) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from flawsmith.data.layouts.base import count
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import HoldOut
 from flawsmith.metrics.collect import EvaluationState, ScoredImage
@@ -265,8 +266,7 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
 
 def _of_groups(decision: Decision) -> str:
     groups = decision.groups
-    number = "" if groups is None else "1 group" if groups.count == 1 else f"{groups.count} groups"
-    return "" if groups is None else f" of {number} ({groups.by})"
+    return "" if groups is None else f" of {count(groups.count, 'group')} ({groups.by})"
 
 
 def _synthetic_against(bundle: Bundle, baseline: Bundle | str | None) -> list[FactGroup]:

@@ -417,8 +417,8 @@ class TrainingSet:
 
     def _read(self, geometries: Sequence[Geometry], lacking: Mapping[int, Sequence[int]]) -> Iterator[Sequence[Pixels]]:
         rows = [self.rows[row] for row in lacking]
-        wanted = [[geometries[number] for number in numbers] for numbers in lacking.values()]
-        return read_files([row.path for row in rows], wanted, [row.tile for row in rows])
+        geometries_of_rows = [[geometries[number] for number in numbers] for numbers in lacking.values()]
+        return read_files([row.path for row in rows], geometries_of_rows, [row.tile for row in rows])
 
     def with_backbone(self, backbone: Backbone) -> TrainingSet:
         """The same images through another frozen backbone, with the same engine and precision."""
