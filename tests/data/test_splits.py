@@ -258,6 +258,15 @@ def test_whole_groups_are_held_out_and_never_more_than_half(
         assert enough, "groups are taken until there are enough images"
 
 
+@pytest.mark.parametrize("sizes", [[2, 2, 2], [4, 4, 4], [1, 5, 5]])
+def test_few_groups_stay_whole_though_they_hold_fewer_images_than_asked(tmp_path: Path, sizes: list[int]) -> None:
+    for seed in range(5):
+        split = hold_out(of_groups(tmp_path / str(seed), sizes), seed)
+
+        assert not {s.group for s in split.train} & {s.group for s in split.calibration}
+        assert len(split.calibration) == max(sizes)
+
+
 def test_groups_are_split_by_content_not_by_name(tmp_path: Path) -> None:
     sizes = [5] * 12
     samples = of_groups(tmp_path / "here", sizes)

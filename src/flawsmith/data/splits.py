@@ -205,8 +205,8 @@ def hold_out(
     Groups are ranked by SHA-256 of seed and contents, and whole ones are kept back until there are
     :func:`held_out_count` distinct images, never more than half of them; an image without a group is a group by
     itself. Copies of one image count once and stay together, and so do the groups that hold them. Images are held out
-    by themselves where there is but one group, or none small enough, and the result says so. A single image serves
-    both sides.
+    by themselves where there is but one group, or one has more than half of the images and the others are too few; the
+    result says so. A single image serves both sides.
 
     Args:
         samples: good images, at least one; their ``group`` counts.
@@ -231,9 +231,13 @@ def hold_out(
         words = "the one distinct good image serves training and calibration alike, so limits are a guess"
         return HoldOut(everything, everything, "training", words + note)
     groups = _ranked_groups(images, seed)
-    held_out = _whole_groups(groups, quota, len(images) // 2)
+    most, enough = len(images) // 2, min(minimum, quota)
+    held_out = _whole_groups(groups, quota, most)
+    if sum(map(len, held_out)) < enough:  # begun with the largest group that fits there are the most
+        largest_first = sorted(groups, key=lambda group: -len(group) if len(group) <= most else 0)
+        held_out = _whole_groups(largest_first, quota, most)
     words = "good images held out by content for calibration"
-    if sum(map(len, held_out)) >= min(minimum, quota):
+    if sum(map(len, held_out)) >= enough or max(map(len, groups)) <= most:
         if len(groups) < len(images):
             words = f"good images, {len(held_out)} of {len(groups)} groups, held out whole for calibration"
     else:
