@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
     from flawsmith.runtime.regions import Region
     from flawsmith.runtime.roi import RegionOfInterest
+    from flawsmith.runtime.zones import Zone
 
 __version__ = "0.1.0"
 
@@ -44,13 +45,15 @@ _PLACES = {
     "TrainResult": "flawsmith.pipeline.train",
     "Unreadable": "flawsmith.runtime.inspector",
     "Verdict": "flawsmith.runtime.decision",
+    "Zone": "flawsmith.runtime.zones",
     "calibrate": "flawsmith.pipeline.calibrate",
     "evaluate": "flawsmith.pipeline.evaluate",
     "train": "flawsmith.pipeline.train",
 }
 __all__ = [
     "Bundle", "CalibrationResult", "Decision", "Evaluation", "FlawsmithError", "Geometry", "Inspection", "Inspector",
-    "Region", "RegionOfInterest", "TrainResult", "Unreadable", "Verdict", "calibrate", "evaluate", "train",
+    "Region", "RegionOfInterest", "TrainResult", "Unreadable", "Verdict", "Zone", "calibrate", "evaluate",
+    "train",
 ]  # fmt: skip
 
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from PIL import Image, ImageDraw
 from pydantic import ValidationError
 
-from flawsmith.data.roi import read_region_of_interest
+from flawsmith.data.roi import read_drawing
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.roi import RegionOfInterest
@@ -30,7 +30,7 @@ def write(path: Path, **drawing: object) -> Path:
 def test_rectangles_cover_their_pixels_exactly(tmp_path: Path) -> None:
     path = write(tmp_path / "roi.json", include=[[[10, 5], [50, 5], [50, 35], [10, 35]]], exclude=[[[20, 10], [30, 10], [30, 20], [20, 20]]])  # fmt: skip  # noqa: E501
 
-    inspected = read_region_of_interest(path).to_mask((40, 60))
+    inspected = read_drawing(path).region.to_mask((40, 60))
 
     expected = np.zeros((40, 60), bool)
     expected[5:35, 10:50] = True
@@ -44,7 +44,7 @@ def test_mask_image_is_kept_pixel_by_pixel(tmp_path: Path, seed: int) -> None:
     marked = np.random.default_rng(seed).random((40, 60)) > 0.5
     Image.fromarray(marked).save(tmp_path / "roi.png")
 
-    region = read_region_of_interest(tmp_path / "roi.png")
+    region = read_drawing(tmp_path / "roi.png").region
 
     np.testing.assert_array_equal(region.to_mask((40, 60)), marked)
     np.testing.assert_array_equal(region.to_mask((80, 120)), marked.repeat(2, 0).repeat(2, 1))
@@ -52,7 +52,7 @@ def test_mask_image_is_kept_pixel_by_pixel(tmp_path: Path, seed: int) -> None:
 
 
 def test_region_may_leave_out_areas_alone(tmp_path: Path) -> None:
-    region = read_region_of_interest(write(tmp_path / "roi.json", exclude=[[[0, 0], [30, 0], [30, 40], [0, 40]]]))
+    region = read_drawing(write(tmp_path / "roi.json", exclude=[[[0, 0], [30, 0], [30, 40], [0, 40]]])).region
 
     inspected = region.to_mask((40, 60))
     assert inspected[:, 32:].all() and not inspected[:, :29].any()
@@ -77,7 +77,7 @@ def test_file_that_says_nothing_is_refused_in_one_line(content: str, words: str,
     (tmp_path / "roi.json").write_text(content, encoding="utf-8")
 
     with pytest.raises(FlawsmithError, match=words) as caught:
-        read_region_of_interest(tmp_path / "roi.json")
+        read_drawing(tmp_path / "roi.json")
 
     assert str(caught.value).startswith(str(tmp_path / "roi.json"))
     assert "\n" not in str(caught.value)
@@ -100,7 +100,7 @@ def test_file_of_too_many_corners_is_refused_in_one_line(tmp_path: Path) -> None
     path = write(tmp_path / "roi.json", include=[[[60 * x, 40 * y] for x, y in ring(10_001)]])
 
     with pytest.raises(FlawsmithError) as caught:
-        read_region_of_interest(path)
+        read_drawing(path)
 
     assert str(caught.value) == (
         f"{path}: the polygons of the region of interest have 10,001 corners together, more than 10,000: draw them "
@@ -112,14 +112,14 @@ def test_exclusion_of_everything_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "roi.json", exclude=[[[0, 0], [60, 0], [60, 40], [0, 40]]])
 
     with pytest.raises(FlawsmithError, match="nothing is left to inspect"):
-        read_region_of_interest(path)
+        read_drawing(path)
 
 
 def test_ragged_mask_is_refused_where_it_is_made(tmp_path: Path, seed: int) -> None:
     Image.fromarray(np.random.default_rng(seed).random((2000, 2000)) > 0.5).save(tmp_path / "roi.png")
 
     with pytest.raises(FlawsmithError, match="too many small spots"):
-        read_region_of_interest(tmp_path / "roi.png")
+        read_drawing(tmp_path / "roi.png")
 
 
 def test_what_lies_outside_never_reaches_the_network(seed: int) -> None:
@@ -149,9 +149,9 @@ def test_map_is_lowest_and_not_inspected_outside() -> None:
 def test_region_drawn_on_images_of_other_proportions_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "roi.json", include=[[[0, 0], [30, 0], [30, 40]]])
 
-    read_region_of_interest(path, (400, 600))
+    read_drawing(path, (400, 600))
     with pytest.raises(FlawsmithError, match="was drawn on 60 x 40, the images have 500 x 400"):
-        read_region_of_interest(path, (400, 500))
+        read_drawing(path, (400, 500))
 
 
 corners = st.tuples(st.floats(0, 1), st.floats(0, 1))

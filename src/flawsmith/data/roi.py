@@ -1,21 +1,34 @@
-"""Regions of interest as people draw them: polygons in a JSON file or a mask image, in pixels of the original."""
+"""Regions and zones as people draw them: polygons in a JSON file or a mask image, in pixels of the original."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from flawsmith.data.masks import read_mask_image
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.roi import Polygon, RegionOfInterest
+from flawsmith.runtime.image import MAX_PIXELS
+from flawsmith.runtime.roi import MOST_CORNERS, Polygon, RegionOfInterest, number_zones
+from flawsmith.runtime.zones import MOST_ZONES, ZoneName
 
 _ASPECT_TOLERANCE = 0.01
 _LARGEST_FILE = 2**22
 _Corners = tuple[tuple[FiniteFloat, FiniteFloat], ...]
 _Side = Annotated[int, Field(ge=1, le=10**6)]
+
+
+class _ZoneDrawing(BaseModel):
+    """A zone's polygons."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: ZoneName
+    include: tuple[_Corners, ...] = Field(min_length=1)
+    exclude: tuple[_Corners, ...] = ()
+    min_area: StrictStr | StrictInt | StrictFloat | None = None
 
 
 class _Drawing(BaseModel):
@@ -27,42 +40,96 @@ class _Drawing(BaseModel):
     height: _Side
     include: tuple[_Corners, ...] = ()
     exclude: tuple[_Corners, ...] = ()
+    zones: tuple[_ZoneDrawing, ...] = Field(default=(), max_length=MOST_ZONES)
 
 
-def read_region_of_interest(path: Path, image_size: tuple[int, int] | None = None) -> RegionOfInterest:
-    """Read a region of interest.
+class DrawnZone(NamedTuple):
+    """A zone as it was drawn.
+
+    Attributes:
+        name: of the zone.
+        region: where it is.
+        min_area: its smallest area as it was written; None: that of the whole image.
+    """
+
+    name: str
+    region: RegionOfInterest
+    min_area: str | int | float | None
+
+
+class Drawing(NamedTuple):
+    """What a file says of where to look.
+
+    Attributes:
+        region: what is inspected; None: everything.
+        zones: parts of it that get limits of their own.
+    """
+
+    region: RegionOfInterest | None
+    zones: tuple[DrawnZone, ...] = ()
+
+
+def read_drawing(path: Path, image_size: tuple[int, int] | None = None) -> Drawing:
+    """Read a region of interest, and zones.
 
     A JSON file holds the ``width`` and ``height`` of the image that it was drawn on and, in ``include`` and
-    ``exclude``, polygons of corners ``[x, y]`` in its pixels, from 0 to the width or height. In a mask image what is
-    white is inspected. Images of another size are covered in proportion.
+    ``exclude``, polygons of corners ``[x, y]`` in its pixels, from 0 to the width or height; ``zones`` holds objects
+    with a ``name``, polygons likewise, and perhaps a ``min_area``. In a mask image what is white is inspected. Images
+    of another size are covered in proportion.
 
     Args:
         path: the file.
         image_size: (height, width) of the images to inspect, which must have the same proportions; None: not checked.
 
     Raises:
-        FlawsmithError: the file cannot be read, is neither, says nothing, or was drawn on images of other proportions.
+        FlawsmithError: the file cannot be read, is neither, says nothing, or was drawn on images of other proportions;
+            or two zones have the same name, or one has no pixel.
     """
     if not path.is_file():
         raise FlawsmithError(
             f"there is no file {path}: a region of interest is a JSON file of polygons or a mask image"
         )
     if path.suffix.lower() == ".json":
-        drawing = _read_drawing(path)
-        size = (drawing.height, drawing.width)
-        region = _relative(drawing, path)
+        polygons = _read_drawing(path)
+        size = (polygons.height, polygons.width)
+        drawing = _relative(polygons, path)
     else:
         marked = read_mask_image(path).marked
         size = (marked.shape[0], marked.shape[1])
         try:
-            region = RegionOfInterest.from_mask(marked)
+            drawing = Drawing(RegionOfInterest.from_mask(marked))
         except FlawsmithError as error:
             raise FlawsmithError(f"{path}: {error}") from None
-    if not region.to_mask(size).any():
+    if drawing.region is not None and not drawing.region.to_mask(size).any():
         raise FlawsmithError(f"{path}: nothing is left to inspect; the excluded areas cover all that is included")
+    _check_zones(path, drawing, size)
     if image_size is not None:
         _check_proportions(path, size, image_size)
-    return region
+    return drawing
+
+
+def _check_zones(path: Path, drawing: Drawing, size: tuple[int, int]) -> None:
+    """Raises:
+    FlawsmithError: two zones have the same name, or one has no pixel of its own.
+    """
+    names = [zone.name for zone in drawing.zones]
+    for number, name in enumerate(names):
+        if name in names[:number]:
+            raise FlawsmithError(f"{path}: two zones are called {name}: give each a name of its own")
+    regions = tuple(zone.region for zone in drawing.zones)
+    if sum(region.corners for region in (*regions, *([drawing.region] if drawing.region else []))) > MOST_CORNERS:
+        raise FlawsmithError(
+            f"{path}: region and zones have more than {MOST_CORNERS:,} corners together: draw them coarser"
+        )
+    numbers = number_zones(regions, drawing.region, size) if regions else None
+    for number, name in enumerate(names):
+        if numbers is None or (numbers == number).any():
+            continue
+        if (numbers < number)[regions[number].to_mask(size)].any():
+            raise FlawsmithError(
+                f"{path}: zone {name} is covered by the zones before it, of which the first has a pixel: put it first"
+            )
+        raise FlawsmithError(f"{path}: zone {name} lies outside of the region of interest: draw it inside")
 
 
 def _read_drawing(path: Path) -> _Drawing:
@@ -75,17 +142,29 @@ def _read_drawing(path: Path) -> _Drawing:
     except (ValueError, RecursionError):
         raise FlawsmithError(f"{path}: no valid JSON; {_EXAMPLE}") from None
     try:
-        return _Drawing.model_validate(value)
+        drawing = _Drawing.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise FlawsmithError(f"{path}: {place}: {first['msg'].lower()}; {_EXAMPLE}") from None
+        raise FlawsmithError(f"{path}: {place}: {_plain(first['msg'])}; {_EXAMPLE}") from None
+    if drawing.width * drawing.height > MAX_PIXELS:
+        raise FlawsmithError(
+            f"{path}: {drawing.width} x {drawing.height} is larger than any image that can be inspected; write the "
+            "width and height of the image that it was drawn on"
+        )
+    return drawing
 
 
 _EXAMPLE = 'write for example {"width": 800, "height": 600, "include": [[[10, 10], [790, 10], [790, 590]]]}'
 
 
-def _relative(drawing: _Drawing, path: Path) -> RegionOfInterest:
+def _plain(message: str) -> str:
+    """pydantic's words in the style of ours."""
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _relative(drawing: _Drawing, path: Path) -> Drawing:
     width, height = drawing.width, drawing.height
 
     def scaled(polygons: tuple[_Corners, ...], name: str) -> tuple[Polygon, ...]:
@@ -98,10 +177,21 @@ def _relative(drawing: _Drawing, path: Path) -> RegionOfInterest:
                     )
         return tuple(tuple((x / width, y / height) for x, y in corners) for corners in polygons)
 
-    try:
-        return RegionOfInterest(include=scaled(drawing.include, "include"), exclude=scaled(drawing.exclude, "exclude"))
-    except ValidationError as error:
-        raise FlawsmithError(f"{path}: {error.errors()[0]['msg'].removeprefix('Value error, ')}") from None
+    def region(polygons: _Drawing | _ZoneDrawing, place: str) -> RegionOfInterest:
+        include, exclude = (scaled(getattr(polygons, name), f"{place}{name}") for name in ("include", "exclude"))
+        try:
+            return RegionOfInterest(include=include, exclude=exclude)
+        except ValidationError as error:
+            raise FlawsmithError(f"{path}: {_plain(error.errors()[0]['msg'])}") from None
+
+    says_nothing_else = not (drawing.include or drawing.exclude) and drawing.zones
+    return Drawing(
+        None if says_nothing_else else region(drawing, ""),
+        tuple(
+            DrawnZone(zone.name, region(zone, f"zones.{number}."), zone.min_area)
+            for number, zone in enumerate(drawing.zones)
+        ),
+    )
 
 
 def _check_proportions(path: Path, drawn_on: tuple[int, int], image: tuple[int, int]) -> None:

@@ -18,10 +18,10 @@ from flawsmith.data.layouts import load
 from flawsmith.data.layouts.base import is_set_apart
 from flawsmith.data.layouts.folder import UNLABELLED
 from flawsmith.data.layouts.names import meaning
-from flawsmith.data.roi import read_region_of_interest
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import content_hashes
 from flawsmith.pipeline.describe import model_card, where_to_look
+from flawsmith.pipeline.drawing import region_and_zones
 from flawsmith.pipeline.quantities import parse_area, parse_length, parse_rate
 from flawsmith.pipeline.stored_maps import MAPS, load_maps
 from flawsmith.runtime.bundle import Bundle
@@ -30,6 +30,8 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable, replacing
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector, Unreadable
+from flawsmith.runtime.roi import RegionOfInterest
+from flawsmith.runtime.zones import Zone
 
 _FEWEST_REPEATED = 3
 _LISTED = 20
@@ -123,6 +125,7 @@ class CalibrationResult:
         rows += [
             ("limit on the score", f"{self.before.limit:.6g}", f"{self.after.limit:.6g}"),
             ("limit on the map", f"{self.before.map_limit:.6g}", f"{self.after.map_limit:.6g}"),
+            *_zone_rows(self.before.zone_limits, self.after.zone_limits),
             ("review limit", _or_none(self.before.review_limit), _or_none(self.after.review_limit)),
             ("what decides", where_to_look(self.before) or "image score", where_to_look(self.after) or "image score"),
             ("asked for, of 1,000", _asked_for(self.before), _asked_for(self.after)),
@@ -148,6 +151,14 @@ class CalibrationResult:
         return "\n".join(lines)
 
 
+def _zone_rows(before: Mapping[str, float], after: Mapping[str, float]) -> list[tuple[str, str, str]]:
+    """The limits of the zones, of those in use first."""
+    return [
+        (f"limit in zone {printable(name)}", _or_none(before.get(name)), _or_none(after.get(name)))
+        for name in dict.fromkeys((*after, *before))
+    ]
+
+
 def _asked_for(decision: Decision) -> str:
     return "known flaws" if decision.chosen_on_flawed else f"{1000 * decision.target_false_reject_rate:g}"
 
@@ -160,6 +171,7 @@ def _decision_facts(decision: Decision) -> dict[str, Any]:
     return {
         "identity": decision.identity,
         **decision.model_dump(mode="json"),
+        **({"zone_limits": decision.zone_limits} if decision.zones else {}),
         "worst_false_reject_rate": decision.worst_false_reject_rate,
         "limit_statement": decision.describe(),
     }
@@ -206,7 +218,8 @@ def calibrate(
         rate: share of good parts that may be rejected, such as ``"10/1000"`` or 0.01.
         review_rate: share that may be rejected or sent to review.
         review_budget: parts of 1,000 that may be sent to review, beside those rejected.
-        roi: a region of interest: a JSON file of polygons or a mask image, in pixels of the images; ``"none"``: none.
+        roi: a region of interest, and zones that get limits of their own: a JSON file of polygons or a mask image, in
+            pixels of the images; ``"none"``: none.
         min_area: the smallest region that counts: pixels, or an area such as ``"0.2mm2"``.
         scale: the side of a pixel, in millimetres or such as ``"50um"``.
         group: what makes groups of the good images; see :func:`flawsmith.data.groups.with_groups`.
@@ -251,8 +264,8 @@ def calibrate(
         hidden = known_flaws if catch is not None else ()
         _refuse_known(bundle, source.samples, hidden)
         inspector = Inspector.load(bundle, engine=engine)
-        images = _inspect(inspector, setting, [*source.samples, *known_flaws], on_step)
-        result = _calibrated(bundle, inspector, setting, images, rates, source, repeats=repeats is not None)
+        images, levels = _inspect(inspector, setting, [*source.samples, *known_flaws], on_step)
+        result = _calibrated(bundle, inspector, setting, images, levels, rates, source, repeats=repeats is not None)
         if str(roi) == "none" and bundle.spec.geometry.region is not None:
             note = (
                 "the model was trained on a region of interest: what lies outside stays unseen until it is trained anew"
@@ -323,13 +336,13 @@ def _from_stored(
         )
     if before.chosen_on_flawed and rates.reject is None:
         raise FlawsmithError("known flaws chose the limit: add --rate to let the good images choose it")
-    scores, levels, setting = arrays["good"], arrays["good_levels"], before
-    if roi is not None or min_area is not None:
+    scores, levels, setting = arrays["good"], _stored_levels(bundle), before
+    if roi is not None or min_area is not None or levels is None:
         stored = load_maps(bundle)
         if stored is None or not np.array_equal(stored.scores, scores):
-            option = "--roi" if roi is not None else "--min-area"
+            asker = "--roi" if roi is not None else "--min-area" if min_area is not None else "a model with zones"
             raise FlawsmithError(
-                f"{option} needs good images that the model did not learn from, or the {MAPS} of its training beside "
+                f"{asker} needs good images that the model did not learn from, or the {MAPS} of its training beside "
                 "the model file: give their folder"
             )
         setting = _setting(before, lambda: tuple(stored.sizes[0].tolist()), roi, min_area, scale)
@@ -338,7 +351,6 @@ def _from_stored(
     if "good_groups" in arrays:
         names = [f"group {number}" for number in arrays["good_groups"]]
     alpha = before.target_false_reject_rate if rates.reject is None else rates.reject
-    deciding = levels if setting.by_regions else scores
     by = "" if before.groups is None else before.groups.by
     after = setting.recalibrated(
         scores,
@@ -349,14 +361,32 @@ def _from_stored(
         held_out=before.held_out,
         cross_fitted=before.cross_fitted,
         trimmed=before.trimmed,
-        groups=group_figures(deciding, names, alpha=alpha, by=by),
     )
-    after = after.model_copy(update={"engine": before.engine, "precision": before.precision})
+    deciding = after.level_of(levels) if after.by_regions else scores
+    used = {"engine": before.engine, "precision": before.precision}
+    after = after.model_copy(update={**used, "groups": group_figures(deciding, names, alpha=alpha, by=by)})
     if before.repeat_deviation is not None and after.review_limit is None:
         after = _with_band(after, before.repeat_deviation)
-    behind = {"good": scores, "good_levels": levels}
+    behind = levels_behind(after, scores, levels)
     behind |= {"good_groups": arrays["good_groups"]} if "good_groups" in arrays else {}
     return CalibrationResult(_with_card(bundle.with_decision(after, behind)), before, after)
+
+
+def _stored_levels(bundle: Bundle) -> NDArray[np.float64] | None:
+    """(n, zones + 1) levels of the images behind the limits in use; None where the zones are not told apart."""
+    zones, arrays = bundle.spec.decision.zones, bundle.calibration
+    if not zones:
+        return np.asarray(arrays["good_levels"], np.float64).reshape(-1, 1)
+    levels = arrays.get("good_zone_levels")
+    return levels if levels is not None and levels.shape[1:] == (len(zones) + 1,) else None
+
+
+def levels_behind(
+    decision: Decision, scores: NDArray[np.float64], levels: NDArray[np.float64]
+) -> dict[str, NDArray[Any]]:
+    """The arrays of a bundle with these limits, from (n,) scores and (n, zones + 1) levels."""
+    by_zone = {"good_zone_levels": levels} if decision.zones else {}
+    return {"good": scores, "good_levels": decision.level_of(levels), **by_zone}
 
 
 def _tolerances(bundle: Bundle) -> dict[str, float]:
@@ -417,8 +447,11 @@ def _setting(
         changes["minimum_area"] = parse_area(min_area, pixel_size, "--min-area")
     if roi is not None:
         shape = image_shape()
-        region = None if str(roi) == "none" else read_region_of_interest(Path(roi), (shape[0], shape[1]))
-        changes["region_of_interest"] = region
+        region: RegionOfInterest | None = None
+        zones: tuple[Zone, ...] = ()
+        if str(roi) != "none":
+            region, zones = region_and_zones(Path(roi), (shape[0], shape[1]), pixel_size=pixel_size)
+        changes |= {"region_of_interest": region, "zones": zones, "elsewhere": True}
     return former.model_copy(update=changes)
 
 
@@ -490,20 +523,21 @@ def _hashes(array: NDArray[Any] | None) -> frozenset[str]:
 
 def _inspect(
     inspector: Inspector, setting: Decision, samples: Sequence[Sample], on_step: Callable[[], object]
-) -> list[CheckedImage]:
-    """Score, level under the new setting and former verdict of every image.
+) -> tuple[list[CheckedImage], NDArray[np.float64]]:
+    """Score and former verdict of every image, whose level is not known yet, and (n, zones + 1) levels by zone.
 
     Raises:
         FlawsmithError: an image cannot be read.
     """
-    images = []
+    images, levels = [], []
     for sample, result in zip(samples, inspector.stream([sample.image for sample in samples]), strict=True):
         if isinstance(result, Unreadable):
             raise FlawsmithError(f"{result.error}; or remove it from the images given")
-        level = setting.level(result.map, result.not_inspected)
-        images.append(CheckedImage(str(sample.image), sample.label, sample.group, result.score, level, result.verdict))
+        levels.append(setting.zone_levels(result.map, result.not_inspected))
+        name = str(sample.image)
+        images.append(CheckedImage(name, sample.label, sample.group, result.score, math.nan, result.verdict))
         on_step()
-    return images
+    return images, np.array(levels)
 
 
 def _calibrated(
@@ -511,25 +545,32 @@ def _calibrated(
     inspector: Inspector,
     setting: Decision,
     images: Sequence[CheckedImage],
+    levels: NDArray[np.float64],
     rates: _Rates,
     source: Dataset,
     *,
     repeats: bool,
 ) -> CalibrationResult:
     good = [image for image in images if image.label == "good"]
-    behind = _first_of_each(good) if repeats else good
-    scores, levels = (np.array([getattr(i, name) for i in behind], np.float64) for name in ("score", "level"))
-    deciding = levels if setting.by_regions else scores
+    behind = _first_of_each(good) if repeats else list(range(len(good)))
+    scores, good_levels = np.array([good[place].score for place in behind], np.float64), levels[behind]
     alpha = setting.target_false_reject_rate if rates.reject is None else rates.reject
-    by, groups = source.grouped_by, [image.group for image in behind]
+    groups = [good[place].group for place in behind]
     after = setting.recalibrated(
         scores,
-        levels,
+        good_levels,
         alpha=alpha,
         review_alpha=None if repeats else _review_alpha(setting, alpha, rates),
         **_tolerances(bundle),
-        groups=None if repeats else group_figures(deciding, groups, alpha=alpha, by=by),
     )
+    images = [
+        dataclasses.replace(i, level=float(level)) for i, level in zip(images, after.level_of(levels), strict=True)
+    ]
+    good = images[: len(good)]
+    deciding = after.level_of(good_levels) if after.by_regions else scores
+    if not repeats:
+        figures = group_figures(deciding, groups, alpha=alpha, by=source.grouped_by)
+        after = after.model_copy(update={"groups": figures})
     if rates.catch is not None:
         after = _catching(after, deciding, [image for image in images if image.label == "flawed"], rates.catch)
     if repeats:
@@ -537,7 +578,7 @@ def _calibrated(
     engine = inspector.engine
     after = after.model_copy(update={"engine": engine.name, "precision": engine.precision})
     spec = bundle.spec.model_copy(update={"engine": engine.name, "precision": engine.precision})
-    arrays: dict[str, NDArray[Any]] = {"good": scores, "good_levels": levels}
+    arrays = levels_behind(after, scores, good_levels)
     if any(groups) and not repeats:
         arrays["good_groups"] = np.unique(groups, return_inverse=True)[1].astype(np.int32).ravel()
     changed = _with_card(dataclasses.replace(bundle, spec=spec).with_decision(after, arrays))
@@ -579,11 +620,11 @@ def _review_alpha(setting: Decision, alpha: float, rates: _Rates) -> float | Non
     return share
 
 
-def _first_of_each(images: Iterable[CheckedImage]) -> list[CheckedImage]:
-    """One image of each part: repeats of a part say nothing of other parts."""
-    by_part: dict[str, CheckedImage] = {}
-    for image in images:
-        by_part.setdefault(image.group or image.image, image)
+def _first_of_each(images: Iterable[CheckedImage]) -> list[int]:
+    """The place of one image of each part: repeats of a part say nothing of other parts."""
+    by_part: dict[str, int] = {}
+    for place, image in enumerate(images):
+        by_part.setdefault(image.group or image.image, place)
     return list(by_part.values())
 
 
@@ -617,13 +658,16 @@ def _catching(decision: Decision, good: NDArray[np.float64], flawed: Sequence[Ch
     """The highest limit that rejects a share of the known flaws.
 
     It lies half way to the next lower score of any image. The false-reject rate of k good images above it has the bound
-    of a limit at the (k + 1)-th largest.
+    of a limit at the (k + 1)-th largest. The limits of zones move by the same amount: where they rise, the rate stays
+    what the good images promised before, because the images that set them apart are not given back.
     """
     values = np.sort([image.level if decision.by_regions else image.score for image in flawed])[::-1]
     last_caught = values[math.ceil(share * values.size - 1e-9) - 1]
     below = [value for value in (*good, *values) if value < last_caught]
     limit = (last_caught + max(below)) / 2 if below else last_caught - max(1e-6, 1e-6 * abs(last_caught))
     rank = int((good > limit).sum()) + 1
+    if decision.zones:
+        rank = max(rank, round(decision.stated_false_reject_rate * (good.size + 1)))
     review = None if decision.review_limit is None else min(decision.review_limit, limit)
     return decision.model_copy(
         update={

@@ -54,6 +54,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "decision": spec.decision.model_dump(mode="json"),
         "identity": spec.decision.identity,
         "earlier_limits": {decision.identity: decision.model_dump(mode="json") for decision in spec.earlier_decisions},
+        **({"zone_limits": spec.decision.zone_limits} if spec.decision.zones else {}),
         "worst_false_reject_rate": spec.decision.worst_false_reject_rate,
         "limit_statement": spec.decision.describe(),
         "parity": spec.parity,
@@ -67,7 +68,8 @@ def model_in_words(facts: dict[str, Any]) -> str:
     training, decision, geometry, backbone = (facts[k] for k in ("training", "decision", "geometry", "backbone"))
     height, width = geometry["size"]
     review, earlier = decision["review_limit"], facts["earlier_limits"]
-    looked_at = where_to_look(Decision.model_validate(decision))
+    limits = Decision.model_validate(decision)
+    looked_at = where_to_look(limits)
     rows = [
         ("file", f"{facts['file']}, {facts['bytes'] / 2**20:.1f} MiB, SHA-256 of every part verified"),
         ("made by", f"flawsmith {facts['package_version']}, schema {facts['schema_version']}"),
@@ -84,6 +86,7 @@ def model_in_words(facts: dict[str, Any]) -> str:
         ("calibrated on", f"{decision['n_good']} good images"),
         *([("their scores", in_words(facts["held_out_scores"]))] if facts["held_out_scores"] else []),
         ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),
+        *((f"limit in {name}", words) for name, words in zones_in_words(limits)),
         ("review limit", "none" if review is None else f"{review:.6g}"),
         *([("where to look", looked_at)] if looked_at else []),
         *([("limits", f"{facts['identity']}; before: {', '.join(earlier)}")] if earlier else []),
@@ -106,7 +109,7 @@ def model_card(spec: BundleSpec) -> str:
 {_tiles(spec)}- engine: {spec.engine}, {spec.precision}
 {_synthesis(spec)}- learned from {training.n_train} good images of {training.category} ({training.layout} layout)
 - limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
-- exported against trained: {parity_in_words(spec.parity)}; what is allowed is part of the limits
+{_zones(spec)}- exported against trained: {parity_in_words(spec.parity)}; what is allowed is part of the limits
 
 {spec.decision.describe()}
 
@@ -120,6 +123,11 @@ def _tiles(spec: BundleSpec) -> str:
     if spec.tiling is None:
         return ""
     return f"- images are cut into tiles of {spec.tiling.describe()}; the ONNX graph is that of one tile\n"
+
+
+def _zones(spec: BundleSpec) -> str:
+    """A line on the limit of each zone, where there are some."""
+    return "".join(f"- limit in {name}: {words}\n" for name, words in zones_in_words(spec.decision))
 
 
 def _synthesis(spec: BundleSpec) -> str:
@@ -141,8 +149,28 @@ def parity_in_words(parity: Mapping[str, float]) -> str:
     return ", ".join(figures) or "not recorded"
 
 
+def zones_in_words(decision: Decision) -> list[tuple[str, str]]:
+    """Each zone and its limit in words, what is elsewhere last; empty without zones.
+
+    Example:
+        >>> zones_in_words(Decision(limit=1, map_limit=1, stated_false_reject_rate=0.1, n_good=9))
+        []
+    """
+    areas = {zone.name: zone.minimum_area or decision.minimum_area for zone in decision.zones}
+    rows = []
+    for name, limit in decision.zone_limits.items():
+        area = areas.get(name, decision.minimum_area)
+        spots = f", for spots of at least {_area(area, decision.pixel_size)}" if area > 1 else ""
+        rows.append((f"zone {printable(name)}", f"{limit:.6g} on the map{spots}"))
+    return rows
+
+
+def _area(pixels: int, pixel_size: float | None) -> str:
+    return f"{pixels} pixels{'' if pixel_size is None else f' ({pixels * pixel_size**2:.3g} mm²)'}"
+
+
 def where_to_look(decision: Decision) -> str:
-    """Region of interest and smallest area in words; empty where the whole image counts.
+    """Region of interest, zones and smallest area in words; empty where the whole image counts.
 
     Example:
         >>> where_to_look(Decision(limit=1, map_limit=1, stated_false_reject_rate=0.1, n_good=9, minimum_area=80))
@@ -154,10 +182,10 @@ def where_to_look(decision: Decision) -> str:
         parts += ["a mask image"] if region.mask else []
         parts += [f"all but {count(len(region.exclude), 'polygon')}"] if region.exclude else []
         words.append(f"a region of interest of {', '.join(parts)}")
+    if decision.zones:
+        words.append(f"{count(len(decision.zones), 'zone')} with limits of their own")
     if decision.minimum_area > 1:
-        pixel_size = decision.pixel_size
-        area = "" if pixel_size is None else f" ({decision.minimum_area * pixel_size**2:.3g} mm²)"
-        words.append(f"spots of at least {decision.minimum_area} pixels{area}")
+        words.append(f"spots of at least {_area(decision.minimum_area, decision.pixel_size)}")
     return "; ".join(words)
 
 

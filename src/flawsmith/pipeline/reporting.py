@@ -17,7 +17,7 @@ from flawsmith.data.splits import HoldOut
 from flawsmith.metrics.collect import EvaluationState, ScoredImage
 from flawsmith.metrics.ranking import auroc
 from flawsmith.metrics.results import Evaluation
-from flawsmith.pipeline.describe import parity_in_words, where_to_look
+from flawsmith.pipeline.describe import parity_in_words, where_to_look, zones_in_words
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.data import (
     Diagnostic,
@@ -246,6 +246,7 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
     limits = [
         ("Reject limit on the score", f"{decision.limit:.6g}"),
         ("Limit on the map", f"{decision.map_limit:.6g}"),
+        *((f"Limit in {name}", words) for name, words in zones_in_words(decision)),
         ("Rejects", decision.promise),
         ("Asked for", f"{1000 * decision.target_false_reject_rate:g} of 1,000 good parts"),
         ("Rests on", f"{decision.n_good} good images{_of_groups(decision)}"),

@@ -32,6 +32,7 @@ from flawsmith.metrics.collect import network_mask, resize_mask
 from flawsmith.models.base import LARGEST_FILE, AnomalyModel, Diagnostic, FeatureCloud, MetricChart, ModelConfig, Stage
 from flawsmith.models.registry import find_method
 from flawsmith.pipeline import held_out
+from flawsmith.pipeline.calibrate import levels_behind
 from flawsmith.pipeline.describe import model_card
 from flawsmith.pipeline.masks import read_mask
 from flawsmith.pipeline.oddness import Baseline, unlikeness
@@ -41,7 +42,7 @@ from flawsmith.pipeline.stored_maps import LARGEST_MAPS, StoredMaps, save_maps
 from flawsmith.report import data
 from flawsmith.report.plots import chart_of_metrics
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
-from flawsmith.runtime.decision import Decision, GroupFigures, choose_limits
+from flawsmith.runtime.decision import Decision, choose_limits
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINE_FOLDER, BASELINES, printable
 from flawsmith.runtime.geometry import Geometry
@@ -49,6 +50,7 @@ from flawsmith.runtime.image import ImageArray, as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.tiles import Tile, Tiling, fit_tile, tiles_to_see
+from flawsmith.runtime.zones import Zone
 from flawsmith.synthesis.foreground import FOLDER as MASK_FOLDER
 from flawsmith.synthesis.held_out import held_out_flaw, held_out_flaws
 from flawsmith.training.data import SynthesisOptions, TrainingSet
@@ -164,6 +166,7 @@ class Job:
         images: the kind that the images are of, such as ``grey, 8 bits``; empty where they differ.
         skipped: by name of each good image that was left out, what is wrong with it.
         region: what of the images is learned from and inspected; None: all of it.
+        zones: parts of that which get limits of their own.
         tiling: how images are cut into tiles; None: each is seen as a whole.
         minimum_area: smallest region that counts, pixels.
         pixel_size: side of a pixel in millimetres; None: unknown.
@@ -181,6 +184,7 @@ class Job:
     images: str = ""
     skipped: Mapping[str, str] = field(default_factory=dict)
     region: RegionOfInterest | None = None
+    zones: tuple[Zone, ...] = ()
     tiling: Tiling | None = None
     minimum_area: int = 1
     pixel_size: float | None = None
@@ -427,6 +431,7 @@ class TrainingSteps:
                 n_good=0,
                 region_of_interest=self.job.region,
                 minimum_area=self.job.minimum_area,
+                zones=self.job.zones,
                 pixel_size=self.job.pixel_size,
             ),
             training=TrainingSummary(
@@ -468,25 +473,28 @@ class TrainingSteps:
         left_out = 0
         if self.settings.trim is not None:
             left_out = min(math.ceil(self.settings.trim * len(files)), len(files) - 1)
-            order = np.argsort(scored.levels if setting.by_regions else scored.scores, kind="stable")
+            # Levels of different zones do not compare before their limits are known.
+            by_level = setting.by_regions and not setting.zones
+            order = np.argsort(scored.levels[:, 0] if by_level else scored.scores, kind="stable")
             kept = np.sort(order[: len(files) - left_out])
             calibration = tuple(self.split.calibration[place] for place in kept)
             self.trimmed += [sample for sample in self.split.calibration if sample not in set(calibration)]
             self.split = dataclasses.replace(self.split, calibration=calibration)
             files, scored = [files[place] for place in kept], scored.of(kept)
         self.scored = scored
-        scores, maxima = scored.scores, scored.levels
+        scores, levels = scored.scores, scored.levels
+        maxima = levels.max(axis=1)
         exact = self.settings.precision == "float32" and model.continuous
         tolerance = (Tolerance.of_float32 if exact else Tolerance.relative)(scores, maxima, synthetic)
         decision = choose_limits(
             scores,
-            maxima,
+            levels,
             alpha=self.settings.alpha,
             review_alpha=self.settings.review_alpha,
             region_of_interest=setting.region_of_interest,
             minimum_area=setting.minimum_area,
+            zones=setting.zones,
             pixel_size=setting.pixel_size,
-            groups=self._group_figures(maxima if setting.by_regions else scores),
             tolerance=tolerance.score,
             map_tolerance=tolerance.map,
             held_out=not self.split.calibrated_on_training,
@@ -494,14 +502,17 @@ class TrainingSteps:
             trimmed=left_out,
             highest_score=model.highest_score,
         )
+        groups, by = [sample.group for sample in self.split.calibration], self.dataset.grouped_by
+        deciding = decision.level_of(levels) if decision.by_regions else scores
+        figures = group_figures(deciding, groups, alpha=self.settings.alpha, by=by)
         used = {"engine": self.settings.engine, "precision": self.settings.precision}
-        decision = decision.model_copy(update=used)
+        decision = decision.model_copy(update={**used, "groups": figures})
         inspector.spec = spec.model_copy(update={"decision": decision})
         with tempfile.TemporaryDirectory() as folder:
             proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder), spec.tiling)]
             parity = check_parity(model, inspector, proofs, tolerance)
         final = inspector.spec.model_copy(update={"parity": parity})
-        arrays = {"good": scores, "good_levels": maxima, "forged": synthetic, **self._images()}
+        arrays = {**levels_behind(decision, scores, levels), "forged": synthetic, **self._images()}
         return Bundle(final, graph, arrays, model_card(final))
 
     def _images(self) -> dict[str, NDArray[Any]]:
@@ -513,10 +524,6 @@ class TrainingSteps:
         if any(groups):
             arrays["good_groups"] = np.unique(groups, return_inverse=True)[1].astype(np.int32)
         return arrays
-
-    def _group_figures(self, deciding: NDArray[np.float64]) -> GroupFigures | None:
-        groups = [sample.group for sample in self.split.calibration]
-        return group_figures(deciding, groups, alpha=self.settings.alpha, by=self.dataset.grouped_by)
 
     def _cross_fitted_scores(self) -> tuple[FileScores, NDArray[np.float64]]:
         """Scores of the images and of synthetic flaws, by models that did not learn from the images."""
@@ -569,7 +576,7 @@ class FileScores(NamedTuple):
 
     Attributes:
         scores: (n,) image scores.
-        levels: (n,) levels of their maps under the inspector's setting.
+        levels: (n, zones + 1) levels of their maps under the inspector's setting, the last elsewhere.
         maps: (n, h, w) float32, as the network gave them; None where they are not kept.
         sizes: (n, 2) height and width of the images.
     """
@@ -586,14 +593,14 @@ class FileScores(NamedTuple):
 
 
 def score_files(inspector: Inspector, files: Sequence[Path]) -> FileScores:
-    """Image score and largest map value, in original pixels, of every file; and the maps, where they are not many."""
+    """Image score and largest map values by zone, in original pixels, of every file; and the maps, if not too many."""
     height, width = inspector.spec.geometry.size
     keeps = 4 * height * width * len(files) <= LARGEST_MAPS
     scores, levels, maps, sizes = [], [], [], []
     for file in files:
         measured = inspector.measure(file)
         scores.append(measured.score)
-        levels.append(inspector.spec.decision.level(measured.map, measured.not_inspected))
+        levels.append(inspector.spec.decision.zone_levels(measured.map, measured.not_inspected))
         sizes.append(measured.map.shape)
         if keeps and measured.network_map is not None:
             maps.append(measured.network_map)

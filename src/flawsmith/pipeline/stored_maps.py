@@ -35,13 +35,13 @@ class StoredMaps(NamedTuple):
     sizes: NDArray[np.int64]
 
     def levels(self, bundle: Bundle, setting: Decision) -> NDArray[np.float64]:
-        """The `Decision.level` of every map under a setting, as if the images were inspected again."""
+        """(n, zones + 1) `Decision.zone_levels` of every map, as if the images were inspected again."""
         geometry = bundle.spec.geometry
         levels = []
         for network_map, (height, width) in zip(self.maps, self.sizes.tolist(), strict=True):
             inspected = geometry.valid_mask((height, width))
             not_inspected = None if inspected is None else ~inspected
-            levels.append(setting.level(geometry.invert(network_map, (height, width)), not_inspected))
+            levels.append(setting.zone_levels(geometry.invert(network_map, (height, width)), not_inspected))
         return np.array(levels, np.float64)
 
 

@@ -16,7 +16,6 @@ import torch
 
 from flawsmith.data.groups import one_group_warning, with_groups
 from flawsmith.data.layouts import load
-from flawsmith.data.roi import read_region_of_interest
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import (
     HoldOut,
@@ -29,6 +28,7 @@ from flawsmith.data.splits import (
 )
 from flawsmith.features.cache import check_cache
 from flawsmith.models.base import ModelConfig
+from flawsmith.pipeline.drawing import region_and_zones
 from flawsmith.pipeline.quantities import parse_area, parse_length
 from flawsmith.pipeline.settings import (
     TrainSettings,
@@ -45,6 +45,7 @@ from flawsmith.runtime.files import BASELINES, left_out, left_out_note
 from flawsmith.runtime.image import decode, image_size
 from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.tiles import Tiling
+from flawsmith.runtime.zones import Zone
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
 from flawsmith.training.distributed import is_rank_zero, process_group
@@ -160,7 +161,7 @@ def train(
         warnings.warn(size_note, stacklevel=2)
     pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
     minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
-    region = None if checked.roi is None else _region(Path(checked.roi), split.train[0])
+    region, zones = (None, ()) if checked.roi is None else _where(Path(checked.roi), split.train[0], pixel_size)
     if checked.min_area is not None:
         _refuse_area(minimum_area, checked.min_area, split.train[0])
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
@@ -173,6 +174,7 @@ def train(
         "config": config.model_dump(mode="json"),
         # Its content, beside the file's name: a mask may be long.
         "region": None if region is None else hashlib.sha256(region.model_dump_json().encode()).hexdigest(),
+        "zones": _zones_sha256(zones) if zones else None,
         # Last, so that a setting which chooses the images is named before the choice.
         "data": {
             "dataset": dataset.dataset,
@@ -185,9 +187,11 @@ def train(
         **TrainSettings(group="none").model_dump(mode="json"),
         "config": type(config)().model_dump(mode="json"),
         "region": None,
+        "zones": None,
     }
     where: dict[str, Any] = {
         "region": region,
+        "zones": zones,
         "minimum_area": minimum_area,
         "pixel_size": pixel_size,
         "tiling": checked.tiling,
@@ -273,10 +277,15 @@ def _refuse_area(minimum_area: int, text: str, sample: Sample) -> None:
         )
 
 
-def _region(path: Path, sample: Sample) -> RegionOfInterest:
-    """The region of interest, drawn on images of the same proportions."""
+def _zones_sha256(zones: Sequence[Zone]) -> str:
+    content = "".join(zone.model_dump_json() for zone in zones)
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def _where(path: Path, sample: Sample, pixel_size: float | None) -> tuple[RegionOfInterest | None, tuple[Zone, ...]]:
+    """The region of interest and the zones, drawn on images of the same proportions."""
     image = decode(sample.image)
-    return read_region_of_interest(path, (image.shape[0], image.shape[1]))
+    return region_and_zones(path, (image.shape[0], image.shape[1]), pixel_size=pixel_size)
 
 
 _PLACES_OF_WHOLE_IMAGES = ("files", "disc", "box", "published")

@@ -189,7 +189,7 @@ MOST_EARLIER = 20
 ORACLE = "ORACLE: the checkpoint was chosen on test data; its figures are not comparable with those of other models"
 """What must stand beside every figure of a model whose checkpoint was chosen on labelled test images."""
 
-_BEHIND_LIMITS = ("good", "good_levels", "good_groups")
+_BEHIND_LIMITS = ("good", "good_levels", "good_zone_levels", "good_groups")
 """Arrays of the limits in use; those of earlier limits have ``@`` and the identity of the limits behind their name."""
 _HASHES = ("learned_sha256", "held_out_sha256", "test_sha256")
 _MIB = 2**20
@@ -299,7 +299,8 @@ class Bundle:
         model: the ONNX graph: input ``image`` float32 (b, 3, h, w), outputs ``map`` float32 (b, h, w) and
             ``score`` float32 (b).
         calibration: numeric arrays by name. ``good`` (n,): scores of the good images behind the limits, ``good_levels``
-            (n,): the levels of their maps, ``good_groups`` (n,): numbers of their groups, where they have some;
+            (n,): the levels of their maps, ``good_zone_levels`` (n, zones + 1): those by zone, the last elsewhere,
+            where there are zones, ``good_groups`` (n,): numbers of their groups, where they have some;
             ``forged`` (m,): scores of synthetic flaws; ``learned_sha256``, ``held_out_sha256`` and ``test_sha256``
             (k, 32) bytes: hashes of the files that the model learned from, that set its first limits, and that stood
             in the test split beside them. Bundles of schema 1 have ``good`` and ``forged`` alone.
@@ -358,8 +359,8 @@ class Bundle:
 
         Args:
             decision: the limits to use.
-            arrays: the scores behind them: ``good``, ``good_levels`` and ``good_groups``. None: those that the bundle
-                keeps of these limits, which were in use before.
+            arrays: the scores behind them: ``good``, ``good_levels``, ``good_zone_levels`` and ``good_groups``. None:
+                those that the bundle keeps of these limits, which were in use before.
             card: for people; None: as before.
         """
         former, stored = self.spec.decision, dict(self.calibration)
@@ -477,8 +478,10 @@ def _read_calibration(content: bytes) -> dict[str, NDArray[Any]]:
         kind, _, identity = name.partition("@")
         if array.ndim == 0:
             raise ValueError(f"array {name[:80]!r} is a single number")
-        if kind in _BEHIND_LIMITS and array.ndim != 1:
-            raise ValueError(f"array {name[:80]!r} has the shape {array.shape}, not one number an image")
+        if kind in _BEHIND_LIMITS and array.ndim != (2 if kind == "good_zone_levels" else 1):
+            raise ValueError(
+                f"array {name[:80]!r} has the shape {array.shape}, not one number an image, or a zone of it"
+            )
         if kind in _BEHIND_LIMITS and lengths.setdefault(identity, len(array)) != len(array):
             raise ValueError(f"array {name[:80]!r} has {len(array)} numbers, those beside it {lengths[identity]}")
         if kind in (*_BEHIND_LIMITS, "forged") and not (np.abs(array.astype(np.float64)) <= LARGEST_SCORE).all():

@@ -5,17 +5,26 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from typing import Annotated, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.regions import Region, find_regions, region_level
-from flawsmith.runtime.roi import RegionOfInterest
+from flawsmith.runtime.roi import MOST_CORNERS, RegionOfInterest, box_of, number_zones
+from flawsmith.runtime.zones import ELSEWHERE, MOST_ZONES, Zone, highest_below, zone_limits
 
 Verdict = Literal["pass", "review", "reject"]
 
@@ -100,6 +109,9 @@ class Decision(BaseModel):
     region of interest and at least as large as the minimum area, is a reject; ``review_limit`` then is a
     limit on the map too. Limits of one setting do not carry over to another: see :meth:`recalibrated`.
 
+    Zones have limits of their own: ``map_limit`` plus their offset. One number still decides about an image, the
+    largest `level` of a zone less its offset, and ``map_limit`` and ``review_limit`` are limits on that number.
+
     Example:
         >>> decision = Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=0.01, n_good=99)
         >>> anomaly_map = np.zeros((20, 30), np.float32)
@@ -118,6 +130,10 @@ class Decision(BaseModel):
     minimum_area: int = Field(
         default=1, ge=1, le=10**12, description="smallest region that counts, pixels of the original image"
     )
+    zones: tuple[Zone, ...] = Field(
+        default=(), max_length=MOST_ZONES, description="parts of the image with limits of their own"
+    )
+    elsewhere: bool = Field(default=True, description="whether anything that is inspected lies in no zone")
     pixel_size: float | None = Field(
         default=None, gt=1e-9, le=1e9, allow_inf_nan=False, description="side of a pixel in millimetres; None: unknown"
     )
@@ -162,12 +178,42 @@ class Decision(BaseModel):
         upper = self.map_limit if self.by_regions else self.limit
         if self.review_limit is not None and self.review_limit > upper:
             raise ValueError("review_limit must not exceed the reject limit")
+        if len({zone.name for zone in self.zones}) != len(self.zones):
+            raise ValueError("two zones have the same name")
+        regions = (self.region_of_interest, *(zone.region for zone in self.zones))
+        corners = sum(0 if region is None else region.corners for region in regions)
+        if corners > MOST_CORNERS:
+            raise ValueError(f"the zones have {corners:,} corners together, more than {MOST_CORNERS:,}")
         return self
+
+    @model_serializer(mode="wrap")
+    def _with_zones_where_there_are_any(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Without them the limits are written as before there were zones, for programs that know of none.
+        content: dict[str, Any] = handler(self)
+        if not self.zones:
+            content.pop("zones", None)
+        if self.elsewhere:
+            content.pop("elsewhere", None)
+        return content
 
     @property
     def by_regions(self) -> bool:
         """Whether the map's regions decide, not the image score."""
-        return self.region_of_interest is not None or self.minimum_area > 1
+        return self.region_of_interest is not None or self.minimum_area > 1 or bool(self.zones)
+
+    @property
+    def zone_limits(self) -> dict[str, float]:
+        """The limit on the map by zone, elsewhere included where anything lies there; empty without zones.
+
+        Example:
+            >>> seal = Zone(name="seal", region=RegionOfInterest(include=[[(0, 0), (1, 0), (1, 0.5)]]), offset=-0.25)
+            >>> Decision(
+            ...     limit=0.6, map_limit=0.5, stated_false_reject_rate=0.01, n_good=99, zones=(seal,)
+            ... ).zone_limits
+            {'seal': 0.25, 'elsewhere': 0.5}
+        """
+        limits = {zone.name: self.map_limit + zone.offset for zone in self.zones}
+        return {**limits, ELSEWHERE: self.map_limit} if limits and self.elsewhere else limits
 
     @property
     def identity(self) -> str:
@@ -193,8 +239,9 @@ class Decision(BaseModel):
             not_inspected: (height, width), True where the network saw nothing; None: it saw all.
 
         Returns:
-            The verdict, and the regions above ``map_limit``, the strongest first. Where the image score
-            decides, the regions only show where to look: a reject may have none, a pass may have some.
+            The verdict, and the regions above ``map_limit``, or above the limit of their zone, the strongest first. A
+            region ends where its zone does. Where the image score decides, the regions only show where to look: a
+            reject may have none, a pass may have some.
 
         Raises:
             FlawsmithError: a number is not finite, or the region of interest covers no inspected pixel.
@@ -202,16 +249,29 @@ class Decision(BaseModel):
         extremes = float(anomaly_map.min()), float(anomaly_map.max())  # what is not a number comes through
         if not all(map(math.isfinite, (score, *extremes))):
             raise FlawsmithError("the model's score or map is not a finite number; train or export the model anew")
-        mask = self._mask(anomaly_map.shape, not_inspected)
-        regions = find_regions(anomaly_map, self.map_limit, minimum_area=self.minimum_area, mask=mask)
+        regions = self._regions(anomaly_map, self.map_limit, not_inspected)
         if not self.by_regions:
             return self.verdict_of(score), regions
         if regions:
             return "reject", regions
-        review = self.review_limit is not None and bool(
-            find_regions(anomaly_map, self.review_limit, minimum_area=self.minimum_area, mask=mask)
-        )
+        review = self.review_limit is not None and bool(self._regions(anomaly_map, self.review_limit, not_inspected))
         return ("review" if review else "pass"), regions
+
+    def _regions(
+        self, anomaly_map: NDArray[np.float32], limit: float, not_inspected: NDArray[np.bool_] | None
+    ) -> list[Region]:
+        """The regions above a limit on the number that decides, those furthest above it first."""
+        if not self.zones:
+            mask = self._mask(anomaly_map.shape, not_inspected)
+            return find_regions(anomaly_map, limit, minimum_area=self.minimum_area, mask=mask)
+        regions = []
+        for number, name, (rows, columns), mask in self._places(anomaly_map.shape, not_inspected):
+            area, offset = self._minimum_areas[number], self._offsets[number]
+            inside = find_regions(
+                anomaly_map[rows, columns], highest_below(limit, offset), minimum_area=area, mask=mask
+            )
+            regions += [(region.peak - offset, region.in_zone(name, columns.start, rows.start)) for region in inside]
+        return [region for _, region in sorted(regions, key=lambda pair: -pair[0])]
 
     def verdict_of(self, deciding: float) -> Verdict:
         """The verdict by the one number that decides: the image score, or with regions the `level` of the map.
@@ -242,10 +302,78 @@ class Decision(BaseModel):
         Raises:
             FlawsmithError: the region of interest covers no inspected pixel.
         """
-        mask = self._mask(anomaly_map.shape, not_inspected)
-        level = region_level(anomaly_map, minimum_area=self.minimum_area, mask=mask)
-        # Where no region can be so large, every limit passes.
-        return level if math.isfinite(level) else -LARGEST_SCORE
+        return float(self.level_of(self.zone_levels(anomaly_map, not_inspected)))
+
+    def zone_levels(
+        self, anomaly_map: NDArray[np.float32], not_inspected: NDArray[np.bool_] | None = None
+    ) -> NDArray[np.float64]:
+        """Returns the numbers to calibrate the limits of zones with: the map's maximum in each, under this setting.
+
+        Args:
+            anomaly_map: (height, width) in pixels of the original image.
+            not_inspected: (height, width), True where the network saw nothing; None: it saw all.
+
+        Returns:
+            (zones + 1,), the last elsewhere; offsets count nothing yet. Where no region can be as large as the smallest
+            area, the lowest number that there is: every limit passes.
+
+        Raises:
+            FlawsmithError: as `level`.
+        """
+        if not self.zones:
+            mask = self._mask(anomaly_map.shape, not_inspected)
+            return np.maximum([region_level(anomaly_map, minimum_area=self.minimum_area, mask=mask)], -LARGEST_SCORE)
+        levels = np.full(len(self.zones) + 1, -LARGEST_SCORE)
+        for number, _, box, mask in self._places(anomaly_map.shape, not_inspected):
+            level = region_level(anomaly_map[box], minimum_area=self._minimum_areas[number], mask=mask)
+            levels[number] = max(level, -LARGEST_SCORE)
+        return levels
+
+    def level_of(self, zone_levels: NDArray[np.float64]) -> NDArray[np.float64]:
+        """The numbers that decide, of maps with these levels in their zones.
+
+        Args:
+            zone_levels: (..., zones + 1) as `zone_levels` gives them.
+
+        Returns:
+            (...): the largest level less the zone's offset.
+        """
+        reachable = np.where(zone_levels > -LARGEST_SCORE, zone_levels - np.array(self._offsets), -LARGEST_SCORE)
+        return np.asarray(np.clip(reachable.max(axis=-1), -LARGEST_SCORE, LARGEST_SCORE), np.float64)
+
+    @property
+    def _offsets(self) -> tuple[float, ...]:
+        return (*(zone.offset for zone in self.zones), 0.0)
+
+    @property
+    def _minimum_areas(self) -> tuple[int, ...]:
+        return (*(zone.minimum_area or self.minimum_area for zone in self.zones), self.minimum_area)
+
+    def zone_numbers(self, size: tuple[int, int]) -> NDArray[np.uint8]:
+        """Which zone of an image each pixel is in; see :func:`flawsmith.runtime.roi.number_zones`.
+
+        Args:
+            size: (height, width) of the image, pixels.
+        """
+        return number_zones(tuple(zone.region for zone in self.zones), self.region_of_interest, size)
+
+    def _places(
+        self, shape: tuple[int, ...], not_inspected: NDArray[np.bool_] | None
+    ) -> Iterator[tuple[int, str, tuple[slice, slice], NDArray[np.bool_]]]:
+        """Number, name, box and mask within the box of each zone that has a pixel, elsewhere last."""
+        size = (shape[0], shape[1])
+        numbers, is_empty = self.zone_numbers(size), True
+        everywhere = (slice(0, size[0]), slice(0, size[1]))
+        boxes = (*((zone.name, box_of(zone.region, size)) for zone in self.zones), (ELSEWHERE, everywhere))
+        for number, (name, box) in enumerate(boxes):
+            mask = numbers[box] == number
+            if not_inspected is not None:
+                np.greater(mask, not_inspected[box], out=mask)  # "and not", without a copy of what is not inspected
+            if mask.any():
+                is_empty = False
+                yield number, name, box, mask
+        if is_empty:
+            raise _nothing_inspected(size)
 
     def recalibrated(
         self,
@@ -257,7 +385,7 @@ class Decision(BaseModel):
 
         Args:
             scores: (n,) their image scores.
-            levels: (n,) the `level` of their maps under this setting.
+            levels: (n,) the `level` of their maps under this setting; with zones (n, zones + 1), their `zone_levels`.
             **changes: arguments of :func:`choose_limits`, such as ``alpha``.
 
         Raises:
@@ -273,6 +401,7 @@ class Decision(BaseModel):
             "alpha": self.target_false_reject_rate,
             "region_of_interest": self.region_of_interest,
             "minimum_area": self.minimum_area,
+            "zones": self.zones,
             "review_alpha": self.target_review_rate,
             "pixel_size": self.pixel_size,
             "highest_score": self.highest_score,
@@ -322,6 +451,9 @@ class Decision(BaseModel):
                 f"of which each was scored by one of {self.cross_fitted} models that did not learn from it, and holds "
                 "as far as the model scores as these do."
             )
+        if self.zones:
+            zones = ", ".join(self.zone_limits)
+            text += f" Each zone ({zones}) has its own limit; this is the promise of all of them together."
         if self.trimmed:
             rank = round(self.stated_false_reject_rate * (self.n_good + 1)) + self.trimmed
             rate = rank / (self.n_good + self.trimmed + 1)
@@ -339,16 +471,19 @@ class Decision(BaseModel):
             more = max(0.0, share - self.stated_false_reject_rate)
             text += f" About {_of_1000(more)} of 1,000 more go to review."
         target = self.target_false_reject_rate
-        expected, proven = images_needed(target)
+        fewest = max(1, len(self.zone_limits))
+        with_zones = f" with {fewest} zones" if self.zones else ""
+        expected, proven = images_needed(target, rank=fewest)
         if self.chosen_on_flawed:
             text += f" {CHOSEN_ON_FLAWED}"
         elif self.stated_false_reject_rate > target:
-            text += f" For {_of_1000(target)} of 1,000 it takes {expected:,} such images, {proven:,} to be 95 % sure."
+            asked = f"{_of_1000(target)} of 1,000{with_zones}"
+            text += f" For {asked} it takes {expected:,} such images, {proven:,} to be 95 % sure."
         elif self.worst_false_reject_rate > target:
             rank = sure_rank(target, self.n_good)
             fix = (
-                f"{proven:,} such images can be enough"
-                if rank == 0
+                f"{proven:,} such images can be enough{with_zones}"
+                if rank < fewest
                 else f"ask for {_rounded_down(rank / (self.n_good + 1))}"
             )
             text += f" To be 95 % sure of {_of_1000(target)} of 1,000, {fix}."
@@ -376,10 +511,12 @@ class Decision(BaseModel):
         if not_inspected is not None:
             mask = mask & ~not_inspected
         if not mask.any():
-            raise FlawsmithError(
-                f"the region of interest covers no inspected pixel of {size[1]} x {size[0]}; enlarge it"
-            )
+            raise _nothing_inspected(size)
         return mask
+
+
+def _nothing_inspected(size: tuple[int, ...]) -> FlawsmithError:
+    return FlawsmithError(f"the region of interest covers no inspected pixel of {size[1]} x {size[0]}; enlarge it")
 
 
 def choose_limits(
@@ -392,6 +529,7 @@ def choose_limits(
     review_alpha: float | None = None,
     region_of_interest: RegionOfInterest | None = None,
     minimum_area: int = 1,
+    zones: Sequence[Zone] = (),
     pixel_size: float | None = None,
     held_out: bool = True,
     cross_fitted: int | None = None,
@@ -406,20 +544,27 @@ def choose_limits(
     prediction: Vovk, Gammerman, Shafer 2005). Where k > n the maximum is taken, and 1/(n + 1) is what it
     supports. ``map_limit`` comes from the maxima in the same way.
 
+    With zones a good part exceeds any of their limits with that probability (:func:`flawsmith.runtime.zones.\
+equivalent_blocks`). Each zone takes an image, so that n + 1 − k is their number at least. The review limit is the
+    order statistic of the number that decides, the offsets being fixed: that goes on cutting off blocks, one number's
+    now, so that its promise is exact too.
+
     Args:
         scores: (n,) image scores of good images, as the inspector gives them.
         map_maxima: (n,) largest values of their maps in original pixels; with a region of interest or a
-            minimum area, `Decision.level` under that setting.
+            minimum area, `Decision.level` under that setting; with zones (n, zones + 1), `Decision.zone_levels`.
         alpha: target false-reject rate, between 0 and 1.
         tolerance: added to the limit on the score: by how much two engines may differ.
         map_tolerance: added to the limit on the map.
         review_alpha: sets ``review_limit`` likewise, on the number that decides; above alpha.
+        zones: parts of the image that get limits of their own; their offsets are set anew.
         region_of_interest, minimum_area, pixel_size, cross_fitted, trimmed, groups, highest_score: go into the
             decision.
         held_out: whether the images were kept out of training; goes into the decision.
 
     Raises:
-        FlawsmithError: no scores, not as many maxima, numbers that are not finite, or rates out of range.
+        FlawsmithError: no scores, not as many maxima, numbers that are not finite, rates out of range, fewer images
+            than zones, or a zone in which nothing can be rejected.
 
     Example:
         >>> scores = np.linspace(0, 1, 99)
@@ -427,23 +572,34 @@ def choose_limits(
         >>> round(decision.limit, 3), decision.stated_false_reject_rate
         (0.959, 0.05)
     """
-    score_array, maxima = np.asarray(scores, np.float64).ravel(), np.asarray(map_maxima, np.float64).ravel()
+    score_array, maxima = np.asarray(scores, np.float64).ravel(), np.asarray(map_maxima, np.float64)
+    if not zones:
+        maxima = maxima.reshape(-1, 1)
+    elif maxima.ndim != 2 or maxima.shape[1] != len(zones) + 1:
+        raise FlawsmithError(
+            f"{len(zones)} zones take levels of the shape (images, {len(zones) + 1}), not {maxima.shape}; give "
+            "Decision.zone_levels of every map"
+        )
     _check_calibration(score_array, maxima, alpha, review_alpha)
     n = score_array.size
-    rank = _rank(n, alpha)
-    by_regions = region_of_interest is not None or minimum_area > 1
-    deciding, deciding_tolerance = (maxima, map_tolerance) if by_regions else (score_array, tolerance)
-    return Decision(
-        limit=float(np.sort(score_array)[rank - 1]) + tolerance,
-        map_limit=float(np.sort(maxima)[rank - 1]) + map_tolerance,
-        review_limit=None
-        if review_alpha is None
-        else float(np.sort(deciding)[_rank(n, review_alpha) - 1]) + deciding_tolerance,
+    rank = n + 1 - _rank(n, alpha)
+    if zones:
+        map_limit, offsets, rank, elsewhere = zone_limits(
+            maxima, tuple(zone.name for zone in zones), rank, -LARGEST_SCORE
+        )
+        zones = [zone.model_copy(update={"offset": offset}) for zone, offset in zip(zones, offsets, strict=True)]
+    else:
+        map_limit, elsewhere = _largest(maxima, rank), True
+    decision = Decision(
+        limit=_largest(score_array, rank) + tolerance,
+        map_limit=map_limit + map_tolerance,
         region_of_interest=region_of_interest,
         minimum_area=minimum_area,
+        zones=tuple(zones),
+        elsewhere=elsewhere,
         pixel_size=pixel_size,
         target_false_reject_rate=alpha,
-        stated_false_reject_rate=(n + 1 - rank) / (n + 1),
+        stated_false_reject_rate=rank / (n + 1),
         target_review_rate=review_alpha,
         n_good=n,
         held_out=held_out,
@@ -452,6 +608,18 @@ def choose_limits(
         groups=groups,
         highest_score=highest_score,
     )
+    if review_alpha is None:
+        return decision
+    by_regions, upper = decision.by_regions, decision.map_limit if decision.by_regions else decision.limit
+    deciding = decision.level_of(maxima) if by_regions else score_array
+    review_limit = _largest(deciding, n + 1 - _rank(n, review_alpha)) + (map_tolerance if by_regions else tolerance)
+    # Zones may take more images than the reviews may.
+    return decision.model_copy(update={"review_limit": min(review_limit, upper)})
+
+
+def _largest(values: NDArray[np.float64], rank: int) -> float:
+    """The largest value of rank 1, the next of rank 2 and so on."""
+    return float(np.sort(values, axis=None)[values.size - rank])
 
 
 def _check_calibration(
@@ -460,9 +628,9 @@ def _check_calibration(
     n = score_array.size
     if n == 0:
         raise FlawsmithError("limits need at least one held-out good image; add good images")
-    if maxima.size != n:
-        raise FlawsmithError(f"{n} scores but {maxima.size} map maxima; give one of each for every image")
-    if (maxima <= -LARGEST_SCORE).any():
+    if len(maxima) != n:
+        raise FlawsmithError(f"{n} scores but {len(maxima)} map maxima; give one of each for every image")
+    if (maxima <= -LARGEST_SCORE).all(axis=1).any():
         raise FlawsmithError(
             "the smallest area is larger than what is inspected of an image, so that nothing could be rejected: give a "
             "smaller --min-area"
@@ -548,18 +716,28 @@ def sure_rank(rate: float, n: int, confidence: float = CONFIDENCE) -> int:
     return low
 
 
-def images_needed(rate: float, confidence: float = CONFIDENCE) -> tuple[int, int]:
+def images_needed(rate: float, confidence: float = CONFIDENCE, *, rank: int = 1) -> tuple[int, int]:
     """Held-out good images that a false-reject rate takes: in the mean, and with a confidence.
 
     Args:
         rate: the target, between 0 and 1.
-        confidence: of the second number, which is for the largest score as the limit.
+        confidence: of the second number.
+        rank: of the limit, from 1, the largest score; zones take an image each.
 
     Example:
-        >>> images_needed(0.01)
-        (99, 299)
+        >>> images_needed(0.01), images_needed(0.01, rank=3)
+        ((99, 299), (299, 628))
     """
-    return math.ceil(1 / _exact(rate)) - 1, math.ceil(math.log1p(-confidence) / math.log1p(-rate) - 1e-9)
+    in_the_mean = math.ceil(rank / _exact(rate)) - 1
+    if rank == 1:
+        return in_the_mean, math.ceil(math.log1p(-confidence) / math.log1p(-rate) - 1e-9)
+    low, high = rank - 1, max(rank, in_the_mean)
+    while worst_rate(rank, high, confidence) > rate:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if worst_rate(rank, middle, confidence) > rate else (low, middle)
+    return in_the_mean, high
 
 
 def promise_in_words(expected: float, worst: float) -> str:

@@ -47,7 +47,7 @@ class Inspection:
         score: image score; larger is more anomalous.
         verdict: ``pass``, ``review`` or ``reject``.
         map: (height, width) float32 anomaly map in pixels of the original image.
-        regions: regions above ``map_limit``, the strongest first.
+        regions: regions above ``map_limit``, or the limit of their zone, the strongest first.
         not_inspected: (height, width), True where the geometry's crop cut away; None where all was inspected.
         timing: milliseconds by step: decode, prepare, infer, restore, decide.
         decision: the limits that held.
@@ -73,7 +73,7 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the pixels, ready for strict JSON; ``inspected`` is the share of pixels seen, and
-        ``further_pictures`` is there where it is true."""
+        ``further_pictures`` is there where it is true, ``zone_limits`` where there are zones."""
         unseen = 0.0 if self.not_inspected is None else float(self.not_inspected.mean())
         return {
             "image": self.image,
@@ -82,6 +82,7 @@ class Inspection:
             "limit": self.decision.limit,
             "review_limit": self.decision.review_limit,
             "map_limit": self.decision.map_limit,
+            **({"zone_limits": self.decision.zone_limits} if self.decision.zones else {}),
             "regions": [region.model_dump(mode="json") for region in self.regions],
             "inspected": 1.0 - unseen,
             "timing": dict(self.timing),
@@ -91,8 +92,8 @@ class Inspection:
     def overlay(self, image: ImageSource | None = None) -> Image.Image:
         """Draws the map's heat and the regions' outlines over the image.
 
-        The colours' scale is fixed by ``map_limit``: good images look calm, and pictures of one model
-        compare.
+        The colours' scale is fixed by ``map_limit``, and shifted to each zone's limit: good images look calm, and
+        pictures of one model compare.
 
         Args:
             image: the image; None reads the inspected file again. Arrays must be RGB.
@@ -112,7 +113,11 @@ class Inspection:
                 f"overlay: the image is {pixels.shape[1]} x {pixels.shape[0]}, the inspected one was "
                 f"{self.map.shape[1]} x {self.map.shape[0]}; give the same image"
             )
-        return draw_overlay(pixels, self.map, self.regions, self.decision.map_limit, value_range=self.value_range)
+        limits, zones = self.decision, None
+        if limits.zones:
+            size = (pixels.shape[0], pixels.shape[1])
+            zones = limits.zone_numbers(size), tuple(zone.offset for zone in limits.zones)
+        return draw_overlay(pixels, self.map, self.regions, limits.map_limit, value_range=self.value_range, zones=zones)
 
 
 @dataclass(frozen=True)

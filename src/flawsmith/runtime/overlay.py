@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +29,7 @@ _STRIP_PIXELS = 2**20
 """Pixels that are drawn at a time: their floating-point values take 50 bytes each."""
 
 
-def heat(anomaly_map: NDArray[np.float32], map_limit: float) -> NDArray[np.float32]:
+def heat(anomaly_map: NDArray[np.floating[Any]], map_limit: float) -> NDArray[np.float32]:
     """Puts a map on the scale of its limit: 1 at the limit, 0 one limit's size below it, 2 one above.
 
     For a positive limit that is ``map / limit``. The scale depends on the limit alone: the map of a good part
@@ -56,6 +57,7 @@ def draw_overlay(
     map_limit: float,
     *,
     value_range: tuple[float, float] | None = None,
+    zones: tuple[NDArray[np.uint8], Sequence[float]] | None = None,
 ) -> Image.Image:
     """Draws the heat over the image, clear up to half the limit, and outlines the regions.
 
@@ -68,6 +70,8 @@ def draw_overlay(
         map_limit: `Decision.map_limit`.
         value_range: `Geometry.value_range`: values of a uint16 image that are shown black and white; None: 0 and
             65535.
+        zones: (height, width) number of each pixel's zone, and by how much the limits of zones 0, 1, ... lie above
+            ``map_limit``; None: there are none.
 
     Returns:
         An RGB picture of the image's size.
@@ -79,18 +83,27 @@ def draw_overlay(
         raise ValueError(f"the image is {image.shape[:2]}, the map {anomaly_map.shape}")
     height, width = anomaly_map.shape
     picture = np.empty((height, width, 3), np.uint8)
+    above = np.empty(anomaly_map.shape, bool) if regions else None
+    offsets = np.zeros(256)
+    if zones is not None:
+        offsets[: len(zones[1])] = zones[1]
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         strip = slice(top, top + rows)
-        level = heat(anomaly_map[strip], map_limit)
+        values: NDArray[np.floating[Any]] = anomaly_map[strip]
+        if zones is not None:
+            values = values - offsets[zones[0][strip]]
+        if above is not None:
+            above[strip] = values > map_limit
+        level = heat(values, map_limit)
         colour_index = np.clip(
             (level - _VISIBLE_FROM) / (_HOTTEST - _VISIBLE_FROM) * (_STEPS - 1), 0, _STEPS - 1
         ).astype(np.intp)
         opacity = _OPACITY * np.clip((level - _VISIBLE_FROM) / (_OPAQUE_FROM - _VISIBLE_FROM), 0, 1)[..., None]
         base = as_8_bit(image[strip], value_range)
         picture[strip] = np.rint(base * (1 - opacity) + COLOURS[colour_index] * opacity).astype(np.uint8)
-    if regions:
-        picture[_outlines(anomaly_map > map_limit, regions)] = _OUTLINE
+    if above is not None:
+        picture[_outlines(above, regions)] = _OUTLINE
     return Image.fromarray(picture)
 
 

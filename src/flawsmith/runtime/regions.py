@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
 _BAND_PIXELS = 2**22
 
@@ -21,6 +21,36 @@ class Region(BaseModel):
     peak: float = Field(description="largest value of the map in the region")
     peak_position: tuple[int, int] = Field(description="x, y of that value, the first in reading order")
     centroid: tuple[float, float] = Field(description="x, y of the mean pixel position")
+    zone: str | None = Field(default=None, description="the zone that it lies in; None: the limits have no zones")
+
+    def in_zone(self, zone: str, left: int, top: int) -> Region:
+        """The same region as part of a larger map.
+
+        Args:
+            zone: name of its zone.
+            left, top: where the map that it was seen in begins in the larger one, pixels.
+
+        Example:
+            >>> region = Region(area=1, box=(0, 0, 1, 1), peak=2.0, peak_position=(0, 0), centroid=(0.0, 0.0))
+            >>> region.in_zone("thread", 10, 20).box
+            (10, 20, 11, 21)
+        """
+        (x0, y0, x1, y1), (x, y), (mean_x, mean_y) = self.box, self.peak_position, self.centroid
+        return self.model_copy(
+            update={
+                "box": (x0 + left, y0 + top, x1 + left, y1 + top),
+                "peak_position": (x + left, y + top),
+                "centroid": (mean_x + left, mean_y + top),
+                "zone": zone,
+            }
+        )
+
+    @model_serializer(mode="wrap")
+    def _named_where_there_are_zones(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self.zone is None:
+            content.pop("zone", None)
+        return content
 
 
 class _Runs(NamedTuple):

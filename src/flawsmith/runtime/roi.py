@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import functools
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -49,10 +50,9 @@ class RegionOfInterest(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> RegionOfInterest:
-        corners = sum(len(polygon) for polygon in (*self.include, *self.exclude))
-        if corners > MOST_CORNERS:
+        if self.corners > MOST_CORNERS:
             raise ValueError(
-                f"the polygons of the region of interest have {corners:,} corners together, more than "
+                f"the polygons of the region of interest have {self.corners:,} corners together, more than "
                 f"{MOST_CORNERS:,}: draw them coarser, or give a mask image"
             )
         for polygon in (*self.include, *self.exclude):
@@ -65,6 +65,11 @@ class RegionOfInterest(BaseModel):
         if self.mask is not None:
             _decode_mask(self.mask)
         return self
+
+    @property
+    def corners(self) -> int:
+        """Number of corners of all its polygons together."""
+        return sum(len(polygon) for polygon in (*self.include, *self.exclude))
 
     @classmethod
     def from_mask(cls, marked: NDArray[np.bool_]) -> RegionOfInterest:
@@ -102,13 +107,70 @@ class RegionOfInterest(BaseModel):
 
 @functools.lru_cache(1)  # a mask is as large as a channel of the image
 def _drawn(region: RegionOfInterest, size: tuple[int, int]) -> NDArray[np.bool_]:
+    inspected = _draw(region, size)
+    inspected.flags.writeable = False
+    return inspected
+
+
+def _draw(region: RegionOfInterest, size: tuple[int, int]) -> NDArray[np.bool_]:
     inspected = polygon_mask(region.include, size) if region.include else np.ones(size, bool)
     if region.mask is not None:
         _keep_white(inspected, _decode_mask(region.mask).resize(size[::-1], Image.Resampling.NEAREST))
     if region.exclude:
         _keep_white(inspected, _canvas(region.exclude, size, paper=1, ink=0))
-    inspected.flags.writeable = False
     return inspected
+
+
+OUTSIDE = 255
+"""Number of the pixels that no zone and nothing elsewhere holds."""
+
+
+@functools.lru_cache(1)  # as large as a channel of the image
+def number_zones(
+    zones: tuple[RegionOfInterest, ...], interest: RegionOfInterest | None, size: tuple[int, int]
+) -> NDArray[np.uint8]:
+    """Which zone of an image each pixel is in.
+
+    Args:
+        zones: fewer than 255; of those that hold a pixel the first has it.
+        interest: what is inspected at all; None: everything.
+        size: (height, width) of the image, pixels.
+
+    Returns:
+        (height, width): 0, 1, ... by zone, the number of zones elsewhere, `OUTSIDE` outside of the region of interest;
+        read-only, for the last that was drawn is kept.
+
+    Example:
+        >>> left = RegionOfInterest(include=[[(0, 0), (0.5, 0), (0.5, 1), (0, 1)]])
+        >>> number_zones((left,), None, (2, 4)).tolist()
+        [[0, 0, 1, 1], [0, 0, 1, 1]]
+    """
+    numbers = np.full(size, len(zones), np.uint8)
+    for number in reversed(range(len(zones))):  # so that the first is drawn over the others
+        np.copyto(numbers, np.uint8(number), where=_draw(zones[number], size))
+    if interest is not None:
+        outside = _draw(interest, size)
+        np.copyto(numbers, np.uint8(OUTSIDE), where=np.logical_not(outside, out=outside))
+    numbers.flags.writeable = False
+    return numbers
+
+
+def box_of(region: RegionOfInterest, size: tuple[int, int]) -> tuple[slice, slice]:
+    """Rows and columns of an image outside of which a region has no pixel; not always the fewest.
+
+    Args:
+        region: the region.
+        size: (height, width) of the image, pixels.
+
+    Example:
+        >>> box_of(RegionOfInterest(include=[[(0.2, 0.2), (0.5, 0.2), (0.5, 0.4)]]), (100, 100))
+        (slice(19, 42, None), slice(19, 52, None))
+    """
+    height, width = size
+    corners = np.array([corner for polygon in region.include for corner in polygon] or [(0.0, 0.0), (1.0, 1.0)])
+    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+    rows = slice(max(0, math.floor(top * height) - 1), min(height, math.ceil(bottom * height) + 2))
+    return rows, slice(max(0, math.floor(left * width) - 1), min(width, math.ceil(right * width) + 2))
 
 
 def _keep_white(inspected: NDArray[np.bool_], picture: Image.Image) -> None:

@@ -208,6 +208,8 @@ def _difference(file: Path, config: Mapping[str, Any], defaults: Mapping[str, An
             return "other images were left out as unreadable when it began, so that it cannot be continued"
         if name == "region":
             return "it was begun with another region of interest in --roi"
+        if name == "zones":
+            return "it was begun with other zones in --roi"
         if name == "group" and was.get(name) == "none":
             return f"it was begun with group='none' instead of {now.get(name)!r} (continue it with --group none)"
         return f"it was begun with {name}={was.get(name)!r} instead of {now.get(name)!r}"
