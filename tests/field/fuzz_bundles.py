@@ -38,6 +38,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.roi import RegionOfInterest
+from flawsmith.runtime.zones import Zone
 
 SECONDS, KIBIBYTES = 10.0, 9 * 2**19
 SIZE = (16, 24)
@@ -142,6 +143,7 @@ def sound_parts() -> dict[str, bytes]:
             region_of_interest=RegionOfInterest(
                 include=(((0, 0), (1, 0), (1, 1)),), mask=RegionOfInterest.from_mask(np.eye(8, dtype=bool)).mask,
             ),
+            zones=(Zone(name="seal", region=RegionOfInterest(include=(((0, 0), (1, 0), (1, 1)),)), offset=-0.1),),
             minimum_area=2, groups=GroupFigures(by="day", count=3, lowest=0.0, highest=0.1, mean=0.05),
         ),
         training=TrainingSummary(layout="mvtec", category="nut", n_train=80, n_calibration=19, images_sha256="cd" * 32),

@@ -18,6 +18,7 @@ from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
 
 DRAWING = {"width": 112, "height": 80, "include": [[[0, 0], [56, 0], [56, 80], [0, 80]]]}
+TOP = {"name": "top", "include": [[[0, 0], [112, 0], [112, 40], [0, 40]]], "min_area": 2}
 
 
 @pytest.fixture
@@ -49,7 +50,14 @@ def test_what_lies_outside_changes_neither_score_nor_map_nor_verdict(
 def test_calibrating_with_the_held_out_images_gives_the_limits_of_training(
     train_tiny: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
 ) -> None:
-    for name, settings in (("plain", {}), ("roi", {"roi": left_half, "alpha": 0.2, "review_alpha": 0.4})):
+    zones = tmp_path / "zones.json"
+    zones.write_text(json.dumps({**DRAWING, "zones": [TOP]}), encoding="utf-8")
+    settings_by_name: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "roi": {"roi": left_half, "alpha": 0.2, "review_alpha": 0.4},
+        "zones": {"roi": zones, "alpha": 0.2},
+    }
+    for name, settings in settings_by_name.items():
         result = train_tiny("padim", parts, tmp_path / name, **settings)
         held_out = tmp_path / f"{name}-good"
         held_out.mkdir()
@@ -73,7 +81,10 @@ def test_stored_maps_stand_for_the_held_out_images(
         source = parts / record["image"]
         (held_out / source.name).write_bytes(source.read_bytes())
 
-    for options in ({"roi": left_half}, {"min_area": 30}, {"roi": left_half, "min_area": 30, "rate": 0.3}):
+    zones = tmp_path / "zones.json"
+    zones.write_text(json.dumps({"width": 112, "height": 80, "zones": [TOP]}), encoding="utf-8")
+    several: list[dict[str, Any]] = [{"roi": left_half}, {"min_area": 30}, {"roi": zones}]
+    for options in (*several, {"roi": left_half, "min_area": 30, "rate": 0.3}):
         by_maps, by_images = (
             calibrate(result.model, **options),
             calibrate(result.model, held_out, group="none", **options),
@@ -139,6 +150,26 @@ def test_region_is_part_of_what_a_run_depends_on(
 
     with pytest.raises(FlawsmithError, match="another region of interest in --roi: give another --out"):
         train_tiny("padim", parts, tmp_path / "run", roi=left_half, resume=True)
+
+
+def test_zones_are_trained_with_and_what_is_outside_of_all_of_them_is_still_seen(
+    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+) -> None:
+    zones = tmp_path / "zones.json"
+    zones.write_text(json.dumps({"width": 112, "height": 80, "zones": [TOP]}), encoding="utf-8")
+
+    result = train_tiny("padim", parts, tmp_path / "run", roi=zones, alpha=0.2, trim=0.05)
+
+    spec = result.bundle.spec
+    assert spec.geometry.region is None and spec.decision.region_of_interest is None
+    assert list(spec.decision.zone_limits) == ["top", "elsewhere"]
+    assert spec.decision.zones[0].minimum_area == 2 and spec.decision.by_regions
+    scores, levels = (result.bundle.calibration[name] for name in ("good_levels", "good_zone_levels"))
+    np.testing.assert_array_equal(spec.decision.level_of(levels), scores)
+    assert "zone top" in (result.folder / "report.html").read_text(encoding="utf-8")
+    zones.write_text(json.dumps({"width": 112, "height": 80, "zones": [TOP | {"min_area": 3}]}), encoding="utf-8")
+    with pytest.raises(FlawsmithError, match="other zones in --roi: give another --out"):
+        train_tiny("padim", parts, tmp_path / "run", roi=zones, alpha=0.2, trim=0.05, resume=True)
 
 
 @pytest.mark.parametrize(

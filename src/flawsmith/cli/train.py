@@ -80,7 +80,7 @@ ReviewRate = Annotated[
 ]
 Roi = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Region of interest: JSON polygons or a mask image, in pixels of the images."),
+    typer.Option(metavar="FILE", help="Where to look, and zones with limits of their own: JSON polygons, or a mask image."),
 ]
 Tile = Annotated[
     int | None, typer.Option(metavar="PIXELS", help="Cut images into tiles of this side, for small flaws: 512.")

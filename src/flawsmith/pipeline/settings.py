@@ -79,7 +79,7 @@ class TrainSettings(BaseModel):
         "folder, date, name:REGEX or column:NAME.",
     )
     roi: str | None = Field(
-        None, description="Region of interest: a JSON file of polygons or a mask image, in pixels of the images."
+        None, description="Region of interest and zones: a JSON file of polygons or a mask image, in pixels of images."
     )
     min_area: str | None = Field(None, description="Smallest region that counts: pixels, or an area such as 0.2mm2.")
     scale: str | None = Field(None, description="Side of a pixel, in millimetres or such as 50um.")
