@@ -50,7 +50,8 @@ def spec(tiny: Any) -> dict[str, Any]:
     spec: dict[str, Any] = json.loads(tiny.make_spec().model_dump_json())
     spec["decision"]["groups"] = {"by": "day", "count": 2, "lowest": 0.0, "highest": 0.1, "mean": 0.05}
     region = {"include": [[[0.0, 0.0], [1.0, 0.0], [1.0, 1.0]]]}
-    spec["decision"]["zones"] = [{"name": "seal", "region": region, "minimum_area": 2, "offset": -0.1}]
+    zone = {"name": "seal", "region": region, "minimum_area": 2, "offset": -0.1}
+    spec["earlier_decisions"] = [{**spec["decision"], "zones": [zone]}]
     return spec
 
 
@@ -93,9 +94,9 @@ PLACES: dict[str, set[str]] = {
     "decision.map_limit": {"1e-320"},
     "decision.review_limit": {"1e-320", "null"},
     "decision.minimum_area": set(),
-    "decision.zones.0.offset": {"1e-320"},
-    "decision.zones.0.minimum_area": {"null"},
-    "decision.zones.0.region.include.0.0.1": {"1e-320"},
+    "earlier_decisions.0.zones.0.offset": {"1e-320"},
+    "earlier_decisions.0.zones.0.minimum_area": {"null"},
+    "earlier_decisions.0.zones.0.region.include.0.0.1": {"1e-320"},
     "decision.pixel_size": {"null"},
     "decision.repeat_deviation": {"1e-320", "null"},
     "decision.target_review_rate": {"null"},
