@@ -51,7 +51,11 @@ def calibrate(
         ),
     ] = None,
     roi: Annotated[
-        str | None, typer.Option(metavar="FILE", help="Where to look, and zones with limits of their own: JSON polygons, or a mask image; none: all.")
+        str | None,
+        typer.Option(
+            metavar="FILE",
+            help="Where to look, and zones with limits of their own: JSON polygons or a mask image; none: all.",
+        ),
     ] = None,
     min_area: MinArea = None,
     scale: Scale = None,

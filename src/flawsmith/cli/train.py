@@ -80,7 +80,7 @@ ReviewRate = Annotated[
 ]
 Roi = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Where to look, and zones with limits of their own: JSON polygons, or a mask image."),
+    typer.Option(metavar="FILE", help="Where to look, and zones with limits of their own: JSON polygons or a mask."),
 ]
 Tile = Annotated[
     int | None, typer.Option(metavar="PIXELS", help="Cut images into tiles of this side, for small flaws: 512.")

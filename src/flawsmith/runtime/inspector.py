@@ -92,7 +92,7 @@ class Inspection:
     def overlay(self, image: ImageSource | None = None) -> Image.Image:
         """Draws the map's heat and the regions' outlines over the image.
 
-        The colours' scale is fixed by ``map_limit``, and shifted to each zone's limit: good images look calm, and
+        The colours' scale is fixed by ``map_limit``, in zones by their own limit: good images look calm, and
         pictures of one model compare.
 
         Args:

@@ -29,7 +29,7 @@ _STRIP_PIXELS = 2**20
 """Pixels that are drawn at a time: their floating-point values take 50 bytes each."""
 
 
-def heat(anomaly_map: NDArray[np.floating[Any]], map_limit: float) -> NDArray[np.float32]:
+def heat(anomaly_map: NDArray[np.float32], map_limit: float | NDArray[np.float64]) -> NDArray[np.float32]:
     """Puts a map on the scale of its limit: 1 at the limit, 0 one limit's size below it, 2 one above.
 
     For a positive limit that is ``map / limit``. The scale depends on the limit alone: the map of a good part
@@ -37,7 +37,7 @@ def heat(anomaly_map: NDArray[np.floating[Any]], map_limit: float) -> NDArray[np
 
     Args:
         anomaly_map: (height, width).
-        map_limit: `Decision.map_limit`.
+        map_limit: `Decision.map_limit`, or (height, width) the limit of each pixel's zone.
 
     Returns:
         (height, width) float32.
@@ -46,7 +46,8 @@ def heat(anomaly_map: NDArray[np.floating[Any]], map_limit: float) -> NDArray[np
         >>> heat(np.array([[0.0, 2.0, 4.0]], np.float32), 2.0).tolist()
         [[0.0, 1.0, 2.0]]
     """
-    size = abs(map_limit) or 1.0
+    size: Any = abs(map_limit)
+    size = np.where(size, size, 1.0) if isinstance(size, np.ndarray) else size or 1.0
     return np.asarray(1.0 + (anomaly_map - map_limit) / size, np.float32)
 
 
@@ -90,12 +91,10 @@ def draw_overlay(
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         strip = slice(top, top + rows)
-        values: NDArray[np.floating[Any]] = anomaly_map[strip]
-        if zones is not None:
-            values = values - offsets[zones[0][strip]]
+        offset = 0.0 if zones is None else offsets[zones[0][strip]]
         if above is not None:
-            above[strip] = values > map_limit
-        level = heat(values, map_limit)
+            above[strip] = anomaly_map[strip] - offset > map_limit
+        level = heat(anomaly_map[strip], map_limit + offset)
         colour_index = np.clip(
             (level - _VISIBLE_FROM) / (_HOTTEST - _VISIBLE_FROM) * (_STEPS - 1), 0, _STEPS - 1
         ).astype(np.intp)
