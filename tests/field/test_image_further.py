@@ -137,3 +137,18 @@ def test_evaluate_says_what_the_layout_does_not_use(
     assert main(["evaluate", str(model), str(root), "--out", str(tmp_path / "out")]) == 0
 
     assert f"note: {load(root).notes[0]}\n" in capsys.readouterr().err
+
+
+def test_calibrate_names_them_and_what_it_leaves_out(
+    tiny: Any, draw_parts: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, good = tmp_path / "model.flaw", draw_parts(tmp_path / "bolt") / "train" / "good"
+    tiny.make_bundle().save(model)
+    (good / "a.gif").write_bytes(SEVERAL["a.gif"])
+    (good / "photo.heic").write_bytes(b"a photo")
+
+    assert main(["calibrate", str(model), str(good), "--out", str(tmp_path / "new.flaw")]) == 0
+
+    said = capsys.readouterr().err
+    assert "note: 1 file .heic was left out: save it as PNG or JPEG\n" in said
+    assert "note: 1 file holds further pictures, and the first of a file was inspected alone: a.gif\n" in said

@@ -27,12 +27,14 @@ from flawsmith.pipeline.stored_maps import MAPS, load_maps
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import REPEAT_DEVIATIONS, Decision, Verdict, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import printable, replacing
+from flawsmith.runtime.files import further_pictures_note, left_out, left_out_note, printable, replacing
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector, Unreadable
 
 _FEWEST_REPEATED = 3
 _LISTED = 20
+
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -251,13 +253,18 @@ def calibrate(
         hidden = known_flaws if catch is not None else ()
         _refuse_known(bundle, source.samples, hidden)
         inspector = Inspector.load(bundle, engine=engine)
-        images = _inspect(inspector, setting, [*source.samples, *known_flaws], on_step)
+        images, of_several = _inspect(inspector, setting, [*source.samples, *known_flaws], on_step)
         result = _calibrated(bundle, inspector, setting, images, rates, source, repeats=repeats is not None)
         if str(roi) == "none" and bundle.spec.geometry.region is not None:
             note = (
                 "the model was trained on a region of interest: what lies outside stays unseen until it is trained anew"
             )
             result = dataclasses.replace(result, notes=(*result.notes, note))
+        not_seen = (
+            left_out_note(left_out([good, *(() if flawed is None else (flawed,))])),
+            further_pictures_note([source.name_of(path) for path in of_several[:_NAMED]], len(of_several)),
+        )
+        result = dataclasses.replace(result, notes=(*result.notes, *filter(None, not_seen)))
     if target is None:
         return result
     content = result.bundle.to_bytes()
@@ -490,20 +497,23 @@ def _hashes(array: NDArray[Any] | None) -> frozenset[str]:
 
 def _inspect(
     inspector: Inspector, setting: Decision, samples: Sequence[Sample], on_step: Callable[[], object]
-) -> list[CheckedImage]:
-    """Score, level under the new setting and former verdict of every image.
+) -> tuple[list[CheckedImage], list[Path]]:
+    """Score, level under the new setting and former verdict of every image; and which files hold further pictures.
 
     Raises:
         FlawsmithError: an image cannot be read.
     """
-    images = []
+    images: list[CheckedImage] = []
+    of_several: list[Path] = []
     for sample, result in zip(samples, inspector.stream([sample.image for sample in samples]), strict=True):
         if isinstance(result, Unreadable):
             raise FlawsmithError(f"{result.error}; or remove it from the images given")
+        if result.further_pictures:
+            of_several.append(sample.image)
         level = setting.level(result.map, result.not_inspected)
         images.append(CheckedImage(str(sample.image), sample.label, sample.group, result.score, level, result.verdict))
         on_step()
-    return images
+    return images, of_several
 
 
 def _calibrated(
