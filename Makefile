@@ -9,7 +9,7 @@ PIP_FLAGS ?= --quiet --disable-pip-version-check
 WORKERS ?= auto
 MINUTES ?= 2
 
-.PHONY: help demo test check lint format types imports docs unit oldest fuzz api clean
+.PHONY: help demo test check lint format types imports docs unit oldest oldest-train fuzz api clean
 help:
 	@echo "make demo    set up an environment, draw a sample product line, train, evaluate, write a report"
 	@echo "make test    set up an environment, then lint, types, import contract, documents, all tests and the examples of docstrings"
@@ -18,6 +18,7 @@ help:
 	@echo "make unit    tests alone (ARGS='-k name' passes options to pytest, WORKERS=0 runs them in one process)"
 	@echo "make fuzz    tests that draw seeds or examples alone, on draws that no run has made before (MINUTES=30 for model files)"
 	@echo "make oldest  tests of the core tier with the oldest versions that pyproject.toml allows (OLDEST_PYTHON names Python 3.10)"
+	@echo "make oldest-train  the same for training and evaluating with each method; downloads some GB"
 	@echo "make api     renew the snapshot of the public interface, tests/api_surface.json"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make clean   remove environments, caches and runs"
@@ -47,6 +48,14 @@ $(OLDEST)/.core: pyproject.toml
 	$(OLDEST)/bin/uv pip install --quiet --python $(OLDEST)/bin/python --resolution lowest-direct -e .
 	@touch $@
 
+# Training draws on PyPI's torch, which brings CUDA: apart, so that nobody loads gigabytes for the core tier.
+$(OLDEST)-train/.train: pyproject.toml
+	$(OLDEST_PYTHON) -m venv --clear $(OLDEST)-train
+	$(OLDEST)-train/bin/python -m pip install $(PIP_FLAGS) uv
+	$(OLDEST)-train/bin/uv pip install --quiet --python $(OLDEST)-train/bin/python --resolution lowest-direct -e '.[train]'
+	$(OLDEST)-train/bin/uv pip install --quiet --python $(OLDEST)-train/bin/python pytest pytest-xdist filelock hypothesis
+	@touch $@
+
 demo: $(VENV)/.train
 	$(BIN)/flawsmith demo --out demo
 
@@ -73,6 +82,9 @@ unit: $(VENV)/.dev $(CORE)/.core
 oldest: $(VENV)/.dev $(OLDEST)/.core
 	FLAWSMITH_CORE_PYTHON=$(abspath $(OLDEST))/bin/python $(BIN)/python -m pytest -n 0 tests/test_project.py -k core $(ARGS)
 
+oldest-train: $(OLDEST)-train/.train
+	$(OLDEST)-train/bin/python -m pytest -n 0 tests/contract tests/pipeline/test_evaluate.py $(ARGS)
+
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -m draws --hypothesis-profile explore $(ARGS)
 	$(BIN)/python tests/field/fuzz_bundles.py --minutes $(MINUTES)
@@ -85,4 +97,4 @@ format: $(VENV)/.dev
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) $(CORE) $(OLDEST) build dist demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(CORE) $(OLDEST) $(OLDEST)-train build dist demo runs .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache

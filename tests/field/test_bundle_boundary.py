@@ -20,6 +20,7 @@ from PIL import Image
 
 from flawsmith.cli.main import main
 from flawsmith.runtime.bundle import Bundle, write_parts
+from flawsmith.runtime.engine import _Watchdog
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspector, Unreadable
@@ -321,6 +322,64 @@ def test_graph_that_cannot_be_computed_says_so_for_the_image(
     assert result.error.startswith(f"{tmp_path / 'a.png'}: ")
     assert "\n" not in result.error
     assert capfd.readouterr() == ("", "")
+
+
+def enlarged(factor: float, nodes: list[onnx.NodeProto] | None = None) -> bytes:
+    """A detector that enlarges the image by a factor, as ``x``, and adds the maximum of ``y``, if nodes give that."""
+    top = helper.make_node("ReduceMax", ["y" if nodes else "x"], ["top"], keepdims=0)
+    add = helper.make_node("Add", ["mean", "top"], ["map"])
+    made = [helper.make_node("Resize", ["image", "", "scales"], ["x"]), *(nodes or []), top, MEAN, add, PEAK]
+    return graph(made, {"scales": np.array([1, 1, factor, factor], np.float32)})
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_network_that_takes_too_long_is_stopped(
+    engine: str, write: Write, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    products = [
+        helper.make_node("Transpose", ["x"], ["t"], perm=[0, 1, 3, 2]),
+        helper.make_node("MatMul", ["x", "t"], ["p0"]),
+        *(helper.make_node("MatMul", [f"p{i}", f"p{i}"], [f"p{i + 1}"]) for i in range(200)),
+        helper.make_node("Identity", ["p200"], ["y"]),
+    ]
+    path = write({"model.onnx": enlarged(40, products)})
+    Image.fromarray(IMAGE).save(tmp_path / "a.png")
+    monkeypatch.setattr(_Watchdog, "TICK", 0.05)
+    inspector = Inspector.load(path, engine=engine, max_seconds=0.2)
+    start = time.monotonic()
+
+    first, second = inspector.stream([tmp_path / "a.png"] * 2)
+
+    assert time.monotonic() - start < 20  # the products alone take a minute
+    for result in (first, second):
+        assert isinstance(result, Unreadable)
+        assert result.error.startswith(
+            f"{tmp_path / 'a.png'}: the model works on one image for more than 0.2 s and was"
+        )
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_limit_of_time_changes_nothing_for_a_model_that_keeps_it(engine: str, write: Write) -> None:
+    path = write()
+
+    results = [
+        Inspector.load(path, engine=engine, max_seconds=limit).inspect(IMAGE).to_dict() | {"timing": 0}
+        for limit in (None, 1)
+    ]
+
+    assert results[0] == results[1]
+
+
+def test_openvino_refuses_a_graph_whose_values_take_too_much_memory(write: Write) -> None:
+    Inspector.load(write({"model.onnx": enlarged(100)}), engine="openvino").inspect(IMAGE)
+    path = write({"model.onnx": enlarged(500)})  # 4.6 GB at once
+    assert "more than 4 GiB of memory" in line_of(path, lambda: Inspector.load(path, engine="openvino"))
+
+
+def test_openvino_refuses_a_graph_whose_sizes_depend_on_the_image(write: Write) -> None:
+    places = [helper.make_node("NonZero", ["x"], ["z"]), helper.make_node("Cast", ["z"], ["y"], to=TensorProto.FLOAT)]
+    path = write({"model.onnx": enlarged(1, places)})
+    assert "depends on the image" in line_of(path, lambda: Inspector.load(path, engine="openvino"))
 
 
 @pytest.mark.parametrize("command", ["info", "doctor", "predict"])

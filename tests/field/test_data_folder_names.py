@@ -41,7 +41,8 @@ CLEAR = """
     iyi/kötü sağlam/hatalı kusursuz/kusurlu conform/neconform
     хорошие/брак годный/негодный исправный/неисправный норма/дефект καλό/κακό 良品/不良品 合格/不合格 正常/异常
     正常/異常 好/坏 良品画像/不良品画像 欠陥なし/欠陥 OK品/NG品 無缺陷/缺陷 양품/불량 정상/비정상 합격/불합격
-    ＯＫ/ＮＧ جيد/معيب תקין/פגום
+    ＯＫ/ＮＧ جيد/معيب תקין/פגום ดี/เสีย ผ่าน/ไม่ผ่าน 01_ดี/02_เสีย अच्छा/खराब अच्छा_भाग/खराब_भाग 좋음/나쁨 healthy/sick
+    bun/rebut
 """.split()  # noqa: SIM905
 UNCLEAR = """
     0/1 00/01 1/2 1/0 -1/1 A/B a/b X/Y positive/negative Positive/Negative pos/neg positiv/negativ

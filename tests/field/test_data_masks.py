@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from flawsmith.data.doctor import check
 from flawsmith.data.findings import Finding
@@ -119,6 +119,15 @@ def test_many_instances_are_all_marked(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask_image(tmp_path / "m.png").marked, numbers > 0)
 
 
+def drawn(draw: Callable[[ImageDraw.ImageDraw], None]) -> Pixels:
+    picture = Image.new("L", SIZE[::-1])
+    draw(ImageDraw.Draw(picture))
+    return np.asarray(picture)
+
+
+RING, CORNERS = (6, 4, 38, 36), [(5, 30), (24, 3), (44, 33), (20, 20)]
+
+
 ODD: dict[str, tuple[Pixels, str, str]] = {
     "inverted": (grey(0, 255), "mask-mostly-marked", "warning"),
     "inverted in colour": (
@@ -136,6 +145,8 @@ ODD: dict[str, tuple[Pixels, str, str]] = {
     "over the photograph": (photograph(), "mask-photograph", "warning"),
     "a grey photograph": (photograph(grey_only=True), "mask-photograph", "warning"),
     "a heat map": (heat_map(), "mask-photograph", "warning"),
+    "an outline": (drawn(lambda pen: pen.ellipse(RING, outline=255)), "mask-outlines", "note"),
+    "an outline with corners": (drawn(lambda pen: pen.polygon(CORNERS, outline=255)), "mask-outlines", "note"),
 }
 
 
@@ -169,6 +180,21 @@ def test_evaluation_notes_odd_masks(tmp_path: Path, trees: ModuleType, tiny: Mod
     notes = " ".join(evaluate(Inspector.load(make()), root, n_resamples=0).notes)
     assert ("crack/0_mask.png" in notes) == (case is not None)
     assert ("inverted?" in notes) == (case is not None and "mostly-marked" in ODD[case][1])
+
+
+LINES = {
+    "disc": drawn(lambda pen: pen.ellipse(RING, fill=255)),
+    "broad ring": drawn(lambda pen: pen.ellipse(RING, outline=255, width=5)),
+    "open arc": drawn(lambda pen: pen.arc(RING, 0, 340, fill=255)),
+    "crossing scratches": drawn(lambda pen: [pen.line(ends, fill=255) for ends in ((0, 0, 47, 39), (0, 39, 47, 0))]),
+    "nothing": np.zeros(SIZE, np.uint8),
+}
+
+
+@pytest.mark.parametrize("case", LINES)
+def test_lines_and_areas_are_no_outlines(tmp_path: Path, case: str) -> None:
+    Image.fromarray(LINES[case]).save(tmp_path / "m.png")
+    assert read_mask_image(tmp_path / "m.png").oddities == ()
 
 
 def test_the_largest_share_is_told(tmp_path: Path, trees: ModuleType) -> None:

@@ -99,3 +99,56 @@ def test_predict_names_them_on_stderr_and_in_the_lines(
     assert (code, said) == (0, f"warning: {expected}: {named} and 3 more\n")
     lines = [json.loads(line) for line in (tmp_path / "out" / "verdicts.jsonl").read_text().splitlines()]
     assert [line.get("further_pictures") for line in lines] == [True] * 6 + [None]
+
+
+def test_evaluate_names_them_and_what_it_leaves_out_in_figures_and_report(
+    tiny: Any, trees: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, root, out = tmp_path / "model.flaw", trees.mvtec(tmp_path / "bolt"), tmp_path / "out"
+    tiny.make_bundle().save(model)
+    for name in ("a.gif", "e.jpg"):
+        (root / "test" / "good" / name).write_bytes(SEVERAL[name])
+    (root / "test" / "crack" / "photo.heic").write_bytes(b"a photo")
+    (root / "train" / "good" / "photo.heic").write_bytes(b"no test image")
+
+    code = main(["evaluate", str(model), str(root), "--out", str(out)])
+
+    said = " ".join(capsys.readouterr().out.split())
+    named = ", ".join(str(root / "test" / "good" / name) for name in ("a.gif", "e.jpg"))
+    notes = [
+        "1 file .heic was left out: save it as PNG or JPEG.",
+        f"2 files hold further pictures, and the first of a file was inspected alone: {named}.",
+    ]
+    assert code == 0
+    written = json.loads((out / "evaluation.json").read_text())["notes"]
+    for note in notes:
+        assert note in written
+        assert note in said
+        assert note in (out / "report.html").read_text()
+
+
+def test_evaluate_says_what_the_layout_does_not_use(
+    tiny: Any, trees: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, root = tmp_path / "model.flaw", trees.mvtec(tmp_path / "bolt")
+    tiny.make_bundle().save(model)
+    (root / "test" / "good" / "000_mask.png").write_bytes((root / "test" / "good" / "000.png").read_bytes())
+
+    assert main(["evaluate", str(model), str(root), "--out", str(tmp_path / "out")]) == 0
+
+    assert f"note: {load(root).notes[0]}\n" in capsys.readouterr().err
+
+
+def test_calibrate_names_them_and_what_it_leaves_out(
+    tiny: Any, draw_parts: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, good = tmp_path / "model.flaw", draw_parts(tmp_path / "bolt") / "train" / "good"
+    tiny.make_bundle().save(model)
+    (good / "a.gif").write_bytes(SEVERAL["a.gif"])
+    (good / "photo.heic").write_bytes(b"a photo")
+
+    assert main(["calibrate", str(model), str(good), "--out", str(tmp_path / "new.flaw")]) == 0
+
+    said = capsys.readouterr().err
+    assert "note: 1 file .heic was left out: save it as PNG or JPEG\n" in said
+    assert "note: 1 file holds further pictures, and the first of a file was inspected alone: a.gif\n" in said

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from flawsmith.benchmark import executors
 from flawsmith.benchmark.executors import FinishedProcess
@@ -84,6 +86,48 @@ def test_whoever_sets_a_variable_on_purpose_keeps_it(tmp_path: Path) -> None:
     )
 
     assert run_fresh(code, home=tmp_path / "home", ORT_DISABLE_TELEMETRY="0") == "['0', '1']"
+
+
+HEARD = """
+import os, socket, sys
+def hear(event, arguments):
+    if event == "socket.connect" and arguments[0].type == socket.SOCK_STREAM or event == "socket.getaddrinfo":
+        place = arguments[1] if event == "socket.connect" else arguments[:1]
+        with open(os.environ["HEARD_OF"], "a") as file:
+            file.write(f"{event} {place[0] if isinstance(place, tuple) else 'a file'}\\n")
+sys.addaudithook(hear)
+"""
+
+
+def test_a_cluster_that_predict_starts_asks_nothing_beyond_the_machine(tiny: Any, tmp_path: Path) -> None:
+    """Ray asks whether it runs in a cloud, in a process of its own; of its processes in Python each is heard."""
+    pytest.importorskip("ray")
+    import ray._private.services as services
+
+    for folder in ("hears", "in"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "hears" / "sitecustomize.py").write_text(HEARD)
+    Image.new("RGB", (60, 50)).save(tmp_path / "in" / "a.png")
+    tiny.make_bundle().save(tmp_path / "model.flaw")
+    code = """
+from flawsmith.cli.main import main
+code = main(["predict", sys.argv[1], sys.argv[2], "--ray", "local", "--out", sys.argv[3], "--quiet"])
+print(code, os.environ.get("http_proxy"))
+"""
+    printed = run_fresh(
+        code,
+        *(str(tmp_path / name) for name in ("model.flaw", "in", "out")),
+        home=tmp_path / "home",
+        PYTHONPATH=os.pathsep.join([str(tmp_path / "hears"), os.environ.get("PYTHONPATH", "")]),
+        HEARD_OF=str(tmp_path / "heard"),
+        http_proxy="http://proxy.invalid:80",
+    )
+
+    assert printed.splitlines()[-1] == "0 http://proxy.invalid:80"
+    near = {"a file", "localhost", "::1", "0.0.0.0", "None", services.get_node_ip_address(), socket.gethostname()}
+    heard = {line.split()[1] for line in (tmp_path / "heard").read_text().splitlines()}
+    assert "127.0.0.1" in heard  # where there is no proxy
+    assert {host for host in heard if host not in near and not host.startswith("127.")} == set()
 
 
 class Watch:
@@ -238,8 +282,6 @@ def test_demo_keeps_to_itself(watch: Watch, tiny: Any, tmp_path: Path, monkeypat
 
 
 def test_the_watch_itself_sees_sockets_look_ups_and_files(hook: Watch, tmp_path: Path) -> None:
-    import socket
-
     hook.on = True
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as beyond:
         beyond.connect_ex(("192.0.2.1", 9))

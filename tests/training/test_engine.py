@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader
 from flawsmith.data.seeding import Shard
 from flawsmith.models.base import ALONE, AnomalyOutput
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.training import trainer
 from flawsmith.training.checkpoints import SafeCheckpointIO
 from flawsmith.training.selection import EVALUATIONS, HeldOutSelection, TestImage, TestSetSelection
 from flawsmith.training.trainer import LoopOptions, MetricsFile, check_options, fit_module
@@ -254,6 +255,30 @@ def test_logger_without_its_package_names_it(name: str, monkeypatch: pytest.Monk
         check_options(LoopOptions(accelerator="cpu", logger=name))  # type: ignore[arg-type]
 
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "quiet"),
+    [
+        ("wandb", {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"}),
+        ("mlflow", {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_FILE_STORE": "true"}),
+    ],
+)
+def test_loggers_that_report_home_are_told_not_to_unless_somebody_said_so(
+    name: str, quiet: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, str | None]] = []
+    for logger in ("WandbLogger", "MLFlowLogger"):
+        monkeypatch.setattr(trainer, logger, lambda *_, **__: seen.append({key: os.environ.get(key) for key in quiet}))
+    for variable in quiet:
+        monkeypatch.setenv(variable, "")  # so that it is as before after the test
+        monkeypatch.delenv(variable)
+
+    trainer.make_logger(name, tmp_path, "stage")  # type: ignore[arg-type]
+    monkeypatch.setenv(next(iter(quiet)), "asked for")
+    trainer.make_logger(name, tmp_path, "stage")  # type: ignore[arg-type]
+
+    assert seen == [quiet, quiet | {next(iter(quiet)): "asked for"}]
 
 
 def test_unknown_logger_is_refused_with_those_there_are() -> None:

@@ -57,6 +57,8 @@ def evaluate(
 
         rules: dict[str, Any] = {"protocol": protocol, "set": parse_settings(set_ or [])}
         bundle, dataset = Bundle.load(model), load(data, layout)
+        for note in () if quiet else dataset.notes:
+            print_err(f"note: {note}")
         show = shows_progress(quiet=quiet or json_)
         with progress("inspecting", len(test_samples(dataset)), show=show) as on_step:
             written = evaluate_into(out, bundle, dataset, engine=engine, history=model.parent, on_step=on_step, **rules)

@@ -463,7 +463,7 @@ def _odd_masks(inventory: _Inventory) -> Iterable[Finding]:
     for path in dict.fromkeys(path for sample in inventory.dataset.samples for path in sample.masks):
         remarks.update(path, inventory.masks[path].oddities, inventory.masks[path].marked)
     for oddity, (message, fix) in remarks.sentences().items():
-        severity: Severity = "note" if oddity in ("alpha", "soft") else "warning"
+        severity: Severity = "note" if oddity in ("alpha", "soft", "outlines") else "warning"
         yield Finding(severity, f"mask-{oddity}", message, remarks.files(oddity), fix)
 
 

@@ -15,7 +15,7 @@ from PIL import ImageOps
 from flawsmith.runtime.formats import open_image
 from flawsmith.runtime.image import MAX_PIXELS, ImageArray, decode
 
-Oddity = Literal["mostly-marked", "alpha", "soft", "photograph"]
+Oddity = Literal["mostly-marked", "alpha", "soft", "photograph", "outlines"]
 
 MOSTLY = 0.5
 """A mask that marks a larger share of its image than this may be inverted."""
@@ -31,6 +31,9 @@ _FAINT = 64
 _MIDDLE = (0.1, 0.9)
 _PHOTOGRAPH = 0.25
 """Share of pixels with middle values from which on an image is no mask."""
+_ENCLOSED = 2.0
+"""Marked lines around so many times their own area may be outlines of what was meant."""
+_GRID = 256  # cells a side on which that is looked at
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,6 +95,8 @@ def read_mask_image(path: Path) -> MaskImage:
                 oddities.append("soft")
     if marked.mean() > MOSTLY and "photograph" not in oddities:
         oddities.append("mostly-marked")
+    elif _are_outlines(marked):
+        oddities.append("outlines")
     return MaskImage(marked, pixels, tuple(oddities))
 
 
@@ -118,6 +123,27 @@ def _header(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.bool_] | None
     if alpha.shape != size or alpha.min() == alpha.max():
         return None, lossy
     return alpha > alpha.max() // 2, lossy
+
+
+def _are_outlines(marked: NDArray[np.bool_]) -> bool:
+    """Whether marked pixels enclose much more than they are; looked at in coarse cells around them."""
+    rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
+    if not rows.size:
+        return False
+    part = marked[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+    step = -(-max(part.shape) // _GRID)
+    part = np.pad(part, [(step, step + -length % step) for length in part.shape])
+    lines = part.reshape(part.shape[0] // step, step, -1, step).any(axis=(1, 3))
+    outside = np.zeros_like(lines)
+    outside[0] = True  # the frame that was put around
+    reached = 0
+    while reached < (reached := int(outside.sum())):
+        for direction in range(4):
+            turned, walls = np.rot90(outside, direction), np.rot90(lines, direction)
+            along = np.arange(1, turned.shape[1] + 1)
+            last_outside = np.maximum.accumulate(np.where(turned, along, 0), axis=1)
+            turned |= last_outside > np.maximum.accumulate(np.where(walls, along, 0), axis=1)
+    return int((~outside & ~lines).sum()) > _ENCLOSED * int(lines.sum())
 
 
 def _is_photograph(pixels: ImageArray) -> bool:
@@ -163,6 +189,12 @@ class MaskRemarks:
                     f"{number} {_verb(files, 'has', 'have')} values between black and white, as JPEG and soft edges "
                     "give: what is brighter than half counts as marked",
                     "save masks as PNG in black and white alone",
+                )
+            elif oddity == "outlines":
+                words[oddity] = (
+                    f"{number} {_verb(files, 'marks', 'mark')} lines around a larger area: what lines enclose does not "
+                    "count as marked",
+                    "fill the outlines if the area within is meant",
                 )
             else:
                 words[oddity] = (

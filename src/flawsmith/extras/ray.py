@@ -12,7 +12,7 @@ import os
 import re
 import socket
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,17 +83,40 @@ def connected(address: str) -> Iterator[Any]:
         yield ray
         return
     options: dict[str, Any] = {"logging_level": "ERROR", "log_to_driver": False}
+    surroundings: AbstractContextManager[object] = nullcontext()
     if address == LOCAL:
-        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # no word leaves this machine unasked
+        surroundings = _no_word_leaves()
         options |= {"include_dashboard": False, "object_store_memory": LOCAL_STORE_BYTES}
     try:
-        ray.init(address=address, **options)
+        with surroundings:
+            ray.init(address=address, **options)
     except Exception as error:  # Ray's own share no public base, and some are plain RuntimeErrors
         raise FlawsmithError(f"cannot use the Ray cluster at {address}: {in_one_line(error)}") from None
     try:
         yield ray
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _no_word_leaves() -> Iterator[None]:
+    """What Ray starts in this block reports nothing, and does not ask which cloud it runs in.
+
+    Its process of usage reports asks that even where they are off: it looks up a host of Google's and asks two clouds'
+    addresses over plain HTTP. Ray has no switch for it, so these requests are sent to a proxy that there is not.
+    """
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    before = {name: os.environ.get(name) for name in ("http_proxy", "no_proxy", "NO_PROXY")}
+    os.environ["http_proxy"] = "http://127.0.0.1:9"  # the port of "discard"
+    for name in ("no_proxy", "NO_PROXY"):
+        os.environ.pop(name, None)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def cpus_of_nodes(ray: Any) -> list[int]:

@@ -27,7 +27,7 @@ from flawsmith.pipeline.stored_maps import MAPS, load_maps
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import REPEAT_DEVIATIONS, Decision, Verdict, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import printable, replacing
+from flawsmith.runtime.files import further_pictures_note, left_out, left_out_note, printable, replacing
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector, Unreadable
 from flawsmith.runtime.roi import RegionOfInterest
@@ -35,6 +35,8 @@ from flawsmith.runtime.zones import Zone
 
 _FEWEST_REPEATED = 3
 _LISTED = 20
+
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -264,13 +266,18 @@ def calibrate(
         hidden = known_flaws if catch is not None else ()
         _refuse_known(bundle, source.samples, hidden)
         inspector = Inspector.load(bundle, engine=engine)
-        images, levels = _inspect(inspector, setting, [*source.samples, *known_flaws], on_step)
+        images, levels, of_several = _inspect(inspector, setting, [*source.samples, *known_flaws], on_step)
         result = _calibrated(bundle, inspector, setting, images, levels, rates, source, repeats=repeats is not None)
         if str(roi) == "none" and bundle.spec.geometry.region is not None:
             note = (
                 "the model was trained on a region of interest: what lies outside stays unseen until it is trained anew"
             )
             result = dataclasses.replace(result, notes=(*result.notes, note))
+        not_seen = (
+            left_out_note(left_out([good, *(() if flawed is None else (flawed,))])),
+            further_pictures_note([source.name_of(path) for path in of_several[:_NAMED]], len(of_several)),
+        )
+        result = dataclasses.replace(result, notes=(*result.notes, *filter(None, not_seen)))
     if target is None:
         return result
     content = result.bundle.to_bytes()
@@ -523,21 +530,27 @@ def _hashes(array: NDArray[Any] | None) -> frozenset[str]:
 
 def _inspect(
     inspector: Inspector, setting: Decision, samples: Sequence[Sample], on_step: Callable[[], object]
-) -> tuple[list[CheckedImage], NDArray[np.float64]]:
+) -> tuple[list[CheckedImage], NDArray[np.float64], list[Path]]:
     """Score and former verdict of every image, whose level is not known yet, and (n, zones + 1) levels by zone.
+
+    The files that hold further pictures come last.
 
     Raises:
         FlawsmithError: an image cannot be read.
     """
-    images, levels = [], []
+    images: list[CheckedImage] = []
+    levels: list[NDArray[np.float64]] = []
+    of_several: list[Path] = []
     for sample, result in zip(samples, inspector.stream([sample.image for sample in samples]), strict=True):
         if isinstance(result, Unreadable):
             raise FlawsmithError(f"{result.error}; or remove it from the images given")
+        if result.further_pictures:
+            of_several.append(sample.image)
         levels.append(setting.zone_levels(result.map, result.not_inspected))
         name = str(sample.image)
         images.append(CheckedImage(name, sample.label, sample.group, result.score, math.nan, result.verdict))
         on_step()
-    return images, np.array(levels)
+    return images, np.array(levels), of_several
 
 
 def _calibrated(

@@ -37,7 +37,14 @@ from flawsmith.pipeline.masks import SaturationReader, read_channels
 from flawsmith.pipeline.reporting import ExampleGallery, evaluation_report
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import BASELINE_FOLDER, printable, replacing
+from flawsmith.runtime.files import (
+    BASELINE_FOLDER,
+    further_pictures_note,
+    left_out,
+    left_out_note,
+    printable,
+    replacing,
+)
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
@@ -82,7 +89,7 @@ def evaluate(
     inspector = model if isinstance(model, Inspector) else Inspector.load(model, engine=engine)
     dataset = data if isinstance(data, Dataset) else load(data, layout)
     rules = choose_protocol(protocol, method=inspector.spec.method, layout=dataset.layout, changes=set)
-    (state,) = _measure([inspector], test_samples(dataset), SaturationReader(dataset), rules)
+    (state,) = _measure([inspector], test_samples(dataset), SaturationReader(dataset), rules, notes=_left_out(dataset))
     spec = inspector.spec
     return summarise(
         state, selection=spec.training.selection, decision=spec.decision, n_resamples=n_resamples, seed=seed
@@ -149,6 +156,7 @@ def collect(
     """
     known = Saturation() if saturation is None else saturation
     geometry, remarks = _network_geometry(inspector, protocol), MaskRemarks()
+    of_several: list[str] = []
 
     def kind(path: Path, mask: MaskImage) -> DefectKind | None:
         remarks.update(path, mask.oddities, mask.share)
@@ -156,10 +164,12 @@ def collect(
 
     with MetricCollection(protocol, saturated=bool(known.kinds)) as metrics:
         for sample, inspection in _readable(samples, inspector.stream([sample.image for sample in samples])):
+            if inspection.further_pictures:
+                of_several.append(str(sample.image))
             mask, channels = read_channels(sample, kind)
             metrics.update(_scored(sample, inspection, mask, channels, protocol, geometry))
             on_step()
-        return metrics.compute(notes=(*known.notes, *remarks.notes()))
+        return metrics.compute(notes=(*known.notes, *remarks.notes(), *_of_several(of_several)))
 
 
 def _measure(
@@ -168,6 +178,7 @@ def _measure(
     masks: SaturationReader,
     protocol: Protocol,
     *,
+    notes: Sequence[str] = (),
     gallery: ExampleGallery | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> list[EvaluationState]:
@@ -178,6 +189,7 @@ def _measure(
         samples: the labelled test images.
         masks: learns from their masks how their defects saturate.
         protocol: the rules.
+        notes: what is known of the data beforehand, in sentences.
         gallery: keeps images of the first model for the report; needed beside a second model.
         on_step: called after each image.
 
@@ -186,9 +198,12 @@ def _measure(
     """
     geometries = [_network_geometry(inspector, protocol) for inspector in inspectors]
     stream = inspectors[0].stream([sample.image for sample in samples], keep_pixels=gallery is not None)
+    of_several: list[str] = []
     with ExitStack() as files:
         collections = [files.enter_context(MetricCollection(protocol, saturated=masks.saturates)) for _ in inspectors]
         for sample, first in _readable(samples, stream):
+            if first.further_pictures:
+                of_several.append(str(sample.image))
             mask, channels = read_channels(sample, masks.kind)
             inspections = [first, *(_inspect_again(other, sample, first) for other in inspectors[1:])]
             counted = [
@@ -199,7 +214,22 @@ def _measure(
                 gallery.update(counted[0], first, mask)
             on_step()
         masks.finish()
-        return [metrics.compute(notes=masks.notes, saturated=masks.saturates) for metrics in collections]
+        said = (*notes, *masks.notes, *_of_several(of_several))
+        return [metrics.compute(notes=said, saturated=masks.saturates) for metrics in collections]
+
+
+def _left_out(dataset: Dataset) -> tuple[str, ...]:
+    """What lies among the test images and is no image that can be read."""
+    inside = (sample.image for sample in dataset.test if sample.image.is_relative_to(dataset.root))
+    tops = {image.relative_to(dataset.root).parts[:-1][:1] for image in inside}
+    folders = [dataset.root] if () in tops else [dataset.root.joinpath(*top) for top in sorted(tops)]
+    note = left_out_note(left_out(folders))
+    return (f"{note}.",) if note else ()
+
+
+def _of_several(images: Sequence[str]) -> tuple[str, ...]:
+    note = further_pictures_note(images[:_NAMED], len(images))
+    return (f"{note}.",) if note else ()
 
 
 def _readable(
@@ -282,6 +312,7 @@ def _in_network_pixels(
 REPORT, FIGURES, SCORES = "report.html", "evaluation.json", "scores.csv"
 COMPARED: tuple[Metric, ...] = ("image_auroc", "pixel_auroc", "aupro")
 _METRICS = "metrics.jsonl"
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -339,7 +370,9 @@ def evaluate_into(
     with exclusive_folder(folder):
         _refuse_other_protocol(figures, rules)
         refuse_irreplaceable((report, figures, scores))
-        state, *others = _measure(inspectors, samples, masks, rules, gallery=gallery, on_step=on_step)
+        state, *others = _measure(
+            inspectors, samples, masks, rules, notes=_left_out(dataset), gallery=gallery, on_step=on_step
+        )
         evaluation = summarise(state, selection=bundle.spec.training.selection, decision=bundle.spec.decision)
         if baseline is not None:
             comparison = against(baseline.spec.method, state, others[0])

@@ -16,6 +16,7 @@ import numpy as np
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import (
+    further_pictures_note,
     is_folder,
     iter_images,
     left_out,
@@ -66,12 +67,8 @@ class Prediction:
     def notes(self) -> list[str]:
         """What was not inspected, in lines."""
         notes = [note] if (note := left_out_note(self.left_out)) else []
-        if self.n_of_several:
-            more = self.n_of_several - len(self.of_several)
-            named = ", ".join(self.of_several) + (f" and {more} more" if more else "")
-            files = "1 file holds" if self.n_of_several == 1 else f"{self.n_of_several} files hold"
-            notes.append(f"{files} further pictures, and the first of a file was inspected alone: {named}")
-        return notes
+        further = further_pictures_note(self.of_several, self.n_of_several)
+        return [*notes, further] if further else notes
 
 
 def given_images(paths: Sequence[Path], out: Path) -> Iterator[Path]:

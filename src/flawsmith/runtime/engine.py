@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any, NamedTuple, Protocol
 
@@ -23,7 +27,10 @@ if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
 _SILENT = 4  # ONNX Runtime's severity "fatal": its messages to stderr are nothing a user could fix.
 onnxruntime.set_default_logger_severity(_SILENT)
 MEMORY_BYTES = 4 * 2**30
-"""The most that ONNX Runtime takes for the weights and values of all models that inspect in a process."""
+"""The most that ONNX Runtime takes for the weights and values of all models that inspect in a process; with OpenVINO,
+the most that the values of one model may take at a time by their shapes."""
+MAX_SECONDS = 600.0
+"""The most that an inspector lets the network work on one image, or on one tile of it."""
 _FLOATS = ("tensor(float)", "f32")  # the element type in either engine's words
 
 
@@ -51,6 +58,71 @@ class Engine(Protocol):
         """Returns the outputs for a batch, in the graph's order. May be called from several threads."""
 
 
+@dataclass(eq=False)
+class _TimedRun:
+    seconds_left: float
+    stop: Callable[[], object]
+
+
+class _Watchdog:
+    """Stops runs that take too long.
+
+    One thread of the process counts the seconds while something runs, instead of a timer for each run, which would cost
+    more than a tenth of a millisecond. Time in which the whole process stands still, as after Ctrl-Z, does not count.
+    """
+
+    TICK = 1.0  # seconds
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._runs: set[_TimedRun] = set()
+        self._thread: threading.Thread | None = None
+
+    @contextmanager
+    def watch(self, seconds: float | None, stop: Callable[[], object]) -> Iterator[None]:
+        """Calls ``stop`` from another thread, again and again, where the block takes longer; None: any time.
+
+        Raises:
+            FlawsmithError: the block took longer and ended in an error.
+        """
+        if seconds is None:
+            yield
+            return
+        run = _TimedRun(seconds, stop)
+        with self._lock:
+            self._runs.add(run)
+            if self._thread is None or not self._thread.is_alive():  # it does not live on in a forked process
+                self._thread = threading.Thread(target=self._count, name="flawsmith-watchdog", daemon=True)
+                self._thread.start()
+        try:
+            yield
+        except Exception:
+            if run.seconds_left > 0:
+                raise
+            raise FlawsmithError(
+                f"the model works on one image for more than {seconds:g} s and was stopped; use another model, or give "
+                "Inspector.load a larger max_seconds"
+            ) from None
+        finally:
+            with self._lock:
+                self._runs.discard(run)
+
+    def _count(self) -> None:
+        while True:
+            time.sleep(self.TICK)
+            with self._lock:
+                if not self._runs:
+                    self._thread = None
+                    return
+                for run in self._runs:
+                    run.seconds_left -= self.TICK
+                    if run.seconds_left <= 0:
+                        run.stop()
+
+
+_watchdog = _Watchdog()
+
+
 class OnnxRuntimeEngine:
     """ONNX Runtime on the CPU in float32.
 
@@ -59,6 +131,7 @@ class OnnxRuntimeEngine:
         threads: threads for one run; None: one a core.
         bounded: take no more than `MEMORY_BYTES`, from a store that all such engines of the process share and that
             stays with the process.
+        max_seconds: stop a run that takes longer, between two nodes of the graph; None: any time.
 
     Raises:
         FlawsmithError: the graph cannot be read or needs an operator this ONNX Runtime has not.
@@ -67,7 +140,9 @@ class OnnxRuntimeEngine:
     name: EngineName = "onnxruntime"
     precision: Precision = "float32"
 
-    def __init__(self, model: bytes, *, threads: int | None = None, bounded: bool = False) -> None:
+    def __init__(
+        self, model: bytes, *, threads: int | None = None, bounded: bool = False, max_seconds: float | None = None
+    ) -> None:
         check_graph(model)
         options = _session_options(model)
         options.intra_op_num_threads = _checked(threads) or 0
@@ -80,7 +155,8 @@ class OnnxRuntimeEngine:
         self._session = _session(model, options)
         self.inputs = tuple(_port(port.name, port.type, port.shape) for port in self._session.get_inputs())
         self.outputs = tuple(_port(port.name, port.type, port.shape) for port in self._session.get_outputs())
-        self._remake = partial(OnnxRuntimeEngine, model, threads=threads, bounded=bounded)
+        self._max_seconds = max_seconds
+        self._remake = partial(OnnxRuntimeEngine, model, threads=threads, bounded=bounded, max_seconds=max_seconds)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._remake, ()  # another process compiles the graph anew
@@ -95,12 +171,15 @@ class OnnxRuntimeEngine:
             The outputs, in the graph's order.
 
         Raises:
-            FlawsmithError: the graph cannot be computed, such as for want of memory.
+            FlawsmithError: the graph cannot be computed, such as for want of memory, or takes too long.
         """
         options = onnxruntime.RunOptions()
         options.log_severity_level = _SILENT
         try:
-            outputs: list[NDArray[np.float32]] = self._session.run(None, {self.inputs[0].name: batch}, options)
+            with _watchdog.watch(self._max_seconds, partial(setattr, options, "terminate", True)):
+                outputs: list[NDArray[np.float32]] = self._session.run(None, {self.inputs[0].name: batch}, options)
+        except FlawsmithError:
+            raise
         except Exception as error:
             raise FlawsmithError(f"ONNX Runtime cannot run the model ({_line(error)}); export it anew") from None
         return outputs
@@ -114,9 +193,13 @@ class OpenVinoEngine:
         precision: ``float32``, or ``bfloat16`` where the CPU has it (OpenVINO itself would choose by CPU;
             here it is set, so that machines agree).
         threads: threads for one run; None: one a core.
+        batch: the only batch size that will be run; None: any.
+        bounded: refuse a graph whose values take more than `MEMORY_BYTES` at a time, or whose shapes do not say; needs
+            ``batch``.
+        max_seconds: stop a run that takes longer, between two nodes of the graph; None: any time.
 
     Raises:
-        FlawsmithError: OpenVINO is not installed or cannot read the graph.
+        FlawsmithError: OpenVINO is not installed or cannot read the graph, or it takes too much memory.
     """
 
     name: EngineName = "openvino"
@@ -128,6 +211,8 @@ class OpenVinoEngine:
         precision: Precision = "float32",
         threads: int | None = None,
         batch: int | None = None,
+        bounded: bool = False,
+        max_seconds: float | None = None,
     ) -> None:
         openvino = _import_openvino()
         check_graph(model)
@@ -147,14 +232,27 @@ class OpenVinoEngine:
                 shape = graph.input(0).get_partial_shape()
                 shape[0] = batch
                 graph.reshape(shape)
+            if bounded:
+                _check_memory(graph)
             compiled = core.compile_model(graph, "CPU", settings)
+        except FlawsmithError:
+            raise
         except Exception as error:
             raise FlawsmithError(f"OpenVINO cannot load the model ({_line(error)}); export it anew") from None
         self._request = compiled.create_infer_request()
         self._lock = threading.Lock()
         self.inputs = tuple(_openvino_port(port) for port in compiled.inputs)
         self.outputs = tuple(_openvino_port(port) for port in compiled.outputs)
-        self._remake = partial(OpenVinoEngine, model, precision=precision, threads=threads, batch=batch)
+        self._max_seconds = max_seconds
+        self._remake = partial(
+            OpenVinoEngine,
+            model,
+            precision=precision,
+            threads=threads,
+            batch=batch,
+            bounded=bounded,
+            max_seconds=max_seconds,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._remake, ()
@@ -169,12 +267,15 @@ class OpenVinoEngine:
             The outputs, in the graph's order.
 
         Raises:
-            FlawsmithError: the graph cannot be computed, such as for want of memory.
+            FlawsmithError: the graph cannot be computed, such as for want of memory, or takes too long.
         """
         # A request holds one run's tensors: runs of several threads take turns, and results are copied out.
         with self._lock:
             try:
-                results = self._request.infer([batch], share_inputs=True)
+                with _watchdog.watch(self._max_seconds, self._request.cancel):
+                    results = self._request.infer([batch], share_inputs=True)
+            except FlawsmithError:
+                raise
             except Exception as error:
                 raise FlawsmithError(f"OpenVINO cannot run the model ({_line(error)}); export it anew") from None
             return [np.array(results[index], np.float32) for index in range(len(self.outputs))]
@@ -187,6 +288,7 @@ def make_engine(
     precision: Precision = "float32",
     threads: int | None = None,
     batch: int | None = None,
+    max_seconds: float | None = None,
 ) -> Engine:
     """Compiles a graph for an engine.
 
@@ -195,8 +297,9 @@ def make_engine(
         model: the ONNX graph.
         precision: what the engine shall compute in.
         threads: threads for one run; None: one a core.
-        batch: the only batch size that will be run; None: any. ONNX Runtime gains nothing by knowing it, but its
-            memory is bounded where it is 1, which is an inspector's.
+        batch: the only batch size that will be run; None: any. ONNX Runtime gains nothing by knowing it, but the
+            memory of either engine is bounded where it is 1, which is an inspector's.
+        max_seconds: stop a run that takes longer; None: any time.
 
     Raises:
         FlawsmithError: unknown engine, a precision it has not, not installed, or a graph it cannot read.
@@ -204,9 +307,11 @@ def make_engine(
     if name == "onnxruntime":
         if precision != "float32":
             raise FlawsmithError(f"the engine onnxruntime computes in float32, not in {precision}; use openvino")
-        return OnnxRuntimeEngine(model, threads=threads, bounded=batch == 1)
+        return OnnxRuntimeEngine(model, threads=threads, bounded=batch == 1, max_seconds=max_seconds)
     if name == "openvino":
-        return OpenVinoEngine(model, precision=precision, threads=threads, batch=batch)
+        return OpenVinoEngine(
+            model, precision=precision, threads=threads, batch=batch, bounded=batch == 1, max_seconds=max_seconds
+        )
     raise FlawsmithError(f"unknown engine {name!r}; known are onnxruntime and openvino")
 
 
@@ -274,6 +379,31 @@ def _share_memory() -> None:
         "Cpu", onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, onnxruntime.OrtMemType.DEFAULT
     )
     onnxruntime.create_and_register_allocator(place, onnxruntime.OrtArenaCfg({"max_mem": MEMORY_BYTES}))
+
+
+def _check_memory(graph: Any) -> None:
+    """Refuses an OpenVINO graph whose values take too much at a time; OpenVINO itself takes what the system gives.
+
+    A value counts from the node that gives it to the last one that takes it, at its shape; what an operator needs
+    besides is not known here.
+    """
+    nodes = graph.get_ordered_ops()
+    place = {node.get_name(): index for index, node in enumerate(nodes)}
+    taken, freed = 0, [0] * (len(nodes) + 1)
+    for index, node in enumerate(nodes):
+        for value in node.outputs():
+            shape = value.get_partial_shape()
+            if shape.is_dynamic:
+                raise FlawsmithError(
+                    "the size of its values depends on the image, which no detector needs; export it anew"
+                )
+            size = math.prod(shape.to_shape()) * value.get_element_type().size
+            takers = [place[taker.get_node().get_name()] for taker in value.get_target_inputs()]
+            taken += size
+            freed[max(takers, default=index)] += size
+        if taken > MEMORY_BYTES:
+            raise FlawsmithError(f"it takes more than {MEMORY_BYTES // 2**30} GiB of memory; use another model")
+        taken -= freed[index]
 
 
 def _import_openvino() -> Any:

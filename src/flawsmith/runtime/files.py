@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -184,6 +184,24 @@ def left_out_note(endings: Mapping[str, int]) -> str:
     several = sum(endings.values()) > 1
     named = " and ".join([", ".join(counts[:-1]), counts[-1]] if len(counts) > 1 else counts)
     return f"{named} {'were' if several else 'was'} left out: save {'them' if several else 'it'} as PNG or JPEG"
+
+
+def further_pictures_note(named: Sequence[str], count: int) -> str:
+    """What is said of files whose first picture alone was inspected, in one line; empty where there are none.
+
+    Args:
+        named: the first few of them.
+        count: number of all.
+
+    Example:
+        >>> further_pictures_note(["a.gif", "b.gif"], 3)
+        '3 files hold further pictures, and the first of a file was inspected alone: a.gif, b.gif and 1 more'
+    """
+    if not count:
+        return ""
+    files = "1 file holds" if count == 1 else f"{count} files hold"
+    names = ", ".join(named) + (f" and {count - len(named)} more" if count > len(named) else "")
+    return f"{files} further pictures, and the first of a file was inspected alone: {names}"
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:

@@ -18,7 +18,7 @@ from PIL import Image
 
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.decision import LARGEST_SCORE, Decision, Verdict
-from flawsmith.runtime.engine import Engine, check_detector, make_engine
+from flawsmith.runtime.engine import MAX_SECONDS, Engine, check_detector, make_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, iter_images
 from flawsmith.runtime.image import (
@@ -232,6 +232,7 @@ class Inspector:
         engine: str | None = None,
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
+        max_seconds: float | None = MAX_SECONDS,
     ) -> Inspector:
         """Opens a model.
 
@@ -241,6 +242,8 @@ class Inspector:
                 one, which then computes in float32, warns and sets ``calibrated`` to False.
             threads: threads for the network; None: one a core.
             max_pixels: refuse larger image files.
+            max_seconds: stop the network where it works longer on one image, or on one tile of it; whole seconds, None:
+                never. What is wrong with the model is then wrong with each image, so a service should ask for less.
 
         Raises:
             FlawsmithError: the file is no intact bundle, or the engine is unknown, missing or cannot read the
@@ -250,7 +253,9 @@ class Inspector:
         name = engine or bundle.spec.engine
         precision = bundle.spec.precision if name == bundle.spec.engine else "float32"
         try:
-            compiled = make_engine(name, bundle.model, precision=precision, threads=threads, batch=1)
+            compiled = make_engine(
+                name, bundle.model, precision=precision, threads=threads, batch=1, max_seconds=max_seconds
+            )
             inspector = cls(bundle.spec, compiled, max_pixels=max_pixels)
         except FlawsmithError as error:
             raise FlawsmithError(f"{bundle.path}: {error}" if bundle.path else str(error)) from None

@@ -341,6 +341,14 @@ def _nodes() -> int:
     return int(os.environ.get("SLURM_NNODES", "1")) if SLURMEnvironment.detect() else 1
 
 
+_QUIET = {
+    "wandb": {"WANDB_MODE": "offline", "WANDB_ERROR_REPORTING": "false"},
+    # Files in a folder are enough here, and MLflow 3 refuses to write them where nobody says so.
+    "mlflow": {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_ALLOW_FILE_STORE": "true"},
+}
+"""What loggers read of the environment when they are imported; whoever sets a variable on purpose keeps it."""
+
+
 def check_logger(name: str) -> None:
     """Find out whether there is such a logger here.
 
@@ -368,8 +376,9 @@ def make_logger(name: LoggerName, run: Path, stage: str) -> Logger | Literal[Fal
         return CSVLogger(folder, stage)
     if name == "tensorboard":
         return TensorBoardLogger(folder, stage)
+    for variable, value in _QUIET.get(name, {}).items():
+        os.environ.setdefault(variable, value)
     if name == "wandb":
-        os.environ.setdefault("WANDB_MODE", "offline")
         return WandbLogger(f"{run.name} {stage}", folder, project="flawsmith", group=run.name)
     if name == "mlflow":
         return MLFlowLogger("flawsmith", f"{run.name} {stage}", save_dir=folder)

@@ -95,7 +95,7 @@ _FLAWED = _words("""
     bad bads ng ngs nok noks ko nio nogood notok fail failed fails failure failures failing reject rejects rejected
     rejection abnormal abnormals abnormality anomaly anomalies anomalous anomalie anomalien anomalia anomalias
     defect defects defective defectives flaw flaws flawed fault faults faulty damage damages damaged broken wrong
-    incorrect improper unhealthy diseased dirty contaminated contamination nonconform nonconforming nonconformity
+    incorrect improper unhealthy sick diseased dirty contaminated contamination nonconform nonconforming nonconformity
     noncompliant scrap scraps scrapped waste unacceptable unacceptables unusable imperfect irregular disapproved
     denied rework
     scratch scratches scratched crack cracks cracked dent dents dented stain stains rust rusty corrosion burr burrs
@@ -127,11 +127,11 @@ _FLAWED = _words("""
 # Languages without spaces: searched for within a name, the longest first.
 _UNSPACED_GOOD = _words("""
     良品 良好 良 合格 正常 优良 優良 好 完好 无缺陷 無缺陷 無欠陥 欠陥なし 无瑕疵 無瑕疵 无异常 異常なし 양품 정상
-    합격 양호 무결함
+    합격 양호 무결함 좋음
 """)
 _UNSPACED_FLAWED = _words("""
     不良 非良品 不合格 异常 異常 缺陷 瑕疵 欠陥 欠点 坏 壞 不好 次品 废品 廢品 不正常 非正常 残次 破损 损坏 划痕
-    裂纹 傷 キズ 疵 汚れ 打痕 불량 불합격 결함 이상 비정상 파손
+    裂纹 傷 キズ 疵 汚れ 打痕 불량 불합격 결함 이상 비정상 파손 나쁨
 """)
 # Which one of each and its opposite is good depends on whom you ask.
 _UNCLEAR = _words("""
@@ -145,7 +145,7 @@ _PAIRS = {
     ("g", "ng"), ("g", "n"), ("g", "b"), ("p", "f"), ("o", "x"), ("c", "nc"), ("io", "ni"), ("ok", "n"), ("good", "x"),
     ("tot", "xau"), ("tot", "loi"), ("dat", "khongdat"), ("bo", "dolent"), ("valid", "invalid"), ("valide", "invalide"),
     ("new", "damaged"), ("sound", "unsound"), ("regular", "irregular"), ("free", "defect"), ("bun", "rau"),
-    ("right", "wrong"),
+    ("right", "wrong"), ("bun", "rebut"),
 }  # fmt: skip
 _UNCLEAR_PAIRS = {
     ("pos", "neg"), ("yes", "no"), ("y", "n"), ("ja", "nein"), ("ja", "nee"), ("ja", "nej"), ("oui", "non"),
@@ -167,7 +167,6 @@ _FILLERS = _words("""
     fotos fotot onderdelen delen obrazy obrazky zdjecia kuvat bilder bilden peças peca
 """)
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u1100-\u11ff]")
-_WORD = re.compile(r"[^\W\d_]+")
 _SCRIPTS = re.compile(rf"(?<={_CJK.pattern})(?=[A-Za-z])|(?<=[A-Za-z])(?={_CJK.pattern})")
 _CAMEL = re.compile(r"(?<=[a-z\u00df-\u00ff])(?=[A-Z\u00c0-\u00de][a-z\u00df-\u00ff])")
 _LONGEST_PHRASE = 4
@@ -195,11 +194,17 @@ def meaning(name: str) -> Meaning | None:
 
 
 def _tokens(name: str) -> list[str]:
-    return [fold(word) for word in _WORD.findall(_CAMEL.sub(" ", _SCRIPTS.sub(" ", nfc(name))))]
+    apart = _CAMEL.sub(" ", _SCRIPTS.sub(" ", nfc(name)))
+    return [fold(word) for word in "".join(c if _is_of_word(c) else " " for c in apart).split()]
 
 
 def _squeezed(name: str) -> str:
-    return "".join(c for c in fold(name) if c.isalpha())
+    return "".join(c for c in fold(name) if _is_of_word(c))
+
+
+def _is_of_word(character: str) -> bool:
+    # Vowels of Thai and of India's scripts are marks, not letters.
+    return character.isalpha() or unicodedata.category(character).startswith("M")
 
 
 def _of_word(word: str) -> Meaning | None:
