@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from flawsmith.models.components import patch_model
 from flawsmith.runtime.bundle import Bundle
@@ -17,9 +18,11 @@ PROBABILITIES = {"scale": "probability", "score_norm": "none", "bank": []}
 def sure_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     """Discriminators whose logits are so large that their probabilities are 1, of good images too."""
     on_scale = patch_model.on_scale
-    monkeypatch.setattr(
-        patch_model, "on_scale", lambda logits, scale: on_scale(logits + 40 if scale == "probability" else logits, scale)
-    )
+
+    def saturated(logits: Tensor, scale: patch_model.Scale) -> Tensor:
+        return on_scale(logits + 40 if scale == "probability" else logits, scale)
+
+    monkeypatch.setattr(patch_model, "on_scale", saturated)
 
 
 @pytest.mark.parametrize("settings", [{}, {"cross_fit": 2}], ids=["held-out", "cross-fitted"])
