@@ -7,6 +7,7 @@ import time
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from common import category_folder, page, parser, table
 
@@ -27,7 +28,7 @@ HEADS = (
 def rows_of(category: str, method: str, flaws: Sequence[int], seed: int) -> Iterator[tuple[object, ...]]:
     folder = category_folder(category)
     for flaw in (None, *flaws):
-        options = {} if flaw is None else {"smallest_flaw": flaw}
+        options: dict[str, Any] = {} if flaw is None else {"smallest_flaw": flaw}
         with tempfile.TemporaryDirectory() as work, warnings.catch_warnings():
             warnings.simplefilter("ignore")
             began = time.perf_counter()
