@@ -165,7 +165,8 @@ class MethodTester:
     def test_presets_are_valid_and_survive_json(self) -> None:
         method = self.model
 
-        assert set(method.presets) >= {"paper", "official", "fast"}
+        published = {"paper", "official"} if method.paper and not method.paper.startswith("none") else set()
+        assert set(method.presets) >= {"fast", *published}
         for preset in method.presets.values():
             assert isinstance(preset, method.Config)
             assert method.Config(**json.loads(preset.model_dump_json())) == preset
@@ -254,6 +255,10 @@ class MethodTester:
         assert model.config.image_size == size
         with pytest.raises(FlawsmithError, match="fast"):
             self.model.from_preset("faster")
+
+    def test_scores_of_fast_have_room_above_every_limit(self, build: Callable[..., AnomalyModel]) -> None:
+        """A probability rounds to 1 for a good image too, and a limit there rejects nothing."""
+        assert build().highest_score is None
 
     def test_building_leaves_the_global_generator_alone(self, build: Callable[..., AnomalyModel]) -> None:
         build()  # the shared run happens here
@@ -437,6 +442,15 @@ class MethodTester:
         figures = check_parity(restore(run.folder).model, Inspector.load(run.model), photographs, Tolerance())
 
         assert figures["images"] == len(photographs)
+
+    def test_flaws_that_a_model_separates_are_not_missed_at_its_limit(self, trained: Trained) -> None:
+        """However sure a model is, its limit lies between the good images and what stands well above them."""
+        bundle = Bundle.load(trained(self.name).model)
+        good, limit = bundle.calibration["good"], bundle.spec.decision.limit
+        spread = float(good.max() - np.median(good))
+
+        assert bundle.spec.decision.verdict_of(float(good.max()) + 0.1 * spread) == "reject"
+        assert limit - float(good.max()) <= 0.1 * spread
 
     def test_bundle_round_trips_and_names_what_made_it(self, trained: Trained) -> None:
         run = trained(self.name)

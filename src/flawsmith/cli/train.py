@@ -82,6 +82,14 @@ Roi = Annotated[
     str | None,
     typer.Option(metavar="FILE", help="Where to look, and zones with limits of their own: JSON polygons or a mask."),
 ]
+SmallestFlaw = Annotated[
+    str | None,
+    typer.Option(
+        "--smallest-flaw",
+        metavar="LENGTH",
+        help="Width of the smallest flaw to find, 12 pixels or 0.5mm: images are seen as large as that takes.",
+    ),
+]
 Tile = Annotated[
     int | None, typer.Option(metavar="PIXELS", help="Cut images into tiles of this side, for small flaws: 512.")
 ]
@@ -143,6 +151,7 @@ def train(
     roi: Roi = None,
     min_area: MinArea = None,
     scale: Scale = None,
+    smallest_flaw: SmallestFlaw = None,
     tile: Tile = None,
     overlap: Overlap = None,
     textures: Textures = None,
@@ -169,7 +178,7 @@ def train(
     settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": _select(select, oracle)}
     settings |= {"alpha": rate, "review_alpha": review_rate, "bits": bits, "layout": layout, "group": group}
     settings |= {"roi": roi, "min_area": min_area, "scale": scale, "cross_fit": cross_fit, "trim": trim}
-    settings |= {"tile": tile, "overlap": overlap}
+    settings |= {"smallest_flaw": smallest_flaw, "tile": tile, "overlap": overlap}
     settings |= {"value_range": value_range, "textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     loop |= {"logger": logger, "baseline": baseline, "skip_unreadable": skip_unreadable}

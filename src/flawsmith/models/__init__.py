@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from flawsmith.models.aand import AAND, RD4AD
+    from flawsmith.models.aand import AAND, RD4AD, Fusion
     from flawsmith.models.base import AnomalyModel, AnomalyOutput, TrainingModule
     from flawsmith.models.glass import GLASS
     from flawsmith.models.padim import PaDiM
@@ -38,6 +38,7 @@ _PLACES = {
     "AAND": "flawsmith.models.aand",
     "AnomalyModel": "flawsmith.models.base",
     "AnomalyOutput": "flawsmith.models.base",
+    "Fusion": "flawsmith.models.aand",
     "GLASS": "flawsmith.models.glass",
     "PBAS": "flawsmith.models.pbas",
     "PaDiM": "flawsmith.models.padim",
@@ -47,7 +48,8 @@ _PLACES = {
     "TrainingModule": "flawsmith.models.base",
 }
 __all__ = [
-    "AAND", "GLASS", "PBAS", "RD4AD", "SLSG", "AnomalyModel", "AnomalyOutput", "PaDiM", "PatchCore", "TrainingModule",
+    "AAND", "GLASS", "PBAS", "RD4AD", "SLSG", "AnomalyModel", "AnomalyOutput", "Fusion", "PaDiM", "PatchCore",
+    "TrainingModule",
 ]  # fmt: skip
 
 

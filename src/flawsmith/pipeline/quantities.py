@@ -1,4 +1,4 @@
-"""Rates, areas and lengths as people write them: ``10/1000``, ``0.2mm2``, ``0.05mm``."""
+"""Rates, areas, lengths and extents as people write them: ``10/1000``, ``0.2mm2``, ``0.05mm``, ``12px``."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from flawsmith.runtime.errors import FlawsmithError
 _NUMBER = r"(?P<number>[0-9]+(?:[.,][0-9]+)?(?:[eE][-+]?[0-9]+)?)"
 _AREA = re.compile(_NUMBER + r"\s*(?P<unit>mm2|mm²|mm\^2|px|pixels?|)")
 _LENGTH = re.compile(_NUMBER + r"\s*(?P<unit>mm|um|µm|μm|)")
+_EXTENT = re.compile(_NUMBER + r"\s*(?P<unit>mm|um|µm|μm|px|pixels?|)")
 _PARTS = re.compile(r"(?P<of>[0-9]+(?:\.[0-9]+)?)\s*/\s*(?P<all>[0-9]+)")
 _PERCENT = re.compile(_NUMBER + r"\s*%")
 
@@ -91,3 +92,32 @@ def parse_area(value: float | str, pixel_size: float | None, option: str) -> int
     if not 0 < area <= 1e12:
         raise FlawsmithError(f"{option} {value} is not possible: write pixels such as 40, or an area such as 0.2mm2")
     return max(1, math.ceil(area - 1e-9))
+
+
+def parse_extent(value: float | str, pixel_size: float | None, option: str) -> float:
+    """A width or height in pixels of the image, at least 1.
+
+    Args:
+        value: ``0.5mm``, ``300um``, ``12px`` or a number of pixels.
+        pixel_size: side of a pixel in millimetres; None: unknown.
+        option: what messages call it.
+
+    Raises:
+        FlawsmithError: no extent of a pixel or more, or millimetres without the size of a pixel.
+
+    Example:
+        >>> parse_extent("0.5mm", 0.05, "--smallest-flaw"), parse_extent("12px", None, "--smallest-flaw")
+        (10.0, 12.0)
+    """
+    match = _EXTENT.fullmatch(str(value).strip())
+    extent = float(match["number"].replace(",", ".")) if match else math.nan
+    if match and match["unit"].endswith("m"):
+        if pixel_size is None:
+            raise FlawsmithError(f"{option} {value} needs the size of a pixel: add --scale, such as --scale 0.05mm")
+        extent *= (1 if match["unit"] == "mm" else 0.001) / pixel_size
+    if not 1 <= extent <= 1e5:
+        raise FlawsmithError(
+            f"{option} {value} is not possible: write how wide the smallest flaw is, in pixels of the images such as "
+            "12, or such as 0.5mm with --scale"
+        )
+    return extent

@@ -83,6 +83,11 @@ class TrainSettings(BaseModel):
     )
     min_area: str | None = Field(None, description="Smallest region that counts: pixels, or an area such as 0.2mm2.")
     scale: str | None = Field(None, description="Side of a pixel, in millimetres or such as 50um.")
+    smallest_flaw: str | None = Field(
+        None,
+        description="How wide the smallest flaw is that must be found, in pixels of the images or such as 0.5mm: the "
+        "input's size follows from it.",
+    )
     tile: int | None = Field(
         None,
         ge=SMALLEST_TILE,
@@ -135,7 +140,7 @@ class TrainSettings(BaseModel):
             raise ValueError("onnxruntime computes in float32, use engine openvino for bfloat16")
         return self
 
-    @field_validator("textures", "foregrounds", "roi", "min_area", "scale", mode="before")
+    @field_validator("textures", "foregrounds", "roi", "min_area", "scale", "smallest_flaw", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, (Path, int, float)) and not isinstance(value, bool) else value

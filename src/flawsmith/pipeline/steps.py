@@ -207,6 +207,7 @@ class TrainingSteps:
         self.oddest: list[tuple[Sample, float]] = []
         self.trimmed: list[Sample] = []
         self.scored: FileScores | None = None
+        self.exported_as_logits = False
 
     def finish(self) -> Bundle:
         """Train, export, calibrate and prove; leave model file, report and record in the run folder."""
@@ -269,7 +270,11 @@ class TrainingSteps:
             checks = [finding.in_a_line for finding in glance(self.dataset)]
             if self.settings.method in BASELINES:
                 self.oddest = _by_unlikeness(model, data)
-            remarks = (*remarks_on(bundle, self.dataset, self.split), *self._remarks_on_learned())
+            remarks = (
+                *remarks_on(bundle, self.dataset, self.split),
+                *self._remarks_on_learned(),
+                *self._remarks_on_scale(),
+            )
             training_report(
                 self.run.path / REPORT,
                 bundle,
@@ -308,10 +313,22 @@ class TrainingSteps:
         return bundle
 
     def _exported(self, model: AnomalyModel, geometry: Geometry, data: TrainingSet) -> Bundle:
+        split, trimmed = self.split, list(self.trimmed)
+        bundle = self._export_and_calibrate(model, geometry, n_train=len(data.samples))
+        if bundle.spec.decision.rejects_nothing:
+            # A good image has the probability 1 already; logits rank alike, and a limit on them has room above it.
+            self.split, self.trimmed = split, trimmed
+            self.config = model.config = self.config.model_copy(update={"scale": "logit"})
+            self.job = dataclasses.replace(self.job, config=self.config)
+            self.exported_as_logits = True
+            bundle = self._export_and_calibrate(model, geometry, n_train=len(data.samples))
+        return bundle
+
+    def _export_and_calibrate(self, model: AnomalyModel, geometry: Geometry, *, n_train: int) -> Bundle:
         with self._timed("export"):
             graph = export_model(model, self.config.image_size)
         with self._timed("calibration"):
-            return self._calibrated(self._spec(geometry, model, n_train=len(data.samples)), graph, model)
+            return self._calibrated(self._spec(geometry, model, n_train=n_train), graph, model)
 
     def _remarks_on_learned(self) -> tuple[str, ...]:
         """Which of the images learned from stand apart from the others."""
@@ -322,6 +339,15 @@ class TrainingSteps:
         return (
             f"least like the other images learned from: {names}; look at the pictures in the report, and remove what "
             "is flawed, or train with --trim 0.05",
+        )
+
+    def _remarks_on_scale(self) -> tuple[str, ...]:
+        """Whether scores mean something else than the settings say."""
+        if not self.exported_as_logits:
+            return ()
+        return (
+            "scores are logits instead of probabilities: a good image has the probability 1 already, so that no limit "
+            "could reject anything; both rank images alike",
         )
 
     def _baseline(self) -> Bundle | str | None:
@@ -443,10 +469,16 @@ class TrainingSteps:
                 selection=self.settings.select,
                 textures=self._textures(),
                 foreground=self._foreground(),
-                findings={**({"images": self.job.images} if self.job.images else {}), **model.findings()},
+                findings=self._findings(model),
             ),
             seed=self.settings.seed,
         )
+
+    def _findings(self, model: AnomalyModel) -> dict[str, str | float]:
+        findings: dict[str, str | float] = {"images": self.job.images} if self.job.images else {}
+        if self.exported_as_logits:
+            findings["scale"] = "logit, because a good image has the probability 1"
+        return {**findings, **model.findings()}
 
     def _textures(self) -> str:
         """What flaws are synthesized from; a folder by its name alone, as a model holds no paths."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -29,7 +28,14 @@ from flawsmith.data.splits import (
 from flawsmith.features.cache import check_cache
 from flawsmith.models.base import ModelConfig
 from flawsmith.pipeline.drawing import region_and_zones
-from flawsmith.pipeline.quantities import parse_area, parse_length
+from flawsmith.pipeline.input_size import (
+    input_size_for,
+    refuse_beside_smallest_flaw,
+    seen_in_words,
+    size_advice,
+    typical_size,
+)
+from flawsmith.pipeline.quantities import parse_area, parse_extent, parse_length
 from flawsmith.pipeline.settings import (
     TrainSettings,
     check_settings,
@@ -44,7 +50,6 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES, left_out, left_out_note
 from flawsmith.runtime.image import decode, image_size
 from flawsmith.runtime.roi import RegionOfInterest
-from flawsmith.runtime.tiles import Tiling
 from flawsmith.runtime.zones import Zone
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
@@ -128,6 +133,13 @@ def train(
         raise FlawsmithError(f"--trim {checked.trim:g} trains on one device: leave --devices out")
     if checked.trim is not None and checked.cross_fit is not None:
         raise FlawsmithError("--trim leaves images out and --cross-fit takes all: give one of them")
+    pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
+    flaw = None
+    if checked.smallest_flaw is not None:
+        flaw = parse_extent(checked.smallest_flaw, pixel_size, "--smallest-flaw")
+        refuse_beside_smallest_flaw(checked.set, checked.tile, config)
+    elif checked.tiling is not None:
+        _refuse_with_tiles(checked, config)
     check_cache()
     skipped: dict[str, str] = {}
     dataset = load(data, checked.layout)
@@ -140,8 +152,6 @@ def train(
         raise FlawsmithError(
             f"{checked.method} trains nothing, so there is no checkpoint to choose: keep --select last"
         )
-    if checked.tiling is not None:
-        _refuse_with_tiles(checked, config)
     if checked.select == "oracle":
         refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
@@ -156,10 +166,11 @@ def train(
     images, advice = look_at_values((*split.train, *split.calibration), checked)
     if advice is not None and is_rank_zero():
         warnings.warn(str(advice), stacklevel=2)
-    size_note = _about_size((*split.train, *split.calibration), checked.tiling, config)
+    checked, config, size_note = _choose_input((*split.train, *split.calibration), checked, config, flaw)
     if size_note and is_rank_zero():
         warnings.warn(size_note, stacklevel=2)
-    pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
+    if checked.tiling is not None:
+        _refuse_with_tiles(checked, config)
     minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
     region, zones = (None, ()) if checked.roi is None else _where(Path(checked.roi), split.train[0], pixel_size)
     if checked.min_area is not None:
@@ -289,9 +300,6 @@ def _where(path: Path, sample: Sample, pixel_size: float | None) -> tuple[Region
 
 
 _PLACES_OF_WHOLE_IMAGES = ("files", "disc", "box", "published")
-_MUCH_LARGER = 4
-"""From so many pixels of an image to one of the network's input on, tiles are mentioned."""
-_FEWEST_SEEN = 3
 
 
 def _refuse_with_tiles(settings: TrainSettings, config: ModelConfig) -> None:
@@ -316,22 +324,26 @@ def _refuse_with_tiles(settings: TrainSettings, config: ModelConfig) -> None:
         )
 
 
-def _about_size(samples: Sequence[Sample], tiling: Tiling | None, config: ModelConfig) -> str:
-    """Whether tiles do nothing for the images, or would do much; empty where there is nothing to say."""
+def _choose_input(
+    samples: Sequence[Sample], settings: TrainSettings, config: ModelConfig, flaw: float | None
+) -> tuple[TrainSettings, ModelConfig, str]:
+    """Settings and configuration with the input that the smallest flaw takes, and what is to be said of it."""
     sizes = [size for size in map(image_size, (sample.image for sample in samples)) if size is not None]
-    if not sizes:
-        return ""
-    if tiling is not None:
-        fitting = all(map(tiling.holds, sizes))
-        return f"--tile {tiling.size} changes nothing: every image fits into one tile" if fitting else ""
-    (height, width), (rows, columns) = sorted(sizes)[len(sizes) // 2], config.image_size
-    factor = max(height / rows, width / columns)
-    if factor < _MUCH_LARGER:
-        return ""
-    return (
-        f"images of {width} x {height} are seen at {columns} x {rows}: flaws of fewer than about "
-        f"{math.ceil(_FEWEST_SEEN * factor)} pixels may be lost; --tile 512 looks at the images piece by piece"
-    )
+    image = typical_size(sizes)
+    if image is not None and flaw is not None:
+        seen = input_size_for(flaw, image, config)
+        words = seen_in_words(flaw, image, seen, config.image_size)
+        config = config.model_copy(update={"image_size": seen.network})
+        if seen.tiling is not None:
+            settings = settings.model_copy(update={"tile": seen.tiling.size, "overlap": seen.tiling.overlap})
+        return settings, config, words
+    if image is None:
+        return settings, config, ""
+    if settings.tiling is not None:
+        fitting = all(map(settings.tiling.holds, sizes))
+        note = f"--tile {settings.tile} changes nothing: every image fits into one tile" if fitting else ""
+        return settings, config, note
+    return settings, config, size_advice(image, config)
 
 
 def _images_sha256(split: HoldOut) -> str:

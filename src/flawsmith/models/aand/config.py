@@ -72,6 +72,11 @@ class AANDConfig(BankConfig):
     hard_positions: int = Field(
         10, ge=0, description="K_h of Eq. 11, worst positions a level and image; 0 leaves the loss out (Fig. 7)."
     )
+    student_levels: int | None = Field(
+        None,
+        ge=2,
+        description="Levels that the student reconstructs, the finest of strides; None: all. The bank reads all.",
+    )
     student_widths: tuple[int, ...] | None = Field(
         None, description="Channels of bottleneck and decoder by level, finest first; None: those of the backbone."
     )
@@ -89,13 +94,27 @@ class AANDConfig(BankConfig):
         "scores count relative to those of the training images at the same position; neither is in a paper.",
     )
 
+    score_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="The image score is the mean over this share of all positions, those farthest from what the bank "
+        "remembers; None, or without a bank: the map's maximum. In no paper.",
+    )
+
     @model_validator(mode="after")
     def _consistent(self) -> AANDConfig:
         if self.recipe not in RECIPES:
             raise ValueError(f"known recipes are {', '.join(RECIPES)}")
         if self.refresh > 1 and self.amplification_steps is None:
             raise ValueError("refresh above 1 needs amplification_steps: all synthetic batches must be of one size")
-        levels = len(self.strides)
+        if self.score_share is not None and all(each.role == "map" for each in self.neighbourhoods) and self.bank:
+            raise ValueError("score_share needs a bank that counts for the score, such as bank=[1,5]")
+        if self.student_levels is not None and self.synthesizes and self.student_levels < len(self.strides):
+            raise ValueError("student_levels needs amplification=none: amplifiers work on all levels")
+        levels = self.student_levels or len(self.strides)
+        if levels > len(self.strides):
+            raise ValueError(f"student_levels is {levels}, and strides has {len(self.strides)}")
         for name, numbers in (("student_widths", self.student_widths), ("student_blocks", self.student_blocks)):
             if numbers is not None and (len(numbers) != levels or min(numbers) < 1):
                 raise ValueError(f"{name} needs {levels} positive numbers, one for each of strides")
@@ -142,6 +161,26 @@ RD4AD_PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
         for name, preset in PRESETS.items()
     }
 )
+
+FUSION = RD4AD_PRESETS["fast"].model_copy(
+    update={
+        "strides": (4, 8, 16, 32),
+        "student_levels": 3,
+        "bank": (
+            Neighbourhood(side=1, levels=2, stride=16),
+            Neighbourhood(side=3, levels=2, stride=16, role="score"),
+            Neighbourhood(side=3, stride=16, role="score"),
+            Neighbourhood(side=1, levels=2, stride=32, role="score"),
+            Neighbourhood(side=1, levels=2, stride=16, whitened=True, role="map"),
+            Neighbourhood(side=3, levels=2, stride=16, whitened=True, role="map"),
+        ),
+        "bank_size": 4000,
+        "bank_candidates": 100_000,
+        "bank_weight": 0.5,
+        "score_share": 0.01,
+    }
+)
+FUSION_PRESETS: Mapping[str, AANDConfig] = MappingProxyType({"fast": FUSION})
 
 # Grey level after smoothing, whether darker is foreground, and the categories. The script means cable where it says
 # bottle's disc, but misspells it: both get the disc here.

@@ -21,7 +21,13 @@ from typing_extensions import Self
 
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
-from flawsmith.models.aand.config import PRESETS, RD4AD_PRESETS, AANDConfig, published_foreground
+from flawsmith.models.aand.config import (
+    FUSION_PRESETS,
+    PRESETS,
+    RD4AD_PRESETS,
+    AANDConfig,
+    published_foreground,
+)
 from flawsmith.models.aand.functional import Map, anomaly_map, cosine_distance, rate_factor
 from flawsmith.models.aand.networks import (
     Amplifier,
@@ -106,8 +112,9 @@ class AAND(ScoreMapModel):
     student: Student | None
 
     def __init__(self, config: AANDConfig, backbone: Backbone, seed: int = 0) -> None:
-        super().__init__(config, backbone, seed, maps=len(backbone.channels), comparison=config.score_norm)
-        self.grids = backbone.grids(config.image_size)
+        count = config.student_levels or len(backbone.channels)
+        super().__init__(config, backbone, seed, maps=count, comparison=config.score_norm)
+        self.grids = backbone.grids(config.image_size)[:count]
         self.smooth = nn.ModuleList(
             UpsampleAndSmooth(grid, config.image_size, sigma=config.sigma, align_corners=True) for grid in self.grids
         )
@@ -129,8 +136,8 @@ class AAND(ScoreMapModel):
                 self.student = self._make_student()
 
     def advanced(self, levels: Sequence[Map]) -> list[Map]:
-        """The advanced teacher's level maps from the backbone's."""
-        return list(levels) if self.amplifiers is None else self.amplifiers(levels)
+        """The advanced teacher's level maps from the backbone's, those that the student follows."""
+        return list(levels[: len(self.grids)]) if self.amplifiers is None else self.amplifiers(levels)
 
     def raw_maps(self, levels: Sequence[Map]) -> list[ScoreMap]:
         """Discrepancies of teacher and student, or the gates' weights where there is no student."""
@@ -140,9 +147,16 @@ class AAND(ScoreMapModel):
         return [cosine_distance(*pair) for pair in zip(teacher, self.student(teacher), strict=True)]
 
     def from_levels(self, levels: Sequence[Map]) -> AnomalyOutput:
-        """The levels' maps, up-sampled between corner centres, smoothed and summed; the score is the maximum."""
+        """The levels' maps, up-sampled between corner centres, smoothed and summed; the score is the maximum.
+
+        With ``score_share`` the score is that of the memory bank alone, which ranks images better than regions.
+        """
         fused = anomaly_map(self.score_maps(levels), self.smooth)
-        return AnomalyOutput(fused, fused.amax(dim=(1, 2)))
+        if self.config.score_share is None or self.bank is None:
+            return AnomalyOutput(fused, fused.amax(dim=(1, 2)))
+        evidence = self.bank.evidence(levels, "score").flatten(1)
+        count = max(1, round(self.config.score_share * evidence.shape[1]))
+        return AnomalyOutput(fused, evidence.topk(count, dim=1).values.mean(dim=1))
 
     def feature_maps(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Tensor]:
         """The teacher's levels, each beside what its amplification makes of it (Fig. 6)."""
@@ -150,7 +164,8 @@ class AAND(ScoreMapModel):
             return {}
         levels = self.backbone(images)
         maps: dict[str, Tensor] = {}
-        for number, (level, advanced) in enumerate(zip(levels, self.advanced(levels), strict=True), start=1):
+        pairs = zip(levels[: len(self.grids)], self.advanced(levels), strict=True)
+        for number, (level, advanced) in enumerate(pairs, start=1):
             maps[f"teacher, level {number}"] = level
             if self.amplifiers is not None:
                 maps[f"advanced teacher, level {number}"] = advanced
@@ -206,7 +221,7 @@ class AAND(ScoreMapModel):
         """
         assert self.student is not None, "gates alone have no student"
         if isinstance(batch, FeatureBatch):
-            teacher = batch.levels
+            teacher = batch.levels[: len(self.grids)]
         else:
             with torch.no_grad():
                 teacher = self.advanced(self.backbone(batch))
@@ -287,9 +302,10 @@ class AAND(ScoreMapModel):
         return [*charts(self.config), level_pictures(examples, maps), synthetic_flaws(examples)]
 
     def _make_student(self) -> Student:
-        config, strides = self.config, self.backbone.info.strides
+        config, count = self.config, len(self.grids)
+        strides, channels = self.backbone.info.strides[:count], self.backbone.channels[:count]
         if len(strides) > 1 and len(set(self.grids)) == 1:
-            return token_student(self.backbone.channels, self.grids[0])
+            return token_student(channels, self.grids[0])
         if len(strides) < 2 or any(coarse != 2 * fine for fine, coarse in pairwise(strides)):
             raise FlawsmithError(
                 f"{self.name} needs levels of which each is half as fine as the one before, not strides {strides}: "
@@ -301,7 +317,7 @@ class AAND(ScoreMapModel):
             raise FlawsmithError(
                 f"{self.name} on {len(strides)} levels needs as many numbers: --set student_blocks=[...]"
             )
-        return reverse_student(self.backbone.channels, self.grids, layout)
+        return reverse_student(channels, self.grids, layout)
 
     def _check_grids(self) -> None:
         """Refuse what the student's convolutions of stride 2 cannot follow, and maps too small for a batch norm."""
@@ -330,6 +346,28 @@ class RD4AD(AAND):
     name: ClassVar[str] = "rd4ad"
     paper: ClassVar[str] = "Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022"
     presets: ClassVar[Mapping[str, ModelConfig]] = RD4AD_PRESETS
+
+
+@register
+class Fusion(AAND):
+    """Memories of several scales for the verdict, and their sum with reverse distillation for the map.
+
+    In no paper. The image score is the distance to what memories of good images hold, over patches of several sizes and
+    down to stride 32; the map adds memories of whitened features and the discrepancy of RD4AD's student, which sees
+    finer. docs/methods/fusion.md has what each part gives.
+
+    Example:
+        >>> model = Fusion.from_preset("fast", image_size=(64, 64)).eval()
+        >>> [tuple(values.shape) for values in model(torch.rand(1, 3, 64, 64))]
+        [(1, 64, 64), (1,)]
+    """
+
+    name: ClassVar[str] = "fusion"
+    paper: ClassVar[str] = (
+        "none; after Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022, and Deng and Li, "
+        "Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022"
+    )
+    presets: ClassVar[Mapping[str, ModelConfig]] = FUSION_PRESETS
 
 
 def charts(config: AANDConfig) -> list[Diagnostic]:

@@ -10,17 +10,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Annotated, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
 from sklearn.random_projection import SparseRandomProjection
 from torch import Tensor, nn
 
 from flawsmith.data.seeding import generator
-from flawsmith.features.patch_embedding import average_embedding
+from flawsmith.features.patch_embedding import average_embedding, resize
 from flawsmith.models.base import FeatureSource, ModelConfig
 from flawsmith.models.components.precision import full_precision
 
@@ -126,10 +133,53 @@ LEVEL_CANDIDATES = 20_000
 """Features, drawn evenly from all positions of all images, among which those to remember are chosen."""
 LARGEST_SHARE = 0.1
 """Most of the candidates that are remembered."""
+WHITENING_PRIOR = 0.01
 LEAST = 1e-6
 """Added under the root, whose slope at 0 has no bound."""
 
 Level = Float[Tensor, "batch channel height width"]
+
+
+class Whitening(nn.Module):
+    """Features less their mean, in the units of how they scatter on good images; directions apart from each other.
+
+    Where features vary much on good images a difference means little, where they hardly vary it means a lot. As made,
+    it changes nothing.
+
+    Args:
+        channels: of the features.
+
+    Example:
+        >>> whitening = Whitening(2)
+        >>> whitening.fit(torch.tensor([[-10.0, 0], [10, 0], [0, -1], [0, 1]]))
+        >>> whitening(torch.tensor([[[[10.0]], [[1.0]]]])).flatten().round(decimals=1).tolist()
+        [1.2, 0.8]
+    """
+
+    center: Tensor
+    matrix: Tensor
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.register_buffer("center", torch.zeros(channels))
+        self.register_buffer("matrix", torch.eye(channels))
+
+    @torch.no_grad()
+    def fit(self, features: Float[Tensor, "feature channel"]) -> None:
+        """Take mean and covariance of good features.
+
+        A hundredth of the mean variance is added to that of every direction, so that one that never varied does not
+        decide alone. The root of the inverse covariance is the symmetric one, which no sign of an eigenvector changes.
+        """
+        centered = features.double() - features.double().mean(dim=0)
+        variances, directions = torch.linalg.eigh(centered.T @ centered / len(features))
+        variances = variances.clamp_min(0) + WHITENING_PRIOR * variances.mean().clamp_min(LEAST)
+        self.center.copy_(features.double().mean(dim=0))
+        self.matrix.copy_((directions / variances.sqrt()) @ directions.T)
+
+    def forward(self, level: Level) -> Level:
+        rows = (level.flatten(2).transpose(1, 2) - self.center) @ self.matrix
+        return rows.transpose(1, 2).reshape(level.shape)
 
 
 class MemoryBank(nn.Module):
@@ -141,6 +191,7 @@ class MemoryBank(nn.Module):
     Args:
         channels: of the level.
         size: remembered features.
+        whitened: whether distances are those of whitened features; what is remembered is whitened already.
 
     Example:
         >>> bank = MemoryBank(channels=4, size=2)
@@ -151,11 +202,13 @@ class MemoryBank(nn.Module):
 
     features: Tensor
     unit: Tensor
+    whitening: Whitening | None
 
-    def __init__(self, channels: int, size: int) -> None:
+    def __init__(self, channels: int, size: int, *, whitened: bool = False) -> None:
         super().__init__()
         self.register_buffer("features", torch.zeros(size, channels))
         self.register_buffer("unit", torch.ones(()))
+        self.whitening = Whitening(channels) if whitened else None
 
     def fit(self, features: Float[Tensor, "feature channel"], unit: Float[Tensor, ""] | float = 1.0) -> None:
         """Take features as the memory; fewer than its size fill it by repetition, which changes no distance.
@@ -171,6 +224,8 @@ class MemoryBank(nn.Module):
     @torch.no_grad()
     def forward(self, level: Level) -> Float[Tensor, "batch 1 height width"]:
         with full_precision(level.device):
+            if self.whitening is not None:
+                level = self.whitening(level.float())
             queries = level.float().flatten(2).transpose(1, 2)
             # |q − m|² = |q|² + (|m|² − 2 q·m), of which only the bracket depends on the feature. It finds the nearest
             # one; the distance itself would lose digits to cancellation.
@@ -200,10 +255,14 @@ class LevelMaps:
         level: which of their levels.
         side: of the neighbourhood, see :func:`average_embedding`.
         joined: levels that are concatenated: this one and those before it, as many as there are.
+
+    Attributes:
+        whitening: what the maps go through; None: they are as they are.
     """
 
     def __init__(self, images: FeatureSource, level: int, side: int = 1, *, joined: int = 1) -> None:
         self._images, self.level, self.side, self.joined = images, level, side, joined
+        self.whitening: Whitening | None = None
         self.grid = images.grids[level]
         self.positions = self.grid[0] * self.grid[1]
 
@@ -213,7 +272,23 @@ class LevelMaps:
     def __getitem__(self, row: int) -> Level:
         """The maps of one image, a batch of one."""
         levels = self._images.batch([row])[: self.level + 1][-self.joined :]
-        return average_embedding([level.float() for level in levels], self.side, self.grid)
+        averaged = average_embedding([level.float() for level in levels], self.side, self.grid)
+        return averaged if self.whitening is None else self.whitening(averaged)
+
+
+def draw_features(maps: LevelMaps, seed: int, *, purpose: str, candidates: int) -> Coreset:
+    """Features drawn evenly from all positions of all images, at least one an image.
+
+    Args:
+        maps: a level of the good images.
+        seed: of the draw.
+        purpose: what the draw is for; other purposes draw others.
+        candidates: how many are drawn.
+    """
+    rng = generator(seed, purpose, maps.level)
+    share = min(maps.positions, -(-candidates // len(maps)))
+    drawn = [maps[row][0].flatten(1)[:, rng.choice(maps.positions, share, replace=False)].T for row in range(len(maps))]
+    return Coreset(torch.cat(drawn), torch.arange(len(maps)).repeat_interleave(share))
 
 
 def sample_coreset(
@@ -233,10 +308,7 @@ def sample_coreset(
         The coreset of Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022, Alg. 1, without its
         random projection.
     """
-    rng = generator(seed, purpose, maps.level)
-    share = min(maps.positions, -(-candidates // len(maps)))
-    drawn = [maps[row][0].flatten(1)[:, rng.choice(maps.positions, share, replace=False)].T for row in range(len(maps))]
-    features, images = torch.cat(drawn), torch.arange(len(maps)).repeat_interleave(share)
+    features, images = draw_features(maps, seed, purpose=purpose, candidates=candidates)
     indices = greedy_coreset(features, min(size, math.ceil(LARGEST_SHARE * len(images))), first=0)
     return Coreset(features[indices], images[indices])
 
@@ -276,6 +348,7 @@ MEASURED = 200
 """Good images, evenly spaced, whose scores and distances say how much the two scatter."""
 
 Side = Annotated[int, Field(ge=1)]
+Role = Literal["both", "map", "score"]
 
 
 class Neighbourhood(BaseModel):
@@ -287,11 +360,20 @@ class Neighbourhood(BaseModel):
     levels: int = Field(
         1,
         ge=1,
-        description="Levels that are concatenated: the coarsest and the next finer ones, on its grid.",
+        description="Levels that are concatenated: that of the stride and the next finer ones, on its grid.",
     )
+    stride: int | None = Field(None, description="Level on whose grid it is remembered; None: the coarsest.")
+    whitened: bool = Field(False, description="Whether features are compared in the units of how they scatter.")
+    role: Role = Field("both", description="What its distances count for: the map, the image score, or both.")
+
+    @model_serializer(mode="wrap")
+    def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Model files and runs of before these fields keep their form."""
+        defaults = {"stride": None, "whitened": False, "role": "both"}
+        return {name: value for name, value in dump(self).items() if value != defaults.get(name, ())}
 
     def of(self, levels: Sequence[Level]) -> Level:
-        """The map to remember, or to compare with what is remembered, from all levels, finest first."""
+        """The map to remember, or to compare with what is remembered, from the levels up to its own, finest first."""
         return average_embedding(levels[-self.levels :], self.side, levels[-1].shape[-2:])
 
 
@@ -305,6 +387,11 @@ class BankConfig(ModelConfig):
         "them too. PatchCore's idea, in no paper on this method; [] remembers nothing.",
     )
     bank_size: int = Field(2000, ge=1, description="Means remembered of each neighbourhood.")
+    bank_candidates: int = Field(
+        CANDIDATES,
+        ge=1,
+        description="Means that those to remember are chosen among, drawn evenly from the good images.",
+    )
     bank_weight: float = Field(
         0.75,
         gt=0,
@@ -317,6 +404,9 @@ class BankConfig(ModelConfig):
         neighbourhoods = self.neighbourhoods
         if len(set(neighbourhoods)) < len(neighbourhoods) or any(each.side % 2 == 0 for each in neighbourhoods):
             raise ValueError("bank needs odd sides, each once, such as [1,5]; [] remembers nothing")
+        missing = sorted({each.stride for each in neighbourhoods if each.stride is not None} - set(self.strides))
+        if missing:
+            raise ValueError(f"bank remembers strides {missing}, which are not among strides, {list(self.strides)}")
         return self
 
     @property
@@ -334,27 +424,57 @@ class MultiScaleMemoryBank(nn.Module):
         channels: of all levels, finest first.
         neighbourhoods: what is remembered.
         size: features remembered of each.
+        strides: of all levels, for neighbourhoods that name one.
+        candidates: features that those to remember are chosen among.
     """
 
     means: Tensor
     scale: Tensor
 
-    def __init__(self, channels: Sequence[int], neighbourhoods: Sequence[Neighbourhood], size: int) -> None:
+    def __init__(
+        self,
+        channels: Sequence[int],
+        neighbourhoods: Sequence[Neighbourhood],
+        size: int,
+        strides: Sequence[int] = (),
+        *,
+        candidates: int = CANDIDATES,
+    ) -> None:
         super().__init__()
-        self.neighbourhoods, self.size = tuple(neighbourhoods), size
-        self.memories = nn.ModuleList(MemoryBank(sum(channels[-each.levels :]), size) for each in neighbourhoods)
+        self.neighbourhoods, self.size, self.candidates = tuple(neighbourhoods), size, candidates
+        last = len(channels) - 1
+        self.levels = tuple(last if each.stride is None else strides.index(each.stride) for each in neighbourhoods)
+        self.memories = nn.ModuleList(
+            MemoryBank(sum(channels[: level + 1][-each.levels :]), size, whitened=each.whitened)
+            for each, level in zip(neighbourhoods, self.levels, strict=True)
+        )
         self.register_buffer("means", torch.zeros(len(neighbourhoods)))
         self.register_buffer("scale", torch.zeros(()))
 
     def forward(self, levels: Sequence[Level]) -> Float[Tensor, "batch height width"]:
-        """Σ over neighbourhoods of (distance − mean) / spread, times the scale; about 0 on good images.
+        """What the map gets: Σ of (distance − mean) / spread, times the scale; about 0 on good images.
 
         Args:
             levels: all level maps, finest first.
         """
-        pairs = zip(self.neighbourhoods, self.memories, strict=True)
-        distances = [memory(neighbourhood.of(levels))[:, 0] for neighbourhood, memory in pairs]
-        return (torch.stack(distances).sum(dim=0) - self.means.sum()) * self.scale
+        return self.evidence(levels, "map") * self.scale
+
+    def evidence(self, levels: Sequence[Level], role: Role) -> Float[Tensor, "batch height width"]:
+        """Σ of (distance − mean) / spread over the neighbourhoods that count for something, on their finest grid.
+
+        Args:
+            levels: all level maps, finest first.
+            role: ``map`` or ``score``.
+        """
+        chosen = [number for number, each in enumerate(self.neighbourhoods) if each.role in ("both", role)]
+        distances = [self._distances(levels, number) for number in chosen]
+        grid = max((each.shape[-2:] for each in distances), key=lambda size: size[0] * size[1])
+        resized = [each if each.shape[-2:] == grid else resize(each, grid) for each in distances]
+        means = self.means.sum() if len(chosen) == len(self.neighbourhoods) else self.means[chosen].sum()
+        return torch.stack(resized)[:, :, 0].sum(dim=0) - means
+
+    def _distances(self, levels: Sequence[Level], number: int) -> Float[Tensor, "batch 1 height width"]:
+        return self.memories[number](self.neighbourhoods[number].of(levels[: self.levels[number] + 1]))
 
     @torch.no_grad()
     def fit(self, images: FeatureSource, seed: int) -> None:
@@ -366,8 +486,12 @@ class MultiScaleMemoryBank(nn.Module):
         for number, (neighbourhood, memory) in enumerate(zip(self.neighbourhoods, self.memories, strict=True)):
             assert isinstance(memory, MemoryBank)
             side = neighbourhood.side
-            maps = LevelMaps(images, len(images.grids) - 1, side, joined=neighbourhood.levels)
-            coreset = sample_coreset(maps, self.size, seed, purpose=f"bank {side}", candidates=CANDIDATES)
+            maps, purpose = LevelMaps(images, self.levels[number], side, joined=neighbourhood.levels), f"bank {side}"
+            if memory.whitening is not None:
+                drawn = draw_features(maps, seed, purpose=purpose, candidates=self.candidates)
+                memory.whitening.fit(drawn.features)
+                maps.whitening = memory.whitening
+            coreset = sample_coreset(maps, self.size, seed, purpose=purpose, candidates=self.candidates)
             spread, mean = torch.tensor(torch.inf), torch.tensor(0.0)
             if len(maps) > 1:
                 spread, mean = _scatter(distances_to_others(coreset, maps, measured_rows(len(maps))))

@@ -225,7 +225,13 @@ class ScoreMapModel(AnomalyModel):
         self.norms = nn.ModuleList(ScoreNorm() for _ in range(0 if comparison == "none" else maps))
         self.bank = None
         if config.neighbourhoods:
-            self.bank = MultiScaleMemoryBank(backbone.channels, config.neighbourhoods, config.bank_size)
+            self.bank = MultiScaleMemoryBank(
+                backbone.channels,
+                config.neighbourhoods,
+                config.bank_size,
+                backbone.info.strides,
+                candidates=config.bank_candidates,
+            )
 
     @abstractmethod
     def raw_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:

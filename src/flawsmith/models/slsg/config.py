@@ -266,6 +266,7 @@ FAST = SLSGConfig(
     match_grey=True,
     epochs=10,
     steps_per_epoch=50,
+    scale="logit",
 )
 
 PRESETS: Mapping[str, SLSGConfig] = MappingProxyType(
