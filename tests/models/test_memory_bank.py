@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 from tests.models.stand_ins import fixed_backbone
 from torch import Tensor
 
-from flawsmith.features.patch_embedding import average_embedding
+from flawsmith.features.patch_embedding import average_embedding, resize
 from flawsmith.models.base import AnomalyOutput, Stage, TrainingData
 from flawsmith.models.components.memory_bank import (
     BankConfig,
     MemoryBank,
     MultiScaleMemoryBank,
     Neighbourhood,
+    Whitening,
     measured_rows,
 )
 from flawsmith.models.components.score_maps import ScoreMap, ScoreMapModel
@@ -111,6 +113,53 @@ def test_good_images_have_mean_0_and_spread_1_in_every_neighbourhood(seed: int) 
 
         assert abs(float(found.mean())) < 0.4
         assert float(found.std()) == pytest.approx(1, abs=0.35)
+
+
+def test_parts_of_a_bank_count_for_the_map_the_score_or_both(seed: int) -> None:
+    """On the finest grid of those that count; a part on a coarser grid is brought to it."""
+    images, strides = Images(8, seed), (8, 16)
+    sides = (1, 3, 5)
+    settings = config(bank=[{"side": 1, "stride": 8}, {"side": 3, "role": "score"}, {"side": 5, "role": "map"}])
+    bank = MultiScaleMemoryBank(images.channels, settings.neighbourhoods, 12, strides)
+    bank.fit(images, seed)
+    levels = Images(2, seed + 1).levels
+
+    def standardised(number: int, level: int) -> torch.Tensor:
+        memory = bank.memories[number]
+        seen = average_embedding([levels[level]], sides[number], Images.grids[level])
+        return resize(memory(seen) - bank.means[number], Images.grids[0])[:, 0]
+
+    torch.testing.assert_close(bank.evidence(levels, "score"), standardised(0, 0) + standardised(1, 1))
+    torch.testing.assert_close(bank(levels), standardised(0, 0) + standardised(2, 1))
+
+
+def test_whitened_features_scatter_alike_in_all_directions(seed: int) -> None:
+    torch.manual_seed(seed)
+    mixed = torch.randn(4000, 6) @ torch.randn(6, 6) * torch.tensor([100.0, 10, 1, 1, 1, 1]) + 7
+    whitening = Whitening(6)
+    whitening.fit(mixed)
+
+    whitened = whitening(mixed.T[None, :, None])[0, :, 0].T
+    covariance = whitened.T.cov()
+    spread = mixed.T.cov()
+    assert torch.linalg.eigvalsh(spread)[-1] / torch.linalg.eigvalsh(spread)[0] > 100
+    assert torch.linalg.eigvalsh(covariance)[-1] == pytest.approx(1, abs=0.05)
+    # A difference of one spread along the widest direction is as far as it says.
+    widest = torch.linalg.eigh(spread).eigenvectors[:, -1] * torch.linalg.eigvalsh(spread)[-1].sqrt()
+    there, here = (whitening(point[None, :, None, None]).flatten() for point in (mixed[0] + widest, mixed[0]))
+    assert float((there - here).norm()) == pytest.approx(1, abs=0.05)
+
+
+def test_whitening_of_features_that_never_vary_is_finite() -> None:
+    whitening = Whitening(3)
+    whitening.fit(torch.ones(5, 3))
+
+    assert torch.isfinite(whitening(torch.zeros(1, 3, 2, 2))).all()
+
+
+def test_a_stride_that_is_not_among_the_levels_is_refused() -> None:
+    with pytest.raises(ValidationError, match="strides \\[32\\], which are not among"):
+        config(bank=[{"side": 1, "stride": 32}])
 
 
 def test_the_bank_is_a_function_of_the_seed(seed: int) -> None:
