@@ -281,16 +281,16 @@ def main() -> None:
     options = arguments.parse_args()
     draws = 1 if options.quick else options.draws
     sections = [
-        f"PatchCore, preset fast; {LEARNED} images to learn from, {LIMIT} for a limit of {1000 * RATE:.0f} of 1,000; "
-        f"means over {draws} draws. The limit is that of all images held out for it, contaminated alike, and, as "
-        "*limit trimmed*, of those without the highest of that share. The gain in image AUROC is that over leaving out "
-        "nothing, in the mean and in the draws. Patches are left out before the coreset: *nearest*, those farthest "
-        "from the nearest patch of another image; *local outliers*, those farthest from the fifth nearest in relation "
-        "to the nearest patch's own such distance; *beyond peaks*, those farther than the images' own highest "
-        f"ones, in their median and two deviations above it. {COMPARED} patches of each image are compared with. The second row of "
-        "each share with flawed images is what a perfect choice of images would give. *AUPRO, third row*: the map "
-        "shows the distance to the third nearest patch of the memory, as with `--set map_neighbour=3`; the image score "
-        "is the same.",
+        f"PatchCore, preset fast; {LEARNED} images to learn from, {LIMIT} for a limit of {1000 * RATE:.0f} of "
+        f"1,000; means over {draws} draws. The limit is that of all images held out for it, contaminated alike, "
+        "and, as *limit trimmed*, of those without the highest of that share. The gain in image AUROC is that over"
+        " leaving out nothing, in the mean and in the draws. Patches are left out before the coreset: *nearest*, "
+        "those farthest from the nearest patch of another image; *local outliers*, those farthest from the fifth "
+        "nearest in relation to the nearest patch's own such distance; *beyond peaks*, those farther than the "
+        f"images' own highest ones, in their median and two deviations above it. {COMPARED} patches of each image "
+        "are compared with. The second row of each share with flawed images is what a perfect choice of images "
+        "would give. *AUPRO, third row*: the map shows the distance to the third nearest patch of the memory, as "
+        "with `--set map_neighbour=3`; the image score is the same.",
     ]
     for category in options.sets:
         sections += [f"## {category}", table(HEADS, in_rows(outcomes(category, draws, options.most)))]
