@@ -144,9 +144,8 @@ def ranked_patches(
 
     Example:
         >>> memory = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
-        >>> nearest, rows, second = ranked_patches(torch.tensor([[[3.0, 5.0]]]), memory, half_squares(memory), 2)
-        >>> nearest, rows, second.square()
-        (tensor([[1.]]), tensor([[1]]), tensor([[34.]]))
+        >>> ranked_patches(torch.tensor([[[3.0, 4.0]]]), memory, half_squares(memory), 2)
+        (tensor([[0.]]), tensor([[1]]), tensor([[5.]]))
     """
     rows = (halves - test @ memory.T).topk(rank, dim=2, largest=False).indices
     first, last = rows[:, :, 0], rows[:, :, rank - 1]
