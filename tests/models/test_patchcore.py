@@ -105,6 +105,41 @@ def test_scores_are_exact_distances_to_the_nearest_row(pixels: Backbone, seed: i
     torch.testing.assert_close(output.score.double(), expected.amax(dim=1), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("rank", [2, 3])
+def test_map_shows_a_farther_row_where_asked_and_the_score_stays(rank: int, pixels: Backbone, seed: int) -> None:
+    memory, images = random_memory_and_images(seed)
+
+    output, nearest = model_of(memory, pixels, map_neighbour=rank)(images), model_of(memory, pixels)(images)
+
+    patches = images.flatten(2).transpose(1, 2).double()
+    expected = torch.cdist(patches, memory.double()).sort(dim=2).values[:, :, rank - 1]
+    torch.testing.assert_close(output.map.flatten(1).double(), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(output.score, nearest.score)
+
+
+def test_a_flaw_remembered_once_hides_no_other_like_it_on_the_map(pixels: Backbone, seed: int) -> None:
+    good = 0.1 * torch.randn(20, 3, *SIZE, generator=torch.Generator().manual_seed(seed))
+    flaw = torch.tensor([5.0, 5.0, 5.0])
+    good[0, :, 1, 1] = flaw
+    fitted = model_of(flaw[None], pixels, least_rows=60).fit([good])
+    memory = fitted.memory + fitted.center
+    assert (memory > 3).all(dim=1).sum() == 1, "the coreset keeps the odd patch"
+    test = 0.1 * torch.randn(1, 3, *SIZE, generator=torch.Generator().manual_seed(seed + 1))
+    test[0, :, 2, 2] = flaw
+
+    hidden, shown = (model_of(memory, pixels, map_neighbour=rank)(test).map[0] for rank in (1, 2))
+
+    assert hidden[2, 2] < 0.1
+    assert shown[2, 2] > 8
+    assert shown[2, 2] == shown.max()
+
+
+def test_a_memory_of_one_row_has_no_farther_one(pixels: Backbone) -> None:
+    output = model_of(torch.zeros(1, 3), pixels, map_neighbour=3)(torch.ones(1, 3, *SIZE))
+
+    assert float(output.map.max()) == pytest.approx(3**0.5)
+
+
 def test_a_patch_of_the_memory_has_the_distance_zero_far_from_the_origin(pixels: Backbone) -> None:
     memory = 1000 + torch.arange(12.0).reshape(4, 3)
     images = memory[2][None, :, None, None].expand(1, 3, *SIZE)

@@ -36,6 +36,7 @@ ALWAYS: dict[str, Variant] = {
     ),
     "pooled patches": ("patchcore", {"aggregation": "pooled", "width": 32}),
     "weighted score": ("patchcore", {"aggregation": "pooled", "width": 32, "weighting": "paper"}),
+    "map by the third nearest": ("patchcore", {"map_neighbour": 3}),
     "no projector": ("glass", {"projector_depth": 0}),
     "ill-conditioned Gaussians, a distance of 400": ("padim", {"regularisation": 1e-6, "channels": 60}),
     "learnable residuals, position": (

@@ -129,6 +129,30 @@ def nearest_patches(test: Patches, memory: Memory, halves: Float[Tensor, " row"]
     return torch.linalg.vector_norm(test - memory[rows], dim=2), rows
 
 
+def ranked_patches(
+    test: Patches, memory: Memory, halves: Float[Tensor, " row"], rank: int
+) -> tuple[Distances, Nearest, Distances]:
+    """What :func:`nearest_patches` gives, and the distance to the ``rank``-th nearest row.
+
+    Args:
+        test, memory, halves: as there.
+        rank: from 1 to the rows of the memory.
+
+    Source:
+        Not in the paper. A flaw among the good images is an outlier, of which greedy k-centres keep a single row: the
+        next nearest ones are good patches.
+
+    Example:
+        >>> memory = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> ranked_patches(torch.tensor([[[3.0, 4.0]]]), memory, half_squares(memory), 2)
+        (tensor([[0.]]), tensor([[1]]), tensor([[5.]]))
+    """
+    rows = (halves - test @ memory.T).topk(rank, dim=2, largest=False).indices
+    first, last = rows[:, :, 0], rows[:, :, rank - 1]
+    to_first, to_last = (torch.linalg.vector_norm(test - memory[row], dim=2) for row in (first, last))
+    return to_first, first, to_last
+
+
 def largest_distance(distances: Distances) -> tuple[Float[Tensor, " batch"], Int[Tensor, " batch"]]:
     """Eq. 6 for an image: s* = ‖m^test,* − m*‖ of its farthest patch, and the position of m^test,*.
 

@@ -43,6 +43,7 @@ from flawsmith.models.patchcore.functional import (
     neighbours,
     patch_table,
     patches,
+    ranked_patches,
     reweighted_score,
 )
 from flawsmith.models.registry import register
@@ -269,10 +270,15 @@ class PatchCore(AnomalyModel):
     def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
         embedding = self.embedding(levels)
         test = patches(embedding) - self.center
-        distances, nearest = nearest_patches(test, self.memory, self.half_squares)
+        rank = min(self.config.map_neighbour, len(self.memory))
+        if rank == 1:
+            distances, nearest = nearest_patches(test, self.memory, self.half_squares)
+            shown = distances
+        else:
+            distances, nearest, shown = ranked_patches(test, self.memory, self.half_squares, rank)
         if self._reweights:
             score = reweighted_score(test, distances, nearest, self.memory, self.supports)
         else:
             score, _ = largest_distance(distances)
-        low = distances.unflatten(1, embedding.shape[-2:])  # type: ignore[no-untyped-call]
+        low = shown.unflatten(1, embedding.shape[-2:])  # type: ignore[no-untyped-call]
         return AnomalyOutput(self.smooth(low), score)
