@@ -18,7 +18,14 @@ from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.image import RangeAdvice, decode, kind_of_images, range_advice, summarise_values
+from flawsmith.runtime.image import (
+    RangeAdvice,
+    ValueSummary,
+    decode,
+    kind_of_images,
+    range_advice,
+    summarise_values,
+)
 from flawsmith.runtime.tiles import LARGEST_TILE, OVERLAP_SHARE, SMALLEST_TILE, Tiling
 
 _LOOKED_AT = 24
@@ -170,12 +177,20 @@ def check_settings(values: Mapping[str, Any], options: Iterable[str] = ()) -> Tr
         raise in_words(error, "") from error
 
 
-def look_at_values(samples: Sequence[Sample], settings: TrainSettings) -> tuple[str, RangeAdvice | None]:
+def spread(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Every so many-th of the images: those whose values are looked at."""
+    return samples[:: max(1, len(samples) // _LOOKED_AT)][:_LOOKED_AT]
+
+
+def look_at_values(
+    samples: Sequence[Sample], settings: TrainSettings, known: Mapping[Path, ValueSummary] | None = None
+) -> tuple[str, RangeAdvice | None]:
     """Look at the values of some images before anything is learned from them or drawn on them.
 
     Args:
-        samples: of which every so many-th is looked at.
+        samples: of which :func:`spread` chooses.
         settings: which declare the range of images deeper than 8 bits.
+        known: the values of images that have been decoded already.
 
     Returns:
         The kind of the images, as `kind_of_images` names it, and what is to be said of their values.
@@ -183,8 +198,8 @@ def look_at_values(samples: Sequence[Sample], settings: TrainSettings) -> tuple[
     Raises:
         FlawsmithError: an image cannot be read, or the declared range makes them black or white.
     """
-    step = max(1, len(samples) // _LOOKED_AT)
-    summaries = [summarise_values(decode(sample.image)) for sample in samples[::step][:_LOOKED_AT]]
+    known = known or {}
+    summaries = [known.get(sample.image) or summarise_values(decode(sample.image)) for sample in spread(samples)]
     advice = range_advice(summaries, settings.source_range, settings.range_option)
     if advice is not None and advice.refused:
         raise FlawsmithError(str(advice))

@@ -6,7 +6,7 @@ import hashlib
 import inspect
 import math
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,8 +37,9 @@ from flawsmith.pipeline.settings import (
     look_at_values,
     method_config,
     require_engine,
+    spread,
 )
-from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
+from flawsmith.pipeline.steps import Job, TrainingSteps, network_geometry, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES, left_out, left_out_note
@@ -47,6 +48,7 @@ from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.tiles import Tiling
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
+from flawsmith.training.data import FirstLook
 from flawsmith.training.distributed import is_rank_zero, process_group
 from flawsmith.training.run import MODEL, REPORT, RunFolder
 from flawsmith.training.trainer import LoggerName, LoopOptions, check_options
@@ -82,6 +84,7 @@ def train(
     workers: int | None = None,
     baseline: str = "patchcore",
     quiet: bool = False,
+    on_data: Callable[[Dataset], None] | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Learn what a good part looks like, and write a model file.
@@ -101,6 +104,7 @@ def train(
             into ``baseline/`` of the run folder: reports set the two side by side. ``none`` leaves it out. The model
             itself does not depend on it.
         quiet: show no progress.
+        on_data: is told the data set with its groups, before anything is learned from it.
         **settings: fields of :class:`flawsmith.pipeline.settings.TrainSettings`, such as ``method``, ``preset``,
             ``backbone``, ``seed``, ``set`` (a dictionary of method settings), ``alpha``, or ``tile`` and ``overlap``.
 
@@ -132,7 +136,15 @@ def train(
     dataset = load(data, checked.layout)
     if skip_unreadable:
         dataset, skipped = leave_out_unreadable(dataset)
-    dataset = with_groups(dataset, checked.group)
+    good = _by_content(dataset)
+    region = _region(Path(checked.roi), good[0]) if checked.roi is not None and good else None
+    geometry = network_geometry(config, checked, region)
+    others = (each.model_copy(update={"value_range": geometry.value_range}) for each in config.other_geometries)
+    watched = spread(good)
+    first_look = FirstLook((geometry, *others), checked.tiling, (sample.image for sample in watched))
+    dataset = with_groups(dataset, checked.group, first_look.thumbnails)
+    if on_data is not None:
+        on_data(dataset)
     split = choose_split(dataset, checked)
     _check_sources(checked, config)
     if checked.select != "last" and checked.method in BASELINES:
@@ -152,15 +164,17 @@ def train(
     for note in notes:
         if note and is_rank_zero():
             warnings.warn(note, stacklevel=2)
-    images, advice = look_at_values((*split.train, *split.calibration), checked)
+    images, advice = look_at_values(watched, checked, first_look.values)
     if advice is not None and is_rank_zero():
         warnings.warn(str(advice), stacklevel=2)
+    for sample in split.calibration:
+        if sample.image not in first_look.images:
+            decode(sample.image)  # a damaged file is found before the long work, not after it
     size_note = _about_size((*split.train, *split.calibration), checked.tiling, config)
     if size_note and is_rank_zero():
         warnings.warn(size_note, stacklevel=2)
     pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
     minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
-    region = None if checked.roi is None else _region(Path(checked.roi), split.train[0])
     if checked.min_area is not None:
         _refuse_area(minimum_area, checked.min_area, split.train[0])
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
@@ -246,6 +260,13 @@ def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:
         provider(Foreground(mode="files"), Path(settings.foregrounds))
 
 
+def _by_content(dataset: Dataset) -> list[Sample]:
+    """The good images that are not test images, in an order that depends on their content alone."""
+    good = (*dataset.good_train, *dataset.good_val)
+    hashes = content_hashes([sample.image for sample in good])
+    return [sample for _, sample in sorted(zip(hashes, good, strict=True), key=lambda pair: pair[0])]
+
+
 def choose_split(dataset: Dataset, settings: TrainSettings) -> HoldOut:
     """Which images are learned from, and which set the limit.
 
@@ -265,7 +286,7 @@ def _refuse_area(minimum_area: int, text: str, sample: Sample) -> None:
     Raises:
         FlawsmithError: it is larger than an image.
     """
-    height, width = decode(sample.image).shape[:2]
+    height, width = _size_of(sample)
     if minimum_area > height * width:
         raise FlawsmithError(
             f"--min-area {text} is {minimum_area:,} pixels, more than an image of {width} x {height} has: give a "
@@ -275,8 +296,13 @@ def _refuse_area(minimum_area: int, text: str, sample: Sample) -> None:
 
 def _region(path: Path, sample: Sample) -> RegionOfInterest:
     """The region of interest, drawn on images of the same proportions."""
-    image = decode(sample.image)
-    return read_region_of_interest(path, (image.shape[0], image.shape[1]))
+    return read_region_of_interest(path, _size_of(sample))
+
+
+def _size_of(sample: Sample) -> tuple[int, int]:
+    """(height, width) of an image."""
+    height, width = image_size(sample.image) or decode(sample.image).shape[:2]
+    return height, width
 
 
 _PLACES_OF_WHOLE_IMAGES = ("files", "disc", "box", "published")
