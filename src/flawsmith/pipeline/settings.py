@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from flawsmith.data.samples import Sample
 from flawsmith.models.base import ModelConfig
 from flawsmith.models.registry import find_method
+from flawsmith.pipeline.quantities import parse_area, parse_length
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES
@@ -134,6 +135,27 @@ class TrainSettings(BaseModel):
             raise ValueError(f"overlap={self.overlap} is that of tiles, give their side too with tile")
         if self.overlap is not None and self.tile is not None and 2 * self.overlap >= self.tile:
             raise ValueError(f"overlap={self.overlap} must be below half of the tile, {self.tile}")
+        return self
+
+    @model_validator(mode="after")
+    def _all_images_or_some(self) -> TrainSettings:
+        if self.cross_fit is not None and self.trim is not None:
+            raise ValueError("--trim leaves images out and --cross-fit takes all, give one of them")
+        if self.cross_fit is not None and self.fraction != 1:
+            raise ValueError("--cross-fit takes all images, leave --fraction out")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_to_select(self) -> TrainSettings:
+        if self.select != "last" and self.method in BASELINES:
+            raise ValueError(f"{self.method} trains nothing, so there is no checkpoint to choose, keep --select last")
+        return self
+
+    @model_validator(mode="after")
+    def _quantities_are_possible(self) -> TrainSettings:
+        pixel_size = None if self.scale is None else parse_length(self.scale, "--scale")
+        if self.min_area is not None:
+            parse_area(self.min_area, pixel_size, "--min-area")
         return self
 
     @model_validator(mode="after")

@@ -42,7 +42,7 @@ from flawsmith.pipeline.settings import (
 from flawsmith.pipeline.steps import Job, TrainingSteps, network_geometry, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import BASELINES, left_out, left_out_note
+from flawsmith.runtime.files import left_out, left_out_note
 from flawsmith.runtime.image import decode, image_size
 from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.tiles import Tiling
@@ -129,15 +129,23 @@ def train(
         raise FlawsmithError(f"--cross-fit {checked.cross_fit} trains on one device: leave --devices out")
     if checked.trim is not None and trainer.world_size > 1:
         raise FlawsmithError(f"--trim {checked.trim:g} trains on one device: leave --devices out")
-    if checked.trim is not None and checked.cross_fit is not None:
-        raise FlawsmithError("--trim leaves images out and --cross-fit takes all: give one of them")
+    _check_sources(checked, config)
+    if checked.tiling is not None:
+        _refuse_with_tiles(checked, config)
+    pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
+    minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
     check_cache()
     skipped: dict[str, str] = {}
     dataset = load(data, checked.layout)
     if skip_unreadable:
         dataset, skipped = leave_out_unreadable(dataset)
+    if checked.select == "oracle":
+        refuse_without_labels(dataset)
+    choose_split(dataset, checked)  # too few images are refused before all are decoded to tell their groups
     good = _by_content(dataset)
-    region = _region(Path(checked.roi), good[0]) if checked.roi is not None and good else None
+    if checked.min_area is not None:
+        _refuse_area(minimum_area, checked.min_area, good[0])
+    region = None if checked.roi is None else _region(Path(checked.roi), good[0])
     geometry = network_geometry(config, checked, region)
     others = (each.model_copy(update={"value_range": geometry.value_range}) for each in config.other_geometries)
     watched = spread(good)
@@ -146,15 +154,6 @@ def train(
     if on_data is not None:
         on_data(dataset)
     split = choose_split(dataset, checked)
-    _check_sources(checked, config)
-    if checked.select != "last" and checked.method in BASELINES:
-        raise FlawsmithError(
-            f"{checked.method} trains nothing, so there is no checkpoint to choose: keep --select last"
-        )
-    if checked.tiling is not None:
-        _refuse_with_tiles(checked, config)
-    if checked.select == "oracle":
-        refuse_without_labels(dataset)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
     notes = (
         left_out_note(left_out([dataset.root])),
@@ -173,10 +172,6 @@ def train(
     size_note = _about_size((*split.train, *split.calibration), checked.tiling, config)
     if size_note and is_rank_zero():
         warnings.warn(size_note, stacklevel=2)
-    pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
-    minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
-    if checked.min_area is not None:
-        _refuse_area(minimum_area, checked.min_area, split.train[0])
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
     facts = {
@@ -275,8 +270,6 @@ def choose_split(dataset: Dataset, settings: TrainSettings) -> HoldOut:
     """
     if settings.cross_fit is None:
         return calibration_split(dataset, settings.seed).learning_from(settings.fraction)
-    if settings.fraction != 1:
-        raise FlawsmithError("--cross-fit takes all images: leave --fraction out")
     return cross_fit_split(dataset, settings.seed, settings.cross_fit)
 
 
