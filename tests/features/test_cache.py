@@ -205,9 +205,9 @@ def test_images_are_read_once_for_all_caches_that_lack_them(tmp_path: Path) -> N
             asked.append((row, list(caches)))
             yield [np.full((sides[cache], 4, 3), row, np.uint8) for cache in caches]
 
-    fill_images([small], hashes[:1], read)
-    fill_images([small, large], hashes, read)
-    fill_images([small, large], hashes, read)
+    fill_images([(small, hashes[:1])], read)
+    fill_images([(small, hashes), (large, hashes)], read)
+    fill_images([(small, hashes), (large, hashes)], read)
 
     assert asked == [(0, [0]), (0, [1]), (1, [0, 1]), (3, [0, 1])]
     assert [int(large.table(hashes)[row].max()) for row in range(4)] == [0, 1, 0, 3]

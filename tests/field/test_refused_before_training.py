@@ -18,6 +18,7 @@ from flawsmith.benchmark.worker import run_task
 from flawsmith.features.backbones import load_backbone
 from flawsmith.models import PatchCore, registry
 from flawsmith.pipeline.settings import check_settings, method_config
+from flawsmith.pipeline.train import train
 from flawsmith.runtime.errors import FlawsmithError
 
 NUMBERS = [
@@ -151,3 +152,42 @@ def test_benchmark_knows_before_it_trains_that_a_half_is_empty(draw_parts: Calla
 
 def never(*_: Any) -> Any:
     raise AssertionError("a model is trained")
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("padim", {"trim": 0.1, "cross_fit": 3}, "--trim leaves images out and --cross-fit takes all"),
+        ("padim", {"fraction": 0.5, "cross_fit": 3}, "--cross-fit takes all images, leave --fraction out"),
+        ("padim", {"select": "best"}, "padim trains nothing"),
+        ("padim", {"textures": "self"}, "padim synthesizes no flaws"),
+        ("padim", {"scale": "fine"}, "--scale fine is not possible"),
+        ("padim", {"min_area": "0.2mm2"}, "needs the size of a pixel"),
+        ("padim", {"tile": 64, "set": {"policy": "crop"}}, "the policy crop would cut the rim off every tile"),
+        ("glass", {"tile": 64, "select": "oracle"}, "an oracle measures whole images"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused_before_data_is_looked_at(
+    method: str, settings: dict[str, Any], words: str, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flawsmith.pipeline.train.load", lambda *_: pytest.fail("the data was looked at"))
+
+    with pytest.raises(FlawsmithError, match=words):
+        train(parts, method=method, quiet=True, **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"cross_fit": 50}, "--cross-fit 50 needs as many"),
+        ({"min_area": "99999999"}, "more than an image of"),
+        ({"select": "oracle", "method": "rd4ad"}, "an oracle chooses the checkpoint on labelled test images"),
+    ],
+)
+def test_data_that_does_not_fit_the_settings_is_refused_before_images_are_decoded(
+    settings: dict[str, Any], words: str, parts: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flawsmith.runtime.image.read_image", lambda *_: pytest.fail("an image was decoded"))
+
+    with pytest.raises(FlawsmithError, match=words):
+        train(parts / "train" / "good", quiet=True, **{"method": "padim", **settings})

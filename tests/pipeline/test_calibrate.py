@@ -598,3 +598,23 @@ def test_bad_input_gives_one_line_and_changes_nothing(case: str, refused: Callab
     options, words = CASES[case]
 
     assert words in refused(options)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"rate": 0.1, "review_rate": 0.05}, "must be larger"),
+        ({"scale": "fine"}, "--scale fine is not possible"),
+        ({"min_area": "0.2mm2"}, "needs the size of a pixel"),
+        ({"flawed": "nowhere"}, "there is no folder nowhere"),
+        ({"repeats": "name:(0)"}, "take each part"),
+    ],
+)
+def test_settings_that_are_not_possible_are_refused_before_images_are_decoded(
+    settings: dict[str, Any], words: str, model: Path, good: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("runtime.image.read_image", "data.bursts.open_image"):
+        monkeypatch.setattr(f"flawsmith.{module}", lambda *_: pytest.fail("an image was decoded"))
+
+    with pytest.raises(FlawsmithError, match=words):
+        calibrate(model, good, **settings)

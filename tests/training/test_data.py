@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flawsmith.data.bursts import read_thumbnails
 from flawsmith.data.layouts import load
 from flawsmith.data.splits import calibration_split
 from flawsmith.features.cache import FeatureCache
@@ -19,7 +20,7 @@ from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.tiles import Tiling
-from flawsmith.training.data import TrainingImages, TrainingSet
+from flawsmith.training.data import FirstLook, TrainingImages, TrainingSet
 
 NETWORK, OTHER = Geometry(size=(48, 64)), Geometry(size=(40, 40), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
 Make = Callable[..., TrainingSet]
@@ -64,15 +65,38 @@ def test_a_run_decodes_every_training_image_once(
     decoded: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """GLASS asks for images in two sizes; their values are looked at, and thumbnails tell bursts."""
     monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("flawsmith.pipeline.settings._LOOKED_AT", 2)  # whose values are looked at before
+    monkeypatch.setattr("flawsmith.data.bursts.open_image", lambda *_: pytest.fail("read for its thumbnail alone"))
 
     train_tiny("glass", parts, tmp_path / "run")
 
     learned = calibration_split(load(parts), 0).train
-    times = sorted(decoded[str(sample.image)] for sample in learned)
-    assert times[:-2] == [1] * (len(learned) - 2)
-    assert times[-1] <= 2
+    assert {decoded[str(sample.image)] for sample in learned} == {1}
+
+
+@pytest.mark.parametrize("tiling", [None, Tiling(size=56, overlap=8)])
+def test_first_look_leaves_pixels_and_thumbnails_in_the_cache(
+    parts: Path, tmp_path: Path, decoded: Counter[str], monkeypatch: pytest.MonkeyPatch, tiling: Tiling | None
+) -> None:
+    monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "cache"))
+    paths = [sample.image for sample in load(parts).good_train]
+    look = FirstLook((NETWORK, OTHER), tiling, paths[:3])
+    expected = [thumbnail.tobytes() for thumbnail in read_thumbnails(paths)]
+    decoded.clear()
+
+    thumbnails = [thumbnail.tobytes() for thumbnail in look.thumbnails(paths)]
+    again = [thumbnail.tobytes() for thumbnail in FirstLook((NETWORK, OTHER), tiling, ()).thumbnails(paths)]
+    cache = FeatureCache("pixels", tmp_path / "cache")
+    data = TrainingSet(load(parts).good_train, NETWORK, Pixels(), cache, seed=0, tiling=tiling)
+    images = list(data.images(OTHER))
+
+    assert set(decoded.values()) == {1}
+    assert thumbnails == again == expected
+    assert set(look.values) == set(paths[:3])
+    assert look.images == set(paths)
+    first = decode(paths[0]) if tiling is None else data.rows[0].tile.of(decode(paths[0]))
+    np.testing.assert_array_equal(images[0], OTHER.apply(np.ascontiguousarray(first)))
 
 
 @pytest.mark.parametrize("policy", ["squash", "crop", "letterbox"])

@@ -227,7 +227,6 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from flawsmith.cli.app import parse_range, parse_settings
     from flawsmith.data.layouts import load
-    from flawsmith.data.splits import leave_out_unreadable
     from flawsmith.pipeline import train
     from flawsmith.pipeline.quantities import parse_rate
 
@@ -242,22 +241,24 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
     if not quiet and _is_rank_zero():
         print_err(first_line)
     dataset = load(data, settings["layout"])
-    try:
-        introduced = leave_out_unreadable(dataset)[0] if options["skip_unreadable"] else dataset
+
+    def introduce(grouped: Dataset) -> None:
         if not quiet and _is_rank_zero():
-            _introduce(introduced, settings, notes=dataset.notes)
-        return train.train(data, quiet=not shows_progress(quiet=quiet or json_), **options, **settings)
+            _introduce(grouped, settings, notes=dataset.notes)
+
+    try:
+        silent = not shows_progress(quiet=quiet or json_)
+        return train.train(data, quiet=silent, on_data=introduce, **options, **settings)
     except FlawsmithError as error:
         raise _with_way_out(error, dataset, skips=options["skip_unreadable"]) from error
 
 
 def _introduce(dataset: Dataset, settings: Mapping[str, Any], *, notes: Sequence[str]) -> None:
     """Say what was recognised and what is held out, before the long work begins."""
-    from flawsmith.data.groups import groups_in_words, with_groups
+    from flawsmith.data.groups import groups_in_words
     from flawsmith.pipeline.settings import check_settings
     from flawsmith.pipeline.train import choose_split
 
-    dataset = with_groups(dataset, settings["group"])
     split = choose_split(dataset, check_settings({**settings, "fraction": 1.0}))
     learned, calibration = len(split.train), len(split.calibration)
     counts = f"{learned} to learn, {calibration} to set the limit"

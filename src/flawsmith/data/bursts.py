@@ -9,7 +9,7 @@ has the figures behind the constants.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
@@ -20,7 +20,7 @@ from PIL import Image
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.formats import open_image
-from flawsmith.runtime.image import MAX_PIXELS, decode
+from flawsmith.runtime.image import MAX_PIXELS, ImageArray, decode
 
 _SIDE = 64
 _BORDER = 2
@@ -38,14 +38,45 @@ _CHUNK = 256
 _THREADS = 4
 
 
-def find_scenes(images: Sequence[Path]) -> list[int] | None:
+Thumbnail = NDArray[np.uint8]
+"""(128, 128) grey."""
+Thumbnails = Callable[[Sequence[Path]], Sequence[Thumbnail]]
+
+
+def read_thumbnails(images: Sequence[Path]) -> list[Thumbnail]:
+    """Thumbnails of files, each decoded once a process, JPEGs at a fraction of their size.
+
+    Args:
+        images: paths of image files; those that cannot be read are black.
+    """
+    with ThreadPoolExecutor(_THREADS) as pool:
+        return list(pool.map(_thumbnail, images))
+
+
+def thumbnail_of(image: ImageArray) -> Thumbnail:
+    """The thumbnail of a decoded image; values of deep images as shares of the largest one.
+
+    Args:
+        image: (height, width, 3).
+
+    Example:
+        >>> thumbnail_of(np.full((300, 200, 3), 7, np.uint8)).shape
+        (128, 128)
+    """
+    if image.dtype == np.uint8:
+        return _small(Image.fromarray(image).convert("L"))
+    full = float(max(1, image.max()))
+    return _small(Image.fromarray((image.mean(axis=2) * (255 / full)).astype(np.float32)))
+
+
+def find_scenes(images: Sequence[Path], thumbnails: Thumbnails = read_thumbnails) -> list[int] | None:
     """The scene that each image shows, where many images are nearly equal to another one.
 
-    Files that cannot be read show a scene of their own. An unchanged file is decoded once a process. Memory is 32 kB an
-    image beside matrices of 256 rows.
+    Files that cannot be read show a scene of their own. Memory is 32 kB an image beside matrices of 256 rows.
 
     Args:
         images: paths of image files.
+        thumbnails: gives those of all images.
 
     Returns:
         A number for each image, equal for images of one scene, counted from 0 in the order of the images; None where
@@ -58,7 +89,7 @@ def find_scenes(images: Sequence[Path]) -> list[int] | None:
     if len(images) < 2:
         return None
     scenes = np.arange(len(images))
-    for start, likeness in _likeness(images):
+    for start, likeness in _likeness(thumbnails(images)):
         for near in likeness >= _SAME_SCENE:
             joined = np.unique(scenes[start:][near])
             if len(joined) > 1:
@@ -81,7 +112,7 @@ def share_unlike(images: Sequence[Path], others: Sequence[Path]) -> float:
         than that of 95 % of the others.
     """
     nearest = np.full(len(others) + len(images), -1, np.float32)
-    for start, likeness in _likeness([*others, *images]):
+    for start, likeness in _likeness(read_thumbnails([*others, *images])):
         stop = start + len(likeness)
         likeness[np.arange(len(likeness)), np.arange(len(likeness))] = -1  # an image and itself
         among_others = likeness[:, : max(0, len(others) - start)]
@@ -92,15 +123,13 @@ def share_unlike(images: Sequence[Path], others: Sequence[Path]) -> float:
     return float(np.mean(nearest[len(others) :] < usual))
 
 
-def _likeness(images: Sequence[Path]) -> Iterator[tuple[int, NDArray[np.float32]]]:
+def _likeness(thumbnails: Sequence[Thumbnail]) -> Iterator[tuple[int, NDArray[np.float32]]]:
     """Correlation of the images' fine detail, at the best of small shifts, some rows at a time.
 
     Yields:
         Number of the first image of the rows; and (row, image), the images from that one on.
     """
-    with ThreadPoolExecutor(_THREADS) as pool:
-        thumbnails = list(pool.map(_thumbnail, images))
-    chunks = range(0, len(images), _CHUNK)
+    chunks = range(0, len(thumbnails), _CHUNK)
     detail = np.concatenate([_detail(thumbnails[start : start + _CHUNK]) for start in chunks])
     shown = np.any(detail, axis=1)
     common = detail[shown].mean(axis=0) if shown.any() else np.zeros_like(detail[0])
@@ -114,7 +143,7 @@ def _likeness(images: Sequence[Path]) -> Iterator[tuple[int, NDArray[np.float32]
         yield start, best
 
 
-def _detail(thumbnails: Sequence[NDArray[np.uint8]], down: int = 0, right: int = 0) -> NDArray[np.float32]:
+def _detail(thumbnails: Sequence[Thumbnail], down: int = 0, right: int = 0) -> NDArray[np.float32]:
     """(image, pixel) fine detail of thumbnails, shifted by halves of a pixel; of length 1, or 0 where there is none."""
     wide = np.pad(np.stack(thumbnails).astype(np.float32), ((0, 0), (1, 1), (1, 1)), mode="edge")
     moved = wide[:, 1 + down : 1 + down + 2 * _SIDE, 1 + right : 1 + right + 2 * _SIDE]
@@ -138,7 +167,7 @@ def _gaussian(sigma: float) -> NDArray[np.float32]:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
-def _thumbnail(path: Path) -> NDArray[np.uint8]:
+def _thumbnail(path: Path) -> Thumbnail:
     try:
         state = path.stat()
         return _read(path, state.st_size, state.st_mtime_ns)
@@ -147,8 +176,8 @@ def _thumbnail(path: Path) -> NDArray[np.uint8]:
 
 
 @lru_cache(maxsize=1 << 14)
-def _read(path: Path, _size: int, _mtime_ns: int) -> NDArray[np.uint8]:
-    """(128, 128) grey; values of deep images as shares of the image's largest one.
+def _read(path: Path, _size: int, _mtime_ns: int) -> Thumbnail:
+    """The thumbnail of a file.
 
     Raises:
         FlawsmithError: the file cannot be read.
@@ -161,10 +190,8 @@ def _read(path: Path, _size: int, _mtime_ns: int) -> NDArray[np.uint8]:
                 return _small(image.convert("L"))
     except Exception:
         pass
-    pixels = decode(path)
-    full = 255.0 if pixels.dtype == np.uint8 else float(max(1, pixels.max()))
-    return _small(Image.fromarray((pixels.mean(axis=2) * (255 / full)).astype(np.float32)))
+    return thumbnail_of(decode(path))
 
 
-def _small(image: Image.Image) -> NDArray[np.uint8]:
+def _small(image: Image.Image) -> Thumbnail:
     return np.rint(np.asarray(image.resize((2 * _SIDE, 2 * _SIDE), Image.Resampling.BOX))).astype(np.uint8)

@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NamedTuple
 
-from flawsmith.data.bursts import find_scenes
+from flawsmith.data.bursts import Thumbnails, find_scenes, read_thumbnails
 from flawsmith.data.layouts.base import count, is_set_apart, same_name
 from flawsmith.data.layouts.names import has_another_role, meaning, say_when_or_where, says_when_or_where
 from flawsmith.data.layouts.table import CsvLayout, cells_by_image
@@ -46,7 +46,7 @@ class _Rule(NamedTuple):
     argument: str = ""
 
 
-def with_groups(dataset: Dataset, by: str = "auto") -> Dataset:
+def with_groups(dataset: Dataset, by: str = "auto", thumbnails: Thumbnails = read_thumbnails) -> Dataset:
     """The data set with the group of every image, and in ``grouped_by`` how the groups were told.
 
     Good images to learn from and to calibrate on must have a group where ``by`` asks for one; test images for which
@@ -58,6 +58,7 @@ def with_groups(dataset: Dataset, by: str = "auto") -> Dataset:
             where, else bursts of nearly equal images, else none; ``none``; ``folder``: the first sub-folder;
             ``name:REGEX``: what the only group of a regular expression matches in the file name; ``date``: the day
             of exposure (EXIF); ``column:NAME``: a column of a CSV table.
+        thumbnails: gives those of good images, where bursts are looked for.
 
     Raises:
         FlawsmithError: ``by`` is none of these, or does not fit the data.
@@ -71,7 +72,7 @@ def with_groups(dataset: Dataset, by: str = "auto") -> Dataset:
         return dataset
     usual = [sample for sample in dataset.samples if not sample.is_flawed and sample.split != "test"]
     images = list(dict.fromkeys(sample.image for sample in usual))
-    names, words = _told(images, dataset.root, rule)
+    names, words = _told(images, dataset.root, rule, thumbnails)
     groups = dict(zip(images, names, strict=True))
     if words and words != BURSTS:
         for sample in dataset.samples:
@@ -146,7 +147,9 @@ def _parsed(by: str) -> _Rule:
     raise FlawsmithError(f"--group {printable(by)} is not possible{hint or ':'} write {_POSSIBLE}")
 
 
-def _told(paths: list[Path], root: Path, rule: _Rule) -> tuple[list[str], str]:
+def _told(
+    paths: list[Path], root: Path, rule: _Rule, thumbnails: Thumbnails = read_thumbnails
+) -> tuple[list[str], str]:
     """The group of each image, and how it was told; nothing for both where there is none."""
     nothing = [""] * len(paths), ""
     if rule.word == "none" or not paths:
@@ -168,7 +171,7 @@ def _told(paths: list[Path], root: Path, rule: _Rule) -> tuple[list[str], str]:
             return names, SUB_FOLDER
         if all(names) and (len(folders) > 1 or says_when_or_where(folders[0].name)) and say_when_or_where(folders):
             return names, SUB_FOLDER
-        scenes = find_scenes(paths)
+        scenes = find_scenes(paths, thumbnails)
         return nothing if scenes is None else ([f"scene {number + 1}" for number in scenes], BURSTS)
     if rule.word == "date":
         with ThreadPoolExecutor(_THREADS) as pool:

@@ -200,13 +200,13 @@ class _ShardCache:
         self._places: dict[str, tuple[_Shard, int]] = {}
         _make(self._folder)
 
-    def missing(self, hashes: Sequence[str]) -> list[int]:
+    def missing(self, hashes: Sequence[str | None]) -> list[int]:
         """The first row of every image that is not here, ascending; the others stay until the cache is let go.
 
         Args:
-            hashes: content hash of every image, a row each.
+            hashes: content hash of every image, a row each; None: nothing is wanted of this row.
         """
-        first = {content: row for row, content in reversed(list(enumerate(hashes)))}
+        first = {content: row for row, content in reversed(list(enumerate(hashes))) if content is not None}
         self._look_for(first.keys() - self._places.keys())
         return sorted(row for content, row in first.items() if content not in self._places)
 
@@ -344,19 +344,17 @@ class ImageCache(_ShardCache):
 
 
 def fill_images(
-    caches: Sequence[ImageCache],
-    hashes: Sequence[str],
+    wanted: Sequence[tuple[ImageCache, Sequence[str | None]]],
     read: Callable[[Mapping[int, Sequence[int]]], Iterable[Sequence[Pixels]]],
 ) -> None:
     """Read every image that some cache lacks, once for all of them.
 
     Args:
-        caches: one for each size.
-        hashes: content hash of every image, a row each.
+        wanted: a cache for each size, and the content hash of every image, a row each; None: it is to hold none.
         read: given rows with the caches that lack them, yields for each row, in order, its pixels for these caches.
     """
     lacking: dict[int, list[int]] = {}
-    for number, cache in enumerate(caches):
+    for number, (cache, hashes) in enumerate(wanted):
         for row in cache.missing(hashes):
             lacking.setdefault(row, []).append(number)
     lacking = dict(sorted(lacking.items()))
@@ -366,9 +364,11 @@ def fill_images(
         groups: dict[tuple[int, tuple[int, ...], str], dict[str, Pixels]] = {}
         for row, pixels in zip(rows, islice(images, len(rows)), strict=True):
             for number, picture in zip(lacking[row], pixels, strict=True):
-                groups.setdefault((number, picture.shape, picture.dtype.name), {})[hashes[row]] = picture
+                content = wanted[number][1][row]
+                assert content is not None
+                groups.setdefault((number, picture.shape, picture.dtype.name), {})[content] = picture
         for (number, _, _), group in groups.items():
-            caches[number].write(list(group), [np.stack(list(group.values()))])
+            wanted[number][0].write(list(group), [np.stack(list(group.values()))])
 
 
 def _in_groups(rows: Sequence[int]) -> Iterator[Sequence[int]]:

@@ -9,7 +9,7 @@ import io
 import logging
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from importlib import import_module
@@ -242,29 +242,39 @@ def preparation(geometry: Geometry) -> str:
     return "\n".join([geometry.model_dump_json(), f"preparation {PREPARATION}", f"pillow {PIL.__version__}"])
 
 
+THUMBNAIL_KEY = hashlib.sha256(f"thumbnail 1\npillow {PIL.__version__}".encode()).hexdigest()[:32]
+"""Identity of cached thumbnails."""
+
+
 def image_key(geometry: Geometry) -> str:
     """Identity of cached images at a network's size: all of the geometry but what normalises them."""
     plain = geometry.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     return hashlib.sha256(f"pixels\n{preparation(plain)}".encode()).hexdigest()[:32]
 
 
+Form = Geometry | Callable[[ImageArray], Pixels]
+"""What an image is brought to: the input of a network, or what else is made of its pixels."""
+
+
 def read_files(
     paths: Sequence[Path],
-    geometries: Sequence[Sequence[Geometry]],
+    forms: Sequence[Sequence[Form]],
     tiles: Sequence[Tile | None] | None = None,
     *,
+    see: Callable[[Path, ImageArray], None] = lambda path, image: None,
     decoders: int = 2,
 ) -> Iterator[list[Pixels]]:
     """The pixels of every file or tile, in order; a file is decoded once, ahead of its turn in a thread.
 
     Args:
         paths: the files; one that comes several times in a row is decoded for all of these.
-        geometries: of each of them those that it is brought to.
+        forms: of each of them those that it is brought to.
         tiles: what of each is wanted; None: the whole image.
+        see: is shown every file and its image, in a thread.
         decoders: threads.
 
     Returns:
-        For each its (h, w, 3) in each of its geometries, before it is normalised.
+        For each its pixels in each of its forms: of a geometry (h, w, 3), before it is normalised.
 
     Raises:
         FlawsmithError: a file cannot be read, or is smaller than a tile of it.
@@ -275,7 +285,8 @@ def read_files(
 
     def read(rows: Sequence[int]) -> list[list[Pixels]]:
         image = decode(paths[rows[0]])
-        return [[_fitted(image, cuts[row], geometry, paths[row]) for geometry in geometries[row]] for row in rows]
+        see(paths[rows[0]], image)
+        return [[_fitted(image, cuts[row], form, paths[row]) for form in forms[row]] for row in rows]
 
     pending: deque[Future[list[list[Pixels]]]] = deque()
     with ThreadPoolExecutor(decoders) as pool:
@@ -287,14 +298,16 @@ def read_files(
             yield from pending.popleft().result()
 
 
-def _fitted(image: ImageArray, tile: Tile | None, geometry: Geometry, path: Path) -> Pixels:
+def _fitted(image: ImageArray, tile: Tile | None, form: Form, path: Path) -> Pixels:
+    if not isinstance(form, Geometry):
+        return form(image)
     if tile is None:
-        return geometry.fit(image)
+        return form.fit(image)
     if tile.bottom > image.shape[0] or tile.right > image.shape[1]:
         raise FlawsmithError(
             f"{path}: is turned by an orientation that stands behind its pixels; save it upright to cut it into tiles"
         )
-    return fit_tile(image, tile, geometry)
+    return fit_tile(image, tile, form)
 
 
 def extract(extractor: Extractor, images: Iterable[NDArray[np.float32]]) -> Iterator[list[NDArray[np.float32]]]:

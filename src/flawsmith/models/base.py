@@ -155,6 +155,11 @@ class ModelConfig(BaseModel):
         return False
 
     @property
+    def other_geometries(self) -> tuple[Geometry, ...]:
+        """In which the method asks for images besides its own; they are made in the same decoding."""
+        return ()
+
+    @property
     def default_backbone(self) -> str:
         """The backbone where the user names none."""
         return PACKAGED

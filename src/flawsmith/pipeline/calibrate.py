@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -259,10 +260,18 @@ def calibrate(
         result = _from_stored(bundle, rates, roi, min_area, scale)
     else:
         rates = _rates(rate, review_rate, review_budget, catch, flawed, repeats)
+        known_flaws = () if flawed is None else _flawed_images(Path(flawed))
+        former = bundle.spec.decision
+        if repeats is None:
+            _review_alpha(former, former.target_false_reject_rate if rates.reject is None else rates.reject, rates)
+        pixel_size = former.pixel_size if scale is None else parse_length(scale, "--scale")
+        if min_area is not None:
+            parse_area(min_area, pixel_size, "--min-area")
         source = _good_images(Path(good), group, repeats)
+        if repeats is not None:
+            _refuse_few_repeats(source.samples)
         first = source.samples[0].image
         setting = _setting(bundle.spec.decision, lambda: decode(first).shape, roi, min_area, scale)
-        known_flaws = () if flawed is None else _flawed_images(Path(flawed))
         hidden = known_flaws if catch is not None else ()
         _refuse_known(bundle, source.samples, hidden)
         inspector = Inspector.load(bundle, engine=engine)
@@ -648,21 +657,24 @@ def _with_band(decision: Decision, deviation: float) -> Decision:
     return decision.model_copy(update={name: limit + half, "review_limit": limit - half, "repeat_deviation": deviation})
 
 
-def _repeat_deviation(decision: Decision, images: Sequence[CheckedImage]) -> float:
-    """Standard deviation of the number that decides among images of one part.
-
-    Raises:
-        FlawsmithError: too few images of the same part.
+def _refuse_few_repeats(samples: Sequence[Sample]) -> None:
+    """Raises:
+    FlawsmithError: too few parts have several images.
     """
+    repeated = sum(number > 1 for number in Counter(sample.group for sample in samples if sample.group).values())
+    if repeated < _FEWEST_REPEATED:
+        raise FlawsmithError(
+            f"--repeats: {repeated} parts have several images, at least {_FEWEST_REPEATED} must: take each "
+            "part two or three times, such as in a folder of its own with --repeats folder"
+        )
+
+
+def _repeat_deviation(decision: Decision, images: Sequence[CheckedImage]) -> float:
+    """Standard deviation of the number that decides among images of one part."""
     values = np.array([image.level if decision.by_regions else image.score for image in images], np.float64)
     members = np.unique([image.group or image.image for image in images], return_inverse=True)[1].ravel()
     sizes = np.bincount(members)
     freedom = values.size - sizes.size
-    if (sizes > 1).sum() < _FEWEST_REPEATED:
-        raise FlawsmithError(
-            f"--repeats: {(sizes > 1).sum()} parts have several images, at least {_FEWEST_REPEATED} must: take each "
-            "part two or three times, such as in a folder of its own with --repeats folder"
-        )
     means = np.bincount(members, weights=values) / sizes
     return math.sqrt(float(((values - means[members]) ** 2).sum()) / freedom)
 

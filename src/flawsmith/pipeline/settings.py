@@ -14,11 +14,19 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError,
 from flawsmith.data.samples import Sample
 from flawsmith.models.base import ModelConfig
 from flawsmith.models.registry import find_method
+from flawsmith.pipeline.quantities import parse_area, parse_length
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.image import RangeAdvice, decode, kind_of_images, range_advice, summarise_values
+from flawsmith.runtime.image import (
+    RangeAdvice,
+    ValueSummary,
+    decode,
+    kind_of_images,
+    range_advice,
+    summarise_values,
+)
 from flawsmith.runtime.tiles import LARGEST_TILE, OVERLAP_SHARE, SMALLEST_TILE, Tiling
 
 _LOOKED_AT = 24
@@ -135,6 +143,27 @@ class TrainSettings(BaseModel):
         return self
 
     @model_validator(mode="after")
+    def _all_images_or_some(self) -> TrainSettings:
+        if self.cross_fit is not None and self.trim is not None:
+            raise ValueError("--trim leaves images out and --cross-fit takes all, give one of them")
+        if self.cross_fit is not None and self.fraction != 1:
+            raise ValueError("--cross-fit takes all images, leave --fraction out")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_to_select(self) -> TrainSettings:
+        if self.select != "last" and self.method in BASELINES:
+            raise ValueError(f"{self.method} trains nothing, so there is no checkpoint to choose, keep --select last")
+        return self
+
+    @model_validator(mode="after")
+    def _quantities_are_possible(self) -> TrainSettings:
+        pixel_size = None if self.scale is None else parse_length(self.scale, "--scale")
+        if self.min_area is not None:
+            parse_area(self.min_area, pixel_size, "--min-area")
+        return self
+
+    @model_validator(mode="after")
     def _engine_has_precision(self) -> TrainSettings:
         if self.engine == "onnxruntime" and self.precision != "float32":
             raise ValueError("onnxruntime computes in float32, use engine openvino for bfloat16")
@@ -175,12 +204,20 @@ def check_settings(values: Mapping[str, Any], options: Iterable[str] = ()) -> Tr
         raise in_words(error, "") from error
 
 
-def look_at_values(samples: Sequence[Sample], settings: TrainSettings) -> tuple[str, RangeAdvice | None]:
+def spread(samples: Sequence[Sample]) -> Sequence[Sample]:
+    """Every so many-th of the images: those whose values are looked at."""
+    return samples[:: max(1, len(samples) // _LOOKED_AT)][:_LOOKED_AT]
+
+
+def look_at_values(
+    samples: Sequence[Sample], settings: TrainSettings, known: Mapping[Path, ValueSummary] | None = None
+) -> tuple[str, RangeAdvice | None]:
     """Look at the values of some images before anything is learned from them or drawn on them.
 
     Args:
-        samples: of which every so many-th is looked at.
+        samples: of which :func:`spread` chooses.
         settings: which declare the range of images deeper than 8 bits.
+        known: the values of images that have been decoded already.
 
     Returns:
         The kind of the images, as `kind_of_images` names it, and what is to be said of their values.
@@ -188,8 +225,8 @@ def look_at_values(samples: Sequence[Sample], settings: TrainSettings) -> tuple[
     Raises:
         FlawsmithError: an image cannot be read, or the declared range makes them black or white.
     """
-    step = max(1, len(samples) // _LOOKED_AT)
-    summaries = [summarise_values(decode(sample.image)) for sample in samples[::step][:_LOOKED_AT]]
+    known = known or {}
+    summaries = [known.get(sample.image) or summarise_values(decode(sample.image)) for sample in spread(samples)]
     advice = range_advice(summaries, settings.source_range, settings.range_option)
     if advice is not None and advice.refused:
         raise FlawsmithError(str(advice))

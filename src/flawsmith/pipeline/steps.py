@@ -99,6 +99,18 @@ def drawn_tile(image: ImageArray, geometry: Geometry, tiling: Tiling, seed: int,
     return tiles[int(generator(seed, "tile of a flaw", index).integers(len(tiles)))]
 
 
+def network_geometry(config: ModelConfig, settings: TrainSettings, region: RegionOfInterest | None) -> Geometry:
+    """How files become a network's input, before its backbone says what normalises them."""
+    return Geometry(
+        policy=config.policy,
+        size=config.image_size,
+        resize=config.resize,
+        interpolation=config.interpolation,
+        value_range=settings.source_range,
+        region=region,
+    )
+
+
 def refuse_without_labels(dataset: Dataset) -> None:
     """An oracle needs good and flawed test images.
 
@@ -234,7 +246,8 @@ class TrainingSteps:
     def _trained(self) -> tuple[AnomalyModel, Geometry, TrainingSet]:
         with self._timed("backbone"):
             backbone = local_rank_zero_first(self._backbone)
-        geometry = self._geometry(backbone)
+        statistics = {"mean": backbone.info.mean, "std": backbone.info.std}
+        geometry = network_geometry(self.config, self.settings, self.job.region).model_copy(update=statistics)
         model = find_method(self.settings.method)(self.config, backbone, self.settings.seed)
         self._rehearse(model, geometry)
         return model, geometry, self._learn(model, backbone, geometry)
@@ -382,18 +395,6 @@ class TrainingSteps:
         seed = derived_seed(0, "random backbone")
         return load_backbone(self.settings.backbone, strides=self.config.strides, seed=seed)
 
-    def _geometry(self, backbone: Backbone) -> Geometry:
-        return Geometry(
-            policy=self.config.policy,
-            size=self.config.image_size,
-            resize=self.config.resize,
-            interpolation=self.config.interpolation,
-            mean=backbone.info.mean,
-            std=backbone.info.std,
-            value_range=self.settings.source_range,
-            region=self.job.region,
-        )
-
     def _learn(self, model: AnomalyModel, backbone: Backbone, geometry: Geometry) -> TrainingSet:
         samples: tuple[Sample, ...] = self.split.train
         if self.settings.select == "best":
@@ -403,8 +404,6 @@ class TrainingSteps:
         elif self.settings.select == "oracle":
             self.run.selection = test_set_selection(self.dataset, geometry, lambda: model)
         engine, precision = self.settings.engine, self.settings.precision
-        for sample in self.split.calibration:
-            decode(sample.image)  # a damaged file is found before the long work, not after it
         extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
         seed, synthesis, tiling = self.settings.seed, self.synthesis, self.job.tiling

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,16 +43,18 @@ from flawsmith.pipeline.settings import (
     look_at_values,
     method_config,
     require_engine,
+    spread,
 )
-from flawsmith.pipeline.steps import Job, TrainingSteps, refuse_without_labels
+from flawsmith.pipeline.steps import Job, TrainingSteps, network_geometry, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import BASELINES, left_out, left_out_note
+from flawsmith.runtime.files import left_out, left_out_note
 from flawsmith.runtime.image import decode, image_size
 from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.zones import Zone
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
+from flawsmith.training.data import FirstLook
 from flawsmith.training.distributed import is_rank_zero, process_group
 from flawsmith.training.run import MODEL, REPORT, RunFolder
 from flawsmith.training.trainer import LoggerName, LoopOptions, check_options
@@ -88,6 +90,7 @@ def train(
     workers: int | None = None,
     baseline: str = "patchcore",
     quiet: bool = False,
+    on_data: Callable[[Dataset], None] | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Learn what a good part looks like, and write a model file.
@@ -107,6 +110,7 @@ def train(
             into ``baseline/`` of the run folder: reports set the two side by side. ``none`` leaves it out. The model
             itself does not depend on it.
         quiet: show no progress.
+        on_data: is told the data set with its groups, before anything is learned from it.
         **settings: fields of :class:`flawsmith.pipeline.settings.TrainSettings`, such as ``method``, ``preset``,
             ``backbone``, ``seed``, ``set`` (a dictionary of method settings), ``alpha``, or ``tile`` and ``overlap``.
 
@@ -131,9 +135,9 @@ def train(
         raise FlawsmithError(f"--cross-fit {checked.cross_fit} trains on one device: leave --devices out")
     if checked.trim is not None and trainer.world_size > 1:
         raise FlawsmithError(f"--trim {checked.trim:g} trains on one device: leave --devices out")
-    if checked.trim is not None and checked.cross_fit is not None:
-        raise FlawsmithError("--trim leaves images out and --cross-fit takes all: give one of them")
+    _check_sources(checked, config)
     pixel_size = None if checked.scale is None else parse_length(checked.scale, "--scale")
+    minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
     flaw = None
     if checked.smallest_flaw is not None:
         flaw = parse_extent(checked.smallest_flaw, pixel_size, "--smallest-flaw")
@@ -145,15 +149,24 @@ def train(
     dataset = load(data, checked.layout)
     if skip_unreadable:
         dataset, skipped = leave_out_unreadable(dataset)
-    dataset = with_groups(dataset, checked.group)
-    split = choose_split(dataset, checked)
-    _check_sources(checked, config)
-    if checked.select != "last" and checked.method in BASELINES:
-        raise FlawsmithError(
-            f"{checked.method} trains nothing, so there is no checkpoint to choose: keep --select last"
-        )
     if checked.select == "oracle":
         refuse_without_labels(dataset)
+    choose_split(dataset, checked)  # too few images are refused before all are decoded to tell their groups
+    good = _by_content(dataset)
+    if checked.min_area is not None:
+        _refuse_area(minimum_area, checked.min_area, good[0])
+    region, zones = (None, ()) if checked.roi is None else _where(Path(checked.roi), good[0], pixel_size)
+    checked, config, size_note = _choose_input(good, checked, config, flaw)
+    if checked.tiling is not None:
+        _refuse_with_tiles(checked, config)
+    geometry = network_geometry(config, checked, region)
+    others = (each.model_copy(update={"value_range": geometry.value_range}) for each in config.other_geometries)
+    watched = spread(good)
+    first_look = FirstLook((geometry, *others), checked.tiling, (sample.image for sample in watched))
+    dataset = with_groups(dataset, checked.group, first_look.thumbnails)
+    if on_data is not None:
+        on_data(dataset)
+    split = choose_split(dataset, checked)
     refuse_leaks((*split.train, *split.calibration), dataset.test)
     notes = (
         left_out_note(left_out([dataset.root])),
@@ -163,18 +176,14 @@ def train(
     for note in notes:
         if note and is_rank_zero():
             warnings.warn(note, stacklevel=2)
-    images, advice = look_at_values((*split.train, *split.calibration), checked)
+    images, advice = look_at_values(watched, checked, first_look.values)
     if advice is not None and is_rank_zero():
         warnings.warn(str(advice), stacklevel=2)
-    checked, config, size_note = _choose_input((*split.train, *split.calibration), checked, config, flaw)
+    for sample in split.calibration:
+        if sample.image not in first_look.images:
+            decode(sample.image)  # a damaged file is found before the long work, not after it
     if size_note and is_rank_zero():
         warnings.warn(size_note, stacklevel=2)
-    if checked.tiling is not None:
-        _refuse_with_tiles(checked, config)
-    minimum_area = 1 if checked.min_area is None else parse_area(checked.min_area, pixel_size, "--min-area")
-    region, zones = (None, ()) if checked.roi is None else _where(Path(checked.roi), split.train[0], pixel_size)
-    if checked.min_area is not None:
-        _refuse_area(minimum_area, checked.min_area, split.train[0])
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
     fingerprint = _images_sha256(split)
     facts = {
@@ -261,6 +270,13 @@ def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:
         provider(Foreground(mode="files"), Path(settings.foregrounds))
 
 
+def _by_content(dataset: Dataset) -> list[Sample]:
+    """The good images that are not test images, in an order that depends on their content alone."""
+    good = (*dataset.good_train, *dataset.good_val)
+    hashes = content_hashes([sample.image for sample in good])
+    return [sample for _, sample in sorted(zip(hashes, good, strict=True), key=lambda pair: pair[0])]
+
+
 def choose_split(dataset: Dataset, settings: TrainSettings) -> HoldOut:
     """Which images are learned from, and which set the limit.
 
@@ -269,8 +285,6 @@ def choose_split(dataset: Dataset, settings: TrainSettings) -> HoldOut:
     """
     if settings.cross_fit is None:
         return calibration_split(dataset, settings.seed).learning_from(settings.fraction)
-    if settings.fraction != 1:
-        raise FlawsmithError("--cross-fit takes all images: leave --fraction out")
     return cross_fit_split(dataset, settings.seed, settings.cross_fit)
 
 
@@ -280,7 +294,7 @@ def _refuse_area(minimum_area: int, text: str, sample: Sample) -> None:
     Raises:
         FlawsmithError: it is larger than an image.
     """
-    height, width = decode(sample.image).shape[:2]
+    height, width = _size_of(sample)
     if minimum_area > height * width:
         raise FlawsmithError(
             f"--min-area {text} is {minimum_area:,} pixels, more than an image of {width} x {height} has: give a "
@@ -295,8 +309,13 @@ def _zones_sha256(zones: Sequence[Zone]) -> str:
 
 def _where(path: Path, sample: Sample, pixel_size: float | None) -> tuple[RegionOfInterest | None, tuple[Zone, ...]]:
     """The region of interest and the zones, drawn on images of the same proportions."""
-    image = decode(sample.image)
-    return region_and_zones(path, (image.shape[0], image.shape[1]), pixel_size=pixel_size)
+    return region_and_zones(path, _size_of(sample), pixel_size=pixel_size)
+
+
+def _size_of(sample: Sample) -> tuple[int, int]:
+    """(height, width) of an image."""
+    height, width = image_size(sample.image) or decode(sample.image).shape[:2]
+    return height, width
 
 
 _PLACES_OF_WHOLE_IMAGES = ("files", "disc", "box", "published")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -18,13 +18,16 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from flawsmith.data.bursts import Thumbnail, thumbnail_of
 from flawsmith.data.samples import Sample
 from flawsmith.data.seeding import Shard, generator
 from flawsmith.data.splits import content_hashes
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.cache import FeatureCache, FeatureTable, ImageCache, ImageTable, LevelArrays, fill_images
 from flawsmith.features.extract import (
+    THUMBNAIL_KEY,
     Extractor,
+    Form,
     extract,
     extractor_key,
     image_key,
@@ -34,7 +37,7 @@ from flawsmith.features.extract import (
 from flawsmith.models.base import ALONE, SyntheticImages
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry, Pixels
-from flawsmith.runtime.image import decode, image_size
+from flawsmith.runtime.image import ImageArray, ValueSummary, decode, image_size, summarise_values
 from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.tiles import Tile, Tiling, tiles_to_see
 from flawsmith.synthesis.blend import FloatImage, Mask
@@ -84,6 +87,10 @@ class TrainingRow:
     tile: Tile | None = None
     image_size: tuple[int, int] = (0, 0)
 
+    def identity(self, content: str) -> str:
+        """What its pixels follow from: the content hash of the file, and the tile."""
+        return content if self.tile is None else "-".join(map(str, (content, *self.tile)))
+
     def of_mask(self, region: RegionOfInterest, size: tuple[int, int]) -> NDArray[np.bool_]:
         """A region of interest as it lies in this row, brought to the network's (height, width)."""
         if self.tile is None:
@@ -91,6 +98,86 @@ class TrainingRow:
         mask = self.tile.of(region.to_mask(self.image_size))
         rows, columns = (np.arange(n) * have // n for n, have in zip(size, mask.shape, strict=True))
         return mask[rows[:, None], columns]
+
+
+def rows_of(path: Path, tiling: Tiling | None, geometry: Geometry) -> Iterator[TrainingRow]:
+    """What the rows of one image show: all of it, or those of its tiles that show some of the region of interest.
+
+    Raises:
+        FlawsmithError: an image that is to be cut cannot be read.
+    """
+    size = None if tiling is None else image_size(path) or decode(path).shape[:2]
+    if tiling is None or size is None or tiling.holds(size):
+        yield TrainingRow(path)
+        return
+    for tile in tiles_to_see(tiling, geometry, size):
+        yield TrainingRow(path, tile, size)
+
+
+def _read_rows(
+    rows: Sequence[TrainingRow],
+    forms: Sequence[Form],
+    lacking: Mapping[int, Sequence[int]],
+    see: Callable[[Path, ImageArray], None] = lambda path, image: None,
+) -> Iterator[Sequence[Pixels]]:
+    """The pixels of the rows that lack some forms, in these."""
+    chosen = [rows[row] for row in lacking]
+    wanted = [[forms[number] for number in numbers] for numbers in lacking.values()]
+    return read_files([row.path for row in chosen], wanted, [row.tile for row in chosen], see=see)
+
+
+class FirstLook:
+    """The decoding of each good image, before it is known which of them are learned from.
+
+    Groups are told by thumbnails of all images, and the split follows from the groups. What training wants of an image
+    is therefore made of the same pixels and left in the cache.
+
+    Args:
+        geometries: in which the method asks for images.
+        tiling: how images are cut; None: each is seen as a whole.
+        watched: images whose values are looked at.
+
+    Attributes:
+        images: those that can be read, for they have been.
+        values: of the watched images, as far as they were not in the cache.
+    """
+
+    def __init__(self, geometries: Sequence[Geometry], tiling: Tiling | None, watched: Iterable[Path]) -> None:
+        self._geometries, self._tiling, self._watched = tuple(geometries), tiling, frozenset(watched)
+        self.images: frozenset[Path] = frozenset()
+        self.values: dict[Path, ValueSummary] = {}
+
+    def thumbnails(self, paths: Sequence[Path]) -> list[Thumbnail]:
+        """Thumbnails of images, whose pixels in all geometries are in the cache thereafter.
+
+        Raises:
+            FlawsmithError: an image cannot be read.
+        """
+        contents = dict(zip(paths, content_hashes(paths), strict=True))
+        rows: list[TrainingRow] = []
+        of_thumbnails: list[str | None] = []
+        of_pixels: list[str | None] = []
+        for path, content in contents.items():
+            parts = [(row, row.identity(content)) for row in rows_of(path, self._tiling, self._geometries[0])]
+            if parts and parts[0][0].tile is None:
+                of_thumbnails.append(content)
+            else:  # a row of the whole image, for its thumbnail alone
+                rows.append(TrainingRow(path))
+                of_thumbnails += [content, *[None] * len(parts)]
+                of_pixels.append(None)
+            rows += [row for row, _ in parts]
+            of_pixels += [identity for _, identity in parts]
+        thumbnails = ImageCache(THUMBNAIL_KEY)
+        pixels = [(ImageCache(image_key(geometry)), of_pixels) for geometry in self._geometries]
+        read = partial(_read_rows, rows, [thumbnail_of, *self._geometries], see=self._see)
+        fill_images([(thumbnails, of_thumbnails), *pixels], read)
+        self.images = frozenset(paths)
+        table = thumbnails.table([contents[path] for path in paths])
+        return [np.array(table[row]) for row in range(len(table))]
+
+    def _see(self, path: Path, image: ImageArray) -> None:
+        if path in self._watched:
+            self.values[path] = summarise_values(image)
 
 
 class TrainingImages:
@@ -357,20 +444,10 @@ class TrainingSet:
         """
         if self.tiling is None:
             return tuple(TrainingRow(sample.image) for sample in self.samples)
-        rows = tuple(row for sample in self.samples for row in self._tiles_of(sample.image, self.tiling))
+        rows = tuple(row for sample in self.samples for row in rows_of(sample.image, self.tiling, self.geometry))
         if not rows:
             raise FlawsmithError("no tile shows anything of the region of interest; enlarge it")
         return rows
-
-    def _tiles_of(self, path: Path, tiling: Tiling) -> Iterator[TrainingRow]:
-        size = image_size(path)
-        if size is None:
-            size = decode(path).shape[:2]
-        if tiling.holds(size):
-            yield TrainingRow(path)
-            return
-        for tile in tiles_to_see(tiling, self.geometry, size):
-            yield TrainingRow(path, tile, size)
 
     @cached_property
     def _paths(self) -> list[Path]:
@@ -381,10 +458,7 @@ class TrainingSet:
     def _hashes(self) -> Sequence[str]:
         """What each row's pixels follow from: the content of its file, and the tile."""
         contents = dict(zip(self._paths, content_hashes(self._paths), strict=True))
-        return [
-            contents[row.path] if row.tile is None else "-".join(map(str, (contents[row.path], *row.tile)))
-            for row in self.rows
-        ]
+        return [row.identity(contents[row.path]) for row in self.rows]
 
     def features(self) -> FeatureTable:
         """Level maps of all images, extracted at most once and kept on disk."""
@@ -411,14 +485,10 @@ class TrainingSet:
             missing = {name: each for name, each in geometries.items() if name not in self._tables}
             cache = self._cache
             caches = {name: ImageCache(name, cache.root, cache.cap, cache.in_use) for name in missing}
-            fill_images(list(caches.values()), self._hashes, partial(self._read, list(missing.values())))
+            wanted = [(cache, self._hashes) for cache in caches.values()]
+            fill_images(wanted, partial(_read_rows, self.rows, list(missing.values())))
             self._tables |= {name: cache.table(self._hashes) for name, cache in caches.items()}
         return self._tables[key]
-
-    def _read(self, geometries: Sequence[Geometry], lacking: Mapping[int, Sequence[int]]) -> Iterator[Sequence[Pixels]]:
-        rows = [self.rows[row] for row in lacking]
-        geometries_of_rows = [[geometries[number] for number in numbers] for numbers in lacking.values()]
-        return read_files([row.path for row in rows], geometries_of_rows, [row.tile for row in rows])
 
     def with_backbone(self, backbone: Backbone) -> TrainingSet:
         """The same images through another frozen backbone, with the same engine and precision."""

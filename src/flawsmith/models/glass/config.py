@@ -9,6 +9,8 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from flawsmith.models.components.patch_model import PatchConfig
+from flawsmith.models.glass.hypothesis import JUDGED_GEOMETRY
+from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import RECIPES
 
@@ -63,6 +65,11 @@ class GLASSConfig(PatchConfig):
     def foreground_files(self) -> bool:
         """Whether foregrounds are read from mask files."""
         return self.foreground.mode == "files"
+
+    @property
+    def other_geometries(self) -> tuple[Geometry, ...]:
+        """That in which the hypothesis is decided."""
+        return (JUDGED_GEOMETRY,)
 
     @property
     def synthesizes(self) -> bool:
