@@ -259,7 +259,7 @@ CASES: dict[str, tuple[Case, str]] = {
         "student_blocks needs 2 positive numbers",
     ),
     "input of no size": (lambda p: p.train("--set", "image_size=[0,0]"), "image_size.0=0 is not possible"),
-    "textures that nothing synthesizes from": (lambda p: p.train("--textures", "self"), "pbas synthesizes no flaws"),
+    "textures that nothing synthesizes from": (lambda p: p.train("--textures", "self"), "fusion synthesizes no flaws"),
     "masks that nothing reads": (
         lambda p: p.train("--method", "glass", "--foregrounds", p.folder("masks")),
         "add --set foreground=files",

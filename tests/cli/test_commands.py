@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -305,11 +306,14 @@ class TestTrain:
     @pytest.fixture
     def trained(self, monkeypatch: pytest.MonkeyPatch, tiny: ModuleType) -> list[dict[str, object]]:
         """The options with which the pipeline was called; training itself is tested there."""
+        from flawsmith.data.groups import with_groups
+        from flawsmith.data.layouts import load
         from flawsmith.pipeline import train
 
         calls: list[dict[str, object]] = []
 
-        def record(data: Path, **options: object) -> SimpleNamespace:
+        def record(data: Path, *, on_data: Callable[[Any], None], **options: Any) -> SimpleNamespace:
+            on_data(with_groups(load(data), options["group"]))
             calls.append({"data": data, **options})
             folder = Path("runs/bolt")
             return SimpleNamespace(
@@ -320,12 +324,12 @@ class TestTrain:
         return calls
 
     def test_options_reach_the_pipeline(self, flawsmith, category, trained):
-        options = ["--seed", 3, "--set", "epochs=2", "--set", "strides=[8]", "--bits", 12, "--review-alpha", 0.1]
+        options = ["--seed", 3, "--set", "epochs=2", "--set", "batch_size=4", "--bits", 12, "--review-alpha", 0.1]
 
         outcome = flawsmith("train", category, *options, "--devices", "2", "--resume", "--out", "there")
 
         assert outcome.code == 0
-        assert trained[0]["set"] == {"epochs": 2, "strides": [8]}
+        assert trained[0]["set"] == {"epochs": 2, "batch_size": 4}
         expected = {"seed": 3, "bits": 12, "review_alpha": 0.1, "devices": 2, "resume": True, "out": Path("there")}
         assert {key: trained[0][key] for key in expected} == expected
 

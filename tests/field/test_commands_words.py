@@ -100,7 +100,7 @@ def test_unknown_argument_of_train_names_the_closest(name: str, hint: str, tmp_p
 def test_unknown_setting_names_the_closest_and_the_command_that_lists_them(flawsmith: Any, tmp_path: Path) -> None:
     code, _, err = flawsmith("train", tmp_path, "--set", "epoch=3")
 
-    line = "pbas has no setting called 'epoch', did you mean 'epochs'?: `flawsmith settings pbas` lists them"
+    line = "fusion has no setting called 'epoch', did you mean 'epochs'?: `flawsmith settings fusion` lists them"
     assert (code, err) == (2, f"error: {line}\n")
     assert flawsmith("settings", "pbas")[1].count("\nepochs=") == 1
     rows = json.loads(flawsmith("settings", "slsg", "--preset", "paper", "--json")[1])

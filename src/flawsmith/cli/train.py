@@ -132,7 +132,7 @@ Logger = Annotated[
 
 def train(
     data: DataFolder,
-    method: Method = "pbas",
+    method: Method = "fusion",
     preset: Preset = None,
     backbone: Backbone = None,
     seed: Seed = 0,

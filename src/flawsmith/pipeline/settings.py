@@ -38,7 +38,7 @@ class TrainSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    method: str = "pbas"
+    method: str = "fusion"
     preset: str | None = Field(None, description="Preset of the method; by default fast.")
     backbone: str | None = Field(None, description="Name or file of the backbone; by default what the preset takes.")
     seed: int = Field(0, ge=0, description="Seed of every random draw.")
