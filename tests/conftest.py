@@ -349,6 +349,12 @@ def train_tiny(exported_once: None) -> Callable[..., Any]:
 
 
 @pytest.fixture(scope="session")
+def train_small(train_tiny: Callable[..., Any]) -> Callable[..., Any]:
+    """As ``train_tiny``, on an untrained backbone of few layers, whose graphs are traced in half the time."""
+    return functools.partial(train_tiny, backbone="test_efficientnet@random")
+
+
+@pytest.fixture(scope="session")
 def trained(
     train_tiny: Callable[..., Any], parts: Path, shared_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Any]:

@@ -84,11 +84,11 @@ def contaminated(parts: Path, tmp_path: Path) -> tuple[Path, list[Path]]:
 
 
 def test_odd_images_are_named_and_shown(
-    train_tiny: Callable[..., Any], contaminated: tuple[Path, list[Path]], tmp_path: Path
+    train_small: Callable[..., Any], contaminated: tuple[Path, list[Path]], tmp_path: Path
 ) -> None:
     root, odd = contaminated
     for method, baseline in (("patchcore", "none"), ("pbas", "padim")):
-        result = train_tiny(method, root, tmp_path / method, baseline=baseline, group="none")
+        result = train_small(method, root, tmp_path / method, baseline=baseline, group="none")
 
         record = json.loads((result.folder / "run.json").read_text())
         assert {entry["image"] for entry in record["least_like_others"][:2]} == {f"good/{path.name}" for path in odd}
@@ -96,12 +96,12 @@ def test_odd_images_are_named_and_shown(
 
 
 def test_trimmed_images_are_neither_learned_from_nor_counted(
-    train_tiny: Callable[..., Any], contaminated: tuple[Path, list[Path]], tmp_path: Path
+    train_small: Callable[..., Any], contaminated: tuple[Path, list[Path]], tmp_path: Path
 ) -> None:
     root, odd = contaminated
 
-    result = train_tiny("padim", root, tmp_path / "run", trim=0.14, group="none", alpha=0.2)
-    again = train_tiny("padim", root, tmp_path / "again", trim=0.14, group="none", alpha=0.2)
+    result = train_small("padim", root, tmp_path / "run", trim=0.14, group="none", alpha=0.2)
+    again = train_small("padim", root, tmp_path / "again", trim=0.14, group="none", alpha=0.2)
 
     learned = {row.tobytes().hex() for row in result.bundle.calibration["learned_sha256"]}
     assert len(learned) == 12 and not learned & {content_hash(path) for path in odd}
@@ -123,9 +123,9 @@ def test_trimmed_images_are_neither_learned_from_nor_counted(
     ],
 )
 def test_senseless_shares_are_refused_before_training(
-    settings: dict[str, Any], words: str, train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+    settings: dict[str, Any], words: str, train_small: Callable[..., Any], parts: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(FlawsmithError, match=words):
-        train_tiny("padim", parts, tmp_path / "run", **settings)
+        train_small("padim", parts, tmp_path / "run", **settings)
 
     assert not (tmp_path / "run").exists()

@@ -68,9 +68,9 @@ def test_copies_stay_in_one_fold_and_count_once(trees: ModuleType, tmp_path: Pat
 
 
 def test_each_image_is_scored_by_a_model_that_did_not_learn_from_it(
-    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+    train_small: Callable[..., Any], parts: Path, tmp_path: Path
 ) -> None:
-    result = train_tiny("padim", parts, tmp_path / "run", cross_fit=4, group="none", alpha=0.1)
+    result = train_small("padim", parts, tmp_path / "run", cross_fit=4, group="none", alpha=0.1)
 
     decision, calibration = result.bundle.spec.decision, result.bundle.calibration
     assert (decision.n_good, decision.held_out, decision.cross_fitted) == (20, True, 4)
@@ -85,20 +85,20 @@ def test_each_image_is_scored_by_a_model_that_did_not_learn_from_it(
         (others / f"{number}.png").write_bytes(sample.image.read_bytes())
     for sample in fold.calibration:
         (others / "validation" / "good" / sample.image.name).write_bytes(sample.image.read_bytes())
-    by_hand = train_tiny("padim", others, tmp_path / "by_hand", group="none")
+    by_hand = train_small("padim", others, tmp_path / "by_hand", group="none")
     scores = score_files(Inspector.load(by_hand.bundle), [sample.image for sample in fold.calibration]).scores
     np.testing.assert_allclose(calibration["good"][: len(scores)], scores, rtol=1e-3)
     assert len(json.loads((result.folder / "run.json").read_text())["held_out"]) == 20
 
 
 def test_trained_method_cross_fits_and_resumes_to_the_same_bytes(
-    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+    train_small: Callable[..., Any], parts: Path, tmp_path: Path
 ) -> None:
-    whole = train_tiny("pbas", parts, tmp_path / "whole", cross_fit=2, group="none")
-    again = train_tiny("pbas", parts, tmp_path / "again", cross_fit=2, group="none")
+    whole = train_small("pbas", parts, tmp_path / "whole", cross_fit=2, group="none")
+    again = train_small("pbas", parts, tmp_path / "again", cross_fit=2, group="none")
     again.model.unlink()
 
-    resumed = train_tiny("pbas", parts, tmp_path / "again", cross_fit=2, group="none", resume=True)
+    resumed = train_small("pbas", parts, tmp_path / "again", cross_fit=2, group="none", resume=True)
 
     assert whole.model.read_bytes() == resumed.model.read_bytes()
     assert whole.bundle.spec.decision.n_good == 20
@@ -114,9 +114,9 @@ def test_trained_method_cross_fits_and_resumes_to_the_same_bytes(
     ],
 )
 def test_senseless_numbers_are_refused_before_training(
-    settings: dict[str, Any], words: str, train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+    settings: dict[str, Any], words: str, train_small: Callable[..., Any], parts: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(FlawsmithError, match=words):
-        train_tiny("padim", parts, tmp_path / "run", group="none", **settings)
+        train_small("padim", parts, tmp_path / "run", group="none", **settings)
 
     assert not (tmp_path / "run").exists()

@@ -29,9 +29,9 @@ def left_half(tmp_path: Path) -> Path:
 
 
 def test_what_lies_outside_changes_neither_score_nor_map_nor_verdict(
-    train_tiny: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
+    train_small: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
 ) -> None:
-    result = train_tiny("padim", parts, tmp_path / "run", roi=left_half, min_area=4)
+    result = train_small("padim", parts, tmp_path / "run", roi=left_half, min_area=4)
 
     inspector = Inspector.load(result.bundle)
     image = decode(next(parts.rglob("*.png"))).copy()
@@ -48,7 +48,7 @@ def test_what_lies_outside_changes_neither_score_nor_map_nor_verdict(
 
 
 def test_calibrating_with_the_held_out_images_gives_the_limits_of_training(
-    train_tiny: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
+    train_small: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
 ) -> None:
     zones = tmp_path / "zones.json"
     zones.write_text(json.dumps({**DRAWING, "zones": [TOP]}), encoding="utf-8")
@@ -58,7 +58,7 @@ def test_calibrating_with_the_held_out_images_gives_the_limits_of_training(
         "zones": {"roi": zones, "alpha": 0.2},
     }
     for name, settings in settings_by_name.items():
-        result = train_tiny("padim", parts, tmp_path / name, **settings)
+        result = train_small("padim", parts, tmp_path / name, **settings)
         held_out = tmp_path / f"{name}-good"
         held_out.mkdir()
         for record in json.loads((result.folder / "run.json").read_text())["held_out"]:
@@ -72,9 +72,9 @@ def test_calibrating_with_the_held_out_images_gives_the_limits_of_training(
 
 
 def test_stored_maps_stand_for_the_held_out_images(
-    train_tiny: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
+    train_small: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
 ) -> None:
-    result = train_tiny("padim", parts, tmp_path / "run", group="none", alpha=0.2)
+    result = train_small("padim", parts, tmp_path / "run", group="none", alpha=0.2)
     held_out = tmp_path / "good"
     held_out.mkdir()
     for record in json.loads((result.folder / "run.json").read_text())["held_out"]:
@@ -95,9 +95,9 @@ def test_stored_maps_stand_for_the_held_out_images(
 
 
 def test_maps_of_another_model_or_damaged_ones_are_refused(
-    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+    train_small: Callable[..., Any], parts: Path, tmp_path: Path
 ) -> None:
-    result = train_tiny("padim", parts, tmp_path / "run", group="none")
+    result = train_small("padim", parts, tmp_path / "run", group="none")
     elsewhere = tmp_path / "elsewhere.flaw"
     elsewhere.write_bytes(result.model.read_bytes())
 
@@ -142,23 +142,23 @@ def test_images_learned_from_are_refused_after_training(trained: Callable[[str],
 
 
 def test_region_is_part_of_what_a_run_depends_on(
-    train_tiny: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
+    train_small: Callable[..., Any], parts: Path, left_half: Path, tmp_path: Path
 ) -> None:
-    train_tiny("padim", parts, tmp_path / "run", roi=left_half)
+    train_small("padim", parts, tmp_path / "run", roi=left_half)
     assert len(yaml.safe_load((tmp_path / "run" / "config.yaml").read_text(encoding="utf-8"))["region"]) == 64
     left_half.write_text(json.dumps({**DRAWING, "include": [[[0, 0], [90, 0], [90, 80], [0, 80]]]}), encoding="utf-8")
 
     with pytest.raises(FlawsmithError, match="another region of interest in --roi: give another --out"):
-        train_tiny("padim", parts, tmp_path / "run", roi=left_half, resume=True)
+        train_small("padim", parts, tmp_path / "run", roi=left_half, resume=True)
 
 
 def test_zones_are_trained_with_and_what_is_outside_of_all_of_them_is_still_seen(
-    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+    train_small: Callable[..., Any], parts: Path, tmp_path: Path
 ) -> None:
     zones = tmp_path / "zones.json"
     zones.write_text(json.dumps({"width": 112, "height": 80, "zones": [TOP]}), encoding="utf-8")
 
-    result = train_tiny("padim", parts, tmp_path / "run", roi=zones, alpha=0.2, trim=0.05)
+    result = train_small("padim", parts, tmp_path / "run", roi=zones, alpha=0.2, trim=0.05)
 
     spec = result.bundle.spec
     assert spec.geometry.region is None and spec.decision.region_of_interest is None
@@ -169,7 +169,7 @@ def test_zones_are_trained_with_and_what_is_outside_of_all_of_them_is_still_seen
     assert "zone top" in (result.folder / "report.html").read_text(encoding="utf-8")
     zones.write_text(json.dumps({"width": 112, "height": 80, "zones": [TOP | {"min_area": 3}]}), encoding="utf-8")
     with pytest.raises(FlawsmithError, match="other zones in --roi: give another --out"):
-        train_tiny("padim", parts, tmp_path / "run", roi=zones, alpha=0.2, trim=0.05, resume=True)
+        train_small("padim", parts, tmp_path / "run", roi=zones, alpha=0.2, trim=0.05, resume=True)
 
 
 @pytest.mark.parametrize(
@@ -185,9 +185,9 @@ def test_zones_are_trained_with_and_what_is_outside_of_all_of_them_is_still_seen
     ],
 )
 def test_settings_that_say_nothing_leave_no_folder(
-    settings: dict[str, Any], words: str, train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+    settings: dict[str, Any], words: str, train_small: Callable[..., Any], parts: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(FlawsmithError, match=words):
-        train_tiny("padim", parts, tmp_path / "run", **settings)
+        train_small("padim", parts, tmp_path / "run", **settings)
 
     assert not (tmp_path / "run").exists()

@@ -23,20 +23,30 @@ from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspection, Inspector
 from flawsmith.runtime.tiles import Tiling
 
+
+def raising(error: type[BaseException]) -> Callable[..., Any]:
+    """A function that does nothing but raise: here training would begin."""
+
+    def function(*_: Any) -> Any:
+        raise error
+
+    return function
+
+
 TILES = {"tile": 56, "overlap": 8}
 """Images of the category `parts` have 80 x 112 pixels: two rows of two or three tiles."""
 
 
 @pytest.fixture(scope="module")
-def tiled(train_tiny: Callable[..., Any], parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return train_tiny("padim", parts, tmp_path_factory.mktemp("tiled") / "run", **TILES)
+def tiled(train_small: Callable[..., Any], parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return train_small("padim", parts, tmp_path_factory.mktemp("tiled") / "run", **TILES)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_learns_from_tiles_and_sets_its_limit_on_whole_images(
-    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path, method: str
+    train_small: Callable[..., Any], parts: Path, tmp_path: Path, method: str
 ) -> None:
-    result = train_tiny(method, parts, tmp_path / "run", **TILES)
+    result = train_small(method, parts, tmp_path / "run", **TILES)
 
     spec, calibration = result.bundle.spec, result.bundle.calibration
     assert spec.tiling == Tiling(size=56, overlap=8)
@@ -91,15 +101,18 @@ def test_tiles_of_images_that_fit_into_one_change_nothing(
     np.testing.assert_array_equal(result.bundle.calibration["good"], plain.calibration["good"])
 
 
-def test_images_that_are_much_reduced_are_worth_one_note(train_tiny: Callable[..., Any], tmp_path: Path) -> None:
+def test_images_that_are_much_reduced_are_worth_one_note(
+    train_small: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("flawsmith.pipeline.steps.TrainingSteps.finish", raising(KeyboardInterrupt))
     rng = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
     for number in range(12):
         Image.fromarray(rng.integers(0, 256, (300, 400, 3), np.uint8)).save(tmp_path / "data" / f"{number}.png")
 
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as told, pytest.raises(KeyboardInterrupt):
         warnings.simplefilter("always")
-        train_tiny("padim", tmp_path / "data", tmp_path / "run")
+        train_small("padim", tmp_path / "data", tmp_path / "run")
 
     notes = [str(warning.message) for warning in told if "may be lost" in str(warning.message)]
     assert notes == [
@@ -108,7 +121,7 @@ def test_images_that_are_much_reduced_are_worth_one_note(train_tiny: Callable[..
     ]
 
 
-def test_small_flaw_that_squashing_loses_is_found_in_tiles(train_tiny: Callable[..., Any], tmp_path: Path) -> None:
+def test_small_flaw_that_squashing_loses_is_found_in_tiles(train_small: Callable[..., Any], tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     y, x = np.mgrid[:480, :640]
 
@@ -124,7 +137,7 @@ def test_small_flaw_that_squashing_loses_is_found_in_tiles(train_tiny: Callable[
     flawed[300:304, 410:414] = 20
 
     def inspect(name: str, **tiles: int) -> Inspection:
-        result = train_tiny("patchcore", tmp_path / "good", tmp_path / name, **tiles)
+        result = train_small("patchcore", tmp_path / "good", tmp_path / name, **tiles)
         return Inspector.load(result.bundle).inspect(flawed)
 
     squashed, piecewise = inspect("squashed"), inspect("tiled", tile=96)
@@ -136,12 +149,12 @@ def test_small_flaw_that_squashing_loses_is_found_in_tiles(train_tiny: Callable[
 
 
 def test_region_of_interest_of_whole_images_holds_in_tiles(
-    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+    train_small: Callable[..., Any], parts: Path, tmp_path: Path
 ) -> None:
     drawing = {"width": 112, "height": 80, "include": [[[0, 0], [50, 0], [50, 80], [0, 80]]]}
     (tmp_path / "roi.json").write_text(json.dumps(drawing), encoding="utf-8")
 
-    result = train_tiny("glass", parts, tmp_path / "run", roi=tmp_path / "roi.json", select="best", **TILES)
+    result = train_small("glass", parts, tmp_path / "run", roi=tmp_path / "roi.json", select="best", **TILES)
 
     inspector = Inspector.load(result.bundle)
     image = decode(next(parts.rglob("*.png"))).copy()
@@ -154,7 +167,12 @@ def test_region_of_interest_of_whole_images_holds_in_tiles(
 
 
 def test_tile_is_part_of_what_a_run_depends_on_and_runs_of_before_resume(
-    train_tiny: Callable[..., Any], trained: Callable[[str], Any], tiled: Any, parts: Path, tmp_path: Path
+    train_tiny: Callable[..., Any],
+    train_small: Callable[..., Any],
+    trained: Callable[[str], Any],
+    tiled: Any,
+    parts: Path,
+    tmp_path: Path,
 ) -> None:
     run = shutil.copytree(trained("padim").folder, tmp_path / "run")
     config = yaml.safe_load((run / "config.yaml").read_text())
@@ -167,7 +185,7 @@ def test_tile_is_part_of_what_a_run_depends_on_and_runs_of_before_resume(
 
     assert result.bundle.to_bytes() == trained("padim").bundle.to_bytes()
     with pytest.raises(FlawsmithError, match=r"it was begun with overlap=8 instead of 16"):
-        train_tiny("padim", parts, tiled.folder, resume=True, tile=56, overlap=16)
+        train_small("padim", parts, tiled.folder, resume=True, tile=56, overlap=16)
 
 
 @pytest.mark.parametrize(
@@ -186,10 +204,10 @@ def test_tile_is_part_of_what_a_run_depends_on_and_runs_of_before_resume(
     ],
 )
 def test_settings_that_say_nothing_leave_no_folder(
-    settings: dict[str, Any], words: str, train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+    settings: dict[str, Any], words: str, train_small: Callable[..., Any], parts: Path, tmp_path: Path
 ) -> None:
     method = settings.get("method", "padim")
     with pytest.raises(FlawsmithError, match=words):
-        train_tiny(method, parts, tmp_path / "run", **{k: v for k, v in settings.items() if k != "method"})
+        train_small(method, parts, tmp_path / "run", **{k: v for k, v in settings.items() if k != "method"})
 
     assert not (tmp_path / "run").exists()
