@@ -7,6 +7,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from PIL import Image
 
 import flawsmith as package
 from flawsmith.cli.train import _devices
+from flawsmith.data.samples import Dataset
 from flawsmith.metrics.bootstrap import LOCO_METRICS
 from flawsmith.models.registry import method_names
 from flawsmith.runtime.bundle import Bundle
@@ -305,11 +307,14 @@ class TestTrain:
     @pytest.fixture
     def trained(self, monkeypatch: pytest.MonkeyPatch, tiny: ModuleType) -> list[dict[str, object]]:
         """The options with which the pipeline was called; training itself is tested there."""
+        from flawsmith.data.groups import with_groups
+        from flawsmith.data.layouts import load
         from flawsmith.pipeline import train
 
         calls: list[dict[str, object]] = []
 
-        def record(data: Path, **options: object) -> SimpleNamespace:
+        def record(data: Path, *, on_data: Callable[[Dataset], None], **options: Any) -> SimpleNamespace:
+            on_data(with_groups(load(data, options["layout"]), options["group"]))
             calls.append({"data": data, **options})
             folder = Path("runs/bolt")
             return SimpleNamespace(

@@ -180,8 +180,8 @@ def inspect_by_tiles(
     """Score and map of an image that one tile does not hold.
 
     The map is joined as the tiles come, so that no more than one of them is in memory. The score is that of the tile
-    that scores highest: it has the unit of the network's own score, whatever the number of tiles. Of most methods that is
-    not the map's maximum (docs/architecture.md).
+    that scores highest: it has the unit of the network's own score, whatever the number of tiles. Of most methods
+    that is not the map's maximum (docs/architecture.md).
 
     Args:
         image: (height, width, 3).
