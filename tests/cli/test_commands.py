@@ -15,6 +15,7 @@ from PIL import Image
 
 import flawsmith as package
 from flawsmith.cli.train import _devices
+from flawsmith.data.samples import Dataset
 from flawsmith.metrics.bootstrap import LOCO_METRICS
 from flawsmith.models.registry import method_names
 from flawsmith.runtime.bundle import Bundle
@@ -312,8 +313,8 @@ class TestTrain:
 
         calls: list[dict[str, object]] = []
 
-        def record(data: Path, *, on_data: Callable[[Any], None], **options: Any) -> SimpleNamespace:
-            on_data(with_groups(load(data), options["group"]))
+        def record(data: Path, *, on_data: Callable[[Dataset], None], **options: Any) -> SimpleNamespace:
+            on_data(with_groups(load(data, options["layout"]), options["group"]))
             calls.append({"data": data, **options})
             folder = Path("runs/bolt")
             return SimpleNamespace(

@@ -20,8 +20,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, draw_parts: Callable[..., Pat
 
 
 @pytest.fixture(scope="module")
-def result(train_tiny: Callable[..., Any], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return train_tiny("pbas", data, tmp_path_factory.mktemp("run") / "pbas", baseline="patchcore")
+def result(train_small: Callable[..., Any], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    return train_small("pbas", data, tmp_path_factory.mktemp("run") / "pbas", baseline="patchcore")
 
 
 def test_baseline_sees_the_same_images_in_the_same_geometry(result: Any) -> None:
@@ -35,9 +35,9 @@ def test_baseline_sees_the_same_images_in_the_same_geometry(result: Any) -> None
 
 
 def test_model_does_not_depend_on_its_baseline(
-    result: Any, train_tiny: Callable[..., Any], data: Path, tmp_path: Path
+    result: Any, train_small: Callable[..., Any], data: Path, tmp_path: Path
 ) -> None:
-    alone = train_tiny("pbas", data, tmp_path / "alone")
+    alone = train_small("pbas", data, tmp_path / "alone")
 
     assert not (alone.folder / "baseline").exists()
     assert alone.model.read_bytes() == result.model.read_bytes()
@@ -64,9 +64,9 @@ def test_evaluation_says_whether_training_was_worth_it(result: Any, data: Path, 
 
 
 def test_baseline_of_other_images_is_not_compared(
-    result: Any, train_tiny: Callable[..., Any], draw_parts: Callable[..., Path], tmp_path: Path
+    result: Any, train_small: Callable[..., Any], draw_parts: Callable[..., Path], tmp_path: Path
 ) -> None:
-    other = train_tiny("pbas", draw_parts(tmp_path / "nut", good=9), tmp_path / "other")
+    other = train_small("pbas", draw_parts(tmp_path / "nut", good=9), tmp_path / "other")
 
     assert baseline_of(other.bundle, result.folder) is None
     assert baseline_of(result.bundle, None) is None
@@ -80,34 +80,34 @@ def test_damaged_baseline_is_passed_over(result: Any, tmp_path: Path) -> None:
 
 
 def test_baseline_that_cannot_be_trained_costs_no_model(
-    train_tiny: Callable[..., Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    train_small: Callable[..., Any], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: object) -> None:
         raise FlawsmithError("no such level")
 
     monkeypatch.setattr("flawsmith.pipeline.steps.baseline_settings", refuse)
 
-    done = train_tiny("pbas", data, tmp_path / "run", baseline="padim")
+    done = train_small("pbas", data, tmp_path / "run", baseline="padim")
 
     assert Bundle.load(done.model).spec.method == "pbas"
     assert "the baseline padim could not be trained: no such level" in done.report.read_text(encoding="utf-8")
 
 
-def test_no_baseline_beside_a_baseline(train_tiny: Callable[..., Any], data: Path, tmp_path: Path) -> None:
-    done = train_tiny("padim", data, tmp_path / "run", baseline="patchcore")
+def test_no_baseline_beside_a_baseline(train_small: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+    done = train_small("padim", data, tmp_path / "run", baseline="patchcore")
 
     assert not (done.folder / "baseline").exists()
 
 
 def test_unknown_baseline_is_refused_before_anything_is_written(
-    train_tiny: Callable[..., Any], data: Path, tmp_path: Path
+    train_small: Callable[..., Any], data: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(FlawsmithError, match="choose patchcore, padim or none"):
-        train_tiny("pbas", data, tmp_path / "run", baseline="pathcore")
+        train_small("pbas", data, tmp_path / "run", baseline="pathcore")
 
     assert not (tmp_path / "run").exists()
 
 
-def test_baseline_has_no_checkpoint_to_choose(train_tiny: Callable[..., Any], data: Path, tmp_path: Path) -> None:
+def test_baseline_has_no_checkpoint_to_choose(train_small: Callable[..., Any], data: Path, tmp_path: Path) -> None:
     with pytest.raises(FlawsmithError, match="trains nothing"):
-        train_tiny("padim", data, tmp_path / "run", select="best")
+        train_small("padim", data, tmp_path / "run", select="best")

@@ -148,9 +148,9 @@ def line(tmp_path_factory: pytest.TempPathFactory, draw_parts: Callable[..., Pat
 
 
 @pytest.fixture(scope="module")
-def oracle(train_tiny: Callable[..., Any], line: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+def oracle(train_small: Callable[..., Any], line: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run whose checkpoint was chosen on test data, with a crop that cuts more away than it must."""
-    return train_tiny("pbas", line, tmp_path_factory.mktemp("oracle") / "run", select="oracle", set=dict(CUT))
+    return train_small("pbas", line, tmp_path_factory.mktemp("oracle") / "run", select="oracle", set=dict(CUT))
 
 
 def test_oracle_chooses_by_image_and_pixel_auroc_on_test_data(oracle: Any) -> None:
@@ -163,11 +163,11 @@ def test_oracle_chooses_by_image_and_pixel_auroc_on_test_data(oracle: Any) -> No
 
 
 def test_oracle_does_not_change_what_is_learned(
-    oracle: Any, train_tiny: Callable[..., Any], line: Path, tmp_path: Path
+    oracle: Any, train_small: Callable[..., Any], line: Path, tmp_path: Path
 ) -> None:
     rows = [json.loads(row) for row in (oracle.folder / "metrics.jsonl").read_text().splitlines()]
     best = max(range(len(rows)), key=lambda at: rows[at]["oracle_image_auroc"] + rows[at]["oracle_pixel_auroc"])
-    other = train_tiny("pbas", line, tmp_path / "run", set=dict(CUT))
+    other = train_small("pbas", line, tmp_path / "run", set=dict(CUT))
 
     losses = [json.loads(row)["loss"] for row in (other.folder / "metrics.jsonl").read_text().splitlines()]
     assert losses == [row["loss"] for row in rows]
@@ -208,13 +208,13 @@ def test_resizing_that_no_crop_follows_is_refused_in_one_line(changes: dict[str,
 
 @pytest.mark.parametrize("kind", ["good", "flawed"])
 def test_oracle_without_labelled_test_images_is_refused_before_anything_is_written(
-    kind: str, draw_parts: Callable[..., Path], train_tiny: Callable[..., Any], tmp_path: Path
+    kind: str, draw_parts: Callable[..., Path], train_small: Callable[..., Any], tmp_path: Path
 ) -> None:
     root = draw_parts(tmp_path / "bolt", good=6)
     for file in (root / "test" / ("good" if kind == "good" else "crack")).iterdir():
         file.unlink()
 
     with pytest.raises(FlawsmithError, match=f"has no {kind} ones: leave --oracle out"):
-        train_tiny("pbas", root, tmp_path / "run", select="oracle")
+        train_small("pbas", root, tmp_path / "run", select="oracle")
 
     assert not (tmp_path / "run").exists()

@@ -25,10 +25,10 @@ def lots(parts: Path, tmp_path: Path) -> Path:
 
 
 def test_whole_lots_are_held_out_and_the_run_says_how_many(
-    lots: Path, train_tiny: Callable[..., Any], tmp_path: Path
+    lots: Path, train_small: Callable[..., Any], tmp_path: Path
 ) -> None:
     with pytest.warns(UserWarning, match=r"one group alone \(lot \d\)"):
-        result = train_tiny("padim", lots, tmp_path / "run")
+        result = train_small("padim", lots, tmp_path / "run")
     record = yaml.safe_load((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))
     assert "5 of 20 good images, 1 of 4 groups, held out whole" in record["hold_out"]
     assert len({Path(row["image"]).parts[0] for row in record["held_out"]}) == 1
@@ -38,20 +38,20 @@ def test_whole_lots_are_held_out_and_the_run_says_how_many(
 
 @pytest.mark.parametrize("group", ["auto", "none"])
 def test_a_run_from_before_there_were_groups_goes_on(
-    parts: Path, train_tiny: Callable[..., Any], tmp_path: Path, group: str
+    parts: Path, train_small: Callable[..., Any], tmp_path: Path, group: str
 ) -> None:
-    train_tiny("padim", parts, tmp_path / "run")
+    train_small("padim", parts, tmp_path / "run")
     config = tmp_path / "run" / "config.yaml"
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     assert settings.pop("group") == "none", "images without groups are split as ever"
     config.write_text(yaml.safe_dump(settings), encoding="utf-8")
-    train_tiny("padim", parts, tmp_path / "run", resume=True, group=group)
+    train_small("padim", parts, tmp_path / "run", resume=True, group=group)
 
 
 def test_a_run_from_before_there_were_groups_names_the_way_out_where_there_are_some_now(
-    lots: Path, train_tiny: Callable[..., Any], tmp_path: Path
+    lots: Path, train_small: Callable[..., Any], tmp_path: Path
 ) -> None:
-    train_tiny("padim", lots, tmp_path / "run", group="none")
+    train_small("padim", lots, tmp_path / "run", group="none")
     config = tmp_path / "run" / "config.yaml"
     settings = yaml.safe_load(config.read_text(encoding="utf-8"))
     del settings["group"]
@@ -61,8 +61,8 @@ def test_a_run_from_before_there_were_groups_names_the_way_out_where_there_are_s
         pytest.warns(UserWarning, match="one group alone"),
         pytest.raises(FlawsmithError, match=r"group='none' instead of 'auto' \(continue it with --group none\)"),
     ):
-        train_tiny("padim", lots, tmp_path / "run", resume=True)
-    train_tiny("padim", lots, tmp_path / "run", resume=True, group="none")
+        train_small("padim", lots, tmp_path / "run", resume=True)
+    train_small("padim", lots, tmp_path / "run", resume=True, group="none")
 
 
 @pytest.mark.parametrize(
@@ -75,12 +75,12 @@ def test_a_run_from_before_there_were_groups_names_the_way_out_where_there_are_s
 )
 @pytest.mark.filterwarnings("ignore:the limit rests on images of one group alone")
 def test_a_setting_that_chooses_other_images_is_named_in_place_of_the_images(
-    lots: Path, train_tiny: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], words: str
+    lots: Path, train_small: Callable[..., Any], tmp_path: Path, changes: dict[str, Any], words: str
 ) -> None:
-    train_tiny("padim", lots, tmp_path / "run", seed=0)
+    train_small("padim", lots, tmp_path / "run", seed=0)
 
     with pytest.raises(FlawsmithError, match=words):
-        train_tiny("padim", lots, tmp_path / "run", **{"seed": 0, **changes}, resume=True)
+        train_small("padim", lots, tmp_path / "run", **{"seed": 0, **changes}, resume=True)
 
 
 def test_a_way_to_tell_groups_that_does_not_fit_is_refused_before_any_work(lots: Path, tmp_path: Path) -> None:

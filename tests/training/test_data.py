@@ -59,7 +59,7 @@ def training_set(tmp_path: Path) -> Make:
 
 
 def test_a_run_decodes_every_training_image_once(
-    train_tiny: Callable[..., Any],
+    train_small: Callable[..., Any],
     parts: Path,
     tmp_path: Path,
     decoded: Counter[str],
@@ -69,7 +69,7 @@ def test_a_run_decodes_every_training_image_once(
     monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("flawsmith.data.bursts.open_image", lambda *_: pytest.fail("read for its thumbnail alone"))
 
-    train_tiny("glass", parts, tmp_path / "run")
+    train_small("glass", parts, tmp_path / "run")
 
     learned = calibration_split(load(parts), 0).train
     assert {decoded[str(sample.image)] for sample in learned} == {1}
