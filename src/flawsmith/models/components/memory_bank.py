@@ -151,9 +151,9 @@ class Whitening(nn.Module):
 
     Example:
         >>> whitening = Whitening(2)
-        >>> whitening.fit(torch.tensor([[-10.0, 0], [10, 0], [0, -1], [0, 1]]))
-        >>> whitening(torch.tensor([[[[10.0]], [[1.0]]]])).flatten().round(decimals=1).tolist()
-        [1.2, 0.8]
+        >>> whitening.fit(torch.tensor([[-10.0, 0], [10, 0], [0, -4], [0, 4]]))
+        >>> [f"{value:.1f}" for value in whitening(torch.tensor([[[[10.0]], [[4.0]]]])).flatten()]
+        ['1.4', '1.4']
     """
 
     center: Tensor
