@@ -40,9 +40,9 @@ class PlainGLASS(nn.Module):
         self, normal_rows: Tensor, forged_rows: Tensor, anomalous: Tensor, centers: Tensor, noise: Tensor, mode: str
     ) -> Tensor:
         """The loss of one iteration, from the embedding's rows of normal and synthetic images."""
-        normal, synthetic = self.adaptor(normal_rows), self.adaptor(forged_rows)
+        normal, local = self.adaptor(normal_rows), self.adaptor(forged_rows)
         centers = centers.repeat(len(normal) // len(centers), 1)
-        true = torch.cat([synthetic[~anomalous], normal])
+        true = torch.cat([local[~anomalous], normal])
         radius = torch.quantile((true - torch.cat([centers[~anomalous], centers])).norm(dim=1), RADIUS_QUANTILE)
         radius = radius.detach()
         synthetic = normal + noise
@@ -60,9 +60,9 @@ class PlainGLASS(nn.Module):
         good, bad = probability[: len(normal)], probability[len(normal) :]
         total = F.binary_cross_entropy(good, torch.zeros_like(good)) + F.binary_cross_entropy(bad, torch.ones_like(bad))
         if mode == "hypersphere":
-            pushed = centers + self._shell(synthetic - centers, 2 * radius, 4 * radius)
-            synthetic = torch.where(anomalous[:, None], pushed, synthetic)
-        return total + self._focal(self.discriminate(synthetic), anomalous.float())
+            pushed = centers + self._shell(local - centers, 2 * radius, 4 * radius)
+            local = torch.where(anomalous[:, None], pushed, local)
+        return total + self._focal(self.discriminate(local), anomalous.float())
 
     @staticmethod
     def _shell(offset: Tensor, inner: Tensor | float, outer: Tensor | float) -> Tensor:
