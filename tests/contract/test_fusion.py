@@ -7,10 +7,7 @@ from flawsmith.models import Fusion
 TINY = {
     "image_size": [64, 96],
     "precision": "32-true",
-    "memories": 4,
     "bank_size": 16,
-    "amplification_epochs": 2,
-    "amplification_steps": 4,
     "student_widths": [8, 8, 16],
     "student_blocks": [1, 1, 1],
     "epochs": 2,

@@ -67,13 +67,13 @@ def input_size_for(flaw: float, image: Size, config: ModelConfig) -> InputSize:
     unit = 2 * max(config.strides)  # the levels of the finest halve without a remainder
     height, width = (unit * math.ceil(side * share / unit - 1e-9) for side in image)
     rows, columns = config.image_size
-    own = rows * columns
+    usual = rows * columns
     if height <= rows and width <= columns:
         return InputSize((rows, columns), None, 1.0)
     if height * width <= MOST_PIXELS:
         # A short side is not seen smaller than before: a gain is no reason for a loss.
         network = max(height, min(rows, _fitting(image[0], unit))), max(width, min(columns, _fitting(image[1], unit)))
-        return InputSize(network, None, network[0] * network[1] / own)
+        return InputSize(network, None, network[0] * network[1] / usual)
     side = max(SMALLEST_TILE, math.floor(min(rows, columns) / share))
     tiling = Tiling(size=side, overlap=side // OVERLAP_SHARE)
     return InputSize((rows, columns), tiling, float(len(tiling.tiles(image))))
@@ -83,17 +83,17 @@ def _fitting(side: int, unit: int) -> int:
     return unit * math.ceil(side / unit)
 
 
-def seen_in_words(flaw: float, image: Size, seen: InputSize, own: Size) -> str:
+def seen_in_words(flaw: float, image: Size, seen: InputSize, usual: Size) -> str:
     """How images are seen, and what it costs, before it is paid."""
     if seen.tiling is not None:
         how = f"in tiles of {seen.tiling.size} pixels, {seen.cost:.0f} an image"
-    elif seen.network == own:
+    elif seen.network == usual:
         return (
-            f"images of {image[1]} x {image[0]} are seen at {own[1]} x {own[0]} as ever: a flaw of {flaw:.3g} pixels "
-            f"has {PIXELS_OF_A_FLAW} there or more"
+            f"images of {image[1]} x {image[0]} are seen at {usual[1]} x {usual[0]} as ever: a flaw of {flaw:.3g} "
+            f"pixels has {PIXELS_OF_A_FLAW} there or more"
         )
     else:
-        how = f"at {seen.network[1]} x {seen.network[0]} instead of {own[1]} x {own[0]}"
+        how = f"at {seen.network[1]} x {seen.network[0]} instead of {usual[1]} x {usual[0]}"
     return (
         f"images of {image[1]} x {image[0]} are seen {how}, so that a flaw of {flaw:.3g} pixels has {PIXELS_OF_A_FLAW} "
         f"of the network's pixels or all that it has; an image takes about {seen.cost:.1f} times as long"
