@@ -27,11 +27,11 @@ from flawsmith.data.seeding import generator
 from flawsmith.data.splits import half
 from flawsmith.metrics import aupro, auroc
 from flawsmith.metrics.collect import network_mask, resize_mask
-from flawsmith.models.components.level_table import LevelTable
+from flawsmith.models.components.level_table import LevelTable, Rows
 from flawsmith.models.patchcore.functional import coreset, largest_distance, patches, ranked_patches
 from flawsmith.models.patchcore.model import rows_to_keep
 from flawsmith.pipeline.masks import read_mask
-from flawsmith.pipeline.oddness import Rows, unlikeness
+from flawsmith.pipeline.oddness import unlikeness
 from flawsmith.runtime.decision import choose_limits
 from flawsmith.runtime.image import decode
 

@@ -21,8 +21,7 @@ from flawsmith.data.layouts import load
 from flawsmith.data.samples import Sample
 from flawsmith.data.splits import held_out_count
 from flawsmith.models import PaDiM, PatchCore
-from flawsmith.models.components.level_table import LevelTable
-from flawsmith.pipeline.oddness import Rows
+from flawsmith.models.components.level_table import LevelTable, Rows
 from flawsmith.runtime.decision import choose_limits
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode

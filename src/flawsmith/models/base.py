@@ -22,6 +22,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import Recipe
+from flawsmith.synthesis.views import View
 
 
 @dataclass(frozen=True)
@@ -238,6 +239,14 @@ class TrainingData(Protocol):
 
     def features(self) -> FeatureSource:
         """Level maps of all training images from the frozen backbone, cached on disk."""
+        ...
+
+    def views(self, wanted: Sequence[tuple[int, View]]) -> FeatureSource:
+        """Level maps of training images seen otherwise, cached likewise.
+
+        Args:
+            wanted: which image, by row, and how it is seen; at least one.
+        """
         ...
 
     def images(self, geometry: Geometry | None = None) -> Iterator[Float[np.ndarray, "3 height width"]]:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from flawsmith.models.base import AnomalyOutput, FeatureSource
+from flawsmith.models.components.level_table import Rows
 
 FOLDS = 3
 _BATCH = 8
@@ -23,20 +24,6 @@ class Baseline(Protocol):
     def fit_features(self, features: FeatureSource) -> object: ...
 
     def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput: ...
-
-
-class Rows:
-    """Some images of a table of features."""
-
-    def __init__(self, features: FeatureSource, rows: NDArray[np.intp]) -> None:
-        self._features, self._rows = features, rows
-        self.channels, self.grids = features.channels, features.grids
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def batch(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
-        return self._features.batch(self._rows[np.asarray(rows, np.intp)])
 
 
 @torch.no_grad()

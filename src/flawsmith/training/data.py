@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -45,6 +46,7 @@ from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, provi
 from flawsmith.synthesis.recipes import Recipe
 from flawsmith.synthesis.synthesizer import AnomalySample, AnomalySynthesizer, to_8_bit
 from flawsmith.synthesis.textures import texture_source
+from flawsmith.synthesis.views import View
 
 PREFETCHED = 2
 MOST_WORKERS = 2
@@ -469,6 +471,29 @@ class TrainingSet:
     def _extract(self, rows: Sequence[int]) -> Iterator[LevelArrays]:
         table = self._table(self.geometry)
         return extract(self._extractor, (self.geometry.normalise(table[row]) for row in rows))
+
+    def views(self, wanted: Sequence[tuple[int, View]]) -> FeatureTable:
+        """Level maps of rows seen otherwise, in the order in which they are asked for, kept on disk likewise."""
+        table = self._table(self.geometry)
+        identities = [f"{self._hashes[row]}-{hashlib.sha256(repr(view).encode()).hexdigest()}" for row, view in wanted]
+
+        def seen(row: int, view: View) -> NDArray[np.float32]:
+            pixels = table[row]
+            image = pixels / np.float32(255) if pixels.dtype == np.uint8 else pixels
+            return self.geometry.normalise(view.of(np.asarray(image, np.float32), self._stretch(row)))
+
+        def extracted(numbers: Sequence[int]) -> Iterator[LevelArrays]:
+            return extract(self._extractor, (seen(*wanted[number]) for number in numbers))
+
+        return self._cache.table(identities, extracted)
+
+    def _stretch(self, row: int) -> float:
+        """Width over height of what a pixel of the network's input shows of a row."""
+        size = None if self.tiling is not None else image_size(self.rows[row].path)
+        if size is None or self.geometry.policy != "squash":  # tiles are square; others keep proportions
+            return 1.0
+        (height, width), (seen_height, seen_width) = size, self.geometry.size
+        return (width / seen_width) / (height / seen_height)
 
     def images(self, geometry: Geometry | None = None) -> Iterator[NDArray[np.float32]]:
         """All images, normalised, (3, height, width); a given geometry takes the value range of this data's source."""

@@ -174,8 +174,9 @@ FUSION = RD4AD_PRESETS["fast"].model_copy(
             Neighbourhood(side=1, levels=2, stride=16, whitened=True, role="map"),
             Neighbourhood(side=3, levels=2, stride=16, whitened=True, role="map"),
         ),
-        "bank_size": 4000,
-        "bank_candidates": 100_000,
+        "bank_size": 8000,
+        "bank_candidates": 200_000,
+        "bank_views": 3,
         "bank_weight": 0.5,
         "score_share": 0.01,
     }

@@ -285,7 +285,7 @@ class AAND(ScoreMapModel):
         return data.synthetic(recipe, foreground, self.grids[0], match_grey=config.match_grey)
 
     def findings(self) -> Mapping[str, str | float]:
-        return self._findings
+        return {**super().findings(), **self._findings}
 
     @torch.no_grad()
     def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:

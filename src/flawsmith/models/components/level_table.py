@@ -1,4 +1,4 @@
-"""Level maps in memory: what a method without a training loop learns from in a plain script."""
+"""Level maps in memory, for a method without a training loop in a plain script; and some images of a larger set."""
 
 from __future__ import annotations
 
@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
+from flawsmith.models.base import FeatureSource
 from flawsmith.runtime.errors import FlawsmithError
 
 
@@ -45,3 +47,22 @@ class LevelTable:
         """The level maps of some images, finest first: (rows, channels, height, width) each."""
         indices = torch.as_tensor(rows, dtype=torch.long)
         return [level[indices] for level in self._levels]
+
+
+class Rows:
+    """Some images of a larger set of level maps (:class:`flawsmith.models.base.FeatureSource`).
+
+    Args:
+        images: the larger set.
+        rows: which of them, in order.
+    """
+
+    def __init__(self, images: FeatureSource, rows: NDArray[np.intp]) -> None:
+        self._images, self._rows = images, rows
+        self.channels, self.grids = images.channels, images.grids
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def batch(self, rows: Sequence[int] | np.ndarray) -> list[Tensor]:
+        return self._images.batch(self._rows[np.asarray(rows, np.intp)])

@@ -392,6 +392,13 @@ class BankConfig(ModelConfig):
         ge=1,
         description="Means that those to remember are chosen among, drawn evenly from the good images.",
     )
+    bank_views: int = Field(
+        0,
+        ge=0,
+        le=100,
+        description="Views of each good image that are remembered beside it, in another light, moved, and turned where "
+        "other good images lie so too; up to five times as many of few images, at most 3000 in all.",
+    )
     bank_weight: float = Field(
         0.75,
         gt=0,
@@ -477,12 +484,20 @@ class MultiScaleMemoryBank(nn.Module):
         return self.memories[number](self.neighbourhoods[number].of(levels[: self.levels[number] + 1]))
 
     @torch.no_grad()
-    def fit(self, images: FeatureSource, seed: int) -> None:
+    def fit(self, images: FeatureSource, seed: int, shown: Int[Tensor, " row"] | None = None) -> None:
         """Remember good images, with a scale of 1.
 
         Mean and spread are those of the distances to other images' features. One image has no others, and copies of
         one do not differ: nothing says what is usual then, so the bank says 0 everywhere.
+
+        Args:
+            images: what is remembered, a row each.
+            seed: of the draws.
+            shown: the image that each row shows, numbered by the rows that come first; the others are views of them,
+                which are remembered but say nothing of how far apart good images are. None: every row is an image.
         """
+        shown = torch.arange(len(images)) if shown is None else shown
+        count = len(shown.unique())
         for number, (neighbourhood, memory) in enumerate(zip(self.neighbourhoods, self.memories, strict=True)):
             assert isinstance(memory, MemoryBank)
             side = neighbourhood.side
@@ -493,8 +508,9 @@ class MultiScaleMemoryBank(nn.Module):
                 maps.whitening = memory.whitening
             coreset = sample_coreset(maps, self.size, seed, purpose=purpose, candidates=self.candidates)
             spread, mean = torch.tensor(torch.inf), torch.tensor(0.0)
-            if len(maps) > 1:
-                spread, mean = _scatter(distances_to_others(coreset, maps, measured_rows(len(maps))))
+            if count > 1:
+                of_images = Coreset(coreset.features, shown[coreset.images])
+                spread, mean = _scatter(distances_to_others(of_images, maps, measured_rows(count)))
             memory.fit(coreset.features, spread)
             self.means[number] = mean / spread
         self.scale.fill_(1.0)

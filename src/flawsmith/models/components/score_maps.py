@@ -8,7 +8,7 @@ several levels are summed, to the level that scatters most. What good parts scor
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -23,6 +23,8 @@ from flawsmith.features.patch_embedding import resize
 from flawsmith.models.base import AnomalyModel, FeatureSource, SinglePass, Stage, TrainingData
 from flawsmith.models.components.level_table import LevelTable
 from flawsmith.models.components.memory_bank import BankConfig, MultiScaleMemoryBank, measured_rows
+from flawsmith.models.components.views import WithViews, usual_turns, views_of_all
+from flawsmith.synthesis.views import Turn
 
 ScoreMap = Float[Tensor, "batch h w"]
 Comparison = Literal["none", "position", "level"]
@@ -224,6 +226,7 @@ class ScoreMapModel(AnomalyModel):
         self._comparison = comparison
         self.norms = nn.ModuleList(ScoreNorm() for _ in range(0 if comparison == "none" else maps))
         self.bank = None
+        self._turns: tuple[Turn, ...] | None = None
         if config.neighbourhoods:
             self.bank = MultiScaleMemoryBank(
                 backbone.channels,
@@ -255,14 +258,17 @@ class ScoreMapModel(AnomalyModel):
         if len(self.norms):
             yield SinglePass("norm", lambda: self._fit_norms(data.features()))
         if self.bank is not None:
-            yield SinglePass("bank", lambda: self._fit_bank(data.features()))
+            if self.config.bank_views:  # here, so that a run that is taken up again knows them too
+                self._turns = usual_turns(data, self.bank.neighbourhoods[0], self.bank.levels[0], self.seed)
+            yield SinglePass("bank", lambda: self._fit_bank(data.features(), self._views(data)))
 
     @torch.no_grad()
     def fit_scores(self, batches: Iterable[Float[Tensor, "batch 3 height width"]]) -> None:
         """The same passes for a loop of one's own: to be called when the model has been trained.
 
         Args:
-            batches: normalised good images; their level maps are held in memory.
+            batches: normalised good images; their level maps are held in memory. ``bank_views`` does not count here:
+                give changed images too.
 
         Raises:
             FlawsmithError: there is no image.
@@ -283,14 +289,27 @@ class ScoreMapModel(AnomalyModel):
             norm.fit(*scale)
 
     @torch.no_grad()
-    def _fit_bank(self, features: FeatureSource) -> None:
+    def _fit_bank(self, features: FeatureSource, views: WithViews | None = None) -> None:
         """The bank scatters as the model's own maps do, times its weight."""
         assert self.bank is not None
         rows = measured_rows(len(features))
         moments = score_moments(self.eval().normalised_maps, features, rows, images_a_pass=1)
-        self.bank.fit(features, self.seed)
+        if views is None:
+            self.bank.fit(features, self.seed)
+        else:
+            self.bank.fit(views, self.seed, views.shown)
         spread = torch.stack([each.whole[1].sqrt() for each in moments]).sum()
         self.bank.scale.fill_(self.config.bank_weight * float(spread))
+
+    def _views(self, data: TrainingData) -> WithViews | None:
+        """The good images and the views of them that the bank remembers; None: the images alone."""
+        if self._turns is None:
+            return None
+        views = views_of_all(len(data), self.config.bank_views, self.seed, self._turns)
+        return WithViews(data.features(), data.views(views), [row for row, _ in views])
+
+    def findings(self) -> Mapping[str, str | float]:
+        return {"turns": ", ".join(self._turns) or "none"} if self._turns is not None else {}
 
 
 def score_moments(

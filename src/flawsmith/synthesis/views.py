@@ -1,0 +1,127 @@
+"""Good images as they would look on another day: in another light, a little moved, or turned like other good ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from flawsmith.synthesis.blend import FloatImage
+
+Turn = Literal["mirrored", "half", "quarter"]
+"""How parts may lie: mirrored, by a half turn, or by a quarter turn and any other angle."""
+ANGLE = 2.5
+"""Degrees either way that every part may be turned."""
+SHIFT = 0.01
+"""Share of the image's width and height that every part may be moved, either way."""
+SCALE = 1.02
+EXPOSURE = 1.28
+CONTRAST = 1.16
+BLURRED = 0.3
+"""Share of views that are out of focus, by a Gaussian of at most this many pixels of the network's input."""
+BLUR = 0.8
+
+
+@dataclass(frozen=True)
+class View:
+    """One way to see a good image again; as made, it changes nothing.
+
+    Attributes:
+        mirrored: left is right.
+        degrees: anticlockwise, about the centre.
+        shift: to the right and down, as shares of width and height.
+        scale: how much larger things look.
+        exposure: factor on all values.
+        contrast: factor on the distance of all values to their mean.
+        blur: standard deviation of a Gaussian, pixels.
+    """
+
+    mirrored: bool = False
+    degrees: float = 0.0
+    shift: tuple[float, float] = (0.0, 0.0)
+    scale: float = 1.0
+    exposure: float = 1.0
+    contrast: float = 1.0
+    blur: float = 0.0
+
+    def of(self, image: FloatImage, stretch: float = 1.0) -> FloatImage:
+        """The image seen so; what comes in at the borders repeats them.
+
+        Args:
+            image: (height, width, 3) in [0, 1].
+            stretch: width over height of what a pixel shows: an angle is one of the part, not of its squashed picture.
+
+        Example:
+            >>> image = np.zeros((2, 2, 3), np.float32)
+            >>> image[0, 0] = 0.5
+            >>> View(mirrored=True, exposure=0.8).of(image)[:, :, 0].tolist()
+            [[0.0, 0.4000000059604645], [0.0, 0.0]]
+        """
+        height, width = image.shape[:2]
+        across, down = (width - 1) / 2, (height - 1) / 2
+        turn, size = math.radians(self.degrees), self.scale
+        # Image coordinates run downwards; the turn is made where pixels are square.
+        matrix = np.array(
+            [
+                [size * math.cos(turn), size * math.sin(turn) / stretch],
+                [-size * math.sin(turn) * stretch, size * math.cos(turn)],
+            ]
+        ) @ np.diag([-1.0 if self.mirrored else 1.0, 1.0])
+        offset = np.array([across + self.shift[0] * width, down + self.shift[1] * height]) - matrix @ [across, down]
+        seen = image
+        if not np.allclose(np.column_stack([matrix, offset]), np.eye(2, 3)):
+            seen = cv2.warpAffine(
+                np.ascontiguousarray(image, dtype=np.float32),
+                np.column_stack([matrix, offset]),
+                (width, height),
+                flags=cv2.INTER_LINEAR,
+                borderMode=cv2.BORDER_REPLICATE,
+            )
+        if self.blur:
+            seen = cv2.GaussianBlur(seen, (0, 0), self.blur)
+        mean = seen.mean()
+        return np.clip(((seen - mean) * self.contrast + mean) * self.exposure, 0, 1, dtype=np.float32)
+
+
+TURNED: Mapping[Turn, View] = MappingProxyType(
+    {"mirrored": View(mirrored=True), "half": View(degrees=180.0), "quarter": View(degrees=90.0)}
+)
+"""A view that is turned and otherwise as it was, for each turn."""
+
+
+def draw_view(rng: np.random.Generator, turns: Collection[Turn] = ()) -> View:
+    """A view of another day.
+
+    Args:
+        rng: source of all draws.
+        turns: how the part may lie beside how it lies.
+
+    Example:
+        >>> view = draw_view(np.random.default_rng(0))
+        >>> view.mirrored, abs(view.degrees) <= ANGLE
+        (False, True)
+    """
+    angle = float(rng.uniform(-ANGLE, ANGLE))
+    if "quarter" in turns:
+        angle += float(rng.uniform(0, 360))
+    elif "half" in turns:
+        angle += 180.0 * int(rng.integers(2))
+    return View(
+        mirrored="mirrored" in turns and bool(rng.integers(2)),
+        degrees=angle,
+        shift=(float(rng.uniform(-SHIFT, SHIFT)), float(rng.uniform(-SHIFT, SHIFT))),
+        scale=_factor(rng, SCALE),
+        exposure=_factor(rng, EXPOSURE),
+        contrast=_factor(rng, CONTRAST),
+        blur=float(rng.uniform(0, BLUR)) if rng.random() < BLURRED else 0.0,
+    )
+
+
+def _factor(rng: np.random.Generator, most: float) -> float:
+    """Between 1 / most and most, evenly by its logarithm."""
+    return float(most ** rng.uniform(-1, 1))
