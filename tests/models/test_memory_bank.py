@@ -133,6 +133,15 @@ def test_parts_of_a_bank_count_for_the_map_the_score_or_both(seed: int) -> None:
     torch.testing.assert_close(bank(levels), standardised(0, 0) + standardised(2, 1))
 
 
+def test_a_neighbourhood_may_remember_fewer_than_the_others(seed: int) -> None:
+    images = Images(8, seed)
+    settings = config(bank=[{"side": 1}, {"side": 3, "share": 0.4}])
+    bank = fitted_bank(images, settings, seed)
+
+    assert [len(memory.features) for memory in bank.memories] == [12, 5]
+    assert settings.model_dump()["bank"] == ({"side": 1, "levels": 1}, {"side": 3, "levels": 1, "share": 0.4})
+
+
 def test_whitened_features_scatter_alike_in_all_directions(seed: int) -> None:
     torch.manual_seed(seed)
     mixed = torch.randn(4000, 6) @ torch.randn(6, 6) * torch.tensor([100.0, 10, 1, 1, 1, 1]) + 7

@@ -73,9 +73,9 @@ class View:
             ]
         ) @ np.diag([-1.0 if self.mirrored else 1.0, 1.0])
         offset = np.array([across + self.shift[0] * width, down + self.shift[1] * height]) - matrix @ [across, down]
-        seen = image
+        seen: FloatImage = image
         if not np.allclose(np.column_stack([matrix, offset]), np.eye(2, 3)):
-            seen = cv2.warpAffine(
+            seen = cv2.warpAffine(  # type: ignore[assignment]
                 np.ascontiguousarray(image, dtype=np.float32),
                 np.column_stack([matrix, offset]),
                 (width, height),
@@ -83,7 +83,7 @@ class View:
                 borderMode=cv2.BORDER_REPLICATE,
             )
         if self.blur:
-            seen = cv2.GaussianBlur(seen, (0, 0), self.blur)
+            seen = cv2.GaussianBlur(seen, (0, 0), self.blur)  # type: ignore[assignment]
         mean = seen.mean()
         return np.clip(((seen - mean) * self.contrast + mean) * self.exposure, 0, 1, dtype=np.float32)
 

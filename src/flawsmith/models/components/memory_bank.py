@@ -364,12 +364,13 @@ class Neighbourhood(BaseModel):
     )
     stride: int | None = Field(None, description="Level on whose grid it is remembered; None: the coarsest.")
     whitened: bool = Field(False, description="Whether features are compared in the units of how they scatter.")
+    share: float = Field(1.0, gt=0, le=1, description="Means remembered, as a share of bank_size.")
     role: Role = Field("both", description="What its distances count for: the map, the image score, or both.")
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Model files and runs of before these fields keep their form."""
-        defaults = {"stride": None, "whitened": False, "role": "both"}
+        defaults = {"stride": None, "whitened": False, "share": 1.0, "role": "both"}
         return {name: value for name, value in dump(self).items() if value != defaults.get(name, ())}
 
     def of(self, levels: Sequence[Level]) -> Level:
@@ -448,11 +449,11 @@ class MultiScaleMemoryBank(nn.Module):
         candidates: int = CANDIDATES,
     ) -> None:
         super().__init__()
-        self.neighbourhoods, self.size, self.candidates = tuple(neighbourhoods), size, candidates
+        self.neighbourhoods, self.candidates = tuple(neighbourhoods), candidates
         last = len(channels) - 1
         self.levels = tuple(last if each.stride is None else strides.index(each.stride) for each in neighbourhoods)
         self.memories = nn.ModuleList(
-            MemoryBank(sum(channels[: level + 1][-each.levels :]), size, whitened=each.whitened)
+            MemoryBank(sum(channels[: level + 1][-each.levels :]), math.ceil(each.share * size), whitened=each.whitened)
             for each, level in zip(neighbourhoods, self.levels, strict=True)
         )
         self.register_buffer("means", torch.zeros(len(neighbourhoods)))
@@ -497,7 +498,7 @@ class MultiScaleMemoryBank(nn.Module):
                 which are remembered but say nothing of how far apart good images are. None: every row is an image.
         """
         shown = torch.arange(len(images)) if shown is None else shown
-        count = len(shown.unique())
+        count = int(shown.max()) + 1
         for number, (neighbourhood, memory) in enumerate(zip(self.neighbourhoods, self.memories, strict=True)):
             assert isinstance(memory, MemoryBank)
             side = neighbourhood.side
@@ -506,7 +507,7 @@ class MultiScaleMemoryBank(nn.Module):
                 drawn = draw_features(maps, seed, purpose=purpose, candidates=self.candidates)
                 memory.whitening.fit(drawn.features)
                 maps.whitening = memory.whitening
-            coreset = sample_coreset(maps, self.size, seed, purpose=purpose, candidates=self.candidates)
+            coreset = sample_coreset(maps, len(memory.features), seed, purpose=purpose, candidates=self.candidates)
             spread, mean = torch.tensor(torch.inf), torch.tensor(0.0)
             if count > 1:
                 of_images = Coreset(coreset.features, shown[coreset.images])
