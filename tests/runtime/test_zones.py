@@ -242,7 +242,10 @@ class TestDecision:
         rng = np.random.default_rng(draw)
 
         def region() -> RegionOfInterest:
-            include, exclude = rng.random((rng.integers(3), 4, 2)).tolist(), rng.random((rng.integers(3), 3, 2)).tolist()
+            include, exclude = (
+                rng.random((rng.integers(3), 4, 2)).tolist(),
+                rng.random((rng.integers(3), 3, 2)).tolist(),
+            )
             has_mask = rng.random() < 0.5 or not (include or exclude)
             mask = RegionOfInterest.from_mask(rng.random((5, 7)) < 0.8).mask if has_mask else None
             return RegionOfInterest(include=include, exclude=exclude, mask=mask)

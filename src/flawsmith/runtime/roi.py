@@ -185,13 +185,14 @@ def box_of(region: RegionOfInterest, size: tuple[int, int]) -> tuple[slice, slic
 
     Example:
         >>> box_of(RegionOfInterest(include=[[(0.2, 0.2), (0.5, 0.2), (0.5, 0.4)]]), (100, 100))
-        (slice(19, 42, None), slice(19, 52, None))
+        (slice(18, 42, None), slice(18, 52, None))
     """
     height, width = size
     corners = np.array([corner for polygon in region.include for corner in polygon] or [(0.0, 0.0), (1.0, 1.0)])
     (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
-    rows = slice(max(0, math.floor(top * height) - 1), min(height, math.ceil(bottom * height) + 2))
-    return rows, slice(max(0, math.floor(left * width) - 1), min(width, math.ceil(right * width) + 2))
+    # Pillow draws a polygon's last row and column too, and version 10 a column before its first.
+    rows = slice(max(0, math.floor(top * height) - 2), min(height, math.ceil(bottom * height) + 2))
+    return rows, slice(max(0, math.floor(left * width) - 2), min(width, math.ceil(right * width) + 2))
 
 
 def _keep_white(inspected: NDArray[np.bool_], picture: Image.Image, edges: tuple[int, int, int, int]) -> None:
