@@ -131,7 +131,7 @@ def test_bits_that_are_too_few_are_refused(
         (["--value-range", "7000"], "write two values, such as 7000:9000"),
         (["--value-range", "9000:7000"], "value_range must rise"),
         (["--value-range", "0:70000"], "within 0 and 65535"),
-        (["--value-range", "0:nan"], "not possible: input should be a finite number"),
+        (["--value-range", "0:nan"], "not possible: it must be a finite number"),
         (["--value-range", "7000:9000", "--bits", "12"], "give one of them"),
         (["--value-range", "20000:30000"], "lie outside --value-range 20000:30000"),
         (["--bits", "99"], "bits=99 is not possible"),
