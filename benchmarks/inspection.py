@@ -40,7 +40,9 @@ from flawsmith.synthesis.demo_parts import render_part
 
 Engine = tuple[Literal["onnxruntime", "openvino"], Literal["float32", "bfloat16"]]
 ENGINES: tuple[Engine, ...] = (("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"))
-# Backbone and preset, whose own input is measured.
+METHODS = ["fusion", "pbas"]
+"""The default, and the one with the smallest model file."""
+# Backbone and preset, whose own input is measured; methods without a preset of that name are passed over.
 MODELS = (("efficientnet_lite0", "fast"), ("wide_resnet50_2@random", "official"))
 STEPS = ("decode", "prepare", "infer", "restore", "decide")
 PHOTO = (512, 512)
@@ -117,6 +119,8 @@ def compare_all(methods: Sequence[str], photo: Path, pairs: int) -> Iterable[str
     """A section a method and model."""
     heads = ("engine", "yardstick, ms", "inspection, ms", "**ratio**", "bare network, ms", "detector, ms", "ratio")
     for method, names in product(methods, MODELS):
+        if names[1] not in find_method(method).presets:
+            continue
         model, ratios, steps, missing = Model(method, *names), [], [], ""
         for engine in ENGINES:
             try:
@@ -196,7 +200,7 @@ def _channels(shape: str) -> int:
 def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--pairs", type=int, default=60)
-    arguments.add_argument("--methods", nargs="+", default=["pbas"])
+    arguments.add_argument("--methods", nargs="+", default=METHODS)
     arguments.add_argument(
         "--profile", action="store_true", help="add what each node after the backbone costs, for PBAS"
     )
@@ -223,7 +227,7 @@ def main() -> None:
             + node_costs(model, 3 if args.quick else 20)
             for model in (Model("pbas", *names) for names in MODELS)
         ]
-    name = "inspection" if args.methods == ["pbas"] else f"inspection_{'_'.join(args.methods)}"
+    name = "inspection" if args.methods == METHODS else f"inspection_{'_'.join(args.methods)}"
     page(name, "What an inspection costs", sections, write=args.write)
 
 
