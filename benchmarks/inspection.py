@@ -9,6 +9,7 @@ it.
 from __future__ import annotations
 
 import json
+import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -46,6 +47,8 @@ METHODS = ["fusion", "pbas"]
 MODELS = (("efficientnet_lite0", "fast"), ("wide_resnet50_2@random", "official"))
 STEPS = ("decode", "prepare", "infer", "restore", "decide")
 PHOTO = (512, 512)
+_IDLE = 0.5
+"""Load up to which a machine counts as idle: this program is not yet in it."""
 # Height and width of photographs from 0.25 to 12 megapixels.
 SIZES = ((500, 500), (1000, 1000), (1200, 1667), (2000, 2000), (2448, 3264), (3000, 4000))
 
@@ -136,6 +139,17 @@ def compare_all(methods: Sequence[str], photo: Path, pairs: int) -> Iterable[str
         )
 
 
+def other_work() -> str:
+    """A sentence on what else the machine did when the measurement began, where it was not idle."""
+    load, cores = os.getloadavg()[0], os.cpu_count() or 1
+    if load < _IDLE:
+        return ""
+    return (
+        f" Other work ran meanwhile (load {load:.1f} on {cores} cores): alone an inspection takes less time; ratios "
+        "are of pairs that met the same load."
+    )
+
+
 def restoring(repeats: int) -> str:
     """The cost of bringing a map back to the image's pixels and judging it there."""
     config = PBAS.presets["fast"]
@@ -214,7 +228,7 @@ def main() -> None:
             "normalises and "
             "runs the bare backbone; the inspection gives verdict, score and map in the file's own pixels. “Bare "
             "network” and "
-            "“detector” are the two graphs alone, without files.",
+            "“detector” are the two graphs alone, without files." + other_work(),
             *compare_all(args.methods, photo, pairs),
         ]
     sections.append(
