@@ -78,6 +78,9 @@ class RandomImages:
     def features(self) -> RandomImages:
         return self
 
+    def views(self, wanted: Any) -> RandomImages:
+        return self
+
     def images(self, geometry: Geometry | None = None) -> Iterator[np.ndarray]:
         size = self.image_size if geometry is None else geometry.size
         return iter(np.random.default_rng(0).standard_normal((len(self), 3, *size)))
