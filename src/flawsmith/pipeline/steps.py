@@ -99,16 +99,9 @@ def drawn_tile(image: ImageArray, geometry: Geometry, tiling: Tiling, seed: int,
     return tiles[int(generator(seed, "tile of a flaw", index).integers(len(tiles)))]
 
 
-def network_geometry(config: ModelConfig, settings: TrainSettings, region: RegionOfInterest | None) -> Geometry:
-    """How files become a network's input, before its backbone says what normalises them."""
-    return Geometry(
-        policy=config.policy,
-        size=config.image_size,
-        resize=config.resize,
-        interpolation=config.interpolation,
-        value_range=settings.source_range,
-        region=region,
-    )
+def of_files(geometry: Geometry, settings: TrainSettings, region: RegionOfInterest | None) -> Geometry:
+    """A method's geometry for the files of a run: with the range of their values, and what is to be seen of them."""
+    return Geometry(**{**dict(geometry), "value_range": settings.source_range, "region": region})
 
 
 def refuse_without_labels(dataset: Dataset) -> None:
@@ -246,9 +239,8 @@ class TrainingSteps:
     def _trained(self) -> tuple[AnomalyModel, Geometry, TrainingSet]:
         with self._timed("backbone"):
             backbone = local_rank_zero_first(self._backbone)
-        statistics = {"mean": backbone.info.mean, "std": backbone.info.std}
-        geometry = network_geometry(self.config, self.settings, self.job.region).model_copy(update=statistics)
         model = find_method(self.settings.method)(self.config, backbone, self.settings.seed)
+        geometry = of_files(model.geometry, self.settings, self.job.region)
         self._rehearse(model, geometry)
         return model, geometry, self._learn(model, backbone, geometry)
 

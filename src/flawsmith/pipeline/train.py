@@ -45,7 +45,7 @@ from flawsmith.pipeline.settings import (
     require_engine,
     spread,
 )
-from flawsmith.pipeline.steps import Job, TrainingSteps, network_geometry, refuse_without_labels
+from flawsmith.pipeline.steps import Job, TrainingSteps, of_files, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import left_out, left_out_note
@@ -159,7 +159,7 @@ def train(
     checked, config, size_note = _choose_input(good, checked, config, flaw)
     if checked.tiling is not None:
         _refuse_with_tiles(checked, config)
-    geometry = network_geometry(config, checked, region)
+    geometry = of_files(config.geometry, checked, region)
     others = (each.model_copy(update={"value_range": geometry.value_range}) for each in config.other_geometries)
     watched = spread(good)
     first_look = FirstLook((geometry, *others), checked.tiling, (sample.image for sample in watched))
