@@ -19,6 +19,7 @@ from flawsmith.data.loco import saturation_of
 from flawsmith.metrics.collect import ScoredImage
 from flawsmith.pipeline.evaluate import collect, evaluate, evaluate_into
 from flawsmith.pipeline.reporting import EXAMPLES, ExampleGallery
+from flawsmith.pipeline.steps import DecodedImages
 from flawsmith.runtime import image as images
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
@@ -157,6 +158,25 @@ def test_mask_of_no_kind_is_refused_in_the_same_words(tiny: ModuleType, trees: M
         evaluate(Inspector.load(tiny.make_bundle()), root, n_resamples=0)
 
     assert str(on_the_way.value) == str(beforehand.value)
+
+
+# Held-out images of a training run
+
+
+def test_the_first_images_stay_decoded_as_far_as_there_is_room(
+    looks: tuple[Counter[str], Counter[int]], trees: ModuleType, tmp_path: Path
+) -> None:
+    files = [trees.picture(tmp_path / f"{number}.png", seed=number) for number in range(3)]
+    expected = [images.decode(file) for file in files]
+    looks[0].clear()
+    decoded = DecodedImages(most=2 * expected[0].nbytes)
+
+    for file, image in [*zip(files, expected, strict=True)] * 2:
+        assert np.array_equal(decoded.read(file), image)
+
+    assert [looks[0][str(file)] for file in files] == [1, 1, 2]
+    with pytest.raises(ValueError, match="read-only"):
+        decoded.read(files[0])[:] = 0
 
 
 # Pictures of the report

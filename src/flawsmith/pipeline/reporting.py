@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from flawsmith.report.html import write_report
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.files import BASELINES
-from flawsmith.runtime.image import as_8_bit, decode
+from flawsmith.runtime.image import ImageArray, as_8_bit, decode
 from flawsmith.runtime.inspector import Inspection
 
 EXAMPLES = 8
@@ -41,6 +41,8 @@ PICTURES = 24
 """Of the held-out images, so many are shown, and more are listed."""
 _LISTED, _THUMBNAIL = 200, 512
 Mask = NDArray[np.bool_]
+Read = Callable[[Path], ImageArray]
+"""Decodes a file."""
 
 
 class ExampleGallery:
@@ -104,11 +106,13 @@ def training_report(
     baseline: Bundle | str | None = None,
     remarks: Sequence[str] = (),
     oddest: Sequence[tuple[Path, float]] = (),
+    read: Read = decode,
 ) -> None:
     """Write the report of a run that has just been trained: calibration and training, no test figures.
 
     The baseline is a model of the same images that needs no training, or why there is none. Remarks stand before the
-    other notes. The oddest are the images learned from that look least like the others, with scores.
+    other notes. The oddest are the images learned from that look least like the others, with scores. ``read`` decodes a
+    file that is shown.
     """
     spec = bundle.spec
     write_report(
@@ -125,7 +129,7 @@ def training_report(
             limit=None if spec.decision.by_regions else spec.decision.limit,
             review_limit=None if spec.decision.by_regions else spec.decision.review_limit,
             limit_statement=spec.decision.describe(),
-            held_out=[*_held_out(bundle, dataset, split), *_least_like_others(bundle, oddest)],
+            held_out=[*_held_out(bundle, dataset, split, read), *_least_like_others(bundle, oddest, read)],
             training=metrics,
             diagnostics=diagnostics,
             notes=[*remarks, *dataset.notes, *([baseline] if isinstance(baseline, str) else [])],
@@ -134,10 +138,10 @@ def training_report(
     )
 
 
-def _held_out(bundle: Bundle, dataset: Dataset, split: HoldOut) -> list[ImageStrip | FactGroup]:
+def _held_out(bundle: Bundle, dataset: Dataset, split: HoldOut, read: Read) -> list[ImageStrip | FactGroup]:
     """The images behind the limit by score, the highest with their pictures."""
     scored = held_out_images(bundle, split)
-    pictures = _pictures(bundle, scored)
+    pictures = _pictures(bundle, scored, read)
     rows = [(dataset.name_of(path), f"{score:.6g}") for path, score in scored[:_LISTED]]
     more = f", the highest {_LISTED} of {len(scored)}" if len(scored) > _LISTED else ""
     caption = "The limit rests on these images, highest score first. If one is flawed, remove it and train again."
@@ -147,17 +151,19 @@ def _held_out(bundle: Bundle, dataset: Dataset, split: HoldOut) -> list[ImageStr
     ]
 
 
-def _pictures(bundle: Bundle, scored: Sequence[tuple[Path, float]]) -> list[tuple[str, NDArray[np.uint8]]]:
+def _pictures(bundle: Bundle, scored: Sequence[tuple[Path, float]], read: Read) -> list[tuple[str, NDArray[np.uint8]]]:
     """The first few images, small, with score and name."""
     pictures = []
     for path, score in scored[:PICTURES]:
-        shown = Image.fromarray(as_8_bit(decode(path), bundle.spec.geometry.value_range))
+        shown = Image.fromarray(as_8_bit(read(path), bundle.spec.geometry.value_range))
         shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
         pictures.append((f"{score:.4g} · {path.name}", np.asarray(shown)))
     return pictures
 
 
-def _least_like_others(bundle: Bundle, oddest: Sequence[tuple[Path, float]]) -> list[ImageStrip | FactGroup]:
+def _least_like_others(
+    bundle: Bundle, oddest: Sequence[tuple[Path, float]], read: Read
+) -> list[ImageStrip | FactGroup]:
     """The images learned from that may not be good ones."""
     if not oddest:
         return []
@@ -165,7 +171,7 @@ def _least_like_others(bundle: Bundle, oddest: Sequence[tuple[Path, float]]) -> 
         "Each was scored by a model of the others that needs no training. If one of them is flawed, remove it and "
         "train again: what is learned from as good is not found."
     )
-    return [ImageStrip("Images learned from that look least like the others", caption, _pictures(bundle, oddest))]
+    return [ImageStrip("Images learned from that look least like the others", caption, _pictures(bundle, oddest, read))]
 
 
 def held_out_images(bundle: Bundle, split: HoldOut) -> list[tuple[Path, float]]:

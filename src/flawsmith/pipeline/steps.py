@@ -58,9 +58,46 @@ from flawsmith.training.distributed import broadcast_from_rank_zero, is_distribu
 from flawsmith.training.run import MODEL, REPORT, TRIM, RunFolder
 from flawsmith.training.selection import HeldOutSelection, TestImage, TestSetSelection
 
+LARGEST_STORE = 2**28
+"""Bytes of decoded images that are in memory at a time; where there are more, the others are decoded for each use."""
+
+
+class DecodedImages:
+    """Decodes files, and keeps the images for whoever asks next, as far as there is room.
+
+    A held-out image is scored, gets a synthetic flaw, proves the export and stands in the report, and a baseline does
+    the same again. The first images stay: as all are asked for in turn, the last ones would be gone when they are.
+
+    Args:
+        most: bytes that are kept.
+    """
+
+    def __init__(self, most: int = LARGEST_STORE) -> None:
+        self._images: dict[Path, ImageArray] = {}
+        self._room = most
+
+    def read(self, path: Path) -> ImageArray:
+        """An image as :func:`flawsmith.runtime.image.decode` gives it, not to be written to.
+
+        Raises:
+            FlawsmithError: the file cannot be read.
+        """
+        if path in self._images:
+            return self._images[path]
+        image = decode(path)
+        image.flags.writeable = False
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._images[path] = image
+        return image
+
 
 def synthetic_images(
-    samples: Sequence[Sample], geometry: Geometry, seed: int, tiling: Tiling | None = None
+    samples: Sequence[Sample],
+    geometry: Geometry,
+    seed: int,
+    tiling: Tiling | None = None,
+    read: Callable[[Path], ImageArray] = decode,
 ) -> Iterator[NDArray[np.uint8]]:
     """One synthetic flaw on every image, of mixed recipes and strengths: a function of the images and the seed.
 
@@ -69,11 +106,12 @@ def synthetic_images(
         geometry: declares the range of sources deeper than 8 bits.
         seed: of all draws.
         tiling: put the flaw on a tile, as large as those on training tiles; None: on the image.
+        read: decodes a file.
 
     Returns:
         (height, width, 3) uint8 each, in the size of the file.
     """
-    good = (as_8_bit(decode(sample.image), geometry.value_range) for sample in samples)
+    good = (as_8_bit(read(sample.image), geometry.value_range) for sample in samples)
     if tiling is None:
         return (flaw.image for flaw in held_out_flaws(good, seed))
     return _flawed_on_a_tile(good, geometry, seed, tiling)
@@ -175,6 +213,7 @@ class Job:
         tiling: how images are cut into tiles; None: each is seen as a whole.
         minimum_area: smallest region that counts, pixels.
         pixel_size: side of a pixel in millimetres; None: unknown.
+        decoded: images that are not learned from, decoded once for the run, its folds and its baseline.
     """
 
     dataset: Dataset
@@ -193,6 +232,7 @@ class Job:
     tiling: Tiling | None = None
     minimum_area: int = 1
     pixel_size: float | None = None
+    decoded: DecodedImages = field(default_factory=DecodedImages)
 
 
 class TrainingSteps:
@@ -290,6 +330,7 @@ class TrainingSteps:
                 baseline,
                 (*remarks, *checks),
                 [(sample.image, score) for sample, score in self.oddest[:MOST_ODD]],
+                read=self.job.decoded.read,
             )
         self.run.record(
             {
@@ -426,8 +467,9 @@ class TrainingSteps:
             tiles = ((image, drawn_tile(image, geometry, tiling, seed, index)) for index, image in enumerate(images))
             return np.stack([geometry.normalise(fit_tile(image, tile, geometry)) for image, tile in tiles])
 
-        good = seen(decode(sample.image) for sample in chosen)
-        return HeldOutSelection(good, seen(synthetic_images(chosen, geometry, seed, tiling)), lambda: model)
+        read = self.job.decoded.read
+        good = seen(read(sample.image) for sample in chosen)
+        return HeldOutSelection(good, seen(synthetic_images(chosen, geometry, seed, tiling, read)), lambda: model)
 
     def _spec(self, geometry: Geometry, model: AnomalyModel, *, n_train: int) -> BundleSpec:
         info = model.backbone.info
@@ -492,7 +534,8 @@ class TrainingSteps:
         if self.split.folds:
             scored, synthetic = self._cross_fitted_scores()
         else:
-            scored, synthetic = score_files(inspector, files), self._synthetic_scores(inspector)
+            scored = score_files(inspector, files, self.job.decoded.read)
+            synthetic = self._synthetic_scores(inspector)
         left_out = 0
         if self.settings.trim is not None:
             left_out = min(math.ceil(self.settings.trim * len(files)), len(files) - 1)
@@ -532,8 +575,9 @@ class TrainingSteps:
         decision = decision.model_copy(update={**used, "groups": figures})
         inspector.spec = spec.model_copy(update={"decision": decision})
         with tempfile.TemporaryDirectory() as folder:
-            proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder), spec.tiling)]
-            parity = check_parity(model, inspector, proofs, tolerance)
+            read = self.job.decoded.read
+            proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder), spec.tiling, read)]
+            parity = check_parity(model, inspector, proofs, tolerance, read)
         final = inspector.spec.model_copy(update={"parity": parity})
         arrays = {**levels_behind(decision, scores, levels), "forged": synthetic, **self._images()}
         return Bundle(final, graph, arrays, model_card(final))
@@ -558,7 +602,8 @@ class TrainingSteps:
             model, geometry, _ = steps._trained()
             graph = export_model(model, self.config.image_size)
             inspector = Inspector.load(Bundle(steps._spec(geometry, model, n_train=len(fold.train)), graph))
-            good = score_files(inspector, [sample.image for sample in fold.calibration])
+            files = [sample.image for sample in fold.calibration]
+            good = score_files(inspector, files, self.job.decoded.read)
             synthetic = steps._synthetic_scores(inspector, math.ceil(SYNTHETIC_FOR_CALIBRATION / len(self.split.folds)))
             scored.append((good, synthetic))
         return joined([good for good, _ in scored]), np.concatenate([synthetic for _, synthetic in scored])
@@ -566,7 +611,8 @@ class TrainingSteps:
     def _synthetic_scores(self, inspector: Inspector, most: int = SYNTHETIC_FOR_CALIBRATION) -> NDArray[np.float64]:
         samples = self.split.calibration[:most]
         seed = derived_seed(self.settings.seed, "calibration flaws") % 2**31
-        images = synthetic_images(samples, inspector.spec.geometry, seed, inspector.spec.tiling)
+        spec = inspector.spec
+        images = synthetic_images(samples, spec.geometry, seed, spec.tiling, self.job.decoded.read)
         return np.array([inspector.measure(image).score for image in images], dtype=np.float64)
 
     @contextmanager
@@ -615,13 +661,13 @@ class FileScores(NamedTuple):
         return FileScores(self.scores[rows], self.levels[rows], maps, self.sizes[rows])
 
 
-def score_files(inspector: Inspector, files: Sequence[Path]) -> FileScores:
+def score_files(inspector: Inspector, files: Sequence[Path], read: Callable[[Path], ImageArray] = decode) -> FileScores:
     """Image score and largest map values by zone, in original pixels, of every file; and the maps, if not too many."""
     height, width = inspector.spec.geometry.size
     keeps = 4 * height * width * len(files) <= LARGEST_MAPS
     scores, levels, maps, sizes = [], [], [], []
     for file in files:
-        measured = inspector.measure(file)
+        measured = inspector.measure(read(file))
         scores.append(measured.score)
         levels.append(inspector.spec.decision.zone_levels(measured.map, measured.not_inspected))
         sizes.append(measured.map.shape)

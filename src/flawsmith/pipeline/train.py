@@ -45,7 +45,7 @@ from flawsmith.pipeline.settings import (
     require_engine,
     spread,
 )
-from flawsmith.pipeline.steps import Job, TrainingSteps, of_files, refuse_without_labels
+from flawsmith.pipeline.steps import DecodedImages, Job, TrainingSteps, of_files, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import left_out, left_out_note
@@ -179,9 +179,10 @@ def train(
     images, advice = look_at_values(watched, checked, first_look.values)
     if advice is not None and is_rank_zero():
         warnings.warn(str(advice), stacklevel=2)
+    decoded = DecodedImages()
     for sample in split.calibration:
         if sample.image not in first_look.images:
-            decode(sample.image)  # a damaged file is found before the long work, not after it
+            decoded.read(sample.image)  # a damaged file is found before the long work, not after it
     if size_note and is_rank_zero():
         warnings.warn(size_note, stacklevel=2)
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
@@ -215,6 +216,7 @@ def train(
         "minimum_area": minimum_area,
         "pixel_size": pixel_size,
         "tiling": checked.tiling,
+        "decoded": decoded,
     }
     job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images, skipped, **where)
     with ExitStack() as stack:
