@@ -34,7 +34,10 @@ def generator(seed: int) -> torch.Generator:
 
 
 def levels_of(generator: torch.Generator) -> list[Tensor]:
-    return [torch.randn(IMAGES, count, *grid, generator=generator) for count, grid in zip(CHANNELS, GRIDS, strict=True)]
+    """Level maps of images of which one is far from the others, so that a projection has something to draw in."""
+    shapes = [(IMAGES, count, *grid) for count, grid in zip(CHANNELS, GRIDS, strict=True)]
+    contrast = torch.tensor([1.0, 1.0, 1.0, 6.0])[:, None, None, None]
+    return [contrast * torch.randn(shape, generator=generator) for shape in shapes]
 
 
 def embed(levels: list[Tensor]) -> Tensor:
