@@ -7,6 +7,9 @@ The test of a method is a subclass that names it:
 
     class TestGLASS(MethodTester):
         model = GLASS
+
+What does not depend on what the features are is tested on a small untrained backbone (``trained_small``); export,
+limits and model file on the packaged one (``trained``).
 """
 
 from __future__ import annotations
