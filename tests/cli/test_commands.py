@@ -94,9 +94,7 @@ class TestPredict:
 
         counts, promise, nearest, files = outcome.err.splitlines()[-4:]
         assert counts == "4 images: 1 reject, 1 review, 1 pass, 1 unreadable"
-        assert promise.startswith(
-            "of good parts the limit rejects about 50 of 1,000 good parts; 95 % sure: no more than"
-        )
+        assert promise.startswith("good parts rejected: about 50 of 1,000 good parts; 95 % sure: no more than")
         assert "reject at 1." in nearest and "c.png" in nearest and "pass at 0." in nearest and "a.png" in nearest
         assert files.startswith("see ")
         multiples = [line.split(",")[2] for line in (tmp_path / "v" / "verdicts.csv").read_text().splitlines()]

@@ -124,7 +124,7 @@ def _summary(written: Prediction, decision: Decision) -> list[str]:
     counts = ", ".join(f"{written.verdicts[verdict]} {verdict}" for verdict in ("reject", "review", "pass"))
     unreadable = f", {written.unreadable} unreadable" if written.unreadable else ""
     images = "1 image" if written.total == 1 else f"{written.total} images"
-    lines = [f"{images}: {counts}{unreadable}", f"of good parts the limit rejects {decision.promise}"]
+    lines = [f"{images}: {counts}{unreadable}", f"good parts rejected: {decision.promise}"]
     nearest = [f"{verdict} at {times:.2f}x, {image}" for verdict, (times, image) in written.nearest.items()]
     if nearest:
         lines.append(f"nearest to the limit: {'; '.join(nearest)}")
