@@ -36,7 +36,7 @@ from flawsmith.pipeline.calibrate import levels_behind
 from flawsmith.pipeline.describe import model_card
 from flawsmith.pipeline.masks import read_mask
 from flawsmith.pipeline.oddness import Baseline, unlikeness
-from flawsmith.pipeline.provenance import versions
+from flawsmith.pipeline.provenance import made_of, versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
 from flawsmith.pipeline.stored_maps import LARGEST_MAPS, StoredMaps, save_maps
 from flawsmith.report import data
@@ -53,6 +53,7 @@ from flawsmith.runtime.tiles import Tile, Tiling, fit_tile, tiles_to_see
 from flawsmith.runtime.zones import Zone
 from flawsmith.synthesis.foreground import FOLDER as MASK_FOLDER
 from flawsmith.synthesis.held_out import held_out_flaw, held_out_flaws
+from flawsmith.synthesis.synthesizer import AnomalySample
 from flawsmith.training.data import SynthesisOptions, TrainingSet
 from flawsmith.training.distributed import broadcast_from_rank_zero, is_distributed, local_rank_zero_first
 from flawsmith.training.run import MODEL, REPORT, TRIM, RunFolder
@@ -99,6 +100,17 @@ def synthetic_images(
     tiling: Tiling | None = None,
     read: Callable[[Path], ImageArray] = decode,
 ) -> Iterator[NDArray[np.uint8]]:
+    """The images of :func:`synthetic_flaws`."""
+    return (flaw.image for flaw in synthetic_flaws(samples, geometry, seed, tiling, read))
+
+
+def synthetic_flaws(
+    samples: Sequence[Sample],
+    geometry: Geometry,
+    seed: int,
+    tiling: Tiling | None = None,
+    read: Callable[[Path], ImageArray] = decode,
+) -> Iterator[AnomalySample]:
     """One synthetic flaw on every image, of mixed recipes and strengths: a function of the images and the seed.
 
     Args:
@@ -109,25 +121,24 @@ def synthetic_images(
         read: decodes a file.
 
     Returns:
-        (height, width, 3) uint8 each, in the size of the file.
+        (height, width, 3) uint8 images, in the size of the file, and masks of that size.
     """
     good = (as_8_bit(read(sample.image), geometry.value_range) for sample in samples)
-    if tiling is None:
-        return (flaw.image for flaw in held_out_flaws(good, seed))
-    return _flawed_on_a_tile(good, geometry, seed, tiling)
+    return held_out_flaws(good, seed) if tiling is None else _flawed_on_a_tile(good, geometry, seed, tiling)
 
 
 def _flawed_on_a_tile(
     images: Iterable[NDArray[np.uint8]], geometry: Geometry, seed: int, tiling: Tiling
-) -> Iterator[NDArray[np.uint8]]:
+) -> Iterator[AnomalySample]:
     previous = None
     for index, image in enumerate(images):
         tile = drawn_tile(image, geometry, tiling, seed, index)
         good = np.ascontiguousarray(tile.of(image))
-        flawed = image.copy()
-        tile.of(flawed)[:] = held_out_flaw(good, seed=seed, index=index, other=previous).image
+        flaw = held_out_flaw(good, seed=seed, index=index, other=previous)
+        flawed, mask = image.copy(), np.zeros(image.shape[:2], bool)
+        tile.of(flawed)[:], tile.of(mask)[:] = flaw.image, flaw.mask
         previous = good
-        yield flawed
+        yield dataclasses.replace(flaw, image=flawed, mask=mask, normal=image)
 
 
 def drawn_tile(image: ImageArray, geometry: Geometry, tiling: Tiling, seed: int, index: int) -> Tile:
@@ -214,6 +225,7 @@ class Job:
         minimum_area: smallest region that counts, pixels.
         pixel_size: side of a pixel in millimetres; None: unknown.
         decoded: images that are not learned from, decoded once for the run, its folds and its baseline.
+        dated: whether the report says when and of what it was made, so that its bytes differ from run to run.
     """
 
     dataset: Dataset
@@ -233,6 +245,7 @@ class Job:
     minimum_area: int = 1
     pixel_size: float | None = None
     decoded: DecodedImages = field(default_factory=DecodedImages)
+    dated: bool = False
 
 
 class TrainingSteps:
@@ -251,6 +264,7 @@ class TrainingSteps:
         self.timings: dict[str, float] = {}
         self.oddest: list[tuple[Sample, float]] = []
         self.trimmed: list[Sample] = []
+        self.scored_with_flaws: tuple[Sample, ...] = ()
         self.scored: FileScores | None = None
         self.exported_as_logits = False
 
@@ -330,6 +344,8 @@ class TrainingSteps:
                 baseline,
                 (*remarks, *checks),
                 [(sample.image, score) for sample, score in self.oddest[:MOST_ODD]],
+                self._calibration_flaws(bundle.spec),
+                made_of(bundle, self.dataset) if self.job.dated else (),
                 read=self.job.decoded.read,
             )
         self.run.record(
@@ -609,11 +625,14 @@ class TrainingSteps:
         return joined([good for good, _ in scored]), np.concatenate([synthetic for _, synthetic in scored])
 
     def _synthetic_scores(self, inspector: Inspector, most: int = SYNTHETIC_FOR_CALIBRATION) -> NDArray[np.float64]:
-        samples = self.split.calibration[:most]
+        self.scored_with_flaws = self.split.calibration[:most]
+        flaws = self._calibration_flaws(inspector.spec)
+        return np.array([inspector.measure(flaw.image).score for flaw in flaws], dtype=np.float64)
+
+    def _calibration_flaws(self, spec: BundleSpec) -> Iterator[AnomalySample]:
+        """The synthetic flaws whose scores the model file holds, drawn anew."""
         seed = derived_seed(self.settings.seed, "calibration flaws") % 2**31
-        spec = inspector.spec
-        images = synthetic_images(samples, spec.geometry, seed, spec.tiling, self.job.decoded.read)
-        return np.array([inspector.measure(image).score for image in images], dtype=np.float64)
+        return synthetic_flaws(self.scored_with_flaws, spec.geometry, seed, spec.tiling, self.job.decoded.read)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:

@@ -89,6 +89,7 @@ def train(
     logger: LoggerName = "none",
     workers: int | None = None,
     baseline: str = "patchcore",
+    dated: bool = False,
     quiet: bool = False,
     on_data: Callable[[Dataset], None] | None = None,
     **settings: Any,
@@ -109,6 +110,8 @@ def train(
         baseline: a method that needs no training, ``patchcore`` or ``padim``, whose model of the same images is written
             into ``baseline/`` of the run folder: reports set the two side by side. ``none`` leaves it out. The model
             itself does not depend on it.
+        dated: say in the report when and of what it was made: date, data folder, number of images, hash of the model.
+            Without it the same run gives the same bytes.
         quiet: show no progress.
         on_data: is told the data set with its groups, before anything is learned from it.
         **settings: fields of :class:`flawsmith.pipeline.settings.TrainSettings`, such as ``method``, ``preset``,
@@ -218,7 +221,21 @@ def train(
         "tiling": checked.tiling,
         "decoded": decoded,
     }
-    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images, skipped, **where)
+    job = Job(
+        dataset,
+        split,
+        fingerprint,
+        checked,
+        preset,
+        config,
+        run,
+        workers,
+        beside,
+        images,
+        skipped,
+        dated=dated,
+        **where,
+    )
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(run.claimed(facts, resume=resume, defaults=defaults))
