@@ -307,7 +307,7 @@ def _held_out_examples(inspector: Inspector, held_out: Sequence[tuple[Path, floa
     examples = []
     for path, score in held_out[:PICTURES]:
         pixels = read(path)
-        inspection = inspector.inspect(pixels)
+        inspection = _inspected(inspector, pixels, inspector.spec.geometry.value_range)
         pictures = pictures_of(inspection, pixels, None, _LARGEST_PICTURE // 2, maps_of_passes=True)
         examples.append(Example(path.name, "good", False, score, inspection.verdict, pictures))
     return examples
@@ -328,13 +328,28 @@ def _synthetic_examples(
     for place, flaw in enumerate(itertools.islice(synthetic, last + 1)):
         if place not in wanted:
             continue
-        inspection = inspector.inspect(flaw.image)
-        # The flaw is drawn on 8 bits already.
-        inspection = dataclasses.replace(inspection, value_range=None)
+        inspection = _inspected(inspector, flaw.image, None)  # the flaw is drawn on 8 bits already
         pictures = pictures_of(inspection, flaw.image, flaw.mask, _LARGEST_PICTURE // 2, maps_of_passes=True)
         name, score = f"synthetic flaw {place + 1}", float(scores[place])
         examples.append(Example(name, f"synthetic: {flaw.recipe}", True, score, inspection.verdict, pictures))
     return examples
+
+
+def _inspected(inspector: Inspector, pixels: ImageArray, value_range: tuple[float, float] | None) -> Inspection:
+    """What the model says, without a warning of images of another kind: a flaw has 8 bits whatever it is drawn on."""
+    measured, decision = inspector.measure(pixels), inspector.spec.decision
+    verdict, regions = decision.decide(measured.score, measured.map, measured.not_inspected)
+    return Inspection(
+        image=None,
+        score=measured.score,
+        verdict=verdict,
+        map=measured.map,
+        regions=regions,
+        not_inspected=measured.not_inspected,
+        timing={},
+        decision=decision,
+        value_range=value_range,
+    )
 
 
 def _looked_at(bundle: Bundle, held_out: Sequence[tuple[Path, float]], read: Read) -> list[ImageStrip | FactGroup]:
