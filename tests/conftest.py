@@ -359,15 +359,32 @@ def trained(
     train_tiny: Callable[..., Any], parts: Path, shared_folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Callable[[str], Any]:
     """``trained(method)``: the result of one uninterrupted run on ``parts``, which all tests share and only read."""
+    return shared_runs(train_tiny, parts, shared_folder / "trained", tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def trained_small(
+    train_small: Callable[..., Any], parts: Path, shared_folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Any]:
+    """As ``trained``, by ``train_small``, for what does not depend on what the features are."""
+    return shared_runs(train_small, parts, shared_folder / "trained-small", tmp_path_factory)
+
+
+def shared_runs(
+    train: Callable[..., Any], parts: Path, runs: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], Any]:
+    """Gives the run of a method on ``parts``; the first that asks for it makes it, in a folder of runs."""
     from flawsmith.pipeline.train import TrainResult
     from flawsmith.runtime.bundle import Bundle
 
+    runs.mkdir(exist_ok=True)
+
     @functools.cache
     def of(method: str) -> TrainResult:
-        folder = shared_folder / method
-        with FileLock(shared_folder / f"{method}.lock"):
+        folder = runs / method
+        with FileLock(runs / f"{method}.lock"):
             if not folder.exists():
-                train_tiny(method, parts, tmp_path_factory.mktemp("run") / method).folder.rename(folder)
+                train(method, parts, tmp_path_factory.mktemp("run") / method).folder.rename(folder)
         model = folder / "model.flaw"
         return TrainResult(folder, model, folder / "report.html", Bundle.load(model))
 

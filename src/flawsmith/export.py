@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -117,7 +117,11 @@ _WAY_OUT = "train anew with another --engine or --precision; with the default on
 
 
 def check_parity(
-    model: AnomalyModel, inspector: Inspector, files: Iterable[Path], tolerance: Tolerance
+    model: AnomalyModel,
+    inspector: Inspector,
+    files: Iterable[Path],
+    tolerance: Tolerance,
+    read: Callable[[Path], ImageArray] = decode,
 ) -> dict[str, float]:
     """Compare the exported model with the trained one on image files, where images are cut on a tile of each.
 
@@ -128,6 +132,7 @@ def check_parity(
         inspector: of the exported model, with its decision.
         files: images from disk, some of them not square.
         tolerance: the largest differences allowed.
+        read: decodes a file.
 
     Returns:
         The largest differences of ``score`` and ``map``, what was allowed where the limits lie (``score_allowed``,
@@ -140,7 +145,7 @@ def check_parity(
     worst_score = worst_map = 0.0
     count = 0
     for path in files:
-        image = decode(path)
+        image = read(path)
         if inspector.spec.tiling is not None:
             image = inspector.spec.tiling.middle(image)
         score, anomaly_map = reference(model, geometry, image)
@@ -178,9 +183,11 @@ def _same_verdict(
         )
 
 
-def non_square_copies(source: Path, folder: Path, tiling: Tiling | None = None) -> list[Path]:
+def non_square_copies(
+    source: Path, folder: Path, tiling: Tiling | None = None, read: Callable[[Path], ImageArray] = decode
+) -> list[Path]:
     """A wide and a tall part of an image or of a tile, written as files, so that more than squares are proved."""
-    image = decode(source) if tiling is None else tiling.middle(decode(source))
+    image = read(source) if tiling is None else tiling.middle(read(source))
     if image.dtype != np.uint8:
         return []
     height, width = image.shape[:2]

@@ -61,7 +61,8 @@ def data(tmp_path_factory: pytest.TempPathFactory, draw_parts: Callable[..., Pat
 
 @pytest.fixture(scope="module")
 def plan(data: Path) -> Plan:
-    return Plan.checked({"data": data, "methods": {"method": "pbas", "set": QUICK}, "resamples": 20}, source="test")
+    method = {"method": "pbas", "backbone": "test_efficientnet@random", "set": QUICK}
+    return Plan.checked({"data": data, "methods": method, "resamples": 20}, source="test")
 
 
 @pytest.fixture(scope="module")

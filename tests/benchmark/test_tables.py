@@ -160,3 +160,13 @@ def test_figures_of_an_oracle_are_stamped_above_all_tables(results: list[RunResu
 
     for name in ("md", "tex", "html", "csv"):
         assert "ORACLE: chosen on test data" in files[name].read_text(), name
+
+
+def test_misses_and_false_rejects_at_the_limit_come_before_the_figures_that_need_none(
+    results: list[RunResult],
+) -> None:
+    overall, by_category = tables(results)[:2]
+
+    for table in (overall, by_category):
+        places = [table.heads.index(name) for name in ("miss rate", "false reject rate", "image AUROC")]
+        assert places == sorted(places)

@@ -86,7 +86,20 @@ class TestPredict:
 
         rows = [line.split() for line in outcome.out.splitlines()]
         assert outcome.code == 0
-        assert [(row[0], Path(row[2]).name) for row in rows] == [("reject", "c.png"), ("pass", "a.png")]
+        assert [(row[0], Path(row[3]).name) for row in rows] == [("reject", "c.png"), ("pass", "a.png")]
+        assert [float(row[1].removesuffix("x")) > 1 for row in rows] == [True, False]
+
+    def test_last_lines_are_counts_promise_and_what_is_nearest_to_the_limit(self, flawsmith, model, photos, tmp_path):
+        outcome = flawsmith("predict", model, photos, "--out", tmp_path / "v")
+
+        counts, promise, nearest, files = outcome.err.splitlines()[-4:]
+        assert counts == "4 images: 1 reject, 1 review, 1 pass, 1 unreadable"
+        assert promise.startswith("good parts rejected: about 50 of 1,000 good parts; 95 % sure: no more than")
+        assert "reject at 1." in nearest and "c.png" in nearest and "pass at 0." in nearest and "a.png" in nearest
+        assert files.startswith("see ")
+        multiples = [line.split(",")[2] for line in (tmp_path / "v" / "verdicts.csv").read_text().splitlines()]
+        assert multiples[0] == "times_limit"
+        assert [float(text) > 1 for text in multiples[1:4]] == [False, False, True] and multiples[4] == ""
 
     def test_unreadable_image_is_reported_and_the_rest_inspected(self, flawsmith, model, photos, tmp_path):
         (photos / "d.png").rename(photos / "aa.png")
@@ -357,6 +370,13 @@ class TestTrain:
         assert "model.flaw" in outcome.err
         assert "report.html" in outcome.err
         assert "It rests on 19 good images" in outcome.err
+
+    def test_last_lines_begin_with_what_is_rejected_and_end_with_what_to_do(self, flawsmith, category, trained):
+        lines = flawsmith("train", category).err.splitlines()
+
+        first = lines.index("good parts rejected: about 50 of 1,000 good parts; 95 % sure: no more than 146")
+        assert first < next(at for at, line in enumerate(lines) if "It rests on" in line)
+        assert lines[-1] == "next:   flawsmith predict runs/bolt/model.flaw IMAGES"
 
     @pytest.mark.parametrize(
         ("options", "words"),

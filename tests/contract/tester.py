@@ -7,6 +7,9 @@ The test of a method is a subclass that names it:
 
     class TestGLASS(MethodTester):
         model = GLASS
+
+What does not depend on what the features are is tested on a small untrained backbone (``trained_small``); export,
+limits and model file on the packaged one (``trained``).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ import torch
 import yaml
 
 from flawsmith.data.layouts import load
+from flawsmith.data.seeding import derived_seed
 from flawsmith.export import Tolerance, check_parity
 from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache
@@ -54,8 +58,9 @@ AFTER_STAGES, NEVER = -1, -2
 
 
 @cache
-def backbone_with(strides: tuple[int, ...]) -> Backbone:
-    return load_backbone(strides=strides)
+def small_backbone(strides: tuple[int, ...]) -> Backbone:
+    """As ``train_small`` takes it."""
+    return load_backbone("test_efficientnet@random", strides=strides, seed=derived_seed(0, "random backbone"))
 
 
 class Killed(Exception):  # noqa: N818, it stands for an event
@@ -128,12 +133,12 @@ class MethodTester:
         return self.model.name
 
     @pytest.fixture
-    def build(self, trained: Trained) -> Callable[..., AnomalyModel]:
+    def build(self, trained_small: Trained) -> Callable[..., AnomalyModel]:
         """Builds the untrained model with the settings of the shared run and some changes."""
 
         def make(*, seed: int = 0, **changes: Any) -> AnomalyModel:
-            config = self.model.Config(**{**trained(self.name).bundle.spec.config, **changes})
-            return self.model(config, backbone_with(config.strides), seed)
+            config = self.model.Config(**{**trained_small(self.name).bundle.spec.config, **changes})
+            return self.model(config, small_backbone(config.strides), seed)
 
         return make
 
@@ -180,9 +185,9 @@ class MethodTester:
 
         assert not undescribed
 
-    def test_unknown_setting_is_refused_by_name(self, parts: Path, tmp_path: Path, train_tiny: Train) -> None:
+    def test_unknown_setting_is_refused_by_name(self, parts: Path, tmp_path: Path, train_small: Train) -> None:
         with pytest.raises(FlawsmithError, match="no_such_setting"):
-            train_tiny(self.name, parts, tmp_path / "run", set={"no_such_setting": 1})
+            train_small(self.name, parts, tmp_path / "run", set={"no_such_setting": 1})
         assert not (tmp_path / "run").exists()
 
     def test_a_name_is_taken_once(self) -> None:
@@ -252,7 +257,7 @@ class MethodTester:
         size = self.model.presets["fast"].image_size
         config = self.model.presets["fast"]
 
-        model = self.model.from_preset("fast", backbone=backbone_with(config.strides))
+        model = self.model.from_preset("fast", backbone=small_backbone(config.strides))
 
         assert model.config == config
         assert model.config.image_size == size
@@ -293,26 +298,29 @@ class MethodTester:
 
     def test_resumed_run_ends_with_the_bytes_of_an_uninterrupted_one(
         self,
-        trained: Trained,
-        train_tiny: Train,
+        trained_small: Trained,
+        train_small: Train,
         killed_after: Callable[[int], None],
         parts: Path,
         tmp_path: Path,
     ) -> None:
-        config = self.model.Config(**trained(self.name).bundle.spec.config)
+        whole = trained_small(self.name)
+        config = self.model.Config(**whole.bundle.spec.config)
         last = config.epochs - 1 if self.model.trains() else AFTER_STAGES
         killed_after(last)
         with pytest.raises(Killed):
-            train_tiny(self.name, parts, tmp_path / "run")
+            train_small(self.name, parts, tmp_path / "run")
         assert not (tmp_path / "run" / "model.flaw").exists()
         killed_after(NEVER)
         self._forget_defaults(tmp_path / "run" / "config.yaml")
 
-        resumed = train_tiny(self.name, parts, tmp_path / "run", resume=True)
+        resumed = train_small(self.name, parts, tmp_path / "run", resume=True)
 
-        assert resumed.model.read_bytes() == trained(self.name).model.read_bytes()
-        assert metrics_of(resumed.folder) == metrics_of(trained(self.name).folder)
-        assert (resumed.folder / "config.yaml").read_bytes() == (trained(self.name).folder / "config.yaml").read_bytes()
+        assert resumed.model.read_bytes() == trained_small(self.name).model.read_bytes()
+        assert metrics_of(resumed.folder) == metrics_of(trained_small(self.name).folder)
+        assert (resumed.folder / "config.yaml").read_bytes() == (
+            trained_small(self.name).folder / "config.yaml"
+        ).read_bytes()
 
     def _forget_defaults(self, file: Path) -> None:
         """Leave settings at their defaults out of config.yaml, as a release did that did not have them yet."""
@@ -322,22 +330,22 @@ class MethodTester:
         del settings["fraction"]
         file.write_text(yaml.safe_dump(settings))
 
-    def test_finished_run_is_not_overwritten(self, trained: Trained, train_tiny: Train, parts: Path) -> None:
-        run = trained(self.name)
+    def test_finished_run_is_not_overwritten(self, trained_small: Trained, train_small: Train, parts: Path) -> None:
+        run = trained_small(self.name)
         before = run.model.read_bytes()
 
         with pytest.raises(FlawsmithError, match="--resume"):
-            train_tiny(self.name, parts, run.folder)
+            train_small(self.name, parts, run.folder)
 
         assert run.model.read_bytes() == before
 
     @pytest.mark.parametrize("good", [1, 2, 5])
     def test_few_good_images_give_a_model_that_says_how_little_it_knows(
-        self, good: int, train_tiny: Train, draw_parts: Callable[..., Path], tmp_path: Path
+        self, good: int, train_small: Train, draw_parts: Callable[..., Path], tmp_path: Path
     ) -> None:
         data = draw_parts(tmp_path / "bolt", good=good, test=1)
 
-        result = train_tiny(self.name, data, tmp_path / "run")
+        result = train_small(self.name, data, tmp_path / "run")
 
         spec = result.bundle.spec
         used = spec.training.n_train + spec.training.n_calibration
@@ -348,14 +356,14 @@ class MethodTester:
         assert np.isfinite(inspection.score)
         assert np.isfinite(inspection.map).all()
 
-    def test_twenty_good_images_hold_five_out(self, trained: Trained) -> None:
-        training = trained(self.name).bundle.spec.training
+    def test_twenty_good_images_hold_five_out(self, trained_small: Trained) -> None:
+        training = trained_small(self.name).bundle.spec.training
 
         assert (training.n_train, training.n_calibration) == (15, 5)
 
     @pytest.fixture(scope="module")
     def elsewhere(
-        self, train_tiny: Train, parts: Path, tmp_path_factory: pytest.TempPathFactory
+        self, train_small: Train, parts: Path, tmp_path_factory: pytest.TempPathFactory
     ) -> Callable[[str], tuple[Any, list[Path]]]:
         """A run on the same good images in another folder, under other names, whose test files are no images.
 
@@ -383,26 +391,26 @@ class MethodTester:
             with pytest.MonkeyPatch.context() as patch:
                 patch.setattr("flawsmith.runtime.image.read_image", watch(read_image))
                 patch.setattr(builtins, "open", watch(builtins.open))
-                return train_tiny(name, data, root / name), opened
+                return train_small(name, data, root / name), opened
 
         return functools.cache(run)
 
     def test_same_seed_gives_the_same_bytes_from_another_folder(
-        self, trained: Trained, elsewhere: Callable[[str], tuple[Any, list[Path]]]
+        self, trained_small: Trained, elsewhere: Callable[[str], tuple[Any, list[Path]]]
     ) -> None:
         result, _ = elsewhere(self.name)
 
-        assert without_test_hashes(result.model) == without_test_hashes(trained(self.name).model)
+        assert without_test_hashes(result.model) == without_test_hashes(trained_small(self.name).model)
 
     def test_worker_processes_end_with_training_and_change_nothing(
-        self, trained: Trained, train_tiny: Train, parts: Path, tmp_path: Path
+        self, trained_small: Trained, train_small: Train, parts: Path, tmp_path: Path
     ) -> None:
         before = set(multiprocessing.active_children())
 
-        result = train_tiny(self.name, parts, tmp_path / "run", workers=1)
+        result = train_small(self.name, parts, tmp_path / "run", workers=1)
 
         assert set(multiprocessing.active_children()) <= before
-        assert result.model.read_bytes() == trained(self.name).model.read_bytes()
+        assert result.model.read_bytes() == trained_small(self.name).model.read_bytes()
 
     def test_test_images_are_hashed_but_never_decoded(self, elsewhere: Callable[[str], tuple[Any, list[Path]]]) -> None:
         result, opened = elsewhere(self.name)
@@ -411,17 +419,15 @@ class MethodTester:
         assert not opened
 
     def test_test_image_among_the_good_ones_is_refused(
-        self, train_tiny: Train, draw_parts: Callable[..., Path], tmp_path: Path
+        self, train_small: Train, draw_parts: Callable[..., Path], tmp_path: Path
     ) -> None:
         data = draw_parts(tmp_path / "bolt", good=4)
         shutil.copy(data / "train" / "good" / "001.png", data / "test" / "crack" / "leaked.png")
 
         with pytest.raises(FlawsmithError, match=r"leaked\.png"):
-            train_tiny(self.name, data, tmp_path / "run")
+            train_small(self.name, data, tmp_path / "run")
 
-    def test_exported_model_equals_the_trained_one_on_non_square_files(
-        self, trained: Trained, build: Callable[..., AnomalyModel], parts: Path
-    ) -> None:
+    def test_exported_model_equals_the_trained_one_on_non_square_files(self, trained: Trained, parts: Path) -> None:
         run = trained(self.name)
         model, inspector = restore(run.folder).model, Inspector.load(run.model)
 
@@ -435,9 +441,7 @@ class MethodTester:
             assert inspector.inspect(file).map.shape == image.shape[:2]
 
     @pytest.mark.real_data
-    def test_exported_model_equals_the_trained_one_on_real_photographs(
-        self, trained: Trained, build: Callable[..., AnomalyModel], real_data: Path
-    ) -> None:
+    def test_exported_model_equals_the_trained_one_on_real_photographs(self, trained: Trained, real_data: Path) -> None:
         run = trained(self.name)
         photographs = find_images(real_data / "magnetic_tile" / "magnetic_tile" / "train")[::40][:6]
         assert any(size[0] != size[1] for size in (decode(file).shape[:2] for file in photographs))

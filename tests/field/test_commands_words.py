@@ -56,7 +56,7 @@ def test_names_of_images_do_not_steer_the_terminal(name: str, tiny: ModuleType, 
 
     assert code == 1
     assert not CONTROLS & set(out + err)
-    assert (out.count("\n"), err.count("\n")) == (1, 2)
+    assert (out.count("\n"), err.count("\n")) == (1, 1 + 4), "a verdict; a fault and the four lines of the summary"
     record = json.loads((tmp_path / "v" / "verdicts.jsonl").read_text(encoding="utf-8").splitlines()[1])
     assert record["image"] == str(tmp_path / f"{name}.png")  # programs get the name as it is
 

@@ -140,8 +140,8 @@ def test_run_and_report_list_held_out_images_by_score(told: str, contaminated: t
     assert scores == sorted(scores, reverse=True)
     assert len(scores) == 5
     report = (run / "report.html").read_text(encoding="utf-8")
-    listed = report[report.index("Held-out good images by score") :]
-    assert listed.index("· odd.png") < listed.index(f"· {record['held_out'][1]['image']}")
+    listed = report[report.index("Scores of the held-out good images") :]
+    assert listed.index("odd.png") < listed.index(record["held_out"][1]["image"])
     assert record["remarks"][0] in report
 
 

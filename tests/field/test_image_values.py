@@ -181,12 +181,12 @@ def test_doctor_asks_for_the_bits(tmp_path: Path) -> None:
     assert len(finding.where) == 12
 
 
-def test_model_of_a_thermal_camera_knows_its_range_and_images(train_tiny: Callable[..., Any], tmp_path: Path) -> None:
+def test_model_of_a_thermal_camera_knows_its_range_and_images(train_small: Callable[..., Any], tmp_path: Path) -> None:
     folder = folder_of("thermal", tmp_path / "data")
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        result = train_tiny("patchcore", folder, tmp_path / "run", value_range=(7000, 9000))
+        result = train_small("patchcore", folder, tmp_path / "run", value_range=(7000, 9000))
 
     assert result.bundle.spec.geometry.value_range == (7000, 9000)
     assert result.bundle.spec.training.findings["images"] == "grey, 16 bits"
@@ -194,7 +194,7 @@ def test_model_of_a_thermal_camera_knows_its_range_and_images(train_tiny: Callab
 
 
 def test_training_goes_on_where_bits_may_be_missing_and_says_what_it_sees(
-    train_tiny: Callable[..., Any], tmp_path: Path
+    train_small: Callable[..., Any], tmp_path: Path
 ) -> None:
     (tmp_path / "data").mkdir()
     for number in range(12):  # of different content, and yet one picture
@@ -204,7 +204,7 @@ def test_training_goes_on_where_bits_may_be_missing_and_says_what_it_sees(
         image.save(tmp_path / "data" / f"{number}.png", pnginfo=text)
 
     with pytest.warns(UserWarning) as caught:
-        run = train_tiny("patchcore", tmp_path / "data", tmp_path / "run")
+        run = train_small("patchcore", tmp_path / "data", tmp_path / "run")
 
     said = [str(warning.message) for warning in caught]
     assert any("a 12-bit camera? add --bits 12" in line for line in said)

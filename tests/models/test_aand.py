@@ -525,8 +525,8 @@ def test_the_frozen_teacher_carries_neither_its_last_stage_nor_its_classifier() 
 
 
 def test_a_run_killed_in_the_second_stage_resumes_to_the_same_bytes(
-    trained: Callable[[str], Any],
-    train_tiny: Callable[..., Any],
+    trained_small: Callable[[str], Any],
+    train_small: Callable[..., Any],
     parts: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -541,17 +541,17 @@ def test_a_run_killed_in_the_second_stage_resumes_to_the_same_bytes(
     with monkeypatch.context() as patch:
         patch.setattr(MetricsFile, "append", cut_off)
         with pytest.raises(InterruptedError):
-            train_tiny("aand", parts, tmp_path / "run")
+            train_small("aand", parts, tmp_path / "run")
 
-    resumed = train_tiny("aand", parts, tmp_path / "run", resume=True)
+    resumed = train_small("aand", parts, tmp_path / "run", resume=True)
 
-    assert resumed.model.read_bytes() == trained("aand").model.read_bytes()
+    assert resumed.model.read_bytes() == trained_small("aand").model.read_bytes()
 
 
 def test_a_checkpoint_is_chosen_in_the_stage_that_completes_the_detector(
-    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path
+    train_small: Callable[..., Any], parts: Path, tmp_path: Path
 ) -> None:
-    result = train_tiny("aand", parts, tmp_path / "run", select="best")
+    result = train_small("aand", parts, tmp_path / "run", select="best")
 
     rows = [json.loads(line) for line in (result.folder / "metrics.jsonl").read_text().splitlines()]
     assert {row["stage"] for row in rows if "selection_auroc" in row} == {"distillation"}

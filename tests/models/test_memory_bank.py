@@ -307,11 +307,11 @@ def test_published_presets_have_no_bank() -> None:
 
 @pytest.mark.parametrize("method", BANKED)
 def test_a_bank_changes_the_model_and_is_kept_for_a_resumed_run(
-    method: str, tmp_path: Path, parts: Path, train_tiny: Train, trained: Callable[[str], Any]
+    method: str, tmp_path: Path, parts: Path, train_small: Train, trained_small: Callable[[str], Any]
 ) -> None:
     other = [] if find_method(method).presets["fast"].bank else [1, 3]  # type: ignore[attr-defined]
 
-    found = train_tiny(method, parts, tmp_path / "run", set={"bank": other})
+    found = train_small(method, parts, tmp_path / "run", set={"bank": other})
 
     assert (found.folder / "checkpoints" / "bank.safetensors").exists() == bool(other)
-    assert found.bundle.model != trained(method).bundle.model
+    assert found.bundle.model != trained_small(method).bundle.model

@@ -106,12 +106,12 @@ NORMED = [name for name in method_names() if "score_norm" in find_method(name).C
 
 @pytest.mark.parametrize("method", NORMED)
 def test_every_method_of_score_maps_can_be_normed(
-    method: str, tmp_path: Path, parts: Path, train_tiny: Train, trained: Callable[[str], Any]
+    method: str, tmp_path: Path, parts: Path, train_small: Train, trained_small: Callable[[str], Any]
 ) -> None:
     other = "none" if find_method(method).presets["fast"].score_norm == "position" else "position"
 
-    found = train_tiny(method, parts, tmp_path / "run", set={"score_norm": other})
+    found = train_small(method, parts, tmp_path / "run", set={"score_norm": other})
 
     normed = (found.folder / "checkpoints" / "norm.safetensors").exists()
     assert normed == (other == "position")
-    assert found.bundle.model != trained(method).bundle.model
+    assert found.bundle.model != trained_small(method).bundle.model

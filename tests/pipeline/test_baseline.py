@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import pytest
 
 from flawsmith.data.layouts import load
+from flawsmith.data.splits import calibration_split
 from flawsmith.pipeline.evaluate import baseline_of, evaluate_into
+from flawsmith.runtime import image
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -20,8 +23,25 @@ def data(tmp_path_factory: pytest.TempPathFactory, draw_parts: Callable[..., Pat
 
 
 @pytest.fixture(scope="module")
-def result(train_small: Callable[..., Any], data: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return train_small("pbas", data, tmp_path_factory.mktemp("run") / "pbas", baseline="patchcore")
+def decoded() -> Counter[str]:
+    """How often each file was decoded for the result."""
+    return Counter()
+
+
+@pytest.fixture(scope="module")
+def result(
+    train_small: Callable[..., Any], data: Path, tmp_path_factory: pytest.TempPathFactory, decoded: Counter[str]
+) -> Any:
+    decode_stream = image.read_image
+
+    def counted(stream: Any, name: str, max_pixels: int) -> Any:
+        decoded[name] += 1
+        return decode_stream(stream, name, max_pixels)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image, "read_image", counted)
+        patch.setenv("FLAWSMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return train_small("pbas", data, tmp_path_factory.mktemp("run") / "pbas", baseline="patchcore")
 
 
 def test_baseline_sees_the_same_images_in_the_same_geometry(result: Any) -> None:
@@ -32,6 +52,12 @@ def test_baseline_sees_the_same_images_in_the_same_geometry(result: Any) -> None
     assert baseline.spec.geometry == result.bundle.spec.geometry
     assert baseline.spec.training.images_sha256 == result.bundle.spec.training.images_sha256
     assert baseline.spec.decision.n_good == result.bundle.spec.decision.n_good
+
+
+def test_baseline_decodes_no_held_out_image_again(result: Any, data: Path, decoded: Counter[str]) -> None:
+    held_out = calibration_split(load(data), 0).calibration
+
+    assert [decoded[str(sample.image)] for sample in held_out] == [2] * len(held_out)
 
 
 def test_model_does_not_depend_on_its_baseline(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -17,8 +19,10 @@ from PIL import Image
 from flawsmith.data.layouts import load
 from flawsmith.data.loco import saturation_of
 from flawsmith.metrics.collect import ScoredImage
+from flawsmith.pipeline import reporting
 from flawsmith.pipeline.evaluate import collect, evaluate, evaluate_into
-from flawsmith.pipeline.reporting import EXAMPLES, ExampleGallery
+from flawsmith.pipeline.reporting import ExampleGallery
+from flawsmith.pipeline.steps import DecodedImages
 from flawsmith.runtime import image as images
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
@@ -159,6 +163,25 @@ def test_mask_of_no_kind_is_refused_in_the_same_words(tiny: ModuleType, trees: M
     assert str(on_the_way.value) == str(beforehand.value)
 
 
+# Held-out images of a training run
+
+
+def test_the_first_images_stay_decoded_as_far_as_there_is_room(
+    looks: tuple[Counter[str], Counter[int]], trees: ModuleType, tmp_path: Path
+) -> None:
+    files = [trees.picture(tmp_path / f"{number}.png", seed=number) for number in range(3)]
+    expected = [images.decode(file) for file in files]
+    looks[0].clear()
+    decoded = DecodedImages(most=2 * expected[0].nbytes)
+
+    for file, image in [*zip(files, expected, strict=True)] * 2:
+        assert np.array_equal(decoded.read(file), image)
+
+    assert [looks[0][str(file)] for file in files] == [1, 1, 2]
+    with pytest.raises(ValueError, match="read-only"):
+        decoded.read(files[0])[:] = 0
+
+
 # Pictures of the report
 
 
@@ -179,19 +202,47 @@ def inspection_of(score: float, verdict: Any) -> Inspection:
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.booleans(), st.sampled_from(["pass", "review", "reject"])), max_size=60)
 )
-def test_gallery_keeps_the_worst_of_each_kind_and_no_more(cases: list[tuple[int, bool, str]]) -> None:
-    gallery = ExampleGallery()
-    for number, (score, flawed, verdict) in enumerate(cases):
-        image = ScoredImage(f"{number}", float(score), verdict, "dent" if flawed else "good", flawed)
-        gallery.update(image, inspection_of(float(score), verdict), None)
-        assert all(len(entries) <= EXAMPLES for entries in gallery._entries.values())
+def test_gallery_keeps_wrong_verdicts_and_then_those_nearest_to_the_limit(cases: list[tuple[int, bool, str]]) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(reporting, "MOST_SHOWN", 10)
+        gallery = ExampleGallery(len(cases))
+        for number, (score, flawed, verdict) in enumerate(cases):
+            image = ScoredImage(f"{number}", float(score), verdict, "dent" if flawed else "good", flawed)
+            gallery.update(image, inspection_of(float(score), verdict), None)
 
-    shown = [(example.kind, int(example.name)) for example in gallery.examples()]
+    shown = [int(example.name) for example in gallery.examples()]
 
-    by_score = sorted(range(len(cases)), key=lambda number: cases[number][0])
-    kinds = {
-        "miss": [at for at in by_score if cases[at][1] and cases[at][2] != "reject"],
-        "false_alarm": [at for at in by_score[::-1] if not cases[at][1] and cases[at][2] == "reject"],
-        "found": [at for at in by_score[::-1] if cases[at][1] and cases[at][2] == "reject"],
-    }
-    assert shown == [(kind, at) for kind, numbers in kinds.items() for at in numbers[:EXAMPLES]]
+    telling = sorted(
+        range(len(cases)),
+        key=lambda at: (cases[at][1] == (cases[at][2] == "reject"), abs(cases[at][0] / 0.5 - 1), at),
+    )
+    assert shown == sorted(telling[:10])
+    assert gallery.left_out == max(0, len(cases) - 10)
+
+
+def test_only_passes_of_flawed_images_have_a_stretched_map() -> None:
+    def captions(flawed: bool, verdict: str) -> list[str]:
+        gallery = ExampleGallery(1)
+        image = ScoredImage("a.png", 0.4, verdict, "dent" if flawed else "good", flawed)
+        gallery.update(image, inspection_of(0.4, verdict), None)
+        return [picture.caption.split(":")[0] for picture in gallery.examples()[0].pictures]
+
+    assert captions(True, "pass") == ["image", "stretched map"]
+    assert captions(True, "reject") == captions(False, "reject") == ["image", "map"]
+    assert captions(False, "pass") == ["image"]
+
+
+def test_picture_of_a_large_image_is_reduced_with_its_regions() -> None:
+    anomaly_map = np.zeros((1500, 2300), np.float32)
+    anomaly_map[700:740, 1999:2040] = 1.0
+    decision = Decision(limit=0.5, map_limit=0.5, stated_false_reject_rate=0.1, n_good=9)
+    verdict, regions = decision.decide(0.9, anomaly_map)
+    large = replace(inspection_of(0.9, verdict), map=anomaly_map, regions=regions)
+
+    _, heat = reporting.pictures_of(large, np.zeros((1500, 2300, 3), np.uint8), None, 10**6, maps_of_passes=True)
+
+    picture = np.asarray(Image.open(io.BytesIO(heat.jpeg))).astype(int)
+    assert picture.shape == (500, 766, 3)
+    outline = (picture[..., 2] > 150) & (picture[..., 0] < 120)
+    rows, columns = np.nonzero(outline)
+    assert abs(rows.mean() - 720 / 3) < 3 and abs(columns.mean() - 2020 / 3) < 3

@@ -113,8 +113,8 @@ def test_files_of_another_protocol_are_stamped_and_those_of_clean_are_not(
     (stamp,) = written.evaluation.stamps
     assert json.loads(written.figures.read_text())["stamps"] == [stamp]
     report = written.report.read_text()
-    # At the head, and on each of the three tables of figures.
-    assert report.count(stamp) == 4
+    # At the head, and on each of the five tables of figures.
+    assert report.count(stamp) == 6
     assert "It is inflated." in report
     assert "PRO, dilated" in report
     assert "AUPRO" not in report

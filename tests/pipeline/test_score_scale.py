@@ -28,9 +28,9 @@ def sure_of_everything(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("settings", [{}, {"cross_fit": 2}], ids=["held-out", "cross-fitted"])
 @pytest.mark.usefixtures("sure_of_everything")
 def test_where_good_images_have_the_probability_1_scores_become_logits(
-    train_tiny: Callable[..., Any], parts: Path, tmp_path: Path, settings: dict[str, Any]
+    train_small: Callable[..., Any], parts: Path, tmp_path: Path, settings: dict[str, Any]
 ) -> None:
-    result = train_tiny("pbas", parts, tmp_path / "run", set=PROBABILITIES, **settings)
+    result = train_small("pbas", parts, tmp_path / "run", set=PROBABILITIES, **settings)
 
     bundle = Bundle.load(result.model)
     assert bundle.spec.config["scale"] == "logit"

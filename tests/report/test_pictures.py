@@ -1,65 +1,58 @@
 from __future__ import annotations
 
-import base64
 import io
 
 import numpy as np
+import pytest
 from PIL import Image
 
-from flawsmith.report.data import Example
-from flawsmith.report.plots import THUMBNAIL, galleries
+from flawsmith.report.plots import SIDES, encoded, outlined
 
 
-def example(size: tuple[int, int], name: str = "a.png", *, dot: bool = False) -> Example:
-    grey = np.full((*size, 3), 90, dtype=np.uint8)
-    mask = np.zeros(size, dtype=bool)
-    mask[size[0] // 2, size[1] // 2] = dot
-    return Example("miss", grey, grey, 0.5, "pass", "dent", name, mask)
+def opened(jpeg: bytes) -> np.ndarray:
+    return np.asarray(Image.open(io.BytesIO(jpeg)))
 
 
-def opened(source: str) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(base64.b64decode(source.split(",")[1]))))
+def noise(height: int, width: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 255, (height, width, 3), dtype=np.uint8)
 
 
-def test_pictures_shrink_to_the_thumbnail_and_keep_their_shape() -> None:
-    tile = galleries([example((1000, 2000))])[0].cards[0].tiles[0]
-
-    assert opened(tile.source).shape == (THUMBNAIL // 2, THUMBNAIL, 3)
+def test_large_pictures_shrink_and_keep_their_shape() -> None:
+    assert opened(encoded(np.full((1000, 2000, 3), 90, np.uint8), 10**6)).shape == (512, 1024, 3)
 
 
 def test_small_pictures_are_not_enlarged() -> None:
-    tile = galleries([example((20, 30))])[0].cards[0].tiles[0]
-
-    assert opened(tile.source).shape == (20, 30, 3)
+    assert opened(encoded(np.full((20, 30, 3), 90, np.uint8), 10**6)).shape == (20, 30, 3)
 
 
-def test_flaw_of_one_pixel_in_a_large_image_is_still_outlined() -> None:
-    tiles = galleries([example((1000, 1000), dot=True)])[0].cards[0].tiles
+@pytest.mark.parametrize("most", [200_000, 60_000, 20_000])
+def test_picture_is_as_large_as_its_bytes_allow(most: int) -> None:
+    content = encoded(noise(800, 900), most)
 
-    assert [tile.caption for tile in tiles] == ["image", "ground truth", "anomaly map"]
-    difference = np.abs(opened(tiles[1].source).astype(int) - opened(tiles[0].source).astype(int))
-    assert difference.max() > 100
-
-
-def test_empty_mask_shows_no_ground_truth() -> None:
-    tiles = galleries([example((50, 50))])[0].cards[0].tiles
-
-    assert [tile.caption for tile in tiles] == ["image", "anomaly map"]
+    assert len(content) <= most
+    larger = [side for side in SIDES if side > max(opened(content).shape)]
+    assert not larger or len(encoded(noise(800, 900), 10**9)) > most
 
 
-def test_budget_limits_the_pictures_and_the_total_is_told() -> None:
-    everything = [example((200, 200), f"{index}.png") for index in range(10)]
-    one_card = sum(len(tile.source) for tile in galleries(everything[:1])[0].cards[0].tiles)
-
-    gallery = galleries(everything, budget=3 * one_card)[0]
-
-    assert len(gallery.cards) == 3
-    assert gallery.total == 10
+def test_picture_that_cannot_be_small_enough_is_the_smallest_there_is() -> None:
+    assert max(opened(encoded(noise(800, 900), 1)).shape) == SIDES[-1]
 
 
-def test_outline_leaves_the_given_picture_as_it_was() -> None:
-    given = example((50, 50), dot=True)
+@pytest.mark.parametrize("size", [(50, 50), (1000, 1000)])
+def test_flaw_of_one_pixel_is_outlined_in_black_and_white(size: tuple[int, int]) -> None:
+    grey, mask = np.full((*size, 3), 90, np.uint8), np.zeros((1000, 1000), bool)
+    mask[500, 500] = True
 
-    galleries([given])
+    marked = outlined(grey, mask)
 
-    assert np.all(given.image == 90)
+    assert set(np.unique(marked)) == {0, 90, 255}
+    assert np.all(grey == 90)
+    rows, columns = np.nonzero((marked != 90).any(axis=2))
+    assert max(np.abs(rows - size[0] // 2).max(), np.abs(columns - size[1] // 2).max()) < 12
+
+
+def test_outline_leaves_the_flaw_itself_as_it_is() -> None:
+    image, mask = noise(60, 80), np.zeros((60, 80), bool)
+    mask[20:30, 30:50] = True
+
+    np.testing.assert_array_equal(outlined(image, mask)[mask], image[mask])

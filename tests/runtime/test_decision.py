@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 from scipy import ndimage, stats
 
@@ -116,11 +117,52 @@ def test_without_review_limit_there_is_no_review() -> None:
     assert _decision().decide(0.99, _map_with_square(4))[0] == "pass"
 
 
-def test_regions_are_shown_but_do_not_decide_where_the_score_does() -> None:
-    verdict, regions = _decision().decide(0.0, _map_with_square(4))
+def test_pass_shows_no_region_though_the_map_exceeds_its_limit() -> None:
+    assert _decision().decide(0.0, _map_with_square(4)) == ("pass", [])
 
-    assert verdict == "pass"
+
+def test_reject_shows_where_the_map_peaks_though_it_stays_below_its_limit() -> None:
+    below = 0.1 * _map_with_square(4)
+    assert below.max() < _decision().map_limit
+
+    verdict, (region,) = _decision().decide(99.0, below)
+
+    assert verdict == "reject"
+    assert (region.area, region.peak) == (16, pytest.approx(below.max()))
+
+
+def test_reject_on_an_even_map_shows_all_that_is_inspected() -> None:
+    unseen = np.zeros((6, 8), bool)
+    unseen[:, :3] = True
+
+    _, (region,) = _decision().decide(99.0, np.zeros((6, 8), np.float32), unseen)
+
+    assert region.box == (3, 0, 8, 6)
+
+
+def test_review_by_the_map_shows_what_exceeds_the_review_limit() -> None:
+    decision = _decision(minimum_area=5, map_limit=2.0, review_limit=0.5)
+
+    verdict, regions = decision.decide(0.0, _map_with_square(4))
+
+    assert verdict == "review"
     assert [region.area for region in regions] == [16]
+
+
+def test_smallest_area_counts_the_spot_above_the_limit_not_the_flaw_in_it() -> None:
+    anomaly_map = _map_with_square(4)
+    anomaly_map[anomaly_map > 0] = 0.6
+    y, x = np.argwhere(anomaly_map > 0)[0]
+    anomaly_map[y, x] = 5.0
+
+    verdict, (region,) = _decision(minimum_area=10).decide(0.0, anomaly_map)
+
+    assert (verdict, region.area, region.spot) == ("reject", 1, 16)
+
+
+@pytest.mark.parametrize(("limit", "multiple"), [(4.0, 1.5), (0.0, None), (-2.0, None)])
+def test_multiples_of_a_limit_need_a_positive_one(limit: float, multiple: float | None) -> None:
+    assert _decision(limit=limit).times_limit(6.0) == multiple
 
 
 def test_region_of_interest_ignores_what_lies_outside() -> None:
@@ -400,3 +442,17 @@ def test_worst_rate_of_any_number_of_images_takes_no_time_and_holds() -> None:
     expected = stats.beta.ppf(0.95, 5 * 10**11, 5 * 10**11 + 1)
 
     assert expected <= worst_rate(5 * 10**11, 10**12) < 1.01 * expected
+
+
+@given(
+    score=st.floats(-2, 3, width=32),
+    values=arrays(np.float32, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.floats(-2, 3, width=32)),
+    review=st.none() | st.floats(-2, 1, width=32),
+)
+def test_reject_and_review_always_show_a_region_and_a_pass_never_does(
+    score: float, values: np.ndarray, review: float | None
+) -> None:
+    verdict, regions = _decision(review_limit=review).decide(score, values)
+
+    assert bool(regions) == (verdict != "pass")
+    assert all(region.area >= 1 and region.level <= region.peak for region in regions)

@@ -183,13 +183,35 @@ class TestOverlay:
         assert (picture[40, 55] != (250, 250, 250)).any()
         np.testing.assert_array_equal(picture[5, 5], (40, 40, 40))
 
-    def test_scale_depends_on_the_limit_alone(self, inspector: Inspector) -> None:
-        weak, strong = _picture(flaw=150), _picture(flaw=150)
-        strong[80:90, 100:120] = 255
+    def test_colours_go_from_the_limit_to_the_images_own_peak(self, inspector: Inspector) -> None:
+        image = _picture(flaw=150)
+        image[80:90, 100:120] = 255
 
-        pictures = [np.asarray(inspector.inspect(image).overlay(image)) for image in (weak, strong)]
+        inspection = inspector.inspect(image)
 
-        np.testing.assert_array_equal(pictures[0][42, 56], pictures[1][42, 56])
+        assert inspection.heat_scale() == (inspection.decision.map_limit, float(inspection.map.max()))
+        weaker, peak = (tuple(np.asarray(inspection.overlay(image))[place].tolist()) for place in ((42, 56), (85, 110)))
+        assert sum(peak) > sum(weaker)
+
+    def test_stretched_map_shows_what_lies_below_the_limit(self, inspector: Inspector) -> None:
+        image = _picture(flaw=60)
+        inspection = inspector.inspect(image)
+        assert inspection.verdict == "pass"
+
+        picture = np.asarray(inspection.overlay(image, stretched=True))
+
+        assert (picture[42, 56] != image[42, 56]).any()
+        np.testing.assert_array_equal(picture[5, 5], image[5, 5])
+
+    def test_scale_is_a_strip_beneath_the_picture(self, inspector: Inspector) -> None:
+        image = _picture(flaw=250)
+        inspection = inspector.inspect(image)
+
+        plain, scaled = (np.asarray(inspection.overlay(image, scale=scale)) for scale in (False, True))
+
+        assert scaled.shape[0] > plain.shape[0] == 96
+        np.testing.assert_array_equal(scaled[:96, :128], plain)
+        assert len(np.unique(scaled[96:].reshape(-1, 3), axis=0)) > 20
 
     def test_16_bit_image_is_shown(self, inspector: Inspector) -> None:
         image = _picture(30).astype(np.uint16) * 257

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
-from flawsmith.runtime.regions import find_regions, label, region_level
+from flawsmith.runtime.regions import FLAW_SHARE, find_regions, label, region_level, strongest_region
 
 EIGHT = np.ones((3, 3), int)
 
@@ -80,8 +80,12 @@ def test_labels_equal_scipy_on_hard_shapes(mask: np.ndarray) -> None:
     _assert_like_scipy(mask)
 
 
-def _brute(anomaly_map: np.ndarray, limit: float, minimum_area: int, mask: np.ndarray | None) -> list[dict]:
+def _brute(
+    anomaly_map: np.ndarray, limit: float, minimum_area: int, mask: np.ndarray | None, share: float
+) -> list[dict]:
     above = anomaly_map > limit
+    inspected = anomaly_map if mask is None else anomaly_map[mask]
+    typical = np.median(inspected) if inspected.size else 0.0
     if mask is not None:
         above &= mask
     labels, count = ndimage.label(above, EIGHT)
@@ -90,12 +94,18 @@ def _brute(anomaly_map: np.ndarray, limit: float, minimum_area: int, mask: np.nd
         y, x = np.nonzero(labels == number)
         if y.size < minimum_area:
             continue
+        spot, peak = y.size, float(anomaly_map[y, x].max())
+        level = min(peak, max(limit, typical + share * (peak - typical))) if share else limit
+        belongs = anomaly_map[y, x] >= level
+        y, x = y[belongs], x[belongs]
         best = np.argmax(anomaly_map[y, x])
         regions.append(
             {
                 "area": y.size,
                 "box": (x.min(), y.min(), x.max() + 1, y.max() + 1),
-                "peak": float(anomaly_map[y, x].max()),
+                "peak": peak,
+                "level": pytest.approx(level),
+                "spot": spot,
                 "peak_position": (x[best], y[best]),
                 "centroid": (pytest.approx(x.mean()), pytest.approx(y.mean())),
             }
@@ -112,14 +122,38 @@ def _brute(anomaly_map: np.ndarray, limit: float, minimum_area: int, mask: np.nd
     limit=st.integers(-1, 6),
     minimum_area=st.integers(1, 4),
     seed=st.none() | st.integers(0, 99),
+    share=st.sampled_from([0.0, 0.5, 0.75]),
 )
 @settings(max_examples=300, deadline=None)
-def test_regions_equal_brute_force(anomaly_map: np.ndarray, limit: int, minimum_area: int, seed: int | None) -> None:
+def test_regions_equal_brute_force(
+    anomaly_map: np.ndarray, limit: int, minimum_area: int, seed: int | None, share: float
+) -> None:
     mask = None if seed is None else np.random.default_rng(seed).random(anomaly_map.shape) < 0.7
 
-    regions = find_regions(anomaly_map, limit, minimum_area=minimum_area, mask=mask)
+    regions = find_regions(anomaly_map, limit, minimum_area=minimum_area, mask=mask, share=share)
 
-    assert [region.model_dump() for region in regions] == _brute(anomaly_map, limit, minimum_area, mask)
+    assert [region.model_dump() for region in regions] == _brute(anomaly_map, limit, minimum_area, mask, share)
+
+
+@pytest.mark.parametrize("radius", [6, 12, 30])
+def test_area_of_a_blurred_flaw_is_near_its_own_and_that_of_its_spot_is_not(radius: int) -> None:
+    y, x = np.mgrid[:200, :200]
+    flaw = (y - 90) ** 2 + (x - 110) ** 2 <= radius**2
+    anomaly_map = (1 + 20 * ndimage.gaussian_filter(flaw.astype(float), 8)).astype(np.float32)
+
+    region = find_regions(anomaly_map, 1.2, share=FLAW_SHARE)[0]
+
+    assert 0.4 < region.area / flaw.sum() < 2
+    assert region.spot > 1.5 * flaw.sum()
+
+
+@pytest.mark.parametrize("offset", [-50.0, 0.0, 1000.0])
+def test_flaw_does_not_depend_on_what_the_map_counts_from(offset: float) -> None:
+    y, x = np.mgrid[:40, :60]
+    anomaly_map = (np.exp(-((y - 20) ** 2 + (x - 30) ** 2) / 50) * 8 + offset).astype(np.float32)
+
+    assert strongest_region(anomaly_map).area == strongest_region(anomaly_map - np.float32(offset)).area
+    assert find_regions(anomaly_map, offset + 1, share=FLAW_SHARE)[0].area == strongest_region(anomaly_map).area
 
 
 @given(

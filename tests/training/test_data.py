@@ -58,21 +58,22 @@ def training_set(tmp_path: Path) -> Make:
     return make
 
 
-def test_a_run_decodes_every_training_image_once(
+def test_a_run_decodes_an_image_that_is_learned_from_once_and_a_held_out_one_twice(
     train_small: Callable[..., Any],
     parts: Path,
     tmp_path: Path,
     decoded: Counter[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """GLASS asks for images in two sizes; their values are looked at, and thumbnails tell bursts."""
+    """GLASS asks for images in two sizes; their values are looked at, and thumbnails tell bursts, then the split."""
     monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("flawsmith.data.bursts.open_image", lambda *_: pytest.fail("read for its thumbnail alone"))
 
     train_small("glass", parts, tmp_path / "run")
 
-    learned = calibration_split(load(parts), 0).train
-    assert {decoded[str(sample.image)] for sample in learned} == {1}
+    split = calibration_split(load(parts), 0)
+    assert {decoded[str(sample.image)] for sample in split.train} == {1}
+    assert {decoded[str(sample.image)] for sample in split.calibration} == {2}
 
 
 @pytest.mark.parametrize("tiling", [None, Tiling(size=56, overlap=8)])

@@ -93,7 +93,8 @@ def _tidy_row(result: RunResult, part: SplitPart, evaluation: Evaluation | None)
     return row
 
 
-RATES = ("false_reject_rate", "miss_rate")
+RATES = ("miss_rate", "false_reject_rate")
+"""What counts on the line, at the stored limit: before the figures that need no limit."""
 SHOWN = ("image_auroc", "pixel_auroc", "aupro", "image_auroc_loco_mean", "spro_loco_mean")
 _NAMES = {**LABELS, **LOCO_LABELS}
 NOTHING = "–"
@@ -218,7 +219,7 @@ def describe(results: Sequence[RunResult]) -> list[str]:
 
 def _overall(results: Sequence[RunResult], part: SplitPart, words: str) -> Table:
     """A row an experiment: means over categories, then over seeds."""
-    shown = _shown(results, part)
+    shown = (*RATES, *_shown(results, part))
     rows = []
     for experiment, group in _grouped(results, lambda result: result.run.experiment.title).items():
         finished = [result for result in group if part in result.evaluations]
@@ -231,7 +232,7 @@ def _overall(results: Sequence[RunResult], part: SplitPart, words: str) -> Table
 
 def _by_category(results: Sequence[RunResult], part: SplitPart, words: str) -> Table:
     """A row a category and experiment."""
-    shown = (*_shown(results, part), *RATES)
+    shown = (*RATES, *_shown(results, part))
     rows = []
     for category, runs in _grouped(results, _category).items():
         for experiment, group in _grouped(runs, lambda result: result.run.experiment.title).items():

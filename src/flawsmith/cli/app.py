@@ -330,6 +330,9 @@ DataFolder = Annotated[
 ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, such as runs/bolt/model.flaw.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; nothing else goes there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.")]
+Dated = Annotated[
+    bool, typer.Option("--dated", help="Say in the report when and of what it was made; its bytes then differ.")
+]
 Layout = Annotated[
     str | None, typer.Option(help="Layout of the data, such as mvtec, csv or folder; detected by default.")
 ]

@@ -10,6 +10,7 @@ import typer
 from flawsmith.cli.app import (
     AsJson,
     DataFolder,
+    Dated,
     Engine,
     Layout,
     ModelFile,
@@ -42,6 +43,7 @@ def evaluate(
     ] = None,
     layout: Layout = None,
     engine: Engine = None,
+    dated: Dated = False,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -55,7 +57,7 @@ def evaluate(
         from flawsmith.pipeline.evaluate import evaluate_into, test_samples
         from flawsmith.runtime.bundle import Bundle
 
-        rules: dict[str, Any] = {"protocol": protocol, "set": parse_settings(set_ or [])}
+        rules: dict[str, Any] = {"protocol": protocol, "set": parse_settings(set_ or []), "dated": dated}
         bundle, dataset = Bundle.load(model), load(data, layout)
         for note in () if quiet else dataset.notes:
             print_err(f"note: {note}")
@@ -67,4 +69,6 @@ def evaluate(
     else:
         print_out(*written.evaluation.as_table().split("\n"))
     if not quiet:
+        for step in written.evaluation.next_steps():
+            print_err(f"next: {step}")
         print_err(f"report: {written.report}")

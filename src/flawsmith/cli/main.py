@@ -82,6 +82,7 @@ def demo(
         )
         return
     print_out(*result.evaluation.as_table().split("\n"), "")
+    print_out(*(f"next:   {step}" for step in result.evaluation.next_steps()))
     print_out(f"data:   {result.data}", f"model:  {result.model}", f"report: {result.report}")
 
 

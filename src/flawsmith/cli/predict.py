@@ -23,6 +23,7 @@ from flawsmith.cli.app import (
 
 if TYPE_CHECKING:
     from flawsmith.pipeline.predict import OverlayChoice, Prediction
+    from flawsmith.runtime.decision import Decision
 
 
 UNREADABLE = 1
@@ -48,7 +49,7 @@ def predict(
     ray: Ray = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone; verdicts go to the files.")] = False,
 ) -> None:
-    """Inspect images: one verdict a line, in the order given. Folders may be of any size.
+    """Inspect images: a verdict a line, with the score as a multiple of the limit, in the order given.
 
     Exit code 0: all images inspected; files that are no images are named. 1: some could not be read.
     2: nothing could be done, or not all could be written.
@@ -94,7 +95,7 @@ def predict(
             print_err(str(error))
             raise InterruptedCommandError from None
     if not quiet:
-        print_err(_summary(written))
+        print_err(*_summary(written, inspector.spec.decision))
     for note in written.notes:
         print_err(f"warning: {note}")
     if written.unreadable:
@@ -113,11 +114,18 @@ def _show(record: dict[str, Any], *, json_: bool, quiet: bool) -> None:
     elif "error" in record:
         print_err(f"unreadable: {record['error']}")
     elif not quiet:
-        print_out(f"{record['verdict']:<6}  {record['score']:<12.6g}  {record['image']}")
+        times = record.get("times_limit")
+        multiple = "-" if times is None else f"{times:.2f}x"
+        print_out(f"{record['verdict']:<6}  {multiple:<7}  {record['score']:<12.6g}  {record['image']}")
 
 
-def _summary(written: Prediction) -> str:
-    counts = ", ".join(f"{number} {verdict}" for verdict, number in written.verdicts.items())
+def _summary(written: Prediction, decision: Decision) -> list[str]:
+    """Counts, what the limit is worth, and which images to look at first."""
+    counts = ", ".join(f"{written.verdicts[verdict]} {verdict}" for verdict in ("reject", "review", "pass"))
     unreadable = f", {written.unreadable} unreadable" if written.unreadable else ""
     images = "1 image" if written.total == 1 else f"{written.total} images"
-    return f"{images}: {counts}{unreadable}; see {written.lines} and {written.table}"
+    lines = [f"{images}: {counts}{unreadable}", f"good parts rejected: {decision.promise}"]
+    nearest = [f"{verdict} at {times:.2f}x, {image}" for verdict, (times, image) in written.nearest.items()]
+    if nearest:
+        lines.append(f"nearest to the limit: {'; '.join(nearest)}")
+    return [*lines, f"see {written.lines} and {written.table}"]

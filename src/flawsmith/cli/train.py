@@ -15,6 +15,7 @@ from flawsmith.cli.app import (
     AsJson,
     Bits,
     DataFolder,
+    Dated,
     Layout,
     MinArea,
     Quiet,
@@ -167,6 +168,7 @@ def train(
     logger: Logger = "none",
     workers: Workers = None,
     baseline: Baseline = "patchcore",
+    dated: Dated = False,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -181,7 +183,7 @@ def train(
     settings |= {"smallest_flaw": smallest_flaw, "tile": tile, "overlap": overlap}
     settings |= {"value_range": value_range, "textures": textures, "foregrounds": foregrounds, "fraction": fraction}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
-    loop |= {"logger": logger, "baseline": baseline, "skip_unreadable": skip_unreadable}
+    loop |= {"logger": logger, "baseline": baseline, "skip_unreadable": skip_unreadable, "dated": dated}
     with error_boundary(tier="train", interrupted="interrupted: continue with --resume"):
         result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
     if _is_rank_zero():
@@ -304,16 +306,20 @@ def _remarks(run: Path) -> list[str]:
 
 
 def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
+    from flawsmith.pipeline.describe import expected_verdicts
+
     decision = result.bundle.spec.decision
     stamps = result.bundle.spec.training.stamps
     if not quiet:
         for stamp in stamps:
             print_err(stamp)
-        print_err(f"model:  {result.model}")
-        print_err(f"report: {result.report}")
-        print_err(decision.describe())
+        for line in (*expected_verdicts(result.bundle), "", decision.describe()):
+            print_err(line)
         for remark in _remarks(result.folder):
             print_err(f"note: {remark}")
+        print_err(f"model:  {result.model}")
+        print_err(f"report: {result.report}")
+        print_err(f"next:   flawsmith predict {result.model} IMAGES")
     if json_:
         print_json(
             {

@@ -7,11 +7,14 @@ from collections.abc import Mapping
 from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.metrics.protocol import MEANINGS
+from flawsmith.metrics.what_if import LimitStep, aligned, limit_sentences, missing_none
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.decision import promise_in_words
 from flawsmith.runtime.files import without_controls
 
 Rate = float | None
+_FEW = 20
+"""Test images of a kind below which a good result says little."""
 
 
 class DefectResult(BaseModel):
@@ -126,6 +129,11 @@ class Evaluation(BaseModel):
     n_good: int = Field(description="Good test images.")
     n_flawed: int = Field(description="Flawed test images.")
     n_annotated: int = Field(default=0, description="Flawed test images that took part in the pixel figures.")
+    what_if: list[LimitStep] = Field(
+        default_factory=list,
+        description="What other limits on the score would have done, the highest first; empty where regions decide, or "
+        "where the protocol takes another score than the model's.",
+    )
     by_defect: dict[str, DefectResult] = Field(default_factory=dict, description="Figures by defect type.")
     verdicts: dict[str, dict[str, int]] = Field(
         default_factory=dict, description="Counts by ground truth (good, flawed), then by verdict."
@@ -140,27 +148,101 @@ class Evaluation(BaseModel):
     notes: list[str] = Field(default_factory=list, description="What was undefined, left out or resized, and why.")
 
     def as_table(self) -> str:
-        """The figures as plain text: stamps, one line a figure, one line a defect type, then the notes."""
+        """The figures as plain text: stamps, what the limit did, other limits, one line a defect type; then the figures
+        that need no limit, and the notes."""
         counts = f"{self.n_good} good and {self.n_flawed} flawed images, protocol {self.protocol}"
-        lines = [*self.stamps, *([""] if self.stamps else []), counts, *self.promise(), ""]
-        rows = [(label, _number(getattr(self, name)), self._interval(name)) for name, label in self.labels().items()]
-        lines += _aligned([("figure", "value", "95 % interval"), *rows])
+        lines = [*self.stamps, *([""] if self.stamps else []), *self.verdict_lines(), ""]
+        if self.what_if:
+            lines += aligned([("limit", "missed", "rejected", ""), *map(self._step_row, self.what_if)])
+            lines += [*limit_sentences(self.what_if[::-1], self.n_good, self.n_flawed), ""]
         if self.by_defect:
             heads = ("defect", "images", "missed", "miss rate", "image AUROC", self.overlap_name, "mean score")
-            lines += ["", *_aligned([heads, *(_defect_row(*item) for item in self.by_defect.items())])]
+            lines += [*aligned([heads, *(_defect_row(*item) for item in self.by_defect.items())]), ""]
+        rows = [(label, _number(getattr(self, name)), self._interval(name)) for name, label in self.labels().items()]
+        lines += [counts, *aligned([("figure", "value", "95 % interval"), *rows])]
         if self.baseline is not None:
             lines += ["", *(f"{label}: {words}" for label, words in self.baseline.comparisons(self.labels()).items())]
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join(map(without_controls, lines))
 
-    def promise(self) -> list[str]:
-        """What the limit was said to reject and what it rejected here, in one line; none where nothing was said."""
+    @property
+    def n_missed(self) -> int:
+        """Flawed images that were not rejected."""
+        counts = self.verdicts.get("flawed", {})
+        return sum(counts.values()) - counts.get("reject", 0)
+
+    @property
+    def n_rejected(self) -> int:
+        """Good images that were rejected."""
+        return self.verdicts.get("good", {}).get("reject", 0)
+
+    def verdict_lines(self) -> list[str]:
+        """What the limit in use did, in counts, beside what was promised of it."""
+        lines = [f"flaws missed: {self.n_missed} of {self.n_flawed}"] if self.n_flawed else []
+        if self.n_good:
+            lines.append(f"good parts rejected: {self.n_rejected} of {self.n_good}")
+        promised = self.promise()
+        if promised:
+            lines.append(
+                f"promised: about {promised}{'' if self.promise_is_broken else '; these images do not contradict it'}"
+            )
+        if self.promise_is_broken:
+            lines.append(
+                "These good parts differ from those that the limit rests on: set it anew with good parts of their kind "
+                "(flawsmith calibrate)."
+            )
+        return lines
+
+    def promise(self) -> str:
+        """What the limit was said to reject, in words; empty where nothing was said."""
         if self.stated_false_reject_rate is None or self.worst_false_reject_rate is None:
-            return []
-        promised = promise_in_words(self.stated_false_reject_rate, self.worst_false_reject_rate)
-        rejected = self.verdicts.get("good", {}).get("reject", 0)
-        here = f"; rejected here: {rejected} of {self.n_good}" if self.n_good else ""
-        return [f"the limit promised to reject about {promised}{here}"]
+            return ""
+        return promise_in_words(self.stated_false_reject_rate, self.worst_false_reject_rate)
+
+    @property
+    def promise_is_broken(self) -> bool:
+        """Whether more good images were rejected than the worst case allows, with chance ruled out (97.5 %)."""
+        if self.worst_false_reject_rate is None:
+            return False
+        return self.intervals.get("false_reject_rate", (0.0, 1.0))[0] > self.worst_false_reject_rate
+
+    def next_steps(self) -> list[str]:
+        """What to do about these verdicts, the most urgent first, a sentence or two each."""
+        steps = []
+        if self.promise_is_broken:
+            steps.append(
+                "More good parts are rejected than was promised. Collect good parts of this kind, such as of other "
+                "days, and set the limit anew: flawsmith calibrate model.flaw GOOD."
+            )
+        at_no_miss = missing_none(self.what_if[::-1])
+        if self.n_missed and at_no_miss is not None and at_no_miss.rejected <= max(1, self.n_good // 10):
+            steps.append(
+                f"Flaws are missed, but a lower limit finds all of them and rejects {at_no_miss.rejected} of "
+                f"{self.n_good} good parts: flawsmith calibrate model.flaw GOOD --flawed FLAWED --catch 1."
+            )
+        elif self.n_missed:
+            steps.append(
+                "Flaws are missed, and no limit finds all of them without rejecting many good parts. Look at the "
+                "missed ones: where a flaw is small, train with --smallest-flaw; where the part's position or the "
+                "light changes, give more good images, or a region of interest (--roi)."
+            )
+        if not steps and self.n_rejected:
+            steps.append(
+                "Look at the good parts that were rejected: one that is flawed after all belongs to the flaws."
+            )
+        if not steps and (self.n_flawed < _FEW or self.n_good < _FEW):
+            steps.append(
+                f"Nothing is wrong here, but {self.n_good} good and {self.n_flawed} flawed parts say little: test with "
+                "more of either kind."
+            )
+        if not steps:
+            steps.append("Nothing is wrong here. Inspect new parts: flawsmith predict model.flaw IMAGES.")
+        return steps
+
+    def _step_row(self, step: LimitStep) -> tuple[str, ...]:
+        used = "in use" if step.in_use else ""
+        missed, rejected = f"{step.missed} of {self.n_flawed}", f"{step.rejected} of {self.n_good}"
+        return (f"{step.limit:.4g}", missed, rejected, used)
 
     def labels(self) -> dict[str, str]:
         """The figures to show in the order of tables, with their names in words; those of LOCO where there is one.
@@ -238,15 +320,3 @@ def _defect_row(name: str, result: DefectResult) -> tuple[str, ...]:
         _number(result.aupro),
         f"{result.mean_score:.4g}",
     )
-
-
-def _aligned(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows as lines: the first column left, the others right, each as wide as its widest cell."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place == 0 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

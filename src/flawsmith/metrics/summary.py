@@ -13,6 +13,7 @@ from flawsmith.metrics import bootstrap, ranking
 from flawsmith.metrics.collect import EvaluationState, ScoredImage, accumulate
 from flawsmith.metrics.protocol import CLEAN, Protocol
 from flawsmith.metrics.results import DefectResult, Evaluation
+from flawsmith.metrics.what_if import LimitStep, limit_steps, telling
 from flawsmith.runtime.bundle import SelectionName, stamps_of
 from flawsmith.runtime.decision import Decision
 
@@ -93,11 +94,6 @@ def summarise(
             ends[name] = (float(exact.low), float(exact.high))
     notes = _notes(state, points)
     promised = decision if decision is not None and decision.held_out else None
-    if promised is not None and ends.get("false_reject_rate", (0.0, 1.0))[0] > promised.worst_false_reject_rate:
-        notes.append(
-            "More good test images are rejected than the limit promised at worst: they differ from those it rests on. "
-            "Calibrate with good images of their kind (`flawsmith calibrate`)."
-        )
     if protocol.rounding == "three_decimals":
         points |= {name: round(value, 3) for name in _ROUNDED if (value := points[name]) is not None}
     return Evaluation(
@@ -114,11 +110,20 @@ def summarise(
         n_good=int((~flawed).sum()),
         n_flawed=int(flawed.sum()),
         n_annotated=int((flawed & (state.pixel_index >= 0)).sum()),
+        what_if=_what_if(state, decision),
         by_defect=_by_defect(state, rejected),
         verdicts=_verdict_counts(state),
         intervals=ends,
         notes=notes,
     )
+
+
+def _what_if(state: EvaluationState, decision: Decision | None) -> list[LimitStep]:
+    """What other limits would have done, where it is the state's scores that the limit is set on."""
+    if decision is None or decision.by_regions or state.protocol.image_score != "model":
+        return []
+    good, flawed = state.scores[~state.flawed], state.scores[state.flawed]
+    return telling(limit_steps(good, flawed, decision.limit), good.size)
 
 
 def _rate(flags: npt.NDArray[np.bool_]) -> float | None:

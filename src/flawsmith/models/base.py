@@ -156,6 +156,11 @@ class ModelConfig(BaseModel):
         return False
 
     @property
+    def geometry(self) -> Geometry:
+        """How an 8-bit image becomes the network's input, before a backbone says what normalises it."""
+        return Geometry(policy=self.policy, size=self.image_size, resize=self.resize, interpolation=self.interpolation)
+
+    @property
     def other_geometries(self) -> tuple[Geometry, ...]:
         """In which the method asks for images besides its own; they are made in the same decoding."""
         return ()
@@ -391,15 +396,8 @@ class AnomalyModel(nn.Module, ABC):
     @property
     def geometry(self) -> Geometry:
         """How an 8-bit image becomes the model's input, with the mean and deviation that its backbone wants."""
-        config, info = self.config, self.backbone.info
-        return Geometry(
-            policy=config.policy,
-            size=config.image_size,
-            resize=config.resize,
-            interpolation=config.interpolation,
-            mean=info.mean,
-            std=info.std,
-        )
+        info = self.backbone.info
+        return Geometry(**{**dict(self.config.geometry), "mean": info.mean, "std": info.std})
 
     @property
     def highest_score(self) -> float | None:

@@ -12,11 +12,12 @@ from PIL import Image
 from flawsmith.data.findings import Finding, Findings, Severity
 from flawsmith.data.layouts.base import count
 from flawsmith.data.samples import Dataset
+from flawsmith.metrics.what_if import LimitStep, aligned, limit_steps, promise_of, telling
 from flawsmith.pipeline.held_out import in_words, odd_scores
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.contact_sheet import SheetRow, contact_sheet
 from flawsmith.runtime.bundle import Bundle, BundleSpec
-from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision
+from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision, parts_of_1000
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable, replacing
 from flawsmith.runtime.image import as_8_bit, decode
@@ -135,6 +136,36 @@ def _synthesis(spec: BundleSpec) -> str:
     training = spec.training
     line = f"- flaws synthesized from textures: {training.textures}; foreground: {training.foreground}\n"
     return line if training.textures else ""
+
+
+def expected_verdicts(bundle: Bundle) -> list[str]:
+    """What a model that has seen no test image is expected to miss and to reject, as lines; limits to choose from.
+
+    Args:
+        bundle: the model, with the scores behind its limit.
+    """
+    decision = bundle.spec.decision
+    good, synthetic = (np.asarray(bundle.calibration.get(name, ())) for name in ("good", "forged"))
+    lines = []
+    steps = limit_steps(good, synthetic, decision.limit) if good.size and not decision.by_regions else []
+    if synthetic.size and steps:
+        missed = int((synthetic <= decision.limit).sum())
+        lines.append(f"flaws missed: {missed} of {synthetic.size} synthetic ones; real ones may be harder to see")
+    lines.append(f"good parts rejected: {decision.promise}")
+    if decision.held_out and not decision.cross_fitted and len(steps) > 1:
+        heads = ("limit", *(("synthetic missed",) if synthetic.size else ()), "rejected of 1,000", "at worst", "")
+        lines += [
+            "",
+            *aligned([heads, *(_step_row(step, good.size, synthetic.size) for step in telling(steps, good.size))]),
+        ]
+    return lines
+
+
+def _step_row(step: LimitStep, n_good: int, n_synthetic: int) -> tuple[str, ...]:
+    expected, worst = promise_of(step, n_good)
+    missed = (f"{step.missed} of {n_synthetic}",) if n_synthetic else ()
+    used = "in use" if step.in_use else ""
+    return (f"{step.limit:.4g}", *missed, parts_of_1000(expected), parts_of_1000(worst, up=True), used)
 
 
 def parity_in_words(parity: Mapping[str, float]) -> str:

@@ -34,6 +34,7 @@ from flawsmith.metrics.results import BaselineResult, Evaluation
 from flawsmith.metrics.spro import Channel
 from flawsmith.metrics.summary import summarise
 from flawsmith.pipeline.masks import SaturationReader, read_channels
+from flawsmith.pipeline.provenance import made_of
 from flawsmith.pipeline.reporting import ExampleGallery, evaluation_report
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
@@ -342,6 +343,7 @@ def evaluate_into(
     protocol: str = "clean",
     set: Mapping[str, Any] | None = None,  # noqa: A002, the name it has for train and on the command line
     history: Path | None = None,
+    dated: bool = False,
     on_step: Callable[[], object] = lambda: None,
 ) -> WrittenEvaluation:
     """Evaluate a model on the test split of a dataset and write report.html, evaluation.json and scores.csv.
@@ -354,6 +356,7 @@ def evaluate_into(
         engine: another engine than the one the model was calibrated with.
         protocol, set: as in :func:`flawsmith.pipeline.evaluate.evaluate`.
         history: run folder whose training curve the report shows, where it has one.
+        dated: say in the report when and of what it was made: date, data folder, number of images, hash of the model.
         on_step: called after each image.
 
     Raises:
@@ -362,7 +365,7 @@ def evaluate_into(
     """
     rules = choose_protocol(protocol, method=bundle.spec.method, layout=dataset.layout, changes=set)
     samples, masks = test_samples(dataset), SaturationReader(dataset)
-    inspector, gallery = Inspector.load(bundle, engine=engine), ExampleGallery()
+    inspector, gallery = Inspector.load(bundle, engine=engine), ExampleGallery(len(samples))
     baseline = baseline_of(bundle, history)
     inspectors = [inspector] if baseline is None else [inspector, Inspector.load(baseline, engine=engine)]
     folder = _default_folder(history, rules) if folder is None else folder
@@ -378,7 +381,8 @@ def evaluate_into(
             comparison = against(baseline.spec.method, state, others[0])
             evaluation = evaluation.model_copy(update={"baseline": comparison})
         metrics = _metrics(history / _METRICS) if history is not None else []
-        evaluation_report(report, bundle, dataset, state, evaluation, gallery, metrics)
+        made = made_of(bundle, dataset) if dated else []
+        evaluation_report(report, bundle, dataset, state, evaluation, gallery, metrics, made)
         with replacing(figures) as temporary:
             text = json.dumps(evaluation.model_dump(mode="json"), indent=2, allow_nan=False) + "\n"
             temporary.write_text(text, encoding="utf-8")

@@ -41,8 +41,9 @@ class Prediction:
 
     Attributes:
         lines: one JSON object an image, in input order.
-        table: the same as CSV: image, score, verdict, number of regions, error.
+        table: the same as CSV: image, score, the same as a multiple of the limit, verdict, number of regions, error.
         verdicts: number of images by verdict.
+        nearest: the image of each verdict that is nearest to the limit, with its score as a multiple of that.
         unreadable: number of images that could not be inspected.
         of_several: the first few images of files that hold further pictures, which were not inspected.
         n_of_several: number of such images.
@@ -53,6 +54,7 @@ class Prediction:
     lines: Path
     table: Path
     verdicts: dict[str, int] = field(default_factory=lambda: {"pass": 0, "review": 0, "reject": 0})
+    nearest: dict[str, tuple[float, str]] = field(default_factory=dict)
     unreadable: int = 0
     of_several: list[str] = field(default_factory=list)
     n_of_several: int = 0
@@ -221,7 +223,7 @@ def _pictures(result: Inspection, index: int, out: Path, overlays: OverlayChoice
 def _write_overlay(result: Inspection, path: Path) -> bool:
     """Draw over the image, read once more; False where it has gone or changed since it was inspected."""
     try:
-        picture = result.overlay()
+        picture = result.overlay(scale=True)
     except FlawsmithError:
         return False
     make_folder(path.parent)
@@ -250,16 +252,17 @@ class _Results:
             for final in finals:
                 self._files.append(_GrowingFile(final.with_stem(f"{final.stem}.partial")))
                 stack.callback(self._files[-1].discard)
-            self._add_row(("image", "score", "verdict", "regions", "error"))
+            self._add_row(("image", "score", "times_limit", "verdict", "regions", "error"))
             self._folder = stack.pop_all()
         return self
 
     def add(self, record: dict[str, Any]) -> None:
         """Write one image's line and row; an image counts when both are whole."""
         self._files[0].write(json.dumps(record, allow_nan=False) + "\n")
-        score, verdict = record.get("score", ""), record.get("verdict", "")
+        score, verdict, times = record.get("score", ""), record.get("verdict", ""), record.get("times_limit")
         regions = len(record["regions"]) if "regions" in record else ""
-        self._add_row((record["image"], score, verdict, regions, record.get("error", "")))
+        shown = "" if times is None else f"{times:.4g}"
+        self._add_row((record["image"], score, shown, verdict, regions, record.get("error", "")))
         for file in self._files:
             file.flush()
         for file in self._files:
@@ -270,6 +273,9 @@ class _Results:
                 self.prediction.of_several.append(record["image"])
         if verdict:
             self.prediction.verdicts[verdict] += 1
+            nearest = self.prediction.nearest.get(verdict)
+            if times is not None and (nearest is None or abs(times - 1) < abs(nearest[0] - 1)):
+                self.prediction.nearest[verdict] = (times, record["image"])
         else:
             self.prediction.unreadable += 1
 

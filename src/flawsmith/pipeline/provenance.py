@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
+from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flawsmith.runtime.files import printable
+
+if TYPE_CHECKING:
+    from flawsmith.data.samples import Dataset
+    from flawsmith.runtime.bundle import Bundle
 
 PACKAGES = ("flawsmith", "torch", "lightning", "timm", "onnx", "onnxruntime", "openvino", "numpy", "pillow")
 
@@ -19,6 +28,21 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return installed
+
+
+def made_of(bundle: Bundle, dataset: Dataset) -> list[tuple[str, str]]:
+    """(name, value) of when and of what a report is made: what makes its bytes differ from run to run.
+
+    Args:
+        bundle: the model.
+        dataset: its data.
+    """
+    return [
+        ("Made", f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"),
+        ("Data", printable(str(dataset.root.absolute()))),
+        ("Images", f"{len(dataset.samples):,}"),
+        ("Model SHA-256", hashlib.sha256(bundle.to_bytes()).hexdigest()),
+    ]
 
 
 _SPEAKING_UNITS = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,45 +20,67 @@ from flawsmith.data.splits import HoldOut
 from flawsmith.metrics.collect import EvaluationState, ScoredImage
 from flawsmith.metrics.ranking import auroc
 from flawsmith.metrics.results import Evaluation
+from flawsmith.metrics.what_if import LimitStep, limit_sentences, limit_steps, promise_of, telling
 from flawsmith.pipeline.describe import parity_in_words, where_to_look, zones_in_words
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.data import (
     Diagnostic,
     Example,
-    ExampleKind,
     FactGroup,
     ImageStrip,
+    LimitChoice,
+    Picture,
     RateCurves,
     ReportData,
     ScoreGroup,
+    TriedLimit,
 )
 from flawsmith.report.html import write_report
+from flawsmith.report.plots import encoded, outlined
 from flawsmith.runtime.bundle import Bundle, BundleSpec
-from flawsmith.runtime.decision import Decision
-from flawsmith.runtime.files import BASELINES
-from flawsmith.runtime.image import as_8_bit, decode
-from flawsmith.runtime.inspector import Inspection
+from flawsmith.runtime.decision import Decision, images_needed, parts_of_1000, promise_in_words
+from flawsmith.runtime.files import BASELINES, printable
+from flawsmith.runtime.image import ImageArray, as_8_bit, decode
+from flawsmith.runtime.inspector import Inspection, Inspector
 
-EXAMPLES = 8
+if TYPE_CHECKING:
+    from flawsmith.synthesis.synthesizer import AnomalySample
+
+MOST_SHOWN = 400
+"""Test images that a report shows; of more, the plainest verdicts are listed in scores.csv alone."""
 PICTURES = 24
-"""Of the held-out images, so many are shown, and more are listed."""
+"""Of the held-out images, and of the synthetic flaws on them, so many are shown; more are listed."""
+MOST_STEPS = 200
+"""Limits that the page lets a reader try."""
+_PICTURE_BYTES, _LARGEST_PICTURE = 12_000_000, 250_000
+_SIDE = 1024
 _LISTED, _THUMBNAIL = 200, 512
 Mask = NDArray[np.bool_]
+Read = Callable[[Path], ImageArray]
+"""Decodes a file."""
 
 
 class ExampleGallery:
-    """Keeps the images that a report shows, as an evaluation goes: the worst misses and false alarms, the surest finds.
+    """Keeps the images that a report shows, as an evaluation goes: encoded, so that memory holds what the page will.
 
-    At most ``EXAMPLES`` images of each kind are in memory.
+    Of more than ``MOST_SHOWN`` images the wrong verdicts stay, then those nearest to the limit.
+
+    Args:
+        total: how many images there will be; they share the bytes of the page.
     """
 
-    def __init__(self) -> None:
-        self._entries: dict[ExampleKind, list[tuple[tuple[float, int], ScoredImage, Inspection, Mask | None]]]
-        self._entries = {"miss": [], "false_alarm": [], "found": []}
+    def __init__(self, total: int) -> None:
+        self._most_bytes = min(_LARGEST_PICTURE, _PICTURE_BYTES // (2 * max(1, min(total, MOST_SHOWN))))
+        self._entries: list[tuple[tuple[bool, float, int], Example]] = []
         self._number = 0
 
+    @property
+    def left_out(self) -> int:
+        """Images that are not shown."""
+        return self._number - len(self._entries)
+
     def update(self, image: ScoredImage, inspection: Inspection, mask: Mask | None) -> None:
-        """Keep an image if it is among the most telling of its kind so far.
+        """Keep an image if it is among the most telling so far.
 
         Args:
             image: with the score and label by which it counts.
@@ -63,35 +88,136 @@ class ExampleGallery:
             mask: the image's mask at its own size, None without.
         """
         self._number += 1
-        rejected = image.verdict == "reject"
-        if not image.flawed and not rejected:
+        is_wrong = image.flawed != (image.verdict == "reject")
+        rank = (is_wrong, -abs((inspection.times_limit or 0.0) - 1), -self._number)
+        if len(self._entries) == MOST_SHOWN and rank < self._entries[0][0]:
             return
-        kind: ExampleKind = "false_alarm" if not image.flawed else "found" if rejected else "miss"
-        # Misses are the worse the lower they score, all else the higher.
-        rank = (-image.score, -self._number) if kind == "miss" else (image.score, self._number)
-        entries = self._entries[kind]
-        heapq.heappush(entries, (rank, image, inspection, mask))
-        if len(entries) > EXAMPLES:
-            heapq.heappop(entries)
+        assert inspection.pixels is not None, "the stream was asked to keep them"
+        example = Example(
+            name=Path(image.image).name,
+            defect=image.defect,
+            flawed=image.flawed,
+            score=image.score,
+            verdict=image.verdict,
+            pictures=pictures_of(inspection, inspection.pixels, mask, self._most_bytes, maps_of_passes=image.flawed),
+        )
+        push = heapq.heappush if len(self._entries) < MOST_SHOWN else heapq.heapreplace
+        push(self._entries, (rank, example))
 
-    def examples(self) -> Iterator[Example]:
-        """The images to show, kind by kind, the most telling first; each is let go once it was drawn."""
-        for kind, entries in self._entries.items():
-            entries.sort(reverse=True)
-            while entries:
-                _, image, inspection, mask = entries.pop(0)
-                assert inspection.pixels is not None, "the stream was asked to keep them"
-                shown = as_8_bit(inspection.pixels, inspection.value_range)
-                yield Example(
-                    kind=kind,
-                    image=shown,
-                    overlay=np.asarray(inspection.overlay(shown)),
-                    score=inspection.score,
-                    verdict=inspection.verdict,
-                    defect=image.defect,
-                    name=Path(image.image).name,
-                    mask=mask,
-                )
+    def examples(self) -> list[Example]:
+        """The images to show."""
+        return [example for _, example in sorted(self._entries, key=lambda entry: -entry[0][2])]
+
+
+def pictures_of(
+    inspection: Inspection, pixels: NDArray[Any], mask: Mask | None, most_bytes: int, *, maps_of_passes: bool
+) -> list[Picture]:
+    """The image and its map, which is stretched where the image passes.
+
+    Args:
+        inspection: what the model said.
+        pixels: (height, width, 3) the image.
+        mask: of the annotated or synthetic flaw.
+        most_bytes: of each picture.
+        maps_of_passes: whether an image that passes has a map.
+    """
+    image = as_8_bit(pixels, inspection.value_range)
+    step = max(1, math.ceil(max(image.shape[:2]) / _SIDE))
+    small = _reduced(inspection, step)
+    height, width = small.map.shape
+    image = np.ascontiguousarray(np.asarray(Image.fromarray(image).reduce(step))[:height, :width])
+    name = "" if inspection.image is None else Path(inspection.image).name
+    pictures = [Picture(encoded(image, most_bytes), "image", printable(f"inspected image {name}"))]
+    stretched = inspection.verdict == "pass"
+    if stretched and not maps_of_passes:
+        return pictures
+    heat = np.asarray(small.overlay(image, stretched=stretched))
+    if mask is not None and mask.any():
+        heat = outlined(heat, mask)
+    low, high = small.heat_scale(stretched=stretched)
+    limit = inspection.decision.map_limit
+    times = f" ({high / limit:.2f} x limit)" if limit > 0 else ""
+    # The score may reject what the map does not: the two limits need not agree.
+    kind = "stretched map" if stretched else "map, below its limit" if low < limit else "map"
+    caption = f"{kind}: {low:.3g} to {high:.3g}{times}"
+    return [
+        *pictures,
+        Picture(encoded(heat, most_bytes), caption, f"{caption}; regions outlined: {len(small.regions)}"),
+    ]
+
+
+def _reduced(inspection: Inspection, step: int) -> Inspection:
+    """The same of so many pixels a side together: the largest value of each block of the map."""
+    if step == 1:
+        return inspection
+    rows, columns = (side // step for side in inspection.map.shape)
+    blocks = inspection.map[: rows * step, : columns * step].reshape(rows, step, columns, step)
+    places = [
+        (min(x // step, columns - 1), min(y // step, rows - 1))
+        for x, y in (r.peak_position for r in inspection.regions)
+    ]
+    regions = [
+        region.model_copy(update={"peak_position": place})
+        for region, place in zip(inspection.regions, places, strict=True)
+    ]
+    return dataclasses.replace(inspection, map=blocks.max(axis=(1, 3)), regions=regions, not_inspected=None)
+
+
+def limits_to_try(
+    good: NDArray[np.float64], flawed: NDArray[np.float64], decision: Decision, *, promises: bool
+) -> LimitChoice | None:
+    """Other limits on the image score; None where regions decide, or where there is nothing to choose.
+
+    Args:
+        good: (n,) scores of good images.
+        flawed: (m,) of flawed ones, or of synthetic flaws.
+        decision: the limits in use.
+        promises: whether the good images are those that the limit rests on, so that each limit has a promise.
+    """
+    steps = [] if decision.by_regions or not good.size else limit_steps(good, flawed, decision.limit)
+    if len(steps) < 2:
+        return None
+    thinned = np.unique(np.linspace(0, len(steps) - 1, MOST_STEPS).round().astype(int))
+    shown = [steps[place] for place in thinned if not steps[place].in_use]
+    shown = sorted([*shown, *(step for step in steps if step.in_use)], key=lambda step: step.limit)
+    few = telling(steps, good.size)
+    told = {step.limit: _counts(step, good.size, flawed.size, promises=promises) for step in (*shown, *few)}
+    kind = "synthetic flaws" if promises else "flaws"
+    heads = ["Limit", *([f"{kind.capitalize()} missed"] if flawed.size else [])]
+    heads += ["Good parts rejected, of 1,000", "at worst (95 % sure)"] if promises else ["Good parts rejected"]
+    rows = [[f"{step.limit:.4g}", *told[step.limit], "in use" if step.in_use else ""] for step in few]
+    return LimitChoice(
+        heads=[*heads, ""],
+        rows=rows,
+        sentences=[] if promises else limit_sentences(steps, good.size, flawed.size),
+        steps=[
+            TriedLimit(
+                step.limit,
+                f"{step.missed} of {flawed.size}",
+                f"{step.rejected} of {good.size}",
+                _sentence(step, decision, good.size, flawed.size, promises=promises),
+                step.in_use,
+            )
+            for step in shown
+        ],
+    )
+
+
+def _counts(step: LimitStep, n_good: int, n_flawed: int, *, promises: bool) -> list[str]:
+    missed = [f"{step.missed} of {n_flawed}"] if n_flawed else []
+    if not promises:
+        return [*missed, f"{step.rejected} of {n_good}"]
+    expected, worst = promise_of(step, n_good)
+    return [*missed, parts_of_1000(expected), parts_of_1000(worst, up=True)]
+
+
+def _sentence(step: LimitStep, decision: Decision, n_good: int, n_flawed: int, *, promises: bool) -> str:
+    times = f" ({step.limit / decision.limit:.2f} x the limit in use)" if decision.limit > 0 and not step.in_use else ""
+    head = "The limit in use" if step.in_use else "A limit of"
+    flaws = f"misses {step.missed} of {n_flawed} {'synthetic flaws' if promises else 'flaws'} and " if n_flawed else ""
+    parts = "held-out good images" if promises else "good parts"
+    text = f"{head} {step.limit:.4g}{times} {flaws}rejects {step.rejected} of {n_good} {parts}."
+    return f"{text} Promise: about {promise_in_words(*promise_of(step, n_good))}." if promises else text
 
 
 def training_report(
@@ -104,28 +230,48 @@ def training_report(
     baseline: Bundle | str | None = None,
     remarks: Sequence[str] = (),
     oddest: Sequence[tuple[Path, float]] = (),
+    synthetic: Iterable[AnomalySample] = (),
+    made: Sequence[tuple[str, str]] = (),
+    read: Read = decode,
 ) -> None:
     """Write the report of a run that has just been trained: calibration and training, no test figures.
 
     The baseline is a model of the same images that needs no training, or why there is none. Remarks stand before the
-    other notes. The oddest are the images learned from that look least like the others, with scores.
+    other notes. The oddest are the images learned from that look least like the others, with scores. The synthetic
+    flaws are those whose scores the bundle holds, in that order. ``read`` decodes a file that is shown.
     """
-    spec = bundle.spec
+    spec, decision = bundle.spec, bundle.spec.decision
+    good, forged = (np.asarray(bundle.calibration.get(name, ()), np.float64) for name in ("good", "forged"))
+    held_out = held_out_images(bundle, split)
+    examples: list[Example] = []
+    if not decision.cross_fitted:  # those scores are of other models, which this one's pictures would contradict
+        inspector = Inspector.load(bundle)
+        examples = [*_held_out_examples(inspector, held_out, read), *_synthetic_examples(inspector, forged, synthetic)]
     write_report(
         path,
         ReportData(
             title=spec.training.category,
             subtitle=_subtitle(spec),
+            made=made,
+            promise=decision.promise if decision.held_out else "",
+            next_steps=_after_training(decision),
+            choice=limits_to_try(good, forged, decision, promises=decision.held_out and not decision.cross_fitted),
             facts=[
                 *_model_facts(spec),
                 *_synthetic_against(bundle, baseline),
                 FactGroup("Data", _data_facts(dataset, split.description)),
             ],
             scores=_calibration_scores(bundle),
-            limit=None if spec.decision.by_regions else spec.decision.limit,
-            review_limit=None if spec.decision.by_regions else spec.decision.review_limit,
-            limit_statement=spec.decision.describe(),
-            held_out=[*_held_out(bundle, dataset, split), *_least_like_others(bundle, oddest)],
+            limit=None if decision.by_regions else decision.limit,
+            review_limit=None if decision.by_regions else decision.review_limit,
+            limit_statement=decision.describe(),
+            held_out=[
+                *_looked_at(bundle, held_out, read),
+                *_held_out(bundle, dataset, held_out, read, pictures=not examples),
+                *_least_like_others(bundle, oddest, read),
+            ],
+            examples=examples,
+            examples_are="good images that the model did not learn from, and flaws drawn on them",
             training=metrics,
             diagnostics=diagnostics,
             notes=[*remarks, *dataset.notes, *([baseline] if isinstance(baseline, str) else [])],
@@ -134,30 +280,120 @@ def training_report(
     )
 
 
-def _held_out(bundle: Bundle, dataset: Dataset, split: HoldOut) -> list[ImageStrip | FactGroup]:
-    """The images behind the limit by score, the highest with their pictures."""
-    scored = held_out_images(bundle, split)
-    pictures = _pictures(bundle, scored)
-    rows = [(dataset.name_of(path), f"{score:.6g}") for path, score in scored[:_LISTED]]
-    more = f", the highest {_LISTED} of {len(scored)}" if len(scored) > _LISTED else ""
-    caption = "The limit rests on these images, highest score first. If one is flawed, remove it and train again."
+def _after_training(decision: Decision) -> list[str]:
+    """What to do with a model that has seen no test image."""
     return [
-        ImageStrip("Held-out good images by score", caption, pictures),
-        FactGroup(f"Scores of the held-out good images{more}", rows),
+        *_more_good_images(decision),
+        "Look at the good images below: one that is flawed must be removed before training again.",
+        "Inspect parts whose state you know, good ones of another day and flawed ones: flawsmith predict model.flaw "
+        "IMAGES. With folders test/good and test/<defect>: flawsmith evaluate model.flaw FOLDER.",
     ]
 
 
-def _pictures(bundle: Bundle, scored: Sequence[tuple[Path, float]]) -> list[tuple[str, NDArray[np.uint8]]]:
+def _more_good_images(decision: Decision) -> list[str]:
+    """How many good images the rate takes that was asked for; nothing where there are enough."""
+    if not decision.held_out or decision.stated_false_reject_rate <= decision.target_false_reject_rate:
+        return []
+    expected, proven = images_needed(decision.target_false_reject_rate, rank=max(1, len(decision.zone_limits)))
+    asked = parts_of_1000(decision.target_false_reject_rate)
+    return [
+        f"Only {decision.n_good} good images set the limit. For {asked} of 1,000 good parts rejected put {expected:,} "
+        f"other ones, better {proven:,}, of several days, into a folder: flawsmith calibrate model.flaw GOOD."
+    ]
+
+
+def _held_out_examples(inspector: Inspector, held_out: Sequence[tuple[Path, float]], read: Read) -> list[Example]:
+    """The strangest of the good images that set the limit."""
+    examples = []
+    for path, score in held_out[:PICTURES]:
+        pixels = read(path)
+        inspection = _inspected(inspector, pixels, inspector.spec.geometry.value_range)
+        pictures = pictures_of(inspection, pixels, None, _LARGEST_PICTURE // 2, maps_of_passes=True)
+        examples.append(Example(path.name, "good", False, score, inspection.verdict, pictures))
+    return examples
+
+
+def _synthetic_examples(
+    inspector: Inspector, scores: NDArray[np.float64], synthetic: Iterable[AnomalySample]
+) -> list[Example]:
+    """Synthetic flaws that are missed, and those found with the lowest scores: of each kind half of the pictures."""
+    decision = inspector.spec.decision
+    order = np.argsort(scores, kind="stable")
+    missed = [place for place in order if scores[place] <= decision.limit][: PICTURES // 2]
+    found = [place for place in order if scores[place] > decision.limit][: PICTURES - len(missed)]
+    # Where regions decide, a score does not say whether a flaw is missed.
+    wanted = set(range(min(PICTURES, len(scores)))) if decision.by_regions else {*missed, *found}
+    last = max(wanted, default=-1)
+    examples = []
+    for place, flaw in enumerate(itertools.islice(synthetic, last + 1)):
+        if place not in wanted:
+            continue
+        inspection = _inspected(inspector, flaw.image, None)  # the flaw is drawn on 8 bits already
+        pictures = pictures_of(inspection, flaw.image, flaw.mask, _LARGEST_PICTURE // 2, maps_of_passes=True)
+        name, score = f"synthetic flaw {place + 1}", float(scores[place])
+        examples.append(Example(name, f"synthetic: {flaw.recipe}", True, score, inspection.verdict, pictures))
+    return examples
+
+
+def _inspected(inspector: Inspector, pixels: ImageArray, value_range: tuple[float, float] | None) -> Inspection:
+    """What the model says, without a warning of images of another kind: a flaw has 8 bits whatever it is drawn on."""
+    measured, decision = inspector.measure(pixels), inspector.spec.decision
+    verdict, regions = decision.decide(measured.score, measured.map, measured.not_inspected)
+    return Inspection(
+        image=None,
+        score=measured.score,
+        verdict=verdict,
+        map=measured.map,
+        regions=regions,
+        not_inspected=measured.not_inspected,
+        timing={},
+        decision=decision,
+        value_range=value_range,
+    )
+
+
+def _looked_at(bundle: Bundle, held_out: Sequence[tuple[Path, float]], read: Read) -> list[ImageStrip | FactGroup]:
+    """Where the model looks, on an image that set the limit; nothing where it looks everywhere."""
+    decision, seen = bundle.spec.decision, bundle.spec.geometry.region
+    regions = [region for region in (seen, decision.region_of_interest) if region is not None]
+    if not held_out or not (regions or decision.zones):
+        return []
+    image = as_8_bit(read(held_out[0][0]), bundle.spec.geometry.value_range)
+    size = (image.shape[0], image.shape[1])
+    inside = np.logical_and.reduce([np.ones(size, bool), *(region.to_mask(size) for region in regions)])
+    shown = np.where(inside[..., None], image, image // 4)
+    for zone in decision.zones:
+        shown = outlined(shown, zone.region.to_mask(size))
+    caption = "What is dark is not looked at." + (" Dashed: the zones." if decision.zones else "")
+    picture = Image.fromarray(shown)
+    picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
+    return [ImageStrip("Where the model looks", caption, [("region of interest", np.asarray(picture))])]
+
+
+def _held_out(
+    bundle: Bundle, dataset: Dataset, scored: Sequence[tuple[Path, float]], read: Read, *, pictures: bool
+) -> list[ImageStrip | FactGroup]:
+    """The images behind the limit by score, the highest with their pictures."""
+    rows = [(dataset.name_of(path), f"{score:.6g}") for path, score in scored[:_LISTED]]
+    more = f", the highest {_LISTED} of {len(scored)}" if len(scored) > _LISTED else ""
+    caption = "The limit rests on these images, highest score first. If one is flawed, remove it and train again."
+    strip = [ImageStrip("Held-out good images by score", caption, _pictures(bundle, scored, read))] if pictures else []
+    return [*strip, FactGroup(f"Scores of the held-out good images{more}", rows)]
+
+
+def _pictures(bundle: Bundle, scored: Sequence[tuple[Path, float]], read: Read) -> list[tuple[str, NDArray[np.uint8]]]:
     """The first few images, small, with score and name."""
     pictures = []
     for path, score in scored[:PICTURES]:
-        shown = Image.fromarray(as_8_bit(decode(path), bundle.spec.geometry.value_range))
+        shown = Image.fromarray(as_8_bit(read(path), bundle.spec.geometry.value_range))
         shown.thumbnail((_THUMBNAIL, _THUMBNAIL))
         pictures.append((f"{score:.4g} · {path.name}", np.asarray(shown)))
     return pictures
 
 
-def _least_like_others(bundle: Bundle, oddest: Sequence[tuple[Path, float]]) -> list[ImageStrip | FactGroup]:
+def _least_like_others(
+    bundle: Bundle, oddest: Sequence[tuple[Path, float]], read: Read
+) -> list[ImageStrip | FactGroup]:
     """The images learned from that may not be good ones."""
     if not oddest:
         return []
@@ -165,7 +401,7 @@ def _least_like_others(bundle: Bundle, oddest: Sequence[tuple[Path, float]]) -> 
         "Each was scored by a model of the others that needs no training. If one of them is flawed, remove it and "
         "train again: what is learned from as good is not found."
     )
-    return [ImageStrip("Images learned from that look least like the others", caption, _pictures(bundle, oddest))]
+    return [ImageStrip("Images learned from that look least like the others", caption, _pictures(bundle, oddest, read))]
 
 
 def held_out_images(bundle: Bundle, split: HoldOut) -> list[tuple[Path, float]]:
@@ -183,12 +419,13 @@ def evaluation_report(
     evaluation: Evaluation,
     gallery: ExampleGallery,
     metrics: Sequence[Mapping[str, Any]] = (),
+    made: Sequence[tuple[str, str]] = (),
 ) -> None:
     """Write the report of a model on a labelled test split."""
     spec = bundle.spec
     test = [
-        ScoreGroup("good", state.scores[~state.flawed]),
-        ScoreGroup("flawed", state.scores[state.flawed]),
+        ScoreGroup("good", _by_truth(state)[0]),
+        ScoreGroup("flawed", _by_truth(state)[1]),
     ]
     # Limits and calibration speak of the model's own scores; a protocol may take others.
     model_scores = state.protocol.image_score == "model"
@@ -199,6 +436,10 @@ def evaluation_report(
         ReportData(
             title=spec.training.category,
             subtitle=_subtitle(spec),
+            made=made,
+            promise=evaluation.promise(),
+            next_steps=_more_good_images(spec.decision),
+            choice=limits_to_try(*_by_truth(state), spec.decision, promises=False) if scores_decide else None,
             facts=[
                 *_model_facts(spec),
                 *_baseline_facts(evaluation),
@@ -216,12 +457,18 @@ def evaluation_report(
             limit=spec.decision.limit if scores_decide else None,
             review_limit=spec.decision.review_limit if scores_decide else None,
             limit_statement=spec.decision.describe(),
-            examples=list(gallery.examples()),
+            examples=gallery.examples(),
+            left_out=gallery.left_out,
             training=metrics,
             notes=dataset.notes,
             stamps=spec.training.stamps,
         ),
     )
+
+
+def _by_truth(state: EvaluationState) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Scores of the good images, and of the flawed ones."""
+    return state.scores[~state.flawed], state.scores[state.flawed]
 
 
 def _subtitle(spec: BundleSpec) -> str:

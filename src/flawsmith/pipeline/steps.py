@@ -36,7 +36,7 @@ from flawsmith.pipeline.calibrate import levels_behind
 from flawsmith.pipeline.describe import model_card
 from flawsmith.pipeline.masks import read_mask
 from flawsmith.pipeline.oddness import Baseline, unlikeness
-from flawsmith.pipeline.provenance import versions
+from flawsmith.pipeline.provenance import made_of, versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
 from flawsmith.pipeline.stored_maps import LARGEST_MAPS, StoredMaps, save_maps
 from flawsmith.report import data
@@ -53,15 +53,64 @@ from flawsmith.runtime.tiles import Tile, Tiling, fit_tile, tiles_to_see
 from flawsmith.runtime.zones import Zone
 from flawsmith.synthesis.foreground import FOLDER as MASK_FOLDER
 from flawsmith.synthesis.held_out import held_out_flaw, held_out_flaws
+from flawsmith.synthesis.synthesizer import AnomalySample
 from flawsmith.training.data import SynthesisOptions, TrainingSet
 from flawsmith.training.distributed import broadcast_from_rank_zero, is_distributed, local_rank_zero_first
 from flawsmith.training.run import MODEL, REPORT, TRIM, RunFolder
 from flawsmith.training.selection import HeldOutSelection, TestImage, TestSetSelection
 
+LARGEST_STORE = 2**28
+"""Bytes of decoded images that are in memory at a time; where there are more, the others are decoded for each use."""
+
+
+class DecodedImages:
+    """Decodes files, and keeps the images for whoever asks next, as far as there is room.
+
+    A held-out image is scored, gets a synthetic flaw, proves the export and stands in the report, and a baseline does
+    the same again. The first images stay: as all are asked for in turn, the last ones would be gone when they are.
+
+    Args:
+        most: bytes that are kept.
+    """
+
+    def __init__(self, most: int = LARGEST_STORE) -> None:
+        self._images: dict[Path, ImageArray] = {}
+        self._room = most
+
+    def read(self, path: Path) -> ImageArray:
+        """An image as :func:`flawsmith.runtime.image.decode` gives it, not to be written to.
+
+        Raises:
+            FlawsmithError: the file cannot be read.
+        """
+        if path in self._images:
+            return self._images[path]
+        image = decode(path)
+        image.flags.writeable = False
+        if image.nbytes <= self._room:
+            self._room -= image.nbytes
+            self._images[path] = image
+        return image
+
 
 def synthetic_images(
-    samples: Sequence[Sample], geometry: Geometry, seed: int, tiling: Tiling | None = None
+    samples: Sequence[Sample],
+    geometry: Geometry,
+    seed: int,
+    tiling: Tiling | None = None,
+    read: Callable[[Path], ImageArray] = decode,
 ) -> Iterator[NDArray[np.uint8]]:
+    """The images of :func:`synthetic_flaws`."""
+    return (flaw.image for flaw in synthetic_flaws(samples, geometry, seed, tiling, read))
+
+
+def synthetic_flaws(
+    samples: Sequence[Sample],
+    geometry: Geometry,
+    seed: int,
+    tiling: Tiling | None = None,
+    read: Callable[[Path], ImageArray] = decode,
+) -> Iterator[AnomalySample]:
     """One synthetic flaw on every image, of mixed recipes and strengths: a function of the images and the seed.
 
     Args:
@@ -69,27 +118,27 @@ def synthetic_images(
         geometry: declares the range of sources deeper than 8 bits.
         seed: of all draws.
         tiling: put the flaw on a tile, as large as those on training tiles; None: on the image.
+        read: decodes a file.
 
     Returns:
-        (height, width, 3) uint8 each, in the size of the file.
+        (height, width, 3) uint8 images, in the size of the file, and masks of that size.
     """
-    good = (as_8_bit(decode(sample.image), geometry.value_range) for sample in samples)
-    if tiling is None:
-        return (flaw.image for flaw in held_out_flaws(good, seed))
-    return _flawed_on_a_tile(good, geometry, seed, tiling)
+    good = (as_8_bit(read(sample.image), geometry.value_range) for sample in samples)
+    return held_out_flaws(good, seed) if tiling is None else _flawed_on_a_tile(good, geometry, seed, tiling)
 
 
 def _flawed_on_a_tile(
     images: Iterable[NDArray[np.uint8]], geometry: Geometry, seed: int, tiling: Tiling
-) -> Iterator[NDArray[np.uint8]]:
+) -> Iterator[AnomalySample]:
     previous = None
     for index, image in enumerate(images):
         tile = drawn_tile(image, geometry, tiling, seed, index)
         good = np.ascontiguousarray(tile.of(image))
-        flawed = image.copy()
-        tile.of(flawed)[:] = held_out_flaw(good, seed=seed, index=index, other=previous).image
+        flaw = held_out_flaw(good, seed=seed, index=index, other=previous)
+        flawed, mask = image.copy(), np.zeros(image.shape[:2], bool)
+        tile.of(flawed)[:], tile.of(mask)[:] = flaw.image, flaw.mask
         previous = good
-        yield flawed
+        yield dataclasses.replace(flaw, image=flawed, mask=mask, normal=image)
 
 
 def drawn_tile(image: ImageArray, geometry: Geometry, tiling: Tiling, seed: int, index: int) -> Tile:
@@ -99,16 +148,9 @@ def drawn_tile(image: ImageArray, geometry: Geometry, tiling: Tiling, seed: int,
     return tiles[int(generator(seed, "tile of a flaw", index).integers(len(tiles)))]
 
 
-def network_geometry(config: ModelConfig, settings: TrainSettings, region: RegionOfInterest | None) -> Geometry:
-    """How files become a network's input, before its backbone says what normalises them."""
-    return Geometry(
-        policy=config.policy,
-        size=config.image_size,
-        resize=config.resize,
-        interpolation=config.interpolation,
-        value_range=settings.source_range,
-        region=region,
-    )
+def of_files(geometry: Geometry, settings: TrainSettings, region: RegionOfInterest | None) -> Geometry:
+    """A method's geometry for the files of a run: with the range of their values, and what is to be seen of them."""
+    return Geometry(**{**dict(geometry), "value_range": settings.source_range, "region": region})
 
 
 def refuse_without_labels(dataset: Dataset) -> None:
@@ -182,6 +224,8 @@ class Job:
         tiling: how images are cut into tiles; None: each is seen as a whole.
         minimum_area: smallest region that counts, pixels.
         pixel_size: side of a pixel in millimetres; None: unknown.
+        decoded: images that are not learned from, decoded once for the run, its folds and its baseline.
+        dated: whether the report says when and of what it was made, so that its bytes differ from run to run.
     """
 
     dataset: Dataset
@@ -200,6 +244,8 @@ class Job:
     tiling: Tiling | None = None
     minimum_area: int = 1
     pixel_size: float | None = None
+    decoded: DecodedImages = field(default_factory=DecodedImages)
+    dated: bool = False
 
 
 class TrainingSteps:
@@ -218,6 +264,7 @@ class TrainingSteps:
         self.timings: dict[str, float] = {}
         self.oddest: list[tuple[Sample, float]] = []
         self.trimmed: list[Sample] = []
+        self.scored_with_flaws: tuple[Sample, ...] = ()
         self.scored: FileScores | None = None
         self.exported_as_logits = False
 
@@ -246,9 +293,8 @@ class TrainingSteps:
     def _trained(self) -> tuple[AnomalyModel, Geometry, TrainingSet]:
         with self._timed("backbone"):
             backbone = local_rank_zero_first(self._backbone)
-        statistics = {"mean": backbone.info.mean, "std": backbone.info.std}
-        geometry = network_geometry(self.config, self.settings, self.job.region).model_copy(update=statistics)
         model = find_method(self.settings.method)(self.config, backbone, self.settings.seed)
+        geometry = of_files(model.geometry, self.settings, self.job.region)
         self._rehearse(model, geometry)
         return model, geometry, self._learn(model, backbone, geometry)
 
@@ -298,6 +344,9 @@ class TrainingSteps:
                 baseline,
                 (*remarks, *checks),
                 [(sample.image, score) for sample, score in self.oddest[:MOST_ODD]],
+                self._calibration_flaws(bundle.spec),
+                made_of(bundle, self.dataset) if self.job.dated else (),
+                read=self.job.decoded.read,
             )
         self.run.record(
             {
@@ -434,8 +483,9 @@ class TrainingSteps:
             tiles = ((image, drawn_tile(image, geometry, tiling, seed, index)) for index, image in enumerate(images))
             return np.stack([geometry.normalise(fit_tile(image, tile, geometry)) for image, tile in tiles])
 
-        good = seen(decode(sample.image) for sample in chosen)
-        return HeldOutSelection(good, seen(synthetic_images(chosen, geometry, seed, tiling)), lambda: model)
+        read = self.job.decoded.read
+        good = seen(read(sample.image) for sample in chosen)
+        return HeldOutSelection(good, seen(synthetic_images(chosen, geometry, seed, tiling, read)), lambda: model)
 
     def _spec(self, geometry: Geometry, model: AnomalyModel, *, n_train: int) -> BundleSpec:
         info = model.backbone.info
@@ -500,7 +550,8 @@ class TrainingSteps:
         if self.split.folds:
             scored, synthetic = self._cross_fitted_scores()
         else:
-            scored, synthetic = score_files(inspector, files), self._synthetic_scores(inspector)
+            scored = score_files(inspector, files, self.job.decoded.read)
+            synthetic = self._synthetic_scores(inspector)
         left_out = 0
         if self.settings.trim is not None:
             left_out = min(math.ceil(self.settings.trim * len(files)), len(files) - 1)
@@ -540,8 +591,9 @@ class TrainingSteps:
         decision = decision.model_copy(update={**used, "groups": figures})
         inspector.spec = spec.model_copy(update={"decision": decision})
         with tempfile.TemporaryDirectory() as folder:
-            proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder), spec.tiling)]
-            parity = check_parity(model, inspector, proofs, tolerance)
+            read = self.job.decoded.read
+            proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder), spec.tiling, read)]
+            parity = check_parity(model, inspector, proofs, tolerance, read)
         final = inspector.spec.model_copy(update={"parity": parity})
         arrays = {**levels_behind(decision, scores, levels), "forged": synthetic, **self._images()}
         return Bundle(final, graph, arrays, model_card(final))
@@ -566,16 +618,21 @@ class TrainingSteps:
             model, geometry, _ = steps._trained()
             graph = export_model(model, self.config.image_size)
             inspector = Inspector.load(Bundle(steps._spec(geometry, model, n_train=len(fold.train)), graph))
-            good = score_files(inspector, [sample.image for sample in fold.calibration])
+            files = [sample.image for sample in fold.calibration]
+            good = score_files(inspector, files, self.job.decoded.read)
             synthetic = steps._synthetic_scores(inspector, math.ceil(SYNTHETIC_FOR_CALIBRATION / len(self.split.folds)))
             scored.append((good, synthetic))
         return joined([good for good, _ in scored]), np.concatenate([synthetic for _, synthetic in scored])
 
     def _synthetic_scores(self, inspector: Inspector, most: int = SYNTHETIC_FOR_CALIBRATION) -> NDArray[np.float64]:
-        samples = self.split.calibration[:most]
+        self.scored_with_flaws = self.split.calibration[:most]
+        flaws = self._calibration_flaws(inspector.spec)
+        return np.array([inspector.measure(flaw.image).score for flaw in flaws], dtype=np.float64)
+
+    def _calibration_flaws(self, spec: BundleSpec) -> Iterator[AnomalySample]:
+        """The synthetic flaws whose scores the model file holds, drawn anew."""
         seed = derived_seed(self.settings.seed, "calibration flaws") % 2**31
-        images = synthetic_images(samples, inspector.spec.geometry, seed, inspector.spec.tiling)
-        return np.array([inspector.measure(image).score for image in images], dtype=np.float64)
+        return synthetic_flaws(self.scored_with_flaws, spec.geometry, seed, spec.tiling, self.job.decoded.read)
 
     @contextmanager
     def _timed(self, name: str) -> Iterator[None]:
@@ -623,13 +680,13 @@ class FileScores(NamedTuple):
         return FileScores(self.scores[rows], self.levels[rows], maps, self.sizes[rows])
 
 
-def score_files(inspector: Inspector, files: Sequence[Path]) -> FileScores:
+def score_files(inspector: Inspector, files: Sequence[Path], read: Callable[[Path], ImageArray] = decode) -> FileScores:
     """Image score and largest map values by zone, in original pixels, of every file; and the maps, if not too many."""
     height, width = inspector.spec.geometry.size
     keeps = 4 * height * width * len(files) <= LARGEST_MAPS
     scores, levels, maps, sizes = [], [], [], []
     for file in files:
-        measured = inspector.measure(file)
+        measured = inspector.measure(read(file))
         scores.append(measured.score)
         levels.append(inspector.spec.decision.zone_levels(measured.map, measured.not_inspected))
         sizes.append(measured.map.shape)

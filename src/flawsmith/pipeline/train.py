@@ -45,7 +45,7 @@ from flawsmith.pipeline.settings import (
     require_engine,
     spread,
 )
-from flawsmith.pipeline.steps import Job, TrainingSteps, network_geometry, refuse_without_labels
+from flawsmith.pipeline.steps import DecodedImages, Job, TrainingSteps, of_files, refuse_without_labels
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import left_out, left_out_note
@@ -89,6 +89,7 @@ def train(
     logger: LoggerName = "none",
     workers: int | None = None,
     baseline: str = "patchcore",
+    dated: bool = False,
     quiet: bool = False,
     on_data: Callable[[Dataset], None] | None = None,
     **settings: Any,
@@ -109,6 +110,8 @@ def train(
         baseline: a method that needs no training, ``patchcore`` or ``padim``, whose model of the same images is written
             into ``baseline/`` of the run folder: reports set the two side by side. ``none`` leaves it out. The model
             itself does not depend on it.
+        dated: say in the report when and of what it was made: date, data folder, number of images, hash of the model.
+            Without it the same run gives the same bytes.
         quiet: show no progress.
         on_data: is told the data set with its groups, before anything is learned from it.
         **settings: fields of :class:`flawsmith.pipeline.settings.TrainSettings`, such as ``method``, ``preset``,
@@ -159,7 +162,7 @@ def train(
     checked, config, size_note = _choose_input(good, checked, config, flaw)
     if checked.tiling is not None:
         _refuse_with_tiles(checked, config)
-    geometry = network_geometry(config, checked, region)
+    geometry = of_files(config.geometry, checked, region)
     others = (each.model_copy(update={"value_range": geometry.value_range}) for each in config.other_geometries)
     watched = spread(good)
     first_look = FirstLook((geometry, *others), checked.tiling, (sample.image for sample in watched))
@@ -179,9 +182,10 @@ def train(
     images, advice = look_at_values(watched, checked, first_look.values)
     if advice is not None and is_rank_zero():
         warnings.warn(str(advice), stacklevel=2)
+    decoded = DecodedImages()
     for sample in split.calibration:
         if sample.image not in first_look.images:
-            decode(sample.image)  # a damaged file is found before the long work, not after it
+            decoded.read(sample.image)  # a damaged file is found before the long work, not after it
     if size_note and is_rank_zero():
         warnings.warn(size_note, stacklevel=2)
     run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
@@ -215,8 +219,23 @@ def train(
         "minimum_area": minimum_area,
         "pixel_size": pixel_size,
         "tiling": checked.tiling,
+        "decoded": decoded,
     }
-    job = Job(dataset, split, fingerprint, checked, preset, config, run, workers, beside, images, skipped, **where)
+    job = Job(
+        dataset,
+        split,
+        fingerprint,
+        checked,
+        preset,
+        config,
+        run,
+        workers,
+        beside,
+        images,
+        skipped,
+        dated=dated,
+        **where,
+    )
     with ExitStack() as stack:
         if is_rank_zero():
             stack.enter_context(run.claimed(facts, resume=resume, defaults=defaults))

@@ -13,7 +13,7 @@ from flawsmith.metrics.ranking import Curve
 from flawsmith.metrics.results import Evaluation
 
 ScoreKind = Literal["good", "flawed", "held_out", "forged"]
-ExampleKind = Literal["miss", "false_alarm", "found"]
+ExampleKind = Literal["miss", "false_alarm", "found", "passed"]
 
 
 @dataclass(frozen=True)
@@ -42,30 +42,83 @@ class ScoreGroup:
     scores: npt.NDArray[np.floating]
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
+class Picture:
+    """A picture, encoded as it stands in the page.
+
+    Attributes:
+        jpeg: the file.
+        caption: what the picture is.
+        alt: text in the picture's place.
+    """
+
+    jpeg: bytes
+    caption: str
+    alt: str
+
+
+@dataclass(frozen=True)
 class Example:
     """One inspected image to show.
 
     Attributes:
-        kind: ``miss`` (flawed, not rejected), ``false_alarm`` (good, rejected) or ``found`` (flawed,
-            rejected).
-        image: (height, width, 3) uint8 RGB.
-        overlay: (height, width, 3) uint8 RGB, the image under its heat map.
+        name: the image's name.
+        defect: defect type, ``good`` for good images.
+        flawed: whether the image is flawed.
         score: image score.
         verdict: ``pass``, ``review`` or ``reject``.
-        defect: defect type, ``good`` for good images.
-        name: the image's name.
-        mask: (height, width) True where flawed, or None.
+        pictures: the image, and what the model sees in it.
     """
 
-    kind: ExampleKind
-    image: npt.NDArray[np.uint8]
-    overlay: npt.NDArray[np.uint8]
+    name: str
+    defect: str
+    flawed: bool
     score: float
     verdict: str
-    defect: str
-    name: str
-    mask: npt.NDArray[np.bool_] | None = None
+    pictures: Sequence[Picture] = ()
+
+    @property
+    def kind(self) -> ExampleKind:
+        """Flawed and not rejected, good and rejected, flawed and rejected, or good and not rejected."""
+        if self.flawed:
+            return "found" if self.verdict == "reject" else "miss"
+        return "false_alarm" if self.verdict == "reject" else "passed"
+
+
+@dataclass(frozen=True)
+class TriedLimit:
+    """What a limit does with the images of the report.
+
+    Attributes:
+        limit: on the image score.
+        missed: what stands under "flaws missed", such as ``2 of 30``.
+        rejected: what stands under "good parts rejected".
+        sentence: both, and what else is known of that limit.
+        in_use: whether it is the limit in use.
+    """
+
+    limit: float
+    missed: str
+    rejected: str
+    sentence: str
+    in_use: bool = False
+
+
+@dataclass(frozen=True)
+class LimitChoice:
+    """Limits to choose from.
+
+    Attributes:
+        heads: of the table.
+        rows: of the table: a few telling limits.
+        sentences: the limits that a reader asks for first.
+        steps: every limit that the page lets a reader try, ascending, the one in use among them.
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    sentences: Sequence[str]
+    steps: Sequence[TriedLimit]
 
 
 @dataclass(frozen=True)
@@ -147,8 +200,12 @@ class ReportData:
     """Everything one report shows.
 
     Attributes:
-        title: heading, such as the category's name.
+        title: heading.
         subtitle: one line under it, such as method, preset and backbone.
+        made: (name, value) of when and of what the report was made; none, so that the same data give the same bytes.
+        promise: how many good parts the limit was said to reject; empty where nothing was said.
+        next_steps: what to do about what the page shows, where there is no evaluation that says it.
+        choice: other limits; None where they cannot be tried.
         facts: groups of facts about model and data, in order.
         evaluation: figures on the test split; None where there is none (after ``train`` on good images
             alone).
@@ -158,7 +215,9 @@ class ReportData:
         review_limit: review limit on the image score.
         limit_statement: what stands behind the limit and which false-reject rate it supports, in words.
         held_out: the held-out good images by their score: pictures and tables.
-        examples: inspected images to show; any number, the report shows the worst of each kind.
+        examples: inspected images to show, any number.
+        examples_are: what they are, such as "test images".
+        left_out: images that were inspected and are not shown, for want of room.
         training: rows of ``metrics.jsonl``: ``step`` or ``epoch``, perhaps ``stage``, and numbers whose names
             hold ``loss``.
         diagnostics: what a method has to show of its training, in order; how it is drawn depends on its type alone.
@@ -168,6 +227,10 @@ class ReportData:
 
     title: str
     subtitle: str = ""
+    made: Sequence[tuple[str, str]] = ()
+    promise: str = ""
+    next_steps: Sequence[str] = ()
+    choice: LimitChoice | None = None
     facts: Sequence[FactGroup] = ()
     evaluation: Evaluation | None = None
     curves: RateCurves = field(default_factory=RateCurves)
@@ -177,6 +240,8 @@ class ReportData:
     limit_statement: str = ""
     held_out: Sequence[ImageStrip | FactGroup] = ()
     examples: Sequence[Example] = ()
+    examples_are: str = "test images"
+    left_out: int = 0
     training: Sequence[Mapping[str, object]] = ()
     diagnostics: Sequence[Diagnostic] = ()
     notes: Sequence[str] = ()

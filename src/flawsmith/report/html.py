@@ -1,8 +1,12 @@
-"""The offline HTML report: one file that needs no network, no script and no second file."""
+"""The offline HTML report: one file that needs no network and no second file; its script only tries other limits."""
 
 from __future__ import annotations
 
+import base64
 import contextlib
+import hashlib
+import json
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -15,22 +19,34 @@ from flawsmith.metrics.pro import FPR_LIMIT
 from flawsmith.metrics.results import Evaluation
 from flawsmith.metrics.spro import SPRO_LIMIT
 from flawsmith.report import plots
-from flawsmith.report.data import ReportData, ScoreKind
+from flawsmith.report.data import Example, ExampleKind, ReportData, ScoreKind
 from flawsmith.report.plots import galleries, panels
 from flawsmith.report.style import page_style
 from flawsmith.runtime.errors import FlawsmithError
 
 _HERE = Path(__file__).parent
+VERDICT_WORDS = {"pass": "● pass", "review": "▲ review", "reject": "■ reject"}
+"""A shape and a word for each verdict: colour is never alone."""
 _RATES = ("false_reject_rate", "miss_rate")
 
 
 @dataclass(frozen=True)
 class Headline:
-    """One number at the head of the report."""
+    """One number at the head of the report.
+
+    Attributes:
+        name: what is counted.
+        value: how many.
+        detail: what the number is worth.
+        follows: the field of `TriedLimit` that takes its place when another limit is tried.
+        wrong: whether it is one to look at; None: it is neither good nor bad.
+    """
 
     name: str
     value: str
     detail: str
+    follows: str = ""
+    wrong: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -42,6 +58,8 @@ class Plot:
     caption: str
     alt: str
     wide: bool = False
+    line: tuple[float, float, float, float] | None = None
+    """Where a line for a limit belongs: left and right end of the axis, and the scores there."""
 
 
 def write_report(path: Path, data: ReportData) -> None:
@@ -78,8 +96,21 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    script = (_HERE / "page.js").read_text(encoding="utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    steps = [] if data.choice is None else list(data.choice.steps)
+    in_use = next((index for index, step in enumerate(steps) if step.in_use), 0)
     return environment.get_template("report.html.j2").render(
         data=data,
+        script=Markup(script),
+        script_hash=digest,
+        steps=json.dumps([[step.limit, step.missed, step.rejected, step.sentence] for step in steps]),
+        in_use=in_use,
+        tried=steps[in_use] if steps else None,
+        next_steps=[*(data.evaluation.next_steps() if data.evaluation else ()), *data.next_steps],
+        verdict_words=VERDICT_WORDS,
+        listed=_listed(data),
+        picture_uri=_jpeg_uri,
         style=Markup(page_style()),
         stamps=_stamps(data),
         headlines=list(_headlines(data)),
@@ -94,6 +125,20 @@ def render_report(data: ReportData) -> str:
         number=number,
         percent=percent,
     )
+
+
+def _listed(data: ReportData) -> list[tuple[float, str, Example, ExampleKind]]:
+    """Score, place in the page, image and kind of every example, the highest score first."""
+    rows = [
+        (example.score, f"p{number}-{place}", example, gallery.kind)
+        for number, gallery in enumerate(galleries(data.examples), 1)
+        for place, example in enumerate(gallery.examples, 1)
+    ]
+    return sorted(rows, key=lambda row: (-row[0], row[1]))
+
+
+def _jpeg_uri(jpeg: bytes) -> str:
+    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
 def _stamps(data: ReportData) -> list[str]:
@@ -119,33 +164,45 @@ def _scores(data: ReportData, kind: ScoreKind) -> list[float]:
 def _headlines(data: ReportData) -> Iterator[Headline]:
     result = data.evaluation
     if result is not None:
-        rejected = result.verdicts.get("good", {}).get("reject", 0)
-        missed = sum(defect.n_missed for defect in result.by_defect.values())
-        if result.image_auroc is not None:
-            yield Headline("Image AUROC", number(result.image_auroc), _between(result, "image_auroc"))
-        if result.aupro is not None:
-            yield Headline(result.overlap_name, number(result.aupro), _between(result, "aupro"))
-        if result.miss_rate is not None:
-            yield Headline(
-                "Flaws missed", f"{missed} of {result.n_flawed}", f"{percent(result.miss_rate)} not rejected"
-            )
-        if result.false_reject_rate is not None:
-            alarms = f"{rejected} of {result.n_good}"
-            yield Headline("Good parts rejected", alarms, percent(result.false_reject_rate))
+        if result.n_flawed:
+            missed = f"{result.n_missed} of {result.n_flawed}"
+            detail = _of_100(result, "miss_rate", "such flaws")
+            yield Headline("Flaws missed", missed, detail, "missed", wrong=bool(result.n_missed))
+        if result.n_good:
+            rejected = f"{result.n_rejected} of {result.n_good}"
+            detail = _of_100(result, "false_reject_rate", "such parts")
+            wrong = result.promise_is_broken if data.promise else bool(result.n_rejected)
+            yield Headline("Good parts rejected", rejected, detail, "rejected", wrong=wrong)
+        if data.promise:
+            yield Headline("Promised", *_split(data.promise), wrong=result.promise_is_broken or None)
         return
-    if data.limit is not None:
-        yield Headline("Reject limit", f"{data.limit:.4g}", "on the image score")
     held_out, synthetic = _scores(data, "held_out"), _scores(data, "forged")
-    if held_out:
-        yield Headline("Held-out good images", str(len(held_out)), "behind the limit")
     if synthetic and data.limit is not None:
-        above = sum(score > data.limit for score in synthetic)
-        yield Headline("Synthetic flaws rejected", f"{above} of {len(synthetic)}", percent(above / len(synthetic)))
+        missed = f"{sum(score <= data.limit for score in synthetic)} of {len(synthetic)}"
+        yield Headline("Synthetic flaws missed", missed, "real flaws may be harder to see", "missed")
+    elif shown := [example for example in data.examples if example.flawed]:  # regions decide, no score
+        missed = f"{sum(example.kind == 'miss' for example in shown)} of {len(shown)}"
+        yield Headline("Synthetic flaws missed", missed, "those shown below; real flaws may be harder to see")
+    if held_out and data.limit is not None:
+        rejected = f"{sum(score > data.limit for score in held_out)} of {len(held_out)}"
+        yield Headline("Held-out good images rejected", rejected, "not learned from; they set the limit", "rejected")
+    if data.promise:
+        yield Headline("Promised", *_split(data.promise))
 
 
-def _between(result: Evaluation, name: str) -> str:
+def _split(promise: str) -> tuple[str, str]:
+    """The promise's first number, and the rest of it."""
+    value, things, rest = promise.partition(" good parts")
+    return value.removeprefix("about "), f"{things.strip()} rejected on average{rest}" if things else ""
+
+
+def _of_100(result: Evaluation, name: str, things: str) -> str:
+    """The 95 % interval of a rate in words."""
     ends = result.intervals.get(name)
-    return "" if ends is None else f"95 %: {ends[0]:.3f} to {ends[1]:.3f}"
+    if ends is None:
+        return ""
+    low, high = math.floor(100 * ends[0]), math.ceil(100 * ends[1])
+    return f"95 % sure: between {low} and {high} of 100 {things}"
 
 
 def _figure_rows(result: Evaluation | None) -> list[tuple[str, str, str]]:
@@ -162,8 +219,8 @@ def _figure_rows(result: Evaluation | None) -> list[tuple[str, str, str]]:
 
 
 def _histogram(data: ReportData) -> Plot | None:
-    source = plots.score_histogram(data.scores, data.limit, data.review_limit)
-    if source is None:
+    drawn = plots.score_histogram(data.scores, data.limit, data.review_limit)
+    if drawn is None:
         return None
     caption = "How the image scores spread; each group's bars add up to 1."
     if data.limit is not None:
@@ -171,7 +228,8 @@ def _histogram(data: ReportData) -> Plot | None:
     if data.review_limit is not None:
         caption += f" Between the dashed line ({data.review_limit:.4g}) and the solid one a person looks."
     kinds = ", ".join(f"{len(group.scores)} {plots.NAMES[group.kind]}" for group in data.scores)
-    return Plot(source, "Image scores", caption, f"Histogram of image scores: {kinds}.", wide=True)
+    alt, line = f"Histogram of image scores: {kinds}.", (*drawn.places, *drawn.scores)
+    return Plot(drawn.source, "Image scores", caption, alt, wide=True, line=line)
 
 
 def _curves(data: ReportData) -> Iterator[Plot]:

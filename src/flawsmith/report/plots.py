@@ -65,7 +65,22 @@ def _svg_uri(figure: Figure) -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def score_histogram(groups: Sequence[ScoreGroup], limit: float | None, review_limit: float | None) -> str | None:
+@dataclass(frozen=True)
+class Histogram:
+    """A histogram of scores, and where a score lies in the picture.
+
+    Attributes:
+        source: SVG data URI.
+        places: left and right end of the axis as shares of the picture's width.
+        scores: the scores at these ends.
+    """
+
+    source: str
+    places: tuple[float, float]
+    scores: tuple[float, float]
+
+
+def score_histogram(groups: Sequence[ScoreGroup], limit: float | None, review_limit: float | None) -> Histogram | None:
     """Histogram of image scores: a panel for test images, one for the calibration, limits drawn in both.
 
     Args:
@@ -74,7 +89,7 @@ def score_histogram(groups: Sequence[ScoreGroup], limit: float | None, review_li
         review_limit: review limit on the image score.
 
     Returns:
-        An SVG data URI, or None without a finite score.
+        None without a finite score.
     """
     finite: dict[ScoreKind, npt.NDArray[np.floating]] = {
         group.kind: values
@@ -100,7 +115,9 @@ def score_histogram(groups: Sequence[ScoreGroup], limit: float | None, review_li
             axis.grid(visible=False, axis="x")
             _legend_above(axis, title)
         axes[-1].set_xlabel("image score")
-        return _svg_uri(figure)
+        source = _svg_uri(figure)
+        box, ends = axes[-1].get_position(), axes[-1].get_xlim()
+        return Histogram(source, (round(box.x0, 5), round(box.x1, 5)), (float(ends[0]), float(ends[1])))
 
 
 def _bars(axis: Axes, scores: npt.NDArray[np.floating], kind: ScoreKind, edges: npt.NDArray[np.floating]) -> None:
@@ -293,15 +310,15 @@ def label_of(name: str) -> str:
 
 
 THUMBNAIL = 260
-PER_KIND = 12
-BUDGET_BYTES = 3_000_000
-_QUALITY = 82
-_OUTLINE = (0, 229, 255)
+SIDES = (1024, 768, 512, 384, 256, 192)
+"""Longest sides that a full-size picture may have; the largest that keeps within its bytes is taken."""
+_QUALITY = 84
+_DASH = 4
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture of an example.
+    """One picture of a strip or of a diagnostic.
 
     Attributes:
         source: JPEG data URI.
@@ -315,92 +332,69 @@ class Tile:
 
 
 @dataclass(frozen=True)
-class Card:
-    """An example ready for the page: its facts and its pictures."""
-
-    example: Example
-    tiles: Sequence[Tile]
-
-
-@dataclass(frozen=True)
 class Gallery:
     """The examples of one kind.
 
     Attributes:
         kind: which.
-        cards: those shown, worst first.
-        total: how many there are.
+        examples: the most telling first.
     """
 
     kind: ExampleKind
-    cards: Sequence[Card]
-    total: int
+    examples: Sequence[Example]
 
 
-def galleries(examples: Iterable[Example], *, per_kind: int = PER_KIND, budget: int = BUDGET_BYTES) -> list[Gallery]:
-    """The worst examples of each kind, as many as the budget of bytes allows.
-
-    Misses come with the lowest scores first, false alarms and finds with the highest; misses have the first
-    call on the budget, finds the last.
-
-    Args:
-        examples: any number.
-        per_kind: at most so many of a kind.
-        budget: bytes of all pictures together, as they stand in the page.
-    """
+def galleries(examples: Iterable[Example]) -> list[Gallery]:
+    """The examples by kind: flaws with the lowest scores first, good images with the highest."""
     everything = list(examples)
     result = []
-    kinds: tuple[ExampleKind, ...] = ("miss", "false_alarm", "found")
+    kinds: tuple[ExampleKind, ...] = ("miss", "false_alarm", "found", "passed")
     for kind in kinds:
+        sign = 1.0 if kind in ("miss", "found") else -1.0
         members = [example for example in everything if example.kind == kind]
-        sign = 1.0 if kind == "miss" else -1.0
-        members.sort(key=lambda example: (sign * example.score, example.name))
-        cards = []
-        for example in members[:per_kind]:
-            tiles = _tiles(example)
-            budget -= sum(len(tile.source) for tile in tiles)
-            if budget < 0:
-                break
-            cards.append(Card(example, tiles))
-        if cards:
-            result.append(Gallery(kind, cards, len(members)))
+        result.append(Gallery(kind, sorted(members, key=lambda example: (sign * example.score, example.name))))
     return result
 
 
-def _tiles(example: Example) -> list[Tile]:
-    subject = f"{example.name} ({example.defect})"
-    image = _thumbnail(example.image)
-    tiles = [Tile(_jpeg(image), "image", f"Inspected image {subject}")]
-    if example.mask is not None and example.mask.any():
-        marked = _outlined(image, example.mask)
-        tiles.append(Tile(_jpeg(marked), "ground truth", f"Annotated flaw outlined on {subject}"))
-    heat = _thumbnail(example.overlay)
-    tiles.append(Tile(_jpeg(heat), "anomaly map", f"Anomaly map of {subject}, warm colours mark what looks wrong"))
-    return tiles
+def encoded(image: npt.NDArray[np.uint8], most_bytes: int) -> bytes:
+    """A picture as JPEG, as large as its bytes allow, and never enlarged.
+
+    Args:
+        image: (height, width, 3) RGB.
+        most_bytes: if no size keeps within them, the smallest is taken.
+    """
+    largest = Image.fromarray(np.ascontiguousarray(image))
+    content = b""
+    for side in SIDES:
+        picture = largest.copy()
+        picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+        buffer = io.BytesIO()
+        picture.save(buffer, format="JPEG", quality=_QUALITY, optimize=True)
+        content = buffer.getvalue()
+        if len(content) <= most_bytes:
+            break
+    return content
 
 
-def _thumbnail(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    picture = Image.fromarray(np.ascontiguousarray(image))
-    picture.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
-    return np.asarray(picture)
+def outlined(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
+    """The picture with a dashed line of black and white just outside the flawed regions.
 
-
-def _outlined(image: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.uint8]:
-    """The thumbnail with the flawed regions' outlines drawn just outside them."""
+    Args:
+        image: (height, width, 3) RGB; left as it is.
+        mask: (h, w) of any size, True where flawed.
+    """
     height, width = image.shape[:2]
     # A box filter keeps a flaw of a few pixels that nearest-pixel sampling would lose.
     grey = Image.fromarray(mask.astype(np.uint8) * 255).resize((width, height), Image.Resampling.BOX)
     inside = np.asarray(grey) > 0
-    edge = ndimage.binary_dilation(inside, iterations=2) & ~inside
+    thickness = max(1, round(min(height, width) / 300))
+    edge = ndimage.binary_dilation(inside, iterations=1 + thickness) & ~ndimage.binary_dilation(inside)
+    rows, columns = np.nonzero(edge)
     marked = image.copy()
-    marked[edge] = _OUTLINE
+    marked[rows, columns] = np.where((rows // (_DASH * thickness) + columns // (_DASH * thickness)) % 2, 255, 0)[
+        :, None
+    ]
     return marked
-
-
-def _jpeg(image: npt.NDArray[np.uint8]) -> str:
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, format="JPEG", quality=_QUALITY, optimize=True)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 POINTS = 1200  # of a cloud in all: t-SNE of them takes about four seconds on one core

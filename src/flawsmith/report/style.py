@@ -9,6 +9,8 @@ from typing import Any
 
 import matplotlib as mpl
 
+from flawsmith.runtime.overlay import COLOURS
+
 INK, MUTED, EDGE, GRID = "#1d2733", "#566370", "#9aa6b2", "#e3e8ed"
 # Okabe and Ito's colours, which the colour-blind tell apart, without the yellow that paper swallows.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#4D4D4D")
@@ -79,5 +81,6 @@ def short_label(text: str, longest: int = LONGEST_LABEL) -> str:
 
 def page_style() -> str:
     """The style sheet of all pages."""
-    colours = f":root {{ --ink: {INK}; --muted: {MUTED}; --accent: {GOOD}; --edge: {EDGE}; }}\n"
+    heat = ", ".join(f"rgb({red} {green} {blue})" for red, green, blue in COLOURS[:: len(COLOURS) // 8].tolist())
+    colours = f":root {{ --ink: {INK}; --muted: {MUTED}; --accent: {GOOD}; --edge: {EDGE}; --heat: {heat}; }}\n"
     return colours + (_HERE / "page.css").read_text(encoding="utf-8")

@@ -22,7 +22,7 @@ from pydantic import (
 )
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.regions import Region, find_regions, region_level
+from flawsmith.runtime.regions import FLAW_SHARE, Region, find_regions, region_level, strongest_region
 from flawsmith.runtime.roi import MOST_CORNERS, RegionOfInterest, box_of, number_zones
 from flawsmith.runtime.zones import ELSEWHERE, MOST_ZONES, Zone, highest_below, zone_limits
 
@@ -88,10 +88,10 @@ class GroupFigures(BaseModel):
             )
         if self.lowest is None or self.highest is None or self.mean is None:
             return ""
-        rejected = f"{_of_1000(self.mean)} of 1,000 good images"
+        rejected = f"{parts_of_1000(self.mean)} of 1,000 good images"
         if self.least_size >= FEWEST_IN_A_GROUP:
-            span = f"between {_of_1000(self.lowest)} and {_of_1000(self.highest, up=True)}"
-            rejected = f"{span} of 1,000 good images, {_of_1000(self.mean)} on average"
+            span = f"between {parts_of_1000(self.lowest)} and {parts_of_1000(self.highest, up=True)}"
+            rejected = f"{span} of 1,000 good images, {parts_of_1000(self.mean)} on average"
         text = f"On groups that it does not know (each of the {self.count} left out in turn) it rejected {rejected}."
         if self.variance_share is not None and self.variance_share >= LARGE_VARIANCE_SHARE and self.differ:
             text += (
@@ -107,7 +107,8 @@ class Decision(BaseModel):
     Without a region of interest or a minimum area the image score decides: above ``limit`` is a reject, above
     ``review_limit`` a review. With either of them the map decides: a region above ``map_limit``, inside the
     region of interest and at least as large as the minimum area, is a reject; ``review_limit`` then is a
-    limit on the map too. Limits of one setting do not carry over to another: see :meth:`recalibrated`.
+    limit on the map too. Limits of one setting do not carry over to another: see :meth:`recalibrated`. The area that
+    counts there is that of the whole spot above the limit, `Region.spot`, not of the flaw in it.
 
     Zones have limits of their own: ``map_limit`` plus their offset. One number still decides about an image, the
     largest `level` of a zone less its offset, and ``map_limit`` and ``review_limit`` are limits on that number.
@@ -239,9 +240,10 @@ class Decision(BaseModel):
             not_inspected: (height, width), True where the network saw nothing; None: it saw all.
 
         Returns:
-            The verdict, and the regions above ``map_limit``, or above the limit of their zone, the strongest first. A
-            region ends where its zone does. Where the image score decides, the regions only show where to look: a
-            reject may have none, a pass may have some.
+            The verdict, and the regions behind it, the strongest first; a pass has none. They lie above ``map_limit``,
+            or the limit of their zone, and end where their zone does; those of a review where the map decides lie above
+            the review limit. Where the image score decides and the map stays below its limit, the region is the one
+            around the map's peak, so that a reject or a review always shows where to look.
 
         Raises:
             FlawsmithError: a number is not finite, or the region of interest covers no inspected pixel.
@@ -249,13 +251,21 @@ class Decision(BaseModel):
         extremes = float(anomaly_map.min()), float(anomaly_map.max())  # what is not a number comes through
         if not all(map(math.isfinite, (score, *extremes))):
             raise FlawsmithError("the model's score or map is not a finite number; train or export the model anew")
+        if self.by_regions:
+            if regions := self._regions(anomaly_map, self.map_limit, not_inspected):
+                return "reject", regions
+            if self.review_limit is None:
+                return "pass", []
+            regions = self._regions(anomaly_map, self.review_limit, not_inspected)
+            return ("review" if regions else "pass"), regions
+        verdict = self.verdict_of(score)
+        if verdict == "pass":
+            return verdict, []
         regions = self._regions(anomaly_map, self.map_limit, not_inspected)
-        if not self.by_regions:
-            return self.verdict_of(score), regions
-        if regions:
-            return "reject", regions
-        review = self.review_limit is not None and bool(self._regions(anomaly_map, self.review_limit, not_inspected))
-        return ("review" if review else "pass"), regions
+        mask = self._mask(anomaly_map.shape, not_inspected)
+        if not regions and (mask is None or mask.any()):
+            regions = [strongest_region(anomaly_map, mask=mask)]
+        return verdict, regions
 
     def _regions(
         self, anomaly_map: NDArray[np.float32], limit: float, not_inspected: NDArray[np.bool_] | None
@@ -263,12 +273,16 @@ class Decision(BaseModel):
         """The regions above a limit on the number that decides, those furthest above it first."""
         if not self.zones:
             mask = self._mask(anomaly_map.shape, not_inspected)
-            return find_regions(anomaly_map, limit, minimum_area=self.minimum_area, mask=mask)
+            return find_regions(anomaly_map, limit, minimum_area=self.minimum_area, mask=mask, share=FLAW_SHARE)
         regions = []
         for number, name, (rows, columns), mask in self._places(anomaly_map.shape, not_inspected):
             area, offset = self._minimum_areas[number], self._offsets[number]
             inside = find_regions(
-                anomaly_map[rows, columns], highest_below(limit, offset), minimum_area=area, mask=mask
+                anomaly_map[rows, columns],
+                highest_below(limit, offset),
+                minimum_area=area,
+                mask=mask,
+                share=FLAW_SHARE,
             )
             regions += [(region.peak - offset, region.in_zone(name, columns.start, rows.start)) for region in inside]
         return [region for _, region in sorted(regions, key=lambda pair: -pair[0])]
@@ -289,6 +303,22 @@ class Decision(BaseModel):
         if deciding > (self.map_limit if self.by_regions else self.limit):
             return "reject"
         return "review" if self.review_limit is not None and deciding > self.review_limit else "pass"
+
+    def times_limit(self, deciding: float) -> float | None:
+        """The number that decides as a multiple of the reject limit: above 1 is a reject.
+
+        Args:
+            deciding: as in `verdict_of`.
+
+        Returns:
+            None where the limit is not positive, so that multiples mean nothing.
+
+        Example:
+            >>> Decision(limit=4.0, map_limit=2.0, stated_false_reject_rate=0.01, n_good=99).times_limit(6.0)
+            1.5
+        """
+        limit = self.map_limit if self.by_regions else self.limit
+        return deciding / limit if limit > 0 else None
 
     def level(self, anomaly_map: NDArray[np.float32], not_inspected: NDArray[np.bool_] | None = None) -> float:
         """Returns the number to calibrate ``map_limit`` with: the map's maximum, under this setting.
@@ -460,7 +490,7 @@ class Decision(BaseModel):
             of = f"{self.trimmed} highest of {self.n_good + self.trimmed}"
             text += (
                 f" The {of} were left out as probably flawed; if they are good, the limit rejects about "
-                f"{_of_1000(rate)} of 1,000."
+                f"{parts_of_1000(rate)} of 1,000."
             )
         if self.review_limit is not None and self.repeat_deviation is not None:
             upper = self.map_limit if self.by_regions else self.limit
@@ -469,7 +499,7 @@ class Decision(BaseModel):
         elif self.review_limit is not None and self.target_review_rate is not None:
             share = (self.n_good + 1 - _rank(self.n_good, self.target_review_rate)) / (self.n_good + 1)
             more = max(0.0, share - self.stated_false_reject_rate)
-            text += f" About {_of_1000(more)} of 1,000 more go to review."
+            text += f" About {parts_of_1000(more)} of 1,000 more go to review."
         target = self.target_false_reject_rate
         fewest = max(1, len(self.zone_limits))
         with_zones = f" with {fewest} zones" if self.zones else ""
@@ -477,7 +507,7 @@ class Decision(BaseModel):
         if self.chosen_on_flawed:
             text += f" {CHOSEN_ON_FLAWED}"
         elif self.stated_false_reject_rate > target:
-            asked = f"{_of_1000(target)} of 1,000{with_zones}"
+            asked = f"{parts_of_1000(target)} of 1,000{with_zones}"
             text += f" For {asked} it takes {expected:,} such images, {proven:,} to be 95 % sure."
         elif self.worst_false_reject_rate > target:
             rank = sure_rank(target, self.n_good)
@@ -486,7 +516,7 @@ class Decision(BaseModel):
                 if rank < fewest
                 else f"ask for {_rounded_down(rank / (self.n_good + 1))}"
             )
-            text += f" To be 95 % sure of {_of_1000(target)} of 1,000, {fix}."
+            text += f" To be 95 % sure of {parts_of_1000(target)} of 1,000, {fix}."
         if self.groups is not None:
             text += f" {self.groups.describe()}".rstrip()
         if self.n_good < FEW_GOOD_IMAGES:
@@ -752,7 +782,7 @@ def promise_in_words(expected: float, worst: float) -> str:
         '10 of 1,000 good parts; 95 % sure: no more than 24'
     """
     sure = f"{100 * CONFIDENCE:.0f} % sure"
-    return f"{_of_1000(expected)} of 1,000 good parts; {sure}: no more than {_of_1000(worst, up=True)}"
+    return f"{parts_of_1000(expected)} of 1,000 good parts; {sure}: no more than {parts_of_1000(worst, up=True)}"
 
 
 def _rounded_down(rate: float) -> str:
@@ -760,8 +790,17 @@ def _rounded_down(rate: float) -> str:
     return f"{math.floor(1e5 * rate) / 100 or 1000 * rate:.4g}"
 
 
-def _of_1000(rate: float, *, up: bool = False) -> str:
-    """Parts of 1,000: whole ones from ten on, one decimal below; a bound is rounded up."""
+def parts_of_1000(rate: float, *, up: bool = False) -> str:
+    """A rate as parts of 1,000: whole ones from ten on, one decimal below.
+
+    Args:
+        rate: between 0 and 1.
+        up: round up, for a bound.
+
+    Example:
+        >>> parts_of_1000(0.0123), parts_of_1000(0.00512, up=True)
+        ('12', '5.2')
+    """
     parts = 1000 * rate
     digits = 0 if parts >= 9.95 else 1 if parts >= 0.95 else 2
     rounded = math.ceil(parts * 10**digits - 1e-9) / 10**digits if up else round(parts, digits)

@@ -30,7 +30,7 @@ from flawsmith.runtime.image import (
     image_size,
     validate_array,
 )
-from flawsmith.runtime.overlay import draw_overlay
+from flawsmith.runtime.overlay import HeatScale, draw_overlay, heat_scale, with_scale
 from flawsmith.runtime.regions import Region
 from flawsmith.runtime.tiles import inspect_by_tiles
 
@@ -47,7 +47,7 @@ class Inspection:
         score: image score; larger is more anomalous.
         verdict: ``pass``, ``review`` or ``reject``.
         map: (height, width) float32 anomaly map in pixels of the original image.
-        regions: regions above ``map_limit``, or the limit of their zone, the strongest first.
+        regions: the flaws that the map shows, the strongest first; a pass has none. See `Decision.decide`.
         not_inspected: (height, width), True where the geometry's crop cut away; None where all was inspected.
         timing: milliseconds by step: decode, prepare, infer, restore, decide.
         decision: the limits that held.
@@ -71,6 +71,22 @@ class Inspection:
     pixels: ImageArray | None = field(default=None, repr=False)
     further_pictures: bool = False
 
+    @property
+    def times_limit(self) -> float | None:
+        """The score as a multiple of its limit, or where regions decide the strongest region's peak as one of its own.
+
+        None where a limit is not positive, or where regions decide and there is none.
+        """
+        limits = self.decision
+        if not limits.by_regions:
+            return limits.times_limit(self.score)
+        above = [
+            peak / limit
+            for peak, limit in ((r.peak, limits.zone_limits.get(r.zone or "", limits.map_limit)) for r in self.regions)
+            if limit > 0
+        ]
+        return max(above, default=None)
+
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the pixels, ready for strict JSON; ``inspected`` is the share of pixels seen, and
         ``further_pictures`` is there where it is true, ``zone_limits`` where there are zones."""
@@ -78,6 +94,7 @@ class Inspection:
         return {
             "image": self.image,
             "score": self.score,
+            "times_limit": self.times_limit,
             "verdict": self.verdict,
             "limit": self.decision.limit,
             "review_limit": self.decision.review_limit,
@@ -89,17 +106,20 @@ class Inspection:
             **({"further_pictures": True} if self.further_pictures else {}),
         }
 
-    def overlay(self, image: ImageSource | None = None) -> Image.Image:
+    def overlay(self, image: ImageSource | None = None, *, stretched: bool = False, scale: bool = False) -> Image.Image:
         """Draws the map's heat and the regions' outlines over the image.
 
-        The colours' scale is fixed by ``map_limit``, in zones by their own limit: good images look calm, and
-        pictures of one model compare.
+        The colours go from the map's limit, in zones from their own limit, to the map's peak: where nothing exceeds the
+        limit the image stays as it is.
 
         Args:
             image: the image; None reads the inspected file again. Arrays must be RGB.
+            stretched: let the colours begin half-way from the map's median to its peak: what the map shows of a flaw
+                that was missed.
+            scale: add a strip beneath that says what the colours mean.
 
         Returns:
-            An RGB picture of the image's size.
+            An RGB picture of the image's size; the strip is beyond that.
 
         Raises:
             FlawsmithError: no image was given and none is known, or it has another size than the map.
@@ -113,11 +133,25 @@ class Inspection:
                 f"overlay: the image is {pixels.shape[1]} x {pixels.shape[0]}, the inspected one was "
                 f"{self.map.shape[1]} x {self.map.shape[0]}; give the same image"
             )
+        drawn = draw_overlay(
+            pixels, self.map, self.regions, value_range=self.value_range, **self._heat_settings(stretched)
+        )
+        return with_scale(drawn, self.heat_scale(stretched=stretched), self.decision.map_limit) if scale else drawn
+
+    def heat_scale(self, *, stretched: bool = False) -> HeatScale:
+        """Map values at which the overlay's colours begin and end; in zones, values less the zone's offset.
+
+        Args:
+            stretched: as in `overlay`.
+        """
+        return heat_scale(self.map, self.regions, **self._heat_settings(stretched))
+
+    def _heat_settings(self, stretched: bool) -> dict[str, Any]:
         limits, zones = self.decision, None
         if limits.zones:
-            size = (pixels.shape[0], pixels.shape[1])
+            size = (self.map.shape[0], self.map.shape[1])
             zones = limits.zone_numbers(size), tuple(zone.offset for zone in limits.zones)
-        return draw_overlay(pixels, self.map, self.regions, limits.map_limit, value_range=self.value_range, zones=zones)
+        return {"map_limit": limits.map_limit, "zones": zones, "stretched": stretched}
 
 
 @dataclass(frozen=True)
@@ -211,7 +245,7 @@ class Inspector:
         >>> image[10:20, 30:50] = 255
         >>> inspection = Inspector(spec, Brightness()).inspect(image)
         >>> inspection.verdict, inspection.map.shape, inspection.regions[0].box
-        ('reject', (64, 96), (30, 10, 50, 20))
+        ('reject', (64, 96), (31, 11, 49, 19))
     """
 
     def __init__(self, spec: BundleSpec, engine: Engine, *, max_pixels: int = MAX_PIXELS) -> None:

@@ -1,13 +1,13 @@
-"""A picture of an inspection: the image, the map's heat on one fixed scale, and the regions' outlines."""
+"""A picture of an inspection: the image, the map's heat from its limit to its peak, and the regions' outlines."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from flawsmith.runtime.image import ImageArray, as_8_bit
 from flawsmith.runtime.regions import Region, label
@@ -23,32 +23,54 @@ COLOURS: NDArray[np.uint8] = np.stack(
 """Colours of the heat from the coolest to the hottest, (256, 3)."""
 
 _OUTLINE = np.array((0, 229, 255), np.uint8)
-_VISIBLE_FROM, _OPAQUE_FROM, _HOTTEST = 0.5, 1.0, 2.0
-_OPACITY = 0.6
+_FAINTEST, _DENSEST = 0.25, 0.55
+"""Opacity of the coolest and of the hottest colour: the flaw stays visible beneath."""
+_LEAST_SPAN = 0.1
+"""Of the limit: a peak that hardly exceeds it does not look like one of twice the limit."""
 _STRIP_PIXELS = 2**20
 """Pixels that are drawn at a time: their floating-point values take 50 bytes each."""
+Zones = tuple[NDArray[np.uint8], Sequence[float]]
+"""(height, width) number of each pixel's zone, and how far the limits of zones 0, 1, ... lie above the map's limit."""
 
 
-def heat(anomaly_map: NDArray[np.float32], map_limit: float | NDArray[np.float64]) -> NDArray[np.float32]:
-    """Puts a map on the scale of its limit: 1 at the limit, 0 one limit's size below it, 2 one above.
+class HeatScale(NamedTuple):
+    """Map values, less the offsets of zones, at which the colours begin and end."""
 
-    For a positive limit that is ``map / limit``. The scale depends on the limit alone: the map of a good part
-    stays low, where scaling each image by its own extremes would make noise look like a flaw.
+    low: float
+    high: float
+
+
+def heat_scale(
+    anomaly_map: NDArray[np.float32],
+    regions: Sequence[Region],
+    map_limit: float,
+    *,
+    zones: Zones | None = None,
+    stretched: bool = False,
+) -> HeatScale:
+    """Where the colours of a map begin and end: at the limit, and at the map's own peak.
+
+    A map that stays below the limit has no colour, so that a good part looks calm. Where a region is shown all the
+    same, because the score rejects, the colours begin where that region does.
 
     Args:
         anomaly_map: (height, width).
-        map_limit: `Decision.map_limit`, or (height, width) the limit of each pixel's zone.
-
-    Returns:
-        (height, width) float32.
+        regions: those to outline.
+        map_limit: `Decision.map_limit`.
+        zones: of the map; None: there are none.
+        stretched: begin half-way from the map's median to its peak, whatever the limit, to see what the map shows of a
+            missed flaw.
 
     Example:
-        >>> heat(np.array([[0.0, 2.0, 4.0]], np.float32), 2.0).tolist()
-        [[0.0, 1.0, 2.0]]
+        >>> heat_scale(np.array([[0.0, 2.0, 8.0]], np.float32), [], 4.0)
+        HeatScale(low=4.0, high=8.0)
     """
-    size: Any = abs(map_limit)
-    size = np.where(size, size, 1.0) if isinstance(size, np.ndarray) else size or 1.0
-    return np.asarray(1.0 + (anomaly_map - map_limit) / size, np.float32)
+    peak = max(float(part.max()) for part in _less_offsets(anomaly_map, zones))
+    if stretched:
+        low = (float(np.median(anomaly_map)) + peak) / 2
+        return HeatScale(low, max(peak, low + (abs(low) * 1e-6 or 1e-6)))
+    low = map_limit if peak > map_limit or not regions else regions[0].level
+    return HeatScale(low, max(peak, low + (_LEAST_SPAN * abs(map_limit) or _LEAST_SPAN)))
 
 
 def draw_overlay(
@@ -58,9 +80,10 @@ def draw_overlay(
     map_limit: float,
     *,
     value_range: tuple[float, float] | None = None,
-    zones: tuple[NDArray[np.uint8], Sequence[float]] | None = None,
+    zones: Zones | None = None,
+    stretched: bool = False,
 ) -> Image.Image:
-    """Draws the heat over the image, clear up to half the limit, and outlines the regions.
+    """Draws the heat over the image, on the scale of :func:`heat_scale`, and outlines the regions.
 
     Beside image and map this takes 8 bytes a pixel, where regions cover the image 13 (thousands of specks: 20).
 
@@ -71,8 +94,8 @@ def draw_overlay(
         map_limit: `Decision.map_limit`.
         value_range: `Geometry.value_range`: values of a uint16 image that are shown black and white; None: 0 and
             65535.
-        zones: (height, width) number of each pixel's zone, and by how much the limits of zones 0, 1, ... lie above
-            ``map_limit``; None: there are none.
+        zones: of the map; None: there are none.
+        stretched: as in :func:`heat_scale`.
 
     Returns:
         An RGB picture of the image's size.
@@ -84,39 +107,86 @@ def draw_overlay(
         raise ValueError(f"the image is {image.shape[:2]}, the map {anomaly_map.shape}")
     height, width = anomaly_map.shape
     picture = np.empty((height, width, 3), np.uint8)
-    above = np.empty(anomaly_map.shape, bool) if regions else None
+    low, high = heat_scale(anomaly_map, regions, map_limit, zones=zones, stretched=stretched)
+    rows = max(1, _STRIP_PIXELS // width)
+    for top, values in zip(range(0, height, rows), _less_offsets(anomaly_map, zones), strict=True):
+        strip = slice(top, top + rows)
+        level = np.clip((values - low) / (high - low), 0, 1)
+        opacity = np.where(level > 0, _FAINTEST + (_DENSEST - _FAINTEST) * level, 0)[..., None]
+        base = as_8_bit(image[strip], value_range)
+        colour_index = (level * (_STEPS - 1)).astype(np.intp)
+        picture[strip] = np.rint(base * (1 - opacity) + COLOURS[colour_index] * opacity).astype(np.uint8)
+    if regions:
+        picture[_outlines(anomaly_map, regions, map_limit, zones)] = _OUTLINE
+    return Image.fromarray(picture)
+
+
+def with_scale(picture: Image.Image, scale: HeatScale, map_limit: float) -> Image.Image:
+    """The picture with a strip beneath that says what its colours mean.
+
+    Args:
+        picture: an overlay.
+        scale: of its colours.
+        map_limit: `Decision.map_limit`; where it is positive, the values stand there as multiples of it too.
+
+    Returns:
+        An RGB picture as wide as the overlay, or as the words need where that is less, and higher by the strip.
+    """
+    size = max(11, min(24, picture.height // 36))
+    font = ImageFont.load_default(size)
+    words = [f"{value:.3g}" + (f" = {value / map_limit:.2f}x limit" if map_limit > 0 else "") for value in scale]
+    if scale.low == map_limit:
+        words[0] = f"limit {map_limit:.3g}"
+    widths = [round(font.getlength(text)) for text in words]
+    gap = size // 2
+    width = max(picture.width, sum(widths) + 8 * gap + 2 * size)
+    shown = Image.new("RGB", (width, picture.height + 2 * size), (255, 255, 255))
+    shown.paste(picture)
+    pen = ImageDraw.Draw(shown)
+    middle = picture.height + size
+    for text, x in zip(words, (gap, width - widths[1] - gap), strict=True):
+        pen.text((x, middle), text, (29, 39, 51), font=font, anchor="lm")
+    left, right = widths[0] + 2 * gap, width - widths[1] - 2 * gap
+    bar = COLOURS[np.linspace(0, _STEPS - 1, right - left).astype(np.intp)]
+    shown.paste(Image.fromarray(np.repeat(bar[None], size, axis=0)), (left, middle - size // 2))
+    return shown
+
+
+def _less_offsets(anomaly_map: NDArray[np.float32], zones: Zones | None) -> Iterator[NDArray[Any]]:
+    """The map less the offset of each pixel's zone, some rows at a time."""
+    height, width = anomaly_map.shape
     offsets = np.zeros(256)
     if zones is not None:
         offsets[: len(zones[1])] = zones[1]
     rows = max(1, _STRIP_PIXELS // width)
     for top in range(0, height, rows):
         strip = slice(top, top + rows)
-        offset = 0.0 if zones is None else offsets[zones[0][strip]]
-        if above is not None:
-            above[strip] = anomaly_map[strip] - offset > map_limit
-        level = heat(anomaly_map[strip], map_limit + offset)
-        colour_index = np.clip(
-            (level - _VISIBLE_FROM) / (_HOTTEST - _VISIBLE_FROM) * (_STEPS - 1), 0, _STEPS - 1
-        ).astype(np.intp)
-        opacity = _OPACITY * np.clip((level - _VISIBLE_FROM) / (_OPAQUE_FROM - _VISIBLE_FROM), 0, 1)[..., None]
-        base = as_8_bit(image[strip], value_range)
-        picture[strip] = np.rint(base * (1 - opacity) + COLOURS[colour_index] * opacity).astype(np.uint8)
-    if above is not None:
-        picture[_outlines(above, regions)] = _OUTLINE
-    return Image.fromarray(picture)
+        yield anomaly_map[strip] if zones is None else anomaly_map[strip] - offsets[zones[0][strip]]
 
 
-def _outlines(above: NDArray[np.bool_], regions: Sequence[Region]) -> NDArray[np.bool_]:
-    """(height, width): a line around the listed regions, just outside of them, about 1/300 of the image
-    thick."""
-    labels, count = label(above)
-    listed = np.zeros(count + 1, bool)
-    listed[[labels[region.peak_position[1], region.peak_position[0]] for region in regions]] = True
-    listed[0] = False
-    inside = listed[labels]
+def _outlines(
+    anomaly_map: NDArray[np.float32], regions: Sequence[Region], map_limit: float, zones: Zones | None
+) -> NDArray[np.bool_]:
+    """(height, width): a line around the listed regions, just outside of them, about 1/300 of the image thick."""
+    spots = np.concatenate([part > map_limit for part in _less_offsets(anomaly_map, zones)])
+    for region in regions:  # a review's spots, and the one of a map below its limit, begin lower
+        x, y = region.peak_position
+        if not spots[y, x]:
+            spots |= anomaly_map >= region.level
+    labels, count = label(spots)
+    del spots
+    level = np.full(count + 1, np.inf, np.float32)
+    for region in regions:
+        number = labels[region.peak_position[1], region.peak_position[0]]
+        level[number] = min(level[number], np.float32(region.level))
+    inside = np.zeros(anomaly_map.shape, bool)
+    rows = max(1, _STRIP_PIXELS // anomaly_map.shape[1])
+    for top in range(0, anomaly_map.shape[0], rows):
+        strip = slice(top, top + rows)
+        inside[strip] = anomaly_map[strip] >= level[labels[strip]]
     del labels
     grown = inside
-    for _ in range(max(1, round(min(above.shape) / 300))):
+    for _ in range(max(1, round(min(inside.shape) / 300))):
         grown = _grow(grown)
     return grown & ~inside
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,15 +11,23 @@ from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler
 
 _BAND_PIXELS = 2**22
 
+FLAW_SHARE = 0.75
+"""From a map's median to a region's peak: how high a pixel is that belongs to the flaw. Maps are blurred, so that what
+lies above the limit is wider than the flaw, the more so the stronger the flaw is; half of the way is the rim of a flaw
+that is larger than the blur, and smaller ones take more (docs/results/regions.md)."""
+_SAMPLED = 2**12
+
 
 class Region(BaseModel):
-    """A connected part of a map that lies above the limit, in pixels of the original image."""
+    """A flaw as the map shows it, in pixels of the original image: the highest part of a connected spot."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    area: int = Field(description="number of pixels")
+    area: int = Field(description="number of pixels of the flaw: those at or above the level")
     box: tuple[int, int, int, int] = Field(description="x0, y0, x1, y1; x1 and y1 are past the last pixel")
     peak: float = Field(description="largest value of the map in the region")
+    level: float = Field(description="map value from which on a pixel of the spot belongs to the flaw")
+    spot: int = Field(description="pixels of the spot, all above the limit: what a smallest area is compared with")
     peak_position: tuple[int, int] = Field(description="x, y of that value, the first in reading order")
     centroid: tuple[float, float] = Field(description="x, y of the mean pixel position")
     zone: str | None = Field(default=None, description="the zone that it lies in; None: the limits have no zones")
@@ -31,7 +40,9 @@ class Region(BaseModel):
             left, top: where the map that it was seen in begins in the larger one, pixels.
 
         Example:
-            >>> region = Region(area=1, box=(0, 0, 1, 1), peak=2.0, peak_position=(0, 0), centroid=(0.0, 0.0))
+            >>> region = Region(
+            ...     area=1, box=(0, 0, 1, 1), peak=2.0, level=1.0, spot=1, peak_position=(0, 0), centroid=(0.0, 0.0)
+            ... )
             >>> region.in_zone("thread", 10, 20).box
             (10, 20, 11, 21)
         """
@@ -90,24 +101,30 @@ def find_regions(
     *,
     minimum_area: int = 1,
     mask: NDArray[np.bool_] | None = None,
+    share: float = 0.0,
 ) -> list[Region]:
-    """Finds the 8-connected regions of ``anomaly_map > limit``.
+    """Finds the 8-connected spots of ``anomaly_map > limit``, and of each the part that is the flaw.
 
     Args:
         anomaly_map: (height, width).
         limit: pixels above it, not those equal to it, count.
-        minimum_area: smaller regions are left out, pixels.
+        minimum_area: smaller spots are left out, pixels.
         mask: (height, width), False where the map is to be ignored.
+        share: how far from the map's median to the spot's peak the flaw begins; 0: the whole spot is the flaw.
 
     Returns:
-        Regions, the largest peak first; equal peaks in reading order of the regions' first pixels.
+        Regions, the largest peak first; equal peaks in reading order of the spots' first pixels.
 
     Example:
         >>> anomaly_map = np.zeros((6, 9), np.float32)
         >>> anomaly_map[1:3, 4:6] = 2.0
+        >>> anomaly_map[1:3, 6] = 1.2
         >>> region = find_regions(anomaly_map, 1.0)[0]
         >>> region.area, region.box, region.centroid
-        (4, (4, 1, 6, 3), (4.5, 1.5))
+        (6, (4, 1, 7, 3), (5.0, 1.5))
+        >>> region = find_regions(anomaly_map, 1.0, share=0.75)[0]
+        >>> region.area, region.box, region.level, region.spot
+        (4, (4, 1, 6, 3), 1.5, 6)
     """
     above = anomaly_map > limit
     if mask is not None:
@@ -118,6 +135,21 @@ def find_regions(
     numbers, count = _number(runs, above.shape[1])
     index = numbers - 1
     length = runs.stop - runs.start
+    values = anomaly_map[above]
+    spot = np.bincount(index, weights=length).astype(np.int64)
+    peak, peak_x, peak_y = _peaks(values, runs, index, count)
+    level = np.full(count, limit, np.float64)
+    if share > 0:
+        level = np.minimum(peak, np.maximum(limit, flaw_level(peak, _typical(anomaly_map, mask), share)))
+        of_pixel = np.repeat(index, length)
+        belongs = values >= level[of_pixel]
+        top, left = runs.row[0], runs.start.min()
+        window = above[top : runs.row[-1] + 1, left : runs.stop.max()]
+        window[window] = belongs
+        inside = _find_runs(window)
+        runs = _Runs(inside.row + top, inside.start + left, inside.stop + left)
+        length = runs.stop - runs.start
+        index = of_pixel[belongs][np.cumsum(length) - length]
     area = np.bincount(index, weights=length).astype(np.int64)
     centre_x = np.bincount(index, weights=(runs.start + runs.stop - 1) * length / 2) / area
     centre_y = np.bincount(index, weights=runs.row * length) / area
@@ -127,19 +159,65 @@ def find_regions(
     np.maximum.at(right, index, runs.stop)
     np.minimum.at(top, index, runs.row)
     np.maximum.at(bottom, index, runs.row + 1)
-    peak, peak_x, peak_y = _peaks(anomaly_map[above], runs, index, count)
-    order = np.flatnonzero(area >= minimum_area)
+    order = np.flatnonzero(spot >= minimum_area)
     order = order[np.argsort(-peak[order], kind="stable")]
     return [
         Region(
             area=int(area[i]),
             box=(int(left[i]), int(top[i]), int(right[i]), int(bottom[i])),
             peak=float(peak[i]),
+            level=float(level[i]),
+            spot=int(spot[i]),
             peak_position=(int(peak_x[i]), int(peak_y[i])),
             centroid=(float(centre_x[i]), float(centre_y[i])),
         )
         for i in order
     ]
+
+
+def strongest_region(
+    anomaly_map: NDArray[np.floating[Any]], *, mask: NDArray[np.bool_] | None = None, share: float = FLAW_SHARE
+) -> Region:
+    """Finds the flaw around the map's highest value, wherever that lies beside a limit.
+
+    Args:
+        anomaly_map: (height, width).
+        mask: (height, width), False where the map is to be ignored; True somewhere.
+        share: as :func:`find_regions` takes it.
+
+    Example:
+        >>> strongest_region(np.array([[0.0, 0.0, 0.1, 0.4, 0.4]])).box
+        (3, 0, 5, 1)
+    """
+    peak = float(anomaly_map.max() if mask is None else anomaly_map[mask].max())
+    below_peak = float(np.nextafter(anomaly_map.dtype.type(peak), anomaly_map.dtype.type(-np.inf)))
+    level = min(below_peak, float(flaw_level(peak, _typical(anomaly_map, mask), share)))
+    return find_regions(anomaly_map, level, mask=mask)[0]
+
+
+def flaw_level(peak: Any, typical: float, share: float = FLAW_SHARE) -> Any:
+    """The map value from which on a pixel belongs to a flaw, whatever the limit.
+
+    Args:
+        peak: largest value of the flaw, or of several.
+        typical: the map's median.
+        share: of the way from the one to the other.
+
+    Example:
+        >>> flaw_level(5.0, 1.0)
+        4.0
+    """
+    return typical + share * (peak - typical)
+
+
+def _typical(anomaly_map: NDArray[np.floating[Any]], mask: NDArray[np.bool_] | None) -> float:
+    """The map's median where it counts, of some of the pixels of a large map."""
+    step = max(1, math.isqrt(anomaly_map.size // _SAMPLED))
+    sample = anomaly_map[::step, ::step]
+    if mask is not None:
+        inside = sample[mask[::step, ::step]]
+        sample = inside if inside.size else anomaly_map[mask]
+    return float(np.median(sample))
 
 
 def region_level(
