@@ -18,7 +18,7 @@ help:
 	@echo "make unit    tests alone (ARGS='-k name' passes options to pytest, WORKERS=0 runs them in one process)"
 	@echo "make fuzz    tests that draw seeds or examples alone, on draws that no run has made before (MINUTES=30 for model files)"
 	@echo "make oldest  tests of the core tier with the oldest versions that pyproject.toml allows (OLDEST_PYTHON names Python 3.10)"
-	@echo "make oldest-train  the same for training and evaluating with each method; downloads some GB"
+	@echo "make oldest-train  the same for inspecting, training and evaluating with each method; downloads some GB"
 	@echo "make api     renew the snapshot of the public interface, tests/api_surface.json"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make clean   remove environments, caches and runs"
@@ -83,7 +83,7 @@ oldest: $(VENV)/.dev $(OLDEST)/.core
 	FLAWSMITH_CORE_PYTHON=$(abspath $(OLDEST))/bin/python $(BIN)/python -m pytest -n 0 tests/test_project.py -k core $(ARGS)
 
 oldest-train: $(OLDEST)-train/.train
-	$(OLDEST)-train/bin/python -m pytest -n 0 tests/contract tests/pipeline/test_evaluate.py $(ARGS)
+	$(OLDEST)-train/bin/python -m pytest -n 0 tests/contract tests/runtime tests/pipeline/test_evaluate.py $(ARGS)
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -m draws --hypothesis-profile explore $(ARGS)

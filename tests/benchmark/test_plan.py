@@ -154,11 +154,53 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "unknown preset": ({"presets": "slow"}, "no preset called 'slow'"),
     "unknown category": ({"categories": "screw"}, "there are bolt, nut"),
     "fraction of nothing": ({"fractions": 0}, "fraction"),
-    "method as a key": ({"methods": {"pbas": "fast"}}, r"write \{method: name, \.\.\.\}"),
+    "method as a key": ({"methods": {"pbas": "fast"}}, r"write \{method: NAME, \.\.\.\}"),
     "seed below zero": ({"seeds": -1}, "seed"),
     "no such textures": ({"methods": "glass", "textures": "nowhere"}, "nowhere"),
     "no such weights": ({"backbones": "resnet18@nowhere.pth"}, "no weight file at nowhere.pth"),
 }
+
+
+UNFIT: dict[str, tuple[str, str]] = {
+    "nothing to compare on": ("methods: [pbas]", "data is missing: add it"),
+    "no method": ("data: [.]\nmethods: []", "methods=[] is not possible: it has 0 entries, and needs at least 1"),
+    "an unknown entry": ("data: [.]\nmethods: [pbas]\nseed: 1", "seed=1 is not possible: it is not known here"),
+    "an unknown setting of a method": (
+        "data: [.]\nmethods: [{method: glass, texture: ../dtd}]",
+        "methods.0.texture='../dtd' is not possible: it is not known here",
+    ),
+    "settings that are a list": (
+        "data: [.]\nmethods: [pbas]\nvary: [3]",
+        "vary=[3] is not possible: it must hold names",
+    ),
+    "a number as category": (
+        "data: [.]\nmethods: [pbas]\ncategories: 3",
+        "categories.0=3 is not possible: it must be text",
+    ),
+    "seeds in words": (
+        "data: [.]\nmethods: [pbas]\nseeds: few",
+        "seeds.0='few' is not possible: it must be a whole number",
+    ),
+    "too few resamples": (
+        "data: [.]\nmethods: [pbas]\nresamples: -1",
+        "resamples=-1 is not possible: it must be at least 0",
+    ),
+    "a folder without end": (f"data: [.]\nmethods: [{{method: {'a' * 999}, seed: 1}}]", "methods"),
+}
+
+
+@pytest.mark.parametrize("case", UNFIT)
+def test_file_that_does_not_fit_is_refused_in_plain_words(tmp_path: Path, case: str) -> None:
+    content, words = UNFIT[case]
+    (tmp_path / "plan.yaml").write_text(content, encoding="utf-8")
+
+    with pytest.raises(FlawsmithError) as caught:
+        Plan.from_file(tmp_path / "plan.yaml")
+
+    message = str(caught.value)
+    assert message.startswith(f"{tmp_path / 'plan.yaml'}: ") and words in message
+    assert len(message) < 400 + len(str(tmp_path))
+    assert not any(word in message for word in ("tuple", "dictionary", "Input", "input", "Extra", "Field"))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)

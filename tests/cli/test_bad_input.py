@@ -247,12 +247,12 @@ CASES: dict[str, tuple[Case, str]] = {
     "setting of another type": (lambda p: p.train("--set", "epochs=many"), "epochs='many' is not possible"),
     "neither of a setting's types": (
         lambda p: p.train("--method", "aand", "--set", "foreground=bogus"),
-        "foreground.mode='bogus' is not possible: input should be 'none', 'files', 'threshold', 'auto', 'disc' or "
-        "'box', or input should be 'published'",
+        "foreground.mode='bogus' is not possible: it must be 'none', 'files', 'threshold', 'auto', 'disc' or "
+        "'box', or it must be 'published'",
     ),
     "wrong part of a setting of several types": (
         lambda p: p.train("--set", "bank=[5,{side: 3, levels: 0}]"),
-        "bank.1.levels=0 is not possible: input should be greater than or equal to 1",
+        "bank.1.levels=0 is not possible: it must be at least 1",
     ),
     "settings that contradict each other": (
         lambda p: p.train("--method", "aand", "--set", "strides=[8,16]"),

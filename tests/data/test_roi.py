@@ -61,12 +61,12 @@ def test_region_may_leave_out_areas_alone(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        ("[]", "valid dictionary"),
+        ("[]", "the file must hold names and values"),
         ('{"width": 60, "height": 40}', "says nothing"),
         ('{"width": 0, "height": 40, "include": []}', "width"),
         ('{"width": 60, "height": 40, "inside": []}', "inside"),
-        ('{"width": 60, "height": 40, "include": [[[1, 2], [3, "x"], [5, 6]]]}', "include.0.1.1"),
-        ('{"width": 60, "height": 40, "include": [[[1, 2], [3, NaN], [5, 6]]]}', "include.0.1.1"),
+        ('{"width": 60, "height": 40, "include": [[[1, 2], [3, "x"], [5, 6]]]}', "include.0.1 must be a corner"),
+        ('{"width": 60, "height": 40, "include": [[[1, 2], [3, NaN], [5, 6]]]}', "include.0.1 must be a corner"),
         ('{"width": 60, "height": 40, "include": [[[1, 2], [3, 4]]]}', "three corners"),
         ('{"width": 60, "height": 40, "include": [[[1, 2], [3, 99], [5, 6]]]}', "lies outside of 60 x 40"),
         ("{", "no valid JSON"),
@@ -81,6 +81,57 @@ def test_file_that_says_nothing_is_refused_in_one_line(content: str, words: str,
 
     assert str(caught.value).startswith(str(tmp_path / "roi.json"))
     assert "\n" not in str(caught.value)
+
+
+SQUARE = [[[0, 0], [9, 0], [9, 9]]]
+ZONES: dict[str, tuple[Any, str]] = {
+    "no list": ({"seal": SQUARE}, "zones must be a list"),
+    "no zone": (["seal"], "zones.0 must hold names and values"),
+    "too many": (
+        [{"name": str(number), "include": SQUARE} for number in range(101)],
+        "zones has 101 entries, and may have at most 100: join some",
+    ),
+    "nothing drawn": ([{"name": "seal"}], "zones.0.include (zone seal) is missing"),
+    "no polygon": ([{"name": "seal", "include": []}], "zones.0.include (zone seal) has no polygon"),
+    "a polygon, not a list of them": (
+        [{"name": "seal", "include": SQUARE[0]}],
+        "zones.0.include.0.0 (zone seal) must be a corner, two numbers [x, y]",
+    ),
+    "a corner of three numbers": (
+        [{"name": "seal", "include": [[[0, 0, 1], [9, 0], [9, 9]]]}],
+        "zones.0.include.0.0 (zone seal) must be a corner",
+    ),
+    "a corner of one": ([{"name": "seal", "include": [[[0], [9, 0], [9, 9]]]}], "include.0.0 (zone seal) must be"),
+    "no polygon but a number": (
+        [{"name": "seal", "include": SQUARE, "exclude": [5]}],
+        "zones.0.exclude.0 (zone seal) must be a polygon",
+    ),
+    "an area of no kind": (
+        [{"name": "seal", "include": SQUARE, "min_area": True}],
+        'zones.0.min_area (zone seal) must be a number of pixels, or an area such as "0.2mm2"',
+    ),
+    "another word": (
+        [{"name": "seal", "include": SQUARE, "minarea": 3}],
+        "zones.0.minarea (zone seal) is not known here, but name, include, exclude, min_area are",
+    ),
+    "a number as name": ([{"name": 3, "include": SQUARE}], "zones.0.name is not possible: a zone's name is 1 to 60"),
+    "no name": ([{"name": "", "include": SQUARE}], "zones.0.name is not possible"),
+    "a name that colours the terminal": ([{"name": "\x1b[31m", "include": SQUARE}], r"(zone \x1b[31m) is not possible"),
+}
+
+
+@pytest.mark.parametrize("case", ZONES)
+def test_zone_that_makes_no_sense_is_refused_in_plain_words(case: str, tmp_path: Path) -> None:
+    zones, words = ZONES[case]
+    path = write(tmp_path / "zones.json", zones=zones)
+
+    with pytest.raises(FlawsmithError) as caught:
+        read_drawing(path)
+
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and words in message
+    assert ";" in message or "join some" in message  # how to write it instead
+    assert not any(word in message for word in ("tuple", "dictionary", "Input", "input", "_Zone", "\x1b", "\n"))
 
 
 def ring(corners: int) -> list[tuple[float, float]]:

@@ -387,6 +387,27 @@ def test_cache_without_a_place_is_one_line_before_any_work(
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="home folders are known by other names")
+@pytest.mark.parametrize(
+    ("name", "value", "folder"),
+    [
+        ("FLAWSMITH_CACHE", "~/fast", "home/fast"),
+        ("FLAWSMITH_CACHE", "", "home/.cache/flawsmith"),
+        ("XDG_CACHE_HOME", "here", "home/.cache/flawsmith"),
+        ("XDG_CACHE_HOME", "", "home/.cache/flawsmith"),
+    ],
+)
+def test_cache_of_a_service_lies_in_its_home(
+    name: str, value: str, folder: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in ("FLAWSMITH_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv(name, value)
+
+    assert cache_folder() == tmp_path / folder
+
+
 def test_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "features").write_text("a file where the folder should be")
 

@@ -27,6 +27,38 @@ def test_values_of_16_bits_are_taken_in_either_byte_order(order: str, axes: tupl
     np.testing.assert_array_equal(validate_array(array.astype(order))[..., 0], array.reshape(30, 40, -1)[..., 0])
 
 
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda array: array[::-1, ::-1],
+        np.asfortranarray,
+        lambda array: np.frombuffer(array.tobytes(), np.uint8).reshape(array.shape),
+        lambda array: np.ma.masked_array(array, array > 9),
+        lambda array: np.matrix(array[:, :, 0]),
+        lambda array: np.matrix(array[:, :, 0]).astype(">u2"),
+    ],
+)
+def test_arrays_of_any_layout_and_class_are_taken(view: Any) -> None:
+    array = (DEEP >> 4).astype(np.uint8)
+    given = view(array)
+    plain = np.asarray(given).astype(np.uint8)
+
+    image = validate_array(given)
+
+    assert type(image) is np.ndarray and image.flags.c_contiguous
+    np.testing.assert_array_equal(image, plain if plain.ndim == 3 else np.repeat(plain[:, :, None], 3, 2))
+
+
+def test_advice_for_channels_that_come_first_puts_them_last() -> None:
+    array = (DEEP >> 4).astype(np.uint8)
+
+    with pytest.raises(FlawsmithError, match="channels last") as caught:
+        validate_array(array.transpose(2, 0, 1))
+    advised = eval(str(caught.value).rpartition("with ")[2], {"image": array.transpose(2, 0, 1)})
+
+    np.testing.assert_array_equal(validate_array(advised), array)
+
+
 @pytest.mark.parametrize("kind", ["i1", "i2", "i4", "i8", "u4", "u8", ">i4", ">u4"])
 def test_whole_numbers_of_other_types_are_refused_without_advice_that_wraps_them(kind: str) -> None:
     with pytest.raises(FlawsmithError) as caught:

@@ -43,6 +43,7 @@ CLEAR = """
     正常/異常 好/坏 良品画像/不良品画像 欠陥なし/欠陥 OK品/NG品 無缺陷/缺陷 양품/불량 정상/비정상 합격/불합격
     ＯＫ/ＮＧ جيد/معيب תקין/פגום ดี/เสีย ผ่าน/ไม่ผ่าน 01_ดี/02_เสีย अच्छा/खराब अच्छा_भाग/खराब_भाग 좋음/나쁨 healthy/sick
     bun/rebut
+    uygun/uygun_değil תקין/לא_תקין सही/सही_नहीं conform/nu_conform
 """.split()  # noqa: SIM905
 UNCLEAR = """
     0/1 00/01 1/2 1/0 -1/1 A/B a/b X/Y positive/negative Positive/Negative pos/neg positiv/negativ
@@ -91,6 +92,38 @@ def test_good_parts_are_learned_and_the_others_tested(tmp_path: Path, pair: str)
     assert learned(dataset) == {good}
     assert {sample.image.parent.name for sample in dataset.test_flawed} == {bad}
     assert len(dataset.samples) == 6
+
+
+BESIDE = """
+    go/nogo GO/NO-GO in_spec/out_of_spec within_tolerance/out_of_tolerance nominal/off_nominal inliers/outliers
+    keep/discarded released/blocked ship/quarantine Freigabe/Sperre ganz/gebrochen entero/roto hel/trasig
+    vellykket/mislykket lulus/gagal gott/slæmt ép/sérült arızasız/arızalı целые/битые добрі/браковані σωστό/λάθος
+    مقبول/مرفوض ভালো/খারাপ நல்ல/மோசமான ปกติ/ผิดปกติ
+""".split()  # noqa: SIM905
+"""The flawed one of these is known by its word; the other is what is left."""
+
+
+@pytest.mark.parametrize("pair", BESIDE)
+def test_the_other_of_two_is_good_where_one_is_known_to_be_flawed(tmp_path: Path, pair: str) -> None:
+    good, bad = pair.split("/")
+    dataset = load(arrange(tmp_path / "parts", good, bad))
+    assert learned(dataset) == {good}
+    assert {sample.image.parent.name for sample in dataset.test_flawed} == {bad}
+
+
+@pytest.mark.parametrize(("good", "unclear"), [("ok", "ok_xyz"), ("good", "nuqneH good"), ("hea", "hea_pole")])
+def test_a_good_name_with_an_unknown_word_is_not_learned_beside_the_plain_one(
+    tmp_path: Path, good: str, unclear: str
+) -> None:
+    dataset = load(arrange(tmp_path / "parts", good, unclear))
+    assert learned(dataset) == {good}
+    assert any(f"not used: {unclear}/ (2 images)" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("names", ["good/good_2", "ok_cam1/ok_cam2", "good/good parts", "ok/ok_left", "good/ok"])
+def test_good_parts_of_two_folders_are_all_learned(tmp_path: Path, names: str) -> None:
+    dataset = load(arrange(tmp_path / "parts", *names.split("/")))
+    assert learned(dataset) == set(names.split("/"))
 
 
 @pytest.mark.parametrize("names", UNCLEAR)

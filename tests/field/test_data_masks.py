@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,6 +16,7 @@ from PIL import Image, ImageDraw
 from flawsmith.data.doctor import check
 from flawsmith.data.findings import Finding
 from flawsmith.data.layouts import load
+from flawsmith.data.layouts.names import nfc
 from flawsmith.data.masks import read_mask_image
 from flawsmith.pipeline.evaluate import evaluate
 from flawsmith.runtime.inspector import Inspector
@@ -195,6 +197,29 @@ LINES = {
 def test_lines_and_areas_are_no_outlines(tmp_path: Path, case: str) -> None:
     Image.fromarray(LINES[case]).save(tmp_path / "m.png")
     assert read_mask_image(tmp_path / "m.png").oddities == ()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["{}_mask.png", "{}.png", "{}_MASK.png", "{}-mask.tif", "{}.mask.png", "{}_GT.png", "mask_{}.png", "{} seg.bmp",
+     "{}_Maske.png", "{}.jpg.png", "{}_ground_truth.png"],
+)  # fmt: skip
+@pytest.mark.parametrize("layout", ["mvtec", "folder"])
+def test_masks_in_their_own_folder_are_paired_under_usual_names(tmp_path: Path, name: str, layout: str) -> None:
+    good, flawed = ("train/good", "test/crack") if layout == "mvtec" else ("good", "crack")
+    for folder, image in [(good, "0"), *[(flawed, image) for image in ("A_1", "a_1 2", "prüfung")]]:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(grey(9, 7)).save(tmp_path / folder / f"{image}.jpg")
+    (tmp_path / "ground_truth" / "crack").mkdir(parents=True)
+    for image in ("A_1", "a_1 2", "prüfung"):
+        mask = tmp_path / "ground_truth" / "crack" / name.format(unicodedata.normalize("NFD", image))
+        Image.fromarray(grey(255, 0)).save(mask)
+
+    dataset = load(tmp_path)
+
+    stems = {sample.image.stem: [nfc(mask.name) for mask in sample.masks] for sample in dataset.test_flawed}
+    assert stems == {image: [name.format(image)] for image in ("A_1", "a_1 2", "prüfung")}
+    assert dataset.unused_masks == ()
 
 
 def test_the_largest_share_is_told(tmp_path: Path, trees: ModuleType) -> None:

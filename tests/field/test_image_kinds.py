@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 from tests.field.image_files import RGB, WHITE_IS_ZERO, chunk, jpeg_segment, packed, png_16_bit, saved, tiff
 
+from flawsmith.data.doctor import check
+from flawsmith.data.layouts import load
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
 
@@ -156,6 +158,12 @@ def _one_strip(values: np.ndarray, bits: int, channels: int = 1, photometric: in
     return tiff((HEIGHT, WIDTH), [values.tobytes()], bits=(bits,) * channels, photometric=photometric, more=tags)
 
 
+def _planes_of_8_bits(channels: int, photometric: int = RGB, **more: int) -> bytes:
+    tags = {int(number[1:]): (value,) * (2 if number == "t530" else 1) for number, value in more.items()}
+    strips = [COLOUR[:, :, channel % 3].tobytes() for channel in range(channels)]
+    return tiff((HEIGHT, WIDTH), strips, bits=(8,) * channels, photometric=photometric, more={284: (2,), **tags})
+
+
 FOUR = np.dstack([DEEP, DEEP[:, :, 0]])
 REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "10 bits": (lambda: tiff((HEIGHT, WIDTH), [packed(DEEP[:, :, 0] >> 6, 10)], bits=(10,)), "TIFF .*10 bits a value"),
@@ -173,6 +181,27 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "deep grey with alpha": (
         lambda: _one_strip(DEEP[:, :, :2], 16, 2, t338=2),
         "TIFF .*16-bit grey with a second channel",
+    ),
+    "planes and a fourth of no meaning": (lambda: _planes_of_8_bits(4, t338=0), "TIFF .*separate planes"),
+    "planes and a fourth, compressed": (
+        lambda: tiff((HEIGHT, WIDTH), [zlib.compress(COLOUR[:, :, c % 3].tobytes()) for c in range(4)], bits=(8,) * 4,
+                     photometric=RGB, compression=8, more={284: (2,)}),
+        "TIFF .*separate planes",
+    ),
+    "planes of premultiplied colour": (lambda: _planes_of_8_bits(4, t338=1), "TIFF .*separate planes"),
+    "planes of five bands": (lambda: _planes_of_8_bits(5, t338=0), "TIFF .*separate planes"),
+    "planes of grey and alpha": (lambda: _planes_of_8_bits(2, photometric=1, t338=2), "TIFF .*separate planes"),
+    "planes of lab": (lambda: _planes_of_8_bits(3, photometric=8), "TIFF .*separate planes"),
+    "planes of ycbcr": (lambda: _planes_of_8_bits(3, photometric=6, t530=1), "TIFF .*separate planes"),
+    "big-endian bigtiff": (lambda: b"MM\0\x2b\0\x08\0\0" + bytes(200), "TIFF .*BigTIFF in big-endian order"),
+    "palette of 16 bits": (lambda: _one_strip(DEEP[:, :, 0], 16, photometric=3), "TIFF .*unusual combination: 16 bits"),
+    "bits in the other order": (lambda: _one_strip(DEEP, 16, 3, RGB, t266=2), "TIFF .*unusual combination.* bits 2"),
+    "jbig": (lambda: _one_strip(GREY, 1, t259=34661), "TIFF .*compressed by method 34661"),
+    "a camera's compression": (lambda: _one_strip(GREY, 8, t259=34713), "TIFF .*compressed by method 34713"),
+    "jpeg-ls": (lambda: _jpeg(0xF7, 8), "JPEG .*lossless"),
+    "jpeg in a bmp": (
+        lambda: b"BM" + struct.pack("<LHHLLllHHLL", 999, 0, 0, 54, 40, WIDTH, HEIGHT, 1, 0, 4, 0) + bytes(945),
+        "of a kind that cannot be read .*BMP",
     ),
     "five bands": (lambda: _one_strip(np.dstack([FOUR, FOUR[:, :, 0]]), 16, 5, RGB), "TIFF .*5 channels"),
     "nine bands": (lambda: _one_strip(np.repeat(GREY[:, :, None], 9, 2), 8, 9), "TIFF .*9 channels"),
@@ -203,6 +232,48 @@ def test_kind_that_cannot_be_read_is_named_and_not_called_damaged(name: str) -> 
 
     assert "damaged" not in str(caught.value)
     assert "save" in str(caught.value) or "convert" in str(caught.value)
+
+
+def test_doctor_does_not_ask_to_restore_what_is_whole(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(saved(COLOUR, "PNG"))
+    (tmp_path / "b.tif").write_bytes(REFUSED["10 bits"][0]())
+    (tmp_path / "c.png").write_bytes(saved(COLOUR, "PNG")[:120])
+
+    whole, damaged = [finding for finding in check(load(tmp_path)).items if finding.name == "unreadable-image"]
+
+    assert whole.what.endswith("a kind of TIFF that cannot be read (10 bits a value)")
+    assert whole.fix == "save it with 8 or 16 bits, or remove the file"
+    assert "damaged" in damaged.what and damaged.fix == "copy or export it anew, or remove the file"
+
+
+OTHER_CONTENTS = {
+    "AVIF": b"\0\0\0\x20ftypavif\0\0\0\0avifmif1",
+    "HEIC": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+    "JPEG XL": b"\xff\x0a" + bytes(100),
+    "Photoshop": b"8BPS\0\1" + bytes(200),
+    "DICOM": bytes(128) + b"DICM" + bytes(100),
+    "OpenEXR": b"\x76\x2f\x31\x01" + bytes(100),
+    "PAM": b"P7\nWIDTH 32\n",
+    "not an image but a PDF document": b"%PDF-1.7\n",
+    "not an image but a web page": b"<!DOCTYPE html><html><body>sign in</body></html>",
+    "not an image but a film": b"\0\0\0\x18ftypisom" + bytes(100),
+    "fetch it with `git lfs pull`": b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12345\n",
+    "not an image of a known format": b"hello world",
+}
+
+
+@pytest.mark.parametrize("name", OTHER_CONTENTS)
+def test_content_that_is_no_image_of_a_known_format_is_named_whatever_the_file_is_called(
+    name: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "part.jpg"
+    path.write_bytes(OTHER_CONTENTS[name])
+
+    with pytest.raises(FlawsmithError) as caught:
+        decode(path)
+
+    assert name in str(caught.value) and "damaged" not in str(caught.value)
+    assert "save it as PNG" in str(caught.value) or "git lfs" in str(caught.value)
 
 
 def _pages(*pages: Image.Image) -> bytes:

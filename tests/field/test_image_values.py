@@ -52,6 +52,11 @@ def folder_of(kind: str, root: Path, *, count: int = 12) -> Path:
             "thermal": lambda v: (7000 + v / 4095 * 2000).astype(np.uint16),
             "full": lambda v: (v * 16.0).astype(np.uint16),
             "8 bits": lambda v: (v >> 4).astype(np.uint8),
+            "8 bits in 16": lambda v: v >> 4,
+            "10 bits": lambda v: v >> 2,
+            "scaled or not": lambda v, seed=seed: v << 4 * (seed % 2),
+            "10 bits, scaled or not": lambda v, seed=seed: (v >> 2) << 6 * (seed % 2),
+            "half as bright or not": lambda v, seed=seed: v << (seed % 2),
         }
         Image.fromarray(stored[kind](values)).save(root / f"{seed}.png")
     return root
@@ -68,6 +73,16 @@ def advice(folder: Path, value_range: tuple[float, float] | None = None, option:
         ("14 bits", None, r"values end at \d+ of 65535: a 14-bit camera\? add --bits 14"),
         ("thermal", None, r"lie between \d+ and \d+ of 65535.*add --value-range \d+:\d+"),
         ("left", None, "None"),
+        ("10 bits", None, r"a 10-bit camera\? add --bits 10"),
+        ("8 bits in 16", None, r"8-bit values in 16-bit files\? add --value-range 0:255"),
+        (
+            "scaled or not",
+            None,
+            r"2 of 3 images hold values up to \d+, the others up to \d+: 12-bit values, some of them",
+        ),
+        ("scaled or not", 12, "12-bit values, some of them scaled to 16 bits"),
+        ("10 bits, scaled or not", None, "10-bit values, some of them scaled to 16 bits"),
+        ("half as bright or not", None, r"values end at \d+ of 65535"),
         ("full", None, "None"),
         ("8 bits", None, "None"),
         ("right", 12, "None"),
@@ -131,7 +146,7 @@ def test_bits_that_are_too_few_are_refused(
         (["--value-range", "7000"], "write two values, such as 7000:9000"),
         (["--value-range", "9000:7000"], "value_range must rise"),
         (["--value-range", "0:70000"], "within 0 and 65535"),
-        (["--value-range", "0:nan"], "not possible: input should be a finite number"),
+        (["--value-range", "0:nan"], "not possible: it must be a finite number"),
         (["--value-range", "7000:9000", "--bits", "12"], "give one of them"),
         (["--value-range", "20000:30000"], "lie outside --value-range 20000:30000"),
         (["--bits", "99"], "bits=99 is not possible"),

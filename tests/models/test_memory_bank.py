@@ -119,8 +119,8 @@ def test_parts_of_a_bank_count_for_the_map_the_score_or_both(seed: int) -> None:
     """On the finest grid of those that count; a part on a coarser grid is brought to it."""
     images, strides = Images(8, seed), (8, 16)
     sides = (1, 3, 5)
-    settings = config(bank=[{"side": 1, "stride": 8}, {"side": 3, "role": "score"}, {"side": 5, "role": "map"}])
-    bank = MultiScaleMemoryBank(images.channels, settings.neighbourhoods, 12, strides)
+    parts = (Neighbourhood(side=1, stride=8), Neighbourhood(side=3, role="score"), Neighbourhood(side=5, role="map"))
+    bank = MultiScaleMemoryBank(images.channels, parts, 12, strides)
     bank.fit(images, seed)
     levels = Images(2, seed + 1).levels
 
@@ -131,6 +131,22 @@ def test_parts_of_a_bank_count_for_the_map_the_score_or_both(seed: int) -> None:
 
     torch.testing.assert_close(bank.evidence(levels, "score"), standardised(0, 0) + standardised(1, 1))
     torch.testing.assert_close(bank(levels), standardised(0, 0) + standardised(2, 1))
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "words"),
+    [
+        ("glass", {"bank": [1, {"side": 3, "role": "score"}]}, "role score counts for nothing here"),
+        ("pbas", {"bank": [{"side": 3, "role": "score"}]}, "role score counts for nothing here"),
+        ("fusion", {"bank": [{"side": 3, "role": "score"}], "score_share": None}, "which needs score_share"),
+        ("fusion", {"bank": [{"side": 3, "role": "map"}]}, "needs a bank that counts for the score"),
+    ],
+)
+def test_bank_that_counts_for_nothing_is_refused(method: str, settings: dict[str, Any], words: str) -> None:
+    kind = find_method(method)
+
+    with pytest.raises(ValidationError, match=words):
+        kind.Config(**{**kind.presets["fast"].model_dump(), **settings})
 
 
 def test_whitened_features_scatter_alike_in_all_directions(seed: int) -> None:

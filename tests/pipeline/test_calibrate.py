@@ -512,7 +512,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["{good}", "--roi", "{root}/large.json"],
         "is 999 pixels, and zone seal has 768 in these",
     ),
-    "too many zones": (["{good}", "--roi", "{root}/many.json"], "at most 100 items"),
+    "too many zones": (["{good}", "--roi", "{root}/many.json"], "zones has 101 entries, and may have at most 100"),
     "more zones than images": (["{good}", "--roi", "{root}/41.json"], "42 zones, elsewhere included, take a good"),
     "zones of an impossible image": (["{good}", "--roi", "{root}/huge.json"], "larger than any image"),
     "flaws that are not there": (["{good}", "--flawed", "{root}/none"], "there is no folder"),

@@ -43,6 +43,7 @@ ALWAYS: dict[str, Variant] = {
         "aand",
         {"amplification": "generator", "residual": "learnable", "score_norm": "position"},
     ),
+    "memory of the score alone": ("fusion", {"bank": [{"side": 3, "levels": 2, "role": "score"}]}),
     "released block, logit": (
         "slsg",
         {
@@ -105,6 +106,25 @@ IN_FUZZ: dict[str, dict[str, dict[str, Any]]] = {
         "unsmoothed": {"temperature": 1.0, "sigma": 0.0, "bank": [], "score_norm": "none"},
     },
     "rd4ad": {"plain": {"score_norm": "none"}, "bank": {"bank": MIXED_BANK}},
+    "fusion": {
+        "student alone": {"bank": []},
+        "one memory": {"bank": [1]},
+        "one whitened memory": {"bank": [{"side": 3, "levels": 2, "whitened": True}]},
+        "memories of the map alone": {"bank": [{"side": 3, "levels": 2, "role": "map"}], "score_share": None},
+        "largest value of the map": {"score_share": None},
+        "score of all positions": {"score_share": 1.0},
+        "memory alone": {"bank_weight": 30.0},
+        "no score norm": {"score_norm": "none"},
+        "position": {"score_norm": "position"},
+        "student of all levels": {
+            "image_size": [128, 128],
+            "student_levels": None,
+            "student_widths": [8, 8, 16, 16],
+            "student_blocks": [1, 1, 1, 1],
+        },
+        "student with amplification": {"strides": [4, 8, 16], "amplification": "both", "bank": [1]},
+        "unsmoothed": {"sigma": 0.0},
+    },
     "slsg": {
         "Table 4, no pre-training": {"pretraining": False},
         "Table 4, no large masks": {"large_masks": [0, 0]},

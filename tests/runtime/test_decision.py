@@ -15,7 +15,7 @@ from scipy import ndimage, stats
 
 from flawsmith.runtime.decision import Decision, choose_limits, images_needed, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.roi import RegionOfInterest, polygon_mask
+from flawsmith.runtime.roi import RegionOfInterest
 
 LEFT_HALF_POLYGONS = (((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0)),)
 LEFT_HALF = RegionOfInterest(include=LEFT_HALF_POLYGONS)
@@ -286,8 +286,8 @@ def test_rate_to_ask_for_is_sure(target: float, n: int) -> None:
 def test_polygons_cover_their_share_of_the_pixels() -> None:
     whole = (((0.0, 0.0), (1.0, 0.0), (1.0, 1.0), (0.0, 1.0)),)
 
-    assert polygon_mask(whole, (37, 53)).all()
-    assert polygon_mask(LEFT_HALF_POLYGONS, (40, 60)).mean() == pytest.approx(0.5, abs=0.02)
+    assert RegionOfInterest(include=whole).to_mask((37, 53)).all()
+    assert RegionOfInterest(include=LEFT_HALF_POLYGONS).to_mask((40, 60)).mean() == pytest.approx(0.5, abs=0.02)
 
 
 @pytest.mark.parametrize(

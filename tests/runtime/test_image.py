@@ -191,9 +191,9 @@ MALFORMED = {
     "empty": (b"", "is empty"),
     "text": (b"This is not an image at all, whatever it is called.\n", "not an image of a known format"),
     "zeros": (bytes(4096), "not an image of a known format"),
-    "html": (b"<!DOCTYPE html><html><body>404</body></html>", "not an image of a known format"),
-    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "not an image of a known format"),
-    "pdf": (b"%PDF-1.7\n" + bytes(200), "not an image of a known format"),
+    "html": (b"<!DOCTYPE html><html><body>404</body></html>", "not an image but a web page"),
+    "svg": (b'<svg xmlns="http://www.w3.org/2000/svg"/>', "a format that is not read .SVG."),
+    "pdf": (b"%PDF-1.7\n" + bytes(200), "not an image but a PDF document"),
     "eps, which would start a program": (
         b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n",
         "not an image of a known format",

@@ -158,17 +158,17 @@ def test_region_is_drawn_once_an_image_though_another_one_is_inspected_meanwhile
 ) -> None:
     left = RegionOfInterest(include=[[(0, 0), (0.5, 0), (0.5, 1), (0, 1)]])
     drawn: list[tuple[int, int]] = []
-    polygon_mask = roi_module.polygon_mask
+    draw = roi_module._draw
 
-    def told(polygons: Any, size: tuple[int, int]) -> np.ndarray:
+    def told(region: RegionOfInterest, size: tuple[int, int]) -> np.ndarray:
         drawn.append(size)
-        return polygon_mask(polygons, size)
+        return draw(region, size)
 
     def meanwhile(batch: np.ndarray) -> tuple[float, np.ndarray]:
         left.to_mask((30, 40))
         return mean_map(batch)
 
-    monkeypatch.setattr(roi_module, "polygon_mask", told)
+    monkeypatch.setattr(roi_module, "_draw", told)
     geometry = Geometry(size=(48, 48), region=left, **PLAIN)
     inspect_by_tiles(np.zeros((196, 200, 3), np.uint8), geometry, TILING, meanwhile)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from scipy import ndimage, stats
 
+from flawsmith.runtime import roi as roi_module
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import LARGEST_SCORE, Decision, choose_limits, images_needed, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
@@ -235,6 +237,46 @@ class TestDecision:
         np.testing.assert_array_equal(np.unique(numbers[:4, 5:]), [1])
         np.testing.assert_array_equal(np.unique(numbers[5:6]), [2])
         np.testing.assert_array_equal(np.unique(numbers[7:]), [255])
+
+    @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40))
+    def test_zones_are_numbered_as_their_masks_lie_over_each_other(self, draw: int, height: int, width: int) -> None:
+        rng = np.random.default_rng(draw)
+
+        def region() -> RegionOfInterest:
+            include, exclude = (
+                rng.random((rng.integers(3), 4, 2)).tolist(),
+                rng.random((rng.integers(3), 3, 2)).tolist(),
+            )
+            has_mask = rng.random() < 0.5 or not (include or exclude)
+            mask = RegionOfInterest.from_mask(rng.random((5, 7)) < 0.8).mask if has_mask else None
+            return RegionOfInterest(include=include, exclude=exclude, mask=mask)
+
+        zones = tuple(region() for _ in range(rng.integers(1, 5)))
+        interest = region() if rng.random() < 0.5 else None
+        expected = np.full((height, width), len(zones))
+        for number in reversed(range(len(zones))):
+            expected[zones[number].to_mask((height, width))] = number
+        if interest is not None:
+            expected[~interest.to_mask((height, width))] = 255
+
+        np.testing.assert_array_equal(number_zones(zones, interest, (height, width)), expected)
+
+    def test_drawing_many_zones_takes_as_many_pixels_as_they_have(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        size, edges, pixels = (500, 700), np.linspace(0, 1, 11), []
+        draw = roi_module._draw
+
+        def counted(*arguments: Any, **options: Any) -> np.ndarray:
+            mask = draw(*arguments, **options)
+            pixels.append(mask.size)
+            return mask
+
+        monkeypatch.setattr(roi_module, "_draw", counted)
+        number_zones.cache_clear()
+        corners = [(edges[x], edges[y], edges[x + 1], edges[y + 1]) for x in range(10) for y in range(10)]
+        numbers = number_zones(tuple(_box(*box) for box in corners), None, size)
+
+        assert np.unique(numbers).tolist() == list(range(100))
+        assert sum(pixels) < 1.2 * size[0] * size[1]
 
     @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(1, 40))
     def test_box_holds_all_of_a_region(self, draw: int, height: int, width: int) -> None:

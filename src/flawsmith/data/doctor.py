@@ -259,8 +259,8 @@ def _unreadable(inventory: _Inventory) -> Iterable[Finding]:
     for kind, files in (("image", inventory.images), ("mask", inventory.masks)):
         for facts in files.values():
             if facts.error is not None:
-                fix = "restore the file from its source, or remove it"
-                yield Finding("error", f"unreadable-{kind}", facts.error, (facts.path,), fix)
+                what, _, advice = facts.error.rpartition("; ")
+                yield Finding("error", f"unreadable-{kind}", what, (facts.path,), f"{advice}, or remove the file")
 
 
 def _leaks(inventory: _Inventory) -> Iterable[Finding]:

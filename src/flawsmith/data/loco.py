@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from flawsmith.data.samples import Dataset, Sample
-from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.image import ImageArray, decode
 
 MERGED_FROM = 10
@@ -95,10 +95,7 @@ def _in_words(error: ValidationError) -> str:
     first = error.errors()[0]
     entry, *names = first["loc"] or ("",)
     where = f", entry {entry + 1}" if isinstance(entry, int) else ""
-    reason = first["msg"].removesuffix(" or instance of DefectKind").removeprefix("Value error, ")
-    reason = reason.replace("Input should", "should").replace("Field required", "is missing")
-    subject = ".".join(map(str, names)) or ("it" if reason.startswith("should") else "")
-    return f"{where}: {subject} {reason}" if subject else f"{where}: {reason}"
+    return f"{where}: {why_refused(first, '.'.join(map(str, names)) or 'it')}"
 
 
 def grey_values(mask: ImageArray) -> tuple[int, ...]:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from flawsmith.data.masks import read_mask_image
-from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.errors import FlawsmithError, why_refused
+from flawsmith.runtime.files import without_controls
 from flawsmith.runtime.image import MAX_PIXELS
 from flawsmith.runtime.roi import MOST_CORNERS, Polygon, RegionOfInterest, number_zones
-from flawsmith.runtime.zones import MOST_ZONES, ZoneName
+from flawsmith.runtime.zones import LONGEST_NAME, MOST_ZONES, NAME_RULE, ZoneName
 
 _ASPECT_TOLERANCE = 0.01
 _LARGEST_FILE = 2**22
@@ -144,9 +146,7 @@ def _read_drawing(path: Path) -> _Drawing:
     try:
         drawing = _Drawing.model_validate(value)
     except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"]) or "the file"
-        raise FlawsmithError(f"{path}: {place}: {_plain(first['msg'])}; {_EXAMPLE}") from None
+        raise FlawsmithError(f"{path}: {_fault(error.errors()[0], value)}") from None
     if drawing.width * drawing.height > MAX_PIXELS:
         raise FlawsmithError(
             f"{path}: {drawing.width} x {drawing.height} is larger than any image that can be inspected; write the "
@@ -156,12 +156,41 @@ def _read_drawing(path: Path) -> _Drawing:
 
 
 _EXAMPLE = 'write for example {"width": 800, "height": 600, "include": [[[10, 10], [790, 10], [790, 590]]]}'
+_ZONE_EXAMPLE = 'write a zone for example as {"name": "seal", "include": [[[10, 10], [790, 10], [790, 590]]]}'
+_PARTS_OF_POLYGONS = {1: "must be a polygon, a list of corners", 2: "must be a corner, two numbers [x, y]"}
+"""What is wrong by how deep it lies in a list of polygons."""
 
 
-def _plain(message: str) -> str:
-    """pydantic's words in the style of ours."""
-    message = message.removeprefix("Value error, ")
-    return message[:1].lower() + message[1:]
+def _fault(error: Mapping[str, Any], value: Any) -> str:
+    """Where in a file the first fault lies, what it is, and what to write instead."""
+    place = list(error["loc"])
+    is_in_zone = len(place) > 1 and place[0] == "zones"
+    start = 2 if is_in_zone else 0
+    zone = value["zones"][place[1]] if is_in_zone else None
+    name = zone.get("name") if isinstance(zone, dict) else None
+    title = f" (zone {without_controls(name)})" if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME else ""
+    field, depth = "".join(place[start : start + 1]), len(place) - start - 1
+
+    def fault(parts: int, what: str, example: str = _ZONE_EXAMPLE if is_in_zone else _EXAMPLE) -> str:
+        return f"{without_controls('.'.join(map(str, place[:parts])))}{title} {what}; {example}"
+
+    if field in ("include", "exclude") and depth > 0:
+        depth = min(depth, max(_PARTS_OF_POLYGONS))
+        return fault(start + 1 + depth, _PARTS_OF_POLYGONS[depth])
+    if field == "include" and error["type"] == "too_short":
+        return fault(start + 1, "has no polygon")
+    if field == "min_area":
+        return fault(start + 1, 'must be a number of pixels, or an area such as "0.2mm2"')
+    if field == "name" and error["type"] != "missing":
+        return fault(start + 1, f"is not possible: {NAME_RULE}")
+    if place == ["zones"] and error["type"] == "too_long":
+        return f"{why_refused(error, 'zones')}: join some, for a zone may have several polygons"
+    if error["type"] == "extra_forbidden":
+        known = ", ".join((_ZoneDrawing if is_in_zone else _Drawing).model_fields)
+        return fault(len(place), f"is not known here, but {known} are")
+    if not place:
+        return f"{why_refused(error, 'the file')}; {_EXAMPLE}"
+    return fault(len(place), why_refused(error, "").strip())
 
 
 def _relative(drawing: _Drawing, path: Path) -> Drawing:
@@ -169,6 +198,10 @@ def _relative(drawing: _Drawing, path: Path) -> Drawing:
 
     def scaled(polygons: tuple[_Corners, ...], name: str) -> tuple[Polygon, ...]:
         for number, corners in enumerate(polygons):
+            if len(corners) < 3:
+                raise FlawsmithError(
+                    f"{path}: {name}.{number} has {len(corners)} corners, and a polygon needs at least three corners"
+                )
             for x, y in corners:
                 if not (0 <= x <= width and 0 <= y <= height):
                     raise FlawsmithError(
@@ -182,8 +215,10 @@ def _relative(drawing: _Drawing, path: Path) -> Drawing:
         try:
             return RegionOfInterest(include=include, exclude=exclude)
         except ValidationError as error:
-            raise FlawsmithError(f"{path}: {_plain(error.errors()[0]['msg'])}") from None
+            raise FlawsmithError(f"{path}: {why_refused(error.errors()[0])}") from None
 
+    if not (drawing.include or drawing.exclude or drawing.zones):
+        raise FlawsmithError(f"{path}: it says nothing of where to look: draw include, exclude or zones; {_EXAMPLE}")
     says_nothing_else = not (drawing.include or drawing.exclude) and drawing.zones
     return Drawing(
         None if says_nothing_else else region(drawing, ""),

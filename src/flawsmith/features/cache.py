@@ -38,15 +38,17 @@ LevelArrays = list[NDArray[np.float32]]
 def cache_folder() -> Path:
     """``FLAWSMITH_CACHE``, or the user's cache folder.
 
+    A ``~`` stands for the home folder as it does in a shell, which files of services and containers are not read by.
+
     Raises:
         FlawsmithError: neither is known.
     """
-    folder = os.environ.get("FLAWSMITH_CACHE")
-    if folder:
-        return Path(folder)
-    base = os.environ.get("XDG_CACHE_HOME")
+    folder, base = os.environ.get("FLAWSMITH_CACHE"), os.environ.get("XDG_CACHE_HOME", "")
     try:
-        return (Path(base) if base else Path.home() / ".cache") / "flawsmith"
+        if folder:
+            return Path(folder).expanduser()
+        # The XDG specification has relative paths ignored.
+        return (Path(base) if Path(base).is_absolute() else Path.home() / ".cache") / "flawsmith"
     except RuntimeError:  # neither HOME nor an entry in the list of users, as in some containers and services
         raise FlawsmithError(
             "there is no home folder for the feature cache: set FLAWSMITH_CACHE to a writable folder"

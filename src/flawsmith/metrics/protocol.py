@@ -14,7 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.errors import FlawsmithError, why_refused
 
 Name = Literal["clean", "papers", "custom"]
 Pro = Literal["exact", "dilated_200", "per_image_200"]
@@ -225,8 +225,9 @@ def choose_protocol(name: str, *, method: str, layout: str, changes: Mapping[str
     try:
         return Protocol.model_validate({"name": "custom", **chosen})
     except ValidationError as error:
-        reason = error.errors()[0]["msg"].removeprefix("Value error, ")
-        raise FlawsmithError(f"these switches of the protocol contradict each other: {reason}") from error
+        raise FlawsmithError(
+            f"these switches of the protocol contradict each other: {why_refused(error.errors()[0])}"
+        ) from error
 
 
 def _check_choice(switch: str, value: Any) -> None:

@@ -16,7 +16,7 @@ from flawsmith.models.base import ModelConfig
 from flawsmith.models.registry import find_method
 from flawsmith.pipeline.quantities import parse_area, parse_length
 from flawsmith.runtime.bundle import SelectionName
-from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import (
@@ -307,6 +307,10 @@ def computes_in_bfloat16() -> bool:
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
 
 
+_LONGEST_VALUE = 120
+"""Characters of a value that a message shows."""
+
+
 def in_words(error: ValidationError, prefix: str) -> FlawsmithError:
     """What pydantic found wrong first, as one line that begins with ``prefix``."""
     # A field of several types is reported once for each of them, under names of pydantic's own making. Of a mapping or
@@ -317,9 +321,16 @@ def in_words(error: ValidationError, prefix: str) -> FlawsmithError:
     errors = [e for e in errors if len(e["loc"]) == deepest or not isinstance(e["input"], (dict, list, tuple))]
     first = max(errors, key=lambda each: len(each["loc"]))
     name = ".".join(str(part) for part in first["loc"] if isinstance(part, int) or _is_setting(part))
-    setting = f"{name}={first['input']!r} is" if name else "these settings are"
-    reasons = dict.fromkeys(each["msg"].removeprefix("Value error, ").lower() for each in errors)
+    if first["type"] == "missing":
+        return FlawsmithError(f"{prefix}{why_refused(first, name)}: add it")
+    setting = f"{name}={_shortened(first['input'])} is" if name else "these settings are"
+    reasons = dict.fromkeys(why_refused(each) for each in errors)
     return FlawsmithError(f"{prefix}{setting} not possible: {', or '.join(reasons)}")
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _LONGEST_VALUE else f"{text[:_LONGEST_VALUE]}..."
 
 
 def _is_setting(part: str) -> bool:

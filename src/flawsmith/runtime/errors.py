@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 
 class FlawsmithError(Exception):
     """A mistake or a state that the user can fix.
@@ -36,3 +39,52 @@ def package_missing(error: ModuleNotFoundError, needs: str, tier: str) -> str | 
         return None
     needed = "train" if package in _PACKAGES["train"] and tier == "eval" else tier
     return f"{needs} needs {package}, which is not installed: run `pip install 'flawsmith[{needed}]'`"
+
+
+_REASONS = {
+    "missing": "is missing",
+    "extra_forbidden": "is not known here",
+    "none_required": "must be left out",
+    "greater_than": "must be greater than {gt}",
+    "greater_than_equal": "must be at least {ge}",
+    "less_than": "must be less than {lt}",
+    "less_than_equal": "must be at most {le}",
+    "finite_number": "must be a finite number",
+    "too_short": "has {actual_length} entries, and needs at least {min_length}",
+    "too_long": "has {actual_length} entries, and may have at most {max_length}",
+    "string_too_short": "needs at least {min_length} characters",
+    "string_too_long": "may have at most {max_length} characters",
+    "enum": "must be {expected}",
+    "literal_error": "must be {expected}",
+    **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must hold names and values"),
+    **dict.fromkeys(("string_type", "path_type"), "must be text"),
+    **dict.fromkeys(("bool_type", "bool_parsing"), "must be true or false"),
+    **dict.fromkeys(("float_type", "float_parsing"), "must be a number"),
+    **dict.fromkeys(("int_type", "int_parsing", "int_parsing_size", "int_from_float"), "must be a whole number"),
+}
+
+
+def why_refused(error: Mapping[str, Any], subject: str = "it") -> str:
+    """What pydantic found wrong with a value, in words for people who write files and settings, not Python.
+
+    Args:
+        error: an entry of ``ValidationError.errors()``.
+        subject: what the value is called.
+
+    Returns:
+        A sentence without its full stop; what a validator of ours says stands as it is.
+
+    Example:
+        >>> why_refused({"type": "tuple_type", "msg": "Input should be a valid tuple"}, "include")
+        'include must be a list'
+        >>> why_refused({"type": "value_error", "msg": "Value error, two zones have the same name"})
+        'two zones have the same name'
+    """
+    if error["type"] in ("value_error", "assertion_error"):
+        return str(error["msg"]).partition(", ")[2]
+    if error["type"] in _REASONS:
+        reason = _REASONS[error["type"]].format_map(error.get("ctx", {}))
+    else:
+        reason = str(error["msg"]).replace("Input should", "should")
+    return f"{subject} {reason}"

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, _imaging
 from PIL.JpegImagePlugin import JpegImageFile
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
 
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -70,6 +70,8 @@ def read_image(stream: BinaryIO, name: str, max_pixels: int) -> NDArray[Any]:
         # Pillow's parsers answer malformed bytes with nearly every exception there is (SyntaxError,
         # struct.error, IndexError, ...); all of them mean the same to the user.
         reason = " ".join(str(error).split())[:120] or type(error).__name__
+        if re.search("unsupported|not supported", reason, re.IGNORECASE):
+            raise FlawsmithError(f"{name}: of a kind that cannot be read ({reason}); save it as PNG or JPEG") from None
         raise FlawsmithError(f"{name}: damaged or truncated image ({reason}); copy or export it anew") from None
 
 
@@ -158,7 +160,7 @@ def _is_no_thumbnail(pixels: int, pixels_of_first: int) -> bool:
 
 def _recognised(stream: BinaryIO, name: str, max_pixels: int) -> _File:
     _silence_libraries()
-    prefix = stream.read(16)
+    prefix = stream.read(132)
     if not prefix:
         raise FlawsmithError(f"{name}: the file is empty; copy or export it anew")
     kind = _format_of(prefix, name)
@@ -209,6 +211,37 @@ class _File(NamedTuple):
         return image
 
 
+_POINTER = "a pointer of Git LFS"
+_NO_IMAGES = ("a web page", "a PDF document", "a ZIP archive", "a film", "an array of NumPy's")
+_OTHER_CONTENTS = (
+    (4, b"ftypavif", "AVIF"),
+    (4, b"ftypavis", "AVIF"),
+    *((4, b"ftyp" + brand, "HEIC") for brand in (b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1")),
+    (4, b"ftypcrx ", "camera raw"),
+    (0, b"FUJIFILMCCD-RAW", "camera raw"),
+    (4, b"ftyp", "a film"),
+    (0, b"\xff\x0a", "JPEG XL"),
+    (0, b"\0\0\0\x0cJXL ", "JPEG XL"),
+    (0, b"II\xbc", "JPEG XR"),
+    (0, b"8BPS", "Photoshop"),
+    (0, b"DDS ", "DDS"),
+    (0, b"\x76\x2f\x31\x01", "OpenEXR"),
+    (0, b"P7\n", "PAM"),
+    (0, b"\0\0\1\0", "ICO"),
+    (0, b"\x01\xda", "SGI"),
+    (0, b"SIMPLE  =", "FITS"),
+    (0, b"\x89HDF", "HDF5"),
+    (128, b"DICM", "DICOM"),
+    (0, b"%PDF", "a PDF document"),
+    (0, b"PK\3\4", "a ZIP archive"),
+    (0, b"\x93NUMPY", "an array of NumPy's"),
+    *((0, mark, "a web page") for mark in (b"<!DOCTYPE html", b"<!doctype html", b"<html", b"<HTML")),
+    *((0, mark, "SVG") for mark in (b"<svg", b"<?xml")),
+    (0, b"version https://git-lfs", _POINTER),
+)
+"""Where and how files begin that bear the name of an image now and then, and what they are."""
+
+
 def _format_of(prefix: bytes, name: str) -> str:
     Image.init()
     for kind in _FORMATS:
@@ -216,7 +249,14 @@ def _format_of(prefix: bytes, name: str) -> str:
             accept = Image.OPEN[kind][1]
             if accept is None or accept(prefix) is True:
                 return kind
-    raise FlawsmithError(f"{name}: not an image of a known format; save it as PNG, JPEG, BMP, TIFF, WebP, GIF or PNM")
+    content = next((what for start, mark, what in _OTHER_CONTENTS if prefix.startswith(mark, start)), "")
+    if content == _POINTER:
+        raise FlawsmithError(f"{name}: holds {content} in place of the image; fetch it with `git lfs pull`")
+    what = (
+        f"not an image but {content}" if content in _NO_IMAGES else f"an image of a format that is not read ({content})"
+    )
+    what = what if content else "not an image of a known format"
+    raise FlawsmithError(f"{name}: {what}; save it as PNG, JPEG, BMP, TIFF, WebP, GIF or PNM")
 
 
 @functools.cache
@@ -373,12 +413,23 @@ _COMPRESSIONS = {
     50002: "JPEG XL",
     52546: "JPEG XL",
 }
-_OPTIONAL_COMPRESSIONS = {34925: "LZMA", 50000: "Zstandard", 50001: "WebP"}
+_OPTIONAL_COMPRESSIONS = {
+    6: "JPEG of the old kind",
+    32809: "ThunderScan",
+    34676: "SGI Log",
+    34677: "SGI Log",
+    34925: "LZMA",
+    50000: "Zstandard",
+    50001: "WebP",
+}
 _COLOUR_FILTERS, _LINEAR_RAW = 32803, 34892
 _MAX_PAGES = 1000
 
 
 def _read_tiff(file: _File) -> NDArray[Any]:
+    if file.stream.read(4) == b"MM\0\x2b":
+        raise _UnsupportedError("TIFF", "BigTIFF in big-endian order", "save it as PNG, or as an ordinary TIFF")
+    file.stream.seek(0)
     pages = list(_tiff_pages(file.stream))
     tags = pages[0] if pages else {}
     _refuse_pages(pages, file.name)
@@ -391,7 +442,10 @@ def _read_tiff(file: _File) -> NDArray[Any]:
             return _turned(_separate_planes(file.stream, tags), image)
     try:
         array = _read_deep(file)
-    except OSError:
+    except OSError as error:
+        if "unknown pixel mode" in str(error) and tags:
+            combination = f"an unusual combination: {_combination(tags)}"
+            raise _UnsupportedError("TIFF", combination, "save it as PNG, or as an ordinary TIFF") from None
         if tags.get(259) not in _OPTIONAL_COMPRESSIONS:
             raise
         compressed = f"compressed as {_OPTIONAL_COMPRESSIONS[tags[259]]}, which Pillow may lack here, or damaged"
@@ -400,6 +454,11 @@ def _read_tiff(file: _File) -> NDArray[Any]:
         # White is zero, which Pillow heeds up to 8 bits alone.
         np.subtract(_FULL_16_BIT, array, out=array)
     return array
+
+
+def _combination(tags: dict[int, Any]) -> str:
+    bits = ", ".join(map(str, dict.fromkeys(_all_of(tags, 258, (1,)))))
+    return f"{bits} bits, colours of kind {tags.get(262)}, order of bits {tags.get(266, 1)}"
 
 
 def _tiff_pages(stream: BinaryIO) -> Iterator[dict[int, Any]]:
@@ -446,6 +505,10 @@ def _all_of(tags: dict[int, Any], number: int, default: tuple[int, ...]) -> tupl
     return value if isinstance(value, tuple) else (value,)
 
 
+_PLANES_OF_8_BITS = ((2, 3, ()), (2, 4, (2,)), (5, 4, ()))
+"""Colours, channels and meaning of further ones that Pillow puts together rightly from planes."""
+
+
 def _unreadable_tiff(tags: dict[int, Any]) -> tuple[str, ...] | None:
     """Why Pillow cannot read a TIFF, or reads it otherwise than it is meant, and how to fix that; None: it can."""
     compression, photometric = tags.get(259, 1), tags.get(262, 0)
@@ -454,6 +517,8 @@ def _unreadable_tiff(tags: dict[int, Any]) -> tuple[str, ...] | None:
     extra = _all_of(tags, 338, ())
     if compression in _COMPRESSIONS:
         return f"compressed as {_COMPRESSIONS[compression]}", "save it with LZW, Deflate or no compression"
+    if compression not in COMPRESSION_INFO:
+        return f"compressed by method {compression}", "save it with LZW, Deflate or no compression"
     if photometric in (_COLOUR_FILTERS, _LINEAR_RAW):
         return "raw values of a colour sensor (Bayer)", "convert it to colour or grey, with 8 or 16 bits"
     if max(formats) in (3, 5, 6):
@@ -471,6 +536,13 @@ def _unreadable_tiff(tags: dict[int, Any]) -> tuple[str, ...] | None:
         return f"{channels} channels", "save it as grey or RGB"
     if photometric == 6 and compression == 1 and tags.get(530, (2, 2)) != (1, 1):
         return "YCbCr with fewer colour values than pixels, not compressed", "save it as RGB"
+    if (
+        tags.get(284, 1) == 2
+        and channels > 1
+        and bits[0] == 8
+        and (photometric, channels, extra) not in _PLANES_OF_8_BITS
+    ):
+        return "separate planes that are not red, green and blue alone", "save it interleaved, as RGB"
     if bits[0] == 16 and channels > 1:
         return _unreadable_16_bit_colour(tags, photometric, channels, extra)
     return None
@@ -552,7 +624,8 @@ _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
 _PROGRESSIVE_HUFFMAN = 0xC2
-_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
+_JPEG_LS = 0xF7
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {_JPEG_LS}
 _RESTART_INTERVAL, _SCAN, _END = 0xDD, 0xDA, 0xD9
 _MAX_SCANS = 40
 """Progressive JPEGs have 10 scans, seldom 20; every scan walks through all pixels, however few bytes it has."""

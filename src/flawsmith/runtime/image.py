@@ -173,6 +173,7 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
         raise FlawsmithError(
             f"image array: got {type(image).__name__}; give a path, bytes or a numpy array (height, width, 3)"
         )
+    image = np.asarray(image)  # a matrix has two axes for ever
     if image.dtype == np.dtype(np.uint16).newbyteorder():
         image = image.astype(np.uint16)
     if image.dtype not in (np.uint8, np.uint16):
@@ -186,6 +187,8 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
         return np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] != 3:
         fix = "drop the alpha channel with image[:, :, :3]" if image.shape[-1] == 4 else "give (height, width, 3)"
+        if image.ndim == 3 and image.shape[0] == 3:
+            fix = "put the channels last with image.transpose(1, 2, 0)"
         raise FlawsmithError(f"image array: shape is {image.shape}, needed is (height, width, 3); {fix}")
     return np.ascontiguousarray(image[:, :, ::-1] if bgr else image)
 
@@ -215,6 +218,8 @@ _CAMERA_BITS = (10, 12, 14)
 _NARROW = 16
 """How many times wider than its values a range may be before most grey levels are lost."""
 _THERMAL = 4
+_FEW_MIXED, _SAME_SCALE = 0.05, 0.2
+"""Share of images that are let be, and how far brightness may be from a power of two."""
 _MANY_BEYOND, _MOST_BEYOND, _SOME_BEYOND = 0.25, 0.5, 0.001
 
 
@@ -320,6 +325,8 @@ def range_advice(
         if value_range is None or not summaries:
             return None
         return RangeAdvice(False, f"{option} changes nothing", "all images have 8 bits, leave it out")
+    if (mixed := _mixed_scales(deep, refused=option.startswith("--bits"))) is not None:
+        return mixed
     values = np.sort(np.concatenate([summary.sample for summary in deep]))
     lowest, highest = (int(value) for value in np.quantile(values, (0.001, 0.999), method="nearest"))
     top = max(summary.highest for summary in deep)
@@ -327,12 +334,30 @@ def range_advice(
         return _declared(values, (lowest, highest, top), value_range, option)
     bits = next((number for number in _CAMERA_BITS if top < 2**number), 16)
     camera = "" if bits == 16 else f"a {bits}-bit camera? add --bits {bits}"
+    if top < 256:
+        camera = "8-bit values in 16-bit files? add --value-range 0:255"
     # Thermal cameras count from absolute zero: their values begin high and hardly vary.
     thermal = bits < 16 and 8 * lowest > 2**bits and _THERMAL * (highest - lowest) < 2**bits
     if camera and not thermal:
         return RangeAdvice(False, f"values end at {top} of 65535", camera) if highest - lowest > 1 else None
     narrow = _narrow(lowest, highest, 65535.0, "of 65535")
     return narrow if narrow is None or not camera else narrow._replace(fix=f"{narrow.fix}, or is it {camera}")
+
+
+def _mixed_scales(deep: Sequence[ValueSummary], *, refused: bool) -> RangeAdvice | None:
+    """Whether some files hold a camera's values as they are, and others the same scaled to 16 bits."""
+    for bits in _CAMERA_BITS:
+        plain = [summary for summary in deep if summary.highest < 2**bits]
+        scaled = [summary for summary in deep if summary.highest >= 2**bits]
+        if min(len(plain), len(scaled)) <= _FEW_MIXED * len(deep):
+            continue
+        middles = [float(np.median([np.median(summary.sample) for summary in part])) for part in (plain, scaled)]
+        if abs(middles[1] / max(middles[0], 1.0) / 2 ** (16 - bits) - 1) < _SAME_SCALE:
+            ends = [max(summary.highest for summary in part) for part in (plain, scaled)]
+            what = f"{len(plain)} of {len(deep)} images hold values up to {ends[0]}, the others up to {ends[1]}"
+            fix = f"{bits}-bit values, some of them scaled to 16 bits? save all in the same way"
+            return RangeAdvice(refused, what, fix)
+    return None
 
 
 def _declared(

@@ -112,12 +112,31 @@ def _drawn(region: RegionOfInterest, size: tuple[int, int]) -> NDArray[np.bool_]
     return inspected
 
 
-def _draw(region: RegionOfInterest, size: tuple[int, int]) -> NDArray[np.bool_]:
-    inspected = polygon_mask(region.include, size) if region.include else np.ones(size, bool)
+def _draw(
+    region: RegionOfInterest,
+    size: tuple[int, int],
+    box: tuple[slice, slice] | None = None,
+    canvas: Image.Image | None = None,
+) -> NDArray[np.bool_]:
+    """A region within a box that holds all of it, by default the image.
+
+    Pillow draws on a canvas of the image's size, for it rounds corners by where they lie. A black one may be given, and
+    is black again afterwards, so that many small regions take no time for what lies around them.
+    """
+    height, width = size
+    rows, columns = box or (slice(0, height), slice(0, width))
+    edges = (columns.start, rows.start, columns.stop, rows.stop)
+    inspected = np.ones((rows.stop - rows.start, columns.stop - columns.start), bool)
     if region.mask is not None:
-        _keep_white(inspected, _decode_mask(region.mask).resize(size[::-1], Image.Resampling.NEAREST))
-    if region.exclude:
-        _keep_white(inspected, _canvas(region.exclude, size, paper=1, ink=0))
+        _keep_white(inspected, _decode_mask(region.mask).resize(size[::-1], Image.Resampling.NEAREST), edges)
+    if region.include or region.exclude:
+        canvas = canvas or Image.new("L", (width, height))
+        if not region.include:
+            canvas.paste(1, edges)
+        _fill(canvas, region.include, 1)
+        _fill(canvas, region.exclude, 0)
+        _keep_white(inspected, canvas, edges)
+        canvas.paste(0, edges)
     return inspected
 
 
@@ -146,10 +165,12 @@ def number_zones(
         [[0, 0, 1, 1], [0, 0, 1, 1]]
     """
     numbers = np.full(size, len(zones), np.uint8)
+    canvas = Image.new("L", size[::-1])
     for number in reversed(range(len(zones))):  # so that the first is drawn over the others
-        np.copyto(numbers, np.uint8(number), where=_draw(zones[number], size))
+        box = box_of(zones[number], size)
+        np.copyto(numbers[box], np.uint8(number), where=_draw(zones[number], size, box, canvas))
     if interest is not None:
-        outside = _draw(interest, size)
+        outside = _draw(interest, size, canvas=canvas)
         np.copyto(numbers, np.uint8(OUTSIDE), where=np.logical_not(outside, out=outside))
     numbers.flags.writeable = False
     return numbers
@@ -164,22 +185,27 @@ def box_of(region: RegionOfInterest, size: tuple[int, int]) -> tuple[slice, slic
 
     Example:
         >>> box_of(RegionOfInterest(include=[[(0.2, 0.2), (0.5, 0.2), (0.5, 0.4)]]), (100, 100))
-        (slice(19, 42, None), slice(19, 52, None))
+        (slice(18, 42, None), slice(18, 52, None))
     """
     height, width = size
     corners = np.array([corner for polygon in region.include for corner in polygon] or [(0.0, 0.0), (1.0, 1.0)])
     (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
-    rows = slice(max(0, math.floor(top * height) - 1), min(height, math.ceil(bottom * height) + 2))
-    return rows, slice(max(0, math.floor(left * width) - 1), min(width, math.ceil(right * width) + 2))
+    # Pillow draws a polygon's last row and column too, and version 10 a column before its first.
+    rows = slice(max(0, math.floor(top * height) - 2), min(height, math.ceil(bottom * height) + 2))
+    return rows, slice(max(0, math.floor(left * width) - 2), min(width, math.ceil(right * width) + 2))
 
 
-def _keep_white(inspected: NDArray[np.bool_], picture: Image.Image) -> None:
-    """Takes out what a picture of the same size shows black; piece by piece, for Pillow copies what numpy reads."""
-    height, width = inspected.shape
-    rows = max(_PIXELS_AT_ONCE // max(width, 1), 1)
-    for top in range(0, height, rows):
-        bottom = min(top + rows, height)
-        inspected[top:bottom] &= np.asarray(picture.crop((0, top, width, bottom))).astype(bool)
+def _keep_white(inspected: NDArray[np.bool_], picture: Image.Image, edges: tuple[int, int, int, int]) -> None:
+    """Takes out what a picture shows black within left, upper, right and lower edges.
+
+    Piece by piece, for Pillow copies what numpy reads.
+    """
+    left, upper, right, lower = edges
+    rows = max(_PIXELS_AT_ONCE // max(right - left, 1), 1)
+    for top in range(upper, lower, rows):
+        bottom = min(top + rows, lower)
+        piece = np.asarray(picture.crop((left, top, right, bottom))).astype(bool)
+        inspected[top - upper : bottom - upper] &= piece
 
 
 def _decode_mask(text: str) -> Image.Image:
@@ -199,30 +225,8 @@ def _decode_mask(text: str) -> Image.Image:
     return picture
 
 
-def polygon_mask(polygons: Sequence[Polygon], size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Draws polygons of relative corners.
-
-    Args:
-        polygons: corners (x, y) from 0 to 1.
-        size: (height, width).
-
-    Returns:
-        (height, width), True in any of the polygons.
-
-    Example:
-        >>> polygon_mask([((0, 0), (0.5, 0), (0.5, 1), (0, 1))], (2, 4)).astype(int).tolist()
-        [[1, 1, 0, 0], [1, 1, 0, 0]]
-    """
-    marked = np.ones(size, bool)
-    _keep_white(marked, _canvas(polygons, size, paper=0, ink=1))
-    return marked
-
-
-def _canvas(polygons: Sequence[Polygon], size: tuple[int, int], *, paper: int, ink: int) -> Image.Image:
-    height, width = size
-    canvas = Image.new("L", (width, height), paper)
+def _fill(canvas: Image.Image, polygons: Sequence[Polygon], ink: int) -> None:
     draw = ImageDraw.Draw(canvas)
     for polygon in polygons:
         # Pixel centres lie at whole numbers for Pillow, at halves for us.
-        draw.polygon([(x * width - 0.5, y * height - 0.5) for x, y in polygon], fill=ink)
-    return canvas
+        draw.polygon([(x * canvas.width - 0.5, y * canvas.height - 0.5) for x, y in polygon], fill=ink)

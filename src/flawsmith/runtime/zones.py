@@ -21,13 +21,17 @@ LARGEST_OFFSET = 4e30
 """Twice the span of two limits that lie as far apart as limits can."""
 
 
+LONGEST_NAME = 60
+NAME_RULE = f"a zone's name is 1 to {LONGEST_NAME} printable characters, without spaces around, and not {ELSEWHERE}"
+
+
 def _named(name: str) -> str:
     if not name.isprintable() or name != name.strip() or name.casefold() == ELSEWHERE:
-        raise ValueError(f"a zone's name is 1 to 60 printable characters, and not {ELSEWHERE}")
+        raise ValueError(NAME_RULE)
     return name
 
 
-ZoneName = Annotated[str, Field(min_length=1, max_length=60), AfterValidator(_named)]
+ZoneName = Annotated[str, Field(min_length=1, max_length=LONGEST_NAME), AfterValidator(_named)]
 
 
 class Zone(BaseModel):

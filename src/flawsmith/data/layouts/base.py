@@ -89,8 +89,9 @@ class MaskFolder:
     """Masks of one defect type, paired with images by stem.
 
     An image ``crack/007.png`` is paired with the first of these that exists: ``007_mask.<ext>``,
-    ``007.<ext>``, or all images of a folder ``007/`` (one file a defect, as in MVTec LOCO AD). Nested images
-    are paired at the same depth. Composed and decomposed letters are the same.
+    ``007.<ext>``, ``007.png.<ext>``, a name with another word for masks (``007-GT``, ``mask_007``) in any case, or all
+    images of a folder ``007/`` (one file a defect, as in MVTec LOCO AD). Nested images are paired at the same depth.
+    Composed and decomposed letters are the same.
 
     Args:
         root: the folder to look in, or None: then nothing is paired.
@@ -99,6 +100,7 @@ class MaskFolder:
     def __init__(self, root: Path | None) -> None:
         self._by_stem: dict[str, list[Path]] = defaultdict(list)
         self._by_parent: dict[str, list[Path]] = defaultdict(list)
+        self._by_word: dict[str, Path] = {}
         self._used: set[Path] = set()
         if root is None:
             return
@@ -106,13 +108,19 @@ class MaskFolder:
             relative = path.relative_to(root)
             self._by_stem[nfc(relative.with_suffix("").as_posix())].append(path)
             self._by_parent[nfc(relative.parent.as_posix())].append(path)
+            match = _COMPANION.fullmatch(nfc(path.stem))
+            if match and (match["word"] or match["words"] or "").casefold() in _MASK_WORDS:
+                key = same_name(relative.with_name(match["name"]).as_posix())
+                self._by_word.setdefault(key, path)
 
     def masks_of(self, relative: Path) -> tuple[Path, ...]:
         """Masks of an image, given by its path below the folder of its defect type; empty if none."""
         stem = nfc(relative.with_suffix("").as_posix())
-        for key in (f"{stem}_mask", stem):
+        for key in (f"{stem}_mask", stem, nfc(relative.as_posix())):
             if key in self._by_stem:
                 return self._take(self._by_stem[key][:1])
+        if same_name(stem) in self._by_word:
+            return self._take([self._by_word[same_name(stem)]])
         return self._take(self._by_parent.get(stem, ()))
 
     def unused(self) -> list[Path]:
@@ -125,7 +133,7 @@ class MaskFolder:
         return taken
 
 
-_MASK_WORDS = ("mask", "masks", "gt", "groundtruth", "ground_truth", "seg", "segmentation")
+_MASK_WORDS = ("mask", "masks", "gt", "groundtruth", "ground_truth", "seg", "segmentation", "maske")
 _DRAWN_WORDS = ("overlay", "annotated", "annotation", "heatmap", "marked")
 _COMPANION = re.compile(
     r"(?:(?P<word>{0})[ _.-])?(?P<name>.+?)(?:[ _.-](?P<words>{0}))?".format("|".join(_MASK_WORDS + _DRAWN_WORDS)), re.I

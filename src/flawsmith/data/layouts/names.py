@@ -89,7 +89,7 @@ _GOOD = _words("""
     baik bagus
     хороший хорошие хорошо хорошая годный годные годен годно норма нормальный нормальные исправный исправные добрий
     добре придатний придатні добър добри καλό καλά καλός αποδεκτό
-    جيد سليم خوب سالم טוב תקין अच्छा ดี ผ่าน
+    सही جيد سليم خوب سالم טוב תקין अच्छा ดี ผ่าน
 """)
 _FLAWED = _words("""
     bad bads ng ngs nok noks ko nio nogood notok fail failed fails failure failures failing reject rejects rejected
@@ -118,7 +118,13 @@ _FLAWED = _words("""
     špatný špatné vadný vadné vada vady zmetek zmetky chybný chybné chyba neshodný zlý zlé slabo napaka napake
     neispravan neispravno loše škart rossz hibás selejt hiba blogas blogi brokas slikts slikti kötü hatalı kusurlu
     hata bozuk uygunsuz ret hurda
-    buruk jelek cacat rusak
+    buruk jelek cacat rusak gagal
+    nogo outofspec offspec outoftolerance offnominal outlier outliers malignant atypical rotten discard discards
+    discarded blocked quarantine quarantined dontuse thumbsdown misaligned
+    sperre sperrteile sperrlager gebrochen gerissen verbogen roto rotos rota rotas trasig trasiga trasigt ubrukelig
+    mislykket slæmt sérült arızalı
+    сломанный сломанные битый битые поломка бракований браковані дефектни
+    λάθος مرفوض تالفة गलत মন্দ খারাপ மோசமான ผิดปกติ ใช้ไม่ได้ ไม่ดี
     плохой плохие плохо плохая брак бракованный бракованные дефект дефекты дефектный дефектные негодный негодные
     неисправный неисправные поганий погані непридатний непридатні лош лоши дефектен κακό κακά κακός ελαττωματικό
     σκάρτο
@@ -156,8 +162,11 @@ _UNCLEAR_PAIRS = {
 _ALONE = _words("io ret fel mal god bra hea halb bien fine labi loš")
 _NEGATIONS = _words("""
     not no non nicht kein keine ohne without un sans sin sem senza nao não niet geen zonder nie bez ne nem inte ej
-    icke ikke ei utan uden uten değil не без нет khong không tidak
+    icke ikke ei utan uden uten değil не без нет khong không tidak bukan nu není nije nav mitte ekki nincs nem
+    לא ללא غير ليس بدون μη όχι χωρίς नहीं बिना না
 """)
+_NEGATIONS_BEHIND = _words("değil deyil नहीं না")
+"""Those that stand behind what they negate."""
 _NEGATING = _words("nicht non not no un kein nie ne не ni in im ir ab dis il o u")
 _FREE = _words("free frei less los loos fri fritt siz sız süz suz")
 _FILLERS = _words("""
@@ -241,7 +250,9 @@ def _of_tokens(words: Sequence[str]) -> set[Meaning]:
         while length > 1 and "".join(words[at : at + length]) not in _GOOD | _FLAWED:
             length -= 1
         word = "".join(words[at : at + length])
-        if word in _NEGATIONS and at + length < len(words):
+        if word in _NEGATIONS_BEHIND and said:
+            said[-1] = _opposite(said[-1])
+        elif word in _NEGATIONS and at + length < len(words):
             negated = True
         elif word in _FREE and said and said[-1] == "flawed":
             said[-1] = "good"
@@ -310,11 +321,21 @@ def sort_folders(folders: Sequence[Path]) -> Sorted:
             by_meaning["good" if name in good else "flawed"].append(folder)
         else:
             by_meaning[meaning(folder.name)].append(folder)
+    if len(folders) == len(result.good) == 2 and (longer := _says_more(result.good)):
+        result.good.remove(longer)
+        result.unclear.append(longer)
     if not result.good:
         opposed = _opposed(result.unknown)
         result.unclear.extend(opposed)
         result.unknown[:] = [folder for folder in result.unknown if folder not in opposed]
     return result
+
+
+def _says_more(folders: Sequence[Path]) -> Path | None:
+    """Of two good names, the one that is the other with an unknown word, which may be a negation; perhaps none."""
+    shorter, longer = sorted(folders, key=lambda folder: len(_tokens(folder.name)))
+    words, more = set(_tokens(shorter.name)), set(_tokens(longer.name)) - _FILLERS - _PLACES
+    return longer if words < words | more and words <= set(_tokens(longer.name)) else None
 
 
 _LABEL_WORDS = _words("class cls klasse clase classe label category cat kategorie target id y")

@@ -297,7 +297,7 @@ class AAND(ScoreMapModel):
         (synthetic,) = source.batches([rows], 0)
         levels = synthetic.levels
         maps = {f"level {n}": scores for n, scores in enumerate(self.eval().normalised_maps(levels), start=1)}
-        if self.bank is not None:
+        if self.bank is not None and self.bank.counts_on_map:
             maps["memory bank"] = self.bank(levels)
         return [*charts(self.config), level_pictures(examples, maps), synthetic_flaws(examples)]
 

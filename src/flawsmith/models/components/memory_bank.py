@@ -407,6 +407,11 @@ class BankConfig(ModelConfig):
         missing = sorted({each.stride for each in neighbourhoods if each.stride is not None} - set(self.strides))
         if missing:
             raise ValueError(f"bank remembers strides {missing}, which are not among strides, {list(self.strides)}")
+        for_score = [each.role == "score" for each in neighbourhoods]
+        if any(for_score) and "score_share" not in type(self).model_fields:
+            raise ValueError("bank's role score counts for nothing here: the image score is the map's; leave role out")
+        if for_score and all(for_score) and getattr(self, "score_share", None) is None:
+            raise ValueError("bank remembers for the image score alone, which needs score_share, such as 0.01")
         return self
 
     @property
@@ -458,6 +463,11 @@ class MultiScaleMemoryBank(nn.Module):
             levels: all level maps, finest first.
         """
         return self.evidence(levels, "map") * self.scale
+
+    @property
+    def counts_on_map(self) -> bool:
+        """Whether any neighbourhood counts for the map, not for the image score alone."""
+        return any(each.role != "score" for each in self.neighbourhoods)
 
     def evidence(self, levels: Sequence[Level], role: Role) -> Float[Tensor, "batch height width"]:
         """Σ of (distance − mean) / spread over the neighbourhoods that count for something, on their finest grid.

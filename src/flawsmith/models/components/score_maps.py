@@ -245,7 +245,7 @@ class ScoreMapModel(AnomalyModel):
     def score_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
         """The score maps that map and image score are made of."""
         maps = self.normalised_maps(levels)
-        if self.bank is None:
+        if self.bank is None or not self.bank.counts_on_map:
             return maps
         *finer, last = maps
         return [*finer, last + resize(self.bank(levels)[:, None], last.shape[-2:])[:, 0]]
