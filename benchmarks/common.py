@@ -8,7 +8,7 @@ import shlex
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,6 +76,22 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     lines = [f"| {' | '.join(heads)} |", f"|{'|'.join([' --- ', *[' ---: '] * (len(heads) - 1)])}|"]
     lines += [f"| {' | '.join(str(cell) for cell in row)} |" for row in rows]
     return "\n".join(lines)
+
+
+def trained_model(
+    data: Path, name: str, work: Path, method: str, *, seed: int = 0, settings: Mapping[str, object] | None = None
+) -> Path:
+    """The model file of a training that is made once: a second call with the same name takes it from ``work``."""
+    import flawsmith
+
+    run = work / name
+    if not (run / "model.flaw").exists():
+        flawsmith.train(data, out=run, method=method, seed=seed, baseline="none", quiet=True, set=dict(settings or {}))
+    return run / "model.flaw"
+
+
+# The verdicts of these methods do not depend on what trains longest, as the score is that of their memories alone.
+VERDICT_ALONE: Mapping[str, Mapping[str, object]] = {"fusion": {"epochs": 1}}
 
 
 def page(name: str, title: str, sections: Iterable[str], *, write: bool) -> None:
