@@ -20,6 +20,7 @@ from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.tiles import Tiling
+from flawsmith.synthesis.views import View
 from flawsmith.training.data import FirstLook, TrainingImages, TrainingSet
 
 NETWORK, OTHER = Geometry(size=(48, 64)), Geometry(size=(40, 40), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
@@ -114,6 +115,36 @@ def test_features_and_images_of_any_size_equal_what_inspection_sees(
     np.testing.assert_array_equal(images, np.stack([network.apply(file) for file in files]))
     np.testing.assert_array_equal(small, np.stack([OTHER.apply(file) for file in files]))
     np.testing.assert_array_equal(features, images[:2].astype(np.float16).astype(np.float32))
+
+
+@pytest.mark.parametrize("policy", ["squash", "letterbox"])
+def test_views_are_made_of_the_pixels_that_the_network_sees_and_kept(
+    training_set: Make, tmp_path: Path, decoded: Counter[str], policy: str
+) -> None:
+    """Squashed images are turned as the part is, not as their squashed picture."""
+    folder = tmp_path / "bars" / "train" / "good"
+    folder.mkdir(parents=True)
+    bar = np.zeros((48, 96, 3), np.uint8)
+    bar[16:32, 24:72] = 200
+    for number in range(2):
+        Image.fromarray(bar + np.uint8(number)).save(folder / f"{number}.png")
+    (tmp_path / "bars" / "test" / "good").mkdir(parents=True)
+    geometry = Geometry(size=(48, 48), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), policy=policy)
+    data = training_set(tmp_path / "bars", geometry)
+    wanted = [(1, View()), (0, View(mirrored=True, exposure=0.5)), (0, View(degrees=90))]
+
+    as_it_is, mirrored, turned = data.views(wanted).batch([0, 1, 2])[0].numpy()
+    again = training_set(tmp_path / "bars", geometry).views(wanted).batch([2])[0].numpy()[0]
+
+    images = data.features().batch([0, 1])[0].numpy()
+    np.testing.assert_allclose(as_it_is, images[1], atol=1e-3)
+    np.testing.assert_allclose(mirrored, images[0][..., ::-1] / 2, atol=1e-3)
+    rows, columns = np.nonzero(turned[0] > 0.4)
+    width = 48 if policy == "squash" else 24  # of 48 network pixels, squashed to half or not
+    assert np.ptp(columns) + 1 == pytest.approx(8, abs=1)
+    assert np.ptp(rows) + 1 == pytest.approx(width, abs=1)
+    np.testing.assert_array_equal(again, turned)
+    assert set(decoded.values()) == {1}
 
 
 def test_another_size_that_is_asked_for_first_shares_the_decoding(
