@@ -31,7 +31,7 @@ def few_of(dataset: Dataset, size: int, draw: int, file: Path) -> Path:
         rows = csv.writer(stream)
         rows.writerow(("image", "label", "split"))
         rows.writerows((images[row], "good", "train") for row in drawn)
-        rows.writerows((sample.image, sample.defect or sample.label, "test") for sample in dataset.test)
+        rows.writerows((sample.image, sample.label, "test") for sample in dataset.test)
     return file
 
 
