@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
 import re
@@ -20,6 +22,7 @@ from PIL import Image
 
 import flawsmith
 from flawsmith import models
+from flawsmith.pipeline.settings import TrainSettings
 
 PROJECT = Path(__file__).parents[1]
 NOT_IN_CORE = ("torch", "torchvision", "timm", "lightning", "cv2", "onnx", "openvino", "scipy", "sklearn", "matplotlib")
@@ -62,8 +65,45 @@ def test_version_is_that_of_the_package() -> None:
     assert f'version = "{flawsmith.__version__}"' in text
 
 
-def test_importing_the_inspector_imports_no_torch() -> None:
-    script = f"import sys; from flawsmith import Inspector; print([m for m in {NOT_IN_CORE!r} if m in sys.modules])"
+def test_completion_offers_public_names_alone() -> None:
+    assert dir(flawsmith) == sorted([*flawsmith.__all__, "__version__"])
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "predict", "calibrate", "doctor", "synthesize", "benchmark", "weak_flaw_sets"]
+)
+def test_python_does_what_a_command_does(command: str) -> None:
+    """Options are parameters of the same name, but for what concerns a terminal or is shown here as an exception."""
+    function = getattr(flawsmith, {"benchmark": "run_benchmark"}.get(command, command))
+    taken = set(inspect.signature(function).parameters)
+    if command == "train":
+        taken |= set(TrainSettings.model_fields)
+    if command in ("synthesize", "weak_flaw_sets"):
+        taken |= {field.name for field in dataclasses.fields(flawsmith.SynthesisSettings)}
+    if command == "benchmark":
+        taken |= set(flawsmith.Plan.model_fields) | {"oracle", "memory", "fresh"}
+    module = import_module(f"flawsmith.cli.{'synthesize' if command == 'weak_flaw_sets' else command}")
+    options = set(inspect.signature(getattr(module, module.__name__.rpartition(".")[2])).parameters)
+
+    assert options - taken <= ELSEWHERE[command] | {"json_", "quiet", "ray"}
+
+
+ELSEWHERE = {
+    "train": {"oracle", "rate", "review_rate", "set_"},  # select, alpha, review_alpha, set
+    "evaluate": {"out", "set_", "dated"},
+    "predict": set(),
+    "calibrate": set(),
+    "doctor": set(),
+    "synthesize": {"test_set", "weakness", "per_image"},
+    "weak_flaw_sets": {"test_set", "size", "pictures"},
+    "benchmark": set(),
+}
+"""Options of the command line that Python has under another name, or in another function."""
+
+
+@pytest.mark.parametrize("name", ["Inspector", "predict", "calibrate", "doctor", "Evaluation", "Findings"])
+def test_what_the_core_tier_can_do_imports_no_torch(name: str) -> None:
+    script = f"import sys; from flawsmith import {name}; print([m for m in {NOT_IN_CORE!r} if m in sys.modules])"
 
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
