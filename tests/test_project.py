@@ -67,6 +67,8 @@ def test_version_is_that_of_the_package() -> None:
     text = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
 
     assert f'version = "{flawsmith.__version__}"' in text
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (flawsmith.__version__, "Apache-2.0")
 
 
 def test_completion_offers_public_names_alone() -> None:
