@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import os
 import re
@@ -11,15 +13,20 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
 from PIL import Image
+from typer.core import TyperGroup as Group
+from typer.main import get_command
 
 import flawsmith
 from flawsmith import models
+from flawsmith.cli.main import app
+from flawsmith.pipeline.settings import TrainSettings
 
 PROJECT = Path(__file__).parents[1]
 NOT_IN_CORE = ("torch", "torchvision", "timm", "lightning", "cv2", "onnx", "openvino", "scipy", "sklearn", "matplotlib")
@@ -60,10 +67,49 @@ def test_version_is_that_of_the_package() -> None:
     text = (PROJECT / "pyproject.toml").read_text(encoding="utf-8")
 
     assert f'version = "{flawsmith.__version__}"' in text
+    citation = yaml.safe_load((PROJECT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert (citation["version"], citation["license"]) == (flawsmith.__version__, "Apache-2.0")
 
 
-def test_importing_the_inspector_imports_no_torch() -> None:
-    script = f"import sys; from flawsmith import Inspector; print([m for m in {NOT_IN_CORE!r} if m in sys.modules])"
+def test_completion_offers_public_names_alone() -> None:
+    assert dir(flawsmith) == sorted([*flawsmith.__all__, "__version__"])
+
+
+@pytest.mark.parametrize(
+    "command", ["train", "evaluate", "predict", "calibrate", "doctor", "synthesize", "benchmark", "weak_flaw_sets"]
+)
+def test_python_does_what_a_command_does(command: str) -> None:
+    """Options are parameters of the same name, but for what concerns a terminal or is shown here as an exception."""
+    function = getattr(flawsmith, {"benchmark": "run_benchmark"}.get(command, command))
+    taken = set(inspect.signature(function).parameters)
+    if command == "train":
+        taken |= set(TrainSettings.model_fields)
+    if command in ("synthesize", "weak_flaw_sets"):
+        taken |= {field.name for field in dataclasses.fields(flawsmith.SynthesisSettings)}
+    if command == "benchmark":
+        taken |= set(flawsmith.Plan.model_fields) | {"oracle", "memory", "fresh"}
+    module = import_module(f"flawsmith.cli.{'synthesize' if command == 'weak_flaw_sets' else command}")
+    options = set(inspect.signature(getattr(module, module.__name__.rpartition(".")[2])).parameters)
+
+    assert options - taken <= ELSEWHERE[command] | {"json_", "quiet", "ray"}
+
+
+ELSEWHERE = {
+    "train": {"oracle", "rate", "review_rate", "set_"},  # select, alpha, review_alpha, set
+    "evaluate": {"out", "set_", "dated"},
+    "predict": set(),
+    "calibrate": set(),
+    "doctor": set(),
+    "synthesize": {"test_set", "weakness", "per_image"},
+    "weak_flaw_sets": {"test_set", "size", "pictures"},
+    "benchmark": set(),
+}
+"""Options of the command line that Python has under another name, or in another function."""
+
+
+@pytest.mark.parametrize("name", ["Inspector", "predict", "calibrate", "doctor", "Evaluation", "Findings"])
+def test_what_the_core_tier_can_do_imports_no_torch(name: str) -> None:
+    script = f"import sys; from flawsmith import {name}; print([m for m in {NOT_IN_CORE!r} if m in sys.modules])"
 
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
 
@@ -260,6 +306,54 @@ def test_python_of_the_readme_runs_in_the_core_tier(
     assert results
     assert all(result.returncode == 0 for result in results), [result.stderr for result in results]
     assert (tmp_path / "overlay.png").exists()
+
+
+def commands_of(document: Path) -> list[list[str]]:
+    """Calls of ``flawsmith`` in the blocks of a page, without comments."""
+    blocks = re.findall(r"```(?:sh|powershell)\n(.*?)```", document.read_text(encoding="utf-8"), re.DOTALL)
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.partition(" #")[0].split() for line in lines if line.startswith("flawsmith ")]
+
+
+def test_commands_of_the_pages_exist_with_their_options() -> None:
+    root = get_command(app)
+    assert isinstance(root, Group)
+    pages = [page for page in tracked("*.md") if "results" not in page.parts]
+    calls = [(page.name, call) for page in pages for call in commands_of(page)]
+
+    unknown = []
+    for page, call in calls:
+        command = root if call[1].startswith("-") else root.commands.get(call[1])
+        known = {name for parameter in getattr(command, "params", ()) for name in parameter.opts}
+        if isinstance(command, Group) and command is not root:  # figure has commands of its own
+            known |= {name for inner in command.commands.values() for p in inner.params for name in p.opts}
+        unknown += [f"{page}: {' '.join(call[:2])}"] if command is None else []
+        unknown += [f"{page}: {call[1]} {word}" for word in call[1:] if word.startswith("--") and word not in known]
+
+    assert len(calls) > 30
+    assert not unknown
+
+
+def test_pages_name_environment_variables_that_the_code_reads() -> None:
+    code = "".join(texts(tracked("src/*.py")).values())
+    pages = (PROJECT / "README.md", *(PROJECT / "docs").rglob("*.md"))
+    named = {name for page in pages for name in re.findall(r"FLAWSMITH_[A-Z_]+", page.read_text(encoding="utf-8"))}
+
+    assert {"FLAWSMITH_CACHE", "FLAWSMITH_CACHE_GB"} <= named
+    assert not {name for name in named - {"FLAWSMITH_DATA"} if f'"{name}"' not in code}
+
+
+def test_columns_of_verdicts_are_those_of_the_page(tmp_path: Path, tiny: ModuleType) -> None:
+    Image.new("RGB", (30, 20), "white").save(tmp_path / "a.png")
+    tiny.make_bundle().save(tmp_path / "model.flaw")
+    written = flawsmith.predict(tmp_path / "model.flaw", tmp_path / "a.png", tmp_path / "out", maps=True)
+    page = (PROJECT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
+    section = page[page.index("## `verdicts.csv`") : page.index("## The run folder")]
+
+    columns = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+
+    assert written.table.read_text(encoding="utf-8").splitlines()[0].split(",") == columns
+    assert set(json.loads(written.lines.read_text(encoding="utf-8"))) <= set(re.findall(r"`(\w+)`", section))
 
 
 def test_reference_has_every_model() -> None:

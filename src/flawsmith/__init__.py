@@ -16,10 +16,17 @@ for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_variable, "1")
 
 if TYPE_CHECKING:
+    from flawsmith.benchmark.plan import Plan
+    from flawsmith.benchmark.run import BenchmarkResult, run_benchmark
+    from flawsmith.data.findings import Findings
     from flawsmith.metrics.results import Evaluation
     from flawsmith.pipeline.calibrate import CalibrationResult, calibrate
+    from flawsmith.pipeline.describe import doctor
     from flawsmith.pipeline.evaluate import evaluate
+    from flawsmith.pipeline.predict import Prediction, predict
+    from flawsmith.pipeline.synthesize import SynthesisSettings, synthesize
     from flawsmith.pipeline.train import TrainResult, train
+    from flawsmith.pipeline.weak_flaws import weak_flaw_sets
     from flawsmith.runtime.bundle import Bundle
     from flawsmith.runtime.decision import Decision, Verdict
     from flawsmith.runtime.errors import FlawsmithError
@@ -32,29 +39,46 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _PLACES = {
+    "BenchmarkResult": "flawsmith.benchmark.run",
     "Bundle": "flawsmith.runtime.bundle",
     "CalibrationResult": "flawsmith.pipeline.calibrate",
     "Decision": "flawsmith.runtime.decision",
     "Evaluation": "flawsmith.metrics.results",
+    "Findings": "flawsmith.data.findings",
     "FlawsmithError": "flawsmith.runtime.errors",
     "Geometry": "flawsmith.runtime.geometry",
     "Inspection": "flawsmith.runtime.inspector",
     "Inspector": "flawsmith.runtime.inspector",
+    "Plan": "flawsmith.benchmark.plan",
+    "Prediction": "flawsmith.pipeline.predict",
     "Region": "flawsmith.runtime.regions",
     "RegionOfInterest": "flawsmith.runtime.roi",
+    "SynthesisSettings": "flawsmith.pipeline.synthesize",
     "TrainResult": "flawsmith.pipeline.train",
     "Unreadable": "flawsmith.runtime.inspector",
     "Verdict": "flawsmith.runtime.decision",
     "Zone": "flawsmith.runtime.zones",
     "calibrate": "flawsmith.pipeline.calibrate",
+    "doctor": "flawsmith.pipeline.describe",
     "evaluate": "flawsmith.pipeline.evaluate",
+    "predict": "flawsmith.pipeline.predict",
+    "run_benchmark": "flawsmith.benchmark.run",
+    "synthesize": "flawsmith.pipeline.synthesize",
     "train": "flawsmith.pipeline.train",
+    "weak_flaw_sets": "flawsmith.pipeline.weak_flaws",
 }
 __all__ = [
-    "Bundle", "CalibrationResult", "Decision", "Evaluation", "FlawsmithError", "Geometry", "Inspection", "Inspector",
-    "Region", "RegionOfInterest", "TrainResult", "Unreadable", "Verdict", "Zone", "calibrate", "evaluate",
-    "train",
+    "BenchmarkResult", "Bundle", "CalibrationResult", "Decision", "Evaluation", "Findings", "FlawsmithError",
+    "Geometry", "Inspection", "Inspector", "Plan", "Prediction", "Region", "RegionOfInterest", "SynthesisSettings",
+    "TrainResult", "Unreadable", "Verdict", "Zone", "calibrate", "doctor", "evaluate", "predict", "run_benchmark",
+    "synthesize", "train", "weak_flaw_sets",
 ]  # fmt: skip
+
+_TIERS = {
+    **dict.fromkeys(("train", "TrainResult", "synthesize", "SynthesisSettings", "weak_flaw_sets"), "train"),
+    **dict.fromkeys(("run_benchmark", "BenchmarkResult", "Plan"), "benchmark"),
+}
+"""What names need that the tier eval does not give."""
 
 
 def __getattr__(name: str) -> object:
@@ -65,11 +89,11 @@ def __getattr__(name: str) -> object:
     except ModuleNotFoundError as error:
         from flawsmith.runtime.errors import FlawsmithError, package_missing
 
-        line = package_missing(error, f"flawsmith.{name}", "train" if name in ("train", "TrainResult") else "eval")
+        line = package_missing(error, f"flawsmith.{name}", _TIERS.get(name, "eval"))
         if line is None:
             raise
         raise FlawsmithError(line) from error
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_PLACES])
+    return sorted([*__all__, "__version__"])

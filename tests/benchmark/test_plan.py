@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import flawsmith
 from flawsmith.benchmark.experiment import Experiment, Task
 from flawsmith.benchmark.plan import Plan, tasks
 from flawsmith.runtime.errors import FlawsmithError
@@ -209,6 +210,13 @@ def test_mistake_is_named(root: Path, mistake: str) -> None:
 
     with pytest.raises(FlawsmithError, match=words):
         tasks(plan(root, **fields))
+
+
+def test_fields_stand_for_a_plan_and_mistakes_in_them_are_named(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="benchmark: seed_s=1 is not possible: it is not known here"):
+        flawsmith.run_benchmark({"data": root, "methods": "pbas", "seed_s": 1}, tmp_path)
+    with pytest.raises(FlawsmithError, match="nonesuch"):
+        flawsmith.run_benchmark({"data": str(root), "methods": ["nonesuch"]}, str(tmp_path))
 
 
 def test_data_without_labelled_test_images_is_refused(root: Path) -> None:

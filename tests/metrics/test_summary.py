@@ -50,6 +50,26 @@ def test_perfect_model_gets_perfect_figures() -> None:
     assert any("zero width" in note for note in result.notes)
 
 
+def test_evaluation_shows_counts_before_figures() -> None:
+    result = evaluate(good("a"), good("b", verdict="reject"), flawed("c"), flawed("d", verdict="pass"))
+
+    assert repr(result).startswith("Evaluation(flaws missed: 1 of 2, good parts rejected: 1 of 2, image AUROC 1.0000, ")
+    assert str(result) == result.as_table()
+    page = result._repr_html_()
+    assert page.index("flaws missed: 1 of 2") < page.index("image AUROC")
+    assert "good parts rejected: 1 of 2" in page
+
+
+def test_evaluation_shows_stamps_first_and_escapes_notes() -> None:
+    plain = evaluate(good("a"), flawed("b"))
+    result = plain.model_copy(update={"stamps": ["ORACLE"], "notes": ["<script>x</script>"]})
+
+    assert repr(result).startswith("Evaluation(ORACLE, ")
+    page = result._repr_html_()
+    assert page.index("ORACLE") < page.index("flaws missed")
+    assert "note: &lt;script&gt;x&lt;/script&gt;" in page
+
+
 def test_records_may_be_a_stream() -> None:
     def stream() -> Iterator[ScoredImage]:
         yield from (good("a"), flawed("b"))

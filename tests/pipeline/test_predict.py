@@ -64,6 +64,19 @@ def test_files_and_folders_come_in_the_order_given(inspector, tmp_path):
     assert written.complete
 
 
+def test_model_file_and_one_path_as_text_are_enough(tiny, inspector, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    grey(tmp_path / "in" / "a.png", 200)
+    tiny.make_bundle().save(tmp_path / "model.flaw")
+
+    written = flawsmith.predict("model.flaw", "in")
+
+    assert written.lines == Path("verdicts/verdicts.jsonl")
+    expected = predict(inspector, [Path("in")], tmp_path / "out")
+    assert written.verdicts == expected.verdicts == {"pass": 0, "review": 0, "reject": 1}
+    assert written.lines.read_bytes() == expected.lines.read_bytes()
+
+
 def test_overlays_of_this_run_and_the_last_are_not_inspected(inspector, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "z/b.png"):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
+import re
 import sys
 import threading
 import warnings
@@ -21,6 +24,8 @@ from flawsmith.runtime.engine import OnnxRuntimeEngine, OpenVinoEngine, make_eng
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
+from flawsmith.runtime.roi import RegionOfInterest
+from flawsmith.runtime.zones import Zone
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 
@@ -163,6 +168,133 @@ def test_numbers_that_are_not_finite_are_never_a_pass(
         inspector.inspect(path)
     (result,) = inspector.stream([path])
     assert isinstance(result, Unreadable)
+
+
+class TestPillow:
+    @pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "1", "CMYK", "I;16"])
+    def test_image_of_pillows_is_seen_as_its_file(self, inspector: Inspector, tmp_path: Path, mode: str) -> None:
+        path = tmp_path / "part.tif"
+        if mode == "I;16":
+            Image.fromarray(_picture(flaw=250)[:, :, 0].astype(np.uint16) * 257).save(path)
+        else:
+            Image.fromarray(_picture(flaw=250)).convert(mode).save(path)
+
+        with Image.open(path) as image:
+            given = inspector.inspect(image)
+            measured = inspector.measure(image)
+
+        assert given.image is None
+        assert given.score == measured.score == inspector.inspect(path).score
+        np.testing.assert_array_equal(given.map, inspector.inspect(path).map)
+
+    @pytest.mark.parametrize("orientation", [3, 6])
+    def test_orientation_of_a_photograph_is_applied(
+        self, inspector: Inspector, tmp_path: Path, orientation: int
+    ) -> None:
+        path, exif = tmp_path / "photo.jpg", Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(_picture(flaw=250)).save(path, exif=exif, quality=95)
+
+        with Image.open(path) as image:
+            given = inspector.inspect(image)
+
+        assert given.map.shape == ((128, 96) if orientation == 6 else (96, 128))
+        np.testing.assert_array_equal(given.map, inspector.inspect(path).map)
+
+    def test_image_is_not_changed_and_can_be_drawn_over(self, inspector: Inspector) -> None:
+        image = Image.fromarray(_picture(flaw=250)).convert("P")
+        image.info["transparency"] = 0
+
+        picture = inspector.inspect(image).overlay(image)
+
+        assert image.info["transparency"] == 0
+        assert picture.size == image.size
+
+    def test_what_cannot_be_read_is_refused_in_a_line(self, bundle: Bundle, tmp_path: Path) -> None:
+        path = tmp_path / "cut.jpg"
+        Image.fromarray(np.random.default_rng(0).integers(0, 255, (96, 128, 3), np.uint8)).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+        inspector = Inspector.load(bundle, max_pixels=96 * 128)
+
+        with pytest.raises(FlawsmithError, match="Pillow image: cannot be read"), Image.open(path) as image:
+            inspector.inspect(image)
+        with pytest.raises(FlawsmithError, match="floating-point"):
+            inspector.inspect(Image.new("F", (8, 8)))
+        with pytest.raises(FlawsmithError, match="97 x 128 pixels"):
+            inspector.inspect(Image.new("L", (97, 128)))
+        with pytest.raises(FlawsmithError, match="0 x 4 pixels"):
+            inspector.inspect(Image.new("L", (0, 4)))
+
+
+class TestNotebook:
+    """What objects show of themselves."""
+
+    def test_inspection_says_verdict_multiple_of_the_limit_and_regions(
+        self, inspector: Inspector, tmp_path: Path
+    ) -> None:
+        flawed = inspector.inspect(_save(tmp_path / "part.png", _picture(flaw=250)))
+        good = inspector.inspect(_picture())
+
+        assert "part.png': reject, 1.63 times the limit" in repr(flawed)
+        assert f"1 region, the strongest in the box {flawed.regions[0].box}" in repr(flawed)
+        assert repr(good).startswith("Inspection(pass, 0.26 times the limit")
+        assert repr(good).endswith("no region)")
+
+    def test_html_of_an_inspection_holds_a_small_picture_of_itself(self, inspector: Inspector, tmp_path: Path) -> None:
+        path = _save(tmp_path / "part.png", _picture(250, size=(960, 1280)))
+
+        page = inspector.inspect(path)._repr_html_()
+
+        content = re.search(r'src="data:image/png;base64,([^"]+)"', page)
+        assert content is not None
+        assert Image.open(io.BytesIO(base64.b64decode(content[1]))).size == (320, 240)
+        assert ">reject<" in page
+        assert "times the limit" in page
+        assert not re.search("https?:|<script|<link", page)
+
+    def test_html_without_the_image_says_how_to_get_one(self, inspector: Inspector, tmp_path: Path) -> None:
+        path = _save(tmp_path / "part.png", _picture())
+        gone = inspector.inspect(path)
+        path.unlink()
+
+        assert "overlay(image) draws the picture" in inspector.inspect(_picture())._repr_html_()
+        assert "no picture: " in gone._repr_html_()
+
+    def test_kept_pixels_are_the_picture(self, inspector: Inspector, tmp_path: Path) -> None:
+        path = _save(tmp_path / "part.png", _picture(flaw=250))
+        (inspection,) = inspector.stream(path, keep_pixels=True)
+        path.unlink()
+
+        assert isinstance(inspection, Inspection)
+        assert "data:image/png" in inspection._repr_html_()
+
+    def test_names_are_escaped(self, new_bundle: Callable[..., Bundle], tmp_path: Path) -> None:
+        path = _save(tmp_path / "<img src=x onerror=alert(1)>\x1b[2J.png", _picture())
+        inspector = Inspector.load(new_bundle())
+        training = inspector.spec.training.model_copy(update={"category": "<script>alert(1)</script>"})
+        inspector.spec = inspector.spec.model_copy(update={"training": training})
+
+        for page in (inspector.inspect(path)._repr_html_(), inspector._repr_html_()):
+            assert "<img src=x" not in page
+            assert "<script" not in page
+            assert "\x1b" not in page + repr(inspector) + repr(inspector.inspect(path))
+
+    def test_inspector_says_model_limit_and_promise(self, inspector: Inspector) -> None:
+        spec = inspector.spec
+
+        for words in (repr(inspector), inspector._repr_html_()):
+            assert f"{spec.method} of {spec.training.category}" in words
+            assert f"limit {spec.decision.limit:.4g}" in words
+            assert f"good parts rejected: {spec.decision.promise}" in words
+
+    def test_inspector_names_the_limits_of_zones_and_of_the_map(self, inspector: Inspector) -> None:
+        corners = ((0.0, 0.0), (1.0, 0.0), (1.0, 0.5), (0.0, 0.5))
+        zone = Zone(name="seal", region=RegionOfInterest(include=[corners]), offset=0.1)
+        by_map = inspector.spec.decision.model_copy(update={"minimum_area": 9})
+        zoned = inspector.spec.decision.model_copy(update={"zones": (zone,), "review_limit": None})
+
+        assert f"map limit {by_map.map_limit:.4g}" in repr(inspector.with_limits(by_map))
+        assert "limits seal 0.6, elsewhere 0.5" in repr(inspector.with_limits(zoned))
 
 
 class TestOverlay:

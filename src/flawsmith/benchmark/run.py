@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from flawsmith.benchmark.executors import Executor, LocalExecutor
 from flawsmith.benchmark.experiment import ResultStore, RunResult, Task
@@ -34,8 +35,8 @@ class BenchmarkResult:
 
 
 def run_benchmark(
-    plan: Plan,
-    out: Path,
+    plan: Plan | Mapping[str, Any],
+    out: str | Path,
     *,
     executor: Executor | None = None,
     jobs: int = 1,
@@ -52,7 +53,7 @@ def run_benchmark(
     again the next time. Results are kept as they come: an interrupted benchmark goes on where it was.
 
     Args:
-        plan: what to compare.
+        plan: what to compare: a plan, or its fields, such as ``{"data": "parts", "methods": ["pbas", "glass"]}``.
         out: the benchmark's folder.
         executor: where runs are computed; by default in processes on this machine.
         jobs: runs at a time on this machine, which share its cores; an executor that is given knows its own.
@@ -67,8 +68,9 @@ def run_benchmark(
     """
     executor = executor or LocalExecutor(jobs)
     changes = {"memory_bytes": memory_bytes, "keep_model": keep_models}
-    planned = [task.model_copy(update=changes) for task in tasks(plan)]
-    return run_tasks(planned, out, executor=executor, fresh=fresh, on_start=on_start, on_result=on_result)
+    checked = plan if isinstance(plan, Plan) else Plan.checked(plan, source="benchmark")
+    planned = [task.model_copy(update=changes) for task in tasks(checked)]
+    return run_tasks(planned, Path(out), executor=executor, fresh=fresh, on_start=on_start, on_result=on_result)
 
 
 def run_tasks(

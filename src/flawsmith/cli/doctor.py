@@ -39,25 +39,9 @@ def doctor(
     Example: flawsmith doctor parts/bolt
     """
     with error_boundary():
-        import dataclasses
+        from flawsmith.pipeline.describe import doctor as run
 
-        from flawsmith.data.doctor import check
-        from flawsmith.data.findings import SEVERITIES
-        from flawsmith.data.layouts import load
-        from flawsmith.pipeline.describe import check_model, least_like_others
-        from flawsmith.runtime.errors import FlawsmithError
-        from flawsmith.runtime.files import is_folder
-
-        is_model = subject.suffix == ".flaw" and not is_folder(subject)
-        if is_model and model is not None:
-            raise FlawsmithError(f"--model scores the images of a folder, and {subject} is a model: give the folder")
-        if sheet is not None and model is None:
-            raise FlawsmithError(f"--sheet {sheet} shows images that a model has scored: add --model")
-        findings = check_model(subject) if is_model else check(dataset := load(subject, layout))
-        if model is not None:
-            items = (*findings.items, least_like_others(model, dataset, sheet))
-            ordered = tuple(sorted(items, key=lambda item: SEVERITIES.index(item.severity)))
-            findings = dataclasses.replace(findings, items=ordered)
+        findings = run(subject, layout=layout, model=model, sheet=sheet)
     if json_:
         print_json(findings.to_dict())
     else:

@@ -11,6 +11,7 @@ from flawsmith.metrics.what_if import LimitStep, aligned, limit_sentences, missi
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.decision import promise_in_words
 from flawsmith.runtime.files import without_controls
+from flawsmith.runtime.notebook import panel
 
 Rate = float | None
 _FEW = 20
@@ -147,6 +148,22 @@ class Evaluation(BaseModel):
     )
     notes: list[str] = Field(default_factory=list, description="What was undefined, left out or resized, and why.")
 
+    def __repr__(self) -> str:
+        parts = [*self.verdict_lines()[:2], *(f"{label} {_number(value)}" for label, value in self._headline())]
+        return f"Evaluation({', '.join([*self.stamps, *parts])})"
+
+    def __str__(self) -> str:
+        return self.as_table()
+
+    def _repr_html_(self) -> str:
+        """What the limit did, in counts, then the figures, for notebooks."""
+        rows = [(label, _number(getattr(self, name)), self._interval(name)) for name, label in self.labels().items()]
+        lines = [*self.stamps, *self.verdict_lines(), *(f"note: {note}" for note in self.notes)]
+        return panel("Evaluation", lines, [("figure", "value", "95 % interval"), *rows])
+
+    def _headline(self) -> list[tuple[str, Rate]]:
+        return [(label, getattr(self, name)) for name, label in self.labels().items() if name in _HEADLINE]
+
     def as_table(self) -> str:
         """The figures as plain text: stamps, what the limit did, other limits, one line a defect type; then the figures
         that need no limit, and the notes."""
@@ -274,6 +291,9 @@ class Evaluation(BaseModel):
         ends = self.intervals.get(name)
         return "" if ends is None else f"{ends[0]:.4f} to {ends[1]:.4f}"
 
+
+_HEADLINE = ("image_auroc", "aupro")
+"""The figures that stand in one line."""
 
 LABELS = {
     "image_auroc": "image AUROC",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flawsmith.data.findings import Finding, Findings, Severity
+from flawsmith.data.doctor import check
+from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
+from flawsmith.data.layouts import load
 from flawsmith.data.layouts.base import count
 from flawsmith.data.samples import Dataset
 from flawsmith.metrics.what_if import LimitStep, aligned, limit_steps, promise_of, telling
@@ -19,7 +22,7 @@ from flawsmith.report.contact_sheet import SheetRow, contact_sheet
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision, parts_of_1000
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import printable, replacing
+from flawsmith.runtime.files import is_folder, printable, replacing
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector, Unreadable
 from flawsmith.runtime.tiles import Tiling
@@ -225,6 +228,44 @@ def _briefly(findings: dict[str, Any]) -> str:
     return ", ".join(f"{name}: {value}" for name, value in findings.items() if ":" not in name)
 
 
+def doctor(
+    subject: str | Path,
+    *,
+    layout: str | None = None,
+    model: str | Path | None = None,
+    sheet: str | Path | None = None,
+) -> Findings:
+    """Check a folder of images, or a model file, for problems.
+
+    Args:
+        subject: a folder of images, a CSV table, or a model file, which ends in ``.flaw``.
+        layout: name of the folder's layout; detected by default.
+        model: a model that scores the good images of the folder: which look least like the others?
+        sheet: a PNG file for pictures of those.
+
+    Returns:
+        What was found, the gravest first; ``sound`` says whether nothing must be fixed.
+
+    Raises:
+        FlawsmithError: there is nothing that could be checked, ``model`` is given beside a model, or ``sheet`` without
+            one.
+    """
+    path = Path(subject)
+    is_model = path.suffix == ".flaw" and not is_folder(path)
+    if is_model and model is not None:
+        raise FlawsmithError(f"--model scores the images of a folder, and {path} is a model: give the folder")
+    if sheet is not None and model is None:
+        raise FlawsmithError(f"--sheet {sheet} shows images that a model has scored: add --model")
+    if is_model:
+        return check_model(path)
+    findings = check(dataset := load(path, layout))
+    if model is None:
+        return findings
+    items = (*findings.items, least_like_others(Path(model), dataset, None if sheet is None else Path(sheet)))
+    ordered = tuple(sorted(items, key=lambda item: SEVERITIES.index(item.severity)))
+    return dataclasses.replace(findings, items=ordered)
+
+
 def check_model(path: Path) -> Findings:
     """Verify a model file, load its engine, and inspect one synthetic image with it.
 
@@ -236,10 +277,9 @@ def check_model(path: Path) -> Findings:
     """
     bundle = Bundle.load(path)
     items = [_trial(bundle, path), *_oracle(bundle, path), *_limits(bundle, path), _versions(path)]
-    order: tuple[Severity, ...] = ("error", "warning", "note")
     spec = bundle.spec
     summary = f"{path}: {spec.method} model of {spec.training.category}, every part verified by SHA-256"
-    return Findings(summary, tuple(sorted(items, key=lambda item: order.index(item.severity))))
+    return Findings(summary, tuple(sorted(items, key=lambda item: SEVERITIES.index(item.severity))))
 
 
 MOST_ODD = 12

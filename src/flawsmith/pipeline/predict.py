@@ -104,12 +104,13 @@ def _absolute(path: Path) -> str:
 
 
 def predict(
-    inspector: Inspector,
-    paths: Sequence[Path],
-    out: Path,
+    model: str | Path | Inspector,
+    images: str | Path | Sequence[str | Path],
+    out: str | Path = "verdicts",
     *,
     overlays: OverlayChoice = "suspect",
     maps: bool = False,
+    engine: str | None = None,
     decoders: int = 2,
     seen: Callable[[dict[str, Any]], object] = lambda record: None,
 ) -> Prediction:
@@ -125,11 +126,12 @@ def predict(
     images of the same name in two folders do not collide; each line names its own.
 
     Args:
-        inspector: the model.
-        paths: files and folders.
+        model: a model file, or an inspector.
+        images: a file, a folder, or several of them.
         out: folder for the results; made if missing.
         overlays: which images get an overlay.
         maps: write every anomaly map.
+        engine: another engine than the one the model was calibrated with; an inspector has its own.
         decoders: threads that decode, at least 1.
         seen: is given each record as it is written.
 
@@ -137,12 +139,15 @@ def predict(
         Where the results are, and counts.
 
     Raises:
-        FlawsmithError: nothing to inspect, or a result cannot be written.
+        FlawsmithError: the model cannot be read, nothing to inspect, or a result cannot be written.
     """
-    images = given_images(paths, out)
-    stream = inspector.stream(images, decoders=decoders)
-    records = (record_of(result, index, out, overlays, maps) for index, result in enumerate(stream))
-    return write_records(records, paths, out, seen=seen)
+    inspector = model if isinstance(model, Inspector) else Inspector.load(model, engine=engine)
+    given = [images] if isinstance(images, (str, Path)) else images
+    paths = [path if isinstance(path, Path) else Path(path) for path in given]  # no copies of many thousands
+    folder = Path(out)
+    stream = inspector.stream(given_images(paths, folder), decoders=decoders)
+    records = (record_of(result, index, folder, overlays, maps) for index, result in enumerate(stream))
+    return write_records(records, paths, folder, seen=seen)
 
 
 def write_records(

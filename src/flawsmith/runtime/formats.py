@@ -75,6 +75,38 @@ def read_image(stream: BinaryIO, name: str, max_pixels: int) -> NDArray[Any]:
         raise FlawsmithError(f"{name}: damaged or truncated image ({reason}); copy or export it anew") from None
 
 
+def read_pillow(image: Image.Image, max_pixels: int) -> NDArray[Any]:
+    """Reads an image that Pillow has opened or made, by the rules of `flawsmith.runtime.image.decode`.
+
+    It has the depth that Pillow gives it: 8 bits for colour. It stays as it is.
+
+    Args:
+        image: of any mode that `decode` reads.
+        max_pixels: refuse larger images.
+
+    Returns:
+        (height, width, 3) RGB, uint8 or uint16, C-contiguous and writable.
+
+    Raises:
+        FlawsmithError: no pixels or too many, floating point, or a file that cannot be read.
+
+    Example:
+        >>> read_pillow(Image.new("L", (4, 2), 7), 100)[0, 0].tolist()
+        [7, 7, 7]
+    """
+    name = "Pillow image"
+    width, height = image.size
+    if not 0 < width * height <= max_pixels:
+        raise FlawsmithError(f"{name}: {width} x {height} pixels, needed are 1 to {max_pixels:,}; scale it")
+    try:
+        image.load()
+        # Reading drops what is said of transparency.
+        plain = image.copy() if "transparency" in image.info else image
+        return _turned(_to_array(plain, name), image)
+    except (OSError, ValueError, SyntaxError) as error:
+        raise FlawsmithError(f"{name}: cannot be read ({error}); open the file anew") from None
+
+
 def open_image(stream: BinaryIO, name: str, max_pixels: int) -> Image.Image:
     """The header of an open file, by whose attributes a caller may ask for more than pixels.
 

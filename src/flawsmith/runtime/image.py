@@ -171,7 +171,8 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
     """
     if not isinstance(image, np.ndarray):
         raise FlawsmithError(
-            f"image array: got {type(image).__name__}; give a path, bytes or a numpy array (height, width, 3)"
+            f"image array: got {type(image).__name__}; give a path, bytes, a Pillow image, or a numpy array "
+            "(height, width, 3)"
         )
     image = np.asarray(image)  # a matrix has two axes for ever
     if image.dtype == np.dtype(np.uint16).newbyteorder():

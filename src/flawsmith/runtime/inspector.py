@@ -7,7 +7,7 @@ import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.decision import LARGEST_SCORE, Decision, Verdict
 from flawsmith.runtime.engine import MAX_SECONDS, Engine, check_detector, make_engine
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import is_folder, iter_images
+from flawsmith.runtime.files import is_folder, iter_images, printable, without_controls
+from flawsmith.runtime.formats import read_pillow
 from flawsmith.runtime.image import (
     MAX_PIXELS,
     ImageArray,
@@ -30,12 +31,14 @@ from flawsmith.runtime.image import (
     image_size,
     validate_array,
 )
+from flawsmith.runtime.notebook import COLOURS, panel
 from flawsmith.runtime.overlay import HeatScale, draw_overlay, heat_scale, with_scale
 from flawsmith.runtime.regions import Region
 from flawsmith.runtime.tiles import inspect_by_tiles
 
-ImageSource = str | Path | bytes | NDArray[Any]
-"""A path, a file's content, or an array (height, width, 3) RGB or (height, width) grey, uint8 or uint16."""
+ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
+"""A path, a file's content, an image of Pillow's, or an array (height, width, 3) RGB or (height, width) grey, uint8 or
+uint16."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Inspection:
     """What a model says about one image.
 
     Attributes:
-        image: path as it was given; None for bytes and arrays.
+        image: path as it was given; None for bytes, arrays and images of Pillow's.
         score: image score; larger is more anomalous.
         verdict: ``pass``, ``review`` or ``reject``.
         map: (height, width) float32 anomaly map in pixels of the original image.
@@ -61,15 +64,46 @@ class Inspection:
     image: str | None
     score: float
     verdict: Verdict
-    map: NDArray[np.float32] = field(repr=False)
+    map: NDArray[np.float32]
     regions: list[Region]
-    not_inspected: NDArray[np.bool_] | None = field(repr=False)
-    timing: dict[str, float] = field(repr=False)
-    decision: Decision = field(repr=False)
-    value_range: tuple[float, float] | None = field(default=None, repr=False)
-    network_map: NDArray[np.float32] | None = field(default=None, repr=False)
-    pixels: ImageArray | None = field(default=None, repr=False)
+    not_inspected: NDArray[np.bool_] | None
+    timing: dict[str, float]
+    decision: Decision
+    value_range: tuple[float, float] | None = None
+    network_map: NDArray[np.float32] | None = None
+    pixels: ImageArray | None = None
     further_pictures: bool = False
+
+    def __repr__(self) -> str:
+        name = "" if self.image is None else f"{printable(self.image)!r}: "
+        return f"Inspection({name}{self.verdict}, {self._score_in_words()}, {self._regions_in_words()})"
+
+    def _repr_html_(self) -> str:
+        """Verdict, score and a small overlay, for notebooks."""
+        lines = [self._score_in_words(), self._regions_in_words()]
+        if self.image is not None:
+            lines.append(printable(self.image))
+        picture = None
+        if self.image is not None or self.pixels is not None:
+            try:
+                picture = self.overlay()
+            except FlawsmithError as error:
+                lines.append(f"no picture: {error}")
+        else:
+            lines.append("overlay(image) draws the picture: the image was not kept")
+        return panel(self.verdict, lines, colour=COLOURS[self.verdict], picture=picture)
+
+    def _score_in_words(self) -> str:
+        times, decision = self.times_limit, self.decision
+        limit = f"map limit {decision.map_limit:.4g}" if decision.by_regions else f"limit {decision.limit:.4g}"
+        multiple = "" if times is None else f"{times:.2f} times the limit, "
+        return f"{multiple}score {self.score:.4g}, {limit}"
+
+    def _regions_in_words(self) -> str:
+        if not self.regions:
+            return "no region"
+        number = "1 region" if len(self.regions) == 1 else f"{len(self.regions)} regions"
+        return f"{number}, the strongest in the box {self.regions[0].box}"
 
     @property
     def times_limit(self) -> float | None:
@@ -113,7 +147,8 @@ class Inspection:
         limit the image stays as it is.
 
         Args:
-            image: the image; None reads the inspected file again. Arrays must be RGB.
+            image: the image; None takes the pixels where they were kept, and else reads the inspected file again.
+                Arrays must be RGB.
             stretched: let the colours begin half-way from the map's median to its peak: what the map shows of a flaw
                 that was missed.
             scale: add a strip beneath that says what the colours mean.
@@ -124,10 +159,11 @@ class Inspection:
         Raises:
             FlawsmithError: no image was given and none is known, or it has another size than the map.
         """
-        source = image if image is not None else self.image
+        known = self.image if self.pixels is None else self.pixels
+        source = known if image is None else image
         if source is None:
             raise FlawsmithError("overlay: the inspection came from no file; give the image")
-        pixels = validate_array(source) if isinstance(source, np.ndarray) else decode(source)
+        pixels = _read(source)
         if pixels.shape[:2] != self.map.shape:
             raise FlawsmithError(
                 f"overlay: the image is {pixels.shape[1]} x {pixels.shape[0]}, the inspected one was "
@@ -169,6 +205,15 @@ class Unreadable:
     def to_dict(self) -> dict[str, Any]:
         """Returns ``image`` and ``error``, ready for JSON."""
         return {"image": self.image, "error": self.error}
+
+
+def _read(source: ImageSource, *, bgr: bool = False, max_pixels: int = MAX_PIXELS) -> ImageArray:
+    """(height, width, 3) RGB of an image, however it was given."""
+    if isinstance(source, (str, Path, bytes)):
+        return decode(source, max_pixels=max_pixels)
+    if isinstance(source, Image.Image):
+        return read_pillow(source, max_pixels)
+    return validate_array(source, bgr=bgr)
 
 
 __all__ = ["ImageSource", "Inspection", "Inspector", "ScoreAndMap", "Unreadable"]
@@ -258,6 +303,30 @@ class Inspector:
         self._kinds = KindWatch(learned, spec.geometry.value_range)
         self._map_index, self._score_index = check_detector(engine, spec.geometry.size)
 
+    def __repr__(self) -> str:
+        return f"Inspector({self._name()}, {self._limit_in_words()}, {self._promise_in_words()})"
+
+    def _repr_html_(self) -> str:
+        """Model, limit and promise, for notebooks."""
+        stamps = getattr(getattr(self.spec, "training", None), "stamps", ())
+        engine = f"{self.engine.name} in {self.engine.precision}"
+        worked = engine if self.calibrated else f"{engine}, another one than the limits were made with"
+        return panel(self._name(), [*stamps, self._limit_in_words(), self._promise_in_words(), worked])
+
+    def _name(self) -> str:
+        training = getattr(self.spec, "training", None)
+        part = "" if training is None else f" of {training.category}"
+        return without_controls(f"{getattr(self.spec, 'method', 'model')}{part}")
+
+    def _limit_in_words(self) -> str:
+        limits = self.spec.decision
+        if limits.zones:
+            return "limits " + ", ".join(f"{zone} {limit:.4g}" for zone, limit in limits.zone_limits.items())
+        return f"map limit {limits.map_limit:.4g}" if limits.by_regions else f"limit {limits.limit:.4g}"
+
+    def _promise_in_words(self) -> str:
+        return f"good parts rejected: {self.spec.decision.promise}"
+
     @classmethod
     def load(
         cls,
@@ -314,8 +383,8 @@ class Inspector:
         """Inspects one image.
 
         Args:
-            image: path, file content, or array (height, width, 3) RGB or (height, width) grey, uint8 or
-                uint16.
+            image: path, file content, image of Pillow's, or array (height, width, 3) RGB or (height, width) grey,
+                uint8 or uint16.
             bgr: an array's channels are in OpenCV's order.
 
         Raises:
@@ -448,13 +517,8 @@ class Inspector:
         self, image: ImageSource, *, bgr: bool = False, keep_pixels: bool = False, watch: bool = True
     ) -> _Prepared:
         clock = _Clock()
-        pixels: ImageArray
-        further = False
-        if isinstance(image, (str, Path, bytes)):
-            pixels = decode(image, max_pixels=self._max_pixels)
-            further = has_further_pictures(image)
-        else:
-            pixels = validate_array(image, bgr=bgr)
+        pixels = _read(image, bgr=bgr, max_pixels=self._max_pixels)
+        further = isinstance(image, (str, Path, bytes)) and has_further_pictures(image)
         clock.lap("decode")
         if watch:
             self._kinds.look(pixels, str(image) if isinstance(image, (str, Path)) else "an image")
