@@ -23,7 +23,6 @@ from flawsmith.cli.app import (
     print_out,
     refuse,
     run,
-    shows_progress,
     unusable_surroundings,
 )
 from flawsmith.cli.start import INTERRUPTED
@@ -69,8 +68,7 @@ def demo(
         from flawsmith.pipeline.demo import run_demo
 
         on_message = (lambda _: None) if quiet else print_err
-        shown = shows_progress(quiet=quiet or json_)
-        result = run_demo(out, part=part, seed=seed, quiet=not shown, on_message=on_message)
+        result = run_demo(out, part=part, seed=seed, quiet=quiet or json_, on_message=on_message)
     if json_:
         print_json(
             {
@@ -84,6 +82,7 @@ def demo(
     print_out(*result.evaluation.as_table().split("\n"), "")
     print_out(*(f"next:   {step}" for step in result.evaluation.next_steps()))
     print_out(f"data:   {result.data}", f"model:  {result.model}", f"report: {result.report}")
+    print_out("", result.news, "Now with your own images: flawsmith train FOLDER")
 
 
 app = typer.Typer(

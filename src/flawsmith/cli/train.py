@@ -24,7 +24,6 @@ from flawsmith.cli.app import (
     error_boundary,
     print_err,
     print_json,
-    shows_progress,
 )
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
@@ -249,8 +248,7 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
             _introduce(grouped, settings, notes=dataset.notes)
 
     try:
-        silent = not shows_progress(quiet=quiet or json_)
-        return train.train(data, quiet=silent, on_data=introduce, **options, **settings)
+        return train.train(data, quiet=quiet or json_, on_data=introduce, **options, **settings)
     except FlawsmithError as error:
         raise _with_way_out(error, dataset, skips=options["skip_unreadable"]) from error
 

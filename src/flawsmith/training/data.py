@@ -410,6 +410,7 @@ class TrainingSet:
         seed: seed of the run.
         synthesis: what flaws are synthesized from.
         tiling: how images are cut; None: each is seen as a whole.
+        watch: is told the share of the features that are extracted.
     """
 
     def __init__(
@@ -422,8 +423,9 @@ class TrainingSet:
         seed: int,
         synthesis: SynthesisOptions | None = None,
         tiling: Tiling | None = None,
+        watch: Callable[[float], object] = lambda share: None,
     ) -> None:
-        self.tiling = tiling
+        self.tiling, self._watch = tiling, watch
         self.samples, self.geometry, self.seed = tuple(samples), geometry, seed
         self.image_size = geometry.size
         self.dataset, self.category = self.samples[0].dataset, self.samples[0].category
@@ -468,7 +470,10 @@ class TrainingSet:
 
     def _extract(self, rows: Sequence[int]) -> Iterator[LevelArrays]:
         table = self._table(self.geometry)
-        return extract(self._extractor, (self.geometry.normalise(table[row]) for row in rows))
+        levels = extract(self._extractor, (self.geometry.normalise(table[row]) for row in rows))
+        for done, of_image in enumerate(levels, 1):
+            self._watch(done / len(rows))
+            yield of_image
 
     def images(self, geometry: Geometry | None = None) -> Iterator[NDArray[np.float32]]:
         """All images, normalised, (3, height, width); a given geometry takes the value range of this data's source."""
@@ -496,7 +501,7 @@ class TrainingSet:
         extractor = make_extractor(backbone, self.image_size, engine, precision)
         key = extractor_key(backbone, self.geometry, engine, precision)
         cache = FeatureCache(key, self._cache.root, self._cache.cap, self._cache.in_use)
-        options = {"seed": self.seed, "synthesis": self._synthesis, "tiling": self.tiling}
+        options = {"seed": self.seed, "synthesis": self._synthesis, "tiling": self.tiling, "watch": self._watch}
         return TrainingSet(self.samples, self.geometry, extractor, cache, **options)  # type: ignore[arg-type]
 
     def synthetic(
