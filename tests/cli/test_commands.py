@@ -347,6 +347,11 @@ class TestTrain:
         expected = {"seed": 3, "bits": 12, "review_alpha": 0.1, "devices": 2, "resume": True, "out": Path("there")}
         assert {key: trained[0][key] for key in expected} == expected
 
+    @pytest.mark.parametrize("name", ["--max-false-rejects", "--rate", "--alpha"])
+    def test_rate_of_false_rejects_has_a_name_that_says_what_it_is(self, name, flawsmith, category, trained):
+        assert flawsmith("train", category, name, "5/1000").code == 0
+        assert trained[0]["alpha"] == 0.005
+
     @pytest.mark.parametrize(("text", "devices"), [("-1", -1), ("auto", "auto"), ("0, 1", "0,1"), ("1,", "1,")])
     def test_devices_are_a_number_a_list_or_auto(self, text, devices):
         assert _devices(text) == devices

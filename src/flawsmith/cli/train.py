@@ -70,7 +70,13 @@ Oracle = Annotated[
     typer.Option("--oracle", help="Choose the checkpoint on labelled test data; everything it gives is stamped so."),
 ]
 Rate = Annotated[
-    str, typer.Option("--rate", "--alpha", help="Share of good parts that may be rejected: 10/1000, 1% or 0.01.")
+    str,
+    typer.Option(
+        "--max-false-rejects",
+        "--rate",
+        "--alpha",
+        help="Share of good parts that may be rejected: 10/1000, 1% or 0.01.",
+    ),
 ]
 ReviewRate = Annotated[
     str | None,
@@ -233,7 +239,7 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
 
     settings = {**settings, "set": parse_settings(settings["set"])}
     settings["value_range"] = parse_range(settings["value_range"])
-    settings["alpha"] = parse_rate(settings["alpha"], "--rate")
+    settings["alpha"] = parse_rate(settings["alpha"], "--max-false-rejects")
     if settings["review_alpha"] is not None:
         settings["review_alpha"] = parse_rate(settings["review_alpha"], "--review-rate")
     # Checked before thousands of images are read to tell what is held out.

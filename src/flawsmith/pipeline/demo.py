@@ -47,8 +47,8 @@ class DemoResult:
         rejected, good = self.evaluation.n_rejected, self.evaluation.n_good
         well = 2 * found >= self.evaluation.n_flawed and 4 * rejected <= good
         return (
-            f"Flawsmith {'works' if well else 'runs'} on this machine. From images of good parts alone, the model "
-            f"found {found} of {self.evaluation.n_flawed} flawed parts and rejected {rejected} of {good} good ones."
+            f"Flawsmith {'works' if well else 'runs'} on this machine. Its model found {found} of "
+            f"{self.evaluation.n_flawed} flawed parts and rejected {rejected} of {good} good ones."
         )
 
 

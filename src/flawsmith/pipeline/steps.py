@@ -172,8 +172,8 @@ def refuse_without_labels(dataset: Dataset) -> None:
     missing = [name for name, found in (("good", dataset.test_good), ("flawed", dataset.test_flawed)) if not found]
     if missing:
         raise FlawsmithError(
-            f"an oracle chooses the checkpoint on labelled test images, and {dataset.root} has no "
-            f"{' and no '.join(missing)} ones: leave --oracle out, or put them into test/good and test/<defect>"
+            f"--oracle needs labelled test images, and {dataset.root} has no {' and no '.join(missing)} ones: leave "
+            "--oracle out, or put them into test/good and test/<defect>"
         )
 
 

@@ -287,7 +287,7 @@ def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:
         if given is not None and not config.synthesizes:
             raise FlawsmithError(
                 f"{option} {given}: {settings.method} synthesizes no flaws with these settings: leave it out, or "
-                "choose a method that does with --method glass, aand or slsg"
+                "choose --method glass, aand or slsg"
             )
     if settings.textures not in (None, "self"):
         texture_source(settings.textures)

@@ -246,6 +246,5 @@ class PaDiM(AnomalyModel):
         if size > LARGEST_FILE:
             raise FlawsmithError(
                 f"{self.name} with {self.count} channels at {positions} positions makes a model file of "
-                f"{size / 1e9:.1f} GB, and 1.9 GB are possible: --set channels=100, a smaller image_size, or "
-                "strides without the finest"
+                f"{size / 1e9:.1f} GB, and 1.9 GB are possible: --set channels=100, or a smaller image_size"
             )
