@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flawsmith import __version__
-from flawsmith.cli import benchmark, calibrate, doctor, evaluate, figure, predict, settings, synthesize, train
+from flawsmith.cli import benchmark, calibrate, doctor, evaluate, figure, methods, predict, settings, synthesize, train
 from flawsmith.cli.app import (
     AsJson,
     EndingSignals,
@@ -90,7 +90,6 @@ app = typer.Typer(
     help="Visual inspection learned from good parts alone.",
     epilog="Begin with `flawsmith demo`, then `flawsmith train FOLDER` on your own images.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -98,10 +97,11 @@ app.command("demo")(demo)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
-app.command("predict")(predict.predict)
+app.command("predict", cls=predict.PredictCommand)(predict.predict)
 app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesize)
 app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)
 app.add_typer(figure.figure)
+app.command("methods")(methods.methods)
 app.command("settings")(settings.settings)
 app.command("info")(info)
 app.command("doctor")(doctor.doctor)

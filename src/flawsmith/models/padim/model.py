@@ -165,6 +165,8 @@ class PaDiM(AnomalyModel):
     """
 
     name = "padim"
+    suits = "a baseline of the least memory and time"
+    training_time = "under 1 min"
     paper = (
         "Defard et al., PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization, "
         "ICPR workshops 2020"
