@@ -63,18 +63,22 @@ def test_number_of_steps_follows_what_is_asked_for(options, count):
     assert len(steps_of_training(loops=True, **options)) == count
 
 
-def test_estimate_follows_the_speed_so_far():
+def test_estimate_is_the_rest_of_the_step_at_its_speed_and_what_the_others_usually_take():
     estimate = Estimate(0.0)
 
-    assert estimate.left(Position("", 0.0, 0.5), 0.0) is None
-    assert estimate.left(Position("", 0.25, 0.5), 10.0) == pytest.approx(30.0)
+    assert estimate.left(Position("", 0.0, 0.5, 60.0), 0.0) is None
+    assert estimate.left(Position("", 0.25, 0.5, 60.0), 100.0) == pytest.approx(100.0 + 30.0)
 
 
 def test_estimate_of_a_resumed_loop_follows_what_it_does_itself():
     estimate = Estimate(0.0)
-    estimate.left(Position("", 0.4, 1.0), 1.0)  # restored in a second
+    estimate.left(Position("", 0.4, 1.0, 60.0), 1.0)  # restored in a second
 
-    assert estimate.left(Position("", 0.5, 1.0), 11.0) == pytest.approx(50.0)
+    assert estimate.left(Position("", 0.5, 1.0, 60.0), 11.0) == pytest.approx(50.0)
+
+
+def test_estimate_of_a_step_that_has_not_moved_is_what_it_usually_takes():
+    assert Estimate(0.0).left(Position("", 0.5, 0.6, 60.0), 20.0) == pytest.approx(30.0)
 
 
 def test_log_file_gets_a_line_every_ten_seconds_and_none_before():

@@ -26,7 +26,7 @@ REPORTING = "writing the report"
 
 
 def steps_of_training(*, loops: bool, trims: bool = False, models: int = 0, baseline: bool = True) -> dict[str, float]:
-    """The steps of a training in order, with how long they take compared with the others, as measured on small sets.
+    """The steps of a training in order, with their seconds on some hundred images and two CPU cores.
 
     Args:
         loops: whether the method trains in epochs.
@@ -39,9 +39,9 @@ def steps_of_training(*, loops: bool, trims: bool = False, models: int = 0, base
         READING: 6.0,
         **({TRIMMING: 15.0} if trims else {}),
         LEARNING: learning,
-        EXPORTING: 8.0,
-        LIMIT: 10.0 + models * learning,
-        **({COMPARING: 15.0} if baseline else {}),
+        EXPORTING: 6.0,
+        LIMIT: 12.0 + models * learning,
+        **({COMPARING: 20.0} if baseline else {}),
         REPORTING: 2.0 if loops else 20.0,
     }
 
@@ -54,18 +54,20 @@ class Position:
         words: such as ``step 3 of 6: setting the limit``.
         share: of the whole run that is done.
         step_end: share of the whole run that will be done when this step is.
+        seconds: that the whole run takes on a typical set.
     """
 
     words: str
     share: float
     step_end: float
+    seconds: float = 0.0
 
 
 class Steps:
     """The steps of a run, which is told where it is.
 
     Args:
-        weights: by name of each step, in order, how long it takes compared with the others.
+        weights: by name of each step, in order, its seconds on a typical set.
         tell: is given each position.
 
     Example:
@@ -80,7 +82,7 @@ class Steps:
         self, weights: Mapping[str, float], tell: Callable[[Position], object] = lambda position: None
     ) -> None:
         self._names, self._tell = list(weights), tell
-        whole = sum(weights.values())
+        self._whole = whole = sum(weights.values())
         self._weights = [weight / whole for weight in weights.values()]
         self._number = 0
         self._share = 0.0
@@ -97,7 +99,7 @@ class Steps:
         before, weight = sum(self._weights[: self._number]), self._weights[self._number]
         words = f"step {self._number + 1} of {len(self._names)}: {self._names[self._number]}"
         words += f", {detail}" if detail else ""
-        self._tell(Position(words, before + weight * self._share, before + weight))
+        self._tell(Position(words, before + weight * self._share, before + weight, self._whole))
 
     def within(self, weights: Mapping[str, float], start: float = 0.0, end: float = 1.0) -> Steps:
         """Steps inside the current one, from one share of it to another."""
@@ -105,31 +107,25 @@ class Steps:
 
 
 class Estimate:
-    """The seconds that are left, from the speed so far.
+    """The seconds that are left.
 
-    The speed of the current step tells of its rest, that of the whole run of the steps after it: a run that is resumed
-    passes over what it has done.
+    The speed of the current step tells of its rest: how long it takes depends on settings and images. The steps after
+    it are taken to last as long as on a typical set.
     """
 
     def __init__(self, now: float) -> None:
-        self._start, self._step_start = (now, 0.0), (now, 0.0)
-        self._step_end = 0.0
+        self._start, self._step_start, self._step_end = now, (now, 0.0), 0.0
 
     def left(self, position: Position, now: float) -> float | None:
         """Seconds that are left; None: it is too early to tell."""
         if position.step_end != self._step_end:
             self._step_end, self._step_start = position.step_end, (now, position.share)
-        of_all = self._seconds_a_share(self._start, position, now)
-        of_step = self._seconds_a_share(self._step_start, position, now)
-        if of_all is None or now - self._start[0] < _FIRST_ESTIMATE:
+        since, share = self._step_start
+        done = position.share - share
+        if now - self._start < _FIRST_ESTIMATE:
             return None
-        rest = max(0.0, position.step_end - position.share)
-        return rest * (of_all if of_step is None else of_step) + (1 - position.step_end) * of_all
-
-    @staticmethod
-    def _seconds_a_share(since: tuple[float, float], position: Position, now: float) -> float | None:
-        done = position.share - since[1]
-        return (now - since[0]) / done if done >= 0.01 else None
+        speed = (now - since) / done if done >= 0.01 else position.seconds
+        return (position.step_end - position.share) * speed + (1 - position.step_end) * position.seconds
 
 
 class Display:
