@@ -113,7 +113,7 @@ def reference(model: AnomalyModel, geometry: Geometry, source: Path | ImageArray
     return float(output.score[0]), geometry.invert(output.map[0].numpy(), image.shape[:2])
 
 
-_WAY_OUT = "train anew with another --engine or --precision; with the default ones this is a fault of ours: report it"
+_WAY_OUT = "train anew with another --engine or --precision, or report it"
 
 
 def check_parity(

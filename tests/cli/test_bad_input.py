@@ -222,7 +222,7 @@ CASES: dict[str, tuple[Case, str]] = {
     ),
     "test set to train on": (
         lambda p: p.train(data=p.trees.mad(p.root / "MAD-man" / "Person_1" / "screw")),
-        "train on screw of MVTec AD, and measure that model here with `flawsmith evaluate MODEL ",
+        "train on screw of MVTec AD, then run `flawsmith evaluate` here",
     ),
     "test set to synthesize on": (
         lambda p: ["synthesize", p.trees.mad(p.root / "bolt"), "--out", p.root / "forged"],
@@ -271,7 +271,7 @@ CASES: dict[str, tuple[Case, str]] = {
     "model of an impossible name": (lambda p: ["doctor", "x" * 300 + ".flaw"], "x.flaw"),
     "negative seed": (lambda p: p.train("--seed", "-1"), "seed=-1 is not possible"),
     "seed in words": (lambda p: p.train("--seed", "one"), "Invalid value for '--seed'"),
-    "alpha above one": (lambda p: p.train("--alpha", "2"), "--rate 2 is not possible"),
+    "alpha above one": (lambda p: p.train("--alpha", "2"), "--max-false-rejects 2 is not possible"),
     "tile below the smallest": (lambda p: p.train("--tile", "16"), "tile=16 is not possible"),
     "negative tile": (lambda p: p.train("--tile", "-512"), "tile=-512 is not possible"),
     "tile in words": (lambda p: p.train("--tile", "large"), "Invalid value for '--tile'"),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 from collections.abc import Callable
+from datetime import date, timedelta
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 import flawsmith as package
@@ -18,6 +21,7 @@ from flawsmith.cli.train import _devices
 from flawsmith.data.samples import Dataset
 from flawsmith.metrics.bootstrap import LOCO_METRICS
 from flawsmith.models.registry import method_names
+from flawsmith.pipeline.settings import TrainSettings
 from flawsmith.runtime.bundle import Bundle
 
 
@@ -65,6 +69,36 @@ class TestProgram:
 
         *others, last = method_names()
         assert f"{', '.join(others)} or {last}" in words
+
+    def test_help_of_train_has_panels_from_basic_to_research(self, flawsmith):
+        help_text = flawsmith("train", "--help").out
+
+        places = [help_text.index(f"─ {panel} ─") for panel in ("Options", "Data", "Speed", "Research")]
+        assert places == sorted(places)
+        assert places[0] < help_text.index("--method") < places[1] < help_text.index("--roi") < places[2]
+        assert places[2] < help_text.index("--devices") < places[3] < help_text.index("--oracle")
+
+    def test_methods_are_listed_with_use_time_and_paper(self, flawsmith):
+        rows = json.loads(flawsmith("methods", "--json").out)
+
+        assert [row["name"] for row in rows] == method_names()
+        assert all(row["suits"] and row["training_time"] and row["paper"] for row in rows)
+        assert len({row["suits"] for row in rows}) == len(rows)
+        assert "weak flaws on textures; 4 min" in flawsmith("methods").out
+
+    @pytest.mark.parametrize(
+        ("words", "place", "completed"),
+        [("flawsmith tr", 1, ["train"]), ("flawsmith train --method pa", 3, ["padim", "patchcore"])],
+    )
+    def test_shell_completes_commands_and_methods(self, words, place, completed, flawsmith, monkeypatch, capsys):
+        monkeypatch.setenv("_FLAWSMITH_COMPLETE", "complete_bash")
+        monkeypatch.setenv("COMP_WORDS", words)
+        monkeypatch.setenv("COMP_CWORD", str(place))
+
+        with pytest.raises(SystemExit) as ended:
+            flawsmith()
+
+        assert (ended.value.code, capsys.readouterr().out.split()) == (0, completed)
 
     def test_help_lists_all_commands(self, flawsmith):
         outcome = flawsmith("--help")
@@ -141,6 +175,50 @@ class TestPredict:
 
         overlays = sorted((tmp_path / "v").glob("overlays/*.png"))
         assert [path.stem.split("-")[1] for path in overlays] == drawn
+
+    def test_table_says_by_what_each_verdict_was_made(self, flawsmith, model, photos, tmp_path):
+        flawsmith("predict", model, photos, "--out", tmp_path / "v")
+
+        with (tmp_path / "v" / "verdicts.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert list(rows[0]) == [
+            *("image", "score", "times_limit", "verdict", "regions", "error"),
+            *("limit", "model", "date", "overlay"),
+        ]
+        decision = Bundle.load(model).spec.decision
+        assert {float(row["limit"]) for row in rows} == {decision.limit}
+        assert {row["model"] for row in rows} == {hashlib.sha256(model.read_bytes()).hexdigest()}
+        assert all(abs(date.fromisoformat(row["date"]) - date.today()) <= timedelta(days=1) for row in rows)
+        assert [bool(row["overlay"]) for row in rows] == [False, True, True, False]
+        assert (tmp_path / "v" / rows[2]["overlay"]).is_file()
+
+    def test_maps_as_tiff_lie_as_their_images_do(self, flawsmith, model, tmp_path):
+        for name in ("good/000.png", "crack/000.png"):
+            grey(tmp_path / "test" / name, 120)
+
+        outcome = flawsmith("predict", model, tmp_path / "test", "--maps", "tiff", "--out", tmp_path / "test" / "v")
+        again = flawsmith("predict", model, tmp_path / "test", "--maps", "tiff", "--out", tmp_path / "test" / "v")
+
+        assert (outcome.code, again.code) == (0, 0)
+        maps = tmp_path / "test" / "v" / "maps"
+        written = sorted(path.relative_to(maps).as_posix() for path in maps.rglob("*") if path.is_file())
+        assert written == ["crack/000.tiff", "good/000.tiff"]
+        with Image.open(maps / "good" / "000.tiff") as picture:
+            assert (picture.mode, picture.size) == ("F", (30, 20))
+
+    def test_maps_without_a_format_are_numbered_arrays(self, flawsmith, model, photos, tmp_path):
+        assert flawsmith("predict", model, "--maps", photos / "a.png", "--out", tmp_path / "v").code == 0
+
+        assert [path.suffix for path in (tmp_path / "v" / "maps").iterdir()] == [".npy"]
+
+    def test_maps_in_a_tree_need_one_folder_and_a_name_each(self, flawsmith, model, photos, tmp_path):
+        several = flawsmith("predict", model, photos / "a.png", "--maps", "tiff", "--out", tmp_path / "v")
+        grey(photos / "a.jpg", 50)
+        same = flawsmith("predict", model, photos, "--maps", "tiff", "--out", tmp_path / "v")
+
+        assert (several.code, same.code) == (2, 2)
+        assert "--maps tiff repeats the tree of one folder" in several.err
+        assert "would have the same map" in same.err
 
     def test_quiet_leaves_errors_only(self, flawsmith, model, photos, tmp_path):
         outcome = flawsmith("predict", model, photos, "--quiet", "--out", tmp_path / "v")
@@ -346,6 +424,56 @@ class TestTrain:
         assert trained[0]["set"] == {"epochs": 2, "batch_size": 4}
         expected = {"seed": 3, "bits": 12, "review_alpha": 0.1, "devices": 2, "resume": True, "out": Path("there")}
         assert {key: trained[0][key] for key in expected} == expected
+
+    def test_settings_of_an_earlier_run_are_taken_back_and_options_win(self, flawsmith, category, trained, tmp_path):
+        file = tmp_path / "config.yaml"
+        file.write_text(
+            "method: pbas\nseed: 7\nalpha: 0.02\nreview_alpha: null\nvalue_range: [7000.0, 9000.0]\n"
+            "set: {epochs: 3, batch_size: 4}\nconfig: {epochs: 3}\nregion: null\nzones: null\ndata: {dataset: x}\n"
+        )
+
+        outcome = flawsmith("train", category, "--seed", 1, "--set", "epochs=2", "--config", file)
+
+        assert outcome.code == 0, outcome.err
+        expected = {"method": "pbas", "seed": 1, "alpha": 0.02, "review_alpha": None, "value_range": (7000.0, 9000.0)}
+        assert {key: trained[0][key] for key in expected} == expected
+        assert trained[0]["set"] == {"epochs": 2, "batch_size": 4}
+
+    def test_what_a_run_writes_is_taken_back_whole(self, flawsmith, category, trained, tmp_path):
+        settings = TrainSettings(method="padim", alpha=0.05, smallest_flaw="12", tile=128, group="none", bits=12)
+        facts = settings.model_dump(mode="json")
+        file = tmp_path / "config.yaml"
+        file.write_text(yaml.safe_dump({**facts, "config": {}, "data": {}}))
+
+        outcome = flawsmith("train", category, "--config", file)
+
+        assert outcome.code == 0, outcome.err
+        assert {name: trained[0][name] for name in facts} == {**facts, "tile": None}
+
+    @pytest.mark.parametrize(
+        ("text", "words"),
+        [
+            ("epochs: 3", "train has no setting called 'epochs'; those of a method go under set"),
+            ("[1, 2]", "holds no settings"),
+            ("a: [", "cannot be read"),
+        ],
+    )
+    def test_other_files_than_a_run_s_settings_are_refused_in_one_line(
+        self, text, words, flawsmith, category, trained, tmp_path
+    ):
+        (tmp_path / "x.yaml").write_text(text)
+
+        outcome = flawsmith("train", category, "--config", tmp_path / "x.yaml")
+
+        assert outcome.code == 2
+        assert words in outcome.err
+        assert outcome.err.count("\n") == 1
+        assert trained == []
+
+    @pytest.mark.parametrize("name", ["--max-false-rejects", "--rate", "--alpha"])
+    def test_rate_of_false_rejects_has_a_name_that_says_what_it_is(self, name, flawsmith, category, trained):
+        assert flawsmith("train", category, name, "5/1000").code == 0
+        assert trained[0]["alpha"] == 0.005
 
     @pytest.mark.parametrize(("text", "devices"), [("-1", -1), ("auto", "auto"), ("0, 1", "0,1"), ("1,", "1,")])
     def test_devices_are_a_number_a_list_or_auto(self, text, devices):

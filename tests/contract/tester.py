@@ -283,7 +283,7 @@ class MethodTester:
         geometry = Geometry(size=config.image_size, mean=info.mean, std=info.std)
         extractor, cache = TorchExtractor(model.backbone), FeatureCache("loss", tmp_path / "cache")
         data = TrainingSet(load(parts).good_train, geometry, extractor, cache, seed=0)
-        run = RunFolder(tmp_path, LoopOptions(quiet=True))
+        run = RunFolder(tmp_path, LoopOptions())
 
         for stage in model.stages(data):
             run.complete(model, stage)

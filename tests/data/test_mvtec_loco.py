@@ -162,7 +162,7 @@ def test_category_without_training_images_is_a_test_set(root: Path) -> None:
 
     assert (dataset.layout, len(dataset.good_train), len(dataset.test)) == ("mvtec_loco", 0, 6)
     assert "test set" in dataset.recognised
-    with pytest.raises(FlawsmithError, match=r"no good image to train on .* measure that model here"):
+    with pytest.raises(FlawsmithError, match=r"no good image to train on .* run `flawsmith evaluate` here"):
         calibration_split(dataset, seed=0)
 
 

@@ -278,7 +278,7 @@ def test_category_without_train_is_a_test_set(
     assert "test set for models trained elsewhere" in read.recognised
     with pytest.raises(FlawsmithError) as caught:
         calibration_split(read, seed=0)
-    assert f"train on {origin}, and measure that model here with `flawsmith evaluate MODEL {root}`" in str(caught.value)
+    assert f"train on {origin}, then run `flawsmith evaluate` here" in str(caught.value)
 
 
 def test_test_set_is_sound_and_its_counts_are_the_official_ones(tmp_path: Path, trees: ModuleType) -> None:

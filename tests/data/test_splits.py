@@ -208,7 +208,7 @@ def split_by_image(samples: list[Sample], seed: int) -> tuple[list[Path], list[P
     if number == 0:
         everything = [path for digest in ranked for path in sorted(copies[digest])]
         return everything, everything, ""
-    words = f"{number} of {len(ranked)} good images held out by content for calibration"
+    words = f"{number} of {len(ranked)} good images held out to set the limit"
     if len(samples) > len(ranked):
         more = len(samples) - len(ranked)
         words += f", copies of one image ({more} more) on one side alone and counted once for the limit"

@@ -59,7 +59,7 @@ def test_the_odd_image_is_named_with_its_score_and_what_to_do() -> None:
     (remark,) = remarks(["a.png", "b.png", "c.png", "odd.png", "e.png"], [15.2, 15.5, 15.9, 36.6, 16.6])
     assert remark == (
         "held-out odd.png scores 36.6, the other 4 from 15.2 to 16.6: look at it; if it is flawed, remove it and train "
-        "again, since the limit rests on the highest scores"
+        "again"
     )
 
 

@@ -181,7 +181,7 @@ def test_settings_that_contradict_each_other_are_refused_before_data_is_looked_a
     [
         ({"cross_fit": 50}, "--cross-fit 50 needs as many"),
         ({"min_area": "99999999"}, "more than an image of"),
-        ({"select": "oracle", "method": "rd4ad"}, "an oracle chooses the checkpoint on labelled test images"),
+        ({"select": "oracle", "method": "rd4ad"}, "--oracle needs labelled test images"),
     ],
 )
 def test_data_that_does_not_fit_the_settings_is_refused_before_images_are_decoded(

@@ -305,7 +305,7 @@ def test_every_ablation_trains(changes: dict[str, Any], tmp_path: Path) -> None:
     model, features = small_model(**changes), Features()
     model.fit_centers(FeatureBatches(features, sampling(model.config), seed=0, purpose="centre").epoch(0))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    run = RunFolder(tmp_path, LoopOptions(precision=model.config.precision, accelerator="cpu", quiet=True))
+    run = RunFolder(tmp_path, LoopOptions(precision=model.config.precision, accelerator="cpu"))
     batches = FeatureBatches(features, sampling(model.config), seed=0)
 
     run.complete(model, TrainingStage("boundary", model.training_module(), batches, epochs=2))

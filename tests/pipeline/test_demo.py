@@ -41,6 +41,22 @@ def test_demo_leaves_data_model_and_report(tmp_path, trained):
     assert trained[0]["preset"] == "fast"
 
 
+def test_demo_says_in_the_end_how_it_went(tmp_path):
+    result = demo.run_demo(tmp_path / "demo", render=SMALL)
+
+    found, rejected = result.evaluation.n_flawed - result.evaluation.n_missed, result.evaluation.n_rejected
+    assert f"found {found} of 5 flawed parts and rejected {rejected} of 2 good ones" in result.news
+
+
+@pytest.mark.parametrize(("missed", "rejected", "verb"), [(0, 0, "works"), (4, 0, "runs"), (0, 2, "runs")])
+def test_demo_praises_good_figures_alone(missed, rejected, verb):
+    evaluation = SimpleNamespace(n_flawed=5, n_good=4, n_missed=missed, n_rejected=rejected)
+
+    news = demo.DemoResult(Path("data"), Path("model"), Path("report"), evaluation).news
+
+    assert news.startswith(f"Flawsmith {verb} on this machine.")
+
+
 def test_second_run_keeps_the_drawings_and_replaces_the_rest(tmp_path):
     first = demo.run_demo(tmp_path / "demo", render=SMALL)
     drawn = first.data.stat().st_ino

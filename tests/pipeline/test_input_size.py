@@ -76,8 +76,8 @@ def test_training_takes_the_input_that_the_flaw_needs_and_says_what_it_costs(tmp
     assert result.bundle.spec.geometry.size == (256, 416)
     assert result.bundle.spec.tiling is None
     assert [str(each.message) for each in told if "are seen" in str(each.message)] == [
-        "images of 800 x 400 are seen at 416 x 256 instead of 256 x 256, so that a flaw of 16 pixels has 8 of the "
-        "network's pixels or all that it has; an image takes about 1.6 times as long"
+        "images of 800 x 400 are seen at 416 x 256 instead of 256 x 256, so that a flaw of 16 pixels is seen; an image "
+        "takes about 1.6 times as long"
     ]
     assert flawsmith.Inspector.load(result.model).inspect(tmp_path / "data" / "0.png").map.shape == (400, 800)
 

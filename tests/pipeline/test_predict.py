@@ -130,7 +130,7 @@ def test_same_images_give_the_same_bytes(inspector, tmp_path):
 def test_pictures_of_images_with_one_name_do_not_collide(inspector, tmp_path):
     paths = [grey(tmp_path / folder / "1.png", level) for folder, level in (("a", 200), ("b", 210))]
 
-    written = predict(inspector, paths, tmp_path / "out", overlays="all", maps=True)
+    written = predict(inspector, paths, tmp_path / "out", overlays="all", maps="npy")
 
     rows = lines(written.lines)
     maps = [np.load(tmp_path / "out" / row["map"], allow_pickle=False) for row in rows]
@@ -144,7 +144,7 @@ def test_map_is_in_pixels_of_the_image_and_nan_where_nothing_was_inspected(tiny,
     geometry = Geometry(policy="crop", size=size, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
     path = grey(tmp_path / "wide.png", 100, (48, 200))
 
-    written = predict(Inspector.load(tiny.make_bundle(geometry=geometry)), [path], tmp_path / "out", maps=True)
+    written = predict(Inspector.load(tiny.make_bundle(geometry=geometry)), [path], tmp_path / "out", maps="npy")
 
     stored = np.load(tmp_path / "out" / lines(written.lines)[0]["map"], allow_pickle=False)
     assert stored.shape == (48, 200)

@@ -73,7 +73,7 @@ def test_two_processes_end_agree_bit_by_bit_and_are_as_accurate_as_one(
             program.train(
                 {"method": name, "seed": seed, "set": case},
                 data,
-                RunFolder(tmp_path / f"{name}-seed{seed}", LoopOptions(accelerator="cpu", quiet=True)),
+                RunFolder(tmp_path / f"{name}-seed{seed}", LoopOptions(accelerator="cpu")),
             )["auroc"]
             for seed in range(SEEDS)
         ]

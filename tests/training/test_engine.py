@@ -104,7 +104,7 @@ def fit(monkeypatch: pytest.MonkeyPatch) -> Fit:
             epochs=EPOCHS,
             checkpoint=checkpoint,
             metrics=MetricsFile(folder / "metrics.jsonl", "stage"),
-            options=LoopOptions(quiet=True, accelerator="cpu", logger=logger),
+            options=LoopOptions(accelerator="cpu", logger=logger),
             selection=None if selection is None else selection(module),
         )
         return module
@@ -423,7 +423,7 @@ def test_a_checkpoint_of_other_weights_is_refused_in_one_line(tmp_path: Path) ->
             epochs=1,
             checkpoint=file,
             metrics=MetricsFile(tmp_path / "metrics.jsonl", "stage"),
-            options=LoopOptions(quiet=True),
+            options=LoopOptions(),
         )
 
     assert "\n" not in str(error.value)

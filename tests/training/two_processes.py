@@ -31,7 +31,7 @@ from flawsmith.training.trainer import LoopOptions, check_options
 
 
 def train_all(cases: Mapping[str, Mapping[str, Any]], data: Path, out: Path, devices: int) -> None:
-    options = LoopOptions(accelerator="cpu", devices=devices, quiet=True)
+    options = LoopOptions(accelerator="cpu", devices=devices)
     trainer = check_options(options)
     with process_group(trainer):
         for name, case in cases.items():

@@ -321,6 +321,9 @@ def _drop_stdout() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+DATA, SPEED, RESEARCH = "Data", "Speed", "Research"
+"""Panels of a command's help, after that of the basic options."""
+
 DataFolder = Annotated[
     Path,
     typer.Argument(
@@ -331,29 +334,51 @@ ModelFile = Annotated[Path, typer.Argument(metavar="MODEL", help="A model file, 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout; nothing else goes there.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing but results and errors.")]
 Dated = Annotated[
-    bool, typer.Option("--dated", help="Say in the report when and of what it was made; its bytes then differ.")
+    bool,
+    typer.Option(
+        "--dated",
+        rich_help_panel=RESEARCH,
+        help="Say in the report when and of what it was made; its bytes then differ.",
+    ),
 ]
 Layout = Annotated[
-    str | None, typer.Option(help="Layout of the data, such as mvtec, csv or folder; detected by default.")
+    str | None,
+    typer.Option(rich_help_panel=DATA, help="Layout of the data, such as mvtec, csv or folder; detected by default."),
 ]
 MinArea = Annotated[
-    str | None, typer.Option("--min-area", metavar="AREA", help="Smallest spot that counts: 40 pixels, or 0.2mm2.")
+    str | None,
+    typer.Option(
+        "--min-area", rich_help_panel=DATA, metavar="AREA", help="Smallest spot that counts: 40 pixels, or 0.2mm2."
+    ),
 ]
-Scale = Annotated[str | None, typer.Option(metavar="LENGTH", help="Side of a pixel, such as 0.05mm or 50um.")]
-Bits = Annotated[int | None, typer.Option(help="Significant bits of a camera stored in 16-bit files, such as 12.")]
+Scale = Annotated[
+    str | None, typer.Option(rich_help_panel=DATA, metavar="LENGTH", help="Side of a pixel, such as 0.05mm or 50um.")
+]
+Bits = Annotated[
+    int | None,
+    typer.Option(rich_help_panel=DATA, help="Significant bits of a camera stored in 16-bit files, such as 12."),
+]
 ValueRange = Annotated[
     str | None,
     typer.Option(
-        metavar="LOW:HIGH", help="Values of 16-bit images that become black and white, such as 7000:9000 (thermal)."
+        rich_help_panel=DATA,
+        metavar="LOW:HIGH",
+        help="Values of 16-bit images that become black and white, such as 7000:9000 (thermal).",
     ),
 ]
 Engine = Annotated[
     str | None,
-    typer.Option(help="onnxruntime or openvino; by default the one that the limits were calibrated with."),
+    typer.Option(
+        rich_help_panel=SPEED, help="onnxruntime or openvino; by default the one that the limits were calibrated with."
+    ),
 ]
 Ray = Annotated[
     str | None,
-    typer.Option(metavar="ADDRESS", help="Spread the work over a Ray cluster: auto, HOST:PORT, or local to start one."),
+    typer.Option(
+        rich_help_panel=SPEED,
+        metavar="ADDRESS",
+        help="Spread the work over a Ray cluster: auto, HOST:PORT, or local to start one.",
+    ),
 ]
 
 

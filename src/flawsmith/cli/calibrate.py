@@ -35,7 +35,10 @@ def calibrate(
         Path | None, typer.Option(help="The new model file; by default <model>-calibrated.flaw beside the model.")
     ] = None,
     rate: Annotated[
-        str | None, typer.Option("--rate", help="Share of good parts that may be rejected: 10/1000, 1% or 0.01.")
+        str | None,
+        typer.Option(
+            "--max-false-rejects", "--rate", help="Share of good parts that may be rejected: 10/1000, 1% or 0.01."
+        ),
     ] = None,
     review_rate: Annotated[
         str | None, typer.Option("--review-rate", help="Share of good parts that may be rejected or sent to review.")
@@ -78,7 +81,7 @@ def calibrate(
 ) -> None:
     """Set the limits of a model anew from good images, without training. The former limits stay in the new file.
 
-    Example: flawsmith calibrate runs/bolt/model.flaw photos/good --rate 5/1000
+    Example: flawsmith calibrate runs/bolt/model.flaw photos/good --max-false-rejects 5/1000
     """
     with error_boundary(interrupted="interrupted: nothing was written"):
         from flawsmith.pipeline.calibrate import calibrate as run

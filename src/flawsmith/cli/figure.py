@@ -155,7 +155,7 @@ def curve(
     out: Out = Path("curve.pdf"),
     x: Annotated[
         str | None,
-        typer.Option(help="What was varied: fraction, or a setting such as patch_size; found out by default."),
+        typer.Option(help="What was varied: fraction, or a setting such as patch_size; detected by default."),
     ] = None,
     metric: Metrics = None,
     by_category: ByCategory = False,

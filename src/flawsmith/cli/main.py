@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from flawsmith import __version__
-from flawsmith.cli import benchmark, calibrate, doctor, evaluate, figure, predict, settings, synthesize, train
+from flawsmith.cli import benchmark, calibrate, doctor, evaluate, figure, methods, predict, settings, synthesize, train
 from flawsmith.cli.app import (
     AsJson,
     EndingSignals,
@@ -23,7 +23,6 @@ from flawsmith.cli.app import (
     print_out,
     refuse,
     run,
-    shows_progress,
     unusable_surroundings,
 )
 from flawsmith.cli.start import INTERRUPTED
@@ -69,8 +68,7 @@ def demo(
         from flawsmith.pipeline.demo import run_demo
 
         on_message = (lambda _: None) if quiet else print_err
-        shown = shows_progress(quiet=quiet or json_)
-        result = run_demo(out, part=part, seed=seed, quiet=not shown, on_message=on_message)
+        result = run_demo(out, part=part, seed=seed, quiet=quiet or json_, on_message=on_message)
     if json_:
         print_json(
             {
@@ -84,6 +82,7 @@ def demo(
     print_out(*result.evaluation.as_table().split("\n"), "")
     print_out(*(f"next:   {step}" for step in result.evaluation.next_steps()))
     print_out(f"data:   {result.data}", f"model:  {result.model}", f"report: {result.report}")
+    print_out("", result.news, "Now with your own images: flawsmith train FOLDER")
 
 
 app = typer.Typer(
@@ -91,7 +90,6 @@ app = typer.Typer(
     help="Visual inspection learned from good parts alone.",
     epilog="Begin with `flawsmith demo`, then `flawsmith train FOLDER` on your own images.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
@@ -99,10 +97,11 @@ app.command("demo")(demo)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
-app.command("predict")(predict.predict)
+app.command("predict", cls=predict.PredictCommand)(predict.predict)
 app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesize)
 app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)
 app.add_typer(figure.figure)
+app.command("methods")(methods.methods)
 app.command("settings")(settings.settings)
 app.command("info")(info)
 app.command("doctor")(doctor.doctor)

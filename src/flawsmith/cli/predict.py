@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from flawsmith.cli.app import (
     AsJson,
@@ -30,6 +32,22 @@ UNREADABLE = 1
 """Exit code: all is written, but some images could not be inspected."""
 
 
+class PredictCommand(TyperCommand):
+    """``--maps`` may stand without its value."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Give ``--maps`` its default value where none follows, then parse as ever."""
+        expanded: list[str] = []
+        for place, argument in enumerate(args):
+            if argument == "--":
+                expanded += args[place:]
+                break
+            expanded.append(argument)
+            if argument == "--maps" and args[place + 1 : place + 2] not in (["npy"], ["tiff"]):
+                expanded.append("npy")
+        return super().parse_args(ctx, expanded)
+
+
 def predict(
     model: ModelFile,
     images: Annotated[list[Path], typer.Argument(metavar="IMAGES...", help="Image files and folders, in any order.")],
@@ -37,8 +55,14 @@ def predict(
         "verdicts"
     ),
     maps: Annotated[
-        bool, typer.Option("--maps", help="Write every anomaly map: .npy, float32, in pixels of the image.")
-    ] = False,
+        str | None,
+        typer.Option(
+            "--maps",
+            metavar="[npy|tiff]",
+            help="Write every anomaly map, float32, in pixels of the image: npy (the default), or tiff in the tree of "
+            "the folder of images.",
+        ),
+    ] = None,
     overlays: Annotated[
         bool | None,
         typer.Option(help="Overlays of all images, or of none; by default of those with review or reject."),
@@ -60,8 +84,11 @@ def predict(
         from flawsmith.pipeline.predict import InterruptedPredictionError, given_images
         from flawsmith.pipeline.predict import predict as run
         from flawsmith.runtime.bundle import Bundle
+        from flawsmith.runtime.errors import FlawsmithError
         from flawsmith.runtime.inspector import Inspector
 
+        if maps not in (None, "npy", "tiff"):
+            raise FlawsmithError(f"--maps {maps} is not possible: write --maps npy or --maps tiff")
         bundle = Bundle.load(model)
         inspector = Inspector.load(bundle, engine=engine)
         if not quiet:
@@ -81,6 +108,7 @@ def predict(
                     "overlays": _choice(overlays),
                     "maps": maps,
                     "decoders": decoders,
+                    "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
                     "seen": seen,
                 }
                 if ray is None:

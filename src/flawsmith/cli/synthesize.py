@@ -57,7 +57,7 @@ def synthesize(
     seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="H W", help="Squash images to this size first; by default they stay as they are."),
+        typer.Option(metavar="H W", help="Scale images to this size first; by default they stay as they are."),
     ] = None,
     pictures: Annotated[bool, typer.Option("--pictures", help="Write the single pictures beside the sheet.")] = False,
     test_set: Annotated[

@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+import yaml
 
 from flawsmith.cli.app import (
+    DATA,
+    RESEARCH,
+    SPEED,
     AsJson,
     Bits,
     DataFolder,
@@ -22,9 +26,9 @@ from flawsmith.cli.app import (
     Scale,
     ValueRange,
     error_boundary,
+    parse_settings,
     print_err,
     print_json,
-    shows_progress,
 )
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
@@ -34,7 +38,13 @@ if TYPE_CHECKING:
     from flawsmith.pipeline.train import TrainResult
 
 
-Method = Annotated[str, typer.Option(help=f"The method: {', '.join(METHODS[:-1])} or {METHODS[-1]}.")]
+Method = Annotated[
+    str,
+    typer.Option(
+        help=f"The method: {', '.join(METHODS[:-1])} or {METHODS[-1]}; `flawsmith methods` says more.",
+        autocompletion=lambda: METHODS,
+    ),
+]
 Preset = Annotated[
     str | None,
     typer.Option(help="fast (the default), paper or official; slsg: official-loco too."),
@@ -43,16 +53,77 @@ Backbone = Annotated[
     str | None,
     typer.Option(help="efficientnet_lite0 (the default, needs no download), any timm name, a weights file, NAME@FILE."),
 ]
-Seed = Annotated[int, typer.Option(help="Seed of every random draw.")]
+Seed = Annotated[int, typer.Option(rich_help_panel=RESEARCH, help="Seed of every random draw.")]
 Set = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting of the method, such as epochs=20."),
+    typer.Option(
+        "--set",
+        rich_help_panel=RESEARCH,
+        metavar="KEY=VALUE",
+        help="Change a setting of the method, such as epochs=20.",
+    ),
 ]
 Group = Annotated[
     str,
     typer.Option(
+        rich_help_panel=DATA,
         help="What images belong together: folder (of a day, a lot), date, name:REGEX, column:NAME, none, or auto. "
-        "Whole groups are held out."
+        "Whole groups are held out.",
+    ),
+]
+_OPTIONS_OF = {"alpha": "rate", "review_alpha": "review_rate"}
+"""Settings whose options have another name."""
+_DERIVED = ("config", "region", "zones", "data")
+"""What a run's config.yaml holds beside its settings: what follows from them and from the images."""
+
+
+def _read_config(file: Path) -> dict[str, Any]:
+    """The settings in a config.yaml that a run wrote; ``set`` is a mapping.
+
+    Raises:
+        FlawsmithError: it cannot be read, or holds something else.
+    """
+    try:
+        stored = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FlawsmithError(f"--config {file} cannot be read: give the config.yaml of a run") from error
+    if not isinstance(stored, dict) or not isinstance(stored.get("set") or {}, dict):
+        raise FlawsmithError(f"--config {file} holds no settings: give the config.yaml of a run")
+    given = {str(name): value for name, value in stored.items() if name not in _DERIVED and value is not None}
+    if "smallest_flaw" in given:  # from which tiles follow
+        given = {name: value for name, value in given.items() if name not in ("tile", "overlap")}
+    return given
+
+
+def _take_config(context: typer.Context, file: Path | None) -> Path | None:
+    """Let a run's settings be the defaults of the other options.
+
+    Raises:
+        FlawsmithError: the file cannot be read, or a setting is no option of train.
+    """
+    if file is None or context.resilient_parsing:
+        return None
+    given = {_OPTIONS_OF.get(name, name): value for name, value in _read_config(file).items() if name != "set"}
+    options = {parameter.name for parameter in context.command.params} - {"data", "config", "json_", "quiet", "out"}
+    unknown = next((name for name in given if name not in options), None)
+    if unknown is not None:
+        raise FlawsmithError(
+            f"--config {file}: train has no setting called {unknown!r}; those of a method go under set"
+        )
+    if "value_range" in given:
+        low, high = given["value_range"]
+        given["value_range"] = f"{low}:{high}"
+    context.default_map = {**(context.default_map or {}), **given}
+    return file
+
+
+Config = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="YAML",
+        is_eager=True,
+        callback=_take_config,
+        help="Settings of an earlier run, its config.yaml; options given here win.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<category>.")]
@@ -60,18 +131,35 @@ Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was 
 SkipUnreadable = Annotated[
     bool,
     typer.Option(
-        "--skip-unreadable", help="Leave out good images that cannot be read, naming them; test images never."
+        "--skip-unreadable",
+        rich_help_panel=DATA,
+        help="Leave out good images that cannot be read, naming them; test images never.",
     ),
 ]
-TrainingEngine = Annotated[str, typer.Option(help="onnxruntime or openvino: what training and inspection run on.")]
-Precision = Annotated[str, typer.Option(help="float32 or bfloat16, of that engine.")]
-Select = Annotated[str, typer.Option(help="last, or best on held-out good images and flaws synthesized on them.")]
+TrainingEngine = Annotated[
+    str, typer.Option(rich_help_panel=SPEED, help="onnxruntime or openvino: what training and inspection run on.")
+]
+Precision = Annotated[str, typer.Option(rich_help_panel=SPEED, help="float32 or bfloat16, of that engine.")]
+Select = Annotated[
+    str,
+    typer.Option(rich_help_panel=RESEARCH, help="last, or best on held-out good images and flaws synthesized on them."),
+]
 Oracle = Annotated[
     bool,
-    typer.Option("--oracle", help="Choose the checkpoint on labelled test data; everything it gives is stamped so."),
+    typer.Option(
+        "--oracle",
+        rich_help_panel=RESEARCH,
+        help="Choose the checkpoint on labelled test data; everything it gives is stamped so.",
+    ),
 ]
 Rate = Annotated[
-    str, typer.Option("--rate", "--alpha", help="Share of good parts that may be rejected: 10/1000, 1% or 0.01.")
+    str,
+    typer.Option(
+        "--max-false-rejects",
+        "--rate",
+        "--alpha",
+        help="Share of good parts that may be rejected: 10/1000, 1% or 0.01.",
+    ),
 ]
 ReviewRate = Annotated[
     str | None,
@@ -81,53 +169,87 @@ ReviewRate = Annotated[
 ]
 Roi = Annotated[
     str | None,
-    typer.Option(metavar="FILE", help="Where to look, and zones with limits of their own: JSON polygons or a mask."),
+    typer.Option(
+        rich_help_panel=DATA,
+        metavar="FILE",
+        help="Where to look, and zones with limits of their own: JSON polygons or a mask.",
+    ),
 ]
 SmallestFlaw = Annotated[
     str | None,
     typer.Option(
         "--smallest-flaw",
+        rich_help_panel=DATA,
         metavar="LENGTH",
         help="Width of the smallest flaw to find, 12 pixels or 0.5mm: images are seen as large as that takes.",
     ),
 ]
 Tile = Annotated[
-    int | None, typer.Option(metavar="PIXELS", help="Cut images into tiles of this side, for small flaws: 512.")
+    int | None,
+    typer.Option(
+        rich_help_panel=DATA, metavar="PIXELS", help="Cut images into tiles of this side, for small flaws: 512."
+    ),
 ]
 Overlap = Annotated[
-    int | None, typer.Option(metavar="PIXELS", help="Pixels over which tiles overlap; by default an eighth of a tile.")
+    int | None,
+    typer.Option(
+        rich_help_panel=DATA, metavar="PIXELS", help="Pixels over which tiles overlap; by default an eighth of a tile."
+    ),
 ]
 Textures = Annotated[
     str | None,
-    typer.Option(help="What flaws are synthesized from: a folder of pictures, self, or procedural (the default)."),
+    typer.Option(
+        rich_help_panel=DATA,
+        help="What flaws are synthesized from: a folder of pictures, self, or procedural (the default).",
+    ),
 ]
 CrossFit = Annotated[
     int | None,
     typer.Option(
         "--cross-fit",
+        rich_help_panel=RESEARCH,
         metavar="MODELS",
         help="Learn from all images; so many models of parts of them set the limit.",
     ),
 ]
 Trim = Annotated[
     float | None,
-    typer.Option(metavar="SHARE", help="Leave out this share of the good images, those least like the others."),
+    typer.Option(
+        rich_help_panel=DATA,
+        metavar="SHARE",
+        help="Leave out this share of the good images, those least like the others.",
+    ),
 ]
 Foregrounds = Annotated[
-    str | None, typer.Option(help="Folder of masks of where the part is, for --set foreground=files.")
+    str | None,
+    typer.Option(rich_help_panel=DATA, help="Folder of masks of where the part is, for --set foreground=files."),
 ]
-Workers = Annotated[int | None, typer.Option(min=0, help="Processes that synthesize flaws; by default two.")]
-Baseline = Annotated[str, typer.Option(help="patchcore or padim, built beside the model to compare it with, or none.")]
-Fraction = Annotated[float, typer.Option(help="Share of the images to learn from that is used.")]
-Accelerator = Annotated[str, typer.Option(help="Lightning's accelerator, such as cpu or gpu.")]
+Workers = Annotated[
+    int | None, typer.Option(rich_help_panel=SPEED, min=0, help="Processes that synthesize flaws; by default two.")
+]
+Baseline = Annotated[
+    str,
+    typer.Option(
+        rich_help_panel=RESEARCH, help="patchcore or padim, built beside the model to compare it with, or none."
+    ),
+]
+Fraction = Annotated[
+    float, typer.Option(rich_help_panel=RESEARCH, help="Share of the images to learn from that is used.")
+]
+Accelerator = Annotated[str, typer.Option(rich_help_panel=SPEED, help="Lightning's accelerator, such as cpu or gpu.")]
 Devices = Annotated[
     str,
-    typer.Option(help="Lightning's devices, each with batches of its own: a number, a list, -1 or auto."),
+    typer.Option(
+        rich_help_panel=SPEED, help="Lightning's devices, each with batches of its own: a number, a list, -1 or auto."
+    ),
 ]
-Strategy = Annotated[str, typer.Option(help="Lightning's strategy; ddp for several devices.")]
+Strategy = Annotated[str, typer.Option(rich_help_panel=SPEED, help="Lightning's strategy; ddp for several devices.")]
 Logger = Annotated[
     str,
-    typer.Option(help="Lightning's logger of losses beside metrics.jsonl: none, csv, tensorboard, wandb or mlflow."),
+    typer.Option(
+        rich_help_panel=RESEARCH,
+        help="Lightning's logger of losses beside metrics.jsonl: none, csv, tensorboard, wandb or mlflow.",
+    ),
 ]
 
 
@@ -136,38 +258,39 @@ def train(
     method: Method = "fusion",
     preset: Preset = None,
     backbone: Backbone = None,
-    seed: Seed = 0,
-    set_: Set = None,
+    config: Config = None,
     out: Out = None,
     resume: Resume = False,
-    skip_unreadable: SkipUnreadable = False,
-    engine: TrainingEngine = "onnxruntime",
-    precision: Precision = "float32",
-    select: Select = "last",
-    oracle: Oracle = False,
     rate: Rate = "10/1000",
     review_rate: ReviewRate = None,
-    cross_fit: CrossFit = None,
-    trim: Trim = None,
     roi: Roi = None,
     min_area: MinArea = None,
     scale: Scale = None,
     smallest_flaw: SmallestFlaw = None,
     tile: Tile = None,
     overlap: Overlap = None,
-    textures: Textures = None,
-    foregrounds: Foregrounds = None,
-    fraction: Fraction = 1.0,
     bits: Bits = None,
     value_range: ValueRange = None,
     layout: Layout = None,
     group: Group = "auto",
+    skip_unreadable: SkipUnreadable = False,
+    trim: Trim = None,
+    textures: Textures = None,
+    foregrounds: Foregrounds = None,
+    engine: TrainingEngine = "onnxruntime",
+    precision: Precision = "float32",
     accelerator: Accelerator = "auto",
     devices: Devices = "1",
     strategy: Strategy = "auto",
-    logger: Logger = "none",
     workers: Workers = None,
+    seed: Seed = 0,
+    set_: Set = None,
+    select: Select = "last",
+    oracle: Oracle = False,
+    cross_fit: CrossFit = None,
+    fraction: Fraction = 1.0,
     baseline: Baseline = "patchcore",
+    logger: Logger = "none",
     dated: Dated = False,
     json_: AsJson = False,
     quiet: Quiet = False,
@@ -177,7 +300,12 @@ def train(
     Example: flawsmith train parts/bolt --out runs/bolt
     """
     settings: dict[str, Any] = {"method": method, "preset": preset, "backbone": backbone, "seed": seed}
-    settings |= {"set": set_ or [], "engine": engine, "precision": precision, "select": _select(select, oracle)}
+    settings |= {
+        "set": _changes(config, set_),
+        "engine": engine,
+        "precision": precision,
+        "select": _select(select, oracle),
+    }
     settings |= {"alpha": rate, "review_alpha": review_rate, "bits": bits, "layout": layout, "group": group}
     settings |= {"roi": roi, "min_area": min_area, "scale": scale, "cross_fit": cross_fit, "trim": trim}
     settings |= {"smallest_flaw": smallest_flaw, "tile": tile, "overlap": overlap}
@@ -188,6 +316,16 @@ def train(
         result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
     if _is_rank_zero():
         _conclude(result, json_=json_, quiet=quiet)
+
+
+def _changes(config: Path | None, given: Sequence[str] | None) -> dict[str, Any]:
+    """Settings of the method: those of an earlier run, and over them those that are given.
+
+    Raises:
+        FlawsmithError: one cannot be read.
+    """
+    former = {} if config is None else _read_config(config).get("set", {})
+    return {**former, **parse_settings(given or [])}
 
 
 def _is_rank_zero() -> bool:
@@ -227,14 +365,14 @@ def _devices(text: str) -> int | str:
 def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, quiet: bool, json_: bool) -> TrainResult:
     # torch's C++ part tells developers on stderr what concerns several processes; it reads this as it is loaded.
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    from flawsmith.cli.app import parse_range, parse_settings
+    from flawsmith.cli.app import parse_range
     from flawsmith.data.layouts import load
     from flawsmith.pipeline import train
     from flawsmith.pipeline.quantities import parse_rate
 
-    settings = {**settings, "set": parse_settings(settings["set"])}
+    settings = dict(settings)
     settings["value_range"] = parse_range(settings["value_range"])
-    settings["alpha"] = parse_rate(settings["alpha"], "--rate")
+    settings["alpha"] = parse_rate(settings["alpha"], "--max-false-rejects")
     if settings["review_alpha"] is not None:
         settings["review_alpha"] = parse_rate(settings["review_alpha"], "--review-rate")
     # Checked before thousands of images are read to tell what is held out.
@@ -249,8 +387,7 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
             _introduce(grouped, settings, notes=dataset.notes)
 
     try:
-        silent = not shows_progress(quiet=quiet or json_)
-        return train.train(data, quiet=silent, on_data=introduce, **options, **settings)
+        return train.train(data, quiet=quiet or json_, on_data=introduce, **options, **settings)
     except FlawsmithError as error:
         raise _with_way_out(error, dataset, skips=options["skip_unreadable"]) from error
 

@@ -498,8 +498,7 @@ def _too_few(inventory: _Inventory) -> Iterable[Finding]:
             message = f"only {calibration} of your {_images(distinct)} can be used to set the limit; {best}"
             fix = (
                 f"for 10 of 1,000: {needed} extra images in validation/good/ ({proven} to be 95 % sure), or "
-                f"{round(needed / HELD_OUT_FRACTION)} images in all; from few images `train --cross-fit 5` learns and "
-                "sets the limit with every one"
+                f"{round(needed / HELD_OUT_FRACTION)} images in all; with few images, `train --cross-fit 5`"
             )
         severity: Severity = "warning" if calibration < HELD_OUT_MINIMUM else "note"
         yield Finding(severity, "few-to-calibrate", message, (dataset.root,), fix)
@@ -523,7 +522,7 @@ def _groups(inventory: _Inventory) -> Iterable[Finding]:
         twins = tuple(image for scene in scenes for image in scene)
         message = (
             f"{len(twins)} of {_images(len(images))} are nearly equal to others: {_count(len(scenes), 'scene')} of 2 "
-            f"to {_images(max(map(len, scenes)))}; a limit from frames of a scene that was learned promises too much"
+            f"to {_images(max(map(len, scenes)))}; a limit set by frames of learned scenes promises too much"
         )
         fix = "take single pictures of more parts; train keeps the frames of a scene on one side"
         yield Finding("warning", "bursts", message, twins, fix)

@@ -228,7 +228,7 @@ def hold_out(
     note = f", copies of one image ({copies} more) on one side alone and counted once for the limit" if copies else ""
     if quota == 0:
         everything = _flatten(images.values())
-        words = "the one distinct good image serves training and calibration alike, so limits are a guess"
+        words = "the only different good image is learned from and sets the limit, which is a guess"
         return HoldOut(everything, everything, "training", words + note)
     groups = _ranked_groups(images, seed)
     most, enough = len(images) // 2, min(minimum, quota)
@@ -236,10 +236,10 @@ def hold_out(
     if sum(map(len, held_out)) < enough:  # begun with the largest group that fits there are the most
         largest_first = sorted(groups, key=lambda group: -len(group) if len(group) <= most else 0)
         held_out = _whole_groups(largest_first, quota, most)
-    words = "good images held out by content for calibration"
+    words = "good images held out to set the limit"
     if sum(map(len, held_out)) >= enough or max(map(len, groups)) <= most:
         if len(groups) < len(images):
-            words = f"good images, {len(held_out)} of {len(groups)} groups, held out whole for calibration"
+            words = f"good images, {len(held_out)} of {len(groups)} groups, held out whole to set the limit"
     else:
         held_out = [[digest] for digest in list(images)[:quota]]
         reason = "all are of one group" if len(groups) == 1 else "one group has more than half of them"
@@ -270,7 +270,7 @@ def calibration_split(
     refuse_leaks(learned, dataset.good_val)
     train = _flatten(_ranked_images(learned, seed).values())
     calibration = _one_of_each(_ranked_images(dataset.good_val, seed).values())
-    words = f"{len(calibration)} good images of the validation folder serve calibration, none was held out"
+    words = f"{len(calibration)} good images of the validation folder set the limit, none was held out"
     return HoldOut(train, calibration, "validation", words)
 
 
@@ -329,8 +329,8 @@ def good_images(dataset: Dataset) -> tuple[Sample, ...]:
     origin = made_from(dataset.root)
     source = f"{dataset.category} of {origin}" if origin is not None else "the data set it belongs to"
     raise FlawsmithError(
-        f"there is no good image to train on in {dataset.root}, which is a test set: train on {source}, and measure "
-        f"that model here with `flawsmith evaluate MODEL {dataset.root}`"
+        f"there is no good image to train on in {dataset.root}, which is a test set: train on {source}, then run "
+        "`flawsmith evaluate` here"
     )
 
 

@@ -16,7 +16,18 @@ from contextlib import AbstractContextManager, closing, contextmanager, nullcont
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flawsmith.pipeline.predict import MAPS, OVERLAYS, OverlayChoice, Prediction, given_images, record_of, write_records
+from flawsmith.pipeline.predict import (
+    MAPS,
+    OVERLAYS,
+    MapFormat,
+    OverlayChoice,
+    Prediction,
+    facts_of,
+    given_images,
+    map_tree,
+    record_of,
+    write_records,
+)
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import make_folder
@@ -157,9 +168,10 @@ def predict_on_cluster(
     *,
     address: str,
     overlays: OverlayChoice = "suspect",
-    maps: bool = False,
+    maps: MapFormat | None = None,
     decoders: int = 2,
     engine: str | None = None,
+    model_sha256: str = "",
     seen: Callable[[dict[str, Any]], object] = lambda record: None,
 ) -> Prediction:
     """Inspect images as `predict` does, on a Ray cluster: the same files, in the same order.
@@ -169,7 +181,7 @@ def predict_on_cluster(
 
     Args:
         bundle: the model; it is sent to the workers.
-        paths, out, overlays, maps, seen: as `predict` takes them.
+        paths, out, overlays, maps, model_sha256, seen: as `predict` takes them.
         address: the cluster, as :func:`connected` takes it.
         decoders: threads of every worker that decode, at least 1.
         engine: as `Inspector.load` takes it.
@@ -183,16 +195,17 @@ def predict_on_cluster(
     check_address(address)
     if decoders < 1:
         raise FlawsmithError(f"decoders must be at least 1, not {decoders}")
+    tree = map_tree(paths, out, maps)
     images = [{"index": index, "path": os.fsencode(path)} for index, path in enumerate(given_images(paths, out))]
     make_folder(out)
-    settings = {"out": out, "overlays": overlays, "maps": maps, "decoders": decoders, "engine": engine}
+    settings = {"out": out, "overlays": overlays, "maps": maps, "tree": tree, "decoders": decoders, "engine": engine}
     try:
         with connected(address) as ray, closing(_records(ray, images, bundle, settings)) as records:
-            return write_records(records, paths, out, seen=seen)
+            return write_records(records, paths, out, facts=facts_of(bundle.spec.decision, model_sha256), seen=seen)
     finally:
         # A worker that was killed could not clear away the picture that it was writing.
         for folder in (out / OVERLAYS, out / MAPS):
-            for unfinished in folder.glob(".*.tmp"):
+            for unfinished in folder.rglob(".*.tmp"):
                 unfinished.unlink(missing_ok=True)
 
 
@@ -257,7 +270,7 @@ class _ImageWorker:
         paths = [Path(os.fsdecode(path)) for path in batch.column("path").to_pylist()]
         results = self._inspector.stream(paths, decoders=asked["decoders"])
         records = [
-            record_of(result, index, asked["out"], asked["overlays"], asked["maps"])
+            record_of(result, index, asked["out"], asked["overlays"], asked["maps"], asked["tree"])
             for index, result in zip(batch.column("index").to_pylist(), results, strict=True)
         ]
         return pa.table({"record": [json.dumps(record, allow_nan=False).encode() for record in records]})

@@ -327,8 +327,7 @@ def _create(architecture: str, strides: Sequence[int], source: WeightSource, fil
                 raise
             raise FlawsmithError(
                 f"weights of {architecture} cannot be fetched from the hub ({type(error).__name__}): without internet "
-                f"use the packaged --backbone {PACKAGED}, or a downloaded file with --backbone "
-                f"{architecture.split('.')[0]}@FILE"
+                f"use --backbone {PACKAGED}, or a file with --backbone {architecture.split('.')[0]}@FILE"
             ) from error
 
 

@@ -313,8 +313,8 @@ class _ShardCache:
             shutil.rmtree(doomed, ignore_errors=True)
         if total + size > self.cap:
             raise FlawsmithError(
-                f"the features of this dataset need more than the cache's {self.cap / 1e9:.1f} GB in {self._root}: "
-                "raise FLAWSMITH_CACHE_GB, or train on smaller images with --set image_size=[...]"
+                f"the features of these images need more than the cache's {self.cap / 1e9:.1f} GB in {self._root}: "
+                "raise FLAWSMITH_CACHE_GB, or choose a smaller --set image_size"
             )
 
 

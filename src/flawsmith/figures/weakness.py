@@ -137,8 +137,8 @@ def weakness_of_benchmark(
     weak = [(result, weight) for result, weight in weak if chosen in result.evaluations]
     if not weak:
         raise FlawsmithError(
-            f"no run of the benchmark is of a test set of weak flaws: make them with {_MAKE} and give its FOLDER to "
-            "`flawsmith benchmark`, or give models and --sets FOLDER"
+            f"no run of the benchmark is of a test set of weak flaws: make them with {_MAKE} for `flawsmith "
+            "benchmark`, or give models and --sets FOLDER"
         )
     names = curve.shown_metrics([result.evaluations[chosen] for result, _ in weak], metrics)
     measurements = {

@@ -228,20 +228,19 @@ class Evaluation(BaseModel):
         steps = []
         if self.promise_is_broken:
             steps.append(
-                "More good parts are rejected than was promised. Collect good parts of this kind, such as of other "
-                "days, and set the limit anew: flawsmith calibrate model.flaw GOOD."
+                "More good parts are rejected than was promised. Collect more of them, of several days, and set the "
+                "limit anew: flawsmith calibrate model.flaw GOOD."
             )
         at_no_miss = missing_none(self.what_if[::-1])
         if self.n_missed and at_no_miss is not None and at_no_miss.rejected <= max(1, self.n_good // 10):
             steps.append(
-                f"Flaws are missed, but a lower limit finds all of them and rejects {at_no_miss.rejected} of "
+                f"A lower limit finds all flaws and rejects {at_no_miss.rejected} of "
                 f"{self.n_good} good parts: flawsmith calibrate model.flaw GOOD --flawed FLAWED --catch 1."
             )
         elif self.n_missed:
             steps.append(
-                "Flaws are missed, and no limit finds all of them without rejecting many good parts. Look at the "
-                "missed ones: where a flaw is small, train with --smallest-flaw; where the part's position or the "
-                "light changes, give more good images, or a region of interest (--roi)."
+                "No limit finds all flaws without rejecting many good parts. If the missed ones are small, train with "
+                "--smallest-flaw; if position or light change, give more good images."
             )
         if not steps and self.n_rejected:
             steps.append(

@@ -338,11 +338,15 @@ class AnomalyModel(nn.Module, ABC):
         name: by which the method is chosen.
         paper: authors, title, venue, year.
         licence: of the authors' released code; None where it states none.
+        suits: when to choose it, in a few words.
+        training_time: of preset ``fast`` on some hundred images and two CPU cores, in words.
         presets: ``paper`` (the text), ``official`` (the released code), ``fast`` (the default here).
     """
 
     name: ClassVar[str]
     paper: ClassVar[str]
+    suits: ClassVar[str] = ""
+    training_time: ClassVar[str] = ""
     licence: ClassVar[str | None] = None
     Config: ClassVar[type[ModelConfig]]
     presets: ClassVar[Mapping[str, ModelConfig]]

@@ -246,7 +246,12 @@ def calibrate(
     if target is not None:
         _check_target(target, bundle)
     if use is not None:
-        settings = {"--rate": rate, "--review-rate": review_rate, "--review-budget": review_budget, "--roi": roi}
+        settings = {
+            "--max-false-rejects": rate,
+            "--review-rate": review_rate,
+            "--review-budget": review_budget,
+            "--roi": roi,
+        }
         settings |= {"--min-area": min_area, "--scale": scale, "--repeats": repeats, "--flawed": flawed}
         _refuse_unused({**settings, "--catch": catch, "--engine": engine, "GOOD": good}, f"--use {use}")
         result = _return_to(bundle, use)
@@ -351,7 +356,7 @@ def _from_stored(
             "did not learn from"
         )
     if before.chosen_on_flawed and rates.reject is None:
-        raise FlawsmithError("known flaws chose the limit: add --rate to let the good images choose it")
+        raise FlawsmithError("known flaws chose the limit: add --max-false-rejects to let the good images choose it")
     scores, levels, setting = arrays["good"], _stored_levels(bundle), before
     if roi is not None or min_area is not None or levels is None:
         stored = load_maps(bundle)
@@ -442,7 +447,7 @@ def _rates(
             f"--review-budget {review_budget:g} is not possible: write parts of 1,000 to look at, such as 40"
         )
     return _Rates(
-        None if rate is None else parse_rate(rate, "--rate"),
+        None if rate is None else parse_rate(rate, "--max-false-rejects"),
         None if review_rate is None else 0.0 if review_rate == "none" else parse_rate(review_rate, "--review-rate"),
         None if review_budget is None else review_budget / 1000,
         None if catch is None else 1.0 if str(catch).strip() in ("1", "1.0", "100%") else parse_rate(catch, "--catch"),
@@ -664,8 +669,8 @@ def _refuse_few_repeats(samples: Sequence[Sample]) -> None:
     repeated = sum(number > 1 for number in Counter(sample.group for sample in samples if sample.group).values())
     if repeated < _FEWEST_REPEATED:
         raise FlawsmithError(
-            f"--repeats: {repeated} parts have several images, at least {_FEWEST_REPEATED} must: take each "
-            "part two or three times, such as in a folder of its own with --repeats folder"
+            f"--repeats: {repeated} parts have several images, at least {_FEWEST_REPEATED} must: take each part two "
+            "or three times, with --repeats folder in a folder each"
         )
 
 

@@ -13,7 +13,7 @@ import flawsmith
 from flawsmith.data.layouts import load
 from flawsmith.metrics.results import Evaluation
 from flawsmith.pipeline.evaluate import evaluate_into
-from flawsmith.pipeline.train import train
+from flawsmith.pipeline.train import train, training_in_words
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
 from flawsmith.runtime.outputs import LOCK, exclusive_folder
@@ -40,6 +40,17 @@ class DemoResult:
     report: Path
     evaluation: Evaluation
 
+    @property
+    def news(self) -> str:
+        """How it went, in two sentences."""
+        found = self.evaluation.n_flawed - self.evaluation.n_missed
+        rejected, good = self.evaluation.n_rejected, self.evaluation.n_good
+        well = 2 * found >= self.evaluation.n_flawed and 4 * rejected <= good
+        return (
+            f"Flawsmith {'works' if well else 'runs'} on this machine. Its model found {found} of "
+            f"{self.evaluation.n_flawed} flawed parts and rejected {rejected} of {good} good ones."
+        )
+
 
 def run_demo(
     out: Path,
@@ -59,8 +70,8 @@ def run_demo(
         out: folder of the demo; must be missing, empty, or a demo's own.
         part: name of a part of :data:`flawsmith.synthesis.demo_parts.PARTS`.
         seed: seed of drawings and training, at least 0.
-        quiet: show no progress bars.
-        on_message: is on_message what happens, a line at a time.
+        quiet: show no progress.
+        on_message: is told what happens, a line at a time.
         render: other options of :func:`~flawsmith.synthesis.demo_parts.render_product_line`, such as ``n_train``.
         settings: other settings of :func:`~flawsmith.pipeline.train.train`, such as ``set``.
 
@@ -85,7 +96,7 @@ def run_demo(
                 temporary.write_text(json.dumps(drawing, indent=2) + "\n", encoding="utf-8")
         dataset = load(out / _DATA / part)
         on_message(dataset.summary())
-        on_message("learning the good parts")
+        on_message(training_in_words({"preset": "fast", "seed": seed, **(settings or {})}))
         result = train(dataset.root, out=out / _RUN, preset="fast", seed=seed, quiet=quiet, **(settings or {}))
         on_message(result.bundle.spec.decision.describe())
         on_message("inspecting the test parts")

@@ -106,7 +106,7 @@ def test_samples(dataset: Dataset) -> tuple[Sample, ...]:
     if not dataset.test:
         raise FlawsmithError(
             f"{dataset.root} has no test images to evaluate on: put good ones into test/good and flawed ones into "
-            "test/<defect>, or judge single images with `flawsmith predict`"
+            "test/<defect>, or use `flawsmith predict`"
         )
     return dataset.test
 

@@ -56,9 +56,8 @@ def remarks(names: Sequence[str], scores: ArrayLike) -> tuple[str, ...]:
     order = np.argsort(-values, kind="stable")
     if values.size > 1 and np.ptp(values) <= _EQUAL * np.abs(values).max():
         return (
-            f"all {values.size} held-out images have nearly the same score, {values[0]:.4g}: the model sees no "
-            "difference between them, as where all pictures are black or white to it; look at them with "
-            "`flawsmith doctor`",
+            f"all {values.size} held-out images have nearly the same score, {values[0]:.4g}, as if they were all "
+            "black or white: check them with `flawsmith doctor`",
         )
     number = odd_scores(values)
     if not number:
@@ -69,7 +68,7 @@ def remarks(names: Sequence[str], scores: ArrayLike) -> tuple[str, ...]:
     verb, these, are = ("scores", "it", "it is") if number == 1 else ("score", "them", "they are")
     return (
         f"held-out {listed} {verb} {each}, the other {len(others)} from {others.min():.3g} to {others.max():.3g}: look "
-        f"at {these}; if {are} flawed, remove {these} and train again, since the limit rests on the highest scores",
+        f"at {these}; if {are} flawed, remove {these} and train again",
     )
 
 

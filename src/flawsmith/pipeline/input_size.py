@@ -95,8 +95,8 @@ def seen_in_words(flaw: float, image: Size, seen: InputSize, usual: Size) -> str
     else:
         how = f"at {seen.network[1]} x {seen.network[0]} instead of {usual[1]} x {usual[0]}"
     return (
-        f"images of {image[1]} x {image[0]} are seen {how}, so that a flaw of {flaw:.3g} pixels has {PIXELS_OF_A_FLAW} "
-        f"of the network's pixels or all that it has; an image takes about {seen.cost:.1f} times as long"
+        f"images of {image[1]} x {image[0]} are seen {how}, so that a flaw of {flaw:.3g} pixels is seen; an image "
+        f"takes about {seen.cost:.1f} times as long"
     )
 
 
@@ -118,8 +118,8 @@ def size_advice(image: Size, config: ModelConfig) -> str:
     seen = input_size_for(half, image, config)
     return (
         f"images of {image[1]} x {image[0]} are seen at {columns} x {rows}: flaws of fewer than about "
-        f"{math.ceil(PIXELS_OF_A_FLAW * factor)} pixels may be lost; --smallest-flaw {half} finds those of {half} "
-        f"pixels, and an image takes about {seen.cost:.1f} times as long"
+        f"{math.ceil(PIXELS_OF_A_FLAW * factor)} pixels may be lost; --smallest-flaw {half} finds smaller ones, in "
+        f"{seen.cost:.1f} times the time"
     )
 
 

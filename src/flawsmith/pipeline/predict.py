@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Literal
 
 import numpy as np
+from PIL import Image
 
+from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import (
     further_pictures_note,
@@ -33,6 +37,10 @@ LINES, TABLE, OVERLAYS, MAPS = "verdicts.jsonl", "verdicts.csv", "overlays", "ma
 _NAMED = 3
 OverlayChoice = Literal["none", "suspect", "all"]
 """Which images get an overlay: none, those with the verdict review or reject, or all."""
+MapFormat = Literal["npy", "tiff"]
+"""npy: numbered files in one folder. tiff: the tree of the folder of images, as evaluation servers take it."""
+_ROW = ("image", "score", "times_limit", "verdict", "regions", "error")
+_FACTS = ("limit", "model", "date")
 
 
 @dataclass
@@ -41,7 +49,8 @@ class Prediction:
 
     Attributes:
         lines: one JSON object an image, in input order.
-        table: the same as CSV: image, score, the same as a multiple of the limit, verdict, number of regions, error.
+        table: the same as CSV: image, score, the same as a multiple of the limit, verdict, number of regions, error;
+            then what verdicts are traced by: limit, SHA-256 of the model file, date, path of the overlay.
         verdicts: number of images by verdict.
         nearest: the image of each verdict that is nearest to the limit, with its score as a multiple of that.
         unreadable: number of images that could not be inspected.
@@ -76,7 +85,7 @@ class Prediction:
 def given_images(paths: Sequence[Path], out: Path) -> Iterator[Path]:
     """The images of files and folders in the order given, those of a folder sorted; one at a time.
 
-    Overlays in the output folder are results, not images to inspect, should that folder lie below one that is given.
+    Overlays and maps in the output folder are results, not images to inspect, should that folder lie below a given one.
 
     Args:
         paths: files and folders.
@@ -87,10 +96,10 @@ def given_images(paths: Sequence[Path], out: Path) -> Iterator[Path]:
     """
     if not any(os.path.lexists(path) for path in paths):
         raise FlawsmithError(f"there is no file or folder {paths[0]}: check the path and the rights to it")
-    return _walk(paths, _absolute(out / OVERLAYS) + os.sep)
+    return _walk(paths, tuple(_absolute(out / folder) + os.sep for folder in (OVERLAYS, MAPS)))
 
 
-def _walk(paths: Sequence[Path], results: str) -> Iterator[Path]:
+def _walk(paths: Sequence[Path], results: tuple[str, ...]) -> Iterator[Path]:
     for path in paths:
         if is_folder(path):
             yield from (image for image in iter_images(path) if not _absolute(image).startswith(results))
@@ -109,9 +118,10 @@ def predict(
     out: str | Path = "verdicts",
     *,
     overlays: OverlayChoice = "suspect",
-    maps: bool = False,
+    maps: MapFormat | None = None,
     engine: str | None = None,
     decoders: int = 2,
+    model_sha256: str = "",
     seen: Callable[[dict[str, Any]], object] = lambda record: None,
 ) -> Prediction:
     """Inspect images and write verdicts.jsonl, verdicts.csv and, where wanted, overlays and maps.
@@ -121,18 +131,20 @@ def predict(
     read) the complete lines are kept: under the final names, or where they are if an earlier run has these. The next
     run begins ``verdicts.partial.*`` anew.
 
-    Overlays are PNG files in ``overlays/``. Maps are ``.npy`` files in ``maps/``, float32 (height, width) in pixels
-    of the image, NaN where nothing was inspected. Their names begin with the position of the image in the input, so
-    images of the same name in two folders do not collide; each line names its own.
+    Overlays are PNG files in ``overlays/``. Maps are ``.npy`` or ``.tiff`` files in ``maps/``, float32 (height, width)
+    in pixels of the image, NaN where nothing was inspected. Names begin with the position of the image in the input, so
+    images of the same name in two folders do not collide; maps as ``.tiff`` lie as their images do in the one folder
+    that is given. Each line names its own.
 
     Args:
         model: a model file, or an inspector.
         images: a file, a folder, or several of them.
         out: folder for the results; made if missing.
         overlays: which images get an overlay.
-        maps: write every anomaly map.
+        maps: write every anomaly map, in this format.
         engine: another engine than the one the model was calibrated with; an inspector has its own.
         decoders: threads that decode, at least 1.
+        model_sha256: of the model file, for the table; that of a file that is given is known.
         seen: is given each record as it is written.
 
     Returns:
@@ -142,12 +154,39 @@ def predict(
         FlawsmithError: the model cannot be read, nothing to inspect, or a result cannot be written.
     """
     inspector = model if isinstance(model, Inspector) else Inspector.load(model, engine=engine)
+    if not isinstance(model, Inspector) and not model_sha256:
+        model_sha256 = hashlib.sha256(Path(model).read_bytes()).hexdigest()
     given = [images] if isinstance(images, (str, Path)) else images
     paths = [path if isinstance(path, Path) else Path(path) for path in given]  # no copies of many thousands
     folder = Path(out)
+    tree = map_tree(paths, folder, maps)
     stream = inspector.stream(given_images(paths, folder), decoders=decoders)
-    records = (record_of(result, index, folder, overlays, maps) for index, result in enumerate(stream))
-    return write_records(records, paths, folder, seen=seen)
+    records = (record_of(result, index, folder, overlays, maps, tree) for index, result in enumerate(stream))
+    return write_records(records, paths, folder, facts=facts_of(inspector.spec.decision, model_sha256), seen=seen)
+
+
+def map_tree(paths: Sequence[Path], out: Path, maps: MapFormat | None) -> Path | None:
+    """The folder whose tree the maps repeat; None: they do not.
+
+    Raises:
+        FlawsmithError: there is no such folder, or two of its images would have the same map.
+    """
+    if maps != "tiff":
+        return None
+    if len(paths) != 1 or not is_folder(paths[0]):
+        raise FlawsmithError("--maps tiff repeats the tree of one folder: give that folder alone, or --maps npy")
+    first: dict[Path, Path] = {}
+    for image in given_images(paths, out):
+        other = first.setdefault(image.with_suffix(""), image)
+        if other != image:
+            raise FlawsmithError(f"{other} and {image} would have the same map: rename one of them, or give --maps npy")
+    return paths[0]
+
+
+def facts_of(decision: Decision, model: str) -> dict[str, Any]:
+    """What every row of the table says of how it was made: the limit of what decides, the model file and the date."""
+    limit = decision.map_limit if decision.by_regions else decision.limit
+    return {"limit": limit, "model": model, "date": datetime.now().astimezone().date().isoformat()}
 
 
 def write_records(
@@ -155,6 +194,7 @@ def write_records(
     paths: Sequence[Path],
     out: Path,
     *,
+    facts: Mapping[str, Any],
     seen: Callable[[dict[str, Any]], object] = lambda record: None,
 ) -> Prediction:
     """Write verdicts.jsonl and verdicts.csv as `predict` does.
@@ -163,12 +203,13 @@ def write_records(
         records: of every image, in input order.
         paths: what was to be inspected, for messages.
         out: folder for the results; made if missing.
+        facts: of the run, as `facts_of` gives them.
         seen: is given each record as it is written.
 
     Raises:
         FlawsmithError: there are no records, one says so itself, or a result cannot be written.
     """
-    with _Results(out) as results:
+    with _Results(out, facts) as results:
         for record in records:
             results.add(record)
             seen(record)
@@ -182,7 +223,12 @@ def write_records(
 
 
 def record_of(
-    result: Inspection | Unreadable, index: int, out: Path, overlays: OverlayChoice, maps: bool
+    result: Inspection | Unreadable,
+    index: int,
+    out: Path,
+    overlays: OverlayChoice,
+    maps: MapFormat | None,
+    tree: Path | None = None,
 ) -> dict[str, Any]:
     """The JSON line of one image, whose pictures are written as `predict` says.
 
@@ -193,7 +239,8 @@ def record_of(
         index: its position in the input.
         out: folder for the pictures.
         overlays: which images get an overlay.
-        maps: write its anomaly map.
+        maps: write its anomaly map, in this format.
+        tree: the folder whose tree the maps repeat.
 
     Raises:
         FlawsmithError: a picture cannot be written.
@@ -204,24 +251,30 @@ def record_of(
     if "error" in record:
         record["error"] = printable(record["error"])
     if isinstance(result, Inspection):
-        record |= _pictures(result, index, out, overlays, maps)
+        record |= _pictures(result, index, out, overlays, maps, tree)
     return record
 
 
-def _pictures(result: Inspection, index: int, out: Path, overlays: OverlayChoice, maps: bool) -> dict[str, str | None]:
+def _pictures(
+    result: Inspection, index: int, out: Path, overlays: OverlayChoice, maps: MapFormat | None, tree: Path | None
+) -> dict[str, str | None]:
     """Write what pictures are wanted; their paths relative to the output folder."""
     assert result.image is not None
     written: dict[str, str | None] = {}
     if overlays == "all" or (overlays == "suspect" and result.verdict != "pass"):
         name = f"{OVERLAYS}/{result_name(index, result.image, '.png')}"
         written["overlay"] = name if _write_overlay(result, out / name) else None
-    if maps:
+    if maps is not None:
         pixels = result.map if result.not_inspected is None else np.where(result.not_inspected, np.nan, result.map)
-        name = f"{MAPS}/{result_name(index, result.image, '.npy')}"
-        make_folder(out / MAPS)
+        place = Path(result.image).relative_to(tree).with_suffix(".tiff") if tree is not None else None
+        name = f"{MAPS}/{result_name(index, result.image, '.npy') if place is None else place.as_posix()}"
+        make_folder((out / name).parent)
         with replacing(out / name) as temporary, temporary.open("wb") as file:
-            np.save(file, pixels.astype(np.float32, copy=False))
-        written["map"] = name
+            if place is None:
+                np.save(file, pixels.astype(np.float32, copy=False))
+            else:
+                Image.fromarray(pixels.astype(np.float32, copy=False)).save(file, format="TIFF")
+        written["map"] = printable(name)
     return written
 
 
@@ -243,7 +296,8 @@ class _Results:
     They grow under names that people see, so that nothing is lost when the program is killed.
     """
 
-    def __init__(self, out: Path) -> None:
+    def __init__(self, out: Path, facts: Mapping[str, Any]) -> None:
+        self._facts = [facts[name] for name in _FACTS]
         self.prediction = Prediction(out / LINES, out / TABLE)
         self._out = out
         self._files: list[_GrowingFile] = []
@@ -257,7 +311,7 @@ class _Results:
             for final in finals:
                 self._files.append(_GrowingFile(final.with_stem(f"{final.stem}.partial")))
                 stack.callback(self._files[-1].discard)
-            self._add_row(("image", "score", "times_limit", "verdict", "regions", "error"))
+            self._add_row((*_ROW, *_FACTS, "overlay"))
             self._folder = stack.pop_all()
         return self
 
@@ -267,7 +321,8 @@ class _Results:
         score, verdict, times = record.get("score", ""), record.get("verdict", ""), record.get("times_limit")
         regions = len(record["regions"]) if "regions" in record else ""
         shown = "" if times is None else f"{times:.4g}"
-        self._add_row((record["image"], score, shown, verdict, regions, record.get("error", "")))
+        row = (record["image"], score, shown, verdict, regions, record.get("error", ""))
+        self._add_row((*row, *self._facts, record.get("overlay") or ""))
         for file in self._files:
             file.flush()
         for file in self._files:

@@ -286,7 +286,7 @@ def _after_training(decision: Decision) -> list[str]:
         *_more_good_images(decision),
         "Look at the good images below: one that is flawed must be removed before training again.",
         "Inspect parts whose state you know, good ones of another day and flawed ones: flawsmith predict model.flaw "
-        "IMAGES. With folders test/good and test/<defect>: flawsmith evaluate model.flaw FOLDER.",
+        "IMAGES, or, with test/good and test/<defect>, flawsmith evaluate.",
     ]
 
 

@@ -29,13 +29,23 @@ from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import extractor_key, make_extractor
 from flawsmith.metrics.collect import network_mask, resize_mask
-from flawsmith.models.base import LARGEST_FILE, AnomalyModel, Diagnostic, FeatureCloud, MetricChart, ModelConfig, Stage
+from flawsmith.models.base import (
+    LARGEST_FILE,
+    AnomalyModel,
+    Diagnostic,
+    FeatureCloud,
+    MetricChart,
+    ModelConfig,
+    Stage,
+    TrainingStage,
+)
 from flawsmith.models.registry import find_method
 from flawsmith.pipeline import held_out
 from flawsmith.pipeline.calibrate import levels_behind
 from flawsmith.pipeline.describe import model_card
 from flawsmith.pipeline.masks import read_mask
 from flawsmith.pipeline.oddness import Baseline, unlikeness
+from flawsmith.pipeline.progress import COMPARING, EXPORTING, LEARNING, LIMIT, REPORTING, TRIMMING, Steps
 from flawsmith.pipeline.provenance import made_of, versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
 from flawsmith.pipeline.stored_maps import LARGEST_MAPS, StoredMaps, save_maps
@@ -162,8 +172,8 @@ def refuse_without_labels(dataset: Dataset) -> None:
     missing = [name for name, found in (("good", dataset.test_good), ("flawed", dataset.test_flawed)) if not found]
     if missing:
         raise FlawsmithError(
-            f"an oracle chooses the checkpoint on labelled test images, and {dataset.root} has no "
-            f"{' and no '.join(missing)} ones: leave --oracle out, or put them into test/good and test/<defect>"
+            f"--oracle needs labelled test images, and {dataset.root} has no {' and no '.join(missing)} ones: leave "
+            "--oracle out, or put them into test/good and test/<defect>"
         )
 
 
@@ -226,6 +236,7 @@ class Job:
         pixel_size: side of a pixel in millimetres; None: unknown.
         decoded: images that are not learned from, decoded once for the run, its folds and its baseline.
         dated: whether the report says when and of what it was made, so that its bytes differ from run to run.
+        progress: is told how far the run is.
     """
 
     dataset: Dataset
@@ -246,6 +257,13 @@ class Job:
     pixel_size: float | None = None
     decoded: DecodedImages = field(default_factory=DecodedImages)
     dated: bool = False
+    progress: Steps = field(default_factory=lambda: Steps({LEARNING: 1.0}))
+
+
+FEATURES_SHARE = 0.2
+"""Of the time that learning takes, what features take before a loop, roughly."""
+LOOPS_SHARE = 0.7
+"""The same of the loops; memories and statistics follow."""
 
 
 class TrainingSteps:
@@ -261,6 +279,7 @@ class TrainingSteps:
             foregrounds=None if foregrounds is None else Path(foregrounds),
             workers=job.workers,
         )
+        self.progress = job.progress
         self.timings: dict[str, float] = {}
         self.oddest: list[tuple[Sample, float]] = []
         self.trimmed: list[Sample] = []
@@ -280,7 +299,11 @@ class TrainingSteps:
         settings, preset, config = baseline_settings(BASELINES[0], self.settings, self.config)
         run = RunFolder(self.run.path / TRIM, self.run.options)
         run.path.mkdir(exist_ok=True)
-        beside = dataclasses.replace(self.job, settings=settings, preset=preset, config=config, run=run, baseline=None)
+        self.progress.begin(TRIMMING)
+        within = self.progress.within({LEARNING: 1.0})
+        beside = dataclasses.replace(
+            self.job, settings=settings, preset=preset, config=config, run=run, baseline=None, progress=within
+        )
         with self._timed("trim"):
             ranked = _by_unlikeness(*TrainingSteps(beside)._trained()[::2])
         odd = [sample for sample, _ in ranked[: math.ceil(share * len(ranked))]]
@@ -291,6 +314,7 @@ class TrainingSteps:
         return dataclasses.replace(self.split, train=train, description=words), odd
 
     def _trained(self) -> tuple[AnomalyModel, Geometry, TrainingSet]:
+        self.progress.begin(LEARNING)
         with self._timed("backbone"):
             backbone = local_rank_zero_first(self._backbone)
         model = find_method(self.settings.method)(self.config, backbone, self.settings.seed)
@@ -321,8 +345,10 @@ class TrainingSteps:
         if self.scored is not None and self.scored.maps is not None:
             kept = StoredMaps(self.scored.scores, self.scored.maps, self.scored.sizes)
             save_maps(self.run.path, bundle.model, kept)
+        self.progress.begin(COMPARING)
         with self._timed("baseline"):
             baseline = self._baseline()
+        self.progress.begin(REPORTING)
         with self._timed("report"):
             metrics = self.run.metrics()
             shown = drawn(model.diagnostics(data), metrics)
@@ -387,8 +413,10 @@ class TrainingSteps:
         return bundle
 
     def _export_and_calibrate(self, model: AnomalyModel, geometry: Geometry, *, n_train: int) -> Bundle:
+        self.progress.begin(EXPORTING)
         with self._timed("export"):
             graph = export_model(model, self.config.image_size)
+        self.progress.begin(LIMIT)
         with self._timed("calibration"):
             return self._calibrated(self._spec(geometry, model, n_train=n_train), graph, model)
 
@@ -428,8 +456,16 @@ class TrainingSteps:
         settings, preset, config = baseline_settings(name, self.settings, self.config)
         run = RunFolder(self.run.path / BASELINE_FOLDER, self.run.options)
         split = dataclasses.replace(self.job.split, train=self.split.train)
+        within = self.progress.within({LEARNING: 5.0, EXPORTING: 3.0, LIMIT: 5.0})
         beside = dataclasses.replace(
-            self.job, split=split, settings=settings, preset=preset, config=config, run=run, baseline=None
+            self.job,
+            split=split,
+            settings=settings,
+            preset=preset,
+            config=config,
+            run=run,
+            baseline=None,
+            progress=within,
         )
         steps = TrainingSteps(beside)
         trained = steps._trained()
@@ -456,14 +492,30 @@ class TrainingSteps:
         extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
         seed, synthesis, tiling = self.settings.seed, self.synthesis, self.job.tiling
-        data = TrainingSet(samples, geometry, extractor, cache, seed=seed, synthesis=synthesis, tiling=tiling)
+        data = TrainingSet(
+            samples,
+            geometry,
+            extractor,
+            cache,
+            seed=seed,
+            synthesis=synthesis,
+            tiling=tiling,
+            watch=lambda share: self.progress.at(FEATURES_SHARE * share, "extracting features"),
+        )
         if is_distributed() and self.config.frozen_backbone:  # once a machine instead of in every process
             with self._timed("features"):
                 local_rank_zero_first(data.features)
         stages = model.stages(data)
+        loops = sum(name.endswith("epochs") for name in type(self.config).model_fields)
+        loop = 0
         while stage := self._next(stages):
+            done, loop = loop, loop + isinstance(stage, TrainingStage)
+
+            def watch(share: float, epoch: str, done: int = done) -> None:
+                self.progress.at(FEATURES_SHARE + LOOPS_SHARE * (done + share) / loops, epoch)
+
             with self._timed(f"stage {stage.name}"):
-                self.run.complete(model, stage)
+                self.run.complete(model, stage, watch)
         self.run.save(model.eval())
         return data
 
@@ -550,7 +602,7 @@ class TrainingSteps:
         if self.split.folds:
             scored, synthetic = self._cross_fitted_scores()
         else:
-            scored = score_files(inspector, files, self.job.decoded.read)
+            scored = score_files(inspector, files, self.job.decoded.read, lambda share: self.progress.at(share / 2))
             synthetic = self._synthetic_scores(inspector)
         left_out = 0
         if self.settings.trim is not None:
@@ -614,7 +666,9 @@ class TrainingSteps:
         for number, fold in enumerate(self.split.folds, 1):
             run = RunFolder(self.run.path / "cross-fit" / str(number), self.run.options)
             run.path.mkdir(parents=True, exist_ok=True)
-            steps = TrainingSteps(dataclasses.replace(self.job, split=fold, run=run, baseline=None))
+            of_all = len(self.split.folds)
+            within = self.progress.within({LEARNING: 1.0}, (number - 1) / of_all, number / of_all)
+            steps = TrainingSteps(dataclasses.replace(self.job, split=fold, run=run, baseline=None, progress=within))
             model, geometry, _ = steps._trained()
             graph = export_model(model, self.config.image_size)
             inspector = Inspector.load(Bundle(steps._spec(geometry, model, n_train=len(fold.train)), graph))
@@ -680,8 +734,20 @@ class FileScores(NamedTuple):
         return FileScores(self.scores[rows], self.levels[rows], maps, self.sizes[rows])
 
 
-def score_files(inspector: Inspector, files: Sequence[Path], read: Callable[[Path], ImageArray] = decode) -> FileScores:
-    """Image score and largest map values by zone, in original pixels, of every file; and the maps, if not too many."""
+def score_files(
+    inspector: Inspector,
+    files: Sequence[Path],
+    read: Callable[[Path], ImageArray] = decode,
+    watch: Callable[[float], object] = lambda share: None,
+) -> FileScores:
+    """Image score and largest map values by zone, in original pixels, of every file; and the maps, if not too many.
+
+    Args:
+        inspector: what scores.
+        files: of good images.
+        read: decodes a file.
+        watch: is told the share of the files that is done.
+    """
     height, width = inspector.spec.geometry.size
     keeps = 4 * height * width * len(files) <= LARGEST_MAPS
     scores, levels, maps, sizes = [], [], [], []
@@ -692,6 +758,7 @@ def score_files(inspector: Inspector, files: Sequence[Path], read: Callable[[Pat
         sizes.append(measured.map.shape)
         if keeps and measured.network_map is not None:
             maps.append(measured.network_map)
+        watch(len(scores) / len(files))
     return FileScores(
         np.array(scores, np.float64),
         np.array(levels, np.float64),

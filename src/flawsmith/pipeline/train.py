@@ -35,6 +35,7 @@ from flawsmith.pipeline.input_size import (
     size_advice,
     typical_size,
 )
+from flawsmith.pipeline.progress import READING, shown_steps, steps_of_training
 from flawsmith.pipeline.quantities import parse_area, parse_extent, parse_length
 from flawsmith.pipeline.settings import (
     TrainSettings,
@@ -112,7 +113,8 @@ def train(
             itself does not depend on it.
         dated: say in the report when and of what it was made: date, data folder, number of images, hash of the model.
             Without it the same run gives the same bytes.
-        quiet: show no progress.
+        quiet: show no progress. Without it stderr gets a bar with the step, the time so far and an estimate for the
+            whole, or, where it is no terminal, a line at most every ten seconds.
         on_data: is told the data set with its groups, before anything is learned from it.
         **settings: fields of :class:`flawsmith.pipeline.settings.TrainSettings`, such as ``method``, ``preset``,
             ``backbone``, ``seed``, ``set`` (a dictionary of method settings), ``alpha``, or ``tile`` and ``overlap``.
@@ -131,7 +133,6 @@ def train(
         devices=devices,
         strategy=strategy,
         logger=logger,
-        quiet=quiet,
     )
     trainer = check_options(options)
     if checked.cross_fit is not None and trainer.world_size > 1:
@@ -148,99 +149,108 @@ def train(
     elif checked.tiling is not None:
         _refuse_with_tiles(checked, config)
     check_cache()
-    skipped: dict[str, str] = {}
-    dataset = load(data, checked.layout)
-    if skip_unreadable:
-        dataset, skipped = leave_out_unreadable(dataset)
-    if checked.select == "oracle":
-        refuse_without_labels(dataset)
-    choose_split(dataset, checked)  # too few images are refused before all are decoded to tell their groups
-    good = _by_content(dataset)
-    if checked.min_area is not None:
-        _refuse_area(minimum_area, checked.min_area, good[0])
-    region, zones = (None, ()) if checked.roi is None else _where(Path(checked.roi), good[0], pixel_size)
-    checked, config, size_note = _choose_input(good, checked, config, flaw)
-    if checked.tiling is not None:
-        _refuse_with_tiles(checked, config)
-    geometry = of_files(config.geometry, checked, region)
-    others = (each.model_copy(update={"value_range": geometry.value_range}) for each in config.other_geometries)
-    watched = spread(good)
-    first_look = FirstLook((geometry, *others), checked.tiling, (sample.image for sample in watched))
-    dataset = with_groups(dataset, checked.group, first_look.thumbnails)
-    if on_data is not None:
-        on_data(dataset)
-    split = choose_split(dataset, checked)
-    refuse_leaks((*split.train, *split.calibration), dataset.test)
-    notes = (
-        left_out_note(left_out([dataset.root])),
-        skipped_note(skipped) if skipped else "",
-        one_group_warning(split),
+    weights = steps_of_training(
+        loops="epochs" in type(config).model_fields,
+        trims=checked.trim is not None,
+        models=checked.cross_fit or 0,
+        baseline=beside is not None,
     )
-    for note in notes:
-        if note and is_rank_zero():
-            warnings.warn(note, stacklevel=2)
-    images, advice = look_at_values(watched, checked, first_look.values)
-    if advice is not None and is_rank_zero():
-        warnings.warn(str(advice), stacklevel=2)
-    decoded = DecodedImages()
-    for sample in split.calibration:
-        if sample.image not in first_look.images:
-            decoded.read(sample.image)  # a damaged file is found before the long work, not after it
-    if size_note and is_rank_zero():
-        warnings.warn(size_note, stacklevel=2)
-    run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
-    fingerprint = _images_sha256(split)
-    facts = {
-        **checked.model_dump(mode="json"),
-        # Where there are no groups, every way to tell them is none: the way before they could be told.
-        "group": checked.group if dataset.grouped_by else "none",
-        "preset": preset,
-        "config": config.model_dump(mode="json"),
-        # Its content, beside the file's name: a mask may be long.
-        "region": None if region is None else hashlib.sha256(region.model_dump_json().encode()).hexdigest(),
-        "zones": _zones_sha256(zones) if zones else None,
-        # Last, so that a setting which chooses the images is named before the choice.
-        "data": {
-            "dataset": dataset.dataset,
-            "category": dataset.category,
-            **({"skipped": list(skipped)} if skipped else {}),
-            "images_sha256": fingerprint,
-        },
-    }
-    defaults = {
-        **TrainSettings(group="none").model_dump(mode="json"),
-        "config": type(config)().model_dump(mode="json"),
-        "region": None,
-        "zones": None,
-    }
-    where: dict[str, Any] = {
-        "region": region,
-        "zones": zones,
-        "minimum_area": minimum_area,
-        "pixel_size": pixel_size,
-        "tiling": checked.tiling,
-        "decoded": decoded,
-    }
-    job = Job(
-        dataset,
-        split,
-        fingerprint,
-        checked,
-        preset,
-        config,
-        run,
-        workers,
-        beside,
-        images,
-        skipped,
-        dated=dated,
-        **where,
-    )
-    with ExitStack() as stack:
-        if is_rank_zero():
-            stack.enter_context(run.claimed(facts, resume=resume, defaults=defaults))
-        stack.enter_context(process_group(trainer))
-        bundle = TrainingSteps(job).finish()
+    with shown_steps(weights, show=not quiet and is_rank_zero()) as progress:
+        progress.begin(READING)
+        skipped: dict[str, str] = {}
+        dataset = load(data, checked.layout)
+        if skip_unreadable:
+            dataset, skipped = leave_out_unreadable(dataset)
+        if checked.select == "oracle":
+            refuse_without_labels(dataset)
+        choose_split(dataset, checked)  # too few images are refused before all are decoded to tell their groups
+        good = _by_content(dataset)
+        if checked.min_area is not None:
+            _refuse_area(minimum_area, checked.min_area, good[0])
+        region, zones = (None, ()) if checked.roi is None else _where(Path(checked.roi), good[0], pixel_size)
+        checked, config, size_note = _choose_input(good, checked, config, flaw)
+        if checked.tiling is not None:
+            _refuse_with_tiles(checked, config)
+        geometry = of_files(config.geometry, checked, region)
+        others = (each.model_copy(update={"value_range": geometry.value_range}) for each in config.other_geometries)
+        watched = spread(good)
+        first_look = FirstLook((geometry, *others), checked.tiling, (sample.image for sample in watched))
+        dataset = with_groups(dataset, checked.group, first_look.thumbnails)
+        if on_data is not None:
+            on_data(dataset)
+        split = choose_split(dataset, checked)
+        refuse_leaks((*split.train, *split.calibration), dataset.test)
+        notes = (
+            left_out_note(left_out([dataset.root])),
+            skipped_note(skipped) if skipped else "",
+            one_group_warning(split),
+        )
+        for note in notes:
+            if note and is_rank_zero():
+                warnings.warn(note, stacklevel=2)
+        images, advice = look_at_values(watched, checked, first_look.values)
+        if advice is not None and is_rank_zero():
+            warnings.warn(str(advice), stacklevel=2)
+        decoded = DecodedImages()
+        for sample in split.calibration:
+            if sample.image not in first_look.images:
+                decoded.read(sample.image)  # a damaged file is found before the long work, not after it
+        if size_note and is_rank_zero():
+            warnings.warn(size_note, stacklevel=2)
+        run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
+        fingerprint = _images_sha256(split)
+        facts = {
+            **checked.model_dump(mode="json"),
+            # Where there are no groups, every way to tell them is none: the way before they could be told.
+            "group": checked.group if dataset.grouped_by else "none",
+            "preset": preset,
+            "config": config.model_dump(mode="json"),
+            # Its content, beside the file's name: a mask may be long.
+            "region": None if region is None else hashlib.sha256(region.model_dump_json().encode()).hexdigest(),
+            "zones": _zones_sha256(zones) if zones else None,
+            # Last, so that a setting which chooses the images is named before the choice.
+            "data": {
+                "dataset": dataset.dataset,
+                "category": dataset.category,
+                **({"skipped": list(skipped)} if skipped else {}),
+                "images_sha256": fingerprint,
+            },
+        }
+        defaults = {
+            **TrainSettings(group="none").model_dump(mode="json"),
+            "config": type(config)().model_dump(mode="json"),
+            "region": None,
+            "zones": None,
+        }
+        where: dict[str, Any] = {
+            "region": region,
+            "zones": zones,
+            "minimum_area": minimum_area,
+            "pixel_size": pixel_size,
+            "tiling": checked.tiling,
+            "decoded": decoded,
+        }
+        job = Job(
+            dataset,
+            split,
+            fingerprint,
+            checked,
+            preset,
+            config,
+            run,
+            workers,
+            beside,
+            images,
+            skipped,
+            dated=dated,
+            progress=progress,
+            **where,
+        )
+        with ExitStack() as stack:
+            if is_rank_zero():
+                stack.enter_context(run.claimed(facts, resume=resume, defaults=defaults))
+            stack.enter_context(process_group(trainer))
+            bundle = TrainingSteps(job).finish()
     return TrainResult(run.path, run.path / MODEL, run.path / REPORT, bundle)
 
 
@@ -277,7 +287,7 @@ def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:
         if given is not None and not config.synthesizes:
             raise FlawsmithError(
                 f"{option} {given}: {settings.method} synthesizes no flaws with these settings: leave it out, or "
-                "choose a method that does with --method glass, aand or slsg"
+                "choose --method glass, aand or slsg"
             )
     if settings.textures not in (None, "self"):
         texture_source(settings.textures)

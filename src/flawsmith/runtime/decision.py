@@ -96,7 +96,7 @@ class GroupFigures(BaseModel):
         if self.variance_share is not None and self.variance_share >= LARGE_VARIANCE_SHARE and self.differ:
             text += (
                 f" WARNING: {self.variance_share:.0%} of the differences between good images lie between groups: a new "
-                "group may be rejected far more often than promised. More groups help, more images of these do not."
+                "group may be rejected far more often. Only more groups help."
             )
         return text
 

@@ -92,8 +92,8 @@ def zone_limits(levels: NDArray[np.float64], names: tuple[str, ...], rank: int, 
     for name, column in zip((*names, ELSEWHERE), barred[:, : parts.shape[1]].T, strict=False):
         if column.any():
             raise FlawsmithError(
-                f"zone {name}: the smallest area is larger than what is inspected of the zone, so that nothing could "
-                "be rejected there: give it a smaller min_area, or draw it larger"
+                f"zone {name}: the smallest area is larger than what is inspected of the zone: give it a smaller "
+                "min_area, or draw it larger"
             )
     n, zones = parts.shape
     if n < zones:

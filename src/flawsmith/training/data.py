@@ -412,6 +412,7 @@ class TrainingSet:
         seed: seed of the run.
         synthesis: what flaws are synthesized from.
         tiling: how images are cut; None: each is seen as a whole.
+        watch: is told the share of the features that are extracted.
     """
 
     def __init__(
@@ -424,8 +425,9 @@ class TrainingSet:
         seed: int,
         synthesis: SynthesisOptions | None = None,
         tiling: Tiling | None = None,
+        watch: Callable[[float], object] = lambda share: None,
     ) -> None:
-        self.tiling = tiling
+        self.tiling, self._watch = tiling, watch
         self.samples, self.geometry, self.seed = tuple(samples), geometry, seed
         self.image_size = geometry.size
         self.dataset, self.category = self.samples[0].dataset, self.samples[0].category
@@ -470,7 +472,10 @@ class TrainingSet:
 
     def _extract(self, rows: Sequence[int]) -> Iterator[LevelArrays]:
         table = self._table(self.geometry)
-        return extract(self._extractor, (self.geometry.normalise(table[row]) for row in rows))
+        levels = extract(self._extractor, (self.geometry.normalise(table[row]) for row in rows))
+        for done, of_image in enumerate(levels, 1):
+            self._watch(done / len(rows))
+            yield of_image
 
     def views(self, wanted: Sequence[tuple[int, View]]) -> FeatureTable:
         """Level maps of rows seen otherwise, in the order in which they are asked for, kept on disk likewise."""
@@ -521,7 +526,7 @@ class TrainingSet:
         extractor = make_extractor(backbone, self.image_size, engine, precision)
         key = extractor_key(backbone, self.geometry, engine, precision)
         cache = FeatureCache(key, self._cache.root, self._cache.cap, self._cache.in_use)
-        options = {"seed": self.seed, "synthesis": self._synthesis, "tiling": self.tiling}
+        options = {"seed": self.seed, "synthesis": self._synthesis, "tiling": self.tiling, "watch": self._watch}
         return TrainingSet(self.samples, self.geometry, extractor, cache, **options)  # type: ignore[arg-type]
 
     def synthetic(

@@ -6,7 +6,7 @@ import itertools
 import json
 import os
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -102,13 +102,14 @@ class RunFolder:
                 f"{path} cannot be written ({error.strerror}): give another folder with --out"
             ) from error
 
-    def complete(self, model: AnomalyModel, stage: Stage) -> None:
+    def complete(self, model: AnomalyModel, stage: Stage, watch: Callable[[float, str], object] | None = None) -> None:
         """Complete a stage, or restore what it left in this folder; all processes then hold the same state.
 
         Args:
             model: what the stage trains.
             stage: a single pass, which rank zero computes once a run; or a loop, from its last checkpoint where there
                 is one.
+            watch: is told the share of a loop that is done, and its epoch.
         """
         file = self.path / "checkpoints" / f"{stage.name}.safetensors"
         if isinstance(stage, SinglePass):
@@ -123,6 +124,7 @@ class RunFolder:
             metrics=MetricsFile(self.path / METRICS, stage.name),
             options=self.options,
             selection=self.selection if stage.completes else None,
+            watch=watch,
         )
 
     def save(self, model: AnomalyModel) -> None:

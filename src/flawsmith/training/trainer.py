@@ -1,4 +1,4 @@
-"""The loop that trains a module: Lightning's trainer, checkpoints, progress bar and loggers."""
+"""The loop that trains a module: Lightning's trainer, checkpoints, progress and loggers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -68,7 +68,7 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class LoopOptions:
-    """How loops run: Lightning's own options, passed through; results do not depend on the last two.
+    """How loops run: Lightning's own options, passed through; results do not depend on the last.
 
     Attributes:
         precision: Lightning's precision, such as ``32-true`` or ``bf16-mixed``.
@@ -76,7 +76,6 @@ class LoopOptions:
         devices: Lightning's devices.
         strategy: Lightning's strategy.
         logger: Lightning's logger that gets the metrics beside metrics.jsonl, into ``logs/`` of the run folder.
-        quiet: show no progress bar.
     """
 
     precision: str = "32-true"
@@ -84,7 +83,6 @@ class LoopOptions:
     devices: int | str = 1
     strategy: str = "auto"
     logger: LoggerName = "none"
-    quiet: bool = False
 
 
 def fit_module(
@@ -97,6 +95,7 @@ def fit_module(
     metrics: MetricsFile,
     options: LoopOptions,
     selection: CheckpointMonitor | None = None,
+    watch: Callable[[float, str], object] | None = None,
 ) -> None:
     """Train a module for a number of epochs and leave it trained.
 
@@ -112,14 +111,15 @@ def fit_module(
         metrics: gets one row an epoch.
         options: how the loop runs.
         selection: measures the model as it trains; the best state is restored at the end. None keeps the last.
+        watch: is told after each batch the share of all that is done, and which epoch it is.
     """
     best = checkpoint.with_name(f"{checkpoint.stem}-best{checkpoint.suffix}")
     callbacks: list[pl.Callback] = [EpochMetrics(metrics, selection)]
     if selection is not None:  # before the last one, which carries its state
         callbacks.append(EpochCheckpoint(best, monitor=selection.monitor))
     callbacks.append(EpochCheckpoint(checkpoint))
-    if not options.quiet:
-        callbacks.append(_ProgressBar(console_kwargs={"stderr": True}))
+    if watch is not None:
+        callbacks.append(_Watched(watch))
     with quiet_lightning(), _flushed_denormals():
         trainer = make_trainer(
             options,
@@ -196,7 +196,7 @@ class EpochMetrics(pl.Callback):
         epoch, selection = trainer.current_epoch, self._selection
         figures: dict[str, float] = {}
         for key, total in self._sums.items():  # once an epoch: Lightning's own means cost a millisecond a step
-            pl_module.log(key, total / self._steps, prog_bar=key == "loss", sync_dist=trainer.world_size > 1)
+            pl_module.log(key, total / self._steps, sync_dist=trainer.world_size > 1)
         self._sums, self._steps = {}, 0
         monitor = None if selection is None else selection.monitor
         row = {key: float(value) for key, value in trainer.callback_metrics.items() if key != monitor}
@@ -244,13 +244,18 @@ class EpochCheckpoint(ModelCheckpoint):
         return {key: value for key, value in super().state_dict().items() if key != "dirpath"}
 
 
-class _ProgressBar(RichProgressBar):
-    """Lightning's, gone when it is done."""
+class _Watched(pl.Callback):
+    """Tells how far a loop is."""
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        super().on_train_start(trainer, pl_module)
-        if self.progress is not None:
-            self.progress.live.transient = True
+    def __init__(self, watch: Callable[[float, str], object]) -> None:
+        self._watch = watch
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        epoch, epochs = trainer.current_epoch, trainer.max_epochs or 1
+        share = (epoch + (batch_idx + 1) / trainer.num_training_batches) / epochs
+        self._watch(share, f"epoch {epoch + 1} of {epochs}")
 
 
 class _Loader:
@@ -317,7 +322,7 @@ def make_trainer(options: LoopOptions, **settings: Any) -> pl.Trainer:
         "devices": options.devices,
         "num_nodes": _nodes(),
         "precision": options.precision,
-        "enable_progress_bar": not options.quiet,
+        "enable_progress_bar": False,
         "enable_model_summary": False,
         "use_distributed_sampler": False,
         **settings,

@@ -262,8 +262,8 @@ def _labelled_good(validation: Path) -> list[Path]:
         images = ImagesOf(folder).images
         if images and not means_good(folder):
             raise FlawsmithError(
-                f"{folder} has {count(len(images), 'image')}, but limits are set by good parts alone: move them to "
-                f"{validation.name}/{GOOD}/ if the parts are good, or out of {validation.name}/ if not"
+                f"{folder} has {count(len(images), 'image')}, but good parts alone set the limit: move them to "
+                f"{validation.name}/{GOOD}/ if they are good, else out of {validation.name}/"
             )
         good += images
     return good

@@ -168,7 +168,7 @@ def _good_of_test(collector: Collector, folders: list[Path]) -> list[Path]:
         names = " and ".join(f"test/{folder.name}/" for folder in named.unclear)
         raise FlawsmithError(
             f"{collector.root}: nothing says whether {names} {hold(named.unclear)} good or flawed parts; "
-            "rename the folder of good ones to good/ and the other to its defect, or write a CSV table"
+            "rename the folder of good ones to good/, or write a CSV table"
         )
     if named.unknown and not named.good:
         number = count(sum(len(find_images(folder)) for folder in folders), "image")

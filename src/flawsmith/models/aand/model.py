@@ -100,6 +100,8 @@ class AAND(ScoreMapModel):
     """
 
     name: ClassVar[str] = "aand"
+    suits: ClassVar[str] = "the best of the published methods"
+    training_time: ClassVar[str] = "4 to 5 min"
     paper: ClassVar[str] = (
         "Tang et al., Advancing Pre-trained Teacher: Towards Robust Feature Discrepancy for Anomaly Detection, TIP 2026"
     )
@@ -344,6 +346,8 @@ class RD4AD(AAND):
     """
 
     name: ClassVar[str] = "rd4ad"
+    suits: ClassVar[str] = "plain reverse distillation, to compare with"
+    training_time: ClassVar[str] = "1 to 2 min"
     paper: ClassVar[str] = "Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022"
     presets: ClassVar[Mapping[str, ModelConfig]] = RD4AD_PRESETS
 
@@ -363,6 +367,8 @@ class Fusion(AAND):
     """
 
     name: ClassVar[str] = "fusion"
+    suits: ClassVar[str] = "to begin with: finds most"
+    training_time: ClassVar[str] = "2 min"
     paper: ClassVar[str] = (
         "none; after Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022, and Deng and Li, "
         "Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022"

@@ -137,6 +137,8 @@ class GLASS(PatchModel):
     """
 
     name = "glass"
+    suits = "weak flaws on textures"
+    training_time = "4 min"
     paper = (
         "Chen et al., A Unified Anomaly Synthesis Strategy with Gradient Ascent for Industrial Anomaly Detection and "
         "Localization, ECCV 2024"

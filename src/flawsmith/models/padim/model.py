@@ -165,6 +165,8 @@ class PaDiM(AnomalyModel):
     """
 
     name = "padim"
+    suits = "a baseline of the least memory and time"
+    training_time = "under 1 min"
     paper = (
         "Defard et al., PaDiM: a Patch Distribution Modeling Framework for Anomaly Detection and Localization, "
         "ICPR workshops 2020"
@@ -246,6 +248,5 @@ class PaDiM(AnomalyModel):
         if size > LARGEST_FILE:
             raise FlawsmithError(
                 f"{self.name} with {self.count} channels at {positions} positions makes a model file of "
-                f"{size / 1e9:.1f} GB, and 1.9 GB are possible: --set channels=100, a smaller image_size, or "
-                "strides without the finest"
+                f"{size / 1e9:.1f} GB, and 1.9 GB are possible: --set channels=100, or a smaller image_size"
             )

@@ -172,6 +172,8 @@ class PatchCore(AnomalyModel):
     """
 
     name = "patchcore"
+    suits = "a baseline that is not trained in epochs"
+    training_time = "under 1 min"
     paper = "Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022"
     licence = "Apache-2.0"
     Config = PatchCoreConfig

@@ -64,6 +64,8 @@ class PBAS(PatchModel):
     """
 
     name = "pbas"
+    suits = "a small model file"
+    training_time = "1 to 2 min"
     paper = "Chen et al., Progressive Boundary Guided Anomaly Synthesis for Industrial Anomaly Detection, TCSVT 2025"
     licence = "MIT"
     Config = PBASConfig

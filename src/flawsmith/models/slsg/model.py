@@ -84,6 +84,8 @@ class SLSG(AnomalyModel):
     """
 
     name: ClassVar[str] = "slsg"
+    suits: ClassVar[str] = "where something is missing or misplaced"
+    training_time: ClassVar[str] = "6 min"
     paper: ClassVar[str] = (
         "Yang et al., SLSG: Industrial Image Anomaly Detection by Learning Better Feature Embeddings and One-Class "
         "Classification, Pattern Recognition 2024"

@@ -286,9 +286,8 @@ def make_encoder(backbone: Backbone, topology: Topology, stem: Stem, seed: int |
         return PlainTrunk(trunk).eval()
     if not all(hasattr(trunk, name) for name in _PARTS):
         raise FlawsmithError(
-            f"topology=unpooled needs a ResNet with all its stages, which {backbone.info.name} with these strides is "
-            "not: choose --backbone resnet18@random and strides=[2,4,8,16,32], or --set topology=plain with strides="
-            "[4,8,16]"
+            f"topology=unpooled needs a whole ResNet, which {backbone.info.name} with these strides is not: choose "
+            "--backbone resnet18@random and strides=[2,4,8,16,32], or topology=plain"
         )
     return UnpooledResNet(trunk, stem).eval()
 
