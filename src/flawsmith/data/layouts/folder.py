@@ -99,7 +99,7 @@ def refuse_unclear_names(root: Path) -> None:
         names = _listing(folders.unclear)
         raise FlawsmithError(
             f"{root}: nothing says whether {names} {hold(folders.unclear)} good or flawed parts; rename them to good/ "
-            "and bad/, or add --layout folder if all are good"
+            "and bad/, give the folder of the good ones, write a CSV table, or add --layout folder if all are good"
         )
 
 
@@ -142,8 +142,9 @@ def _refuse_labels_below(root: Path, folder: Path) -> None:
         parts = path.relative_to(root).parts[1:-1]
         if any(is_set_apart(part) or meaning(part) is not None for part in parts):
             raise FlawsmithError(
-                f"{root} is not a folder of good images alone: see {path.parent.relative_to(root)}/; give the folder "
-                "of the good images, or arrange it as train/good/ and test/<defect>/"
+                f"{root} is not a folder of good images alone: {path.parent.relative_to(root)}/ looks like "
+                "part of a labelled set; give the folder that holds the good images, or arrange it as "
+                "train/good/ and test/<defect>/"
             )
 
 
