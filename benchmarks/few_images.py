@@ -73,7 +73,7 @@ def main() -> None:
     options = arguments.parse_args()
     sections = [
         f"Means over {options.draws} draws of so many good images; preset `fast`; rates in parts of 1,000 good parts, "
-        "over the whole test set of each."
+        "over the whole test set of each. Fusion's student is left nearly untrained here: verdicts do not depend on it."
     ]
     for category in options.sets:
         rows = rows_of(category, options.methods, options.sizes, options.draws, options.work)
