@@ -212,6 +212,11 @@ class TestPredict:
         assert [path.suffix for path in (tmp_path / "v" / "maps").iterdir()] == [".npy"]
 
     def test_maps_in_a_tree_need_one_folder_and_a_name_each(self, flawsmith, model, photos, tmp_path):
+        unknown = flawsmith("predict", model, photos / "a.png", "--maps", "jpg", "--out", tmp_path / "v")
+        assert (unknown.code, unknown.err.splitlines()[-1:]) == (
+            2,
+            ["error: --maps jpg is not possible: write --maps npy or --maps tiff"],
+        )
         several = flawsmith("predict", model, photos / "a.png", "--maps", "tiff", "--out", tmp_path / "v")
         grey(photos / "a.jpg", 50)
         same = flawsmith("predict", model, photos, "--maps", "tiff", "--out", tmp_path / "v")

@@ -43,8 +43,12 @@ class PredictCommand(TyperCommand):
                 expanded += args[place:]
                 break
             expanded.append(argument)
-            if argument == "--maps" and args[place + 1 : place + 2] not in (["npy"], ["tiff"]):
-                expanded.append("npy")
+            if argument == "--maps":
+                following = args[place + 1] if place + 1 < len(args) else ""
+                # What is neither a format nor an image or option is a format that does not exist.
+                is_format = following in ("npy", "tiff") or not Path(following).exists()
+                if not following or following.startswith("-") or not is_format:
+                    expanded.append("npy")
         return super().parse_args(ctx, expanded)
 
 

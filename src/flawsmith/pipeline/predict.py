@@ -156,8 +156,8 @@ def predict(
     inspector = model if isinstance(model, Inspector) else Inspector.load(model, engine=engine)
     if not isinstance(model, Inspector) and not model_sha256:
         model_sha256 = hashlib.sha256(Path(model).read_bytes()).hexdigest()
-    given = [images] if isinstance(images, (str, Path)) else images
-    paths = [path if isinstance(path, Path) else Path(path) for path in given]  # no copies of many thousands
+    sources = [images] if isinstance(images, (str, Path)) else images
+    paths = [path if isinstance(path, Path) else Path(path) for path in sources]  # no copies of many thousands
     folder = Path(out)
     tree = map_tree(paths, folder, maps)
     stream = inspector.stream(given_images(paths, folder), decoders=decoders)

@@ -320,13 +320,13 @@ def _synthetic_examples(
     decision = inspector.spec.decision
     order = np.argsort(scores, kind="stable")
     missed = [place for place in order if scores[place] <= decision.limit][: PICTURES // 2]
-    found = [place for place in order if scores[place] > decision.limit][: PICTURES - len(missed)]
+    caught = [place for place in order if scores[place] > decision.limit][: PICTURES - len(missed)]
     # Where regions decide, a score does not say whether a flaw is missed.
-    wanted = set(range(min(PICTURES, len(scores)))) if decision.by_regions else {*missed, *found}
-    last = max(wanted, default=-1)
+    shown = set(range(min(PICTURES, len(scores)))) if decision.by_regions else {*missed, *caught}
+    last = max(shown, default=-1)
     examples = []
     for place, flaw in enumerate(itertools.islice(synthetic, last + 1)):
-        if place not in wanted:
+        if place not in shown:
             continue
         inspection = _inspected(inspector, flaw.image, None)  # the flaw is drawn on 8 bits already
         pictures = pictures_of(inspection, flaw.image, flaw.mask, _LARGEST_PICTURE // 2, maps_of_passes=True)
