@@ -111,7 +111,6 @@ def draw_pose(size: tuple[int, int], rng: np.random.Generator, *, max_angle: flo
 
     Args:
         size: (height, width) of the image.
-        rng: source of all draws.
         max_angle: largest rotation to either side, in degrees.
         max_shift: largest shift in each direction, as a share of the shorter side.
     """
@@ -144,10 +143,7 @@ def photograph(pose: PartPose, surface: Surface, mat: Field, light: Light, noise
     """Light the surface, put it on its mat, and take the picture.
 
     Args:
-        pose: the pose.
-        surface: the part.
         mat: (height, width, 3) albedo of what the part lies on.
-        light: lamp and camera.
         noise: (height, width) standard normal sensor noise.
 
     Returns:
@@ -211,8 +207,6 @@ def grain(pose: PartPose, rng: np.random.Generator, *, along: float, across: flo
     """Smooth noise that is fixed to the part and turns with it: brush marks, moulding grain.
 
     Args:
-        pose: the pose.
-        rng: source of all draws.
         along: length of a grain along the part, in pixels.
         across: its width.
 

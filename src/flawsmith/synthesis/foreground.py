@@ -21,7 +21,7 @@ from flawsmith.runtime.files import IMAGE_SUFFIXES
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.synthesis.blend import FloatImage, Mask
-from flawsmith.synthesis.separation import SIGMA, Background, Separation, blurred, separate
+from flawsmith.synthesis.separation import SIGMA, Colour, background_of, blurred, separate
 
 FOLDER = "fg_mask"
 """Name under which the released code of GLASS and AAND keeps foreground masks."""
@@ -94,8 +94,6 @@ def through_geometry(mask: Mask, geometry: Geometry, *, resampling: Resampling =
     """A mask in the pixels of the file, brought to those of the network's input as its image was.
 
     Args:
-        mask: (height, width).
-        geometry: the image's.
         resampling: ``bilinear``, antialiased, where any pixel above zero belongs (GLASS); or ``nearest``, the
             pixel at floor(i·length/size) (AAND), for the policy ``squash``.
 
@@ -281,7 +279,6 @@ def provider(settings: Foreground, folder: Path | None = None) -> ForegroundProv
     """The provider that the settings ask for.
 
     Args:
-        settings: how the foreground is found.
         folder: of mask files; None: ``fg_mask`` beside the images' category or data set. Not part of the
             settings, because a model's file holds no paths.
 
@@ -364,7 +361,7 @@ class AutomaticForeground:
     """
 
     sigma: float = SIGMA
-    background: Background | None = None
+    background: Colour | None = None
     reason: str | None = None
 
     def fit(self, images: Iterable[FloatImage]) -> AutomaticForeground:
@@ -376,33 +373,24 @@ class AutomaticForeground:
         smooth = [blurred(image, self.sigma) for image in images]
         if not smooth:
             raise ValueError("no image to find a foreground in")
-        background = Background.of(smooth)
-        separations = [separate(image, background) for image in smooth]
-        refusals = [result.refusal for result in separations if result.refusal is not None]
+        background = background_of(smooth)
+        refusals = [refusal for image in smooth if (refusal := separate(image, background)[1]) is not None]
         reason = None
-        if 2 * len(refusals) > len(separations):
-            reason = f"{len(refusals)} of {len(separations)} images have no clear foreground: {refusals[0]}"
+        if 2 * len(refusals) > len(smooth):
+            reason = f"{len(refusals)} of {len(smooth)} images have no clear foreground: {refusals[0]}"
         return replace(self, background=background, reason=reason)
 
     def __call__(self, image: FloatImage, path: Path | None = None, geometry: Geometry | None = None) -> Mask | None:
         """What stands out, or None where the sample, or this image, has no clear foreground."""
         if self.reason is not None:
             return None
-        separation = self.separation(image)
-        return separation.mask if separation.refusal is None else None
-
-    def separation(self, image: FloatImage) -> Separation:
-        """The mask with the evidence for it."""
         smooth = blurred(image, self.sigma)
-        return separate(smooth, self.background or Background.of([smooth]))
+        mask, refusal = separate(smooth, self.background or background_of([smooth]))
+        return mask if refusal is None else None
 
 
 def preview(image: FloatImage, mask: Mask | None) -> NDArray[np.uint8]:
     """A picture to judge a foreground by: dimmed outside, with an outline; the plain image where there is no mask.
-
-    Args:
-        image: (height, width, 3) RGB in [0, 1].
-        mask: (height, width) foreground, or None.
 
     Returns:
         (height, width, 3) uint8 RGB.

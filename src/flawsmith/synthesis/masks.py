@@ -129,9 +129,6 @@ def random_rectangle(shape: tuple[int, int], rng: np.random.Generator) -> Mask:
 def mask_field(mask: Mask) -> NoiseField:
     """A mask as a field that is above every threshold inside and below every threshold outside.
 
-    Args:
-        mask: (height, width).
-
     Returns:
         (height, width) float32, ±∞.
     """

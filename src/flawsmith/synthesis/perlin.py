@@ -90,12 +90,7 @@ def _axis(length: int, cells: int, dtype: np.dtype) -> tuple[NDArray[Any], NDArr
 
 
 def draw_lattice(rng: np.random.Generator, exponents: tuple[int, int] = EXPONENTS) -> Lattice:
-    """A random lattice resolution, 2^e cells, drawn for rows and columns independently.
-
-    Args:
-        rng: source of the draws.
-        exponents: range [low, high) of e.
-    """
+    """A random lattice resolution, 2^e cells, drawn for rows and columns independently."""
     down, across = rng.integers(*exponents, size=2).tolist()
     return 2**down, 2**across
 
@@ -111,8 +106,6 @@ def perlin_noise(
 
     Args:
         shape: (height, width) in pixels.
-        rng: source of all draws.
-        exponents: as in :func:`draw_lattice`.
         lattice: cells along rows and columns; None draws them.
 
     Returns:
@@ -130,10 +123,6 @@ def rotate(field: NDArray[_Float], degrees: float) -> NDArray[_Float]:
 
     The released code turns by the same OpenCV function in float64, where coordinates are rounded to 1/32 pixel;
     in float32 the interpolation is exact and the two differ by up to about 0.015.
-
-    Args:
-        field: (height, width), float32 or float64.
-        degrees: angle, clockwise positive.
     """
     height, width = field.shape
     matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), -degrees, 1.0)
@@ -153,8 +142,6 @@ def noise_field(
 
     Args:
         shape: (height, width) in pixels.
-        rng: source of all draws.
-        exponents: as in :func:`draw_lattice`.
         lattice: cells along rows and columns; None draws them.
         max_rotation: the angle is uniform in ± this many degrees.
 
@@ -178,7 +165,6 @@ def noise_fields(
         shape: (height, width) in pixels.
         rngs: one generator a field, n in all; or the same one n times, which then draws them one after the
             other.
-        exponents: as in :func:`draw_lattice`.
         max_rotation: the angle is uniform in ± this many degrees.
 
     Returns:
@@ -212,8 +198,6 @@ def perlin_mask(
 
     Args:
         shape: (height, width) in pixels.
-        rng: source of all draws.
-        exponents: as in :func:`draw_lattice`.
         threshold: the noise above it belongs to the mask, in [−1, 1].
         max_rotation: the angle is uniform in ± this many degrees.
 
@@ -230,7 +214,6 @@ def fractal_noise(
 
     Args:
         shape: (height, width) in pixels.
-        rng: source of all draws.
         cells: lattice cells along the shorter side, one entry an octave.
 
     Returns:

@@ -32,10 +32,6 @@ class ProceduralTextures:
     def draw(self, size: Size, rng: np.random.Generator) -> NDArray[np.uint8]:
         """One texture.
 
-        Args:
-            size: (height, width) in pixels, any.
-            rng: source of all draws.
-
         Returns:
             (height, width, 3) uint8 RGB.
         """

@@ -10,13 +10,15 @@ stranger to their border than the border is to itself.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
 from flawsmith.synthesis.blend import FloatImage, Mask
+
+Colour = tuple[float, float, float]
+"""Red, green and blue in [0, 1]."""
 
 SIGMA = 8.0
 """Gaussian in pixels of an image with a shorter side of 1024 (the released script of AAND: 8)."""
@@ -40,56 +42,23 @@ _SAMPLE = 4_000
 """Border pixels of an image that vote on the background's colour; more decide nothing."""
 
 
-@dataclass(frozen=True)
-class Background:
-    """The colour of what lies around the part.
+def background_of(images: Sequence[FloatImage]) -> Colour:
+    """The median colour of the borders of smoothed images, each (height, width, 3); sizes may differ.
 
-    Attributes:
-        colour: red, green and blue in [0, 1].
+    Raises:
+        ValueError: no image.
     """
-
-    colour: tuple[float, float, float]
-
-    @classmethod
-    def of(cls, images: Sequence[FloatImage]) -> Background:
-        """The median colour of the borders of smoothed images, each (height, width, 3); sizes may differ.
-
-        Raises:
-            ValueError: no image.
-        """
-        if not images:
-            raise ValueError("no image to find a background in")
-        medians = np.array([np.median(_some(image[_ring(image)]), axis=0) for image in images])
-        red, green, blue = np.median(medians, axis=0).tolist()
-        return cls((red, green, blue))
-
-
-@dataclass(frozen=True)
-class Separation:
-    """What was found on one image.
-
-    Attributes:
-        mask: (height, width), the part; also where the evidence speaks against it.
-        gap: distance between the classes' means in e-folds of the colour distance.
-        separability: share of the variance between the classes, 0 to 1.
-        area: share of the image that the part covers.
-        border: share of the border that it covers.
-        refusal: why the mask should not be trusted; None where it may.
-    """
-
-    mask: Mask
-    gap: float
-    separability: float
-    area: float
-    border: float
-    refusal: str | None
+    if not images:
+        raise ValueError("no image to find a background in")
+    medians = np.array([np.median(_some(image[_ring(image)]), axis=0) for image in images])
+    red, green, blue = np.median(medians, axis=0).tolist()
+    return red, green, blue
 
 
 def blurred(image: FloatImage, sigma: float) -> FloatImage:
     """A Gaussian whose width follows the image.
 
     Args:
-        image: (height, width) or (height, width, 3).
         sigma: in pixels of an image with a shorter side of 1024.
     """
     scaled = sigma * min(image.shape[:2]) / 1024
@@ -98,17 +67,21 @@ def blurred(image: FloatImage, sigma: float) -> FloatImage:
     return np.asarray(cv2.GaussianBlur(image, (0, 0), scaled, borderType=cv2.BORDER_REPLICATE), np.float32)
 
 
-def separate(image: FloatImage, background: Background) -> Separation:
+def separate(image: FloatImage, background: Colour) -> tuple[Mask, str | None]:
     """Tell a part from its background, and say whether that can be trusted.
 
     Args:
         image: (height, width, 3) RGB in [0, 1], smoothed.
         background: of this image, or of the sample it belongs to.
+
+    Returns:
+        (height, width) the part, also where the evidence speaks against it; and why it should not be trusted, None
+        where it may.
     """
     ring = _ring(image)
     border = _some(image[ring])
     # The light of this image: the half of its border that is nearest to the common colour.
-    offset = np.linalg.norm(border - np.asarray(background.colour, np.float32), axis=1)
+    offset = np.linalg.norm(border - np.asarray(background, np.float32), axis=1)
     colour = border[offset <= np.median(offset)].mean(axis=0)
     spread = 2 * float(np.median(np.linalg.norm(border - colour, axis=1)))
     difference = image - colour
@@ -119,9 +92,7 @@ def separate(image: FloatImage, background: Background) -> Separation:
     both = above.any() and not above.all()
     gap = float(novelty[above].mean() - novelty[~above].mean()) if both else 0.0
     mask = _tidied(above)
-    area, covered = float(mask.mean()), float(mask[ring].mean())
-    refusal = _refusal(gap, separability, area, covered)
-    return Separation(mask, gap, separability, area, covered, refusal)
+    return mask, _refusal(gap, separability, float(mask.mean()), float(mask[ring].mean()))
 
 
 def otsu(values: NDArray[np.float32], bins: int = 256) -> tuple[float, float]:

@@ -83,11 +83,6 @@ class ImagePool:
     def draw(self, size: tuple[int, int], rng: np.random.Generator, *, fit: Fit) -> Texture:
         """One picture, read-only; a damaged file is reported once, and another drawn in its place.
 
-        Args:
-            size: (height, width) in pixels.
-            rng: source of all draws.
-            fit: how the picture fills the size, see :func:`fitted`.
-
         Raises:
             FlawsmithError: not one file can be read.
         """
@@ -280,7 +275,6 @@ def shuffled_patches(source: Texture, rng: np.random.Generator) -> Texture:
     """Square patches from random places, each turned by a random quarter, side by side.
 
     Args:
-        source: (height, width, 3) uint8.
         rng: source of all draws; the patches' side is a half, a quarter or an eighth of the shorter side.
 
     Returns:
@@ -305,7 +299,6 @@ def jittered(texture: Texture, rng: np.random.Generator) -> Texture:
     """Another contrast, brightness and a slight tint, so that patches of the same material become visible.
 
     Args:
-        texture: (height, width, 3) uint8.
         rng: source of all draws: contrast U(0.6, 1.4), brightness N(0, 30) and tint N(0, 8) grey levels.
     """
     gain = rng.uniform(0.6, 1.4)

@@ -98,7 +98,6 @@ def draw_view(rng: np.random.Generator, turns: Collection[Turn] = ()) -> View:
     """A view of another day.
 
     Args:
-        rng: source of all draws.
         turns: how the part may lie beside how it lies.
 
     Example:
