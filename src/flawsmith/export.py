@@ -87,10 +87,6 @@ class Tolerance:
     def at(self, score: float, anomaly_map: NDArray[np.float32]) -> tuple[float, float]:
         """The largest differences allowed on score and map of an image.
 
-        Args:
-            score: as the trained model has it.
-            anomaly_map: likewise, (height, width).
-
         Example:
             >>> Tolerance(score=0.5, map=1.0, size=10.0).at(20.0, np.zeros((2, 2), np.float32))
             (1.0, 2.0)
@@ -128,11 +124,7 @@ def check_parity(
     A map that is joined of tiles differs by no more than the maps of its tiles do.
 
     Args:
-        model: as trained.
-        inspector: of the exported model, with its decision.
         files: images from disk, some of them not square.
-        tolerance: the largest differences allowed.
-        read: decodes a file.
 
     Returns:
         The largest differences of ``score`` and ``map``, what was allowed where the limits lie (``score_allowed``,

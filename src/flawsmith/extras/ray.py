@@ -212,11 +212,7 @@ def predict_on_cluster(
 def _records(
     ray: Any, images: list[dict[str, Any]], bundle: Bundle, settings: dict[str, Any]
 ) -> Generator[dict[str, Any], None, None]:
-    """The records of all images in input order, as they come.
-
-    Raises:
-        FlawsmithError: in place of the first record that could not be made.
-    """
+    """The records of all images in input order, as they come."""
     if not images:
         return
     from ray.data import ActorPoolStrategy, DataContext, from_items
@@ -348,11 +344,7 @@ class RayExecutor:
 
 
 def _on_node(task: Task, folder: str, compute: Callable[..., RunFiles]) -> RunFiles:
-    """Compute a run on a node.
-
-    Raises:
-        FlawsmithError: the node does not see the folder or the data.
-    """
+    """Compute a run on a node."""
     from flawsmith.benchmark.executors import with_share
 
     ray = _ray()

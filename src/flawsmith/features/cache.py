@@ -78,11 +78,7 @@ def check_cache() -> None:
 
 
 def _make(folder: Path) -> None:
-    """Make a folder of the cache, and see that files can be written there.
-
-    Raises:
-        FlawsmithError: they cannot.
-    """
+    """Make a folder of the cache, and see that files can be written there."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with TemporaryFile(dir=folder, prefix=_TEMPORARY):
@@ -215,10 +211,6 @@ class _ShardCache:
     def write(self, hashes: Sequence[str], levels: Sequence[NDArray[Any]]) -> None:
         """Keep one shard.
 
-        Args:
-            hashes: content hash of every image.
-            levels: (images, ...) each.
-
         Raises:
             FlawsmithError: there is no room.
         """
@@ -265,9 +257,9 @@ class _ShardCache:
         with suppress(OSError):
             os.utime(shard.folder / _INDEX)
 
-    def _look_for(self, wanted: Set[str]) -> None:
-        """Open the shards that hold any of the wanted images."""
-        if not wanted:
+    def _look_for(self, contents: Set[str]) -> None:
+        """Open the shards that hold any image of these contents."""
+        if not contents:
             return
         for folder in sorted(self._folder.iterdir()):
             if folder.name.startswith(_TEMPORARY):
@@ -275,7 +267,7 @@ class _ShardCache:
                 continue
             try:
                 index = json.loads((folder / _INDEX).read_text(encoding="utf-8"))
-                if wanted.isdisjoint(index["images"]):
+                if contents.isdisjoint(index["images"]):
                     continue
                 self._hold(_checked(folder, index))
             except FileNotFoundError:  # another run makes room
@@ -346,17 +338,17 @@ class ImageCache(_ShardCache):
 
 
 def fill_images(
-    wanted: Sequence[tuple[ImageCache, Sequence[str | None]]],
+    caches: Sequence[tuple[ImageCache, Sequence[str | None]]],
     read: Callable[[Mapping[int, Sequence[int]]], Iterable[Sequence[Pixels]]],
 ) -> None:
     """Read every image that some cache lacks, once for all of them.
 
     Args:
-        wanted: a cache for each size, and the content hash of every image, a row each; None: it is to hold none.
+        caches: a cache for each size, and the content hash of every image, a row each; None: it is to hold none.
         read: given rows with the caches that lack them, yields for each row, in order, its pixels for these caches.
     """
     lacking: dict[int, list[int]] = {}
-    for number, (cache, hashes) in enumerate(wanted):
+    for number, (cache, hashes) in enumerate(caches):
         for row in cache.missing(hashes):
             lacking.setdefault(row, []).append(number)
     lacking = dict(sorted(lacking.items()))
@@ -366,11 +358,11 @@ def fill_images(
         groups: dict[tuple[int, tuple[int, ...], str], dict[str, Pixels]] = {}
         for row, pixels in zip(rows, islice(images, len(rows)), strict=True):
             for number, picture in zip(lacking[row], pixels, strict=True):
-                content = wanted[number][1][row]
+                content = caches[number][1][row]
                 assert content is not None
                 groups.setdefault((number, picture.shape, picture.dtype.name), {})[content] = picture
         for (number, _, _), group in groups.items():
-            wanted[number][0].write(list(group), [np.stack(list(group.values()))])
+            caches[number][0].write(list(group), [np.stack(list(group.values()))])
 
 
 def _in_groups(rows: Sequence[int]) -> Iterator[Sequence[int]]:

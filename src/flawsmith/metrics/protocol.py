@@ -231,11 +231,7 @@ def choose_protocol(name: str, *, method: str, layout: str, changes: Mapping[str
 
 
 def _check_choice(switch: str, value: Any) -> None:
-    """A switch and a setting of it that exist.
-
-    Raises:
-        FlawsmithError: naming the known ones.
-    """
+    """A switch and a setting of it that exist."""
     if switch not in SWITCHES:
         close = get_close_matches(switch, SWITCHES, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""

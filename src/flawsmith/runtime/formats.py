@@ -203,8 +203,8 @@ def _recognised(stream: BinaryIO, name: str, max_pixels: int) -> _File:
 class _UnsupportedError(Exception):
     """The file is whole, but its values cannot be had."""
 
-    def __init__(self, kind: str, what: str, fix: str = "save it with 8 or 16 bits") -> None:
-        super().__init__(what)
+    def __init__(self, kind: str, fault: str, fix: str = "save it with 8 or 16 bits") -> None:
+        super().__init__(fault)
         self.kind, self.fix = kind, fix
 
 
@@ -281,14 +281,14 @@ def _format_of(prefix: bytes, name: str) -> str:
             accept = Image.OPEN[kind][1]
             if accept is None or accept(prefix) is True:
                 return kind
-    content = next((what for start, mark, what in _OTHER_CONTENTS if prefix.startswith(mark, start)), "")
+    content = next((content for start, mark, content in _OTHER_CONTENTS if prefix.startswith(mark, start)), "")
     if content == _POINTER:
         raise FlawsmithError(f"{name}: holds {content} in place of the image; fetch it with `git lfs pull`")
-    what = (
+    fault = (
         f"not an image but {content}" if content in _NO_IMAGES else f"an image of a format that is not read ({content})"
     )
-    what = what if content else "not an image of a known format"
-    raise FlawsmithError(f"{name}: {what}; save it as PNG, JPEG, BMP, TIFF, WebP, GIF or PNM")
+    fault = fault if content else "not an image of a known format"
+    raise FlawsmithError(f"{name}: {fault}; save it as PNG, JPEG, BMP, TIFF, WebP, GIF or PNM")
 
 
 @functools.cache
@@ -753,11 +753,7 @@ def _jpeg_frame(content: bytes) -> _Frame:
 
 
 def _check_scans(frame: _Frame, size: tuple[int, int]) -> None:
-    """Holds what the file says about its pixels against the bytes that are there.
-
-    Raises:
-        OSError: they cannot be all of them.
-    """
+    """Holds what the file says about its pixels against the bytes that are there."""
     width, height = size
     if width * height > _PIXELS_A_BYTE * sum(scan.end - scan.start for scan in frame.scans):
         raise OSError(f"too few bytes for {width} x {height} pixels")
@@ -776,11 +772,7 @@ def _check_scans(frame: _Frame, size: tuple[int, int]) -> None:
 
 
 def _check_restarts(frame: _Frame, content: bytes, size: tuple[int, int]) -> None:
-    """Restart markers are numbered; a lost or doubled stretch between them breaks the count.
-
-    Raises:
-        OSError: their order or number is not that of a whole file.
-    """
+    """Restart markers are numbered; a lost or doubled stretch between them breaks the count."""
     if not (frame.restart_interval and frame.in_one_scan):
         return
     scan = frame.scans[0]

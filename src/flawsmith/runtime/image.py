@@ -355,9 +355,9 @@ def _mixed_scales(deep: Sequence[ValueSummary], *, refused: bool) -> RangeAdvice
         middles = [float(np.median([np.median(summary.sample) for summary in part])) for part in (plain, scaled)]
         if abs(middles[1] / max(middles[0], 1.0) / 2 ** (16 - bits) - 1) < _SAME_SCALE:
             ends = [max(summary.highest for summary in part) for part in (plain, scaled)]
-            what = f"{len(plain)} of {len(deep)} images hold values up to {ends[0]}, the others up to {ends[1]}"
+            fault = f"{len(plain)} of {len(deep)} images hold values up to {ends[0]}, the others up to {ends[1]}"
             fix = f"{bits}-bit values, some of them scaled to 16 bits? save all in the same way"
-            return RangeAdvice(refused, what, fix)
+            return RangeAdvice(refused, fault, fix)
     return None
 
 
