@@ -2,7 +2,7 @@
 
 Flawed images of one half of a set are mixed into the images to learn from and into those that set the limit, and the
 model is measured on the other half. It is PatchCore, whose memory takes in whatever it is shown. Images are left out as
-`train --trim` does, by `pipeline.oddness`. Patches are left out before the coreset, as in SoftPatch (Jiang et al.,
+`train --trim` does, by `unlikeness`. Patches are left out before the coreset, as in SoftPatch (Jiang et al.,
 NeurIPS 2022), by how unlike those of other images they are. What could be gained at most is what the good images alone
 give, the flawed ones left out by their labels.
 """
@@ -31,7 +31,7 @@ from flawsmith.models.components.level_table import LevelTable, Rows
 from flawsmith.models.patchcore.functional import coreset, largest_distance, patches, ranked_patches
 from flawsmith.models.patchcore.model import rows_to_keep
 from flawsmith.pipeline.masks import read_mask
-from flawsmith.pipeline.oddness import unlikeness
+from flawsmith.pipeline.steps import unlikeness
 from flawsmith.runtime.decision import choose_limits
 from flawsmith.runtime.image import decode
 

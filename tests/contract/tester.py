@@ -429,7 +429,7 @@ class MethodTester:
 
     def test_exported_model_equals_the_trained_one_on_non_square_files(self, trained: Trained, parts: Path) -> None:
         run = trained(self.name)
-        model, inspector = restore(run.folder).model, Inspector.load(run.model)
+        model, inspector = restore(run.folder)[0], Inspector.load(run.model)
 
         for file in sorted((parts / "test").rglob("*.png")):
             image = decode(file)
@@ -446,7 +446,7 @@ class MethodTester:
         photographs = find_images(real_data / "magnetic_tile" / "magnetic_tile" / "train")[::40][:6]
         assert any(size[0] != size[1] for size in (decode(file).shape[:2] for file in photographs))
 
-        figures = check_parity(restore(run.folder).model, Inspector.load(run.model), photographs, Tolerance())
+        figures = check_parity(restore(run.folder)[0], Inspector.load(run.model), photographs, Tolerance())
 
         assert figures["images"] == len(photographs)
 

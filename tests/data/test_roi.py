@@ -30,7 +30,7 @@ def write(path: Path, **drawing: object) -> Path:
 def test_rectangles_cover_their_pixels_exactly(tmp_path: Path) -> None:
     path = write(tmp_path / "roi.json", include=[[[10, 5], [50, 5], [50, 35], [10, 35]]], exclude=[[[20, 10], [30, 10], [30, 20], [20, 20]]])  # fmt: skip  # noqa: E501
 
-    inspected = read_drawing(path).region.to_mask((40, 60))
+    inspected = read_drawing(path)[0].to_mask((40, 60))
 
     expected = np.zeros((40, 60), bool)
     expected[5:35, 10:50] = True
@@ -44,7 +44,7 @@ def test_mask_image_is_kept_pixel_by_pixel(tmp_path: Path, seed: int) -> None:
     marked = np.random.default_rng(seed).random((40, 60)) > 0.5
     Image.fromarray(marked).save(tmp_path / "roi.png")
 
-    region = read_drawing(tmp_path / "roi.png").region
+    region, _ = read_drawing(tmp_path / "roi.png")
 
     np.testing.assert_array_equal(region.to_mask((40, 60)), marked)
     np.testing.assert_array_equal(region.to_mask((80, 120)), marked.repeat(2, 0).repeat(2, 1))
@@ -52,7 +52,7 @@ def test_mask_image_is_kept_pixel_by_pixel(tmp_path: Path, seed: int) -> None:
 
 
 def test_region_may_leave_out_areas_alone(tmp_path: Path) -> None:
-    region = read_drawing(write(tmp_path / "roi.json", exclude=[[[0, 0], [30, 0], [30, 40], [0, 40]]])).region
+    region, _ = read_drawing(write(tmp_path / "roi.json", exclude=[[[0, 0], [30, 0], [30, 40], [0, 40]]]))
 
     inspected = region.to_mask((40, 60))
     assert inspected[:, 32:].all() and not inspected[:, :29].any()

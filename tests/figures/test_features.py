@@ -12,9 +12,9 @@ from PIL import Image
 
 from flawsmith.data.layouts import load
 from flawsmith.figures.features import feature_planes
+from flawsmith.models.diagnostics import FeatureCloud
 from flawsmith.models.registry import method_names
-from flawsmith.pipeline.restore import _places, _Seen, _share, check_run, feature_clouds, restore
-from flawsmith.report.data import PointCloud
+from flawsmith.pipeline.restore import _places, _share, check_run, feature_clouds, restore
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
@@ -25,20 +25,20 @@ from flawsmith.runtime.inspector import Inspector
 def test_restored_method_scores_as_its_model_file(method: str, trained, parts: Path) -> None:
     result, photo = trained(method), decode(parts / "test" / "crack" / "000.png")
 
-    found = restore(result.folder)
+    model, spec = restore(result.folder)
 
     with torch.no_grad():
-        output = found.model(torch.from_numpy(found.spec.geometry.apply(photo))[None])
+        output = model(torch.from_numpy(spec.geometry.apply(photo))[None])
     score, _ = Inspector.load(result.bundle).raw(photo)
     assert float(output.score) == pytest.approx(score, rel=1e-3, abs=1e-3)
 
 
 @pytest.mark.parametrize("method", method_names())
 def test_feature_maps_of_a_method_are_maps_of_the_image(method: str, trained) -> None:
-    found = restore(trained(method).folder)
+    model, spec = restore(trained(method).folder)
 
     with torch.no_grad():
-        maps = found.model.feature_maps(torch.zeros(2, 3, *found.spec.geometry.size))
+        maps = model.feature_maps(torch.zeros(2, 3, *spec.geometry.size))
 
     assert all(value.ndim == 4 and len(value) == 2 for value in maps.values())
     assert all(torch.isfinite(value).all() for value in maps.values())
@@ -47,9 +47,9 @@ def test_feature_maps_of_a_method_are_maps_of_the_image(method: str, trained) ->
 def test_adaptation_is_shown_beside_what_it_adapts(trained) -> None:
     names = {}
     for method in ("pbas", "aand", "slsg"):
-        found = restore(trained(method).folder)
+        model, spec = restore(trained(method).folder)
         with torch.no_grad():
-            names[method] = list(found.model.feature_maps(torch.zeros(1, 3, *found.spec.geometry.size)))
+            names[method] = list(model.feature_maps(torch.zeros(1, 3, *spec.geometry.size)))
 
     assert names["pbas"] == ["embedding", "adapted"]
     assert names["aand"][:2] == ["teacher, level 1", "advanced teacher, level 1"]
@@ -91,12 +91,12 @@ def test_data_without_masks_gives_no_flawed_group(trained, parts: Path) -> None:
 
 def test_positions_lie_in_the_flaw_and_never_in_the_padding() -> None:
     geometry = Geometry(size=(64, 64), policy="letterbox", mean=(0.5, 0.5, 0.5), std=(0.2, 0.2, 0.2))
-    image, mask = np.zeros((32, 64, 3), np.uint8), np.zeros((32, 64), bool)
+    everywhere, mask = np.ones((32, 64), bool), np.zeros((32, 64), bool)
     mask[8:24, 32:48] = True
     rng = np.random.default_rng(0)
 
-    anywhere = _places(_share(_Seen("good", image, None), geometry, (8, 8)), False, 99, rng)
-    flawed = _places(_share(_Seen("flawed", image, mask), geometry, (8, 8)), True, 99, rng)
+    anywhere = _places(_share(everywhere, geometry, (8, 8)), False, 99, rng)
+    flawed = _places(_share(mask, geometry, (8, 8)), True, 99, rng)
 
     assert sorted({place // 8 for place in anywhere}) == [2, 3, 4, 5]
     assert {(place // 8, place % 8) for place in flawed} == {(3, 4), (3, 5), (4, 4), (4, 5)}
@@ -113,18 +113,18 @@ def test_planes_have_a_row_a_map_and_a_column_a_projection() -> None:
     rng = np.random.default_rng(0)
     groups = {"good": rng.normal(size=(30, 6)), "flawed": rng.normal(3, 1, (20, 6))}
 
-    drawn = feature_planes([PointCloud("embedding", "", groups), PointCloud("adapted", "", groups)])
+    drawn = feature_planes([FeatureCloud("embedding", "", groups), FeatureCloud("adapted", "", groups)])
 
     titles = [axis.get_title() for axis in drawn.figure.axes]
     assert titles == ["embedding\nPCA", "embedding\nt-SNE", "adapted\nPCA", "adapted\nt-SNE"]
     assert len(drawn.rows) == 4 * 50
     assert {row["group"] for row in drawn.rows} == {"good", "flawed"}
-    assert len(feature_planes([PointCloud("a", "", groups)], planes=["tsne"]).figure.axes) == 1
+    assert len(feature_planes([FeatureCloud("a", "", groups)], planes=["tsne"]).figure.axes) == 1
 
 
 def test_features_that_are_all_the_same_are_refused() -> None:
     with pytest.raises(FlawsmithError, match="too few features"):
-        feature_planes([PointCloud("embedding", "", {"good": np.ones((9, 3))})])
+        feature_planes([FeatureCloud("embedding", "", {"good": np.ones((9, 3))})])
 
 
 def test_model_alone_and_runs_without_checkpoints_are_refused(trained, tmp_path: Path) -> None:

@@ -51,8 +51,8 @@ def test_models_that_differ_in_their_seed_are_one_line_and_equal_ones_two(sets: 
     two = measure(found[:2], weak_sets([sets]))
     three = measure(found, weak_sets([sets]))
 
-    assert {(one.model, one.seed) for one in two} == {("pbas fast", 0), ("pbas fast", 1)}
-    assert {one.model for one in three} == {"pbas fast", "pbas fast, 1", "pbas fast, 2"}
+    assert {(model.name, model.bundle.spec.seed) for model, _, _ in two} == {("pbas fast", 0), ("pbas fast", 1)}
+    assert {model.name for model, _, _ in three} == {"pbas fast", "pbas fast, 1", "pbas fast, 2"}
 
 
 def test_model_of_another_category_is_refused(sets: Path, tmp_path: Path, tiny) -> None:

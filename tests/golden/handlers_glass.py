@@ -90,13 +90,13 @@ def ascend(
     """The ascent of one iteration on its own: what was watched, the anomalies, and the final logits of both halves."""
     hidden = module.discriminator.blocks[0].linear(normal)
     watch = Ascent(module.discriminator, hidden, module.config.project_every)
-    found = global_anomalies(offset, origin, limits, module.discriminator, hidden, module.config, watch)
+    anomalies, _ = global_anomalies(offset, origin, limits, module.discriminator, hidden, module.config, watch)
     if watch.features:
-        watch.features[-1] = found.features.detach()
-    both = module.discriminator(torch.cat([normal, found.features]))
+        watch.features[-1] = anomalies.detach()
+    both = module.discriminator(torch.cat([normal, anomalies]))
     logits = both.chunk(2)
     watch.losses.append(torch.stack([F.softplus(logits[0]).mean(), F.softplus(-logits[1]).mean()]))
-    return watch, found.features, (logits[0], logits[1])
+    return watch, anomalies, (logits[0], logits[1])
 
 
 def iteration_module(case: dict[str, Any], arrays: Arrays) -> GLASS:

@@ -24,8 +24,7 @@ from flawsmith.models.slsg.functional import (
     position_similarity,
     segmentation_loss,
 )
-from flawsmith.models.slsg.networks import SegNet, UnpooledResNet, grid_of, make_encoder
-from flawsmith.models.slsg.sg_block import Graph, SGBlock
+from flawsmith.models.slsg.networks import Graph, SegNet, SGBlock, UnpooledResNet, grid_of, make_encoder
 
 OFFICIAL = PRESETS["official"]
 

@@ -37,7 +37,7 @@ from flawsmith.models.slsg.functional import (
     segmentation_loss,
     sparse_similarity,
 )
-from flawsmith.models.slsg.networks import SegNet, UnpooledResNet, make_encoder, resize
+from flawsmith.models.slsg.networks import SegNet, SGBlock, UnpooledResNet, make_encoder, resize
 from flawsmith.models.slsg.pretraining import (
     Generator,
     InpaintingBatch,
@@ -47,7 +47,6 @@ from flawsmith.models.slsg.pretraining import (
     hidden_pixels,
     settle_statistics,
 )
-from flawsmith.models.slsg.sg_block import SGBlock
 from flawsmith.models.slsg.simulation import SimulatedBatch, SimulatedBatches, choose_simulation
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
@@ -489,9 +488,9 @@ def test_generator_paints_whole_images_at_any_size(resnet: Backbone, size: tuple
     generator = Generator(encoder, [64, 64, 128, 256, 512]).eval()
 
     with torch.no_grad():
-        painted = generator(torch.randn(1, 3, *size))
+        final, auxiliary = generator(torch.randn(1, 3, *size))
 
-    assert painted.final.shape == painted.auxiliary.shape == (1, 3, *size)
+    assert final.shape == auxiliary.shape == (1, 3, *size)
     # Up-sampled to 32², 64² and 128² with the skips of layer3, layer2 and layer1, and once more without one.
     assert [block.groups[0][0].in_channels - block.up[0].out_channels for block in generator.blocks] == [
         256,
@@ -807,9 +806,9 @@ def test_diagnostics_leave_the_model_as_it_is(resnet: Backbone) -> None:
 
 def test_logical_and_structural_halves_can_be_switched_off() -> None:
     def textures(**settings: Any) -> dict[str, float]:
-        simulation, _ = choose_simulation(SLSGConfig(**settings), "any", "bolt")
+        recipe, _, _ = choose_simulation(SLSGConfig(**settings), "any", "bolt")
         shares: dict[str, float] = {}
-        for branch in simulation.recipe.branches:
+        for branch in recipe.branches:
             shares[branch.texture] = shares.get(branch.texture, 0.0) + branch.share
         return shares
 
@@ -826,26 +825,26 @@ def test_logical_and_structural_halves_can_be_switched_off() -> None:
 
 
 def test_masks_can_be_rectangles() -> None:
-    simulation, _ = choose_simulation(SLSGConfig(mask_shape="rectangle"), "any", "bolt")
+    recipe, _, _ = choose_simulation(SLSGConfig(mask_shape="rectangle"), "any", "bolt")
 
-    assert {branch.rule.shape for branch in simulation.recipe.branches} == {"rectangle"}
+    assert {branch.rule.shape for branch in recipe.branches} == {"rectangle"}
 
 
 def test_released_recipes_of_loco_are_taken_by_name_and_called_class_tuned() -> None:
     config = PRESETS["official-loco"]
 
-    tuned, tuned_name = choose_simulation(config, "mvtec_loco_anomaly_detection", "juice_bottle")
-    generic, generic_name = choose_simulation(config, "mvtec_loco_anomaly_detection", "bolt")
+    tuned, tuned_place, tuned_name = choose_simulation(config, "mvtec_loco_anomaly_detection", "juice_bottle")
+    generic, generic_place, generic_name = choose_simulation(config, "mvtec_loco_anomaly_detection", "bolt")
 
     assert "class-tuned" in tuned_name
     assert "class-tuned" not in generic_name
-    assert tuned.recipe.branches != generic.recipe.branches
-    assert tuned.foreground.mode == "threshold"
-    assert generic.foreground.mode == "none"
-    assert generic.recipe.name == "slsg-official"
+    assert tuned.branches != generic.branches
+    assert tuned_place.mode == "threshold"
+    assert generic_place.mode == "none"
+    assert generic.name == "slsg-official"
     from_files = config.model_copy(update={"foreground": Foreground(mode="files")})
-    simulation, _ = choose_simulation(from_files, "mvtec_loco_anomaly_detection", "juice_bottle")
-    assert simulation.foreground.mode == "files"
+    _, foreground, _ = choose_simulation(from_files, "mvtec_loco_anomaly_detection", "juice_bottle")
+    assert foreground.mode == "files"
 
 
 # The whole method

@@ -15,7 +15,7 @@ from PIL import Image
 
 from flawsmith.data.splits import content_hash
 from flawsmith.models.base import AnomalyOutput
-from flawsmith.pipeline.oddness import unlikeness
+from flawsmith.pipeline.steps import unlikeness
 from flawsmith.runtime.errors import FlawsmithError
 
 

@@ -7,28 +7,29 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flawsmith.models.diagnostics import FeatureCloud, Pictures
 from flawsmith.report import plots
-from flawsmith.report.data import FactGroup, ImageStrip, LineChart, PointCloud
+from flawsmith.report.data import FactGroup, LineChart
 from flawsmith.report.plots import THUMBNAIL, chart_of_metrics, line_chart, panels, projections, training_curves
 from flawsmith.report.style import PALETTE
 
 
-def blobs(count: int = 30, width: int = 60, groups: tuple[str, ...] = ("normal", "forged")) -> PointCloud:
+def blobs(count: int = 30, width: int = 60, groups: tuple[str, ...] = ("normal", "forged")) -> FeatureCloud:
     generator = np.random.default_rng(0)
     features = {
         name: (generator.normal(size=(count, width)) + 8 * index).astype(np.float32)
         for index, name in enumerate(groups)
     }
-    return PointCloud("Features", "Of single positions.", features)
+    return FeatureCloud("Features", "Of single positions.", features)
 
 
 def chart(**lines: list[float]) -> LineChart:
     return LineChart("Radii", "Over training.", list(range(len(next(iter(lines.values()))))), lines, "distance")
 
 
-def strip(size: tuple[int, ...], count: int = 1, group: int = 1) -> ImageStrip:
+def strip(size: tuple[int, ...], count: int = 1, group: int = 1) -> Pictures:
     pictures = [(f"number {index}", np.full(size, 90 + index, dtype=np.uint8)) for index in range(count)]
-    return ImageStrip("Synthetic flaws", "As training sees them.", pictures, group)
+    return Pictures("Synthetic flaws", "As training sees them.", pictures, group)
 
 
 def opened(source: str) -> Image.Image:
@@ -51,9 +52,9 @@ def test_panels_keep_the_order_and_the_kind_of_their_diagnostics() -> None:
 
 
 def test_diagnostics_with_nothing_to_show_are_left_out() -> None:
-    same = PointCloud("Features", "", {"normal": np.ones((20, 4)), "lost": np.full((3, 4), np.nan)})
+    same = FeatureCloud("Features", "", {"normal": np.ones((20, 4)), "lost": np.full((3, 4), np.nan)})
 
-    nothing = [chart(r1=[np.nan, np.inf]), same, PointCloud("Features", "", {}), ImageStrip("Pictures", "", [])]
+    nothing = [chart(r1=[np.nan, np.inf]), same, FeatureCloud("Features", "", {}), Pictures("Pictures", "", [])]
 
     assert panels(nothing) == []
 
@@ -148,7 +149,7 @@ def test_axes_tell_the_variance_that_they_explain() -> None:
     generator = np.random.default_rng(0)
     points = generator.normal(size=(400, 3)) * np.sqrt([0.9, 0.1, 0.0])
 
-    pca = projections(PointCloud("Features", "", {"normal": points[:4]}))[0]
+    pca = projections(FeatureCloud("Features", "", {"normal": points[:4]}))[0]
     total = np.var(points[:4], axis=0).sum()
     leading = np.linalg.eigvalsh(np.cov(points[:4].T, bias=True))[-1]
 
@@ -166,8 +167,8 @@ def test_large_groups_are_thinned_the_same_way_each_time(monkeypatch: pytest.Mon
     monkeypatch.setattr("flawsmith.report.plots.POINTS_PER_GROUP", 30)
     cloud = blobs(100, groups=("a", "b"))
 
-    one, other = (projections(PointCloud("Features", "", cloud.groups))[0] for _ in range(2))
-    alone = projections(PointCloud("Features", "", {"a": cloud.groups["a"]}))[0]
+    one, other = (projections(FeatureCloud("Features", "", cloud.groups))[0] for _ in range(2))
+    alone = projections(FeatureCloud("Features", "", {"a": cloud.groups["a"]}))[0]
 
     assert {name: len(np.unique(points, axis=0)) for name, points in one.points.items()} == {"a": 20, "b": 20}
     assert len(alone.points["a"]) == 30
@@ -178,7 +179,7 @@ def test_caption_tells_that_points_were_left_out() -> None:
     generator = np.random.default_rng(0)
     features = np.concatenate([generator.normal(size=(12, 3)), np.full((8, 3), np.nan)])
 
-    (panel,) = panels([PointCloud("Features", "Seen.", {"normal": features})])
+    (panel,) = panels([FeatureCloud("Features", "Seen.", {"normal": features})])
 
     assert panel.caption == "Seen. 12 of 20 points are drawn."
     assert panel.tiles[0].alt == "Features, PCA: 12 normal."
@@ -194,7 +195,7 @@ def test_small_clouds_show_what_they_can(count: int, width: int, planes: int) ->
 
 def test_groups_of_different_width_are_refused() -> None:
     with pytest.raises(ValueError, match="different widths"):
-        projections(PointCloud("Features", "", {"normal": np.ones((3, 4)), "forged": np.ones((3, 5))}))
+        projections(FeatureCloud("Features", "", {"normal": np.ones((3, 4)), "forged": np.ones((3, 5))}))
 
 
 def test_colours_and_shapes_tell_groups_apart() -> None:
@@ -219,7 +220,7 @@ def test_masks_keep_their_edges() -> None:
     mask = np.zeros((200, 200), dtype=np.uint8)
     mask[50:100, 50:100] = 255
 
-    (panel,) = panels([ImageStrip("Synthetic flaws", "", [("mask", mask)])])
+    (panel,) = panels([Pictures("Synthetic flaws", "", [("mask", mask)])])
 
     np.testing.assert_array_equal(np.asarray(opened(panel.tiles[0].source)), mask)
 

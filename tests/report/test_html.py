@@ -13,17 +13,15 @@ import pytest
 
 from flawsmith.metrics.collect import EvaluationState, ScoredImage, accumulate
 from flawsmith.metrics.summary import summarise
+from flawsmith.models.diagnostics import FeatureCloud, Pictures
 from flawsmith.report.data import (
     Example,
     FactGroup,
-    ImageStrip,
     LimitChoice,
     LineChart,
     Picture,
-    PointCloud,
     RateCurves,
     ReportData,
-    ScoreGroup,
     TriedLimit,
 )
 from flawsmith.report.html import render_report, write_report
@@ -119,12 +117,12 @@ def full(evidence: EvaluationState) -> ReportData:
         facts=[FactGroup("Model", [("Method", "PBAS"), ("Seed", "0")]), FactGroup("Data", [("Good", "170")])],
         evaluation=summarise(evidence, n_resamples=50),
         curves=RateCurves(evidence.roc_curve(), evidence.pro_curve(), evidence.pixel_roc_curve()),
-        scores=[
-            ScoreGroup("good", evidence.scores[~evidence.flawed]),
-            ScoreGroup("flawed", evidence.scores[evidence.flawed]),
-            ScoreGroup("held_out", np.linspace(-1, 1, 20)),
-            ScoreGroup("forged", np.linspace(0, 4, 20)),
-        ],
+        scores={
+            "good": evidence.scores[~evidence.flawed],
+            "flawed": evidence.scores[evidence.flawed],
+            "held_out": np.linspace(-1, 1, 20),
+            "forged": np.linspace(0, 4, 20),
+        },
         limit=0.8,
         review_limit=0.6,
         limit_statement="20 good images stand behind the limit.",
@@ -140,8 +138,8 @@ def full(evidence: EvaluationState) -> ReportData:
         diagnostics=[
             FactGroup("Hypothesis", [("Radius", "14")]),
             LineChart("Radii", "Over training.", [0, 1], {"r1": [2.0, 1.5]}, "distance"),
-            PointCloud("Features", "Of single positions.", {"normal": np.random.default_rng(0).normal(size=(20, 6))}),
-            ImageStrip("Synthetic flaws", "As seen.", [("mask", np.zeros((20, 30), dtype=np.uint8))] * 4, group=2),
+            FeatureCloud("Features", "Of single positions.", {"normal": np.random.default_rng(0).normal(size=(20, 6))}),
+            Pictures("Synthetic flaws", "As seen.", [("mask", np.zeros((20, 30), dtype=np.uint8))] * 4, group=2),
         ],
         notes=["Two duplicates were left out."],
     )
@@ -155,7 +153,7 @@ def html(full: ReportData) -> str:
 def good_only() -> ReportData:
     return ReportData(
         title="bolt",
-        scores=[ScoreGroup("held_out", np.linspace(0, 1, 20)), ScoreGroup("forged", np.array([0.5, 2.0]))],
+        scores={"held_out": np.linspace(0, 1, 20), "forged": np.array([0.5, 2.0])},
         limit=1.0,
         training=[{"epoch": 1, "loss": 0.5}],
     )
@@ -321,8 +319,8 @@ def test_hostile_names_are_text_and_nothing_else(evidence: EvaluationState) -> N
         training=[{"step": 0, "_loss$" + HOSTILE: 1.0}, {"step": 1, "_loss$" + HOSTILE: 0.5}],
         diagnostics=[
             LineChart(HOSTILE, HOSTILE, [0, 1], {"_$" + HOSTILE: [0.0, 1.0]}, HOSTILE, HOSTILE),
-            PointCloud(HOSTILE, HOSTILE, {"_$" + HOSTILE: np.eye(3)}),
-            ImageStrip(HOSTILE, HOSTILE, [(HOSTILE, np.zeros((8, 8), dtype=np.uint8))]),
+            FeatureCloud(HOSTILE, HOSTILE, {"_$" + HOSTILE: np.eye(3)}),
+            Pictures(HOSTILE, HOSTILE, [(HOSTILE, np.zeros((8, 8), dtype=np.uint8))]),
         ],
         notes=[HOSTILE],
     )
@@ -412,11 +410,11 @@ def test_undefined_figures_are_dashes() -> None:
 def test_odd_numbers_do_not_stop_the_plots() -> None:
     data = ReportData(
         title="bolt",
-        scores=[
-            ScoreGroup("good", np.array([np.inf, -np.inf])),
-            ScoreGroup("held_out", np.array([])),
-            ScoreGroup("forged", np.full(3, 7.0)),
-        ],
+        scores={
+            "good": np.array([np.inf, -np.inf]),
+            "held_out": np.array([]),
+            "forged": np.full(3, 7.0),
+        },
         limit=float("inf"),
         training=[
             {"stage": "one", "step": 5, "loss": float("nan")},

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from flawsmith.report.data import Example, LimitChoice, Picture, ReportData, ScoreGroup, TriedLimit
+from flawsmith.report.data import Example, LimitChoice, Picture, ReportData, TriedLimit
 from flawsmith.report.html import render_report
 from flawsmith.report.plots import encoded
 
@@ -44,7 +44,7 @@ def page() -> str:
         TriedLimit(1.5, "0 of 3", "1 of 2", "A limit of 1.5 rejects one."),
         TriedLimit(3.5, "1 of 3", "0 of 2", "The limit in use.", in_use=True),
     ]
-    scores = [ScoreGroup("held_out", np.array([1.0, 3.0])), ScoreGroup("forged", np.array([2.0, 4.0, 5.0]))]
+    scores = {"held_out": np.array([1.0, 3.0]), "forged": np.array([2.0, 4.0, 5.0])}
     choice = LimitChoice(["Limit"], [["3.5"]], [], steps)
     return render_report(ReportData(title="bolt", examples=examples, choice=choice, scores=scores, limit=3.5))
 

@@ -21,7 +21,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import find_recipe
-from flawsmith.training.data import SampleKey, SynthesisOptions, TrainingSet
+from flawsmith.training.data import SampleKey, TrainingSet
 
 GEOMETRY = Geometry(size=(48, 64))
 ROWS = [np.array([0, 1, 2]), np.array([3, 0])]
@@ -42,7 +42,7 @@ def images(parts: Path, tmp_path: Path) -> Make:
     def make(*, seed: int = 0, **options: object) -> TrainingSet:
         samples = load(parts).good_train[:4]
         cache = FeatureCache("pixels", tmp_path / "cache")
-        return TrainingSet(samples, GEOMETRY, Pixels(), cache, seed=seed, synthesis=SynthesisOptions(**options))
+        return TrainingSet(samples, GEOMETRY, Pixels(), cache, seed=seed, **options)
 
     return make
 

@@ -24,7 +24,7 @@ from flawsmith.metrics.ranking import auroc
 from flawsmith.models.registry import find_method
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
-from flawsmith.training.data import SynthesisOptions, TrainingSet
+from flawsmith.training.data import TrainingSet
 from flawsmith.training.distributed import process_group
 from flawsmith.training.run import RunFolder
 from flawsmith.training.trainer import LoopOptions, check_options
@@ -52,7 +52,7 @@ def train(case: Mapping[str, Any], data: Path, run: RunFolder) -> dict[str, Any]
         TorchExtractor(backbone),
         cache,
         seed=case["seed"],
-        synthesis=SynthesisOptions(workers=0),
+        workers=0,
     )
     run.path.mkdir(parents=True, exist_ok=True)
     for stage in model.stages(images):

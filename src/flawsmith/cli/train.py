@@ -367,8 +367,8 @@ def _learn(data: Path, settings: dict[str, Any], options: dict[str, Any], *, qui
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     from flawsmith.cli.app import parse_range
     from flawsmith.data.layouts import load
+    from flawsmith.data.quantities import parse_rate
     from flawsmith.pipeline import train
-    from flawsmith.pipeline.quantities import parse_rate
 
     settings = dict(settings)
     settings["value_range"] = parse_range(settings["value_range"])

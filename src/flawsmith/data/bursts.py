@@ -56,9 +56,6 @@ def read_thumbnails(images: Sequence[Path]) -> list[Thumbnail]:
 def thumbnail_of(image: ImageArray) -> Thumbnail:
     """The thumbnail of a decoded image; values of deep images as shares of the largest one.
 
-    Args:
-        image: (height, width, 3).
-
     Example:
         >>> thumbnail_of(np.full((300, 200, 3), 7, np.uint8)).shape
         (128, 128)
@@ -73,10 +70,6 @@ def find_scenes(images: Sequence[Path], thumbnails: Thumbnails = read_thumbnails
     """The scene that each image shows, where many images are nearly equal to another one.
 
     Files that cannot be read show a scene of their own. Memory is 32 kB an image beside matrices of 256 rows.
-
-    Args:
-        images: paths of image files.
-        thumbnails: gives those of all images.
 
     Returns:
         A number for each image, equal for images of one scene, counted from 0 in the order of the images; None where
@@ -177,11 +170,7 @@ def _thumbnail(path: Path) -> Thumbnail:
 
 @lru_cache(maxsize=1 << 14)
 def _read(path: Path, _size: int, _mtime_ns: int) -> Thumbnail:
-    """The thumbnail of a file.
-
-    Raises:
-        FlawsmithError: the file cannot be read.
-    """
+    """The thumbnail of a file."""
     try:
         with path.open("rb") as stream, open_image(stream, str(path), MAX_PIXELS) as image:
             if image.mode in ("L", "RGB") and ";16" not in str(image.tile[0][3]):

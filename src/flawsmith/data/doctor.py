@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -43,7 +43,6 @@ def saturation_findings(dataset: Dataset, values: Mapping[Path, Sequence[int]], 
     """Whether it can be told of every mask when its defect counts as found; nothing for layouts that know none.
 
     Args:
-        dataset: the data set.
         values: the grey values but 0 of every mask that can be read.
         pixels: number of pixels of the largest mask.
     """
@@ -100,6 +99,7 @@ _UNLIKE = 1 / 3
 _RARE = 0.05
 """A format or size that so few of one label have goes with the other."""
 _ORIENTATION = 0x0112
+_NO_HEADER = "no readable header"
 
 __all__ = ["Finding", "Findings", "Severity", "check", "glance"]
 
@@ -154,10 +154,6 @@ class _Inventory:
 def check(dataset: Dataset, *, threads: int = _THREADS) -> Findings:
     """Read every image and mask of a data set and say what is odd.
 
-    Args:
-        dataset: as :func:`flawsmith.data.layouts.load` gives it.
-        threads: files decoded at a time.
-
     Returns:
         The findings, gravest first; empty if all is well. Damaged files are findings, not exceptions.
     """
@@ -182,7 +178,7 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
     except FlawsmithError as error:
         return _Facts(path, str(error), digest)
     full = float(np.iinfo(pixels.dtype).max)
-    header = _Header() if is_mask else _header(path)
+    header = _Facts(path, None) if is_mask else _header(path)
     return _Facts(
         path,
         None,
@@ -200,18 +196,8 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
     )
 
 
-@dataclass(frozen=True)
-class _Header:
-    """What a file says of itself, without its pixels."""
-
-    format: str = ""
-    size: tuple[int, int] = (0, 0)
-    bits: int = 0
-    further: bool = False
-
-
-def _header(path: Path) -> _Header:
-    """The header of an image; empty where it cannot be read, which whoever needs the pixels will tell."""
+def _header(path: Path) -> _Facts:
+    """What an image says of itself, without its pixels; whoever needs these will tell why it cannot be read."""
     try:
         with path.open("rb") as stream, open_image(stream, str(path), MAX_PIXELS) as image:
             width, height = image.size
@@ -220,18 +206,15 @@ def _header(path: Path) -> _Header:
             # Only where the note on orientation comes before the pixels.
             exif = image.getexif() if image.format in ("JPEG", "TIFF") else {}
             turned = exif.get(_ORIENTATION, 1) in (5, 6, 7, 8)
-            size = (width, height) if turned else (height, width)
-            return _Header(image.format or "", size, bits, holds_further_pictures(image))
+            size, error = (width, height) if turned else (height, width), None if image.format else _NO_HEADER
+            further = holds_further_pictures(image)
+            return _Facts(path, error, size=size, bits=bits, format=image.format or "", further=further)
     except Exception:  # Pillow answers odd bytes with nearly every exception there is
-        return _Header()
+        return _Facts(path, _NO_HEADER)
 
 
 def glance(dataset: Dataset, *, threads: int = _THREADS) -> tuple[Finding, ...]:
     """What :func:`check` says that would spoil a training, from headers and contents' hashes alone: in seconds.
-
-    Args:
-        dataset: as :func:`flawsmith.data.layouts.load` gives it.
-        threads: files read at a time.
 
     Returns:
         Errors and warnings: mixed depths, shapes that differ, images labelled good and flawed, and a format or a size
@@ -248,19 +231,17 @@ def glance(dataset: Dataset, *, threads: int = _THREADS) -> tuple[Finding, ...]:
 
 def _glance_at(path: Path) -> _Facts:
     try:
-        digest, header = content_hash(path), _header(path)
+        return replace(_header(path), digest=content_hash(path))
     except FlawsmithError as error:
         return _Facts(path, str(error))
-    unread = None if header.format else "no readable header"
-    return _Facts(path, unread, digest, header.size, header.bits, header.format, header.further)
 
 
 def _unreadable(inventory: _Inventory) -> Iterable[Finding]:
     for kind, files in (("image", inventory.images), ("mask", inventory.masks)):
         for facts in files.values():
             if facts.error is not None:
-                what, _, advice = facts.error.rpartition("; ")
-                yield Finding("error", f"unreadable-{kind}", what, (facts.path,), f"{advice}, or remove the file")
+                fault, _, advice = facts.error.rpartition("; ")
+                yield Finding("error", f"unreadable-{kind}", fault, (facts.path,), f"{advice}, or remove the file")
 
 
 def _leaks(inventory: _Inventory) -> Iterable[Finding]:
@@ -570,10 +551,6 @@ def _folders(path: Path, root: Path) -> list[str]:
     return [name.casefold() for name in path.relative_to(root).parts[:-1]]
 
 
-def _official(inventory: _Inventory) -> Iterable[Finding]:
-    return official_findings(inventory.dataset)
-
-
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
@@ -585,7 +562,7 @@ def _images(number: int) -> str:
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
     *(_unreadable, _leaks, _duplicates, _twins, _odd_sizes, _odd_colours, _odd_depths, _value_range, _shortcuts),
     *(_empty_pictures, _pair_faults, _odd_masks, _missing_and_unused_masks, _saturation, _too_few, _notes),
-    *(_unread_files, _further_pictures, _official, _groups, _unlike_test),
+    *(_unread_files, _further_pictures, lambda inventory: official_findings(inventory.dataset), _groups, _unlike_test),
 )
 _QUICK_RULES = (_leaks, _duplicates, _twins, _odd_sizes, _odd_depths, _shortcuts, _further_pictures)
 """Those that need no pixels."""

@@ -12,7 +12,6 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import NamedTuple
 
 from flawsmith.data.bursts import Thumbnails, find_scenes, read_thumbnails
 from flawsmith.data.layouts.base import count, is_set_apart, same_name
@@ -34,18 +33,6 @@ _EXIF, _DATE_TAKEN = 0x8769, 0x9003
 _THREADS = 4
 
 
-class _Rule(NamedTuple):
-    """How groups are told, checked.
-
-    Attributes:
-        word: ``auto``, ``none``, ``folder``, ``date``, ``name`` or ``column``.
-        argument: of ``name`` and ``column``.
-    """
-
-    word: str
-    argument: str = ""
-
-
 def with_groups(dataset: Dataset, by: str = "auto", thumbnails: Thumbnails = read_thumbnails) -> Dataset:
     """The data set with the group of every image, and in ``grouped_by`` how the groups were told.
 
@@ -53,30 +40,28 @@ def with_groups(dataset: Dataset, by: str = "auto", thumbnails: Thumbnails = rea
     nothing says it have none. Bursts are looked for among good images that are not test images.
 
     Args:
-        dataset: as :func:`flawsmith.data.layouts.load` gives it.
         by: ``auto``: the column ``group`` of a CSV table, else sub-folders of the good images whose names say when or
             where, else bursts of nearly equal images, else none; ``none``; ``folder``: the first sub-folder;
             ``name:REGEX``: what the only group of a regular expression matches in the file name; ``date``: the day
             of exposure (EXIF); ``column:NAME``: a column of a CSV table.
-        thumbnails: gives those of good images, where bursts are looked for.
 
     Raises:
         FlawsmithError: ``by`` is none of these, or does not fit the data.
     """
-    rule = _parsed(by)
-    if rule.word == "none":
+    rule, argument = _parsed(by)
+    if rule == "none":
         return _grouped(dataset, {}, "")
-    if rule.word == "column":
-        return _by_column(dataset, rule.argument)
-    if rule.word == "auto" and any(sample.group for sample in dataset.samples):
+    if rule == "column":
+        return _by_column(dataset, argument)
+    if rule == "auto" and any(sample.group for sample in dataset.samples):
         return dataset
     usual = [sample for sample in dataset.samples if not sample.is_flawed and sample.split != "test"]
     images = list(dict.fromkeys(sample.image for sample in usual))
-    names, words = _told(images, dataset.root, rule, thumbnails)
+    names, words = _told(images, dataset.root, rule, argument, thumbnails)
     groups = dict(zip(images, names, strict=True))
     if words and words != BURSTS:
         for sample in dataset.samples:
-            groups.setdefault(sample.image, _of_another(sample, dataset, rule))
+            groups.setdefault(sample.image, _of_another(sample, dataset, rule, argument))
     return _grouped(dataset, groups, words)
 
 
@@ -84,8 +69,6 @@ def groups_of(paths: Sequence[Path], root: Path, by: str = "auto") -> list[str]:
     """The group of every image of a folder of good parts; empty for all where there is none.
 
     Args:
-        paths: images below ``root``.
-        root: the folder.
         by: as in :func:`with_groups`, but for columns, which a folder has not.
 
     Raises:
@@ -95,16 +78,11 @@ def groups_of(paths: Sequence[Path], root: Path, by: str = "auto") -> list[str]:
         >>> groups_of([Path("ok/mon_1.png"), Path("ok/tue_1.png")], Path("ok"), "name:^([a-z]+)_")
         ['mon', 'tue']
     """
-    return _told(list(paths), root, _parsed(by))[0]
+    return _told(list(paths), root, *_parsed(by))[0]
 
 
 def groups_in_words(dataset: Dataset, split: HoldOut) -> str:
-    """What groups were recognised and how many of them stand behind the limit, in a line; empty where there are none.
-
-    Args:
-        dataset: as :func:`with_groups` gives it.
-        split: of this data set.
-    """
+    """What groups were recognised and how many stand behind the limit, in a line; empty where there are none."""
     if not dataset.grouped_by:
         return ""
     learned, calibration = ({s.group for s in part} - {""} for part in (split.train, split.calibration))
@@ -118,11 +96,7 @@ def groups_in_words(dataset: Dataset, split: HoldOut) -> str:
 
 
 def one_group_warning(split: HoldOut) -> str:
-    """What to know where one group alone stands behind the limit; empty elsewhere.
-
-    Args:
-        split: of a data set with groups.
-    """
+    """What to know where one group alone stands behind the limit; empty elsewhere."""
     groups = {sample.group for sample in split.calibration}
     if len(groups) != 1 or not any(groups):
         return ""
@@ -132,15 +106,16 @@ def one_group_warning(split: HoldOut) -> str:
     )
 
 
-def _parsed(by: str) -> _Rule:
+def _parsed(by: str) -> tuple[str, str]:
+    """``auto``, ``none``, ``folder``, ``date``, ``name`` or ``column``; and the argument of the last two."""
     if by in _WORDS:
-        return _Rule(by)
+        return by, ""
     word, colon, argument = by.partition(":")
     if f"{word}{colon}" in _WITH_ARGUMENT:
         if not argument:
             example = "name:_([0-9]+)_" if word == "name" else "column:day"
             raise FlawsmithError(f"--group {by} says nothing after the colon: write for example {example}")
-        return _Rule(word, argument)
+        return word, argument
     close = get_close_matches(word, [*_WORDS, "name", "column"], 1)
     known = {"name": "name:REGEX", "column": "column:NAME"}
     hint = f", did you mean {known.get(close[0], close[0])}?" if close else ""
@@ -148,21 +123,21 @@ def _parsed(by: str) -> _Rule:
 
 
 def _told(
-    paths: list[Path], root: Path, rule: _Rule, thumbnails: Thumbnails = read_thumbnails
+    paths: list[Path], root: Path, rule: str, argument: str, thumbnails: Thumbnails = read_thumbnails
 ) -> tuple[list[str], str]:
     """The group of each image, and how it was told; nothing for both where there is none."""
     nothing = [""] * len(paths), ""
-    if rule.word == "none" or not paths:
+    if rule == "none" or not paths:
         return nothing
-    if rule.word == "column":
+    if rule == "column":
         raise FlawsmithError(
-            f"--group column:{printable(rule.argument)} needs a CSV table, and {root} is none: give the table, or "
+            f"--group column:{printable(argument)} needs a CSV table, and {root} is none: give the table, or "
             "another --group"
         )
-    if rule.word in ("folder", "auto"):
+    if rule in ("folder", "auto"):
         names = _sub_folders(paths, root)
         folders = [Path(name) for name in dict.fromkeys(names)]
-        if rule.word == "folder":
+        if rule == "folder":
             if not any(names):
                 raise FlawsmithError(
                     f"--group folder: the good images in {root} lie in no sub-folders; put those of each day or lot "
@@ -173,14 +148,14 @@ def _told(
             return names, SUB_FOLDER
         scenes = find_scenes(paths, thumbnails)
         return nothing if scenes is None else ([f"scene {number + 1}" for number in scenes], BURSTS)
-    if rule.word == "date":
+    if rule == "date":
         with ThreadPoolExecutor(_THREADS) as pool:
             days = list(pool.map(_day_taken, paths))
         _refuse_lack(paths, days, root, "--group date", "no date of exposure (EXIF DateTimeOriginal)")
         return days, "date of exposure"
-    matched = _name_rule(rule.argument)
+    matched = _name_rule(argument)
     names = [matched(path) for path in paths]
-    _refuse_lack(paths, names, root, f"--group name:{printable(rule.argument)}", "no match in the file name")
+    _refuse_lack(paths, names, root, f"--group name:{printable(argument)}", "no match in the file name")
     return names, "file name"
 
 
@@ -248,12 +223,12 @@ def _place(path: Path, root: Path, defect: str = "") -> tuple[str, ...]:
     return folders[max(roles, default=0) :]
 
 
-def _of_another(sample: Sample, dataset: Dataset, rule: _Rule) -> str:
+def _of_another(sample: Sample, dataset: Dataset, rule: str, argument: str) -> str:
     """The group of a test image, by the same rule; empty where nothing says it."""
-    if rule.word == "date":
+    if rule == "date":
         return _day_taken(sample.image)
-    if rule.word == "name":
-        return _name_rule(rule.argument)(sample.image)
+    if rule == "name":
+        return _name_rule(argument)(sample.image)
     place = _place(sample.image, dataset.root, sample.defect)
     return place[0] if place else ""
 

@@ -66,9 +66,6 @@ class Saturation:
 def read_defects_config(path: Path) -> dict[int, DefectKind]:
     """The kinds of defects by the grey value of their masks.
 
-    Args:
-        path: a ``defects_config.json``.
-
     Raises:
         FlawsmithError: missing, no JSON, an entry that lacks something or is out of range, or a value given twice; the
             line names the entry.
@@ -108,12 +105,7 @@ def grey_values(mask: ImageArray) -> tuple[int, ...]:
 
 
 def kind_of(values: Sequence[int], kinds: Mapping[int, DefectKind]) -> DefectKind | str | None:
-    """The kind of defect that a mask marks, None for a black mask, or in words what is wrong with it.
-
-    Args:
-        values: as of :func:`grey_values`.
-        kinds: as of :func:`read_defects_config`.
-    """
+    """The kind of defect that a mask marks, None for a black mask, or in words what is wrong with it."""
     if not values:
         return None
     if len(values) > 1:
@@ -124,13 +116,7 @@ def kind_of(values: Sequence[int], kinds: Mapping[int, DefectKind]) -> DefectKin
 def merged_value(
     flawed: Sequence[Sample], values: Mapping[Path, Sequence[int]], kinds: Mapping[int, DefectKind]
 ) -> int | None:
-    """The one grey value of all masks where they were merged, so that kinds can no longer be told; None where not.
-
-    Args:
-        flawed: the flawed images.
-        values: as of :func:`grey_values`, of each of their masks.
-        kinds: as of :func:`read_defects_config`.
-    """
+    """The one grey value of all masks where they were merged, so that kinds can no longer be told; None where not."""
     annotated = [sample.masks for sample in flawed if sample.masks]
     distinct = {value for masks in annotated for mask in masks for value in values[mask]}
     if len(annotated) < MERGED_FROM or len(kinds) == 1 or any(len(masks) > 1 for masks in annotated):

@@ -63,9 +63,6 @@ def read_mask_image(path: Path) -> MaskImage:
     programs save the strokes of a layer so, often in one colour. In a JPEG and wherever edges were softened, a marked
     pixel is at least half as bright as the brightest one.
 
-    Args:
-        path: the file.
-
     Returns:
         What it marks, at its own size; and what of the above it took.
 
@@ -103,10 +100,6 @@ def read_mask_image(path: Path) -> MaskImage:
 def _header(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.bool_] | None, bool]:
     """Where an image is opaque, None where it is everywhere or nowhere; and whether its values went through a lossy
     compression.
-
-    Args:
-        path: a file that was decoded already.
-        size: (height, width) of what was decoded.
     """
     with path.open("rb") as file:
         start = file.read(26)
@@ -207,12 +200,12 @@ class MaskRemarks:
     def notes(self) -> tuple[str, ...]:
         """What was found, in sentences that name a file."""
         return tuple(
-            f"{what} ({_named(self.files(oddity)[0])}); {fix}." for oddity, (what, fix) in self.sentences().items()
+            f"{fault} ({_named(self.files(oddity)[0])}); {fix}." for oddity, (fault, fix) in self.sentences().items()
         )
 
 
-def _verb(files: dict[Path, float], one: str, several: str) -> str:
-    return one if len(files) == 1 else several
+def _verb(files: dict[Path, float], singular: str, plural: str) -> str:
+    return singular if len(files) == 1 else plural
 
 
 def _named(path: Path) -> str:

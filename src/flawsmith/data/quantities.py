@@ -18,10 +18,6 @@ _PERCENT = re.compile(_NUMBER + r"\s*%")
 def parse_rate(value: float | str, option: str) -> float:
     """A share of parts.
 
-    Args:
-        value: ``10/1000``, ``1%`` or ``0.01``.
-        option: what messages call it.
-
     Raises:
         FlawsmithError: no rate between 0 and 1.
 
@@ -46,10 +42,6 @@ def parse_rate(value: float | str, option: str) -> float:
 def parse_length(value: float | str, option: str) -> float:
     """A length in millimetres.
 
-    Args:
-        value: ``0.05mm``, ``50um`` or a number of millimetres.
-        option: what messages call it.
-
     Raises:
         FlawsmithError: no length above 0.
 
@@ -70,9 +62,7 @@ def parse_area(value: float | str, pixel_size: float | None, option: str) -> int
     """An area in pixels, at least 1; square millimetres are rounded up.
 
     Args:
-        value: ``0.2mm2``, ``40px`` or a number of pixels.
         pixel_size: side of a pixel in millimetres; None: unknown.
-        option: what messages call it.
 
     Raises:
         FlawsmithError: no area above 0, or square millimetres without the size of a pixel.
@@ -98,9 +88,7 @@ def parse_extent(value: float | str, pixel_size: float | None, option: str) -> f
     """A width or height in pixels of the image, at least 1.
 
     Args:
-        value: ``0.5mm``, ``300um``, ``12px`` or a number of pixels.
         pixel_size: side of a pixel in millimetres; None: unknown.
-        option: what messages call it.
 
     Raises:
         FlawsmithError: no extent of a pixel or more, or millimetres without the size of a pixel.

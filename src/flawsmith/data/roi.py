@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictFloat, StrictInt, StrictStr, ValidationError
 
 from flawsmith.data.masks import read_mask_image
+from flawsmith.data.quantities import parse_area
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.files import without_controls
 from flawsmith.runtime.image import MAX_PIXELS
-from flawsmith.runtime.roi import MOST_CORNERS, Polygon, RegionOfInterest, number_zones
-from flawsmith.runtime.zones import LONGEST_NAME, MOST_ZONES, NAME_RULE, ZoneName
+from flawsmith.runtime.roi import MOST_CORNERS, Polygon, RegionOfInterest, box_of, number_zones
+from flawsmith.runtime.zones import LONGEST_NAME, MOST_ZONES, NAME_RULE, Zone, ZoneName
 
 _ASPECT_TOLERANCE = 0.01
 _LARGEST_FILE = 2**22
@@ -45,34 +47,10 @@ class _Drawing(BaseModel):
     zones: tuple[_ZoneDrawing, ...] = Field(default=(), max_length=MOST_ZONES)
 
 
-class DrawnZone(NamedTuple):
-    """A zone as it was drawn.
-
-    Attributes:
-        name: of the zone.
-        region: where it is.
-        min_area: its smallest area as it was written; None: that of the whole image.
-    """
-
-    name: str
-    region: RegionOfInterest
-    min_area: str | int | float | None
-
-
-class Drawing(NamedTuple):
-    """What a file says of where to look.
-
-    Attributes:
-        region: what is inspected; None: everything.
-        zones: parts of it that get limits of their own.
-    """
-
-    region: RegionOfInterest | None
-    zones: tuple[DrawnZone, ...] = ()
-
-
-def read_drawing(path: Path, image_size: tuple[int, int] | None = None) -> Drawing:
-    """Read a region of interest, and zones.
+def read_drawing(
+    path: Path, image_size: tuple[int, int] | None = None, *, pixel_size: float | None = None
+) -> tuple[RegionOfInterest | None, tuple[Zone, ...]]:
+    """Read a region of interest, None where everything is inspected, and its zones, without limits yet.
 
     A JSON file holds the ``width`` and ``height`` of the image that it was drawn on and, in ``include`` and
     ``exclude``, polygons of corners ``[x, y]`` in its pixels, from 0 to the width or height; ``zones`` holds objects
@@ -80,12 +58,13 @@ def read_drawing(path: Path, image_size: tuple[int, int] | None = None) -> Drawi
     of another size are covered in proportion.
 
     Args:
-        path: the file.
         image_size: (height, width) of the images to inspect, which must have the same proportions; None: not checked.
+        pixel_size: side of a pixel in millimetres; None: unknown.
 
     Raises:
         FlawsmithError: the file cannot be read, is neither, says nothing, or was drawn on images of other proportions;
-            or two zones have the same name, or one has no pixel.
+            or two zones have the same name, or one has no pixel, or a smallest area that is none, needs the size of a
+            pixel, or is larger than the zone.
     """
     if not path.is_file():
         raise FlawsmithError(
@@ -94,36 +73,52 @@ def read_drawing(path: Path, image_size: tuple[int, int] | None = None) -> Drawi
     if path.suffix.lower() == ".json":
         polygons = _read_drawing(path)
         size = (polygons.height, polygons.width)
-        drawing = _relative(polygons, path)
+        region, zones = _relative(polygons, path)
+        areas = [zone.min_area for zone in polygons.zones]
     else:
         marked = read_mask_image(path).marked
         size = (marked.shape[0], marked.shape[1])
         try:
-            drawing = Drawing(RegionOfInterest.from_mask(marked))
+            region, zones, areas = RegionOfInterest.from_mask(marked), (), []
         except FlawsmithError as error:
             raise FlawsmithError(f"{path}: {error}") from None
-    if drawing.region is not None and not drawing.region.to_mask(size).any():
+    if region is not None and not region.to_mask(size).any():
         raise FlawsmithError(f"{path}: nothing is left to inspect; the excluded areas cover all that is included")
-    _check_zones(path, drawing, size)
+    _check_zones(path, region, zones, size)
     if image_size is not None:
         _check_proportions(path, size, image_size)
-    return drawing
+    if not zones:
+        return region, ()
+    inspected = image_size or size
+    numbers = number_zones(tuple(zone.region for zone in zones), region, inspected)
+    with_areas = []
+    for number, (zone, written) in enumerate(zip(zones, areas, strict=True)):
+        option = f"{path}: zones.{number}.min_area"
+        area = None if written is None else parse_area(written, pixel_size, option)
+        pixels = int(np.count_nonzero(numbers[box_of(zone.region, inspected)] == number))
+        if area is not None and area > pixels:
+            raise FlawsmithError(
+                f"{option} {written} is {area:,} pixels, and zone {zone.name} has {pixels:,} in these images: give a "
+                "smaller one, or check --scale"
+            )
+        with_areas.append(zone.model_copy(update={"minimum_area": area}))
+    return region, tuple(with_areas)
 
 
-def _check_zones(path: Path, drawing: Drawing, size: tuple[int, int]) -> None:
+def _check_zones(path: Path, region: RegionOfInterest | None, zones: tuple[Zone, ...], size: tuple[int, int]) -> None:
     """Raises:
     FlawsmithError: two zones have the same name, or one has no pixel of its own.
     """
-    names = [zone.name for zone in drawing.zones]
+    names = [zone.name for zone in zones]
     for number, name in enumerate(names):
         if name in names[:number]:
             raise FlawsmithError(f"{path}: two zones are called {name}: give each a name of its own")
-    regions = tuple(zone.region for zone in drawing.zones)
-    if sum(region.corners for region in (*regions, *([drawing.region] if drawing.region else []))) > MOST_CORNERS:
+    regions = tuple(zone.region for zone in zones)
+    if sum(part.corners for part in (*regions, *([region] if region else []))) > MOST_CORNERS:
         raise FlawsmithError(
             f"{path}: region and zones have more than {MOST_CORNERS:,} corners together: draw them coarser"
         )
-    numbers = number_zones(regions, drawing.region, size) if regions else None
+    numbers = number_zones(regions, region, size) if regions else None
     for number, name in enumerate(names):
         if numbers is None or (numbers == number).any():
             continue
@@ -171,8 +166,8 @@ def _fault(error: Mapping[str, Any], value: Any) -> str:
     title = f" (zone {without_controls(name)})" if isinstance(name, str) and 0 < len(name) <= LONGEST_NAME else ""
     field, depth = "".join(place[start : start + 1]), len(place) - start - 1
 
-    def fault(parts: int, what: str, example: str = _ZONE_EXAMPLE if is_in_zone else _EXAMPLE) -> str:
-        return f"{without_controls('.'.join(map(str, place[:parts])))}{title} {what}; {example}"
+    def fault(parts: int, words: str, example: str = _ZONE_EXAMPLE if is_in_zone else _EXAMPLE) -> str:
+        return f"{without_controls('.'.join(map(str, place[:parts])))}{title} {words}; {example}"
 
     if field in ("include", "exclude") and depth > 0:
         depth = min(depth, max(_PARTS_OF_POLYGONS))
@@ -193,7 +188,7 @@ def _fault(error: Mapping[str, Any], value: Any) -> str:
     return fault(len(place), why_refused(error, "").strip())
 
 
-def _relative(drawing: _Drawing, path: Path) -> Drawing:
+def _relative(drawing: _Drawing, path: Path) -> tuple[RegionOfInterest | None, tuple[Zone, ...]]:
     width, height = drawing.width, drawing.height
 
     def scaled(polygons: tuple[_Corners, ...], name: str) -> tuple[Polygon, ...]:
@@ -220,13 +215,10 @@ def _relative(drawing: _Drawing, path: Path) -> Drawing:
     if not (drawing.include or drawing.exclude or drawing.zones):
         raise FlawsmithError(f"{path}: it says nothing of where to look: draw include, exclude or zones; {_EXAMPLE}")
     says_nothing_else = not (drawing.include or drawing.exclude) and drawing.zones
-    return Drawing(
-        None if says_nothing_else else region(drawing, ""),
-        tuple(
-            DrawnZone(zone.name, region(zone, f"zones.{number}."), zone.min_area)
-            for number, zone in enumerate(drawing.zones)
-        ),
+    zones = tuple(
+        Zone(name=zone.name, region=region(zone, f"zones.{number}.")) for number, zone in enumerate(drawing.zones)
     )
+    return None if says_nothing_else else region(drawing, ""), zones
 
 
 def _check_proportions(path: Path, drawn_on: tuple[int, int], image: tuple[int, int]) -> None:

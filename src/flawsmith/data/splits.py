@@ -62,9 +62,6 @@ class HoldOut:
         """The same images held out, and the first ``fraction`` of the others to learn from, at least one.
 
         A smaller fraction is part of a larger one.
-
-        Args:
-            fraction: in (0, 1].
         """
         if fraction == 1:
             return self
@@ -113,9 +110,6 @@ def leave_out_unreadable(dataset: Dataset) -> tuple[Dataset, dict[str, str]]:
 
     Every such image is decoded, once in a process. Test images stay: figures on a part of them would mean another test.
 
-    Args:
-        dataset: as :func:`flawsmith.data.layouts.load` gives it.
-
     Returns:
         The data set, itself where all can be read; and by name of each image left out, what is wrong with it.
 
@@ -142,9 +136,6 @@ def leave_out_unreadable(dataset: Dataset) -> tuple[Dataset, dict[str, str]]:
 
 def skipped_note(skipped: Mapping[str, str]) -> str:
     """What was left out, in one line.
-
-    Args:
-        skipped: as :func:`leave_out_unreadable` gives it.
 
     Example:
         >>> skipped_note({"good/7.png": "the file is empty; copy or export it anew"})

@@ -126,7 +126,7 @@ def varied(results: Sequence[RunResult]) -> str:
         for name in (FRACTION, *settings):
             value = value_of(result, name)
             if value is not None:
-                values[name].add(_text(value))
+                values[name].add(text_of(value))
     several = [name for name in (FRACTION, *settings) if len(values[name]) > 1]
     if len(several) == 1:
         return several[0]
@@ -204,10 +204,10 @@ def lines(measurements: Sequence[Measurement]) -> tuple[dict[str, list[Point]], 
     for line in names:
         of_line = [entry for entry in measurements if entry.line == line and entry.category in categories]
         by_place: dict[str, list[float]] = defaultdict(list)
-        values = {_text(entry.x): entry.x for entry in of_line}
-        for place, seed in dict.fromkeys((_text(entry.x), entry.seed) for entry in of_line):
+        values = {text_of(entry.x): entry.x for entry in of_line}
+        for place, seed in dict.fromkeys((text_of(entry.x), entry.seed) for entry in of_line):
             by_category = {
-                entry.category: entry.value for entry in of_line if (_text(entry.x), entry.seed) == (place, seed)
+                entry.category: entry.value for entry in of_line if (text_of(entry.x), entry.seed) == (place, seed)
             }
             if set(by_category) == categories:
                 by_place[place].append(statistics.mean(by_category.values()))
@@ -232,7 +232,7 @@ def sort_key(value: Any) -> tuple[int, tuple[float, ...], str]:
         return 0, (float(value),), ""
     if isinstance(value, (list, tuple)) and all(map(is_number, value)):
         return 1, (float(len(value)), *map(float, value)), ""
-    return 2, (), _text(value)
+    return 2, (), text_of(value)
 
 
 def is_number(value: Any) -> bool:
@@ -240,12 +240,9 @@ def is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
-def _text(value: Any) -> str:
+def text_of(value: Any) -> str:
+    """A value as ticks and tables write it."""
     return str(value) if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
-text_of = _text
-"""A value as ticks and tables write it."""
 
 
 _NAMES = {
@@ -273,7 +270,6 @@ def curve(
     """A figure of accuracy against a quantity that a benchmark varied: a panel a metric, a line a method.
 
     Args:
-        results: finished runs.
         x: the quantity: ``fraction`` or a setting; by default the one that was varied.
         metrics: figures of accuracy; the usual ones by default.
         by_category: a row of panels for each category, in place of their mean.

@@ -11,7 +11,7 @@ from typing import Any, Literal
 from matplotlib.lines import Line2D
 
 from flawsmith.figures.style import COLUMN, PaperFigure, hide, legend_below, panels, wrapped
-from flawsmith.report.data import PointCloud
+from flawsmith.models.diagnostics import FeatureCloud
 from flawsmith.report.plots import Projection, projections
 from flawsmith.report.style import MARKERS, PALETTE, PRINT, plot_style, short_label
 from flawsmith.runtime.errors import FlawsmithError
@@ -21,12 +21,8 @@ PLANES: tuple[Plane, ...] = ("pca", "tsne")
 _TITLES: dict[Plane, str] = {"pca": "PCA", "tsne": "t-SNE"}
 
 
-def feature_planes(clouds: Sequence[PointCloud], *, planes: Sequence[Plane] = PLANES) -> PaperFigure:
+def feature_planes(clouds: Sequence[FeatureCloud], *, planes: Sequence[Plane] = PLANES) -> PaperFigure:
     """A row a feature map, a column a projection, a colour and a shape a group.
-
-    Args:
-        clouds: features by group, one cloud a feature map.
-        planes: the projections.
 
     Raises:
         FlawsmithError: too few features, or all the same.
@@ -55,7 +51,7 @@ def feature_planes(clouds: Sequence[PointCloud], *, planes: Sequence[Plane] = PL
     return PaperFigure(figure, rows)
 
 
-def _planes(cloud: PointCloud) -> dict[Plane, Projection]:
+def _planes(cloud: FeatureCloud) -> dict[Plane, Projection]:
     in_planes = projections(cloud)
     if not in_planes:
         raise FlawsmithError(f"{cloud.title}: too few features to show, or all are the same; give more test images")
@@ -72,5 +68,5 @@ def _look(number: int) -> dict[str, Any]:
     }
 
 
-def _row(cloud: PointCloud, plane: Plane, group: str, point: Sequence[float]) -> dict[str, Any]:
+def _row(cloud: FeatureCloud, plane: Plane, group: str, point: Sequence[float]) -> dict[str, Any]:
     return {"features": cloud.title, "plane": plane, "group": group, "x": f"{point[0]:.6g}", "y": f"{point[1]:.6g}"}

@@ -106,10 +106,8 @@ def grid_rows(
     Args:
         models: of one or several categories.
         data: their labelled data; a single category is taken for every model.
-        n: images of every kind.
         picks: ``worst`` are those with the lowest scores, the misses first among them; ``typical`` those around the
             median; ``best`` those with the highest.
-        on_step: called after each image of the search.
 
     Raises:
         FlawsmithError: a model has no data, the data has no flawed test images, or an image cannot be read.
@@ -195,14 +193,7 @@ def _thumbnail_of_mask(mask: npt.NDArray[np.bool_]) -> Picture:
 
 
 def qualitative_grid(rows: Sequence[GridRow]) -> PaperFigure:
-    """Images, ground truth and maps in a grid: a row an image, a column a model, heat on the scale of each map's limit.
-
-    Args:
-        rows: at least one.
-
-    Raises:
-        FlawsmithError: there is no row.
-    """
+    """Images, ground truth and maps in a grid: a row an image, a column a model, heat on the scale of its limit."""
     if not rows:
         raise FlawsmithError("there is no image to show: the models' categories are not among --data")
     names = list(dict.fromkeys(view.model for row in rows for view in row.views))

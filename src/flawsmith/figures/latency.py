@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from matplotlib.lines import Line2D
@@ -44,11 +44,6 @@ class ExperimentCost:
 
 def latency(results: Sequence[RunResult], *, metric: str = "image_auroc", part: str | None = None) -> PaperFigure:
     """Every experiment of a benchmark by how fast and how accurate it is.
-
-    Args:
-        results: finished runs.
-        metric: figure of accuracy.
-        part: of the test set; by default the first that was measured.
 
     Raises:
         FlawsmithError: no such metric, or no run with both accuracy and latency.
@@ -145,7 +140,7 @@ def _marked(cost: ExperimentCost, costs: Sequence[ExperimentCost]) -> Experiment
         and (other.latency, other.accuracy) != (cost.latency, cost.accuracy)
         for other in costs
     )
-    return ExperimentCost(cost.name, cost.latency, cost.accuracy, cost.spread, cost.size, best=not beaten)
+    return replace(cost, best=not beaten)
 
 
 def _area(size: float | None, largest: float) -> float:
@@ -153,10 +148,7 @@ def _area(size: float | None, largest: float) -> float:
 
 
 def _axes(axis: Any, costs: Sequence[ExperimentCost]) -> None:
-    fast, slow = (
-        min(cost.latency for cost in costs),
-        max(cost.latency for cost in costs),
-    )
+    fast, slow = (edge(cost.latency for cost in costs) for edge in (min, max))
     if slow / fast >= 4:
         axis.set_xscale("log")
         axis.xaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5)))

@@ -31,9 +31,6 @@ def score_histograms(groups: Sequence[ModelScores]) -> PaperFigure:
 
     Where no model file tells the limit, the two scores are shown between which the verdicts say that it lies.
 
-    Args:
-        groups: scores, each with its category and experiment.
-
     Raises:
         FlawsmithError: a test set without a finite score.
     """

@@ -154,11 +154,7 @@ def _scored_run(store: ResultStore, result: RunResult) -> ModelScores | None:
 
 
 def _read_scores(path: Path) -> tuple[ImageScore, ...]:
-    """Every row of a scores.csv.
-
-    Raises:
-        FlawsmithError: it is damaged.
-    """
+    """Every row of a scores.csv."""
     try:
         with path.open(newline="", encoding="utf-8") as file:
             return tuple(

@@ -60,7 +60,6 @@ def write(drawn: PaperFigure, out: Path, *, numbers: bool) -> dict[str, Path]:
     """Write a figure, and the numbers behind it beside it where asked for; the same figure gives the same bytes.
 
     Args:
-        drawn: the figure.
         out: the file; its suffix names the format. Its folder is made where it is missing.
         numbers: write ``out`` with the suffix ``.csv`` too.
 
@@ -91,8 +90,6 @@ def panels(
     """A figure of equal panels: one column of a paper wide for a single panel, both columns for several.
 
     Args:
-        rows: rows of panels.
-        columns: panels in a row.
         height: of a row, inches.
         width: of the figure, inches; None chooses.
 

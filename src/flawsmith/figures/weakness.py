@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from flawsmith.benchmark.experiment import RunResult
@@ -22,41 +21,20 @@ from flawsmith.runtime.errors import FlawsmithError
 WEAKNESS = "weakness"
 _MANIFEST = "manifest.json"
 _NAME = re.compile(r"weakness_(\d+(?:\.\d+)?(?:e-?\d+)?)$")
+WeakSet = tuple[float, Dataset]
+"""The weight of the good image in the flaws of a labelled test set, and the set."""
+
 _MAKE = "`flawsmith synthesize DATA --out FOLDER --test-set --weakness 0.1 0.3 0.5 0.7`"
 
 
-@dataclass(frozen=True)
-class WeakSet:
-    """A labelled test set of flaws of one strength.
-
-    Attributes:
-        weakness: weight of the good image in the flaws.
-        dataset: its images.
-    """
-
-    weakness: float
-    dataset: Dataset
-
-
-@dataclass(frozen=True)
-class WeakFlawResult:
-    """One model on one test set."""
-
-    model: str
-    category: str
-    seed: int
-    weakness: float
-    evaluation: Evaluation
-
-
 def weak_sets(folders: Sequence[Path]) -> list[WeakSet]:
-    """The test sets in folders that ``flawsmith synthesize --test-set`` has written.
+    """The test sets in folders that ``flawsmith synthesize --test-set`` has written, by category and strength.
 
     Raises:
         FlawsmithError: a folder holds none; the message says which command makes them.
     """
     sets = [weak_set for folder in folders for weak_set in _weak_sets(folder)]
-    return sorted(sets, key=lambda weak_set: (weak_set.dataset.category, weak_set.weakness))
+    return sorted(sets, key=lambda weak_set: (weak_set[1].category, weak_set[0]))
 
 
 def _weak_sets(folder: Path) -> Iterator[WeakSet]:
@@ -69,59 +47,51 @@ def _weak_sets(folder: Path) -> Iterator[WeakSet]:
             weakness, category = float(facts[WEAKNESS]), str(facts["category"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise FlawsmithError(f"{path}: is damaged ({error}): make the test sets anew with {_MAKE}") from None
-        yield WeakSet(weakness, load(path.parent / category))
+        yield weakness, load(path.parent / category)
 
 
 def measure(
     models: Sequence[NamedModel], sets: Sequence[WeakSet], *, on_step: Callable[[], object] = lambda: None
-) -> list[WeakFlawResult]:
-    """Every model on the test sets of its category.
+) -> list[tuple[NamedModel, float, Evaluation]]:
+    """Every model on the test sets of its category: the model, the weight of the good image, and the figures.
 
     Args:
         models: the models; equal but for their seed, they are one line with a spread.
-        sets: the test sets.
-        on_step: called after each evaluation.
 
     Raises:
         FlawsmithError: a model has no test set of its category.
     """
     results = []
     for model in told_apart(models, lambda model: (model.name, model.category, model.bundle.spec.seed)):
-        of_category = [weak_set for weak_set in sets if weak_set.dataset.category == model.category]
+        of_category = [(weight, dataset) for weight, dataset in sets if dataset.category == model.category]
         if not of_category:
-            names = ", ".join(sorted({weak_set.dataset.category for weak_set in sets}))
+            names = ", ".join(sorted({dataset.category for _, dataset in sets}))
             raise FlawsmithError(f"{model.path}: learned {model.category}, the test sets are of {names}: {_MAKE}")
-        for weak_set in of_category:
-            evaluation = evaluate(model.path, weak_set.dataset, n_resamples=0)
-            seed = model.bundle.spec.seed
-            results.append(WeakFlawResult(model.name, model.category, seed, weak_set.weakness, evaluation))
+        for weight, dataset in of_category:
+            results.append((model, weight, evaluate(model.path, dataset, n_resamples=0)))
             on_step()
     return results
 
 
 def weakness(
-    results: Sequence[WeakFlawResult], *, metrics: Sequence[str] = (), by_category: bool = False
+    results: Sequence[tuple[NamedModel, float, Evaluation]],
+    *,
+    metrics: Sequence[str] = (),
+    by_category: bool = False,
 ) -> PaperFigure:
     """Accuracy against the weight of the good image in the flaws, a line a model: mean over categories.
 
     Args:
-        results: models on test sets of several strengths.
-        metrics: figures of accuracy; the usual ones by default.
         by_category: a row of panels for each category, in place of their mean.
 
     Raises:
         FlawsmithError: no such metric.
     """
-    names = curve.shown_metrics([result.evaluation for result in results], metrics)
-    measurements = {
-        name: [
-            Measurement(result.model, result.category, result.weakness, result.seed, value)
-            for result in results
-            if (value := getattr(result.evaluation, name)) is not None
-        ]
-        for name in names
-    }
-    return draw_lines(measurements, WEAKNESS, by_category=by_category)
+    rows = [
+        (model.name, model.category, weight, model.bundle.spec.seed, evaluation)
+        for model, weight, evaluation in results
+    ]
+    return _drawn(rows, metrics, by_category=by_category)
 
 
 def weakness_of_benchmark(
@@ -140,13 +110,23 @@ def weakness_of_benchmark(
             f"no run of the benchmark is of a test set of weak flaws: make them with {_MAKE} for `flawsmith "
             "benchmark`, or give models and --sets FOLDER"
         )
-    names = curve.shown_metrics([result.evaluations[chosen] for result, _ in weak], metrics)
+    rows = [
+        (result.run.experiment.title, result.run.category, weight, result.run.seed, result.evaluations[chosen])
+        for result, weight in weak
+    ]
+    return _drawn(rows, metrics, by_category=by_category)
+
+
+def _drawn(
+    rows: Sequence[tuple[str, str, float, int, Evaluation]], metrics: Sequence[str], *, by_category: bool
+) -> PaperFigure:
+    """Rows of line, category, weight, seed and figures, a panel a metric."""
     measurements = {
         name: [
-            Measurement(result.run.experiment.title, result.run.category, weight, result.run.seed, value)
-            for result, weight in weak
-            if (value := getattr(result.evaluations[chosen], name)) is not None
+            Measurement(line, category, weight, seed, value)
+            for line, category, weight, seed, evaluation in rows
+            if (value := getattr(evaluation, name)) is not None
         ]
-        for name in names
+        for name in curve.shown_metrics([evaluation for *_, evaluation in rows], metrics)
     }
     return draw_lines(measurements, WEAKNESS, by_category=by_category)

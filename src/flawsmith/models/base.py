@@ -11,78 +11,21 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
 from flawsmith.data.seeding import Shard
 from flawsmith.features.backbones import PACKAGED, Backbone, load_backbone
+from flawsmith.models.diagnostics import Diagnostic as Diagnostic
+from flawsmith.models.diagnostics import MetricChart as MetricChart
+from flawsmith.models.diagnostics import Pictures as Pictures
+from flawsmith.models.diagnostics import synthetic_flaws as synthetic_flaws
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import Recipe
 from flawsmith.synthesis.views import View
-
-
-@dataclass(frozen=True)
-class MetricChart:
-    """Recorded figures over the epochs.
-
-    Attributes:
-        title: heading.
-        caption: what is seen.
-        y_label: name and unit of the vertical axis.
-        metrics: the name of each line by the name under which the training step returns the figure.
-    """
-
-    title: str
-    caption: str
-    y_label: str
-    metrics: Mapping[str, str]
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureCloud:
-    """Samples of features in groups, to be looked at in two dimensions.
-
-    Attributes:
-        title: heading.
-        caption: what is seen.
-        groups: (samples, width) by name.
-    """
-
-    title: str
-    caption: str
-    groups: Mapping[str, NDArray[np.float32]]
-
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """Pictures in a row.
-
-    Attributes:
-        title: heading.
-        caption: what is seen.
-        pictures: label and (height, width[, 3]) uint8 picture.
-        group: so many successive pictures belong together.
-    """
-
-    title: str
-    caption: str
-    pictures: Sequence[tuple[str, NDArray[np.uint8]]]
-    group: int = 1
-
-
-def synthetic_flaws(examples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]]) -> Pictures:
-    """Synthetic flaws as training sees them: good image, mask and synthetic image of each."""
-    labels = ("good image", "mask", "synthetic flaw")
-    pictures = [pair for example in examples for pair in zip(labels, example, strict=True)]
-    return Pictures("Synthetic flaws", "Good training images, masks, and what becomes of them.", pictures, group=3)
-
-
-Diagnostic = MetricChart | FeatureCloud | Pictures
-
 
 ALONE = Shard()
 _BACKBONE = "backbone."
@@ -246,11 +189,11 @@ class TrainingData(Protocol):
         """Level maps of all training images from the frozen backbone, cached on disk."""
         ...
 
-    def views(self, wanted: Sequence[tuple[int, View]]) -> FeatureSource:
+    def views(self, views: Sequence[tuple[int, View]]) -> FeatureSource:
         """Level maps of training images seen otherwise, cached likewise.
 
         Args:
-            wanted: which image, by row, and how it is seen; at least one.
+            views: which image, by row, and how it is seen; at least one.
         """
         ...
 
@@ -293,7 +236,6 @@ class SinglePass:
     """A stage that learns in one pass over the data.
 
     Attributes:
-        name: of the stage.
         compute: leaves what it learns in the model's buffers.
     """
 
@@ -306,10 +248,6 @@ class TrainingStage:
     """A stage that trains a LightningModule over batches that are functions of the epoch.
 
     Attributes:
-        name: of the stage.
-        module: what is trained.
-        batches: its batches.
-        epochs: how long.
         completes: whether the model inspects when this stage ends; only then can a checkpoint be chosen by it.
     """
 

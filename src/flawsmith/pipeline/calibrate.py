@@ -19,12 +19,12 @@ from flawsmith.data.layouts import load
 from flawsmith.data.layouts.base import is_set_apart
 from flawsmith.data.layouts.folder import UNLABELLED
 from flawsmith.data.layouts.names import meaning
+from flawsmith.data.quantities import parse_area, parse_length, parse_rate
+from flawsmith.data.roi import read_drawing
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import content_hashes
 from flawsmith.pipeline.describe import model_card, where_to_look
-from flawsmith.pipeline.drawing import region_and_zones
-from flawsmith.pipeline.quantities import parse_area, parse_length, parse_rate
-from flawsmith.pipeline.stored_maps import MAPS, load_maps
+from flawsmith.pipeline.stored_maps import MAPS, levels_of, load_maps
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import REPEAT_DEVIATIONS, Decision, Verdict, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
@@ -48,7 +48,6 @@ class CheckedImage:
         image: its path as seen from the folder that was given.
         label: whether it was given as good or as flawed.
         group: its group; empty where none is known.
-        score: image score.
         level: the largest level of its map that counts, under the new setting.
         before: verdict by the limits that were in use.
         after: verdict by the new ones.
@@ -301,11 +300,7 @@ def calibrate(
 
 
 def _check_target(path: Path, bundle: Bundle) -> None:
-    """Nothing but a former calibration of the same model is replaced.
-
-    Raises:
-        FlawsmithError: the file holds something else.
-    """
+    """Nothing but a former calibration of the same model is replaced."""
     if not path.exists() and not path.is_symlink():
         return
     try:
@@ -317,11 +312,7 @@ def _check_target(path: Path, bundle: Bundle) -> None:
 
 
 def _refuse_unused(options: Mapping[str, object], beside: str = "new limits without images") -> None:
-    """Options that would be passed over.
-
-    Raises:
-        FlawsmithError: naming the first.
-    """
+    """Options that would be passed over."""
     for name, value in options.items():
         if value is not None:
             raise FlawsmithError(f"{beside}: {name} {value} would change nothing; leave it out")
@@ -360,14 +351,15 @@ def _from_stored(
     scores, levels, setting = arrays["good"], _stored_levels(bundle), before
     if roi is not None or min_area is not None or levels is None:
         stored = load_maps(bundle)
-        if stored is None or not np.array_equal(stored.scores, scores):
+        if stored is None or not np.array_equal(stored[0], scores):
             asker = "--roi" if roi is not None else "--min-area" if min_area is not None else "a model with zones"
             raise FlawsmithError(
                 f"{asker} needs good images that the model did not learn from, or the {MAPS} of its training beside "
                 "the model file: give their folder"
             )
-        setting = _setting(before, lambda: tuple(stored.sizes[0].tolist()), roi, min_area, scale)
-        levels = stored.levels(bundle, setting)
+        _, maps, sizes = stored
+        setting = _setting(before, lambda: tuple(sizes[0].tolist()), roi, min_area, scale)
+        levels = levels_of(bundle, setting, maps, sizes)
     names = [""] * len(scores)
     if "good_groups" in arrays:
         names = [f"group {number}" for number in arrays["good_groups"]]
@@ -471,7 +463,7 @@ def _setting(
         region: RegionOfInterest | None = None
         zones: tuple[Zone, ...] = ()
         if str(roi) != "none":
-            region, zones = region_and_zones(Path(roi), (shape[0], shape[1]), pixel_size=pixel_size)
+            region, zones = read_drawing(Path(roi), (shape[0], shape[1]), pixel_size=pixel_size)
         changes |= {"region_of_interest": region, "zones": zones, "elsewhere": True}
     return former.model_copy(update=changes)
 
@@ -522,11 +514,7 @@ def _flawed_images(path: Path) -> tuple[Sample, ...]:
 
 
 def _refuse_known(bundle: Bundle, good: Sequence[Sample], choosing: Sequence[Sample]) -> None:
-    """Refuse images that say nothing honest: those learned from, and those that the model is tested on.
-
-    Raises:
-        FlawsmithError: naming the first and the number.
-    """
+    """Refuse images that say nothing honest: those learned from, and those that the model is tested on."""
     known = {name: _hashes(bundle.calibration.get(f"{name}_sha256")) for name in ("learned", "test")}
     for samples, names in ((good, ("learned", "test")), (choosing, ("test",))):
         digests = content_hashes([sample.image for sample in samples])
@@ -548,9 +536,6 @@ def _inspect(
     """Score and former verdict of every image, whose level is not known yet, and (n, zones + 1) levels by zone.
 
     The files that hold further pictures come last.
-
-    Raises:
-        FlawsmithError: an image cannot be read.
     """
     images: list[CheckedImage] = []
     levels: list[NDArray[np.float64]] = []
@@ -624,11 +609,7 @@ def _calibrated(
 
 
 def _review_alpha(setting: Decision, alpha: float, rates: _Rates) -> float | None:
-    """Share of good parts above the review limit.
-
-    Raises:
-        FlawsmithError: not above the share rejected.
-    """
+    """Share of good parts above the review limit."""
     if rates.budget is not None:
         option, share = "--review-budget", alpha + rates.budget
     elif rates.review is not None:

@@ -43,11 +43,11 @@ class DemoResult:
     @property
     def news(self) -> str:
         """How it went, in two sentences."""
-        found = self.evaluation.n_flawed - self.evaluation.n_missed
+        caught = self.evaluation.n_flawed - self.evaluation.n_missed
         rejected, good = self.evaluation.n_rejected, self.evaluation.n_good
-        well = 2 * found >= self.evaluation.n_flawed and 4 * rejected <= good
+        well = 2 * caught >= self.evaluation.n_flawed and 4 * rejected <= good
         return (
-            f"Flawsmith {'works' if well else 'runs'} on this machine. Its model found {found} of "
+            f"Flawsmith {'works' if well else 'runs'} on this machine. Its model found {caught} of "
             f"{self.evaluation.n_flawed} flawed parts and rejected {rejected} of {good} good ones."
         )
 
@@ -69,9 +69,6 @@ def run_demo(
     Args:
         out: folder of the demo; must be missing, empty, or a demo's own.
         part: name of a part of :data:`flawsmith.synthesis.demo_parts.PARTS`.
-        seed: seed of drawings and training, at least 0.
-        quiet: show no progress.
-        on_message: is told what happens, a line at a time.
         render: other options of :func:`~flawsmith.synthesis.demo_parts.render_product_line`, such as ``n_train``.
         settings: other settings of :func:`~flawsmith.pipeline.train.train`, such as ``set``.
 

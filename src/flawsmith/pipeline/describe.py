@@ -18,7 +18,7 @@ from flawsmith.data.samples import Dataset
 from flawsmith.metrics.what_if import LimitStep, aligned, limit_steps, promise_of, telling
 from flawsmith.pipeline.held_out import in_words, odd_scores
 from flawsmith.pipeline.provenance import versions
-from flawsmith.report.contact_sheet import SheetRow, contact_sheet
+from flawsmith.report.contact_sheet import contact_sheet
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision, parts_of_1000
 from flawsmith.runtime.errors import FlawsmithError
@@ -142,11 +142,7 @@ def _synthesis(spec: BundleSpec) -> str:
 
 
 def expected_verdicts(bundle: Bundle) -> list[str]:
-    """What a model that has seen no test image is expected to miss and to reject, as lines; limits to choose from.
-
-    Args:
-        bundle: the model, with the scores behind its limit.
-    """
+    """What a model that has seen no test image is expected to miss and to reject, as lines; limits to choose from."""
     decision = bundle.spec.decision
     good, synthetic = (np.asarray(bundle.calibration.get(name, ())) for name in ("good", "forged"))
     lines = []
@@ -320,8 +316,7 @@ def least_like_others(model: Path, dataset: Dataset, sheet: Path | None = None) 
     if sheet is not None:
         value_range = inspector.spec.geometry.value_range
         rows = [
-            SheetRow([as_8_bit(decode(path), value_range)], f"{score:.4g} {printable(path.name)}")
-            for score, path in ranked
+            ([as_8_bit(decode(path), value_range)], f"{score:.4g} {printable(path.name)}") for score, path in ranked
         ]
         with replacing(sheet) as temporary:
             Image.fromarray(contact_sheet([""], rows)).save(temporary, format="PNG")

@@ -117,10 +117,6 @@ test_samples.__test__ = False  # type: ignore[attr-defined]
 def check_samples(samples: Sequence[Sample], *, saturation: Saturation | None = None) -> None:
     """Look once at every image and mask that an evaluation needs, before a model is trained for it.
 
-    Args:
-        samples: labelled images.
-        saturation: as :func:`collect` takes it.
-
     Raises:
         FlawsmithError: what :func:`collect` would refuse: an image or a mask cannot be read, or they contradict each
             other.
@@ -146,11 +142,7 @@ def collect(
     """Inspect samples and take in what figures, intervals and plots are computed from.
 
     Args:
-        inspector: the model.
-        samples: labelled images.
         saturation: when their defects count as found; None leaves sPRO out.
-        protocol: the rules.
-        on_step: called after each image.
 
     Raises:
         FlawsmithError: an image or a mask cannot be read, they contradict each other, or the disk is full.
@@ -186,16 +178,9 @@ def _measure(
     """Measure models on a test split, each image and mask file decoded once for all of them.
 
     Args:
-        inspectors: the models.
-        samples: the labelled test images.
         masks: learns from their masks how their defects saturate.
-        protocol: the rules.
         notes: what is known of the data beforehand, in sentences.
         gallery: keeps images of the first model for the report; needed beside a second model.
-        on_step: called after each image.
-
-    Raises:
-        FlawsmithError: as :func:`collect`.
     """
     geometries = [_network_geometry(inspector, protocol) for inspector in inspectors]
     stream = inspectors[0].stream([sample.image for sample in samples], keep_pixels=gallery is not None)
@@ -236,11 +221,7 @@ def _of_several(images: Sequence[str]) -> tuple[str, ...]:
 def _readable(
     samples: Sequence[Sample], stream: Iterator[Inspection | Unreadable]
 ) -> Iterator[tuple[Sample, Inspection]]:
-    """Samples with their inspections.
-
-    Raises:
-        FlawsmithError: an image cannot be read.
-    """
+    """Samples with their inspections."""
     for sample, result in zip(samples, stream, strict=True):
         if isinstance(result, Unreadable):
             raise FlawsmithError(f"{result.error}; or remove it from the test split")
@@ -351,13 +332,10 @@ def evaluate_into(
     Args:
         folder: where to write; made if missing, files of an earlier evaluation by the same rules are replaced. None:
             ``evaluation`` in ``history``, or ``evaluation-papers`` and ``evaluation-custom`` by other rules.
-        bundle: the model.
-        dataset: the data.
         engine: another engine than the one the model was calibrated with.
         protocol, set: as in :func:`flawsmith.pipeline.evaluate.evaluate`.
         history: run folder whose training curve the report shows, where it has one.
         dated: say in the report when and of what it was made: date, data folder, number of images, hash of the model.
-        on_step: called after each image.
 
     Raises:
         FlawsmithError: the dataset has no test split, or a damaged saturation of its defects; an image cannot be read,
@@ -396,11 +374,7 @@ def _default_folder(run: Path | None, rules: Protocol) -> Path:
 
 
 def _refuse_other_protocol(figures: Path, rules: Protocol) -> None:
-    """Figures that were measured by other rules are not replaced.
-
-    Raises:
-        FlawsmithError: the folder holds such figures.
-    """
+    """Figures that were measured by other rules are not replaced."""
     try:
         earlier = Evaluation.model_validate_json(figures.read_bytes())
     except (OSError, ValidationError):
@@ -414,12 +388,7 @@ def _refuse_other_protocol(figures: Path, rules: Protocol) -> None:
 
 
 def baseline_of(bundle: Bundle, run: Path | None) -> Bundle | None:
-    """The baseline that was trained beside a model on the same images; None where there is none.
-
-    Args:
-        bundle: the model.
-        run: the run folder it lies in.
-    """
+    """The baseline that was trained beside a model on the same images; None where there is none."""
     file = None if run is None else run / BASELINE_FOLDER / "model.flaw"
     if file is None or not file.is_file():
         return None

@@ -46,12 +46,7 @@ def odd_scores(scores: ArrayLike) -> int:
 
 
 def remarks(names: Sequence[str], scores: ArrayLike) -> tuple[str, ...]:
-    """What to look at among the held-out images, in sentences; nothing where they are alike.
-
-    Args:
-        names: of the images.
-        scores: (n,) their image scores, in the order of the names.
-    """
+    """What to look at among the held-out images, in sentences; nothing where they are alike."""
     values = np.asarray(scores, np.float64).ravel()
     order = np.argsort(-values, kind="stable")
     if values.size > 1 and np.ptp(values) <= _EQUAL * np.abs(values).max():

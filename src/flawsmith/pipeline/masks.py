@@ -41,10 +41,6 @@ def read_mask(sample: Sample) -> NDArray[np.bool_] | None:
 def read_channels(sample: Sample, kind: KindOfMask) -> tuple[NDArray[np.bool_] | None, tuple[Channel, ...]]:
     """The union of a sample's masks, as :func:`read_mask`, and each mask of a known kind of defect as a channel.
 
-    Args:
-        sample: the sample; each of its files is decoded once.
-        kind: tells the kind of defect of a mask.
-
     Raises:
         FlawsmithError: as :func:`read_mask`, and as ``kind`` does.
     """

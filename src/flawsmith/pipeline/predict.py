@@ -87,10 +87,6 @@ def given_images(paths: Sequence[Path], out: Path) -> Iterator[Path]:
 
     Overlays and maps in the output folder are results, not images to inspect, should that folder lie below a given one.
 
-    Args:
-        paths: files and folders.
-        out: the output folder.
-
     Raises:
         FlawsmithError: none of the paths exists, or a folder cannot be listed.
     """
@@ -200,11 +196,8 @@ def write_records(
     """Write verdicts.jsonl and verdicts.csv as `predict` does.
 
     Args:
-        records: of every image, in input order.
         paths: what was to be inspected, for messages.
-        out: folder for the results; made if missing.
         facts: of the run, as `facts_of` gives them.
-        seen: is given each record as it is written.
 
     Raises:
         FlawsmithError: there are no records, one says so itself, or a result cannot be written.
@@ -235,11 +228,7 @@ def record_of(
     It holds no durations, so that the same images give the same file.
 
     Args:
-        result: what the model says about it.
         index: its position in the input.
-        out: folder for the pictures.
-        overlays: which images get an overlay.
-        maps: write its anomaly map, in this format.
         tree: the folder whose tree the maps repeat.
 
     Raises:

@@ -29,10 +29,7 @@ def steps_of_training(*, loops: bool, trims: bool = False, models: int = 0, base
     """The steps of a training in order, with their seconds on some hundred images and two CPU cores.
 
     Args:
-        loops: whether the method trains in epochs.
-        trims: whether images are left out.
         models: further models that set the limit.
-        baseline: whether a baseline is built beside the model.
     """
     learning = 60.0 if loops else 40.0
     return {
@@ -129,12 +126,7 @@ class Estimate:
 
 
 class Display:
-    """Shows positions on a stream: a bar for a person, else a line at most every ten seconds.
-
-    Args:
-        stream: a terminal or not.
-        clock: gives seconds.
-    """
+    """Shows positions on a stream: a bar for a person, else a line at most every ten seconds."""
 
     def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
@@ -185,13 +177,7 @@ def _about(seconds: float) -> str:
 
 @contextmanager
 def shown_steps(weights: Mapping[str, float], *, show: bool, stream: TextIO | None = None) -> Iterator[Steps]:
-    """Steps that are shown on stderr while the block runs.
-
-    Args:
-        weights: as for :class:`Steps`.
-        show: False shows nothing.
-        stream: in place of stderr.
-    """
+    """Steps that are shown on stderr while the block runs."""
     stream = stream or sys.stderr
     if not show:
         yield Steps(weights)

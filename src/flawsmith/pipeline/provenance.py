@@ -31,12 +31,7 @@ def versions() -> dict[str, str]:
 
 
 def made_of(bundle: Bundle, dataset: Dataset) -> list[tuple[str, str]]:
-    """(name, value) of when and of what a report is made: what makes its bytes differ from run to run.
-
-    Args:
-        bundle: the model.
-        dataset: its data.
-    """
+    """(name, value) of when and of what a report is made: what makes its bytes differ from run to run."""
     return [
         ("Made", f"{datetime.now(timezone.utc):%Y-%m-%d %H:%M} UTC"),
         ("Data", printable(str(dataset.root.absolute()))),

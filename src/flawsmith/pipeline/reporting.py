@@ -21,18 +21,18 @@ from flawsmith.metrics.collect import EvaluationState, ScoredImage
 from flawsmith.metrics.ranking import auroc
 from flawsmith.metrics.results import Evaluation
 from flawsmith.metrics.what_if import LimitStep, limit_sentences, limit_steps, promise_of, telling
+from flawsmith.models.diagnostics import Pictures
 from flawsmith.pipeline.describe import parity_in_words, where_to_look, zones_in_words
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.data import (
     Diagnostic,
     Example,
     FactGroup,
-    ImageStrip,
     LimitChoice,
     Picture,
     RateCurves,
     ReportData,
-    ScoreGroup,
+    ScoreKind,
     TriedLimit,
 )
 from flawsmith.report.html import write_report
@@ -83,8 +83,6 @@ class ExampleGallery:
         """Keep an image if it is among the most telling so far.
 
         Args:
-            image: with the score and label by which it counts.
-            inspection: what the model said, with the image's pixels.
             mask: the image's mask at its own size, None without.
         """
         self._number += 1
@@ -115,9 +113,6 @@ def pictures_of(
     """The image and its map, which is stretched where the image passes.
 
     Args:
-        inspection: what the model said.
-        pixels: (height, width, 3) the image.
-        mask: of the annotated or synthetic flaw.
         most_bytes: of each picture.
         maps_of_passes: whether an image that passes has a map.
     """
@@ -352,7 +347,7 @@ def _inspected(inspector: Inspector, pixels: ImageArray, value_range: tuple[floa
     )
 
 
-def _looked_at(bundle: Bundle, held_out: Sequence[tuple[Path, float]], read: Read) -> list[ImageStrip | FactGroup]:
+def _looked_at(bundle: Bundle, held_out: Sequence[tuple[Path, float]], read: Read) -> list[Pictures | FactGroup]:
     """Where the model looks, on an image that set the limit; nothing where it looks everywhere."""
     decision, seen = bundle.spec.decision, bundle.spec.geometry.region
     regions = [region for region in (seen, decision.region_of_interest) if region is not None]
@@ -367,17 +362,17 @@ def _looked_at(bundle: Bundle, held_out: Sequence[tuple[Path, float]], read: Rea
     caption = "What is dark is not looked at." + (" Dashed: the zones." if decision.zones else "")
     picture = Image.fromarray(shown)
     picture.thumbnail((_THUMBNAIL, _THUMBNAIL))
-    return [ImageStrip("Where the model looks", caption, [("region of interest", np.asarray(picture))])]
+    return [Pictures("Where the model looks", caption, [("region of interest", np.asarray(picture))])]
 
 
 def _held_out(
     bundle: Bundle, dataset: Dataset, scored: Sequence[tuple[Path, float]], read: Read, *, pictures: bool
-) -> list[ImageStrip | FactGroup]:
+) -> list[Pictures | FactGroup]:
     """The images behind the limit by score, the highest with their pictures."""
     rows = [(dataset.name_of(path), f"{score:.6g}") for path, score in scored[:_LISTED]]
     more = f", the highest {_LISTED} of {len(scored)}" if len(scored) > _LISTED else ""
     caption = "The limit rests on these images, highest score first. If one is flawed, remove it and train again."
-    strip = [ImageStrip("Held-out good images by score", caption, _pictures(bundle, scored, read))] if pictures else []
+    strip = [Pictures("Held-out good images by score", caption, _pictures(bundle, scored, read))] if pictures else []
     return [*strip, FactGroup(f"Scores of the held-out good images{more}", rows)]
 
 
@@ -391,9 +386,7 @@ def _pictures(bundle: Bundle, scored: Sequence[tuple[Path, float]], read: Read) 
     return pictures
 
 
-def _least_like_others(
-    bundle: Bundle, oddest: Sequence[tuple[Path, float]], read: Read
-) -> list[ImageStrip | FactGroup]:
+def _least_like_others(bundle: Bundle, oddest: Sequence[tuple[Path, float]], read: Read) -> list[Pictures | FactGroup]:
     """The images learned from that may not be good ones."""
     if not oddest:
         return []
@@ -401,7 +394,7 @@ def _least_like_others(
         "Each was scored by a model of the others that needs no training. If one of them is flawed, remove it and "
         "train again: what is learned from as good is not found."
     )
-    return [ImageStrip("Images learned from that look least like the others", caption, _pictures(bundle, oddest, read))]
+    return [Pictures("Images learned from that look least like the others", caption, _pictures(bundle, oddest, read))]
 
 
 def held_out_images(bundle: Bundle, split: HoldOut) -> list[tuple[Path, float]]:
@@ -423,13 +416,11 @@ def evaluation_report(
 ) -> None:
     """Write the report of a model on a labelled test split."""
     spec = bundle.spec
-    test = [
-        ScoreGroup("good", _by_truth(state)[0]),
-        ScoreGroup("flawed", _by_truth(state)[1]),
-    ]
     # Limits and calibration speak of the model's own scores; a protocol may take others.
     model_scores = state.protocol.image_score == "model"
-    calibration = _calibration_scores(bundle) if model_scores else []
+    good, flawed = _by_truth(state)
+    scores: dict[ScoreKind, NDArray[np.floating]] = {"good": good, "flawed": flawed}
+    scores |= _calibration_scores(bundle) if model_scores else {}
     scores_decide = model_scores and not spec.decision.by_regions
     write_report(
         path,
@@ -453,7 +444,7 @@ def evaluation_report(
                 state.pixel_roc_curve(),
                 state.spro_curve(),
             ),
-            scores=[group for group in (*test, *calibration) if len(group.scores)],
+            scores={kind: values for kind, values in scores.items() if len(values)},
             limit=spec.decision.limit if scores_decide else None,
             review_limit=spec.decision.review_limit if scores_decide else None,
             limit_statement=spec.decision.describe(),
@@ -554,6 +545,6 @@ def _protocol_facts(evaluation: Evaluation) -> list[FactGroup]:
     )
 
 
-def _calibration_scores(bundle: Bundle) -> list[ScoreGroup]:
-    named = [("held_out", "good"), ("forged", "forged")]
-    return [ScoreGroup(kind, bundle.calibration[key]) for kind, key in named if key in bundle.calibration]  # type: ignore[arg-type]
+def _calibration_scores(bundle: Bundle) -> dict[ScoreKind, NDArray[np.floating]]:
+    named: tuple[tuple[ScoreKind, str], ...] = (("held_out", "good"), ("forged", "forged"))
+    return {kind: bundle.calibration[name] for kind, name in named if name in bundle.calibration}

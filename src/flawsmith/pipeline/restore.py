@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,9 +18,9 @@ from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.features.backbones import load_backbone
 from flawsmith.models.base import AnomalyModel
+from flawsmith.models.diagnostics import FeatureCloud
 from flawsmith.models.registry import find_method
 from flawsmith.pipeline.masks import read_mask
-from flawsmith.report.data import PointCloud
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
@@ -30,23 +30,10 @@ from flawsmith.training.checkpoints import load_tensors
 from flawsmith.training.run import CONFIG, MODEL, TRAINED
 
 
-class Restored(NamedTuple):
-    """A finished run, in torch again.
+def restore(run: Path) -> tuple[AnomalyModel, BundleSpec]:
+    """A run's model with what it has learned, in evaluation mode, and the facts of its model file.
 
-    Attributes:
-        model: trained, in evaluation mode.
-        spec: of the model file.
-    """
-
-    model: AnomalyModel
-    spec: BundleSpec
-
-
-def restore(run: Path) -> Restored:
-    """Build a run's model and load what it has learned; nothing is trained and nothing is written.
-
-    Args:
-        run: a run folder of ``flawsmith train`` with its checkpoints.
+    Nothing is trained and nothing is written.
 
     Raises:
         FlawsmithError: no finished run, its checkpoints are gone, or the backbone's weights are not those of then.
@@ -67,7 +54,7 @@ def restore(run: Path) -> Restored:
         )
     model = kind(config, backbone, spec.seed)
     model.load_trained_state(load_tensors(run / TRAINED)[0])
-    return Restored(model.eval(), spec)
+    return model.eval(), spec
 
 
 def _config(run: Path) -> dict[str, Any]:
@@ -87,14 +74,6 @@ IMAGES, POSITIONS = 24, 16
 _HALF = 0.5
 
 
-class _Seen(NamedTuple):
-    """One image with where to look at it: everywhere, or inside a flaw."""
-
-    group: str
-    image: ImageArray
-    mask: NDArray[np.bool_] | None
-
-
 def feature_clouds(
     run: Path,
     dataset: Dataset,
@@ -103,18 +82,14 @@ def feature_clouds(
     images: int = IMAGES,
     positions: int = POSITIONS,
     on_step: Callable[[], object] = lambda: None,
-) -> list[PointCloud]:
+) -> list[FeatureCloud]:
     """Features of a run's method on test images, one cloud a feature map, drawn by seed.
 
     A position counts as flawed where at least half of it is, or where no position is, the one with the largest share.
 
     Args:
-        run: a run folder of ``flawsmith train`` with its checkpoints.
         dataset: data with good test images; flawed ones without a mask are left out.
         seed: of the choice of images and positions, and of the synthetic flaws.
-        images: at most so many images of a group.
-        positions: at most so many positions of an image.
-        on_step: called after each image.
 
     Returns:
         Clouds with the groups ``good`` and ``synthetic``, and ``flawed`` where a flawed image has a mask.
@@ -122,47 +97,50 @@ def feature_clouds(
     Raises:
         FlawsmithError: no finished run with its checkpoints, no good test images, or an image cannot be read.
     """
-    restored = restore(run)
-    if restored.spec.tiling is not None:
+    model, spec = restore(run)
+    if spec.tiling is not None:
         raise FlawsmithError(
             f"{run}: features of models that cut images into tiles are not drawn; train without --tile"
         )
-    detector, geometry = restored.model, restored.spec.geometry
-    strides = restored.model.backbone.info.strides
+    geometry, strides = spec.geometry, model.backbone.info.strides
 
     def maps(batch: Tensor) -> Mapping[str, Tensor]:
         named = [f"level {number + 1} (stride {stride})" for number, stride in enumerate(strides)]
-        return detector.feature_maps(batch) or dict(zip(named, restored.model.backbone(batch), strict=True))
+        return model.feature_maps(batch) or dict(zip(named, model.backbone(batch), strict=True))
 
     rows: dict[str, dict[str, list[NDArray[np.float32]]]] = {}
-    for number, seen in enumerate(_images(dataset, geometry, seed, images)):
+    for number, (group, image, mask) in enumerate(_images(dataset, geometry, seed, images)):
+        shown = np.ones(image.shape[:2], bool) if mask is None else mask
         with torch.no_grad():
-            levels = maps(torch.from_numpy(geometry.apply(seen.image))[None])
+            levels = maps(torch.from_numpy(geometry.apply(image))[None])
         for name, features in levels.items():
-            share = _share(seen, geometry, (features.shape[-2], features.shape[-1]))
-            places = _places(share, seen.mask is not None, positions, generator(seed, "shown positions", number))
+            share = _share(shown, geometry, (features.shape[-2], features.shape[-1]))
+            places = _places(share, mask is not None, positions, generator(seed, "shown positions", number))
             chosen = features[0].flatten(1).T[torch.from_numpy(places)].float().numpy()
-            rows.setdefault(name, {}).setdefault(seen.group, []).append(chosen)
+            rows.setdefault(name, {}).setdefault(group, []).append(chosen)
         on_step()
     return [
-        PointCloud(name, "", {group: np.concatenate(parts) for group, parts in groups.items()})
+        FeatureCloud(name, "", {group: np.concatenate(parts) for group, parts in groups.items()})
         for name, groups in rows.items()
     ]
 
 
-def _images(dataset: Dataset, geometry: Geometry, seed: int, count: int) -> Iterator[_Seen]:
+def _images(
+    dataset: Dataset, geometry: Geometry, seed: int, count: int
+) -> Iterator[tuple[str, ImageArray, NDArray[np.bool_] | None]]:
+    """The group of each image, the image, and its flaws; None: look everywhere."""
     good, flawed = dataset.test_good, [sample for sample in dataset.test_flawed if sample.masks]
     if not good:
         raise FlawsmithError(f"{dataset.root} has no good test images to compare with: put some into test/good")
     for sample in _some(good, seed, count):
-        yield _Seen(GOOD, decode(sample.image), None)
+        yield GOOD, decode(sample.image), None
     for sample in _some(flawed, seed, count):
         mask = read_mask(sample)
         if mask is not None and mask.any():
-            yield _Seen(FLAWED, decode(sample.image), mask)
+            yield FLAWED, decode(sample.image), mask
     pictures = (as_8_bit(decode(sample.image), geometry.value_range) for sample in _some(good, seed, count))
     for flaw in held_out_flaws(pictures, seed):
-        yield _Seen(SYNTHETIC, flaw.image, flaw.mask)
+        yield SYNTHETIC, flaw.image, flaw.mask
 
 
 def _some(samples: Sequence[Sample], seed: int, count: int) -> list[Sample]:
@@ -170,9 +148,8 @@ def _some(samples: Sequence[Sample], seed: int, count: int) -> list[Sample]:
     return [samples[place] for place in sorted(picked)]
 
 
-def _share(seen: _Seen, geometry: Geometry, grid: tuple[int, int]) -> Float[np.ndarray, " position"]:
-    """How much of every position of a feature map shows the image, or of the flaw where there is one, in [0, 1]."""
-    mask = np.ones(seen.image.shape[:2], bool) if seen.mask is None else seen.mask
+def _share(mask: NDArray[np.bool_], geometry: Geometry, grid: tuple[int, int]) -> Float[np.ndarray, " position"]:
+    """How much of every position of a feature map shows what is marked, in [0, 1]."""
     plain = geometry.model_copy(update={"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)})
     picture = np.repeat((mask * np.uint8(255))[:, :, None], 3, axis=2)
     return F.adaptive_avg_pool2d(torch.from_numpy(plain.apply(picture)[:1]), grid).flatten().numpy()

@@ -11,10 +11,10 @@ from typing import Any, Literal
 import torch
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, field_validator, model_validator
 
+from flawsmith.data.quantities import parse_area, parse_length
 from flawsmith.data.samples import Sample
 from flawsmith.models.base import ModelConfig
 from flawsmith.models.registry import find_method
-from flawsmith.pipeline.quantities import parse_area, parse_length
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.files import BASELINES
@@ -185,7 +185,6 @@ def check_settings(values: Mapping[str, Any], options: Iterable[str] = ()) -> Tr
     """Settings from loose values.
 
     Args:
-        values: by name.
         options: what else can be given beside settings, for the closest match.
 
     Raises:
@@ -215,8 +214,6 @@ def look_at_values(
     """Look at the values of some images before anything is learned from them or drawn on them.
 
     Args:
-        samples: of which :func:`spread` chooses.
-        settings: which declare the range of images deeper than 8 bits.
         known: the values of images that have been decoded already.
 
     Returns:
@@ -281,10 +278,6 @@ def _closest(name: str, known: Iterable[str]) -> str:
 
 def describe_settings(method: str, preset: str | None = None) -> list[dict[str, Any]]:
     """What can be set of a method: the name, value in the preset and meaning of each setting.
-
-    Args:
-        method: its name.
-        preset: name of the preset; ``fast`` by default.
 
     Raises:
         FlawsmithError: for an unknown method or preset.

@@ -12,11 +12,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor
 
 import flawsmith
 from flawsmith.calibration.groups import group_figures
@@ -32,24 +33,24 @@ from flawsmith.metrics.collect import network_mask, resize_mask
 from flawsmith.models.base import (
     LARGEST_FILE,
     AnomalyModel,
-    Diagnostic,
-    FeatureCloud,
-    MetricChart,
+    AnomalyOutput,
+    FeatureSource,
     ModelConfig,
     Stage,
     TrainingStage,
 )
+from flawsmith.models.components.level_table import Rows
+from flawsmith.models.diagnostics import Diagnostic, MetricChart
 from flawsmith.models.registry import find_method
 from flawsmith.pipeline import held_out
 from flawsmith.pipeline.calibrate import levels_behind
 from flawsmith.pipeline.describe import model_card
 from flawsmith.pipeline.masks import read_mask
-from flawsmith.pipeline.oddness import Baseline, unlikeness
 from flawsmith.pipeline.progress import COMPARING, EXPORTING, LEARNING, LIMIT, REPORTING, TRIMMING, Steps
 from flawsmith.pipeline.provenance import made_of, versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
-from flawsmith.pipeline.stored_maps import LARGEST_MAPS, StoredMaps, save_maps
-from flawsmith.report import data
+from flawsmith.pipeline.stored_maps import LARGEST_MAPS, save_maps
+from flawsmith.report.data import Diagnostic as ReportDiagnostic
 from flawsmith.report.plots import chart_of_metrics
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision, choose_limits
@@ -64,7 +65,7 @@ from flawsmith.runtime.zones import Zone
 from flawsmith.synthesis.foreground import FOLDER as MASK_FOLDER
 from flawsmith.synthesis.held_out import held_out_flaw, held_out_flaws
 from flawsmith.synthesis.synthesizer import AnomalySample
-from flawsmith.training.data import SynthesisOptions, TrainingSet
+from flawsmith.training.data import TrainingSet
 from flawsmith.training.distributed import broadcast_from_rank_zero, is_distributed, local_rank_zero_first
 from flawsmith.training.run import MODEL, REPORT, TRIM, RunFolder
 from flawsmith.training.selection import HeldOutSelection, TestImage, TestSetSelection
@@ -126,9 +127,7 @@ def synthetic_flaws(
     Args:
         samples: held-out good images, in the order that numbers their flaws.
         geometry: declares the range of sources deeper than 8 bits.
-        seed: of all draws.
         tiling: put the flaw on a tile, as large as those on training tiles; None: on the image.
-        read: decodes a file.
 
     Returns:
         (height, width, 3) uint8 images, in the size of the file, and masks of that size.
@@ -169,23 +168,12 @@ def refuse_without_labels(dataset: Dataset) -> None:
     Raises:
         FlawsmithError: it has none.
     """
-    missing = [name for name, found in (("good", dataset.test_good), ("flawed", dataset.test_flawed)) if not found]
+    missing = [name for name, samples in (("good", dataset.test_good), ("flawed", dataset.test_flawed)) if not samples]
     if missing:
         raise FlawsmithError(
             f"--oracle needs labelled test images, and {dataset.root} has no {' and no '.join(missing)} ones: leave "
             "--oracle out, or put them into test/good and test/<defect>"
         )
-
-
-def test_set_selection(dataset: Dataset, geometry: Geometry, network: Callable[[], nn.Module]) -> TestSetSelection:
-    """Measures a model on the test split of a data set.
-
-    Args:
-        dataset: with good and flawed test images.
-        geometry: of the network.
-        network: gives the model as trained so far.
-    """
-    return TestSetSelection(partial(_test_images, dataset, geometry), network)
 
 
 def _test_images(dataset: Dataset, geometry: Geometry) -> Iterator[TestImage]:
@@ -211,6 +199,8 @@ MOST_ODD = 12
 """Images least like the others that are named and shown."""
 SYNTHETIC_FOR_CALIBRATION = 64
 SYNTHETIC_FOR_SELECTION = 24
+ODDNESS_FOLDS = 3
+_BATCH = 8
 
 
 @dataclass(frozen=True)
@@ -218,15 +208,9 @@ class Job:
     """What a run has to do, checked.
 
     Attributes:
-        dataset: the data.
         split: which images are learned from and which are held out.
         fingerprint: over the content of both.
-        settings: the user's choices, with a backbone.
-        preset: name of the preset.
-        config: the method's configuration.
-        run: where it goes.
-        workers: processes that synthesize flaws.
-        baseline: method of the baseline beside the model; None: there is none.
+        baseline: method of the baseline beside the model; None: no baseline.
         images: the kind that the images are of, such as ``grey, 8 bits``; empty where they differ.
         skipped: by name of each good image that was left out, what is wrong with it.
         region: what of the images is learned from and inspected; None: all of it.
@@ -236,7 +220,6 @@ class Job:
         pixel_size: side of a pixel in millimetres; None: unknown.
         decoded: images that are not learned from, decoded once for the run, its folds and its baseline.
         dated: whether the report says when and of what it was made, so that its bytes differ from run to run.
-        progress: is told how far the run is.
     """
 
     dataset: Dataset
@@ -273,12 +256,6 @@ class TrainingSteps:
         self.job = job
         self.dataset, self.split, self.fingerprint = job.dataset, job.split, job.fingerprint
         self.settings, self.preset, self.config, self.run = job.settings, job.preset, job.config, job.run
-        foregrounds = job.settings.foregrounds
-        self.synthesis = SynthesisOptions(
-            textures=job.settings.textures,
-            foregrounds=None if foregrounds is None else Path(foregrounds),
-            workers=job.workers,
-        )
         self.progress = job.progress
         self.timings: dict[str, float] = {}
         self.oddest: list[tuple[Sample, float]] = []
@@ -343,8 +320,7 @@ class TrainingSteps:
         bundle = self._exported(model, geometry, data)
         bundle.save(self.run.path / MODEL)
         if self.scored is not None and self.scored.maps is not None:
-            kept = StoredMaps(self.scored.scores, self.scored.maps, self.scored.sizes)
-            save_maps(self.run.path, bundle.model, kept)
+            save_maps(self.run.path, bundle.model, self.scored.scores, self.scored.maps, self.scored.sizes)
         self.progress.begin(COMPARING)
         with self._timed("baseline"):
             baseline = self._baseline()
@@ -487,19 +463,21 @@ class TrainingSteps:
             samples = second.train
             self.run.selection = self._selection(second.calibration, geometry, model)
         elif self.settings.select == "oracle":
-            self.run.selection = test_set_selection(self.dataset, geometry, lambda: model)
+            self.run.selection = TestSetSelection(partial(_test_images, self.dataset, geometry), lambda: model)
         engine, precision = self.settings.engine, self.settings.precision
         extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
-        seed, synthesis, tiling = self.settings.seed, self.synthesis, self.job.tiling
+        foregrounds = self.settings.foregrounds
         data = TrainingSet(
             samples,
             geometry,
             extractor,
             cache,
-            seed=seed,
-            synthesis=synthesis,
-            tiling=tiling,
+            seed=self.settings.seed,
+            textures=self.settings.textures,
+            foregrounds=None if foregrounds is None else Path(foregrounds),
+            workers=self.job.workers,
+            tiling=self.job.tiling,
             watch=lambda share: self.progress.at(FEATURES_SHARE * share, "extracting features"),
         )
         if is_distributed() and self.config.frozen_backbone:  # once a machine instead of in every process
@@ -695,6 +673,44 @@ class TrainingSteps:
         self.timings[name] = round(self.timings.get(name, 0.0) + time.perf_counter() - start, 3)
 
 
+@runtime_checkable
+class Baseline(Protocol):
+    """A model that is fitted to features in one pass: PatchCore or PaDiM."""
+
+    def fit_features(self, features: FeatureSource) -> object: ...
+
+    def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput: ...
+
+
+@torch.no_grad()
+def unlikeness(baseline: Baseline, features: FeatureSource, groups: Sequence[str]) -> NDArray[np.float64]:
+    """How unlike the others each image is: its score by the baseline, fitted to images of other folds.
+
+    Args:
+        baseline: fitted anew for each fold; it is left fitted to the last.
+        features: of all images, in an order that says nothing of them.
+        groups: of the images; those of one group stand in one fold, or its twins would hide an odd image. Images
+            without one stand alone.
+
+    Returns:
+        (n,) image scores; all 0 where there are fewer images or groups than folds.
+    """
+    names = [name or f"image {number}" for number, name in enumerate(groups)]
+    numbers = np.unique(names, return_inverse=True)[1].ravel()
+    order = {number: place for place, number in enumerate(dict.fromkeys(numbers.tolist()))}
+    scores = np.zeros(len(names))
+    if len(order) < ODDNESS_FOLDS:
+        return scores
+    folds = np.array([order[number] % ODDNESS_FOLDS for number in numbers.tolist()])
+    for fold in range(ODDNESS_FOLDS):
+        inside = np.flatnonzero(folds == fold)
+        baseline.fit_features(Rows(features, np.flatnonzero(folds != fold)))
+        for start in range(0, len(inside), _BATCH):
+            rows = inside[start : start + _BATCH]
+            scores[rows] = baseline.from_levels(features.batch(rows)).score.double().numpy()
+    return scores
+
+
 def _by_unlikeness(model: AnomalyModel, data: TrainingSet) -> list[tuple[Sample, float]]:
     """The images learned from, those least like the others first, with their scores; the model is fitted anew."""
     assert isinstance(model, Baseline)
@@ -740,14 +756,7 @@ def score_files(
     read: Callable[[Path], ImageArray] = decode,
     watch: Callable[[float], object] = lambda share: None,
 ) -> FileScores:
-    """Image score and largest map values by zone, in original pixels, of every file; and the maps, if not too many.
-
-    Args:
-        inspector: what scores.
-        files: of good images.
-        read: decodes a file.
-        watch: is told the share of the files that is done.
-    """
+    """Image score and largest map values by zone, in original pixels, of every file; and the maps, if not too many."""
     height, width = inspector.spec.geometry.size
     keeps = 4 * height * width * len(files) <= LARGEST_MAPS
     scores, levels, maps, sizes = [], [], [], []
@@ -777,23 +786,11 @@ def joined(parts: Sequence[FileScores]) -> FileScores:
     return FileScores(scores, levels, whole, sizes)
 
 
-def drawn(
-    diagnostics: Iterable[Diagnostic], metrics: Sequence[Mapping[str, Any]]
-) -> list[data.LineChart | data.PointCloud | data.ImageStrip]:
-    """Charts, point clouds and pictures, with the recorded figures that the charts ask for.
-
-    Args:
-        diagnostics: what the method shows, in order.
-        metrics: rows of ``metrics.jsonl``.
-    """
-    return [_drawn(shown, metrics) for shown in diagnostics]
-
-
-def _drawn(
-    shown: Diagnostic, metrics: Sequence[Mapping[str, Any]]
-) -> data.LineChart | data.PointCloud | data.ImageStrip:
-    if isinstance(shown, MetricChart):
-        return chart_of_metrics(metrics, shown.metrics, title=shown.title, caption=shown.caption, y_label=shown.y_label)
-    if isinstance(shown, FeatureCloud):
-        return data.PointCloud(shown.title, shown.caption, shown.groups)
-    return data.ImageStrip(shown.title, shown.caption, shown.pictures, shown.group)
+def drawn(diagnostics: Iterable[Diagnostic], metrics: Sequence[Mapping[str, Any]]) -> list[ReportDiagnostic]:
+    """The diagnostics of a method, its charts with the figures that they ask for, from rows of ``metrics.jsonl``."""
+    return [
+        chart_of_metrics(metrics, shown.metrics, title=shown.title, caption=shown.caption, y_label=shown.y_label)
+        if isinstance(shown, MetricChart)
+        else shown
+        for shown in diagnostics
+    ]

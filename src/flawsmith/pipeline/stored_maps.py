@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,51 +21,47 @@ LARGEST_MAPS = 2**28
 _LONGEST_SIDE = 10**6
 
 
-class StoredMaps(NamedTuple):
-    """What a model said of the images behind its limits.
-
-    Attributes:
-        scores: (n,) image scores.
-        maps: (n, h, w) float32, as the network gave them.
-        sizes: (n, 2) height and width of the images.
-    """
-
-    scores: NDArray[np.float64]
-    maps: NDArray[np.float32]
-    sizes: NDArray[np.int64]
-
-    def levels(self, bundle: Bundle, setting: Decision) -> NDArray[np.float64]:
-        """(n, zones + 1) `Decision.zone_levels` of every map, as if the images were inspected again."""
-        geometry = bundle.spec.geometry
-        levels = []
-        for network_map, (height, width) in zip(self.maps, self.sizes.tolist(), strict=True):
-            inspected = geometry.valid_mask((height, width))
-            not_inspected = None if inspected is None else ~inspected
-            levels.append(setting.zone_levels(geometry.invert(network_map, (height, width)), not_inspected))
-        return np.array(levels, np.float64)
+def levels_of(
+    bundle: Bundle, setting: Decision, maps: NDArray[np.float32], sizes: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """(n, zones + 1) `Decision.zone_levels` of maps as the network gave them, as if the images were inspected again."""
+    geometry = bundle.spec.geometry
+    levels = []
+    for network_map, (height, width) in zip(maps, sizes.tolist(), strict=True):
+        inspected = geometry.valid_mask((height, width))
+        not_inspected = None if inspected is None else ~inspected
+        levels.append(setting.zone_levels(geometry.invert(network_map, (height, width)), not_inspected))
+    return np.array(levels, np.float64)
 
 
-def save_maps(folder: Path, model: bytes, stored: StoredMaps) -> None:
+def save_maps(
+    folder: Path,
+    model: bytes,
+    scores: NDArray[np.float64],
+    maps: NDArray[np.float32],
+    sizes: NDArray[np.int64],
+) -> None:
     """Write the maps beside a model; nothing where they are too many.
 
     Args:
-        folder: the run folder.
         model: the ONNX graph that gave them.
-        stored: scores, maps and sizes.
+        scores: (n,) image scores of the images behind the limits.
+        maps: (n, h, w) as the network gave them.
+        sizes: (n, 2) height and width of the images.
 
     Raises:
         FlawsmithError: the file cannot be written.
     """
-    if stored.maps.nbytes > LARGEST_MAPS:
+    if maps.nbytes > LARGEST_MAPS:
         return
     digest = np.frombuffer(hashlib.sha256(model).digest(), np.uint8)
-    content = write_arrays({**stored._asdict(), "model_sha256": digest})
+    content = write_arrays({"scores": scores, "maps": maps, "sizes": sizes, "model_sha256": digest})
     with replacing(folder / MAPS) as temporary:
         temporary.write_bytes(content)
 
 
-def load_maps(bundle: Bundle) -> StoredMaps | None:
-    """The maps that lie beside a model file; None where there are none of this model.
+def load_maps(bundle: Bundle) -> tuple[NDArray[np.float64], NDArray[np.float32], NDArray[np.int64]] | None:
+    """Scores, maps and sizes that lie beside a model file; None where there are none of this model.
 
     Raises:
         FlawsmithError: they are damaged.
@@ -76,18 +72,16 @@ def load_maps(bundle: Bundle) -> StoredMaps | None:
     try:
         arrays = read_arrays(file.read_bytes())
         same = arrays.pop("model_sha256").tobytes() == hashlib.sha256(bundle.model).digest()
-        stored = StoredMaps(**arrays)
-        _check(stored, bundle.spec.geometry.size)
+        _check(**arrays, size=bundle.spec.geometry.size)
     except Exception as error:  # the readers of zip and arrays answer odd bytes with nearly every exception
         raise FlawsmithError(f"{file} is damaged: remove it, and give good images") from error
-    return stored if same else None
+    return (arrays["scores"], arrays["maps"], arrays["sizes"]) if same else None
 
 
-def _check(stored: StoredMaps, size: tuple[int, int]) -> None:
+def _check(scores: NDArray[Any], maps: NDArray[Any], sizes: NDArray[Any], size: tuple[int, int]) -> None:
     """Raises:
     ValueError: arrays of other shapes, types or values than those of `save_maps`.
     """
-    scores, maps, sizes = stored
     shapes = scores.shape, maps.shape, sizes.shape
     if scores.ndim != 1 or shapes != ((scores.size,), (scores.size, *size), (scores.size, 2)):
         raise ValueError("arrays of other shapes")

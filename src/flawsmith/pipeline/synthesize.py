@@ -18,7 +18,7 @@ from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import generator
 from flawsmith.data.splits import good_images
 from flawsmith.pipeline.settings import TrainSettings, check_settings, look_at_values
-from flawsmith.report.contact_sheet import SheetRow, contact_sheet
+from flawsmith.report.contact_sheet import contact_sheet
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import ImageArray, decode
@@ -78,7 +78,6 @@ class ImageReader:
     """Reads good images as the synthesizer wants them. Called with a generator, it draws one. Picklable.
 
     Attributes:
-        files: the images.
         value_range: values of a source deeper than 8 bits that become 0 and 1.
         geometry: the size to bring them to; None: as they are.
     """
@@ -101,15 +100,7 @@ class ImageReader:
 
 @dataclass(frozen=True)
 class SynthesisContext:
-    """A data set and all that is needed to synthesize flaws on its images.
-
-    Attributes:
-        dataset: the data.
-        recipe: how flaws are made.
-        reader: reads its good images.
-        synthesizer: makes the flaws.
-        seed: seed of every draw.
-    """
+    """A data set and all that is needed to synthesize flaws on its images."""
 
     dataset: Dataset
     recipe: Recipe
@@ -135,10 +126,7 @@ def open_synthesis(
 
     Args:
         data: a category folder of a known layout, a folder of good images, or a loaded data set.
-        settings: what flaws are made of.
-        layout: name of the layout; detected by default.
         size: (height, width) to which images are squashed, as for training; None: as they are.
-        on_message: is told what the user should know, a line at a time.
 
     Raises:
         FlawsmithError: an unknown recipe or layout, no such folder, a setting out of range, an unreadable image.
@@ -328,7 +316,7 @@ def synthesize(
             if pictures:
                 for name, picture in zip(heads, shown, strict=True):
                     write_png(folder / PICTURES / f"{index:03d}_{name}.png", picture)
-            rows.append(SheetRow([thumbnail(picture) for picture in shown], _caption(sample, synthetic)))
+            rows.append(([thumbnail(picture) for picture in shown], _caption(sample, synthetic)))
             tries, fallbacks = tries + synthetic.tries, fallbacks + (synthetic.fallback is not None)
             on_step()
         write_png(folder / SHEET, contact_sheet(heads, rows))

@@ -15,6 +15,8 @@ import torch
 
 from flawsmith.data.groups import one_group_warning, with_groups
 from flawsmith.data.layouts import load
+from flawsmith.data.quantities import parse_area, parse_extent, parse_length
+from flawsmith.data.roi import read_drawing
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import (
     HoldOut,
@@ -27,7 +29,6 @@ from flawsmith.data.splits import (
 )
 from flawsmith.features.cache import check_cache
 from flawsmith.models.base import ModelConfig
-from flawsmith.pipeline.drawing import region_and_zones
 from flawsmith.pipeline.input_size import (
     input_size_for,
     refuse_beside_smallest_flaw,
@@ -36,7 +37,6 @@ from flawsmith.pipeline.input_size import (
     typical_size,
 )
 from flawsmith.pipeline.progress import READING, shown_steps, steps_of_training
-from flawsmith.pipeline.quantities import parse_area, parse_extent, parse_length
 from flawsmith.pipeline.settings import (
     TrainSettings,
     check_settings,
@@ -51,7 +51,6 @@ from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import left_out, left_out_note
 from flawsmith.runtime.image import decode, image_size
-from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.zones import Zone
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
@@ -167,7 +166,11 @@ def train(
         good = _by_content(dataset)
         if checked.min_area is not None:
             _refuse_area(minimum_area, checked.min_area, good[0])
-        region, zones = (None, ()) if checked.roi is None else _where(Path(checked.roi), good[0], pixel_size)
+        region, zones = (
+            (None, ())
+            if checked.roi is None
+            else read_drawing(Path(checked.roi), _size_of(good[0]), pixel_size=pixel_size)
+        )
         checked, config, size_note = _choose_input(good, checked, config, flaw)
         if checked.tiling is not None:
             _refuse_with_tiles(checked, config)
@@ -222,14 +225,6 @@ def train(
             "region": None,
             "zones": None,
         }
-        where: dict[str, Any] = {
-            "region": region,
-            "zones": zones,
-            "minimum_area": minimum_area,
-            "pixel_size": pixel_size,
-            "tiling": checked.tiling,
-            "decoded": decoded,
-        }
         job = Job(
             dataset,
             split,
@@ -242,9 +237,14 @@ def train(
             beside,
             images,
             skipped,
+            region=region,
+            zones=zones,
+            tiling=checked.tiling,
+            minimum_area=minimum_area,
+            pixel_size=pixel_size,
+            decoded=decoded,
             dated=dated,
             progress=progress,
-            **where,
         )
         with ExitStack() as stack:
             if is_rank_zero():
@@ -278,15 +278,11 @@ def training_in_words(
 
 
 def _check_sources(settings: TrainSettings, config: ModelConfig) -> None:
-    """Textures and masks that are not there, or that nothing would use, are found before the run folder is claimed.
-
-    Raises:
-        FlawsmithError: naming the folder or the option.
-    """
-    for option, given in (("--textures", settings.textures), ("--foregrounds", settings.foregrounds)):
-        if given is not None and not config.synthesizes:
+    """Textures and masks that are not there, or that nothing would use, are found before the run folder is claimed."""
+    for option, place in (("--textures", settings.textures), ("--foregrounds", settings.foregrounds)):
+        if place is not None and not config.synthesizes:
             raise FlawsmithError(
-                f"{option} {given}: {settings.method} synthesizes no flaws with these settings: leave it out, or "
+                f"{option} {place}: {settings.method} synthesizes no flaws with these settings: leave it out, or "
                 "choose --method glass, aand or slsg"
             )
     if settings.textures not in (None, "self"):
@@ -318,11 +314,7 @@ def choose_split(dataset: Dataset, settings: TrainSettings) -> HoldOut:
 
 
 def _refuse_area(minimum_area: int, text: str, sample: Sample) -> None:
-    """Refuse a smallest area that no region can have.
-
-    Raises:
-        FlawsmithError: it is larger than an image.
-    """
+    """Refuse a smallest area that no region can have."""
     height, width = _size_of(sample)
     if minimum_area > height * width:
         raise FlawsmithError(
@@ -336,11 +328,6 @@ def _zones_sha256(zones: Sequence[Zone]) -> str:
     return hashlib.sha256(content.encode()).hexdigest()
 
 
-def _where(path: Path, sample: Sample, pixel_size: float | None) -> tuple[RegionOfInterest | None, tuple[Zone, ...]]:
-    """The region of interest and the zones, drawn on images of the same proportions."""
-    return region_and_zones(path, _size_of(sample), pixel_size=pixel_size)
-
-
 def _size_of(sample: Sample) -> tuple[int, int]:
     """(height, width) of an image."""
     height, width = image_size(sample.image) or decode(sample.image).shape[:2]
@@ -351,11 +338,7 @@ _PLACES_OF_WHOLE_IMAGES = ("files", "disc", "box", "published")
 
 
 def _refuse_with_tiles(settings: TrainSettings, config: ModelConfig) -> None:
-    """What has no meaning, or would leave gaps, where images are cut into tiles.
-
-    Raises:
-        FlawsmithError: naming the option.
-    """
+    """What has no meaning, or would leave gaps, where images are cut into tiles."""
     option = f"--tile {settings.tile}"
     if config.policy == "crop":
         raise FlawsmithError(f"{option}: the policy crop would cut the rim off every tile: add --set policy=squash")

@@ -124,11 +124,7 @@ _NOTES: dict[Base, str] = {
 
 
 def _checked(weakness: Sequence[float], n: int | None, per_image: int) -> tuple[float, ...]:
-    """The strengths, sorted.
-
-    Raises:
-        FlawsmithError: a setting out of range.
-    """
+    """The strengths, sorted."""
     if not weakness or not all(0 <= weight < 1 for weight in weakness):
         text = " ".join(f"{weight:g}" for weight in weakness) or "nothing"
         raise FlawsmithError(f"the weakness must be from 0 to below 1, not {text}: give --weakness 0.1 0.3 0.5 0.7")
@@ -216,7 +212,7 @@ class _Writer:
             synthesize.write_png(root / "ground_truth" / "forged" / f"{name}_mask.png", synthesize.mask_picture(mask))
             shown.append(to_8_bit(synthetic))
         if index < _SHEET_ROWS:
-            self.rows.append(SheetRow([synthesize.thumbnail(picture) for picture in shown], sample.image.name))
+            self.rows.append(([synthesize.thumbnail(picture) for picture in shown], sample.image.name))
         self.synthetic.append(
             {
                 "image": f"test/forged/{name}.png",
@@ -257,11 +253,7 @@ class _Writer:
         synthesize.write_png(self.folder / SHEET, contact_sheet(heads, self.rows))
 
     def _flaw(self, index: int, number: int, image: FloatImage, sample: Sample) -> AnomalySample:
-        """A flaw that can be seen in the weakest strength.
-
-        Raises:
-            FlawsmithError: none could be made.
-        """
+        """A flaw that can be seen in the weakest strength."""
         weakest = max(self.roots)
         for attempt in range(_MAX_TRIES):
             rng = generator(self.context.seed, "weak flaws", index, number, attempt)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -12,22 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 CELL = 192
 """Side of the square that a picture is fitted into, pixels."""
 
+SheetRow = tuple[Sequence[npt.NDArray[np.uint8]], str]
+"""(height, width, 3) or (height, width) pictures, one a head, and the caption below them."""
+
 _GAP = 8
 _LINE = 18
 _PAPER, _INK = (255, 255, 255), (32, 32, 32)
-
-
-@dataclass(frozen=True)
-class SheetRow:
-    """One sample.
-
-    Attributes:
-        pictures: (height, width, 3) or (height, width) uint8 each, of any size; as many as the sheet has heads.
-        caption: a line below them.
-    """
-
-    pictures: Sequence[npt.NDArray[np.uint8]]
-    caption: str
 
 
 def contact_sheet(heads: Sequence[str], rows: Sequence[SheetRow], *, cell: int = CELL) -> npt.NDArray[np.uint8]:
@@ -36,8 +25,6 @@ def contact_sheet(heads: Sequence[str], rows: Sequence[SheetRow], *, cell: int =
     Sheets with many rows continue in further blocks to the right, so that they stay about as wide as high.
 
     Args:
-        heads: what the columns show.
-        rows: at least one.
         cell: side of the square that a picture is fitted into, pixels; small pictures are enlarged.
 
     Returns:
@@ -46,7 +33,7 @@ def contact_sheet(heads: Sequence[str], rows: Sequence[SheetRow], *, cell: int =
     Raises:
         ValueError: no rows, or a row with another number of pictures than heads.
     """
-    if not rows or any(len(row.pictures) != len(heads) for row in rows):
+    if not rows or any(len(pictures) != len(heads) for pictures, _ in rows):
         raise ValueError(f"a sheet needs rows of {len(heads)} pictures each")
     block, tall = len(heads) * (cell + _GAP) + _GAP, cell + _LINE + _GAP
     blocks = max(1, round((len(rows) * tall / block) ** 0.5))
@@ -54,15 +41,15 @@ def contact_sheet(heads: Sequence[str], rows: Sequence[SheetRow], *, cell: int =
     sheet = Image.new("RGB", (blocks * block, _LINE + 2 * _GAP + deep * tall), _PAPER)
     pen = ImageDraw.Draw(sheet)
     font = ImageFont.load_default(12)
-    for number, row in enumerate(rows):
+    for number, (pictures, caption) in enumerate(rows):
         left, top = number // deep * block + _GAP, _LINE + 2 * _GAP + number % deep * tall
-        for column, (head, picture) in enumerate(zip(heads, row.pictures, strict=True)):
+        for column, (head, picture) in enumerate(zip(heads, pictures, strict=True)):
             x = left + column * (cell + _GAP)
             if number % deep == 0:
                 pen.text((x, _GAP), head, _INK, font=font)
             fitted = _fitted(picture, cell)
             sheet.paste(fitted, (x + (cell - fitted.width) // 2, top + (cell - fitted.height) // 2))
-        pen.text((left, top + cell + 2), row.caption, _INK, font=font)
+        pen.text((left, top + cell + 2), caption, _INK, font=font)
     return np.asarray(sheet)
 
 

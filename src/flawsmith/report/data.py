@@ -11,8 +11,10 @@ import numpy.typing as npt
 
 from flawsmith.metrics.ranking import Curve
 from flawsmith.metrics.results import Evaluation
+from flawsmith.models.diagnostics import FeatureCloud, Pictures
 
 ScoreKind = Literal["good", "flawed", "held_out", "forged"]
+"""Good and flawed test images, held-out good images of the calibration, and flaws synthesized on them."""
 ExampleKind = Literal["miss", "false_alarm", "found", "passed"]
 
 
@@ -21,25 +23,11 @@ class FactGroup:
     """Facts under one heading, such as "Model" or "Data".
 
     Attributes:
-        title: heading.
         rows: (name, value) in the order to print.
     """
 
     title: str
     rows: Sequence[tuple[str, str]]
-
-
-@dataclass(frozen=True, eq=False)
-class ScoreGroup:
-    """Image scores that belong together in the histogram.
-
-    Attributes:
-        kind: good and flawed test images, held-out good images of the calibration, or flaws synthesized on them.
-        scores: (images,) image scores.
-    """
-
-    kind: ScoreKind
-    scores: npt.NDArray[np.floating]
 
 
 @dataclass(frozen=True)
@@ -62,10 +50,7 @@ class Example:
     """One inspected image to show.
 
     Attributes:
-        name: the image's name.
         defect: defect type, ``good`` for good images.
-        flawed: whether the image is flawed.
-        score: image score.
         verdict: ``pass``, ``review`` or ``reject``.
         pictures: the image, and what the model sees in it.
     """
@@ -143,8 +128,6 @@ class LineChart:
     """Figures over training, as lines over one horizontal axis.
 
     Attributes:
-        title: heading.
-        caption: what is seen, in a sentence or two.
         x: (points,) horizontal places, ascending.
         lines: values by name, as many as ``x``; values that are not finite are passed over.
         y_label: name of the vertical axis, with its unit.
@@ -159,40 +142,7 @@ class LineChart:
     x_label: str = "epoch"
 
 
-@dataclass(frozen=True, eq=False)
-class PointCloud:
-    """Samples of high-dimensional features, to show in two dimensions.
-
-    Attributes:
-        title: heading.
-        caption: what is seen, in a sentence or two.
-        groups: (points, width) features by name, one width for all; up to about 500 points each are of use, of more
-            a part is drawn.
-    """
-
-    title: str
-    caption: str
-    groups: Mapping[str, npt.NDArray[np.floating]]
-
-
-@dataclass(frozen=True, eq=False)
-class ImageStrip:
-    """Pictures in a row.
-
-    Attributes:
-        title: heading.
-        caption: what is seen, in a sentence or two.
-        pictures: label and picture, (height, width) grey or (height, width, 3) RGB, uint8.
-        group: so many successive pictures belong together and stay side by side, such as 3 for image, mask and result.
-    """
-
-    title: str
-    caption: str
-    pictures: Sequence[tuple[str, npt.NDArray[np.uint8]]]
-    group: int = 1
-
-
-Diagnostic = LineChart | PointCloud | ImageStrip | FactGroup
+Diagnostic = LineChart | FeatureCloud | Pictures | FactGroup
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,7 +160,7 @@ class ReportData:
         evaluation: figures on the test split; None where there is none (after ``train`` on good images
             alone).
         curves: curves of that evaluation.
-        scores: image scores for the histogram.
+        scores: (images,) image scores by kind, for the histogram.
         limit: reject limit on the image score.
         review_limit: review limit on the image score.
         limit_statement: what stands behind the limit and which false-reject rate it supports, in words.
@@ -234,11 +184,11 @@ class ReportData:
     facts: Sequence[FactGroup] = ()
     evaluation: Evaluation | None = None
     curves: RateCurves = field(default_factory=RateCurves)
-    scores: Sequence[ScoreGroup] = ()
+    scores: Mapping[ScoreKind, npt.NDArray[np.floating]] = field(default_factory=dict)
     limit: float | None = None
     review_limit: float | None = None
     limit_statement: str = ""
-    held_out: Sequence[ImageStrip | FactGroup] = ()
+    held_out: Sequence[Pictures | FactGroup] = ()
     examples: Sequence[Example] = ()
     examples_are: str = "test images"
     left_out: int = 0

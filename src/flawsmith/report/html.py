@@ -158,7 +158,7 @@ def percent(value: float | None) -> str:
 
 
 def _scores(data: ReportData, kind: ScoreKind) -> list[float]:
-    return [float(score) for group in data.scores if group.kind == kind for score in group.scores]
+    return [float(score) for score in data.scores.get(kind, ())]
 
 
 def _headlines(data: ReportData) -> Iterator[Headline]:
@@ -227,7 +227,7 @@ def _histogram(data: ReportData) -> Plot | None:
         caption += f" Images right of the solid line (score above {data.limit:.4g}) are rejected."
     if data.review_limit is not None:
         caption += f" Between the dashed line ({data.review_limit:.4g}) and the solid one a person looks."
-    kinds = ", ".join(f"{len(group.scores)} {plots.NAMES[group.kind]}" for group in data.scores)
+    kinds = ", ".join(f"{len(scores)} {plots.NAMES[kind]}" for kind, scores in data.scores.items())
     alt, line = f"Histogram of image scores: {kinds}.", (*drawn.places, *drawn.scores)
     return Plot(drawn.source, "Image scores", caption, alt, wide=True, line=line)
 

@@ -19,17 +19,8 @@ from scipy import ndimage
 
 from flawsmith.data.seeding import generator
 from flawsmith.metrics.ranking import Curve
-from flawsmith.report.data import (
-    Diagnostic,
-    Example,
-    ExampleKind,
-    FactGroup,
-    ImageStrip,
-    LineChart,
-    PointCloud,
-    ScoreGroup,
-    ScoreKind,
-)
+from flawsmith.models.diagnostics import FeatureCloud, Pictures
+from flawsmith.report.data import Diagnostic, Example, ExampleKind, FactGroup, LineChart, ScoreKind
 from flawsmith.report.style import (
     EDGE,
     FLAWED,
@@ -80,21 +71,21 @@ class Histogram:
     scores: tuple[float, float]
 
 
-def score_histogram(groups: Sequence[ScoreGroup], limit: float | None, review_limit: float | None) -> Histogram | None:
+def score_histogram(
+    groups: Mapping[ScoreKind, npt.NDArray[np.floating]], limit: float | None, review_limit: float | None
+) -> Histogram | None:
     """Histogram of image scores: a panel for test images, one for the calibration, limits drawn in both.
 
     Args:
         groups: scores by kind; empty groups and infinite scores are left out.
-        limit: reject limit on the image score.
-        review_limit: review limit on the image score.
 
     Returns:
         None without a finite score.
     """
     finite: dict[ScoreKind, npt.NDArray[np.floating]] = {
-        group.kind: values
-        for group in groups
-        if len(values := np.asarray(group.scores, dtype=float)[np.isfinite(group.scores)])
+        kind: values
+        for kind, scores in groups.items()
+        if len(values := np.asarray(scores, dtype=float)[np.isfinite(scores)])
     }
     panels = [(title, kinds) for title, kinds in _PANELS if any(kind in finite for kind in kinds)]
     if not panels:
@@ -152,9 +143,6 @@ def rate_curve(curve: Curve, x_label: str, y_label: str, *, shade_to: float | No
     """One curve over false-positive rates, drawn in a square.
 
     Args:
-        curve: the curve.
-        x_label: name of the horizontal axis.
-        y_label: name of the vertical axis.
         shade_to: shades the area up to this rate, which is the area the figure measures.
 
     Returns:
@@ -271,8 +259,6 @@ def scatter(points: Mapping[str, npt.NDArray[np.floating]], x_label: str, y_labe
 
     Args:
         points: (points, 2) places by name of the group.
-        x_label: name of the horizontal axis.
-        y_label: name of the vertical axis.
 
     Returns:
         An SVG data URI.
@@ -360,7 +346,6 @@ def encoded(image: npt.NDArray[np.uint8], most_bytes: int) -> bytes:
     """A picture as JPEG, as large as its bytes allow, and never enlarged.
 
     Args:
-        image: (height, width, 3) RGB.
         most_bytes: if no size keeps within them, the smallest is taken.
     """
     largest = Image.fromarray(np.ascontiguousarray(image))
@@ -413,9 +398,6 @@ class Panel:
 
     Attributes:
         kind: how it is laid out.
-        title: heading.
-        caption: what is seen.
-        tiles: its pictures.
         group: so many successive pictures stay side by side.
         rows: (name, value) of a table.
     """
@@ -434,8 +416,6 @@ class Projection:
 
     Attributes:
         caption: name of the projection and how to read it.
-        x_label: name of the horizontal axis.
-        y_label: name of the vertical axis.
         points: (points, 2) places by group.
     """
 
@@ -449,7 +429,6 @@ def panels(diagnostics: Iterable[Diagnostic], *, budget: int = STRIP_BUDGET_BYTE
     """The diagnostics in their order; those with nothing to show are left out.
 
     Args:
-        diagnostics: any number.
         budget: bytes of the pictures of all strips together, as they stand in the page.
     """
     result = []
@@ -458,7 +437,7 @@ def panels(diagnostics: Iterable[Diagnostic], *, budget: int = STRIP_BUDGET_BYTE
             result.append(Panel("table", diagnostic.title, rows=diagnostic.rows))
         elif isinstance(diagnostic, LineChart):
             result.extend(_chart(diagnostic))
-        elif isinstance(diagnostic, PointCloud):
+        elif isinstance(diagnostic, FeatureCloud):
             result.extend(_cloud(diagnostic))
         else:
             shown = list(_strip(diagnostic, budget))
@@ -480,9 +459,6 @@ def chart_of_metrics(
     Args:
         rows: rows of ``metrics.jsonl``; those without any of the numbers, such as those of another stage, are left out.
         names: the numbers to draw; a mapping gives each line another name. Those in no row are left out.
-        title: heading.
-        caption: what is seen, in a sentence or two.
-        y_label: name of the vertical axis, with its unit.
 
     Example:
         >>> rows = [{"epoch": 0, "radius": 2.0, "loss": 1.0}, {"epoch": 1, "radius": 1.5}]
@@ -510,7 +486,7 @@ def _chart(chart: LineChart) -> Iterator[Panel]:
     yield Panel("plots", chart.title, chart.caption, [Tile(source, "", alt)])
 
 
-def _cloud(cloud: PointCloud) -> Iterator[Panel]:
+def _cloud(cloud: FeatureCloud) -> Iterator[Panel]:
     drawn = projections(cloud)
     if not drawn:
         return
@@ -526,7 +502,7 @@ def _cloud(cloud: PointCloud) -> Iterator[Panel]:
     yield Panel("plots", cloud.title, cloud.caption + part, tiles)
 
 
-def projections(cloud: PointCloud) -> list[Projection]:
+def projections(cloud: FeatureCloud) -> list[Projection]:
     """A point cloud in two planes: PCA, and t-SNE of its first 50 components.
 
     The same points give the same places, whatever the number of threads, because both run on one.
@@ -574,7 +550,7 @@ def _neighbour_plane(components: npt.NDArray[np.floating], plane: npt.NDArray[np
     return TSNE(init=start, perplexity=perplexity, angle=_ANGLE, random_state=0).fit_transform(components)
 
 
-def _thinned(cloud: PointCloud) -> dict[str, npt.NDArray[np.floating]]:
+def _thinned(cloud: FeatureCloud) -> dict[str, npt.NDArray[np.floating]]:
     """Finite rows by group in float64, at most so many that the whole takes a few seconds; empty groups are left out.
 
     Rows are drawn at random, because evenly spaced ones may follow the columns of the feature maps they stand for.
@@ -600,7 +576,7 @@ def _by_group(
     return dict(zip(groups, np.split(places, stops), strict=True))
 
 
-def _strip(strip: ImageStrip, budget: int) -> Iterator[Panel]:
+def _strip(strip: Pictures, budget: int) -> Iterator[Panel]:
     """The strip as far as the budget allows, in whole groups."""
     tiles: list[Tile] = []
     total, group = len(strip.pictures), max(strip.group, 1)

@@ -124,8 +124,8 @@ def _read_rows(
 ) -> Iterator[Sequence[Pixels]]:
     """The pixels of the rows that lack some forms, in these."""
     chosen = [rows[row] for row in lacking]
-    wanted = [[forms[number] for number in numbers] for numbers in lacking.values()]
-    return read_files([row.path for row in chosen], wanted, [row.tile for row in chosen], see=see)
+    lacked = [[forms[number] for number in numbers] for numbers in lacking.values()]
+    return read_files([row.path for row in chosen], lacked, [row.tile for row in chosen], see=see)
 
 
 class FirstLook:
@@ -183,13 +183,7 @@ class FirstLook:
 
 
 class TrainingImages:
-    """Training images as the network sees them, before they are normalised, from the cache.
-
-    Args:
-        table: their pixels.
-        rows: where they come from.
-        geometry: how the files became these pixels.
-    """
+    """Training images as the network sees them, before they are normalised, from the cache."""
 
     def __init__(self, table: ImageTable, rows: Sequence[TrainingRow], geometry: Geometry) -> None:
         self.table, self.rows, self.geometry = table, tuple(rows), geometry
@@ -292,10 +286,7 @@ class SyntheticLoader:
     (:class:`flawsmith.models.base.SyntheticSource`).
 
     Args:
-        images: the training images.
-        synthesizer: draws a flaw on an image.
         extractor: the compiled backbone; it runs in this process.
-        seed: seed of the run.
         workers: processes that synthesize; 0 synthesizes in this one. Results do not depend on it.
     """
 
@@ -332,7 +323,6 @@ class SyntheticLoader:
 
         Args:
             rows: the images to synthesize on, of every batch of the epoch.
-            epoch: from 0.
             shard: which of the batches this process computes. What is drawn does not depend on it.
 
         Raises:
@@ -382,21 +372,6 @@ def _one_thread(worker: int) -> None:
     threadpool_limits(1)
 
 
-@dataclass(frozen=True)
-class SynthesisOptions:
-    """What synthesis draws from, and where it runs.
-
-    Attributes:
-        textures: a folder, ``self`` or ``procedural`` (also None).
-        foregrounds: folder of foreground masks; None looks for ``fg_mask`` beside the images.
-        workers: processes that synthesize; results do not depend on it. None chooses.
-    """
-
-    textures: str | Path | None = None
-    foregrounds: Path | None = None
-    workers: int | None = None
-
-
 class TrainingSet:
     """The held-in good images and what can be made of them (:class:`flawsmith.models.base.TrainingData`).
 
@@ -407,10 +382,10 @@ class TrainingSet:
     Args:
         samples: images to learn from, in an order that depends on their content alone; at least one.
         geometry: how files become network input.
-        extractor: the compiled backbone.
         cache: features of this extractor and geometry.
-        seed: seed of the run.
-        synthesis: what flaws are synthesized from.
+        textures: what flaws are made of: a folder, ``self`` or ``procedural`` (also None).
+        foregrounds: folder of foreground masks; None looks for ``fg_mask`` beside the images.
+        workers: processes that synthesize; results do not depend on it. None chooses.
         tiling: how images are cut; None: each is seen as a whole.
         watch: is told the share of the features that are extracted.
     """
@@ -423,7 +398,9 @@ class TrainingSet:
         cache: FeatureCache,
         *,
         seed: int,
-        synthesis: SynthesisOptions | None = None,
+        textures: str | Path | None = None,
+        foregrounds: Path | None = None,
+        workers: int | None = None,
         tiling: Tiling | None = None,
         watch: Callable[[float], object] = lambda share: None,
     ) -> None:
@@ -432,7 +409,7 @@ class TrainingSet:
         self.image_size = geometry.size
         self.dataset, self.category = self.samples[0].dataset, self.samples[0].category
         self._extractor, self._cache = extractor, cache
-        self._synthesis = synthesis or SynthesisOptions()
+        self._textures, self._foregrounds, self._workers = textures, foregrounds, workers
         self._tables: dict[str, ImageTable] = {}
         self._features: FeatureTable | None = None
 
@@ -477,10 +454,10 @@ class TrainingSet:
             self._watch(done / len(rows))
             yield of_image
 
-    def views(self, wanted: Sequence[tuple[int, View]]) -> FeatureTable:
+    def views(self, views: Sequence[tuple[int, View]]) -> FeatureTable:
         """Level maps of rows seen otherwise, in the order in which they are asked for, kept on disk likewise."""
         table = self._table(self.geometry)
-        identities = [f"{self._hashes[row]}-{hashlib.sha256(repr(view).encode()).hexdigest()}" for row, view in wanted]
+        identities = [f"{self._hashes[row]}-{hashlib.sha256(repr(view).encode()).hexdigest()}" for row, view in views]
 
         def seen(row: int, view: View) -> NDArray[np.float32]:
             pixels = table[row]
@@ -488,7 +465,7 @@ class TrainingSet:
             return self.geometry.normalise(view.of(np.asarray(image, np.float32), self._stretch(row)))
 
         def extracted(numbers: Sequence[int]) -> Iterator[LevelArrays]:
-            return extract(self._extractor, (seen(*wanted[number]) for number in numbers))
+            return extract(self._extractor, (seen(*views[number]) for number in numbers))
 
         return self._cache.table(identities, extracted)
 
@@ -515,8 +492,8 @@ class TrainingSet:
             missing = {name: each for name, each in geometries.items() if name not in self._tables}
             cache = self._cache
             caches = {name: ImageCache(name, cache.root, cache.cap, cache.in_use) for name in missing}
-            wanted = [(cache, self._hashes) for cache in caches.values()]
-            fill_images(wanted, partial(_read_rows, self.rows, list(missing.values())))
+            hashed = [(cache, self._hashes) for cache in caches.values()]
+            fill_images(hashed, partial(_read_rows, self.rows, list(missing.values())))
             self._tables |= {name: cache.table(self._hashes) for name, cache in caches.items()}
         return self._tables[key]
 
@@ -526,8 +503,18 @@ class TrainingSet:
         extractor = make_extractor(backbone, self.image_size, engine, precision)
         key = extractor_key(backbone, self.geometry, engine, precision)
         cache = FeatureCache(key, self._cache.root, self._cache.cap, self._cache.in_use)
-        options = {"seed": self.seed, "synthesis": self._synthesis, "tiling": self.tiling, "watch": self._watch}
-        return TrainingSet(self.samples, self.geometry, extractor, cache, **options)  # type: ignore[arg-type]
+        return TrainingSet(
+            self.samples,
+            self.geometry,
+            extractor,
+            cache,
+            seed=self.seed,
+            textures=self._textures,
+            foregrounds=self._foregrounds,
+            workers=self._workers,
+            tiling=self.tiling,
+            watch=self._watch,
+        )
 
     def synthetic(
         self, recipe: Recipe, foreground: Foreground, grid: tuple[int, int], *, match_grey: bool
@@ -537,21 +524,20 @@ class TrainingSet:
         Raises:
             FlawsmithError: no such textures or masks.
         """
-        options = self._synthesis
         images = TrainingImages(self._table(self.geometry), self.rows, self.geometry)
         synthesizer = AnomalySynthesizer(
             recipe,
-            texture_source(options.textures, self._paths, fit=recipe.fit, value_range=self.geometry.value_range),
-            self._foregrounds(foreground, images),
+            texture_source(self._textures, self._paths, fit=recipe.fit, value_range=self.geometry.value_range),
+            self._foreground_provider(foreground, images),
             self.geometry,
             others=images.any,
             grid=grid,
             match_grey=match_grey,
         )
-        workers = default_workers() if options.workers is None else options.workers
+        workers = default_workers() if self._workers is None else self._workers
         return SyntheticLoader(images, synthesizer, self._extractor, seed=self.seed, workers=workers)
 
-    def _foregrounds(self, settings: Foreground, images: TrainingImages) -> ForegroundProvider:
+    def _foreground_provider(self, settings: Foreground, images: TrainingImages) -> ForegroundProvider:
         """The provider, fitted on images spread over the data set."""
         rows = np.unique(np.linspace(0, len(self) - 1, FITTED_FOREGROUNDS).round().astype(int))
-        return provider(settings, self._synthesis.foregrounds).fit(images[int(row)] for row in rows)
+        return provider(settings, self._foregrounds).fit(images[int(row)] for row in rows)

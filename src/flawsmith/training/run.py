@@ -33,8 +33,6 @@ class RunFolder:
     """One training run on disk; everything in it is written whole or not at all.
 
     Args:
-        path: the folder.
-        options: how the loops run.
         selection: how the checkpoint is chosen; None keeps the last.
     """
 
@@ -68,9 +66,7 @@ class RunFolder:
         """Make the folder this run's own, or make sure that it is to be resumed with the same configuration.
 
         Args:
-            path: the folder.
             config: all that the run's result depends on; mappings may hold mappings.
-            resume: whether a run that has begun there is to be continued.
             defaults: what a setting stood at before it could be chosen, arranged as ``config`` is: a run begun by an
                 earlier release does not name the settings that are new since.
 
@@ -106,7 +102,6 @@ class RunFolder:
         """Complete a stage, or restore what it left in this folder; all processes then hold the same state.
 
         Args:
-            model: what the stage trains.
             stage: a single pass, which rank zero computes once a run; or a loop, from its last checkpoint where there
                 is one.
             watch: is told the share of a loop that is done, and its epoch.
@@ -161,12 +156,12 @@ def _is_own(entry: Path) -> bool:
     if entry.name.lstrip(".").startswith(METRICS):
         return entry.with_name(CONFIG).is_file()
     if entry.name == TRIM:
-        own = (
+        holds_nothing_else = (
             is_folder(entry)
             and not entry.is_symlink()
             and all(below.name == "checkpoints" for below in entry.iterdir())
         )
-        return own and entry.with_name(CONFIG).is_file()
+        return holds_nothing_else and entry.with_name(CONFIG).is_file()
     return entry.name in (CONFIG, "checkpoints", LOCK) or entry.name.startswith(f".{CONFIG}")
 
 
@@ -188,7 +183,7 @@ def _free(path: Path) -> str:
 
 
 def _difference(file: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
-    """The first setting of a run that has begun which is not as asked for now, in words; None: there is none.
+    """The first setting of a run that has begun which is not as asked for now, in words; None where all are.
 
     Raises:
         FlawsmithError: the run's settings cannot be read.

@@ -71,10 +71,6 @@ class LoopOptions:
     """How loops run: Lightning's own options, passed through; results do not depend on the last.
 
     Attributes:
-        precision: Lightning's precision, such as ``32-true`` or ``bf16-mixed``.
-        accelerator: Lightning's accelerator.
-        devices: Lightning's devices.
-        strategy: Lightning's strategy.
         logger: Lightning's logger that gets the metrics beside metrics.jsonl, into ``logs/`` of the run folder.
     """
 
@@ -104,12 +100,8 @@ def fit_module(
 
     Args:
         module: trained in place; its training step returns a mapping of losses, or logs them.
-        batches: the training batches.
-        name: name of the stage, for progress and metrics.
-        epochs: number of epochs.
         checkpoint: file of the last checkpoint, which is resumed where it exists.
         metrics: gets one row an epoch.
-        options: how the loop runs.
         selection: measures the model as it trains; the best state is restored at the end. None keeps the last.
         watch: is told after each batch the share of all that is done, and which epoch it is.
     """
@@ -155,11 +147,7 @@ def fit_module(
 
 
 def _refuse_other_state(module: pl.LightningModule, checkpoint: Path) -> None:
-    """A checkpoint of other settings or of an earlier release would be taken for trained and leave weights as they are.
-
-    Raises:
-        FlawsmithError: the checkpoint's tensors are not the module's.
-    """
+    """A checkpoint of other settings or of an earlier release would pass for trained and leave weights as they are."""
     stored = SafeCheckpointIO().load_checkpoint(checkpoint)["state_dict"]
     foreign = sorted(stored.keys() ^ module.state_dict().keys())
     if foreign:
@@ -370,11 +358,6 @@ def make_logger(name: LoggerName, run: Path, stage: str) -> Logger | Literal[Fal
     """A logger of Lightning's that writes into ``logs/`` of a run folder.
 
     Nothing leaves the machine unless the user's environment says so, by ``WANDB_MODE`` or ``MLFLOW_TRACKING_URI``.
-
-    Args:
-        name: which one.
-        run: the run folder.
-        stage: name of the stage.
     """
     folder = str(run / "logs")
     if name == "csv":

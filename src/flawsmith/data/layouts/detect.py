@@ -77,12 +77,7 @@ def _detect(root: Path) -> Layout:
 
 
 def _categories(root: Path, depth: int = _DEPTH) -> list[Path]:
-    """The folders of labelled images below a folder: the categories of a data set, or of several data sets.
-
-    Args:
-        root: where to look.
-        depth: how far down.
-    """
+    """The folders of labelled images below a folder: the categories of a data set, or of several data sets."""
     categories: list[Path] = []
     for folder in subfolders(root):
         if is_set_apart(folder.name):

@@ -107,7 +107,6 @@ def read_category(layout: Layout, root: Path) -> Dataset:
 
     Args:
         layout: the layout that reads; its ``recognise`` has the say.
-        root: the category folder.
 
     Raises:
         FlawsmithError: the layout does not recognise the folder, or its folder of good images to train on is empty.

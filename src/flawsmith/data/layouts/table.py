@@ -182,7 +182,6 @@ def cells_by_image(dataset: Dataset, column: str) -> dict[Path, str]:
     """What a column of the table says of each image.
 
     Args:
-        dataset: in this layout.
         column: its name; case does not count.
 
     Raises:
@@ -275,11 +274,7 @@ def _is_meant(cells: Iterable[str]) -> bool:
 
 
 def _table_of(root: Path) -> Path:
-    """The table itself, where a folder is given.
-
-    Raises:
-        FlawsmithError: there is none, or more than one.
-    """
+    """The table itself, where a folder is given."""
     if not is_folder(root):
         return root
     tables = _tables(root) or _files(root)

@@ -97,11 +97,7 @@ class _Row(NamedTuple):
 
 
 def _rows_of(category: str, table: Path) -> list[_Row]:
-    """The rows of one category.
-
-    Raises:
-        FlawsmithError: as :func:`_read`; the category has no row, or one of unknown split or label.
-    """
+    """The rows of one category."""
     rows = [
         _Row(line, *(cells[name].strip() for name in _COLUMNS[1:]))
         for line, cells in _read(table)
@@ -117,11 +113,7 @@ def _rows_of(category: str, table: Path) -> list[_Row]:
 
 
 def _read(table: Path) -> list[tuple[int, dict[str, str]]]:
-    """The cells of each row by column, and the number of its line.
-
-    Raises:
-        FlawsmithError: the table is missing, unreadable, or lacks a column.
-    """
+    """The cells of each row by column, and the number of its line."""
     try:
         with table.open(encoding="utf-8-sig", newline="") as stream:
             reader = csv.DictReader(stream, restval="")
@@ -138,12 +130,7 @@ def _read(table: Path) -> list[tuple[int, dict[str, str]]]:
 
 
 class _NamedFiles:
-    """The category's image files by the paths that the table gives them, whatever their case and form of letters.
-
-    Args:
-        root: the category folder.
-        table: the table, for error messages.
-    """
+    """The category's image files by the paths that the table gives them, whatever their case and form of letters."""
 
     def __init__(self, root: Path, table: Path) -> None:
         self._root, self._table = root, table

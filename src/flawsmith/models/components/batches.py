@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, NamedTuple, TypeVar
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -160,19 +160,6 @@ class BatchPool(Generic[T]):
         return (self._reduce(synthetic) for synthetic in self._source.batches(self._rows(epoch), epoch, shard))
 
 
-class _SyntheticCells(NamedTuple):
-    """A synthetic batch with its masks reduced to cells, which is all that a pool has to keep of them."""
-
-    levels: list[Tensor]
-    cells: Bool[Tensor, " position"]
-    fallback_rate: float
-
-    @classmethod
-    def of(cls, synthetic: SyntheticImages, grid: tuple[int, int], stride: int) -> _SyntheticCells:
-        cells = np.array([strided_cells(mask, grid, stride) for mask in synthetic.masks], bool)
-        return cls(synthetic.levels, torch.from_numpy(cells.reshape(-1)), synthetic.fallback_rate)
-
-
 class PairedBatches:
     """The batches of a stage that learns from normal images and from synthetic flaws on training images.
 
@@ -196,14 +183,16 @@ class PairedBatches:
         seed: int = 0,
     ) -> None:
         self._normal, self.synthetic = normal, synthetic
-        self._pool: BatchPool[_SyntheticCells] | None = None
+        self._pool: BatchPool[tuple[list[Tensor], Bool[Tensor, " position"], float]] | None = None
         if synthetic is not None:
+
+            def reduced(images: SyntheticImages) -> tuple[list[Tensor], Bool[Tensor, " position"], float]:
+                """Level maps, cells, which are all that a pool has to keep of the masks, and the rate of fall-backs."""
+                cells = np.array([strided_cells(mask, grid, stride) for mask in images.masks], bool)
+                return images.levels, torch.from_numpy(cells.reshape(-1)), images.fallback_rate
+
             self._pool = BatchPool(
-                synthetic,
-                lambda epoch: list(normal.images(epoch)),
-                lambda images: _SyntheticCells.of(images, grid, stride),
-                refresh=refresh,
-                seed=seed,
+                synthetic, lambda epoch: list(normal.images(epoch)), reduced, refresh=refresh, seed=seed
             )
 
     def __len__(self) -> int:
@@ -213,6 +202,6 @@ class PairedBatches:
         if self._pool is None:
             yield from (PairedBatch(normal, None, None) for normal in self._normal.epoch(epoch, shard))
             return
-        for normal, synthetic in zip(self._normal.epoch(epoch, shard), self._pool.epoch(epoch, shard), strict=True):
-            cells = synthetic.cells if normal.rows is None else synthetic.cells[normal.rows]
-            yield PairedBatch(normal, synthetic.levels, cells, synthetic.fallback_rate)
+        pairs = zip(self._normal.epoch(epoch, shard), self._pool.epoch(epoch, shard), strict=True)
+        for normal, (levels, cells, fallback_rate) in pairs:
+            yield PairedBatch(normal, levels, cells if normal.rows is None else cells[normal.rows], fallback_rate)

@@ -19,7 +19,6 @@ class Projector(nn.Sequential):
     """Linear layers of equal width without activation, Xavier-normal weights (PBAS: projector, GLASS: adaptor).
 
     Args:
-        width: width of the embedding.
         depth: number of layers; 1 in both papers, 0 leaves features as they are.
     """
 
@@ -74,7 +73,6 @@ class Discriminator(nn.Module):
     """Linear → batch norm → leaky ReLU blocks, then a linear layer without bias; the output is a logit.
 
     Args:
-        width: width of its input.
         hidden: width of every hidden block. None shrinks by a factor of 1.5 a block, as the released code does.
         depth: number of linear layers, at least 2.
     """

@@ -40,13 +40,7 @@ Rows = Float[Tensor, "row width"]
 
 
 def random_projection(width: int, components: int, seed: int) -> Float[Tensor, "width components"]:
-    """A sparse random matrix that nearly keeps distances (Johnson and Lindenstrauss; Li et al. 2006).
-
-    Args:
-        width: width of the rows to project.
-        components: width of the projected rows, at most ``width``.
-        seed: any non-negative number.
-    """
+    """A sparse random matrix that nearly keeps distances (Johnson and Lindenstrauss; Li et al. 2006)."""
     projection = SparseRandomProjection(components, random_state=seed % 2**32).fit(np.zeros((1, width)))
     return torch.from_numpy(projection.components_.toarray().T.copy()).float()
 
@@ -146,9 +140,6 @@ class Whitening(nn.Module):
     Where features vary much on good images a difference means little, where they hardly vary it means a lot. As made,
     it changes nothing.
 
-    Args:
-        channels: of the features.
-
     Example:
         >>> whitening = Whitening(2)
         >>> whitening.fit(torch.tensor([[-10.0, 0], [10, 0], [0, -4], [0, 4]]))
@@ -189,7 +180,6 @@ class MemoryBank(nn.Module):
     equally near.
 
     Args:
-        channels: of the level.
         size: remembered features.
         whitened: whether distances are those of whitened features; what is remembered is whitened already.
 
@@ -214,7 +204,6 @@ class MemoryBank(nn.Module):
         """Take features as the memory; fewer than its size fill it by repetition, which changes no distance.
 
         Args:
-            features: one a row.
             unit: the distance that counts as 1, above 0; infinity makes all distances 0.
         """
         rows = torch.arange(len(self.features)) % len(features)
@@ -277,14 +266,7 @@ class LevelMaps:
 
 
 def draw_features(maps: LevelMaps, seed: int, *, purpose: str, candidates: int) -> Coreset:
-    """Features drawn evenly from all positions of all images, at least one an image.
-
-    Args:
-        maps: a level of the good images.
-        seed: of the draw.
-        purpose: what the draw is for; other purposes draw others.
-        candidates: how many are drawn.
-    """
+    """Features drawn evenly from all positions of all images, at least one an image."""
     rng = generator(seed, purpose, maps.level)
     share = min(maps.positions, -(-candidates // len(maps)))
     drawn = [maps[row][0].flatten(1)[:, rng.choice(maps.positions, share, replace=False)].T for row in range(len(maps))]
@@ -297,11 +279,8 @@ def sample_coreset(
     """Features of good images that leave no other one far away: greedy k-centres among evenly drawn candidates.
 
     Args:
-        maps: a level of the good images.
         size: features to choose at most; no more than a tenth of the candidates, rounded up, because whoever remembers
             everything is never surprised by what it has seen, and always by what it has not.
-        seed: of the candidates.
-        purpose: what the draw is for; other purposes draw others.
         candidates: how many are drawn, at least one an image.
 
     Source:
@@ -332,10 +311,6 @@ def typical_peak(coreset: Coreset, maps: LevelMaps) -> Float[Tensor, ""]:
     """Median over good images of the largest distance of their positions to features of all other images; never 0.
 
     One image has no others to say what is typical: no distance is novel then, and infinity is returned.
-
-    Args:
-        coreset: what is remembered.
-        maps: the level of the good images.
     """
     if len(maps) == 1:
         return torch.tensor(torch.inf)
@@ -435,7 +410,6 @@ class MultiScaleMemoryBank(nn.Module):
 
     Args:
         channels: of all levels, finest first.
-        neighbourhoods: what is remembered.
         size: features remembered of each.
         strides: of all levels, for neighbourhoods that name one.
         candidates: features that those to remember are chosen among.
@@ -465,11 +439,7 @@ class MultiScaleMemoryBank(nn.Module):
         self.register_buffer("scale", torch.zeros(()))
 
     def forward(self, levels: Sequence[Level]) -> Float[Tensor, "batch height width"]:
-        """What the map gets: Σ of (distance − mean) / spread, times the scale; about 0 on good images.
-
-        Args:
-            levels: all level maps, finest first.
-        """
+        """What the map gets: Σ of (distance − mean) / spread, times the scale; about 0 on good images."""
         return self.evidence(levels, "map") * self.scale
 
     @property
@@ -478,12 +448,7 @@ class MultiScaleMemoryBank(nn.Module):
         return any(each.role != "score" for each in self.neighbourhoods)
 
     def evidence(self, levels: Sequence[Level], role: Role) -> Float[Tensor, "batch height width"]:
-        """Σ of (distance − mean) / spread over the neighbourhoods that count for something, on their finest grid.
-
-        Args:
-            levels: all level maps, finest first.
-            role: ``map`` or ``score``.
-        """
+        """Σ of (distance − mean) / spread over the neighbourhoods that count for something, on their finest grid."""
         chosen = [number for number, each in enumerate(self.neighbourhoods) if each.role in ("both", role)]
         distances = [self._distances(levels, number) for number in chosen]
         grid = max((each.shape[-2:] for each in distances), key=lambda size: size[0] * size[1])
@@ -502,8 +467,6 @@ class MultiScaleMemoryBank(nn.Module):
         one do not differ: nothing says what is usual then, so the bank says 0 everywhere.
 
         Args:
-            images: what is remembered, a row each.
-            seed: of the draws.
             shown: the image that each row shows, numbered by the rows that come first; the others are views of them,
                 which are remembered but say nothing of how far apart good images are. None: every row is an image.
         """

@@ -84,9 +84,6 @@ class PatchModel(ScoreMapModel):
     images alike, but a probability rounds to 1 in float32 from a logit of 17 on, above which no limit can be set.
 
     Args:
-        config: the method's settings.
-        backbone: the frozen backbone.
-        seed: of the weights and of every draw of a step.
         depth: linear layers of the discriminator.
     """
 

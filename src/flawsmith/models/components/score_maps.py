@@ -205,9 +205,6 @@ class ScoreMapModel(AnomalyModel):
     """A model of low-resolution score maps, which two more passes over the good images may follow.
 
     Args:
-        config: its settings, those of a memory bank among them.
-        backbone: the frozen backbone.
-        seed: of the run.
         maps: score maps that the model makes.
         comparison: what is made comparable after training.
 
@@ -320,12 +317,6 @@ def score_moments(
     images_a_pass: int = IMAGES_A_PASS,
 ) -> list[ScoreMoments]:
     """Moments of every score map over some good images.
-
-    Args:
-        maps: level maps to score maps.
-        features: of the good images.
-        rows: which of them.
-        images_a_pass: images at a time.
 
     Example:
         >>> features = LevelTable([[torch.ones(2, 1, 4, 4)]])

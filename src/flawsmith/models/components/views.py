@@ -29,10 +29,7 @@ def views_of_all(images: int, each: int, seed: int, turns: Sequence[Turn]) -> li
     """Views of good images: an image, by its row, and how it is seen again.
 
     Args:
-        images: how many there are.
         each: views of each; more where that makes few, and of some images alone where it makes too many.
-        seed: of all draws.
-        turns: how parts may lie beside how they do.
 
     Example:
         >>> [len(views_of_all(images, 3, 0, ())) for images in (4, 100, 500, 5000)]
@@ -50,8 +47,6 @@ class WithViews:
     """Images, and views of them behind (:class:`flawsmith.models.base.FeatureSource`).
 
     Args:
-        images: level maps of the images.
-        views: those of the views.
         shown: the image of each view.
 
     Attributes:
@@ -79,12 +74,6 @@ def usual_turns(data: TrainingData, neighbourhood: Neighbourhood, level: int, se
 
     Some of the images are remembered, and others compared with them, as they are and turned: a bolt that lies at any
     angle is no less usual when it is turned, a bottle that always stands is.
-
-    Args:
-        data: the good images.
-        neighbourhood: what is remembered and compared.
-        level: on which level.
-        seed: of what is remembered.
     """
     count = min(len(data), JUDGED)
     if count < 2:

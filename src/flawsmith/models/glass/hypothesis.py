@@ -194,9 +194,6 @@ def spectrum_picture(rgb: UInt8[ndarray, "height width 3"]) -> UInt8[ndarray, "2
     """The spectrum that :func:`judge` looks at, to show: brighter is stronger, orange exceeds the limit.
 
     The picture is an enlargement around the zero frequency that holds every orange point.
-
-    Args:
-        rgb: the mean image in 8 bits, any size.
     """
     levels = spectrum(blurred_grey(resized(rgb)))
     points = levels > SPECTRUM_LIMIT
@@ -242,10 +239,6 @@ def published_hypothesis(dataset: str, category: str) -> Hypothesis | None:
     Case and punctuation do not matter. A data set is recognised by the usual names of its folder and by nothing less:
     a folder that merely begins like one, such as that of MVTec LOCO, is another data set.
 
-    Args:
-        dataset: name of the data set or of its folder, such as ``MVTec AD`` or ``mvtec_anomaly_detection``.
-        category: name of the category, such as ``metal_nut``.
-
     Example:
         >>> published_hypothesis("MVTec AD", "screw"), published_hypothesis("mvtec_loco", "screw_bag")
         ('hypersphere', None)
@@ -274,8 +267,6 @@ def decide(
     The judge's figures are recorded in any case, so that a setting can be held against them.
 
     Args:
-        rgb: the mean training image in 8 bits.
-        setting: of the configuration.
         published: the authors' decision for the category, where it was asked for and there is one.
 
     Returns:

@@ -22,21 +22,17 @@ from torch import Tensor
 from flawsmith.data.seeding import generator
 from flawsmith.features.backbones import Backbone
 from flawsmith.models.base import (
-    Diagnostic,
-    FeatureCloud,
-    MetricChart,
     ModelConfig,
-    Pictures,
     SinglePass,
     Stage,
     TrainingData,
     TrainingStage,
-    synthetic_flaws,
 )
 from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, PairedBatch, PairedBatches, Sampling, Step
 from flawsmith.models.components.fast import AscentStep, HiddenAscent, NormalStatistics
 from flawsmith.models.components.heads import Discriminator
 from flawsmith.models.components.patch_model import PatchModel, Rows
+from flawsmith.models.diagnostics import Diagnostic, FeatureCloud, MetricChart, Pictures, synthetic_flaws
 from flawsmith.models.glass.config import PRESETS, GLASSConfig
 from flawsmith.models.glass.functional import (
     anomaly_loss,
@@ -68,25 +64,14 @@ OnStep = Callable[[AscentStep, Rows, HiddenAscent], None]
 """Sees every step of the ascent: its forward pass, the features at the last restart, and how far they have moved."""
 
 
-class GlobalAnomalies(NamedTuple):
-    """Global anomalies of one iteration.
-
-    Attributes:
-        features: g, a row a normal feature.
-        moved: share of (feature, projection) pairs that the projection changed, in [0, 1].
-    """
-
-    features: Rows
-    moved: Float[Tensor, ""]
-
-
 class Branches(NamedTuple):
     """Features of one iteration, a row a position.
 
     Attributes:
         normal: u, adapted features of normal images.
         hidden: output of the discriminator's first layer for them.
-        gas: global anomalies; None where the settings leave them out.
+        gas: g, global anomalies, a row a normal feature; None where the settings leave them out.
+        moved: share of (feature, projection) pairs that the projection changed, in [0, 1]; None likewise.
         las: features of images with synthetic flaws; None likewise.
         anomalous: which of the latter belong to flaws.
         radius: r'1.
@@ -94,7 +79,8 @@ class Branches(NamedTuple):
 
     normal: Rows
     hidden: Float[Tensor, "position hidden"]
-    gas: GlobalAnomalies | None
+    gas: Rows | None
+    moved: Float[Tensor, ""] | None
     las: Rows | None
     anomalous: Bool[Tensor, " position"] | None
     radius: Float[Tensor, ""]
@@ -186,7 +172,7 @@ class GLASS(PatchModel):
         synthetic = None if batch.synthetic is None else self.project(batch.synthetic, batch.normal.rows).float()
         radius = self._radius(normal, synthetic, batch.cells, centers)
         hidden = self.discriminator.blocks[0].linear(normal)
-        anomalies = None
+        gas = moved = None
         if config.gas != "none":
             # Around the manifold g depends on u as identity; within the hypersphere the gradient reaches u through the
             # radial scaling of every projection.
@@ -194,22 +180,22 @@ class GLASS(PatchModel):
             radii: tuple[Tensor | float, Tensor | float]
             if spherical:
                 radii = radius, config.shell * radius
-                anomalies = global_anomalies(
+                gas, moved = global_anomalies(
                     normal + noise - centers, centers, radii, self.discriminator, hidden, config
                 )
             else:
                 radii = config.inner_radius, config.outer_radius
-                anomalies = global_anomalies(noise, normal, radii, self.discriminator, hidden, config)
+                gas, moved = global_anomalies(noise, normal, radii, self.discriminator, hidden, config)
         if spherical and synthetic is not None and batch.cells is not None:
             inner, outer = config.shell * radius, config.shell**2 * radius
             synthetic = project_local(synthetic, batch.cells, centers, inner, outer)
-        return Branches(normal, hidden, anomalies, synthetic, batch.cells, radius)
+        return Branches(normal, hidden, gas, moved, synthetic, batch.cells, radius)
 
     def branch_losses(self, branches: Branches) -> dict[str, Tensor]:
         """The losses of the three branches."""
         config, discriminator, hidden = self.config, self.discriminator, branches.hidden
         if branches.gas is not None:
-            hidden = torch.cat([hidden, discriminator.blocks[0].linear(branches.gas.features)])
+            hidden = torch.cat([hidden, discriminator.blocks[0].linear(branches.gas)])
         logits = discriminator.from_first_linear(hidden).float()
         count, gas, las = len(branches.normal), None, None
         normal = normal_loss(logits[:count])
@@ -227,8 +213,8 @@ class GLASS(PatchModel):
             losses["loss_gas"] = gas
         if las is not None:
             losses["loss_las"] = las
-        if branches.gas is not None:
-            losses["moved"] = branches.gas.moved
+        if branches.moved is not None:
+            losses["moved"] = branches.moved
         return losses | {"radius": branches.radius}
 
     def noise(self, like: Rows, step: Step | None) -> Rows:
@@ -339,9 +325,8 @@ class GLASS(PatchModel):
             trained = copy.deepcopy(self).train()
             trained.start_epoch()  # centres of the adaptor as it is now
             branches = trained.branches(batch.to(self.mean_embedding.device))
-        gas = None if branches.gas is None else branches.gas.features
         las = None if branches.las is None else branches.las[branches.anomalous]
-        shown.append(cloud(branches.normal, gas, las, self.seed))
+        shown.append(cloud(branches.normal, branches.gas, las, self.seed))
         if batches.synthetic is not None:
             shown.append(synthetic_flaws(batches.synthetic.examples(SHOWN_FLAWS)))
         return [judged(self.mean_image.cpu().numpy()), *shown] if self.mean_image.any() else shown
@@ -355,7 +340,7 @@ def global_anomalies(
     hidden: Float[Tensor, "position hidden"],
     config: GLASSConfig,
     on_step: OnStep | None = None,
-) -> GlobalAnomalies:
+) -> tuple[Rows, Float[Tensor, ""]]:
     """Eqs. 1 and 2 in turn: gradient ascent and truncated projection of features that noise has set off.
 
     Steps of the ascent are constants to the gradient, projections are not.
@@ -368,9 +353,12 @@ def global_anomalies(
         hidden: output of the discriminator's first layer for the normal features of the batch.
         config: steps, step size, projection.
         on_step: called after every step, before a projection.
+
+    Returns:
+        g, a row a feature, and the share of (feature, projection) pairs that the projection changed, in [0, 1].
     """
     if config.gas == "noise":
-        return GlobalAnomalies(origin + offset, offset.new_zeros(()))
+        return origin + offset, offset.new_zeros(())
     first = discriminator.blocks[0].linear
     with torch.no_grad():
         anchor = first(origin).float()
@@ -389,7 +377,7 @@ def global_anomalies(
             offset, scale = projected.offset, projected.scale.detach()
             moved.append(projected.moved.float().mean())
         ascent.restart(anchor + (ascent.hidden - anchor) * scale[:, None])
-    return GlobalAnomalies(origin + offset, torch.stack(moved).mean() if moved else offset.new_zeros(()))
+    return origin + offset, torch.stack(moved).mean() if moved else offset.new_zeros(())
 
 
 def charts(*, projects: bool, spherical: bool) -> list[Diagnostic]:

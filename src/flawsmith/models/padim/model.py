@@ -47,7 +47,6 @@ from flawsmith.models.registry import register
 from flawsmith.runtime.errors import FlawsmithError
 
 IMAGES_A_PASS = 16
-"""Bytes of Gaussians that an ONNX graph, which ends at 2 GiB, has room for beside the backbone."""
 WIDE = 1000
 """From so many channels on, a backbone's levels count as wide."""
 
@@ -85,10 +84,6 @@ class ChosenChannels(nn.Module):
 
 class Whitening(nn.Module):
     """The whitening factors as full matrices, for computing; its state are the packed ones.
-
-    Args:
-        positions: how many.
-        channels: rows of a matrix.
 
     Attributes:
         packed: lower triangles in half precision, (positions, packed).

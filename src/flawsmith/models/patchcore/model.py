@@ -53,11 +53,7 @@ IMAGES_A_PASS = 8
 
 
 class AverageEmbedding(nn.Module):
-    """Every channel averaged over its neighbourhood, see :func:`neighbourhood_features`.
-
-    Args:
-        patch_size: side of the neighbourhood.
-    """
+    """Every channel averaged over its neighbourhood, see :func:`neighbourhood_features`."""
 
     def __init__(self, patch_size: int) -> None:
         super().__init__()
@@ -71,10 +67,7 @@ class Candidates:
     """The patches of the good images that the coreset is chosen from, in batches: all of them rarely fit in memory.
 
     Args:
-        features: level maps of the images.
-        embedding: level maps to embeddings.
         most: patches at most; drawn evenly from the images where there are more, at least one an image.
-        seed: of that draw.
     """
 
     def __init__(
@@ -129,13 +122,7 @@ def rows_to_keep(candidates: int, config: PatchCoreConfig) -> int:
 
 @torch.no_grad()
 def memory_of(candidates: Candidates, config: PatchCoreConfig, seed: int) -> Memory:
-    """The coreset of the candidates, chosen on their random projections (Eq. 5, Algorithm 1).
-
-    Args:
-        candidates: M, the patches of all images.
-        config: size of the coreset, width of the projections.
-        seed: of the projection and of the first patch.
-    """
+    """The coreset of the candidates, chosen on their random projections (Eq. 5, Algorithm 1)."""
     count = rows_to_keep(len(candidates), config)
     if count == len(candidates):
         return torch.cat(list(candidates.batches()))

@@ -28,10 +28,8 @@ from flawsmith.features.backbones import Backbone, BackboneInfo, pixels_of, trai
 from flawsmith.models.base import (
     AnomalyModel,
     AnomalyOutput,
-    Diagnostic,
     FeatureSource,
     ModelConfig,
-    Pictures,
     SinglePass,
     Stage,
     SyntheticSource,
@@ -40,6 +38,7 @@ from flawsmith.models.base import (
 )
 from flawsmith.models.components.level_table import LevelTable
 from flawsmith.models.components.memory_bank import LevelMaps, MemoryBank, sample_coreset, typical_peak
+from flawsmith.models.diagnostics import Diagnostic, Pictures
 from flawsmith.models.registry import register
 from flawsmith.models.slsg.config import PRESETS, SLSGConfig
 from flawsmith.models.slsg.functional import (
@@ -58,7 +57,6 @@ from flawsmith.models.slsg.pretraining import (
     PretrainingModule,
     settle_statistics,
 )
-from flawsmith.models.slsg.sg_block import Graph
 from flawsmith.models.slsg.simulation import SimulatedBatch, SimulatedBatches, choose_simulation
 
 
@@ -236,11 +234,9 @@ class SLSG(AnomalyModel):
         return data.with_backbone(trained_trunk(self.encoder, self.backbone, self.config.image_size, form))
 
     def _synthetic(self, data: TrainingData) -> SyntheticSource:
-        simulation, name = choose_simulation(self.config, data.dataset, data.category)
+        recipe, foreground, name = choose_simulation(self.config, data.dataset, data.category)
         self._findings = {"simulation": name}
-        return data.synthetic(
-            simulation.recipe, simulation.foreground, self.grids[0], match_grey=self.config.match_grey
-        )
+        return data.synthetic(recipe, foreground, self.grids[0], match_grey=self.config.match_grey)
 
     def findings(self) -> Mapping[str, str | float]:
         return self._findings
@@ -311,12 +307,12 @@ def reconstructions(generator: Generator, batch: InpaintingBatch, info: Backbone
     With batch statistics, as it was trained.
     """
     batch = batch.to(next(generator.parameters()).device)
-    painted = copy.deepcopy(generator).train()(batch.masked)
+    final, auxiliary = copy.deepcopy(generator).train()(batch.masked)
     columns = [
         ("good image", batch.images),
         ("what was seen", batch.masked),
-        ("reconstruction", painted.final),
-        ("from the bottleneck", painted.auxiliary),
+        ("reconstruction", final),
+        ("from the bottleneck", auxiliary),
     ]
     pictures = [
         (label, _picture(images[number], info))

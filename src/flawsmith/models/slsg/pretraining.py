@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
 
 import lightning.pytorch as pl
 import numpy as np
@@ -34,11 +33,6 @@ UP_BLOCKS = 4
 
 def hidden_pixels(size: Grid, rng: np.random.Generator, config: SLSGConfig) -> Bool[np.ndarray, "height width"]:
     """Where an image is hidden: a share of all grid patches, and some large rectangles.
-
-    Args:
-        size: (height, width) of the image.
-        rng: source of all draws.
-        config: side and share of the patches, number and sides of the rectangles.
 
     Example:
         >>> config = SLSGConfig(mask_patch=8, mask_share=0.5, large_masks=(0, 0))
@@ -84,8 +78,6 @@ class InpaintingBatches:
 
     Args:
         images: the good images as their only level.
-        config: the method's settings.
-        seed: of every draw.
     """
 
     def __init__(self, images: FeatureSource, config: SLSGConfig, seed: int) -> None:
@@ -110,18 +102,10 @@ class InpaintingBatches:
             yield InpaintingBatch(images, torch.from_numpy(hidden))
 
 
-class Reconstruction(NamedTuple):
-    """What the generator paints: from all levels, and from the bottleneck alone."""
-
-    final: Images
-    auxiliary: Images
-
-
 class Generator(nn.Module):
-    """A U-Net on the encoder, and a second reconstruction from the bottleneck alone.
+    """A U-Net on the encoder, and a second reconstruction from the bottleneck alone: the generator gives both.
 
     Args:
-        encoder: what is pre-trained.
         channels: of its levels, finest first.
     """
 
@@ -140,7 +124,7 @@ class Generator(nn.Module):
         self.auxiliary = Head([bottleneck, max(LEAST_WIDTH, bottleneck // 2), max(LEAST_WIDTH, bottleneck // 8)], 3)
         self._skips = sum(count > 0 for count in joined)
 
-    def forward(self, masked: Images) -> Reconstruction:
+    def forward(self, masked: Images) -> tuple[Images, Images]:
         size = grid_of(masked)
         *skips, x = self.encoder(masked)
         auxiliary = resize(self.auxiliary(x), size)
@@ -148,7 +132,7 @@ class Generator(nn.Module):
             joined: list[Map] = [skips[-1 - number]] if number < self._skips else []
             grid = grid_of(joined[0]) if joined else tuple(min(2 * a, b) for a, b in zip(grid_of(x), size, strict=True))
             x = block(x, joined, grid)
-        return Reconstruction(resize(self.out(x), size), auxiliary)
+        return resize(self.out(x), size), auxiliary
 
 
 class InpaintingDiscriminator(nn.Sequential):
@@ -167,10 +151,8 @@ class PretrainingModule(pl.LightningModule):
     """GPT-Net's stage: generator and discriminator against each other.
 
     Args:
-        config: the method's settings.
         encoder: trained in place; its weights are unfrozen.
         channels: of its levels, finest first.
-        seed: of the other networks' weights.
     """
 
     def __init__(self, config: SLSGConfig, encoder: Encoder, channels: Sequence[int], seed: int) -> None:
@@ -208,17 +190,17 @@ class PretrainingModule(pl.LightningModule):
         self.manual_backward(losses["loss"])
         of_generator.step()
         self.discriminator.requires_grad_(True)
-        loss = discriminator_loss(self.discriminator(painted.final.detach()), self.discriminator(batch.images))
+        loss = discriminator_loss(self.discriminator(painted[0].detach()), self.discriminator(batch.images))
         of_discriminator.zero_grad()
         self.manual_backward(loss)
         of_discriminator.step()
         return {name: value.detach() for name, value in (losses | {"loss_discriminator": loss}).items()}
 
-    def generator_losses(self, image: Images, painted: Reconstruction) -> dict[str, Tensor]:
+    def generator_losses(self, image: Images, painted: tuple[Images, Images]) -> dict[str, Tensor]:
         """L_R of Eq. 10 and its parts."""
         config = self.config
         weights = (config.adversarial_weight, config.reconstruction_weight, config.bottleneck_weight)
-        return reconstruction_loss(image, *painted, self.discriminator(painted.final), weights=weights)
+        return reconstruction_loss(image, *painted, self.discriminator(painted[0]), weights=weights)
 
 
 @torch.no_grad()
@@ -228,7 +210,6 @@ def settle_statistics(encoder: Encoder, images: FeatureSource, batch_size: int) 
     Args:
         encoder: trained; left in evaluation mode.
         images: good images as their only level.
-        batch_size: images a pass.
     """
     device = next(encoder.parameters()).device
     norms = [module for module in encoder.modules() if isinstance(module, nn.BatchNorm2d)]

@@ -44,19 +44,6 @@ _NOTHING = FixedWeight(value=0.0)
 _EVEN = UniformWeight(high=0.7)
 
 
-@dataclass(frozen=True)
-class Simulation:
-    """How anomalies of one category are simulated.
-
-    Attributes:
-        recipe: masks, textures and weights.
-        foreground: where they may lie; the recipe's branches say how often it counts.
-    """
-
-    recipe: Recipe
-    foreground: Foreground
-
-
 class _Source(NamedTuple):
     """One part of the mixture of homologous sources: its share, whose image it is, and what becomes of it."""
 
@@ -208,33 +195,29 @@ _RULES: Mapping[str, _Rules] = MappingProxyType(
         ),
     }
 )
-_SIMULATIONS: Mapping[str, Simulation] = MappingProxyType(
+_SIMULATIONS: Mapping[str, tuple[Recipe, Foreground]] = MappingProxyType(
     {
-        plain(category): Simulation(rules.recipe(f"{_GENERIC.name} {category}"), rules.foreground)
+        plain(category): (rules.recipe(f"{_GENERIC.name} {category}"), rules.foreground)
         for category, rules in _RULES.items()
     }
 )
 
 
-def published_simulation(dataset: str, category: str) -> Simulation | None:
-    """The released simulation of a category of MVTec LOCO AD, or None for all others.
-
-    Args:
-        dataset: name of the data set or of its folder.
-        category: name of the category.
+def published_simulation(dataset: str, category: str) -> tuple[Recipe, Foreground] | None:
+    """How the released code simulates anomalies of a category of MVTec LOCO AD, and where; None for all others.
 
     Source:
         Yang et al., SLSG, 2023: released code.
 
     Example:
-        >>> published_simulation("mvtec_loco_anomaly_detection", "pushpins").foreground.level
+        >>> published_simulation("mvtec_loco_anomaly_detection", "pushpins")[1].level
         36.0
     """
     return _SIMULATIONS.get(plain(category)) if plain(dataset) in _DATASETS else None
 
 
-def choose_simulation(config: SLSGConfig, dataset: str, category: str) -> tuple[Simulation, str]:
-    """The simulation, and what to call its recipe.
+def choose_simulation(config: SLSGConfig, dataset: str, category: str) -> tuple[Recipe, Foreground, str]:
+    """How anomalies are simulated, where they may lie, and what to call the recipe.
 
     With ``recipe=published`` the released code's recipe of a LOCO category is taken, and with ``foreground=published``
     its foreground: results are tuned to the category. For all other categories it is the generic one, anywhere.
@@ -243,7 +226,7 @@ def choose_simulation(config: SLSGConfig, dataset: str, category: str) -> tuple[
         FlawsmithError: the switches leave nothing of a published recipe.
 
     Example:
-        >>> choose_simulation(SLSGConfig(), "mvtec", "bottle")[1]
+        >>> choose_simulation(SLSGConfig(), "mvtec", "bottle")[2]
         'slsg'
     """
     published = published_simulation(dataset, category)
@@ -252,12 +235,12 @@ def choose_simulation(config: SLSGConfig, dataset: str, category: str) -> tuple[
     elif published is None:
         recipe, name = _GENERIC, f"{_GENERIC.name} (nothing published for {dataset}/{category})"
     else:
-        recipe, name = published.recipe, f"released recipe of {category} (class-tuned)"
+        recipe, name = published[0], f"released recipe of {category} (class-tuned)"
     foreground = config.foreground
     if foreground == "published":
-        foreground = Foreground(mode="none") if published is None else published.foreground
+        foreground = Foreground(mode="none") if published is None else published[1]
     try:
-        return Simulation(select_branches(recipe, config), foreground), name
+        return select_branches(recipe, config), foreground, name
     except ValueError as error:
         raise FlawsmithError(str(error)) from None
 
@@ -286,9 +269,6 @@ class SimulatedBatches:
 
     Args:
         features: level maps of the good images, or the images as their only level.
-        synthetic: simulates anomalies on them.
-        config: the method's settings.
-        seed: of the order.
     """
 
     def __init__(self, features: FeatureSource, synthetic: SyntheticSource, config: SLSGConfig, seed: int) -> None:
