@@ -14,7 +14,7 @@ from PIL import Image
 
 from flawsmith.data import layouts
 from flawsmith.data.bursts import find_scenes, share_unlike
-from flawsmith.data.groups import BURSTS, groups_in_words, groups_of, one_group_warning, with_groups
+from flawsmith.data.groups import BURSTS, groups_in_words, one_group_warning, with_groups
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import calibration_split
 from flawsmith.runtime.errors import FlawsmithError
@@ -105,18 +105,22 @@ def test_none_forgets_every_group(tmp_path: Path) -> None:
 
 
 def test_file_names_give_groups_by_a_regular_expression(tmp_path: Path) -> None:
-    paths = [tmp_path / name for name in ("01_200828_a.png", "02_200829_a.png", "03_200828_b.png")]
-    assert groups_of(paths, tmp_path, r"name:_(\d{6})_") == ["200828", "200829", "200828"]
+    for number, name in enumerate(("01_200828_a.png", "02_200829_a.png", "03_200828_b.png")):
+        save(part(number), tmp_path / "bolt" / name)
+
+    dataset = with_groups(layouts.load(tmp_path / "bolt"), r"name:_(\d{6})_")
+
+    assert [sample.group for sample in dataset.good_train] == ["200828", "200829", "200828"]
 
 
 def test_dates_of_exposure_give_groups(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9003] = "2026:11:30 17:02:41"
-    dated = save(part(0), tmp_path / "a.jpg", exif=exif)
-    assert groups_of([dated], tmp_path, "date") == ["2026-11-30"]
-    plain = save(part(1), tmp_path / "b.jpg")
+    save(part(0), tmp_path / "bolt" / "a.jpg", exif=exif)
+    assert groups(with_groups(layouts.load(tmp_path / "bolt"), "date")) == {"2026-11-30"}
+    save(part(1), tmp_path / "bolt" / "b.jpg")
     with pytest.raises(FlawsmithError, match=r"1 image of 2 .* the first is b\.jpg"):
-        groups_of([dated, plain], tmp_path, "date")
+        with_groups(layouts.load(tmp_path / "bolt"), "date")
 
 
 def table(tmp_path: Path, column: str, values: Sequence[str]) -> Path:

@@ -12,13 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flawsmith.synthesis.perlin import (
+    THRESHOLD,
     draw_lattice,
     fractal_noise,
     gradient_noise,
     noise_field,
-    noise_fields,
-    perlin_mask,
-    perlin_noise,
     rotate,
 )
 
@@ -86,7 +84,7 @@ def test_impossible_fields_are_refused(shape: tuple[int, int], points: tuple[int
 def test_masks_follow_the_generator_alone() -> None:
     def masks(seed: int) -> np.ndarray:
         rng = np.random.default_rng(seed)
-        return np.stack([perlin_mask((40, 56), rng) for _ in range(5)])
+        return np.stack([noise_field((40, 56), rng) > THRESHOLD for _ in range(5)])
 
     assert np.array_equal(masks(1), masks(1))
     assert not np.array_equal(masks(1), masks(2))
@@ -94,7 +92,7 @@ def test_masks_follow_the_generator_alone() -> None:
 
 def test_exponents_bound_the_lattice() -> None:
     # One cell an axis: the noise is smooth, so neighbours differ by little.
-    noise = perlin_noise((64, 64), np.random.default_rng(0), exponents=(0, 1))
+    noise = noise_field((64, 64), np.random.default_rng(0), exponents=(0, 1), max_rotation=0)
     assert np.abs(np.diff(noise, axis=0)).max() < 0.1
 
 
@@ -111,22 +109,6 @@ def test_a_turn_keeps_the_shape_of_the_smallest_fields() -> None:
         assert rotate(np.ones(shape, np.float32), 30).shape == shape
 
 
-@settings(max_examples=20, deadline=None)
-@given(shape=st.tuples(st.integers(1, 70), st.integers(1, 70)), count=st.integers(1, 9), seed=st.integers(0, 2**32 - 1))
-def test_a_batch_of_turned_fields_equals_them_drawn_alone(shape: tuple[int, int], count: int, seed: int) -> None:
-    batch = noise_fields(shape, [np.random.default_rng([seed, i]) for i in range(count)])
-    alone = [noise_field(shape, np.random.default_rng([seed, i])) for i in range(count)]
-    assert batch.dtype == np.float32
-    assert np.array_equal(batch, np.stack(alone))
-
-
-def test_one_generator_serves_a_whole_batch() -> None:
-    rng = np.random.default_rng(4)
-    batch = noise_fields((30, 44), [rng] * 6)
-    rng = np.random.default_rng(4)
-    assert np.array_equal(batch, np.stack([noise_field((30, 44), rng) for _ in range(6)]))
-
-
 def test_single_precision_noise_agrees_with_double() -> None:
     angles = np.random.default_rng(0).uniform(0, 2 * math.pi, (33, 17))
     single = gradient_noise((256, 200), angles.astype(np.float32))
@@ -141,7 +123,7 @@ def test_lattices_take_every_power_of_two_in_range_on_both_axes() -> None:
 
 
 def test_a_kept_lattice_is_not_drawn_again() -> None:
-    noise = perlin_noise((64, 64), np.random.default_rng(0), lattice=(2, 4))
+    noise = noise_field((64, 64), np.random.default_rng(0), lattice=(2, 4), max_rotation=0)
     assert np.abs(noise[::32, ::16]).max() < 1e-6
 
 

@@ -16,7 +16,6 @@ from flawsmith.runtime.image import decode
 from flawsmith.synthesis.procedural import PAINTERS, ProceduralTextures
 from flawsmith.synthesis.textures import (
     FolderTextures,
-    MixedTextures,
     SelfTextures,
     TextureSource,
     fitted,
@@ -26,16 +25,6 @@ from flawsmith.synthesis.textures import (
 )
 
 SIZES = [(1, 1), (2, 40), (33, 7), (48, 64)]
-
-
-class Plain:
-    """Textures of one value."""
-
-    def __init__(self, value: int) -> None:
-        self.value = value
-
-    def draw(self, size, rng):
-        return np.full((*size, 3), self.value, np.uint8)
 
 
 def write(path: Path, seed: int, size: tuple[int, int]) -> Path:
@@ -52,14 +41,13 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "textures"
 
 
-@pytest.fixture(params=["folder", "self", "procedural", "mixed"])
+@pytest.fixture(params=["folder", "self", "procedural"])
 def source(request: pytest.FixtureRequest, folder: Path) -> TextureSource:
     files = sorted(folder.rglob("*.png"))
     sources: dict[str, TextureSource] = {
         "folder": FolderTextures(folder),
         "self": SelfTextures(files),
         "procedural": ProceduralTextures(),
-        "mixed": MixedTextures([FolderTextures(folder), ProceduralTextures()], [1, 3]),
     }
     return sources[request.param]
 
@@ -222,22 +210,6 @@ def test_jitter_makes_the_same_material_visible() -> None:
 
     assert np.mean(changes) > 15
     assert max(changes) < 128
-
-
-def test_mixture_follows_its_shares() -> None:
-    source = MixedTextures([Plain(0), Plain(1), Plain(2)], [1, 0, 3])
-    rng = np.random.default_rng(0)
-
-    values = [int(source.draw((1, 1), rng)[0, 0, 0]) for _ in range(800)]
-
-    assert 1 not in values
-    assert 540 < values.count(2) < 660
-
-
-@pytest.mark.parametrize("shares", [[1], [1, -1], [0, 0], []])
-def test_impossible_shares_are_refused(shares: list[float]) -> None:
-    with pytest.raises(ValueError, match="as many shares"):
-        MixedTextures([Plain(0), Plain(1)], shares)
 
 
 @pytest.mark.parametrize("painter", PAINTERS)

@@ -65,22 +65,6 @@ def with_groups(dataset: Dataset, by: str = "auto", thumbnails: Thumbnails = rea
     return _grouped(dataset, groups, words)
 
 
-def groups_of(paths: Sequence[Path], root: Path, by: str = "auto") -> list[str]:
-    """The group of every image of a folder of good parts; empty for all where there is none.
-
-    Args:
-        by: as in :func:`with_groups`, but for columns, which a folder has not.
-
-    Raises:
-        FlawsmithError: ``by`` is none of these, or does not fit the images.
-
-    Example:
-        >>> groups_of([Path("ok/mon_1.png"), Path("ok/tue_1.png")], Path("ok"), "name:^([a-z]+)_")
-        ['mon', 'tue']
-    """
-    return _told(list(paths), root, *_parsed(by))[0]
-
-
 def groups_in_words(dataset: Dataset, split: HoldOut) -> str:
     """What groups were recognised and how many stand behind the limit, in a line; empty where there are none."""
     if not dataset.grouped_by:
@@ -122,9 +106,7 @@ def _parsed(by: str) -> tuple[str, str]:
     raise FlawsmithError(f"--group {printable(by)} is not possible{hint or ':'} write {_POSSIBLE}")
 
 
-def _told(
-    paths: list[Path], root: Path, rule: str, argument: str, thumbnails: Thumbnails = read_thumbnails
-) -> tuple[list[str], str]:
+def _told(paths: list[Path], root: Path, rule: str, argument: str, thumbnails: Thumbnails) -> tuple[list[str], str]:
     """The group of each image, and how it was told; nothing for both where there is none."""
     nothing = [""] * len(paths), ""
     if rule == "none" or not paths:

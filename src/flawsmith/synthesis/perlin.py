@@ -6,7 +6,6 @@ Source: the generator of DRAEM, which GLASS, AAND and SLSG use as released.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
@@ -95,29 +94,6 @@ def draw_lattice(rng: np.random.Generator, exponents: tuple[int, int] = EXPONENT
     return 2**down, 2**across
 
 
-def perlin_noise(
-    shape: tuple[int, int],
-    rng: np.random.Generator,
-    *,
-    exponents: tuple[int, int] = EXPONENTS,
-    lattice: Lattice | None = None,
-) -> NoiseField:
-    """One noise field, not yet turned.
-
-    Args:
-        shape: (height, width) in pixels.
-        lattice: cells along rows and columns; None draws them.
-
-    Returns:
-        (height, width) float32 noise, about in [−1, 1].
-    """
-    return gradient_noise(shape, _angles(rng, lattice or draw_lattice(rng, exponents)))
-
-
-def _angles(rng: np.random.Generator, lattice: Lattice) -> NoiseField:
-    return rng.random((lattice[0] + 1, lattice[1] + 1), dtype=np.float32) * np.float32(2 * math.pi)
-
-
 def rotate(field: NDArray[_Float], degrees: float) -> NDArray[_Float]:
     """Turn a field clockwise about ((width − 1) / 2, (height − 1) / 2): bilinear, zero outside, same size.
 
@@ -148,63 +124,10 @@ def noise_field(
     Returns:
         (height, width) float32, about in [−1, 1].
     """
-    noise = perlin_noise(shape, rng, exponents=exponents, lattice=lattice)
+    rows, columns = lattice or draw_lattice(rng, exponents)
+    angles = rng.random((rows + 1, columns + 1), dtype=np.float32) * np.float32(2 * math.pi)
+    noise = gradient_noise(shape, angles)
     return rotate(noise, rng.uniform(-max_rotation, max_rotation)) if max_rotation else noise
-
-
-def noise_fields(
-    shape: tuple[int, int],
-    rngs: Sequence[np.random.Generator],
-    *,
-    exponents: tuple[int, int] = EXPONENTS,
-    max_rotation: float = MAX_ROTATION,
-) -> NoiseField:
-    """A batch of turned noise fields, those of one lattice computed together.
-
-    Args:
-        shape: (height, width) in pixels.
-        rngs: one generator a field, n in all; or the same one n times, which then draws them one after the
-            other.
-        max_rotation: the angle is uniform in ± this many degrees.
-
-    Returns:
-        (n, height, width) float32; field i is what :func:`noise_field` gives with generator i, bit by bit.
-    """
-    groups: dict[Lattice, list[int]] = {}
-    angles: list[NoiseField] = []
-    degrees: list[float] = []
-    for index, rng in enumerate(rngs):
-        lattice = draw_lattice(rng, exponents)
-        groups.setdefault(lattice, []).append(index)
-        angles.append(_angles(rng, lattice))
-        degrees.append(rng.uniform(-max_rotation, max_rotation) if max_rotation else 0.0)
-    fields = np.empty((len(angles), *shape), np.float32)
-    for members in groups.values():
-        noise = gradient_noise(shape, np.stack([angles[index] for index in members]))
-        for index, field in zip(members, noise, strict=True):
-            fields[index] = rotate(field, degrees[index]) if max_rotation else field
-    return fields
-
-
-def perlin_mask(
-    shape: tuple[int, int],
-    rng: np.random.Generator,
-    *,
-    exponents: tuple[int, int] = EXPONENTS,
-    threshold: float = THRESHOLD,
-    max_rotation: float = MAX_ROTATION,
-) -> NDArray[np.bool_]:
-    """One random mask: noise, turned by a random angle, above a threshold. It may be empty.
-
-    Args:
-        shape: (height, width) in pixels.
-        threshold: the noise above it belongs to the mask, in [−1, 1].
-        max_rotation: the angle is uniform in ± this many degrees.
-
-    Returns:
-        (height, width), True inside.
-    """
-    return noise_field(shape, rng, exponents=exponents, max_rotation=max_rotation) > threshold
 
 
 def fractal_noise(

@@ -216,30 +216,6 @@ class SelfTextures:
         return jittered(shuffled_patches(self._pictures.draw(size, rng, fit="crop"), rng), rng)
 
 
-class MixedTextures:
-    """Several sources, each with its share of the draws.
-
-    Args:
-        sources: at least one.
-        shares: as many numbers, none negative and not all zero; equal by default.
-
-    Raises:
-        ValueError: no sources, or shares that do not fit them.
-    """
-
-    def __init__(self, sources: Sequence[TextureSource], shares: Sequence[float] | None = None) -> None:
-        weights = np.ones(len(sources)) if shares is None else np.asarray(shares, dtype=np.float64)
-        if weights.shape != (len(sources),) or weights.size == 0 or weights.min() < 0 or not 0 < weights.sum() < np.inf:
-            raise ValueError(f"{len(sources)} sources of textures need as many shares >= 0, not {shares}")
-        self.sources = tuple(sources)
-        self._limits = np.cumsum(weights / weights.sum())
-
-    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Texture:
-        """See :class:`TextureSource`."""
-        number = int(np.searchsorted(self._limits, rng.random(), side="right"))
-        return self.sources[min(number, len(self.sources) - 1)].draw(size, rng)
-
-
 def texture_source(
     spec: str | Path | None = None,
     good: Sequence[str | Path] = (),
