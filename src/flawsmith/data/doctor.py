@@ -231,7 +231,8 @@ def glance(dataset: Dataset, *, threads: int = _THREADS) -> tuple[Finding, ...]:
 
 def _glance_at(path: Path) -> _Facts:
     try:
-        return replace(_header(path), digest=content_hash(path))
+        digest = content_hash(path)  # first, for it opens no pipe
+        return replace(_header(path), digest=digest)
     except FlawsmithError as error:
         return _Facts(path, str(error))
 

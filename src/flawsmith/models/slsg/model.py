@@ -49,7 +49,7 @@ from flawsmith.models.slsg.functional import (
     image_score,
     segmentation_loss,
 )
-from flawsmith.models.slsg.networks import SegNet, grid_of, make_encoder
+from flawsmith.models.slsg.networks import Graph, SegNet, grid_of, make_encoder
 from flawsmith.models.slsg.pretraining import (
     Generator,
     InpaintingBatch,
