@@ -155,7 +155,7 @@ def test_anomalies_lie_between_the_radii_of_their_hypothesis(gas: str, batch: Pa
         made = model(hypothesis=hypothesis, gas=gas, noise=0.5)
         found = made.branches(batch)
         origin = found.normal if hypothesis == "manifold" else made.centers().repeat(3, 1)
-        lengths = (found.gas.features - origin).norm(dim=1)
+        lengths = (found.gas - origin).norm(dim=1)
         inner, outer = (0.5, 1.0) if hypothesis == "manifold" else (float(found.radius), 2 * float(found.radius))
         inside = ((lengths > inner - 1e-4) & (lengths < outer + 1e-4)).all()
         assert bool(inside) == (gas == "projected")
