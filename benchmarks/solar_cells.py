@@ -5,7 +5,7 @@ Deitsch et al., 2019; CC BY-NC-SA 4.0), each with the probability that the cell 
 probability 0 are good: every fifth is a test image, the others are learned from. Cells of probability 1 are the flawed
 test images; those that the experts doubt are left out. There are no masks.
 
-    python benchmarks/solar_cells.py build/solar_cells
+    python benchmarks/solar_cells.py build/elpv/solar_cells
     flawsmith benchmark --plan benchmarks/solar_cells.yaml --jobs 2 --out docs/results/solar_cells
 """
 

@@ -16,6 +16,7 @@ from flawsmith.models.components.memory_bank import (
     MemoryBank,
     distances_to_others,
     sample_coreset,
+    squared_distances_between_images,
     typical_peak,
 )
 
@@ -165,3 +166,32 @@ def test_distances_are_told_in_the_memorys_unit(seed: int) -> None:
     memory.fit(features, torch.tensor(4.0))
 
     torch.testing.assert_close(4 * memory(level), remembering(features, 7)(level))
+
+
+def test_a_tolerant_memory_forgives_each_feature_its_share_and_prefers_what_is_then_nearest(seed: int) -> None:
+    torch.manual_seed(seed)
+    features, level = 6 * torch.randn(20, 8), 6 * torch.randn(3, 8, 4, 5)
+    tolerance = 60 * torch.rand(20)
+    memory = MemoryBank(8, 33, tolerant=True)  # larger than what it is given
+    memory.fit(features, 2.0, tolerance)
+
+    positions = level.flatten(2).transpose(1, 2).reshape(-1, 8)
+    squared = (positions[:, None] - features).square().sum(2) - tolerance
+    expected = squared.amin(1).clamp_min(0).sqrt() / 2
+    torch.testing.assert_close(memory(level).flatten(), expected, atol=1e-3, rtol=1e-4)
+    assert (squared.argmin(1) != (positions[:, None] - features).square().sum(2).argmin(1)).any()
+
+
+def test_what_good_images_differ_by_is_measured_to_the_nearest_feature_of_another_image(seed: int) -> None:
+    images = Maps(3, seed)
+    rows = torch.arange(3).repeat_interleave(24)
+    drawn = Coreset(torch.cat([images.levels[2][row].flatten(1).T for row in range(3)]), rows)
+    coreset = Coreset(drawn.features[::5], rows[::5])
+
+    between = squared_distances_between_images(coreset, drawn)
+
+    for feature, image, squared in zip(coreset.features, coreset.images, between, strict=True):
+        nearest = exactly(feature[None], drawn.features[drawn.images != image])
+        torch.testing.assert_close(squared.sqrt(), nearest[0], atol=1e-3, rtol=1e-4)
+    alone = Coreset(drawn.features[:24], rows[:24])
+    assert not squared_distances_between_images(alone, alone).any(), "one image says nothing of how they differ"

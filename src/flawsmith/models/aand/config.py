@@ -167,10 +167,9 @@ FUSION = RD4AD_PRESETS["fast"].model_copy(
         "strides": (4, 8, 16, 32),
         "student_levels": 3,
         "bank": (
-            Neighbourhood(side=1, levels=2, stride=16),
-            Neighbourhood(side=3, levels=2, stride=16, role="score"),
-            Neighbourhood(side=3, stride=16, role="score"),
-            Neighbourhood(side=1, levels=2, stride=32, role="score"),
+            Neighbourhood(side=1, levels=2, stride=16, tolerance=0.4),
+            Neighbourhood(side=3, levels=2, stride=16, role="score", tolerance=0.4),
+            Neighbourhood(side=1, levels=2, stride=32, role="score", tolerance=0.4),
             Neighbourhood(side=1, levels=2, stride=16, whitened=True, share=0.5, role="map"),
             Neighbourhood(side=3, levels=2, stride=16, whitened=True, share=0.5, role="map"),
         ),

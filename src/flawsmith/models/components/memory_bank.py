@@ -125,6 +125,7 @@ def _choose(rows: Tensor, distances: Tensor, count: int, others: float) -> list[
 
 LEVEL_CANDIDATES = 20_000
 """Features, drawn evenly from all positions of all images, among which those to remember are chosen."""
+CANDIDATES = 50_000
 LARGEST_SHARE = 0.1
 """Most of the candidates that are remembered."""
 WHITENING_PRIOR = 0.01
@@ -182,6 +183,7 @@ class MemoryBank(nn.Module):
     Args:
         size: remembered features.
         whitened: whether distances are those of whitened features; what is remembered is whitened already.
+        tolerant: whether some of the squared distance is forgiven, each remembered feature its own share.
 
     Example:
         >>> bank = MemoryBank(channels=4, size=2)
@@ -192,23 +194,36 @@ class MemoryBank(nn.Module):
 
     features: Tensor
     unit: Tensor
+    tolerance: Tensor | None
+    offsets: Tensor | None
     whitening: Whitening | None
 
-    def __init__(self, channels: int, size: int, *, whitened: bool = False) -> None:
+    def __init__(self, channels: int, size: int, *, whitened: bool = False, tolerant: bool = False) -> None:
         super().__init__()
         self.register_buffer("features", torch.zeros(size, channels))
         self.register_buffer("unit", torch.ones(()))
+        self.register_buffer("tolerance", torch.zeros(size) if tolerant else None)
+        self.register_buffer("offsets", torch.zeros(size) if tolerant else None)
         self.whitening = Whitening(channels) if whitened else None
 
-    def fit(self, features: Float[Tensor, "feature channel"], unit: Float[Tensor, ""] | float = 1.0) -> None:
+    def fit(
+        self,
+        features: Float[Tensor, "feature channel"],
+        unit: Float[Tensor, ""] | float = 1.0,
+        tolerance: Float[Tensor, " feature"] | None = None,
+    ) -> None:
         """Take features as the memory; fewer than its size fill it by repetition, which changes no distance.
 
         Args:
             unit: the distance that counts as 1, above 0; infinity makes all distances 0.
+            tolerance: squared distance from each that is forgiven, for a tolerant bank.
         """
         rows = torch.arange(len(self.features)) % len(features)
         self.features.copy_(features[rows])
         self.unit.fill_(float(unit))
+        if self.tolerance is not None and self.offsets is not None:
+            self.tolerance.copy_(torch.zeros(()) if tolerance is None else tolerance[rows])
+            self.offsets.copy_(self.features.square().sum(1) - self.tolerance)
 
     @torch.no_grad()
     def forward(self, level: Level) -> Float[Tensor, "batch 1 height width"]:
@@ -218,8 +233,11 @@ class MemoryBank(nn.Module):
             queries = level.float().flatten(2).transpose(1, 2)
             # |q − m|² = |q|² + (|m|² − 2 q·m), of which only the bracket depends on the feature. It finds the nearest
             # one; the distance itself would lose digits to cancellation.
-            nearest = (self.features.square().sum(1) - 2 * queries @ self.features.T).argmin(2)
+            offsets = self.features.square().sum(1) if self.offsets is None else self.offsets
+            nearest = (offsets - 2 * queries @ self.features.T).argmin(2)
             squared = (queries - self.features[nearest]).square().sum(2)
+            if self.tolerance is not None:
+                squared = (squared - self.tolerance[nearest]).clamp_min(0)
             distance = (squared + LEAST).sqrt() / self.unit
         return distance.reshape(level.shape[0], 1, *level.shape[-2:])
 
@@ -230,10 +248,12 @@ class Coreset(NamedTuple):
     Attributes:
         features: one a row.
         images: the image that each comes from, by row.
+        tolerance: squared distance from each that is forgiven; None: nothing is.
     """
 
     features: Float[Tensor, "feature channel"]
     images: Int[Tensor, " feature"]
+    tolerance: Float[Tensor, " feature"] | None = None
 
 
 class LevelMaps:
@@ -287,9 +307,14 @@ def sample_coreset(
         The coreset of Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022, Alg. 1, without its
         random projection.
     """
-    features, images = draw_features(maps, seed, purpose=purpose, candidates=candidates)
-    indices = greedy_coreset(features, min(size, math.ceil(LARGEST_SHARE * len(images))), first=0)
-    return Coreset(features[indices], images[indices])
+    return coreset_of(draw_features(maps, seed, purpose=purpose, candidates=candidates), size)
+
+
+def coreset_of(candidates: Coreset, size: int) -> Coreset:
+    """Those of the candidates that leave no other one far away; see :func:`sample_coreset`."""
+    most = min(size, math.ceil(LARGEST_SHARE * len(candidates.images)))
+    indices = greedy_coreset(candidates.features, most, first=0)
+    return Coreset(candidates.features[indices], candidates.images[indices])
 
 
 def distances_to_others(
@@ -300,11 +325,37 @@ def distances_to_others(
     An image's own features count only where no other one's are remembered.
     """
     for row in rows:
-        others = coreset.features[coreset.images != row]
-        features = others if len(others) else coreset.features
-        bank = MemoryBank(features.shape[1], len(features)).to(features.device)
-        bank.fit(features)
+        others = coreset.images != row
+        if not others.any():
+            others = torch.ones_like(others)
+        features, tolerance = coreset.features[others], coreset.tolerance
+        bank = MemoryBank(features.shape[1], len(features), tolerant=tolerance is not None).to(features.device)
+        bank.fit(features, tolerance=None if tolerance is None else tolerance[others])
         yield bank(maps[row])
+
+
+def squared_distances_between_images(
+    coreset: Coreset, features: Coreset, *, most: int = CANDIDATES
+) -> Float[Tensor, " feature"]:
+    """Squared distance from each remembered feature to the nearest feature of another image: how much good parts
+    differ there.
+
+    Args:
+        coreset: what is remembered.
+        features: of the good images; 0 is returned for a feature to which they have none of another image.
+        most: how many of them, evenly spaced, are compared.
+    """
+    rows = torch.linspace(0, len(features.images) - 1, min(most, len(features.images)), dtype=torch.float64).round()
+    compared, images = features.features[rows.long()], features.images[rows.long()]
+    squares, between = compared.square().sum(1), []
+    for part, own in zip(coreset.features.split(SWEEP // 16), coreset.images.split(SWEEP // 16), strict=True):
+        to_others = torch.addmm(squares, part, compared.T, alpha=-2)
+        to_others[own[:, None] == images] = torch.inf
+        nearest = to_others.argmin(dim=1)
+        # As in a bank: the product finds the nearest, the difference itself loses no digits.
+        distances = (part - compared[nearest]).square().sum(1)
+        between.append(torch.where(images[nearest] == own, 0.0, distances))
+    return torch.cat(between)
 
 
 def typical_peak(coreset: Coreset, maps: LevelMaps) -> Float[Tensor, ""]:
@@ -318,7 +369,6 @@ def typical_peak(coreset: Coreset, maps: LevelMaps) -> Float[Tensor, ""]:
     return torch.stack(peaks).median().clamp_min(LEAST)
 
 
-CANDIDATES = 50_000
 MEASURED = 200
 """Good images, evenly spaced, whose scores and distances say how much the two scatter."""
 
@@ -341,11 +391,18 @@ class Neighbourhood(BaseModel):
     whitened: bool = Field(False, description="Whether features are compared in the units of how they scatter.")
     share: float = Field(1.0, gt=0, le=1, description="Means remembered, as a share of bank_size.")
     role: Role = Field("both", description="What its distances count for: the map, the image score, or both.")
+    tolerance: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="Share of the squared distance between good images that is forgiven, where a feature lies: what "
+        "varies among good parts counts less.",
+    )
 
     @model_serializer(mode="wrap")
     def _without_defaults(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Model files and runs of before these fields keep their form."""
-        defaults = {"stride": None, "whitened": False, "share": 1.0, "role": "both"}
+        defaults = {"stride": None, "whitened": False, "share": 1.0, "role": "both", "tolerance": 0.0}
         return {name: value for name, value in dump(self).items() if value != defaults.get(name, ())}
 
     def of(self, levels: Sequence[Level]) -> Level:
@@ -432,7 +489,12 @@ class MultiScaleMemoryBank(nn.Module):
         last = len(channels) - 1
         self.levels = tuple(last if each.stride is None else strides.index(each.stride) for each in neighbourhoods)
         self.memories = nn.ModuleList(
-            MemoryBank(sum(channels[: level + 1][-each.levels :]), math.ceil(each.share * size), whitened=each.whitened)
+            MemoryBank(
+                sum(channels[: level + 1][-each.levels :]),
+                math.ceil(each.share * size),
+                whitened=each.whitened,
+                tolerant=each.tolerance > 0,
+            )
             for each, level in zip(neighbourhoods, self.levels, strict=True)
         )
         self.register_buffer("means", torch.zeros(len(neighbourhoods)))
@@ -476,16 +538,20 @@ class MultiScaleMemoryBank(nn.Module):
             assert isinstance(memory, MemoryBank)
             side = neighbourhood.side
             maps, purpose = LevelMaps(images, self.levels[number], side, joined=neighbourhood.levels), f"bank {side}"
+            drawn = draw_features(maps, seed, purpose=purpose, candidates=self.candidates)
             if memory.whitening is not None:
-                drawn = draw_features(maps, seed, purpose=purpose, candidates=self.candidates)
                 memory.whitening.fit(drawn.features)
                 maps.whitening = memory.whitening
-            coreset = sample_coreset(maps, len(memory.features), seed, purpose=purpose, candidates=self.candidates)
+                drawn = draw_features(maps, seed, purpose=purpose, candidates=self.candidates)
+            drawn = Coreset(drawn.features, shown[drawn.images])
+            coreset = coreset_of(drawn, len(memory.features))
+            if memory.tolerance is not None:
+                between = squared_distances_between_images(coreset, drawn)
+                coreset = coreset._replace(tolerance=neighbourhood.tolerance * between)
             spread, mean = torch.tensor(torch.inf), torch.tensor(0.0)
             if count > 1:
-                of_images = Coreset(coreset.features, shown[coreset.images])
-                spread, mean = _scatter(distances_to_others(of_images, maps, measured_rows(count)))
-            memory.fit(coreset.features, spread)
+                spread, mean = _scatter(distances_to_others(coreset, maps, measured_rows(count)))
+            memory.fit(coreset.features, spread, coreset.tolerance)
             self.means[number] = mean / spread
         self.scale.fill_(1.0)
 
