@@ -164,6 +164,7 @@ RD4AD_PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
 
 FUSION = RD4AD_PRESETS["fast"].model_copy(
     update={
+        "image_size": (320, 320),
         "strides": (4, 8, 16, 32),
         "student_levels": 3,
         "bank": (
