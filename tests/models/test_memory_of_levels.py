@@ -14,6 +14,7 @@ from flawsmith.models.components.memory_bank import (
     Coreset,
     LevelMaps,
     MemoryBank,
+    _first_least,
     distances_to_others,
     sample_coreset,
     squared_distances_between_images,
@@ -195,3 +196,11 @@ def test_what_good_images_differ_by_is_measured_to_the_nearest_feature_of_anothe
         torch.testing.assert_close(squared.sqrt(), nearest[0], atol=1e-3, rtol=1e-4)
     alone = Coreset(drawn.features[:24], rows[:24])
     assert not squared_distances_between_images(alone, alone).any(), "one image says nothing of how they differ"
+
+
+@pytest.mark.parametrize("size", [1, 7, 30, 64])
+def test_of_equally_near_features_the_first_counts_whatever_the_size_of_the_memory(size: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    table = torch.randint(4, (50, size)).float()
+
+    assert torch.equal(_first_least(table), torch.from_numpy(table.numpy().argmin(1)))

@@ -230,16 +230,33 @@ class MemoryBank(nn.Module):
         with full_precision(level.device):
             if self.whitening is not None:
                 level = self.whitening(level.float())
-            queries = level.float().flatten(2).transpose(1, 2)
+            queries = level.float().flatten(2).transpose(1, 2).flatten(0, 1)
             # |q − m|² = |q|² + (|m|² − 2 q·m), of which only the bracket depends on the feature. It finds the nearest
             # one; the distance itself would lose digits to cancellation.
             offsets = self.features.square().sum(1) if self.offsets is None else self.offsets
-            nearest = (offsets - 2 * queries @ self.features.T).argmin(2)
-            squared = (queries - self.features[nearest]).square().sum(2)
+            nearest = _first_least(torch.addmm(offsets, queries, self.features.T, alpha=-2))
+            squared = (queries - self.features[nearest]).square().sum(1)
             if self.tolerance is not None:
                 squared = (squared - self.tolerance[nearest]).clamp_min(0)
             distance = (squared + LEAST).sqrt() / self.unit
         return distance.reshape(level.shape[0], 1, *level.shape[-2:])
+
+
+def _first_least(table: Float[Tensor, "row column"]) -> Int[Tensor, " row"]:
+    """The column of each row's least value, the first of equals: ``table.argmin(1)``.
+
+    The least value of blocks of columns first, then the place in the block: engines find a least value by vector
+    instructions and its place one value at a time, so that of 8,000 columns OpenVINO takes a quarter of the time, ONNX
+    Runtime 0.6 of it.
+    """
+    columns = table.shape[1]
+    width = min(
+        (size for size in range(1, columns + 1) if columns % size == 0), key=lambda size: abs(size**2 - columns)
+    )
+    blocks = table.unflatten(1, (-1, width))
+    block = blocks.amin(2).argmin(1)
+    of_block = blocks.gather(1, block[:, None, None].expand(-1, -1, width))
+    return block * width + of_block[:, 0].argmin(1)
 
 
 class Coreset(NamedTuple):
