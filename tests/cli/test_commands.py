@@ -13,10 +13,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import typer
 import yaml
 from PIL import Image
 
 import flawsmith as package
+from flawsmith.cli.main import app
 from flawsmith.cli.train import _devices
 from flawsmith.data.samples import Dataset
 from flawsmith.metrics.bootstrap import LOCO_METRICS
@@ -77,6 +79,33 @@ class TestProgram:
         assert places == sorted(places)
         assert places[0] < help_text.index("--method") < places[1] < help_text.index("--roi") < places[2]
         assert places[2] < help_text.index("--devices") < places[3] < help_text.index("--oracle")
+
+    @pytest.mark.parametrize("command", [["evaluate"], ["calibrate"], ["predict"], ["benchmark"], ["figure", "grid"]])
+    def test_help_of_other_commands_has_the_same_panels(self, command, flawsmith):
+        help_text = flawsmith(*command, "--help").out
+
+        places = [help_text.find(f"─ {panel} ─") for panel in ("Options", "Data", "Speed", "Research")]
+        shown = [place for place in places if place >= 0]
+        assert len(shown) >= 2
+        assert shown == sorted(shown)
+
+    def test_no_panel_of_a_help_is_long(self):
+        groups = [typer.main.get_command(app)]
+        commands = []
+        for group in groups:
+            groups += [command for command in group.commands.values() if hasattr(command, "commands")]
+            commands += [command for command in group.commands.values() if not hasattr(command, "commands")]
+
+        basic = {
+            command.name: [
+                option.name
+                for option in command.params
+                if option.param_type_name == "option" and option.rich_help_panel is None
+            ]
+            for command in commands
+        }
+        assert len(basic) > 15
+        assert {name: options for name, options in basic.items() if len(set(options) - {"json_", "quiet"}) > 8} == {}
 
     def test_methods_are_listed_with_use_time_and_paper(self, flawsmith):
         rows = json.loads(flawsmith("methods", "--json").out)
@@ -183,7 +212,7 @@ class TestPredict:
             rows = list(csv.DictReader(file))
         assert list(rows[0]) == [
             *("image", "score", "times_limit", "verdict", "regions", "error"),
-            *("limit", "model", "date", "overlay"),
+            *("limit", "model", "date", "overlay", "remark"),
         ]
         decision = Bundle.load(model).spec.decision
         assert {float(row["limit"]) for row in rows} == {decision.limit}
@@ -324,10 +353,10 @@ class TestDoctor:
     @pytest.mark.parametrize(
         ("layout", "counts"),
         [
-            ("visa", "6 good to train on, test 2 good and 3 flawed"),
-            ("mvtec_3d", "6 good to train on, 3 good to validate, test 2 good and 4 flawed"),
-            ("mvtec_loco", "6 good to train on, 3 good to validate, test 2 good and 4 flawed"),
-            ("btad", "6 good to train on, test 2 good and 3 flawed"),
+            ("visa", "6 good images to learn from, 2 good and 3 flawed ones to test"),
+            ("mvtec_3d", "6 good images to learn from, 3 good ones to validate, 2 good and 4 flawed ones to test"),
+            ("mvtec_loco", "6 good images to learn from, 3 good ones to validate, 2 good and 4 flawed ones to test"),
+            ("btad", "6 good images to learn from, 2 good and 3 flawed ones to test"),
         ],
     )
     def test_other_layouts_are_read_and_nothing_but_few_images_is_found(

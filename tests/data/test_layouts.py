@@ -28,7 +28,7 @@ def test_mvtec_category_gives_every_split_with_its_masks(tmp_path: Path, trees: 
     assert dataset.defects == ("crack",)
     assert [s.masks[0].name for s in dataset.test_flawed] == ["000_mask.png", "001_mask.png"]
     assert "train/good" in dataset.recognised
-    assert "6 good to train on" in dataset.summary()
+    assert "6 good images to learn from" in dataset.summary()
 
 
 @pytest.mark.parametrize("folder", ["validation/good", "val/good", "val", "Valid"])

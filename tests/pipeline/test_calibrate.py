@@ -182,7 +182,7 @@ def test_repeated_images_set_a_band_and_each_part_counts_once(model: Path, tmp_p
     after = calibrate(model, tmp_path / "good", rate=0.1, repeats="folder").after
 
     assert after.n_good == 30
-    assert "go to review: repeated images of a part scatter so far." in after.describe()
+    assert "go to review: repeated images of one part differ by that much." in after.describe()
     assert after.repeat_deviation == pytest.approx(2 / 255, rel=0.2)  # of seven equally likely values
     middle = (after.limit + after.review_limit) / 2
     assert after.limit - after.review_limit == pytest.approx(4 * after.repeat_deviation)
@@ -403,7 +403,7 @@ def test_zones_that_leave_nothing_elsewhere_cost_no_image_for_it(model: Path, ha
 
     assert list(after.zone_limits) == ["seal", "skin"]
     assert after.stated_false_reject_rate == pytest.approx(2 / 41)
-    assert "For 10 of 1,000 with 2 zones it takes 199 such images" in after.describe()
+    assert "To promise 10 of 1,000 with 2 zones, 199 such images" in after.describe()
 
 
 def test_known_flaws_move_the_limits_of_all_zones_alike(model: Path, half_rough: Path, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from tests.metrics import brute_force
 
 from flawsmith.data.layouts import load
 from flawsmith.pipeline.evaluate import evaluate, evaluate_into
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspector
 
 
@@ -92,6 +93,25 @@ def test_test_set_without_training_images_measures_a_model_from_elsewhere(
     assert (data.dataset, data.category) == (dataset, root.name)
     assert (result.n_good, result.n_flawed, result.n_annotated) == (2, 6, 6)
     assert result.image_auroc is not None
+
+
+def test_out_writes_the_files_of_the_command(tiny: ModuleType, trees: ModuleType, tmp_path: Path) -> None:
+    root = trees.mvtec(tmp_path / "bolt")
+    tiny.make_bundle().save(tmp_path / "model.flaw")
+
+    evaluation = evaluate(tmp_path / "model.flaw", root, out=tmp_path / "python", n_resamples=50)
+    written = evaluate_into(tmp_path / "command", tiny.make_bundle(), load(root), history=tmp_path, n_resamples=50)
+
+    assert evaluation == written.evaluation
+    for name in ("report.html", "evaluation.json", "scores.csv"):
+        assert (tmp_path / "python" / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
+
+
+def test_files_of_an_inspector_are_refused(tiny: ModuleType, trees: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="give the file in place of the inspector"):
+        evaluate(Inspector.load(tiny.make_bundle()), trees.mvtec(tmp_path / "bolt"), out=tmp_path / "out")
+
+    assert not (tmp_path / "out").exists()
 
 
 def test_table_of_files_elsewhere_is_measured_and_its_scores_name_them(

@@ -9,6 +9,7 @@ from dataclasses import replace
 from html import escape
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,13 @@ from flawsmith.pipeline.evaluate import evaluate_into
 from flawsmith.pipeline.reporting import MOST_STEPS, limits_to_try
 from flawsmith.pipeline.train import TrainResult
 from flawsmith.runtime.decision import Decision
+from flawsmith.runtime.inspector import Inspector
+from flawsmith.runtime.roi import RegionOfInterest
+from flawsmith.runtime.zones import Zone
+
+_SEAL = Zone(
+    name="seal", region=RegionOfInterest(include=[((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))]), offset=0.1
+)
 
 
 def test_each_note_stands_in_the_report_once(tiny: ModuleType, trees: ModuleType, tmp_path: Path) -> None:
@@ -61,6 +69,45 @@ def test_every_test_image_stands_in_the_report_with_its_picture(
     assert report.count('<div><img src="data:image/jpeg') >= len(dataset.test)
 
 
+@pytest.mark.parametrize("setting", [{"minimum_area": 30}, {"zones": (_SEAL,)}])
+def test_other_limits_can_be_tried_where_spots_of_the_map_decide(
+    setting: dict[str, Any], tiny: ModuleType, trees: ModuleType, tmp_path: Path
+) -> None:
+    dataset = load(trees.mvtec(tmp_path / "bolt"))
+    decision = Decision(limit=9.0, map_limit=0.5, stated_false_reject_rate=0.05, n_good=19, **setting)
+    bundle = tiny.make_bundle(decision=decision)
+
+    written = evaluate_into(tmp_path / "evaluation", bundle, dataset)
+
+    page, inspector = written.report.read_text(encoding="utf-8"), Inspector.load(bundle)
+    maps = {sample.image.name + sample.defect: inspector.inspect(sample.image).map for sample in dataset.test}
+    levels = {name: decision.level(anomaly_map) for name, anomaly_map in maps.items()}
+    rows = re.findall(r'<tr data-score="([^"]+)" data-flawed="(\d)">', page)
+    assert sorted(float(level) for level, _ in rows) == pytest.approx(sorted(levels.values()))
+    assert 'id="try"' in page
+    assert "strongest spot" in page and "This page cannot try other limits" not in page
+    (used,) = (step for step in written.evaluation.what_if if step.in_use)
+    assert used.limit == 0.5
+    assert (used.missed, used.rejected) == (written.evaluation.n_missed, written.evaluation.n_rejected)
+    for step in written.evaluation.what_if:
+        other = inspector.with_limits(decision.model_copy(update={"map_limit": step.limit}))
+        verdicts = [(other.inspect(sample.image).verdict == "reject", sample.is_flawed) for sample in dataset.test]
+        assert step.missed == verdicts.count((False, True))
+        assert step.rejected == verdicts.count((True, False))
+
+
+def test_report_says_where_only_the_score_rejects(tiny: ModuleType, trees: ModuleType, tmp_path: Path) -> None:
+    dataset = load(trees.mvtec(tmp_path / "bolt"))
+    decision = Decision(limit=0.0, map_limit=9.0, stated_false_reject_rate=0.05, n_good=19)
+
+    written = evaluate_into(tmp_path / "evaluation", tiny.make_bundle(decision=decision), dataset)
+
+    page = written.report.read_text(encoding="utf-8")
+    assert len(re.findall(r"<span>map, below its limit: [^<]*, dashed: its strangest place</span>", page)) == len(
+        dataset.test
+    )
+
+
 @pytest.fixture(scope="module")
 def trained(
     parts: Path, train_small: Callable[..., TrainResult], tmp_path_factory: pytest.TempPathFactory
@@ -83,6 +130,7 @@ def test_training_report_shows_strange_good_images_synthetic_flaws_and_where_the
     assert "Where the model looks" in page
     assert re.search(rf"Synthetic flaws missed</dt><dd><span class=\"value\">\d of {synthetic}<", page)
     assert "What to do next" in page
+    assert "This page cannot try other limits" in page
     assert f"Only {held_out} good images set the limit" in page
 
 
@@ -119,10 +167,14 @@ def test_limits_to_try_are_few_enough_for_a_page() -> None:
     assert sum(step.in_use for step in choice.steps) == 1
 
 
-def test_there_is_nothing_to_try_where_regions_decide() -> None:
-    decision = Decision(limit=0.5, map_limit=1.0, stated_false_reject_rate=0.1, n_good=9, minimum_area=4)
+def test_limits_to_try_are_those_of_the_map_where_regions_decide() -> None:
+    decision = Decision(limit=0.5, map_limit=2.5, stated_false_reject_rate=0.1, n_good=9, minimum_area=4)
 
-    assert limits_to_try(np.arange(9.0), np.arange(3.0), decision, promises=False) is None
+    choice = limits_to_try(np.arange(4.0), np.array([2.0, 5.0]), decision, promises=False)
+
+    assert choice is not None
+    (used,) = (step for step in choice.steps if step.in_use)
+    assert (used.limit, used.missed, used.rejected) == (2.5, "1 of 2", "1 of 4")
 
 
 def test_model_without_test_images_says_what_its_limits_would_miss_and_reject(tiny: ModuleType) -> None:

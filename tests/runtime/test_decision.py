@@ -129,6 +129,14 @@ def test_reject_shows_where_the_map_peaks_though_it_stays_below_its_limit() -> N
 
     assert verdict == "reject"
     assert (region.area, region.peak) == (16, pytest.approx(below.max()))
+    assert region.strangest_place
+
+
+def test_region_above_the_maps_limit_is_no_mere_strangest_place() -> None:
+    verdict, regions = _decision(review_limit=0.8).decide(0.9, _map_with_square(4))
+
+    assert verdict == "review"
+    assert [region.strangest_place for region in regions] == [False]
 
 
 def test_reject_on_an_even_map_shows_all_that_is_inspected() -> None:
@@ -336,7 +344,7 @@ def test_description_warns_of_few_images_and_names_what_the_target_needs() -> No
     assert "5 good images" in text
     assert "about 167 of 1,000" in text
     assert "no more than 451" in text
-    assert "For 10 of 1,000 it takes 99 such images, 299 to be 95 % sure." in text
+    assert "To promise 10 of 1,000, 99 such images are needed, 299 to be 95 % sure." in text
     assert "WARNING" in text
 
 

@@ -252,12 +252,24 @@ class TestNotebook:
         assert "times the limit" in page
         assert not re.search("https?:|<script|<link", page)
 
+    @pytest.mark.parametrize("kind", ["array", "bytes", "Pillow"])
+    def test_what_came_from_no_file_shows_its_picture_too(self, kind: str, inspector: Inspector) -> None:
+        image, stream = _picture(flaw=250), io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG")
+        source = {"array": image.copy(), "bytes": stream.getvalue(), "Pillow": Image.fromarray(image)}[kind]
+        inspection = inspector.inspect(source)
+        if kind == "array":
+            source[:] = 0  # as a camera does with its next picture
+
+        assert "data:image/png" in inspection._repr_html_()
+        np.testing.assert_array_equal(np.asarray(inspection.overlay()), np.asarray(inspection.overlay(image)))
+
     def test_html_without_the_image_says_how_to_get_one(self, inspector: Inspector, tmp_path: Path) -> None:
         path = _save(tmp_path / "part.png", _picture())
         gone = inspector.inspect(path)
         path.unlink()
 
-        assert "overlay(image) draws the picture" in inspector.inspect(_picture())._repr_html_()
+        assert "overlay(image) draws the picture" in replace(gone, image=None)._repr_html_()
         assert "no picture: " in gone._repr_html_()
 
     def test_kept_pixels_are_the_picture(self, inspector: Inspector, tmp_path: Path) -> None:
@@ -363,10 +375,25 @@ class TestOverlay:
     def test_missing_or_other_image_is_refused(self, inspector: Inspector) -> None:
         inspection = inspector.inspect(_picture())
 
-        with pytest.raises(FlawsmithError, match="give the image"):
-            inspection.overlay()
+        with pytest.raises(FlawsmithError, match="came from no file and was not kept; give it"):
+            replace(inspection, pixels=None).overlay()
         with pytest.raises(FlawsmithError, match="give the same image"):
             inspection.overlay(_picture(size=(10, 12)))
+
+    def test_strangest_place_is_dashed_and_said_so(self, inspector: Inspector) -> None:
+        image = _picture(flaw=250)
+        found = inspector.inspect(image)
+        alone = inspector.with_limits(found.decision.model_copy(update={"map_limit": 2.0})).inspect(image)
+
+        assert (alone.verdict, alone.by_score_alone, found.by_score_alone) == ("reject", True, False)
+        assert alone.regions[0].box == found.regions[0].box
+        assert f"map below its limit, strangest place in the box {found.regions[0].box}" in repr(alone)
+        assert [region["strangest_place"] for region in alone.to_dict()["regions"]] == [True]
+        outlines = [(np.asarray(each.overlay()) == (0, 229, 255)).all(axis=2).sum() for each in (alone, found)]
+        assert 0.3 * outlines[1] < outlines[0] < 0.7 * outlines[1]
+        assert alone.heat_scale().high == pytest.approx(float(alone.map.max()))
+        heights = [each.overlay(scale=True).height for each in (alone, found)]
+        assert heights[0] > heights[1]
 
     @pytest.mark.parametrize("map_limit", [-2.0, 0.0])
     def test_limit_of_any_sign_draws(self, map_limit: float, new_bundle: Callable[..., Bundle]) -> None:

@@ -108,6 +108,7 @@ def _brute(
                 "spot": spot,
                 "peak_position": (x[best], y[best]),
                 "centroid": (pytest.approx(x.mean()), pytest.approx(y.mean())),
+                "strangest_place": False,
             }
         )
     return sorted(regions, key=lambda region: -region["peak"])

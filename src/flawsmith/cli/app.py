@@ -338,7 +338,7 @@ Dated = Annotated[
     typer.Option(
         "--dated",
         rich_help_panel=RESEARCH,
-        help="Say in the report when and of what it was made; its bytes then differ.",
+        help="Put date, data folder and hashes into the report; the same run then no longer gives the same bytes.",
     ),
 ]
 Layout = Annotated[
@@ -352,11 +352,12 @@ MinArea = Annotated[
     ),
 ]
 Scale = Annotated[
-    str | None, typer.Option(rich_help_panel=DATA, metavar="LENGTH", help="Side of a pixel, such as 0.05mm or 50um.")
+    str | None,
+    typer.Option(rich_help_panel=DATA, metavar="LENGTH", help="Length of a pixel on the part, such as 0.05mm or 50um."),
 ]
 Bits = Annotated[
     int | None,
-    typer.Option(rich_help_panel=DATA, help="Significant bits of a camera stored in 16-bit files, such as 12."),
+    typer.Option(rich_help_panel=DATA, help="Bits that the camera uses of 16-bit files, such as 12."),
 ]
 ValueRange = Annotated[
     str | None,

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawsmith.cli.app import (
+    DATA,
+    RESEARCH,
+    SPEED,
     AsJson,
     Layout,
     Quiet,
@@ -50,37 +53,64 @@ def benchmark(
     methods: Annotated[list[str] | None, typer.Option(help="Methods to compare.")] = None,
     presets: Annotated[list[str] | None, typer.Option(help="Presets; fast by default.")] = None,
     backbones: Annotated[list[str] | None, typer.Option(help="Backbones; by default what the preset takes.")] = None,
-    categories: Annotated[list[str] | None, typer.Option(help="Only these categories.")] = None,
-    fractions: Annotated[list[float] | None, typer.Option(help="Shares of the training images.")] = None,
     seeds: Annotated[list[int] | None, typer.Option(help="Seeds; 0 by default.")] = None,
-    parts: Annotated[
-        list[str] | None, typer.Option(help="Parts of the test split to report: whole (the default), A, B.")
-    ] = None,
-    protocol: Annotated[
-        str | None, typer.Option(help="clean (the default), or papers: as each method's released code measures.")
-    ] = None,
-    oracle: Annotated[
-        bool, typer.Option("--oracle", help="Choose checkpoints on test data, and say so on every table.")
-    ] = False,
-    vary: Annotated[
-        list[str] | None,
-        typer.Option(metavar="KEY=[VALUES]", help="Compare values of a method's setting, such as patch_size=[1,3,5]."),
-    ] = None,
-    textures: Annotated[
-        str | None, typer.Option(help="Textures of the methods that synthesize: a folder, self, or procedural.")
-    ] = None,
-    layout: Layout = None,
     out: Annotated[Path, typer.Option(help="The benchmark's folder; what is finished there is not computed again.")] = (
         Path("benchmark")
     ),
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, which share the cores; with --ray on a node.")] = 1,
-    ray: Ray = None,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished runs again.")] = False,
+    categories: Annotated[list[str] | None, typer.Option(rich_help_panel=DATA, help="Only these categories.")] = None,
+    fractions: Annotated[
+        list[float] | None, typer.Option(rich_help_panel=DATA, help="Shares of the training images.")
+    ] = None,
+    parts: Annotated[
+        list[str] | None,
+        typer.Option(rich_help_panel=DATA, help="Parts of the test split to report: whole (the default), A, B."),
+    ] = None,
+    textures: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=DATA, help="Textures of the methods that synthesize: a folder, self, or procedural."
+        ),
+    ] = None,
+    layout: Layout = None,
+    jobs: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=SPEED, min=1, help="Runs at a time, which share the cores; with --ray, runs on each node."
+        ),
+    ] = 1,
     memory: Annotated[
         float | None,
-        typer.Option(min=0.1, help="GB of memory at which a run is stopped; by default an even share."),
+        typer.Option(
+            rich_help_panel=SPEED,
+            min=0.1,
+            help="Stop a run that takes more than these GB of memory; by default an even share of the memory there is.",
+        ),
     ] = None,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model file of every run.")] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished runs again.")] = False,
+    ray: Ray = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=RESEARCH, help="clean (the default), or papers: as each method's released code measures."
+        ),
+    ] = None,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle", rich_help_panel=RESEARCH, help="Choose checkpoints on test data, and say so on every table."
+        ),
+    ] = False,
+    vary: Annotated[
+        list[str] | None,
+        typer.Option(
+            rich_help_panel=RESEARCH,
+            metavar="KEY=[VALUES]",
+            help="Compare values of a method's setting, such as patch_size=[1,3,5].",
+        ),
+    ] = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", rich_help_panel=RESEARCH, help="Keep the model file of every run.")
+    ] = False,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from flawsmith.cli.app import (
+    DATA,
+    SPEED,
     AsJson,
     MinArea,
     ModelFile,
@@ -50,12 +52,17 @@ def calibrate(
     repeats: Annotated[
         str | None,
         typer.Option(
-            help="What makes images of the same part, as for --group: their scatter sets a review band on both sides."
+            help="How to tell which images show the same part, as for --group; how far their scores scatter sets the "
+            "review band."
         ),
+    ] = None,
+    use: Annotated[
+        str | None, typer.Option(metavar="LIMITS", help="Go back to earlier limits, by the name that info gives.")
     ] = None,
     roi: Annotated[
         str | None,
         typer.Option(
+            rich_help_panel=DATA,
             metavar="FILE",
             help="Where to look, and zones with limits of their own: JSON polygons or a mask image; none: all.",
         ),
@@ -63,19 +70,31 @@ def calibrate(
     min_area: MinArea = None,
     scale: Scale = None,
     group: Annotated[
-        str, typer.Option(help="Groups of the images: auto, none, folder, date, name:REGEX or column:NAME.")
+        str,
+        typer.Option(
+            rich_help_panel=DATA, help="Groups of the images: auto, none, folder, date, name:REGEX or column:NAME."
+        ),
     ] = "auto",
     flawed: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Images of known flaws: counted, they do not move the limit.")
+        Path | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            metavar="DIR",
+            help="Images of known flaws, to see how many are rejected; they do not move the limit.",
+        ),
     ] = None,
     catch: Annotated[
         str | None,
-        typer.Option(metavar="SHARE", help="Let them choose the limit: the highest that rejects this share of them."),
+        typer.Option(
+            rich_help_panel=DATA,
+            metavar="SHARE",
+            help="With --flawed: take the highest limit that rejects this share of the flaws.",
+        ),
     ] = None,
-    use: Annotated[
-        str | None, typer.Option(metavar="LIMITS", help="Go back to earlier limits, by the name that info gives.")
+    engine: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=SPEED, help="Calibrate for another engine: onnxruntime or openvino."),
     ] = None,
-    engine: Annotated[str | None, typer.Option(help="Calibrate for another engine: onnxruntime or openvino.")] = None,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

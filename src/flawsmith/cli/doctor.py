@@ -24,17 +24,18 @@ def doctor(
     ],
     layout: Layout = None,
     model: Annotated[
-        Path | None, typer.Option(help="A model that scores the good images: which look least like the others?")
+        Path | None,
+        typer.Option(help="A model that scores the good images, to show those that look least like the others."),
     ] = None,
     sheet: Annotated[
-        Path | None, typer.Option(metavar="PNG", help="Write pictures of those images, with --model.")
+        Path | None, typer.Option(metavar="PNG", help="With --model: write pictures of those images here.")
     ] = None,
     json_: AsJson = False,
 ) -> None:
     """Check a folder of images, or a model file, for problems.
 
-    Exit code 0: sound, perhaps with warnings. 1: errors were found.
-    2: there is nothing that could be checked.
+    Exit code 0: no errors, perhaps warnings. 1: errors were found.
+    2: there was nothing to check.
 
     Example: flawsmith doctor parts/bolt
     """

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from flawsmith.cli.app import (
+    RESEARCH,
     AsJson,
     DataFolder,
     Dated,
@@ -30,24 +31,33 @@ def evaluate(
     out: Annotated[
         Path | None,
         typer.Option(
-            help="Folder for report.html, evaluation.json and scores.csv; default: evaluation/ by the model, or "
-            "evaluation-papers/."
+            help="Folder for report.html, evaluation.json and scores.csv; by default evaluation/ beside the model, "
+            "evaluation-papers/ with that protocol."
         ),
-    ] = None,
-    protocol: Annotated[
-        str, typer.Option(help="clean, or papers: as the released code of the method measures, labelled as such.")
-    ] = "clean",
-    set_: Annotated[
-        list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Change a switch of the protocol, such as pro=exact."),
     ] = None,
     layout: Layout = None,
     engine: Engine = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=RESEARCH,
+            help="clean, or papers: measure as the method's released code does; the results say so.",
+        ),
+    ] = "clean",
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            rich_help_panel=RESEARCH,
+            metavar="KEY=VALUE",
+            help="Change a switch of the protocol, such as pro=exact.",
+        ),
+    ] = None,
     dated: Dated = False,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Measure a model on the labelled test split of a data set: a table, a report, and the scores of every image.
+    """Measure a model on labelled test images: prints a table, writes a report and the score of every image.
 
     Example: flawsmith evaluate runs/bolt/model.flaw parts/bolt
     """

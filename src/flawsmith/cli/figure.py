@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawsmith.cli.app import (
+    DATA,
+    RESEARCH,
     AsJson,
     Layout,
     Quiet,
@@ -46,8 +48,12 @@ Models = Annotated[
 ]
 Out = Annotated[Path, typer.Option(help="The figure; its suffix says the format: .pdf, .svg or .png.")]
 Numbers = Annotated[bool, typer.Option("--csv", help="Write the numbers behind the figure beside it.")]
-Seed = Annotated[int | None, typer.Option(help="Seed of a benchmark's runs; the lowest by default.")]
-PartOption = Annotated[str | None, typer.Option("--part", help="Part of the test split: whole, A or B.")]
+Seed = Annotated[
+    int | None, typer.Option(rich_help_panel=DATA, help="Seed of a benchmark's runs; the lowest by default.")
+]
+PartOption = Annotated[
+    str | None, typer.Option("--part", rich_help_panel=DATA, help="Part of the test split: whole, A or B.")
+]
 Metrics = Annotated[
     list[str] | None, typer.Option("--metric", help="Figures such as image_auroc, pixel_auroc, aupro; a panel each.")
 ]
@@ -120,8 +126,11 @@ def features(
     maps: Annotated[
         list[str] | None, typer.Option(help="Only feature maps whose names hold one of these words, such as adapted.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Seed of the chosen positions and the synthetic flaws.")] = 0,
     layout: Layout = None,
+    seed: Annotated[
+        int,
+        typer.Option(rich_help_panel=RESEARCH, min=0, help="Seed of the chosen positions and the synthetic flaws."),
+    ] = 0,
     csv: Numbers = False,
     json_: AsJson = False,
     quiet: Quiet = False,

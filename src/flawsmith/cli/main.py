@@ -60,7 +60,7 @@ def demo(
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Draw a sample product line, learn its good parts, and measure the model: a few minutes on two cores.
+    """Draw sample parts, learn the good ones, and measure the model: a few minutes on two cores.
 
     Example: flawsmith demo --out demo
     """

@@ -10,6 +10,7 @@ import typer
 from typer.core import TyperCommand
 
 from flawsmith.cli.app import (
+    SPEED,
     AsJson,
     Engine,
     InterruptedCommandError,
@@ -69,15 +70,17 @@ def predict(
     ] = None,
     overlays: Annotated[
         bool | None,
-        typer.Option(help="Overlays of all images, or of none; by default of those with review or reject."),
+        typer.Option(help="Draw overlays of all images, or of none; by default of those with review or reject."),
     ] = None,
     json_: AsJson = False,
     engine: Engine = None,
-    decoders: Annotated[int, typer.Option(help="Threads that decode images; with --ray, of every worker.")] = 2,
+    decoders: Annotated[
+        int, typer.Option(rich_help_panel=SPEED, help="Threads that decode images; with --ray, of every worker.")
+    ] = 2,
     ray: Ray = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors alone; verdicts go to the files.")] = False,
 ) -> None:
-    """Inspect images: a verdict a line, with the score as a multiple of the limit, in the order given.
+    """Inspect images and print one verdict per line, with the score as a multiple of the limit.
 
     Exit code 0: all images inspected; files that are no images are named. 1: some could not be read.
     2: nothing could be done, or not all could be written.
@@ -153,11 +156,15 @@ def _show(record: dict[str, Any], *, json_: bool, quiet: bool) -> None:
 
 def _summary(written: Prediction, decision: Decision) -> list[str]:
     """Counts, what the limit is worth, and which images to look at first."""
+    from flawsmith.runtime.regions import STRANGEST_PLACE
+
     counts = ", ".join(f"{written.verdicts[verdict]} {verdict}" for verdict in ("reject", "review", "pass"))
     unreadable = f", {written.unreadable} unreadable" if written.unreadable else ""
     images = "1 image" if written.total == 1 else f"{written.total} images"
     lines = [f"{images}: {counts}{unreadable}", f"good parts rejected: {decision.promise}"]
     nearest = [f"{verdict} at {times:.2f}x, {image}" for verdict, (times, image) in written.nearest.items()]
+    if written.by_score_alone:
+        lines.append(f"by the score alone: {written.by_score_alone}; there {STRANGEST_PLACE}")
     if nearest:
         lines.append(f"nearest to the limit: {'; '.join(nearest)}")
     return [*lines, f"see {written.lines} and {written.table}"]

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from flawsmith.cli.app import (
+    DATA,
+    RESEARCH,
     AsJson,
     Bits,
     DataFolder,
@@ -45,32 +47,53 @@ def synthesize(
     recipe: Annotated[
         str, typer.Option(help="glass, aand, slsg, slsg-aligned, slsg-structural, slsg-logical or slsg-official.")
     ] = "glass",
-    textures: Annotated[
-        str, typer.Option(metavar="DIR|self|procedural", help="Where textures come from: pictures, the parts, drawn.")
-    ] = "procedural",
-    foreground: Annotated[
-        str, typer.Option(metavar="none|auto|DIR", help="Where flaws may lie: anywhere, on the part, by mask files.")
-    ] = "none",
     n: Annotated[
         int | None, typer.Option("--n", help="Samples; 16 by default, of a test set as many as good test images.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of every random draw.")] = 0,
+    pictures: Annotated[bool, typer.Option("--pictures", help="Write each picture beside the sheet, too.")] = False,
+    test_set: Annotated[
+        bool, typer.Option("--test-set", help="Write labelled test sets in MVTec layout, one for each weakness.")
+    ] = False,
+    textures: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=DATA,
+            metavar="DIR|self|procedural",
+            help="Where textures come from: a folder of pictures, the parts themselves, or drawn by the program.",
+        ),
+    ] = "procedural",
+    foreground: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=DATA,
+            metavar="none|auto|DIR",
+            help="Where flaws may lie: anywhere, on the part (found by itself), or where mask files say.",
+        ),
+    ] = "none",
     size: Annotated[
         tuple[int, int] | None,
-        typer.Option(metavar="H W", help="Scale images to this size first; by default they stay as they are."),
+        typer.Option(
+            rich_help_panel=DATA,
+            metavar="H W",
+            help="Scale images to this size first; by default they stay as they are.",
+        ),
     ] = None,
-    pictures: Annotated[bool, typer.Option("--pictures", help="Write the single pictures beside the sheet.")] = False,
-    test_set: Annotated[
-        bool, typer.Option("--test-set", help="Write labelled test sets in MVTec layout, one a weakness.")
-    ] = False,
-    weakness: Annotated[
-        list[float] | None,
-        typer.Option(metavar="W...", help="Weights of the good image in the flaws; 0.1 0.3 0.5 0.7 by default."),
-    ] = None,
-    per_image: Annotated[int | None, typer.Option(help="Flaws on each image of a test set; 1 by default.")] = None,
     bits: Bits = None,
     value_range: ValueRange = None,
     layout: Layout = None,
+    weakness: Annotated[
+        list[float] | None,
+        typer.Option(
+            rich_help_panel=RESEARCH,
+            metavar="W...",
+            help="How much of the good image shows through the flaws of a test set; 0.1 0.3 0.5 0.7 by default.",
+        ),
+    ] = None,
+    per_image: Annotated[
+        int | None,
+        typer.Option(rich_help_panel=RESEARCH, help="Flaws on each image of a test set; 1 by default."),
+    ] = None,
+    seed: Annotated[int, typer.Option(rich_help_panel=RESEARCH, help="Seed of every random draw.")] = 0,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:

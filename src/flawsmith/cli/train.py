@@ -123,7 +123,7 @@ Config = Annotated[
         metavar="YAML",
         is_eager=True,
         callback=_take_config,
-        help="Settings of an earlier run, its config.yaml; options given here win.",
+        help="config.yaml of an earlier run, to use its settings again; options given here win.",
     ),
 ]
 Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<category>.")]
@@ -142,14 +142,17 @@ TrainingEngine = Annotated[
 Precision = Annotated[str, typer.Option(rich_help_panel=SPEED, help="float32 or bfloat16, of that engine.")]
 Select = Annotated[
     str,
-    typer.Option(rich_help_panel=RESEARCH, help="last, or best on held-out good images and flaws synthesized on them."),
+    typer.Option(
+        rich_help_panel=RESEARCH,
+        help="Checkpoint to keep: last, or best on held-out good images and flaws drawn on them.",
+    ),
 ]
 Oracle = Annotated[
     bool,
     typer.Option(
         "--oracle",
         rich_help_panel=RESEARCH,
-        help="Choose the checkpoint on labelled test data; everything it gives is stamped so.",
+        help="Choose the checkpoint on labelled test data; all results then carry a warning.",
     ),
 ]
 Rate = Annotated[
@@ -181,13 +184,15 @@ SmallestFlaw = Annotated[
         "--smallest-flaw",
         rich_help_panel=DATA,
         metavar="LENGTH",
-        help="Width of the smallest flaw to find, 12 pixels or 0.5mm: images are seen as large as that takes.",
+        help="Width of the smallest flaw to find, 12 (pixels) or 0.5mm; the input is made large enough for it.",
     ),
 ]
 Tile = Annotated[
     int | None,
     typer.Option(
-        rich_help_panel=DATA, metavar="PIXELS", help="Cut images into tiles of this side, for small flaws: 512."
+        rich_help_panel=DATA,
+        metavar="PIXELS",
+        help="Cut images into tiles of this side, such as 512, to find small flaws in large images.",
     ),
 ]
 Overlap = Annotated[
@@ -209,7 +214,7 @@ CrossFit = Annotated[
         "--cross-fit",
         rich_help_panel=RESEARCH,
         metavar="MODELS",
-        help="Learn from all images; so many models of parts of them set the limit.",
+        help="Learn from all images; this many further models, each of a part of them, set the limit.",
     ),
 ]
 Trim = Annotated[
@@ -233,9 +238,7 @@ Baseline = Annotated[
         rich_help_panel=RESEARCH, help="patchcore or padim, built beside the model to compare it with, or none."
     ),
 ]
-Fraction = Annotated[
-    float, typer.Option(rich_help_panel=RESEARCH, help="Share of the images to learn from that is used.")
-]
+Fraction = Annotated[float, typer.Option(rich_help_panel=RESEARCH, help="Share of the training images to learn from.")]
 Accelerator = Annotated[str, typer.Option(rich_help_panel=SPEED, help="Lightning's accelerator, such as cpu or gpu.")]
 Devices = Annotated[
     str,

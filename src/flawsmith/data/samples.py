@@ -124,11 +124,11 @@ class Dataset:
 
     def summary(self) -> str:
         """One line for a log: category, layout and counts."""
-        counts = [f"{len(self.good_train)} good to train on" if self.good_train else "nothing to train on"]
+        counts = [f"{len(self.good_train)} good images to learn from" if self.good_train else "nothing to learn from"]
         if self.good_val:
-            counts.append(f"{len(self.good_val)} good to validate")
+            counts.append(f"{len(self.good_val)} good ones to validate")
         if self.test:
-            counts.append(f"test {len(self.test_good)} good and {len(self.test_flawed)} flawed")
+            counts.append(f"{len(self.test_good)} good and {len(self.test_flawed)} flawed ones to test")
         if self.without_mask:
             counts.append(f"{len(self.without_mask)} flawed without a mask")
         return f"{self.category} ({self.layout} layout): {', '.join(counts)}"

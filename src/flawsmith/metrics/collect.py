@@ -81,6 +81,7 @@ class ScoredImage:
         channels: the annotated defects one by one, of the mask's size, which is their union; none where the data set
             does not say when a defect counts as found.
         network: map and mask in the network's pixels, without letterbox bars, for protocols that measure there.
+        level: the number that decides where the map's regions do, `Decision.level`; None: the score decides.
     """
 
     image: str
@@ -93,6 +94,7 @@ class ScoredImage:
     not_inspected: npt.NDArray[np.bool_] | None = None
     channels: tuple[Channel, ...] = ()
     network: ScoredMask | None = None
+    level: float | None = None
 
     def lowest_where_not_inspected(self) -> npt.NDArray[np.float32]:
         """(height, width) the map, -inf where it says nothing.
@@ -232,6 +234,7 @@ class EvaluationState:
         notes: what was resized, left out or lost, in sentences.
         saturated: the same of the saturated region overlap, None where no image had channels.
         protocol: the rules by which all this was taken in.
+        levels: (images,) the numbers that decide where the map's regions do; None: the scores decide.
     """
 
     images: tuple[str, ...]
@@ -244,6 +247,14 @@ class EvaluationState:
     notes: tuple[str, ...]
     saturated: PixelResult | None = None
     protocol: Protocol = CLEAN
+    levels: FloatArray | None = None
+
+    @property
+    def deciding(self) -> FloatArray | None:
+        """(images,) the numbers that the reject limit is set on; None: the protocol takes other scores."""
+        if self.levels is not None:
+            return self.levels
+        return self.scores if self.protocol.image_score == "model" else None
 
     def of_kind(self, defect: str) -> npt.NDArray[np.bool_]:
         """(images,) True for flawed images of a defect type, in any case of letters."""
@@ -349,7 +360,7 @@ class MetricCollection:
                 self._observations["called_good"] += 1
         if self._protocol.image_score == "map_maximum":
             score = (in_pixels_of(self._protocol, image) if aligned is None else aligned[0]).highest
-        counted = ScoredImage(image.image, score, image.verdict, image.defect, flawed)
+        counted = ScoredImage(image.image, score, image.verdict, image.defect, flawed, level=image.level)
         self._images.append(counted)
         return counted
 
@@ -381,6 +392,7 @@ class MetricCollection:
         """
         _check(self._images)
         measured = any(index >= 0 for index in self._pixel_index)
+        levels = [image.level for image in self._images if image.level is not None]
         seen = {key: f"{number} image{'s' if number > 1 else ''}" for key, number in self._observations.items()}
         return EvaluationState(
             images=tuple(image.image for image in self._images),
@@ -393,6 +405,7 @@ class MetricCollection:
             notes=(*notes, *(text.format(seen[key]) for key, text in OBSERVATIONS.items() if key in seen)),
             saturated=self._saturated.compute() if saturated and self._saturated is not None else None,
             protocol=self._protocol,
+            levels=np.array(levels, np.float64) if len(levels) == len(self._images) else None,
         )
 
 

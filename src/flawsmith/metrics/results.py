@@ -132,8 +132,8 @@ class Evaluation(BaseModel):
     n_annotated: int = Field(default=0, description="Flawed test images that took part in the pixel figures.")
     what_if: list[LimitStep] = Field(
         default_factory=list,
-        description="What other limits on the score would have done, the highest first; empty where regions decide, or "
-        "where the protocol takes another score than the model's.",
+        description="What other limits on the score, or on the map where regions decide, would have done, the highest "
+        "first; empty where the protocol takes another score than the model's.",
     )
     by_defect: dict[str, DefectResult] = Field(default_factory=dict, description="Figures by defect type.")
     verdicts: dict[str, dict[str, int]] = Field(
@@ -238,9 +238,10 @@ class Evaluation(BaseModel):
                 f"{self.n_good} good parts: flawsmith calibrate model.flaw GOOD --flawed FLAWED --catch 1."
             )
         elif self.n_missed:
+            no_limit = "No limit finds all flaws without rejecting many good parts. " if self.what_if else ""
             steps.append(
-                "No limit finds all flaws without rejecting many good parts. If the missed ones are small, train with "
-                "--smallest-flaw; if position or light change, give more good images."
+                f"{no_limit}If the missed flaws are small, train with --smallest-flaw; if the parts lie or are lit "
+                "differently each time, give more good images."
             )
         if not steps and self.n_rejected:
             steps.append(
@@ -248,11 +249,13 @@ class Evaluation(BaseModel):
             )
         if not steps and (self.n_flawed < _FEW or self.n_good < _FEW):
             steps.append(
-                f"Nothing is wrong here, but {self.n_good} good and {self.n_flawed} flawed parts say little: test with "
-                "more of either kind."
+                "No flaw was missed and no good part rejected, but "
+                f"{self.n_good} good and {self.n_flawed} flawed parts are few: test with more of both."
             )
         if not steps:
-            steps.append("Nothing is wrong here. Inspect new parts: flawsmith predict model.flaw IMAGES.")
+            steps.append(
+                "No flaw was missed, no good part rejected. Inspect new parts: flawsmith predict model.flaw IMAGES."
+            )
         return steps
 
     def _step_row(self, step: LimitStep) -> tuple[str, ...]:

@@ -119,11 +119,11 @@ def summarise(
 
 
 def _what_if(state: EvaluationState, decision: Decision | None) -> list[LimitStep]:
-    """What other limits would have done, where it is the state's scores that the limit is set on."""
-    if decision is None or decision.by_regions or state.protocol.image_score != "model":
+    """What other limits would have done, where the state knows the numbers that the limit is set on."""
+    if decision is None or state.deciding is None or decision.by_regions != (state.levels is not None):
         return []
-    good, flawed = state.scores[~state.flawed], state.scores[state.flawed]
-    return telling(limit_steps(good, flawed, decision.limit), good.size)
+    good, flawed = state.deciding[~state.flawed], state.deciding[state.flawed]
+    return telling(limit_steps(good, flawed, decision.deciding_limit), good.size)
 
 
 def _rate(flags: npt.NDArray[np.bool_]) -> float | None:

@@ -87,7 +87,7 @@ def run_demo(
         if _claim(out, drawing):
             on_message(f"using the drawings of {part} from the last demo")
         else:
-            on_message(f"drawing a product line of {part}s")
+            on_message(f"drawing {part}s, good ones and flawed ones")
             render_product_line(out / _DATA, parts=[part], seed=seed, **(render or {}))
             with replacing(out / MARKER) as temporary:
                 temporary.write_text(json.dumps(drawing, indent=2) + "\n", encoding="utf-8")

@@ -64,31 +64,56 @@ def evaluate(
     model: str | Path | Inspector,
     data: str | Path | Dataset,
     *,
+    out: str | Path | None = None,
     layout: str | None = None,
     engine: str | None = None,
     protocol: str = "clean",
     set: Mapping[str, Any] | None = None,  # noqa: A002, the name it has for train and on the command line
+    dated: bool = False,
     n_resamples: int = 1000,
     seed: int = 0,
 ) -> Evaluation:
     """Every figure of a model on the test split of a dataset.
 
     Args:
-        model: a model file, or an inspector.
+        model: a model file, or an inspector where nothing is to be written.
         data: a category folder of a known layout, or a loaded dataset.
+        out: folder for report.html, evaluation.json and scores.csv, the files of the command, and then compared with
+            the baseline beside the model; None: nothing is written.
         layout: name of the layout; detected by default.
         engine: another engine than the one the model was calibrated with.
         protocol: ``clean``, or ``papers``: as the released code of the model's method measures.
         set: single switches of the protocol to change, such as ``{"pro": "exact"}``; see docs/research/protocol.md.
+        dated: say in the report when and of what it was made.
         n_resamples: bootstrap resamples behind the intervals.
         seed: seed of the bootstrap.
 
     Raises:
         FlawsmithError: when the model or an image cannot be read, the dataset has no test split, what it says of the
-            saturation of its defects is damaged, or there is no such protocol or switch.
+            saturation of its defects is damaged, there is no such protocol or switch, or files are to be written of an
+            inspector or cannot be.
     """
-    inspector = model if isinstance(model, Inspector) else Inspector.load(model, engine=engine)
     dataset = data if isinstance(data, Dataset) else load(data, layout)
+    if out is not None:
+        if isinstance(model, Inspector):
+            raise FlawsmithError(
+                "evaluate: the report needs what only the model file holds; give the file in place of the inspector, "
+                "or no out"
+            )
+        written = evaluate_into(
+            Path(out),
+            Bundle.load(model),
+            dataset,
+            engine=engine,
+            protocol=protocol,
+            set=set,
+            history=Path(model).parent,
+            dated=dated,
+            n_resamples=n_resamples,
+            seed=seed,
+        )
+        return written.evaluation
+    inspector = model if isinstance(model, Inspector) else Inspector.load(model, engine=engine)
     rules = choose_protocol(protocol, method=inspector.spec.method, layout=dataset.layout, changes=set)
     (state,) = _measure([inspector], test_samples(dataset), SaturationReader(dataset), rules, notes=_left_out(dataset))
     spec = inspector.spec
@@ -245,6 +270,7 @@ def _scored(
     protocol: Protocol,
     geometry: Geometry | None,
 ) -> ScoredImage:
+    decision = inspection.decision
     return ScoredImage(
         image=str(sample.image),
         score=inspection.score,
@@ -256,6 +282,7 @@ def _scored(
         not_inspected=inspection.not_inspected,
         channels=channels,
         network=None if geometry is None else _in_network_pixels(geometry, inspection, mask, protocol),
+        level=decision.level(inspection.map, inspection.not_inspected) if decision.by_regions else None,
     )
 
 
@@ -325,6 +352,8 @@ def evaluate_into(
     set: Mapping[str, Any] | None = None,  # noqa: A002, the name it has for train and on the command line
     history: Path | None = None,
     dated: bool = False,
+    n_resamples: int = 1000,
+    seed: int = 0,
     on_step: Callable[[], object] = lambda: None,
 ) -> WrittenEvaluation:
     """Evaluate a model on the test split of a dataset and write report.html, evaluation.json and scores.csv.
@@ -336,6 +365,7 @@ def evaluate_into(
         protocol, set: as in :func:`flawsmith.pipeline.evaluate.evaluate`.
         history: run folder whose training curve the report shows, where it has one.
         dated: say in the report when and of what it was made: date, data folder, number of images, hash of the model.
+        n_resamples, seed: as in :func:`flawsmith.pipeline.evaluate.evaluate`.
 
     Raises:
         FlawsmithError: the dataset has no test split, or a damaged saturation of its defects; an image cannot be read,
@@ -354,7 +384,13 @@ def evaluate_into(
         state, *others = _measure(
             inspectors, samples, masks, rules, notes=_left_out(dataset), gallery=gallery, on_step=on_step
         )
-        evaluation = summarise(state, selection=bundle.spec.training.selection, decision=bundle.spec.decision)
+        evaluation = summarise(
+            state,
+            selection=bundle.spec.training.selection,
+            decision=bundle.spec.decision,
+            n_resamples=n_resamples,
+            seed=seed,
+        )
         if baseline is not None:
             comparison = against(baseline.spec.method, state, others[0])
             evaluation = evaluation.model_copy(update={"baseline": comparison})

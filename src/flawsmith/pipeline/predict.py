@@ -32,6 +32,7 @@ from flawsmith.runtime.files import (
 )
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
 from flawsmith.runtime.outputs import exclusive_folder, refuse_irreplaceable, uninterrupted
+from flawsmith.runtime.regions import STRANGEST_PLACE
 
 LINES, TABLE, OVERLAYS, MAPS = "verdicts.jsonl", "verdicts.csv", "overlays", "maps"
 _NAMED = 3
@@ -41,6 +42,7 @@ MapFormat = Literal["npy", "tiff"]
 """npy: numbered files in one folder. tiff: the tree of the folder of images, as evaluation servers take it."""
 _ROW = ("image", "score", "times_limit", "verdict", "regions", "error")
 _FACTS = ("limit", "model", "date")
+_LAST = ("overlay", "remark")
 
 
 @dataclass
@@ -50,9 +52,11 @@ class Prediction:
     Attributes:
         lines: one JSON object an image, in input order.
         table: the same as CSV: image, score, the same as a multiple of the limit, verdict, number of regions, error;
-            then what verdicts are traced by: limit, SHA-256 of the model file, date, path of the overlay.
+            then what verdicts are traced by: limit, SHA-256 of the model file, date, path of the overlay; and a remark
+            where the region is but the map's strangest place.
         verdicts: number of images by verdict.
         nearest: the image of each verdict that is nearest to the limit, with its score as a multiple of that.
+        by_score_alone: number of images that the score rejects, or sends to review, and the map does not.
         unreadable: number of images that could not be inspected.
         of_several: the first few images of files that hold further pictures, which were not inspected.
         n_of_several: number of such images.
@@ -64,6 +68,7 @@ class Prediction:
     table: Path
     verdicts: dict[str, int] = field(default_factory=lambda: {"pass": 0, "review": 0, "reject": 0})
     nearest: dict[str, tuple[float, str]] = field(default_factory=dict)
+    by_score_alone: int = 0
     unreadable: int = 0
     of_several: list[str] = field(default_factory=list)
     n_of_several: int = 0
@@ -181,8 +186,7 @@ def map_tree(paths: Sequence[Path], out: Path, maps: MapFormat | None) -> Path |
 
 def facts_of(decision: Decision, model: str) -> dict[str, Any]:
     """What every row of the table says of how it was made: the limit of what decides, the model file and the date."""
-    limit = decision.map_limit if decision.by_regions else decision.limit
-    return {"limit": limit, "model": model, "date": datetime.now().astimezone().date().isoformat()}
+    return {"limit": decision.deciding_limit, "model": model, "date": datetime.now().astimezone().date().isoformat()}
 
 
 def write_records(
@@ -300,7 +304,7 @@ class _Results:
             for final in finals:
                 self._files.append(_GrowingFile(final.with_stem(f"{final.stem}.partial")))
                 stack.callback(self._files[-1].discard)
-            self._add_row((*_ROW, *_FACTS, "overlay"))
+            self._add_row((*_ROW, *_FACTS, *_LAST))
             self._folder = stack.pop_all()
         return self
 
@@ -309,9 +313,10 @@ class _Results:
         self._files[0].write(json.dumps(record, allow_nan=False) + "\n")
         score, verdict, times = record.get("score", ""), record.get("verdict", ""), record.get("times_limit")
         regions = len(record["regions"]) if "regions" in record else ""
+        by_score_alone = any(region["strangest_place"] for region in record.get("regions", ()))
         shown = "" if times is None else f"{times:.4g}"
         row = (record["image"], score, shown, verdict, regions, record.get("error", ""))
-        self._add_row((*row, *self._facts, record.get("overlay") or ""))
+        self._add_row((*row, *self._facts, record.get("overlay") or "", STRANGEST_PLACE if by_score_alone else ""))
         for file in self._files:
             file.flush()
         for file in self._files:
@@ -322,6 +327,7 @@ class _Results:
                 self.prediction.of_several.append(record["image"])
         if verdict:
             self.prediction.verdicts[verdict] += 1
+            self.prediction.by_score_alone += by_score_alone
             nearest = self.prediction.nearest.get(verdict)
             if times is not None and (nearest is None or abs(times - 1) < abs(nearest[0] - 1)):
                 self.prediction.nearest[verdict] = (times, record["image"])

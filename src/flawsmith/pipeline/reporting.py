@@ -38,7 +38,7 @@ from flawsmith.report.data import (
 from flawsmith.report.html import write_report
 from flawsmith.report.plots import encoded, outlined
 from flawsmith.runtime.bundle import Bundle, BundleSpec
-from flawsmith.runtime.decision import Decision, images_needed, parts_of_1000, promise_in_words
+from flawsmith.runtime.decision import LARGEST_SCORE, Decision, images_needed, parts_of_1000, promise_in_words
 from flawsmith.runtime.files import BASELINES, printable
 from flawsmith.runtime.image import ImageArray, as_8_bit, decode
 from flawsmith.runtime.inspector import Inspection, Inspector
@@ -52,6 +52,11 @@ PICTURES = 24
 """Of the held-out images, and of the synthetic flaws on them, so many are shown; more are listed."""
 MOST_STEPS = 200
 """Limits that the page lets a reader try."""
+_NO_CHOICE = (
+    "This page cannot try other limits: spots of the map decide here, and a model file holds only the scores of the "
+    "images that set the limit. The report of flawsmith evaluate, on labelled test images, lets you move the limit; "
+    "flawsmith calibrate sets another one."
+)
 _PICTURE_BYTES, _LARGEST_PICTURE = 12_000_000, 250_000
 _SIDE = 1024
 _LISTED, _THUMBNAIL = 200, 512
@@ -87,7 +92,8 @@ class ExampleGallery:
         """
         self._number += 1
         is_wrong = image.flawed != (image.verdict == "reject")
-        rank = (is_wrong, -abs((inspection.times_limit or 0.0) - 1), -self._number)
+        deciding = image.score if image.level is None else image.level
+        rank = (is_wrong, -abs((inspection.decision.times_limit(deciding) or 0.0) - 1), -self._number)
         if len(self._entries) == MOST_SHOWN and rank < self._entries[0][0]:
             return
         assert inspection.pixels is not None, "the stream was asked to keep them"
@@ -95,7 +101,7 @@ class ExampleGallery:
             name=Path(image.image).name,
             defect=image.defect,
             flawed=image.flawed,
-            score=image.score,
+            score=deciding,
             verdict=image.verdict,
             pictures=pictures_of(inspection, inspection.pixels, mask, self._most_bytes, maps_of_passes=image.flawed),
         )
@@ -135,6 +141,8 @@ def pictures_of(
     # The score may reject what the map does not: the two limits need not agree.
     kind = "stretched map" if stretched else "map, below its limit" if low < limit else "map"
     caption = f"{kind}: {low:.3g} to {high:.3g}{times}"
+    if inspection.by_score_alone:
+        caption += ", dashed: its strangest place"
     return [
         *pictures,
         Picture(encoded(heat, most_bytes), caption, f"{caption}; regions outlined: {len(small.regions)}"),
@@ -161,15 +169,15 @@ def _reduced(inspection: Inspection, step: int) -> Inspection:
 def limits_to_try(
     good: NDArray[np.float64], flawed: NDArray[np.float64], decision: Decision, *, promises: bool
 ) -> LimitChoice | None:
-    """Other limits on the image score; None where regions decide, or where there is nothing to choose.
+    """Other limits on the number that decides; None where there is nothing to choose.
 
     Args:
-        good: (n,) scores of good images.
+        good: (n,) numbers that decide of good images: scores, or where regions decide levels of the map.
         flawed: (m,) of flawed ones, or of synthetic flaws.
         decision: the limits in use.
         promises: whether the good images are those that the limit rests on, so that each limit has a promise.
     """
-    steps = [] if decision.by_regions or not good.size else limit_steps(good, flawed, decision.limit)
+    steps = limit_steps(good, flawed, decision.deciding_limit) if good.size else []
     if len(steps) < 2:
         return None
     thinned = np.unique(np.linspace(0, len(steps) - 1, MOST_STEPS).round().astype(int))
@@ -207,7 +215,8 @@ def _counts(step: LimitStep, n_good: int, n_flawed: int, *, promises: bool) -> l
 
 
 def _sentence(step: LimitStep, decision: Decision, n_good: int, n_flawed: int, *, promises: bool) -> str:
-    times = f" ({step.limit / decision.limit:.2f} x the limit in use)" if decision.limit > 0 and not step.in_use else ""
+    multiple = decision.times_limit(step.limit)
+    times = "" if multiple is None or step.in_use else f" ({multiple:.2f} x the limit in use)"
     head = "The limit in use" if step.in_use else "A limit of"
     flaws = f"misses {step.missed} of {n_flawed} {'synthetic flaws' if promises else 'flaws'} and " if n_flawed else ""
     parts = "held-out good images" if promises else "good parts"
@@ -250,7 +259,10 @@ def training_report(
             made=made,
             promise=decision.promise if decision.held_out else "",
             next_steps=_after_training(decision),
-            choice=limits_to_try(good, forged, decision, promises=decision.held_out and not decision.cross_fitted),
+            choice=None
+            if decision.by_regions
+            else limits_to_try(good, forged, decision, promises=decision.held_out and not decision.cross_fitted),
+            no_choice=_NO_CHOICE if decision.by_regions else "",
             facts=[
                 *_model_facts(spec),
                 *_synthetic_against(bundle, baseline),
@@ -416,12 +428,16 @@ def evaluation_report(
 ) -> None:
     """Write the report of a model on a labelled test split."""
     spec = bundle.spec
-    # Limits and calibration speak of the model's own scores; a protocol may take others.
-    model_scores = state.protocol.image_score == "model"
-    good, flawed = _by_truth(state)
-    scores: dict[ScoreKind, NDArray[np.floating]] = {"good": good, "flawed": flawed}
-    scores |= _calibration_scores(bundle) if model_scores else {}
-    scores_decide = model_scores and not spec.decision.by_regions
+    # Limits and calibration speak of what decides; a protocol may take other scores.
+    decides, decision = state.deciding is not None, spec.decision
+    numbers = state.scores if state.deciding is None else state.deciding
+    good, flawed = numbers[~state.flawed], numbers[state.flawed]
+    shown: dict[ScoreKind, NDArray[np.floating]] = {
+        "good": good[good > -LARGEST_SCORE],
+        "flawed": flawed[flawed > -LARGEST_SCORE],
+    }
+    if decides and not decision.by_regions:
+        shown |= _calibration_scores(bundle)
     write_report(
         path,
         ReportData(
@@ -429,8 +445,9 @@ def evaluation_report(
             subtitle=_subtitle(spec),
             made=made,
             promise=evaluation.promise(),
-            next_steps=_more_good_images(spec.decision),
-            choice=limits_to_try(*_by_truth(state), spec.decision, promises=False) if scores_decide else None,
+            next_steps=_more_good_images(decision),
+            choice=limits_to_try(good, flawed, decision, promises=False) if decides else None,
+            by_regions=decision.by_regions,
             facts=[
                 *_model_facts(spec),
                 *_baseline_facts(evaluation),
@@ -444,10 +461,10 @@ def evaluation_report(
                 state.pixel_roc_curve(),
                 state.spro_curve(),
             ),
-            scores={kind: values for kind, values in scores.items() if len(values)},
-            limit=spec.decision.limit if scores_decide else None,
-            review_limit=spec.decision.review_limit if scores_decide else None,
-            limit_statement=spec.decision.describe(),
+            scores={kind: values for kind, values in shown.items() if len(values)},
+            limit=decision.deciding_limit if decides else None,
+            review_limit=decision.review_limit if decides else None,
+            limit_statement=decision.describe(),
             examples=gallery.examples(),
             left_out=gallery.left_out,
             training=metrics,
@@ -455,11 +472,6 @@ def evaluation_report(
             stamps=spec.training.stamps,
         ),
     )
-
-
-def _by_truth(state: EvaluationState) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Scores of the good images, and of the flawed ones."""
-    return state.scores[~state.flawed], state.scores[state.flawed]
 
 
 def _subtitle(spec: BundleSpec) -> str:

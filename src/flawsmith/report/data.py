@@ -156,13 +156,16 @@ class ReportData:
         promise: how many good parts the limit was said to reject; empty where nothing was said.
         next_steps: what to do about what the page shows, where there is no evaluation that says it.
         choice: other limits; None where they cannot be tried.
+        no_choice: why they cannot, in a sentence or two, where a reader would look for them.
+        by_regions: whether spots of the map decide: then all that is called a score here is the map value at which an
+            image has a spot that counts.
         facts: groups of facts about model and data, in order.
         evaluation: figures on the test split; None where there is none (after ``train`` on good images
             alone).
         curves: curves of that evaluation.
-        scores: (images,) image scores by kind, for the histogram.
-        limit: reject limit on the image score.
-        review_limit: review limit on the image score.
+        scores: (images,) scores by kind, for the histogram.
+        limit: reject limit on these scores.
+        review_limit: review limit on these scores.
         limit_statement: what stands behind the limit and which false-reject rate it supports, in words.
         held_out: the held-out good images by their score: pictures and tables.
         examples: inspected images to show, any number.
@@ -181,6 +184,8 @@ class ReportData:
     promise: str = ""
     next_steps: Sequence[str] = ()
     choice: LimitChoice | None = None
+    no_choice: str = ""
+    by_regions: bool = False
     facts: Sequence[FactGroup] = ()
     evaluation: Evaluation | None = None
     curves: RateCurves = field(default_factory=RateCurves)

@@ -124,6 +124,7 @@ def render_report(data: ReportData) -> str:
         notes=[*data.notes, *(data.evaluation.notes if data.evaluation else ())],
         number=number,
         percent=percent,
+        measure=_measure(data).removeprefix("image "),
     )
 
 
@@ -155,6 +156,11 @@ def number(value: float | None, digits: int = 3) -> str:
 def percent(value: float | None) -> str:
     """A share in per cent, or a dash where undefined."""
     return "–" if value is None else f"{100 * value:.1f}\u00a0%"
+
+
+def _measure(data: ReportData) -> str:
+    """What the numbers are called that decide."""
+    return "strongest spot" if data.by_regions else "image score"
 
 
 def _scores(data: ReportData, kind: ScoreKind) -> list[float]:
@@ -219,17 +225,18 @@ def _figure_rows(result: Evaluation | None) -> list[tuple[str, str, str]]:
 
 
 def _histogram(data: ReportData) -> Plot | None:
-    drawn = plots.score_histogram(data.scores, data.limit, data.review_limit)
+    name = _measure(data)
+    drawn = plots.score_histogram(data.scores, data.limit, data.review_limit, name)
     if drawn is None:
         return None
-    caption = "How the image scores spread; each group's bars add up to 1."
+    caption = f"How the {name}s spread; each group's bars add up to 1."
     if data.limit is not None:
-        caption += f" Images right of the solid line (score above {data.limit:.4g}) are rejected."
+        caption += f" Images right of the solid line ({name} above {data.limit:.4g}) are rejected."
     if data.review_limit is not None:
         caption += f" Between the dashed line ({data.review_limit:.4g}) and the solid one a person looks."
     kinds = ", ".join(f"{len(scores)} {plots.NAMES[kind]}" for kind, scores in data.scores.items())
-    alt, line = f"Histogram of image scores: {kinds}.", (*drawn.places, *drawn.scores)
-    return Plot(drawn.source, "Image scores", caption, alt, wide=True, line=line)
+    alt, line = f"Histogram of {name}s: {kinds}.", (*drawn.places, *drawn.scores)
+    return Plot(drawn.source, f"{name.capitalize()}s", caption, alt, wide=True, line=line)
 
 
 def _curves(data: ReportData) -> Iterator[Plot]:

@@ -72,12 +72,18 @@ class Histogram:
 
 
 def score_histogram(
-    groups: Mapping[ScoreKind, npt.NDArray[np.floating]], limit: float | None, review_limit: float | None
+    groups: Mapping[ScoreKind, npt.NDArray[np.floating]],
+    limit: float | None,
+    review_limit: float | None,
+    name: str = "image score",
 ) -> Histogram | None:
-    """Histogram of image scores: a panel for test images, one for the calibration, limits drawn in both.
+    """Histogram of scores: a panel for test images, one for the calibration, limits drawn in both.
 
     Args:
         groups: scores by kind; empty groups and infinite scores are left out.
+        limit: reject limit on the score.
+        review_limit: review limit on the score.
+        name: of the score.
 
     Returns:
         None without a finite score.
@@ -105,7 +111,7 @@ def score_histogram(
             axis.set_ylabel("share of group")
             axis.grid(visible=False, axis="x")
             _legend_above(axis, title)
-        axes[-1].set_xlabel("image score")
+        axes[-1].set_xlabel(name)
         source = _svg_uri(figure)
         box, ends = axes[-1].get_position(), axes[-1].get_xlim()
         return Histogram(source, (round(box.x0, 5), round(box.x1, 5)), (float(ends[0]), float(ends[1])))

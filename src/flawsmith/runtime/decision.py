@@ -176,8 +176,7 @@ class Decision(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> Decision:
-        upper = self.map_limit if self.by_regions else self.limit
-        if self.review_limit is not None and self.review_limit > upper:
+        if self.review_limit is not None and self.review_limit > self.deciding_limit:
             raise ValueError("review_limit must not exceed the reject limit")
         if len({zone.name for zone in self.zones}) != len(self.zones):
             raise ValueError("two zones have the same name")
@@ -201,6 +200,11 @@ class Decision(BaseModel):
     def by_regions(self) -> bool:
         """Whether the map's regions decide, not the image score."""
         return self.region_of_interest is not None or self.minimum_area > 1 or bool(self.zones)
+
+    @property
+    def deciding_limit(self) -> float:
+        """The reject limit on the number that decides: ``map_limit`` where regions decide, else ``limit``."""
+        return self.map_limit if self.by_regions else self.limit
 
     @property
     def zone_limits(self) -> dict[str, float]:
@@ -243,7 +247,8 @@ class Decision(BaseModel):
             The verdict, and the regions behind it, the strongest first; a pass has none. They lie above ``map_limit``,
             or the limit of their zone, and end where their zone does; those of a review where the map decides lie above
             the review limit. Where the image score decides and the map stays below its limit, the region is the one
-            around the map's peak, so that a reject or a review always shows where to look.
+            around the map's peak, so that a reject or a review always shows where to look; it is marked as the
+            strangest place.
 
         Raises:
             FlawsmithError: a number is not finite, or the region of interest covers no inspected pixel.
@@ -264,7 +269,8 @@ class Decision(BaseModel):
         regions = self._regions(anomaly_map, self.map_limit, not_inspected)
         mask = self._mask(anomaly_map.shape, not_inspected)
         if not regions and (mask is None or mask.any()):
-            regions = [strongest_region(anomaly_map, mask=mask)]
+            strangest = strongest_region(anomaly_map, mask=mask)
+            regions = [strangest.model_copy(update={"strangest_place": True})]
         return verdict, regions
 
     def _regions(
@@ -300,7 +306,7 @@ class Decision(BaseModel):
             >>> [decision.verdict_of(score) for score in (0.4, 0.5, 0.7)]
             ['pass', 'review', 'reject']
         """
-        if deciding > (self.map_limit if self.by_regions else self.limit):
+        if deciding > self.deciding_limit:
             return "reject"
         return "review" if self.review_limit is not None and deciding > self.review_limit else "pass"
 
@@ -317,8 +323,7 @@ class Decision(BaseModel):
             >>> Decision(limit=4.0, map_limit=2.0, stated_false_reject_rate=0.01, n_good=99).times_limit(6.0)
             1.5
         """
-        limit = self.map_limit if self.by_regions else self.limit
-        return deciding / limit if limit > 0 else None
+        return deciding / self.deciding_limit if self.deciding_limit > 0 else None
 
     def level(self, anomaly_map: NDArray[np.float32], not_inspected: NDArray[np.bool_] | None = None) -> float:
         """Returns the number to calibrate ``map_limit`` with: the map's maximum, under this setting.
@@ -493,9 +498,8 @@ class Decision(BaseModel):
                 f"{parts_of_1000(rate)} of 1,000."
             )
         if self.review_limit is not None and self.repeat_deviation is not None:
-            upper = self.map_limit if self.by_regions else self.limit
-            band = f"{self.review_limit:.4g} to {upper:.4g}"
-            text += f" Parts from {band} go to review: repeated images of a part scatter so far."
+            band = f"{self.review_limit:.4g} to {self.deciding_limit:.4g}"
+            text += f" Parts from {band} go to review: repeated images of one part differ by that much."
         elif self.review_limit is not None and self.target_review_rate is not None:
             share = (self.n_good + 1 - _rank(self.n_good, self.target_review_rate)) / (self.n_good + 1)
             more = max(0.0, share - self.stated_false_reject_rate)
@@ -508,7 +512,7 @@ class Decision(BaseModel):
             text += f" {CHOSEN_ON_FLAWED}"
         elif self.stated_false_reject_rate > target:
             asked = f"{parts_of_1000(target)} of 1,000{with_zones}"
-            text += f" For {asked} it takes {expected:,} such images, {proven:,} to be 95 % sure."
+            text += f" To promise {asked}, {expected:,} such images are needed, {proven:,} to be 95 % sure."
         elif self.worst_false_reject_rate > target:
             rank = sure_rank(target, self.n_good)
             fix = (
@@ -520,7 +524,7 @@ class Decision(BaseModel):
         if self.groups is not None:
             text += f" {self.groups.describe()}".rstrip()
         if self.n_good < FEW_GOOD_IMAGES:
-            text += f" WARNING: {images} can say little: check rejects and passes by eye."
+            text += f" WARNING: with only {images} the limit is rough: check rejects and passes by eye."
         if self.rejects_nothing:
             text += (
                 " WARNING: a good image scores as high as this model can score, so that no image is rejected; train "
@@ -640,11 +644,11 @@ equivalent_blocks`). Each zone takes an image, so that n + 1 − k is their numb
     )
     if review_alpha is None:
         return decision
-    by_regions, upper = decision.by_regions, decision.map_limit if decision.by_regions else decision.limit
+    by_regions = decision.by_regions
     deciding = decision.level_of(maxima) if by_regions else score_array
     review_limit = _largest(deciding, n + 1 - _rank(n, review_alpha)) + (map_tolerance if by_regions else tolerance)
     # Zones may take more images than the reviews may.
-    return decision.model_copy(update={"review_limit": min(review_limit, upper)})
+    return decision.model_copy(update={"review_limit": min(review_limit, decision.deciding_limit)})
 
 
 def _largest(values: NDArray[np.float64], rank: int) -> float:

@@ -33,7 +33,7 @@ from flawsmith.runtime.image import (
 )
 from flawsmith.runtime.notebook import COLOURS, panel
 from flawsmith.runtime.overlay import HeatScale, draw_overlay, heat_scale, with_scale
-from flawsmith.runtime.regions import Region
+from flawsmith.runtime.regions import STRANGEST_PLACE, Region
 from flawsmith.runtime.tiles import inspect_by_tiles
 
 ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
@@ -50,14 +50,16 @@ class Inspection:
         score: image score; larger is more anomalous.
         verdict: ``pass``, ``review`` or ``reject``.
         map: (height, width) float32 anomaly map in pixels of the original image.
-        regions: the flaws that the map shows, the strongest first; a pass has none. See `Decision.decide`.
+        regions: the flaws that the map shows, the strongest first; a pass has none, anything else has one at least.
+            Where the score alone decided it is marked as the strangest place. See `Decision.decide`.
         not_inspected: (height, width), True where the geometry's crop cut away; None where all was inspected.
         timing: milliseconds by step: decode, prepare, infer, restore, decide.
         decision: the limits that held.
         value_range: values of images deeper than 8 bits that are black and white; None: 0 and 65535.
         network_map: (h, w) float32, the map as the network gave it, in its own input pixels; None where several tiles
             make the map.
-        pixels: (height, width, 3) RGB, the image as decoded, where a stream was asked to keep it; else None.
+        pixels: (height, width, 3) RGB, the image as decoded, where a stream was asked to keep it, or where it came from
+            no file and was not cut into tiles; else None.
         further_pictures: whether the file holds further pictures, as an animation does, which were not inspected.
     """
 
@@ -90,7 +92,7 @@ class Inspection:
             except FlawsmithError as error:
                 lines.append(f"no picture: {error}")
         else:
-            lines.append("overlay(image) draws the picture: the image was not kept")
+            lines.append("overlay(image) draws the picture: an image that is cut into tiles is not kept")
         return panel(self.verdict, lines, colour=COLOURS[self.verdict], picture=picture)
 
     def _score_in_words(self) -> str:
@@ -102,8 +104,16 @@ class Inspection:
     def _regions_in_words(self) -> str:
         if not self.regions:
             return "no region"
+        box = self.regions[0].box
+        if self.by_score_alone:
+            return f"map below its limit, strangest place in the box {box}"
         number = "1 region" if len(self.regions) == 1 else f"{len(self.regions)} regions"
-        return f"{number}, the strongest in the box {self.regions[0].box}"
+        return f"{number}, the strongest in the box {box}"
+
+    @property
+    def by_score_alone(self) -> bool:
+        """Whether the image is no pass though its map stays below its limit: its region is the strangest place."""
+        return any(region.strangest_place for region in self.regions)
 
     @property
     def times_limit(self) -> float | None:
@@ -143,11 +153,12 @@ class Inspection:
     def overlay(self, image: ImageSource | None = None, *, stretched: bool = False, scale: bool = False) -> Image.Image:
         """Draws the map's heat and the regions' outlines over the image.
 
-        The colours go from the map's limit, in zones from their own limit, to the map's peak: where nothing exceeds the
-        limit the image stays as it is.
+        The colours go from the map's limit, in zones from their own limit, to the map's peak: an image that passes
+        stays as it is where nothing exceeds the limit. Where the score alone decided, the strangest place has a dashed
+        outline.
 
         Args:
-            image: the image; None takes the pixels where they were kept, and else reads the inspected file again.
+            image: the image; None takes `pixels` where they were kept, and else reads the inspected file again.
                 Arrays must be RGB.
             stretched: let the colours begin half-way from the map's median to its peak: what the map shows of a flaw
                 that was missed.
@@ -162,7 +173,7 @@ class Inspection:
         known = self.image if self.pixels is None else self.pixels
         source = known if image is None else image
         if source is None:
-            raise FlawsmithError("overlay: the inspection came from no file; give the image")
+            raise FlawsmithError("overlay: the image came from no file and was not kept; give it")
         pixels = _read(source)
         if pixels.shape[:2] != self.map.shape:
             raise FlawsmithError(
@@ -172,7 +183,10 @@ class Inspection:
         drawn = draw_overlay(
             pixels, self.map, self.regions, value_range=self.value_range, **self._heat_settings(stretched)
         )
-        return with_scale(drawn, self.heat_scale(stretched=stretched), self.decision.map_limit) if scale else drawn
+        if not scale:
+            return drawn
+        remark = STRANGEST_PLACE if self.by_score_alone else ""
+        return with_scale(drawn, self.heat_scale(stretched=stretched), self.decision.map_limit, remark)
 
     def heat_scale(self, *, stretched: bool = False) -> HeatScale:
         """Map values at which the overlay's colours begin and end; in zones, values less the zone's offset.
@@ -524,10 +538,12 @@ class Inspector:
             self._kinds.look(pixels, str(image) if isinstance(image, (str, Path)) else "an image")
         size = (pixels.shape[0], pixels.shape[1])
         name = str(image) if isinstance(image, (str, Path)) else None
-        kept = pixels if keep_pixels else None
         if self.spec.tiling is not None and not self.spec.tiling.holds(size):
-            return _Prepared(name, None, size, clock.timing, kept, further, pixels)
+            return _Prepared(name, None, size, clock.timing, pixels if keep_pixels else None, further, pixels)
         batch = self.spec.geometry.apply(pixels)[None]
+        kept = pixels if keep_pixels or name is None else None
+        if name is None and isinstance(image, np.ndarray):
+            kept = pixels.copy()  # a camera writes the next picture into the same array
         clock.lap("prepare")
         return _Prepared(name, batch, size, clock.timing, kept, further)
 

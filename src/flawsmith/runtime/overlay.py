@@ -25,6 +25,8 @@ COLOURS: NDArray[np.uint8] = np.stack(
 _OUTLINE = np.array((0, 229, 255), np.uint8)
 _FAINTEST, _DENSEST = 0.25, 0.55
 """Opacity of the coolest and of the hottest colour: the flaw stays visible beneath."""
+_DASHES = 60
+"""Along the shorter side of a picture."""
 _LEAST_SPAN = 0.1
 """Of the limit: a peak that hardly exceeds it does not look like one of twice the limit."""
 _STRIP_PIXELS = 2**20
@@ -67,10 +69,16 @@ def heat_scale(
     """
     peak = max(float(part.max()) for part in _less_offsets(anomaly_map, zones))
     if stretched:
-        low = (float(np.median(anomaly_map)) + peak) / 2
-        return HeatScale(low, max(peak, low + (abs(low) * 1e-6 or 1e-6)))
+        return _scale_to(peak, (float(np.median(anomaly_map)) + peak) / 2)
+    if regions and regions[0].strangest_place:
+        return _scale_to(peak, regions[0].level)
     low = map_limit if peak > map_limit or not regions else regions[0].level
     return HeatScale(low, max(peak, low + (_LEAST_SPAN * abs(map_limit) or _LEAST_SPAN)))
+
+
+def _scale_to(peak: float, low: float) -> HeatScale:
+    """From a value to the peak, however near they are."""
+    return HeatScale(low, max(peak, low + (abs(low) * 1e-6 or 1e-6)))
 
 
 def draw_overlay(
@@ -84,6 +92,8 @@ def draw_overlay(
     stretched: bool = False,
 ) -> Image.Image:
     """Draws the heat over the image, on the scale of :func:`heat_scale`, and outlines the regions.
+
+    The outline of a strangest place is dashed.
 
     Beside image and map this takes 8 bytes a pixel, where regions cover the image 13 (thousands of specks: 20).
 
@@ -117,17 +127,23 @@ def draw_overlay(
         colour_index = (level * (_STEPS - 1)).astype(np.intp)
         picture[strip] = np.rint(base * (1 - opacity) + COLOURS[colour_index] * opacity).astype(np.uint8)
     if regions:
-        picture[_outlines(anomaly_map, regions, map_limit, zones)] = _OUTLINE
+        outlines = _outlines(anomaly_map, regions, map_limit, zones)
+        if regions[0].strangest_place:
+            y, x = np.nonzero(outlines)
+            dash = max(3, min(height, width) // _DASHES)
+            outlines[y, x] = (y // dash + x // dash) % 2 == 0
+        picture[outlines] = _OUTLINE
     return Image.fromarray(picture)
 
 
-def with_scale(picture: Image.Image, scale: HeatScale, map_limit: float) -> Image.Image:
+def with_scale(picture: Image.Image, scale: HeatScale, map_limit: float, remark: str = "") -> Image.Image:
     """The picture with a strip beneath that says what its colours mean.
 
     Args:
         picture: an overlay.
         scale: of its colours.
         map_limit: `Decision.map_limit`; where it is positive, the values stand there as multiples of it too.
+        remark: a line beneath the strip.
 
     Returns:
         An RGB picture as wide as the overlay, or as the words need where that is less, and higher by the strip.
@@ -139,13 +155,15 @@ def with_scale(picture: Image.Image, scale: HeatScale, map_limit: float) -> Imag
         words[0] = f"limit {map_limit:.3g}"
     widths = [round(font.getlength(text)) for text in words]
     gap = size // 2
-    width = max(picture.width, sum(widths) + 8 * gap + 2 * size)
-    shown = Image.new("RGB", (width, picture.height + 2 * size), (255, 255, 255))
+    width = max(picture.width, sum(widths) + 8 * gap + 2 * size, round(font.getlength(remark)) + 2 * gap)
+    rows = 2 if remark else 1
+    shown = Image.new("RGB", (width, picture.height + 2 * size * rows), (255, 255, 255))
     shown.paste(picture)
     pen = ImageDraw.Draw(shown)
     middle = picture.height + size
     for text, x in zip(words, (gap, width - widths[1] - gap), strict=True):
         pen.text((x, middle), text, (29, 39, 51), font=font, anchor="lm")
+    pen.text((gap, middle + 2 * size - gap), remark, (29, 39, 51), font=font, anchor="lm")
     left, right = widths[0] + 2 * gap, width - widths[1] - 2 * gap
     bar = COLOURS[np.linspace(0, _STEPS - 1, right - left).astype(np.intp)]
     shown.paste(Image.fromarray(np.repeat(bar[None], size, axis=0)), (left, middle - size // 2))

@@ -15,6 +15,8 @@ FLAW_SHARE = 0.75
 """From a map's median to a region's peak: how high a pixel is that belongs to the flaw. Maps are blurred, so that what
 lies above the limit is wider than the flaw, the more so the stronger the flaw is; half of the way is the rim of a flaw
 that is larger than the blur, and smaller ones take more (docs/results/regions.md)."""
+STRANGEST_PLACE = "the map stays below its limit: the region is its strangest place"
+"""What is said of an image that its score rejects, or sends to review, and its map does not."""
 _SAMPLED = 2**12
 
 
@@ -30,6 +32,9 @@ class Region(BaseModel):
     spot: int = Field(description="pixels of the spot, all above the limit: what a smallest area is compared with")
     peak_position: tuple[int, int] = Field(description="x, y of that value, the first in reading order")
     centroid: tuple[float, float] = Field(description="x, y of the mean pixel position")
+    strangest_place: bool = Field(
+        default=False, description="whether the map stays below its limit, so that this is where its peak lies, no more"
+    )
     zone: str | None = Field(default=None, description="the zone that it lies in; None: the limits have no zones")
 
     def in_zone(self, zone: str, left: int, top: int) -> Region:
