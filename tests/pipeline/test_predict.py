@@ -165,22 +165,24 @@ def test_only_suspect_images_get_an_overlay_by_default(inspector, tmp_path):
 
 
 def test_table_says_which_regions_are_but_the_strangest_place(tiny, tmp_path):
-    decision = Decision(limit=0.6, map_limit=0.8, stated_false_reject_rate=0.05, n_good=19)
-    for name, level in (("a", 10), ("b", 180), ("c", 250)):
+    decision = Decision(limit=0.6, review_limit=0.4, map_limit=0.8, stated_false_reject_rate=0.05, n_good=19)
+    for name, level in (("a", 10), ("b", 180), ("c", 250), ("d", 130)):
         grey(tmp_path / "in" / f"{name}.png", level)
 
     written = predict(Inspector.load(tiny.make_bundle(decision=decision)), [tmp_path / "in"], tmp_path / "out")
 
     with written.table.open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
-    assert [(row["verdict"], row["regions"]) for row in rows] == [("pass", "0"), ("reject", "1"), ("reject", "1")]
-    assert [row["remark"] for row in rows] == ["", STRANGEST_PLACE, ""]
+    assert [row["verdict"] for row in rows] == ["pass", "reject", "reject", "review"]
+    assert [row["regions"] for row in rows] == ["0", "1", "1", "1"]
+    assert [row["remark"] for row in rows] == ["", STRANGEST_PLACE, "", STRANGEST_PLACE]
     assert [[region["strangest_place"] for region in row["regions"]] for row in lines(written.lines)] == [
         [],
         [True],
         [False],
+        [True],
     ]
-    assert written.by_score_alone == 1
+    assert written.by_score_alone == 1, "a review is between the limits anyway"
 
 
 def test_ctrl_c_keeps_what_is_complete(inspector, tmp_path):

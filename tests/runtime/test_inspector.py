@@ -24,6 +24,8 @@ from flawsmith.runtime.engine import OnnxRuntimeEngine, OpenVinoEngine, make_eng
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
+from flawsmith.runtime.overlay import draw_overlay
+from flawsmith.runtime.regions import strongest_region
 from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.zones import Zone
 
@@ -385,7 +387,11 @@ class TestOverlay:
         found = inspector.inspect(image)
         alone = inspector.with_limits(found.decision.model_copy(update={"map_limit": 2.0})).inspect(image)
 
-        assert (alone.verdict, alone.by_score_alone, found.by_score_alone) == ("reject", True, False)
+        assert (alone.verdict, alone.regions[0].strangest_place, found.regions[0].strangest_place) == (
+            "reject",
+            True,
+            False,
+        )
         assert alone.regions[0].box == found.regions[0].box
         assert f"map below its limit, strangest place in the box {found.regions[0].box}" in repr(alone)
         assert [region["strangest_place"] for region in alone.to_dict()["regions"]] == [True]
@@ -394,6 +400,26 @@ class TestOverlay:
         assert alone.heat_scale().high == pytest.approx(float(alone.map.max()))
         heights = [each.overlay(scale=True).height for each in (alone, found)]
         assert heights[0] > heights[1]
+
+    def test_slanted_outline_of_a_strangest_place_has_dashes_and_gaps(self) -> None:
+        y, x = np.mgrid[:200, :200]
+        far = np.abs(y - 100) + np.abs(x - 100)
+        anomaly_map = np.where(far <= 60, 1.0, 0.0).astype(np.float32)
+        region = strongest_region(anomaly_map).model_copy(update={"strangest_place": True})
+
+        drawn = np.asarray(draw_overlay(np.zeros((200, 200, 3), np.uint8), anomaly_map, [region], map_limit=2.0))
+
+        outline = (drawn == (0, 229, 255)).all(axis=2)
+        for side in (outline[:100, :100], outline[:100, 100:], outline[100:, :100], outline[100:, 100:]):
+            assert 30 < side.any(axis=0).sum() < 55, "of 61 columns"
+
+    def test_strangest_place_that_is_the_whole_map_draws(self) -> None:
+        even = np.ones((20, 30), np.float32)
+        region = strongest_region(even).model_copy(update={"strangest_place": True})
+
+        drawn = draw_overlay(np.zeros((20, 30, 3), np.uint8), even, [region], map_limit=2.0)
+
+        assert drawn.size == (30, 20)
 
     @pytest.mark.parametrize("map_limit", [-2.0, 0.0])
     def test_limit_of_any_sign_draws(self, map_limit: float, new_bundle: Callable[..., Bundle]) -> None:

@@ -56,7 +56,7 @@ class Prediction:
             where the region is but the map's strangest place.
         verdicts: number of images by verdict.
         nearest: the image of each verdict that is nearest to the limit, with its score as a multiple of that.
-        by_score_alone: number of images that the score rejects, or sends to review, and the map does not.
+        by_score_alone: number of images that the score rejects and the map does not.
         unreadable: number of images that could not be inspected.
         of_several: the first few images of files that hold further pictures, which were not inspected.
         n_of_several: number of such images.
@@ -313,10 +313,10 @@ class _Results:
         self._files[0].write(json.dumps(record, allow_nan=False) + "\n")
         score, verdict, times = record.get("score", ""), record.get("verdict", ""), record.get("times_limit")
         regions = len(record["regions"]) if "regions" in record else ""
-        by_score_alone = any(region["strangest_place"] for region in record.get("regions", ()))
+        strangest = any(region["strangest_place"] for region in record.get("regions", ()))
         shown = "" if times is None else f"{times:.4g}"
         row = (record["image"], score, shown, verdict, regions, record.get("error", ""))
-        self._add_row((*row, *self._facts, record.get("overlay") or "", STRANGEST_PLACE if by_score_alone else ""))
+        self._add_row((*row, *self._facts, record.get("overlay") or "", STRANGEST_PLACE if strangest else ""))
         for file in self._files:
             file.flush()
         for file in self._files:
@@ -327,7 +327,7 @@ class _Results:
                 self.prediction.of_several.append(record["image"])
         if verdict:
             self.prediction.verdicts[verdict] += 1
-            self.prediction.by_score_alone += by_score_alone
+            self.prediction.by_score_alone += strangest and verdict == "reject"
             nearest = self.prediction.nearest.get(verdict)
             if times is not None and (nearest is None or abs(times - 1) < abs(nearest[0] - 1)):
                 self.prediction.nearest[verdict] = (times, record["image"])

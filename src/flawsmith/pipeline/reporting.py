@@ -141,7 +141,7 @@ def pictures_of(
     # The score may reject what the map does not: the two limits need not agree.
     kind = "stretched map" if stretched else "map, below its limit" if low < limit else "map"
     caption = f"{kind}: {low:.3g} to {high:.3g}{times}"
-    if inspection.by_score_alone:
+    if any(region.strangest_place for region in inspection.regions):
         caption += ", dashed: its strangest place"
     return [
         *pictures,

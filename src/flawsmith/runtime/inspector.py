@@ -105,15 +105,10 @@ class Inspection:
         if not self.regions:
             return "no region"
         box = self.regions[0].box
-        if self.by_score_alone:
+        if self.regions[0].strangest_place:
             return f"map below its limit, strangest place in the box {box}"
         number = "1 region" if len(self.regions) == 1 else f"{len(self.regions)} regions"
         return f"{number}, the strongest in the box {box}"
-
-    @property
-    def by_score_alone(self) -> bool:
-        """Whether the image is no pass though its map stays below its limit: its region is the strangest place."""
-        return any(region.strangest_place for region in self.regions)
 
     @property
     def times_limit(self) -> float | None:
@@ -185,7 +180,7 @@ class Inspection:
         )
         if not scale:
             return drawn
-        remark = STRANGEST_PLACE if self.by_score_alone else ""
+        remark = STRANGEST_PLACE if any(region.strangest_place for region in self.regions) else ""
         return with_scale(drawn, self.heat_scale(stretched=stretched), self.decision.map_limit, remark)
 
     def heat_scale(self, *, stretched: bool = False) -> HeatScale:
@@ -542,7 +537,7 @@ class Inspector:
             return _Prepared(name, None, size, clock.timing, pixels if keep_pixels else None, further, pixels)
         batch = self.spec.geometry.apply(pixels)[None]
         kept = pixels if keep_pixels or name is None else None
-        if name is None and isinstance(image, np.ndarray):
+        if isinstance(image, np.ndarray) and np.may_share_memory(image, pixels):
             kept = pixels.copy()  # a camera writes the next picture into the same array
         clock.lap("prepare")
         return _Prepared(name, batch, size, clock.timing, kept, further)

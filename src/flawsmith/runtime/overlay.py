@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -25,8 +26,8 @@ COLOURS: NDArray[np.uint8] = np.stack(
 _OUTLINE = np.array((0, 229, 255), np.uint8)
 _FAINTEST, _DENSEST = 0.25, 0.55
 """Opacity of the coolest and of the hottest colour: the flaw stays visible beneath."""
-_DASHES = 60
-"""Along the shorter side of a picture."""
+_DASH = 1 / 60
+"""Of the shorter side of a picture: how long a dash is, and a gap."""
 _LEAST_SPAN = 0.1
 """Of the limit: a peak that hardly exceeds it does not look like one of twice the limit."""
 _STRIP_PIXELS = 2**20
@@ -129,9 +130,7 @@ def draw_overlay(
     if regions:
         outlines = _outlines(anomaly_map, regions, map_limit, zones)
         if regions[0].strangest_place:
-            y, x = np.nonzero(outlines)
-            dash = max(3, min(height, width) // _DASHES)
-            outlines[y, x] = (y // dash + x // dash) % 2 == 0
+            _dash(outlines, regions[0])
         picture[outlines] = _OUTLINE
     return Image.fromarray(picture)
 
@@ -207,6 +206,14 @@ def _outlines(
     for _ in range(max(1, round(min(inside.shape) / 300))):
         grown = _grow(grown)
     return grown & ~inside
+
+
+def _dash(outline: NDArray[np.bool_], region: Region) -> None:
+    """Leaves gaps in the line around a region, evenly by angle, so that slanted stretches have them too."""
+    y, x = np.nonzero(outline)
+    dash = max(3.0, _DASH * min(outline.shape))
+    dashes = max(4, round(math.sqrt(math.pi * region.area) / dash))
+    outline[y, x] = np.sin(dashes * np.arctan2(y - region.centroid[1], x - region.centroid[0])) >= 0
 
 
 def _grow(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
