@@ -253,7 +253,7 @@ def _first_least(table: Float[Tensor, "row column"]) -> Int[Tensor, " row"]:
     width = min(
         (size for size in range(1, columns + 1) if columns % size == 0), key=lambda size: abs(size**2 - columns)
     )
-    blocks = table.unflatten(1, (-1, width))
+    blocks = table.reshape(-1, columns // width, width)
     block = blocks.amin(2).argmin(1)
     of_block = blocks.gather(1, block[:, None, None].expand(-1, -1, width))
     return block * width + of_block[:, 0].argmin(1)
@@ -365,13 +365,14 @@ def squared_distances_between_images(
     rows = torch.linspace(0, len(features.images) - 1, min(most, len(features.images)), dtype=torch.float64).round()
     compared, images = features.features[rows.long()], features.images[rows.long()]
     squares, between = compared.square().sum(1), []
-    for part, own in zip(coreset.features.split(SWEEP // 16), coreset.images.split(SWEEP // 16), strict=True):
+    parts = (torch.split(each, SWEEP // 16) for each in (coreset.features, coreset.images))
+    for part, sources in zip(*parts, strict=True):
         to_others = torch.addmm(squares, part, compared.T, alpha=-2)
-        to_others[own[:, None] == images] = torch.inf
+        to_others[sources[:, None] == images] = torch.inf
         nearest = to_others.argmin(dim=1)
         # As in a bank: the product finds the nearest, the difference itself loses no digits.
         distances = (part - compared[nearest]).square().sum(1)
-        between.append(torch.where(images[nearest] == own, 0.0, distances))
+        between.append(torch.where(images[nearest] == sources, 0.0, distances))
     return torch.cat(between)
 
 
