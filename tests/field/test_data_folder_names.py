@@ -43,13 +43,18 @@ CLEAR = """
     正常/異常 好/坏 良品画像/不良品画像 欠陥なし/欠陥 OK品/NG品 無缺陷/缺陷 양품/불량 정상/비정상 합격/불합격
     ＯＫ/ＮＧ جيد/معيب תקין/פגום ดี/เสีย ผ่าน/ไม่ผ่าน 01_ดี/02_เสีย अच्छा/खराब अच्छा_भाग/खराब_भाग 좋음/나쁨 healthy/sick
     bun/rebut
+    valid/invalid nominal/anomalous inliers/deviations trainOK/trainNG imgOK/imgNOK unauffällig/auffällig apto/no_apto
+    godkänt/underkänt bez_vad/s_vadou vyhovuje/nevyhovuje исправен/неисправен без_дефектов/с_дефектами 適合/不適合
+    傷なし/傷あり 異常無/異常有 無不良/有不良 可/不可 적합/부적합 lulus/tidak_lulus αποδεκτά/απορριφθέντα ਚੰਗਾ/ਮਾੜਾ
+    fehlerlos/fehlerbehaftet unblemished/blemished đạt/lỗi không_lỗi/lỗi
     uygun/uygun_değil תקין/לא_תקין सही/सही_नहीं conform/nu_conform
 """.split()  # noqa: SIM905
 UNCLEAR = """
     0/1 00/01 1/2 1/0 -1/1 A/B a/b X/Y positive/negative Positive/Negative pos/neg positiv/negativ
     positivo/negativo 阳性/阴性 true/false True/False yes/no ja/nein y/n t/f TP/FP class0/class1 class_0/class_1
     label_0/label_1 cls-0/cls-1 target0/target1 good_and_bad/ng_or_ok tauglich/untauglich zulässig/unzulässig +/-
-    overkill/escape 0/1/2
+    overkill/escape 0/1/2 ohne_Befund/mit_Befund utan_fel/med_fel green/red grün/rot A-Ware/B-Ware grade_A/grade_B
+    1st/2nd
 """.split()  # noqa: SIM905
 SILENT = ("berlin/munich", "foo/bar", "xyzzy/plugh", "alpha/omega")
 PLACES = """
@@ -84,7 +89,7 @@ def test_words_of_opposite_meaning_are_understood(pair: str, form: str) -> None:
     assert ([f.name for f in names.good], [f.name for f in names.flawed]) == ([good], [bad])
 
 
-@pytest.mark.parametrize("pair", ["pass/fail", "niO/iO", "gut/schlecht", "良品/不良品", "G/NG", "01_good/02_bad"])
+@pytest.mark.parametrize("pair", ["pass/fail", "valid/invalid", "niO/iO", "gut/schlecht", "良品/不良品", "G/NG", "01_good/02_bad"])
 def test_good_parts_are_learned_and_the_others_tested(tmp_path: Path, pair: str) -> None:
     first, second = pair.split("/")
     dataset = load(arrange(tmp_path / "parts", first, second))
@@ -245,6 +250,11 @@ def test_folders_of_another_role_are_never_learned(tmp_path: Path, other: str) -
 
 STRAYS = (
     "Thumbs",
+    "MSOCache",
+    "Papierkorb",
+    "iPod Photo Cache",
+    "@SynoResource",
+    "@sharebin",
     ".thumbnails",
     "thumbnails",
     "@eaDir",

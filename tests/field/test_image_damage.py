@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.field.image_files import jpeg_segment, saved
+from tests.field.image_files import jpeg_segment, saved, tiff
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.formats import _jpeg_frame
@@ -174,6 +174,48 @@ def test_small_jpeg_of_a_large_size_takes_no_memory(*, progressive: bool, paddin
     tracemalloc.stop()
 
     assert peak < 4 * len(filled) + 500_000
+
+
+WITH_RESTARTS = ({"restart_marker_rows": 1}, {"restart_marker_rows": 3}, {"restart_marker_blocks": 7})
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("options", WITH_RESTARTS, ids=str)
+def test_data_that_do_not_fit_between_restart_markers_are_refused(mode: str, options: dict[str, object]) -> None:
+    content = saved(Image.fromarray(PICTURE).convert(mode), "JPEG", **options)
+    mark = content.index(b"\xff\xd2", _pixels(content)[0])
+    lost, doubled = content[: mark - 30] + content[mark:], content[:mark] + content[mark - 30 :]
+    lost_behind = content[: mark + 2] + content[mark + 32 :]
+
+    assert decode(content).shape == PICTURE.shape
+    for damaged, message in ((lost, "end before its pixels"), (doubled, "more compressed data"), (lost_behind, "data")):
+        with pytest.raises(FlawsmithError, match=message):
+            decode(damaged)
+
+
+@pytest.mark.parametrize("value", [1, 254, 255])
+@pytest.mark.parametrize("options", WITH_RESTARTS, ids=str)
+def test_even_jpegs_with_restart_markers_are_read(value: int, options: dict[str, object]) -> None:
+    for mode in ("RGB", "L", "CMYK"):
+        content = saved(Image.new("L", (241, 163), value).convert(mode), "JPEG", **options)
+        np.testing.assert_array_equal(decode(content), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+
+
+@pytest.mark.parametrize("compression", [1, 3, 4, 5, 7, 8, 32773])
+def test_small_tiff_of_a_large_size_takes_no_memory(compression: int) -> None:
+    bits, photometric = ((1,), 0) if compression in (3, 4) else ((8, 8, 8), 2)
+    content = tiff((16000, 16000), [bytes(1000)], bits=bits, photometric=photometric, compression=compression)
+
+    with pytest.raises(FlawsmithError, match="too few bytes for 16000 x 16000 pixels"):
+        decode(content)
+
+
+@pytest.mark.parametrize("compression", ["group3", "group4", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])
+def test_even_tiff_is_small_and_read(compression: str) -> None:
+    mode = "1" if compression.startswith("group") else "L"
+    content = saved(Image.new(mode, (3000, 2000), 255), "TIFF", compression=compression)
+
+    assert (decode(content) == 255).all()
 
 
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])

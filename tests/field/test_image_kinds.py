@@ -147,6 +147,12 @@ def _jpeg2000_of_16_bit_colour() -> bytes:
     return bytes(content)
 
 
+def _jpeg2000_of_signed_values() -> bytes:
+    content = bytearray(saved(GREY, "JPEG2000", no_jp2=True))
+    content[42] |= 0x80
+    return bytes(content)
+
+
 def _jpeg(frame: int, bits: int) -> bytes:
     ordinary = saved(GREY, "JPEG")
     at = ordinary.index(b"\xff\xc0")
@@ -217,6 +223,11 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     "jpeg 2000 in tiff": (lambda: _one_strip(GREY, 8, t259=34712), "TIFF .*JPEG 2000"),
     "ycbcr with fewer colour values": (lambda: _one_strip(COLOUR, 8, 3, photometric=6), "TIFF .*YCbCr"),
     "jpeg 2000 of deep colour": (_jpeg2000_of_16_bit_colour, "JPEG 2000 .*more than 8 bits"),
+    "jpeg 2000 of signed values": (_jpeg2000_of_signed_values, "JPEG 2000 .*signed values"),
+    "signed 16 bits below zero": (
+        lambda: _one_strip(DEEP[:, :, 0].astype("<i2") - 9, 16, t339=2),
+        "values outside 0..65535.*16 bits, unsigned",
+    ),
     "jpeg of 12 bits": (lambda: _jpeg(0xC1, 12), "JPEG .*12 bits a value"),
     "lossless jpeg": (lambda: _jpeg(0xC3, 8), "JPEG .*lossless"),
     "ppm of deep words": (lambda: b"P3 2 1 65535\n1 2 3 4 5 65535\n", "PPM .*up to 65535"),

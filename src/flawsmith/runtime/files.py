@@ -56,7 +56,9 @@ _NO_IMAGE_NAMES = frozenset({"readme", "license", "licence", "copying", "notice"
 _STRAY = frozenset(
     {
         *("$recycle.bin", "recycler", "recycled", "system volume information", "thumbs", "msdownld.tmp"),  # Windows
+        *("msocache", "recycle bin", "papierkorb", "corbeille", "papelera de reciclaje", "cestino"),
         *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),  # macOS and its archives
+        "ipod photo cache",
         *("lost+found", "trash", "paxheader", "paxheaders"),  # Linux and archives
         *(
             "@eadir",
@@ -64,6 +66,10 @@ _STRAY = frozenset(
             "@recycle",
             "@recently-snapshot",
             "@__thumb",
+            "@synoresource",
+            "@sharebin",
+            "@appstore",
+            "recycle",
             "#recycle",
             "#snapshot",
             "~snapshot",

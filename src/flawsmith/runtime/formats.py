@@ -455,6 +455,9 @@ _OPTIONAL_COMPRESSIONS = {
     50001: "WebP",
 }
 _COLOUR_FILTERS, _LINEAR_RAW = 32803, 34892
+_FAX = (2, 3, 4)
+_UNPACKED = {1: 1, 5: 2**12, 7: 2**11, 8: 1040, 32946: 1040, 32773: 64}
+"""Bytes of pixels that a byte of a file gives at most, by compression."""
 _MAX_PAGES = 1000
 
 
@@ -468,6 +471,7 @@ def _read_tiff(file: _File) -> NDArray[Any]:
     kind_and_fix = _unreadable_tiff(tags)
     if kind_and_fix is not None:
         raise _UnsupportedError("TIFF", *kind_and_fix)
+    _check_length(tags, file.stream)
     file.stream.seek(0)
     if _is_separate_16_bit(tags):
         with file.open() as image:
@@ -486,6 +490,20 @@ def _read_tiff(file: _File) -> NDArray[Any]:
         # White is zero, which Pillow heeds up to 8 bits alone.
         np.subtract(_FULL_16_BIT, array, out=array)
     return array
+
+
+def _check_length(tags: dict[int, Any], stream: BinaryIO) -> None:
+    """Holds what the file says about its pixels against its bytes, before any memory is taken for them.
+
+    Raises:
+        OSError: they cannot be all of them.
+    """
+    width, height = _as_integer(tags.get(256)), _as_integer(tags.get(257))
+    compression = tags.get(259, 1)
+    most = width if compression in _FAX else _UNPACKED.get(compression)  # a fax takes a bit for a row
+    bits = min(_all_of(tags, 258, (1,))) * _as_integer(tags.get(277, 1))
+    if most is not None and width * height * bits > 8 * most * stream.seek(0, io.SEEK_END):
+        raise OSError(f"too few bytes for {width} x {height} pixels")
 
 
 def _combination(tags: dict[int, Any]) -> str:
@@ -640,7 +658,10 @@ def _read_jpeg2000(file: _File) -> NDArray[Any]:
     with file.open(io.BytesIO(content)) as image:
         if start >= 0:
             (components,) = struct.unpack_from(">H", content, start + 40)
-            depths = [(depth & 0x7F) + 1 for depth in content[start + 42 : start + 42 + 3 * components : 3]]
+            stored = content[start + 42 : start + 42 + 3 * components : 3]
+            if max(stored) & 0x80:  # Pillow would lift them by half of their range
+                raise _UnsupportedError("JPEG 2000", "signed values", "save it with unsigned values")
+            depths = [depth + 1 for depth in stored]
             if max(depths) > (16 if image.mode == "I;16" else 8):
                 fix = "save it as PNG or TIFF" if image.mode != "I;16" else "save it with 16 bits"
                 kind = "colour of more than 8 bits" if len(depths) > 1 else f"{max(depths)} bits a value"
@@ -657,6 +678,9 @@ _RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
 _PROGRESSIVE_HUFFMAN = 0xC2
 _JPEG_LS = 0xF7
+_HUFFMAN, _HUFFMAN_TABLE, _QUANTISATION, _ADOBE = (0xC0, 0xC1), 0xC4, 0xDB, 0xEE
+_MAX_SIDE, _MAX_INTERVALS = 65535, 1000
+"""Each interval between restart markers takes a tenth of a millisecond to look at."""
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {_JPEG_LS}
 _RESTART_INTERVAL, _SCAN, _END = 0xDD, 0xDA, 0xD9
 _MAX_SCANS = 40
@@ -709,7 +733,7 @@ def _read_jpeg(file: _File) -> NDArray[Any]:
     for untouched in range(2):
         with file.open(io.BytesIO(content)) as image:
             _check_scans(frame, image.size)
-            _check_restarts(frame, content, image.size)
+            _check_restarts(frame, content, image)
             if frame.marker == _PROGRESSIVE_HUFFMAN:
                 _load_scans(image, content, frame.scans)
             elif not frame.in_one_scan:
@@ -771,18 +795,70 @@ def _check_scans(frame: _Frame, size: tuple[int, int]) -> None:
             raise OSError("scans are missing")
 
 
-def _check_restarts(frame: _Frame, content: bytes, size: tuple[int, int]) -> None:
-    """Restart markers are numbered; a lost or doubled stretch between them breaks the count."""
+def _check_restarts(frame: _Frame, content: bytes, image: Image.Image) -> None:
+    """Restart markers are numbered, and between two of them lie the data of so many pixels."""
     if not (frame.restart_interval and frame.in_one_scan):
         return
     scan = frame.scans[0]
     factors = frame.content[7::3][: frame.content[5]]
-    across, down = (8, 8) if len(factors) == 1 else (8 * max(f >> 4 for f in factors), 8 * max(f & 15 for f in factors))
-    units = -(-size[0] // max(across, 8)) * -(-size[1] // max(down, 8))
-    numbers = np.frombuffer(b"".join(_RESTART.findall(content[scan.start : scan.end])), np.uint8) - 0xD0
-    expected = -(-units // frame.restart_interval) - 1
+    width, height = (8, 8) if len(factors) == 1 else (8 * max(f >> 4 for f in factors), 8 * max(f & 15 for f in factors))
+    across, down = -(-image.size[0] // max(width, 8)), -(-image.size[1] // max(height, 8))
+    marks = list(_RESTART.finditer(content, scan.start, scan.end))
+    numbers = np.array([mark[1][0] for mark in marks], np.uint8) - 0xD0
+    expected = -(-across * down // frame.restart_interval) - 1
     if numbers.size not in (expected, expected + 1) or (numbers != np.arange(numbers.size) % 8).any():
         raise OSError("compressed data are missing")
+    if expected > _MAX_INTERVALS or frame.marker not in _HUFFMAN or frame.content[5] == 2:
+        return
+    starts = [scan.start, *(mark.end() for mark in marks[:expected])]
+    ends = [*(mark.start() for mark in marks[:expected]), marks[expected].start() if marks[expected:] else scan.end]
+    left = across * down
+    for start, end in zip(starts, ends, strict=True):
+        units = min(frame.restart_interval, left)
+        left -= units
+        rows, rest = divmod(units, across)
+        of_whole_rows = rows > 0 and rest == 0
+        if of_whole_rows or units * width <= _MAX_SIDE:
+            size = (across * width, rows * height) if of_whole_rows else (units * width, height)
+            _check_interval(_tables(content, scan, size), content[start:end], image, size)
+
+
+def _tables(content: bytes, scan: _Scan, size: tuple[int, int]) -> bytes:
+    """What a decoder must know before a scan's data, for pixels of another size."""
+    parts, position = [content[:2]], 2
+    while (match := _MARKER.search(content, position, scan.start)) is not None:
+        position, kind = match.end(), content[match.start() + 1]
+        (length,) = struct.unpack_from(">H", content, position)
+        segment = content[match.start() : position + length]
+        if kind in _FRAMES:
+            segment = segment[:5] + struct.pack(">HH", size[1], size[0]) + segment[9:]
+        if kind in _FRAMES or kind in (_HUFFMAN_TABLE, _QUANTISATION, _ADOBE, _SCAN):
+            parts.append(segment)
+        position += length
+    return b"".join(parts)
+
+
+def _check_interval(tables: bytes, data: bytes, image: Image.Image, size: tuple[int, int]) -> None:
+    """Decodes what lies between two restart markers as a picture of its own, in the way of `_JpegEnd`.
+
+    Raises:
+        OSError: its data end before its pixels or behind them.
+    """
+    codec, _, _, arguments, *_ = image.tile[0]  # type: ignore[attr-defined]
+    corner = (size[0] - 1, size[1] - 1)
+    for untouched in _UNTOUCHED[image.mode]:
+        canvas = Image.new(image.mode, size, untouched).im
+        decoder = Image._getdecoder(image.mode, codec, arguments, image.decoderconfig)  # type: ignore[attr-defined]
+        decoder.setimage(canvas, (0, 0, *size))
+        early, last = data[:-_TAIL], data[-_TAIL:]
+        waiting = tables + early
+        used, _ = decoder.decode(waiting)
+        if used < 0 or canvas.getpixel(corner) != untouched:
+            raise OSError(_SURPLUS)
+        used, _ = decoder.decode(waiting[used:] + last + _FILLER)
+        if used < 0 or canvas.getpixel(corner) != untouched:
+            return
+    raise OSError("its compressed data end before its pixels")
 
 
 class _JpegEnd:
@@ -907,7 +983,7 @@ def _to_array(image: Image.Image, name: str) -> NDArray[Any]:
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image)
         if grey.dtype.kind == "i" and (grey.min() < 0 or grey.max() > _FULL_16_BIT):
-            raise FlawsmithError(f"{name}: 32-bit values outside 0..{_FULL_16_BIT}; save the image with 8 or 16 bits")
+            raise FlawsmithError(f"{name}: values outside 0..{_FULL_16_BIT}; save the image with 8 or 16 bits, unsigned")
         return _as_rgb(grey.astype(np.uint16))
     # Pillow warns when it drops transparency; dropping it is the rule here.
     image.info.pop("transparency", None)

@@ -71,8 +71,8 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
     Damage is found where the compressed data show it: by check sums, and in JPEGs by their length.
 
     Memory at the peak, for a pixel and beside the file itself: 8 bytes; progressive JPEGs 12, 16-bit grey and WebP
-    17, 16-bit colour 20, JPEG 2000 23. A JPEG with fewer bytes than its pixels need, or of more than 40 scans,
-    is refused.
+    17, 16-bit colour 20, JPEG 2000 23. A JPEG or TIFF with fewer bytes than its pixels need, or a JPEG of more than 40
+    scans, is refused.
 
     Args:
         source: path of the file, or its content.

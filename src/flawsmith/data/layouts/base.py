@@ -63,6 +63,27 @@ def is_set_apart(name: str) -> bool:
     return same_name(name) in {*MASK_FOLDERS, *VALIDATION_FOLDERS, *TEST_FOLDERS} or has_another_role(name)
 
 
+def validation_folder(root: Path) -> Path | None:
+    """The folder of good images to calibrate on; perhaps none. ``valid`` beside ``invalid`` speaks of parts."""
+    return subfolder(root, *(name for name in VALIDATION_FOLDERS if name != "valid" or not _speaks_of_parts(root)))
+
+
+def _speaks_of_parts(root: Path) -> bool:
+    return subfolder(root, "invalid") is not None
+
+
+def of_parts(root: Path) -> list[Path]:
+    """The sub-folders with images of parts: not those of masks, test or validation images."""
+    validation = validation_folder(root)
+    return [
+        folder
+        for folder in subfolders(root)
+        if has_images(folder)
+        and folder != validation
+        and (not is_set_apart(folder.name) or (same_name(folder.name) == "valid" and _speaks_of_parts(root)))
+    ]
+
+
 def below(folder: Path, *names: str) -> Path | None:
     """The folder reached by the names one after the other, whatever their case; None where one is missing."""
     reached: Path | None = folder
@@ -223,7 +244,7 @@ class Collector:
         Raises:
             FlawsmithError: another sub-folder has images: nothing says that they are good.
         """
-        validation = subfolder(self.root, *VALIDATION_FOLDERS)
+        validation = validation_folder(self.root)
         if validation is None:
             return
         good, direct = _labelled_good(validation), direct_images(validation)

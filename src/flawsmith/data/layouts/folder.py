@@ -28,6 +28,7 @@ from flawsmith.data.layouts.base import (
     direct_images,
     has_images,
     is_set_apart,
+    of_parts,
     register,
     subfolder,
     subfolders,
@@ -85,7 +86,7 @@ class FolderLayout(Layout):
 
 def sorted_folders(root: Path) -> Sorted:
     """The sub-folders with images of parts, by what their names say: not those of masks, test or validation images."""
-    return sort_folders([folder for folder in subfolders(root) if not is_set_apart(folder.name) and has_images(folder)])
+    return sort_folders(of_parts(root))
 
 
 def refuse_unclear_names(root: Path) -> None:

@@ -6,6 +6,7 @@ refuses it instead of guessing.
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import unicodedata
@@ -90,6 +91,10 @@ _GOOD = _words("""
     хороший хорошие хорошо хорошая годный годные годен годно норма нормальный нормальные исправный исправные добрий
     добре придатний придатні добър добри καλό καλά καλός αποδεκτό
     सही جيد سليم خوب سالم טוב תקין अच्छा ดี ผ่าน
+    nominal inlier inliers unauffällig ordentlich apto aptos apta aptas perfeita perfeitas perfeitos
+    goedkeur godkänt godkand virheetön virheettömät vyhovuje vyhovující bezchybný megfelelt acceptat lulus lolos layak
+    исправен исправна изправен сагласно приемливо αποδεκτά κατάλληλο goeie bona mazuri tinkamas tinkami
+    tinkama sobiv sobivad நல்லது நல்ல ভালো ਚੰਗਾ ठीक ಒಳ್ಳೆಯ మంచి ปกติ مقبول قبول עבר
 """)
 _FLAWED = _words("""
     bad bads ng ngs nok noks ko nio nogood notok fail failed fails failure failures failing reject rejects rejected
@@ -127,17 +132,19 @@ _FLAWED = _words("""
     λάθος مرفوض تالفة गलत মন্দ খারাপ மோசமான ผิดปกติ ใช้ไม่ได้ ไม่ดี
     плохой плохие плохо плохая брак бракованный бракованные дефект дефекты дефектный дефектные негодный негодные
     неисправный неисправные поганий погані непридатний непридатні лош лоши дефектен κακό κακά κακός ελαττωματικό
-    σκάρτο
+    σκάρτο invalid invalids invalide invalides nokay oos fehlerbehaftet auffällig underkänt brāķis katki slegte
+    дефектов дефектами ελαττωματικά απορριφθέντα கெட்டது ਮਾੜਾ ಕೆಟ್ಟ చెడు مردود נכשל wad wadami vad vadou mbaya txarra
+    blemish blemishes blemished deviation deviations deviating toss tossed
     سيئ سيء معيب تالف بد معیوب רע פגום खराब เสีย ไม่ผ่าน
 """)
 # Languages without spaces: searched for within a name, the longest first.
 _UNSPACED_GOOD = _words("""
     良品 良好 良 合格 正常 优良 優良 好 完好 无缺陷 無缺陷 無欠陥 欠陥なし 无瑕疵 無瑕疵 无异常 異常なし 양품 정상
-    합격 양호 무결함 좋음
+    합격 양호 무결함 좋음 正品 適合 合適 适合 良件 적합
 """)
 _UNSPACED_FLAWED = _words("""
     不良 非良品 不合格 异常 異常 缺陷 瑕疵 欠陥 欠点 坏 壞 不好 次品 废品 廢品 不正常 非正常 残次 破损 损坏 划痕
-    裂纹 傷 キズ 疵 汚れ 打痕 불량 불합격 결함 이상 비정상 파손 나쁨
+    裂纹 傷 キズ 疵 汚れ 打痕 불량 불합격 결함 이상 비정상 파손 나쁨 부적합 废件 廃棄 報廢 报废 错误 錯誤 스크래치
 """)
 # Which one of each and its opposite is good depends on whom you ask.
 _UNCLEAR = _words("""
@@ -151,12 +158,14 @@ _PAIRS = {
     ("g", "ng"), ("g", "n"), ("g", "b"), ("p", "f"), ("o", "x"), ("c", "nc"), ("io", "ni"), ("ok", "n"), ("good", "x"),
     ("tot", "xau"), ("tot", "loi"), ("dat", "khongdat"), ("bo", "dolent"), ("valid", "invalid"), ("valide", "invalide"),
     ("new", "damaged"), ("sound", "unsound"), ("regular", "irregular"), ("free", "defect"), ("bun", "rau"),
-    ("right", "wrong"), ("bun", "rebut"),
+    ("right", "wrong"), ("bun", "rebut"), ("可", "不可"), ("tot", "hong"), ("dat", "loi"), ("khongloi", "loi"),
 }  # fmt: skip
 _UNCLEAR_PAIRS = {
     ("pos", "neg"), ("yes", "no"), ("y", "n"), ("ja", "nein"), ("ja", "nee"), ("ja", "nej"), ("oui", "non"),
     ("si", "no"), ("sim", "nao"), ("da", "nu"), ("да", "нет"), ("t", "f"), ("tp", "fp"), ("tp", "tn"), ("tn", "fp"),
-    ("tn", "fn"), ("fp", "fn"), ("是", "否"), ("阳", "阴"),
+    ("tn", "fn"), ("fp", "fn"), ("是", "否"), ("阳", "阴"), ("green", "red"), ("green", "yellow"), ("grun", "rot"),
+    ("gruen", "rot"), ("vert", "rouge"), ("verde", "rosso"), ("verde", "rojo"), ("зеленый", "красный"), ("绿", "红"),
+    ("緑", "赤"), ("st", "nd"), ("master", "second"), ("prime", "second"), ("ship", "hold"),
 }  # fmt: skip
 # Too short or too usual to say anything within a longer name.
 _ALONE = _words("io ret fel mal god bra hea halb bien fine labi loš")
@@ -175,9 +184,11 @@ _FILLERS = _words("""
     proben ware stück piezas pieza imagen imagenes imágenes pezzi pezzo immagini immagine pièces piece pieces foto
     fotos fotot onderdelen delen obrazy obrazky zdjecia kuvat bilder bilden peças peca
 """)
+_UNSPACED_NEGATIONS = tuple(_words("無 无 没 沒 未 不 非 没有 沒有 부 불 비 무"))
+_UNSPACED_NEGATIONS_BEHIND = tuple(_words("無し 無 无 なし ナシ 없음 없는 無い ない"))
 _CJK = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af\u1100-\u11ff]")
 _SCRIPTS = re.compile(rf"(?<={_CJK.pattern})(?=[A-Za-z])|(?<=[A-Za-z])(?={_CJK.pattern})")
-_CAMEL = re.compile(r"(?<=[a-z\u00df-\u00ff])(?=[A-Z\u00c0-\u00de][a-z\u00df-\u00ff])")
+_CAMEL = re.compile(r"(?<=[a-z\u00df-\u00ff])(?=[A-Z\u00c0-\u00de][a-z\u00df-\u00ff]|(?:OK|NG|NOK|KO|IO|NIO)\b)")
 _LONGEST_PHRASE = 4
 _SHORT = 3
 """Words up to so many letters are not looked for behind a negation that is written together with them, but for ok."""
@@ -279,7 +290,10 @@ def _of_unspaced(name: str) -> set[Meaning]:
     while at < len(name):
         word = next((word for word in known if name.startswith(word, at)), "")
         if word:
-            said.add("good" if word in _UNSPACED_GOOD else "flawed")
+            of_word: Meaning = "good" if word in _UNSPACED_GOOD else "flawed"
+            before, behind = name[:at], name[at + len(word) :]
+            negated = before.endswith(_UNSPACED_NEGATIONS) or behind.startswith(_UNSPACED_NEGATIONS_BEHIND)
+            said.add(_opposite(of_word) if negated else of_word)
         at += max(1, len(word))
     return said
 
@@ -338,7 +352,10 @@ def _says_more(folders: Sequence[Path]) -> Path | None:
     return longer if words < words | more and words <= set(_tokens(longer.name)) else None
 
 
-_LABEL_WORDS = _words("class cls klasse clase classe label category cat kategorie target id y")
+_LABEL_WORDS = _words("""
+    class cls klasse clase classe label category cat kategorie target id y grade quality ware sorte wahl güte qualität
+    qualité calidad qualità
+""")
 
 
 def _opposed(folders: Sequence[Path]) -> list[Path]:
@@ -353,16 +370,26 @@ def _opposed(folders: Sequence[Path]) -> list[Path]:
         return [folder for folder, name in names.items() if name.isdecimal()]
     numbered = [f for f, name in names.items() if re.fullmatch(r"([^\W\d_]+)[\W_]*-?\d{1,3}", name)]
     classes = [f for f in numbered if _squeezed(f.name) in _LABEL_WORDS]
+    classes += [f for f in folders if f not in classes and _is_lettered_class(_tokens(f.name))]
     return classes if len(classes) > 1 else _negated(folders)
 
 
+def _is_lettered_class(words: Sequence[str]) -> bool:
+    """As ``grade A`` and ``B-Ware``."""
+    return len(words) == 2 and sorted(map(len, words))[0] == 1 and not _LABEL_WORDS.isdisjoint(words)
+
+
 def _negated(folders: Sequence[Path]) -> list[Path]:
-    """Two names of which one is the other with a negation before it, in words that are not known."""
+    """Two names of which one is the other with a negation, in words that are not known."""
     by_word = {_squeezed(folder.name): folder for folder in folders}
     for word, folder in by_word.items():
         for negation in _NEGATIONS | _NEGATING:
             if len(word) > _SHORT and (other := by_word.get(negation + word)) is not None:
                 return [folder, other]
+    for negated, other in itertools.permutations(folders, 2):
+        words, others = set(_tokens(negated.name)), set(_tokens(other.name))
+        if words & _NEGATIONS and not others & _NEGATIONS and set() < words - _NEGATIONS <= others:
+            return [negated, other]  # ohne_Befund, mit_Befund
     return []
 
 
