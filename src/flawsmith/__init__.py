@@ -6,6 +6,7 @@ The public names load what they need on first use, so that ``from flawsmith impo
 from __future__ import annotations
 
 import os
+import sys
 from importlib import import_module
 
 TYPE_CHECKING = False  # as type checkers know it, without waiting for typing
@@ -14,6 +15,8 @@ TYPE_CHECKING = False  # as type checkers know it, without waiting for typing
 # Flawsmith in it. Whoever sets a variable on purpose keeps it.
 for _variable in ("ORT_DISABLE_TELEMETRY", "HF_HUB_DISABLE_TELEMETRY"):
     os.environ.setdefault(_variable, "1")
+# OpenVINO knows no variable: it reports through this package, and does without where that is missing.
+sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from flawsmith.benchmark.plan import Plan

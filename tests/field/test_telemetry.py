@@ -80,6 +80,21 @@ with multiprocessing.get_context("spawn").Pool(1) as pool:
     assert files(tmp_path / "home") == []
 
 
+def test_openvino_reports_nothing_home_wherever_it_is_imported(tmp_path: Path) -> None:
+    pytest.importorskip("openvino")
+    code = """
+import flawsmith, multiprocessing
+from flawsmith.features.backbones import load_backbone
+from flawsmith.features.extract import extractor_key
+from flawsmith.runtime.geometry import Geometry
+extractor_key(load_backbone("test_efficientnet@random"), Geometry(size=(32, 32)), "openvino", "float32")
+with multiprocessing.get_context("spawn").Pool(1) as pool:
+    pool.apply(exec, ("import flawsmith, openvino",))
+"""
+    assert run_fresh(code, home=tmp_path / "home") == ""
+    assert not any("openvino" in name for name in files(tmp_path / "home"))
+
+
 def test_whoever_sets_a_variable_on_purpose_keeps_it(tmp_path: Path) -> None:
     code = (
         "import flawsmith; print([os.environ[name] for name in ('ORT_DISABLE_TELEMETRY', 'HF_HUB_DISABLE_TELEMETRY')])"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -407,9 +406,6 @@ def _check_memory(graph: Any) -> None:
 
 
 def _import_openvino() -> Any:
-    # Importing it reports home through this package and leaves an identifier in the home folder; where the package is
-    # missing, OpenVINO does without. It knows no variable for that.
-    sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
     try:
         import openvino
     except ImportError:
