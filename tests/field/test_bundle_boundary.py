@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import struct
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from PIL import Image
 
 from flawsmith.cli.main import main
+from flawsmith.runtime import engine as engine_module
 from flawsmith.runtime.bundle import Bundle, write_parts
 from flawsmith.runtime.engine import _Watchdog
 from flawsmith.runtime.errors import FlawsmithError
@@ -368,6 +370,52 @@ def test_a_limit_of_time_changes_nothing_for_a_model_that_keeps_it(engine: str, 
     ]
 
     assert results[0] == results[1]
+
+
+HUGE_NODE = [
+    helper.make_node("Constant", [], ["shape"], value_ints=[1, 3, 1201, 1201]),
+    helper.make_node("Constant", [], ["tenth"], value_float=0.1),
+    helper.make_node("Expand", ["tenth", "shape"], ["kernel"]),
+    helper.make_node("Conv", ["x", "kernel"], ["y"], pads=[600, 600, 600, 600]),
+]
+"""An hour in one node, which no watch between nodes ends."""
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_a_trial_refuses_a_model_that_computes_without_end(engine: str, write: Write) -> None:
+    path = write({"model.onnx": enlarged(40, HUGE_NODE)})
+    start = time.monotonic()
+
+    line = line_of(path, lambda: Inspector.load(path, engine=engine, trial_seconds=4))
+
+    assert "takes more than 4 s to be loaded and to work on one image" in line
+    assert time.monotonic() - start < 30
+
+
+def test_a_trial_changes_nothing_for_a_sound_model(write: Write) -> None:
+    path = write()
+
+    results = [
+        Inspector.load(path, trial_seconds=limit).inspect(IMAGE).to_dict() | {"timing": 0} for limit in (None, 120)
+    ]
+
+    assert results[0] == results[1]
+
+
+def test_a_trial_says_what_loading_would(write: Write) -> None:
+    path = write({"model.onnx": BROKEN["circle"]})
+
+    line = line_of(path, lambda: Inspector.load(path, trial_seconds=120))
+
+    assert line == line_of(path, lambda: Inspector.load(path))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit of memory is Linux's")
+def test_a_trial_that_lacks_memory_refuses_the_model(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    little = "import resource; resource.setrlimit(resource.RLIMIT_DATA, (2**26, 2**26)); "
+    monkeypatch.setattr(engine_module, "_TRIAL", little + engine_module._TRIAL)
+    path = write()
+    assert "ended the process that tried it" in line_of(path, lambda: Inspector.load(path, trial_seconds=120))
 
 
 def test_openvino_refuses_a_graph_whose_values_take_too_much_memory(write: Write) -> None:

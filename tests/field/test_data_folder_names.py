@@ -89,7 +89,9 @@ def test_words_of_opposite_meaning_are_understood(pair: str, form: str) -> None:
     assert ([f.name for f in names.good], [f.name for f in names.flawed]) == ([good], [bad])
 
 
-@pytest.mark.parametrize("pair", ["pass/fail", "valid/invalid", "niO/iO", "gut/schlecht", "良品/不良品", "G/NG", "01_good/02_bad"])
+@pytest.mark.parametrize(
+    "pair", ["pass/fail", "valid/invalid", "niO/iO", "gut/schlecht", "良品/不良品", "G/NG", "01_good/02_bad"]
+)
 def test_good_parts_are_learned_and_the_others_tested(tmp_path: Path, pair: str) -> None:
     first, second = pair.split("/")
     dataset = load(arrange(tmp_path / "parts", first, second))

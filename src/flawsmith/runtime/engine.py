@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import pickle
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -312,6 +316,72 @@ def make_engine(
             model, precision=precision, threads=threads, batch=batch, bounded=batch == 1, max_seconds=max_seconds
         )
     raise FlawsmithError(f"unknown engine {name!r}; known are onnxruntime and openvino")
+
+
+_TRIAL = "import json, pickle, sys; sys.path[:] = json.loads(sys.argv[1]); pickle.load(sys.stdin.buffer)()"
+_REFUSED = 3
+
+
+def try_engine(
+    name: str,
+    model: bytes,
+    size: tuple[int, int],
+    *,
+    seconds: float,
+    precision: Precision = "float32",
+    threads: int | None = None,
+) -> None:
+    """Compiles a graph and runs it once in a process of its own, which is ended where it takes too long.
+
+    What cannot be bounded from within is bounded so: a single node that computes for hours, and compiling. On Linux
+    memory is bounded too, by twice `MEMORY_BYTES`.
+
+    Args:
+        name: ``onnxruntime`` or ``openvino``.
+        model: the ONNX graph.
+        size: (h, w) of the black image that it is given.
+        seconds: for all of it, the start of Python included, which takes one or two.
+        precision: as of `make_engine`.
+        threads: as of `make_engine`.
+
+    Raises:
+        FlawsmithError: as of `make_engine`; it takes longer, or ends the process.
+    """
+    trial = partial(_run_once, name, model, size, precision=precision, threads=threads)
+    command = [sys.executable, "-c", _TRIAL, json.dumps(sys.path)]
+    try:
+        child = subprocess.run(command, input=pickle.dumps(trial), capture_output=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise FlawsmithError(
+            f"the model takes more than {seconds:g} s to be loaded and to work on one image; use another model, or "
+            "give Inspector.load a larger trial_seconds"
+        ) from None
+    except OSError as error:
+        raise FlawsmithError(f"cannot start a process to try the model in ({error.strerror})") from None
+    words = child.stderr.decode(errors="replace").strip()
+    if child.returncode == _REFUSED:
+        raise FlawsmithError(words)
+    if child.returncode:
+        reason = " ".join(words.split())[-160:] or f"code {child.returncode}"
+        raise FlawsmithError(f"the model ended the process that tried it ({reason}); use another model")
+
+
+def _run_once(name: str, model: bytes, size: tuple[int, int], *, precision: Precision, threads: int | None) -> None:
+    _limit_memory(2 * MEMORY_BYTES)
+    try:
+        make_engine(name, model, precision=precision, threads=threads, batch=1).run(np.zeros((1, 3, *size), np.float32))
+    except FlawsmithError as error:
+        print(error, file=sys.stderr)
+        sys.exit(_REFUSED)
+
+
+def _limit_memory(size: int) -> None:
+    """Bounds what this process may take from now on; on Linux alone, where the limit counts all of it."""
+    if sys.platform == "linux":
+        import resource
+
+        _, most = resource.getrlimit(resource.RLIMIT_DATA)
+        resource.setrlimit(resource.RLIMIT_DATA, (size if most == resource.RLIM_INFINITY else min(size, most), most))
 
 
 def check_detector(engine: Engine, size: tuple[int, int]) -> tuple[int, int]:

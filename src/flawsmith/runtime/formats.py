@@ -801,7 +801,9 @@ def _check_restarts(frame: _Frame, content: bytes, image: Image.Image) -> None:
         return
     scan = frame.scans[0]
     factors = frame.content[7::3][: frame.content[5]]
-    width, height = (8, 8) if len(factors) == 1 else (8 * max(f >> 4 for f in factors), 8 * max(f & 15 for f in factors))
+    width, height = 8, 8
+    if len(factors) > 1:
+        width, height = 8 * max(factor >> 4 for factor in factors), 8 * max(factor & 15 for factor in factors)
     across, down = -(-image.size[0] // max(width, 8)), -(-image.size[1] // max(height, 8))
     marks = list(_RESTART.finditer(content, scan.start, scan.end))
     numbers = np.array([mark[1][0] for mark in marks], np.uint8) - 0xD0
@@ -983,7 +985,8 @@ def _to_array(image: Image.Image, name: str) -> NDArray[Any]:
     if image.mode == "I" or image.mode.startswith("I;16"):
         grey = np.asarray(image)
         if grey.dtype.kind == "i" and (grey.min() < 0 or grey.max() > _FULL_16_BIT):
-            raise FlawsmithError(f"{name}: values outside 0..{_FULL_16_BIT}; save the image with 8 or 16 bits, unsigned")
+            fix = "save the image with 8 or 16 bits, unsigned"
+            raise FlawsmithError(f"{name}: values outside 0..{_FULL_16_BIT}; {fix}")
         return _as_rgb(grey.astype(np.uint16))
     # Pillow warns when it drops transparency; dropping it is the rule here.
     image.info.pop("transparency", None)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.decision import LARGEST_SCORE, Decision, Verdict
-from flawsmith.runtime.engine import MAX_SECONDS, Engine, check_detector, make_engine
+from flawsmith.runtime.engine import MAX_SECONDS, Engine, check_detector, make_engine, try_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, iter_images, printable, without_controls
 from flawsmith.runtime.formats import read_pillow
@@ -345,6 +345,7 @@ class Inspector:
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
         max_seconds: float | None = MAX_SECONDS,
+        trial_seconds: float | None = None,
     ) -> Inspector:
         """Opens a model.
 
@@ -356,6 +357,9 @@ class Inspector:
             max_pixels: refuse larger image files.
             max_seconds: stop the network where it works longer on one image, or on one tile of it; whole seconds, None:
                 never. What is wrong with the model is then wrong with each image, so a service should ask for less.
+            trial_seconds: for models from strangers: load it first in a process of its own, which ends after so many
+                seconds, has it work on a black image there, and refuse it where that fails. 10 will do, 2 of which
+                Python takes to start. None: no trial.
 
         Raises:
             FlawsmithError: the file is no intact bundle, or the engine is unknown, missing or cannot read the
@@ -365,6 +369,9 @@ class Inspector:
         name = engine or bundle.spec.engine
         precision = bundle.spec.precision if name == bundle.spec.engine else "float32"
         try:
+            if trial_seconds is not None:
+                size = bundle.spec.geometry.size
+                try_engine(name, bundle.model, size, seconds=trial_seconds, precision=precision, threads=threads)
             compiled = make_engine(
                 name, bundle.model, precision=precision, threads=threads, batch=1, max_seconds=max_seconds
             )
