@@ -693,7 +693,7 @@ _FILLER = 8 * b"\xff\x00"
 """What a decoder may look ahead at; no code of any table begins with so many ones, so hardly a block comes of it."""
 _SURPLUS = "more compressed data than its pixels need"
 # No whole picture ends in a row of both.
-_UNTOUCHED = {
+_UNTOUCHED: dict[str, Any] = {
     "L": (1, 254),
     "RGB": ((1, 254, 3), (254, 1, 252)),
     "CMYK": ((1, 254, 3, 252), (254, 1, 252, 3)),
