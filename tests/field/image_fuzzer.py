@@ -1,6 +1,6 @@
 """Damages image files of every format, format by format, and watches what decoding them does.
 
-`make fuzz` draws a few hundred; for longer: ``python -m tests.field.image_fuzzer --minutes 30 [--seed 1]``.
+`make fuzz` runs it for some minutes; alone: ``python -m tests.field.image_fuzzer --minutes 30 [--seed 1]``.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from random import SystemRandom
 
 import numpy as np
 from PIL import Image
@@ -288,11 +289,12 @@ def main() -> int:
     """Run for some minutes, keep each find and print counts."""
     parser = argparse.ArgumentParser(description="Damage image files of all formats and decode them.")
     parser.add_argument("--minutes", type=float, default=1.0)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--finds", type=Path, default=Path("finds"), help="folder for files with a fault")
+    parser.add_argument("--seed", type=int, help="drawn by default, so that every run tries others")
+    parser.add_argument("--finds", type=Path, default=Path("build/fuzz-images"), help="folder for files with a fault")
     options = parser.parse_args()
+    seed = options.seed if options.seed is not None else SystemRandom().randrange(2**40)
     end, counts, finds = time.monotonic() + 60 * options.minutes, Counter[str](), 0
-    for name, content in damaged_files(options.seed):
+    for name, content in damaged_files(seed):
         if time.monotonic() > end:
             break
         # Should a file end the process or never end, it is there to be looked at.
@@ -304,11 +306,14 @@ def main() -> int:
         counts[name] += 1
         if fault:
             finds += 1
-            options.finds.mkdir(exist_ok=True)
+            options.finds.mkdir(parents=True, exist_ok=True)
             (options.finds / f"{finds:04}-{name.replace(' ', '-')}").write_bytes(content)
             print(f"{name}: {fault}", flush=True)
     last.unlink(missing_ok=True)
-    print(f"{sum(counts.values())} files of {len(counts)} kinds, {finds} finds, {_peak() / 2**20:.0f} MiB at the peak")
+    total = sum(counts.values())
+    print(
+        f"{total} files of {len(counts)} kinds from seed {seed}, {finds} finds, {_peak() / 2**20:.0f} MiB at the peak"
+    )
     return 1 if finds else 0
 
 
