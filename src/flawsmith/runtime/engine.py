@@ -276,7 +276,9 @@ class OpenVinoEngine:
         with self._lock:
             try:
                 with _watchdog.watch(self._max_seconds, self._request.cancel):
-                    results = self._request.infer([batch], share_inputs=True)
+                    self._request.start_async([batch], share_inputs=True)
+                    self._request.wait()
+                    results = self._request.results
             except FlawsmithError:
                 raise
             except Exception as error:
