@@ -100,7 +100,7 @@ ELSEWHERE = {
     "predict": set(),
     "calibrate": set(),
     "doctor": set(),
-    "synthesize": {"test_set", "weakness", "per_image"},
+    "synthesize": {"test_set", "weakness", "per_image", "base"},
     "weak_flaw_sets": {"test_set", "size", "pictures"},
     "benchmark": set(),
 }

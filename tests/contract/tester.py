@@ -180,6 +180,19 @@ class MethodTester:
             assert method.Config(**json.loads(preset.model_dump_json())) == preset
             assert method.Config(**preset.model_dump(mode="json")) == preset
 
+    def test_published_presets_say_what_they_go_with(self) -> None:
+        method = self.model
+
+        published = {name for name in method.presets if name != "fast"}
+        if not method.paper.startswith("none"):
+            assert set(method.conditions) == published
+        for name in method.presets:
+            conditions = method.conditions_of(name)
+            assert conditions.published == (name in method.conditions)
+            assert conditions.holds_out != conditions.published
+            assert (conditions.backbone is None) != conditions.published
+            assert (conditions.textures == "dtd") == (conditions.published and method.presets[name].synthesizes)
+
     def test_every_setting_is_described(self) -> None:
         undescribed = [key for key, field in self.model.Config.model_fields.items() if not field.description]
 

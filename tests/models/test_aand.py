@@ -663,13 +663,44 @@ def test_official_preset_has_the_numbers_of_the_released_code() -> None:
     assert {name: official[name] for name in expected} == expected
 
 
+def test_rd4ad_is_trained_as_its_own_paper_says() -> None:
+    for name in ("official", "paper"):
+        preset = RD4AD.presets[name].model_dump()
+        expected = {
+            "amplification": "none",
+            "hard_positions": 0,
+            "bank": (),
+            "epochs": 200,
+            "lr": 0.005,
+            "lr_milestones": (),
+            "betas": (0.5, 0.999),
+            "batch_size": 16,
+            "sigma": 4.0,
+            "image_size": (256, 256),
+            "interpolation": "bilinear",
+            "score_norm": "none",
+        }
+        assert {field: preset[field] for field in expected} == expected
+        rates = {rate_factor(epoch, factor=0.2, milestones=preset["lr_milestones"]) for epoch in range(200)}
+        assert rates == {1.0}
+
+
+def test_a_temperature_of_one_confines_the_gate() -> None:
+    """Cosines lie in [-1, 1]: with 50 anomaly and 50 normal memories the gate cannot leave 0.12 to 0.88."""
+    extremes = torch.tensor([[1.0] * 50 + [-1.0] * 50, [-1.0] * 50 + [1.0] * 50])
+
+    gates = {t: (extremes / t).softmax(dim=1)[:, :50].sum(dim=1) for t in (1.0, PRESETS["paper"].temperature)}
+
+    torch.testing.assert_close(gates[1.0], torch.tensor([0.8808, 0.1192]), atol=1e-4, rtol=0)
+    assert gates[0.2][0] > 0.99
+
+
 def test_paper_preset_differs_from_the_released_code_where_the_text_does() -> None:
     paper, official = PRESETS["paper"].model_dump(), PRESETS["official"].model_dump()
 
     differences = {name: paper[name] for name in paper if paper[name] != official[name]}
     assert differences == {
         "amplification_weight": 1.0,
-        "temperature": 1.0,
         "sigma": 0.0,
         "normal_share": 0.0,
         "lr_milestones": (),

@@ -17,6 +17,7 @@ from flawsmith.losses import hard_examples
 from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, PairedBatch
 from flawsmith.models.components.fast import HiddenAscent, NormalStatistics
 from flawsmith.models.components.heads import Discriminator
+from flawsmith.models.glass import functional
 from flawsmith.models.glass.config import PRESETS, GLASSConfig
 from flawsmith.models.glass.functional import (
     gradient_ascent,
@@ -258,3 +259,24 @@ def test_sources_that_are_not_there_leave_no_run_behind(
         train_tiny("glass", parts, tmp_path / "run", **settings)
 
     assert not (tmp_path / "run").exists()
+
+
+def test_equations_bear_the_numbers_of_the_print() -> None:
+    """Noise, radii and hypersphere are unnumbered there."""
+    numbered = {
+        1: functional.gradient_ascent_step,
+        2: functional.truncated_projection,
+        3: functional.combine_masks,
+        4: functional.overlay,
+        5: functional.normal_loss,
+        6: functional.anomaly_loss,
+        7: functional.local_loss,
+        8: functional.total_loss,
+        9: functional.anomaly_map,
+    }
+
+    page = (Path(__file__).parents[2] / "docs" / "methods" / "glass.md").read_text(encoding="utf-8")
+    for number, function in numbered.items():
+        assert (function.__doc__ or "").startswith(f"Eq. {number}:")
+        (row,) = (line for line in page.splitlines() if line.startswith(f"| {number}, "))
+        assert f"`{function.__name__}`" in row

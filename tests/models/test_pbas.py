@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from tests.models.stand_ins import fixed_backbone
 from torch import Tensor
 
+from flawsmith.features.patch_embedding import PatchEmbedding, as_rows, average_embedding
 from flawsmith.models import PBAS
 from flawsmith.models.base import TrainingStage
 from flawsmith.models.components.batches import FeatureBatches, Sampling
@@ -22,6 +23,7 @@ from flawsmith.models.pbas.config import PBASConfig
 from flawsmith.models.pbas.functional import (
     anomaly_loss,
     boundary_loss,
+    embed,
     nearest_center,
     normal_loss,
     ray_anomalies,
@@ -130,6 +132,20 @@ def test_paper_preset_differs_where_the_paper_does() -> None:
 
     assert {"image_size", "epochs", "anomaly_degree"} <= different
     assert (paper["image_size"], paper["epochs"], paper["anomaly_degree"]) == ((256, 256), 400, 0.3)
+
+
+def test_paper_preset_has_the_channels_of_both_levels(seed: int) -> None:
+    """s has C1 + C2 channels in the text, each the mean over its neighbourhood."""
+    generator = torch.Generator().manual_seed(seed)
+    levels = [torch.randn(2, 6, 8, 8, generator=generator), torch.randn(2, 10, 4, 4, generator=generator)]
+    paper = PBAS.presets["paper"]
+    widths = {"level_width": paper.level_width, "width": paper.width}
+
+    embedding = PatchEmbedding([6, 10], patch_size=paper.patch_size, **widths)(levels)
+
+    assert embedding.shape == (2, 16, 8, 8)
+    torch.testing.assert_close(embedding, average_embedding(levels, 3, (8, 8)))
+    torch.testing.assert_close(as_rows(embedding), embed(levels, **widths))
 
 
 @pytest.mark.parametrize(
@@ -348,3 +364,12 @@ def test_paper_preset_decays_no_weight_of_the_discriminator() -> None:
 
     assert (paper.discriminator_optimiser, paper.discriminator_weight_decay) == ("adam", 0.0)
     assert (official.discriminator_optimiser, official.discriminator_weight_decay) == ("adamw", 0.01)
+
+
+def test_figures_of_the_sweeps_bear_the_numbers_of_the_print() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "research" / "pbas.md").read_text(encoding="utf-8")
+    rows = dict(line.split(" | ")[:2] for line in page.splitlines() if line.startswith("| Fig. "))
+
+    assert "--backbone" in rows["| Fig. 12a, backbone"]
+    assert "anomaly_degree" in rows["| Fig. 13, anomaly degree"]
+    assert [row for row in rows if "12a" in row or "13" in row] == ["| Fig. 12a, backbone", "| Fig. 13, anomaly degree"]

@@ -202,8 +202,12 @@ def samples(category: str, count: int = 300) -> tuple[np.ndarray, list[tuple[Bra
 
 def test_three_quarters_of_the_homologous_pushpins_lie_on_the_foreground() -> None:
     foreground, drawn = samples("pushpins")
+    of_picture = provider(released("pushpins").foreground)
     on = [
-        (branch.texture == "source", not (sample.mask & ~foreground).any())
+        (
+            branch.texture == "source",
+            not (sample.mask & ~(foreground if branch.texture == "source" else of_picture(sample.texture))).any(),
+        )
         for branch, sample in drawn
         if sample.fallback is None
     ]
@@ -218,7 +222,12 @@ def test_three_quarters_of_the_homologous_pushpins_lie_on_the_foreground() -> No
 
 def test_a_fifth_of_the_homologous_connectors_have_the_foreground_as_mask() -> None:
     foreground, drawn = samples("splicing_connectors", 500)
-    whole = [np.array_equal(sample.mask, foreground) for branch, sample in drawn if branch.texture != "source"]
+    of_picture = provider(released("splicing_connectors").foreground)
+    whole = [
+        np.array_equal(sample.mask, of_picture(sample.texture))
+        for branch, sample in drawn
+        if branch.texture != "source"
+    ]
     assert np.mean(whole) == pytest.approx(0.2, abs=0.07)
     assert not any(np.array_equal(sample.mask, foreground) for branch, sample in drawn if branch.texture == "source")
     beside = [(sample.mask & ~foreground).any() for _, sample in drawn]
@@ -244,6 +253,37 @@ def test_a_fifth_of_the_breakfast_boxes_have_the_square() -> None:
         assert np.mean(covered) == pytest.approx(0.2, abs=0.09)
 
 
+@pytest.mark.parametrize("category", ["juice_bottle", "pushpins", "splicing_connectors"])
+def test_channel_0_of_the_released_images_is_blue(category: str) -> None:
+    """OpenCV reads them, and what is above the level in red alone is no foreground."""
+    foreground = provider(released(category).foreground)
+    red, blue = (np.zeros((256, 256, 3), np.float32) for _ in range(2))
+    red[60:180, 60:180, 0], blue[60:180, 60:180, 2] = 1, 1
+
+    assert not foreground(red).any()
+    assert foreground(blue)[90:150, 90:150].all()
+
+
+@pytest.mark.parametrize(("category", "of"), [("pushpins", "texture"), ("splicing_connectors", "texture")])
+def test_homologous_flaws_lie_on_the_foreground_of_the_picture_they_come_from(category: str, of: str) -> None:
+    """The released code thresholds the source picture: here the part lies on the left, in all others on the right."""
+    image, other = (np.zeros((64, 64, 3), np.float32) for _ in range(2))
+    image[8:56, 4:24], other[8:56, 40:60] = 0.6, 0.6
+    simulation = released(category)
+    branches = [branch for branch in simulation.recipe.branches if branch.texture != "source"]
+    assert {branch.foreground_of for branch in branches} == {of}
+    plain = next(branch for branch in branches if branch.texture == "other" and not branch.transforms)
+    branch = plain.model_copy(update={"share": 1.0, "foreground_share": 1.0})
+    recipe = simulation.recipe.model_copy(update={"branches": (branch,), "jitter": 0.0})
+    synthesizer = AnomalySynthesizer(recipe, Speckle(), provider(simulation.foreground), others=[other])
+
+    drawn = [synthesizer.synthesize(image, np.random.default_rng(seed)) for seed in range(12)]
+
+    accepted = [sample for sample in drawn if sample.fallback is None and sample.mask.any()]
+    assert len(accepted) > 6
+    assert not any(sample.mask[:, :28].any() for sample in accepted)
+
+
 def test_foregrounds_are_those_of_the_released_code() -> None:
     foregrounds = {category: released(category).foreground for category in CATEGORIES}
     assert foregrounds["breakfast_box"] == foregrounds["screw_bag"] == Foreground()
@@ -254,13 +294,13 @@ def test_foregrounds_are_those_of_the_released_code() -> None:
     assert not mask[:, 201:].any()
 
     image = np.zeros((256, 256, 3), np.float32)
-    image[100, 100, 0] = 37 / 255
-    image[50, 50, 1:] = 1
+    image[100, 100, 2] = 37 / 255
+    image[50, 50, :2] = 1
     rows, columns = np.nonzero(provider(foregrounds["pushpins"])(image))
     assert (rows.min(), rows.max(), columns.min(), columns.max()) == (98, 102, 98, 102)
 
     image = np.zeros((256, 256, 3), np.float32)
-    image[100:106, 100:113, 0] = 0.5
-    image[200:205, 100:113, 0] = 0.5
+    image[100:106, 100:113, 2] = 0.5
+    image[200:205, 100:113, 2] = 0.5
     mask = provider(foregrounds["splicing_connectors"])(image)
     assert (mask.any(axis=1).sum(), mask.any(axis=0).sum()) == (9, 15), "what is smaller than 6 x 13 is gone"

@@ -241,6 +241,26 @@ def test_without_test_images_validation_images_come_first(tmp_path: Path, trees:
     assert manifest(made, 0.2)["good"][0]["source"] == "val/0.png"
 
 
+def test_sets_of_training_images_leave_a_quarter_good(bolt: Path, tmp_path: Path) -> None:
+    """By its counts MAD-sys is made so: 1,266 training images, 320 of them good."""
+    messages: list[str] = []
+    train = load(bolt).good_train
+
+    made = weak_flaw_sets(bolt, tmp_path / "weak", weakness=[0.2], base="training", on_message=messages.append)
+
+    left = round(len(train) / 4)
+    assert (made.base, made.n_good, made.n_synthetic) == ("training", left, len(train) - left)
+    category = made.categories[0.2]
+    manifest = json.loads((category.parent / MANIFEST).read_text())
+    sources = [row["source"] for row in (*manifest["good"], *manifest["forged"])]
+    assert sorted(sources) == sorted(load(bolt).name_of(sample.image) for sample in train)
+    assert manifest["base"] == "training"
+    assert not (category / "train").exists()
+    dataset = load(category)
+    assert (len(dataset.test_good), len(dataset.test_flawed)) == (left, len(train) - left)
+    assert "as in MAD-sys" in messages[-1]
+
+
 def test_one_good_image_alone_is_refused(tmp_path: Path, trees: Any) -> None:
     trees.picture(tmp_path / "nuts" / "0.png")
 

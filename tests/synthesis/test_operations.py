@@ -14,7 +14,7 @@ from flawsmith.synthesis import augment as op
 from flawsmith.synthesis.augment import OPERATIONS, Family, augment, draw_operations
 from flawsmith.synthesis.procedural import ProceduralTextures
 
-FAMILIES: tuple[Family, ...] = ("glass", "classic")
+FAMILIES: tuple[Family, ...] = ("glass", "glass-official", "classic")
 ALL = [(family, name) for family in FAMILIES for name in OPERATIONS[family]]
 
 
@@ -64,7 +64,7 @@ def test_three_different_operations_in_random_order_and_all_occur(family: Family
 
 
 def test_families_have_nine_and_ten_operations_and_none() -> None:
-    assert [len(OPERATIONS[family]) for family in ("glass", "classic", "none")] == [9, 10, 0]
+    assert [len(OPERATIONS[family]) for family in ("glass", "glass-official", "classic", "none")] == [9, 9, 10, 0]
 
 
 @pytest.mark.parametrize(("family", "name"), ALL)
@@ -131,7 +131,25 @@ def test_jitter_equals_torchvision(factor: float, texture: np.ndarray, picture: 
 
 
 @pytest.mark.parametrize("hue", [-0.2, -0.05, 0.11, 0.2])
-def test_hue_shift_equals_torchvision_up_to_rounding_of_the_colour_space(hue, texture, picture) -> None:
+def test_published_hue_shift_equals_torchvision(hue, texture, picture) -> None:
+    assert np.array_equal(op.shift_hue(texture, int(hue * 255)), F.adjust_hue(picture, hue))
+
+
+def test_published_operations_shift_hues_as_pillow_does(texture: np.ndarray, monkeypatch: pytest.MonkeyPatch) -> None:
+    def turned(family: Family) -> np.ndarray:
+        return OPERATIONS[family]["saturation and hue"](texture, np.random.default_rng(4))
+
+    fast, published = turned("glass"), turned("glass-official")
+
+    assert not np.array_equal(fast, published)
+    monkeypatch.setattr(op, "saturation", lambda image, factor: image)
+    rng = np.random.default_rng(4)
+    _, hue = rng.uniform(0.8, 1.2), rng.uniform(-0.2, 0.2)
+    assert np.array_equal(turned("glass-official"), F.adjust_hue(Image.fromarray(texture), hue))
+
+
+@pytest.mark.parametrize("hue", [-0.2, -0.05, 0.11, 0.2])
+def test_fast_hue_shift_equals_torchvision_up_to_rounding_of_the_colour_space(hue, texture, picture) -> None:
     shifted = op.shift_hue_and_saturation(texture, int(hue * 255), 0)
 
     difference = np.abs(shifted.astype(int) - np.asarray(F.adjust_hue(picture, hue)))

@@ -141,6 +141,7 @@ class RunResult(BaseModel):
     evaluations: dict[SplitPart, Evaluation] = Field(default_factory=dict)
     n_train: int | None = None
     n_calibration: int | None = None
+    deviations: tuple[str, ...] = Field((), description="What was not as the published preset has it.")
     costs: Costs = Costs()
     versions: dict[str, str] = Field(default_factory=dict)
     machine: str = ""
@@ -246,6 +247,7 @@ class ModelUnderTest:
         inspect_seconds: what was spent on the test images before the inspector was asked.
         model_bytes: size of the model file.
         versions: of what computed it.
+        deviations: what was not as the published preset has it.
     """
 
     inspector: Inspects
@@ -256,3 +258,4 @@ class ModelUnderTest:
     inspect_seconds: float
     model_bytes: int
     versions: Mapping[str, str]
+    deviations: tuple[str, ...] = ()

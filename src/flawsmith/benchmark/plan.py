@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
@@ -17,16 +18,19 @@ from flawsmith.data.layouts.base import subfolders
 from flawsmith.data.layouts.names import nfc
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import content_hash, dataset_fingerprint
-from flawsmith.features.backbones import users_file
+from flawsmith.features.backbones import names_published, users_file
+from flawsmith.models.registry import find_method
+from flawsmith.pipeline.presets import chosen_backbone, refuse_incomplete
 from flawsmith.pipeline.settings import check_settings, in_words, method_config, require_engine
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.image import find_images
 from flawsmith.synthesis.foreground import FileForeground
-from flawsmith.synthesis.textures import texture_source
+from flawsmith.synthesis.textures import DTD, holds_dtd, texture_source
 
 _FOLDERS_DEEP = 2
+_DIGEST = re.compile(r"@([0-9a-f]{64})$")
 
 
 class Plan(BaseModel):
@@ -176,9 +180,10 @@ def resolve(experiment: Experiment, plan: Plan) -> ResolvedExperiment:
     require_engine(settings)
     _, config = method_config(settings)
     textures = experiment.textures if experiment.textures is not None else plan.textures
+    refuse_incomplete(settings.model_copy(update={"textures": textures}), config)
     select = "last" if experiment.method in BASELINES else experiment.select
     changes = {"textures": textures if config.synthesizes else None, "select": select}
-    backbone = experiment.backbone or config.default_backbone
+    backbone = experiment.backbone or chosen_backbone(settings, config)
     return ResolvedExperiment(
         experiment.model_copy(update=changes), config.model_dump(mode="json"), backbone, config.foreground_files
     )
@@ -269,23 +274,50 @@ def _task(
     textures_sha256: str | None,
     seed: int,
 ) -> Task:
-    experiment = resolved.experiment
+    experiment, backbone = resolved.experiment, _backbone_identity(resolved.backbone)
+    named = beside_preset(experiment, backbone, resolved.config)
     run = BenchmarkRun(
-        experiment=experiment.model_copy(update={"textures": _texture_name(experiment.textures)}),
+        experiment=named.model_copy(update={"textures": _texture_name(named.textures)}),
         seed=seed,
         dataset=dataset.dataset,
         category=dataset.category,
         images_sha256=images_sha256,
         textures_sha256=textures_sha256,
-        foregrounds_sha256=_foreground_fingerprint(dataset) if resolved.foreground_files else None,
+        foregrounds_sha256=_foreground_fingerprint(dataset) if _reads_masks(resolved, dataset) else None,
         config=resolved.config,
-        backbone=_backbone_identity(resolved.backbone),
+        backbone=backbone,
         protocol=plan.protocol,
         parts=plan.parts,
         resamples=plan.resamples,
     )
     places = {"data": dataset.root, "textures": experiment.textures, "backbone": experiment.backbone}
     return Task(run=run, layout=plan.layout, **places)
+
+
+def beside_preset(experiment: Experiment, backbone: str | None, config: Mapping[str, Any]) -> Experiment:
+    """The experiment as tables name it: with a backbone and textures where they are not its preset's alone.
+
+    Args:
+        experiment: with the textures that the plan gives it, a folder by its path.
+        backbone: its backbone as a run knows it, a name or a file's SHA-256.
+        config: its whole configuration.
+
+    Returns:
+        Itself where the method is another package's.
+    """
+    try:
+        kind = find_method(experiment.method)
+        preset, conditions = kind.presets[experiment.preset], kind.conditions_of(experiment.preset)
+    except (FlawsmithError, KeyError):
+        return experiment
+    digest = _DIGEST.search(backbone or "")
+    published = conditions.backbone or preset.default_backbone
+    known = names_published(experiment.backbone or backbone or "", published, digest.group(1) if digest else None)
+    textures = experiment.textures
+    whole = conditions.textures == DTD and textures not in WORD_TEXTURES and holds_dtd(str(textures))
+    named = kind.Config(**config).synthesizes and textures != conditions.textures and not whole
+    changes = {"backbone": None if known else experiment.backbone, "textures": textures if named else None}
+    return experiment.model_copy(update=changes)
 
 
 def _texture_name(textures: str | None) -> str | None:
@@ -301,6 +333,14 @@ def _texture_fingerprint(textures: str | None) -> str | None:
     for path in find_images(folder):
         digest.update(f"{path.relative_to(folder).as_posix()}\n{path.stat().st_size}\n".encode())
     return digest.hexdigest()
+
+
+def _reads_masks(resolved: ResolvedExperiment, dataset: Dataset) -> bool:
+    """Whether where flaws are synthesized is read from mask files, which published presets decide by category."""
+    if not resolved.foreground_files:
+        return False
+    config = find_method(resolved.experiment.method).Config(**resolved.config)
+    return config.of_category(dataset.dataset, dataset.category).foreground_files
 
 
 def _foreground_fingerprint(dataset: Dataset) -> str:

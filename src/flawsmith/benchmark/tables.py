@@ -19,6 +19,7 @@ from flawsmith.benchmark.experiment import PARTS, RunResult, SplitPart
 from flawsmith.benchmark.published import protocol_notes, published
 from flawsmith.metrics.results import LABELS, LOCO_LABELS, Evaluation
 from flawsmith.report.style import page_style
+from flawsmith.runtime.bundle import preset_in_words
 from flawsmith.runtime.files import replacing, without_controls
 
 FIGURES = (*LABELS, *LOCO_LABELS)
@@ -207,7 +208,12 @@ def describe(results: Sequence[RunResult]) -> list[str]:
     stamps = dict.fromkeys(
         stamp for result in finished for evaluation in result.evaluations.values() for stamp in evaluation.stamps
     )
-    notes = [*stamps, *notes]
+    changed = {
+        result.run.experiment.title: preset_in_words(result.run.experiment.preset, result.deviations)
+        for result in finished
+        if result.deviations
+    }
+    notes = [*stamps, *notes, *(f"{title}: {words}." for title, words in changed.items())]
     company = sorted({result.costs.jobs for result in finished})
     if company != [1]:
         notes.append(f"Up to {company[-1]} runs shared the machine: times are longer than alone.")

@@ -73,6 +73,7 @@ def train_method(task: Task, samples: tuple[Sample, ...], scratch: Path) -> Mode
         inspect_seconds=0.0,
         model_bytes=trained.model.stat().st_size,
         versions=versions(),
+        deviations=training.deviations,
     )
 
 
@@ -108,6 +109,7 @@ def run_task(task: Task, scratch: Path, *, train: Train = train_method) -> RunRe
         evaluations=evaluations,
         n_train=model.n_train,
         n_calibration=model.n_calibration,
+        deviations=model.deviations,
         costs=Costs(
             train_seconds=round(model.train_seconds, 3),
             evaluate_seconds=round(evaluate_seconds, 3),

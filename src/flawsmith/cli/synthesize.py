@@ -45,7 +45,10 @@ def synthesize(
     data: DataFolder,
     out: Annotated[Path, typer.Option(help="Folder to write; a new one.")],
     recipe: Annotated[
-        str, typer.Option(help="glass, aand, slsg, slsg-aligned, slsg-structural, slsg-logical or slsg-official.")
+        str,
+        typer.Option(
+            help="glass, glass-official, aand, slsg, slsg-aligned, slsg-structural, slsg-logical or slsg-official."
+        ),
     ] = "glass",
     n: Annotated[
         int | None, typer.Option("--n", help="Samples; 16 by default, of a test set as many as good test images.")
@@ -93,6 +96,14 @@ def synthesize(
         int | None,
         typer.Option(rich_help_panel=RESEARCH, help="Flaws on each image of a test set; 1 by default."),
     ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=RESEARCH,
+            metavar="test|training",
+            help="Make a test set of good test images, the default, or of training images, as MAD-sys was made.",
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(rich_help_panel=RESEARCH, help="Seed of every random draw.")] = 0,
     json_: AsJson = False,
     quiet: Quiet = False,
@@ -105,11 +116,14 @@ def synthesize(
     """
     apart = [("--size", size is not None), ("--pictures", pictures)] if test_set else []
     apart += [] if test_set else [("--weakness", weakness is not None), ("--per-image", per_image is not None)]
+    apart += [] if test_set else [("--base", base is not None)]
     with error_boundary(tier="train", interrupted="interrupted: nothing was written"):
         for option, is_set in apart:
             if is_set:
                 side = "with" if test_set else "without"
                 raise FlawsmithError(f"{option} has no meaning {side} --test-set: drop one of them")
+        if base not in (None, "test", "training"):
+            raise FlawsmithError(f"--base {base} is not possible: choose test or training")
         from flawsmith.pipeline.synthesize import SynthesisSettings
         from flawsmith.pipeline.synthesize import synthesize as preview
         from flawsmith.pipeline.weak_flaws import weak_flaw_sets
@@ -120,7 +134,7 @@ def synthesize(
             options: dict[str, Any] = {"layout": layout, "n": number, "on_step": advance}
             options["on_message"] = (lambda _: None) if quiet else print_err
             if test_set:
-                options |= {"per_image": 1 if per_image is None else per_image}
+                options |= {"per_image": 1 if per_image is None else per_image, "base": base or "test"}
                 options |= {} if weakness is None else {"weakness": weakness}
                 sets = weak_flaw_sets(data, out, settings, **options)
             else:

@@ -217,6 +217,14 @@ CrossFit = Annotated[
         help="Learn from all images; this many further models, each of a part of them, set the limit.",
     ),
 ]
+Holdout = Annotated[
+    bool | None,
+    typer.Option(
+        "--holdout/--no-holdout",
+        rich_help_panel=RESEARCH,
+        help="Keep good images back to set the limit, or learn from all; by default as the preset has it.",
+    ),
+]
 Trim = Annotated[
     float | None,
     typer.Option(
@@ -291,6 +299,7 @@ def train(
     select: Select = "last",
     oracle: Oracle = False,
     cross_fit: CrossFit = None,
+    holdout: Holdout = None,
     fraction: Fraction = 1.0,
     baseline: Baseline = "patchcore",
     logger: Logger = "none",
@@ -313,6 +322,7 @@ def train(
     settings |= {"roi": roi, "min_area": min_area, "scale": scale, "cross_fit": cross_fit, "trim": trim}
     settings |= {"smallest_flaw": smallest_flaw, "tile": tile, "overlap": overlap}
     settings |= {"value_range": value_range, "textures": textures, "foregrounds": foregrounds, "fraction": fraction}
+    settings |= {"holdout": holdout}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     loop |= {"logger": logger, "baseline": baseline, "skip_unreadable": skip_unreadable, "dated": dated}
     with error_boundary(tier="train", interrupted="interrupted: continue with --resume"):
@@ -404,7 +414,9 @@ def _introduce(dataset: Dataset, settings: Mapping[str, Any], *, notes: Sequence
     split = choose_split(dataset, check_settings({**settings, "fraction": 1.0}))
     learned, calibration = len(split.train), len(split.calibration)
     counts = f"{learned} to learn, {calibration} to set the limit"
-    if split.folds:
+    if split.source == "training":
+        learned, counts = 0, "all to learn and to set the limit"
+    elif split.folds:
         learned, counts = 0, f"all to learn and, by {len(split.folds)} models of the others, to set the limit"
     summary = (
         f"{dataset.category}: {learned + calibration} good images ({counts}); {len(dataset.test)} test images; "

@@ -74,6 +74,8 @@ def groups_in_words(dataset: Dataset, split: HoldOut) -> str:
     line = f"{count(number, 'group')} by {dataset.grouped_by}"
     if split.source == "validation":
         return f"{line}: {len(calibration)} in the validation folder, which sets the limit"
+    if split.source == "training":
+        return line
     if learned & calibration:
         return f"{line}, held out image by image"
     return f"{line}: {len(calibration)} of them held out"

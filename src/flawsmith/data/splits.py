@@ -41,8 +41,8 @@ class HoldOut:
         calibration: the images that limits are calibrated on, never empty; ordered likewise, each content once. Each
             carries its group, where the data have groups.
         source: ``held-out`` (taken from the training images), ``validation`` (the user's own folder), ``cross-fitted``
-            (both are all images, each scored by a model that did not learn from it), or ``training`` (there was only
-            one image, and it serves both).
+            (both are all images, each scored by a model that did not learn from it), or ``training`` (the images
+            serve both: none was to be held out, or there is but one).
         description: what happened, in one sentence.
         folds: of cross-fitting; their images held out are those of ``calibration``, in the same order.
     """
@@ -61,13 +61,17 @@ class HoldOut:
     def learning_from(self, fraction: float) -> HoldOut:
         """The same images held out, and the first ``fraction`` of the others to learn from, at least one.
 
-        A smaller fraction is part of a larger one.
+        A smaller fraction is part of a larger one. Where none are held out, those that are learned from set the limit.
         """
         if fraction == 1:
             return self
         train = self.train[: max(1, round(fraction * len(self.train)))]
         words = f"{self.description}; {len(train)} of {len(self.train)} images learned from"
-        return dataclasses.replace(self, train=train, description=words)
+        calibration = self.calibration
+        if self.calibrated_on_training:
+            learned = set(train)
+            calibration = tuple(sample for sample in calibration if sample in learned)
+        return dataclasses.replace(self, train=train, calibration=calibration, description=words)
 
 
 def content_hash(path: Path) -> str:
@@ -263,6 +267,20 @@ def calibration_split(
     calibration = _one_of_each(_ranked_images(dataset.good_val, seed).values())
     words = f"{len(calibration)} good images of the validation folder set the limit, none was held out"
     return HoldOut(train, calibration, "validation", words)
+
+
+def learn_from_all(dataset: Dataset, seed: int) -> HoldOut:
+    """All good images to learn from, and to set the limit, as published methods learn; a validation folder sets it.
+
+    Raises:
+        FlawsmithError: as :func:`calibration_split`.
+    """
+    if dataset.good_val:
+        return calibration_split(dataset, seed)
+    images = _ranked_images(good_images(dataset), seed)
+    calibration = _one_of_each(images.values())
+    words = f"all {len(calibration)} good images are learned from and set the limit, which is a guess"
+    return HoldOut(_flatten(images.values()), calibration, "training", words)
 
 
 def cross_fit_split(dataset: Dataset, seed: int, count: int) -> HoldOut:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -26,6 +27,7 @@ _PACKAGED_FILE = "models/efficientnet-lite0-57934424.pth"
 _WRAPPERS = ("state_dict", "model", "model_state", "module")
 _HEADS = ("fc.", "_fc.", "classifier.", "head.", "aux", "AuxLogits.")
 _PREFIXES = ("module.", "model.", "backbone.", "encoder.")
+_DIGITS = re.compile(r"-([0-9a-f]{8,})\.pth$")
 
 
 def packaged_weights() -> Path:
@@ -239,6 +241,36 @@ def users_file(name: str) -> Path | None:
     return file
 
 
+def names_published(name: str, published: str, sha256: str | None = None) -> bool:
+    """Whether a user's backbone is the one that a method is published with.
+
+    Args:
+        name: as in :func:`load_backbone`.
+        published: a timm name with the tag of its weights.
+        sha256: of the user's weight file; None: the weights are no file's. torchvision's files bear the first digits
+            of theirs in their names, by which they are known under any name.
+
+    Example:
+        >>> names_published("wide_resnet50_2", "wide_resnet50_2.tv_in1k")
+        True
+        >>> names_published("wide_resnet50_2@random", "wide_resnet50_2.tv_in1k")
+        False
+    """
+    if sha256 is None:
+        return ALIASES.get(name, name) == published
+    digits = _DIGITS.search(weights_address(published))
+    same = _resolve(name)[0].split(".")[0] == published.split(".")[0]
+    return same and digits is not None and sha256.startswith(digits.group(1))
+
+
+def weights_address(architecture: str) -> str:
+    """Where the weights of a timm name can be downloaded by hand; empty where timm does not say."""
+    config = timm.get_pretrained_cfg(architecture)
+    if config is None:
+        return ""
+    return config.url or (f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else "")
+
+
 def pixels_of(backbone: Backbone) -> Backbone:
     """A backbone whose only level are the images themselves, normalised as the given one wants them."""
     changes = {"architecture": PIXELS, "sha256": PIXELS, "strides": (1,), "channels": (3,)}
@@ -325,9 +357,11 @@ def _create(architecture: str, strides: Sequence[int], source: WeightSource, fil
         except Exception as error:
             if source != "hub":
                 raise
+            address = weights_address(architecture)
+            get = f"download {address} elsewhere" if address else "copy a weight file here"
             raise FlawsmithError(
                 f"weights of {architecture} cannot be fetched from the hub ({type(error).__name__}): without internet "
-                f"use --backbone {PACKAGED}, or a file with --backbone {architecture.split('.')[0]}@FILE"
+                f"{get} and give --backbone {architecture.split('.')[0]}@FILE, or use --backbone {PACKAGED}"
             ) from error
 
 

@@ -58,28 +58,28 @@ def adaptive_pooling(length: int, bins: int) -> sp.csr_array:
 
 
 def aggregation_matrices(
-    channels: Sequence[int], *, patch_size: int, level_width: int, width: int
+    channels: Sequence[int], *, patch_size: int, level_width: int | None, width: int | None
 ) -> list[sp.csr_array]:
     """One sparse matrix a level, (width, channels·p·p), columns ordered (channel, row, column) of the neighbourhood.
 
     Args:
         channels: channels of every level.
         patch_size: side p of the square neighbourhood, odd.
-        level_width: values that each level is pooled to first (``pretrain_embed_dimension`` of the released code).
-        width: values of the final embedding (``target_embed_dimension``).
+        level_width: values that each level is pooled to first (``pretrain_embed_dimension`` of the released code);
+            None: as many as it has channels, each the mean over its neighbourhood (the papers' text).
+        width: values of the final embedding (``target_embed_dimension``); None: the levels side by side.
 
     Example:
         >>> [matrix.shape for matrix in aggregation_matrices([2, 4], patch_size=3, level_width=6, width=5)]
         [(5, 18), (5, 36)]
     """
     odd(patch_size)
-    final = adaptive_pooling(level_width * len(channels), width)
+    widths = [count if level_width is None else level_width for count in channels]
+    starts = np.concatenate([[0], np.cumsum(widths)])
+    final = adaptive_pooling(int(starts[-1]), int(starts[-1]) if width is None else width)
     return [
-        sp.csr_array(
-            final[:, level * level_width : (level + 1) * level_width]
-            @ adaptive_pooling(count * patch_size**2, level_width)
-        )
-        for level, count in enumerate(channels)
+        sp.csr_array(final[:, start : start + pooled] @ adaptive_pooling(count * patch_size**2, pooled))
+        for count, pooled, start in zip(channels, widths, starts[:-1], strict=True)
     ]
 
 
@@ -130,8 +130,11 @@ class PatchEmbedding(nn.Module):
     Args:
         channels: channels of the levels that are embedded, finest first; of more levels the coarsest are.
         patch_size: side of the neighbourhood, odd; 3 in both papers.
-        level_width: width that each level is pooled to first; 1536 in the released scripts.
-        width: width of the embedding; 1536 in the released scripts.
+        level_width: width that each level is pooled to first, 1536 in the released scripts; None: its channels.
+        width: width of the embedding, 1536 in the released scripts; None: the levels side by side.
+
+    Attributes:
+        width: of the embedding.
 
     Example:
         >>> embed = PatchEmbedding([4, 8], patch_size=3, level_width=12, width=12)
@@ -139,10 +142,10 @@ class PatchEmbedding(nn.Module):
         torch.Size([1, 12, 6, 6])
     """
 
-    def __init__(self, channels: Sequence[int], *, patch_size: int, level_width: int, width: int) -> None:
+    def __init__(self, channels: Sequence[int], *, patch_size: int, level_width: int | None, width: int | None) -> None:
         super().__init__()
-        self.width = width
         matrices = aggregation_matrices(channels, patch_size=patch_size, level_width=level_width, width=width)
+        self.width = int(matrices[0].shape[0])
         self._levels = nn.ModuleList(
             LevelEmbedding(matrix, count, patch_size) for matrix, count in zip(matrices, channels, strict=True)
         )

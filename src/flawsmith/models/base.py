@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import lightning.pytorch as pl
@@ -15,6 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 from typing_extensions import Self
 
+from flawsmith.data.public_sets import known_dataset, plain
 from flawsmith.data.seeding import Shard
 from flawsmith.features.backbones import PACKAGED, Backbone, load_backbone
 from flawsmith.models.diagnostics import Diagnostic as Diagnostic
@@ -32,6 +34,8 @@ _BACKBONE = "backbone."
 LARGEST_FILE = 1_900_000_000
 """Bytes of a model file that is surely possible: an ONNX graph ends at 2 GiB."""
 Side = Annotated[int, Field(ge=16, le=8192)]
+_CROPPED = frozenset({("mvtec", "wood"), ("mvtec", "toothbrush")})
+"""Categories that the released code of GLASS and PBAS enlarges before the cut."""
 
 
 class AnomalyOutput(NamedTuple):
@@ -56,10 +60,11 @@ class ModelConfig(BaseModel):
         "squash",
         description="How an image is fitted into image_size; a centre crop leaves the rest uninspected.",
     )
-    resize: Side | None = Field(
+    resize: Side | Literal["published"] | None = Field(
         None,
-        description="policy=crop alone: the shorter side in pixels before the cut; null: the larger of image_size. The "
-        "released code of GLASS and PBAS takes 329 for two categories of MVTec AD.",
+        description="policy=crop alone: the shorter side in pixels before the cut; null: the larger of image_size; "
+        "published: 329 for 288 pixels of wood and toothbrush of MVTec AD, as the released code of GLASS and PBAS has "
+        "it, null for all others.",
     )
     interpolation: Literal["bilinear", "bicubic", "lanczos"] = Field(
         "bilinear", description="How an image is resized to image_size, antialiased."
@@ -76,9 +81,11 @@ class ModelConfig(BaseModel):
 
     @model_validator(mode="after")
     def _crop_fits(self) -> ModelConfig:
-        if self.resize is not None and self.policy != "crop":
+        if not isinstance(self.resize, int):
+            return self
+        if self.policy != "crop":
             raise ValueError("resize has a meaning for policy=crop alone")
-        if self.resize is not None and self.resize < max(self.image_size):
+        if self.resize < max(self.image_size):
             raise ValueError(f"resize={self.resize} is smaller than image_size, {max(self.image_size)}")
         return self
 
@@ -98,10 +105,28 @@ class ModelConfig(BaseModel):
         """Whether foregrounds of good images are read from mask files."""
         return False
 
+    @classmethod
+    def implied(cls, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """Fields that follow from changed ones where they are not changed themselves."""
+        return {}
+
+    def of_category(self, dataset: str, category: str) -> Self:
+        """The settings with all that is published by category written out, as far as training needs it beforehand.
+
+        Args:
+            dataset: name of the data set or of its folder.
+            category: name of the category.
+        """
+        if self.resize != "published":
+            return self
+        cropped = self.policy == "crop" and (known_dataset(dataset), plain(category)) in _CROPPED
+        return self.model_copy(update={"resize": round(max(self.image_size) * 329 / 288) if cropped else None})
+
     @property
     def geometry(self) -> Geometry:
         """How an 8-bit image becomes the network's input, before a backbone says what normalises it."""
-        return Geometry(policy=self.policy, size=self.image_size, resize=self.resize, interpolation=self.interpolation)
+        resize = self.resize if isinstance(self.resize, int) else None
+        return Geometry(policy=self.policy, size=self.image_size, resize=resize, interpolation=self.interpolation)
 
     @property
     def other_geometries(self) -> tuple[Geometry, ...]:
@@ -117,6 +142,34 @@ class ModelConfig(BaseModel):
     def frozen_backbone(self) -> bool:
         """Whether the backbone stays as it is; otherwise the method trains a copy of its own."""
         return True
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What a preset's numbers go with. The defaults are ours; a published preset has those of its paper and code.
+
+    Attributes:
+        backbone: its name; None: the settings' default.
+        textures: what flaws are synthesized from, where the settings synthesize any; ``dtd`` is a folder that the user
+            has to name.
+        holds_out: whether some good images are kept back to set the limit. Published methods learn from all.
+        published: whether all of a published setting is meant, so that every change of it is named.
+
+    Example:
+        >>> Conditions().holds_out, PUBLISHED.holds_out, PUBLISHED.backbone
+        (True, False, 'wide_resnet50_2.tv_in1k')
+    """
+
+    backbone: str | None = None
+    textures: Literal["procedural", "dtd"] = "procedural"
+    holds_out: bool = True
+    published: bool = False
+
+
+PUBLISHED = Conditions("wide_resnet50_2.tv_in1k", holds_out=False, published=True)
+"""Conditions of the methods that synthesize no flaws from textures."""
+WITH_DTD = replace(PUBLISHED, textures="dtd")
+"""Conditions of those that draw their textures from DTD (Cimpoi et al., CVPR 2014)."""
 
 
 class FeatureSource(Protocol):
@@ -279,6 +332,7 @@ class AnomalyModel(nn.Module, ABC):
         suits: when to choose it, in a few words.
         training_time: of preset ``fast`` on some hundred images and two CPU cores, in words.
         presets: ``paper`` (the text), ``official`` (the released code), ``fast`` (the default here).
+        conditions: what the numbers of published presets go with, by the preset's name.
     """
 
     name: ClassVar[str]
@@ -288,6 +342,7 @@ class AnomalyModel(nn.Module, ABC):
     licence: ClassVar[str | None] = None
     Config: ClassVar[type[ModelConfig]]
     presets: ClassVar[Mapping[str, ModelConfig]]
+    conditions: ClassVar[Mapping[str, Conditions]] = MappingProxyType({})
 
     def __init__(self, config: Any, backbone: Backbone, seed: int = 0) -> None:
         super().__init__()
@@ -314,10 +369,25 @@ class AnomalyModel(nn.Module, ABC):
         """
         if preset not in cls.presets:
             raise FlawsmithError(f"{cls.name} has no preset called {preset!r}: choose {', '.join(cls.presets)}")
-        config = cls.Config(**{**cls.presets[preset].model_dump(), **changes})
+        config = cls.configure(preset, changes)
         if not isinstance(backbone, Backbone):
-            backbone = load_backbone(backbone or config.default_backbone, strides=config.strides)
+            published = cls.conditions_of(preset).backbone
+            backbone = load_backbone(backbone or published or config.default_backbone, strides=config.strides)
         return cls(config, backbone, seed)
+
+    @classmethod
+    def configure(cls, preset: str, changes: Mapping[str, Any]) -> ModelConfig:
+        """A preset's settings with changes, and with what follows from these.
+
+        Raises:
+            pydantic.ValidationError: no such field, or a value out of its range.
+        """
+        return cls.Config(**{**cls.presets[preset].model_dump(), **cls.Config.implied(changes), **changes})
+
+    @classmethod
+    def conditions_of(cls, preset: str) -> Conditions:
+        """What a preset's numbers go with: ours, unless it is a published one."""
+        return cls.conditions.get(preset, Conditions())
 
     @classmethod
     def trains(cls) -> bool:

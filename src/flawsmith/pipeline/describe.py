@@ -19,7 +19,7 @@ from flawsmith.metrics.what_if import LimitStep, aligned, limit_steps, promise_o
 from flawsmith.pipeline.held_out import in_words, odd_scores
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.contact_sheet import contact_sheet
-from flawsmith.runtime.bundle import Bundle, BundleSpec
+from flawsmith.runtime.bundle import Bundle, BundleSpec, preset_in_words
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision, parts_of_1000
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, printable, replacing
@@ -46,6 +46,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "schema_version": spec.schema_version,
         "method": spec.method,
         "preset": spec.preset,
+        "deviations": list(spec.training.deviations),
         "seed": spec.seed,
         "config": spec.config,
         "backbone": spec.backbone.model_dump(mode="json"),
@@ -78,6 +79,7 @@ def model_in_words(facts: dict[str, Any]) -> str:
         ("file", f"{facts['file']}, {facts['bytes'] / 2**20:.1f} MiB, SHA-256 of every part verified"),
         ("made by", f"flawsmith {facts['package_version']}, schema {facts['schema_version']}"),
         ("method", f"{facts['method']}, preset {facts['preset']}, seed {facts['seed']}"),
+        *([("preset", preset_in_words(facts["preset"], facts["deviations"]))] if facts["deviations"] else []),
         ("backbone", f"{backbone['name']}, {backbone['weights']} weights, SHA-256 {backbone['sha256'][:16]}"),
         ("input", f"{width} × {height} pixels, {geometry['policy']}"),
         *([("tiles", Tiling.model_validate(facts["tiling"]).describe())] if facts["tiling"] else []),
@@ -103,12 +105,12 @@ def model_in_words(facts: dict[str, Any]) -> str:
 def model_card(spec: BundleSpec) -> str:
     """What the model is, what it learned from and what its limit is worth, as Markdown."""
     height, width = spec.geometry.size
-    training = spec.training
+    training, backbone = spec.training, spec.backbone
     stamps = "".join(f"**{stamp}.**\n\n" for stamp in spec.training.stamps)
     return f"""# {spec.training.category}: a Flawsmith model
 
 {stamps}- method: {spec.method}, preset {spec.preset}, seed {spec.seed}
-- backbone: {spec.backbone.name} ({spec.backbone.weights} weights, SHA-256 {spec.backbone.sha256[:16]}…)
+{_deviations(spec)}- backbone: {backbone.name} ({backbone.weights} weights, SHA-256 {backbone.sha256[:16]}…)
 - input: {width}×{height} pixels, {spec.geometry.policy}
 {_tiles(spec)}- engine: {spec.engine}, {spec.precision}
 {_synthesis(spec)}- learned from {training.n_train} good images of {training.category} ({training.layout} layout)
@@ -120,6 +122,11 @@ def model_card(spec: BundleSpec) -> str:
 Scores are comparable within this model only. The model has learned from no flawed part; what it calls a flaw is what it
 did not find among the good ones.
 """
+
+
+def _deviations(spec: BundleSpec) -> str:
+    """A line on what is not as the preset has it, where something is."""
+    return f"- preset: {spec.preset_in_words}\n" if spec.training.deviations else ""
 
 
 def _tiles(spec: BundleSpec) -> str:

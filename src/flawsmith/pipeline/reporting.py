@@ -278,13 +278,18 @@ def training_report(
                 *_least_like_others(bundle, oddest, read),
             ],
             examples=examples,
-            examples_are="good images that the model did not learn from, and flaws drawn on them",
+            examples_are=f"good images that the model {_learned(decision)}, and flaws drawn on them",
             training=metrics,
             diagnostics=diagnostics,
             notes=[*remarks, *dataset.notes, *([baseline] if isinstance(baseline, str) else [])],
             stamps=spec.training.stamps,
         ),
     )
+
+
+def _learned(decision: Decision) -> str:
+    """Whether a model learned from the good images behind its limit, in words."""
+    return "did not learn from" if decision.held_out else "learned from"
 
 
 def _after_training(decision: Decision) -> list[str]:
@@ -384,8 +389,10 @@ def _held_out(
     rows = [(dataset.name_of(path), f"{score:.6g}") for path, score in scored[:_LISTED]]
     more = f", the highest {_LISTED} of {len(scored)}" if len(scored) > _LISTED else ""
     caption = "The limit rests on these images, highest score first. If one is flawed, remove it and train again."
-    strip = [Pictures("Held-out good images by score", caption, _pictures(bundle, scored, read))] if pictures else []
-    return [*strip, FactGroup(f"Scores of the held-out good images{more}", rows)]
+    kind = "held-out good images" if bundle.spec.decision.held_out else "good images learned from"
+    title = f"{kind[0].upper()}{kind[1:]} by score"
+    strip = [Pictures(title, caption, _pictures(bundle, scored, read))] if pictures else []
+    return [*strip, FactGroup(f"Scores of the {kind}{more}", rows)]
 
 
 def _pictures(bundle: Bundle, scored: Sequence[tuple[Path, float]], read: Read) -> list[tuple[str, NDArray[np.uint8]]]:
@@ -482,7 +489,7 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
     height, width = spec.geometry.size
     decision = spec.decision
     model = [
-        ("Method", f"{spec.method}, preset {spec.preset}"),
+        ("Method", f"{spec.method}, preset {spec.preset_in_words}"),
         ("Backbone", f"{spec.backbone.name}, {spec.backbone.weights} weights, SHA-256 {spec.backbone.sha256[:16]}"),
         ("Levels", ", ".join(f"stride {level}" for level in spec.backbone.levels)),
         ("Input", f"{width} × {height} pixels, {spec.geometry.policy}"),
@@ -558,5 +565,6 @@ def _protocol_facts(evaluation: Evaluation) -> list[FactGroup]:
 
 
 def _calibration_scores(bundle: Bundle) -> dict[ScoreKind, NDArray[np.floating]]:
-    named: tuple[tuple[ScoreKind, str], ...] = (("held_out", "good"), ("forged", "forged"))
+    good: ScoreKind = "held_out" if bundle.spec.decision.held_out else "learned"
+    named: tuple[tuple[ScoreKind, str], ...] = ((good, "good"), ("forged", "forged"))
     return {kind: bundle.calibration[name] for kind, name in named if name in bundle.calibration}

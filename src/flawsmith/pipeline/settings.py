@@ -75,6 +75,11 @@ class TrainSettings(BaseModel):
         description="Share of the good images, those least like the others, that is neither learned from nor counted "
         "for the limit: for images that may hold flawed parts.",
     )
+    holdout: bool | None = Field(
+        None,
+        description="Keep good images back from training to set the limit, where no validation images do; null: as "
+        "the preset has it. Published presets learn from all images, and their limits rest on images learned from.",
+    )
     cross_fit: int | None = Field(
         None,
         ge=2,
@@ -146,6 +151,8 @@ class TrainSettings(BaseModel):
     def _all_images_or_some(self) -> TrainSettings:
         if self.cross_fit is not None and self.trim is not None:
             raise ValueError("--trim leaves images out and --cross-fit takes all, give one of them")
+        if self.cross_fit is not None and self.holdout is not None:
+            raise ValueError("--cross-fit learns from all images and holds each out once, leave --holdout out")
         if self.cross_fit is not None and self.fraction != 1:
             raise ValueError("--cross-fit takes all images, leave --fraction out")
         return self
@@ -255,7 +262,7 @@ def method_config(settings: TrainSettings) -> tuple[str, ModelConfig]:
         raise FlawsmithError(
             f"{method.name} has no preset called {preset!r}: choose from {', '.join(method.presets)} with --preset"
         )
-    base = method.presets[preset].model_dump()
+    base = list(method.Config.model_fields)
     unknown = min(set(settings.set) - set(base), default=None)
     if unknown is not None:
         raise FlawsmithError(
@@ -263,7 +270,7 @@ def method_config(settings: TrainSettings) -> tuple[str, ModelConfig]:
             f"`flawsmith settings {method.name}` lists them"
         )
     try:
-        config = method.Config(**{**base, **settings.set})
+        config = method.configure(preset, settings.set)
     except ValidationError as error:
         raise in_words(error, "--set ") from error
     if config.precision == "auto":

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -46,6 +46,7 @@ from flawsmith.pipeline import held_out
 from flawsmith.pipeline.calibrate import levels_behind
 from flawsmith.pipeline.describe import model_card
 from flawsmith.pipeline.masks import read_mask
+from flawsmith.pipeline.presets import changed_conditions, changed_numbers
 from flawsmith.pipeline.progress import COMPARING, EXPORTING, LEARNING, LIMIT, REPORTING, TRIMMING, Steps
 from flawsmith.pipeline.provenance import made_of, versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
@@ -189,7 +190,9 @@ def _test_images(dataset: Dataset, geometry: Geometry) -> Iterator[TestImage]:
 
 
 def remarks_on(bundle: Bundle, dataset: Dataset, split: HoldOut) -> tuple[str, ...]:
-    """What to look at among the images behind the limit, in sentences."""
+    """What to look at among the images behind the limit, in sentences; nothing where the model learned from them."""
+    if split.calibrated_on_training:
+        return ()
     names = [dataset.name_of(sample.image) for sample in split.calibration]
     return held_out.remarks(names, bundle.calibration["good"])
 
@@ -549,9 +552,18 @@ class TrainingSteps:
                 textures=self._textures(),
                 foreground=self._foreground(),
                 findings=self._findings(model),
+                deviations=(*self._changed_conditions, *self._changed_numbers()),
             ),
             seed=self.settings.seed,
         )
+
+    @cached_property
+    def _changed_conditions(self) -> tuple[str, ...]:
+        return changed_conditions(self.settings, self.config, self.split, region=self.job.region is not None)
+
+    def _changed_numbers(self) -> tuple[str, ...]:
+        names = self.settings.method, self.preset
+        return changed_numbers(*names, self.config, self.dataset.dataset, self.dataset.category)
 
     def _findings(self, model: AnomalyModel) -> dict[str, str | float]:
         findings: dict[str, str | float] = {"images": self.job.images} if self.job.images else {}

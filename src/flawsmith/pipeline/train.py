@@ -23,6 +23,7 @@ from flawsmith.data.splits import (
     calibration_split,
     content_hashes,
     cross_fit_split,
+    learn_from_all,
     leave_out_unreadable,
     refuse_leaks,
     skipped_note,
@@ -36,6 +37,7 @@ from flawsmith.pipeline.input_size import (
     size_advice,
     typical_size,
 )
+from flawsmith.pipeline.presets import chosen_backbone, holds_out, refuse_incomplete, refuse_without_masks
 from flawsmith.pipeline.progress import READING, shown_steps, steps_of_training
 from flawsmith.pipeline.settings import (
     TrainSettings,
@@ -125,7 +127,8 @@ def train(
     require_engine(checked)
     beside = choose_baseline(baseline, checked.method)
     preset, config = method_config(checked)
-    checked = checked.model_copy(update={"backbone": checked.backbone or config.default_backbone})
+    refuse_incomplete(checked, config)
+    checked = checked.model_copy(update={"backbone": chosen_backbone(checked, config)})
     options = LoopOptions(
         precision=config.precision,
         accelerator=accelerator,
@@ -158,6 +161,9 @@ def train(
         progress.begin(READING)
         skipped: dict[str, str] = {}
         dataset = load(data, checked.layout)
+        config = config.of_category(dataset.dataset, dataset.category)
+        _check_sources(checked, config)  # where masks lie, and whether there are some, depends on the category
+        refuse_without_masks(checked, config, dataset)
         if skip_unreadable:
             dataset, skipped = leave_out_unreadable(dataset)
         if checked.select == "oracle":
@@ -268,12 +274,13 @@ def training_in_words(
     checked = check_settings(settings)
     check_cache()
     preset, config = method_config(checked)
+    refuse_incomplete(checked, config)
     loop = LoopOptions(precision=config.precision, accelerator=accelerator, devices=devices, strategy=strategy)
     trainer = check_options(loop)
     device = trainer.strategy.root_device
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     devices_in_words = name if trainer.world_size == 1 else f"{trainer.world_size} × {name}"
-    backbone = checked.backbone or config.default_backbone
+    backbone = chosen_backbone(checked, config)
     return f"method {checked.method}, preset {preset}, backbone {backbone}, on {devices_in_words}"
 
 
@@ -308,9 +315,10 @@ def choose_split(dataset: Dataset, settings: TrainSettings) -> HoldOut:
     Raises:
         FlawsmithError: there are too few for what is asked.
     """
-    if settings.cross_fit is None:
-        return calibration_split(dataset, settings.seed).learning_from(settings.fraction)
-    return cross_fit_split(dataset, settings.seed, settings.cross_fit)
+    if settings.cross_fit is not None:
+        return cross_fit_split(dataset, settings.seed, settings.cross_fit)
+    split = calibration_split if holds_out(settings) else learn_from_all
+    return split(dataset, settings.seed).learning_from(settings.fraction)
 
 
 def _refuse_area(minimum_area: int, text: str, sample: Sample) -> None:

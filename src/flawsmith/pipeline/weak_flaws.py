@@ -2,6 +2,8 @@
 
 Source: MAD-sys of GLASS (ECCV 2024): flaws synthesized on good images by the overlay of its Eq. 4, one set for each
 weight β of the good image. Here all strengths have the same masks and textures, so that they compare image by image.
+By its counts (320 good and 946 flawed of 1,266) MAD-sys was made of the training images of five textures of MVTec AD, a
+quarter of them left good: ``base="training"``. Good test images, the default, are such as no model has learned from.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -39,6 +41,9 @@ _MAX_TRIES = 32
 _STRICT_TRIES = 16
 """Tries for which a flaw must lie on the foreground."""
 _SHEET_ROWS = 8
+
+_LEFT_GOOD = 0.25
+"""Share of the training images that stays good in MAD-sys."""
 
 Base = Literal["test", "validation", "training"]
 
@@ -70,6 +75,7 @@ def weak_flaw_sets(
     weakness: Sequence[float] = WEAKNESS,
     n: int | None = None,
     per_image: int = 1,
+    base: Literal["test", "training"] = "test",
     layout: str | None = None,
     on_message: Callable[[str], object] = lambda _: None,
     on_step: Callable[[], object] = lambda: None,
@@ -79,7 +85,8 @@ def weak_flaw_sets(
     ``test/good`` holds all good test images as they are, ``test/forged`` flawed ones made of them, at their own
     size and depth; masks lie in ``ground_truth/forged``, training images in ``train/good``. Where the data have no
     good test images, validation images stand in; where they have none either, training images do, and are left
-    out of ``train``.
+    out of ``train``. With ``base="training"`` all training images make the test set, as in MAD-sys: a quarter of them,
+    drawn by seed, stays good, the others get flaws, and there is no ``train``.
 
     Args:
         data: a category folder of a known layout, a folder of good images, or a loaded data set.
@@ -89,6 +96,7 @@ def weak_flaw_sets(
         n: synthetic images of each strength, of good ones in seeded order, again and again where they are fewer; None:
             one of each good image, with the same number.
         per_image: flaws on each synthetic image, at least 1.
+        base: whether the sets are made of test or of training images; these a model has seen in their good form.
         layout: name of the layout; detected by default.
         on_message: is told what the user should know, a line at a time.
         on_step: called after each synthetic image.
@@ -101,17 +109,27 @@ def weak_flaw_sets(
     strengths = _checked(weakness, n, per_image)
     with synthesize.new_folder(out) as (folder, final):
         context = open_synthesis(data, settings, layout=layout, on_message=on_message)
-        base, good, train = _base(context)
-        on_message(_NOTES[base].format(count=len(good)))
+        images = _training_images(context) if base == "training" else _base(context)
+        on_message(images.note)
         writer = _Writer(context, settings, strengths, per_image, folder)
-        writer.copy_good(good, train)
-        chosen = good if n is None else context.order(good, n)
+        writer.copy_good(images.good, images.train)
+        chosen = images.sources if n is None else context.order(images.sources, n)
         for index, sample in enumerate(chosen):
             writer.synthesize(index, sample)
             on_step()
-        writer.finish(base)
+        writer.finish(images.base)
     categories = {weight: final / _name(weight) / context.dataset.category for weight in strengths}
-    return WeakFlawSets(final, categories, base, len(good), len(chosen))
+    return WeakFlawSets(final, categories, images.base, len(images.good), len(chosen))
+
+
+class _Images(NamedTuple):
+    """What a set is made of: images that stay good, those that get flaws, and those to learn from."""
+
+    base: Base
+    good: tuple[Sample, ...]
+    sources: tuple[Sample, ...]
+    train: tuple[Sample, ...]
+    note: str
 
 
 _NOTES: dict[Base, str] = {
@@ -137,7 +155,27 @@ def _checked(weakness: Sequence[float], n: int | None, per_image: int) -> tuple[
     return tuple(sorted(weakness))
 
 
-def _base(context: SynthesisContext) -> tuple[Base, tuple[Sample, ...], tuple[Sample, ...]]:
+def _training_images(context: SynthesisContext) -> _Images:
+    """All training images, a quarter of which stays good.
+
+    Raises:
+        FlawsmithError: there is but one.
+    """
+    images = context.dataset.good_train
+    number = min(max(1, round(_LEFT_GOOD * len(images))), len(images) - 1)
+    if number == 0:
+        raise FlawsmithError(f"{context.dataset.root} has one training image alone: add more, or use --base test")
+    drawn = generator(context.seed, "weak flaws left good").permutation(len(images))[:number]
+    good = tuple(images[place] for place in sorted(drawn))
+    sources = tuple(image for image in images if image not in good)
+    note = (
+        f"of {len(images)} training images {number} stay good and {len(sources)} get flaws, as in MAD-sys; a model "
+        "that learned from them has seen their good form"
+    )
+    return _Images("training", good, sources, (), note)
+
+
+def _base(context: SynthesisContext) -> _Images:
     """The good images to synthesize on, and those to learn from.
 
     Raises:
@@ -145,16 +183,21 @@ def _base(context: SynthesisContext) -> tuple[Base, tuple[Sample, ...], tuple[Sa
     """
     dataset = context.dataset
     if dataset.test_good:
-        return "test", dataset.test_good, dataset.good_train
+        return _of_all("test", dataset.test_good, dataset.good_train)
     if dataset.good_val:
-        return "validation", dataset.good_val, dataset.good_train
+        return _of_all("validation", dataset.good_val, dataset.good_train)
     n_train = len(dataset.good_train)
     number = min(max(HELD_OUT_MINIMUM, round(HELD_OUT_FRACTION * n_train)), n_train // 2)
     if number == 0:
         raise FlawsmithError(f"{dataset.root} has one good image alone: add good test images in test/good")
     picked = generator(context.seed, "weak flaws base").permutation(n_train)[:number]
     good = tuple(dataset.good_train[place] for place in sorted(picked))
-    return "training", good, tuple(sample for sample in dataset.good_train if sample not in good)
+    return _of_all("training", good, tuple(sample for sample in dataset.good_train if sample not in good))
+
+
+def _of_all(base: Base, good: tuple[Sample, ...], train: tuple[Sample, ...]) -> _Images:
+    """Every good image is there as it is and with flaws."""
+    return _Images(base, good, good, train, _NOTES[base].format(count=len(good)))
 
 
 def _name(weight: float) -> str:

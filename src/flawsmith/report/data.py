@@ -13,8 +13,8 @@ from flawsmith.metrics.ranking import Curve
 from flawsmith.metrics.results import Evaluation
 from flawsmith.models.diagnostics import FeatureCloud, Pictures
 
-ScoreKind = Literal["good", "flawed", "held_out", "forged"]
-"""Good and flawed test images, held-out good images of the calibration, and flaws synthesized on them."""
+ScoreKind = Literal["good", "flawed", "held_out", "learned", "forged"]
+"""Good and flawed test images, good ones of the calibration, held out or learned from, and flaws drawn on them."""
 ExampleKind = Literal["miss", "false_alarm", "found", "passed"]
 
 

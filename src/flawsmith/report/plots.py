@@ -35,16 +35,23 @@ from flawsmith.report.style import (
     short_label,
 )
 
-COLOURS: dict[ScoreKind, str] = {"good": GOOD, "flawed": FLAWED, "held_out": HELD_OUT, "forged": SYNTHETIC}
+COLOURS: dict[ScoreKind, str] = {
+    "good": GOOD,
+    "flawed": FLAWED,
+    "held_out": HELD_OUT,
+    "learned": HELD_OUT,
+    "forged": SYNTHETIC,
+}
 NAMES: dict[ScoreKind, str] = {
     "good": "good",
     "flawed": "flawed",
     "held_out": "held-out good",
+    "learned": "good, learned from",
     "forged": "synthetic flaws",
 }
 _PANELS: tuple[tuple[str, tuple[ScoreKind, ...]], ...] = (
     ("test images", ("good", "flawed")),
-    ("calibration", ("held_out", "forged")),
+    ("calibration", ("held_out", "learned", "forged")),
 )
 _Line = tuple[npt.NDArray[np.floating], npt.NDArray[np.floating]]
 _MAX_POINTS = 600

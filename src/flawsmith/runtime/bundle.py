@@ -10,14 +10,24 @@ import json
 import math
 import struct
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    FiniteFloat,
+    JsonValue,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from flawsmith.runtime.decision import LARGEST_SCORE, Decision
 from flawsmith.runtime.errors import FlawsmithError
@@ -219,6 +229,19 @@ class BackboneSpec(BaseModel):
     levels: tuple[int | str, ...] = Field(description="feature levels used, in the order of the method")
 
 
+def preset_in_words(preset: str, deviations: Sequence[str]) -> str:
+    """A preset's name, and by name all that is not as it has it.
+
+    Example:
+        >>> preset_in_words("official", ["backbone efficientnet_lite0", "epochs=3"])
+        'official, with 2 changes: backbone efficientnet_lite0, epochs=3'
+    """
+    if not deviations:
+        return preset
+    changes = "1 change" if len(deviations) == 1 else f"{len(deviations)} changes"
+    return f"{preset}, with {changes}: {', '.join(deviations)}"
+
+
 def stamps_of(selection: SelectionName) -> list[str]:
     """What must stand beside every figure of a model whose checkpoint was chosen in this way; empty: nothing."""
     return [ORACLE] if selection == "oracle" else []
@@ -249,6 +272,15 @@ class TrainingSummary(BaseModel):
     findings: dict[str, str | float] = Field(
         default_factory=dict, description="what the method found out about the data, such as GLASS's hypothesis"
     )
+    deviations: tuple[str, ...] = Field(
+        default=(), description="what is not as a published preset has it, each in a few words; absent where nothing is"
+    )
+
+    @model_serializer(mode="wrap")
+    def _without_nothing(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Model files that deviate from nothing, as those of a preset of ours, do not mention it."""
+        fields: dict[str, Any] = dump(self)
+        return fields if self.deviations else {name: value for name, value in fields.items() if name != "deviations"}
 
     @property
     def stamps(self) -> list[str]:
@@ -282,6 +314,11 @@ class BundleSpec(BaseModel):
         default_factory=dict, description="figures of the export's parity gate, by name"
     )
     seed: int = Field(description="seed of the run")
+
+    @property
+    def preset_in_words(self) -> str:
+        """The preset's name, and all that is not as it has it."""
+        return preset_in_words(self.preset, self.training.deviations)
 
     @model_validator(mode="after")
     def _tiles_show_all(self) -> BundleSpec:

@@ -203,7 +203,7 @@ class Foreground(BaseModel):
     )
     level: float = Field(128.0, ge=0, le=255, description="threshold: what is above it is foreground, 0..255.")
     inverted: bool = Field(False, description="threshold: what is up to the level is foreground instead.")
-    channel: Channel = Field("grey", description="threshold: what is compared with the level (SLSG: red).")
+    channel: Channel = Field("grey", description="threshold: what is compared with the level (SLSG: blue).")
     erosion: tuple[PositiveInt, PositiveInt] = Field(
         (1, 1),
         description="threshold: rows and columns of the rectangle by which the foreground shrinks, in pixels of an "

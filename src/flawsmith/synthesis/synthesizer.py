@@ -227,7 +227,8 @@ class AnomalySynthesizer:
 
         The order of the draws is: whether the sample stays normal, the branch, the jitter of the good image,
         whether the foreground counts, the mask, the texture, the weight; so recipes that differ in their
-        weight alone make the same flaws in other strengths. What a recipe does not ask for is not drawn.
+        weight alone make the same flaws in other strengths. Where the texture's own foreground counts, it is drawn
+        before the mask. What a recipe does not ask for is not drawn.
 
         Args:
             image: (height, width, 3) RGB in [0, 1]; left as it is.
@@ -262,10 +263,15 @@ class AnomalySynthesizer:
     ) -> AnomalySample:
         """One flaw by the draws of mask, texture and weight; with an empty mask where none counted."""
         recipe = self.recipe
+        texture: FloatImage | None = None
+        if branch.foreground_of == "texture" and foreground is not None:
+            texture = self._texture(image, normal, branch, rng)
+            foreground = None if self.foreground_provider is None else self.foreground_provider(texture)
         mask, cells, tries, fallback = self._mask(image.shape[:2], branch, foreground, rng)
         if not mask.any():
             return replace(self._unchanged(normal), tries=tries)
-        texture = self._texture(image, normal, branch, rng)
+        if texture is None:
+            texture = self._texture(image, normal, branch, rng)
         if self.match_grey and is_grey(normal):
             texture = greyed(texture)
         weight = branch.weight.draw(rng)

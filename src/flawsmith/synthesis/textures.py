@@ -24,6 +24,18 @@ from flawsmith.synthesis.procedural import ProceduralTextures
 
 Fit = Literal["crop", "squash"]
 
+WORDS = ("procedural", "self")
+"""Sources of textures that are no folder."""
+DTD = "dtd"
+DTD_PICTURES = 5640
+"""Pictures of the Describable Textures Dataset, 120 of each class."""
+_DTD_CLASSES = (
+    "banded blotchy braided bubbly bumpy chequered cobwebbed cracked crosshatched crystalline dotted fibrous flecked "
+    "freckled frilly gauzy grid grooved honeycombed interlaced knitted lacelike lined marbled matted meshed paisley "
+    "perforated pitted pleated polka-dotted porous potholed scaly smeared spiralled sprinkled stained stratified "
+    "striped studded swirly veined waffled woven wrinkled zigzagged"
+)
+
 CACHE_BYTES = 64 * 2**20
 """Default memory for pictures in their final size, of one source in one process: 340 of 256×256."""
 
@@ -245,6 +257,29 @@ def texture_source(
     if not Path(spec).expanduser().exists():
         raise FlawsmithError(f"{spec}: no such folder of textures; give one, or self, or procedural")
     return FolderTextures(Path(spec).expanduser(), fit=fit)
+
+
+def pictures_of_dtd(folder: str | Path) -> int:
+    """How many pictures a folder holds that lie and are named as DTD's do; 0 where it holds other ones too.
+
+    Args:
+        folder: DTD's, or a part of it.
+
+    Raises:
+        FlawsmithError: there is no such folder.
+    """
+    pictures, classes = find_images(Path(folder).expanduser()), _DTD_CLASSES.split()
+    of_dtd = (each.parent.name in classes and each.name.startswith(f"{each.parent.name}_") for each in pictures)
+    return len(pictures) if all(of_dtd) else 0
+
+
+def holds_dtd(folder: str | Path) -> bool:
+    """Whether a folder holds all pictures of DTD, and no others.
+
+    Raises:
+        FlawsmithError: there is no such folder.
+    """
+    return pictures_of_dtd(folder) == DTD_PICTURES
 
 
 def shuffled_patches(source: Texture, rng: np.random.Generator) -> Texture:

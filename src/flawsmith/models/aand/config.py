@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
 from flawsmith.data.public_sets import known_dataset, plain
 from flawsmith.models.aand.functional import Residual
 from flawsmith.models.aand.networks import Components
+from flawsmith.models.base import PUBLISHED, WITH_DTD, Conditions
 from flawsmith.models.components.memory_bank import BankConfig, Neighbourhood
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import RECIPES
@@ -41,7 +42,10 @@ class AANDConfig(BankConfig):
     )
     memories: int = Field(50, ge=1, description="L, embeddings each of the normal and the anomaly memory (Fig. 7).")
     temperature: float = Field(
-        0.2, gt=0, description="Divides the gate's similarities before the softmax; 1 in the paper."
+        0.2,
+        gt=0,
+        description="Divides the gate's similarities before the softmax. The paper names none, which is 1; but then "
+        "the gate lies in 0.12 to 0.88 whatever is learnt, and its Fig. 8 shows gates beyond that.",
     )
     gate_weight: Literal["truth", "predicted"] = Field(
         "truth", description="What weights residuals while they are learnt: the true cells, or the gate (released ViT)."
@@ -150,17 +154,19 @@ FAST = AANDConfig(
 PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
     {
         "official": AANDConfig(),
-        "paper": AANDConfig(amplification_weight=1.0, temperature=1.0, sigma=0.0, normal_share=0.0, lr_milestones=()),
+        # Without a temperature of 0.2 the gate could not be what the paper's own Fig. 8 shows.
+        "paper": AANDConfig(amplification_weight=1.0, sigma=0.0, normal_share=0.0, lr_milestones=()),
         "fast": FAST,
     }
 )
+CONDITIONS: Mapping[str, Conditions] = MappingProxyType({"official": WITH_DTD, "paper": WITH_DTD})
 
+_PLAIN: Mapping[str, Any] = MappingProxyType({"amplification": "none", "hard_positions": 0, "bank": ()})
+_RD4AD = AANDConfig(**_PLAIN, interpolation="bilinear", lr_milestones=(), epochs=200)
 RD4AD_PRESETS: Mapping[str, AANDConfig] = MappingProxyType(
-    {
-        name: preset.model_copy(update={"amplification": "none", "hard_positions": 0, "bank": ()})
-        for name, preset in PRESETS.items()
-    }
+    {"official": _RD4AD, "paper": _RD4AD, "fast": FAST.model_copy(update=dict(_PLAIN))}
 )
+RD4AD_CONDITIONS: Mapping[str, Conditions] = MappingProxyType({"official": PUBLISHED, "paper": PUBLISHED})
 
 FUSION = RD4AD_PRESETS["fast"].model_copy(
     update={

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import pairwise
+from types import MappingProxyType
 from typing import ClassVar
 
 import cv2
@@ -22,8 +23,10 @@ from typing_extensions import Self
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
 from flawsmith.models.aand.config import (
+    CONDITIONS,
     FUSION_PRESETS,
     PRESETS,
+    RD4AD_CONDITIONS,
     RD4AD_PRESETS,
     AANDConfig,
     published_foreground,
@@ -50,6 +53,7 @@ from flawsmith.models.aand.training import (
 )
 from flawsmith.models.base import (
     AnomalyOutput,
+    Conditions,
     Diagnostic,
     FeatureSource,
     MetricChart,
@@ -108,6 +112,7 @@ class AAND(ScoreMapModel):
     licence: ClassVar[str | None] = None
     Config: ClassVar[type[ModelConfig]] = AANDConfig
     presets: ClassVar[Mapping[str, ModelConfig]] = PRESETS
+    conditions: ClassVar[Mapping[str, Conditions]] = CONDITIONS
 
     config: AANDConfig
     amplifiers: Amplifiers | None
@@ -350,6 +355,7 @@ class RD4AD(AAND):
     training_time: ClassVar[str] = "1 to 2 min"
     paper: ClassVar[str] = "Deng and Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022"
     presets: ClassVar[Mapping[str, ModelConfig]] = RD4AD_PRESETS
+    conditions: ClassVar[Mapping[str, Conditions]] = RD4AD_CONDITIONS
 
 
 @register
@@ -374,6 +380,7 @@ class Fusion(AAND):
         "Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022"
     )
     presets: ClassVar[Mapping[str, ModelConfig]] = FUSION_PRESETS
+    conditions: ClassVar[Mapping[str, Conditions]] = MappingProxyType({})
 
 
 def charts(config: AANDConfig) -> list[Diagnostic]:

@@ -34,8 +34,15 @@ class PatchConfig(BankConfig):
         "crop", description="The released code scales the shorter side and crops the centre."
     )
     patch_size: OddSide = Field(3, ge=1, description="Side p of the neighbourhood, odd.")
-    level_width: int = Field(1536, ge=1, description="Width that each level is pooled to before the levels are joined.")
-    width: int = Field(1536, ge=1, description="Width of the embedding.")
+    level_width: int | None = Field(
+        1536,
+        ge=1,
+        description="Width that each level is pooled to before the levels are joined; null: its channels, each "
+        "averaged over its neighbourhood, as in the papers' text.",
+    )
+    width: int | None = Field(
+        1536, ge=1, description="Width of the embedding; null: the sum of the levels' widths, C1 + C2 in the papers."
+    )
     projector_depth: int = Field(1, ge=0, description="Linear layers of the feature adaptor; 0 leaves it out.")
     hidden: int | None = Field(1024, ge=1, description="Hidden width of the discriminator; null: 1/1.5 a layer.")
     projector_lr: float = Field(1e-4, gt=0, description="Adam's learning rate of the feature adaptor.")
@@ -101,8 +108,8 @@ class PatchModel(ScoreMapModel):
         self.smooth = UpsampleAndSmooth(self.grid, config.image_size, sigma=config.sigma)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed(seed, f"{self.name} weights"))
-            self.projector = Projector(config.width, config.projector_depth)
-            self.discriminator = Discriminator(config.width, config.hidden, depth)
+            self.projector = Projector(self.embedding.width, config.projector_depth)
+            self.discriminator = Discriminator(self.embedding.width, config.hidden, depth)
 
     @property
     def highest_score(self) -> float | None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import Field, model_validator
+from typing_extensions import Self
 
+from flawsmith.data.public_sets import known_dataset
+from flawsmith.models.base import WITH_DTD, Conditions
 from flawsmith.models.components.patch_model import PatchConfig
 from flawsmith.models.glass.hypothesis import JUDGED_GEOMETRY
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import RECIPES
+
+_WITH_MASKS = ("mvtec", "visa", "wfdd")
+"""Data sets for whose training images the authors released foreground masks; no model is trained on MAD."""
 
 
 class GLASSConfig(PatchConfig):
@@ -34,7 +40,9 @@ class GLASSConfig(PatchConfig):
     steps: int = Field(20, ge=1, description="Steps of gradient ascent an iteration (released code).")
     project_every: int = Field(5, ge=1, description="Steps between two truncated projections (released code).")
     inner_radius: float = Field(0.5, ge=0, description="r1 of the manifold (Eq. 2); 1 in the paper.")
-    outer_radius: float = Field(1.0, gt=0, description="r2 of the manifold (Eq. 2); 2 in the paper.")
+    outer_radius: float = Field(
+        1.0, gt=0, description="r2 of the manifold (Eq. 2); 2·r1, as in the paper, where inner_radius alone is changed."
+    )
     radius_quantile: float = Field(
         0.75, gt=0, le=1, description="Share of normal features within the hypersphere's radius r'1 (section 3.2)."
     )
@@ -47,7 +55,7 @@ class GLASSConfig(PatchConfig):
     )
     focal_gamma: float = Field(2.0, ge=0, description="γ of the focal loss of Eq. 7.")
     gas_weight: float = Field(1.0, ge=0, description="Weight of L_gas in Eq. 8, where it is 1.")
-    recipe: str = Field("glass", description="Recipe of the synthetic flaws.")
+    recipe: str = Field("glass-official", description="Recipe of the synthetic flaws.")
     refresh: int = Field(
         1,
         ge=1,
@@ -56,15 +64,29 @@ class GLASSConfig(PatchConfig):
     match_grey: bool = Field(
         False, description="Make textures grey where the image is: no camera that sees grey shows a coloured flaw."
     )
-    foreground: Foreground = Field(
-        Foreground(),
-        description="Where flaws may be synthesized; the released scripts use mask files for MVTec AD, VisA, WFDD.",
+    foreground: Foreground | Literal["published"] = Field(
+        "published",
+        description="Where flaws may be synthesized; published: on the authors' mask files for MVTec AD, VisA and "
+        "WFDD, anywhere for all others, as in the released scripts.",
     )
+
+    @classmethod
+    def implied(cls, changes: Mapping[str, Any]) -> dict[str, Any]:
+        """r2 = 2·r1 (section 3.2 and Fig. 8)."""
+        inner = changes.get("inner_radius")
+        return {"outer_radius": 2 * inner} if isinstance(inner, (int, float)) and inner > 0 else {}
+
+    def of_category(self, dataset: str, category: str) -> Self:
+        config = super().of_category(dataset, category)
+        if config.foreground != "published":
+            return config
+        mode: Literal["files", "none"] = "files" if known_dataset(dataset) in _WITH_MASKS else "none"
+        return config.model_copy(update={"foreground": Foreground(mode=mode)})
 
     @property
     def foreground_files(self) -> bool:
-        """Whether foregrounds are read from mask files."""
-        return self.foreground.mode == "files"
+        """Whether foregrounds are read from mask files, or may be: the category decides where they are published."""
+        return isinstance(self.foreground, str) or self.foreground.mode == "files"
 
     @property
     def other_geometries(self) -> tuple[Geometry, ...]:
@@ -107,6 +129,7 @@ FAST = GLASSConfig(
     epochs=28,
     steps_per_epoch=20,
     patches_per_step=1500,
+    recipe="glass",
     refresh=4,
     foreground=Foreground(mode="auto"),
     match_grey=True,
@@ -114,8 +137,10 @@ FAST = GLASSConfig(
 
 PRESETS: Mapping[str, GLASSConfig] = MappingProxyType(
     {
-        "official": GLASSConfig(hypothesis="published", most_steps_per_epoch=50),
+        "official": GLASSConfig(resize="published", hypothesis="published", most_steps_per_epoch=50),
         "paper": GLASSConfig(
+            level_width=None,
+            width=None,
             inner_radius=1.0,
             outer_radius=2.0,
             center="global",
@@ -125,3 +150,4 @@ PRESETS: Mapping[str, GLASSConfig] = MappingProxyType(
         "fast": FAST,
     }
 )
+CONDITIONS: Mapping[str, Conditions] = MappingProxyType({"official": WITH_DTD, "paper": WITH_DTD})

@@ -22,6 +22,7 @@ from torch import Tensor
 from flawsmith.data.seeding import generator
 from flawsmith.features.backbones import Backbone
 from flawsmith.models.base import (
+    Conditions,
     ModelConfig,
     SinglePass,
     Stage,
@@ -33,7 +34,7 @@ from flawsmith.models.components.fast import AscentStep, HiddenAscent, NormalSta
 from flawsmith.models.components.heads import Discriminator
 from flawsmith.models.components.patch_model import PatchModel, Rows
 from flawsmith.models.diagnostics import Diagnostic, FeatureCloud, MetricChart, Pictures, synthetic_flaws
-from flawsmith.models.glass.config import PRESETS, GLASSConfig
+from flawsmith.models.glass.config import CONDITIONS, PRESETS, GLASSConfig
 from flawsmith.models.glass.functional import (
     anomaly_loss,
     hypersphere_radius,
@@ -54,6 +55,7 @@ from flawsmith.models.glass.hypothesis import (
 )
 from flawsmith.models.registry import register
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import find_recipe, strided_cells
 
 SHOWN_FLAWS = 4
@@ -132,6 +134,7 @@ class GLASS(PatchModel):
     licence = "MIT"
     Config = GLASSConfig
     presets: ClassVar[Mapping[str, ModelConfig]] = PRESETS
+    conditions: ClassVar[Mapping[str, Conditions]] = CONDITIONS
     config: GLASSConfig
     mean_embedding: Float[Tensor, "position width"]
     mean_image: UInt8[Tensor, "height width 3"]
@@ -140,7 +143,7 @@ class GLASS(PatchModel):
 
     def __init__(self, config: GLASSConfig, backbone: Backbone, seed: int = 0) -> None:
         super().__init__(config, backbone, seed)
-        self.register_buffer("mean_embedding", torch.zeros(self.grid[0] * self.grid[1], config.width))
+        self.register_buffer("mean_embedding", torch.zeros(self.grid[0] * self.grid[1], self.embedding.width))
         self.register_buffer("mean_image", torch.zeros(*JUDGED_GEOMETRY.size, 3, dtype=torch.uint8))
         self.register_buffer("published", torch.tensor(NONE_PUBLISHED))
         self.register_buffer("spherical", torch.tensor(config.hypothesis == "hypersphere"))
@@ -309,8 +312,10 @@ class GLASS(PatchModel):
         normal, stride = FeatureBatches(data.features(), config.sampling, seed=self.seed), self.backbone.info.strides[0]
         if not config.las:
             return PairedBatches(normal, None, self.grid, stride)
+        foreground = config.of_category(data.dataset, data.category).foreground
+        assert isinstance(foreground, Foreground)
         recipe = find_recipe(config.recipe)
-        synthetic = data.synthetic(recipe, config.foreground, self.grid, match_grey=config.match_grey)
+        synthetic = data.synthetic(recipe, foreground, self.grid, match_grey=config.match_grey)
         return PairedBatches(normal, synthetic, self.grid, stride, refresh=config.refresh, seed=self.seed)
 
     def findings(self) -> Mapping[str, str | float]:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 
 from pydantic import Field
 
-from flawsmith.models.base import ModelConfig
+from flawsmith.models.base import PUBLISHED, Conditions, ModelConfig
 
 
 class PaDiMConfig(ModelConfig):
@@ -28,8 +28,9 @@ class PaDiMConfig(ModelConfig):
 
 PRESETS: Mapping[str, PaDiMConfig] = MappingProxyType(
     {
-        "official": PaDiMConfig(image_size=(224, 224), policy="crop", interpolation="lanczos"),
-        "paper": PaDiMConfig(image_size=(224, 224), policy="crop"),
+        "official": PaDiMConfig(image_size=(224, 224), policy="crop", resize=256, interpolation="lanczos"),
+        "paper": PaDiMConfig(image_size=(224, 224), policy="crop", resize=256),
         "fast": PaDiMConfig(strides=(8, 16), channels=100),
     }
 )
+CONDITIONS: Mapping[str, Conditions] = MappingProxyType({"official": PUBLISHED, "paper": PUBLISHED})

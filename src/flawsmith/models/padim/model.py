@@ -31,7 +31,7 @@ from flawsmith.models.base import (
 )
 from flawsmith.models.components.level_table import LevelTable
 from flawsmith.models.components.score_maps import UpsampleAndSmooth
-from flawsmith.models.padim.config import PRESETS, PaDiMConfig
+from flawsmith.models.padim.config import CONDITIONS, PRESETS, PaDiMConfig
 from flawsmith.models.padim.functional import (
     Embedding,
     Matrices,
@@ -168,6 +168,7 @@ class PaDiM(AnomalyModel):
     )
     Config = PaDiMConfig
     presets = PRESETS
+    conditions = CONDITIONS
 
     config: PaDiMConfig
     mean: Tensor

@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field
 
 from flawsmith.features.patch_embedding import OddSide
-from flawsmith.models.base import ModelConfig
+from flawsmith.models.base import PUBLISHED, Conditions, ModelConfig
 
 Aggregation = Literal["average", "pooled"]
 Weighting = Literal["paper", "none"]
@@ -54,8 +54,9 @@ class PatchCoreConfig(ModelConfig):
 
 PRESETS: Mapping[str, PatchCoreConfig] = MappingProxyType(
     {
-        "official": PatchCoreConfig(image_size=(224, 224), policy="crop"),
-        "paper": PatchCoreConfig(image_size=(224, 224), policy="crop", weighting="paper"),
+        "official": PatchCoreConfig(image_size=(224, 224), policy="crop", resize=256),
+        "paper": PatchCoreConfig(image_size=(224, 224), policy="crop", resize=256, weighting="paper"),
         "fast": PatchCoreConfig(aggregation="average", coreset_ratio=0.01, most_candidates=250_000, projection=256),
     }
 )
+CONDITIONS: Mapping[str, Conditions] = MappingProxyType({"official": PUBLISHED, "paper": PUBLISHED})

@@ -30,7 +30,7 @@ from flawsmith.models.base import (
 from flawsmith.models.components.level_table import LevelTable
 from flawsmith.models.components.memory_bank import random_projection
 from flawsmith.models.components.score_maps import UpsampleAndSmooth
-from flawsmith.models.patchcore.config import PRESETS, PatchCoreConfig
+from flawsmith.models.patchcore.config import CONDITIONS, PRESETS, PatchCoreConfig
 from flawsmith.models.patchcore.functional import (
     Embedding,
     Memory,
@@ -165,6 +165,7 @@ class PatchCore(AnomalyModel):
     licence = "Apache-2.0"
     Config = PatchCoreConfig
     presets = PRESETS
+    conditions = CONDITIONS
 
     config: PatchCoreConfig
     center: Tensor

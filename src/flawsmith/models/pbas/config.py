@@ -8,6 +8,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
+from flawsmith.models.base import PUBLISHED, Conditions
 from flawsmith.models.components.memory_bank import Neighbourhood
 from flawsmith.models.components.patch_model import PatchConfig
 
@@ -54,8 +55,10 @@ class PBASConfig(PatchConfig):
 
 PRESETS: Mapping[str, PBASConfig] = MappingProxyType(
     {
-        "official": PBASConfig(),
+        "official": PBASConfig(resize="published"),
         "paper": PBASConfig(
+            level_width=None,
+            width=None,
             image_size=(256, 256),
             epochs=400,
             anomaly_degree=0.3,
@@ -81,3 +84,4 @@ PRESETS: Mapping[str, PBASConfig] = MappingProxyType(
         ),
     }
 )
+CONDITIONS: Mapping[str, Conditions] = MappingProxyType({"official": PUBLISHED, "paper": PUBLISHED})

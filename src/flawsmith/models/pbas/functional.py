@@ -32,7 +32,11 @@ ON_CENTER = 1e-6
 
 
 def embed(
-    levels: Sequence[Float[Tensor, "batch _ _ _"]], *, patch_size: int = 3, level_width: int, width: int
+    levels: Sequence[Float[Tensor, "batch _ _ _"]],
+    *,
+    patch_size: int = 3,
+    level_width: int | None = None,
+    width: int | None = None,
 ) -> Float[Tensor, "position width"]:
     """Eqs. 1 to 4: level maps to one feature a position of the finest level.
 
@@ -41,8 +45,8 @@ def embed(
     Args:
         levels: φ_l of the backbone, finest first.
         patch_size: p, odd.
-        level_width: values that a neighbourhood of a level is pooled to.
-        width: values of the joined feature.
+        level_width: values that a neighbourhood of a level is pooled to; None: as many as the level has channels.
+        width: values of the joined feature; None: those of the levels side by side.
 
     Example:
         >>> levels = [torch.rand(2, 4, 6, 6), torch.rand(2, 8, 3, 3)]
@@ -59,10 +63,10 @@ def embed(
         planes = F.interpolate(planes, size=grid, mode="bilinear", align_corners=False)
         rows = planes.permute(0, 2, 3, 1).reshape(batch * grid[0] * grid[1], 1, channels * patch_size**2)
         # Eq. 3: the neighbourhood, aggregated by adaptive pooling.
-        pooled.append(F.adaptive_avg_pool1d(rows, level_width)[:, 0])
+        pooled.append(F.adaptive_avg_pool1d(rows, level_width or channels)[:, 0])
     # Eq. 4: levels concatenated at the resolution of the finest.
-    joined = torch.stack(pooled, dim=1).reshape(len(pooled[0]), 1, -1)
-    return F.adaptive_avg_pool1d(joined, width)[:, 0]
+    joined = torch.cat(pooled, dim=1)
+    return joined if width is None else F.adaptive_avg_pool1d(joined[:, None], width)[:, 0]
 
 
 # Approximate boundary learning (section III-C)

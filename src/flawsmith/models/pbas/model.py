@@ -17,12 +17,12 @@ from torch import Tensor, nn
 
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import as_rows
-from flawsmith.models.base import ModelConfig, SinglePass, Stage, TrainingData, TrainingStage
+from flawsmith.models.base import Conditions, ModelConfig, SinglePass, Stage, TrainingData, TrainingStage
 from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, Sampling, Step
 from flawsmith.models.components.fast import distance_to_centers, ray_hidden
 from flawsmith.models.components.patch_model import PatchModel, Rows
 from flawsmith.models.components.score_maps import ScoreMap
-from flawsmith.models.pbas.config import PRESETS, PBASConfig
+from flawsmith.models.pbas.config import CONDITIONS, PRESETS, PBASConfig
 from flawsmith.models.pbas.functional import (
     aligned_update,
     anomaly_loss,
@@ -70,12 +70,13 @@ class PBAS(PatchModel):
     licence = "MIT"
     Config = PBASConfig
     presets: ClassVar[Mapping[str, ModelConfig]] = PRESETS
+    conditions: ClassVar[Mapping[str, Conditions]] = CONDITIONS
     config: PBASConfig
     centers: Float[Tensor, "center width"]
 
     def __init__(self, config: PBASConfig, backbone: Backbone, seed: int = 0) -> None:
         super().__init__(config, backbone, seed, depth=config.discriminator_depth)
-        self.register_buffer("centers", torch.zeros(self.grid[0] * self.grid[1], config.width))
+        self.register_buffer("centers", torch.zeros(self.grid[0] * self.grid[1], self.embedding.width))
 
     def raw_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
         if self.config.synthesis != "none":
@@ -145,7 +146,7 @@ class PBAS(PatchModel):
             self.centers.copy_(clustered_centers(projected, positions, seed=self.seed))
             return
         for features in projected:
-            table = features.reshape(-1, positions, config.width)
+            table = features.reshape(-1, positions, self.embedding.width)
             mean = average_center(table)
             if images == 0:
                 self.centers.copy_(mean)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Literal
 
 from pydantic import Field, model_validator
 
-from flawsmith.models.base import ModelConfig, Side
+from flawsmith.models.base import WITH_DTD, Conditions, ModelConfig, Side
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe
 
@@ -277,3 +278,5 @@ PRESETS: Mapping[str, SLSGConfig] = MappingProxyType(
         "fast": FAST,
     }
 )
+_RESNET = replace(WITH_DTD, backbone="resnet18.tv_in1k")
+CONDITIONS: Mapping[str, Conditions] = MappingProxyType(dict.fromkeys(("paper", "official", "official-loco"), _RESNET))

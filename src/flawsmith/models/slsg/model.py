@@ -28,6 +28,7 @@ from flawsmith.features.backbones import Backbone, BackboneInfo, pixels_of, trai
 from flawsmith.models.base import (
     AnomalyModel,
     AnomalyOutput,
+    Conditions,
     FeatureSource,
     ModelConfig,
     SinglePass,
@@ -40,7 +41,7 @@ from flawsmith.models.components.level_table import LevelTable
 from flawsmith.models.components.memory_bank import LevelMaps, MemoryBank, sample_coreset, typical_peak
 from flawsmith.models.diagnostics import Diagnostic, Pictures
 from flawsmith.models.registry import register
-from flawsmith.models.slsg.config import PRESETS, SLSGConfig
+from flawsmith.models.slsg.config import CONDITIONS, PRESETS, SLSGConfig
 from flawsmith.models.slsg.functional import (
     Grid,
     Images,
@@ -90,6 +91,7 @@ class SLSG(AnomalyModel):
     )
     Config: ClassVar[type[ModelConfig]] = SLSGConfig
     presets: ClassVar[Mapping[str, ModelConfig]] = PRESETS
+    conditions: ClassVar[Mapping[str, Conditions]] = CONDITIONS
 
     config: SLSGConfig
 

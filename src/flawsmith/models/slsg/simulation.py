@@ -65,6 +65,7 @@ class _Rules(NamedTuple):
         foreground: where flaws may lie.
         texture_on_foreground: how often a texture has to lie there.
         homologous_on_foreground: how often a homologous source has to.
+        foreground_of: whose foreground a homologous source has to lie on.
         foreground_as_mask: how often the foreground is the mask of a homologous source.
         with_square: how often a fixed square belongs to the mask.
     """
@@ -78,6 +79,7 @@ class _Rules(NamedTuple):
     foreground: Foreground = Foreground()
     texture_on_foreground: float = 1.0
     homologous_on_foreground: float = 1.0
+    foreground_of: Literal["image", "texture"] = "image"
     foreground_as_mask: float = 0.0
     with_square: float = 0.0
 
@@ -115,6 +117,7 @@ class _Rules(NamedTuple):
             texture=source.texture,
             transforms=(*first, *source.transforms),
             foreground_share=self.homologous_on_foreground,
+            foreground_of=self.foreground_of,
         )
 
 
@@ -125,7 +128,7 @@ def _changed(branches: Iterable[Branch], part: float, **changes: Any) -> list[Br
     return [branch.model_copy(update={"share": part * branch.share, **changes}) for branch in branches]
 
 
-# The numbers of the released code, in the order in which it draws them.
+# The numbers of the released code, in the order in which it draws them. Its images are BGR here, so channel 0 is blue.
 _RULES: Mapping[str, _Rules] = MappingProxyType(
     {
         "juice_bottle": _Rules(
@@ -139,7 +142,7 @@ _RULES: Mapping[str, _Rules] = MappingProxyType(
             foreground=Foreground(
                 mode="threshold",
                 sigma=0,
-                channel="red",
+                channel="blue",
                 level=8,
                 erosion=(15, 15),
                 dilation=(3, 3),
@@ -167,9 +170,10 @@ _RULES: Mapping[str, _Rules] = MappingProxyType(
             texture_weight=UniformWeight(high=0.4),
             homologous_weight=_NOTHING,
             min_pixels=64,
-            foreground=Foreground(mode="threshold", sigma=0, channel="red", level=36, dilation=(5, 5)),
+            foreground=Foreground(mode="threshold", sigma=0, channel="blue", level=36, dilation=(5, 5)),
             texture_on_foreground=0.0,
             homologous_on_foreground=0.75,
+            foreground_of="texture",
         ),
         "screw_bag": _Rules(
             sources=(
@@ -187,10 +191,11 @@ _RULES: Mapping[str, _Rules] = MappingProxyType(
             ),
             homologous_weight=_NOTHING,
             foreground=Foreground(
-                mode="threshold", sigma=0, channel="red", level=20, erosion=(6, 13), dilation=(9, 15)
+                mode="threshold", sigma=0, channel="blue", level=20, erosion=(6, 13), dilation=(9, 15)
             ),
             texture_on_foreground=0.0,
             homologous_on_foreground=0.0,
+            foreground_of="texture",
             foreground_as_mask=0.2,
         ),
     }
