@@ -113,7 +113,10 @@ def main() -> None:
     plan = Plan.checked(
         {
             "data": category_folder(args.category),
-            "methods": [{"method": "pbas", "preset": preset, "set": fields} for preset, fields in settings.items()],
+            "methods": [  # both learn from the same images, though published presets learn from all
+                {"method": "pbas", "preset": preset, "set": fields, **({} if preset == "fast" else {"holdout": True})}
+                for preset, fields in settings.items()
+            ],
             "backbones": args.backbone,
             "fractions": fraction,
             "seeds": seeds,

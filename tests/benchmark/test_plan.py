@@ -34,7 +34,8 @@ def only(given: Plan) -> Task:
 
 
 def test_every_combination_is_a_run(root: Path) -> None:
-    given = plan(root, methods=["pbas", "glass"], presets=["fast", "paper"], seeds=[0, 1], fractions=[0.5, 1])
+    lists = {"presets": ["fast", "paper"], "seeds": [0, 1], "fractions": [0.5, 1]}
+    given = plan(root, methods=["pbas", "glass"], textures="procedural", **lists)
 
     runs = [task.run for task in tasks(given)]
 
@@ -102,6 +103,7 @@ def test_key_is_the_same_wherever_the_data_lies_and_whatever_the_experiment_is_c
         {"methods": {"method": "pbas", "set": {"epochs": 3}}},
         {"methods": {"method": "pbas", "fraction": 0.5}},
         {"methods": {"method": "pbas", "select": "best"}},
+        {"methods": {"method": "pbas", "holdout": False}},
         {"methods": {"method": "pbas", "backbone": "resnet18@random"}},
         {"parts": ["whole", "B"]},
         {"resamples": 10},

@@ -42,6 +42,9 @@ class Experiment(BaseModel):
         None, description="Textures for methods that synthesize: a folder, self, or procedural."
     )
     fraction: float = Field(1.0, gt=0, le=1, description="Share of the training images that is learned from.")
+    holdout: bool | None = Field(
+        None, description="Keep good images back to set the limit; null: as the preset has it, as flawsmith train."
+    )
     select: SelectionName = Field("last", description="Checkpoint, as flawsmith train --select.")
     engine: Literal["onnxruntime", "openvino"] = Field("onnxruntime", description="Engine of features and inspection.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Precision of that engine.")
@@ -56,6 +59,7 @@ class Experiment(BaseModel):
         extras += [f"{key}={_short(value)}" for key, value in self.set.items()]
         extras += [] if self.textures is None else [f"textures {Path(self.textures).name}"]
         extras += [] if self.fraction == 1 else [f"{100 * self.fraction:g} % of the images"]
+        extras += [] if self.holdout is None else ["holdout" if self.holdout else "no holdout"]
         extras += [] if self.select == "last" else [f"select {self.select}"]
         extras += [] if self.engine == "onnxruntime" else [f"{self.engine} {self.precision}"]
         return ", ".join([self.method, *extras])
@@ -88,6 +92,8 @@ class BenchmarkRun(BaseModel):
     def key(self) -> str:
         """Twelve hexadecimal digits that stand for all that the result depends on."""
         excluded: Any = {"experiment": {"name", "textures", "backbone"}}
+        if self.experiment.holdout is None:
+            excluded["experiment"].add("holdout")
         if self.foregrounds_sha256 is None:  # runs from before it was known stay what they are
             excluded["foregrounds_sha256"] = True
         identity = self.model_dump(mode="json", exclude=excluded)

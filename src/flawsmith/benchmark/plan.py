@@ -175,7 +175,7 @@ def resolve(experiment: Experiment, plan: Plan) -> ResolvedExperiment:
     Raises:
         FlawsmithError: no such method, preset or setting.
     """
-    same = ("method", "preset", "set", "engine", "precision", "fraction")
+    same = ("method", "preset", "set", "engine", "precision", "fraction", "holdout")
     settings = check_settings({name: getattr(experiment, name) for name in same})
     require_engine(settings)
     _, config = method_config(settings)

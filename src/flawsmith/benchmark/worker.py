@@ -141,6 +141,7 @@ def _train(task: Task, out: Path) -> TrainResult:
         engine=experiment.engine,
         precision=experiment.precision,
         fraction=experiment.fraction,
+        holdout=experiment.holdout,
         layout=task.layout,
     )
 
