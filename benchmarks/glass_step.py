@@ -127,7 +127,7 @@ class PlainIteration:
         self.case, self.mode = case, mode
         self.model = PlainGLASS()
         self.model.load_state_dict(case.plain.state_dict())
-        self.noise = case.ours.noise(torch.empty(len(case.anomalous), case.ours.config.width), STEP)
+        self.noise = case.ours.noise(torch.empty(len(case.anomalous), case.ours.embedding.width), STEP)
         self.centers = case.ours.centers()
         assert case.ours.config.noise == NOISE
 

@@ -15,6 +15,7 @@ from flawsmith.benchmark.experiment import Experiment
 from flawsmith.benchmark.plan import beside_preset
 from flawsmith.cli.train import _introduce
 from flawsmith.data.layouts import load
+from flawsmith.features import backbones
 from flawsmith.models.aand.config import PRESETS as AAND
 from flawsmith.models.glass.config import PRESETS as GLASS
 from flawsmith.models.pbas.config import PRESETS as PBAS
@@ -222,6 +223,24 @@ def test_weights_are_known_by_the_digits_of_their_file() -> None:
     assert not same("wide_resnet50_2@mine.pth", published, "0" * 64)
     assert not same("resnet18@mine.pth", published, digits)
     assert not same("efficientnet_lite0", published)
+
+
+def test_missing_weights_say_where_they_are_and_how_a_file_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    create = backbones.timm.create_model
+
+    def offline(name: str, *, pretrained: bool = False, **settings: Any) -> Any:
+        if pretrained:
+            raise OSError
+        return create(name, **settings)
+
+    monkeypatch.setattr(backbones.timm, "create_model", offline)
+    with pytest.raises(FlawsmithError) as error:
+        backbones.load_backbone("resnet18.tv_in1k")
+
+    message = str(error.value)
+    assert "\n" not in message
+    for words in ("https://download.pytorch.org/models/resnet18-", "--backbone resnet18@FILE", "efficientnet_lite0"):
+        assert words in message
 
 
 def test_a_part_of_dtd_is_told_from_all_of_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -268,7 +268,9 @@ def weights_address(architecture: str) -> str:
     config = timm.get_pretrained_cfg(architecture)
     if config is None:
         return ""
-    return config.url or (f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else "")
+    if isinstance(config.url, str) and config.url:
+        return config.url
+    return f"https://huggingface.co/{config.hf_hub_id}" if config.hf_hub_id else ""
 
 
 def pixels_of(backbone: Backbone) -> Backbone:
