@@ -20,6 +20,7 @@ sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 if TYPE_CHECKING:
     from flawsmith.benchmark.plan import Plan
+    from flawsmith.benchmark.reproduce import reproduce
     from flawsmith.benchmark.run import BenchmarkResult, run_benchmark
     from flawsmith.data.findings import Findings
     from flawsmith.metrics.results import Evaluation
@@ -65,6 +66,7 @@ _PLACES = {
     "doctor": "flawsmith.pipeline.describe",
     "evaluate": "flawsmith.pipeline.evaluate",
     "predict": "flawsmith.pipeline.predict",
+    "reproduce": "flawsmith.benchmark.reproduce",
     "run_benchmark": "flawsmith.benchmark.run",
     "synthesize": "flawsmith.pipeline.synthesize",
     "train": "flawsmith.pipeline.train",
@@ -73,13 +75,13 @@ _PLACES = {
 __all__ = [
     "BenchmarkResult", "Bundle", "CalibrationResult", "Decision", "Evaluation", "Findings", "FlawsmithError",
     "Geometry", "Inspection", "Inspector", "Plan", "Prediction", "Region", "RegionOfInterest", "SynthesisSettings",
-    "TrainResult", "Unreadable", "Verdict", "Zone", "calibrate", "doctor", "evaluate", "predict", "run_benchmark",
-    "synthesize", "train", "weak_flaw_sets",
+    "TrainResult", "Unreadable", "Verdict", "Zone", "calibrate", "doctor", "evaluate", "predict", "reproduce",
+    "run_benchmark", "synthesize", "train", "weak_flaw_sets",
 ]  # fmt: skip
 
 _TIERS = {
     **dict.fromkeys(("train", "TrainResult", "synthesize", "SynthesisSettings", "weak_flaw_sets"), "train"),
-    **dict.fromkeys(("run_benchmark", "BenchmarkResult", "Plan"), "benchmark"),
+    **dict.fromkeys(("run_benchmark", "BenchmarkResult", "Plan", "reproduce"), "benchmark"),
 }
 """What names need that the tier eval does not give."""
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flawsmith.benchmark.experiment import BenchmarkRun, Costs, Experiment, RunResult
+from flawsmith.benchmark.experiment import BenchmarkRun, Costs, Experiment, FurtherResult, Measurement, RunResult
 from flawsmith.benchmark.tables import latex, tables, tidy_csv, write_tables
 from flawsmith.metrics.results import Evaluation
 
@@ -144,9 +144,66 @@ def test_published_figures_stand_beside_ours_with_their_protocol() -> None:
 
     (table,) = [one for one in tables([known]) if one.title == "Beside the papers"]
 
-    assert row_of(table, "mvtec_ad/screw", "glass, here")["image AUROC"] == "0.9000"
-    assert row_of(table, "mvtec_ad/screw", "GLASS-j")["image AUROC"] == "1.000"
+    rows = [dict(zip(table.heads, row, strict=True)) for row in table.rows]
+    (row,) = [each for each in rows if each["row"] == "GLASS-j" and each["figure"] == "image AUROC"]
+    assert (row["data"], row["printed"], row["here, clean"], row["difference"]) == (
+        "mvtec/screw", "1.000", "0.9000", "-0.1000",
+    )  # fmt: skip
+    assert not [each for each in rows if "mean" in each["data"]]
     assert any("test" in note for note in table.notes)
+
+
+def test_means_of_the_papers_are_set_beside_ours_where_a_plan_names_the_table() -> None:
+    runs = []
+    for category, score in (("screw", 0.9), ("wood", 1.0)):
+        run = result(category, "glass", 0, score)
+        experiment = run.run.experiment.model_copy(update={"published": "GLASS-m"})
+        runs.append(
+            run.model_copy(update={"run": run.run.model_copy(update={"dataset": "mvtec", "experiment": experiment})})
+        )
+
+    (table,) = [one for one in tables(runs, {"glass": ["Table 1", "Table 2"]}) if one.title == "Beside the papers"]
+
+    rows = [dict(zip(table.heads, row, strict=True)) for row in table.rows]
+    means = {row["data"]: row for row in rows if row["figure"] == "image AUROC"}
+    assert (means["mvtec, mean"]["here, clean"], means["mvtec, mean"]["categories"]) == ("0.9500", "2 of 15")
+    assert (means["mvtec, texture mean"]["here, clean"], means["mvtec, texture mean"]["categories"]) == (
+        "1.0000",
+        "1 of 5",
+    )
+    assert {row["row"] for row in rows} == {"GLASS-m"}
+
+
+def test_what_was_measured_by_two_protocols_and_on_another_set_stands_side_by_side() -> None:
+    run = result("carpet", "glass", 0, 0.9)
+    places = [("mvtec", "clean", 0.8), ("MAD-sys/Beta_0.1", "papers", 0.5), ("MAD-sys/Beta_0.3", "papers", 0.7)]
+    measurements = [
+        Measurement(dataset=dataset, category="carpet", images_sha256="0", protocol=protocol)
+        for dataset, protocol, _ in places
+    ]
+    known = run.model_copy(
+        update={
+            "run": run.run.model_copy(
+                update={"dataset": "mvtec", "protocol": "papers", "further": tuple(measurements)}
+            ),
+            "further": [
+                FurtherResult(measurement=each, evaluations={"whole": evaluation(score)})
+                for each, (*_, score) in zip(measurements, places, strict=True)
+            ],
+        }
+    )
+
+    made = {one.title: one for one in tables([known], {"glass": ["Table 1", "Table 3"]})}
+
+    overall = made["Mean over categories, the whole test set"]
+    assert row_of(overall, "glass, papers")["image AUROC"] == "0.9000"
+    assert row_of(overall, "glass, clean")["image AUROC"] == "0.8000"
+    rows = [dict(zip(made["Beside the papers"].heads, row, strict=True)) for row in made["Beside the papers"].rows]
+    (weak,) = [r for r in rows if r["data"] == "mad_sys, mean" and r["figure"] == "image AUROC"]
+    assert (weak["here, papers"], weak["here, clean"], weak["categories"]) == ("0.6000", "–", "1 of 5")
+    carpet = [r for r in rows if r["data"] == "mvtec/carpet" and r["row"] == "GLASS-m" and r["figure"] == "image AUROC"]
+    assert [(r["here, papers"], r["here, clean"]) for r in carpet] == [("0.9000", "0.8000")]
+    assert len(list(csv.DictReader(io.StringIO(tidy_csv([known]))))) == 4
 
 
 def test_no_published_table_for_data_of_the_users_own(results: list[RunResult]) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from flawsmith.metrics.results import Evaluation
 from flawsmith.pipeline.evaluate import Inspects
@@ -48,6 +48,25 @@ class Experiment(BaseModel):
     select: SelectionName = Field("last", description="Checkpoint, as flawsmith train --select.")
     engine: Literal["onnxruntime", "openvino"] = Field("onnxruntime", description="Engine of features and inspection.")
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Precision of that engine.")
+    by_category: dict[str, dict[str, Any]] = Field(
+        default_factory=dict, description="Further fields of the configuration to change, by category; needs a name."
+    )
+    published: str | None = Field(
+        None,
+        description="Row of the papers' tables that it is set beside, as published.csv calls it; {seed} stands for the "
+        "run's seed. By default all rows of the method; empty: none.",
+    )
+
+    @model_validator(mode="after")
+    def _named_where_categories_differ(self) -> Experiment:
+        if self.by_category and not self.name:
+            raise ValueError("by_category makes categories differ, so give the experiment a name")
+        return self
+
+    def of_category(self, category: str) -> Experiment:
+        """The experiment with the settings that a category has."""
+        changes = self.by_category.get(category, {})
+        return self.model_copy(update={"set": {**self.set, **changes}, "by_category": {}})
 
     @property
     def title(self) -> str:
@@ -63,6 +82,20 @@ class Experiment(BaseModel):
         extras += [] if self.select == "last" else [f"select {self.select}"]
         extras += [] if self.engine == "onnxruntime" else [f"{self.engine} {self.precision}"]
         return ", ".join([self.method, *extras])
+
+
+ProtocolName = Literal["clean", "papers"]
+
+
+class Measurement(BaseModel):
+    """Where else and how else the model of a run is measured."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    dataset: str = Field(description="Name of the data set.")
+    category: str = Field(description="Name of the category.")
+    images_sha256: str = Field(description="As that of a run.")
+    protocol: ProtocolName = Field(description="Rules of evaluation.")
 
 
 class BenchmarkRun(BaseModel):
@@ -84,16 +117,20 @@ class BenchmarkRun(BaseModel):
     foregrounds_sha256: str | None = Field(None, description="Over the mask files that say where synthetic flaws lie.")
     config: dict[str, Any] = Field(description="What the preset means, with the experiment's changes.")
     backbone: str = Field(description="The backbone's name, or its file's name and SHA-256.")
-    protocol: Literal["clean", "papers"] = Field("clean", description="Rules of evaluation.")
+    protocol: ProtocolName = Field("clean", description="Rules of evaluation.")
     parts: tuple[SplitPart, ...] = Field(("whole",), description="Parts of the test set to report.")
     resamples: int = Field(1000, ge=0, description="Bootstrap resamples behind the intervals.")
+    further: tuple[Measurement, ...] = Field((), description="What the same model is measured on besides.")
+    batches: tuple[int, ...] = Field((), description="Batch sizes at which images a second are counted.")
 
     @property
     def key(self) -> str:
         """Twelve hexadecimal digits that stand for all that the result depends on."""
-        excluded: Any = {"experiment": {"name", "textures", "backbone"}}
+        names = {"name", "textures", "backbone", "by_category", "published"}
         if self.experiment.holdout is None:
-            excluded["experiment"].add("holdout")
+            names.add("holdout")
+        # What is measured besides does not change what is known by this key: a result may hold more than is asked for.
+        excluded: Any = {"experiment": names, "further": True, "batches": True}
         if self.foregrounds_sha256 is None:  # runs from before it was known stay what they are
             excluded["foregrounds_sha256"] = True
         identity = self.model_dump(mode="json", exclude=excluded)
@@ -115,6 +152,8 @@ class Task(BaseModel):
     layout: str | None = Field(None, description="Its layout; detected by default.")
     textures: str | None = Field(None, description="The experiment's textures, a folder resolved.")
     backbone: str | None = Field(None, description="The experiment's backbone, a file resolved.")
+    foregrounds: Path | None = Field(None, description="Folder of foreground masks, where it is not beside the images.")
+    further_data: tuple[Path, ...] = Field((), description="The folder of each of the run's further measurements.")
     threads: int | None = Field(None, ge=1, description="OpenMP threads of the process; None: one a core.")
     memory_bytes: int | None = Field(None, gt=0, description="Anonymous memory at which the process is stopped.")
     keep_model: bool = Field(False, description="Keep the model file beside the result.")
@@ -131,8 +170,22 @@ class Costs(BaseModel):
     latency_p95_ms: float | None = Field(None, description="95th percentile of the same.")
     peak_bytes: int | None = Field(None, description="Largest anonymous memory of the process and its children.")
     model_bytes: int | None = Field(None, description="Size of the model file.")
+    parameters: int | None = Field(None, description="Numbers that the network holds, learned or not.")
+    flops: int | None = Field(None, description="Floating-point operations of an image, two a multiplication and sum.")
+    images_per_second: dict[int, float] = Field(
+        default_factory=dict, description="By batch size, from pixels in memory to map and score."
+    )
     threads: int | None = Field(None, description="OpenMP threads it was given; None: one a core.")
     jobs: int = Field(1, description="Runs at a time.")
+
+
+class FurtherResult(BaseModel):
+    """What a run's model was measured at besides."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    measurement: Measurement
+    evaluations: dict[SplitPart, Evaluation]
 
 
 class RunResult(BaseModel):
@@ -151,10 +204,30 @@ class RunResult(BaseModel):
     costs: Costs = Costs()
     versions: dict[str, str] = Field(default_factory=dict)
     machine: str = ""
+    further: list[FurtherResult] = Field(default_factory=list)
 
     @property
     def finished(self) -> bool:
         return self.status == "finished"
+
+    def covers(self, run: BenchmarkRun) -> bool:
+        """Whether it holds all that is asked of a run with the same key."""
+        measured = {further.measurement for further in self.further}
+        return measured.issuperset(run.further) and set(self.costs.images_per_second).issuperset(run.batches)
+
+    def views(self) -> list[RunResult]:
+        """The result as one for each thing that the run is measured on, its own test set first."""
+        evaluations = {further.measurement: further.evaluations for further in self.further}
+        own = self.model_copy(update={"run": self.run.model_copy(update={"further": ()}), "further": []})
+        return [own] + [
+            own.model_copy(
+                update={
+                    "run": own.run.model_copy(update=measurement.model_dump()),
+                    "evaluations": evaluations.get(measurement, {}),
+                }
+            )
+            for measurement in self.run.further
+        ]
 
 
 def _short(value: Any) -> str:
@@ -196,9 +269,9 @@ class ResultStore:
         return self.root / _RUNS / run.label
 
     def result(self, run: BenchmarkRun) -> RunResult | None:
-        """What is kept of a run; None where it was never computed, or failed."""
+        """What is kept of a run; None where it was never computed, failed, or was not measured at all that is asked."""
         result = self._read(self.folder(run) / RESULT)
-        return result if result is not None and result.finished else None
+        return result if result is not None and result.finished and result.covers(run) else None
 
     def results(self) -> list[RunResult]:
         """All that is kept, failed runs included, in the order of labels."""
@@ -240,6 +313,10 @@ Latency = tuple[float, float]
 """Median and 95th percentile in milliseconds from file to verdict and map, one image at a time."""
 
 
+def _unknown_throughput(size: int) -> float:
+    raise FlawsmithError(f"images a second in batches of {size} are counted of this package's own models alone")
+
+
 @dataclass(frozen=True)
 class ModelUnderTest:
     """A trained model with what its training took.
@@ -254,6 +331,9 @@ class ModelUnderTest:
         model_bytes: size of the model file.
         versions: of what computed it.
         deviations: what was not as the published preset has it.
+        throughput: images a second in batches of a size; unknown of another package's model.
+        parameters: numbers that the network holds; None: not known.
+        flops: floating-point operations of an image; None: not known.
     """
 
     inspector: Inspects
@@ -265,3 +345,6 @@ class ModelUnderTest:
     model_bytes: int
     versions: Mapping[str, str]
     deviations: tuple[str, ...] = ()
+    throughput: Callable[[int], float] = _unknown_throughput
+    parameters: int | None = None
+    flops: int | None = None

@@ -7,12 +7,20 @@ import itertools
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from flawsmith.benchmark.experiment import WORD_TEXTURES, BenchmarkRun, Experiment, SplitPart, Task
+from flawsmith.benchmark.experiment import (
+    WORD_TEXTURES,
+    BenchmarkRun,
+    Experiment,
+    Measurement,
+    ProtocolName,
+    SplitPart,
+    Task,
+)
 from flawsmith.data.layouts import load
 from flawsmith.data.layouts.base import subfolders
 from flawsmith.data.layouts.names import nfc
@@ -64,11 +72,30 @@ class Plan(BaseModel):
     textures: str | None = Field(None, description="Textures of all methods that synthesize and name none themselves.")
     seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1, description="Seeds.")
     parts: tuple[SplitPart, ...] = Field(("whole",), min_length=1, description="Parts of the test split to report.")
-    protocol: Literal["clean", "papers"] = Field("clean", description="Rules of evaluation.")
+    protocol: tuple[ProtocolName, ...] = Field(
+        ("clean",), min_length=1, description="Rules of evaluation; by several the same model is measured by each."
+    )
+    evaluate_on: tuple[Path, ...] = Field(
+        (), description="Data sets on whose category of the same name every model is measured too."
+    )
+    foregrounds: Path | None = Field(
+        None, description="Folder of foreground masks, for foreground=files; fg_mask beside the images by default."
+    )
+    batches: tuple[Annotated[int, Field(ge=1)], ...] = Field(
+        (), description="Batch sizes at which images a second are counted."
+    )
+    title: str = Field("", description="What the plan makes, in a line.")
+    printed_in: dict[str, tuple[str, ...]] = Field(
+        default_factory=dict, description="Tables of published.csv to set the results beside, by paper."
+    )
     select: SelectionName = Field("last", description="Checkpoint of all methods that name none themselves.")
     resamples: int = Field(1000, ge=0, description="Bootstrap resamples behind the intervals.")
 
-    @field_validator("data", "categories", "presets", "backbones", "fractions", "seeds", "parts", mode="before")
+    @field_validator(
+        *("data", "categories", "presets", "backbones", "fractions", "seeds", "parts"),
+        *("protocol", "evaluate_on", "batches"),
+        mode="before",
+    )
     @classmethod
     def _one_or_several(cls, value: Any) -> Any:
         return value if isinstance(value, (list, tuple)) else [value]
@@ -128,8 +155,11 @@ class Plan(BaseModel):
     def resolved(self, folder: Path, fields: set[str]) -> Plan:
         """The plan with the relative paths of some fields taken from a folder."""
         changes: dict[str, Any] = {}
-        if "data" in fields:
-            changes["data"] = tuple(folder / path.expanduser() for path in self.data)
+        for name in ("data", "evaluate_on"):
+            if name in fields:
+                changes[name] = tuple(folder / path.expanduser() for path in getattr(self, name))
+        if "foregrounds" in fields and self.foregrounds is not None:
+            changes["foregrounds"] = folder / self.foregrounds.expanduser()
         if "textures" in fields:
             changes["textures"] = _resolved_textures(self.textures, folder)
         if "methods" in fields:
@@ -201,16 +231,65 @@ def tasks(plan: Plan, *, resolve: Callable[[Experiment, Plan], ResolvedExperimen
             folder alone.
     """
     datasets = categories_of(plan)
-    experiments = [resolve(experiment, plan) for experiment in plan.experiments()]
-    fingerprints = [dataset_fingerprint(dataset.samples) for dataset in datasets]
-    textures = [_texture_fingerprint(resolved.experiment.textures) for resolved in experiments]
-    planned = [
-        _task(plan, dataset, images_sha256, resolved, textures_sha256, seed)
-        for seed in plan.seeds
-        for dataset, images_sha256 in zip(datasets, fingerprints, strict=True)
-        for resolved, textures_sha256 in zip(experiments, textures, strict=True)
-    ]
-    return list({task.run.key: task for task in planned}.values())
+    experiments = plan.experiments()
+    _check_categories(plan, experiments, datasets)
+    known: dict[str, tuple[ResolvedExperiment, str | None]] = {}
+
+    def resolved_in(experiment: Experiment, category: str) -> tuple[ResolvedExperiment, str | None]:
+        chosen = experiment.of_category(category)
+        name = chosen.model_dump_json()
+        if name not in known:
+            resolved = resolve(chosen, plan)
+            known[name] = resolved, _texture_fingerprint(resolved.experiment.textures)
+        return known[name]
+
+    measured = [_Measured(dataset, dataset_fingerprint(dataset.samples)) for dataset in datasets]
+    further = _further(plan)
+    planned = []
+    for seed, each in itertools.product(plan.seeds, measured):
+        category = each.dataset.category
+        elsewhere = further.get(nfc(category), [])
+        for experiment in experiments:
+            resolved, textures_sha256 = resolved_in(experiment, category)
+            planned.append(_task(plan, each, elsewhere, resolved, textures_sha256, seed))
+    # Experiments may agree in a category, where one training serves both; a table shows each by its name.
+    return list({(task.run.key, task.run.experiment.title): task for task in planned}.values())
+
+
+class _Measured(NamedTuple):
+    """A category with the fingerprint of its images."""
+
+    dataset: Dataset
+    images_sha256: str
+
+
+def _further(plan: Plan) -> dict[str, list[_Measured]]:
+    """By category, the test sets of other data sets on which its models are measured.
+
+    Raises:
+        FlawsmithError: a folder holds no labelled test set.
+    """
+    by_category: dict[str, list[_Measured]] = {}
+    for folder in plan.evaluate_on:
+        for dataset in _categories(folder, None, _FOLDERS_DEEP):
+            if dataset.test:
+                measured = _Measured(dataset, dataset_fingerprint(dataset.samples))
+                by_category.setdefault(nfc(dataset.category), []).append(measured)
+    return by_category
+
+
+def _check_categories(plan: Plan, experiments: Sequence[Experiment], datasets: Sequence[Dataset]) -> None:
+    """Settings of a category that is nowhere are a mistake, unless categories were chosen.
+
+    Raises:
+        FlawsmithError: naming the first.
+    """
+    present = {dataset.category for dataset in datasets}
+    for experiment in experiments:
+        unknown = sorted(set(experiment.by_category) - present)
+        if unknown and not plan.categories:
+            names = ", ".join(sorted(present))
+            raise FlawsmithError(f"{experiment.title}: by_category names {unknown[0]!r}, and there are {names}")
 
 
 def categories_of(plan: Plan) -> list[Dataset]:
@@ -268,30 +347,46 @@ def _backbone_identity(name: str | None) -> str:
 
 def _task(
     plan: Plan,
-    dataset: Dataset,
-    images_sha256: str,
+    measured: _Measured,
+    elsewhere: Sequence[_Measured],
     resolved: ResolvedExperiment,
     textures_sha256: str | None,
     seed: int,
 ) -> Task:
-    experiment, backbone = resolved.experiment, _backbone_identity(resolved.backbone)
+    experiment, backbone, dataset = resolved.experiment, _backbone_identity(resolved.backbone), measured.dataset
     named = beside_preset(experiment, backbone, resolved.config)
+    primary, *others = plan.protocol
+    pairs = [(measured, protocol) for protocol in others]
+    pairs += [(each, protocol) for each in elsewhere for protocol in plan.protocol]
     run = BenchmarkRun(
         experiment=named.model_copy(update={"textures": _texture_name(named.textures)}),
         seed=seed,
         dataset=dataset.dataset,
         category=dataset.category,
-        images_sha256=images_sha256,
+        images_sha256=measured.images_sha256,
         textures_sha256=textures_sha256,
-        foregrounds_sha256=_foreground_fingerprint(dataset) if _reads_masks(resolved, dataset) else None,
+        foregrounds_sha256=_foreground_fingerprint(dataset, plan.foregrounds)
+        if _reads_masks(resolved, dataset)
+        else None,
         config=resolved.config,
         backbone=backbone,
-        protocol=plan.protocol,
+        protocol=primary,
         parts=plan.parts,
         resamples=plan.resamples,
+        further=tuple(
+            Measurement(
+                dataset=each.dataset.dataset,
+                category=each.dataset.category,
+                images_sha256=each.images_sha256,
+                protocol=protocol,
+            )
+            for each, protocol in pairs
+        ),
+        batches=plan.batches,
     )
     places = {"data": dataset.root, "textures": experiment.textures, "backbone": experiment.backbone}
-    return Task(run=run, layout=plan.layout, **places)
+    further_data = tuple(each.dataset.root for each, _ in pairs)
+    return Task(run=run, layout=plan.layout, foregrounds=plan.foregrounds, further_data=further_data, **places)
 
 
 def beside_preset(experiment: Experiment, backbone: str | None, config: Mapping[str, Any]) -> Experiment:
@@ -343,13 +438,13 @@ def _reads_masks(resolved: ResolvedExperiment, dataset: Dataset) -> bool:
     return config.of_category(dataset.dataset, dataset.category).foreground_files
 
 
-def _foreground_fingerprint(dataset: Dataset) -> str:
+def _foreground_fingerprint(dataset: Dataset, folder: Path | None) -> str:
     """The content of the mask files of all images that flaws are synthesized on.
 
     Raises:
         FlawsmithError: an image has none.
     """
-    masks = FileForeground(None)
+    masks = FileForeground(folder)
     pairs = [(sample.image, masks.file_of(sample.image)) for sample in dataset.good_train]
     rows = sorted(f"{content_hash(image)} {content_hash(mask)}" for image, mask in pairs)
     return hashlib.sha256("\n".join(rows).encode()).hexdigest()

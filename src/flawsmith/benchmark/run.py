@@ -12,6 +12,7 @@ from flawsmith.benchmark.executors import Executor, LocalExecutor
 from flawsmith.benchmark.experiment import ResultStore, RunResult, Task
 from flawsmith.benchmark.plan import Plan, tasks
 from flawsmith.benchmark.tables import table_files, write_tables
+from flawsmith.runtime.files import make_folder
 from flawsmith.runtime.outputs import refuse_irreplaceable
 
 
@@ -70,7 +71,15 @@ def run_benchmark(
     changes = {"memory_bytes": memory_bytes, "keep_model": keep_models}
     checked = plan if isinstance(plan, Plan) else Plan.checked(plan, source="benchmark")
     planned = [task.model_copy(update=changes) for task in tasks(checked)]
-    return run_tasks(planned, Path(out), executor=executor, fresh=fresh, on_start=on_start, on_result=on_result)
+    return run_tasks(
+        planned,
+        Path(out),
+        executor=executor,
+        fresh=fresh,
+        printed_in=checked.printed_in or None,
+        on_start=on_start,
+        on_result=on_result,
+    )
 
 
 def run_tasks(
@@ -79,15 +88,26 @@ def run_tasks(
     *,
     executor: Executor,
     fresh: bool = False,
+    tables: Path | None = None,
+    printed_in: Mapping[str, Sequence[str]] | None = None,
+    caution: str = "",
     on_start: Callable[[int, int], object] = lambda total, pending: None,
     on_result: Callable[[RunResult], object] = lambda result: None,
 ) -> BenchmarkResult:
-    """:func:`run_benchmark` of tasks that are planned already; takes the same arguments and raises the same."""
-    store = ResultStore(out)
+    """:func:`run_benchmark` of tasks that are planned already; takes the same arguments and raises the same.
+
+    Args:
+        tables: folder of the tables, where it is not that of the results.
+        printed_in: the papers' tables beside which the results are set, by paper; None: all of each method.
+        caution: what must stand above all tables.
+    """
+    store, shown_in = ResultStore(out), out if tables is None else tables
     with store.claimed():
-        refuse_irreplaceable(table_files(out).values())
-        pending = [task for task in planned if fresh or store.result(task.run) is None]
-        on_start(len(planned), len(pending))
+        make_folder(shown_in)
+        refuse_irreplaceable(table_files(shown_in).values())
+        computed_once = {task.run.key: task for task in planned}.values()
+        pending = [task for task in computed_once if fresh or store.result(task.run) is None]
+        on_start(len(computed_once), len(pending))
         failed: dict[str, RunResult] = {}
         with closing(executor.run(pending)) as computed:
             for task, files in computed:
@@ -96,7 +116,9 @@ def run_tasks(
                     failed[task.run.key] = result
                 on_result(result)
         results = [_named(store.result(task.run) or failed[task.run.key], task) for task in planned]
-        return BenchmarkResult(results, len(pending), write_tables(results, out))
+        return BenchmarkResult(
+            results, len(pending), write_tables(results, shown_in, printed_in=printed_in, caution=caution)
+        )
 
 
 def _named(result: RunResult, task: Task) -> RunResult:

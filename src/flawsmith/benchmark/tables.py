@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +15,9 @@ import jinja2
 from markupsafe import Markup
 from tabulate import tabulate
 
-from flawsmith.benchmark.experiment import PARTS, RunResult, SplitPart
-from flawsmith.benchmark.published import protocol_notes, published
+from flawsmith.benchmark.experiment import PARTS, Costs, RunResult, SplitPart
+from flawsmith.benchmark.published import MEAN, PublishedFigure, all_figures, method_key, protocol_notes
+from flawsmith.data.public_sets import OFFICIAL, known_dataset
 from flawsmith.metrics.results import LABELS, LOCO_LABELS, Evaluation
 from flawsmith.report.style import page_style
 from flawsmith.runtime.bundle import preset_in_words
@@ -58,9 +59,9 @@ def tidy_csv(results: Sequence[RunResult]) -> str:
     text = io.StringIO()
     rows = csv.DictWriter(text, heads, lineterminator="\n")
     rows.writeheader()
-    for result in results:
-        for part, evaluation in result.evaluations.items() or [(result.run.parts[0], None)]:
-            rows.writerow(_tidy_row(result, part, evaluation))
+    for view in (view for result in results for view in result.views()):
+        for part, evaluation in view.evaluations.items() or [(view.run.parts[0], None)]:
+            rows.writerow(_tidy_row(view, part, evaluation))
     return text.getvalue()
 
 
@@ -97,6 +98,7 @@ def _tidy_row(result: RunResult, part: SplitPart, evaluation: Evaluation | None)
 RATES = ("miss_rate", "false_reject_rate")
 """What counts on the line, at the stored limit: before the figures that need no limit."""
 SHOWN = ("image_auroc", "pixel_auroc", "aupro", "image_auroc_loco_mean", "spro_loco_mean")
+"""Figures that every table has; results.csv holds them all."""
 _NAMES = {**LABELS, **LOCO_LABELS}
 NOTHING = "–"
 
@@ -124,14 +126,28 @@ class Table:
         return tabulate(rows, self.heads, tablefmt=style, disable_numparse=True, colalign=align[: len(self.heads)])
 
 
-def tables(results: Sequence[RunResult]) -> list[Table]:
-    """All tables of a benchmark: over all categories, category by category, and run by run."""
+def tables(results: Sequence[RunResult], printed_in: Mapping[str, Sequence[str]] | None = None) -> list[Table]:
+    """All tables of a benchmark: over all categories, category by category, and run by run.
+
+    Args:
+        results: its runs.
+        printed_in: the papers' tables to set them beside, by paper; None: whatever is printed of a method.
+    """
     made: list[Table] = []
-    for part in _parts(results):
+    everything = _by_name(results)
+    own = [view for view, elsewhere in everything if not elsewhere]
+    views = [view for view, _ in everything]
+    for part in _parts(own):
         words = PARTS[part]
-        made += [_overall(results, part, words), _by_category(results, part, words)]
-    made.append(_every_run(results))
-    made += beside_the_papers(results)
+        made.append(_overall(own, part, words))
+        categories = {(dataset_key(view.run.dataset), view.run.category) for view in views}
+        if 1 < len({dataset for dataset, _ in categories}) < len(categories):
+            made.append(_by_dataset(views, part, words))
+        made.append(_by_category(views, part, words))
+    made.append(_every_run(views))
+    if any(result.costs.images_per_second for result in results):
+        made.append(_network_costs(results))
+    made += beside_the_papers(results, printed_in)
     failed = [result for result in results if not result.finished]
     if failed:
         rows = [
@@ -142,19 +158,46 @@ def tables(results: Sequence[RunResult]) -> list[Table]:
     return made
 
 
+def _by_name(results: Sequence[RunResult]) -> list[tuple[RunResult, bool]]:
+    """Everything that was measured, and whether it was on another data set; by several protocols, each by its name."""
+    several = len({view.run.protocol for result in results for view in result.views()}) > 1
+    named = []
+    for result in results:
+        for view in result.views():
+            elsewhere = (view.run.dataset, view.run.category) != (result.run.dataset, result.run.category)
+            run = view.run
+            if several:
+                experiment = run.experiment.model_copy(update={"name": f"{run.experiment.title}, {run.protocol}"})
+                run = run.model_copy(update={"experiment": experiment})
+            named.append((view.model_copy(update={"run": run}), elsewhere))
+    return named
+
+
 def table_files(out: Path) -> dict[str, Path]:
     """The files of a benchmark's tables, by format."""
     return {name: out / f"results.{name}" for name in ("csv", "md", "tex", "html")}
 
 
-def write_tables(results: Sequence[RunResult], out: Path) -> dict[str, Path]:
+def write_tables(
+    results: Sequence[RunResult],
+    out: Path,
+    *,
+    printed_in: Mapping[str, Sequence[str]] | None = None,
+    caution: str = "",
+) -> dict[str, Path]:
     """Write ``results.csv``, ``results.md``, ``results.tex`` and ``results.html`` into a folder.
+
+    Args:
+        results: what the tables show.
+        out: the folder.
+        printed_in: as in :func:`tables`.
+        caution: what must stand above all tables.
 
     Raises:
         FlawsmithError: the folder cannot be written.
     """
-    made = tables(results)
-    notes = describe(results)
+    made = tables(results, printed_in)
+    notes = [*([caution] if caution else []), *describe(results)]
     texts = {
         "csv": tidy_csv(results),
         "md": markdown(made, notes),
@@ -198,7 +241,8 @@ def describe(results: Sequence[RunResult]) -> list[str]:
     finished = [result for result in results if result.finished]
     if not finished:
         return ["No run has finished."]
-    protocols = sorted({result.run.protocol for result in finished})
+    views = [view for result in finished for view in result.views()]
+    protocols = sorted({view.run.protocol for view in views})
     seeds = sorted({result.run.seed for result in finished})
     notes = [
         f"Protocol `{'`, `'.join(protocols)}`; seeds {', '.join(map(str, seeds))}; mean ± standard deviation. "
@@ -206,7 +250,7 @@ def describe(results: Sequence[RunResult]) -> list[str]:
         "model; latency is from file to verdict and map, one image at a time."
     ]
     stamps = dict.fromkeys(
-        stamp for result in finished for evaluation in result.evaluations.values() for stamp in evaluation.stamps
+        stamp for view in views for evaluation in view.evaluations.values() for stamp in evaluation.stamps
     )
     changed = {
         result.run.experiment.title: preset_in_words(result.run.experiment.preset, result.deviations)
@@ -234,6 +278,39 @@ def _overall(results: Sequence[RunResult], part: SplitPart, words: str) -> Table
     heads = ("experiment", "runs", *(_NAMES[name] for name in shown), *_COST_HEADS)
     categories = ", ".join(dict.fromkeys(result.run.category for result in results))
     return Table(f"Mean over categories, {words}", heads, rows, (f"Categories: {categories}.",))
+
+
+def _by_dataset(results: Sequence[RunResult], part: SplitPart, words: str) -> Table:
+    """A row a data set and experiment: the mean over its categories, each of its subsets first averaged."""
+    shown = _shown(results, part)
+    rows = []
+    for dataset, runs in _grouped(results, lambda result: dataset_key(result.run.dataset)).items():
+        for experiment, group in _grouped(runs, lambda result: result.run.experiment.title).items():
+            finished = [result for result in group if part in result.evaluations]
+            figures = [_mean_and_spread(_seed_means(finished, part, name)) for name in shown]
+            number = len({result.run.category for result in finished})
+            rows.append((dataset, experiment, str(number), *figures))
+    heads = ("data set", "experiment", "categories", *(_NAMES[name] for name in shown))
+    return Table(f"Mean over the categories of each data set, {words}", heads, rows)
+
+
+def _network_costs(results: Sequence[RunResult]) -> Table:
+    """A row an experiment: size of the network and its speed by batch size."""
+    sizes = sorted({size for result in results for size in result.costs.images_per_second})
+    rows = []
+    for experiment, group in _grouped(results, lambda result: result.run.experiment.title).items():
+        costs = [result.costs for result in group]
+        speeds = [_mean([cost.images_per_second.get(size) for cost in costs], "{:.1f}") for size in sizes]
+        parameters = _mean([None if cost.parameters is None else cost.parameters / 1e6 for cost in costs], "{:.2f}")
+        flops = _mean([None if cost.flops is None else cost.flops / 1e9 for cost in costs], "{:.1f}")
+        rows.append((experiment, parameters, flops, *speeds))
+    heads = ("experiment", "parameters, millions", "GFLOPs an image", *(f"images/s, batch {size}" for size in sizes))
+    note = (
+        "Images a second are of the network alone, from pixels in memory to map and score: on a GPU in torch where "
+        "there is one, else the exported graph on the CPU. Parameters are all numbers that the network holds, frozen "
+        "backbone included; FLOPs count a multiplication and the sum after it as two."
+    )
+    return Table("Size and speed of the networks", heads, rows, (note,))
 
 
 def _by_category(results: Sequence[RunResult], part: SplitPart, words: str) -> Table:
@@ -278,40 +355,163 @@ def _every_run(results: Sequence[RunResult]) -> Table:
     return Table(f"Every run, {PARTS[first[0]] if first else 'none finished'}", heads, rows)
 
 
-def beside_the_papers(results: Sequence[RunResult]) -> list[Table]:
-    """What the papers print of the same methods and categories, a row a published variant; none where none is known.
+FOUR_SETS: Mapping[str, tuple[str, ...]] = {
+    "four_sets": ("mvtec", "visa", "mpdd", "wfdd"),
+    "two_weak_sets": ("mad_man", "mad_sys"),
+}
+"""Means over several data sets that papers print, with the sets."""
+_TEXTURES = ("carpet", "grid", "leather", "tile", "wood")
+_COST_NAMES = {
+    "parameters_millions": "parameters, millions",
+    "gflops": "GFLOPs an image",
+    "ms_per_image": "ms an image",
+    "images_per_second": "images a second",
+}
 
-    Their rules are not ours: the notes say how each paper measures.
+
+def beside_the_papers(
+    results: Sequence[RunResult], printed_in: Mapping[str, Sequence[str]] | None = None
+) -> list[Table]:
+    """What the papers print, with the same figure made here by each protocol; none where nothing is printed of it.
+
+    Means stand there where every category of the data set was measured, or, in the tables that a plan names, with the
+    number of categories that were.
+
+    Args:
+        results: of a benchmark.
+        printed_in: the tables that are meant, by paper; None: all results that any paper prints of a method.
     """
-    parts = _parts(results)
+    views = [view for result in results for view in result.views()]
+    parts = _parts(views)
+    if not parts:
+        return []
+    measured = [view for view in views if parts[0] in view.evaluations]
+    protocols = list(dict.fromkeys(view.run.protocol for view in measured))
     rows: list[tuple[str, ...]] = []
     notes: dict[str, None] = {}
-    for category, runs in _grouped(results, _category).items():
-        for experiment, group in _grouped(runs, lambda result: result.run.experiment.title).items():
-            finished = [result for result in group if parts and parts[0] in result.evaluations]
-            printed = _printed(group[0])
-            if not finished or not printed:
-                continue
-            means = [_mean_and_spread([getattr(e.evaluations[parts[0]], name) for e in finished]) for name in SHOWN]
-            rows.append((category, f"{experiment}, here", *means, ""))
-            for (label, source), values in printed.items():
-                rows.append((category, label, *(_percent_digits(values.get(name)) for name in SHOWN), source))
-            notes |= dict.fromkeys(protocol_notes(group[0].run.experiment.method, dataset=group[0].run.dataset))
+    for figure in all_figures():
+        if printed_in is not None and figure.table not in printed_in.get(figure.paper, ()):
+            continue
+        for title, group in _grouped(measured, lambda view: view.run.experiment.title).items():
+            chosen = [view for view in group if _is_row(figure, view, by_name=printed_in is not None)]
+            cells, count = _figures_by_protocol(figure, chosen, protocols, parts[0], partly=printed_in is not None)
+            if count:
+                source = f"{figure.reference}, {figure.table}"
+                place = (_place(figure), title, _figure_name(figure.metric), _published_digits(figure))
+                rows.append((*place, *cells, count, figure.label, source))
+                notes |= dict.fromkeys(protocol_notes(figure.method, dataset=figure.dataset or None))
     if not rows:
         return []
-    heads = ("category", "method", *(_NAMES[name] for name in SHOWN), "printed in")
-    caution = "Published figures are of the whole data set at the papers' own image sizes, backbones and rules:"
+    shown = [head for protocol in protocols for head in (f"here, {protocol}", "difference")]
+    heads = ("data", "experiment", "figure", "printed", *shown, "categories", "row", "printed in")
+    caution = (
+        "Published figures are of the whole data set at the papers' own image sizes, backbones and rules; a difference "
+        "is ours less theirs, and of costs there is none, for the hardware is another:"
+    )
     return [Table("Beside the papers", heads, rows, (caution, *notes))]
 
 
-def _printed(result: RunResult) -> dict[tuple[str, str], dict[str, float]]:
-    """Published figures of the result's method and category, by label and source."""
-    figures: dict[tuple[str, str], dict[str, float]] = {}
-    for name in SHOWN:
-        for figure in published(result.run.dataset, result.run.category, result.run.experiment.method, name):
-            source = f"{figure.reference}, {figure.table}"
-            figures.setdefault((figure.label, source), {})[name] = figure.value
-    return figures
+def _is_row(figure: PublishedFigure, view: RunResult, *, by_name: bool) -> bool:
+    """Whether a published figure is of a result's experiment."""
+    experiment = view.run.experiment
+    if experiment.published is not None:
+        name = experiment.published.replace("{seed}", str(view.run.seed))
+        return bool(name) and name in (figure.variant, figure.label, f"{figure.method}, {figure.variant}")
+    same = method_key(figure.method) == method_key(experiment.method)
+    return same and (figure.kind == "result" or (by_name and figure.kind == "cost"))
+
+
+def _figures_by_protocol(
+    figure: PublishedFigure, views: Sequence[RunResult], protocols: Sequence[str], part: SplitPart, *, partly: bool
+) -> tuple[list[str], str]:
+    """Our figure and its difference by each protocol, and of how many categories it is; empty where there is none."""
+    cells: list[str] = []
+    counts: set[str] = set()
+    for protocol in protocols:
+        chosen = [view for view in views if view.run.protocol == protocol]
+        values, count = _our_values(figure, chosen, part, partly=partly)
+        counts |= {count} if values else set()
+        difference = NOTHING
+        if values and figure.kind != "cost":
+            difference = f"{statistics.mean(values) - figure.value:+.4f}"
+        cells += [_mean_and_spread(values), difference]
+    return cells, max(counts, default="")
+
+
+def _our_values(
+    figure: PublishedFigure, views: Sequence[RunResult], part: SplitPart, *, partly: bool
+) -> tuple[list[float | None], str]:
+    """A value a seed of what a paper prints as one, and of how many categories of how many."""
+    if figure.kind == "cost":
+        seeds = [_cost(figure, view.costs) for view in views]
+        known = [value for value in seeds if value is not None]
+        return ([statistics.mean(known)], str(len(known))) if known else ([], "")
+    sets = FOUR_SETS.get(figure.dataset, (figure.dataset,))
+    wanted = {name: _categories_of(name, figure.category) for name in sets}
+    values: list[float | None] = []
+    numbers: list[str] = []
+    for runs in _grouped(views, lambda view: str(view.run.seed)).values():
+        means, found, whole = [], 0, 0
+        for name, categories in wanted.items():
+            by_category: dict[str, list[float]] = {}
+            for view in runs:
+                value = getattr(view.evaluations[part], figure.metric, None)
+                if dataset_key(view.run.dataset) == name and view.run.category in categories and value is not None:
+                    by_category.setdefault(view.run.category, []).append(value)
+            means += [statistics.mean(map(statistics.mean, by_category.values()))] if by_category else []
+            found, whole = found + len(by_category), whole + len(categories)
+        if len(means) == len(sets) and (found == whole or partly):
+            values.append(statistics.mean(means))
+            numbers.append(f"{found}" if found == whole else f"{found} of {whole}")
+    return values, max(numbers, default="")
+
+
+def _categories_of(dataset: str, category: str) -> tuple[str, ...]:
+    """The categories behind a published figure: one, or those of a mean."""
+    official = next((each for each in OFFICIAL if each.key == dataset), None)
+    every = () if official is None else tuple(official.categories)
+    if category == MEAN:
+        return every
+    if category in ("texture_mean", "object_mean"):
+        return tuple(name for name in every if (name in _TEXTURES) == (category == "texture_mean"))
+    return (category,)
+
+
+def dataset_key(name: str) -> str:
+    """The key of a data set by the name that runs give it; a subset counts as its set.
+
+    Example:
+        >>> dataset_key("mvtec_anomaly_detection"), dataset_key("MAD-sys/Beta_0.1"), dataset_key("parts")
+        ('mvtec', 'mad_sys', 'parts')
+    """
+    return known_dataset(name) or known_dataset(name.partition("/")[0]) or name
+
+
+def _cost(figure: PublishedFigure, costs: Costs) -> float | None:
+    size = 16 if "batches of 16" in figure.note else 1
+    speed = costs.images_per_second.get(size)
+    values = {
+        "parameters_millions": None if costs.parameters is None else costs.parameters / 1e6,
+        "gflops": None if costs.flops is None else costs.flops / 1e9,
+        "images_per_second": costs.images_per_second.get(max(costs.images_per_second, default=0)),
+        "ms_per_image": None if speed is None else 1000 / speed,
+    }
+    return values.get(figure.metric)
+
+
+def _place(figure: PublishedFigure) -> str:
+    if not figure.dataset:
+        return "all"
+    category = figure.category.replace("_", " ") if figure.category.endswith(MEAN) else figure.category
+    return f"{figure.dataset}, {category}" if figure.category.endswith(MEAN) else f"{figure.dataset}/{category}"
+
+
+def _figure_name(metric: str) -> str:
+    return _NAMES.get(metric) or _COST_NAMES.get(metric, metric)
+
+
+def _published_digits(figure: PublishedFigure) -> str:
+    return f"{figure.value:g}" if figure.kind == "cost" else f"{figure.value:.3f}"
 
 
 _COST_HEADS = ("training, s", "p50, ms", "p95, ms", "memory, GB", "model, MB")
@@ -373,11 +573,6 @@ def _mean(values: Sequence[float | None], form: str) -> str:
 
 def _number(value: float | None) -> str:
     return NOTHING if value is None else f"{value:.4f}"
-
-
-def _percent_digits(value: float | None) -> str:
-    """A published figure with the digits that papers print."""
-    return NOTHING if value is None else f"{value:.3f}"
 
 
 def _latex_text(text: str) -> str:

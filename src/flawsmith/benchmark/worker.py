@@ -25,7 +25,9 @@ from flawsmith.benchmark.experiment import (
     WARM_UP_IMAGES,
     BenchmarkRun,
     Costs,
+    FurtherResult,
     Latency,
+    Measurement,
     ModelUnderTest,
     RunResult,
     SplitPart,
@@ -63,7 +65,7 @@ def train_method(task: Task, samples: tuple[Sample, ...], scratch: Path) -> Mode
     if task.keep_model:
         shutil.copyfile(trained.model, scratch / MODEL)
     inspector = Inspector.load(trained.model)
-    training = trained.bundle.spec.training
+    training, network = trained.bundle.spec.training, trained.bundle.spec.network
     return ModelUnderTest(
         inspector=inspector,
         latency=lambda: _latency(inspector, [sample.image for sample in samples]),
@@ -74,6 +76,9 @@ def train_method(task: Task, samples: tuple[Sample, ...], scratch: Path) -> Mode
         model_bytes=trained.model.stat().st_size,
         versions=versions(),
         deviations=training.deviations,
+        throughput=lambda size: throughput(inspector, trained.folder, size),
+        parameters=network.get("parameters"),
+        flops=network.get("flops"),
     )
 
 
@@ -100,6 +105,10 @@ def run_task(task: Task, scratch: Path, *, train: Train = train_method) -> RunRe
     model = train(task, samples, scratch)
     start = time.perf_counter()
     evaluations, evidence = _evaluations(run, model.inspector, dataset, samples, sides)
+    further = [
+        _further(task, measurement, folder, model.inspector)
+        for measurement, folder in zip(run.further, task.further_data, strict=True)
+    ]
     evaluate_seconds = model.inspect_seconds + time.perf_counter() - start
     _write_scores(scratch / SCORES, dataset, evidence, sides)
     p50, p95 = model.latency()
@@ -116,9 +125,13 @@ def run_task(task: Task, scratch: Path, *, train: Train = train_method) -> RunRe
             latency_p50_ms=p50,
             latency_p95_ms=p95,
             model_bytes=model.model_bytes,
+            parameters=model.parameters,
+            flops=model.flops,
+            images_per_second={size: model.throughput(size) for size in run.batches},
         ),
         versions=dict(model.versions),
         machine=machine(),
+        further=further,
     )
 
 
@@ -143,7 +156,21 @@ def _train(task: Task, out: Path) -> TrainResult:
         fraction=experiment.fraction,
         holdout=experiment.holdout,
         layout=task.layout,
+        foregrounds=task.foregrounds,
     )
+
+
+def _further(task: Task, measurement: Measurement, folder: Path, inspector: Inspects) -> FurtherResult:
+    """The model on another test set, or on its own by other rules."""
+    here = folder == task.data
+    dataset = load(folder, task.layout if here else None)
+    samples = test_samples(dataset)
+    run = task.run.model_copy(
+        update={"protocol": measurement.protocol, "parts": task.run.parts if here else ("whole",)}
+    )
+    sides = {str(sample.image): half(sample) for sample in samples}
+    evaluations, _ = _evaluations(run, inspector, dataset, samples, sides)
+    return FurtherResult(measurement=measurement, evaluations=evaluations)
 
 
 def _check_parts(run: BenchmarkRun, dataset: Dataset, sides: Mapping[str, str]) -> None:
@@ -168,6 +195,46 @@ def _evaluations(
         evidence = whole if part == "whole" else collect(inspector, chosen, saturation=saturation, protocol=rules)
         evaluations[part] = summarise(evidence, selection=run.experiment.select, n_resamples=run.resamples)
     return evaluations, whole
+
+
+TIMED_SECONDS = 1.0
+
+
+def throughput(inspector: Inspector, run: Path, size: int) -> float:
+    """Images a second that the network makes maps and scores of, in batches of a size that lie in memory.
+
+    A GPU that torch knows computes the trained network; without one the exported graph runs as in inspection.
+
+    Args:
+        inspector: of the trained model.
+        run: its run folder, with checkpoints.
+        size: images a batch.
+    """
+    import torch
+
+    shape = (size, 3, *inspector.spec.geometry.size)
+    batch = np.zeros(shape, np.float32)
+    if not torch.cuda.is_available():
+        return _images_per_second(lambda: inspector.engine.run(batch), size)
+    from flawsmith.pipeline.restore import restore
+
+    model, images = restore(run).model.to("cuda"), torch.from_numpy(batch).to("cuda")
+
+    def compute() -> None:
+        with torch.inference_mode():
+            model(images)
+        torch.cuda.synchronize()
+
+    return _images_per_second(compute, size)
+
+
+def _images_per_second(compute: Callable[[], object], size: int) -> float:
+    compute()  # warms up caches, and whatever is compiled on first use
+    start, batches = time.perf_counter(), 0
+    while (seconds := time.perf_counter() - start) < TIMED_SECONDS or not batches:
+        compute()
+        batches += 1
+    return round(batches * size / seconds, 3)
 
 
 def _latency(inspector: Inspector, images: list[Path]) -> Latency:

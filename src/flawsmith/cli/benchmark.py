@@ -139,7 +139,7 @@ def benchmark(
 
         executor = None if ray is None else _on_cluster(ray, jobs)
         chosen_plan = _plan(plan, {**options, "vary": _lists(vary or [])})
-        with _Progress(show=shows_progress(quiet=quiet or json_), quiet=quiet or json_) as bar:
+        with RunProgress(show=shows_progress(quiet=quiet or json_), quiet=quiet or json_) as bar:
             result = run_benchmark(
                 chosen_plan,
                 out,
@@ -151,7 +151,7 @@ def benchmark(
                 on_start=bar.start,
                 on_result=bar.add,
             )
-    _conclude(result, json_=json_, quiet=quiet)
+    conclude(result, json_=json_, quiet=quiet)
 
 
 def _plan(file: Path | None, options: dict[str, Any]) -> Plan:
@@ -178,14 +178,14 @@ def _lists(pairs: list[str]) -> dict[str, list[Any]]:
     return {name: value if isinstance(value, list) else [value] for name, value in settings.items()}
 
 
-class _Progress:
+class RunProgress:
     """A bar over runs with an estimate, and a line a run."""
 
     def __init__(self, *, show: bool, quiet: bool) -> None:
         self._show, self._quiet = show, quiet
         self._bar: Any = None
 
-    def __enter__(self) -> _Progress:
+    def __enter__(self) -> RunProgress:
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -210,7 +210,8 @@ class _Progress:
         print_err(f"{result.run.label}: {words}")
 
 
-def _conclude(result: BenchmarkResult, *, json_: bool, quiet: bool) -> None:
+def conclude(result: BenchmarkResult, *, json_: bool, quiet: bool) -> None:
+    """Print the tables of a benchmark, or what it came to, and end with an exit code where runs failed."""
     if json_:
         print_json(
             {

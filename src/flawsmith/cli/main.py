@@ -9,7 +9,19 @@ from typing import Annotated, Any
 import typer
 
 from flawsmith import __version__
-from flawsmith.cli import benchmark, calibrate, doctor, evaluate, figure, methods, predict, settings, synthesize, train
+from flawsmith.cli import (
+    benchmark,
+    calibrate,
+    doctor,
+    evaluate,
+    figure,
+    methods,
+    predict,
+    reproduce,
+    settings,
+    synthesize,
+    train,
+)
 from flawsmith.cli.app import (
     AsJson,
     EndingSignals,
@@ -100,6 +112,7 @@ app.command("calibrate")(calibrate.calibrate)
 app.command("predict", cls=predict.PredictCommand)(predict.predict)
 app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesize)
 app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)
+app.command("reproduce", cls=reproduce.ReproduceCommand)(reproduce.reproduce)
 app.add_typer(figure.figure)
 app.command("methods")(methods.methods)
 app.command("settings")(settings.settings)

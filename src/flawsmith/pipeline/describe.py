@@ -62,6 +62,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         **({"zone_limits": spec.decision.zone_limits} if spec.decision.zones else {}),
         "worst_false_reject_rate": spec.decision.worst_false_reject_rate,
         "limit_statement": spec.decision.describe(),
+        "network": spec.network,
         "parity": spec.parity,
         "calibration": {name: len(array) for name, array in bundle.calibration.items()},
         "held_out_scores": sorted((float(score) for score in bundle.calibration.get("good", ())), reverse=True),
@@ -81,6 +82,7 @@ def model_in_words(facts: dict[str, Any]) -> str:
         ("method", f"{facts['method']}, preset {facts['preset']}, seed {facts['seed']}"),
         *([("preset", preset_in_words(facts["preset"], facts["deviations"]))] if facts["deviations"] else []),
         ("backbone", f"{backbone['name']}, {backbone['weights']} weights, SHA-256 {backbone['sha256'][:16]}"),
+        *([("network", network_in_words(facts["network"]))] if facts["network"] else []),
         ("input", f"{width} × {height} pixels, {geometry['policy']}"),
         *([("tiles", Tiling.model_validate(facts["tiling"]).describe())] if facts["tiling"] else []),
         ("engine", f"{facts['engine']}, {facts['precision']}"),
@@ -112,7 +114,7 @@ def model_card(spec: BundleSpec) -> str:
 {stamps}- method: {spec.method}, preset {spec.preset}, seed {spec.seed}
 {_deviations(spec)}- backbone: {backbone.name} ({backbone.weights} weights, SHA-256 {backbone.sha256[:16]}…)
 - input: {width}×{height} pixels, {spec.geometry.policy}
-{_tiles(spec)}- engine: {spec.engine}, {spec.precision}
+{_network(spec)}{_tiles(spec)}- engine: {spec.engine}, {spec.precision}
 {_synthesis(spec)}- learned from {training.n_train} good images of {training.category} ({training.layout} layout)
 - limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
 {_zones(spec)}- exported against trained: {parity_in_words(spec.parity)}; what is allowed is part of the limits
@@ -134,6 +136,11 @@ def _tiles(spec: BundleSpec) -> str:
     if spec.tiling is None:
         return ""
     return f"- images are cut into tiles of {spec.tiling.describe()}; the ONNX graph is that of one tile\n"
+
+
+def _network(spec: BundleSpec) -> str:
+    """A line on the size of the network, where it is known."""
+    return f"- network: {network_in_words(spec.network)}\n" if spec.network else ""
 
 
 def _zones(spec: BundleSpec) -> str:
@@ -172,6 +179,21 @@ def _step_row(step: LimitStep, n_good: int, n_synthetic: int) -> tuple[str, ...]
     missed = (f"{step.missed} of {n_synthetic}",) if n_synthetic else ()
     used = "in use" if step.in_use else ""
     return (f"{step.limit:.4g}", *missed, parts_of_1000(expected), parts_of_1000(worst, up=True), used)
+
+
+def network_in_words(network: Mapping[str, int]) -> str:
+    """How large a network is; empty where nothing is known.
+
+    Example:
+        >>> network_in_words({"parameters": 20_459_092, "flops": 46_000_000_000})
+        '20.46 million parameters, 46.0 GFLOPs an image'
+    """
+    words = []
+    if "parameters" in network:
+        words.append(f"{network['parameters'] / 1e6:.2f} million parameters")
+    if "flops" in network:
+        words.append(f"{network['flops'] / 1e9:.1f} GFLOPs an image")
+    return ", ".join(words)
 
 
 def parity_in_words(parity: Mapping[str, float]) -> str:

@@ -40,6 +40,7 @@ from flawsmith.models.base import (
     TrainingStage,
 )
 from flawsmith.models.components.level_table import Rows
+from flawsmith.models.components.network_size import count_flops, count_parameters
 from flawsmith.models.diagnostics import Diagnostic, MetricChart
 from flawsmith.models.registry import find_method
 from flawsmith.pipeline import held_out
@@ -636,7 +637,11 @@ class TrainingSteps:
             read = self.job.decoded.read
             proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder), spec.tiling, read)]
             parity = check_parity(model, inspector, proofs, tolerance, read)
-        final = inspector.spec.model_copy(update={"parity": parity})
+        network = {
+            "parameters": count_parameters(model),
+            "flops": count_flops(model, self.config.image_size),
+        }
+        final = inspector.spec.model_copy(update={"parity": parity, "network": network})
         arrays = {**levels_behind(decision, scores, levels), "forged": synthetic, **self._images()}
         return Bundle(final, graph, arrays, model_card(final))
 

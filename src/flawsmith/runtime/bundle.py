@@ -313,6 +313,11 @@ class BundleSpec(BaseModel):
     parity: dict[str, FiniteFloat] = Field(
         default_factory=dict, description="figures of the export's parity gate, by name"
     )
+    network: dict[str, Annotated[int, Field(ge=0, lt=2**63)]] = Field(
+        default_factory=dict,
+        description="size of the trained network: parameters, the numbers it holds whether learned or not, and flops, "
+        "the floating-point operations of one image in convolutions and matrix products, two a multiplication and sum",
+    )
     seed: int = Field(description="seed of the run")
 
     @property

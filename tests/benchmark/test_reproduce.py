@@ -1,0 +1,228 @@
+"""The papers' tables by one command: every plan fits methods, data and printed tables, and some are run whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flawsmith.benchmark.estimate import estimate, steps_of
+from flawsmith.benchmark.executors import failed
+from flawsmith.benchmark.experiment import RESULT, RunFiles, Task
+from flawsmith.benchmark.plan import Plan, categories_of, tasks
+from flawsmith.benchmark.published import all_figures
+from flawsmith.benchmark.reproduce import chosen_plan, find_set, on_data, paper_plan, plan_names, reproduce
+from flawsmith.benchmark.stand_in import draw_sets, made_small
+from flawsmith.benchmark.tables import dataset_key
+from flawsmith.benchmark.worker import run_task
+from flawsmith.data.public_sets import OFFICIAL
+from flawsmith.runtime.errors import FlawsmithError
+
+OURS = {"glass": "GLASS", "pbas": "PBAS", "aand": "AAND", "slsg": "SLSG"}
+
+
+class InlineExecutor:
+    """Computes runs in this process, a part of them."""
+
+    def __init__(self, folder: Path, wanted: Callable[[Task], bool] = lambda task: True) -> None:
+        self.folder, self.wanted = folder, wanted
+        self.computed: list[str] = []
+
+    def run(self, asked: Sequence[Task]) -> Generator[tuple[Task, RunFiles], None, None]:
+        for task in asked:
+            if not self.wanted(task):
+                result = failed(task, "left out")
+            else:
+                scratch = self.folder / task.run.key
+                scratch.mkdir(parents=True)
+                result = run_task(task, scratch)
+                self.computed.append(task.run.label)
+            yield task, {RESULT: result.model_dump_json().encode()}
+
+
+@pytest.fixture(scope="module")
+def drawn(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every public set, drawn once for all plans."""
+    return tmp_path_factory.mktemp("stand-in")
+
+
+def small(name: str, drawn: Path) -> Plan:
+    plan = paper_plan(name)
+    draw_sets(drawn, plan)
+    return made_small(plan, drawn)
+
+
+@pytest.mark.parametrize("name", plan_names())
+def test_every_plan_makes_runs_of_all_its_experiments_on_data_in_the_official_layouts(name: str, drawn: Path) -> None:
+    plan = paper_plan(name)
+
+    runs = [task.run for task in tasks(small(name, drawn))]
+
+    assert plan.title
+    sets = {path.name for path in plan.data}
+    assert {dataset_key(run.dataset) for run in runs} == sets
+    titles = {experiment.title for experiment in plan.experiments()}
+    assert {run.experiment.title for run in runs} == titles
+    assert {run.protocol for run in runs} == {"papers"}
+    elsewhere = {dataset_key(each.dataset) for run in runs for each in run.further} - sets
+    assert elsewhere == {path.name for path in plan.evaluate_on}
+    assert all({each.protocol for each in run.further} >= {"clean"} for run in runs)
+    assert {run.seed for run in runs} == set(plan.seeds)
+
+
+@pytest.mark.parametrize("name", plan_names())
+def test_rows_that_a_plan_names_are_printed_in_the_tables_that_it_names(name: str) -> None:
+    plan = paper_plan(name)
+    printed = [figure for figure in all_figures() if figure.table in plan.printed_in.get(figure.paper, ())]
+
+    for experiment in plan.experiments():
+        rows = [(experiment.published or "").replace("{seed}", str(seed)) for seed in plan.seeds]
+        for row in filter(None, rows):
+            names = {label for figure in printed for label in (figure.variant, figure.label)}
+            assert row in names, f"{name}: {experiment.title} is set beside {row!r}, which no table has"
+    assert {table for tables in plan.printed_in.values() for table in tables} <= {figure.table for figure in printed}
+
+
+NOT_BUILT = {"contrastive learning in place of RAA", "no projector at center initialisation"}
+
+
+def test_every_printed_row_of_the_four_methods_is_made_by_a_plan() -> None:
+    rows = {
+        (figure.paper, figure.table, figure.variant)
+        for figure in all_figures()
+        if figure.kind in ("result", "ablation") and figure.method == OURS[figure.paper]
+    }
+    made = set()
+    for name in plan_names():
+        plan = paper_plan(name)
+        for experiment in plan.experiments():
+            names = {(experiment.published or "").replace("{seed}", str(seed)) for seed in plan.seeds}
+            made |= {
+                (figure.paper, figure.table, figure.variant)
+                for figure in all_figures()
+                if figure.table in plan.printed_in.get(figure.paper, ())
+                and names & {figure.variant, figure.label, f"{figure.method}, {figure.variant}"}
+            }
+
+    missing = {row for row in rows - made if row[2] not in NOT_BUILT and "other levels" not in row[2]}
+
+    assert not missing
+
+
+@pytest.mark.parametrize("key", [each.key for each in OFFICIAL])
+def test_drawn_set_is_found_and_read_in_its_official_layout(key: str, tmp_path: Path) -> None:
+    official = next(each for each in OFFICIAL if each.key == key)
+    draw_sets(tmp_path, Plan.checked({"data": key, "methods": "padim"}, source="test"))
+
+    datasets = categories_of(Plan.checked({"data": find_set(tmp_path, key), "methods": "padim"}, source="test"))
+
+    assert {dataset.layout for dataset in datasets} == {official.layout}
+    assert all(dataset.test_good and dataset.test_flawed for dataset in datasets)
+    assert all(sample.masks for dataset in datasets for sample in dataset.test_flawed)
+    assert all(bool(dataset.good_train) == (official.made_from is None) for dataset in datasets)
+
+
+def test_hypothesis_as_decided_trains_nothing_that_the_other_two_have_not(drawn: Path) -> None:
+    runs = [task.run for task in tasks(small("glass-table-1", drawn))]
+    keys = {
+        name: {run.category: run.key for run in runs if run.experiment.title == name}
+        for name in ("GLASS-m", "GLASS-h", "GLASS-j")
+    }
+
+    assert keys["GLASS-j"]["carpet"] == keys["GLASS-m"]["carpet"] != keys["GLASS-h"]["carpet"]
+    plan = chosen_plan("glass-table-1", categories=["bottle"])
+    draw_sets(drawn, plan)
+    runs = [task.run for task in tasks(made_small(plan, drawn)) if task.run.category == "bottle"]
+    bottle = {run.experiment.title: run.key for run in runs}
+    assert bottle["GLASS-j"] == bottle["GLASS-h"] != bottle["GLASS-m"]
+
+
+WHOLE = {
+    "glass-table-3": lambda task: task.run.category == "carpet" and task.run.experiment.method == "glass",
+    "aand-table-8": lambda task: task.run.category == "bagel" and task.run.experiment.method == "aand",
+    "slsg-table-3": lambda task: task.run.category == "juice_bottle" and task.run.experiment.title == "SLSG",
+    "pbas-tables-5-6": lambda task: task.run.category == "grid" and task.run.experiment.title in ("ABL", "PBAS"),
+}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_plan_runs_through_on_drawn_data_and_is_set_beside_the_paper(
+    name: str, tmp_path: Path, exported_once: None
+) -> None:
+    executor = InlineExecutor(tmp_path / "scratch", WHOLE[name])
+
+    made = reproduce(name, out=tmp_path / "out", stand_in=True, executor=executor)
+
+    finished = [result for result in made.results if result.finished]
+    assert finished and {result.error for result in made.failed} <= {"left out"}
+    page = made.files["md"].read_text(encoding="utf-8")
+    assert "STAND-IN" in page.splitlines()[2]
+    section = page[page.index("## Beside the papers") :]
+    assert "here, papers" in section and "here, clean" in section
+    assert made.files["md"].parent == tmp_path / "out" / f"{name}-stand-in"
+    for result in finished:
+        assert len(result.further) == len(result.run.further) >= 1
+        assert (result.costs.parameters or 0) > 1000 and (result.costs.flops or 0) > 1000
+    if name == "glass-table-3":
+        sets = {dataset_key(view.run.dataset) for result in finished for view in result.views()}
+        assert sets == {"mvtec", "mad_man", "mad_sys"}
+        assert "mad_sys, mean" in section and "two_weak_sets, mean" in section
+    if name == "aand-table-8":
+        assert all(set(result.costs.images_per_second) == {1, 16} for result in finished)
+        assert "images/s, batch 16" in page and "parameters, millions" in section
+
+
+def test_finished_run_that_lacks_what_another_table_asks_for_is_computed_again(
+    drawn: Path, tmp_path: Path, exported_once: None
+) -> None:
+    plan = small("aand-table-8", drawn).model_copy(update={"protocol": ("papers",), "batches": ()})
+    (task,) = [t for t in tasks(plan) if t.run.category == "bagel" and t.run.experiment.method == "rd4ad"]
+    (tmp_path / "run").mkdir()
+    result = run_task(task, tmp_path / "run")
+
+    assert result.covers(task.run)
+    assert not result.covers(task.run.model_copy(update={"batches": (16,)}))
+    richer = tasks(plan.model_copy(update={"protocol": ("papers", "clean")}))
+    (asked,) = [t for t in richer if t.run.category == "bagel" and t.run.experiment.method == "rd4ad"]
+    assert asked.run.key == task.run.key
+    assert not result.covers(asked.run)
+
+
+def test_data_is_found_under_its_usual_names_and_its_absence_is_told(drawn: Path, tmp_path: Path) -> None:
+    draw_sets(tmp_path, paper_plan("glass-table-1"))
+    (tmp_path / "mvtec").rename(tmp_path / "mvtec_anomaly_detection")
+
+    plan = on_data(paper_plan("glass-table-1"), tmp_path)
+
+    assert plan.data == (tmp_path / "mvtec_anomaly_detection",)
+    assert plan.textures == str(tmp_path / "dtd")
+    with pytest.raises(
+        FlawsmithError, match=r"VisA is not in .*: put its folder there, called visa; `flawsmith download"
+    ):
+        on_data(paper_plan("aand-table-3"), tmp_path)
+
+
+def test_estimate_scales_a_short_training_to_the_images_of_each_category(
+    drawn: Path, tmp_path: Path, exported_once: None
+) -> None:
+    plan = small("slsg-table-2", drawn).model_copy(update={"protocol": ("clean",)})
+    planned = [task for task in tasks(plan) if task.run.experiment.method == "padim"]
+    tried: list[str] = []
+
+    made = estimate(planned, tmp_path, on_probe=tried.append)
+
+    assert tried == ["PaDiM"]
+    assert made.runs == len(planned) == 2 and made.finished == 0
+    assert 0 < made.seconds < 600 and made.model_bytes > 0 and made.cache_bytes > 0
+    assert "factor of two" in made.in_words() and "PaDiM: about" in made.in_words()
+
+
+def test_steps_of_every_stage_count_towards_an_estimate() -> None:
+    config: dict[str, Any] = {"epochs": 120, "batch_size": 16, "steps_per_epoch": None}
+    first = {"amplification": "both", "amplification_epochs": 100, "amplification_steps": None}
+
+    assert steps_of(config, 160) == 1200
+    assert steps_of({**config, **first}, 160) == 2200
+    assert steps_of({**config, **first, "amplification": "none"}, 160) == 1200
