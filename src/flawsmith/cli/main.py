@@ -13,6 +13,7 @@ from flawsmith.cli import (
     benchmark,
     calibrate,
     doctor,
+    download,
     evaluate,
     figure,
     methods,
@@ -113,6 +114,7 @@ app.command("predict", cls=predict.PredictCommand)(predict.predict)
 app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesize)
 app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)
 app.command("reproduce", cls=reproduce.ReproduceCommand)(reproduce.reproduce)
+app.command("download")(download.download)
 app.add_typer(figure.figure)
 app.command("methods")(methods.methods)
 app.command("settings")(settings.settings)

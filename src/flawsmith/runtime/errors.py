@@ -17,7 +17,7 @@ class FlawsmithError(Exception):
 _PACKAGES = {
     "eval": ("scipy", "sklearn", "matplotlib", "jinja2", "threadpoolctl"),
     "train": ("torch", "torchvision", "lightning", "timm", "cv2", "onnx", "onnxscript", "safetensors", "jaxtyping"),
-    "benchmark": ("psutil", "tabulate"),
+    "benchmark": ("psutil", "tabulate", "pooch"),
 }
 """Import names of what each tier installs."""
 
