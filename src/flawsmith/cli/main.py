@@ -12,6 +12,7 @@ from flawsmith import __version__
 from flawsmith.cli import (
     benchmark,
     calibrate,
+    convert,
     doctor,
     download,
     evaluate,
@@ -115,6 +116,7 @@ app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesiz
 app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)
 app.command("reproduce", cls=reproduce.ReproduceCommand)(reproduce.reproduce)
 app.command("download")(download.download)
+app.add_typer(convert.convert)
 app.add_typer(figure.figure)
 app.command("methods")(methods.methods)
 app.command("settings")(settings.settings)
