@@ -60,7 +60,8 @@ def load_released(path: str | Path, *, backbone: str | Backbone | None = None, *
     tables = read_released(file)
     projector = _renamed(tables.get(_PROJECTOR, {}), r"layers\.(\d+)fc\.(\w+)", r"\1.\2")
     sizes = _sizes(tables[_DISCRIMINATOR], file)
-    official = PRESETS["official"].model_dump()
+    # Which categories are enlarged before the cut depends on the data, which is not known here.
+    official = {**PRESETS["official"].model_dump(), "resize": None}
     config = GLASSConfig(**{**official, "projector_depth": len(projector) // 2, **sizes, **changes})
     if not isinstance(backbone, Backbone):
         backbone = load_backbone(backbone or RELEASED_BACKBONE, strides=config.strides)
