@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,20 @@ def test_data_is_found_under_its_usual_names_and_its_absence_is_told(drawn: Path
         FlawsmithError, match=r"VisA is not in .*: put its folder there, called visa; `flawsmith download"
     ):
         on_data(paper_plan("aand-table-3"), tmp_path)
+
+
+def test_subset_that_no_table_uses_is_left_out(tmp_path: Path) -> None:
+    plan = paper_plan("glass-table-3")
+    draw_sets(tmp_path, plan)
+    (tmp_path / "mad_sys").rename(tmp_path / "MAD-sys")
+    shutil.copytree(tmp_path / "MAD-sys" / "Beta_0.7", tmp_path / "MAD-sys" / "Beta_0.9")
+
+    folders = on_data(plan, tmp_path).evaluate_on
+
+    assert [folder.name for folder in folders] == ["mad_man", "Beta_0.1", "Beta_0.3", "Beta_0.5", "Beta_0.7"]
+    runs = [task.run for task in tasks(on_data(plan, tmp_path))]
+    sets = {each.dataset for run in runs for each in run.further if each.dataset.startswith("MAD-sys")}
+    assert sets == {f"MAD-sys/Beta_0.{n}" for n in (1, 3, 5, 7)}
 
 
 def test_estimate_scales_a_short_training_to_the_images_of_each_category(

@@ -387,13 +387,14 @@ def beside_the_papers(
         return []
     measured = [view for view in views if parts[0] in view.evaluations]
     protocols = list(dict.fromkeys(view.run.protocol for view in measured))
+    groups = _grouped(measured, lambda view: view.run.experiment.title)
     rows: list[tuple[str, ...]] = []
     notes: dict[str, None] = {}
     for figure in all_figures():
         if printed_in is not None and figure.table not in printed_in.get(figure.paper, ()):
             continue
-        for title, group in _grouped(measured, lambda view: view.run.experiment.title).items():
-            chosen = [view for view in group if _is_row(figure, view, by_name=printed_in is not None)]
+        for title, group in groups.items():
+            chosen = _of_row(figure, group, by_name=printed_in is not None)
             cells, count = _figures_by_protocol(figure, chosen, protocols, parts[0], partly=printed_in is not None)
             if count:
                 source = f"{figure.reference}, {figure.table}"
@@ -409,6 +410,13 @@ def beside_the_papers(
         "is ours less theirs, and of costs there is none, for the hardware is another:"
     )
     return [Table("Beside the papers", heads, rows, (caution, *notes))]
+
+
+def _of_row(figure: PublishedFigure, group: list[RunResult], *, by_name: bool) -> list[RunResult]:
+    """The results of an experiment that a published figure is of: all, none, or those of a seed."""
+    if "{seed}" in (group[0].run.experiment.published or ""):
+        return [view for view in group if _is_row(figure, view, by_name=by_name)]
+    return group if _is_row(figure, group[0], by_name=by_name) else []
 
 
 def _is_row(figure: PublishedFigure, view: RunResult, *, by_name: bool) -> bool:
