@@ -147,7 +147,7 @@ def test_published_figures_stand_beside_ours_with_their_protocol() -> None:
     rows = [dict(zip(table.heads, row, strict=True)) for row in table.rows]
     (row,) = [each for each in rows if each["row"] == "GLASS-j" and each["figure"] == "image AUROC"]
     assert (row["data"], row["printed"], row["here, clean"], row["difference"]) == (
-        "mvtec/screw", "1.000", "0.9000", "-0.1000",
+        "MVTec AD/screw", "1.000", "0.9000", "-0.1000",
     )  # fmt: skip
     assert not [each for each in rows if "mean" in each["data"]]
     assert any("test" in note for note in table.notes)
@@ -166,8 +166,9 @@ def test_means_of_the_papers_are_set_beside_ours_where_a_plan_names_the_table() 
 
     rows = [dict(zip(table.heads, row, strict=True)) for row in table.rows]
     means = {row["data"]: row for row in rows if row["figure"] == "image AUROC"}
-    assert (means["mvtec, mean"]["here, clean"], means["mvtec, mean"]["categories"]) == ("0.9500", "2 of 15")
-    assert (means["mvtec, texture mean"]["here, clean"], means["mvtec, texture mean"]["categories"]) == (
+    whole = means["MVTec AD, mean"]
+    assert (whole["here, clean"], whole["difference"], whole["categories"]) == ("0.9500", "–", "2 of 15")
+    assert (means["MVTec AD, texture mean"]["here, clean"], means["MVTec AD, texture mean"]["categories"]) == (
         "1.0000",
         "1 of 5",
     )
@@ -199,9 +200,11 @@ def test_what_was_measured_by_two_protocols_and_on_another_set_stands_side_by_si
     assert row_of(overall, "glass, papers")["image AUROC"] == "0.9000"
     assert row_of(overall, "glass, clean")["image AUROC"] == "0.8000"
     rows = [dict(zip(made["Beside the papers"].heads, row, strict=True)) for row in made["Beside the papers"].rows]
-    (weak,) = [r for r in rows if r["data"] == "mad_sys, mean" and r["figure"] == "image AUROC"]
+    (weak,) = [r for r in rows if r["data"] == "MAD-sys, mean" and r["figure"] == "image AUROC"]
     assert (weak["here, papers"], weak["here, clean"], weak["categories"]) == ("0.6000", "–", "1 of 5")
-    carpet = [r for r in rows if r["data"] == "mvtec/carpet" and r["row"] == "GLASS-m" and r["figure"] == "image AUROC"]
+    carpet = [
+        r for r in rows if r["data"] == "MVTec AD/carpet" and r["row"] == "GLASS-m" and r["figure"] == "image AUROC"
+    ]
     assert [(r["here, papers"], r["here, clean"]) for r in carpet] == [("0.9000", "0.8000")]
     assert len(list(csv.DictReader(io.StringIO(tidy_csv([known]))))) == 4
 

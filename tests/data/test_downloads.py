@@ -52,7 +52,7 @@ class Server:
                 """Say nothing."""
 
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        threading.Thread(target=self._server.serve_forever, daemon=True).start()
+        threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
         self.address = f"http://127.0.0.1:{self._server.server_port}/archive"
 
     def close(self) -> None:

@@ -140,8 +140,8 @@ def tables(results: Sequence[RunResult], printed_in: Mapping[str, Sequence[str]]
     for part in _parts(own):
         words = PARTS[part]
         made.append(_overall(own, part, words))
-        categories = {(dataset_key(view.run.dataset), view.run.category) for view in views}
-        if 1 < len({dataset for dataset, _ in categories}) < len(categories):
+        places = {(view.run.dataset, view.run.category) for view in views}
+        if 1 < len({dataset_key(dataset) for dataset, _ in places}) < len(places):
             made.append(_by_dataset(views, part, words))
         made.append(_by_category(views, part, words))
     made.append(_every_run(views))
@@ -432,7 +432,10 @@ def _is_row(figure: PublishedFigure, view: RunResult, *, by_name: bool) -> bool:
 def _figures_by_protocol(
     figure: PublishedFigure, views: Sequence[RunResult], protocols: Sequence[str], part: SplitPart, *, partly: bool
 ) -> tuple[list[str], str]:
-    """Our figure and its difference by each protocol, and of how many categories it is; empty where there is none."""
+    """Our figure and its difference by each protocol, and of how many categories it is; empty where there is none.
+
+    A mean over some of the categories is shown, and not subtracted from one over all.
+    """
     cells: list[str] = []
     counts: set[str] = set()
     for protocol in protocols:
@@ -440,7 +443,7 @@ def _figures_by_protocol(
         values, count = _our_values(figure, chosen, part, partly=partly)
         counts |= {count} if values else set()
         difference = NOTHING
-        if values and figure.kind != "cost":
+        if values and figure.kind != "cost" and " of " not in count:
             difference = f"{statistics.mean(values) - figure.value:+.4f}"
         cells += [_mean_and_spread(values), difference]
     return cells, max(counts, default="")
@@ -448,7 +451,7 @@ def _figures_by_protocol(
 
 def _our_values(
     figure: PublishedFigure, views: Sequence[RunResult], part: SplitPart, *, partly: bool
-) -> tuple[list[float | None], str]:
+) -> tuple[list[float], str]:
     """A value a seed of what a paper prints as one, and of how many categories of how many."""
     if figure.kind == "cost":
         seeds = [_cost(figure, view.costs) for view in views]
@@ -456,7 +459,7 @@ def _our_values(
         return ([statistics.mean(known)], str(len(known))) if known else ([], "")
     sets = FOUR_SETS.get(figure.dataset, (figure.dataset,))
     wanted = {name: _categories_of(name, figure.category) for name in sets}
-    values: list[float | None] = []
+    values: list[float] = []
     numbers: list[str] = []
     for runs in _grouped(views, lambda view: str(view.run.seed)).values():
         means, found, whole = [], 0, 0
@@ -510,8 +513,11 @@ def _cost(figure: PublishedFigure, costs: Costs) -> float | None:
 def _place(figure: PublishedFigure) -> str:
     if not figure.dataset:
         return "all"
-    category = figure.category.replace("_", " ") if figure.category.endswith(MEAN) else figure.category
-    return f"{figure.dataset}, {category}" if figure.category.endswith(MEAN) else f"{figure.dataset}/{category}"
+    names = {official.key: official.name for official in OFFICIAL}
+    sets = ", ".join(names.get(key, key) for key in FOUR_SETS.get(figure.dataset, (figure.dataset,)))
+    if figure.category.endswith(MEAN):
+        return f"{sets}, {figure.category.replace('_', ' ')}"
+    return f"{sets}/{figure.category}"
 
 
 def _figure_name(metric: str) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -76,7 +76,12 @@ def reproduce(
             return
         if name is None:
             raise FlawsmithError("say what to make, such as glass-table-1; `flawsmith reproduce --list` shows all")
-        chosen = {"categories": categories or (), "seeds": seeds or (), "oracle": oracle, "stand_in": stand_in}
+        chosen: dict[str, Any] = {
+            "categories": categories or (),
+            "seeds": seeds or (),
+            "oracle": oracle,
+            "stand_in": stand_in,
+        }
         if estimate:
             silent = quiet or json_
             told = (lambda title: None) if silent else (lambda title: print_err(f"trying {title}"))
