@@ -32,13 +32,13 @@ class Row(NamedTuple):
 
 
 def rows() -> list[Row]:
-    found, paper = [], ""
+    listed, paper = [], ""
     for line in PAGE.read_text(encoding="utf-8").splitlines():
         paper = line.removeprefix("## ") if line.startswith("## ") else paper
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         if line.startswith("|") and len(cells) == 3 and not cells[0].startswith(("of the paper", "---")):
-            found.append(Row(paper, cells[0].partition(",")[0], re.findall(r"`([^`]+)`", cells[1]), cells[2]))
-    return found
+            listed.append(Row(paper, cells[0].partition(",")[0], re.findall(r"`([^`]+)`", cells[1]), cells[2]))
+    return listed
 
 
 def printed(equations: int, tables: Any, figures: int, algorithms: int = 1) -> set[str]:

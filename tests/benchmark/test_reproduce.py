@@ -27,13 +27,13 @@ OURS = {"glass": "GLASS", "pbas": "PBAS", "aand": "AAND", "slsg": "SLSG"}
 class InlineExecutor:
     """Computes runs in this process, a part of them."""
 
-    def __init__(self, folder: Path, wanted: Callable[[Task], bool] = lambda task: True) -> None:
-        self.folder, self.wanted = folder, wanted
+    def __init__(self, folder: Path, chosen: Callable[[Task], bool] = lambda task: True) -> None:
+        self.folder, self.chosen = folder, chosen
         self.computed: list[str] = []
 
     def run(self, asked: Sequence[Task]) -> Generator[tuple[Task, RunFiles], None, None]:
         for task in asked:
-            if not self.wanted(task):
+            if not self.chosen(task):
                 result = failed(task, "left out")
             else:
                 scratch = self.folder / task.run.key

@@ -35,15 +35,15 @@ class Server:
 
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                wanted = self.headers.get("Range")
-                server.ranges.append(wanted)
-                first = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
+                asked = self.headers.get("Range")
+                server.ranges.append(asked)
+                first = int(asked.removeprefix("bytes=").rstrip("-")) if asked else 0
                 if first >= len(server.content):
                     self.send_response(416)
                     self.end_headers()
                     return
                 body = server.content[first:]
-                self.send_response(206 if wanted else 200)
+                self.send_response(206 if asked else 200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
                 self.wfile.write(body[: max(0, server.ends_after - first)])

@@ -218,11 +218,11 @@ class RunResult(BaseModel):
     def views(self) -> list[RunResult]:
         """The result as one for each thing that the run is measured on, its own test set first."""
         evaluations = {further.measurement: further.evaluations for further in self.further}
-        own = self.model_copy(update={"run": self.run.model_copy(update={"further": ()}), "further": []})
-        return [own] + [
-            own.model_copy(
+        primary = self.model_copy(update={"run": self.run.model_copy(update={"further": ()}), "further": []})
+        return [primary] + [
+            primary.model_copy(
                 update={
-                    "run": own.run.model_copy(update=measurement.model_dump()),
+                    "run": primary.run.model_copy(update=measurement.model_dump()),
                     "evaluations": evaluations.get(measurement, {}),
                 }
             )

@@ -173,8 +173,8 @@ def chosen_plan(name: str, *, categories: Sequence[str] = (), seeds: Sequence[in
     """
     changes = {"categories": list(categories), "seeds": list(seeds), "select": "oracle" if oracle else None}
     plan = paper_plan(name)
-    given = {field: value for field, value in changes.items() if value}
-    return Plan.checked({**{field: getattr(plan, field) for field in plan.model_fields_set}, **given}, source=name)
+    replaced = {field: value for field, value in changes.items() if value}
+    return Plan.checked({**{field: getattr(plan, field) for field in plan.model_fields_set}, **replaced}, source=name)
 
 
 def estimate_plan(

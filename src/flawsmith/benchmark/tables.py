@@ -135,11 +135,11 @@ def tables(results: Sequence[RunResult], printed_in: Mapping[str, Sequence[str]]
     """
     made: list[Table] = []
     everything = _by_name(results)
-    own = [view for view, elsewhere in everything if not elsewhere]
+    first_sets = [view for view, elsewhere in everything if not elsewhere]
     views = [view for view, _ in everything]
-    for part in _parts(own):
+    for part in _parts(first_sets):
         words = PARTS[part]
-        made.append(_overall(own, part, words))
+        made.append(_overall(first_sets, part, words))
         places = {(view.run.dataset, view.run.category) for view in views}
         if 1 < len({dataset_key(dataset) for dataset, _ in places}) < len(places):
             made.append(_by_dataset(views, part, words))
@@ -458,22 +458,22 @@ def _our_values(
         known = [value for value in seeds if value is not None]
         return ([statistics.mean(known)], str(len(known))) if known else ([], "")
     sets = FOUR_SETS.get(figure.dataset, (figure.dataset,))
-    wanted = {name: _categories_of(name, figure.category) for name in sets}
+    expected = {name: _categories_of(name, figure.category) for name in sets}
     values: list[float] = []
     numbers: list[str] = []
     for runs in _grouped(views, lambda view: str(view.run.seed)).values():
-        means, found, whole = [], 0, 0
-        for name, categories in wanted.items():
+        means, measured, every = [], 0, 0
+        for name, categories in expected.items():
             by_category: dict[str, list[float]] = {}
             for view in runs:
                 value = getattr(view.evaluations[part], figure.metric, None)
                 if dataset_key(view.run.dataset) == name and view.run.category in categories and value is not None:
                     by_category.setdefault(view.run.category, []).append(value)
             means += [statistics.mean(map(statistics.mean, by_category.values()))] if by_category else []
-            found, whole = found + len(by_category), whole + len(categories)
-        if len(means) == len(sets) and (found == whole or partly):
+            measured, every = measured + len(by_category), every + len(categories)
+        if len(means) == len(sets) and (measured == every or partly):
             values.append(statistics.mean(means))
-            numbers.append(f"{found}" if found == whole else f"{found} of {whole}")
+            numbers.append(f"{measured}" if measured == every else f"{measured} of {every}")
     return values, max(numbers, default="")
 
 

@@ -100,5 +100,5 @@ def _block_name(name: str) -> str:
         >>> _block_name("body.block1.1.running_mean")
         '_blocks.0.norm.running_mean'
     """
-    found = re.match(r"^body\.block(\d+)\.([01])\.(\w+)$", name)
-    return name if found is None else f"_blocks.{int(found[1]) - 1}.{_LAYERS[found[2]]}.{found[3]}"
+    parts = re.match(r"^body\.block(\d+)\.([01])\.(\w+)$", name)
+    return name if parts is None else f"_blocks.{int(parts[1]) - 1}.{_LAYERS[parts[2]]}.{parts[3]}"
