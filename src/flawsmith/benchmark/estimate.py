@@ -1,4 +1,4 @@
-"""How long a benchmark will take, from one short training of each of its experiments on this machine."""
+"""How long a benchmark will take, from short trainings of each of its experiments on this machine."""
 
 from __future__ import annotations
 
@@ -11,15 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flawsmith.benchmark.experiment import ResultStore, Task
 from flawsmith.benchmark.stand_in import draw_category
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Dataset
 from flawsmith.features.backbones import users_file
+from flawsmith.pipeline.train import TrainResult, train
+from flawsmith.runtime.inspector import Inspector
+from flawsmith.training.run import RECORD
 
-_IMAGES, _INSPECTED = 24, 4
+_IMAGES, _MORE_STEPS = 24, 3
 _LOOPS = {"": ("steps_per_epoch", "batch_size"), "amplification_": ("amplification_steps", "batch_size")} | {
     "pretraining_": ("pretraining_steps", "pretraining_batch_size")
 }
@@ -30,14 +33,13 @@ _RESULT_BYTES = 100_000
 
 @dataclass(frozen=True)
 class Probe:
-    """One short training of an experiment, a step a stage.
+    """What two short trainings of an experiment say of a long one.
 
     Attributes:
-        images: it learned from.
+        images: they learned from.
         fixed: seconds of what does not grow with images or steps: loading, export, limits, report.
-        features: seconds of passes over the images.
-        loops: seconds of its loops.
-        steps: of all loops together.
+        passes: seconds of what is done once with every image: features, and memories where nothing else is learned.
+        step: seconds of a step, over all loops; 0 without a loop.
         inspect: seconds an image from file to map.
         cache_bytes: features on disk, of all images.
         model_bytes: size of the model file.
@@ -45,9 +47,8 @@ class Probe:
 
     images: int
     fixed: float
-    features: float
-    loops: float
-    steps: int
+    passes: float
+    step: float
     inspect: float
     cache_bytes: int
     model_bytes: int
@@ -83,10 +84,10 @@ class Estimate:
             f"in all about {duration(self.seconds)} one after the other on this machine",
             f"disk: {self.kept_bytes / 1e6:.0f} MB of results, up to {self.cache_bytes / 1e9:.1f} GB of features while "
             f"a run trains, and {self.model_bytes / 1e9:.1f} GB of model files with --keep-models",
-            "This rests on one training of each experiment just now, a single step a stage on drawn images, scaled to "
-            "the images, epochs and steps of each category. First steps are slower than later ones, a memory bank "
-            "grows faster than the number of images, and other work on the machine counts: expect it to be off by a "
-            "factor of two either way.",
+            "This rests on two short trainings of each experiment just now, of a few steps on drawn images, scaled to "
+            "the images, epochs and steps of each category. A memory bank grows faster than the number of images, "
+            "images larger than the drawn ones take longer to decode, and other work on the machine counts: expect it "
+            "to be off by a factor of two either way.",
         ]
         return "\n".join(lines)
 
@@ -156,12 +157,12 @@ def scaled(tried: Probe, config: Mapping[str, Any], images: int, inspected: int)
         inspected: images that are inspected afterwards.
 
     Example:
-        >>> tried = Probe(10, fixed=5.0, features=1.0, loops=2.0, steps=1, inspect=0.5, cache_bytes=0, model_bytes=0)
+        >>> tried = Probe(10, fixed=5.0, passes=1.0, step=2.0, inspect=0.5, cache_bytes=0, model_bytes=0)
         >>> scaled(tried, {"epochs": 3, "batch_size": 8, "steps_per_epoch": None}, images=80, inspected=4)
         75.0
     """
-    loops = tried.loops * steps_of(config, images) / tried.steps if tried.steps else tried.loops * images / tried.images
-    return tried.fixed + tried.features * images / tried.images + loops + tried.inspect * inspected
+    loops = tried.step * steps_of(config, images)
+    return tried.fixed + tried.passes * images / tried.images + loops + tried.inspect * inspected
 
 
 def steps_of(config: Mapping[str, Any], images: int) -> int:
@@ -185,63 +186,83 @@ def _steps(config: Mapping[str, Any], prefix: str, images: int) -> int:
     return int(config[f"{prefix}epochs"] * min(in_an_epoch, config.get("most_steps_per_epoch") or in_an_epoch))
 
 
-def probe(task: Task) -> Probe:
-    """Train a run's experiment for a step a stage, on drawn images, and inspect some.
+class _Tried(NamedTuple):
+    """A short training: its folder, its seconds in all, in loops and in features, and its steps."""
 
-    Its settings are those of the run but for the number of steps. Weights are random, which takes as long: nothing is
-    downloaded for an estimate.
+    trained: TrainResult
+    seconds: float
+    loops: float
+    features: float
+    steps: int
+
+
+def probe(task: Task) -> Probe:
+    """Train a run's experiment twice on drawn images, for one step a loop and for some more, and inspect a few.
+
+    What a step takes is the difference, for the first is slow. Settings are those of the run but for the number of
+    steps. Weights are random, which takes as long: nothing is downloaded for an estimate.
 
     Raises:
         FlawsmithError: it cannot be trained.
     """
-    from flawsmith.pipeline.train import train
-    from flawsmith.runtime.inspector import Inspector
-
-    experiment = task.run.experiment
     with tempfile.TemporaryDirectory(prefix="flawsmith-estimate-") as scratch, _cache(Path(scratch) / "cache") as cache:
         category = draw_category(Path(scratch) / "drawn" / "part", good=_IMAGES)
+        first = _try(task, category, Path(scratch) / "once", steps=1)
+        cache_bytes = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
+        step = 0.0
+        if first.steps:
+            again = _try(task, category, Path(scratch) / "again", steps=1 + _MORE_STEPS)
+            step = max(0.0, (again.loops - first.loops) / (again.steps - first.steps))
+        inspector, pictures = Inspector.load(first.trained.model), [sample.image for sample in load(category).test]
+        inspector.inspect(pictures[0])
         start = time.perf_counter()
-        trained = train(
-            category,
-            out=Path(scratch) / "run",
-            quiet=True,
-            baseline="none",
-            method=experiment.method,
-            preset=experiment.preset,
-            backbone=_untrained(task),
-            set={**experiment.set, **_one_step(task.run.config)},
-            textures=task.textures,
-            engine=experiment.engine,
-            precision=experiment.precision,
-        )
-        whole = time.perf_counter() - start
-        seconds = json.loads((trained.folder / "run.json").read_text(encoding="utf-8"))["seconds"]
-        loops = sum(spent for name, spent in seconds.items() if name.startswith("stage "))
-        features = seconds.get("features", 0.0)
-        config = {**task.run.config, **_one_step(task.run.config)}
-        inspector, pictures = Inspector.load(trained.model), [sample.image for sample in load(category).test]
-        start = time.perf_counter()
-        for place in range(_INSPECTED):
-            inspector.inspect(pictures[place % len(pictures)])
-        images = trained.bundle.spec.training.n_train
+        for picture in pictures:
+            inspector.inspect(picture)
+        passes = first.features if first.steps else first.features + first.loops
         return Probe(
-            images=images,
-            fixed=max(0.0, whole - loops - features),
-            features=features,
-            loops=loops,
-            steps=steps_of(config, images),
-            inspect=(time.perf_counter() - start) / _INSPECTED,
-            cache_bytes=sum(file.stat().st_size for file in cache.rglob("*") if file.is_file()),
-            model_bytes=trained.model.stat().st_size,
+            images=first.trained.bundle.spec.training.n_train,
+            fixed=max(0.0, first.seconds - passes - step * first.steps),
+            passes=passes,
+            step=step,
+            inspect=(time.perf_counter() - start) / len(pictures),
+            cache_bytes=cache_bytes,
+            model_bytes=first.trained.model.stat().st_size,
         )
 
 
-def _one_step(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that leave one step a loop."""
+def _try(task: Task, category: Path, out: Path, *, steps: int) -> _Tried:
+    experiment, changes = task.run.experiment, _few_steps(task.run.config, steps)
+    start = time.perf_counter()
+    trained = train(
+        category,
+        out=out,
+        quiet=True,
+        baseline="none",
+        method=experiment.method,
+        preset=experiment.preset,
+        backbone=_untrained(task),
+        set={**experiment.set, **changes},
+        textures=task.textures,
+        engine=experiment.engine,
+        precision=experiment.precision,
+    )
+    whole = time.perf_counter() - start
+    seconds = json.loads((out / RECORD).read_text(encoding="utf-8"))["seconds"]
+    return _Tried(
+        trained,
+        whole,
+        loops=sum(spent for name, spent in seconds.items() if name.startswith("stage ")),
+        features=seconds.get("features", 0.0),
+        steps=steps_of({**task.run.config, **changes}, _IMAGES),
+    )
+
+
+def _few_steps(config: Mapping[str, Any], steps: int) -> dict[str, Any]:
+    """Settings that leave so many steps a loop."""
     changes: dict[str, Any] = {"iterations": None} if "iterations" in config else {}
-    for prefix, (steps, _) in _LOOPS.items():
+    for prefix, (name, _) in _LOOPS.items():
         if f"{prefix}epochs" in config:
-            changes |= {f"{prefix}epochs": 1, steps: 1}
+            changes |= {f"{prefix}epochs": 1, name: steps}
     return changes
 
 
