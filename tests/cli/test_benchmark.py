@@ -32,6 +32,7 @@ def test_second_run_computes_nothing_and_gives_the_same_tables(
     command += [part for setting in TINY[1:] for part in ("--vary", setting)]
 
     first = flawsmith(*command, "--json")
+    assert first.code == 0, first.err
     tables = (tmp_path / "out" / "results.csv").read_bytes()
     second = flawsmith(*command, "--json")
 

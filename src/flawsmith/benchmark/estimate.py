@@ -38,7 +38,7 @@ class Probe:
     Attributes:
         images: they learned from.
         fixed: seconds of what does not grow with images or steps: loading, export, limits, report.
-        passes: seconds of what is done once with every image: features, and memories where nothing else is learned.
+        passes: seconds of what is done once with every image: features, and what stages do besides their steps.
         step: seconds of a step, over all loops; 0 without a loop.
         inspect: seconds an image from file to map.
         cache_bytes: features on disk, of all images.
@@ -218,7 +218,7 @@ def probe(task: Task) -> Probe:
         start = time.perf_counter()
         for picture in pictures:
             inspector.inspect(picture)
-        passes = first.features if first.steps else first.features + first.loops
+        passes = first.features + max(0.0, first.loops - step * first.steps)
         return Probe(
             images=first.trained.bundle.spec.training.n_train,
             fixed=max(0.0, first.seconds - passes - step * first.steps),
