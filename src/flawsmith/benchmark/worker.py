@@ -218,7 +218,7 @@ def throughput(inspector: Inspector, run: Path, size: int) -> float:
         return _images_per_second(lambda: inspector.engine.run(batch), size)
     from flawsmith.pipeline.restore import restore
 
-    model, images = restore(run).model.to("cuda"), torch.from_numpy(batch).to("cuda")
+    model, images = restore(run)[0].to("cuda"), torch.from_numpy(batch).to("cuda")
 
     def compute() -> None:
         with torch.inference_mode():
