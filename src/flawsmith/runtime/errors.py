@@ -18,6 +18,7 @@ _PACKAGES = {
     "eval": ("scipy", "sklearn", "matplotlib", "jinja2", "threadpoolctl"),
     "train": ("torch", "torchvision", "lightning", "timm", "cv2", "onnx", "onnxscript", "safetensors", "jaxtyping"),
     "benchmark": ("psutil", "tabulate", "pooch"),
+    "serve": ("fastapi", "starlette", "uvicorn", "h11", "python_multipart", "prometheus_client", "watchfiles", "tomli"),
 }
 """Import names of what each tier installs."""
 

@@ -225,7 +225,7 @@ def _read(source: ImageSource, *, bgr: bool = False, max_pixels: int = MAX_PIXEL
     return validate_array(source, bgr=bgr)
 
 
-__all__ = ["ImageSource", "Inspection", "Inspector", "ScoreAndMap", "Unreadable"]
+__all__ = ["ImageSource", "Inspection", "Inspector", "PreparedImage", "ScoreAndMap", "Unreadable"]
 
 _PREFETCH_PER_DECODER = 2
 PIXELS_AHEAD = 2**26
@@ -250,8 +250,20 @@ class ScoreAndMap(NamedTuple):
 
 
 @dataclass
-class _Prepared:
-    """An image made ready for the network; the image itself is let go unless it is to be kept, or cut into tiles."""
+class PreparedImage:
+    """An image made ready for the network; the image itself is let go unless it is to be kept, or cut into tiles.
+
+    `Inspector.prepare` makes it and `Inspector.inspect_prepared` takes it, once.
+
+    Attributes:
+        image: path as it was given; None for bytes, arrays and images of Pillow's.
+        batch: (1, 3, h, w), the network's input; None where the image is to be cut into tiles.
+        original_size: (height, width) in pixels.
+        timing: milliseconds by step so far.
+        pixels: the decoded image where it is to be kept.
+        further_pictures: whether the file holds further pictures.
+        uncut: the decoded image where it is to be cut into tiles.
+    """
 
     image: str | None
     batch: NDArray[np.float32] | None
@@ -407,7 +419,8 @@ class Inspector:
             FlawsmithError: the image cannot be read, the model cannot be computed, or it gives numbers that are not
                 finite.
         """
-        return self._finish(self._prepare(image, bgr=bgr))
+        has_no_file = not isinstance(image, (str, Path))  # to be read again for an overlay
+        return self.inspect_prepared(self.prepare(image, bgr=bgr, keep_pixels=has_no_file))
 
     def inspect_many(self, images: Iterable[ImageSource], *, bgr: bool = False) -> list[Inspection]:
         """Inspects images one after the other; the first unreadable one raises. Use `stream` for folders.
@@ -461,7 +474,7 @@ class Inspector:
         Raises:
             FlawsmithError: as in `inspect`.
         """
-        return self._measured(self._prepare(image, bgr=bgr, watch=False), _Clock())
+        return self._measured(self.prepare(image, bgr=bgr, watch=False), _Clock())
 
     def raw(self, image: ImageSource, *, bgr: bool = False) -> tuple[float, NDArray[np.float32]]:
         """Returns what the network itself says, before anything is inverted or decided.
@@ -476,7 +489,7 @@ class Inspector:
         Raises:
             FlawsmithError: as in `inspect`; or the image is seen in several tiles, of which each has a map.
         """
-        prepared = self._prepare(image, bgr=bgr, watch=False)
+        prepared = self.prepare(image, bgr=bgr, watch=False)
         if prepared.batch is None:
             raise FlawsmithError("several tiles have no common map in the network's pixels; use inspect or measure")
         return self._infer(prepared.batch)
@@ -484,7 +497,7 @@ class Inspector:
     def _stream(
         self, paths: Iterator[str | Path | Exception], decoders: int, keep_pixels: bool
     ) -> Iterator[Inspection | Unreadable]:
-        prepare = partial(self._prepare, keep_pixels=keep_pixels)
+        prepare = partial(self.prepare, keep_pixels=keep_pixels)
         pool = ThreadPoolExecutor(decoders, thread_name_prefix="flawsmith-decode")
         waiting: deque[_Waiting | Exception] = deque()
         held_back: _Waiting | None = None
@@ -510,7 +523,7 @@ class Inspector:
                 assert prepared is not None, "submitted above"
                 del first
                 try:
-                    result: Inspection | Unreadable = self._finish(prepared.result())
+                    result: Inspection | Unreadable = self.inspect_prepared(prepared.result())
                 except FlawsmithError as error:
                     result = Unreadable(str(path), str(error))
                 del prepared
@@ -529,9 +542,20 @@ class Inspector:
         size = image_size(path, max_pixels=self._max_pixels)
         return _Waiting(path, 0 if size is None or self.spec.tiling.holds(size) else size[0] * size[1])
 
-    def _prepare(
+    def prepare(
         self, image: ImageSource, *, bgr: bool = False, keep_pixels: bool = False, watch: bool = True
-    ) -> _Prepared:
+    ) -> PreparedImage:
+        """Decodes an image and makes it ready: the first half of `inspect`, for programs that decode in other threads.
+
+        Args:
+            image: as in `inspect`.
+            bgr: an array's channels are in OpenCV's order.
+            keep_pixels: whether the inspection shall hold the decoded image.
+            watch: warn where the image is of another kind than those learned from.
+
+        Raises:
+            FlawsmithError: the image cannot be read.
+        """
         clock = _Clock()
         pixels = _read(image, bgr=bgr, max_pixels=self._max_pixels)
         further = isinstance(image, (str, Path, bytes)) and has_further_pictures(image)
@@ -541,15 +565,15 @@ class Inspector:
         size = (pixels.shape[0], pixels.shape[1])
         name = str(image) if isinstance(image, (str, Path)) else None
         if self.spec.tiling is not None and not self.spec.tiling.holds(size):
-            return _Prepared(name, None, size, clock.timing, pixels if keep_pixels else None, further, pixels)
+            return PreparedImage(name, None, size, clock.timing, pixels if keep_pixels else None, further, pixels)
         batch = self.spec.geometry.apply(pixels)[None]
-        kept = pixels if keep_pixels or name is None else None
-        if isinstance(image, np.ndarray) and np.may_share_memory(image, pixels):
+        kept = pixels if keep_pixels else None
+        if keep_pixels and isinstance(image, np.ndarray) and np.may_share_memory(image, pixels):
             kept = pixels.copy()  # a camera writes the next picture into the same array
         clock.lap("prepare")
-        return _Prepared(name, batch, size, clock.timing, kept, further)
+        return PreparedImage(name, batch, size, clock.timing, kept, further)
 
-    def _measured(self, prepared: _Prepared, clock: _Clock) -> ScoreAndMap:
+    def _measured(self, prepared: PreparedImage, clock: _Clock) -> ScoreAndMap:
         geometry, tiling, size = self.spec.geometry, self.spec.tiling, prepared.original_size
         small_map: NDArray[np.float32] | None = None
         if prepared.batch is not None:
@@ -582,7 +606,15 @@ class Inspector:
             raise FlawsmithError("the model gives numbers that are not finite or too large; train or export it anew")
         return score, anomaly_map
 
-    def _finish(self, prepared: _Prepared) -> Inspection:
+    def inspect_prepared(self, prepared: PreparedImage) -> Inspection:
+        """Inspects an image that `prepare` of this inspector has made ready: the second half of `inspect`.
+
+        Args:
+            prepared: the image; with limits of `with_limits` it may be that of the inspector they were given to.
+
+        Raises:
+            FlawsmithError: the model cannot be computed, or it gives numbers that are not finite.
+        """
         clock = _Clock(prepared.timing)
         name = prepared.image or "image"
         geometry, decision = self.spec.geometry, self.spec.decision
@@ -620,7 +652,7 @@ class _Waiting:
 
     path: str | Path
     pixels: int = 0
-    prepared: Future[_Prepared] | None = None
+    prepared: Future[PreparedImage] | None = None
 
 
 def _pixels_of(item: _Waiting | Exception) -> int:

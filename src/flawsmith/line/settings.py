@@ -1,0 +1,157 @@
+"""The settings of a service: ``LINES.toml``, or defaults for one model."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import re
+import sys
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
+
+from flawsmith.line.pictures import Retention
+from flawsmith.runtime.errors import FlawsmithError, why_refused
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+Role = Literal["operator", "engineer"]
+"""An operator has parts inspected, reads, and reviews; an engineer moves limits and loads models besides."""
+
+DEFAULT_PORT = 8470
+_LINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+class Token(BaseModel):
+    """Someone or something that may talk to the service."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, max_length=80, description="stands in the audit")
+    role: Role = Field(description="operator or engineer")
+    token: SecretStr = Field(min_length=16, max_length=200, description="sent as `Authorization: Bearer <token>`")
+
+    def matches(self, presented: str) -> bool:
+        """Whether this token was presented; takes as long whether or not it was."""
+        hashes = (hashlib.sha256(text.encode()).digest() for text in (self.token.get_secret_value(), presented))
+        return hmac.compare_digest(*hashes)
+
+
+class LineSettings(BaseModel):
+    """A line: a camera, a model, and how much may wait."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Path = Field(description="the .flaw file, from the folder of the settings")
+    site: str = Field(default="", max_length=80, description="for traceability, as ISA-95 names it")
+    area: str = Field(default="", max_length=80)
+    station: str = Field(default="", max_length=80)
+    engine: Literal["onnxruntime", "openvino"] | None = Field(
+        default=None, description="by default the one the limits were calibrated with"
+    )
+    threads: int | None = Field(default=None, ge=1, le=1024, description="for the network; by default one a core")
+    queue: int = Field(default=16, ge=1, le=10_000, description="parts that may wait or be in work; more are refused")
+    decoders: int = Field(default=2, ge=1, le=64, description="threads that decode images")
+    audit_share: float = Field(
+        default=0.0, ge=0, le=1, description="share of passes and of rejects that are put before a reviewer at random"
+    )
+
+    def place(self, name: str) -> str:
+        """site/area/line/station, without what is not named."""
+        return "/".join(part for part in (self.site, self.area, name, self.station) if part)
+
+
+class ServiceSettings(BaseModel):
+    """All settings of a service.
+
+    Example:
+        >>> settings = ServiceSettings(lines={"bolt": {"model": "bolt.flaw"}})
+        >>> settings.host, settings.lines["bolt"].queue
+        ('127.0.0.1', 16)
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field(default="127.0.0.1", max_length=255, description="address to listen at; others need tokens")
+    port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="0: any that is free")
+    records: Path = Field(default=Path("records"), description="folder of records and images")
+    upload_megabytes: float = Field(default=32, gt=0, le=2048, description="largest request")
+    megapixels: float = Field(default=50, gt=0, le=400, description="largest image")
+    upload_seconds: float = Field(default=10, gt=0, le=3600, description="for a request to arrive whole")
+    answer_seconds: float = Field(default=30, gt=0, le=3600, description="for a part to be judged, waiting included")
+    model_seconds: int = Field(default=60, ge=1, le=600, description="for the network, on one image or tile")
+    images: Retention = Field(default=Retention(), description="which images are kept")
+    tokens: tuple[Token, ...] = Field(default=(), max_length=1000)
+    lines: dict[str, LineSettings] = Field(min_length=1, max_length=100)
+
+    @field_validator("lines")
+    @classmethod
+    def _names_fit_addresses(cls, lines: dict[str, LineSettings]) -> dict[str, LineSettings]:
+        for name in lines:
+            if _LINE_NAME.fullmatch(name) is None:
+                raise ValueError(f"the line name {name[:80]!r} may hold letters, digits, - and _, 63 at most")
+        return lines
+
+    @model_validator(mode="after")
+    def _tokens_where_others_listen(self) -> ServiceSettings:
+        if self.host not in _LOOPBACK and not self.tokens:
+            raise ValueError(
+                f"listening at {self.host} lets anyone in the network move limits: add [[tokens]] to the settings, or "
+                "listen at 127.0.0.1"
+            )
+        if len({token.name for token in self.tokens}) != len(self.tokens):
+            raise ValueError("two tokens have the same name")
+        return self
+
+    @property
+    def local(self) -> bool:
+        """Whether this machine alone reaches the service."""
+        return self.host in _LOOPBACK
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest image in pixels."""
+        return int(self.megapixels * 1e6)
+
+    @property
+    def max_bytes(self) -> int:
+        """Largest request in bytes."""
+        return int(self.upload_megabytes * 2**20)
+
+    @classmethod
+    def load(cls, path: Path, **changes: Any) -> ServiceSettings:
+        """Settings of a TOML file, or of one model alone, which is then the line ``line1``.
+
+        Args:
+            path: a ``.toml`` file, whose paths are seen from its folder, or a ``.flaw`` file.
+            **changes: fields that take the place of those in the file; None leaves the file's.
+
+        Raises:
+            FlawsmithError: the file cannot be read, or a setting is wrong; names it.
+        """
+        values: dict[str, Any] = {"lines": {"line1": {"model": path}}}
+        if path.suffix.lower() == ".toml":
+            try:
+                values = tomllib.loads(path.read_text(encoding="utf-8"))
+            except OSError as error:
+                raise FlawsmithError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+                raise FlawsmithError(f"{path}: is no TOML ({error}); correct that line") from None
+        given = {name: value for name, value in changes.items() if value is not None}
+        try:
+            settings = cls.model_validate({**values, **given})
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise FlawsmithError(f"{path}: {why_refused(first, place or 'the file')}") from None
+        if path.suffix.lower() != ".toml":
+            return settings
+        base = path.parent
+        lines = {name: line.model_copy(update={"model": base / line.model}) for name, line in settings.lines.items()}
+        records = settings.records if "records" in given else base / settings.records
+        return settings.model_copy(update={"lines": lines, "records": records})

@@ -1,0 +1,504 @@
+"""A line at work: its model, its limits, its queue; and the folder that holds what all lines leave behind."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from flawsmith.line.pictures import Pictures
+from flawsmith.line.queue import InspectionQueue
+from flawsmith.line.record import Record, Trigger
+from flawsmith.line.settings import LineSettings, ServiceSettings
+from flawsmith.line.store import Store
+from flawsmith.pipeline.calibrate import calibrate
+from flawsmith.runtime.bundle import Bundle
+from flawsmith.runtime.decision import Decision
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.inspector import Inspection, Inspector
+from flawsmith.runtime.outputs import exclusive_folder
+
+SWEEP_SECONDS = 600.0
+"""Between looks at images that are too old or too many."""
+_RECENT = 1000
+_LISTED = 20
+
+log = logging.getLogger("flawsmith.line")
+
+
+class PartConflictError(Exception):
+    """The part was judged already, or is being judged, by another image."""
+
+
+class NoModelError(Exception):
+    """The line has no model: it was unloaded."""
+
+
+class LimitChange(BaseModel):
+    """New limits, from the scores of the good images that the model file holds."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_false_rejects: str | float | None = Field(
+        default=None, description="share of good parts that may be rejected: 10/1000, 1% or 0.01"
+    )
+    review_rate: str | float | None = Field(
+        default=None, description="share that may be rejected or go to review, likewise; none: no review"
+    )
+    use: str | None = Field(default=None, max_length=64, description="or limits that were in use before, by their name")
+
+
+class LimitFacts(BaseModel):
+    """Limits in use, and what they are worth."""
+
+    limits: str = Field(description="their name")
+    decides: str = Field(description="score or map")
+    limit: float = Field(description="above it is a reject")
+    review_limit: float | None = Field(description="above it is a review")
+    good_images: int = Field(description="good images behind them")
+    rejected_of_1000: float = Field(description="good parts rejected, in the mean")
+    rejected_of_1000_at_worst: float = Field(description="the same with 95 % confidence")
+    promise: str = Field(description="both in words")
+
+    @classmethod
+    def of(cls, decision: Decision) -> LimitFacts:
+        """What there is to say of limits."""
+        return cls(
+            limits=decision.identity,
+            decides="map" if decision.by_regions else "score",
+            limit=decision.map_limit if decision.by_regions else decision.limit,
+            review_limit=decision.review_limit,
+            good_images=decision.n_good,
+            rejected_of_1000=1000 * decision.stated_false_reject_rate,
+            rejected_of_1000_at_worst=1000 * decision.worst_false_reject_rate,
+            promise=decision.promise,
+        )
+
+
+class LimitPreview(BaseModel):
+    """What a change of limits would do."""
+
+    before: LimitFacts
+    after: LimitFacts
+    good_before: dict[str, int] = Field(description="good images behind the limits by verdict; empty: not stored")
+    good_after: dict[str, int]
+    recent: int = Field(description="latest parts of this model that could be judged again, at most 1,000")
+    changes: dict[str, int] = Field(description="of these by change of verdict, such as pass -> reject")
+    changed: list[int] = Field(description="their records, the latest, at most 20")
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model with its limits on a line; what a queue judges with.
+
+    Attributes:
+        inspector: with the limits in use.
+        bundle: as read from the file.
+        sha256: of the file.
+        station: site/area/line/station.
+        audit_share: share of passes and rejects that are drawn for a review.
+    """
+
+    inspector: Inspector
+    bundle: Bundle
+    sha256: str
+    station: str = ""
+    audit_share: float = 0.0
+
+    @classmethod
+    def load(cls, settings: LineSettings, name: str, *, max_pixels: int, model_seconds: int) -> LoadedModel:
+        """Open a model file, verify it, and run it once, so that the first part does not wait.
+
+        Raises:
+            FlawsmithError: it is no intact model, or cannot be computed.
+        """
+        bundle = Bundle.load(settings.model)
+        digest = hashlib.sha256(settings.model.read_bytes()).hexdigest()
+        inspector = Inspector.load(
+            bundle,
+            engine=settings.engine,
+            threads=settings.threads,
+            max_pixels=max_pixels,
+            max_seconds=model_seconds,
+        )
+        inspector.measure(np.zeros((*bundle.spec.geometry.size, 3), np.uint8))
+        return cls(inspector, bundle, digest, settings.place(name), settings.audit_share)
+
+    @property
+    def decision(self) -> Decision:
+        """The limits in use."""
+        return self.inspector.spec.decision
+
+    @property
+    def product(self) -> str:
+        """What the model learned to know."""
+        return self.bundle.spec.training.category
+
+    def with_limits(self, decision: Decision) -> LoadedModel:
+        """The same model with other limits."""
+        return replace(self, inspector=self.inspector.with_limits(decision))
+
+    def record(self, trigger: Trigger, inspection: Inspection, wait: float) -> Record:
+        """The record of a part that was judged; ``wait`` in milliseconds."""
+        record = Record.of_inspection(
+            trigger,
+            inspection,
+            station=self.station,
+            product=self.product,
+            model_sha256=self.sha256,
+            wait=wait,
+        )
+        inclusion = 1.0 if record.verdict == "review" else self.audit_share if self._drawn(trigger) else None
+        return record if inclusion is None else record.model_copy(update={"inclusion": inclusion})
+
+    def error_record(self, trigger: Trigger, error: Exception, *, decoded: bool) -> Record:
+        """The record of a part that could not be judged; ``decoded``: its image was read."""
+        facts = {"station": self.station, "product": self.product, "model_sha256": self.sha256}
+        if isinstance(error, FlawsmithError):
+            return Record.of_error(trigger, "model" if decoded else "image", str(error), **facts)
+        log.error("a part could not be judged", exc_info=error)
+        reason = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
+        return Record.of_error(trigger, "internal", f"the part was not judged ({reason}): see the service's log", **facts)
+
+    def _drawn(self, trigger: Trigger) -> bool:
+        drawn = hashlib.sha256(f"audit {trigger.part_id} {trigger.image_sha256}".encode()).hexdigest()
+        return int(drawn[:13], 16) / 16**13 < self.audit_share
+
+    def decision_of(self, change: LimitChange, earlier: Sequence[Decision]) -> Decision:
+        """The limits that a change would set.
+
+        Args:
+            change: what is asked.
+            earlier: limits of this model that were in use, beside those of the file.
+
+        Raises:
+            FlawsmithError: the change contradicts itself, or cannot be computed from what the model file holds.
+        """
+        if change.use is not None:
+            if change.max_false_rejects is not None or change.review_rate is not None:
+                raise FlawsmithError("use takes limits as they were: leave max_false_rejects and review_rate out")
+            known = (*self.bundle.spec.earlier_decisions, self.bundle.spec.decision, *earlier)
+            by_name = {decision.identity: decision for decision in known}
+            if change.use not in by_name:
+                raise FlawsmithError(f"there are no limits {change.use}: known are {', '.join(by_name)}")
+            return by_name[change.use]
+        if change.max_false_rejects is None and change.review_rate is None:
+            raise FlawsmithError("nothing is asked for: give max_false_rejects, review_rate or use")
+        return calibrate(self._basis(), rate=change.max_false_rejects, review_rate=change.review_rate).after
+
+    def _basis(self) -> Bundle:
+        """The bundle with the limits in use, and the scores behind them."""
+        if self.decision in self.bundle.spec.earlier_decisions:
+            return self.bundle.with_decision(self.decision)
+        spec = self.bundle.spec.model_copy(update={"decision": self.decision})
+        return replace(self.bundle, spec=spec)
+
+    def preview(self, after: Decision, recent: Sequence[Record]) -> LimitPreview:
+        """What other limits would do to the good images behind them and to recent parts.
+
+        Args:
+            after: the other limits.
+            recent: records of the line, the newest first.
+        """
+        before, arrays = self.decision, self._basis().calibration
+        good = arrays.get("good_levels" if before.by_regions else "good", np.zeros(0))
+        # With another setting of regions the numbers that decide would be others.
+        same = all(getattr(before, name) == getattr(after, name) for name in _SETTING)
+        records = [r for r in recent if r.model_sha256 == self.sha256 and r.deciding is not None and same]
+        changes = {
+            record.id: f"{old} -> {new}"
+            for record in records
+            if (old := before.verdict_of(record.deciding or 0.0)) != (new := after.verdict_of(record.deciding or 0.0))
+        }
+        return LimitPreview(
+            before=LimitFacts.of(before),
+            after=LimitFacts.of(after),
+            good_before=_verdicts(before, good),
+            good_after=_verdicts(after, good) if same else {},
+            recent=len(records),
+            changes=dict(Counter(changes.values())),
+            changed=list(changes)[:_LISTED],
+        )
+
+
+_SETTING = ("region_of_interest", "minimum_area", "zones", "elsewhere")
+
+
+def _verdicts(decision: Decision, deciding: Any) -> dict[str, int]:
+    return dict(Counter(decision.verdict_of(float(number)) for number in deciding))
+
+
+OnRecord = Callable[[Record], object]
+"""Told of each record once it is on the disk; must be quick, as the writer waits for it."""
+
+
+class Line:
+    """A line: parts come in, records come out.
+
+    Args:
+        name: of the line.
+        settings: of the line.
+        service: settings that hold for all lines.
+        store: where records go.
+        pictures: where images go.
+        on_record: told of each record.
+
+    Raises:
+        FlawsmithError: the model cannot be loaded.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        settings: LineSettings,
+        service: ServiceSettings,
+        store: Store,
+        pictures: Pictures,
+        on_record: OnRecord = lambda _: None,
+    ) -> None:
+        self.name, self.settings, self._service = name, settings, service
+        self._store, self._pictures, self._on_record = store, pictures, on_record
+        self._lock = threading.Lock()
+        self._changing = threading.Lock()
+        self._in_work: dict[str, tuple[str, Future[Record]]] = {}
+        self.model: LoadedModel | None = self._loaded()
+        self.queue = InspectionQueue(
+            self._commit, name=name, capacity=settings.queue, decoders=settings.decoders
+        )
+
+    # Parts
+
+    def submit(self, trigger: Trigger) -> tuple[Future[Record], bool]:
+        """Take a part; it may read the store, but waits for no other part.
+
+        Args:
+            trigger: the part.
+
+        Returns:
+            The promise of its record, and whether the part is new: one that was judged before, or is being judged, by
+            the same image has that record.
+
+        Raises:
+            QueueFullError, QueueClosedError: as `InspectionQueue.submit`.
+            NoModelError: the model was unloaded.
+            PartConflictError: the part has a record of another image.
+        """
+        if trigger.part_id is None:
+            return self.queue.submit(trigger, self._judge()), True
+        with self._lock:
+            sha256, future = self._in_work.get(trigger.part_id, ("", None))
+            if future is None or future.done():
+                known = self._known(trigger)
+                if known is not None:
+                    return known, False
+                future = self.queue.submit(trigger, self._judge())
+                self._in_work[trigger.part_id] = trigger.image_sha256, future
+            elif sha256 == trigger.image_sha256:
+                return future, False
+            else:
+                raise PartConflictError
+        future.add_done_callback(lambda done: self._forget(trigger, done))
+        return future, True
+
+    def _forget(self, trigger: Trigger, done: Future[Record]) -> None:
+        """The part is no longer in work; the store knows it now."""
+        with self._lock:
+            if self._in_work.get(trigger.part_id or "", ("", None))[1] is done:
+                del self._in_work[trigger.part_id or ""]
+
+    def _judge(self) -> LoadedModel:
+        if self.model is None:
+            raise NoModelError
+        return self.model
+
+    def _known(self, trigger: Trigger) -> Future[Record] | None:
+        """The record that this part has already; an image that could not be read leaves the part free for another."""
+        for record in self._store.of_part(self.name, trigger.part_id or ""):
+            same = record.image_sha256 == trigger.image_sha256
+            if record.verdict != "error" and not same:
+                raise PartConflictError
+            if same and (record.verdict != "error" or record.error_kind == "image"):
+                future: Future[Record] = Future()
+                future.set_result(record)
+                return future
+        return None
+
+    def _commit(self, judged: Sequence[tuple[Trigger, Record]]) -> list[Record]:
+        for trigger, record in judged:  # before the record, so that it never says of an image what is not there
+            self._pictures.keep(record.image_sha256, trigger.image, record.verdict)
+        files = {place: trigger.file for place, (trigger, _) in enumerate(judged) if trigger.file is not None}
+        records = self._store.add([record for _, record in judged], files)
+        for record in records:
+            self._on_record(record)
+        return records
+
+    # Model and limits
+
+    def load(self, *, who: str) -> LoadedModel:
+        """Read the model file anew; parts that were taken before are judged by the former model.
+
+        Raises:
+            FlawsmithError: it cannot be loaded; the former one stays.
+        """
+        with self._changing:
+            model = self._loaded()
+            self._store.note("model", who=who, line=self.name, facts={"loaded": model.sha256})
+            self.model = model
+            return model
+
+    def unload(self, *, who: str) -> None:
+        """Take no parts until a model is loaded again."""
+        with self._changing:
+            self._store.note("model", who=who, line=self.name, facts={"loaded": None})
+            self.model = None
+
+    def _loaded(self) -> LoadedModel:
+        model = LoadedModel.load(
+            self.settings,
+            self.name,
+            max_pixels=self._service.max_pixels,
+            model_seconds=self._service.model_seconds,
+        )
+        decisions = self._noted_limits(model.sha256)
+        return model.with_limits(decisions[0]) if decisions else model
+
+    def _noted_limits(self, sha256: str) -> list[Decision]:
+        """Limits that were set on this line for this model, the latest first."""
+        entries = self._store.entries(line=self.name, kind="limit", count=_RECENT)
+        return [Decision(**entry.facts["decision"]) for entry in entries if entry.facts["model"] == sha256]
+
+    def preview_limits(self, change: LimitChange) -> LimitPreview:
+        """What a change of limits would do.
+
+        Raises:
+            FlawsmithError: the change cannot be made.
+            NoModelError: there is no model.
+        """
+        model = self._judge()
+        return self._previewed(model, model.decision_of(change, self._noted_limits(model.sha256)))
+
+    def _previewed(self, model: LoadedModel, after: Decision) -> LimitPreview:
+        return model.preview(after, self._store.page(self.name, count=_RECENT))
+
+    def set_limits(self, change: LimitChange, *, who: str, reason: str) -> LimitPreview:
+        """Change the limits; the audit says who, why, and what effect was expected. Holds for parts taken from now on.
+
+        Raises:
+            FlawsmithError, NoModelError: as `preview_limits`; the former limits stay.
+        """
+        with self._changing:
+            model = self._judge()
+            after = model.decision_of(change, self._noted_limits(model.sha256))
+            preview = self._previewed(model, after)
+            facts = {
+                "model": model.sha256,
+                "asked": change.model_dump(exclude_none=True),
+                "reason": reason,
+                "effect": preview.model_dump(mode="json"),
+                "decision": after.model_dump(mode="json"),
+            }
+            self._store.note("limit", who=who, line=self.name, facts=facts)
+            self.model = model.with_limits(after)
+            return preview
+
+    def seen_again(self, record: Record, image: bytes) -> Inspection:
+        """Inspect the image of a record again, by the model and the limits that judged it.
+
+        Raises:
+            FlawsmithError: the line has another model now, or the limits are unknown.
+            NoModelError: there is no model.
+        """
+        model = self._judge()
+        bundle = model.bundle.spec
+        known = (model.decision, bundle.decision, *bundle.earlier_decisions, *self._noted_limits(model.sha256))
+        decision = next((limits for limits in known if limits.identity == record.limits), None)
+        if record.model_sha256 != model.sha256 or decision is None:
+            raise FlawsmithError("the line has another model or other limits now than those that judged this part")
+        return model.inspector.with_limits(decision).inspect(image)
+
+    def close(self) -> None:
+        """Judge what was taken, then end."""
+        self.queue.close()
+
+
+class Site:
+    """All lines of a service, and the folder of what they leave behind, which one process alone may write.
+
+    Args:
+        settings: of the service.
+        on_record: told of each record.
+
+    Raises:
+        FlawsmithError: another process uses the folder, or a model cannot be loaded.
+    """
+
+    def __init__(self, settings: ServiceSettings, on_record: OnRecord = lambda _: None) -> None:
+        self.settings = settings
+        self.lines: dict[str, Line] = {}
+        self._ended = threading.Event()
+        self._stack = ExitStack()
+        try:
+            self._stack.enter_context(exclusive_folder(settings.records))
+            self.store = Store(settings.records)
+            self._stack.callback(self.store.close)
+            self.pictures = Pictures(settings.records / "images", settings.images)
+            for name, line in settings.lines.items():
+                self.lines[name] = Line(name, line, settings, self.store, self.pictures, on_record)
+                self._stack.callback(self.lines[name].close)
+            models = {name: line.model.sha256 for name, line in self.lines.items() if line.model is not None}
+            self.store.note("start", who="service", facts={"models": models})
+        except BaseException:
+            self._stack.close()
+            raise
+        self._sweeper = threading.Thread(target=self._sweep, name="images", daemon=True)
+        self._sweeper.start()
+
+    def __enter__(self) -> Site:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Judge what was taken, note the end, and give the folder back."""
+        self._ended.set()
+        self._sweeper.join()
+        for line in self.lines.values():
+            line.close()
+        with self._stack:
+            self.store.note("stop", who="service", facts={})
+
+    def _sweep(self) -> None:
+        self.pictures.sweep()
+        slept = 0.0
+        while not self._ended.wait(1.0):
+            slept += 1.0
+            if slept >= SWEEP_SECONDS or self.pictures.too_large:
+                self.pictures.sweep()
+                slept = 0.0
+
+
+__all__ = [
+    "Line",
+    "LimitChange",
+    "LimitFacts",
+    "LimitPreview",
+    "LoadedModel",
+    "NoModelError",
+    "OnRecord",
+    "PartConflictError",
+    "Site",
+]

@@ -1,0 +1,432 @@
+"""Records and audit in one SQLite file, append-only, each row chained to the one before it by a hash.
+
+A row's hash is the SHA-256 of the former row's hash and its own content. Whoever changes, removes or inserts a row has to
+change all that follow; an entry of the audit holds the head of the records at its time, which ties both chains together.
+Against someone who writes the whole file anew helps only a head that was noted elsewhere: ``flawsmith audit verify`` prints
+it and compares it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sqlite3
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from flawsmith.line.record import Label, Outcome, Record, WatchedFile, now
+from flawsmith.runtime.errors import FlawsmithError
+
+FILE = "records.db"
+START = "0" * 64
+"""The hash before the first row."""
+_BUSY_SECONDS = 10.0
+
+# Columns to search by are computed from the content, so that there is nothing beside it that could say otherwise.
+_MIGRATIONS = (
+    """
+    CREATE TABLE records (
+        id INTEGER PRIMARY KEY,
+        content TEXT NOT NULL,
+        hash TEXT NOT NULL,
+        line TEXT GENERATED ALWAYS AS (json_extract(content, '$.line')) VIRTUAL,
+        part_id TEXT GENERATED ALWAYS AS (json_extract(content, '$.part_id')) VIRTUAL,
+        lot_id TEXT GENERATED ALWAYS AS (json_extract(content, '$.lot_id')) VIRTUAL,
+        verdict TEXT GENERATED ALWAYS AS (json_extract(content, '$.verdict')) VIRTUAL,
+        received TEXT GENERATED ALWAYS AS (json_extract(content, '$.received')) VIRTUAL,
+        inclusion REAL GENERATED ALWAYS AS (json_extract(content, '$.inclusion')) VIRTUAL
+    );
+    CREATE INDEX records_by_line ON records (line, id);
+    CREATE INDEX records_by_verdict ON records (line, verdict, id);
+    CREATE INDEX records_by_lot ON records (line, lot_id, id) WHERE lot_id IS NOT NULL;
+    CREATE INDEX records_by_part ON records (line, part_id) WHERE part_id IS NOT NULL;
+    CREATE UNIQUE INDEX records_once ON records (line, part_id) WHERE part_id IS NOT NULL AND verdict <> 'error';
+    CREATE INDEX records_to_review ON records (line, id) WHERE inclusion IS NOT NULL;
+
+    CREATE TABLE audit (
+        id INTEGER PRIMARY KEY,
+        content TEXT NOT NULL,
+        hash TEXT NOT NULL,
+        kind TEXT GENERATED ALWAYS AS (json_extract(content, '$.kind')) VIRTUAL,
+        line TEXT GENERATED ALWAYS AS (json_extract(content, '$.line')) VIRTUAL,
+        record INTEGER GENERATED ALWAYS AS (json_extract(content, '$.facts.record')) VIRTUAL
+    );
+    CREATE INDEX audit_by_kind ON audit (line, kind, id);
+    CREATE INDEX audit_by_record ON audit (record) WHERE record IS NOT NULL;
+
+    CREATE TRIGGER records_stay BEFORE UPDATE ON records BEGIN SELECT RAISE(ABORT, 'records are never changed'); END;
+    CREATE TRIGGER records_remain BEFORE DELETE ON records BEGIN SELECT RAISE(ABORT, 'records are never removed'); END;
+    CREATE TRIGGER audit_stays BEFORE UPDATE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is never changed'); END;
+    CREATE TRIGGER audit_remains BEFORE DELETE ON audit BEGIN SELECT RAISE(ABORT, 'the audit is never removed'); END;
+
+    CREATE TABLE files (
+        path TEXT NOT NULL,
+        sha256 TEXT NOT NULL,
+        inode INTEGER NOT NULL,
+        mtime_ns INTEGER NOT NULL,
+        record INTEGER NOT NULL REFERENCES records (id),
+        PRIMARY KEY (path, sha256, mtime_ns)
+    );
+    CREATE INDEX files_by_time ON files (mtime_ns);
+    """,
+)
+"""Scripts from one `PRAGMA user_version` to the next."""
+
+
+@dataclass(frozen=True)
+class AuditEntry:
+    """Something that a person or the service did.
+
+    Attributes:
+        id: number of the entry.
+        at: in UTC.
+        kind: limit, review, model, start or stop.
+        who: name that the token stands for.
+        line: the line it concerns; empty: all.
+        facts: what there is to say, by kind.
+        hash: of the entry and all before it.
+    """
+
+    id: int
+    at: str
+    kind: str
+    who: str
+    line: str
+    facts: Mapping[str, Any]
+    hash: str
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What the hash chains say.
+
+    Attributes:
+        records, entries: rows of either chain.
+        records_head, audit_head: hashes of the last rows.
+        faults: what is wrong, one line each; empty: nothing.
+    """
+
+    records: int
+    entries: int
+    records_head: str
+    audit_head: str
+    faults: tuple[str, ...]
+
+
+class Store:
+    """Records, audit and the states of watched files.
+
+    Reading and writing are safe from several threads, and from several processes as far as SQLite is. Where a write
+    returns, it is on the disk.
+
+    Args:
+        folder: where `FILE` is, or will be.
+        must_exist: refuse a folder without one.
+
+    Raises:
+        FlawsmithError: the file is no store, is of a newer Flawsmith, or cannot be opened.
+
+    Example:
+        >>> import tempfile
+        >>> from flawsmith.line.record import Trigger
+        >>> store = Store(Path(tempfile.mkdtemp()))
+        >>> (record,) = store.add([Record.of_error(Trigger("bolt", b""), "image", "no image")])
+        >>> record.id, store.get(1) == record, store.verify().faults
+        (1, True, ())
+    """
+
+    def __init__(self, folder: Path, *, must_exist: bool = False) -> None:
+        self.path = folder / FILE
+        self._lock = threading.Lock()
+        if must_exist and not self.path.is_file():
+            raise FlawsmithError(f"{folder}: holds no {FILE}; give the folder that `flawsmith serve` writes (--out)")
+        try:
+            self._writer = self._connect()
+            try:
+                self._migrate()
+            except BaseException:
+                self._writer.close()
+                raise
+        except sqlite3.Error as error:
+            raise FlawsmithError(f"{self.path}: cannot be used as a store ({error}); give another --out") from None
+
+    def close(self) -> None:
+        """Give the file back; what is still running then fails."""
+        self._writer.close()
+
+    def _connect(self) -> sqlite3.Connection:
+        connection = sqlite3.connect(
+            self.path, timeout=_BUSY_SECONDS, isolation_level=None, check_same_thread=False, cached_statements=32
+        )
+        connection.execute("PRAGMA synchronous = FULL")  # a commit in WAL is then on the disk, not only in the system
+        return connection
+
+    def _migrate(self) -> None:
+        version = self._writer.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(_MIGRATIONS):
+            raise FlawsmithError(f"{self.path}: written by a newer Flawsmith; upgrade it, or give another --out")
+        self._writer.execute("PRAGMA journal_mode = WAL")
+        for number in range(version, len(_MIGRATIONS)):
+            self._writer.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+
+    @contextmanager
+    def _writing(self) -> Iterator[sqlite3.Connection]:
+        with self._lock:
+            self._writer.execute("BEGIN IMMEDIATE")
+            try:
+                yield self._writer
+                self._writer.execute("COMMIT")
+            except BaseException:
+                if self._writer.in_transaction:  # SQLite itself rolls back where the disk is full
+                    self._writer.execute("ROLLBACK")
+                raise
+
+    def _read(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        # A connection a question: it takes 0.1 ms, none outlives its thread, and reading never waits for writing.
+        with closing(self._connect()) as connection:
+            return connection.execute(query, values).fetchall()
+
+    # Records
+
+    def add(self, records: Sequence[Record], files: Mapping[int, WatchedFile] | None = None) -> list[Record]:
+        """Write records, all or none.
+
+        Args:
+            records: not stored yet.
+            files: watched files, by the position of their record.
+
+        Returns:
+            The records with their numbers.
+
+        Raises:
+            sqlite3.Error: they cannot be written, as the disk is full or a part has a record already.
+        """
+        stored = []
+        with self._writing() as connection:
+            number, head = _head(connection, "records")
+            for position, record in enumerate(records):
+                number += 1
+                record = record.model_copy(update={"id": number})
+                head = _append(connection, "records", number, record.model_dump_json(exclude_none=True), head)
+                stored.append(record)
+                if files is not None and position in files:
+                    file = files[position]
+                    connection.execute(
+                        "INSERT INTO files (path, sha256, inode, mtime_ns, record) VALUES (?, ?, ?, ?, ?)",
+                        (file.path, file.sha256, _signed(file.inode), file.mtime_ns, number),
+                    )
+        return stored
+
+    def get(self, number: int) -> Record | None:
+        """The record of a number; None: there is none."""
+        rows = self._read("SELECT content FROM records WHERE id = ?", (number,))
+        return _record(rows[0][0]) if rows else None
+
+    def of_part(self, line: str, part_id: str) -> list[Record]:
+        """All records of a part, oldest first: at most one of them is no error."""
+        rows = self._read("SELECT content FROM records WHERE line = ? AND part_id = ? ORDER BY id", (line, part_id))
+        return [_record(row[0]) for row in rows]
+
+    def page(
+        self,
+        line: str,
+        *,
+        verdict: Outcome | None = None,
+        part_id: str | None = None,
+        lot_id: str | None = None,
+        since: str | None = None,
+        before: int | None = None,
+        after: int | None = None,
+        count: int = 100,
+    ) -> list[Record]:
+        """Records of a line, the newest first.
+
+        Args:
+            line: its name.
+            verdict, part_id, lot_id: of these alone.
+            since: received then or later, UTC as `now` gives it.
+            before: with a smaller number alone.
+            after: with a larger number alone, and the oldest first.
+            count: at most so many.
+        """
+        asked = {
+            "verdict = ?": verdict,
+            "part_id = ?": part_id,
+            "lot_id = ?": lot_id,
+            "received >= ?": since,
+            "id < ?": before,
+            "id > ?": after,
+        }
+        filters = {condition: value for condition, value in asked.items() if value is not None}
+        where = " AND ".join(["line = ?", *filters])
+        order = "DESC" if after is None else "ASC"
+        rows = self._read(
+            f"SELECT content FROM records WHERE {where} ORDER BY id {order} LIMIT ?", (line, *filters.values(), count)
+        )
+        return [_record(row[0]) for row in rows]
+
+    # Audit
+
+    def note(self, kind: str, *, who: str, line: str = "", facts: Mapping[str, Any]) -> AuditEntry:
+        """Write an entry of the audit.
+
+        Args:
+            kind: limit, review, model, start or stop.
+            who: name that the token stands for.
+            line: the line it concerns; empty: all.
+            facts: ready for JSON.
+        """
+        at = now()
+        with self._writing() as connection:
+            number, head = _head(connection, "audit")
+            count, records_head = _head(connection, "records")
+            entry = {"id": number + 1, "at": at, "kind": kind, "who": who, "line": line, "facts": facts}
+            entry |= {"records": count, "records_head": records_head}
+            content = json.dumps(entry, allow_nan=False)
+            written = _append(connection, "audit", number + 1, content, head)
+        return AuditEntry(number + 1, at, kind, who, line, facts, written)
+
+    def entries(
+        self, *, line: str | None = None, kind: str | None = None, before: int | None = None, count: int = 100
+    ) -> list[AuditEntry]:
+        """Entries of the audit, the newest first.
+
+        Args:
+            line, kind: of these alone.
+            before: with a smaller number alone.
+            count: at most so many.
+        """
+        filters = {"line = ?": line, "kind = ?": kind, "id < ?": before}
+        filters = {condition: value for condition, value in filters.items() if value is not None}
+        where = f"WHERE {' AND '.join(filters)}" if filters else ""
+        rows = self._read(
+            f"SELECT content, hash FROM audit {where} ORDER BY id DESC LIMIT ?", (*filters.values(), count)
+        )
+        return [_entry(*row) for row in rows]
+
+    def reviews_of(self, number: int) -> list[AuditEntry]:
+        """What people said of a record, oldest first; the latest counts."""
+        rows = self._read("SELECT content, hash FROM audit WHERE record = ? AND kind = 'review' ORDER BY id", (number,))
+        return [_entry(*row) for row in rows]
+
+    def review(self, number: int, label: Label, *, who: str, line: str, comment: str = "") -> AuditEntry:
+        """Write what a person says of a record.
+
+        Args:
+            number: of the record.
+            label: good, flawed or unclear.
+            who: the person.
+            line: of the record.
+            comment: in the person's words.
+        """
+        return self.note("review", who=who, line=line, facts={"record": number, "label": label, "comment": comment})
+
+    _UNREVIEWED = (
+        "FROM records WHERE line = ? AND inclusion IS NOT NULL "
+        "AND NOT EXISTS (SELECT 1 FROM audit WHERE audit.record = records.id AND audit.kind = 'review')"
+    )
+
+    def next_to_review(self, line: str) -> Record | None:
+        """The oldest record that was drawn for a review and has none; None: there is none."""
+        rows = self._read(f"SELECT content {self._UNREVIEWED} ORDER BY id LIMIT 1", (line,))
+        return _record(rows[0][0]) if rows else None
+
+    def count_to_review(self, line: str) -> int:
+        """Records of a line that were drawn for a review and have none."""
+        return int(self._read(f"SELECT count(*) {self._UNREVIEWED}", (line,))[0][0])
+
+    # Watched files
+
+    def file_record(self, path: str, inode: int, mtime_ns: int, sha256: str = "") -> int | None:
+        """The number of the record that a watched file has; None: it has none.
+
+        Args:
+            path, inode, mtime_ns, sha256: as in `WatchedFile`. Without the hash, name, inode and time have to be the
+                same; with it a file that was renamed since, or copied in place, is known too.
+        """
+        rows = self._read(
+            "SELECT record FROM files WHERE mtime_ns = ? AND ("
+            "(path = ? AND inode = ?) OR (sha256 = ? AND (path = ? OR inode = ?))) LIMIT 1",
+            (mtime_ns, path, _signed(inode), sha256, path, _signed(inode)),
+        )
+        return int(rows[0][0]) if rows else None
+
+    # Verification
+
+    def verify(self) -> Verification:
+        """Follow both hash chains from their beginning.
+
+        Example:
+            >>> import tempfile
+            >>> store = Store(Path(tempfile.mkdtemp()))
+            >>> entry = store.note("start", who="local", facts={})
+            >>> store.verify().audit_head == entry.hash
+            True
+        """
+        faults: list[str] = []
+        with closing(self._connect()) as connection:
+            connection.execute("BEGIN")  # one state of the file, whatever is written meanwhile
+            heads: list[str] = [START]
+            records_head = START
+            for records_head in _follow(connection, "records", faults):
+                heads.append(records_head)
+            audit_head, entries = START, 0
+            for audit_head in _follow(connection, "audit", faults):
+                entries += 1
+            ties = connection.execute(
+                "SELECT id, json_extract(content, '$.records'), json_extract(content, '$.records_head') FROM audit"
+            )
+            for number, count, head in ties:
+                if not isinstance(count, int) or count >= len(heads):
+                    faults.append(f"audit {number}: records up to {count} were there, {len(heads) - 1} are left")
+                elif heads[count] != head:
+                    faults.append(f"audit {number}: the records up to {count} were others then")
+        return Verification(len(heads) - 1, entries, records_head, audit_head, tuple(faults))
+
+
+def _signed(inode: int) -> int:
+    """An inode as SQLite holds it: network shares have some of 64 bits."""
+    return inode - 2**64 if inode >= 2**63 else inode
+
+
+def _head(connection: sqlite3.Connection, table: str) -> tuple[int, str]:
+    """Number and hash of the last row."""
+    row = connection.execute(f"SELECT id, hash FROM {table} ORDER BY id DESC LIMIT 1").fetchone()
+    return (0, START) if row is None else (int(row[0]), str(row[1]))
+
+
+def _chained(head: str, content: str) -> str:
+    return hashlib.sha256(f"{head}\n{content}".encode()).hexdigest()
+
+
+def _append(connection: sqlite3.Connection, table: str, number: int, content: str, head: str) -> str:
+    chained = _chained(head, content)
+    connection.execute(f"INSERT INTO {table} (id, content, hash) VALUES (?, ?, ?)", (number, content, chained))
+    return chained
+
+
+def _follow(connection: sqlite3.Connection, table: str, faults: list[str]) -> Iterator[str]:
+    """The hash of each row, recomputed; what does not fit is added to the faults, once for each table."""
+    head, broken = START, False
+    for place, (number, content, stored) in enumerate(
+        connection.execute(f"SELECT id, content, hash FROM {table} ORDER BY id"), 1
+    ):
+        head = _chained(head, content)
+        inner = json.loads(content).get("id") if stored == head else number
+        if not broken and (stored != head or number != place or inner != number):
+            broken = True
+            faults.append(f"{table} {number}: was changed, or one before it was removed or inserted")
+        yield head
+
+
+def _record(content: str) -> Record:
+    return Record.model_validate_json(content)
+
+
+def _entry(content: str, chained: str) -> AuditEntry:
+    value = json.loads(content)
+    return AuditEntry(**{name: value[name] for name in ("id", "at", "kind", "who", "line", "facts")}, hash=chained)

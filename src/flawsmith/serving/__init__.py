@@ -1,0 +1,1 @@
+"""The service: HTTP in words of quality, the Open Inference Protocol, metrics."""

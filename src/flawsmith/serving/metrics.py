@@ -1,0 +1,113 @@
+"""What Prometheus reads at ``/metrics``. No label holds a part id, so that there are few series."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+
+from flawsmith.line.record import Label, Record
+from flawsmith.line.station import Line, Site
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+_MULTIPLES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
+
+
+class Metrics:
+    """Counts of a service.
+
+    Args:
+        registry: where they are registered; by default one of their own.
+
+    Example:
+        >>> from flawsmith.line.record import Trigger
+        >>> metrics = Metrics()
+        >>> metrics.recorded(Record.of_error(Trigger("bolt", b""), "image", "no image"))
+        >>> 'flawsmith_errors_total{kind="image",line="bolt"} 1.0' in metrics.text().decode()
+        True
+    """
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        into = {"registry": self.registry}
+        self._inspections = Counter(
+            "flawsmith_inspections", "Parts with a record, by verdict", ("line", "product", "verdict"), **into
+        )
+        self._seconds = Histogram(
+            "flawsmith_inspection_seconds",
+            "Time of an inspection by step; wait: from the trigger to the network",
+            ("line", "step"),
+            buckets=_SECONDS,
+            **into,
+        )
+        self._dropped = Counter(
+            "flawsmith_frames_dropped", "Parts that were refused and have no record", ("line", "reason"), **into
+        )
+        self._errors = Counter("flawsmith_errors", "Parts that could not be judged", ("line", "kind"), **into)
+        self._score = Histogram(
+            "flawsmith_score", "Scores as multiples of the limit", ("line",), buckets=_MULTIPLES, **into
+        )
+        self._limit = Gauge("flawsmith_limit", "Limits in use", ("line", "kind"), **into)
+        self._to_review = Gauge("flawsmith_review_queue", "Parts that wait for a review", ("line",), **into)
+        self._reviews = Counter("flawsmith_reviews", "Reviews by label", ("line", "label"), **into)
+        self._last = Gauge(
+            "flawsmith_last_inspection_timestamp_seconds", "When the latest part came in", ("line",), **into
+        )
+        self._model = Gauge("flawsmith_model_info", "The model in use: 1", ("line", "model", "sha256"), **into)
+        self._free = Gauge("flawsmith_disk_free_bytes", "Free bytes on the disk of records and images", **into)
+
+    def recorded(self, record: Record) -> None:
+        """Count a part."""
+        self._inspections.labels(record.line, record.product, record.verdict).inc()
+        self._last.labels(record.line).set(datetime.fromisoformat(record.received).timestamp())
+        for step, milliseconds in record.timing.items():
+            self._seconds.labels(record.line, step).observe(milliseconds / 1000)
+        if record.error_kind is not None:
+            self._errors.labels(record.line, record.error_kind).inc()
+        if record.times_limit is not None:
+            self._score.labels(record.line).observe(record.times_limit)
+
+    def dropped(self, line: str, reason: str) -> None:
+        """Count a part that was refused: ``busy``, ``closed``, ``no_model``, ``late`` or ``not_recorded``."""
+        self._dropped.labels(line, reason).inc()
+
+    def reviewed(self, line: str, label: Label) -> None:
+        """Count a review."""
+        self._reviews.labels(line, label).inc()
+
+    def look_at(self, site: Site) -> None:
+        """Take what is read, not counted: limits, models, reviews that wait, the disk."""
+        self._free.set(site.pictures.free_bytes())
+        self._model.clear()
+        for line in site.lines.values():
+            self._to_review.labels(line.name).set(site.store.count_to_review(line.name))
+            self._look_at_model(line)
+
+    def _look_at_model(self, line: Line) -> None:
+        model = line.model
+        if model is None:
+            return
+        self._model.labels(line.name, model.bundle.spec.method, model.sha256).set(1)
+        decision = model.decision
+        limits = {
+            "reject": decision.map_limit if decision.by_regions else decision.limit,
+            "review": decision.review_limit,
+            "map": decision.map_limit,
+        }
+        for kind, limit in limits.items():
+            if limit is not None:
+                self._limit.labels(line.name, kind).set(limit)
+
+    def start_at_zero(self, lines: Iterable[Line]) -> None:
+        """Name the series of each line before anything is counted, so that a rate is known from the first part on."""
+        for line in lines:
+            product = "" if line.model is None else line.model.product
+            for verdict in ("pass", "review", "reject", "error"):
+                self._inspections.labels(line.name, product, verdict)
+            self._dropped.labels(line.name, "busy")
+
+    def text(self) -> bytes:
+        """All of it as Prometheus reads it."""
+        return generate_latest(self.registry)

@@ -1,0 +1,102 @@
+"""Uvicorn around the application: slow and endless clients are cut off, a request to end is answered in order."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.serving.app import create_app
+from flawsmith.serving.service import Service
+
+HEADER_SECONDS = 10.0
+"""For a request's first line and headers to arrive, from the moment the connection is open."""
+LARGEST_HEADERS = 16 * 1024
+MOST_CONNECTIONS = 512
+END_SECONDS = 10
+"""For requests in work to be answered when the service is to end."""
+
+
+class _Protocol(H11Protocol):
+    """Uvicorn's HTTP in Python (its other one, in C, knows no largest header), with an end to waiting for headers."""
+
+    _waiting: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        in_work = self.cycle is not None and not self.cycle.response_complete
+        if in_work:
+            self._stop_waiting()
+        elif self._waiting is None:
+            self._wait()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._stop_waiting()
+        super().connection_lost(exc)
+
+    def _wait(self) -> None:
+        self._waiting = self.loop.call_later(HEADER_SECONDS, self.transport.close)
+
+    def _stop_waiting(self) -> None:
+        if self._waiting is not None:
+            self._waiting.cancel()
+            self._waiting = None
+
+
+class Server(uvicorn.Server):
+    """A server of a service. `listen` before `run`, so that a port that is taken is told before anything else.
+
+    Args:
+        service: its lines run already; the server ends it.
+    """
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+        settings = service.settings
+        super().__init__(
+            uvicorn.Config(
+                create_app(service),
+                host=settings.host,
+                port=settings.port,
+                http=_Protocol,
+                ws="none",
+                lifespan="on",
+                h11_max_incomplete_event_size=LARGEST_HEADERS,
+                limit_concurrency=MOST_CONNECTIONS,
+                timeout_keep_alive=30,
+                timeout_graceful_shutdown=END_SECONDS,
+                server_header=False,
+                date_header=False,
+                proxy_headers=False,
+                access_log=False,
+                log_config=None,
+            )
+        )
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End streams first, which would otherwise be waited for."""
+        self.service.events.stop()
+        await super().shutdown(sockets)
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens.
+
+    Raises:
+        FlawsmithError: the address is not this machine's, or the port is taken.
+    """
+    try:
+        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+        return socket.create_server(address[:2], family=family, backlog=2048)
+    except OSError as error:
+        raise FlawsmithError(
+            f"cannot listen at {host}:{port} ({error.strerror}): another service may run there; give another --port"
+        ) from None

@@ -1,0 +1,198 @@
+"""What all endpoints share: the lines, who may do what, and how a part gets from a request to its record."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future
+from typing import Annotated, Any
+
+from fastapi import Depends, Path, Request
+from starlette.concurrency import run_in_threadpool
+
+from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullError
+from flawsmith.line.record import Record, Trigger
+from flawsmith.line.settings import Role, ServiceSettings
+from flawsmith.line.station import Line, LoadedModel, NoModelError, PartConflictError, Site
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.inspector import Inspection
+from flawsmith.serving.events import Events
+from flawsmith.serving.metrics import Metrics
+from flawsmith.serving.requests import Caller, Problem, UploadBudget, caller_of, received_body
+
+_UPLOADS = 8
+"""Requests of the largest size that may be in memory before they are in a queue."""
+_MOST_DRAWN = 8
+"""Requests for pictures that may wait."""
+
+
+class Service:
+    """What all endpoints share.
+
+    Args:
+        settings: of the service.
+
+    Raises:
+        FlawsmithError: as `Site`.
+    """
+
+    def __init__(self, settings: ServiceSettings) -> None:
+        self.settings = settings
+        self.metrics, self.events = Metrics(), Events()
+        self.budget = UploadBudget(_UPLOADS * settings.max_bytes)
+        self._drawing = asyncio.Semaphore(1)
+        self._to_draw = 0
+        self.site = Site(settings, self._recorded)
+        self.metrics.start_at_zero(self.site.lines.values())
+
+    def _recorded(self, record: Record) -> None:
+        self.metrics.recorded(record)
+        self.events.recorded(record)
+
+    def line(self, name: str) -> Line:
+        """A line by its name.
+
+        Raises:
+            Problem: there is none.
+        """
+        if name not in self.site.lines:
+            raise Problem(404, f"there is no such line; there are {', '.join(self.site.lines)}")
+        return self.site.lines[name]
+
+    def model(self, name: str) -> LoadedModel:
+        """The model of a line.
+
+        Raises:
+            Problem: there is no such line, or it has no model.
+        """
+        model = self.line(name).model
+        if model is None:
+            raise Problem(409, "the line has no model: load one")
+        return model
+
+    def record(self, line: str, number: int) -> Record:
+        """A record of a line.
+
+        Raises:
+            Problem: there is none.
+        """
+        record = self.site.store.get(number)
+        if record is None or record.line != self.line(line).name:
+            raise Problem(404, f"line {self.line(line).name} has no inspection {number}")
+        return record
+
+    def image(self, record: Record) -> bytes:
+        """The image of a record.
+
+        Raises:
+            Problem: it was not kept.
+        """
+        content = self.site.pictures.read(record.image_sha256)
+        if content is None:
+            raise Problem(410, "the image was not kept, or not for so long")
+        return content
+
+    def seen_again(self, record: Record, image: bytes) -> Inspection:
+        """The image of a record, inspected again by what judged it; for `drawn`.
+
+        Raises:
+            Problem: that is there no more.
+        """
+        try:
+            return self.line(record.line).seen_again(record, image)
+        except (FlawsmithError, NoModelError) as error:
+            raise Problem(410, str(error) or "the line has no model") from None
+
+    async def drawn(self, make: Callable[[], bytes]) -> bytes:
+        """What is made of an image that was judged, in a thread; one at a time, as parts come first.
+
+        Raises:
+            Problem: many wait already.
+        """
+        if self._to_draw >= _MOST_DRAWN:
+            raise Problem(503, "many pictures are being drawn; ask again", {"Retry-After": "1"})
+        self._to_draw += 1
+        try:
+            async with self._drawing:
+                return await run_in_threadpool(make)
+        finally:
+            self._to_draw -= 1
+
+    async def judged(
+        self, line: Line, request: Request, trigger_of: Callable[[bytes], Trigger]
+    ) -> tuple[Record, bool]:
+        """Read a request, have its part judged, and wait for the record.
+
+        Args:
+            line: that judges.
+            request: whose body was not read yet.
+            trigger_of: makes a trigger of the body; called in a thread.
+
+        Returns:
+            The record, and whether it is new.
+
+        Raises:
+            Problem: it was refused, or not answered in time.
+        """
+        async with received_body(
+            request, most=self.settings.max_bytes, seconds=self.settings.upload_seconds, budget=self.budget
+        ) as body:
+            future, is_new = await run_in_threadpool(self._submit, line, body, trigger_of)
+        return await self._answer(line, future), is_new
+
+    def _submit(
+        self, line: Line, body: bytearray, trigger_of: Callable[[bytes], Trigger]
+    ) -> tuple[Future[Record], bool]:
+        trigger = trigger_of(bytes(body))
+        try:
+            return line.submit(trigger)
+        except QueueFullError:
+            self.metrics.dropped(line.name, "busy")
+            raise Problem(503, f"{line.queue.capacity} parts are waiting; send it again", {"Retry-After": "1"}) from None
+        except QueueClosedError:
+            self.metrics.dropped(line.name, "closed")
+            raise Problem(503, "the service is ending", {"Retry-After": "10"}) from None
+        except NoModelError:
+            self.metrics.dropped(line.name, "no_model")
+            raise Problem(503, "the line has no model: load one", {"Retry-After": "10"}) from None
+        except PartConflictError:
+            raise Problem(409, f"part {trigger.part_id} was judged by another image") from None
+
+    async def _answer(self, line: Line, future: Future[Record]) -> Record:
+        seconds = self.settings.answer_seconds
+        try:
+            return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), seconds)
+        except asyncio.TimeoutError:
+            self.metrics.dropped(line.name, "late")
+            raise Problem(
+                504, f"not judged within {seconds:g} s; it is still in work: send part and image again for its record"
+            ) from None
+        except NotRecordedError:
+            self.metrics.dropped(line.name, "not_recorded")
+            raise Problem(503, "the record cannot be written, so the part counts as not judged; see the disk") from None
+
+
+def _service(request: Request) -> Service:
+    return request.app.state.service
+
+
+def allowed(role: Role) -> Any:
+    async def check(request: Request) -> Caller:
+        caller = caller_of(request, _service(request).settings)
+        if role == "engineer" and caller.role != "engineer":
+            raise Problem(403, "an engineer's token is needed")
+        return caller
+
+    return Depends(check)
+
+
+InService = Annotated[Service, Depends(_service)]
+Anyone, Engineer = Annotated[Caller, allowed("operator")], Annotated[Caller, allowed("engineer")]
+LineName = Annotated[str, Path(max_length=64)]
+
+
+def refuse_error(record: Record) -> None:
+    """Raises a Problem where a part was not judged; its record says so too, and counts as a reject."""
+    if record.verdict == "error":
+        status = 422 if record.error_kind == "image" else 500
+        raise Problem(status, record.error or "not judged", verdict="error", inspection=record.id)
