@@ -20,9 +20,11 @@ from flawsmith.cli import (
     methods,
     predict,
     reproduce,
+    serve,
     settings,
     synthesize,
     train,
+    watch,
 )
 from flawsmith.cli.app import (
     AsJson,
@@ -112,6 +114,9 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("predict", cls=predict.PredictCommand)(predict.predict)
+app.command("serve")(serve.serve)
+app.command("watch")(watch.watch)
+app.add_typer(serve.audit, name="audit")
 app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesize)
 app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)
 app.command("reproduce", cls=reproduce.ReproduceCommand)(reproduce.reproduce)

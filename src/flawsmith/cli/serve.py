@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from contextlib import suppress
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,14 @@ from flawsmith.cli.app import AsJson, Quiet, error_boundary, print_err, print_js
 RecordsFolder = Annotated[
     Path | None, typer.Option("--out", help="Folder of records and images; by default records/.", show_default=False)
 ]
+
+
+def log_to_stderr() -> None:
+    """Show what goes wrong while nobody looks: a line each, with its time."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handler.setLevel(logging.WARNING)
+    logging.getLogger().addHandler(handler)
 
 
 def serve(
@@ -33,6 +42,7 @@ def serve(
         from flawsmith.serving.server import Server, listen
         from flawsmith.serving.service import Service
 
+        log_to_stderr()
         settings = ServiceSettings.load(model, host=host, port=port, records=out)
         with listen(settings.host, settings.port) as listener:
             server = Server(Service(settings))

@@ -5,13 +5,16 @@ from __future__ import annotations
 import signal
 import threading
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from flawsmith.cli.app import AsJson, Quiet, error_boundary, print_err, print_json, print_out
-from flawsmith.cli.serve import RecordsFolder
+from flawsmith.cli.serve import RecordsFolder, log_to_stderr
 from flawsmith.runtime.outputs import ENDING
+
+if TYPE_CHECKING:
+    from flawsmith.line.record import Record
 
 
 def watch(
@@ -41,6 +44,7 @@ def watch(
         from flawsmith.line.station import Site
         from flawsmith.line.watch import FolderWatch, check_policy
 
+        log_to_stderr()
         policy = check_policy(ready, then, settle)
         settings = ServiceSettings.load(model, records=out, lines={line: {"model": model}})
         stop = threading.Event()
@@ -48,7 +52,7 @@ def watch(
             place = site.lines[line]
             assert place.model is not None, "loaded when it starts"
 
-            def show(record: object) -> None:
+            def show(record: Record) -> None:
                 if json_:
                     print_json(record.model_dump(mode="json"))
                 elif not quiet:

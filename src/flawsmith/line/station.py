@@ -472,6 +472,11 @@ class Site:
     ) -> None:
         self.close()
 
+    @property
+    def is_closed(self) -> bool:
+        """Whether the folder was given back."""
+        return self._ended.is_set()
+
     def close(self) -> None:
         """Judge what was taken, note the end, and give the folder back."""
         self._ended.set()

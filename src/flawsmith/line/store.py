@@ -357,8 +357,11 @@ class Store:
 
     # Verification
 
-    def verify(self) -> Verification:
+    def verify(self, head: str | None = None) -> Verification:
         """Follow both hash chains from their beginning.
+
+        Args:
+            head: the audit's head at some time, as it was noted elsewhere: it must be one of those since.
 
         Example:
             >>> import tempfile
@@ -374,9 +377,12 @@ class Store:
             records_head = START
             for records_head in _follow(connection, "records", faults):
                 heads.append(records_head)
-            audit_head, entries = START, 0
+            audit_head, entries, is_known = START, 0, head in (None, START)
             for audit_head in _follow(connection, "audit", faults):
                 entries += 1
+                is_known = is_known or audit_head == head
+            if not is_known:
+                faults.append("audit: the head that was noted is none of its own: it was written anew, or cut off")
             ties = connection.execute(
                 "SELECT id, json_extract(content, '$.records'), json_extract(content, '$.records_head') FROM audit"
             )

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from flawsmith.line.queue import NotRecordedError, QueueFullError, UnreadableYetError
 from flawsmith.line.record import Record, Trigger, WatchedFile
@@ -39,6 +39,7 @@ DONE = "done"
 """Folder, beside the watched one's files, into which they are moved."""
 PATIENCE = 10
 """Times as long as a whole file has to be stable, a file that cannot be read is given, as it may be half written."""
+_LONGEST_SETTLE = 3600.0
 _LOOK_SECONDS = 60.0
 """Between looks at the whole folder, for what the system did not report."""
 _LARGEST_FILE = 2**31
@@ -72,6 +73,24 @@ class _Candidate:
     since: float
     unreadable: bool = False
     in_work: bool = False
+
+
+def check_policy(ready: str, then: str, settle: float) -> dict[str, Any]:
+    """The policy of a watch, as arguments of `FolderWatch`.
+
+    Raises:
+        FlawsmithError: there is no such policy.
+
+    Example:
+        >>> check_policy("stable", "move", 0.5)
+        {'ready': 'stable', 'then': 'move', 'settle': 0.5}
+    """
+    for name, value, known in (("--ready", ready, get_args(Ready)), ("--then", then, get_args(Then))):
+        if value not in known:
+            raise FlawsmithError(f"{name} {value} is not possible: write {', '.join(known)}")
+    if not 0 < settle <= _LONGEST_SETTLE:
+        raise FlawsmithError(f"--settle {settle:g} is not possible: write seconds up to {_LONGEST_SETTLE:g}, such as 1")
+    return {"ready": ready, "then": then, "settle": settle}
 
 
 class FolderWatch:
@@ -261,8 +280,8 @@ class FolderWatch:
         except NotRecordedError as error:
             self._warn(f"{path}: no record could be written ({error}); it is tried again")
             return
-        self._on_record(record)
         self._deal_with(path, state, record.id)
+        self._on_record(record)
 
     def _deal_with(self, path: Path, state: _State, number: int) -> None:
         """Leave, move or delete a file that has its record, unless another has taken its place."""

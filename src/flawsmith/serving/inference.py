@@ -17,7 +17,6 @@ from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from starlette.concurrency import run_in_threadpool
 
 from flawsmith import __version__
 from flawsmith.line.record import Record, Trigger
@@ -148,9 +147,7 @@ async def infer(
     inference, image = asked[0]
     anomaly_map = None
     if "map" in inference.asked:
-        content = await service.drawn(lambda: service.seen_again(record, image).map.tobytes())
-        shape = await run_in_threadpool(lambda: service.seen_again(record, image).map.shape)
-        anomaly_map = np.frombuffer(content, np.float32).reshape(shape)
+        anomaly_map = await service.drawn(lambda: service.seen_again(record, image).map)
     return _answer(place, inference, record, anomaly_map)
 
 
@@ -196,8 +193,8 @@ def _answer(
     for name, as_bytes in inference.asked.items():
         if name == "map":
             assert anomaly_map is not None, "computed where it is asked for"
-            tensor, kind, shape, raw = anomaly_map.ravel(), "FP32", list(anomaly_map.shape), anomaly_map.tobytes()
-            data: list[Any] = tensor.tolist() if not as_bytes else []
+            kind, shape, raw = "FP32", list(anomaly_map.shape), anomaly_map.astype("<f4").tobytes()
+            data: list[Any] = [] if as_bytes else anomaly_map.ravel().tolist()
         elif name == "score":
             score = np.array([record.score], "<f4")
             kind, shape, raw, data = "FP32", [1], score.tobytes(), score.tolist()

@@ -179,7 +179,7 @@ def image_and_fields(content_type: str, body: bytes) -> tuple[bytes, dict[str, s
     """
     kind, options = parse_options_header(content_type)
     if kind != b"multipart/form-data":
-        if kind in (b"application/json", b"application/x-www-form-urlencoded"):
+        if kind == b"application/json":
             raise Problem(415, "send the image file itself as the body, or a form with the field image")
         image, fields = body, {}
     else:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Path, Request
 from starlette.concurrency import run_in_threadpool
@@ -20,6 +20,7 @@ from flawsmith.serving.events import Events
 from flawsmith.serving.metrics import Metrics
 from flawsmith.serving.requests import Caller, Problem, UploadBudget, caller_of, received_body
 
+_Drawn = TypeVar("_Drawn")
 _UPLOADS = 8
 """Requests of the largest size that may be in memory before they are in a queue."""
 _MOST_DRAWN = 8
@@ -103,7 +104,7 @@ class Service:
         except (FlawsmithError, NoModelError) as error:
             raise Problem(410, str(error) or "the line has no model") from None
 
-    async def drawn(self, make: Callable[[], bytes]) -> bytes:
+    async def drawn(self, make: Callable[[], _Drawn]) -> _Drawn:
         """What is made of an image that was judged, in a thread; one at a time, as parts come first.
 
         Raises:

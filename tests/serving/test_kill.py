@@ -1,0 +1,128 @@
+"""A service that is killed while parts come in: what it acknowledged is recorded, and nothing twice."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from flawsmith.cli.main import app
+from flawsmith.line.store import Store
+from tests.conftest import PROJECT
+from tests.serving.conftest import SECONDS, picture
+
+SCRIPT = "import sys; from flawsmith.cli.main import main; sys.exit(main(sys.argv[1:]))"
+ROUNDS, PARTS = 3, 40
+
+
+class Killed:
+    """``flawsmith serve`` in a process of its own."""
+
+    def __init__(self, model: Path, records: Path) -> None:
+        command = [sys.executable, "-c", SCRIPT, "serve", str(model), "--out", str(records), "--port", "0", "--quiet"]
+        environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
+        self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        assert self.process.stdout is not None
+        address = self.process.stdout.readline()
+        self.port = int(address.rpartition(":")[2])
+
+    def end(self, number: int) -> int:
+        self.process.send_signal(number)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        return self.process.wait(SECONDS)
+
+
+def send(port: int, part: str, image: bytes) -> dict[str, Any] | None:
+    """The record of a part; None where no answer came."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    try:
+        connection.request("POST", "/v1/lines/line1/inspections", image, {"Part-Id": part})
+        response = connection.getresponse()
+        body = response.read()
+        return json.loads(body) if response.status in (200, 201) else None
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
+
+
+def test_killed_service_has_recorded_all_it_acknowledged_and_nothing_twice(
+    brightness_model: Path, tmp_path: Path
+) -> None:
+    images = {f"P-{number}": picture(250 if number % 3 == 0 else 20, note=number) for number in range(PARTS)}
+    acknowledged: dict[str, dict[str, Any]] = {}
+    for round_ in range(ROUNDS):
+        service = Killed(brightness_model, tmp_path)
+        enough = threading.Event()
+
+        def sender(parts: list[str], port: int = service.port, goal: int = 10 * (round_ + 1), go: Any = enough) -> None:
+            for part in parts:
+                if (record := send(port, part, images[part])) is None:
+                    return
+                assert acknowledged.setdefault(part, record) == record
+                if len(acknowledged) >= goal:
+                    go.set()
+
+        threads = [threading.Thread(target=sender, args=(list(images)[start::4],)) for start in range(4)]
+        for thread in threads:
+            thread.start()
+        assert enough.wait(SECONDS)
+        service.end(signal.SIGKILL)
+        for thread in threads:
+            thread.join()
+    service = Killed(brightness_model, tmp_path)
+    for part, image in images.items():
+        record = send(service.port, part, image)
+        assert record is not None
+        assert acknowledged.setdefault(part, record) == record
+    code = service.end(signal.SIGTERM)
+
+    stored = Store(tmp_path).page("line1", count=1000)
+    assert code == 0
+    assert sorted(str(record.part_id) for record in stored) == sorted(images)
+    assert {record.part_id: record.model_dump(mode="json") for record in stored} == acknowledged
+    shown = CliRunner().invoke(app, ["audit", "verify", str(tmp_path)])
+    assert (shown.exit_code, shown.stdout.splitlines()[-1]) == (0, "intact")
+
+
+def test_audit_command_tells_what_was_changed(tmp_path: Path) -> None:
+    store = Store(tmp_path)
+    store.note("limit", who="anna", facts={"reason": "dust"})
+    store._writer.execute("DROP TRIGGER audit_stays")
+    store._writer.execute("UPDATE audit SET content = replace(content, 'dust', 'dirt')")
+    store.close()
+
+    shown = CliRunner().invoke(app, ["audit", "verify", str(tmp_path), "--json"])
+
+    assert shown.exit_code == 1
+    assert re.match("audit 1: was changed", json.loads(shown.stdout)["faults"][0])
+
+
+def test_second_service_on_the_same_folder_is_refused(brightness_model: Path, tmp_path: Path) -> None:
+    service = Killed(brightness_model, tmp_path)
+    command = [sys.executable, "-c", SCRIPT, "serve", str(brightness_model), "--out", str(tmp_path), "--port", "0"]
+
+    second = subprocess.run(
+        command, env={**os.environ, "PYTHONPATH": str(PROJECT / "src")}, capture_output=True, text=True, check=False
+    )
+    service.end(signal.SIGTERM)
+
+    assert second.returncode == 2
+    assert "another flawsmith command is writing there" in second.stderr
+    assert len(second.stderr.splitlines()) == 1
+
+
+@pytest.fixture(autouse=True)
+def _few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
