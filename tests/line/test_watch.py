@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import PROJECT
+from tests.line.conftest import picture
 
 from flawsmith.line.record import Record
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.station import Site
 from flawsmith.line.watch import FolderWatch, check_policy
 from flawsmith.runtime.errors import FlawsmithError
-from tests.conftest import PROJECT
-from tests.line.conftest import picture
 
 SETTLE = 1.0
 
@@ -43,9 +43,7 @@ class Bench:
         folder.mkdir(exist_ok=True)
         line = site.lines["bolt"]
         policy = {"settle": SETTLE, **policy}
-        self.watch = FolderWatch(
-            folder, line, site.store, on_record=self.records.append, clock=self.clock, **policy
-        )
+        self.watch = FolderWatch(folder, line, site.store, on_record=self.records.append, clock=self.clock, **policy)
 
     def put(self, name: str, content: bytes) -> Path:
         path = self.folder / name
@@ -82,7 +80,7 @@ def test_each_file_has_one_record_and_none_again_after_a_restart(new_site: Any, 
     second = Bench(new_site(), tmp_path / "incoming")
 
     assert second.pass_time() == []
-    assert dict((r.name, r.verdict) for r in first.records)["bright.png"] == "reject"
+    assert {r.name: r.verdict for r in first.records}["bright.png"] == "reject"
 
 
 def test_file_that_is_still_written_waits_until_it_is_whole(new_bench: Any) -> None:
@@ -203,7 +201,7 @@ def test_killed_watch_judges_each_file_once(brightness_model: Path, tmp_path: Pa
     """Killed at another moment each time; at the end every file has one record and was moved."""
     incoming, records = tmp_path / "incoming", tmp_path / "records"
     incoming.mkdir()
-    names = [f"{number:03d}.png" for number in range(60)]
+    names = [f"{number:03d}.png" for number in range(150)]
     for number, name in enumerate(names):
         (incoming / name).write_bytes(picture(20 if number % 4 else 250, note=number))
     script = "import sys; from flawsmith.cli.main import main; sys.exit(main(sys.argv[1:]))"
@@ -212,7 +210,7 @@ def test_killed_watch_judges_each_file_once(brightness_model: Path, tmp_path: Pa
     environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
 
     codes = []
-    for seen, number in ((1, signal.SIGKILL), (9, signal.SIGKILL), (15, signal.SIGTERM)):
+    for seen, number in ((1, signal.SIGKILL), (5, signal.SIGKILL), (5, signal.SIGTERM)):
         process = subprocess.Popen([*map(str, command)], env=environment, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         for _ in range(seen):

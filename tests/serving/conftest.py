@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from tests.line.conftest import GOOD_SCORES, brightness_model, picture
 
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.serving.server import Server, listen
 from flawsmith.serving.service import Service
-from tests.line.conftest import GOOD_SCORES, brightness_model, picture
 
 __all__ = ["GOOD_SCORES", "SECONDS", "Gate", "Running", "brightness_model", "picture"]
 SECONDS = 15

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.serving.conftest import SECONDS, picture
 
 from flawsmith.serving import server as server_module
-from tests.serving.conftest import SECONDS, picture
 
 PARTS = "/v1/lines/bolt/inspections"
 
@@ -96,12 +95,14 @@ def test_hostile_request_is_refused_and_writes_nothing(
 
 def test_names_never_lead_out_of_the_folder(running: Any) -> None:
     folder = running.service.site.settings.records
-    outside = set(os.listdir(folder.parent))
+    outside = {path.name for path in folder.parent.iterdir()}
 
-    answers = [running.judge(picture(250, note=number), name) for number, name in enumerate(("../../x", "/etc/x", "a/b"))]
+    answers = [
+        running.judge(picture(250, note=number), name) for number, name in enumerate(("../../x", "/etc/x", "a/b"))
+    ]
 
     assert [answer.status for answer in answers] == [201] * 3
-    assert set(os.listdir(folder.parent)) == outside
+    assert {path.name for path in folder.parent.iterdir()} == outside
     assert not {name for name in files_below(folder) if len(name) != 64 and not name.startswith(".flawsmith")}
 
 

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-
 from tests.serving.conftest import picture
 
 triton = pytest.importorskip("tritonclient.http")

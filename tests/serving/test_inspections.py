@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-
 from tests.serving.conftest import SECONDS, Gate, picture
 
 FORM = (

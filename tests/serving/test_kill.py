@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.conftest import PROJECT
+from tests.serving.conftest import SECONDS, picture
 from typer.testing import CliRunner
 
 from flawsmith.cli.main import app
 from flawsmith.line.store import Store
-from tests.conftest import PROJECT
-from tests.serving.conftest import SECONDS, picture
 
 SCRIPT = "import sys; from flawsmith.cli.main import main; sys.exit(main(sys.argv[1:]))"
 ROUNDS, PARTS = 3, 40

@@ -6,10 +6,10 @@ import re
 from typing import Any
 
 import pytest
+from tests.serving.conftest import GOOD_SCORES, picture
 
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.runtime.errors import FlawsmithError
-from tests.serving.conftest import GOOD_SCORES, picture
 
 LIMIT = "/v1/lines/bolt/limit"
 TOKENS = [

@@ -52,7 +52,9 @@ def serve(
             if not quiet:
                 for line in server.service.site.lines.values():
                     assert line.model is not None, "loaded when it starts"
-                    print_err(f"line {line.name}: {line.model.product}, good parts rejected: {line.model.decision.promise}")
+                    print_err(
+                        f"line {line.name}: {line.model.product}, good parts rejected: {line.model.decision.promise}"
+                    )
             with suppress(KeyboardInterrupt):  # the request to end, which has been answered in order by then
                 server.run([listener])
 

@@ -2,8 +2,8 @@
 
     submit -> decoders (several) -> network (one, in order) -> writer (one, many records a commit) -> answer
 
-A part is answered when its record is on the disk, not before. What does not fit is refused at once: nothing waits without
-bound, and nothing is dropped in silence.
+A part is answered when its record is on the disk, not before. What does not fit is refused at once: nothing waits
+without bound, and nothing is dropped in silence.
 """
 
 from __future__ import annotations

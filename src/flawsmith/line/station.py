@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -169,7 +168,9 @@ class LoadedModel:
             return Record.of_error(trigger, "model" if decoded else "image", str(error), **facts)
         log.error("a part could not be judged", exc_info=error)
         reason = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
-        return Record.of_error(trigger, "internal", f"the part was not judged ({reason}): see the service's log", **facts)
+        return Record.of_error(
+            trigger, "internal", f"the part was not judged ({reason}): see the service's log", **facts
+        )
 
     def _drawn(self, trigger: Trigger) -> bool:
         drawn = hashlib.sha256(f"audit {trigger.part_id} {trigger.image_sha256}".encode()).hexdigest()
@@ -273,9 +274,7 @@ class Line:
         self._changing = threading.Lock()
         self._in_work: dict[str, tuple[str, Future[Record]]] = {}
         self.model: LoadedModel | None = self._loaded()
-        self.queue = InspectionQueue(
-            self._commit, name=name, capacity=settings.queue, decoders=settings.decoders
-        )
+        self.queue = InspectionQueue(self._commit, name=name, capacity=settings.queue, decoders=settings.decoders)
 
     # Parts
 
@@ -497,10 +496,10 @@ class Site:
 
 
 __all__ = [
-    "Line",
     "LimitChange",
     "LimitFacts",
     "LimitPreview",
+    "Line",
     "LoadedModel",
     "NoModelError",
     "OnRecord",

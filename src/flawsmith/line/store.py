@@ -1,9 +1,9 @@
 """Records and audit in one SQLite file, append-only, each row chained to the one before it by a hash.
 
-A row's hash is the SHA-256 of the former row's hash and its own content. Whoever changes, removes or inserts a row has to
-change all that follow; an entry of the audit holds the head of the records at its time, which ties both chains together.
-Against someone who writes the whole file anew helps only a head that was noted elsewhere: ``flawsmith audit verify`` prints
-it and compares it.
+A row's hash is the SHA-256 of the former row's hash and its own content. Whoever changes, removes or inserts a row has
+to change all that follow; an entry of the audit holds the head of the records at its time, which ties both chains
+together. Against someone who writes the whole file anew helps only a head that was noted elsewhere: ``flawsmith audit
+verify`` prints it and compares it.
 """
 
 from __future__ import annotations
@@ -171,7 +171,9 @@ class Store:
             raise FlawsmithError(f"{self.path}: written by a newer Flawsmith; upgrade it, or give another --out")
         self._writer.execute("PRAGMA journal_mode = WAL")
         for number in range(version, len(_MIGRATIONS)):
-            self._writer.executescript(f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;")
+            self._writer.executescript(
+                f"BEGIN IMMEDIATE; {_MIGRATIONS[number]} PRAGMA user_version = {number + 1}; COMMIT;"
+            )
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:

@@ -1,9 +1,9 @@
 """A watched folder: each file that arrives is judged once, whatever happens meanwhile.
 
-The record of a file and the note that this file has it are written together, before anything is done to the file. After a
-kill the note says which files are to be dealt with still, and none is judged again. A file is told from others by its
-content and the time it was written, with its name or its inode: a file that is renamed is the same, one that is written anew
-under its old name is another.
+The record of a file and the note that this file has it are written together, before anything is done to the file. After
+a kill the note says which files are to be dealt with still, and none is judged again. A file is told from others by its
+content and the time it was written, with its name or its inode: a file that is renamed is the same, one that is written
+anew under its old name is another.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import IMAGE_SUFFIXES, is_stray, iter_images, printable, without_controls
 
 Ready = Literal["stable", "rename", "sentinel"]
-"""When a file is whole: when its size and time stay the same for a while; as soon as it has an image's name, because it was
-renamed when whole; or when a file of its name and `SENTINEL` lies beside it."""
+"""When a file is whole: when its size and time stay the same for a while; as soon as it has an image's name, because it
+was renamed when whole; or when a file of its name and `SENTINEL` lies beside it."""
 Then = Literal["leave", "move", "delete"]
 """What is done with a file that has its record."""
 

@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from flawsmith import __version__
 from flawsmith.line.record import Label, Outcome, Record, Trigger
-from flawsmith.line.station import Line, LimitChange, LimitFacts, LimitPreview, NoModelError
+from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.inference import oip
@@ -224,9 +224,7 @@ async def anomaly_map(line: LineName, number: Number, service: InService) -> Res
     return Response(await _seen_again(service, line, number, saved), media_type="application/x-npy")
 
 
-async def _seen_again(
-    service: Service, line: str, number: int, make: Callable[[Inspection, bytes], bytes]
-) -> bytes:
+async def _seen_again(service: Service, line: str, number: int, make: Callable[[Inspection, bytes], bytes]) -> bytes:
     def made() -> bytes:
         record = service.record(line, number)
         if record.verdict == "error":
@@ -307,9 +305,7 @@ def next_review(line: LineName, service: InService) -> Any:
 def review(line: LineName, number: Number, order: ReviewOrder, service: InService, caller: Anyone) -> AuditFacts:
     """Say what a part is. It may be said again; the latest counts, and all stay."""
     record = service.record(line, number)
-    entry = service.site.store.review(
-        number, order.label, who=caller.name, line=record.line, comment=order.comment
-    )
+    entry = service.site.store.review(number, order.label, who=caller.name, line=record.line, comment=order.comment)
     service.metrics.reviewed(record.line, order.label)
     service.events.tell("review", {"line": record.line, "record": number, "label": order.label, "who": caller.name})
     return AuditFacts(**vars(entry))
@@ -331,7 +327,7 @@ def audit(service: InService, kind: str | None = None, cursor: Cursor = None, li
 
 @v1.get("/events", response_class=StreamingResponse)
 async def events(service: InService, last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
-    """Inspections, limits, reviews and models as they come: server-sent events. Last-Event-ID repeats what was missed."""
+    """Inspections, limits, reviews, models as they come: server-sent events. Last-Event-ID repeats what was missed."""
     if service.events.is_full:
         raise Problem(503, "as many look on as may", {"Retry-After": "10"})
     last = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19 else None
@@ -373,6 +369,7 @@ def create_app(service: Service) -> FastAPI:
     Args:
         service: its lines run already.
     """
+
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         service.events.start(asyncio.get_running_loop())
@@ -426,4 +423,3 @@ def _of_validation(error: RequestValidationError) -> Problem:
 def _of_defect(error: Exception) -> Problem:
     log.error("a request failed", exc_info=error)
     return Problem(500, "a defect of Flawsmith: see the service's log")
-

@@ -11,7 +11,7 @@ from flawsmith.line.record import Record
 from flawsmith.line.station import Site
 
 _AHEAD = 256
-"""Events that wait for a reader; one that is further behind is cut off, and comes again with the last id it has seen."""
+"""Events that wait for a reader; one that is further behind is cut off, and comes again with the last id it saw."""
 _REPEATED = 1000
 MOST_READERS = 32
 KEEP_ALIVE_SECONDS = 15.0

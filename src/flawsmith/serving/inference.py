@@ -1,7 +1,7 @@
 """The Open Inference Protocol, version 2, over HTTP, as clients of Triton, KServe and others speak it.
 
-A line is a model here, and has one version: the first digits of the model file's SHA-256. Tensors are JSON, or follow it as
-bytes (Triton's extension for binary data). The image goes in as it lies in its file.
+A line is a model here, and has one version: the first digits of the model file's SHA-256. Tensors are JSON, or follow
+it as bytes (Triton's extension for binary data). The image goes in as it lies in its file.
 """
 
 from __future__ import annotations
@@ -185,9 +185,7 @@ def _read(body: bytes, header_length: int | None) -> tuple[_Inference, bytes]:
         raise Problem(400, "the image is not base64") from None
 
 
-def _answer(
-    line: Line, inference: _Inference, record: Record, anomaly_map: NDArray[np.float32] | None
-) -> Response:
+def _answer(line: Line, inference: _Inference, record: Record, anomaly_map: NDArray[np.float32] | None) -> Response:
     regions = json.dumps([region.model_dump(mode="json") for region in record.regions])
     outputs, trailing = [], []
     for name, as_bytes in inference.asked.items():

@@ -119,9 +119,7 @@ class Service:
         finally:
             self._to_draw -= 1
 
-    async def judged(
-        self, line: Line, request: Request, trigger_of: Callable[[bytes], Trigger]
-    ) -> tuple[Record, bool]:
+    async def judged(self, line: Line, request: Request, trigger_of: Callable[[bytes], Trigger]) -> tuple[Record, bool]:
         """Read a request, have its part judged, and wait for the record.
 
         Args:
@@ -149,7 +147,9 @@ class Service:
             return line.submit(trigger)
         except QueueFullError:
             self.metrics.dropped(line.name, "busy")
-            raise Problem(503, f"{line.queue.capacity} parts are waiting; send it again", {"Retry-After": "1"}) from None
+            raise Problem(
+                503, f"{line.queue.capacity} parts are waiting; send it again", {"Retry-After": "1"}
+            ) from None
         except QueueClosedError:
             self.metrics.dropped(line.name, "closed")
             raise Problem(503, "the service is ending", {"Retry-After": "10"}) from None
