@@ -216,8 +216,8 @@ def test_killed_watch_judges_each_file_once(brightness_model: Path, tmp_path: Pa
         for _ in range(seen):
             json.loads(process.stdout.readline())
         process.send_signal(number)
-        process.stdout.close()
-        codes.append(process.wait(30))
+        process.communicate(timeout=30)
+        codes.append(process.returncode)
     settings = ServiceSettings.load(brightness_model, records=records)
     with Site(settings) as site:
         watch = FolderWatch(incoming, site.lines["line1"], site.store, ready="rename", then="move")

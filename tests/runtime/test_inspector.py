@@ -450,6 +450,15 @@ class TestStream:
                 assert result.score == inspector.inspect(result.image or "").score
                 assert result.map.shape == (20 + number, 30)
 
+    def test_both_halves_of_an_inspection_are_the_whole(self, inspector: Inspector) -> None:
+        image = _picture(flaw=250)
+        whole = inspector.inspect(image)
+
+        halves = inspector.inspect_prepared(inspector.prepare(image))
+
+        assert (halves.verdict, halves.score, halves.regions) == (whole.verdict, whole.score, whole.regions)
+        assert set(halves.timing) == set(whole.timing)
+
     def test_one_file_and_lists_are_streams_too(self, inspector: Inspector, tmp_path: Path) -> None:
         path = _save(tmp_path / "part.png", _picture())
 

@@ -143,6 +143,11 @@ def test_request_that_is_too_large_is_refused_before_it_is_read(new_service: Any
     assert declared[9:12] == b"413"
     assert endless[9:12] in (b"413", b"")  # or the connection was reset while it still sent
     assert json.loads(declared.partition(b"\r\n\r\n")[2])["title"] == "Too large"
+    for path in ("/v1/lines/bolt/limit/preview", "/v1/lines/bolt/reviews/1"):
+        small = raw(
+            running, head("Content-Type: application/json", "Transfer-Encoding: chunked", path=path), *[chunk] * 3
+        )
+        assert small[9:12] in (b"413", b"")
     assert state_of(running) == before
     assert running.service.budget.take(running.service.budget.capacity)  # nothing is held any more
 

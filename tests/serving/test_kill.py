@@ -19,7 +19,10 @@ from tests.serving.conftest import SECONDS, picture
 from typer.testing import CliRunner
 
 from flawsmith.cli.main import app
+from flawsmith.line.settings import ServiceSettings
+from flawsmith.line.station import Site
 from flawsmith.line.store import Store
+from flawsmith.runtime.errors import FlawsmithError
 
 SCRIPT = "import sys; from flawsmith.cli.main import main; sys.exit(main(sys.argv[1:]))"
 ROUNDS, PARTS = 3, 40
@@ -82,6 +85,8 @@ def test_killed_service_has_recorded_all_it_acknowledged_and_nothing_twice(
         for thread in threads:
             thread.join()
     service = Killed(brightness_model, tmp_path)
+    with pytest.raises(FlawsmithError, match="another flawsmith command is writing there"):
+        Site(ServiceSettings.load(brightness_model, records=tmp_path))
     for part, image in images.items():
         record = send(service.port, part, image)
         assert record is not None
@@ -107,20 +112,6 @@ def test_audit_command_tells_what_was_changed(tmp_path: Path) -> None:
 
     assert shown.exit_code == 1
     assert re.match("audit 1: was changed", json.loads(shown.stdout)["faults"][0])
-
-
-def test_second_service_on_the_same_folder_is_refused(brightness_model: Path, tmp_path: Path) -> None:
-    service = Killed(brightness_model, tmp_path)
-    command = [sys.executable, "-c", SCRIPT, "serve", str(brightness_model), "--out", str(tmp_path), "--port", "0"]
-
-    second = subprocess.run(
-        command, env={**os.environ, "PYTHONPATH": str(PROJECT / "src")}, capture_output=True, text=True, check=False
-    )
-    service.end(signal.SIGTERM)
-
-    assert second.returncode == 2
-    assert "another flawsmith command is writing there" in second.stderr
-    assert len(second.stderr.splitlines()) == 1
 
 
 @pytest.fixture(autouse=True)

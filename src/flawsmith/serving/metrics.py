@@ -45,7 +45,7 @@ class Metrics:
         self._dropped = Counter(
             "flawsmith_frames_dropped", "Parts that were refused and have no record", ("line", "reason"), **into
         )
-        self._errors = Counter("flawsmith_errors", "Parts that could not be judged", ("line", "kind"), **into)
+        self._errors = Counter("flawsmith_errors", "Parts not judged, or not in time", ("line", "kind"), **into)
         self._score = Histogram(
             "flawsmith_score", "Scores as multiples of the limit", ("line",), buckets=_MULTIPLES, **into
         )
@@ -70,8 +70,12 @@ class Metrics:
             self._score.labels(record.line).observe(record.times_limit)
 
     def dropped(self, line: str, reason: str) -> None:
-        """Count a part that was refused: ``busy``, ``closed``, ``no_model``, ``late`` or ``not_recorded``."""
+        """Count a part that was refused: ``busy``, ``closed``, ``no_model`` or ``not_recorded``."""
         self._dropped.labels(line, reason).inc()
+
+    def late(self, line: str) -> None:
+        """Count a part whose record came later than its sender waited."""
+        self._errors.labels(line, "late").inc()
 
     def reviewed(self, line: str, label: Label) -> None:
         """Count a review."""

@@ -15,6 +15,7 @@ from fastapi.responses import JSONResponse
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,6 +24,10 @@ from flawsmith.line.settings import Role, ServiceSettings
 
 SEND_SECONDS = 30.0
 """For a client to take a piece of an answer."""
+_UPLOADS = ("/inspections", "/infer")
+"""Ends of the paths that take images, and bound their bodies themselves."""
+_SMALL, _SMALL_SECONDS = 64 * 1024, 10.0
+"""Bytes of other requests, and seconds for each piece of them."""
 _LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _MOST_PARTS = 8
 _LONGEST_FIELD = 4096
@@ -262,10 +267,11 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        hardened = self._hardened(send)
         problem = self._refusal(Headers(scope=scope))
         app: Callable[[Scope, Receive, Send], Awaitable[None]] = problem.response() if problem else self._app
-        await app(scope, receive, hardened)
+        if not scope["path"].endswith(_UPLOADS):
+            receive = self._bounded(receive)
+        await app(scope, receive, self._hardened(send))
 
     def _refusal(self, headers: Headers) -> Problem | None:
         host = headers.get("host", "")
@@ -276,6 +282,27 @@ class Guard:
         if origin is not None and urlsplit(origin).netloc != host:
             return Problem(403, "a page from elsewhere may not use this service")
         return None
+
+    @staticmethod
+    def _bounded(receive: Receive) -> Receive:
+        """For requests that hold no image, whose bodies FastAPI reads whole."""
+        length, is_whole = 0, False
+
+        async def bounded(*_: object) -> Message:
+            nonlocal length, is_whole
+            if is_whole:  # what follows is waited for: that the client leaves
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), _SMALL_SECONDS)
+            except asyncio.TimeoutError:
+                raise HTTPException(408, "the request did not arrive in time", {"Connection": "close"}) from None
+            length += len(message.get("body", b""))
+            is_whole = not message.get("more_body", False)
+            if length > _SMALL:
+                raise HTTPException(413, f"the request has more than {_SMALL} bytes", {"Connection": "close"})
+            return message
+
+        return bounded
 
     @staticmethod
     def _hardened(send: Send) -> Send:

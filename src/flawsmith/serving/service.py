@@ -164,7 +164,7 @@ class Service:
         try:
             return await asyncio.wait_for(asyncio.shield(asyncio.wrap_future(future)), seconds)
         except asyncio.TimeoutError:
-            self.metrics.dropped(line.name, "late")
+            self.metrics.late(line.name)
             raise Problem(
                 504, f"not judged within {seconds:g} s; it is still in work: send part and image again for its record"
             ) from None
