@@ -256,6 +256,18 @@ def test_core_tier_says_which_tier_training_needs(core: Core, parts: Path, tmp_p
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize("command", ["serve", "watch"])
+def test_core_tier_says_which_tier_the_line_needs(core: Core, tmp_path: Path, command: str) -> None:
+    arguments = [tmp_path, "--model", "model.flaw"] if command == "watch" else ["model.flaw"]
+
+    result = flawsmith_command(core, command, *arguments, "--out", tmp_path / "records")
+
+    assert result.returncode == 2
+    assert "flawsmith[serve]" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "records").exists()
+
+
 # Files
 
 

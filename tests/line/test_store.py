@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -143,11 +144,10 @@ def test_watched_file_is_known_again_by_name_or_inode(store: Store) -> None:
     file = WatchedFile("a.png", "ab" * 32, inode=2**64 - 5, mtime_ns=7)
     store.add([record(), record()], {1: file})
 
-    assert store.file_record("a.png", file.inode, 7) == 2
-    assert store.file_record("b.png", file.inode, 7) is None  # renamed: only its content tells
-    assert store.file_record("b.png", file.inode, 7, file.sha256) == 2
-    assert store.file_record("a.png", 3, 7, file.sha256) == 2
-    assert store.file_record("a.png", file.inode, 8, file.sha256) is None
+    known = [replace(file, **change) for change in ({}, {"path": "b.png"}, {"inode": 3})]
+    others = [replace(file, **change) for change in ({"mtime_ns": 8}, {"sha256": "cd"}, {"path": "b", "inode": 3})]
+    assert [store.file_record(same) for same in known] == [2, 2, 2]
+    assert [store.file_record(other) for other in others] == [None] * 3
 
 
 def test_store_of_a_newer_release_or_another_kind_is_refused(tmp_path: Path) -> None:

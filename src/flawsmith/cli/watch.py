@@ -19,7 +19,9 @@ if TYPE_CHECKING:
 
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder in which images arrive.")],
-    model: Annotated[Path, typer.Option(help="The model file.")],
+    model: Annotated[
+        Path, typer.Option(metavar="MODEL|LINES.toml", help="The model file, or the settings that hold the line.")
+    ],
     out: RecordsFolder = None,
     line: Annotated[str, typer.Option(help="Name of the line.")] = "line1",
     ready: Annotated[
@@ -46,7 +48,7 @@ def watch(
 
         log_to_stderr()
         policy = check_policy(ready, then, settle)
-        settings = ServiceSettings.load(model, records=out, lines={line: {"model": model}})
+        settings = ServiceSettings.load(model, records=out, line=line)
         stop = threading.Event()
         with Site(settings) as site:
             place = site.lines[line]

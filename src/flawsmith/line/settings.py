@@ -124,17 +124,18 @@ class ServiceSettings(BaseModel):
         return int(self.upload_megabytes * 2**20)
 
     @classmethod
-    def load(cls, path: Path, **changes: Any) -> ServiceSettings:
-        """Settings of a TOML file, or of one model alone, which is then the line ``line1``.
+    def load(cls, path: Path, *, line: str | None = None, **changes: Any) -> ServiceSettings:
+        """Settings of a TOML file, or of one model alone.
 
         Args:
             path: a ``.toml`` file, whose paths are seen from its folder, or a ``.flaw`` file.
+            line: this line alone; None: all of the file, or ``line1`` for a model.
             **changes: fields that take the place of those in the file; None leaves the file's.
 
         Raises:
             FlawsmithError: the file cannot be read, or a setting is wrong; names it.
         """
-        values: dict[str, Any] = {"lines": {"line1": {"model": path}}}
+        values: dict[str, Any] = {"lines": {line or "line1": {"model": path}}}
         if path.suffix.lower() == ".toml":
             try:
                 values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -151,7 +152,11 @@ class ServiceSettings(BaseModel):
             raise FlawsmithError(f"{path}: {why_refused(first, place or 'the file')}") from None
         if path.suffix.lower() != ".toml":
             return settings
-        base = path.parent
-        lines = {name: line.model_copy(update={"model": base / line.model}) for name, line in settings.lines.items()}
+        base, lines = path.parent, settings.lines
+        if line is not None:
+            if line not in lines:
+                raise FlawsmithError(f"{path}: holds no line {line}: give --line {' or '.join(lines)}")
+            lines = {line: lines[line]}
+        lines = {name: place.model_copy(update={"model": base / place.model}) for name, place in lines.items()}
         records = settings.records if "records" in given else base / settings.records
         return settings.model_copy(update={"lines": lines, "records": records})

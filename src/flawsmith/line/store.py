@@ -343,17 +343,14 @@ class Store:
 
     # Watched files
 
-    def file_record(self, path: str, inode: int, mtime_ns: int, sha256: str = "") -> int | None:
+    def file_record(self, file: WatchedFile) -> int | None:
         """The number of the record that a watched file has; None: it has none.
 
-        Args:
-            path, inode, mtime_ns, sha256: as in `WatchedFile`. Without the hash, name, inode and time have to be the
-                same; with it a file that was renamed since, or copied in place, is known too.
+        A file that was renamed since has the same inode, content and time of writing.
         """
         rows = self._read(
-            "SELECT record FROM files WHERE mtime_ns = ? AND ("
-            "(path = ? AND inode = ?) OR (sha256 = ? AND (path = ? OR inode = ?))) LIMIT 1",
-            (mtime_ns, path, _signed(inode), sha256, path, _signed(inode)),
+            "SELECT record FROM files WHERE mtime_ns = ? AND sha256 = ? AND (path = ? OR inode = ?) LIMIT 1",
+            (file.mtime_ns, file.sha256, file.path, _signed(file.inode)),
         )
         return int(rows[0][0]) if rows else None
 

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+from watchfiles import watch
+
 from flawsmith.line.queue import NotRecordedError, QueueFullError, UnreadableYetError
 from flawsmith.line.record import Record, Trigger, WatchedFile
 from flawsmith.line.station import Line
@@ -42,7 +44,7 @@ PATIENCE = 10
 _LONGEST_SETTLE = 3600.0
 _LOOK_SECONDS = 60.0
 """Between looks at the whole folder, for what the system did not report."""
-_LARGEST_FILE = 2**31
+_LARGEST_FILE = 2**29
 """Bytes; a larger file is passed over."""
 
 
@@ -143,8 +145,6 @@ class FolderWatch:
         Args:
             stop: set from another thread or a signal handler.
         """
-        from watchfiles import watch
-
         step = max(50, int(1000 * min(self._settle / 2, 1.0)))
         events = watch(
             self.folder,
@@ -185,7 +185,9 @@ class FolderWatch:
         else:
             paths = {Path(str(path).removesuffix(SENTINEL)) for path in changed}
         for path in paths:
-            if self._is_watched(path) and (state := _state(path)) is not None and self._settled.get(path) != state:
+            state = _state(path) if self._is_watched(path) else None
+            # What changed is read again even if it looks the same: some file systems tell times in steps of 2 s.
+            if state is not None and (changed is not None or self._settled.get(path) != state):
                 self._candidates.setdefault(path, _Candidate(state, self._clock()))
 
     def step(self) -> None:
@@ -224,18 +226,13 @@ class FolderWatch:
 
     def _take(self, path: Path, candidate: _Candidate) -> None:
         name = printable(path.relative_to(self.folder))
-        state = candidate.state
-        number = self._store.file_record(name, state.inode, state.mtime_ns)
-        if number is not None:
-            self._deal_with(path, state, number)
-            return
         read = self._read(path)
         if read is None:  # locked, or written meanwhile: later
             candidate.since = self._clock()
             return
         content, state = read
         file = WatchedFile(name, hashlib.sha256(content).hexdigest(), state.inode, state.mtime_ns)
-        number = self._store.file_record(file.path, file.inode, file.mtime_ns, file.sha256)
+        number = self._store.file_record(file)
         if number is not None:
             self._deal_with(path, state, number)
             return

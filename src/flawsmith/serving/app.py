@@ -348,7 +348,9 @@ async def healthz() -> dict[str, str]:
 @watched.get("/readyz")
 def readyz(service: InService) -> Response:
     """Whether parts can be judged and recorded."""
-    missing = [f"line {name} has no model" for name, line in service.site.lines.items() if line.model is None]
+    missing = []
+    if any(line.model is None for line in service.site.lines.values()):
+        missing.append("a line has no model")
     if service.site.pictures.free_bytes() < _LEAST_FREE:
         missing.append("the disk is full")
     if missing:

@@ -105,8 +105,8 @@ def model_metadata(line: LineName, service: InService, version: str = "") -> dic
 @oip.get("/models/{line}/versions/{version}/ready")
 def model_ready(line: LineName, service: InService, version: str = "") -> Response:
     """Whether a line has a model."""
-    place = service.line(line)
-    return _readiness(place.model is not None and version in ("", _version(place)))
+    place = service.site.lines.get(line)  # asked without a token: what other lines there are is not told
+    return _readiness(place is not None and place.model is not None and version in ("", _version(place)))
 
 
 def _version(line: Line) -> str:
@@ -140,7 +140,7 @@ async def infer(
         if any(value is not None and not isinstance(value, str) for value in told.values()):
             raise Problem(400, "part_id and lot_id must be text")
         ids = {name: checked_id(value, name) for name, value in told.items()}
-        return Trigger(place.name, image, source="inference", **ids)
+        return Trigger(place.name, image, source="inference", part_id=ids["part_id"], lot_id=ids["lot_id"])
 
     record, _ = await service.judged(place, request, trigger_of)
     refuse_error(record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -31,7 +32,7 @@ class Metrics:
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        into = {"registry": self.registry}
+        into: dict[str, Any] = {"registry": self.registry}
         self._inspections = Counter(
             "flawsmith_inspections", "Parts with a record, by verdict", ("line", "product", "verdict"), **into
         )

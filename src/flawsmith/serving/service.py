@@ -178,6 +178,8 @@ def _service(request: Request) -> Service:
 
 
 def allowed(role: Role) -> Any:
+    """A dependency that refuses who has no token of this role, and gives the `Caller` otherwise."""
+
     async def check(request: Request) -> Caller:
         caller = caller_of(request, _service(request).settings)
         if role == "engineer" and caller.role != "engineer":
@@ -188,7 +190,8 @@ def allowed(role: Role) -> Any:
 
 
 InService = Annotated[Service, Depends(_service)]
-Anyone, Engineer = Annotated[Caller, allowed("operator")], Annotated[Caller, allowed("engineer")]
+Anyone = Annotated[Caller, allowed("operator")]
+Engineer = Annotated[Caller, allowed("engineer")]
 LineName = Annotated[str, Path(max_length=64)]
 
 
