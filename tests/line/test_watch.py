@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,32 @@ def test_locked_file_is_tried_again(new_bench: Any, monkeypatch: pytest.MonkeyPa
             assert bench.pass_time() == []
 
     assert bench.pass_time() == [("a.png", "pass")]
+
+
+@pytest.mark.parametrize("polling", [False, True])
+def test_watch_hears_of_files_that_arrive_and_ends_when_told(new_site: Any, tmp_path: Path, polling: bool) -> None:
+    site, arrived, stop = new_site(), threading.Event(), threading.Event()
+    incoming = tmp_path / "incoming"
+    incoming.mkdir()
+    watch = FolderWatch(
+        incoming,
+        site.lines["bolt"],
+        site.store,
+        settle=0.05,
+        ready="rename",
+        polling=polling,
+        on_record=lambda record: arrived.set() if record.name == "late.png" else None,
+    )
+    thread = threading.Thread(target=watch.run, args=(stop,))
+    thread.start()
+
+    (incoming / "late.png.tmp").write_bytes(picture(20))
+    (incoming / "late.png.tmp").rename(incoming / "late.png")
+    assert arrived.wait(20)
+    stop.set()
+    thread.join(20)
+
+    assert not thread.is_alive()
 
 
 def test_wrong_policies_and_folders_are_refused(new_bench: Any, new_site: Any, tmp_path: Path) -> None:

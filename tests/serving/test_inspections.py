@@ -6,6 +6,7 @@ import http.client
 import io
 import json
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -208,6 +209,20 @@ def test_health_readiness_and_the_names_of_the_metrics(running: Any) -> None:
     assert [name for name in names.split() if f"\nflawsmith_{name}" not in text] == []
     assert running.call("GET", "/healthz").json == {"status": "alive"}
     assert running.call("GET", "/readyz").json == {"status": "ready"}
+
+
+def test_answers_do_not_wait_for_the_network_to_confirm_their_beginning(running: Any) -> None:
+    """Without TCP_NODELAY every answer on a kept connection takes 40 ms, the time of a delayed confirmation."""
+    connection = http.client.HTTPConnection("127.0.0.1", running.port, timeout=SECONDS)
+    seconds = []
+    for _ in range(9):
+        begin = time.perf_counter()
+        connection.request("GET", "/healthz")
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - begin)
+    connection.close()
+
+    assert min(seconds[2:]) < 0.03
 
 
 def test_interface_is_described(running: Any) -> None:

@@ -101,6 +101,18 @@ def test_killed_service_has_recorded_all_it_acknowledged_and_nothing_twice(
     assert (shown.exit_code, shown.stdout.splitlines()[-1]) == (0, "intact")
 
 
+def test_service_that_cannot_begin_writes_nothing(tmp_path: Path, brightness_model: Path) -> None:
+    (tmp_path / "broken.flaw").write_bytes(brightness_model.read_bytes()[:-100])
+
+    for model, options in ((tmp_path / "broken.flaw", []), (brightness_model, ["--host", "0.0.0.0"])):
+        shown = CliRunner().invoke(
+            app, ["serve", str(model), "--out", str(tmp_path / "records"), "--port", "0", *options]
+        )
+        assert isinstance(shown.exception, FlawsmithError)
+
+    assert not (tmp_path / "records").exists()
+
+
 def test_audit_command_tells_what_was_changed(tmp_path: Path) -> None:
     store = Store(tmp_path)
     store.note("limit", who="anna", facts={"reason": "dust"})

@@ -160,6 +160,9 @@ def test_other_machines_are_let_in_with_tokens_alone(brightness_model: Any, tmp_
     path.write_text(path.read_text() + '[[tokens]]\nname = "a"\nrole = "operator"\ntoken = "0123456789abcdef"\n')
 
     assert ServiceSettings.load(path).host == "0.0.0.0"
+    assert list(ServiceSettings.load(path, line="bolt").lines) == ["bolt"]
+    with pytest.raises(FlawsmithError, match="holds no line nut: give --line bolt"):
+        ServiceSettings.load(path, line="nut")
 
 
 @pytest.mark.parametrize(

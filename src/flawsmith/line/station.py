@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue
 from flawsmith.line.record import Record, Trigger
-from flawsmith.line.settings import LineSettings, ServiceSettings
+from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.store import Store
 from flawsmith.pipeline.calibrate import calibrate
 from flawsmith.runtime.bundle import Bundle
@@ -116,20 +116,25 @@ class LoadedModel:
     audit_share: float = 0.0
 
     @classmethod
-    def load(cls, settings: LineSettings, name: str, *, max_pixels: int, model_seconds: int) -> LoadedModel:
-        """Open a model file, verify it, and run it once, so that the first part does not wait.
+    def load(cls, service: ServiceSettings, name: str) -> LoadedModel:
+        """Open the model file of a line, verify it, and run it once, so that the first part does not wait.
+
+        Args:
+            service: settings of the service.
+            name: of the line.
 
         Raises:
             FlawsmithError: it is no intact model, or cannot be computed.
         """
+        settings = service.lines[name]
         bundle = Bundle.load(settings.model)
         digest = hashlib.sha256(settings.model.read_bytes()).hexdigest()
         inspector = Inspector.load(
             bundle,
             engine=settings.engine,
             threads=settings.threads,
-            max_pixels=max_pixels,
-            max_seconds=model_seconds,
+            max_pixels=service.max_pixels,
+            max_seconds=service.model_seconds,
         )
         inspector.measure(np.zeros((*bundle.spec.geometry.size, 3), np.uint8))
         return cls(inspector, bundle, digest, settings.place(name), settings.audit_share)
@@ -249,32 +254,31 @@ class Line:
 
     Args:
         name: of the line.
-        settings: of the line.
-        service: settings that hold for all lines.
+        service: settings of the service.
+        model: of the line, as loaded.
         store: where records go.
         pictures: where images go.
         on_record: told of each record.
-
-    Raises:
-        FlawsmithError: the model cannot be loaded.
     """
 
     def __init__(
         self,
         name: str,
-        settings: LineSettings,
         service: ServiceSettings,
+        model: LoadedModel,
         store: Store,
         pictures: Pictures,
         on_record: OnRecord = lambda _: None,
     ) -> None:
-        self.name, self.settings, self._service = name, settings, service
+        self.name, self.settings, self._service = name, service.lines[name], service
         self._store, self._pictures, self._on_record = store, pictures, on_record
         self._lock = threading.Lock()
         self._changing = threading.Lock()
         self._in_work: dict[str, tuple[str, Future[Record]]] = {}
-        self.model: LoadedModel | None = self._loaded()
-        self.queue = InspectionQueue(self._commit, name=name, capacity=settings.queue, decoders=settings.decoders)
+        self.model: LoadedModel | None = self._with_noted_limits(model)
+        self.queue = InspectionQueue(
+            self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
+        )
 
     # Parts
 
@@ -339,7 +343,10 @@ class Line:
         files = {place: trigger.file for place, (trigger, _) in enumerate(judged) if trigger.file is not None}
         records = self._store.add([record for _, record in judged], files)
         for record in records:
-            self._on_record(record)
+            try:
+                self._on_record(record)
+            except Exception:  # the record stands; it must not be written again
+                log.exception("record %d was not told of", record.id)
         return records
 
     # Model and limits
@@ -351,7 +358,7 @@ class Line:
             FlawsmithError: it cannot be loaded; the former one stays.
         """
         with self._changing:
-            model = self._loaded()
+            model = self._with_noted_limits(LoadedModel.load(self._service, self.name))
             self._store.note("model", who=who, line=self.name, facts={"loaded": model.sha256})
             self.model = model
             return model
@@ -362,13 +369,8 @@ class Line:
             self._store.note("model", who=who, line=self.name, facts={"loaded": None})
             self.model = None
 
-    def _loaded(self) -> LoadedModel:
-        model = LoadedModel.load(
-            self.settings,
-            self.name,
-            max_pixels=self._service.max_pixels,
-            model_seconds=self._service.model_seconds,
-        )
+    def _with_noted_limits(self, model: LoadedModel) -> LoadedModel:
+        """The model with the limits that were set on this line last."""
         decisions = self._noted_limits(model.sha256)
         return model.with_limits(decisions[0]) if decisions else model
 
@@ -447,16 +449,17 @@ class Site:
         self.lines: dict[str, Line] = {}
         self._ended = threading.Event()
         self._stack = ExitStack()
+        models = {name: LoadedModel.load(settings, name) for name in settings.lines}  # before anything is written
         try:
             self._stack.enter_context(exclusive_folder(settings.records))
             self.store = Store(settings.records)
             self._stack.callback(self.store.close)
             self.pictures = Pictures(settings.records / "images", settings.images)
-            for name, line in settings.lines.items():
-                self.lines[name] = Line(name, line, settings, self.store, self.pictures, on_record)
+            for name, model in models.items():
+                self.lines[name] = Line(name, settings, model, self.store, self.pictures, on_record)
                 self._stack.callback(self.lines[name].close)
-            models = {name: line.model.sha256 for name, line in self.lines.items() if line.model is not None}
-            self.store.note("start", who="service", facts={"models": models})
+            hashes = {name: model.sha256 for name, model in models.items()}
+            self.store.note("start", who="service", facts={"models": hashes})
         except BaseException:
             self._stack.close()
             raise

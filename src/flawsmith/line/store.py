@@ -42,6 +42,7 @@ _MIGRATIONS = (
     );
     CREATE INDEX records_by_line ON records (line, id);
     CREATE INDEX records_by_verdict ON records (line, verdict, id);
+    CREATE INDEX records_by_time ON records (line, received);
     CREATE INDEX records_by_lot ON records (line, lot_id, id) WHERE lot_id IS NOT NULL;
     CREATE INDEX records_by_part ON records (line, part_id) WHERE part_id IS NOT NULL;
     CREATE UNIQUE INDEX records_once ON records (line, part_id) WHERE part_id IS NOT NULL AND verdict <> 'error';

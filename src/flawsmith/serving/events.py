@@ -39,7 +39,8 @@ class Events:
 
     def recorded(self, record: Record) -> None:
         """Tell of a record; from any thread."""
-        self.tell("inspection", record.model_dump(mode="json", exclude_none=True), record.id)
+        if self._readers:
+            self.tell("inspection", record.model_dump(mode="json", exclude_none=True), record.id)
 
     def tell(self, kind: str, content: Mapping[str, Any], number: int | None = None) -> None:
         """Tell of something; from any thread.

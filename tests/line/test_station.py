@@ -1,0 +1,77 @@
+"""A line: what listens to it cannot harm it, and limits change between two parts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.line.conftest import picture
+
+from flawsmith.line.record import Record, Trigger
+from flawsmith.line.station import LimitChange, NoModelError, Site
+from flawsmith.runtime.errors import FlawsmithError
+
+SECONDS = 10
+
+
+def judge(site: Site, brightness: int, **facts: Any) -> Record:
+    return site.lines["bolt"].submit(Trigger("bolt", picture(brightness), **facts))[0].result(SECONDS)
+
+
+def test_listener_that_fails_neither_loses_nor_doubles_a_record(new_site: Any) -> None:
+    def fail(record: Record) -> None:
+        raise RuntimeError("an output is broken")
+
+    site = new_site(fail)
+
+    records = [judge(site, brightness) for brightness in (20, 250, 20)]
+
+    assert [record.verdict for record in records] == ["pass", "reject", "pass"]
+    assert [record.id for record in site.store.page("bolt", after=0)] == [1, 2, 3]
+
+
+def test_part_that_was_taken_is_judged_by_the_limits_of_that_moment(new_site: Any) -> None:
+    site = new_site()
+    line = site.lines["bolt"]
+    before, before_record = line.model.decision, judge(site, 145)
+
+    line.set_limits(LimitChange(max_false_rejects=0.3), who="anna", reason="a trial")
+    after_record = judge(site, 145)
+
+    assert (before_record.limits, before_record.verdict) == (before.identity, "review")
+    assert (after_record.limits, after_record.verdict) == (line.model.decision.identity, "reject")
+    assert line.seen_again(before_record, picture(145)).verdict == "review"
+
+
+def test_line_without_a_model_takes_no_parts_and_a_broken_file_changes_nothing(new_site: Any, tmp_path: Any) -> None:
+    site = new_site()
+    line = site.lines["bolt"]
+    model, path = line.model, line.settings.model
+    content = path.read_bytes()
+    try:
+        path.write_bytes(content[:-50])
+        with pytest.raises(FlawsmithError, match="not an intact model file"):
+            line.load(who="anna")
+    finally:
+        path.write_bytes(content)
+
+    assert line.model is model
+    line.unload(who="anna")
+    with pytest.raises(NoModelError):
+        judge(site, 20)
+    line.load(who="anna")
+    assert judge(site, 20).verdict == "pass"
+
+
+def test_share_of_parts_is_drawn_for_review_and_says_with_what_probability(new_site: Any) -> None:
+    site = new_site(audit_share=0.3)
+
+    records = [
+        site.lines["bolt"].submit(Trigger("bolt", picture(20, note=number)))[0].result(SECONDS) for number in range(60)
+    ]
+
+    drawn = [record for record in records if record.inclusion is not None]
+    assert 8 <= len(drawn) <= 30
+    assert {record.inclusion for record in drawn} == {0.3}
+    assert judge(site, 130).inclusion == 1.0
+    assert site.store.count_to_review("bolt") == len(drawn) + 1
