@@ -99,6 +99,30 @@ def send(port: int, parts: Sequence[tuple[str, bytes]], clients: int) -> Load:
     return load
 
 
+@contextmanager
+def health(port: int) -> Iterator[list[float]]:
+    """Seconds that ``/healthz`` takes meanwhile, ten times a second: how long the event loop is held up."""
+    seconds: list[float] = []
+    ended = threading.Event()
+
+    def ask() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        while not ended.wait(0.1):
+            begin = time.perf_counter()
+            connection.request("GET", "/healthz")
+            connection.getresponse().read()
+            seconds.append(time.perf_counter() - begin)
+        connection.close()
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    try:
+        yield seconds
+    finally:
+        ended.set()
+        thread.join()
+
+
 def plain_loop(model: Path, images: Sequence[bytes], count: int) -> tuple[Load, list[str]]:
     """The same images through an Inspector, and the verdict of each image."""
     inspector, load, verdicts = Inspector.load(model), Load(), []
@@ -143,9 +167,12 @@ def size_of(process: psutil.Process) -> tuple[float, int]:
 
 def row(name: str, load: Load) -> list[str]:
     """A row of the table of rates and times."""
-    ordered = sorted(load.seconds)
-    times = [f"{1000 * ordered[round(share * (len(ordered) - 1))]:.1f}" for share in (0.5, 0.99)]
-    return [name, f"{load.rate:.1f}", *times]
+    return [name, f"{load.rate:.1f}", *(f"{1000 * quantile(load.seconds, share):.1f}" for share in (0.5, 0.99))]
+
+
+def quantile(seconds: Sequence[float], share: float) -> float:
+    """The value that a share of them does not exceed."""
+    return sorted(seconds)[round(share * (len(seconds) - 1))]
 
 
 def main() -> None:
@@ -176,7 +203,8 @@ def main() -> None:
         rows = [row("Inspector in a plain loop", loop)]
         loads = {clients: send(port, parts_of(images, count, f"c{clients}"), clients) for clients in (1, 2, 4)}
         rows += [row(f"service, {clients} client{'s' * (clients > 1)}", load) for clients, load in loads.items()]
-        overload = send(port, parts_of(images, 10 * count, "over"), 160)
+        with health(port) as seconds:
+            overload = send(port, parts_of(images, 10 * count, "over"), 160)
         rows.append(row("service, 160 clients", overload))
         memory, tenths = [size_of(process)], []
         for tenth in range(10):
@@ -191,6 +219,7 @@ def main() -> None:
         f"Overload, 160 clients that send as fast as they can into a queue of 16: {sum(overload.statuses.values())} "
         f"requests, {overload.statuses[201]} with a record, {overload.statuses[503]} refused with 503, "
         f"{sum(overload.statuses.values()) - overload.statuses[201] - overload.statuses[503]} others. "
+        f"/healthz meanwhile: p50 {1000 * quantile(seconds, 0.5):.0f} ms, p99 {1000 * quantile(seconds, 0.99):.0f} ms. "
         f"Of all {sum(len(load.records) for load in all_loads)} acknowledged parts of this page "
         f"{sum(wrong(load, verdicts) for load in all_loads)} have another verdict than in the plain loop, and "
         f"{sum(lost(records, load) for load in all_loads)} have no record, or two.",

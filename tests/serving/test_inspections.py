@@ -126,7 +126,7 @@ def test_overloaded_service_refuses_counts_and_loses_nothing(running: Any, gate:
 
 
 def test_late_part_is_recorded_all_the_same(new_service: Any) -> None:
-    late = new_service(answer_seconds=0.1)
+    late = new_service(answer_seconds=0.7)
     with Gate(late) as closed:
         answer = late.judge(picture(20), "H-1")
         closed.is_open.set()
