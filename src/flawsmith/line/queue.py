@@ -90,8 +90,8 @@ class InspectionQueue:
         self._closed = self._network_ended = False
         self._pool = ThreadPoolExecutor(decoders, thread_name_prefix=f"{name}-decode")
         self._threads = [
-            threading.Thread(target=work, name=f"{name}-{what}", daemon=True)
-            for what, work in (("network", self._infer_all), ("writer", self._write_all))
+            threading.Thread(target=work, name=f"{name}-{role}", daemon=True)
+            for role, work in (("network", self._infer_all), ("writer", self._write_all))
         ]
         for thread in self._threads:
             thread.start()

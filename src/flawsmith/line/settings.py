@@ -143,9 +143,9 @@ class ServiceSettings(BaseModel):
                 raise FlawsmithError(f"{path}: cannot be read ({error.strerror}); check the path") from None
             except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
                 raise FlawsmithError(f"{path}: is no TOML ({error}); correct that line") from None
-        given = {name: value for name, value in changes.items() if value is not None}
+        overriding = {name: value for name, value in changes.items() if value is not None}
         try:
-            settings = cls.model_validate({**values, **given})
+            settings = cls.model_validate({**values, **overriding})
         except ValidationError as error:
             first = error.errors()[0]
             place = ".".join(str(part) for part in first["loc"])
@@ -158,5 +158,5 @@ class ServiceSettings(BaseModel):
                 raise FlawsmithError(f"{path}: holds no line {line}: give --line {' or '.join(lines)}")
             lines = {line: lines[line]}
         lines = {name: place.model_copy(update={"model": base / place.model}) for name, place in lines.items()}
-        records = settings.records if "records" in given else base / settings.records
+        records = settings.records if "records" in overriding else base / settings.records
         return settings.model_copy(update={"lines": lines, "records": records})
