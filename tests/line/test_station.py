@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ from tests.line.conftest import picture
 
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.station import LimitChange, NoModelError, Site
+from flawsmith.line.store import Store, UnwritableError
 from flawsmith.runtime.errors import FlawsmithError
 
 SECONDS = 10
@@ -28,6 +30,36 @@ def test_listener_that_fails_neither_loses_nor_doubles_a_record(new_site: Any) -
 
     assert [record.verdict for record in records] == ["pass", "reject", "pass"]
     assert [record.id for record in site.store.page("bolt", after=0)] == [1, 2, 3]
+
+
+def test_full_disk_neither_holds_up_the_end_nor_looks_like_a_defect(
+    new_site: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = new_site()
+    pages = site.store._writer.execute("PRAGMA page_count").fetchone()[0]
+    site.store._writer.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(UnwritableError, match="free some space"):
+        for _ in range(100):
+            site.store.note("limit", who="anna", facts={"reason": "x" * 5000})
+    site.close()
+    with monkeypatch.context() as patch:
+        patch.setattr(Store, "_connect", limited(Store._connect, pages))
+        with pytest.raises(FlawsmithError, match="free some space"):
+            for _ in range(100):
+                new_site().close()
+
+    assert judge(new_site(), 20).verdict == "pass"
+
+
+def limited(connect: Any, pages: int) -> Any:
+    """Connections to a database that cannot grow."""
+
+    def connected(store: Store) -> sqlite3.Connection:
+        connection = connect(store)
+        connection.execute(f"PRAGMA max_page_count = {pages}")
+        return connection
+
+    return connected
 
 
 def test_part_that_was_taken_is_judged_by_the_limits_of_that_moment(new_site: Any) -> None:

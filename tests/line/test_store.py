@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flawsmith.line.record import Record, Trigger, WatchedFile
-from flawsmith.line.store import FILE, Store
+from flawsmith.line.store import FILE, Store, UnwritableError
 from flawsmith.runtime.errors import FlawsmithError
 
 
@@ -102,7 +102,7 @@ def test_full_disk_leaves_no_half_record_and_writing_goes_on_later(store: Store)
     pages = store._writer.execute("PRAGMA page_count").fetchone()[0]
     store._writer.execute(f"PRAGMA max_page_count = {pages}")
 
-    with pytest.raises(sqlite3.OperationalError, match="full"):
+    with pytest.raises(UnwritableError, match="full"):
         store.add([record(f"B{number}", error="x" * 2000) for number in range(50)])
     store._writer.execute("PRAGMA max_page_count = 1000000")
 

@@ -15,6 +15,8 @@ import pytest
 from PIL import Image
 from tests.serving.conftest import SECONDS, Gate, picture
 
+from flawsmith.line.store import UnwritableError
+
 FORM = (
     b'--b\r\nContent-Disposition: form-data; name="part_id"\r\n\r\nM-1\r\n'
     b'--b\r\nContent-Disposition: form-data; name="image"; filename="../../x.png"\r\nContent-Type: image/png\r\n\r\n'
@@ -146,14 +148,16 @@ def test_full_disk_stops_keeping_images_not_judging(new_service: Any) -> None:
 
 
 def test_record_that_cannot_be_written_is_no_verdict(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: object) -> None:
-        raise OSError("disk full")
+    def full(*_: object, **__: object) -> None:
+        raise UnwritableError("disk full")
 
     with monkeypatch.context() as patch:
         patch.setattr(running.service.site.store, "add", full)
+        patch.setattr(running.service.site.store, "note", full)
         answer = running.judge(picture(20), "J-1")
+        review = running.call("POST", "/v1/lines/bolt/reviews/1", {"label": "good"})
 
-    assert answer.status == 503
+    assert (answer.status, review.status) == (503, 503)
     assert "verdict" not in answer.json
     assert running.judge(picture(20), "J-1").status == 201
 

@@ -20,7 +20,7 @@ from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import ServiceSettings
-from flawsmith.line.store import Store
+from flawsmith.line.store import Store, UnwritableError
 from flawsmith.pipeline.calibrate import calibrate
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
@@ -441,7 +441,7 @@ class Site:
         on_record: told of each record.
 
     Raises:
-        FlawsmithError: another process uses the folder, or a model cannot be loaded.
+        FlawsmithError: another process uses the folder, a model cannot be loaded, or nothing can be written.
     """
 
     def __init__(self, settings: ServiceSettings, on_record: OnRecord = lambda _: None) -> None:
@@ -486,7 +486,10 @@ class Site:
         for line in self.lines.values():
             line.close()
         with self._stack:
-            self.store.note("stop", who="service", facts={})
+            try:
+                self.store.note("stop", who="service", facts={})
+            except UnwritableError as error:  # the folder is given back all the same
+                log.error("the end of the service was not noted: %s", error)
 
     def _sweep(self) -> None:
         self.pictures.sweep()

@@ -26,6 +26,11 @@ START = "0" * 64
 """The hash before the first row."""
 _BUSY_SECONDS = 10.0
 
+
+class UnwritableError(FlawsmithError):
+    """Nothing can be written, as the disk is full; what was written before stays."""
+
+
 # Columns to search by are computed from the content, so that there is nothing beside it that could say otherwise.
 _MIGRATIONS = (
     """
@@ -179,13 +184,15 @@ class Store:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock:
-            self._writer.execute("BEGIN IMMEDIATE")
             try:
+                self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
                 self._writer.execute("COMMIT")
-            except BaseException:
+            except BaseException as error:
                 if self._writer.in_transaction:  # SQLite itself rolls back where the disk is full
                     self._writer.execute("ROLLBACK")
+                if isinstance(error, sqlite3.OperationalError):
+                    raise UnwritableError(f"{self.path}: cannot be written ({error}); free some space") from None
                 raise
 
     def _read(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
@@ -206,7 +213,8 @@ class Store:
             The records with their numbers.
 
         Raises:
-            sqlite3.Error: they cannot be written, as the disk is full or a part has a record already.
+            UnwritableError: they cannot be written.
+            sqlite3.IntegrityError: a part has a record already.
         """
         stored = []
         with self._writing() as connection:
@@ -282,6 +290,9 @@ class Store:
             who: name that the token stands for.
             line: the line it concerns; empty: all.
             facts: ready for JSON.
+
+        Raises:
+            UnwritableError: it cannot be written.
         """
         at = now()
         with self._writing() as connection:

@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from flawsmith import __version__
 from flawsmith.line.record import Label, Outcome, Record, Trigger
 from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError
+from flawsmith.line.store import UnwritableError
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.inference import oip
@@ -398,6 +399,7 @@ def create_app(service: Service) -> FastAPI:
         HTTPException: lambda error: Problem(error.status_code, str(error.detail), error.headers),
         RequestValidationError: _of_validation,
         FlawsmithError: lambda error: Problem(422, str(error)),
+        UnwritableError: lambda _: Problem(503, "nothing can be written, so nothing was done; see the disk"),
         NoModelError: lambda _: Problem(409, "the line has no model: load one"),
         Exception: _of_defect,
     }
