@@ -43,7 +43,11 @@ def new_site(brightness_model: Path, tmp_path: Path) -> Iterator[Callable[..., S
     sites: list[Site] = []
 
     def open_site(on_record: Any = lambda _: None, **line: Any) -> Site:
-        values = {"records": tmp_path / "records", "lines": {"bolt": {"model": brightness_model, "threads": 1, **line}}}
+        values = {
+            "records": tmp_path / "records",
+            "images": {"keep_free": 0},
+            "lines": {"bolt": {"model": brightness_model, "threads": 1, **line}},
+        }
         sites.append(Site(ServiceSettings.model_validate(values), on_record))
         return sites[-1]
 
