@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tritonclient.http as triton
 from tests.serving.conftest import picture
 
-triton = pytest.importorskip("tritonclient.http")
 ALL = ("score", "verdict", "regions", "map")
 
 
