@@ -22,6 +22,7 @@ def log_to_stderr() -> None:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     handler.setLevel(logging.WARNING)
     logging.getLogger().addHandler(handler)
+    logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each form that curl sends
 
 
 def serve(
