@@ -240,10 +240,13 @@ def test_killed_watch_judges_each_file_once(brightness_model: Path, tmp_path: Pa
     for seen, number in ((1, signal.SIGKILL), (5, signal.SIGKILL), (5, signal.SIGTERM)):
         process = subprocess.Popen([*map(str, command)], env=environment, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
-        for _ in range(seen):
-            json.loads(process.stdout.readline())
-        process.send_signal(number)
-        process.communicate(timeout=30)
+        try:
+            for _ in range(seen):
+                json.loads(process.stdout.readline())
+            process.send_signal(number)
+            process.communicate(timeout=30)
+        finally:
+            process.kill()
         codes.append(process.returncode)
     settings = ServiceSettings.load(brightness_model, records=records)
     with Site(settings) as site:

@@ -10,8 +10,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from tests.conftest import PROJECT
@@ -31,10 +32,13 @@ ROUNDS, PARTS = 3, 40
 class Killed:
     """``flawsmith serve`` in a process of its own."""
 
+    processes: ClassVar[list[subprocess.Popen[str]]] = []
+
     def __init__(self, model: Path, records: Path) -> None:
         command = [sys.executable, "-c", SCRIPT, "serve", str(model), "--out", str(records), "--port", "0", "--quiet"]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
         self.process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
+        self.processes.append(self.process)
         assert self.process.stdout is not None
         address = self.process.stdout.readline()
         self.port = int(address.rpartition(":")[2])
@@ -127,5 +131,7 @@ def test_audit_command_tells_what_was_changed(tmp_path: Path) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+def _no_process_is_left() -> Iterator[None]:
+    yield
+    while Killed.processes:
+        Killed.processes.pop().kill()
