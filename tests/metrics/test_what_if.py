@@ -126,8 +126,8 @@ def test_broken_promise_says_what_to_do() -> None:
         ([0.1] * 15 + [0.9] * 15, [0.5] * 3 + [3.0] * 30, "--smallest-flaw"),
         ([0.1] * 99 + [1.1], [3.0] * 30, "Look at the good parts that were rejected"),
         ([0.1] * 30, [3.0] * 30, "flawsmith predict"),
-        ([0.1] * 30, [3.0] * 3, "say little"),
-        ([0.1] * 30, [], "say little"),
+        ([0.1] * 30, [3.0] * 3, "test with more of both"),
+        ([0.1] * 30, [], "test with more of both"),
     ],
 )
 def test_next_step_fits_what_went_wrong(good: list[float], flawed: list[float], says: str) -> None:

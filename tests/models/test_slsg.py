@@ -965,13 +965,14 @@ def test_same_seed_draws_the_same_networks() -> None:
 @pytest.mark.parametrize("preset", ["fast", "paper", "official"])
 def test_state_is_the_whole_model_and_holds_every_tensor_once(preset: str, seed: int) -> None:
     torch.manual_seed(seed)
-    model = SLSG.from_preset(preset, image_size=(64, 96), seed=1).eval()
+    backbone = None if preset == "fast" else "resnet18@random"
+    model = SLSG.from_preset(preset, backbone=backbone, image_size=(64, 96), seed=1).eval()
     for buffer in model.buffers():
         if buffer.is_floating_point():
             buffer.uniform_(0.5, 1.5)  # what a training would have left
     images = torch.randn(2, 3, 64, 96)
 
-    other = SLSG.from_preset(preset, image_size=(64, 96), seed=2).eval()
+    other = SLSG.from_preset(preset, backbone=backbone, image_size=(64, 96), seed=2).eval()
     other.load_trained_state(model.trained_state())
 
     assert {name.split(".")[0] for name in model.state_dict()} == {"encoder", "network"}

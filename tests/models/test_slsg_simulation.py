@@ -7,7 +7,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from flawsmith.models.slsg.simulation import Simulation, published_simulation
+from flawsmith.models.slsg.simulation import published_simulation
 from flawsmith.synthesis.augment import ColourJitter
 from flawsmith.synthesis.blend import FixedWeight, UniformWeight
 from flawsmith.synthesis.foreground import Foreground, provider
@@ -34,21 +34,21 @@ def good_image(shape: tuple[int, int] = (256, 256), seed: int = 0) -> np.ndarray
     return image.astype(np.float32)
 
 
-def released(category: str) -> Simulation:
+def released(category: str) -> tuple[Recipe, Foreground]:
     simulation = published_simulation("mvtec_loco", category)
     assert simulation is not None
     return simulation
 
 
 def synthetic(category: str, image: np.ndarray, seed: int) -> AnomalySample:
-    simulation = released(category)
+    recipe, foreground = released(category)
     others = [good_image(image.shape[:2], seed=7), good_image((90, 40), seed=8)]
-    synthesizer = AnomalySynthesizer(simulation.recipe, Speckle(), provider(simulation.foreground), others=others)
+    synthesizer = AnomalySynthesizer(recipe, Speckle(), provider(foreground), others=others)
     return synthesizer.synthesize(image, np.random.default_rng(seed))
 
 
 def homologous(category: str) -> list[Branch]:
-    return [branch for branch in released(category).recipe.branches if branch.texture != "source"]
+    return [branch for branch in released(category)[0].branches if branch.texture != "source"]
 
 
 def mixture(category: str) -> dict[tuple[str, ...], float]:
@@ -78,7 +78,7 @@ def test_nothing_is_published_for_others(dataset: str, category: str) -> None:
 
 @pytest.mark.parametrize("category", CATEGORIES)
 def test_what_is_common_is_that_of_the_generic_simulation(category: str) -> None:
-    recipe, generic = released(category).recipe, RECIPES["slsg-official"]
+    recipe, generic = released(category)[0], RECIPES["slsg-official"]
     texture = [branch for branch in recipe.branches if branch.texture == "source"]
     assert recipe.jitter == 0.1
     assert recipe.acceptance.min_pixels == (64 if category == "pushpins" else 49)
@@ -148,7 +148,7 @@ def test_homologous_sources_have_the_released_mixture(category: str, expected: d
     ],
 )
 def test_weights_are_those_of_the_category(category: str, texture: object, homologous_weight: object) -> None:
-    weights = {(branch.texture == "source", branch.weight) for branch in released(category).recipe.branches}
+    weights = {(branch.texture == "source", branch.weight) for branch in released(category)[0].branches}
     assert weights == {(True, texture), (False, homologous_weight)}
 
 
@@ -189,12 +189,12 @@ def test_every_category_is_simulated_at_any_size(category: str, shape: tuple[int
 
 def samples(category: str, count: int = 300) -> tuple[np.ndarray, list[tuple[Branch, AnomalySample]]]:
     """The foreground, and many flaws on one image with their branches."""
-    image, simulation = good_image((64, 64)), released(category)
+    image, (recipe, region) = good_image((64, 64)), released(category)
     others = [good_image((64, 64), seed=7)]
-    synthesizer = AnomalySynthesizer(simulation.recipe, Speckle(), provider(simulation.foreground), others=others)
+    synthesizer = AnomalySynthesizer(recipe, Speckle(), provider(region), others=others)
     drawn = []
     for seed in range(count):
-        branch = simulation.recipe.branch(float(np.random.default_rng(seed).random()))
+        branch = recipe.branch(float(np.random.default_rng(seed).random()))
         drawn.append((branch, synthesizer.synthesize(image, np.random.default_rng(seed))))
     foreground = synthesizer.foreground(image)
     return np.ones((64, 64), bool) if foreground is None else foreground, drawn
@@ -202,7 +202,7 @@ def samples(category: str, count: int = 300) -> tuple[np.ndarray, list[tuple[Bra
 
 def test_three_quarters_of_the_homologous_pushpins_lie_on_the_foreground() -> None:
     foreground, drawn = samples("pushpins")
-    of_picture = provider(released("pushpins").foreground)
+    of_picture = provider(released("pushpins")[1])
     on = [
         (
             branch.texture == "source",
@@ -222,7 +222,7 @@ def test_three_quarters_of_the_homologous_pushpins_lie_on_the_foreground() -> No
 
 def test_a_fifth_of_the_homologous_connectors_have_the_foreground_as_mask() -> None:
     foreground, drawn = samples("splicing_connectors", 500)
-    of_picture = provider(released("splicing_connectors").foreground)
+    of_picture = provider(released("splicing_connectors")[1])
     whole = [
         np.array_equal(sample.mask, of_picture(sample.texture))
         for branch, sample in drawn
@@ -256,7 +256,7 @@ def test_a_fifth_of_the_breakfast_boxes_have_the_square() -> None:
 @pytest.mark.parametrize("category", ["juice_bottle", "pushpins", "splicing_connectors"])
 def test_channel_0_of_the_released_images_is_blue(category: str) -> None:
     """OpenCV reads them, and what is above the level in red alone is no foreground."""
-    foreground = provider(released(category).foreground)
+    foreground = provider(released(category)[1])
     red, blue = (np.zeros((256, 256, 3), np.float32) for _ in range(2))
     red[60:180, 60:180, 0], blue[60:180, 60:180, 2] = 1, 1
 
@@ -269,13 +269,13 @@ def test_homologous_flaws_lie_on_the_foreground_of_the_picture_they_come_from(ca
     """The released code thresholds the source picture: here the part lies on the left, in all others on the right."""
     image, other = (np.zeros((64, 64, 3), np.float32) for _ in range(2))
     image[8:56, 4:24], other[8:56, 40:60] = 0.6, 0.6
-    simulation = released(category)
-    branches = [branch for branch in simulation.recipe.branches if branch.texture != "source"]
+    recipe, foreground = released(category)
+    branches = [branch for branch in recipe.branches if branch.texture != "source"]
     assert {branch.foreground_of for branch in branches} == {of}
     plain = next(branch for branch in branches if branch.texture == "other" and not branch.transforms)
     branch = plain.model_copy(update={"share": 1.0, "foreground_share": 1.0})
-    recipe = simulation.recipe.model_copy(update={"branches": (branch,), "jitter": 0.0})
-    synthesizer = AnomalySynthesizer(recipe, Speckle(), provider(simulation.foreground), others=[other])
+    recipe = recipe.model_copy(update={"branches": (branch,), "jitter": 0.0})
+    synthesizer = AnomalySynthesizer(recipe, Speckle(), provider(foreground), others=[other])
 
     drawn = [synthesizer.synthesize(image, np.random.default_rng(seed)) for seed in range(12)]
 
@@ -285,7 +285,7 @@ def test_homologous_flaws_lie_on_the_foreground_of_the_picture_they_come_from(ca
 
 
 def test_foregrounds_are_those_of_the_released_code() -> None:
-    foregrounds = {category: released(category).foreground for category in CATEGORIES}
+    foregrounds = {category: released(category)[1] for category in CATEGORIES}
     assert foregrounds["breakfast_box"] == foregrounds["screw_bag"] == Foreground()
     bottle = np.ones((256, 256, 3), np.float32)
     mask = provider(foregrounds["juice_bottle"])(bottle)

@@ -8,6 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from flawsmith.cli.app import (
+    DATA,
+    RESEARCH,
+    SPEED,
     AsJson,
     Quiet,
     SeveralValues,
@@ -43,16 +46,26 @@ def reproduce(
     stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Run through on drawn data, in seconds a run; its figures mean nothing.")
     ] = False,
-    categories: Annotated[list[str] | None, typer.Option(help="Only these categories.")] = None,
-    seeds: Annotated[list[int] | None, typer.Option(help="Seeds in place of the plan's.")] = None,
-    oracle: Annotated[
-        bool, typer.Option("--oracle", help="Choose checkpoints on test data, as the released codes do.")
-    ] = False,
-    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, which share the cores.")] = 1,
-    memory: Annotated[
-        float | None, typer.Option(min=0.1, help="GB of memory at which a run is stopped; by default an even share.")
+    categories: Annotated[list[str] | None, typer.Option(rich_help_panel=DATA, help="Only these categories.")] = None,
+    seeds: Annotated[
+        list[int] | None, typer.Option(rich_help_panel=RESEARCH, help="Seeds in place of the plan's.")
     ] = None,
-    keep_models: Annotated[bool, typer.Option("--keep-models", help="Keep the model file of every run.")] = False,
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle", rich_help_panel=RESEARCH, help="Choose checkpoints on test data, as the released codes do."
+        ),
+    ] = False,
+    jobs: Annotated[int, typer.Option(rich_help_panel=SPEED, min=1, help="Runs at a time, which share the cores.")] = 1,
+    memory: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=SPEED, min=0.1, help="GB of memory at which a run is stopped; by default an even share."
+        ),
+    ] = None,
+    keep_models: Annotated[
+        bool, typer.Option("--keep-models", rich_help_panel=RESEARCH, help="Keep the model file of every run.")
+    ] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished runs again.")] = False,
     json_: AsJson = False,
     quiet: Quiet = False,
