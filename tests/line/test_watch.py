@@ -16,6 +16,7 @@ import pytest
 from tests.conftest import PROJECT
 from tests.line.conftest import picture
 
+from flawsmith.cli.main import main
 from flawsmith.line.record import Record
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.station import Site
@@ -222,6 +223,18 @@ def test_wrong_policies_and_folders_are_refused(new_bench: Any, new_site: Any, t
         FolderWatch(tmp_path / "nowhere", site.lines["bolt"], site.store)
     with pytest.raises(FlawsmithError, match="lies in the watched folder"):
         FolderWatch(tmp_path, site.lines["bolt"], site.store)
+
+
+def test_a_folder_that_is_not_there_leaves_no_records(
+    brightness_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    records = tmp_path / "records"
+
+    code = main(["watch", str(tmp_path / "nowhere"), "--model", str(brightness_model), "--out", str(records)])
+
+    assert code == 2
+    assert "no such folder" in capsys.readouterr().err
+    assert not records.exists()
 
 
 def test_killed_watch_judges_each_file_once(brightness_model: Path, tmp_path: Path) -> None:

@@ -44,11 +44,12 @@ def watch(
     with error_boundary(tier="serve"):
         from flawsmith.line.settings import ServiceSettings
         from flawsmith.line.station import Site
-        from flawsmith.line.watch import FolderWatch, check_policy
+        from flawsmith.line.watch import FolderWatch, check_folder, check_policy
 
         log_to_stderr()
         policy = check_policy(ready, then, settle)
         settings = ServiceSettings.load(model, records=out, line=line)
+        check_folder(folder, settings.records)  # before anything is written
         stop = threading.Event()
         with Site(settings) as site:
             place = site.lines[line]

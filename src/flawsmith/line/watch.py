@@ -95,6 +95,23 @@ def check_policy(ready: str, then: str, settle: float) -> dict[str, Any]:
     return {"ready": ready, "then": then, "settle": settle}
 
 
+def check_folder(folder: Path, records: Path) -> Path:
+    """The folder to watch, resolved.
+
+    Args:
+        folder: to watch.
+        records: where records are kept.
+
+    Raises:
+        FlawsmithError: there is no such folder, or the records lie in it.
+    """
+    if not folder.is_dir():
+        raise FlawsmithError(f"{folder}: no such folder; make it, or correct the path")
+    if records.resolve().is_relative_to(folder.resolve()):
+        raise FlawsmithError(f"{records}: lies in the watched folder; give another with --out")
+    return folder.resolve()
+
+
 class FolderWatch:
     """Judges what arrives in a folder.
 
@@ -126,11 +143,7 @@ class FolderWatch:
         on_record: Callable[[Record], object] = lambda _: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        if not folder.is_dir():
-            raise FlawsmithError(f"{folder}: no such folder; make it, or correct the path")
-        self.folder = folder.resolve()
-        if store.path.resolve().is_relative_to(self.folder):
-            raise FlawsmithError(f"{store.path.parent}: lies in the watched folder; give another with --out")
+        self.folder = check_folder(folder, store.path.parent)
         self._line, self._store = line, store
         self._ready, self._settle, self._then, self._polling = ready, settle, then, polling
         self._on_record, self._clock = on_record, clock
