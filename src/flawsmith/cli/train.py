@@ -89,10 +89,10 @@ def _read_config(file: Path) -> dict[str, Any]:
         raise FlawsmithError(f"--config {file} cannot be read: give the config.yaml of a run") from error
     if not isinstance(stored, dict) or not isinstance(stored.get("set") or {}, dict):
         raise FlawsmithError(f"--config {file} holds no settings: give the config.yaml of a run")
-    given = {str(name): value for name, value in stored.items() if name not in _DERIVED and value is not None}
-    if "smallest_flaw" in given:  # from which tiles follow
-        given = {name: value for name, value in given.items() if name not in ("tile", "overlap")}
-    return given
+    settings = {str(name): value for name, value in stored.items() if name not in _DERIVED and value is not None}
+    if "smallest_flaw" in settings:  # from which tiles follow
+        settings = {name: value for name, value in settings.items() if name not in ("tile", "overlap")}
+    return settings
 
 
 def _take_config(context: typer.Context, file: Path | None) -> Path | None:
@@ -103,17 +103,17 @@ def _take_config(context: typer.Context, file: Path | None) -> Path | None:
     """
     if file is None or context.resilient_parsing:
         return None
-    given = {_OPTIONS_OF.get(name, name): value for name, value in _read_config(file).items() if name != "set"}
+    settings = {_OPTIONS_OF.get(name, name): value for name, value in _read_config(file).items() if name != "set"}
     options = {parameter.name for parameter in context.command.params} - {"data", "config", "json_", "quiet", "out"}
-    unknown = next((name for name in given if name not in options), None)
+    unknown = next((name for name in settings if name not in options), None)
     if unknown is not None:
         raise FlawsmithError(
             f"--config {file}: train has no setting called {unknown!r}; those of a method go under set"
         )
-    if "value_range" in given:
-        low, high = given["value_range"]
-        given["value_range"] = f"{low}:{high}"
-    context.default_map = {**(context.default_map or {}), **given}
+    if "value_range" in settings:
+        low, high = settings["value_range"]
+        settings["value_range"] = f"{low}:{high}"
+    context.default_map = {**(context.default_map or {}), **settings}
     return file
 
 

@@ -183,7 +183,7 @@ def _free(path: Path) -> str:
 
 
 def _difference(file: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
-    """The first setting of a run that has begun which is not as asked for now, in words; None where all are.
+    """The first setting of a run that has begun which is not as asked for now, in words; None where every setting is.
 
     Raises:
         FlawsmithError: the run's settings cannot be read.
