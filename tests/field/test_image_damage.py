@@ -62,7 +62,7 @@ def test_damaged_jpeg_is_refused(kind: str, seed: int) -> None:
         else:
             # A decoder may fall into step again, with no more lost than what it could not know of.
             assert name in ("a sector of zeros", "a stretch twice")
-            assert (np.abs(image - whole) > 30).any(2).mean() < 0.5
+            assert (np.abs(image - whole) > 30).any(2).mean() < 0.1
 
 
 @pytest.mark.parametrize("kind", JPEGS)
@@ -70,6 +70,30 @@ def test_whole_jpeg_is_read_as_pillow_reads_it(kind: str) -> None:
     expected = np.asarray(Image.open(io.BytesIO(JPEGS[kind])).convert("RGB"))
 
     np.testing.assert_array_equal(decode(JPEGS[kind]), expected)
+
+
+@pytest.mark.parametrize("kind", [*JPEGS, "progressive"])
+@pytest.mark.parametrize("padding", [b"\0", b"\0\0\0", bytes(500), b"\xff\xff"])
+def test_bytes_that_fill_up_a_whole_jpeg_are_no_damage(kind: str, padding: bytes) -> None:
+    content = JPEGS.get(kind) or saved(PICTURE, "JPEG", progressive=True)
+    end = _jpeg_frame(content).scans[-1].end
+
+    for padded in (content[:end] + padding + content[end:], content[:end], content + padding):
+        np.testing.assert_array_equal(decode(padded), decode(content))
+
+
+def test_odd_headers_are_no_damage() -> None:
+    content = JPEGS["usual"]
+    revision, scan = content.index(b"JFIF\0") + 5, content.index(b"\xff\xda") + 11
+    of_adobe = content.replace(b"\xff\xdb", jpeg_segment(0xEE, b"Adobe\0d\0\0\0\0\x07") + b"\xff\xdb", 1)
+    without_jfif = of_adobe[:2] + of_adobe[of_adobe.index(b"\xff\xee") :]
+
+    for odd in (
+        content[:revision] + b"\x07" + content[revision + 1 :],
+        content[:scan] + b"\0\0\0" + content[scan + 3 :],
+        without_jfif,
+    ):
+        np.testing.assert_array_equal(decode(odd), decode(content))
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -188,7 +212,7 @@ def test_data_that_do_not_fit_between_restart_markers_are_refused(mode: str, opt
     lost_behind = content[: mark + 2] + content[mark + 32 :]
 
     assert decode(content).shape == PICTURE.shape
-    for damaged, message in ((lost, "end before its pixels"), (doubled, "more compressed data"), (lost_behind, "data")):
+    for damaged, message in ((lost, "premature end"), (doubled, "extraneous bytes"), (lost_behind, "damaged")):
         with pytest.raises(FlawsmithError, match=message):
             decode(damaged)
 

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image, _imaging
 from PIL.JpegImagePlugin import JpegImageFile
@@ -674,30 +675,19 @@ def _read_jpeg2000(file: _File) -> NDArray[Any]:
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """A marker among compressed data, where 0xFF stands before a zero, a restart marker or another 0xFF alone."""
-_RESTART = re.compile(rb"\xff([\xd0-\xd7])")
 _SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
-_PROGRESSIVE_HUFFMAN = 0xC2
 _JPEG_LS = 0xF7
-_HUFFMAN, _HUFFMAN_TABLE, _QUANTISATION, _ADOBE = (0xC0, 0xC1), 0xC4, 0xDB, 0xEE
-_MAX_SIDE, _MAX_INTERVALS = 65535, 1000
-"""Each interval between restart markers takes a tenth of a millisecond to look at."""
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {_JPEG_LS}
-_RESTART_INTERVAL, _SCAN, _END = 0xDD, 0xDA, 0xD9
+_SCAN, _END = 0xDA, 0xD9
+_END_MARKER = b"\xff\xd9"
 _MAX_SCANS = 40
 """Progressive JPEGs have 10 scans, seldom 20; every scan walks through all pixels, however few bytes it has."""
 _PIXELS_A_BYTE = 512
 """A block of 64 pixels takes at least one bit."""
-_TAIL = 4
-"""Bytes at the end of the compressed data of which the last pixels must need one."""
-_FILLER = 8 * b"\xff\x00"
-"""What a decoder may look ahead at; no code of any table begins with so many ones, so hardly a block comes of it."""
-_SURPLUS = "more compressed data than its pixels need"
-# No whole picture ends in a row of both.
-_UNTOUCHED: dict[str, Any] = {
-    "L": (1, 254),
-    "RGB": ((1, 254, 3), (254, 1, 252)),
-    "CMYK": ((1, 254, 3, 252), (254, 1, 252, 3)),
-}
+_SURPLUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
+_PADDING = b"\0\xff"
+_OF_HEADERS = ("Unknown Adobe color transform", "unknown JFIF revision", "Invalid SOS parameters")
+"""What libjpeg finds odd in files whose pixels are whole."""
 
 
 class _Scan(NamedTuple):
@@ -714,7 +704,6 @@ class _Frame(NamedTuple):
     marker: int
     content: bytes
     scans: list[_Scan]
-    restart_interval: int
 
     @property
     def in_one_scan(self) -> bool:
@@ -730,23 +719,44 @@ def _read_jpeg(file: _File) -> NDArray[Any]:
         raise _UnsupportedError("JPEG", f"{frame.content[0]} bits a value", "save it with 8 bits, or as 16-bit PNG")
     if frame.content[5] not in (1, 3, 4):
         raise _UnsupportedError("JPEG", f"{frame.content[5]} channels", "save it as grey or RGB")
-    for untouched in range(2):
-        with file.open(io.BytesIO(content)) as image:
-            _check_scans(frame, image.size)
-            _check_restarts(frame, content, image)
-            if frame.marker == _PROGRESSIVE_HUFFMAN:
-                _load_scans(image, content, frame.scans)
-            elif not frame.in_one_scan:
-                _load(image)
-            elif not _load_whole(image, content, frame.scans[0], _UNTOUCHED[image.mode][untouched]):
-                continue
-            return _turned(_to_array(image, file.name), image)
-    raise OSError("its compressed data end before its pixels")
+    content = content[: frame.scans[-1].end]
+    with file.open(io.BytesIO(content + _END_MARKER)) as image:
+        _check_scans(frame, image.size)
+        pixels = _jpeg_pixels(content, image.mode)
+        if pixels is None or image.mode == "CMYK":
+            _load(image)
+            pixels = _to_array(image, file.name)
+        return _turned(_as_rgb(pixels[..., 0]) if image.mode == "L" else pixels, image)
+
+
+def _jpeg_pixels(content: bytes, mode: str) -> NDArray[Any] | None:
+    """(height, width, channels) of a JPEG without its end marker; None: it has an odd header, so ask Pillow.
+
+    Pillow drops libjpeg's warnings, which are all that tells a damaged file from a whole one.
+
+    Raises:
+        OSError: libjpeg warned of its compressed data.
+    """
+    colours = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}[mode]
+    try:
+        return simplejpeg.decode_jpeg(content + _END_MARKER, colours, strict=True)
+    except ValueError as error:
+        warning = str(error)
+    if any(words in warning for words in _OF_HEADERS):
+        return None
+    surplus = _SURPLUS.search(warning)
+    end = len(content) - int(surplus[1]) if surplus else len(content)
+    if surplus is None or content[end:].strip(_PADDING):
+        raise OSError(warning)
+    try:
+        return simplejpeg.decode_jpeg(content[:end] + _END_MARKER, colours, strict=True)
+    except ValueError as error:
+        raise OSError(error) from None
 
 
 def _jpeg_frame(content: bytes) -> _Frame:
     """Walks through the segments up to the pixels, and through all scans where there are several."""
-    marker, header, interval = 0, b"", 0
+    marker, header = 0, b""
     scans: list[_Scan] = []
     position = 2
     while (match := _MARKER.search(content, position)) is not None:
@@ -760,12 +770,10 @@ def _jpeg_frame(content: bytes) -> _Frame:
         position += length
         if kind in _FRAMES:
             marker, header = kind, segment
-        elif kind == _RESTART_INTERVAL and not scans:
-            (interval,) = struct.unpack_from(">H", segment)
         elif kind == _SCAN:
             following = _MARKER.search(content, position)
             scans.append(_Scan(segment, position, following.start() if following else len(content)))
-            frame = _Frame(marker, header, scans, interval)
+            frame = _Frame(marker, header, scans)
             if frame.in_one_scan or marker not in (*_SEQUENTIAL, *_PROGRESSIVE):
                 return frame
             if len(scans) > _MAX_SCANS:
@@ -773,7 +781,7 @@ def _jpeg_frame(content: bytes) -> _Frame:
             position = scans[-1].end
     if not scans:
         raise OSError("no pixels")
-    return _Frame(marker, header, scans, interval)
+    return _Frame(marker, header, scans)
 
 
 def _check_scans(frame: _Frame, size: tuple[int, int]) -> None:
@@ -793,175 +801,6 @@ def _check_scans(frame: _Frame, size: tuple[int, int]) -> None:
                     missing[component, index] = bits & 0x0F
         if any(missing.values()):
             raise OSError("scans are missing")
-
-
-def _check_restarts(frame: _Frame, content: bytes, image: Image.Image) -> None:
-    """Restart markers are numbered, and between two of them lie the data of so many pixels."""
-    if not (frame.restart_interval and frame.in_one_scan):
-        return
-    scan = frame.scans[0]
-    factors = frame.content[7::3][: frame.content[5]]
-    width, height = 8, 8
-    if len(factors) > 1:
-        width, height = 8 * max(factor >> 4 for factor in factors), 8 * max(factor & 15 for factor in factors)
-    across, down = -(-image.size[0] // max(width, 8)), -(-image.size[1] // max(height, 8))
-    marks = list(_RESTART.finditer(content, scan.start, scan.end))
-    numbers = np.array([mark[1][0] for mark in marks], np.uint8) - 0xD0
-    expected = -(-across * down // frame.restart_interval) - 1
-    if numbers.size not in (expected, expected + 1) or (numbers != np.arange(numbers.size) % 8).any():
-        raise OSError("compressed data are missing")
-    if expected > _MAX_INTERVALS or frame.marker not in _HUFFMAN or frame.content[5] == 2:
-        return
-    starts = [scan.start, *(mark.end() for mark in marks[:expected])]
-    ends = [*(mark.start() for mark in marks[:expected]), marks[expected].start() if marks[expected:] else scan.end]
-    left = across * down
-    for start, end in zip(starts, ends, strict=True):
-        units = min(frame.restart_interval, left)
-        left -= units
-        rows, rest = divmod(units, across)
-        of_whole_rows = rows > 0 and rest == 0
-        if of_whole_rows or units * width <= _MAX_SIDE:
-            size = (across * width, rows * height) if of_whole_rows else (units * width, height)
-            _check_interval(_tables(content, scan, size), content[start:end], image, size)
-
-
-def _tables(content: bytes, scan: _Scan, size: tuple[int, int]) -> bytes:
-    """What a decoder must know before a scan's data, for pixels of another size."""
-    parts, position = [content[:2]], 2
-    while (match := _MARKER.search(content, position, scan.start)) is not None:
-        position, kind = match.end(), content[match.start() + 1]
-        (length,) = struct.unpack_from(">H", content, position)
-        segment = content[match.start() : position + length]
-        if kind in _FRAMES:
-            segment = segment[:5] + struct.pack(">HH", size[1], size[0]) + segment[9:]
-        if kind in _FRAMES or kind in (_HUFFMAN_TABLE, _QUANTISATION, _ADOBE, _SCAN):
-            parts.append(segment)
-        position += length
-    return b"".join(parts)
-
-
-def _check_interval(tables: bytes, data: bytes, image: Image.Image, size: tuple[int, int]) -> None:
-    """Decodes what lies between two restart markers as a picture of its own, in the way of `_JpegEnd`.
-
-    Raises:
-        OSError: its data end before its pixels or behind them.
-    """
-    codec, _, _, arguments, *_ = image.tile[0]  # type: ignore[attr-defined]
-    corner = (size[0] - 1, size[1] - 1)
-    for untouched in _UNTOUCHED[image.mode]:
-        canvas = Image.new(image.mode, size, untouched).im
-        decoder = Image._getdecoder(image.mode, codec, arguments, image.decoderconfig)  # type: ignore[attr-defined]
-        decoder.setimage(canvas, (0, 0, *size))
-        early, last = data[:-_TAIL], data[-_TAIL:]
-        waiting = tables + early
-        used, _ = decoder.decode(waiting)
-        if used < 0 or canvas.getpixel(corner) != untouched:
-            raise OSError(_SURPLUS)
-        used, _ = decoder.decode(waiting[used:] + last + _FILLER)
-        if used < 0 or canvas.getpixel(corner) != untouched:
-            return
-    raise OSError("its compressed data end before its pixels")
-
-
-class _JpegEnd:
-    """A file that hands a decoder the compressed data of the only scan, and watches when its last pixels come.
-
-    libjpeg makes up what is missing and skips what is too much; its warnings are lost in Pillow. A whole file needs
-    its last bytes for its last pixels, and no more: a decoder that has the last row before them, or has not got it
-    after them, has lost its way between.
-
-    Attributes:
-        complete: False where the decoder wanted more, and the last row still looks untouched.
-        reached: whether the decoder asked for the last bytes at all.
-    """
-
-    def __init__(self, content: bytes, scan: _Scan, last_row_touched: Callable[[], bool]) -> None:
-        self._content, self._scan, self._last_row_touched = content, scan, last_row_touched
-        self._position = 0
-        self._steps = iter((self._last_bytes, self._end))
-        self.complete, self.reached = True, False
-
-    def seek(self, position: int, whence: int = 0) -> int:
-        self._position = position
-        return position
-
-    def tell(self) -> int:
-        return self._position
-
-    def read(self, size: int) -> bytes:
-        stop = max(self._scan.start, self._scan.end - _TAIL)
-        if self._position < stop:
-            part = self._content[self._position : min(self._position + size, stop)]
-            self._position += len(part)
-            return part
-        step = next(self._steps, None)
-        return b"" if step is None else step(stop)
-
-    def _last_bytes(self, stop: int) -> bytes:
-        self.reached = stop == self._scan.start or not self._last_row_touched()
-        if not self.reached:
-            raise OSError(_SURPLUS)
-        return self._content[stop : self._scan.end] + _FILLER
-
-    def _end(self, stop: int) -> bytes:
-        self.complete = self._last_row_touched()
-        return b"\xff\xd9"
-
-
-def _load_whole(image: Image.Image, content: bytes, scan: _Scan, untouched: Any) -> bool:
-    """Decodes a JPEG of one scan; False: its last row is missing, or has the very colour of an untouched one.
-
-    Raises:
-        OSError: the compressed data do not fit the pixels.
-    """
-    image.im = Image.new(image.mode, image.size, untouched).im
-    width, height = image.size
-    columns = range(0, width, max(1, width // 16))
-
-    def last_row_touched() -> bool:
-        return any(image.im.getpixel((column, height - 1)) != untouched for column in columns)
-
-    end = _JpegEnd(content, scan, last_row_touched)
-    image.fp = end  # type: ignore[attr-defined]
-    image.load()
-    if not end.reached:
-        raise OSError(_SURPLUS)
-    return end.complete
-
-
-_PROBES = (8 * b"\xff\x00", *3 * (b"\xff\x00",), *6 * (b"\x00",))
-"""What a decoder skips at once between two scans; within one it waits, sooner or later, for the rest of a block."""
-
-
-def _load_scans(image: Image.Image, content: bytes, scans: list[_Scan]) -> None:
-    """Decodes a progressive JPEG, and sees of each scan whether its compressed data were enough for all pixels.
-
-    libjpeg makes up what is missing. Where a scan's data end it is handed bytes that mean nothing: done with the
-    scan, it drops every one of them in search of the next marker; with pixels to come, it keeps some for later.
-    A scan with too much data is not told from a whole one.
-
-    Raises:
-        OSError: data are missing.
-    """
-    image.im = Image.new(image.mode, image.size).im
-    codec, extents, _, arguments, *_ = image.tile[0]  # type: ignore[attr-defined]
-    decoder = Image._getdecoder(image.mode, codec, arguments, image.decoderconfig)  # type: ignore[attr-defined]
-    decoder.setimage(image.im, extents)
-    position, waiting = 0, b""
-    for scan in scans:
-        for part in (content[position : scan.end] + _PROBES[0], *_PROBES[1:]):
-            waiting += part
-            used, error = decoder.decode(waiting)
-            if used < 0:
-                raise OSError(f"the decoder ended before its last scan (code {error})")
-            waiting = waiting[used:]
-            if waiting:
-                raise OSError("its compressed data end before its pixels")
-        position = scan.end
-    used, error = decoder.decode(content[position:])
-    if used >= 0 or error < 0:
-        raise OSError("it has no end")
-    image.tile = []  # type: ignore[attr-defined]
 
 
 _READERS: dict[str, Callable[[_File], NDArray[Any]]] = {
