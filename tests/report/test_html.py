@@ -276,6 +276,13 @@ def test_broken_promise_is_marked(rejected: int, marked: str) -> None:
     assert ("set the limit anew" in page.words) == (marked == "bad")
 
 
+def test_options_in_advice_do_not_break_at_the_end_of_a_line() -> None:
+    html = render_report(ReportData(title="bolt", next_steps=["train with --smallest-flaw <8>"]))
+
+    assert "train with <code>--smallest-flaw</code> &lt;8&gt;" in html
+    assert "code { white-space: nowrap;" in html
+
+
 def test_pictures_have_alternative_texts_and_tables_have_headers(html: str) -> None:
     page = Page(html)
 
@@ -322,6 +329,7 @@ def test_hostile_names_are_text_and_nothing_else(evidence: EvaluationState) -> N
             FeatureCloud(HOSTILE, HOSTILE, {"_$" + HOSTILE: np.eye(3)}),
             Pictures(HOSTILE, HOSTILE, [(HOSTILE, np.zeros((8, 8), dtype=np.uint8))]),
         ],
+        next_steps=[HOSTILE],
         notes=[HOSTILE],
     )
 

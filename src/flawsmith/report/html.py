@@ -8,12 +8,13 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from flawsmith.metrics.pro import FPR_LIMIT
 from flawsmith.metrics.results import Evaluation
@@ -87,6 +88,14 @@ def write_report(path: Path, data: ReportData) -> None:
         ) from error
 
 
+_OPTION = re.compile(r"--[a-z-]+")
+
+
+def _with_whole_options(sentence: str) -> Markup:
+    """A sentence whose options do not break at the end of a line."""
+    return Markup(_OPTION.sub(r"<code>\g<0></code>", str(escape(sentence))))
+
+
 def render_report(data: ReportData) -> str:
     """The report as HTML text; the same data give the same text."""
     environment = Environment(
@@ -107,7 +116,10 @@ def render_report(data: ReportData) -> str:
         steps=json.dumps([[step.limit, step.missed, step.rejected, step.sentence] for step in steps]),
         in_use=in_use,
         tried=steps[in_use] if steps else None,
-        next_steps=[*(data.evaluation.next_steps() if data.evaluation else ()), *data.next_steps],
+        next_steps=[
+            _with_whole_options(step)
+            for step in (*(data.evaluation.next_steps() if data.evaluation else ()), *data.next_steps)
+        ],
         verdict_words=VERDICT_WORDS,
         listed=_listed(data),
         picture_uri=_jpeg_uri,
