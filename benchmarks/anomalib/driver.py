@@ -181,7 +181,7 @@ class AnomalibInspector:
             image=str(path),
             score=score,
             verdict=verdict,
-            map=anomaly_map,
+            map_source=anomaly_map,
             regions=regions,
             not_inspected=not_inspected,
             timing={},

@@ -190,7 +190,7 @@ def inspection_of(score: float, verdict: Any) -> Inspection:
         image="image.png",
         score=score,
         verdict=verdict,
-        map=np.zeros((4, 6), dtype=np.float32),
+        map_source=np.zeros((4, 6), dtype=np.float32),
         regions=[],
         not_inspected=None,
         timing={},
@@ -237,7 +237,7 @@ def test_picture_of_a_large_image_is_reduced_with_its_regions() -> None:
     anomaly_map[700:740, 1999:2040] = 1.0
     decision = Decision(limit=0.5, map_limit=0.5, stated_false_reject_rate=0.1, n_good=9)
     verdict, regions = decision.decide(0.9, anomaly_map)
-    large = replace(inspection_of(0.9, verdict), map=anomaly_map, regions=regions)
+    large = replace(inspection_of(0.9, verdict), map_source=anomaly_map, regions=regions)
 
     _, heat = reporting.pictures_of(large, np.zeros((1500, 2300, 3), np.uint8), None, 10**6, maps_of_passes=True)
 

@@ -10,6 +10,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.roi import RegionOfInterest
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 SIZES = [(64, 64), (97, 131), (131, 97), (40, 200), (300, 211), (33, 34)]
@@ -131,6 +132,33 @@ def test_any_size_goes_in_and_comes_back(height: int, width: int, index: int) ->
     seen = np.ones((height, width), bool) if inspected is None else inspected
     assert seen.any()
     np.testing.assert_allclose(restored[seen], 200 / 255, atol=1e-5)
+
+
+@given(
+    height=st.integers(1, 80),
+    width=st.integers(1, 120),
+    index=st.integers(0, len(GEOMETRIES) - 1),
+    seed=st.integers(0, 99),
+    has_region=st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_columns_of_a_map_are_those_of_the_whole_map(
+    height: int, width: int, index: int, seed: int, *, has_region: bool
+) -> None:
+    region = RegionOfInterest(include=(((0.1, 0.2), (0.9, 0.1), (0.6, 0.8)),)) if has_region else None
+    geometry = GEOMETRIES[index].model_copy(update={"region": region})
+    rng = np.random.default_rng(seed)
+    anomaly_map = (rng.random(geometry.size) ** 8).astype(np.float32)
+    inverse = geometry.inverse(anomaly_map, (height, width))
+    whole, limit = inverse.whole(), float(rng.random())
+    above = inverse.columns_above(limit)
+
+    numbers = np.flatnonzero(rng.random(width) < 0.4)
+    np.testing.assert_array_equal(inverse.columns(numbers), whole[:, numbers])
+    assert inverse.peak() == whole.max()
+    assert set(np.flatnonzero((whole > limit).any(axis=0))) <= set(above)
+    ends = above[np.flatnonzero(np.diff(above, append=width + 1) > 1)]
+    assert not (whole[:, ends[ends < width - 1]] > limit).any()
 
 
 def test_extreme_aspect_needs_no_giant_intermediate_image() -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import pickle
 import re
 import sys
 import threading
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +24,7 @@ from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.engine import OnnxRuntimeEngine, OpenVinoEngine, make_engine
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.geometry import Geometry, InvertedMap
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
 from flawsmith.runtime.overlay import draw_overlay
 from flawsmith.runtime.regions import strongest_region
@@ -66,6 +68,46 @@ def test_flaw_is_rejected_where_it_lies(inspector: Inspector) -> None:
 @pytest.mark.parametrize(("flaw", "verdict"), [(None, "pass"), (120, "review"), (200, "reject")])
 def test_verdict_follows_the_score(inspector: Inspector, flaw: int | None, verdict: str) -> None:
     assert inspector.inspect(_picture(flaw=flaw)).verdict == verdict
+
+
+def test_map_of_a_pass_is_computed_for_those_who_ask(inspector: Inspector, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = inspector.measure(_picture()).map
+    computed: list[int] = []
+    columns = InvertedMap.columns
+    monkeypatch.setattr(InvertedMap, "columns", lambda self, numbers: computed.append(0) or columns(self, numbers))
+    with monkeypatch.context() as never:
+        never.setattr(InvertedMap, "whole", lambda self: pytest.fail("the whole map was computed"))
+        passed, rejected = inspector.inspect(_picture()), inspector.inspect(_picture(flaw=200))
+        assert (passed.verdict, passed.regions) == ("pass", [])
+        assert rejected.regions
+        assert 1 <= len(computed) <= 2
+
+    np.testing.assert_array_equal(passed.map, expected)
+    assert pickle.loads(pickle.dumps(rejected)).map.max() == rejected.regions[0].peak
+
+
+@pytest.mark.parametrize("minimum_area", [1, 9])
+@pytest.mark.parametrize("review_limit", [None, 0.3])
+@pytest.mark.parametrize("has_roi", [False, True])
+def test_decision_on_a_map_on_its_way_is_that_on_the_whole_map(
+    minimum_area: int, review_limit: float | None, *, has_roi: bool
+) -> None:
+    roi = RegionOfInterest(include=(((0.1, 0.2), (0.9, 0.1), (0.6, 0.9)),)) if has_roi else None
+    rng, size = np.random.default_rng(3), (90, 130)
+    not_inspected = rng.random(size) < 0.1
+    for map_limit, score in product((0.35, 0.6, 0.95, 2.0), (0.2, 0.4, 0.7)):
+        decision = Decision(
+            limit=0.5,
+            map_limit=map_limit,
+            review_limit=review_limit,
+            minimum_area=minimum_area,
+            region_of_interest=roi,
+            stated_false_reject_rate=0.01,
+            n_good=99,
+        )
+        inverse = Geometry(size=(24, 32)).inverse((rng.random((24, 32)) ** 5).astype(np.float32), size)
+        for mask in (None, not_inspected):
+            assert decision.decide(score, inverse, mask) == decision.decide(score, inverse.whole(), mask)
 
 
 def test_file_bytes_and_arrays_agree(inspector: Inspector, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
+from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.regions import FLAW_SHARE, find_regions, label, region_level, strongest_region
 
 EIGHT = np.ones((3, 3), int)
@@ -112,6 +113,23 @@ def _brute(
             }
         )
     return sorted(regions, key=lambda region: -region["peak"])
+
+
+@pytest.mark.parametrize("size", [(90, 140), (20, 30), (64, 48)])
+@pytest.mark.parametrize("policy", ["squash", "crop"])
+@pytest.mark.parametrize("is_masked", [False, True])
+def test_regions_of_a_map_on_its_way_are_those_of_the_whole_map(
+    size: tuple[int, int], policy: str, *, is_masked: bool
+) -> None:
+    rng = np.random.default_rng(0)
+    mask = rng.random(size) < 0.8 if is_masked else None
+    inverse = Geometry(policy=policy, size=(32, 48)).inverse((rng.random((32, 48)) ** 6).astype(np.float32), size)
+    whole = inverse.whole()
+
+    assert strongest_region(inverse, mask=mask) == strongest_region(whole, mask=mask)
+    for limit in (-0.1, 0.1, 0.3, 0.6, 0.9, 1.1):
+        options = {"minimum_area": 3, "mask": mask, "share": 0.75}
+        assert find_regions(inverse, limit, **options) == find_regions(whole, limit, **options)
 
 
 @given(

@@ -163,7 +163,7 @@ def _reduced(inspection: Inspection, step: int) -> Inspection:
         region.model_copy(update={"peak_position": place})
         for region, place in zip(inspection.regions, places, strict=True)
     ]
-    return dataclasses.replace(inspection, map=blocks.max(axis=(1, 3)), regions=regions, not_inspected=None)
+    return dataclasses.replace(inspection, map_source=blocks.max(axis=(1, 3)), regions=regions, not_inspected=None)
 
 
 def limits_to_try(
@@ -355,7 +355,7 @@ def _inspected(inspector: Inspector, pixels: ImageArray, value_range: tuple[floa
         image=None,
         score=measured.score,
         verdict=verdict,
-        map=measured.map,
+        map_source=measured.map,
         regions=regions,
         not_inspected=measured.not_inspected,
         timing={},

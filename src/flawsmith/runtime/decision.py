@@ -22,6 +22,7 @@ from pydantic import (
 )
 
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.geometry import InvertedMap
 from flawsmith.runtime.regions import FLAW_SHARE, Region, find_regions, region_level, strongest_region
 from flawsmith.runtime.roi import MOST_CORNERS, RegionOfInterest, box_of, number_zones
 from flawsmith.runtime.zones import ELSEWHERE, MOST_ZONES, Zone, highest_below, zone_limits
@@ -234,13 +235,17 @@ class Decision(BaseModel):
         return hashlib.sha256(content.encode()).hexdigest()[:12]
 
     def decide(
-        self, score: float, anomaly_map: NDArray[np.float32], not_inspected: NDArray[np.bool_] | None = None
+        self,
+        score: float,
+        anomaly_map: NDArray[np.float32] | InvertedMap,
+        not_inspected: NDArray[np.bool_] | None = None,
     ) -> tuple[Verdict, list[Region]]:
         """Decides about one image.
 
         Args:
             score: image score.
-            anomaly_map: (height, width) in pixels of the original image.
+            anomaly_map: (height, width) in pixels of the original image; one on its way there is computed where it
+                matters alone.
             not_inspected: (height, width), True where the network saw nothing; None: it saw all.
 
         Returns:
@@ -253,7 +258,10 @@ class Decision(BaseModel):
         Raises:
             FlawsmithError: a number is not finite, or the region of interest covers no inspected pixel.
         """
-        extremes = float(anomaly_map.min()), float(anomaly_map.max())  # what is not a number comes through
+        if isinstance(anomaly_map, InvertedMap):
+            extremes = (anomaly_map.lowest, anomaly_map.highest)
+        else:
+            extremes = (float(anomaly_map.min()), float(anomaly_map.max()))  # what is not a number comes through
         if not all(map(math.isfinite, (score, *extremes))):
             raise FlawsmithError("the model's score or map is not a finite number; train or export the model anew")
         if self.by_regions:
@@ -274,12 +282,14 @@ class Decision(BaseModel):
         return verdict, regions
 
     def _regions(
-        self, anomaly_map: NDArray[np.float32], limit: float, not_inspected: NDArray[np.bool_] | None
+        self, anomaly_map: NDArray[np.float32] | InvertedMap, limit: float, not_inspected: NDArray[np.bool_] | None
     ) -> list[Region]:
         """The regions above a limit on the number that decides, those furthest above it first."""
         if not self.zones:
             mask = self._mask(anomaly_map.shape, not_inspected)
             return find_regions(anomaly_map, limit, minimum_area=self.minimum_area, mask=mask, share=FLAW_SHARE)
+        if isinstance(anomaly_map, InvertedMap):
+            anomaly_map = anomaly_map.whole()
         regions = []
         for number, name, (rows, columns), mask in self._places(anomaly_map.shape, not_inspected):
             area, offset = self._minimum_areas[number], self._offsets[number]

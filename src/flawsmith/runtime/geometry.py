@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -284,27 +285,26 @@ class Geometry(BaseModel):
             >>> Geometry(size=(4, 6)).invert(np.ones((4, 6), np.float32), (30, 20)).shape
             (30, 20)
         """
+        return self.inverse(anomaly_map, original_size).whole()
+
+    def inverse(self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]) -> InvertedMap:
+        """What :meth:`invert` gives, computed only where it is asked for.
+
+        Args:
+            anomaly_map: (h, w) of the network's input size.
+            original_size: (height, width) of the image.
+
+        Raises:
+            ValueError: the map has not the network's input size.
+
+        Example:
+            >>> inverse = Geometry(size=(4, 6)).inverse(np.eye(4, 6, dtype=np.float32), (30, 20))
+            >>> inverse.shape, inverse.columns(inverse.columns_above(0.9)).max().item()
+            ((30, 20), 1.0)
+        """
         if anomaly_map.shape != self.size:
             raise ValueError(f"the map is {anomaly_map.shape}, the network's input {self.size}")
-        rows, columns = self._axes(original_size)
-        content = np.ascontiguousarray(anomaly_map[_filled(rows, columns)], dtype=np.float32)
-        (top, bottom), (left, right) = rows.valid, columns.valid
-        above, below, y0, y1 = _reach(rows)
-        before, after, x0, x1 = _reach(columns)
-        if above or below or before or after:
-            content = np.pad(content, ((above, below), (before, after)), mode="edge")
-        inverted = np.asarray(
-            Image.fromarray(content).resize((right - left, bottom - top), Image.Resampling.BILINEAR, (x0, y0, x1, y1))
-        )
-        lowest = anomaly_map.min()
-        if inverted.shape == tuple(original_size):
-            result = inverted.copy()
-        else:
-            result = np.full(original_size, lowest, np.float32)
-            result[top:bottom, left:right] = inverted
-        if self.region is not None:
-            result[~self.region.to_mask((original_size[0], original_size[1]))] = lowest
-        return result
+        return InvertedMap(anomaly_map, *self._axes(original_size), self.region)
 
     def valid_mask(self, original_size: tuple[int, int]) -> NDArray[np.bool_] | None:
         """Tells which pixels of an image the network sees.
@@ -397,6 +397,106 @@ class Geometry(BaseModel):
         values = np.arange(256, dtype=np.float64) / 255.0
         table = (values - np.array(self.mean)[:, None]) / np.array(self.std)[:, None]
         return table.astype(np.float32)
+
+
+class InvertedMap:
+    """An anomaly map in the pixels of the image, computed only where it is asked for.
+
+    Most images pass by their score, and of the others a flaw is seen in some columns alone. The way back is linear in
+    rows and columns: each row of the network's map is stretched first, then each column by itself, so that some columns
+    have the same values as in the whole map, bit by bit.
+
+    Args:
+        anomaly_map: (h, w) of the network's input size.
+        rows, columns: how the image went into the network.
+        region: outside of it the map holds its smallest value.
+
+    Attributes:
+        shape: (height, width) of the image.
+        lowest, highest: of the network's map; pixels that it did not see have the lowest value.
+    """
+
+    def __init__(
+        self, anomaly_map: NDArray[np.float32], rows: _Axis, columns: _Axis, region: RegionOfInterest | None
+    ) -> None:
+        self.shape = (rows.original, columns.original)
+        self.lowest, self.highest = float(anomaly_map.min()), float(anomaly_map.max())
+        self._region = region
+        content = np.ascontiguousarray(anomaly_map[_filled(rows, columns)], dtype=np.float32)
+        above, below, self._top, self._bottom = _reach(rows)
+        before, after, self._left, self._right = _reach(columns)
+        if above or below or before or after:
+            content = np.pad(content, ((above, below), (before, after)), mode="edge")
+        self._content = content
+        self._seen_rows, self._seen_columns = slice(*rows.valid), slice(*columns.valid)
+
+    def whole(self) -> NDArray[np.float32]:
+        """(height, width), all of it."""
+        inverted = self._lengthened(self._stretched)
+        if inverted.shape == self.shape:
+            result = inverted.copy()
+        else:
+            result = np.full(self.shape, self.lowest, np.float32)
+            result[self._seen_rows, self._seen_columns] = inverted
+        if self._region is not None:
+            result[~self._region.to_mask(self.shape)] = self.lowest
+        return result
+
+    def columns_above(self, limit: float) -> NDArray[np.intp]:
+        """The columns that may hold values above a limit, and after each run of them the next one, which holds none.
+
+        So regions above the limit that do not touch in the whole map do not touch in these columns either.
+
+        Args:
+            limit: not below `lowest`, or all columns may.
+        """
+        if self.lowest > limit:
+            return np.arange(self.shape[1])
+        above = np.zeros(self.shape[1] + 1, bool)
+        # No value lies above all of those in its column from which it is interpolated.
+        above[:-1][self._seen_columns] = self._stretched.max(axis=0) > limit
+        above[1:] |= above[:-1]
+        return np.flatnonzero(above[:-1])
+
+    def peak(self) -> np.float32:
+        """The largest value of the whole map."""
+        likely = self.columns(np.array([self._seen_columns.start + self._stretched.max(axis=0).argmax()])).max()
+        others = self.columns_above(float(likely))
+        return self.columns(others).max() if others.size else likely
+
+    def columns(self, numbers: NDArray[np.intp]) -> NDArray[np.float32]:
+        """(height, n): some columns of the whole map.
+
+        Args:
+            numbers: (n,) of the columns.
+        """
+        result = np.full((self.shape[0], numbers.size), self.lowest, np.float32)
+        seen = (numbers >= self._seen_columns.start) & (numbers < self._seen_columns.stop)
+        if seen.any():
+            inverted = self._lengthened(self._stretched[:, numbers[seen] - self._seen_columns.start])
+            if inverted.shape == result.shape:
+                result = inverted.copy()
+            else:
+                result[self._seen_rows, seen] = inverted
+        if self._region is not None:
+            result[~self._region.to_mask(self.shape)[:, numbers]] = self.lowest
+        return result
+
+    @functools.cached_property
+    def _stretched(self) -> NDArray[np.float32]:
+        """(network rows, seen columns): the network's rows in the columns of the image."""
+        height = self._content.shape[0]
+        size = (self._seen_columns.stop - self._seen_columns.start, height)
+        box = (self._left, 0, self._right, height)
+        return np.asarray(Image.fromarray(self._content).resize(size, Image.Resampling.BILINEAR, box))
+
+    def _lengthened(self, strip: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(seen rows, n) of (network rows, n) columns."""
+        width, height = strip.shape[1], self._seen_rows.stop - self._seen_rows.start
+        picture = Image.fromarray(np.ascontiguousarray(strip))
+        return np.asarray(
+            picture.resize((width, height), Image.Resampling.BILINEAR, (0, self._top, width, self._bottom))
+        )
 
 
 def _windowed(picture: Image.Image, resample: Image.Resampling, rows: _Axis, columns: _Axis) -> NDArray[Any]:

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from flawsmith.runtime.engine import MAX_SECONDS, Engine, check_detector, make_e
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, iter_images, printable, without_controls
 from flawsmith.runtime.formats import read_pillow
+from flawsmith.runtime.geometry import InvertedMap
 from flawsmith.runtime.image import (
     MAX_PIXELS,
     ImageArray,
@@ -49,11 +50,12 @@ class Inspection:
         image: path as it was given; None for bytes, arrays and images of Pillow's.
         score: image score; larger is more anomalous.
         verdict: ``pass``, ``review`` or ``reject``.
-        map: (height, width) float32 anomaly map in pixels of the original image.
+        map_source: the anomaly map, or the same on its way to the pixels of the original image; see `map`.
         regions: the flaws that the map shows, the strongest first; a pass has none, anything else has one at least.
             Where the score alone decided it is marked as the strangest place. See `Decision.decide`.
         not_inspected: (height, width), True where the geometry's crop cut away; None where all was inspected.
-        timing: milliseconds by step: decode, prepare, infer, restore, decide.
+        timing: milliseconds by step: decode, prepare, infer, restore, decide. What `map` takes comes on top where it is
+            asked for.
         decision: the limits that held.
         value_range: values of images deeper than 8 bits that are black and white; None: 0 and 65535.
         network_map: (h, w) float32, the map as the network gave it, in its own input pixels; None where several tiles
@@ -66,7 +68,7 @@ class Inspection:
     image: str | None
     score: float
     verdict: Verdict
-    map: NDArray[np.float32]
+    map_source: NDArray[np.float32] | InvertedMap
     regions: list[Region]
     not_inspected: NDArray[np.bool_] | None
     timing: dict[str, float]
@@ -109,6 +111,11 @@ class Inspection:
             return f"map below its limit, strangest place in the box {box}"
         number = "1 region" if len(self.regions) == 1 else f"{len(self.regions)} regions"
         return f"{number}, the strongest in the box {box}"
+
+    @cached_property
+    def map(self) -> NDArray[np.float32]:
+        """(height, width) float32 anomaly map in pixels of the original image, computed when it is first asked for."""
+        return self.map_source.whole() if isinstance(self.map_source, InvertedMap) else self.map_source
 
     @property
     def times_limit(self) -> float | None:
@@ -474,7 +481,11 @@ class Inspector:
         Raises:
             FlawsmithError: as in `inspect`.
         """
-        return self._measured(self.prepare(image, bgr=bgr, watch=False), _Clock())
+        score, anomaly_map, not_inspected, small_map = self._measured(
+            self.prepare(image, bgr=bgr, watch=False), _Clock()
+        )
+        whole = anomaly_map.whole() if isinstance(anomaly_map, InvertedMap) else anomaly_map
+        return ScoreAndMap(score, whole, not_inspected, small_map)
 
     def raw(self, image: ImageSource, *, bgr: bool = False) -> tuple[float, NDArray[np.float32]]:
         """Returns what the network itself says, before anything is inverted or decided.
@@ -573,13 +584,17 @@ class Inspector:
         clock.lap("prepare")
         return PreparedImage(name, batch, size, clock.timing, kept, further)
 
-    def _measured(self, prepared: PreparedImage, clock: _Clock) -> ScoreAndMap:
+    def _measured(
+        self, prepared: PreparedImage, clock: _Clock
+    ) -> tuple[float, NDArray[np.float32] | InvertedMap, NDArray[np.bool_] | None, NDArray[np.float32] | None]:
+        """As `ScoreAndMap`, but the map is not computed yet where one look made it."""
         geometry, tiling, size = self.spec.geometry, self.spec.tiling, prepared.original_size
         small_map: NDArray[np.float32] | None = None
+        anomaly_map: NDArray[np.float32] | InvertedMap
         if prepared.batch is not None:
             score, small_map = self._infer(prepared.batch)
             clock.lap("infer")
-            anomaly_map = geometry.invert(small_map, size)
+            anomaly_map = geometry.inverse(small_map, size)
         else:
             assert prepared.uncut is not None and tiling is not None, "kept to be cut"
             score, anomaly_map = inspect_by_tiles(prepared.uncut, geometry, tiling, self._infer, clock.lap)
@@ -590,7 +605,7 @@ class Inspector:
             inside = geometry.valid_mask(size)
         not_inspected = None if inside is None else ~inside
         clock.lap("restore")
-        return ScoreAndMap(score, anomaly_map, not_inspected, small_map)
+        return score, anomaly_map, not_inspected, small_map
 
     def _infer(self, batch: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
         outputs = self.engine.run(batch)
@@ -628,7 +643,7 @@ class Inspector:
             image=prepared.image,
             score=score,
             verdict=verdict,
-            map=anomaly_map,
+            map_source=anomaly_map,
             regions=regions,
             not_inspected=not_inspected,
             timing=clock.timing,

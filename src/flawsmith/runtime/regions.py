@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 
+from flawsmith.runtime.geometry import InvertedMap
+
 _BAND_PIXELS = 2**22
 
 FLAW_SHARE = 0.75
@@ -101,7 +103,7 @@ def label(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int32], int]:
 
 
 def find_regions(
-    anomaly_map: NDArray[np.floating[Any]],
+    anomaly_map: NDArray[np.floating[Any]] | InvertedMap,
     limit: float,
     *,
     minimum_area: int = 1,
@@ -111,7 +113,8 @@ def find_regions(
     """Finds the 8-connected spots of ``anomaly_map > limit``, and of each the part that is the flaw.
 
     Args:
-        anomaly_map: (height, width).
+        anomaly_map: (height, width); one on its way to the pixels of the image is computed in those columns alone in
+            which there may be something.
         limit: pixels above it, not those equal to it, count.
         minimum_area: smaller spots are left out, pixels.
         mask: (height, width), False where the map is to be ignored.
@@ -131,16 +134,23 @@ def find_regions(
         >>> region.area, region.box, region.level, region.spot
         (4, (4, 1, 6, 3), 1.5, 6)
     """
-    above = anomaly_map > limit
+    if isinstance(anomaly_map, InvertedMap):
+        columns = anomaly_map.columns_above(limit)
+        if not columns.size:
+            return []
+        part = anomaly_map.columns(columns)
+    else:
+        columns, part = None, anomaly_map
+    above = part > limit
     if mask is not None:
-        above &= mask
+        above &= mask if columns is None else mask[:, columns]
     runs = _find_runs(above)
     if runs.row.size == 0:
         return []
     numbers, count = _number(runs, above.shape[1])
     index = numbers - 1
     length = runs.stop - runs.start
-    values = anomaly_map[above]
+    values = part[above]
     spot = np.bincount(index, weights=length).astype(np.int64)
     peak, peak_x, peak_y = _peaks(values, runs, index, count)
     level = np.full(count, limit, np.float64)
@@ -155,10 +165,13 @@ def find_regions(
         runs = _Runs(inside.row + top, inside.start + left, inside.stop + left)
         length = runs.stop - runs.start
         index = of_pixel[belongs][np.cumsum(length) - length]
+    if columns is not None:
+        runs = runs._replace(start=columns[runs.start], stop=columns[runs.stop - 1] + 1)
+        peak_x = columns[peak_x]
     area = np.bincount(index, weights=length).astype(np.int64)
     centre_x = np.bincount(index, weights=(runs.start + runs.stop - 1) * length / 2) / area
     centre_y = np.bincount(index, weights=runs.row * length) / area
-    left, top = np.full(count, above.shape[1]), np.full(count, above.shape[0])
+    left, top = np.full(count, anomaly_map.shape[1]), np.full(count, anomaly_map.shape[0])
     right, bottom = np.zeros(count, np.intp), np.zeros(count, np.intp)
     np.minimum.at(left, index, runs.start)
     np.maximum.at(right, index, runs.stop)
@@ -181,12 +194,15 @@ def find_regions(
 
 
 def strongest_region(
-    anomaly_map: NDArray[np.floating[Any]], *, mask: NDArray[np.bool_] | None = None, share: float = FLAW_SHARE
+    anomaly_map: NDArray[np.floating[Any]] | InvertedMap,
+    *,
+    mask: NDArray[np.bool_] | None = None,
+    share: float = FLAW_SHARE,
 ) -> Region:
     """Finds the flaw around the map's highest value, wherever that lies beside a limit.
 
     Args:
-        anomaly_map: (height, width).
+        anomaly_map: (height, width), as :func:`find_regions` takes it.
         mask: (height, width), False where the map is to be ignored; True somewhere.
         share: as :func:`find_regions` takes it.
 
@@ -194,8 +210,13 @@ def strongest_region(
         >>> strongest_region(np.array([[0.0, 0.0, 0.1, 0.4, 0.4]])).box
         (3, 0, 5, 1)
     """
-    peak = float(anomaly_map.max() if mask is None else anomaly_map[mask].max())
-    below_peak = float(np.nextafter(anomaly_map.dtype.type(peak), anomaly_map.dtype.type(-np.inf)))
+    if isinstance(anomaly_map, InvertedMap) and mask is not None:
+        anomaly_map = anomaly_map.whole()
+    if isinstance(anomaly_map, InvertedMap):
+        highest: np.floating[Any] = anomaly_map.peak()
+    else:
+        highest = (anomaly_map if mask is None else anomaly_map[mask]).max()
+    peak, below_peak = float(highest), float(np.nextafter(highest, highest.dtype.type(-np.inf)))
     level = min(below_peak, float(flaw_level(peak, _typical(anomaly_map, mask), share)))
     return find_regions(anomaly_map, level, mask=mask)[0]
 
@@ -215,13 +236,19 @@ def flaw_level(peak: Any, typical: float, share: float = FLAW_SHARE) -> Any:
     return typical + share * (peak - typical)
 
 
-def _typical(anomaly_map: NDArray[np.floating[Any]], mask: NDArray[np.bool_] | None) -> float:
+def _typical(anomaly_map: NDArray[np.floating[Any]] | InvertedMap, mask: NDArray[np.bool_] | None) -> float:
     """The map's median where it counts, of some of the pixels of a large map."""
-    step = max(1, math.isqrt(anomaly_map.size // _SAMPLED))
-    sample = anomaly_map[::step, ::step]
+    height, width = anomaly_map.shape
+    step = max(1, math.isqrt(height * width // _SAMPLED))
+    if isinstance(anomaly_map, InvertedMap):
+        sample = anomaly_map.columns(np.arange(0, width, step))[::step]
+    else:
+        sample = anomaly_map[::step, ::step]
     if mask is not None:
         inside = sample[mask[::step, ::step]]
-        sample = inside if inside.size else anomaly_map[mask]
+        if not inside.size:
+            inside = (anomaly_map.whole() if isinstance(anomaly_map, InvertedMap) else anomaly_map)[mask]
+        sample = inside
     return float(np.median(sample))
 
 
