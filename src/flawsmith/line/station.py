@@ -321,12 +321,12 @@ class Line:
 
     Attributes:
         model: in use; None: the line is not taught yet, or its model was taken away, and takes no parts.
+        is_unloaded: whether there is none because it was taken away; the line is meant to work then.
         versions: of its model.
-        shadow: the version that judges beside it; None: none does.
+        shadow: the latest shadow run; None: there was none since the line began.
 
     Raises:
         FlawsmithError: there is no model though there should be, or nothing can be written.
-        is_unloaded: whether there is none because it was taken away; the line is meant to work then.
     """
 
     def __init__(
@@ -348,10 +348,10 @@ class Line:
         self.versions = Versions(store, name, on_note=on_note)
         self.model = self._model_to_use(named, who="service")
         self.is_unloaded = False
+        self.shadow: ShadowRun | None = None
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
-        self.shadow: ShadowRun | None = None
         self._run_shadow()
 
     # Parts
