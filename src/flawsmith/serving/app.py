@@ -20,13 +20,14 @@ from starlette.exceptions import HTTPException
 
 from flawsmith import __version__
 from flawsmith.line.record import Label, Outcome, Record, Trigger
-from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError
+from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError, SwapConflictError
 from flawsmith.line.store import UnwritableError
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.inference import oip
+from flawsmith.serving.models import models
 from flawsmith.serving.requests import Guard, Problem, checked_id, image_and_fields
-from flawsmith.serving.service import Anyone, Engineer, InService, LineName, Service, allowed, refuse_error
+from flawsmith.serving.service import PROBLEMS, Anyone, Engineer, InService, LineName, Service, allowed, refuse_error
 
 _LEAST_FREE = 16 * 2**20
 _SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"BM": "image/bmp", b"GIF8": "image/gif"}
@@ -95,11 +96,7 @@ class AuditPage(BaseModel):
 Number = Annotated[int, Path(ge=1, le=2**62)]
 Cursor = Annotated[int | None, Query(ge=1, le=2**62, description="`next` of the page before")]
 Count = Annotated[int, Query(ge=1, le=1000)]
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "Refused", "content": {"application/problem+json": {}}},
-    "5XX": {"description": "Not judged", "content": {"application/problem+json": {}}},
-}
-v1 = APIRouter(prefix="/v1", dependencies=[allowed("operator")], responses=_PROBLEMS)
+v1 = APIRouter(prefix="/v1", dependencies=[allowed("operator")], responses=PROBLEMS)
 
 
 # Inspections
@@ -350,7 +347,7 @@ async def healthz() -> dict[str, str]:
 def readyz(service: InService) -> Response:
     """Whether parts can be judged and recorded."""
     missing = []
-    if any(line.model is None for line in service.site.lines.values()):
+    if any(line.is_unloaded for line in service.site.lines.values()):  # one that is not taught yet keeps no other back
         missing.append("a line has no model")
     if service.site.pictures.free_bytes() < _LEAST_FREE:
         missing.append("the disk is full")
@@ -391,7 +388,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (v1, watched, oip):
+    for router in (v1, models, watched, oip):
         app.include_router(router)
     app.add_middleware(Guard, local=service.settings.local)
     handlers: dict[type[Exception], Callable[[Any], Problem]] = {
@@ -399,6 +396,7 @@ def create_app(service: Service) -> FastAPI:
         HTTPException: lambda error: Problem(error.status_code, str(error.detail), error.headers),
         RequestValidationError: _of_validation,
         FlawsmithError: lambda error: Problem(422, str(error)),
+        SwapConflictError: lambda error: Problem(409, str(error)),
         UnwritableError: lambda _: Problem(503, "nothing can be written, so nothing was done; see the disk"),
         NoModelError: lambda _: Problem(409, "the line has no model: load one"),
         Exception: _of_defect,

@@ -14,6 +14,7 @@ from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullEr
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
 from flawsmith.line.station import Line, LoadedModel, NoModelError, PartConflictError, Site
+from flawsmith.line.store import AuditEntry
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.events import Events
@@ -43,12 +44,15 @@ class Service:
         self.budget = UploadBudget(_UPLOADS * settings.max_bytes)
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
-        self.site = Site(settings, self._recorded)
-        self.metrics.start_at_zero(self.site.lines.values())
+        self.uploading_model = asyncio.Lock()
+        self.site = Site(settings, self._recorded, self._noted)
 
     def _recorded(self, record: Record) -> None:
         self.metrics.recorded(record)
         self.events.recorded(record)
+
+    def _noted(self, entry: AuditEntry) -> None:
+        self.events.tell("model", {"line": entry.line, "who": entry.who, **entry.facts})
 
     def line(self, name: str) -> Line:
         """A line by its name.
@@ -56,9 +60,10 @@ class Service:
         Raises:
             Problem: there is none.
         """
-        if name not in self.site.lines:
-            raise Problem(404, f"there is no such line; there are {', '.join(self.site.lines)}")
-        return self.site.lines[name]
+        lines = self.site.lines
+        if name not in lines:
+            raise Problem(404, f"there is no such line; there are {', '.join(lines) or 'none'}")
+        return lines[name]
 
     def model(self, name: str) -> LoadedModel:
         """The model of a line.
@@ -193,6 +198,11 @@ InService = Annotated[Service, Depends(_service)]
 Anyone = Annotated[Caller, allowed("operator")]
 Engineer = Annotated[Caller, allowed("engineer")]
 LineName = Annotated[str, Path(max_length=64)]
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "Refused", "content": {"application/problem+json": {}}},
+    "5XX": {"description": "Not judged", "content": {"application/problem+json": {}}},
+}
+"""What every endpoint of ``/v1`` may answer, for OpenAPI."""
 
 
 def refuse_error(record: Record) -> None:
