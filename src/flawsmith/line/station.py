@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from flawsmith.line.outputs.delivery import Cursors
+from flawsmith.line.outputs.line import OnFailure, Outputs
 from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue
 from flawsmith.line.record import Record, Trigger
@@ -433,30 +435,50 @@ class Line:
         self.queue.close()
 
 
+def _both(outputs: Outputs, on_record: OnRecord) -> OnRecord:
+    def tell(record: Record) -> None:
+        outputs.recorded(record)
+        on_record(record)
+
+    return tell
+
+
 class Site:
     """All lines of a service, and the folder of what they leave behind, which one process alone may write.
 
     Args:
         settings: of the service.
         on_record: told of each record.
+        on_output_failure: told of each failed attempt of an output.
 
     Raises:
         FlawsmithError: another process uses the folder, a model cannot be loaded, or nothing can be written.
     """
 
-    def __init__(self, settings: ServiceSettings, on_record: OnRecord = lambda _: None) -> None:
+    def __init__(
+        self,
+        settings: ServiceSettings,
+        on_record: OnRecord = lambda _: None,
+        on_output_failure: OnFailure = lambda *_: None,
+    ) -> None:
         self.settings = settings
         self.lines: dict[str, Line] = {}
         self._ended = threading.Event()
         self._stack = ExitStack()
+        self.outputs = {name: Outputs(name, line) for name, line in settings.lines.items()}
         models = {name: LoadedModel.load(settings, name) for name in settings.lines}  # before anything is written
         try:
             self._stack.enter_context(exclusive_folder(settings.records))
             self.store = Store(settings.records)
             self._stack.callback(self.store.close)
             self.pictures = Pictures(settings.records / "images", settings.images)
+            cursors = Cursors(settings.records)
+            self._stack.callback(cursors.close)
             for name, model in models.items():
-                self.lines[name] = Line(name, settings, model, self.store, self.pictures, on_record)
+                outputs = self.outputs[name]
+                self.lines[name] = Line(name, settings, model, self.store, self.pictures, _both(outputs, on_record))
+                outputs.start(self.lines[name], self.store, cursors, on_output_failure)
+                self._stack.callback(outputs.close)
                 self._stack.callback(self.lines[name].close)
             hashes = {name: model.sha256 for name, model in models.items()}
             self.store.note("start", who="service", facts={"models": hashes})
@@ -483,6 +505,8 @@ class Site:
         """Judge what was taken, note the end, and give the folder back."""
         self._ended.set()
         self._sweeper.join()
+        for outputs in self.outputs.values():
+            outputs.end()
         for line in self.lines.values():
             line.close()
         with self._stack:

@@ -43,7 +43,7 @@ class Service:
         self.budget = UploadBudget(_UPLOADS * settings.max_bytes)
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
-        self.site = Site(settings, self._recorded)
+        self.site = Site(settings, self._recorded, self.metrics.output_failed)
         self.metrics.start_at_zero(self.site.lines.values())
 
     def _recorded(self, record: Record) -> None:
