@@ -85,7 +85,7 @@ def progress(description: str, total: int | None, *, show: bool) -> Iterator[Cal
 
 USER_ERROR = 2
 
-Tier = Literal["eval", "train", "benchmark", "serve"]
+Tier = Literal["eval", "train", "benchmark", "serve", "plc"]
 
 # Typer brings its own copy of click since 0.16 and uses the installed one before: the exceptions of either are
 # reached through Typer's one public subclass (BadParameter < UsageError < ClickException).

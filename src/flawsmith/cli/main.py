@@ -18,6 +18,7 @@ from flawsmith.cli import (
     evaluate,
     figure,
     methods,
+    plc,
     predict,
     reproduce,
     serve,
@@ -117,6 +118,7 @@ app.command("predict", cls=predict.PredictCommand)(predict.predict)
 app.command("serve")(serve.serve)
 app.command("watch")(watch.watch)
 app.add_typer(serve.audit, name="audit")
+app.command("plc", rich_help_panel="On the line")(plc.plc)
 app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesize)
 app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)
 app.command("reproduce", cls=reproduce.ReproduceCommand)(reproduce.reproduce)

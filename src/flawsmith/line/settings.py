@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from flawsmith.line.outputs.settings import OutputSettings, check_outputs
 from flawsmith.line.pictures import Retention
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 
@@ -62,6 +63,18 @@ class LineSettings(BaseModel):
     audit_share: float = Field(
         default=0.0, ge=0, le=1, description="share of passes and of rejects that are put before a reviewer at random"
     )
+    outputs: tuple[OutputSettings, ...] = Field(default=(), max_length=20, description="what is told of each record")
+
+    @model_validator(mode="after")
+    def _outputs_go_together(self) -> LineSettings:
+        check_outputs(self.outputs, (self.site, self.area, self.station))
+        return self
+
+    def seen_from(self, base: Path) -> LineSettings:
+        """The same with paths that are seen from a folder."""
+        outputs = tuple(output.seen_from(base) for output in self.outputs)
+        model = None if self.model is None else base / self.model
+        return self.model_copy(update={"model": model, "outputs": outputs})
 
     def place(self, name: str) -> str:
         """site/area/line/station, without what is not named."""
@@ -177,9 +190,6 @@ class ServiceSettings(BaseModel):
             if line not in lines:
                 raise FlawsmithError(f"{path}: holds no line {line}: give --line {' or '.join(lines)}")
             lines = {line: lines[line]}
-        lines = {
-            name: place if place.model is None else place.model_copy(update={"model": base / place.model})
-            for name, place in lines.items()
-        }
+        lines = {name: place.seen_from(base) for name, place in lines.items()}
         records = settings.records if "records" in overriding else base / settings.records
         return settings.model_copy(update={"lines": lines, "records": records})

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -17,12 +17,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from flawsmith.line.outputs.delivery import Cursors
+from flawsmith.line.outputs.line import Outputs
 from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import LineSettings, ServiceSettings
 from flawsmith.line.shadow import ShadowRun
-from flawsmith.line.store import AuditEntry, Store, UnwritableError
+from flawsmith.line.store import Store, UnwritableError
 from flawsmith.line.trial import try_model
 from flawsmith.line.versions import ModelFacts, ModelFiles, ShadowOrder, Version, Versions, sha256_of
 from flawsmith.pipeline.calibrate import calibrate
@@ -302,8 +304,8 @@ class NamedModel(NamedTuple):
 
 OnRecord = Callable[[Record], object]
 """Told of each record once it is on the disk; must be quick, as the writer waits for it."""
-OnNote = Callable[[AuditEntry], object]
-"""Told of what was done with models, once it is in the audit; must be quick too."""
+OnEvent = Callable[[str, Mapping[str, Any]], object]
+"""Told of what happens besides: kind and content, ready for JSON. Must be quick too."""
 
 
 class Line:
@@ -317,7 +319,9 @@ class Line:
         store: where records go.
         pictures: where images go.
         on_record: told of each record.
-        on_note: told of what is done with its models.
+        outputs: of the line, not begun yet.
+        cursors: that remember how far each output has come.
+        on_event: told of what is done with its models, and of outputs that fail.
 
     Attributes:
         model: in use; None: the line is not taught yet, or its model was taken away, and takes no parts.
@@ -337,21 +341,33 @@ class Line:
         files: ModelFiles,
         store: Store,
         pictures: Pictures,
+        outputs: Outputs,
+        cursors: Cursors,
         on_record: OnRecord = lambda _: None,
-        on_note: OnNote = lambda _: None,
+        on_event: OnEvent = lambda *_: None,
     ) -> None:
         self.name, self.settings, self._service = name, service.lines[name], service
         self._store, self._pictures, self._files, self._on_record = store, pictures, files, on_record
         self._lock = threading.Lock()
         self._changing = threading.Lock()
         self._in_work: dict[str, tuple[str, Future[Record]]] = {}
-        self.versions = Versions(store, name, on_note=on_note)
+        self.versions = Versions(
+            store, name, on_note=lambda entry: on_event("model", {"line": name, "who": entry.who, **entry.facts})
+        )
         self.model = self._model_to_use(named, who="service")
         self.is_unloaded = False
         self.shadow: ShadowRun | None = None
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
+        self.outputs = outputs
+        try:
+            outputs.start(
+                self, store, cursors, lambda line, output: on_event("output", {"line": line, "output": output})
+            )
+        except BaseException:
+            self.queue.close()
+            raise
         self._run_shadow()
 
     # Parts
@@ -421,6 +437,7 @@ class Line:
             try:
                 if shadow is not None:
                     shadow.offer(trigger, record)
+                self.outputs.recorded(record)
                 self._on_record(record)
             except Exception:  # the record stands; it must not be written again
                 log.exception("record %d was not told of", record.id)
@@ -723,11 +740,13 @@ class Line:
 
     def close(self) -> None:
         """Judge what was taken, then end; a shadow run goes on when the line is there again."""
+        self.outputs.end()
         if self.shadow is not None:
             self.shadow.stop()
         self.queue.close()
         if self.shadow is not None:
             self.shadow.join()
+        self.outputs.close()
 
 
 class Site:
@@ -736,7 +755,8 @@ class Site:
     Args:
         settings: of the service.
         on_record: told of each record.
-        on_note: told of what is done with models.
+        on_event: told of what happens besides, by kind and content: ``model`` (what is done with models), ``output`` (a
+            failed attempt).
 
     Attributes:
         settings: with the lines that were added since.
@@ -747,23 +767,27 @@ class Site:
     """
 
     def __init__(
-        self, settings: ServiceSettings, on_record: OnRecord = lambda _: None, on_note: OnNote = lambda _: None
+        self, settings: ServiceSettings, on_record: OnRecord = lambda _: None, on_event: OnEvent = lambda *_: None
     ) -> None:
-        self.settings, self._on_record, self._on_note = settings, on_record, on_note
+        self.settings, self._on_record, self.on_event = settings, on_record, on_event
         self.files = ModelFiles(settings.records / "models")
         self.lines: dict[str, Line] = {}
         self._changing = threading.Lock()
         self._ended = threading.Event()
         self._stack = ExitStack()
-        named = {name: NamedModel.look(settings, name, self.files) for name in settings.lines}  # before any writing
+        # Before anything is written.
+        named = {name: NamedModel.look(settings, name, self.files) for name in settings.lines}
+        outputs = {name: Outputs(name, line) for name, line in settings.lines.items()}
         try:
             self._stack.enter_context(exclusive_folder(settings.records))
             self.store = Store(settings.records)
             self._stack.callback(self.store.close)
             self.pictures = Pictures(settings.records / "images", settings.images)
+            self._cursors = Cursors(settings.records)
+            self._stack.callback(self._cursors.close)
             self._stack.callback(self._close_lines)
             for name, model in named.items():
-                self.lines[name] = self._line(name, settings, model)
+                self.lines[name] = self._line(name, settings, model, outputs[name])
             with self.files.lock:
                 self.files.sweep(self.store)
             hashes = {name: None if line.model is None else line.model.sha256 for name, line in self.lines.items()}
@@ -774,8 +798,9 @@ class Site:
         self._sweeper = threading.Thread(target=self._sweep, name="images", daemon=True)
         self._sweeper.start()
 
-    def _line(self, name: str, settings: ServiceSettings, named: NamedModel) -> Line:
-        return Line(name, settings, named, self.files, self.store, self.pictures, self._on_record, self._on_note)
+    def _line(self, name: str, settings: ServiceSettings, named: NamedModel, outputs: Outputs) -> Line:
+        told = self._on_record, self.on_event
+        return Line(name, settings, named, self.files, self.store, self.pictures, outputs, self._cursors, *told)
 
     def add_line(self, name: str, line: LineSettings, *, who: str = "service") -> Line:
         """Begin a line. It is there until it is removed or the service ends; records it has already are its own again.
@@ -795,7 +820,8 @@ class Site:
             if name in self.lines:
                 raise FlawsmithError(f"there is a line {name} already: give another name")
             settings = self.settings.with_line(name, line)
-            added = self._line(name, settings, NamedModel.look(settings, name, self.files))
+            outputs = Outputs(name, settings.lines[name])
+            added = self._line(name, settings, NamedModel.look(settings, name, self.files), outputs)
             try:
                 self.store.note("line", who=who, line=name, facts={"added": line.model_dump(mode="json")})
             except BaseException:
@@ -825,6 +851,8 @@ class Site:
         line.close()
 
     def _close_lines(self) -> None:
+        for line in self.lines.values():
+            line.outputs.end()
         for line in self.lines.values():
             line.close()
 
@@ -871,7 +899,7 @@ __all__ = [
     "LoadedModel",
     "NamedModel",
     "NoModelError",
-    "OnNote",
+    "OnEvent",
     "OnRecord",
     "PartConflictError",
     "Site",

@@ -104,7 +104,7 @@ class AuditEntry:
     Attributes:
         id: number of the entry.
         at: in UTC.
-        kind: limit, review, model, line, start or stop.
+        kind: limit, review, model, line, output, start or stop.
         who: name that the token stands for.
         line: the line it concerns; empty: all.
         facts: what there is to say, by kind.
@@ -314,13 +314,35 @@ class Store:
         )
         return [_record(row[0]) for row in rows]
 
+    def after(self, line: str, number: int, *, count: int) -> list[tuple[Record, str]]:
+        """Records of a line with a larger number, oldest first, each with its hash in the chain.
+
+        Args:
+            line: its name.
+            number: of a record, or 0.
+            count: at most so many.
+        """
+        rows = self._read(
+            "SELECT content, hash FROM records WHERE line = ? AND id > ? ORDER BY id LIMIT ?", (line, number, count)
+        )
+        return [(_record(content), chained) for content, chained in rows]
+
+    def count_after(self, line: str, number: int) -> int:
+        """Records of a line with a larger number."""
+        return int(self._read("SELECT count(*) FROM records WHERE line = ? AND id > ?", (line, number))[0][0])
+
+    def number_from_end(self, line: str, count: int) -> int:
+        """The number of the record of a line that has so many after it; 0: there are no more than these."""
+        rows = self._read("SELECT id FROM records WHERE line = ? ORDER BY id DESC LIMIT 1 OFFSET ?", (line, count))
+        return int(rows[0][0]) if rows else 0
+
     # Audit
 
     def note(self, kind: str, *, who: str, line: str = "", facts: Mapping[str, Any]) -> AuditEntry:
         """Write an entry of the audit.
 
         Args:
-            kind: limit, review, model, line, start or stop.
+            kind: limit, review, model, line, output, start or stop.
             who: name that the token stands for.
             line: the line it concerns; empty: all.
             facts: ready for JSON.

@@ -19,6 +19,8 @@ _PACKAGES = {
     "train": ("torch", "torchvision", "lightning", "timm", "cv2", "onnx", "onnxscript", "safetensors", "jaxtyping"),
     "benchmark": ("psutil", "tabulate", "pooch"),
     "serve": ("fastapi", "starlette", "uvicorn", "h11", "python_multipart", "prometheus_client", "watchfiles", "tomli"),
+    "mqtt": ("paho",),
+    "plc": ("pymodbus",),
 }
 """Import names of what each tier installs."""
 
@@ -57,6 +59,8 @@ _REASONS = {
     "string_too_long": "may have at most {max_length} characters",
     "enum": "must be {expected}",
     "literal_error": "must be {expected}",
+    "union_tag_invalid": "has the {discriminator} {tag!r}, and may have {expected_tags}",
+    "union_tag_not_found": "needs a {discriminator}",
     **dict.fromkeys(("list_type", "tuple_type"), "must be a list"),
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), "must hold names and values"),
     **dict.fromkeys(("string_type", "path_type"), "must be text"),

@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from flawsmith import __version__
+from flawsmith.line.outputs.delivery import OutputFacts
 from flawsmith.line.record import Label, Outcome, Record, Trigger
 from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError, SwapConflictError
 from flawsmith.line.store import UnwritableError
@@ -287,6 +288,12 @@ def set_limit(line: LineName, order: LimitOrder, service: InService, caller: Eng
     preview = place.set_limits(change, who=caller.name, reason=order.reason)
     service.events.tell("limit", {"line": place.name, "who": caller.name, "limit": preview.after.model_dump()})
     return preview
+
+
+@v1.get("/lines/{line}/outputs")
+def outputs(line: LineName, service: InService) -> list[OutputFacts]:
+    """How the outputs of a line are doing."""
+    return service.line(line).outputs.facts()
 
 
 # Reviews and audit

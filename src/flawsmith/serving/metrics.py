@@ -52,6 +52,12 @@ class Metrics:
         self._limit = Gauge("flawsmith_limit", "Limits in use", ("line", "kind"), **into)
         self._to_review = Gauge("flawsmith_review_queue", "Parts that wait for a review", ("line",), **into)
         self._reviews = Counter("flawsmith_reviews", "Reviews by label", ("line", "label"), **into)
+        self._output_failures = Counter(
+            "flawsmith_output_failures", "Failed attempts of outputs", ("line", "output"), **into
+        )
+        self._output_behind = Gauge(
+            "flawsmith_output_behind", "Records that an output has not delivered yet", ("line", "output"), **into
+        )
         self._last = Gauge(
             "flawsmith_last_inspection_timestamp_seconds", "When the latest part came in", ("line",), **into
         )
@@ -84,8 +90,12 @@ class Metrics:
         """Count a review."""
         self._reviews.labels(line, label).inc()
 
+    def output_failed(self, line: str, output: str) -> None:
+        """Count a failed attempt of an output."""
+        self._output_failures.labels(line, output).inc()
+
     def look_at(self, site: Site) -> None:
-        """Take what is read, not counted: limits, models, reviews that wait, the disk."""
+        """Take what is read, not counted: limits, models, reviews that wait, outputs, the disk."""
         self._free.set(site.pictures.free_bytes())
         for gauge in (self._model, self._limit, self._to_review, self._shadow):  # of lines and models that are no more
             gauge.clear()
@@ -93,7 +103,9 @@ class Metrics:
             self._start_at_zero(line)
             self._to_review.labels(line.name).set(site.store.count_to_review(line.name))
             self._look_at_model(line)
-
+            for output in line.outputs.facts():
+                self._output_failures.labels(line.name, output.output)
+                self._output_behind.labels(line.name, output.output).set(output.behind)
             self._look_at_shadow(line)
 
     def _look_at_shadow(self, line: Line) -> None:

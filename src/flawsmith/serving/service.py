@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Annotated, Any, TypeVar
 
@@ -14,7 +14,6 @@ from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullEr
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
 from flawsmith.line.station import Line, LoadedModel, NoModelError, PartConflictError, Site
-from flawsmith.line.store import AuditEntry
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.events import Events
@@ -45,14 +44,17 @@ class Service:
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
         self.uploading_model = asyncio.Lock()
-        self.site = Site(settings, self._recorded, self._noted)
+        self.site = Site(settings, self._recorded, self._happened)
 
     def _recorded(self, record: Record) -> None:
         self.metrics.recorded(record)
         self.events.recorded(record)
 
-    def _noted(self, entry: AuditEntry) -> None:
-        self.events.tell("model", {"line": entry.line, "who": entry.who, **entry.facts})
+    def _happened(self, kind: str, content: Mapping[str, Any]) -> None:
+        if kind == "output":
+            self.metrics.output_failed(content["line"], content["output"])
+        else:
+            self.events.tell(kind, content)
 
     def line(self, name: str) -> Line:
         """A line by its name.

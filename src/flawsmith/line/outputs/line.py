@@ -1,0 +1,184 @@
+"""The outputs of a line: opened, told of each record, and ended."""
+
+from __future__ import annotations
+
+import logging
+import ssl
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import ExitStack
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flawsmith.line.outputs.delivery import END_SECONDS, Cursors, Offline, OutputFacts, Pump, Sink
+from flawsmith.line.outputs.files import FileSink
+from flawsmith.line.outputs.settings import FileOutput, ModbusOutput, MqttOutput, OutputSettings, WebhookOutput
+from flawsmith.line.outputs.webhook import WebhookSink
+from flawsmith.line.record import Record, Trigger
+from flawsmith.line.settings import LineSettings
+from flawsmith.line.store import Store
+from flawsmith.runtime.errors import FlawsmithError, package_missing
+
+if TYPE_CHECKING:
+    from flawsmith.line.outputs.handshake import Fault, Handshake
+    from flawsmith.line.outputs.modbus import PlcServer
+    from flawsmith.line.station import Line
+
+log = logging.getLogger("flawsmith.line")
+
+OnFailure = Callable[[str, str], object]
+"""Told of the line and the output that failed."""
+
+
+class Outputs:
+    """All outputs of a line.
+
+    Args:
+        name: of the line.
+        settings: of the line.
+
+    Raises:
+        FlawsmithError: a package or a file is missing; nothing was begun.
+
+    Attributes:
+        take: takes an image when the PLC triggers: a trigger, or None where there is no image. None: there is no
+            camera; set before `start`.
+    """
+
+    def __init__(self, name: str, settings: LineSettings) -> None:
+        self._name, self._labels = name, [output.label for output in settings.outputs]
+        self.take: Callable[[], Trigger | None] | None = None
+        self._modbus = [output for output in settings.outputs if isinstance(output, ModbusOutput)]
+        self._delivered = [output for output in settings.outputs if not isinstance(output, ModbusOutput)]
+        self._sinks = [_sink(output, name, settings.place(name)) for output in self._delivered]
+        if self._modbus:
+            _import("modbus", "plc", self._modbus[0], name)
+        self._pumps: list[Pump] = []
+        self._servers: list[PlcServer] = []
+        self._line: Line | None = None
+        self._is_ending = False
+
+    def start(self, line: Line, store: Store, cursors: Cursors, on_failure: OnFailure = lambda *_: None) -> None:
+        """Begin to tell of records.
+
+        Args:
+            line: whose records; it takes no parts yet.
+            store: where they are.
+            cursors: that remember how far each output has come.
+            on_failure: told of each failed attempt.
+
+        Raises:
+            FlawsmithError: an address is taken.
+        """
+        self._line = line
+        with ExitStack() as stack:
+            stack.callback(self.close)
+            for served in self._modbus:
+                self._servers.append(self._server(served, store, partial(on_failure, self._name, served.label)))
+            for output, sink in zip(self._delivered, self._sinks, strict=True):
+                failed = partial(on_failure, self._name, output.label)
+                pump = Pump(self._name, output, sink, store, cursors, state=self.state, on_failure=failed)
+                self._pumps.append(pump)
+            stack.pop_all()
+
+    def state(self) -> Offline:
+        """Whether the line takes parts."""
+        if self._is_ending:
+            return Offline.ENDING
+        return Offline.NO_MODEL if self._line is None or self._line.model is None else Offline.ONLINE
+
+    def recorded(self, record: Record) -> None:
+        """Tell of a record; returns at once."""
+        for pump in self._pumps:
+            pump.wake()
+        for server in self._servers:
+            server.handshake.recorded(record)
+
+    def facts(self) -> list[OutputFacts]:
+        """How the outputs are doing, in the order of the settings."""
+        facts = [server.facts() for server in self._servers] + [pump.facts() for pump in self._pumps]
+        return sorted(facts, key=lambda fact: self._labels.index(fact.output))
+
+    def end(self) -> None:
+        """Say that the line takes no more parts; what was taken is still judged, and told of."""
+        self._is_ending = True
+
+    def close(self) -> None:
+        """Deliver what is left, as far as there is time, and end."""
+        self.end()
+        for pump in self._pumps:
+            pump.end()
+        end = time.monotonic() + END_SECONDS
+        for pump in self._pumps:
+            pump.join(max(0.0, end - time.monotonic()))
+        for server in self._servers:
+            server.close()
+        self._pumps, self._servers = [], []
+
+    def _server(self, output: ModbusOutput, store: Store, failed: Callable[[], object]) -> PlcServer:
+        from flawsmith.line.outputs.handshake import Handshake
+        from flawsmith.line.outputs.modbus import PlcServer
+
+        line = self._line
+        assert line is not None, "started"
+
+        def new_handshake(on_fault: Callable[[Fault], object]) -> Handshake:
+            return Handshake(
+                None if self.take is None else self._acquire,
+                state=self.state,
+                has_room=lambda: len(line.queue) < line.queue.capacity,
+                capacity=output.buffer,
+                first=store.number_from_end(self._name, 0),  # goes on rising over restarts
+                on_fault=on_fault,
+            )
+
+        return PlcServer(output, new_handshake, failed)
+
+    def _acquire(self, part_id: str | None) -> Future[Record]:
+        """Take an image; without one the trigger ends in the record of an error all the same."""
+        assert self.take is not None and self._line is not None, "or the PLC could not trigger"
+        trigger: Trigger | None = None
+        try:
+            trigger = self.take()
+        except Exception:
+            log.exception("line %s: the camera gave no image", self._name)
+        if trigger is None:
+            trigger = Trigger(self._name, b"", source="plc")
+        if part_id is not None:
+            trigger = replace(trigger, part_id=part_id)
+        return self._line.submit(trigger)[0]
+
+
+def _sink(output: OutputSettings, line: str, place: str) -> Sink:
+    """Raises a FlawsmithError where a package or a certificate is missing."""
+    if isinstance(output, WebhookOutput):
+        return WebhookSink(output, _trust(output.ca_file) if output.url.startswith("https:") else None)
+    if isinstance(output, MqttOutput):
+        _import("mqtt", "mqtt", output, line)
+        from flawsmith.line.outputs.mqtt import MqttSink
+
+        return MqttSink(output, place, _trust(output.ca_file) if output.tls else None)
+    assert isinstance(output, FileOutput), "a PLC is served, not delivered to"
+    return FileSink(output, line)
+
+
+def _trust(ca_file: Path | None) -> ssl.SSLContext:
+    try:
+        return ssl.create_default_context(cafile=ca_file)
+    except (OSError, ssl.SSLError) as error:
+        reason = error.strerror if not isinstance(error, ssl.SSLError) else "it holds no certificate in PEM"
+        raise FlawsmithError(f"{ca_file}: cannot be used as ca_file ({reason})") from None
+
+
+def _import(module: str, extra: str, output: OutputSettings, line: str) -> None:
+    try:
+        import_module(f"flawsmith.line.outputs.{module}")
+    except ModuleNotFoundError as error:
+        missing = package_missing(error, f"output {output.label} of line {line}", extra)
+        if missing is None:
+            raise
+        raise FlawsmithError(missing) from None
