@@ -121,6 +121,10 @@ class Record(BaseModel):
     model_sha256: str | None = Field(default=None, description="SHA-256 of the model file")
     software: str = Field(default=__version__, description="version of Flawsmith")
     timing: dict[str, float] = Field(default_factory=dict, description="milliseconds by step; wait: in the queue")
+    statistics: dict[str, float] | None = Field(
+        default=None,
+        description="of the image as the network saw it: brightness, contrast, sharpness, saturation, each of 0..1",
+    )
     inclusion: float | None = Field(
         default=None,
         description="probability with which such a part is put before a reviewer; None: this one was not drawn",

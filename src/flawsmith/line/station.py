@@ -14,8 +14,11 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from flawsmith.calibration.drift import image_statistics
+from flawsmith.line.drift import DriftMonitor, OnAlarm
 from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue
 from flawsmith.line.record import Record, Trigger
@@ -25,7 +28,7 @@ from flawsmith.pipeline.calibrate import calibrate
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.inspector import Inspection, Inspector
+from flawsmith.runtime.inspector import Inspection, Inspector, PreparedImage
 from flawsmith.runtime.outputs import exclusive_folder
 
 SWEEP_SECONDS = 600.0
@@ -152,6 +155,30 @@ class LoadedModel:
     def with_limits(self, decision: Decision) -> LoadedModel:
         """The same model with other limits."""
         return replace(self, inspector=self.inspector.with_limits(decision))
+
+    def statistics(self, prepared: PreparedImage) -> dict[str, float]:
+        """Brightness and the like of what the network sees; of an image that is cut into tiles, of a thinned one."""
+        if prepared.batch is not None:
+            geometry = self.bundle.spec.geometry
+            deviation, mean = (np.array(values, np.float32)[:, None, None] for values in (geometry.std, geometry.mean))
+            return image_statistics(prepared.batch[0] * deviation + mean)
+        assert prepared.uncut is not None, "kept to be cut"
+        step = max(1, -(-max(prepared.uncut.shape[:2]) // 512))
+        thinned = prepared.uncut[::step, ::step].transpose(2, 0, 1)
+        return image_statistics(thinned / np.float32(np.iinfo(thinned.dtype).max))
+
+    @property
+    def reference_scores(self) -> NDArray[np.float64]:
+        """Numbers that decide of the good images behind the limit, below it: what parts are compared with for drift.
+
+        Empty where the model learned from them, or other models than this one gave them.
+        """
+        decision = self.decision
+        if not decision.held_out or decision.cross_fitted is not None:
+            return np.zeros(0)
+        name = "good_levels" if decision.by_regions else "good"
+        good = np.asarray(self._basis().calibration.get(name, np.zeros(0)), np.float64).ravel()
+        return good[good < decision.deciding_limit]
 
     def record(self, trigger: Trigger, inspection: Inspection, wait: float) -> Record:
         """The record of a part that was judged; ``wait`` in milliseconds."""
@@ -439,12 +466,15 @@ class Site:
     Args:
         settings: of the service.
         on_record: told of each record.
+        on_drift: told of each alarm of drift, in a thread of its own.
 
     Raises:
         FlawsmithError: another process uses the folder, a model cannot be loaded, or nothing can be written.
     """
 
-    def __init__(self, settings: ServiceSettings, on_record: OnRecord = lambda _: None) -> None:
+    def __init__(
+        self, settings: ServiceSettings, on_record: OnRecord = lambda _: None, on_drift: OnAlarm = lambda _: None
+    ) -> None:
         self.settings = settings
         self.lines: dict[str, Line] = {}
         self._ended = threading.Event()
@@ -460,6 +490,8 @@ class Site:
                 self._stack.callback(self.lines[name].close)
             hashes = {name: model.sha256 for name, model in models.items()}
             self.store.note("start", who="service", facts={"models": hashes})
+            self.drift = DriftMonitor(lambda: self.lines, self.store, on_drift)
+            self.drift.start()
         except BaseException:
             self._stack.close()
             raise
@@ -483,6 +515,7 @@ class Site:
         """Judge what was taken, note the end, and give the folder back."""
         self._ended.set()
         self._sweeper.join()
+        self.drift.close()
         for line in self.lines.values():
             line.close()
         with self._stack:

@@ -19,6 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from flawsmith import __version__
+from flawsmith.line.drift import DriftFacts, Reference
 from flawsmith.line.record import Label, Outcome, Record, Trigger
 from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError
 from flawsmith.line.store import UnwritableError
@@ -71,6 +72,19 @@ class ReviewOrder(BaseModel):
 
     label: Label
     comment: str = Field(default="", max_length=1000)
+
+
+class AcknowledgeOrder(BaseModel):
+    """What a person says who knows of a drift."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(min_length=3, max_length=1000, description="stands in the audit")
+    reference: Reference = Field(
+        default="line",
+        description="what the parts to come are compared with: line, each other alone, or calibration, the good images "
+        "behind the limit too",
+    )
 
 
 class AuditFacts(BaseModel):
@@ -292,6 +306,25 @@ def set_limit(line: LineName, order: LimitOrder, service: InService, caller: Eng
     return preview
 
 
+# Drift
+
+
+@v1.get("/lines/{line}/drift")
+def drift(line: LineName, service: InService) -> DriftFacts:
+    """Whether parts still are as they were; if not, since when, and what moved."""
+    return service.site.drift.facts(service.line(line))
+
+
+@v1.post("/lines/{line}/drift/acknowledge")
+def acknowledge_drift(line: LineName, order: AcknowledgeOrder, service: InService, caller: Anyone) -> DriftFacts:
+    """Begin the test of drift anew, with a reason."""
+    place = service.line(line)
+    service.model(line)
+    service.site.drift.acknowledge(place, who=caller.name, reason=order.reason, reference=order.reference)
+    service.events.tell("drift", {"line": place.name, "acknowledged": order.reason, "who": caller.name})
+    return service.site.drift.facts(place)
+
+
 # Reviews and audit
 
 
@@ -328,7 +361,7 @@ def audit(service: InService, kind: str | None = None, cursor: Cursor = None, li
 
 @v1.get("/events", response_class=StreamingResponse)
 async def events(service: InService, last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
-    """Inspections, limits, reviews, models as they come: server-sent events. Last-Event-ID repeats what was missed."""
+    """Inspections, limits, reviews, models, drift as they come (SSE). Last-Event-ID repeats what was missed."""
     if service.events.is_full:
         raise Problem(503, "as many look on as may", {"Retry-After": "10"})
     last = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19 else None

@@ -57,6 +57,9 @@ class Metrics:
             "flawsmith_last_inspection_timestamp_seconds", "When the latest part came in", ("line",), **into
         )
         self._model = Gauge("flawsmith_model_info", "The model in use: 1", ("line", "model", "sha256"), **into)
+        self._drift = Gauge(
+            "flawsmith_drift_evidence", "Evidence that scores drift; at 1000 there is an alarm", ("line",), **into
+        )
         self._free = Gauge("flawsmith_disk_free_bytes", "Free bytes on the disk of records and images", **into)
 
     def recorded(self, record: Record) -> None:
@@ -88,6 +91,9 @@ class Metrics:
         self._model.clear()
         for line in site.lines.values():
             self._to_review.labels(line.name).set(site.store.count_to_review(line.name))
+            evidence = site.drift.evidence(line.name)
+            if evidence is not None:
+                self._drift.labels(line.name).set(evidence)
             self._look_at_model(line)
 
     def _look_at_model(self, line: Line) -> None:

@@ -10,6 +10,7 @@ from typing import Annotated, Any, TypeVar
 from fastapi import Depends, Path, Request
 from starlette.concurrency import run_in_threadpool
 
+from flawsmith.line.drift import DriftAlarm
 from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullError
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
@@ -43,12 +44,15 @@ class Service:
         self.budget = UploadBudget(_UPLOADS * settings.max_bytes)
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
-        self.site = Site(settings, self._recorded)
+        self.site = Site(settings, self._recorded, self._drifted)
         self.metrics.start_at_zero(self.site.lines.values())
 
     def _recorded(self, record: Record) -> None:
         self.metrics.recorded(record)
         self.events.recorded(record)
+
+    def _drifted(self, alarm: DriftAlarm) -> None:
+        self.events.tell("drift", {**alarm.model_dump(mode="json"), "says": alarm.words})
 
     def line(self, name: str) -> Line:
         """A line by its name.
