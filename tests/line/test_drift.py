@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tests.line.conftest import picture
 
-from flawsmith.line.drift import DriftAlarm, tie_of
+from flawsmith.line.drift import tie_of
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.station import LimitChange, Site
 from flawsmith.line.store import FILE, Store
@@ -50,8 +50,8 @@ def catch_up(site: Site) -> Any:
 
 
 def test_alarm_says_since_when_and_what_moved_and_is_told_once(new_site: Any) -> None:
-    told: list[DriftAlarm] = []
-    site = new_site(on_drift=told.append)
+    told: list[dict[str, Any]] = []
+    site = new_site(on_event=lambda kind, content: told.append({"kind": kind, **content}))
     fill(site, scores(1, 300))
     calm = catch_up(site)
     odd = fill(site, scores(2, 60, low=0.5), brightness=0.455)
@@ -64,7 +64,7 @@ def test_alarm_says_since_when_and_what_moved_and_is_told_once(new_site: Any) ->
     assert (facts.state, alarm.direction, alarm.moved) == ("alarm", "higher", ("brightness -9 %",))
     assert abs(alarm.since_record - odd[0].id) <= 5
     assert alarm.since_record <= alarm.first_odd[0] <= alarm.record <= odd[-1].id
-    assert told == [alarm]
+    assert told == [{"kind": "drift", **alarm.model_dump(mode="json"), "says": alarm.words}]
     entries = site.store.entries(line="bolt", kind="drift")
     assert [entry.facts["event"] for entry in entries] == ["alarm", "begin"]
     assert "brightness -9 %" in facts.says
@@ -73,8 +73,8 @@ def test_alarm_says_since_when_and_what_moved_and_is_told_once(new_site: Any) ->
 
 
 def test_thread_finds_an_alarm_that_nobody_asks_for(new_site: Any) -> None:
-    told: list[DriftAlarm] = []
-    site = new_site(on_drift=told.append)
+    told: list[dict[str, Any]] = []
+    site = new_site(on_event=lambda kind, content: told.append({"kind": kind, **content}))
     site.drift.facts(site.lines["bolt"])
     fill(site, scores(1, 200) + scores(2, 100, low=0.55))
 
@@ -82,17 +82,17 @@ def test_thread_finds_an_alarm_that_nobody_asks_for(new_site: Any) -> None:
     while not told and time.monotonic() < end:
         time.sleep(0.05)
 
-    assert [alarm.direction for alarm in told] == ["higher"]
+    assert [alarm["direction"] for alarm in told] == ["higher"]
 
 
 def test_evidence_and_alarm_are_the_same_after_a_restart_and_the_alarm_is_not_told_again(new_site: Any) -> None:
-    told: list[DriftAlarm] = []
-    first = new_site(on_drift=told.append)
+    told: list[dict[str, Any]] = []
+    first = new_site(on_event=lambda kind, content: told.append({"kind": kind, **content}))
     fill(first, scores(1, 200) + scores(2, 80, low=0.52))
     before = catch_up(first)
     first.close()
 
-    second = new_site(on_drift=told.append)
+    second = new_site(on_event=lambda kind, content: told.append({"kind": kind, **content}))
     after = catch_up(second)
 
     assert after == before

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from flawsmith.line.cameras import CameraSettings
 from flawsmith.line.pictures import Retention
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 
@@ -60,6 +61,15 @@ class LineSettings(BaseModel):
     audit_share: float = Field(
         default=0.0, ge=0, le=1, description="share of passes and of rejects that are put before a reviewer at random"
     )
+
+    camera: CameraSettings | None = Field(default=None, description="takes the pictures; none: they are sent")
+
+    def seen_from(self, base: Path) -> LineSettings:
+        """The same with paths that begin in a folder."""
+        camera = self.camera
+        if camera is not None and camera.path is not None:
+            camera = camera.model_copy(update={"path": base / camera.path})
+        return self.model_copy(update={"model": base / self.model, "camera": camera})
 
     def place(self, name: str) -> str:
         """site/area/line/station, without what is not named."""
@@ -157,6 +167,6 @@ class ServiceSettings(BaseModel):
             if line not in lines:
                 raise FlawsmithError(f"{path}: holds no line {line}: give --line {' or '.join(lines)}")
             lines = {line: lines[line]}
-        lines = {name: place.model_copy(update={"model": base / place.model}) for name, place in lines.items()}
+        lines = {name: place.seen_from(base) for name, place in lines.items()}
         records = settings.records if "records" in overriding else base / settings.records
         return settings.model_copy(update={"lines": lines, "records": records})

@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.calibration.drift import image_statistics
-from flawsmith.line.drift import DriftMonitor, OnAlarm
+from flawsmith.line.capture import Capture, OnEvent
+from flawsmith.line.drift import DriftMonitor
 from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue
-from flawsmith.line.record import Record, Trigger
+from flawsmith.line.record import ErrorKind, Record, Trigger
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.store import Store, UnwritableError
 from flawsmith.pipeline.calibrate import calibrate
@@ -45,6 +46,10 @@ class PartConflictError(Exception):
 
 class NoModelError(Exception):
     """The line has no model: it was unloaded."""
+
+
+class NoCameraError(Exception):
+    """The line has no camera: pictures are sent to it."""
 
 
 class LimitChange(BaseModel):
@@ -286,6 +291,10 @@ class Line:
         store: where records go.
         pictures: where images go.
         on_record: told of each record.
+        on_event: told of what its camera does.
+
+    Attributes:
+        camera: that takes its pictures; None: they are sent.
     """
 
     def __init__(
@@ -296,6 +305,7 @@ class Line:
         store: Store,
         pictures: Pictures,
         on_record: OnRecord = lambda _: None,
+        on_event: OnEvent = lambda *_: None,
     ) -> None:
         self.name, self.settings, self._service = name, service.lines[name], service
         self._store, self._pictures, self._on_record = store, pictures, on_record
@@ -306,6 +316,12 @@ class Line:
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
+        camera = self.settings.camera
+        try:
+            self.camera = None if camera is None else Capture(self, camera, store, on_event)
+        except BaseException:
+            self.queue.close()
+            raise
 
     # Parts
 
@@ -340,6 +356,39 @@ class Line:
                 raise PartConflictError
         future.add_done_callback(lambda done: self._forget(trigger, done))
         return future, True
+
+    def trigger(self, part_id: str | None = None, lot_id: str | None = None) -> Future[Record]:
+        """Take a picture now and have it judged; returns at once.
+
+        Args:
+            part_id, lot_id: as the line calls part and lot.
+
+        Returns:
+            The promise of its record; what goes wrong ends in one too, of an error.
+
+        Raises:
+            NoCameraError: the line has no camera.
+            QueueClosedError: the line is ending.
+        """
+        if self.camera is None:
+            raise NoCameraError
+        return self.camera.trigger(part_id, lot_id)
+
+    def write_error(self, trigger: Trigger, kind: ErrorKind, error: str) -> Record:
+        """Write the record of a trigger that was not judged.
+
+        Args:
+            trigger: what came, whose image may be empty.
+            kind: whose fault it is.
+            error: one line that says why, and what to do.
+
+        Raises:
+            UnwritableError: it cannot be written.
+        """
+        model = self.model
+        facts = {} if model is None else {"product": model.product, "model_sha256": model.sha256}
+        record = Record.of_error(trigger, kind, error, station=self.settings.place(self.name), **facts)
+        return self._commit([(trigger, record)])[0]
 
     def _forget(self, trigger: Trigger, done: Future[Record]) -> None:
         """The part is no longer in work; the store knows it now."""
@@ -457,6 +506,8 @@ class Line:
 
     def close(self) -> None:
         """Judge what was taken, then end."""
+        if self.camera is not None:
+            self.camera.close()
         self.queue.close()
 
 
@@ -466,16 +517,17 @@ class Site:
     Args:
         settings: of the service.
         on_record: told of each record.
-        on_drift: told of each alarm of drift, in a thread of its own.
+        on_event: told of what happens besides, by kind and content: ``drift`` (an alarm), ``camera`` (its state),
+            ``dropped`` (a picture that came too fast).
 
     Raises:
         FlawsmithError: another process uses the folder, a model cannot be loaded, or nothing can be written.
     """
 
     def __init__(
-        self, settings: ServiceSettings, on_record: OnRecord = lambda _: None, on_drift: OnAlarm = lambda _: None
+        self, settings: ServiceSettings, on_record: OnRecord = lambda _: None, on_event: OnEvent = lambda *_: None
     ) -> None:
-        self.settings = settings
+        self.settings, self.on_event = settings, on_event
         self.lines: dict[str, Line] = {}
         self._ended = threading.Event()
         self._stack = ExitStack()
@@ -486,11 +538,15 @@ class Site:
             self._stack.callback(self.store.close)
             self.pictures = Pictures(settings.records / "images", settings.images)
             for name, model in models.items():
-                self.lines[name] = Line(name, settings, model, self.store, self.pictures, on_record)
+                self.lines[name] = Line(name, settings, model, self.store, self.pictures, on_record, on_event)
                 self._stack.callback(self.lines[name].close)
             hashes = {name: model.sha256 for name, model in models.items()}
             self.store.note("start", who="service", facts={"models": hashes})
-            self.drift = DriftMonitor(lambda: self.lines, self.store, on_drift)
+            self.drift = DriftMonitor(
+                lambda: self.lines,
+                self.store,
+                lambda alarm: on_event("drift", {**alarm.model_dump(mode="json"), "says": alarm.words}),
+            )
             self.drift.start()
         except BaseException:
             self._stack.close()
@@ -540,6 +596,7 @@ __all__ = [
     "LimitPreview",
     "Line",
     "LoadedModel",
+    "NoCameraError",
     "NoModelError",
     "OnRecord",
     "PartConflictError",

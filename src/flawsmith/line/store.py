@@ -90,7 +90,7 @@ class AuditEntry:
     Attributes:
         id: number of the entry.
         at: in UTC.
-        kind: limit, review, model, drift, start or stop.
+        kind: limit, review, model, drift, camera, start or stop.
         who: name that the token stands for.
         line: the line it concerns; empty: all.
         facts: what there is to say, by kind.
@@ -306,7 +306,7 @@ class Store:
         """Write an entry of the audit.
 
         Args:
-            kind: limit, review, model, drift, start or stop.
+            kind: limit, review, model, drift, camera, start or stop.
             who: name that the token stands for.
             line: the line it concerns; empty: all.
             facts: ready for JSON.

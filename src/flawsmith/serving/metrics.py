@@ -44,7 +44,10 @@ class Metrics:
             **into,
         )
         self._dropped = Counter(
-            "flawsmith_frames_dropped", "Parts that were refused and have no record", ("line", "reason"), **into
+            "flawsmith_frames_dropped",
+            "Parts that were refused, or pictures that came too fast",
+            ("line", "reason"),
+            **into,
         )
         self._errors = Counter("flawsmith_errors", "Parts not judged, or not in time", ("line", "kind"), **into)
         self._score = Histogram(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Annotated, Any, TypeVar
 
 from fastapi import Depends, Path, Request
 from starlette.concurrency import run_in_threadpool
 
-from flawsmith.line.drift import DriftAlarm
 from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullError
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
-from flawsmith.line.station import Line, LoadedModel, NoModelError, PartConflictError, Site
+from flawsmith.line.station import Line, LoadedModel, NoCameraError, NoModelError, PartConflictError, Site
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.events import Events
@@ -44,15 +43,18 @@ class Service:
         self.budget = UploadBudget(_UPLOADS * settings.max_bytes)
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
-        self.site = Site(settings, self._recorded, self._drifted)
+        self.site = Site(settings, self._recorded, self._happened)
         self.metrics.start_at_zero(self.site.lines.values())
 
     def _recorded(self, record: Record) -> None:
         self.metrics.recorded(record)
         self.events.recorded(record)
 
-    def _drifted(self, alarm: DriftAlarm) -> None:
-        self.events.tell("drift", {**alarm.model_dump(mode="json"), "says": alarm.words})
+    def _happened(self, kind: str, content: Mapping[str, Any]) -> None:
+        if kind == "dropped":
+            self.metrics.dropped(content["line"], content["reason"])
+        else:
+            self.events.tell(kind, content)
 
     def line(self, name: str) -> Line:
         """A line by its name.
@@ -163,6 +165,20 @@ class Service:
         except PartConflictError:
             raise Problem(409, f"part {trigger.part_id} was judged by another image") from None
 
+    async def triggered(self, line: Line, part_id: str | None, lot_id: str | None) -> Record:
+        """Take a picture with a line's camera, have it judged, and wait for the record.
+
+        Raises:
+            Problem: there is no camera, or no answer in time.
+        """
+        try:
+            future = await run_in_threadpool(line.trigger, part_id, lot_id)
+        except NoCameraError:
+            raise Problem(404, "the line has no camera: send it pictures") from None
+        except QueueClosedError:
+            raise Problem(503, "the service is ending", {"Retry-After": "10"}) from None
+        return await self._answer(line, future)
+
     async def _answer(self, line: Line, future: Future[Record]) -> Record:
         seconds = self.settings.answer_seconds
         try:
@@ -202,5 +218,5 @@ LineName = Annotated[str, Path(max_length=64)]
 def refuse_error(record: Record) -> None:
     """Raises a Problem where a part was not judged; its record says so too, and counts as a reject."""
     if record.verdict == "error":
-        status = 422 if record.error_kind == "image" else 500
+        status = {"image": 422, "camera": 503, "dropped": 503}.get(record.error_kind or "", 500)
         raise Problem(status, record.error or "not judged", verdict="error", inspection=record.id)
