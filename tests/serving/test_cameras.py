@@ -41,7 +41,7 @@ def test_picture_is_taken_judged_and_shown_on_request(new_service: Any, folder: 
     facts = running.call("GET", f"{LINE}/camera").json
     assert (facts["state"], facts["triggers"]) == ("running", 2)
     assert "2 images" in facts["diagnosis"]
-    assert running.call("POST", f"{LINE}/trigger", Part_Id="x" * 200).status == 422
+    assert running.call("POST", f"{LINE}/trigger", Part_Id="x" * 200).status == 400
 
 
 def test_paused_camera_refuses_with_a_record_and_says_why(new_service: Any, folder: Path) -> None:
@@ -71,6 +71,7 @@ def test_pictures_that_come_too_fast_are_counted(new_service: Any, folder: Path)
     while running.call("GET", f"{LINE}/camera").json["dropped"] < 3:
         assert time.monotonic() < end
     running.call("POST", f"{LINE}/camera/pause", {"paused": True, "reason": "enough"})
+    assert running.call("POST", f"{LINE}/trigger").status == 503  # served after all that came before
 
     text = running.call("GET", "/metrics").body.decode()
     dropped = running.call("GET", f"{LINE}/camera").json["dropped"]
