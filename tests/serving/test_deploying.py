@@ -11,6 +11,7 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tests.conftest import PROJECT
@@ -125,3 +126,21 @@ def test_systemd_is_told_when_parts_are_taken_and_again_and_again(brightness_mod
 
     assert sorted(messages[:3]) == [b"READY=1", b"WATCHDOG=1", b"WATCHDOG=1"]
     assert messages[-1] == b"STOPPING=1"
+
+
+def test_service_behind_a_proxy_answers_to_its_name_and_asks_for_tokens(new_service: Any) -> None:
+    token = "operator-0123456789"
+    with pytest.raises(ValueError, match="tokens"):
+        new_service(host="127.0.0.2")
+    running = new_service(host="127.0.0.2", tokens=[{"name": "plc", "role": "operator", "token": token}])
+    order = {"reason": "new lamp"}
+    path = "/v1/lines/bolt/drift/acknowledge"
+    host = "inspection.plant.example"
+
+    answers = [
+        running.call("POST", path, order, token=token, Host=host, Origin=f"https://{host}"),
+        running.call("POST", path, order, token=token, Host=host, Origin="https://elsewhere.example"),
+        running.call("POST", path, order, Host=host),
+    ]
+
+    assert [answer.status for answer in answers] == [200, 403, 401]
