@@ -87,13 +87,13 @@ def new_site(brightness_model: Path, tmp_path: Path) -> Iterator[Callable[..., S
     """Opens a site with the line ``bolt``; those still open are closed."""
     sites: list[Site] = []
 
-    def open_site(on_record: Any = lambda _: None, **line: Any) -> Site:
+    def open_site(on_record: Any = lambda _: None, on_event: Any = lambda *_: None, **line: Any) -> Site:
         values = {
             "records": tmp_path / "records",
             "images": {"keep_free": 0},
             "lines": {"bolt": {"model": brightness_model, "threads": 1, **line}},
         }
-        sites.append(Site(ServiceSettings.model_validate(values), on_record))
+        sites.append(Site(ServiceSettings.model_validate(values), on_record, on_event))
         return sites[-1]
 
     yield open_site

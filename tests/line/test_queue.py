@@ -38,6 +38,9 @@ class StandIn:
             raise self.errors[image]
         return image
 
+    def statistics(self, prepared: bytes) -> None:
+        return None
+
     def inspect_prepared(self, prepared: bytes) -> bytes:
         return prepared
 

@@ -121,6 +121,11 @@ def guarded(new_service: Any) -> Any:
         ("POST", f"/v1/lines/bolt/models/{'0' * 64}/activate", {"reason": "none"}),
         ("DELETE", f"/v1/lines/bolt/models/{'0' * 64}/shadow", None),
         ("POST", "/v1/lines/bolt/models/rollback", {"reason": "none"}),
+        ("GET", "/v1/lines/bolt/drift", None),
+        ("POST", "/v1/lines/bolt/trigger", None),
+        ("GET", "/v1/lines/bolt/camera/picture", None),
+        ("POST", "/v1/lines/bolt/camera/pause", {"paused": True, "reason": "cleaning"}),
+        ("POST", "/v1/lines/bolt/drift/acknowledge", {"reason": "new lamp"}),
         ("GET", "/v1/audit", None),
         ("GET", "/v1/events", None),
         ("GET", "/metrics", None),
@@ -192,3 +197,31 @@ def test_settings_that_are_wrong_are_named(tmp_path: Any, text: str, reason: str
 
     with pytest.raises(FlawsmithError, match=re.escape(reason)):
         ServiceSettings.load(tmp_path / "LINES.toml")
+
+
+def test_drift_is_told_shown_measured_and_acknowledged(new_service: Any) -> None:
+    running = new_service()
+    told: list[Any] = []
+    running.service.events.tell = lambda kind, content, number=None: told.append((kind, content))
+    for number in range(70):
+        running.judge(picture(60 + 13 * number % 35), f"N-{number}")  # scores as those of the good images
+    calm = running.call("GET", "/v1/lines/bolt/drift").json
+    for number in range(60):
+        running.judge(picture(120 + number % 25), f"O-{number}")
+
+    alarmed = running.call("GET", "/v1/lines/bolt/drift").json
+    evidence = running.call("GET", "/metrics").body.decode()
+    refused = running.call("POST", "/v1/lines/bolt/drift/acknowledge", {"reason": ""})
+    done = running.call("POST", "/v1/lines/bolt/drift/acknowledge", {"reason": "new lamp"}).json
+
+    assert (calm["state"], calm["parts"]) == ("calm", 70)
+    assert (alarmed["state"], alarmed["alarm"]["direction"]) == ("alarm", "higher")
+    assert abs(alarmed["alarm"]["since_record"] - 71) <= 8
+    assert float(re.search(r'flawsmith_drift_evidence{line="bolt"} (\S+)', evidence)[1]) >= 1000  # type: ignore[index]
+    assert (refused.status, done["state"], done["parts"], done["reference"]) == (422, "calm", 0, "line")
+    assert [content.get("acknowledged", content.get("direction")) for kind, content in told if kind == "drift"] == [
+        "higher",
+        "new lamp",
+    ]
+    kinds = [entry["facts"]["event"] for entry in running.call("GET", "/v1/audit?kind=drift").json["items"]]
+    assert kinds == ["begin", "alarm", "begin"]

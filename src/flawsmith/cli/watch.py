@@ -50,6 +50,8 @@ def watch(
         log_to_stderr()
         policy = check_policy(ready, then, settle)
         settings = ServiceSettings.load(model, records=out, line=line)
+        place_settings = settings.lines[line].model_copy(update={"camera": None})  # the folder takes its place
+        settings = settings.model_copy(update={"lines": {line: place_settings}})
         check_folder(folder, settings.records)  # before anything is written
         stop = threading.Event()
         with Site(settings) as site:

@@ -27,6 +27,9 @@ class Judge(Protocol):
     @property
     def inspector(self) -> Inspector: ...
 
+    def statistics(self, prepared: PreparedImage) -> dict[str, float] | None:
+        """Facts about an image that its record holds; None: none."""
+
     def record(self, trigger: Trigger, inspection: Inspection, wait: float) -> Record:
         """The record of a part that was judged; ``wait`` is in milliseconds."""
 
@@ -59,8 +62,13 @@ class _Job:
     trigger: Trigger
     judge: Judge
     answer: Future[Record] = field(default_factory=Future)
-    prepared: Future[PreparedImage] | None = None
+    prepared: Future[tuple[PreparedImage, dict[str, float] | None]] | None = None
     record: Record | None = None
+
+
+def _prepare(job: _Job) -> tuple[PreparedImage, dict[str, float] | None]:
+    prepared = job.judge.inspector.prepare(job.trigger.image)
+    return prepared, job.judge.statistics(prepared)
 
 
 class InspectionQueue:
@@ -139,7 +147,7 @@ class InspectionQueue:
         """Hand waiting images to the decoders, as far as there is room; the lock is held."""
         while self._waiting and len(self._decoding) < self._ahead:
             job = self._waiting.popleft()
-            job.prepared = self._pool.submit(job.judge.inspector.prepare, job.trigger.image)
+            job.prepared = self._pool.submit(_prepare, job)
             self._decoding.append(job)
 
     def _infer_all(self) -> None:
@@ -162,10 +170,11 @@ class InspectionQueue:
         assert job.prepared is not None, "handed to the decoders"
         decoded = False
         try:
-            prepared = job.prepared.result()
+            prepared, statistics = job.prepared.result()
             job.prepared, decoded = None, True
             wait = 1000 * (time.monotonic() - job.trigger.clock)
-            return job.judge.record(job.trigger, job.judge.inspector.inspect_prepared(prepared), wait)
+            record = job.judge.record(job.trigger, job.judge.inspector.inspect_prepared(prepared), wait)
+            return record.model_copy(update={"statistics": statistics})
         except Exception as error:  # whatever goes wrong, the part has a record
             if job.trigger.provisional and not decoded:
                 return None

@@ -17,10 +17,12 @@ from flawsmith.runtime.regions import Region
 
 Outcome = Literal["pass", "review", "reject", "error"]
 """How a trigger ends; anything but a pass is to be treated as a reject until someone has looked."""
-ErrorKind = Literal["image", "model", "internal"]
-"""image: it cannot be read, now or later. model: the network could not be computed. internal: a defect of Flawsmith."""
-Source = Literal["http", "inference", "watch", "plc"]
-"""Where triggers come from: ``/v1``, the Open Inference Protocol, a watched folder, a PLC (with no image)."""
+ErrorKind = Literal["image", "model", "internal", "camera", "dropped"]
+"""image: it cannot be read, now or later. model: the network could not be computed. internal: a defect of Flawsmith.
+camera: it gave no picture, or the line was paused. dropped: pictures came faster than they could be judged."""
+Source = Literal["http", "inference", "watch", "camera", "plc"]
+"""Where triggers come from: ``/v1``, the Open Inference Protocol, a watched folder, the line's camera, a PLC (with no
+image)."""
 Label = Literal["good", "flawed", "unclear"]
 """What a person says who has looked at the part."""
 
@@ -102,11 +104,11 @@ class Record(BaseModel):
     product: str = Field(default="", description="what the model learned to know")
     part_id: str | None = Field(default=None, description="as the line calls the part")
     lot_id: str | None = Field(default=None, description="as the line calls the lot")
-    source: Source = Field(description="http, inference (Open Inference Protocol), watch or plc")
+    source: Source = Field(description="http, inference (Open Inference Protocol), watch, camera or plc")
     name: str | None = Field(default=None, description="of a watched file, as seen from its folder")
     received: str = Field(description="when the trigger came, UTC")
     clock: float = Field(description="the same on the monotonic clock, seconds")
-    image_sha256: str = Field(description="SHA-256 of the file's content")
+    image_sha256: str = Field(description="SHA-256 of the file's content; of nothing where there was no picture")
     verdict: Outcome = Field(description="pass, review, reject or error")
     score: float | None = Field(default=None, description="image score; None with an error")
     deciding: float | None = Field(default=None, description="the number that was compared with the limit")
@@ -117,10 +119,14 @@ class Record(BaseModel):
     regions: tuple[Region, ...] = Field(default=(), description="the flaws, the strongest first, at most 100")
     region_count: int = Field(default=0, description="number of all regions")
     error: str | None = Field(default=None, description="why there is no verdict, and what to do")
-    error_kind: ErrorKind | None = Field(default=None, description="image, model or internal")
+    error_kind: ErrorKind | None = Field(default=None, description="image, model, internal, camera or dropped")
     model_sha256: str | None = Field(default=None, description="SHA-256 of the model file")
     software: str = Field(default=__version__, description="version of Flawsmith")
     timing: dict[str, float] = Field(default_factory=dict, description="milliseconds by step; wait: in the queue")
+    statistics: dict[str, float] | None = Field(
+        default=None,
+        description="of the image as the network saw it: brightness, contrast, sharpness, saturation, each of 0..1",
+    )
     inclusion: float | None = Field(
         default=None,
         description="probability with which such a part is put before a reviewer; None: this one was not drawn",

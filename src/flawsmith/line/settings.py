@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
+from flawsmith.line.cameras import CameraSettings
 from flawsmith.line.outputs.settings import OutputSettings, check_outputs
 from flawsmith.line.pictures import Retention
 from flawsmith.runtime.errors import FlawsmithError, why_refused
@@ -63,6 +64,7 @@ class LineSettings(BaseModel):
     audit_share: float = Field(
         default=0.0, ge=0, le=1, description="share of passes and of rejects that are put before a reviewer at random"
     )
+    camera: CameraSettings | None = Field(default=None, description="takes the pictures; none: they are sent")
     outputs: tuple[OutputSettings, ...] = Field(default=(), max_length=20, description="what is told of each record")
 
     @model_validator(mode="after")
@@ -71,10 +73,13 @@ class LineSettings(BaseModel):
         return self
 
     def seen_from(self, base: Path) -> LineSettings:
-        """The same with paths that are seen from a folder."""
-        outputs = tuple(output.seen_from(base) for output in self.outputs)
+        """The same with paths that begin in a folder."""
         model = None if self.model is None else base / self.model
-        return self.model_copy(update={"model": model, "outputs": outputs})
+        camera = self.camera
+        if camera is not None and camera.path is not None:
+            camera = camera.model_copy(update={"path": base / camera.path})
+        outputs = tuple(output.seen_from(base) for output in self.outputs)
+        return self.model_copy(update={"model": model, "camera": camera, "outputs": outputs})
 
     def place(self, name: str) -> str:
         """site/area/line/station, without what is not named."""

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,13 +15,17 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from flawsmith.calibration.drift import image_statistics
+from flawsmith.line.capture import Capture, OnEvent
+from flawsmith.line.drift import DriftMonitor
 from flawsmith.line.outputs.delivery import Cursors
 from flawsmith.line.outputs.line import Outputs
 from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue
-from flawsmith.line.record import Record, Trigger
+from flawsmith.line.record import ErrorKind, Record, Trigger
 from flawsmith.line.settings import LineSettings, ServiceSettings
 from flawsmith.line.shadow import ShadowRun
 from flawsmith.line.store import Store, UnwritableError
@@ -31,7 +35,7 @@ from flawsmith.pipeline.calibrate import calibrate
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.inspector import Inspection, Inspector
+from flawsmith.runtime.inspector import Inspection, Inspector, PreparedImage
 from flawsmith.runtime.outputs import exclusive_folder
 from flawsmith.runtime.selftest import self_test
 
@@ -53,6 +57,10 @@ class NoModelError(Exception):
 
 class SwapConflictError(FlawsmithError):
     """The state of the line's models is another than was assumed, so nothing was done."""
+
+
+class NoCameraError(Exception):
+    """The line has no camera: pictures are sent to it."""
 
 
 class LimitChange(BaseModel):
@@ -183,6 +191,30 @@ class LoadedModel:
         """The same model with other limits."""
         return replace(self, inspector=self.inspector.with_limits(decision))
 
+    def statistics(self, prepared: PreparedImage) -> dict[str, float]:
+        """Brightness and the like of what the network sees; of an image that is cut into tiles, of a thinned one."""
+        if prepared.batch is not None:
+            geometry = self.bundle.spec.geometry
+            deviation, mean = (np.array(values, np.float32)[:, None, None] for values in (geometry.std, geometry.mean))
+            return image_statistics(prepared.batch[0] * deviation + mean)
+        assert prepared.uncut is not None, "kept to be cut"
+        step = max(1, -(-max(prepared.uncut.shape[:2]) // 512))
+        thinned = prepared.uncut[::step, ::step].transpose(2, 0, 1)
+        return image_statistics(thinned / np.float32(np.iinfo(thinned.dtype).max))
+
+    @property
+    def reference_scores(self) -> NDArray[np.float64]:
+        """Numbers that decide of the good images behind the limit, below it: what parts are compared with for drift.
+
+        Empty where the model learned from them, or other models than this one gave them.
+        """
+        decision = self.decision
+        if not decision.held_out or decision.cross_fitted is not None:
+            return np.zeros(0)
+        name = "good_levels" if decision.by_regions else "good"
+        good = np.asarray(self._basis().calibration.get(name, np.zeros(0)), np.float64).ravel()
+        return good[good < decision.deciding_limit]
+
     def record(self, trigger: Trigger, inspection: Inspection, wait: float) -> Record:
         """The record of a part that was judged; ``wait`` in milliseconds."""
         record = Record.of_inspection(
@@ -304,8 +336,6 @@ class NamedModel(NamedTuple):
 
 OnRecord = Callable[[Record], object]
 """Told of each record once it is on the disk; must be quick, as the writer waits for it."""
-OnEvent = Callable[[str, Mapping[str, Any]], object]
-"""Told of what happens besides: kind and content, ready for JSON. Must be quick too."""
 
 
 class Line:
@@ -321,9 +351,10 @@ class Line:
         on_record: told of each record.
         outputs: of the line, not begun yet.
         cursors: that remember how far each output has come.
-        on_event: told of what is done with its models, and of outputs that fail.
+        on_event: told of what is done with its models, of its camera, and of outputs that fail.
 
     Attributes:
+        camera: that takes its pictures; None: they are sent.
         model: in use; None: the line is not taught yet, or its model was taken away, and takes no parts.
         is_unloaded: whether there is none because it was taken away; the line is meant to work then.
         versions: of its model.
@@ -361,11 +392,14 @@ class Line:
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
         self.outputs = outputs
+        camera = self.settings.camera
         try:
             outputs.start(
                 self, store, cursors, lambda line, output: on_event("output", {"line": line, "output": output})
             )
+            self.camera = None if camera is None else Capture(self, camera, store, on_event)
         except BaseException:
+            outputs.close()
             self.queue.close()
             raise
         self._run_shadow()
@@ -403,6 +437,39 @@ class Line:
                 raise PartConflictError
         future.add_done_callback(lambda done: self._forget(trigger, done))
         return future, True
+
+    def trigger(self, part_id: str | None = None, lot_id: str | None = None) -> Future[Record]:
+        """Take a picture now and have it judged; returns at once.
+
+        Args:
+            part_id, lot_id: as the line calls part and lot.
+
+        Returns:
+            The promise of its record; what goes wrong ends in one too, of an error.
+
+        Raises:
+            NoCameraError: the line has no camera.
+            QueueClosedError: the line is ending.
+        """
+        if self.camera is None:
+            raise NoCameraError
+        return self.camera.trigger(part_id, lot_id)
+
+    def write_error(self, trigger: Trigger, kind: ErrorKind, error: str) -> Record:
+        """Write the record of a trigger that was not judged.
+
+        Args:
+            trigger: what came, whose image may be empty.
+            kind: whose fault it is.
+            error: one line that says why, and what to do.
+
+        Raises:
+            UnwritableError: it cannot be written.
+        """
+        model = self.model
+        facts = {} if model is None else {"product": model.product, "model_sha256": model.sha256}
+        record = Record.of_error(trigger, kind, error, station=self.settings.place(self.name), **facts)
+        return self._commit([(trigger, record)])[0]
 
     def _forget(self, trigger: Trigger, done: Future[Record]) -> None:
         """The part is no longer in work; the store knows it now."""
@@ -741,6 +808,8 @@ class Line:
     def close(self) -> None:
         """Judge what was taken, then end; a shadow run goes on when the line is there again."""
         self.outputs.end()
+        if self.camera is not None:
+            self.camera.close()
         if self.shadow is not None:
             self.shadow.stop()
         self.queue.close()
@@ -755,8 +824,8 @@ class Site:
     Args:
         settings: of the service.
         on_record: told of each record.
-        on_event: told of what happens besides, by kind and content: ``model`` (what is done with models), ``output`` (a
-            failed attempt).
+        on_event: told of what happens besides, by kind and content: ``model`` (what is done with models), ``drift`` (an
+            alarm), ``camera`` (its state), ``dropped`` (a picture that came too fast), ``output`` (a failed attempt).
 
     Attributes:
         settings: with the lines that were added since.
@@ -792,6 +861,12 @@ class Site:
                 self.files.sweep(self.store)
             hashes = {name: None if line.model is None else line.model.sha256 for name, line in self.lines.items()}
             self.store.note("start", who="service", facts={"models": hashes})
+            self.drift = DriftMonitor(
+                lambda: self.lines,
+                self.store,
+                lambda alarm: on_event("drift", {**alarm.model_dump(mode="json"), "says": alarm.words}),
+            )
+            self.drift.start()
         except BaseException:
             self._stack.close()
             raise
@@ -874,6 +949,7 @@ class Site:
         with self._changing:
             self._ended.set()
         self._sweeper.join()
+        self.drift.close()
         self._close_lines()
         with self._stack:
             try:
@@ -898,6 +974,7 @@ __all__ = [
     "Line",
     "LoadedModel",
     "NamedModel",
+    "NoCameraError",
     "NoModelError",
     "OnEvent",
     "OnRecord",

@@ -104,7 +104,7 @@ class AuditEntry:
     Attributes:
         id: number of the entry.
         at: in UTC.
-        kind: limit, review, model, line, output, start or stop.
+        kind: limit, review, model, line, output, drift, camera, start or stop.
         who: name that the token stands for.
         line: the line it concerns; empty: all.
         facts: what there is to say, by kind.
@@ -336,13 +336,33 @@ class Store:
         rows = self._read("SELECT id FROM records WHERE line = ? ORDER BY id DESC LIMIT 1 OFFSET ?", (line, count))
         return int(rows[0][0]) if rows else 0
 
+    def fields(self, line: str, names: Sequence[str], *, after: int, count: int) -> list[tuple[Any, ...]]:
+        """Some fields of a line's records, oldest first; far quicker than whole records.
+
+        Args:
+            line: its name.
+            names: of the fields.
+            after: with a larger number alone.
+            count: at most so many.
+
+        Returns:
+            Number, hash and the fields of each; a field that is no plain value comes as JSON, a missing one as None.
+        """
+        columns = "".join(", json_extract(content, ?)" for _ in names)
+        query = f"SELECT id, hash{columns} FROM records WHERE line = ? AND id > ? ORDER BY id LIMIT ?"
+        return self._read(query, (*(f"$.{name}" for name in names), line, after, count))
+
+    def last_number(self) -> int:
+        """The number of the latest record of all lines; 0: there is none."""
+        return int(self._read("SELECT coalesce(max(id), 0) FROM records")[0][0])
+
     # Audit
 
     def note(self, kind: str, *, who: str, line: str = "", facts: Mapping[str, Any]) -> AuditEntry:
         """Write an entry of the audit.
 
         Args:
-            kind: limit, review, model, line, output, start or stop.
+            kind: limit, review, model, line, output, drift, camera, start or stop.
             who: name that the token stands for.
             line: the line it concerns; empty: all.
             facts: ready for JSON.

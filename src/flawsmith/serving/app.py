@@ -19,6 +19,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from flawsmith import __version__
+from flawsmith.line.capture import CameraFacts, Capture
+from flawsmith.line.drift import DriftFacts, Reference
 from flawsmith.line.outputs.delivery import OutputFacts
 from flawsmith.line.record import Label, Outcome, Record, Trigger
 from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError, SwapConflictError
@@ -73,6 +75,28 @@ class ReviewOrder(BaseModel):
 
     label: Label
     comment: str = Field(default="", max_length=1000)
+
+
+class AcknowledgeOrder(BaseModel):
+    """What a person says who knows of a drift."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(min_length=3, max_length=1000, description="stands in the audit")
+    reference: Reference = Field(
+        default="line",
+        description="what the parts to come are compared with: line, each other alone, or calibration, the good images "
+        "behind the limit too",
+    )
+
+
+class PauseOrder(BaseModel):
+    """Whether a line's camera takes pictures."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    paused: bool
+    reason: str = Field(min_length=3, max_length=1000, description="stands in the audit")
 
 
 class AuditFacts(BaseModel):
@@ -194,7 +218,10 @@ def inspection(line: LineName, number: Number, service: InService) -> Record:
 @v1.get("/lines/{line}/inspections/{number}/image", response_class=Response)
 def image(line: LineName, number: Number, service: InService) -> Response:
     """The image as it came, where it was kept."""
-    content = service.image(service.record(line, number))
+    return _image_response(service.image(service.record(line, number)))
+
+
+def _image_response(content: bytes) -> Response:
     kind = next((kind for start, kind in _SIGNATURES.items() if content.startswith(start)), "application/octet-stream")
     return Response(content, media_type=kind)
 
@@ -290,6 +317,76 @@ def set_limit(line: LineName, order: LimitOrder, service: InService, caller: Eng
     return preview
 
 
+# Camera
+
+
+def _camera(service: Service, line: str) -> Capture:
+    camera = service.line(line).camera
+    if camera is None:
+        raise Problem(404, "the line has no camera: pictures are sent to it")
+    return camera
+
+
+@v1.post("/lines/{line}/trigger", response_model=Record, status_code=201)
+async def trigger(
+    line: LineName,
+    service: InService,
+    part_id: Annotated[str | None, Header()] = None,
+    lot_id: Annotated[str | None, Header()] = None,
+) -> Response:
+    """Take a picture with the line's camera and judge it. With Part-Id a part that has a record is not taken again."""
+    part, lot = checked_id(part_id, "Part-Id"), checked_id(lot_id, "Lot-Id")
+    record = await service.triggered(service.line(line), part, lot)
+    refuse_error(record)
+    headers = {"Location": f"/v1/lines/{record.line}/inspections/{record.id}"}
+    return Response(record.model_dump_json(), 201, headers, media_type="application/json")
+
+
+@v1.get("/lines/{line}/camera")
+def camera(line: LineName, service: InService) -> CameraFacts:
+    """The line's camera as it is now."""
+    return _camera(service, line).facts()
+
+
+@v1.get("/lines/{line}/camera/picture", response_class=Response)
+def camera_picture(line: LineName, service: InService) -> Response:
+    """The camera's latest picture, judged or not."""
+    content = _camera(service, line).picture()
+    if content is None:
+        raise Problem(404, "there is no picture yet")
+    return _image_response(content)
+
+
+@v1.post("/lines/{line}/camera/pause")
+def pause_camera(line: LineName, order: PauseOrder, service: InService, caller: Anyone) -> CameraFacts:
+    """Pause the camera, or go on. While it is paused a trigger ends in an error, and nothing passes."""
+    place = _camera(service, line)
+    place.pause(order.paused, who=caller.name, reason=order.reason)
+    return place.facts()
+
+
+# Drift
+
+
+@v1.get("/lines/{line}/drift")
+def drift(line: LineName, service: InService) -> DriftFacts:
+    """Whether parts still are as they were; if not, since when, and what moved."""
+    return service.site.drift.facts(service.line(line))
+
+
+@v1.post("/lines/{line}/drift/acknowledge")
+def acknowledge_drift(line: LineName, order: AcknowledgeOrder, service: InService, caller: Anyone) -> DriftFacts:
+    """Begin the test of drift anew, with a reason."""
+    place = service.line(line)
+    service.model(line)
+    service.site.drift.acknowledge(place, who=caller.name, reason=order.reason, reference=order.reference)
+    service.events.tell("drift", {"line": place.name, "acknowledged": order.reason, "who": caller.name})
+    return service.site.drift.facts(place)
+
+
+# Outputs
+
+
 @v1.get("/lines/{line}/outputs")
 def outputs(line: LineName, service: InService) -> list[OutputFacts]:
     """How the outputs of a line are doing."""
@@ -332,7 +429,7 @@ def audit(service: InService, kind: str | None = None, cursor: Cursor = None, li
 
 @v1.get("/events", response_class=StreamingResponse)
 async def events(service: InService, last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
-    """Inspections, limits, reviews, models as they come: server-sent events. Last-Event-ID repeats what was missed."""
+    """Inspections, limits, reviews, models, drift, cameras as they come (SSE). Last-Event-ID repeats those after it."""
     if service.events.is_full:
         raise Problem(503, "as many look on as may", {"Retry-After": "10"})
     last = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19 else None

@@ -43,7 +43,10 @@ class Metrics:
             **into,
         )
         self._dropped = Counter(
-            "flawsmith_frames_dropped", "Parts that were refused and have no record", ("line", "reason"), **into
+            "flawsmith_frames_dropped",
+            "Parts that were refused, or pictures that came too fast",
+            ("line", "reason"),
+            **into,
         )
         self._errors = Counter("flawsmith_errors", "Parts not judged, or not in time", ("line", "kind"), **into)
         self._score = Histogram(
@@ -64,6 +67,9 @@ class Metrics:
         self._model = Gauge("flawsmith_model_info", "The model in use: 1", ("line", "model", "sha256"), **into)
         self._shadow = Gauge(
             "flawsmith_shadow_parts", "Parts that a shadow run has judged, or missed", ("line", "result"), **into
+        )
+        self._drift = Gauge(
+            "flawsmith_drift_evidence", "Evidence that scores drift; at 1000 there is an alarm", ("line",), **into
         )
         self._free = Gauge("flawsmith_disk_free_bytes", "Free bytes on the disk of records and images", **into)
 
@@ -102,6 +108,9 @@ class Metrics:
         for line in site.lines.values():
             self._start_at_zero(line)
             self._to_review.labels(line.name).set(site.store.count_to_review(line.name))
+            evidence = site.drift.evidence(line.name)
+            if evidence is not None:
+                self._drift.labels(line.name).set(evidence)
             self._look_at_model(line)
             for output in line.outputs.facts():
                 self._output_failures.labels(line.name, output.output)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
+import time
+from contextlib import suppress
 from typing import Any
 
 import uvicorn
@@ -19,6 +22,8 @@ LARGEST_HEADERS = 16 * 1024
 MOST_CONNECTIONS = 512
 END_SECONDS = 10
 """For requests in work to be answered when the service is to end."""
+_WATCHDOG_SECONDS = int(os.environ["WATCHDOG_USEC"]) / 1e6 if os.environ.get("WATCHDOG_USEC", "").isdecimal() else None
+"""In which systemd wants to hear that the service answers; None: it does not ask."""
 
 
 class _Protocol(H11Protocol):
@@ -60,6 +65,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service) -> None:
         self.service = service
+        self._told = 0.0
         settings = service.settings
         super().__init__(
             uvicorn.Config(
@@ -81,10 +87,37 @@ class Server(uvicorn.Server):
             )
         )
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Tell systemd, where it waits for that, that parts are taken from now on."""
+        await super().startup(sockets)
+        if self.started:
+            notify("READY=1")
+
+    async def on_tick(self, counter: int) -> bool:
+        """Tell systemd's watchdog, twice in the time that it waits, that requests are being answered still."""
+        if _WATCHDOG_SECONDS is not None and time.monotonic() - self._told >= _WATCHDOG_SECONDS / 2:
+            self._told = time.monotonic()
+            notify("WATCHDOG=1")
+        return await super().on_tick(counter)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End streams first, which would otherwise be waited for."""
+        notify("STOPPING=1")
         self.service.events.stop()
         await super().shutdown(sockets)
+
+
+def notify(message: str) -> None:
+    """Tell systemd something, where it started the service and asked to be told (``Type=notify``).
+
+    Args:
+        message: as sd_notify(3) has it, such as ``READY=1``.
+    """
+    address = os.environ.get("NOTIFY_SOCKET", "")
+    if address and hasattr(socket, "AF_UNIX"):
+        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
+            sender.connect("\0" + address[1:] if address.startswith("@") else address)
+            sender.send(message.encode())
 
 
 def listen(host: str, port: int) -> socket.socket:

@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullError
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
-from flawsmith.line.station import Line, LoadedModel, NoModelError, PartConflictError, Site
+from flawsmith.line.station import Line, LoadedModel, NoCameraError, NoModelError, PartConflictError, Site
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.events import Events
@@ -53,6 +53,8 @@ class Service:
     def _happened(self, kind: str, content: Mapping[str, Any]) -> None:
         if kind == "output":
             self.metrics.output_failed(content["line"], content["output"])
+        elif kind == "dropped":
+            self.metrics.dropped(content["line"], content["reason"])
         else:
             self.events.tell(kind, content)
 
@@ -166,6 +168,20 @@ class Service:
         except PartConflictError:
             raise Problem(409, f"part {trigger.part_id} was judged by another image") from None
 
+    async def triggered(self, line: Line, part_id: str | None, lot_id: str | None) -> Record:
+        """Take a picture with a line's camera, have it judged, and wait for the record.
+
+        Raises:
+            Problem: there is no camera, or no answer in time.
+        """
+        try:
+            future = await run_in_threadpool(line.trigger, part_id, lot_id)
+        except NoCameraError:
+            raise Problem(404, "the line has no camera: send it pictures") from None
+        except QueueClosedError:
+            raise Problem(503, "the service is ending", {"Retry-After": "10"}) from None
+        return await self._answer(line, future)
+
     async def _answer(self, line: Line, future: Future[Record]) -> Record:
         seconds = self.settings.answer_seconds
         try:
@@ -210,5 +226,5 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
 def refuse_error(record: Record) -> None:
     """Raises a Problem where a part was not judged; its record says so too, and counts as a reject."""
     if record.verdict == "error":
-        status = 422 if record.error_kind == "image" else 500
+        status = {"image": 422, "camera": 503, "dropped": 503}.get(record.error_kind or "", 500)
         raise Problem(status, record.error or "not judged", verdict="error", inspection=record.id)

@@ -128,7 +128,7 @@ class Outputs:
 
         def new_handshake(on_fault: Callable[[Fault], object]) -> Handshake:
             return Handshake(
-                None if self.take is None else self._acquire,
+                self._acquire if self.take is not None else None if line.settings.camera is None else line.trigger,
                 state=self.state,
                 has_room=lambda: len(line.queue) < line.queue.capacity,
                 capacity=output.buffer,
