@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 from tests.line.conftest import picture
 
+from flawsmith.line.capture import OnEvent
 from flawsmith.line.drift import tie_of
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.station import LimitChange, Site
@@ -49,9 +50,15 @@ def catch_up(site: Site) -> Any:
     return site.drift.facts(site.lines["bolt"])
 
 
+def drift_into(told: list[dict[str, Any]]) -> OnEvent:
+    """Keeps what a site tells of drift."""
+    return lambda kind, content: told.append({"kind": kind, **content}) if kind == "drift" else None
+
+
+
 def test_alarm_says_since_when_and_what_moved_and_is_told_once(new_site: Any) -> None:
     told: list[dict[str, Any]] = []
-    site = new_site(on_event=lambda kind, content: told.append({"kind": kind, **content}))
+    site = new_site(on_event=drift_into(told))
     fill(site, scores(1, 300))
     calm = catch_up(site)
     odd = fill(site, scores(2, 60, low=0.5), brightness=0.455)
@@ -74,7 +81,7 @@ def test_alarm_says_since_when_and_what_moved_and_is_told_once(new_site: Any) ->
 
 def test_thread_finds_an_alarm_that_nobody_asks_for(new_site: Any) -> None:
     told: list[dict[str, Any]] = []
-    site = new_site(on_event=lambda kind, content: told.append({"kind": kind, **content}))
+    site = new_site(on_event=drift_into(told))
     site.drift.facts(site.lines["bolt"])
     fill(site, scores(1, 200) + scores(2, 100, low=0.55))
 
@@ -87,12 +94,12 @@ def test_thread_finds_an_alarm_that_nobody_asks_for(new_site: Any) -> None:
 
 def test_evidence_and_alarm_are_the_same_after_a_restart_and_the_alarm_is_not_told_again(new_site: Any) -> None:
     told: list[dict[str, Any]] = []
-    first = new_site(on_event=lambda kind, content: told.append({"kind": kind, **content}))
+    first = new_site(on_event=drift_into(told))
     fill(first, scores(1, 200) + scores(2, 80, low=0.52))
     before = catch_up(first)
     first.close()
 
-    second = new_site(on_event=lambda kind, content: told.append({"kind": kind, **content}))
+    second = new_site(on_event=drift_into(told))
     after = catch_up(second)
 
     assert after == before

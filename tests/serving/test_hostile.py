@@ -111,7 +111,8 @@ def test_names_never_lead_out_of_the_folder(running: Any) -> None:
 
     assert [answer.status for answer in answers] == [201] * 3
     assert {path.name for path in folder.parent.iterdir()} == outside
-    hashes = {name.removesuffix(".flaw") for name in files_below(folder) if not name.startswith(".flawsmith")}
+    databases = (".flawsmith", "outputs.db")
+    hashes = {name.removesuffix(".flaw") for name in files_below(folder) if not name.startswith(databases)}
     assert {len(name) for name in hashes} == {64}
 
 
