@@ -172,8 +172,7 @@ async def image(
     """The image, where it was kept: as it came, or scaled, as every browser shows it."""
     content = await run_in_threadpool(lambda: service.image(service.record(line, number)))
     if width is not None:
-        small = await service.drawn(lambda: service.scaled(line, content, width))
-        return Response(small, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        return await service.drawn(lambda: service.scaled(line, content, width))
     kind = next((kind for start, kind in _SIGNATURES.items() if content.startswith(start)), "application/octet-stream")
     return Response(content, media_type=kind)
 
