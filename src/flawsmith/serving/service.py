@@ -16,6 +16,7 @@ from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullEr
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
 from flawsmith.line.station import Line, LoadedModel, NoModelError, PartConflictError, Site
+from flawsmith.line.store import AuditEntry
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.events import Events
@@ -46,11 +47,15 @@ class Service:
         self.budget = UploadBudget(_UPLOADS * settings.max_bytes)
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
-        self.site = Site(settings, self._recorded)
+        self.uploading_model = asyncio.Lock()
+        self.site = Site(settings, self._recorded, self._noted)
 
     def _recorded(self, record: Record) -> None:
         self.metrics.recorded(record)
         self.events.recorded(record, has_image=self.site.pictures.has(record.image_sha256))
+
+    def _noted(self, entry: AuditEntry) -> None:
+        self.events.tell("model", {"line": entry.line, "who": entry.who, **entry.facts})
 
     def line(self, name: str) -> Line:
         """A line by its name.
