@@ -7,9 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from tests.line.conftest import _trial_in_this_process, new_model
 from tests.serving.conftest import brightness_model, new_service, picture
 
-__all__ = ["LINE", "brightness_model", "new_service", "picture"]
+__all__ = ["LINE", "_trial_in_this_process", "brightness_model", "new_model", "new_service", "picture"]
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 LINE = "/v1/lines/bolt"
 MILLISECONDS = 10_000

@@ -17,7 +17,7 @@ PAGES = {
     "lines/bolt/try": "[data-testid='try.drop']",
     "lines/bolt/run": "rate-chart canvas",
     "lines/bolt/review": "[data-testid='review.says']",
-    "lines/bolt/models": "[data-testid='models.audit']",
+    "lines/bolt/models": "[data-testid='models.row']",
     "settings": "[data-testid='settings.versions']",
 }
 Visit = Callable[..., Any]
@@ -301,11 +301,36 @@ def test_two_people_review_without_labelling_a_part_twice(visit: Visit, site: An
     anna.get_by_text(f"part {number}", exact=True).wait_for()
 
 
-def test_models_tell_what_judges_and_who_did_what(visit: Visit, site: Any) -> None:
-    page = visit("lines/bolt/models")
+@pytest.mark.usefixtures("_trial_in_this_process")
+def test_a_model_is_brought_judges_beside_the_line_goes_live_and_back(
+    visit: Visit, new_service: Callable[..., Any], new_model: Callable[..., Path]
+) -> None:
+    running = new_service()
+    page = visit("lines/bolt/models", running=running)
+    row = page.locator("[data-testid='models.row'][data-number='2']")
 
-    page.get_by_test_id("models.audit").get_by_text("part").first.wait_for()
-    assert site.call("GET", LINE).json["model_sha256"][:12] in page.get_by_test_id("models.live").inner_text()
+    page.set_input_files("[data-testid='models.upload']", new_model(1.0, limit=0.3, map_limit=0.3))
+    row.get_by_text("kept").wait_for()
+    row.get_by_test_id("models.shadow").click()
+    row.get_by_text("shadow", exact=True).or_(row.get_by_text("▲ shadow")).first.wait_for()
+    for brightness in (40, 90):
+        running.judge(picture(brightness))
+    page.get_by_test_id("models.flips").get_by_text("2 parts judged by both").wait_for()
+    page.get_by_role("button", name="part 2 is good").click()
+    row.get_by_test_id("models.activate").click()
+    page.get_by_text("As a shadow it judged 2 parts, 1 of them differently.").wait_for()
+    page.get_by_test_id("models.reason").fill("dents were missed")
+    page.get_by_test_id("models.confirm").click()
+    page.locator("[data-testid='models.row'][data-number='2'][data-state='live']").wait_for()
+    page.get_by_test_id("models.rollback").click()
+    page.get_by_test_id("models.reason").fill("too strict")
+    page.get_by_test_id("models.confirm").click()
+    page.locator("[data-testid='models.row'][data-number='1'][data-state='live']").wait_for()
+
+    assert running.call("GET", f"{LINE}/reviews/2").json[-1]["facts"]["label"] == "good"
+    audit = page.get_by_test_id("models.audit")
+    audit.get_by_text("“dents were missed”").wait_for()
+    audit.get_by_text("made live again, “too strict”").wait_for()
 
 
 def test_an_operator_signs_in_and_may_look_but_not_apply(visit: Visit, new_service: Callable[..., Any]) -> None:

@@ -13,9 +13,14 @@ const WORDS = {
   stop: () => html`the service ended`,
 };
 
+const DEEDS = { added: "came", activated: "made live", "rolled back": "made live again", "shadow begun": "began to judge beside the line", "shadow ended": "judges no more beside the line", removed: "let go of", unloaded: "taken away", loaded: "loaded" };
+
 function model(facts) {
-  if ("loaded" in facts) return facts.loaded ? html`model <strong>${short(facts.loaded)}</strong> loaded` : html`model taken away`;
-  return other(facts);
+  if (!facts.action) return facts.loaded ? html`model <strong>${short(facts.loaded)}</strong> loaded` : html`the model was taken away`;
+  const changes = Object.entries(facts.changes ?? facts.shadow?.changes ?? {});
+  const parts = changes.reduce((sum, [, number]) => sum + number, 0);
+  const flips = changes.reduce((sum, [change, number]) => sum + (new Set(change.split(" -> ")).size > 1 ? number : 0), 0);
+  return html`model <strong>${short(facts.sha256)}</strong> ${DEEDS[facts.action] ?? facts.action}${parts ? `: ${flips} of ${parts} verdicts differed beside the line` : ""}${facts.reason ? `, “${facts.reason}”` : ""}`;
 }
 
 const other = (facts) => html`${Object.entries(facts).filter(([, value]) => value === null || typeof value !== "object").map(([name, value]) => `${name.replaceAll("_", " ")}: ${value}`).join(", ")}`;

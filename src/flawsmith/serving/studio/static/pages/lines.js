@@ -8,15 +8,15 @@ const search = document.querySelector("#search");
 let lines = null;
 let figures = new Map(); // Counts by line
 let drifts = new Map();
-let hasDrift = true;
 let due = null;
+const hasDrift = document.body.dataset.drift === "true"; // a service may not tell it
 
 const page = (line, name) => `/studio/lines/${encodeURIComponent(line.line)}/${name}`;
 
 /** A word and a shape for what the line does. */
 function state(line) {
   const drift = drifts.get(line.line);
-  if (drift?.alarm) return html`<span class="state reject">■ drift${drift.since ? ` since ${when(drift.since)}` : ""}</span>`;
+  if (drift?.alarm) return html`<span class="state reject">■ drift since ${when(drift.alarm.since)}${drift.alarm.moved.length ? `: ${drift.alarm.moved[0]}` : ""}</span>`;
   if (line.ready) return html`<span class="state pass">● running</span>`;
   return html`<span class="state quiet">○ no model yet</span>`;
 }
@@ -29,6 +29,7 @@ function today1000(counts) {
 }
 
 const card = (line) => {
+  const drift = drifts.get(line.line);
   const counts = figures.get(line.line);
   const waiting = counts ? Object.values(counts.waiting).reduce((sum, number) => sum + number, 0) : 0;
   return html`
@@ -42,6 +43,7 @@ const card = (line) => {
       ${counts ? html`
         <div><dt>rejected of 1,000 today</dt>${today1000(counts)}</div>
         <div><dt>reviews waiting</dt><dd>${waiting ? html`<a href=${page(line, "review")}>${count(waiting)}</a>` : 0}</dd></div>` : nothing}
+      ${drift && !drift.alarm && drift.state === "calm" ? html`<div><dt>drift</dt><dd class="model">calm</dd></div>` : nothing}
       ${line.limit ? html`
         <div><dt>limit, of 1,000 good parts</dt><dd>${of1000(line.limit.rejected_of_1000 / 1000)} <small>at worst ${of1000(line.limit.rejected_of_1000_at_worst / 1000, { up: true })}</small></dd></div>
         <div><dt>model</dt><dd class="model">${line.method} <small>${line.product}</small></dd></div>` : nothing}
@@ -66,15 +68,12 @@ async function load() {
   await Promise.all((lines ?? []).map(async (line) => {
     const counts = await attempt(() => get(ofLine(`/counts?since=${today()}&minutes=1440`, line.line)));
     if (counts) figures.set(line.line, counts);
-    if (hasDrift && line.ready) await drift(line.line);
+    if (hasDrift && line.ready) {
+      const told = await attempt(() => get(ofLine("/drift", line.line)));
+      if (told) drifts.set(line.line, told);
+    }
   }));
   draw();
-}
-
-/** How a line drifts, where the service tells it. */
-async function drift(line) {
-  const told = await get(ofLine("/drift", line)).catch(() => null);
-  if (told) drifts.set(line, told);
 }
 
 /** Parts come often; a card needs no more than a look every few seconds. */
@@ -86,6 +85,5 @@ function soon() {
 }
 
 search.addEventListener("input", draw);
-hasDrift = document.body.dataset.drift === "true";
-follow({ inspection: soon, review: soon, limit: load, model: load, line: load });
+follow({ inspection: soon, review: soon, drift: load, limit: load, model: load, line: load });
 load();

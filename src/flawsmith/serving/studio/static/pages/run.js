@@ -1,5 +1,5 @@
 // Run: one verdict large enough for across the hall, the last parts, the shift, and whether all is well.
-import { attempt, follow, get, line, ofLine, Refusal } from "../api.js";
+import { attempt, follow, get, line, ofLine, post, Refusal } from "../api.js";
 import "../image-view.js";
 import { heatOf, imageOf, placeOf } from "../part.js";
 import "../rate-chart.js";
@@ -29,7 +29,7 @@ async function load() {
     attempt(() => get(ofLine(`/inspections?limit=${STRIP}`))),
     attempt(() => get(ofLine(`/counts?since=${new Date(Date.now() - HOURS * 3.6e6).toISOString()}&minutes=${MINUTES}`))),
   ]);
-  if (document.body.dataset.drift === "true" && line_?.ready) drift = await get(ofLine("/drift")).catch(() => null);
+  if (document.body.dataset.drift === "true" && line_?.ready) drift = (await attempt(() => get(ofLine("/drift")))) ?? drift;
   facts = line_ ?? facts;
   counts = counts_ ?? counts;
   if (page_) {
@@ -132,10 +132,19 @@ function bigVerdict(part) {
 function alarm() {
   const words = [
     connection === "lost" ? "No connection to the service. Verdicts shown here are not the latest." : "",
-    drift?.alarm ? `Parts look different${drift.since ? ` since ${when(drift.since)}` : ""}: check camera and light, then the limit.` : "",
+    drift?.alarm ? `Parts are not as they were since ${when(drift.alarm.since)}${drift.alarm.moved.length ? ` (${drift.alarm.moved.join(", ")})` : ""}: look at camera, light and parts.` : "",
     facts && !facts.ready ? "The line has no model and takes no parts." : "",
   ].filter(Boolean);
-  return words.length ? html`<div class="alarm" role="alert" data-testid="run.alarm">${words.map((text) => html`<p>■ ${text}</p>`)}</div>` : nothing;
+  return words.length ? html`<div class="alarm" role="alert" data-testid="run.alarm">${words.map((text) => html`<p>■ ${text}</p>`)}
+    ${drift?.alarm ? html`<form class="row" @submit=${known}><label class="grow"><span class="hidden">What it was</span><input type="text" required minlength="3" maxlength="1000" placeholder="What it was, for the audit" data-testid="run.reason"></label><button data-testid="run.known">Begin anew</button></form>` : nothing}</div>` : nothing;
+}
+
+/** Somebody knows what made parts different: the test begins anew. */
+async function known(event) {
+  event.preventDefault();
+  const input = event.target.querySelector("input");
+  drift = (await attempt(() => post(ofLine("/drift/acknowledge"), { reason: input.value }))) ?? drift;
+  draw();
 }
 
 function health() {
@@ -196,7 +205,7 @@ function draw() {
 addEventListener("keydown", (event) => {
   if (event.key === "Escape" && pinned !== null) pin(null);
 });
-follow({ inspection: arrived, limit: load, model: load }, (state) => {
+follow({ inspection: arrived, limit: load, model: load, drift: load }, (state) => {
   const isBack = state === "live" && connection === "lost" && facts;
   connection = state;
   if (isBack) load();
