@@ -204,3 +204,11 @@ def test_events_say_whether_an_image_was_kept(judged: Any) -> None:
     connection.close()
 
     assert json.loads(lines[4].removeprefix(b"data: "))["image"] is True
+
+
+def test_the_audit_is_asked_for_several_kinds_of_one_line(judged: Any) -> None:
+    entries = judged.call("GET", "/v1/audit?kind=start&kind=review&limit=1000").json["items"]
+    of_line = judged.call("GET", "/v1/audit?kind=start&kind=review&line=bolt&limit=1000").json["items"]
+
+    assert {entry["kind"] for entry in entries} == {"start", "review"}
+    assert {entry["kind"] for entry in of_line} == {"review"}

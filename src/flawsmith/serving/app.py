@@ -281,13 +281,13 @@ def set_limit(line: LineName, order: LimitOrder, service: InService, caller: Eng
 @v1.get("/audit")
 def audit(
     service: InService,
-    kind: str | None = None,
+    kind: Annotated[list[str] | None, Query(max_length=16, description="of these kinds alone")] = None,
     line: Annotated[str | None, Query(max_length=64)] = None,
     cursor: Cursor = None,
     limit: Count = 100,
 ) -> AuditPage:
     """Who did what, the newest first."""
-    entries = service.site.store.entries(kind=kind, line=line, before=cursor, count=limit)
+    entries = service.site.store.entries(kind=kind or None, line=line, before=cursor, count=limit)
     return AuditPage(items=[AuditFacts(**vars(entry)) for entry in entries], next=next_cursor(entries, limit))
 
 

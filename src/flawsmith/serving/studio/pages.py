@@ -1,8 +1,8 @@
 """Pages of the studio. They are clients of ``/v1`` as any other program: a page here is a frame, its module fills it.
 
-To add a page to a line: an entry in `PAGES`, a template ``templates/NAME.html`` that extends ``line.html`` and holds
-what a reader without scripts would see, and a module ``static/pages/NAME.js``, which is loaded with it. Nothing is
-built; what stands in ``static/`` is served under an address that changes with its content.
+To add a page to a line: an entry in `PAGES`, a template ``templates/NAME.html`` that extends ``line.html``, and a module
+``static/pages/NAME.js``, which is loaded with it and fills the frame. Nothing is built; what stands in ``static/`` is
+served under an address that changes with its content.
 """
 
 from __future__ import annotations

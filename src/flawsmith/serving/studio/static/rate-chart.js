@@ -4,6 +4,8 @@ import { of1000 } from "./words.js";
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
+const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
+
 /** Rates of slots with the p-chart's centre and limits (three standard deviations of a binomial count). */
 export function pChart(slots) {
   const sizes = slots.map(({ verdicts }) => Object.values(verdicts).reduce((sum, number) => sum + number, 0));
@@ -54,7 +56,7 @@ class RateChart extends HTMLElement {
       legend: { show: false },
       cursor: { show: false },
       scales: { y: { range: (_, __, high) => [0, Math.max(10, high * 1.08 || 10)] } },
-      axes: [{ ...axis }, { ...axis, size: 46 }],
+      axes: [{ ...axis, values: (_, times) => times.map((time) => clock.format(1000 * time)) }, { ...axis, size: 46 }],
       series: [{}, line("wrong", { width: 2, points: { show: true, size: 6, fill: colour("wrong") } }), line("muted"), line("edge", { dash: [5, 4], paths: uPlot.paths.stepped({ align: 1 }) }), line("edge", { dash: [5, 4], paths: uPlot.paths.stepped({ align: 1 }) })],
     };
     return new uPlot(options, data, this);

@@ -7,7 +7,7 @@ import { count, of1000, score, several, shape, verdict } from "../words.js";
 
 const page = document.querySelector("#page");
 const RATES = [1, 2, 5, 10, 20, 50];
-const NEAR = 6;
+const NEAR = 5;
 const partsKey = `flawsmith parts a day ${line}`;
 
 let data = null; // LimitScores

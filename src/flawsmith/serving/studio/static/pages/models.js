@@ -5,7 +5,7 @@ import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, of1000, several, times, verdict, when } from "../words.js";
 
 const page = document.querySelector("#page");
-const KINDS = { "": "all", limit: "limits", model: "models", picked: "images kept", review: "reviews" };
+const KINDS = { "limit,model,line,drift": "changes", "": "everything", limit: "limits", model: "models", review: "reviews", picked: "images kept" };
 const SHOWN_FLIPS = 60;
 const ASK_AGAIN = 5000; // ms, while a shadow judges
 
@@ -13,7 +13,7 @@ let facts = null;
 let versions = [];
 let audit = [];
 let next = null;
-let kind = "";
+let kind = Object.keys(KINDS)[0];
 let flips = null; // {version, shadow: ShadowFacts, images: Set}
 let asking = null; // {run, title, text, reason}: what is to be confirmed with a reason
 let shadowParts = 500;
@@ -45,7 +45,7 @@ async function first() {
 
 async function older() {
   const from = next === null ? "" : `&cursor=${next}`;
-  const told = await attempt(() => get(`/v1/audit?line=${encodeURIComponent(line)}&limit=30${kind ? `&kind=${kind}` : ""}${from}`));
+  const told = await attempt(() => get(`/v1/audit?line=${encodeURIComponent(line)}&limit=30${kind && kind.split(",").map((each) => `&kind=${each}`).join("")}${from}`));
   if (!told) return;
   audit.push(...told.items);
   next = told.next;

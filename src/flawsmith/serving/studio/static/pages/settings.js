@@ -4,7 +4,7 @@ import { html, nothing, render } from "../vendor/lit-html.js";
 
 const page = document.querySelector("#page");
 const WORDS = {
-  host: "listens at", port: "port", records: "folder of records and images", upload_megabytes: "largest request, MB", megapixels: "largest image, megapixels",
+  host: "listens at", port: "port", records: "folder of records and images", upload_megabytes: "largest request, MB", model_megabytes: "largest model file, MB", megapixels: "largest image, megapixels",
   upload_seconds: "seconds for a request to arrive", answer_seconds: "seconds for a part to be judged", model_seconds: "seconds for the network", studio: "pages for browsers",
   days: "images stay, days", gigabytes: "images together, GB", passes: "share of passes whose image is kept", keep_free: "GB kept free for records",
 };
