@@ -1,6 +1,6 @@
 """Pages of the studio. They are clients of ``/v1`` as any other program: a page here is a frame, its module fills it.
 
-To add a page to a line: an entry in `PAGES`, a template ``templates/NAME.html`` that extends ``line.html``, and a module
+To add a page to a line: an entry in `PAGES`, a template ``templates/NAME.html`` that extends ``line.html``, a module
 ``static/pages/NAME.js``, which is loaded with it and fills the frame. Nothing is built; what stands in ``static/`` is
 served under an address that changes with its content.
 """
