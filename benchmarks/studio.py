@@ -180,7 +180,7 @@ def main() -> None:
         browser, frames = browser_rows(port, max(3, times // 4))
     sections = [
         f"{count:,} records of one line over seven hours, {to_review:,} of them waiting for a review.",
-        "What the server takes, in milliseconds: the frame of a page, the slowest thing it asks, and all of it, one by one.",
+        "What the server takes, in milliseconds: a page's frame, the slowest thing it asks, and all of it, one by one.",
         table(["page", "frame", "slowest", "all, median", "all, 95 of 100"], server),
         "What a browser takes until a page is filled, in milliseconds, images aside.",
         table(["page", "first time", "later"], browser),
