@@ -2,7 +2,7 @@
 // by mouse, by touch, and by arrow keys one good image a step. Says `move` with {kind, rank}.
 import { count } from "./words.js";
 
-const LANE = 66;
+const LANE = 58;
 const FOOT = 58;
 const LEFT = 124;
 const RIGHT = 30;
