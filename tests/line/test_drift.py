@@ -55,7 +55,6 @@ def drift_into(told: list[dict[str, Any]]) -> OnEvent:
     return lambda kind, content: told.append({"kind": kind, **content}) if kind == "drift" else None
 
 
-
 def test_alarm_says_since_when_and_what_moved_and_is_told_once(new_site: Any) -> None:
     told: list[dict[str, Any]] = []
     site = new_site(on_event=drift_into(told))

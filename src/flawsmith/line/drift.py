@@ -11,7 +11,7 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -341,7 +341,7 @@ class DriftMonitor:
     @staticmethod
     def _made(entry: AuditEntry, model: LoadedModel, *, is_told: bool = False) -> _Run:
         facts = entry.facts
-        scores = model.reference_scores if facts["reference"] == "calibration" else []
+        scores: Sequence[float] = tuple(model.reference_scores) if facts["reference"] == "calibration" else ()
         decision = model.decision
         return _Run(
             entry=entry,

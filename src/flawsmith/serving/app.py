@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime, timezone
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,18 +22,42 @@ from flawsmith import __version__
 from flawsmith.line.capture import CameraFacts, Capture
 from flawsmith.line.drift import DriftFacts, Reference
 from flawsmith.line.outputs.delivery import OutputFacts
-from flawsmith.line.record import Label, Outcome, Record, Trigger
+from flawsmith.line.record import Outcome, Record, Trigger
 from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError, SwapConflictError
 from flawsmith.line.store import UnwritableError
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
+from flawsmith.serving.counts import counts
 from flawsmith.serving.inference import oip
+from flawsmith.serving.limits import limits
 from flawsmith.serving.models import models
+from flawsmith.serving.pictures import HeatMap
 from flawsmith.serving.requests import Guard, Problem, checked_id, image_and_fields
-from flawsmith.serving.service import PROBLEMS, Anyone, Engineer, InService, LineName, Service, allowed, refuse_error
+from flawsmith.serving.reviews import reviews
+from flawsmith.serving.service import (
+    IMAGE_BODY,
+    PROBLEMS,
+    Anyone,
+    AuditFacts,
+    Count,
+    Cursor,
+    Engineer,
+    InService,
+    LineName,
+    Number,
+    Service,
+    allowed,
+    in_utc,
+    next_cursor,
+    refuse_error,
+)
+from flawsmith.serving.studio.pages import Studio, add_studio
+from flawsmith.serving.trial import trial
 
 _LEAST_FREE = 16 * 2**20
 _SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"BM": "image/bmp", b"GIF8": "image/gif"}
+
+_Made = TypeVar("_Made")
 
 log = logging.getLogger("flawsmith.serving")
 
@@ -42,6 +66,7 @@ class Page(BaseModel):
     """Some records, the newest first."""
 
     items: list[Record]
+    images: list[int] = Field(description="numbers of those whose image was kept")
     next: int | None = Field(description="cursor of the next page; null: this is the last")
 
 
@@ -68,15 +93,6 @@ class LimitOrder(LimitChange):
     )
 
 
-class ReviewOrder(BaseModel):
-    """What a person says who has looked at the part."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    label: Label
-    comment: str = Field(default="", max_length=1000)
-
-
 class AcknowledgeOrder(BaseModel):
     """What a person says who knows of a drift."""
 
@@ -99,18 +115,6 @@ class PauseOrder(BaseModel):
     reason: str = Field(min_length=3, max_length=1000, description="stands in the audit")
 
 
-class AuditFacts(BaseModel):
-    """An entry of the audit."""
-
-    id: int
-    at: str
-    kind: str
-    who: str
-    line: str
-    facts: dict[str, Any]
-    hash: str
-
-
 class AuditPage(BaseModel):
     """Some entries, the newest first."""
 
@@ -118,40 +122,17 @@ class AuditPage(BaseModel):
     next: int | None
 
 
-Number = Annotated[int, Path(ge=1, le=2**62)]
-Cursor = Annotated[int | None, Query(ge=1, le=2**62, description="`next` of the page before")]
-Count = Annotated[int, Query(ge=1, le=1000)]
 v1 = APIRouter(prefix="/v1", dependencies=[allowed("operator")], responses=PROBLEMS)
 
 
 # Inspections
-
-_IMAGE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        "image": {"type": "string", "format": "binary"},
-                        "part_id": {"type": "string"},
-                        "lot_id": {"type": "string"},
-                    },
-                }
-            },
-        },
-    }
-}
 
 
 @v1.post(
     "/lines/{line}/inspections",
     response_model=Record,
     status_code=201,
-    openapi_extra=_IMAGE_BODY,
+    openapi_extra=IMAGE_BODY,
     responses={200: {"model": Record, "description": "The part was judged before by this image: its record"}},
 )
 async def inspect(
@@ -189,24 +170,17 @@ def inspections(
     limit: Count = 100,
 ) -> Page:
     """Records, the newest first."""
-    begin = None
-    if since is not None:
-        zoned = since if since.tzinfo else since.replace(tzinfo=timezone.utc)
-        begin = zoned.astimezone(timezone.utc).isoformat(timespec="microseconds")
     items = service.site.store.page(
         service.line(line).name,
         verdict=verdict,
         part_id=part_id,
         lot_id=lot_id,
-        since=begin,
+        since=None if since is None else in_utc(since),
         before=cursor,
         count=limit,
     )
-    return Page(items=items, next=_next(items, limit))
-
-
-def _next(items: Sequence[Any], count: int) -> int | None:
-    return items[-1].id if len(items) == count else None
+    images = [record.id for record in items if service.site.pictures.has(record.image_sha256)]
+    return Page(items=items, images=images, next=next_cursor(items, limit))
 
 
 @v1.get("/lines/{line}/inspections/{number}")
@@ -216,9 +190,17 @@ def inspection(line: LineName, number: Number, service: InService) -> Record:
 
 
 @v1.get("/lines/{line}/inspections/{number}/image", response_class=Response)
-def image(line: LineName, number: Number, service: InService) -> Response:
-    """The image as it came, where it was kept."""
-    return _image_response(service.image(service.record(line, number)))
+async def image(
+    line: LineName,
+    number: Number,
+    service: InService,
+    width: Annotated[int | None, Query(ge=16, le=8192, description="as a JPEG of at most so many pixels")] = None,
+) -> Response:
+    """The image, where it was kept: as it came, or scaled, as every browser shows it."""
+    content = await run_in_threadpool(lambda: service.image(service.record(line, number)))
+    if width is not None:
+        return await service.drawn(lambda: service.scaled(line, content, width))
+    return _image_response(content)
 
 
 def _image_response(content: bytes) -> Response:
@@ -238,6 +220,12 @@ async def overlay(line: LineName, number: Number, service: InService) -> Respons
     return Response(await _seen_again(service, line, number, drawn), media_type="image/png")
 
 
+@v1.get("/lines/{line}/inspections/{number}/heat")
+async def heat(line: LineName, number: Number, service: InService) -> HeatMap:
+    """The anomaly map in cells, to be laid over the image."""
+    return await _seen_again(service, line, number, lambda seen, _: HeatMap.of(seen.map))
+
+
 @v1.get("/lines/{line}/inspections/{number}/map", response_class=Response)
 async def anomaly_map(line: LineName, number: Number, service: InService) -> Response:
     """The anomaly map in pixels of the image: float32, NumPy's .npy."""
@@ -250,8 +238,8 @@ async def anomaly_map(line: LineName, number: Number, service: InService) -> Res
     return Response(await _seen_again(service, line, number, saved), media_type="application/x-npy")
 
 
-async def _seen_again(service: Service, line: str, number: int, make: Callable[[Inspection, bytes], bytes]) -> bytes:
-    def made() -> bytes:
+async def _seen_again(service: Service, line: str, number: int, make: Callable[[Inspection, bytes], _Made]) -> _Made:
+    def made() -> _Made:
         record = service.record(line, number)
         if record.verdict == "error":
             raise Problem(410, "the part was not judged, so there is no map")
@@ -393,46 +381,35 @@ def outputs(line: LineName, service: InService) -> list[OutputFacts]:
     return service.line(line).outputs.facts()
 
 
-# Reviews and audit
-
-
-@v1.get("/lines/{line}/reviews/next", response_model=Record, responses={204: {"description": "None waits"}})
-def next_review(line: LineName, service: InService) -> Any:
-    """The oldest part that waits for a review."""
-    record = service.site.store.next_to_review(service.line(line).name)
-    return Response(status_code=204) if record is None else record
-
-
-@v1.post("/lines/{line}/reviews/{number}", status_code=201)
-def review(line: LineName, number: Number, order: ReviewOrder, service: InService, caller: Anyone) -> AuditFacts:
-    """Say what a part is. It may be said again; the latest counts, and all stay."""
-    record = service.record(line, number)
-    entry = service.site.store.review(number, order.label, who=caller.name, line=record.line, comment=order.comment)
-    service.metrics.reviewed(record.line, order.label)
-    service.events.tell("review", {"line": record.line, "record": number, "label": order.label, "who": caller.name})
-    return AuditFacts(**vars(entry))
-
-
-@v1.get("/lines/{line}/reviews/{number}")
-def reviews(line: LineName, number: Number, service: InService) -> list[AuditFacts]:
-    """What was said of a part, oldest first."""
-    service.record(line, number)
-    return [AuditFacts(**vars(entry)) for entry in service.site.store.reviews_of(number)]
+# Audit and events
 
 
 @v1.get("/audit")
-def audit(service: InService, kind: str | None = None, cursor: Cursor = None, limit: Count = 100) -> AuditPage:
+def audit(
+    service: InService,
+    kind: Annotated[list[str] | None, Query(max_length=16, description="of these kinds alone")] = None,
+    line: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Cursor = None,
+    limit: Count = 100,
+) -> AuditPage:
     """Who did what, the newest first."""
-    entries = service.site.store.entries(kind=kind, before=cursor, count=limit)
-    return AuditPage(items=[AuditFacts(**vars(entry)) for entry in entries], next=_next(entries, limit))
+    entries = service.site.store.entries(kind=kind or None, line=line, before=cursor, count=limit)
+    return AuditPage(items=[AuditFacts(**vars(entry)) for entry in entries], next=next_cursor(entries, limit))
 
 
 @v1.get("/events", response_class=StreamingResponse)
-async def events(service: InService, last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
+async def events(
+    service: InService,
+    last_event_id: Annotated[str | None, Header()] = None,
+    after: Annotated[
+        str | None, Query(max_length=32, description="as Last-Event-ID, for a page that asks anew")
+    ] = None,
+) -> StreamingResponse:
     """Inspections, limits, reviews, models, drift, cameras as they come (SSE). Last-Event-ID repeats those after it."""
     if service.events.is_full:
         raise Problem(503, "as many look on as may", {"Retry-After": "10"})
-    last = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19 else None
+    told = last_event_id or after
+    last = int(told) if told and told.isdecimal() and len(told) < 19 else None
     return StreamingResponse(service.events.stream(service.site, last), media_type="text/event-stream")
 
 
@@ -492,8 +469,9 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (v1, models, watched, oip):
+    for router in (v1, models, limits, reviews, trial, counts, watched, oip):
         app.include_router(router)
+    studio = add_studio(app, service) if service.settings.studio else None
     app.add_middleware(Guard, local=service.settings.local)
     handlers: dict[type[Exception], Callable[[Any], Problem]] = {
         Problem: lambda problem: problem,
@@ -506,13 +484,15 @@ def create_app(service: Service) -> FastAPI:
         Exception: _of_defect,
     }
     for kind, problem_of in handlers.items():
-        app.add_exception_handler(kind, _handler(problem_of))
+        app.add_exception_handler(kind, _handler(problem_of, studio))
     return app
 
 
-def _handler(problem_of: Callable[[Any], Problem]) -> Callable[[Request, Exception], Any]:
+def _handler(problem_of: Callable[[Any], Problem], studio: Studio | None) -> Callable[[Request, Exception], Any]:
     async def handle(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
+        if studio is not None and request.url.path.startswith("/studio"):
+            return studio.problem_page(request, problem)
         if request.url.path.startswith("/v2"):  # which has a form of its own
             return JSONResponse({"error": problem.detail}, problem.status, problem.headers)
         return problem.response()
