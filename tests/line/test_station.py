@@ -8,7 +8,9 @@ from typing import Any
 import pytest
 from tests.line.conftest import picture
 
+from flawsmith.line.queue import QueueClosedError
 from flawsmith.line.record import Record, Trigger
+from flawsmith.line.settings import LineSettings
 from flawsmith.line.station import LimitChange, NoModelError, Site
 from flawsmith.line.store import Store, UnwritableError
 from flawsmith.runtime.errors import FlawsmithError
@@ -107,3 +109,41 @@ def test_share_of_parts_is_drawn_for_review_and_says_with_what_probability(new_s
     assert {record.inclusion for record in drawn} == {0.3}
     assert judge(site, 130).inclusion == 1.0
     assert site.store.count_to_review("bolt") == len(drawn) + 1
+
+
+def test_line_is_added_and_removed_while_the_others_work_and_its_records_stay(new_site: Any) -> None:
+    site = new_site()
+    before = site.lines
+    added = site.add_line("nut", site.lines["bolt"].settings, who="anna")
+    record = added.submit(Trigger("nut", picture(250)))[0].result(SECONDS)
+
+    assert list(before) == ["bolt"]  # whoever goes through the lines meanwhile is not disturbed
+    with pytest.raises(FlawsmithError, match="there is a line nut already"):
+        site.add_line("nut", LineSettings())
+    with pytest.raises(FlawsmithError, match="letters, digits"):
+        site.add_line("../nut", LineSettings())
+    site.remove_line("nut", who="anna")
+    with pytest.raises(QueueClosedError):
+        added.submit(Trigger("nut", picture(20)))
+    with pytest.raises(FlawsmithError, match="no line nut"):
+        site.remove_line("nut")
+
+    assert (list(site.lines), list(site.settings.lines)) == (["bolt"], ["bolt"])
+    assert judge(site, 20).verdict == "pass"
+    assert site.store.page("nut") == [record]
+    noted = site.store.entries(line="nut", kind="line")
+    assert [(entry.who, list(entry.facts)) for entry in noted] == [("anna", ["removed"]), ("anna", ["added"])]
+    site.close()
+    with pytest.raises(FlawsmithError, match="is ending"):
+        site.add_line("nut", LineSettings())
+
+
+def test_line_with_a_broken_model_is_not_added(new_site: Any, tmp_path: Any) -> None:
+    (tmp_path / "broken.flaw").write_bytes(b"no model")
+    site = new_site()
+    entries = site.store.entries()
+
+    with pytest.raises(FlawsmithError, match="not an intact model file"):
+        site.add_line("nut", LineSettings(model=tmp_path / "broken.flaw"))
+
+    assert (list(site.lines), site.store.entries()) == (["bolt"], entries)

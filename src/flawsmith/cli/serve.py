@@ -52,10 +52,13 @@ def serve(
             print_out(f"http://{shown}:{number}")
             if not quiet:
                 for line in server.service.site.lines.values():
-                    assert line.model is not None, "loaded when it starts"
-                    print_err(
-                        f"line {line.name}: {line.model.product}, good parts rejected: {line.model.decision.promise}"
+                    model = line.model
+                    state = (
+                        "not taught yet, takes no parts"
+                        if model is None
+                        else f"{model.product}, good parts rejected: {model.decision.promise}"
                     )
+                    print_err(f"line {line.name}: {state}")
             with suppress(KeyboardInterrupt):  # the request to end, which has been answered in order by then
                 server.run([listener])
 

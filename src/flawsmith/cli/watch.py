@@ -45,6 +45,7 @@ def watch(
         from flawsmith.line.settings import ServiceSettings
         from flawsmith.line.station import Site
         from flawsmith.line.watch import FolderWatch, check_folder, check_policy
+        from flawsmith.runtime.errors import FlawsmithError
 
         log_to_stderr()
         policy = check_policy(ready, then, settle)
@@ -53,7 +54,8 @@ def watch(
         stop = threading.Event()
         with Site(settings) as site:
             place = site.lines[line]
-            assert place.model is not None, "loaded when it starts"
+            if place.model is None:
+                raise FlawsmithError(f"line {line} has no model yet: name one in {model}")
 
             def show(record: Record) -> None:
                 if json_:

@@ -47,7 +47,9 @@ class LineSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Path = Field(description="the .flaw file, from the folder of the settings")
+    model: Path | None = Field(
+        default=None, description="the .flaw file, from the folder of the settings; none: the line is not taught yet"
+    )
     site: str = Field(default="", max_length=80, description="for traceability, as ISA-95 names it")
     area: str = Field(default="", max_length=80)
     station: str = Field(default="", max_length=80)
@@ -87,7 +89,7 @@ class ServiceSettings(BaseModel):
     model_seconds: int = Field(default=60, ge=1, le=600, description="for the network, on one image or tile")
     images: Retention = Field(default=Retention(), description="which images are kept")
     tokens: tuple[Token, ...] = Field(default=(), max_length=1000)
-    lines: dict[str, LineSettings] = Field(min_length=1, max_length=100)
+    lines: dict[str, LineSettings] = Field(max_length=100)
 
     @field_validator("lines")
     @classmethod
@@ -96,6 +98,23 @@ class ServiceSettings(BaseModel):
             if _LINE_NAME.fullmatch(name) is None:
                 raise ValueError(f"the line name {name[:80]!r} may hold letters, digits, - and _, 63 at most")
         return lines
+
+    def with_line(self, name: str, line: LineSettings) -> ServiceSettings:
+        """The same with another line.
+
+        Raises:
+            FlawsmithError: its name cannot be one, or there are too many lines.
+
+        Example:
+            >>> settings = ServiceSettings(lines={}).with_line("bolt", LineSettings())
+            >>> settings.lines["bolt"].model is None
+            True
+        """
+        values = {field: getattr(self, field) for field in type(self).model_fields}
+        try:
+            return type(self).model_validate({**values, "lines": {**self.lines, name: line}})
+        except ValidationError as error:
+            raise FlawsmithError(why_refused(error.errors()[0], "lines")) from None
 
     @model_validator(mode="after")
     def _tokens_where_others_listen(self) -> ServiceSettings:
@@ -157,6 +176,9 @@ class ServiceSettings(BaseModel):
             if line not in lines:
                 raise FlawsmithError(f"{path}: holds no line {line}: give --line {' or '.join(lines)}")
             lines = {line: lines[line]}
-        lines = {name: place.model_copy(update={"model": base / place.model}) for name, place in lines.items()}
+        lines = {
+            name: place if place.model is None else place.model_copy(update={"model": base / place.model})
+            for name, place in lines.items()
+        }
         records = settings.records if "records" in overriding else base / settings.records
         return settings.model_copy(update={"lines": lines, "records": records})

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue
 from flawsmith.line.record import Record, Trigger
-from flawsmith.line.settings import ServiceSettings
+from flawsmith.line.settings import LineSettings, ServiceSettings
 from flawsmith.line.store import Store, UnwritableError
 from flawsmith.pipeline.calibrate import calibrate
 from flawsmith.runtime.bundle import Bundle
@@ -41,7 +41,7 @@ class PartConflictError(Exception):
 
 
 class NoModelError(Exception):
-    """The line has no model: it was unloaded."""
+    """The line has no model: it is not taught yet, or its model was unloaded."""
 
 
 class LimitChange(BaseModel):
@@ -127,6 +127,8 @@ class LoadedModel:
             FlawsmithError: it is no intact model, or cannot be computed.
         """
         settings = service.lines[name]
+        if settings.model is None:
+            raise FlawsmithError(f"line {name} has no model file in its settings")
         bundle = Bundle.load(settings.model)
         digest = hashlib.sha256(settings.model.read_bytes()).hexdigest()
         inspector = Inspector.load(
@@ -255,17 +257,21 @@ class Line:
     Args:
         name: of the line.
         service: settings of the service.
-        model: of the line, as loaded.
+        model: of the line, as loaded; None: it is not taught yet, and takes no parts.
         store: where records go.
         pictures: where images go.
         on_record: told of each record.
+
+    Attributes:
+        model: in use; None: there is none.
+        is_unloaded: whether there is none because it was taken away; the line is meant to work then.
     """
 
     def __init__(
         self,
         name: str,
         service: ServiceSettings,
-        model: LoadedModel,
+        model: LoadedModel | None,
         store: Store,
         pictures: Pictures,
         on_record: OnRecord = lambda _: None,
@@ -275,7 +281,8 @@ class Line:
         self._lock = threading.Lock()
         self._changing = threading.Lock()
         self._in_work: dict[str, tuple[str, Future[Record]]] = {}
-        self.model: LoadedModel | None = self._with_noted_limits(model)
+        self.model: LoadedModel | None = None if model is None else self._with_noted_limits(model)
+        self.is_unloaded = False
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
@@ -294,7 +301,7 @@ class Line:
 
         Raises:
             QueueFullError, QueueClosedError: as `InspectionQueue.submit`.
-            NoModelError: the model was unloaded.
+            NoModelError: there is no model.
             PartConflictError: the part has a record of another image.
         """
         if trigger.part_id is None:
@@ -360,14 +367,14 @@ class Line:
         with self._changing:
             model = self._with_noted_limits(LoadedModel.load(self._service, self.name))
             self._store.note("model", who=who, line=self.name, facts={"loaded": model.sha256})
-            self.model = model
+            self.model, self.is_unloaded = model, False
             return model
 
     def unload(self, *, who: str) -> None:
         """Take no parts until a model is loaded again."""
         with self._changing:
             self._store.note("model", who=who, line=self.name, facts={"loaded": None})
-            self.model = None
+            self.model, self.is_unloaded = None, True
 
     def _with_noted_limits(self, model: LoadedModel) -> LoadedModel:
         """The model with the limits that were set on this line last."""
@@ -440,31 +447,93 @@ class Site:
         settings: of the service.
         on_record: told of each record.
 
+    Attributes:
+        settings: with the lines that were added since.
+        lines: by name. Adding and removing a line makes another dictionary, so that one that is read stays as it is.
+
     Raises:
         FlawsmithError: another process uses the folder, a model cannot be loaded, or nothing can be written.
     """
 
     def __init__(self, settings: ServiceSettings, on_record: OnRecord = lambda _: None) -> None:
-        self.settings = settings
+        self.settings, self._on_record = settings, on_record
         self.lines: dict[str, Line] = {}
+        self._changing = threading.Lock()
         self._ended = threading.Event()
         self._stack = ExitStack()
-        models = {name: LoadedModel.load(settings, name) for name in settings.lines}  # before anything is written
+        models = {name: self._model_of(settings, name) for name in settings.lines}  # before anything is written
         try:
             self._stack.enter_context(exclusive_folder(settings.records))
             self.store = Store(settings.records)
             self._stack.callback(self.store.close)
             self.pictures = Pictures(settings.records / "images", settings.images)
+            self._stack.callback(self._close_lines)
             for name, model in models.items():
                 self.lines[name] = Line(name, settings, model, self.store, self.pictures, on_record)
-                self._stack.callback(self.lines[name].close)
-            hashes = {name: model.sha256 for name, model in models.items()}
+            hashes = {name: None if line.model is None else line.model.sha256 for name, line in self.lines.items()}
             self.store.note("start", who="service", facts={"models": hashes})
         except BaseException:
             self._stack.close()
             raise
         self._sweeper = threading.Thread(target=self._sweep, name="images", daemon=True)
         self._sweeper.start()
+
+    @staticmethod
+    def _model_of(settings: ServiceSettings, name: str) -> LoadedModel | None:
+        return None if settings.lines[name].model is None else LoadedModel.load(settings, name)
+
+    def add_line(self, name: str, line: LineSettings, *, who: str = "service") -> Line:
+        """Begin a line. It is there until it is removed or the service ends; records it has already are its own again.
+
+        Args:
+            name: of the line.
+            line: its settings.
+            who: stands in the audit.
+
+        Raises:
+            FlawsmithError: there is such a line, its name cannot be one, its model cannot be loaded, or the service is
+                ending.
+        """
+        with self._changing:
+            if self.is_closed:
+                raise FlawsmithError("the service is ending")
+            if name in self.lines:
+                raise FlawsmithError(f"there is a line {name} already: give another name")
+            settings = self.settings.with_line(name, line)
+            added = Line(
+                name, settings, self._model_of(settings, name), self.store, self.pictures, on_record=self._on_record
+            )
+            try:
+                self.store.note("line", who=who, line=name, facts={"added": line.model_dump(mode="json")})
+            except BaseException:
+                added.close()
+                raise
+            self.settings, self.lines = settings, {**self.lines, name: added}
+            return added
+
+    def remove_line(self, name: str, *, who: str = "service") -> None:
+        """End a line: parts that were taken are judged, more are not. Its records stay.
+
+        Args:
+            name: of the line.
+            who: stands in the audit.
+
+        Raises:
+            FlawsmithError: there is no such line.
+        """
+        with self._changing:
+            line = self.lines.get(name)
+            if line is None:
+                raise FlawsmithError(f"there is no line {name}")
+            self.store.note("line", who=who, line=name, facts={"removed": True})
+            self.lines = {other: kept for other, kept in self.lines.items() if other != name}
+            left = {other: kept for other, kept in self.settings.lines.items() if other != name}
+            self.settings = self.settings.model_copy(update={"lines": left})
+        line.close()
+
+    def _close_lines(self) -> None:
+        for line in self.lines.values():
+            line.close()
 
     def __enter__(self) -> Site:
         return self
@@ -481,10 +550,10 @@ class Site:
 
     def close(self) -> None:
         """Judge what was taken, note the end, and give the folder back."""
-        self._ended.set()
+        with self._changing:
+            self._ended.set()
         self._sweeper.join()
-        for line in self.lines.values():
-            line.close()
+        self._close_lines()
         with self._stack:
             try:
                 self.store.note("stop", who="service", facts={})

@@ -90,7 +90,7 @@ class AuditEntry:
     Attributes:
         id: number of the entry.
         at: in UTC.
-        kind: limit, review, model, start or stop.
+        kind: limit, review, model, line, start or stop.
         who: name that the token stands for.
         line: the line it concerns; empty: all.
         facts: what there is to say, by kind.
@@ -286,7 +286,7 @@ class Store:
         """Write an entry of the audit.
 
         Args:
-            kind: limit, review, model, start or stop.
+            kind: limit, review, model, line, start or stop.
             who: name that the token stands for.
             line: the line it concerns; empty: all.
             facts: ready for JSON.

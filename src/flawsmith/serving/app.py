@@ -350,7 +350,7 @@ async def healthz() -> dict[str, str]:
 def readyz(service: InService) -> Response:
     """Whether parts can be judged and recorded."""
     missing = []
-    if any(line.model is None for line in service.site.lines.values()):
+    if any(line.is_unloaded for line in service.site.lines.values()):  # one that is not taught yet keeps no other back
         missing.append("a line has no model")
     if service.site.pictures.free_bytes() < _LEAST_FREE:
         missing.append("the disk is full")

@@ -72,8 +72,8 @@ async def live() -> dict[str, bool]:
 
 @oip.get("/health/ready")
 def ready(service: InService) -> Response:
-    """Whether all lines have a model."""
-    return _readiness(all(line.model is not None for line in service.site.lines.values()))
+    """Whether all lines have a model, but for those that are not taught yet."""
+    return _readiness(not any(line.is_unloaded for line in service.site.lines.values()))
 
 
 def _readiness(is_ready: bool) -> Response:
@@ -229,7 +229,7 @@ def repository_index(service: InService) -> list[dict[str, str]]:
             "name": line.name,
             "version": _version(line),
             "state": "UNAVAILABLE" if line.model is None else "READY",
-            "reason": "unloaded" if line.model is None else "",
+            "reason": "unloaded" if line.is_unloaded else "" if line.model else "not taught yet",
         }
         for line in service.site.lines.values()
     ]

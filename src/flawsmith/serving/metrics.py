@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from datetime import datetime
 from typing import Any
 
@@ -85,8 +84,10 @@ class Metrics:
     def look_at(self, site: Site) -> None:
         """Take what is read, not counted: limits, models, reviews that wait, the disk."""
         self._free.set(site.pictures.free_bytes())
-        self._model.clear()
+        for gauge in (self._model, self._limit, self._to_review):  # of lines and models that are no more
+            gauge.clear()
         for line in site.lines.values():
+            self._start_at_zero(line)
             self._to_review.labels(line.name).set(site.store.count_to_review(line.name))
             self._look_at_model(line)
 
@@ -105,13 +106,12 @@ class Metrics:
             if limit is not None:
                 self._limit.labels(line.name, kind).set(limit)
 
-    def start_at_zero(self, lines: Iterable[Line]) -> None:
-        """Name the series of each line before anything is counted, so that a rate is known from the first part on."""
-        for line in lines:
-            product = "" if line.model is None else line.model.product
+    def _start_at_zero(self, line: Line) -> None:
+        """Name the series of a line before anything is counted, so that a rate is known from the first part on."""
+        if line.model is not None:
             for verdict in ("pass", "review", "reject", "error"):
-                self._inspections.labels(line.name, product, verdict)
-            self._dropped.labels(line.name, "busy")
+                self._inspections.labels(line.name, line.model.product, verdict)
+        self._dropped.labels(line.name, "busy")
 
     def text(self) -> bytes:
         """All of it as Prometheus reads it."""

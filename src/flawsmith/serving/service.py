@@ -44,7 +44,6 @@ class Service:
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
         self.site = Site(settings, self._recorded)
-        self.metrics.start_at_zero(self.site.lines.values())
 
     def _recorded(self, record: Record) -> None:
         self.metrics.recorded(record)
@@ -56,9 +55,10 @@ class Service:
         Raises:
             Problem: there is none.
         """
-        if name not in self.site.lines:
-            raise Problem(404, f"there is no such line; there are {', '.join(self.site.lines)}")
-        return self.site.lines[name]
+        lines = self.site.lines
+        if name not in lines:
+            raise Problem(404, f"there is no such line; there are {', '.join(lines) or 'none'}")
+        return lines[name]
 
     def model(self, name: str) -> LoadedModel:
         """The model of a line.
