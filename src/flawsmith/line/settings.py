@@ -88,6 +88,7 @@ class ServiceSettings(BaseModel):
     answer_seconds: float = Field(default=30, gt=0, le=3600, description="for a part to be judged, waiting included")
     model_seconds: int = Field(default=60, ge=1, le=600, description="for the network, on one image or tile")
     images: Retention = Field(default=Retention(), description="which images are kept")
+    studio: bool = Field(default=True, description="whether there are pages for browsers at /studio")
     tokens: tuple[Token, ...] = Field(default=(), max_length=1000)
     lines: dict[str, LineSettings] = Field(max_length=100)
 

@@ -27,6 +27,7 @@ from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.inference import oip
 from flawsmith.serving.requests import Guard, Problem, checked_id, image_and_fields
 from flawsmith.serving.service import Anyone, Engineer, InService, LineName, Service, allowed, refuse_error
+from flawsmith.serving.studio.pages import Studio, add_studio
 
 _LEAST_FREE = 16 * 2**20
 _SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"BM": "image/bmp", b"GIF8": "image/gif"}
@@ -327,11 +328,18 @@ def audit(service: InService, kind: str | None = None, cursor: Cursor = None, li
 
 
 @v1.get("/events", response_class=StreamingResponse)
-async def events(service: InService, last_event_id: Annotated[str | None, Header()] = None) -> StreamingResponse:
+async def events(
+    service: InService,
+    last_event_id: Annotated[str | None, Header()] = None,
+    after: Annotated[
+        str | None, Query(max_length=32, description="as Last-Event-ID, for a page that asks anew")
+    ] = None,
+) -> StreamingResponse:
     """Inspections, limits, reviews, models as they come: server-sent events. Last-Event-ID repeats what was missed."""
     if service.events.is_full:
         raise Problem(503, "as many look on as may", {"Retry-After": "10"})
-    last = int(last_event_id) if last_event_id and last_event_id.isdecimal() and len(last_event_id) < 19 else None
+    told = last_event_id or after
+    last = int(told) if told and told.isdecimal() and len(told) < 19 else None
     return StreamingResponse(service.events.stream(service.site, last), media_type="text/event-stream")
 
 
@@ -393,6 +401,7 @@ def create_app(service: Service) -> FastAPI:
     app.state.service = service
     for router in (v1, watched, oip):
         app.include_router(router)
+    studio = add_studio(app, service) if service.settings.studio else None
     app.add_middleware(Guard, local=service.settings.local)
     handlers: dict[type[Exception], Callable[[Any], Problem]] = {
         Problem: lambda problem: problem,
@@ -404,13 +413,15 @@ def create_app(service: Service) -> FastAPI:
         Exception: _of_defect,
     }
     for kind, problem_of in handlers.items():
-        app.add_exception_handler(kind, _handler(problem_of))
+        app.add_exception_handler(kind, _handler(problem_of, studio))
     return app
 
 
-def _handler(problem_of: Callable[[Any], Problem]) -> Callable[[Request, Exception], Any]:
+def _handler(problem_of: Callable[[Any], Problem], studio: Studio | None) -> Callable[[Request, Exception], Any]:
     async def handle(request: Request, error: Exception) -> Response:
         problem = problem_of(error)
+        if studio is not None and request.url.path.startswith("/studio"):
+            return studio.problem_page(request, problem)
         if request.url.path.startswith("/v2"):  # which has a form of its own
             return JSONResponse({"error": problem.detail}, problem.status, problem.headers)
         return problem.response()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import binascii
 import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
@@ -31,7 +33,7 @@ _SMALL, _SMALL_SECONDS = 64 * 1024, 10.0
 _LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _MOST_PARTS = 8
 _LONGEST_FIELD = 4096
-_TITLES = {
+TITLES = {
     400: "Bad request",
     401: "Token needed",
     403: "Not allowed",
@@ -48,6 +50,7 @@ _TITLES = {
     503: "Try again",
     504: "Not judged in time",
 }
+"""Of refusals, by their status."""
 
 
 class Problem(Exception):  # noqa: N818 (as RFC 9457 calls it)
@@ -66,7 +69,7 @@ class Problem(Exception):  # noqa: N818 (as RFC 9457 calls it)
 
     def response(self) -> JSONResponse:
         """The refusal as problem+json."""
-        title = _TITLES.get(self.status, "Error")
+        title = TITLES.get(self.status, "Error")
         body = {"type": "about:blank", "title": title, "status": self.status, "detail": self.detail, **self.facts}
         return JSONResponse(body, self.status, self.headers, media_type="application/problem+json")
 
@@ -85,7 +88,7 @@ class Caller:
 
 
 def caller_of(request: Request, settings: ServiceSettings) -> Caller:
-    """Who asks; without tokens everyone on this machine is an engineer.
+    """Who asks; without tokens everyone on this machine is an engineer. A browser presents its token in a cookie.
 
     Raises:
         Problem: no token, or an unknown one.
@@ -93,7 +96,9 @@ def caller_of(request: Request, settings: ServiceSettings) -> Caller:
     if not settings.tokens:
         return Caller("local", "engineer")
     scheme, _, presented = request.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer":
+    if not scheme:
+        presented = _token_of_session(request, settings)
+    if presented and scheme.lower() in ("", "bearer"):
         # All are compared, so that the time tells nothing.
         matching = [token for token in settings.tokens if token.matches(presented.strip())]
         if matching:
@@ -101,6 +106,19 @@ def caller_of(request: Request, settings: ServiceSettings) -> Caller:
     raise Problem(
         401, "send a token of the service's settings as Authorization: Bearer", {"WWW-Authenticate": "Bearer"}
     )
+
+
+def session_cookie(settings: ServiceSettings) -> str:
+    """The name of the cookie that holds a browser's token: browsers send cookies to all ports of a host."""
+    return f"flawsmith_token_{settings.port}"
+
+
+def _token_of_session(request: Request, settings: ServiceSettings) -> str:
+    # No other site's page can have it sent: the cookie is SameSite=Strict, and `Guard` refuses other origins.
+    try:
+        return base64.urlsafe_b64decode(request.cookies.get(session_cookie(settings), "")).decode()
+    except (binascii.Error, UnicodeDecodeError, ValueError):
+        return ""
 
 
 class UploadBudget:

@@ -1,0 +1,1 @@
+"""The studio: pages in a browser for whoever answers for a line."""
