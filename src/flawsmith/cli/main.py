@@ -22,6 +22,7 @@ from flawsmith.cli import (
     reproduce,
     serve,
     settings,
+    studio,
     synthesize,
     train,
     watch,
@@ -114,6 +115,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("predict", cls=predict.PredictCommand)(predict.predict)
+app.command("studio")(studio.studio)
 app.command("serve")(serve.serve)
 app.command("watch")(watch.watch)
 app.add_typer(serve.audit, name="audit")

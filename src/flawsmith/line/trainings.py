@@ -27,13 +27,13 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from flawsmith.line.record import now
 from flawsmith.line.teaching import Teaching
@@ -51,6 +51,7 @@ RECORD, RUN, PROGRESS, LOG = "training.json", "run", "progress.json", "log.txt"
 MODEL, REPORT, METRICS = "model.flaw", "report.html", "metrics.jsonl"
 _LOOK_SECONDS = 0.5
 _LOGGED = 16 * 1024
+_PATIENCE = 30.0
 _KINDER = 10
 """Added to the niceness of a training: parts are judged first."""
 
@@ -64,7 +65,7 @@ class Order(BaseModel):
 
     choice: Choice = Field(default="accurate", description="quick: PatchCore alone; accurate: Fusion; method: your own")
     method: str | None = Field(default=None, max_length=40, description="with `method`: one of `flawsmith methods`")
-    settings: dict[str, float | int | str | bool] = Field(
+    settings: dict[str, JsonValue] = Field(
         default_factory=dict, max_length=40, description="settings of the method to change, as --set takes them"
     )
     max_false_rejects: str = Field(
@@ -205,22 +206,24 @@ class Trainings:
 
     Args:
         folder: of trainings; made when the first is begun.
-        on_done: is given a training whose model nobody has taken yet, in a thread; what it raises leaves it so. Called
-            again when a service begins, so it must take a model a second time without harm.
-        python: runs `flawsmith`.
     """
 
-    def __init__(
-        self, folder: Path, on_done: Callable[[Training], object], *, python: Sequence[str] = (sys.executable,)
-    ) -> None:
-        self._folder, self._on_done, self._python = folder, on_done, tuple(python)
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self._lock = threading.RLock()
         self._processes: dict[Path, subprocess.Popen[bytes]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="trainings", daemon=True)
+        self._on_done: Callable[[Training], object] = lambda training: None
 
-    def follow(self) -> None:
-        """Begin to follow trainings: their models are handed over when they are done."""
+    def follow(self, on_done: Callable[[Training], object]) -> None:
+        """Begin to follow trainings: their models are handed over when they are done.
+
+        Args:
+            on_done: is given a training whose model nobody has taken yet, in a thread; what it raises leaves it so.
+                Called again when a service begins, so it must take a model a second time without harm.
+        """
+        self._on_done = on_done
         self._thread.start()
 
     def close(self) -> None:
@@ -255,13 +258,16 @@ class Trainings:
             asked = Asked.model_validate_json((folder / RECORD).read_bytes())
         except (OSError, ValidationError):
             return None
+        run = RunState.read(folder / PROGRESS)
+        if run is not None and run.state == "done":
+            return Training(folder, asked, "done", run)
         with self._lock:
             process = self._processes.get(folder)
             is_running = process is not None and process.poll() is None
             lives = is_alive(folder / PROGRESS)
-        run = RunState.read(folder / PROGRESS)
         if lives or is_running:
             return Training(folder, asked, "running" if run is not None else "starting", run)
+        run = RunState.read(folder / PROGRESS)  # it may have ended between the two looks
         if run is None:
             return Training(folder, asked, "interrupted", None, _last_line(folder / LOG))
         if run.state == "running":
@@ -334,7 +340,7 @@ class Trainings:
             return self._begin(training.folder, training.asked)
 
     def stop(self, line: str, number: int) -> Training:
-        """Ask a training to end, as Ctrl-C does: it can be continued. Asked twice, it is killed.
+        """Ask a training to end, as Ctrl-C does: it can be continued. Asked again half a minute later, it is killed.
 
         Raises:
             FlawsmithError: there is no such training.
@@ -350,11 +356,11 @@ class Trainings:
             asked_before = training.folder / ".stop"
             if pid is not None:
                 with suppress(ProcessLookupError):
-                    if asked_before.exists() and hasattr(os, "killpg"):
+                    if _age(asked_before) > _PATIENCE and hasattr(os, "killpg"):
                         os.killpg(pid, signal.SIGKILL)  # a training leads a session of its own
-                    else:
+                    elif not asked_before.exists():
                         os.kill(pid, signal.SIGTERM)
-                with suppress(OSError):
+                if not asked_before.exists():
                     asked_before.touch()
             return training
 
@@ -368,7 +374,7 @@ class Trainings:
     def _begin(self, folder: Path, asked: Asked) -> Training:
         for name in (PROGRESS, ".stop"):  # of the former try
             (folder / name).unlink(missing_ok=True)
-        command = [*self._python, "-m", "flawsmith", "train", *asked.arguments]
+        command = [sys.executable, "-m", "flawsmith", "train", *asked.arguments]
         command += ["--progress", PROGRESS, "--resume", "--json"]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
         with (folder / LOG).open("ab") as said:
@@ -417,6 +423,14 @@ class Trainings:
     def _write(folder: Path, asked: Asked) -> None:
         with replacing(folder / RECORD) as temporary:
             temporary.write_text(asked.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+
+def _age(path: Path) -> float:
+    """Seconds since a file was written; 0: there is none."""
+    try:
+        return time.time() - path.stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def _last_line(path: Path) -> str:

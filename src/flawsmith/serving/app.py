@@ -28,6 +28,7 @@ from flawsmith.serving.inference import oip
 from flawsmith.serving.requests import Guard, Problem, checked_id, image_and_fields
 from flawsmith.serving.service import Anyone, Engineer, InService, LineName, Service, allowed, refuse_error
 from flawsmith.serving.studio.pages import Studio, add_studio
+from flawsmith.serving.teach import studio_v1
 
 _LEAST_FREE = 16 * 2**20
 _SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"BM": "image/bmp", b"GIF8": "image/gif"}
@@ -387,7 +388,7 @@ def create_app(service: Service) -> FastAPI:
         try:
             yield
         finally:
-            await run_in_threadpool(service.site.close)
+            await run_in_threadpool(service.close)
 
     app = FastAPI(
         title="Flawsmith",
@@ -399,7 +400,7 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (v1, watched, oip):
+    for router in (v1, watched, oip, *([] if service.workspace is None else [studio_v1])):
         app.include_router(router)
     studio = add_studio(app, service) if service.settings.studio else None
     app.add_middleware(Guard, local=service.settings.local)

@@ -14,6 +14,8 @@ from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullEr
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
 from flawsmith.line.station import Line, LoadedModel, NoModelError, PartConflictError, Site
+from flawsmith.line.trainings import Training
+from flawsmith.line.workspace import Workspace
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.events import Events
@@ -25,6 +27,7 @@ _UPLOADS = 8
 """Requests of the largest size that may be in memory before they are in a queue."""
 _MOST_DRAWN = 8
 """Requests for pictures that may wait."""
+_MOST_TAUGHT = 2
 
 
 class Service:
@@ -32,18 +35,32 @@ class Service:
 
     Args:
         settings: of the service.
+        workspace: of a studio, which the service gives back when it ends; None: lines are only judged.
 
     Raises:
         FlawsmithError: as `Site`.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: ServiceSettings, workspace: Workspace | None = None) -> None:
+        self.settings, self.workspace = settings, workspace
         self.metrics, self.events = Metrics(), Events()
         self.budget = UploadBudget(_UPLOADS * settings.max_bytes)
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
+        self._teaching = asyncio.Semaphore(_MOST_TAUGHT)
         self.site = Site(settings, self._recorded)
+        if workspace is not None:
+            workspace.start(self._trained)
+
+    def close(self) -> None:
+        """Judge what was taken, and give all folders back. Trainings go on."""
+        if self.workspace is not None:
+            self.workspace.close()
+        self.site.close()
+
+    def _trained(self, training: Training) -> None:
+        """A training is done."""
+        self.events.tell("training", {"line": training.asked.line, "number": training.asked.number})
 
     def _recorded(self, record: Record) -> None:
         self.metrics.recorded(record)
@@ -118,6 +135,11 @@ class Service:
                 return await run_in_threadpool(make)
         finally:
             self._to_draw -= 1
+
+    async def taught(self, make: Callable[[], _Drawn]) -> _Drawn:
+        """What is made of an image to teach with, in a thread; a few at a time, so that parts are judged meanwhile."""
+        async with self._teaching:
+            return await run_in_threadpool(make)
 
     async def judged(self, line: Line, request: Request, trigger_of: Callable[[bytes], Trigger]) -> tuple[Record, bool]:
         """Read a request, have its part judged, and wait for the record.

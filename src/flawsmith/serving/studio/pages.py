@@ -58,7 +58,13 @@ class Page:
     is_offered: Callable[[Service], bool] = field(default=_always, repr=False)
 
 
+def _teaches(service: Service) -> bool:
+    return service.workspace is not None
+
+
 PAGES: tuple[Page, ...] = (
+    Page("teach", "Teach", _teaches),
+    Page("train", "Train", _teaches),
     Page("limit", "Limit"),
     Page("try", "Try"),
     Page("run", "Run"),

@@ -1,0 +1,93 @@
+"""``flawsmith studio``."""
+
+from __future__ import annotations
+
+import webbrowser
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from flawsmith.cli.app import Quiet, error_boundary, print_err, print_out
+from flawsmith.cli.serve import log_to_stderr
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from flawsmith.serving.service import Service
+
+Host = Annotated[str | None, typer.Option(help="Address to listen at; by default 127.0.0.1.")]
+Port = Annotated[int | None, typer.Option(help="Port; by default 8470, 0: any that is free.")]
+Browser = Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a browser.")]
+
+
+def studio(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Where lines, images and records lie.")] = Path(
+        "studio"
+    ),
+    host: Host = None,
+    port: Port = None,
+    browser: Browser = True,
+    quiet: Quiet = False,
+) -> None:
+    """Teach lines, train, set limits, inspect and review, in a browser, until Ctrl-C. Prints the address on stdout.
+
+    Trainings go on when the studio ends, and are found again.
+
+    Example: flawsmith studio
+    """
+    with error_boundary(tier="serve"):
+        run_studio(folder, host=host, port=port, browser=browser, quiet=quiet)
+
+
+def run_studio(
+    folder: Path,
+    *,
+    host: str | None,
+    port: int | None,
+    browser: bool,
+    quiet: bool,
+    page: str = "",
+    on_start: Callable[[Service], object] = lambda service: None,
+) -> None:
+    """Run a studio until it is asked to end.
+
+    Args:
+        folder: of the studio.
+        host, port: where to listen; None: as its settings say.
+        browser: whether to open a page.
+        quiet: say nothing but the address.
+        page: to open, such as ``lines/bolt/run``.
+        on_start: is given the service once it is there.
+
+    Raises:
+        FlawsmithError: the folder or the port is in use, or a setting is wrong.
+    """
+    from flawsmith.line.trainings import TO_INSTALL, is_installed
+    from flawsmith.line.workspace import Workspace
+    from flawsmith.serving.server import Server, listen
+    from flawsmith.serving.service import Service
+
+    log_to_stderr()
+    workspace = Workspace(folder)
+    try:
+        settings = workspace.settings(host=host, port=port)
+        listener = listen(settings.host, settings.port)
+        with listener:
+            server = Server(Service(settings, workspace))
+            place, number = listener.getsockname()[:2]
+            address = f"http://{f'[{place}]' if ':' in place else place}:{number}"
+            print_out(address)
+            if not quiet:
+                print_err(f"studio in {folder}; Ctrl-C ends it, trainings go on")
+                if not is_installed():
+                    print_err(f"note: to train as well: {TO_INSTALL}")
+            on_start(server.service)
+            if browser:
+                with suppress(webbrowser.Error):
+                    webbrowser.open(f"{address}/studio/{page}")
+            with suppress(KeyboardInterrupt):  # the request to end, which has been answered in order by then
+                server.run([listener])
+    finally:
+        workspace.close()
