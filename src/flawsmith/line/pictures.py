@@ -18,7 +18,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
 
 _GIB = 2**30
-_PASSED, _SUSPECT = "passed", "suspect"
+_PASSED, _SUSPECT, _PICKED = "passed", "suspect", "picked"
 
 
 class Retention(BaseModel):
@@ -62,28 +62,26 @@ class Pictures:
             place = place.parent
         return shutil.disk_usage(place).free
 
-    def keep(self, sha256: str, content: bytes, verdict: Outcome) -> bool:
+    def keep(self, sha256: str, content: bytes, verdict: Outcome, *, is_drawn: bool = False) -> bool:
         """Keep an image if the rule says so and the disk has room; a full disk is warned of and stops nothing.
 
         Args:
             sha256: of the content, hexadecimal.
             content: the file.
             verdict: of the part.
+            is_drawn: whether a person is to look at it, even though it passed.
 
         Returns:
             Whether it lies there now.
         """
-        if verdict == "error" or (verdict == "pass" and _share(sha256) >= self.rule.passes):
+        is_pass = verdict == "pass" and not is_drawn
+        if verdict == "error" or (is_pass and _share(sha256) >= self.rule.passes):
             return False
-        path = self._path(sha256, _PASSED if verdict == "pass" else _SUSPECT)
+        path = self._path(sha256, _PASSED if is_pass else _SUSPECT)
         try:
             if path.exists():
                 return True
-            if self.free_bytes() - len(content) < self.rule.keep_free * _GIB:
-                raise FlawsmithError(f"less than {self.rule.keep_free:g} GB are free")
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as temporary:
-                temporary.write_bytes(content)
+            self._write(path, content)
         except (FlawsmithError, OSError) as error:
             if not self._told:
                 self._told = True
@@ -95,12 +93,38 @@ class Pictures:
                 self._size += len(content)
         return True
 
+    def pick(self, sha256: str, content: bytes) -> None:
+        """Keep an image that a person has picked; it stays until somebody removes it.
+
+        Args:
+            sha256: of the content, hexadecimal.
+            content: the file.
+
+        Raises:
+            FlawsmithError: it cannot be kept.
+        """
+        try:
+            self._write(self._path(sha256, _PICKED), content)
+        except OSError as error:
+            raise FlawsmithError(f"the image cannot be kept ({error.strerror}); see the disk") from None
+
+    def _write(self, path: Path, content: bytes) -> None:
+        if self.free_bytes() - len(content) < self.rule.keep_free * _GIB:
+            raise FlawsmithError(f"less than {self.rule.keep_free:g} GB are free")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+
     def read(self, sha256: str) -> bytes | None:
         """The image with this content; None: it was not kept, or not for so long."""
-        for kind in (_SUSPECT, _PASSED):
+        for kind in (_SUSPECT, _PASSED, _PICKED):
             with suppress(OSError):
                 return self._path(sha256, kind).read_bytes()
         return None
+
+    def has(self, sha256: str) -> bool:
+        """Whether the image with this content is there."""
+        return any(self._path(sha256, kind).exists() for kind in (_SUSPECT, _PASSED))
 
     def sweep(self, *, at: float | None = None) -> int:
         """Remove what the rule does not keep any more: by age, then passes, then the oldest, until the rest is small.

@@ -23,6 +23,14 @@ Source = Literal["http", "inference", "watch"]
 """Where triggers come from: ``/v1``, the Open Inference Protocol, a watched folder."""
 Label = Literal["good", "flawed", "unclear"]
 """What a person says who has looked at the part."""
+LabelRole = Literal["calibrate", "test"]
+"""What a label may be used for: to set limits by, or to measure with alone. None is ever learned from."""
+Draw = Literal["band", "passes", "rejects"]
+"""How a part came before a reviewer: all between the limits, or drawn at random from the passes or the rejects."""
+DRAWS: dict[Draw, Outcome] = {"band": "review", "passes": "pass", "rejects": "reject"}
+"""The verdict of the parts by how they came before a reviewer."""
+WITHDRAWN = "withdrawn"
+"""Stands where a label would, in the audit, once a person has taken back what was said last."""
 
 MOST_REGIONS = 100
 """Regions that a record lists, the strongest first."""

@@ -203,9 +203,9 @@ class LoadedModel:
             return by_name[change.use]
         if change.max_false_rejects is None and change.review_rate is None:
             raise FlawsmithError("nothing is asked for: give max_false_rejects, review_rate or use")
-        return calibrate(self._basis(), rate=change.max_false_rejects, review_rate=change.review_rate).after
+        return calibrate(self.basis(), rate=change.max_false_rejects, review_rate=change.review_rate).after
 
-    def _basis(self) -> Bundle:
+    def basis(self) -> Bundle:
         """The bundle with the limits in use, and the scores behind them."""
         if self.decision in self.bundle.spec.earlier_decisions:
             return self.bundle.with_decision(self.decision)
@@ -219,7 +219,7 @@ class LoadedModel:
             after: the other limits.
             recent: records of the line, the newest first.
         """
-        before, arrays = self.decision, self._basis().calibration
+        before, arrays = self.decision, self.basis().calibration
         good = arrays.get("good_levels" if before.by_regions else "good", np.zeros(0))
         # With another setting of regions the numbers that decide would be others.
         same = all(getattr(before, name) == getattr(after, name) for name in _SETTING)
@@ -346,7 +346,8 @@ class Line:
 
     def _commit(self, judged: Sequence[tuple[Trigger, Record]]) -> list[Record]:
         for trigger, record in judged:  # before the record, so that it never says of an image what is not there
-            self._pictures.keep(record.image_sha256, trigger.image, record.verdict)
+            drawn = record.inclusion is not None
+            self._pictures.keep(record.image_sha256, trigger.image, record.verdict, is_drawn=drawn)
         files = {place: trigger.file for place, (trigger, _) in enumerate(judged) if trigger.file is not None}
         records = self._store.add([record for _, record in judged], files)
         for record in records:

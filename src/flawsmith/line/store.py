@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from flawsmith.line.record import Label, Outcome, Record, WatchedFile, now
+from flawsmith.line.record import DRAWS, WITHDRAWN, Draw, Label, LabelRole, Outcome, Record, WatchedFile, now
 from flawsmith.runtime.errors import FlawsmithError
 
 FILE = "records.db"
@@ -79,6 +79,7 @@ _MIGRATIONS = (
     );
     CREATE INDEX files_by_time ON files (mtime_ns);
     """,
+    "CREATE INDEX records_by_time_and_verdict ON records (line, received, verdict);",
 )
 """Scripts from one `PRAGMA user_version` to the next."""
 
@@ -327,31 +328,109 @@ class Store:
         rows = self._read("SELECT content, hash FROM audit WHERE record = ? AND kind = 'review' ORDER BY id", (number,))
         return [_entry(*row) for row in rows]
 
-    def review(self, number: int, label: Label, *, who: str, line: str, comment: str = "") -> AuditEntry:
-        """Write what a person says of a record.
+    def review(
+        self,
+        number: int,
+        label: Label | None,
+        *,
+        who: str,
+        line: str,
+        comment: str = "",
+        role: LabelRole = "calibrate",
+        blind: bool = False,
+    ) -> AuditEntry:
+        """Write what a person says of a record, with how it came before that person.
 
         Args:
             number: of the record.
-            label: good, flawed or unclear.
+            label: good, flawed or unclear; None takes back what was said last, so that the part waits again.
             who: the person.
             line: of the record.
             comment: in the person's words.
-        """
-        return self.note("review", who=who, line=line, facts={"record": number, "label": label, "comment": comment})
+            role: what the label may be used for.
+            blind: whether verdict and score were hidden.
 
+        Raises:
+            UnwritableError: it cannot be written.
+        """
+        facts: dict[str, Any] = {"record": number, "label": label or WITHDRAWN, "comment": comment}
+        if label is not None:
+            record = self.get(number)
+            drawn = None if record is None else record.inclusion
+            facts |= {"role": role, "blind": blind, "inclusion": drawn}
+            if record is not None and drawn is not None:
+                facts["draw"] = next(draw for draw, verdict in DRAWS.items() if verdict == record.verdict)
+        return self.note("review", who=who, line=line, facts=facts)
+
+    _LATEST = (
+        "(SELECT json_extract(content, '$.facts.label') FROM audit "
+        "WHERE audit.record = records.id AND audit.kind = 'review' ORDER BY audit.id DESC LIMIT 1)"
+    )
     _UNREVIEWED = (
-        "FROM records WHERE line = ? AND inclusion IS NOT NULL "
-        "AND NOT EXISTS (SELECT 1 FROM audit WHERE audit.record = records.id AND audit.kind = 'review')"
+        "FROM records WHERE line = ? AND inclusion IS NOT NULL AND verdict IN ('pass', 'review', 'reject') "
+        f"AND coalesce({_LATEST}, '{WITHDRAWN}') = '{WITHDRAWN}'"
     )
 
     def next_to_review(self, line: str) -> Record | None:
         """The oldest record that was drawn for a review and has none; None: there is none."""
-        rows = self._read(f"SELECT content {self._UNREVIEWED} ORDER BY id LIMIT 1", (line,))
-        return _record(rows[0][0]) if rows else None
+        waiting = self.to_review(line, count=1)
+        return waiting[0] if waiting else None
+
+    def to_review(
+        self, line: str, *, draw: Draw | None = None, after: int | None = None, count: int = 100
+    ) -> list[Record]:
+        """Records that were drawn for a review and have none, the oldest first.
+
+        Args:
+            line: its name.
+            draw: those alone that came so.
+            after: with a larger number alone.
+            count: at most so many.
+        """
+        asked = {"verdict = ?": draw and DRAWS[draw], "id > ?": after}
+        filters = {condition: value for condition, value in asked.items() if value is not None}
+        where = "".join(f" AND {condition}" for condition in filters)
+        rows = self._read(
+            f"SELECT content {self._UNREVIEWED}{where} ORDER BY id LIMIT ?", (line, *filters.values(), count)
+        )
+        return [_record(row[0]) for row in rows]
 
     def count_to_review(self, line: str) -> int:
         """Records of a line that were drawn for a review and have none."""
-        return int(self._read(f"SELECT count(*) {self._UNREVIEWED}", (line,))[0][0])
+        return sum(self.waiting(line).values())
+
+    def waiting(self, line: str) -> dict[Draw, int]:
+        """The same by how they came."""
+        counts = dict(self._read(f"SELECT verdict, count(*) {self._UNREVIEWED} GROUP BY verdict", (line,)))
+        return {draw: int(counts.get(verdict, 0)) for draw, verdict in DRAWS.items()}
+
+    def labelled(self, line: str) -> list[tuple[Record, AuditEntry]]:
+        """All records of a line of which a person has said what they are, with the latest word, oldest first."""
+        rows = self._read(
+            "SELECT records.content, audit.content, audit.hash FROM audit JOIN records ON records.id = audit.record "
+            "WHERE audit.line = ? AND audit.kind = 'review' AND audit.id = (SELECT max(later.id) FROM audit AS later "
+            "WHERE later.record = audit.record AND later.kind = 'review') "
+            f"AND json_extract(audit.content, '$.facts.label') <> '{WITHDRAWN}' ORDER BY records.id",
+            (line,),
+        )
+        return [(_record(content), _entry(said, chained)) for content, said, chained in rows]
+
+    def counts(self, line: str, since: str, seconds: int) -> list[tuple[int, Outcome, int]]:
+        """Parts of a line by time and verdict.
+
+        Args:
+            line: its name.
+            since: received then or later, UTC as `now` gives it.
+            seconds: width of a slot of time.
+
+        Returns:
+            Begin of the slot in seconds since 1970, verdict, and number of parts; slots without any are left out.
+        """
+        slot = "CAST(strftime('%s', received) AS INTEGER) / ? * ?"
+        return self._read(
+            f"SELECT {slot}, verdict, count(*) FROM records WHERE line = ? AND received >= ? GROUP BY 1, 2 ORDER BY 1",
+            (seconds, seconds, line, since),
+        )
 
     # Watched files
 

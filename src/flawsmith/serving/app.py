@@ -5,33 +5,55 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime, timezone
-from typing import Annotated, Any
+from datetime import datetime
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
-from fastapi import APIRouter, FastAPI, Header, Path, Query, Request, Response
+from fastapi import APIRouter, FastAPI, Header, Query, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from flawsmith import __version__
-from flawsmith.line.record import Label, Outcome, Record, Trigger
+from flawsmith.line.record import Outcome, Record, Trigger
 from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError
 from flawsmith.line.store import UnwritableError
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
+from flawsmith.serving.counts import counts
 from flawsmith.serving.inference import oip
+from flawsmith.serving.limits import limits
+from flawsmith.serving.pictures import HeatMap
 from flawsmith.serving.requests import Guard, Problem, checked_id, image_and_fields
-from flawsmith.serving.service import Anyone, Engineer, InService, LineName, Service, allowed, refuse_error
+from flawsmith.serving.reviews import reviews
+from flawsmith.serving.service import (
+    IMAGE_BODY,
+    PROBLEMS,
+    AuditFacts,
+    Count,
+    Cursor,
+    Engineer,
+    InService,
+    LineName,
+    Number,
+    Service,
+    allowed,
+    in_utc,
+    next_cursor,
+    refuse_error,
+)
 from flawsmith.serving.studio.pages import Studio, add_studio
 from flawsmith.serving.teach import studio_v1
+from flawsmith.serving.trial import trial
 
 _LEAST_FREE = 16 * 2**20
 _SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"BM": "image/bmp", b"GIF8": "image/gif"}
+
+_Made = TypeVar("_Made")
 
 log = logging.getLogger("flawsmith.serving")
 
@@ -40,6 +62,7 @@ class Page(BaseModel):
     """Some records, the newest first."""
 
     items: list[Record]
+    images: list[int] = Field(description="numbers of those whose image was kept")
     next: int | None = Field(description="cursor of the next page; null: this is the last")
 
 
@@ -66,27 +89,6 @@ class LimitOrder(LimitChange):
     )
 
 
-class ReviewOrder(BaseModel):
-    """What a person says who has looked at the part."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    label: Label
-    comment: str = Field(default="", max_length=1000)
-
-
-class AuditFacts(BaseModel):
-    """An entry of the audit."""
-
-    id: int
-    at: str
-    kind: str
-    who: str
-    line: str
-    facts: dict[str, Any]
-    hash: str
-
-
 class AuditPage(BaseModel):
     """Some entries, the newest first."""
 
@@ -94,44 +96,17 @@ class AuditPage(BaseModel):
     next: int | None
 
 
-Number = Annotated[int, Path(ge=1, le=2**62)]
-Cursor = Annotated[int | None, Query(ge=1, le=2**62, description="`next` of the page before")]
-Count = Annotated[int, Query(ge=1, le=1000)]
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    "4XX": {"description": "Refused", "content": {"application/problem+json": {}}},
-    "5XX": {"description": "Not judged", "content": {"application/problem+json": {}}},
-}
-v1 = APIRouter(prefix="/v1", dependencies=[allowed("operator")], responses=_PROBLEMS)
+v1 = APIRouter(prefix="/v1", dependencies=[allowed("operator")], responses=PROBLEMS)
 
 
 # Inspections
-
-_IMAGE_BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "multipart/form-data": {
-                "schema": {
-                    "type": "object",
-                    "required": ["image"],
-                    "properties": {
-                        "image": {"type": "string", "format": "binary"},
-                        "part_id": {"type": "string"},
-                        "lot_id": {"type": "string"},
-                    },
-                }
-            },
-        },
-    }
-}
 
 
 @v1.post(
     "/lines/{line}/inspections",
     response_model=Record,
     status_code=201,
-    openapi_extra=_IMAGE_BODY,
+    openapi_extra=IMAGE_BODY,
     responses={200: {"model": Record, "description": "The part was judged before by this image: its record"}},
 )
 async def inspect(
@@ -169,24 +144,17 @@ def inspections(
     limit: Count = 100,
 ) -> Page:
     """Records, the newest first."""
-    begin = None
-    if since is not None:
-        zoned = since if since.tzinfo else since.replace(tzinfo=timezone.utc)
-        begin = zoned.astimezone(timezone.utc).isoformat(timespec="microseconds")
     items = service.site.store.page(
         service.line(line).name,
         verdict=verdict,
         part_id=part_id,
         lot_id=lot_id,
-        since=begin,
+        since=None if since is None else in_utc(since),
         before=cursor,
         count=limit,
     )
-    return Page(items=items, next=_next(items, limit))
-
-
-def _next(items: Sequence[Any], count: int) -> int | None:
-    return items[-1].id if len(items) == count else None
+    images = [record.id for record in items if service.site.pictures.has(record.image_sha256)]
+    return Page(items=items, images=images, next=next_cursor(items, limit))
 
 
 @v1.get("/lines/{line}/inspections/{number}")
@@ -196,9 +164,17 @@ def inspection(line: LineName, number: Number, service: InService) -> Record:
 
 
 @v1.get("/lines/{line}/inspections/{number}/image", response_class=Response)
-def image(line: LineName, number: Number, service: InService) -> Response:
-    """The image as it came, where it was kept."""
-    content = service.image(service.record(line, number))
+async def image(
+    line: LineName,
+    number: Number,
+    service: InService,
+    width: Annotated[int | None, Query(ge=16, le=8192, description="as a JPEG of at most so many pixels")] = None,
+) -> Response:
+    """The image, where it was kept: as it came, or scaled, as every browser shows it."""
+    content = await run_in_threadpool(lambda: service.image(service.record(line, number)))
+    if width is not None:
+        small = await service.drawn(lambda: service.scaled(line, content, width))
+        return Response(small, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
     kind = next((kind for start, kind in _SIGNATURES.items() if content.startswith(start)), "application/octet-stream")
     return Response(content, media_type=kind)
 
@@ -215,6 +191,12 @@ async def overlay(line: LineName, number: Number, service: InService) -> Respons
     return Response(await _seen_again(service, line, number, drawn), media_type="image/png")
 
 
+@v1.get("/lines/{line}/inspections/{number}/heat")
+async def heat(line: LineName, number: Number, service: InService) -> HeatMap:
+    """The anomaly map in cells, to be laid over the image."""
+    return await _seen_again(service, line, number, lambda seen, _: HeatMap.of(seen.map))
+
+
 @v1.get("/lines/{line}/inspections/{number}/map", response_class=Response)
 async def anomaly_map(line: LineName, number: Number, service: InService) -> Response:
     """The anomaly map in pixels of the image: float32, NumPy's .npy."""
@@ -227,8 +209,8 @@ async def anomaly_map(line: LineName, number: Number, service: InService) -> Res
     return Response(await _seen_again(service, line, number, saved), media_type="application/x-npy")
 
 
-async def _seen_again(service: Service, line: str, number: int, make: Callable[[Inspection, bytes], bytes]) -> bytes:
-    def made() -> bytes:
+async def _seen_again(service: Service, line: str, number: int, make: Callable[[Inspection, bytes], _Made]) -> _Made:
+    def made() -> _Made:
         record = service.record(line, number)
         if record.verdict == "error":
             raise Problem(410, "the part was not judged, so there is no map")
@@ -294,38 +276,20 @@ def set_limit(line: LineName, order: LimitOrder, service: InService, caller: Eng
     return preview
 
 
-# Reviews and audit
-
-
-@v1.get("/lines/{line}/reviews/next", response_model=Record, responses={204: {"description": "None waits"}})
-def next_review(line: LineName, service: InService) -> Any:
-    """The oldest part that waits for a review."""
-    record = service.site.store.next_to_review(service.line(line).name)
-    return Response(status_code=204) if record is None else record
-
-
-@v1.post("/lines/{line}/reviews/{number}", status_code=201)
-def review(line: LineName, number: Number, order: ReviewOrder, service: InService, caller: Anyone) -> AuditFacts:
-    """Say what a part is. It may be said again; the latest counts, and all stay."""
-    record = service.record(line, number)
-    entry = service.site.store.review(number, order.label, who=caller.name, line=record.line, comment=order.comment)
-    service.metrics.reviewed(record.line, order.label)
-    service.events.tell("review", {"line": record.line, "record": number, "label": order.label, "who": caller.name})
-    return AuditFacts(**vars(entry))
-
-
-@v1.get("/lines/{line}/reviews/{number}")
-def reviews(line: LineName, number: Number, service: InService) -> list[AuditFacts]:
-    """What was said of a part, oldest first."""
-    service.record(line, number)
-    return [AuditFacts(**vars(entry)) for entry in service.site.store.reviews_of(number)]
+# Audit and events
 
 
 @v1.get("/audit")
-def audit(service: InService, kind: str | None = None, cursor: Cursor = None, limit: Count = 100) -> AuditPage:
+def audit(
+    service: InService,
+    kind: str | None = None,
+    line: Annotated[str | None, Query(max_length=64)] = None,
+    cursor: Cursor = None,
+    limit: Count = 100,
+) -> AuditPage:
     """Who did what, the newest first."""
-    entries = service.site.store.entries(kind=kind, before=cursor, count=limit)
-    return AuditPage(items=[AuditFacts(**vars(entry)) for entry in entries], next=_next(entries, limit))
+    entries = service.site.store.entries(kind=kind, line=line, before=cursor, count=limit)
+    return AuditPage(items=[AuditFacts(**vars(entry)) for entry in entries], next=next_cursor(entries, limit))
 
 
 @v1.get("/events", response_class=StreamingResponse)
@@ -400,7 +364,8 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (v1, watched, oip, *([] if service.workspace is None else [studio_v1])):
+    studio_routers = [] if service.workspace is None else [studio_v1]
+    for router in (v1, limits, reviews, trial, counts, watched, oip, *studio_routers):
         app.include_router(router)
     studio = add_studio(app, service) if service.settings.studio else None
     app.add_middleware(Guard, local=service.settings.local)

@@ -37,10 +37,10 @@ class Events:
         for reader in self._readers:
             self._cut_off(reader)
 
-    def recorded(self, record: Record) -> None:
-        """Tell of a record; from any thread."""
+    def recorded(self, record: Record, has_image: bool) -> None:
+        """Tell of a record, and whether its image was kept; from any thread."""
         if self._readers:
-            self.tell("inspection", record.model_dump(mode="json", exclude_none=True), record.id)
+            self.tell("inspection", _content(record, has_image), record.id)
 
     def tell(self, kind: str, content: Mapping[str, Any], number: int | None = None) -> None:
         """Tell of something; from any thread.
@@ -87,7 +87,8 @@ class Events:
             while last is not None and (records := await asyncio.to_thread(missed, site, seen)):
                 for record in records:
                     seen = record.id
-                    yield _text(("inspection", record.id, record.model_dump(mode="json", exclude_none=True)))
+                    content = _content(record, site.pictures.has(record.image_sha256))
+                    yield _text(("inspection", record.id, content))
             while True:
                 try:
                     message = await asyncio.wait_for(reader.get(), KEEP_ALIVE_SECONDS)
@@ -106,6 +107,10 @@ def missed(site: Site, last: int) -> list[Record]:
     """Records of all lines after one, oldest first, 1,000 at most."""
     pages = [site.store.page(line, after=last, count=_REPEATED) for line in site.lines]
     return sorted((record for page in pages for record in page), key=lambda record: record.id)[:_REPEATED]
+
+
+def _content(record: Record, has_image: bool) -> dict[str, Any]:
+    return {**record.model_dump(mode="json", exclude_none=True), "image": has_image}
 
 
 def _text(message: Message) -> bytes:

@@ -73,6 +73,11 @@ class Metrics:
         """Count a part that was refused: ``busy``, ``closed``, ``no_model`` or ``not_recorded``."""
         self._dropped.labels(line, reason).inc()
 
+    def drops(self, line: str) -> int:
+        """Parts of a line that were refused and have no record, since the service began."""
+        (family,) = self._dropped.collect()
+        return int(sum(x.value for x in family.samples if x.name.endswith("_total") and x.labels["line"] == line))
+
     def late(self, line: str) -> None:
         """Count a part whose record came later than its sender waited."""
         self._errors.labels(line, "late").inc()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from datetime import datetime, timezone
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Path, Request
+from fastapi import Depends, Path, Query, Request
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
 from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullError
@@ -20,13 +22,14 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.events import Events
 from flawsmith.serving.metrics import Metrics
+from flawsmith.serving.pictures import scaled_jpeg
 from flawsmith.serving.requests import Caller, Problem, UploadBudget, caller_of, received_body
 
 _Drawn = TypeVar("_Drawn")
 _UPLOADS = 8
 """Requests of the largest size that may be in memory before they are in a queue."""
-_MOST_DRAWN = 8
-"""Requests for pictures that may wait."""
+_MOST_DRAWN = 48
+"""Requests for pictures that may wait: a page of small ones asks for six at a time."""
 _MOST_TAUGHT = 2
 
 
@@ -64,7 +67,7 @@ class Service:
 
     def _recorded(self, record: Record) -> None:
         self.metrics.recorded(record)
-        self.events.recorded(record)
+        self.events.recorded(record, has_image=self.site.pictures.has(record.image_sha256))
 
     def line(self, name: str) -> Line:
         """A line by its name.
@@ -110,6 +113,16 @@ class Service:
             raise Problem(410, "the image was not kept, or not for so long")
         return content
 
+    def scaled(self, line: str, content: bytes, width: int) -> bytes:
+        """An image of a line as a JPEG of at most some width; for `drawn`.
+
+        Raises:
+            FlawsmithError: it cannot be read.
+        """
+        model = self.line(line).model
+        value_range = None if model is None else model.bundle.spec.geometry.value_range
+        return scaled_jpeg(content, width, max_pixels=self.settings.max_pixels, value_range=value_range)
+
     def seen_again(self, record: Record, image: bytes) -> Inspection:
         """The image of a record, inspected again by what judged it; for `drawn`.
 
@@ -140,6 +153,21 @@ class Service:
         """What is made of an image to teach with, in a thread; a few at a time, so that parts are judged meanwhile."""
         async with self._teaching:
             return await run_in_threadpool(make)
+
+    async def received(self, request: Request, use: Callable[[bytes], _Drawn]) -> _Drawn:
+        """What is made of a request that holds an image, in a thread, and as `drawn` one at a time.
+
+        Args:
+            request: whose body was not read yet.
+            use: takes the body.
+
+        Raises:
+            Problem: it was refused.
+        """
+        async with received_body(
+            request, most=self.settings.max_bytes, seconds=self.settings.upload_seconds, budget=self.budget
+        ) as body:
+            return await self.drawn(lambda: use(bytes(body)))
 
     async def judged(self, line: Line, request: Request, trigger_of: Callable[[bytes], Trigger]) -> tuple[Record, bool]:
         """Read a request, have its part judged, and wait for the record.
@@ -215,6 +243,55 @@ InService = Annotated[Service, Depends(_service)]
 Anyone = Annotated[Caller, allowed("operator")]
 Engineer = Annotated[Caller, allowed("engineer")]
 LineName = Annotated[str, Path(max_length=64)]
+Number = Annotated[int, Path(ge=1, le=2**62)]
+Cursor = Annotated[int | None, Query(ge=1, le=2**62, description="`next` of the page before")]
+Count = Annotated[int, Query(ge=1, le=1000)]
+PROBLEMS: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "Refused", "content": {"application/problem+json": {}}},
+    "5XX": {"description": "Not judged", "content": {"application/problem+json": {}}},
+}
+IMAGE_BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "multipart/form-data": {
+                "schema": {
+                    "type": "object",
+                    "required": ["image"],
+                    "properties": {
+                        "image": {"type": "string", "format": "binary"},
+                        "part_id": {"type": "string"},
+                        "lot_id": {"type": "string"},
+                    },
+                }
+            },
+        },
+    }
+}
+
+
+class AuditFacts(BaseModel):
+    """An entry of the audit."""
+
+    id: int
+    at: str
+    kind: str
+    who: str
+    line: str
+    facts: dict[str, Any]
+    hash: str
+
+
+def next_cursor(items: Sequence[Any], count: int) -> int | None:
+    """The cursor of the page after these items; None: they are the last."""
+    return items[-1].id if len(items) == count else None
+
+
+def in_utc(time: datetime) -> str:
+    """A time as records have it; UTC where no zone is named."""
+    zoned = time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+    return zoned.astimezone(timezone.utc).isoformat(timespec="microseconds")
 
 
 def refuse_error(record: Record) -> None:
