@@ -30,6 +30,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Literal
 
@@ -51,6 +52,7 @@ RECORD, RUN, PROGRESS, LOG = "training.json", "run", "progress.json", "log.txt"
 MODEL, REPORT, METRICS = "model.flaw", "report.html", "metrics.jsonl"
 _LOOK_SECONDS = 0.5
 _LOGGED = 16 * 1024
+_SAMPLES = 6
 _PATIENCE = 30.0
 _KINDER = 10
 """Added to the niceness of a training: parts are judged first."""
@@ -120,7 +122,70 @@ class Asked(BaseModel):
     groups: int = Field(default=0, description="number of groups of good images")
     who: str
     at: str = Field(description="when it was begun, UTC")
-    taken: bool = Field(default=False, description="whether its model was handed over")
+    model_sha256: str = Field(default="", description="of its model, once that was handed over")
+
+
+@dataclass(frozen=True)
+class Sample:
+    """An image of a report.
+
+    Attributes:
+        name: of the image or the flaw.
+        is_forged: whether a flaw was drawn on it.
+        pictures: addresses (``data:``) of the image and of its map.
+        words: what the report says of it.
+    """
+
+    name: str
+    is_forged: bool
+    pictures: tuple[str, ...]
+    words: str
+
+
+class _Examples(HTMLParser):
+    """The examples of a report that Flawsmith wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.samples: list[Sample] = []
+        self._is_inside = self._is_forged = self._is_said = self._is_named = False
+        self._pictures: list[str] = []
+        self._words, self._name = "", ""
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        facts = dict(attrs)
+        if tag == "figure" and "example" in (facts.get("class") or "").split():
+            self._is_inside, self._is_forged = True, facts.get("data-flawed") == "1"
+            self._pictures, self._words, self._name = [], "", ""
+        elif self._is_inside and tag == "img":
+            self._pictures.append(facts.get("src") or "")
+        elif self._is_inside and tag == "figcaption":
+            self._is_said = True
+        elif self._is_said and tag == "bdi":
+            self._is_named = not self._name
+
+    def handle_data(self, data: str) -> None:
+        if self._is_named:
+            self._name += data
+        elif self._is_said:
+            self._words += data
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag == "bdi":
+            self._is_named = False
+        elif tag == "figcaption":
+            self._is_said = False
+        elif tag == "figure" and self._is_inside:
+            self._is_inside = False
+            pictures = tuple(source for source in self._pictures if source.startswith("data:image/"))
+            self.samples.append(Sample(self._name, self._is_forged, pictures, " ".join(self._words.split())))
+
+
+def _spread(samples: list[Sample], most: int) -> list[Sample]:
+    """So many of them, from the first to the last."""
+    if len(samples) <= most:
+        return samples
+    return [samples[round(place * (len(samples) - 1) / max(1, most - 1))] for place in range(most)]
 
 
 @dataclass(frozen=True)
@@ -180,6 +245,16 @@ class Training:
                     by_stage.setdefault(str(row.get("stage", "")), []).append(float(value))
         return max(by_stage.values(), key=len, default=[])
 
+    def samples(self, most: int = _SAMPLES) -> list[Sample]:
+        """Images with their maps as the report shows them: forged flaws first; empty where there is no report yet."""
+        parser = _Examples()
+        with suppress(OSError):
+            parser.feed(self.report.read_text(encoding="utf-8"))
+        forged = [sample for sample in parser.samples if sample.is_forged]
+        good = [sample for sample in parser.samples if not sample.is_forged]
+        shown = _spread(forged, most - min(len(good), most // 3))
+        return [*shown, *good[: most - len(shown)]]
+
     def comparison(self) -> dict[str, float]:
         """Share of the forged flaws that are rejected, by ``model`` and ``baseline``, each at its own limit."""
         rates = {}
@@ -214,14 +289,15 @@ class Trainings:
         self._processes: dict[Path, subprocess.Popen[bytes]] = {}
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._follow, name="trainings", daemon=True)
-        self._on_done: Callable[[Training], object] = lambda training: None
+        self._on_done: Callable[[Training], str] = lambda training: ""
 
-    def follow(self, on_done: Callable[[Training], object]) -> None:
+    def follow(self, on_done: Callable[[Training], str]) -> None:
         """Begin to follow trainings: their models are handed over when they are done.
 
         Args:
-            on_done: is given a training whose model nobody has taken yet, in a thread; what it raises leaves it so.
-                Called again when a service begins, so it must take a model a second time without harm.
+            on_done: is given a training whose model nobody has taken yet, in a thread, and returns the model's SHA-256;
+                what it raises leaves it so. Called again when a service begins, so it must take a model a second time
+                without harm.
         """
         self._on_done = on_done
         self._thread.start()
@@ -409,15 +485,15 @@ class Trainings:
                     del self._processes[folder]
         for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
             for training in self.of(folder.name) if folder.is_dir() else ():
-                if training.state != "done" or training.asked.taken or training.folder in told:
+                if training.state != "done" or training.asked.model_sha256 or training.folder in told:
                     continue
                 told.add(training.folder)  # what cannot be taken now is tried again by the next service
                 try:
-                    self._on_done(training)
+                    sha256 = self._on_done(training)
                 except FlawsmithError as error:
                     log.error("the model of training %s was not taken: %s", training.folder, error)
                     continue
-                self._write(training.folder, training.asked.model_copy(update={"taken": True}))
+                self._write(training.folder, training.asked.model_copy(update={"model_sha256": sha256}))
 
     @staticmethod
     def _write(folder: Path, asked: Asked) -> None:
@@ -460,7 +536,7 @@ def facts_of(training: Training) -> Mapping[str, Any]:
         "left": training.left(),
         "losses": training.losses(),
         "comparison": training.comparison() if training.state == "done" else {},
-        "taken": training.asked.taken,
+        "model_sha256": training.asked.model_sha256,
     }
 
 

@@ -338,7 +338,7 @@ class Workspace:
 
     # Running
 
-    def start(self, on_done: Callable[[Training], object]) -> None:
+    def start(self, on_done: Callable[[Training], str]) -> None:
         """Begin to look at images and to follow trainings.
 
         Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timezone
@@ -61,9 +62,34 @@ class Service:
             self.workspace.close()
         self.site.close()
 
-    def _trained(self, training: Training) -> None:
-        """A training is done."""
+    def _trained(self, training: Training) -> str:
+        """A training is done: its model becomes a version of the line."""
+        sha256 = self.take_model(training)
         self.events.tell("training", {"line": training.asked.line, "number": training.asked.number})
+        return sha256
+
+    def take_model(self, training: Training) -> str:
+        """Make the model of a training a version of its line, if it is none yet.
+
+        Returns:
+            SHA-256 of the model file.
+
+        Raises:
+            FlawsmithError: the line is no more, or the model does not work here.
+        """
+        from flawsmith.line.versions import sha256_of
+
+        line = self.site.lines.get(training.asked.line)
+        if line is None:
+            raise FlawsmithError(f"there is no line {training.asked.line} any more")
+        with self.site.files.receiving() as received:
+            try:
+                shutil.copyfile(training.model, received)
+            except OSError as error:
+                raise FlawsmithError(f"{training.model}: cannot be copied ({error.strerror})") from None
+            sha256 = sha256_of(received)
+            line.add_version(received, sha256, who=training.asked.who)
+        return sha256
 
     def _recorded(self, record: Record) -> None:
         self.metrics.recorded(record)

@@ -219,7 +219,25 @@ class TrainingFacts(BaseModel):
     left: float | None = Field(description="seconds that are left; null: not known")
     losses: list[float] = Field(description="by epoch")
     comparison: dict[str, float] = Field(description="share of forged flaws caught, by `model` and `baseline`")
-    taken: bool = Field(description="whether its model is among the line's")
+    model_sha256: str = Field(description="of its model, once that is among the line's; empty: not yet")
+    live: bool = Field(description="whether the line judges by it")
+
+
+class UseOrder(BaseModel):
+    """Why a model is to be used."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(default="trained in the studio", min_length=3, max_length=1000, description="for the audit")
+
+
+class SampleFacts(BaseModel):
+    """An image with its map."""
+
+    name: str
+    is_forged: bool
+    pictures: tuple[str, ...] = Field(description="data: addresses of the image and of its map")
+    words: str
 
 
 class TrainChoices(BaseModel):
@@ -559,12 +577,15 @@ def trainings(line: LineName, service: InService, workspace: InStudio) -> TrainC
             **{name: Order(choice="method", method=name).about_seconds(good) for name in METHODS},
         },
         working=None if working is None else working.asked.line,
-        trainings=[_training_facts(training) for training in workspace.trainings.of(line)[:50]],
+        trainings=[_training_facts(training, service) for training in workspace.trainings.of(line)[:50]],
     )
 
 
-def _training_facts(training: Training) -> TrainingFacts:
-    return TrainingFacts(**facts_of(training))
+def _training_facts(training: Training, service: Service) -> TrainingFacts:
+    line = service.site.lines.get(training.asked.line)
+    model, sha256 = None if line is None else line.model, training.asked.model_sha256
+    live = model is not None and bool(sha256) and model.sha256 == sha256
+    return TrainingFacts(**facts_of(training), live=live)
 
 
 def _training(line: LineName, number: TrainingNumber, service: InService, workspace: InStudio) -> Training:
@@ -585,13 +606,13 @@ def train(line: LineName, order: Order, service: InService, workspace: InStudio,
     facts = {"number": training.asked.number, "order": order.model_dump(mode="json"), "images": training.asked.images}
     service.site.store.note("training", who=caller.name, line=line, facts=facts)
     service.events.tell("training", {"line": line, "number": training.asked.number})
-    return _training_facts(training)
+    return _training_facts(training, service)
 
 
 @studio_v1.get("/lines/{line}/trainings/{number}")
-def training_facts(training: InTraining) -> TrainingFacts:
+def training_facts(training: InTraining, service: InService) -> TrainingFacts:
     """A training."""
-    return _training_facts(training)
+    return _training_facts(training, service)
 
 
 @studio_v1.post("/lines/{line}/trainings/{number}/stop")
@@ -602,7 +623,7 @@ def stop_training(
     _training(line, number, service, workspace)
     training = workspace.trainings.stop(line, number)
     service.site.store.note("training", who=caller.name, line=line, facts={"number": number, "stopped": True})
-    return _training_facts(training)
+    return _training_facts(training, service)
 
 
 @studio_v1.post("/lines/{line}/trainings/{number}/resume")
@@ -614,7 +635,27 @@ def resume_training(
     training = workspace.trainings.resume(line, number)
     service.site.store.note("training", who=caller.name, line=line, facts={"number": number, "continued": True})
     service.events.tell("training", {"line": line, "number": number})
-    return _training_facts(training)
+    return _training_facts(training, service)
+
+
+@studio_v1.post("/lines/{line}/trainings/{number}/use")
+def use_training(
+    line: LineName, order: UseOrder, training: InTraining, service: InService, caller: Engineer
+) -> TrainingFacts:
+    """Let the line judge by its model from now on."""
+    if training.state != "done":
+        raise Problem(409, "this training has no model yet")
+    place = service.line(line)
+    sha256 = service.take_model(training)
+    if place.model is None or place.model.sha256 != sha256:
+        place.activate(sha256, who=caller.name, reason=order.reason)
+    return _training_facts(training, service)
+
+
+@studio_v1.get("/lines/{line}/trainings/{number}/samples")
+def training_samples(training: InTraining) -> list[SampleFacts]:
+    """Forged flaws and good images with their maps, as its report shows them."""
+    return [SampleFacts(**vars(sample)) for sample in training.samples()]
 
 
 @studio_v1.get("/lines/{line}/trainings/{number}/log", response_class=Response)

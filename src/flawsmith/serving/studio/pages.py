@@ -157,6 +157,7 @@ class Studio:
             "has_tokens": bool(self.service.settings.tokens),
             "lines": [] if caller is None else list(self.service.site.lines),
             "pages": self.pages,
+            "makes_lines": self.service.workspace is not None and caller is not None and caller.role == "engineer",
             "line": None,
             "page": None,
         }
