@@ -10,13 +10,22 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from tests.line.conftest import GOOD_SCORES, brightness_model, picture
+from tests.line.conftest import GOOD_SCORES, _trial_in_this_process, brightness_model, new_model, picture
 
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.serving.server import Server, listen
 from flawsmith.serving.service import Service
 
-__all__ = ["GOOD_SCORES", "SECONDS", "Gate", "Running", "brightness_model", "picture"]
+__all__ = [
+    "GOOD_SCORES",
+    "SECONDS",
+    "Gate",
+    "Running",
+    "_trial_in_this_process",
+    "brightness_model",
+    "new_model",
+    "picture",
+]
 SECONDS = 15
 
 

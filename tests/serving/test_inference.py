@@ -84,8 +84,8 @@ def test_model_is_unloaded_and_loaded_again(client: Any, running: Any) -> None:
     client.load_model("bolt")
     assert client.is_server_ready()
     assert running.judge(picture(20)).status == 201
-    noted = [entry.facts["loaded"] for entry in running.service.site.store.entries(kind="model")]
-    assert noted == [running.service.site.lines["bolt"].model.sha256, None]
+    noted = [(e.facts["action"], e.facts["sha256"]) for e in running.service.site.store.entries(kind="model")][:2]
+    assert noted == [("loaded", running.service.site.lines["bolt"].model.sha256), ("unloaded", None)]
 
 
 IMAGE = {"name": "image", "shape": [1], "datatype": "BYTES", "data": ["aGFsbG8="]}

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import http.client
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -103,6 +105,59 @@ def test_killed_service_has_recorded_all_it_acknowledged_and_nothing_twice(
     assert {record.part_id: record.model_dump(mode="json") for record in stored} == acknowledged
     shown = CliRunner().invoke(app, ["audit", "verify", str(tmp_path)])
     assert (shown.exit_code, shown.stdout.splitlines()[-1]) == (0, "intact")
+
+
+def test_killed_service_has_the_version_live_that_the_audit_says(
+    brightness_model: Path, new_model: Callable[..., Path], tmp_path: Path
+) -> None:
+    contents = [new_model(factor).read_bytes() for factor in (0.5, 2.0)]
+    hashes = [hashlib.sha256(content).hexdigest() for content in contents]
+    path = "/v1/lines/line1/models"
+
+    service = Killed(brightness_model, tmp_path)
+    assert ask(service.port, "POST", path, contents[0]) == 201
+    with socket.create_connection(("127.0.0.1", service.port), timeout=SECONDS) as half:
+        request = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(contents[1])}\r\n\r\n"
+        half.sendall(request.encode() + contents[1][:-10])
+        assert ask(service.port, "POST", f"{path}/{hashes[0]}/activate", {"reason": "a trial"}) == 200
+        service.end(signal.SIGKILL)
+    service = Killed(brightness_model, tmp_path)
+    record = send(service.port, "P-1", picture(100))
+    kept = {file.name for file in (tmp_path / "models").iterdir()}
+    # Killed while it switches: whatever came of it, audit and parts agree.
+    assert ask(service.port, "POST", path, contents[1]) == 201
+    switch = threading.Thread(
+        target=ask, args=(service.port, "POST", f"{path}/{hashes[1]}/activate", {"reason": "again"})
+    )
+    switch.start()
+    service.end(signal.SIGKILL)
+    switch.join()
+    service = Killed(brightness_model, tmp_path)
+    last = send(service.port, "P-2", picture(100))
+    service.end(signal.SIGTERM)
+
+    assert record is not None
+    assert last is not None
+    assert record["model_sha256"] == hashes[0]
+    first = hashlib.sha256(brightness_model.read_bytes()).hexdigest()
+    assert kept == {f"{first}.flaw", f"{hashes[0]}.flaw"}
+    store = Store(tmp_path)
+    noted = [entry.facts["sha256"] for entry in store.entries(kind="model") if entry.facts["action"] == "activated"]
+    assert last["model_sha256"] == noted[0]
+    assert store.verify().faults == ()
+
+
+def ask(port: int, method: str, path: str, body: Any) -> int | None:
+    """The status of an answer; None where none came."""
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=SECONDS)
+    sent = {"Content-Type": "application/json"} if isinstance(body, dict) else {}
+    try:
+        connection.request(method, path, json.dumps(body) if isinstance(body, dict) else body, sent)
+        return connection.getresponse().status
+    except (OSError, http.client.HTTPException):
+        return None
+    finally:
+        connection.close()
 
 
 def test_service_that_cannot_begin_writes_nothing(tmp_path: Path, brightness_model: Path) -> None:

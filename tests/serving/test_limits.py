@@ -115,6 +115,12 @@ def guarded(new_service: Any) -> Any:
         ("GET", "/v1/lines/bolt/inspections/1/image", None),
         ("PUT", LIMIT, {"max_false_rejects": "1/10", "reason": "none"}),
         ("POST", "/v1/lines/bolt/reviews/1", {"label": "good"}),
+        ("POST", "/v1/lines/bolt/models", b"a model"),
+        ("GET", "/v1/lines/bolt/models", None),
+        ("GET", f"/v1/lines/bolt/models/{'0' * 64}/file", None),
+        ("POST", f"/v1/lines/bolt/models/{'0' * 64}/activate", {"reason": "none"}),
+        ("DELETE", f"/v1/lines/bolt/models/{'0' * 64}/shadow", None),
+        ("POST", "/v1/lines/bolt/models/rollback", {"reason": "none"}),
         ("GET", "/v1/audit", None),
         ("GET", "/v1/events", None),
         ("GET", "/metrics", None),
@@ -142,9 +148,15 @@ def test_roles_part_operators_from_engineers(guarded: Any) -> None:
 
     refused = guarded.call("PUT", LIMIT, order, token=OPERATOR)
     unloaded = guarded.call("POST", "/v2/repository/models/bolt/unload", token=OPERATOR)
+    (version,) = guarded.call("GET", "/v1/lines/bolt/models", token=OPERATOR).json
+    path = f"/v1/lines/bolt/models/{version['sha256']}"
+    orders = [("POST", "/activate"), ("POST", "/shadow"), ("DELETE", "/shadow"), ("GET", "/file")]
+    kept_back = [guarded.call(method, path + end, {"reason": "none"}, token=OPERATOR) for method, end in orders]
+    kept_back.append(guarded.call("POST", "/v1/lines/bolt/models", b"a model", token=OPERATOR))
     made = guarded.call("PUT", LIMIT, order, token=ENGINEER)
 
     assert (refused.status, unloaded.status, made.status) == (403, 403, 200)
+    assert [answer.status for answer in kept_back] == [403] * 5
     assert guarded.call("GET", LIMIT, token=OPERATOR).status == 200
     assert guarded.service.site.store.entries(kind="limit")[0].who == "anna"
 

@@ -84,6 +84,7 @@ class ServiceSettings(BaseModel):
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="0: any that is free")
     records: Path = Field(default=Path("records"), description="folder of records and images")
     upload_megabytes: float = Field(default=32, gt=0, le=2048, description="largest request")
+    model_megabytes: float = Field(default=1024, gt=0, le=4096, description="largest model file that is uploaded")
     megapixels: float = Field(default=50, gt=0, le=400, description="largest image")
     upload_seconds: float = Field(default=10, gt=0, le=3600, description="for a request to arrive whole")
     answer_seconds: float = Field(default=30, gt=0, le=3600, description="for a part to be judged, waiting included")

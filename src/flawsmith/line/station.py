@@ -10,8 +10,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
@@ -20,13 +21,17 @@ from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import LineSettings, ServiceSettings
-from flawsmith.line.store import Store, UnwritableError
+from flawsmith.line.shadow import ShadowRun
+from flawsmith.line.store import AuditEntry, Store, UnwritableError
+from flawsmith.line.trial import try_model
+from flawsmith.line.versions import ModelFacts, ModelFiles, ShadowOrder, Version, Versions, sha256_of
 from flawsmith.pipeline.calibrate import calibrate
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection, Inspector
 from flawsmith.runtime.outputs import exclusive_folder
+from flawsmith.runtime.selftest import self_test
 
 SWEEP_SECONDS = 600.0
 """Between looks at images that are too old or too many."""
@@ -42,6 +47,10 @@ class PartConflictError(Exception):
 
 class NoModelError(Exception):
     """The line has no model: it is not taught yet, or its model was unloaded."""
+
+
+class SwapConflictError(FlawsmithError):
+    """The state of the line's models is another than was assumed, so nothing was done."""
 
 
 class LimitChange(BaseModel):
@@ -105,6 +114,7 @@ class LoadedModel:
         inspector: with the limits in use.
         bundle: as read from the file.
         sha256: of the file.
+        self_tests: images of the file on which it gives the numbers of the machine that made it.
         station: site/area/line/station.
         audit_share: share of passes and rejects that are drawn for a review.
     """
@@ -112,34 +122,50 @@ class LoadedModel:
     inspector: Inspector
     bundle: Bundle
     sha256: str
+    self_tests: int = 0
     station: str = ""
     audit_share: float = 0.0
 
     @classmethod
-    def load(cls, service: ServiceSettings, name: str) -> LoadedModel:
-        """Open the model file of a line, verify it, and run it once, so that the first part does not wait.
+    def load(
+        cls,
+        service: ServiceSettings,
+        name: str,
+        path: Path,
+        *,
+        sha256: str | None = None,
+        threads: int | None = None,
+    ) -> LoadedModel:
+        """Open a model file for a line, verify it, and have it test itself, so that the first part does not wait.
 
         Args:
             service: settings of the service.
             name: of the line.
+            path: of the file.
+            sha256: that the file must have; None: whatever it has.
+            threads: for the network; None: as the settings of the line say.
 
         Raises:
-            FlawsmithError: it is no intact model, or cannot be computed.
+            FlawsmithError: it is no intact model, is another, cannot be computed, or gives other numbers than on the
+                machine that made it.
         """
         settings = service.lines[name]
-        if settings.model is None:
-            raise FlawsmithError(f"line {name} has no model file in its settings")
-        bundle = Bundle.load(settings.model)
-        digest = hashlib.sha256(settings.model.read_bytes()).hexdigest()
+        bundle = Bundle.load(path)
+        digest = sha256_of(path)
+        if sha256 not in (None, digest):
+            raise FlawsmithError(f"{path}: is not what was put there; upload the model again")
         inspector = Inspector.load(
             bundle,
             engine=settings.engine,
-            threads=settings.threads,
+            threads=threads or settings.threads,
             max_pixels=service.max_pixels,
             max_seconds=service.model_seconds,
         )
-        inspector.measure(np.zeros((*bundle.spec.geometry.size, 3), np.uint8))
-        return cls(inspector, bundle, digest, settings.place(name), settings.audit_share)
+        try:
+            tests = self_test(inspector, bundle)
+        except FlawsmithError as error:
+            raise FlawsmithError(f"{path}: {error}") from None
+        return cls(inspector, bundle, digest, tests, settings.place(name), settings.audit_share)
 
     @property
     def decision(self) -> Decision:
@@ -247,8 +273,37 @@ def _verdicts(decision: Decision, deciding: Any) -> dict[str, int]:
     return dict(Counter(decision.verdict_of(float(number)) for number in deciding))
 
 
+class NamedModel(NamedTuple):
+    """The model file that the settings of a line name, as it is now.
+
+    Attributes:
+        sha256: of the file; None: none is named, or it is not there though the line has a history.
+        model: opened; None: the service has its own copy of the file.
+    """
+
+    sha256: str | None
+    model: LoadedModel | None
+
+    @classmethod
+    def look(cls, service: ServiceSettings, name: str, files: ModelFiles) -> NamedModel:
+        """Read it; nothing is written.
+
+        Raises:
+            FlawsmithError: as `LoadedModel.load`.
+        """
+        path = service.lines[name].model
+        if path is None or (not path.exists() and files.folder.exists()):
+            return cls(None, None)
+        if path.is_file() and (sha256 := sha256_of(path)) in files:
+            return cls(sha256, None)
+        model = LoadedModel.load(service, name, path)
+        return cls(model.sha256, model)
+
+
 OnRecord = Callable[[Record], object]
 """Told of each record once it is on the disk; must be quick, as the writer waits for it."""
+OnNote = Callable[[AuditEntry], object]
+"""Told of what was done with models, once it is in the audit; must be quick too."""
 
 
 class Line:
@@ -257,13 +312,20 @@ class Line:
     Args:
         name: of the line.
         service: settings of the service.
-        model: of the line, as loaded; None: it is not taught yet, and takes no parts.
+        named: the model file of the settings.
+        files: the model files of all lines.
         store: where records go.
         pictures: where images go.
         on_record: told of each record.
+        on_note: told of what is done with its models.
 
     Attributes:
-        model: in use; None: there is none.
+        model: in use; None: the line is not taught yet, or its model was taken away, and takes no parts.
+        versions: of its model.
+        shadow: the version that judges beside it; None: none does.
+
+    Raises:
+        FlawsmithError: there is no model though there should be, or nothing can be written.
         is_unloaded: whether there is none because it was taken away; the line is meant to work then.
     """
 
@@ -271,21 +333,26 @@ class Line:
         self,
         name: str,
         service: ServiceSettings,
-        model: LoadedModel | None,
+        named: NamedModel,
+        files: ModelFiles,
         store: Store,
         pictures: Pictures,
         on_record: OnRecord = lambda _: None,
+        on_note: OnNote = lambda _: None,
     ) -> None:
         self.name, self.settings, self._service = name, service.lines[name], service
-        self._store, self._pictures, self._on_record = store, pictures, on_record
+        self._store, self._pictures, self._files, self._on_record = store, pictures, files, on_record
         self._lock = threading.Lock()
         self._changing = threading.Lock()
         self._in_work: dict[str, tuple[str, Future[Record]]] = {}
-        self.model: LoadedModel | None = None if model is None else self._with_noted_limits(model)
+        self.versions = Versions(store, name, on_note=on_note)
+        self.model = self._model_to_use(named, who="service")
         self.is_unloaded = False
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
+        self.shadow: ShadowRun | None = None
+        self._run_shadow()
 
     # Parts
 
@@ -350,8 +417,11 @@ class Line:
             self._pictures.keep(record.image_sha256, trigger.image, record.verdict, is_drawn=drawn)
         files = {place: trigger.file for place, (trigger, _) in enumerate(judged) if trigger.file is not None}
         records = self._store.add([record for _, record in judged], files)
-        for record in records:
+        shadow = self.shadow
+        for (trigger, _), record in zip(judged, records, strict=True):
             try:
+                if shadow is not None:
+                    shadow.offer(trigger, record)
                 self._on_record(record)
             except Exception:  # the record stands; it must not be written again
                 log.exception("record %d was not told of", record.id)
@@ -360,22 +430,238 @@ class Line:
     # Model and limits
 
     def load(self, *, who: str) -> LoadedModel:
-        """Read the model file anew; parts that were taken before are judged by the former model.
+        """Look at the model file of the settings anew, as a start of the service does.
+
+        Parts that were taken before are judged by the former model.
 
         Raises:
             FlawsmithError: it cannot be loaded; the former one stays.
         """
         with self._changing:
-            model = self._with_noted_limits(LoadedModel.load(self._service, self.name))
-            self._store.note("model", who=who, line=self.name, facts={"loaded": model.sha256})
+            model = self._model_to_use(NamedModel.look(self._service, self.name, self._files), who=who)
+            if model is None:
+                raise FlawsmithError(f"line {self.name} has no model: upload one, or name its file in the settings")
+            self.versions.note("loaded", who=who, sha256=model.sha256)
             self.model, self.is_unloaded = model, False
+            self._prune()
             return model
 
     def unload(self, *, who: str) -> None:
         """Take no parts until a model is loaded again."""
         with self._changing:
-            self._store.note("model", who=who, line=self.name, facts={"loaded": None})
+            self.versions.note("unloaded", who=who, sha256=None)
             self.model, self.is_unloaded = None, True
+
+    def _model_to_use(self, named: NamedModel, *, who: str) -> LoadedModel | None:
+        """What the settings name where that is another file than the last time, else the version that was live last."""
+        sha256, live = named.sha256, self.versions.live
+        if sha256 is not None and sha256 != self.versions.named:
+            model = self._take_named(named.model or self._opened(sha256), who)
+            reason = "the settings name this file"
+            self.versions.note(
+                "activated", who=who, sha256=sha256, source="settings", former=self.versions.live, reason=reason
+            )
+            return self._with_noted_limits(model)
+        if live is None:
+            if self.settings.model is not None:  # the file is not there, which opening it says best
+                LoadedModel.load(self._service, self.name, self.settings.model)
+            return None
+        if named.model is not None and sha256 == live:  # the copy was lost
+            self._take_named(named.model, who)
+        elif sha256 is None and self.settings.model is not None:
+            log.warning("%s: no such model file; line %s goes on with its last one", self.settings.model, self.name)
+        return self._opened(live)
+
+    def _take_named(self, model: LoadedModel, who: str) -> LoadedModel:
+        """Make a version of a model of the settings."""
+        path = self.settings.model
+        assert path is not None, "named"
+        with self._files.lock:
+            if model.sha256 not in self._files:
+                self._files.copy(path, model.sha256)
+            if model.sha256 not in self.versions.by_sha256:
+                facts = ModelFacts.of(model.bundle, model.self_tests)
+                self._note_added(model.sha256, facts, who, source="settings")
+        return model
+
+    def _note_added(self, sha256: str, facts: ModelFacts, who: str, source: str) -> None:
+        size = self._files.path(sha256).stat().st_size
+        described = facts.model_dump(mode="json")
+        self.versions.note("added", who=who, sha256=sha256, size=size, source=source, model=described)
+
+    def _opened(self, sha256: str, threads: int | None = None) -> LoadedModel:
+        """A version with the limits that were set for it on this line last.
+
+        Raises:
+            FlawsmithError: its file is gone, or cannot be loaded.
+        """
+        path = self._files.path(sha256)
+        return self._with_noted_limits(LoadedModel.load(self._service, self.name, path, sha256=sha256, threads=threads))
+
+    # Versions
+
+    def add_version(self, received: Path, sha256: str, *, who: str) -> tuple[Version, bool]:
+        """Make a version of a file that came from outside, once a process of its own has opened and run it.
+
+        Args:
+            received: the file, where `ModelFiles.receiving` put it.
+            sha256: of its content.
+            who: stands in the audit.
+
+        Returns:
+            The version, and whether it is new.
+
+        Raises:
+            FlawsmithError: it is no model that works here; nothing is kept.
+        """
+        if sha256 not in self.versions.by_sha256:
+            facts = try_model(received, engine=self.settings.engine, threads=self.settings.threads)
+            with self._changing, self._files.lock:
+                is_new = sha256 not in self.versions.by_sha256
+                if is_new:
+                    self._files.take(received, sha256)
+                    self._note_added(sha256, facts, who, source="upload")
+                    self._prune()
+                return self.versions.by_sha256[sha256], is_new
+        return self.versions.by_sha256[sha256], False
+
+    def activate(self, sha256: str, *, who: str, reason: str, expected: str | None = None) -> None:
+        """Let a version judge the parts that are taken from now on.
+
+        Args:
+            sha256: of the version.
+            who, reason: stand in the audit, with what its shadow run showed.
+            expected: the version that is live; None: whichever is.
+
+        Raises:
+            SwapConflictError: another version is live than expected, or this one is already.
+            FlawsmithError: it cannot be loaded; the former one stays.
+        """
+        with self._changing:
+            self._check_live(expected)
+            if self.model is not None and self.model.sha256 == sha256:
+                raise SwapConflictError("this version is live already")
+            self._switch("activated", sha256, who, reason)
+
+    def roll_back(self, *, who: str, reason: str, expected: str | None = None) -> str:
+        """Let the version judge that was live before; again, the one before that.
+
+        Args:
+            who, reason, expected: as for `activate`.
+
+        Returns:
+            SHA-256 of the version.
+
+        Raises:
+            SwapConflictError, FlawsmithError: as `activate`; or there is no earlier version.
+        """
+        with self._changing:
+            self._check_live(expected)
+            if len(self.versions.history) < 2:
+                raise SwapConflictError("no version was live before this one")
+            sha256 = self.versions.history[-2]
+            self._switch("rolled back", sha256, who, reason)
+            return sha256
+
+    def _check_live(self, expected: str | None) -> None:
+        live = self.versions.live
+        if expected not in (None, live):
+            raise SwapConflictError(f"the version {live or 'none'} is live, not {expected}: look at it first")
+
+    def _switch(self, action: str, sha256: str, who: str, reason: str) -> None:
+        model = self._opened(sha256)
+        facts = {"former": self.versions.live, "reason": reason, "limits": model.decision.identity}
+        self.versions.note(action, who=who, sha256=sha256, **facts, shadow=self._shadow_seen(sha256))
+        self.model, self.is_unloaded = model, False
+        if self.versions.shadow is not None and self.versions.shadow.sha256 == sha256:
+            self._end_shadow(self.versions.shadow, who=who, why="activated")
+        self._prune()
+
+    def _prune(self) -> None:
+        """Let go of versions that need not stay."""
+        surplus = self.versions.surplus
+        if not surplus:
+            return
+        with self._files.lock:
+            for sha256 in surplus:
+                self.versions.note("removed", who="service", sha256=sha256)
+            self._files.sweep(self._store)
+
+    def limits_of(self, version: Version) -> Decision:
+        """The limits with which a version judges on this line."""
+        return next(iter(self._noted_limits(version.sha256)), version.facts.decision)
+
+    # Shadows
+
+    def begin_shadow(self, sha256: str, *, parts: int, who: str) -> None:
+        """Let a version judge the next parts too, without consequences.
+
+        Args:
+            sha256: of the version.
+            parts: number of parts.
+            who: stands in the audit.
+
+        Raises:
+            SwapConflictError: a shadow run goes on, or the version is live.
+        """
+        with self._changing:
+            if self.versions.shadow is not None:
+                raise SwapConflictError("a shadow run goes on: stop it first")
+            if sha256 == self.versions.live:
+                raise SwapConflictError("the live version has no shadow")
+            self.versions.note("shadow begun", who=who, sha256=sha256, parts=parts)
+            self._run_shadow()
+
+    def stop_shadow(self, sha256: str, *, who: str) -> None:
+        """End a shadow run; what it showed stays.
+
+        Raises:
+            SwapConflictError: none of this version goes on.
+        """
+        with self._changing:
+            order = self.versions.shadow
+            if order is None or order.sha256 != sha256:
+                raise SwapConflictError("no shadow run of this version goes on")
+            self._end_shadow(order, who=who, why="stopped")
+
+    def shadow_changes(self, order: ShadowOrder) -> dict[str, int]:
+        """Parts of a shadow run by change of verdict, those without one included."""
+        shadow = self.shadow
+        if shadow is not None and shadow.run == order.run:
+            return dict(shadow.counts)
+        return self._store.shadow_changes(order.run)
+
+    def _run_shadow(self) -> None:
+        """Begin the shadow run that the audit speaks of, or go on with it."""
+        order = self.versions.shadow
+        if order is None:
+            return
+
+        def end(run: ShadowRun, why: str) -> None:
+            self.versions.end_shadow(order.run, who="service", why=why, missed=run.missed, changes=dict(run.counts))
+
+        self.shadow = ShadowRun(
+            order.run,
+            lambda: self._opened(order.sha256, threads=1),
+            parts=order.parts,
+            store=self._store,
+            on_end=end,
+            name=self.name,
+        )
+
+    def _end_shadow(self, order: ShadowOrder, *, who: str, why: str) -> None:
+        shadow = self.shadow
+        assert shadow is not None, "it runs"
+        shadow.stop()
+        self.versions.end_shadow(order.run, who=who, why=why, missed=shadow.missed, changes=dict(shadow.counts))
+
+    def _shadow_seen(self, sha256: str) -> dict[str, Any] | None:
+        """What the latest shadow run of a version has shown, for the audit."""
+        order = self.versions.runs.get(sha256)
+        if order is None:
+            return None
+        flips = [flip.record for flip in self._store.shadow_flips(order.run, _LISTED)]
+        return {"run": order.run, "changes": self.shadow_changes(order), "flipped": flips}
 
     def _with_noted_limits(self, model: LoadedModel) -> LoadedModel:
         """The model with the limits that were set on this line last."""
@@ -437,8 +723,12 @@ class Line:
         return model.inspector.with_limits(decision).inspect(image)
 
     def close(self) -> None:
-        """Judge what was taken, then end."""
+        """Judge what was taken, then end; a shadow run goes on when the line is there again."""
+        if self.shadow is not None:
+            self.shadow.stop()
         self.queue.close()
+        if self.shadow is not None:
+            self.shadow.join()
 
 
 class Site:
@@ -447,6 +737,7 @@ class Site:
     Args:
         settings: of the service.
         on_record: told of each record.
+        on_note: told of what is done with models.
 
     Attributes:
         settings: with the lines that were added since.
@@ -456,21 +747,26 @@ class Site:
         FlawsmithError: another process uses the folder, a model cannot be loaded, or nothing can be written.
     """
 
-    def __init__(self, settings: ServiceSettings, on_record: OnRecord = lambda _: None) -> None:
-        self.settings, self._on_record = settings, on_record
+    def __init__(
+        self, settings: ServiceSettings, on_record: OnRecord = lambda _: None, on_note: OnNote = lambda _: None
+    ) -> None:
+        self.settings, self._on_record, self._on_note = settings, on_record, on_note
+        self.files = ModelFiles(settings.records / "models")
         self.lines: dict[str, Line] = {}
         self._changing = threading.Lock()
         self._ended = threading.Event()
         self._stack = ExitStack()
-        models = {name: self._model_of(settings, name) for name in settings.lines}  # before anything is written
+        named = {name: NamedModel.look(settings, name, self.files) for name in settings.lines}  # before any writing
         try:
             self._stack.enter_context(exclusive_folder(settings.records))
             self.store = Store(settings.records)
             self._stack.callback(self.store.close)
             self.pictures = Pictures(settings.records / "images", settings.images)
             self._stack.callback(self._close_lines)
-            for name, model in models.items():
-                self.lines[name] = Line(name, settings, model, self.store, self.pictures, on_record)
+            for name, model in named.items():
+                self.lines[name] = self._line(name, settings, model)
+            with self.files.lock:
+                self.files.sweep(self.store)
             hashes = {name: None if line.model is None else line.model.sha256 for name, line in self.lines.items()}
             self.store.note("start", who="service", facts={"models": hashes})
         except BaseException:
@@ -479,9 +775,8 @@ class Site:
         self._sweeper = threading.Thread(target=self._sweep, name="images", daemon=True)
         self._sweeper.start()
 
-    @staticmethod
-    def _model_of(settings: ServiceSettings, name: str) -> LoadedModel | None:
-        return None if settings.lines[name].model is None else LoadedModel.load(settings, name)
+    def _line(self, name: str, settings: ServiceSettings, named: NamedModel) -> Line:
+        return Line(name, settings, named, self.files, self.store, self.pictures, self._on_record, self._on_note)
 
     def add_line(self, name: str, line: LineSettings, *, who: str = "service") -> Line:
         """Begin a line. It is there until it is removed or the service ends; records it has already are its own again.
@@ -501,9 +796,7 @@ class Site:
             if name in self.lines:
                 raise FlawsmithError(f"there is a line {name} already: give another name")
             settings = self.settings.with_line(name, line)
-            added = Line(
-                name, settings, self._model_of(settings, name), self.store, self.pictures, on_record=self._on_record
-            )
+            added = self._line(name, settings, NamedModel.look(settings, name, self.files))
             try:
                 self.store.note("line", who=who, line=name, facts={"added": line.model_dump(mode="json")})
             except BaseException:
@@ -577,8 +870,11 @@ __all__ = [
     "LimitPreview",
     "Line",
     "LoadedModel",
+    "NamedModel",
     "NoModelError",
+    "OnNote",
     "OnRecord",
     "PartConflictError",
     "Site",
+    "SwapConflictError",
 ]

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flawsmith.line.record import DRAWS, WITHDRAWN, Draw, Label, LabelRole, Outcome, Record, WatchedFile, now
 from flawsmith.runtime.errors import FlawsmithError
@@ -80,6 +81,19 @@ _MIGRATIONS = (
     CREATE INDEX files_by_time ON files (mtime_ns);
     """,
     "CREATE INDEX records_by_time_and_verdict ON records (line, received, verdict);",
+    """
+    CREATE TABLE shadow (
+        run INTEGER NOT NULL,
+        record INTEGER NOT NULL REFERENCES records (id),
+        before TEXT NOT NULL,
+        after TEXT NOT NULL,
+        times_limit REAL,
+        milliseconds REAL NOT NULL,
+        PRIMARY KEY (run, record)
+    ) WITHOUT ROWID;
+    CREATE INDEX shadow_flips ON shadow (run, record) WHERE before <> after;
+    CREATE INDEX shadow_times ON shadow (run, milliseconds);
+    """,
 )
 """Scripts from one `PRAGMA user_version` to the next."""
 
@@ -105,6 +119,25 @@ class AuditEntry:
     line: str
     facts: Mapping[str, Any]
     hash: str
+
+
+class ShadowVerdict(NamedTuple):
+    """What another version would have said of a part.
+
+    Attributes:
+        run: of the shadow.
+        record: number of the part's record.
+        before, after: verdicts of the line and of the shadow.
+        times_limit: the shadow's score as a multiple of its limit; None where there is none.
+        milliseconds: that the shadow took.
+    """
+
+    run: int
+    record: int
+    before: str
+    after: str
+    times_limit: float | None
+    milliseconds: float
 
 
 @dataclass(frozen=True)
@@ -183,9 +216,10 @@ class Store:
             )
 
     @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
+    def _writing(self, *, durable: bool = True) -> Iterator[sqlite3.Connection]:
         with self._lock:
             try:
+                self._writer.execute(f"PRAGMA synchronous = {'FULL' if durable else 'NORMAL'}")
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
                 self._writer.execute("COMMIT")
@@ -313,7 +347,7 @@ class Store:
         Args:
             line, kind: of these alone.
             before: with a smaller number alone.
-            count: at most so many.
+            count: at most so many; -1: all.
         """
         filters = {"line = ?": line, "kind = ?": kind, "id < ?": before}
         filters = {condition: value for condition, value in filters.items() if value is not None}
@@ -431,6 +465,35 @@ class Store:
             f"SELECT {slot}, verdict, count(*) FROM records WHERE line = ? AND received >= ? GROUP BY 1, 2 ORDER BY 1",
             (seconds, seconds, line, since),
         )
+
+    # Shadows
+
+    def add_shadow(self, verdicts: Sequence[ShadowVerdict]) -> None:
+        """Write what a shadow said; records do not wait for the disk on its account, so a power cut may take the last.
+
+        Raises:
+            UnwritableError: it cannot be written.
+        """
+        if verdicts:
+            with self._writing(durable=False) as connection:
+                connection.executemany("INSERT OR IGNORE INTO shadow VALUES (?, ?, ?, ?, ?, ?)", verdicts)
+
+    def shadow_changes(self, run: int) -> dict[str, int]:
+        """Parts of a shadow run by change of verdict, such as ``pass -> reject``, those without a change included."""
+        rows = self._read("SELECT before || ' -> ' || after, count(*) FROM shadow WHERE run = ? GROUP BY 1", (run,))
+        return dict(rows)
+
+    def shadow_flips(self, run: int, count: int) -> list[ShadowVerdict]:
+        """Parts of which the shadow said something else, the newest first, at most so many."""
+        query = "SELECT * FROM shadow WHERE run = ? AND before <> after ORDER BY record DESC LIMIT ?"
+        return [ShadowVerdict(*row) for row in self._read(query, (run, count))]
+
+    def shadow_milliseconds(self, run: int, share: float) -> float | None:
+        """The time that a share of a shadow's parts did not exceed; None: there are no parts yet."""
+        count = self._read("SELECT count(*) FROM shadow WHERE run = ?", (run,))[0][0]
+        query = "SELECT milliseconds FROM shadow WHERE run = ? ORDER BY milliseconds LIMIT 1 OFFSET ?"
+        rows = self._read(query, (run, max(0, math.ceil(share * count) - 1)))
+        return float(rows[0][0]) if rows else None
 
     # Watched files
 

@@ -27,8 +27,10 @@ from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingS
 from flawsmith.runtime.decision import Decision, choose_limits
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import make_folder, printable
+from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.outputs import refuse_irreplaceable
+from flawsmith.runtime.selftest import self_test_arrays
 
 _SCORED = 64
 """Good images behind the limits; the authors' weights say nothing of limits."""
@@ -119,6 +121,7 @@ def _bundle(model: GLASS, dataset: Dataset, good: Sequence[Sample], checkpoint: 
         **levels_behind(decision, scored.scores, scored.levels),
         "forged": synthetic,
         **{f"{name}_sha256": hash_table(samples) for name, samples in hashes.items() if samples},
+        **self_test_arrays(inspector, map(decode, files)),
     }
     return Bundle(final, graph, arrays, model_card(final))
 

@@ -62,6 +62,7 @@ from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import ImageArray, as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.roi import RegionOfInterest
+from flawsmith.runtime.selftest import self_test_arrays
 from flawsmith.runtime.tiles import Tile, Tiling, fit_tile, tiles_to_see
 from flawsmith.runtime.zones import Zone
 from flawsmith.synthesis.foreground import FOLDER as MASK_FOLDER
@@ -642,7 +643,12 @@ class TrainingSteps:
             "flops": count_flops(model, self.config.image_size),
         }
         final = inspector.spec.model_copy(update={"parity": parity, "network": network})
-        arrays = {**levels_behind(decision, scores, levels), "forged": synthetic, **self._images()}
+        arrays = {
+            **levels_behind(decision, scores, levels),
+            "forged": synthetic,
+            **self._images(),
+            **self_test_arrays(inspector, map(self.job.decoded.read, files)),
+        }
         return Bundle(final, graph, arrays, model_card(final))
 
     def _images(self) -> dict[str, NDArray[Any]]:

@@ -202,6 +202,9 @@ ORACLE = "ORACLE: the checkpoint was chosen on test data; its figures are not co
 _BEHIND_LIMITS = ("good", "good_levels", "good_zone_levels", "good_groups")
 """Arrays of the limits in use; those of earlier limits have ``@`` and the identity of the limits behind their name."""
 _HASHES = ("learned_sha256", "held_out_sha256", "test_sha256")
+SELF_TEST = "self_test"
+"""Array of the numbers that `flawsmith.runtime.selftest` expects; its images have ``_1``, ``_2`` behind their name."""
+_MOST_TESTS = 8
 _MIB = 2**20
 # The largest size of each part. ONNX cannot exceed 2 GiB by itself.
 _PARTS: Mapping[str, int] = {
@@ -345,7 +348,9 @@ class Bundle:
             where there are zones, ``good_groups`` (n,): numbers of their groups, where they have some;
             ``forged`` (m,): scores of synthetic flaws; ``learned_sha256``, ``held_out_sha256`` and ``test_sha256``
             (k, 32) bytes: hashes of the files that the model learned from, that set its first limits, and that stood
-            in the test split beside them. Bundles of schema 1 have ``good`` and ``forged`` alone.
+            in the test split beside them; ``self_test`` (k, 2) and ``self_test_1``, ... (h, w, 3) uint8: good images
+            at the size of the network's input, their scores and the means of their maps. Bundles of schema 1 have
+            ``good`` and ``forged`` alone.
         card: Markdown for people.
         path: the file it was loaded from; None: it was made here.
 
@@ -532,7 +537,16 @@ def _read_calibration(content: bytes) -> dict[str, NDArray[Any]]:
             raise ValueError(f"array {name[:80]!r} has other numbers than 0, 1, 2 and so on")
         if kind in _HASHES and (array.dtype != np.uint8 or array.shape[1:] != (hashlib.sha256().digest_size,)):
             raise ValueError(f"array {name[:80]!r} holds no SHA-256")
+    tests = arrays.get(SELF_TEST)
+    if tests is not None:
+        images = [arrays.get(f"{SELF_TEST}_{number}") for number in range(1, min(len(tests), _MOST_TESTS) + 1)]
+        if tests.shape != (len(images), 2) or not all(image is not None and _is_picture(image) for image in images):
+            raise ValueError(f"array {SELF_TEST!r} has no score and map value for each of up to {_MOST_TESTS} images")
     return arrays
+
+
+def _is_picture(array: NDArray[Any]) -> bool:
+    return array.dtype == np.uint8 and array.ndim == 3 and array.shape[2] == 3 and array.size > 0
 
 
 def _object(content: bytes, name: str) -> dict[str, Any]:

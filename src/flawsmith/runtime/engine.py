@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pickle
+import signal
 import subprocess
 import sys
 import threading
@@ -324,6 +325,51 @@ _TRIAL = "import json, pickle, sys; sys.path[:] = json.loads(sys.argv[1]); pickl
 _REFUSED = 3
 
 
+def run_apart(work: Callable[[], Any], *, seconds: float, too_long: str) -> Any:
+    """Runs a function in a process of its own, which is ended where it takes too long.
+
+    On Linux its memory is bounded too, by twice `MEMORY_BYTES`. Should this process be killed meanwhile, the other ends
+    when its time is over.
+
+    Args:
+        work: can be pickled; what it returns is ready for JSON.
+        seconds: for all of it, the start of Python included, which takes one or two.
+        too_long: what is said where it takes longer.
+
+    Returns:
+        What the function returned.
+
+    Raises:
+        FlawsmithError: the function raised it, takes too long, or ended the process.
+    """
+    command = [sys.executable, "-c", _TRIAL, json.dumps(sys.path)]
+    confined = pickle.dumps(partial(_confined, work, math.ceil(seconds)))
+    try:
+        child = subprocess.run(command, input=confined, capture_output=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired:
+        raise FlawsmithError(too_long) from None
+    except OSError as error:
+        raise FlawsmithError(f"cannot start a process to try the model in ({error.strerror})") from None
+    words = child.stderr.decode(errors="replace").strip()
+    if child.returncode == _REFUSED:
+        raise FlawsmithError(words)
+    if child.returncode:
+        reason = " ".join(words.split())[-160:] or f"code {child.returncode}"
+        raise FlawsmithError(f"the model ended the process that tried it ({reason}); use another model")
+    return json.loads(child.stdout.splitlines()[-1])
+
+
+def _confined(work: Callable[[], Any], seconds: int) -> None:
+    _limit_memory(2 * MEMORY_BYTES)
+    if hasattr(signal, "alarm"):
+        signal.alarm(seconds)  # whose default ends the process whatever it is computing
+    try:
+        print(json.dumps(work()))
+    except FlawsmithError as error:
+        print(error, file=sys.stderr)
+        sys.exit(_REFUSED)
+
+
 def try_engine(
     name: str,
     model: bytes,
@@ -349,32 +395,16 @@ def try_engine(
     Raises:
         FlawsmithError: as of `make_engine`; it takes longer, or ends the process.
     """
-    trial = partial(_run_once, name, model, size, precision=precision, threads=threads)
-    command = [sys.executable, "-c", _TRIAL, json.dumps(sys.path)]
-    try:
-        child = subprocess.run(command, input=pickle.dumps(trial), capture_output=True, timeout=seconds, check=False)
-    except subprocess.TimeoutExpired:
-        raise FlawsmithError(
-            f"the model takes more than {seconds:g} s to be loaded and to work on one image; use another model, or "
-            "give Inspector.load a larger trial_seconds"
-        ) from None
-    except OSError as error:
-        raise FlawsmithError(f"cannot start a process to try the model in ({error.strerror})") from None
-    words = child.stderr.decode(errors="replace").strip()
-    if child.returncode == _REFUSED:
-        raise FlawsmithError(words)
-    if child.returncode:
-        reason = " ".join(words.split())[-160:] or f"code {child.returncode}"
-        raise FlawsmithError(f"the model ended the process that tried it ({reason}); use another model")
+    run_apart(
+        partial(_run_once, name, model, size, precision=precision, threads=threads),
+        seconds=seconds,
+        too_long=f"the model takes more than {seconds:g} s to be loaded and to work on one image; use another model, "
+        "or give Inspector.load a larger trial_seconds",
+    )
 
 
 def _run_once(name: str, model: bytes, size: tuple[int, int], *, precision: Precision, threads: int | None) -> None:
-    _limit_memory(2 * MEMORY_BYTES)
-    try:
-        make_engine(name, model, precision=precision, threads=threads, batch=1).run(np.zeros((1, 3, *size), np.float32))
-    except FlawsmithError as error:
-        print(error, file=sys.stderr)
-        sys.exit(_REFUSED)
+    make_engine(name, model, precision=precision, threads=threads, batch=1).run(np.zeros((1, 3, *size), np.float32))
 
 
 def _limit_memory(size: int) -> None:

@@ -20,13 +20,14 @@ from starlette.exceptions import HTTPException
 
 from flawsmith import __version__
 from flawsmith.line.record import Outcome, Record, Trigger
-from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError
+from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError, SwapConflictError
 from flawsmith.line.store import UnwritableError
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.counts import counts
 from flawsmith.serving.inference import oip
 from flawsmith.serving.limits import limits
+from flawsmith.serving.models import models
 from flawsmith.serving.pictures import HeatMap
 from flawsmith.serving.requests import Guard, Problem, checked_id, image_and_fields
 from flawsmith.serving.reviews import reviews
@@ -365,7 +366,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     studio_routers = [] if service.workspace is None else [studio_v1]
-    for router in (v1, limits, reviews, trial, counts, watched, oip, *studio_routers):
+    for router in (v1, models, limits, reviews, trial, counts, watched, oip, *studio_routers):
         app.include_router(router)
     studio = add_studio(app, service) if service.settings.studio else None
     app.add_middleware(Guard, local=service.settings.local)
@@ -374,6 +375,7 @@ def create_app(service: Service) -> FastAPI:
         HTTPException: lambda error: Problem(error.status_code, str(error.detail), error.headers),
         RequestValidationError: _of_validation,
         FlawsmithError: lambda error: Problem(422, str(error)),
+        SwapConflictError: lambda error: Problem(409, str(error)),
         UnwritableError: lambda _: Problem(503, "nothing can be written, so nothing was done; see the disk"),
         NoModelError: lambda _: Problem(409, "the line has no model: load one"),
         Exception: _of_defect,

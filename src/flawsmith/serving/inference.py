@@ -237,9 +237,8 @@ def repository_index(service: InService) -> list[dict[str, str]]:
 
 @oip.post("/repository/models/{line}/load")
 def load(line: LineName, service: InService, caller: Engineer) -> dict[str, Any]:
-    """Read the line's model file anew. What is wrong with it changes nothing; parts go on being judged meanwhile."""
-    model = service.line(line).load(who=caller.name)
-    service.events.tell("model", {"line": line, "who": caller.name, "sha256": model.sha256})
+    """Look at the model file of the settings anew. What is wrong with it changes nothing; parts go on being judged."""
+    service.line(line).load(who=caller.name)
     return {}
 
 
@@ -247,5 +246,4 @@ def load(line: LineName, service: InService, caller: Engineer) -> dict[str, Any]
 def unload(line: LineName, service: InService, caller: Engineer) -> dict[str, Any]:
     """Take no parts on this line until a model is loaded."""
     service.line(line).unload(who=caller.name)
-    service.events.tell("model", {"line": line, "who": caller.name, "sha256": None})
     return {}

@@ -56,6 +56,9 @@ class Metrics:
             "flawsmith_last_inspection_timestamp_seconds", "When the latest part came in", ("line",), **into
         )
         self._model = Gauge("flawsmith_model_info", "The model in use: 1", ("line", "model", "sha256"), **into)
+        self._shadow = Gauge(
+            "flawsmith_shadow_parts", "Parts that a shadow run has judged, or missed", ("line", "result"), **into
+        )
         self._free = Gauge("flawsmith_disk_free_bytes", "Free bytes on the disk of records and images", **into)
 
     def recorded(self, record: Record) -> None:
@@ -89,12 +92,24 @@ class Metrics:
     def look_at(self, site: Site) -> None:
         """Take what is read, not counted: limits, models, reviews that wait, the disk."""
         self._free.set(site.pictures.free_bytes())
-        for gauge in (self._model, self._limit, self._to_review):  # of lines and models that are no more
+        for gauge in (self._model, self._limit, self._to_review, self._shadow):  # of lines and models that are no more
             gauge.clear()
         for line in site.lines.values():
             self._start_at_zero(line)
             self._to_review.labels(line.name).set(site.store.count_to_review(line.name))
             self._look_at_model(line)
+
+            self._look_at_shadow(line)
+
+    def _look_at_shadow(self, line: Line) -> None:
+        shadow = line.shadow
+        if shadow is None or line.versions.shadow is None:
+            return
+        counts = shadow.counts
+        flips = sum(count for change, count in counts.items() if len(set(change.split(" -> "))) > 1)
+        results = {"same": sum(counts.values()) - flips, "changed": flips, "missed": shadow.missed}
+        for result, count in results.items():
+            self._shadow.labels(line.name, result).set(count)
 
     def _look_at_model(self, line: Line) -> None:
         model = line.model

@@ -17,7 +17,9 @@ from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullEr
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
 from flawsmith.line.station import Line, LoadedModel, NoModelError, PartConflictError, Site
+from flawsmith.line.store import AuditEntry
 from flawsmith.line.trainings import Training
+from flawsmith.line.versions import sha256_of
 from flawsmith.line.workspace import Workspace
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
@@ -52,7 +54,8 @@ class Service:
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
         self._teaching = asyncio.Semaphore(_MOST_TAUGHT)
-        self.site = Site(settings, self._recorded)
+        self.uploading_model = asyncio.Lock()
+        self.site = Site(settings, self._recorded, self._noted)
         if workspace is not None:
             workspace.start(self._trained)
 
@@ -77,8 +80,6 @@ class Service:
         Raises:
             FlawsmithError: the line is no more, or the model does not work here.
         """
-        from flawsmith.line.versions import sha256_of
-
         line = self.site.lines.get(training.asked.line)
         if line is None:
             raise FlawsmithError(f"there is no line {training.asked.line} any more")
@@ -94,6 +95,9 @@ class Service:
     def _recorded(self, record: Record) -> None:
         self.metrics.recorded(record)
         self.events.recorded(record, has_image=self.site.pictures.has(record.image_sha256))
+
+    def _noted(self, entry: AuditEntry) -> None:
+        self.events.tell("model", {"line": entry.line, "who": entry.who, **entry.facts})
 
     def line(self, name: str) -> Line:
         """A line by its name.
@@ -276,6 +280,7 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "Refused", "content": {"application/problem+json": {}}},
     "5XX": {"description": "Not judged", "content": {"application/problem+json": {}}},
 }
+"""What every endpoint of ``/v1`` may answer, for OpenAPI."""
 IMAGE_BODY = {
     "requestBody": {
         "required": True,
