@@ -269,6 +269,12 @@ def test_a_training_outlives_its_studio_and_its_own_death(tmp_path: Path) -> Non
             lambda: (f := call("GET", "/v1/lines/bolt/trainings/1").json)["state"] not in ("starting", "running") and f,
             PATIENCE,
         )
+        taken = wait_until(lambda: (f := call("GET", "/v1/lines/bolt/trainings/1").json)["model_sha256"] and f)
+        refused = call("POST", "/v1/lines/bolt/inspections", picture(100, size=(96, 64)))
+        used = call("POST", "/v1/lines/bolt/trainings/1/use", {})
+        judged = call("POST", "/v1/lines/bolt/inspections", picture(100, size=(96, 64)))
+        samples = call("GET", "/v1/lines/bolt/trainings/1/samples").json
+        report = call("GET", "/v1/lines/bolt/trainings/1/report")
     finally:
         process.terminate()
         process.wait(30)
@@ -280,6 +286,12 @@ def test_a_training_outlives_its_studio_and_its_own_death(tmp_path: Path) -> Non
     assert (ended["state"], ended["error"]) == ("done", "")
     assert (place / "run" / "model.flaw").exists()
     assert ended["images"] == {"learn": 12}
+    assert (taken["live"], refused.status) == (False, 503)  # a model judges once a person says so
+    assert (used.status, used.json["live"], judged.status) == (200, True, 201)
+    assert judged.json["model_sha256"] == taken["model_sha256"]
+    assert {sample["is_forged"] for sample in samples} == {True, False}
+    assert all(len(sample["pictures"]) == 2 and "×" not in sample["name"] for sample in samples)
+    assert "sandbox" in report.headers["content-security-policy"]
 
 
 def test_a_training_that_is_stopped_can_be_continued(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import typer
 
 from flawsmith.cli.app import Quiet, error_boundary, print_err, print_out
 from flawsmith.cli.serve import log_to_stderr
+from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -91,3 +92,66 @@ def run_studio(
                 server.run([listener])
     finally:
         workspace.close()
+
+
+def run_demo_studio(
+    out: Path, *, part: str, seed: int, host: str | None, port: int | None, browser: bool, quiet: bool
+) -> None:
+    """Draw parts, teach and train a line with them in a studio, and let parts come along, flaws among them.
+
+    Args:
+        out: folder of the demo.
+        part: of the sample product line.
+        seed: of drawings and order.
+        host, port, browser, quiet: as for `run_studio`.
+
+    Raises:
+        FlawsmithError: as `run_studio`, or the folder is not a demo's own.
+    """
+    import threading
+
+    from flawsmith.line.demo import PassingParts, teach_demo, train_demo
+    from flawsmith.line.settings import LineSettings
+    from flawsmith.line.trainings import Order
+    from flawsmith.pipeline.demo import draw_demo
+
+    say = (lambda _: None) if quiet else print_err
+    parts = draw_demo(out, part=part, seed=seed, on_message=say)
+    ended, passing = threading.Event(), []
+
+    def teach(service: Service) -> None:
+        workspace = service.workspace
+        assert workspace is not None, "of the studio"
+        if part not in service.site.lines:
+            settings = LineSettings(audit_share=0.02)
+            workspace.write_lines({**service.site.settings.lines, part: settings})
+            service.site.add_line(part, settings, who="demo")
+        line = service.site.lines[part]
+        if line.model is None:
+            say(f"teaching {part} with {parts / 'train' / 'good'}")
+            teach_demo(workspace, part, parts / "train" / "good")
+            training = train_demo(workspace, part, Order(), until=ended, on_words=say)
+            if training is None:
+                return
+            sha256 = service.take_model(training)
+            line.activate(sha256, who="demo", reason="the demonstration's first model")
+        say(f"parts come along line {part}, two a second, one in twenty flawed; Ctrl-C ends it")
+        passing.append(PassingParts(line, parts / "test", seed=seed))
+        passing[0].start()
+
+    def begin(service: Service) -> None:
+        def work() -> None:
+            try:
+                teach(service)
+            except FlawsmithError as error:
+                print_err(f"error: {error}")
+
+        threading.Thread(target=work, name="demo", daemon=True).start()
+
+    page = f"lines/{part}/{'run' if (out / 'studio' / 'trainings' / part / '1' / 'run' / 'model.flaw').exists() else 'train'}"
+    try:
+        run_studio(out / "studio", host=host, port=port, browser=browser, quiet=quiet, page=page, on_start=begin)
+    finally:
+        ended.set()
+        for thread in passing:
+            thread.close()
