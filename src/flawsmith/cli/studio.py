@@ -113,7 +113,7 @@ def run_demo_studio(
     from flawsmith.line.demo import PassingParts, teach_demo, train_demo
     from flawsmith.line.settings import LineSettings
     from flawsmith.line.trainings import Order
-    from flawsmith.pipeline.demo import draw_demo
+    from flawsmith.pipeline.demo import STUDIO, draw_demo
 
     say = (lambda _: None) if quiet else print_err
     parts = draw_demo(out, part=part, seed=seed, on_message=say)
@@ -148,9 +148,10 @@ def run_demo_studio(
 
         threading.Thread(target=work, name="demo", daemon=True).start()
 
-    page = f"lines/{part}/{'run' if (out / 'studio' / 'trainings' / part / '1' / 'run' / 'model.flaw').exists() else 'train'}"
+    has_model = any((out / STUDIO / "trainings" / part).glob("*/run/model.flaw"))
+    page = f"lines/{part}/{'run' if has_model else 'train'}"
     try:
-        run_studio(out / "studio", host=host, port=port, browser=browser, quiet=quiet, page=page, on_start=begin)
+        run_studio(out / STUDIO, host=host, port=port, browser=browser, quiet=quiet, page=page, on_start=begin)
     finally:
         ended.set()
         for thread in passing:

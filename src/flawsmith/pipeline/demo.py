@@ -148,6 +148,8 @@ def _claim(out: Path, drawing: dict[str, Any]) -> bool:
         serves = marker.exists() and _read(marker) == drawing and (out / _DATA / str(drawing["part"])).is_dir()
         for name in (_RUN,) if serves else (_RUN, _DATA, STUDIO):
             if (out / name).exists():
+                with exclusive_folder(out / name):  # one that is in use stays
+                    pass
                 shutil.rmtree(out / name)
         if not serves:
             # Claimed before anything is drawn, so that an interrupted demo can be run again.
