@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from tests.serving.conftest import GOOD_SCORES, picture
 
+from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import worst_rate
 
 LINE = "/v1/lines/bolt"
@@ -38,6 +41,20 @@ def test_each_step_of_the_limit_has_its_promise_and_is_what_the_service_would_se
         preview = judged.call("POST", f"{LINE}/limit/preview", change).json["after"]
         assert preview["limit"] == pytest.approx(steps[rank - 1]["limit"], abs=1e-12)
         assert preview["rejected_of_1000_at_worst"] == pytest.approx(steps[rank - 1]["rejected_of_1000_at_worst"])
+
+
+def test_groups_stay_beside_the_scores_of_their_images(
+    new_service: Callable[..., Any], new_model: Callable[..., Path]
+) -> None:
+    groups = np.arange(len(GOOD_SCORES)) // 7
+
+    def grouped(bundle: Bundle) -> Bundle:
+        return dataclasses.replace(bundle, calibration={**bundle.calibration, "good_groups": groups})
+
+    running = new_service({"model": new_model(1.0, grouped)})
+    scores = running.call("GET", f"{LINE}/limit/scores").json
+
+    assert scores["groups"] == groups[::-1].tolist()
 
 
 def test_recent_parts_come_with_what_decided_and_whether_their_image_is_there(judged: Any) -> None:
@@ -204,3 +221,11 @@ def test_events_say_whether_an_image_was_kept(judged: Any) -> None:
     connection.close()
 
     assert json.loads(lines[4].removeprefix(b"data: "))["image"] is True
+
+
+def test_the_audit_is_asked_for_several_kinds_of_one_line(judged: Any) -> None:
+    entries = judged.call("GET", "/v1/audit?kind=start&kind=review&limit=1000").json["items"]
+    of_line = judged.call("GET", "/v1/audit?kind=start&kind=review&line=bolt&limit=1000").json["items"]
+
+    assert {entry["kind"] for entry in entries} == {"start", "review"}
+    assert {entry["kind"] for entry in of_line} == {"review"}

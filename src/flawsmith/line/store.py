@@ -340,20 +340,28 @@ class Store:
         return AuditEntry(number + 1, at, kind, who, line, facts, written)
 
     def entries(
-        self, *, line: str | None = None, kind: str | None = None, before: int | None = None, count: int = 100
+        self,
+        *,
+        line: str | None = None,
+        kind: str | Sequence[str] | None = None,
+        before: int | None = None,
+        count: int = 100,
     ) -> list[AuditEntry]:
         """Entries of the audit, the newest first.
 
         Args:
-            line, kind: of these alone.
+            line: of this one alone.
+            kind: of this one, or of these, alone.
             before: with a smaller number alone.
             count: at most so many; -1: all.
         """
-        filters = {"line = ?": line, "kind = ?": kind, "id < ?": before}
+        kinds = [kind] if isinstance(kind, str) else list(kind or ())
+        filters = {"line = ?": line, "id < ?": before}
         filters = {condition: value for condition, value in filters.items() if value is not None}
-        where = f"WHERE {' AND '.join(filters)}" if filters else ""
+        conditions = [*filters, *([f"kind IN ({', '.join('?' * len(kinds))})"] if kinds else [])]
+        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
         rows = self._read(
-            f"SELECT content, hash FROM audit {where} ORDER BY id DESC LIMIT ?", (*filters.values(), count)
+            f"SELECT content, hash FROM audit {where} ORDER BY id DESC LIMIT ?", (*filters.values(), *kinds, count)
         )
         return [_entry(*row) for row in rows]
 

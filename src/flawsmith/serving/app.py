@@ -174,8 +174,7 @@ async def image(
     """The image, where it was kept: as it came, or scaled, as every browser shows it."""
     content = await run_in_threadpool(lambda: service.image(service.record(line, number)))
     if width is not None:
-        small = await service.drawn(lambda: service.scaled(line, content, width))
-        return Response(small, media_type="image/jpeg", headers={"Cache-Control": "private, max-age=3600"})
+        return await service.drawn(lambda: service.scaled(line, content, width))
     kind = next((kind for start, kind in _SIGNATURES.items() if content.startswith(start)), "application/octet-stream")
     return Response(content, media_type=kind)
 
@@ -283,13 +282,13 @@ def set_limit(line: LineName, order: LimitOrder, service: InService, caller: Eng
 @v1.get("/audit")
 def audit(
     service: InService,
-    kind: str | None = None,
+    kind: Annotated[list[str] | None, Query(max_length=16, description="of these kinds alone")] = None,
     line: Annotated[str | None, Query(max_length=64)] = None,
     cursor: Cursor = None,
     limit: Count = 100,
 ) -> AuditPage:
     """Who did what, the newest first."""
-    entries = service.site.store.entries(kind=kind, line=line, before=cursor, count=limit)
+    entries = service.site.store.entries(kind=kind or None, line=line, before=cursor, count=limit)
     return AuditPage(items=[AuditFacts(**vars(entry)) for entry in entries], next=next_cursor(entries, limit))
 
 

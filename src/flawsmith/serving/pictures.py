@@ -52,7 +52,7 @@ class HeatMap(BaseModel):
 
 def scaled_jpeg(
     content: bytes, width: int, *, max_pixels: int, value_range: tuple[float, float] | None = None
-) -> bytes:
+) -> tuple[bytes, tuple[int, int]]:
     """An image file as a JPEG of at most some width.
 
     Args:
@@ -61,12 +61,16 @@ def scaled_jpeg(
         max_pixels: larger images are refused.
         value_range: values of a deeper source that become black and white.
 
+    Returns:
+        The file, and (width, height) of the image as it came.
+
     Raises:
         FlawsmithError: it cannot be read.
     """
     picture = Image.fromarray(as_8_bit(decode(content, max_pixels=max_pixels), value_range))
+    size = picture.size
     if picture.width > width:
         picture = picture.resize((width, max(1, round(picture.height * width / picture.width))), Image.Resampling.BOX)
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=88)
-    return stream.getvalue()
+    return stream.getvalue(), size

@@ -9,7 +9,7 @@ from concurrent.futures import Future
 from datetime import datetime, timezone
 from typing import Annotated, Any, TypeVar
 
-from fastapi import Depends, Path, Query, Request
+from fastapi import Depends, Path, Query, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
@@ -143,15 +143,17 @@ class Service:
             raise Problem(410, "the image was not kept, or not for so long")
         return content
 
-    def scaled(self, line: str, content: bytes, width: int) -> bytes:
-        """An image of a line as a JPEG of at most some width; for `drawn`.
+    def scaled(self, line: str, content: bytes, width: int) -> Response:
+        """An image of a line as a JPEG of at most some width, and in Image-Size its own; for `drawn`.
 
         Raises:
             FlawsmithError: it cannot be read.
         """
         model = self.line(line).model
         value_range = None if model is None else model.bundle.spec.geometry.value_range
-        return scaled_jpeg(content, width, max_pixels=self.settings.max_pixels, value_range=value_range)
+        jpeg, size = scaled_jpeg(content, width, max_pixels=self.settings.max_pixels, value_range=value_range)
+        headers = {"Cache-Control": "private, max-age=3600", "Image-Size": f"{size[0]}x{size[1]}"}
+        return Response(jpeg, media_type="image/jpeg", headers=headers)
 
     def seen_again(self, record: Record, image: bytes) -> Inspection:
         """The image of a record, inspected again by what judged it; for `drawn`.
@@ -280,7 +282,6 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "Refused", "content": {"application/problem+json": {}}},
     "5XX": {"description": "Not judged", "content": {"application/problem+json": {}}},
 }
-"""What every endpoint of ``/v1`` may answer, for OpenAPI."""
 IMAGE_BODY = {
     "requestBody": {
         "required": True,

@@ -97,14 +97,15 @@ async def picked_image(
 ) -> Response:
     """An image that somebody tried and kept, by the number of the audit's entry."""
 
-    def read() -> bytes:
+    def read() -> Response:
         entries = service.site.store.entries(line=service.line(line).name, kind="picked", before=number + 1, count=1)
         if not entries or entries[0].id != number:
             raise Problem(404, f"line {line} has no picked image {number}")
         content = service.site.pictures.read(entries[0].facts["image_sha256"])
         if content is None:
             raise Problem(410, "the image was removed")
-        return content if width is None else service.scaled(line, content, width)
+        if width is not None:
+            return service.scaled(line, content, width)
+        return Response(content, media_type="application/octet-stream")
 
-    kind = "application/octet-stream" if width is None else "image/jpeg"
-    return Response(await service.drawn(read), media_type=kind)
+    return await service.drawn(read)

@@ -1,8 +1,8 @@
 """Pages of the studio. They are clients of ``/v1`` as any other program: a page here is a frame, its module fills it.
 
-To add a page to a line: an entry in `PAGES`, a template ``templates/NAME.html`` that extends ``line.html`` and holds
-what a reader without scripts would see, and a module ``static/pages/NAME.js``, which is loaded with it. Nothing is
-built; what stands in ``static/`` is served under an address that changes with its content.
+To add a page to a line: an entry in `PAGES`, a template ``templates/NAME.html`` that extends ``line.html``, a module
+``static/pages/NAME.js``, which is loaded with it and fills the frame. Nothing is built; what stands in ``static/`` is
+served under an address that changes with its content.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ class Studio:
     """
 
     def __init__(self, service: Service) -> None:
-        self.service = service
+        self.service, self.has_drift = service, False
         self.static = StaticFiles(_HERE / "static")
         self._templates = Environment(
             loader=FileSystemLoader(_HERE / "templates"),
@@ -158,6 +158,7 @@ class Studio:
             "lines": [] if caller is None else list(self.service.site.lines),
             "pages": self.pages,
             "makes_lines": self.service.workspace is not None and caller is not None and caller.role == "engineer",
+            "has_drift": self.has_drift,
             "line": None,
             "page": None,
         }
@@ -272,4 +273,5 @@ def add_studio(app: FastAPI, service: Service) -> Studio:
         return studio.static.response(studio.static.digest, "icon.svg")
 
     app.include_router(router)
+    studio.has_drift = any(getattr(route, "path", "") == "/v1/lines/{line}/drift" for route in app.routes)
     return studio

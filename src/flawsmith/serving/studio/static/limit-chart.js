@@ -3,7 +3,7 @@
 import { count } from "./words.js";
 
 const LANE = 66;
-const FOOT = 42;
+const FOOT = 58;
 const LEFT = 124;
 const RIGHT = 30;
 const BINS = 110;
@@ -137,32 +137,44 @@ class LimitChart extends HTMLElement {
   }
 
   #bars(context, scores, base, low, top) {
-    const heights = new Float64Array(BINS + 1);
-    for (const score of scores) heights[score > top ? BINS : Math.max(0, Math.min(BINS - 1, Math.floor(((score - low) / (top - low)) * BINS)))]++;
-    const inside = Math.max(...heights.subarray(0, BINS));
+    const heights = new Float64Array(BINS);
+    for (const score of scores) {
+      const bin = Math.floor(((score - low) / (top - low)) * BINS);
+      if (bin >= 0 && bin < BINS) heights[bin]++;
+    }
+    const most = Math.max(1, ...heights);
     const width = this.#plot / BINS;
-    for (let bin = 0; bin < BINS; bin++) {
-      if (!heights[bin]) continue;
-      const tall = Math.max(2.5, ((LANE - 20) * heights[bin]) / inside); // a single image stays visible
+    heights.forEach((height, bin) => {
+      if (!height) return;
+      const tall = Math.max(2.5, ((LANE - 24) * height) / most); // a single image stays visible
       context.fillRect(LEFT + bin * width + 0.5, base - tall, Math.max(1, width - 1), tall);
-    }
-    if (heights[BINS]) {
-      context.textAlign = "right";
-      context.fillText(`${count(heights[BINS])} beyond ›`, LEFT + this.#plot, base - LANE + 22);
-    }
+    });
+    this.#outside(context, scores, base, low, top);
   }
 
   #marks(context, lane, base) {
+    const [low, top] = this.#data.axis;
     const taken = new Map();
     context.font = "16px system-ui, sans-serif";
     context.textAlign = "center";
-    for (const item of lane.marks) {
-      const x = Math.round(this.#x(item.deciding) / 5) * 5;
+    for (const { deciding } of lane.marks) {
+      if (deciding < low || deciding > top) continue;
+      const x = Math.round(this.#x(deciding) / 5) * 5;
       const level = taken.get(x) ?? 0;
       taken.set(x, level + 1);
-      if (level < 5) context.fillText(lane.mark, x, base - 3 - level * 9);
+      if (level < 4) context.fillText(lane.mark, x, base - 3 - level * 9);
     }
     context.font = "13px system-ui, sans-serif";
+    this.#outside(context, lane.marks.map((item) => item.deciding), base, low, top);
+  }
+
+  /** How many lie beyond either end of the axis. */
+  #outside(context, scores, base, low, top) {
+    const [below, beyond] = [scores.filter((score) => score < low).length, scores.filter((score) => score > top).length];
+    context.textAlign = "left";
+    if (below) context.fillText(`‹ ${count(below)} below`, LEFT + 2, base - LANE + 24);
+    context.textAlign = "right";
+    if (beyond) context.fillText(`${count(beyond)} beyond ›`, LEFT + this.#plot, base - LANE + 24);
   }
 
   #limits(context, height) {
@@ -187,7 +199,7 @@ class LimitChart extends HTMLElement {
       context.stroke();
       context.setLineDash([]);
       handle.style.left = `${x}px`;
-      handle.style.top = `${floor + 16}px`;
+      handle.style.top = `${floor + 20}px`;
       handle.setAttribute("aria-disabled", String(!canMove));
       handle.setAttribute("aria-valuemin", "1");
       handle.setAttribute("aria-valuemax", String(Math.max(1, this.#data.steps.length)));

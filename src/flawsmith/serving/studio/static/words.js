@@ -33,8 +33,8 @@ export const score = (number) => (number === null || number === undefined ? "–
 /** A multiple of the limit. */
 export const times = (number) => (number === null || number === undefined ? "–" : number.toFixed(2));
 
-const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit" });
-const date = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit" });
+const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", second: "2-digit", hourCycle: "h23" });
+const date = new Intl.DateTimeFormat(undefined, { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 /** Time of day of an ISO text, with the date where it is another day. */
 export function when(text) {
   const time = new Date(text);

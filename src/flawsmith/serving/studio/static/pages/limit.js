@@ -7,7 +7,7 @@ import { count, of1000, score, several, shape, verdict } from "../words.js";
 
 const page = document.querySelector("#page");
 const RATES = [1, 2, 5, 10, 20, 50];
-const NEAR = 6;
+const NEAR = 5;
 const partsKey = `flawsmith parts a day ${line}`;
 
 let data = null; // LimitScores
@@ -147,13 +147,18 @@ async function set(order, before) {
 }
 
 async function load() {
-  const told = await attempt(() => get(ofLine("/limit/scores")));
-  if (!told) return void (data ?? render(html`<div class="empty"><p>There is no limit to set before the line has a model.</p></div>`, page));
+  const facts = await attempt(() => get(ofLine("")));
+  if (facts && !facts.ready) {
+    data = null;
+    return render(html`<div class="head"><h1>Limit</h1></div><div class="empty"><p>There is no limit to set before the line has a model.</p></div>`, page);
+  }
+  const told = facts && (await attempt(() => get(ofLine("/limit/scores"))));
+  if (!told) return undefined;
   data = told;
   const flawed = data.reviewed.filter((item) => item.label === "flawed").map((item) => item.deciding);
   data.axis = axisOf(data.good, [data.now.limit, data.now.review_limit ?? data.now.limit], [...data.forged, ...flawed]);
   isBeyond = false;
-  draw();
+  return draw();
 }
 
 function sentence({ mean, worst, reject }) {

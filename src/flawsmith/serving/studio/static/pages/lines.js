@@ -1,39 +1,89 @@
 // All lines: what runs, what it rejects, what waits.
-import { attempt, follow, get } from "../api.js";
+import { attempt, follow, get, ofLine } from "../api.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { of1000 } from "../words.js";
+import { count, of1000, today, when } from "../words.js";
 
 const cards = document.querySelector("#cards");
 const search = document.querySelector("#search");
-let lines = [];
+let lines = null;
+let figures = new Map(); // Counts by line
+let drifts = new Map();
+let due = null;
+const hasDrift = document.body.dataset.drift === "true"; // a service may not tell it
 
 const page = (line, name) => `/studio/lines/${encodeURIComponent(line.line)}/${name}`;
 
-const card = (line) => html`
+/** A word and a shape for what the line does. */
+function state(line) {
+  const drift = drifts.get(line.line);
+  if (drift?.alarm) return html`<span class="state reject">■ drift since ${when(drift.alarm.since)}${drift.alarm.moved.length ? `: ${drift.alarm.moved[0]}` : ""}</span>`;
+  if (line.ready) return html`<span class="state pass">● running</span>`;
+  return html`<span class="state quiet">○ no model yet</span>`;
+}
+
+function today1000(counts) {
+  const { pass, review, reject, error } = counts.verdicts;
+  const all = pass + review + reject + error;
+  if (!all) return html`<dd>–<small> no parts yet</small></dd>`;
+  return html`<dd>${of1000((reject + error) / all)} <small>of ${count(all)} parts</small></dd>`;
+}
+
+const card = (line) => {
+  const drift = drifts.get(line.line);
+  const counts = figures.get(line.line);
+  const waiting = counts ? Object.values(counts.waiting).reduce((sum, number) => sum + number, 0) : 0;
+  return html`
   <article class="card" data-testid="lines.card" data-line=${line.line}>
     <div>
-      <h2><a href=${page(line, "run")}>${line.line}</a></h2>
-      <span class="state ${line.ready ? "pass" : "quiet"}">${line.ready ? "● running" : "○ no model"}</span>
+      <h2><a href=${page(line, line.ready ? "run" : "models")}>${line.line}</a></h2>
+      ${state(line)}
+      ${line.place && line.place !== line.line ? html`<div class="quiet small">${line.place}</div>` : nothing}
     </div>
     <dl class="facts">
+      ${counts ? html`
+        <div><dt>rejected of 1,000 today</dt>${today1000(counts)}</div>
+        <div><dt>reviews waiting</dt><dd>${waiting ? html`<a href=${page(line, "review")}>${count(waiting)}</a>` : 0}</dd></div>` : nothing}
+      ${drift && !drift.alarm && drift.state === "calm" ? html`<div><dt>drift</dt><dd class="model">calm</dd></div>` : nothing}
       ${line.limit ? html`
-        <div><dt>model</dt><dd><small>${line.method} ${line.model_sha256.slice(0, 8)}</small></dd></div>
-        <div><dt>good parts rejected, of 1,000</dt><dd>${of1000(line.limit.rejected_of_1000 / 1000)} <small>at worst ${of1000(line.limit.rejected_of_1000_at_worst / 1000, { up: true })}</small></dd></div>` : nothing}
+        <div><dt>limit, of 1,000 good parts</dt><dd>${of1000(line.limit.rejected_of_1000 / 1000)} <small>at worst ${of1000(line.limit.rejected_of_1000_at_worst / 1000, { up: true })}</small></dd></div>
+        <div><dt>model</dt><dd class="model">${line.method} <small>${line.product}</small></dd></div>` : nothing}
     </dl>
-    <div class="links"><a class="button" href=${page(line, "limit")}>Limit</a><a class="button primary" href=${page(line, "run")}>Open</a></div>
+    <div class="links">${line.ready
+      ? html`<a class="button" href=${page(line, "limit")}>Limit</a><a class="button primary" href=${page(line, "run")}>Open</a>`
+      : html`<a class="button primary" href=${page(line, document.body.dataset.first || "models")}>${document.body.dataset.first === "teach" ? "Teach" : "Models"}</a>`}</div>
   </article>`;
+};
 
 function draw() {
+  if (!lines) return;
   const words = search.value.trim().toLowerCase();
   const shown = lines.filter((line) => `${line.line} ${line.place} ${line.product ?? ""}`.toLowerCase().includes(words));
-  render(shown.length ? shown.map(card) : html`<p class="empty">No line has “${search.value}” in its name.</p>`, cards);
+  const nobody = words ? `No line is called “${search.value.trim()}”.` : "There is no line yet.";
+  render(shown.length ? shown.map(card) : html`<div class="empty"><p>${nobody}</p></div>`, cards);
 }
 
 async function load() {
   lines = (await attempt(() => get("/v1/lines"))) ?? lines;
   draw();
+  await Promise.all((lines ?? []).map(async (line) => {
+    const counts = await attempt(() => get(ofLine(`/counts?since=${today()}&minutes=1440`, line.line)));
+    if (counts) figures.set(line.line, counts);
+    if (hasDrift && line.ready) {
+      const told = await attempt(() => get(ofLine("/drift", line.line)));
+      if (told) drifts.set(line.line, told);
+    }
+  }));
+  draw();
+}
+
+/** Parts come often; a card needs no more than a look every few seconds. */
+function soon() {
+  due ??= setTimeout(async () => {
+    due = null;
+    await load();
+  }, 4000);
 }
 
 search.addEventListener("input", draw);
-follow({ limit: load, model: load });
+follow({ inspection: soon, review: soon, drift: load, limit: load, model: load, line: load });
 load();

@@ -1,1 +1,210 @@
-// Filled in with the page.
+// Models: versions of the line's model, how one would have judged beside the live one, and who changed what.
+import { attempt, follow, get, line, notify, ofLine, post, remove, who } from "../api.js";
+import { inWords } from "../audit.js";
+import { html, nothing, render } from "../vendor/lit-html.js";
+import { count, of1000, several, times, verdict, when } from "../words.js";
+
+const page = document.querySelector("#page");
+const KINDS = { "limit,model,line,drift": "changes", "": "everything", limit: "limits", model: "models", review: "reviews", picked: "images kept" };
+const SHOWN_FLIPS = 60;
+const ASK_AGAIN = 5000; // ms, while a shadow judges
+
+let facts = null;
+let versions = [];
+let audit = [];
+let next = null;
+let kind = Object.keys(KINDS)[0];
+let flips = null; // {version, shadow: ShadowFacts, images: Set}
+let asking = null; // {run, title, text, reason}: what is to be confirmed with a reason
+let shadowParts = 500;
+let isUploading = false;
+let labels = new Map(); // by record, said here
+
+const name = (version) => `#${version.number}`;
+const live = () => versions.find((version) => version.state === "live") ?? null;
+const ofVersion = (version, path = "") => ofLine(`/models/${version.sha256}${path}`);
+
+async function load() {
+  const [line_, versions_] = await Promise.all([attempt(() => get(ofLine(""))), attempt(() => get(ofLine("/models")))]);
+  facts = line_ ?? facts;
+  versions = versions_ ?? versions;
+  if (flips) await look(versions.find((version) => version.sha256 === flips.version.sha256), false);
+  draw();
+}
+
+async function reload() {
+  await load();
+  await first();
+}
+
+async function first() {
+  audit = [];
+  next = null;
+  await older();
+}
+
+async function older() {
+  const from = next === null ? "" : `&cursor=${next}`;
+  const told = await attempt(() => get(`/v1/audit?line=${encodeURIComponent(line)}&limit=30${kind && kind.split(",").map((each) => `&kind=${each}`).join("")}${from}`));
+  if (!told) return;
+  audit.push(...told.items);
+  next = told.next;
+  draw();
+}
+
+/** Look at the parts of which a shadow said something else. */
+async function look(version, isNew = true) {
+  if (!version?.shadow) return;
+  const shadow = await attempt(() => get(ofVersion(version, `/shadow?limit=${SHOWN_FLIPS}`)));
+  if (!shadow) return;
+  const images = new Set(isNew ? [] : flips.images);
+  const seen = new Set(isNew ? [] : flips.shadow.flipped.map((flip) => flip.record));
+  const unknown = shadow.flipped.filter((flip) => !seen.has(flip.record));
+  await Promise.all(unknown.map(async ({ record }) => {
+    const told = await attempt(() => get(ofLine(`/inspections?cursor=${record + 1}&limit=1`)));
+    if (told?.images.includes(record)) images.add(record);
+  }));
+  flips = { version, shadow, images };
+  draw();
+  if (isNew) page.querySelector("[data-testid='models.flips']")?.scrollIntoView({ block: "nearest" });
+}
+
+async function upload(files) {
+  const file = [...files].find((each) => each.name.endsWith(".flaw"));
+  if (!file) return notify("That is no model file: choose a .flaw file.", { isBad: true });
+  isUploading = true;
+  draw();
+  const added = await attempt(() => post(ofLine("/models"), file, { headers: { "Content-Type": "application/octet-stream" } }), "The model was not taken: ");
+  isUploading = false;
+  await load();
+  if (added) notify(`Model ${name(added)} is here, and judges nothing yet.`);
+  return undefined;
+}
+
+async function shadow(version) {
+  if (await attempt(() => post(ofVersion(version, "/shadow"), { parts: shadowParts }))) {
+    await load();
+    await look(versions.find((each) => each.sha256 === version.sha256));
+  }
+}
+
+async function stop(version) {
+  await attempt(() => remove(ofVersion(version, "/shadow")));
+  await load();
+}
+
+/** Ask for a reason before something that changes the line. */
+function ask(question) {
+  asking = { reason: "", ...question };
+  draw();
+  page.querySelector("dialog").showModal();
+}
+
+async function confirmed(event) {
+  event.preventDefault();
+  const { run, reason, done } = asking;
+  page.querySelector("dialog").close();
+  const told = await attempt(() => run(reason.trim()));
+  if (told) notify(done);
+  await load();
+}
+
+const activate = (version) => ask({
+  title: `Make ${name(version)} live?`,
+  text: `Parts that are taken from then on are judged by ${name(version)}: about ${of1000(version.limit.rejected_of_1000 / 1000)} of 1,000 good parts rejected, at worst ${of1000(version.limit.rejected_of_1000_at_worst / 1000, { up: true })}.${version.shadow?.parts ? ` As a shadow it judged ${several(version.shadow.parts, "part")}, ${count(sum(version.shadow.flips))} of them differently.` : " It has not judged beside the line yet; a shadow run would show what changes."}`,
+  done: `${name(version)} is live.`,
+  run: (reason) => post(ofVersion(version, "/activate"), { reason, expected: live()?.sha256 ?? null }),
+});
+
+const rollBack = () => ask({
+  title: "Back to the version before?",
+  text: "The version that was live before judges again, with the limits that it had.",
+  done: "The version before is live again.",
+  run: (reason) => post(ofLine("/models/rollback"), { reason, expected: live()?.sha256 ?? null }),
+});
+
+async function say(record, label) {
+  if (await attempt(() => post(ofLine(`/reviews/${record}`), { label, role: "test", comment: "seen as a flip of a shadow" }))) labels.set(record, label);
+  draw();
+}
+
+const sum = (counts) => Object.values(counts).reduce((total, number) => total + number, 0);
+const change = (text) => text.split(" -> ");
+
+function summary({ shadow: run }) {
+  if (!run) return html`<span class="quiet">–</span>`;
+  const flipped = sum(run.flips);
+  return html`<span class="n">${count(run.parts)}</span> parts${run.ended ? "" : html` of ${count(run.asked)}`}, <strong class="n">${several(flipped, "flip")}</strong>${run.ended && run.ended !== "complete" ? html`<br><span class="quiet small">${run.ended}</span>` : nothing}`;
+}
+
+const STATES = { live: html`<span class="state pass">● live</span>`, shadow: html`<span class="state review">▲ shadow</span>`, kept: html`<span class="quiet">kept</span>` };
+
+function row(version) {
+  const isLive = version.state === "live";
+  return html`<tr data-testid="models.row" data-number=${version.number} data-state=${version.state}>
+    <th scope="row"><strong>${name(version)}</strong><br><span class="quiet small n">${when(version.came)}</span></th>
+    <td>${version.method} <span class="quiet">${version.preset}</span><br><span class="quiet small">${version.product} · ${several(version.learned_from, "image")}</span></td>
+    <td class="n-left">${of1000(version.limit.rejected_of_1000 / 1000)} <span class="quiet">(${of1000(version.limit.rejected_of_1000_at_worst / 1000, { up: true })})</span></td>
+    <td>${summary(version)}</td><td>${STATES[version.state] ?? version.state}</td>
+    <td><div class="row actions">
+      ${version.shadow ? html`<button @click=${() => look(version)} data-testid="models.compare">Flips</button>` : nothing}
+      ${isLive ? nothing : version.state === "shadow"
+        ? html`<button ?disabled=${!who.isEngineer} @click=${() => stop(version)} data-testid="models.stop">Stop</button>`
+        : html`<button ?disabled=${!who.isEngineer || !live()} @click=${() => shadow(version)} data-testid="models.shadow" title="judge the next ${count(shadowParts)} parts beside the line">Shadow</button>`}
+      ${isLive ? nothing : html`<button class="primary" ?disabled=${!who.isEngineer} @click=${() => activate(version)} data-testid="models.activate">Activate</button>`}
+      ${who.isEngineer ? html`<a class="button" href=${ofVersion(version, "/file")} download data-testid="models.export">Download</a>` : nothing}</div></td></tr>`;
+}
+
+function table() {
+  return html`<section class="panel" data-testid="models.table">
+    ${versions.length ? html`<div class="scroll" tabindex="0" role="region" aria-label="Versions"><table>
+      <thead><tr><th scope="col">model</th><th scope="col">learned</th><th scope="col">good parts rejected,<br>of 1,000 (at worst)</th><th scope="col">beside the line</th><th scope="col">state</th><th scope="col"><span class="hidden">actions</span></th></tr></thead>
+      <tbody>${versions.map(row)}</tbody></table></div>
+      ${versions.length > 1 && who.isEngineer ? html`<p class="row small"><label>A shadow judges the next <input class="narrow" type="number" min="1" max="1000000" .value=${String(shadowParts)} @change=${(event) => { shadowParts = Math.max(1, Math.min(1e6, Math.round(Number(event.target.value)) || 500)); draw(); }} data-testid="models.parts"> parts</label> <span class="quiet">beside the line; it delays nothing, and its verdicts go nowhere.</span></p>` : nothing}`
+    : html`<div class="empty"><p class="lead">The line has no model yet</p><p>Bring a model file here${document.body.dataset.first === "teach" ? ", or teach the line" : ""}.</p></div>`}</section>`;
+}
+
+function flip(each) {
+  const said = labels.get(each.record);
+  const [live_, number] = [live()?.sha256 === flips.version.sha256 ? "before" : name(live() ?? flips.version), name(flips.version)];
+  return html`<li class="flip" data-record=${each.record}>
+    <a href="/studio/lines/${line}/run?part=${each.record}">${flips.images.has(each.record) ? html`<img loading="lazy" src=${ofLine(`/inspections/${each.record}/image?width=320`)} alt="part ${each.record}" width="160" height="120">` : html`<span class="no-image">image not kept</span>`}</a>
+    <div class="small">${live_} ${verdict(each.before)} <span class="quiet">→</span> ${number} ${verdict(each.after)} <span class="quiet n">${times(each.times_limit)} × limit</span></div>
+    <div class="row"><button aria-pressed=${said === "good"} @click=${() => say(each.record, "good")} aria-label="part ${each.record} is good">Good</button><button aria-pressed=${said === "flawed"} @click=${() => say(each.record, "flawed")} aria-label="part ${each.record} is bad">Bad</button></div></li>`;
+}
+
+function flipsPanel() {
+  if (!flips) return nothing;
+  const { shadow: run, version } = flips;
+  return html`<section class="panel" data-testid="models.flips"><div class="row"><h2>What ${name(version)} said differently</h2><button class="push plain" @click=${() => { flips = null; draw(); }}>Close</button></div>
+    <p>${several(run.parts, "part")} judged by both${run.missed ? html`, ${count(run.missed)} missed` : nothing}: ${Object.keys(run.flips).length ? Object.entries(run.flips).map(([text, number]) => html`<span class="change">${verdict(change(text)[0])} → ${verdict(change(text)[1])} <strong class="n">${count(number)}</strong></span>`) : html`<strong>every verdict was the same</strong>`}.
+      ${run.milliseconds.p95 === undefined ? nothing : html`<span class="quiet small">95 of 100 within ${Math.round(run.milliseconds.p95)} ms, on one thread.</span>`}</p>
+    <ul class="flips">${run.flipped.map(flip)}</ul></section>`;
+}
+
+function dialog() {
+  return html`<dialog @close=${() => { asking = null; draw(); }} aria-labelledby="asked">${asking ? html`<form class="stack" @submit=${confirmed}>
+    <h2 id="asked">${asking.title}</h2><p>${asking.text}</p>
+    <label>Reason, for the audit<input class="wide" type="text" required minlength="3" maxlength="1000" .value=${asking.reason} @input=${(event) => { asking.reason = event.target.value; }} data-testid="models.reason"></label>
+    <div class="row"><button type="button" class="push" @click=${() => page.querySelector("dialog").close()}>Cancel</button><button class="primary" data-testid="models.confirm">Confirm</button></div></form>` : nothing}</dialog>`;
+}
+
+function draw() {
+  render(html`<div class="head"><h1>Models</h1>
+      ${facts?.ready === false ? html`<span class="state reject">■ the line has no model and takes no parts</span>` : nothing}
+      <span class="push row">${who.isEngineer ? html`
+        <button ?disabled=${versions.length < 2} @click=${rollBack} data-testid="models.rollback">Roll back</button>
+        <label class="button ${isUploading ? "busy" : ""}">${isUploading ? "Checking the model …" : "Add a model file"}<input type="file" accept=".flaw" class="hidden" ?disabled=${isUploading} @change=${(event) => { const files = [...event.target.files]; event.target.value = ""; upload(files); }} data-testid="models.upload"></label>` : nothing}</span></div>
+    <div class="stack">${table()}${flipsPanel()}
+    <section class="panel" data-testid="models.audit"><div class="row"><h2>Who did what</h2>
+      <label class="push">Show <select @change=${(event) => { kind = event.target.value; first(); }}>${Object.entries(KINDS).map(([value, text]) => html`<option value=${value}>${text}</option>`)}</select></label></div>
+      <div class="scroll" tabindex="0" role="region" aria-label="Audit"><table><thead><tr><th scope="col">when</th><th scope="col">who</th><th scope="col">what</th></tr></thead>
+      <tbody>${audit.map((entry) => html`<tr><td class="when">${when(entry.at)}</td><td>${entry.who}</td><td>${inWords(entry)}</td></tr>`)}</tbody></table></div>
+      ${audit.length ? nothing : html`<p class="quiet">Nothing yet.</p>`}
+      ${next === null ? nothing : html`<button @click=${older} data-testid="models.older">Older</button>`}
+      <p class="quiet small">Entries are never changed or removed; <code>flawsmith audit verify</code> checks that.</p></section></div>${dialog()}`, page);
+}
+
+follow({ limit: reload, model: reload, line: reload });
+setInterval(() => { if (!document.hidden && versions.some((version) => version.state === "shadow")) load(); }, ASK_AGAIN);
+reload();

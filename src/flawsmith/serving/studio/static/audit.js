@@ -1,0 +1,35 @@
+// Entries of the audit in words.
+import { html } from "./vendor/lit-html.js";
+import { of1000 } from "./words.js";
+
+const promise = (limit) => `${of1000(limit.rejected_of_1000 / 1000)} of 1,000 (at worst ${of1000(limit.rejected_of_1000_at_worst / 1000, { up: true })})`;
+const short = (sha256) => (sha256 ? sha256.slice(0, 8) : "none");
+
+const WORDS = {
+  limit: ({ effect, reason }) => html`limit ${promise(effect.before)} → <strong>${promise(effect.after)}</strong>, “${reason}”`,
+  review: ({ record, label, comment }) => html`part ${record}: <strong>${label}</strong>${comment ? `, “${comment}”` : ""}`,
+  picked: ({ name, label, role }) => html`image kept: ${name || "without a name"}, <strong>${label}</strong>, ${role === "test" ? "to measure with" : "to set limits by"}`,
+  start: () => html`the service began`,
+  stop: () => html`the service ended`,
+};
+
+const DEEDS = { added: "came", activated: "made live", "rolled back": "made live again", "shadow begun": "began to judge beside the line", "shadow ended": "judges no more beside the line", removed: "let go of", unloaded: "taken away", loaded: "loaded" };
+
+function model(facts) {
+  if (!facts.action) return facts.loaded ? html`model <strong>${short(facts.loaded)}</strong> loaded` : html`the model was taken away`;
+  const changes = Object.entries(facts.changes ?? facts.shadow?.changes ?? {});
+  const parts = changes.reduce((sum, [, number]) => sum + number, 0);
+  const flips = changes.reduce((sum, [change, number]) => sum + (new Set(change.split(" -> ")).size > 1 ? number : 0), 0);
+  return html`model <strong>${short(facts.sha256)}</strong> ${DEEDS[facts.action] ?? facts.action}${parts ? `: ${flips} of ${parts} verdicts differed beside the line` : ""}${facts.reason ? `, “${facts.reason}”` : ""}`;
+}
+
+const other = (facts) => html`${Object.entries(facts).filter(([, value]) => value === null || typeof value !== "object").map(([name, value]) => `${name.replaceAll("_", " ")}: ${value}`).join(", ")}`;
+
+/** An entry of the audit as a line of words. */
+export function inWords(entry) {
+  try {
+    return entry.kind === "model" ? model(entry.facts) : (WORDS[entry.kind] ?? other)(entry.facts);
+  } catch {
+    return other(entry.facts); // an entry of an earlier build may lack what the words name
+  }
+}
