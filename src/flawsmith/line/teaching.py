@@ -32,7 +32,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flawsmith.data.doctor import check
+from flawsmith.data.doctor import check, glance
 from flawsmith.data.findings import Finding
 from flawsmith.data.groups import name_rule
 from flawsmith.data.layouts import load
@@ -60,6 +60,10 @@ SETTINGS, REGION = "teach.json", "region.json"
 _SCAN_SECONDS = 2.0
 _LONGEST_NAME = 80
 _ODDEST = 6
+_RANKING_SHARE = 10
+"""Times as long as ranking the images takes passes before they are ranked anew."""
+_MOST_READ = 500
+"""Images up to which the doctor reads every pixel each time that one changes."""
 _ODD = 1.5
 """Times the usual distance to its neighbours from which an image is put before a person."""
 ENOUGH_TO_LEARN, LEAST_TO_LEARN = 20, 5
@@ -176,6 +180,10 @@ class Teaching:
         folder: of the line; its name is the product's. Made when the first image comes.
         looks: remembers what was seen.
         incoming: an existing folder of the same file system, for images on their way.
+
+    Attributes:
+        changed: when an image came or changed its role last, on the monotonic clock.
+        unreadable: by SHA-256 of images that cannot be read, why.
     """
 
     def __init__(self, folder: Path, looks: Looks, incoming: Path) -> None:
@@ -184,6 +192,10 @@ class Teaching:
         self._images: dict[str, TaughtImage] = {}
         self._scanned: float | None = None
         self._checked: tuple[str, tuple[Finding, ...]] = "", ()
+        self._ranking = threading.Lock()
+        self._odd: dict[str, float] = {}
+        self._odd_at = self._odd_seconds = 0.0
+        self.changed = 0.0
         self.unreadable: dict[str, str] = {}
 
     # Images
@@ -313,6 +325,7 @@ class Teaching:
         source.replace(path)
         status = path.stat()
         self._looks.name(path, status.st_size, status.st_mtime_ns, sha256)
+        self.changed = time.monotonic()
         return TaughtImage(sha256, path, role, folder, status.st_mtime)
 
     def assign(self, images: Iterable[str], role: Role) -> list[str]:
@@ -441,14 +454,22 @@ class Teaching:
         ]
 
     def oddness(self) -> dict[str, float]:
-        """How unlike the others each good image is, about 1 for a usual one; of those that were looked at."""
-        vectors, names = [], []
-        for image in list(self.images().values()):
-            seen = self._looks.remembered(image.sha256) if image.role in USED else None
-            if seen is not None:
-                names.append(image.sha256)
-                vectors.append(seen.vector)
-        return dict(zip(names, oddness(vectors).tolist(), strict=True))
+        """How unlike the others each good image is, about 1 for a usual one; of those that were looked at.
+
+        Of thousands of images it takes seconds; while they come in, what was known before is given for a while.
+        """
+        with self._ranking:
+            known = [
+                (i.sha256, self._looks.remembered(i.sha256)) for i in list(self.images().values()) if i.role in USED
+            ]
+            vectors = {sha256: seen.vector for sha256, seen in known if seen is not None}
+            is_due = time.monotonic() - self._odd_at > _RANKING_SHARE * self._odd_seconds
+            if vectors.keys() != self._odd.keys() and is_due:
+                start = time.monotonic()
+                self._odd = dict(zip(vectors, oddness(list(vectors.values())).tolist(), strict=True))
+                self._odd_at = time.monotonic()
+                self._odd_seconds = self._odd_at - start
+            return {sha256: odd for sha256, odd in self._odd.items() if sha256 in vectors}
 
     def oddest(self) -> list[str]:
         """The few good images to ask a person about: least like the others, and not confirmed yet."""
@@ -465,24 +486,26 @@ class Teaching:
         return advice(len(good) - calibration, calibration, len(names), groups.by)
 
     def findings(self) -> tuple[Finding, ...]:
-        """What the doctor finds; reads all images anew where one has changed."""
-        images = self.images()
-        state = hashlib.sha256("".join(f"{i.path}{i.modified}" for i in images.values()).encode()).hexdigest()
+        """What the doctor finds, of many images by their headers alone; looks anew where one has changed."""
+        state, images = self._state(), self.images()
         if not any(image.role == "learn" for image in images.values()):
             return ()
         if self._checked[0] != state:
-            found = check(load(self.folder, "folder"), threads=1)
+            dataset = load(self.folder, "folder")
+            found = check(dataset, threads=1).items if len(images) <= _MOST_READ else glance(dataset, threads=1)
             # Advice and groups say more of how many there are, and what lies aside does so on purpose.
-            shown = [f for f in found.items if f.name not in ("few-to-train", "few-to-calibrate", "groups", "not-used")]
+            shown = [f for f in found if f.name not in ("few-to-train", "few-to-calibrate", "groups", "not-used")]
             self._checked = state, tuple(shown)
         return self._checked[1]
 
     @property
     def is_checked(self) -> bool:
         """Whether the doctor has looked at the images as they are now."""
-        images = self.images()
-        state = hashlib.sha256("".join(f"{i.path}{i.modified}" for i in images.values()).encode()).hexdigest()
-        return self._checked[0] == state or not any(image.role == "learn" for image in images.values())
+        return self._checked[0] == self._state() or not any(image.role == "learn" for image in self.images().values())
+
+    def _state(self) -> str:
+        images = list(self.images().values())
+        return hashlib.sha256("".join(f"{image.path}{image.modified}" for image in images).encode()).hexdigest()
 
     # For a training
 

@@ -43,6 +43,7 @@ MOST_UNPACKED = 2**34
 """Bytes that an archive may unpack to."""
 _LEAST_FREE = 2**28
 _NAMED = 20
+_QUIET_SECONDS = 1.0
 _PIECE = 2**20
 
 log = logging.getLogger("flawsmith.line")
@@ -362,7 +363,8 @@ class Workspace:
                 try:
                     while not self._ended.is_set() and teaching.look_at():
                         pass
-                    if not self._ended.is_set() and not teaching.is_checked and not self._is_importing():
+                    is_quiet = time.monotonic() - teaching.changed > _QUIET_SECONDS and not self._is_importing()
+                    if is_quiet and not self._ended.is_set() and not teaching.is_checked:
                         teaching.findings()
                 except Exception:
                     log.exception("images of %s cannot be looked at", teaching.folder)

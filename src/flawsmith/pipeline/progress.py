@@ -403,7 +403,7 @@ class ProgressFile:
 
 def is_alive(path: Path) -> bool:
     """Whether the run that reports in a progress file lives."""
-    if not path.parent.is_dir():
+    if not _lock_of(path).exists():
         return False
     with _asking, locked_file(_lock_of(path)) as is_free:
         return not is_free
