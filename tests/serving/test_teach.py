@@ -274,6 +274,7 @@ def test_a_training_outlives_its_studio_and_its_own_death(tmp_path: Path) -> Non
         used = call("POST", "/v1/lines/bolt/trainings/1/use", {})
         judged = call("POST", "/v1/lines/bolt/inspections", picture(100, size=(96, 64)))
         samples = call("GET", "/v1/lines/bolt/trainings/1/samples").json
+        asked = call("GET", "/v1/lines/bolt/teach").json["oddest"]
         report = call("GET", "/v1/lines/bolt/trainings/1/report")
     finally:
         process.terminate()
@@ -289,6 +290,7 @@ def test_a_training_outlives_its_studio_and_its_own_death(tmp_path: Path) -> Non
     assert (taken["live"], refused.status) == (False, 503)  # a model judges once a person says so
     assert (used.status, used.json["live"], judged.status) == (200, True, 201)
     assert judged.json["model_sha256"] == taken["model_sha256"]
+    assert len(asked) == 6  # those that the training found least like the others
     assert {sample["is_forged"] for sample in samples} == {True, False}
     assert all(len(sample["pictures"]) == 2 and "×" not in sample["name"] for sample in samples)
     assert "sandbox" in report.headers["content-security-policy"]

@@ -59,7 +59,7 @@ _PLACES: dict[Role, str] = {
 SETTINGS, REGION = "teach.json", "region.json"
 _SCAN_SECONDS = 2.0
 _LONGEST_NAME = 80
-_ODDEST = 6
+MOST_ASKED = 6
 _RANKING_SHARE = 10
 """Times as long as ranking the images takes passes before they are ranked anew."""
 _MOST_READ = 500
@@ -471,11 +471,17 @@ class Teaching:
                 self._odd_seconds = self._odd_at - start
             return {sha256: odd for sha256, odd in self._odd.items() if sha256 in vectors}
 
-    def oddest(self) -> list[str]:
-        """The few good images to ask a person about: least like the others, and not confirmed yet."""
-        confirmed = set(self.settings.confirmed)
+    def oddest(self, unlike: Sequence[str] = ()) -> list[str]:
+        """The few good images to ask a person about: least like the others, and not confirmed yet.
+
+        Args:
+            unlike: those that a training found least like the others, which come first.
+        """
+        confirmed, images = set(self.settings.confirmed), self.images()
         ranked = sorted(self.oddness().items(), key=lambda pair: -pair[1])
-        return [sha256 for sha256, odd in ranked if odd >= _ODD and sha256 not in confirmed][:_ODDEST]
+        asked = [*unlike, *(sha256 for sha256, odd in ranked if odd >= _ODD)]
+        good = (sha256 for sha256 in dict.fromkeys(asked) if sha256 in images and images[sha256].role in USED)
+        return [sha256 for sha256 in good if sha256 not in confirmed][:MOST_ASKED]
 
     def advice(self) -> list[str]:
         """How far the images carry, in sentences."""

@@ -36,6 +36,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
+from flawsmith.data.splits import content_hash
 from flawsmith.line.record import now
 from flawsmith.line.teaching import Teaching
 from flawsmith.models import METHODS
@@ -49,7 +50,7 @@ Choice = Literal["quick", "accurate", "method"]
 TrainingState = Literal["starting", "running", "done", "failed", "stopped", "interrupted"]
 """An interrupted one was killed, by a power cut or for want of memory."""
 RECORD, RUN, PROGRESS, LOG = "training.json", "run", "progress.json", "log.txt"
-MODEL, REPORT, METRICS = "model.flaw", "report.html", "metrics.jsonl"
+MODEL, REPORT, METRICS, RUN_RECORD = "model.flaw", "report.html", "metrics.jsonl", "run.json"
 _LOOK_SECONDS = 0.5
 _LOGGED = 16 * 1024
 _SAMPLES = 6
@@ -254,6 +255,16 @@ class Training:
         good = [sample for sample in parser.samples if not sample.is_forged]
         shown = _spread(forged, most - min(len(good), most // 3))
         return [*shown, *good[: most - len(shown)]]
+
+    def least_like_others(self, most: int) -> list[str]:
+        """SHA-256 of the images that its baseline finds least like the others it learned from, oddest first."""
+        hashes = []
+        with suppress(OSError, ValueError, KeyError, TypeError):
+            record = json.loads((self.folder / RUN / RUN_RECORD).read_text(encoding="utf-8"))
+            for image in record["least_like_others"][:most]:
+                with suppress(FlawsmithError):
+                    hashes.append(content_hash(self.folder / self.asked.line / image["image"]))
+        return hashes
 
     def comparison(self) -> dict[str, float]:
         """Share of the forged flaws that are rejected, by ``model`` and ``baseline``, each at its own limit."""

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from flawsmith.line.looks import Look
 from flawsmith.line.settings import LineSettings
-from flawsmith.line.teaching import ROLES, Role, TaughtImage, Teaching
+from flawsmith.line.teaching import MOST_ASKED, ROLES, Role, TaughtImage, Teaching
 from flawsmith.line.trainings import TO_INSTALL, Choice, Order, Training, facts_of, is_installed
 from flawsmith.line.workspace import Import, Workspace
 from flawsmith.models import METHODS
@@ -296,7 +296,9 @@ def teach_facts(line: LineName, teaching: InTeaching, workspace: InStudio) -> Te
     settings, job, odd = teaching.settings, workspace.imports.get(line), teaching.oddness()
     by_path = {image.path: image.sha256 for image in images.values()}
     is_checked = teaching.is_checked
-    oddest = [images[sha256] for sha256 in teaching.oddest() if sha256 in images]
+    done = next((each for each in workspace.trainings.of(line) if each.state == "done"), None)
+    unlike = [] if done is None else done.least_like_others(MOST_ASKED)
+    oddest = [images[sha256] for sha256 in teaching.oddest(unlike) if sha256 in images]
     return TeachFacts(
         line=line,
         counts={role: sum(image.role == role for image in images.values()) for role in ROLES},
