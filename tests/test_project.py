@@ -95,7 +95,8 @@ def test_python_does_what_a_command_does(command: str) -> None:
 
 
 ELSEWHERE = {
-    "train": {"oracle", "rate", "review_rate", "set_", "config"},  # select, alpha, review_alpha, set; **settings
+    # select, alpha, review_alpha, set; **settings; on_progress
+    "train": {"oracle", "rate", "review_rate", "set_", "config", "progress"},
     "evaluate": {"set_"},
     "predict": set(),
     "calibrate": set(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import re
@@ -13,7 +14,19 @@ import pytest
 
 import flawsmith
 from flawsmith.pipeline import progress
-from flawsmith.pipeline.progress import Display, Estimate, Position, Steps, shown_steps, steps_of_training
+from flawsmith.pipeline.progress import (
+    Display,
+    Estimate,
+    Position,
+    Progress,
+    ProgressFile,
+    RunState,
+    Steps,
+    is_alive,
+    shown_steps,
+    steps_of_training,
+)
+from flawsmith.runtime.errors import FlawsmithError
 
 
 class Clock:
@@ -158,3 +171,51 @@ def test_training_names_all_its_steps_in_order(tmp_path: Path, trees: ModuleType
     assert set(numbers) == {1, 2, 3, 4, 5, 6}
     assert any("epoch 2 of 2" in line for line in lines)
     assert "building a baseline to compare with" in " ".join(lines)
+
+
+def test_progress_is_told_beside_what_is_shown() -> None:
+    told: list[Progress] = []
+
+    with shown_steps({"learning": 3, "exporting": 1}, show=False, on_progress=told.append) as steps:
+        steps.begin("learning")
+        steps.at(1.0, "epoch 4 of 4")
+        steps.begin("exporting")
+
+    assert [(each.words, each.share) for each in told] == [
+        ("step 1 of 2: learning", 0.0),
+        ("step 1 of 2: learning, epoch 4 of 4", 0.75),
+        ("step 2 of 2: exporting", 0.75),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "error"),
+    [
+        (None, "done", ""),
+        (KeyboardInterrupt(), "stopped", ""),
+        (FlawsmithError("no images in bolt/"), "failed", "no images in bolt/"),
+        (OSError("disk"), "failed", "a defect of Flawsmith (OSError)"),
+    ],
+)
+def test_a_progress_file_says_how_the_run_ended(
+    tmp_path: Path, end: BaseException | None, state: str, error: str
+) -> None:
+    path = tmp_path / "progress.json"
+
+    with contextlib.suppress(BaseException), ProgressFile(path).kept() as tell:
+        tell(Progress("step 1 of 2: learning", 0.2, 3.0, 9.0))
+        running = RunState.read(path)
+        assert is_alive(path)
+        if end is not None:
+            raise end
+
+    assert running is not None
+    assert (running.state, running.progress.words) == ("running", "step 1 of 2: learning")
+    ended = RunState.read(path)
+    assert ended is not None
+    assert (ended.state, ended.error, is_alive(path)) == (state, error, False)
+
+
+def test_two_runs_do_not_report_in_one_file(tmp_path: Path) -> None:
+    with ProgressFile(tmp_path / "p.json").kept(), pytest.raises(FlawsmithError, match="another run reports there"):
+        ProgressFile(tmp_path / "p.json").kept().__enter__()

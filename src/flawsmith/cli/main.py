@@ -23,6 +23,7 @@ from flawsmith.cli import (
     reproduce,
     serve,
     settings,
+    studio,
     synthesize,
     train,
     watch,
@@ -74,13 +75,25 @@ def demo(
     out: Annotated[Path, typer.Option(help="Folder of the demo; a former demo in it is replaced.")] = Path("demo"),
     part: Annotated[str, typer.Option(help="The sample part, such as bracket.")] = "bracket",
     seed: Annotated[int, typer.Option(help="Seed of the drawings and of the training.")] = 0,
+    studio_: Annotated[
+        bool, typer.Option("--studio", help="Show it in a browser, and let parts come along, flaws among them.")
+    ] = False,
+    host: studio.Host = None,
+    port: studio.Port = None,
+    browser: studio.Browser = True,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Draw sample parts, learn the good ones, and measure the model: a few minutes on two cores.
 
+    With --studio: a line that is taught, trained and at work in a browser, until Ctrl-C.
+
     Example: flawsmith demo --out demo
     """
+    if studio_:
+        with error_boundary(tier="train"):
+            studio.run_demo_studio(out, part=part, seed=seed, host=host, port=port, browser=browser, quiet=quiet)
+        return
     with error_boundary(tier="train", interrupted="interrupted: run the demo again to start it anew"):
         from flawsmith.pipeline.demo import run_demo
 
@@ -115,6 +128,7 @@ app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
 app.command("predict", cls=predict.PredictCommand)(predict.predict)
+app.command("studio")(studio.studio)
 app.command("serve")(serve.serve)
 app.command("watch")(watch.watch)
 app.add_typer(serve.audit, name="audit")

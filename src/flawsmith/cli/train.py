@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -35,6 +36,7 @@ from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
     from flawsmith.data.samples import Dataset
+    from flawsmith.pipeline.progress import Progress
     from flawsmith.pipeline.train import TrainResult
 
 
@@ -262,6 +264,15 @@ Logger = Annotated[
         help="Lightning's logger of losses beside metrics.jsonl: none, csv, tensorboard, wandb or mlflow.",
     ),
 ]
+ProgressPath = Annotated[
+    Path | None,
+    typer.Option(
+        "--progress",
+        metavar="FILE",
+        rich_help_panel=SPEED,
+        help="Keep a JSON file that says where the run is, for another program.",
+    ),
+]
 
 
 def train(
@@ -303,6 +314,7 @@ def train(
     fraction: Fraction = 1.0,
     baseline: Baseline = "patchcore",
     logger: Logger = "none",
+    progress: ProgressPath = None,
     dated: Dated = False,
     json_: AsJson = False,
     quiet: Quiet = False,
@@ -325,10 +337,27 @@ def train(
     settings |= {"holdout": holdout}
     loop = {"accelerator": accelerator, "devices": _devices(devices), "strategy": strategy, "workers": workers}
     loop |= {"logger": logger, "baseline": baseline, "skip_unreadable": skip_unreadable, "dated": dated}
-    with error_boundary(tier="train", interrupted="interrupted: continue with --resume"):
-        result = _learn(data, settings, {"out": out, "resume": resume, **loop}, quiet=quiet, json_=json_)
+    with (
+        error_boundary(tier="train", interrupted="interrupted: continue with --resume"),
+        _reported(progress) as on_progress,
+    ):
+        options = {"out": out, "resume": resume, "on_progress": on_progress, **loop}
+        result = _learn(data, settings, options, quiet=quiet, json_=json_)
     if _is_rank_zero():
         _conclude(result, json_=json_, quiet=quiet)
+
+
+@contextmanager
+def _reported(path: Path | None) -> Iterator[Callable[[Progress], object] | None]:
+    """What tells a progress file where the run is, from before torch is imported; None: nothing is to be told."""
+    is_first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
+    if path is None or not is_first:
+        yield None
+        return
+    from flawsmith.pipeline.progress import ProgressFile
+
+    with ProgressFile(path).kept() as tell:
+        yield tell
 
 
 def _changes(config: Path | None, given: Sequence[str] | None) -> dict[str, Any]:

@@ -134,10 +134,10 @@ def _told(paths: list[Path], root: Path, rule: str, argument: str, thumbnails: T
         return nothing if scenes is None else ([f"scene {number + 1}" for number in scenes], BURSTS)
     if rule == "date":
         with ThreadPoolExecutor(_THREADS) as pool:
-            days = list(pool.map(_day_taken, paths))
+            days = list(pool.map(day_taken, paths))
         _refuse_lack(paths, days, root, "--group date", "no date of exposure (EXIF DateTimeOriginal)")
         return days, "date of exposure"
-    matched = _name_rule(argument)
+    matched = name_rule(argument)
     names = [matched(path) for path in paths]
     _refuse_lack(paths, names, root, f"--group name:{printable(argument)}", "no match in the file name")
     return names, "file name"
@@ -152,7 +152,12 @@ def _refuse_lack(paths: Sequence[Path], names: Sequence[str], root: Path, option
         )
 
 
-def _name_rule(pattern: str) -> Callable[[Path], str]:
+def name_rule(pattern: str) -> Callable[[Path], str]:
+    """The group of a file by its name: what the only group of a regular expression matches; empty where nothing does.
+
+    Raises:
+        FlawsmithError: it is no regular expression, or has not one group.
+    """
     option = f"--group name:{printable(pattern)}"
     try:
         compiled = re.compile(pattern)
@@ -173,7 +178,7 @@ def _name_rule(pattern: str) -> Callable[[Path], str]:
     return of_name
 
 
-def _day_taken(path: Path) -> str:
+def day_taken(path: Path) -> str:
     """The day a picture was taken, such as ``2026-11-30``; empty where the file does not say."""
     try:
         with path.open("rb") as stream, open_image(stream, str(path), MAX_PIXELS) as image:
@@ -210,9 +215,9 @@ def _place(path: Path, root: Path, defect: str = "") -> tuple[str, ...]:
 def _of_another(sample: Sample, dataset: Dataset, rule: str, argument: str) -> str:
     """The group of a test image, by the same rule; empty where nothing says it."""
     if rule == "date":
-        return _day_taken(sample.image)
+        return day_taken(sample.image)
     if rule == "name":
-        return _name_rule(argument)(sample.image)
+        return name_rule(argument)(sample.image)
     place = _place(sample.image, dataset.root, sample.defect)
     return place[0] if place else ""
 

@@ -6,6 +6,7 @@ import hashlib
 import hmac
 import re
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +26,7 @@ Role = Literal["operator", "engineer"]
 """An operator has parts inspected, reads, and reviews; an engineer moves limits and loads models besides."""
 
 DEFAULT_PORT = 8470
-_LINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+LINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 
@@ -115,7 +116,7 @@ class ServiceSettings(BaseModel):
     @classmethod
     def _names_fit_addresses(cls, lines: dict[str, LineSettings]) -> dict[str, LineSettings]:
         for name in lines:
-            if _LINE_NAME.fullmatch(name) is None:
+            if LINE_NAME.fullmatch(name) is None:
                 raise ValueError(f"the line name {name[:80]!r} may hold letters, digits, - and _, 63 at most")
         return lines
 
@@ -163,6 +164,24 @@ class ServiceSettings(BaseModel):
         return int(self.upload_megabytes * 2**20)
 
     @classmethod
+    def checked(cls, values: Mapping[str, Any], file: Path) -> ServiceSettings:
+        """Settings of values.
+
+        Args:
+            values: by field.
+            file: that is named where one is wrong.
+
+        Raises:
+            FlawsmithError: one is wrong; names it.
+        """
+        try:
+            return cls.model_validate(values)
+        except ValidationError as error:
+            first = error.errors()[0]
+            place = ".".join(str(part) for part in first["loc"])
+            raise FlawsmithError(f"{file}: {why_refused(first, place or 'the file')}") from None
+
+    @classmethod
     def load(cls, path: Path, *, line: str | None = None, **changes: Any) -> ServiceSettings:
         """Settings of a TOML file, or of one model alone.
 
@@ -176,19 +195,9 @@ class ServiceSettings(BaseModel):
         """
         values: dict[str, Any] = {"lines": {line or "line1": {"model": path}}}
         if path.suffix.lower() == ".toml":
-            try:
-                values = tomllib.loads(path.read_text(encoding="utf-8"))
-            except OSError as error:
-                raise FlawsmithError(f"{path}: cannot be read ({error.strerror}); check the path") from None
-            except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-                raise FlawsmithError(f"{path}: is no TOML ({error}); correct that line") from None
+            values = read_toml(path)
         overriding = {name: value for name, value in changes.items() if value is not None}
-        try:
-            settings = cls.model_validate({**values, **overriding})
-        except ValidationError as error:
-            first = error.errors()[0]
-            place = ".".join(str(part) for part in first["loc"])
-            raise FlawsmithError(f"{path}: {why_refused(first, place or 'the file')}") from None
+        settings = cls.checked({**values, **overriding}, path)
         if path.suffix.lower() != ".toml":
             return settings
         base, lines = path.parent, settings.lines
@@ -199,3 +208,17 @@ class ServiceSettings(BaseModel):
         lines = {name: place.seen_from(base) for name, place in lines.items()}
         records = settings.records if "records" in overriding else base / settings.records
         return settings.model_copy(update={"lines": lines, "records": records})
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """What a TOML file holds.
+
+    Raises:
+        FlawsmithError: it cannot be read, or is none.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise FlawsmithError(f"{path}: cannot be read ({error.strerror}); check the path") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise FlawsmithError(f"{path}: is no TOML ({error}); correct that line") from None

@@ -21,6 +21,8 @@ from flawsmith.synthesis.demo_parts import PARTS, render_product_line
 
 MARKER = "flawsmith-demo.json"
 """The file by which a folder is known to be a demo's own."""
+STUDIO = "studio"
+"""Folder of the demo's studio."""
 _DATA, _RUN, _EVALUATION = "parts", "run", "evaluation"
 
 
@@ -75,22 +77,9 @@ def run_demo(
     Raises:
         FlawsmithError: an unknown part, a negative seed, or a folder that is not the demo's own.
     """
-    if part not in PARTS:
-        raise FlawsmithError(f"unknown sample part {part!r}: choose one of {', '.join(PARTS)} with --part")
-    if seed < 0:
-        raise FlawsmithError(f"the seed must not be negative, not {seed}: give another with --seed")
+    _check(part, seed)
     with exclusive_folder(out):
-        # Through JSON, so that it compares with what the marker will say.
-        drawing = json.loads(
-            json.dumps({"version": flawsmith.__version__, "part": part, "seed": seed, **(render or {})})
-        )
-        if _claim(out, drawing):
-            on_message(f"using the drawings of {part} from the last demo")
-        else:
-            on_message(f"drawing {part}s, good ones and flawed ones")
-            render_product_line(out / _DATA, parts=[part], seed=seed, **(render or {}))
-            with replacing(out / MARKER) as temporary:
-                temporary.write_text(json.dumps(drawing, indent=2) + "\n", encoding="utf-8")
+        _draw(out, part, seed, on_message, render)
         dataset = load(out / _DATA / part)
         on_message(dataset.summary())
         on_message(training_in_words({"preset": "fast", "seed": seed, **(settings or {})}))
@@ -99,6 +88,51 @@ def run_demo(
         on_message("inspecting the test parts")
         written = evaluate_into(out / _RUN / _EVALUATION, result.bundle, dataset, history=out / _RUN)
         return DemoResult(dataset.root, result.model, written.report, written.evaluation)
+
+
+def draw_demo(
+    out: Path,
+    *,
+    part: str = "bracket",
+    seed: int = 0,
+    on_message: Callable[[str], None] = lambda _: None,
+    render: dict[str, Any] | None = None,
+) -> Path:
+    """Draw one part of the sample product line, unless the folder has the same drawings already.
+
+    Args:
+        out, part, seed, render: as for `run_demo`.
+        on_message: is told what is done.
+
+    Returns:
+        Folder of the part, in MVTec layout.
+
+    Raises:
+        FlawsmithError: as `run_demo`.
+    """
+    _check(part, seed)
+    with exclusive_folder(out):
+        _draw(out, part, seed, on_message, render)
+    return out / _DATA / part
+
+
+def _check(part: str, seed: int) -> None:
+    if part not in PARTS:
+        raise FlawsmithError(f"unknown sample part {part!r}: choose one of {', '.join(PARTS)} with --part")
+    if seed < 0:
+        raise FlawsmithError(f"the seed must not be negative, not {seed}: give another with --seed")
+
+
+def _draw(out: Path, part: str, seed: int, on_message: Callable[[str], None], render: dict[str, Any] | None) -> None:
+    # Through JSON, so that it compares with what the marker will say.
+    drawing = json.loads(json.dumps({"version": flawsmith.__version__, "part": part, "seed": seed, **(render or {})}))
+    if _claim(out, drawing):
+        on_message(f"using the drawings of {part} from the last demo")
+        return
+    on_message(f"drawing {part}s, good ones and flawed ones")
+    render_product_line(out / _DATA, parts=[part], seed=seed, **(render or {}))
+    with replacing(out / MARKER) as temporary:
+        temporary.write_text(json.dumps(drawing, indent=2) + "\n", encoding="utf-8")
 
 
 def _claim(out: Path, drawing: dict[str, Any]) -> bool:
@@ -112,8 +146,10 @@ def _claim(out: Path, drawing: dict[str, Any]) -> bool:
         raise FlawsmithError(f"{out} is not empty and holds no demo: give another folder with --out")
     try:
         serves = marker.exists() and _read(marker) == drawing and (out / _DATA / str(drawing["part"])).is_dir()
-        for name in (_RUN,) if serves else (_RUN, _DATA):
+        for name in (_RUN,) if serves else (_RUN, _DATA, STUDIO):
             if (out / name).exists():
+                with exclusive_folder(out / name):  # one that is in use stays
+                    pass
                 shutil.rmtree(out / name)
         if not serves:
             # Claimed before anything is drawn, so that an interrupted demo can be run again.

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import TextIO
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Literal, TextIO
+
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import replacing
+from flawsmith.runtime.outputs import locked_file
 
 SECONDS_BETWEEN_LINES = 10.0
 """Where no person watches, as in a log file, a line is written at most so often."""
+_SECONDS_BETWEEN_FILES = 0.5
+_LOCK_TRIES = 20
+_asking = threading.Lock()
 _FIRST_ESTIMATE = 3.0
 """Seconds of work before an estimate is worth showing."""
 
@@ -175,31 +185,83 @@ def _about(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} h"
 
 
-@contextmanager
-def shown_steps(weights: Mapping[str, float], *, show: bool, stream: TextIO | None = None) -> Iterator[Steps]:
-    """Steps that are shown on stderr while the block runs."""
-    stream = stream or sys.stderr
-    if not show:
-        yield Steps(weights)
-    elif stream.isatty():
-        with _bar(weights) as steps:
-            yield steps
-    else:
-        display, over = Display(stream), threading.Event()
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, for whoever follows it.
 
-        def remind() -> None:
-            while not over.wait(1.0):  # a long step says nothing itself
-                display.say()
+    Attributes:
+        words: such as ``step 3 of 6: setting the limit``.
+        share: of the whole run that is done, from 0 to 1.
+        seconds: so far.
+        left: seconds that are left, as estimated now; None: it is too early to tell.
+    """
 
-        threading.Thread(target=remind, daemon=True).start()
-        try:
-            yield Steps(weights, display.tell)
-        finally:
-            over.set()
+    words: str = "starting"
+    share: float = 0.0
+    seconds: float = 0.0
+    left: float | None = None
+
+
+Told = Callable[[Progress], object]
+Tell = Callable[[Position], object]
 
 
 @contextmanager
-def _bar(weights: Mapping[str, float]) -> Iterator[Steps]:
+def shown_steps(
+    weights: Mapping[str, float], *, show: bool, stream: TextIO | None = None, on_progress: Told | None = None
+) -> Iterator[Steps]:
+    """Steps that are shown on stderr while the block runs, and told.
+
+    Args:
+        weights: as of `Steps`.
+        show: whether on stderr.
+        stream: instead of stderr.
+        on_progress: is told each position.
+    """
+    with _shown(stream or sys.stderr) if show else _not_shown() as display:
+        yield Steps(weights, display if on_progress is None else _told_too(display, on_progress))
+
+
+def _told_too(display: Tell, on_progress: Told) -> Tell:
+    start = time.monotonic()
+    estimate, furthest = Estimate(start), 0.0
+
+    def tell(position: Position) -> None:
+        nonlocal furthest
+        display(position)
+        now = time.monotonic()
+        furthest = max(furthest, position.share)
+        on_progress(Progress(position.words, furthest, now - start, estimate.left(position, now)))
+
+    return tell
+
+
+@contextmanager
+def _not_shown() -> Iterator[Tell]:
+    yield lambda position: None
+
+
+@contextmanager
+def _shown(stream: TextIO) -> Iterator[Tell]:
+    if stream.isatty():
+        with _bar() as tell:
+            yield tell
+        return
+    display, over = Display(stream), threading.Event()
+
+    def remind() -> None:
+        while not over.wait(1.0):  # a long step says nothing itself
+            display.say()
+
+    threading.Thread(target=remind, daemon=True).start()
+    try:
+        yield display.tell
+    finally:
+        over.set()
+
+
+@contextmanager
+def _bar() -> Iterator[Tell]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
     from rich.text import Text
@@ -227,4 +289,125 @@ def _bar(weights: Mapping[str, float]) -> Iterator[Steps]:
             display.tell(position)
             bar.update(task, description=position.words, completed=furthest)
 
-        yield Steps(weights, tell)
+        yield tell
+
+
+State = Literal["running", "done", "failed", "stopped"]
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What a progress file says.
+
+    Attributes:
+        state: how the run stands, or ended; one that is ``running`` and does not live any more was killed.
+        progress: where it is, or was last.
+        at: when that was written, seconds since 1970.
+        pid: number of its process.
+        error: why it failed, in a line.
+    """
+
+    state: State
+    progress: Progress
+    at: float
+    pid: int
+    error: str = ""
+
+    @classmethod
+    def read(cls, path: Path) -> RunState | None:
+        """What a file says; None: there is none, or it is no progress file."""
+        try:
+            facts = json.loads(path.read_text(encoding="utf-8"))
+            return cls(**{**facts, "progress": Progress(**facts["progress"])})
+        except (OSError, ValueError, TypeError, KeyError):
+            return None
+
+
+class ProgressFile:
+    """A file that says where a run is, for a program that follows it: replaced as a whole, at most twice a second.
+
+    Beside it lies a lock for as long as the run lives, whatever ends it (`is_alive`). What cannot be written is not
+    told; the run goes on.
+
+    Args:
+        path: the file; its folder exists.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "progress.json"
+        >>> with ProgressFile(path).kept() as tell:
+        ...     tell(Progress("step 1 of 2: learning", 0.2, 3.0, 9.0))
+        ...     is_alive(path)
+        True
+        >>> RunState.read(path).state, is_alive(path)
+        ('done', False)
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._progress, self._written = path, Progress(), 0.0
+
+    @contextmanager
+    def kept(self) -> Iterator[Told]:
+        """Say that the run lives while the block lasts, and then how it ended.
+
+        Yields:
+            What is to be told the progress.
+
+        Raises:
+            FlawsmithError: the file cannot be written.
+        """
+        with ExitStack() as stack:
+            self._lock(stack)
+            self._write("running")
+            try:
+                yield self._tell
+            except KeyboardInterrupt:
+                self._end("stopped")
+                raise
+            except BaseException as error:
+                known = isinstance(error, FlawsmithError)
+                self._end("failed", str(error) if known else f"a defect of Flawsmith ({type(error).__name__})")
+                raise
+            self._progress = Progress(self._progress.words, 1.0, self._progress.seconds, 0.0)
+            self._end("done")
+
+    def _lock(self, stack: ExitStack) -> None:
+        for _ in range(_LOCK_TRIES):  # whoever asks whether the run lives holds the lock for a moment
+            try:
+                if stack.enter_context(locked_file(_lock_of(self._path))):
+                    return
+            except OSError as error:
+                raise FlawsmithError(
+                    f"{self._path} cannot be written ({error.strerror}): give another --progress"
+                ) from None
+            time.sleep(0.05)
+        raise FlawsmithError(f"{self._path}: another run reports there: give another --progress")
+
+    def _tell(self, progress: Progress) -> None:
+        is_new = progress.words != self._progress.words
+        self._progress = progress
+        if is_new or time.monotonic() - self._written > _SECONDS_BETWEEN_FILES:
+            with suppress(FlawsmithError):
+                self._write("running")
+
+    def _end(self, state: State, error: str = "") -> None:
+        with suppress(FlawsmithError):
+            self._write(state, error)
+
+    def _write(self, state: State, error: str = "") -> None:
+        facts = asdict(RunState(state, self._progress, time.time(), os.getpid(), error))
+        with replacing(self._path) as temporary:
+            temporary.write_text(json.dumps(facts), encoding="utf-8")
+        self._written = time.monotonic()
+
+
+def is_alive(path: Path) -> bool:
+    """Whether the run that reports in a progress file lives."""
+    if not _lock_of(path).exists():
+        return False
+    with _asking, locked_file(_lock_of(path)) as is_free:
+        return not is_free
+
+
+def _lock_of(path: Path) -> Path:
+    return path.with_name(f"{path.name}.lock")

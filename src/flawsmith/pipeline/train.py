@@ -38,7 +38,7 @@ from flawsmith.pipeline.input_size import (
     typical_size,
 )
 from flawsmith.pipeline.presets import chosen_backbone, holds_out, refuse_incomplete, refuse_without_masks
-from flawsmith.pipeline.progress import READING, shown_steps, steps_of_training
+from flawsmith.pipeline.progress import READING, Progress, shown_steps, steps_of_training
 from flawsmith.pipeline.settings import (
     TrainSettings,
     check_settings,
@@ -94,6 +94,7 @@ def train(
     dated: bool = False,
     quiet: bool = False,
     on_data: Callable[[Dataset], None] | None = None,
+    on_progress: Callable[[Progress], object] | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Learn what a good part looks like, and write a model file.
@@ -117,6 +118,7 @@ def train(
         quiet: show no progress. Without it stderr gets a bar with the step, the time so far and an estimate for the
             whole, or, where it is no terminal, a line at most every ten seconds.
         on_data: is told the data set with its groups, before anything is learned from it.
+        on_progress: is told where the run is, and an estimate of the time that is left.
         **settings: fields of :class:`flawsmith.pipeline.settings.TrainSettings`, such as ``method``, ``preset``,
             ``backbone``, ``seed``, ``set`` (a dictionary of method settings), ``alpha``, or ``tile`` and ``overlap``.
 
@@ -157,7 +159,8 @@ def train(
         models=checked.cross_fit or 0,
         baseline=beside is not None,
     )
-    with shown_steps(weights, show=not quiet and is_rank_zero()) as progress:
+    told = on_progress if is_rank_zero() else None
+    with shown_steps(weights, show=not quiet and is_rank_zero(), on_progress=told) as progress:
         progress.begin(READING)
         skipped: dict[str, str] = {}
         dataset = load(data, checked.layout)

@@ -52,6 +52,7 @@ from flawsmith.serving.service import (
     refuse_error,
 )
 from flawsmith.serving.studio.pages import Studio, add_studio
+from flawsmith.serving.teach import studio_v1
 from flawsmith.serving.trial import trial
 
 _LEAST_FREE = 16 * 2**20
@@ -457,7 +458,7 @@ def create_app(service: Service) -> FastAPI:
         try:
             yield
         finally:
-            await run_in_threadpool(service.site.close)
+            await run_in_threadpool(service.close)
 
     app = FastAPI(
         title="Flawsmith",
@@ -469,7 +470,8 @@ def create_app(service: Service) -> FastAPI:
         lifespan=lifespan,
     )
     app.state.service = service
-    for router in (v1, models, limits, reviews, trial, counts, watched, oip):
+    studio_routers = [] if service.workspace is None else [studio_v1]
+    for router in (v1, models, limits, reviews, trial, counts, watched, oip, *studio_routers):
         app.include_router(router)
     studio = add_studio(app, service) if service.settings.studio else None
     app.add_middleware(Guard, local=service.settings.local)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from datetime import datetime, timezone
@@ -16,6 +17,9 @@ from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullEr
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
 from flawsmith.line.station import Line, LoadedModel, NoCameraError, NoModelError, PartConflictError, Site
+from flawsmith.line.trainings import Training
+from flawsmith.line.versions import sha256_of
+from flawsmith.line.workspace import Workspace
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.events import Events
@@ -28,6 +32,7 @@ _UPLOADS = 8
 """Requests of the largest size that may be in memory before they are in a queue."""
 _MOST_DRAWN = 48
 """Requests for pictures that may wait: a page of small ones asks for six at a time."""
+_MOST_TAUGHT = 2
 
 
 class Service:
@@ -35,19 +40,56 @@ class Service:
 
     Args:
         settings: of the service.
+        workspace: of a studio, which the service gives back when it ends; None: lines are only judged.
 
     Raises:
         FlawsmithError: as `Site`.
     """
 
-    def __init__(self, settings: ServiceSettings) -> None:
-        self.settings = settings
+    def __init__(self, settings: ServiceSettings, workspace: Workspace | None = None) -> None:
+        self.settings, self.workspace = settings, workspace
         self.metrics, self.events = Metrics(), Events()
         self.budget = UploadBudget(_UPLOADS * settings.max_bytes)
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
+        self._teaching = asyncio.Semaphore(_MOST_TAUGHT)
         self.uploading_model = asyncio.Lock()
         self.site = Site(settings, self._recorded, self._happened)
+        if workspace is not None:
+            workspace.start(self._trained)
+
+    def close(self) -> None:
+        """Judge what was taken, and give all folders back. Trainings go on."""
+        if self.workspace is not None:
+            self.workspace.close()
+        self.site.close()
+
+    def _trained(self, training: Training) -> str:
+        """A training is done: its model becomes a version of the line."""
+        sha256 = self.take_model(training)
+        self.events.tell("training", {"line": training.asked.line, "number": training.asked.number})
+        return sha256
+
+    def take_model(self, training: Training) -> str:
+        """Make the model of a training a version of its line, if it is none yet.
+
+        Returns:
+            SHA-256 of the model file.
+
+        Raises:
+            FlawsmithError: the line is no more, or the model does not work here.
+        """
+        line = self.site.lines.get(training.asked.line)
+        if line is None:
+            raise FlawsmithError(f"there is no line {training.asked.line} any more")
+        with self.site.files.receiving() as received:
+            try:
+                shutil.copyfile(training.model, received)
+            except OSError as error:
+                raise FlawsmithError(f"{training.model}: cannot be copied ({error.strerror})") from None
+            sha256 = sha256_of(received)
+            line.add_version(received, sha256, who=training.asked.who)
+        return sha256
 
     def _recorded(self, record: Record) -> None:
         self.metrics.recorded(record)
@@ -142,6 +184,11 @@ class Service:
                 return await run_in_threadpool(make)
         finally:
             self._to_draw -= 1
+
+    async def taught(self, make: Callable[[], _Drawn]) -> _Drawn:
+        """What is made of an image to teach with, in a thread; a few at a time, so that parts are judged meanwhile."""
+        async with self._teaching:
+            return await run_in_threadpool(make)
 
     async def received(self, request: Request, use: Callable[[bytes], _Drawn]) -> _Drawn:
         """What is made of a request that holds an image, in a thread, and as `drawn` one at a time.

@@ -58,7 +58,13 @@ class Page:
     is_offered: Callable[[Service], bool] = field(default=_always, repr=False)
 
 
+def _teaches(service: Service) -> bool:
+    return service.workspace is not None
+
+
 PAGES: tuple[Page, ...] = (
+    Page("teach", "Teach", _teaches),
+    Page("train", "Train", _teaches),
     Page("limit", "Limit"),
     Page("try", "Try"),
     Page("run", "Run"),
@@ -151,6 +157,7 @@ class Studio:
             "has_tokens": bool(self.service.settings.tokens),
             "lines": [] if caller is None else list(self.service.site.lines),
             "pages": self.pages,
+            "makes_lines": self.service.workspace is not None and caller is not None and caller.role == "engineer",
             "has_drift": hasattr(self.service.site, "drift"),  # a page asks for nothing that a service lacks
             "line": None,
             "page": None,

@@ -1,0 +1,717 @@
+"""The images that a line is taught with: ordinary folders, in which an image's place is its role.
+
+::
+
+    <line>/good/[<folder>/]           learned from
+    <line>/validation/good/[...]      good ones that set the limit; without any, some of the others are held out for it
+    <line>/bad/[...]                  flawed ones, which are never learned from
+    <line>/aside/left-out/[...]       good ones that are not used
+    <line>/aside/not-good/[...]       taken out by a person; kept, and never learned from
+    <line>/teach.json, region.json    grouping, scale, and where to look
+
+`flawsmith train <line>` runs on such a folder, and files that a person puts there or takes away count. An image changes
+its role by being renamed, in one step, so that there is nothing else that could say otherwise after a power cut.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import threading
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flawsmith.data.doctor import check, glance
+from flawsmith.data.findings import Finding
+from flawsmith.data.groups import name_rule
+from flawsmith.data.layouts import load
+from flawsmith.data.layouts.base import is_set_apart
+from flawsmith.data.layouts.names import meaning
+from flawsmith.data.roi import read_drawing
+from flawsmith.data.splits import held_out_count
+from flawsmith.line.looks import Look, Looks, oddness
+from flawsmith.runtime.decision import images_needed, parts_of_1000, worst_rate
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import IMAGE_SUFFIXES, is_stray, replacing
+
+Role = Literal["learn", "calibrate", "flawed", "left-out", "not-good"]
+ROLES: tuple[Role, ...] = get_args(Role)
+USED: tuple[Role, ...] = ("learn", "calibrate")
+"""Roles of good images that a training uses."""
+_PLACES: dict[Role, str] = {
+    "learn": "good",
+    "calibrate": "validation/good",
+    "flawed": "bad",
+    "left-out": "aside/left-out",
+    "not-good": "aside/not-good",
+}
+SETTINGS, REGION = "teach.json", "region.json"
+_SCAN_SECONDS = 2.0
+_LONGEST_NAME = 80
+MOST_ASKED = 6
+_RANKING_SHARE = 10
+"""Times as long as ranking the images takes passes before they are ranked anew."""
+_MOST_READ = 500
+"""Images up to which the doctor reads every pixel each time that one changes."""
+_ODD = 1.5
+"""Times the usual distance to its neighbours from which an image is put before a person."""
+ENOUGH_TO_LEARN, LEAST_TO_LEARN = 20, 5
+_ENOUGH_DAYS = 10
+_NEW_DAY = {1: (43, 209), 2: (24, 117), 5: (15, 74), 10: (13, 57), 20: (11, 52)}
+"""By days behind a limit for 10 of 1,000 good parts: what it rejects on a new day, in the mean and one day in 20, where
+days make 0.3 of the variance of scores (simulated with Gaussian scores of 200 images)."""
+
+
+@dataclass(frozen=True)
+class TaughtImage:
+    """An image of a line.
+
+    Attributes:
+        sha256: of its content, by which it is called.
+        path: of the file.
+        role: what it is used for.
+        folder: in which it was given, below that of its role; empty: none.
+        modified: when the file was written, seconds since 1970.
+        look: what is known of it; None: nobody has looked yet.
+    """
+
+    sha256: str
+    path: Path
+    role: Role
+    folder: str
+    modified: float
+    look: Look | None = None
+
+
+Outcome = Literal["added", "known", "refused"]
+
+
+@dataclass(frozen=True)
+class Addition:
+    """What became of an image that was given.
+
+    Attributes:
+        name: as given.
+        outcome: ``known``: there is an image of this content already, in whatever role.
+        sha256: of its content; empty where it was refused.
+        role: of the image that is there now.
+        why: it was refused, in a line.
+    """
+
+    name: str
+    outcome: Outcome
+    sha256: str = ""
+    role: Role | None = None
+    why: str = ""
+
+
+class TeachSettings(BaseModel):
+    """How a line's images are to be taken."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    grouping: str = Field(
+        default="auto",
+        max_length=200,
+        description="what images belong together: auto, none, folder, day (of exposure, else of the file), name:REGEX",
+    )
+    scale: float | None = Field(default=None, gt=0, le=1000, description="side of a pixel, millimetres")
+    confirmed: tuple[str, ...] = Field(default=(), description="SHA-256 of odd images that a person called good")
+
+
+@dataclass(frozen=True)
+class Remark:
+    """What stands out in a group.
+
+    Attributes:
+        words: such as ``3 darker than the rest``.
+        images: SHA-256 of them.
+    """
+
+    words: str
+    images: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Images that belong together.
+
+    Attributes:
+        name: the day, folder or what the name says; empty: nothing says it.
+        counts: of the images by role.
+        remarks: what stands out.
+    """
+
+    name: str
+    counts: Mapping[Role, int]
+    remarks: tuple[Remark, ...] = ()
+
+
+@dataclass(frozen=True)
+class Groups:
+    """How the images were grouped.
+
+    Attributes:
+        by: ``day``, ``folder``, ``name`` or ``none``.
+        of: name of the group by image.
+    """
+
+    by: str
+    of: Mapping[str, str] = field(default_factory=dict)
+
+
+class Teaching:
+    """The images of a line.
+
+    Safe from several threads; a folder has one `Teaching` at a time.
+
+    Args:
+        folder: of the line; its name is the product's. Made when the first image comes.
+        looks: remembers what was seen.
+        incoming: an existing folder of the same file system, for images on their way.
+
+    Attributes:
+        changed: when an image came or changed its role last, on the monotonic clock.
+        unreadable: by SHA-256 of images that cannot be read, why.
+    """
+
+    def __init__(self, folder: Path, looks: Looks, incoming: Path) -> None:
+        self.folder, self._looks, self._incoming = folder, looks, incoming
+        self._lock = threading.RLock()
+        self._images: dict[str, TaughtImage] = {}
+        self._scanned: float | None = None
+        self._checked: tuple[str, tuple[Finding, ...]] = "", ()
+        self._ranking = threading.Lock()
+        self._odd: dict[str, float] = {}
+        self._odd_at = self._odd_seconds = 0.0
+        self.changed = 0.0
+        self.unreadable: dict[str, str] = {}
+
+    # Images
+
+    def images(self) -> dict[str, TaughtImage]:
+        """All images by their SHA-256; of several with the same content the first role counts."""
+        with self._lock:
+            if self._scanned is None or time.monotonic() - self._scanned > _SCAN_SECONDS:
+                images: dict[str, TaughtImage] = {}
+                for image in self._scan():
+                    images.setdefault(image.sha256, image)
+                self._images, self._scanned = images, time.monotonic()
+            return self._images
+
+    def _scan(self) -> Iterator[TaughtImage]:
+        for role in ROLES:
+            root = self.folder / _PLACES[role]
+            for place, folders, names in os.walk(root):
+                folders[:] = sorted(name for name in folders if not is_stray(name))
+                for name in sorted(names):
+                    path = Path(place, name)
+                    if path.suffix.lower() not in IMAGE_SUFFIXES or is_stray(name):
+                        continue
+                    try:
+                        status = path.stat()
+                        sha256 = self._looks.sha256(path, status.st_size, status.st_mtime_ns)
+                    except (OSError, FlawsmithError):  # it has just gone; the doctor tells of others
+                        continue
+                    seen = self._looks.remembered(sha256)
+                    folder = path.parent.relative_to(root).as_posix()
+                    yield TaughtImage(
+                        sha256,
+                        path,
+                        role,
+                        "" if folder == "." else folder,
+                        status.st_mtime,
+                        None if seen is None else seen.look,
+                    )
+
+    def image(self, sha256: str) -> TaughtImage:
+        """An image.
+
+        Raises:
+            FlawsmithError: there is none.
+        """
+        image = self.images().get(sha256)
+        if image is None:
+            raise FlawsmithError("there is no such image; it may have been taken away")
+        return image
+
+    def look_at(self) -> bool:
+        """Look at an image that nobody has looked at yet; whether there was one."""
+        for image in list(self.images().values()):
+            if image.look is None and image.sha256 not in self.unreadable:
+                try:
+                    look = self._looks.look(image.path, image.sha256).look
+                except FlawsmithError as error:
+                    self.unreadable[image.sha256] = str(error)
+                    return True
+                with self._lock:
+                    if self._images.get(image.sha256) == image:
+                        self._images[image.sha256] = replace(image, look=look)
+                return True
+        return False
+
+    def thumbnail(self, sha256: str) -> bytes:
+        """A small JPEG of an image.
+
+        Raises:
+            FlawsmithError: there is none, or it cannot be read.
+        """
+        return self._looks.thumbnail(self.image(sha256).path, sha256)
+
+    def add(
+        self, source: Path, *, name: str, folder: str = "", role: Role = "learn", modified: float | None = None
+    ) -> Addition:
+        """Take an image in.
+
+        Args:
+            source: file in the folder of incoming images, which goes.
+            name: as the giver calls the file.
+            folder: in which the giver had it.
+            role: what it is to be used for.
+            modified: when the giver's file was written, seconds since 1970; None: now.
+
+        Returns:
+            What became of it; a file that is no image, or cannot be read, is refused, not raised for.
+
+        Raises:
+            FlawsmithError: nothing can be written.
+        """
+        shown = _shown(name)
+        try:
+            if Path(shown).suffix.lower() not in IMAGE_SUFFIXES:
+                return Addition(shown, "refused", why="no image by its name: save it as PNG or JPEG")
+            digest = _digest(source)
+            known = self.images().get(digest)
+            if known is not None:
+                return Addition(shown, "known", digest, known.role)
+            try:
+                look = self._looks.look(source, digest).look
+            except FlawsmithError as error:
+                return Addition(shown, "refused", why=str(error).removeprefix(f"{source}: "))
+            if modified is not None:
+                os.utime(source, (modified, modified))
+            with self._lock:
+                known = self.images().get(digest)  # another thread may have been quicker
+                if known is not None:
+                    return Addition(shown, "known", digest, known.role)
+                image = self._placed(source, digest, role, _inner(folder), shown)
+                self._images[digest] = replace(image, look=look)
+            return Addition(shown, "added", digest, role)
+        except OSError as error:
+            raise FlawsmithError(f"{self.folder} cannot be written ({error.strerror}): see the disk") from None
+        finally:
+            source.unlink(missing_ok=True)
+
+    def _placed(self, source: Path, sha256: str, role: Role, folder: str, name: str) -> TaughtImage:
+        """Give a file its place, in one step and on the disk."""
+        place = self.folder / _PLACES[role] / folder
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / name
+        if os.path.lexists(path):
+            path = path.with_name(f"{path.stem}-{sha256[:8]}{path.suffix}")
+        with source.open("rb") as written:
+            os.fsync(written.fileno())
+        source.replace(path)
+        status = path.stat()
+        self._looks.name(path, status.st_size, status.st_mtime_ns, sha256)
+        self.changed = time.monotonic()
+        return TaughtImage(sha256, path, role, folder, status.st_mtime)
+
+    def assign(self, images: Iterable[str], role: Role) -> list[str]:
+        """Give images another role.
+
+        Args:
+            images: by their SHA-256; those that are not there any more are passed over.
+            role: the other role.
+
+        Returns:
+            Those whose role it was not.
+
+        Raises:
+            FlawsmithError: nothing can be written; those before stay moved.
+        """
+        moved = []
+        with self._lock:
+            for sha256 in images:
+                image = self.images().get(sha256)
+                if image is None or image.role == role:
+                    continue
+                try:
+                    placed = self._placed(image.path, sha256, role, image.folder, image.path.name)
+                except OSError as error:
+                    raise FlawsmithError(f"{image.path} cannot be moved ({error.strerror}): see the disk") from None
+                self._images[sha256] = replace(placed, look=image.look)
+                moved.append(sha256)
+        return moved
+
+    # Settings
+
+    @property
+    def settings(self) -> TeachSettings:
+        """How the images are to be taken."""
+        try:
+            return TeachSettings.model_validate_json((self.folder / SETTINGS).read_bytes())
+        except (OSError, ValidationError):
+            return TeachSettings()
+
+    def change(self, **changes: Any) -> TeachSettings:
+        """Change settings.
+
+        Raises:
+            FlawsmithError: one is not possible, or nothing can be written.
+        """
+        with self._lock:
+            try:
+                settings = TeachSettings.model_validate({**self.settings.model_dump(), **changes})
+            except ValidationError as error:
+                first = error.errors()[0]
+                raise FlawsmithError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+            _parsed(settings.grouping)
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with replacing(self.folder / SETTINGS) as temporary:
+                temporary.write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            return settings
+
+    @property
+    def region(self) -> dict[str, Any] | None:
+        """Where to look, as drawn: ``width``, ``height``, ``include``, ``exclude``; None: everywhere."""
+        try:
+            drawing: dict[str, Any] = json.loads((self.folder / REGION).read_bytes())
+        except (OSError, ValueError):
+            return None
+        return drawing
+
+    def draw(self, drawing: Mapping[str, Any] | None) -> None:
+        """Say where to look.
+
+        Args:
+            drawing: as `flawsmith.data.roi.read_drawing` reads it; None: everywhere.
+
+        Raises:
+            FlawsmithError: it cannot be used, or nothing can be written; the former one stays.
+        """
+        file = self.folder / REGION
+        with self._lock:
+            if drawing is None:
+                file.unlink(missing_ok=True)
+                return
+            self.folder.mkdir(parents=True, exist_ok=True)
+            trial = self._incoming / f"{hashlib.sha256(os.urandom(8)).hexdigest()[:12]}.json"
+            try:
+                trial.write_text(json.dumps(drawing), encoding="utf-8")
+                read_drawing(trial)
+            except FlawsmithError as error:
+                raise FlawsmithError(str(error).removeprefix(f"{trial}: ").removeprefix(f"{trial} ")) from None
+            finally:
+                trial.unlink(missing_ok=True)
+            with replacing(file) as temporary:
+                temporary.write_text(json.dumps(drawing) + "\n", encoding="utf-8")
+
+    # What there is to say
+
+    def groups(self) -> Groups:
+        """The groups of all images, as the settings have it."""
+        images = list(self.images().values())
+        rule, argument = _parsed(self.settings.grouping)
+        good = [image for image in images if image.role in USED]
+        days = {image.sha256: image.look.day if image.look else "" for image in images}
+        folders = {image.sha256: image.folder for image in images}
+        if rule == "auto":
+            for by, names in (("folder", folders), ("day", days)):
+                if len({names[image.sha256] for image in good}) > 1 and all(names[image.sha256] for image in good):
+                    return Groups(by, names)
+            return Groups("none")
+        if rule == "folder":
+            return Groups(rule, folders)
+        if rule == "day":
+            return Groups(rule, {image.sha256: days[image.sha256] or _day(image.modified) for image in images})
+        if rule == "name":
+            matched = name_rule(argument)
+            return Groups(rule, {image.sha256: matched(image.path) for image in images})
+        return Groups("none")
+
+    def group_table(self, groups: Groups | None = None) -> list[Group]:
+        """The groups with their counts and what stands out in them, by name."""
+        groups = self.groups() if groups is None else groups
+        members: dict[str, list[TaughtImage]] = defaultdict(list)
+        for image in self.images().values():
+            members[groups.of.get(image.sha256, "")].append(image)
+        usual = [image.look for image in self.images().values() if image.role in USED and image.look is not None]
+        return [
+            Group(name, Counter(image.role for image in images), tuple(_remarks(images, usual)))
+            for name, images in sorted(members.items())
+        ]
+
+    def oddness(self) -> dict[str, float]:
+        """How unlike the others each good image is, about 1 for a usual one; of those that were looked at.
+
+        Of thousands of images it takes seconds; while they come in, what was known before is given for a while.
+        """
+        with self._ranking:
+            known = [
+                (i.sha256, self._looks.remembered(i.sha256)) for i in list(self.images().values()) if i.role in USED
+            ]
+            vectors = {sha256: seen.vector for sha256, seen in known if seen is not None}
+            is_due = time.monotonic() - self._odd_at > _RANKING_SHARE * self._odd_seconds
+            if vectors.keys() != self._odd.keys() and is_due:
+                start = time.monotonic()
+                self._odd = dict(zip(vectors, oddness(list(vectors.values())).tolist(), strict=True))
+                self._odd_at = time.monotonic()
+                self._odd_seconds = self._odd_at - start
+            return {sha256: odd for sha256, odd in self._odd.items() if sha256 in vectors}
+
+    def oddest(self, unlike: Sequence[str] = ()) -> list[str]:
+        """The few good images to ask a person about: least like the others, and not confirmed yet.
+
+        Args:
+            unlike: those that a training found least like the others, which come first.
+        """
+        confirmed, images = set(self.settings.confirmed), self.images()
+        ranked = sorted(self.oddness().items(), key=lambda pair: -pair[1])
+        asked = [*unlike, *(sha256 for sha256, odd in ranked if odd >= _ODD)]
+        good = (sha256 for sha256 in dict.fromkeys(asked) if sha256 in images and images[sha256].role in USED)
+        return [sha256 for sha256 in good if sha256 not in confirmed][:MOST_ASKED]
+
+    def advice(self) -> list[str]:
+        """How far the images carry, in sentences."""
+        groups = self.groups()
+        good = [image for image in self.images().values() if image.role in USED]
+        names = {groups.of.get(image.sha256, "") for image in good} - {""}
+        calibration = sum(image.role == "calibrate" for image in good)
+        return advice(len(good) - calibration, calibration, len(names), groups.by)
+
+    def findings(self) -> tuple[Finding, ...]:
+        """What the doctor finds, of many images by their headers alone; looks anew where one has changed."""
+        state, images = self._state(), self.images()
+        if not any(image.role == "learn" for image in images.values()):
+            return ()
+        if self._checked[0] != state:
+            dataset = load(self.folder, "folder")
+            found = check(dataset, threads=1).items if len(images) <= _MOST_READ else glance(dataset, threads=1)
+            # Advice and groups say more of how many there are, and what lies aside does so on purpose.
+            shown = [f for f in found if f.name not in ("few-to-train", "few-to-calibrate", "groups", "not-used")]
+            self._checked = state, tuple(shown)
+        return self._checked[1]
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether the doctor has looked at the images as they are now."""
+        return self._checked[0] == self._state() or not any(image.role == "learn" for image in self.images().values())
+
+    def _state(self) -> str:
+        images = list(self.images().values())
+        return hashlib.sha256("".join(f"{image.path}{image.modified}" for image in images).encode()).hexdigest()
+
+    # For a training
+
+    def snapshot(self, target: Path) -> dict[str, int]:
+        """The images as they are now, in a folder of their own that later changes do not touch.
+
+        Files are linked where the file system can, so that they take no room.
+
+        Args:
+            target: folder that does not exist; its name is the product's.
+
+        Returns:
+            Number of images by role.
+
+        Raises:
+            FlawsmithError: there are too few, or nothing can be written.
+        """
+        with self._lock:
+            self._scanned = None  # what a person has put there in the last seconds counts too
+            images, groups = list(self.images().values()), self.groups()
+            counts = Counter(image.role for image in images if not image.role.startswith(("left", "not")))
+            if counts["learn"] < LEAST_TO_LEARN:
+                raise FlawsmithError(
+                    f"{counts['learn']} good images are too few to learn from: add images of good parts; "
+                    f"{ENOUGH_TO_LEARN} begin to show what varies"
+                )
+            folders = _folders_of(groups)
+            try:
+                for image in images:
+                    if image.role in ("left-out", "not-good"):
+                        continue
+                    within = folders.get(groups.of.get(image.sha256, ""), "")
+                    place = target / _PLACES[image.role] / within
+                    place.mkdir(parents=True, exist_ok=True)
+                    copy = place / image.path.name
+                    if os.path.lexists(copy):  # two of one name, from two folders
+                        copy = copy.with_name(f"{copy.stem}-{image.sha256[:8]}{copy.suffix}")
+                    _link(image.path, copy)
+                if self.region is not None:
+                    shutil.copyfile(self.folder / REGION, target.parent / REGION)
+            except OSError as error:
+                raise FlawsmithError(f"{target} cannot be written ({error.strerror}): see the disk") from None
+        return dict(counts)
+
+    def group_option(self) -> str:
+        """What ``--group`` is for a snapshot."""
+        groups = self.groups()
+        if any(groups.of.values()):
+            return "folder"
+        return "none" if self.settings.grouping == "none" else "auto"
+
+
+def advice(learn: int, calibrate: int, groups: int, by: str) -> list[str]:
+    """How far so many good images carry, in sentences.
+
+    Args:
+        learn: images to learn from.
+        calibrate: images set apart for the limit; 0: some of the others are held out.
+        groups: number of days, folders or whatever groups them.
+        by: ``day``, ``folder``, ``name`` or ``none``.
+
+    Example:
+        >>> print(*advice(146, 0, 2, "day"), sep="\\n")
+        You have 146 good images from 2 days.
+        Enough to learn.
+        22 of them will set the limit: at best 43 of 1,000 good parts rejected; 95 % sure: no more than 128.
+        For 10 of 1,000 the limit needs 99 images, and 299 to be 95 % sure: mark more good images as "calibrate".
+        For a limit that holds next week, days count more than images: take 20 on each of 8 more days.
+    """
+    total = learn + calibrate
+    if not total:
+        return [
+            f"Drop images of good parts. {ENOUGH_TO_LEARN} are enough for a first look, 100 and more of several days "
+            "for a limit that holds."
+        ]
+    words = {"day": "day", "folder": "folder"}.get(by, "group")
+    whence = "" if not groups else f" from {groups} {words}{'' if groups == 1 else 's'}"
+    lines = [f"You have {total:,} good image{'' if total == 1 else 's'}{whence}."]
+    if learn < LEAST_TO_LEARN:
+        return [*lines, f"Too few to learn from: {LEAST_TO_LEARN - learn} more at least, better {ENOUGH_TO_LEARN}."]
+    lines.append(
+        "Enough to learn."
+        if learn >= ENOUGH_TO_LEARN
+        else f"Few to learn from: {ENOUGH_TO_LEARN - learn} more begin to show what varies."
+    )
+    behind = calibrate or held_out_count(total)
+    expected, worst = parts_of_1000(1 / (behind + 1)), parts_of_1000(worst_rate(1, behind), up=True)
+    lines.append(
+        f"{behind} {'set' if calibrate else 'of them will set'} the limit: at best {expected} of 1,000 good parts "
+        f"rejected; 95 % sure: no more than {worst}."
+    )
+    needed, proven = images_needed(0.01)
+    if behind < needed:
+        lines.append(
+            f"For 10 of 1,000 the limit needs {needed} images, and {proven} to be 95 % sure: mark more good images as "
+            '"calibrate".'
+        )
+    if not groups:
+        lines.append(
+            "Nothing says which images were taken together. If they are of several days, group them by day or folder: "
+            "images of one day say little of the next."
+        )
+    elif groups < _ENOUGH_DAYS:
+        if groups == 1:
+            mean, high = _NEW_DAY[1]
+            lines.append(
+                f"All are of one {words}: where {words}s differ, a limit for 10 of 1,000 rejected {mean} on a new one, "
+                f"and {high} on one in 20 (simulated)."
+            )
+        more = _ENOUGH_DAYS - groups
+        lines.append(
+            f"For a limit that holds next week, {words}s count more than images: take 20 on each of {more} more "
+            f"{words}{'' if more == 1 else 's'}."
+        )
+    return lines
+
+
+def _remarks(images: Sequence[TaughtImage], usual: Sequence[Look]) -> Iterator[Remark]:
+    """What stands out among images against all usual ones."""
+    good = [image for image in images if image.role in USED and image.look is not None]
+    if len(usual) < ENOUGH_TO_LEARN // 2 or not good:
+        return
+    for attribute, least, words in (("brightness", 0.03, ("darker", "brighter")), ("sharpness", 0.004, ("duller", ""))):
+        values = np.array([getattr(look, attribute) for look in usual])
+        middle = float(np.median(values))
+        apart = max(least, 6 * float(np.median(np.abs(values - middle))))
+        for sign, word in zip((-1, 1), words, strict=True):
+            odd = [i.sha256 for i in good if i.look and word and sign * (getattr(i.look, attribute) - middle) > apart]
+            if odd:
+                yield Remark(f"{len(odd)} {word} than the rest", tuple(odd))
+    (height, width), _ = Counter((look.height, look.width) for look in usual).most_common(1)[0]
+    odd = [i.sha256 for i in good if i.look and (i.look.height, i.look.width) != (height, width)]
+    if odd:
+        yield Remark(f"{len(odd)} of another size than {width} × {height}", tuple(odd))
+
+
+def _parsed(grouping: str) -> tuple[str, str]:
+    """The rule and its argument.
+
+    Raises:
+        FlawsmithError: there is no such rule.
+    """
+    rule, _, argument = grouping.partition(":")
+    if rule == "name" and argument:
+        name_rule(argument)
+        return rule, argument
+    if grouping in ("auto", "none", "folder", "day"):
+        return grouping, ""
+    raise FlawsmithError("group images by auto, none, folder, day, or name:REGEX such as name:_([0-9]+)_")
+
+
+def _folders_of(groups: Groups) -> dict[str, str]:
+    """A folder for each group, whose name says nothing of good or flawed parts."""
+    folders: dict[str, str] = {"": ""}
+    for number, name in enumerate(sorted(set(groups.of.values()) - {""}), 1):
+        folder = _part(name.replace("/", " "))
+        says_else = meaning(folder) is not None or is_set_apart(folder) or folder in folders.values()
+        folders[name] = f"{groups.by} {number}" if says_else or not folder else folder
+    return folders
+
+
+def _inner(folder: str) -> str:
+    """Where an image is kept below the folder of its role: by the folders it came in, without what leads elsewhere.
+
+    Example:
+        >>> _inner("../parts/good/2026-11-23"), _inner("C:\\\\parts"), _inner("")
+        ('2026-11-23', 'parts', '')
+    """
+    parts = [_part(part) for part in re.split(r"[/\\]", folder)]
+    roles = [place for place, part in enumerate(parts, 1) if part and (meaning(part) or is_set_apart(part))]
+    inner = [part for part in parts[max(roles, default=0) :] if part and not is_stray(part)]
+    return "/".join(inner[-1:])
+
+
+def _part(name: str) -> str:
+    """A name that every file system takes, and that leads nowhere."""
+    part = re.sub(r"[^\w.\- +()#]", "_", name).strip(" .")[:_LONGEST_NAME].strip(" .")
+    return "" if re.fullmatch(r"[A-Za-z]_", part) else part  # a drive
+
+
+def _shown(name: str) -> str:
+    """The last part of a name, as it is kept."""
+    part = _part(re.split(r"[/\\]", name)[-1][-_LONGEST_NAME:])
+    return part or "image"
+
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d")
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as stream:
+        while chunk := stream.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one that knows no links
+        shutil.copy2(source, target)

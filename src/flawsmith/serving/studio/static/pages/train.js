@@ -1,0 +1,161 @@
+// Train: what to train, how far it is, and what came of it. The training is a process of the server: this page only looks on.
+import { attempt, follow, get, line, ofLine, post, who } from "../api.js";
+import { html, nothing, render, svg } from "../vendor/lit-html.js";
+import { count, several, when } from "../words.js";
+
+const page = document.querySelector("#page");
+const WORKS = ["starting", "running"];
+const STATES = { starting: "is starting", running: "works", done: "is done", failed: "failed", stopped: "was stopped", interrupted: "was interrupted" };
+
+let told = null; // TrainChoices
+let askedAt = 0;
+let choice = "accurate";
+let method = "pbas";
+let samples = null; // {number, items}
+let log = null; // {number, text}
+let isBusy = false;
+
+const minutes = (seconds) => (seconds < 75 ? "about 1 min" : `about ${count(seconds / 60)} min`);
+function left(seconds) {
+  if (seconds === null) return "";
+  const rest = Math.max(0, seconds - (performance.now() - askedAt) / 1000);
+  if (rest < 10) return "a few seconds left";
+  return rest < 55 ? `about ${Math.round(rest / 10) * 10} s left` : `about ${count(Math.max(1, rest / 60))} min left`;
+}
+const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
+const percent = (share) => `${Math.round(100 * share)} %`;
+
+async function load() {
+  const answer = await attempt(() => get(ofLine("/trainings")));
+  if (answer) [told, askedAt] = [answer, performance.now()];
+  const latest = told?.trainings[0];
+  if (latest?.state === "done" && samples?.number !== latest.number) {
+    samples = { number: latest.number, items: [] };
+    samples.items = (await attempt(() => get(ofLine(`/trainings/${latest.number}/samples`)))) ?? [];
+  }
+  if (log && latest) await readLog(latest);
+  draw();
+}
+
+async function readLog(training) {
+  const answer = await attempt(() => get(ofLine(`/trainings/${training.number}/log`), { as: "response" }));
+  if (answer) log = { number: training.number, text: await answer.text() };
+}
+
+async function start(event) {
+  event.preventDefault();
+  await run(() => post(ofLine("/trainings"), choice === "method" ? { choice, method } : { choice }));
+}
+async function run(action) {
+  isBusy = true;
+  draw();
+  await attempt(action);
+  isBusy = false;
+  samples = null;
+  await load();
+}
+const act = (training, name) => () => run(() => post(ofLine(`/trainings/${training.number}/${name}`), {}));
+
+async function setLimit(training) {
+  if (!training.live && !(await attempt(() => post(ofLine(`/trainings/${training.number}/use`), {})))) return;
+  location.assign(`/studio/lines/${encodeURIComponent(line)}/limit`);
+}
+
+let timer = null;
+function ask() {
+  clearTimeout(timer);
+  const latest = told?.trainings[0];
+  const waits = latest && (WORKS.includes(latest.state) || (latest.state === "done" && !latest.model_sha256));
+  if (waits && !document.hidden) timer = setTimeout(load, 1000);
+}
+
+const option = (value, title, time, words, extra = nothing) => html`
+  <label class="choice"><b><input type="radio" name="choice" value=${value} .checked=${choice === value} @change=${() => { choice = value; draw(); }}>${title}</b><span class="time">${time}</span><span class="quiet small">${words}</span>${extra}</label>`;
+
+const choices = () => html`
+  <form class="panel stack" @submit=${start}>
+    <fieldset class="choices" data-testid="train.choice"><legend class="hidden">What to train</legend>
+      ${option("accurate", "Accurate", minutes(told.about_seconds.accurate), "Fusion, which ranks best on real parts, with PatchCore beside it to compare.")}
+      ${option("quick", "Quick check", minutes(told.about_seconds.quick), "PatchCore alone, to see whether the pictures will do.")}
+      ${option("method", "Choose a method", minutes(told.about_seconds[method]), "What each is good at stands in the guide.", html`
+        <select aria-label="Method" data-testid="train.method" .value=${method} @change=${(event) => { choice = "method"; method = event.target.value; draw(); }}>${told.methods.map((name) => html`<option value=${name} ?selected=${name === method}>${name}</option>`)}</select>`)}
+    </fieldset>
+    <div class="row"><button class="primary" data-testid="train.start" ?disabled=${!who.isEngineer || !told.installed || Boolean(told.working) || isBusy}>Start training</button>
+      <span class="quiet small">${told.working && told.working !== line ? `Line ${told.working} is being trained; one at a time.` : "You may close this page, or even the studio: the training goes on."}</span></div>
+  </form>`;
+
+const progress = (training) => html`
+  <section class="panel working" data-testid="train.progress" aria-live="polite">
+    <div class="line"><strong>${training.method} ${STATES[training.state]}</strong><span>${training.words}</span><span class="n">${percent(training.share)}</span><span class="quiet n">${clock(training.seconds + (training.state === "running" ? (performance.now() - askedAt) / 1000 : 0))} so far</span><strong class="n push">${left(training.left)}</strong></div>
+    <progress max="1" value=${training.share} aria-label="Share that is done"></progress>
+    <div class="row"><button type="button" data-testid="train.stop" ?disabled=${!who.isEngineer || isBusy} @click=${act(training, "stop")}>Stop</button><span class="quiet small">It can be continued later. Images: ${counts(training)}.</span></div>
+  </section>`;
+
+const counts = (training) => Object.entries(training.images).map(([role, number]) => `${count(number)} ${role}`).join(", ") + (training.groups ? ` of ${several(training.groups, training.grouped_by === "day" ? "day" : "group")}` : "");
+
+const ended = (training) => html`
+  <section class="panel working ${training.state === "failed" ? "" : ""}" data-testid="train.ended">
+    <div class="line"><strong>Training ${count(training.number)} ${STATES[training.state]}</strong><span class="quiet">${training.method}, begun ${when(training.at)}</span></div>
+    ${training.error ? html`<p class="remark bad">${training.error}</p>` : nothing}
+    ${training.share > 0 ? html`<progress max="1" value=${training.share} aria-label="Share that is done"></progress>` : nothing}
+    <div class="row"><button type="button" class="primary" data-testid="train.resume" ?disabled=${!who.isEngineer || Boolean(told.working) || isBusy} @click=${act(training, "resume")}>${training.state === "failed" ? "Try again" : "Continue"}</button></div>
+  </section>`;
+
+const done = (training) => html`
+  <section class="panel working" data-testid="train.done">
+    <div class="line"><strong><span class="pass">●</span> ${training.method} is trained</strong><span class="quiet">${counts(training)}; ${clock(training.seconds)}</span>
+      <button type="button" class="primary push" data-testid="train.next" ?disabled=${!who.isEngineer || !training.model_sha256} @click=${() => setLimit(training)}>${training.model_sha256 ? "Set the limit →" : "Taking the model …"}</button></div>
+    <p class="quiet small">${training.live ? "The line judges by this model." : "The line judges by this model once you set the limit."} <a href=${ofLine(`/trainings/${training.number}/report`)} target="_blank" rel="noopener" data-testid="train.report">Report</a></p>
+  </section>`;
+
+const versus = (training) => {
+  const { model, baseline } = training.comparison;
+  if (model === undefined) return training.state === "done" || !WORKS.includes(training.state) ? nothing : html`<p class="quiet">Known when the limit is set. ${["patchcore", "padim"].includes(training.method) ? "" : "PatchCore, which is not trained, is built last."}</p>`;
+  return html`<p class="small quiet">Flaws drawn on held-out good images, each model at its own limit. Forged flaws are not real ones.</p>
+    <div class="versus"><span>this model</span><meter min="0" max="1" value=${model} aria-label="Forged flaws caught by this model"></meter><strong class="n">${percent(model)}</strong>
+    ${baseline === undefined ? nothing : html`<span>PatchCore, not trained</span><meter min="0" max="1" value=${baseline} aria-label="Forged flaws caught by PatchCore"></meter><strong class="n">${percent(baseline)}</strong>`}</div>`;
+};
+
+const curve = (losses) => {
+  const [least, most] = [Math.min(...losses), Math.max(...losses)];
+  const at = (value, place) => `${(300 * place) / (losses.length - 1)} ${5 + 80 * (1 - (value - least) / (most - least || 1))}`;
+  return html`<svg class="curve" viewBox="0 0 300 90" preserveAspectRatio="none" role="img" aria-label="Loss by epoch, from ${losses[0].toPrecision(3)} to ${losses.at(-1).toPrecision(3)}">${svg`<path d="M${losses.map(at).join("L")}"/>`}</svg>
+    <p class="small quiet">Loss by epoch, from ${losses[0].toPrecision(3)} to ${losses.at(-1).toPrecision(3)}: it says that the model learns, not how well it inspects.</p>`;
+};
+
+const figures = (training) => html`
+  <div class="two">
+    <section class="panel" data-testid="train.baseline"><h2>Forged flaws caught</h2>${versus(training)}</section>
+    <section class="panel" data-testid="train.curve"><h2>Learning</h2>${training.losses.length > 1 ? curve(training.losses) : html`<p class="quiet">${["patchcore", "padim"].includes(training.method) ? "This method learns in one pass." : "No epoch yet."}</p>`}</section>
+  </div>
+  ${samples?.number === training.number && samples.items.length ? html`
+  <section class="panel" data-testid="train.samples"><h2>Forged flaws and good images, with what the model sees</h2>
+    <ul class="samples">${samples.items.map((sample) => html`<li><div>${sample.pictures.map((source, place) => html`<img src=${source} alt="${place ? "map of" : ""} ${sample.name}">`)}</div><span class="small">${sample.is_forged ? "forged" : "good"} <span class="quiet">${sample.words}</span></span></li>`)}</ul></section>` : nothing}`;
+
+const details = (training) => html`
+  <details class="panel" data-testid="train.log" @toggle=${async (event) => { log = event.target.open ? { number: 0, text: "" } : null; if (log) { await readLog(training); draw(); } }}><summary>Details</summary><pre class="log" tabindex="0">${log?.text ?? ""}</pre></details>`;
+
+const earlier = (trainings) => (trainings.length ? html`
+  <section class="panel"><h2>Earlier trainings</h2><div class="scroll"><table><thead><tr><th scope="col" class="n">#</th><th scope="col">Begun</th><th scope="col">Method</th><th scope="col">Images</th><th scope="col">State</th><th scope="col"></th></tr></thead><tbody>
+  ${trainings.map((training) => html`<tr><td class="n">${training.number}</td><td>${when(training.at)}</td><td>${training.method}</td><td>${counts(training)}</td><td>${training.live ? "live" : STATES[training.state]}</td><td>${training.state === "done" ? html`<a href=${ofLine(`/trainings/${training.number}/report`)} target="_blank" rel="noopener">Report</a>` : nothing}</td></tr>`)}
+  </tbody></table></div></section>` : nothing);
+
+function draw() {
+  if (!told) return;
+  const [latest, ...rest] = told.trainings;
+  const works = latest && WORKS.includes(latest.state);
+  render(html`
+    <div class="head"><h1>Train ${line}</h1><a class="button push" href="/studio/lines/${encodeURIComponent(line)}/teach">← Teach</a></div>
+    <div class="stack">
+      ${told.installed ? nothing : html`<p class="remark" data-testid="train.install">Training needs further packages on the machine of the studio. Install them with <code>${told.to_install}</code> and start the studio again. Limits, inspection and review work without.</p>`}
+      ${!latest ? nothing : works ? progress(latest) : latest.state === "done" ? done(latest) : ended(latest)}
+      ${works || !told.installed ? nothing : choices()}
+      ${latest ? html`${figures(latest)}${details(latest)}${earlier(rest)}` : nothing}
+    </div>`, page);
+  ask();
+}
+
+setInterval(() => { if (told?.trainings[0]?.state === "running" && !document.hidden) draw(); }, 1000);
+document.addEventListener("visibilitychange", () => { if (!document.hidden) load(); });
+follow({ training: (content) => { if (content.line === line) load(); } });
+load();

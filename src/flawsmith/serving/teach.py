@@ -1,0 +1,676 @@
+"""What a studio has beside a service: lines that are made, taught and trained over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import mimetypes
+from collections.abc import Callable
+from pathlib import Path as FilePath
+from typing import Annotated, Any, Literal
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
+
+from flawsmith.line.looks import Look
+from flawsmith.line.settings import LineSettings
+from flawsmith.line.teaching import MOST_ASKED, ROLES, Role, TaughtImage, Teaching
+from flawsmith.line.trainings import TO_INSTALL, Choice, Order, Training, facts_of, is_installed
+from flawsmith.line.workspace import Import, Workspace
+from flawsmith.models import METHODS
+from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import printable, without_controls
+from flawsmith.serving.requests import Problem, received_body
+from flawsmith.serving.service import Engineer, InService, LineName, Service, allowed
+
+LARGEST_ARCHIVE = 2**32
+_PIECE_SECONDS = 30.0
+_REPORT_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; font-src data:; "
+    "frame-ancestors 'self'; sandbox allow-scripts"
+)
+"""A report is one file with all that it needs; it may not reach the studio that shows it."""
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+ImageName = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of its content")]
+TrainingNumber = Annotated[int, Path(ge=1, le=10**6)]
+
+
+def _workspace(service: InService) -> Workspace:
+    if service.workspace is None:
+        raise Problem(404, "this service only judges: run `flawsmith studio` to teach lines")
+    return service.workspace
+
+
+InStudio = Annotated[Workspace, Depends(_workspace)]
+studio_v1 = APIRouter(prefix="/v1", dependencies=[allowed("operator")])
+
+
+class NewLine(BaseModel):
+    """A line to be made."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    line: str = Field(min_length=1, max_length=63, description="letters, digits, - and _")
+
+
+class ImageFacts(BaseModel):
+    """An image that a line is taught with."""
+
+    id: str = Field(description="SHA-256 of its content")
+    name: str
+    role: Role
+    group: str = Field(description="the day, folder or what the settings say; empty: none")
+    look: Look | None = Field(description="null: nobody has looked yet")
+    oddness: float | None = Field(description="how unlike the others: about 1 for a usual image; null: not known")
+    unreadable: str = Field(default="", description="why it cannot be read")
+
+
+class ImagePage(BaseModel):
+    """Some images."""
+
+    items: list[ImageFacts]
+    next: int | None = Field(description="cursor of the next page; null: this is the last")
+    total: int = Field(description="of all pages")
+
+
+class RemarkFacts(BaseModel):
+    """What stands out in a group."""
+
+    words: str
+    images: list[str]
+
+
+class GroupFacts(BaseModel):
+    """Images that belong together."""
+
+    name: str
+    counts: dict[Role, int]
+    remarks: list[RemarkFacts]
+
+
+class FindingFacts(BaseModel):
+    """What the doctor says."""
+
+    severity: Literal["error", "warning", "note"]
+    what: str
+    fix: str = Field(description="what to do; empty: nothing")
+    images: list[str] = Field(description="concerned, 100 at most")
+
+
+class ImportFacts(BaseModel):
+    """Images that come from a folder or an archive."""
+
+    source: str
+    total: int
+    done: int
+    added: int
+    known: int
+    refused: list[str]
+    refused_count: int
+    passed_over: int
+    error: str
+    is_over: bool
+
+    @classmethod
+    def of(cls, job: Import) -> ImportFacts:
+        """What there is to say of one."""
+        return cls(**{**vars(job), "source": printable(job.source), "refused": list(job.refused)})
+
+
+class Drawing(BaseModel):
+    """Where to look, in pixels of the image that it was drawn on."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    width: int = Field(ge=1, le=10**6)
+    height: int = Field(ge=1, le=10**6)
+    include: list[list[tuple[float, float]]] = Field(default=[], max_length=100)
+    exclude: list[list[tuple[float, float]]] = Field(default=[], max_length=100)
+
+
+class TeachFacts(BaseModel):
+    """How far a line is taught."""
+
+    line: str
+    counts: dict[Role, int]
+    grouping: str
+    grouped_by: str
+    groups: list[GroupFacts]
+    advice: list[str]
+    oddest: list[ImageFacts] = Field(description="least like the others, and not confirmed yet")
+    findings: list[FindingFacts]
+    checked: bool = Field(description="whether the doctor has looked at the images as they are now")
+    scale: float | None = Field(description="side of a pixel, millimetres")
+    region: Drawing | None
+    adding: ImportFacts | None = Field(description="the latest folder or archive that was added")
+    folder: str = Field(description="where the images lie on the server")
+
+
+class TeachChange(BaseModel):
+    """Settings to change; those that are left out stay."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    grouping: str | None = Field(default=None, max_length=200)
+    scale: float | Literal["unknown"] | None = Field(default=None)
+    region: Drawing | Literal["everywhere"] | None = None
+
+
+class RoleOrder(BaseModel):
+    """A role for images."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[Sha256] = Field(min_length=1, max_length=900)
+    role: Role
+
+
+class Confirmation(BaseModel):
+    """Odd images that a person calls good."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    images: list[Sha256] = Field(min_length=1, max_length=900)
+
+
+class Moved(BaseModel):
+    """Images whose role has changed."""
+
+    moved: list[str]
+
+
+class FolderOrder(BaseModel):
+    """A folder of the server's machine."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    path: str = Field(min_length=1, max_length=1000)
+    role: Role = "learn"
+
+
+class AdditionFacts(BaseModel):
+    """What became of an image that was sent."""
+
+    name: str
+    outcome: Literal["added", "known", "refused"]
+    id: str = Field(description="SHA-256 of its content; empty: refused")
+    role: Role | None
+    why: str
+
+
+class TrainingFacts(BaseModel):
+    """A training."""
+
+    number: int
+    state: Literal["starting", "running", "done", "failed", "stopped", "interrupted"]
+    error: str
+    choice: Choice
+    method: str
+    images: dict[str, int]
+    groups: int
+    grouped_by: str
+    who: str
+    at: str
+    words: str = Field(description="where it is, such as `step 2 of 6: learning what good parts look like`")
+    share: float = Field(description="of all of it that is done")
+    seconds: float = Field(description="so far")
+    left: float | None = Field(description="seconds that are left; null: not known")
+    losses: list[float] = Field(description="by epoch")
+    comparison: dict[str, float] = Field(description="share of forged flaws caught, by `model` and `baseline`")
+    model_sha256: str = Field(description="of its model, once that is among the line's; empty: not yet")
+    live: bool = Field(description="whether the line judges by it")
+
+
+class UseOrder(BaseModel):
+    """Why a model is to be used."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    reason: str = Field(default="trained in the studio", min_length=3, max_length=1000, description="for the audit")
+
+
+class SampleFacts(BaseModel):
+    """An image with its map."""
+
+    name: str
+    is_forged: bool
+    pictures: tuple[str, ...] = Field(description="data: addresses of the image and of its map")
+    words: str
+
+
+class TrainChoices(BaseModel):
+    """What may be trained now."""
+
+    installed: bool
+    to_install: str
+    methods: list[str]
+    about_seconds: dict[str, float] = Field(description="by choice, on two cores")
+    working: str | None = Field(description="the line that is being trained")
+    trainings: list[TrainingFacts]
+
+
+# Lines
+
+
+@studio_v1.post("/lines", status_code=201)
+def new_line(order: NewLine, service: InService, workspace: InStudio, caller: Engineer) -> dict[str, str]:
+    """Make a line, which is taught next."""
+    if order.line.casefold() in (name.casefold() for name in service.site.lines):
+        raise Problem(409, f"there is a line {order.line} already: give another name")
+    settings = LineSettings()
+    checked = service.site.settings.with_line(order.line, settings)
+    workspace.write_lines(dict(checked.lines))  # before the line is there: a line that is not taught harms nobody
+    service.site.add_line(order.line, settings, who=caller.name)
+    service.events.tell("line", {"line": order.line, "who": caller.name})
+    return {"line": order.line}
+
+
+# Teaching
+
+
+def _teaching(line: LineName, service: InService, workspace: InStudio) -> Teaching:
+    return workspace.teaching(service.line(line).name)
+
+
+InTeaching = Annotated[Teaching, Depends(_teaching)]
+
+
+def _image_facts(teaching: Teaching, image: TaughtImage, groups: dict[str, str], odd: dict[str, float]) -> ImageFacts:
+    return ImageFacts(
+        id=image.sha256,
+        name=printable(image.path.name),
+        role=image.role,
+        group=groups.get(image.sha256, ""),
+        look=image.look,
+        oddness=odd.get(image.sha256),
+        unreadable=teaching.unreadable.get(image.sha256, ""),
+    )
+
+
+@studio_v1.get("/lines/{line}/teach")
+def teach_facts(line: LineName, teaching: InTeaching, workspace: InStudio) -> TeachFacts:
+    """How far a line is taught, what stands out, and what that supports."""
+    images, groups = teaching.images(), teaching.groups()
+    settings, job, odd = teaching.settings, workspace.imports.get(line), teaching.oddness()
+    by_path = {image.path: image.sha256 for image in images.values()}
+    is_checked = teaching.is_checked
+    done = next((each for each in workspace.trainings.of(line) if each.state == "done"), None)
+    unlike = [] if done is None else done.least_like_others(MOST_ASKED)
+    oddest = [images[sha256] for sha256 in teaching.oddest(unlike) if sha256 in images]
+    return TeachFacts(
+        line=line,
+        counts={role: sum(image.role == role for image in images.values()) for role in ROLES},
+        grouping=settings.grouping,
+        grouped_by=groups.by,
+        groups=[
+            GroupFacts(
+                name=group.name,
+                counts=dict(group.counts),
+                remarks=[RemarkFacts(words=remark.words, images=list(remark.images)) for remark in group.remarks],
+            )
+            for group in teaching.group_table(groups)
+        ],
+        advice=teaching.advice(),
+        oddest=[_image_facts(teaching, image, dict(groups.of), odd) for image in oddest],
+        findings=[
+            FindingFacts(
+                severity=finding.severity,
+                what=without_controls(finding.what.replace(f"{teaching.folder}/", "")),
+                fix="" if finding.fix == "nothing" else without_controls(finding.fix),
+                images=[by_path[path] for path in finding.where if path in by_path][:100],
+            )
+            for finding in (teaching.findings() if is_checked else ())
+        ],
+        checked=is_checked,
+        scale=settings.scale,
+        region=None if (region := teaching.region) is None else Drawing.model_validate(region),
+        adding=None if job is None else ImportFacts.of(job),
+        folder=printable(teaching.folder),
+    )
+
+
+@studio_v1.patch("/lines/{line}/teach")
+def change_teaching(
+    line: LineName, change: TeachChange, teaching: InTeaching, service: InService, caller: Engineer
+) -> dict[str, JsonValue]:
+    """Change grouping, scale, or where to look."""
+    if change.grouping is not None:
+        teaching.change(grouping=change.grouping)
+    if change.scale is not None:
+        teaching.change(scale=None if change.scale == "unknown" else change.scale)
+    if change.region is not None:
+        teaching.draw(None if change.region == "everywhere" else change.region.model_dump(mode="json"))
+    facts = change.model_dump(mode="json", exclude_none=True)
+    service.site.store.note("teach", who=caller.name, line=line, facts=facts)
+    _tell(service, line)
+    return facts
+
+
+def _tell(service: Service, line: str) -> None:
+    service.events.tell("teach", {"line": line})
+
+
+_IMAGE = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
+    }
+}
+
+
+@studio_v1.post("/lines/{line}/teach/images", status_code=201, openapi_extra=_IMAGE)
+async def add_image(
+    line: LineName,
+    request: Request,
+    service: InService,
+    workspace: InStudio,
+    teaching: InTeaching,
+    caller: Engineer,
+    name: Annotated[str, Query(max_length=255, description="of the file")],
+    folder: Annotated[str, Query(max_length=1000, description="in which it was")] = "",
+    role: Role = "learn",
+    modified: Annotated[float | None, Query(gt=0, lt=2**40, description="seconds since 1970")] = None,
+) -> AdditionFacts:
+    """Add an image: the file itself is the body. A second one of the same content changes nothing."""
+    settings = service.settings
+
+    def added(body: bytes) -> AdditionFacts:
+        if not body:
+            raise Problem(400, "there is no image: send the file as the body")
+        if not workspace.has_room(len(body)):
+            raise Problem(503, "the disk is full: free some space")
+        with workspace.incoming() as path:
+            path.write_bytes(body)
+            addition = teaching.add(path, name=name, folder=folder, role=role, modified=modified)
+        if addition.outcome == "refused":
+            raise Problem(422, f"{without_controls(addition.name)}: {addition.why}")
+        return AdditionFacts(
+            name=addition.name, outcome=addition.outcome, id=addition.sha256, role=addition.role, why=""
+        )
+
+    async with received_body(
+        request, most=settings.max_bytes, seconds=settings.upload_seconds, budget=service.budget
+    ) as body:
+        facts = await service.taught(lambda: added(bytes(body)))
+    _tell(service, line)
+    return facts
+
+
+@studio_v1.post("/lines/{line}/teach/archives", status_code=202, openapi_extra=_IMAGE)
+async def add_archive(
+    line: LineName,
+    request: Request,
+    service: InService,
+    workspace: InStudio,
+    teaching: InTeaching,
+    caller: Engineer,
+    name: Annotated[str, Query(max_length=255, description="of the file")] = "archive.zip",
+    role: Role = "learn",
+) -> ImportFacts:
+    """Add the images of a zip archive, which is the body; folders in it become groups. It is worked on afterwards."""
+    path = workspace.folder / "incoming" / f"{id(request):x}.zip"
+    try:
+        await _stored(request, path, workspace)
+        job = await run_in_threadpool(
+            lambda: workspace.import_archive(
+                line, path, role=role, on_end=_noted(service, line, caller.name, workspace)
+            )
+        )
+    except FlawsmithError as error:
+        status = 409 if "wait until" in str(error) else 422
+        raise Problem(status, str(error)) from None
+    job.source = name
+    _tell(service, line)
+    return ImportFacts.of(job)
+
+
+async def _stored(request: Request, path: FilePath, workspace: Workspace) -> None:
+    """Write a request's body into a file, piece by piece.
+
+    Raises:
+        Problem: it is too large or too slow, ends early, or there is no room.
+    """
+    length, pieces = 0, request.stream()
+    try:
+        with path.open("wb") as file:
+            while True:
+                try:
+                    piece = await asyncio.wait_for(anext(pieces), _PIECE_SECONDS)
+                except StopAsyncIteration:
+                    break
+                length += len(piece)
+                if length > LARGEST_ARCHIVE:
+                    raise Problem(413, "the archive has more than 4 GB: send several", {"Connection": "close"})
+                if length % 2**24 < len(piece) and not workspace.has_room():
+                    raise Problem(503, "the disk is full: free some space", {"Connection": "close"})
+                await run_in_threadpool(file.write, piece)
+    except asyncio.TimeoutError:
+        path.unlink(missing_ok=True)
+        raise Problem(408, "the archive did not arrive in time", {"Connection": "close"}) from None
+    except ClientDisconnect:
+        path.unlink(missing_ok=True)
+        raise Problem(400, "the request ended early") from None
+    except BaseException:
+        path.unlink(missing_ok=True)
+        raise
+
+
+@studio_v1.post("/lines/{line}/teach/folders", status_code=202)
+def add_folder(
+    line: LineName, order: FolderOrder, service: InService, workspace: InStudio, teaching: InTeaching, caller: Engineer
+) -> ImportFacts:
+    """Copy the images of a folder of the server's machine. What happens to that folder later changes nothing."""
+    folder = FilePath(order.path).expanduser()
+    if not folder.is_absolute():
+        raise Problem(422, "give the whole path of a folder on the machine of the studio")
+    job = workspace.import_folder(line, folder, role=order.role, on_end=_noted(service, line, caller.name, workspace))
+    _tell(service, line)
+    return ImportFacts.of(job)
+
+
+def _noted(service: Service, line: str, who: str, workspace: Workspace) -> Callable[[], object]:
+    """Notes in the audit what came of an import."""
+
+    def note() -> None:
+        job = workspace.imports[line]
+        facts = {"from": printable(job.source), "added": job.added, "known": job.known, "refused": job.refused_count}
+        service.site.store.note("teach", who=who, line=line, facts=facts)
+        _tell(service, line)
+
+    return note
+
+
+@studio_v1.get("/lines/{line}/teach/images")
+def images(
+    line: LineName,
+    teaching: InTeaching,
+    role: Annotated[list[Role] | None, Query()] = None,
+    group: Annotated[str | None, Query(max_length=300)] = None,
+    sort: Literal["oddest", "name", "newest"] = "oddest",
+    cursor: Annotated[int, Query(ge=0, le=10**7, description="`next` of the page before")] = 0,
+    limit: Annotated[int, Query(ge=1, le=500)] = 100,
+) -> ImagePage:
+    """Images, least like the others first unless asked otherwise."""
+    groups, odd = dict(teaching.groups().of), teaching.oddness()
+    chosen = [
+        image
+        for image in list(teaching.images().values())
+        if (role is None or image.role in role) and (group is None or groups.get(image.sha256, "") == group)
+    ]
+    orders: dict[str, Callable[[TaughtImage], Any]] = {
+        "oddest": lambda image: (-odd.get(image.sha256, 0.0), image.path.name),
+        "name": lambda image: (image.folder, image.path.name),
+        "newest": lambda image: (-image.modified, image.path.name),
+    }
+    chosen.sort(key=orders[sort])
+    shown = chosen[cursor : cursor + limit]
+    return ImagePage(
+        items=[_image_facts(teaching, image, groups, odd) for image in shown],
+        next=cursor + limit if cursor + limit < len(chosen) else None,
+        total=len(chosen),
+    )
+
+
+@studio_v1.get("/lines/{line}/teach/images/{image}", response_class=Response)
+def taught_image(line: LineName, image: ImageName, teaching: InTeaching) -> Response:
+    """An image as it was given."""
+    try:
+        taught = teaching.image(image)
+        content = taught.path.read_bytes()
+    except (FlawsmithError, OSError):
+        raise Problem(404, "there is no such image") from None
+    kind = mimetypes.guess_type(f"x{taught.path.suffix.lower()}")[0] or "application/octet-stream"
+    kind = kind if kind.startswith("image/") and kind != "image/svg+xml" else "application/octet-stream"
+    return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=86400"})
+
+
+@studio_v1.get("/lines/{line}/teach/images/{image}/thumbnail", response_class=Response)
+def taught_thumbnail(line: LineName, image: ImageName, teaching: InTeaching) -> Response:
+    """A small JPEG of an image."""
+    try:
+        content = teaching.thumbnail(image)
+    except FlawsmithError:
+        raise Problem(404, "there is no such image, or it cannot be read") from None
+    headers = {"Cache-Control": "private, max-age=31536000, immutable"}  # the address names the content
+    return Response(content, media_type="image/jpeg", headers=headers)
+
+
+@studio_v1.post("/lines/{line}/teach/roles")
+def assign_roles(line: LineName, order: RoleOrder, service: InService, teaching: InTeaching, caller: Engineer) -> Moved:
+    """Give images another role. None is ever deleted: those that are not good stay aside, and can come back."""
+    moved = teaching.assign(order.images, order.role)
+    if moved:
+        facts = {"role": order.role, "images": moved}
+        service.site.store.note("teach", who=caller.name, line=line, facts=facts)
+        _tell(service, line)
+    return Moved(moved=moved)
+
+
+@studio_v1.post("/lines/{line}/teach/confirmed")
+def confirm(
+    line: LineName, order: Confirmation, service: InService, teaching: InTeaching, caller: Engineer
+) -> Confirmation:
+    """Say that odd images are good, so that nobody is asked of them again."""
+    confirmed = dict.fromkeys([*teaching.settings.confirmed, *order.images])
+    teaching.change(confirmed=list(confirmed))
+    service.site.store.note("teach", who=caller.name, line=line, facts={"good": order.images})
+    _tell(service, line)
+    return order
+
+
+# Training
+
+
+@studio_v1.get("/lines/{line}/trainings")
+def trainings(line: LineName, service: InService, workspace: InStudio) -> TrainChoices:
+    """What may be trained, what is being trained, and what was; the latest first."""
+    teaching = workspace.teaching(service.line(line).name)
+    good = sum(image.role in ("learn", "calibrate") for image in list(teaching.images().values()))
+    working = workspace.trainings.working()
+    return TrainChoices(
+        installed=is_installed(),
+        to_install=TO_INSTALL,
+        methods=METHODS,
+        about_seconds={
+            "quick": Order(choice="quick").about_seconds(good),
+            "accurate": Order(choice="accurate").about_seconds(good),
+            **{name: Order(choice="method", method=name).about_seconds(good) for name in METHODS},
+        },
+        working=None if working is None else working.asked.line,
+        trainings=[_training_facts(training, service) for training in workspace.trainings.of(line)[:50]],
+    )
+
+
+def _training_facts(training: Training, service: Service) -> TrainingFacts:
+    line = service.site.lines.get(training.asked.line)
+    model, sha256 = None if line is None else line.model, training.asked.model_sha256
+    live = model is not None and bool(sha256) and model.sha256 == sha256
+    return TrainingFacts(**facts_of(training), live=live)
+
+
+def _training(line: LineName, number: TrainingNumber, service: InService, workspace: InStudio) -> Training:
+    training = workspace.trainings.get(service.line(line).name, number)
+    if training is None:
+        raise Problem(404, f"line {line} has no training {number}")
+    return training
+
+
+InTraining = Annotated[Training, Depends(_training)]
+
+
+@studio_v1.post("/lines/{line}/trainings", status_code=201)
+def train(line: LineName, order: Order, service: InService, workspace: InStudio, caller: Engineer) -> TrainingFacts:
+    """Begin a training on the images as they are now, in a process of its own that outlives browser and service."""
+    teaching = workspace.teaching(service.line(line).name)
+    training = workspace.trainings.start(line, teaching, order, who=caller.name)
+    facts = {"number": training.asked.number, "order": order.model_dump(mode="json"), "images": training.asked.images}
+    service.site.store.note("training", who=caller.name, line=line, facts=facts)
+    service.events.tell("training", {"line": line, "number": training.asked.number})
+    return _training_facts(training, service)
+
+
+@studio_v1.get("/lines/{line}/trainings/{number}")
+def training_facts(training: InTraining, service: InService) -> TrainingFacts:
+    """A training."""
+    return _training_facts(training, service)
+
+
+@studio_v1.post("/lines/{line}/trainings/{number}/stop")
+def stop_training(
+    line: LineName, number: TrainingNumber, service: InService, workspace: InStudio, caller: Engineer
+) -> TrainingFacts:
+    """Ask a training to end; it can be continued. Asked again half a minute later, it is killed."""
+    _training(line, number, service, workspace)
+    training = workspace.trainings.stop(line, number)
+    service.site.store.note("training", who=caller.name, line=line, facts={"number": number, "stopped": True})
+    return _training_facts(training, service)
+
+
+@studio_v1.post("/lines/{line}/trainings/{number}/resume")
+def resume_training(
+    line: LineName, number: TrainingNumber, service: InService, workspace: InStudio, caller: Engineer
+) -> TrainingFacts:
+    """Continue a training that was stopped or killed; it ends as it would have."""
+    _training(line, number, service, workspace)
+    training = workspace.trainings.resume(line, number)
+    service.site.store.note("training", who=caller.name, line=line, facts={"number": number, "continued": True})
+    service.events.tell("training", {"line": line, "number": number})
+    return _training_facts(training, service)
+
+
+@studio_v1.post("/lines/{line}/trainings/{number}/use")
+def use_training(
+    line: LineName, order: UseOrder, training: InTraining, service: InService, caller: Engineer
+) -> TrainingFacts:
+    """Let the line judge by its model from now on."""
+    if training.state != "done":
+        raise Problem(409, "this training has no model yet")
+    place = service.line(line)
+    sha256 = service.take_model(training)
+    if place.model is None or place.model.sha256 != sha256:
+        place.activate(sha256, who=caller.name, reason=order.reason)
+    return _training_facts(training, service)
+
+
+@studio_v1.get("/lines/{line}/trainings/{number}/samples")
+def training_samples(training: InTraining) -> list[SampleFacts]:
+    """Forged flaws and good images with their maps, as its report shows them."""
+    return [SampleFacts(**vars(sample)) for sample in training.samples()]
+
+
+@studio_v1.get("/lines/{line}/trainings/{number}/log", response_class=Response)
+def training_log(training: InTraining) -> Response:
+    """The end of what it says."""
+    return Response(training.log(), media_type="text/plain; charset=utf-8")
+
+
+@studio_v1.get("/lines/{line}/trainings/{number}/report", response_class=Response)
+def training_report(training: InTraining) -> Response:
+    """Its report, once it is done."""
+    try:
+        content = training.report.read_bytes()
+    except OSError:
+        raise Problem(404, "there is no report yet") from None
+    return Response(content, media_type="text/html; charset=utf-8", headers={"Content-Security-Policy": _REPORT_POLICY})

@@ -1,0 +1,134 @@
+"""A line from an empty folder to its first verdicts, in a browser; and what the pages of teaching do besides."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.browser.conftest import BROWSER, picture
+from tests.contract.test_patchcore import TINY
+from tests.serving.test_teach import RunningStudio
+
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
+TRAINED = 120_000
+Visit = Callable[..., Any]
+
+
+@pytest.fixture
+def studio(tmp_path: Path) -> Iterator[RunningStudio]:
+    running = RunningStudio(tmp_path / "studio")
+    yield running
+    running.stop()
+
+
+def files(folder: Path, number: int, *, first: int = 0) -> list[str]:
+    folder.mkdir(exist_ok=True)
+    for note in range(first, first + number):
+        (folder / f"{note:03d}.png").write_bytes(picture(90 + note % 7, note=note, size=(96, 64)))
+    return sorted(str(path) for path in folder.iterdir())
+
+
+def choose(page: Any, button: str, paths: list[str]) -> None:
+    with page.expect_file_chooser() as chooser:
+        page.get_by_test_id(button).click()
+    chooser.value.set_files(paths)
+
+
+def small(route: Any) -> None:
+    """Lets what a page trains be trained in seconds."""
+    if route.request.method != "POST":
+        route.continue_()
+        return
+    order = {**json.loads(route.request.post_data), "settings": TINY}
+    route.continue_(post_data=json.dumps(order))
+
+
+def test_from_an_empty_folder_to_a_running_line_with_a_limit(
+    visit: Visit, studio: RunningStudio, tmp_path: Path
+) -> None:
+    page = visit("", running=studio)
+    page.route("**/trainings", small)
+
+    page.get_by_test_id("lines.name").fill("cap 1")
+    page.get_by_test_id("lines.new").click()
+    page.get_by_text("Drop images of good parts.").wait_for()
+    choose(page, "teach.files", files(tmp_path / "good", 14))
+    page.get_by_test_id("teach.advice").get_by_text("You have 14 good images").wait_for()
+    page.get_by_label("003.png is not good").last.click()
+    page.get_by_test_id("teach.advice").get_by_text("You have 13 good images").wait_for()
+    page.get_by_test_id("teach.next").click()
+    page.get_by_text("Quick check").click()
+    page.get_by_test_id("train.start").click()
+    page.get_by_test_id("train.progress").wait_for()
+    page.get_by_test_id("train.next").get_by_text("Set the limit").wait_for(timeout=TRAINED)
+    samples = page.get_by_test_id("train.samples").get_by_role("listitem").count()
+    page.get_by_test_id("train.next").click()
+    page.get_by_test_id("limit.sentence").wait_for()
+    judged = studio.judge(picture(95, note=500, size=(96, 64)), line="cap-1")
+    page.get_by_test_id("nav.run").click()
+    page.get_by_test_id("run.verdict").get_by_text(judged.json["verdict"]).first.wait_for()
+
+    assert judged.status == 201
+    assert samples >= 4
+    assert studio.call("GET", "/v1/lines/cap-1/limit").json["good_images"] > 0
+    assert (tmp_path / "studio/lines/cap-1/aside/not-good/003.png").is_file()
+
+
+def test_two_people_see_what_the_other_does(visit: Visit, studio: RunningStudio, tmp_path: Path) -> None:
+    studio.teach(6)
+    one, other = (visit("lines/bolt/teach", running=studio) for _ in range(2))
+    other.get_by_test_id("teach.advice").get_by_text("You have 6 good images").wait_for()
+
+    choose(one, "teach.files", files(tmp_path / "more", 2, first=50))
+    other.get_by_test_id("teach.advice").get_by_text("You have 8 good images").wait_for()
+    other.get_by_label("050.png is not good").last.click()
+
+    one.get_by_test_id("teach.advice").get_by_text("You have 7 good images").wait_for()
+    other.get_by_text("Undo").click()
+    one.get_by_test_id("teach.advice").get_by_text("You have 8 good images").wait_for()
+
+
+def test_a_region_is_drawn_with_keys_and_with_the_mouse(visit: Visit, studio: RunningStudio) -> None:
+    studio.teach(5)
+    page = visit("lines/bolt/teach", running=studio)
+    page.get_by_test_id("teach.roi").click()
+    canvas = page.get_by_test_id("teach.canvas")
+    canvas.wait_for()
+    page.wait_for_function("document.activeElement.tagName === 'CANVAS'")
+
+    for keys in ("Enter", "Shift+ArrowRight", "Enter", "Shift+ArrowDown", "Enter", "c"):
+        page.keyboard.press(keys)
+    page.get_by_test_id("teach.exclude").click()
+    box = canvas.bounding_box()
+    for x, y in ((2, 2), (30, 2), (30, 20), (2, 2)):
+        page.mouse.click(box["x"] + x, box["y"] + y)
+    page.get_by_test_id("teach.keep").click()
+    page.get_by_text("1 shape to look at, 1 left out").wait_for()
+
+    region = studio.call("GET", "/v1/lines/bolt/teach").json["region"]
+    assert (region["width"], region["height"]) == (96, 64)
+    assert region["include"] == [[[48, 32], [68, 32], [68, 52]]]
+    assert len(region["exclude"][0]) == 3
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_teach_and_train_can_be_used_by_all(visit: Visit, studio: RunningStudio, scheme: str) -> None:
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
+    studio.teach(12)
+    studio.add(picture(200, size=(96, 64)), "bright.png")
+    page = visit("lines/bolt/teach", running=studio, color_scheme=scheme, viewport={"width": 820, "height": 720})
+    page.get_by_test_id("teach.oddest").wait_for()
+    findings, widths = [], []
+    for name, filled in (("teach", "teach.grid"), ("train", "train.choice")):
+        page.goto(page.url.replace("/teach", f"/{name}"))
+        page.get_by_test_id(filled).wait_for()
+        widths.append(page.evaluate("document.documentElement.scrollWidth"))
+        for item in axe.Axe().run(page, options={"resultTypes": ["violations"]}).response["violations"]:
+            if item["impact"] in ("serious", "critical"):
+                findings += [(name, item["id"], node["html"][:200]) for node in item["nodes"]]
+
+    assert findings == []
+    assert max(widths) <= 820
