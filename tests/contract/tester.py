@@ -15,6 +15,7 @@ limits and model file on the packaged one (``trained``).
 from __future__ import annotations
 
 import builtins
+import copy
 import dataclasses
 import functools
 import json
@@ -292,7 +293,7 @@ class MethodTester:
 
     def test_nothing_leaves_the_device_of_the_model(self, build: Callable[..., AnomalyModel]) -> None:
         """On torch's device without contents: whatever copies to the CPU, or looks at a value, fails there."""
-        model = initialise(build()).to("meta")
+        model = copy.deepcopy(initialise(build())).to("meta")  # the backbone is shared by other tests
         images = torch.zeros(2, 3, *model.config.image_size, device="meta")
 
         with torch.inference_mode():
@@ -310,7 +311,7 @@ class MethodTester:
 
         with torch.inference_mode():
             expected = model(images)
-            output = model.to(device)(images.to(device))
+            output = copy.deepcopy(model).to(device)(images.to(device))
 
         assert output.map.device.type == output.score.device.type == torch.device(device).type
         torch.testing.assert_close(output.map.cpu(), expected.map, atol=1e-3, rtol=1e-3)

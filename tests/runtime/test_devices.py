@@ -92,6 +92,18 @@ def test_fall_back_to_the_cpu_is_refused(
         Inspector.load(bundle, device="cuda")
 
 
+def test_device_whose_libraries_are_missing_is_named(
+    bundle: Bundle, with_cuda: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise RuntimeError("libcudart.so.13: cannot open shared object file")
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
+
+    with pytest.raises(FlawsmithError, match=r"--device cuda: .*libcudart.*onnxruntime-gpu is missing or does not fit"):
+        Inspector.load(bundle, device="cuda")
+
+
 def test_cuda_computes_float32_as_such_within_the_memory_that_is_allowed(
     bundle: Bundle, with_cuda: dict[str, Any]
 ) -> None:

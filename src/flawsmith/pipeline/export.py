@@ -142,7 +142,7 @@ class ExportResult:
 
     def as_table(self) -> str:
         """The model before and after, side by side."""
-        rows = [
+        rows: list[tuple[str, ...]] = [
             ("", "before", self.target),
             ("limit on the score", f"{self.before.limit:.6g}", f"{self.after.limit:.6g}"),
             ("limit on the map", f"{self.before.map_limit:.6g}", f"{self.after.map_limit:.6g}"),
@@ -210,7 +210,8 @@ def export_bundle(
     graph = _graph(bundle, precision, files)
     update = {"engine": engine, "precision": precision, "variants": ()}
     variant = dataclasses.replace(bundle, model=graph, spec=bundle.spec.model_copy(update=update), graphs={})
-    separation, flaws = None, []
+    separation: Separation | None = None
+    flaws: list[ImageArray] = []
     if changed and dataset is not None:
         variant, separation, flaws = _with_own_limits(bundle, variant, dataset, on_step)
         if separation.loss > max_loss:

@@ -75,6 +75,7 @@ def to_int8(model: bytes, inputs: Sequence[NDArray[np.float32]]) -> bytes:
             ignored_scope=nncf.IgnoredScope(names=_behind_features(graph)),
             advanced_parameters=nncf.AdvancedQuantizationParameters(
                 overflow_fix=nncf.OverflowFix.ENABLE,
+                disable_bias_correction=_has_computed_bias(graph),
                 activations_quantization_params=QuantizationParameters(per_channel=False),
             ),
         )
@@ -93,6 +94,15 @@ def write_openvino(model: bytes, folder: Path) -> None:
         raise FlawsmithError("OpenVINO is not installed; pip install 'flawsmith[openvino]'") from None
     graph = openvino.convert_model(io.BytesIO(model))
     openvino.save_model(graph, folder / "model.xml", compress_to_fp16=False)
+
+
+def _has_computed_bias(graph: Any) -> bool:
+    """Whether a bias comes from a node, as in SLSG's graph module: NNCF 3.4 looks for all of them among the weights."""
+    stored = {tensor.name for tensor in graph.graph.initializer}
+    return any(
+        node.op_type in ("Conv", "ConvTranspose", "Gemm") and not stored.issuperset(filter(None, node.input[2:]))
+        for node in graph.graph.node
+    )
 
 
 def _behind_features(graph: Any) -> list[str]:

@@ -95,6 +95,15 @@ def record_assignment(options: onnxruntime.SessionOptions) -> None:
         options.add_session_config_entry(_RECORD, "1")
 
 
+def unusable(device: DeviceName, reason: str) -> FlawsmithError:
+    """What is to be said where a device that is installed does not compute."""
+    package = DEVICES[device].package
+    return FlawsmithError(
+        f"--device {device}: {reason}: the driver or a library of {package} is missing or does not fit; install them, "
+        "or leave --device out"
+    )
+
+
 def refuse_fallback(session: onnxruntime.InferenceSession, device: DeviceName) -> None:
     """Hold a session against the device that was asked for: ONNX Runtime goes on with the CPU without a word.
 
@@ -103,12 +112,9 @@ def refuse_fallback(session: onnxruntime.InferenceSession, device: DeviceName) -
     """
     if device == "cpu":
         return
-    provider, package, _ = DEVICES[device]
+    provider = DEVICES[device].provider
     taken = provider in session.get_providers()
     if taken and hasattr(session, "get_provider_graph_assignment_info"):
         taken = any(part.ep_name == provider for part in session.get_provider_graph_assignment_info())
     if not taken:
-        raise FlawsmithError(
-            f"--device {device}: ONNX Runtime has fallen back to the CPU: the driver or a library of {package} is "
-            "missing or does not fit; install them, or leave --device out"
-        )
+        raise unusable(device, "ONNX Runtime has fallen back to the CPU")

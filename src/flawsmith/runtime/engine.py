@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
@@ -21,7 +21,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from flawsmith.runtime.bundle import EngineName, Precision
-from flawsmith.runtime.devices import DeviceName, providers_of, record_assignment, refuse_fallback
+from flawsmith.runtime.devices import DeviceName, providers_of, record_assignment, refuse_fallback, unusable
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.onnxfile import FOLDED_BYTES, check_graph
 
@@ -171,7 +171,7 @@ class OnnxRuntimeEngine:
             options.enable_mem_pattern = False  # its provider asks for that
         if device != "cpu":
             record_assignment(options)
-        self._session = _session(model, options, providers_of(device, MEMORY_BYTES if bounded else None))
+        self._session = _session(model, options, device, MEMORY_BYTES if bounded else None)
         refuse_fallback(self._session, device)
         self.inputs = tuple(_port(port.name, port.type, port.shape) for port in self._session.get_inputs())
         self.outputs = tuple(_port(port.name, port.type, port.shape) for port in self._session.get_outputs())
@@ -482,13 +482,20 @@ def _session_options(model: bytes) -> onnxruntime.SessionOptions:
 
 
 def _session(
-    model: bytes, options: onnxruntime.SessionOptions, providers: Sequence[Any] = ("CPUExecutionProvider",)
+    model: bytes,
+    options: onnxruntime.SessionOptions,
+    device: DeviceName = "cpu",
+    memory_bytes: int | None = None,
 ) -> onnxruntime.InferenceSession:
     try:
         # Without its way of trying again, which prints a banner on stdout.
-        return onnxruntime.InferenceSession(model, options, providers=list(providers), enable_fallback=0)
+        return onnxruntime.InferenceSession(
+            model, options, providers=providers_of(device, memory_bytes), enable_fallback=0
+        )
     except Exception as error:
         # Its exceptions share no public base but Exception.
+        if device != "cpu":
+            raise unusable(device, f"ONNX Runtime cannot use it ({_line(error)})") from None
         raise FlawsmithError(f"ONNX Runtime cannot load the model ({_line(error)}); export it anew") from None
 
 
