@@ -26,7 +26,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import onnxruntime
@@ -47,7 +47,7 @@ from flawsmith.pipeline import steps
 from flawsmith.pipeline.export import TARGETS, Target, export_bundle
 from flawsmith.pipeline.parity import allowed_in_float32, room_for
 from flawsmith.pipeline.restore import restore
-from flawsmith.runtime.bundle import Bundle
+from flawsmith.runtime.bundle import Bundle, EngineName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import find_images
 from flawsmith.runtime.formats import read_image
@@ -548,11 +548,21 @@ class MethodTester:
     def test_int8_gives_the_promised_verdicts_with_either_engine(
         self, trained_small: Trained, parts: Path, tmp_path: Path
     ) -> None:
-        """On an untrained backbone: that it separates nothing worth keeping is allowed, another verdict is not."""
+        """On an untrained backbone, which separates nothing worth keeping; another verdict is no more allowed there."""
         file = tmp_path / "model.flaw"
         trained_small(self.name).bundle.save(file)
 
-        assert_promises_of_forms(file, parts, ("onnx-int8", "openvino-int8"), max_loss=0.99)
+        assert_promises_of_forms(file, parts, ("onnx-int8",), max_loss=0.99)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that OpenVINO has no limits of its own here: it takes those of this graph
+            first, second = (Inspector.load(file, engine=engine, precision="int8") for engine in get_args(EngineName))
+        allowed = {name: first.spec.parity[name] for name in ("score_allowed", "map_allowed", "size")}
+        for image in sorted((parts / "test").rglob("*.png")):
+            here, there = first.inspect(image), second.inspect(image)
+            score, _ = room_for(allowed, here.score, here.map)
+            assert abs(here.score - there.score) <= score, image
+            assert here.verdict == there.verdict or abs(here.score - here.decision.limit) <= score, image
 
     @pytest.mark.exhaustive
     def test_every_form_gives_the_promised_verdicts(self, trained: Trained, parts: Path, tmp_path: Path) -> None:

@@ -404,7 +404,7 @@ class Inspector:
         """
         bundle = source if isinstance(source, Bundle) else Bundle.load(source)
         spec = bundle.spec
-        place = spec.device if device is None else choose_device(device)
+        place = choose_device(device or spec.device)
         name = engine or ("onnxruntime" if place != "cpu" else spec.engine)
         if name not in get_args(EngineName):
             raise FlawsmithError(f"unknown engine {name!r}; known are {' and '.join(get_args(EngineName))}")
