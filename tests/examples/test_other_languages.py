@@ -50,6 +50,8 @@ def folders(
             geometry=geometry, decision=decision, parity={"score_allowed": 1e-5, "map_allowed": 1e-5}
         )
         made[name] = export_bundle(bundle, "onnx", images=parts, out=base / name.replace(", ", "-")).path
+    export_of = functools.partial(export_bundle, trained_small("pbas").bundle, images=parts)
+    made["trained, int8"] = export_of("onnx-int8", out=base / "int8", max_loss=0.99).path
     made["trained"] = export_bundle(trained_small("pbas").bundle, "onnx", images=parts, out=base / "trained").path
     return made
 
@@ -90,7 +92,7 @@ def run(program: Path, *arguments: str | Path) -> subprocess.CompletedProcess[st
     return subprocess.run([program, *map(str, arguments)], capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("name", [*GEOMETRIES, "trained"])
+@pytest.mark.parametrize("name", [*GEOMETRIES, "trained", "trained, int8"])
 def test_cpp_reproduces_the_test_vectors(program: Path, folders: dict[str, Path], name: str) -> None:
     result = run(program, folders[name], "--check")
 
@@ -251,7 +253,7 @@ def browse(runtime: Path, tmp_path: Path) -> Iterator[Callable[[Path, Path], str
     server.server_close()
 
 
-@pytest.mark.parametrize("name", ["crop, bicubic", "letterbox, lanczos", "trained"])
+@pytest.mark.parametrize("name", ["crop, bicubic", "letterbox, lanczos", "trained", "trained, int8"])
 def test_page_reproduces_the_test_vectors_and_judges_a_chosen_file(
     browse: Callable[[Path, Path], str], folders: dict[str, Path], name: str
 ) -> None:

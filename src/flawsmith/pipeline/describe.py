@@ -18,7 +18,7 @@ from flawsmith.data.layouts.base import count
 from flawsmith.data.samples import Dataset
 from flawsmith.metrics.what_if import LimitStep, aligned, limit_steps, promise_of, telling
 from flawsmith.pipeline.held_out import in_words, odd_scores
-from flawsmith.pipeline.parity import allowed_in_float32, allowed_in_other_precision, room_for, vector_images
+from flawsmith.pipeline.parity import GATE_SHARE, allowed_in_float32, room_for, spread, vector_images
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.contact_sheet import contact_sheet
 from flawsmith.runtime.bundle import Bundle, BundleSpec, Variant, preset_in_words
@@ -406,7 +406,7 @@ def compare_devices(bundle: Bundle, device: DeviceName, path: Path) -> Finding:
         be set anew; an error where they differ by more than a quarter of what good images do, or the device fails.
     """
     images = vector_images(bundle)
-    spread = allowed_in_other_precision(bundle.calibration.get("good", ()))
+    most = GATE_SHARE * spread(bundle.calibration.get("good", ()))
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -428,7 +428,7 @@ def compare_devices(bundle: Bundle, device: DeviceName, path: Path) -> Finding:
     )
     if score <= score_room and level <= map_room:
         return Finding("note", "device-agrees", message, (path,), "nothing")
-    if max(score, level) <= spread * score_room / allowed["score_allowed"]:
+    if max(score, level) <= most * score_room / allowed["score_allowed"]:
         fix = f"flawsmith calibrate {path} GOOD --device {device}"
         return Finding("warning", "device-differs", message, (path,), f"set its limits: {fix}")
     return Finding(

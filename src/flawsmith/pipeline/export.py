@@ -330,14 +330,12 @@ def _inspector(bundle: Bundle) -> Inspector:
         return Inspector.load(bundle, threads=1)  # two of them take turns, and would wait for each other's threads
 
 
-def _with_tolerance(
-    decision: Decision, parity: Mapping[str, float], spread: float
-) -> tuple[Decision, dict[str, float]]:
+def _with_tolerance(decision: Decision, parity: Mapping[str, float], room: float) -> tuple[Decision, dict[str, float]]:
     """Limits with room for what other machines may differ by in another precision, and that room.
 
     `limits_of` has allowed for what float32 may differ by.
     """
-    allowed = {name: value if name == "size" else max(value, spread) for name, value in parity.items()}
+    allowed = {name: value if name == "size" else max(value, room) for name, value in parity.items()}
     more_score, more_map = (allowed[name] - parity[name] for name in ("score_allowed", "map_allowed"))
     deciding = more_map if decision.by_regions else more_score
     review = None if decision.review_limit is None else decision.review_limit + deciding
