@@ -70,6 +70,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         if draws(item):
             item.add_marker("draws")
     items.sort(key=lambda item: not item.nodeid.startswith(LONG))
+    if "exhaustive" not in config.getoption("markexpr"):
+        exhaustive = [item for item in items if item.get_closest_marker("exhaustive")]
+        config.hook.pytest_deselected(items=exhaustive)
+        items[:] = [item for item in items if item not in exhaustive]
     config.stash[LEFT_OUT] = 0
     if "CI" in os.environ or real_data_folder().is_dir():
         return

@@ -76,11 +76,12 @@ def test_completion_offers_public_names_alone() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", ["train", "evaluate", "predict", "calibrate", "doctor", "synthesize", "benchmark", "weak_flaw_sets"]
+    "command",
+    ["train", "evaluate", "predict", "calibrate", "export", "doctor", "synthesize", "benchmark", "weak_flaw_sets"],
 )
 def test_python_does_what_a_command_does(command: str) -> None:
     """Options are parameters of the same name, but for what concerns a terminal or is shown here as an exception."""
-    function = getattr(flawsmith, {"benchmark": "run_benchmark"}.get(command, command))
+    function = getattr(flawsmith, {"benchmark": "run_benchmark", "export": "export_bundle"}.get(command, command))
     taken = set(inspect.signature(function).parameters)
     if command == "train":
         taken |= set(TrainSettings.model_fields)
@@ -100,6 +101,7 @@ ELSEWHERE = {
     "evaluate": {"set_"},
     "predict": set(),
     "calibrate": set(),
+    "export": set(),
     "doctor": set(),
     "synthesize": {"test_set", "weakness", "per_image", "base"},
     "weak_flaw_sets": {"test_set", "size", "pictures"},

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flawsmith.pipeline.calibrate import CalibrationResult, calibrate
     from flawsmith.pipeline.describe import doctor
     from flawsmith.pipeline.evaluate import evaluate
+    from flawsmith.pipeline.export import ExportResult, export_bundle
     from flawsmith.pipeline.predict import Prediction, predict
     from flawsmith.pipeline.synthesize import SynthesisSettings, synthesize
     from flawsmith.pipeline.train import TrainResult, train
@@ -48,6 +49,7 @@ _PLACES = {
     "CalibrationResult": "flawsmith.pipeline.calibrate",
     "Decision": "flawsmith.runtime.decision",
     "Evaluation": "flawsmith.metrics.results",
+    "ExportResult": "flawsmith.pipeline.export",
     "Findings": "flawsmith.data.findings",
     "FlawsmithError": "flawsmith.runtime.errors",
     "Geometry": "flawsmith.runtime.geometry",
@@ -65,6 +67,7 @@ _PLACES = {
     "calibrate": "flawsmith.pipeline.calibrate",
     "doctor": "flawsmith.pipeline.describe",
     "evaluate": "flawsmith.pipeline.evaluate",
+    "export_bundle": "flawsmith.pipeline.export",
     "predict": "flawsmith.pipeline.predict",
     "reproduce": "flawsmith.benchmark.reproduce",
     "run_benchmark": "flawsmith.benchmark.run",
@@ -73,10 +76,10 @@ _PLACES = {
     "weak_flaw_sets": "flawsmith.pipeline.weak_flaws",
 }
 __all__ = [
-    "BenchmarkResult", "Bundle", "CalibrationResult", "Decision", "Evaluation", "Findings", "FlawsmithError",
-    "Geometry", "Inspection", "Inspector", "Plan", "Prediction", "Region", "RegionOfInterest", "SynthesisSettings",
-    "TrainResult", "Unreadable", "Verdict", "Zone", "calibrate", "doctor", "evaluate", "predict", "reproduce",
-    "run_benchmark", "synthesize", "train", "weak_flaw_sets",
+    "BenchmarkResult", "Bundle", "CalibrationResult", "Decision", "Evaluation", "ExportResult", "Findings",
+    "FlawsmithError", "Geometry", "Inspection", "Inspector", "Plan", "Prediction", "Region", "RegionOfInterest",
+    "SynthesisSettings", "TrainResult", "Unreadable", "Verdict", "Zone", "calibrate", "doctor", "evaluate",
+    "export_bundle", "predict", "reproduce", "run_benchmark", "synthesize", "train", "weak_flaw_sets",
 ]  # fmt: skip
 
 _TIERS = {

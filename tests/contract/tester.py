@@ -15,15 +15,19 @@ limits and model file on the packaged one (``trained``).
 from __future__ import annotations
 
 import builtins
+import contextlib
+import copy
 import dataclasses
 import functools
 import json
 import multiprocessing
+import os
 import shutil
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import numpy as np
 import onnxruntime
@@ -33,6 +37,7 @@ import yaml
 
 from flawsmith.data.layouts import load
 from flawsmith.data.seeding import derived_seed
+from flawsmith.data.splits import content_hashes
 from flawsmith.export import Tolerance, check_parity
 from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache
@@ -40,14 +45,16 @@ from flawsmith.features.extract import TorchExtractor
 from flawsmith.models.base import AnomalyModel, SinglePass
 from flawsmith.models.registry import register
 from flawsmith.pipeline import steps
+from flawsmith.pipeline.export import TARGETS, Target, export_bundle
+from flawsmith.pipeline.parity import allowed_in_float32, room_for
 from flawsmith.pipeline.restore import restore
-from flawsmith.runtime.bundle import Bundle
+from flawsmith.runtime.bundle import Bundle, EngineName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import find_images
 from flawsmith.runtime.formats import read_image
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
-from flawsmith.runtime.inspector import Inspector
+from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
 from flawsmith.training.data import TrainingSet
 from flawsmith.training.run import RunFolder
 from flawsmith.training.trainer import LoopOptions, MetricsFile
@@ -121,6 +128,48 @@ def metrics_of(folder: Path) -> str:
     """What training recorded, nothing for a method without a loop."""
     file = folder / "metrics.jsonl"
     return file.read_text() if file.exists() else ""
+
+
+def assert_same_verdicts(
+    bundle: Bundle, first: Sequence[Inspection | Unreadable], second: Sequence[Inspection | Unreadable]
+) -> None:
+    """Two engines differ by no more than the model file allows, and say the same where that cannot matter."""
+    allowed = allowed_in_float32(bundle)
+    for here, there in zip(first, second, strict=True):
+        assert isinstance(here, Inspection)
+        assert isinstance(there, Inspection)
+        score, level = room_for(allowed, here.score, here.map)
+        assert abs(here.score - there.score) <= score, here.image
+        assert np.abs(here.map - there.map).max() <= level, here.image
+        if abs(here.score - bundle.spec.decision.limit) > score:
+            assert here.verdict == there.verdict, here.image
+
+
+def assert_promises_of_forms(file: Path, parts: Path, forms: Sequence[Target], *, max_loss: float) -> None:
+    """Each form rejects no more of the good images behind its limit than that says; engines agree on all images."""
+    for form in forms:
+        export_bundle(file, form, into=True, images=parts, max_loss=max_loss)
+    bundle = Bundle.load(file)
+    held_out = {row.tobytes().hex() for row in bundle.calibration["held_out_sha256"]}
+    images = sorted(parts.rglob("*.png"))
+    behind = [image for image, digest in zip(images, content_hashes(images), strict=True) if digest in held_out]
+    seen: dict[str, list[float]] = {}
+    for form in forms:
+        engine, precision = TARGETS[form]
+        inspector = Inspector.load(bundle, engine=engine, precision=precision)
+        assert inspector.calibrated
+        decision = inspector.spec.decision
+        rank = round(decision.stated_false_reject_rate * (decision.n_good + 1))
+        assert decision.n_good == len(behind)
+        assert sum(inspector.inspect(image).verdict == "reject" for image in behind) < rank
+        scores = seen.setdefault(precision, [inspector.inspect(image).score for image in images])
+        allowed = inspector.spec.parity["score_allowed"]
+        for image, score in zip(images, scores, strict=True):
+            inspection = inspector.inspect(image)
+            assert abs(inspection.score - score) <= max(1.0, abs(score) / inspector.spec.parity["size"]) * allowed, (
+                image
+            )
+            assert inspection.verdict == decision.verdict_of(inspection.score), image
 
 
 class MethodTester:
@@ -242,6 +291,36 @@ class MethodTester:
 
         torch.testing.assert_close(folded.map, plain.map, atol=1e-5, rtol=1e-4)
         torch.testing.assert_close(folded.score, plain.score, atol=1e-5, rtol=1e-4)
+
+    def test_nothing_leaves_the_device_of_the_model(
+        self, build: Callable[..., AnomalyModel], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On torch's device without contents: whatever copies to the CPU, or looks at a value, fails there."""
+        # Autocast, which is off in these models, does not know this device.
+        monkeypatch.setattr(torch, "autocast", lambda *_, **__: contextlib.nullcontext())
+        model = copy.deepcopy(initialise(build())).to("meta")  # the backbone is shared by other tests
+        images = torch.zeros(2, 3, *model.config.image_size, device="meta")
+
+        with torch.inference_mode():
+            outputs = model(images), model.export_form()(images)
+
+        for output in outputs:
+            assert output.map.device.type == output.score.device.type == "meta"
+            assert output.map.shape == (2, *model.config.image_size)
+
+    def test_device_under_test_gives_what_the_cpu_does(self, build: Callable[..., AnomalyModel], seed: int) -> None:
+        """On ``FLAWSMITH_TEST_DEVICE``, such as ``cuda``; without it on the CPU, where moving changes nothing."""
+        device = os.environ.get("FLAWSMITH_TEST_DEVICE", "cpu")
+        model = initialise(build())
+        images = torch.randn(2, 3, *model.config.image_size, generator=torch.Generator().manual_seed(seed))
+
+        with torch.inference_mode():
+            expected = model(images)
+            output = copy.deepcopy(model).to(device)(images.to(device))
+
+        assert output.map.device.type == output.score.device.type == torch.device(device).type
+        torch.testing.assert_close(output.map.cpu(), expected.map, atol=1e-3, rtol=1e-3)
+        torch.testing.assert_close(output.score.cpu(), expected.score, atol=1e-3, rtol=1e-3)
 
     def test_same_seed_gives_the_same_state(self, build: Callable[..., AnomalyModel]) -> None:
         first, second, other = (initialise(build(seed=seed)).trained_state() for seed in (3, 3, 4))
@@ -452,6 +531,50 @@ class MethodTester:
             assert score == pytest.approx(float(output.score), abs=1e-4)
             np.testing.assert_allclose(anomaly_map, output.map[0].numpy(), atol=1e-3)
             assert inspector.inspect(file).map.shape == image.shape[:2]
+
+    def test_openvino_and_batches_give_the_promised_verdicts(self, trained: Trained, parts: Path) -> None:
+        images = sorted(parts.rglob("*.png"))
+        bundle = trained(self.name).bundle
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that OpenVINO has no limits of its own, which float32 does not need
+            first, second = Inspector.load(bundle), Inspector.load(bundle, engine="openvino")
+
+        alone = list(first.stream(images))
+        others = [
+            list(first.stream(images, batch=4)),
+            list(second.stream(images)),
+            list(second.stream(images, batch=4)),
+        ]
+
+        assert {result.verdict for result in alone if isinstance(result, Inspection)} == {"pass", "reject"}
+        for other in others:
+            assert_same_verdicts(bundle, alone, other)
+
+    def test_int8_gives_the_promised_verdicts_with_either_engine(
+        self, trained_small: Trained, parts: Path, tmp_path: Path
+    ) -> None:
+        """On an untrained backbone, which separates nothing worth keeping; another verdict is no more allowed there."""
+        file = tmp_path / "model.flaw"
+        trained_small(self.name).bundle.save(file)
+
+        assert_promises_of_forms(file, parts, ("onnx-int8",), max_loss=0.99)
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that OpenVINO has no limits of its own here: it takes those of this graph
+            first, second = (Inspector.load(file, engine=engine, precision="int8") for engine in get_args(EngineName))
+        allowed = {name: first.spec.parity[name] for name in ("score_allowed", "map_allowed", "size")}
+        for image in sorted((parts / "test").rglob("*.png")):
+            here, there = first.inspect(image), second.inspect(image)
+            score = 2.5 * room_for(allowed, here.score, here.map)[0]  # two engines round otherwise at every layer
+            assert abs(here.score - there.score) <= score, image
+            assert here.verdict == there.verdict or abs(here.score - here.decision.limit) <= score, image
+
+    @pytest.mark.exhaustive
+    def test_every_form_gives_the_promised_verdicts(self, trained: Trained, parts: Path, tmp_path: Path) -> None:
+        file = tmp_path / "model.flaw"
+        trained(self.name).bundle.save(file)
+
+        assert_promises_of_forms(file, parts, [form for form in TARGETS if form != "onnx"], max_loss=0.1)
 
     @pytest.mark.real_data
     def test_exported_model_equals_the_trained_one_on_real_photographs(self, trained: Trained, real_data: Path) -> None:

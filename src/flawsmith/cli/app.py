@@ -367,6 +367,13 @@ ValueRange = Annotated[
         help="Values of 16-bit images that become black and white, such as 7000:9000 (thermal).",
     ),
 ]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        rich_help_panel=SPEED,
+        help="Where ONNX Runtime computes: cpu, cuda, tensorrt, directml, coreml, openvino (an Intel GPU), or auto.",
+    ),
+]
 Engine = Annotated[
     str | None,
     typer.Option(

@@ -11,6 +11,7 @@ from flawsmith.cli.app import (
     DATA,
     SPEED,
     AsJson,
+    Device,
     MinArea,
     ModelFile,
     Quiet,
@@ -95,6 +96,7 @@ def calibrate(
         str | None,
         typer.Option(rich_help_panel=SPEED, help="Calibrate for another engine: onnxruntime or openvino."),
     ] = None,
+    device: Device = None,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -123,6 +125,7 @@ def calibrate(
                 catch=catch,
                 use=use,
                 engine=engine,
+                device=device,
                 on_step=on_step,
             )
     if json_:

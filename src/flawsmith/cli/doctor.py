@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from flawsmith.cli.app import AsJson, Layout, error_boundary, print_json, print_out
+from flawsmith.cli.app import AsJson, Device, Layout, error_boundary, print_json, print_out
 
 if TYPE_CHECKING:
     from flawsmith.data.findings import Finding
@@ -30,9 +30,10 @@ def doctor(
     sheet: Annotated[
         Path | None, typer.Option(metavar="PNG", help="With --model: write pictures of those images here.")
     ] = None,
+    device: Device = None,
     json_: AsJson = False,
 ) -> None:
-    """Check a folder of images, or a model file, for problems.
+    """Check a folder of images, or a model file, for problems; with --device, whether that gives the CPU's verdicts.
 
     Exit code 0: no errors, perhaps warnings. 1: errors were found.
     2: there was nothing to check.
@@ -42,7 +43,7 @@ def doctor(
     with error_boundary():
         from flawsmith.pipeline.describe import doctor as run
 
-        findings = run(subject, layout=layout, model=model, sheet=sheet)
+        findings = run(subject, layout=layout, model=model, sheet=sheet, device=device)
     if json_:
         print_json(findings.to_dict())
     else:

@@ -16,6 +16,7 @@ from flawsmith.cli import (
     doctor,
     download,
     evaluate,
+    export,
     figure,
     methods,
     plc,
@@ -127,6 +128,7 @@ app.command("demo")(demo)
 app.command("train")(train.train)
 app.command("evaluate")(evaluate.evaluate)
 app.command("calibrate")(calibrate.calibrate)
+app.command("export")(export.export)
 app.command("predict", cls=predict.PredictCommand)(predict.predict)
 app.command("studio")(studio.studio)
 app.command("serve")(serve.serve)

@@ -12,6 +12,7 @@ from typer.core import TyperCommand
 from flawsmith.cli.app import (
     SPEED,
     AsJson,
+    Device,
     Engine,
     InterruptedCommandError,
     ModelFile,
@@ -74,6 +75,18 @@ def predict(
     ] = None,
     json_: AsJson = False,
     engine: Engine = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=SPEED,
+            help="float32, bfloat16, or float16 and int8 where `export --into` has put them into the model file.",
+        ),
+    ] = None,
+    device: Device = None,
+    batch: Annotated[
+        int,
+        typer.Option(rich_help_panel=SPEED, help="Images that the network sees at a time, for throughput on a GPU."),
+    ] = 1,
     decoders: Annotated[
         int, typer.Option(rich_help_panel=SPEED, help="Threads that decode images; with --ray, of every worker.")
     ] = 2,
@@ -97,7 +110,9 @@ def predict(
         if maps not in (None, "npy", "tiff"):
             raise FlawsmithError(f"--maps {maps} is not possible: write --maps npy or --maps tiff")
         bundle = Bundle.load(model)
-        inspector = Inspector.load(bundle, engine=engine)
+        if ray is not None and (device is not None or precision is not None or batch != 1):
+            raise FlawsmithError("--device, --precision and --batch are for this machine: leave them or --ray out")
+        inspector = Inspector.load(bundle, engine=engine, precision=precision, device=device)
         if not quiet:
             for stamp in inspector.spec.training.stamps:
                 print_err(stamp)
@@ -115,6 +130,7 @@ def predict(
                     "overlays": _choice(overlays),
                     "maps": maps,
                     "decoders": decoders,
+                    **({} if batch == 1 else {"batch": batch}),
                     "model_sha256": hashlib.sha256(model.read_bytes()).hexdigest(),
                     "seen": seen,
                 }
@@ -130,6 +146,8 @@ def predict(
             print_err(str(error))
             raise InterruptedCommandError from None
     if not quiet:
+        if device is not None:
+            print_err(f"computed on {inspector.device}")
         print_err(*_summary(written, inspector.spec.decision))
     for note in written.notes:
         print_err(f"warning: {note}")

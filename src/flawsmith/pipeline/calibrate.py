@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -206,6 +207,7 @@ def calibrate(
     catch: float | str | None = None,
     use: str | None = None,
     engine: str | None = None,
+    device: str | None = None,
     on_step: Callable[[], object] = lambda: None,
 ) -> CalibrationResult:
     """Set the limits of a trained model anew, from good images that it did not learn from.
@@ -231,6 +233,7 @@ def calibrate(
         catch: share of them that the limit shall reject; they choose the limit then, and it is stamped so.
         use: identity of limits in the bundle that were in use before, to be used again.
         engine: calibrate for another engine.
+        device: calibrate for another device, as `Inspector.load` takes it.
         on_step: called after each image.
 
     Returns:
@@ -252,11 +255,14 @@ def calibrate(
             "--roi": roi,
         }
         settings |= {"--min-area": min_area, "--scale": scale, "--repeats": repeats, "--flawed": flawed}
-        _refuse_unused({**settings, "--catch": catch, "--engine": engine, "GOOD": good}, f"--use {use}")
+        _refuse_unused(
+            {**settings, "--catch": catch, "--engine": engine, "--device": device, "GOOD": good}, f"--use {use}"
+        )
         result = _return_to(bundle, use)
     elif good is None:
         rates = _rates(rate, review_rate, review_budget, catch, flawed, repeats)
-        _refuse_unused({"--engine": engine, "--group": None if group == "auto" else group})
+        unused = {"--engine": engine, "--device": device, "--group": None if group == "auto" else group}
+        _refuse_unused(unused)
         needing = [name for name, value in (("--repeats", repeats), ("--flawed", flawed)) if value is not None]
         if needing or all(value is None for value in (*dataclasses.astuple(rates), roi, min_area)):
             asked = f"{needing[0]} needs" if needing else "new limits need"
@@ -278,7 +284,9 @@ def calibrate(
         setting = _setting(bundle.spec.decision, lambda: decode(first).shape, roi, min_area, scale)
         hidden = known_flaws if catch is not None else ()
         _refuse_known(bundle, source.samples, hidden)
-        inspector = Inspector.load(bundle, engine=engine)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the limits are another engine's, which is why they are set anew
+            inspector = Inspector.load(bundle, engine=engine, device=device)
         images, levels, of_several = _inspect(inspector, setting, [*source.samples, *known_flaws], on_step)
         result = _calibrated(bundle, inspector, setting, images, levels, rates, source, repeats=repeats is not None)
         if str(roi) == "none" and bundle.spec.geometry.region is not None:
@@ -291,6 +299,9 @@ def calibrate(
             further_pictures_note([source.name_of(path) for path in of_several[:_NAMED]], len(of_several)),
         )
         result = dataclasses.replace(result, notes=(*result.notes, *filter(None, not_seen)))
+    if bundle.spec.variants and not result.bundle.spec.variants:
+        note = "the limits of other engines and precisions in the model file were left out: export it with --into again"
+        result = dataclasses.replace(result, notes=(*result.notes, note))
     if target is None:
         return result
     content = result.bundle.to_bytes()
@@ -326,7 +337,11 @@ def _return_to(bundle: Bundle, identity: str) -> CalibrationResult:
     after = known[identity]
     changed = bundle
     if after != before:
-        engine = {"engine": after.engine or bundle.spec.engine, "precision": after.precision or bundle.spec.precision}
+        engine = {
+            "engine": after.engine or bundle.spec.engine,
+            "precision": after.precision or bundle.spec.precision,
+            "device": after.device or "cpu",
+        }
         spec = bundle.spec.model_copy(update=engine)
         changed = _with_card(dataclasses.replace(bundle, spec=spec).with_decision(after))
     return CalibrationResult(changed, before, after)
@@ -376,7 +391,7 @@ def _from_stored(
         trimmed=before.trimmed,
     )
     deciding = after.level_of(levels) if after.by_regions else scores
-    used = {"engine": before.engine, "precision": before.precision}
+    used = {"engine": before.engine, "precision": before.precision, "device": before.device}
     after = after.model_copy(update={**used, "groups": group_figures(deciding, names, alpha=alpha, by=by)})
     if before.repeat_deviation is not None and after.review_limit is None:
         after = _with_band(after, before.repeat_deviation)
@@ -587,9 +602,10 @@ def _calibrated(
         after = _catching(after, deciding, [image for image in images if image.label == "flawed"], rates.catch)
     if repeats:
         after = _with_band(after, _repeat_deviation(after, good))
-    engine = inspector.engine
-    after = after.model_copy(update={"engine": engine.name, "precision": engine.precision})
-    spec = bundle.spec.model_copy(update={"engine": engine.name, "precision": engine.precision})
+    used: dict[str, Any] = {"engine": inspector.engine.name, "precision": inspector.engine.precision}
+    device = inspector.device
+    after = after.model_copy(update={**used, "device": None if device == "cpu" else device})
+    spec = bundle.spec.model_copy(update={**used, "device": device})
     arrays = levels_behind(after, scores, good_levels)
     if any(groups) and not repeats:
         arrays["good_groups"] = np.unique(groups, return_inverse=True)[1].astype(np.int32).ravel()
@@ -689,3 +705,48 @@ def _catching(decision: Decision, good: NDArray[np.float64], flawed: Sequence[Ch
             "chosen_on_flawed": True,
         }
     )
+
+
+def images_for_limits(bundle: Bundle, path: Path) -> Dataset:
+    """Good images of a folder that a model did not learn from: those that set its first limits, where they are there.
+
+    Args:
+        bundle: the model.
+        path: a folder, such as that of the training, or a table.
+
+    Raises:
+        FlawsmithError: there are none, or the model learned from one or is tested on it.
+    """
+    dataset = _good_images(path, "auto", None)
+    held_out = _hashes(bundle.calibration.get("held_out_sha256"))
+    digests = content_hashes([sample.image for sample in dataset.samples])
+    chosen = tuple(s for s, digest in zip(dataset.samples, digests, strict=True) if digest in held_out)
+    dataset = dataclasses.replace(dataset, samples=chosen or dataset.samples)
+    _refuse_known(bundle, dataset.samples, ())
+    return dataset
+
+
+def limits_of(
+    bundle: Bundle, dataset: Dataset, on_step: Callable[[], object] = lambda: None
+) -> tuple[Decision, NDArray[np.float64]]:
+    """Limits of a model as it computes, for its setting and rates, and the scores of the good images behind them.
+
+    Raises:
+        FlawsmithError: an image cannot be inspected, or known flaws chose the model's limit.
+    """
+    setting = bundle.spec.decision
+    if setting.chosen_on_flawed:
+        raise FlawsmithError(
+            "known flaws chose the limit, and would have to choose it anew: first let good images choose it, with "
+            "flawsmith calibrate --max-false-rejects"
+        )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inspector = Inspector.load(bundle)
+    images, levels, _ = _inspect(inspector, setting, dataset.samples, on_step)
+    rates = _Rates(None, None, None, None)
+    result = _calibrated(bundle, inspector, setting, images, levels, rates, dataset, repeats=False)
+    after = result.after
+    if setting.repeat_deviation is not None and after.review_limit is None:
+        after = _with_band(after, setting.repeat_deviation)
+    return after, np.asarray(result.bundle.calibration["good"], np.float64)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,12 @@ from flawsmith.data.layouts.base import count
 from flawsmith.data.samples import Dataset
 from flawsmith.metrics.what_if import LimitStep, aligned, limit_steps, promise_of, telling
 from flawsmith.pipeline.held_out import in_words, odd_scores
+from flawsmith.pipeline.parity import GATE_SHARE, allowed_in_float32, room_for, spread, vector_images
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.contact_sheet import contact_sheet
-from flawsmith.runtime.bundle import Bundle, BundleSpec, preset_in_words
+from flawsmith.runtime.bundle import Bundle, BundleSpec, Variant, preset_in_words
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision, parts_of_1000
+from flawsmith.runtime.devices import DeviceName, choose_device
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, printable, replacing
 from flawsmith.runtime.image import as_8_bit, decode
@@ -54,6 +57,8 @@ def describe_model(path: Path) -> dict[str, Any]:
         "tiling": None if spec.tiling is None else spec.tiling.model_dump(mode="json"),
         "engine": spec.engine,
         "precision": spec.precision,
+        "device": spec.device,
+        "engine_in_words": engine_in_words(spec),
         "training": spec.training.model_dump(mode="json"),
         "stamps": spec.training.stamps,
         "decision": spec.decision.model_dump(mode="json"),
@@ -64,9 +69,18 @@ def describe_model(path: Path) -> dict[str, Any]:
         "limit_statement": spec.decision.describe(),
         "network": spec.network,
         "parity": spec.parity,
+        "variants": [
+            f"{engine_in_words(variant)}, reject limit {variant.decision.deciding_limit:.6g}"
+            for variant in spec.variants
+        ],
         "calibration": {name: len(array) for name, array in bundle.calibration.items()},
         "held_out_scores": sorted((float(score) for score in bundle.calibration.get("good", ())), reverse=True),
     }
+
+
+def engine_in_words(spec: BundleSpec | Variant) -> str:
+    """What computes a model, such as ``onnxruntime, float32``."""
+    return f"{spec.engine}, {spec.precision}{'' if spec.device == 'cpu' else f' on {spec.device}'}"
 
 
 def model_in_words(facts: dict[str, Any]) -> str:
@@ -85,7 +99,7 @@ def model_in_words(facts: dict[str, Any]) -> str:
         *([("network", network_in_words(facts["network"]))] if facts["network"] else []),
         ("input", f"{width} × {height} pixels, {geometry['policy']}"),
         *([("tiles", Tiling.model_validate(facts["tiling"]).describe())] if facts["tiling"] else []),
-        ("engine", f"{facts['engine']}, {facts['precision']}"),
+        ("engine", facts["engine_in_words"]),
         ("learned from", f"{training['n_train']} good images of {training['category']} ({training['layout']} layout)"),
         *([("findings", _briefly(training["findings"]))] if training["findings"] else []),
         *([("textures", training["textures"])] if training["textures"] else []),
@@ -99,6 +113,7 @@ def model_in_words(facts: dict[str, Any]) -> str:
         *([("where to look", looked_at)] if looked_at else []),
         *([("limits", f"{facts['identity']}; before: {', '.join(earlier)}")] if earlier else []),
         ("parity", parity_in_words(facts["parity"])),
+        *(("also for", words) for words in facts["variants"]),
     ]
     lines = [f"{name:<14} {value}" for name, value in rows]
     return "\n".join([*facts["stamps"], *lines, "", facts["limit_statement"]])
@@ -114,7 +129,7 @@ def model_card(spec: BundleSpec) -> str:
 {stamps}- method: {spec.method}, preset {spec.preset}, seed {spec.seed}
 {_deviations(spec)}- backbone: {backbone.name} ({backbone.weights} weights, SHA-256 {backbone.sha256[:16]}…)
 - input: {width}×{height} pixels, {spec.geometry.policy}
-{_network(spec)}{_tiles(spec)}- engine: {spec.engine}, {spec.precision}
+{_network(spec)}{_tiles(spec)}- engine: {engine_in_words(spec)}
 {_synthesis(spec)}- learned from {training.n_train} good images of {training.category} ({training.layout} layout)
 - limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
 {_zones(spec)}- exported against trained: {parity_in_words(spec.parity)}; what is allowed is part of the limits
@@ -259,6 +274,7 @@ def doctor(
     layout: str | None = None,
     model: str | Path | None = None,
     sheet: str | Path | None = None,
+    device: str | None = None,
 ) -> Findings:
     """Check a folder of images, or a model file, for problems.
 
@@ -267,13 +283,14 @@ def doctor(
         layout: name of the folder's layout; detected by default.
         model: a model that scores the good images of the folder: which look least like the others?
         sheet: a PNG file for pictures of those.
+        device: of a model file: does this device give the score, map and verdict that the CPU does?
 
     Returns:
         What was found, the gravest first; ``sound`` says whether nothing must be fixed.
 
     Raises:
-        FlawsmithError: there is nothing that could be checked, ``model`` is given beside a model, or ``sheet`` without
-            one.
+        FlawsmithError: there is nothing that could be checked, ``model`` is given beside a model, ``sheet`` without
+            one, or ``device`` without a model file or where it is not here.
     """
     path = Path(subject)
     is_model = path.suffix == ".flaw" and not is_folder(path)
@@ -282,7 +299,9 @@ def doctor(
     if sheet is not None and model is None:
         raise FlawsmithError(f"--sheet {sheet} shows images that a model has scored: add --model")
     if is_model:
-        return check_model(path)
+        return check_model(path, device)
+    if device is not None:
+        raise FlawsmithError(f"--device {device} compares the device with the CPU by a model: give a model file")
     findings = check(dataset := load(path, layout))
     if model is None:
         return findings
@@ -291,8 +310,12 @@ def doctor(
     return dataclasses.replace(findings, items=ordered)
 
 
-def check_model(path: Path) -> Findings:
+def check_model(path: Path, device: str | None = None) -> Findings:
     """Verify a model file, load its engine, and inspect one synthetic image with it.
+
+    Args:
+        path: the model file.
+        device: compare what it computes with the CPU; None: do not.
 
     Returns:
         What was found: an error where the model does not run here, warnings on its limits, and the versions here.
@@ -301,7 +324,8 @@ def check_model(path: Path) -> Findings:
         FlawsmithError: no intact model file.
     """
     bundle = Bundle.load(path)
-    items = [_trial(bundle, path), *_oracle(bundle, path), *_limits(bundle, path), _versions(path)]
+    compared = [] if device is None else [compare_devices(bundle, choose_device(device), path)]
+    items = [_trial(bundle, path), *compared, *_oracle(bundle, path), *_limits(bundle, path), _versions(path)]
     spec = bundle.spec
     summary = f"{path}: {spec.method} model of {spec.training.category}, every part verified by SHA-256"
     return Findings(summary, tuple(sorted(items, key=lambda item: SEVERITIES.index(item.severity))))
@@ -372,6 +396,44 @@ def _trial(bundle: Bundle, path: Path) -> Finding:
     milliseconds = sum(inspection.timing.values())
     message = f"runs on {engine}: a synthetic image was inspected in {milliseconds:.0f} ms"
     return Finding("note", "runs", message, (path,), "nothing")
+
+
+def compare_devices(bundle: Bundle, device: DeviceName, path: Path) -> Finding:
+    """Score, map and verdict of test images on a device beside those of the CPU.
+
+    Returns:
+        A note where they differ by no more than the limits allow for; a warning where the limits of the device have to
+        be set anew; an error where they differ by more than a quarter of what good images do, or the device fails.
+    """
+    images = vector_images(bundle)
+    most = GATE_SHARE * spread(bundle.calibration.get("good", ()))
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            both = [Inspector.load(bundle, precision="float32", device=place) for place in ("cpu", device)]
+        # One pair of limits for both: it is the network that is compared.
+        pairs = [[inspector.with_limits(bundle.spec.decision).inspect(image) for image in images] for inspector in both]
+    except FlawsmithError as error:
+        message, _, fix = str(error).partition("; ")
+        return Finding("error", "device-fails", message, (path,), fix or "use another device")
+    score = max(abs(here.score - there.score) for here, there in zip(*pairs, strict=True))
+    level = max(float(np.abs(here.map - there.map).max()) for here, there in zip(*pairs, strict=True))
+    others = sum(here.verdict != there.verdict for here, there in zip(*pairs, strict=True))
+    allowed = allowed_in_float32(bundle)
+    rooms = [room_for(allowed, here.score, here.map) for here in pairs[0]]
+    score_room, map_room = max(room[0] for room in rooms), max(room[1] for room in rooms)
+    message = (
+        f"{device} against cpu on {count(len(images), 'drawn image')}: score by {score:.2g}, map by {level:.2g} "
+        f"(allowed {score_room:.2g} and {map_room:.2g}), {others or 'no'} other verdicts"
+    )
+    if score <= score_room and level <= map_room:
+        return Finding("note", "device-agrees", message, (path,), "nothing")
+    if max(score, level) <= most * score_room / allowed["score_allowed"]:
+        fix = f"flawsmith calibrate {path} GOOD --device {device}"
+        return Finding("warning", "device-differs", message, (path,), f"set its limits: {fix}")
+    return Finding(
+        "error", "device-differs", message, (path,), f"inspect on another device than {device}, or report it"
+    )
 
 
 def _oracle(bundle: Bundle, path: Path) -> list[Finding]:

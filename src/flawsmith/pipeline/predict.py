@@ -121,6 +121,9 @@ def predict(
     overlays: OverlayChoice = "suspect",
     maps: MapFormat | None = None,
     engine: str | None = None,
+    precision: str | None = None,
+    device: str | None = None,
+    batch: int = 1,
     decoders: int = 2,
     model_sha256: str = "",
     seen: Callable[[dict[str, Any]], object] = lambda record: None,
@@ -144,6 +147,8 @@ def predict(
         overlays: which images get an overlay.
         maps: write every anomaly map, in this format.
         engine: another engine than the one the model was calibrated with; an inspector has its own.
+        precision, device: as `Inspector.load` takes them; an inspector has its own.
+        batch: images that the network sees at a time, as `Inspector.stream` takes it.
         decoders: threads that decode, at least 1.
         model_sha256: of the model file, for the table; that of a file that is given is known.
         seen: is given each record as it is written.
@@ -154,14 +159,18 @@ def predict(
     Raises:
         FlawsmithError: the model cannot be read, nothing to inspect, or a result cannot be written.
     """
-    inspector = model if isinstance(model, Inspector) else Inspector.load(model, engine=engine)
+    inspector = (
+        model
+        if isinstance(model, Inspector)
+        else Inspector.load(model, engine=engine, precision=precision, device=device)
+    )
     if not isinstance(model, Inspector) and not model_sha256:
         model_sha256 = hashlib.sha256(Path(model).read_bytes()).hexdigest()
     sources = [images] if isinstance(images, (str, Path)) else images
     paths = [path if isinstance(path, Path) else Path(path) for path in sources]  # no copies of many thousands
     folder = Path(out)
     tree = map_tree(paths, folder, maps)
-    stream = inspector.stream(given_images(paths, folder), decoders=decoders)
+    stream = inspector.stream(given_images(paths, folder), decoders=decoders, batch=batch)
     records = (record_of(result, index, folder, overlays, maps, tree) for index, result in enumerate(stream))
     return write_records(records, paths, folder, facts=facts_of(inspector.spec.decision, model_sha256), seen=seen)
 

@@ -10,7 +10,7 @@ import json
 import math
 import struct
 import zipfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
@@ -30,6 +30,7 @@ from pydantic import (
 )
 
 from flawsmith.runtime.decision import LARGEST_SCORE, Decision
+from flawsmith.runtime.devices import DeviceName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
 from flawsmith.runtime.geometry import Geometry
@@ -65,14 +66,16 @@ def read_parts(
     stream: BinaryIO,
     allowed: Mapping[str, int],
     *,
+    optional: Collection[str] = (),
     first: str | None = None,
     check_first: Callable[[bytes], None] | None = None,
 ) -> dict[str, bytes]:
-    """Reads a zip that must hold exactly the allowed parts, each stored without compression.
+    """Reads a zip that must hold the allowed parts and nothing else, each stored without compression.
 
     Args:
         stream: a seekable file.
         allowed: largest size of each part in bytes, by name.
+        optional: names of parts that may be missing.
         first: a part to be read before the others are judged.
         check_first: is given that part's content and may raise.
 
@@ -94,7 +97,7 @@ def read_parts(
                 raise ValueError(f"it holds an unknown part {name[:80]!r}")
         if len(set(names)) != len(names):
             raise ValueError("it holds a part twice")
-        missing = sorted(set(allowed) - set(names))
+        missing = sorted(set(allowed) - set(names) - set(optional))
         if missing:
             raise ValueError(f"it lacks {', '.join(missing)}")
         # Stored parts cannot be longer together than the file, unless they overlap.
@@ -188,13 +191,19 @@ def _read_array(content: bytes) -> NDArray[Any]:
 
 _Content = TypeVar("_Content")
 _LARGEST_INTEGER = 2**64
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+"""The newest layout that is read and written. What needs nothing of schema 3 is written as schema 2."""
 EngineName = Literal["onnxruntime", "openvino"]
-Precision = Literal["float32", "bfloat16"]
+Precision = Literal["float32", "bfloat16", "float16", "int8"]
+GRAPHS: Mapping[Precision, str] = {"float16": "float16.onnx", "int8": "int8.onnx"}
+"""Parts that hold the network in another precision, for either engine; others are computed from ``model.onnx``."""
 SelectionName = Literal["last", "best", "oracle"]
 
 MOST_EARLIER = 20
 """Limits that a bundle keeps beside those in use."""
+
+MOST_VARIANTS = 16
+"""Engines, precisions and devices that a bundle has limits for, beside its first."""
 
 ORACLE = "ORACLE: the checkpoint was chosen on test data; its figures are not comparable with those of other models"
 """What must stand beside every figure of a model whose checkpoint was chosen on labelled test images."""
@@ -208,6 +217,7 @@ _MOST_TESTS = 8
 _MIB = 2**20
 # The largest size of each part. ONNX cannot exceed 2 GiB by itself.
 _PARTS: Mapping[str, int] = {
+    **dict.fromkeys(GRAPHS.values(), 2048 * _MIB),
     "calibration.npz": 64 * _MIB,
     "card.md": _MIB,
     "manifest.json": _MIB // 16,
@@ -291,12 +301,26 @@ class TrainingSummary(BaseModel):
         return stamps_of(self.selection)
 
 
+class Variant(BaseModel):
+    """The same model for another engine, precision or device, with limits of its own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    engine: EngineName
+    precision: Precision = Field(description="float16 and int8 have a graph of their own, float16.onnx or int8.onnx")
+    device: DeviceName = Field(default="cpu", description="where it computes")
+    decision: Decision = Field(description="its limits")
+    parity: dict[str, FiniteFloat] = Field(description="figures of the gate that it passed, by name")
+
+
 class BundleSpec(BaseModel):
     """All settings of a bundle: ``spec.json``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
-    schema_version: Literal[2] = Field(default=2, description="version of this file's layout")
+    schema_version: Literal[2, 3] = Field(
+        default=2, description="version of this file's layout; 3 where there are variants or another device than cpu"
+    )
     package_version: str = Field(description="Flawsmith's version that made the bundle")
     method: str = Field(description="name of the method, such as pbas")
     preset: str = Field(description="name of the method's preset")
@@ -308,6 +332,7 @@ class BundleSpec(BaseModel):
     )
     engine: EngineName = Field(default="onnxruntime", description="the engine the limits were calibrated with")
     precision: Precision = Field(default="float32", description="the precision the limits were calibrated with")
+    device: DeviceName = Field(default="cpu", description="where the limits were calibrated")
     decision: Decision = Field(description="the limits in use")
     earlier_decisions: tuple[Decision, ...] = Field(
         default=(), max_length=MOST_EARLIER, description="limits that were in use before, the latest last"
@@ -322,6 +347,20 @@ class BundleSpec(BaseModel):
         "the floating-point operations of one image in convolutions and matrix products, two a multiplication and sum",
     )
     seed: int = Field(description="seed of the run")
+    variants: tuple[Variant, ...] = Field(
+        default=(), max_length=MOST_VARIANTS, description="the model for other engines, precisions and devices"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_old_as_possible(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """What uses nothing of schema 3 is written as schema 2, byte for byte, and opens in earlier releases."""
+        fields: dict[str, Any] = dump(self)
+        if not self.variants:
+            del fields["variants"]
+        if self.device == "cpu":
+            del fields["device"]
+        is_new = self.variants or self.device != "cpu" or self.precision in GRAPHS
+        return {**fields, "schema_version": 3 if is_new else 2}
 
     @property
     def preset_in_words(self) -> str:
@@ -353,6 +392,7 @@ class Bundle:
             ``good`` and ``forged`` alone.
         card: Markdown for people.
         path: the file it was loaded from; None: it was made here.
+        graphs: further graphs of the same form by precision, ``float16`` or ``int8``, of variants.
 
     Example:
         >>> import tempfile
@@ -376,6 +416,7 @@ class Bundle:
     calibration: Mapping[str, NDArray[Any]] = field(default_factory=dict, repr=False)
     card: str = field(default="", repr=False)
     path: Path | None = field(default=None, repr=False, compare=False)
+    graphs: Mapping[Precision, bytes] = field(default_factory=dict, repr=False)
 
     def to_bytes(self) -> bytes:
         """Returns the file's content: the same bundle gives the same bytes, everywhere and always.
@@ -389,9 +430,11 @@ class Bundle:
             "spec.json": _to_json(self.spec.model_dump(mode="json")),
             "calibration.npz": write_arrays(self.calibration),
             "card.md": self.card.encode(),
+            **{GRAPHS[precision]: graph for precision, graph in self.graphs.items()},
         }
         hashes = {name: hashlib.sha256(content).hexdigest() for name, content in parts.items()}
-        parts["manifest.json"] = _to_json({"schema_version": SCHEMA_VERSION, "sha256": hashes})
+        version = json.loads(parts["spec.json"])["schema_version"]
+        parts["manifest.json"] = _to_json({"schema_version": version, "sha256": hashes})
         for name, content in parts.items():
             if len(content) > _PARTS[name]:
                 raise FlawsmithError(f"bundle: {name} has {len(content)} bytes, more than the {_PARTS[name]} allowed")
@@ -403,6 +446,7 @@ class Bundle:
         """The same model with other limits; those in use before are kept with their scores.
 
         Up to 20 of them are kept, the latest, or fewer where large masks make them longer than a model file holds.
+        Variants go, as their limits were those of the former setting.
 
         Args:
             decision: the limits to use.
@@ -418,7 +462,8 @@ class Bundle:
             of_them = {name: f"{name}@{decision.identity}" for name in _BEHIND_LIMITS}
             arrays = {name: stored[key] for name, key in of_them.items() if key in stored}
         earlier = dict.fromkeys(kept for kept in (*self.spec.earlier_decisions, former) if kept != decision)
-        spec = self.spec.model_copy(update={"decision": decision, "earlier_decisions": tuple(earlier)[-MOST_EARLIER:]})
+        limits = {"decision": decision, "earlier_decisions": tuple(earlier)[-MOST_EARLIER:]}
+        spec = self.spec.model_copy(update={**limits, "variants": ()})
         while spec.earlier_decisions and len(_to_json(spec.model_dump(mode="json"))) > _ROOMY_SPEC:
             spec = spec.model_copy(update={"earlier_decisions": spec.earlier_decisions[1:]})
         known = {"", *(kept.identity for kept in spec.earlier_decisions)}
@@ -429,6 +474,66 @@ class Bundle:
             calibration={**stored, **arrays},
             card=self.card if card is None else card,
             path=None,
+            graphs={},
+        )
+
+    def with_variant(self, variant: Variant, graph: bytes | None = None) -> Bundle:
+        """The same model with an engine, precision or device more; one that is there already is replaced.
+
+        Args:
+            variant: with its limits.
+            graph: the network in its precision, where that is ``float16`` or ``int8``. Limits of other engines that
+                rest on a former graph of the precision go.
+
+        Raises:
+            FlawsmithError: there are too many.
+        """
+        changed = graph is not None and graph != self.graphs.get(variant.precision)
+        others = [
+            other
+            for other in self.spec.variants
+            if (other.engine, other.precision, other.device) != (variant.engine, variant.precision, variant.device)
+            and not (changed and other.precision == variant.precision)
+        ]
+        if len(others) == MOST_VARIANTS:
+            raise FlawsmithError(f"a model file holds {MOST_VARIANTS} engines, precisions and devices at most")
+        ordered = sorted([*others, variant], key=lambda each: (each.engine, each.precision, each.device))
+        graphs = self.graphs if graph is None else {**self.graphs, variant.precision: graph}
+        spec = self.spec.model_copy(update={"variants": tuple(ordered), "schema_version": 3})
+        return dataclasses.replace(self, spec=spec, graphs=graphs, path=None)
+
+    def as_variant(self, engine: EngineName, precision: Precision, device: DeviceName = "cpu") -> Bundle:
+        """The bundle as it inspects with an engine, precision and device.
+
+        Its model is the graph of that precision. Its limits are those of the variant, or where there is none those of
+        another engine or device in this precision, or those in use; ``spec.engine``, ``spec.precision`` and
+        ``spec.device`` say which.
+
+        Raises:
+            FlawsmithError: the bundle holds no graph of this precision.
+        """
+        spec, asked = self.spec, (engine, precision, device)
+        if asked == (spec.engine, spec.precision, spec.device):
+            return self
+        if precision in GRAPHS and precision not in self.graphs:
+            raise FlawsmithError(
+                f"the model file holds no {precision} graph: make one with flawsmith export MODEL --to "
+                f"{engine.removesuffix('runtime')}-{'fp16' if precision == 'float16' else precision} --into"
+            )
+        alike = [variant for variant in spec.variants if variant.precision == precision]
+        exact = [variant for variant in alike if (variant.engine, variant.device) == (engine, device)]
+        limits = next(iter(exact or (alike if precision in GRAPHS else [])), None)
+        graph = self.graphs.get(precision, self.model)
+        if limits is None:
+            return dataclasses.replace(self, model=graph)
+        update = {name: getattr(limits, name) for name in ("engine", "precision", "device", "decision", "parity")}
+        others = {name: array for name, array in self.calibration.items() if name in _HASHES}
+        return dataclasses.replace(
+            self,
+            spec=spec.model_copy(update={**update, "variants": (), "earlier_decisions": ()}),
+            model=graph,
+            calibration=others,
+            graphs={},
         )
 
     def save(self, path: str | Path) -> None:
@@ -476,7 +581,10 @@ class Bundle:
 
     @classmethod
     def _read(cls, stream: io.BufferedReader, path: Path) -> Bundle:
-        parts = read_parts(stream, _PARTS, first="manifest.json", check_first=_check_manifest_version)
+        optional = GRAPHS.values()
+        parts = read_parts(
+            stream, _PARTS, optional=optional, first="manifest.json", check_first=_check_manifest_version
+        )
         hashes = _object(parts.pop("manifest.json"), "manifest.json").get("sha256")
         if not isinstance(hashes, dict) or set(hashes) != set(parts):
             raise _RefusedError("manifest.json does not list the parts; copy or export the model anew")
@@ -485,12 +593,17 @@ class Bundle:
                 raise _RefusedError(
                     f"{name} was changed or damaged (its SHA-256 differs); copy or export the model anew"
                 )
+        spec = _read_spec(parts["spec.json"])
+        graphs: dict[Precision, bytes] = {name: parts[part] for name, part in GRAPHS.items() if part in parts}
+        if set(graphs) != {variant.precision for variant in spec.variants} & set(GRAPHS):
+            raise _RefusedError("its graphs are not those of its variants; export the model anew")
         return cls(
-            spec=_read_spec(parts["spec.json"]),
+            spec=spec,
             model=parts["model.onnx"],
             calibration=_part("calibration.npz", _read_calibration, parts),
             card=_part("card.md", bytes.decode, parts),
             path=path,
+            graphs=graphs,
         )
 
 

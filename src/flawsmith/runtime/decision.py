@@ -21,6 +21,7 @@ from pydantic import (
     model_validator,
 )
 
+from flawsmith.runtime.devices import DeviceName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import InvertedMap
 from flawsmith.runtime.regions import FLAW_SHARE, Region, find_regions, region_level, strongest_region
@@ -169,7 +170,10 @@ class Decision(BaseModel):
     engine: Literal["onnxruntime", "openvino"] | None = Field(
         default=None, description="the engine that gave the scores behind the limits; None: that of the bundle"
     )
-    precision: Literal["float32", "bfloat16"] | None = Field(default=None, description="its precision, likewise")
+    precision: Literal["float32", "bfloat16", "float16", "int8"] | None = Field(
+        default=None, description="its precision, likewise"
+    )
+    device: DeviceName | None = Field(default=None, description="where it computed; None: on the CPU")
     chosen_on_flawed: bool = Field(default=False, description="whether images of known flaws chose the limit")
     highest_score: _Score | None = Field(
         default=None, description="the largest image score that the model can give; None: there is no such number"
@@ -189,12 +193,14 @@ class Decision(BaseModel):
 
     @model_serializer(mode="wrap")
     def _with_zones_where_there_are_any(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Without them the limits are written as before there were zones, for programs that know of none.
+        # Without zones or devices the limits are written as before there were any, for programs that know of none.
         content: dict[str, Any] = handler(self)
         if not self.zones:
             content.pop("zones", None)
         if self.elsewhere:
             content.pop("elsewhere", None)
+        if self.device is None:
+            content.pop("device", None)
         return content
 
     @property

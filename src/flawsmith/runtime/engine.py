@@ -1,4 +1,4 @@
-"""Running an ONNX graph on the CPU: ONNX Runtime by default, OpenVINO on request."""
+"""Running an ONNX graph: ONNX Runtime on the CPU by default, OpenVINO or another device on request."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from flawsmith.runtime.bundle import EngineName, Precision
+from flawsmith.runtime.devices import DeviceName, providers_of, record_assignment, refuse_fallback, unusable
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.onnxfile import FOLDED_BYTES, check_graph
 
@@ -56,6 +57,7 @@ class Engine(Protocol):
 
     name: EngineName
     precision: Precision
+    device: DeviceName
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
 
@@ -129,26 +131,36 @@ _watchdog = _Watchdog()
 
 
 class OnnxRuntimeEngine:
-    """ONNX Runtime on the CPU in float32.
+    """ONNX Runtime, in whatever precision the graph has; float32 is computed as such on every device.
 
     Args:
         model: the ONNX graph.
+        precision: that of the graph: ``float32``, ``float16`` or ``int8``.
+        device: where it computes, of those that are here; see :func:`flawsmith.runtime.devices.choose_device`.
         threads: threads for one run; None: one a core.
         bounded: take no more than `MEMORY_BYTES`, from a store that all such engines of the process share and that
             stays with the process.
         max_seconds: stop a run that takes longer, between two nodes of the graph; None: any time.
 
     Raises:
-        FlawsmithError: the graph cannot be read or needs an operator this ONNX Runtime has not.
+        FlawsmithError: the graph cannot be read or needs an operator this ONNX Runtime has not, or the device does not
+            compute it.
     """
 
     name: EngineName = "onnxruntime"
-    precision: Precision = "float32"
 
     def __init__(
-        self, model: bytes, *, threads: int | None = None, bounded: bool = False, max_seconds: float | None = None
+        self,
+        model: bytes,
+        *,
+        precision: Precision = "float32",
+        device: DeviceName = "cpu",
+        threads: int | None = None,
+        bounded: bool = False,
+        max_seconds: float | None = None,
     ) -> None:
         check_graph(model)
+        self.precision, self.device = precision, device
         options = _session_options(model)
         options.intra_op_num_threads = _checked(threads) or 0
         options.inter_op_num_threads = 1
@@ -157,11 +169,24 @@ class OnnxRuntimeEngine:
         if bounded:
             _share_memory()
             options.add_session_config_entry("session.use_env_allocators", "1")
-        self._session = _session(model, options)
+        if device == "directml":
+            options.enable_mem_pattern = False  # its provider asks for that
+        if device != "cpu":
+            record_assignment(options)
+        self._session = _session(model, options, device, MEMORY_BYTES if bounded else None)
+        refuse_fallback(self._session, device)
         self.inputs = tuple(_port(port.name, port.type, port.shape) for port in self._session.get_inputs())
         self.outputs = tuple(_port(port.name, port.type, port.shape) for port in self._session.get_outputs())
         self._max_seconds = max_seconds
-        self._remake = partial(OnnxRuntimeEngine, model, threads=threads, bounded=bounded, max_seconds=max_seconds)
+        self._remake = partial(
+            OnnxRuntimeEngine,
+            model,
+            precision=precision,
+            device=device,
+            threads=threads,
+            bounded=bounded,
+            max_seconds=max_seconds,
+        )
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._remake, ()  # another process compiles the graph anew
@@ -196,9 +221,9 @@ class OpenVinoEngine:
     Args:
         model: the ONNX graph.
         precision: ``float32``, or ``bfloat16`` where the CPU has it (OpenVINO itself would choose by CPU;
-            here it is set, so that machines agree).
+            here it is set, so that machines agree); ``int8`` of a graph that is quantized.
         threads: threads for one run; None: one a core.
-        batch: the only batch size that will be run; None: any.
+        batch: the batch size that is usually run; another one is compiled when it first comes. None: any.
         bounded: refuse a graph whose values take more than `MEMORY_BYTES` at a time, or whose shapes do not say; needs
             ``batch``.
         max_seconds: stop a run that takes longer, between two nodes of the graph; None: any time.
@@ -208,6 +233,7 @@ class OpenVinoEngine:
     """
 
     name: EngineName = "openvino"
+    device: DeviceName = "cpu"
 
     def __init__(
         self,
@@ -224,7 +250,7 @@ class OpenVinoEngine:
         _check_operators(model)
         self.precision = precision
         settings: dict[str, Any] = {
-            "INFERENCE_PRECISION_HINT": "f32" if precision == "float32" else "bf16",
+            "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
             "PERFORMANCE_HINT": "LATENCY",
             "NUM_STREAMS": 1,
         }
@@ -248,7 +274,8 @@ class OpenVinoEngine:
         self._lock = threading.Lock()
         self.inputs = tuple(_openvino_port(port) for port in compiled.inputs)
         self.outputs = tuple(_openvino_port(port) for port in compiled.outputs)
-        self._max_seconds = max_seconds
+        self._max_seconds, self._batch = max_seconds, batch
+        self._other: OpenVinoEngine | None = None
         self._remake = partial(
             OpenVinoEngine,
             model,
@@ -262,6 +289,13 @@ class OpenVinoEngine:
     def __reduce__(self) -> tuple[Any, ...]:
         return self._remake, ()
 
+    def _of_size(self, batch: int) -> OpenVinoEngine:
+        """The same graph for another batch size; the last of them is kept."""
+        with self._lock:
+            if self._other is None or self._other._batch != batch:
+                self._other = self._remake(batch=batch)
+            return self._other
+
     def run(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Runs the graph on one batch.
 
@@ -274,6 +308,8 @@ class OpenVinoEngine:
         Raises:
             FlawsmithError: the graph cannot be computed, such as for want of memory, or takes too long.
         """
+        if self._batch not in (None, len(batch)):
+            return self._of_size(len(batch)).run(batch)
         # A request holds one run's tensors: runs of several threads take turns, and results are copied out.
         with self._lock:
             try:
@@ -293,6 +329,7 @@ def make_engine(
     model: bytes,
     *,
     precision: Precision = "float32",
+    device: DeviceName = "cpu",
     threads: int | None = None,
     batch: int | None = None,
     max_seconds: float | None = None,
@@ -302,9 +339,10 @@ def make_engine(
     Args:
         name: ``onnxruntime`` or ``openvino``.
         model: the ONNX graph.
-        precision: what the engine shall compute in.
+        precision: what the engine shall compute in; the graph has ``float16`` and ``int8`` in itself.
+        device: where ONNX Runtime computes, of those that are here.
         threads: threads for one run; None: one a core.
-        batch: the only batch size that will be run; None: any. ONNX Runtime gains nothing by knowing it, but the
+        batch: the batch size that is usually run; None: any. ONNX Runtime gains nothing by knowing it, but the
             memory of either engine is bounded where it is 1, which is an inspector's.
         max_seconds: stop a run that takes longer; None: any time.
 
@@ -312,10 +350,18 @@ def make_engine(
         FlawsmithError: unknown engine, a precision it has not, not installed, or a graph it cannot read.
     """
     if name == "onnxruntime":
-        if precision != "float32":
-            raise FlawsmithError(f"the engine onnxruntime computes in float32, not in {precision}; use openvino")
-        return OnnxRuntimeEngine(model, threads=threads, bounded=batch == 1, max_seconds=max_seconds)
+        if precision == "bfloat16":
+            raise FlawsmithError("the engine onnxruntime computes in float32, not in bfloat16; use openvino")
+        return OnnxRuntimeEngine(
+            model, precision=precision, device=device, threads=threads, bounded=batch == 1, max_seconds=max_seconds
+        )
     if name == "openvino":
+        if device != "cpu":
+            raise FlawsmithError(
+                f"the engine openvino computes on the CPU: leave --device {device} out, or --engine openvino"
+            )
+        if precision == "float16":
+            raise FlawsmithError("the engine openvino computes in float32, bfloat16 or int8, not in float16")
         return OpenVinoEngine(
             model, precision=precision, threads=threads, batch=batch, bounded=batch == 1, max_seconds=max_seconds
         )
@@ -326,7 +372,7 @@ _TRIAL = "import json, pickle, sys; sys.path[:] = json.loads(sys.argv[1]); pickl
 _REFUSED = 3
 
 
-def run_apart(work: Callable[[], Any], *, seconds: float, too_long: str) -> Any:
+def run_apart(work: Callable[[], Any], *, seconds: float, too_long: str, is_memory_bounded: bool = True) -> Any:
     """Runs a function in a process of its own, which is ended where it takes too long.
 
     On Linux its memory is bounded too, by twice `MEMORY_BYTES`. Should this process be killed meanwhile, the other ends
@@ -336,6 +382,7 @@ def run_apart(work: Callable[[], Any], *, seconds: float, too_long: str) -> Any:
         work: can be pickled; what it returns is ready for JSON.
         seconds: for all of it, the start of Python included, which takes one or two.
         too_long: what is said where it takes longer.
+        is_memory_bounded: whether its memory is bounded.
 
     Returns:
         What the function returned.
@@ -344,7 +391,7 @@ def run_apart(work: Callable[[], Any], *, seconds: float, too_long: str) -> Any:
         FlawsmithError: the function raised it, takes too long, or ended the process.
     """
     command = [sys.executable, "-c", _TRIAL, json.dumps(sys.path)]
-    confined = pickle.dumps(partial(_confined, work, math.ceil(seconds)))
+    confined = pickle.dumps(partial(_confined, work, math.ceil(seconds), is_memory_bounded))
     try:
         child = subprocess.run(command, input=confined, capture_output=True, timeout=seconds, check=False)
     except subprocess.TimeoutExpired:
@@ -360,8 +407,9 @@ def run_apart(work: Callable[[], Any], *, seconds: float, too_long: str) -> Any:
     return json.loads(child.stdout.splitlines()[-1])
 
 
-def _confined(work: Callable[[], Any], seconds: int) -> None:
-    _limit_memory(2 * MEMORY_BYTES)
+def _confined(work: Callable[[], Any], seconds: int, is_memory_bounded: bool) -> None:
+    if is_memory_bounded:
+        _limit_memory(2 * MEMORY_BYTES)
     with suppress(OSError):  # on Linux: should the machine lack memory, this process goes before others
         Path("/proc/self/oom_score_adj").write_text("1000")
     if hasattr(signal, "alarm"):
@@ -380,6 +428,7 @@ def try_engine(
     *,
     seconds: float,
     precision: Precision = "float32",
+    device: DeviceName = "cpu",
     threads: int | None = None,
 ) -> None:
     """Compiles a graph and runs it once in a process of its own, which is ended where it takes too long.
@@ -392,22 +441,22 @@ def try_engine(
         model: the ONNX graph.
         size: (h, w) of the black image that it is given.
         seconds: for all of it, the start of Python included, which takes one or two.
-        precision: as of `make_engine`.
-        threads: as of `make_engine`.
+        precision, device, threads: as of `make_engine`.
 
     Raises:
         FlawsmithError: as of `make_engine`; it takes longer, or ends the process.
     """
     run_apart(
-        partial(_run_once, name, model, size, precision=precision, threads=threads),
+        partial(_run_once, name, model, size, precision=precision, device=device, threads=threads),
         seconds=seconds,
         too_long=f"the model takes more than {seconds:g} s to be loaded and to work on one image; use another model, "
         "or give Inspector.load a larger trial_seconds",
+        is_memory_bounded=device == "cpu",  # drivers of GPUs map more than any machine has
     )
 
 
-def _run_once(name: str, model: bytes, size: tuple[int, int], *, precision: Precision, threads: int | None) -> None:
-    make_engine(name, model, precision=precision, threads=threads, batch=1).run(np.zeros((1, 3, *size), np.float32))
+def _run_once(name: str, model: bytes, size: tuple[int, int], **settings: Any) -> None:
+    make_engine(name, model, batch=1, **settings).run(np.zeros((1, 3, *size), np.float32))
 
 
 def _limit_memory(size: int) -> None:
@@ -468,12 +517,21 @@ def _session_options(model: bytes) -> onnxruntime.SessionOptions:
     return options
 
 
-def _session(model: bytes, options: onnxruntime.SessionOptions) -> onnxruntime.InferenceSession:
+def _session(
+    model: bytes,
+    options: onnxruntime.SessionOptions,
+    device: DeviceName = "cpu",
+    memory_bytes: int | None = None,
+) -> onnxruntime.InferenceSession:
     try:
         # Without its way of trying again, which prints a banner on stdout.
-        return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"], enable_fallback=0)
+        return onnxruntime.InferenceSession(
+            model, options, providers=providers_of(device, memory_bytes), enable_fallback=0
+        )
     except Exception as error:
         # Its exceptions share no public base but Exception.
+        if device != "cpu":
+            raise unusable(device, f"ONNX Runtime cannot use it ({_line(error)})") from None
         raise FlawsmithError(f"ONNX Runtime cannot load the model ({_line(error)}); export it anew") from None
 
 

@@ -5,19 +5,20 @@ from __future__ import annotations
 import time
 import warnings
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flawsmith.runtime.bundle import Bundle, BundleSpec
+from flawsmith.runtime.bundle import Bundle, BundleSpec, EngineName, Precision
 from flawsmith.runtime.decision import LARGEST_SCORE, Decision, Verdict
+from flawsmith.runtime.devices import DeviceName, choose_device
 from flawsmith.runtime.engine import MAX_SECONDS, Engine, check_detector, make_engine, try_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, iter_images, printable, without_controls
@@ -63,6 +64,7 @@ class Inspection:
         pixels: (height, width, 3) RGB, the image as decoded, where a stream was asked to keep it, or where it came from
             no file and was not cut into tiles; else None.
         further_pictures: whether the file holds further pictures, as an animation does, which were not inspected.
+        device: where the network was computed.
     """
 
     image: str | None
@@ -77,6 +79,7 @@ class Inspection:
     network_map: NDArray[np.float32] | None = None
     pixels: ImageArray | None = None
     further_pictures: bool = False
+    device: DeviceName = "cpu"
 
     def __repr__(self) -> str:
         name = "" if self.image is None else f"{printable(self.image)!r}: "
@@ -135,7 +138,8 @@ class Inspection:
 
     def to_dict(self) -> dict[str, Any]:
         """Returns everything but the pixels, ready for strict JSON; ``inspected`` is the share of pixels seen, and
-        ``further_pictures`` is there where it is true, ``zone_limits`` where there are zones."""
+        ``further_pictures`` is there where it is true, ``zone_limits`` where there are zones, ``device`` where it is
+        not the CPU."""
         unseen = 0.0 if self.not_inspected is None else float(self.not_inspected.mean())
         return {
             "image": self.image,
@@ -150,6 +154,7 @@ class Inspection:
             "inspected": 1.0 - unseen,
             "timing": dict(self.timing),
             **({"further_pictures": True} if self.further_pictures else {}),
+            **({"device": self.device} if self.device != "cpu" else {}),
         }
 
     def overlay(self, image: ImageSource | None = None, *, stretched: bool = False, scale: bool = False) -> Image.Image:
@@ -223,6 +228,11 @@ class Unreadable:
         return {"image": self.image, "error": self.error}
 
 
+def _in_words(engine: str, precision: str, device: DeviceName) -> str:
+    """What computes a network, such as ``onnxruntime in float32``."""
+    return f"{engine} in {precision}{'' if device == 'cpu' else f' on {device}'}"
+
+
 def _read(source: ImageSource, *, bgr: bool = False, max_pixels: int = MAX_PIXELS) -> ImageArray:
     """(height, width, 3) RGB of an image, however it was given."""
     if isinstance(source, (str, Path, bytes)):
@@ -235,6 +245,8 @@ def _read(source: ImageSource, *, bgr: bool = False, max_pixels: int = MAX_PIXEL
 __all__ = ["ImageSource", "Inspection", "Inspector", "PreparedImage", "ScoreAndMap", "Unreadable"]
 
 _PREFETCH_PER_DECODER = 2
+_LEAST_ALLOWED = 1e-4
+"""Share of a limit by which a batch may round a score differently, where the model file does not say more."""
 PIXELS_AHEAD = 2**26
 """Pixels of images to be cut into tiles that are in memory at a time, the one in work included; a larger image is there
 alone."""
@@ -282,7 +294,8 @@ class PreparedImage:
 
 
 class Inspector:
-    """A loaded model. Images go through it one at a time, so no verdict depends on another image.
+    """A loaded model. No verdict depends on another image: images go through it one at a time, or, where `stream` is
+    asked for batches, once more alone where a limit is near.
 
     Inspecting is safe from several threads. An inspector can be pickled and so go to another process, which compiles
     the graph anew; for that the graph's bytes stay in memory.
@@ -295,7 +308,8 @@ class Inspector:
     Attributes:
         spec: the bundle's settings.
         engine: the compiled graph.
-        calibrated: whether engine and precision are those the limits were calibrated with.
+        device: where the engine computes.
+        calibrated: whether engine, precision and device are those the limits were calibrated with.
 
     Raises:
         FlawsmithError: the graph is not a detector for the spec's geometry.
@@ -324,7 +338,9 @@ class Inspector:
     def __init__(self, spec: BundleSpec, engine: Engine, *, max_pixels: int = MAX_PIXELS) -> None:
         self.spec = spec
         self.engine = engine
-        self.calibrated = (engine.name, engine.precision) == (spec.engine, spec.precision)
+        self.device: DeviceName = getattr(engine, "device", "cpu")
+        used = (engine.name, engine.precision, self.device)
+        self.calibrated = used == (spec.engine, spec.precision, spec.device)
         self._max_pixels = max_pixels
         training = getattr(spec, "training", None)
         learned = "" if training is None else str(training.findings.get("images", ""))
@@ -337,7 +353,7 @@ class Inspector:
     def _repr_html_(self) -> str:
         """Model, limit and promise, for notebooks."""
         stamps = getattr(getattr(self.spec, "training", None), "stamps", ())
-        engine = f"{self.engine.name} in {self.engine.precision}"
+        engine = _in_words(self.engine.name, self.engine.precision, self.device)
         worked = engine if self.calibrated else f"{engine}, another one than the limits were made with"
         return panel(self._name(), [*stamps, self._limit_in_words(), self._promise_in_words(), worked])
 
@@ -361,6 +377,8 @@ class Inspector:
         source: str | Path | Bundle,
         *,
         engine: str | None = None,
+        precision: str | None = None,
+        device: str | None = None,
         threads: int | None = None,
         max_pixels: int = MAX_PIXELS,
         max_seconds: float | None = MAX_SECONDS,
@@ -368,10 +386,17 @@ class Inspector:
     ) -> Inspector:
         """Opens a model.
 
+        Limits are those of the engine, precision and device, where the file has some. Where it has not, those in use
+        hold, a warning says so and ``calibrated`` is False.
+
         Args:
             source: a ``.flaw`` file or a loaded bundle.
-            engine: ``onnxruntime`` or ``openvino``; None: the one the limits were calibrated with. Another
-                one, which then computes in float32, warns and sets ``calibrated`` to False.
+            engine: ``onnxruntime`` or ``openvino``; None: the one the limits were calibrated with.
+            precision: ``float32``, ``bfloat16``, or ``float16`` and ``int8`` where the file holds such a graph; None:
+                that of the limits for their engine, ``float32`` for another one.
+            device: where ONNX Runtime computes: ``cpu``, ``cuda``, ``tensorrt``, ``directml``, ``coreml``, ``openvino``
+                (an Intel GPU), or ``auto``, the first that is here; None: that of the limits. What computed stands in
+                ``inspector.device`` and in every result; nothing falls back to another one.
             threads: threads for the network; None: one a core.
             max_pixels: refuse larger image files.
             max_seconds: stop the network where it works longer on one image, or on one tile of it; whole seconds, None:
@@ -381,26 +406,34 @@ class Inspector:
                 Python takes to start. None: no trial.
 
         Raises:
-            FlawsmithError: the file is no intact bundle, or the engine is unknown, missing or cannot read the
-                graph.
+            FlawsmithError: the file is no intact bundle or holds no such graph, or the engine or the device is unknown,
+                missing or cannot compute the graph.
         """
         bundle = source if isinstance(source, Bundle) else Bundle.load(source)
-        name = engine or bundle.spec.engine
-        precision = bundle.spec.precision if name == bundle.spec.engine else "float32"
+        spec = bundle.spec
+        place = choose_device(device or spec.device)
+        name = engine or ("onnxruntime" if place != "cpu" else spec.engine)
+        if name not in get_args(EngineName):
+            raise FlawsmithError(f"unknown engine {name!r}; known are {' and '.join(get_args(EngineName))}")
+        chosen = cast(EngineName, name)
+        usual = spec.precision if (chosen, place) == (spec.engine, spec.device) else "float32"
+        if precision is not None and precision not in get_args(Precision):
+            raise FlawsmithError(f"unknown precision {precision!r}; known are {', '.join(get_args(Precision))}")
+        number = cast(Precision, precision or usual)
         try:
+            bundle = bundle.as_variant(chosen, number, place)
+            settings: dict[str, Any] = {"precision": number, "device": place, "threads": threads}
             if trial_seconds is not None:
-                size = bundle.spec.geometry.size
-                try_engine(name, bundle.model, size, seconds=trial_seconds, precision=precision, threads=threads)
-            compiled = make_engine(
-                name, bundle.model, precision=precision, threads=threads, batch=1, max_seconds=max_seconds
-            )
+                try_engine(name, bundle.model, bundle.spec.geometry.size, seconds=trial_seconds, **settings)
+            compiled = make_engine(name, bundle.model, batch=1, max_seconds=max_seconds, **settings)
             inspector = cls(bundle.spec, compiled, max_pixels=max_pixels)
         except FlawsmithError as error:
             raise FlawsmithError(f"{bundle.path}: {error}" if bundle.path else str(error)) from None
         if not inspector.calibrated:
+            held = _in_words(bundle.spec.engine, bundle.spec.precision, bundle.spec.device)
             warnings.warn(
-                f"the limits were calibrated with {bundle.spec.engine} in {bundle.spec.precision}, "
-                f"this is {name} in {precision}: verdicts near a limit may differ; calibrate anew",
+                f"the limits were calibrated with {held}, this is {_in_words(name, number, place)}: verdicts near a "
+                "limit may differ; calibrate anew",
                 stacklevel=2,
             )
         return inspector
@@ -442,7 +475,12 @@ class Inspector:
         return [self.inspect(image, bgr=bgr) for image in images]
 
     def stream(
-        self, source: str | Path | Iterable[str | Path], *, decoders: int = 2, keep_pixels: bool = False
+        self,
+        source: str | Path | Iterable[str | Path],
+        *,
+        decoders: int = 2,
+        keep_pixels: bool = False,
+        batch: int = 1,
     ) -> Iterator[Inspection | Unreadable]:
         """Inspects the images of a folder, or any sequence of paths, in order.
 
@@ -455,21 +493,26 @@ class Inspector:
             source: a folder (searched with its subfolders), one file, or paths.
             decoders: threads that decode, at least 1.
             keep_pixels: whether inspections hold the decoded image.
+            batch: images that the network sees at a time, for throughput on a GPU. The last digits of scores may depend
+                on it, verdicts do not: what is nearer to a limit than engines may differ is seen once more alone. Tiles
+                are seen one by one. Results come as many at a time.
 
         Yields:
             An inspection for each image, or `Unreadable` for one that could not be inspected.
 
         Raises:
-            FlawsmithError: ``decoders`` is below 1; or the folder or one below it cannot be listed, which is raised
-                after the results of the images before it. The same holds for errors of the sequence itself.
+            FlawsmithError: ``decoders`` or ``batch`` is below 1; or the folder or one below it cannot be listed, which
+                is raised after the results of the images before it. The same holds for errors of the sequence itself.
         """
         if decoders < 1:
             raise FlawsmithError(f"decoders must be at least 1, not {decoders}")
+        if batch < 1:
+            raise FlawsmithError(f"batch must be at least 1, not {batch}")
         if isinstance(source, (str, Path)):
             paths: Iterable[str | Path] = iter_images(source) if is_folder(source) else [source]
         else:
             paths = source
-        return self._stream(_error_last(iter(paths)), decoders, keep_pixels)
+        return self._stream(_error_last(iter(paths)), decoders, keep_pixels, batch)
 
     def measure(self, image: ImageSource, *, bgr: bool = False) -> ScoreAndMap:
         """Returns score and map of an image without a verdict, such as for new limits.
@@ -506,7 +549,7 @@ class Inspector:
         return self._infer(prepared.batch)
 
     def _stream(
-        self, paths: Iterator[str | Path | Exception], decoders: int, keep_pixels: bool
+        self, paths: Iterator[str | Path | Exception], decoders: int, keep_pixels: bool, batch: int
     ) -> Iterator[Inspection | Unreadable]:
         prepare = partial(self.prepare, keep_pixels=keep_pixels)
         pool = ThreadPoolExecutor(decoders, thread_name_prefix="flawsmith-decode")
@@ -514,7 +557,7 @@ class Inspector:
         held_back: _Waiting | None = None
         try:
             while True:
-                while len(waiting) < decoders * _PREFETCH_PER_DECODER:
+                while len(waiting) < batch - 1 + decoders * _PREFETCH_PER_DECODER:
                     item = held_back or self._next(paths)
                     held_back = None
                     if item is None:
@@ -530,18 +573,74 @@ class Inspector:
                 first = waiting.popleft()
                 if isinstance(first, Exception):
                     raise first
-                path, prepared = first.path, first.prepared
-                assert prepared is not None, "submitted above"
+                together = [first]
+                while len(together) < batch and waiting and isinstance(waiting[0], _Waiting):
+                    together.append(cast(_Waiting, waiting.popleft()))
                 del first
-                try:
-                    result: Inspection | Unreadable = self.inspect_prepared(prepared.result())
-                except FlawsmithError as error:
-                    result = Unreadable(str(path), str(error))
-                del prepared
-                yield result
-                del result  # before the next image is waited for
+                yield from self._inspect_together(together, batch)
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _inspect_together(self, together: list[_Waiting], batch: int) -> Iterator[Inspection | Unreadable]:
+        """Inspections of images in order, which the network sees at once where there are several."""
+        prepared: list[PreparedImage | Unreadable] = []
+        for item in together:
+            assert item.prepared is not None, "submitted before"
+            try:
+                prepared.append(item.prepared.result())
+            except FlawsmithError as error:
+                prepared.append(Unreadable(str(item.path), str(error)))
+            item.prepared = None
+        seen = self._infer_together([image for image in prepared if isinstance(image, PreparedImage)], batch)
+        for item, image in zip(together, prepared, strict=True):
+            if isinstance(image, Unreadable):
+                yield image
+                continue
+            try:
+                result: Inspection | Unreadable = self._inspect_prepared(image, seen.pop(id(image), None))
+            except FlawsmithError as error:
+                result = Unreadable(str(item.path), str(error))
+            image.uncut = image.batch = None
+            yield result
+            del result  # before the next image is waited for
+
+    def _infer_together(
+        self, images: Sequence[PreparedImage], batch: int
+    ) -> dict[int, tuple[float, NDArray[np.float32]]]:
+        """Score and map by `id` of the images that the network has seen at once; the others are to be seen alone.
+
+        The batch is filled up with its last image, so that an engine meets two sizes alone, and no score depends on how
+        many images there are.
+        """
+        whole = [image for image in images if image.batch is not None]
+        if batch == 1 or not whole:
+            return {}
+        clock = _Clock()
+        inputs = [cast(NDArray[np.float32], image.batch) for image in whole]
+        try:
+            outputs = self.engine.run(np.concatenate([*inputs, *[inputs[-1]] * (batch - len(inputs))]))
+            pairs = [self._checked(outputs, row) for row in range(len(whole))]
+        except FlawsmithError:
+            return {}  # such as for want of memory; what is wrong with one of them is found alone
+        clock.lap("infer")
+        for image in whole:
+            image.timing["infer"] = clock.timing["infer"] / len(whole)
+        return {
+            id(image): pair for image, pair in zip(whole, pairs, strict=True) if not self._is_near_a_limit(image, *pair)
+        }
+
+    def _is_near_a_limit(self, image: PreparedImage, score: float, small_map: NDArray[np.float32]) -> bool:
+        """Whether another rounding might give another verdict."""
+        decision, geometry, parity = self.spec.decision, self.spec.geometry, self.spec.parity
+        limits = [limit for limit in (decision.deciding_limit, decision.review_limit) if limit is not None]
+        deciding, name = score, "score_allowed"
+        if decision.by_regions:
+            inside = geometry.valid_mask(image.original_size)
+            not_inspected = None if inside is None else ~inside
+            deciding = decision.level(geometry.invert(small_map, image.original_size), not_inspected)
+            name = "map_allowed"
+        allowed = max(parity.get(name, 0.0), _LEAST_ALLOWED * max(map(abs, limits)))
+        return min(abs(deciding - limit) for limit in limits) <= allowed
 
     def _next(self, paths: Iterator[str | Path | Exception]) -> _Waiting | Exception | None:
         """The next image to wait for; None at the end. Its pixels count where they are kept to be cut into tiles."""
@@ -585,14 +684,14 @@ class Inspector:
         return PreparedImage(name, batch, size, clock.timing, kept, further)
 
     def _measured(
-        self, prepared: PreparedImage, clock: _Clock
+        self, prepared: PreparedImage, clock: _Clock, seen: tuple[float, NDArray[np.float32]] | None = None
     ) -> tuple[float, NDArray[np.float32] | InvertedMap, NDArray[np.bool_] | None, NDArray[np.float32] | None]:
         """As `ScoreAndMap`, but the map is not computed yet where one look made it."""
         geometry, tiling, size = self.spec.geometry, self.spec.tiling, prepared.original_size
         small_map: NDArray[np.float32] | None = None
         anomaly_map: NDArray[np.float32] | InvertedMap
         if prepared.batch is not None:
-            score, small_map = self._infer(prepared.batch)
+            score, small_map = seen or self._infer(prepared.batch)
             clock.lap("infer")
             anomaly_map = geometry.inverse(small_map, size)
         else:
@@ -608,15 +707,21 @@ class Inspector:
         return score, anomaly_map, not_inspected, small_map
 
     def _infer(self, batch: NDArray[np.float32]) -> tuple[float, NDArray[np.float32]]:
-        outputs = self.engine.run(batch)
+        return self._checked(self.engine.run(batch), 0, number=1)
+
+    def _checked(
+        self, outputs: list[NDArray[np.float32]], row: int, *, number: int | None = None
+    ) -> tuple[float, NDArray[np.float32]]:
+        """Score and map of an image of a batch; ``number``: how many images there must be."""
         scores, maps = outputs[self._score_index], outputs[self._map_index]
         size = self.spec.geometry.size
-        if scores.shape != (1,) or maps.shape != (1, *size):
+        count = len(scores) if number is None and scores.ndim == 1 and len(scores) > row else number or 1
+        if scores.shape != (count,) or maps.shape != (count, *size):
             raise FlawsmithError(
-                f"the model gives a score of the shape {scores.shape} and a map of {maps.shape}, needed are (1,) and "
-                f"{(1, *size)}; export it anew"
+                f"the model gives a score of the shape {scores.shape} and a map of {maps.shape}, needed are "
+                f"{(count,)} and {(count, *size)}; export it anew"
             )
-        score, anomaly_map = float(scores[0]), maps[0]
+        score, anomaly_map = float(scores[row]), maps[row]
         if not (abs(score) <= LARGEST_SCORE and np.abs(anomaly_map).max() <= LARGEST_SCORE):
             raise FlawsmithError("the model gives numbers that are not finite or too large; train or export it anew")
         return score, anomaly_map
@@ -630,11 +735,14 @@ class Inspector:
         Raises:
             FlawsmithError: the model cannot be computed, or it gives numbers that are not finite.
         """
+        return self._inspect_prepared(prepared, None)
+
+    def _inspect_prepared(self, prepared: PreparedImage, seen: tuple[float, NDArray[np.float32]] | None) -> Inspection:
         clock = _Clock(prepared.timing)
         name = prepared.image or "image"
         geometry, decision = self.spec.geometry, self.spec.decision
         try:
-            score, anomaly_map, not_inspected, small_map = self._measured(prepared, clock)
+            score, anomaly_map, not_inspected, small_map = self._measured(prepared, clock, seen)
             verdict, regions = decision.decide(score, anomaly_map, not_inspected)
         except FlawsmithError as error:
             raise FlawsmithError(f"{name}: {error}") from None
@@ -652,6 +760,7 @@ class Inspector:
             network_map=small_map,
             pixels=prepared.pixels,
             further_pictures=prepared.further_pictures,
+            device=self.device,
         )
 
 

@@ -125,9 +125,9 @@ _BROADCASTING = {
 _BROADCASTING |= {"Expand", "Where", "Xor"}
 # These keep the shape of their first input, or make axes of it 1.
 _SHAPED = {
-    "Abs", "Cast", "Ceil", "Clip", "Erf", "Exp", "Floor", "Identity", "Log", "Neg", "Not", "Reciprocal", "ReduceL1",
-    "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd", "ReduceSum", "ReduceSumSquare", "Relu", "Round",
-    "Sigmoid", "Sign", "Softmax", "Sqrt", "Tanh",
+    "Abs", "Cast", "Ceil", "Clip", "DequantizeLinear", "Erf", "Exp", "Floor", "Identity", "Log", "Neg", "Not",
+    "QuantizeLinear", "Reciprocal", "ReduceL1", "ReduceL2", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceProd",
+    "ReduceSum", "ReduceSumSquare", "Relu", "Round", "Sigmoid", "Sign", "Softmax", "Sqrt", "Tanh",
 }  # fmt: skip
 _RANDOM = {"Bernoulli", "Multinomial", "RandomNormal", "RandomNormalLike", "RandomUniform", "RandomUniformLike"}
 _MOST_COPIES = {"Expand": 2**26, "Tile": 2**12}
