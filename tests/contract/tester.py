@@ -604,7 +604,8 @@ class MethodTester:
         assert (loaded.spec.method, loaded.spec.seed, loaded.spec.preset) == (self.name, 0, "fast")
         assert self.model.Config(**loaded.spec.config).model_dump(mode="json") == loaded.spec.config
         images = {"learned_sha256", "held_out_sha256", "test_sha256"}
-        assert set(loaded.calibration) == {"good", "good_levels", "forged", *images}
+        self_tests = {"self_test", "self_test_1", "self_test_2"}
+        assert set(loaded.calibration) == {"good", "good_levels", "forged", *images, *self_tests}
         assert len(loaded.calibration["good"]) == loaded.spec.decision.n_good
 
     def test_bundle_tells_nothing_of_the_machine(self, trained: Trained, parts: Path) -> None:
