@@ -879,7 +879,9 @@ class Site:
         return Line(name, settings, named, self.files, self.store, self.pictures, outputs, self._cursors, *told)
 
     def add_line(self, name: str, line: LineSettings, *, who: str = "service") -> Line:
-        """Begin a line. It is there until it is removed or the service ends; records it has already are its own again.
+        """Begin a line, until it is removed or the service ends. Records of this name are its own again.
+
+        So are its models and limits, unless it was removed since.
 
         Args:
             name: of the line.
@@ -907,7 +909,7 @@ class Site:
             return added
 
     def remove_line(self, name: str, *, who: str = "service") -> None:
-        """End a line: parts that were taken are judged, more are not. Its records stay.
+        """End a line: parts that were taken are judged, more are not. Its records stay, its models go.
 
         Args:
             name: of the line.
@@ -925,6 +927,8 @@ class Site:
             left = {other: kept for other, kept in self.settings.lines.items() if other != name}
             self.settings = self.settings.model_copy(update={"lines": left})
         line.close()
+        with self.files.lock:
+            self.files.sweep(self.store)
 
     def _close_lines(self) -> None:
         for line in self.lines.values():
