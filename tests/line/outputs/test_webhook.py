@@ -96,8 +96,7 @@ def test_answer_that_comes_byte_by_byte_is_cut_off(
     listener, cut_off, taken = socket.create_server(("127.0.0.1", 0)), threading.Event(), []
 
     def drip() -> None:
-        connection, _ = listener.accept()
-        listener.close()
+        connection, _ = listener.accept()  # the first alone: to others nobody answers
         with connection:
             taken.append(connection.recv(65536))
             try:
@@ -118,6 +117,8 @@ def test_answer_that_comes_byte_by_byte_is_cut_off(
 
     assert bool(fact.delivered) is is_delivered
     assert is_delivered or fact.last_error == f"{url} gave no answer within 0.2 s"
+    site.close()
+    listener.close()
 
 
 def test_certificate_is_checked(new_site: NewSite, new_receiver: Callable[..., Receiver], tmp_path: Path) -> None:
