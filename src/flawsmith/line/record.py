@@ -19,8 +19,8 @@ Outcome = Literal["pass", "review", "reject", "error"]
 """How a trigger ends; anything but a pass is to be treated as a reject until someone has looked."""
 ErrorKind = Literal["image", "model", "internal"]
 """image: it cannot be read, now or later. model: the network could not be computed. internal: a defect of Flawsmith."""
-Source = Literal["http", "inference", "watch", "plc"]
-"""Where triggers come from: ``/v1``, the Open Inference Protocol, a watched folder, a PLC (with no image)."""
+Source = Literal["http", "inference", "watch"]
+"""Where triggers come from: ``/v1``, the Open Inference Protocol, a watched folder."""
 Label = Literal["good", "flawed", "unclear"]
 """What a person says who has looked at the part."""
 
@@ -102,7 +102,7 @@ class Record(BaseModel):
     product: str = Field(default="", description="what the model learned to know")
     part_id: str | None = Field(default=None, description="as the line calls the part")
     lot_id: str | None = Field(default=None, description="as the line calls the lot")
-    source: Source = Field(description="http, inference (Open Inference Protocol), watch or plc")
+    source: Source = Field(description="http, inference (Open Inference Protocol) or watch")
     name: str | None = Field(default=None, description="of a watched file, as seen from its folder")
     received: str = Field(description="when the trigger came, UTC")
     clock: float = Field(description="the same on the monotonic clock, seconds")

@@ -261,6 +261,9 @@ class Line:
         store: where records go.
         pictures: where images go.
         on_record: told of each record.
+
+    Attributes:
+        outputs: told of each record too, once they were started.
     """
 
     def __init__(
@@ -278,6 +281,7 @@ class Line:
         self._changing = threading.Lock()
         self._in_work: dict[str, tuple[str, Future[Record]]] = {}
         self.model: LoadedModel | None = self._with_noted_limits(model)
+        self.outputs = Outputs(name, self.settings)
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
@@ -346,6 +350,7 @@ class Line:
         records = self._store.add([record for _, record in judged], files)
         for record in records:
             try:
+                self.outputs.recorded(record)
                 self._on_record(record)
             except Exception:  # the record stands; it must not be written again
                 log.exception("record %d was not told of", record.id)
@@ -431,16 +436,9 @@ class Line:
         return model.inspector.with_limits(decision).inspect(image)
 
     def close(self) -> None:
-        """Judge what was taken, then end."""
+        """Judge what was taken, tell of it, then end."""
         self.queue.close()
-
-
-def _both(outputs: Outputs, on_record: OnRecord) -> OnRecord:
-    def tell(record: Record) -> None:
-        outputs.recorded(record)
-        on_record(record)
-
-    return tell
+        self.outputs.close()
 
 
 class Site:
@@ -465,7 +463,8 @@ class Site:
         self.lines: dict[str, Line] = {}
         self._ended = threading.Event()
         self._stack = ExitStack()
-        self.outputs = {name: Outputs(name, line) for name, line in settings.lines.items()}
+        for name, line in settings.lines.items():
+            Outputs(name, line)  # says what they lack before anything is written
         models = {name: LoadedModel.load(settings, name) for name in settings.lines}  # before anything is written
         try:
             self._stack.enter_context(exclusive_folder(settings.records))
@@ -475,11 +474,9 @@ class Site:
             cursors = Cursors(settings.records)
             self._stack.callback(cursors.close)
             for name, model in models.items():
-                outputs = self.outputs[name]
-                self.lines[name] = Line(name, settings, model, self.store, self.pictures, _both(outputs, on_record))
-                outputs.start(self.lines[name], self.store, cursors, on_output_failure)
-                self._stack.callback(outputs.close)
+                self.lines[name] = Line(name, settings, model, self.store, self.pictures, on_record)
                 self._stack.callback(self.lines[name].close)
+                self.lines[name].outputs.start(self.lines[name], self.store, cursors, on_failure=on_output_failure)
             hashes = {name: model.sha256 for name, model in models.items()}
             self.store.note("start", who="service", facts={"models": hashes})
         except BaseException:
@@ -505,8 +502,8 @@ class Site:
         """Judge what was taken, note the end, and give the folder back."""
         self._ended.set()
         self._sweeper.join()
-        for outputs in self.outputs.values():
-            outputs.end()
+        for line in self.lines.values():
+            line.outputs.end()
         for line in self.lines.values():
             line.close()
         with self._stack:

@@ -296,7 +296,7 @@ def set_limit(line: LineName, order: LimitOrder, service: InService, caller: Eng
 @v1.get("/lines/{line}/outputs")
 def outputs(line: LineName, service: InService) -> list[OutputFacts]:
     """How the outputs of a line are doing."""
-    return service.site.outputs[service.line(line).name].facts()
+    return service.line(line).outputs.facts()
 
 
 # Reviews and audit

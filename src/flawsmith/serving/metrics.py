@@ -99,7 +99,7 @@ class Metrics:
         for line in site.lines.values():
             self._to_review.labels(line.name).set(site.store.count_to_review(line.name))
             self._look_at_model(line)
-            for output in site.outputs[line.name].facts():
+            for output in line.outputs.facts():
                 self._output_failures.labels(line.name, output.output)
                 self._output_behind.labels(line.name, output.output).set(output.behind)
 

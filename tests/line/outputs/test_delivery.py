@@ -29,7 +29,7 @@ NewReceiver = Callable[..., Receiver]
 
 
 def facts(site: Site) -> Any:
-    (output,) = site.outputs["bolt"].facts()
+    (output,) = site.lines["bolt"].outputs.facts()
     return output
 
 
@@ -238,7 +238,7 @@ def test_full_disk_does_not_stop_deliveries(
     new_site: NewSite, receiver: Receiver, caplog: pytest.LogCaptureFixture
 ) -> None:
     site = new_site(outputs=[receiver.webhook()])
-    (pump,) = site.outputs["bolt"]._pumps
+    (pump,) = site.lines["bolt"].outputs._pumps
     connection = pump._cursors._connection
     connection.close()
     pump._cursors._connection = sqlite3.connect("file::memory:?mode=ro", uri=True, check_same_thread=False)

@@ -43,7 +43,7 @@ def test_line_writes_its_records_into_both_kinds_of_file(new_site: NewSite, tmp_
     site = new_site(outputs=kinds)
 
     records = [judge(site, brightness, part_id=f"P-{brightness}") for brightness in (20, 250)]
-    until(lambda: all(output.behind == 0 for output in site.outputs["bolt"].facts()))
+    until(lambda: all(output.behind == 0 for output in site.lines["bolt"].outputs.facts()))
 
     day = records[0].received[:10]
     table = rows(tmp_path / "files" / f"bolt-{day}.csv")
@@ -123,7 +123,7 @@ def test_full_disk_leaves_whole_lines_and_is_tried_again(
 ) -> None:
     site = new_site(outputs=[{"kind": "csv", "folder": tmp_path / "files"}])
     judge(site, part_id="P-0")
-    until(lambda: site.outputs["bolt"].facts()[0].behind == 0)
+    until(lambda: site.lines["bolt"].outputs.facts()[0].behind == 0)
     (path,) = (tmp_path / "files").iterdir()
     before = path.read_bytes()
     write, is_full = os.write, True
@@ -138,10 +138,10 @@ def test_full_disk_leaves_whole_lines_and_is_tried_again(
     with monkeypatch.context() as patch:
         patch.setattr(files.os, "write", write_some)
         records = [judge(site, part_id=f"P-{number}") for number in range(1, 4)]
-        failing = until(lambda: (fact := site.outputs["bolt"].facts()[0]).failures > 3 and fact)
+        failing = until(lambda: (fact := site.lines["bolt"].outputs.facts()[0]).failures > 3 and fact)
         meanwhile = path.read_bytes()
         is_full = False
-        until(lambda: site.outputs["bolt"].facts()[0].behind == 0)
+        until(lambda: site.lines["bolt"].outputs.facts()[0].behind == 0)
 
     assert [record.verdict for record in records] == ["pass"] * 3
     assert meanwhile == before

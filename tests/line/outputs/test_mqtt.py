@@ -123,7 +123,7 @@ def new_broker(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
 
 
 def facts(site: Site) -> Any:
-    (output,) = site.outputs["bolt"].facts()
+    (output,) = site.lines["bolt"].outputs.facts()
     return output
 
 
@@ -162,7 +162,7 @@ def test_who_comes_later_learns_the_state_and_the_will_tells_of_a_lost_line(
     until(lambda: broker.statuses == [("online", "")])  # it is retained
     later.disconnect()
 
-    (pump,) = site.outputs["bolt"]._pumps
+    (pump,) = site.lines["bolt"].outputs._pumps
     with monkeypatch.context() as patch:
         patch.setattr(MqttSink, "tend", lambda *_: None)  # nothing connects again meanwhile, as after a kill
         pump._sink._hang_up()
@@ -243,4 +243,4 @@ def test_password_and_certificate_are_asked_for(
     assert "certificate verify failed" in errors["ca_file"]
     assert "the broker 127.0.0.1" in errors["tls"]
     assert facts(site).target == f"mqtts://127.0.0.1:{broker.port}/{TOPIC}"
-    assert "right" not in json.dumps([fact.model_dump() for fact in site.outputs["bolt"].facts()])
+    assert "right" not in json.dumps([fact.model_dump() for fact in site.lines["bolt"].outputs.facts()])

@@ -22,7 +22,7 @@ NewSite = Callable[..., Site]
 
 
 def facts(site: Site) -> Any:
-    (output,) = site.outputs["bolt"].facts()
+    (output,) = site.lines["bolt"].outputs.facts()
     return output
 
 

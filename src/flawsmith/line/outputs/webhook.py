@@ -32,7 +32,7 @@ class WebhookSink:
 
     def __init__(self, settings: WebhookOutput, trust: ssl.SSLContext | None) -> None:
         self._settings, self._trust = settings, trust
-        self._parts = urlsplit(settings.url)
+        self._parts = urlsplit(settings.url.get_secret_value())
         self._connection: http.client.HTTPConnection | None = None
 
     @property
