@@ -20,9 +20,8 @@ Outcome = Literal["pass", "review", "reject", "error"]
 ErrorKind = Literal["image", "model", "internal", "camera", "dropped"]
 """image: it cannot be read, now or later. model: the network could not be computed. internal: a defect of Flawsmith.
 camera: it gave no picture, or the line was paused. dropped: pictures came faster than they could be judged."""
-Source = Literal["http", "inference", "watch", "camera", "plc"]
-"""Where triggers come from: ``/v1``, the Open Inference Protocol, a watched folder, the line's camera, a PLC (with no
-image)."""
+Source = Literal["http", "inference", "watch", "camera"]
+"""Where triggers come from: ``/v1``, the Open Inference Protocol, a watched folder, the line's camera."""
 Label = Literal["good", "flawed", "unclear"]
 """What a person says who has looked at the part."""
 LabelRole = Literal["calibrate", "test"]
@@ -112,7 +111,7 @@ class Record(BaseModel):
     product: str = Field(default="", description="what the model learned to know")
     part_id: str | None = Field(default=None, description="as the line calls the part")
     lot_id: str | None = Field(default=None, description="as the line calls the lot")
-    source: Source = Field(description="http, inference (Open Inference Protocol), watch, camera or plc")
+    source: Source = Field(description="http, inference (Open Inference Protocol), watch or camera")
     name: str | None = Field(default=None, description="of a watched file, as seen from its folder")
     received: str = Field(description="when the trigger came, UTC")
     clock: float = Field(description="the same on the monotonic clock, seconds")

@@ -349,7 +349,6 @@ class Line:
         store: where records go.
         pictures: where images go.
         on_record: told of each record.
-        outputs: of the line, not begun yet.
         cursors: that remember how far each output has come.
         on_event: told of what is done with its models, of its camera, and of outputs that fail.
 
@@ -358,6 +357,7 @@ class Line:
         model: in use; None: the line is not taught yet, or its model was taken away, and takes no parts.
         is_unloaded: whether there is none because it was taken away; the line is meant to work then.
         versions: of its model.
+        outputs: told of each record too.
         shadow: the latest shadow run; None: there was none since the line began.
 
     Raises:
@@ -372,7 +372,6 @@ class Line:
         files: ModelFiles,
         store: Store,
         pictures: Pictures,
-        outputs: Outputs,
         cursors: Cursors,
         on_record: OnRecord = lambda _: None,
         on_event: OnEvent = lambda *_: None,
@@ -388,18 +387,22 @@ class Line:
         self.model = self._model_to_use(named, who="service")
         self.is_unloaded = False
         self.shadow: ShadowRun | None = None
+        self.outputs = Outputs(name, self.settings)
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
-        self.outputs = outputs
         camera = self.settings.camera
         try:
-            outputs.start(
-                self, store, cursors, lambda line, output: on_event("output", {"line": line, "output": output})
+            self.outputs.start(
+                self,
+                store,
+                cursors,
+                trigger=None if camera is None else self.trigger,
+                on_failure=lambda line, output: on_event("output", {"line": line, "output": output}),
             )
             self.camera = None if camera is None else Capture(self, camera, store, on_event)
         except BaseException:
-            outputs.close()
+            self.outputs.close()
             self.queue.close()
             raise
         self._run_shadow()
@@ -847,7 +850,8 @@ class Site:
         self._stack = ExitStack()
         # Before anything is written.
         named = {name: NamedModel.look(settings, name, self.files) for name in settings.lines}
-        outputs = {name: Outputs(name, line) for name, line in settings.lines.items()}
+        for name, line in settings.lines.items():
+            Outputs(name, line)  # says what they lack
         try:
             self._stack.enter_context(exclusive_folder(settings.records))
             self.store = Store(settings.records)
@@ -857,7 +861,7 @@ class Site:
             self._stack.callback(self._cursors.close)
             self._stack.callback(self._close_lines)
             for name, model in named.items():
-                self.lines[name] = self._line(name, settings, model, outputs[name])
+                self.lines[name] = self._line(name, settings, model)
             with self.files.lock:
                 self.files.sweep(self.store)
             hashes = {name: None if line.model is None else line.model.sha256 for name, line in self.lines.items()}
@@ -874,9 +878,9 @@ class Site:
         self._sweeper = threading.Thread(target=self._sweep, name="images", daemon=True)
         self._sweeper.start()
 
-    def _line(self, name: str, settings: ServiceSettings, named: NamedModel, outputs: Outputs) -> Line:
+    def _line(self, name: str, settings: ServiceSettings, named: NamedModel) -> Line:
         told = self._on_record, self.on_event
-        return Line(name, settings, named, self.files, self.store, self.pictures, outputs, self._cursors, *told)
+        return Line(name, settings, named, self.files, self.store, self.pictures, self._cursors, *told)
 
     def add_line(self, name: str, line: LineSettings, *, who: str = "service") -> Line:
         """Begin a line, until it is removed or the service ends. Records of this name are its own again.
@@ -898,8 +902,7 @@ class Site:
             if name in self.lines:
                 raise FlawsmithError(f"there is a line {name} already: give another name")
             settings = self.settings.with_line(name, line)
-            outputs = Outputs(name, settings.lines[name])
-            added = self._line(name, settings, NamedModel.look(settings, name, self.files), outputs)
+            added = self._line(name, settings, NamedModel.look(settings, name, self.files))
             try:
                 self.store.note("line", who=who, line=name, facts={"added": line.model_dump(mode="json")})
             except BaseException:

@@ -143,11 +143,10 @@ class Progress:
 class Cursors:
     """Remembers how far the outputs have come, in a file beside the records, so that writing it delays no record.
 
+    The file is made when an output is asked for first.
+
     Args:
         folder: of the records.
-
-    Raises:
-        FlawsmithError: the file cannot be used.
 
     Example:
         >>> import tempfile
@@ -161,26 +160,35 @@ class Cursors:
         self.path = folder / FILE
         self._lock = threading.Lock()
         self._told = False
-        try:
-            self._connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
-            self._connection.execute("PRAGMA journal_mode = WAL")
+        self._connection: sqlite3.Connection | None = None
+
+    def _connected(self) -> sqlite3.Connection:
+        if self._connection is None:
+            connection = sqlite3.connect(self.path, isolation_level=None, check_same_thread=False)
+            connection.execute("PRAGMA journal_mode = WAL")
             # A kill loses nothing; after a power cut the latest steps may be missing, and are made again.
-            self._connection.execute("PRAGMA synchronous = NORMAL")
-            self._connection.execute(
+            connection.execute("PRAGMA synchronous = NORMAL")
+            connection.execute(
                 "CREATE TABLE IF NOT EXISTS outputs (line TEXT, output TEXT, position INTEGER NOT NULL, "
                 "delivered INTEGER NOT NULL, skipped INTEGER NOT NULL, PRIMARY KEY (line, output))"
             )
+            self._connection = connection
+        return self._connection
+
+    def get(self, line: str, output: str) -> Progress | None:
+        """How far an output has come; None: it is new.
+
+        Raises:
+            FlawsmithError: the file cannot be used.
+        """
+        query = "SELECT position, delivered, skipped FROM outputs WHERE line = ? AND output = ?"
+        try:
+            with self._lock:
+                row = self._connected().execute(query, (line, output)).fetchone()
         except sqlite3.Error as error:
             raise FlawsmithError(
                 f"{self.path}: cannot be used ({error}); remove it, and outputs begin with the next part"
             ) from None
-
-    def get(self, line: str, output: str) -> Progress | None:
-        """How far an output has come; None: it is new."""
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT position, delivered, skipped FROM outputs WHERE line = ? AND output = ?", (line, output)
-            ).fetchone()
         return None if row is None else Progress(*row)
 
     def set(self, line: str, output: str, progress: Progress) -> None:
@@ -188,7 +196,7 @@ class Cursors:
         values = (line, output, progress.position, progress.delivered, progress.skipped)
         try:
             with self._lock:
-                self._connection.execute("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?, ?)", values)
+                self._connected().execute("INSERT OR REPLACE INTO outputs VALUES (?, ?, ?, ?, ?)", values)
             self._told = False
         except sqlite3.Error as error:
             if not self._told:
@@ -198,7 +206,8 @@ class Cursors:
     def close(self) -> None:
         """Give the file back."""
         with self._lock:
-            self._connection.close()
+            if self._connection is not None:
+                self._connection.close()
 
 
 class Pump:

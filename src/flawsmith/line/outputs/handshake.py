@@ -94,7 +94,7 @@ class Fault(IntEnum):
     """A defect of Flawsmith; its log says more."""
 
 
-_OF_KIND = {"image": Fault.IMAGE, "model": Fault.MODEL, "internal": Fault.INTERNAL, None: Fault.NONE}
+_OF_KIND = {None: Fault.NONE, "image": Fault.IMAGE, "model": Fault.MODEL, "internal": Fault.INTERNAL}
 _OF_EXCEPTION = {
     PartConflictError: Fault.PART_CONFLICT,
     QueueFullError: Fault.NO_ROOM,
@@ -188,7 +188,8 @@ class Result:
     @classmethod
     def of_record(cls, acquisition: int, record: Record) -> Result:
         """The result of a part that has a record."""
-        return cls(acquisition, Verdict[record.verdict.upper()], _OF_KIND[record.error_kind], record)
+        fault = _OF_KIND.get(record.error_kind, Fault.IMAGE)  # what else there may be is about cameras
+        return cls(acquisition, Verdict[record.verdict.upper()], fault, record)
 
     def values(self) -> dict[str, int | float | bytes]:
         """Its fields in the registers."""
@@ -215,7 +216,7 @@ def _single(number: float | None) -> float:
 
 
 Acquire = Callable[[str | None], "Future[Record]"]
-"""Takes an image, has it judged as the part of this id, and promises its record."""
+"""Takes an image as that of the part of this id, then returns the promise of its record."""
 
 
 class Handshake:

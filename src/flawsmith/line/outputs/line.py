@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import ssl
 import time
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from pathlib import Path
@@ -18,7 +16,7 @@ from flawsmith.line.outputs.delivery import END_SECONDS, Cursors, Offline, Outpu
 from flawsmith.line.outputs.files import FileSink
 from flawsmith.line.outputs.settings import FileOutput, ModbusOutput, MqttOutput, OutputSettings, WebhookOutput
 from flawsmith.line.outputs.webhook import WebhookSink
-from flawsmith.line.record import Record, Trigger
+from flawsmith.line.record import Record
 from flawsmith.line.settings import LineSettings
 from flawsmith.line.store import Store
 from flawsmith.runtime.errors import FlawsmithError, package_missing
@@ -27,8 +25,6 @@ if TYPE_CHECKING:
     from flawsmith.line.outputs.handshake import Fault, Handshake
     from flawsmith.line.outputs.modbus import PlcServer
     from flawsmith.line.station import Line
-
-log = logging.getLogger("flawsmith.line")
 
 OnFailure = Callable[[str, str], object]
 """Told of the line and the output that failed."""
@@ -43,15 +39,10 @@ class Outputs:
 
     Raises:
         FlawsmithError: a package or a file is missing; nothing was begun.
-
-    Attributes:
-        take: takes an image when the PLC triggers: a trigger, or None where there is no image. None: there is no
-            camera; set before `start`.
     """
 
     def __init__(self, name: str, settings: LineSettings) -> None:
         self._name, self._labels = name, [output.label for output in settings.outputs]
-        self.take: Callable[[], Trigger | None] | None = None
         self._modbus = [output for output in settings.outputs if isinstance(output, ModbusOutput)]
         self._delivered = [output for output in settings.outputs if not isinstance(output, ModbusOutput)]
         self._sinks = [_sink(output, name, settings.place(name)) for output in self._delivered]
@@ -60,21 +51,32 @@ class Outputs:
         self._pumps: list[Pump] = []
         self._servers: list[PlcServer] = []
         self._line: Line | None = None
+        self._trigger: Callable[[str | None], Future[Record]] | None = None
         self._is_ending = False
 
-    def start(self, line: Line, store: Store, cursors: Cursors, on_failure: OnFailure = lambda *_: None) -> None:
+    def start(
+        self,
+        line: Line,
+        store: Store,
+        cursors: Cursors,
+        *,
+        trigger: Callable[[str | None], Future[Record]] | None = None,
+        on_failure: OnFailure = lambda *_: None,
+    ) -> None:
         """Begin to tell of records.
 
         Args:
             line: whose records; it takes no parts yet.
             store: where they are.
             cursors: that remember how far each output has come.
+            trigger: has a picture taken and judged as the part of this id, and promises its record, of an error if need
+                be. None: the line has no camera that a PLC could trigger.
             on_failure: told of each failed attempt.
 
         Raises:
             FlawsmithError: an address is taken.
         """
-        self._line = line
+        self._line, self._trigger = line, trigger
         with ExitStack() as stack:
             stack.callback(self.close)
             for served in self._modbus:
@@ -128,7 +130,7 @@ class Outputs:
 
         def new_handshake(on_fault: Callable[[Fault], object]) -> Handshake:
             return Handshake(
-                self._acquire if self.take is not None else None if line.settings.camera is None else line.trigger,
+                None if self._trigger is None else self._acquire,
                 state=self.state,
                 has_room=lambda: len(line.queue) < line.queue.capacity,
                 capacity=output.buffer,
@@ -139,24 +141,17 @@ class Outputs:
         return PlcServer(output, new_handshake, failed)
 
     def _acquire(self, part_id: str | None) -> Future[Record]:
-        """Take an image; without one the trigger ends in the record of an error all the same."""
-        assert self.take is not None and self._line is not None, "or the PLC could not trigger"
-        trigger: Trigger | None = None
-        try:
-            trigger = self.take()
-        except Exception:
-            log.exception("line %s: the camera gave no image", self._name)
-        if trigger is None:
-            trigger = Trigger(self._name, b"", source="plc")
-        if part_id is not None:
-            trigger = replace(trigger, part_id=part_id)
-        return self._line.submit(trigger)[0]
+        assert self._trigger is not None, "or the PLC could not trigger"
+        future = self._trigger(part_id)
+        wait([future])  # nothing else says that the picture was taken, before which the part must not move
+        return future
 
 
 def _sink(output: OutputSettings, line: str, place: str) -> Sink:
     """Raises a FlawsmithError where a package or a certificate is missing."""
     if isinstance(output, WebhookOutput):
-        return WebhookSink(output, _trust(output.ca_file) if output.url.startswith("https:") else None)
+        is_tls = output.url.get_secret_value().startswith("https:")
+        return WebhookSink(output, _trust(output.ca_file) if is_tls else None)
     if isinstance(output, MqttOutput):
         _import("mqtt", "mqtt", output, line)
         from flawsmith.line.outputs.mqtt import MqttSink

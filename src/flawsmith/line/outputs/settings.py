@@ -59,14 +59,15 @@ class WebhookOutput(DeliveredOutput):
     """POST of each record, signed as Standard Webhooks has it."""
 
     kind: Literal["webhook"]
-    url: str = Field(max_length=2000, description="http:// or https://; it may hold a secret, so it is never shown")
+    url: SecretStr = Field(max_length=2000, description="http:// or https://; it may hold a secret, and is never shown")
     secret: SecretStr = Field(description="whsec_ and the base64 of 24 to 64 bytes; signs each delivery")
     seconds: float = Field(default=10, gt=0, le=300, description="for an answer")
     ca_file: Path | None = Field(default=None, description="PEM of who signed the receiver's certificate")
 
     @field_validator("url")
     @classmethod
-    def _url_is_one(cls, url: str) -> str:
+    def _url_is_one(cls, secret: SecretStr) -> SecretStr:
+        url = secret.get_secret_value()
         try:
             parts = urlsplit(url)
             is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -76,7 +77,7 @@ class WebhookOutput(DeliveredOutput):
             raise ValueError("the url of a webhook must be like https://mes.example/inspections")
         if parts.username is not None:
             raise ValueError("the url of a webhook may hold no user name: the receiver checks the signature")
-        return url
+        return secret
 
     @field_validator("secret")
     @classmethod

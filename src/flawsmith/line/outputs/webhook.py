@@ -32,7 +32,7 @@ class WebhookSink:
 
     def __init__(self, settings: WebhookOutput, trust: ssl.SSLContext | None) -> None:
         self._settings, self._trust = settings, trust
-        self._parts = urlsplit(settings.url)
+        self._parts = urlsplit(settings.url.get_secret_value())
         self._connection: http.client.HTTPConnection | None = None
 
     @property
@@ -91,10 +91,15 @@ class WebhookSink:
         path = (self._parts.path or "/") + (f"?{self._parts.query}" if self._parts.query else "")
         if connection.sock is None:
             connection.connect()
-        with _cut_off_after(self._settings.seconds, connection.sock):
+        with _cut_off_after(self._settings.seconds, connection.sock) as is_late:
             connection.request("POST", path, body, headers)
             response = connection.getresponse()
-            if len(response.read(_LONGEST_ANSWER)) == _LONGEST_ANSWER:
+            if is_late.is_set():  # what is cut off looks like an end
+                raise _TooSlowError
+            rest = b""
+            with suppress(OSError, http.client.HTTPException):  # the status is there, which is all that counts
+                rest = response.read(_LONGEST_ANSWER)
+            if is_late.is_set() or len(rest) == _LONGEST_ANSWER:
                 self._hang_up()
         return response.status
 
@@ -109,8 +114,8 @@ class _TooSlowError(OSError):
 
 
 @contextmanager
-def _cut_off_after(seconds: float, connection: socket.socket) -> Iterator[None]:
-    """Ends what a socket's own timeout does not: an answer that comes byte by byte."""
+def _cut_off_after(seconds: float, connection: socket.socket) -> Iterator[threading.Event]:
+    """Ends what a socket's own timeout does not: an answer that comes byte by byte. Gives whether it had to."""
     is_late = threading.Event()
 
     def cut_off() -> None:
@@ -122,7 +127,7 @@ def _cut_off_after(seconds: float, connection: socket.socket) -> Iterator[None]:
     timer.daemon = True
     timer.start()
     try:
-        yield
+        yield is_late
     except (OSError, http.client.HTTPException) as error:
         raise (_TooSlowError() if is_late.is_set() else error) from None
     finally:
