@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from flawsmith.calibration.drift import image_statistics
+from flawsmith.calibration.drift import image_statistics, thinned
 from flawsmith.line.capture import Capture, OnEvent
 from flawsmith.line.drift import DriftMonitor
 from flawsmith.line.pictures import Pictures
@@ -166,11 +166,10 @@ class LoadedModel:
         if prepared.batch is not None:
             geometry = self.bundle.spec.geometry
             deviation, mean = (np.array(values, np.float32)[:, None, None] for values in (geometry.std, geometry.mean))
-            return image_statistics(prepared.batch[0] * deviation + mean)
+            return image_statistics(thinned(prepared.batch[0]) * deviation + mean)
         assert prepared.uncut is not None, "kept to be cut"
-        step = max(1, -(-max(prepared.uncut.shape[:2]) // 512))
-        thinned = prepared.uncut[::step, ::step].transpose(2, 0, 1)
-        return image_statistics(thinned / np.float32(np.iinfo(thinned.dtype).max))
+        pixels = thinned(prepared.uncut.transpose(2, 0, 1))
+        return image_statistics(pixels / np.float32(np.iinfo(pixels.dtype).max))
 
     @property
     def reference_scores(self) -> NDArray[np.float64]:
