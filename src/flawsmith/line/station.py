@@ -294,6 +294,7 @@ class Line:
 
     Attributes:
         camera: that takes its pictures; None: they are sent.
+        on_change: told when model or limits were changed.
     """
 
     def __init__(
@@ -311,6 +312,7 @@ class Line:
         self._lock = threading.Lock()
         self._changing = threading.Lock()
         self._in_work: dict[str, tuple[str, Future[Record]]] = {}
+        self.on_change: Callable[[], object] = lambda: None
         self.model: LoadedModel | None = self._with_noted_limits(model)
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
@@ -436,6 +438,7 @@ class Line:
             model = self._with_noted_limits(LoadedModel.load(self._service, self.name))
             self._store.note("model", who=who, line=self.name, facts={"loaded": model.sha256})
             self.model = model
+            self.on_change()
             return model
 
     def unload(self, *, who: str) -> None:
@@ -486,6 +489,7 @@ class Line:
             }
             self._store.note("limit", who=who, line=self.name, facts=facts)
             self.model = model.with_limits(after)
+            self.on_change()
             return preview
 
     def seen_again(self, record: Record, image: bytes) -> Inspection:
