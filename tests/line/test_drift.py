@@ -111,6 +111,7 @@ def test_new_limits_begin_the_test_anew_and_parts_of_the_old_ones_do_not_count(n
     fill(site, scores(1, 50))
     old = catch_up(site)
     site.lines["bolt"].set_limits(LimitChange(max_false_rejects=0.3), who="anna", reason="a trial")
+    assert [entry.kind for entry in site.store.entries(count=2)] == ["drift", "limit"]  # noted beside the change
     new = catch_up(site)
     fill(site, scores(3, 10, high=0.4))
 

@@ -11,10 +11,12 @@ import json
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.calibration.drift import ALARM, Direction, DriftTest, RejectChart, StatisticsChart, p_histogram
@@ -298,10 +300,19 @@ class DriftMonitor:
         except Exception:
             log.exception("an alarm of drift was not told of")
 
+    def _changed(self, line: Line) -> None:
+        """Begin anew at once where model or limits were changed, so that the audit says so beside the change."""
+        try:
+            with self._lock:
+                self._run(line)
+        except UnwritableError as error:  # it is tried again with the next look
+            log.warning("drift of line %s: %s", line.name, error)
+
     def _run(self, line: Line) -> _Run | None:
         """The test of the model and limits that the line has now; None: it has no model."""
         model = line.model
         run = self._runs.get(line.name)
+        line.on_change = partial(self._changed, line)
         if model is None:
             return None
         asked = model.sha256, model.decision.identity
@@ -341,7 +352,7 @@ class DriftMonitor:
     @staticmethod
     def _made(entry: AuditEntry, model: LoadedModel, *, is_told: bool = False) -> _Run:
         facts = entry.facts
-        scores: Sequence[float] = tuple(model.reference_scores) if facts["reference"] == "calibration" else ()
+        scores = model.reference_scores if facts["reference"] == "calibration" else np.zeros(0)
         decision = model.decision
         return _Run(
             entry=entry,

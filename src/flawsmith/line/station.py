@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
-from flawsmith.calibration.drift import image_statistics
+from flawsmith.calibration.drift import image_statistics, thinned
 from flawsmith.line.capture import Capture, OnEvent
 from flawsmith.line.drift import DriftMonitor
 from flawsmith.line.outputs.delivery import Cursors
@@ -196,11 +196,10 @@ class LoadedModel:
         if prepared.batch is not None:
             geometry = self.bundle.spec.geometry
             deviation, mean = (np.array(values, np.float32)[:, None, None] for values in (geometry.std, geometry.mean))
-            return image_statistics(prepared.batch[0] * deviation + mean)
+            return image_statistics(thinned(prepared.batch[0]) * deviation + mean)
         assert prepared.uncut is not None, "kept to be cut"
-        step = max(1, -(-max(prepared.uncut.shape[:2]) // 512))
-        thinned = prepared.uncut[::step, ::step].transpose(2, 0, 1)
-        return image_statistics(thinned / np.float32(np.iinfo(thinned.dtype).max))
+        pixels = thinned(prepared.uncut.transpose(2, 0, 1))
+        return image_statistics(pixels / np.float32(np.iinfo(pixels.dtype).max))
 
     @property
     def reference_scores(self) -> NDArray[np.float64]:
@@ -358,6 +357,7 @@ class Line:
         is_unloaded: whether there is none because it was taken away; the line is meant to work then.
         versions: of its model.
         outputs: told of each record too.
+        on_change: told when model or limits were changed.
         shadow: the latest shadow run; None: there was none since the line began.
 
     Raises:
@@ -388,6 +388,7 @@ class Line:
         self.is_unloaded = False
         self.shadow: ShadowRun | None = None
         self.outputs = Outputs(name, self.settings)
+        self.on_change: Callable[[], object] = lambda: None
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
@@ -531,6 +532,7 @@ class Line:
             self.versions.note("loaded", who=who, sha256=model.sha256)
             self.model, self.is_unloaded = model, False
             self._prune()
+            self.on_change()
             return model
 
     def unload(self, *, who: str) -> None:
@@ -663,6 +665,7 @@ class Line:
         if self.versions.shadow is not None and self.versions.shadow.sha256 == sha256:
             self._end_shadow(self.versions.shadow, who=who, why="activated")
         self._prune()
+        self.on_change()
 
     def _prune(self) -> None:
         """Let go of versions that need not stay."""
@@ -792,6 +795,7 @@ class Line:
             }
             self._store.note("limit", who=who, line=self.name, facts=facts)
             self.model = model.with_limits(after)
+            self.on_change()
             return preview
 
     def seen_again(self, record: Record, image: bytes) -> Inspection:
