@@ -23,7 +23,7 @@ import numpy as np
 from common import page, parser, table
 
 from flawsmith.line.pictures import Pictures, Retention
-from flawsmith.line.record import Record
+from flawsmith.line.record import Label, Record
 from flawsmith.line.store import Store
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.files import find_images
@@ -108,7 +108,7 @@ def fill(folder: Path, model: Path, images: Sequence[bytes], count: int, to_revi
     stored = store.add(records)
     drawn = [record for record in stored if record.inclusion is not None]
     for record in drawn[to_review:]:
-        label = "flawed" if record.verdict == "reject" else "good"
+        label: Label = "flawed" if record.verdict == "reject" else "good"
         store.review(record.id, label, who="anna", line=LINE)
     store.close()
 
