@@ -77,7 +77,7 @@ def test_from_an_empty_folder_to_a_running_line_with_a_limit(
     assert (tmp_path / "studio/lines/cap-1/aside/not-good/003.png").is_file()
 
 
-def test_two_people_see_what_the_other_does(visit: Visit, studio: RunningStudio, tmp_path: Path) -> None:
+def test_two_people_see_what_the_other_does(studio: RunningStudio, visit: Visit, tmp_path: Path) -> None:
     studio.teach(6)
     one, other = (visit("lines/bolt/teach", running=studio) for _ in range(2))
     other.get_by_test_id("teach.advice").get_by_text("You have 6 good images").wait_for()
@@ -91,7 +91,7 @@ def test_two_people_see_what_the_other_does(visit: Visit, studio: RunningStudio,
     one.get_by_test_id("teach.advice").get_by_text("You have 8 good images").wait_for()
 
 
-def test_a_region_is_drawn_with_keys_and_with_the_mouse(visit: Visit, studio: RunningStudio) -> None:
+def test_a_region_is_drawn_with_keys_and_with_the_mouse(studio: RunningStudio, visit: Visit) -> None:
     studio.teach(5)
     page = visit("lines/bolt/teach", running=studio)
     page.get_by_test_id("teach.roi").click()
@@ -115,7 +115,7 @@ def test_a_region_is_drawn_with_keys_and_with_the_mouse(visit: Visit, studio: Ru
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_teach_and_train_can_be_used_by_all(visit: Visit, studio: RunningStudio, scheme: str) -> None:
+def test_teach_and_train_can_be_used_by_all(studio: RunningStudio, visit: Visit, scheme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe-playwright-python is not installed")
     studio.teach(12)
     studio.add(picture(200, size=(96, 64)), "bright.png")

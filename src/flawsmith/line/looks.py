@@ -135,7 +135,7 @@ def oddness(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
     table = np.stack(vectors).astype(np.float32)
     table = table - np.median(table, axis=0)
     spread = np.median(np.abs(table), axis=0)
-    table /= spread + spread.mean() + 1e-3
+    table = table / np.float32(spread + spread.mean() + 1e-3)
     squares = (table**2).sum(axis=1)
     distances = np.empty(len(table))
     for start in range(0, len(table), _CHUNK):

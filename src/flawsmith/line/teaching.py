@@ -554,7 +554,7 @@ class Teaching:
                     shutil.copyfile(self.folder / REGION, target.parent / REGION)
             except OSError as error:
                 raise FlawsmithError(f"{target} cannot be written ({error.strerror}): see the disk") from None
-        return dict(counts)
+        return {str(role): number for role, number in counts.items()}
 
     def group_option(self) -> str:
         """What ``--group`` is for a snapshot."""

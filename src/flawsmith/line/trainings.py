@@ -84,7 +84,7 @@ class Order(BaseModel):
         """
         if self.choice != "method":
             return "patchcore" if self.choice == "quick" else "fusion"
-        if self.method not in METHODS:
+        if self.method is None or self.method not in METHODS:
             raise FlawsmithError(f"choose a method: {', '.join(METHODS)}")
         return self.method
 
