@@ -323,8 +323,9 @@ def fold_linear(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
         >>> torch.allclose(rows @ weight.float().T + bias.float(), layers[1](layers[0](rows)), atol=1e-6)
         True
     """
-    weight = torch.eye(layers[0].in_features, dtype=torch.float64)
-    bias = torch.zeros(layers[0].in_features, dtype=torch.float64)
+    size, device = layers[0].in_features, layers[0].weight.device
+    weight = torch.eye(size, dtype=torch.float64, device=device)
+    bias = torch.zeros(size, dtype=torch.float64, device=device)
     for layer in layers:
         weight, bias = layer.weight.double() @ weight, layer.weight.double() @ bias + layer.bias.double()
     return weight, bias
