@@ -13,7 +13,7 @@ from PIL import Image
 from flawsmith.benchmark.experiment import RESULT, SCORES, BenchmarkRun, Costs, Experiment, ResultStore, RunResult
 from flawsmith.metrics.results import Evaluation
 
-KINDS = ("scores", "grid", "features", "curve", "weakness", "latency")
+KINDS = ("scores", "grid", "features", "curve", "weakness", "thresholds", "latency")
 
 
 @pytest.fixture

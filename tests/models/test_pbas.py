@@ -304,6 +304,26 @@ def test_average_centre_is_the_mean_of_all_images() -> None:
     torch.testing.assert_close(model.centers, rows.mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
+def test_distances_to_the_centres_are_shown_batch_by_batch() -> None:
+    features = Features()
+    model = small_model()
+    batches = FeatureBatches(features, sampling(model.config), seed=0, purpose="centre")
+
+    model.fit_centers(batches.epoch(0))
+
+    (chart,) = [shown for shown in model.diagnostics(None) if shown.title == "Distance to the centre"]
+    assert len(chart.x) == len(list(batches.epoch(0)))
+    with torch.no_grad():
+        *_, last = batches.epoch(0)
+        rows = model.projector(model.embedding(last.levels).permute(0, 2, 3, 1).flatten(0, 2))
+        every = model.projector(model.embedding(features.levels).permute(0, 2, 3, 1).flatten(0, 2)).reshape(10, 30, 8)
+    sample = rows[:: len(last.levels[0])]
+    for name, centers in (("centres", model.centers), ("average centre", every.mean(dim=0))):
+        nearest = centers[F.cosine_similarity(sample[:, None], centers[None], dim=2).argmax(dim=1)]
+        assert chart.lines[name][-1] == pytest.approx(float((sample - nearest).norm(dim=1).mean()), rel=1e-4)
+    assert not small_model(center="kmeans").diagnostics(None)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

@@ -37,7 +37,7 @@ from flawsmith.models.slsg.functional import (
     segmentation_loss,
     sparse_similarity,
 )
-from flawsmith.models.slsg.networks import SegNet, SGBlock, UnpooledResNet, make_encoder, resize
+from flawsmith.models.slsg.networks import SegNet, SGBlock, SkipAttention, UnpooledResNet, make_encoder, resize
 from flawsmith.models.slsg.pretraining import (
     Generator,
     InpaintingBatch,
@@ -352,6 +352,24 @@ def test_released_form_has_attention_on_every_skip_but_the_stems() -> None:
     assert kinds == ["Identity", "SkipAttention", "SkipAttention"]
 
 
+@pytest.mark.parametrize(("channels", "side"), [(24, 64), (40, 32)])
+def test_attention_on_skips_learns_the_same_in_bfloat16(channels: int, side: int, seed: int) -> None:
+    """The weight gradient of a dilated depth-wise convolution is garbage there in torch 2.14, up to 1e32."""
+    torch.manual_seed(seed)
+    attention = SkipAttention(channels).to(memory_format=torch.channels_last)
+    maps = torch.randn(8, channels, side, side).contiguous(memory_format=torch.channels_last)
+    gradients = []
+    for lower in (False, True, True, True):
+        attention.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=lower):
+            attention(maps).float().square().mean().backward()
+        assert attention.dilated.weight.grad is not None
+        gradients.append(attention.dilated.weight.grad.clone())
+
+    for gradient in gradients[1:]:
+        torch.testing.assert_close(gradient, gradients[0], atol=0.05 * float(gradients[0].abs().max()), rtol=0.05)
+
+
 def remembering_segnet(features: dict[int, torch.Tensor], unit: float = 1.0) -> SegNet:
     """A SegNet with memories of these features by level, all of one size."""
     (size,) = {len(rows) for rows in features.values()}
@@ -518,6 +536,20 @@ def test_discriminator_looks_at_patches_with_four_groups_of_stride_two() -> None
 
     assert discriminator(torch.zeros(2, 3, 64, 96)).shape == (2, 1, 4, 6)
     assert [group[0].out_channels for group in list(discriminator)[:4]] == [4, 8, 16, 32]
+
+
+def test_discriminator_begins_as_in_the_paper_that_it_is_from(seed: int) -> None:
+    """Isola et al. 2017: leaky rectifiers, weights from a normal distribution of 0.02, Adam with β1 = 0.5."""
+    torch.manual_seed(seed)
+    discriminator = InpaintingDiscriminator(64)
+
+    for layer in (*(group[0] for group in list(discriminator)[:4]), discriminator[4]):
+        assert float(layer.weight.detach().std()) == pytest.approx(0.02, rel=0.1)
+        assert not layer.bias.any()
+    group = discriminator[0].eval()
+    values = group(torch.randn(1, 3, 32, 32))
+    assert float(-values.min() / values.max()) == pytest.approx(0.2, rel=0.5), "what is negative stays, at a fifth"
+    assert PAPER.pretraining_betas == (0.5, 0.999)
 
 
 def test_settled_statistics_are_those_of_whole_images(resnet: Backbone) -> None:

@@ -75,6 +75,17 @@ def test_flips_mirror_the_named_axis_or_either() -> None:
     assert either[True] == pytest.approx(200, abs=40)
 
 
+def test_a_pose_without_flips_only_turns() -> None:
+    image, still, turning = good_image((40, 40)), Pose(max_turn=0, flips=False), Pose(max_turn=5, flips=False)
+    for seed in range(8):
+        np.testing.assert_allclose(still(image, np.random.default_rng(seed)), image, atol=1e-6)
+        assert not np.allclose(turning(image, np.random.default_rng(seed)), image, atol=1e-2)
+    assert (
+        len({still.model_copy(update={"flips": True})(image, np.random.default_rng(n)).tobytes() for n in range(30)})
+        == 4
+    )
+
+
 def test_inner_bands_are_copied_over_the_outer_ones() -> None:
     rows = np.repeat(np.arange(256, dtype=np.float32)[:, None, None] / 255, 6, axis=1).repeat(3, axis=2)
     copied = np.rint(BandCopy()(rows, np.random.default_rng(0))[:, 0, 0] * 255).astype(int)

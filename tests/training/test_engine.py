@@ -203,6 +203,19 @@ def test_finished_stage_is_loaded_not_trained(fit: Fit, tmp_path: Path) -> None:
     assert (tmp_path / "metrics.jsonl").read_bytes() == metrics
 
 
+def test_training_ends_where_the_loss_is_no_number_and_keeps_the_checkpoint_before(fit: Fit, tmp_path: Path) -> None:
+    class Broken(Batches):
+        def epoch(self, epoch: int, shard: Shard = ALONE) -> Iterator[tuple[tuple[int, int], Tensor]]:
+            for place, values in super().epoch(epoch, shard):
+                yield place, values * float("nan") if place == (1, STEPS - 1) else values
+
+    with pytest.raises(FlawsmithError, match=r"no number any more in epoch 2: .*precision=float32"):
+        fit(tmp_path, batches=Broken())
+
+    state = SafeCheckpointIO().load_checkpoint(tmp_path / "checkpoints" / "stage.safetensors")["state_dict"]
+    assert all(torch.isfinite(value).all() for value in state.values())
+
+
 def test_metrics_have_the_mean_of_each_loss_an_epoch(fit: Fit, tmp_path: Path) -> None:
     fit(tmp_path)
 

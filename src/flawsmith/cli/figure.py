@@ -230,6 +230,36 @@ def weakness(
     _make(draw, out, csv=csv, json_=json_, quiet=quiet)
 
 
+@figure.command("thresholds", cls=FigureCommand)
+def thresholds(
+    models: Models,
+    data: Annotated[Path, typer.Option(help="A category folder with good and flawed test images and masks.")],
+    out: Out = Path("thresholds.pdf"),
+    seed: Seed = None,
+    layout: Layout = None,
+    csv: Numbers = False,
+    json_: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """False-positive rate and overlap (sPRO, or PRO) against the threshold on the map, a panel a model.
+
+    Example: flawsmith figure thresholds runs/slsg runs/padim --data parts/juice_bottle
+    """
+
+    def draw() -> PaperFigure:
+        from flawsmith.data.layouts import load
+        from flawsmith.figures import thresholds as figures
+        from flawsmith.figures.sources import models as named
+
+        chosen, dataset = named(models, seed=seed), load(data, layout)
+        total = len(chosen) * (len(dataset.test_good) + len(dataset.test_flawed))
+        with progress("inspecting", total, show=shows_progress(quiet=quiet or json_)) as advance:
+            curves = figures.measure(chosen, dataset, on_step=advance)
+        return figures.threshold_curves(curves)
+
+    _make(draw, out, csv=csv, json_=json_, quiet=quiet)
+
+
 @figure.command("latency", cls=FigureCommand)
 def latency(
     benchmarks: Benchmarks,

@@ -24,6 +24,25 @@ class MetricChart:
 
 
 @dataclass(frozen=True, eq=False)
+class LineChart:
+    """Figures over training, as lines over one horizontal axis.
+
+    Attributes:
+        x: (points,) horizontal places, ascending.
+        lines: values by name, as many as ``x``; values that are not finite are passed over.
+        y_label: name of the vertical axis, with its unit.
+        x_label: name of the horizontal axis.
+    """
+
+    title: str
+    caption: str
+    x: Sequence[float]
+    lines: Mapping[str, Sequence[float]]
+    y_label: str
+    x_label: str = "epoch"
+
+
+@dataclass(frozen=True, eq=False)
 class FeatureCloud:
     """Samples of features in groups, to be looked at in two dimensions.
 
@@ -58,4 +77,4 @@ def synthetic_flaws(examples: Sequence[tuple[NDArray[np.uint8], NDArray[np.uint8
     return Pictures("Synthetic flaws", "Good training images, masks, and what becomes of them.", pictures, group=3)
 
 
-Diagnostic = MetricChart | FeatureCloud | Pictures
+Diagnostic = MetricChart | LineChart | FeatureCloud | Pictures

@@ -115,11 +115,27 @@ def evaluate(
         return written.evaluation
     inspector = model if isinstance(model, Inspector) else Inspector.load(model, engine=engine)
     rules = choose_protocol(protocol, method=inspector.spec.method, layout=dataset.layout, changes=set)
-    (state,) = _measure([inspector], test_samples(dataset), SaturationReader(dataset), rules, notes=_left_out(dataset))
-    spec = inspector.spec
+    state, spec = measure_state(inspector, dataset, protocol=rules), inspector.spec
     return summarise(
         state, selection=spec.training.selection, decision=spec.decision, n_resamples=n_resamples, seed=seed
     )
+
+
+def measure_state(
+    inspector: Inspector,
+    dataset: Dataset,
+    *,
+    protocol: Protocol = CLEAN,
+    on_step: Callable[[], object] = lambda: None,
+) -> EvaluationState:
+    """What figures, intervals and curves of a model on a test split are computed from.
+
+    Raises:
+        FlawsmithError: an image cannot be read, or the dataset has no test split or damaged saturations.
+    """
+    samples, masks = test_samples(dataset), SaturationReader(dataset)
+    (state,) = _measure([inspector], samples, masks, protocol, notes=_left_out(dataset), on_step=on_step)
+    return state
 
 
 def test_samples(dataset: Dataset) -> tuple[Sample, ...]:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from flawsmith.metrics.ranking import Curve
 from flawsmith.metrics.results import Evaluation
-from flawsmith.models.diagnostics import FeatureCloud, Pictures
+from flawsmith.models.diagnostics import FeatureCloud, LineChart, Pictures
 
 ScoreKind = Literal["good", "flawed", "held_out", "learned", "forged"]
 """Good and flawed test images, good ones of the calibration, held out or learned from, and flaws drawn on them."""
@@ -121,25 +121,6 @@ class RateCurves:
     pro: Curve | None = None
     pixel_roc: Curve | None = None
     spro: Curve | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class LineChart:
-    """Figures over training, as lines over one horizontal axis.
-
-    Attributes:
-        x: (points,) horizontal places, ascending.
-        lines: values by name, as many as ``x``; values that are not finite are passed over.
-        y_label: name of the vertical axis, with its unit.
-        x_label: name of the horizontal axis.
-    """
-
-    title: str
-    caption: str
-    x: Sequence[float]
-    lines: Mapping[str, Sequence[float]]
-    y_label: str
-    x_label: str = "epoch"
 
 
 Diagnostic = LineChart | FeatureCloud | Pictures | FactGroup

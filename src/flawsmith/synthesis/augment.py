@@ -337,13 +337,14 @@ class HalfTurn(_Transform):
 
 
 class Pose(_Transform):
-    """Turn a little and flip along each axis with probability 1/2 (SLSG's paper: another image is turned at random)."""
+    """Turn a little, and flip along each axis with probability 1/2 (SLSG: a random rotation alone)."""
 
     kind: Literal["pose"] = "pose"
     max_turn: float = Field(10.0, ge=0, le=180, description="The angle is uniform in ± this, degrees.")
+    flips: bool = Field(True, description="Whether the image is flipped as well.")
 
     def apply(self, image: FloatImage, rng: np.random.Generator) -> FloatImage:
-        return moved(image, self.max_turn, rng)
+        return moved(image, self.max_turn, rng, flips=self.flips)
 
 
 class Flip(_Transform):
@@ -445,13 +446,14 @@ def shuffle_cells(image: FloatImage, grid: tuple[int, int], rng: np.random.Gener
     return out
 
 
-def moved(image: FloatImage, max_turn: float, rng: np.random.Generator) -> FloatImage:
+def moved(image: FloatImage, max_turn: float, rng: np.random.Generator, *, flips: bool = True) -> FloatImage:
     """An image in another pose: turned a little, and flipped along each axis with probability 1/2.
 
     Args:
         image: (height, width, 3), any size.
         max_turn: the angle is uniform in ± this many degrees; what comes in at the borders is mirrored.
         rng: source of all draws.
+        flips: whether it is flipped at all.
 
     Returns:
         The same shape.
@@ -462,5 +464,5 @@ def moved(image: FloatImage, max_turn: float, rng: np.random.Generator) -> Float
     turned = cv2.warpAffine(
         np.ascontiguousarray(image), matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
     )
-    down, across = (1 if rng.random() < 0.5 else -1 for _ in range(2))
+    down, across = (1 if not flips or rng.random() < 0.5 else -1 for _ in range(2))
     return np.ascontiguousarray(turned.reshape(height, width, 3)[::down, ::across], dtype=np.float32)

@@ -192,7 +192,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
                         share=0.5,
                         texture="other",
                         excludes_self=True,
-                        transforms=(Pose(), _OTHER_LIGHT),
+                        transforms=(Pose(max_turn=5, flips=False), _OTHER_LIGHT),
                         **_SLSG_HOMOLOGOUS,
                     ),
                 ),
@@ -242,11 +242,12 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 
 ``glass-official`` and ``aand`` are those of the papers; ``glass`` is ours for GLASS's ``fast``, and turns hues with
 OpenCV in a tenth of the time, which moves a fifth of the values by some grey levels. ``slsg`` is SLSG's paper: half of
-the flaws logical, from another good image turned by up to 10° and flipped, half structural, evenly from a texture
-source and from the image's own cells; all that comes from good images also has another brightness and contrast (in
-1 ± 0.2: the paper names the change and no number). Where the paper is silent, exponents, thresholds and weights are
-those of the released code. ``slsg-structural`` and ``slsg-logical`` are its halves without that change, and the latter
-may draw the image itself.
+the flaws logical, from another good image turned by up to 5° (the paper names no angle; the released code holds one of
+5°, unused), half structural, evenly from a texture source and from the image's own cells; all that comes from good
+images also has another brightness and contrast (in 1 ± 0.2: the paper names the change and no number). Where the paper
+is silent, exponents, thresholds and weights are those of the released code. ``slsg-structural`` and ``slsg-logical``
+are its halves without that change; the latter turns by up to 10°, flips, and may draw the image itself, because
+calibrations that are stored rest on it.
 
 ``slsg-aligned`` is ours, for SLSG's ``fast``: three quarters of the flaws are parts of other good images in their own
 place, as a wrong label is on the right bottle. They fade in, and only what they change counts as anomalous; colours are

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import os
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
@@ -188,6 +189,11 @@ class EpochMetrics(pl.Callback):
         self._sums, self._steps = {}, 0
         monitor = None if selection is None else selection.monitor
         row = {key: float(value) for key, value in trainer.callback_metrics.items() if key != monitor}
+        if not math.isfinite(row.get("loss", 0.0)):
+            raise FlawsmithError(
+                f"the loss is no number any more in epoch {epoch + 1}: the weights are lost, the checkpoint before is "
+                "kept; train anew with --set precision=float32, or with a lower learning rate"
+            )
         if selection is not None and selection.due(epoch, trainer.max_epochs or 0):
             figures = dict(broadcast_from_rank_zero(selection.measure))
             pl_module.train()

@@ -96,6 +96,16 @@ def nearest_center(features: Rows, centers: Centers) -> Int[Tensor, " position"]
     return similarity.float().argmax(dim=1)  # torch searches bfloat16 several times slower than float32
 
 
+def center_distance(features: Rows, centers: Centers) -> float:
+    """Mean distance of features to the centres most similar to them (Fig. 11).
+
+    Example:
+        >>> center_distance(torch.tensor([[3.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+        1.0
+    """
+    return float((features - centers[nearest_center(features, centers)]).norm(dim=1).mean())
+
+
 def aligned_update(centers: Centers, mean: Centers, smoothing: float) -> Centers:
     """One step of the centre initialisation (Algorithm 1): every row of a batch's mean moves the centre nearest to it.
 

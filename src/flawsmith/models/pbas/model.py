@@ -22,11 +22,13 @@ from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, Sa
 from flawsmith.models.components.fast import distance_to_centers, ray_hidden
 from flawsmith.models.components.patch_model import PatchModel, Rows
 from flawsmith.models.components.score_maps import ScoreMap
+from flawsmith.models.diagnostics import Diagnostic, LineChart
 from flawsmith.models.pbas.config import CONDITIONS, PRESETS, PBASConfig
 from flawsmith.models.pbas.functional import (
     aligned_update,
     anomaly_loss,
     average_center,
+    center_distance,
     clustered_centers,
     nearest_center,
     normal_loss,
@@ -77,6 +79,7 @@ class PBAS(PatchModel):
     def __init__(self, config: PBASConfig, backbone: Backbone, seed: int = 0) -> None:
         super().__init__(config, backbone, seed, depth=config.discriminator_depth)
         self.register_buffer("centers", torch.zeros(self.grid[0] * self.grid[1], self.embedding.width))
+        self._distances = list[tuple[float, float]]()
 
     def raw_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
         if self.config.synthesis != "none":
@@ -141,6 +144,7 @@ class PBAS(PatchModel):
             FlawsmithError: there is no image.
         """
         config, positions, images = self.config, len(self.centers), 0
+        self._distances, average = [], torch.zeros_like(self.centers)
         projected = (self.project(self.feature_batch(batch).levels).float() for batch in batches)
         if config.center == "kmeans":
             self.centers.copy_(clustered_centers(projected, positions, seed=self.seed))
@@ -157,8 +161,28 @@ class PBAS(PatchModel):
             else:  # average
                 self.centers.lerp_(mean, len(table) / (images + len(table)))
             images += len(table)
+            average.lerp_(mean, len(table) / images)
+            sample = features[:: len(table)]  # every place once, in turn from all images of the batch
+            self._distances.append((center_distance(sample, self.centers), center_distance(sample, average)))
         if not images:
             raise FlawsmithError("there is nothing to learn from: give at least one good image")
+
+    def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
+        """How far features are from the centres, batch by batch of the pass that makes these (Fig. 11)."""
+        if not self._distances:  # k-means, or a run that was resumed behind that pass
+            return super().diagnostics(data)
+        made, average = zip(*self._distances, strict=True)
+        lines = {"centres": list(made), "average centre": list(average)}
+        chart = LineChart(
+            "Distance to the centre",
+            "Mean distance of good features to their centres after every batch of the pass that makes the centres, and "
+            "to the average of all images until then: the smaller, the better normal patterns are captured.",
+            list(range(1, len(made) + 1)),
+            lines,
+            "distance",
+            "batch",
+        )
+        return [*super().diagnostics(data), chart]
 
     def stages(self, data: TrainingData) -> Iterator[Stage]:
         features, config = data.features(), self.config

@@ -58,7 +58,9 @@ class SLSGConfig(ModelConfig):
     pretraining_batch_size: int = Field(6, ge=2, description="Images a step of GPT-Net.")
     generator_lr: float = Field(1e-3, gt=0, description="Adam's learning rate of the generator.")
     discriminator_lr: float = Field(6e-4, gt=0, description="Adam's learning rate of D-Net.")
-    pretraining_betas: tuple[float, float] = Field((0.9, 0.999), description="Adam's β1 and β2 in GPT-Net.")
+    pretraining_betas: tuple[float, float] = Field(
+        (0.5, 0.999), description="Adam's β1 and β2 in GPT-Net; those of the paper that its discriminator is from."
+    )
     discriminator_width: int = Field(64, ge=1, description="Channels of D-Net's first group; each next has twice.")
     adversarial_weight: float = Field(1.0, ge=0, description="α1 of Eq. 10, weight of L_G.")
     reconstruction_weight: float = Field(0.8, ge=0, description="α2 of Eq. 10, weight of the ℓ1 loss.")

@@ -112,7 +112,9 @@ class SkipAttention(nn.Module):
         self.output = nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Map) -> Map:
-        return self.output(torch.relu(x * self.pointwise(self.dilated(self.depthwise(x))))) + x
+        with full_precision(x.device):  # torch 2.14 on CPUs: the dilated one's weight gradient in bfloat16 is garbage
+            wide = self.dilated(self.depthwise(x.float()))
+        return self.output(torch.relu(x * self.pointwise(wide))) + x
 
 
 class Logits(NamedTuple):
