@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Literal
 
 import cv2
 import numpy as np
+from PIL import Image
 
 from flawsmith.synthesis.blend import FloatImage
 
@@ -25,6 +27,14 @@ CONTRAST = 1.16
 BLURRED = 0.3
 """Share of views that are out of focus, by a Gaussian of at most this many pixels of the network's input."""
 BLUR = 0.8
+NOISY = 0.5
+"""Share of views with noise, and of views stored as JPEG, of smooth images: there a grey level of it, which no eye
+sees, is stranger to a network than most flaws. Images with noise of their own need neither."""
+NOISE = 2 / 255
+QUALITY = (70, 95)
+SMOOTH = 0.25 / 255
+"""Half the difference of the diagonals of 2x2 pixels, typically, below which an image is smooth: no grey level of 8
+bits."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +49,8 @@ class View:
         exposure: factor on all values.
         contrast: factor on the distance of all values to their mean.
         blur: standard deviation of a Gaussian, pixels.
+        noise: standard deviation of white noise that a smooth image gets, drawn with ``noise_seed``.
+        quality: of the JPEG file that a smooth image was stored as, colours at half the resolution; None: as it is.
     """
 
     mirrored: bool = False
@@ -48,6 +60,9 @@ class View:
     exposure: float = 1.0
     contrast: float = 1.0
     blur: float = 0.0
+    noise: float = 0.0
+    noise_seed: int = 0
+    quality: int | None = None
 
     def of(self, image: FloatImage, stretch: float = 1.0) -> FloatImage:
         """The image seen so; what comes in at the borders repeats them.
@@ -85,7 +100,12 @@ class View:
         if self.blur:
             seen = cv2.GaussianBlur(seen, (0, 0), self.blur)  # type: ignore[assignment]
         mean = seen.mean()
-        return np.clip(((seen - mean) * self.contrast + mean) * self.exposure, 0, 1, dtype=np.float32)
+        lit = ((seen - mean) * self.contrast + mean) * self.exposure
+        if not (self.noise or self.quality) or not _is_smooth(image):
+            return np.clip(lit, 0, 1, dtype=np.float32)
+        noise = np.random.default_rng(self.noise_seed).normal(0, self.noise, lit.shape)
+        noisy = np.clip(lit + noise, 0, 1, dtype=np.float32)
+        return noisy if self.quality is None else _stored_as_jpeg(noisy, self.quality)
 
 
 TURNED: Mapping[Turn, View] = MappingProxyType(
@@ -105,6 +125,7 @@ def draw_view(rng: np.random.Generator, turns: Collection[Turn] = ()) -> View:
         >>> view.mirrored, abs(view.degrees) <= ANGLE
         (False, True)
     """
+    (codec,) = rng.spawn(1)  # a stream beside the other, whose draws do not depend on it
     angle = float(rng.uniform(-ANGLE, ANGLE))
     if "quarter" in turns:
         angle += float(rng.uniform(0, 360))
@@ -118,7 +139,24 @@ def draw_view(rng: np.random.Generator, turns: Collection[Turn] = ()) -> View:
         exposure=_factor(rng, EXPOSURE),
         contrast=_factor(rng, CONTRAST),
         blur=float(rng.uniform(0, BLUR)) if rng.random() < BLURRED else 0.0,
+        noise=float(codec.uniform(0, NOISE)) if codec.random() < NOISY else 0.0,
+        noise_seed=int(codec.integers(2**32)),
+        quality=int(codec.integers(QUALITY[0], QUALITY[1] + 1)) if codec.random() < NOISY else None,
     )
+
+
+def _is_smooth(image: FloatImage) -> bool:
+    """Whether most of an image is without noise."""
+    height, width = (side // 2 * 2 for side in image.shape[:2])
+    corners = [image[row:height:2, column:width:2] for row in (0, 1) for column in (0, 1)]
+    diagonal = np.abs(corners[0] - corners[1] - corners[2] + corners[3]) / 2
+    return bool(np.median(diagonal) < SMOOTH)
+
+
+def _stored_as_jpeg(image: FloatImage, quality: int) -> FloatImage:
+    file = io.BytesIO()
+    Image.fromarray((image * 255).round().astype(np.uint8)).save(file, "JPEG", quality=quality, subsampling="4:2:0")
+    return np.asarray(Image.open(file), np.float32) / 255
 
 
 def _factor(rng: np.random.Generator, most: float) -> float:
