@@ -108,7 +108,13 @@ class Metrics:
     def look_at(self, site: Site) -> None:
         """Take what is read, not counted: limits, models, reviews that wait, outputs, the disk."""
         self._free.set(site.pictures.free_bytes())
-        for gauge in (self._model, self._limit, self._to_review, self._shadow):  # of lines and models that are no more
+        for gauge in (
+            self._model,
+            self._limit,
+            self._to_review,
+            self._shadow,
+            self._drift,
+        ):  # of lines and models that are no more
             gauge.clear()
         for line in site.lines.values():
             self._start_at_zero(line)

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,14 @@ def test_receiver_that_was_away_gets_every_record_in_order(
     receiver = new_receiver()
     receiver.close()  # its port is free, and nobody listens there
     failed: list[tuple[str, str]] = []
+
+    def heard(kind: str, content: Mapping[str, Any]) -> None:
+        if kind == "output":
+            failed.append((content["line"], content["output"]))
+
     line = {"model": brightness_model, "threads": 1, "outputs": [receiver.webhook(name="mes")]}
     values = {"records": tmp_path / "records", "images": {"keep_free": 0}, "lines": {"bolt": line}}
-    with Site(ServiceSettings.model_validate(values), on_output_failure=lambda *place: failed.append(place)) as site:
+    with Site(ServiceSettings.model_validate(values), on_event=heard) as site:
         for part in names(120):
             judge(site, part_id=part)
         failing = until(lambda: facts(site).state == "failing" and facts(site))

@@ -67,7 +67,7 @@ def camera(monkeypatch: pytest.MonkeyPatch) -> Camera:
 
     def start_with_camera(outputs: Outputs, line: Line, *arguments: Any, **named: Any) -> None:
         camera.line = line
-        start(outputs, line, *arguments, **named, trigger=camera.trigger)
+        start(outputs, line, *arguments, **{**named, "trigger": camera.trigger})
 
     monkeypatch.setattr(Outputs, "start", start_with_camera)
     return camera

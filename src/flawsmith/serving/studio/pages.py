@@ -158,7 +158,6 @@ class Studio:
             "lines": [] if caller is None else list(self.service.site.lines),
             "pages": self.pages,
             "makes_lines": self.service.workspace is not None and caller is not None and caller.role == "engineer",
-            "has_drift": hasattr(self.service.site, "drift"),  # a page asks for nothing that a service lacks
             "line": None,
             "page": None,
         }

@@ -9,7 +9,6 @@ let lines = null;
 let figures = new Map(); // Counts by line
 let drifts = new Map();
 let due = null;
-const hasDrift = document.body.dataset.drift === "true"; // a service may not tell it
 
 const page = (line, name) => `/studio/lines/${encodeURIComponent(line.line)}/${name}`;
 
@@ -68,7 +67,7 @@ async function load() {
   await Promise.all((lines ?? []).map(async (line) => {
     const counts = await attempt(() => get(ofLine(`/counts?since=${today()}&minutes=1440`, line.line)));
     if (counts) figures.set(line.line, counts);
-    if (hasDrift && line.ready) {
+    if (line.ready) {
       const told = await attempt(() => get(ofLine("/drift", line.line)));
       if (told) drifts.set(line.line, told);
     }

@@ -29,7 +29,7 @@ async function load() {
     attempt(() => get(ofLine(`/inspections?limit=${STRIP}`))),
     attempt(() => get(ofLine(`/counts?since=${new Date(Date.now() - HOURS * 3.6e6).toISOString()}&minutes=${MINUTES}`))),
   ]);
-  if (document.body.dataset.drift === "true" && line_?.ready) drift = (await attempt(() => get(ofLine("/drift")))) ?? drift;
+  if (line_?.ready) drift = (await attempt(() => get(ofLine("/drift")))) ?? drift;
   facts = line_ ?? facts;
   counts = counts_ ?? counts;
   if (page_) {
