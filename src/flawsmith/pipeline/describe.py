@@ -19,7 +19,7 @@ from flawsmith.metrics.what_if import LimitStep, aligned, limit_steps, promise_o
 from flawsmith.pipeline.held_out import in_words, odd_scores
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.contact_sheet import contact_sheet
-from flawsmith.runtime.bundle import Bundle, BundleSpec, preset_in_words
+from flawsmith.runtime.bundle import SELF_TEST, Bundle, BundleSpec, preset_in_words
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision, parts_of_1000
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, printable, replacing
@@ -64,7 +64,9 @@ def describe_model(path: Path) -> dict[str, Any]:
         "limit_statement": spec.decision.describe(),
         "network": spec.network,
         "parity": spec.parity,
-        "calibration": {name: len(array) for name, array in bundle.calibration.items()},
+        "calibration": {
+            name: len(array) for name, array in bundle.calibration.items() if not name.startswith(f"{SELF_TEST}_")
+        },
         "held_out_scores": sorted((float(score) for score in bundle.calibration.get("good", ())), reverse=True),
     }
 
