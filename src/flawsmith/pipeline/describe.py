@@ -21,7 +21,7 @@ from flawsmith.pipeline.held_out import in_words, odd_scores
 from flawsmith.pipeline.parity import GATE_SHARE, allowed_in_float32, room_for, spread, vector_images
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.contact_sheet import contact_sheet
-from flawsmith.runtime.bundle import Bundle, BundleSpec, Variant, preset_in_words
+from flawsmith.runtime.bundle import SELF_TEST, Bundle, BundleSpec, Variant, preset_in_words
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision, parts_of_1000
 from flawsmith.runtime.devices import DeviceName, choose_device
 from flawsmith.runtime.errors import FlawsmithError
@@ -73,7 +73,9 @@ def describe_model(path: Path) -> dict[str, Any]:
             f"{engine_in_words(variant)}, reject limit {variant.decision.deciding_limit:.6g}"
             for variant in spec.variants
         ],
-        "calibration": {name: len(array) for name, array in bundle.calibration.items()},
+        "calibration": {
+            name: len(array) for name, array in bundle.calibration.items() if not name.startswith(f"{SELF_TEST}_")
+        },
         "held_out_scores": sorted((float(score) for score in bundle.calibration.get("good", ())), reverse=True),
     }
 
