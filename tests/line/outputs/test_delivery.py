@@ -114,7 +114,7 @@ from flawsmith.line.station import Site
 image, last = Path(sys.argv[2]).read_bytes(), int(sys.argv[3])
 remember = Cursors.set
 def killed(self, line, output, progress):
-    if progress.delivered == last:
+    if progress.delivered >= last:  # files take several at a time
         os.kill(os.getpid(), signal.SIGKILL)
     remember(self, line, output, progress)
 Cursors.set = killed
@@ -142,7 +142,7 @@ def test_kill_between_delivering_and_remembering_loses_nothing_and_repeats_one_d
         command = [sys.executable, "-c", CHILD, tmp_path / "lines.toml", tmp_path / "part.png", str(last), *parts]
         return subprocess.run(command, env=environment, check=False, timeout=60).returncode
 
-    codes = run(3, names(6)), run(-1, names(6))  # parts that were judged before have their record
+    codes = run(3, names(6)), run(1000, names(6))  # parts that were judged before have their record
 
     recorded = [record.part_id for record in Store(tmp_path / "records").page("bolt", after=0)]
     assert codes == (-signal.SIGKILL, 0)
