@@ -19,8 +19,8 @@ from scipy import ndimage
 
 from flawsmith.data.seeding import generator
 from flawsmith.metrics.ranking import Curve
-from flawsmith.models.diagnostics import FeatureCloud, Pictures
-from flawsmith.report.data import Diagnostic, Example, ExampleKind, FactGroup, LineChart, ScoreKind
+from flawsmith.models.diagnostics import FeatureCloud, LineChart, Pictures
+from flawsmith.report.data import Diagnostic, Example, ExampleKind, FactGroup, ScoreKind
 from flawsmith.report.style import (
     EDGE,
     FLAWED,
