@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flawsmith.models.diagnostics import FeatureCloud, Pictures
+from flawsmith.models.diagnostics import FeatureCloud, LineChart, Pictures
 from flawsmith.report import plots
-from flawsmith.report.data import FactGroup, LineChart
+from flawsmith.report.data import FactGroup
 from flawsmith.report.plots import THUMBNAIL, chart_of_metrics, line_chart, panels, projections, training_curves
 from flawsmith.report.style import PALETTE
 

@@ -13,12 +13,11 @@ import pytest
 
 from flawsmith.metrics.collect import EvaluationState, ScoredImage, accumulate
 from flawsmith.metrics.summary import summarise
-from flawsmith.models.diagnostics import FeatureCloud, Pictures
+from flawsmith.models.diagnostics import FeatureCloud, LineChart, Pictures
 from flawsmith.report.data import (
     Example,
     FactGroup,
     LimitChoice,
-    LineChart,
     Picture,
     RateCurves,
     ReportData,
