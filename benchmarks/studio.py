@@ -1,7 +1,8 @@
 """How quick the studio is with 10,000 records and 2,000 parts to review, at the server and in a browser.
 
-    python benchmarks/studio.py --model runs/bolt/model.flaw --images data/bolt/test --quick
-    python benchmarks/studio.py --model runs/bolt/model.flaw --images data/bolt/test --write
+    flawsmith demo --out demo
+    python benchmarks/studio.py --model demo/run/model.flaw --images demo/parts/bracket/test --quick
+    python benchmarks/studio.py --model demo/run/model.flaw --images demo/parts/bracket/test --write
 
 The service is a process of its own. Pages and what they ask are timed one request at a time; the browser is Debian's
 Chromium, which playwright drives.
@@ -22,7 +23,7 @@ import numpy as np
 from common import page, parser, table
 
 from flawsmith.line.pictures import Pictures, Retention
-from flawsmith.line.record import Record
+from flawsmith.line.record import Label, Record
 from flawsmith.line.store import Store
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.files import find_images
@@ -107,7 +108,7 @@ def fill(folder: Path, model: Path, images: Sequence[bytes], count: int, to_revi
     stored = store.add(records)
     drawn = [record for record in stored if record.inclusion is not None]
     for record in drawn[to_review:]:
-        label = "flawed" if record.verdict == "reject" else "good"
+        label: Label = "flawed" if record.verdict == "reject" else "good"
         store.review(record.id, label, who="anna", line=LINE)
     store.close()
 
@@ -179,8 +180,8 @@ def main() -> None:
         browser, frames = browser_rows(port, max(3, times // 4))
     sections = [
         f"{count:,} records of one line over seven hours, {to_review:,} of them waiting for a review.",
-        "What the server takes, in milliseconds: the page, the slowest thing it asks, and all of it, one by one.",
-        table(["page", "page", "slowest", "all, median", "all, 95 of 100"], server),
+        "What the server takes, in milliseconds: a page's frame, the slowest thing it asks, and all of it, one by one.",
+        table(["page", "frame", "slowest", "all, median", "all, 95 of 100"], server),
         "What a browser takes until a page is filled, in milliseconds, images aside.",
         table(["page", "first time", "later"], browser),
         f"The limit page while the limit moves: {1 / quantile(frames, 0.5):.0f} frames a second in the median, "

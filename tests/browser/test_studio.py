@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from tests.browser.conftest import BROWSER, LINE, picture
+from tests.line.test_shadow import until
 
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
 PAGES = {
@@ -191,7 +192,7 @@ def test_tried_images_are_gone_through_by_keys_and_kept(visit: Visit, site: Any,
     page.get_by_text("Kept as flawed, to measure with.").wait_for()
 
     assert hidden == "false"
-    assert re.search(r"x \d+, y \d+ · map 0\.9\d+ = 1\.6\d × limit", value)
+    assert re.search(r"x \d+, y \d+ · map 0\.98\d* = 1\.96 × limit", value)
     entry = site.call("GET", "/v1/audit?kind=picked&line=bolt&limit=1").json["items"][0]
     assert (entry["facts"]["name"], entry["facts"]["label"]) == ("250.png", "flawed")
 
@@ -312,7 +313,9 @@ def test_a_model_is_brought_judges_beside_the_line_goes_live_and_back(
     page.set_input_files("[data-testid='models.upload']", new_model(1.0, limit=0.3, map_limit=0.3))
     row.get_by_text("kept").wait_for()
     row.get_by_test_id("models.shadow").click()
-    row.get_by_text("shadow", exact=True).or_(row.get_by_text("▲ shadow")).first.wait_for()
+    row.get_by_text("▲ shadow").wait_for()
+    line = running.service.site.lines["bolt"]
+    until(lambda: line.shadow._is_open)
     for brightness in (40, 90):
         running.judge(picture(brightness))
     page.get_by_test_id("models.flips").get_by_text("2 parts judged by both").wait_for()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -161,6 +162,18 @@ def test_colours_are_those_of_the_reports() -> None:
     assert (light["ink"], light["muted"], light["edge"], light["accent"]) == (INK, MUTED, EDGE, GOOD)
     for name in ("line", "soft", "right", "wrong"):
         assert f"--{name}: {light[name]};" in report
+
+
+def test_vendored_files_are_those_of_their_packages() -> None:
+    vendor = STATIC / "vendor"
+    text = (vendor / "README.txt").read_text(encoding="utf-8")
+    blocks = re.findall(r"^(\S+\.js) .*?(?:file|\1): sha256 (\w{64})", text, re.MULTILINE | re.DOTALL)
+    named = {**dict(blocks), **dict(re.findall(r"(\S+\.css): sha256 (\w{64})", text))}
+
+    assert set(named) == {"lit-html.js", "uPlot.js", "uPlot.css"}
+    for name, digest in named.items():
+        assert hashlib.sha256((vendor / name).read_bytes()).hexdigest() == digest
+        assert (vendor / f"{name.partition('.')[0]}.LICENSE.txt").is_file()
 
 
 def test_both_dark_looks_are_the_same() -> None:

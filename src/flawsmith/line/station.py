@@ -321,12 +321,12 @@ class Line:
 
     Attributes:
         model: in use; None: the line is not taught yet, or its model was taken away, and takes no parts.
+        is_unloaded: whether there is none because it was taken away; the line is meant to work then.
         versions: of its model.
-        shadow: the version that judges beside it; None: none does.
+        shadow: the latest shadow run; None: there was none since the line began.
 
     Raises:
         FlawsmithError: there is no model though there should be, or nothing can be written.
-        is_unloaded: whether there is none because it was taken away; the line is meant to work then.
     """
 
     def __init__(
@@ -348,10 +348,10 @@ class Line:
         self.versions = Versions(store, name, on_note=on_note)
         self.model = self._model_to_use(named, who="service")
         self.is_unloaded = False
+        self.shadow: ShadowRun | None = None
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
-        self.shadow: ShadowRun | None = None
         self._run_shadow()
 
     # Parts
@@ -779,7 +779,9 @@ class Site:
         return Line(name, settings, named, self.files, self.store, self.pictures, self._on_record, self._on_note)
 
     def add_line(self, name: str, line: LineSettings, *, who: str = "service") -> Line:
-        """Begin a line. It is there until it is removed or the service ends; records it has already are its own again.
+        """Begin a line, until it is removed or the service ends. Records of this name are its own again.
+
+        So are its models and limits, unless it was removed since.
 
         Args:
             name: of the line.
@@ -806,7 +808,7 @@ class Site:
             return added
 
     def remove_line(self, name: str, *, who: str = "service") -> None:
-        """End a line: parts that were taken are judged, more are not. Its records stay.
+        """End a line: parts that were taken are judged, more are not. Its records stay, its models go.
 
         Args:
             name: of the line.
@@ -824,6 +826,8 @@ class Site:
             left = {other: kept for other, kept in self.settings.lines.items() if other != name}
             self.settings = self.settings.model_copy(update={"lines": left})
         line.close()
+        with self.files.lock:
+            self.files.sweep(self.store)
 
     def _close_lines(self) -> None:
         for line in self.lines.values():

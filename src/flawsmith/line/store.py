@@ -489,7 +489,7 @@ class Store:
     def shadow_changes(self, run: int) -> dict[str, int]:
         """Parts of a shadow run by change of verdict, such as ``pass -> reject``, those without a change included."""
         rows = self._read("SELECT before || ' -> ' || after, count(*) FROM shadow WHERE run = ? GROUP BY 1", (run,))
-        return dict(rows)
+        return {str(change): int(count) for change, count in rows}
 
     def shadow_flips(self, run: int, count: int) -> list[ShadowVerdict]:
         """Parts of which the shadow said something else, the newest first, at most so many."""

@@ -174,7 +174,7 @@ class ModelFiles:
         """Remove the files of which no line has a version any more; the lock is held."""
         if not self.folder.is_dir():
             return
-        entries = store.entries(kind="model", count=-1)
+        entries = _entries(store)
         lines = {entry.line for entry in entries}
         known = {sha256 for line in lines for sha256 in Versions(store, line, entries).by_sha256}
         for path in self.folder.glob("*.flaw"):
@@ -191,6 +191,12 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def _entries(store: Store, line: str | None = None) -> list[AuditEntry]:
+    """What the audit says of models and of lines that came and went, the oldest first."""
+    entries = [entry for kind in ("model", "line") for entry in store.entries(kind=kind, line=line, count=-1)]
+    return sorted(entries, key=lambda entry: entry.id)
 
 
 def sha256_of(path: Path) -> str:
@@ -215,7 +221,7 @@ class Versions:
     Args:
         store: that holds the audit.
         line: name of the line.
-        entries: of the audit about models, the newest first; None: read now.
+        entries: of the audit about models and lines, the oldest first; None: read now.
         on_note: told of each entry that is written.
 
     Attributes:
@@ -244,8 +250,7 @@ class Versions:
         self.named: str | None = None
         self.shadow: ShadowOrder | None = None
         self.runs: dict[str, ShadowOrder] = {}
-        told = store.entries(kind="model", line=line, count=-1) if entries is None else entries
-        for entry in reversed(told):
+        for entry in _entries(store, line) if entries is None else entries:
             if entry.line == line:
                 self._follow(entry)
 
@@ -303,6 +308,10 @@ class Versions:
 
     def _follow(self, entry: AuditEntry) -> None:
         facts, action = entry.facts, entry.facts.get("action")
+        if entry.kind == "line" and "removed" in facts:  # another line of this name begins with nothing
+            self.by_sha256, self.history, self.others, self.runs = {}, [], [], {}
+            self.named = self.shadow = None
+            return
         sha256 = facts.get("sha256")
         if sha256 is None:  # entries of services before there were versions say nothing that holds still
             return

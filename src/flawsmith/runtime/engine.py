@@ -12,9 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -361,6 +362,8 @@ def run_apart(work: Callable[[], Any], *, seconds: float, too_long: str) -> Any:
 
 def _confined(work: Callable[[], Any], seconds: int) -> None:
     _limit_memory(2 * MEMORY_BYTES)
+    with suppress(OSError):  # on Linux: should the machine lack memory, this process goes before others
+        Path("/proc/self/oom_score_adj").write_text("1000")
     if hasattr(signal, "alarm"):
         signal.alarm(seconds)  # whose default ends the process whatever it is computing
     try:

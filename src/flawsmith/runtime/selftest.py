@@ -31,7 +31,9 @@ def self_test_arrays(inspector: Inspector, images: Iterable[ImageArray]) -> dict
         Arrays for `Bundle.calibration`: ``self_test_1``, ... (h, w, 3) uint8, and ``self_test`` (k, 2): score and
         mean of the map of each.
     """
-    spec, arrays, numbers = inspector.spec, {}, []
+    spec = inspector.spec
+    arrays: dict[str, NDArray[Any]] = {}
+    numbers: list[tuple[float, float]] = []
     for number, image in zip(range(1, SELF_TEST_IMAGES + 1), images, strict=False):
         tile = image if spec.tiling is None else spec.tiling.middle(image)
         pixels = spec.geometry.fit(tile)
@@ -62,7 +64,7 @@ def self_test(inspector: Inspector, bundle: Bundle) -> int:
     for number, row in enumerate(expected, 1):
         values = _numbers(inspector, bundle.calibration[f"{SELF_TEST}_{number}"])
         for value, told, (limit, name) in zip(values, row.tolist(), limits, strict=True):
-            size = max(abs(limit), np.finfo(np.float32).tiny)
+            size = max(abs(limit), float(np.finfo(np.float32).tiny))
             allowed = parity.get(f"{name}_allowed", _ROUNDING * size) * max(1.0, abs(told) / size) * _BOTH_MACHINES
             if not abs(value - told) <= allowed:
                 raise FlawsmithError(

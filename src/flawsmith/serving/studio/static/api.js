@@ -75,16 +75,25 @@ export async function attempt(run, before = "") {
   }
 }
 
+const MOST_MISSED = 60_000; // ms: after a longer time unseen a page is filled anew instead of being told all it missed
+
 /**
- * Follow the service's events while the page is seen. `handlers` by kind take the content; `state` takes "live" or "lost".
- * A hidden page lets go, as a browser has few connections to a service, and asks for what it missed when it is seen again.
+ * Follow the service's events while the page is seen. `handlers` by kind take the content; `state` takes "live" or "lost";
+ * `again` is called where the page was not seen for so long that it must be filled anew. A hidden page lets go, as a browser
+ * has few connections to a service.
  */
-export function follow(handlers, state = () => {}) {
+export function follow(handlers, state = () => {}, again = () => {}) {
   let source = null;
   let last = null;
   let retry = null;
+  let left = null;
   const open = () => {
     if (source || document.hidden) return;
+    if (left !== null && Date.now() - left > MOST_MISSED) {
+      last = null;
+      again();
+    }
+    left = null;
     source = new EventSource(last === null ? "/v1/events" : `/v1/events?after=${last}`);
     source.onopen = () => state("live");
     source.onerror = () => {
@@ -105,7 +114,12 @@ export function follow(handlers, state = () => {}) {
     source?.close();
     source = null;
   };
-  document.addEventListener("visibilitychange", () => (document.hidden ? close() : open()));
+  document.addEventListener("visibilitychange", () => {
+    if (!document.hidden) return open();
+    left = Date.now();
+    return close();
+  });
   addEventListener("pagehide", close);
+  addEventListener("pageshow", open); // a page that the browser had laid aside
   open();
 }

@@ -2,10 +2,11 @@
 // by mouse, by touch, and by arrow keys one good image a step. Says `move` with {kind, rank}.
 import { count } from "./words.js";
 
-const LANE = 66;
+const LANE = 58;
 const FOOT = 58;
 const LEFT = 124;
 const RIGHT = 30;
+const HANDLE = 33; // width of a handle
 const BINS = 110;
 
 const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
@@ -25,6 +26,7 @@ class LimitChart extends HTMLElement {
   #data = null;
   #backdrop = null;
   #isDue = false;
+  #grip = 0; // from the limit to where its handle was taken, pixels
 
   connectedCallback() {
     if (this.#canvas.isConnected) return;
@@ -162,7 +164,7 @@ class LimitChart extends HTMLElement {
       const x = Math.round(this.#x(deciding) / 5) * 5;
       const level = taken.get(x) ?? 0;
       taken.set(x, level + 1);
-      if (level < 4) context.fillText(lane.mark, x, base - 3 - level * 9);
+      if (level < 3) context.fillText(lane.mark, x, base - 3 - level * 9);
     }
     context.font = "13px system-ui, sans-serif";
     this.#outside(context, lane.marks.map((item) => item.deciding), base, low, top);
@@ -172,9 +174,9 @@ class LimitChart extends HTMLElement {
   #outside(context, scores, base, low, top) {
     const [below, beyond] = [scores.filter((score) => score < low).length, scores.filter((score) => score > top).length];
     context.textAlign = "left";
-    if (below) context.fillText(`‹ ${count(below)} below`, LEFT + 2, base - LANE + 24);
+    if (below) context.fillText(`‹ ${count(below)} below`, LEFT + 2, base - LANE + 18);
     context.textAlign = "right";
-    if (beyond) context.fillText(`${count(beyond)} beyond ›`, LEFT + this.#plot, base - LANE + 24);
+    if (beyond) context.fillText(`${count(beyond)} beyond ›`, LEFT + this.#plot, base - LANE + 18);
   }
 
   #limits(context, height) {
@@ -198,7 +200,8 @@ class LimitChart extends HTMLElement {
       context.lineTo(x, floor + 6);
       context.stroke();
       context.setLineDash([]);
-      handle.style.left = `${x}px`;
+      // Where both limits are close, the handles stand beside each other.
+      handle.style.left = `${kind === "review" ? Math.min(x, this.#x(reject.limit) - HANDLE) : x}px`;
       handle.style.top = `${floor + 20}px`;
       handle.setAttribute("aria-disabled", String(!canMove));
       handle.setAttribute("aria-valuemin", "1");
@@ -216,6 +219,7 @@ class LimitChart extends HTMLElement {
 
   #press(event, kind) {
     event.preventDefault();
+    this.#grip = event.clientX - this.getBoundingClientRect().left - this.#x(this.#data[kind].limit);
     this.#handles[kind].focus();
     this.#handles[kind].setPointerCapture(event.pointerId);
   }
@@ -224,7 +228,7 @@ class LimitChart extends HTMLElement {
     const handle = this.#handles[kind];
     if (!handle.hasPointerCapture(event.pointerId)) return;
     const [low, high] = this.#data.axis;
-    const share = (event.clientX - this.getBoundingClientRect().left - LEFT) / this.#plot;
+    const share = (event.clientX - this.getBoundingClientRect().left - this.#grip - LEFT) / this.#plot;
     this.#say(kind, nearest(this.#data.steps, low + share * (high - low)));
   }
 

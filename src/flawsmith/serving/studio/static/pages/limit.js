@@ -239,5 +239,5 @@ function draw() {
   page.querySelector("limit-chart").show(chart);
 }
 
-follow({ limit: (told) => { if (told.line === line && told.limit.limits !== data?.now.limits && !chosen) load(); }, model: (told) => { if (told.line === line) load(); } });
+follow({ limit: (told) => { if (told.line === line && told.limit.limits !== data?.now.limits && !chosen) load(); }, model: (told) => { if (told.line === line) load(); } }, undefined, () => { if (!chosen) load(); });
 load();

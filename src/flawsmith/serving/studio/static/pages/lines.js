@@ -85,5 +85,5 @@ function soon() {
 }
 
 search.addEventListener("input", draw);
-follow({ inspection: soon, review: soon, drift: load, limit: load, model: load, line: load });
+follow({ inspection: soon, review: soon, drift: load, limit: load, model: load, line: load }, undefined, load);
 load();

@@ -205,6 +205,6 @@ function draw() {
       <p class="quiet small">Entries are never changed or removed; <code>flawsmith audit verify</code> checks that.</p></section></div>${dialog()}`, page);
 }
 
-follow({ limit: reload, model: reload, line: reload });
+follow({ limit: reload, model: reload, line: reload }, undefined, reload);
 setInterval(() => { if (!document.hidden && versions.some((version) => version.state === "shadow")) load(); }, ASK_AGAIN);
 reload();

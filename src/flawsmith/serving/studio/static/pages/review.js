@@ -237,6 +237,6 @@ follow({
     }
   },
   limit: prove,
-});
+}, undefined, () => { load(); prove(); });
 load();
 prove();

@@ -210,7 +210,7 @@ follow({ inspection: arrived, limit: load, model: load, drift: load }, (state) =
   connection = state;
   if (isBack) load();
   else if (facts) draw();
-});
+}, load);
 setInterval(() => { if (!document.hidden) load(); }, 30000);
 const asked = Number(new URLSearchParams(location.search).get("part"));
 load().then(() => { if (asked) pin(asked); });
