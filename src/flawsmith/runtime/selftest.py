@@ -37,7 +37,7 @@ def self_test_arrays(inspector: Inspector, images: Iterable[ImageArray]) -> dict
     for number, image in zip(range(1, SELF_TEST_IMAGES + 1), images, strict=False):
         tile = image if spec.tiling is None else spec.tiling.middle(image)
         pixels = spec.geometry.fit(tile)
-        small = pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8)
+        small = np.asarray(pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255), np.uint8)
         arrays[f"{SELF_TEST}_{number}"] = small
         numbers.append(_numbers(inspector, small))
     return {**arrays, SELF_TEST: np.array(numbers, np.float64)} if arrays else {}
