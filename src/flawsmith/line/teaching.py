@@ -550,8 +550,6 @@ class Teaching:
                     if os.path.lexists(copy):  # two of one name, from two folders
                         copy = copy.with_name(f"{copy.stem}-{image.sha256[:8]}{copy.suffix}")
                     _link(image.path, copy)
-                if self.region is not None:
-                    shutil.copyfile(self.folder / REGION, target.parent / REGION)
             except OSError as error:
                 raise FlawsmithError(f"{target} cannot be written ({error.strerror}): see the disk") from None
         return {str(role): number for role, number in counts.items()}

@@ -3,7 +3,7 @@
 ::
 
     <trainings>/<line>/<number>/training.json    what was asked, written before the process is begun
-                                <line>/          the images as they were: links
+                                images/<line>/   the images as they were: links
                                 region.json      where to look, if anything was drawn
                                 run/             the run folder of `flawsmith train`
                                 progress.json    where it is; beside it lies a lock for as long as it lives
@@ -38,7 +38,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 
 from flawsmith.data.splits import content_hash
 from flawsmith.line.record import now
-from flawsmith.line.teaching import Teaching
+from flawsmith.line.teaching import REGION, Teaching
 from flawsmith.models import METHODS
 from flawsmith.pipeline.progress import RunState, is_alive, steps_of_training
 from flawsmith.runtime.bundle import Bundle
@@ -49,7 +49,7 @@ Choice = Literal["quick", "accurate", "method"]
 """A first look in about a minute; the method that ranks best; a method of the user's."""
 TrainingState = Literal["starting", "running", "done", "failed", "stopped", "interrupted"]
 """An interrupted one was killed, by a power cut or for want of memory."""
-RECORD, RUN, PROGRESS, LOG = "training.json", "run", "progress.json", "log.txt"
+RECORD, IMAGES, RUN, PROGRESS, LOG = "training.json", "images", "run", "progress.json", "log.txt"
 MODEL, REPORT, METRICS, RUN_RECORD = "model.flaw", "report.html", "metrics.jsonl", "run.json"
 _LOOK_SECONDS = 0.5
 _LOGGED = 16 * 1024
@@ -263,7 +263,7 @@ class Training:
             record = json.loads((self.folder / RUN / RUN_RECORD).read_text(encoding="utf-8"))
             for image in record["least_like_others"][:most]:
                 with suppress(FlawsmithError):
-                    hashes.append(content_hash(self.folder / self.asked.line / image["image"]))
+                    hashes.append(content_hash(self.folder / IMAGES / self.asked.line / image["image"]))
         return hashes
 
     def comparison(self) -> dict[str, float]:
@@ -386,11 +386,13 @@ class Trainings:
             unfinished = folder / f".{number}.{secrets.token_hex(6)}.tmp"
             try:
                 unfinished.mkdir()
-                images = teaching.snapshot(unfinished / line)
+                images = teaching.snapshot(unfinished / IMAGES / line)
                 groups = teaching.groups()
                 arguments += ["--group", teaching.group_option()]
-                if teaching.region is not None:
-                    arguments += ["--roi", "region.json"]
+                region = teaching.region
+                if region is not None:
+                    (unfinished / REGION).write_text(json.dumps(region) + "\n", encoding="utf-8")
+                    arguments += ["--roi", REGION]
                 if teaching.settings.scale is not None:
                     arguments += ["--scale", f"{teaching.settings.scale:g}"]
                 good = [i.sha256 for i in teaching.images().values() if i.role in ("learn", "calibrate")]
@@ -398,7 +400,7 @@ class Trainings:
                     line=line,
                     number=number,
                     order=order,
-                    arguments=[line, "--out", RUN, "--layout", "folder", *arguments],
+                    arguments=[f"{IMAGES}/{line}", "--out", RUN, "--layout", "folder", *arguments],
                     images=images,
                     by=groups.by,
                     groups=len({groups.of.get(sha256, "") for sha256 in good} - {""}),

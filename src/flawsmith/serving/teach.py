@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect
 
 from flawsmith.line.looks import Look
 from flawsmith.line.settings import LineSettings
-from flawsmith.line.teaching import MOST_ASKED, ROLES, Role, TaughtImage, Teaching
+from flawsmith.line.teaching import LEAST_TO_LEARN, MOST_ASKED, ROLES, Role, TaughtImage, Teaching
 from flawsmith.line.trainings import TO_INSTALL, Choice, Order, Training, facts_of, is_installed
 from flawsmith.line.workspace import Import, Workspace
 from flawsmith.models import METHODS
@@ -248,6 +248,8 @@ class TrainChoices(BaseModel):
     methods: list[str]
     about_seconds: dict[str, float] = Field(description="by choice, on two cores")
     working: str | None = Field(description="the line that is being trained")
+    good_images: int = Field(description="to learn from and to set the limit")
+    least_images: int = Field(description="that a training takes")
     trainings: list[TrainingFacts]
 
 
@@ -579,6 +581,8 @@ def trainings(line: LineName, service: InService, workspace: InStudio) -> TrainC
             **{name: Order(choice="method", method=name).about_seconds(good) for name in METHODS},
         },
         working=None if working is None else working.asked.line,
+        good_images=good,
+        least_images=LEAST_TO_LEARN,
         trainings=[_training_facts(training, service) for training in workspace.trainings.of(line)[:50]],
     )
 

@@ -42,6 +42,7 @@ async function send(method, path, body, options = {}) {
 export const get = (path, options) => send("GET", path, undefined, options);
 export const post = (path, body, options) => send("POST", path, body, options);
 export const put = (path, body, options) => send("PUT", path, body, options);
+export const patch = (path, body, options) => send("PATCH", path, body, options);
 export const remove = (path, options) => send("DELETE", path, undefined, options);
 
 /** Say something for a few seconds; `action` [label, function] adds a button. What went wrong stays until it is closed. */

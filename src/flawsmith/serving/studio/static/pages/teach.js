@@ -1,5 +1,5 @@
 // Teach: images of good parts, what they support, and which of them to look at.
-import { attempt, follow, get, line, notify, ofLine, post, who } from "../api.js";
+import { attempt, follow, get, line, notify, ofLine, patch, post, who } from "../api.js";
 import "../region-editor.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, several } from "../words.js";
@@ -146,17 +146,10 @@ async function confirmGood(image) {
 }
 
 async function change(body) {
-  const told = await attempt(() => send(body));
+  const told = await attempt(() => patch(ofLine("/teach"), body));
   if (told) await load();
   return told;
 }
-const send = async (body) => {
-  const response = await fetch(ofLine("/teach"), { method: "PATCH", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body) });
-  const told = await response.json().catch(() => ({}));
-  if (response.ok) return told;
-  notify(told.detail ?? `refused (${response.status})`, { isBad: true });
-  return undefined;
-};
 
 // Dialogs
 

@@ -15,7 +15,7 @@ let samples = null; // {number, items}
 let log = null; // {number, text}
 let isBusy = false;
 
-const minutes = (seconds) => (seconds < 75 ? "about 1 min" : `about ${count(seconds / 60)} min`);
+const minutes = (seconds) => (seconds < 100 ? `about ${Math.max(1, Math.round(seconds / 10)) * 10} s` : `about ${count(seconds / 60)} min`);
 function left(seconds) {
   if (seconds === null) return "";
   const rest = Math.max(0, seconds - (performance.now() - askedAt) / 1000);
@@ -72,6 +72,12 @@ function ask() {
 const option = (value, title, time, words, extra = nothing) => html`
   <label class="choice"><b><input type="radio" name="choice" value=${value} .checked=${choice === value} @change=${() => { choice = value; draw(); }}>${title}</b><span class="time">${time}</span><span class="quiet small">${words}</span>${extra}</label>`;
 
+function note() {
+  if (told.good_images < told.least_images) return `${several(told.good_images, "good image")}: at least ${told.least_images} are needed. Teach first.`;
+  if (told.working && told.working !== line) return `Line ${told.working} is being trained; one at a time.`;
+  return `It learns from ${several(told.good_images, "good image")} as they are now. You may close this page, or even the studio: the training goes on.`;
+}
+
 const choices = () => html`
   <form class="panel stack" @submit=${start}>
     <fieldset class="choices" data-testid="train.choice"><legend class="hidden">What to train</legend>
@@ -80,8 +86,8 @@ const choices = () => html`
       ${option("method", "Choose a method", minutes(told.about_seconds[method]), "What each is good at stands in the guide.", html`
         <select aria-label="Method" data-testid="train.method" .value=${method} @change=${(event) => { choice = "method"; method = event.target.value; draw(); }}>${told.methods.map((name) => html`<option value=${name} ?selected=${name === method}>${name}</option>`)}</select>`)}
     </fieldset>
-    <div class="row"><button class="primary" data-testid="train.start" ?disabled=${!who.isEngineer || !told.installed || Boolean(told.working) || isBusy}>Start training</button>
-      <span class="quiet small">${told.working && told.working !== line ? `Line ${told.working} is being trained; one at a time.` : "You may close this page, or even the studio: the training goes on."}</span></div>
+    <div class="row"><button class="primary" data-testid="train.start" ?disabled=${!who.isEngineer || Boolean(told.working) || isBusy || told.good_images < told.least_images}>Start training</button>
+      <span class="quiet small" data-testid="train.note">${note()}</span></div>
   </form>`;
 
 const progress = (training) => html`
@@ -94,7 +100,7 @@ const progress = (training) => html`
 const counts = (training) => Object.entries(training.images).map(([role, number]) => `${count(number)} ${role}`).join(", ") + (training.groups ? ` of ${several(training.groups, training.grouped_by === "day" ? "day" : "group")}` : "");
 
 const ended = (training) => html`
-  <section class="panel working ${training.state === "failed" ? "" : ""}" data-testid="train.ended">
+  <section class="panel working" data-testid="train.ended">
     <div class="line"><strong>Training ${count(training.number)} ${STATES[training.state]}</strong><span class="quiet">${training.method}, begun ${when(training.at)}</span></div>
     ${training.error ? html`<p class="remark bad">${training.error}</p>` : nothing}
     ${training.share > 0 ? html`<progress max="1" value=${training.share} aria-label="Share that is done"></progress>` : nothing}
