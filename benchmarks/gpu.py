@@ -59,13 +59,8 @@ def training(data: Path, work: Path, epochs: int) -> str:
             if accelerator == "gpu" and not torch.cuda.is_available():
                 continue
             folder = work / f"{method}-{accelerator}"
-            settings: dict[str, Any] = {
-                "method": method,
-                "preset": "fast",
-                "set": {"epochs": epochs},
-                "baseline": "none",
-            }
-            flawsmith.train(data, out=folder, accelerator=accelerator, quiet=True, **settings)
+            changes: dict[str, Any] = {"method": method, "preset": "fast", "set": {"epochs": epochs}}
+            flawsmith.train(data, out=folder, accelerator=accelerator, baseline="none", quiet=True, **changes)
             steps = json.loads((folder / "run.json").read_text(encoding="utf-8"))["seconds"]
             spent[accelerator] = {name.removeprefix("stage "): value for name, value in steps.items()}
         rows += [

@@ -351,7 +351,7 @@ def pointwise(weight: Tensor, bias: Tensor | None = None) -> nn.Conv2d:
         >>> pointwise(torch.ones(2, 3))(torch.ones(1, 3, 1, 1)).flatten().tolist()
         [3.0, 3.0]
     """
-    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None)
+    layer = nn.Conv2d(weight.shape[1], weight.shape[0], 1, bias=bias is not None, device=weight.device)
     layer.weight.data = weight.detach().float()[:, :, None, None]
     if bias is not None:
         assert layer.bias is not None
