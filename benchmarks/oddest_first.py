@@ -1,4 +1,4 @@
-"""How well Teach's order, oddest first, finds a few flawed images among good ones; and the backbone's features beside it.
+"""How well Teach's order, oddest first, finds a few flawed images among good ones; the backbone's features beside it.
 
     python benchmarks/oddest_first.py FOLDER...
 
