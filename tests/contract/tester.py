@@ -48,6 +48,7 @@ from flawsmith.runtime.formats import read_image
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
+from flawsmith.runtime.selftest import SELF_TEST_IMAGES, self_test
 from flawsmith.training.data import TrainingSet
 from flawsmith.training.run import RunFolder
 from flawsmith.training.trainer import LoopOptions, MetricsFile
@@ -478,10 +479,12 @@ class MethodTester:
         loaded = Bundle.load(run.model)
 
         assert loaded.to_bytes() == run.model.read_bytes() == run.bundle.to_bytes()
+        assert self_test(Inspector.load(loaded), loaded) == SELF_TEST_IMAGES
         assert (loaded.spec.method, loaded.spec.seed, loaded.spec.preset) == (self.name, 0, "fast")
         assert self.model.Config(**loaded.spec.config).model_dump(mode="json") == loaded.spec.config
         images = {"learned_sha256", "held_out_sha256", "test_sha256"}
-        assert set(loaded.calibration) == {"good", "good_levels", "forged", *images}
+        tests = {"self_test", "self_test_1", "self_test_2"}
+        assert set(loaded.calibration) == {"good", "good_levels", "forged", *images, *tests}
         assert len(loaded.calibration["good"]) == loaded.spec.decision.n_good
 
     def test_bundle_tells_nothing_of_the_machine(self, trained: Trained, parts: Path) -> None:

@@ -12,6 +12,8 @@ import flawsmith
 from flawsmith.cli.main import main
 from flawsmith.models import GLASS
 from flawsmith.runtime.bundle import ORACLE, Bundle
+from flawsmith.runtime.inspector import Inspector
+from flawsmith.runtime.selftest import self_test
 
 BACKBONE = "test_efficientnet@random"
 
@@ -47,6 +49,7 @@ def test_command_makes_a_model_file_that_evaluates(
     assert bundle.spec.training.findings["weights"].startswith("released by the authors, SHA-256 ")
     assert not bundle.spec.decision.held_out and not bundle.spec.decision.rejects_nothing
     assert bundle.spec.network["parameters"] > 1000
+    assert self_test(Inspector.load(bundle), bundle) == 2
     evaluation = flawsmith.evaluate(out, parts, protocol="papers", n_resamples=0)
     assert evaluation.image_auroc is not None and evaluation.stamps
 

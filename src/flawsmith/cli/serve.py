@@ -52,11 +52,11 @@ def serve(
             print_out(f"http://{shown}:{number}")
             if not quiet:
                 for line in server.service.site.lines.values():
-                    model = line.model
+                    loaded = line.model
                     state = (
                         "not taught yet, takes no parts"
-                        if model is None
-                        else f"{model.product}, good parts rejected: {model.decision.promise}"
+                        if loaded is None
+                        else f"{loaded.product}, good parts rejected: {loaded.decision.promise}"
                     )
                     print_err(f"line {line.name}: {state}")
             with suppress(KeyboardInterrupt):  # the request to end, which has been answered in order by then

@@ -177,7 +177,7 @@ function flipsPanel() {
   if (!flips) return nothing;
   const { shadow: run, version } = flips;
   return html`<section class="panel" data-testid="models.flips"><div class="row"><h2>What ${name(version)} said differently</h2><button class="push plain" @click=${() => { flips = null; draw(); }}>Close</button></div>
-    <p>${several(run.parts, "part")} judged by both${run.missed ? html`, ${count(run.missed)} missed` : nothing}: ${Object.keys(run.flips).length ? Object.entries(run.flips).map(([text, number]) => html`<span class="change">${verdict(change(text)[0])} → ${verdict(change(text)[1])} <strong class="n">${count(number)}</strong></span>`) : html`<strong>every verdict was the same</strong>`}.
+    <p>${several(run.parts, "part")} judged by both${run.missed ? html`, ${count(run.missed)} missed` : nothing}: ${Object.keys(run.flips).length ? Object.entries(run.flips).map(([text, number]) => html`<span class="change">${verdict(change(text)[0])} → ${verdict(change(text)[1])} <strong class="n">${count(number)}</strong></span>`) : html`<strong>every verdict was the same</strong>.`}
       ${run.milliseconds.p95 === undefined ? nothing : html`<span class="quiet small">95 of 100 within ${Math.round(run.milliseconds.p95)} ms, on one thread.</span>`}</p>
     <ul class="flips">${run.flipped.map(flip)}</ul></section>`;
 }
