@@ -58,11 +58,12 @@ class Offline(IntEnum):
     ASKED = 1
     NO_MODEL = 2
     ENDING = 3
+    PAUSED = 4
 
     @property
     def reason(self) -> str:
         """In words; empty: it takes parts."""
-        return ("", "set offline by the PLC", "no model", "stopped")[self]
+        return ("", "set offline by the PLC", "no model", "stopped", "the camera is paused")[self]
 
 
 class Letter(NamedTuple):
