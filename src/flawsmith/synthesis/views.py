@@ -156,7 +156,7 @@ def _is_smooth(image: FloatImage) -> bool:
 def _stored_as_jpeg(image: FloatImage, quality: int) -> FloatImage:
     file = io.BytesIO()
     Image.fromarray((image * 255).round().astype(np.uint8)).save(file, "JPEG", quality=quality, subsampling="4:2:0")
-    return np.asarray(Image.open(file), np.float32) / 255
+    return np.asarray(Image.open(file), np.float32) / np.float32(255)
 
 
 def _factor(rng: np.random.Generator, most: float) -> float:
