@@ -94,6 +94,10 @@ def test_odd_headers_are_no_damage() -> None:
         without_jfif,
     ):
         np.testing.assert_array_equal(decode(odd), decode(content))
+        start, end = _pixels(odd)
+        for damaged in (odd[: (start + end) // 2] + odd[end:], odd[: start + 300] + odd[start + 900 :]):
+            with pytest.raises(FlawsmithError, match="damaged"):
+                decode(damaged)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
