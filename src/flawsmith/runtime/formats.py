@@ -14,6 +14,7 @@ import logging
 import re
 import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -459,6 +460,8 @@ _COLOUR_FILTERS, _LINEAR_RAW = 32803, 34892
 _FAX = (2, 3, 4)
 _UNPACKED = {1: 1, 5: 2**12, 7: 2**11, 8: 1040, 32946: 1040, 32773: 64}
 """Bytes of pixels that a byte of a file gives at most, by compression."""
+_DEFLATE = (8, 32946)
+_PIECE = 2**18
 _MAX_PAGES = 1000
 
 
@@ -473,6 +476,8 @@ def _read_tiff(file: _File) -> NDArray[Any]:
     if kind_and_fix is not None:
         raise _UnsupportedError("TIFF", *kind_and_fix)
     _check_length(tags, file.stream)
+    if tags.get(259) in _DEFLATE:
+        _check_sums(tags, file.stream)
     file.stream.seek(0)
     if _is_separate_16_bit(tags):
         with file.open() as image:
@@ -505,6 +510,29 @@ def _check_length(tags: dict[int, Any], stream: BinaryIO) -> None:
     bits = min(_all_of(tags, 258, (1,))) * _as_integer(tags.get(277, 1))
     if most is not None and width * height * bits > 8 * most * stream.seek(0, io.SEEK_END):
         raise OSError(f"too few bytes for {width} x {height} pixels")
+
+
+def _check_sums(tags: dict[int, Any], stream: BinaryIO) -> None:
+    """Reads the check sums behind strips or tiles: libtiff stops before them, once it has all pixels.
+
+    Raises:
+        OSError: one is not that of its data.
+    """
+    strips = zip(_all_of(tags, 273, ()) or _all_of(tags, 324, ()), _all_of(tags, 279, ()) or _all_of(tags, 325, ()))
+    # No more than the pixels take: a file may hold anything behind them.
+    left = 2 * _as_integer(tags.get(256)) * _as_integer(tags.get(257)) * sum(_all_of(tags, 258, (1,))) // 8 + _PIECE
+    for offset, count in strips:
+        stream.seek(offset)
+        unpacker, remaining = zlib.decompressobj(), count
+        while left > 0 and not unpacker.eof:
+            packed = unpacker.unconsumed_tail or stream.read(min(remaining, _PIECE))
+            if not packed:
+                break
+            remaining -= 0 if unpacker.unconsumed_tail else len(packed)
+            try:
+                left -= len(unpacker.decompress(packed, _PIECE))
+            except zlib.error as error:
+                raise OSError(str(error).rpartition(": ")[2]) from None
 
 
 def _combination(tags: dict[int, Any]) -> str:
