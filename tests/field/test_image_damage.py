@@ -240,7 +240,7 @@ def test_deflated_tiff_whose_check_sum_is_not_that_of_its_data_is_refused(compre
     damaged = whole[:hole] + bytes(512) + whole[hole + 512 :]
 
     np.testing.assert_array_equal(decode(whole), PICTURE)
-    with pytest.raises(FlawsmithError, match="damaged.*incorrect data check"):
+    with pytest.raises(FlawsmithError, match=r"damaged.*incorrect data check"):
         decode(damaged)
 
 

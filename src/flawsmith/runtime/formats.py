@@ -518,10 +518,10 @@ def _check_sums(tags: dict[int, Any], stream: BinaryIO) -> None:
     Raises:
         OSError: one is not that of its data.
     """
-    strips = zip(_all_of(tags, 273, ()) or _all_of(tags, 324, ()), _all_of(tags, 279, ()) or _all_of(tags, 325, ()))
+    offsets, counts = (_all_of(tags, strip, ()) or _all_of(tags, tile, ()) for strip, tile in ((273, 324), (279, 325)))
     # No more than the pixels take: a file may hold anything behind them.
     left = 2 * _as_integer(tags.get(256)) * _as_integer(tags.get(257)) * sum(_all_of(tags, 258, (1,))) // 8 + _PIECE
-    for offset, count in strips:
+    for offset, count in zip(offsets, counts, strict=False):
         stream.seek(offset)
         unpacker, remaining = zlib.decompressobj(), count
         while left > 0 and not unpacker.eof:
