@@ -164,6 +164,14 @@ def test_small_spots_pass_and_limits_are_those_of_the_setting(model: Path, tmp_p
     assert [inspector.inspect(image).verdict for image in (dust, scratch)] == ["pass", "reject"]
 
 
+def test_card_says_what_decides(model: Path, good: Path) -> None:
+    bundle = calibrate(model, good, rate=0.1, review_budget=100, min_area="6mm2", scale="1mm", group="none").bundle
+
+    assert "review limit" not in (Bundle.load(model).card or "")
+    assert f"- review limit: {bundle.spec.decision.review_limit:.6g}\n" in bundle.card
+    assert "- the map decides: spots of at least 6 pixels (6 mm²)\n" in bundle.card
+
+
 def test_review_budget_is_beside_the_rejected(model: Path, good: Path) -> None:
     after = calibrate(model, good, rate="2/41", review_budget=200, group="none").after
 
