@@ -159,7 +159,7 @@ def _network(spec: BundleSpec) -> str:
 
 
 def _setting(spec: BundleSpec) -> str:
-    """Lines on reviews, on where the map is looked at and decides in place of the score, and on zones, where they are."""
+    """Lines on reviews, on zones, and on where the map decides in place of the score, as far as there are any."""
     decision = spec.decision
     where = where_to_look(decision)
     review = "" if decision.review_limit is None else f"- review limit: {decision.review_limit:.6g}\n"
