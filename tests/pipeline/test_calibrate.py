@@ -218,7 +218,7 @@ def test_caveats_of_trimmed_images_outlive_a_new_rate(model: Path, good: Path) -
     after = calibrate(Bundle(spec, bundle.model, bundle.calibration), rate=0.2).after
 
     assert after.trimmed == 4
-    assert "The 4 highest of 44 were left out as probably flawed" in after.describe()
+    assert "Of 44 scores the 4 highest were left out as probably flawed" in after.describe()
 
 
 def test_band_of_repeats_outlives_a_new_rate(model: Path, tmp_path: Path) -> None:
