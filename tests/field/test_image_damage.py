@@ -234,8 +234,7 @@ def test_even_jpegs_with_restart_markers_are_read(value: int, options: dict[str,
 @pytest.mark.parametrize("rows", [160, 16])
 def test_deflated_tiff_whose_check_sum_is_not_that_of_its_data_is_refused(compression: int, rows: int) -> None:
     strips = [zlib.compress(PICTURE[top : top + rows].tobytes(), 0) for top in range(0, 160, rows)]
-    layout = {"bits": (8,) * 3, "photometric": 2, "compression": compression, "rows": rows}
-    whole = tiff((160, 240), strips, **layout)
+    whole = tiff((160, 240), strips, bits=(8,) * 3, photometric=2, compression=compression, rows=rows)
     hole = len(whole) // 2
     damaged = whole[:hole] + bytes(512) + whole[hole + 512 :]
 
