@@ -47,7 +47,7 @@ CLEAR = """
     godkänt/underkänt bez_vad/s_vadou vyhovuje/nevyhovuje исправен/неисправен без_дефектов/с_дефектами 適合/不適合
     傷なし/傷あり 異常無/異常有 無不良/有不良 可/不可 적합/부적합 lulus/tidak_lulus αποδεκτά/απορριφθέντα ਚੰਗਾ/ਮਾੜਾ
     fehlerlos/fehlerbehaftet unblemished/blemished đạt/lỗi không_lỗi/lỗi
-    uygun/uygun_değil תקין/לא_תקין सही/सही_नहीं conform/nu_conform
+    fără_defecte/cu_defecte uygun/uygun_değil תקין/לא_תקין सही/सही_नहीं conform/nu_conform
 """.split()  # noqa: SIM905
 UNCLEAR = """
     0/1 00/01 1/2 1/0 -1/1 A/B a/b X/Y positive/negative Positive/Negative pos/neg positiv/negativ

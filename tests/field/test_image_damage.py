@@ -6,6 +6,7 @@ import io
 import os
 import struct
 import tracemalloc
+import zlib
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -94,6 +95,10 @@ def test_odd_headers_are_no_damage() -> None:
         without_jfif,
     ):
         np.testing.assert_array_equal(decode(odd), decode(content))
+        start, end = _pixels(odd)
+        for damaged in (odd[: (start + end) // 2] + odd[end:], odd[: start + 300] + odd[start + 900 :]):
+            with pytest.raises(FlawsmithError, match="damaged"):
+                decode(damaged)
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])
@@ -223,6 +228,19 @@ def test_even_jpegs_with_restart_markers_are_read(value: int, options: dict[str,
     for mode in ("RGB", "L", "CMYK"):
         content = saved(Image.new("L", (241, 163), value).convert(mode), "JPEG", **options)
         np.testing.assert_array_equal(decode(content), np.asarray(Image.open(io.BytesIO(content)).convert("RGB")))
+
+
+@pytest.mark.parametrize("compression", [8, 32946])
+@pytest.mark.parametrize("rows", [160, 16])
+def test_deflated_tiff_whose_check_sum_is_not_that_of_its_data_is_refused(compression: int, rows: int) -> None:
+    strips = [zlib.compress(PICTURE[top : top + rows].tobytes(), 0) for top in range(0, 160, rows)]
+    whole = tiff((160, 240), strips, bits=(8,) * 3, photometric=2, compression=compression, rows=rows)
+    hole = len(whole) // 2
+    damaged = whole[:hole] + bytes(512) + whole[hole + 512 :]
+
+    np.testing.assert_array_equal(decode(whole), PICTURE)
+    with pytest.raises(FlawsmithError, match=r"damaged.*incorrect data check"):
+        decode(damaged)
 
 
 @pytest.mark.parametrize("compression", [1, 3, 4, 5, 7, 8, 32773])

@@ -159,6 +159,20 @@ def _jpeg(frame: int, bits: int) -> bytes:
     return ordinary[:at] + bytes([0xFF, frame]) + ordinary[at + 2 : at + 4] + bytes([bits]) + ordinary[at + 5 :]
 
 
+def _jpeg_whose_height_follows() -> bytes:
+    ordinary = saved(GREY, "JPEG")
+    at = ordinary.index(b"\xff\xc0") + 5
+    height = jpeg_segment(0xDC, struct.pack(">H", HEIGHT))
+    return ordinary[:at] + b"\0\0" + ordinary[at + 2 : -2] + height + ordinary[-2:]
+
+
+def _jpeg_of_few_colour_values() -> bytes:
+    """One colour value for 4 x 2 pixels; its pixels are not reached."""
+    ordinary = saved(COLOUR, "JPEG")
+    at = ordinary.index(b"\xff\xc0") + 11
+    return ordinary[:at] + b"\x42" + ordinary[at + 1 :]
+
+
 def _one_strip(values: np.ndarray, bits: int, channels: int = 1, photometric: int = 1, **more: int) -> bytes:
     tags = {int(number[1:]): (value,) * (channels if number == "t339" else 1) for number, value in more.items()}
     return tiff((HEIGHT, WIDTH), [values.tobytes()], bits=(bits,) * channels, photometric=photometric, more=tags)
@@ -229,6 +243,12 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         "values outside 0..65535.*16 bits, unsigned",
     ),
     "jpeg of 12 bits": (lambda: _jpeg(0xC1, 12), "JPEG .*12 bits a value"),
+    "jpeg of few colour values": (_jpeg_of_few_colour_values, "JPEG .*unusual subsampling"),
+    "jpeg of few values of inks": (
+        lambda: saved(Image.fromarray(COLOUR).convert("CMYK"), "JPEG", subsampling=2),
+        "JPEG .*unusual subsampling",
+    ),
+    "jpeg whose height follows": (_jpeg_whose_height_follows, "JPEG .*height stands behind the pixels"),
     "lossless jpeg": (lambda: _jpeg(0xC3, 8), "JPEG .*lossless"),
     "ppm of deep words": (lambda: b"P3 2 1 65535\n1 2 3 4 5 65535\n", "PPM .*up to 65535"),
 }  # fmt: skip

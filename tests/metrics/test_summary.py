@@ -81,18 +81,23 @@ def test_rates_count_what_the_stored_limit_decided() -> None:
     result = evaluate(
         good("a"),
         good("b", verdict="reject"),
+        good("f", verdict="review"),
+        good("g", verdict="review"),
         flawed("c", verdict="pass"),
         flawed("d", verdict="review"),
         flawed("e", verdict="reject"),
     )
 
-    assert result.false_reject_rate == 0.5
+    assert result.false_reject_rate == 0.25
     assert result.miss_rate == pytest.approx(2 / 3)
     assert result.verdicts == {
-        "good": {"pass": 1, "review": 0, "reject": 1},
+        "good": {"pass": 1, "review": 2, "reject": 1},
         "flawed": {"pass": 1, "review": 1, "reject": 1},
     }
-    assert any("sent to review" in note for note in result.notes)
+    assert [note for note in result.notes if "sent to review" in note] == [
+        "1 flawed image was sent to review: not rejected, so counted in the miss rate.",
+        "2 good images were sent to review: not rejected, so not counted in the false reject rate.",
+    ]
 
 
 def test_no_false_reject_among_few_images_still_has_a_wide_interval() -> None:

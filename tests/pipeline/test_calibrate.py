@@ -164,6 +164,14 @@ def test_small_spots_pass_and_limits_are_those_of_the_setting(model: Path, tmp_p
     assert [inspector.inspect(image).verdict for image in (dust, scratch)] == ["pass", "reject"]
 
 
+def test_card_says_what_decides(model: Path, good: Path) -> None:
+    bundle = calibrate(model, good, rate=0.1, review_budget=100, min_area="6mm2", scale="1mm", group="none").bundle
+
+    assert "review limit" not in (Bundle.load(model).card or "")
+    assert f"- review limit: {bundle.spec.decision.review_limit:.6g}\n" in bundle.card
+    assert "- the map decides: spots of at least 6 pixels (6 mm²)\n" in bundle.card
+
+
 def test_review_budget_is_beside_the_rejected(model: Path, good: Path) -> None:
     after = calibrate(model, good, rate="2/41", review_budget=200, group="none").after
 
@@ -191,7 +199,7 @@ def test_repeated_images_set_a_band_and_each_part_counts_once(model: Path, tmp_p
 
 def test_known_flaws_are_counted_and_move_nothing(model: Path, good: Path, tmp_path: Path) -> None:
     for number, level in enumerate((50, 86, 120, 200)):
-        draw(tmp_path / "flaws" / f"{number}.png", level)
+        draw(tmp_path / "flaws" / f"{number}.bmp", level)
 
     plain = calibrate(model, good, rate=0.05, group="none")
     counted = calibrate(model, good, rate=0.05, group="none", flawed=tmp_path / "flaws")
@@ -210,7 +218,7 @@ def test_caveats_of_trimmed_images_outlive_a_new_rate(model: Path, good: Path) -
     after = calibrate(Bundle(spec, bundle.model, bundle.calibration), rate=0.2).after
 
     assert after.trimmed == 4
-    assert "The 4 highest of 44 were left out as probably flawed" in after.describe()
+    assert "Of 44 scores the 4 highest were left out as probably flawed" in after.describe()
 
 
 def test_band_of_repeats_outlives_a_new_rate(model: Path, tmp_path: Path) -> None:
@@ -264,7 +272,7 @@ def test_all_flaws_can_be_asked_for(model: Path, good: Path, tmp_path: Path) -> 
 
 
 def test_flaws_choose_the_limit_when_asked_and_it_says_so(model: Path, good: Path, tmp_path: Path) -> None:
-    for number, level in enumerate((50, 81, 120, 200)):
+    for number, level in enumerate((51, 81, 120, 200)):
         draw(tmp_path / "flaws" / f"{number}.png", level)
 
     result = calibrate(model, good, group="none", flawed=tmp_path / "flaws", catch="75%")
@@ -274,6 +282,16 @@ def test_flaws_choose_the_limit_when_asked_and_it_says_so(model: Path, good: Pat
     assert result.after.chosen_on_flawed
     assert "CHOSEN ON FLAWED" in result.after.describe()
     assert result.after.stated_false_reject_rate == pytest.approx(5 / 41)  # four good images lie above it
+
+
+def test_groups_outlive_limits_that_flaws_have_chosen(model: Path, good: Path, tmp_path: Path) -> None:
+    draw(tmp_path / "flaws" / "0.png", 200)
+    chosen = calibrate(model, good, group=r"name:(\d)\.png", flawed=tmp_path / "flaws", catch="100%")
+
+    after = calibrate(chosen.bundle, rate="5%").after
+
+    assert chosen.after.groups is None
+    assert "40 good images of 10 groups (as they were given) that" in after.describe()
 
 
 def test_images_the_model_has_seen_are_refused(model: Path, good: Path, tmp_path: Path) -> None:
@@ -537,6 +555,13 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["{good}", "--flawed", "{root}/flaws", "--catch", "90%", "--repeats", "folder"],
         "give one of them",
     ),
+    "flaws and a rate that both choose the limit": (
+        ["{good}", "--flawed", "{good}", "--catch", "90%", "--rate", "0.1"],
+        "in place of --max-false-rejects: give one of them",
+    ),
+    "images that are good and flawed": (["{good}", "--flawed", "{good}"], "001.png is given as good, and with"),
+    "repeats by themselves": (["{good}", "--repeats", "auto"], "--repeats auto does not say which images show"),
+    "repeats of nothing": (["{good}", "--repeats", "none"], "--repeats none does not say"),
     "good images among the flaws": (["{good}", "--flawed", "{root}"], "does not say that its images are flawed"),
     "out that is a picture": (["{good}", "--out", "{good}/001.png"], "is not this model"),
     "out in no folder": (["{good}", "--out", "{good}/001.png/model.flaw"], "001.png"),

@@ -193,10 +193,14 @@ def _notes(state: EvaluationState, points: dict[bootstrap.Metric, float | None])
         notes.append(
             f"No {missing[0]} anomalies among the images: the LOCO mean of logical and structural is undefined."
         )
-    to_review = sum(verdict == "review" and bool(flag) for verdict, flag in zip(state.verdicts, flawed, strict=True))
-    if to_review:
-        images = "1 flawed image was" if to_review == 1 else f"{to_review} flawed images were"
-        notes.append(f"{images} sent to review: not rejected, so counted in the miss rate.")
+    reviewed = flawed[np.array(state.verdicts) == "review"]
+    for kind, number, counted in (
+        ("flawed", int(reviewed.sum()), "counted in the miss rate"),
+        ("good", int((~reviewed).sum()), "not counted in the false reject rate"),
+    ):
+        if number:
+            images = f"1 {kind} image was" if number == 1 else f"{number} {kind} images were"
+            notes.append(f"{images} sent to review: not rejected, so {counted}.")
     if points["image_auroc"] == 1.0:
         notes.append(
             "Scores of good and flawed test images do not overlap, so the intervals have zero width: more test images "

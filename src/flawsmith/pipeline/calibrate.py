@@ -282,8 +282,11 @@ def calibrate(
             _refuse_few_repeats(source.samples)
         first = source.samples[0].image
         setting = _setting(bundle.spec.decision, lambda: decode(first).shape, roi, min_area, scale)
+        if catch is not None and rate is not None and not setting.zones and review_budget is None:
+            raise FlawsmithError("--catch chooses the limit in place of --max-false-rejects: give one of them")
         hidden = known_flaws if catch is not None else ()
         _refuse_known(bundle, source.samples, hidden)
+        _refuse_both(source.samples, known_flaws)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the limits are another engine's, which is why they are set anew
             inspector = Inspector.load(bundle, engine=engine, device=device)
@@ -379,7 +382,8 @@ def _from_stored(
     if "good_groups" in arrays:
         names = [f"group {number}" for number in arrays["good_groups"]]
     alpha = before.target_false_reject_rate if rates.reject is None else rates.reject
-    by = "" if before.groups is None else before.groups.by
+    # Limits that known flaws have chosen say nothing of groups, and the names are not kept.
+    by = "as they were given" if before.groups is None else before.groups.by
     after = setting.recalibrated(
         scores,
         levels,
@@ -496,10 +500,14 @@ def _good_images(path: Path, group: str, repeats: str | None) -> Dataset:
     distinct = dataclasses.replace(dataset, samples=_distinct(samples))
     if repeats is None:
         return with_groups(distinct, group)
+    if repeats.strip() in ("", "auto", "none"):
+        named = " ".join(("--repeats", repeats.strip())).strip()
+        raise FlawsmithError(f"{named} does not say which images show the same part: write folder or name:REGEX")
     try:
         return with_groups(distinct, repeats)
     except FlawsmithError as error:
-        raise FlawsmithError(str(error).replace("--group", "--repeats")) from None
+        words = str(error).replace("--group", "--repeats").replace("auto, none, folder", "folder")
+        raise FlawsmithError(words.replace(", or --repeats none", "").replace(", did you mean none?", ":")) from None
 
 
 def _distinct(samples: Sequence[Sample]) -> tuple[Sample, ...]:
@@ -539,6 +547,18 @@ def _refuse_known(bundle: Bundle, good: Sequence[Sample], choosing: Sequence[Sam
                 why = "the model learned from it" if name == "learned" else "it stands in the model's test set"
                 more = f", and {len(taken) - 1} more of these images like it" if len(taken) > 1 else ""
                 raise FlawsmithError(f"{taken[0]}: {why}{more}; limits need other images: leave these out")
+
+
+def _refuse_both(good: Sequence[Sample], flawed: Sequence[Sample]) -> None:
+    """Refuse images that were given as good and as flawed."""
+    if not flawed:
+        return
+    by_content = dict(zip(content_hashes([sample.image for sample in flawed]), flawed, strict=True))
+    for sample, digest in zip(good, content_hashes([sample.image for sample in good]), strict=True):
+        if digest in by_content:
+            other = by_content[digest].image
+            twin = "" if other == sample.image else f" as {other}"
+            raise FlawsmithError(f"{sample.image} is given as good, and{twin} with --flawed: leave one of them out")
 
 
 def _hashes(array: NDArray[Any] | None) -> frozenset[str]:

@@ -134,7 +134,7 @@ def model_card(spec: BundleSpec) -> str:
 {_network(spec)}{_tiles(spec)}- engine: {engine_in_words(spec)}
 {_synthesis(spec)}- learned from {training.n_train} good images of {training.category} ({training.layout} layout)
 - limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
-{_zones(spec)}- exported against trained: {parity_in_words(spec.parity)}; what is allowed is part of the limits
+{_setting(spec)}- exported against trained: {parity_in_words(spec.parity)}; what is allowed is part of the limits
 
 {spec.decision.describe()}
 
@@ -158,6 +158,14 @@ def _tiles(spec: BundleSpec) -> str:
 def _network(spec: BundleSpec) -> str:
     """A line on the size of the network, where it is known."""
     return f"- network: {network_in_words(spec.network)}\n" if spec.network else ""
+
+
+def _setting(spec: BundleSpec) -> str:
+    """Lines on reviews, on zones, and on where the map decides in place of the score, as far as there are any."""
+    decision = spec.decision
+    where = where_to_look(decision)
+    review = "" if decision.review_limit is None else f"- review limit: {decision.review_limit:.6g}\n"
+    return review + (f"- the map decides: {where}\n" if where else "") + _zones(spec)
 
 
 def _zones(spec: BundleSpec) -> str:

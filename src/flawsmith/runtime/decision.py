@@ -508,10 +508,11 @@ class Decision(BaseModel):
         if self.trimmed:
             rank = round(self.stated_false_reject_rate * (self.n_good + 1)) + self.trimmed
             rate = rank / (self.n_good + self.trimmed + 1)
-            of = f"{self.trimmed} highest of {self.n_good + self.trimmed}"
+            out = "highest was" if self.trimmed == 1 else f"{self.trimmed} highest were"
+            if_good = "it is" if self.trimmed == 1 else "they are"
             text += (
-                f" The {of} were left out as probably flawed; if they are good, the limit rejects about "
-                f"{parts_of_1000(rate)} of 1,000."
+                f" Of {self.n_good + self.trimmed} scores the {out} left out as probably flawed; if {if_good} good, "
+                f"the limit rejects about {parts_of_1000(rate)} of 1,000."
             )
         if self.review_limit is not None and self.repeat_deviation is not None:
             band = f"{self.review_limit:.4g} to {self.deciding_limit:.4g}"

@@ -14,6 +14,7 @@ import logging
 import re
 import struct
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO, NamedTuple
 
@@ -459,6 +460,8 @@ _COLOUR_FILTERS, _LINEAR_RAW = 32803, 34892
 _FAX = (2, 3, 4)
 _UNPACKED = {1: 1, 5: 2**12, 7: 2**11, 8: 1040, 32946: 1040, 32773: 64}
 """Bytes of pixels that a byte of a file gives at most, by compression."""
+_DEFLATE = (8, 32946)
+_PIECE = 2**18
 _MAX_PAGES = 1000
 
 
@@ -473,6 +476,8 @@ def _read_tiff(file: _File) -> NDArray[Any]:
     if kind_and_fix is not None:
         raise _UnsupportedError("TIFF", *kind_and_fix)
     _check_length(tags, file.stream)
+    if tags.get(259) in _DEFLATE:
+        _check_sums(tags, file.stream)
     file.stream.seek(0)
     if _is_separate_16_bit(tags):
         with file.open() as image:
@@ -505,6 +510,29 @@ def _check_length(tags: dict[int, Any], stream: BinaryIO) -> None:
     bits = min(_all_of(tags, 258, (1,))) * _as_integer(tags.get(277, 1))
     if most is not None and width * height * bits > 8 * most * stream.seek(0, io.SEEK_END):
         raise OSError(f"too few bytes for {width} x {height} pixels")
+
+
+def _check_sums(tags: dict[int, Any], stream: BinaryIO) -> None:
+    """Reads the check sums behind strips or tiles: libtiff stops before them, once it has all pixels.
+
+    Raises:
+        OSError: one is not that of its data.
+    """
+    offsets, counts = (_all_of(tags, strip, ()) or _all_of(tags, tile, ()) for strip, tile in ((273, 324), (279, 325)))
+    # No more than the pixels take: a file may hold anything behind them.
+    left = 2 * _as_integer(tags.get(256)) * _as_integer(tags.get(257)) * sum(_all_of(tags, 258, (1,))) // 8 + _PIECE
+    for offset, count in zip(offsets, counts, strict=False):
+        stream.seek(offset)
+        unpacker, remaining = zlib.decompressobj(), count
+        while left > 0 and not unpacker.eof:
+            packed = unpacker.unconsumed_tail or stream.read(min(remaining, _PIECE))
+            if not packed:
+                break
+            remaining -= 0 if unpacker.unconsumed_tail else len(packed)
+            try:
+                left -= len(unpacker.decompress(packed, _PIECE))
+            except zlib.error as error:
+                raise OSError(str(error).rpartition(": ")[2]) from None
 
 
 def _combination(tags: dict[int, Any]) -> str:
@@ -688,6 +716,9 @@ _SURPLUS = re.compile(r"(\d+) extraneous bytes before marker 0xd9")
 _PADDING = b"\0\xff"
 _OF_HEADERS = ("Unknown Adobe color transform", "unknown JFIF revision", "Invalid SOS parameters")
 """What libjpeg finds odd in files whose pixels are whole."""
+_APPLICATIONS, _COMMENT = range(0xE0, 0xF0), 0xFE
+_USUAL_PARAMETERS = b"\0\x3f\0"
+"""How a scan ends its header that brings all 64 coefficients of its blocks with all of their bits."""
 
 
 class _Scan(NamedTuple):
@@ -704,6 +735,8 @@ class _Frame(NamedTuple):
     marker: int
     content: bytes
     scans: list[_Scan]
+    applications: list[int]
+    """Where the markers of segments for programs (JFIF, Adobe, EXIF, ...) have their kind."""
 
     @property
     def in_one_scan(self) -> bool:
@@ -719,30 +752,40 @@ def _read_jpeg(file: _File) -> NDArray[Any]:
         raise _UnsupportedError("JPEG", f"{frame.content[0]} bits a value", "save it with 8 bits, or as 16-bit PNG")
     if frame.content[5] not in (1, 3, 4):
         raise _UnsupportedError("JPEG", f"{frame.content[5]} channels", "save it as grey or RGB")
+    if frame.content[1:3] == b"\0\0":
+        raise _UnsupportedError("JPEG", "its height stands behind the pixels", "save it as an ordinary JPEG")
     content = content[: frame.scans[-1].end]
     with file.open(io.BytesIO(content + _END_MARKER)) as image:
         _check_scans(frame, image.size)
-        pixels = _jpeg_pixels(content, image.mode)
+        pixels = _jpeg_pixels(content, frame, image.mode)
         if pixels is None or image.mode == "CMYK":
             _load(image)
             pixels = _to_array(image, file.name)
         return _turned(_as_rgb(pixels[..., 0]) if image.mode == "L" else pixels, image)
 
 
-def _jpeg_pixels(content: bytes, mode: str) -> NDArray[Any] | None:
+def _jpeg_pixels(content: bytes, frame: _Frame, mode: str) -> NDArray[Any] | None:
     """(height, width, channels) of a JPEG without its end marker; None: it has an odd header, so ask Pillow.
 
     Pillow drops libjpeg's warnings, which are all that tells a damaged file from a whole one.
 
     Raises:
         OSError: libjpeg warned of its compressed data.
+        _UnsupportedError: its colours are sampled in a way that simplejpeg does not know.
     """
     colours = {"L": "GRAY", "RGB": "RGB", "CMYK": "CMYK"}[mode]
     try:
         return simplejpeg.decode_jpeg(content + _END_MARKER, colours, strict=True)
     except ValueError as error:
         warning = str(error)
+    if "subsampling" in warning:
+        raise _UnsupportedError(
+            "JPEG", "unusual subsampling of its colours", "save it as PNG, or as JPEG with 4:4:4 or 4:2:0"
+        )
     if any(words in warning for words in _OF_HEADERS):
+        plain = _with_plain_headers(content, frame)
+        if plain != content:
+            _jpeg_pixels(plain, frame, mode)  # colours may be others then, but damage is the same
         return None
     surplus = _SURPLUS.search(warning)
     end = len(content) - int(surplus[1]) if surplus else len(content)
@@ -754,10 +797,21 @@ def _jpeg_pixels(content: bytes, mode: str) -> NDArray[Any] | None:
         raise OSError(error) from None
 
 
+def _with_plain_headers(content: bytes, frame: _Frame) -> bytes:
+    """The same compressed data behind headers at which libjpeg finds nothing odd."""
+    plain = bytearray(content)
+    for place in frame.applications:
+        plain[place] = _COMMENT
+    for scan in frame.scans if frame.marker in _SEQUENTIAL else ():
+        plain[scan.start - len(_USUAL_PARAMETERS) : scan.start] = _USUAL_PARAMETERS
+    return bytes(plain)
+
+
 def _jpeg_frame(content: bytes) -> _Frame:
     """Walks through the segments up to the pixels, and through all scans where there are several."""
     marker, header = 0, b""
     scans: list[_Scan] = []
+    applications: list[int] = []
     position = 2
     while (match := _MARKER.search(content, position)) is not None:
         position, kind = match.end(), content[match.start() + 1]
@@ -768,12 +822,14 @@ def _jpeg_frame(content: bytes) -> _Frame:
         (length,) = struct.unpack_from(">H", content, position)
         segment = content[position + 2 : position + length]
         position += length
-        if kind in _FRAMES:
+        if kind in _APPLICATIONS:
+            applications.append(match.start() + 1)
+        elif kind in _FRAMES:
             marker, header = kind, segment
         elif kind == _SCAN:
             following = _MARKER.search(content, position)
             scans.append(_Scan(segment, position, following.start() if following else len(content)))
-            frame = _Frame(marker, header, scans)
+            frame = _Frame(marker, header, scans, applications)
             if frame.in_one_scan or marker not in (*_SEQUENTIAL, *_PROGRESSIVE):
                 return frame
             if len(scans) > _MAX_SCANS:
@@ -781,7 +837,7 @@ def _jpeg_frame(content: bytes) -> _Frame:
             position = scans[-1].end
     if not scans:
         raise OSError("no pixels")
-    return _Frame(marker, header, scans)
+    return _Frame(marker, header, scans, applications)
 
 
 def _check_scans(frame: _Frame, size: tuple[int, int]) -> None:

@@ -171,7 +171,7 @@ _UNCLEAR_PAIRS = {
 _ALONE = _words("io ret fel mal god bra hea halb bien fine labi loš")
 _NEGATIONS = _words("""
     not no non nicht kein keine ohne without un sans sin sem senza nao não niet geen zonder nie bez ne nem inte ej
-    icke ikke ei utan uden uten değil не без нет khong không tidak bukan nu není nije nav mitte ekki nincs nem
+    icke ikke ei utan uden uten fara değil не без нет khong không tidak bukan nu není nije nav mitte ekki nincs nem
     לא ללא غير ليس بدون μη όχι χωρίς नहीं बिना না
 """)
 _NEGATIONS_BEHIND = _words("değil deyil नहीं না")
