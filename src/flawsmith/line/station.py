@@ -392,6 +392,7 @@ class Line:
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
+        self.camera: Capture | None = None
         camera = self.settings.camera
         try:
             self.outputs.start(
@@ -401,7 +402,8 @@ class Line:
                 trigger=None if camera is None else self.trigger,
                 on_failure=lambda line, output: on_event("output", {"line": line, "output": output}),
             )
-            self.camera = None if camera is None else Capture(self, camera, store, on_event)
+            if camera is not None:
+                self.camera = Capture(self, camera, store, on_event)
         except BaseException:
             self.outputs.close()
             self.queue.close()

@@ -91,7 +91,10 @@ class Outputs:
         """Whether the line takes parts."""
         if self._is_ending:
             return Offline.ENDING
-        return Offline.NO_MODEL if self._line is None or self._line.model is None else Offline.ONLINE
+        line = self._line
+        if line is None or line.model is None:
+            return Offline.NO_MODEL
+        return Offline.PAUSED if line.camera is not None and line.camera.state == "paused" else Offline.ONLINE
 
     def recorded(self, record: Record) -> None:
         """Tell of a record; returns at once."""
