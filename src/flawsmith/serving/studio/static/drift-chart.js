@@ -2,8 +2,9 @@
 import { axis, Chart, colour, stroke } from "./chart.js";
 import { count, when } from "./words.js";
 
-const LOWEST = 0.1;
-const HIGHEST = 1e9; // far beyond the alarm it matters no more by how much
+const LINES = [0.1, 10, 1000, 1e5];
+const LOWEST = LINES[0];
+const HIGHEST = LINES.at(-1); // far beyond the alarm it matters no more by how much
 
 const inside = (evidence) => Math.min(HIGHEST, Math.max(LOWEST, evidence));
 
@@ -16,14 +17,14 @@ class DriftChart extends Chart {
     this.#drift = drift;
     const { alarm, alarm_at: limit, curve } = drift;
     this.setAttribute("aria-label", curve.length ? `Evidence of drift over ${count(drift.parts)} parts: now ${inside(drift.evidence).toPrecision(2)}, an alarm at ${count(limit)}.${alarm ? ` It began about ${when(alarm.since)}.` : ""}` : "No parts yet.");
-    this.draw([curve.map((point) => point.record), curve.map((point) => inside(point.evidence)), curve.map(() => limit)], () => options(alarm, limit));
+    this.draw([curve.map((point) => point.record), curve.map((point) => inside(point.evidence)), curve.map(() => limit)], () => options(alarm));
   }
 }
 
-function options(alarm, limit) {
+function options(alarm) {
   return {
-    scales: { x: { time: false }, y: { distr: 3, log: 10, range: (_, __, high) => [LOWEST, Math.max(10 * limit, 10 * (high || 1))] } },
-    axes: [{ ...axis(), values: (_, numbers) => numbers.map((number) => (Number.isInteger(number) ? count(number) : "")) }, { ...axis(), size: 66, values: (_, ticks) => ticks.map((tick) => (tick === null ? "" : tick < 1 ? String(tick) : count(tick))) }],
+    scales: { x: { time: false }, y: { distr: 3, log: 10, range: () => [LOWEST, 2 * HIGHEST] } },
+    axes: [{ ...axis(), values: (_, numbers) => numbers.map((number) => (Number.isInteger(number) ? count(number) : "")) }, { ...axis(), size: 66, splits: () => LINES, filter: (_, lines) => lines, values: (_, lines) => lines.map((line) => (line < 1 ? String(line) : count(line))) }],
     series: [{}, stroke(alarm ? "wrong" : "accent", { width: 2 }), stroke("edge", { dash: [5, 4] })],
     hooks: { draw: [(plot) => { if (alarm) mark(plot, alarm.since_record); }] },
   };

@@ -161,11 +161,12 @@ function alarms() {
     connection === "lost" ? "No connection to the service. Verdicts shown here are not the latest." : null,
     facts && !facts.ready ? "The line has no model and takes no parts." : null,
     camera?.state === "failing" ? `The camera has failed since ${when(camera.since)}: ${camera.says}. Triggers end in errors: nothing passes.` : null,
-    drift?.alarm ? html`Parts are not as they were since ${when(drift.alarm.since)}${drift.alarm.moved.length ? ` (${drift.alarm.moved.join(", ")})` : ""}: look at camera, light and parts. <a href="#drift" @click=${openDrift} data-testid="run.why">What is known</a>` : null,
+    drift?.alarm ? html`Parts are not as they were since ${when(drift.alarm.since)}${drift.alarm.moved.length ? ` (${moved(drift.alarm)})` : ""}: look at camera, light and parts. <a href="#drift" @click=${openDrift} data-testid="run.why">What is known</a>` : null,
     ...outputs.filter(isFailing).map((output) => `Output ${output.output} ${stopped(output)}${output.last_error ? `: ${output.last_error}` : ""}. Records wait; parts are judged all the same.`),
   ].filter((words) => words !== null);
 }
 
+const moved = (alarm) => alarm.moved.map((words) => words.replace("->", "→").replace(" -", " −")).join(", ");
 const isFailing = (output) => output.state === "failing" || output.state === "stopped";
 
 function alarm() {
@@ -306,7 +307,7 @@ function draw() {
     <div class="head"><h1>Run</h1>
       <span class="quiet" data-testid="run.product">${facts?.ready ? html`${facts.product} · ${facts.method} · rejects about <strong class="n">${of1000(facts.limit.rejected_of_1000 / 1000)}</strong> of 1,000 good parts, at worst ${of1000(facts.limit.rejected_of_1000_at_worst / 1000, { up: true })}` : nothing}</span>
       <span class="push row">${pinned === null ? nothing : html`<button class="primary" @click=${() => pin(null)} data-testid="run.live">Back to the latest</button>`}
-      ${camera ? html`<button class=${isPaused() ? "primary" : ""} @click=${ask} data-testid="run.pause">${isPaused() ? "Resume" : "Pause"}</button>` : nothing}</span></div>
+      ${camera && camera.state !== "ended" ? html`<button class=${isPaused() ? "primary" : ""} @click=${ask} data-testid="run.pause">${isPaused() ? "Resume" : "Pause"}</button>` : nothing}</span></div>
     <div class="run">
       <section class="panel">${bigVerdict(part)}</section>
       <section class="panel viewer" data-testid="run.image">
@@ -319,12 +320,14 @@ function draw() {
     <ol class="strip" data-testid="run.strip" aria-label="The last ${STRIP} parts, the latest first">
       ${strip.map(({ record: each }) => html`<li><button class="plain ${each.verdict}" aria-pressed=${each.id === pinned} @click=${() => pin(each.id === pinned ? null : each.id)} title="${name(each)}, ${when(each.received)}" aria-label="${each.verdict}, part ${name(each)}">${shape(each.verdict)}</button></li>`)}</ol>
     <div class="columns wide-left">
-      <section class="panel"><div class="row">${totals()}</div></section>
+      <div>
+        <section class="panel"><div class="row">${totals()}</div></section>
+        <section class="panel below"><h2>Rejected of 1,000 parts, by ${MINUTES} minutes</h2>
+          <rate-chart class="rate" data-testid="run.rate"></rate-chart>
+          <p class="quiet small">Solid grey: the mean. Dashed: what chance leaves (p-chart, three standard deviations). Errors count as rejects.</p></section>
+      </div>
       <section class="panel"><h2 class="hidden">Health</h2>${health()}</section>
     </div>
-    <section class="panel below"><h2>Rejected of 1,000 parts, by ${MINUTES} minutes</h2>
-      <rate-chart class="rate" data-testid="run.rate"></rate-chart>
-      <p class="quiet small">Solid grey: the mean. Dashed: what chance leaves (p-chart, three standard deviations). Errors count as rejects.</p></section>
     ${driftPanel()}${dialog()}`, page);
   if (counts) {
     const end = Date.now() / 1000;
