@@ -1,10 +1,9 @@
 // What is known of a line's drift: how sure, since when, what moved, and the first parts that stood out.
 import { get, ofLine } from "./api.js";
+import { BECAUSE } from "./audit.js";
 import "./drift-chart.js";
 import { html, nothing } from "./vendor/lit-html.js";
-import { count, several, shape, when } from "./words.js";
-
-const BECAUSE = { first: "the line began", model: "another model is live", limits: "the limits were changed", acknowledged: "a drift was acknowledged" };
+import { count, inSigns, several, shape, when } from "./words.js";
 
 /** Records of numbers that the service names, each with whether its image was kept; those that are no more are left out. */
 export async function recordsOf(numbers) {
@@ -25,7 +24,7 @@ const NUMBER = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 function statistics({ statistics: rows }) {
   if (!rows.length) return html`<p class="quiet">Brightness, contrast and the like are compared once 100 parts have come.</p>`;
   return html`<div class="scroll" tabindex="0" role="region" aria-label="Image statistics"><table data-testid="drift.statistics"><thead><tr><th scope="col">of the images</th><th scope="col" class="n">first 100 parts</th><th scope="col" class="n">now</th><th scope="col">change</th><th scope="col">moved</th></tr></thead>
-    <tbody>${rows.map((row) => html`<tr data-moved=${row.moved}><th scope="row">${row.name}</th><td class="n">${NUMBER.format(row.learned)}</td><td class="n">${NUMBER.format(row.now)}</td><td class="n-left">${row.words.includes("->") ? "–" : row.words.replace(`${row.name} `, "").replace("-", "−")}</td>
+    <tbody>${rows.map((row) => html`<tr data-moved=${row.moved}><th scope="row">${row.name}</th><td class="n">${NUMBER.format(row.learned)}</td><td class="n">${NUMBER.format(row.now)}</td><td class="n-left">${row.words.includes("->") ? "–" : inSigns(row.words.replace(row.name, ""))}</td>
       <td>${row.moved ? html`<span class="verdict reject">${shape("reject")}yes</span>${row.since_record ? html` <span class="quiet">since number ${count(row.since_record)}</span>` : nothing}` : html`<span class="verdict pass">${shape("pass")}no</span>`}</td></tr>`)}</tbody></table></div>`;
 }
 

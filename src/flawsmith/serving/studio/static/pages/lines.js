@@ -1,7 +1,7 @@
 // All lines: what runs, what it rejects, what waits.
 import { attempt, follow, get, ofLine } from "../api.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, of1000, today, when } from "../words.js";
+import { count, inSigns, of1000, today, when } from "../words.js";
 
 const cards = document.querySelector("#cards");
 const search = document.querySelector("#search");
@@ -16,7 +16,7 @@ const page = (line, name) => `/studio/lines/${encodeURIComponent(line.line)}/${n
 function state(line) {
   const drift = drifts.get(line.line);
   if (line.camera === "failing") return html`<span class="state reject">■ camera failing</span>`;
-  if (drift?.alarm) return html`<a class="state reject" href="${page(line, "run")}#drift">■ drift since ${when(drift.alarm.since)}${drift.alarm.moved.length ? `: ${drift.alarm.moved[0]}` : ""}</a>`;
+  if (drift?.alarm) return html`<a class="state reject" href="${page(line, "run")}#drift">■ drift since ${when(drift.alarm.since)}${drift.alarm.moved.length ? `: ${inSigns(drift.alarm.moved[0])}` : ""}</a>`;
   if (line.camera === "paused") return html`<span class="state review">▲ paused</span>`;
   if (line.ready) return html`<span class="state pass">● running</span>`;
   return html`<span class="state quiet">○ no model yet</span>`;

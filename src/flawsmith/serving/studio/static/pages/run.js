@@ -5,7 +5,7 @@ import "../image-view.js";
 import { heatOf, imageOf, placeOf } from "../part.js";
 import "../rate-chart.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, of1000, OUTCOMES, score, several, shape, times, when } from "../words.js";
+import { count, inSigns, of1000, OUTCOMES, score, several, shape, times, when } from "../words.js";
 
 const page = document.querySelector("#page");
 const STRIP = 24;
@@ -161,12 +161,11 @@ function alarms() {
     connection === "lost" ? "No connection to the service. Verdicts shown here are not the latest." : null,
     facts && !facts.ready ? "The line has no model and takes no parts." : null,
     camera?.state === "failing" ? `The camera has failed since ${when(camera.since)}: ${camera.says}. Triggers end in errors: nothing passes.` : null,
-    drift?.alarm ? html`Parts are not as they were since ${when(drift.alarm.since)}${drift.alarm.moved.length ? ` (${moved(drift.alarm)})` : ""}: look at camera, light and parts. <a href="#drift" @click=${openDrift} data-testid="run.why">What is known</a>` : null,
+    drift?.alarm ? html`Parts are not as they were since ${when(drift.alarm.since)}${drift.alarm.moved.length ? ` (${inSigns(drift.alarm.moved.join(", "))})` : ""}: look at camera, light and parts. <a href="#drift" @click=${openDrift} data-testid="run.why">What is known</a>` : null,
     ...outputs.filter(isFailing).map((output) => `Output ${output.output} ${stopped(output)}${output.last_error ? `: ${output.last_error}` : ""}. Records wait; parts are judged all the same.`),
   ].filter((words) => words !== null);
 }
 
-const moved = (alarm) => alarm.moved.map((words) => words.replace("->", "→").replace(" -", " −")).join(", ");
 const isFailing = (output) => output.state === "failing" || output.state === "stopped";
 
 function alarm() {
