@@ -19,6 +19,7 @@ from tests.line.conftest import picture
 
 from flawsmith.line import cameras, capture
 from flawsmith.line.cameras import CameraError, CameraSettings, Frame, make_camera
+from flawsmith.line.outputs.delivery import Offline
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.station import NoCameraError
 from flawsmith.runtime.errors import FlawsmithError
@@ -235,6 +236,7 @@ def test_paused_line_takes_no_pictures_even_after_a_restart(new_site: Any, tmp_p
 
     line.camera.pause(True, who="anna", reason="cleaning")
     refused = line.trigger().result(SECONDS)
+    told = line.outputs.state()
     site.close()
     again = new_site(camera=camera)
     held = again.lines["bolt"]
@@ -245,6 +247,7 @@ def test_paused_line_takes_no_pictures_even_after_a_restart(new_site: Any, tmp_p
     held.camera.pause(False, who="otto", reason="clean")
     wait_for(lambda: again.store.last_number() > number + 2)
 
+    assert (told, held.outputs.state()) == (Offline.PAUSED, Offline.ONLINE)
     assert (refused.verdict, refused.error_kind, refused.error) == ("error", "camera", "the line is paused: cleaning")
     assert (facts.state, facts.says, unchanged) == ("paused", "paused: cleaning", number)
     entries = again.store.entries(line="bolt", kind="camera")

@@ -31,6 +31,8 @@ def test_outputs_are_shown_and_their_failures_counted(new_service: Callable[...,
         ("csv", "waiting", 0),
     ]
     assert "cannot be reached" in outputs[0]["last_error"]
+    assert outputs[0]["failing_since"] <= outputs[0]["last_error_at"]
+    assert outputs[1]["failing_since"] is None
     assert "SECRET" not in str(outputs)
     counted = [line for line in metrics.splitlines() if line.startswith("flawsmith_output_failures_total")]
     assert [line.partition("} ")[0] for line in counted] == [

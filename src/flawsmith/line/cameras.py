@@ -205,7 +205,8 @@ class FolderCamera:
         """How many images there are."""
         if not self._folder.is_dir():
             return f"simulated camera: there is no folder {self._folder}; make it, or correct the path"
-        return f"simulated camera: {len(self._paths)} images in {self._folder}"
+        images = "1 image" if len(self._paths) == 1 else f"{len(self._paths)} images"
+        return f"simulated camera: {images} in {self._folder}"
 
 
 class OpenCvCamera:

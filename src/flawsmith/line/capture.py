@@ -231,11 +231,6 @@ class Capture:
         with self._changed:
             self._named.pop(part_id, None)
 
-    @property
-    def is_paused(self) -> bool:
-        """Whether it takes no pictures because a person said so."""
-        return self._paused is not None
-
     def pause(self, paused: bool, *, who: str, reason: str) -> None:
         """Take no pictures until told otherwise, also after the service was ended; or take them again.
 
@@ -260,10 +255,15 @@ class Capture:
         frame = reader.newest if reader is not None and reader.newest is not None else self._last
         return None if frame is None else frame.content()
 
+    @property
+    def state(self) -> State:
+        """What it does now."""
+        return self._connection if self._paused is None else "paused"
+
     def facts(self) -> CameraFacts:
         """The camera as it is now."""
         with self._changed:
-            state: State = "paused" if self._paused is not None else self._connection
+            state = self.state
             says = {"paused": f"paused: {self._paused}", "failing": self._error}.get(state, state)
             reader = self._reader
             newest = self._last if reader is None or reader.newest is None else reader.newest

@@ -19,7 +19,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from flawsmith import __version__
-from flawsmith.line.capture import CameraFacts, Capture
+from flawsmith.line.capture import CameraFacts, Capture, State
 from flawsmith.line.drift import DriftFacts, Reference
 from flawsmith.line.outputs.delivery import OutputFacts
 from flawsmith.line.record import Outcome, Record, Trigger
@@ -81,6 +81,7 @@ class LineFacts(BaseModel):
     method: str | None
     model_sha256: str | None
     limit: LimitFacts | None
+    camera: State | None = Field(description="what its camera does; null: it has none")
     waiting: int = Field(description="parts that were taken and are not answered yet")
     capacity: int = Field(description="parts that may be")
 
@@ -263,6 +264,7 @@ def _facts(line: Line) -> LineFacts:
         method=None if model is None else model.bundle.spec.method,
         model_sha256=None if model is None else model.sha256,
         limit=None if model is None else LimitFacts.of(model.decision),
+        camera=None if line.camera is None else line.camera.state,
         waiting=len(line.queue),
         capacity=line.queue.capacity,
     )

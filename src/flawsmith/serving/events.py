@@ -46,7 +46,7 @@ class Events:
         """Tell of something; from any thread.
 
         Args:
-            kind: inspection, limit, review, model, drift or camera.
+            kind: inspection, limit, review, model, drift, camera or output.
             content: ready for JSON.
             number: of the record, where it is about a new one.
         """

@@ -98,6 +98,7 @@ class Service:
     def _happened(self, kind: str, content: Mapping[str, Any]) -> None:
         if kind == "output":
             self.metrics.output_failed(content["line"], content["output"])
+            self.events.tell(kind, content)
         elif kind == "dropped":
             self.metrics.dropped(content["line"], content["reason"])
         else:

@@ -63,7 +63,7 @@ class Offline(IntEnum):
     @property
     def reason(self) -> str:
         """In words; empty: it takes parts."""
-        return ("", "set offline by the PLC", "no model", "stopped", "the camera is paused")[self]
+        return ("", "set offline by the PLC", "no model", "stopped", "paused")[self]
 
 
 class Letter(NamedTuple):
@@ -122,6 +122,7 @@ class OutputFacts(BaseModel):
     delivered: int = Field(description="records delivered, in all")
     skipped: int = Field(description="records left out, as too many waited; the audit says which")
     failures: int = Field(description="failed attempts since the start")
+    failing_since: str | None = Field(default=None, description="UTC; null: it does not fail")
     last_error: str | None = None
     last_error_at: str | None = Field(default=None, description="UTC")
     last_delivered_at: str | None = Field(default=None, description="UTC, since the start")
@@ -247,6 +248,7 @@ class Pump:
         self._progress = progress
         self._wake, self._ending, self._is_abandoned, self._is_over = threading.Event(), threading.Event(), False, False
         self._failures = self._failures_in_a_row = 0
+        self._failing_since: str | None = None
         self._last_error: str | None = None
         self._last_error_at: str | None = None
         self._last_delivered_at: str | None = None
@@ -285,6 +287,7 @@ class Pump:
             delivered=self._progress.delivered,
             skipped=self._progress.skipped,
             failures=self._failures,
+            failing_since=self._failing_since,
             last_error=self._last_error,
             last_error_at=self._last_error_at,
             last_delivered_at=self._last_delivered_at,
@@ -358,7 +361,7 @@ class Pump:
     def _succeeded(self) -> None:
         if self._failures_in_a_row:
             log.warning("output %s of line %s works again", self._settings.label, self._line)
-        self._failures_in_a_row = 0
+        self._failures_in_a_row, self._failing_since = 0, None
 
     def _failed(self, error: Exception) -> None:
         self._failures += 1
@@ -367,6 +370,7 @@ class Pump:
         if isinstance(error, GoneError):
             self._is_over = True
         if self._failures_in_a_row == 1:  # said once until it works again
+            self._failing_since = self._last_error_at
             is_defect = not isinstance(error, (DeliveryError, FlawsmithError, OSError, sqlite3.Error))
             place = (self._settings.label, self._line, self._last_error)
             log.warning("output %s of line %s fails: %s", *place, exc_info=error if is_defect else None)

@@ -1,14 +1,26 @@
 // Entries of the audit in words.
 import { html } from "./vendor/lit-html.js";
-import { of1000 } from "./words.js";
+import { inSigns, of1000, several, when } from "./words.js";
 
 const promise = (limit) => `${of1000(limit.rejected_of_1000 / 1000)} of 1,000 (at worst ${of1000(limit.rejected_of_1000_at_worst / 1000, { up: true })})`;
 const short = (sha256) => (sha256 ? sha256.slice(0, 8) : "none");
+
+/** Why a test of drift begins anew. */
+export const BECAUSE = { first: "the line began", model: "another model became live", limits: "the limits were changed", acknowledged: "a drift was acknowledged" };
+
+function drift({ event, because, reason, direction, since, moved }) {
+  if (event === "alarm") return html`<strong>drift</strong>: scores ${direction} than before since ${when(since)}${moved.length ? ` (${inSigns(moved.join(", "))})` : ""}`;
+  if (because === "acknowledged") return html`drift <strong>acknowledged</strong>, “${reason}”`;
+  return html`the test of drift began, as ${BECAUSE[because]}`;
+}
 
 const WORDS = {
   limit: ({ effect, reason }) => html`limit ${promise(effect.before)} → <strong>${promise(effect.after)}</strong>, “${reason}”`,
   review: ({ record, label, comment }) => html`part ${record}: <strong>${label}</strong>${comment ? `, “${comment}”` : ""}`,
   picked: ({ name, label, role }) => html`image kept: ${name || "without a name"}, <strong>${label}</strong>, ${role === "test" ? "to measure with" : "to set limits by"}`,
+  camera: ({ paused, reason }) => html`camera <strong>${paused ? "paused" : "resumed"}</strong>, “${reason}”`,
+  output: ({ output, skipped }) => html`output ${output}: <strong>${several(skipped, "record")}</strong> left out, as too many waited`,
+  drift,
   start: () => html`the service began`,
   stop: () => html`the service ended`,
 };

@@ -1,8 +1,7 @@
 // <rate-chart>: rejects of 1,000 over time, with the limits of a p-chart: what chance alone hardly leaves.
+import { axis, Chart, colour, stroke } from "./chart.js";
 import uPlot from "./vendor/uPlot.js";
 import { of1000 } from "./words.js";
-
-const colour = (name) => getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
 
 const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit", hourCycle: "h23" });
 
@@ -22,45 +21,24 @@ export function pChart(slots) {
   };
 }
 
-class RateChart extends HTMLElement {
-  #plot = null;
-  #slots = [];
-  #range = [0, 1];
-
-  connectedCallback() {
-    this.setAttribute("role", "img");
-    this.style.display = "block";
-    new ResizeObserver(() => this.#plot?.setSize({ width: this.clientWidth, height: this.clientHeight })).observe(this);
-    addEventListener("themechange", () => { this.#plot?.destroy(); this.#plot = null; this.show(this.#slots, this.#range); });
-  }
-
+class RateChart extends Chart {
   /** Slots of the service's counts, and [first, last] second of the time that is shown. */
   show(slots, range) {
-    [this.#slots, this.#range] = [slots, range];
     const chart = pChart(slots);
     const per1000 = (values) => values.map((value) => 1000 * value);
-    const data = [chart.times, per1000(chart.rates), chart.times.map(() => 1000 * chart.mean), per1000(chart.upper), per1000(chart.lower)];
     const outside = chart.rates.filter((rate, place) => rate > chart.upper[place] + 1e-12).length;
     this.setAttribute("aria-label", slots.length ? `Rejects over time: ${of1000(chart.mean)} of 1,000 on average, ${outside} of ${slots.length} slots above what chance leaves.` : "No parts in this time.");
-    if (!this.#plot) this.#plot = this.#make(data);
-    else this.#plot.setData(data, false);
-    this.#plot.setScale("x", { min: range[0], max: range[1] });
+    this.draw([chart.times, per1000(chart.rates), chart.times.map(() => 1000 * chart.mean), per1000(chart.upper), per1000(chart.lower)], options, range);
   }
+}
 
-  #make(data) {
-    const axis = { stroke: colour("muted"), grid: { stroke: colour("line"), width: 1 }, ticks: { stroke: colour("line"), width: 1 }, font: "12px system-ui, sans-serif" };
-    const line = (name, extra) => ({ stroke: colour(name), width: 1.5, points: { show: false }, ...extra });
-    const options = {
-      width: this.clientWidth || 600,
-      height: this.clientHeight || 180,
-      legend: { show: false },
-      cursor: { show: false },
-      scales: { y: { range: (_, __, high) => [0, Math.max(10, high * 1.08 || 10)] } },
-      axes: [{ ...axis, values: (_, times) => times.map((time) => clock.format(1000 * time)) }, { ...axis, size: 46 }],
-      series: [{}, line("wrong", { width: 2, points: { show: true, size: 6, fill: colour("wrong") } }), line("muted"), line("edge", { dash: [5, 4], paths: uPlot.paths.stepped({ align: 1 }) }), line("edge", { dash: [5, 4], paths: uPlot.paths.stepped({ align: 1 }) })],
-    };
-    return new uPlot(options, data, this);
-  }
+function options() {
+  const bound = stroke("edge", { dash: [5, 4], paths: uPlot.paths.stepped({ align: 1 }) });
+  return {
+    scales: { y: { range: (_, __, high) => [0, Math.max(10, high * 1.08 || 10)] } },
+    axes: [{ ...axis(), values: (_, times) => times.map((time) => clock.format(1000 * time)) }, { ...axis(), size: 46 }],
+    series: [{}, stroke("wrong", { width: 2, points: { show: true, size: 6, fill: colour("wrong") } }), stroke("muted"), bound, { ...bound }],
+  };
 }
 
 customElements.define("rate-chart", RateChart);

@@ -21,6 +21,9 @@ export const count = (number) => whole.format(number);
 /** "1 image", "12 images" */
 export const several = (number, noun, plural = `${noun}s`) => `${count(number)} ${number === 1 ? noun : plural}`;
 
+/** What the service says of changes, "brightness -9 %", with a minus and an arrow. */
+export const inSigns = (words) => words.replaceAll(" ->", " →").replaceAll(" -", " −");
+
 /** A rate as parts of 1,000, as the service writes them: whole from ten on, one decimal below; `up` rounds a bound up. */
 export function of1000(rate, { up = false } = {}) {
   const parts = 1000 * rate;

@@ -1,7 +1,7 @@
 // All lines: what runs, what it rejects, what waits.
 import { attempt, follow, get, ofLine } from "../api.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, of1000, today, when } from "../words.js";
+import { count, inSigns, of1000, today, when } from "../words.js";
 
 const cards = document.querySelector("#cards");
 const search = document.querySelector("#search");
@@ -15,7 +15,9 @@ const page = (line, name) => `/studio/lines/${encodeURIComponent(line.line)}/${n
 /** A word and a shape for what the line does. */
 function state(line) {
   const drift = drifts.get(line.line);
-  if (drift?.alarm) return html`<span class="state reject">■ drift since ${when(drift.alarm.since)}${drift.alarm.moved.length ? `: ${drift.alarm.moved[0]}` : ""}</span>`;
+  if (line.camera === "failing") return html`<span class="state reject">■ camera failing</span>`;
+  if (drift?.alarm) return html`<a class="state reject" href="${page(line, "run")}#drift">■ drift since ${when(drift.alarm.since)}${drift.alarm.moved.length ? `: ${inSigns(drift.alarm.moved[0])}` : ""}</a>`;
+  if (line.camera === "paused") return html`<span class="state review">▲ paused</span>`;
   if (line.ready) return html`<span class="state pass">● running</span>`;
   return html`<span class="state quiet">○ no model yet</span>`;
 }
@@ -84,5 +86,5 @@ function soon() {
 }
 
 search.addEventListener("input", draw);
-follow({ inspection: soon, review: soon, drift: load, limit: load, model: load, line: load }, undefined, load);
+follow({ inspection: soon, review: soon, drift: load, camera: load, limit: load, model: load, line: load }, undefined, load);
 load();

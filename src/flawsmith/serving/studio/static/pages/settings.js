@@ -8,7 +8,7 @@ const WORDS = {
   upload_seconds: "seconds for a request to arrive", answer_seconds: "seconds for a part to be judged", model_seconds: "seconds for the network", studio: "pages for browsers",
   days: "images stay, days", gigabytes: "images together, GB", passes: "share of passes whose image is kept", keep_free: "GB kept free for records",
 };
-const shown = (value) => (value === null || value === "" ? "–" : typeof value === "boolean" ? (value ? "yes" : "no") : typeof value === "object" ? JSON.stringify(value) : String(value));
+const shown = (value) => (value === null || value === "" || value.length === 0 ? "–" : typeof value === "boolean" ? (value ? "yes" : "no") : typeof value === "object" ? JSON.stringify(value) : String(value));
 const rows = (values) => Object.entries(values).map(([name, value]) => html`<tr><th scope="row">${WORDS[name] ?? name.replaceAll("_", " ")}</th><td>${shown(value)}</td></tr>`);
 const table = (title, values, id) => html`<section class="panel" data-testid=${id}><h2>${title}</h2><div class="scroll"><table class="facts-table"><tbody>${rows(values)}</tbody></table></div></section>`;
 

@@ -118,9 +118,9 @@ const done = (training) => html`
 const versus = (training) => {
   const { model, baseline } = training.comparison;
   if (model === undefined) return training.state === "done" || !WORKS.includes(training.state) ? nothing : html`<p class="quiet">Known when the limit is set. ${["patchcore", "padim"].includes(training.method) ? "" : "PatchCore, which is not trained, is built last."}</p>`;
-  return html`<p class="small quiet">Flaws drawn on held-out good images, each model at its own limit. Forged flaws are not real ones.</p>
-    <div class="versus"><span>this model</span><meter min="0" max="1" value=${model} aria-label="Forged flaws caught by this model"></meter><strong class="n">${percent(model)}</strong>
-    ${baseline === undefined ? nothing : html`<span>PatchCore, not trained</span><meter min="0" max="1" value=${baseline} aria-label="Forged flaws caught by PatchCore"></meter><strong class="n">${percent(baseline)}</strong>`}</div>`;
+  return html`<p class="small quiet">Flaws drawn on held-out good images, each model at its own limit. Synthetic flaws are not real ones.</p>
+    <div class="versus"><span>this model</span><meter min="0" max="1" value=${model} aria-label="Synthetic flaws caught by this model"></meter><strong class="n">${percent(model)}</strong>
+    ${baseline === undefined ? nothing : html`<span>PatchCore, not trained</span><meter min="0" max="1" value=${baseline} aria-label="Synthetic flaws caught by PatchCore"></meter><strong class="n">${percent(baseline)}</strong>`}</div>`;
 };
 
 const curve = (losses) => {
@@ -132,11 +132,11 @@ const curve = (losses) => {
 
 const figures = (training) => html`
   <div class="two">
-    <section class="panel" data-testid="train.baseline"><h2>Forged flaws caught</h2>${versus(training)}</section>
+    <section class="panel" data-testid="train.baseline"><h2>Synthetic flaws caught</h2>${versus(training)}</section>
     <section class="panel" data-testid="train.curve"><h2>Learning</h2>${training.losses.length > 1 ? curve(training.losses) : html`<p class="quiet">${["patchcore", "padim"].includes(training.method) ? "This method learns in one pass." : "No epoch yet."}</p>`}</section>
   </div>
   ${samples?.number === training.number && samples.items.length ? html`
-  <section class="panel" data-testid="train.samples"><h2>Forged flaws and good images, with what the model sees</h2>
+  <section class="panel" data-testid="train.samples"><h2>Synthetic flaws and good images, with what the model sees</h2>
     <ul class="samples">${samples.items.map((sample) => html`<li><div>${sample.pictures.map((source, place) => html`<img src=${source} alt="${place ? "map of" : ""} ${sample.name}">`)}</div><span class="small quiet">${sample.words}</span></li>`)}</ul></section>` : nothing}`;
 
 const details = (training) => html`
