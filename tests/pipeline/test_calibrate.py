@@ -559,7 +559,7 @@ CASES: dict[str, tuple[list[str], str]] = {
         ["{good}", "--flawed", "{good}", "--catch", "90%", "--rate", "0.1"],
         "in place of --max-false-rejects: give one of them",
     ),
-    "images that are good and flawed": (["{good}", "--flawed", "{good}"], "001.png is given as good, and with"),
+    "images that are good and flawed": (["{good}", "--flawed", "{good}"], "is given as good, and with --flawed: leave"),
     "repeats by themselves": (["{good}", "--repeats", "auto"], "--repeats auto does not say which images show"),
     "repeats of nothing": (["{good}", "--repeats", "none"], "--repeats none does not say"),
     "good images among the flaws": (["{good}", "--flawed", "{root}"], "does not say that its images are flawed"),
