@@ -242,15 +242,15 @@ def test_killed_watch_judges_each_file_once(brightness_model: Path, tmp_path: Pa
     incoming, records = tmp_path / "incoming", tmp_path / "records"
     incoming.mkdir()
     names = [f"{number:03d}.png" for number in range(150)]
-    for number, name in enumerate(names):
-        (incoming / name).write_bytes(picture(20 if number % 4 else 250, note=number))
     script = "import sys; from flawsmith.cli.main import main; sys.exit(main(sys.argv[1:]))"
     command = [sys.executable, "-c", script, "watch", incoming, "--model", brightness_model, "--out", records]
     command += ["--ready", "rename", "--then", "move", "--json", "--quiet"]
     environment = {**os.environ, "PYTHONPATH": str(PROJECT / "src")}
 
     codes = []
-    for seen, number in ((1, signal.SIGKILL), (5, signal.SIGKILL), (5, signal.SIGTERM)):
+    for begin, (seen, number) in enumerate(((1, signal.SIGKILL), (5, signal.SIGKILL), (5, signal.SIGTERM))):
+        for note in range(50 * begin, 50 * begin + 50):  # however far the one before came, there is work
+            (incoming / names[note]).write_bytes(picture(20 if note % 4 else 250, note=note))
         process = subprocess.Popen([*map(str, command)], env=environment, stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         try:

@@ -21,7 +21,7 @@ from tests.serving.conftest import Running
 
 from flawsmith.line.trainings import Trainings
 from flawsmith.line.workspace import Workspace
-from flawsmith.pipeline.progress import RunState
+from flawsmith.pipeline.progress import RunState, is_alive
 from flawsmith.serving.server import Server, listen
 from flawsmith.serving.service import Service
 
@@ -55,6 +55,16 @@ class RunningStudio(Running):
             assert self.add(picture(100 + note % 5, note=note, size=(96, 64)), f"{note}.png").status == 201
 
 
+@pytest.fixture(autouse=True)
+def no_training_is_left(tmp_path: Path) -> Iterator[None]:
+    """Whatever a test comes to, no process of it goes on."""
+    yield
+    for progress in tmp_path.glob("studio/trainings/*/*/progress.json"):
+        run = RunState.read(progress)
+        if run is not None and is_alive(progress):
+            os.killpg(run.pid, signal.SIGKILL)
+
+
 @pytest.fixture
 def studio(tmp_path: Path) -> Iterator[RunningStudio]:
     running = RunningStudio(tmp_path / "studio")
@@ -62,7 +72,7 @@ def studio(tmp_path: Path) -> Iterator[RunningStudio]:
     running.stop()
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> Any:
+def wait_until(condition: Callable[[], Any], seconds: float = PATIENCE) -> Any:
     end = time.monotonic() + seconds
     while not (value := condition()):
         assert time.monotonic() < end, "it does not come"
@@ -320,7 +330,7 @@ def test_settings_that_no_method_has_fail_in_a_line(tmp_path: Path) -> None:
     running.call("POST", "/v1/lines/bolt/trainings", {"choice": "quick", "settings": {"epocs": 3}})
 
     failed = wait_until(
-        lambda: (f := running.call("GET", "/v1/lines/bolt/trainings/1").json)["state"] == "failed" and f, PATIENCE
+        lambda: (f := running.call("GET", "/v1/lines/bolt/trainings/1").json)["state"] == "failed" and f
     )
 
     assert "epocs" in failed["error"]

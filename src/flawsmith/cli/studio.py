@@ -117,7 +117,8 @@ def run_demo_studio(
 
     say = (lambda _: None) if quiet else print_err
     parts = draw_demo(out, part=part, seed=seed, on_message=say)
-    ended, passing = threading.Event(), []
+    ended = threading.Event()
+    passing: list[PassingParts] = []
 
     def teach(service: Service) -> None:
         workspace = service.workspace

@@ -231,6 +231,11 @@ class Capture:
         with self._changed:
             self._named.pop(part_id, None)
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether it takes no pictures because a person said so."""
+        return self._paused is not None
+
     def pause(self, paused: bool, *, who: str, reason: str) -> None:
         """Take no pictures until told otherwise, also after the service was ended; or take them again.
 
@@ -258,7 +263,7 @@ class Capture:
     @property
     def state(self) -> State:
         """What it does now."""
-        return self._connection if self._paused is None else "paused"
+        return "paused" if self.is_paused else self._connection
 
     def facts(self) -> CameraFacts:
         """The camera as it is now."""

@@ -132,10 +132,10 @@ def oddness(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
     """
     if len(vectors) < _NEIGHBOURS + 2:
         return np.ones(len(vectors))
-    stacked = np.stack(vectors).astype(np.float32)
-    centred = stacked - np.median(stacked, axis=0)
-    spread = np.median(np.abs(centred), axis=0)
-    table = centred / (spread + spread.mean() + 1e-3)
+    raw = np.stack(vectors)
+    table = (raw - np.median(raw, axis=0)).astype(np.float32)
+    spread = np.median(np.abs(table), axis=0)
+    table = (table / (spread + spread.mean() + 1e-3)).astype(np.float32)
     squares = (table**2).sum(axis=1)
     distances = np.empty(len(table))
     for start in range(0, len(table), _CHUNK):

@@ -461,6 +461,11 @@ class Line:
             raise NoCameraError
         return self.camera.trigger(part_id, lot_id)
 
+    @property
+    def is_paused(self) -> bool:
+        """Whether its camera takes no pictures because a person said so."""
+        return self.camera is not None and self.camera.is_paused
+
     def write_error(self, trigger: Trigger, kind: ErrorKind, error: str) -> Record:
         """Write the record of a trigger that was not judged.
 

@@ -466,6 +466,9 @@ class Trainings:
         command = [sys.executable, "-m", "flawsmith", "train", *asked.arguments]
         command += ["--progress", PROGRESS, "--resume", "--json"]
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        if "PYTHONPATH" in environment:  # its folders may be seen from here, and the training is at home elsewhere
+            places = environment["PYTHONPATH"].split(os.pathsep)
+            environment["PYTHONPATH"] = os.pathsep.join(str(Path(place).absolute()) for place in places)
         with (folder / LOG).open("ab") as said:
             process = subprocess.Popen(
                 command,

@@ -303,6 +303,28 @@ def test_line_that_takes_no_parts_says_why(
     ]
 
 
+def test_plc_triggers_the_camera_of_the_line(
+    new_site: Callable[..., Site], new_plc: Callable[[Site], SimulatedPlc], tmp_path: Path
+) -> None:
+    for name, brightness in (("a.png", 20), ("b.png", 250)):
+        (tmp_path / name).write_bytes(picture(brightness))
+    site = new_site(outputs=[OUTPUT], camera={"kind": "folder", "path": tmp_path, "trigger": "call"})
+    camera = site.lines["bolt"].camera
+    assert camera is not None
+    plc = new_plc(site)
+
+    readings = [plc.inspect(part) for part in ("A-1", "A-2")]
+    camera.pause(True, who="anna", reason="cleaning")
+    paused = plc.read()
+    camera.pause(False, who="anna", reason="cleaned")
+    again = plc.read()
+
+    assert [reading.verdict for reading in readings] == [Verdict.PASS, Verdict.REJECT]
+    assert [record.source for record in site.store.page("bolt", after=0)] == ["camera", "camera"]
+    assert (paused.offline, again.offline) == (Offline.PAUSED, Offline.ONLINE)
+    assert Status.TRIGGER_READY not in paused.status
+
+
 SERVED = """
 import sys, time
 from pathlib import Path

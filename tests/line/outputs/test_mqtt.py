@@ -170,7 +170,9 @@ def test_who_comes_later_learns_the_state_and_the_will_tells_of_a_lost_line(
     until(lambda: broker.statuses[-1] == ("online", ""))
 
 
-def test_broker_that_was_away_gets_every_record_in_order(new_site: NewSite, new_broker: Callable[..., Broker]) -> None:
+def test_broker_that_was_away_gets_every_record_in_order(
+    new_site: NewSite, new_broker: Callable[..., Broker], monkeypatch: pytest.MonkeyPatch
+) -> None:
     broker = new_broker()
     site = new_site(outputs=[broker.settings()], **PLACE)
     judge(site, part_id="P-0")
@@ -179,7 +181,10 @@ def test_broker_that_was_away_gets_every_record_in_order(new_site: NewSite, new_
     for number in range(1, 131):
         judge(site, part_id=f"P-{number}")
     failing = until(lambda: facts(site).state == "failing" and facts(site))
+    connected, is_read = MqttSink._connected, threading.Event()  # a broker forgets what nobody reads
+    monkeypatch.setattr(MqttSink, "_connected", lambda sink: is_read.wait(SECONDS) and connected(sink))
     back = new_broker(port=broker.port)
+    is_read.set()
     until(lambda: facts(site).behind == 0)
     until(lambda: len(back.parts) >= 130)
 

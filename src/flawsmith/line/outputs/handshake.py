@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from flawsmith.line.outputs.delivery import Offline
 from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullError
-from flawsmith.line.record import ID_PATTERN, LONGEST_ID, Record
+from flawsmith.line.record import ID_PATTERN, LONGEST_ID, ErrorKind, Record
 from flawsmith.line.station import NoModelError, PartConflictError
 
 TABLE_VERSION = 1
@@ -92,9 +92,18 @@ class Fault(IntEnum):
     """The network could not be computed."""
     INTERNAL = 12
     """A defect of Flawsmith; its log says more."""
+    CAMERA = 13
+    """The camera gave no picture, or is paused."""
 
 
-_OF_KIND = {None: Fault.NONE, "image": Fault.IMAGE, "model": Fault.MODEL, "internal": Fault.INTERNAL}
+_OF_KIND: dict[ErrorKind | None, Fault] = {
+    None: Fault.NONE,
+    "image": Fault.IMAGE,
+    "model": Fault.MODEL,
+    "internal": Fault.INTERNAL,
+    "camera": Fault.CAMERA,
+    "dropped": Fault.NO_ROOM,
+}
 _OF_EXCEPTION = {
     PartConflictError: Fault.PART_CONFLICT,
     QueueFullError: Fault.NO_ROOM,
@@ -188,8 +197,7 @@ class Result:
     @classmethod
     def of_record(cls, acquisition: int, record: Record) -> Result:
         """The result of a part that has a record."""
-        fault = _OF_KIND.get(record.error_kind, Fault.IMAGE)  # what else there may be is about cameras
-        return cls(acquisition, Verdict[record.verdict.upper()], fault, record)
+        return cls(acquisition, Verdict[record.verdict.upper()], _OF_KIND[record.error_kind], record)
 
     def values(self) -> dict[str, int | float | bytes]:
         """Its fields in the registers."""

@@ -91,10 +91,9 @@ class Outputs:
         """Whether the line takes parts."""
         if self._is_ending:
             return Offline.ENDING
-        line = self._line
-        if line is None or line.model is None:
+        if self._line is None or self._line.model is None:
             return Offline.NO_MODEL
-        return Offline.PAUSED if line.camera is not None and line.camera.state == "paused" else Offline.ONLINE
+        return Offline.PAUSED if self._line.is_paused else Offline.ONLINE
 
     def recorded(self, record: Record) -> None:
         """Tell of a record; returns at once."""

@@ -97,7 +97,8 @@ const progress = (training) => html`
     <div class="row"><button type="button" data-testid="train.stop" ?disabled=${!who.isEngineer || isBusy} @click=${act(training, "stop")}>Stop</button><span class="quiet small">It can be continued later. Images: ${counts(training)}.</span></div>
   </section>`;
 
-const counts = (training) => Object.entries(training.images).map(([role, number]) => `${count(number)} ${role}`).join(", ") + (training.groups ? ` of ${several(training.groups, training.grouped_by === "day" ? "day" : "group")}` : "");
+const USES = { learn: "to learn from", calibrate: "to set the limit", flawed: "flawed" };
+const counts = (training) => Object.entries(training.images).map(([role, number]) => `${count(number)} ${USES[role] ?? role}`).join(", ") + (training.groups ? ` of ${several(training.groups, training.grouped_by === "day" ? "day" : "group")}` : "");
 
 const ended = (training) => html`
   <section class="panel working" data-testid="train.ended">
@@ -136,7 +137,7 @@ const figures = (training) => html`
   </div>
   ${samples?.number === training.number && samples.items.length ? html`
   <section class="panel" data-testid="train.samples"><h2>Forged flaws and good images, with what the model sees</h2>
-    <ul class="samples">${samples.items.map((sample) => html`<li><div>${sample.pictures.map((source, place) => html`<img src=${source} alt="${place ? "map of" : ""} ${sample.name}">`)}</div><span class="small">${sample.is_forged ? "forged" : "good"} <span class="quiet">${sample.words}</span></span></li>`)}</ul></section>` : nothing}`;
+    <ul class="samples">${samples.items.map((sample) => html`<li><div>${sample.pictures.map((source, place) => html`<img src=${source} alt="${place ? "map of" : ""} ${sample.name}">`)}</div><span class="small quiet">${sample.words}</span></li>`)}</ul></section>` : nothing}`;
 
 const details = (training) => html`
   <details class="panel" data-testid="train.log" @toggle=${async (event) => { log = event.target.open ? { number: 0, text: "" } : null; if (log) { await readLog(training); draw(); } }}><summary>Details</summary><pre class="log" tabindex="0">${log?.text ?? ""}</pre></details>`;
