@@ -90,6 +90,9 @@ def test_a_drift_is_acknowledged_with_a_reason(visit: Visit, drifted: Any) -> No
     alarm.get_by_text("Parts are not as they were since").wait_for()
     alarm.get_by_test_id("run.why").click()
     page.get_by_test_id("drift.says").wait_for()
+    below = page.evaluate("document.querySelector('#drift').getBoundingClientRect().top")
+    assert below >= alarm.bounding_box()["y"] + alarm.bounding_box()["height"]  # not hidden behind it
+    assert page.evaluate("document.activeElement.closest('#drift') !== null")
 
     page.get_by_test_id("run.reason").fill("lamp cleaned")
     page.get_by_test_id("run.reference").select_option("calibration")

@@ -63,7 +63,7 @@ class Offline(IntEnum):
     @property
     def reason(self) -> str:
         """In words; empty: it takes parts."""
-        return ("", "set offline by the PLC", "no model", "stopped", "paused")[self]
+        return ("", "set offline by the PLC", "no model", "stopped", "the camera is paused")[self]
 
 
 class Letter(NamedTuple):

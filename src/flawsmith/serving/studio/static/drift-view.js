@@ -23,9 +23,9 @@ const NUMBER = new Intl.NumberFormat("en", { maximumSignificantDigits: 3 });
 
 function statistics({ statistics: rows }) {
   if (!rows.length) return html`<p class="quiet">Brightness, contrast and the like are compared once 100 parts have come.</p>`;
-  return html`<div class="scroll" tabindex="0" role="region" aria-label="Image statistics"><table data-testid="drift.statistics"><thead><tr><th scope="col">of the images</th><th scope="col" class="n">first 100 parts</th><th scope="col" class="n">now</th><th scope="col">change</th><th scope="col">moved</th></tr></thead>
+  return html`<div class="scroll" tabindex="0" role="region" aria-label="Image statistics"><table data-testid="drift.statistics"><thead><tr><th scope="col">of the images</th><th scope="col" class="n">first 100 parts</th><th scope="col" class="n">now</th><th scope="col">change</th><th scope="col">moved, since</th></tr></thead>
     <tbody>${rows.map((row) => html`<tr data-moved=${row.moved}><th scope="row">${row.name}</th><td class="n">${NUMBER.format(row.learned)}</td><td class="n">${NUMBER.format(row.now)}</td><td class="n-left">${row.words.includes("->") ? "–" : inSigns(row.words.replace(row.name, ""))}</td>
-      <td>${row.moved ? html`<span class="verdict reject">${shape("reject")}yes</span>${row.since_record ? html` <span class="quiet">since number ${count(row.since_record)}</span>` : nothing}` : html`<span class="verdict pass">${shape("pass")}no</span>`}</td></tr>`)}</tbody></table></div>`;
+      <td class="n-left">${row.moved ? html`<span class="verdict reject">${shape("reject")}yes</span>${row.since_record ? html` <span class="quiet">number ${count(row.since_record)}</span>` : nothing}` : html`<span class="verdict pass">${shape("pass")}no</span>`}</td></tr>`)}</tbody></table></div>`;
 }
 
 /** The panel's content: `odd` are the first parts that stood out, as `recordsOf` gives them; `open` is called with the number of one. */

@@ -191,10 +191,18 @@ async function acknowledge(event) {
 
 function openDrift(event) {
   event.preventDefault();
-  const panel = page.querySelector("#drift");
-  panel.open = true;
+  isDriftOpen = true;
+  draw(); // it can be scrolled to once it has its height
+  toDrift();
+  page.querySelector("#drift summary").focus({ preventScroll: true });
+}
+
+/** Bring the panel below what stays at the top. */
+function toDrift() {
+  const [bar, above, panel] = [".bar", ".alarm", "#drift"].map((name) => document.querySelector(name));
+  if (!panel) return;
+  panel.style.scrollMarginTop = `${bar.offsetHeight + (above?.offsetHeight ?? 0) + 8}px`;
   panel.scrollIntoView({ block: "start" });
-  panel.querySelector("summary").focus({ preventScroll: true });
 }
 
 function driftPanel() {
@@ -355,5 +363,5 @@ setInterval(() => { if (!document.hidden && connection === "live") look(); }, HE
 const part = Number(new URLSearchParams(location.search).get("part"));
 load().then(() => {
   if (part) pin(part);
-  if (isDriftOpen) page.querySelector("#drift")?.scrollIntoView();
+  if (isDriftOpen) toDrift();
 });
