@@ -250,6 +250,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
     ),
     "jpeg whose height follows": (_jpeg_whose_height_follows, "JPEG .*height stands behind the pixels"),
     "lossless jpeg": (lambda: _jpeg(0xC3, 8), "JPEG .*lossless"),
+    "arithmetically coded jpeg": (lambda: _jpeg(0xC9, 8), "JPEG .*arithmetically coded"),
+    "arithmetically coded jpeg of several scans": (lambda: _jpeg(0xCA, 8), "JPEG .*arithmetically coded"),
     "ppm of deep words": (lambda: b"P3 2 1 65535\n1 2 3 4 5 65535\n", "PPM .*up to 65535"),
 }  # fmt: skip
 

@@ -258,7 +258,7 @@ class Capture:
     @property
     def state(self) -> State:
         """What it does now."""
-        return "paused" if self.is_paused else self._connection
+        return self._connection if self._paused is None else "paused"
 
     def facts(self) -> CameraFacts:
         """The camera as it is now."""

@@ -703,7 +703,7 @@ def _read_jpeg2000(file: _File) -> NDArray[Any]:
 
 _MARKER = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")
 """A marker among compressed data, where 0xFF stands before a zero, a restart marker or another 0xFF alone."""
-_SEQUENTIAL, _PROGRESSIVE = (0xC0, 0xC1, 0xC9), (0xC2, 0xCA)
+_SEQUENTIAL, _PROGRESSIVE, _ARITHMETIC = (0xC0, 0xC1), (0xC2,), (0xC9, 0xCA)
 _JPEG_LS = 0xF7
 _FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC} | {_JPEG_LS}
 _SCAN, _END = 0xDA, 0xD9
@@ -746,6 +746,8 @@ class _Frame(NamedTuple):
 def _read_jpeg(file: _File) -> NDArray[Any]:
     content = file.stream.read()
     frame = _jpeg_frame(content)
+    if frame.marker in _ARITHMETIC:  # where such data end early, libjpeg makes up the rest without a warning
+        raise _UnsupportedError("JPEG", "arithmetically coded", "save it as an ordinary JPEG")
     if frame.marker not in (*_SEQUENTIAL, *_PROGRESSIVE):
         raise _UnsupportedError("JPEG", "lossless or hierarchical", "save it as PNG, or as an ordinary JPEG")
     if frame.content[0] != 8:

@@ -67,9 +67,9 @@ def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> Image
     integers are taken when they fit 16 bits.
 
     What cannot be read exactly is refused by name: floating point (it has no full scale), 10 and 14 bits,
-    sensors' raw values, several pictures in one TIFF, deep colour in a container that Pillow reads with 8 bits.
-    Damage is found where the compressed data show it: by check sums, and in JPEGs by what libjpeg finds odd in them
-    (nothing where one that is arithmetically coded, which few programs write, ends early).
+    sensors' raw values, several pictures in one TIFF, deep colour in a container that Pillow reads with 8 bits,
+    arithmetically coded JPEGs. Damage is found where the compressed data show it: by check sums, and in JPEGs by what
+    libjpeg finds odd in them.
 
     Memory at the peak, for a pixel and beside the file itself: 8 bytes; progressive JPEGs 12, 16-bit grey and WebP
     17, 16-bit colour 20, JPEG 2000 23. A JPEG or TIFF with fewer bytes than its pixels need, or a JPEG of more than 40
