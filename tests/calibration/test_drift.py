@@ -187,3 +187,12 @@ def test_image_statistics_say_what_was_done_to_an_image() -> None:
     assert image_statistics(blurred)["sharpness"] < 0.7 * before["sharpness"]
     assert image_statistics(np.repeat(image[:1], 3, 0))["saturation"] == 0.0
     assert set(before) == {"brightness", "contrast", "sharpness", "saturation"}
+
+
+def test_a_statistic_that_is_hardly_there_does_not_move() -> None:
+    """The saturation of grey parts, which is rounding of their colours."""
+    chart = StatisticsChart()
+    for number in range(300):
+        chart.add({"brightness": 0.5 if number < 150 else 0.45, "saturation": 2e-5 if number < 150 else 4e-5}, number)
+
+    assert [movement.name for movement in chart.movements() if movement.moved] == ["brightness"]

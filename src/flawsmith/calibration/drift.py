@@ -305,8 +305,8 @@ class StatisticsChart:
         self._total = np.where(is_out, self._total + values, 0.0)
 
     def _deviations(self) -> NDArray[np.float64]:
-        # A statistic that never changed in the first parts may do so by a thousandth afterwards.
-        spread = np.maximum(np.sqrt(self._squares / max(1, self._first - 1)), 1e-3 * np.abs(self._mean) + 1e-5)
+        # What never changed in the first parts, as the saturation of grey ones, may do so by an eighth of a grey level.
+        spread = np.maximum(np.sqrt(self._squares / max(1, self._first - 1)), 1e-3 * np.abs(self._mean) + 5e-4)
         share = self._weight / (2 - self._weight) + 1 / self._first  # the learned mean is uncertain too
         return np.asarray((self._average - self._mean) / (spread * math.sqrt(share)))
 
