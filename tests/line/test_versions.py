@@ -106,6 +106,7 @@ def test_file_of_the_settings_goes_live_when_it_is_another(
 def test_line_goes_on_with_its_last_model_where_the_named_file_is_gone(
     new_site: Any, new_model: Callable[..., Path], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level("WARNING")  # forgets what libraries that silence all loggers have left behind
     path = new_model(1.25)
     with pytest.raises(FlawsmithError, match="no such model file"):
         new_site(model=path.with_name("nowhere.flaw"))
