@@ -25,7 +25,7 @@ from flawsmith.pipeline.progress import RunState, is_alive
 from flawsmith.serving.server import Server, listen
 from flawsmith.serving.service import Service
 
-PATIENCE = 120
+PATIENCE = 600
 TOKENS = (
     {"name": "anna", "role": "engineer", "token": "an engineer's token"},
     {"name": "otto", "role": "operator", "token": "an operator's token"},
@@ -56,8 +56,9 @@ class RunningStudio(Running):
 
 
 @pytest.fixture(autouse=True)
-def no_training_is_left(tmp_path: Path) -> Iterator[None]:
-    """Whatever a test comes to, no process of it goes on."""
+def no_training_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Whatever a test comes to, no process of it goes on; beside other tests a training has its share of a core."""
+    monkeypatch.setattr("flawsmith.line.trainings._KINDER", 0)
     yield
     for progress in tmp_path.glob("studio/trainings/*/*/progress.json"):
         run = RunState.read(progress)
