@@ -368,3 +368,10 @@ def test_settings_of_a_person_hold_beside_the_lines_of_the_studio(tmp_path: Path
     assert (settings.port, list(settings.lines), settings.host) == (1234, ["tile"], "0.0.0.0")
     assert settings.records == tmp_path / "records"
     workspace.close()
+
+
+def test_a_folder_that_cannot_be_made_is_named_without_an_option_that_there_is_not(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    with pytest.raises(FlawsmithError, match=r"cannot be made \(.*\): give another folder$"):
+        Workspace(tmp_path / "file" / "studio")

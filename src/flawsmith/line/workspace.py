@@ -105,7 +105,10 @@ class Workspace:
         self._lock = threading.Lock()
         self._stack = ExitStack()
         self._ended = threading.Event()
-        self._stack.enter_context(exclusive_folder(folder))
+        try:
+            self._stack.enter_context(exclusive_folder(folder))
+        except FlawsmithError as error:  # this folder is named by an argument
+            raise FlawsmithError(str(error).removesuffix(" with --out")) from None
         try:
             for name in ("lines", "incoming"):
                 (folder / name).mkdir(exist_ok=True)
