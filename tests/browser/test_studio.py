@@ -104,6 +104,7 @@ def test_an_arrow_key_moves_the_limit_by_one_image_and_every_figure_follows_with
 
 def test_the_limit_is_dragged_and_beyond_the_last_image_nothing_is_promised(visit: Visit) -> None:
     page = visit("lines/bolt/limit")
+    page.locator('[data-testid="limit.reject"][aria-valuenow]').wait_for()  # drawn once the scores are there
     handle = page.get_by_test_id("limit.reject")
     before = handle.get_attribute("aria-valuenow")
     box = handle.bounding_box()

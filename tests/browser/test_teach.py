@@ -80,16 +80,16 @@ def test_from_an_empty_folder_to_a_running_line_with_a_limit(
 
 def test_two_people_see_what_the_other_does(studio: RunningStudio, visit: Visit, tmp_path: Path) -> None:
     studio.teach(6)
-    one, other = (visit("lines/bolt/teach", running=studio) for _ in range(2))
-    other.get_by_test_id("teach.advice").get_by_text("You have 6 good images").wait_for()
+    first, second = (visit("lines/bolt/teach", running=studio) for _ in range(2))
+    second.get_by_test_id("teach.advice").get_by_text("You have 6 good images").wait_for()
 
-    choose(one, "teach.files", files(tmp_path / "more", 2, first=50))
-    other.get_by_test_id("teach.advice").get_by_text("You have 8 good images").wait_for()
-    other.get_by_label("050.png is not good").last.click()
+    choose(first, "teach.files", files(tmp_path / "more", 2, first=50))
+    second.get_by_test_id("teach.advice").get_by_text("You have 8 good images").wait_for()
+    second.get_by_label("050.png is not good").last.click()
 
-    one.get_by_test_id("teach.advice").get_by_text("You have 7 good images").wait_for()
-    other.get_by_text("Undo").click()
-    one.get_by_test_id("teach.advice").get_by_text("You have 8 good images").wait_for()
+    first.get_by_test_id("teach.advice").get_by_text("You have 7 good images").wait_for()
+    second.get_by_text("Undo").click()
+    first.get_by_test_id("teach.advice").get_by_text("You have 8 good images").wait_for()
 
 
 def test_a_region_is_drawn_with_keys_and_with_the_mouse(studio: RunningStudio, visit: Visit) -> None:

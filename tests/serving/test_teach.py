@@ -270,7 +270,7 @@ def test_a_training_outlives_its_studio_and_its_own_death(tmp_path: Path) -> Non
         process.wait()
         os.kill(pid, 0)  # it lives
         process, call = start_studio(folder)
-        found = call("GET", "/v1/lines/bolt/trainings/1").json["state"]
+        state = call("GET", "/v1/lines/bolt/trainings/1").json["state"]
         os.killpg(pid, signal.SIGKILL)
         killed = wait_until(
             lambda: (f := call("GET", "/v1/lines/bolt/trainings/1").json)["state"] == "interrupted" and f
@@ -292,7 +292,7 @@ def test_a_training_outlives_its_studio_and_its_own_death(tmp_path: Path) -> Non
         process.wait(30)
 
     assert (second.status, "is being trained" in second.json["detail"]) == (422, True)
-    assert found == "running"
+    assert state == "running"
     assert "killed" in killed["error"]
     assert resumed == "starting"
     assert (ended["state"], ended["error"]) == ("done", "")

@@ -314,13 +314,15 @@ class StatisticsChart:
         """Each statistic, those furthest off first; none before the first parts were learned from."""
         if not self.is_ready:
             return []
-        found = []
+        movements = []
         for place, (name, deviations) in enumerate(zip(self._names, self._deviations(), strict=True)):
             count, moved = self._out[place], abs(deviations) > self._width
             now = self._total[place] / count if count else self._average[place]
             begun = int(self._begun[place]) if moved else None
-            found.append(Movement(name, float(self._mean[place]), float(now), float(deviations), bool(moved), begun))
-        return sorted(found, key=lambda movement: -abs(movement.deviations))
+            movements.append(
+                Movement(name, float(self._mean[place]), float(now), float(deviations), bool(moved), begun)
+            )
+        return sorted(movements, key=lambda movement: -abs(movement.deviations))
 
 
 _TAIL = 0.00135

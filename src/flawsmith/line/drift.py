@@ -68,8 +68,8 @@ class DriftAlarm(BaseModel):
     @property
     def words(self) -> str:
         """One line for people."""
-        what = f": {', '.join(self.moved)}" if self.moved else ""
-        return f"scores {self.direction} than before since record {self.since_record} ({self.since}){what}"
+        moved = f": {', '.join(self.moved)}" if self.moved else ""
+        return f"scores {self.direction} than before since record {self.since_record} ({self.since}){moved}"
 
 
 class CurvePoint(BaseModel):

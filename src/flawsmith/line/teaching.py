@@ -498,9 +498,11 @@ class Teaching:
             return ()
         if self._checked[0] != state:
             dataset = load(self.folder, "folder")
-            found = check(dataset, threads=1).items if len(images) <= _MOST_READ else glance(dataset, threads=1)
+            findings = check(dataset, threads=1).items if len(images) <= _MOST_READ else glance(dataset, threads=1)
             # Advice and groups say more of how many there are, and what lies aside does so on purpose.
-            shown = [f for f in found if f.name not in ("few-to-train", "few-to-calibrate", "groups", "not-used")]
+            shown = [
+                item for item in findings if item.name not in ("few-to-train", "few-to-calibrate", "groups", "not-used")
+            ]
             self._checked = state, tuple(shown)
         return self._checked[1]
 

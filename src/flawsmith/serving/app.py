@@ -21,6 +21,7 @@ from starlette.exceptions import HTTPException
 from flawsmith import __version__
 from flawsmith.line.capture import CameraFacts, Capture, State
 from flawsmith.line.drift import DriftFacts, Reference
+from flawsmith.line.limits import LimitScores, limit_scores
 from flawsmith.line.outputs.delivery import OutputFacts
 from flawsmith.line.record import Outcome, Record, Trigger
 from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError, SwapConflictError
@@ -29,7 +30,6 @@ from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.counts import counts
 from flawsmith.serving.inference import oip
-from flawsmith.serving.limits import limits
 from flawsmith.serving.models import models
 from flawsmith.serving.pictures import HeatMap
 from flawsmith.serving.requests import Guard, Problem, checked_id, image_and_fields
@@ -56,6 +56,7 @@ from flawsmith.serving.teach import studio_v1
 from flawsmith.serving.trial import trial
 
 _LEAST_FREE = 16 * 2**20
+_RECENT = 1000
 _SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"BM": "image/bmp", b"GIF8": "image/gif"}
 
 _Made = TypeVar("_Made")
@@ -288,6 +289,21 @@ def limit(line: LineName, service: InService) -> LimitFacts:
     return LimitFacts.of(service.model(line).decision)
 
 
+@v1.get("/lines/{line}/limit/scores")
+def scores(line: LineName, service: InService) -> LimitScores:
+    """Scores behind the limits, what each step is worth, and what the latest 1,000 parts would become."""
+    model, store = service.model(line), service.site.store
+    recent = store.page(line, count=_RECENT)
+    return limit_scores(
+        model,
+        recent=recent,
+        has_image=[service.site.pictures.has(record.image_sha256) for record in recent],
+        labelled=store.labelled(line),
+        picked=store.entries(line=line, kind="picked", count=_RECENT),
+        changes=store.entries(line=line, kind="limit", count=_RECENT),
+    )
+
+
 @v1.post("/lines/{line}/limit/preview")
 def preview_limit(line: LineName, change: LimitChange, service: InService) -> LimitPreview:
     """What a change of limits would do; nothing is changed."""
@@ -473,7 +489,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     studio_routers = [] if service.workspace is None else [studio_v1]
-    for router in (v1, models, limits, reviews, trial, counts, watched, oip, *studio_routers):
+    for router in (v1, models, reviews, trial, counts, watched, oip, *studio_routers):
         app.include_router(router)
     studio = add_studio(app, service) if service.settings.studio else None
     app.add_middleware(Guard, local=service.settings.local)

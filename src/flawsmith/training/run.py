@@ -183,7 +183,7 @@ def _free(path: Path) -> str:
 
 
 def _difference(file: Path, config: Mapping[str, Any], defaults: Mapping[str, Any]) -> str | None:
-    """The first setting of a run that has begun which is not as asked for now, in words; None where every setting is.
+    """The first setting in which a run that has begun differs from what is asked for now; None: there is no difference.
 
     Raises:
         FlawsmithError: the run's settings cannot be read.
