@@ -86,6 +86,7 @@ def test_light_and_dark_are_chosen_and_stay(visit: Visit) -> None:
 def test_an_arrow_key_moves_the_limit_by_one_image_and_every_figure_follows_without_the_server(visit: Visit) -> None:
     page = visit("lines/bolt/limit")
     handle, sentence = page.get_by_test_id("limit.reject"), page.get_by_test_id("limit.sentence")
+    page.locator('[data-testid="limit.reject"][aria-valuenow]').wait_for()
     handle.focus()
     asked: list[str] = []
     page.on("request", lambda request: asked.append(request.url) if "/image" not in request.url else None)
@@ -96,7 +97,9 @@ def test_an_arrow_key_moves_the_limit_by_one_image_and_every_figure_follows_with
         told.append(re.search(r"About (\d+) of 1,000 .* more than (\d+)", sentence.inner_text()).groups())
 
     assert told == [("100", "227"), ("150", "296")]
-    assert handle.get_attribute("aria-valuetext") == "150 of 1,000 good parts rejected, at worst 296"
+    page.locator(
+        '[data-testid="limit.reject"][aria-valuetext="150 of 1,000 good parts rejected, at worst 296"]'
+    ).wait_for()
     assert "reject" in page.get_by_test_id("limit.preview").inner_text()
     assert page.get_by_test_id("limit.edge").locator("img").count() >= 4
     assert asked == []
@@ -113,13 +116,14 @@ def test_the_limit_is_dragged_and_beyond_the_last_image_nothing_is_promised(visi
     page.mouse.move(x, y)
     page.mouse.down()
     page.mouse.move(x - 200, y, steps=5)
+    page.locator(f'[data-testid="limit.reject"]:not([aria-valuenow="{before}"])').wait_for()
     dragged = handle.get_attribute("aria-valuenow")
     page.mouse.move(x + 600, y, steps=5)
     page.mouse.up()
 
     assert int(dragged) > int(before)
     page.get_by_test_id("limit.beyond").wait_for()
-    assert handle.get_attribute("aria-valuenow") == "1"
+    page.locator('[data-testid="limit.reject"][aria-valuenow="1"]').wait_for()
     assert page.get_by_test_id("limit.rate").get_by_role("button", name="10", exact=True).is_disabled()
 
 
