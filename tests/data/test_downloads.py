@@ -138,6 +138,20 @@ def test_fetch_that_had_ended_before_it_was_moved_is_taken(served: Server, tmp_p
     assert (tmp_path / "small" / "part" / "train" / "good" / "000.png").exists()
 
 
+def test_set_that_is_being_fetched_is_not_fetched_twice(served: Server, tmp_path: Path) -> None:
+    refused: list[FlawsmithError] = []
+
+    def fetch_as_well(*_: object) -> None:
+        with pytest.raises(FlawsmithError, match="is being fetched by another command: wait") as caught:
+            download("small", tmp_path, accept_licence=True)
+        refused.append(caught.value)
+
+    download("small", tmp_path, accept_licence=True, on_bytes=fetch_as_well)
+
+    assert refused
+    assert len(served.ranges) == 1
+
+
 def test_other_file_than_the_published_one_is_refused(served: Server, tmp_path: Path) -> None:
     change(hash=f"sha256:{'0' * 64}")
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from flawsmith.cli.main import main
 from flawsmith.pipeline.predict import predict
+from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.outputs import LOCK, exclusive_folder, refuse_irreplaceable
@@ -118,7 +119,7 @@ def test_killed_training_leaves_no_lock(
         assert (tmp_path / "run" / LOCK).exists()
 
 
-@pytest.mark.parametrize("command", ["predict", "evaluate", "demo", "benchmark"])
+@pytest.mark.parametrize("command", ["predict", "evaluate", "demo", "benchmark", "serve", "watch"])
 def test_every_command_keeps_out_of_a_folder_in_use(
     command: str, model: Path, photo: Path, parts: Path, flawsmith: Any, tmp_path: Path
 ) -> None:
@@ -127,6 +128,8 @@ def test_every_command_keeps_out_of_a_folder_in_use(
         "evaluate": (model, parts),
         "demo": (),
         "benchmark": (parts, "--methods", "patchcore"),
+        "serve": (model, "--port", 0),
+        "watch": (parts, "--model", model),
     }
     with exclusive_folder(tmp_path / "out"):
         code, said = flawsmith(command, *arguments[command], "--out", tmp_path / "out")
@@ -134,6 +137,35 @@ def test_every_command_keeps_out_of_a_folder_in_use(
     assert code == 2
     assert said.splitlines()[-1].startswith(f"error: {tmp_path / 'out'}: another flawsmith command is writing there")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_studio_keeps_out_of_a_folder_in_use(flawsmith: Any, tmp_path: Path) -> None:
+    with exclusive_folder(tmp_path / "studio"):
+        code, said = flawsmith("studio", tmp_path / "studio", "--no-browser", "--port", 0)
+
+    line = (
+        f"error: {tmp_path / 'studio'}: another flawsmith command is writing there: wait until it has ended, or give "
+    )
+    assert (code, said) == (2, f"{line}another folder\n")
+
+
+def test_an_export_into_a_model_file_loses_no_other(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another form comes into the file while one is computed."""
+    from flawsmith.pipeline import export
+
+    differences = export._differences
+
+    def meanwhile(*arguments: Any, **options: Any) -> Any:
+        monkeypatch.setattr(export, "_differences", differences)
+        export.export_bundle(model, "openvino", into=True)
+        return differences(*arguments, **options)
+
+    monkeypatch.setattr(export, "_differences", meanwhile)
+
+    with pytest.raises(FlawsmithError, match=r"model\.flaw was changed since it was loaded: give the same"):
+        export.export_bundle(model, "openvino", into=True)
+
+    assert [variant.engine for variant in Bundle.load(model).spec.variants] == ["openvino"]
 
 
 def test_a_folder_by_another_name_is_the_same_folder(tmp_path: Path) -> None:

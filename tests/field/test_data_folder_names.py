@@ -47,6 +47,9 @@ CLEAR = """
     godkänt/underkänt bez_vad/s_vadou vyhovuje/nevyhovuje исправен/неисправен без_дефектов/с_дефектами 適合/不適合
     傷なし/傷あり 異常無/異常有 無不良/有不良 可/不可 적합/부적합 lulus/tidak_lulus αποδεκτά/απορριφθέντα ਚੰਗਾ/ਮਾੜਾ
     fehlerlos/fehlerbehaftet unblemished/blemished đạt/lỗi không_lỗi/lỗi
+    ✓/✗ ✔️/❌ 👍/👎 ○/× (✓)/(✗) pristine/marred buen_estado/mal_estado hyväksytyt/hylätyt przyjęte/odrzucone
+    přijato/zamítnuto elfogadva/elutasítva цілі/пошкоджені исправни/неисправни שלם/שבור kaliteli/kalitesiz
+    неповреждённые/повреждённые ohne_Risse/mit_Rissen
     fără_defecte/cu_defecte uygun/uygun_değil תקין/לא_תקין सही/सही_नहीं conform/nu_conform
 """.split()  # noqa: SIM905
 UNCLEAR = """
@@ -54,7 +57,7 @@ UNCLEAR = """
     positivo/negativo 阳性/阴性 true/false True/False yes/no ja/nein y/n t/f TP/FP class0/class1 class_0/class_1
     label_0/label_1 cls-0/cls-1 target0/target1 good_and_bad/ng_or_ok tauglich/untauglich zulässig/unzulässig +/-
     overkill/escape 0/1/2 ohne_Befund/mit_Befund utan_fel/med_fel green/red grün/rot A-Ware/B-Ware grade_A/grade_B
-    1st/2nd
+    1st/2nd +/− ★/☆ 😎/🤔
 """.split()  # noqa: SIM905
 SILENT = ("berlin/munich", "foo/bar", "xyzzy/plugh", "alpha/omega")
 PLACES = """
@@ -191,6 +194,31 @@ def test_labelled_folders_below_others_are_named_together(tmp_path: Path) -> Non
         load(tmp_path / "set")
 
 
+LOTS = [
+    # What lies where, what has to be named, and where all of it goes.
+    (("lot_A/ok", "lot_A/ng", "lot_B/ok"), ("lot_A", "lot_B/ (ok/)")),
+    (("lot_A/ok", "lot_B/ok", "lot_B/ng", "lot_C/ng"), ("lot_B", "lot_A/ (ok/)", "lot_C/ (ng/)")),
+    (("Charge1/iO", "Charge1/niO", "Charge2/niO", "Charge3"), ("Charge1", "Charge2/ (niO/)", "Charge3/ (2 images)")),
+    (("mon/am/pass", "mon/am/fail", "mon/pm/pass", "tue/pass"), ("mon/am", "mon/pm/ (pass/)", "tue/ (pass/)")),
+    (("a/gut", "a/schlecht", "b/gut", "b/schlecht", "c/gut"), ("2 categories a, b", "c/ (gut/)")),
+    (("lot_A/ok", "lot_A/ng", "."), ("lot_A", "2 images in no folder")),
+    (("lot_A/ok", "lot_B/ng"), ("lot_A/ok/ and lot_B/ng/ look like parts of a labelled set",)),
+    (("lot_A/ok", "lot_B/ok", "lot_C/x/良品"), ("lot_A/ok/, lot_B/ok/ and lot_C/x/良品/ look like parts",)),
+]
+
+
+@pytest.mark.parametrize(("folders", "names"), LOTS)
+def test_lots_of_which_some_are_labelled_by_halves_are_all_named(
+    tmp_path: Path, folders: tuple[str, ...], names: tuple[str, ...]
+) -> None:
+    with pytest.raises(FlawsmithError) as caught:
+        load(arrange(tmp_path / "parts", *folders))
+    line = str(caught.value)
+    assert all(name in line for name in names), line
+    assert "into good/ and" in line and "into bad/" in line
+    assert "\n" not in line
+
+
 @pytest.mark.parametrize("sets", [("a/bolt", "a/nut", "b/cap"), ("x/y/bolt", "x/y/nut")])
 def test_a_folder_of_data_sets_names_every_category(tmp_path: Path, sets: tuple[str, ...]) -> None:
     for name in sets:
@@ -323,6 +351,10 @@ def test_stray_folders_are_no_defect_types(tmp_path: Path) -> None:
         ("io board", None),
         ("iO Teile", "good"),
         ("NC 1", None),
+        ("3×4", None),
+        ("✗✗", "flawed"),
+        ("✓ ✗", None),
+        ("⭕️", "good"),
     ],
 )
 def test_meaning_of_single_names(name: str, expected: str | None) -> None:

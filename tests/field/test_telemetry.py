@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import tempfile
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
+from typer.main import get_command
 
 from flawsmith.benchmark import executors
 from flawsmith.benchmark.executors import FinishedProcess
 from flawsmith.benchmark.worker import serve
-from flawsmith.cli.main import main
+from flawsmith.cli.main import app, main
 from flawsmith.pipeline import demo
 
 # Whoever sets these wants another behaviour than that of a fresh machine.
@@ -125,7 +129,7 @@ def test_a_cluster_that_predict_starts_asks_nothing_beyond_the_machine(tiny: Any
     Image.new("RGB", (60, 50)).save(tmp_path / "in" / "a.png")
     tiny.make_bundle().save(tmp_path / "model.flaw")
     code = """
-from flawsmith.cli.main import main
+from flawsmith.cli.main import app, main
 code = main(["predict", sys.argv[1], sys.argv[2], "--ray", "local", "--out", sys.argv[3], "--quiet"])
 print(code, os.environ.get("http_proxy"))
 """
@@ -245,6 +249,12 @@ def test_training_keeps_to_itself(
         "evaluate MODEL PARTS --out OUT",
         "synthesize PARTS --n 2 --out OUT/new",
         "figure scores OUT/evaluation --out OUT/scores.png",
+        "calibrate MODEL --max-false-rejects 1/2 --out OUT/new.flaw",
+        "export MODEL --to onnx --out OUT/graph",
+        "methods",
+        "settings patchcore",
+        "reproduce --list",
+        "download --list",
     ],
 )
 def test_every_command_on_a_model_or_data_keeps_to_itself(
@@ -278,6 +288,153 @@ def test_benchmark_keeps_to_itself_and_so_does_the_work_of_its_children(
 
     assert code == 0
     assert any("results.csv" in path for path in watch.written)
+
+
+HEARS_ALL = """
+import json, os, sys
+log = os.open(os.environ["HEARD_OF"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+def hear(event, arguments):
+    if event in ("socket.connect", "socket.sendto"):
+        heard = ["network", arguments[1][0] if isinstance(arguments[1], tuple) else None]
+    elif event in ("socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"):
+        heard = ["network", arguments[0]]
+    elif event in ("os.mkdir", "sqlite3.connect"):
+        heard = ["file", os.path.realpath(arguments[0])]
+    elif event == "open" and not isinstance(arguments[0], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):
+        heard = ["file", os.path.realpath(arguments[0])]
+    else:
+        return
+    os.write(log, (json.dumps(heard, default=os.fsdecode) + "\\n").encode())
+sys.addaudithook(hear)
+"""
+SECONDS = 60
+
+
+class Services:
+    """Services in processes of their own, of which each, and each of its children in Python, is heard."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.home, self.heard_of = folder, folder / "home", folder / "heard"
+        self._processes: list[subprocess.Popen[str]] = []
+        for place in (self.home, folder / "hears", folder / "here"):
+            place.mkdir()
+        (folder / "hears" / "sitecustomize.py").write_text(HEARS_ALL)
+
+    def start(self, *command: object) -> subprocess.Popen[str]:
+        plain = {name: value for name, value in os.environ.items() if name not in SETTINGS}
+        paths = [str(self.folder / "hears"), *(place for place in sys.path if place)]
+        environment = {**plain, "PYTHONPATH": os.pathsep.join(paths), "HEARD_OF": str(self.heard_of)}
+        environment |= {name: str(self.home) for name in ("HOME", "USERPROFILE", "LOCALAPPDATA")}
+        code = "from flawsmith.cli.main import main; sys.exit(main(sys.argv[1:]))"
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"import sys; {code}", *map(str, command)],
+            cwd=self.folder / "here",
+            env=environment,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._processes.append(process)
+        return process
+
+    def run(self, *command: object) -> str:
+        printed, _ = self.start(*command).communicate(timeout=SECONDS)
+        assert self._processes[-1].returncode == 0
+        return printed
+
+    def stop(self) -> None:
+        for process in self._processes:
+            process.terminate()
+            process.communicate(timeout=SECONDS)
+
+    def check(self) -> None:
+        """Nothing went beyond the machine, and no file outside the folder ``out``, of which some were written."""
+        told = [json.loads(line) for line in self.heard_of.read_text().splitlines()]
+        hosts = {subject for kind, subject in told if kind == "network"}
+        written = [subject for kind, subject in told if kind == "file" and "__pycache__" not in subject]
+        out, temporary = os.path.realpath(self.folder / "out"), Path(tempfile.gettempdir()).resolve()
+        outside = [name for name in written if not name.startswith((out, "/dev/", "/proc/"))]
+        assert [host for host in hosts if not _is_near((host,))] == []
+        assert [name for name in outside if Path(name).parent != temporary] == []
+        assert any(name.startswith(out) for name in written)
+        assert files(self.home) == files(self.folder / "here") == []
+
+
+@pytest.fixture
+def services(tmp_path: Path) -> Iterator[Services]:
+    started = Services(tmp_path)
+    yield started
+    started.stop()
+    started.check()
+
+
+def ask(address: str, path: str, body: bytes | None = None) -> int:
+    near = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    kind = "application/json" if body and body.startswith(b"{") else "image/png"
+    request = urllib.request.Request(address + path, body, {"Content-Type": kind})
+    with near.open(request, timeout=SECONDS) as answer:
+        answer.read()
+        return int(answer.status)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def test_a_service_with_camera_and_outputs_and_a_plc_keep_to_themselves(
+    services: Services, tiny: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "parts").mkdir()
+    Image.new("RGB", (60, 50)).save(tmp_path / "parts" / "a.png")
+    tiny.make_bundle().save(tmp_path / "model.flaw")
+    port = free_port()
+    camera = 'camera = {kind = "folder", path = "parts"}'
+    outputs = f'outputs = [{{kind = "modbus", port = {port}}}, {{kind = "csv", folder = "out/files"}}]'
+    (tmp_path / "lines.toml").write_text(f'[lines.bolt]\nmodel = "model.flaw"\n{camera}\n{outputs}\n')
+
+    service = services.start("serve", tmp_path / "lines.toml", "--out", tmp_path / "out", "--port", 0, "--quiet")
+    assert service.stdout is not None
+    address = service.stdout.readline().strip()
+    assert " pass " in services.run("plc", f"127.0.0.1:{port}")
+    assert ask(address, "/v1/lines/bolt/inspections", (tmp_path / "parts" / "a.png").read_bytes()) == 201
+    assert ask(address, "/metrics") == 200
+    services.stop()
+
+    assert "intact" in services.run("audit", "verify", tmp_path / "out")
+    assert len(files(tmp_path / "out" / "files")) == 1
+
+
+def test_a_watched_folder_keeps_to_itself(services: Services, tiny: Any, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    Image.new("RGB", (60, 50)).save(tmp_path / "parts" / "a.png")
+    tiny.make_bundle().save(tmp_path / "model.flaw")
+
+    watch = services.start(
+        "watch", tmp_path / "parts", "--model", tmp_path / "model.flaw", "--out", tmp_path / "out", "--ready", "rename"
+    )
+
+    assert watch.stdout is not None
+    assert "a.png" in watch.stdout.readline()
+
+
+def test_a_studio_keeps_to_itself(services: Services, tmp_path: Path) -> None:
+    Image.new("RGB", (60, 50)).save(tmp_path / "a.png")
+
+    studio = services.start("studio", tmp_path / "out", "--no-browser", "--port", 0, "--quiet")
+
+    assert studio.stdout is not None
+    address = studio.stdout.readline().strip()
+    assert ask(address, "/studio/") == 200
+    assert ask(address, "/v1/lines", b'{"line": "bolt"}') == 201
+    assert ask(address, "/v1/lines/bolt/teach/images?name=a.png", (tmp_path / "a.png").read_bytes()) == 201
+
+
+def test_of_every_command_it_is_known_whether_it_keeps_to_itself() -> None:
+    """`convert` is told to fetch a backbone."""
+    watched = Path(__file__).read_text(encoding="utf-8")
+    names = get_command(app).commands  # type: ignore[attr-defined]
+
+    assert " ".join(name for name in names if not re.search(rf'"{name}[ "]', watched)) == "convert"
 
 
 def test_demo_keeps_to_itself(watch: Watch, tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,12 +18,10 @@ from typing import Protocol
 import psutil
 
 from flawsmith.benchmark.experiment import KEPT, RESULT, RunFiles, RunResult, Task
+from flawsmith.runtime import system
 
 SAMPLING_SECONDS = 1.0  # the kernel walks all pages for a sample: five a second took a quarter of a core
 STDERR_BYTES = 8000
-# A process that waits at the standard input for the end of the pipe, and then ends its group. It is a child of the
-# command and not of the one that starts it: a Ray worker that ends kills its own children, but not theirs.
-_GUARD = 'exec 3<&0; { read -r _; kill -9 0; } <&3 2>/dev/null & exec "$@" 3<&- </dev/null'
 Stop = threading.Event
 
 
@@ -51,26 +48,17 @@ class FinishedProcess:
 def anonymous_bytes(pid: int) -> int:
     """Anonymous memory of a process and its children, in bytes.
 
-    On Linux from ``/proc/<pid>/smaps_rollup``, where pages that forked workers share with their parent are counted once
-    (proportional set size); elsewhere the resident memory that psutil knows.
+    On Linux pages that forked workers share with their parent are counted once (proportional set size); elsewhere it is
+    the resident memory that psutil knows.
     """
     total = 0
     with contextlib.suppress(psutil.Error):
         process = psutil.Process(pid)
         for member in [process, *process.children(recursive=True)]:
             with contextlib.suppress(psutil.Error, OSError):
-                total += _anonymous_bytes_of_one(member)
+                private = system.anonymous_bytes(member.pid)
+                total += int(member.memory_info().rss) if private is None else private
     return total
-
-
-def _anonymous_bytes_of_one(process: psutil.Process) -> int:
-    rollup = Path(f"/proc/{process.pid}/smaps_rollup")
-    if not rollup.exists():
-        return int(process.memory_info().rss)
-    for line in rollup.read_text(encoding="utf-8").splitlines():
-        if line.startswith("Pss_Anon:"):
-            return 1024 * int(line.split()[1])
-    return int(process.memory_info().rss)  # kernels before 5.4 do not tell them apart
 
 
 def run_measured(
@@ -82,8 +70,8 @@ def run_measured(
 ) -> FinishedProcess:
     """Run a command to its end, watch its memory, and end it with its children where it must be.
 
-    Neither outlives this process, even where that is killed: the kernel closes its end of a pipe, and who waits at the
-    other end for that ends them (on POSIX systems).
+    Neither outlives this process, even where that is killed, but on Windows: the kernel closes its end of a pipe, and
+    who waits at the other end for that ends them.
 
     Args:
         command: program and arguments.
@@ -93,14 +81,13 @@ def run_measured(
     """
     with tempfile.TemporaryFile() as stderr:
         start = time.perf_counter()
-        # A session of its own: Ctrl-C reaches the benchmark alone, which then ends the process and all its children.
-        process = subprocess.Popen(
-            _guarded(command),
+        # A group of its own: Ctrl-C reaches the benchmark alone, which then ends the process and all its children.
+        process = system.start_group(
+            system.guarded(command),
             env={**os.environ, **(env or {})},
             stdout=subprocess.DEVNULL,
             stderr=stderr,
             stdin=subprocess.PIPE,
-            start_new_session=True,
         )
         assert process.stdin is not None
         peak, over_cap = 0, False
@@ -113,28 +100,15 @@ def run_measured(
                     peak = max(peak, anonymous_bytes(process.pid))
                 over_cap = memory_bytes is not None and peak > memory_bytes
                 if over_cap or (stop is not None and stop.is_set()):
-                    _end(process)
+                    system.end_group(process.pid)
         finally:
             if process.poll() is None:
-                _end(process)
+                system.end_group(process.pid)
                 process.wait()
             process.stdin.close()
         seconds = time.perf_counter() - start
         stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - STDERR_BYTES))
         return FinishedProcess(returncode, seconds, peak, stderr.read().decode("utf-8", errors="replace"), over_cap)
-
-
-def _guarded(command: Sequence[str]) -> Sequence[str]:
-    """The command with a guard in its process group, where there is a POSIX shell to make one."""
-    return ["/bin/sh", "-c", _GUARD, "sh", *command] if os.name == "posix" else command
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, signal.SIGKILL)
-        else:
-            process.kill()
 
 
 TASK = "task.json"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import atexit
 import errno
 import json
@@ -26,7 +25,7 @@ from typer.core import TyperCommand
 from flawsmith.cli.start import INTERRUPTED, end_at_once
 from flawsmith.runtime.errors import FlawsmithError, package_missing
 from flawsmith.runtime.files import without_controls
-from flawsmith.runtime.outputs import ENDING
+from flawsmith.runtime.system import ENDING, wake_main_thread
 
 
 def print_err(*lines: str) -> None:
@@ -224,10 +223,7 @@ class EndingSignals:
 
     def _remind(self, number: int) -> None:
         while not self._over.wait(SECONDS_TO_END * 1.1):
-            if hasattr(signal, "pthread_kill"):  # which wakes up a main thread that waits
-                signal.pthread_kill(threading.main_thread().ident or 0, number)
-            else:
-                _thread.interrupt_main(signal.Signals(number))
+            wake_main_thread(number)
 
 
 def end_process(code: int) -> NoReturn:

@@ -11,7 +11,7 @@ import typer
 
 from flawsmith.cli.app import AsJson, Quiet, error_boundary, print_err, print_json, print_out
 from flawsmith.cli.serve import RecordsFolder, log_to_stderr
-from flawsmith.runtime.outputs import ENDING
+from flawsmith.runtime.system import ENDING
 
 if TYPE_CHECKING:
     from flawsmith.line.record import Record

@@ -19,6 +19,7 @@ from typing import Any
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import make_folder
+from flawsmith.runtime.outputs import locked_file
 
 _CC_BY_NC_SA = "CC BY-NC-SA 4.0 (https://creativecommons.org/licenses/by-nc-sa/4.0/): not for commercial use."
 _MIT_OF_MVTEC = f"MIT, as the repository says (https://mit-license.org/); its images are of MVTec AD: {_CC_BY_NC_SA}"
@@ -236,6 +237,13 @@ def _download(
             f"{chosen.name}: its licence has to be accepted first: {chosen.licence} Read it, and add --accept-licence"
         )
     make_folder(to)
+    with locked_file(to / f".{chosen.archive}.lock") as is_free:
+        if not is_free:
+            raise FlawsmithError(f"{to / chosen.archive} is being fetched by another command: wait until it has ended")
+        return _fetch_and_unpack(chosen, to, on_bytes)
+
+
+def _fetch_and_unpack(chosen: Download, to: Path, on_bytes: Callable[[int, int | None], object]) -> Path:
     archive, target = to / chosen.archive, to / chosen.folder
     if chosen.folder and target.exists() and any(target.iterdir()):
         raise FlawsmithError(f"{target} is there already: remove it, or give another folder with --to")

@@ -24,6 +24,7 @@ from torch import Tensor
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Pixels
 from flawsmith.runtime.outputs import locked_file
+from flawsmith.runtime.system import OPEN_FILES_STAY
 
 SHARD_IMAGES = 128
 DEFAULT_CAP_GB = 20.0
@@ -222,8 +223,8 @@ class _ShardCache:
                     np.save(temporary / f"level_{number}.npy", level, allow_pickle=False)
                 index = {"images": list(hashes), "crc32": [_crc32(file) for file in _files(temporary, len(levels))]}
                 (temporary / _INDEX).write_text(json.dumps(index), encoding="utf-8")
-                # Opened before another run can remove it; Windows renames no open files, but removes none either.
-                opened = None if os.name == "nt" else _open(temporary, len(levels))
+                # Opened before another run can remove it; a system that renames no open files removes none either.
+                opened = None if OPEN_FILES_STAY else _open(temporary, len(levels))
                 try:
                     temporary.rename(final)
                 except OSError:

@@ -7,23 +7,20 @@ more. What it says is compared with what the line said.
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 
 from flawsmith.line.queue import Judge
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.store import ShadowVerdict, Store, UnwritableError
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.system import give_way_in_this_thread
 
 WAITING, WAITING_BYTES = 16, 2**26
 """Parts, and bytes of their images, that may wait for a shadow."""
 _WRITE_SECONDS = 1.0
-_LOWEST = 19
 
 log = logging.getLogger("flawsmith.line")
 
@@ -104,7 +101,7 @@ class ShadowRun:
             self._thread.join()
 
     def _judge_all(self) -> None:
-        _lower_priority()
+        give_way_in_this_thread()
         try:
             model = self._load()
         except FlawsmithError as error:
@@ -179,10 +176,3 @@ def _judged(model: Judge, run: int, trigger: Trigger, record: Record) -> ShadowV
             log.exception("a part could not be judged by the shadow")
         verdict, times = "error", None
     return ShadowVerdict(run, record.id, record.verdict, verdict, times, 1000 * (time.monotonic() - start))
-
-
-def _lower_priority() -> None:
-    """Let this thread, and those that it starts, compute when nobody else does; on Linux, where threads have one."""
-    if sys.platform == "linux":
-        with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _LOWEST)

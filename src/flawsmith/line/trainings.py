@@ -22,7 +22,6 @@ import os
 import re
 import secrets
 import shutil
-import signal
 import subprocess
 import sys
 import threading
@@ -44,6 +43,7 @@ from flawsmith.pipeline.progress import RunState, is_alive, steps_of_training
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINE_FOLDER, replacing
+from flawsmith.runtime.system import ask_to_end, end_group, start_group
 
 Choice = Literal["quick", "accurate", "method"]
 """A first look in about a minute; the method that ranks best; a method of the user's."""
@@ -444,11 +444,10 @@ class Trainings:
             pid = process.pid if process is not None else training.run.pid if training.run is not None else None
             asked_before = training.folder / ".stop"
             if pid is not None:
-                with suppress(ProcessLookupError):
-                    if _age(asked_before) > _PATIENCE and hasattr(os, "killpg"):
-                        os.killpg(pid, signal.SIGKILL)  # a training leads a session of its own
-                    elif not asked_before.exists():
-                        os.kill(pid, signal.SIGTERM)
+                if _age(asked_before) > _PATIENCE:
+                    end_group(pid)
+                elif not asked_before.exists():
+                    ask_to_end(pid)
                 if not asked_before.exists():
                     asked_before.touch()
             return training
@@ -470,17 +469,15 @@ class Trainings:
             places = environment["PYTHONPATH"].split(os.pathsep)
             environment["PYTHONPATH"] = os.pathsep.join(str(Path(place).absolute()) for place in places)
         with (folder / LOG).open("ab") as said:
-            process = subprocess.Popen(
+            process = start_group(
                 command,
+                niceness=_KINDER,
                 cwd=folder,
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=said,
                 env=environment,
-                start_new_session=True,  # Ctrl-C in the service's terminal is not meant for it
             )
-        with suppress(OSError, AttributeError):
-            os.setpriority(os.PRIO_PROCESS, process.pid, _KINDER)
         self._processes[folder] = process
         return Training(folder, asked, "starting")
 

@@ -5,7 +5,6 @@ It stands alone so that this process loads little.
 
 from __future__ import annotations
 
-import os
 import warnings
 from functools import partial
 from pathlib import Path
@@ -17,6 +16,7 @@ from flawsmith.runtime.engine import run_apart
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.selftest import self_test
+from flawsmith.runtime.system import give_way
 
 TRIAL_SECONDS = 30.0
 """For a file to be read, opened, and to work on its images, while the lines are at work too."""
@@ -47,8 +47,7 @@ def try_model(path: Path, *, engine: str | None, threads: int | None) -> ModelFa
 
 
 def _tried(path: Path, engine: str | None, threads: int | None) -> dict[str, Any]:
-    if hasattr(os, "nice"):
-        os.nice(_NICE)  # parts come first
+    give_way(_NICE)  # parts come first
     try:
         bundle = Bundle.load(path)
         with warnings.catch_warnings():

@@ -22,6 +22,7 @@ from flawsmith.line.store import AuditEntry, Store
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.system import sync_folder
 
 KEPT = 3
 """Versions that stay beside the live one to roll back to, and as many that are none of these."""
@@ -147,7 +148,7 @@ class ModelFiles:
             with received.open("rb+") as file:
                 os.fsync(file.fileno())
             received.replace(self.path(sha256))
-            _sync_folder(self.folder)
+            sync_folder(self.folder)
         except OSError as error:
             raise FlawsmithError(f"{self.folder}: cannot be written ({error.strerror}); free some space") from None
 
@@ -181,16 +182,6 @@ class ModelFiles:
             if path.stem not in known:
                 with suppress(OSError):  # on Windows one that is being read; it goes the next time
                     path.unlink()
-
-
-def _sync_folder(folder: Path) -> None:
-    """Let the names in a folder survive a power cut, where the system can be asked to."""
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _entries(store: Store, line: str | None = None) -> list[AuditEntry]:

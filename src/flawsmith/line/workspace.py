@@ -108,7 +108,8 @@ class Workspace:
         try:
             self._stack.enter_context(exclusive_folder(folder))
         except FlawsmithError as error:  # this folder is named by an argument
-            raise FlawsmithError(str(error).removesuffix(" with --out")) from None
+            words = str(error).replace("another --out", "another folder").removesuffix(" with --out")
+            raise FlawsmithError(words) from None
         try:
             for name in ("lines", "incoming"):
                 (folder / name).mkdir(exist_ok=True)

@@ -230,6 +230,8 @@ def export_bundle(
     parity = {**variant.spec.parity, **differences}
     if into:
         assert bundle.path is not None, "checked before"
+        if Bundle.load(place).to_bytes() != bundle.to_bytes():
+            raise FlawsmithError(f"{place} was changed since it was loaded: give the same command again")
         record = Variant(engine=engine, precision=precision, decision=variant.spec.decision, parity=parity)
         bundle.with_variant(record, graph if precision in GRAPHS else None).save(place)
     else:

@@ -6,16 +6,14 @@ import json
 import math
 import os
 import pickle
-import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -26,6 +24,7 @@ from flawsmith.runtime.bundle import EngineName, Precision
 from flawsmith.runtime.devices import DeviceName, providers_of, record_assignment, refuse_fallback, unusable
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.onnxfile import FOLDED_BYTES, check_graph
+from flawsmith.runtime.system import confine
 
 if os.environ.get("ORT_DISABLE_TELEMETRY") == "1":
     onnxruntime.disable_telemetry_events()  # on Windows, where the variable is not asked for
@@ -408,12 +407,7 @@ def run_apart(work: Callable[[], Any], *, seconds: float, too_long: str, is_memo
 
 
 def _confined(work: Callable[[], Any], seconds: int, is_memory_bounded: bool) -> None:
-    if is_memory_bounded:
-        _limit_memory(2 * MEMORY_BYTES)
-    with suppress(OSError):  # on Linux: should the machine lack memory, this process goes before others
-        Path("/proc/self/oom_score_adj").write_text("1000")
-    if hasattr(signal, "alarm"):
-        signal.alarm(seconds)  # whose default ends the process whatever it is computing
+    confine(seconds, 2 * MEMORY_BYTES if is_memory_bounded else None)
     try:
         print(json.dumps(work()))
     except FlawsmithError as error:
@@ -457,15 +451,6 @@ def try_engine(
 
 def _run_once(name: str, model: bytes, size: tuple[int, int], **settings: Any) -> None:
     make_engine(name, model, batch=1, **settings).run(np.zeros((1, 3, *size), np.float32))
-
-
-def _limit_memory(size: int) -> None:
-    """Bounds what this process may take from now on; on Linux alone, where the limit counts all of it."""
-    if sys.platform == "linux":
-        import resource
-
-        _, most = resource.getrlimit(resource.RLIMIT_DATA)
-        resource.setrlimit(resource.RLIMIT_DATA, (size if most == resource.RLIM_INFINITY else min(size, most), most))
 
 
 def check_detector(engine: Engine, size: tuple[int, int]) -> tuple[int, int]:

@@ -12,16 +12,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder, make_folder
+from flawsmith.runtime.system import ENDING, OPEN_FILES_STAY, lock_first_byte
 
 LOCK = ".flawsmith.lock"
 """Stands in a folder for as long as a command writes there."""
 _UNFINISHED = re.compile(r"\..+\.[0-9a-f]{12}\.tmp")
-ENDING = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name)]
-"""Signals by which a user or the system asks a program to end; which there are depends on the system."""
 _held: set[str] = set()
 """Lock files of this process: the operating system keeps processes apart, not the threads of one."""
 _guard = threading.Lock()
@@ -71,7 +70,7 @@ def locked_file(path: Path) -> Iterator[bool]:
 
 
 def _remove_locked(path: Path, file: IO[bytes]) -> None:
-    if os.name == "nt":  # which removes no open file
+    if OPEN_FILES_STAY:
         file.close()
     # Elsewhere before the lock is free: whoever gets it then sees that the file has gone.
     with suppress(OSError):
@@ -84,7 +83,7 @@ def _locked(path: Path) -> IO[bytes] | None:
     while True:
         file = path.open("ab")
         try:
-            if not _lock(file):
+            if not lock_first_byte(file):
                 file.close()
                 return None
             # The last holder may have removed the file between the two steps.
@@ -96,28 +95,6 @@ def _locked(path: Path) -> IO[bytes] | None:
             file.close()
             raise
         file.close()
-
-
-def _lock(file: IO[bytes]) -> bool:
-    """Lock the first byte of a file without waiting; the one place that knows the operating systems' ways."""
-    try:
-        if os.name == "nt":
-            import msvcrt
-
-            file.seek(0)
-            windows: Any = msvcrt
-            windows.locking(file.fileno(), windows.LK_NBLCK, 1)
-        else:
-            import fcntl
-
-            # Not flock: forked children would share the lock and hold it when this process is killed.
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1)
-    except OSError as error:
-        if error.errno in (errno.EACCES, errno.EAGAIN, errno.EDEADLK):
-            return False
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
-            raise
-    return True
 
 
 @contextmanager

@@ -220,7 +220,7 @@ def shadow(
     return _shadow(service, place, _version(place, version), limit)
 
 
-@models.delete("/{version}/shadow", status_code=204)
+@models.delete("/{version}/shadow", status_code=204, response_model=None)
 def stop_shadow(line: LineName, version: VersionId, service: InService, caller: Engineer) -> None:
     """End a shadow run; what it showed stays."""
     place = service.line(line)

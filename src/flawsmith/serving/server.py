@@ -6,13 +6,13 @@ import asyncio
 import os
 import socket
 import time
-from contextlib import suppress
 from typing import Any
 
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.system import notify_systemd
 from flawsmith.serving.app import create_app
 from flawsmith.serving.service import Service
 
@@ -91,33 +91,20 @@ class Server(uvicorn.Server):
         """Tell systemd, where it waits for that, that parts are taken from now on."""
         await super().startup(sockets)
         if self.started:
-            notify("READY=1")
+            notify_systemd("READY=1")
 
     async def on_tick(self, counter: int) -> bool:
         """Tell systemd's watchdog, twice in the time that it waits, that requests are being answered still."""
         if _WATCHDOG_SECONDS is not None and time.monotonic() - self._told >= _WATCHDOG_SECONDS / 2:
             self._told = time.monotonic()
-            notify("WATCHDOG=1")
+            notify_systemd("WATCHDOG=1")
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """End streams first, which would otherwise be waited for."""
-        notify("STOPPING=1")
+        notify_systemd("STOPPING=1")
         self.service.events.stop()
         await super().shutdown(sockets)
-
-
-def notify(message: str) -> None:
-    """Tell systemd something, where it started the service and asked to be told (``Type=notify``).
-
-    Args:
-        message: as sd_notify(3) has it, such as ``READY=1``.
-    """
-    address = os.environ.get("NOTIFY_SOCKET", "")
-    if address and hasattr(socket, "AF_UNIX"):
-        with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as sender:
-            sender.connect("\0" + address[1:] if address.startswith("@") else address)
-            sender.send(message.encode())
 
 
 def listen(host: str, port: int) -> socket.socket:

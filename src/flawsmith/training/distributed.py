@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import logging
 import os
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.system import KILL
 
 TIMEOUT = timedelta(hours=12)
 """How long rank zero may keep the others waiting; a process that has ended is noticed at once."""
@@ -83,7 +83,7 @@ def process_group(trainer: pl.Trainer) -> Iterator[None]:
     except BaseException as error:
         _failed.set()
         # Not before the end: Lightning ends a program whose other processes were killed.
-        atexit.register(launcher.kill, getattr(signal, "SIGKILL", signal.SIGTERM))
+        atexit.register(launcher.kill, KILL)
         if isinstance(error, KeyboardInterrupt) and not is_rank_zero():
             raise SystemExit(130) from None  # rank zero speaks
         if isinstance(error, RuntimeError) and any(sign in str(error) for sign in _LOST):

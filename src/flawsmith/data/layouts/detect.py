@@ -14,6 +14,7 @@ from flawsmith.data.layouts.base import (
     by_name,
     count,
     direct_images,
+    has_images,
     is_set_apart,
     known,
     subfolder,
@@ -25,7 +26,7 @@ from flawsmith.data.layouts.table import is_table
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder
-from flawsmith.runtime.image import IMAGE_SUFFIXES
+from flawsmith.runtime.image import IMAGE_SUFFIXES, find_images
 
 _LISTED = 12
 _DEPTH = 3
@@ -205,11 +206,40 @@ def _refuse_labelled_set(root: Path) -> None:
 
 def _several_categories(root: Path, categories: list[Path]) -> str:
     names = _listing([f.relative_to(root).as_posix() for f in categories])
+    if others := _beside(root, categories):
+        kind = "the category" if len(categories) == 1 else f"{len(categories)} categories"
+        return (
+            f"{root} holds {kind} {names}, and beside {'it' if len(categories) == 1 else 'them'} {_listing(others)}; "
+            f"give {categories[0]} alone, or, if all are of one part, put all good images into good/ and all flawed "
+            "ones into bad/"
+        )
     if len(categories) == 1:
         return f"{root} holds the category {names} but is none itself; give {categories[0]}"
     one_set = len({category.parent for category in categories}) == 1
     kind = "is the root of a data set" if one_set else "holds several data sets"
     return f"{root} {kind} with {len(categories)} categories ({names}); pick one, such as {categories[0]}"
+
+
+def _beside(root: Path, categories: list[Path]) -> list[str]:
+    """What else has images of parts: folders with what their names say of them, and images that lie in no folder."""
+    others: list[str] = []
+    for folder in _uncategorised(root, categories):
+        labelled = sorted_folders(folder)
+        within = [f"{inner.name}/" for inner in labelled.good + labelled.flawed]
+        images = count(len(find_images(folder)), "image")
+        others.append(f"{folder.relative_to(root).as_posix()}/ ({_listing(within) or images})")
+    direct = direct_images(root)
+    return [*others, f"{count(len(direct), 'image')} in no folder"] if direct else others
+
+
+def _uncategorised(folder: Path, categories: list[Path]) -> list[Path]:
+    others: list[Path] = []
+    for inner in subfolders(folder):
+        if any(inner in category.parents for category in categories):
+            others += _uncategorised(inner, categories)
+        elif inner not in categories and not is_set_apart(inner.name) and has_images(inner):
+            others.append(inner)
+    return others
 
 
 def _nothing_known(root: Path) -> str:

@@ -15,6 +15,7 @@ named.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from flawsmith.data.layouts.base import (
@@ -125,28 +126,32 @@ def _add_train(collector: Collector, folders: Sorted) -> None:
         kind = "" if say_when_or_where(unlabelled) and not folders.unclear else f", {SAYS_NOTHING}"
         fix = "if any of them holds flawed parts, rename it to bad/"
         notes.append(f"{UNLABELLED}: all images in {_listing(unlabelled)}{kind}; {fix}")
-    for folder in unlabelled:
-        _refuse_labels_below(root, folder)
+    _refuse_labels_below(root, unlabelled)
     nested = [image for folder in unlabelled for image in find_images(folder)]
     files = ImagesOf(root, sorted(direct + nested))
     collector.add_good(files.images, "train")
     collector.note_companions(files.companions)
 
 
-def _refuse_labels_below(root: Path, folder: Path) -> None:
-    """Refuse a sub-folder whose name means nothing where names below it tell of a labelled set.
+def _refuse_labels_below(root: Path, folders: Sequence[Path]) -> None:
+    """Refuse sub-folders whose names mean nothing where names below them tell of a labelled set.
 
     Raises:
         FlawsmithError: training on all of it would learn flawed images or masks as good.
     """
-    for path in find_images(folder):
-        parts = path.relative_to(root).parts[1:-1]
-        if any(is_set_apart(part) or meaning(part) is not None for part in parts):
-            raise FlawsmithError(
-                f"{root} is not a folder of good images alone: {path.parent.relative_to(root)}/ looks like "
-                "part of a labelled set; give the folder that holds the good images, or arrange it as "
-                "train/good/ and test/<defect>/"
-            )
+    labelled: dict[str, None] = {}  # in their order, once
+    for path in (path for folder in folders for path in find_images(folder)):
+        parts = path.relative_to(root).parts[:-1]
+        for depth, part in enumerate(parts):
+            if depth and (is_set_apart(part) or meaning(part) is not None):
+                labelled["/".join(parts[: depth + 1])] = None
+                break
+    if labelled:
+        look = "looks like part" if len(labelled) == 1 else "look like parts"
+        raise FlawsmithError(
+            f"{root} is not a folder of good images alone: {_listed([*labelled])} {look} of a labelled set; give the "
+            "folder that holds the good images, or put the good ones of all into good/ and the flawed ones into bad/"
+        )
 
 
 def _add_flawed(collector: Collector, flawed: list[Path]) -> None:
@@ -170,7 +175,11 @@ def _add_flawed(collector: Collector, flawed: list[Path]) -> None:
 
 
 def _listing(folders: list[Path]) -> str:
-    names = [f"{folder.name}/" for folder in folders[:_LISTED]]
+    return _listed([folder.name for folder in folders])
+
+
+def _listed(folders: list[str]) -> str:
+    names = [f"{folder}/" for folder in folders[:_LISTED]]
     if len(folders) > _LISTED:
         return f"{', '.join(names)} and {len(folders) - _LISTED} more"
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))

@@ -91,6 +91,8 @@ _GOOD = _words("""
     хороший хорошие хорошо хорошая годный годные годен годно норма нормальный нормальные исправный исправные добрий
     добре придатний придатні добър добри καλό καλά καλός αποδεκτό
     सही جيد سليم خوب سالم טוב תקין अच्छा ดี ผ่าน
+    buenestado bonétat buonostato pristine неповрежденные целые hyväksytyt přijato prijaté przyjęte sprejeto elfogadva
+    исправни исправан прихваћено שלם цілі kaliteli
     nominal inlier inliers unauffällig ordentlich apto aptos apta aptas perfeita perfeitas perfeitos
     goedkeur godkänt godkand virheetön virheettömät vyhovuje vyhovující bezchybný megfelelt acceptat lulus lolos layak
     исправен исправна изправен сагласно приемливо αποδεκτά κατάλληλο goeie bona mazuri tinkamas tinkami
@@ -134,7 +136,10 @@ _FLAWED = _words("""
     неисправный неисправные поганий погані непридатний непридатні лош лоши дефектен κακό κακά κακός ελαττωματικό
     σκάρτο invalid invalids invalide invalides nokay oos fehlerbehaftet auffällig underkänt brāķis katki slegte
     дефектов дефектами ελαττωματικά απορριφθέντα கெட்டது ਮਾੜਾ ಕೆಟ್ಟ చెడు مردود נכשל wad wadami vad vadou mbaya txarra
-    blemish blemishes blemished deviation deviations deviating toss tossed
+    blemish blemishes blemished deviation deviations deviating toss tossed marred worn dead malestado kaputte kaputter
+    hylätyt hylätyksi zavrnjeno zavrnjeni zamítnuto zamítnuté zamietnuté odrzucone odrzucony elutasítva elutasított
+    пошкоджені пошкоджений поврежденные поврежденный одбијено неисправни неисправан שבור שבורים rysa rysy rissen
+    kalitesiz çürük masama échoué
     سيئ سيء معيب تالف بد معیوب רע פגום खराब เสีย ไม่ผ่าน
 """)
 # Languages without spaces: searched for within a name, the longest first.
@@ -153,6 +158,8 @@ _UNCLEAR = _words("""
     vrai faux vero falso verdadero overkill underkill escape escapes doubtful положительный отрицательный
     阳性 阴性 陽性 陰性 양성 음성
 """)
+_GOOD_SIGNS = frozenset("✓✔☑✅👍👌○◯⭕🙂😀😊")
+_FLAWED_SIGNS = frozenset("✗✘☒❌✖✕×⛔🚫👎🙁☹😞😡")
 _PAIRS = {
     # Words that say something beside their opposite alone.
     ("g", "ng"), ("g", "n"), ("g", "b"), ("p", "f"), ("o", "x"), ("c", "nc"), ("io", "ni"), ("ok", "n"), ("good", "x"),
@@ -204,6 +211,8 @@ def meaning(name: str) -> Meaning | None:
         >>> [meaning(name) for name in ("01_good", "n.i.O.", "NotOK", "Fehlerfrei", "不良品", "positive", "monday")]
         ['good', 'flawed', 'flawed', 'good', 'flawed', 'unclear', None]
     """
+    if signs := _of_signs(name):
+        return signs
     squeezed = _squeezed(name)
     if whole := _of_word(squeezed):
         return whole
@@ -211,6 +220,14 @@ def meaning(name: str) -> Meaning | None:
     if not said:
         return None
     return said.pop() if len(said) == 1 else "unclear"
+
+
+def _of_signs(name: str) -> Meaning | None:
+    """What a name says that is nothing but ticks, crosses, thumbs or faces."""
+    signs = {c for c in name if not (c.isspace() or c in "_-.()" or unicodedata.category(c) in ("Mn", "Cf"))}
+    if not signs:
+        return None
+    return "good" if signs <= _GOOD_SIGNS else "flawed" if signs <= _FLAWED_SIGNS else None
 
 
 def _tokens(name: str) -> list[str]:
@@ -364,6 +381,8 @@ def _opposed(folders: Sequence[Path]) -> list[Path]:
     squeezed = {_squeezed(name) for name in names.values()}
     if pairs := [pair for pair in _UNCLEAR_PAIRS if squeezed >= {*pair}]:
         return [folder for folder in folders if any(_squeezed(folder.name) in pair for pair in pairs)]
+    if len(folders) == 2 and not any(map(str.isalnum, "".join(names.values()))):
+        return list(folders)  # signs
     if len(folders) == 2 and all(re.fullmatch(r"[-+]?\d{1,2}|[^\W\d_]|[-+]|[-+]1", name) for name in names.values()):
         return list(folders)
     if {"0", "1"} <= {name.lstrip("0") or "0" for name in names.values() if name.isdecimal()}:
@@ -428,4 +447,4 @@ def says_when_or_where(name: str) -> bool:
         [True, True, False]
     """
     words = _tokens(name)
-    return not words or any(word in _PLACES for word in words)
+    return any(map(str.isdecimal, name)) if not words else any(word in _PLACES for word in words)

@@ -70,44 +70,43 @@ class FileSink:
 
     def _append(self, path: Path, letters: Sequence[Letter]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-        try:
+        with path.open("ab+", buffering=0) as file:
             written = self._written.get(path)
             if written is None:
                 written = self._repaired(file, path)
                 self._written = {path: written}
             new = [letter for letter in letters if letter.delivery not in written]
             content = b"".join(map(self._text, new))
-            size = os.fstat(file).st_size
+            size = file.seek(0, os.SEEK_END)
             content = content if size else self._header + content
             try:
-                if os.write(file, content) < len(content):
+                if os.write(file.fileno(), content) < len(content):
                     raise OSError(0, "the disk is full")
                 os.fsync(file)
             except OSError:
                 with suppress(OSError):
-                    os.ftruncate(file, size)
+                    file.truncate(size)
                 raise
             # Only what was delivered and not remembered comes again, which is one batch.
             self._written = {path: {letter.delivery for letter in letters}}
-        finally:
-            os.close(file)
 
-    def _repaired(self, file: int, path: Path) -> set[str]:
+    def _repaired(self, file: io.FileIO, path: Path) -> set[str]:
         """Cut off a line that was half written; returns the ids of the last lines.
 
         Raises:
             DeliveryError: the file is not one of ours.
         """
-        size = os.fstat(file).st_size
-        header = os.pread(file, len(self._header), 0)
+        size = file.seek(0, os.SEEK_END)
+        file.seek(0)
+        header = file.read(len(self._header))
         if header != self._header[: len(header)]:
             raise DeliveryError(f"{path}: has other columns; move the file away")
         start = max(0, size - _TAIL_BYTES)
-        tail = os.pread(file, size - start, start)
+        file.seek(start)
+        tail = file.read(size - start)
         whole = tail.rpartition(b"\n")[0] + b"\n" if b"\n" in tail else b""
         if len(whole) < len(tail):
-            os.ftruncate(file, start + len(whole))
+            file.truncate(start + len(whole))
         lines = whole.decode("utf-8", "replace").split("\n")
         if self._settings.kind == "csv":
             return {line.partition(",")[0] for line in lines}
