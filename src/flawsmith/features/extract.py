@@ -235,6 +235,7 @@ def make_extractor(
     image_size: tuple[int, int],
     engine: EngineName = "onnxruntime",
     precision: Precision = "float32",
+    *,
     graphs: GraphCache | None = None,
 ) -> Extractor:
     """The extractor of an engine for images of one size.

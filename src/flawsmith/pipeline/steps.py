@@ -470,10 +470,9 @@ class TrainingSteps:
         elif self.settings.select == "oracle":
             self.run.selection = TestSetSelection(partial(_test_images, self.dataset, geometry), lambda: model)
         engine, precision = self.settings.engine, self.settings.precision
-        size = self.config.image_size
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
-        graphs = GraphCache(graph_key(backbone, size), cache.root, cache.cap, cache.in_use)
-        extractor = make_extractor(backbone, size, engine, precision, graphs)
+        graphs = GraphCache(graph_key(backbone, self.config.image_size), in_use=cache.in_use)
+        extractor = make_extractor(backbone, self.config.image_size, engine, precision, graphs=graphs)
         foregrounds = self.settings.foregrounds
         data = TrainingSet(
             samples,
