@@ -12,7 +12,7 @@ import random
 import re
 import secrets
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
@@ -283,7 +283,12 @@ def on_ray(ray_cluster: str) -> Iterator[Any]:
 
 
 class Fingerprint(pickle.Pickler):
-    """Writes all that a module's graph follows from: its classes, their attributes and the bytes of its tensors."""
+    """Writes all that a module's graph follows from: its classes, their attributes and the bytes of its tensors.
+
+    Of some tensors type and shape alone, by their ``id``.
+    """
+
+    by_shape: frozenset[int] = frozenset()
 
     def persistent_id(self, value: Any) -> Any:
         import torch
@@ -296,44 +301,86 @@ class Fingerprint(pickle.Pickler):
             return "set", sorted(map(repr, value))  # in an order that is the same in every process
         if not isinstance(value, torch.Tensor):
             return None
+        kind = str(value.dtype), tuple(value.shape)
+        if id(value) in self.by_shape:
+            return kind
         content = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
-        return str(value.dtype), tuple(value.shape), hashlib.sha256(content).hexdigest()
+        return *kind, hashlib.sha256(content).hexdigest()
 
     @classmethod
-    def of(cls, *parts: Any) -> str:
+    def of(cls, *parts: Any, by_shape: Iterable[Any] = ()) -> str:
         """A name for equal parts, other names for all else."""
         stream = io.BytesIO()
         pickler = cls(stream)
         pickler.fast = True  # equal values are written equally, whether or not they are one object
+        pickler.by_shape = frozenset(map(id, by_shape))
         pickler.dump(parts)
         return hashlib.sha256(stream.getvalue()).hexdigest()
 
 
+class Graphs:
+    """Writes the graphs of modules, and traces those once that differ in what they have learned alone.
+
+    Tracing takes longer than training does in the tests. What has been learned cannot change a trace: the exporter sees
+    types and shapes of parameters and buffers, whose values then stand in initializers of the same names.
+    tests/export/test_export.py holds the bytes against those of the exporter.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from flawsmith.features import extract
+
+        self.folder, self.trace, self.simplify = folder, extract.traced, extract.simplified
+
+    def __call__(self, module: Any, image_size: Any, outputs: Any) -> bytes:
+        """As :func:`flawsmith.features.extract.to_onnx`."""
+        try:
+            name = Fingerprint.of(module.eval(), tuple(image_size), tuple(outputs))
+        except (pickle.PicklingError, AttributeError, TypeError, ValueError):  # a module that cannot be written down
+            return self.simplify(self.trace(module, image_size, outputs))
+        file = self.folder / f"{name}.onnx"
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists():
+                file.write_bytes(self.simplify(self.program_of(module, image_size, outputs)))
+        return file.read_bytes()
+
+    def program_of(self, module: Any, image_size: Any, outputs: Any) -> Any:
+        """What the exporter makes of a module, or has made of another one with its own numbers."""
+        import onnx
+        import onnx_ir
+        import torch
+
+        tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        learned = dict(tensors)
+        name = Fingerprint.of(module, tuple(image_size), tuple(outputs), by_shape=learned.values())
+        file = self.folder / f"{name}.traced"
+        with FileLock(file.with_suffix(".lock")):
+            if not file.exists():
+                program = self.trace(module, image_size, outputs)
+                file.write_bytes(program.model_proto.SerializeToString())
+                return program
+        model = onnx_ir.serde.deserialize_model(onnx.load_from_string(file.read_bytes()))
+        program = torch.onnx.ONNXProgram(model, None)
+        program.apply_weights({name: learned[name] for name in model.graph.initializers if name in learned})
+        return program
+
+
 @pytest.fixture(scope="session")
-def exported_once(shared_folder: Path) -> Iterator[None]:
-    """Equal modules are exported once for all training runs of the tests: tracing takes longer than they do.
+def graphs(shared_folder: Path) -> Graphs:
+    return Graphs(shared_folder)
+
+
+@pytest.fixture(scope="session")
+def exported_once(graphs: Graphs) -> Iterator[None]:
+    """Equal modules are exported once for all training runs of the tests, and traced once where their shapes agree.
 
     That equal modules give equal bytes is shown in tests/features/test_onnx_graph.py and tests/export/test_export.py.
     """
     from flawsmith import export
     from flawsmith.features import extract
 
-    trace = extract.to_onnx
-
-    def once(module: Any, image_size: Any, outputs: Any) -> bytes:
-        try:
-            name = Fingerprint.of(module.eval(), tuple(image_size), tuple(outputs))
-        except (pickle.PicklingError, AttributeError, TypeError, ValueError):  # a module that cannot be written down
-            return trace(module, image_size, outputs)
-        file = shared_folder / f"{name}.onnx"
-        with FileLock(file.with_suffix(".lock")):
-            if not file.exists():
-                file.write_bytes(trace(module, image_size, outputs))
-        return file.read_bytes()
-
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(extract, "to_onnx", once)
-        patch.setattr(export, "to_onnx", once)
+        patch.setattr(extract, "to_onnx", graphs)
+        patch.setattr(export, "to_onnx", graphs)
         yield
 
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from flawsmith.benchmark.plan import Plan
     from flawsmith.benchmark.reproduce import reproduce
     from flawsmith.benchmark.run import BenchmarkResult, run_benchmark
-    from flawsmith.data.findings import Findings
+    from flawsmith.data.doctor import Findings
     from flawsmith.metrics.results import Evaluation
     from flawsmith.pipeline.calibrate import CalibrationResult, calibrate
     from flawsmith.pipeline.describe import doctor
@@ -50,7 +50,7 @@ _PLACES = {
     "Decision": "flawsmith.runtime.decision",
     "Evaluation": "flawsmith.metrics.results",
     "ExportResult": "flawsmith.pipeline.export",
-    "Findings": "flawsmith.data.findings",
+    "Findings": "flawsmith.data.doctor",
     "FlawsmithError": "flawsmith.runtime.errors",
     "Geometry": "flawsmith.runtime.geometry",
     "Inspection": "flawsmith.runtime.inspector",

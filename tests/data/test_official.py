@@ -10,8 +10,7 @@ from types import ModuleType
 import pytest
 
 from flawsmith.data import layouts
-from flawsmith.data.doctor import Finding, check
-from flawsmith.data.public_set_checks import known_as, missing_numbers, official_findings
+from flawsmith.data.doctor import Finding, check, known_as, missing_numbers, official_findings
 from flawsmith.data.public_sets import ANY, OFFICIAL, Counts, OfficialSet, dataset_name
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import calibration_split

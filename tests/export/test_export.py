@@ -9,6 +9,8 @@ import onnx
 import pytest
 import torch
 from PIL import Image
+from tests.conftest import Graphs, tiny_of
+from tests.contract.tester import initialise, small_backbone
 from torch import Tensor, nn
 
 from flawsmith.export import (
@@ -16,12 +18,14 @@ from flawsmith.export import (
     OUTPUTS,
     SCORE_TOLERANCE,
     Tolerance,
+    _AsTuple,
     check_parity,
     export_model,
     non_square_copies,
     reference,
 )
 from flawsmith.models.base import AnomalyOutput
+from flawsmith.models.registry import find_method
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
@@ -125,6 +129,21 @@ def test_graph_computes_what_the_detector_computes(model: bytes, files: list[Pat
 
 def test_same_detector_gives_the_same_bytes(model: bytes) -> None:
     assert export_model(Brightness(), SIZE) == model
+
+
+@pytest.mark.parametrize("method", ["fusion", "glass", "patchcore", "slsg"])
+def test_trace_of_another_model_with_the_numbers_of_this_one_gives_its_bytes(method: str, tmp_path: Path) -> None:
+    """What training runs of the tests rely on, see ``exported_once``."""
+    kind = find_method(method)
+    config = kind.Config(**{**kind.presets["fast"].model_dump(), **tiny_of(method)})
+    first, second = (initialise(kind(config, small_backbone(config.strides), seed)) for seed in range(2))
+    size, graphs = config.image_size, Graphs(tmp_path)
+
+    of_first, of_second = (graphs(_AsTuple(each.export_form()).eval(), size, OUTPUTS) for each in (first, second))
+
+    assert len(list(tmp_path.glob("*.traced"))) == 1
+    assert of_first != of_second
+    assert of_second == export_model(second, size)
 
 
 # Parity

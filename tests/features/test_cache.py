@@ -19,6 +19,7 @@ import torch
 from flawsmith.features.cache import (
     SHARD_IMAGES,
     FeatureCache,
+    GraphCache,
     ImageCache,
     cache_cap,
     cache_folder,
@@ -413,3 +414,21 @@ def test_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
 
     with pytest.raises(FlawsmithError, match="FLAWSMITH_CACHE"):
         FeatureCache("one", tmp_path)
+
+
+def test_a_graph_that_was_damaged_on_disk_is_made_anew(tmp_path: Path) -> None:
+    assert GraphCache("one", tmp_path, 10**9).graph(lambda: b"a graph") == b"a graph"
+    (file,) = tmp_path.rglob("level_0.npy")
+    content = bytearray(file.read_bytes())
+    content[-1] ^= 1
+    file.write_bytes(content)
+
+    with pytest.warns(UserWarning, match="has changed on disk"):
+        assert GraphCache("one", tmp_path, 10**9).graph(lambda: b"another") == b"another"
+    assert GraphCache("one", tmp_path, 10**9).graph(lambda: b"none") == b"another"
+
+
+def test_a_graph_without_room_is_used_and_not_kept(tmp_path: Path) -> None:
+    assert GraphCache("one", tmp_path, 3).graph(lambda: b"a graph") == b"a graph"
+
+    assert shards(tmp_path) == []

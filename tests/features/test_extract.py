@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import torch
 
+from flawsmith.features import extract as graphs
 from flawsmith.features.backbones import Backbone, load_backbone
+from flawsmith.features.cache import GraphCache
 from flawsmith.features.extract import (
     LOOK_AHEAD,
     TOLERANCE,
@@ -16,6 +18,7 @@ from flawsmith.features.extract import (
     Precision,
     extract,
     extractor_key,
+    graph_key,
     make_extractor,
     read_files,
 )
@@ -122,3 +125,42 @@ def test_key_tells_extractors_apart(backbone: Backbone, geometry: Geometry) -> N
 
     assert len(keys) == 5
     assert extractor_key(load_backbone(), geometry, "onnxruntime", "float32") in keys
+
+
+def test_graph_of_a_backbone_is_made_by_the_first_run_and_taken_from_the_cache_by_later_ones(
+    images: np.ndarray, exported_once: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = load_backbone("test_efficientnet@random", seed=1)
+    made: list[bytes] = []
+
+    def counted(*arguments: object) -> bytes:
+        made.append(to_onnx(*arguments))  # type: ignore[arg-type]
+        return made[-1]
+
+    to_onnx = graphs.to_onnx
+    monkeypatch.setattr(graphs, "to_onnx", counted)
+
+    def levels_of_a_run() -> list[np.ndarray]:
+        cache = GraphCache(graph_key(backbone, SIZE), tmp_path)
+        return make_extractor(backbone, SIZE, graphs=cache)(images)
+
+    first, second = levels_of_a_run(), levels_of_a_run()
+
+    assert len(made) == 1
+    assert GraphCache(graph_key(backbone, SIZE), tmp_path).graph(lambda: b"anew") == made[0]
+    for level, again in zip(first, second, strict=True):
+        np.testing.assert_array_equal(level, again)
+
+
+def test_key_of_a_graph_tells_weights_levels_and_sizes_apart() -> None:
+    backbone = load_backbone("test_efficientnet@random", seed=1)
+
+    keys = {
+        graph_key(backbone, SIZE),
+        graph_key(backbone, SIZE[::-1]),
+        graph_key(load_backbone("test_efficientnet@random", seed=2), SIZE),
+        graph_key(load_backbone("test_efficientnet@random", strides=(16,), seed=1), SIZE),
+    }
+
+    assert len(keys) == 4
+    assert graph_key(load_backbone("test_efficientnet@random", seed=1), SIZE) in keys

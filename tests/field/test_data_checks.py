@@ -12,9 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from flawsmith.data.doctor import check, glance
+from flawsmith.data.doctor import check, glance, missing_numbers
 from flawsmith.data.layouts import load
-from flawsmith.data.public_set_checks import missing_numbers
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime import image as images
 

@@ -13,8 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from flawsmith.data.doctor import check
-from flawsmith.data.findings import Finding
+from flawsmith.data.doctor import Finding, check
 from flawsmith.data.layouts import load
 from flawsmith.data.layouts.names import nfc
 from flawsmith.data.masks import read_mask_image

@@ -10,7 +10,7 @@ import typer
 from flawsmith.cli.app import AsJson, Device, Layout, error_boundary, print_json, print_out
 
 if TYPE_CHECKING:
-    from flawsmith.data.findings import Finding
+    from flawsmith.data.doctor import Finding
 
 
 UNSOUND = 1

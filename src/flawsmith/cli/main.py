@@ -18,7 +18,6 @@ from flawsmith.cli import (
     evaluate,
     export,
     figure,
-    methods,
     plc,
     predict,
     reproduce,
@@ -141,7 +140,7 @@ app.command("reproduce", cls=reproduce.ReproduceCommand)(reproduce.reproduce)
 app.command("download")(download.download)
 app.add_typer(convert.convert)
 app.add_typer(figure.figure)
-app.command("methods")(methods.methods)
+app.command("methods")(settings.methods)
 app.command("settings")(settings.settings)
 app.command("info")(info)
 app.command("doctor")(doctor.doctor)

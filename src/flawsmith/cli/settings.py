@@ -1,4 +1,4 @@
-"""``flawsmith settings``."""
+"""``flawsmith methods`` and ``flawsmith settings``: what can be trained, and what can be changed of it."""
 
 from __future__ import annotations
 
@@ -28,3 +28,22 @@ def settings(
         return
     for row in rows:
         print_out(f"{row['name']}={json.dumps(row['value'], separators=(',', ':'))}", f"    {row['meaning']}")
+
+
+def methods(json_: AsJson = False) -> None:
+    """List the methods: what each is good at, how long it trains on two CPU cores, and its paper.
+
+    Example: flawsmith methods
+    """
+    with error_boundary(tier="train"):
+        from flawsmith.models.registry import find_method, method_names
+
+        rows = [
+            {"name": name, "suits": kind.suits, "training_time": kind.training_time, "paper": kind.paper}
+            for name, kind in ((name, find_method(name)) for name in method_names())
+        ]
+    if json_:
+        print_json(rows)
+        return
+    for row in rows:
+        print_out(f"{row['name']:<10} {row['suits']}; {row['training_time']}", f"{'':<10} {row['paper']}")

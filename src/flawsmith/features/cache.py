@@ -1,4 +1,4 @@
-"""Images at a network's size and their level maps on disk: keyed by content, memory-mapped, shared by runs."""
+"""Images at a network's size, their level maps and the graphs that give these: on disk, keyed by content, shared."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from flawsmith.runtime.system import OPEN_FILES_STAY
 SHARD_IMAGES = 128
 DEFAULT_CAP_GB = 20.0
 _FEATURES, _INDEX = "features", "index.json"
+_GRAPH = "graph"
 _TEMPORARY = "tmp-"
 _CHUNK = 1 << 20
 _HALF = float(np.finfo(np.float16).max)
@@ -336,6 +337,20 @@ class ImageCache(_ShardCache):
     def table(self, hashes: Sequence[str]) -> ImageTable:
         """The images of some files, all of which must be here: :func:`fill_images` sees to that."""
         return ImageTable(*self._held(hashes))
+
+
+class GraphCache(_ShardCache):
+    """The ONNX graph of a backbone, seconds of work; its key is :func:`flawsmith.features.extract.graph_key`."""
+
+    def graph(self, make: Callable[[], bytes]) -> bytes:
+        """The graph as it was kept, else as ``make`` gives it, which is kept where there is room."""
+        if self.missing([_GRAPH]):
+            graph = make()
+            with suppress(FlawsmithError):  # what a run cannot do without, its features, will say so
+                self.write([_GRAPH], [np.frombuffer(graph, np.uint8)[None]])
+            return graph
+        (shard,), _ = self._held([_GRAPH])
+        return shard.levels[0].tobytes()
 
 
 def fill_images(

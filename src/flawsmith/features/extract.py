@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from importlib import import_module
+from importlib.metadata import version
 from itertools import groupby
 from operator import itemgetter
 from pathlib import Path
@@ -26,6 +27,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from flawsmith.features.backbones import PIXELS, Backbone
+from flawsmith.features.cache import GraphCache
 from flawsmith.runtime.engine import Engine, make_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry, Pixels
@@ -46,6 +48,11 @@ def to_onnx(module: nn.Module, image_size: tuple[int, int], outputs: Sequence[st
         image_size: (height, width) of the input, fixed in the graph.
         outputs: names of the outputs, in order.
     """
+    return simplified(traced(module, image_size, outputs))
+
+
+def traced(module: nn.Module, image_size: tuple[int, int], outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
+    """A module as the exporter writes it down, node by node; what it has learned are initializers of the same names."""
     example = torch.zeros(2, 3, *image_size)
     batch = torch.export.Dim("batch", min=1)
     with _quiet(), _out_of_place(module), _keeping_garbage(), torch.no_grad():
@@ -58,9 +65,17 @@ def to_onnx(module: nn.Module, image_size: tuple[int, int], outputs: Sequence[st
             output_names=list(outputs),
             opset_version=OPSET,
             verbose=False,
+            optimize=False,
         )
     assert program is not None
-    model = program.model_proto
+    return program
+
+
+def simplified(program: torch.onnx.ONNXProgram) -> bytes:
+    """The same program in fewer nodes, serialised without a trace of who made it; it is changed in place."""
+    with _quiet(), _keeping_garbage():
+        program.optimize()
+        model = program.model_proto
     anonymise(model)
     onnx.checker.check_model(model)
     return model.SerializeToString(deterministic=True)
@@ -183,7 +198,7 @@ class PixelExtractor:
 
 
 class GraphExtractor:
-    """The backbone compiled once a run into an ONNX graph, run by ONNX Runtime or OpenVINO."""
+    """The backbone as an ONNX graph, made once where there is a cache, run by ONNX Runtime or OpenVINO."""
 
     def __init__(
         self,
@@ -192,19 +207,24 @@ class GraphExtractor:
         engine: GraphEngine = "onnxruntime",
         precision: Precision = "float32",
         threads: int | None = None,
+        graphs: GraphCache | None = None,
     ) -> None:
         if engine == "onnxruntime" and precision != "float32":
             raise FlawsmithError(f"the engine onnxruntime computes in float32, not in {precision}; use openvino")
         self.engine: EngineName = engine
         self.precision = precision
         self._name, self._backbone, self._image_size, self._threads = engine, backbone, image_size, threads
+        self._graphs = graphs
 
     @cached_property
     def _compiled(self) -> Engine:
         """Compiled on first use: a run whose features are all cached never needs it."""
-        levels = [f"level_{number}" for number in range(len(self._backbone.channels))]
-        graph = to_onnx(self._backbone, self._image_size, levels)
+        graph = self._exported() if self._graphs is None else self._graphs.graph(self._exported)
         return make_engine(self._name, graph, precision=self.precision, threads=self._threads)
+
+    def _exported(self) -> bytes:
+        levels = [f"level_{number}" for number in range(len(self._backbone.channels))]
+        return to_onnx(self._backbone, self._image_size, levels)
 
     def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         return self._compiled.run(images)
@@ -215,16 +235,29 @@ def make_extractor(
     image_size: tuple[int, int],
     engine: EngineName = "onnxruntime",
     precision: Precision = "float32",
+    *,
+    graphs: GraphCache | None = None,
 ) -> Extractor:
     """The extractor of an engine for images of one size.
 
     ONNX Runtime computes in float32; bfloat16 needs torch or OpenVINO.
+
+    Args:
+        graphs: where the backbone's graph is kept, under its :func:`graph_key`; None: it is made anew.
     """
     if backbone.info.architecture == PIXELS:
         return PixelExtractor(engine, precision)
     if engine == "torch":
         return TorchExtractor(backbone, precision, "cuda" if torch.cuda.is_available() else "cpu")
-    return GraphExtractor(backbone, image_size, engine, precision)
+    return GraphExtractor(backbone, image_size, engine, precision, graphs=graphs)
+
+
+def graph_key(backbone: Backbone, image_size: tuple[int, int]) -> str:
+    """Identity of a backbone's graph: its weights, what computes with them, and what writes graphs."""
+    info = backbone.info
+    packages = [f"{name} {version(name)}" for name in ("torch", "timm", "onnx", "onnxscript", "onnx-ir")]
+    parts = ["graph", info.sha256, info.architecture, str(info.strides), str(image_size), f"opset {OPSET}", *packages]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
 def extractor_key(backbone: Backbone, geometry: Geometry, engine: EngineName, precision: Precision) -> str:

@@ -32,8 +32,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flawsmith.data.doctor import check, glance
-from flawsmith.data.findings import Finding
+from flawsmith.data.doctor import Finding, check, glance
 from flawsmith.data.groups import name_rule
 from flawsmith.data.layouts import load
 from flawsmith.data.layouts.base import is_set_apart

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from flawsmith.data.doctor import check
-from flawsmith.data.findings import SEVERITIES, Finding, Findings, Severity
+from flawsmith.data.doctor import SEVERITIES, Finding, Findings, Severity, check
 from flawsmith.data.layouts import load
 from flawsmith.data.layouts.base import count
 from flawsmith.data.samples import Dataset

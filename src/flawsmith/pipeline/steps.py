@@ -27,8 +27,8 @@ from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.data.splits import HoldOut, content_hashes, hold_out
 from flawsmith.export import Tolerance, check_parity, export_model, non_square_copies
 from flawsmith.features.backbones import Backbone, load_backbone
-from flawsmith.features.cache import FeatureCache
-from flawsmith.features.extract import extractor_key, make_extractor
+from flawsmith.features.cache import FeatureCache, GraphCache
+from flawsmith.features.extract import extractor_key, graph_key, make_extractor
 from flawsmith.metrics.collect import network_mask, resize_mask
 from flawsmith.models.base import (
     LARGEST_FILE,
@@ -470,8 +470,9 @@ class TrainingSteps:
         elif self.settings.select == "oracle":
             self.run.selection = TestSetSelection(partial(_test_images, self.dataset, geometry), lambda: model)
         engine, precision = self.settings.engine, self.settings.precision
-        extractor = make_extractor(backbone, self.config.image_size, engine, precision)
         cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
+        graphs = GraphCache(graph_key(backbone, self.config.image_size), in_use=cache.in_use)
+        extractor = make_extractor(backbone, self.config.image_size, engine, precision, graphs=graphs)
         foregrounds = self.settings.foregrounds
         data = TrainingSet(
             samples,
