@@ -85,9 +85,9 @@ class Events:
             yield b"retry: 1000\n\n"
             seen = last or 0
             while last is not None and (repeated := await asyncio.to_thread(_missed, site, seen)):
-                for message in repeated:
-                    seen = message[1] or seen
-                    yield _text(message)
+                for event in repeated:
+                    seen = event[1] or seen
+                    yield _text(event)
             while True:
                 try:
                     message = await asyncio.wait_for(reader.get(), KEEP_ALIVE_SECONDS)

@@ -308,8 +308,10 @@ class Guard:
             nonlocal length, is_whole
             if is_whole:  # what follows is waited for: that the client leaves
                 return await receive()
+            # The first piece may be there already, and be asked for late.
+            left = max(0.0 if length else 0.1, end - asyncio.get_running_loop().time())
             try:
-                message = await asyncio.wait_for(receive(), max(0.0, end - asyncio.get_running_loop().time()))
+                message = await asyncio.wait_for(receive(), left)
             except asyncio.TimeoutError:
                 raise HTTPException(408, "the request did not arrive in time", {"Connection": "close"}) from None
             length += len(message.get("body", b""))
