@@ -243,3 +243,12 @@ def test_parts_that_waited_under_an_earlier_release_wait_still(tmp_path: Path, m
     assert [r.part_id for r in store.to_review("bolt", after=1)] == ["C", "D"]
     assert [r.part_id for r in store.to_review("bolt", draw="band")] == ["A", "C"]
     assert store.verify().faults == ()
+
+
+def test_labels_that_are_reckoned_with_are_the_latest(store: Store) -> None:
+    store.add([record(name, inclusion=1.0) for name in "ABC"])
+    for number in (3, 1, 2):
+        store.review(number, "good", who="anna", line="bolt")
+
+    assert [r.part_id for r, _ in store.labelled("bolt", count=2)] == ["A", "B"]
+    assert [r.part_id for r, _ in store.labelled("bolt")] == ["A", "B", "C"]

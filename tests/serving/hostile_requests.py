@@ -181,7 +181,7 @@ def fault_of(request: Request, status: int, body: bytes, secrets: Sequence[str])
         answer = json.loads(text)
     except ValueError:
         return f"no JSON: {text[:200]}"
-    detail = answer.get("error") if request.path.startswith("/v2") else answer.get("detail")
+    detail = answer.get("detail", answer.get("error"))  # the Open Inference Protocol's name
     if not isinstance(detail, str) or not detail or "\n" in detail or len(detail) > 1000:
         return f"no clear line: {text[:300]}"
     return ""

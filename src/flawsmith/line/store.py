@@ -23,6 +23,8 @@ from flawsmith.line.record import DRAWS, WITHDRAWN, Draw, Label, LabelRole, Outc
 from flawsmith.runtime.errors import FlawsmithError
 
 FILE = "records.db"
+MOST_LABELS = 20_000
+"""Labels that are reckoned with, the latest ones: more would not change what they prove, and take seconds to read."""
 START = "0" * 64
 """The hash before the first row."""
 _BUSY_SECONDS = 10.0
@@ -505,16 +507,22 @@ class Store:
         counts = dict(self._read("SELECT verdict, count(*) FROM waiting WHERE line = ? GROUP BY verdict", (line,)))
         return {draw: int(counts.get(verdict, 0)) for draw, verdict in DRAWS.items()}
 
-    def labelled(self, line: str) -> list[tuple[Record, AuditEntry]]:
-        """All records of a line of which a person has said what they are, with the latest word, oldest first."""
+    def labelled(self, line: str, *, count: int = MOST_LABELS) -> list[tuple[Record, AuditEntry]]:
+        """Records of a line of which a person has said what they are, with the latest word, oldest first.
+
+        Args:
+            line: its name.
+            count: at most so many, those of which it was said last.
+        """
         rows = self._read(
             "SELECT records.content, audit.content, audit.hash FROM audit JOIN records ON records.id = audit.record "
             "WHERE audit.line = ? AND audit.kind = 'review' AND audit.id = (SELECT max(later.id) FROM audit AS later "
             "WHERE later.record = audit.record AND later.kind = 'review') "
-            f"AND json_extract(audit.content, '$.facts.label') <> '{WITHDRAWN}' ORDER BY records.id",
-            (line,),
+            f"AND json_extract(audit.content, '$.facts.label') <> '{WITHDRAWN}' ORDER BY audit.id DESC LIMIT ?",
+            (line, count),
         )
-        return [(_record(content), _entry(said, chained)) for content, said, chained in rows]
+        labelled = [(_record(content), _entry(said, chained)) for content, said, chained in rows]
+        return sorted(labelled, key=lambda pair: pair[0].id)
 
     def counts(self, line: str, since: str, seconds: int) -> list[tuple[int, Outcome, int]]:
         """Parts of a line by time and verdict.
