@@ -17,7 +17,7 @@ help:
 	@echo "make docs    pages and reference as HTML, build/docs"
 	@echo "make unit    tests alone (ARGS='-k name' passes options to pytest, WORKERS=0 runs them in one process)"
 	@echo "make fuzz    tests that draw seeds or examples alone, on draws that no run has made before, and those of every method in every form"
-	@echo "             (MINUTES=30 each for model files and images)"
+	@echo "             (MINUTES=30 each for model files, images and requests)"
 	@echo "make oldest  tests of the core tier with the oldest versions that pyproject.toml allows (OLDEST_PYTHON names Python 3.10)"
 	@echo "make oldest-train  the same for inspecting, training and evaluating with each method; downloads some GB"
 	@echo "make api     renew the snapshot of the public interface, tests/api_surface.json"
@@ -91,6 +91,7 @@ fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -m exhaustive $(ARGS)
 	$(BIN)/python tests/field/fuzz_bundles.py --minutes $(MINUTES)
 	$(BIN)/python -m tests.field.image_fuzzer --minutes $(MINUTES)
+	$(BIN)/python -m tests.serving.hostile_requests --minutes $(MINUTES)
 
 api: $(VENV)/.dev
 	$(BIN)/python tests/test_api.py

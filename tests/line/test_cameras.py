@@ -20,6 +20,7 @@ from tests.line.conftest import picture
 from flawsmith.line import cameras, capture
 from flawsmith.line.cameras import CameraError, CameraSettings, Frame, make_camera
 from flawsmith.line.outputs.delivery import Offline
+from flawsmith.line.outputs.line import Outputs
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.station import NoCameraError
 from flawsmith.runtime.errors import FlawsmithError
@@ -104,6 +105,7 @@ def test_free_camera_beyond_what_can_be_judged_ends_every_picture_in_one_record(
     engine, run = line.model.inspector.engine, line.model.inspector.engine.run
     engine.run = lambda batch: (gate.wait(SECONDS), run(batch))[1]
     camera = capture.Capture(line, CameraSettings(**settings), site.store, site.on_event)
+    camera.start()
     wait_for(lambda: len(dropped) >= 5)
     gate.set()
     wait_for(lambda: camera.facts().state == "ended")
@@ -388,3 +390,69 @@ def test_settings_of_a_camera_that_are_wrong_are_named(tmp_path: Path, camera: s
 def test_line_without_a_camera_takes_no_pictures(new_site: Any) -> None:
     with pytest.raises(NoCameraError):
         new_site().lines["bolt"].trigger()
+
+
+def test_state_of_a_camera_is_what_the_audit_says_last_whoever_was_quicker(
+    new_site: Any, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = new_site(camera={"kind": "stand-in"})
+    camera, note = site.lines["bolt"].camera, site.store.note
+    noted, go_on = threading.Event(), threading.Event()
+
+    def slow(kind: str, **facts: Any) -> Any:
+        entry = note(kind, **facts)
+        if facts["who"] == "anna":  # who has written, and is not done yet
+            noted.set()
+            assert go_on.wait(SECONDS)
+        return entry
+
+    monkeypatch.setattr(site.store, "note", slow)
+    asked = ((True, "anna"), (False, "otto"))
+    threads = [
+        threading.Thread(target=camera.pause, args=(paused,), kwargs={"who": who, "reason": "cleaning"})
+        for paused, who in asked
+    ]
+    threads[0].start()
+    assert noted.wait(SECONDS)
+    threads[1].start()
+    threads[1].join(0.3)
+    go_on.set()
+    for thread in threads:
+        thread.join(SECONDS)
+
+    (latest,) = site.store.entries(line="bolt", kind="camera", count=1)
+    assert latest.facts["paused"] == (camera.state == "paused")
+
+
+def test_free_camera_of_a_line_that_is_not_taught_yet_shows_pictures_and_writes_no_records(
+    new_site: Any, tmp_path: Path
+) -> None:
+    folder = folder_of(tmp_path / "parts", 20, 250)
+    site = new_site(model=None, camera={"kind": "folder", "path": folder, "trigger": "free", "rate": 200})
+    line = site.lines["bolt"]
+    first, second = (path.read_bytes() for path in sorted(folder.iterdir()))
+    for content in (first, second, first):
+        wait_for(lambda content=content: line.camera.picture() == content)
+
+    asked = line.trigger().result(SECONDS)  # which somebody has asked for, and so has a record
+
+    assert (asked.verdict, asked.id, site.store.last_number()) == ("error", 1, 1)
+
+
+def test_outputs_of_a_paused_line_never_say_that_it_takes_parts(
+    new_site: Any, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = new_site(camera={"kind": "stand-in"})
+    site.lines["bolt"].camera.pause(True, who="anna", reason="cleaning")
+    site.close()
+    told: list[Offline] = []
+    start = Outputs.start
+
+    def start_and_ask(outputs: Outputs, *arguments: Any, **named: Any) -> None:
+        start(outputs, *arguments, **named)
+        told.append(outputs.state())
+
+    monkeypatch.setattr(Outputs, "start", start_and_ask)
+    new_site(camera={"kind": "stand-in"})
+
+    assert told == [Offline.PAUSED]

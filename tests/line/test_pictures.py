@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import os
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -67,3 +70,39 @@ def test_full_disk_is_warned_of_once_and_stops_nothing(tmp_path: Path, monkeypat
     assert kept == [False, False, False]
     assert len(warned) == 1
     assert not any(path.is_file() for path in tmp_path.rglob("*"))
+
+
+def test_image_is_kept_while_the_folder_is_being_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = Pictures(tmp_path, Retention(keep_free=0))
+    looking, go_on = threading.Event(), threading.Event()
+
+    def slow_look() -> Iterator[Any]:
+        looking.set()
+        assert go_on.wait(10)
+        return iter(())
+
+    monkeypatch.setattr(pictures, "_files", slow_look)
+    sweep = threading.Thread(target=pictures.sweep)
+    sweep.start()
+    assert looking.wait(10)
+    kept: list[tuple[str, bool]] = []
+    keeper = threading.Thread(target=lambda: kept.append(keep(pictures, b"a reject")))
+    keeper.start()
+    keeper.join(10)
+    before = list(kept)
+    go_on.set()
+    sweep.join(10)
+
+    assert [is_kept for _, is_kept in before] == [True]
+
+
+def test_image_that_comes_again_is_kept_as_long_as_if_it_were_new(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path, Retention(days=10, keep_free=0))
+    name, _ = keep(pictures, b"the same")
+    long_ago = time.time() - 9 * 86400
+    os.utime(next(tmp_path.rglob(name)), (long_ago, long_ago))
+
+    keep(pictures, b"the same")
+    removed = pictures.sweep(at=time.time() + 2 * 86400)
+
+    assert (removed, pictures.read(name)) == (0, b"the same")

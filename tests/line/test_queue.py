@@ -10,6 +10,7 @@ import pytest
 
 from flawsmith.line.queue import InspectionQueue, NotRecordedError, QueueClosedError, QueueFullError, UnreadableYetError
 from flawsmith.line.record import Record, Trigger
+from flawsmith.line.store import UnwritableError
 from flawsmith.runtime.errors import FlawsmithError
 
 SECONDS = 10
@@ -181,3 +182,40 @@ def test_closing_judges_what_was_taken(judge: StandIn, new_queue: Any) -> None:
     assert all(future.done() for future in futures)
     with pytest.raises(QueueClosedError):
         queue.submit(trigger("late"), judge)
+
+
+def test_whoever_waits_may_leave_and_the_part_is_judged_all_the_same(judge: StandIn, new_queue: Any) -> None:
+    judge.gates[b"a"] = threading.Event()
+    queue = new_queue()
+    left, stayed = (queue.submit(trigger(name), judge) for name in "ab")
+
+    assert not left.cancel()
+    judge.gates[b"a"].set()
+
+    assert [future.result(SECONDS).part_id for future in (left, stayed)] == ["a", "b"]
+
+
+def test_file_that_another_program_holds_is_waited_for_once_however_many_parts_wait(
+    judge: StandIn, new_queue: Any
+) -> None:
+    batches: list[int] = []
+    begun, held = threading.Event(), threading.Event()
+
+    def commit(judged: Sequence[tuple[Trigger, Record]]) -> list[Record]:
+        batches.append(len(judged))
+        begun.set()
+        assert held.wait(SECONDS)
+        raise UnwritableError("the file is held")
+
+    queue = new_queue(commit)
+    futures = [queue.submit(trigger("a"), judge)]
+    assert begun.wait(SECONDS)
+    futures += [queue.submit(trigger(name), judge) for name in "bcd"]
+    with queue._changed:
+        assert queue._changed.wait_for(lambda: len(queue._judged) == 3, SECONDS)
+    held.set()
+
+    for future in futures:
+        with pytest.raises(NotRecordedError, match="is held"):
+            future.result(SECONDS)
+    assert batches == [1, 3]

@@ -13,7 +13,9 @@ from tests.line.conftest import picture
 from tests.line.test_versions import SECONDS, activate, add, judge
 
 from flawsmith.line import shadow as shadow_module
-from flawsmith.line.station import Line, LoadedModel, SwapConflictError
+from flawsmith.line.model import LoadedModel
+from flawsmith.line.record import Trigger
+from flawsmith.line.station import Line, SwapConflictError
 from flawsmith.line.store import UnwritableError
 
 pytestmark = pytest.mark.usefixtures("_trial_in_this_process")
@@ -219,3 +221,27 @@ def test_second_shadow_waits_for_the_first_to_end(new_site: Any, new_model: Call
 
     assert activate(site, new_model(1.6)) == site.lines["bolt"].versions.live
     assert is_open(site.lines["bolt"])  # it is compared with whatever is live
+
+
+def test_line_does_not_wait_while_a_shadow_writes(
+    new_site: Any, new_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = new_site()
+    line = site.lines["bolt"]
+    writing, written = threading.Event(), threading.Event()
+
+    def slow(verdicts: Any) -> None:
+        if verdicts:
+            writing.set()
+            assert written.wait(SECONDS)
+
+    monkeypatch.setattr(shadow_module, "_WRITE_SECONDS", 0.0)
+    monkeypatch.setattr(site.store, "add_shadow", slow)
+    begin(site, new_model(1.0), parts=1000)
+    judge(line)
+    assert writing.wait(SECONDS)
+
+    try:
+        assert line.submit(Trigger("bolt", picture(20)))[0].result(SECONDS / 2).verdict == "pass"
+    finally:
+        written.set()

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
 import sqlite3
+import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.line.conftest import picture
 
-from flawsmith.line.queue import QueueClosedError
+from flawsmith.line.model import LimitChange
+from flawsmith.line.queue import NoModelError, QueueClosedError
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import LineSettings
-from flawsmith.line.station import LimitChange, NoModelError, Site
+from flawsmith.line.station import Site, SwapConflictError
 from flawsmith.line.store import Store, UnwritableError
+from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 
 SECONDS = 10
@@ -147,3 +152,85 @@ def test_line_with_a_broken_model_is_not_added(new_site: Any, tmp_path: Any) -> 
         site.add_line("nut", LineSettings(model=tmp_path / "broken.flaw"))
 
     assert (list(site.lines), site.store.entries()) == (["bolt"], entries)
+
+
+def test_limits_that_somebody_changed_meanwhile_are_not_overwritten(new_site: Any) -> None:
+    line = new_site().lines["bolt"]
+    seen = line.model.decision.identity
+    line.set_limits(LimitChange(max_false_rejects=0.3), who="anna", reason="a trial", expected=seen)
+    changed = line.model.decision
+
+    with pytest.raises(SwapConflictError, match=f"the limits in use are {changed.identity}, not {seen}"):
+        line.set_limits(LimitChange(max_false_rejects=0.2), who="otto", reason="a trial", expected=seen)
+
+    assert line.model.decision == changed
+
+
+def test_model_file_that_is_written_anew_while_it_is_read_is_refused(
+    new_site: Any, new_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or records would name the hash of another model than the one that judged."""
+    path = tmp_path / "model.flaw"
+    shutil.copy(new_model(1.0), path)
+    other, load = new_model(2.0), Bundle.load
+
+    def load_then_replace(source: Path) -> Bundle:
+        bundle = load(source)
+        shutil.copy(other, path)
+        return bundle
+
+    monkeypatch.setattr(Bundle, "load", load_then_replace)
+    with pytest.raises(FlawsmithError, match="written anew while it was read"):
+        new_site(model=path)
+
+
+def test_line_computes_on_its_device_or_says_that_it_cannot(new_site: Any) -> None:
+    with pytest.raises(FlawsmithError, match="tensorrt needs onnxruntime-gpu"):
+        new_site(device="tensorrt")
+    site = new_site(device="cpu")
+
+    record = judge(site, 20)
+
+    assert record.device == site.store.page("bolt")[0].device == "cpu"
+    broken = site.lines["bolt"].submit(Trigger("bolt", b"no image"))[0].result(SECONDS)
+    assert (broken.verdict, broken.device) == ("error", None)
+
+
+def test_image_that_is_long_in_hashing_holds_up_no_other_part(new_site: Any) -> None:
+    hashing, hashed = threading.Event(), threading.Event()
+
+    class SlowTrigger(Trigger):
+        @property
+        def image_sha256(self) -> str:  # type: ignore[override]
+            hashing.set()
+            assert hashed.wait(SECONDS)
+            return "ab" * 32
+
+    site = new_site()
+    line = site.lines["bolt"]
+    slow = threading.Thread(target=line.submit, args=(SlowTrigger("bolt", picture(30), part_id="A-1"),), daemon=True)
+    slow.start()
+    assert hashing.wait(SECONDS)
+    done: list[Record] = []
+    other = threading.Thread(target=lambda: done.append(judge(site, 20, part_id="A-2")), daemon=True)
+    other.start()
+    other.join(SECONDS / 2)
+    before = list(done)
+    hashed.set()
+    slow.join(SECONDS)
+
+    assert [record.part_id for record in before] == ["A-2"]
+
+
+def test_secrets_of_a_camera_stand_neither_in_the_audit_nor_where_settings_are_shown(new_site: Any) -> None:
+    camera = {"kind": "url", "url": "rtsp://anna:secret@127.0.0.1:1/stream?key=secret", "seconds": 0.1}
+    settings = LineSettings.model_validate({"camera": {**camera, "options": {"password": "secret"}}})
+    pytest.importorskip("cv2")
+    site = new_site()
+
+    site.add_line("nut", settings, who="anna")
+
+    (entry,) = site.store.entries(line="nut", kind="line")
+    assert entry.facts["added"]["camera"]["url"] == "rtsp://127.0.0.1:1/stream"
+    assert "secret" not in str(entry.facts)
+    assert settings.camera is not None and settings.camera.url == camera["url"]

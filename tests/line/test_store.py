@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from flawsmith.line import store as store_module
 from flawsmith.line.record import Record, Trigger, WatchedFile
-from flawsmith.line.store import FILE, Store, UnwritableError
+from flawsmith.line.store import FILE, Store, UnwritableError, verify
 from flawsmith.runtime.errors import FlawsmithError
 
 
@@ -162,4 +163,92 @@ def test_store_of_a_newer_release_or_another_kind_is_refused(tmp_path: Path) -> 
         with pytest.raises(FlawsmithError, match=reason):
             Store(folder)
     with pytest.raises(FlawsmithError, match=r"holds no records\.db"):
-        Store(tmp_path / "nowhere", must_exist=True)
+        verify(tmp_path / "nowhere")
+
+
+def test_verification_writes_nothing_whichever_release_wrote_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_MIGRATIONS", store_module._MIGRATIONS[:1])
+        earlier = Store(tmp_path)
+        earlier.add([record("A")])
+        earlier.close()
+    before = (tmp_path / FILE).read_bytes()
+
+    assert (verify(tmp_path).faults, verify(tmp_path).records) == ((), 1)
+
+    assert (tmp_path / FILE).read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == [FILE]
+
+
+def test_damaged_file_is_named_by_verification(store: Store, tmp_path: Path) -> None:
+    store.add([record(f"{number}", error="x" * 500) for number in range(200)])
+    store.close()
+    content = bytearray((tmp_path / FILE).read_bytes())
+    content[len(content) // 3 : len(content) // 2] = b"\xff" * (len(content) // 2 - len(content) // 3)
+    (tmp_path / FILE).write_bytes(content)
+
+    faults = verify(tmp_path).faults
+
+    assert faults
+    assert all("\n" not in fault for fault in faults)
+    (tmp_path / FILE).write_bytes(b"no data base" * 1000)
+    with pytest.raises(FlawsmithError, match="cannot be read as records"):
+        verify(tmp_path)
+
+
+def test_row_that_is_no_record_is_found_even_where_its_hash_fits(store: Store, tmp_path: Path) -> None:
+    store.add([record("A")])
+    ((_, head),) = store.after("bolt", 0, count=10)
+    store._writer.execute(
+        "INSERT INTO records (id, content, hash) VALUES (2, '[]', ?)", (store_module._chained(head, "[]"),)
+    )
+
+    assert verify(tmp_path).faults == ("records 2: was changed, or one before it was removed or inserted",)
+
+
+def test_file_that_another_program_holds_is_not_taken_for_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "_BUSY_SECONDS", 0.05)
+    store = Store(tmp_path)
+    other = sqlite3.connect(tmp_path / FILE, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+
+    with pytest.raises(UnwritableError, match="another program holds it"):
+        store.add([record("A")])
+    other.execute("ROLLBACK")
+    other.close()
+
+    assert store.add([record("A")])[0].id == 1
+
+
+def test_parts_that_waited_under_an_earlier_release_wait_still(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "_MIGRATIONS", store_module._MIGRATIONS[:3])
+        earlier = Store(tmp_path)
+        drawn = [record(name, verdict="review", inclusion=1.0) for name in "ABC"]
+        earlier.add([*drawn, record("D", inclusion=0.1), record("E"), record("F", verdict="error", inclusion=1.0)])
+        for number, label in ((1, "good"), (2, "flawed"), (2, None)):
+            earlier.review(number, label, who="anna", line="bolt")  # type: ignore[arg-type]
+        earlier.close()
+
+    store = Store(tmp_path)
+
+    assert [r.part_id for r in store.to_review("bolt")] == ["B", "C", "D"]
+    assert store.waiting("bolt") == {"band": 2, "passes": 1, "rejects": 0}
+    store.review(2, "good", who="anna", line="bolt")
+    store.review(1, None, who="anna", line="bolt")
+    assert [r.part_id for r in store.to_review("bolt", after=1)] == ["C", "D"]
+    assert [r.part_id for r in store.to_review("bolt", draw="band")] == ["A", "C"]
+    assert store.verify().faults == ()
+
+
+def test_labels_that_are_reckoned_with_are_the_latest(store: Store) -> None:
+    store.add([record(name, inclusion=1.0) for name in "ABC"])
+    for number in (3, 1, 2):
+        store.review(number, "good", who="anna", line="bolt")
+
+    assert [r.part_id for r, _ in store.labelled("bolt", count=2)] == ["A", "B"]
+    assert [r.part_id for r, _ in store.labelled("bolt")] == ["A", "B", "C"]

@@ -19,9 +19,13 @@ from onnx import numpy_helper
 from onnx.external_data_helper import set_external_data
 from tests.line.conftest import multiplied, picture
 
+from flawsmith.line import versions as versions_module
+from flawsmith.line.model import LimitChange
+from flawsmith.line.queue import NoModelError
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import LineSettings
-from flawsmith.line.station import LimitChange, Line, NoModelError, Site, SwapConflictError
+from flawsmith.line.station import Line, Site, SwapConflictError
+from flawsmith.line.store import UnwritableError
 from flawsmith.line.versions import Versions, sha256_of
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
@@ -368,3 +372,27 @@ def test_file_that_is_no_model_leaves_nothing(
     assert str(site.files.folder) not in str(caught.value)
     assert (site.store.entries(), files(site)) == before
     assert not list(site.files.folder.glob(".*"))
+
+
+def test_switch_that_was_made_is_no_failure_because_an_old_version_cannot_go(
+    new_site: Callable[..., Site], new_model: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(versions_module, "KEPT", 1)
+    site = new_site()
+    line = site.lines["bolt"]
+    note = line.versions.note
+
+    def full(action: str, **facts: Any) -> Any:
+        if action == "removed":
+            raise UnwritableError("the disk is full")
+        return note(action, **facts)
+
+    monkeypatch.setattr(line.versions, "note", full)
+    hashes = [activate(site, new_model(factor)) for factor in (0.5, 2.0)]
+
+    assert line.model is not None
+    assert line.model.sha256 == line.versions.live == hashes[-1]
+    assert len(files(site)) == 3
+    monkeypatch.undo()
+    line.load(who="anna")
+    assert line.versions.surplus == []

@@ -17,6 +17,7 @@ from tests.conftest import PROJECT
 from tests.line.conftest import picture
 
 from flawsmith.cli.main import main
+from flawsmith.line import watch as watch_module
 from flawsmith.line.record import Record
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.station import Site
@@ -273,3 +274,37 @@ def test_killed_watch_judges_each_file_once(brightness_model: Path, tmp_path: Pa
     assert sorted(map(str, judged)) == names
     assert sorted(path.name for path in (incoming / "done").iterdir()) == names
     assert (faults, codes[-1]) == ((), 0)
+
+
+def test_files_that_were_put_away_are_not_looked_through_again(new_bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = new_bench(then="move")
+    bench.put("x/a.png", picture(20))
+    bench.pass_time()
+    listed: list[Path] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda path: (listed.append(Path(path)), scandir(path))[1])
+
+    bench.watch.look()
+
+    assert listed == [bench.folder, bench.folder / "x"]
+
+
+def test_file_that_is_too_large_is_named_and_passed_over(new_bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch_module, "_LARGEST_FILE", 50)
+    bench = new_bench()
+    bench.put("a.png", picture(20))
+
+    with pytest.warns(UserWarning, match=r"a\.png: has more than .* passed over"):
+        assert bench.pass_time() == []
+    assert bench.pass_time() == []  # and not named again
+
+
+def test_folder_that_the_system_cannot_watch_says_what_to_do(new_bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> Any:
+        raise OSError("OS file watch limit reached")
+        yield
+
+    monkeypatch.setattr(watch_module, "watch", full)
+
+    with pytest.raises(FlawsmithError, match=r"watch limit reached\); give --poll"):
+        new_bench().watch.run(threading.Event())

@@ -33,7 +33,7 @@ def test_picture_is_taken_judged_and_shown_on_request(new_service: Any, folder: 
         "T-1",
         "L-1",
     )
-    assert again.json == first.json
+    assert (again.status, again.json) == (200, first.json)
     assert (second.json["verdict"], second.json["source"]) == ("reject", "camera")
     assert running.call("GET", first.headers["location"]).json == first.json
     shown = running.call("GET", f"{LINE}/camera/picture")

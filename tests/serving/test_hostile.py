@@ -5,12 +5,15 @@ from __future__ import annotations
 import contextlib
 import json
 import socket
+import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.serving.conftest import SECONDS, picture
 
+from flawsmith.serving import requests as requests_module
 from flawsmith.serving import server as server_module
 
 PARTS = "/v1/lines/bolt/inspections"
@@ -83,6 +86,17 @@ def head(*lines: str, method: str = "POST", path: str = PARTS) -> bytes:
         ("GET", "/..%2f..%2f..%2fetc%2fpasswd", None, {}),
         ("DELETE", PARTS, None, {}),
         ("GET", "/v1/lines", None, {"Host": "evil.example"}),
+        ("GET", "/v1/lines", None, {"Origin": "http://["}),
+        ("GET", "/v1/lines", None, {"Origin": "\xff"}),
+        ("GET", f"{PARTS}?since=0001-01-01T00:00:00%2B14:00", None, {}),
+        ("GET", "/v1/lines/bolt/counts?since=9999-12-31T23:59:59-14:00", None, {}),
+        ("GET", "/v1/lines/bolt/reviews/evidence?since=0001-01-01T00:00:00%2B14:00", None, {}),
+        ("GET", "/v1/lines/bolt/picked/99999999999999999999/image", None, {}),
+        ("POST", "/v1/lines/bolt/limit/preview", {"max_false_rejects": "1/0"}, {}),
+        ("POST", "/v1/lines/bolt/limit/preview", {"max_false_rejects": "9" * 5000}, {}),
+        ("POST", "/v1/lines/bolt/limit/preview", {"max_false_rejects": 1e-320}, {}),
+        ("POST", "/v1/lines/bolt/limit/preview", {"use": "\ud800"}, {}),
+        ("GET", "/v1/audit?kind=%ff&line=%00&cursor=1e3", None, {}),
         ("POST", PARTS, picture(20), {"Origin": "https://evil.example"}),
         ("POST", PARTS, picture(20), {"Origin": "null"}),
     ],
@@ -136,10 +150,11 @@ def test_huge_headers_and_garbage_are_cut_off(running: Any) -> None:
         raw(running, b"GET /" + b"a" * 200_000 + b" HTTP/1.1\r\n\r\n"),
         raw(running, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 100),
         raw(running, head("Content-Length: 5", "Content-Length: 6"), b"12345"),
+        raw(running, head(f"Content-Length: {'9' * 5000}"), b"12345"),
         raw(running, head("Content-Length: 5", "Transfer-Encoding: chunked"), b"zz\r\n"),
     ]
 
-    assert [answer[9:12] for answer in answers] == [b"400"] * 5
+    assert [answer[9:12] for answer in answers] == [b"400"] * 6
     assert state_of(running) == before
 
 
@@ -159,7 +174,8 @@ def test_request_that_is_too_large_is_refused_before_it_is_read(new_service: Any
         )
         assert small[9:12] in (b"413", b"")
     assert state_of(running) == before
-    assert running.service.budget.take(running.service.budget.capacity)  # nothing is held any more
+    for budget in (running.service.budget, running.service.budget_of_parts):
+        assert budget.take(budget.capacity)  # nothing is held any more
 
 
 def test_slow_clients_are_cut_off_and_others_do_not_wait(new_service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,3 +192,75 @@ def test_slow_clients_are_cut_off_and_others_do_not_wait(new_service: Any, monke
 
     assert ends == [b"408", b""] * 15
     assert len(running.service.site.store.page("bolt")) == 1
+
+
+def test_request_that_drips_is_cut_off_however_often_something_comes(
+    new_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(requests_module, "_SMALL_SECONDS", 0.6)
+    running = new_service()
+    path = "/v1/lines/bolt/limit/preview"
+    with socket.create_connection(("127.0.0.1", running.port), timeout=SECONDS) as connection:
+        connection.sendall(head("Content-Type: application/json", "Content-Length: 60000", path=path))
+        connection.settimeout(0.1)
+        answer, begin = b"", time.monotonic()
+        while not answer and time.monotonic() < begin + SECONDS:
+            with contextlib.suppress(TimeoutError):
+                answer = connection.recv(65536)
+            if not answer:
+                connection.sendall(b" ")
+
+    assert answer[9:12] == b"408"
+
+
+def test_answer_that_is_not_read_is_let_go_with_its_connection(
+    new_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "READ_SECONDS", 0.3)
+    running = new_service(megapixels=20)
+    number = running.judge(picture(250, size=(4000, 3000))).json["id"]
+    connections = running.server.server_state.connections
+    with socket.socket() as stalled:
+        stalled.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        stalled.settimeout(SECONDS)
+        stalled.connect(("127.0.0.1", running.port))
+        stalled.sendall(head(method="GET", path=f"{PARTS}/{number}/map"))  # 48 MB
+        end = time.monotonic() + SECONDS
+        while not any(connection.transport.get_write_buffer_size() for connection in list(connections)):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        while connections:
+            assert time.monotonic() < end
+            time.sleep(0.01)
+
+
+def test_parts_do_not_wait_for_pages_that_look_on(new_service: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    running = new_service()
+    begun, go_on = threading.Semaphore(0), threading.Event()
+
+    def slow(*_: object, **__: object) -> list[Any]:
+        begun.release()
+        assert go_on.wait(SECONDS)
+        return []
+
+    monkeypatch.setattr(running.service.site.store, "entries", slow)
+    pages = [threading.Thread(target=running.call, args=("GET", "/v1/audit"), daemon=True) for _ in range(50)]
+    for page in pages:
+        page.start()
+    for _ in range(40):  # as many as there are threads for such requests
+        assert begun.acquire(timeout=SECONDS)
+
+    try:
+        assert running.judge(picture(20), "in-time").status == 201
+    finally:
+        go_on.set()
+        for page in pages:
+            page.join(SECONDS)
+
+
+def test_images_that_are_tried_take_no_room_from_parts(new_service: Any) -> None:
+    running = new_service()
+    assert running.service.budget.take(running.service.budget.capacity)  # as many tries that wait would
+
+    assert running.call("POST", "/v1/lines/bolt/try", picture(20)).status == 503
+    assert running.judge(picture(20)).status == 201

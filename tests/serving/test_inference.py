@@ -12,7 +12,15 @@ import pytest
 import tritonclient.http as triton
 from tests.serving.conftest import picture
 
+from flawsmith.serving import inference as inference_module
+
 ALL = ("score", "verdict", "regions", "map")
+IMAGE_OF_A_PART = {
+    "name": "image",
+    "shape": [1],
+    "datatype": "BYTES",
+    "data": [base64.b64encode(picture(250)).decode()],
+}
 
 
 @pytest.fixture
@@ -114,3 +122,16 @@ def test_request_that_is_none_is_refused_in_the_protocols_form(running: Any, bod
     assert list(answer.json) == ["error"]
     assert reason in answer.json["error"]
     assert running.call("POST", "/v2/models/nut/infer", body).status in (400, 404)
+
+
+def test_map_that_is_too_large_for_json_goes_as_bytes(running: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference_module, "_MOST_NUMBERS", 1000)
+    asked = {"inputs": [IMAGE_OF_A_PART], "parameters": {"part_id": "large"}}
+
+    refused = running.call("POST", "/v2/models/bolt/infer", {**asked, "outputs": [{"name": "map"}]})
+    as_bytes = {"name": "map", "parameters": {"binary_data": True}}
+    taken = running.call("POST", "/v2/models/bolt/infer", {**asked, "outputs": [as_bytes]})
+
+    assert (refused.status, "binary_data" in refused.json["error"]) == (413, True)
+    assert taken.status == 200
+    assert len(taken.body) - int(taken.headers["inference-header-content-length"]) == 4 * 48 * 32

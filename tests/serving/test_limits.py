@@ -190,6 +190,13 @@ def test_other_machines_are_let_in_with_tokens_alone(brightness_model: Any, tmp_
         ("lines = 3", "lines"),
         ("[lines", "is no TOML"),
         ("[[tokens]]\nname='a'\nrole='boss'\ntoken='0123456789abcdef'\n[lines.a]\nmodel='a'", "role"),
+        ("[[tokens]]\nname='a'\nrole='operator'\ntoken='0123456789abcdef ä'\n[lines.a]\nmodel='a'", "printable ASCII"),
+        (
+            "".join(f"[[tokens]]\nname='{name}'\nrole='operator'\ntoken='0123456789abcdef'\n" for name in "ab")
+            + "[lines.a]\nmodel='a'",
+            "two tokens are the same",
+        ),
+        ("[lines.bolt]\nmodel = 'a.flaw'\ndevice = 'gpu'", "lines.bolt.device"),
     ],
 )
 def test_settings_that_are_wrong_are_named(tmp_path: Any, text: str, reason: str) -> None:

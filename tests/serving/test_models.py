@@ -65,7 +65,7 @@ def test_model_is_brought_tried_in_a_process_of_its_own_and_made_live(
     )
     assert entry["facts"]["former"] == first["sha256"]
     text = running.call("GET", "/metrics").body.decode()
-    assert f'flawsmith_model_info{{line="bolt",model="pbas",sha256="{version["sha256"]}"}} 1.0' in text
+    assert f'flawsmith_model_info{{device="cpu",line="bolt",model="pbas",sha256="{version["sha256"]}"}} 1.0' in text
     assert first["sha256"] not in text
 
 

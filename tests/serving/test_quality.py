@@ -229,3 +229,11 @@ def test_the_audit_is_asked_for_several_kinds_of_one_line(judged: Any) -> None:
 
     assert {entry["kind"] for entry in entries} == {"start", "review"}
     assert {entry["kind"] for entry in of_line} == {"review"}
+
+
+def test_figures_say_where_the_network_is_computed(judged: Any) -> None:
+    (line,) = judged.call("GET", "/v1/lines").json
+    record = judged.call("GET", f"{LINE}/inspections?limit=1").json["items"][0]
+
+    assert (line["device"], record["device"]) == ("cpu", "cpu")
+    assert 'flawsmith_model_info{device="cpu",line="bolt"' in judged.call("GET", "/metrics").body.decode()

@@ -84,10 +84,9 @@ def verify(
     Example: flawsmith audit verify records
     """
     with error_boundary():
-        from flawsmith.line.store import Store
+        from flawsmith.line.store import verify as verified
 
-        store = Store(folder, must_exist=True)
-        result = store.verify(head=head)
+        result = verified(folder, head)
     if json_:
         print_json(vars(result))
     else:

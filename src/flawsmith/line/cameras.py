@@ -72,6 +72,14 @@ class CameraSettings(BaseModel):
     index: int = Field(default=0, ge=0, le=1000, description="of a camera that OpenCV knows, such as 0 for /dev/video0")
     options: dict[str, Any] = Field(default_factory=dict, description="for plug-ins, as they define them")
 
+    @property
+    def address(self) -> str | None:
+        """The url without user and password, which are nobody's business."""
+        if self.url is None:
+            return None
+        parts = urlsplit(self.url)
+        return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}{parts.path}"
+
     @model_validator(mode="after")
     def _check(self) -> CameraSettings:
         if self.trigger == "free" and self.rate is None:
@@ -227,10 +235,9 @@ class OpenCvCamera:
 
     @property
     def _name(self) -> str:
-        if self._settings.kind != "url":
-            return f"camera {self._source}" if self._settings.kind == "index" else str(self._source)
-        parts = urlsplit(str(self._source))  # user and password are nobody's business
-        return f"{parts.scheme}://{parts.hostname}{f':{parts.port}' if parts.port else ''}{parts.path}"
+        if self._settings.kind == "url":
+            return str(self._settings.address)
+        return f"camera {self._source}" if self._settings.kind == "index" else str(self._source)
 
     def open(self) -> None:
         """Connect."""

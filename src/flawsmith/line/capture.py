@@ -156,6 +156,8 @@ class _Reader(threading.Thread):
 class Capture:
     """Takes pictures with a line's camera, when asked to or at a rate, and has them judged.
 
+    `start` begins; what is asked for before waits.
+
     Args:
         line: that judges.
         settings: of the camera.
@@ -194,6 +196,10 @@ class Capture:
         entries = store.entries(line=line.name, kind="camera", count=1)
         self._paused = entries[0].facts["reason"] if entries and entries[0].facts["paused"] else None
         self._thread = threading.Thread(target=self._run, name=f"{line.name}-capture", daemon=True)
+        self._pausing = threading.Lock()
+
+    def start(self) -> None:
+        """Begin to take pictures."""
         self._thread.start()
 
     # From other threads
@@ -242,11 +248,12 @@ class Capture:
         Raises:
             UnwritableError: it cannot be noted; nothing changes.
         """
-        self._store.note("camera", who=who, line=self._line.name, facts={"paused": paused, "reason": reason})
-        with self._changed:
-            self._paused = reason if paused else None
-            self._since, self._next_tick = now(), time.monotonic()
-            self._changed.notify_all()
+        with self._pausing:  # the latest in the audit is what holds
+            self._store.note("camera", who=who, line=self._line.name, facts={"paused": paused, "reason": reason})
+            with self._changed:
+                self._paused = reason if paused else None
+                self._since, self._next_tick = now(), time.monotonic()
+                self._changed.notify_all()
         self._tell()
 
     def picture(self) -> bytes | None:
@@ -287,6 +294,8 @@ class Capture:
         with self._changed:
             self._closed = True
             self._changed.notify_all()
+        if self._thread.ident is None:
+            return  # it never began
         self._thread.join()
         if self._reader is not None:
             self._reader.end()
@@ -415,6 +424,9 @@ class Capture:
             return
         self._wait = FIRST_WAIT
         self._last = frame
+        line = self._line
+        if order.is_tick and line.model is None and not line.is_unloaded:
+            return  # pictures to teach with: nobody has asked for a verdict
         self._submit(self._trigger_of(order, content), order)
 
     def _trigger_of(self, order: _Order, content: bytes = b"") -> Trigger:
@@ -440,17 +452,18 @@ class Capture:
             )
             self._refuse(order, "camera", reason, trigger)
         else:
-            self._triggers += 1
+            with self._changed:
+                self._triggers += 1
             future.add_done_callback(lambda done: _hand_on(done, order.answer))
 
     def _refuse(self, order: _Order, kind: ErrorKind, reason: str, trigger: Trigger | None = None) -> None:
         """End a trigger in a record of an error."""
-        self._triggers += 1
+        with self._changed:  # from the threads of those who ask, too
+            self._triggers += 1
+            self._dropped += kind == "dropped"
+            self._failed += kind != "dropped"
         if kind == "dropped":
-            self._dropped += 1
             self._on_event("dropped", {"line": self._line.name, "reason": "busy"})
-        else:
-            self._failed += 1
         try:
             record = self._line.write_error(trigger or self._trigger_of(order), kind, reason)
         except FlawsmithError as error:

@@ -9,9 +9,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from flawsmith.line.queue import QueueClosedError, QueueFullError
+from flawsmith.line.queue import NoModelError, QueueClosedError, QueueFullError
 from flawsmith.line.record import Trigger
-from flawsmith.line.station import Line, NoModelError
+from flawsmith.line.station import Line
 from flawsmith.line.trainings import Order, Training
 from flawsmith.line.workspace import Workspace
 from flawsmith.runtime.errors import FlawsmithError

@@ -25,7 +25,8 @@ from flawsmith.line.store import AuditEntry, Store, UnwritableError
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
-    from flawsmith.line.station import Line, LoadedModel
+    from flawsmith.line.model import LoadedModel
+    from flawsmith.line.station import Line
 
 LOOK_SECONDS = 1.0
 """Between looks at new records."""

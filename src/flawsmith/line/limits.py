@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, Field
 
+from flawsmith.line.model import LimitChange, LimitFacts, LoadedModel
 from flawsmith.line.record import Draw, Label, LabelRole, Record
-from flawsmith.line.station import LimitChange, LimitFacts, LoadedModel
 from flawsmith.line.store import AuditEntry
 from flawsmith.runtime.decision import images_needed, worst_rate
 from flawsmith.runtime.errors import FlawsmithError

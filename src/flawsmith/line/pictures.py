@@ -52,7 +52,9 @@ class Pictures:
     def __init__(self, folder: Path, rule: Retention) -> None:
         self.folder, self.rule = folder, rule
         self._lock = threading.Lock()
+        self._sweeping = threading.Lock()
         self._size: int | None = None  # unknown until the folder has been looked through
+        self._added = 0
         self._told = False
 
     def free_bytes(self) -> int:
@@ -80,6 +82,7 @@ class Pictures:
         path = self._path(sha256, _PASSED if is_pass else _SUSPECT)
         try:
             if path.exists():
+                os.utime(path)  # kept for as long as if it had come now for the first time
                 return True
             self._write(path, content)
         except (FlawsmithError, OSError) as error:
@@ -89,8 +92,7 @@ class Pictures:
             return False
         self._told = False
         with self._lock:
-            if self._size is not None:
-                self._size += len(content)
+            self._added += len(content)
         return True
 
     def pick(self, sha256: str, content: bytes) -> None:
@@ -135,7 +137,9 @@ class Pictures:
         Returns:
             Number of files removed.
         """
-        with self._lock:
+        with self._sweeping:  # which takes long, and parts do not wait for it
+            with self._lock:
+                self._added = 0
             limit = self.rule.gigabytes * _GIB
             oldest = (time.time() if at is None else at) - self.rule.days * 86400
             files = sorted(self._files(), key=lambda file: (file[0] != _PASSED, file[1]))
@@ -151,7 +155,7 @@ class Pictures:
     @property
     def too_large(self) -> bool:
         """Whether a sweep is due for the sake of size; True too before the first one."""
-        return self._size is None or self._size > self.rule.gigabytes * _GIB
+        return self._size is None or self._size + self._added > self.rule.gigabytes * _GIB
 
     def _path(self, sha256: str, kind: str) -> Path:
         if len(sha256) != 64 or not set(sha256) <= set("0123456789abcdef"):

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from flawsmith.line.record import Record, Trigger
+from flawsmith.line.store import UnwritableError
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection, Inspector, PreparedImage
 
@@ -47,6 +48,14 @@ class QueueFullError(Exception):
 
 class QueueClosedError(Exception):
     """The line takes no parts any more."""
+
+
+class PartConflictError(Exception):
+    """The part was judged already, or is being judged, by another image."""
+
+
+class NoModelError(Exception):
+    """The line has no model: it is not taught yet, or its model was unloaded."""
 
 
 class NotRecordedError(Exception):
@@ -123,6 +132,7 @@ class InspectionQueue:
             QueueClosedError: the queue was closed.
         """
         job = _Job(trigger, judge)
+        job.answer.set_running_or_notify_cancel()  # whoever waits may leave, and cannot take the part back
         with self._changed:
             if self._closed:
                 raise QueueClosedError
@@ -195,11 +205,12 @@ class InspectionQueue:
         try:
             records = iter(self._commit([(job.trigger, job.record) for job in jobs if job.record is not None]))
         except Exception as error:
-            if len(jobs) > 1:
+            if len(jobs) > 1 and not isinstance(error, UnwritableError):
                 for job in jobs:
                     self._write([job])
-            else:
-                self._answer(jobs[0], NotRecordedError(str(error)))
+            else:  # where the file is held by another program, each attempt takes seconds
+                for job in jobs:
+                    self._answer(job, UnreadableYetError() if job.record is None else NotRecordedError(str(error)))
             return
         for job in jobs:
             self._answer(job, UnreadableYetError() if job.record is None else next(records))

@@ -129,6 +129,7 @@ class Record(BaseModel):
     error_kind: ErrorKind | None = Field(default=None, description="image, model, internal, camera or dropped")
     model_sha256: str | None = Field(default=None, description="SHA-256 of the model file")
     software: str = Field(default=__version__, description="version of Flawsmith")
+    device: str | None = Field(default=None, description="where the network was computed; None with an error")
     timing: dict[str, float] = Field(default_factory=dict, description="milliseconds by step; wait: in the queue")
     statistics: dict[str, float] | None = Field(
         default=None,
@@ -178,6 +179,7 @@ class Record(BaseModel):
             regions=tuple(inspection.regions[:MOST_REGIONS]),
             region_count=len(inspection.regions),
             model_sha256=model_sha256,
+            device=inspection.device,
             timing={"wait": round(wait, 3), **{step: round(ms, 3) for step, ms in inspection.timing.items()}},
         )
 

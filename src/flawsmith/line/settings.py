@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, f
 from flawsmith.line.cameras import CameraSettings
 from flawsmith.line.outputs.settings import OutputSettings, check_outputs
 from flawsmith.line.pictures import Retention
+from flawsmith.runtime.devices import DeviceName
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 
 if sys.version_info >= (3, 11):
@@ -39,6 +40,14 @@ class Token(BaseModel):
     role: Role = Field(description="operator or engineer")
     token: SecretStr = Field(min_length=16, max_length=200, description="sent as `Authorization: Bearer <token>`")
 
+    @field_validator("token")
+    @classmethod
+    def _fits_into_a_header(cls, token: SecretStr) -> SecretStr:
+        text = token.get_secret_value()
+        if not text.isascii() or not text.isprintable() or text != text.strip():
+            raise ValueError("a token must be printable ASCII without spaces at its ends, or no header can hold it")
+        return token
+
     def matches(self, presented: str) -> bool:
         """Whether this token was presented; takes as long whether or not it was."""
         hashes = (hashlib.sha256(text.encode()).digest() for text in (self.token.get_secret_value(), presented))
@@ -58,6 +67,11 @@ class LineSettings(BaseModel):
     station: str = Field(default="", max_length=80)
     engine: Literal["onnxruntime", "openvino"] | None = Field(
         default=None, description="by default the one the limits were calibrated with"
+    )
+    device: DeviceName | Literal["auto"] | None = Field(
+        default=None,
+        description="where ONNX Runtime computes; by default that of the limits, auto: the first that is here. Nothing "
+        "falls back to another one",
     )
     threads: int | None = Field(default=None, ge=1, le=1024, description="for the network; by default one a core")
     queue: int = Field(default=16, ge=1, le=10_000, description="parts that may wait or be in work; more are refused")
@@ -81,6 +95,14 @@ class LineSettings(BaseModel):
             camera = camera.model_copy(update={"path": base / camera.path})
         outputs = tuple(output.seen_from(base) for output in self.outputs)
         return self.model_copy(update={"model": model, "camera": camera, "outputs": outputs})
+
+    def shown(self) -> dict[str, Any]:
+        """The same ready for JSON and for everyone, without secrets."""
+        shown = self.model_dump(mode="json")
+        if self.camera is not None:
+            hidden = dict.fromkeys(self.camera.options, "**********")
+            shown["camera"] |= {"url": self.camera.address, "options": hidden}
+        return shown
 
     def place(self, name: str) -> str:
         """site/area/line/station, without what is not named."""
@@ -146,6 +168,8 @@ class ServiceSettings(BaseModel):
             )
         if len({token.name for token in self.tokens}) != len(self.tokens):
             raise ValueError("two tokens have the same name")
+        if len({token.token.get_secret_value() for token in self.tokens}) != len(self.tokens):
+            raise ValueError("two tokens are the same: the audit could not tell who did what")
         return self
 
     @property

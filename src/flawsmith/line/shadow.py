@@ -93,7 +93,7 @@ class ShadowRun:
             self._stopped, self._is_open = True, False
             self._waiting.clear()
             self._changed.notify_all()
-            self._write()
+        self._write()
 
     def join(self) -> None:
         """Wait until the part in work is done with."""
@@ -126,10 +126,10 @@ class ShadowRun:
             self._changed.wait_for(lambda: self._waiting or self._stopped, pause)
             if self._stopped:
                 return False
-            if not self._waiting:
-                self._write()
-                return True
-            trigger, record = self._waiting[0]
+            trigger, record = self._waiting[0] if self._waiting else (None, None)
+        if trigger is None or record is None:
+            self._write()
+            return True
         verdict = _judged(model, self.run, trigger, record)
         with self._changed:
             if self._stopped:
@@ -141,19 +141,21 @@ class ShadowRun:
             self._counts[f"{verdict.before} -> {verdict.after}"] += 1
             if self._left > 0 and time.monotonic() < self._written + _WRITE_SECONDS:
                 return True
-            self._write()
+        self._write()
         if self._left > 0:
             return True
         self._end("complete")
         return False
 
     def _write(self) -> None:
-        """Write what was judged; the lock is held."""
-        verdicts, self._verdicts, self._written = self._verdicts, [], time.monotonic()
+        """Write what was judged; without the lock, for which the line would wait."""
+        with self._changed:
+            verdicts, self._verdicts, self._written = self._verdicts, [], time.monotonic()
         try:
             self._store.add_shadow(verdicts)
         except UnwritableError as error:
-            self._missed += len(verdicts)
+            with self._changed:
+                self._missed += len(verdicts)
             log.warning("what a shadow run said was not written: %s", error)
 
     def _end(self, why: str) -> None:

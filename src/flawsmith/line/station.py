@@ -1,43 +1,33 @@
-"""A line at work: its model, its limits, its queue; and the folder that holds what all lines leave behind."""
+"""A line at work: its queue, its versions, its camera; and the folder that holds what all lines leave behind."""
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
-
-from flawsmith.calibration.drift import image_statistics, thinned
 from flawsmith.line.capture import Capture, OnEvent
 from flawsmith.line.drift import DriftMonitor
+from flawsmith.line.model import LimitChange, LimitPreview, LoadedModel, NamedModel
 from flawsmith.line.outputs.delivery import Cursors
 from flawsmith.line.outputs.line import Outputs
 from flawsmith.line.pictures import Pictures
-from flawsmith.line.queue import InspectionQueue
+from flawsmith.line.queue import InspectionQueue, NoModelError, PartConflictError
 from flawsmith.line.record import ErrorKind, Record, Trigger
 from flawsmith.line.settings import LineSettings, ServiceSettings
 from flawsmith.line.shadow import ShadowRun
 from flawsmith.line.store import Store, UnwritableError
 from flawsmith.line.trial import try_model
-from flawsmith.line.versions import ModelFacts, ModelFiles, ShadowOrder, Version, Versions, sha256_of
-from flawsmith.pipeline.calibrate import calibrate
-from flawsmith.runtime.bundle import Bundle
+from flawsmith.line.versions import ModelFacts, ModelFiles, ShadowOrder, Version, Versions
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.inspector import Inspection, Inspector, PreparedImage
+from flawsmith.runtime.inspector import Inspection
 from flawsmith.runtime.outputs import exclusive_folder
-from flawsmith.runtime.selftest import self_test
 
 SWEEP_SECONDS = 600.0
 """Between looks at images that are too old or too many."""
@@ -47,290 +37,12 @@ _LISTED = 20
 log = logging.getLogger("flawsmith.line")
 
 
-class PartConflictError(Exception):
-    """The part was judged already, or is being judged, by another image."""
-
-
-class NoModelError(Exception):
-    """The line has no model: it is not taught yet, or its model was unloaded."""
-
-
 class SwapConflictError(FlawsmithError):
     """The state of the line's models is another than was assumed, so nothing was done."""
 
 
 class NoCameraError(Exception):
     """The line has no camera: pictures are sent to it."""
-
-
-class LimitChange(BaseModel):
-    """New limits, from the scores of the good images that the model file holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_false_rejects: str | float | None = Field(
-        default=None, description="share of good parts that may be rejected: 10/1000, 1% or 0.01"
-    )
-    review_rate: str | float | None = Field(
-        default=None, description="share that may be rejected or go to review, likewise; none: no review"
-    )
-    use: str | None = Field(default=None, max_length=64, description="or limits that were in use before, by their name")
-
-
-class LimitFacts(BaseModel):
-    """Limits in use, and what they are worth."""
-
-    limits: str = Field(description="their name")
-    decides: str = Field(description="score or map")
-    limit: float = Field(description="above it is a reject")
-    review_limit: float | None = Field(description="above it is a review")
-    good_images: int = Field(description="good images behind them")
-    rejected_of_1000: float = Field(description="good parts rejected, in the mean")
-    rejected_of_1000_at_worst: float = Field(description="the same with 95 % confidence")
-    promise: str = Field(description="both in words")
-
-    @classmethod
-    def of(cls, decision: Decision) -> LimitFacts:
-        """What there is to say of limits."""
-        return cls(
-            limits=decision.identity,
-            decides="map" if decision.by_regions else "score",
-            limit=decision.map_limit if decision.by_regions else decision.limit,
-            review_limit=decision.review_limit,
-            good_images=decision.n_good,
-            rejected_of_1000=1000 * decision.stated_false_reject_rate,
-            rejected_of_1000_at_worst=1000 * decision.worst_false_reject_rate,
-            promise=decision.promise,
-        )
-
-
-class LimitPreview(BaseModel):
-    """What a change of limits would do."""
-
-    before: LimitFacts
-    after: LimitFacts
-    good_before: dict[str, int] = Field(description="good images behind the limits by verdict; empty: not stored")
-    good_after: dict[str, int]
-    recent: int = Field(description="latest parts of this model that could be judged again, at most 1,000")
-    changes: dict[str, int] = Field(description="of these by change of verdict, such as pass -> reject")
-    changed: list[int] = Field(description="their records, the latest, at most 20")
-
-
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model with its limits on a line; what a queue judges with.
-
-    Attributes:
-        inspector: with the limits in use.
-        bundle: as read from the file.
-        sha256: of the file.
-        self_tests: images of the file on which it gives the numbers of the machine that made it.
-        station: site/area/line/station.
-        audit_share: share of passes and rejects that are drawn for a review.
-    """
-
-    inspector: Inspector
-    bundle: Bundle
-    sha256: str
-    self_tests: int = 0
-    station: str = ""
-    audit_share: float = 0.0
-
-    @classmethod
-    def load(
-        cls,
-        service: ServiceSettings,
-        name: str,
-        path: Path,
-        *,
-        sha256: str | None = None,
-        threads: int | None = None,
-    ) -> LoadedModel:
-        """Open a model file for a line, verify it, and have it test itself, so that the first part does not wait.
-
-        Args:
-            service: settings of the service.
-            name: of the line.
-            path: of the file.
-            sha256: that the file must have; None: whatever it has.
-            threads: for the network; None: as the settings of the line say.
-
-        Raises:
-            FlawsmithError: it is no intact model, is another, cannot be computed, or gives other numbers than on the
-                machine that made it.
-        """
-        settings = service.lines[name]
-        bundle = Bundle.load(path)
-        digest = sha256_of(path)
-        if sha256 not in (None, digest):
-            raise FlawsmithError(f"{path}: is not what was put there; upload the model again")
-        inspector = Inspector.load(
-            bundle,
-            engine=settings.engine,
-            threads=threads or settings.threads,
-            max_pixels=service.max_pixels,
-            max_seconds=service.model_seconds,
-        )
-        try:
-            tests = self_test(inspector, bundle)
-        except FlawsmithError as error:
-            raise FlawsmithError(f"{path}: {error}") from None
-        return cls(inspector, bundle, digest, tests, settings.place(name), settings.audit_share)
-
-    @property
-    def decision(self) -> Decision:
-        """The limits in use."""
-        return self.inspector.spec.decision
-
-    @property
-    def product(self) -> str:
-        """What the model learned to know."""
-        return self.bundle.spec.training.category
-
-    def with_limits(self, decision: Decision) -> LoadedModel:
-        """The same model with other limits."""
-        return replace(self, inspector=self.inspector.with_limits(decision))
-
-    def statistics(self, prepared: PreparedImage) -> dict[str, float]:
-        """Brightness and the like of what the network sees; of an image that is cut into tiles, of a thinned one."""
-        if prepared.batch is not None:
-            geometry = self.bundle.spec.geometry
-            deviation, mean = (np.array(values, np.float32)[:, None, None] for values in (geometry.std, geometry.mean))
-            return image_statistics(thinned(prepared.batch[0]) * deviation + mean)
-        assert prepared.uncut is not None, "kept to be cut"
-        pixels = thinned(prepared.uncut.transpose(2, 0, 1))
-        return image_statistics(pixels / np.float32(np.iinfo(pixels.dtype).max))
-
-    @property
-    def reference_scores(self) -> NDArray[np.float64]:
-        """Numbers that decide of the good images behind the limit, below it: what parts are compared with for drift.
-
-        Empty where the model learned from them, or other models than this one gave them.
-        """
-        decision = self.decision
-        if not decision.held_out or decision.cross_fitted is not None:
-            return np.zeros(0)
-        name = "good_levels" if decision.by_regions else "good"
-        good = np.asarray(self.basis().calibration.get(name, np.zeros(0)), np.float64).ravel()
-        return good[good < decision.deciding_limit]
-
-    def record(self, trigger: Trigger, inspection: Inspection, wait: float) -> Record:
-        """The record of a part that was judged; ``wait`` in milliseconds."""
-        record = Record.of_inspection(
-            trigger,
-            inspection,
-            station=self.station,
-            product=self.product,
-            model_sha256=self.sha256,
-            wait=wait,
-        )
-        inclusion = 1.0 if record.verdict == "review" else self.audit_share if self._drawn(trigger) else None
-        return record if inclusion is None else record.model_copy(update={"inclusion": inclusion})
-
-    def error_record(self, trigger: Trigger, error: Exception, *, decoded: bool) -> Record:
-        """The record of a part that could not be judged; ``decoded``: its image was read."""
-        facts = {"station": self.station, "product": self.product, "model_sha256": self.sha256}
-        if isinstance(error, FlawsmithError):
-            return Record.of_error(trigger, "model" if decoded else "image", str(error), **facts)
-        log.error("a part could not be judged", exc_info=error)
-        reason = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
-        return Record.of_error(
-            trigger, "internal", f"the part was not judged ({reason}): see the service's log", **facts
-        )
-
-    def _drawn(self, trigger: Trigger) -> bool:
-        drawn = hashlib.sha256(f"audit {trigger.part_id} {trigger.image_sha256}".encode()).hexdigest()
-        return int(drawn[:13], 16) / 16**13 < self.audit_share
-
-    def decision_of(self, change: LimitChange, earlier: Sequence[Decision]) -> Decision:
-        """The limits that a change would set.
-
-        Args:
-            change: what is asked.
-            earlier: limits of this model that were in use, beside those of the file.
-
-        Raises:
-            FlawsmithError: the change contradicts itself, or cannot be computed from what the model file holds.
-        """
-        if change.use is not None:
-            if change.max_false_rejects is not None or change.review_rate is not None:
-                raise FlawsmithError("use takes limits as they were: leave max_false_rejects and review_rate out")
-            known = (*self.bundle.spec.earlier_decisions, self.bundle.spec.decision, *earlier)
-            by_name = {decision.identity: decision for decision in known}
-            if change.use not in by_name:
-                raise FlawsmithError(f"there are no limits {change.use}: known are {', '.join(by_name)}")
-            return by_name[change.use]
-        if change.max_false_rejects is None and change.review_rate is None:
-            raise FlawsmithError("nothing is asked for: give max_false_rejects, review_rate or use")
-        return calibrate(self.basis(), rate=change.max_false_rejects, review_rate=change.review_rate).after
-
-    def basis(self) -> Bundle:
-        """The bundle with the limits in use, and the scores behind them."""
-        if self.decision in self.bundle.spec.earlier_decisions:
-            return self.bundle.with_decision(self.decision)
-        spec = self.bundle.spec.model_copy(update={"decision": self.decision})
-        return replace(self.bundle, spec=spec)
-
-    def preview(self, after: Decision, recent: Sequence[Record]) -> LimitPreview:
-        """What other limits would do to the good images behind them and to recent parts.
-
-        Args:
-            after: the other limits.
-            recent: records of the line, the newest first.
-        """
-        before, arrays = self.decision, self.basis().calibration
-        good = arrays.get("good_levels" if before.by_regions else "good", np.zeros(0))
-        # With another setting of regions the numbers that decide would be others.
-        same = all(getattr(before, name) == getattr(after, name) for name in _SETTING)
-        records = [r for r in recent if r.model_sha256 == self.sha256 and r.deciding is not None and same]
-        changes = {
-            record.id: f"{old} -> {new}"
-            for record in records
-            if (old := before.verdict_of(record.deciding or 0.0)) != (new := after.verdict_of(record.deciding or 0.0))
-        }
-        return LimitPreview(
-            before=LimitFacts.of(before),
-            after=LimitFacts.of(after),
-            good_before=_verdicts(before, good),
-            good_after=_verdicts(after, good) if same else {},
-            recent=len(records),
-            changes=dict(Counter(changes.values())),
-            changed=list(changes)[:_LISTED],
-        )
-
-
-_SETTING = ("region_of_interest", "minimum_area", "zones", "elsewhere")
-
-
-def _verdicts(decision: Decision, deciding: Any) -> dict[str, int]:
-    return dict(Counter(decision.verdict_of(float(number)) for number in deciding))
-
-
-class NamedModel(NamedTuple):
-    """The model file that the settings of a line name, as it is now.
-
-    Attributes:
-        sha256: of the file; None: none is named, or it is not there though the line has a history.
-        model: opened; None: the service has its own copy of the file.
-    """
-
-    sha256: str | None
-    model: LoadedModel | None
-
-    @classmethod
-    def look(cls, service: ServiceSettings, name: str, files: ModelFiles) -> NamedModel:
-        """Read it; nothing is written.
-
-        Raises:
-            FlawsmithError: as `LoadedModel.load`.
-        """
-        path = service.lines[name].model
-        if path is None or (not path.exists() and files.folder.exists()):
-            return cls(None, None)
-        if path.is_file() and (sha256 := sha256_of(path)) in files:
-            return cls(sha256, None)
-        model = LoadedModel.load(service, name, path)
-        return cls(model.sha256, model)
 
 
 OnRecord = Callable[[Record], object]
@@ -373,8 +85,8 @@ class Line:
         store: Store,
         pictures: Pictures,
         cursors: Cursors,
-        on_record: OnRecord = lambda _: None,
-        on_event: OnEvent = lambda *_: None,
+        on_record: OnRecord,
+        on_event: OnEvent,
     ) -> None:
         self.name, self.settings, self._service = name, service.lines[name], service
         self._store, self._pictures, self._files, self._on_record = store, pictures, files, on_record
@@ -395,6 +107,8 @@ class Line:
         self.camera: Capture | None = None
         camera = self.settings.camera
         try:
+            if camera is not None:  # before the outputs, which say whether it is paused
+                self.camera = Capture(self, camera, store, on_event)
             self.outputs.start(
                 self,
                 store,
@@ -402,13 +116,13 @@ class Line:
                 trigger=None if camera is None else self.trigger,
                 on_failure=lambda line, output: on_event("output", {"line": line, "output": output}),
             )
-            if camera is not None:
-                self.camera = Capture(self, camera, store, on_event)
+            self._run_shadow()
         except BaseException:
             self.outputs.close()
             self.queue.close()
             raise
-        self._run_shadow()
+        if self.camera is not None:
+            self.camera.start()
 
     # Parts
 
@@ -429,6 +143,7 @@ class Line:
         """
         if trigger.part_id is None:
             return self.queue.submit(trigger, self._judge()), True
+        image_sha256 = trigger.image_sha256  # which takes a while, and is not to hold up other parts
         with self._lock:
             sha256, future = self._in_work.get(trigger.part_id, ("", None))
             if future is None or future.done():
@@ -436,8 +151,8 @@ class Line:
                 if known is not None:
                     return known, False
                 future = self.queue.submit(trigger, self._judge())
-                self._in_work[trigger.part_id] = trigger.image_sha256, future
-            elif sha256 == trigger.image_sha256:
+                self._in_work[trigger.part_id] = image_sha256, future
+            elif sha256 == image_sha256:
                 return future, False
             else:
                 raise PartConflictError
@@ -606,7 +321,8 @@ class Line:
             FlawsmithError: it is no model that works here; nothing is kept.
         """
         if sha256 not in self.versions.by_sha256:
-            facts = try_model(received, engine=self.settings.engine, threads=self.settings.threads)
+            asked = self.settings
+            facts = try_model(received, engine=asked.engine, device=asked.device, threads=asked.threads)
             with self._changing, self._files.lock:
                 is_new = sha256 not in self.versions.by_sha256
                 if is_new:
@@ -674,10 +390,13 @@ class Line:
         surplus = self.versions.surplus
         if not surplus:
             return
-        with self._files.lock:
-            for sha256 in surplus:
-                self.versions.note("removed", who="service", sha256=sha256)
-            self._files.sweep(self._store)
+        try:
+            with self._files.lock:
+                for sha256 in surplus:
+                    self.versions.note("removed", who="service", sha256=sha256)
+                self._files.sweep(self._store)
+        except UnwritableError as error:  # what was asked for is done; they go the next time
+            log.warning("line %s keeps versions that it need not: %s", self.name, error)
 
     def limits_of(self, version: Version) -> Decision:
         """The limits with which a version judges on this line."""
@@ -778,14 +497,23 @@ class Line:
     def _previewed(self, model: LoadedModel, after: Decision) -> LimitPreview:
         return model.preview(after, self._store.page(self.name, count=_RECENT))
 
-    def set_limits(self, change: LimitChange, *, who: str, reason: str) -> LimitPreview:
+    def set_limits(self, change: LimitChange, *, who: str, reason: str, expected: str | None = None) -> LimitPreview:
         """Change the limits; the audit says who, why, and what effect was expected. Holds for parts taken from now on.
 
+        Args:
+            change: what is asked.
+            who, reason: stand in the audit.
+            expected: name of the limits in use; None: whichever are.
+
         Raises:
+            SwapConflictError: other limits are in use than expected.
             FlawsmithError, NoModelError: as `preview_limits`; the former limits stay.
         """
         with self._changing:
             model = self._judge()
+            in_use = model.decision.identity
+            if expected not in (None, in_use):
+                raise SwapConflictError(f"the limits in use are {in_use}, not {expected}: look at them first")
             after = model.decision_of(change, self._noted_limits(model.sha256))
             preview = self._previewed(model, after)
             facts = {
@@ -910,7 +638,7 @@ class Site:
             settings = self.settings.with_line(name, line)
             added = self._line(name, settings, NamedModel.look(settings, name, self.files))
             try:
-                self.store.note("line", who=who, line=name, facts={"added": line.model_dump(mode="json")})
+                self.store.note("line", who=who, line=name, facts={"added": line.shown()})
             except BaseException:
                 added.close()
                 raise
@@ -979,20 +707,3 @@ class Site:
             if slept >= SWEEP_SECONDS or self.pictures.too_large:
                 self.pictures.sweep()
                 slept = 0.0
-
-
-__all__ = [
-    "LimitChange",
-    "LimitFacts",
-    "LimitPreview",
-    "Line",
-    "LoadedModel",
-    "NamedModel",
-    "NoCameraError",
-    "NoModelError",
-    "OnEvent",
-    "OnRecord",
-    "PartConflictError",
-    "Site",
-    "SwapConflictError",
-]

@@ -14,7 +14,7 @@ import math
 import sqlite3
 import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,13 +23,15 @@ from flawsmith.line.record import DRAWS, WITHDRAWN, Draw, Label, LabelRole, Outc
 from flawsmith.runtime.errors import FlawsmithError
 
 FILE = "records.db"
+MOST_LABELS = 20_000
+"""Labels that are reckoned with, the latest ones: more would not change what they prove, and take seconds to read."""
 START = "0" * 64
 """The hash before the first row."""
 _BUSY_SECONDS = 10.0
 
 
 class UnwritableError(FlawsmithError):
-    """Nothing can be written, as the disk is full; what was written before stays."""
+    """Nothing can be written, as the disk is full or another program holds the file; what was written before stays."""
 
 
 # Columns to search by are computed from the content, so that there is nothing beside it that could say otherwise.
@@ -93,6 +95,32 @@ _MIGRATIONS = (
     ) WITHOUT ROWID;
     CREATE INDEX shadow_flips ON shadow (run, record) WHERE before <> after;
     CREATE INDEX shadow_times ON shadow (run, milliseconds);
+    """,
+    # What waits for a review follows from records and audit; asked of them, every look would go through all records
+    # that were ever drawn.
+    """
+    CREATE TABLE waiting (
+        record INTEGER PRIMARY KEY REFERENCES records (id),
+        line TEXT NOT NULL,
+        verdict TEXT NOT NULL
+    );
+    CREATE INDEX waiting_by_line ON waiting (line, record, verdict);
+    CREATE TRIGGER drawn_record_waits AFTER INSERT ON records
+    WHEN NEW.inclusion IS NOT NULL AND NEW.verdict <> 'error' BEGIN
+        INSERT INTO waiting VALUES (NEW.id, NEW.line, NEW.verdict);
+    END;
+    CREATE TRIGGER reviewed_record_waits_no_more AFTER INSERT ON audit WHEN NEW.kind = 'review' BEGIN
+        DELETE FROM waiting WHERE record = NEW.record;
+        INSERT INTO waiting SELECT id, line, verdict FROM records
+            WHERE id = NEW.record AND inclusion IS NOT NULL AND verdict <> 'error'
+            AND json_extract(NEW.content, '$.facts.label') = 'withdrawn';
+    END;
+    INSERT INTO waiting SELECT id, line, verdict FROM records
+        WHERE inclusion IS NOT NULL AND verdict <> 'error' AND coalesce((
+            SELECT json_extract(content, '$.facts.label') FROM audit
+            WHERE audit.record = records.id AND audit.kind = 'review' ORDER BY audit.id DESC LIMIT 1
+        ), 'withdrawn') = 'withdrawn';
+    DROP INDEX records_to_review;
     """,
 )
 """Scripts from one `PRAGMA user_version` to the next."""
@@ -165,7 +193,6 @@ class Store:
 
     Args:
         folder: where `FILE` is, or will be.
-        must_exist: refuse a folder without one.
 
     Raises:
         FlawsmithError: the file is no store, is of a newer Flawsmith, or cannot be opened.
@@ -179,11 +206,9 @@ class Store:
         (1, True, ())
     """
 
-    def __init__(self, folder: Path, *, must_exist: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         self.path = folder / FILE
         self._lock = threading.Lock()
-        if must_exist and not self.path.is_file():
-            raise FlawsmithError(f"{folder}: holds no {FILE}; give the folder that `flawsmith serve` writes (--out)")
         try:
             self._writer = self._connect()
             try:
@@ -196,7 +221,8 @@ class Store:
 
     def close(self) -> None:
         """Give the file back; what is still running then fails."""
-        self._writer.close()
+        with self._lock:
+            self._writer.close()
 
     def _connect(self) -> sqlite3.Connection:
         connection = sqlite3.connect(
@@ -227,7 +253,7 @@ class Store:
                 if self._writer.in_transaction:  # SQLite itself rolls back where the disk is full
                     self._writer.execute("ROLLBACK")
                 if isinstance(error, sqlite3.OperationalError):
-                    raise UnwritableError(f"{self.path}: cannot be written ({error}); free some space") from None
+                    raise UnwritableError(f"{self.path}: cannot be written ({error}); {_advice(error)}") from None
                 raise
 
     def _read(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
@@ -446,15 +472,6 @@ class Store:
                 facts["draw"] = next(draw for draw, verdict in DRAWS.items() if verdict == record.verdict)
         return self.note("review", who=who, line=line, facts=facts)
 
-    _LATEST = (
-        "(SELECT json_extract(content, '$.facts.label') FROM audit "
-        "WHERE audit.record = records.id AND audit.kind = 'review' ORDER BY audit.id DESC LIMIT 1)"
-    )
-    _UNREVIEWED = (
-        "FROM records WHERE line = ? AND inclusion IS NOT NULL AND verdict IN ('pass', 'review', 'reject') "
-        f"AND coalesce({_LATEST}, '{WITHDRAWN}') = '{WITHDRAWN}'"
-    )
-
     def next_to_review(self, line: str) -> Record | None:
         """The oldest record that was drawn for a review and has none; None: there is none."""
         waiting = self.to_review(line, count=1)
@@ -471,11 +488,13 @@ class Store:
             after: with a larger number alone.
             count: at most so many.
         """
-        asked = {"verdict = ?": draw and DRAWS[draw], "id > ?": after}
+        asked = {"waiting.verdict = ?": draw and DRAWS[draw], "waiting.record > ?": after}
         filters = {condition: value for condition, value in asked.items() if value is not None}
-        where = "".join(f" AND {condition}" for condition in filters)
+        where = " AND ".join(["waiting.line = ?", *filters])
         rows = self._read(
-            f"SELECT content {self._UNREVIEWED}{where} ORDER BY id LIMIT ?", (line, *filters.values(), count)
+            f"SELECT content FROM waiting JOIN records ON records.id = waiting.record WHERE {where} "
+            "ORDER BY waiting.record LIMIT ?",
+            (line, *filters.values(), count),
         )
         return [_record(row[0]) for row in rows]
 
@@ -485,19 +504,25 @@ class Store:
 
     def waiting(self, line: str) -> dict[Draw, int]:
         """The same by how they came."""
-        counts = dict(self._read(f"SELECT verdict, count(*) {self._UNREVIEWED} GROUP BY verdict", (line,)))
+        counts = dict(self._read("SELECT verdict, count(*) FROM waiting WHERE line = ? GROUP BY verdict", (line,)))
         return {draw: int(counts.get(verdict, 0)) for draw, verdict in DRAWS.items()}
 
-    def labelled(self, line: str) -> list[tuple[Record, AuditEntry]]:
-        """All records of a line of which a person has said what they are, with the latest word, oldest first."""
+    def labelled(self, line: str, *, count: int = MOST_LABELS) -> list[tuple[Record, AuditEntry]]:
+        """Records of a line of which a person has said what they are, with the latest word, oldest first.
+
+        Args:
+            line: its name.
+            count: at most so many, those of which it was said last.
+        """
         rows = self._read(
             "SELECT records.content, audit.content, audit.hash FROM audit JOIN records ON records.id = audit.record "
             "WHERE audit.line = ? AND audit.kind = 'review' AND audit.id = (SELECT max(later.id) FROM audit AS later "
             "WHERE later.record = audit.record AND later.kind = 'review') "
-            f"AND json_extract(audit.content, '$.facts.label') <> '{WITHDRAWN}' ORDER BY records.id",
-            (line,),
+            f"AND json_extract(audit.content, '$.facts.label') <> '{WITHDRAWN}' ORDER BY audit.id DESC LIMIT ?",
+            (line, count),
         )
-        return [(_record(content), _entry(said, chained)) for content, said, chained in rows]
+        labelled = [(_record(content), _entry(said, chained)) for content, said, chained in rows]
+        return sorted(labelled, key=lambda pair: pair[0].id)
 
     def counts(self, line: str, since: str, seconds: int) -> list[tuple[int, Outcome, int]]:
         """Parts of a line by time and verdict.
@@ -561,40 +586,80 @@ class Store:
     # Verification
 
     def verify(self, head: str | None = None) -> Verification:
-        """Follow both hash chains from their beginning.
+        """As `verify`, of this store."""
+        return verify(self.path.parent, head)
 
-        Args:
-            head: the audit's head at some time, as it was noted elsewhere: it must be one of those since.
 
-        Example:
-            >>> import tempfile
-            >>> store = Store(Path(tempfile.mkdtemp()))
-            >>> entry = store.note("start", who="local", facts={})
-            >>> store.verify().audit_head == entry.hash
-            True
-        """
-        faults: list[str] = []
-        with closing(self._connect()) as connection:
-            connection.execute("BEGIN")  # one state of the file, whatever is written meanwhile
-            heads: list[str] = [START]
-            records_head = START
-            for records_head in _follow(connection, "records", faults):
-                heads.append(records_head)
-            audit_head, entries, is_known = START, 0, head in (None, START)
-            for audit_head in _follow(connection, "audit", faults):
-                entries += 1
-                is_known = is_known or audit_head == head
-            if not is_known:
-                faults.append("audit: the head that was noted is none of its own: it was written anew, or cut off")
-            ties = connection.execute(
-                "SELECT id, json_extract(content, '$.records'), json_extract(content, '$.records_head') FROM audit"
-            )
-            for number, count, head in ties:
-                if not isinstance(count, int) or count >= len(heads):
-                    faults.append(f"audit {number}: records up to {count} were there, {len(heads) - 1} are left")
-                elif heads[count] != head:
-                    faults.append(f"audit {number}: the records up to {count} were others then")
-        return Verification(len(heads) - 1, entries, records_head, audit_head, tuple(faults))
+def verify(folder: Path, head: str | None = None) -> Verification:
+    """Follow both hash chains from their beginning. The file is only read, whichever release wrote it.
+
+    Args:
+        folder: that holds `FILE`.
+        head: the audit's head at some time, as it was noted elsewhere: it must be one of those since.
+
+    Raises:
+        FlawsmithError: there is no such file, or it is none of a service's.
+
+    Example:
+        >>> import tempfile
+        >>> folder = Path(tempfile.mkdtemp())
+        >>> entry = Store(folder).note("start", who="local", facts={})
+        >>> verify(folder).audit_head == entry.hash
+        True
+    """
+    path = folder / FILE
+    if not path.is_file():
+        raise FlawsmithError(f"{folder}: holds no {FILE}; give the folder that `flawsmith serve` writes (--out)")
+    log = path.with_name(f"{FILE}-wal")  # is there for as long as someone writes
+    while True:
+        is_alone = not log.exists()  # then nothing is made beside it, and it may lie where nothing can be written
+        address = path.resolve().as_uri() + ("?mode=ro&immutable=1" if is_alone else "?mode=ro")
+        try:
+            with closing(sqlite3.connect(address, uri=True, timeout=_BUSY_SECONDS, isolation_level=None)) as connection:
+                connection.execute("BEGIN")  # one state of the file, whatever is written meanwhile
+                connection.execute("SELECT 1 FROM records, audit LIMIT 0")
+                result = _verified(connection, head)
+        except sqlite3.Error as error:
+            raise FlawsmithError(f"{path}: cannot be read as records ({error}); give another folder") from None
+        if not (is_alone and log.exists()):
+            return result
+
+
+def _verified(connection: sqlite3.Connection, head: str | None) -> Verification:
+    faults: list[str] = []
+    counts, heads = {"records": 0, "audit": 0}, {"records": START, "audit": START}
+    is_known = head in (None, START)
+    try:
+        for heads["audit"] in _follow(connection, "audit", faults):
+            counts["audit"] += 1
+            is_known = is_known or heads["audit"] == head
+        if not is_known:
+            faults.append("audit: the head that was noted is none of its own: it was written anew, or cut off")
+        ties = connection.execute(
+            "SELECT id, json_extract(content, '$.records'), json_extract(content, '$.records_head') FROM audit "
+            "ORDER BY id"
+        )
+        chain, is_tied = _follow(connection, "records", faults), True
+        for number, count, records_head in ties:
+            while isinstance(count, int) and counts["records"] < count and (following := next(chain, None)):
+                heads["records"], counts["records"] = following, counts["records"] + 1
+            if is_tied and (count, records_head) != (counts["records"], heads["records"]):
+                is_tied = False  # said once, as all that follow differ too
+                is_short = isinstance(count, int) and count > counts["records"]
+                left = f"up to {count} were there, {counts['records']} are left"
+                faults.append(f"audit {number}: records {left if is_short else f'up to {count} were others then'}")
+        for heads["records"] in chain:
+            counts["records"] += 1
+    except sqlite3.DatabaseError as error:
+        faults.append(f"{FILE} cannot be read to its end ({error}): see the disk, and the latest backup")
+    return Verification(counts["records"], counts["audit"], heads["records"], heads["audit"], tuple(faults))
+
+
+def _advice(error: sqlite3.Error) -> str:
+    """What to do where something cannot be written."""
+    if "locked" in str(error):
+        return "another program holds it: close that"
+    return "see its rights" if "readonly" in str(error) else "free some space"
 
 
 def _signed(inode: int) -> int:
@@ -625,11 +690,17 @@ def _follow(connection: sqlite3.Connection, table: str, faults: list[str]) -> It
         connection.execute(f"SELECT id, content, hash FROM {table} ORDER BY id"), 1
     ):
         head = _chained(head, content)
-        inner = json.loads(content).get("id") if stored == head else number
-        if not broken and (stored != head or number != place or inner != number):
+        if not broken and (stored != head or number != place or _number_in(content) != number):
             broken = True
             faults.append(f"{table} {number}: was changed, or one before it was removed or inserted")
         yield head
+
+
+def _number_in(content: object) -> object:
+    """The number that a row says it has; None: it is none of ours, whatever its hash says."""
+    with suppress(ValueError, TypeError, AttributeError):
+        return json.loads(str(content)).get("id")
+    return None
 
 
 def _record(content: str) -> Record:

@@ -23,12 +23,12 @@ TRIAL_SECONDS = 30.0
 _NICE = 10
 
 
-def try_model(path: Path, *, engine: str | None, threads: int | None) -> ModelFacts:
+def try_model(path: Path, *, engine: str | None, device: str | None, threads: int | None) -> ModelFacts:
     """Verify a model file, open it and run it.
 
     Args:
         path: of the file.
-        engine: that the line asks for; None: that of the file.
+        engine, device: that the line asks for; None: those of the file.
         threads: for the network; None: one a core.
 
     Returns:
@@ -39,20 +39,21 @@ def try_model(path: Path, *, engine: str | None, threads: int | None) -> ModelFa
             machine that made it.
     """
     facts = run_apart(
-        partial(_tried, path, engine, threads),
+        partial(_tried, path, engine, device, threads),
         seconds=TRIAL_SECONDS,
         too_long=f"the model takes more than {TRIAL_SECONDS:g} s to be opened and run; use another one",
+        is_memory_bounded=device in (None, "cpu"),  # drivers of GPUs map more than any machine has
     )
     return ModelFacts.model_validate(facts)
 
 
-def _tried(path: Path, engine: str | None, threads: int | None) -> dict[str, Any]:
+def _tried(path: Path, engine: str | None, device: str | None, threads: int | None) -> dict[str, Any]:
     give_way(_NICE)  # parts come first
     try:
         bundle = Bundle.load(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of another engine than that of the limits: stderr is for refusals
-            inspector = Inspector.load(bundle, engine=engine, threads=threads, max_seconds=TRIAL_SECONDS)
+            inspector = Inspector.load(bundle, engine=engine, device=device, threads=threads, max_seconds=TRIAL_SECONDS)
         tests = self_test(inspector, bundle)
     except FlawsmithError as error:
         raise FlawsmithError(str(error).replace(f"{path}: ", "").replace(str(path), "the file")) from None

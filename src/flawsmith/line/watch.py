@@ -15,13 +15,14 @@ import threading
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 from watchfiles import watch
+from watchfiles.main import FileChange
 
 from flawsmith.line.queue import NotRecordedError, QueueFullError, UnreadableYetError
 from flawsmith.line.record import Record, Trigger, WatchedFile
@@ -172,7 +173,7 @@ class FolderWatch:
             ignore_permission_denied=True,
         )
         looked = -_LOOK_SECONDS
-        for changes in events:
+        while (changes := self._next(events)) is not None:
             if self._clock() - looked >= _LOOK_SECONDS:
                 self.look()
                 looked = self._clock()
@@ -180,6 +181,13 @@ class FolderWatch:
                 self.look(Path(path) for _, path in changes)
             self.step()
         self.finish()
+
+    def _next(self, events: Iterator[set[FileChange]]) -> set[FileChange] | None:
+        """What has changed; None: watching was ended."""
+        try:
+            return next(events, None)
+        except (OSError, RuntimeError) as error:  # such as too many watches
+            raise FlawsmithError(f"{self.folder}: the system cannot watch it ({error}); give --poll") from None
 
     def look(self, changed: Iterable[Path] | None = None) -> None:
         """Take note of files that are not dealt with yet.
@@ -189,7 +197,7 @@ class FolderWatch:
         """
         if changed is None:
             try:
-                paths = set(iter_images(self.folder))
+                paths = set(iter_images(self.folder, without=self.folder / DONE))
                 self._is_told = False
             except FlawsmithError as error:  # a share that is gone comes back
                 self._warn(str(error))
@@ -207,7 +215,14 @@ class FolderWatch:
         """Judge the files that are whole by now, and deal with those that have their record."""
         for path, candidate in list(self._candidates.items()):
             state = _state(path)
-            if state is None or state.size > _LARGEST_FILE:
+            if state is None:
+                del self._candidates[path]
+            elif state.size > _LARGEST_FILE:
+                warnings.warn(
+                    without_controls(f"{path}: has more than {_LARGEST_FILE >> 20} MiB, and is passed over"),
+                    stacklevel=2,
+                )
+                self._settled[path] = state
                 del self._candidates[path]
             elif self._is_whole(path, candidate, state):
                 self._take(path, candidate)

@@ -96,7 +96,7 @@ def is_folder(path: str | Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for such a path)
 
 
-def iter_images(folder: str | Path) -> Iterator[Path]:
+def iter_images(folder: str | Path, *, without: str | Path | None = None) -> Iterator[Path]:
     """Yields the image files under a folder, one at a time, in the order of ``sorted(paths)``.
 
     Only the names of the folders on the way to the current file are held, so a tree of any size can be
@@ -106,13 +106,19 @@ def iter_images(folder: str | Path) -> Iterator[Path]:
 
     Args:
         folder: where to search, with all its subfolders.
+        without: a folder that is passed over, whether it is there or not.
 
     Raises:
         FlawsmithError: the folder is missing, is a file, or may not be read.
     """
     root = Path(folder)
     if is_folder(root):
-        return (path for path, is_image in _walk(root, frozenset()) if is_image)
+        passed_over: set[tuple[int, int]] = set()
+        if without is not None:
+            with suppress(OSError):
+                status = Path(without).stat()
+                passed_over.add((status.st_dev, status.st_ino))
+        return (path for path, is_image in _walk(root, frozenset(passed_over)) if is_image)
     if os.path.exists(root):  # noqa: PTH110 (Path.exists raises where is_folder does not)
         raise FlawsmithError(f"{root}: is a file where a folder of images is needed")
     raise FlawsmithError(f"{root}: no such folder; check the path and the rights to it")
@@ -219,16 +225,16 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def _walk(folder: Path, ancestors: frozenset[tuple[int, int]]) -> Iterator[tuple[Path, bool]]:
-    """The files of a folder and those below it, and whether their names are those of images."""
+    """The files of a folder and those below it, and whether their names are those of images; not of ``ancestors``."""
     try:
         status = folder.stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in ancestors:
+            return
         with os.scandir(folder) as entries:
             listing = sorted((entry.name, _is_folder(entry)) for entry in entries if not is_stray(entry.name))
     except OSError as error:
         raise FlawsmithError(f"{folder}: cannot list this folder ({error.strerror}); check its permissions") from None
-    identity = (status.st_dev, status.st_ino)
-    if identity in ancestors:
-        return
     for name, is_folder in listing:
         if is_folder:
             yield from _walk(folder / name, ancestors | {identity})

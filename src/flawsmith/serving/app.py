@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -22,9 +23,11 @@ from flawsmith import __version__
 from flawsmith.line.capture import CameraFacts, Capture, State
 from flawsmith.line.drift import DriftFacts, Reference
 from flawsmith.line.limits import LimitScores, limit_scores
+from flawsmith.line.model import LimitChange, LimitFacts, LimitPreview
 from flawsmith.line.outputs.delivery import OutputFacts
+from flawsmith.line.queue import NoModelError
 from flawsmith.line.record import Outcome, Record, Trigger
-from flawsmith.line.station import LimitChange, LimitFacts, LimitPreview, Line, NoModelError, SwapConflictError
+from flawsmith.line.station import Line, SwapConflictError
 from flawsmith.line.store import UnwritableError
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
@@ -81,6 +84,7 @@ class LineFacts(BaseModel):
     product: str | None
     method: str | None
     model_sha256: str | None
+    device: str | None = Field(description="where its network is computed")
     limit: LimitFacts | None
     camera: State | None = Field(description="what its camera does; null: it has none")
     waiting: int = Field(description="parts that were taken and are not answered yet")
@@ -125,6 +129,9 @@ class AuditPage(BaseModel):
     next: int | None
 
 
+_KNOWN: dict[int | str, dict[str, Any]] = {
+    200: {"model": Record, "description": "The part was judged before, by this image where one came: its record"}
+}
 v1 = APIRouter(prefix="/v1", dependencies=[allowed("operator")], responses=PROBLEMS)
 
 
@@ -136,7 +143,7 @@ v1 = APIRouter(prefix="/v1", dependencies=[allowed("operator")], responses=PROBL
     response_model=Record,
     status_code=201,
     openapi_extra=IMAGE_BODY,
-    responses={200: {"model": Record, "description": "The part was judged before by this image: its record"}},
+    responses=_KNOWN,
 )
 async def inspect(
     line: LineName,
@@ -157,7 +164,11 @@ async def inspect(
 
     record, is_new = await service.judged(place, request, trigger_of)
     refuse_error(record)
-    headers = {"Location": f"/v1/lines/{place.name}/inspections/{record.id}"}
+    return _recorded(record, is_new)
+
+
+def _recorded(record: Record, is_new: bool) -> Response:
+    headers = {"Location": f"/v1/lines/{record.line}/inspections/{record.id}"}
     return Response(record.model_dump_json(), 201 if is_new else 200, headers, media_type="application/json")
 
 
@@ -264,6 +275,7 @@ def _facts(line: Line) -> LineFacts:
         product=None if model is None else model.product,
         method=None if model is None else model.bundle.spec.method,
         model_sha256=None if model is None else model.sha256,
+        device=None if model is None else model.inspector.device,
         limit=None if model is None else LimitFacts.of(model.decision),
         camera=None if line.camera is None else line.camera.state,
         waiting=len(line.queue),
@@ -315,11 +327,8 @@ def preview_limit(line: LineName, change: LimitChange, service: InService) -> Li
 def set_limit(line: LineName, order: LimitOrder, service: InService, caller: Engineer) -> LimitPreview:
     """Change the limits, with a reason. Parts that are taken from now on are judged by them."""
     place = service.line(line)
-    in_use = service.model(line).decision.identity
-    if order.expected not in (None, in_use):
-        raise Problem(409, f"the limits in use are {in_use}, not {order.expected}: look at them first")
     change = LimitChange(**order.model_dump(include=set(LimitChange.model_fields)))
-    preview = place.set_limits(change, who=caller.name, reason=order.reason)
+    preview = place.set_limits(change, who=caller.name, reason=order.reason, expected=order.expected)
     service.events.tell("limit", {"line": place.name, "who": caller.name, "limit": preview.after.model_dump()})
     return preview
 
@@ -334,7 +343,7 @@ def _camera(service: Service, line: str) -> Capture:
     return camera
 
 
-@v1.post("/lines/{line}/trigger", response_model=Record, status_code=201)
+@v1.post("/lines/{line}/trigger", response_model=Record, status_code=201, responses=_KNOWN)
 async def trigger(
     line: LineName,
     service: InService,
@@ -343,10 +352,9 @@ async def trigger(
 ) -> Response:
     """Take a picture with the line's camera and judge it. With Part-Id a part that has a record is not taken again."""
     part, lot = checked_id(part_id, "Part-Id"), checked_id(lot_id, "Lot-Id")
-    record = await service.triggered(service.line(line), part, lot)
+    record, is_new = await service.triggered(service.line(line), part, lot)
     refuse_error(record)
-    headers = {"Location": f"/v1/lines/{record.line}/inspections/{record.id}"}
-    return Response(record.model_dump_json(), 201, headers, media_type="application/json")
+    return _recorded(record, is_new)
 
 
 @v1.get("/lines/{line}/camera")
@@ -356,9 +364,9 @@ def camera(line: LineName, service: InService) -> CameraFacts:
 
 
 @v1.get("/lines/{line}/camera/picture", response_class=Response)
-def camera_picture(line: LineName, service: InService) -> Response:
+async def camera_picture(line: LineName, service: InService) -> Response:
     """The camera's latest picture, judged or not."""
-    content = _camera(service, line).picture()
+    content = await service.drawn(_camera(service, line).picture)
     if content is None:
         raise Problem(404, "there is no picture yet")
     return _image_response(content)
@@ -459,8 +467,7 @@ def readyz(service: InService) -> Response:
 @watched.get("/metrics", response_class=Response, dependencies=[allowed("operator")])
 def metrics(service: InService) -> Response:
     """Counts as Prometheus reads them."""
-    service.metrics.look_at(service.site)
-    return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(service.metrics.look_at(service.site), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def create_app(service: Service) -> FastAPI:
@@ -500,6 +507,7 @@ def create_app(service: Service) -> FastAPI:
         FlawsmithError: lambda error: Problem(422, str(error)),
         SwapConflictError: lambda error: Problem(409, str(error)),
         UnwritableError: lambda _: Problem(503, "nothing can be written, so nothing was done; see the disk"),
+        sqlite3.OperationalError: _of_unreadable,
         NoModelError: lambda _: Problem(409, "the line has no model: load one"),
         Exception: _of_defect,
     }
@@ -524,6 +532,11 @@ def _of_validation(error: RequestValidationError) -> Problem:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"][1:]) or "the request"
     return Problem(422, why_refused(first, place))
+
+
+def _of_unreadable(error: Exception) -> Problem:
+    log.error("the records cannot be read: %s", error)
+    return Problem(503, "the records cannot be read at present; see the service's log")
 
 
 def _of_defect(error: Exception) -> Problem:

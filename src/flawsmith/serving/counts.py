@@ -103,7 +103,7 @@ def settings(service: InService, caller: Anyone) -> SettingsFacts:
         caller=TokenFacts(name=caller.name, role=caller.role),
         tokens=tokens if caller.role == "engineer" else None,
         service=running.model_dump(mode="json", exclude={"tokens", "lines"}),
-        lines={name: line.model_dump(mode="json") for name, line in running.lines.items()},
+        lines={name: line.shown() for name, line in running.lines.items()},
         versions={
             "flawsmith": __version__,
             "python": platform.python_version(),

@@ -84,11 +84,10 @@ class Events:
         try:
             yield b"retry: 1000\n\n"
             seen = last or 0
-            while last is not None and (records := await asyncio.to_thread(missed, site, seen)):
-                for record in records:
-                    seen = record.id
-                    content = _content(record, site.pictures.has(record.image_sha256))
-                    yield _text(("inspection", record.id, content))
+            while last is not None and (repeated := await asyncio.to_thread(_missed, site, seen)):
+                for event in repeated:
+                    seen = event[1] or seen
+                    yield _text(event)
             while True:
                 try:
                     message = await asyncio.wait_for(reader.get(), KEEP_ALIVE_SECONDS)
@@ -103,10 +102,11 @@ class Events:
             self._readers.discard(reader)
 
 
-def missed(site: Site, last: int) -> list[Record]:
-    """Records of all lines after one, oldest first, 1,000 at most."""
+def _missed(site: Site, last: int) -> list[Message]:
+    """Events of the records of all lines after one, oldest first, 1,000 at most."""
     pages = [site.store.page(line, after=last, count=_REPEATED) for line in site.lines]
-    return sorted((record for page in pages for record in page), key=lambda record: record.id)[:_REPEATED]
+    records = sorted((record for page in pages for record in page), key=lambda record: record.id)[:_REPEATED]
+    return [("inspection", record.id, _content(record, site.pictures.has(record.image_sha256))) for record in records]
 
 
 def _content(record: Record, has_image: bool) -> dict[str, Any]:

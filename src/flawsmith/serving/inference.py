@@ -26,6 +26,8 @@ from flawsmith.serving.service import Engineer, InService, LineName, Service, al
 
 oip = APIRouter(prefix="/v2", tags=["Open Inference Protocol"])
 _READS = [allowed("operator")]
+_MOST_NUMBERS = 2**22
+"""Numbers of a map that are written as JSON, which takes ten times as many bytes."""
 
 
 class _Tensor(BaseModel):
@@ -145,10 +147,10 @@ async def infer(
     record, _ = await service.judged(place, request, trigger_of)
     refuse_error(record)
     inference, image = asked[0]
-    anomaly_map = None
-    if "map" in inference.asked:
-        anomaly_map = await service.drawn(lambda: service.seen_again(record, image).map)
-    return _answer(place, inference, record, anomaly_map)
+    if "map" not in inference.asked:
+        return _answer(place, inference, record, None)
+    # The map is large: it is written in a thread, too.
+    return await service.drawn(lambda: _answer(place, inference, record, service.seen_again(record, image).map))
 
 
 def _read(body: bytes, header_length: int | None) -> tuple[_Inference, bytes]:
@@ -191,6 +193,9 @@ def _answer(line: Line, inference: _Inference, record: Record, anomaly_map: NDAr
     for name, as_bytes in inference.asked.items():
         if name == "map":
             assert anomaly_map is not None, "computed where it is asked for"
+            if not as_bytes and anomaly_map.size > _MOST_NUMBERS:
+                advice = f"ask for it as bytes (binary_data), or GET /v1/lines/{line.name}/inspections/{record.id}/map"
+                raise Problem(413, f"the map has {anomaly_map.size} numbers, too many for JSON: {advice}")
             kind, shape, raw = "FP32", list(anomaly_map.shape), anomaly_map.astype("<f4").tobytes()
             data: list[Any] = [] if as_bytes else anomaly_map.ravel().tolist()
         elif name == "score":

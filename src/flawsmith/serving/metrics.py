@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from datetime import datetime
 from typing import Any
 
@@ -30,6 +31,7 @@ class Metrics:
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.registry = registry or CollectorRegistry()
+        self._looking = threading.Lock()
         ProcessCollector(registry=self.registry)
         into: dict[str, Any] = {"registry": self.registry}
         self._inspections = Counter(
@@ -64,7 +66,9 @@ class Metrics:
         self._last = Gauge(
             "flawsmith_last_inspection_timestamp_seconds", "When the latest part came in", ("line",), **into
         )
-        self._model = Gauge("flawsmith_model_info", "The model in use: 1", ("line", "model", "sha256"), **into)
+        self._model = Gauge(
+            "flawsmith_model_info", "The model in use: 1", ("line", "model", "sha256", "device"), **into
+        )
         self._shadow = Gauge(
             "flawsmith_shadow_parts", "Parts that a shadow run has judged, or missed", ("line", "result"), **into
         )
@@ -105,8 +109,13 @@ class Metrics:
         """Count a failed attempt of an output."""
         self._output_failures.labels(line, output).inc()
 
-    def look_at(self, site: Site) -> None:
-        """Take what is read, not counted: limits, models, reviews that wait, outputs, the disk."""
+    def look_at(self, site: Site) -> bytes:
+        """All of it as Prometheus reads it, with what is read, not counted: limits, models, outputs, the disk."""
+        with self._looking:  # between clearing and setting, another reader would see half of the lines
+            self._take(site)
+            return self.text()
+
+    def _take(self, site: Site) -> None:
         self._free.set(site.pictures.free_bytes())
         for gauge in (
             self._model,
@@ -114,6 +123,7 @@ class Metrics:
             self._to_review,
             self._shadow,
             self._drift,
+            self._output_behind,
         ):  # of lines and models that are no more
             gauge.clear()
         for line in site.lines.values():
@@ -142,7 +152,7 @@ class Metrics:
         model = line.model
         if model is None:
             return
-        self._model.labels(line.name, model.bundle.spec.method, model.sha256).set(1)
+        self._model.labels(line.name, model.bundle.spec.method, model.sha256, model.inspector.device).set(1)
         decision = model.decision
         limits = {
             "reject": decision.map_limit if decision.by_regions else decision.limit,

@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from flawsmith.line.station import LimitFacts, Line
+from flawsmith.line.model import LimitFacts
+from flawsmith.line.station import Line
 from flawsmith.line.versions import ShadowOrder, Version
 from flawsmith.serving.requests import Problem
 from flawsmith.serving.service import PROBLEMS, Engineer, InService, LineName, Service, allowed

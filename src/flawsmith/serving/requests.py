@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
@@ -24,12 +23,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flawsmith.line.record import ID_PATTERN, LONGEST_ID
 from flawsmith.line.settings import Role, ServiceSettings
 
-SEND_SECONDS = 30.0
-"""For a client to take a piece of an answer."""
 _UPLOADS = ("/inspections", "/infer", "/models", "/try", "/teach/images", "/teach/archives")
 """Ends of the paths that take images or models, and bound their bodies themselves."""
 _SMALL, _SMALL_SECONDS = 64 * 1024, 10.0
-"""Bytes of other requests, and seconds for each piece of them."""
+"""Bytes of other requests, and seconds for them to arrive whole."""
 _LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _MOST_PARTS = 8
 _LONGEST_FIELD = 4096
@@ -271,7 +268,7 @@ def checked_id(text: str | None, name: str) -> str | None:
 
 
 class Guard:
-    """Stands before the application: refuses foreign pages in a browser, hardens answers, and ends answers not taken.
+    """Stands before the application: refuses foreign pages in a browser, bounds small requests, and hardens answers.
 
     Args:
         app: the application.
@@ -297,7 +294,7 @@ class Guard:
         if self._local and re.sub(r":\d+$", "", host) not in _LOCAL_NAMES:
             return Problem(421, "the service listens on this machine alone: call it 127.0.0.1 or localhost")
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc != host:
+        if origin is not None and origin.partition("://")[2] != host:
             return Problem(403, "a page from elsewhere may not use this service")
         return None
 
@@ -305,13 +302,16 @@ class Guard:
     def _bounded(receive: Receive) -> Receive:
         """For requests that hold no image, whose bodies FastAPI reads whole."""
         length, is_whole = 0, False
+        end = asyncio.get_running_loop().time() + _SMALL_SECONDS
 
         async def bounded(*_: object) -> Message:
             nonlocal length, is_whole
             if is_whole:  # what follows is waited for: that the client leaves
                 return await receive()
+            # The first piece may be there already, and be asked for late.
+            left = max(0.0 if length else 0.1, end - asyncio.get_running_loop().time())
             try:
-                message = await asyncio.wait_for(receive(), _SMALL_SECONDS)
+                message = await asyncio.wait_for(receive(), left)
             except asyncio.TimeoutError:
                 raise HTTPException(408, "the request did not arrive in time", {"Connection": "close"}) from None
             length += len(message.get("body", b""))
@@ -330,6 +330,6 @@ class Guard:
                 headers.setdefault("Cache-Control", "no-store")
                 headers["X-Content-Type-Options"] = "nosniff"
                 headers.setdefault("Content-Security-Policy", "default-src 'none'; sandbox")
-            await asyncio.wait_for(send(message), SEND_SECONDS)
+            await send(message)
 
         return hardened

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.line.evidence import Evidence, evidence
 from flawsmith.line.record import Draw, Label, LabelRole, Record
+from flawsmith.line.store import MOST_LABELS
 from flawsmith.serving.service import (
     PROBLEMS,
     Anyone,
@@ -26,7 +27,6 @@ from flawsmith.serving.service import (
 )
 
 reviews = APIRouter(prefix="/v1", dependencies=[allowed("operator")], responses=PROBLEMS)
-_MOST_OPINIONS = 20_000
 
 
 class ReviewOrder(BaseModel):
@@ -77,7 +77,7 @@ def proven(
     place, store = service.line(line), service.site.store
     return evidence(
         store.labelled(place.name),
-        store.entries(line=place.name, kind="review", count=_MOST_OPINIONS),
+        store.entries(line=place.name, kind="review", count=MOST_LABELS),
         store.waiting(place.name),
         limits=None if place.model is None else place.model.decision.identity,
         model=None if place.model is None else place.model.sha256,

@@ -20,6 +20,8 @@ HEADER_SECONDS = 10.0
 """For a request's first line and headers to arrive, from the moment the connection is open."""
 LARGEST_HEADERS = 16 * 1024
 MOST_CONNECTIONS = 512
+READ_SECONDS, READ_BYTES = 30.0, 2**20
+"""In which a client has to read so much of an answer, or all of it; else the rest is let go, with the connection."""
 END_SECONDS = 10
 """For requests in work to be answered when the service is to end."""
 _WATCHDOG_SECONDS = int(os.environ["WATCHDOG_USEC"]) / 1e6 if os.environ.get("WATCHDOG_USEC", "").isdecimal() else None
@@ -27,9 +29,10 @@ _WATCHDOG_SECONDS = int(os.environ["WATCHDOG_USEC"]) / 1e6 if os.environ.get("WA
 
 
 class _Protocol(H11Protocol):
-    """Uvicorn's HTTP in Python (its other one, in C, knows no largest header), with an end to waiting for headers."""
+    """Uvicorn's HTTP in Python (its other one, in C, knows no largest header), with an end to waiting for clients."""
 
     _waiting: asyncio.TimerHandle | None = None
+    _reading: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -45,7 +48,37 @@ class _Protocol(H11Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_waiting()
+        self._stop_reading()
         super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """More of an answer waits to be read than the system holds."""
+        super().pause_writing()
+        self._wait_for_reader()
+
+    def resume_writing(self) -> None:
+        self._stop_reading()
+        super().resume_writing()
+
+    def _wait_for_reader(self) -> None:
+        unread = self.transport.get_write_buffer_size()
+        self._reading = self.loop.call_later(READ_SECONDS, self._look_at_reader, unread - READ_BYTES)
+
+    def _look_at_reader(self, unread: int) -> None:
+        if self.transport.get_write_buffer_size() > unread:
+            self.transport.abort()
+        else:
+            self._wait_for_reader()
+
+    def _stop_reading(self) -> None:
+        if self._reading is not None:
+            self._reading.cancel()
+            self._reading = None
+
+    def timeout_keep_alive_handler(self) -> None:
+        super().timeout_keep_alive_handler()
+        if self.transport.get_write_buffer_size():  # closing would wait for it to be read
+            self.transport.abort()
 
     def _wait(self) -> None:
         self._waiting = self.loop.call_later(HEADER_SECONDS, self.transport.close)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime, timezone
 from typing import Annotated, Any, TypeVar
 
@@ -13,10 +13,17 @@ from fastapi import Depends, Path, Query, Request, Response
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
-from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullError
+from flawsmith.line.model import LoadedModel
+from flawsmith.line.queue import (
+    NoModelError,
+    NotRecordedError,
+    PartConflictError,
+    QueueClosedError,
+    QueueFullError,
+)
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
-from flawsmith.line.station import Line, LoadedModel, NoCameraError, NoModelError, PartConflictError, Site
+from flawsmith.line.station import Line, NoCameraError, Site
 from flawsmith.line.trainings import Training
 from flawsmith.line.versions import sha256_of
 from flawsmith.line.workspace import Workspace
@@ -28,11 +35,12 @@ from flawsmith.serving.pictures import scaled_jpeg
 from flawsmith.serving.requests import Caller, Problem, UploadBudget, caller_of, received_body
 
 _Drawn = TypeVar("_Drawn")
-_UPLOADS = 8
-"""Requests of the largest size that may be in memory before they are in a queue."""
+_UPLOADS, _OTHER_UPLOADS = 8, 4
+"""Requests of the largest size that may be in memory before they are in a queue: of parts, and of all others."""
 _MOST_DRAWN = 48
 """Requests for pictures that may wait: a page of small ones asks for six at a time."""
 _MOST_TAUGHT = 2
+_TAKERS = 4
 
 
 class Service:
@@ -49,11 +57,14 @@ class Service:
     def __init__(self, settings: ServiceSettings, workspace: Workspace | None = None) -> None:
         self.settings, self.workspace = settings, workspace
         self.metrics, self.events = Metrics(), Events()
-        self.budget = UploadBudget(_UPLOADS * settings.max_bytes)
+        self.budget_of_parts = UploadBudget(_UPLOADS * settings.max_bytes)
+        self.budget = UploadBudget(_OTHER_UPLOADS * settings.max_bytes)
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
         self._teaching = asyncio.Semaphore(_MOST_TAUGHT)
         self.uploading_model = asyncio.Lock()
+        # Threads of their own, so that no part waits for the pages that look on.
+        self._takers = ThreadPoolExecutor(_TAKERS, thread_name_prefix="take")
         self.site = Site(settings, self._recorded, self._happened)
         if workspace is not None:
             workspace.start(self._trained)
@@ -63,6 +74,7 @@ class Service:
         if self.workspace is not None:
             self.workspace.close()
         self.site.close()
+        self._takers.shutdown(wait=False)
 
     def _trained(self, training: Training) -> str:
         """A training is done: its model becomes a version of the line."""
@@ -221,9 +233,10 @@ class Service:
             Problem: it was refused, or not answered in time.
         """
         async with received_body(
-            request, most=self.settings.max_bytes, seconds=self.settings.upload_seconds, budget=self.budget
+            request, most=self.settings.max_bytes, seconds=self.settings.upload_seconds, budget=self.budget_of_parts
         ) as body:
-            future, is_new = await run_in_threadpool(self._submit, line, body, trigger_of)
+            loop = asyncio.get_running_loop()
+            future, is_new = await loop.run_in_executor(self._takers, self._submit, line, body, trigger_of)
         return await self._answer(line, future), is_new
 
     def _submit(
@@ -246,19 +259,28 @@ class Service:
         except PartConflictError:
             raise Problem(409, f"part {trigger.part_id} was judged by another image") from None
 
-    async def triggered(self, line: Line, part_id: str | None, lot_id: str | None) -> Record:
+    async def triggered(self, line: Line, part_id: str | None, lot_id: str | None) -> tuple[Record, bool]:
         """Take a picture with a line's camera, have it judged, and wait for the record.
+
+        Returns:
+            The record, and whether it is new.
 
         Raises:
             Problem: there is no camera, or no answer in time.
         """
+
+        def trigger() -> tuple[Future[Record], int]:
+            latest = self.site.store.last_number()
+            return line.trigger(part_id, lot_id), latest
+
         try:
-            future = await run_in_threadpool(line.trigger, part_id, lot_id)
+            future, latest = await asyncio.get_running_loop().run_in_executor(self._takers, trigger)
         except NoCameraError:
             raise Problem(404, "the line has no camera: send it pictures") from None
         except QueueClosedError:
             raise Problem(503, "the service is ending", {"Retry-After": "10"}) from None
-        return await self._answer(line, future)
+        record = await self._answer(line, future)
+        return record, record.id > latest
 
     async def _answer(self, line: Line, future: Future[Record]) -> Record:
         seconds = self.settings.answer_seconds
@@ -274,15 +296,19 @@ class Service:
             raise Problem(503, "the record cannot be written, so the part counts as not judged; see the disk") from None
 
 
-def _service(request: Request) -> Service:
+def _service_of(request: Request) -> Service:
     return request.app.state.service
+
+
+async def _service(request: Request) -> Service:
+    return _service_of(request)  # as no coroutine it would be called in a thread, and wait for one
 
 
 def allowed(role: Role) -> Any:
     """A dependency that refuses who has no token of this role, and gives the `Caller` otherwise."""
 
     async def check(request: Request) -> Caller:
-        caller = caller_of(request, _service(request).settings)
+        caller = caller_of(request, _service_of(request).settings)
         if role == "engineer" and caller.role != "engineer":
             raise Problem(403, "an engineer's token is needed")
         return caller
@@ -340,9 +366,16 @@ def next_cursor(items: Sequence[Any], count: int) -> int | None:
 
 
 def in_utc(time: datetime) -> str:
-    """A time as records have it; UTC where no zone is named."""
+    """A time as records have it; UTC where no zone is named.
+
+    Raises:
+        Problem: UTC has no such year.
+    """
     zoned = time if time.tzinfo else time.replace(tzinfo=timezone.utc)
-    return zoned.astimezone(timezone.utc).isoformat(timespec="microseconds")
+    try:
+        return zoned.astimezone(timezone.utc).isoformat(timespec="microseconds")
+    except OverflowError:
+        raise Problem(422, "the time is before the year 1, or after the year 9999") from None
 
 
 def refuse_error(record: Record) -> None:

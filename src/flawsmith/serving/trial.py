@@ -13,7 +13,7 @@ from flawsmith.runtime.decision import Verdict
 from flawsmith.runtime.regions import Region
 from flawsmith.serving.pictures import HeatMap
 from flawsmith.serving.requests import Problem, image_and_fields
-from flawsmith.serving.service import IMAGE_BODY, PROBLEMS, Anyone, InService, LineName, allowed
+from flawsmith.serving.service import IMAGE_BODY, PROBLEMS, Anyone, InService, LineName, Number, allowed
 
 trial = APIRouter(prefix="/v1", dependencies=[allowed("operator")], responses=PROBLEMS)
 
@@ -91,7 +91,7 @@ async def try_image(
 @trial.get("/lines/{line}/picked/{number}/image", response_class=Response)
 async def picked_image(
     line: LineName,
-    number: int,
+    number: Number,
     service: InService,
     width: Annotated[int | None, Query(ge=16, le=8192, description="as a JPEG of at most so many pixels")] = None,
 ) -> Response:

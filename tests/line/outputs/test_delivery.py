@@ -18,6 +18,7 @@ from tests.conftest import PROJECT
 from tests.line.outputs.conftest import SECONDS, SECRET, Receiver, judge, until
 
 from flawsmith.line.outputs import delivery
+from flawsmith.line.outputs.delivery import Cursors
 from flawsmith.line.outputs.webhook import WebhookSink
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.station import Site
@@ -277,3 +278,10 @@ def test_end_waits_for_no_receiver_for_long(
     until(lambda: facts(site).behind == 0)
 
     assert list(dict.fromkeys(receiver.parts)) == names(3)
+
+
+def test_file_of_the_cursors_that_cannot_be_opened_is_not_to_be_removed(tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="free some space") as caught:
+        Cursors(tmp_path / "gone").get("bolt", "mes")
+
+    assert "remove" not in str(caught.value)

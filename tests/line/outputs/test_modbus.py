@@ -35,9 +35,9 @@ from flawsmith.line.outputs.handshake import (
 )
 from flawsmith.line.outputs.line import Outputs
 from flawsmith.line.outputs.modbus import SimulatedPlc
-from flawsmith.line.queue import NotRecordedError, QueueFullError
+from flawsmith.line.queue import NoModelError, NotRecordedError, PartConflictError, QueueFullError
 from flawsmith.line.record import Record, Trigger
-from flawsmith.line.station import Line, NoModelError, PartConflictError, Site
+from flawsmith.line.station import Line, Site
 from flawsmith.runtime.errors import FlawsmithError
 
 ENABLE, TRIGGER, ACK = Control.TRIGGER_ENABLE, Control.TRIGGER, Control.RESULTS_ACK
@@ -318,8 +318,10 @@ def test_plc_triggers_the_camera_of_the_line(
     paused = plc.read()
     camera.pause(False, who="anna", reason="cleaned")
     again = plc.read()
+    repeated = plc.inspect("A-1")  # another part under a name that was used: the old verdict is none for it
 
     assert [reading.verdict for reading in readings] == [Verdict.PASS, Verdict.REJECT]
+    assert (repeated.verdict, repeated.fault, repeated.is_pass) == (Verdict.ERROR, Fault.PART_CONFLICT, False)
     assert [record.source for record in site.store.page("bolt", after=0)] == ["camera", "camera"]
     assert (paused.offline, again.offline) == (Offline.PAUSED, Offline.ONLINE)
     assert Status.TRIGGER_READY not in paused.status

@@ -140,3 +140,28 @@ def test_certificate_is_checked(new_site: NewSite, new_receiver: Callable[..., R
     (tmp_path / "ca.pem").write_text("none")
     with pytest.raises(FlawsmithError, match=r"ca\.pem: cannot be used as ca_file \(it holds no certificate in PEM\)"):
         new_site(outputs=[receiver.webhook(ca_file=tmp_path / "ca.pem")])
+
+
+def test_answer_whose_body_ends_early_spoils_no_other_delivery(new_site: NewSite, receiver: Receiver) -> None:
+    listener, taken, go_on = socket.create_server(("127.0.0.1", 0)), [], threading.Event()
+
+    def answer_in_part() -> None:
+        while True:
+            connection, _ = listener.accept()
+            with connection:
+                taken.append(connection.recv(65536))
+                assert go_on.wait(SECONDS)  # so that the others come together
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\nx")
+                connection.shutdown(socket.SHUT_WR)
+                while connection.recv(65536):
+                    pass
+
+    threading.Thread(target=answer_in_part, daemon=True).start()
+    site = new_site(outputs=[receiver.webhook(url=f"http://127.0.0.1:{listener.getsockname()[1]}")])
+
+    for _ in range(3):
+        judge(site)
+    go_on.set()
+    fact = until(lambda: (fact := facts(site)).delivered == 3 and fact)
+
+    assert (fact.failures, len(taken)) == (0, 3)

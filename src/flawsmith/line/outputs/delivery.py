@@ -187,6 +187,10 @@ class Cursors:
         try:
             with self._lock:
                 row = self._connected().execute(query, (line, output)).fetchone()
+        except sqlite3.OperationalError as error:
+            raise FlawsmithError(
+                f"{self.path}: cannot be used ({error}); free some space, or close who holds it"
+            ) from None
         except sqlite3.Error as error:
             raise FlawsmithError(
                 f"{self.path}: cannot be used ({error}); remove it, and outputs begin with the next part"

@@ -20,9 +20,14 @@ from functools import partial
 from typing import Any, NamedTuple
 
 from flawsmith.line.outputs.delivery import Offline
-from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullError
+from flawsmith.line.queue import (
+    NoModelError,
+    NotRecordedError,
+    PartConflictError,
+    QueueClosedError,
+    QueueFullError,
+)
 from flawsmith.line.record import ID_PATTERN, LONGEST_ID, ErrorKind, Record
-from flawsmith.line.station import NoModelError, PartConflictError
 
 TABLE_VERSION = 1
 """Rises when a PLC's program would have to change."""
@@ -81,7 +86,7 @@ class Fault(IntEnum):
     OVERRUN = 3
     """A result was left out, as too many waited."""
     PART_CONFLICT = 4
-    """The part was judged before, by another image."""
+    """The part was judged before; no picture was taken."""
     NO_ROOM = 5
     """The line takes no parts at present."""
     NOT_RECORDED = 6

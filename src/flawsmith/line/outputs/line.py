@@ -16,6 +16,7 @@ from flawsmith.line.outputs.delivery import END_SECONDS, Cursors, Offline, Outpu
 from flawsmith.line.outputs.files import FileSink
 from flawsmith.line.outputs.settings import FileOutput, ModbusOutput, MqttOutput, OutputSettings, WebhookOutput
 from flawsmith.line.outputs.webhook import WebhookSink
+from flawsmith.line.queue import PartConflictError
 from flawsmith.line.record import Record
 from flawsmith.line.settings import LineSettings
 from flawsmith.line.store import Store
@@ -51,6 +52,7 @@ class Outputs:
         self._pumps: list[Pump] = []
         self._servers: list[PlcServer] = []
         self._line: Line | None = None
+        self._store: Store | None = None
         self._trigger: Callable[[str | None], Future[Record]] | None = None
         self._is_ending = False
 
@@ -76,7 +78,7 @@ class Outputs:
         Raises:
             FlawsmithError: an address is taken.
         """
-        self._line, self._trigger = line, trigger
+        self._line, self._store, self._trigger = line, store, trigger
         with ExitStack() as stack:
             stack.callback(self.close)
             for served in self._modbus:
@@ -145,6 +147,10 @@ class Outputs:
 
     def _acquire(self, part_id: str | None) -> Future[Record]:
         assert self._trigger is not None, "or the PLC could not trigger"
+        assert self._store is not None, "started"
+        # No picture would be taken, and the verdict that comes back would be that of the part of before.
+        if part_id is not None and any(r.verdict != "error" for r in self._store.of_part(self._name, part_id)):
+            raise PartConflictError
         future = self._trigger(part_id)
         wait([future])  # nothing else says that the picture was taken, before which the part must not move
         return future
