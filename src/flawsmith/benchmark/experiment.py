@@ -83,7 +83,8 @@ class Experiment(BaseModel):
         extras += [] if self.fraction == 1 else [f"{100 * self.fraction:g} % of the images"]
         extras += [] if self.holdout is None else ["holdout" if self.holdout else "no holdout"]
         extras += [] if self.select == "last" else [f"select {self.select}"]
-        extras += [] if self.engine == "onnxruntime" else [f"{self.engine} {self.precision}"]
+        extras += [] if self.engine == "onnxruntime" else [self.engine]
+        extras += [] if self.precision == "float32" else [self.precision]
         return ", ".join([self.method, *extras])
 
 

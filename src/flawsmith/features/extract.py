@@ -11,6 +11,7 @@ import logging
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property
 from importlib import import_module
@@ -205,7 +206,7 @@ class TorchExtractor:
     def levels(self, images: Tensor) -> list[Tensor]:
         """Level maps of normalised images (batch, 3, height, width), finest first, on this extractor's device."""
         batch = images.to(self.device).contiguous(memory_format=torch.channels_last)
-        lower = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
+        lower = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
         with torch.no_grad(), lower, exact_convolutions(self.device):
             return [level.float() for level in self._backbone(batch)]
 
