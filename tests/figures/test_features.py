@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,14 @@ from flawsmith.data.layouts import load
 from flawsmith.figures.features import feature_planes
 from flawsmith.models.diagnostics import FeatureCloud
 from flawsmith.models.registry import method_names
-from flawsmith.pipeline.restore import _in_network, _places, check_run, feature_clouds, restore
+from flawsmith.pipeline.restore import TorchEngine, _in_network, _places, check_run, feature_clouds, restore
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.training.data import SyntheticLoader
+
+DEVICE = torch.device(os.environ.get("FLAWSMITH_TEST_DEVICE", "cpu"))
 
 
 @pytest.mark.parametrize("method", method_names())
@@ -34,6 +37,19 @@ def test_restored_method_scores_as_its_model_file(method: str, trained, parts: P
         output = model(torch.from_numpy(spec.geometry.apply(photo))[None])
     score, _ = Inspector.load(result.bundle).raw(photo)
     assert float(output.score) == pytest.approx(score, rel=1e-3, abs=1e-3)
+
+
+def test_model_on_the_device_under_test_inspects_as_its_exported_graph(trained, parts: Path) -> None:
+    result, photo = trained("pbas"), decode(parts / "test" / "crack" / "000.png")
+    exported = Inspector.load(result.model)
+
+    there = Inspector(exported.spec, TorchEngine(result.folder, DEVICE))
+
+    expected, inspection = exported.inspect(photo), there.inspect(photo)
+    assert inspection.score == pytest.approx(expected.score, rel=1e-3, abs=1e-3)
+    assert inspection.verdict == expected.verdict
+    np.testing.assert_allclose(inspection.map, expected.map, rtol=1e-2, atol=1e-2)
+    assert (there.engine.name, there.calibrated) == ("torch", False)
 
 
 @pytest.mark.parametrize("method", method_names())
