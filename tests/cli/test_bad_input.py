@@ -349,7 +349,7 @@ def no_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compiling a backbone takes seconds, and no case here gets as far as using it."""
     from flawsmith.pipeline import steps
 
-    monkeypatch.setattr(steps, "make_extractor", lambda *arguments: None)
+    monkeypatch.setattr(steps, "make_extractor", lambda *arguments, **options: None)
 
 
 @pytest.mark.parametrize("name", CASES)

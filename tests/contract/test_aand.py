@@ -21,3 +21,4 @@ TINY = {
 
 class TestAAND(MethodTester):
     model = AAND
+    chooses_by_values = frozenset({"amplification"})

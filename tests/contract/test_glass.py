@@ -20,3 +20,4 @@ TINY = {
 
 class TestGLASS(MethodTester):
     model = GLASS
+    chooses_by_values = frozenset({"discrimination"})

@@ -33,6 +33,7 @@ import onnxruntime
 import pytest
 import torch
 import yaml
+from torch.overrides import TorchFunctionMode
 
 from flawsmith.data.layouts import load
 from flawsmith.data.seeding import derived_seed
@@ -41,8 +42,10 @@ from flawsmith.export import Tolerance, check_parity
 from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.cache import FeatureCache
 from flawsmith.features.extract import TorchExtractor
-from flawsmith.models.base import AnomalyModel, SinglePass
+from flawsmith.models.base import AnomalyModel, SinglePass, TrainingModule
+from flawsmith.models.components.patch_model import PatchModel
 from flawsmith.models.registry import register
+from flawsmith.models.slsg.pretraining import PretrainingModule
 from flawsmith.pipeline import steps
 from flawsmith.pipeline.export import TARGETS, Target, export_bundle
 from flawsmith.pipeline.parity import allowed_in_float32, room_for
@@ -117,6 +120,35 @@ def initialise(model: AnomalyModel) -> AnomalyModel:
     return model.eval()
 
 
+DEVICE = torch.device(os.environ.get("FLAWSMITH_TEST_DEVICE", "cpu"))
+"""Where tests of devices compute, such as ``cuda``; on the CPU moving changes nothing."""
+
+
+def training_set(model: AnomalyModel, parts: Path, folder: Path) -> TrainingSet:
+    """The good images of a category as a model learns from them, their features in a cache of their own."""
+    extractor, cache = TorchExtractor(model.backbone), FeatureCache("test", folder / "cache")
+    return TrainingSet(load(parts).good_train, model.geometry, extractor, cache, seed=0, workers=0)
+
+
+def step_losses(module: Any, batch: Any) -> dict[str, torch.Tensor]:
+    """The losses of a training step, whatever the stage, before anything is learned from them."""
+    if isinstance(module, TrainingModule):
+        return module._losses(batch)
+    if isinstance(module, PretrainingModule):
+        return module.generator_losses(batch.images, module.generator(batch.masked))
+    return module.training_step(batch, 0)
+
+
+class NothingLeaves(TorchFunctionMode):
+    """Refuses what copies values to the CPU."""
+
+    COPIES = (torch.Tensor.cpu, torch.Tensor.numpy, torch.Tensor.tolist, torch.Tensor.item, torch.Tensor.__float__)
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        assert function not in self.COPIES, f"{function.__name__} brings values to the CPU"
+        return function(*args, **(kwargs or {}))
+
+
 def without_test_hashes(model: Path) -> bytes:
     """A model file but for the hashes of test images, which it holds so that limits are never set on them."""
     bundle = Bundle.load(model)
@@ -176,6 +208,8 @@ class MethodTester:
     """One battery of tests; a subclass says which method it is for."""
 
     model: ClassVar[type[AnomalyModel]]
+    chooses_by_values: ClassVar[frozenset[str]] = frozenset()
+    """Stages whose steps choose rows by values, which torch's device without contents does not have."""
 
     @property
     def name(self) -> str:
@@ -308,18 +342,64 @@ class MethodTester:
             assert output.map.shape == (2, *model.config.image_size)
 
     def test_device_under_test_gives_what_the_cpu_does(self, build: Callable[..., AnomalyModel], seed: int) -> None:
-        """On ``FLAWSMITH_TEST_DEVICE``, such as ``cuda``; without it on the CPU, where moving changes nothing."""
-        device = os.environ.get("FLAWSMITH_TEST_DEVICE", "cpu")
         model = initialise(build())
         images = torch.randn(2, 3, *model.config.image_size, generator=torch.Generator().manual_seed(seed))
 
         with torch.inference_mode():
             expected = model(images)
-            output = copy.deepcopy(model).to(device)(images.to(device))
+            output = copy.deepcopy(model).to(DEVICE)(images.to(DEVICE))
 
-        assert output.map.device.type == output.score.device.type == torch.device(device).type
+        assert output.map.device.type == output.score.device.type == DEVICE.type
         torch.testing.assert_close(output.map.cpu(), expected.map, atol=1e-3, rtol=1e-3)
         torch.testing.assert_close(output.score.cpu(), expected.score, atol=1e-3, rtol=1e-3)
+
+    def test_a_training_step_stays_on_its_device(
+        self, build: Callable[..., AnomalyModel], parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """On torch's device without contents; a step whose rows are chosen by values where copies are refused."""
+        monkeypatch.setattr(torch, "is_autocast_enabled", lambda *_: False)  # which does not know this device
+        model = build()
+
+        for stage in model.stages(training_set(model, parts, tmp_path)):
+            if isinstance(stage, SinglePass):
+                stage.compute()
+                continue
+            batch = next(iter(stage.batches.epoch(0)))
+            if stage.name in self.chooses_by_values:
+                with NothingLeaves():
+                    losses = step_losses(stage.module, batch)
+            else:
+                losses = step_losses(copy.deepcopy(stage.module).to("meta"), batch.to(torch.device("meta")))
+                assert losses["loss"].device.type == "meta", stage.name
+            losses["loss"].backward()
+
+    def test_training_on_the_device_under_test_goes_as_on_the_cpu(
+        self,
+        trained_small: Trained,
+        train_small: Train,
+        parts: Path,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """Features, synthetic flaws and steps in torch; limits and inspection are the exported model's, as ever."""
+        gaussian = PatchModel.gaussian
+
+        def as_on_the_cpu(self: PatchModel, like: torch.Tensor, *purpose: Any) -> torch.Tensor:
+            return gaussian(self, like.cpu(), *purpose).to(like.device)
+
+        monkeypatch.setattr(PatchModel, "gaussian", as_on_the_cpu)  # a GPU has random numbers of its own
+        expected = trained_small(self.name)
+
+        result = train_small(self.name, parts, tmp_path / "run", engine="torch", accelerator=DEVICE.type)
+
+        spec = result.bundle.spec
+        assert (spec.engine, spec.precision, spec.decision.engine) == ("onnxruntime", "float32", "onnxruntime")
+        rows, known = (list(map(json.loads, metrics_of(run.folder).splitlines())) for run in (result, expected))
+        assert [row.keys() for row in rows] == [row.keys() for row in known]
+        for row, other in zip(rows, known, strict=True):
+            losses = {name: value for name, value in other.items() if name.startswith("loss")}
+            assert {name: row[name] for name in losses} == pytest.approx(losses, rel=0.05, abs=1e-3)
+        assert spec.decision.limit == pytest.approx(expected.bundle.spec.decision.limit, rel=0.1)
 
     def test_same_seed_gives_the_same_state(self, build: Callable[..., AnomalyModel]) -> None:
         first, second, other = (initialise(build(seed=seed)).trained_state() for seed in (3, 3, 4))
@@ -370,10 +450,7 @@ class MethodTester:
     def test_loss_falls(self, build: Callable[..., AnomalyModel], parts: Path, tmp_path: Path) -> None:
         every_stage = [field for field in self.model.Config.model_fields if field.endswith("epochs")]
         model = build(**dict.fromkeys(every_stage, 12))
-        info, config = model.backbone.info, model.config
-        geometry = Geometry(size=config.image_size, mean=info.mean, std=info.std)
-        extractor, cache = TorchExtractor(model.backbone), FeatureCache("loss", tmp_path / "cache")
-        data = TrainingSet(load(parts).good_train, geometry, extractor, cache, seed=0)
+        data = training_set(model, parts, tmp_path)
         run = RunFolder(tmp_path, LoopOptions())
 
         for stage in model.stages(data):

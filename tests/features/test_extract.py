@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -78,9 +79,10 @@ class Counting:
 
     engine: EngineName = "torch"
     precision: Precision = "float32"
+    device = torch.device("cpu")
 
-    def __init__(self) -> None:
-        self.batches: list[int] = []
+    def __init__(self, batch: int = 1) -> None:
+        self.batch, self.batches = batch, list[int]()
 
     def __call__(self, images: np.ndarray) -> list[np.ndarray]:
         self.batches.append(len(images))
@@ -102,6 +104,40 @@ def test_files_are_extracted_one_at_a_time_in_order(parts: Path, geometry: Geome
     assert len(np.unique(np.stack(forwards))) > 3
 
 
+def test_an_extractor_that_takes_whole_batches_gets_them(images: np.ndarray) -> None:
+    extractor = Counting(batch=4)
+
+    levels = [level for (level,) in extract(extractor, np.concatenate([images] * 3))]
+
+    assert extractor.batches == [4, 2]
+    np.testing.assert_array_equal(np.stack(levels), np.concatenate([images] * 3).mean(axis=(2, 3), keepdims=True))
+
+
+def test_torch_computes_on_the_device_under_test_and_leaves_the_models_backbone_alone(
+    backbone: Backbone, images: np.ndarray
+) -> None:
+    device = torch.device(os.environ.get("FLAWSMITH_TEST_DEVICE", "cpu"))
+    with torch.no_grad():
+        expected = backbone(torch.from_numpy(images))
+
+    levels = make_extractor(backbone, SIZE, "torch", device=device).levels(torch.from_numpy(images))
+
+    assert {level.device.type for level in levels} == {device.type}
+    assert {parameter.device.type for parameter in backbone.parameters()} == {"cpu"}
+    for level, reference in zip(levels, expected, strict=True):
+        assert not level.requires_grad
+        assert (level.cpu() - reference).abs().max() <= TOLERANCE["float32"] * reference.abs().max()
+
+
+def test_level_maps_of_tensors_never_leave_the_device(backbone: Backbone, images: np.ndarray) -> None:
+    """On torch's device without contents, from which nothing can be copied."""
+    extractor = make_extractor(backbone, SIZE, "torch", device=torch.device("meta"))
+
+    assert {level.device.type for level in extractor.levels(torch.from_numpy(images))} == {"meta"}
+    with pytest.raises(NotImplementedError):
+        extractor(images)
+
+
 def test_unreadable_file_is_named(parts: Path, geometry: Geometry, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"no image")
@@ -121,9 +157,11 @@ def test_key_tells_extractors_apart(backbone: Backbone, geometry: Geometry) -> N
         extractor_key(backbone, geometry, "openvino", "bfloat16"),
         extractor_key(backbone, other_geometry, "onnxruntime", "float32"),
         extractor_key(other_levels, geometry, "onnxruntime", "float32"),
+        extractor_key(backbone, geometry, "torch", "float32"),
+        extractor_key(backbone, geometry, "torch", "float32", torch.device("cuda")),
     }
 
-    assert len(keys) == 5
+    assert len(keys) == 7
     assert extractor_key(load_backbone(), geometry, "onnxruntime", "float32") in keys
 
 

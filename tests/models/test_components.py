@@ -52,7 +52,7 @@ def sequential_update(centers: Tensor, mean: Tensor, smoothing: float) -> Tensor
 def test_aligned_update_equals_the_sequential_one(count: int, width: int, smoothing: float, seed: int) -> None:
     centers, mean = random(seed, 2, count, width, dtype=torch.float64)
 
-    table = aligned_update(centers, mean, smoothing)
+    table = aligned_update(centers, mean, nearest_center(mean, centers), smoothing)
 
     torch.testing.assert_close(table, sequential_update(centers, mean, smoothing))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,19 @@ class Features:
 
     def batch(self, rows: Any) -> list[Tensor]:
         return [level[np.asarray(rows)] for level in self.levels]
+
+    def features(self) -> Features:
+        return self
+
+    def images(self) -> Iterator[np.ndarray]:
+        """Images of 4 pixels a position, as a network sees them that wants no others than they are."""
+        return (picture_of(row) for row in range(len(self)))
+
+
+def picture_of(row: int) -> np.ndarray:
+    """A grey image, each position of one brightness."""
+    cells = np.random.default_rng(row).random((6, 5)).astype(np.float32)
+    return np.repeat(np.kron(cells, np.ones((4, 4), np.float32))[None], 3, axis=0)
 
 
 def sampling(config: PBASConfig) -> Sampling:
@@ -311,7 +325,7 @@ def test_distances_to_the_centres_are_shown_batch_by_batch() -> None:
 
     model.fit_centers(batches.epoch(0))
 
-    (chart,) = [shown for shown in model.diagnostics(None) if shown.title == "Distance to the centre"]
+    (chart,) = [shown for shown in model.diagnostics(features) if shown.title == "Distance to the centre"]
     assert len(chart.x) == len(list(batches.epoch(0)))
     with torch.no_grad():
         *_, last = batches.epoch(0)
@@ -321,7 +335,45 @@ def test_distances_to_the_centres_are_shown_batch_by_batch() -> None:
     for name, centers in (("centres", model.centers), ("average centre", every.mean(dim=0))):
         nearest = centers[F.cosine_similarity(sample[:, None], centers[None], dim=2).argmax(dim=1)]
         assert chart.lines[name][-1] == pytest.approx(float((sample - nearest).norm(dim=1).mean()), rel=1e-4)
-    assert not small_model(center="kmeans").diagnostics(None)
+    assert not small_model(center="kmeans").diagnostics(features)
+
+
+def test_centres_are_shown_as_the_images_that_they_stand_for() -> None:
+    """Fig. 10: the pixels around a position follow its features, one position of one batch after another."""
+    features = Features()
+    model = small_model()
+    passes = FeatureBatches(features, sampling(model.config), seed=0, purpose="centre")
+    model.fit_centers(passes.epoch(0))
+
+    (shown,) = [each for each in model.diagnostics(features) if each.title == "Centres as images"]
+
+    pixels = np.stack([np.round(255 * (picture_of(row)[0, ::4, ::4] + 1) / 2) for row in range(len(features))])
+    first, *others = passes.images(0)
+    table = pixels[first].mean(axis=0).flatten()
+    assert len(others) == len(model._alignments) >= 1
+    for rows, nearest in zip(others, model._alignments, strict=True):
+        before, smoothing = table, model.config.center_smoothing
+        for position, center in enumerate(nearest.tolist()):
+            table = table.copy()
+            table[center] = (1 - smoothing) * table[center] + smoothing * pixels[rows].mean(axis=0).flatten()[position]
+    label, last = shown.pictures[-1]
+    assert label == f"centres after batch {1 + len(others)}"
+    assert last.shape == (24, 20, 3)
+    np.testing.assert_allclose(last[::4, ::4, 0].flatten(), table, atol=1.01)
+    labels = dict(shown.pictures)
+    np.testing.assert_allclose(labels["average centre"][::4, ::4, 0], pixels.mean(axis=0), atol=1.01)
+    assert not np.array_equal(before, table)
+
+
+def test_centres_without_the_projector_are_made_of_the_embedding() -> None:
+    features = Features()
+    model = small_model(center="average", center_features="embedded")
+
+    model.fit_centers(FeatureBatches(features, sampling(model.config), seed=0, purpose="centre").epoch(0))
+
+    with torch.no_grad():
+        rows = model.embedding(features.levels).permute(0, 2, 3, 1).reshape(10, 30, 8)
+    torch.testing.assert_close(model.centers, rows.mean(dim=0), atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,9 @@ import json
 import multiprocessing
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import lightning.pytorch as pl
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from flawsmith.data.seeding import Shard
+from flawsmith.metrics.ranking import auroc
 from flawsmith.models.base import ALONE, AnomalyOutput
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training import trainer
@@ -305,6 +307,8 @@ def test_unknown_logger_is_refused_with_those_there_are() -> None:
 class Constant(nn.Module):
     """Scores an image by its mean."""
 
+    config = SimpleNamespace(frozen_backbone=False)
+
     def forward(self, images: Tensor) -> AnomalyOutput:
         return AnomalyOutput(images.mean(1), images.mean((1, 2, 3)))
 
@@ -400,27 +404,58 @@ def test_training_leaves_denormal_numbers_to_the_rest_of_the_program(trained: Ca
     assert float(np.nextafter(np.float32(0), np.float32(1)) * np.float32(1)) > 0
 
 
-def test_oracle_measures_images_and_pixels_of_the_test_split() -> None:
-    def test_images() -> Iterator[TestImage]:
-        for value, flawed in ((0.0, False), (0.4, False), (0.2, True), (0.9, True)):
-            picture = np.full((3, 2, 4), value, np.float32)
-            picture[:, :, 0] += float(flawed)
-            # Columns beyond the third are bars; the last flawed image was never annotated.
-            mask = np.array([[1, 0, 0]] * 2, bool) if flawed and value < 0.5 else None
-            yield TestImage(picture, flawed, mask, lambda one: one[:, :3])
+class GivenLevels:
+    """Level maps of test images: the images themselves, as those of a model with an encoder of its own."""
 
-    figures = TestSetSelection(test_images, Constant).measure()
+    def __init__(self, pictures: Tensor) -> None:
+        self.pictures = pictures
+
+    def batch(self, rows: Sequence[int]) -> list[Tensor]:
+        return [self.pictures[list(rows)]]
+
+
+def oracle(pictures: Tensor, known: list[TestImage]) -> TestSetSelection:
+    return TestSetSelection(known, lambda: GivenLevels(pictures), Constant)  # type: ignore[arg-type, return-value]
+
+
+def test_oracle_measures_images_and_pixels_of_the_test_split() -> None:
+    known, pictures = [], torch.zeros(4, 3, 2, 4)
+    for picture, value, flawed in zip(pictures, (0.0, 0.4, 0.2, 0.9), (False, False, True, True), strict=True):
+        picture += value
+        picture[:, :, 0] += float(flawed)
+        # Columns beyond the third are bars; the last flawed image was never annotated.
+        mask = np.array([[1, 0, 0]] * 2, bool) if flawed and value < 0.5 else None
+        known.append(TestImage(flawed, mask, lambda one: one[:, :3]))
+
+    figures = oracle(pictures, known).measure()
 
     # Means 0, 0.4, 0.45, 1.15; flawed pixels 1.2 against free ones of 0, 0.4 and 0.2.
     assert figures == {"oracle_image_auroc": 1.0, "oracle_pixel_auroc": 1.0}
 
 
 def test_oracle_without_masks_goes_by_images_alone() -> None:
-    def test_images() -> Iterator[TestImage]:
-        for value, flawed in ((0.0, True), (1.0, False), (2.0, True)):
-            yield TestImage(np.full((3, 2, 2), value, np.float32), flawed, None, lambda one: one)
+    known = [TestImage(flawed, None, lambda one: one) for flawed in (True, False, True)]
+    pictures = torch.tensor([0.0, 1.0, 2.0])[:, None, None, None].expand(3, 3, 2, 2)
 
-    assert TestSetSelection(test_images, Constant).measure() == {"oracle_image_auroc": 0.5}
+    assert oracle(pictures, known).measure() == {"oracle_image_auroc": 0.5}
+
+
+def test_oracle_counts_ties_half_as_the_evaluation_does(seed: int) -> None:
+    values = np.random.default_rng(seed).integers(0, 4, (24, 1, 6, 6)).astype(np.float32)
+    masks = values[:, 0] + np.random.default_rng(seed + 1).normal(0, 2, (24, 6, 6)) > 3
+    masks[::2] = False
+    known = [TestImage(bool(mask.any()), mask if mask.any() else None, lambda one: one) for mask in masks]
+
+    figures = oracle(torch.from_numpy(np.repeat(values, 3, axis=1)), known).measure()
+
+    expected = auroc(values[:, 0].ravel(), masks.ravel())
+    assert figures["oracle_pixel_auroc"] == pytest.approx(expected, abs=1e-12)
+
+
+def test_oracle_is_due_after_every_epoch_as_in_the_released_codes() -> None:
+    selection = oracle(torch.zeros(0, 3, 2, 2), [])
+
+    assert all(selection.due(epoch, 640) for epoch in range(640))
 
 
 def test_a_checkpoint_of_other_weights_is_refused_in_one_line(tmp_path: Path) -> None:

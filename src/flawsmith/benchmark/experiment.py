@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from flawsmith.metrics.results import Evaluation
 from flawsmith.pipeline.evaluate import Inspects
-from flawsmith.runtime.bundle import SelectionName
+from flawsmith.runtime.bundle import SelectionName, TrainingEngine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import make_folder
 from flawsmith.runtime.outputs import exclusive_folder
@@ -46,7 +46,10 @@ class Experiment(BaseModel):
         None, description="Keep good images back to set the limit; null: as the preset has it, as flawsmith train."
     )
     select: SelectionName = Field("last", description="Checkpoint, as flawsmith train --select.")
-    engine: Literal["onnxruntime", "openvino"] = Field("onnxruntime", description="Engine of features and inspection.")
+    engine: TrainingEngine = Field(
+        "onnxruntime",
+        description="Engine of features and inspection; torch: on the device that trains, evaluation included.",
+    )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Precision of that engine.")
     by_category: dict[str, dict[str, Any]] = Field(
         default_factory=dict, description="Further fields of the configuration to change, by category; needs a name."
@@ -80,7 +83,8 @@ class Experiment(BaseModel):
         extras += [] if self.fraction == 1 else [f"{100 * self.fraction:g} % of the images"]
         extras += [] if self.holdout is None else ["holdout" if self.holdout else "no holdout"]
         extras += [] if self.select == "last" else [f"select {self.select}"]
-        extras += [] if self.engine == "onnxruntime" else [f"{self.engine} {self.precision}"]
+        extras += [] if self.engine == "onnxruntime" else [self.engine]
+        extras += [] if self.precision == "float32" else [self.precision]
         return ", ".join([self.method, *extras])
 
 

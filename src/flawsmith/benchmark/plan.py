@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
@@ -21,8 +21,7 @@ from flawsmith.benchmark.experiment import (
     SplitPart,
     Task,
 )
-from flawsmith.data.layouts import load
-from flawsmith.data.layouts.base import subfolders
+from flawsmith.data.layouts import load_categories
 from flawsmith.data.layouts.names import nfc
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import content_hash, dataset_fingerprint
@@ -37,7 +36,6 @@ from flawsmith.runtime.image import find_images
 from flawsmith.synthesis.foreground import FileForeground
 from flawsmith.synthesis.textures import DTD, holds_dtd, texture_source
 
-_FOLDERS_DEEP = 2
 _DIGEST = re.compile(r"@([0-9a-f]{64})$")
 
 
@@ -271,7 +269,7 @@ def _further(plan: Plan) -> dict[str, list[_Measured]]:
     """
     by_category: dict[str, list[_Measured]] = {}
     for folder in plan.evaluate_on:
-        for dataset in _categories(folder, None, _FOLDERS_DEEP):
+        for dataset in _measured_categories(folder):
             if dataset.test:
                 measured = _Measured(dataset, dataset_fingerprint(dataset.samples))
                 by_category.setdefault(nfc(dataset.category), []).append(measured)
@@ -298,7 +296,7 @@ def categories_of(plan: Plan) -> list[Dataset]:
     Raises:
         FlawsmithError: a folder holds none, or a category that was named is not there.
     """
-    datasets = [dataset for folder in plan.data for dataset in _categories(folder, plan.layout, _FOLDERS_DEEP)]
+    datasets = [dataset for folder in plan.data for dataset in _measured_categories(folder, plan.layout)]
     named = {nfc(name) for name in plan.categories}
     chosen = [dataset for dataset in datasets if not named or dataset.category in named]
     missing = named - {dataset.category for dataset in chosen}
@@ -311,24 +309,10 @@ def categories_of(plan: Plan) -> list[Dataset]:
     return chosen
 
 
-def _categories(folder: Path, layout: str | None, depth: int) -> Iterator[Dataset]:
-    """The categories in a folder: itself, or those of its sub-folders."""
-    try:
-        yield load(folder, layout)
-        return
-    except FlawsmithError as error:
-        inner = subfolders(folder) if depth and folder.is_dir() else []
-        datasets = [dataset for subfolder in inner for dataset in _categories_if_any(subfolder, layout, depth - 1)]
-        if not datasets:
-            raise FlawsmithError(str(error)) from None
-        yield from datasets
-
-
-def _categories_if_any(folder: Path, layout: str | None, depth: int) -> list[Dataset]:
-    try:
-        return [dataset for dataset in _categories(folder, layout, depth) if dataset.test]
-    except FlawsmithError:
-        return []
+def _measured_categories(folder: Path, layout: str | None = None) -> list[Dataset]:
+    """The categories in a folder; of several, those with test images, where there are some."""
+    datasets = load_categories(folder, layout)
+    return [dataset for dataset in datasets if dataset.test] or datasets
 
 
 def _choices(experiment: Experiment, field: str, values: Sequence[Any]) -> list[dict[str, Any]]:

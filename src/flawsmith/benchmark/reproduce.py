@@ -17,6 +17,7 @@ from flawsmith.benchmark.run import BenchmarkResult, run_tasks
 from flawsmith.benchmark.stand_in import draw_sets, made_small, official_set
 from flawsmith.data.layouts.base import subfolders
 from flawsmith.data.public_sets import plain
+from flawsmith.runtime.bundle import TrainingEngine
 from flawsmith.runtime.errors import FlawsmithError
 
 STAND_IN = "stand-in"
@@ -122,6 +123,7 @@ def reproduce(
     categories: Sequence[str] = (),
     seeds: Sequence[int] = (),
     oracle: bool = False,
+    engine: TrainingEngine | None = None,
     stand_in: bool = False,
     executor: Executor | None = None,
     jobs: int = 1,
@@ -142,6 +144,8 @@ def reproduce(
         categories: only these categories.
         seeds: these seeds in place of the plan's.
         oracle: choose checkpoints on test data, as the released codes do, and say so on every table.
+        engine: what computes the features, as ``flawsmith train --engine``; by default torch where it has a GPU, which
+            then evaluates too.
         stand_in: on drawn data, in seconds a run: to see that all fits together.
         executor, jobs, memory_bytes, keep_models, fresh, on_start, on_result: as in
             :func:`flawsmith.benchmark.run.run_benchmark`.
@@ -149,7 +153,8 @@ def reproduce(
     Raises:
         FlawsmithError: no such plan, data that is not there, or a folder that cannot be written.
     """
-    plan, out = chosen_plan(name, categories=categories, seeds=seeds, oracle=oracle), Path(out)
+    plan = chosen_plan(name, categories=categories, seeds=seeds, oracle=oracle, engine=engine)
+    out = Path(out)
     planned = _planned(plan, data, out, stand_in=stand_in)
     changes = {"memory_bytes": memory_bytes, "keep_model": keep_models}
     return run_tasks(
@@ -165,16 +170,35 @@ def reproduce(
     )
 
 
-def chosen_plan(name: str, *, categories: Sequence[str] = (), seeds: Sequence[int] = (), oracle: bool = False) -> Plan:
+def chosen_plan(
+    name: str,
+    *,
+    categories: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    oracle: bool = False,
+    engine: TrainingEngine | None = None,
+) -> Plan:
     """A plan with what a user changes of it; the arguments are those of :func:`reproduce`.
 
     Raises:
-        FlawsmithError: no such plan, or a seed below zero.
+        FlawsmithError: no such plan, no such engine, or a seed below zero.
     """
-    changes = {"categories": list(categories), "seeds": list(seeds), "select": "oracle" if oracle else None}
-    plan = paper_plan(name)
+    plan, computes = paper_plan(name), engine or engine_here()
+    changes = {
+        "categories": list(categories),
+        "seeds": list(seeds),
+        "select": "oracle" if oracle else None,
+        "methods": [{**experiment.model_dump(exclude_unset=True), "engine": computes} for experiment in plan.methods],
+    }
     replaced = {field: value for field, value in changes.items() if value}
     return Plan.checked({**{field: getattr(plan, field) for field in plan.model_fields_set}, **replaced}, source=name)
+
+
+def engine_here() -> TrainingEngine:
+    """What computes features where the user does not say: torch where it has a GPU."""
+    import torch
+
+    return "torch" if torch.cuda.is_available() else "onnxruntime"
 
 
 def estimate_plan(
@@ -185,20 +209,21 @@ def estimate_plan(
     categories: Sequence[str] = (),
     seeds: Sequence[int] = (),
     oracle: bool = False,
+    engine: TrainingEngine | None = None,
     stand_in: bool = False,
     on_probe: Callable[[str], object] = lambda title: None,
 ) -> Estimate:
     """How long :func:`reproduce` will take with the same arguments, and how much disk, before it is begun.
 
     Args:
-        name, data, out, categories, seeds, oracle, stand_in: as there.
+        name, data, out, categories, seeds, oracle, engine, stand_in: as there.
         on_probe: is told the experiment that is tried next.
 
     Raises:
         FlawsmithError: as there.
     """
-    plan, out = chosen_plan(name, categories=categories, seeds=seeds, oracle=oracle), Path(out)
-    return estimate(_planned(plan, data, out, stand_in=stand_in), out, on_probe=on_probe)
+    plan = chosen_plan(name, categories=categories, seeds=seeds, oracle=oracle, engine=engine)
+    return estimate(_planned(plan, data, Path(out), stand_in=stand_in), Path(out), on_probe=on_probe)
 
 
 def _planned(plan: Plan, data: str | Path | None, out: Path, *, stand_in: bool) -> list[Task]:

@@ -64,11 +64,11 @@ def train_method(task: Task, samples: tuple[Sample, ...], scratch: Path) -> Mode
     train_seconds = time.perf_counter() - start
     if task.keep_model:
         shutil.copyfile(trained.model, scratch / MODEL)
-    inspector = Inspector.load(trained.model)
-    training, network = trained.bundle.spec.training, trained.bundle.spec.network
+    exported = Inspector.load(trained.model)
+    training, network = exported.spec.training, exported.spec.network
     return ModelUnderTest(
-        inspector=inspector,
-        latency=lambda: _latency(inspector, [sample.image for sample in samples]),
+        inspector=_where_trained(trained.folder, exported) if task.run.experiment.engine == "torch" else exported,
+        latency=lambda: _latency(exported, [sample.image for sample in samples]),
         n_train=training.n_train,
         n_calibration=training.n_calibration,
         train_seconds=train_seconds,
@@ -76,10 +76,18 @@ def train_method(task: Task, samples: tuple[Sample, ...], scratch: Path) -> Mode
         model_bytes=trained.model.stat().st_size,
         versions=versions(),
         deviations=training.deviations,
-        throughput=lambda size: throughput(inspector, trained.folder, size),
+        throughput=lambda size: throughput(exported, trained.folder, size),
         parameters=network.get("parameters"),
         flops=network.get("flops"),
     )
+
+
+def _where_trained(run: Path, exported: Inspector) -> Inspector:
+    """The trained model on the device that trained it, with the limits of the exported one."""
+    from flawsmith.pipeline.restore import TorchEngine
+    from flawsmith.training.trainer import LoopOptions, check_options
+
+    return Inspector(exported.spec, TorchEngine(run, check_options(LoopOptions()).strategy.root_device))
 
 
 Train = Callable[[Task, tuple[Sample, ...], Path], ModelUnderTest]

@@ -56,6 +56,13 @@ def reproduce(
             "--oracle", rich_help_panel=RESEARCH, help="Choose checkpoints on test data, as the released codes do."
         ),
     ] = False,
+    engine: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=SPEED,
+            help="What computes features: onnxruntime, openvino or torch; by default torch where it has a GPU.",
+        ),
+    ] = None,
     jobs: Annotated[int, typer.Option(rich_help_panel=SPEED, min=1, help="Runs at a time, which share the cores.")] = 1,
     memory: Annotated[
         float | None,
@@ -93,6 +100,7 @@ def reproduce(
             "categories": categories or (),
             "seeds": seeds or (),
             "oracle": oracle,
+            "engine": engine,
             "stand_in": stand_in,
         }
         if estimate:

@@ -139,7 +139,11 @@ SkipUnreadable = Annotated[
     ),
 ]
 TrainingEngine = Annotated[
-    str, typer.Option(rich_help_panel=SPEED, help="onnxruntime or openvino: what training and inspection run on.")
+    str,
+    typer.Option(
+        rich_help_panel=SPEED,
+        help="onnxruntime or openvino: what training and inspection run on; torch: training features on the GPU.",
+    ),
 ]
 Precision = Annotated[str, typer.Option(rich_help_panel=SPEED, help="float32 or bfloat16, of that engine.")]
 Select = Annotated[

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import hashlib
 import io
@@ -11,10 +12,11 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cached_property
 from importlib import import_module
 from importlib.metadata import version
-from itertools import groupby
+from itertools import groupby, islice
 from operator import itemgetter
 from pathlib import Path
 from typing import Literal, Protocol
@@ -24,10 +26,12 @@ import onnx
 import PIL
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from flawsmith.features.backbones import PIXELS, Backbone
 from flawsmith.features.cache import GraphCache
+from flawsmith.runtime.bundle import EngineName as GraphEngine
+from flawsmith.runtime.bundle import TrainingEngine as EngineName
 from flawsmith.runtime.engine import Engine, make_engine
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry, Pixels
@@ -148,8 +152,6 @@ def _quiet() -> Iterator[None]:
                 logging.getLogger(name).setLevel(level)
 
 
-GraphEngine = Literal["onnxruntime", "openvino"]
-EngineName = Literal["torch", "onnxruntime", "openvino"]
 Precision = Literal["float32", "bfloat16"]
 # Largest difference to torch in float32, relative to the largest value of the level, that an engine may show.
 TOLERANCE: dict[Precision, float] = {"float32": 1e-4, "bfloat16": 5e-2}
@@ -158,47 +160,93 @@ LOOK_AHEAD = 8
 PREPARATION = 1
 
 
+CPU = torch.device("cpu")
+
+
 class Extractor(Protocol):
-    """A compiled backbone; equal to the torch module within ``TOLERANCE[precision]``."""
+    """A compiled backbone; equal to the torch module within ``TOLERANCE[precision]``.
+
+    Attributes:
+        device: where it computes.
+        batch: images that it is given at a time.
+    """
 
     engine: EngineName
     precision: Precision
+    device: torch.device
+    batch: int
 
     def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Level maps (batch, channels, height, width), finest first, of normalised images (batch, 3, height, width)."""
         ...
 
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """The same of tensors; the maps stay on the device."""
+        ...
+
+
+@contextlib.contextmanager
+def exact_convolutions(device: torch.device) -> Iterator[None]:
+    """Convolutions of float32 in float32 on a GPU, where shorter products are the default.
+
+    These differ from what the exported model computes by more than ``TOLERANCE``.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    before = torch.backends.cudnn.conv.fp32_precision
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = before
+
 
 class TorchExtractor:
-    """The backbone as it is: on a GPU, or wherever gradients have to pass."""
+    """A copy of the backbone as it is, on a GPU or on any other device; whole batches, whose maps can stay there."""
 
     engine: EngineName = "torch"
+    batch = 16
 
-    def __init__(self, backbone: Backbone, precision: Precision = "float32", device: str = "cpu") -> None:
-        self.precision, self._device = precision, device
-        self._backbone = backbone.to(device).to(memory_format=torch.channels_last)
+    def __init__(
+        self, backbone: Backbone, precision: Precision = "float32", device: str | torch.device = "cpu"
+    ) -> None:
+        self.precision, self.device = precision, torch.device(device)
+        # A copy: the model that is trained takes its backbone along from device to device.
+        self._backbone = copy.deepcopy(backbone).to(self.device).to(memory_format=torch.channels_last)
 
     def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
-        batch = torch.from_numpy(images).to(self._device, memory_format=torch.channels_last)
-        with (
-            torch.inference_mode(),
-            torch.autocast(batch.device.type, torch.bfloat16, enabled=self.precision == "bfloat16"),
-        ):
-            return [level.float().cpu().numpy() for level in self._backbone(batch)]
+        return [level.cpu().numpy() for level in self.levels(torch.from_numpy(images))]
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Level maps of normalised images (batch, 3, height, width), finest first, on this extractor's device."""
+        batch = images.to(self.device).contiguous(memory_format=torch.channels_last)
+        lower = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bfloat16" else nullcontext()
+        with torch.no_grad(), lower, exact_convolutions(self.device):
+            return [level.float() for level in self._backbone(batch)]
 
 
 class PixelExtractor:
     """Images as they are, for a method that trains its own encoder; there is nothing to compute or to round."""
 
-    def __init__(self, engine: EngineName, precision: Precision) -> None:
-        self.engine, self.precision = engine, precision
+    batch = 1
+
+    def __init__(self, engine: EngineName, precision: Precision, device: torch.device = CPU) -> None:
+        self.engine, self.precision, self.device = engine, precision, device
 
     def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         return [images]
 
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """The images on this extractor's device."""
+        return [images.to(self.device)]
+
 
 class GraphExtractor:
-    """The backbone as an ONNX graph, made once where there is a cache, run by ONNX Runtime or OpenVINO."""
+    """The backbone as an ONNX graph, made once where there is a cache, run by ONNX Runtime or OpenVINO on the CPU."""
+
+    device = CPU
+    batch = 1  # compiled backbones on a CPU are faster so, and a feature has no neighbours
 
     def __init__(
         self,
@@ -229,12 +277,18 @@ class GraphExtractor:
     def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         return self._compiled.run(images)
 
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Level maps of normalised images (batch, 3, height, width), finest first, computed one at a time."""
+        levels = zip(*(self(image[None].numpy()) for image in images), strict=True)
+        return [torch.from_numpy(np.concatenate(level)) for level in levels]
+
 
 def make_extractor(
     backbone: Backbone,
     image_size: tuple[int, int],
     engine: EngineName = "onnxruntime",
     precision: Precision = "float32",
+    device: torch.device = CPU,
     *,
     graphs: GraphCache | None = None,
 ) -> Extractor:
@@ -243,12 +297,13 @@ def make_extractor(
     ONNX Runtime computes in float32; bfloat16 needs torch or OpenVINO.
 
     Args:
+        device: where torch computes; the others compute on the CPU.
         graphs: where the backbone's graph is kept, under its :func:`graph_key`; None: it is made anew.
     """
     if backbone.info.architecture == PIXELS:
-        return PixelExtractor(engine, precision)
+        return PixelExtractor(engine, precision, device if engine == "torch" else CPU)
     if engine == "torch":
-        return TorchExtractor(backbone, precision, "cuda" if torch.cuda.is_available() else "cpu")
+        return TorchExtractor(backbone, precision, device)
     return GraphExtractor(backbone, image_size, engine, precision, graphs=graphs)
 
 
@@ -260,13 +315,17 @@ def graph_key(backbone: Backbone, image_size: tuple[int, int]) -> str:
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:32]
 
 
-def extractor_key(backbone: Backbone, geometry: Geometry, engine: EngineName, precision: Precision) -> str:
+def extractor_key(
+    backbone: Backbone, geometry: Geometry, engine: EngineName, precision: Precision, device: torch.device = CPU
+) -> str:
     """Identity of cached features: two runs share them when weights, levels, geometry, engine and precision agree.
 
-    So must the version of the engine, and all that turns a file into network input.
+    So must the version of the engine, the kind of device, and all that turns a file into network input.
     """
     info = backbone.info
     parts = [info.sha256, str(info.strides), engine, import_module(engine).__version__, precision, info.architecture]
+    if engine == "torch" and device.type != CPU.type:
+        parts.append(device.type)
     return hashlib.sha256("\n".join([*parts, preparation(geometry)]).encode()).hexdigest()[:32]
 
 
@@ -346,7 +405,9 @@ def _fitted(image: ImageArray, tile: Tile | None, form: Form, path: Path) -> Pix
 def extract(extractor: Extractor, images: Iterable[NDArray[np.float32]]) -> Iterator[list[NDArray[np.float32]]]:
     """Level maps (channels, height, width) of every normalised image (3, height, width), in order.
 
-    One image at a time, so that a feature never depends on its neighbours.
+    As many images at a time as the extractor takes: one on a CPU, so that a feature never depends on its neighbours,
+    not in its last digit either.
     """
-    for image in images:
-        yield [level[0] for level in extractor(image[None])]
+    pending = iter(images)
+    while chunk := list(islice(pending, extractor.batch)):
+        yield from map(list, zip(*extractor(np.stack(chunk)), strict=True))

@@ -15,8 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from PIL import Image
 
-from flawsmith.data.layouts import load
-from flawsmith.data.layouts.base import subfolders
+from flawsmith.data.layouts import load_categories
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.figures.sources import NamedModel, told_apart
 from flawsmith.figures.style import COLUMN, PAGE, PaperFigure, wrapped
@@ -30,7 +29,6 @@ from flawsmith.runtime.overlay import COLOURS
 Pick = Literal["worst", "typical", "best"]
 PICKS: tuple[Pick, ...] = ("worst", "typical", "best")
 THUMBNAIL = 320
-_FOLDERS_DEEP = 2
 _CELL = 1.0
 """Side of a picture in inches where the figure has room for it."""
 
@@ -75,22 +73,7 @@ def datasets(folders: Sequence[Path], layout: str | None = None) -> list[Dataset
     Raises:
         FlawsmithError: a folder holds none.
     """
-    return [dataset for folder in folders for dataset in _datasets(folder, layout, _FOLDERS_DEEP)]
-
-
-def _datasets(folder: Path, layout: str | None, depth: int) -> list[Dataset]:
-    try:
-        return [load(folder, layout)]
-    except FlawsmithError:
-        inner_datasets = []
-        for inner in subfolders(folder) if depth and folder.is_dir() else []:
-            try:
-                inner_datasets += _datasets(inner, layout, depth - 1)
-            except FlawsmithError:
-                continue
-        if not inner_datasets:
-            raise
-        return inner_datasets
+    return [dataset for folder in folders for dataset in load_categories(folder, layout)]
 
 
 def grid_rows(

@@ -432,6 +432,16 @@ class AnomalyModel(nn.Module, ABC):
         """
         return {}
 
+    def synthetic_features(
+        self, images: Float[Tensor, "batch 3 height width"]
+    ) -> Mapping[str, Float[Tensor, "n channel"]]:
+        """Anomalies that the method makes of the features of good images, a row each, by the name of a feature map."""
+        return {}
+
+    def training_flaws(self, data: TrainingData) -> SyntheticSource | None:
+        """The flaws that the method learns from, drawn on training images; None where it learns from none."""
+        return None
+
     def export_form(self) -> nn.Module:
         """An equal module with fewer operations, made for export; itself where there is nothing to simplify."""
         return self

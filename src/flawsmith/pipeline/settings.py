@@ -15,7 +15,7 @@ from flawsmith.data.quantities import parse_area, parse_length
 from flawsmith.data.samples import Sample
 from flawsmith.models.base import ModelConfig
 from flawsmith.models.registry import find_method
-from flawsmith.runtime.bundle import SelectionName
+from flawsmith.runtime.bundle import EngineName, SelectionName, TrainingEngine
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.files import BASELINES
 from flawsmith.runtime.geometry import Geometry
@@ -43,8 +43,10 @@ class TrainSettings(BaseModel):
     backbone: str | None = Field(None, description="Name or file of the backbone; by default what the preset takes.")
     seed: int = Field(0, ge=0, description="Seed of every random draw.")
     set: dict[str, Any] = Field(default_factory=dict, description="Fields of the method's configuration to change.")
-    engine: Literal["onnxruntime", "openvino"] = Field(
-        "onnxruntime", description="Engine of training features, calibration and inspection."
+    engine: TrainingEngine = Field(
+        "onnxruntime",
+        description="Engine of training features, calibration and inspection; torch computes features on the device "
+        "that trains, and leaves calibration and inspection to onnxruntime.",
     )
     precision: Literal["float32", "bfloat16"] = Field("float32", description="Precision of that engine.")
     select: SelectionName = Field(
@@ -112,6 +114,11 @@ class TrainSettings(BaseModel):
     )
 
     @property
+    def graph_engine(self) -> EngineName:
+        """The engine of the exported model."""
+        return "onnxruntime" if self.engine == "torch" else self.engine
+
+    @property
     def tiling(self) -> Tiling | None:
         """How images are cut into tiles; None: each is seen as a whole."""
         if self.tile is None:
@@ -172,8 +179,8 @@ class TrainSettings(BaseModel):
 
     @model_validator(mode="after")
     def _engine_has_precision(self) -> TrainSettings:
-        if self.engine == "onnxruntime" and self.precision != "float32":
-            raise ValueError("onnxruntime computes in float32, use engine openvino for bfloat16")
+        if self.engine != "openvino" and self.precision != "float32":
+            raise ValueError(f"{self.engine} computes in float32, use engine openvino for bfloat16")
         return self
 
     @field_validator("textures", "foregrounds", "roi", "min_area", "scale", "smallest_flaw", mode="before")

@@ -26,10 +26,12 @@ from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.data.splits import HoldOut, content_hashes, hold_out
 from flawsmith.export import Tolerance, check_parity, export_model, non_square_copies
-from flawsmith.features.backbones import Backbone, load_backbone
+from flawsmith.features.backbones import Backbone, load_backbone, pixels_of
 from flawsmith.features.cache import FeatureCache, GraphCache
-from flawsmith.features.extract import extractor_key, graph_key, make_extractor
+from flawsmith.features.extract import CPU, extractor_key, graph_key, make_extractor
 from flawsmith.metrics.collect import network_mask, resize_mask
+from flawsmith.metrics.protocol import Protocol as EvaluationProtocol
+from flawsmith.metrics.protocol import papers
 from flawsmith.models.base import (
     LARGEST_FILE,
     AnomalyModel,
@@ -59,7 +61,7 @@ from flawsmith.runtime.decision import Decision, choose_limits
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINE_FOLDER, BASELINES, printable
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.image import ImageArray, as_8_bit, decode
+from flawsmith.runtime.image import ImageArray, as_8_bit, decode, image_size
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.selftest import self_test_arrays
@@ -179,16 +181,19 @@ def refuse_without_labels(dataset: Dataset) -> None:
         )
 
 
-def _test_images(dataset: Dataset, geometry: Geometry) -> Iterator[TestImage]:
+def _test_images(dataset: Dataset, geometry: Geometry, protocol: EvaluationProtocol) -> list[TestImage]:
+    """What an oracle has to know of the test images: labels and masks as the released code of a method has them."""
+    known = []
     for sample in dataset.test:
-        pixels = decode(sample.image)
-        size = (pixels.shape[0], pixels.shape[1])
-        mask = read_mask(sample) if sample.is_flawed else None
+        height, width = image_size(sample.image) or decode(sample.image).shape[:2]
+        content = partial(geometry.valid_region, original_size=(height, width))
+        mask, flawed = read_mask(sample) if sample.is_flawed else None, sample.is_flawed
         if mask is not None:
-            fitting = mask if mask.shape == size else resize_mask(mask, size)
-            mask = network_mask(fitting, geometry, "nearest") >= 1
-        content = partial(geometry.valid_region, original_size=size)
-        yield TestImage(geometry.apply(pixels), sample.is_flawed, mask, content)
+            fitting = mask if mask.shape == (height, width) else resize_mask(mask, (height, width))
+            mask = network_mask(fitting, geometry, protocol.mask) >= 1
+            flawed = bool(mask.any()) if protocol.image_label == "mask" else True
+        known.append(TestImage(flawed, mask, content))
+    return known
 
 
 def remarks_on(bundle: Bundle, dataset: Dataset, split: HoldOut) -> tuple[str, ...]:
@@ -224,6 +229,7 @@ class Job:
         minimum_area: smallest region that counts, pixels.
         pixel_size: side of a pixel in millimetres; None: unknown.
         decoded: images that are not learned from, decoded once for the run, its folds and its baseline.
+        device: where the loops run, and with the engine torch the backbone.
         dated: whether the report says when and of what it was made, so that its bytes differ from run to run.
     """
 
@@ -244,6 +250,7 @@ class Job:
     minimum_area: int = 1
     pixel_size: float | None = None
     decoded: DecodedImages = field(default_factory=DecodedImages)
+    device: torch.device = CPU
     dated: bool = False
     progress: Steps = field(default_factory=lambda: Steps({LEARNING: 1.0}))
 
@@ -467,12 +474,10 @@ class TrainingSteps:
             second = hold_out(samples, derived_seed(self.settings.seed, "selection"))
             samples = second.train
             self.run.selection = self._selection(second.calibration, geometry, model)
-        elif self.settings.select == "oracle":
-            self.run.selection = TestSetSelection(partial(_test_images, self.dataset, geometry), lambda: model)
-        engine, precision = self.settings.engine, self.settings.precision
-        cache = FeatureCache(extractor_key(backbone, geometry, engine, precision))
+        chosen = self.settings.engine, self.settings.precision, self.job.device
+        cache = FeatureCache(extractor_key(backbone, geometry, *chosen))
         graphs = GraphCache(graph_key(backbone, self.config.image_size), in_use=cache.in_use)
-        extractor = make_extractor(backbone, self.config.image_size, engine, precision, graphs=graphs)
+        extractor = make_extractor(backbone, self.config.image_size, *chosen, graphs=graphs)
         foregrounds = self.settings.foregrounds
         data = TrainingSet(
             samples,
@@ -486,6 +491,13 @@ class TrainingSteps:
             tiling=self.job.tiling,
             watch=lambda share: self.progress.at(FEATURES_SHARE * share, "extracting features"),
         )
+        if self.settings.select == "oracle":
+            tested = TrainingSet(self.dataset.test, geometry, extractor, cache, seed=self.settings.seed)
+            if not self.config.frozen_backbone:
+                tested = tested.with_backbone(pixels_of(backbone))
+            rules = papers(self.settings.method, self.dataset.layout)
+            labelled = _test_images(self.dataset, geometry, rules)
+            self.run.selection = TestSetSelection(labelled, tested.features, lambda: model)
         if is_distributed() and self.config.frozen_backbone:  # once a machine instead of in every process
             with self._timed("features"):
                 local_rank_zero_first(data.features)
@@ -533,7 +545,7 @@ class TrainingSteps:
             backbone=BackboneSpec(name=info.architecture, weights=info.origin, sha256=info.sha256, levels=info.strides),
             geometry=geometry,
             tiling=self.job.tiling,
-            engine=self.settings.engine,
+            engine=self.settings.graph_engine,
             precision=self.settings.precision,
             decision=Decision(
                 limit=0.0,
@@ -632,7 +644,7 @@ class TrainingSteps:
         groups, by = [sample.group for sample in self.split.calibration], self.dataset.grouped_by
         deciding = decision.level_of(levels) if decision.by_regions else scores
         figures = group_figures(deciding, groups, alpha=self.settings.alpha, by=by)
-        used = {"engine": self.settings.engine, "precision": self.settings.precision}
+        used = {"engine": self.settings.graph_engine, "precision": self.settings.precision}
         decision = decision.model_copy(update={**used, "groups": figures})
         inspector.spec = spec.model_copy(update={"decision": decision})
         with tempfile.TemporaryDirectory() as folder:

@@ -252,6 +252,7 @@ def train(
             minimum_area=minimum_area,
             pixel_size=pixel_size,
             decoded=decoded,
+            device=trainer.strategy.root_device,
             dated=dated,
             progress=progress,
         )

@@ -194,6 +194,8 @@ _LARGEST_INTEGER = 2**64
 SCHEMA_VERSION = 3
 """The newest layout that is read and written. What needs nothing of schema 3 is written as schema 2."""
 EngineName = Literal["onnxruntime", "openvino"]
+TrainingEngine = Literal["onnxruntime", "openvino", "torch"]
+"""What computes the features of a training; torch does so on the device that trains."""
 Precision = Literal["float32", "bfloat16", "float16", "int8"]
 GRAPHS: Mapping[Precision, str] = {"float16": "float16.onnx", "int8": "int8.onnx"}
 """Parts that hold the network in another precision, for either engine; others are computed from ``model.onnx``."""

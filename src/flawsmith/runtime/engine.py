@@ -54,11 +54,14 @@ class Port(NamedTuple):
 class Engine(Protocol):
     """A compiled graph with one input: a batch of normalised images, or whatever the graph takes."""
 
-    name: EngineName
     precision: Precision
     device: DeviceName
     inputs: tuple[Port, ...]
     outputs: tuple[Port, ...]
+
+    @property
+    def name(self) -> str:
+        """What computes the graph."""
 
     def run(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Returns the outputs for a batch, in the graph's order. May be called from several threads."""

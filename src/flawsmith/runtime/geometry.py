@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,14 @@ MAX_SIDE = 8192
 _SMALLEST_STEP = 1e-6
 _Side = Annotated[int, Field(ge=1, le=MAX_SIDE)]
 _Value = Annotated[FiniteFloat, Field(ge=-1e9, le=1e9)]  # float32 holds what is computed of such numbers
+
+
+class _Sliced(Protocol):
+    def __getitem__(self, key: tuple[slice, slice], /) -> Any: ...
+
+
+_Map = TypeVar("_Map", bound=_Sliced)
+"""An array, or a tensor on whatever device."""
 
 
 class _Axis(NamedTuple):
@@ -258,7 +266,7 @@ class Geometry(BaseModel):
         resized = self._resized(Image.fromarray(plane), _MASK_FILTERS[resample]).astype(np.float32)
         return resized if exact else resized / np.float32(255)
 
-    def valid_region(self, anomaly_map: NDArray[np.float32], original_size: tuple[int, int]) -> NDArray[np.float32]:
+    def valid_region(self, anomaly_map: _Map, original_size: tuple[int, int]) -> _Map:
         """The part of a map of the network's input size that shows the image: all but letterbox bars.
 
         Example:

@@ -49,15 +49,18 @@ from flawsmith.synthesis.textures import texture_source
 from flawsmith.synthesis.views import View
 
 PREFETCHED = 2
-MOST_WORKERS = 2
+MOST_WORKERS, MOST_BESIDE_A_DEVICE = 2, 16
 CACHED_FOREGROUNDS = 4096
 FITTED_FOREGROUNDS = 16
 """Images that decide together whether there is a foreground."""
 
 
-def default_workers() -> int:
-    """Worker processes that synthesize: two synthesize faster than a CPU trains; none more than there are cores."""
-    return min(MOST_WORKERS, os.cpu_count() or 1)
+def default_workers(device: torch.device) -> int:
+    """Worker processes that synthesize, none more than there are cores.
+
+    Two synthesize faster than a CPU trains. Any other device trains faster than many, and leaves the cores to them.
+    """
+    return min(MOST_WORKERS if device.type == "cpu" else MOST_BESIDE_A_DEVICE, os.cpu_count() or 1)
 
 
 @dataclass(frozen=True)
@@ -341,18 +344,12 @@ class SyntheticLoader:
                 raise batch
             images, normal, masks, foregrounds, fallbacks = batch
             yield SyntheticImages(
-                self._levels(images),
+                self._extractor.levels(images),
                 masks.numpy(),
                 foregrounds.numpy(),
                 fallbacks,
-                None if normal is None else self._levels(normal),
+                None if normal is None else self._extractor.levels(normal),
             )
-
-    def _levels(self, images: Tensor) -> list[Tensor]:
-        """Level maps of normalised images (images, 3, height, width), finest first."""
-        # One image at a time: compiled backbones on a CPU are faster so, and a feature has no neighbours.
-        levels = zip(*(self._extractor(image[None].numpy()) for image in images), strict=True)
-        return [torch.from_numpy(np.concatenate(level)) for level in levels]
 
 
 @contextmanager
@@ -499,9 +496,9 @@ class TrainingSet:
 
     def with_backbone(self, backbone: Backbone) -> TrainingSet:
         """The same images through another frozen backbone, with the same engine and precision."""
-        engine, precision = self._extractor.engine, self._extractor.precision
-        extractor = make_extractor(backbone, self.image_size, engine, precision)
-        key = extractor_key(backbone, self.geometry, engine, precision)
+        chosen = self._extractor.engine, self._extractor.precision, self._extractor.device
+        extractor = make_extractor(backbone, self.image_size, *chosen)
+        key = extractor_key(backbone, self.geometry, *chosen)
         cache = FeatureCache(key, self._cache.root, self._cache.cap, self._cache.in_use)
         return TrainingSet(
             self.samples,
@@ -534,7 +531,7 @@ class TrainingSet:
             grid=grid,
             match_grey=match_grey,
         )
-        workers = default_workers() if self._workers is None else self._workers
+        workers = default_workers(self._extractor.device) if self._workers is None else self._workers
         return SyntheticLoader(images, synthesizer, self._extractor, seed=self.seed, workers=workers)
 
     def _foreground_provider(self, settings: Foreground, images: TrainingImages) -> ForegroundProvider:

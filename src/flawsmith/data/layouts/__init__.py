@@ -10,9 +10,9 @@ from importlib import import_module
 from pkgutil import iter_modules
 
 from flawsmith.data.layouts.base import Layout, by_name, known, register
-from flawsmith.data.layouts.detect import detect, load
+from flawsmith.data.layouts.detect import detect, load, load_categories
 
-__all__ = ["Layout", "by_name", "detect", "discover", "known", "load", "register"]
+__all__ = ["Layout", "by_name", "detect", "discover", "known", "load", "load_categories", "register"]
 
 
 def discover() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tarfile
 import zipfile
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,6 +29,8 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import is_folder
 from flawsmith.runtime.image import IMAGE_SUFFIXES, find_images
 
+CATEGORIES_DEEP = 2
+"""Categories of a data set, or of subsets of one."""
 _LISTED = 12
 _DEPTH = 3
 """Categories are looked for so far down: data set, subset, category."""
@@ -256,3 +259,26 @@ def _nothing_known(root: Path) -> str:
 def _listing(names: list[str]) -> str:
     more = len(names) - _LISTED
     return ", ".join(names[:_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def load_categories(folder: Path, layout: str | None = None, *, depth: int = CATEGORIES_DEEP) -> list[Dataset]:
+    """The categories in a folder: itself, or those of its sub-folders.
+
+    Args:
+        folder: a category, or a folder of categories or of data sets.
+        layout: name of the layout of all of them; None detects it.
+        depth: how deep sub-folders are looked into.
+
+    Raises:
+        FlawsmithError: it holds none.
+    """
+    try:
+        return [load(folder, layout)]
+    except FlawsmithError:
+        categories: list[Dataset] = []
+        for inner in subfolders(folder) if depth and folder.is_dir() else []:
+            with suppress(FlawsmithError):
+                categories += load_categories(inner, layout, depth=depth - 1)
+        if not categories:
+            raise
+        return categories

@@ -35,7 +35,9 @@ class AANDConfig(BankConfig):
     amplification: Components = Field(
         "both",
         description="Residual anomaly amplification (Table V): both parts; generator: every position is amplified; "
-        "gate: its weights are the anomaly map and no student is trained; none: plain reverse distillation.",
+        "gate: its weights are the anomaly map and no student is trained; contrastive: the generator alone, which "
+        "learns to pull normal features together and to push anomalous ones away from them (Table VI a); none: plain "
+        "reverse distillation.",
     )
     residual: Residual = Field(
         "tanh", description="What the generator scales features with (Table VII); learnable: it gives the residual."

@@ -274,6 +274,35 @@ def similarities(first: Rows, second: Rows) -> Float[Tensor, "first_position sec
         return F.normalize(first.float(), dim=1) @ F.normalize(second.float(), dim=1).T
 
 
+def contrastive_loss(anomalous: Rows, normal: Rows) -> Float[Tensor, ""]:
+    """What a contrastive teacher learns: normal features move together, anomalous ones away from them.
+
+    Pull, the mean of 1 − s over all pairs of normal features, plus push, the mean of max(0, s) over all pairs of an
+    anomalous and a normal one. The paper says in words alone what is pulled and what is pushed; this is the cosine
+    embedding loss in its usual form, without a margin. Where there is no normal feature it is 0.
+
+    Source:
+        Table VI (a), in no equation.
+
+    Args:
+        anomalous: features of anomalous positions, as the teacher that learns has them.
+        normal: those of normal positions.
+
+    Returns:
+        In [0, 2], float32.
+
+    Example:
+        >>> normal = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+        >>> contrastive_loss(torch.tensor([[3.0, 0.0]]), normal), contrastive_loss(-normal, normal)
+        (tensor(1.), tensor(0.))
+    """
+    if not len(normal):
+        return normal.new_zeros(()).float()
+    # The mean similarity of all pairs is the square of the mean of the unit vectors, at the cost of one pass.
+    pull = 1 - F.normalize(normal.float(), dim=1).mean(dim=0).square().sum()
+    return pull + F.relu(similarities(anomalous, normal)).mean() if len(anomalous) else pull
+
+
 def amplification_stage_loss(
     focal: Float[Tensor, ""], amplification: Float[Tensor, ""], *, weight: float = 1.0
 ) -> Float[Tensor, ""]:
@@ -417,27 +446,25 @@ def gate_recall(gate: WeightMap, anomalous: Cells) -> Float[Tensor, ""]:
     return ((gate[:, 0] > 0.5) & anomalous).sum() / (anomalous.sum() + 1e-5)
 
 
-def residual_intensity(
-    features: Rows, residual: Rows, weight: Float[Tensor, "position 1"] | None = None
-) -> Float[Tensor, ""]:
-    """Length of the weighted residuals over that of the features, mean over the positions; 0 where there are none.
+def residual_intensity(residual: Rows, weight: Float[Tensor, "position 1"] | None = None) -> Float[Tensor, ""]:
+    """1/(N·C) Σ_i Σ_j Δ_ij² over N positions i and C channels j, of residuals as they are added; 0 without a position.
 
     Source:
-        Fig. 8 draws 1/(N·C) Σ Δ², whose unit differs from level to level.
+        The definition under Fig. 8, which draws it for normal and for anomalous samples. Residuals are weighted by the
+        gate: without it those of normal samples would not stay small.
 
     Args:
-        features: F_T.
         residual: Δ.
         weight: w as in inspection; None where every position is amplified.
 
     Example:
-        >>> residual_intensity(torch.tensor([[3.0, 4.0]]), torch.tensor([[0.0, 1.0]]))
-        tensor(0.2000)
+        >>> residual_intensity(torch.tensor([[0.0, 2.0], [2.0, 0.0]]), torch.tensor([[1.0], [0.5]]))
+        tensor(1.2500)
     """
-    if not len(features):
-        return features.new_zeros(())
+    if not len(residual):
+        return residual.new_zeros(()).float()
     weighted = residual if weight is None else weight * residual
-    return (weighted.float().norm(dim=1) / features.norm(dim=1).clamp_min(1e-12)).mean()
+    return weighted.float().square().mean()
 
 
 def rate_factor(epoch: int, *, factor: float, milestones: Sequence[float]) -> float:

@@ -267,10 +267,12 @@ class AAND(ScoreMapModel):
     def _synthetic_batches(self, data: TrainingData) -> AmplificationBatches:
         config = self.config
         sampling = Sampling(config.batch_size, config.amplification_steps)
-        images = FeatureBatches(data.features(), sampling, seed=self.seed, purpose="amplification")
-        return AmplificationBatches(
-            images, self._synthetic(data), share=config.cell_share, refresh=config.refresh, seed=self.seed
+        images, source = (
+            FeatureBatches(data.features(), sampling, seed=self.seed, purpose="amplification"),
+            self.training_flaws(data),
         )
+        assert source is not None, "there is a first stage unless amplification is none"
+        return AmplificationBatches(images, source, share=config.cell_share, refresh=config.refresh, seed=self.seed)
 
     def _normal_batches(self, data: TrainingData) -> FeatureBatches:
         sampling = Sampling(self.config.batch_size, self.config.steps_per_epoch)
@@ -279,7 +281,9 @@ class AAND(ScoreMapModel):
             teacher = AdvancedTeacher(teacher, self.amplifiers)
         return FeatureBatches(teacher, sampling, seed=self.seed, purpose="distillation")
 
-    def _synthetic(self, data: TrainingData) -> SyntheticSource:
+    def training_flaws(self, data: TrainingData) -> SyntheticSource | None:
+        if not self.config.synthesizes:
+            return None
         config, foreground, origin = self.config, self.config.foreground, "given"
         if foreground == "published":
             published = published_foreground(data.dataset, data.category)
@@ -296,13 +300,14 @@ class AAND(ScoreMapModel):
 
     @torch.no_grad()
     def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
-        if not self.config.synthesizes:
+        source = self.training_flaws(data)
+        if source is None:
             return ()
-        source = self._synthetic(data)
         examples = source.examples(SHOWN_FLAWS)
         rows = np.unique(np.linspace(0, len(data) - 1, SHOWN_FLAWS).round().astype(int))  # those of the examples
         (synthetic,) = source.batches([rows], 0)
-        levels = synthetic.levels
+        device = next(self.parameters()).device
+        levels = [level.to(device) for level in synthetic.levels]  # another engine may have left them elsewhere
         maps = {f"level {n}": scores for n, scores in enumerate(self.eval().normalised_maps(levels), start=1)}
         if self.bank is not None and self.bank.counts_on_map:
             maps["memory bank"] = self.bank(levels)
@@ -386,13 +391,13 @@ class Fusion(AAND):
 def charts(config: AANDConfig) -> list[Diagnostic]:
     """Residual intensity and the gates' precision over the epochs of the first stage."""
     diagnostics: list[Diagnostic] = []
-    if config.amplification in ("both", "generator"):
+    if config.amplification in ("both", "generator", "contrastive"):
         diagnostics.append(
             MetricChart(
                 "Residual intensity",
-                "Length of the residuals over that of the features, weighted by the gate as in inspection, mean over "
-                "the levels: on synthetic cells it should grow, on normal ones stay near zero.",
-                "share of the feature's length",
+                "Mean square of the residuals over positions and channels, weighted by the gate as in inspection, mean "
+                "over the levels: on synthetic cells it should grow, on normal ones stay near zero (AAND, Fig. 8).",
+                "mean square",
                 {"residual_anomalous": "synthetic cells", "residual_normal": "normal cells"},
             )
         )

@@ -27,7 +27,7 @@ from flawsmith.models.aand.functional import (
     scaled_residual,
 )
 
-Components = Literal["both", "generator", "gate", "none"]
+Components = Literal["both", "generator", "gate", "contrastive", "none"]
 Grid = tuple[int, int]
 Scale = Literal["down", "same", "up"]
 
@@ -179,7 +179,7 @@ class Amplifiers(nn.ModuleList):
                 ResidualGate(count, grid, memories=memories, temperature=temperature)
                 if components in ("both", "gate")
                 else None,
-                ResidualGenerator(count, residual=residual) if components in ("both", "generator") else None,
+                None if components == "gate" else ResidualGenerator(count, residual=residual),
             )
             for count, grid in zip(channels, grids, strict=True)
         )

@@ -24,6 +24,7 @@ from flawsmith.models.aand.functional import (
     amplify,
     amplify_by_truth,
     cells_of,
+    contrastive_loss,
     distillation_loss,
     distillation_stage_loss,
     gate_precision,
@@ -208,7 +209,7 @@ def _residual_figures(
     rows: tuple[CellRows, CellRows],
     config: AANDConfig,
 ) -> dict[str, Tensor]:
-    """L_A of a level, and how strong residuals are beside the features, weighted as in inspection."""
+    """L_A of a level, or what takes its place, and how strong residuals are, weighted as in inspection."""
     assert amplifier.generator is not None
     normal_rows, anomalous_rows = rows
     features, weights = as_rows(level), None if gate is None else as_rows(gate)
@@ -220,14 +221,17 @@ def _residual_figures(
         amplified = amplify_by_truth(teacher, residual, anomalous.flatten()[anomalous_rows])
     with torch.no_grad():
         recorded_rows = normal_rows[:RECORDED_CELLS]
-        recorded = features[recorded_rows]
-        residual_normal = amplifier.generator.of_rows(recorded)
+        residual_normal = amplifier.generator.of_rows(features[recorded_rows])
         of_anomalous, of_normal = (None, None) if weights is None else (weights[anomalous_rows], weights[recorded_rows])
         intensities = {
-            "residual_anomalous": residual_intensity(teacher, residual, of_anomalous),
-            "residual_normal": residual_intensity(recorded, residual_normal, of_normal),
+            "residual_anomalous": residual_intensity(residual, of_anomalous),
+            "residual_normal": residual_intensity(residual_normal, of_normal),
         }
-    loss = amplification_loss(amplified, teacher, features[normal_rows], margin=config.margin)
+    normal = features[normal_rows]
+    if config.amplification == "contrastive":  # normal features move too, and nothing keeps what the teacher knew
+        loss = contrastive_loss(amplified, amplify(normal, amplifier.generator.of_rows(normal)))
+    else:
+        loss = amplification_loss(amplified, teacher, normal, margin=config.margin)
     return {"loss_amplification": loss, **intensities}
 
 

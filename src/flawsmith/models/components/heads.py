@@ -96,9 +96,13 @@ class Discriminator(nn.Module):
         return [cast(DiscriminatorBlock, block) for block in self._blocks]
 
     def forward(self, features: Float[Tensor, "position width"]) -> Float[Tensor, " position"]:
+        return self.out(self.refined(features)).squeeze(-1)
+
+    def refined(self, features: Float[Tensor, "position width"]) -> Float[Tensor, "position hidden"]:
+        """What the last linear layer sees of features."""
         for block in self.blocks:
             features = block(features)
-        return self.out(features).squeeze(-1)
+        return features
 
     def from_first_linear(self, hidden: Float[Tensor, "position hidden"]) -> Float[Tensor, " position"]:
         """The logit, given the output of the first linear layer."""

@@ -126,12 +126,14 @@ class PatchModel(ScoreMapModel):
         return AnomalyOutput(self.smooth(low), low.amax(dim=(1, 2)))
 
     def feature_maps(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Tensor]:
-        """The embedding, and what the projector has learned to make of it."""
+        """The embedding, what the projector has learned to make of it, and what the discriminator decides by."""
         embedding = self.embedding(self.backbone(images))
-        if not self.projector.layers:
-            return {"embedding": embedding}
-        rows = self.projector(as_rows(embedding)).reshape(len(embedding), *embedding.shape[-2:], -1)
-        return {"embedding": embedding, "adapted": rows.permute(0, 3, 1, 2)}
+        adapted = self.projector(as_rows(embedding))
+        rows = {"adapted": adapted} if self.projector.layers else {}
+        if self.trains_discriminator:
+            rows["refined"] = self.discriminator.refined(adapted)
+        shape = len(embedding), *embedding.shape[-2:], -1
+        return {"embedding": embedding} | {name: row.reshape(shape).permute(0, 3, 1, 2) for name, row in rows.items()}
 
     def export_form(self) -> nn.Module:
         return FoldedPatchModel(self)
@@ -161,11 +163,15 @@ class PatchModel(ScoreMapModel):
         return self.projector.of_parts(parts, grid) if drawn is None else self.projector(drawn)
 
     def gaussian(self, like: Rows, purpose: str, step: Step | None) -> Rows:
-        """Standard normal numbers: a function of (seed, purpose, step), or of torch's generator without a step."""
+        """Standard normal numbers: a function of (seed, purpose, step), or of torch's generator without a step.
+
+        They are drawn on the device of the features, whose numbers are others than a CPU's: a million of them a step
+        would take longer on their way than the step.
+        """
         if step is None:
             return torch.randn_like(like)
-        source = torch.Generator().manual_seed(derived_seed(self.seed, purpose, *step))
-        return torch.randn(like.shape, generator=source).to(like.device)
+        source = torch.Generator(like.device).manual_seed(derived_seed(self.seed, purpose, *step))
+        return torch.randn(like.shape, generator=source, device=like.device)
 
     def make_optimizers(self) -> list[torch.optim.Optimizer]:
         """Adam for the projector, AdamW or Adam for the discriminator, whichever of them learns."""

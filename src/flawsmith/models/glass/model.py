@@ -26,6 +26,7 @@ from flawsmith.models.base import (
     ModelConfig,
     SinglePass,
     Stage,
+    SyntheticSource,
     TrainingData,
     TrainingStage,
 )
@@ -237,8 +238,10 @@ class GLASS(PatchModel):
     def _centers_of(self, batch: PairedBatch, count: int) -> Rows:
         """The centre of the position of every feature of a batch."""
         centers = self._centers if self._centers is not None else self.centers()
-        positions = torch.arange(count) if batch.normal.rows is None else batch.normal.rows
-        return centers[positions.to(centers.device) % len(centers)]
+        positions = batch.normal.rows
+        if positions is None:
+            positions = torch.arange(count, device=centers.device)
+        return centers[positions % len(centers)]
 
     def _radius(self, normal: Rows, synthetic: Rows | None, anomalous: Tensor | None, centers: Rows) -> Tensor:
         """r'1: the distance within which three quarters of the features known to be normal lie."""
@@ -310,13 +313,16 @@ class GLASS(PatchModel):
     def _batches(self, data: TrainingData) -> PairedBatches:
         config = self.config
         normal, stride = FeatureBatches(data.features(), config.sampling, seed=self.seed), self.backbone.info.strides[0]
+        source = self.training_flaws(data)
+        return PairedBatches(normal, source, self.grid, stride, refresh=config.refresh, seed=self.seed)
+
+    def training_flaws(self, data: TrainingData) -> SyntheticSource | None:
+        config = self.config
         if not config.las:
-            return PairedBatches(normal, None, self.grid, stride)
+            return None
         foreground = config.of_category(data.dataset, data.category).foreground
         assert isinstance(foreground, Foreground)
-        recipe = find_recipe(config.recipe)
-        synthetic = data.synthetic(recipe, foreground, self.grid, match_grey=config.match_grey)
-        return PairedBatches(normal, synthetic, self.grid, stride, refresh=config.refresh, seed=self.seed)
+        return data.synthetic(find_recipe(config.recipe), foreground, self.grid, match_grey=config.match_grey)
 
     def findings(self) -> Mapping[str, str | float]:
         return self._decision() if self.mean_image.any() else {}

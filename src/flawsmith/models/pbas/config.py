@@ -27,6 +27,11 @@ class PBASConfig(PatchConfig):
     center: Literal["aligned", "average", "iterative", "kmeans"] = Field(
         "aligned", description="Centre initialisation (Table VI); aligned is the paper's own, average is Eq. 5."
     )
+    center_features: Literal["projected", "embedded"] = Field(
+        "projected",
+        description="What the centres are made of: features behind the frozen projector, as published, or before it "
+        "(99.6 in the text of section IV-D).",
+    )
     center_smoothing: float = Field(0.1, gt=0, le=1, description="Weight of a new batch in the moving average.")
     synthesis: Literal["ray", "gaussian", "none"] = Field(
         "ray", description="Anomaly synthesis (Table V); none trains ABL alone and scores by the distance to a centre."

@@ -7,7 +7,7 @@ training runs instead, where it is faster, is in ``components/fast.py`` and prov
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -106,31 +106,66 @@ def center_distance(features: Rows, centers: Centers) -> float:
     return float((features - centers[nearest_center(features, centers)]).norm(dim=1).mean())
 
 
-def aligned_update(centers: Centers, mean: Centers, smoothing: float) -> Centers:
+def aligned_update(
+    table: Float[Tensor, "center value"],
+    mean: Float[Tensor, "position value"],
+    nearest: Int[Tensor, " position"],
+    smoothing: float,
+) -> Float[Tensor, "center value"]:
     """One step of the centre initialisation (Algorithm 1): every row of a batch's mean moves the centre nearest to it.
 
-    Sequentially, for j in order: c[n(j)] ← (1−s)·c[n(j)] + s·mean[j], with n(j) taken from the table at the start. A
-    centre that is hit k times by rows j1 … jk therefore becomes (1−s)^k·c + Σ s·(1−s)^(k−l)·mean[jl], which is what is
-    computed here for all centres at once.
+    Sequentially, for j in order: c[n(j)] ← (1−s)·c[n(j)] + s·mean[j]. A centre that is hit k times by rows j1 … jk
+    therefore becomes (1−s)^k·c + Σ s·(1−s)^(k−l)·mean[jl], which is what is computed here for all centres at once.
 
     Args:
-        centers: the table before.
-        mean: mean feature of every position over the images of a batch.
+        table: the centres before; or what is to follow them, such as the pixels that they show (Fig. 10).
+        mean: mean of a batch, a row a position.
+        nearest: n(j), by :func:`nearest_center` from the centres before.
         smoothing: s, weight of the batch in the moving average; 0.1 in the released code.
 
     Example:
-        >>> aligned_update(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]]), 0.5)
+        >>> centers, mean = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[2.0, 0.0], [1.0, 0.0]])
+        >>> aligned_update(centers, mean, nearest_center(mean, centers), 0.5)
         tensor([[1.2500, 0.0000],
                 [0.0000, 1.0000]])
     """
-    nearest = nearest_center(mean, centers)
     order = torch.argsort(nearest, stable=True)
-    hits = torch.bincount(nearest, minlength=len(centers))
+    hits = torch.bincount(nearest, minlength=len(table))
     within = torch.arange(len(mean), device=mean.device) - (hits.cumsum(0) - hits).repeat_interleave(hits)
     later = hits.repeat_interleave(hits) - 1 - within
     weights = smoothing * (1 - smoothing) ** later.to(mean.dtype)
-    remaining = (1 - smoothing) ** hits.to(centers.dtype)
-    return (remaining[:, None] * centers).index_add_(0, nearest[order], weights[:, None] * mean[order])
+    remaining = (1 - smoothing) ** hits.to(table.dtype)
+    return (remaining[:, None] * table).index_add_(0, nearest[order], weights[:, None] * mean[order])
+
+
+def imaged_centers(
+    batches: Iterable[Float[Tensor, "image 3 height width"]],
+    alignments: Iterable[Int[Tensor, " position"]],
+    grid: tuple[int, int],
+    smoothing: float,
+) -> Iterator[Float[Tensor, "3 height width"]]:
+    """The centres as images after every batch: what their updates make of the pixels of their features (Fig. 10).
+
+    A centre is a weighted sum of features; the same weights sum the square of the image around each of them.
+
+    Args:
+        batches: images of a batch, at a whole number of pixels a position.
+        alignments: n(j) of the update by each batch but the first, whose mean is the first table.
+        grid: (rows, columns) of positions.
+        smoothing: s.
+
+    Example:
+        >>> dark, bright = torch.zeros(1, 3, 2, 2), torch.ones(1, 3, 2, 2)
+        >>> pictures = imaged_centers([dark, bright], [torch.tensor([0, 0, 2, 3])], (2, 2), 0.5)
+        >>> [picture[0].tolist() for picture in pictures]
+        [[[0.0, 0.0], [0.0, 0.0]], [[0.75, 0.0], [0.5, 0.5]]]
+    """
+    table, following = None, iter(alignments)
+    for images in batches:
+        side = images.shape[-1] // grid[1]
+        squares = F.pixel_unshuffle(images.mean(dim=0), side).flatten(1).T
+        table = squares if table is None else aligned_update(table, squares, next(following), smoothing)
+        yield F.pixel_shuffle(table.T.unflatten(1, grid), side)
 
 
 def clustered_centers(batches: Iterable[Rows], count: int, *, seed: int) -> Centers:

@@ -11,8 +11,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from flawsmith.features.backbones import Backbone
@@ -22,7 +25,7 @@ from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, Sa
 from flawsmith.models.components.fast import distance_to_centers, ray_hidden
 from flawsmith.models.components.patch_model import PatchModel, Rows
 from flawsmith.models.components.score_maps import ScoreMap
-from flawsmith.models.diagnostics import Diagnostic, LineChart
+from flawsmith.models.diagnostics import Diagnostic, LineChart, Pictures
 from flawsmith.models.pbas.config import CONDITIONS, PRESETS, PBASConfig
 from flawsmith.models.pbas.functional import (
     aligned_update,
@@ -30,13 +33,19 @@ from flawsmith.models.pbas.functional import (
     average_center,
     center_distance,
     clustered_centers,
+    imaged_centers,
     nearest_center,
     normal_loss,
+    ray_anomalies,
     ray_lengths,
     total_loss,
 )
 from flawsmith.models.registry import register
 from flawsmith.runtime.errors import FlawsmithError
+
+PIXELS_A_POSITION = 4
+"""Side of what is shown of each position of the centres."""
+SHOWN_IMAGES, SHOWN_STEPS = 3, (0.0, 0.1, 0.3, 1.0)
 
 
 @register
@@ -80,6 +89,7 @@ class PBAS(PatchModel):
         super().__init__(config, backbone, seed, depth=config.discriminator_depth)
         self.register_buffer("centers", torch.zeros(self.grid[0] * self.grid[1], self.embedding.width))
         self._distances = list[tuple[float, float]]()
+        self._alignments = list[Tensor]()
 
     def raw_maps(self, levels: Sequence[Tensor]) -> list[ScoreMap]:
         if self.config.synthesis != "none":
@@ -144,8 +154,9 @@ class PBAS(PatchModel):
             FlawsmithError: there is no image.
         """
         config, positions, images = self.config, len(self.centers), 0
-        self._distances, average = [], torch.zeros_like(self.centers)
-        projected = (self.project(self.feature_batch(batch).levels).float() for batch in batches)
+        self._distances, self._alignments, average = [], [], torch.zeros_like(self.centers)
+        through = self.project if config.center_features == "projected" else self._embedded
+        projected = (through(self.feature_batch(batch).levels).float() for batch in batches)
         if config.center == "kmeans":
             self.centers.copy_(clustered_centers(projected, positions, seed=self.seed))
             return
@@ -155,7 +166,8 @@ class PBAS(PatchModel):
             if images == 0:
                 self.centers.copy_(mean)
             elif config.center == "aligned":
-                self.centers.copy_(aligned_update(self.centers, mean, config.center_smoothing))
+                self._alignments.append(nearest_center(mean, self.centers))
+                self.centers.copy_(aligned_update(self.centers, mean, self._alignments[-1], config.center_smoothing))
             elif config.center == "iterative":
                 self.centers.lerp_(mean, config.center_smoothing)
             else:  # average
@@ -167,8 +179,19 @@ class PBAS(PatchModel):
         if not images:
             raise FlawsmithError("there is nothing to learn from: give at least one good image")
 
+    def _embedded(self, levels: Sequence[Tensor]) -> Rows:
+        return as_rows(self.embedding(levels))
+
+    def synthetic_features(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Rows]:
+        """What AFS makes of good features, before and behind the discriminator (Fig. 9)."""
+        if self.config.synthesis != "ray":
+            return {}
+        features = self.project(self.backbone(images)).float()
+        anomalies = ray_anomalies(features, self.centers, self.config.anomaly_degree)
+        return {"adapted": anomalies, "refined": self.discriminator.refined(anomalies)}
+
     def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
-        """How far features are from the centres, batch by batch of the pass that makes these (Fig. 11)."""
+        """How the pass that makes the centres went: their distance to features (Fig. 11), and what they look like."""
         if not self._distances:  # k-means, or a run that was resumed behind that pass
             return super().diagnostics(data)
         made, average = zip(*self._distances, strict=True)
@@ -182,7 +205,35 @@ class PBAS(PatchModel):
             "distance",
             "batch",
         )
-        return [*super().diagnostics(data), chart]
+        pictures = [self._centers_as_images(data)] if self._alignments else []
+        return [*super().diagnostics(data), chart, *pictures]
+
+    def _centers_as_images(self, data: TrainingData) -> Pictures:
+        """Good images, their mean, and the centres on their way (Fig. 10)."""
+        size = [length * PIXELS_A_POSITION for length in self.grid]
+        info = self.backbone.info
+        mean, deviation = (torch.tensor(values)[:, None, None] for values in (info.mean, info.std))
+
+        def seen(image: NDArray[np.float32]) -> Tensor:
+            small = F.interpolate(torch.from_numpy(image)[None], size, mode="bilinear", antialias=True)[0]
+            return (small * deviation + mean).clamp(0, 1).mul(255).round().byte()
+
+        images = torch.stack([seen(image) for image in data.images()])
+        passes = FeatureBatches(data.features(), Sampling(self.config.batch_size), seed=self.seed, purpose="centre")
+        batches = (images[torch.from_numpy(rows)].float() for rows in passes.images(0))
+        alignments = (nearest.cpu() for nearest in self._alignments)
+        centers = list(imaged_centers(batches, alignments, self.grid, self.config.center_smoothing))
+        steps = sorted({round(share * (len(centers) - 1)) for share in SHOWN_STEPS})
+        shown = [("good image", image) for image in images[:: -(-len(images) // SHOWN_IMAGES)]]
+        shown.append(("average centre", images.float().mean(dim=0)))
+        shown += [(f"centres after batch {step + 1}", centers[step]) for step in steps]
+        return Pictures(
+            "Centres as images",
+            "The average of the good images, and the images that the centres stand for as the pass over the batches "
+            "makes them: the pixels of each position, weighted as its features are (PBAS, Fig. 10).",
+            [(label, image.float().round().byte().permute(1, 2, 0).numpy()) for label, image in shown],
+            group=len(shown),
+        )
 
     def stages(self, data: TrainingData) -> Iterator[Stage]:
         features, config = data.features(), self.config

@@ -189,7 +189,7 @@ class SLSG(AnomalyModel):
         data = self._encoded(data)
         if config.memory_strides:
             yield SinglePass("memory", lambda: self._fit_memories(data.features()))
-        batches = SimulatedBatches(data.features(), self._synthetic(data), config, self.seed)
+        batches = SimulatedBatches(data.features(), self.training_flaws(data), config, self.seed)
         yield TrainingStage("segmentation", SegmentationModule(self), batches, config.epochs)
 
     def _pretraining(self, data: TrainingData) -> Iterator[Stage]:
@@ -235,7 +235,7 @@ class SLSG(AnomalyModel):
         form = f"{self.config.topology} {self.config.stem}"
         return data.with_backbone(trained_trunk(self.encoder, self.backbone, self.config.image_size, form))
 
-    def _synthetic(self, data: TrainingData) -> SyntheticSource:
+    def training_flaws(self, data: TrainingData) -> SyntheticSource:
         recipe, foreground, name = choose_simulation(self.config, data.dataset, data.category)
         self._findings = {"simulation": name}
         return data.synthetic(recipe, foreground, self.grids[0], match_grey=self.config.match_grey)
@@ -246,7 +246,7 @@ class SLSG(AnomalyModel):
     @torch.no_grad()
     def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
         model = copy.deepcopy(self).eval()
-        examples = model._synthetic(model._encoded(data)).examples(SHOWN)
+        examples = model.training_flaws(model._encoded(data)).examples(SHOWN)
         images = as_input(examples, self.backbone.info).to(next(self.parameters()).device)
         diagnostics: list[Diagnostic] = [*self._reconstructions, simulated_anomalies(examples, model(images).map)]
         block = model.network.sg_block

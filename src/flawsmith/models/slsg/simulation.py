@@ -288,6 +288,7 @@ class SimulatedBatches:
         rows = list(self._order.images(epoch))[: max(0, self._config.steps - epoch * len(self))]
         for images, synthetic in zip(shard.of(rows), self.synthetic.batches(rows, epoch, shard), strict=True):
             normal = self._features.batch(images) if synthetic.normal is None else synthetic.normal
-            levels = [torch.cat(pair) for pair in zip(normal, synthetic.levels, strict=True)]
+            pairs = zip(normal, synthetic.levels, strict=True)
+            levels = [torch.cat([good.to(flawed.device), flawed]) for good, flawed in pairs]
             mask = np.concatenate([np.zeros_like(synthetic.masks), synthetic.masks])
             yield SimulatedBatch(levels, torch.from_numpy(mask), synthetic.fallback_rate)
