@@ -331,6 +331,10 @@ CASES: dict[str, tuple[Case, str]] = {
     # The arguments themselves.
     "unknown command": (lambda p: ["trian", p.root], "No such command 'trian'"),
     "unknown option": (lambda p: ["train", p.root, "--epochs", "3"], "No such option"),
+    "option of another command": (
+        lambda p: ["predict", p.model, p.root, "--tile", "512"],
+        "train has it; see flawsmith predict --help",
+    ),
     "missing argument": (lambda p: ["evaluate", p.model], "Missing argument 'DATA'"),
 }
 

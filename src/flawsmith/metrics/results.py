@@ -177,8 +177,8 @@ class Evaluation(BaseModel):
             lines += [*aligned([heads, *(_defect_row(*item) for item in self.by_defect.items())]), ""]
         rows = [(label, _number(getattr(self, name)), self._interval(name)) for name, label in self.labels().items()]
         lines += [counts, *aligned([("figure", "value", "95 % interval"), *rows])]
-        if self.baseline is not None:
-            lines += ["", *(f"{label}: {words}" for label, words in self.baseline.comparisons(self.labels()).items())]
+        compared = {} if self.baseline is None else self.baseline.comparisons(self.labels())
+        lines += ["", *(f"{label}: {words}" for label, words in compared.items())] if compared else []
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join(map(without_controls, lines))
 
@@ -200,9 +200,8 @@ class Evaluation(BaseModel):
             lines.append(f"good parts rejected: {self.n_rejected} of {self.n_good}")
         promised = self.promise()
         if promised:
-            lines.append(
-                f"promised: about {promised}{'' if self.promise_is_broken else '; these images do not contradict it'}"
-            )
+            kept = "" if self.promise_is_broken or not self.n_good else "; these images do not contradict it"
+            lines.append(f"promised: about {promised}{kept}")
         if self.promise_is_broken:
             lines.append(
                 "These good parts differ from those that the limit rests on: set it anew with good parts of their kind "
@@ -236,6 +235,11 @@ class Evaluation(BaseModel):
             steps.append(
                 f"A lower limit finds all flaws and rejects {at_no_miss.rejected} of "
                 f"{self.n_good} good parts: flawsmith calibrate model.flaw GOOD --flawed FLAWED --catch 1."
+            )
+        elif self.n_missed and not self.n_good:
+            steps.append(
+                "How many good parts a lower limit would reject is known of good images alone: flawsmith calibrate "
+                "model.flaw GOOD --flawed FLAWED. Flaws that are small may need --smallest-flaw in training."
             )
         elif self.n_missed:
             no_limit = "No limit finds all flaws without rejecting many good parts. " if self.what_if else ""

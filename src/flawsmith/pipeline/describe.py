@@ -194,13 +194,13 @@ def expected_verdicts(bundle: Bundle) -> list[str]:
         heads = ("limit", *(("synthetic missed",) if synthetic.size else ()), "rejected of 1,000", "at worst", "")
         lines += [
             "",
-            *aligned([heads, *(_step_row(step, good.size, synthetic.size) for step in telling(steps, good.size))]),
+            *aligned([heads, *(_step_row(step, decision, synthetic.size) for step in telling(steps, good.size))]),
         ]
     return lines
 
 
-def _step_row(step: LimitStep, n_good: int, n_synthetic: int) -> tuple[str, ...]:
-    expected, worst = promise_of(step, n_good)
+def _step_row(step: LimitStep, decision: Decision, n_synthetic: int) -> tuple[str, ...]:
+    expected, worst = promise_of(step, decision)
     missed = (f"{step.missed} of {n_synthetic}",) if n_synthetic else ()
     used = "in use" if step.in_use else ""
     return (f"{step.limit:.4g}", *missed, parts_of_1000(expected), parts_of_1000(worst, up=True), used)

@@ -184,7 +184,7 @@ def limits_to_try(
     shown = [steps[place] for place in thinned if not steps[place].in_use]
     shown = sorted([*shown, *(step for step in steps if step.in_use)], key=lambda step: step.limit)
     few = telling(steps, good.size)
-    told = {step.limit: _counts(step, good.size, flawed.size, promises=promises) for step in (*shown, *few)}
+    told = {step.limit: _counts(step, decision, good.size, flawed.size, promises=promises) for step in (*shown, *few)}
     kind = "synthetic flaws" if promises else "flaws"
     heads = ["Limit", *([f"{kind.capitalize()} missed"] if flawed.size else [])]
     heads += ["Good parts rejected, of 1,000", "at worst (95 % sure)"] if promises else ["Good parts rejected"]
@@ -206,11 +206,11 @@ def limits_to_try(
     )
 
 
-def _counts(step: LimitStep, n_good: int, n_flawed: int, *, promises: bool) -> list[str]:
+def _counts(step: LimitStep, decision: Decision, n_good: int, n_flawed: int, *, promises: bool) -> list[str]:
     missed = [f"{step.missed} of {n_flawed}"] if n_flawed else []
     if not promises:
         return [*missed, f"{step.rejected} of {n_good}"]
-    expected, worst = promise_of(step, n_good)
+    expected, worst = promise_of(step, decision)
     return [*missed, parts_of_1000(expected), parts_of_1000(worst, up=True)]
 
 
@@ -221,7 +221,7 @@ def _sentence(step: LimitStep, decision: Decision, n_good: int, n_flawed: int, *
     flaws = f"misses {step.missed} of {n_flawed} {'synthetic flaws' if promises else 'flaws'} and " if n_flawed else ""
     parts = "held-out good images" if promises else "good parts"
     text = f"{head} {step.limit:.4g}{times} {flaws}rejects {step.rejected} of {n_good} {parts}."
-    return f"{text} Promise: about {promise_in_words(*promise_of(step, n_good))}." if promises else text
+    return f"{text} Promise: about {promise_in_words(*promise_of(step, decision))}." if promises else text
 
 
 def training_report(
@@ -350,7 +350,8 @@ def _synthetic_examples(
 def _inspected(inspector: Inspector, pixels: ImageArray, value_range: tuple[float, float] | None) -> Inspection:
     """What the model says, without a warning of images of another kind: a flaw has 8 bits whatever it is drawn on."""
     measured, decision = inspector.measure(pixels), inspector.spec.decision
-    verdict, regions = decision.decide(measured.score, measured.map, measured.not_inspected)
+    cell = inspector.spec.cell(measured.map.shape)
+    verdict, regions = decision.decide(measured.score, measured.map, measured.not_inspected, cell=cell)
     return Inspection(
         image=None,
         score=measured.score,
