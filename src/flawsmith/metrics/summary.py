@@ -95,7 +95,7 @@ def summarise(
     threshold = ranking.f1_max_threshold(state.scores, flawed)
     if flawed.all():  # every order of flawed images alone is a perfect one, which says nothing
         points |= {"image_ap": None, "image_f1_max": None}
-        ends = {name: interval for name, interval in ends.items() if points.get(name, 0.0) is not None}
+        ends = {name: interval for name, interval in ends.items() if name not in ("image_ap", "image_f1_max")}
         threshold = None
     notes = _notes(state, points)
     promised = decision if decision is not None and decision.held_out else None
