@@ -144,6 +144,12 @@ def test_broken_promise_says_what_to_do() -> None:
     [
         ([0.1] * 30, [0.5] * 3 + [3.0] * 30, "--catch 1"),
         ([0.1] * 15 + [0.9] * 15, [0.5] * 3 + [3.0] * 30, "--smallest-flaw"),
+        (
+            [0.1] * 20 + [0.6] * 9 + [0.9],
+            [0.5] + [0.8] * 9 + [3.0] * 30,
+            "misses 1 instead of 10 of 40 flaws and rejects 1 of 30 good parts: flawsmith calibrate model.flaw GOOD "
+            "--flawed FLAWED --catch 97%.",
+        ),
         ([0.1] * 99 + [1.1], [3.0] * 30, "Look at the good parts that were rejected"),
         ([0.1] * 30, [3.0] * 30, "flawsmith predict"),
         ([0.1] * 30, [3.0] * 3, "test with more of both"),

@@ -12,7 +12,7 @@ from pydantic import BaseModel, Field
 from flawsmith.line.record import Draw, Label, LabelRole, Record
 from flawsmith.line.station import LimitChange, LimitFacts, LoadedModel
 from flawsmith.line.store import AuditEntry
-from flawsmith.runtime.decision import Decision, images_needed
+from flawsmith.runtime.decision import LARGEST_SCORE, Decision, images_needed
 from flawsmith.runtime.errors import FlawsmithError
 
 MOST_STEPS = 400
@@ -90,11 +90,7 @@ def limit_scores(
     tolerance, why_not = _tolerance(model, good)
     order = np.argsort(-good, kind="stable")
     good = good[order]
-    judged = [
-        (record, kept)
-        for record, kept in zip(recent, has_image, strict=True)
-        if record.model_sha256 == model.sha256 and record.deciding is not None
-    ]
+    judged = [(record, kept) for record, kept in zip(recent, has_image, strict=True) if _counts(record, model)]
     forged: Any = () if decision.by_regions else model.bundle.calibration.get("forged", ())
     names = dict.fromkeys(entry.facts["effect"]["before"]["limits"] for entry in _of_model(changes, model))
     return LimitScores(
@@ -127,7 +123,8 @@ def _of_model(changes: Sequence[AuditEntry], model: LoadedModel) -> list[AuditEn
 
 
 def _counts(record: Record, model: LoadedModel) -> bool:
-    return record.model_sha256 == model.sha256 and record.deciding is not None
+    """Whether the number that decided about a part can stand beside limits: a part that no limit rejects has none."""
+    return record.model_sha256 == model.sha256 and record.deciding is not None and record.deciding > -LARGEST_SCORE
 
 
 def _reviewed(record: Record, entry: AuditEntry) -> Reviewed:
