@@ -250,8 +250,8 @@ class Evaluation(BaseModel):
                 caught = math.floor(100 * (1 - best.missed / self.n_flawed))
                 words = (
                     f"A lower limit misses {best.missed} instead of {self.n_missed} of {self.n_flawed} flaws and "
-                    f"rejects {best.rejected} of {self.n_good} good parts: flawsmith calibrate model.flaw GOOD --flawed FLAWED "
-                    f"--catch {caught}%. "
+                    f"rejects {best.rejected} of {self.n_good} good parts: flawsmith calibrate model.flaw GOOD "
+                    f"--flawed FLAWED --catch {caught}%. "
                 )
             steps.append(
                 f"{words}If the missed flaws are small, train with --smallest-flaw; if the parts lie or are lit "
