@@ -303,14 +303,23 @@ def _after_training(decision: Decision) -> list[str]:
 
 
 def _more_good_images(decision: Decision) -> list[str]:
-    """How many good images the rate takes that was asked for; nothing where there are enough."""
+    """Good images that are missing for the rate that was asked for, and groups; nothing where there are enough."""
+    groups = decision.groups
+    more_groups = []
+    if decision.held_out and groups is not None and decision.worst_false_reject_rate > 2 * decision.worst_rate_alike:
+        more_groups.append(
+            f"{groups.count} groups ({groups.by}) set the limit and say little about the next one: calibrate with good "
+            "images of more of them, or train with --cross-fit 5."
+        )
     if not decision.held_out or decision.stated_false_reject_rate <= decision.target_false_reject_rate:
-        return []
+        return more_groups
     expected, proven = images_needed(decision.target_false_reject_rate, rank=max(1, len(decision.zone_limits)))
     asked = parts_of_1000(decision.target_false_reject_rate)
     return [
-        f"Only {decision.n_good} good images set the limit. For {asked} of 1,000 good parts rejected put {expected:,} "
-        f"other ones, better {proven:,}, of several days, into a folder: flawsmith calibrate model.flaw GOOD."
+        f"Only {decision.n_good} good images set the limit. To reject about {asked} of 1,000 good parts, put "
+        f"{expected:,} others, better {proven:,}, from several days, into a folder: flawsmith calibrate "
+        "model.flaw GOOD.",
+        *more_groups,
     ]
 
 

@@ -505,6 +505,11 @@ class Decision(BaseModel):
         return max(alike, worst_rate_of_new_group(rank, self.n_good, groups.count, groups.variance_share))
 
     @property
+    def worst_rate_alike(self) -> float:
+        """What the limit rejects at worst of parts of the same groups, 95 % sure; see :func:`worst_rate`."""
+        return worst_rate(self._limit_rank, self.n_good) if self._limit_rank <= self.n_good else 1.0
+
+    @property
     def _limit_rank(self) -> int:
         """Which of the good images sets the limit, from 1, the highest; beyond their number: none can."""
         return max(1, round(self.stated_false_reject_rate * (self.n_good + 1)))
@@ -532,8 +537,7 @@ class Decision(BaseModel):
         several = self.groups is not None and self.groups.count > 1
         grouped = f" of {self.groups.count} groups ({self.groups.by})" if self.groups is not None and several else ""
         text = f"The limit rejects {self.promise}. It rests on {images}{grouped} that the model did not learn from."
-        alike = worst_rate(self._limit_rank, self.n_good) if self._limit_rank <= self.n_good else 1.0
-        of_new_group = self.worst_false_reject_rate > alike
+        of_new_group = self.worst_false_reject_rate > self.worst_rate_alike
         if self.cross_fitted is not None:
             text = text.removesuffix("that the model did not learn from.")
             text += (
@@ -544,7 +548,7 @@ class Decision(BaseModel):
             little = ", of which so few groups say little" if self.worst_false_reject_rate > _SAYS_LITTLE else ""
             text += (
                 f" The worst case is that of a group it does not know{little}; for parts of these groups it is "
-                f"{parts_of_1000(alike, up=True)} of 1,000."
+                f"{parts_of_1000(self.worst_rate_alike, up=True)} of 1,000."
             )
         if self.zones:
             zones = ", ".join(self.zone_limits)
