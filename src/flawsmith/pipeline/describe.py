@@ -460,7 +460,8 @@ def _limits(bundle: Bundle, path: Path) -> list[Finding]:
         f"{decision.n_good} good images stand behind the limit, which rejects {decision.promise}; asked for were "
         f"{1000 * decision.target_false_reject_rate:g}"
     )
-    return [Finding(severity, "few-to-calibrate", message, (path,), "calibrate with more good images: flawsmith calibrate MODEL GOOD")]
+    fix = "set the limit with more good images: flawsmith calibrate MODEL GOOD"
+    return [Finding(severity, "few-to-calibrate", message, (path,), fix)]
 
 
 def _versions(path: Path) -> Finding:
