@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
 from flawsmith.calibration.groups import group_figures, leave_one_group_out, variance_share
-from flawsmith.runtime.decision import choose_limits
+from flawsmith.runtime.decision import GroupFigures, choose_limits, parts_of_1000, worst_rate, worst_rate_of_new_group
 
 GROUPED = st.integers(2, 6).flatmap(
     lambda count: st.lists(st.tuples(st.integers(0, count - 1), st.integers(0, 20)), min_size=3, max_size=40)
@@ -29,8 +30,6 @@ def test_leaving_one_group_out_is_the_limit_of_the_others(pairs: list[tuple[int,
 
 @given(GROUPED)
 def test_variance_share_is_that_of_the_textbook(pairs: list[tuple[int, int]]) -> None:
-    from scipy import stats
-
     groups, scores = (np.array(column) for column in zip(*pairs, strict=True))
     share = variance_share(scores, groups)
     members = [stats.rankdata(scores)[groups == group] for group in np.unique(groups)]
@@ -113,3 +112,67 @@ def test_large_differences_between_groups_are_said() -> None:
     assert "60 good images of 3 groups (sub-folder)" in decision.describe()
     assert "it rejected between 0 and 1,000 of 1,000 good images, 333 on average" in decision.describe()
     assert "lie between groups" in decision.describe()
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "share"), [(2, 100, 0.1), (3, 60, 0.0), (5, 40, 0.3), (10, 20, 0.1), (10, 20, 0.5), (40, 5, 0.1)]
+)
+def test_new_group_stays_within_the_worst_case(count: int, size: int, share: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    groups = np.arange(count).repeat(size)
+    kept, kept_by_images_alone = [], []
+    for _ in range(200):
+        means = share**0.5 * rng.normal(size=count + 1)
+        scores = means[groups] + (1 - share) ** 0.5 * rng.normal(size=groups.size)
+        figures = GroupFigures(by="day", count=count, variance_share=variance_share(scores, groups))
+        decision = choose_limits(scores, scores, alpha=0.02, groups=figures)
+        rate = stats.norm.sf((decision.limit - means[count]) / (1 - share) ** 0.5)
+        kept.append(rate <= decision.worst_false_reject_rate)
+        kept_by_images_alone.append(rate <= worst_rate(round(decision.stated_false_reject_rate * 201), 200))
+
+    assert np.mean(kept) > 0.91  # 95 of 100, less 2.6 deviations of 200 draws
+    if share:
+        assert np.mean(kept_by_images_alone) < np.mean(kept)
+
+
+@given(st.integers(1, 5), st.integers(60, 400), st.integers(2, 12), st.floats(0, 0.9))
+@settings(max_examples=8)
+def test_worst_case_of_a_new_group_is_the_quantile_of_its_law(rank: int, n: int, groups: int, share: float) -> None:
+    rng = np.random.default_rng(0)
+    draws, size, freedom = 400_000, n / groups, groups - 1
+    ratio = (1 + (size - 1) * share) / (1 - share)
+    within = (n - 1) / (freedom * ratio + n - groups)
+    of_means = ratio * within / size * freedom / rng.chisquare(freedom, draws)
+    new_group = rng.normal(size=draws) * np.sqrt(np.maximum(of_means - within / size, 0) + of_means / groups)
+    limit = stats.norm.isf(rng.beta(rank, n + 1 - rank, draws))
+    rates = stats.norm.cdf((new_group - limit) / within**0.5)
+
+    stated = worst_rate_of_new_group(rank, n, groups, share)
+
+    assert (rates <= stated).mean() == pytest.approx(0.95, abs=0.004)
+
+
+def test_more_groups_widen_less() -> None:
+    worst = [worst_rate_of_new_group(2, 200, groups, 0.1) for groups in (2, 3, 5, 10, 20)]
+
+    assert worst == sorted(worst, reverse=True)
+    assert worst[-1] > worst_rate(2, 200)
+    assert worst_rate_of_new_group(1, 20, 2, 1.0) == 1.0
+    with pytest.raises(ValueError, match="two groups"):
+        worst_rate_of_new_group(1, 20, 1, 0.1)
+
+
+def test_promise_of_several_groups_is_that_of_a_group_that_the_limit_does_not_know() -> None:
+    rng = np.random.default_rng(0)
+    scores = np.repeat([0.0, 0.4, 0.8, 1.2, 1.6], 40) + rng.normal(size=200)
+    names = [f"day {number // 40}" for number in range(200)]
+    figures = group_figures(scores, names, alpha=0.01, by="day")
+
+    decision = choose_limits(scores, scores, alpha=0.01, groups=figures)
+    alike = choose_limits(scores, scores, alpha=0.01)
+
+    assert decision.worst_false_reject_rate > 3 * alike.worst_false_reject_rate
+    assert decision.promise.endswith(f"no more than {parts_of_1000(decision.worst_false_reject_rate, up=True)}")
+    assert "of a group it does not know; for parts of these groups it is 24 of 1,000." in decision.describe()
+    assert "To be 95 % sure of 10 of 1,000, more groups are needed." in decision.describe()
+    assert decision.worst_rate_at(201) == 1.0

@@ -331,6 +331,20 @@ CASES: dict[str, tuple[Case, str]] = {
     # The arguments themselves.
     "unknown command": (lambda p: ["trian", p.root], "No such command 'trian'"),
     "unknown option": (lambda p: ["train", p.root, "--epochs", "3"], "No such option"),
+    "progress in place of a folder": (lambda p: p.train("--progress", p.folder("logs")), "is a folder: give the name"),
+    "progress in place of another file": (
+        lambda p: p.train("--progress", p.file("notes.txt", b"mine")),
+        "is a file of something else: give another --progress",
+    ),
+    "overlap without tiles": (lambda p: p.train("--overlap", "8"), "give their side too, as tile"),
+    "fewer reviews than rejects": (
+        lambda p: p.train("--review-rate", "0.001"),
+        "the review rate must be larger than the rate of false rejects",
+    ),
+    "option of another command": (
+        lambda p: ["predict", p.model, p.root, "--tile", "512"],
+        "train has it; see flawsmith predict --help",
+    ),
     "missing argument": (lambda p: ["evaluate", p.model], "Missing argument 'DATA'"),
 }
 

@@ -117,7 +117,11 @@ class TestProgram:
 
     @pytest.mark.parametrize(
         ("words", "place", "completed"),
-        [("flawsmith tr", 1, ["train"]), ("flawsmith train --method pa", 3, ["padim", "patchcore"])],
+        [
+            ("flawsmith tr", 1, ["train"]),
+            ("flawsmith train --method pa", 3, ["padim", "patchcore"]),
+            ("flawsmith settings gl", 2, ["glass"]),
+        ],
     )
     def test_shell_completes_commands_and_methods(self, words, place, completed, flawsmith, monkeypatch, capsys):
         monkeypatch.setenv("_FLAWSMITH_COMPLETE", "complete_bash")

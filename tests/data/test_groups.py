@@ -16,7 +16,7 @@ from flawsmith.data import layouts
 from flawsmith.data.bursts import find_scenes, share_unlike
 from flawsmith.data.groups import BURSTS, groups_in_words, one_group_warning, with_groups
 from flawsmith.data.samples import Dataset
-from flawsmith.data.splits import calibration_split
+from flawsmith.data.splits import calibration_split, cross_fit_split
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.synthesis.demo_parts import render_part
 
@@ -94,6 +94,12 @@ def test_one_folder_of_a_day_is_one_group_and_warned_of(tmp_path: Path) -> None:
     assert "all are of one group" in split.description
     assert groups_in_words(dataset, split) == "1 group by sub-folder, held out image by image"
     assert "one group alone (monday)" in one_group_warning(split)
+
+
+def test_cross_fitting_says_that_groups_stay_whole(tmp_path: Path) -> None:
+    dataset = with_groups(layouts.load(days(tmp_path / "bolt", names=("mon", "tue", "wed"))), "folder")
+    split = cross_fit_split(dataset, 0, 3)
+    assert groups_in_words(dataset, split) == "3 groups by sub-folder: held out whole, in turn"
 
 
 def test_none_forgets_every_group(tmp_path: Path) -> None:

@@ -138,11 +138,12 @@ def test_good_images_alone_give_the_false_reject_rate_only() -> None:
     assert any("No flawed test image" in note for note in result.notes)
 
 
-def test_flawed_images_alone_leave_auroc_undefined() -> None:
+def test_flawed_images_alone_leave_what_compares_with_good_ones_undefined() -> None:
     result = evaluate(flawed("a"), flawed("b"))
 
-    assert result.image_auroc is None
-    assert result.image_ap == 1.0
+    undefined = ("image_auroc", "image_ap", "image_f1_max", "image_f1_threshold")
+    assert all(getattr(result, name) is None for name in undefined)
+    assert not {"image_ap", "image_f1_max"} & result.intervals.keys()
     assert result.false_reject_rate is None
     assert result.pixel_auroc == 1.0
     assert any("No good test image" in note for note in result.notes)

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from flawsmith.metrics.collect import ScoredImage, accumulate
 from flawsmith.metrics.results import Evaluation
 from flawsmith.metrics.summary import summarise
-from flawsmith.metrics.what_if import limit_steps, missing_none, promise_of, rejecting_none, telling
-from flawsmith.runtime.decision import Decision, choose_limits
+from flawsmith.metrics.what_if import LimitStep, limit_steps, missing_none, promise_of, rejecting_none, telling
+from flawsmith.runtime.decision import LARGEST_SCORE, Decision, choose_limits
 
 scores = st.lists(st.integers(0, 12).map(float), min_size=1, max_size=12)
 
@@ -74,7 +74,18 @@ def test_promise_of_a_step_is_that_of_the_limit_of_its_rank(rank: int) -> None:
 
     (used,) = (step for step in limit_steps(good, [], decision.limit) if step.in_use)
 
-    assert promise_of(used, 50) == (decision.stated_false_reject_rate, decision.worst_false_reject_rate)
+    assert promise_of(used, decision) == (decision.stated_false_reject_rate, decision.worst_false_reject_rate)
+
+
+def test_image_without_a_region_large_enough_makes_no_limit() -> None:
+    steps = limit_steps([-LARGEST_SCORE, 1.0, 2.0], [-LARGEST_SCORE, 4.0], 3.0)
+
+    assert min(step.limit for step in steps) == 1.0
+    assert [(step.missed, step.rejected) for step in steps] == [(1, 1), (1, 0), (1, 0)]
+    assert missing_none(steps) is None
+    assert limit_steps([-LARGEST_SCORE], [-LARGEST_SCORE], 3.0) == [
+        LimitStep(limit=3.0, missed=1, rejected=0, in_use=True)
+    ]
 
 
 def evaluation(good: list[float], flawed: list[float], limit: float = 1.0, **changes: object) -> Evaluation:
@@ -110,6 +121,15 @@ def test_perfect_ranking_is_no_headline_where_flaws_pass() -> None:
     assert table.index("flaws missed") < table.index("1.0000")
 
 
+def test_without_good_images_nothing_is_said_of_them() -> None:
+    result = evaluation([], [0.5, 3.0, 4.0])
+
+    assert "do not contradict" not in result.as_table()
+    assert "No limit finds all flaws" not in result.as_table() + result.next_steps()[0]
+    assert "--flawed FLAWED" in result.next_steps()[0]
+    assert "\n\n\n" not in result.as_table()
+
+
 def test_broken_promise_says_what_to_do() -> None:
     broken, kept = evaluation([2.0] * 9, [3.0]), evaluation([0.5] * 9, [3.0])
 
@@ -124,6 +144,12 @@ def test_broken_promise_says_what_to_do() -> None:
     [
         ([0.1] * 30, [0.5] * 3 + [3.0] * 30, "--catch 1"),
         ([0.1] * 15 + [0.9] * 15, [0.5] * 3 + [3.0] * 30, "--smallest-flaw"),
+        (
+            [0.1] * 20 + [0.6] * 9 + [0.9],
+            [0.5] + [0.8] * 9 + [3.0] * 30,
+            "misses 1 instead of 10 of 40 flaws and rejects 1 of 30 good parts: flawsmith calibrate model.flaw GOOD "
+            "--flawed FLAWED --catch 97%.",
+        ),
         ([0.1] * 99 + [1.1], [3.0] * 30, "Look at the good parts that were rejected"),
         ([0.1] * 30, [3.0] * 30, "flawsmith predict"),
         ([0.1] * 30, [3.0] * 3, "test with more of both"),

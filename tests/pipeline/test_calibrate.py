@@ -290,8 +290,11 @@ def test_groups_outlive_limits_that_flaws_have_chosen(model: Path, good: Path, t
 
     after = calibrate(chosen.bundle, rate="5%").after
 
-    assert chosen.after.groups is None
-    assert "40 good images of 10 groups (as they were given) that" in after.describe()
+    assert chosen.after.groups is not None
+    assert chosen.after.groups.mean is None, "how often groups were rejected is known of the former limit alone"
+    assert "left out in turn" not in chosen.after.describe()
+    assert "40 good images of 10 groups (file name) that" in after.describe()
+    assert "left out in turn" in after.describe()
 
 
 def test_images_the_model_has_seen_are_refused(model: Path, good: Path, tmp_path: Path) -> None:
@@ -330,7 +333,7 @@ def test_table_names_the_images_whose_verdict_changes(model: Path, good: Path, c
 
 
 def test_json_is_one_object(model: Path, good: Path, capsys: pytest.CaptureFixture) -> None:
-    assert main(["calibrate", str(model), str(good), "--json", "--quiet"]) == 0
+    assert main(["calibrate", str(model), str(good), "--group", "none", "--json", "--quiet"]) == 0
 
     result = json.loads(capsys.readouterr().out)
     assert result["after"]["worst_false_reject_rate"] == pytest.approx(1 - 0.05 ** (1 / 40))

@@ -170,6 +170,7 @@ def test_training_names_all_its_steps_in_order(tmp_path: Path, trees: ModuleType
     assert numbers == sorted(numbers)
     assert set(numbers) == {1, 2, 3, 4, 5, 6}
     assert any("epoch 2 of 2" in line for line in lines)
+    assert any("computing what to compare images with" in line for line in lines if line.startswith("step 2"))
     assert "building a baseline to compare with" in " ".join(lines)
 
 

@@ -18,9 +18,9 @@ from PIL import Image
 from flawsmith.data.layouts import load
 from flawsmith.pipeline.describe import expected_verdicts
 from flawsmith.pipeline.evaluate import evaluate_into
-from flawsmith.pipeline.reporting import MOST_STEPS, limits_to_try
+from flawsmith.pipeline.reporting import MOST_STEPS, _more_good_images, limits_to_try
 from flawsmith.pipeline.train import TrainResult
-from flawsmith.runtime.decision import Decision
+from flawsmith.runtime.decision import Decision, GroupFigures
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.roi import RegionOfInterest
 from flawsmith.runtime.zones import Zone
@@ -197,3 +197,13 @@ def test_model_that_scores_its_own_images_promises_nothing(tiny: ModuleType) -> 
     bundle = replace(tiny.make_bundle(decision=decision), calibration={"good": np.arange(1.0, 10.0)})
 
     assert expected_verdicts(bundle) == ["good parts rejected: unknown: the model learned from the images behind it"]
+
+
+@pytest.mark.parametrize(("count", "is_said"), [(2, True), (40, False)])
+def test_report_asks_for_more_groups_where_few_set_the_limit(count: int, *, is_said: bool) -> None:
+    groups = GroupFigures(by="sub-folder", count=count, variance_share=0.0)
+    decision = Decision(limit=1.0, map_limit=1.0, stated_false_reject_rate=2 / 201, n_good=200, groups=groups)
+
+    steps = _more_good_images(decision)
+
+    assert any("2 groups (sub-folder) set the limit" in step for step in steps) == is_said

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 from scipy import ndimage
 
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.regions import FLAW_SHARE, find_regions, label, region_level, strongest_region
+from flawsmith.runtime.regions import find_regions, label, region_level, strongest_region
 
 EIGHT = np.ones((3, 3), int)
 
@@ -82,7 +82,7 @@ def test_labels_equal_scipy_on_hard_shapes(mask: np.ndarray) -> None:
 
 
 def _brute(
-    anomaly_map: np.ndarray, limit: float, minimum_area: int, mask: np.ndarray | None, share: float
+    anomaly_map: np.ndarray, limit: float, minimum_area: int, mask: np.ndarray | None, cell: float | None
 ) -> list[dict]:
     above = anomaly_map > limit
     inspected = anomaly_map if mask is None else anomaly_map[mask]
@@ -96,7 +96,11 @@ def _brute(
         if y.size < minimum_area:
             continue
         spot, peak = y.size, float(anomaly_map[y, x].max())
-        level = min(peak, max(limit, typical + share * (peak - typical))) if share else limit
+        level = limit
+        if cell is not None:
+            half = (anomaly_map[y, x] >= typical + (peak - typical) / 2).sum() / cell
+            share = 0.8 if half <= 1600 else 0.4 + 0.4 * 1600 / half
+            level = min(peak, max(limit, typical + share * (peak - typical)))
         belongs = anomaly_map[y, x] >= level
         y, x = y[belongs], x[belongs]
         best = np.argmax(anomaly_map[y, x])
@@ -128,7 +132,7 @@ def test_regions_of_a_map_on_its_way_are_those_of_the_whole_map(
 
     assert strongest_region(inverse, mask=mask) == strongest_region(whole, mask=mask)
     for limit in (-0.1, 0.1, 0.3, 0.6, 0.9, 1.1):
-        options = {"minimum_area": 3, "mask": mask, "share": 0.75}
+        options = {"minimum_area": 3, "mask": mask, "cell": 0.2}
         assert find_regions(inverse, limit, **options) == find_regions(whole, limit, **options)
 
 
@@ -141,29 +145,49 @@ def test_regions_of_a_map_on_its_way_are_those_of_the_whole_map(
     limit=st.integers(-1, 6),
     minimum_area=st.integers(1, 4),
     seed=st.none() | st.integers(0, 99),
-    share=st.sampled_from([0.0, 0.5, 0.75]),
+    cell=st.sampled_from([None, 1.0, 0.05, 0.002]),
 )
 @settings(max_examples=300, deadline=None)
 def test_regions_equal_brute_force(
-    anomaly_map: np.ndarray, limit: int, minimum_area: int, seed: int | None, share: float
+    anomaly_map: np.ndarray, limit: int, minimum_area: int, seed: int | None, cell: float | None
 ) -> None:
     mask = None if seed is None else np.random.default_rng(seed).random(anomaly_map.shape) < 0.7
 
-    regions = find_regions(anomaly_map, limit, minimum_area=minimum_area, mask=mask, share=share)
+    regions = find_regions(anomaly_map, limit, minimum_area=minimum_area, mask=mask, cell=cell)
 
-    assert [region.model_dump() for region in regions] == _brute(anomaly_map, limit, minimum_area, mask, share)
+    assert [region.model_dump() for region in regions] == _brute(anomaly_map, limit, minimum_area, mask, cell)
 
 
-@pytest.mark.parametrize("radius", [6, 12, 30])
+@pytest.mark.parametrize("radius", [9, 12, 36, 60])
 def test_area_of_a_blurred_flaw_is_near_its_own_and_that_of_its_spot_is_not(radius: int) -> None:
-    y, x = np.mgrid[:200, :200]
-    flaw = (y - 90) ** 2 + (x - 110) ** 2 <= radius**2
-    anomaly_map = (1 + 20 * ndimage.gaussian_filter(flaw.astype(float), 8)).astype(np.float32)
+    y, x = np.mgrid[:300, :300]
+    flaw = (y - 145) ** 2 + (x - 150) ** 2 <= radius**2
+    anomaly_map = (1 + 20 * ndimage.gaussian_filter(flaw.astype(float), 16)).astype(np.float32)
 
-    region = find_regions(anomaly_map, 1.2, share=FLAW_SHARE)[0]
+    region = find_regions(anomaly_map, 1.2, cell=1.0)[0]
 
     assert 0.4 < region.area / flaw.sum() < 2
-    assert region.spot > 1.5 * flaw.sum()
+    assert region.spot > 1.2 * flaw.sum()
+
+
+def test_large_uneven_flaw_is_not_cut_to_its_brightest_part() -> None:
+    y, x = np.mgrid[:260, :260]
+    flaw = (np.abs(y - 130) < 60) & (np.abs(x - 130) < 40)
+    uneven = np.where(flaw, 12 + 8 * (x - 90) / 80, 0)
+    anomaly_map = (1 + ndimage.gaussian_filter(uneven, 8)).astype(np.float32)
+
+    region = find_regions(anomaly_map, 3.0, cell=1.0)[0]
+
+    assert 0.9 < region.area / flaw.sum() < 1.3
+
+
+def test_size_of_a_flaw_is_counted_in_pixels_of_the_network() -> None:
+    y, x = np.mgrid[:100, :100]
+    anomaly_map = np.exp(-((y - 50) ** 2 + (x - 50) ** 2) / 400).astype(np.float32)
+    small, large = (find_regions(anomaly_map, 0.1, cell=cell)[0] for cell in (4.0, 0.01))
+
+    assert small.level == pytest.approx(0.8, abs=0.03)
+    assert large.level == pytest.approx(0.4, abs=0.03)
 
 
 @pytest.mark.parametrize("offset", [-50.0, 0.0, 1000.0])
@@ -172,7 +196,7 @@ def test_flaw_does_not_depend_on_what_the_map_counts_from(offset: float) -> None
     anomaly_map = (np.exp(-((y - 20) ** 2 + (x - 30) ** 2) / 50) * 8 + offset).astype(np.float32)
 
     assert strongest_region(anomaly_map).area == strongest_region(anomaly_map - np.float32(offset)).area
-    assert find_regions(anomaly_map, offset + 1, share=FLAW_SHARE)[0].area == strongest_region(anomaly_map).area
+    assert find_regions(anomaly_map, offset + 1, cell=1.0)[0].area == strongest_region(anomaly_map).area
 
 
 @given(

@@ -302,7 +302,19 @@ def _refuse_usage(error: Any) -> int:
             print_err(*message.split("\n"))
         return USER_ERROR
     hint = f"; see {context.command_path} --help" if isinstance(error, _UsageError) and context is not None else ""
-    return refuse(message.rstrip(".") + hint)
+    return refuse(f"{message.rstrip('.')}{_elsewhere(error, context)}{hint}")
+
+
+def _elsewhere(error: Any, context: Any) -> str:
+    """Which other commands have the option that a command lacks, in words; empty where none does."""
+    option, group = getattr(error, "option_name", None), getattr(context, "parent", None)
+    commands = getattr(getattr(group, "command", None), "commands", {})
+    having = [
+        name
+        for name, command in commands.items()
+        if not command.hidden and any(option in parameter.opts for parameter in command.params)
+    ]
+    return f"; {' and '.join(having)} {'has' if len(having) == 1 else 'have'} it" if option and having else ""
 
 
 def _reader_left() -> int:

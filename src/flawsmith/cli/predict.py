@@ -182,7 +182,7 @@ def _summary(written: Prediction, decision: Decision) -> list[str]:
     lines = [f"{images}: {counts}{unreadable}", f"good parts rejected: {decision.promise}"]
     nearest = [f"{verdict} at {times:.2f}x, {image}" for verdict, (times, image) in written.nearest.items()]
     if written.by_score_alone:
-        lines.append(f"rejected by the score alone: {written.by_score_alone}; there {STRANGEST_PLACE}")
+        lines.append(f"rejected by the score alone: {written.by_score_alone}, where {STRANGEST_PLACE}")
     if nearest:
         lines.append(f"nearest to the limit: {'; '.join(nearest)}")
     return [*lines, f"see {written.lines} and {written.table}"]

@@ -8,10 +8,13 @@ from typing import Annotated
 import typer
 
 from flawsmith.cli.app import AsJson, error_boundary, print_json, print_out
+from flawsmith.models import METHODS
 
 
 def settings(
-    method: Annotated[str, typer.Argument(metavar="METHOD", help="A method, such as pbas.")],
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="A method, such as pbas.", autocompletion=lambda: METHODS)
+    ],
     preset: Annotated[str | None, typer.Option(help="Whose values to show; fast by default.")] = None,
     json_: AsJson = False,
 ) -> None:

@@ -7,7 +7,7 @@ A limit that rests on images of one day holds for that day. Whole groups are the
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from difflib import get_close_matches
@@ -69,16 +69,22 @@ def groups_in_words(dataset: Dataset, split: HoldOut) -> str:
     """What groups were recognised and how many stand behind the limit, in a line; empty where there are none."""
     if not dataset.grouped_by:
         return ""
-    learned, calibration = ({s.group for s in part} - {""} for part in (split.train, split.calibration))
+    learned, calibration = _groups_of(split.train), _groups_of(split.calibration)
     number = len(learned | calibration)
     line = f"{count(number, 'group')} by {dataset.grouped_by}"
     if split.source == "validation":
         return f"{line}: {len(calibration)} in the validation folder, which sets the limit"
     if split.source == "training":
         return line
+    if split.folds and all(not _groups_of(fold.train) & _groups_of(fold.calibration) for fold in split.folds):
+        return f"{line}: held out whole, in turn"
     if learned & calibration:
         return f"{line}, held out image by image"
     return f"{line}: {len(calibration)} of them held out"
+
+
+def _groups_of(samples: Iterable[Sample]) -> set[str]:
+    return {sample.group for sample in samples} - {""}
 
 
 def one_group_warning(split: HoldOut) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from pydantic import BaseModel, Field
 from flawsmith.line.model import LimitChange, LimitFacts, LoadedModel
 from flawsmith.line.record import Draw, Label, LabelRole, Record
 from flawsmith.line.store import AuditEntry
-from flawsmith.runtime.decision import images_needed, worst_rate
+from flawsmith.runtime.decision import LARGEST_SCORE, Decision, images_needed
 from flawsmith.runtime.errors import FlawsmithError
 
 MOST_STEPS = 400
@@ -91,11 +90,7 @@ def limit_scores(
     tolerance, why_not = _tolerance(model, good)
     order = np.argsort(-good, kind="stable")
     good = good[order]
-    judged = [
-        (record, kept)
-        for record, kept in zip(recent, has_image, strict=True)
-        if record.model_sha256 == model.sha256 and record.deciding is not None
-    ]
+    judged = [(record, kept) for record, kept in zip(recent, has_image, strict=True) if _counts(record, model)]
     forged: Any = () if decision.by_regions else model.bundle.calibration.get("forged", ())
     names = dict.fromkeys(entry.facts["effect"]["before"]["limits"] for entry in _of_model(changes, model))
     return LimitScores(
@@ -108,7 +103,7 @@ def limit_scores(
         groups=None if groups is None else groups[order].tolist(),
         groups_by="" if decision.groups is None else decision.groups.by,
         forged=sorted((float(score) for score in forged), reverse=True),
-        steps=[] if why_not else steps_of(good + tolerance),
+        steps=[] if why_not else steps_of(good + tolerance, decision),
         needed=images_needed(0.01),
         reviewed=[
             *(_reviewed(*pair) for pair in labelled if _counts(pair[0], model)),
@@ -128,7 +123,8 @@ def _of_model(changes: Sequence[AuditEntry], model: LoadedModel) -> list[AuditEn
 
 
 def _counts(record: Record, model: LoadedModel) -> bool:
-    return record.model_sha256 == model.sha256 and record.deciding is not None
+    """Whether the number that decided about a part can stand beside limits: a part that no limit rejects has none."""
+    return record.model_sha256 == model.sha256 and record.deciding is not None and record.deciding > -LARGEST_SCORE
 
 
 def _reviewed(record: Record, entry: AuditEntry) -> Reviewed:
@@ -181,28 +177,23 @@ def _tolerance(model: LoadedModel, good: NDArray[np.float64]) -> tuple[float, st
     return 0.0 if strictest.zones else strictest.deciding_limit - float(good.max()), ""
 
 
-def steps_of(limits: NDArray[np.float64]) -> list[Step]:
+def steps_of(limits: NDArray[np.float64], decision: Decision) -> list[Step]:
     """What limits at each of the good images promise.
 
     Args:
         limits: (n,) the largest first.
+        decision: the limits in use, which rest on the same images.
 
     Example:
-        >>> [round(step.rejected_of_1000_at_worst) for step in steps_of(np.arange(200.0)[::-1])[:2]]
+        >>> in_use = Decision(limit=199, map_limit=1, stated_false_reject_rate=1 / 201, n_good=200)
+        >>> [round(step.rejected_of_1000_at_worst) for step in steps_of(np.arange(200.0)[::-1], in_use)[:2]]
         [15, 23]
     """
-    n = len(limits)
     return [
         Step(
             limit=float(limit),
-            rejected_of_1000=1000 * rank / (n + 1),
-            rejected_of_1000_at_worst=1000 * worst,
+            rejected_of_1000=1000 * rank / (len(limits) + 1),
+            rejected_of_1000_at_worst=1000 * decision.worst_rate_at(rank),
         )
-        for rank, (limit, worst) in enumerate(zip(limits[:MOST_STEPS], _worst_rates(n), strict=False), 1)
+        for rank, limit in enumerate(limits[:MOST_STEPS], 1)
     ]
-
-
-@lru_cache(maxsize=64)
-def _worst_rates(n: int) -> tuple[float, ...]:
-    """A limit's false-reject rate at worst, by its rank: the same for all lines with so many good images."""
-    return tuple(worst_rate(rank, n) for rank in range(1, min(n, MOST_STEPS) + 1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -177,8 +178,8 @@ class Evaluation(BaseModel):
             lines += [*aligned([heads, *(_defect_row(*item) for item in self.by_defect.items())]), ""]
         rows = [(label, _number(getattr(self, name)), self._interval(name)) for name, label in self.labels().items()]
         lines += [counts, *aligned([("figure", "value", "95 % interval"), *rows])]
-        if self.baseline is not None:
-            lines += ["", *(f"{label}: {words}" for label, words in self.baseline.comparisons(self.labels()).items())]
+        compared = {} if self.baseline is None else self.baseline.comparisons(self.labels())
+        lines += ["", *(f"{label}: {words}" for label, words in compared.items())] if compared else []
         lines += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join(map(without_controls, lines))
 
@@ -200,9 +201,8 @@ class Evaluation(BaseModel):
             lines.append(f"good parts rejected: {self.n_rejected} of {self.n_good}")
         promised = self.promise()
         if promised:
-            lines.append(
-                f"promised: about {promised}{'' if self.promise_is_broken else '; these images do not contradict it'}"
-            )
+            kept = "" if self.promise_is_broken or not self.n_good else "; these images do not contradict it"
+            lines.append(f"promised: about {promised}{kept}")
         if self.promise_is_broken:
             lines.append(
                 "These good parts differ from those that the limit rests on: set it anew with good parts of their kind "
@@ -235,12 +235,26 @@ class Evaluation(BaseModel):
         if self.n_missed and at_no_miss is not None and at_no_miss.rejected <= max(1, self.n_good // 10):
             steps.append(
                 f"A lower limit finds all flaws and rejects {at_no_miss.rejected} of "
-                f"{self.n_good} good parts: flawsmith calibrate model.flaw GOOD --flawed FLAWED --catch 1."
+                f"{self.n_good} good parts: flawsmith calibrate model.flaw GOOD --flawed FLAWED --catch 100%."
+            )
+        elif self.n_missed and not self.n_good:
+            steps.append(
+                "How many good parts a lower limit would reject is known of good images alone: flawsmith calibrate "
+                "model.flaw GOOD --flawed FLAWED. Flaws that are small may need --smallest-flaw in training."
             )
         elif self.n_missed:
-            no_limit = "No limit finds all flaws without rejecting many good parts. " if self.what_if else ""
+            words = "No limit finds all flaws without rejecting many good parts. " if self.what_if else ""
+            affordable = [step for step in self.what_if if step.rejected <= max(1, self.n_good // 10)]
+            best = min(affordable, key=lambda step: (step.missed, step.rejected), default=None)
+            if best is not None and best.missed <= 0.8 * self.n_missed:
+                caught = math.floor(100 * (1 - best.missed / self.n_flawed))
+                words = (
+                    f"A lower limit misses {best.missed} instead of {self.n_missed} of {self.n_flawed} flaws and "
+                    f"rejects {best.rejected} of {self.n_good} good parts: flawsmith calibrate model.flaw GOOD "
+                    f"--flawed FLAWED --catch {caught}%. "
+                )
             steps.append(
-                f"{no_limit}If the missed flaws are small, train with --smallest-flaw; if the parts lie or are lit "
+                f"{words}If the missed flaws are small, train with --smallest-flaw; if the parts lie or are lit "
                 "differently each time, give more good images."
             )
         if not steps and self.n_rejected:

@@ -92,6 +92,11 @@ def summarise(
         if hit.size:
             exact = stats.binomtest(int(hit.sum()), hit.size).proportion_ci(LEVEL, method="exact")
             ends[name] = (float(exact.low), float(exact.high))
+    threshold = ranking.f1_max_threshold(state.scores, flawed)
+    if flawed.all():  # every order of flawed images alone is a perfect one, which says nothing
+        points |= {"image_ap": None, "image_f1_max": None}
+        ends = {name: interval for name, interval in ends.items() if name not in ("image_ap", "image_f1_max")}
+        threshold = None
     notes = _notes(state, points)
     promised = decision if decision is not None and decision.held_out else None
     if protocol.rounding == "three_decimals":
@@ -102,7 +107,7 @@ def summarise(
         selection=selection,
         stamps=[*stamps_of(selection), *protocol.caveats()],
         **points,
-        image_f1_threshold=ranking.f1_max_threshold(state.scores, flawed),
+        image_f1_threshold=threshold,
         false_reject_rate=_rate(rejected[~flawed]),
         miss_rate=_rate(~rejected[flawed]),
         stated_false_reject_rate=None if promised is None else promised.stated_false_reject_rate,
@@ -179,7 +184,7 @@ def _notes(state: EvaluationState, points: dict[bootstrap.Metric, float | None])
     if not flawed.any():
         notes.append("No flawed test image: only the false reject rate is defined.")
     elif flawed.all():
-        notes.append("No good test image: AUROC and the false reject rate are undefined.")
+        notes.append("No good test image: AUROC, AP, F1 and the false reject rate are undefined.")
     if flawed.any() and points["pixel_auroc"] is None:
         notes.append("No annotated flaw beside defect-free pixels: pixel AUROC and AUPRO are undefined.")
     elif state.protocol.pro != "exact" and state.pixels is not None and state.pixels.overlap is None:

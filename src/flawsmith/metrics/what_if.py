@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 from pydantic import BaseModel, ConfigDict, Field
 
-from flawsmith.runtime.decision import worst_rate
+from flawsmith.runtime.decision import LARGEST_SCORE, Decision
 
 _EQUAL = 1e-3
 _SHARES = (0.01, 0.05, 0.1)
@@ -30,7 +30,8 @@ def limit_steps(good: ArrayLike, flawed: ArrayLike, in_use: float) -> list[Limit
     """Every limit that changes a count, the lowest first.
 
     Of the limits between two scores the lower one is taken if it is a good image's, which it does not reject; else the
-    middle, and so below the lowest flawed score too: the limit that misses none keeps away from it.
+    middle, and so below the lowest flawed score too: the limit that misses none keeps away from it. An image that has
+    no region of the smallest area, whatever the limit, passes at each of them and makes none.
 
     Args:
         good: (n,) image scores of good images.
@@ -43,11 +44,13 @@ def limit_steps(good: ArrayLike, flawed: ArrayLike, in_use: float) -> list[Limit
     """
     good, flawed = (np.sort(np.asarray(scores, np.float64).ravel()) for scores in (good, flawed))
     scores = np.unique(np.concatenate([good, flawed]))
+    scores = scores[scores > -LARGEST_SCORE]
     places = scores[:-1].copy()
     above_flawed = ~np.isin(places, good)
     places[above_flawed] = (places[above_flawed] + scores[1:][above_flawed]) / 2
     below_flawed = scores[scores < flawed[0]][-1:] if flawed.size else scores[:0]
-    limits = np.unique(np.concatenate([places, good[-1:], (below_flawed + flawed[:1]) / 2, [in_use]]))
+    highest_good = good[good > -LARGEST_SCORE][-1:]
+    limits = np.unique(np.concatenate([places, highest_good, (below_flawed + flawed[:1]) / 2, [in_use]]))
     missed = np.searchsorted(flawed, limits, side="right")
     rejected = good.size - np.searchsorted(good, limits, side="right")
     return [
@@ -116,19 +119,20 @@ def limit_sentences(steps: Sequence[LimitStep], n_good: int, n_flawed: int) -> l
     return sentences
 
 
-def promise_of(step: LimitStep, n_good: int) -> tuple[float, float]:
+def promise_of(step: LimitStep, decision: Decision) -> tuple[float, float]:
     """The share of good parts that a limit rejects, in the mean and with 95 % confidence at most.
 
     Args:
-        step: of good images that the model did not learn from.
-        n_good: their number.
+        step: of the good images behind the limits in use.
+        decision: the limits in use.
 
     Example:
-        >>> promise_of(LimitStep(limit=1.0, missed=0, rejected=0), 99)[0]
+        >>> in_use = Decision(limit=2.0, map_limit=1.0, stated_false_reject_rate=0.01, n_good=99)
+        >>> promise_of(LimitStep(limit=1.0, missed=0, rejected=0), in_use)[0]
         0.01
     """
-    rank = min(step.rejected + 1, n_good)
-    return rank / (n_good + 1), worst_rate(rank, n_good)
+    rank = min(step.rejected + 1, decision.n_good)
+    return rank / (decision.n_good + 1), decision.worst_rate_at(rank)
 
 
 def aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:

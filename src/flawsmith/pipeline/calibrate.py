@@ -382,7 +382,7 @@ def _from_stored(
     if "good_groups" in arrays:
         names = [f"group {number}" for number in arrays["good_groups"]]
     alpha = before.target_false_reject_rate if rates.reject is None else rates.reject
-    # Limits that known flaws have chosen say nothing of groups, and the names are not kept.
+    # Files of earlier builds say nothing of groups where known flaws chose the limit, and names are not kept.
     by = "as they were given" if before.groups is None else before.groups.by
     after = setting.recalibrated(
         scores,
@@ -716,12 +716,15 @@ def _catching(decision: Decision, good: NDArray[np.float64], flawed: Sequence[Ch
     if decision.zones:
         rank = max(rank, round(decision.stated_false_reject_rate * (good.size + 1)))
     review = None if decision.review_limit is None else min(decision.review_limit, limit)
+    groups = decision.groups  # how often groups were rejected is known of the former limit alone
+    if groups is not None:
+        groups = groups.model_copy(update={"lowest": None, "highest": None, "mean": None})
     return decision.model_copy(
         update={
             ("map_limit" if decision.by_regions else "limit"): float(limit),
             "review_limit": review,
             "stated_false_reject_rate": rank / (good.size + 1),
-            "groups": None,
+            "groups": groups,
             "chosen_on_flawed": True,
         }
     )

@@ -193,13 +193,13 @@ def expected_verdicts(bundle: Bundle) -> list[str]:
         heads = ("limit", *(("synthetic missed",) if synthetic.size else ()), "rejected of 1,000", "at worst", "")
         lines += [
             "",
-            *aligned([heads, *(_step_row(step, good.size, synthetic.size) for step in telling(steps, good.size))]),
+            *aligned([heads, *(_step_row(step, decision, synthetic.size) for step in telling(steps, good.size))]),
         ]
     return lines
 
 
-def _step_row(step: LimitStep, n_good: int, n_synthetic: int) -> tuple[str, ...]:
-    expected, worst = promise_of(step, n_good)
+def _step_row(step: LimitStep, decision: Decision, n_synthetic: int) -> tuple[str, ...]:
+    expected, worst = promise_of(step, decision)
     missed = (f"{step.missed} of {n_synthetic}",) if n_synthetic else ()
     used = "in use" if step.in_use else ""
     return (f"{step.limit:.4g}", *missed, parts_of_1000(expected), parts_of_1000(worst, up=True), used)
@@ -459,7 +459,8 @@ def _limits(bundle: Bundle, path: Path) -> list[Finding]:
         f"{decision.n_good} good images stand behind the limit, which rejects {decision.promise}; asked for were "
         f"{1000 * decision.target_false_reject_rate:g}"
     )
-    return [Finding(severity, "few-to-calibrate", message, (path,), "train with more good images")]
+    fix = "set the limit with more good images: flawsmith calibrate MODEL GOOD"
+    return [Finding(severity, "few-to-calibrate", message, (path,), fix)]
 
 
 def _versions(path: Path) -> Finding:

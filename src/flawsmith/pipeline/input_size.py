@@ -63,6 +63,8 @@ def input_size_for(flaw: float, image: Size, config: ModelConfig) -> InputSize:
         >>> input_size_for(100, (600, 800), fast).network
         (256, 256)
     """
+    if flaw > max(image):
+        raise FlawsmithError(f"--smallest-flaw: {flaw:g} pixels are more than the images have, {image[1]} x {image[0]}")
     share = min(1.0, PIXELS_OF_A_FLAW / flaw)
     unit = 2 * max(config.strides)  # the levels of the finest halve without a remainder
     height, width = (unit * math.ceil(side * share / unit - 1e-9) for side in image)
@@ -89,13 +91,13 @@ def seen_in_words(flaw: float, image: Size, seen: InputSize, usual: Size) -> str
         how = f"in tiles of {seen.tiling.size} pixels, {seen.cost:.0f} an image"
     elif seen.network == usual:
         return (
-            f"images of {image[1]} x {image[0]} are seen at {usual[1]} x {usual[0]} as ever: a flaw of {flaw:.3g} "
+            f"images of {image[1]} x {image[0]} are seen at {usual[1]} x {usual[0]} as usual: a flaw of {flaw:.5g} "
             f"pixels has {PIXELS_OF_A_FLAW} there or more"
         )
     else:
         how = f"at {seen.network[1]} x {seen.network[0]} instead of {usual[1]} x {usual[0]}"
     return (
-        f"images of {image[1]} x {image[0]} are seen {how}, so that a flaw of {flaw:.3g} pixels is seen; an image "
+        f"images of {image[1]} x {image[0]} are seen {how}, so that a flaw of {flaw:.5g} pixels is seen; an image "
         f"takes about {seen.cost:.1f} times as long"
     )
 

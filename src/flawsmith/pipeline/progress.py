@@ -357,6 +357,8 @@ class ProgressFile:
             FlawsmithError: the file cannot be written.
         """
         with ExitStack() as stack:
+            if self._path.is_file() and self._path.stat().st_size and RunState.read(self._path) is None:
+                raise FlawsmithError(f"{self._path} is a file of something else: give another --progress")
             self._lock(stack)
             self._write("running")
             try:

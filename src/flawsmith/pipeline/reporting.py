@@ -184,7 +184,7 @@ def limits_to_try(
     shown = [steps[place] for place in thinned if not steps[place].in_use]
     shown = sorted([*shown, *(step for step in steps if step.in_use)], key=lambda step: step.limit)
     few = telling(steps, good.size)
-    told = {step.limit: _counts(step, good.size, flawed.size, promises=promises) for step in (*shown, *few)}
+    told = {step.limit: _counts(step, decision, good.size, flawed.size, promises=promises) for step in (*shown, *few)}
     kind = "synthetic flaws" if promises else "flaws"
     heads = ["Limit", *([f"{kind.capitalize()} missed"] if flawed.size else [])]
     heads += ["Good parts rejected, of 1,000", "at worst (95 % sure)"] if promises else ["Good parts rejected"]
@@ -206,11 +206,11 @@ def limits_to_try(
     )
 
 
-def _counts(step: LimitStep, n_good: int, n_flawed: int, *, promises: bool) -> list[str]:
+def _counts(step: LimitStep, decision: Decision, n_good: int, n_flawed: int, *, promises: bool) -> list[str]:
     missed = [f"{step.missed} of {n_flawed}"] if n_flawed else []
     if not promises:
         return [*missed, f"{step.rejected} of {n_good}"]
-    expected, worst = promise_of(step, n_good)
+    expected, worst = promise_of(step, decision)
     return [*missed, parts_of_1000(expected), parts_of_1000(worst, up=True)]
 
 
@@ -221,7 +221,7 @@ def _sentence(step: LimitStep, decision: Decision, n_good: int, n_flawed: int, *
     flaws = f"misses {step.missed} of {n_flawed} {'synthetic flaws' if promises else 'flaws'} and " if n_flawed else ""
     parts = "held-out good images" if promises else "good parts"
     text = f"{head} {step.limit:.4g}{times} {flaws}rejects {step.rejected} of {n_good} {parts}."
-    return f"{text} Promise: about {promise_in_words(*promise_of(step, n_good))}." if promises else text
+    return f"{text} Promise: about {promise_in_words(*promise_of(step, decision))}." if promises else text
 
 
 def training_report(
@@ -303,14 +303,23 @@ def _after_training(decision: Decision) -> list[str]:
 
 
 def _more_good_images(decision: Decision) -> list[str]:
-    """How many good images the rate takes that was asked for; nothing where there are enough."""
+    """Good images that are missing for the rate that was asked for, and groups; nothing where there are enough."""
+    groups = decision.groups
+    more_groups = []
+    if decision.held_out and groups is not None and decision.worst_false_reject_rate > 2 * decision.worst_rate_alike:
+        more_groups.append(
+            f"{groups.count} groups ({groups.by}) set the limit and say little about the next one: calibrate with good "
+            "images of more of them, or train with --cross-fit 5."
+        )
     if not decision.held_out or decision.stated_false_reject_rate <= decision.target_false_reject_rate:
-        return []
+        return more_groups
     expected, proven = images_needed(decision.target_false_reject_rate, rank=max(1, len(decision.zone_limits)))
     asked = parts_of_1000(decision.target_false_reject_rate)
     return [
-        f"Only {decision.n_good} good images set the limit. For {asked} of 1,000 good parts rejected put {expected:,} "
-        f"other ones, better {proven:,}, of several days, into a folder: flawsmith calibrate model.flaw GOOD."
+        f"Only {decision.n_good} good images set the limit. To reject about {asked} of 1,000 good parts, put "
+        f"{expected:,} others, better {proven:,}, from several days, into a folder: flawsmith calibrate "
+        "model.flaw GOOD.",
+        *more_groups,
     ]
 
 
@@ -350,7 +359,8 @@ def _synthetic_examples(
 def _inspected(inspector: Inspector, pixels: ImageArray, value_range: tuple[float, float] | None) -> Inspection:
     """What the model says, without a warning of images of another kind: a flaw has 8 bits whatever it is drawn on."""
     measured, decision = inspector.measure(pixels), inspector.spec.decision
-    verdict, regions = decision.decide(measured.score, measured.map, measured.not_inspected)
+    cell = inspector.spec.cell(measured.map.shape)
+    verdict, regions = decision.decide(measured.score, measured.map, measured.not_inspected, cell=cell)
     return Inspection(
         image=None,
         score=measured.score,

@@ -149,7 +149,7 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _tiles_overlap_by_less_than_half(self) -> TrainSettings:
         if self.overlap is not None and self.tile is None:
-            raise ValueError(f"overlap={self.overlap} is that of tiles, give their side too with tile")
+            raise ValueError(f"overlap={self.overlap} says how far tiles overlap: give their side too, as tile")
         if self.overlap is not None and self.tile is not None and 2 * self.overlap >= self.tile:
             raise ValueError(f"overlap={self.overlap} must be below half of the tile, {self.tile}")
         return self
@@ -191,7 +191,7 @@ class TrainSettings(BaseModel):
     @model_validator(mode="after")
     def _review_comes_first(self) -> TrainSettings:
         if self.review_alpha is not None and self.review_alpha <= self.alpha:
-            raise ValueError(f"review_alpha must exceed alpha, {self.alpha}")
+            raise ValueError(f"the review rate must be larger than the rate of false rejects, {self.alpha}")
         return self
 
 

@@ -259,6 +259,8 @@ FEATURES_SHARE = 0.2
 """Of the time that learning takes, what features take before a loop, roughly."""
 LOOPS_SHARE = 0.7
 """The same of the loops; memories and statistics follow."""
+PASS = "computing what to compare images with"
+"""What a single pass does, whatever it is called: a memory, statistics, a centre."""
 
 
 class TrainingSteps:
@@ -510,6 +512,8 @@ class TrainingSteps:
             def watch(share: float, epoch: str, done: int = done) -> None:
                 self.progress.at(FEATURES_SHARE + LOOPS_SHARE * (done + share) / loops, epoch)
 
+            if not isinstance(stage, TrainingStage):
+                self.progress.at(0.0, PASS)  # as long as several epochs with many images
             with self._timed(f"stage {stage.name}"):
                 self.run.complete(model, stage, watch)
         self.run.save(model.eval())

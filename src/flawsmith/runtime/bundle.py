@@ -369,6 +369,14 @@ class BundleSpec(BaseModel):
         """The preset's name, and all that is not as it has it."""
         return preset_in_words(self.preset, self.training.deviations)
 
+    def cell(self, image_size: tuple[int, int]) -> float:
+        """Pixels of an image by one of the network's input, which sees the image or one tile of it at a time.
+
+        Args:
+            image_size: (height, width), pixels.
+        """
+        return self.geometry.cell(image_size if self.tiling is None else self.tiling.tiles(image_size)[0].size)
+
     @model_validator(mode="after")
     def _tiles_show_all(self) -> BundleSpec:
         if self.tiling is not None and self.geometry.policy == "crop":

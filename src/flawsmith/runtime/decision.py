@@ -7,6 +7,8 @@ import json
 import math
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
+from functools import lru_cache
+from statistics import NormalDist
 from typing import Annotated, Any, Literal
 
 import numpy as np
@@ -24,7 +26,7 @@ from pydantic import (
 from flawsmith.runtime.devices import DeviceName
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import InvertedMap
-from flawsmith.runtime.regions import FLAW_SHARE, Region, find_regions, region_level, strongest_region
+from flawsmith.runtime.regions import Region, find_regions, region_level, strongest_region
 from flawsmith.runtime.roi import MOST_CORNERS, RegionOfInterest, box_of, number_zones
 from flawsmith.runtime.zones import ELSEWHERE, MOST_ZONES, Zone, highest_below, zone_limits
 
@@ -45,6 +47,9 @@ CONFIDENCE = 0.95
 
 FEWEST_IN_A_GROUP = 10
 """Images of the smallest group from which on the share rejected of single groups is said."""
+
+_SAYS_LITTLE = 0.2
+"""A worst case beyond this comes of few groups: it is no rate that anybody expects."""
 
 LARGE_VARIANCE_SHARE = 0.1
 """Between groups: from here on a limit from few of them promises too much for the next one (docs/inspect/limits.md)."""
@@ -245,6 +250,8 @@ class Decision(BaseModel):
         score: float,
         anomaly_map: NDArray[np.float32] | InvertedMap,
         not_inspected: NDArray[np.bool_] | None = None,
+        *,
+        cell: float = 1.0,
     ) -> tuple[Verdict, list[Region]]:
         """Decides about one image.
 
@@ -253,6 +260,8 @@ class Decision(BaseModel):
             anomaly_map: (height, width) in pixels of the original image; one on its way there is computed where it
                 matters alone.
             not_inspected: (height, width), True where the network saw nothing; None: it saw all.
+            cell: pixels of the image by one of the network's input (`Geometry.cell`): how far the map is blurred, which
+                the regions are cut by.
 
         Returns:
             The verdict, and the regions behind it, the strongest first; a pass has none. They lie above ``map_limit``,
@@ -271,29 +280,33 @@ class Decision(BaseModel):
         if not all(map(math.isfinite, (score, *extremes))):
             raise FlawsmithError("the model's score or map is not a finite number; train or export the model anew")
         if self.by_regions:
-            if regions := self._regions(anomaly_map, self.map_limit, not_inspected):
+            if regions := self._regions(anomaly_map, self.map_limit, not_inspected, cell):
                 return "reject", regions
             if self.review_limit is None:
                 return "pass", []
-            regions = self._regions(anomaly_map, self.review_limit, not_inspected)
+            regions = self._regions(anomaly_map, self.review_limit, not_inspected, cell)
             return ("review" if regions else "pass"), regions
         verdict = self.verdict_of(score)
         if verdict == "pass":
             return verdict, []
-        regions = self._regions(anomaly_map, self.map_limit, not_inspected)
+        regions = self._regions(anomaly_map, self.map_limit, not_inspected, cell)
         mask = self._mask(anomaly_map.shape, not_inspected)
         if not regions and (mask is None or mask.any()):
-            strangest = strongest_region(anomaly_map, mask=mask)
+            strangest = strongest_region(anomaly_map, mask=mask, cell=cell)
             regions = [strangest.model_copy(update={"strangest_place": True})]
         return verdict, regions
 
     def _regions(
-        self, anomaly_map: NDArray[np.float32] | InvertedMap, limit: float, not_inspected: NDArray[np.bool_] | None
+        self,
+        anomaly_map: NDArray[np.float32] | InvertedMap,
+        limit: float,
+        not_inspected: NDArray[np.bool_] | None,
+        cell: float,
     ) -> list[Region]:
         """The regions above a limit on the number that decides, those furthest above it first."""
         if not self.zones:
             mask = self._mask(anomaly_map.shape, not_inspected)
-            return find_regions(anomaly_map, limit, minimum_area=self.minimum_area, mask=mask, share=FLAW_SHARE)
+            return find_regions(anomaly_map, limit, minimum_area=self.minimum_area, mask=mask, cell=cell)
         if isinstance(anomaly_map, InvertedMap):
             anomaly_map = anomaly_map.whole()
         regions = []
@@ -304,7 +317,7 @@ class Decision(BaseModel):
                 highest_below(limit, offset),
                 minimum_area=area,
                 mask=mask,
-                share=FLAW_SHARE,
+                cell=cell,
             )
             regions += [(region.peak - offset, region.in_zone(name, columns.start, rows.start)) for region in inside]
         return [region for _, region in sorted(regions, key=lambda pair: -pair[0])]
@@ -461,17 +474,45 @@ class Decision(BaseModel):
 
     @property
     def worst_false_reject_rate(self) -> float:
-        """The share of good parts that the limit rejects at worst, with a confidence of 95 %; see :func:`worst_rate`.
+        """The share of good parts that the limit rejects at worst, 95 % sure; see :meth:`worst_rate_at`.
 
         Example:
             >>> decision = Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=2 / 201, n_good=200)
             >>> round(decision.worst_false_reject_rate, 4)
             0.0235
         """
-        if self.n_good == 0:
+        return self.worst_rate_at(self._limit_rank)
+
+    def worst_rate_at(self, rank: int) -> float:
+        """What a limit at another of the good images rejects at worst, with a confidence of 95 %.
+
+        Where the images are of several groups, the bound is that of a group that the limit does not know.
+
+        Args:
+            rank: from 1, the good image that scores highest.
+
+        Example:
+            >>> days = GroupFigures(by="day", count=5, variance_share=0.1)
+            >>> decision = Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=2 / 201, n_good=200, groups=days)
+            >>> [round(1000 * decision.worst_rate_at(rank)) for rank in (1, 2)]
+            [33, 57]
+        """
+        if not 1 <= rank <= self.n_good:
             return 1.0
-        rank = round(self.stated_false_reject_rate * (self.n_good + 1))
-        return 1.0 if rank > self.n_good else worst_rate(max(1, rank), self.n_good)
+        alike, groups = worst_rate(rank, self.n_good), self.groups
+        if groups is None or groups.count < 2 or groups.variance_share is None:
+            return alike
+        return max(alike, worst_rate_of_new_group(rank, self.n_good, groups.count, groups.variance_share))
+
+    @property
+    def worst_rate_alike(self) -> float:
+        """What the limit rejects at worst of parts of the same groups, 95 % sure; see :func:`worst_rate`."""
+        return worst_rate(self._limit_rank, self.n_good) if self._limit_rank <= self.n_good else 1.0
+
+    @property
+    def _limit_rank(self) -> int:
+        """Which of the good images sets the limit, from 1, the highest; beyond their number: none can."""
+        return max(1, round(self.stated_false_reject_rate * (self.n_good + 1)))
 
     @property
     def promise(self) -> str:
@@ -496,11 +537,18 @@ class Decision(BaseModel):
         several = self.groups is not None and self.groups.count > 1
         grouped = f" of {self.groups.count} groups ({self.groups.by})" if self.groups is not None and several else ""
         text = f"The limit rejects {self.promise}. It rests on {images}{grouped} that the model did not learn from."
+        of_new_group = self.worst_false_reject_rate > self.worst_rate_alike
         if self.cross_fitted is not None:
             text = text.removesuffix("that the model did not learn from.")
             text += (
                 f"of which each was scored by one of {self.cross_fitted} models that did not learn from it, and holds "
                 "as far as the model scores as these do."
+            )
+        if of_new_group:
+            little = ", of which so few groups say little" if self.worst_false_reject_rate > _SAYS_LITTLE else ""
+            text += (
+                f" The worst case is that of a group it does not know{little}; for parts of these groups it is "
+                f"{parts_of_1000(self.worst_rate_alike, up=True)} of 1,000."
             )
         if self.zones:
             zones = ", ".join(self.zone_limits)
@@ -529,14 +577,12 @@ class Decision(BaseModel):
             text += f" {CHOSEN_ON_FLAWED}"
         elif self.stated_false_reject_rate > target:
             asked = f"{parts_of_1000(target)} of 1,000{with_zones}"
-            text += f" To promise {asked}, {expected:,} such images are needed, {proven:,} to be 95 % sure."
+            sure = f"{proven:,}{' of more groups' if of_new_group else ''} to be 95 % sure"
+            text += f" To promise {asked}, {expected:,} such images are needed, {sure}."
         elif self.worst_false_reject_rate > target:
-            rank = sure_rank(target, self.n_good)
-            fix = (
-                f"{proven:,} such images can be enough{with_zones}"
-                if rank < fewest
-                else f"ask for {_rounded_down(rank / (self.n_good + 1))}"
-            )
+            rank = self._sure_rank(target)
+            enough = "more groups are needed" if of_new_group else f"{proven:,} such images can be enough{with_zones}"
+            fix = enough if rank < fewest else f"ask for {_rounded_down(rank / (self.n_good + 1))}"
             text += f" To be 95 % sure of {parts_of_1000(target)} of 1,000, {fix}."
         if self.groups is not None:
             text += f" {self.groups.describe()}".rstrip()
@@ -548,6 +594,14 @@ class Decision(BaseModel):
                 "with --set scale=logit."
             )
         return text
+
+    def _sure_rank(self, rate: float) -> int:
+        """The largest rank at which a limit does not reject more than a rate at worst; 0: there is none."""
+        low, high = 0, sure_rank(rate, self.n_good)
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.worst_rate_at(middle) <= rate else (low, middle - 1)
+        return low
 
     @property
     def rejects_nothing(self) -> bool:
@@ -706,6 +760,7 @@ def _exact(alpha: float) -> Fraction:
     return Fraction(repr(float(alpha)))
 
 
+@lru_cache(maxsize=4096)
 def worst_rate(rank: int, n: int, confidence: float = CONFIDENCE) -> float:
     """The false-reject rate that a limit does not exceed, with some confidence.
 
@@ -746,6 +801,79 @@ def worst_rate(rank: int, n: int, confidence: float = CONFIDENCE) -> float:
             return high
         below = np.exp(ways + counts * math.log(middle) + (n - counts) * math.log1p(-middle)).sum()
         low, high = (middle, high) if below > 1 - confidence else (low, middle)
+
+
+@lru_cache(maxsize=4096)
+def worst_rate_of_new_group(rank: int, n: int, groups: int, share: float, confidence: float = CONFIDENCE) -> float:
+    """The false-reject rate that a limit does not exceed in a group that it does not know, with some confidence.
+
+    Scores are taken for normal once ranked, with a group's mean drawn anew for each group: of n images in groups of
+    about one size a ``share`` of the variance was found to lie between groups. How far apart groups are is known from
+    ``groups`` means alone, so that the spread of the means follows a scaled chi-squared law with ``groups`` − 1
+    degrees of freedom; what lies within groups explains a part of it. The new group's mean is drawn with that spread,
+    and the limit's place from Beta(rank, n + 1 − rank), the law of :func:`worst_rate`.
+
+    Args:
+        rank: from 1, the largest, to n.
+        n: good images behind the limit.
+        groups: their groups, at least 2.
+        share: of the variance of ranks, between groups; in [0, 1].
+        confidence: between 0 and 1.
+
+    Returns:
+        A rate between 0 and 1.
+
+    Raises:
+        ValueError: the rank does not lie between 1 and n, or there are fewer than two groups.
+
+    Source:
+        Searle, Casella, McCulloch, Variance Components, 1992, ch. 3: the one-way random model.
+
+    Example:
+        >>> [round(1000 * worst_rate_of_new_group(2, 200, groups, 0.1)) for groups in (2, 5, 20)]
+        [596, 57, 39]
+    """
+    if not 1 <= rank <= n:
+        raise ValueError(f"the rank must lie between 1 and {n}, not {rank}")
+    if groups < 2:
+        raise ValueError("what a new group may bring takes two groups at least")
+    size, freedom = n / groups, groups - 1
+    if share >= 1:
+        return 1.0
+    ratio = (1 + (size - 1) * share) / (1 - share)  # of the mean squares between and within groups
+    within = (n - 1) / (freedom * ratio + max(n - groups, 1))  # variance, that of all images being 1
+    logarithms = np.linspace(-40.0, math.log(freedom + 100), 4001)
+    chi_squared = np.exp(_quantiles(logarithms, freedom / 2 * logarithms - np.exp(logarithms) / 2))
+    of_means = freedom * ratio * within / size / chi_squared
+    shift = np.sqrt(np.maximum(of_means - within / size, 0) + of_means / groups)[:, None]
+    if rank > _MOST_RANKS:  # with fewer images of the same share the bound is wider, so it holds
+        rank, n = _MOST_RANKS, n * _MOST_RANKS // rank
+    log_odds = np.log(rank / (n + 1 - rank)) + np.linspace(-20.0, 20.0, 4001) / math.sqrt(min(rank, n + 1 - rank))
+    rates = _quantiles(log_odds, rank * log_odds - (n + 1) * np.logaddexp(0, log_odds))
+    place = -np.array([_NORMAL.inv_cdf(1 / (1 + math.exp(-odds))) for odds in rates])
+    low, high = -8.0, 8.0  # of the rate, as a quantile of the normal law
+    for _ in range(40):
+        middle = (low + high) / 2
+        above = _normal_cdf(-(place + math.sqrt(within) * middle) / shift).mean()
+        low, high = (middle, high) if above > 1 - confidence else (low, middle)
+    return _NORMAL.cdf(high)
+
+
+_NORMAL = NormalDist()
+_MOST_RANKS = 1000
+_GRID = np.linspace(-8.0, 8.0, 4001)
+_NORMAL_CDF = np.array([_NORMAL.cdf(value) for value in _GRID])
+
+
+def _normal_cdf(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """To six digits, of many values at once."""
+    return np.interp(values, _GRID, _NORMAL_CDF)
+
+
+def _quantiles(values: NDArray[np.float64], log_density: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(100,) the quantiles at 0.005, 0.015 and so on of a density known on an even grid."""
+    cumulative = np.cumsum(np.exp(log_density - log_density.max()))
+    return np.interp((np.arange(100) + 0.5) / 100, cumulative / cumulative[-1], values)
 
 
 def sure_rank(rate: float, n: int, confidence: float = CONFIDENCE) -> int:
@@ -801,9 +929,12 @@ def promise_in_words(expected: float, worst: float) -> str:
     Example:
         >>> promise_in_words(0.01, 0.0236)
         '10 of 1,000 good parts; 95 % sure: no more than 24'
+        >>> promise_in_words(0.01, 1.0)
+        '10 of 1,000 good parts; at worst all of them'
     """
-    sure = f"{100 * CONFIDENCE:.0f} % sure"
-    return f"{parts_of_1000(expected)} of 1,000 good parts; {sure}: no more than {parts_of_1000(worst, up=True)}"
+    at_most = parts_of_1000(worst, up=True)
+    bound = "at worst all of them" if at_most == "1,000" else f"{100 * CONFIDENCE:.0f} % sure: no more than {at_most}"
+    return f"{parts_of_1000(expected)} of 1,000 good parts; {bound}"
 
 
 def _rounded_down(rate: float) -> str:

@@ -267,6 +267,8 @@ def replacing(path: str | Path) -> Iterator[Path]:
         'a,1'
     """
     target = Path(path)
+    if is_folder(target):
+        raise FlawsmithError(f"{target} is a folder: give the name of a file")
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
     try:
         yield temporary

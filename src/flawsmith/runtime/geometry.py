@@ -376,6 +376,19 @@ class Geometry(BaseModel):
             return resized[rows.start : rows.start + rows.length, columns.start : columns.start + columns.length]
         return _windowed(picture, resample, rows, columns)
 
+    def cell(self, original_size: tuple[int, int]) -> float:
+        """Pixels of an image by one of the network's input: how coarsely the network sees it.
+
+        Args:
+            original_size: (height, width) of the image.
+
+        Example:
+            >>> Geometry(size=(40, 60)).cell((80, 240))
+            8.0
+        """
+        rows, columns = self._axes(original_size)
+        return rows.original / rows.resized * columns.original / columns.resized
+
     def _axes(self, original_size: tuple[int, int]) -> tuple[_Axis, _Axis]:
         """The rows and the columns of the way of an image of this size."""
         if self.policy == "crop":

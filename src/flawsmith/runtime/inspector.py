@@ -743,7 +743,8 @@ class Inspector:
         geometry, decision = self.spec.geometry, self.spec.decision
         try:
             score, anomaly_map, not_inspected, small_map = self._measured(prepared, clock, seen)
-            verdict, regions = decision.decide(score, anomaly_map, not_inspected)
+            cell = self.spec.cell(prepared.original_size)
+            verdict, regions = decision.decide(score, anomaly_map, not_inspected, cell=cell)
         except FlawsmithError as error:
             raise FlawsmithError(f"{name}: {error}") from None
         clock.lap("decide")

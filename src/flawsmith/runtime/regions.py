@@ -13,10 +13,13 @@ from flawsmith.runtime.geometry import InvertedMap
 
 _BAND_PIXELS = 2**22
 
-FLAW_SHARE = 0.75
-"""From a map's median to a region's peak: how high a pixel is that belongs to the flaw. Maps are blurred, so that what
-lies above the limit is wider than the flaw, the more so the stronger the flaw is; half of the way is the rim of a flaw
-that is larger than the blur, and smaller ones take more (docs/results/regions.md)."""
+SMALL_SHARE, LARGE_SHARE = 0.8, 0.4
+"""From a map's median to a region's peak: how high a pixel is that belongs to a flaw no larger than the map's blur, and
+to one that is much larger. Maps are blurred, so that what lies above the limit is wider than the flaw, the more so the
+stronger the flaw is. Half of the way is the rim of a flaw larger than the blur, and less than that where the map is
+uneven within it; smaller flaws take more (docs/results/regions.md)."""
+BLUR_AREA = 1600
+"""Pixels of the network's input that a point-like flaw fills half-way up to its peak, roughly: 40 × 40."""
 STRANGEST_PLACE = "the map stays below its limit: the region is its strangest place"
 """What is said of an image that its score rejects, or sends to review, and its map does not."""
 _SAMPLED = 2**12
@@ -108,7 +111,7 @@ def find_regions(
     *,
     minimum_area: int = 1,
     mask: NDArray[np.bool_] | None = None,
-    share: float = 0.0,
+    cell: float | None = None,
 ) -> list[Region]:
     """Finds the 8-connected spots of ``anomaly_map > limit``, and of each the part that is the flaw.
 
@@ -118,7 +121,8 @@ def find_regions(
         limit: pixels above it, not those equal to it, count.
         minimum_area: smaller spots are left out, pixels.
         mask: (height, width), False where the map is to be ignored.
-        share: how far from the map's median to the spot's peak the flaw begins; 0: the whole spot is the flaw.
+        cell: pixels of the map by one of the network's input, by which the map's blur is known; None: the whole spot is
+            the flaw.
 
     Returns:
         Regions, the largest peak first; equal peaks in reading order of the spots' first pixels.
@@ -130,9 +134,9 @@ def find_regions(
         >>> region = find_regions(anomaly_map, 1.0)[0]
         >>> region.area, region.box, region.centroid
         (6, (4, 1, 7, 3), (5.0, 1.5))
-        >>> region = find_regions(anomaly_map, 1.0, share=0.75)[0]
+        >>> region = find_regions(anomaly_map, 1.0, cell=1.0)[0]
         >>> region.area, region.box, region.level, region.spot
-        (4, (4, 1, 6, 3), 1.5, 6)
+        (4, (4, 1, 6, 3), 1.6, 6)
     """
     if isinstance(anomaly_map, InvertedMap):
         columns = anomaly_map.columns_above(limit)
@@ -154,9 +158,10 @@ def find_regions(
     spot = np.bincount(index, weights=length).astype(np.int64)
     peak, peak_x, peak_y = _peaks(values, runs, index, count)
     level = np.full(count, limit, np.float64)
-    if share > 0:
-        level = np.minimum(peak, np.maximum(limit, flaw_level(peak, _typical(anomaly_map, mask), share)))
-        of_pixel = np.repeat(index, length)
+    if cell is not None:
+        typical, of_pixel = _typical(anomaly_map, mask), np.repeat(index, length)
+        half = np.bincount(of_pixel[values >= flaw_level(peak, typical, 0.5)[of_pixel]], minlength=count)
+        level = np.minimum(peak, np.maximum(limit, flaw_level(peak, typical, flaw_share(half / cell))))
         belongs = values >= level[of_pixel]
         top, left = runs.row[0], runs.start.min()
         window = above[top : runs.row[-1] + 1, left : runs.stop.max()]
@@ -197,14 +202,14 @@ def strongest_region(
     anomaly_map: NDArray[np.floating[Any]] | InvertedMap,
     *,
     mask: NDArray[np.bool_] | None = None,
-    share: float = FLAW_SHARE,
+    cell: float = 1.0,
 ) -> Region:
     """Finds the flaw around the map's highest value, wherever that lies beside a limit.
 
     Args:
         anomaly_map: (height, width), as :func:`find_regions` takes it.
         mask: (height, width), False where the map is to be ignored; True somewhere.
-        share: as :func:`find_regions` takes it.
+        cell: as :func:`find_regions` takes it.
 
     Example:
         >>> strongest_region(np.array([[0.0, 0.0, 0.1, 0.4, 0.4]])).box
@@ -217,11 +222,24 @@ def strongest_region(
     else:
         highest = (anomaly_map if mask is None else anomaly_map[mask]).max()
     peak, below_peak = float(highest), float(np.nextafter(highest, highest.dtype.type(-np.inf)))
-    level = min(below_peak, float(flaw_level(peak, _typical(anomaly_map, mask), share)))
-    return find_regions(anomaly_map, level, mask=mask)[0]
+    level = min(below_peak, float(flaw_level(peak, _typical(anomaly_map, mask), LARGE_SHARE)))
+    return find_regions(anomaly_map, level, mask=mask, cell=cell)[0]
 
 
-def flaw_level(peak: Any, typical: float, share: float = FLAW_SHARE) -> Any:
+def flaw_share(area: Any) -> Any:
+    """How far from the map's median to a spot's peak the flaw begins.
+
+    Args:
+        area: pixels of the network's input that lie half-way up or higher, of a spot or of several.
+
+    Example:
+        >>> flaw_share(np.array([100, 1600, 3200, 160_000])).round(2).tolist()
+        [0.8, 0.8, 0.6, 0.4]
+    """
+    return LARGE_SHARE + (SMALL_SHARE - LARGE_SHARE) * np.minimum(1, BLUR_AREA / np.maximum(area, 1))
+
+
+def flaw_level(peak: Any, typical: float, share: Any) -> Any:
     """The map value from which on a pixel belongs to a flaw, whatever the limit.
 
     Args:
@@ -230,7 +248,7 @@ def flaw_level(peak: Any, typical: float, share: float = FLAW_SHARE) -> Any:
         share: of the way from the one to the other.
 
     Example:
-        >>> flaw_level(5.0, 1.0)
+        >>> flaw_level(5.0, 1.0, 0.75)
         4.0
     """
     return typical + share * (peak - typical)

@@ -381,8 +381,8 @@ class Fusion(AAND):
     suits: ClassVar[str] = "to begin with: finds most"
     training_time: ClassVar[str] = "2 min"
     paper: ClassVar[str] = (
-        "none; after Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022, and Deng and Li, "
-        "Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022"
+        "in no paper; after Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022, and Deng and "
+        "Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022"
     )
     presets: ClassVar[Mapping[str, ModelConfig]] = FUSION_PRESETS
     conditions: ClassVar[Mapping[str, Conditions]] = MappingProxyType({})
