@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.calibration.drift import image_statistics, thinned
+from flawsmith.data.quantities import parse_rate
 from flawsmith.line.capture import Capture, OnEvent
 from flawsmith.line.drift import DriftMonitor
 from flawsmith.line.outputs.delivery import Cursors
 from flawsmith.line.outputs.line import Outputs
 from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue
+from flawsmith.line.recalibration import AuditedParts, audited_parts, limits_from, scores_behind
 from flawsmith.line.record import ErrorKind, Record, Trigger
 from flawsmith.line.settings import LineSettings, ServiceSettings
 from flawsmith.line.shadow import ShadowRun
@@ -127,6 +129,8 @@ class LoadedModel:
         self_tests: images of the file on which it gives the numbers of the machine that made it.
         station: site/area/line/station.
         audit_share: share of passes and rejects that are drawn for a review.
+        audited: ``good`` and ``good_groups``, the numbers behind the limits in use where those are of parts that people
+            have looked at; None: they are of images of the file.
     """
 
     inspector: Inspector
@@ -135,6 +139,7 @@ class LoadedModel:
     self_tests: int = 0
     station: str = ""
     audit_share: float = 0.0
+    audited: Mapping[str, NDArray[Any]] | None = None
 
     @classmethod
     def load(
@@ -187,9 +192,29 @@ class LoadedModel:
         """What the model learned to know."""
         return self.bundle.spec.training.category
 
-    def with_limits(self, decision: Decision) -> LoadedModel:
-        """The same model with other limits."""
-        return replace(self, inspector=self.inspector.with_limits(decision))
+    def with_limits(self, decision: Decision, audited: Mapping[str, NDArray[Any]] | None = None) -> LoadedModel:
+        """The same model with other limits, and what they rest on, as `audited`."""
+        return replace(self, inspector=self.inspector.with_limits(decision), audited=audited)
+
+    @property
+    def good_behind(self) -> NDArray[np.float64]:
+        """(n,) numbers that decide, of the good images or parts behind the limits in use; empty: not stored."""
+        name = "good_levels" if self.decision.by_regions and self.audited is None else "good"
+        arrays = self.basis().calibration if self.audited is None else self.audited
+        return np.asarray(arrays.get(name, ()), np.float64).ravel()
+
+    @property
+    def groups_behind(self) -> NDArray[np.int64] | None:
+        """(n,) numbers of their groups; None: none are known."""
+        arrays = self.basis().calibration if self.audited is None else self.audited
+        groups = arrays.get("good_groups")
+        return None if groups is None or len(groups) != len(self.good_behind) else np.asarray(groups, np.int64)
+
+    @property
+    def tolerance(self) -> float:
+        """By how much engines may differ in the number that decides, which is part of every limit."""
+        name = "map_allowed" if self.decision.by_regions else "score_allowed"
+        return self.bundle.spec.parity.get(name, 0.0)
 
     def statistics(self, prepared: PreparedImage) -> dict[str, float]:
         """Brightness and the like of what the network sees; of an image that is cut into tiles, of a thinned one."""
@@ -210,8 +235,7 @@ class LoadedModel:
         decision = self.decision
         if not decision.held_out or decision.cross_fitted is not None:
             return np.zeros(0)
-        name = "good_levels" if decision.by_regions else "good"
-        good = np.asarray(self.basis().calibration.get(name, np.zeros(0)), np.float64).ravel()
+        good = self.good_behind
         return good[good < decision.deciding_limit]
 
     def record(self, trigger: Trigger, inspection: Inspection, wait: float) -> Record:
@@ -224,7 +248,8 @@ class LoadedModel:
             model_sha256=self.sha256,
             wait=wait,
         )
-        inclusion = 1.0 if record.verdict == "review" else self.audit_share if self._drawn(trigger) else None
+        is_drawn = is_audited(record.part_id, record.image_sha256, self.audit_share)
+        inclusion = 1.0 if record.verdict == "review" else self.audit_share if is_drawn else None
         return record if inclusion is None else record.model_copy(update={"inclusion": inclusion})
 
     def error_record(self, trigger: Trigger, error: Exception, *, decoded: bool) -> Record:
@@ -237,10 +262,6 @@ class LoadedModel:
         return Record.of_error(
             trigger, "internal", f"the part was not judged ({reason}): see the service's log", **facts
         )
-
-    def _drawn(self, trigger: Trigger) -> bool:
-        drawn = hashlib.sha256(f"audit {trigger.part_id} {trigger.image_sha256}".encode()).hexdigest()
-        return int(drawn[:13], 16) / 16**13 < self.audit_share
 
     def decision_of(self, change: LimitChange, earlier: Sequence[Decision]) -> Decision:
         """The limits that a change would set.
@@ -262,6 +283,12 @@ class LoadedModel:
             return by_name[change.use]
         if change.max_false_rejects is None and change.review_rate is None:
             raise FlawsmithError("nothing is asked for: give max_false_rejects, review_rate or use")
+        if self.audited is not None:
+            rates = (change.max_false_rejects, "max_false_rejects"), (change.review_rate, "review_rate")
+            alpha, review = (
+                None if rate is None else 0.0 if rate == "none" else parse_rate(rate, name) for rate, name in rates
+            )
+            return limits_from(self.decision, self.audited, alpha=alpha, review_alpha=review, tolerance=self.tolerance)
         return calibrate(self.basis(), rate=change.max_false_rejects, review_rate=change.review_rate).after
 
     def basis(self) -> Bundle:
@@ -278,8 +305,7 @@ class LoadedModel:
             after: the other limits.
             recent: records of the line, the newest first.
         """
-        before, arrays = self.decision, self.basis().calibration
-        good = arrays.get("good_levels" if before.by_regions else "good", np.zeros(0))
+        before, good = self.decision, self.good_behind
         # With another setting of regions the numbers that decide would be others.
         same = all(getattr(before, name) == getattr(after, name) for name in _SETTING)
         records = [r for r in recent if r.model_sha256 == self.sha256 and r.deciding is not None and same]
@@ -300,6 +326,12 @@ class LoadedModel:
 
 
 _SETTING = ("region_of_interest", "minimum_area", "zones", "elsewhere")
+
+
+def is_audited(part_id: str | None, image_sha256: str, share: float) -> bool:
+    """Whether a part is drawn for a review: a share of all parts, whatever is said of them, and always the same."""
+    drawn = hashlib.sha256(f"audit {part_id} {image_sha256}".encode()).hexdigest()
+    return int(drawn[:13], 16) / 16**13 < share
 
 
 def _verdicts(decision: Decision, deciding: Any) -> dict[str, int]:
@@ -331,6 +363,20 @@ class NamedModel(NamedTuple):
             return cls(sha256, None)
         model = LoadedModel.load(service, name, path)
         return cls(model.sha256, model)
+
+
+class NotedLimits(NamedTuple):
+    """Limits that were set on a line, and what they rest on, as `LoadedModel.audited`."""
+
+    decision: Decision
+    audited: Mapping[str, NDArray[Any]] | None = None
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> NotedLimits:
+        """As an entry of the audit has them."""
+        audited = facts.get("audited")
+        arrays = None if audited is None else {name: np.array(values) for name, values in audited.items()}
+        return cls(Decision(**facts["decision"]), arrays)
 
 
 OnRecord = Callable[[Record], object]
@@ -681,7 +727,7 @@ class Line:
 
     def limits_of(self, version: Version) -> Decision:
         """The limits with which a version judges on this line."""
-        return next(iter(self._noted_limits(version.sha256)), version.facts.decision)
+        return next((noted.decision for noted in self._noted_limits(version.sha256)), version.facts.decision)
 
     # Shadows
 
@@ -757,13 +803,13 @@ class Line:
 
     def _with_noted_limits(self, model: LoadedModel) -> LoadedModel:
         """The model with the limits that were set on this line last."""
-        decisions = self._noted_limits(model.sha256)
-        return model.with_limits(decisions[0]) if decisions else model
+        noted = self._noted_limits(model.sha256)
+        return model.with_limits(*noted[0]) if noted else model
 
-    def _noted_limits(self, sha256: str) -> list[Decision]:
+    def _noted_limits(self, sha256: str) -> list[NotedLimits]:
         """Limits that were set on this line for this model, the latest first."""
         entries = self._store.entries(line=self.name, kind="limit", count=_RECENT)
-        return [Decision(**entry.facts["decision"]) for entry in entries if entry.facts["model"] == sha256]
+        return [NotedLimits.of(entry.facts) for entry in entries if entry.facts["model"] == sha256]
 
     def preview_limits(self, change: LimitChange) -> LimitPreview:
         """What a change of limits would do.
@@ -773,7 +819,14 @@ class Line:
             NoModelError: there is no model.
         """
         model = self._judge()
-        return self._previewed(model, model.decision_of(change, self._noted_limits(model.sha256)))
+        return self._previewed(model, self._asked_limits(model, change).decision)
+
+    def _asked_limits(self, model: LoadedModel, change: LimitChange) -> NotedLimits:
+        noted = self._noted_limits(model.sha256)
+        decision = model.decision_of(change, [limits.decision for limits in noted])
+        if change.use is None:
+            return NotedLimits(decision, model.audited)
+        return next((limits for limits in noted if limits.decision == decision), NotedLimits(decision))
 
     def _previewed(self, model: LoadedModel, after: Decision) -> LimitPreview:
         return model.preview(after, self._store.page(self.name, count=_RECENT))
@@ -786,19 +839,82 @@ class Line:
         """
         with self._changing:
             model = self._judge()
-            after = model.decision_of(change, self._noted_limits(model.sha256))
-            preview = self._previewed(model, after)
-            facts = {
-                "model": model.sha256,
-                "asked": change.model_dump(exclude_none=True),
-                "reason": reason,
-                "effect": preview.model_dump(mode="json"),
-                "decision": after.model_dump(mode="json"),
-            }
-            self._store.note("limit", who=who, line=self.name, facts=facts)
-            self.model = model.with_limits(after)
-            self.on_change()
-            return preview
+            asked = change.model_dump(exclude_none=True)
+            return self._set_limits(model, self._asked_limits(model, change), asked, who, reason)
+
+    def _set_limits(
+        self, model: LoadedModel, after: NotedLimits, asked: Mapping[str, Any], who: str, reason: str
+    ) -> LimitPreview:
+        preview = self._previewed(model, after.decision)
+        facts = {
+            "model": model.sha256,
+            "asked": asked,
+            "reason": reason,
+            "effect": preview.model_dump(mode="json"),
+            "decision": after.decision.model_dump(mode="json"),
+            **({} if after.audited is None else {"audited": {k: v.tolist() for k, v in after.audited.items()}}),
+        }
+        self._store.note("limit", who=who, line=self.name, facts=facts)
+        self.model = model.with_limits(*after)
+        self.on_change()
+        return preview
+
+    def audited_parts(self) -> AuditedParts:
+        """Good parts of the random audit whose numbers compare with the limits in use.
+
+        Raises:
+            NoModelError: there is no model.
+        """
+        model = self._judge()
+        known = (model.decision, model.bundle.spec.decision, *model.bundle.spec.earlier_decisions)
+        decisions = (*known, *(noted.decision for noted in self._noted_limits(model.sha256)))
+        same = {
+            each.identity
+            for each in decisions
+            if all(getattr(each, name) == getattr(model.decision, name) for name in _SETTING)
+        }
+        waiting = self._store.to_review(self.name, count=-1)
+        labelled = self._store.labelled(self.name)
+        shares = [r.inclusion for r in (*waiting, *(r for r, _ in labelled)) if r.inclusion and r.verdict != "review"]
+        share = min(shares, default=0.0)  # where it was changed, those count that every share takes
+        return audited_parts(
+            labelled,
+            waiting,
+            lambda record: is_audited(record.part_id, record.image_sha256, share),
+            lambda record: record.model_sha256 == model.sha256 and record.limits in same,
+        )
+
+    def preview_recalibration(self) -> LimitPreview:
+        """What limits from the good parts of the random audit would do.
+
+        Raises:
+            FlawsmithError: there are too few, or the setting has zones.
+            NoModelError: there is no model.
+        """
+        model = self._judge()
+        return self._previewed(model, self._recalibrated(model).decision)
+
+    def recalibrate(self, *, who: str, reason: str, expected: str) -> LimitPreview:
+        """Set the limits from the good parts of the random audit.
+
+        Args:
+            who, reason: stand in the audit.
+            expected: name of the limits that the preview showed.
+
+        Raises:
+            SwapConflictError: they would be others by now.
+            FlawsmithError, NoModelError: as `preview_recalibration`; the former limits stay.
+        """
+        with self._changing:
+            model = self._judge()
+            after = self._recalibrated(model)
+            if after.decision.identity != expected:
+                raise SwapConflictError("other parts were looked at meanwhile: look at the preview again")
+            return self._set_limits(model, after, {"recalibrated": after.decision.n_good}, who, reason)
+
+    def _recalibrated(self, model: LoadedModel) -> NotedLimits:
+        behind = scores_behind(self.audited_parts())
+        return NotedLimits(limits_from(model.decision, behind, tolerance=model.tolerance), behind)
 
     def seen_again(self, record: Record, image: bytes) -> Inspection:
         """Inspect the image of a record again, by the model and the limits that judged it.
@@ -809,7 +925,8 @@ class Line:
         """
         model = self._judge()
         bundle = model.bundle.spec
-        known = (model.decision, bundle.decision, *bundle.earlier_decisions, *self._noted_limits(model.sha256))
+        noted = (limits.decision for limits in self._noted_limits(model.sha256))
+        known = (model.decision, bundle.decision, *bundle.earlier_decisions, *noted)
         decision = next((limits for limits in known if limits.identity == record.limits), None)
         if record.model_sha256 != model.sha256 or decision is None:
             raise FlawsmithError("the line has another model or other limits now than those that judged this part")

@@ -2,7 +2,7 @@
 import { attempt, follow, get, line, notify, ofLine, post, remove, who } from "../api.js";
 import { inWords } from "../audit.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, of1000, several, times, verdict, when } from "../words.js";
+import { count, of1000, score, several, times, verdict, when } from "../words.js";
 
 const page = document.querySelector("#page");
 const KINDS = { "limit,model,line,drift,camera,output": "changes", "": "everything", limit: "limits", model: "models", review: "reviews", picked: "images kept" };
@@ -19,6 +19,8 @@ let asking = null; // {run, title, text, reason}: what is to be confirmed with a
 let shadowParts = 500;
 let isUploading = false;
 let labels = new Map(); // by record, said here
+let recalibration = null; // Recalibration
+let isPreviewed = false;
 
 const name = (version) => `#${version.number}`;
 const live = () => versions.find((version) => version.state === "live") ?? null;
@@ -29,6 +31,13 @@ async function load() {
   facts = line_ ?? facts;
   versions = versions_ ?? versions;
   if (flips) await look(versions.find((version) => version.sha256 === flips.version.sha256), false);
+  draw();
+  await learnOfAudit();
+}
+
+/** What the parts of the random audit say of the limits; nothing where the line has no model. */
+async function learnOfAudit() {
+  recalibration = live() && facts?.ready ? ((await attempt(() => get(ofLine("/recalibration")))) ?? recalibration) : null;
   draw();
 }
 
@@ -123,6 +132,13 @@ const rollBack = () => ask({
   run: (reason) => post(ofLine("/models/rollback"), { reason, expected: live()?.sha256 ?? null }),
 });
 
+const recalibrate = () => ask({
+  title: "Set the limits by audited parts?",
+  text: `About ${recalibration.preview.after.promise}. They rest on ${several(recalibration.parts, "part")} of this line instead of images of the model file. Back to the limits before leads back, on the Limit page.`,
+  done: "The limits rest on audited parts now.",
+  run: (reason) => post(ofLine("/recalibration"), { reason, expected: recalibration.preview.after.limits }),
+});
+
 async function say(record, label) {
   if (await attempt(() => post(ofLine(`/reviews/${record}`), { label, role: "test", comment: "seen as a flip of a shadow" }))) labels.set(record, label);
   draw();
@@ -164,6 +180,36 @@ function table() {
     : html`<div class="empty"><p class="lead">The line has no model yet</p><p>Bring a model file here${document.body.dataset.first === "teach" ? ", or teach the line" : ""}.</p></div>`}</section>`;
 }
 
+const promise = (limit) => html`${of1000(limit.rejected_of_1000 / 1000)} <span class="quiet">(at worst ${of1000(limit.rejected_of_1000_at_worst / 1000, { up: true })})</span>`;
+
+function others() {
+  const { flawed, unclear, kept, later } = recalibration;
+  return [
+    flawed ? `${count(flawed)} flawed` : "", unclear ? `${count(unclear)} unsure` : "", kept ? `${count(kept)} kept to measure with` : "",
+    later ? `${count(later)} wait for parts before them in Review` : "",
+  ].filter(Boolean).join(", ");
+}
+
+/** Limits from parts of the random audit, beside those in use. */
+function recalibrationPanel() {
+  if (!recalibration || (!recalibration.parts && !recalibration.later)) return nothing;
+  const { parts, days, fewest, in_use: isInUse, preview, why_not: whyNot, flaws, flaws_caught: caught } = recalibration;
+  const changes = preview ? Object.entries(preview.changes) : [];
+  return html`<section class="panel" data-testid="models.hint">
+    <div class="row"><span><strong>${several(parts, "good part")} of the random audit</strong>${parts ? ` from ${several(days, "day")}` : ""} ${parts === 1 ? "was" : "were"} looked at${isInUse ? "; the limits rest on them." : preview ? "; the limits could rest on them." : `; from ${count(fewest)} on limits can rest on them.`}</span>
+      ${preview && !isInUse ? html`<button class="push" aria-expanded=${isPreviewed} @click=${() => { isPreviewed = !isPreviewed; draw(); }} data-testid="recal.preview">${isPreviewed ? "Hide" : "Preview"}</button>` : nothing}</div>
+    ${isPreviewed && preview && !isInUse ? html`
+      <div class="scroll" data-testid="recal.before_after"><table class="figures"><thead><tr><td></td><th scope="col">in use</th><th scope="col">from audited parts</th></tr></thead><tbody>
+        <tr><th scope="row">good parts rejected, of 1,000</th><td>${promise(preview.before)}</td><td>${promise(preview.after)}</td></tr>
+        <tr><th scope="row">limit</th><td class="n-left">${score(preview.before.limit)}</td><td class="n-left">${score(preview.after.limit)}</td></tr>
+        <tr><th scope="row">good images behind it</th><td>${count(preview.before.good_images)}</td><td>${count(preview.after.good_images)}</td></tr>
+        ${flaws ? html`<tr><th scope="row">known flaws rejected</th><td>${caught[0]} of ${flaws}</td><td>${caught[1]} of ${flaws}</td></tr>` : nothing}
+        <tr><th scope="row">latest ${several(preview.recent, "part")}</th><td></td><td>${changes.length ? changes.map(([text, number]) => html`<span class="change">${verdict(change(text)[0])} → ${verdict(change(text)[1])} <strong class="n">${count(number)}</strong></span>`) : "no verdict changes"}</td></tr>
+      </tbody></table></div>
+      <div class="row"><button class="primary" ?disabled=${!who.isEngineer} @click=${recalibrate} data-testid="recal.apply">Use these limits …</button></div>` : nothing}
+    <p class="quiet small">Parts drawn at random alone count, whatever the line said of them; what waits in Review because of its score never does.${others() ? ` Of the same draw: ${others()}.` : ""}${!preview && whyNot.includes("zones") ? ` ${whyNot}.` : ""}</p></section>`;
+}
+
 function flip(each) {
   const said = labels.get(each.record);
   const [live_, number] = [live()?.sha256 === flips.version.sha256 ? "before" : name(live() ?? flips.version), name(flips.version)];
@@ -195,7 +241,7 @@ function draw() {
       <span class="push row">${who.isEngineer ? html`
         <button ?disabled=${versions.length < 2} @click=${rollBack} data-testid="models.rollback">Roll back</button>
         <label class="button ${isUploading ? "busy" : ""}">${isUploading ? "Checking the model …" : "Add a model file"}<input type="file" accept=".flaw" class="hidden" ?disabled=${isUploading} @change=${(event) => { const files = [...event.target.files]; event.target.value = ""; upload(files); }} data-testid="models.upload"></label>` : nothing}</span></div>
-    <div class="stack">${table()}${flipsPanel()}
+    <div class="stack">${recalibrationPanel()}${table()}${flipsPanel()}
     <section class="panel" data-testid="models.audit"><div class="row"><h2>Who did what</h2>
       <label class="push">Show <select @change=${(event) => { kind = event.target.value; first(); }}>${Object.entries(KINDS).map(([value, text]) => html`<option value=${value}>${text}</option>`)}</select></label></div>
       <div class="scroll" tabindex="0" role="region" aria-label="Audit"><table><thead><tr><th scope="col">when</th><th scope="col">who</th><th scope="col">what</th></tr></thead>
