@@ -26,7 +26,7 @@ from flawsmith.line.settings import Role, ServiceSettings
 
 SEND_SECONDS = 30.0
 """For a client to take a piece of an answer."""
-_UPLOADS = ("/inspections", "/infer", "/models", "/try", "/teach/images", "/teach/archives")
+_UPLOADS = ("/inspections", "/infer", "/models", "/try", "/teach/images", "/teach/archives", "/placements")
 """Ends of the paths that take images or models, and bound their bodies themselves."""
 _SMALL, _SMALL_SECONDS = 64 * 1024, 10.0
 """Bytes of other requests, and seconds for each piece of them."""

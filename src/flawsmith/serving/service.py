@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
@@ -60,6 +61,7 @@ class Service:
         self._teaching = asyncio.Semaphore(_MOST_TAUGHT)
         self._vectors: dict[str, NDArray[np.float32]] = {}
         self.uploading_model = asyncio.Lock()
+        self.accepting = threading.Lock()
         self.site = Site(settings, self._recorded, self._happened)
         if workspace is not None:
             workspace.start(self._trained)

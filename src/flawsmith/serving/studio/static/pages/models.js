@@ -2,15 +2,16 @@
 import { attempt, follow, get, line, notify, ofLine, post, remove, who } from "../api.js";
 import { inWords } from "../audit.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, of1000, score, several, times, verdict, when } from "../words.js";
+import { count, of1000, score, several, shape, times, verdict, when } from "../words.js";
 
 const page = document.querySelector("#page");
-const KINDS = { "limit,model,line,drift,camera,output": "changes", "": "everything", limit: "limits", model: "models", review: "reviews", picked: "images kept" };
+const KINDS = { "limit,model,line,drift,camera,output,training,accept": "changes", "": "everything", limit: "limits", model: "models", review: "reviews", picked: "images kept", "teach,training": "teaching", accept: "acceptance" };
 const SHOWN_FLIPS = 60;
 const ASK_AGAIN = 5000; // ms, while a shadow judges
 
 let facts = null;
 let versions = [];
+let studies = []; // StudyFacts, the latest first
 let audit = [];
 let next = null;
 let kind = Object.keys(KINDS)[0];
@@ -27,9 +28,8 @@ const live = () => versions.find((version) => version.state === "live") ?? null;
 const ofVersion = (version, path = "") => ofLine(`/models/${version.sha256}${path}`);
 
 async function load() {
-  const [line_, versions_] = await Promise.all([attempt(() => get(ofLine(""))), attempt(() => get(ofLine("/models")))]);
-  facts = line_ ?? facts;
-  versions = versions_ ?? versions;
+  const [line_, versions_, studies_] = await Promise.all([attempt(() => get(ofLine(""))), attempt(() => get(ofLine("/models"))), attempt(() => get(ofLine("/acceptance")))]);
+  [facts, versions, studies] = [line_ ?? facts, versions_ ?? versions, studies_ ?? studies];
   if (flips) await look(versions.find((version) => version.sha256 === flips.version.sha256), false);
   draw();
   await learnOfAudit();
@@ -144,6 +144,16 @@ async function say(record, label) {
   draw();
 }
 
+const GRADES = { acceptable: "pass", marginal: "review", "not acceptable": "reject" };
+
+/** What the latest study of a version that was signed has shown. */
+function accepted(version) {
+  const study = studies.find((each) => each.signed && each.model_sha256 === version.sha256);
+  if (!study) return html`<span class="quiet">–</span>`;
+  const { grade } = study.result;
+  return html`<a href="/studio/lines/${line}/accept">${grade ? html`<span class="verdict ${GRADES[grade]}">${shape(GRADES[grade])}${grade}</span>` : "not complete"}</a><br><span class="quiet small">${when(study.ended)}</span>`;
+}
+
 const sum = (counts) => Object.values(counts).reduce((total, number) => total + number, 0);
 const change = (text) => text.split(" -> ");
 
@@ -161,7 +171,7 @@ function row(version) {
     <th scope="row"><strong>${name(version)}</strong><br><span class="quiet small n">${when(version.came)}</span></th>
     <td>${version.method} <span class="quiet">${version.preset}</span><br><span class="quiet small">${version.product} · ${several(version.learned_from, "image")}</span></td>
     <td class="n-left">${of1000(version.limit.rejected_of_1000 / 1000)} <span class="quiet">(${of1000(version.limit.rejected_of_1000_at_worst / 1000, { up: true })})</span></td>
-    <td>${summary(version)}</td><td>${STATES[version.state] ?? version.state}</td>
+    <td>${summary(version)}</td><td>${accepted(version)}</td><td>${STATES[version.state] ?? version.state}</td>
     <td><div class="row actions">
       ${version.shadow ? html`<button @click=${() => look(version)} data-testid="models.compare">Flips</button>` : nothing}
       ${isLive ? nothing : version.state === "shadow"
@@ -174,10 +184,10 @@ function row(version) {
 function table() {
   return html`<section class="panel" data-testid="models.table">
     ${versions.length ? html`<div class="scroll" tabindex="0" role="region" aria-label="Versions"><table>
-      <thead><tr><th scope="col">model</th><th scope="col">learned</th><th scope="col">good parts rejected,<br>of 1,000 (at worst)</th><th scope="col">beside the line</th><th scope="col">state</th><th scope="col"><span class="hidden">actions</span></th></tr></thead>
+      <thead><tr><th scope="col">model</th><th scope="col">learned</th><th scope="col">good parts rejected,<br>of 1,000 (at worst)</th><th scope="col">beside the line</th><th scope="col">accepted</th><th scope="col">state</th><th scope="col"><span class="hidden">actions</span></th></tr></thead>
       <tbody>${versions.map(row)}</tbody></table></div>
       ${versions.length > 1 && who.isEngineer ? html`<p class="row small"><label>A shadow judges the next <input class="narrow" type="number" min="1" max="1000000" .value=${String(shadowParts)} @change=${(event) => { shadowParts = Math.max(1, Math.min(1e6, Math.round(Number(event.target.value)) || 500)); draw(); }} data-testid="models.parts"> parts</label> <span class="quiet">beside the line; it delays nothing, and its verdicts go nowhere.</span></p>` : nothing}`
-    : html`<div class="empty"><p class="lead">The line has no model yet</p><p>Bring a model file here${document.body.dataset.first === "teach" ? ", or teach the line" : ""}.</p></div>`}</section>`;
+    : html`<div class="empty"><p class="lead">The line has no model yet</p><p>Bring a model file here${document.body.dataset.first === "teach" ? html`, or <a href="/studio/lines/${line}/teach">teach the line</a>` : ""}.</p></div>`}</section>`;
 }
 
 const promise = (limit) => html`${of1000(limit.rejected_of_1000 / 1000)} <span class="quiet">(at worst ${of1000(limit.rejected_of_1000_at_worst / 1000, { up: true })})</span>`;
@@ -237,7 +247,7 @@ function dialog() {
 
 function draw() {
   render(html`<div class="head"><h1>Models</h1>
-      ${facts?.ready === false ? html`<span class="state reject">■ the line has no model and takes no parts</span>` : nothing}
+      ${facts?.ready === false && versions.length ? html`<span class="state reject">■ the line has no model and takes no parts</span>` : nothing}
       <span class="push row">${who.isEngineer ? html`
         <button ?disabled=${versions.length < 2} @click=${rollBack} data-testid="models.rollback">Roll back</button>
         <label class="button ${isUploading ? "busy" : ""}">${isUploading ? "Checking the model …" : "Add a model file"}<input type="file" accept=".flaw" class="hidden" ?disabled=${isUploading} @change=${(event) => { const files = [...event.target.files]; event.target.value = ""; upload(files); }} data-testid="models.upload"></label>` : nothing}</span></div>

@@ -1,5 +1,6 @@
 // Teach: images of good parts, what they support, and which of them to look at.
 import { attempt, follow, get, line, notify, ofLine, patch, post, who } from "../api.js";
+import { filesOf } from "../files.js";
 import "../region-editor.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, several } from "../words.js";
@@ -62,27 +63,6 @@ const changed = (told) => {
 };
 
 // Adding images
-
-async function filesOf(transfer) {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.length) return [...transfer.files].map((file) => ({ file, folder: "" }));
-  const files = [];
-  const read = async (entry) => {
-    if (entry.isFile) {
-      const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
-      files.push({ file, folder: entry.fullPath.split("/").slice(1, -1).join("/") });
-      return;
-    }
-    const reader = entry.createReader();
-    for (;;) {
-      const batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-      if (!batch.length) return;
-      for (const inner of batch) await read(inner);
-    }
-  };
-  for (const entry of entries) await read(entry);
-  return files;
-}
 
 async function add(files, role = "learn") {
   if (!files.length || upload) return;
@@ -306,7 +286,7 @@ function draw() {
   const good = facts.counts.learn + facts.counts.calibrate;
   const isEmpty = !Object.values(facts.counts).some(Boolean);
   render(html`
-    <div class="head"><h1>Teach ${line}</h1><a class="button push ${good >= 5 ? "primary" : ""}" href="/studio/lines/${encodeURIComponent(line)}/train" data-testid="teach.next">Train →</a></div>
+    <div class="head"><h1>Teach</h1><a class="button push ${good >= 5 ? "primary" : ""}" href="/studio/lines/${encodeURIComponent(line)}/train" data-testid="teach.next">Train →</a></div>
     <div class="stack">
       ${dropZone()}
       <ul class="advice panel" data-testid="teach.advice" aria-live="polite">${facts.advice.map((sentence) => html`<li>${sentence}</li>`)}</ul>

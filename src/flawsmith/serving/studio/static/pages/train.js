@@ -93,8 +93,9 @@ function note() {
   return `It learns from ${several(told.good_images, "good image")} as they are now. You may close this page, or even the studio: the training goes on.`;
 }
 
-const choices = () => html`
+const choices = (title = "") => html`
   <form class="panel stack" @submit=${start}>
+    ${title ? html`<h2>${title}</h2>` : nothing}
     <fieldset class="choices" data-testid="train.choice"><legend class="hidden">What to train</legend>
       ${option("accurate", "Accurate", minutes(told.about_seconds.accurate), "Fusion, which ranks best on real parts, with PatchCore beside it to compare.")}
       ${option("quick", "Quick check", minutes(told.about_seconds.quick), "PatchCore alone, to see whether the pictures will do.")}
@@ -113,7 +114,8 @@ const progress = (training) => html`
   </section>`;
 
 const USES = { learn: "to learn from", calibrate: "to set the limit", flawed: "flawed" };
-const counts = (training) => Object.entries(training.images).map(([role, number]) => `${count(number)} ${USES[role] ?? role}`).join(", ") + (training.groups ? ` of ${several(training.groups, training.grouped_by === "day" ? "day" : "group")}` : "");
+const used = ({ images }) => (images.calibrate ? Object.entries(images) : [["good", images.learn], ...Object.entries(images).filter(([role]) => role !== "learn")]);
+const counts = (training) => used(training).map(([role, number]) => `${count(number)} ${USES[role] ?? role}`).join(", ") + (training.groups ? ` of ${several(training.groups, training.grouped_by === "day" ? "day" : "group")}` : "");
 
 const ended = (training) => html`
   <section class="panel working" data-testid="train.ended">
@@ -188,12 +190,14 @@ function draw() {
   if (!told) return;
   const [training, ...rest] = told.trainings;
   render(html`
-    <div class="head"><h1>Train ${line}</h1><a class="button push" href="/studio/lines/${encodeURIComponent(line)}/teach">← Teach</a></div>
+    <div class="head"><h1>Train</h1><a class="button push" href="/studio/lines/${encodeURIComponent(line)}/teach">← Teach</a></div>
     <div class="stack">
       ${told.installed ? nothing : html`<p class="remark" data-testid="train.install">Training needs further packages on the machine of the studio. Install them with <code>${told.to_install}</code> and start the studio again. Limits, inspection and review work without.</p>`}
       ${!training ? nothing : works() ? progress(training) : training.state === "done" ? done(training) : ended(training)}
-      ${works() || !told.installed ? nothing : choices()}
-      ${training ? html`${figures(training)}${details(training)}${earlier(rest)}` : nothing}
+      ${works() || !told.installed || training?.state === "done" ? nothing : choices()}
+      ${training ? html`${figures(training)}${details(training)}` : nothing}
+      ${told.installed && training?.state === "done" ? choices("Train again") : nothing}
+      ${earlier(rest)}
     </div>`, page);
 }
 
