@@ -23,8 +23,8 @@ from flawsmith.runtime.errors import FlawsmithError
 
 Truth = Literal["good", "flawed"]
 Grade = Literal["acceptable", "marginal", "not acceptable"]
-KIND = "accept"
-"""Of its entries in the audit."""
+KIND, PLACED = "accept", "placed"
+"""Of its entries in the audit: what is done with a study, and its placements, of which there are hundreds."""
 _BOUNDS: dict[Grade, tuple[float, float, float]] = {"acceptable": (0.9, 0.02, 0.05), "marginal": (0.8, 0.05, 0.1)}
 """Least effectiveness, largest miss rate and false alarm rate (AIAG, MSA 4th ed., chapter III C)."""
 
@@ -132,7 +132,7 @@ class Study:
 def studies(store: Store, line: str) -> list[Study]:
     """The studies of a line, the latest first."""
     by_number: dict[int, list[AuditEntry]] = defaultdict(list)
-    for entry in reversed(store.entries(line=line, kind=KIND, count=-1)):
+    for entry in reversed(store.entries(line=line, kind=(KIND, PLACED), count=-1)):
         by_number[entry.facts.get("study", entry.id)].append(entry)
     return [_study(number, entries) for number, entries in sorted(by_number.items(), reverse=True)]
 
@@ -142,10 +142,11 @@ def _study(number: int, entries: Sequence[AuditEntry]) -> Study:
     placements = {
         entry.id: Placement(id=entry.id, **{name: entry.facts[name] for name in Placement.model_fields if name != "id"})
         for entry in later
-        if entry.facts["event"] == "placed"
+        if entry.kind == PLACED
     }
-    withdrawn = [entry.facts["placement"] for entry in later if entry.facts["event"] == "withdrawn"]
-    end = next((entry for entry in later if entry.facts["event"] == "ended"), None)
+    deeds = [entry for entry in later if entry.kind == KIND]
+    withdrawn = [entry.facts["placement"] for entry in deeds if entry.facts["event"] == "withdrawn"]
+    end = next((entry for entry in deeds if entry.facts["event"] == "ended"), None)
     return Study(
         number,
         Plan.model_validate(begun.facts["plan"]),
@@ -242,4 +243,4 @@ def _repeat_deviation(parts: Sequence[Sequence[Placement]], limit: float) -> flo
     return math.sqrt(sum(float(((values - values.mean()) ** 2).sum()) for values in repeated) / freedom) / limit
 
 
-__all__ = ["KIND", "Grade", "Placement", "Plan", "Result", "Study", "Truth", "result_of", "studies"]
+__all__ = ["KIND", "PLACED", "Grade", "Placement", "Plan", "Result", "Study", "Truth", "result_of", "studies"]

@@ -153,11 +153,12 @@ class Workspace:
     def _read_settings(self) -> ServiceSettings:
         file = self.folder / SETTINGS
         settings = ServiceSettings.checked({"lines": {}, **(read_toml(file) if file.exists() else {})}, file)
+        self._of_file = {name: line.seen_from(self.folder) for name, line in settings.lines.items()}
         lines = {name: LineSettings() for name in self._taught()}
         with suppress(OSError, ValueError):
             stored = json.loads((self.folder / LINES).read_bytes())
             lines |= {name: LineSettings.model_validate(values) for name, values in stored["lines"].items()}
-        return settings.model_copy(update={"records": self.folder / "records", "lines": {**lines, **settings.lines}})
+        return settings.model_copy(update={"records": self.folder / "records", "lines": {**lines, **self._of_file}})
 
     def _taught(self) -> list[str]:
         """Lines by the folders of images that a person has put there."""
@@ -168,12 +169,13 @@ class Workspace:
         ]
 
     def write_lines(self, lines: dict[str, LineSettings]) -> None:
-        """Remember the lines.
+        """Remember the lines, but those of the settings file, which stay there.
 
         Raises:
             FlawsmithError: nothing can be written.
         """
-        values = {name: line.model_dump(mode="json", exclude_defaults=True) for name, line in lines.items()}
+        written = {name: line for name, line in lines.items() if name not in self._of_file}
+        values = {name: line.model_dump(mode="json", exclude_defaults=True) for name, line in written.items()}
         with replacing(self.folder / LINES) as temporary:
             temporary.write_text(json.dumps({"lines": values}, indent=1) + "\n", encoding="utf-8")
 

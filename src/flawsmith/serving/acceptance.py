@@ -11,7 +11,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from flawsmith.line.acceptance import KIND, Placement, Plan, Result, Study, Truth, studies
+from flawsmith.line.acceptance import KIND, PLACED, Placement, Plan, Result, Study, Truth, studies
 from flawsmith.line.cameras import CameraError
 from flawsmith.line.station import LoadedModel
 from flawsmith.runtime.errors import FlawsmithError
@@ -89,8 +89,8 @@ def _study(service: Service, line: str, number: int) -> Study:
     return known[number]
 
 
-def _note(service: Service, line: str, who: str, number: int, event: str, facts: Mapping[str, Any]) -> int:
-    entry = service.site.store.note(KIND, who=who, line=line, facts={"study": number, "event": event, **facts})
+def _note(service: Service, line: str, who: str, number: int, facts: Mapping[str, Any], kind: str = KIND) -> int:
+    entry = service.site.store.note(kind, who=who, line=line, facts={"study": number, **facts})
     service.events.tell("accept", {"line": line, "study": number})
     return entry.id
 
@@ -169,7 +169,7 @@ def _placed(service: Service, line: str, number: int, part: str, truth: Truth, i
         seen = model.inspector.inspect(image)
         facts = {"part": part, "truth": truth, "verdict": seen.verdict, "deciding": deciding_of(seen)}
         facts |= {"image_sha256": digest}
-        entry = _note(service, line, who, number, "placed", facts)
+        entry = _note(service, line, who, number, facts, PLACED)
         return Placement.model_validate({"id": entry, **facts})
 
 
@@ -189,7 +189,7 @@ def withdraw(line: LineName, number: Number, placement: Number, service: InServi
         study = _study(service, place.name, number)
         if study.signed or all(each.id != placement for each in study.placements):
             raise Problem(409, "the study is over, or has no such placement")
-        _note(service, place.name, caller.name, number, "withdrawn", {"placement": placement})
+        _note(service, place.name, caller.name, number, {"event": "withdrawn", "placement": placement})
     return _facts(_study(service, place.name, number), place.model)
 
 
@@ -201,8 +201,8 @@ def end(line: LineName, number: Number, order: Signature, service: InService, ca
         study = _study(service, place.name, number)
         if study.signed:
             raise Problem(409, "the study is over already")
-        facts = {"signed": order.signed, "result": study.result.model_dump(mode="json")}
-        _note(service, place.name, caller.name, number, "ended", facts)
+        facts = {"event": "ended", "signed": order.signed, "result": study.result.model_dump(mode="json")}
+        _note(service, place.name, caller.name, number, facts)
     return _facts(_study(service, place.name, number), place.model)
 
 

@@ -24,9 +24,8 @@ function teach(facts) {
   return html`${[grouping ? `images grouped by ${grouping}` : "", scale ? `scale ${scale === "unknown" ? scale : `${scale} mm per pixel`}` : "", region ? `region of interest ${region === "everywhere" ? "taken away" : "drawn"}` : ""].filter(Boolean).join(", ")}`;
 }
 
-function accept({ event, plan, part, truth, verdict, signed, result }) {
+function accept({ event, plan, signed, result }) {
   if (event === "begun") return html`acceptance study begun: ${plan.good} good and ${plan.flawed} flawed parts, ${several(plan.repeats, "time")} each`;
-  if (event === "placed") return html`acceptance: ${part} (${truth}) placed, <strong>${verdict}</strong>`;
   if (event === "withdrawn") return html`acceptance: a placement was taken back`;
   return html`acceptance study ended: <strong>${result.grade ?? "not complete"}</strong>, signed by ${signed}`;
 }
@@ -41,6 +40,7 @@ const WORDS = {
   teach,
   training: ({ number, order, images, stopped }) => (order ? html`training <strong>${number}</strong> begun with ${several(Object.values(images).reduce((sum, each) => sum + each, 0), "image")}` : html`training ${number} <strong>${stopped ? "stopped" : "continued"}</strong>`),
   accept,
+  placed: ({ part, truth, verdict }) => html`acceptance: ${part} (${truth}) placed, <strong>${verdict}</strong>`,
   drift,
   start: () => html`the service began`,
   stop: () => html`the service ended`,

@@ -7,7 +7,7 @@ import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, of1000, several, verdict, when } from "../words.js";
 
 const page = document.querySelector("#page");
-const SHOWN = 12; // latest placements
+const SHOWN = 6; // latest placements
 const FOLDERS = { good: /^(good|ok|io|normal)$/i, flawed: /^(bad|flawed|nok|nio|ng|defect.*|reject.*)$/i };
 
 let facts = null; // LineFacts
@@ -169,7 +169,7 @@ function placing(each) {
     <p class="quiet small">Or drop a folder that holds <code>good</code> and <code>bad</code>: an image a part, or a folder a part with its repeats.</p>`}
     ${each.placements.length ? html`<div class="scroll"><table><thead><tr><th scope="col">latest</th><th scope="col">is</th><th scope="col">verdict</th><th scope="col"></th></tr></thead><tbody>
       ${[...each.placements].reverse().slice(0, SHOWN).map((one, place) => html`<tr><th scope="row">${one.part}</th><td>${one.truth}</td><td>${verdict(one.verdict)}${isRight(one) ? nothing : html` <strong class="wrong">wrong</strong>`}</td>
-        <td class="n">${place === 0 ? html`<button class="plain" ?disabled=${isBusy} @click=${() => run(() => remove(ofLine(`/acceptance/${each.number}/placements/${one.id}`)))} data-testid="accept.undo">Take back: another part lay there</button>` : nothing}</td></tr>`)}</tbody></table></div>` : nothing}
+        <td class="n">${place === 0 ? html`<button class="plain" ?disabled=${isBusy} @click=${() => run(() => remove(ofLine(`/acceptance/${each.number}/placements/${one.id}`)))} data-testid="accept.undo" title="another part lay there">Take back</button>` : nothing}</td></tr>`)}</tbody></table></div>` : nothing}
   </section>`;
 }
 
@@ -185,7 +185,7 @@ function resultPanel(each) {
   const { result, placements } = each;
   if (!placements.length) return nothing;
   const parts = result.good_parts + result.flawed_parts;
-  const few = (share, words) => (share === null ? nothing : html`<span class="quiet">95 % sure: no more than ${percent(Math.ceil(1000 * share) / 1000)} of ${words}</span>`);
+  const few = (share, words) => (share === null ? nothing : html`<span class="quiet bound">95 % sure: no more than ${percent(Math.ceil(1000 * share) / 1000)} of ${words}</span>`);
   return html`<section class="panel stack result" data-testid="accept.result">
     <div class="row"><h2>${each.signed ? "Result" : "So far"}</h2>${result.grade ? GRADES[result.grade] : html`<span class="quiet">both good and flawed parts are needed</span>`}
       <span class="push row print-hidden">${each.signed ? html`<button @click=${() => print()} data-testid="accept.print">Print</button>` : nothing}<a class="button" href=${ofLine(`/acceptance/${each.number}/table`)} download>Table (CSV)</a></span></div>

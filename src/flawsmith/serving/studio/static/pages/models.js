@@ -5,7 +5,7 @@ import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, of1000, score, several, shape, times, verdict, when } from "../words.js";
 
 const page = document.querySelector("#page");
-const KINDS = { "limit,model,line,drift,camera,output,training,accept": "changes", "": "everything", limit: "limits", model: "models", review: "reviews", picked: "images kept", "teach,training": "teaching", accept: "acceptance" };
+const KINDS = { "limit,model,line,drift,camera,output,training,accept": "changes", "": "everything", limit: "limits", model: "models", review: "reviews", picked: "images kept", "teach,training": "teaching", "accept,placed": "acceptance" };
 const SHOWN_FLIPS = 60;
 const ASK_AGAIN = 5000; // ms, while a shadow judges
 

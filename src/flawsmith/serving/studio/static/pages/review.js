@@ -209,10 +209,9 @@ function draw() {
         ${buttons}
       </section>
       <div class="stack side">
-        <section class="panel" data-testid="review.reason"><h2>Why <span class="quiet small">optional</span></h2>
+        <section class="panel" data-testid="review.reason"><h2 class="row"><span>Why <span class="quiet small">optional</span></span> <select aria-label="What labels may be used for" @change=${(event) => { role = event.target.value; }} data-testid="review.role"><option value="calibrate">label may set limits</option><option value="test">label only measures</option></select></h2>
           <div class="row">${REASONS.map((reason, place) => html`<button ?disabled=${!record} aria-pressed=${reasons.has(reason)} @click=${() => toggleReason(reason)}>${reason} <kbd>${place + 1}</kbd></button>`)}</div>
-          <input class="wide" type="text" maxlength="500" aria-label="In your words" placeholder="in your words" .value=${words} @input=${(event) => { words = event.target.value; }} ?disabled=${!record}>
-          <label class="small check">labels may be used <select @change=${(event) => { role = event.target.value; }} data-testid="review.role"><option value="calibrate">to set limits by</option><option value="test">to measure with alone</option></select></label></section>
+          <input class="wide" type="text" maxlength="500" aria-label="In your words" placeholder="in your words" .value=${words} @input=${(event) => { words = event.target.value; }} ?disabled=${!record}></section>
         <section class="panel compare" data-testid="review.compare"><h2>${compared?.alike?.record ? "For comparison: a part that passed" : "For comparison: a good part"}</h2>
           <image-view data-beside ?hidden=${!compared?.picture}></image-view>
           <p class="quiet small">${!record ? "" : compared?.picture ? `${compared.alike.name}: by colours and detail the most alike of ${compared.alike.record ? `the latest ${several(compared.alike.among, "part")} that passed` : `${several(compared.alike.among, "good image")} taught`}.` : compared ? "There is no good image yet." : "…"}</p></section>
