@@ -25,7 +25,13 @@ def is_any(part: Record) -> bool:
 
 
 def record(number: int, *, deciding: float = 0.3, verdict: str = "pass") -> Record:
-    facts = {"line": "bolt", "source": "http", "clock": 0.0, "received": f"2026-11-{10 + number % 3}T08:00:00"}
+    facts = {
+        "inclusion": 1.0 if verdict == "review" else 0.5,
+        "line": "bolt",
+        "source": "http",
+        "clock": 0.0,
+        "received": f"2026-11-{10 + number % 3}T08:00:00",
+    }
     return Record(id=number, image_sha256=f"{number:064d}", verdict=verdict, deciding=deciding, **facts)
 
 
@@ -47,6 +53,14 @@ def test_parts_count_up_to_the_first_of_the_draw_that_nobody_has_looked_at() -> 
     parts = audited_parts(said, [record(5), record(6)], is_even, is_any)
 
     assert (len(parts.deciding), parts.later) == (2, 2)
+
+
+def test_parts_between_the_limits_count_no_longer_than_there_was_an_audit() -> None:
+    said = [labelled(record(2)), labelled(record(4, verdict="review")), labelled(record(6))]
+
+    parts = audited_parts([*said, labelled(record(8, verdict="review"))], [], is_even, is_any)
+
+    assert len(parts.deciding) == 3
 
 
 def test_parts_that_set_no_limit_are_counted_apart() -> None:

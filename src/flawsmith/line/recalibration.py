@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,15 +40,15 @@ class AuditedParts:
 
 def audited_parts(
     labelled: Sequence[tuple[Record, AuditEntry]],
-    waiting: Sequence[Record],
+    waiting: Iterable[Record],
     is_drawn: Callable[[Record], bool],
     counts: Callable[[Record], bool],
 ) -> AuditedParts:
     """The good parts of the random audit.
 
     The draw does not look at verdicts: of the parts between the limits, which all wait for a person, those count that
-    the same draw would have taken anyway. So that nobody chooses by what they look at first, parts count up to the
-    first one of the draw that nobody has looked at.
+    the same draw would have taken anyway, as long as there was an audit. So that nobody chooses by what they look at
+    first, parts count up to the first one of the draw that nobody has looked at.
 
     Args:
         labelled: records with what was said of them last, the oldest first.
@@ -56,11 +56,14 @@ def audited_parts(
         is_drawn: whether the draw takes a part.
         counts: whether a record's number compares with the limits in use.
     """
-    first_waiting = min((record.id for record in waiting if counts(record) and is_drawn(record)), default=None)
+    first_waiting = next((record.id for record in waiting if counts(record) and is_drawn(record)), None)
+    last_drawn = max(
+        (record.id for record, _ in labelled if record.inclusion and record.verdict != "review"), default=0
+    )
     good: dict[str, Record] = {}
     flawed = unclear = kept = later = 0
     for record, entry in labelled:
-        if record.deciding is None or not counts(record) or not is_drawn(record):
+        if record.id > last_drawn or record.deciding is None or not counts(record) or not is_drawn(record):
             continue
         facts = entry.facts
         if first_waiting is not None and record.id > first_waiting:

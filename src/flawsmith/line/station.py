@@ -6,7 +6,7 @@ import hashlib
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -873,26 +873,32 @@ class Line:
             for each in decisions
             if all(getattr(each, name) == getattr(model.decision, name) for name in _SETTING)
         }
-        waiting = self._store.to_review(self.name, count=-1)
         labelled = self._store.labelled(self.name)
-        shares = [r.inclusion for r in (*waiting, *(r for r, _ in labelled)) if r.inclusion and r.verdict != "review"]
-        share = min(shares, default=0.0)  # where it was changed, those count that every share takes
+        shares = [record.inclusion for record, _ in labelled if record.inclusion and record.verdict != "review"]
+        share = min((*shares, model.audit_share or 1.0))  # where it was changed, those count that every share takes
         return audited_parts(
             labelled,
-            waiting,
+            self._waiting(),
             lambda record: is_audited(record.part_id, record.image_sha256, share),
             lambda record: record.model_sha256 == model.sha256 and record.limits in same,
         )
 
-    def preview_recalibration(self) -> LimitPreview:
-        """What limits from the good parts of the random audit would do.
+    def _waiting(self) -> Iterator[Record]:
+        """Records that wait for a person, the oldest first."""
+        after: int | None = None
+        while records := self._store.to_review(self.name, after=after):
+            yield from records
+            after = records[-1].id
+
+    def preview_recalibration(self, parts: AuditedParts) -> LimitPreview:
+        """What limits from audited parts would do.
 
         Raises:
             FlawsmithError: there are too few, or the setting has zones.
             NoModelError: there is no model.
         """
         model = self._judge()
-        return self._previewed(model, self._recalibrated(model).decision)
+        return self._previewed(model, self._recalibrated(model, parts).decision)
 
     def recalibrate(self, *, who: str, reason: str, expected: str) -> LimitPreview:
         """Set the limits from the good parts of the random audit.
@@ -907,13 +913,13 @@ class Line:
         """
         with self._changing:
             model = self._judge()
-            after = self._recalibrated(model)
+            after = self._recalibrated(model, self.audited_parts())
             if after.decision.identity != expected:
                 raise SwapConflictError("other parts were looked at meanwhile: look at the preview again")
             return self._set_limits(model, after, {"recalibrated": after.decision.n_good}, who, reason)
 
-    def _recalibrated(self, model: LoadedModel) -> NotedLimits:
-        behind = scores_behind(self.audited_parts())
+    def _recalibrated(self, model: LoadedModel, parts: AuditedParts) -> NotedLimits:
+        behind = scores_behind(parts)
         return NotedLimits(limits_from(model.decision, behind, tolerance=model.tolerance), behind)
 
     def seen_again(self, record: Record, image: bytes) -> Inspection:

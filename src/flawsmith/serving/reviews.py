@@ -166,7 +166,7 @@ def recalibration(line: LineName, service: InService) -> Recalibration:
     parts = place.audited_parts()
     preview, why_not = None, ""
     try:
-        preview = place.preview_recalibration()
+        preview = place.preview_recalibration(parts)
     except FlawsmithError as error:
         why_not = str(error)
     flaws = [

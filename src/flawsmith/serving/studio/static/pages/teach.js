@@ -244,7 +244,7 @@ const oddest = () => (facts.oddest.length ? html`
 
 const grid = () => html`
   <section class="panel" id="images" data-testid="teach.grid">
-    <div class="row"><h2>${filter.only ? filter.only.words : "Images"} <span class="quiet n">${count(shown.total)}</span></h2>
+    <div class="row"><h2>${filter.only ? filter.only.words : "Images"} <span class="quiet n">${filter.only && filter.only.ids.length > MOST_NAMED ? `the first ${MOST_NAMED}` : count(shown.total)}</span></h2>
     ${filter.only ? html`<button type="button" class="push" @click=${() => { filter.only = null; list(); }}>Show all</button>` : html`
       <div class="row filters small">
         <label><span class="hidden">Which images</span><select data-testid="teach.role" @change=${(event) => { filter.role = event.target.value; list(); }}>${[["good", "good"], ["all", "all"], ...Object.entries(ROLES)].map(([value, words]) => html`<option value=${value} ?selected=${filter.role === value}>${words}</option>`)}</select></label>
