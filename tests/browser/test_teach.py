@@ -145,6 +145,7 @@ def test_parts_before_the_camera_are_taught(visit: Visit, tmp_path: Path) -> Non
     page.get_by_test_id("teach.camera").click()
     page.get_by_test_id("teach.advice").get_by_text("You have 2 good images.").wait_for()
 
+    page.close()
     running.stop()
 
 
@@ -155,14 +156,15 @@ def test_a_tiff_can_be_looked_at_and_drawn_on(studio: RunningStudio, visit: Visi
     page = visit("lines/bolt/teach", running=studio)
 
     page.get_by_label("Look at 0.tif").last.click()
-    page.wait_for_function("document.querySelector('#look img').naturalWidth === 96")
+    width = page.locator("#look img").evaluate("async image => { await image.decode(); return image.naturalWidth; }")
     page.keyboard.press("Escape")
     for name in range(5):
         page.get_by_label(f"{name}.png is not good").last.click()
         page.get_by_test_id("teach.advice").get_by_text(f"You have {5 - name} good image").wait_for()
     page.get_by_test_id("teach.roi").click()
 
-    page.wait_for_function("document.activeElement.tagName === 'CANVAS'")
+    page.locator("canvas:focus").wait_for()
+    assert width == 96
 
 
 def test_two_people_see_what_the_other_does(studio: RunningStudio, visit: Visit, tmp_path: Path) -> None:
@@ -185,7 +187,7 @@ def test_a_region_is_drawn_with_keys_and_with_the_mouse(studio: RunningStudio, v
     page.get_by_test_id("teach.roi").click()
     canvas = page.get_by_test_id("teach.canvas")
     canvas.wait_for()
-    page.wait_for_function("document.activeElement.tagName === 'CANVAS'")
+    page.locator("canvas:focus").wait_for()
 
     for keys in ("Enter", "Shift+ArrowRight", "Enter", "Shift+ArrowDown", "Enter", "c"):
         page.keyboard.press(keys)

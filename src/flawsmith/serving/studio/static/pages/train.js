@@ -6,7 +6,7 @@ import { count, several, when } from "../words.js";
 const page = document.querySelector("#page");
 const WORKS = ["starting", "running"];
 const ASK_AGAIN = 1000; // ms, while a training works
-const STATES = { starting: "is starting", running: "works", done: "is done", failed: "failed", stopped: "was stopped", interrupted: "was interrupted" };
+const STATES = { starting: "is starting", running: "goes on", done: "is done", failed: "failed", stopped: "was stopped", interrupted: "was interrupted" };
 
 let told = null; // TrainChoices
 let askedAt = 0;
@@ -108,7 +108,7 @@ const choices = (title = "") => html`
 
 const progress = (training) => html`
   <section class="panel working" data-testid="train.progress">
-    <div class="line"><strong aria-live="polite">${training.method} ${STATES[training.state]}</strong><span>${training.words}</span><span class="n">${percent(training.share)}</span><span class="quiet n">${clock(training.seconds + (training.state === "running" ? (performance.now() - askedAt) / 1000 : 0))} so far</span><strong class="n push">${left(training.left)}</strong></div>
+    <div class="line"><strong aria-live="polite">${training.stopping ? "Stopping" : "Training"} ${training.method}</strong><span>${training.words}</span><span class="n">${percent(training.share)}</span><span class="quiet n">${clock(training.seconds + (training.state === "running" ? (performance.now() - askedAt) / 1000 : 0))} so far</span><strong class="n push">${left(training.left)}</strong></div>
     <progress max="1" value=${training.share} aria-label="Share that is done"></progress>
     <div class="row"><button type="button" data-testid="train.stop" ?disabled=${!who.isEngineer || isBusy} @click=${act(training, "stop")}>Stop</button><span class="quiet small">${training.stopping ? "Stopping, once the step that it is at is over. If that takes longer than half a minute, Stop again ends it at once." : "It can be continued later."} Images: ${counts(training)}.</span></div>
   </section>`;
