@@ -19,6 +19,7 @@ PAGES = {
     "lines/bolt/run": "rate-chart canvas",
     "lines/bolt/review": "[data-testid='review.says']",
     "lines/bolt/models": "[data-testid='models.row']",
+    "lines/bolt/accept": "[data-testid='accept.plan']",
     "settings": "[data-testid='settings.versions']",
 }
 Visit = Callable[..., Any]
@@ -364,9 +365,70 @@ def test_a_line_without_a_model_says_so_on_every_page(visit: Visit, new_service:
 
     page.get_by_text("no model yet").wait_for()
     for name, text in (
-        ("limit", "before the line has a model"),
-        ("run", "The line has no model"),
-        ("models", "no model"),
+        ("limit", "The line has no model yet"),
+        ("try", "The line has no model yet"),
+        ("run", "The line has no model yet"),
+        ("accept", "The line has no model yet"),
+        ("models", "The line has no model yet"),
     ):
         page.goto(f"http://127.0.0.1:{running.port}/studio/lines/bolt/{name}")
         page.get_by_text(text).first.wait_for()
+
+
+def test_a_study_is_carried_out_part_by_part_and_signed(
+    visit: Visit, new_service: Callable[..., Any], tmp_path: Path
+) -> None:
+    running = new_service()
+    page = visit("lines/bolt/accept", running=running)
+    for name, number in (("good", 1), ("flawed", 1), ("repeats", 2)):
+        page.get_by_test_id(f"accept.{name}").fill(str(number))
+    page.get_by_text("4 placements.").wait_for()
+    page.get_by_test_id("accept.begin").click()
+
+    for note in range(4):
+        asked = page.locator(".place").inner_text()
+        image = tmp_path / f"{note}.png"
+        image.write_bytes(picture(240 if asked.startswith("bad") else 20, note=note))
+        page.get_by_test_id("accept.image").set_input_files(str(image))
+        page.get_by_test_id("accept.run").get_by_text(f"{note + 1} of 4").wait_for()
+    page.get_by_test_id("accept.run").get_by_text("All parts were placed").wait_for()
+    page.get_by_test_id("accept.end").click()
+    page.get_by_test_id("accept.signed").fill("M. Kern")
+    page.get_by_test_id("accept.confirm").click()
+
+    result = page.get_by_test_id("accept.result")
+    result.get_by_text("signed by M. Kern").wait_for()
+    assert "● acceptable" in result.inner_text()
+    page.get_by_test_id("nav.models").click()
+    page.get_by_test_id("models.row").get_by_text("acceptable").wait_for()
+
+
+def test_limits_from_audited_parts_are_seen_before_they_are_used(visit: Visit, new_service: Callable[..., Any]) -> None:
+    running = new_service({"audit_share": 1.0})
+    for number in range(21):
+        record = running.judge(picture(40 + number, note=number)).json
+        running.call("POST", f"{LINE}/reviews/{record['id']}", {"label": "good"})
+    page = visit("lines/bolt/models", running=running)
+
+    page.get_by_test_id("models.hint").get_by_text("21 good parts of the random audit").wait_for()
+    page.get_by_test_id("recal.preview").click()
+    page.get_by_test_id("recal.before_after").get_by_text("from audited parts").wait_for()
+    page.get_by_test_id("recal.apply").click()
+    page.get_by_test_id("models.reason").fill("parts of this line")
+    page.get_by_test_id("models.confirm").click()
+
+    page.get_by_test_id("models.hint").get_by_text("the limits rest on them").wait_for()
+    assert running.call("GET", f"{LINE}/limit").json["good_images"] == 21
+
+
+def test_the_part_that_is_chosen_keeps_its_shape_and_colour(visit: Visit) -> None:
+    page = visit("lines/bolt/run")
+    button = page.get_by_test_id("run.strip").get_by_role("button").first
+    button.wait_for()
+    colour = "element => getComputedStyle(element).color"
+    before = button.evaluate(colour)
+
+    button.click()
+    page.locator("[data-testid='run.strip'] button[aria-pressed='true']").wait_for()
+
+    assert button.evaluate(colour) == before

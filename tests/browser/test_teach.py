@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 from tests.browser.conftest import BROWSER, picture
 from tests.contract.test_patchcore import TINY
 from tests.serving.test_teach import RunningStudio
@@ -78,6 +80,93 @@ def test_from_an_empty_folder_to_a_running_line_with_a_limit(
     assert (tmp_path / "studio/lines/cap-1/aside/not-good/003.png").is_file()
 
 
+def test_a_training_is_followed_as_it_learns(studio: RunningStudio, visit: Visit) -> None:
+    studio.teach(6)
+    page = visit("", running=studio)
+    image = "data:image/gif;base64,R0lGODlhAQABAAAAACH5BAEKAAEALAAAAAABAAEAAAICTAEAOw=="
+    asked = 0
+
+    def training() -> dict[str, Any]:
+        looks = [{"words": f"epoch {n + 1} of 9", "share": n / 8, "caught": n, "count": 8} for n in range(asked + 1)]
+        return {
+            "number": 1,
+            "state": "running",
+            "error": "",
+            "choice": "accurate",
+            "method": "fusion",
+            "images": {"learn": 6},
+            "groups": 0,
+            "grouped_by": "none",
+            "who": "local",
+            "at": "2026-11-30T08:00:00",
+            "words": f"step 2 of 6: learning, epoch {asked + 1} of 9",
+            "share": asked / 9,
+            "seconds": asked,
+            "left": 60.0,
+            "stopping": False,
+            "losses": [],
+            "caught": looks,
+            "comparison": {},
+            "model_sha256": "",
+            "live": False,
+        }
+
+    def answer(route: Any) -> None:
+        nonlocal asked
+        if route.request.url.endswith("/samples"):
+            samples = [{"name": "0.png", "is_forged": True, "pictures": [image, image], "words": ""}]
+            return route.fulfill(json=samples)
+        if route.request.url.endswith("/1"):
+            asked += 1
+            return route.fulfill(json=training())
+        return route.fulfill(json={**route.fetch().json(), "working": "bolt", "trainings": [training()]})
+
+    page.route("**/trainings**", answer)
+    page.goto(page.url + "lines/bolt/train")
+
+    page.get_by_test_id("train.progress").get_by_text("epoch 4 of 9").wait_for()
+    page.get_by_test_id("train.progress").get_by_text("about 1 min left").wait_for()
+    page.get_by_test_id("train.curve").get_by_text("of 8 synthetic flaws score above all of 8 good images").wait_for()
+    page.get_by_test_id("train.curve").get_by_text("at first 0 of 8 (epoch 1)").wait_for()
+    page.get_by_test_id("train.samples").get_by_text("synthetic flaw · 0.png").wait_for()
+
+
+def test_parts_before_the_camera_are_taught(visit: Visit, tmp_path: Path) -> None:
+    (tmp_path / "camera").mkdir()
+    for note in range(2):
+        (tmp_path / "camera" / f"{note}.png").write_bytes(picture(90, note=note, size=(96, 64)))
+    (tmp_path / "studio").mkdir()
+    (tmp_path / "studio" / "settings.toml").write_text('[lines.bolt.camera]\nkind = "folder"\npath = "../camera"\n')
+    running = RunningStudio(tmp_path / "studio")
+    page = visit("lines/bolt/teach", running=running)
+
+    page.get_by_test_id("teach.camera").click()
+    page.get_by_test_id("teach.advice").get_by_text("You have 1 good image.").wait_for()
+    page.get_by_test_id("teach.camera").click()
+    page.get_by_test_id("teach.advice").get_by_text("You have 2 good images.").wait_for()
+
+    page.close()
+    running.stop()
+
+
+def test_a_tiff_can_be_looked_at_and_drawn_on(studio: RunningStudio, visit: Visit, tmp_path: Path) -> None:
+    studio.teach(5)
+    Image.fromarray(np.full((64, 96), 30_000, np.uint16)).save(tmp_path / "0.tif")
+    assert studio.add((tmp_path / "0.tif").read_bytes(), "0.tif").status == 201
+    page = visit("lines/bolt/teach", running=studio)
+
+    page.get_by_label("Look at 0.tif").last.click()
+    width = page.locator("#look img").evaluate("async image => { await image.decode(); return image.naturalWidth; }")
+    page.keyboard.press("Escape")
+    for name in range(5):
+        page.get_by_label(f"{name}.png is not good").last.click()
+        page.get_by_test_id("teach.advice").get_by_text(f"You have {5 - name} good image").wait_for()
+    page.get_by_test_id("teach.roi").click()
+
+    page.locator("canvas:focus").wait_for()
+    assert width == 96
+
+
 def test_two_people_see_what_the_other_does(studio: RunningStudio, visit: Visit, tmp_path: Path) -> None:
     studio.teach(6)
     first, second = (visit("lines/bolt/teach", running=studio) for _ in range(2))
@@ -98,7 +187,7 @@ def test_a_region_is_drawn_with_keys_and_with_the_mouse(studio: RunningStudio, v
     page.get_by_test_id("teach.roi").click()
     canvas = page.get_by_test_id("teach.canvas")
     canvas.wait_for()
-    page.wait_for_function("document.activeElement.tagName === 'CANVAS'")
+    page.locator("canvas:focus").wait_for()
 
     for keys in ("Enter", "Shift+ArrowRight", "Enter", "Shift+ArrowDown", "Enter", "c"):
         page.keyboard.press(keys)

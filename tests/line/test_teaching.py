@@ -14,7 +14,7 @@ from PIL import Image
 from tests.line.conftest import picture
 
 from flawsmith.data.layouts import load
-from flawsmith.line.looks import FILE, Looks, oddness
+from flawsmith.line.looks import FILE, Looks, oddness, vector_of
 from flawsmith.line.teaching import Teaching, advice
 from flawsmith.line.workspace import Workspace
 from flawsmith.runtime.errors import FlawsmithError
@@ -183,10 +183,34 @@ def test_odd_images_are_asked_about_until_confirmed(teaching: Teaching) -> None:
     pixels[8:24, 8:40] = 200
     Image.fromarray(pixels).save(path := teaching.folder.parent.parent / "incoming" / "odd.png")
     odd = teaching.add(path, name="odd.png").sha256
+    assert not teaching.is_ranked
+    teaching.rank()
 
+    assert teaching.is_ranked
     assert teaching.oddest()[:1] == [odd]
-    teaching.change(confirmed=[odd])
+    teaching.confirm([odd])
     assert odd not in teaching.oddest()
+
+
+def test_two_people_who_confirm_at_once_are_both_heard(teaching: Teaching) -> None:
+    people = [threading.Thread(target=teaching.confirm, args=([f"{number:064d}"],)) for number in range(12)]
+    for person in people:
+        person.start()
+    for person in people:
+        person.join()
+
+    assert len(teaching.settings.confirmed) == 12
+
+
+def test_the_image_that_looks_most_like_another_is_a_good_one(teaching: Teaching) -> None:
+    for brightness in (60, 120):
+        give(teaching, picture(brightness), f"{brightness}.png")
+    give(teaching, picture(100, note=2), "flaw.png", role="flawed")
+
+    nearest = teaching.nearest(vector_of(picture(101), max_pixels=10**6))
+
+    assert nearest is not None
+    assert teaching.image(nearest).path.name == "120.png"
 
 
 def test_the_least_usual_of_many_vectors_is_the_oddest(seed: int) -> None:
@@ -210,6 +234,25 @@ def test_a_region_that_cannot_be_used_leaves_the_former_one(teaching: Teaching) 
     assert teaching.region == good
     teaching.draw(None)
     assert teaching.region is None
+
+
+@pytest.mark.parametrize("text", ["{", '{"width": 4}', '{"width": 4, "height": 4, "include": [[[0, 0]]]}'])
+def test_a_region_that_a_person_wrote_wrongly_is_not_passed_over(teaching: Teaching, text: str) -> None:
+    teach(teaching, 1)
+    (teaching.folder / "region.json").write_text(text)
+
+    with pytest.raises(FlawsmithError, match=r"region\.json"):
+        _ = teaching.region
+
+
+def test_images_that_come_while_others_are_listed_disturb_nobody(teaching: Teaching) -> None:
+    teach(teaching, 2)
+    images = teaching.images()
+
+    for _ in images:
+        give(teaching, picture(90), "new.png")  # a dictionary that changes would end the loop
+
+    assert (len(images), len(teaching.images())) == (2, 3)
 
 
 def test_a_snapshot_stays_as_it_was(teaching: Teaching, tmp_path: Path) -> None:

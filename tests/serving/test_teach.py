@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from tests.contract.test_padim import TINY
 from tests.line.conftest import picture
 from tests.line.test_teaching import zipped
-from tests.serving.conftest import Running
+from tests.serving.conftest import Running, _trial_in_this_process, brightness_model
 
 from flawsmith.line.trainings import Trainings
 from flawsmith.line.workspace import Workspace
@@ -25,6 +26,7 @@ from flawsmith.pipeline.progress import RunState, is_alive
 from flawsmith.serving.server import Server, listen
 from flawsmith.serving.service import Service
 
+__all__ = ["_trial_in_this_process", "brightness_model"]
 PATIENCE = 600
 TOKENS = (
     {"name": "anna", "role": "engineer", "token": "an engineer's token"},
@@ -117,7 +119,7 @@ def test_images_are_added_listed_and_shown(studio: RunningStudio) -> None:
 def test_roles_settings_and_confirmations_change_and_are_audited(studio: RunningStudio) -> None:
     studio.teach(6)
     ids = [item["id"] for item in studio.call("GET", "/v1/lines/bolt/teach/images").json["items"]]
-    drawing = {"width": 96, "height": 64, "include": [[[0, 0], [96, 0], [96, 64]]], "exclude": []}
+    drawing = {"width": 96, "height": 64, "include": [[[0, 0], [96, 0], [96, 64]]], "exclude": [], "zones": []}
 
     moved = studio.call("POST", "/v1/lines/bolt/teach/roles", {"images": ids[:2], "role": "not-good"}).json
     studio.call("POST", "/v1/lines/bolt/teach/confirmed", {"images": ids[3:4]})
@@ -336,3 +338,69 @@ def test_settings_that_no_method_has_fail_in_a_line(tmp_path: Path) -> None:
 
     assert "epocs" in failed["error"]
     running.stop()
+
+
+def test_images_are_asked_for_by_name(studio: RunningStudio) -> None:
+    studio.teach(6)
+    ids = [item["id"] for item in studio.call("GET", "/v1/lines/bolt/teach/images").json["items"]]
+
+    page = studio.call("GET", f"/v1/lines/bolt/teach/images?image={ids[4]}&image={ids[1]}&sort=name").json
+
+    assert ({item["id"] for item in page["items"]}, page["total"]) == ({ids[4], ids[1]}, 2)
+
+
+def test_a_region_that_cannot_be_read_is_a_finding_and_stops_a_training(studio: RunningStudio) -> None:
+    studio.teach(6)
+    (studio.service.workspace.folder / "lines/bolt/region.json").write_text("{")  # type: ignore[union-attr]
+
+    facts = studio.call("GET", "/v1/lines/bolt/teach")
+    begun = studio.call("POST", "/v1/lines/bolt/trainings", {"choice": "quick"})
+
+    assert (facts.status, facts.json["region"]) == (200, None)
+    assert any("region.json" in finding["what"] for finding in facts.json["findings"])
+    assert (begun.status, "region.json" in begun.json["detail"]) == (422, True)
+
+
+def test_a_picture_of_the_camera_is_taught_and_has_no_record(tmp_path: Path) -> None:
+    (tmp_path / "camera").mkdir()
+    (tmp_path / "camera" / "0.png").write_bytes(picture(100))
+    (tmp_path / "studio").mkdir()
+    (tmp_path / "studio" / "settings.toml").write_text('[lines.bolt.camera]\nkind = "folder"\npath = "../camera"\n')
+    running = RunningStudio(tmp_path / "studio")
+
+    taken = running.call("POST", "/v1/lines/bolt/teach/camera")
+    again = running.call("POST", "/v1/lines/bolt/teach/camera")
+    running.call("POST", "/v1/lines/bolt/camera/pause", {"paused": True, "reason": "cleaning"})
+    paused = running.call("POST", "/v1/lines/bolt/teach/camera")
+    records = running.call("GET", "/v1/lines/bolt/inspections").json["items"]
+    other = running.call("POST", "/v1/lines", {"line": "nut"})
+    without = running.call("POST", "/v1/lines/nut/teach/camera")
+    running.stop()
+
+    assert (taken.status, taken.json["outcome"], taken.json["role"]) == (201, "added", "learn")
+    assert again.json["outcome"] == "known"
+    assert (paused.status, "cleaning" in paused.json["detail"]) == (503, True)
+    assert (records, other.status, without.status) == ([], 201, 404)
+    assert list(json.loads((tmp_path / "studio" / "studio.json").read_text())["lines"]) == ["nut"]
+
+
+def test_lines_made_here_put_some_parts_before_a_reviewer(studio: RunningStudio) -> None:
+    studio.call("POST", "/v1/lines", {"line": "bolt"})
+
+    assert studio.service.site.lines["bolt"].settings.audit_share == 0.01
+
+
+@pytest.mark.usefixtures("_trial_in_this_process")
+def test_a_review_has_the_most_alike_of_the_images_taught_beside_it(
+    studio: RunningStudio, brightness_model: Path
+) -> None:
+    studio.teach(6)
+    uploaded = studio.call("POST", "/v1/lines/bolt/models", brightness_model.read_bytes()).json["sha256"]
+    studio.call("POST", f"/v1/lines/bolt/models/{uploaded}/activate", {"reason": "to judge"})
+    wait_until(lambda: studio.call("GET", "/v1/lines/bolt/teach").json["checked"])
+    record = studio.judge(picture(103, note=200)).json
+
+    told = studio.call("GET", f"/v1/lines/bolt/reviews/{record['id']}/alike").json
+
+    assert (told["name"], told["record"], told["among"]) == ("3.png", None, 6)
+    assert studio.call("GET", f"/v1/lines/bolt/teach/images/{told['taught']}?width=64").body[:2] == b"\xff\xd8"

@@ -36,7 +36,6 @@ from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
     from flawsmith.data.samples import Dataset
-    from flawsmith.pipeline.progress import Progress
     from flawsmith.pipeline.train import TrainResult
 
 
@@ -343,25 +342,26 @@ def train(
     loop |= {"logger": logger, "baseline": baseline, "skip_unreadable": skip_unreadable, "dated": dated}
     with (
         error_boundary(tier="train", interrupted="interrupted: continue with --resume"),
-        _reported(progress) as on_progress,
+        _reported(progress) as told,
     ):
-        options = {"out": out, "resume": resume, "on_progress": on_progress, **loop}
+        options = {"out": out, "resume": resume, **told, **loop}
         result = _learn(data, settings, options, quiet=quiet, json_=json_)
     if _is_rank_zero():
         _conclude(result, json_=json_, quiet=quiet)
 
 
 @contextmanager
-def _reported(path: Path | None) -> Iterator[Callable[[Progress], object] | None]:
-    """What tells a progress file where the run is, from before torch is imported; None: nothing is to be told."""
+def _reported(path: Path | None) -> Iterator[dict[str, Callable[[Any], object]]]:
+    """What tells a progress file where the run is, from before torch is imported: `train` takes it."""
     is_first = all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"))
     if path is None or not is_first:
-        yield None
+        yield {}
         return
     from flawsmith.pipeline.progress import ProgressFile
 
-    with ProgressFile(path).kept() as tell:
-        yield tell
+    file = ProgressFile(path)
+    with file.kept() as tell:
+        yield {"on_progress": tell, "on_preview": file.show}
 
 
 def _changes(config: Path | None, given: Sequence[str] | None) -> dict[str, Any]:

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeoutError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -33,6 +34,8 @@ FIRST_WAIT, LONGEST_WAIT = 0.5, 30.0
 MOST_HANGING = 3
 """Reads that hang at a time: beyond, the camera is not opened again."""
 _IDLE = 0.2
+_LONGEST_BEFORE = 10.0
+"""Seconds that a picture to teach with waits for triggers before it."""
 
 State = Literal["starting", "running", "paused", "failing", "ended"]
 OnEvent = Callable[[str, Mapping[str, Any]], object]
@@ -65,6 +68,7 @@ class _Order:
     received: str = field(default_factory=now)
     clock: float = field(default_factory=time.monotonic)
     answer: Future[Record] = field(default_factory=Future)
+    picture: Future[bytes] | None = None
     is_tick: bool = False
 
 
@@ -237,6 +241,29 @@ class Capture:
         with self._changed:
             self._named.pop(part_id, None)
 
+    def take(self) -> bytes:
+        """Take a picture that nobody judges, such as one to teach with, and wait for it.
+
+        Returns:
+            The content of an image file.
+
+        Raises:
+            CameraError: there is none, and why.
+        """
+        order = _Order(picture=Future())
+        assert order.picture is not None
+        with self._changed:
+            if self._closed:
+                raise CameraError("the service is ending")
+            if len(self._orders) >= self._line.settings.queue:
+                raise CameraError("many triggers wait for the camera already; ask again")
+            self._orders.append(order)
+            self._changed.notify_all()
+        try:
+            return order.picture.result(2 * self.settings.seconds + _LONGEST_BEFORE)
+        except FutureTimeoutError:
+            raise CameraError("the camera is busy; ask again") from None
+
     def pause(self, paused: bool, *, who: str, reason: str) -> None:
         """Take no pictures until told otherwise, also after the service was ended; or take them again.
 
@@ -314,7 +341,7 @@ class Capture:
                 self._step(order)
             except Exception as error:  # a defect; the next trigger is served all the same
                 log.exception("a trigger of line %s failed", self._line.name)
-                if order is not None and not order.answer.done():
+                if order is not None and not (order.picture or order.answer).done():
                     self._refuse(order, "internal", f"the part was not judged ({type(error).__name__}): see the log")
 
     def _seconds_to_wait(self) -> float:
@@ -424,6 +451,9 @@ class Capture:
             return
         self._wait = FIRST_WAIT
         self._last = frame
+        if order.picture is not None:
+            order.picture.set_result(content)
+            return
         line = self._line
         if order.is_tick and line.model is None and not line.is_unloaded:
             return  # pictures to teach with: nobody has asked for a verdict
@@ -457,7 +487,10 @@ class Capture:
             future.add_done_callback(lambda done: _hand_on(done, order.answer))
 
     def _refuse(self, order: _Order, kind: ErrorKind, reason: str, trigger: Trigger | None = None) -> None:
-        """End a trigger in a record of an error."""
+        """End a trigger in a record of an error; who wants a picture alone is told."""
+        if order.picture is not None:
+            order.picture.set_exception(CameraError(reason))
+            return
         with self._changed:  # from the threads of those who ask, too
             self._triggers += 1
             self._dropped += kind == "dropped"

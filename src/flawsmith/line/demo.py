@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import random
 import threading
@@ -46,9 +45,7 @@ class PassingParts(threading.Thread):
         self._ended = threading.Event()
 
     def run(self) -> None:
-        for _ in itertools.count():
-            if self._ended.wait(self._seconds):
-                return
+        while not self._ended.wait(self._seconds):
             kind = self._flawed if self._random.random() < FLAWED_SHARE else self._good
             try:
                 self._line.submit(Trigger(self._line.name, self._random.choice(kind).read_bytes()))

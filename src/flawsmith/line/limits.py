@@ -55,6 +55,7 @@ class LimitScores(BaseModel):
     why_not: str = Field(default="", description="what to do where they cannot be moved")
     zones: bool = Field(description="with zones a step moves several limits at once: the preview alone is exact")
     held_out: bool = Field(description="whether the model did not learn from the good images")
+    audited: bool = Field(description="whether they are parts of the line that people have looked at")
     good: list[float] = Field(description="numbers that decide, of the good images, the largest first")
     groups: list[int] | None = Field(description="numbers of their groups; null: none are known")
     groups_by: str = Field(description="what makes the groups")
@@ -86,7 +87,7 @@ def limit_scores(
         changes: of limits, as the audit has them, the latest first.
     """
     decision = model.decision
-    good, groups = _good(model)
+    good, groups = model.good_behind, model.groups_behind
     tolerance, why_not = _tolerance(model, good)
     order = np.argsort(-good, kind="stable")
     good = good[order]
@@ -99,6 +100,7 @@ def limit_scores(
         why_not=why_not,
         zones=bool(decision.zones),
         held_out=decision.held_out,
+        audited=model.audited is not None,
         good=good.tolist(),
         groups=None if groups is None else groups[order].tolist(),
         groups_by="" if decision.groups is None else decision.groups.by,
@@ -155,14 +157,6 @@ def _picked(entry: AuditEntry) -> Reviewed:
         inclusion=None,
         role=facts["role"],
     )
-
-
-def _good(model: LoadedModel) -> tuple[NDArray[np.float64], NDArray[np.int64] | None]:
-    """Numbers that decide, of the good images behind the limits in use, and the images' groups."""
-    arrays = model.basis().calibration
-    values = np.asarray(arrays.get("good_levels" if model.decision.by_regions else "good", ()), np.float64).ravel()
-    groups = arrays.get("good_groups")
-    return values, None if groups is None or len(groups) != len(values) else np.asarray(groups, np.int64)
 
 
 def _tolerance(model: LoadedModel, good: NDArray[np.float64]) -> tuple[float, str]:

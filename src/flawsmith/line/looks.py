@@ -26,6 +26,8 @@ _SIDE = 24
 _VERSION = 1
 _NEIGHBOURS = 3
 _CHUNK = 512
+_MOST_COMPARED = 4096
+_ASKED_AT_ONCE = 500
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,15 @@ def see(path: Path, *, max_pixels: int) -> Seen:
     return Seen(look, stream.getvalue(), vector)
 
 
+def vector_of(content: bytes, *, max_pixels: int) -> NDArray[np.float32]:
+    """The vector of an image file's content, as of `Seen`.
+
+    Raises:
+        FlawsmithError: it cannot be read.
+    """
+    return _vector(Image.fromarray(_shown(decode(content, max_pixels=max_pixels))))
+
+
 def _shown(pixels: ImageArray) -> NDArray[np.uint8]:
     """In 8 bits, at most 1,024 pixels a side; the values of deep images as shares of their largest."""
     step = max(1, max(pixels.shape[:2]) // 1024)
@@ -117,7 +128,8 @@ def _vector(picture: Image.Image) -> NDArray[np.float32]:
 def oddness(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
     """How unlike the others each image is: the mean distance to its nearest neighbours, in units of the usual one.
 
-    Each number of a vector counts by how little it differs among the images anyway.
+    Each number of a vector counts by how little it differs among the images anyway. Of many images, each is compared
+    with some thousands of them.
 
     Args:
         vectors: (n,) of the images.
@@ -132,16 +144,18 @@ def oddness(vectors: Sequence[NDArray[np.float32]]) -> NDArray[np.float64]:
     """
     if len(vectors) < _NEIGHBOURS + 2:
         return np.ones(len(vectors))
-    raw = np.stack(vectors)
-    table = (raw - np.median(raw, axis=0)).astype(np.float32)
+    table = np.stack(vectors).astype(np.float32, copy=False)
+    table -= np.median(table, axis=0)
     spread = np.median(np.abs(table), axis=0)
-    table = (table / (spread + spread.mean() + 1e-3)).astype(np.float32)
+    table /= spread + spread.mean() + np.float32(1e-3)
     squares = (table**2).sum(axis=1)
+    places = np.arange(0, len(table), -(-len(table) // _MOST_COMPARED))
+    others = table[places]
     distances = np.empty(len(table))
     for start in range(0, len(table), _CHUNK):
-        rows = slice(start, start + _CHUNK)
-        apart = squares[rows, None] + squares[None] - 2 * table[rows] @ table.T
-        apart[np.arange(apart.shape[0]), np.arange(start, start + apart.shape[0])] = np.inf
+        rows = np.arange(start, min(start + _CHUNK, len(table)))
+        apart = squares[rows, None] + squares[places] - 2 * table[rows] @ others.T
+        apart[rows[:, None] == places] = np.inf
         nearest = np.partition(apart, _NEIGHBOURS - 1, axis=1)[:, :_NEIGHBOURS]
         distances[rows] = np.sqrt(np.maximum(nearest, 0)).mean(axis=1)
     return distances / max(float(np.median(distances)), 1e-9)
@@ -160,7 +174,7 @@ class Looks:
     def __init__(self, folder: Path, *, max_pixels: int) -> None:
         self._path, self.max_pixels = folder / FILE, max_pixels
         self._lock = threading.Lock()
-        self._known: dict[str, Seen | None] = {}
+        self._known: dict[str, Look] = {}
         try:
             self._connection = self._open()
         except sqlite3.DatabaseError:
@@ -211,28 +225,38 @@ class Looks:
                 "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (str(path), size, mtime_ns, sha256)
             )
 
-    def remembered(self, sha256: str) -> Seen | None:
+    def remembered(self, sha256: str) -> Look | None:
         """What is remembered of a content; None: nothing."""
         with self._lock:
             if sha256 in self._known:
                 return self._known[sha256]
-            row = self._connection.execute(
-                "SELECT facts, thumbnail, vector FROM looks WHERE sha256 = ?", (sha256,)
-            ).fetchone()
+            row = self._connection.execute("SELECT facts FROM looks WHERE sha256 = ?", (sha256,)).fetchone()
             if row is None:
                 return None
-            seen = Seen(Look(**json.loads(row[0])), b"", np.frombuffer(row[2], np.float32))
-            self._known[sha256] = seen
-            return seen
+            look = self._known[sha256] = Look(**json.loads(row[0]))
+            return look
 
-    def look(self, path: Path, sha256: str) -> Seen:
+    def vectors(self, contents: Sequence[str]) -> dict[str, NDArray[np.float32]]:
+        """The vectors of those contents that are remembered, in the order given."""
+        vectors: dict[str, NDArray[np.float32]] = {}
+        for start in range(0, len(contents), _ASKED_AT_ONCE):
+            some = contents[start : start + _ASKED_AT_ONCE]
+            with self._lock:
+                rows = self._connection.execute(
+                    f"SELECT sha256, vector FROM looks WHERE sha256 IN ({', '.join('?' * len(some))})", some
+                ).fetchall()
+            by_content = {sha256: np.frombuffer(vector, np.float32) for sha256, vector in rows}
+            vectors |= {sha256: by_content[sha256] for sha256 in some if sha256 in by_content}
+        return vectors
+
+    def look(self, path: Path, sha256: str) -> Look:
         """What a file shows, from memory or from the file.
 
         Raises:
             FlawsmithError: it cannot be read.
         """
-        seen = self.remembered(sha256)
-        return self.remember(path, sha256) if seen is None else seen
+        look = self.remembered(sha256)
+        return self.remember(path, sha256).look if look is None else look
 
     def remember(self, path: Path, sha256: str) -> Seen:
         """Look at a file, and remember it.
@@ -243,7 +267,7 @@ class Looks:
         seen = see(path, max_pixels=self.max_pixels)
         row = (sha256, json.dumps(asdict(seen.look)), seen.thumbnail, seen.vector.astype(np.float32).tobytes())
         with self._lock:
-            self._known[sha256] = Seen(seen.look, b"", seen.vector)
+            self._known[sha256] = seen.look
             with suppress(sqlite3.OperationalError):
                 self._connection.execute("INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?)", row)
         return seen
@@ -259,4 +283,4 @@ class Looks:
         return bytes(row[0]) if row is not None else self.remember(path, sha256).thumbnail
 
 
-__all__ = ["Look", "Looks", "Seen", "oddness", "see"]
+__all__ = ["Look", "Looks", "Seen", "oddness", "see", "vector_of"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.calibration.drift import image_statistics, thinned
+from flawsmith.data.quantities import parse_rate
+from flawsmith.line.recalibration import limits_from
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.versions import ModelFiles, sha256_of
@@ -94,6 +96,8 @@ class LoadedModel:
         self_tests: images of the file on which it gives the numbers of the machine that made it.
         station: site/area/line/station.
         audit_share: share of passes and rejects that are drawn for a review.
+        audited: ``good`` and ``good_groups``, the numbers behind the limits in use where those are of parts that people
+            have looked at; None: they are of images of the file.
     """
 
     inspector: Inspector
@@ -102,6 +106,7 @@ class LoadedModel:
     self_tests: int = 0
     station: str = ""
     audit_share: float = 0.0
+    audited: Mapping[str, NDArray[Any]] | None = None
 
     @classmethod
     def load(
@@ -158,9 +163,29 @@ class LoadedModel:
         """What the model learned to know."""
         return self.bundle.spec.training.category
 
-    def with_limits(self, decision: Decision) -> LoadedModel:
-        """The same model with other limits."""
-        return replace(self, inspector=self.inspector.with_limits(decision))
+    def with_limits(self, decision: Decision, audited: Mapping[str, NDArray[Any]] | None = None) -> LoadedModel:
+        """The same model with other limits, and what they rest on, as `audited`."""
+        return replace(self, inspector=self.inspector.with_limits(decision), audited=audited)
+
+    @property
+    def good_behind(self) -> NDArray[np.float64]:
+        """(n,) numbers that decide, of the good images or parts behind the limits in use; empty: not stored."""
+        name = "good_levels" if self.decision.by_regions and self.audited is None else "good"
+        arrays = self.basis().calibration if self.audited is None else self.audited
+        return np.asarray(arrays.get(name, ()), np.float64).ravel()
+
+    @property
+    def groups_behind(self) -> NDArray[np.int64] | None:
+        """(n,) numbers of their groups; None: none are known."""
+        arrays = self.basis().calibration if self.audited is None else self.audited
+        groups = arrays.get("good_groups")
+        return None if groups is None or len(groups) != len(self.good_behind) else np.asarray(groups, np.int64)
+
+    @property
+    def tolerance(self) -> float:
+        """By how much engines may differ in the number that decides, which is part of every limit."""
+        name = "map_allowed" if self.decision.by_regions else "score_allowed"
+        return self.bundle.spec.parity.get(name, 0.0)
 
     def statistics(self, prepared: PreparedImage) -> dict[str, float]:
         """Brightness and the like of what the network sees; of an image that is cut into tiles, of a thinned one."""
@@ -181,8 +206,7 @@ class LoadedModel:
         decision = self.decision
         if not decision.held_out or decision.cross_fitted is not None:
             return np.zeros(0)
-        name = "good_levels" if decision.by_regions else "good"
-        good = np.asarray(self.basis().calibration.get(name, np.zeros(0)), np.float64).ravel()
+        good = self.good_behind
         return good[good < decision.deciding_limit]
 
     def record(self, trigger: Trigger, inspection: Inspection, wait: float) -> Record:
@@ -195,7 +219,8 @@ class LoadedModel:
             model_sha256=self.sha256,
             wait=wait,
         )
-        inclusion = 1.0 if record.verdict == "review" else self.audit_share if self._drawn(trigger) else None
+        is_drawn = is_audited(record.part_id, record.image_sha256, self.audit_share)
+        inclusion = 1.0 if record.verdict == "review" else self.audit_share if is_drawn else None
         return record if inclusion is None else record.model_copy(update={"inclusion": inclusion})
 
     def error_record(self, trigger: Trigger, error: Exception, *, decoded: bool) -> Record:
@@ -208,10 +233,6 @@ class LoadedModel:
         return Record.of_error(
             trigger, "internal", f"the part was not judged ({reason}): see the service's log", **facts
         )
-
-    def _drawn(self, trigger: Trigger) -> bool:
-        drawn = hashlib.sha256(f"audit {trigger.part_id} {trigger.image_sha256}".encode()).hexdigest()
-        return int(drawn[:13], 16) / 16**13 < self.audit_share
 
     def decision_of(self, change: LimitChange, earlier: Sequence[Decision]) -> Decision:
         """The limits that a change would set.
@@ -233,6 +254,12 @@ class LoadedModel:
             return by_name[change.use]
         if change.max_false_rejects is None and change.review_rate is None:
             raise FlawsmithError("nothing is asked for: give max_false_rejects, review_rate or use")
+        if self.audited is not None:
+            rates = (change.max_false_rejects, "max_false_rejects"), (change.review_rate, "review_rate")
+            alpha, review = (
+                None if rate is None else 0.0 if rate == "none" else parse_rate(rate, name) for rate, name in rates
+            )
+            return limits_from(self.decision, self.audited, alpha=alpha, review_alpha=review, tolerance=self.tolerance)
         return calibrate(self.basis(), rate=change.max_false_rejects, review_rate=change.review_rate).after
 
     def basis(self) -> Bundle:
@@ -249,10 +276,9 @@ class LoadedModel:
             after: the other limits.
             recent: records of the line, the newest first.
         """
-        before, arrays = self.decision, self.basis().calibration
-        good = arrays.get("good_levels" if before.by_regions else "good", np.zeros(0))
+        before, good = self.decision, self.good_behind
         # With another setting of regions the numbers that decide would be others.
-        same = all(getattr(before, name) == getattr(after, name) for name in _SETTING)
+        same = all(getattr(before, name) == getattr(after, name) for name in SETTING)
         records = [r for r in recent if r.model_sha256 == self.sha256 and r.deciding is not None and same]
         changes = {
             record.id: f"{old} -> {new}"
@@ -270,11 +296,31 @@ class LoadedModel:
         )
 
 
-_SETTING = ("region_of_interest", "minimum_area", "zones", "elsewhere")
+SETTING = ("region_of_interest", "minimum_area", "zones", "elsewhere")
+
+
+def is_audited(part_id: str | None, image_sha256: str, share: float) -> bool:
+    """Whether a part is drawn for a review: a share of all parts, whatever is said of them, and always the same."""
+    drawn = hashlib.sha256(f"audit {part_id} {image_sha256}".encode()).hexdigest()
+    return int(drawn[:13], 16) / 16**13 < share
 
 
 def _verdicts(decision: Decision, deciding: Any) -> dict[str, int]:
     return dict(Counter(decision.verdict_of(float(number)) for number in deciding))
+
+
+class NotedLimits(NamedTuple):
+    """Limits that were set on a line, and what they rest on, as `LoadedModel.audited`."""
+
+    decision: Decision
+    audited: Mapping[str, NDArray[Any]] | None = None
+
+    @classmethod
+    def of(cls, facts: Mapping[str, Any]) -> NotedLimits:
+        """As an entry of the audit has them."""
+        audited = facts.get("audited")
+        arrays = None if audited is None else {name: np.array(values) for name, values in audited.items()}
+        return cls(Decision(**facts["decision"]), arrays)
 
 
 class NamedModel(NamedTuple):

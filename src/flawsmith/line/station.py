@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,11 +13,12 @@ from typing import Any
 
 from flawsmith.line.capture import Capture, OnEvent
 from flawsmith.line.drift import DriftMonitor
-from flawsmith.line.model import LimitChange, LimitPreview, LoadedModel, NamedModel
+from flawsmith.line.model import SETTING, LimitChange, LimitPreview, LoadedModel, NamedModel, NotedLimits, is_audited
 from flawsmith.line.outputs.delivery import Cursors
 from flawsmith.line.outputs.line import Outputs
 from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue, NoModelError, PartConflictError
+from flawsmith.line.recalibration import AuditedParts, audited_parts, limits_from, scores_behind
 from flawsmith.line.record import ErrorKind, Record, Trigger
 from flawsmith.line.settings import LineSettings, ServiceSettings
 from flawsmith.line.shadow import ShadowRun
@@ -400,7 +401,7 @@ class Line:
 
     def limits_of(self, version: Version) -> Decision:
         """The limits with which a version judges on this line."""
-        return next(iter(self._noted_limits(version.sha256)), version.facts.decision)
+        return next((noted.decision for noted in self._noted_limits(version.sha256)), version.facts.decision)
 
     # Shadows
 
@@ -476,13 +477,13 @@ class Line:
 
     def _with_noted_limits(self, model: LoadedModel) -> LoadedModel:
         """The model with the limits that were set on this line last."""
-        decisions = self._noted_limits(model.sha256)
-        return model.with_limits(decisions[0]) if decisions else model
+        noted = self._noted_limits(model.sha256)
+        return model.with_limits(*noted[0]) if noted else model
 
-    def _noted_limits(self, sha256: str) -> list[Decision]:
+    def _noted_limits(self, sha256: str) -> list[NotedLimits]:
         """Limits that were set on this line for this model, the latest first."""
         entries = self._store.entries(line=self.name, kind="limit", count=_RECENT)
-        return [Decision(**entry.facts["decision"]) for entry in entries if entry.facts["model"] == sha256]
+        return [NotedLimits.of(entry.facts) for entry in entries if entry.facts["model"] == sha256]
 
     def preview_limits(self, change: LimitChange) -> LimitPreview:
         """What a change of limits would do.
@@ -492,7 +493,14 @@ class Line:
             NoModelError: there is no model.
         """
         model = self._judge()
-        return self._previewed(model, model.decision_of(change, self._noted_limits(model.sha256)))
+        return self._previewed(model, self._asked_limits(model, change).decision)
+
+    def _asked_limits(self, model: LoadedModel, change: LimitChange) -> NotedLimits:
+        noted = self._noted_limits(model.sha256)
+        decision = model.decision_of(change, [limits.decision for limits in noted])
+        if change.use is None:
+            return NotedLimits(decision, model.audited)
+        return next((limits for limits in noted if limits.decision == decision), NotedLimits(decision))
 
     def _previewed(self, model: LoadedModel, after: Decision) -> LimitPreview:
         return model.preview(after, self._store.page(self.name, count=_RECENT))
@@ -514,19 +522,88 @@ class Line:
             in_use = model.decision.identity
             if expected not in (None, in_use):
                 raise SwapConflictError(f"the limits in use are {in_use}, not {expected}: look at them first")
-            after = model.decision_of(change, self._noted_limits(model.sha256))
-            preview = self._previewed(model, after)
-            facts = {
-                "model": model.sha256,
-                "asked": change.model_dump(exclude_none=True),
-                "reason": reason,
-                "effect": preview.model_dump(mode="json"),
-                "decision": after.model_dump(mode="json"),
-            }
-            self._store.note("limit", who=who, line=self.name, facts=facts)
-            self.model = model.with_limits(after)
-            self.on_change()
-            return preview
+            asked = change.model_dump(exclude_none=True)
+            return self._set_limits(model, self._asked_limits(model, change), asked, who, reason)
+
+    def _set_limits(
+        self, model: LoadedModel, after: NotedLimits, asked: Mapping[str, Any], who: str, reason: str
+    ) -> LimitPreview:
+        preview = self._previewed(model, after.decision)
+        facts = {
+            "model": model.sha256,
+            "asked": asked,
+            "reason": reason,
+            "effect": preview.model_dump(mode="json"),
+            "decision": after.decision.model_dump(mode="json"),
+            **({} if after.audited is None else {"audited": {k: v.tolist() for k, v in after.audited.items()}}),
+        }
+        self._store.note("limit", who=who, line=self.name, facts=facts)
+        self.model = model.with_limits(*after)
+        self.on_change()
+        return preview
+
+    def audited_parts(self) -> AuditedParts:
+        """Good parts of the random audit whose numbers compare with the limits in use.
+
+        Raises:
+            NoModelError: there is no model.
+        """
+        model = self._judge()
+        known = (model.decision, model.bundle.spec.decision, *model.bundle.spec.earlier_decisions)
+        decisions = (*known, *(noted.decision for noted in self._noted_limits(model.sha256)))
+        same = {
+            each.identity
+            for each in decisions
+            if all(getattr(each, name) == getattr(model.decision, name) for name in SETTING)
+        }
+        labelled = self._store.labelled(self.name)
+        shares = [record.inclusion for record, _ in labelled if record.inclusion and record.verdict != "review"]
+        share = min((*shares, model.audit_share or 1.0))  # where it was changed, those count that every share takes
+        return audited_parts(
+            labelled,
+            self._waiting(),
+            lambda record: is_audited(record.part_id, record.image_sha256, share),
+            lambda record: record.model_sha256 == model.sha256 and record.limits in same,
+        )
+
+    def _waiting(self) -> Iterator[Record]:
+        """Records that wait for a person, the oldest first."""
+        after: int | None = None
+        while records := self._store.to_review(self.name, after=after):
+            yield from records
+            after = records[-1].id
+
+    def preview_recalibration(self, parts: AuditedParts) -> LimitPreview:
+        """What limits from audited parts would do.
+
+        Raises:
+            FlawsmithError: there are too few, or the setting has zones.
+            NoModelError: there is no model.
+        """
+        model = self._judge()
+        return self._previewed(model, self._recalibrated(model, parts).decision)
+
+    def recalibrate(self, *, who: str, reason: str, expected: str) -> LimitPreview:
+        """Set the limits from the good parts of the random audit.
+
+        Args:
+            who, reason: stand in the audit.
+            expected: name of the limits that the preview showed.
+
+        Raises:
+            SwapConflictError: they would be others by now.
+            FlawsmithError, NoModelError: as `preview_recalibration`; the former limits stay.
+        """
+        with self._changing:
+            model = self._judge()
+            after = self._recalibrated(model, self.audited_parts())
+            if after.decision.identity != expected:
+                raise SwapConflictError("other parts were looked at meanwhile: look at the preview again")
+            return self._set_limits(model, after, {"recalibrated": after.decision.n_good}, who, reason)
+
+    def _recalibrated(self, model: LoadedModel, parts: AuditedParts) -> NotedLimits:
+        behind = scores_behind(parts)
+        return NotedLimits(limits_from(model.decision, behind, tolerance=model.tolerance), behind)
 
     def seen_again(self, record: Record, image: bytes) -> Inspection:
         """Inspect the image of a record again, by the model and the limits that judged it.
@@ -537,7 +614,8 @@ class Line:
         """
         model = self._judge()
         bundle = model.bundle.spec
-        known = (model.decision, bundle.decision, *bundle.earlier_decisions, *self._noted_limits(model.sha256))
+        noted = (limits.decision for limits in self._noted_limits(model.sha256))
+        known = (model.decision, bundle.decision, *bundle.earlier_decisions, *noted)
         decision = next((limits for limits in known if limits.identity == record.limits), None)
         if record.model_sha256 != model.sha256 or decision is None:
             raise FlawsmithError("the line has another model or other limits now than those that judged this part")

@@ -133,7 +133,7 @@ class AuditEntry:
     Attributes:
         id: number of the entry.
         at: in UTC.
-        kind: limit, review, model, line, output, drift, camera, start or stop.
+        kind: what was done, such as limit, review, model, teach, training, accept, drift, camera, start or stop.
         who: name that the token stands for.
         line: the line it concerns; empty: all.
         facts: what there is to say, by kind.
@@ -389,7 +389,7 @@ class Store:
         """Write an entry of the audit.
 
         Args:
-            kind: limit, review, model, line, output, drift, camera, start or stop.
+            kind: what was done, such as limit, review, model, teach, training, accept, drift, camera, start or stop.
             who: name that the token stands for.
             line: the line it concerns; empty: all.
             facts: ready for JSON.

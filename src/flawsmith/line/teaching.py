@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flawsmith.data.doctor import Finding, check, glance
@@ -38,7 +39,7 @@ from flawsmith.data.layouts import load
 from flawsmith.data.layouts.base import is_set_apart
 from flawsmith.data.layouts.names import meaning
 from flawsmith.data.roi import read_drawing
-from flawsmith.data.splits import held_out_count
+from flawsmith.data.splits import content_hash, held_out_count
 from flawsmith.line.looks import Look, Looks, oddness
 from flawsmith.runtime.decision import images_needed, parts_of_1000, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
@@ -59,8 +60,6 @@ SETTINGS, REGION = "teach.json", "region.json"
 _SCAN_SECONDS = 2.0
 _LONGEST_NAME = 80
 MOST_ASKED = 6
-_RANKING_SHARE = 10
-"""Times as long as ranking the images takes passes before they are ranked anew."""
 _MOST_READ = 500
 """Images up to which the doctor reads every pixel each time that one changes."""
 _ODD = 1.5
@@ -191,23 +190,21 @@ class Teaching:
         self._images: dict[str, TaughtImage] = {}
         self._scanned: float | None = None
         self._checked: tuple[str, tuple[Finding, ...]] = "", ()
-        self._ranking = threading.Lock()
         self._odd: dict[str, float] = {}
-        self._odd_at = self._odd_seconds = 0.0
         self.changed = 0.0
         self.unreadable: dict[str, str] = {}
 
     # Images
 
     def images(self) -> dict[str, TaughtImage]:
-        """All images by their SHA-256; of several with the same content the first role counts."""
+        """All images by their SHA-256 as they are now; of several with the same content the first role counts."""
         with self._lock:
             if self._scanned is None or time.monotonic() - self._scanned > _SCAN_SECONDS:
                 images: dict[str, TaughtImage] = {}
                 for image in self._scan():
                     images.setdefault(image.sha256, image)
                 self._images, self._scanned = images, time.monotonic()
-            return self._images
+            return dict(self._images)  # threads that add images change it
 
     def _scan(self) -> Iterator[TaughtImage]:
         for role in ROLES:
@@ -223,7 +220,6 @@ class Teaching:
                         sha256 = self._looks.sha256(path, status.st_size, status.st_mtime_ns)
                     except (OSError, FlawsmithError):  # it has just gone; the doctor tells of others
                         continue
-                    seen = self._looks.remembered(sha256)
                     folder = path.parent.relative_to(root).as_posix()
                     yield TaughtImage(
                         sha256,
@@ -231,7 +227,7 @@ class Teaching:
                         role,
                         "" if folder == "." else folder,
                         status.st_mtime,
-                        None if seen is None else seen.look,
+                        self._looks.remembered(sha256),
                     )
 
     def image(self, sha256: str) -> TaughtImage:
@@ -247,10 +243,10 @@ class Teaching:
 
     def look_at(self) -> bool:
         """Look at an image that nobody has looked at yet; whether there was one."""
-        for image in list(self.images().values()):
+        for image in self.images().values():
             if image.look is None and image.sha256 not in self.unreadable:
                 try:
-                    look = self._looks.look(image.path, image.sha256).look
+                    look = self._looks.look(image.path, image.sha256)
                 except FlawsmithError as error:
                     self.unreadable[image.sha256] = str(error)
                     return True
@@ -290,12 +286,12 @@ class Teaching:
         try:
             if Path(shown).suffix.lower() not in IMAGE_SUFFIXES:
                 return Addition(shown, "refused", why="no image by its name: save it as PNG or JPEG")
-            digest = _digest(source)
+            digest = content_hash(source)
             known = self.images().get(digest)
             if known is not None:
                 return Addition(shown, "known", digest, known.role)
             try:
-                look = self._looks.look(source, digest).look
+                look = self._looks.look(source, digest)
             except FlawsmithError as error:
                 return Addition(shown, "refused", why=str(error).removeprefix(f"{source}: "))
             if modified is not None:
@@ -342,8 +338,9 @@ class Teaching:
         """
         moved = []
         with self._lock:
-            for sha256 in images:
-                image = self.images().get(sha256)
+            known = self.images()
+            for sha256 in dict.fromkeys(images):
+                image = known.get(sha256)
                 if image is None or image.role == role:
                     continue
                 try:
@@ -382,13 +379,27 @@ class Teaching:
                 temporary.write_text(settings.model_dump_json(indent=1) + "\n", encoding="utf-8")
             return settings
 
+    def confirm(self, images: Iterable[str]) -> None:
+        """Remember that a person called odd images good.
+
+        Raises:
+            FlawsmithError: nothing can be written.
+        """
+        with self._lock:
+            self.change(confirmed=list(dict.fromkeys([*self.settings.confirmed, *images])))
+
     @property
     def region(self) -> dict[str, Any] | None:
-        """Where to look, as drawn: ``width``, ``height``, ``include``, ``exclude``; None: everywhere."""
-        try:
-            drawing: dict[str, Any] = json.loads((self.folder / REGION).read_bytes())
-        except (OSError, ValueError):
+        """Where to look, as drawn: ``width``, ``height``, ``include``, ``exclude``; None: everywhere.
+
+        Raises:
+            FlawsmithError: the file that says it cannot be used.
+        """
+        file = self.folder / REGION
+        if not file.exists():
             return None
+        read_drawing(file, pixel_size=self.settings.scale)
+        drawing: dict[str, Any] = json.loads(file.read_bytes())
         return drawing
 
     def draw(self, drawing: Mapping[str, Any] | None) -> None:
@@ -421,7 +432,7 @@ class Teaching:
 
     def groups(self) -> Groups:
         """The groups of all images, as the settings have it."""
-        images = list(self.images().values())
+        images = self.images().values()
         rule, argument = _parsed(self.settings.grouping)
         good = [image for image in images if image.role in USED]
         days = {image.sha256: image.look.day if image.look else "" for image in images}
@@ -444,31 +455,40 @@ class Teaching:
         """The groups with their counts and what stands out in them, by name."""
         groups = self.groups() if groups is None else groups
         members: dict[str, list[TaughtImage]] = defaultdict(list)
-        for image in self.images().values():
+        shown = self.images().values()
+        for image in shown:
             members[groups.of.get(image.sha256, "")].append(image)
-        usual = [image.look for image in self.images().values() if image.role in USED and image.look is not None]
+        usual = [image.look for image in shown if image.role in USED and image.look is not None]
         return [
             Group(name, Counter(image.role for image in images), tuple(_remarks(images, usual)))
             for name, images in sorted(members.items())
         ]
 
-    def oddness(self) -> dict[str, float]:
-        """How unlike the others each good image is, about 1 for a usual one; of those that were looked at.
+    def _looked_at(self) -> list[str]:
+        """SHA-256 of the good images that somebody has looked at."""
+        return [image.sha256 for image in self.images().values() if image.role in USED and image.look is not None]
 
-        Of thousands of images it takes seconds; while they come in, what was known before is given for a while.
-        """
-        with self._ranking:
-            known = [
-                (i.sha256, self._looks.remembered(i.sha256)) for i in list(self.images().values()) if i.role in USED
-            ]
-            vectors = {sha256: seen.vector for sha256, seen in known if seen is not None}
-            is_due = time.monotonic() - self._odd_at > _RANKING_SHARE * self._odd_seconds
-            if vectors.keys() != self._odd.keys() and is_due:
-                start = time.monotonic()
-                self._odd = dict(zip(vectors, oddness(list(vectors.values())).tolist(), strict=True))
-                self._odd_at = time.monotonic()
-                self._odd_seconds = self._odd_at - start
-            return {sha256: odd for sha256, odd in self._odd.items() if sha256 in vectors}
+    @property
+    def is_ranked(self) -> bool:
+        """Whether it is known how unlike the others each good image is that was looked at."""
+        return self._odd.keys() == set(self._looked_at())
+
+    def rank(self) -> None:
+        """Find out how unlike the others each good image is; of thousands of them it takes seconds."""
+        contents = self._looked_at()
+        vectors = self._looks.vectors(contents)
+        ranked = dict(zip(vectors, oddness(list(vectors.values())).tolist(), strict=True))
+        self._odd = {sha256: ranked.get(sha256, 1.0) for sha256 in contents}  # a full disk forgets vectors
+
+    def oddness(self) -> dict[str, float]:
+        """How unlike the others each good image is, about 1 for a usual one; of those that were ranked."""
+        images, odd = self.images(), self._odd
+        return {sha256: odd[sha256] for sha256 in odd if sha256 in images and images[sha256].role in USED}
+
+    def nearest(self, vector: NDArray[np.float32]) -> str | None:
+        """The good image that looks most like another one, by its `looks.Seen.vector`; None: there is none."""
+        vectors = self._looks.vectors(self._looked_at())
+        return min(vectors, key=lambda sha256: float(np.square(vectors[sha256] - vector).sum()), default=None)
 
     def oddest(self, unlike: Sequence[str] = ()) -> list[str]:
         """The few good images to ask a person about: least like the others, and not confirmed yet.
@@ -496,8 +516,12 @@ class Teaching:
         if not any(image.role == "learn" for image in images.values()):
             return ()
         if self._checked[0] != state:
-            dataset = load(self.folder, "folder")
-            findings = check(dataset, threads=1).items if len(images) <= _MOST_READ else glance(dataset, threads=1)
+            findings: Sequence[Finding]
+            try:
+                dataset = load(self.folder, "folder")
+                findings = check(dataset, threads=1).items if len(images) <= _MOST_READ else glance(dataset, threads=1)
+            except FlawsmithError as error:
+                findings = [Finding("error", "not-read", str(error), (), "nothing")]
             # Advice and groups say more of how many there are, and what lies aside does so on purpose.
             shown = [
                 item for item in findings if item.name not in ("few-to-train", "few-to-calibrate", "groups", "not-used")
@@ -511,7 +535,7 @@ class Teaching:
         return self._checked[0] == self._state() or not any(image.role == "learn" for image in self.images().values())
 
     def _state(self) -> str:
-        images = list(self.images().values())
+        images = self.images().values()
         return hashlib.sha256("".join(f"{image.path}{image.modified}" for image in images).encode()).hexdigest()
 
     # For a training
@@ -532,7 +556,7 @@ class Teaching:
         """
         with self._lock:
             self._scanned = None  # what a person has put there in the last seconds counts too
-            images, groups = list(self.images().values()), self.groups()
+            images, groups = self.images().values(), self.groups()
             counts = Counter(image.role for image in images if not image.role.startswith(("left", "not")))
             if counts["learn"] < LEAST_TO_LEARN:
                 raise FlawsmithError(
@@ -699,14 +723,6 @@ def _shown(name: str) -> str:
 
 def _day(seconds: float) -> str:
     return datetime.fromtimestamp(seconds).astimezone().strftime("%Y-%m-%d")
-
-
-def _digest(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _link(source: Path, target: Path) -> None:

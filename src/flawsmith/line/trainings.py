@@ -29,6 +29,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Literal
@@ -39,7 +40,7 @@ from flawsmith.data.splits import content_hash
 from flawsmith.line.record import now
 from flawsmith.line.teaching import REGION, Teaching
 from flawsmith.models import METHODS
-from flawsmith.pipeline.progress import RunState, is_alive, steps_of_training
+from flawsmith.pipeline.progress import RunState, is_alive, preview_path, read_preview, steps_of_training
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINE_FOLDER, replacing
@@ -51,10 +52,13 @@ TrainingState = Literal["starting", "running", "done", "failed", "stopped", "int
 """An interrupted one was killed, by a power cut or for want of memory."""
 RECORD, IMAGES, RUN, PROGRESS, LOG = "training.json", "images", "run", "progress.json", "log.txt"
 MODEL, REPORT, METRICS, RUN_RECORD = "model.flaw", "report.html", "metrics.jsonl", "run.json"
+STOP = ".stop"
+"""Lies in the folder of a training that was asked to end."""
 _LOOK_SECONDS = 0.5
 _LOGGED = 16 * 1024
 _SAMPLES = 6
 _PATIENCE = 30.0
+_KILLED = "its process was killed, perhaps by a power cut or for want of memory: continue it"
 _KINDER = 10
 """Added to the niceness of a training: parts are judged first."""
 
@@ -190,6 +194,23 @@ def _spread(samples: list[Sample], most: int) -> list[Sample]:
 
 
 @dataclass(frozen=True)
+class Caught:
+    """How well a model in the making told synthetic flaws from good images, neither learned from.
+
+    Attributes:
+        words: when, such as ``epoch 3 of 20``.
+        share: of the epochs that were done.
+        caught: flaws whose score lay above that of every good image.
+        count: of the flaws, and of the good images.
+    """
+
+    words: str
+    share: float
+    caught: int
+    count: int
+
+
+@dataclass(frozen=True)
 class Training:
     """A training as it is now.
 
@@ -206,6 +227,11 @@ class Training:
     state: TrainingState
     run: RunState | None = None
     error: str = ""
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether it was asked to end, and has not yet."""
+        return not self.is_over and (self.folder / STOP).exists()
 
     @property
     def is_over(self) -> bool:
@@ -237,17 +263,17 @@ class Training:
 
     def losses(self) -> list[float]:
         """The loss by epoch, of the stage that has most; empty where the method has none."""
-        by_stage: dict[str, list[float]] = {}
-        with suppress(OSError), (self.folder / RUN / METRICS).open(encoding="utf-8") as lines:
-            for line in lines:
-                with suppress(ValueError, AttributeError, TypeError):
-                    row = json.loads(line)
-                    value = next(v for k, v in row.items() if k == "loss" or k.endswith("_loss") or k == "train_loss")
-                    by_stage.setdefault(str(row.get("stage", "")), []).append(float(value))
-        return max(by_stage.values(), key=len, default=[])
+        return list(_losses(*_version(self.folder / RUN / METRICS)))
+
+    def caught(self) -> list[Caught]:
+        """How many synthetic flaws the model told from all good images, as it learned."""
+        return [Caught(**look) for look in read_preview(preview_path(self.folder / PROGRESS)).get("history", [])]
 
     def samples(self, most: int = _SAMPLES) -> list[Sample]:
-        """Images with their maps as the report shows them: forged flaws first; empty where there is no report yet."""
+        """Images with their maps, forged flaws first: as the report shows them, before that as the model learns."""
+        if not self.report.exists():
+            shown = read_preview(preview_path(self.folder / PROGRESS)).get("images", [])
+            return [Sample(i["name"], i["is_flawed"], (i["picture"], i["heat"]), "") for i in shown[:most]]
         parser = _Examples()
         with suppress(OSError):
             parser.feed(self.report.read_text(encoding="utf-8"))
@@ -268,15 +294,42 @@ class Training:
 
     def comparison(self) -> dict[str, float]:
         """Share of the forged flaws that are rejected, by ``model`` and ``baseline``, each at its own limit."""
-        rates = {}
-        for name, path in (("model", self.model), ("baseline", self.folder / RUN / BASELINE_FOLDER / MODEL)):
-            with suppress(FlawsmithError):
-                if path.exists():
-                    bundle = Bundle.load(path)
-                    forged, decision = bundle.calibration.get("forged"), bundle.spec.decision
-                    if forged is not None and len(forged) and not decision.by_regions:
-                        rates[name] = float((forged > decision.limit).mean())
-        return rates
+        paths = {"model": self.model, "baseline": self.folder / RUN / BASELINE_FOLDER / MODEL}
+        rates = {name: _rejected_share(*_version(path)) for name, path in paths.items()}
+        return {name: rate for name, rate in rates.items() if rate is not None}
+
+
+def _version(path: Path) -> tuple[Path, int]:
+    """A file as it is now: what is computed of it holds until it is written again."""
+    try:
+        return path, path.stat().st_mtime_ns
+    except OSError:
+        return path, 0
+
+
+@lru_cache(maxsize=256)
+def _losses(metrics: Path, written: int) -> tuple[float, ...]:
+    by_stage: dict[str, list[float]] = {}
+    with suppress(OSError), metrics.open(encoding="utf-8") as lines:
+        for line in lines:
+            with suppress(ValueError, AttributeError, TypeError, StopIteration):
+                row = json.loads(line)
+                value = next(number for name, number in row.items() if name == "loss" or name.endswith("_loss"))
+                by_stage.setdefault(str(row.get("stage", "")), []).append(float(value))
+    return tuple(max(by_stage.values(), key=len, default=[]))
+
+
+@lru_cache(maxsize=256)
+def _rejected_share(model: Path, written: int) -> float | None:
+    """Share of the forged flaws of a model file that lie above its limit; None: there is no such file, or none."""
+    if not written:
+        return None
+    with suppress(FlawsmithError):
+        bundle = Bundle.load(model)
+        forged, decision = bundle.calibration.get("forged"), bundle.spec.decision
+        if forged is not None and len(forged) and not decision.by_regions:
+            return float((forged > decision.limit).mean())
+    return None
 
 
 def is_installed() -> bool:
@@ -323,10 +376,19 @@ class Trainings:
 
     def of(self, line: str) -> list[Training]:
         """The trainings of a line, the latest first."""
-        folder = self._folder / line
-        numbers = (int(entry.name) for entry in folder.iterdir() if entry.name.isdecimal()) if folder.is_dir() else ()
-        trainings = (self._read(folder / str(number)) for number in sorted(numbers, reverse=True))
+        trainings = (self._read(folder) for folder in self._folders(line))
         return [training for training in trainings if training is not None]
+
+    def _folders(self, line: str | None = None) -> list[Path]:
+        """The folders of the trainings of a line, or of all lines, the latest of each first."""
+        numbered = [
+            (place.name, int(folder.name), folder)
+            for place in self._folder.glob(line or "*")
+            if place.is_dir()
+            for folder in place.iterdir()
+            if folder.name.isdecimal()
+        ]
+        return [folder for _, _, folder in sorted(numbered, key=lambda each: (each[0], -each[1]))]
 
     def get(self, line: str, number: int) -> Training | None:
         """A training; None: there is none."""
@@ -334,11 +396,8 @@ class Trainings:
 
     def working(self) -> Training | None:
         """The training that works now."""
-        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
-            for training in self.of(folder.name) if folder.is_dir() else ():
-                if not training.is_over:
-                    return training
-        return None
+        trainings = (self._read(folder) for folder in self._folders())
+        return next((training for training in trainings if training is not None and not training.is_over), None)
 
     def _read(self, folder: Path) -> Training | None:
         try:
@@ -358,7 +417,7 @@ class Trainings:
         if run is None:
             return Training(folder, asked, "interrupted", None, _last_line(folder / LOG))
         if run.state == "running":
-            return Training(folder, asked, "interrupted", run, "its process was killed: by whom, the log may say")
+            return Training(folder, asked, "interrupted", run, _KILLED)
         return Training(folder, asked, run.state, run, run.error)
 
     # Beginning and ending
@@ -382,7 +441,7 @@ class Trainings:
             self._refuse_second()
             folder = self._folder / line
             folder.mkdir(parents=True, exist_ok=True)
-            number = max((training.asked.number for training in self.of(line)), default=0) + 1
+            number = max((int(former.name) for former in self._folders(line)), default=0) + 1
             unfinished = folder / f".{number}.{secrets.token_hex(6)}.tmp"
             try:
                 unfinished.mkdir()
@@ -442,7 +501,7 @@ class Trainings:
                 return training
             process = self._processes.get(training.folder)
             pid = process.pid if process is not None else training.run.pid if training.run is not None else None
-            asked_before = training.folder / ".stop"
+            asked_before = training.folder / STOP
             if pid is not None:
                 if _age(asked_before) > _PATIENCE:
                     end_group(pid)
@@ -460,7 +519,7 @@ class Trainings:
             )
 
     def _begin(self, folder: Path, asked: Asked) -> Training:
-        for name in (PROGRESS, ".stop"):  # of the former try
+        for name in (PROGRESS, STOP):  # of the former try
             (folder / name).unlink(missing_ok=True)
         command = [sys.executable, "-m", "flawsmith", "train", *asked.arguments]
         command += ["--progress", PROGRESS, "--resume", "--json"]
@@ -496,17 +555,19 @@ class Trainings:
             for folder, process in list(self._processes.items()):
                 if process.poll() is not None:
                     del self._processes[folder]
-        for folder in sorted(self._folder.iterdir()) if self._folder.is_dir() else ():
-            for training in self.of(folder.name) if folder.is_dir() else ():
-                if training.state != "done" or training.asked.model_sha256 or training.folder in told:
-                    continue
-                told.add(training.folder)  # what cannot be taken now is tried again by the next service
-                try:
-                    sha256 = self._on_done(training)
-                except FlawsmithError as error:
-                    log.error("the model of training %s was not taken: %s", training.folder, error)
-                    continue
-                self._write(training.folder, training.asked.model_copy(update={"model_sha256": sha256}))
+        for folder in self._folders():
+            training = None if folder in told else self._read(folder)
+            if training is None or training.state != "done":
+                continue
+            told.add(folder)  # what cannot be taken now is tried again by the next service
+            if training.asked.model_sha256:
+                continue
+            try:
+                sha256 = self._on_done(training)
+            except FlawsmithError as error:
+                log.error("the model of training %s was not taken: %s", folder, error)
+                continue
+            self._write(folder, training.asked.model_copy(update={"model_sha256": sha256}))
 
     @staticmethod
     def _write(folder: Path, asked: Asked) -> None:
@@ -547,7 +608,9 @@ def facts_of(training: Training) -> Mapping[str, Any]:
         "share": 0.0 if progress is None else progress.share,
         "seconds": 0.0 if progress is None else progress.seconds,
         "left": training.left(),
+        "stopping": training.is_stopping,
         "losses": training.losses(),
+        "caught": training.caught(),
         "comparison": training.comparison() if training.state == "done" else {},
         "model_sha256": training.asked.model_sha256,
     }

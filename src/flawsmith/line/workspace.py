@@ -44,9 +44,15 @@ MOST_UNPACKED = 2**34
 _LEAST_FREE = 2**28
 _NAMED = 20
 _QUIET_SECONDS = 1.0
+_FORGOTTEN_SECONDS = 60.0
+"""After which the images of a line that nobody asks about are looked at no more, until somebody does."""
 _PIECE = 2**20
 
 log = logging.getLogger("flawsmith.line")
+
+
+class ImportingError(FlawsmithError):
+    """Images of another folder or archive are on their way to the line."""
 
 
 @dataclass
@@ -124,6 +130,8 @@ class Workspace:
             self._stack.close()
             raise
         self._teachings: dict[str, Teaching] = {}
+        self._asked: dict[str, float] = {}
+        self._importing: list[threading.Thread] = []
         self.imports: dict[str, Import] = {}
         self.trainings = Trainings(folder / "trainings")
         self._worker = threading.Thread(target=self._look_around, name="looks", daemon=True)
@@ -146,11 +154,12 @@ class Workspace:
     def _read_settings(self) -> ServiceSettings:
         file = self.folder / SETTINGS
         settings = ServiceSettings.checked({"lines": {}, **(read_toml(file) if file.exists() else {})}, file)
+        self._of_file = {name: line.seen_from(self.folder) for name, line in settings.lines.items()}
         lines = {name: LineSettings() for name in self._taught()}
         with suppress(OSError, ValueError):
             stored = json.loads((self.folder / LINES).read_bytes())
             lines |= {name: LineSettings.model_validate(values) for name, values in stored["lines"].items()}
-        return settings.model_copy(update={"records": self.folder / "records", "lines": {**lines, **settings.lines}})
+        return settings.model_copy(update={"records": self.folder / "records", "lines": {**lines, **self._of_file}})
 
     def _taught(self) -> list[str]:
         """Lines by the folders of images that a person has put there."""
@@ -161,12 +170,13 @@ class Workspace:
         ]
 
     def write_lines(self, lines: dict[str, LineSettings]) -> None:
-        """Remember the lines.
+        """Remember the lines, but those of the settings file, which stay there.
 
         Raises:
             FlawsmithError: nothing can be written.
         """
-        values = {name: line.model_dump(mode="json", exclude_defaults=True) for name, line in lines.items()}
+        written = {name: line for name, line in lines.items() if name not in self._of_file}
+        values = {name: line.model_dump(mode="json", exclude_defaults=True) for name, line in written.items()}
         with replacing(self.folder / LINES) as temporary:
             temporary.write_text(json.dumps({"lines": values}, indent=1) + "\n", encoding="utf-8")
 
@@ -175,6 +185,7 @@ class Workspace:
     def teaching(self, line: str) -> Teaching:
         """The images of a line, which need not have any yet."""
         with self._lock:
+            self._asked[line] = time.monotonic()
             if line not in self._teachings:
                 self._teachings[line] = Teaching(self.folder / "lines" / line, self._looks, self.folder / "incoming")
             return self._teachings[line]
@@ -216,11 +227,11 @@ class Workspace:
                 inside = path.parent.relative_to(folder).as_posix()
                 with self.incoming() as copy:
                     try:
+                        modified = path.stat().st_mtime
                         self._copy(path, copy)
                     except OSError as error:
                         job.note(Addition(path.name, "refused", why=f"cannot be read ({error.strerror})"))
                         continue
-                    modified = path.stat().st_mtime
                     job.note(
                         self.teaching(line).add(
                             copy, name=path.name, folder="" if inside == "." else inside, role=role, modified=modified
@@ -322,9 +333,14 @@ class Workspace:
         with self._lock:
             before = self.imports.get(line)
             if before is not None and not before.is_over:
-                raise FlawsmithError(f"images from {before.source} are being added: wait until they are in")
+                raise ImportingError(f"images from {before.source} are being added: wait until they are in")
             job = self.imports[line] = Import(source, total)
             return job
+
+    def is_importing(self, line: str) -> bool:
+        """Whether images of a folder or an archive are on their way to a line."""
+        job = self.imports.get(line)
+        return job is not None and not job.is_over
 
     def _run(self, job: Import, work: Callable[[], None], on_end: Callable[[], object]) -> None:
         def run() -> None:
@@ -339,7 +355,9 @@ class Workspace:
                 job.is_over = True
                 on_end()
 
-        threading.Thread(target=run, name="import", daemon=True).start()
+        thread = threading.Thread(target=run, name="import", daemon=True)
+        self._importing = [*(each for each in self._importing if each.is_alive()), thread]
+        thread.start()
 
     # Running
 
@@ -353,9 +371,11 @@ class Workspace:
         self.trainings.follow(on_done)
 
     def close(self) -> None:
-        """Give the folder back. Trainings go on."""
+        """Give the folder back. Trainings go on; an import ends after the image that it is at."""
         self._ended.set()
         self.trainings.close()
+        for thread in self._importing:
+            thread.join()
         if self._worker.is_alive():
             self._worker.join()
         self._stack.close()
@@ -363,19 +383,21 @@ class Workspace:
     def _look_around(self) -> None:
         """Look at images that nobody has looked at, and let the doctor look where there is nothing more to see."""
         while not self._ended.wait(0.2):
-            for teaching in list(self._teachings.values()):
+            for line, teaching in list(self._teachings.items()):
+                if time.monotonic() - self._asked[line] > _FORGOTTEN_SECONDS:
+                    continue
                 try:
                     while not self._ended.is_set() and teaching.look_at():
                         pass
-                    is_quiet = time.monotonic() - teaching.changed > _QUIET_SECONDS and not self._is_importing()
-                    if is_quiet and not self._ended.is_set() and not teaching.is_checked:
+                    if time.monotonic() - teaching.changed < _QUIET_SECONDS or self.is_importing(line):
+                        continue
+                    if not self._ended.is_set() and not teaching.is_ranked:
+                        teaching.rank()
+                    if not self._ended.is_set() and not teaching.is_checked:
                         teaching.findings()
                 except Exception:
                     log.exception("images of %s cannot be looked at", teaching.folder)
                     self._ended.wait(5)
-
-    def _is_importing(self) -> bool:
-        return any(not job.is_over for job in list(self.imports.values()))
 
 
 def _is_stray(name: str) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -400,6 +401,10 @@ class AnomalyModel(nn.Module, ABC):
     @abstractmethod
     def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
         """Map and score from the backbone's level maps, finest first."""
+
+    def learned_so_far(self) -> Self:
+        """A copy on the CPU that inspects by what was trained until now, while training goes on."""
+        return copy.deepcopy(self).cpu().eval()
 
     @abstractmethod
     def stages(self, data: TrainingData) -> Iterator[Stage]:

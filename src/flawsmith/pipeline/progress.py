@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TextIO
+from typing import Any, Literal, TextIO
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
@@ -292,6 +292,42 @@ def _bar() -> Iterator[Tell]:
         yield tell
 
 
+@dataclass(frozen=True)
+class PreviewImage:
+    """An image that is not learned from, with what a model in the making sees.
+
+    Attributes:
+        name: of the image.
+        is_flawed: whether a flaw was drawn on it.
+        picture, heat: ``data:`` addresses of it, and of it under its map.
+    """
+
+    name: str
+    is_flawed: bool
+    picture: str
+    heat: str
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a model in the making sees.
+
+    Attributes:
+        words: where training is, such as ``epoch 3 of 20``.
+        share: of its epochs that is done, from 0 to 1.
+        caught: synthetic flaws whose score lies above that of every good image.
+        count: of the synthetic flaws, and of the good images.
+        images: some of both.
+    """
+
+    words: str
+    share: float
+    caught: int
+    count: int
+    images: tuple[PreviewImage, ...]
+
+
+Show = Callable[[Preview], object]
 State = Literal["running", "done", "failed", "stopped"]
 
 
@@ -373,6 +409,15 @@ class ProgressFile:
             self._progress = Progress(self._progress.words, 1.0, self._progress.seconds, 0.0)
             self._end("done")
 
+    def show(self, preview: Preview) -> None:
+        """Keep what the model sees in a file beside it, with how many flaws it caught before; see `read_preview`."""
+        path = preview_path(self._path)
+        before = [each for each in read_preview(path).get("history", []) if each["share"] < preview.share]
+        facts = asdict(preview)
+        history = [*before, {name: facts[name] for name in ("words", "share", "caught", "count")}]
+        with suppress(FlawsmithError), replacing(path) as temporary:
+            temporary.write_text(json.dumps({"history": history, "images": facts["images"]}), encoding="utf-8")
+
     def _lock(self, stack: ExitStack) -> None:
         for _ in range(_LOCK_TRIES):  # whoever asks whether the run lives holds the lock for a moment
             try:
@@ -401,6 +446,23 @@ class ProgressFile:
         with replacing(self._path) as temporary:
             temporary.write_text(json.dumps(facts), encoding="utf-8")
         self._written = time.monotonic()
+
+
+def preview_path(path: Path) -> Path:
+    """Where the preview of a run lies that reports in a progress file."""
+    return path.with_name(f"{path.stem}.preview.json")
+
+
+def read_preview(path: Path) -> dict[str, Any]:
+    """``history``, a mapping a look with ``words``, ``share``, ``caught`` and ``count``, and the latest ``images``.
+
+    Empty where there is no preview.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def is_alive(path: Path) -> bool:

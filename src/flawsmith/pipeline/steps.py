@@ -50,7 +50,8 @@ from flawsmith.pipeline.calibrate import levels_behind
 from flawsmith.pipeline.describe import model_card
 from flawsmith.pipeline.masks import read_mask
 from flawsmith.pipeline.presets import changed_conditions, changed_numbers
-from flawsmith.pipeline.progress import COMPARING, EXPORTING, LEARNING, LIMIT, REPORTING, TRIMMING, Steps
+from flawsmith.pipeline.preview import IMAGES, LearningPreview
+from flawsmith.pipeline.progress import COMPARING, EXPORTING, LEARNING, LIMIT, REPORTING, TRIMMING, Show, Steps
 from flawsmith.pipeline.provenance import made_of, versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
 from flawsmith.pipeline.stored_maps import LARGEST_MAPS, save_maps
@@ -71,7 +72,12 @@ from flawsmith.synthesis.foreground import FOLDER as MASK_FOLDER
 from flawsmith.synthesis.held_out import held_out_flaw, held_out_flaws
 from flawsmith.synthesis.synthesizer import AnomalySample
 from flawsmith.training.data import TrainingSet
-from flawsmith.training.distributed import broadcast_from_rank_zero, is_distributed, local_rank_zero_first
+from flawsmith.training.distributed import (
+    broadcast_from_rank_zero,
+    is_distributed,
+    is_rank_zero,
+    local_rank_zero_first,
+)
 from flawsmith.training.run import MODEL, REPORT, TRIM, RunFolder
 from flawsmith.training.selection import HeldOutSelection, TestImage, TestSetSelection
 
@@ -231,6 +237,7 @@ class Job:
         decoded: images that are not learned from, decoded once for the run, its folds and its baseline.
         device: where the loops run, and with the engine torch the backbone.
         dated: whether the report says when and of what it was made, so that its bytes differ from run to run.
+        show: is given what the model sees as it learns.
     """
 
     dataset: Dataset
@@ -252,6 +259,7 @@ class Job:
     decoded: DecodedImages = field(default_factory=DecodedImages)
     device: torch.device = CPU
     dated: bool = False
+    show: Show | None = None
     progress: Steps = field(default_factory=lambda: Steps({LEARNING: 1.0}))
 
 
@@ -505,12 +513,15 @@ class TrainingSteps:
                 local_rank_zero_first(data.features)
         stages = model.stages(data)
         loops = sum(name.endswith("epochs") for name in type(self.config).model_fields)
-        loop = 0
+        loop, preview = 0, self._preview(geometry, model)
         while stage := self._next(stages):
             done, loop = loop, loop + isinstance(stage, TrainingStage)
+            inspects = isinstance(stage, TrainingStage) and stage.completes
 
-            def watch(share: float, epoch: str, done: int = done) -> None:
+            def watch(share: float, epoch: str, done: int = done, inspects: bool = inspects) -> None:
                 self.progress.at(FEATURES_SHARE + LOOPS_SHARE * (done + share) / loops, epoch)
+                if preview is not None and inspects:
+                    preview.look(share, epoch)
 
             if not isinstance(stage, TrainingStage):
                 self.progress.at(0.0, PASS)  # as long as several epochs with many images
@@ -525,8 +536,25 @@ class TrainingSteps:
             return next(stages, None)
 
     def _selection(self, samples: tuple[Sample, ...], geometry: Geometry, model: AnomalyModel) -> HeldOutSelection:
-        chosen, tiling = samples[:SYNTHETIC_FOR_SELECTION], self.job.tiling
         seed = derived_seed(self.settings.seed, "selection flaws") % 2**31
+        good, synthetic = self._seen_by_network(samples[:SYNTHETIC_FOR_SELECTION], geometry, seed)
+        return HeldOutSelection(good, synthetic, lambda: model)
+
+    def _preview(self, geometry: Geometry, model: AnomalyModel) -> LearningPreview | None:
+        """What shows the model as it learns; None: nobody looks, or there is no loop."""
+        show, samples = self.job.show, self.split.calibration[:IMAGES]
+        if show is None or not is_rank_zero() or not type(model).trains():
+            return None
+        seed = derived_seed(self.settings.seed, "calibration flaws") % 2**31
+        good, synthetic = self._seen_by_network(samples, geometry, seed)
+        names = [self.dataset.name_of(sample.image) for sample in samples]
+        return LearningPreview(good, synthetic, names, lambda: model, geometry, show)
+
+    def _seen_by_network(
+        self, samples: tuple[Sample, ...], geometry: Geometry, seed: int
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """(n, 3, height, width) of good images, and of the same with synthetic flaws, as the network sees them."""
+        tiling = self.job.tiling
 
         def seen(images: Iterable[ImageArray]) -> NDArray[np.float32]:
             """What the network sees of them, or of the tiles with the flaws."""
@@ -536,8 +564,8 @@ class TrainingSteps:
             return np.stack([geometry.normalise(fit_tile(image, tile, geometry)) for image, tile in tiles])
 
         read = self.job.decoded.read
-        good = seen(read(sample.image) for sample in chosen)
-        return HeldOutSelection(good, seen(synthetic_images(chosen, geometry, seed, tiling, read)), lambda: model)
+        good = seen(read(sample.image) for sample in samples)
+        return good, seen(synthetic_images(samples, geometry, seed, tiling, read))
 
     def _spec(self, geometry: Geometry, model: AnomalyModel, *, n_train: int) -> BundleSpec:
         info = model.backbone.info
@@ -686,7 +714,9 @@ class TrainingSteps:
             run.path.mkdir(parents=True, exist_ok=True)
             of_all = len(self.split.folds)
             within = self.progress.within({LEARNING: 1.0}, (number - 1) / of_all, number / of_all)
-            steps = TrainingSteps(dataclasses.replace(self.job, split=fold, run=run, baseline=None, progress=within))
+            steps = TrainingSteps(
+                dataclasses.replace(self.job, split=fold, run=run, baseline=None, show=None, progress=within)
+            )
             model, geometry, _ = steps._trained()
             graph = export_model(model, self.config.image_size)
             inspector = Inspector.load(Bundle(steps._spec(geometry, model, n_train=len(fold.train)), graph))

@@ -38,7 +38,7 @@ from flawsmith.pipeline.input_size import (
     typical_size,
 )
 from flawsmith.pipeline.presets import chosen_backbone, holds_out, refuse_incomplete, refuse_without_masks
-from flawsmith.pipeline.progress import READING, Progress, shown_steps, steps_of_training
+from flawsmith.pipeline.progress import READING, Preview, Progress, shown_steps, steps_of_training
 from flawsmith.pipeline.settings import (
     TrainSettings,
     check_settings,
@@ -95,6 +95,7 @@ def train(
     quiet: bool = False,
     on_data: Callable[[Dataset], None] | None = None,
     on_progress: Callable[[Progress], object] | None = None,
+    on_preview: Callable[[Preview], object] | None = None,
     **settings: Any,
 ) -> TrainResult:
     """Learn what a good part looks like, and write a model file.
@@ -119,6 +120,8 @@ def train(
             whole, or, where it is no terminal, a line at most every ten seconds.
         on_data: is told the data set with its groups, before anything is learned from it.
         on_progress: is told where the run is, and an estimate of the time that is left.
+        on_preview: is shown now and then, where a method learns in epochs, what the model sees of images that it does
+            not learn from and of flaws drawn on them. The result does not depend on it.
         **settings: fields of :class:`flawsmith.pipeline.settings.TrainSettings`, such as ``method``, ``preset``,
             ``backbone``, ``seed``, ``set`` (a dictionary of method settings), ``alpha``, or ``tile`` and ``overlap``.
 
@@ -254,6 +257,7 @@ def train(
             decoded=decoded,
             device=trainer.strategy.root_device,
             dated=dated,
+            show=on_preview,
             progress=progress,
         )
         with ExitStack() as stack:

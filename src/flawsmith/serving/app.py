@@ -31,6 +31,7 @@ from flawsmith.line.station import Line, SwapConflictError
 from flawsmith.line.store import UnwritableError
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
+from flawsmith.serving.acceptance import acceptance
 from flawsmith.serving.counts import counts
 from flawsmith.serving.inference import oip
 from flawsmith.serving.models import models
@@ -496,7 +497,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     studio_routers = [] if service.workspace is None else [studio_v1]
-    for router in (v1, models, reviews, trial, counts, watched, oip, *studio_routers):
+    for router in (v1, models, reviews, trial, acceptance, counts, watched, oip, *studio_routers):
         app.include_router(router)
     studio = add_studio(app, service) if service.settings.studio else None
     app.add_middleware(Guard, local=service.settings.local)

@@ -23,7 +23,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from flawsmith.line.record import ID_PATTERN, LONGEST_ID
 from flawsmith.line.settings import Role, ServiceSettings
 
-_UPLOADS = ("/inspections", "/infer", "/models", "/try", "/teach/images", "/teach/archives")
+_UPLOADS = ("/inspections", "/infer", "/models", "/try", "/teach/images", "/teach/archives", "/placements")
 """Ends of the paths that take images or models, and bound their bodies themselves."""
 _SMALL, _SMALL_SECONDS = 64 * 1024, 10.0
 """Bytes of other requests, and seconds for them to arrive whole."""

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Annotated, Any, TypeVar
 
+import numpy as np
 from fastapi import Depends, Path, Query, Request, Response
+from numpy.typing import NDArray
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
+from flawsmith.line.looks import vector_of
 from flawsmith.line.model import LoadedModel
 from flawsmith.line.queue import (
     NoModelError,
@@ -41,6 +46,7 @@ _MOST_DRAWN = 48
 """Requests for pictures that may wait: a page of small ones asks for six at a time."""
 _MOST_TAUGHT = 2
 _TAKERS = 4
+_MOST_VECTORS = 200
 
 
 class Service:
@@ -62,9 +68,11 @@ class Service:
         self._drawing = asyncio.Semaphore(1)
         self._to_draw = 0
         self._teaching = asyncio.Semaphore(_MOST_TAUGHT)
+        self._vectors: dict[str, NDArray[np.float32]] = {}
         self.uploading_model = asyncio.Lock()
         # Threads of their own, so that no part waits for the pages that look on.
         self._takers = ThreadPoolExecutor(_TAKERS, thread_name_prefix="take")
+        self.accepting = threading.Lock()
         self.site = Site(settings, self._recorded, self._happened)
         if workspace is not None:
             workspace.start(self._trained)
@@ -171,6 +179,18 @@ class Service:
         jpeg, size = scaled_jpeg(content, width, max_pixels=self.settings.max_pixels, value_range=value_range)
         headers = {"Cache-Control": "private, max-age=3600", "Image-Size": f"{size[0]}x{size[1]}"}
         return Response(jpeg, media_type="image/jpeg", headers=headers)
+
+    def vector(self, record: Record) -> NDArray[np.float32] | None:
+        """What a record's image looks like, near for images that look alike; None: it was not kept, or is none."""
+        known = self._vectors.get(record.image_sha256)
+        content = self.site.pictures.read(record.image_sha256) if known is None else None
+        if content is not None:
+            with suppress(FlawsmithError):
+                known = vector_of(content, max_pixels=self.settings.max_pixels)
+                self._vectors[record.image_sha256] = known
+                for oldest in list(self._vectors)[:-_MOST_VECTORS]:
+                    del self._vectors[oldest]
+        return known
 
     def seen_again(self, record: Record, image: bytes) -> Inspection:
         """The image of a record, inspected again by what judged it; for `drawn`.

@@ -3,21 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import mimetypes
+import secrets
 from collections.abc import Callable
 from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
+from flawsmith.data.findings import Finding
+from flawsmith.line.cameras import CameraError
+from flawsmith.line.capture import State
 from flawsmith.line.looks import Look
+from flawsmith.line.record import now
 from flawsmith.line.settings import LineSettings
-from flawsmith.line.teaching import LEAST_TO_LEARN, MOST_ASKED, ROLES, Role, TaughtImage, Teaching
-from flawsmith.line.trainings import TO_INSTALL, Choice, Order, Training, facts_of, is_installed
-from flawsmith.line.workspace import Import, Workspace
+from flawsmith.line.teaching import (
+    LEAST_TO_LEARN,
+    MOST_ASKED,
+    REGION,
+    ROLES,
+    USED,
+    Addition,
+    Role,
+    TaughtImage,
+    Teaching,
+)
+from flawsmith.line.trainings import TO_INSTALL, Caught, Choice, Order, Training, facts_of, is_installed
+from flawsmith.line.workspace import Import, ImportingError, Workspace
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable, without_controls
@@ -25,7 +41,11 @@ from flawsmith.serving.requests import Problem, received_body
 from flawsmith.serving.service import Engineer, InService, LineName, Service, allowed
 
 LARGEST_ARCHIVE = 2**32
+AUDIT_SHARE = 0.01
+"""Of passes and rejects of a line that is made here: without an audit nobody knows how many flaws pass."""
 _PIECE_SECONDS = 30.0
+_SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", b"II*\x00": ".tif", b"MM\x00*": ".tif"}
+"""Of pictures of a camera, by how they begin."""
 _REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; font-src data:; "
     "frame-ancestors 'self'; sandbox allow-scripts"
@@ -128,6 +148,9 @@ class Drawing(BaseModel):
     height: int = Field(ge=1, le=10**6)
     include: list[list[tuple[float, float]]] = Field(default=[], max_length=100)
     exclude: list[list[tuple[float, float]]] = Field(default=[], max_length=100)
+    zones: list[dict[str, JsonValue]] = Field(
+        default=[], max_length=100, description="parts with limits of their own, as `--roi` of `flawsmith train`"
+    )
 
 
 class TeachFacts(BaseModel):
@@ -141,10 +164,11 @@ class TeachFacts(BaseModel):
     advice: list[str]
     oddest: list[ImageFacts] = Field(description="least like the others, and not confirmed yet")
     findings: list[FindingFacts]
-    checked: bool = Field(description="whether the doctor has looked at the images as they are now")
+    checked: bool = Field(description="whether all images were looked at, ranked and checked as they are now")
     scale: float | None = Field(description="side of a pixel, millimetres")
     region: Drawing | None
     adding: ImportFacts | None = Field(description="the latest folder or archive that was added")
+    camera: State | None = Field(description="what the line's camera does; null: it has none")
     folder: str = Field(description="where the images lie on the server")
 
 
@@ -194,10 +218,9 @@ class AdditionFacts(BaseModel):
     """What became of an image that was sent."""
 
     name: str
-    outcome: Literal["added", "known", "refused"]
-    id: str = Field(description="SHA-256 of its content; empty: refused")
+    outcome: Literal["added", "known"] = Field(description="known: there is an image of this content already")
+    id: str = Field(description="SHA-256 of its content")
     role: Role | None
-    why: str
 
 
 class TrainingFacts(BaseModel):
@@ -217,7 +240,11 @@ class TrainingFacts(BaseModel):
     share: float = Field(description="of all of it that is done")
     seconds: float = Field(description="so far")
     left: float | None = Field(description="seconds that are left; null: not known")
+    stopping: bool = Field(description="whether it was asked to end, and has not yet")
     losses: list[float] = Field(description="by epoch")
+    caught: list[Caught] = Field(
+        description="as it learned: synthetic flaws above every good image, none of them learned from"
+    )
     comparison: dict[str, float] = Field(description="share of forged flaws caught, by `model` and `baseline`")
     model_sha256: str = Field(description="of its model, once that is among the line's; empty: not yet")
     live: bool = Field(description="whether the line judges by it")
@@ -261,7 +288,7 @@ def new_line(order: NewLine, service: InService, workspace: InStudio, caller: En
     """Make a line, which is taught next."""
     if order.line.casefold() in (name.casefold() for name in service.site.lines):
         raise Problem(409, f"there is a line {order.line} already: give another name")
-    settings = LineSettings()
+    settings = LineSettings(audit_share=AUDIT_SHARE)
     checked = service.site.settings.with_line(order.line, settings)
     workspace.write_lines(dict(checked.lines))  # before the line is there: a line that is not taught harms nobody
     service.site.add_line(order.line, settings, who=caller.name)
@@ -292,12 +319,19 @@ def _image_facts(teaching: Teaching, image: TaughtImage, groups: dict[str, str],
 
 
 @studio_v1.get("/lines/{line}/teach")
-def teach_facts(line: LineName, teaching: InTeaching, workspace: InStudio) -> TeachFacts:
+def teach_facts(line: LineName, teaching: InTeaching, service: InService, workspace: InStudio) -> TeachFacts:
     """How far a line is taught, what stands out, and what that supports."""
     images, groups = teaching.images(), teaching.groups()
     settings, job, odd = teaching.settings, workspace.imports.get(line), teaching.oddness()
     by_path = {image.path: image.sha256 for image in images.values()}
-    is_checked = teaching.is_checked
+    is_checked = teaching.is_checked and teaching.is_ranked
+    camera, region, unread = service.line(line).camera, None, []
+    try:
+        drawing = teaching.region
+        region = None if drawing is None else Drawing.model_validate(drawing)
+    except (FlawsmithError, ValidationError) as error:  # a person may write that file too
+        words = str(error) if isinstance(error, FlawsmithError) else f"{teaching.folder / REGION} cannot be used"
+        unread = [Finding("error", "region-not-read", words, (), "draw the region anew, or correct the file")]
     done = next((each for each in workspace.trainings.of(line) if each.state == "done"), None)
     unlike = [] if done is None else done.least_like_others(MOST_ASKED)
     oddest = [images[sha256] for sha256 in teaching.oddest(unlike) if sha256 in images]
@@ -323,12 +357,13 @@ def teach_facts(line: LineName, teaching: InTeaching, workspace: InStudio) -> Te
                 fix="" if finding.fix == "nothing" else without_controls(finding.fix),
                 images=[by_path[path] for path in finding.where if path in by_path][:100],
             )
-            for finding in (teaching.findings() if is_checked else ())
+            for finding in (*unread, *(teaching.findings() if is_checked else ()))
         ],
         checked=is_checked,
         scale=settings.scale,
-        region=None if (region := teaching.region) is None else Drawing.model_validate(region),
+        region=region,
         adding=None if job is None else ImportFacts.of(job),
+        camera=None if camera is None else camera.state,
         folder=printable(teaching.folder),
     )
 
@@ -385,12 +420,7 @@ async def add_image(
             raise Problem(503, "the disk is full: free some space")
         with workspace.incoming() as path:
             path.write_bytes(body)
-            addition = teaching.add(path, name=name, folder=folder, role=role, modified=modified)
-        if addition.outcome == "refused":
-            raise Problem(422, f"{without_controls(addition.name)}: {addition.why}")
-        return AdditionFacts(
-            name=addition.name, outcome=addition.outcome, id=addition.sha256, role=addition.role, why=""
-        )
+            return _addition_facts(teaching.add(path, name=name, folder=folder, role=role, modified=modified))
 
     async with received_body(
         request, most=settings.max_bytes, seconds=settings.upload_seconds, budget=service.budget
@@ -398,6 +428,17 @@ async def add_image(
         facts = await service.taught(lambda: added(bytes(body)))
     _tell(service, line)
     return facts
+
+
+def _addition_facts(addition: Addition) -> AdditionFacts:
+    """What there is to say of an addition.
+
+    Raises:
+        Problem: it was refused.
+    """
+    if addition.outcome == "refused":
+        raise Problem(422, f"{without_controls(addition.name)}: {addition.why}")
+    return AdditionFacts(name=addition.name, outcome=addition.outcome, id=addition.sha256, role=addition.role)
 
 
 @studio_v1.post("/lines/{line}/teach/archives", status_code=202, openapi_extra=_IMAGE)
@@ -412,7 +453,9 @@ async def add_archive(
     role: Role = "learn",
 ) -> ImportFacts:
     """Add the images of a zip archive, which is the body; folders in it become groups. It is worked on afterwards."""
-    path = workspace.folder / "incoming" / f"{id(request):x}.zip"
+    if workspace.is_importing(line):  # before gigabytes are sent
+        raise Problem(409, "images are being added: wait until they are in", {"Connection": "close"})
+    path = workspace.folder / "incoming" / f"{secrets.token_hex(12)}.zip"
     try:
         await _stored(request, path, workspace)
         job = await run_in_threadpool(
@@ -420,9 +463,8 @@ async def add_archive(
                 line, path, role=role, on_end=_noted(service, line, caller.name, workspace)
             )
         )
-    except FlawsmithError as error:
-        status = 409 if "wait until" in str(error) else 422
-        raise Problem(status, str(error)) from None
+    except ImportingError as error:
+        raise Problem(409, str(error)) from None
     job.source = name
     _tell(service, line)
     return ImportFacts.of(job)
@@ -459,6 +501,38 @@ async def _stored(request: Request, path: FilePath, workspace: Workspace) -> Non
         raise
 
 
+@studio_v1.post("/lines/{line}/teach/camera", status_code=201)
+async def add_picture(
+    line: LineName,
+    service: InService,
+    workspace: InStudio,
+    teaching: InTeaching,
+    caller: Engineer,
+    role: Role = "learn",
+) -> AdditionFacts:
+    """Take a picture with the line's camera and add it; it is not judged, and has no record."""
+    camera = service.line(line).camera
+    if camera is None:
+        raise Problem(404, "the line has no camera: name one in the settings")
+
+    def added() -> AdditionFacts:
+        try:
+            content = camera.take()
+        except CameraError as error:
+            raise Problem(503, str(error)) from None
+        if not workspace.has_room(len(content)):
+            raise Problem(503, "the disk is full: free some space")
+        suffix = next((kind for start, kind in _SUFFIXES.items() if content.startswith(start)), ".png")
+        name = f"{now()[:19].replace(':', '-')}-{hashlib.sha256(content).hexdigest()[:6]}{suffix}"
+        with workspace.incoming() as path:
+            path.write_bytes(content)
+            return _addition_facts(teaching.add(path, name=name, role=role))
+
+    facts = await service.taught(added)
+    _tell(service, line)
+    return facts
+
+
 @studio_v1.post("/lines/{line}/teach/folders", status_code=202)
 def add_folder(
     line: LineName, order: FolderOrder, service: InService, workspace: InStudio, teaching: InTeaching, caller: Engineer
@@ -488,6 +562,7 @@ def _noted(service: Service, line: str, who: str, workspace: Workspace) -> Calla
 def images(
     line: LineName,
     teaching: InTeaching,
+    image: Annotated[list[Sha256] | None, Query(max_length=100, description="these alone")] = None,
     role: Annotated[list[Role] | None, Query()] = None,
     group: Annotated[str | None, Query(max_length=300)] = None,
     sort: Literal["oddest", "name", "newest"] = "oddest",
@@ -497,32 +572,46 @@ def images(
     """Images, least like the others first unless asked otherwise."""
     groups, odd = dict(teaching.groups().of), teaching.oddness()
     chosen = [
-        image
-        for image in list(teaching.images().values())
-        if (role is None or image.role in role) and (group is None or groups.get(image.sha256, "") == group)
+        each
+        for each in teaching.images().values()
+        if (image is None or each.sha256 in image)
+        and (role is None or each.role in role)
+        and (group is None or groups.get(each.sha256, "") == group)
     ]
     orders: dict[str, Callable[[TaughtImage], Any]] = {
-        "oddest": lambda image: (-odd.get(image.sha256, 0.0), image.path.name),
-        "name": lambda image: (image.folder, image.path.name),
-        "newest": lambda image: (-image.modified, image.path.name),
+        "oddest": lambda each: (-odd.get(each.sha256, 0.0), each.path.name),
+        "name": lambda each: (each.folder, each.path.name),
+        "newest": lambda each: (-each.modified, each.path.name),
     }
     chosen.sort(key=orders[sort])
     shown = chosen[cursor : cursor + limit]
     return ImagePage(
-        items=[_image_facts(teaching, image, groups, odd) for image in shown],
+        items=[_image_facts(teaching, each, groups, odd) for each in shown],
         next=cursor + limit if cursor + limit < len(chosen) else None,
         total=len(chosen),
     )
 
 
 @studio_v1.get("/lines/{line}/teach/images/{image}", response_class=Response)
-def taught_image(line: LineName, image: ImageName, teaching: InTeaching) -> Response:
-    """An image as it was given."""
-    try:
+async def taught_image(
+    line: LineName,
+    image: ImageName,
+    teaching: InTeaching,
+    service: InService,
+    width: Annotated[int | None, Query(ge=16, le=8192, description="as a JPEG of at most so many pixels")] = None,
+) -> Response:
+    """An image as it was given, or scaled, as every browser shows it."""
+
+    def read() -> tuple[TaughtImage, bytes]:
         taught = teaching.image(image)
-        content = taught.path.read_bytes()
+        return taught, taught.path.read_bytes()
+
+    try:
+        taught, content = await run_in_threadpool(read)
     except (FlawsmithError, OSError):
         raise Problem(404, "there is no such image") from None
+    if width is not None:
+        return await service.drawn(lambda: service.scaled(line, content, width))
     kind = mimetypes.guess_type(f"x{taught.path.suffix.lower()}")[0] or "application/octet-stream"
     kind = kind if kind.startswith("image/") and kind != "image/svg+xml" else "application/octet-stream"
     return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=86400"})
@@ -555,8 +644,7 @@ def confirm(
     line: LineName, order: Confirmation, service: InService, teaching: InTeaching, caller: Engineer
 ) -> Confirmation:
     """Say that odd images are good, so that nobody is asked of them again."""
-    confirmed = dict.fromkeys([*teaching.settings.confirmed, *order.images])
-    teaching.change(confirmed=list(confirmed))
+    teaching.confirm(order.images)
     service.site.store.note("teach", who=caller.name, line=line, facts={"good": order.images})
     _tell(service, line)
     return order
@@ -569,7 +657,7 @@ def confirm(
 def trainings(line: LineName, service: InService, workspace: InStudio) -> TrainChoices:
     """What may be trained, what is being trained, and what was; the latest first."""
     teaching = workspace.teaching(service.line(line).name)
-    good = sum(image.role in ("learn", "calibrate") for image in list(teaching.images().values()))
+    good = sum(image.role in USED for image in teaching.images().values())
     working = workspace.trainings.working()
     return TrainChoices(
         installed=is_installed(),
@@ -660,7 +748,7 @@ def use_training(
 
 @studio_v1.get("/lines/{line}/trainings/{number}/samples")
 def training_samples(training: InTraining) -> list[SampleFacts]:
-    """Forged flaws and good images with their maps, as its report shows them."""
+    """Forged flaws and good images with their maps: as its report shows them, or as the model sees them now."""
     return [SampleFacts(**vars(sample)) for sample in training.samples()]
 
 

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.line.record import MOST_REGIONS, Label, LabelRole
 from flawsmith.runtime.decision import Verdict
+from flawsmith.runtime.inspector import Inspection
 from flawsmith.runtime.regions import Region
 from flawsmith.serving.pictures import HeatMap
 from flawsmith.serving.requests import Problem, image_and_fields
@@ -39,6 +40,11 @@ class Trial(BaseModel):
     kept: int | None = Field(default=None, description="number of the audit's entry, where the image was kept")
 
 
+def deciding_of(seen: Inspection) -> float:
+    """The number of an image that is compared with the limit."""
+    return seen.decision.level(seen.map, seen.not_inspected) if seen.decision.by_regions else seen.score
+
+
 @trial.post("/lines/{line}/try", openapi_extra=IMAGE_BODY)
 async def try_image(
     line: LineName,
@@ -58,9 +64,7 @@ async def try_image(
     def tried(body: bytes) -> Trial:
         image, _ = image_and_fields(content_type, body)
         seen = model.inspector.inspect(image)
-        decision = seen.decision
-        by_regions = decision.by_regions
-        deciding = decision.level(seen.map, seen.not_inspected) if by_regions else seen.score
+        decision, deciding = seen.decision, deciding_of(seen)
         result = Trial(
             verdict=seen.verdict,
             score=seen.score,

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from scipy.ndimage import gaussian_filter1d
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
+from typing_extensions import Self
 
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import resize
@@ -249,6 +250,12 @@ class ScoreMapModel(AnomalyModel):
             return maps
         *finer, last = maps
         return [*finer, last + resize(self.bank(levels)[:, None], last.shape[-2:])[:, 0]]
+
+    def learned_so_far(self) -> Self:
+        so_far = super().learned_so_far()
+        if so_far.bank is not None and not so_far.bank.scale.any():  # it is filled after training
+            so_far.bank = None
+        return so_far
 
     def post_processing(self, data: TrainingData) -> Iterator[Stage]:
         """The passes that come after training: comparable scores, then the memory bank."""

@@ -1,8 +1,8 @@
 """Pages of the studio. They are clients of ``/v1`` as any other program: a page here is a frame, its module fills it.
 
-To add a page to a line: an entry in `PAGES`, a template ``templates/NAME.html`` that extends ``line.html``, a module
-``static/pages/NAME.js``, which is loaded with it and fills the frame. Nothing is built; what stands in ``static/`` is
-served under an address that changes with its content.
+To add a page to a line: an entry in `PAGES`, and a module ``static/pages/NAME.js``, which fills the frame that
+``templates/line.html`` gives it. Nothing is built; what stands in ``static/`` is served under an address that changes
+with its content.
 """
 
 from __future__ import annotations
@@ -48,13 +48,15 @@ class Page:
     """A page of a line.
 
     Attributes:
-        name: in its address, and of its template and module.
+        name: in its address, and of its module.
         title: in the navigation.
+        styles: files beside that of all pages.
         is_offered: whether this service has it.
     """
 
     name: str
     title: str
+    styles: tuple[str, ...] = ()
     is_offered: Callable[[Service], bool] = field(default=_always, repr=False)
 
 
@@ -63,13 +65,14 @@ def _teaches(service: Service) -> bool:
 
 
 PAGES: tuple[Page, ...] = (
-    Page("teach", "Teach", _teaches),
-    Page("train", "Train", _teaches),
+    Page("teach", "Teach", ("teach.css",), _teaches),
+    Page("train", "Train", ("teach.css",), _teaches),
     Page("limit", "Limit"),
     Page("try", "Try"),
-    Page("run", "Run"),
+    Page("run", "Run", ("vendor/uPlot.css",)),
     Page("review", "Review"),
     Page("models", "Models"),
+    Page("accept", "Accept"),
 )
 """Pages of a line in the order of the work."""
 
@@ -232,7 +235,7 @@ def add_studio(app: FastAPI, service: Service) -> Studio:
             raise Problem(404, "there is no such page")
         if studio.caller(request) is not None:  # what lines there are is told to who is signed in
             service.line(line)
-        return studio.shown(request, f"{page.name}.html", page=page.name, title=page.title, line=line)
+        return studio.shown(request, "line.html", page=page.name, title=page.title, styles=page.styles, line=line)
 
     @router.get("/studio/sign-in")
     def sign_in_page(request: Request, to: str = "/studio/") -> Response:

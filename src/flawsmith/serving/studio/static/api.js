@@ -47,6 +47,8 @@ export const remove = (path, options) => send("DELETE", path, undefined, options
 
 /** Say something for a few seconds; `action` [label, function] adds a button. What went wrong stays until it is closed. */
 export function notify(text, { isBad = false, action = null } = {}) {
+  const notices = document.querySelector("#notices");
+  if (isBad && [...notices.children].some((other) => other.firstChild.textContent === text)) return; // it is said already
   const box = document.createElement("div");
   box.className = isBad ? "notice bad" : "notice";
   const words = document.createElement("span");
@@ -60,7 +62,7 @@ export function notify(text, { isBad = false, action = null } = {}) {
   };
   if (action) add(...action);
   if (isBad) add("Close", () => {});
-  document.querySelector("#notices").append(box);
+  notices.append(box);
   if (!isBad) setTimeout(() => box.remove(), 7000);
 }
 

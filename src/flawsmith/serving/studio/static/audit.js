@@ -14,12 +14,33 @@ function drift({ event, because, reason, direction, since, moved }) {
   return html`the test of drift began, as ${BECAUSE[because]}`;
 }
 
+const ROLES = { learn: "to learn from", calibrate: "to set the limit", flawed: "flawed", "left-out": "left out", "not-good": "not good" };
+
+function teach(facts) {
+  if (facts.role) return html`${several(facts.images.length, "image")}: <strong>${ROLES[facts.role]}</strong>`;
+  if (facts.good) return html`${several(facts.good.length, "odd image")} called <strong>good</strong>`;
+  if (facts.from !== undefined) return html`images from ${facts.from}: <strong>${several(facts.added, "image")}</strong> added${facts.refused ? `, ${facts.refused} refused` : ""}`;
+  const { grouping, scale, region } = facts;
+  return html`${[grouping ? `images grouped by ${grouping}` : "", scale ? `scale ${scale === "unknown" ? scale : `${scale} mm per pixel`}` : "", region ? `region of interest ${region === "everywhere" ? "taken away" : "drawn"}` : ""].filter(Boolean).join(", ")}`;
+}
+
+function accept({ event, plan, signed, result }) {
+  if (event === "begun") return html`acceptance study begun: ${plan.good} good and ${plan.flawed} flawed parts, ${several(plan.repeats, "time")} each`;
+  if (event === "withdrawn") return html`acceptance: a placement was taken back`;
+  return html`acceptance study ended: <strong>${result.grade ?? "not complete"}</strong>, signed by ${signed}`;
+}
+
 const WORDS = {
   limit: ({ effect, reason }) => html`limit ${promise(effect.before)} → <strong>${promise(effect.after)}</strong>, “${reason}”`,
   review: ({ record, label, comment }) => html`part ${record}: <strong>${label}</strong>${comment ? `, “${comment}”` : ""}`,
   picked: ({ name, label, role }) => html`image kept: ${name || "without a name"}, <strong>${label}</strong>, ${role === "test" ? "to measure with" : "to set limits by"}`,
   camera: ({ paused, reason }) => html`camera <strong>${paused ? "paused" : "resumed"}</strong>, “${reason}”`,
   output: ({ output, skipped }) => html`output ${output}: <strong>${several(skipped, "record")}</strong> left out, as too many waited`,
+  line: ({ added }) => html`the line was <strong>${added ? "made" : "removed"}</strong>`,
+  teach,
+  training: ({ number, order, images, stopped }) => (order ? html`training <strong>${number}</strong> begun with ${several(Object.values(images).reduce((sum, each) => sum + each, 0), "image")}` : html`training ${number} <strong>${stopped ? "stopped" : "continued"}</strong>`),
+  accept,
+  placed: ({ part, truth, verdict }) => html`acceptance: ${part} (${truth}) placed, <strong>${verdict}</strong>`,
   drift,
   start: () => html`the service began`,
   stop: () => html`the service ended`,

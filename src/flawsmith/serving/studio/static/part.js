@@ -2,9 +2,12 @@
 import { get, ofLine } from "./api.js";
 import { decoded, pictureOf } from "./image-view.js";
 
-/** {picture, size} of a record's image, at most `width` pixels wide; null where the browser cannot show it. */
-export async function imageOf(id, { width = 2400, signal } = {}) {
-  const response = await get(ofLine(`/inspections/${id}/image?width=${width}`), { as: "response", signal });
+/** {picture, size} of a record's image, scaled where it is large; null where the browser cannot show it. */
+export const imageOf = (id) => imageAt(`/inspections/${id}/image?width=2400`);
+
+/** The same of an address of the line that scales an image. */
+export async function imageAt(path) {
+  const response = await get(ofLine(path), { as: "response" });
   const size = response.headers.get("Image-Size").split("x").map(Number);
   const picture = await pictureOf(await response.blob());
   return picture && { picture, size };

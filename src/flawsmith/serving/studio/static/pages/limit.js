@@ -2,6 +2,7 @@
 // once; every figure then follows in the browser.
 import { attempt, follow, get, line, notify, ofLine, put, Refusal, who } from "../api.js";
 import { axisOf } from "../limit-chart.js";
+import { noModel } from "../no-model.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, of1000, score, several, shape, verdict } from "../words.js";
 
@@ -115,6 +116,10 @@ function move({ kind, rank, isBeyond: beyond }) {
 const toRate = (rate) => move({ kind: "reject", rank: Math.floor((rate / 1000) * (data.good.length + 1) + 1e-9) });
 const supports = (rate) => Math.floor((rate / 1000) * (data.good.length + 1) + 1e-9) >= 1;
 
+const strictest = () => 1000 / (data.good.length + 1);
+/** Rates to choose from; the strictest that the images support stands for all that they do not. */
+const rates = () => (data.can_move && !RATES.some(supports) ? [...RATES, strictest()] : RATES);
+
 function toggleReview() {
   const { reject, review } = now();
   chosen = { reject: reject.rank, review: review ? null : Math.min(data.steps.length, Math.max(reject.rank + 1, Math.round(reject.rank * 3))) };
@@ -150,7 +155,7 @@ async function load() {
   const facts = await attempt(() => get(ofLine("")));
   if (facts && !facts.ready) {
     data = null;
-    return render(html`<div class="head"><h1>Limit</h1></div><div class="empty"><p>There is no limit to set before the line has a model.</p></div>`, page);
+    return render(html`<div class="head"><h1>Limit</h1></div>${noModel("How many good parts it rejects is set here, in steps of a good image each.")}`, page);
   }
   const told = facts && (await attempt(() => get(ofLine("/limit/scores"))));
   if (!told) return undefined;
@@ -165,7 +170,7 @@ function sentence({ mean, worst, reject }) {
   if (!data.held_out) return html`<strong>Unknown how many good parts are rejected</strong>: the model learned from the images behind its limit. Calibrate with others.`;
   const groups = byGroup(reject.limit);
   return html`About <strong class="n">${of1000(mean)} of 1,000</strong> good parts will be rejected; 95 % sure: no more than <strong class="n">${of1000(worst, { up: true })}</strong>.
-    <span class="quiet">Rests on ${several(data.now.good_images, "good image")}${groups ? html` of ${several(groups.groups, "group")}${data.groups_by ? ` (${data.groups_by})` : ""}: of the best ${of1000(groups.least)}, of the worst ${of1000(groups.most)} of 1,000 lie above the limit` : nothing}.</span>`;
+    <span class="quiet">Rests on ${several(data.now.good_images, data.audited ? "part of the random audit" : "good image", data.audited ? "parts of the random audit" : "good images")}${groups ? html` of ${several(groups.groups, "group")}${data.groups_by ? ` (${data.groups_by})` : ""}: of the best ${of1000(groups.least)}, of the worst ${of1000(groups.most)} of 1,000 lie above the limit` : nothing}.</span>`;
 }
 
 function needed({ mean, worst }) {
@@ -204,8 +209,9 @@ function draw() {
     <section class="panel">
       <div class="row" role="group" aria-label="Rate" data-testid="limit.rate">
         <span>Of 1,000 <strong>good</strong> parts, reject about</span>
-        ${RATES.map((rate) => html`<button ?disabled=${!data.can_move || !supports(rate)} aria-pressed=${Boolean(chosen) && of1000(state.mean) === String(rate)}
-          title=${supports(rate) ? "" : `no image supports this: it takes ${count(Math.ceil(1000 / rate) - 1)} good images`} @click=${() => toRate(rate)}>${rate}</button>`)}
+        ${rates().map((rate) => html`<button ?disabled=${!data.can_move || !supports(rate)} aria-pressed=${of1000(state.mean) === of1000(rate / 1000)}
+          title=${supports(rate) ? "" : `no image supports this: it takes ${count(Math.ceil(1000 / rate) - 1)} good images`} @click=${() => toRate(rate)}>${of1000(rate / 1000)}</button>`)}
+        ${!data.can_move || rates().every(supports) ? nothing : html`<span class="quiet small">${several(data.good.length, "good image")} ${data.good.length === 1 ? "supports" : "support"} ${of1000(strictest() / 1000)} at best</span>`}
         <span class="push"><button ?disabled=${!data.can_move} aria-pressed=${Boolean(state.review)} @click=${toggleReview} data-testid="limit.band">Review band</button></span>
       </div>
       <limit-chart data-testid="limit.histogram" @move=${(event) => move(event.detail)}></limit-chart>

@@ -8,6 +8,7 @@ const search = document.querySelector("#search");
 let lines = null;
 let figures = new Map(); // Counts by line
 let drifts = new Map();
+let taught = new Map(); // TrainChoices of lines without a model, in a studio
 let due = null;
 
 const page = (line, name) => `/studio/lines/${encodeURIComponent(line.line)}/${name}`;
@@ -41,7 +42,8 @@ const card = (line) => {
       ${line.place && line.place !== line.line ? html`<div class="quiet small">${line.place}</div>` : nothing}
     </div>
     <dl class="facts">
-      ${counts ? html`
+      ${!line.ready && taught.has(line.line) ? html`<div><dt>good images</dt><dd>${count(taught.get(line.line).good_images)}${taught.get(line.line).working === line.line ? html` <small>is being trained</small>` : nothing}</dd></div>` : nothing}
+      ${counts && (line.ready || counts.latest) ? html`
         <div><dt>rejected of 1,000 today</dt>${today1000(counts)}</div>
         <div><dt>reviews waiting</dt><dd>${waiting ? html`<a href=${page(line, "review")}>${count(waiting)}</a>` : 0}</dd></div>` : nothing}
       ${drift && !drift.alarm && drift.state === "calm" ? html`<div><dt>drift</dt><dd class="model">calm</dd></div>` : nothing}
@@ -59,7 +61,8 @@ function draw() {
   if (!lines) return;
   const words = search.value.trim().toLowerCase();
   const shown = lines.filter((line) => `${line.line} ${line.place} ${line.product ?? ""}`.toLowerCase().includes(words));
-  const nobody = words ? `No line is called “${search.value.trim()}”.` : "There is no line yet.";
+  const makes = document.querySelector("#new-line") ? " Give the first one a name above: that of the part, or of the place where it is inspected." : "";
+  const nobody = words ? `No line is called “${search.value.trim()}”.` : `There is no line yet.${makes}`;
   render(shown.length ? shown.map(card) : html`<div class="empty"><p>${nobody}</p></div>`, cards);
 }
 
@@ -69,6 +72,10 @@ async function load() {
   await Promise.all((lines ?? []).map(async (line) => {
     const counts = await attempt(() => get(ofLine(`/counts?since=${today()}&minutes=1440`, line.line)));
     if (counts) figures.set(line.line, counts);
+    if (!line.ready && document.body.dataset.first === "teach") {
+      const told = await attempt(() => get(ofLine("/trainings", line.line)));
+      if (told) taught.set(line.line, told);
+    }
     if (line.ready) {
       const told = await attempt(() => get(ofLine("/drift", line.line)));
       if (told) drifts.set(line.line, told);
@@ -86,5 +93,5 @@ function soon() {
 }
 
 search.addEventListener("input", draw);
-follow({ inspection: soon, review: soon, drift: load, camera: load, limit: load, model: load, line: load }, undefined, load);
+follow({ inspection: soon, review: soon, teach: soon, training: load, drift: load, camera: load, limit: load, model: load, line: load }, undefined, load);
 load();

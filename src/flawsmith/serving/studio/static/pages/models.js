@@ -2,15 +2,16 @@
 import { attempt, follow, get, line, notify, ofLine, post, remove, who } from "../api.js";
 import { inWords } from "../audit.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, of1000, several, times, verdict, when } from "../words.js";
+import { count, of1000, score, several, shape, times, verdict, when } from "../words.js";
 
 const page = document.querySelector("#page");
-const KINDS = { "limit,model,line,drift,camera,output": "changes", "": "everything", limit: "limits", model: "models", review: "reviews", picked: "images kept" };
+const KINDS = { "limit,model,line,drift,camera,output,training,accept": "changes", "": "everything", limit: "limits", model: "models", review: "reviews", picked: "images kept", "teach,training": "teaching", "accept,placed": "acceptance" };
 const SHOWN_FLIPS = 60;
 const ASK_AGAIN = 5000; // ms, while a shadow judges
 
 let facts = null;
 let versions = [];
+let studies = []; // StudyFacts, the latest first
 let audit = [];
 let next = null;
 let kind = Object.keys(KINDS)[0];
@@ -19,16 +20,24 @@ let asking = null; // {run, title, text, reason}: what is to be confirmed with a
 let shadowParts = 500;
 let isUploading = false;
 let labels = new Map(); // by record, said here
+let recalibration = null; // Recalibration
+let isPreviewed = false;
 
 const name = (version) => `#${version.number}`;
 const live = () => versions.find((version) => version.state === "live") ?? null;
 const ofVersion = (version, path = "") => ofLine(`/models/${version.sha256}${path}`);
 
 async function load() {
-  const [line_, versions_] = await Promise.all([attempt(() => get(ofLine(""))), attempt(() => get(ofLine("/models")))]);
-  facts = line_ ?? facts;
-  versions = versions_ ?? versions;
+  const [line_, versions_, studies_] = await Promise.all([attempt(() => get(ofLine(""))), attempt(() => get(ofLine("/models"))), attempt(() => get(ofLine("/acceptance")))]);
+  [facts, versions, studies] = [line_ ?? facts, versions_ ?? versions, studies_ ?? studies];
   if (flips) await look(versions.find((version) => version.sha256 === flips.version.sha256), false);
+  draw();
+  await learnOfAudit();
+}
+
+/** What the parts of the random audit say of the limits; nothing where the line has no model. */
+async function learnOfAudit() {
+  recalibration = live() && facts?.ready ? ((await attempt(() => get(ofLine("/recalibration")))) ?? recalibration) : null;
   draw();
 }
 
@@ -123,9 +132,26 @@ const rollBack = () => ask({
   run: (reason) => post(ofLine("/models/rollback"), { reason, expected: live()?.sha256 ?? null }),
 });
 
+const recalibrate = () => ask({
+  title: "Set the limits by audited parts?",
+  text: `About ${recalibration.preview.after.promise}. They rest on ${several(recalibration.parts, "part")} of this line instead of images of the model file. Back to the limits before leads back, on the Limit page.`,
+  done: "The limits rest on audited parts now.",
+  run: (reason) => post(ofLine("/recalibration"), { reason, expected: recalibration.preview.after.limits }),
+});
+
 async function say(record, label) {
   if (await attempt(() => post(ofLine(`/reviews/${record}`), { label, role: "test", comment: "seen as a flip of a shadow" }))) labels.set(record, label);
   draw();
+}
+
+const GRADES = { acceptable: "pass", marginal: "review", "not acceptable": "reject" };
+
+/** What the latest study of a version that was signed has shown. */
+function accepted(version) {
+  const study = studies.find((each) => each.signed && each.model_sha256 === version.sha256);
+  if (!study) return html`<span class="quiet">–</span>`;
+  const { grade } = study.result;
+  return html`<a href="/studio/lines/${line}/accept">${grade ? html`<span class="verdict ${GRADES[grade]}">${shape(GRADES[grade])}${grade}</span>` : "not complete"}</a><br><span class="quiet small">${when(study.ended)}</span>`;
 }
 
 const sum = (counts) => Object.values(counts).reduce((total, number) => total + number, 0);
@@ -145,7 +171,7 @@ function row(version) {
     <th scope="row"><strong>${name(version)}</strong><br><span class="quiet small n">${when(version.came)}</span></th>
     <td>${version.method} <span class="quiet">${version.preset}</span><br><span class="quiet small">${version.product} · ${several(version.learned_from, "image")}</span></td>
     <td class="n-left">${of1000(version.limit.rejected_of_1000 / 1000)} <span class="quiet">(${of1000(version.limit.rejected_of_1000_at_worst / 1000, { up: true })})</span></td>
-    <td>${summary(version)}</td><td>${STATES[version.state] ?? version.state}</td>
+    <td>${summary(version)}</td><td>${accepted(version)}</td><td>${STATES[version.state] ?? version.state}</td>
     <td><div class="row actions">
       ${version.shadow ? html`<button @click=${() => look(version)} data-testid="models.compare">Flips</button>` : nothing}
       ${isLive ? nothing : version.state === "shadow"
@@ -158,10 +184,40 @@ function row(version) {
 function table() {
   return html`<section class="panel" data-testid="models.table">
     ${versions.length ? html`<div class="scroll" tabindex="0" role="region" aria-label="Versions"><table>
-      <thead><tr><th scope="col">model</th><th scope="col">learned</th><th scope="col">good parts rejected,<br>of 1,000 (at worst)</th><th scope="col">beside the line</th><th scope="col">state</th><th scope="col"><span class="hidden">actions</span></th></tr></thead>
+      <thead><tr><th scope="col">model</th><th scope="col">learned</th><th scope="col">good parts rejected,<br>of 1,000 (at worst)</th><th scope="col">beside the line</th><th scope="col">accepted</th><th scope="col">state</th><th scope="col"><span class="hidden">actions</span></th></tr></thead>
       <tbody>${versions.map(row)}</tbody></table></div>
       ${versions.length > 1 && who.isEngineer ? html`<p class="row small"><label>A shadow judges the next <input class="narrow" type="number" min="1" max="1000000" .value=${String(shadowParts)} @change=${(event) => { shadowParts = Math.max(1, Math.min(1e6, Math.round(Number(event.target.value)) || 500)); draw(); }} data-testid="models.parts"> parts</label> <span class="quiet">beside the line; it delays nothing, and its verdicts go nowhere.</span></p>` : nothing}`
-    : html`<div class="empty"><p class="lead">The line has no model yet</p><p>Bring a model file here${document.body.dataset.first === "teach" ? ", or teach the line" : ""}.</p></div>`}</section>`;
+    : html`<div class="empty"><p class="lead">The line has no model yet</p><p>Bring a model file here${document.body.dataset.first === "teach" ? html`, or <a href="/studio/lines/${line}/teach">teach the line</a>` : ""}.</p></div>`}</section>`;
+}
+
+const promise = (limit) => html`${of1000(limit.rejected_of_1000 / 1000)} <span class="quiet">(at worst ${of1000(limit.rejected_of_1000_at_worst / 1000, { up: true })})</span>`;
+
+function others() {
+  const { flawed, unclear, kept, later } = recalibration;
+  return [
+    flawed ? `${count(flawed)} flawed` : "", unclear ? `${count(unclear)} unsure` : "", kept ? `${count(kept)} kept to measure with` : "",
+    later ? `${count(later)} wait for parts before them in Review` : "",
+  ].filter(Boolean).join(", ");
+}
+
+/** Limits from parts of the random audit, beside those in use. */
+function recalibrationPanel() {
+  if (!recalibration || (!recalibration.parts && !recalibration.later)) return nothing;
+  const { parts, days, fewest, in_use: isInUse, preview, why_not: whyNot, flaws, flaws_caught: caught } = recalibration;
+  const changes = preview ? Object.entries(preview.changes) : [];
+  return html`<section class="panel" data-testid="models.hint">
+    <div class="row"><span><strong>${several(parts, "good part")} of the random audit</strong>${parts ? ` from ${several(days, "day")}` : ""} ${parts === 1 ? "was" : "were"} looked at${isInUse ? "; the limits rest on them." : preview ? "; the limits could rest on them." : `; from ${count(fewest)} on limits can rest on them.`}</span>
+      ${preview && !isInUse ? html`<button class="push" aria-expanded=${isPreviewed} @click=${() => { isPreviewed = !isPreviewed; draw(); }} data-testid="recal.preview">${isPreviewed ? "Hide" : "Preview"}</button>` : nothing}</div>
+    ${isPreviewed && preview && !isInUse ? html`
+      <div class="scroll" data-testid="recal.before_after"><table class="figures"><thead><tr><td></td><th scope="col">in use</th><th scope="col">from audited parts</th></tr></thead><tbody>
+        <tr><th scope="row">good parts rejected, of 1,000</th><td>${promise(preview.before)}</td><td>${promise(preview.after)}</td></tr>
+        <tr><th scope="row">limit</th><td class="n-left">${score(preview.before.limit)}</td><td class="n-left">${score(preview.after.limit)}</td></tr>
+        <tr><th scope="row">good images behind it</th><td>${count(preview.before.good_images)}</td><td>${count(preview.after.good_images)}</td></tr>
+        ${flaws ? html`<tr><th scope="row">known flaws rejected</th><td>${caught[0]} of ${flaws}</td><td>${caught[1]} of ${flaws}</td></tr>` : nothing}
+        <tr><th scope="row">latest ${several(preview.recent, "part")}</th><td></td><td>${changes.length ? changes.map(([text, number]) => html`<span class="change">${verdict(change(text)[0])} → ${verdict(change(text)[1])} <strong class="n">${count(number)}</strong></span>`) : "no verdict changes"}</td></tr>
+      </tbody></table></div>
+      <div class="row"><button class="primary" ?disabled=${!who.isEngineer} @click=${recalibrate} data-testid="recal.apply">Use these limits …</button></div>` : nothing}
+    <p class="quiet small">Parts drawn at random alone count, whatever the line said of them; what waits in Review because of its score never does.${others() ? ` Of the same draw: ${others()}.` : ""}${!preview && whyNot.includes("zones") ? ` ${whyNot}.` : ""}</p></section>`;
 }
 
 function flip(each) {
@@ -191,11 +247,11 @@ function dialog() {
 
 function draw() {
   render(html`<div class="head"><h1>Models</h1>
-      ${facts?.ready === false ? html`<span class="state reject">■ the line has no model and takes no parts</span>` : nothing}
+      ${facts?.ready === false && versions.length ? html`<span class="state reject">■ the line has no model and takes no parts</span>` : nothing}
       <span class="push row">${who.isEngineer ? html`
         <button ?disabled=${versions.length < 2} @click=${rollBack} data-testid="models.rollback">Roll back</button>
         <label class="button ${isUploading ? "busy" : ""}">${isUploading ? "Checking the model …" : "Add a model file"}<input type="file" accept=".flaw" class="hidden" ?disabled=${isUploading} @change=${(event) => { const files = [...event.target.files]; event.target.value = ""; upload(files); }} data-testid="models.upload"></label>` : nothing}</span></div>
-    <div class="stack">${table()}${flipsPanel()}
+    <div class="stack">${recalibrationPanel()}${table()}${flipsPanel()}
     <section class="panel" data-testid="models.audit"><div class="row"><h2>Who did what</h2>
       <label class="push">Show <select @change=${(event) => { kind = event.target.value; first(); }}>${Object.entries(KINDS).map(([value, text]) => html`<option value=${value}>${text}</option>`)}</select></label></div>
       <div class="scroll" tabindex="0" role="region" aria-label="Audit"><table><thead><tr><th scope="col">when</th><th scope="col">who</th><th scope="col">what</th></tr></thead>

@@ -2,7 +2,7 @@
 // is said proves something of all parts.
 import { attempt, follow, get, line, notify, ofLine, post, remove, who } from "../api.js";
 import "../image-view.js";
-import { heatOf, imageOf } from "../part.js";
+import { heatOf, imageAt, imageOf } from "../part.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, score, several, times, today, verdict, when } from "../words.js";
 
@@ -23,7 +23,7 @@ let role = "calibrate";
 let done = []; // {record, hasImage, label}: the latest last
 let evidence = null;
 let seen = null; // {id, picture, size, heat}
-let compared; // a part that passed: {id, picture, size}, null where there is none
+let compared = null; // the good image most like the part's: {of, alike, picture, size}; picture null: there is none
 let isBusy = false;
 
 const current = () => queue[0] ?? null;
@@ -71,18 +71,18 @@ function paint() {
   view.show({ ...seen, heat: isBlind ? null : seen.heat, limit: record.limit, regions: isBlind ? [] : record.regions, label: isBlind ? `part ${name(record)}` : `part ${name(record)}: ${record.verdict}` });
 }
 
-/** The latest part that passed and has an image, beside this one; a good one by a person's word where there is one. */
+/** The good image that looks most like this part's, beside it. */
 async function compare(record) {
-  if (compared === undefined) {
-    compared = null;
-    const told = await attempt(() => get(ofLine("/inspections?verdict=pass&limit=200")));
-    const kept = new Set(told?.images);
-    const best = told?.items.find((each) => kept.has(each.id) && each.id !== record.id && each.model_sha256 === record.model_sha256);
-    if (best) compared = { id: best.id, name: name(best), ...(await attempt(() => imageOf(best.id, { width: 1200 }))) };
+  if (compared?.of !== record.id) {
+    const alike = await attempt(() => get(ofLine(`/reviews/${record.id}/alike`)));
+    const path = alike && (alike.taught ? `/teach/images/${alike.taught}` : `/inspections/${alike.record}/image`);
+    const image = path ? await attempt(() => imageAt(`${path}?width=1200`)) : null;
+    if (current()?.id !== record.id) return;
+    compared = { of: record.id, alike, picture: null, ...image };
     draw();
   }
   const view = page.querySelector("image-view[data-beside]");
-  if (view && compared?.picture) view.show({ ...compared, heat: null, regions: [], limit: 0, label: `part ${compared.name}, which passed` });
+  if (view && compared.picture) view.show({ ...compared, heat: null, regions: [], limit: 0, label: `${compared.alike.name}, a good one` });
 }
 
 async function map() {
@@ -209,12 +209,12 @@ function draw() {
         ${buttons}
       </section>
       <div class="stack side">
-        <section class="panel" data-testid="review.reason"><h2>Why <span class="quiet small">optional</span></h2>
+        <section class="panel" data-testid="review.reason"><h2 class="row"><span>Why <span class="quiet small">optional</span></span> <select aria-label="What labels may be used for" @change=${(event) => { role = event.target.value; }} data-testid="review.role"><option value="calibrate">label may set limits</option><option value="test">label only measures</option></select></h2>
           <div class="row">${REASONS.map((reason, place) => html`<button ?disabled=${!record} aria-pressed=${reasons.has(reason)} @click=${() => toggleReason(reason)}>${reason} <kbd>${place + 1}</kbd></button>`)}</div>
-          <input class="wide" type="text" maxlength="500" aria-label="In your words" placeholder="in your words" .value=${words} @input=${(event) => { words = event.target.value; }} ?disabled=${!record}>
-          <label class="small check">labels may be used <select @change=${(event) => { role = event.target.value; }} data-testid="review.role"><option value="calibrate">to set limits by</option><option value="test">to measure with alone</option></select></label></section>
-        <section class="panel compare" data-testid="review.compare"><h2>For comparison: a part that passed</h2>
-          ${compared?.picture ? html`<image-view data-beside></image-view>` : html`<p class="quiet">No passed part's image was kept yet.</p>`}</section>
+          <input class="wide" type="text" maxlength="500" aria-label="In your words" placeholder="in your words" .value=${words} @input=${(event) => { words = event.target.value; }} ?disabled=${!record}></section>
+        <section class="panel compare" data-testid="review.compare"><h2>${compared?.alike?.record ? "For comparison: a part that passed" : "For comparison: a good part"}</h2>
+          <image-view data-beside ?hidden=${!compared?.picture}></image-view>
+          <p class="quiet small">${!record ? "" : compared?.picture ? `${compared.alike.name}: by colours and detail the most alike of ${compared.alike.record ? `the latest ${several(compared.alike.among, "part")} that passed` : `${several(compared.alike.among, "good image")} taught`}.` : compared ? "There is no good image yet." : "…"}</p></section>
         ${proof()}
       </div>
     </div>`, page);

@@ -4,6 +4,7 @@ import { driftView, recordsOf } from "../drift-view.js";
 import "../image-view.js";
 import { heatOf, imageOf, placeOf } from "../part.js";
 import "../rate-chart.js";
+import { noModel } from "../no-model.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, inSigns, of1000, OUTCOMES, score, several, shape, times, when } from "../words.js";
 
@@ -305,6 +306,7 @@ function totals() {
 }
 
 function draw() {
+  if (facts && !facts.ready && !parts.length) return render(html`<div class="head"><h1>Run</h1></div>${noModel("Verdicts come here as parts are judged.")}`, page);
   const part = shown();
   const record = part?.record;
   const strip = parts.slice(0, STRIP);
@@ -341,6 +343,7 @@ function draw() {
     page.querySelector("rate-chart").show(counts.slots, [end - HOURS * 3600, end]);
   }
   if (drift) page.querySelector("drift-chart")?.show(drift);
+  return undefined;
 }
 
 addEventListener("keydown", (event) => {

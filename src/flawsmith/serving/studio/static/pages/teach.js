@@ -1,5 +1,6 @@
 // Teach: images of good parts, what they support, and which of them to look at.
 import { attempt, follow, get, line, notify, ofLine, patch, post, who } from "../api.js";
+import { filesOf } from "../files.js";
 import "../region-editor.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, several } from "../words.js";
@@ -7,6 +8,7 @@ import { count, several } from "../words.js";
 const page = document.querySelector("#page");
 const UPLOADS = 3; // at a time
 const SHOWN = 60;
+const MOST_NAMED = 100; // images of a finding or a remark that are shown
 const ROLES = { learn: "learn", calibrate: "calibrate", flawed: "flawed", "left-out": "left out", "not-good": "not good" };
 const SORTS = { oddest: "oddest first", name: "by name", newest: "newest first" };
 const GROUPINGS = { auto: "as it comes", day: "day", folder: "folder", name: "file name", none: "nothing" };
@@ -16,10 +18,11 @@ let shown = { items: [], total: 0, next: null };
 let filter = { role: "good", group: null, sort: "oddest", only: null };
 let upload = null; // {done, total, added, known, refused: [...]}
 let isOver = false;
+let isTaking = false;
 let looked = null; // the image in the dialog
 
 const thumbnail = (id) => ofLine(`/teach/images/${id}/thumbnail`);
-const full = (id) => ofLine(`/teach/images/${id}`);
+const scaled = (id, width) => ofLine(`/teach/images/${id}?width=${width}`); // whatever the file is, a browser shows it
 
 // What is known
 
@@ -30,14 +33,14 @@ async function load() {
 }
 
 async function list(more = false) {
-  const query = new URLSearchParams({ sort: filter.sort, limit: filter.only ? 500 : SHOWN, cursor: more ? shown.next : 0 });
+  const query = new URLSearchParams({ sort: filter.sort, limit: filter.only ? MOST_NAMED : SHOWN, cursor: more ? shown.next : 0 });
   const roles = filter.only ? [] : filter.role === "good" ? ["learn", "calibrate"] : filter.role === "all" ? [] : [filter.role];
   roles.forEach((role) => query.append("role", role));
+  filter.only?.ids.slice(0, MOST_NAMED).forEach((id) => query.append("image", id));
   if (filter.group !== null && !filter.only) query.set("group", filter.group);
   const told = await attempt(() => get(ofLine(`/teach/images?${query}`)));
   if (!told) return;
-  const items = filter.only ? told.items.filter((image) => filter.only.ids.includes(image.id)) : told.items;
-  shown = { ...told, items: more ? [...shown.items, ...items] : items, total: filter.only ? items.length : told.total, next: filter.only ? null : told.next };
+  shown = { ...told, items: more ? [...shown.items, ...told.items] : told.items };
   draw();
 }
 
@@ -60,27 +63,6 @@ const changed = (told) => {
 };
 
 // Adding images
-
-async function filesOf(transfer) {
-  const entries = [...transfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  if (!entries.length) return [...transfer.files].map((file) => ({ file, folder: "" }));
-  const files = [];
-  const read = async (entry) => {
-    if (entry.isFile) {
-      const file = await new Promise((resolve, reject) => entry.file(resolve, reject));
-      files.push({ file, folder: entry.fullPath.split("/").slice(1, -1).join("/") });
-      return;
-    }
-    const reader = entry.createReader();
-    for (;;) {
-      const batch = await new Promise((resolve, reject) => reader.readEntries(resolve, reject));
-      if (!batch.length) return;
-      for (const inner of batch) await read(inner);
-    }
-  };
-  for (const entry of entries) await read(entry);
-  return files;
-}
 
 async function add(files, role = "learn") {
   if (!files.length || upload) return;
@@ -118,6 +100,16 @@ async function addFolder(event) {
   if (path && (await attempt(() => post(ofLine("/teach/folders"), { path, role: "learn" })))) await load();
 }
 
+async function takePicture() {
+  isTaking = true;
+  draw();
+  const told = await attempt(() => post(ofLine("/teach/camera")));
+  isTaking = false;
+  if (told?.outcome === "known") notify("The camera gave the same picture as before; it is there already.");
+  await load();
+  page.querySelector("[data-testid='teach.camera']")?.focus(); // for the next part
+}
+
 const pick = (role, isFolder = false) => () => {
   const input = Object.assign(document.createElement("input"), { type: "file", multiple: true });
   if (isFolder) input.webkitdirectory = true;
@@ -135,7 +127,7 @@ async function assign(images, role) {
   await load();
   if (!told.moved.length) return;
   const undo = async () => {
-    for (const [id, old] of before) await attempt(() => post(ofLine("/teach/roles"), { images: [id], role: old }));
+    for (const old of new Set(before.values())) await attempt(() => post(ofLine("/teach/roles"), { images: images.filter((id) => before.get(id) === old), role: old }));
     await load();
   };
   notify(`${several(told.moved.length, "image")}: ${ROLES[role]}${role === "not-good" ? ". Kept, and never learned from" : ""}.`, { action: ["Undo", undo] });
@@ -159,8 +151,10 @@ async function openRegion() {
   const dialog = document.querySelector("#region");
   const editor = dialog.querySelector("region-editor");
   dialog.showModal();
-  await editor.show(full(images.items[0].id), facts.region);
-  return editor.querySelector("canvas").focus();
+  const isShown = await editor.show(scaled(images.items[0].id, 2400), facts.region).then(() => true, () => false);
+  if (isShown) return editor.querySelector("canvas").focus();
+  dialog.close();
+  return notify("This image cannot be shown to draw on.", { isBad: true });
 }
 
 async function keepRegion() {
@@ -192,7 +186,8 @@ const dropZone = () => {
     <svg class="sign" viewBox="0 0 24 24" aria-hidden="true"><path d="M12 15V4m0 0L7.5 8.5M12 4l4.5 4.5M4 15v4a1 1 0 0 0 1 1h14a1 1 0 0 0 1-1v-4"/></svg>
     <div class="row"><strong>Drop images of <em>good</em> parts, folders or a zip</strong>
       <button type="button" ?disabled=${!who.isEngineer || upload} data-testid="teach.files" @click=${pick("learn")}>Choose images</button>
-      <button type="button" ?disabled=${!who.isEngineer || upload} @click=${pick("learn", true)}>Choose a folder</button></div>
+      <button type="button" ?disabled=${!who.isEngineer || upload} @click=${pick("learn", true)}>Choose a folder</button>
+      ${facts.camera && facts.camera !== "ended" ? html`<button type="button" ?disabled=${!who.isEngineer || upload || isTaking} data-testid="teach.camera" @click=${takePicture}>${isTaking ? "Taking a picture …" : "Take a picture"}</button>` : nothing}</div>
     ${done ? html`<div><progress max=${done[1]} value=${done[0]} aria-label="Images added"></progress><span class="small n">${count(done[0])} of ${count(done[1])}${job ? ` from ${job.source}` : ""}</span></div>` : html`
     <form class="row" @submit=${addFolder}><label class="quiet small" for="path">or a folder on the machine of the studio</label><input type="text" id="path" name="path" placeholder="/data/${line}/good" data-testid="teach.path" autocomplete="off"><button data-testid="teach.add" ?disabled=${!who.isEngineer}>Add</button></form>`}
   </section>
@@ -249,7 +244,7 @@ const oddest = () => (facts.oddest.length ? html`
 
 const grid = () => html`
   <section class="panel" id="images" data-testid="teach.grid">
-    <div class="row"><h2>${filter.only ? filter.only.words : "Images"} <span class="quiet n">${count(shown.total)}</span></h2>
+    <div class="row"><h2>${filter.only ? filter.only.words : "Images"} <span class="quiet n">${filter.only && filter.only.ids.length > MOST_NAMED ? `the first ${MOST_NAMED}` : count(shown.total)}</span></h2>
     ${filter.only ? html`<button type="button" class="push" @click=${() => { filter.only = null; list(); }}>Show all</button>` : html`
       <div class="row filters small">
         <label><span class="hidden">Which images</span><select data-testid="teach.role" @change=${(event) => { filter.role = event.target.value; list(); }}>${[["good", "good"], ["all", "all"], ...Object.entries(ROLES)].map(([value, words]) => html`<option value=${value} ?selected=${filter.role === value}>${words}</option>`)}</select></label>
@@ -268,10 +263,17 @@ const settingsPanel = () => html`
       <p class="quiet small">They are never learned from, and never set the limit. ${facts.counts.flawed ? `${several(facts.counts.flawed, "image")} so far.` : ""}</p>
       <button type="button" ?disabled=${!who.isEngineer || upload} @click=${pick("flawed")}>Add flawed images</button></section>
     <section class="panel"><h2>Where to look</h2>
-      <div class="row"><button type="button" data-testid="teach.roi" ?disabled=${!who.isEngineer} @click=${openRegion}>${facts.region ? "Change region" : "Draw region"}</button>
-        <span class="quiet small">${facts.region ? `${several(facts.region.include.length, "shape")} to look at, ${count(facts.region.exclude.length)} left out` : "the whole image"}</span></div>
+      <div class="row"><button type="button" data-testid="teach.roi" ?disabled=${!who.isEngineer || facts.region?.zones.length} @click=${openRegion}>${facts.region ? "Change region" : "Draw region"}</button>
+        <span class="quiet small">${regionWords()}</span></div>
       <form class="row" @submit=${scale}><label for="scale" class="small">Scale</label><input type="number" id="scale" name="scale" step="any" min="0.00001" max="1000" .value=${facts.scale ?? ""} placeholder="unknown" data-testid="teach.scale" ?disabled=${!who.isEngineer}><span class="small">mm per pixel</span><button ?disabled=${!who.isEngineer}>Set</button></form></section>
   </div>`;
+
+function regionWords() {
+  if (!facts.region) return "the whole image";
+  const { include, exclude, zones } = facts.region;
+  if (zones.length) return html`${several(zones.length, "zone")} in <code>region.json</code>; change them there`;
+  return `${include.length ? `${several(include.length, "shape")} to look at` : "everything"}, ${exclude.length ? count(exclude.length) : "nothing"} left out`;
+}
 
 async function scale(event) {
   event.preventDefault();
@@ -284,14 +286,14 @@ function draw() {
   const good = facts.counts.learn + facts.counts.calibrate;
   const isEmpty = !Object.values(facts.counts).some(Boolean);
   render(html`
-    <div class="head"><h1>Teach ${line}</h1><a class="button push ${good >= 5 ? "primary" : ""}" href="/studio/lines/${encodeURIComponent(line)}/train" data-testid="teach.next">Train →</a></div>
+    <div class="head"><h1>Teach</h1><a class="button push ${good >= 5 ? "primary" : ""}" href="/studio/lines/${encodeURIComponent(line)}/train" data-testid="teach.next">Train →</a></div>
     <div class="stack">
       ${dropZone()}
       <ul class="advice panel" data-testid="teach.advice" aria-live="polite">${facts.advice.map((sentence) => html`<li>${sentence}</li>`)}</ul>
       ${isEmpty ? nothing : html`${oddest()}<div class="two">${groupsPanel()}${findingsPanel()}</div>${grid()}${settingsPanel()}`}
       <p class="quiet small">The images lie in <code>${facts.folder}</code>; what you put there by hand counts too.</p>
     </div>
-    <dialog id="look" aria-label="Image">${looked ? html`<form method="dialog" class="row"><strong>${looked.name}</strong><span class="quiet small n">${looked.look ? `${looked.look.width} × ${looked.look.height}` : ""} ${looked.group}</span><button class="push" autofocus>Close</button></form><img class="big" src=${full(looked.id)} alt=${looked.name} @error=${(event) => { event.target.onerror = null; event.target.src = thumbnail(looked.id); }}>` : nothing}</dialog>
+    <dialog id="look" aria-label="Image">${looked ? html`<form method="dialog" class="row"><strong>${looked.name}</strong><span class="quiet small n">${looked.look ? `${looked.look.width} × ${looked.look.height}` : ""} ${looked.group}</span><button class="push" autofocus>Close</button></form><img class="big" src=${scaled(looked.id, 1800)} alt=${looked.name}>` : nothing}</dialog>
     <dialog id="region" aria-label="Where to look"><div class="row"><h2>Where to look</h2><button type="button" class="push" @click=${() => document.querySelector("#region").close()}>Cancel</button><button type="button" class="primary" data-testid="teach.keep" @click=${keepRegion}>Keep</button></div><region-editor></region-editor></dialog>`, page);
   ask();
 }

@@ -5,13 +5,14 @@ import { count, several, when } from "../words.js";
 
 const page = document.querySelector("#page");
 const WORKS = ["starting", "running"];
-const STATES = { starting: "is starting", running: "works", done: "is done", failed: "failed", stopped: "was stopped", interrupted: "was interrupted" };
+const ASK_AGAIN = 1000; // ms, while a training works
+const STATES = { starting: "is starting", running: "goes on", done: "is done", failed: "failed", stopped: "was stopped", interrupted: "was interrupted" };
 
 let told = null; // TrainChoices
 let askedAt = 0;
 let choice = "accurate";
 let method = "pbas";
-let samples = null; // {number, items}
+let samples = { state: "", items: [] }; // of which training, and of which of its looks
 let log = null; // {number, text}
 let isBusy = false;
 
@@ -25,16 +26,38 @@ function left(seconds) {
 const clock = (seconds) => `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
 const percent = (share) => `${Math.round(100 * share)} %`;
 
+const latest = () => told?.trainings[0] ?? null;
+const works = () => WORKS.includes(latest()?.state);
+
 async function load() {
   const answer = await attempt(() => get(ofLine("/trainings")));
   if (answer) [told, askedAt] = [answer, performance.now()];
-  const latest = told?.trainings[0];
-  if (latest?.state === "done" && samples?.number !== latest.number) {
-    samples = { number: latest.number, items: [] };
-    samples.items = (await attempt(() => get(ofLine(`/trainings/${latest.number}/samples`)))) ?? [];
-  }
-  if (log && latest) await readLog(latest);
+  await look();
   draw();
+}
+
+/** Ask how the latest training is, while it works or its model is being taken. */
+async function ask() {
+  const before = latest();
+  const answer = await get(ofLine(`/trainings/${before.number}`)).catch(() => null); // it is asked again
+  if (!answer || latest()?.number !== answer.number) return;
+  told.trainings[0] = answer;
+  askedAt = performance.now();
+  if (answer.state !== before.state) return void load();
+  await look();
+  draw();
+}
+
+/** What the model sees: as it learns each time that it has looked, and once it is done as the report shows it. */
+async function look() {
+  const training = latest();
+  if (!training) return;
+  const state = `${training.number} ${training.state === "done"} ${training.caught.length}`;
+  if (samples.state !== state && (training.caught.length || training.state === "done")) {
+    samples = { state, items: samples.items };
+    samples.items = (await attempt(() => get(ofLine(`/trainings/${training.number}/samples`)))) ?? [];
+  }
+  if (log) await readLog(training);
 }
 
 async function readLog(training) {
@@ -51,7 +74,7 @@ async function run(action) {
   draw();
   await attempt(action);
   isBusy = false;
-  samples = null;
+  samples = { state: "", items: [] };
   await load();
 }
 const act = (training, name) => () => run(() => post(ofLine(`/trainings/${training.number}/${name}`), {}));
@@ -59,14 +82,6 @@ const act = (training, name) => () => run(() => post(ofLine(`/trainings/${traini
 async function setLimit(training) {
   if (!training.live && !(await attempt(() => post(ofLine(`/trainings/${training.number}/use`), {})))) return;
   location.assign(`/studio/lines/${encodeURIComponent(line)}/limit`);
-}
-
-let timer = null;
-function ask() {
-  clearTimeout(timer);
-  const latest = told?.trainings[0];
-  const waits = latest && (WORKS.includes(latest.state) || (latest.state === "done" && !latest.model_sha256));
-  if (waits && !document.hidden) timer = setTimeout(load, 1000);
 }
 
 const option = (value, title, time, words, extra = nothing) => html`
@@ -78,8 +93,9 @@ function note() {
   return `It learns from ${several(told.good_images, "good image")} as they are now. You may close this page, or even the studio: the training goes on.`;
 }
 
-const choices = () => html`
+const choices = (title = "") => html`
   <form class="panel stack" @submit=${start}>
+    ${title ? html`<h2>${title}</h2>` : nothing}
     <fieldset class="choices" data-testid="train.choice"><legend class="hidden">What to train</legend>
       ${option("accurate", "Accurate", minutes(told.about_seconds.accurate), "Fusion, which ranks best on real parts, with PatchCore beside it to compare.")}
       ${option("quick", "Quick check", minutes(told.about_seconds.quick), "PatchCore alone, to see whether the pictures will do.")}
@@ -91,14 +107,15 @@ const choices = () => html`
   </form>`;
 
 const progress = (training) => html`
-  <section class="panel working" data-testid="train.progress" aria-live="polite">
-    <div class="line"><strong>${training.method} ${STATES[training.state]}</strong><span>${training.words}</span><span class="n">${percent(training.share)}</span><span class="quiet n">${clock(training.seconds + (training.state === "running" ? (performance.now() - askedAt) / 1000 : 0))} so far</span><strong class="n push">${left(training.left)}</strong></div>
+  <section class="panel working" data-testid="train.progress">
+    <div class="line"><strong aria-live="polite">${training.stopping ? "Stopping" : "Training"} ${training.method}</strong><span>${training.words}</span><span class="n">${percent(training.share)}</span><span class="quiet n">${clock(training.seconds + (training.state === "running" ? (performance.now() - askedAt) / 1000 : 0))} so far</span><strong class="n push">${left(training.left)}</strong></div>
     <progress max="1" value=${training.share} aria-label="Share that is done"></progress>
-    <div class="row"><button type="button" data-testid="train.stop" ?disabled=${!who.isEngineer || isBusy} @click=${act(training, "stop")}>Stop</button><span class="quiet small">It can be continued later. Images: ${counts(training)}.</span></div>
+    <div class="row"><button type="button" data-testid="train.stop" ?disabled=${!who.isEngineer || isBusy} @click=${act(training, "stop")}>Stop</button><span class="quiet small">${training.stopping ? "Stopping, once the step that it is at is over. If that takes longer than half a minute, Stop again ends it at once." : "It can be continued later."} Images: ${counts(training)}.</span></div>
   </section>`;
 
 const USES = { learn: "to learn from", calibrate: "to set the limit", flawed: "flawed" };
-const counts = (training) => Object.entries(training.images).map(([role, number]) => `${count(number)} ${USES[role] ?? role}`).join(", ") + (training.groups ? ` of ${several(training.groups, training.grouped_by === "day" ? "day" : "group")}` : "");
+const used = ({ images }) => (images.calibrate ? Object.entries(images) : [["good", images.learn], ...Object.entries(images).filter(([role]) => role !== "learn")]);
+const counts = (training) => used(training).map(([role, number]) => `${count(number)} ${USES[role] ?? role}`).join(", ") + (training.groups ? ` of ${several(training.groups, training.grouped_by === "day" ? "day" : "group")}` : "");
 
 const ended = (training) => html`
   <section class="panel working" data-testid="train.ended">
@@ -117,27 +134,49 @@ const done = (training) => html`
 
 const versus = (training) => {
   const { model, baseline } = training.comparison;
-  if (model === undefined) return training.state === "done" || !WORKS.includes(training.state) ? nothing : html`<p class="quiet">Known when the limit is set. ${["patchcore", "padim"].includes(training.method) ? "" : "PatchCore, which is not trained, is built last."}</p>`;
+  if (model === undefined) return html`<p class="quiet">${WORKS.includes(training.state) ? `Known when the limit is set.${needsNoLoop(training) ? "" : " PatchCore, which is not trained, is built last, to compare with."}` : training.state === "done" ? "Not measured, as the map decides for this model, not the score." : "Not measured yet."}</p>`;
   return html`<p class="small quiet">Flaws drawn on held-out good images, each model at its own limit. Synthetic flaws are not real ones.</p>
     <div class="versus"><span>this model</span><meter min="0" max="1" value=${model} aria-label="Synthetic flaws caught by this model"></meter><strong class="n">${percent(model)}</strong>
     ${baseline === undefined ? nothing : html`<span>PatchCore, not trained</span><meter min="0" max="1" value=${baseline} aria-label="Synthetic flaws caught by PatchCore"></meter><strong class="n">${percent(baseline)}</strong>`}</div>`;
 };
 
-const curve = (losses) => {
+/** A line of values from [x, y], each 0 to 1. */
+const curve = (points, label) => html`<svg class="curve" viewBox="0 0 300 90" preserveAspectRatio="none" role="img" aria-label=${label}>${svg`<path class="floor" d="M0 85H300"/><path d="M${points.map(([x, y]) => `${300 * x} ${85 - 80 * y}`).join("L")}"/>`}</svg>`;
+
+function separation({ caught }) {
+  const { words, caught: now, count: of } = caught.at(-1);
+  const first = `${caught[0].caught} of ${of} (${caught[0].words.split(" of ")[0]})`;
+  return html`${caught.length > 1 ? curve(caught.map((look) => [look.share, look.caught / look.count]), `Synthetic flaws told apart, from ${first} to ${now} of ${of}`) : nothing}
+    <p><strong class="n">${now} of ${of}</strong> synthetic flaws score above all of ${several(of, "good image")}, ${words}${caught.length > 1 ? html`; at first ${first}` : nothing}.</p>
+    <p class="small quiet">None of these images is learned from. It is a glance at few images; what counts is measured when the limit is set.</p>`;
+}
+
+function loss({ losses }) {
   const [least, most] = [Math.min(...losses), Math.max(...losses)];
-  const at = (value, place) => `${(300 * place) / (losses.length - 1)} ${5 + 80 * (1 - (value - least) / (most - least || 1))}`;
-  return html`<svg class="curve" viewBox="0 0 300 90" preserveAspectRatio="none" role="img" aria-label="Loss by epoch, from ${losses[0].toPrecision(3)} to ${losses.at(-1).toPrecision(3)}">${svg`<path d="M${losses.map(at).join("L")}"/>`}</svg>
-    <p class="small quiet">Loss by epoch, from ${losses[0].toPrecision(3)} to ${losses.at(-1).toPrecision(3)}: it says that the model learns, not how well it inspects.</p>`;
-};
+  const words = `Loss by epoch, from ${losses[0].toPrecision(3)} to ${losses.at(-1).toPrecision(3)}`;
+  return html`${curve(losses.map((value, place) => [place / (losses.length - 1), (value - least) / (most - least || 1)]), words)}
+    <p class="small quiet">${words}: it says that the model learns, not how well it inspects.</p>`;
+}
+
+const needsNoLoop = (training) => ["patchcore", "padim"].includes(training.method);
+
+function learning(training) {
+  const isSeen = training.caught.length > 0;
+  const hasLoss = training.losses.length > 1;
+  if (!isSeen && !hasLoss) return html`<p class="quiet">${needsNoLoop(training) ? "This method learns in one pass." : WORKS.includes(training.state) ? "The first epochs are on their way." : "It ended before the first epoch."}</p>`;
+  if (!isSeen) return loss(training);
+  return html`${separation(training)}${hasLoss ? html`<details class="small"><summary>Loss</summary>${loss(training)}</details>` : nothing}`;
+}
 
 const figures = (training) => html`
   <div class="two">
     <section class="panel" data-testid="train.baseline"><h2>Synthetic flaws caught</h2>${versus(training)}</section>
-    <section class="panel" data-testid="train.curve"><h2>Learning</h2>${training.losses.length > 1 ? curve(training.losses) : html`<p class="quiet">${["patchcore", "padim"].includes(training.method) ? "This method learns in one pass." : "No epoch yet."}</p>`}</section>
+    <section class="panel" data-testid="train.curve"><h2>Learning</h2>${learning(training)}</section>
   </div>
-  ${samples?.number === training.number && samples.items.length ? html`
-  <section class="panel" data-testid="train.samples"><h2>Synthetic flaws and good images, with what the model sees</h2>
-    <ul class="samples">${samples.items.map((sample) => html`<li><div>${sample.pictures.map((source, place) => html`<img src=${source} alt="${place ? "map of" : ""} ${sample.name}">`)}</div><span class="small quiet">${sample.words}</span></li>`)}</ul></section>` : nothing}`;
+  ${samples.state.startsWith(`${training.number} `) && samples.items.length ? html`
+  <section class="panel" data-testid="train.samples"><h2>What the model sees${training.state === "done" ? "" : " so far"}</h2>
+    <p class="small quiet">Good images that it does not learn from, and flaws drawn on them.${training.state === "done" ? "" : " Colours begin where none of the good images reaches. What comes after the epochs, such as a memory of good images, is not in it yet."}</p>
+    <ul class="samples">${samples.items.map((sample) => html`<li><div>${sample.pictures.map((source, place) => html`<img src=${source} alt="${place ? "map of " : ""}${sample.name}${sample.is_forged ? " with a synthetic flaw" : ""}">`)}</div><span class="small quiet">${sample.words || html`${sample.is_forged ? "synthetic flaw" : "good"} · ${sample.name}`}</span></li>`)}</ul></section>` : nothing}`;
 
 const details = (training) => html`
   <details class="panel" data-testid="train.log" @toggle=${async (event) => { log = event.target.open ? { number: 0, text: "" } : null; if (log) { await readLog(training); draw(); } }}><summary>Details</summary><pre class="log" tabindex="0">${log?.text ?? ""}</pre></details>`;
@@ -149,20 +188,27 @@ const earlier = (trainings) => (trainings.length ? html`
 
 function draw() {
   if (!told) return;
-  const [latest, ...rest] = told.trainings;
-  const works = latest && WORKS.includes(latest.state);
+  const [training, ...rest] = told.trainings;
   render(html`
-    <div class="head"><h1>Train ${line}</h1><a class="button push" href="/studio/lines/${encodeURIComponent(line)}/teach">← Teach</a></div>
+    <div class="head"><h1>Train</h1><a class="button push" href="/studio/lines/${encodeURIComponent(line)}/teach">← Teach</a></div>
     <div class="stack">
       ${told.installed ? nothing : html`<p class="remark" data-testid="train.install">Training needs further packages on the machine of the studio. Install them with <code>${told.to_install}</code> and start the studio again. Limits, inspection and review work without.</p>`}
-      ${!latest ? nothing : works ? progress(latest) : latest.state === "done" ? done(latest) : ended(latest)}
-      ${works || !told.installed ? nothing : choices()}
-      ${latest ? html`${figures(latest)}${details(latest)}${earlier(rest)}` : nothing}
+      ${!training ? nothing : works() ? progress(training) : training.state === "done" ? done(training) : ended(training)}
+      ${works() || !told.installed || training?.state === "done" ? nothing : choices()}
+      ${training ? html`${figures(training)}${details(training)}` : nothing}
+      ${told.installed && training?.state === "done" ? choices("Train again") : nothing}
+      ${earlier(rest)}
     </div>`, page);
-  ask();
 }
 
-setInterval(() => { if (told?.trainings[0]?.state === "running" && !document.hidden) draw(); }, 1000);
+const waits = () => works() || (latest()?.state === "done" && !latest().model_sha256);
+let isAsking = false;
+setInterval(async () => {
+  if (!waits() || document.hidden || isAsking) return;
+  isAsking = true;
+  await ask();
+  isAsking = false;
+}, ASK_AGAIN);
 document.addEventListener("visibilitychange", () => { if (!document.hidden) load(); });
 follow({ training: (content) => { if (content.line === line) load(); } });
 load();

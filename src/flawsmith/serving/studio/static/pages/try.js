@@ -1,6 +1,8 @@
 // Try: images are judged as parts are, and nothing is stored unless it is kept.
-import { attempt, notify, ofLine, post, Refusal, who } from "../api.js";
+import { attempt, get, notify, ofLine, post, Refusal, who } from "../api.js";
+import { filesOf } from "../files.js";
 import { decoded, pictureOf } from "../image-view.js";
+import { noModel } from "../no-model.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, score, several, times, verdict } from "../words.js";
 
@@ -13,6 +15,7 @@ let shown = null;
 let order = "nearest";
 let role = "test";
 let isBusy = false;
+let isReady = true; // whether the line has a model
 
 const orders = {
   nearest: (a, b) => distance(a) - distance(b),
@@ -127,17 +130,7 @@ const input = html`<label class="button primary">Choose images<input type="file"
 async function dropped(event) {
   event.preventDefault();
   document.body.classList.remove("dropping");
-  const entries = [...event.dataTransfer.items].map((item) => item.webkitGetAsEntry?.()).filter(Boolean);
-  add(entries.length ? (await Promise.all(entries.map(filesOf))).flat() : [...event.dataTransfer.files]);
-}
-
-/** All files of what was dropped, folders included. */
-async function filesOf(entry) {
-  if (entry.isFile) return [await new Promise((take, refuse) => entry.file(take, refuse))];
-  const reader = entry.createReader();
-  const files = [];
-  for (let some; (some = await new Promise((take, refuse) => reader.readEntries(take, refuse))).length; ) for (const inner of some) files.push(...(await filesOf(inner)));
-  return files;
+  add((await filesOf(event.dataTransfer)).map(({ file }) => file));
 }
 
 addEventListener("dragover", (event) => { event.preventDefault(); document.body.classList.add("dropping"); });
@@ -166,6 +159,7 @@ function summary() {
 }
 
 function draw() {
+  if (!isReady) return render(html`<div class="head"><h1>Try</h1></div>${noModel("Images are judged here as parts would be, and nothing is stored unless you keep it.")}`, page);
   if (!items.length) {
     return render(html`<div class="head"><h1>Try</h1></div>
       <div class="empty big" data-testid="try.drop"><p class="lead">Drop images of parts here</p><p>The line judges them as it would judge its parts. They get no record, and nothing is stored unless you keep it.</p><p>${input}</p></div>`, page);
@@ -193,3 +187,7 @@ function draw() {
 }
 
 draw();
+attempt(() => get(ofLine(""))).then((facts) => {
+  isReady = facts?.ready ?? true;
+  draw();
+});
