@@ -19,7 +19,7 @@ help:
 	@echo "make fuzz    tests that draw seeds or examples alone, on draws that no run has made before, and those of every method in every form"
 	@echo "             (MINUTES=30 each for model files, images and requests)"
 	@echo "make oldest  tests of the core tier with the oldest versions that pyproject.toml allows (OLDEST_PYTHON names Python 3.10)"
-	@echo "make oldest-train  the same for inspecting, training and evaluating with each method; downloads some GB"
+	@echo "make oldest-train  the same for inspecting, training and evaluating with each method, and for the service; downloads some GB"
 	@echo "make api     renew the snapshot of the public interface, tests/api_surface.json"
 	@echo "make format  rewrite the code in the house format"
 	@echo "make clean   remove environments, caches and runs"
@@ -53,8 +53,9 @@ $(OLDEST)/.core: pyproject.toml
 $(OLDEST)-train/.train: pyproject.toml
 	$(OLDEST_PYTHON) -m venv --clear $(OLDEST)-train
 	$(OLDEST)-train/bin/python -m pip install $(PIP_FLAGS) uv
-	$(OLDEST)-train/bin/uv pip install --quiet --python $(OLDEST)-train/bin/python --resolution lowest-direct -e '.[train]'
-	$(OLDEST)-train/bin/uv pip install --quiet --python $(OLDEST)-train/bin/python pytest pytest-xdist filelock hypothesis
+	$(OLDEST)-train/bin/uv pip install --quiet --python $(OLDEST)-train/bin/python --resolution lowest-direct -e '.[train,serve,mqtt,plc,camera,openvino]'
+	$(OLDEST)-train/bin/uv pip install --quiet --python $(OLDEST)-train/bin/python pytest pytest-xdist filelock hypothesis \
+		trustme standardwebhooks 'tritonclient[http]' mapie
 	@touch $@
 
 demo: $(VENV)/.train
@@ -84,7 +85,8 @@ oldest: $(VENV)/.dev $(OLDEST)/.core
 	FLAWSMITH_CORE_PYTHON=$(abspath $(OLDEST))/bin/python $(BIN)/python -m pytest -n 0 tests/test_project.py -k core $(ARGS)
 
 oldest-train: $(OLDEST)-train/.train
-	$(OLDEST)-train/bin/python -m pytest -n 0 tests/contract tests/runtime tests/pipeline/test_evaluate.py $(ARGS)
+	$(OLDEST)-train/bin/python -m pytest -n 0 tests/contract tests/runtime tests/pipeline/test_evaluate.py \
+		tests/line tests/serving $(ARGS)
 
 fuzz: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 4 -m draws --hypothesis-profile explore $(ARGS)

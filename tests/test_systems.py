@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ast
+import pkgutil
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
 import mypy
 import pytest
+from pydantic import BaseModel
 
 from flawsmith.runtime import system
 
@@ -132,6 +135,20 @@ def test_the_search_sees_whatever_one_system_has_alone(code: str) -> None:
 @pytest.mark.parametrize("code", ["import os\nos.kill(os.getpid(), 0)", "import signal\nsignal.SIGTERM", "'/a/b'"])
 def test_the_search_passes_what_all_systems_have(code: str) -> None:
     assert differences(ast.parse(code)) == []
+
+
+def test_fields_that_pydantic_before_2_10_warns_of_are_allowed() -> None:
+    """Its warning reaches whoever imports the service as a library."""
+    for module in pkgutil.walk_packages([str(SOURCE)], "flawsmith."):
+        if not module.name.startswith(("flawsmith.extras", "flawsmith.__main__")):
+            import_module(module.name)
+    waiting, warned = [BaseModel], []
+    while waiting:
+        waiting += (model := waiting.pop()).__subclasses__()
+        if model.__module__.startswith("flawsmith.") and model.model_config.get("protected_namespaces") != ():
+            warned += [f"{model.__name__}.{name}" for name in model.model_fields if name.startswith("model_")]
+
+    assert warned == []
 
 
 def test_only_one_module_knows_what_systems_do_differently() -> None:

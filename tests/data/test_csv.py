@@ -216,6 +216,7 @@ WRONG_ROWS = {
     "missing mask": ("images/6.png,flawed,test,a,masks/9.png", "line 8, names the mask 'masks/9.png'"),
     "no image": (",good,train,,", "line 8, names no image"),
     "unknown label": ("images/6.png,ok,train,,", "line 8, has the label 'ok'; write good or flawed"),
+    "label as written": ("images/6.png,Größe,train,,", "line 8, has the label 'Größe'; write good or flawed"),
     "unknown split": (
         "images/6.png,good,holdout,,",
         "line 8, has the split 'holdout'; write train, validation or test",

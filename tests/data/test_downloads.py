@@ -138,6 +138,13 @@ def test_fetch_that_had_ended_before_it_was_moved_is_taken(served: Server, tmp_p
     assert (tmp_path / "small" / "part" / "train" / "good" / "000.png").exists()
 
 
+def test_folder_that_cannot_be_is_named_with_the_option_that_changes_it(served: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+
+    with pytest.raises(FlawsmithError, match="file is a file: give a folder with --to"):
+        download("small", tmp_path / "file", accept_licence=True)
+
+
 def test_set_that_is_being_fetched_is_not_fetched_twice(served: Server, tmp_path: Path) -> None:
     refused: list[FlawsmithError] = []
 

@@ -9,6 +9,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable
+from concurrent import futures
 from pathlib import Path
 from typing import Any
 
@@ -220,7 +221,7 @@ def test_picture_from_before_the_trigger_is_not_judged(
     wait_for(lambda: line.camera.picture() is not None)
 
     future = line.trigger()
-    with pytest.raises(TimeoutError):
+    with pytest.raises(futures.TimeoutError):  # until Python 3.11 not the built-in one
         future.exception(0.1)
     stand_in.frames.put(picture(20))
 

@@ -166,7 +166,7 @@ class Task(BaseModel):
 class Costs(BaseModel):
     """What a run took; None where it was not measured."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
     train_seconds: float | None = Field(None, description="Wall time from an empty cache to the written model.")
     evaluate_seconds: float | None = Field(None, description="Wall time of inspecting and measuring the test split.")

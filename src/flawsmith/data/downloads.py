@@ -236,7 +236,7 @@ def _download(
         raise FlawsmithError(
             f"{chosen.name}: its licence has to be accepted first: {chosen.licence} Read it, and add --accept-licence"
         )
-    make_folder(to)
+    make_folder(to, "--to")
     with locked_file(to / f".{chosen.archive}.lock") as is_free:
         if not is_free:
             raise FlawsmithError(f"{to / chosen.archive} is being fetched by another command: wait until it has ended")
@@ -340,7 +340,7 @@ def _unpack(archive: Path, target: Path) -> Path:
     Raises:
         FlawsmithError: it is damaged, or the disk is full.
     """
-    make_folder(target)
+    make_folder(target, "--to")
     try:
         if zipfile.is_zipfile(archive):
             with zipfile.ZipFile(archive) as zipped:

@@ -118,7 +118,7 @@ class ServiceSettings(BaseModel):
         ('127.0.0.1', 16)
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
 
     host: str = Field(default="127.0.0.1", max_length=255, description="address to listen at; others need tokens")
     port: int = Field(default=DEFAULT_PORT, ge=0, le=65535, description="0: any that is free")

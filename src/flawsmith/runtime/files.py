@@ -341,17 +341,23 @@ def result_name(index: int, image: str, suffix: str) -> str:
     return f"{index:06d}-{stem[:_LONGEST_STEM]}{suffix}"
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Path, option: str = "--out") -> None:
     """Make a folder for results.
+
+    Args:
+        folder: the folder.
+        option: that names another one.
 
     Raises:
         FlawsmithError: a file stands there, or it may not be made or written.
     """
     if os.path.lexists(folder) and not is_folder(folder):
-        raise FlawsmithError(f"{folder} is a file: give a folder with --out")
+        raise FlawsmithError(f"{folder} is a file: give a folder with {option}")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise FlawsmithError(f"{folder} cannot be made ({error.strerror}): give another folder with --out") from error
+        raise FlawsmithError(
+            f"{folder} cannot be made ({error.strerror}): give another folder with {option}"
+        ) from error
     if not os.access(folder, os.W_OK | os.X_OK):
-        raise FlawsmithError(f"{folder} may not be written: give another folder with --out")
+        raise FlawsmithError(f"{folder} may not be written: give another folder with {option}")

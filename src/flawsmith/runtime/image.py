@@ -375,7 +375,11 @@ def _declared(
     if beyond > _MOST_BEYOND:
         finding = f"{beyond:.0%} of the values lie outside {option or f'{low:g}:{high:g}'}"
         return RangeAdvice(True, finding, f"they go from {lowest} to {highest}, give a range that holds them")
-    return _narrow(max(lowest, low), min(highest, high), high - low, f"of {low:g} to {high:g}")
+    narrow = _narrow(max(lowest, low), min(highest, high), high - low, f"of {low:g} to {high:g}")
+    fewer = next((number for number in _CAMERA_BITS if top < 2**number), 16)
+    if narrow is None and option.startswith("--bits") and 4 * 2**fewer <= high + 1 and highest - lowest > 1:
+        return RangeAdvice(False, f"values end at {top} of {high:.0f}", f"a {fewer}-bit camera? give --bits {fewer}")
+    return narrow
 
 
 def _narrow(lowest: float, highest: float, width: float, of: str) -> RangeAdvice | None:

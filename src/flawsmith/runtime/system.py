@@ -81,7 +81,7 @@ def sync_folder(folder: Path) -> None:
 def wake_main_thread(number: int) -> None:
     """Send this process a signal so that its main thread hears it even where it waits for something."""
     if sys.platform == "win32":
-        _thread.interrupt_main(number)
+        _thread.interrupt_main(signal.Signals(number))
     else:
         signal.pthread_kill(threading.main_thread().ident or 0, number)
 
@@ -182,7 +182,10 @@ def ask_to_end(pid: int) -> None:
     Nothing happens where it has ended.
     """
     with suppress(OSError):
-        os.kill(pid, signal.CTRL_BREAK_EVENT if sys.platform == "win32" else signal.SIGTERM)
+        if sys.platform == "win32":
+            os.kill(pid, signal.CTRL_BREAK_EVENT)
+        else:
+            os.kill(pid, signal.SIGTERM)
 
 
 def end_group(pid: int) -> None:

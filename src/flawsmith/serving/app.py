@@ -79,6 +79,8 @@ class Page(BaseModel):
 class LineFacts(BaseModel):
     """A line as it is now."""
 
+    model_config = ConfigDict(protected_namespaces=())
+
     line: str
     place: str = Field(description="site/area/line/station")
     ready: bool = Field(description="whether a model is loaded")

@@ -226,6 +226,8 @@ class AdditionFacts(BaseModel):
 class TrainingFacts(BaseModel):
     """A training."""
 
+    model_config = ConfigDict(protected_namespaces=())
+
     number: int
     state: Literal["starting", "running", "done", "failed", "stopped", "interrupted"]
     error: str

@@ -300,7 +300,7 @@ def _split(table: Path, row: Row) -> Split:
     """
     where = f"{table}, line {row.line},"
     if row.label not in _LABELS:
-        raise FlawsmithError(f"{where} has the label {row.label!r}; write good or flawed")
+        raise FlawsmithError(f"{where} has the label {row.cells.get('label', '')!r}; write good or flawed")
     if row.split not in _SPLITS:
         raise FlawsmithError(f"{where} has the split {row.split!r}; write train, validation or test")
     split = _SPLITS[row.split]
