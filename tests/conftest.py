@@ -353,7 +353,9 @@ class Graphs:
         learned = dict(tensors)
         name = Fingerprint.of(module, tuple(image_size), tuple(outputs), by_shape=learned.values())
         file = self.folder / f"{name}.traced"
-        with FileLock(file.with_suffix(".lock")):
+        with FileLock(
+            f"{file}.lock"
+        ):  # not that of the graph, which has this name where nothing is learned
             if not file.exists():
                 program = self.trace(module, image_size, outputs)
                 file.write_bytes(program.model_proto.SerializeToString())
