@@ -353,9 +353,7 @@ class Graphs:
         learned = dict(tensors)
         name = Fingerprint.of(module, tuple(image_size), tuple(outputs), by_shape=learned.values())
         file = self.folder / f"{name}.traced"
-        with FileLock(
-            f"{file}.lock"
-        ):  # not that of the graph, which has this name where nothing is learned
+        with FileLock(f"{file}.lock"):  # not that of the graph, which has this name where nothing is learned
             if not file.exists():
                 program = self.trace(module, image_size, outputs)
                 file.write_bytes(program.model_proto.SerializeToString())
