@@ -323,7 +323,8 @@ class Graphs:
 
     Tracing takes longer than training does in the tests. What has been learned cannot change a trace: the exporter sees
     types and shapes of parameters and buffers, whose values then stand in initializers of the same names.
-    tests/export/test_export.py holds the bytes against those of the exporter.
+    tests/export/test_export.py holds the graphs against those of the exporter; they differ in the names alone that it
+    makes up for intermediate values.
     """
 
     def __init__(self, folder: Path) -> None:

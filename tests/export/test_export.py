@@ -133,8 +133,25 @@ def test_same_detector_gives_the_same_bytes(model: bytes) -> None:
     assert export_model(Brightness(), SIZE) == model
 
 
+def without_names(graph: bytes) -> onnx.ModelProto:
+    """A model whose values are numbered in their order: the exporter's names count what it has named before."""
+    model = onnx.load_from_string(graph)
+    numbers: dict[str, str] = {"": ""}
+
+    def number(name: str) -> str:
+        return numbers.setdefault(name, str(len(numbers)))
+
+    for value in (*model.graph.input, *model.graph.initializer, *model.graph.output):
+        value.name = number(value.name)
+    for node in model.graph.node:
+        node.name = ""
+        node.input[:] = map(number, node.input)
+        node.output[:] = map(number, node.output)
+    return model
+
+
 @pytest.mark.parametrize("method", ["fusion", "glass", "patchcore", "slsg"])
-def test_trace_of_another_model_with_the_numbers_of_this_one_gives_its_bytes(method: str, tmp_path: Path) -> None:
+def test_trace_of_another_model_with_the_numbers_of_this_one_gives_its_graph(method: str, tmp_path: Path) -> None:
     """What training runs of the tests rely on, see ``exported_once``."""
     kind = find_method(method)
     config = kind.Config(**{**kind.presets["fast"].model_dump(), **tiny_of(method)})
@@ -149,7 +166,7 @@ def test_trace_of_another_model_with_the_numbers_of_this_one_gives_its_bytes(met
 
     assert len(list(tmp_path.glob("*.traced"))) == 1
     assert of_first != of_second
-    assert of_second == to_onnx(second, config.image_size, OUTPUTS)
+    assert without_names(of_second) == without_names(to_onnx(second, config.image_size, OUTPUTS))
 
 
 # Parity
