@@ -285,10 +285,19 @@ def on_ray(ray_cluster: str) -> Iterator[Any]:
 class Fingerprint(pickle.Pickler):
     """Writes all that a module's graph follows from: its classes, their attributes and the bytes of its tensors.
 
-    Of some tensors type and shape alone, by their ``id``.
+    Of some tensors type and shape alone, by their ``id``; then without what a model notes of its training for reports.
     """
 
+    NOTES = ("_findings", "_reconstructions", "_turns")
     by_shape: frozenset[int] = frozenset()
+
+    def reducer_override(self, value: Any) -> Any:
+        import torch
+
+        if not (self.by_shape and isinstance(value, torch.nn.Module)):
+            return NotImplemented
+        state = {name: each for name, each in vars(value).items() if name not in self.NOTES}
+        return type, (type(value),), state
 
     def persistent_id(self, value: Any) -> Any:
         import torch
