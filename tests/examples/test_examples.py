@@ -75,10 +75,11 @@ def known_methods_restored() -> Iterator[None]:
 
 
 def test_custom_method_is_trained_by_its_own_script(
-    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_methods_restored: None
+    parts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, known_methods_restored: None, exported_once: None
 ) -> None:
-    settings = ["--set", "image_size=[64,96]", "--baseline", "none", "--out", str(tmp_path / "run"), "--quiet"]
-    words = ["custom_method.py", "train", str(parts), "--method", "mean_feature", *settings]
+    settings = ["--set", "image_size=[64,96]", "--backbone", "test_efficientnet@random", "--baseline", "none"]
+    words = ["custom_method.py", "train", str(parts), "--method", "mean_feature", *settings, "--quiet"]
+    words += ["--out", str(tmp_path / "run")]
     monkeypatch.setattr("sys.argv", words)
 
     with pytest.raises(SystemExit) as end:

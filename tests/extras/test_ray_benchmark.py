@@ -197,9 +197,8 @@ def test_real_run_of_a_relative_folder_ends_in_the_tables(
     monkeypatch.chdir(plan.data[0].parent)
     settings = [part for setting in TINY for part in ("--vary", setting)]
 
-    code = main(
-        ["benchmark", "bolt", "--methods", "pbas", *settings, "--out", str(tmp_path), "--jobs", "2", "--ray", "auto"]
-    )
+    model = ["--methods", "pbas", "--backbones", "test_efficientnet@random", *settings]
+    code = main(["benchmark", "bolt", *model, "--out", str(tmp_path), "--jobs", "2", "--ray", "auto"])
 
     (result,) = ResultStore(tmp_path).results()
     assert code == 0, capsys.readouterr().err

@@ -42,7 +42,8 @@ stop_before(steps.RunFolder, "complete")
 stop_before(steps, "export_model")
 stop_before(steps.RunFolder, "record")
 data, out, settings = sys.argv[1:]
-flawsmith.train(data, out=out, quiet=True, method="patchcore", set=json.loads(settings))
+settings = {"backbone": "test_efficientnet@random", "set": json.loads(settings)}
+flawsmith.train(data, out=out, quiet=True, method="patchcore", **settings)
 print("done", flush=True)
 """
 MOMENTS = ("load_backbone", "complete", "export_model", "record")

@@ -66,8 +66,10 @@ def large_parts(folder: Path) -> Path:
     return folder
 
 
-def test_training_takes_the_input_that_the_flaw_needs_and_says_what_it_costs(tmp_path: Path) -> None:
-    options = {"method": "padim", "quiet": True, "smallest_flaw": "0.8mm", "scale": "50um"}
+def test_training_takes_the_input_that_the_flaw_needs_and_says_what_it_costs(
+    tmp_path: Path, exported_once: None
+) -> None:
+    options = {"method": "padim", "quiet": True, "baseline": "none", "smallest_flaw": "0.8mm", "scale": "50um"}
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         result = flawsmith.train(large_parts(tmp_path / "data"), out=tmp_path / "run", **options)

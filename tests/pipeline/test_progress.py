@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import re
 import threading
 from pathlib import Path
@@ -156,14 +155,16 @@ def test_nothing_is_shown_where_silence_is_asked_for(monkeypatch):
     assert stream.getvalue() == ""
 
 
-def test_training_names_all_its_steps_in_order(tmp_path: Path, trees: ModuleType, monkeypatch, capsys):
+def test_training_names_all_its_steps_in_order(
+    tmp_path: Path, trees: ModuleType, tiny_settings, exported_once, monkeypatch, capsys
+):
     monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 0.0)
     monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "cache"))
     for number in range(8):
         trees.picture(tmp_path / "bolt" / f"{number}.png", seed=number)
-    settings = json.loads('{"image_size": [64, 64], "epochs": 2, "batch_size": 2}')
+    settings = {"method": "rd4ad", "backbone": "test_efficientnet@random", "set": tiny_settings("rd4ad")}
 
-    flawsmith.train(tmp_path / "bolt", out=tmp_path / "run", method="rd4ad", set=settings)
+    flawsmith.train(tmp_path / "bolt", out=tmp_path / "run", **settings)
 
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("step ")]
     numbers = [int(re.match(r"step (\d) of 6: ", line)[1]) for line in lines]

@@ -14,6 +14,7 @@ from PIL import Image
 from flawsmith.data.bursts import read_thumbnails
 from flawsmith.data.layouts import load
 from flawsmith.data.splits import calibration_split
+from flawsmith.features import extract
 from flawsmith.features.cache import FeatureCache
 from flawsmith.runtime import image
 from flawsmith.runtime.geometry import Geometry
@@ -75,6 +76,29 @@ def test_a_run_decodes_an_image_that_is_learned_from_once_and_a_held_out_one_twi
     split = calibration_split(load(parts), 0)
     assert {decoded[str(sample.image)] for sample in split.train} == {1}
     assert {decoded[str(sample.image)] for sample in split.calibration} == {2}
+
+
+def test_a_training_on_other_images_takes_the_graph_of_its_backbone_from_the_cache(
+    train_small: Callable[..., Any],
+    draw_parts: Callable[..., Path],
+    parts: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("FLAWSMITH_CACHE", str(tmp_path / "cache"))
+    made: list[str] = []
+    to_onnx = extract.to_onnx
+
+    def counted(module: Any, size: Any, outputs: Any) -> bytes:
+        made.append(type(module).__name__)
+        return to_onnx(module, size, outputs)
+
+    monkeypatch.setattr(extract, "to_onnx", counted)
+    others = draw_parts(tmp_path / "others", good=6)
+    train_small("padim", others, tmp_path / "first")
+    train_small("padim", parts, tmp_path / "second")
+
+    assert made == ["Backbone"]
 
 
 @pytest.mark.parametrize("tiling", [None, Tiling(size=56, overlap=8)])

@@ -86,8 +86,9 @@ def test_two_processes_of_the_command_line_speak_and_write_as_one(
     settings = [f"--set={key}={json.dumps(value)}" for key, value in tiny_settings("pbas").items()]
 
     finished = run(
-        "-m", "flawsmith", "train", parts, "--out", tmp_path / "run", "--method", "pbas", *settings, "--baseline",
-        "none", "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp", "--json",
+        "-m", "flawsmith", "train", parts, "--out", tmp_path / "run", "--method", "pbas", *settings, "--backbone",
+        "test_efficientnet@random", "--baseline", "none", "--accelerator", "cpu", "--devices", "2", "--strategy", "ddp",
+        "--json",
     )  # fmt: skip
 
     assert finished.returncode == 0, finished.stderr

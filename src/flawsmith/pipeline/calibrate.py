@@ -25,7 +25,7 @@ from flawsmith.data.roi import read_drawing
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import content_hashes
 from flawsmith.pipeline.describe import model_card, where_to_look
-from flawsmith.pipeline.stored_maps import MAPS, levels_of, load_maps
+from flawsmith.pipeline.held_out import MAPS, levels_of, load_maps
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import REPEAT_DEVIATIONS, Decision, Verdict, worst_rate
 from flawsmith.runtime.errors import FlawsmithError

@@ -54,7 +54,6 @@ from flawsmith.pipeline.preview import IMAGES, LearningPreview
 from flawsmith.pipeline.progress import COMPARING, EXPORTING, LEARNING, LIMIT, REPORTING, TRIMMING, Show, Steps
 from flawsmith.pipeline.provenance import made_of, versions
 from flawsmith.pipeline.settings import TrainSettings, baseline_settings
-from flawsmith.pipeline.stored_maps import LARGEST_MAPS, save_maps
 from flawsmith.report.data import Diagnostic as ReportDiagnostic
 from flawsmith.report.plots import chart_of_metrics
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
@@ -342,7 +341,7 @@ class TrainingSteps:
         bundle = self._exported(model, geometry, data)
         bundle.save(self.run.path / MODEL)
         if self.scored is not None and self.scored.maps is not None:
-            save_maps(self.run.path, bundle.model, self.scored.scores, self.scored.maps, self.scored.sizes)
+            held_out.save_maps(self.run.path, bundle.model, self.scored.scores, self.scored.maps, self.scored.sizes)
         self.progress.begin(COMPARING)
         with self._timed("baseline"):
             baseline = self._baseline()
@@ -828,7 +827,7 @@ def score_files(
 ) -> FileScores:
     """Image score and largest map values by zone, in original pixels, of every file; and the maps, if not too many."""
     height, width = inspector.spec.geometry.size
-    keeps = 4 * height * width * len(files) <= LARGEST_MAPS
+    keeps = 4 * height * width * len(files) <= held_out.LARGEST_MAPS
     scores, levels, maps, sizes = [], [], [], []
     for file in files:
         measured = inspector.measure(read(file))
