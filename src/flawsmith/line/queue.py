@@ -76,8 +76,8 @@ class _Job:
 
 
 def _prepare(job: _Job) -> tuple[PreparedImage, dict[str, float] | None]:
-    prepared = job.judge.inspector.prepare(job.trigger.image)
     _ = job.trigger.image_sha256  # kept by the trigger: the network's thread has better to do
+    prepared = job.judge.inspector.prepare(job.trigger.image)
     return prepared, job.judge.statistics(prepared)
 
 
