@@ -107,7 +107,7 @@ def limit_scores(
         good=good.tolist(),
         groups=None if groups is None else groups[order].tolist(),
         groups_by="" if decision.groups is None else decision.groups.by,
-        forged=sorted(forged[np.isfinite(forged)].tolist(), reverse=True),
+        forged=sorted(forged.tolist(), reverse=True),
         steps=[] if why_not else steps_of(good + tolerance),
         needed=images_needed(0.01),
         reviewed=[
