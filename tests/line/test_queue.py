@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from typing import Any
 
 import pytest
@@ -71,7 +72,7 @@ def judge() -> StandIn:
 def new_queue() -> Iterator[Callable[..., InspectionQueue]]:
     queues: list[InspectionQueue] = []
 
-    def make(commit: Any = numbered, **settings: int) -> InspectionQueue:
+    def make(commit: Any = numbered, **settings: Any) -> InspectionQueue:
         queues.append(InspectionQueue(commit, **settings))
         return queues[-1]
 
@@ -219,3 +220,18 @@ def test_file_that_another_program_holds_is_waited_for_once_however_many_parts_w
         with pytest.raises(NotRecordedError, match="is held"):
             future.result(SECONDS)
     assert batches == [1, 3]
+
+
+def test_image_is_hashed_where_it_is_decoded_not_where_the_network_waits(judge: StandIn, new_queue: Any) -> None:
+    threads: list[str] = []
+
+    class Told(Trigger):
+        @cached_property
+        def image_sha256(self) -> str:
+            threads.append(threading.current_thread().name)
+            return "ab" * 32
+
+    new_queue(name="bolt").submit(Told("bolt", b"a"), judge).result(SECONDS)
+
+    assert len(threads) == 1
+    assert threads[0].startswith("bolt-decode")

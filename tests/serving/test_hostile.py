@@ -81,6 +81,7 @@ def head(*lines: str, method: str = "POST", path: str = PARTS) -> bytes:
         ("POST", "/v1/lines/bolt/models/rollback", {"reason": "none"}, {}),
         ("POST", "/v1/lines/bolt/models/rollback", {"reason": "none", "to": "1"}, {}),
         ("POST", "/v2/repository/models/..%2f..%2fx/load", None, {}),
+        ("GET", "/v2/models/bolt?version=a%0d%0ab", None, {}),
         ("POST", "/v2/models/bolt/infer", b"x", {"Inference_Header_Content_Length": "99"}),
         ("POST", "/v2/models/bolt/infer", b"x", {"Inference_Header_Content_Length": "-1"}),
         ("GET", "/..%2f..%2f..%2fetc%2fpasswd", None, {}),
@@ -109,7 +110,9 @@ def test_hostile_request_is_refused_and_writes_nothing(
     answer = running.call(method, path, body, **headers)
 
     assert 400 <= answer.status < 500, answer
-    assert answer.json["detail"] if not path.startswith("/v2") else answer.json["error"]
+    said = answer.json["detail"] if not path.startswith("/v2") else answer.json["error"]
+    assert said
+    assert said.isprintable()
     assert b"Traceback" not in answer.body
     assert b"root:" not in answer.body
     assert state_of(running) == before

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from itertools import islice
 from typing import Any
 
 import pytest
+from tests.conftest import PROJECT
 from tests.serving.conftest import picture
 from tests.serving.hostile_requests import (
     ENGINEER,
@@ -78,3 +82,14 @@ def test_images_that_once_were_finds_are_refused_clearly(guarded: Any, path: str
 
     assert faults == [""] * len(contents)
     assert contents
+
+
+def test_program_sends_for_its_time_and_prints_counts() -> None:
+    command = [sys.executable, "-m", "tests.serving.hostile_requests", "--minutes", "0.05", "--seed", "1"]
+    environment = {**os.environ, "PYTHONPATH": f"{PROJECT / 'src'}{os.pathsep}{PROJECT}"}
+
+    result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert "requests from seed 1" in result.stdout
+    assert "; 0 finds" in result.stdout

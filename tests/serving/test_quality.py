@@ -57,6 +57,18 @@ def test_groups_stay_beside_the_scores_of_their_images(
     assert scores["groups"] == groups[::-1].tolist()
 
 
+def test_scores_of_synthetic_flaws_are_taken_in_whatever_shape_a_file_holds_them(
+    new_service: Callable[..., Any], new_model: Callable[..., Path]
+) -> None:
+    def shaped(bundle: Bundle) -> Bundle:
+        forged = np.array([[0.5, 0.9], [0.7, 0.1]], np.float32)
+        return dataclasses.replace(bundle, calibration={**bundle.calibration, "forged": forged})
+
+    running = new_service({"model": new_model(1.0, shaped)})
+
+    assert running.call("GET", f"{LINE}/limit/scores").json["forged"] == pytest.approx([0.9, 0.7, 0.5, 0.1])
+
+
 def test_recent_parts_come_with_what_decided_and_whether_their_image_is_there(judged: Any) -> None:
     recent = judged.call("GET", f"{LINE}/limit/scores").json["recent"]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +91,8 @@ def limit_scores(
     order = np.argsort(-good, kind="stable")
     good = good[order]
     judged = [(record, kept) for record, kept in zip(recent, has_image, strict=True) if _counts(record, model)]
-    forged: Any = () if decision.by_regions else model.bundle.calibration.get("forged", ())
+    arrays = {} if decision.by_regions else model.bundle.calibration
+    forged = np.asarray(arrays.get("forged", ()), np.float64).ravel()
     names = dict.fromkeys(entry.facts["effect"]["before"]["limits"] for entry in _of_model(changes, model))
     return LimitScores(
         now=LimitFacts.of(decision),
@@ -104,7 +104,7 @@ def limit_scores(
         good=good.tolist(),
         groups=None if groups is None else groups[order].tolist(),
         groups_by="" if decision.groups is None else decision.groups.by,
-        forged=sorted((float(score) for score in forged), reverse=True),
+        forged=sorted(forged.tolist(), reverse=True),
         steps=[] if why_not else steps_of(good + tolerance, decision),
         needed=images_needed(0.01),
         reviewed=[

@@ -76,6 +76,7 @@ class _Job:
 
 
 def _prepare(job: _Job) -> tuple[PreparedImage, dict[str, float] | None]:
+    _ = job.trigger.image_sha256  # kept by the trigger: the network's thread has better to do
     prepared = job.judge.inspector.prepare(job.trigger.image)
     return prepared, job.judge.statistics(prepared)
 

@@ -118,7 +118,7 @@ def _version(line: Line) -> str:
 def _line(service: Service, name: str, version: str) -> Line:
     line = service.line(name)
     if version and version != _version(line):
-        raise Problem(404, f"line {name} has version {_version(line) or 'none'}, not {version[:80]}")
+        raise Problem(404, f"line {line.name} has version {_version(line) or 'none'}, and no other")
     return line
 
 

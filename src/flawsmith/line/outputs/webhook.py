@@ -96,10 +96,10 @@ class WebhookSink:
             response = connection.getresponse()
             if is_late.is_set():  # what is cut off looks like an end
                 raise _TooSlowError
-            is_whole = False
             with suppress(OSError, http.client.HTTPException):  # the status is there, which is all that counts
-                is_whole = len(response.read(_LONGEST_ANSWER)) < _LONGEST_ANSWER
-            if is_late.is_set() or not is_whole:  # what comes next on it would be no answer to the next record
+                response.read(_LONGEST_ANSWER)
+            # What is left of an answer would be taken for that to the next record.
+            if is_late.is_set() or not response.isclosed():
                 self._hang_up()
         return response.status
 
