@@ -66,8 +66,9 @@ def restore(run: Path) -> tuple[AnomalyModel, BundleSpec]:
 def _config(run: Path) -> dict[str, Any]:
     try:
         stored = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-        return {name: stored[name] for name in ("backbone", "seed", "textures", "foregrounds")}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        places = {name: stored.get(name) for name in ("textures", "foregrounds")}  # not in runs of every release
+        return {"backbone": stored["backbone"], "seed": stored["seed"], **places}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise FlawsmithError(
             f"{run / CONFIG}: cannot be read ({type(error).__name__}): give the folder of a run of `flawsmith train`"
         ) from None
