@@ -160,7 +160,8 @@ def imaged_centers(
         >>> [picture[0].tolist() for picture in pictures]
         [[[0.0, 0.0], [0.0, 0.0]], [[0.75, 0.0], [0.5, 0.5]]]
     """
-    table, following = None, iter(alignments)
+    table: Tensor | None = None
+    following = iter(alignments)
     for images in batches:
         side = images.shape[-1] // grid[1]
         squares = F.pixel_unshuffle(images.mean(dim=0), side).flatten(1).T
