@@ -166,7 +166,7 @@ def imaged_centers(
         side = images.shape[-1] // grid[1]
         squares = F.pixel_unshuffle(images.mean(dim=0), side).flatten(1).T
         table = squares if table is None else aligned_update(table, squares, next(following), smoothing)
-        yield F.pixel_shuffle(table.T.unflatten(1, grid), side)
+        yield F.pixel_shuffle(table.T.reshape(-1, *grid), side)
 
 
 def clustered_centers(batches: Iterable[Rows], count: int, *, seed: int) -> Centers:
