@@ -51,7 +51,7 @@ def devices_here() -> list[DeviceName]:
 
 
 def training(data: Path, work: Path, epochs: int) -> str:
-    """Seconds of the steps of a training by method, on the CPU and on the GPU."""
+    """Seconds of the steps of a training by method, on the CPU and on the GPU, features with their own engine each."""
     rows = []
     for method in METHODS:
         spent = {}
@@ -60,6 +60,7 @@ def training(data: Path, work: Path, epochs: int) -> str:
                 continue
             folder = work / f"{method}-{accelerator}"
             changes: dict[str, Any] = {"method": method, "preset": "fast", "set": {"epochs": epochs}}
+            changes["engine"] = "torch" if accelerator == "gpu" else "onnxruntime"
             flawsmith.train(data, out=folder, accelerator=accelerator, baseline="none", quiet=True, **changes)
             steps = json.loads((folder / "run.json").read_text(encoding="utf-8"))["seconds"]
             spent[accelerator] = {name.removeprefix("stage "): value for name, value in steps.items()}

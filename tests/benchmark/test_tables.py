@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flawsmith.benchmark.experiment import BenchmarkRun, Costs, Experiment, FurtherResult, Measurement, RunResult
-from flawsmith.benchmark.tables import latex, tables, tidy_csv, write_tables
+from flawsmith.benchmark.tables import describe, latex, tables, tidy_csv, write_tables
 from flawsmith.metrics.results import Evaluation
 
 
@@ -230,3 +230,20 @@ def test_misses_and_false_rejects_at_the_limit_come_before_the_figures_that_need
     for table in (overall, by_category):
         places = [table.heads.index(name) for name in ("miss rate", "false reject rate", "image AUROC")]
         assert places == sorted(places)
+
+
+def test_changes_of_a_published_preset_stand_above_the_tables_by_name() -> None:
+    """Whatever an arm is called; of categories that differ, each kind once."""
+    run = result("bolt", "pbas", 0, 0.7).run
+    named = run.model_copy(update={"experiment": Experiment(method="pbas", preset="official", name="ours")})
+    changes = ("backbone efficientnet_lite0", "epochs=3")
+    results = [
+        result("bolt", "pbas", 0, 0.7, run=named, deviations=changes),
+        result("nut", "pbas", 0, 0.7, run=named, deviations=changes),
+        result("wood", "pbas", 0, 0.7, run=named, deviations=changes[:1]),
+    ]
+
+    notes = describe(results)
+
+    assert notes.count("ours: official, with 2 changes: backbone efficientnet_lite0, epochs=3.") == 1
+    assert notes.count("ours: official, with 1 change: backbone efficientnet_lite0.") == 1

@@ -452,6 +452,32 @@ def test_oracle_counts_ties_half_as_the_evaluation_does(seed: int) -> None:
     assert figures["oracle_pixel_auroc"] == pytest.approx(expected, abs=1e-12)
 
 
+def test_figures_are_measured_on_the_device_under_test() -> None:
+    """Where the model is: images and level maps come there, and no copy of the model goes elsewhere."""
+    device = torch.device(os.environ.get("FLAWSMITH_TEST_DEVICE", "cpu"))
+    places: set[str] = set()
+
+    class Placed(Constant):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones((), device=device))
+
+        def forward(self, images: Tensor) -> AnomalyOutput:
+            places.add(images.device.type)
+            return super().forward(images * self.scale)
+
+    pictures = torch.tensor([0.0, 1.0, 2.0])[:, None, None, None].expand(3, 3, 2, 2)
+    masks = (np.ones((2, 2), bool), None, None)
+    known = [TestImage(number == 0, mask, lambda one: one) for number, mask in enumerate(masks)]
+
+    figures = TestSetSelection(known, lambda: GivenLevels(pictures), Placed).measure()  # type: ignore[arg-type, return-value]
+    selected = HeldOutSelection(images([0.0]), images([1.0]), Placed).measure()
+
+    assert figures == {"oracle_image_auroc": 0.0, "oracle_pixel_auroc": 0.0}
+    assert selected == {"selection_auroc": 1.0}
+    assert places == {device.type}
+
+
 def test_oracle_is_due_after_every_epoch_as_in_the_released_codes() -> None:
     selection = oracle(torch.zeros(0, 3, 2, 2), [])
 

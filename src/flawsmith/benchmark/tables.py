@@ -252,12 +252,12 @@ def describe(results: Sequence[RunResult]) -> list[str]:
     stamps = dict.fromkeys(
         stamp for view in views for evaluation in view.evaluations.values() for stamp in evaluation.stamps
     )
-    changed = {
-        result.run.experiment.title: preset_in_words(result.run.experiment.preset, result.deviations)
+    changed = dict.fromkeys(
+        f"{result.run.experiment.title}: {preset_in_words(result.run.experiment.preset, result.deviations)}."
         for result in finished
         if result.deviations
-    }
-    notes = [*stamps, *notes, *(f"{title}: {words}." for title, words in changed.items())]
+    )
+    notes = [*stamps, *notes, *changed]
     company = sorted({result.costs.jobs for result in finished})
     if company != [1]:
         notes.append(f"Up to {company[-1]} runs shared the machine: times are longer than alone.")

@@ -66,8 +66,9 @@ def restore(run: Path) -> tuple[AnomalyModel, BundleSpec]:
 def _config(run: Path) -> dict[str, Any]:
     try:
         stored = yaml.safe_load((run / CONFIG).read_text(encoding="utf-8"))
-        return {name: stored[name] for name in ("backbone", "seed", "textures", "foregrounds")}
-    except (OSError, yaml.YAMLError, KeyError, TypeError) as error:
+        places = {name: stored.get(name) for name in ("textures", "foregrounds")}  # not in runs of every release
+        return {"backbone": stored["backbone"], "seed": stored["seed"], **places}
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         raise FlawsmithError(
             f"{run / CONFIG}: cannot be read ({type(error).__name__}): give the folder of a run of `flawsmith train`"
         ) from None
@@ -92,8 +93,8 @@ class TorchEngine:
         self._model, self._device = model.to(device), device
         self.device: DeviceName = "cuda" if device.type == "cuda" else "cpu"
         height, width = spec.geometry.size
-        self.inputs = (Port("image", (None, 3, height, width)),)
-        self.outputs = (Port("map", (None, height, width)), Port("score", (None,)))
+        self.inputs: tuple[Port, ...] = (Port("image", (None, 3, height, width)),)
+        self.outputs: tuple[Port, ...] = (Port("map", (None, height, width)), Port("score", (None,)))
 
     def run(self, batch: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         """Maps and scores of normalised images (batch, 3, height, width)."""
@@ -155,7 +156,9 @@ def feature_clouds(
             anomalies = model.synthetic_features(image[None]) if group in (GOOD, REJECTED) else {}
         rng = generator(seed, "shown positions", number)
         for name, features in levels.items():
-            share = F.adaptive_avg_pool2d(marked[None, None], features.shape[-2:]).flatten().numpy()
+            share = (
+                F.adaptive_avg_pool2d(marked[None, None], (features.shape[-2], features.shape[-1])).flatten().numpy()
+            )
             places = torch.from_numpy(_places(share, group not in (GOOD, REJECTED), positions, rng))
             of_groups = {group: features[0].flatten(1).T} | (
                 {OF_FEATURES: anomalies[name]} if name in anomalies else {}

@@ -58,7 +58,7 @@ class HeldOutSelection(CheckpointMonitor):
     def measure(self) -> Mapping[str, float]:
         """Image AUROC of synthetic flaws against good images."""
         model, device = _in_evaluation(self.network())
-        batches = (torch.from_numpy(images).split(BATCH) for images in (self.good, self.synthetic))
+        batches = (torch.split(torch.from_numpy(images), BATCH) for images in (self.good, self.synthetic))
         with torch.inference_mode():
             scores = [torch.cat([model(batch.to(device)).score for batch in part]) for part in batches]
         labels = np.repeat([False, True], [len(part) for part in scores])

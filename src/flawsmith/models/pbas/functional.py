@@ -160,12 +160,13 @@ def imaged_centers(
         >>> [picture[0].tolist() for picture in pictures]
         [[[0.0, 0.0], [0.0, 0.0]], [[0.75, 0.0], [0.5, 0.5]]]
     """
-    table, following = None, iter(alignments)
+    table: Tensor | None = None
+    following = iter(alignments)
     for images in batches:
         side = images.shape[-1] // grid[1]
         squares = F.pixel_unshuffle(images.mean(dim=0), side).flatten(1).T
         table = squares if table is None else aligned_update(table, squares, next(following), smoothing)
-        yield F.pixel_shuffle(table.T.unflatten(1, grid), side)
+        yield F.pixel_shuffle(table.T.reshape(-1, *grid), side)
 
 
 def clustered_centers(batches: Iterable[Rows], count: int, *, seed: int) -> Centers:
