@@ -577,7 +577,7 @@ def advice(learn: int, calibrate: int, groups: int, by: str) -> list[str]:
         >>> print(*advice(146, 0, 2, "day"), sep="\\n")
         You have 146 good images from 2 days.
         Enough to learn.
-        22 of them will set the limit: at best 43 of 1,000 good parts rejected; 95 % sure: no more than 128 of the same days.
+        22 of them will set the limit: at best 43 of 1,000 good parts rejected; 95 % sure: no more than 128 of these days.
         For 10 of 1,000 the limit needs 99 images, and 299 to be 95 % sure: mark more good images as "calibrate".
         For a limit that holds next week, days count more than images: take 20 on each of 8 more days.
     """
@@ -588,7 +588,7 @@ def advice(learn: int, calibrate: int, groups: int, by: str) -> list[str]:
             "for a limit that holds."
         ]
     words = {"day": "day", "folder": "folder"}.get(by, "group")
-    same = f" of the same {words}{'' if groups == 1 else 's'}" if groups else ""
+    same = f" of {'this' if groups == 1 else 'these'} {words}{'' if groups == 1 else 's'}" if groups else ""
     whence = "" if not groups else f" from {groups} {words}{'' if groups == 1 else 's'}"
     lines = [f"You have {total:,} good image{'' if total == 1 else 's'}{whence}."]
     if learn < LEAST_TO_LEARN:
