@@ -153,7 +153,10 @@ def main() -> None:
         agreement.append([f"{category}, {method}", *agrees])
     sections = [
         "Areas of regions by those of the masks, and intersection over union, of annotated flawed images that are "
-        "rejected.",
+        "rejected. A cut at three quarters suits flaws that are smaller than the map's blur: the median mask of screw "
+        "has 230 to 360 pixels of the network's input, its spots half-way up 370 to 560. Missing labels and wrong "
+        "levels of juice_bottle have 5,300 to 8,300, and half-way up their spots have just that size: three quarters "
+        "leave their brightest part.",
         table(["set, method", "regions", "images", "median area ratio", "10 to 90 %", "mean IoU"], overlaps),
         "Where score and map disagree, a reject now shows the spot around the map's peak, and a pass shows none. "
         "Milliseconds are those of finding the regions of one rejected image, beside which a pass takes none.",

@@ -336,6 +336,7 @@ CASES: dict[str, tuple[Case, str]] = {
         lambda p: p.train("--progress", p.file("notes.txt", b"mine")),
         "is a file of something else: give another --progress",
     ),
+    "flaw larger than the images": (lambda p: p.train("--smallest-flaw", "1000"), "pixels are more than images of"),
     "overlap without tiles": (lambda p: p.train("--overlap", "8"), "give their side too, as tile"),
     "fewer reviews than rejects": (
         lambda p: p.train("--review-rate", "0.001"),

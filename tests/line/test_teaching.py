@@ -285,6 +285,7 @@ def test_advice_grows_with_images_and_days() -> None:
     assert "rejected 43 on a new one, and 209 on one in 20" in " ".join(advice(200, 0, 1, "day"))
     enough = " ".join(advice(200, 300, 12, "day"))
     assert "300 set the limit: at best 3.3 of 1,000" in enough
+    assert "95 % sure: no more than 10 of these days." in enough
     assert "more" not in enough.replace("no more than", "")
 
 

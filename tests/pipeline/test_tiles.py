@@ -197,7 +197,7 @@ def test_tile_is_part_of_what_a_run_depends_on_and_runs_of_before_resume(
         ({"tile": 64, "overlap": 32}, "overlap=32 must be below half of the tile, 64"),
         ({"tile": 64, "overlap": -1}, "overlap=-1 is not possible"),
         ({"tile": 64, "overlap": "some"}, "overlap='some' is not possible"),
-        ({"overlap": 8}, "give their side too with tile"),
+        ({"overlap": 8}, "give their side too, as tile"),
         ({"tile": 64, "set": {"policy": "crop"}}, "--tile 64: the policy crop .* --set policy=squash"),
         ({"tile": 64, "select": "oracle", "method": "glass"}, "--tile 64: an oracle"),
         ({"tile": 64, "method": "glass", "set": {"foreground": {"mode": "disc"}}}, "--tile 64: foreground=disc"),

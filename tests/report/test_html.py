@@ -25,6 +25,7 @@ from flawsmith.report.data import (
 )
 from flawsmith.report.html import render_report, write_report
 from flawsmith.report.plots import COLOURS, encoded
+from flawsmith.report.style import page_style
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -465,3 +466,13 @@ def test_failed_report_leaves_the_older_one(tmp_path: Path, monkeypatch: pytest.
 
     assert target.read_text(encoding="utf-8") == "old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_page_is_dark_where_the_reader_wants_it_and_light_on_paper() -> None:
+    style = page_style()
+    dark = re.search(r"@media screen and \(prefers-color-scheme: dark\) \{(.*?)\n\}", style, re.S)
+
+    assert dark is not None
+    light = set(re.findall(r"(--\w+): #", style[: dark.start()])) - {"--heat"}
+    assert set(re.findall(r"(--\w+): #", dark[1])) == light, "a colour that stays as it was is hard to read"
+    assert style.index("@media print") > dark.end()

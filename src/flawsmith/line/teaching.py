@@ -597,10 +597,10 @@ def advice(learn: int, calibrate: int, groups: int, by: str) -> list[str]:
         by: ``day``, ``folder``, ``name`` or ``none``.
 
     Example:
-        >>> print(*advice(146, 0, 2, "day"), sep="\\n")
-        You have 146 good images from 2 days.
+        >>> print(*advice(60, 0, 2, "day"), sep="\\n")
+        You have 60 good images from 2 days.
         Enough to learn.
-        22 of them will set the limit: at best 43 of 1,000 good parts rejected; 95 % sure: no more than 128.
+        9 of them set the limit: at best 100 of 1,000 good parts rejected; 95 % sure: no more than 284 of these days.
         For 10 of 1,000 the limit needs 99 images, and 299 to be 95 % sure: mark more good images as "calibrate".
         For a limit that holds next week, days count more than images: take 20 on each of 8 more days.
     """
@@ -611,6 +611,7 @@ def advice(learn: int, calibrate: int, groups: int, by: str) -> list[str]:
             "for a limit that holds."
         ]
     words = {"day": "day", "folder": "folder"}.get(by, "group")
+    same = f" of {'this' if groups == 1 else 'these'} {words}{'' if groups == 1 else 's'}" if groups else ""
     whence = "" if not groups else f" from {groups} {words}{'' if groups == 1 else 's'}"
     lines = [f"You have {total:,} good image{'' if total == 1 else 's'}{whence}."]
     if learn < LEAST_TO_LEARN:
@@ -623,8 +624,8 @@ def advice(learn: int, calibrate: int, groups: int, by: str) -> list[str]:
     behind = calibrate or held_out_count(total)
     expected, worst = parts_of_1000(1 / (behind + 1)), parts_of_1000(worst_rate(1, behind), up=True)
     lines.append(
-        f"{behind} {'set' if calibrate else 'of them will set'} the limit: at best {expected} of 1,000 good parts "
-        f"rejected; 95 % sure: no more than {worst}."
+        f"{behind} {'set' if calibrate else 'of them set'} the limit: at best {expected} of 1,000 good parts "
+        f"rejected; 95 % sure: no more than {worst}{same}."
     )
     needed, proven = images_needed(0.01)
     if behind < needed:

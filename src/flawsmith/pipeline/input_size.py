@@ -63,8 +63,6 @@ def input_size_for(flaw: float, image: Size, config: ModelConfig) -> InputSize:
         >>> input_size_for(100, (600, 800), fast).network
         (256, 256)
     """
-    if flaw > max(image):
-        raise FlawsmithError(f"--smallest-flaw: {flaw:g} pixels are more than the images have, {image[1]} x {image[0]}")
     share = min(1.0, PIXELS_OF_A_FLAW / flaw)
     unit = 2 * max(config.strides)  # the levels of the finest halve without a remainder
     height, width = (unit * math.ceil(side * share / unit - 1e-9) for side in image)

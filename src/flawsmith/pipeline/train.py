@@ -378,6 +378,10 @@ def _choose_input(
     sizes = [size for size in map(image_size, (sample.image for sample in samples)) if size is not None]
     image = typical_size(sizes)
     if image is not None and flaw is not None:
+        if flaw > max(image):
+            raise FlawsmithError(
+                f"--smallest-flaw: {flaw:g} pixels are more than images of {image[1]} x {image[0]} have"
+            )
         seen = input_size_for(flaw, image, config)
         words = seen_in_words(flaw, image, seen, config.image_size)
         config = config.model_copy(update={"image_size": seen.network})

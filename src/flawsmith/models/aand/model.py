@@ -379,7 +379,7 @@ class Fusion(AAND):
 
     name: ClassVar[str] = "fusion"
     suits: ClassVar[str] = "to begin with: finds most"
-    training_time: ClassVar[str] = "2 min"
+    training_time: ClassVar[str] = "2 to 4 min"
     paper: ClassVar[str] = (
         "in no paper; after Roth et al., Towards Total Recall in Industrial Anomaly Detection, CVPR 2022, and Deng and "
         "Li, Anomaly Detection via Reverse Distillation from One-Class Embedding, CVPR 2022"

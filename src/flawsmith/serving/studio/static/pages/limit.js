@@ -169,7 +169,7 @@ async function load() {
 function sentence({ mean, worst, reject }) {
   if (!data.held_out) return html`<strong>Unknown how many good parts are rejected</strong>: the model learned from the images behind its limit. Calibrate with others.`;
   const groups = byGroup(reject.limit);
-  return html`About <strong class="n">${of1000(mean)} of 1,000</strong> good parts will be rejected; 95 % sure: no more than <strong class="n">${of1000(worst, { up: true })}</strong>.
+  return html`About <strong class="n">${of1000(mean)} of 1,000</strong> good parts will be rejected; 95 % sure: no more than <strong class="n">${of1000(worst, { up: true })}</strong>${groups && groups.groups > 1 ? " of a group that the limit does not know" : nothing}.
     <span class="quiet">Rests on ${several(data.now.good_images, data.audited ? "part of the random audit" : "good image", data.audited ? "parts of the random audit" : "good images")}${groups ? html` of ${several(groups.groups, "group")}${data.groups_by ? ` (${data.groups_by})` : ""}: of the best ${of1000(groups.least)}, of the worst ${of1000(groups.most)} of 1,000 lie above the limit` : nothing}.</span>`;
 }
 
