@@ -316,7 +316,8 @@ def _losses(metrics: Path, written: int) -> tuple[float, ...]:
                 row = json.loads(line)
                 value = next(number for name, number in row.items() if name == "loss" or name.endswith("_loss"))
                 by_stage.setdefault(str(row.get("stage", "")), []).append(float(value))
-    return tuple(max(by_stage.values(), key=len, default=[]))
+    longest: list[float] = max(by_stage.values(), key=len, default=[])
+    return tuple(longest)
 
 
 @lru_cache(maxsize=256)

@@ -109,7 +109,7 @@ def begin(line: LineName, plan: Plan, service: InService, caller: Engineer) -> S
     if any(not study.signed for study in studies(service.site.store, place.name)):
         raise Problem(409, "a study goes on: end it first")
     decision = model.decision
-    facts = {"event": "begun", "plan": plan.model_dump(), "model": model.sha256}
+    facts: dict[str, Any] = {"event": "begun", "plan": plan.model_dump(), "model": model.sha256}
     facts |= {"limits": decision.identity, "limit": decision.deciding_limit}
     entry = service.site.store.note(KIND, who=caller.name, line=place.name, facts=facts)
     service.events.tell("accept", {"line": place.name, "study": entry.id})

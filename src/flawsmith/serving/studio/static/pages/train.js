@@ -88,7 +88,7 @@ const option = (value, title, time, words, extra = nothing) => html`
   <label class="choice"><b><input type="radio" name="choice" value=${value} .checked=${choice === value} @change=${() => { choice = value; draw(); }}>${title}</b><span class="time">${time}</span><span class="quiet small">${words}</span>${extra}</label>`;
 
 function note() {
-  if (told.good_images < told.least_images) return `${several(told.good_images, "good image")}: at least ${told.least_images} are needed. Teach first.`;
+  if (told.good_images < told.least_images) return html`${several(told.good_images, "good image")}: at least ${told.least_images} are needed. <a href="/studio/lines/${line}/teach">Teach first</a>`;
   if (told.working && told.working !== line) return `Line ${told.working} is being trained; one at a time.`;
   return `It learns from ${several(told.good_images, "good image")} as they are now. You may close this page, or even the studio: the training goes on.`;
 }
