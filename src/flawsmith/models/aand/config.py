@@ -107,6 +107,13 @@ class AANDConfig(BankConfig):
         description="The image score is the mean over this share of all positions, those farthest from what the bank "
         "remembers; None, or without a bank: the map's maximum. In no paper.",
     )
+    mean_share: float = Field(
+        0.0,
+        ge=0,
+        le=1,
+        description="Share of its own mean that is taken off each image's map where the score is that of score_share: "
+        "what stands out of its image counts, not how strange the image is as a whole. In no paper.",
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> AANDConfig:
@@ -179,14 +186,14 @@ FUSION = RD4AD_PRESETS["fast"].model_copy(
             Neighbourhood(side=1, levels=2, stride=16, tolerance=0.4),
             Neighbourhood(side=3, levels=2, stride=16, role="score", tolerance=0.4),
             Neighbourhood(side=1, levels=2, stride=32, role="score", tolerance=0.4),
-            Neighbourhood(side=1, levels=2, stride=16, whitened=True, share=0.5, role="map"),
-            Neighbourhood(side=3, levels=2, stride=16, whitened=True, share=0.5, role="map"),
+            Neighbourhood(side=3, levels=3, stride=8, whitened=True, share=0.25, role="map"),
         ),
         "bank_size": 8000,
         "bank_candidates": 200_000,
         "bank_views": 3,
-        "bank_weight": 0.5,
+        "bank_weight": 1.0,
         "score_share": 0.01,
+        "mean_share": 0.5,
     }
 )
 FUSION_PRESETS: Mapping[str, AANDConfig] = MappingProxyType({"fast": FUSION})

@@ -422,6 +422,25 @@ def anomaly_map(
 # Beside the equations
 
 
+def without_mean(scores: Float[Tensor, "batch h w"], share: float) -> Float[Tensor, "batch h w"]:
+    """A share of its own mean taken off each image's map, so that what stands out of its image counts.
+
+    A strange image raises its whole map: what surrounds a flaw, and patches that see a part of it. In no paper.
+
+    Args:
+        scores: (batch, h, w) anomaly scores.
+        share: of the mean, in [0, 1].
+
+    Returns:
+        (batch, h, w), in the same unit.
+
+    Example:
+        >>> without_mean(torch.tensor([[[1.0, 1.0, 4.0]], [[3.0, 3.0, 6.0]]]), 1.0)[:, 0].tolist()
+        [[-1.0, -1.0, 2.0], [-1.0, -1.0, 2.0]]
+    """
+    return scores - share * scores.mean(dim=(1, 2), keepdim=True)
+
+
 def gate_precision(gate: WeightMap, anomalous: Cells) -> Float[Tensor, ""]:
     """Share of the positions with a gate above one half that are anomalous; 0 where there are none.
 

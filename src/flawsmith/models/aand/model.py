@@ -31,7 +31,7 @@ from flawsmith.models.aand.config import (
     AANDConfig,
     published_foreground,
 )
-from flawsmith.models.aand.functional import Map, anomaly_map, cosine_distance, rate_factor
+from flawsmith.models.aand.functional import Map, anomaly_map, cosine_distance, rate_factor, without_mean
 from flawsmith.models.aand.networks import (
     Amplifier,
     Amplifiers,
@@ -156,14 +156,18 @@ class AAND(ScoreMapModel):
     def from_levels(self, levels: Sequence[Map]) -> AnomalyOutput:
         """The levels' maps, up-sampled between corner centres, smoothed and summed; the score is the maximum.
 
-        With ``score_share`` the score is that of the memory bank alone, which ranks images better than regions.
+        With ``score_share`` the score is that of the memory bank alone, which ranks images better than regions, and the
+        map may leave out how strange the image is as a whole (``mean_share``).
         """
-        fused = anomaly_map(self.score_maps(levels), self.smooth)
+        maps = self.score_maps(levels)
         if self.config.score_share is None or self.bank is None:
+            fused = anomaly_map(maps, self.smooth)
             return AnomalyOutput(fused, fused.amax(dim=(1, 2)))
+        if self.config.mean_share > 0:  # before they are enlarged: sums of fewer numbers, which half precision holds
+            maps = [without_mean(scores, self.config.mean_share) for scores in maps]
         evidence = self.bank.evidence(levels, "score").flatten(1)
         count = max(1, round(self.config.score_share * evidence.shape[1]))
-        return AnomalyOutput(fused, evidence.topk(count, dim=1).values.mean(dim=1))
+        return AnomalyOutput(anomaly_map(maps, self.smooth), evidence.topk(count, dim=1).values.mean(dim=1))
 
     def feature_maps(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Tensor]:
         """The teacher's levels, each beside what its amplification makes of it (Fig. 6)."""
