@@ -248,6 +248,28 @@ def test_loss_beyond_the_bound_is_refused_with_figures_and_nothing_is_written(
     assert export_bundle(model, "onnx-int8", out=tmp_path / "out", images=good, max_loss=0.9).separation is not None
 
 
+def test_noise_that_plain_flaws_do_not_show_is_refused(
+    model: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where scores move as much as good images differ, plain flaws stay above all of them; faint ones do not."""
+    plain = Inspector._infer
+    spread = float(np.ptp(Bundle.load(model).calibration["good"]))
+
+    def noisy(self: Inspector, batch: Any) -> Any:
+        score, anomaly_map = plain(self, batch)
+        if self.spec.precision == "float16":
+            score += spread * float(np.random.default_rng(abs(int(1e6 * score))).normal())
+        return score, anomaly_map
+
+    monkeypatch.setattr(Inspector, "_infer", noisy)
+
+    result = export_bundle(model, "onnx-fp16", out=tmp_path / "out", images=good, max_loss=0.5)
+
+    assert result.separation is not None
+    assert result.separation.caught_after >= result.separation.caught_before - 2
+    assert result.separation.loss > 0.02
+
+
 def test_engine_that_differs_in_float32_is_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +358,7 @@ def test_command_prints_both_models_side_by_side(model: Path, good: Path, capsys
     assert main(["export", str(model), "--to", "onnx-fp16", "--images", str(good)]) == 0
 
     printed = capsys.readouterr()
-    assert "AUROC, synthetic flaws" in printed.out
+    assert "AUROC, faint synthetic flaws" in printed.out
     assert "a loss of" in printed.err
     assert "The limit rejects about" in printed.err
     assert (model.parent / "model-onnx-fp16" / "model.onnx").exists()
