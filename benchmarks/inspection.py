@@ -13,7 +13,7 @@ import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -97,6 +97,13 @@ def filled(model: AnomalyModel) -> AnomalyModel:
     return model
 
 
+@cache
+def bare_graph(backbone: str, strides: tuple[int, ...], image_size: tuple[int, int]) -> bytes:
+    """The backbone alone, for all methods that take it alike."""
+    levels = [f"level_{number}" for number in range(len(strides))]
+    return to_onnx(load_backbone(backbone, strides=strides), image_size, levels)
+
+
 class Model:
     """One method, backbone and preset: the exported detector and the exported bare backbone."""
 
@@ -105,8 +112,7 @@ class Model:
         sizes = "×".join(map(str, self.config.image_size))
         self.title = f"{method}, {backbone.partition('@')[0]}, {sizes}, `{preset}`"
         self.backbone = load_backbone(backbone, strides=self.config.strides)
-        names = [f"level_{number}" for number in range(len(self.config.strides))]
-        self.bare = to_onnx(self.backbone, self.config.image_size, names)
+        self.bare = bare_graph(backbone, self.config.strides, self.config.image_size)
         self.bundle = untrained_bundle(method, self.backbone, preset, self.config, ENGINES[0])
 
     def inspector(self, engine: Engine) -> Inspector:
