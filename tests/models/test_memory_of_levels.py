@@ -225,8 +225,8 @@ def coded_and_exact(channels: int, size: int, *, tolerant: bool = False) -> tupl
 @pytest.mark.parametrize("tolerant", [False, True])
 def test_codes_find_the_nearest_but_for_a_few_that_are_nearly_as_near(tolerant: bool, seed: int) -> None:
     torch.manual_seed(seed)
-    coded, exact = coded_and_exact(24, 2000, tolerant=tolerant)
-    level = exact.features[torch.randint(2000, (900,))] + torch.randn(900, 24)
+    coded, exact = coded_and_exact(24, CODED, tolerant=tolerant)
+    level = exact.features[torch.randint(CODED, (900,))] + torch.randn(900, 24)
     level[:50] += 100  # far beyond what the codes hold
     level = level.T.reshape(1, 24, 30, 30)
 
@@ -264,7 +264,7 @@ class Remembering(nn.Module):
 @pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
 def test_engines_look_for_codes_in_8_bits_and_find_what_torch_does(engine: str, seed: int) -> None:
     torch.manual_seed(seed)
-    model = Remembering(coded_and_exact(24, 1200)[0]).eval()
+    model = Remembering(coded_and_exact(24, CODED)[0]).eval()
     image = torch.randn(1, 3, 24, 32)
 
     graph = to_onnx(model, (24, 32), ["distance"])
