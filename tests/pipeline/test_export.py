@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.onnxfile import check_graph
+from flawsmith.synthesis.synthesizer import AnomalySample
 
 SIZE = (32, 48)
 
@@ -248,26 +250,19 @@ def test_loss_beyond_the_bound_is_refused_with_figures_and_nothing_is_written(
     assert export_bundle(model, "onnx-int8", out=tmp_path / "out", images=good, max_loss=0.9).separation is not None
 
 
-def test_noise_that_plain_flaws_do_not_show_is_refused(
-    model: Path, good: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Where scores move as much as good images differ, plain flaws stay above all of them; faint ones do not."""
-    plain = Inspector._infer
-    spread = float(np.ptp(Bundle.load(model).calibration["good"]))
+@pytest.mark.parametrize(("level", "brightest"), [(110, 116), (300, 228), (50, 104)])
+def test_flaws_are_faded_by_halves_as_long_as_the_model_finds_them(level: float, brightest: int) -> None:
+    class Brightest:
+        def measure(self, image: Any) -> Any:
+            return SimpleNamespace(score=float(image.max()))
 
-    def noisy(self: Inspector, batch: Any) -> Any:
-        score, anomaly_map = plain(self, batch)
-        if self.spec.precision == "float16":
-            score += spread * float(np.random.default_rng(abs(int(1e6 * score))).normal())
-        return score, anomaly_map
+    normal = np.full((8, 8, 3), 100, np.uint8)
+    flawed = normal.copy()
+    flawed[2:4, 2:4] = 228
 
-    monkeypatch.setattr(Inspector, "_infer", noisy)
+    faded = export._faded(AnomalySample(flawed, flawed[:, :, 0] > 100, normal), Brightest(), level)  # type: ignore[arg-type]
 
-    result = export_bundle(model, "onnx-fp16", out=tmp_path / "out", images=good, max_loss=0.5)
-
-    assert result.separation is not None
-    assert result.separation.caught_after >= result.separation.caught_before - 2
-    assert result.separation.loss > 0.02
+    assert (int(faded.max()), faded.dtype, faded[0, 0, 0]) == (brightest, np.uint8, 100)
 
 
 def test_engine_that_differs_in_float32_is_refused(
