@@ -115,15 +115,15 @@ class Model:
         self.bare = bare_graph(backbone, self.config.strides, self.config.image_size)
         self.bundle = untrained_bundle(method, self.backbone, preset, self.config, ENGINES[0])
 
-    def inspector(self, engine: Engine) -> Inspector:
+    def inspector(self, engine: Engine, threads: int | None) -> Inspector:
         spec = self.bundle.spec.model_copy(update={"engine": engine[0], "precision": engine[1]})
-        return Inspector.load(Bundle(spec, self.bundle.model))
+        return Inspector.load(Bundle(spec, self.bundle.model), threads=threads)
 
 
-def compare(model: Model, engine: Engine, photo: Path, pairs: int) -> tuple[list[str], list[str]]:
+def compare(model: Model, engine: Engine, photo: Path, pairs: int, threads: int | None) -> tuple[list[str], list[str]]:
     """One row of ratios and one of steps, the latter in milliseconds."""
-    inspector = model.inspector(engine)
-    bare = make_engine(engine[0], model.bare, precision=engine[1], batch=1)
+    inspector = model.inspector(engine, threads)
+    bare = make_engine(engine[0], model.bare, precision=engine[1], batch=1, threads=threads)
     geometry = model.bundle.spec.geometry
     batch = geometry.apply(decode(photo))[None]
 
@@ -144,7 +144,9 @@ def compare(model: Model, engine: Engine, photo: Path, pairs: int) -> tuple[list
     return [*labels, *ratios, networks.ratio_text()], [*labels, *steps]
 
 
-def compare_all(methods: Sequence[str], presets: Sequence[str], photo: Path, pairs: int) -> Iterable[str]:
+def compare_all(
+    methods: Sequence[str], presets: Sequence[str], photo: Path, pairs: int, threads: int | None
+) -> Iterable[str]:
     """A section a method and model."""
     heads = ("engine", "yardstick, ms", "inspection, ms", "**ratio**", "bare network, ms", "detector, ms", "ratio")
     for method, preset in product(methods, presets):
@@ -153,7 +155,7 @@ def compare_all(methods: Sequence[str], presets: Sequence[str], photo: Path, pai
         model, ratios, steps, missing = Model(method, BACKBONES[preset], preset), [], [], ""
         for engine in ENGINES:
             try:
-                one, two = compare(model, engine, photo, pairs)
+                one, two = compare(model, engine, photo, pairs, threads)
             except FlawsmithError as error:
                 missing += f"\n\n{engine[0]} in {engine[1]} was not measured: {error}."
                 continue
@@ -245,6 +247,7 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--pairs", type=int, default=60)
     arguments.add_argument("--methods", nargs="+", default=METHODS)
+    arguments.add_argument("--threads", type=int, help="of the network; by default one a core")
     arguments.add_argument("--presets", nargs="+", default=["fast"], choices=list(BACKBONES))
     arguments.add_argument(
         "--profile", action="store_true", help="add what each node after the backbone costs, for PBAS"
@@ -259,8 +262,10 @@ def main() -> None:
             "normalises and "
             "runs the bare backbone; the inspection gives verdict, score and map in the file's own pixels. “Bare "
             "network” and "
-            "“detector” are the two graphs alone, without files." + other_work(),
-            *compare_all(args.methods, args.presets, photo, pairs),
+            "“detector” are the two graphs alone, without files."
+            + ("" if args.threads is None else f" The network has {args.threads} thread{'s' * (args.threads > 1)}.")
+            + other_work(),
+            *compare_all(args.methods, args.presets, photo, pairs, args.threads),
         ]
     sections.append(
         "## In the pixels of the image\n\nWhat a verdict takes beyond the network, regions in the image's own pixels "

@@ -146,7 +146,7 @@ def match_weights(
     with full_precision(queries.device):
         similarity = rows @ F.normalize(memory.float(), dim=1).T
         weights = (similarity / temperature).softmax(dim=2)
-    return weights.transpose(1, 2).unflatten(2, queries.shape[-2:])
+    return weights.transpose(1, 2).reshape(queries.shape[0], -1, *queries.shape[2:])
 
 
 def anomaly_weight(matches: Float[Tensor, "batch item height width"]) -> WeightMap:

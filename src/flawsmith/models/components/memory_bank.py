@@ -348,15 +348,30 @@ class MemoryBank(nn.Module):
         """For each query the features one of which is the nearest."""
         if self.codes is not None and len(self.features) >= CODED:
             return self.codes(queries)
-        # |q − m|² = |q|² + (|m|² − 2 q·m), of which only the bracket depends on the feature: it is a product with one
-        # column more. It finds the nearest one; the distance itself would lose digits to cancellation.
         offsets = self.features.square().sum(1) if self.offsets is None else self.offsets
-        table = torch.cat([-2 * self.features, offsets[:, None]], dim=1).T
-        return _first_least(pad(queries, (0, 1), value=1.0) @ table)[:, None]
+        return nearest_rows(queries, self.features, offsets)[:, None]
 
 
 def _code_anew(bank: MemoryBank, *_: Any) -> None:
     bank.code()
+
+
+def nearest_rows(queries: Rows, rows: Rows, offsets: Float[Tensor, " row"]) -> Int[Tensor, " query"]:
+    """The row m nearest to each query q, of equally near ones the first.
+
+    |q − m|² = |q|² + (|m|² − 2 q·m), of which only the bracket depends on the row: a product with one column more. It
+    finds the nearest row; the distance itself would lose digits to cancellation.
+
+    Args:
+        offsets: |m|², or less where some of the distance is forgiven.
+
+    Example:
+        >>> rows = torch.tensor([[0.0, 0.0], [3.0, 4.0]])
+        >>> nearest_rows(torch.tensor([[3.0, 5.0], [0.0, 1.0]]), rows, rows.square().sum(1)).tolist()
+        [1, 0]
+    """
+    table = torch.cat([-2 * rows, offsets[:, None]], dim=1).T
+    return _first_least(pad(queries, (0, 1), value=1.0) @ table)
 
 
 def _first_least(table: Float[Tensor, "row column"]) -> Int[Tensor, " row"]:

@@ -235,38 +235,33 @@ class GLASS(PatchModel):
         wide, and g = u + ε̃ has the hidden value of u and that of ε̃, a constant to the gradient.
         """
         config, first = self.config, self.discriminator.blocks[0].linear
-        drawn = [
-            None if levels is None else self._embedded(levels, batch.normal.rows)
-            for levels in (batch.normal.levels, batch.synthetic)
-        ]
+        rows, synthetic = self._embedded(batch.normal.levels, batch.normal.rows), None
+        if batch.synthetic is not None:
+            synthetic = self._embedded(batch.synthetic, batch.normal.rows)
         weight, bias = folded(self.projector, first)
-        normal, las = (None if rows is None else F.linear(rows, weight, bias) for rows in drawn)
-        assert drawn[0] is not None and normal is not None
-        figures: dict[str, Tensor] = {}
-        gas = None
+        normal = F.linear(rows, weight, bias)
+        las = None if synthetic is None else F.linear(synthetic, weight, bias)
+        gas, figures = None, dict[str, Tensor]()
         if config.gas != "none":
-            noise = self.noise(drawn[0], batch.normal.step)
-            radii = config.inner_radius, config.outer_radius
-            offset = noise
-            if config.gas != "noise":
-                with torch.no_grad():
-                    anchor = normal.detach().float()
-                    ascent = HiddenAscent(
-                        self.discriminator,
-                        NormalStatistics.of(normal),
-                        anchor + F.linear(noise, first.weight),
-                        step_size=config.step_size,
-                    )
-                offset, moved = ascended(ascent, noise, anchor, radii, config)
-                figures["moved"] = moved
-            else:
-                figures["moved"] = noise.new_zeros(())
-            gas = normal + F.linear(offset, first.weight)
+            offset, moved = self._offsets(normal.detach(), self.noise(rows, batch.normal.step))
+            gas, figures["moved"] = normal + F.linear(offset, first.weight), moved
         losses = self._hidden_losses(normal, gas, las, batch.cells)
-        return losses | figures | {"radius": self._recorded_radius(drawn[0], drawn[1], batch)}
+        return losses | figures | {"radius": self._recorded_radius(rows, synthetic, batch)}
+
+    def _offsets(self, hidden: Float[Tensor, "position hidden"], noise: Rows) -> tuple[Rows, Float[Tensor, ""]]:
+        """ε̃ of global anomalies around the manifold, and the share of it that projections moved."""
+        config, first = self.config, self.discriminator.blocks[0].linear
+        if config.gas == "noise":
+            return noise, noise.new_zeros(())
+        with torch.no_grad():
+            anchor = hidden.float()
+            start = anchor + F.linear(noise, first.weight)
+        ascent = HiddenAscent(self.discriminator, NormalStatistics.of(hidden), start, step_size=config.step_size)
+        return ascended(ascent, noise, anchor, (config.inner_radius, config.outer_radius), config)
 
     @torch.no_grad()
     def _embedded(self, levels: Sequence[Tensor], rows: Tensor | None) -> Rows:
+        """Some rows of the embedding; None: all."""
         grid = self.embedding.finest(levels).shape[-2:]
         embedding = as_rows(join_parts(self.embedding.parts(levels), grid))
         return embedding if rows is None else embedding[rows]
@@ -483,7 +478,8 @@ def folded(projector: Projector, first: nn.Linear) -> tuple[Float[Tensor, "hidde
         >>> torch.allclose(F.linear(rows, *folded(projector, first)), first(projector(rows)), atol=1e-5)
         True
     """
-    weight, bias = first.weight, first.bias
+    weight: Tensor = first.weight
+    bias: Tensor = first.bias
     with full_precision(weight.device):
         for layer in reversed(projector.layers):
             bias = bias + weight @ layer.bias
