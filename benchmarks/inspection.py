@@ -1,9 +1,9 @@
 """What an inspection costs beyond its backbone: from a file to verdict and map, at batch 1.
 
 The yardstick decodes the same file, resizes and normalises it and runs the bare backbone in the same engine. Models
-are untrained, which changes no shape and hence no time; their limits lie above every score, as for a good part. Pairs
-alternate within one run; a ratio is the median of the paired ratios, with the tenth and ninetieth percentile beside
-it.
+are untrained, and their memories hold random features, as many as after training on 200 images, which changes no shape
+and hence no time; their limits lie above every score, as for a good part. Pairs alternate within one run; a ratio is
+the median of the paired ratios, with the tenth and ninetieth percentile beside it.
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import os
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from itertools import product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Literal, cast
 
 import numpy as np
+import torch
 from common import milliseconds, page, paired, parser, seconds, table
 from numpy.typing import NDArray
 from PIL import Image
@@ -28,7 +29,9 @@ import flawsmith
 from flawsmith.export import export_model
 from flawsmith.features.backbones import Backbone, load_backbone
 from flawsmith.features.extract import to_onnx
-from flawsmith.models.base import ModelConfig
+from flawsmith.models.base import AnomalyModel, ModelConfig
+from flawsmith.models.components.memory_bank import MemoryBank
+from flawsmith.models.patchcore.model import PatchCore, rows_to_keep
 from flawsmith.models.pbas import PBAS, PBASConfig
 from flawsmith.models.registry import find_method
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
@@ -42,10 +45,12 @@ from flawsmith.synthesis.demo_parts import render_part
 
 Engine = tuple[Literal["onnxruntime", "openvino"], Literal["float32", "bfloat16"]]
 ENGINES: tuple[Engine, ...] = (("onnxruntime", "float32"), ("openvino", "float32"), ("openvino", "bfloat16"))
-METHODS = ["fusion", "pbas"]
-"""The default, and the one with the smallest model file."""
-# Backbone and preset, whose own input is measured; methods without a preset of that name are passed over.
-MODELS = (("efficientnet_lite0", "fast"), ("wide_resnet50_2@random", "official"))
+METHODS = ["fusion", "pbas", "aand", "rd4ad", "glass", "slsg", "patchcore", "padim"]
+IMAGES = 200
+ABOVE_ALL = 1e9
+"""A limit that no score reaches."""
+BACKBONES = {"fast": "efficientnet_lite0", "official": "wide_resnet50_2@random"}
+"""By preset, whose own input is measured; methods without a preset of that name are passed over."""
 STEPS = ("decode", "prepare", "infer", "restore", "decide")
 PHOTO = (512, 512)
 _IDLE = 0.5
@@ -69,13 +74,34 @@ def untrained_bundle(method: str, backbone: Backbone, preset: str, config: Model
         geometry=geometry,
         engine=engine[0],
         precision=engine[1],
-        decision=Decision(limit=1.0, map_limit=1.0, stated_false_reject_rate=1.0, n_good=0),
+        decision=Decision(limit=ABOVE_ALL, map_limit=ABOVE_ALL, stated_false_reject_rate=1.0, n_good=0),
         training=TrainingSummary(
             layout="folder", category="benchmark", n_train=1, n_calibration=1, images_sha256="0" * 64, selection="last"
         ),
         seed=0,
     )
-    return Bundle(spec, export_model(find_method(method)(config, backbone, seed=0).eval(), config.image_size))
+    model = filled(find_method(method)(config, backbone, seed=0)).eval()
+    return Bundle(spec, export_model(model, config.image_size))
+
+
+def filled(model: AnomalyModel) -> AnomalyModel:
+    """A model whose memories hold as many features as after training."""
+    torch.manual_seed(0)
+    for module in model.modules():
+        if isinstance(module, MemoryBank):
+            module.fit(torch.randn_like(module.features))
+    if isinstance(model, PatchCore):
+        height, width = model.backbone.grids(model.config.image_size)[0]
+        candidates = min(IMAGES * height * width, model.config.most_candidates)
+        model.fit_memory(torch.randn(rows_to_keep(candidates, model.config), len(model.center)))
+    return model
+
+
+@cache
+def bare_graph(backbone: str, strides: tuple[int, ...], image_size: tuple[int, int]) -> bytes:
+    """The backbone alone, for all methods that take it alike."""
+    levels = [f"level_{number}" for number in range(len(strides))]
+    return to_onnx(load_backbone(backbone, strides=strides), image_size, levels)
 
 
 class Model:
@@ -86,19 +112,18 @@ class Model:
         sizes = "×".join(map(str, self.config.image_size))
         self.title = f"{method}, {backbone.partition('@')[0]}, {sizes}, `{preset}`"
         self.backbone = load_backbone(backbone, strides=self.config.strides)
-        names = [f"level_{number}" for number in range(len(self.config.strides))]
-        self.bare = to_onnx(self.backbone, self.config.image_size, names)
+        self.bare = bare_graph(backbone, self.config.strides, self.config.image_size)
         self.bundle = untrained_bundle(method, self.backbone, preset, self.config, ENGINES[0])
 
-    def inspector(self, engine: Engine) -> Inspector:
+    def inspector(self, engine: Engine, threads: int | None) -> Inspector:
         spec = self.bundle.spec.model_copy(update={"engine": engine[0], "precision": engine[1]})
-        return Inspector.load(Bundle(spec, self.bundle.model))
+        return Inspector.load(Bundle(spec, self.bundle.model), threads=threads)
 
 
-def compare(model: Model, engine: Engine, photo: Path, pairs: int) -> tuple[list[str], list[str]]:
+def compare(model: Model, engine: Engine, photo: Path, pairs: int, threads: int | None) -> tuple[list[str], list[str]]:
     """One row of ratios and one of steps, the latter in milliseconds."""
-    inspector = model.inspector(engine)
-    bare = make_engine(engine[0], model.bare, precision=engine[1], batch=1)
+    inspector = model.inspector(engine, threads)
+    bare = make_engine(engine[0], model.bare, precision=engine[1], batch=1, threads=threads)
     geometry = model.bundle.spec.geometry
     batch = geometry.apply(decode(photo))[None]
 
@@ -119,16 +144,18 @@ def compare(model: Model, engine: Engine, photo: Path, pairs: int) -> tuple[list
     return [*labels, *ratios, networks.ratio_text()], [*labels, *steps]
 
 
-def compare_all(methods: Sequence[str], photo: Path, pairs: int) -> Iterable[str]:
+def compare_all(
+    methods: Sequence[str], presets: Sequence[str], photo: Path, pairs: int, threads: int | None
+) -> Iterable[str]:
     """A section a method and model."""
     heads = ("engine", "yardstick, ms", "inspection, ms", "**ratio**", "bare network, ms", "detector, ms", "ratio")
-    for method, names in product(methods, MODELS):
-        if names[1] not in find_method(method).presets:
+    for method, preset in product(methods, presets):
+        if preset not in find_method(method).presets:
             continue
-        model, ratios, steps, missing = Model(method, *names), [], [], ""
+        model, ratios, steps, missing = Model(method, BACKBONES[preset], preset), [], [], ""
         for engine in ENGINES:
             try:
-                one, two = compare(model, engine, photo, pairs)
+                one, two = compare(model, engine, photo, pairs, threads)
             except FlawsmithError as error:
                 missing += f"\n\n{engine[0]} in {engine[1]} was not measured: {error}."
                 continue
@@ -220,6 +247,8 @@ def main() -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--pairs", type=int, default=60)
     arguments.add_argument("--methods", nargs="+", default=METHODS)
+    arguments.add_argument("--threads", type=int, help="of the network; by default one a core")
+    arguments.add_argument("--presets", nargs="+", default=["fast"], choices=list(BACKBONES))
     arguments.add_argument(
         "--profile", action="store_true", help="add what each node after the backbone costs, for PBAS"
     )
@@ -233,8 +262,10 @@ def main() -> None:
             "normalises and "
             "runs the bare backbone; the inspection gives verdict, score and map in the file's own pixels. “Bare "
             "network” and "
-            "“detector” are the two graphs alone, without files." + other_work(),
-            *compare_all(args.methods, photo, pairs),
+            "“detector” are the two graphs alone, without files."
+            + ("" if args.threads is None else f" The network has {args.threads} thread{'s' * (args.threads > 1)}.")
+            + other_work(),
+            *compare_all(args.methods, args.presets, photo, pairs, args.threads),
         ]
     sections.append(
         "## In the pixels of the image\n\nWhat a verdict takes beyond the network, regions in the image's own pixels "
@@ -245,9 +276,10 @@ def main() -> None:
         sections += [
             f"## Nodes after the backbone: {model.title}\n\nONNX Runtime's own profile, float32.\n\n"
             + node_costs(model, 3 if args.quick else 20)
-            for model in (Model("pbas", *names) for names in MODELS)
+            for model in (Model("pbas", BACKBONES[preset], preset) for preset in args.presets)
         ]
-    name = "inspection" if args.methods == METHODS else f"inspection_{'_'.join(args.methods)}"
+    parts = [*(args.methods if args.methods != METHODS else []), *(args.presets if args.presets != ["fast"] else [])]
+    name = "_".join(["inspection", *parts])
     page(name, "What an inspection costs", sections, write=args.write)
 
 

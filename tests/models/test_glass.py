@@ -137,6 +137,44 @@ def test_switches_of_table_4_choose_the_losses(settings: dict[str, Any], losses:
     torch.testing.assert_close(found["loss"], torch.stack(list(parts.values())).sum())
 
 
+@pytest.mark.parametrize("settings", [{}, {"las": False}, {"gas": "none"}, {"gas": "noise"}, {"projector_depth": 2}])
+def test_folded_losses_of_drawn_positions_are_the_plain_ones(settings: dict[str, Any], batch: PairedBatch) -> None:
+    """With their gradients, the record's radius and the running statistics; two steps, so that weights have moved."""
+    rows = torch.randperm(60, generator=torch.Generator().manual_seed(1))[:40]
+    cells = batch.cells
+    assert cells is not None
+    drawn = FeatureBatch(batch.normal.levels, rows, (0, 0))
+    pair = (
+        PairedBatch(drawn, batch.synthetic, cells[rows])
+        if settings.get("las", True)
+        else PairedBatch(drawn, None, None)
+    )
+    config = {"inner_radius": 0.02, "outer_radius": 0.1, "noise": 0.05, **settings}
+    folding, plain = (model(**config) for _ in range(2))
+    optimizers = [each.make_optimizers() for each in (folding, plain)]
+
+    for _ in range(2):
+        losses = folding.losses(pair), plain.branch_losses(plain.branches(pair))
+        assert [name for name in losses[0] if name != "fallback_rate"] == list(losses[1])
+        for name, value in losses[1].items():
+            torch.testing.assert_close(losses[0][name], value, rtol=1e-4, atol=1e-6, msg=name)
+        for each, found in zip(optimizers, losses, strict=True):
+            for optimizer in each:
+                optimizer.zero_grad()
+            found["loss"].backward()
+        gradients = [[weight.grad for weight in each.parameters()] for each in (folding, plain)]
+        for ours, theirs in zip(*gradients, strict=True):
+            assert (ours is None) == (theirs is None)
+            if ours is not None:
+                torch.testing.assert_close(ours, theirs, rtol=1e-3, atol=1e-5)
+        for each in optimizers:
+            for optimizer in each:
+                optimizer.step()
+    norms = [each.discriminator.blocks[0].norm for each in (folding, plain)]
+    # Adam's first steps are as long for gradients that are rounding alone.
+    torch.testing.assert_close(norms[0].running_mean, norms[1].running_mean, rtol=1e-2, atol=1e-3)
+
+
 def test_nothing_to_learn_from_is_refused() -> None:
     with pytest.raises(ValueError, match="nothing to learn"):
         GLASSConfig(las=False, gas="none")

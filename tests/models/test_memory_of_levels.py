@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+from flawsmith.features.extract import to_onnx
 from flawsmith.models.components.memory_bank import (
+    CODED,
     Coreset,
     LevelMaps,
     MemoryBank,
@@ -20,6 +22,7 @@ from flawsmith.models.components.memory_bank import (
     squared_distances_between_images,
     typical_peak,
 )
+from flawsmith.runtime.engine import make_engine
 
 CHANNELS, GRIDS = [4, 8, 16], [(16, 24), (8, 12), (4, 6)]
 
@@ -204,3 +207,69 @@ def test_of_equally_near_features_the_first_counts_whatever_the_size_of_the_memo
     table = torch.randint(4, (50, size)).float()
 
     assert torch.equal(_first_least(table), torch.from_numpy(table.numpy().argmin(1)))
+
+
+def coded_and_exact(channels: int, size: int, *, tolerant: bool = False) -> tuple[MemoryBank, MemoryBank]:
+    """Two memories of the same features of a few clusters: one looks for the nearest in 8 bits first."""
+    centers = 8 * torch.randn(12, channels)
+    features = centers[torch.arange(size) % 12] + torch.randn(size, channels) * torch.linspace(0.2, 3, channels)
+    banks = (
+        MemoryBank(channels, size, tolerant=tolerant, coded=True),
+        MemoryBank(channels, size, tolerant=tolerant),
+    )
+    for bank in banks:
+        bank.fit(features, 2.0, 3 * torch.rand(size, generator=torch.Generator().manual_seed(0)) if tolerant else None)
+    return banks
+
+
+@pytest.mark.parametrize("tolerant", [False, True])
+def test_codes_find_the_nearest_but_for_a_few_that_are_nearly_as_near(tolerant: bool, seed: int) -> None:
+    torch.manual_seed(seed)
+    coded, exact = coded_and_exact(24, CODED, tolerant=tolerant)
+    level = exact.features[torch.randint(CODED, (900,))] + torch.randn(900, 24)
+    level[:50] += 100  # far beyond what the codes hold
+    level = level.T.reshape(1, 24, 30, 30)
+
+    found, expected = coded(level), exact(level)
+
+    assert float((found > expected + 1e-4).float().mean()) < 0.01
+    assert float((found - expected).min()) > -1e-4
+    assert float((found / expected).max()) < 1.03
+
+
+def test_codes_follow_what_is_loaded_whatever_its_size(seed: int) -> None:
+    torch.manual_seed(seed)
+    coded, _ = coded_and_exact(8, CODED + 8)
+    other = MemoryBank(8, CODED + 8, coded=True)
+
+    other.load_state_dict(coded.state_dict())
+
+    level = torch.randn(1, 8, 6, 6)
+    assert torch.equal(other(level), coded(level))
+    assert "codes" not in str(list(coded.state_dict())), "they follow from the features"
+
+
+class Remembering(nn.Module):
+    """A memory behind a layer that makes features, as a detector."""
+
+    def __init__(self, bank: MemoryBank) -> None:
+        super().__init__()
+        self.backbone = nn.Conv2d(3, len(bank.features[0]), 3, 2, 1)
+        self.bank = bank
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.bank(self.backbone(images))
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "openvino"])
+def test_engines_look_for_codes_in_8_bits_and_find_what_torch_does(engine: str, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = Remembering(coded_and_exact(24, CODED)[0]).eval()
+    image = torch.randn(1, 3, 24, 32)
+
+    graph = to_onnx(model, (24, 32), ["distance"])
+    (found,) = make_engine(engine, graph, batch=1).run(image.numpy())
+
+    with torch.no_grad():
+        np.testing.assert_allclose(found, model(image).numpy(), rtol=1e-4)
+    assert b"QuantizeLinear" in graph

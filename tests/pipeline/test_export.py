@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.onnxfile import check_graph
+from flawsmith.synthesis.synthesizer import AnomalySample
 
 SIZE = (32, 48)
 
@@ -248,6 +250,21 @@ def test_loss_beyond_the_bound_is_refused_with_figures_and_nothing_is_written(
     assert export_bundle(model, "onnx-int8", out=tmp_path / "out", images=good, max_loss=0.9).separation is not None
 
 
+@pytest.mark.parametrize(("level", "brightest"), [(110, 116), (300, 228), (50, 104)])
+def test_flaws_are_faded_by_halves_as_long_as_the_model_finds_them(level: float, brightest: int) -> None:
+    class Brightest:
+        def measure(self, image: Any) -> Any:
+            return SimpleNamespace(score=float(image.max()))
+
+    normal = np.full((8, 8, 3), 100, np.uint8)
+    flawed = normal.copy()
+    flawed[2:4, 2:4] = 228
+
+    faded = export._faded(AnomalySample(flawed, flawed[:, :, 0] > 100, normal), Brightest(), level)  # type: ignore[arg-type]
+
+    assert (int(faded.max()), faded.dtype, faded[0, 0, 0]) == (brightest, np.uint8, 100)
+
+
 def test_engine_that_differs_in_float32_is_refused(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,7 +353,7 @@ def test_command_prints_both_models_side_by_side(model: Path, good: Path, capsys
     assert main(["export", str(model), "--to", "onnx-fp16", "--images", str(good)]) == 0
 
     printed = capsys.readouterr()
-    assert "AUROC, synthetic flaws" in printed.out
+    assert "AUROC, faint synthetic flaws" in printed.out
     assert "a loss of" in printed.err
     assert "The limit rejects about" in printed.err
     assert (model.parent / "model-onnx-fp16" / "model.onnx").exists()

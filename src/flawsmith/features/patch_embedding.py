@@ -177,6 +177,8 @@ def join_parts(parts: Sequence[Part], grid: Sequence[int]) -> Float[Tensor, "bat
         tensor([1., 2., 1.])
     """
     first = parts[0][1]
+    if len(parts) == 1 and parts[0][0].start == 0:  # nothing to add to
+        return resize(first, grid)
     width = max(channels.stop for channels, _ in parts)
     # Not len(first): in an exported graph that would fix the number of images.
     embedding = first.new_zeros(first.shape[0], *grid, width).permute(0, 3, 1, 2)

@@ -302,7 +302,7 @@ def channels_last(levels: Sequence[Map]) -> list[Map]:
 
 def adam(parameters: Iterable[nn.Parameter], config: AANDConfig) -> torch.optim.Adam:
     """The optimizer of either stage."""
-    return torch.optim.Adam(parameters, lr=config.lr, betas=config.betas)
+    return torch.optim.Adam(parameters, lr=config.lr, betas=config.betas, fused=True)
 
 
 class StageTraining(TrainingModule):

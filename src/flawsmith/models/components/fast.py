@@ -10,6 +10,10 @@ whose sums are computed once.
 
 Rays in the hidden space (PBAS, Eq. 7): W·a for a = f + t·(f − c) is (1 + t)·W·f − t·W·c, so a is never formed.
 
+Folding (GLASS around the manifold, drawn positions, training): no loss looks at an adapted feature itself, so that
+adaptor and first layer are multiplied with each other before they meet the embedding, and g = u + ε̃ has the hidden
+value of u and that of ε̃ (``GLASS._folded_losses``).
+
 Folding (GLASS and PBAS, inference): projector, first linear layer and its batch norm are one linear map of the
 embedding, which is a sum over levels; a coarse level is mapped on its own small grid, and only the result is resized.
 """

@@ -180,7 +180,10 @@ class PatchModel(ScoreMapModel):
         if config.projector_depth:
             optimizers.append(
                 torch.optim.Adam(
-                    self.projector.parameters(), lr=config.projector_lr, weight_decay=config.projector_weight_decay
+                    self.projector.parameters(),
+                    lr=config.projector_lr,
+                    weight_decay=config.projector_weight_decay,
+                    fused=True,
                 )
             )
         if self.trains_discriminator:
@@ -190,6 +193,7 @@ class PatchModel(ScoreMapModel):
                     self.discriminator.parameters(),
                     lr=config.discriminator_lr,
                     weight_decay=config.discriminator_weight_decay,
+                    fused=True,
                 )
             )
         return optimizers

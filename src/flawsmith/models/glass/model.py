@@ -10,17 +10,19 @@ presets ``paper`` and ``official`` do; docs/research/glass.md lists every differ
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float, UInt8
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from flawsmith.data.seeding import generator
 from flawsmith.features.backbones import Backbone
+from flawsmith.features.patch_embedding import as_rows, join_parts
 from flawsmith.models.base import (
     Conditions,
     ModelConfig,
@@ -32,8 +34,9 @@ from flawsmith.models.base import (
 )
 from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, PairedBatch, PairedBatches, Sampling, Step
 from flawsmith.models.components.fast import AscentStep, HiddenAscent, NormalStatistics
-from flawsmith.models.components.heads import Discriminator
+from flawsmith.models.components.heads import Discriminator, Projector
 from flawsmith.models.components.patch_model import PatchModel, Rows
+from flawsmith.models.components.precision import full_precision
 from flawsmith.models.diagnostics import Diagnostic, FeatureCloud, MetricChart, Pictures, synthetic_flaws
 from flawsmith.models.glass.config import CONDITIONS, PRESETS, GLASSConfig
 from flawsmith.models.glass.functional import (
@@ -61,6 +64,8 @@ from flawsmith.synthesis.recipes import find_recipe, strided_cells
 
 SHOWN_FLAWS = 4
 SHOWN_FEATURES = 400
+RECORDED_ROWS = 256
+"""Rows of a step whose radius is computed for the record alone."""
 NONE_PUBLISHED = -1
 
 OnStep = Callable[[AscentStep, Rows, HiddenAscent], None]
@@ -163,7 +168,8 @@ class GLASS(PatchModel):
                 local branch out; or the level maps of both.
         """
         batch = self._paired(batch)
-        losses = self.branch_losses(self.branches(batch))
+        folds = not bool(self.spherical) and self.projector.layers and batch.normal.rows is not None
+        losses = self._folded_losses(batch) if folds else self.branch_losses(self.branches(batch))
         if batch.synthetic is None:
             return losses
         return losses | {"fallback_rate": torch.tensor(batch.fallback_rate)}
@@ -197,29 +203,78 @@ class GLASS(PatchModel):
 
     def branch_losses(self, branches: Branches) -> dict[str, Tensor]:
         """The losses of the three branches."""
-        config, discriminator, hidden = self.config, self.discriminator, branches.hidden
-        if branches.gas is not None:
-            hidden = torch.cat([hidden, discriminator.blocks[0].linear(branches.gas)])
-        logits = discriminator.from_first_linear(hidden).float()
-        count, gas, las = len(branches.normal), None, None
-        normal = normal_loss(logits[:count])
-        if branches.gas is not None:
-            gas = anomaly_loss(logits[count:])
-        if branches.las is not None and branches.anomalous is not None:
-            las = local_loss(
-                discriminator(branches.las),
-                branches.anomalous,
-                hard_quantile=config.hard_quantile,
-                gamma=config.focal_gamma,
-            )
-        losses = {"loss": total_loss(normal, gas, las, gas_weight=config.gas_weight), "loss_normal": normal}
-        if gas is not None:
-            losses["loss_gas"] = gas
-        if las is not None:
-            losses["loss_las"] = las
+        first = self.discriminator.blocks[0].linear
+        gas, las = (None if features is None else first(features) for features in (branches.gas, branches.las))
+        losses = self._hidden_losses(branches.hidden, gas, las, branches.anomalous)
         if branches.moved is not None:
             losses["moved"] = branches.moved
         return losses | {"radius": branches.radius}
+
+    def _hidden_losses(
+        self, normal: Tensor, gas: Tensor | None, las: Tensor | None, anomalous: Bool[Tensor, " position"] | None
+    ) -> dict[str, Tensor]:
+        """The losses of the branches, from the discriminator's first linear layer for the features of each."""
+        config, discriminator, count = self.config, self.discriminator, len(normal)
+        logits = discriminator.from_first_linear(normal if gas is None else torch.cat([normal, gas])).float()
+        losses = {"loss_normal": normal_loss(logits[:count])}
+        if gas is not None:
+            losses["loss_gas"] = anomaly_loss(logits[count:])
+        if las is not None and anomalous is not None:
+            losses["loss_las"] = local_loss(
+                discriminator.from_first_linear(las),
+                anomalous,
+                hard_quantile=config.hard_quantile,
+                gamma=config.focal_gamma,
+            )
+        parts = (losses["loss_normal"], losses.get("loss_gas"), losses.get("loss_las"))
+        return {"loss": total_loss(*parts, gas_weight=config.gas_weight), **losses}
+
+    def _folded_losses(self, batch: PairedBatch) -> dict[str, Tensor]:
+        """The same around the manifold, where no loss looks at an adapted feature itself, only at the hidden layer.
+
+        Adaptor and first layer are one linear map of the embedding: their product is multiplied with it, a quarter as
+        wide, and g = u + ε̃ has the hidden value of u and that of ε̃, a constant to the gradient.
+        """
+        config, first = self.config, self.discriminator.blocks[0].linear
+        rows, synthetic = self._embedded(batch.normal.levels, batch.normal.rows), None
+        if batch.synthetic is not None:
+            synthetic = self._embedded(batch.synthetic, batch.normal.rows)
+        weight, bias = folded(self.projector, first)
+        normal = F.linear(rows, weight, bias)
+        las = None if synthetic is None else F.linear(synthetic, weight, bias)
+        gas, figures = None, dict[str, Tensor]()
+        if config.gas != "none":
+            offset, moved = self._offsets(normal.detach(), self.noise(rows, batch.normal.step))
+            gas, figures["moved"] = normal + F.linear(offset, first.weight), moved
+        losses = self._hidden_losses(normal, gas, las, batch.cells)
+        return losses | figures | {"radius": self._recorded_radius(rows, synthetic, batch)}
+
+    def _offsets(self, hidden: Float[Tensor, "position hidden"], noise: Rows) -> tuple[Rows, Float[Tensor, ""]]:
+        """ε̃ of global anomalies around the manifold, and the share of it that projections moved."""
+        config, first = self.config, self.discriminator.blocks[0].linear
+        if config.gas == "noise":
+            return noise, noise.new_zeros(())
+        with torch.no_grad():
+            anchor = hidden.float()
+            start = anchor + F.linear(noise, first.weight)
+        ascent = HiddenAscent(self.discriminator, NormalStatistics.of(hidden), start, step_size=config.step_size)
+        return ascended(ascent, noise, anchor, (config.inner_radius, config.outer_radius), config)
+
+    @torch.no_grad()
+    def _embedded(self, levels: Sequence[Tensor], rows: Tensor | None) -> Rows:
+        """Some rows of the embedding; None: all."""
+        grid = self.embedding.finest(levels).shape[-2:]
+        embedding = as_rows(join_parts(self.embedding.parts(levels), grid))
+        return embedding if rows is None else embedding[rows]
+
+    @torch.no_grad()
+    def _recorded_radius(self, normal: Rows, synthetic: Rows | None, batch: PairedBatch) -> Tensor:
+        """r'1 of some of the rows, for the record alone."""
+        some = slice(RECORDED_ROWS)
+        u = self.projector(normal[some]).float()
+        flawed = None if synthetic is None else self.projector(synthetic[some]).float()
+        cells = None if batch.cells is None else batch.cells[some]
+        return self._radius(u, flawed, cells, self._centers_of(batch, len(normal))[some])
 
     def noise(self, like: Rows, step: Step | None) -> Rows:
         """ε of section 3.2, normal with standard deviation σ."""
@@ -375,20 +430,67 @@ def global_anomalies(
         anchor = first(origin).float()
         start = first(origin + offset)
     ascent = HiddenAscent(discriminator, NormalStatistics.of(hidden), start, step_size=config.step_size)
+    if on_step is None:
+        offset, moved = ascended(ascent, offset, anchor, radii, config)
+    else:
+        seen = on_step
+        offset, moved = ascended(
+            ascent, offset, anchor, radii, config, lambda forward, now: seen(forward, origin + now, ascent)
+        )
+    return origin + offset, moved
+
+
+def ascended(
+    ascent: HiddenAscent,
+    offset: Rows,
+    anchor: Float[Tensor, "position hidden"],
+    radii: tuple[Tensor | float, Tensor | float],
+    config: GLASSConfig,
+    on_step: Callable[[AscentStep, Rows], None] | None = None,
+) -> tuple[Rows, Float[Tensor, ""]]:
+    """The steps of :func:`global_anomalies`, whatever the features are set off from.
+
+    Args:
+        ascent: at the start.
+        offset: of the synthetic features from the origin at the start.
+        anchor: output of the discriminator's first layer for the origin.
+        radii, config: as there.
+        on_step: is told each step and the offset at the last restart.
+
+    Returns:
+        The offset, and the share of (feature, projection) pairs that a projection changed.
+    """
     moved = []
     for begin in range(0, config.steps, config.project_every):
         steps = min(config.project_every, config.steps - begin)
         for _ in range(steps):
             forward = ascent.step()
             if on_step is not None:
-                on_step(forward, origin + offset, ascent)
+                on_step(forward, offset)
         offset, scale = offset + ascent.moved(), anchor.new_ones(len(offset))
         if config.gas == "projected" and steps == config.project_every:
             projected = truncated_projection(offset, *radii)
             offset, scale = projected.offset, projected.scale.detach()
             moved.append(projected.moved.float().mean())
         ascent.restart(anchor + (ascent.hidden - anchor) * scale[:, None])
-    return origin + offset, torch.stack(moved).mean() if moved else offset.new_zeros(())
+    return offset, torch.stack(moved).mean() if moved else offset.new_zeros(())
+
+
+def folded(projector: Projector, first: nn.Linear) -> tuple[Float[Tensor, "hidden width"], Float[Tensor, " hidden"]]:
+    """Weight and bias of the adaptor and the discriminator's first layer as one linear map, with their gradients.
+
+    Example:
+        >>> projector, first, rows = Projector(4), nn.Linear(4, 3), torch.rand(5, 4)
+        >>> torch.allclose(F.linear(rows, *folded(projector, first)), first(projector(rows)), atol=1e-5)
+        True
+    """
+    weight: Tensor = first.weight
+    bias: Tensor = first.bias
+    with full_precision(weight.device):
+        for layer in reversed(projector.layers):
+            bias = bias + weight @ layer.bias
+            weight = weight @ layer.weight
+    return weight, bias
 
 
 def charts(*, projects: bool, spherical: bool) -> list[Diagnostic]:

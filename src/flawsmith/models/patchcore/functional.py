@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from flawsmith.features.patch_embedding import as_rows, average_embedding
-from flawsmith.models.components.memory_bank import greedy_coreset
+from flawsmith.models.components.memory_bank import greedy_coreset, nearest_rows
 
 ROWS_A_PASS = 1024
 """Rows whose neighbours are looked for at a time, which bounds the memory of their distances."""
@@ -125,7 +125,7 @@ def nearest_patches(test: Patches, memory: Memory, halves: Float[Tensor, " row"]
         >>> nearest_patches(torch.tensor([[[3.0, 5.0]]]), memory, half_squares(memory))
         (tensor([[1.]]), tensor([[1]]))
     """
-    rows = (halves - test @ memory.T).argmin(dim=2)
+    rows = nearest_rows(test.flatten(0, 1), memory, 2 * halves).reshape(test.shape[:2])
     return torch.linalg.vector_norm(test - memory[rows], dim=2), rows
 
 
