@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from flawsmith.data.findings import Finding
+from flawsmith.data.doctor import Finding
 from flawsmith.line.cameras import CameraError
 from flawsmith.line.capture import State
 from flawsmith.line.looks import Look
