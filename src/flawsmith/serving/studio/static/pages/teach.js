@@ -14,7 +14,7 @@ const GROUPINGS = { auto: "as it comes", day: "day", folder: "folder", name: "fi
 let facts = null; // TeachFacts
 let shown = { items: [], total: 0, next: null };
 let filter = { role: "good", group: null, sort: "oddest", only: null };
-let upload = null; // {done, total, added, known, refused: [...]}
+let upload = null; // {done, total, added, known, flawed, refused: [...]}
 let isOver = false;
 let looked = null; // the image in the dialog
 
