@@ -187,6 +187,38 @@ def test_labels_further_down_are_refused(tmp_path: Path, inner: str) -> None:
         load(root)
 
 
+@pytest.mark.parametrize("good", ["good", "ok", "pass"])
+@pytest.mark.parametrize("bad", ["bad", "reject/cam1", "lot 7/NG", "✗"])
+@pytest.mark.parametrize("above", ["", "train/", "training/"])
+def test_flawed_parts_in_a_folder_of_good_ones_are_not_learned(tmp_path: Path, above: str, good: str, bad: str) -> None:
+    dataset = load(arrange(tmp_path / "parts", f"{above}{good}", f"{above}{good}/{bad}"))
+    assert {sample.image.parent.name for sample in dataset.good_train} == {good}
+    place = bad.removesuffix("/cam1")
+    assert any(f"not used: {above}{good}/{place}/ (2 images): its name says flawed" in note for note in dataset.notes)
+
+
+def test_flawed_parts_below_those_that_set_the_limit_are_refused(tmp_path: Path) -> None:
+    root = arrange(tmp_path / "parts", "good", "validation/good", "validation/good/ng")
+    with pytest.raises(FlawsmithError, match=r"good/ng has 2 images, but good parts alone set the limit"):
+        load(root)
+
+
+def test_images_beside_a_folder_of_no_known_meaning_are_not_learned_with_it_in_silence(tmp_path: Path) -> None:
+    root = arrange(tmp_path / "parts", ".", "old")
+    (finding,) = [item for item in check(load(root)).items if item.name == "unlabelled-folders"]
+    assert (finding.severity, "old/" in finding.what) == ("warning", True)
+
+
+@pytest.mark.parametrize("test", ["test", "testing", "Tests"])
+@pytest.mark.parametrize("train", ["train", "Training"])
+def test_splits_are_known_by_their_other_names(tmp_path: Path, train: str, test: str) -> None:
+    dataset = load(arrange(tmp_path / "bolt", f"{train}/ok", f"{test}/pass", f"{test}/fail"))
+    assert (len(dataset.good_train), len(dataset.test_good), len(dataset.test_flawed)) == (4, 2, 2)
+    assert dataset.notes == ()
+    with pytest.raises(FlawsmithError, match=f"is only the {test}/ part of"):
+        load(tmp_path / "bolt" / test)
+
+
 def test_labelled_folders_below_others_are_named_together(tmp_path: Path) -> None:
     for part in ("bolt", "nut"):
         arrange(tmp_path / "set" / part, "gut", "schlecht")
@@ -306,6 +338,13 @@ STRAYS = (
     ".snapshot",
     ".AppleDouble",
     "PaxHeaders.1234",
+    "Lixeira",
+    "ごみ箱",
+    "@Trash",
+    "@eaDir@tmp",
+    "$Extend",
+    "thumbnails_256",
+    "__thumbnails__",
 )
 
 
@@ -321,6 +360,12 @@ def test_what_a_file_system_makes_is_no_image_of_a_part(tmp_path: Path, beside: 
     assert [sample.image.name for sample in dataset.samples] == ["a.png"]
     assert dataset.notes == ()
     assert [path.name for path in find_images(root)] == ["a.png"]
+
+
+@pytest.mark.parametrize("name", ["@1.png", "$part.png", "#7.png", "thumb_1.png", "cache.png"])
+def test_images_whose_names_are_like_those_of_strays_are_seen(tmp_path: Path, name: str) -> None:
+    picture(tmp_path / name, 1)
+    assert [path.name for path in find_images(tmp_path)] == [name]
 
 
 def test_stray_folders_are_no_defect_types(tmp_path: Path) -> None:

@@ -340,6 +340,51 @@ def zipped(path: Path, entries: dict[str, bytes]) -> Path:
     return path
 
 
+@pytest.mark.parametrize("bad", ["ng", "Ausschuss", "lot 7/reject", "✗", "不良品"])
+@pytest.mark.parametrize("way", ["folder", "archive", "flawed folder"])
+def test_flawed_parts_of_a_folder_are_never_learned_from(
+    workspace: Workspace, tmp_path: Path, bad: str, way: str
+) -> None:
+    names = {"ok/a.png": picture(100), "ok/b.png": picture(101), f"{bad}/c.png": picture(10)}
+    ended = threading.Event()
+    if way == "archive":
+        with zipfile.ZipFile(tmp_path / "parts.zip", "w") as archive:
+            for name, content in names.items():
+                archive.writestr(f"parts/{name}", content)
+        job = workspace.import_archive("bolt", tmp_path / "parts.zip", on_end=ended.set)
+    else:
+        for name, content in names.items():
+            (tmp_path / "parts" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "parts" / name).write_bytes(content)
+        folder = tmp_path / "parts" / (bad if way == "flawed folder" else "")
+        job = workspace.import_folder("bolt", folder, on_end=ended.set)
+    assert ended.wait(30)
+
+    good = 0 if way == "flawed folder" else 2
+    assert (job.added, job.flawed, job.refused_count) == (good + 1, 1, 0)
+    roles = [image.role for image in workspace.teaching("bolt").images().values()]
+    assert sorted(roles) == ["flawed"] + ["learn"] * good
+
+
+@pytest.mark.parametrize("inner", ["", "parts/"])
+def test_folders_of_which_nothing_says_which_is_good_are_refused(
+    workspace: Workspace, tmp_path: Path, inner: str
+) -> None:
+    for name in ("positive", "negative"):
+        (tmp_path / "set" / inner / name).mkdir(parents=True)
+        (tmp_path / "set" / inner / name / "a.png").write_bytes(picture(100))
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        for name in ("positive", "negative"):
+            archive.writestr(f"{inner}{name}/a.png", picture(100))
+
+    line = "nothing says whether negative/ and positive/ hold good or flawed parts: rename them"
+    with pytest.raises(FlawsmithError, match=line):
+        workspace.import_folder("bolt", tmp_path / "set", on_end=lambda: None)
+    with pytest.raises(FlawsmithError, match=line):
+        workspace.import_archive("bolt", tmp_path / "set.zip", on_end=lambda: None)
+    assert workspace.teaching("bolt").images() == {}
+
+
 def test_names_in_an_archive_lead_nowhere(workspace: Workspace, tmp_path: Path) -> None:
     hostile = {
         "../../../../evil.png": picture(1),

@@ -273,7 +273,7 @@ class Teaching:
             source: file in the folder of incoming images, which goes.
             name: as the giver calls the file.
             folder: in which the giver had it.
-            role: what it is to be used for.
+            role: what it is to be used for; out of a folder whose name says so it is flawed, whatever else was meant.
             modified: when the giver's file was written, seconds since 1970; None: now.
 
         Returns:
@@ -282,7 +282,7 @@ class Teaching:
         Raises:
             FlawsmithError: nothing can be written.
         """
-        shown = _shown(name)
+        shown, role = _shown(name), role_said(folder, role)
         try:
             if Path(shown).suffix.lower() not in IMAGE_SUFFIXES:
                 return Addition(shown, "refused", why="no image by its name: save it as PNG or JPEG")
@@ -695,6 +695,17 @@ def _folders_of(groups: Groups) -> dict[str, str]:
         says_else = meaning(folder) is not None or is_set_apart(folder) or folder in folders.values()
         folders[name] = f"{groups.by} {number}" if says_else or not folder else folder
     return folders
+
+
+def role_said(folder: str, role: Role) -> Role:
+    """The role of an image by the folders that it comes in: flawed parts are never learned from as good.
+
+    Example:
+        >>> role_said("parts/reject/2026-11-23", "learn"), role_said("parts/ok", "learn")
+        ('flawed', 'learn')
+    """
+    says_flawed = any(meaning(part) == "flawed" for part in re.split(r"[/\\]", folder))
+    return "flawed" if says_flawed and role in USED else role
 
 
 def _inner(folder: str) -> str:

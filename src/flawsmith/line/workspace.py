@@ -22,18 +22,20 @@ import threading
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+from flawsmith.data.layouts.names import sort_folders
 from flawsmith.line.looks import Looks
 from flawsmith.line.settings import LINE_NAME, LineSettings, ServiceSettings, read_toml
-from flawsmith.line.teaching import Addition, Role, Teaching
+from flawsmith.line.teaching import USED, Addition, Role, Teaching, role_said
 from flawsmith.line.trainings import Training, Trainings
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import IMAGE_SUFFIXES, is_stray, iter_images, replacing
+from flawsmith.runtime.files import IMAGE_SUFFIXES, is_stray, iter_images, printable, replacing
 from flawsmith.runtime.outputs import exclusive_folder, remove_unfinished
 
 LINES, SETTINGS = "studio.json", "settings.toml"
@@ -64,6 +66,7 @@ class Import:
         total: files that may be images.
         done: of them.
         added, known: images that are new, and that were there already.
+        flawed: of the new ones those that their folders say are flawed, where good ones were asked for.
         refused: the first that cannot be taken, with the reason.
         refused_count: number of all of those.
         passed_over: files that are no images by their names.
@@ -76,15 +79,17 @@ class Import:
     done: int = 0
     added: int = 0
     known: int = 0
+    flawed: int = 0
     refused: list[str] = field(default_factory=list)
     refused_count: int = 0
     passed_over: int = 0
     error: str = ""
     is_over: bool = False
 
-    def note(self, addition: Addition) -> None:
-        """Count what became of a file."""
+    def note(self, addition: Addition, asked: Role) -> None:
+        """Count what became of a file that was to have a role."""
         self.done += 1
+        self.flawed += addition.outcome == "added" and addition.role == "flawed" != asked
         self.added += addition.outcome == "added"
         self.known += addition.outcome == "known"
         if addition.outcome == "refused":
@@ -209,7 +214,8 @@ class Workspace:
         They are copied, so that what happens to the folder later changes nothing that was taught.
 
         Raises:
-            FlawsmithError: there is no such folder, it has no images or too many, or another import works.
+            FlawsmithError: there is no such folder, it has no images or too many, nothing says which of its folders
+                hold flawed parts, or another import works.
         """
         paths = []
         for path in iter_images(folder):
@@ -218,6 +224,7 @@ class Workspace:
                 raise FlawsmithError(f"{folder} has more than {MOST_FILES:,} images: name one of its folders")
         if not paths:
             raise FlawsmithError(f"{folder} has no images: check the path")
+        _refuse_unclear((path.relative_to(folder) for path in paths), role)
         job = self._begin(line, folder.name, len(paths))
 
         def work() -> None:
@@ -230,13 +237,16 @@ class Workspace:
                         modified = path.stat().st_mtime
                         self._copy(path, copy)
                     except OSError as error:
-                        job.note(Addition(path.name, "refused", why=f"cannot be read ({error.strerror})"))
+                        job.note(Addition(path.name, "refused", why=f"cannot be read ({error.strerror})"), role)
                         continue
-                    job.note(
-                        self.teaching(line).add(
-                            copy, name=path.name, folder="" if inside == "." else inside, role=role, modified=modified
-                        )
+                    addition = self.teaching(line).add(
+                        copy,
+                        name=path.name,
+                        folder="" if inside == "." else inside,
+                        role=role_said(folder.name, role),
+                        modified=modified,
                     )
+                    job.note(addition, role)
 
         self._run(job, work, on_end)
         return job
@@ -258,6 +268,7 @@ class Workspace:
         images = [entry for entry in entries if Path(entry.filename).suffix.lower() in IMAGE_SUFFIXES]
         try:
             self._check_archive(images)
+            _refuse_unclear((PurePosixPath(entry.filename.replace("\\", "/")) for entry in images), role)
             job = self._begin(line, archive.name, len(images))
         except FlawsmithError:
             opened.close()
@@ -294,18 +305,19 @@ class Workspace:
                 return
             folder, _, name = entry.filename.replace("\\", "/").rpartition("/")
             if entry.file_size > self._settings.max_bytes:
-                job.note(Addition(name, "refused", why=f"has more than {self._settings.max_bytes} bytes"))
+                job.note(Addition(name, "refused", why=f"has more than {self._settings.max_bytes} bytes"), role)
                 continue
             with self.incoming() as path:
                 try:
                     left -= self._extract(archive, entry, path, min(left, self._settings.max_bytes))
                 except (zipfile.BadZipFile, zlib.error, EOFError, OSError, NotImplementedError, RuntimeError) as error:
-                    job.note(Addition(name, "refused", why=f"the archive is damaged here ({error})"))
+                    job.note(Addition(name, "refused", why=f"the archive is damaged here ({error})"), role)
                     continue
                 modified = None
                 with suppress(ValueError, OverflowError):
                     modified = time.mktime((*entry.date_time, 0, 0, -1))
-                job.note(self.teaching(line).add(path, name=name, folder=folder, role=role, modified=modified))
+                addition = self.teaching(line).add(path, name=name, folder=folder, role=role, modified=modified)
+                job.note(addition, role)
 
     def _extract(self, archive: zipfile.ZipFile, entry: zipfile.ZipInfo, path: Path, most: int) -> int:
         """Bytes of an entry, counted as they come: what an archive says of their number need not be so.
@@ -398,6 +410,23 @@ class Workspace:
                 except Exception:
                     log.exception("images of %s cannot be looked at", teaching.folder)
                     self._ended.wait(5)
+
+
+def _refuse_unclear(images: Iterable[PurePath], role: Role) -> None:
+    """Refuse folders beside each other of which one may hold good and another flawed parts, where nothing says which.
+
+    Raises:
+        FlawsmithError: naming them.
+    """
+    beside: dict[PurePath, set[Path]] = defaultdict(set)
+    for folder in {parent for image in images for parent in image.parents if parent.name}:
+        beside[folder.parent].add(Path(folder))
+    for folders in beside.values() if role in USED else ():
+        names = sort_folders(sorted(folders))
+        if names.unclear and not names.good:
+            unclear = " and ".join(f"{printable(folder.name)}/" for folder in names.unclear)
+            fix = "rename them to good/ and bad/, or give one of them"
+            raise FlawsmithError(f"nothing says whether {unclear} hold good or flawed parts: {fix}")
 
 
 def _is_stray(name: str) -> bool:

@@ -56,28 +56,18 @@ _NO_IMAGE_NAMES = frozenset({"readme", "license", "licence", "copying", "notice"
 _STRAY = frozenset(
     {
         *("$recycle.bin", "recycler", "recycled", "system volume information", "thumbs", "msdownld.tmp"),  # Windows
-        *("msocache", "recycle bin", "papierkorb", "corbeille", "papelera de reciclaje", "cestino"),
+        *("msocache", "recycle bin", "papierkorb", "corbeille", "papelera de reciclaje", "papelera", "cestino"),
+        *("lixeira", "prullenbak", "kosz", "корзина", "ごみ箱", "回收站", "휴지통", "onedrivetemp"),
         *("__macosx", "network trash folder", "temporary items", "thevolumesettingsfolder"),  # macOS and its archives
         "ipod photo cache",
         *("lost+found", "trash", "paxheader", "paxheaders"),  # Linux and archives
-        *(
-            "@eadir",
-            "@tmp",
-            "@recycle",
-            "@recently-snapshot",
-            "@__thumb",
-            "@synoresource",
-            "@sharebin",
-            "@appstore",
-            "recycle",
-            "#recycle",
-            "#snapshot",
-            "~snapshot",
-        ),  # boxes
+        *("recycle", "#recycle", "#snapshot", "~snapshot"),  # boxes
         *("thumbnails", "thumbnail", "thumb", "_thumbs", "_thumbnails", "_vti_cnf", "_gsdata_", "captureone"),
+        *("__thumbnails__", "picasa originals", "desktop db", "desktop df", "__pycache__", "node_modules"),
     }
 )
-_NUMBERED_STRAY = re.compile(r"(found|paxheaders)\.\d+|.*\.lrdata", re.ASCII)
+# Boxes begin the names of their folders with @, Windows those of its own with $; people hardly do. Images have endings.
+_PATTERN_OF_STRAY = re.compile(r"(found|paxheaders)\.\d+|.*\.lrdata|[@$][^.]+|thumb(nail)?s?[_-]?\d+", re.ASCII)
 
 
 def is_stray(name: str) -> bool:
@@ -88,7 +78,7 @@ def is_stray(name: str) -> bool:
         [True, True, True, True, True, False]
     """
     lower = name.casefold()
-    return name.startswith(".") or lower in _STRAY or _NUMBERED_STRAY.fullmatch(lower) is not None
+    return name.startswith(".") or lower in _STRAY or _PATTERN_OF_STRAY.fullmatch(lower) is not None
 
 
 def is_folder(path: str | Path) -> bool:

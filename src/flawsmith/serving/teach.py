@@ -127,6 +127,7 @@ class ImportFacts(BaseModel):
     done: int
     added: int
     known: int
+    flawed: int = Field(description="of those added, by the names of their folders, where good ones were asked for")
     refused: list[str]
     refused_count: int
     passed_over: int

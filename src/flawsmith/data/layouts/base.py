@@ -6,7 +6,7 @@ import difflib
 import os
 import re
 from abc import ABC, abstractmethod
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -55,7 +55,8 @@ def means_good(folder: Path) -> bool:
     return meaning(folder.name) == "good"
 
 
-TEST_FOLDERS = frozenset({"test", "testing", "tests"})
+TRAIN_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "tests")
 
 
 def is_set_apart(name: str) -> bool:
@@ -219,9 +220,14 @@ class Collector:
         self._samples: list[Sample] = []
 
     def add_good_of(self, folder: Path, split: Split) -> None:
-        """Add the images of a folder of good parts; masks and overlays among them are noted."""
+        """Add the images of a folder of good parts; masks, overlays and folders of flawed parts in it are noted."""
         files = ImagesOf(folder)
-        self.add_good(files.images, split)
+        flawed = {path: place for path in files.images if (place := _flawed_place(folder, path)) is not None}
+        self.add_good((path for path in files.images if path not in flawed), split)
+        for place, number in sorted(Counter(flawed.values()).items()):
+            name = place.relative_to(self.root).as_posix()
+            fix = f"its name says flawed, among good parts; put it beside {folder.name}/"
+            self.notes.append(f"not used: {name}/ ({count(number, 'image')}): {fix}")
         self.note_companions(files.companions)
 
     def note_companions(self, paths: Sequence[Path]) -> None:
@@ -272,6 +278,13 @@ class Collector:
         )
 
 
+def _flawed_place(folder: Path, image: Path) -> Path | None:
+    """The folder between a folder of good parts and an image in it whose name says that its parts are flawed."""
+    parts = image.relative_to(folder).parts[:-1]
+    depth = next((depth for depth, part in enumerate(parts, 1) if meaning(part) == "flawed"), None)
+    return None if depth is None else folder.joinpath(*parts[:depth])
+
+
 def _labelled_good(validation: Path) -> list[Path]:
     """The images in the sub-folders whose names mean good, sorted.
 
@@ -281,9 +294,10 @@ def _labelled_good(validation: Path) -> list[Path]:
     good: list[Path] = []
     for folder in subfolders(validation):
         images = ImagesOf(folder).images
-        if images and not means_good(folder):
+        places = (_flawed_place(folder, path) if means_good(folder) else folder for path in images)
+        for place, number in Counter(filter(None, places)).items():
             raise FlawsmithError(
-                f"{folder} has {count(len(images), 'image')}, but good parts alone set the limit: move them to "
+                f"{place} has {count(number, 'image')}, but good parts alone set the limit: move them to "
                 f"{validation.name}/{GOOD}/ if they are good, else out of {validation.name}/"
             )
         good += images

@@ -11,6 +11,8 @@ from pathlib import Path
 
 from flawsmith.data.layouts.base import (
     MASK_FOLDERS,
+    TEST_FOLDERS,
+    TRAIN_FOLDERS,
     Layout,
     by_name,
     count,
@@ -186,8 +188,8 @@ def _is_archive(path: Path) -> bool:
 def _refuse_part_of_a_category(root: Path) -> None:
     """Test images or masks, given by mistake, would be learned as good images."""
     part = root.name.casefold()
-    others = ("train", "ground_truth") if part == "test" else ("train", "test")
-    if part in {"test", *MASK_FOLDERS} and subfolder(root.parent, *others) is not None:
+    others = (*TRAIN_FOLDERS, *(("ground_truth",) if part in TEST_FOLDERS else TEST_FOLDERS))
+    if part in {*TEST_FOLDERS, *MASK_FOLDERS} and subfolder(root.parent, *others) is not None:
         raise FlawsmithError(f"{root} is only the {root.name}/ part of {root.parent}; give {root.parent}")
 
 

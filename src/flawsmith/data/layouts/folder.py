@@ -34,7 +34,14 @@ from flawsmith.data.layouts.base import (
     subfolder,
     subfolders,
 )
-from flawsmith.data.layouts.names import Sorted, has_another_role, meaning, say_when_or_where, sort_folders
+from flawsmith.data.layouts.names import (
+    Sorted,
+    has_another_role,
+    meaning,
+    say_when_or_where,
+    says_when_or_where,
+    sort_folders,
+)
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import find_images
@@ -122,8 +129,11 @@ def _add_train(collector: Collector, folders: Sorted) -> None:
             collector.add_good_of(folder, "train")
         return
     unlabelled = folders.unknown + folders.unclear
-    if len(unlabelled) > 1 or (unlabelled and folders.flawed):
-        kind = "" if say_when_or_where(unlabelled) and not folders.unclear else f", {SAYS_NOTHING}"
+    if len(unlabelled) > 1 or (unlabelled and (direct or folders.flawed)):
+        # One folder beside flawed parts holds the good ones; one beside other images may hold what was sorted out.
+        alone = len(unlabelled) == 1 and not folders.flawed
+        places = says_when_or_where(unlabelled[0].name) if alone else say_when_or_where(unlabelled)
+        kind = "" if places and not folders.unclear else f", {SAYS_NOTHING}"
         fix = "if any of them holds flawed parts, rename it to bad/"
         notes.append(f"{UNLABELLED}: all images in {_listing(unlabelled)}{kind}; {fix}")
     _refuse_labels_below(root, unlabelled)

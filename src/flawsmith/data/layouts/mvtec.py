@@ -22,6 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from flawsmith.data.layouts.base import (
+    TEST_FOLDERS,
+    TRAIN_FOLDERS,
     VALIDATION_FOLDERS,
     Collector,
     ImagesOf,
@@ -57,10 +59,10 @@ class MvtecLayout(Layout):
         return f"{self.name} layout, because it has {', '.join(folders)}{without_train(root)}" if folders else None
 
     def near_miss(self, root: Path) -> str | None:
-        train, test = subfolder(root, "train"), subfolder(root, "test")
+        train, test = subfolder(root, *TRAIN_FOLDERS), subfolder(root, *TEST_FOLDERS)
         if train is not None and not _train_good(root) and (test is not None or ground_truth(root) is not None):
             return f"{train.name}/ is there, but no {train.name}/good/"
-        if train is None and test is not None and not split_folders(root):
+        if train is None and (test := subfolder(root, "test")) is not None and not split_folders(root):
             return f"{test.name}/ is there, but no train/good/"
         return None
 
@@ -70,7 +72,7 @@ class MvtecLayout(Layout):
 
 def split_folders(root: Path) -> list[str]:
     """The folders by which this arrangement is known, as ``train/good/``; empty where ``root`` is not so arranged."""
-    good, test = _train_good(root), subfolder(root, "test")
+    good, test = _train_good(root), subfolder(root, *TEST_FOLDERS)
     if not good and not _is_test_set(root):
         return []
     # rgb/ and xyz/ below train/good/ are MVTec 3D-AD, a layout of its own: depth maps are no images to learn from.
@@ -88,8 +90,8 @@ def without_train(root: Path) -> str:
 
 def _is_test_set(root: Path) -> bool:
     """Whether there is a labelled test split, and nothing beside it that could be meant to be learned from."""
-    test = subfolder(root, "test")
-    beside = [folder for folder in subfolders(root) if folder.name.casefold() == "train" or means_good(folder)]
+    test = subfolder(root, *TEST_FOLDERS)
+    beside = [f for f in subfolders(root) if f.name.casefold() in TRAIN_FOLDERS or means_good(f)]
     if test is None or beside or direct_images(root):
         return False
     folders = sort_folders([folder for folder in subfolders(test) if has_images(folder)])
@@ -120,12 +122,12 @@ def read_category(layout: Layout, root: Path) -> Dataset:
     for folder in good:
         collector.add_good_of(folder, "train")
     collector.add_validation()
-    test, train = subfolder(root, "test"), subfolder(root, "train")
+    test, train = subfolder(root, *TEST_FOLDERS), subfolder(root, *TRAIN_FOLDERS)
     for folder in subfolders(train) if train is not None else ():
         if folder not in good and has_images(folder):
             number = count(len(find_images(folder)), "image")
             collector.notes.append(
-                f"not used: train/{folder.name}/ ({number}), since good images alone are learned from"
+                f"not used: {folder.relative_to(root).as_posix()}/ ({number}), since good images alone are learned from"
             )
     if test is not None:
         _add_test(collector, test, ground_truth(root))
@@ -138,7 +140,9 @@ def _add_test(collector: Collector, test: Path, truth: Path | None) -> None:
     stray = len(find_images(test)) - sum(len(find_images(folder)) for folder in folders)
     if stray > 0:
         number = count(stray, "image")
-        collector.notes.append(f"not used: {number} directly in test/; move them to test/good/ or test/<defect>/")
+        collector.notes.append(
+            f"not used: {number} directly in {test.name}/; move them to {test.name}/good/ or {test.name}/<defect>/"
+        )
     for folder in folders:
         masks = MaskFolder(subfolder(truth, folder.name) if truth else None)
         if folder in good:
@@ -186,7 +190,7 @@ def _masks_of_other_defects(truth: Path, defects: list[Path]) -> list[Path]:
 
 def _train_good(root: Path) -> list[Path]:
     """The folders of good images to learn from, sorted by name."""
-    train = subfolder(root, "train")
+    train = subfolder(root, *TRAIN_FOLDERS)
     return [folder for folder in subfolders(train) if means_good(folder)] if train is not None else []
 
 

@@ -139,7 +139,7 @@ _FLAWED = _words("""
     blemish blemishes blemished deviation deviations deviating toss tossed marred worn dead malestado kaputte kaputter
     hylätyt hylätyksi zavrnjeno zavrnjeni zamítnuto zamítnuté zamietnuté odrzucone odrzucony elutasítva elutasított
     пошкоджені пошкоджений поврежденные поврежденный одбијено неисправни неисправан שבור שבורים rysa rysy rissen
-    kalitesiz çürük masama échoué
+    kalitesiz çürük masama échoué aussortiert aussortierte
     سيئ سيء معيب تالف بد معیوب רע פגום खराब เสีย ไม่ผ่าน
 """)
 # Languages without spaces: searched for within a name, the longest first.

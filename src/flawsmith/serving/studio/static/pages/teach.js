@@ -16,7 +16,7 @@ const GROUPINGS = { auto: "as it comes", day: "day", folder: "folder", name: "fi
 let facts = null; // TeachFacts
 let shown = { items: [], total: 0, next: null };
 let filter = { role: "good", group: null, sort: "oddest", only: null };
-let upload = null; // {done, total, added, known, refused: [...]}
+let upload = null; // {done, total, added, known, flawed, refused: [...]}
 let isOver = false;
 let isTaking = false;
 let looked = null; // the image in the dialog
@@ -66,7 +66,7 @@ const changed = (told) => {
 
 async function add(files, role = "learn") {
   if (!files.length || upload) return;
-  upload = { done: 0, total: files.length, added: 0, known: 0, refused: [] };
+  upload = { done: 0, total: files.length, added: 0, known: 0, flawed: 0, refused: [] };
   draw();
   const waiting = [...files];
   const work = async () => {
@@ -78,6 +78,7 @@ async function add(files, role = "learn") {
         const told = await post(ofLine(`/teach/${isArchive ? "archives" : "images"}?${query}`), file);
         if (isArchive) upload.archives = (upload.archives ?? 0) + 1;
         else upload[told.outcome] += 1;
+        if (told.outcome === "added" && told.role === "flawed" && role !== "flawed") upload.flawed += 1;
       } catch (error) {
         upload.refused.push(isArchive ? `${file.name}: ${error.message}` : error.message);
       }
@@ -86,9 +87,9 @@ async function add(files, role = "learn") {
     }
   };
   await Promise.all(Array.from({ length: UPLOADS }, work));
-  const { added, known, refused, archives } = upload;
+  const { added, known, flawed, refused, archives } = upload;
   upload = null;
-  const parts = [added ? `${several(added, "image")} added` : "", known ? `${count(known)} known already` : "", archives ? "the archive is being unpacked" : ""].filter(Boolean);
+  const parts = [added ? `${several(added, "image")} added` : "", flawed ? `${count(flawed)} of them as flawed, as their folders are called` : "", known ? `${count(known)} known already` : "", archives ? "the archive is being unpacked" : ""].filter(Boolean);
   if (parts.length) notify(`${parts.join(", ")}.`);
   if (refused.length) notify(`${several(refused.length, "file")} not taken: ${refused.slice(0, 3).join("; ")}${refused.length > 3 ? " …" : ""}`, { isBad: true });
   await load();
@@ -191,7 +192,7 @@ const dropZone = () => {
     ${done ? html`<div><progress max=${done[1]} value=${done[0]} aria-label="Images added"></progress><span class="small n">${count(done[0])} of ${count(done[1])}${job ? ` from ${job.source}` : ""}</span></div>` : html`
     <form class="row" @submit=${addFolder}><label class="quiet small" for="path">or a folder on the machine of the studio</label><input type="text" id="path" name="path" placeholder="/data/${line}/good" data-testid="teach.path" autocomplete="off"><button data-testid="teach.add" ?disabled=${!who.isEngineer}>Add</button></form>`}
   </section>
-  ${facts.adding?.is_over && (facts.adding.error || facts.adding.refused_count) ? html`<p class="remark" data-testid="teach.refused">From ${facts.adding.source}: ${several(facts.adding.added, "image")} added${facts.adding.refused_count ? `, ${count(facts.adding.refused_count)} not taken (${facts.adding.refused.slice(0, 3).join("; ")})` : ""}${facts.adding.error ? `. It ended early: ${facts.adding.error}` : ""}</p>` : nothing}`;
+  ${facts.adding?.is_over && (facts.adding.error || facts.adding.refused_count || facts.adding.flawed) ? html`<p class="remark" data-testid="teach.refused">From ${facts.adding.source}: ${several(facts.adding.added, "image")} added${facts.adding.flawed ? `, ${count(facts.adding.flawed)} of them as flawed, as their folders are called` : ""}${facts.adding.refused_count ? `, ${count(facts.adding.refused_count)} not taken (${facts.adding.refused.slice(0, 3).join("; ")})` : ""}${facts.adding.error ? `. It ended early: ${facts.adding.error}` : ""}</p>` : nothing}`;
 };
 
 const groupName = (name) => name || (facts.grouped_by === "none" ? "all images" : "without a group");
