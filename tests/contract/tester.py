@@ -377,11 +377,12 @@ class MethodTester:
         self,
         trained_small: Trained,
         train_small: Train,
+        killed_after: Callable[[int], None],
         parts: Path,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        """Features, synthetic flaws and steps in torch; limits and inspection are the exported model's, as ever."""
+        """Features, synthetic flaws and steps in torch; what follows is the exported model's, as ever, and left out."""
         gaussian = PatchModel.gaussian
 
         def as_on_the_cpu(self: PatchModel, like: torch.Tensor, *purpose: Any) -> torch.Tensor:
@@ -389,17 +390,18 @@ class MethodTester:
 
         monkeypatch.setattr(PatchModel, "gaussian", as_on_the_cpu)  # a GPU has random numbers of its own
         expected = trained_small(self.name)
+        killed_after(AFTER_STAGES)
 
-        result = train_small(self.name, parts, tmp_path / "run", engine="torch", accelerator=DEVICE.type)
+        with pytest.raises(Killed):
+            train_small(self.name, parts, tmp_path / "run", engine="torch", accelerator=DEVICE.type)
 
-        spec = result.bundle.spec
-        assert (spec.engine, spec.precision, spec.decision.engine) == ("onnxruntime", "float32", "onnxruntime")
-        rows, known = (list(map(json.loads, metrics_of(run.folder).splitlines())) for run in (result, expected))
+        rows, known = (
+            list(map(json.loads, metrics_of(folder).splitlines())) for folder in (tmp_path / "run", expected.folder)
+        )
         assert [row.keys() for row in rows] == [row.keys() for row in known]
         for row, other in zip(rows, known, strict=True):
             losses = {name: value for name, value in other.items() if name.startswith("loss")}
             assert {name: row[name] for name in losses} == pytest.approx(losses, rel=0.05, abs=1e-3)
-        assert spec.decision.limit == pytest.approx(expected.bundle.spec.decision.limit, rel=0.1)
 
     def test_same_seed_gives_the_same_state(self, build: Callable[..., AnomalyModel]) -> None:
         first, second, other = (initialise(build(seed=seed)).trained_state() for seed in (3, 3, 4))

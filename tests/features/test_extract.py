@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import yaml
 
 from flawsmith.features import extract as graphs
 from flawsmith.features.backbones import Backbone, load_backbone
@@ -25,6 +28,7 @@ from flawsmith.features.extract import (
 )
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
+from flawsmith.runtime.inspector import Inspector
 
 SIZE = (64, 96)
 
@@ -202,3 +206,20 @@ def test_key_of_a_graph_tells_weights_levels_and_sizes_apart() -> None:
 
     assert len(keys) == 4
     assert graph_key(load_backbone("test_efficientnet@random", seed=1), SIZE) in keys
+
+
+def test_a_training_with_torch_gives_a_model_that_inspects_in_onnx_runtime(
+    trained_small: Callable[[str], Any], train_small: Callable[..., Any], parts: Path, tmp_path: Path
+) -> None:
+    device = torch.device(os.environ.get("FLAWSMITH_TEST_DEVICE", "cpu"))
+    expected = trained_small("pbas").bundle.spec
+
+    result = train_small("pbas", parts, tmp_path / "run", engine="torch", accelerator=device.type)
+
+    spec = result.bundle.spec
+    assert yaml.safe_load((result.folder / "config.yaml").read_text(encoding="utf-8"))["engine"] == "torch"
+    assert (spec.engine, spec.precision, spec.decision.engine) == ("onnxruntime", "float32", "onnxruntime")
+    assert spec.decision.limit == pytest.approx(expected.decision.limit, rel=0.1)
+    assert Inspector.load(result.model).calibrated
+    with pytest.raises(FlawsmithError, match="torch computes in float32"):
+        train_small("pbas", parts, tmp_path / "other", engine="torch", precision="bfloat16")
