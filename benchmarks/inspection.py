@@ -278,7 +278,7 @@ def main() -> None:
             + node_costs(model, 3 if args.quick else 20)
             for model in (Model("pbas", BACKBONES[preset], preset) for preset in args.presets)
         ]
-    parts = [*(args.methods if args.methods != METHODS else []), *(args.presets if args.presets != ["fast"] else [])]
+    parts = args.methods if args.methods != METHODS else [preset for preset in args.presets if preset != "fast"]
     name = "_".join(["inspection", *parts])
     page(name, "What an inspection costs", sections, write=args.write)
 
