@@ -122,6 +122,19 @@ def test_drawn_set_is_found_and_read_in_its_official_layout(key: str, tmp_path: 
     assert all(bool(dataset.good_train) == (official.made_from is None) for dataset in datasets)
 
 
+@pytest.mark.parametrize(("name", "sets"), [("glass-table-4", {"mvtec", "mad_man"}), ("aand-table-2", {"mvtec"})])
+def test_chosen_category_is_drawn_though_not_every_set_of_the_plan_has_it(
+    name: str, sets: set[str], tmp_path: Path
+) -> None:
+    plan = chosen_plan(name, categories=["bottle"])
+    draw_sets(tmp_path, plan)
+
+    runs = [task.run for task in tasks(made_small(plan, tmp_path))]
+
+    assert {(dataset_key(run.dataset), run.category) for run in runs} == {("mvtec", "bottle")}
+    assert {dataset_key(each.dataset) for run in runs for each in run.further} == sets
+
+
 def test_hypothesis_as_decided_trains_nothing_that_the_other_two_have_not(drawn: Path) -> None:
     runs = [task.run for task in tasks(small("glass-table-1", drawn))]
     keys = {

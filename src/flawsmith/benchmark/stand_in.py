@@ -134,8 +134,12 @@ def made_small(plan: Plan, root: Path) -> Plan:
         plan: with data sets by their keys.
         root: folder of the drawn data.
     """
-    sets = [official_set(path.name) for path in plan.data]
-    names = {name for official in sets for name in drawn_categories(official, plan)}
+
+    def drawn(folders: Sequence[Path]) -> tuple[Path, ...]:
+        """Those of the sets that have a category that was drawn."""
+        return tuple(root / path.name for path in folders if drawn_categories(official_set(path.name), plan))
+
+    names = {name for path in plan.data for name in drawn_categories(official_set(path.name), plan)}
     changes = {
         "methods": tuple(_small(experiment, names) for experiment in plan.experiments()),
         "presets": (),
@@ -144,8 +148,8 @@ def made_small(plan: Plan, root: Path) -> Plan:
         "vary": {},
         "resamples": 0,
         "categories": () if ANY in names else tuple(sorted(names)),
-        "data": tuple(root / path.name for path in plan.data),
-        "evaluate_on": tuple(root / path.name for path in plan.evaluate_on),
+        "data": drawn(plan.data),
+        "evaluate_on": drawn(plan.evaluate_on),
         "textures": None if plan.textures is None else str(root / TEXTURES),
     }
     return plan.model_copy(update=changes)
