@@ -9,7 +9,6 @@ are not simulated. Prints a table in Markdown.
 from __future__ import annotations
 
 import argparse
-import resource
 import shutil
 import subprocess
 import sys
@@ -56,8 +55,6 @@ def main() -> None:
     for words, more, seconds in steps:
         clicks += more
         print(f"| {words} | {clicks} | {seconds:.1f} |")
-    used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    print(f"\nCPU seconds of all processes, browser included: {used.ru_utime + used.ru_stime:.0f}")
 
 
 def _walk(
