@@ -235,21 +235,6 @@ def test_the_bank_scatters_as_the_detectors_maps_do_times_its_weight(weight: flo
     assert float(distances.std()) == pytest.approx(weight * spread, rel=0.35)
 
 
-@pytest.mark.parametrize(("stride", "place"), [(8, 0), (16, 1)])
-def test_a_bank_counts_on_the_map_of_its_grid(stride: int, place: int, seed: int) -> None:
-    images, fresh = Images(20, seed), Images(2, seed + 1)
-    model = first(config(bank=[{"side": 1, "stride": stride}]), seed=seed)
-    for stage in model.stages(Data(images)):  # type: ignore[arg-type]
-        stage.compute()  # type: ignore[union-attr]
-
-    with torch.no_grad():
-        maps, alone = model.score_maps(fresh.levels), model.normalised_maps(fresh.levels)
-
-    assert model.bank is not None
-    assert torch.equal(maps[1 - place], alone[1 - place])
-    torch.testing.assert_close(maps[place], alone[place] + model.bank(fresh.levels))
-
-
 def test_a_bank_that_is_not_fitted_yet_has_no_say_in_the_choice_of_a_checkpoint() -> None:
     model, levels = first(config(), "level"), Images(2, 0).levels
 

@@ -211,8 +211,7 @@ class ScoreMapModel(AnomalyModel):
 
     Attributes:
         norms: what makes scores comparable, one a score map; empty where all scores stay as they are.
-        bank: what else counts; added to the score map on its grid, or to the last one where none is. None: nothing else
-            does.
+        bank: what else counts, on the coarsest level's grid; added to the last score map. None: nothing else does.
     """
 
     config: BankConfig
@@ -249,11 +248,8 @@ class ScoreMapModel(AnomalyModel):
         maps = self.normalised_maps(levels)
         if self.bank is None or not self.bank.counts_on_map:
             return maps
-        distances = self.bank(levels)[:, None]
-        grids = [scores.shape[-2:] for scores in maps]
-        place = max((n for n, grid in enumerate(grids) if grid == distances.shape[-2:]), default=len(maps) - 1)
-        summed = maps[place] + resize(distances, grids[place])[:, 0]
-        return [*maps[:place], summed, *maps[place + 1 :]]
+        *finer, last = maps
+        return [*finer, last + resize(self.bank(levels)[:, None], last.shape[-2:])[:, 0]]
 
     def learned_so_far(self) -> Self:
         so_far = super().learned_so_far()
