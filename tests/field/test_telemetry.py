@@ -298,6 +298,8 @@ def hear(event, arguments):
         heard = ["network", arguments[1][0] if isinstance(arguments[1], tuple) else None]
     elif event in ("socket.getaddrinfo", "socket.gethostbyname", "urllib.Request"):
         heard = ["network", arguments[0]]
+    elif event == "sqlite3.connect" and "mode=ro" in str(arguments[0]):
+        return
     elif event in ("os.mkdir", "sqlite3.connect"):
         heard = ["file", os.path.realpath(arguments[0])]
     elif event == "open" and not isinstance(arguments[0], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR):

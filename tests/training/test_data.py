@@ -16,6 +16,7 @@ from flawsmith.data.layouts import load
 from flawsmith.data.splits import calibration_split
 from flawsmith.features import extract
 from flawsmith.features.cache import FeatureCache
+from flawsmith.features.extract import PixelExtractor
 from flawsmith.runtime import image
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
@@ -25,16 +26,8 @@ from flawsmith.synthesis.views import View
 from flawsmith.training.data import FirstLook, TrainingImages, TrainingSet
 
 NETWORK, OTHER = Geometry(size=(48, 64)), Geometry(size=(40, 40), mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))
+PIXELS = PixelExtractor("torch", "float32")
 Make = Callable[..., TrainingSet]
-
-
-class Pixels:
-    """An extractor whose only level is the image itself."""
-
-    engine, precision = "torch", "float32"
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        return [images]
 
 
 @pytest.fixture
@@ -55,7 +48,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 def training_set(tmp_path: Path) -> Make:
     def make(folder: Path, geometry: Geometry = NETWORK) -> TrainingSet:
         cache = FeatureCache("pixels", tmp_path / "cache")
-        return TrainingSet(load(folder).good_train, geometry, Pixels(), cache, seed=0)
+        return TrainingSet(load(folder).good_train, geometry, PIXELS, cache, seed=0)
 
     return make
 
@@ -114,7 +107,7 @@ def test_first_look_leaves_pixels_and_thumbnails_in_the_cache(
     thumbnails = [thumbnail.tobytes() for thumbnail in look.thumbnails(paths)]
     again = [thumbnail.tobytes() for thumbnail in FirstLook((NETWORK, OTHER), tiling, ()).thumbnails(paths)]
     cache = FeatureCache("pixels", tmp_path / "cache")
-    data = TrainingSet(load(parts).good_train, NETWORK, Pixels(), cache, seed=0, tiling=tiling)
+    data = TrainingSet(load(parts).good_train, NETWORK, PIXELS, cache, seed=0, tiling=tiling)
     images = list(data.images(OTHER))
 
     assert set(decoded.values()) == {1}
@@ -206,7 +199,7 @@ def test_file_is_decoded_once_for_all_of_its_tiles_and_sizes(
 ) -> None:
     def make(tiling: Tiling | None) -> TrainingSet:
         cache = FeatureCache("pixels", tmp_path / "cache")
-        return TrainingSet(load(parts).good_train, NETWORK, Pixels(), cache, seed=0, tiling=tiling)
+        return TrainingSet(load(parts).good_train, NETWORK, PIXELS, cache, seed=0, tiling=tiling)
 
     tiled, whole = make(Tiling(size=56, overlap=8)), make(None)
     images, small = np.stack(list(tiled.images())), np.stack(list(tiled.images(OTHER)))
@@ -229,7 +222,7 @@ def test_tiles_outside_of_the_region_are_not_learned_from_and_flaws_stay_inside(
     geometry = NETWORK.model_copy(update={"region": left})
     cache = FeatureCache("pixels", tmp_path / "cache")
     samples = load(parts).good_train[:2]
-    data = TrainingSet(samples, geometry, Pixels(), cache, seed=0, tiling=Tiling(size=56, overlap=8))
+    data = TrainingSet(samples, geometry, PIXELS, cache, seed=0, tiling=Tiling(size=56, overlap=8))
 
     table = data._table(geometry)
     seen = TrainingImages(table, data.rows, geometry).seen(0)

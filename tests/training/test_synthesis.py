@@ -15,6 +15,7 @@ from PIL import Image
 from flawsmith.data.layouts import load
 from flawsmith.data.seeding import Shard
 from flawsmith.features.cache import FeatureCache
+from flawsmith.features.extract import PixelExtractor
 from flawsmith.models.base import SyntheticImages
 from flawsmith.models.components.batches import FeatureBatch, PairedBatches
 from flawsmith.runtime.errors import FlawsmithError
@@ -28,21 +29,12 @@ ROWS = [np.array([0, 1, 2]), np.array([3, 0])]
 Make = Callable[..., TrainingSet]
 
 
-class Pixels:
-    """An extractor whose only level is the image itself."""
-
-    engine, precision = "torch", "float32"
-
-    def __call__(self, images: np.ndarray) -> list[np.ndarray]:
-        return [images]
-
-
 @pytest.fixture
 def images(parts: Path, tmp_path: Path) -> Make:
     def make(*, seed: int = 0, **options: object) -> TrainingSet:
         samples = load(parts).good_train[:4]
         cache = FeatureCache("pixels", tmp_path / "cache")
-        return TrainingSet(samples, GEOMETRY, Pixels(), cache, seed=seed, **options)
+        return TrainingSet(samples, GEOMETRY, PixelExtractor("torch", "float32"), cache, seed=seed, **options)
 
     return make
 

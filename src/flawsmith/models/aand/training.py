@@ -302,7 +302,9 @@ def channels_last(levels: Sequence[Map]) -> list[Map]:
 
 def adam(parameters: Iterable[nn.Parameter], config: AANDConfig) -> torch.optim.Adam:
     """The optimizer of either stage."""
-    return torch.optim.Adam(parameters, lr=config.lr, betas=config.betas, fused=True)
+    # Not fused: that kernel walks weights and moments in the order of memory, and a resumed run's moments are laid out
+    # otherwise than its channels-last weights.
+    return torch.optim.Adam(parameters, lr=config.lr, betas=config.betas)
 
 
 class StageTraining(TrainingModule):
