@@ -29,7 +29,7 @@ class MeanFeature(AnomalyModel):
     """Distance to the mean feature of every position."""
 
     name = "mean_feature"
-    paper = "none: the tutorial of this project, 2026"
+    paper = "in no paper: the tutorial of this project, 2026"
     Config = MeanFeatureConfig
     presets = MappingProxyType(dict.fromkeys(("paper", "official", "fast"), MeanFeatureConfig()))
     mean: Tensor
