@@ -13,9 +13,12 @@ from contextlib import suppress
 from datetime import datetime, timezone
 from typing import Any, Literal
 
-from asyncua import Node, Server, ua
+from asyncua import ua
+from asyncua.common.node import Node
 from asyncua.crypto.permission_rules import USER_TYPES, SimpleRoleRuleset
 from asyncua.server.event_generator import EventGenerator
+from asyncua.server.server import Server
+from asyncua.ua.object_ids import ObjectIds
 
 from flawsmith.line.outputs.delivery import Offline, OutputFacts, check_address
 from flawsmith.line.outputs.settings import OpcUaOutput
@@ -54,10 +57,11 @@ _EMPTY = {
     ua.VariantType.Boolean: False,
     ua.VariantType.DateTime: datetime.fromtimestamp(0, timezone.utc),
 }
+_node_id: Callable[..., ua.NodeId] = ua.NodeId  # its annotations are of asyncua's subclasses of int and str
 _READING = {
-    ua.NodeId(kind)
+    _node_id(kind)
     for kind in set(USER_TYPES)
-    - {ua.ObjectIds.WriteRequest_Encoding_DefaultBinary, ua.ObjectIds.CallRequest_Encoding_DefaultBinary}
+    - {ObjectIds.WriteRequest_Encoding_DefaultBinary, ObjectIds.CallRequest_Encoding_DefaultBinary}
 }
 
 log = logging.getLogger("flawsmith.line")
@@ -65,6 +69,9 @@ log = logging.getLogger("flawsmith.line")
 
 class _ReadOnly(SimpleRoleRuleset):
     """Whoever a client says it is, it reads and subscribes, and no more."""
+
+    def __init__(self) -> None:
+        pass  # needs none of the tables of roles
 
     def check_validity(self, user: object, action_type_id: ua.NodeId, body: object) -> bool:
         return action_type_id in _READING
@@ -196,13 +203,13 @@ class OpcUaServer:
 
     async def _new_nodes(self, server: Server) -> tuple[dict[str, Node], EventGenerator]:
         space = await server.register_namespace(NAMESPACE)
-        line = await server.nodes.objects.add_object(ua.NodeId(self._line, space), ua.QualifiedName(self._line, space))
+        line = await server.nodes.objects.add_object(_node_id(self._line, space), ua.QualifiedName(self._line, space))
         kind = await server.create_custom_event_type(space, "ResultReadyEventType")
         nodes = {}
         for name, variant in (_RESULT | _STATE).items():
             empty: Any = [] if name in _ARRAYS else _EMPTY.get(variant, 0)
-            data = ua.ObjectIds.BaseDataType if variant is ua.VariantType.Variant else None
-            place = ua.NodeId(f"{self._line}.{name}", space)
+            data = ObjectIds.BaseDataType if variant is ua.VariantType.Variant else None
+            place = _node_id(f"{self._line}.{name}", space)
             nodes[name] = await line.add_variable(place, ua.QualifiedName(name, space), empty, variant, data)
             if name in _RESULT:
                 await kind.add_property(space, name, empty, variant, data)
