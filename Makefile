@@ -53,7 +53,7 @@ $(OLDEST)/.core: pyproject.toml
 $(OLDEST)-train/.train: pyproject.toml
 	$(OLDEST_PYTHON) -m venv --clear $(OLDEST)-train
 	$(OLDEST)-train/bin/python -m pip install $(PIP_FLAGS) uv
-	$(OLDEST)-train/bin/uv pip install --quiet --python $(OLDEST)-train/bin/python --resolution lowest-direct -e '.[train,serve,mqtt,plc,camera,int8]'
+	$(OLDEST)-train/bin/uv pip install --quiet --python $(OLDEST)-train/bin/python --resolution lowest-direct -e '.[train,serve,mqtt,plc,opcua,camera,int8]'
 	$(OLDEST)-train/bin/uv pip install --quiet --python $(OLDEST)-train/bin/python pytest pytest-xdist filelock hypothesis \
 		trustme standardwebhooks 'tritonclient[http]' mapie
 	@touch $@

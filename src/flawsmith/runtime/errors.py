@@ -21,6 +21,7 @@ _PACKAGES = {
     "serve": ("fastapi", "starlette", "uvicorn", "h11", "python_multipart", "prometheus_client", "watchfiles", "tomli"),
     "mqtt": ("paho",),
     "plc": ("pymodbus",),
+    "opcua": ("asyncua",),
 }
 """Import names of what each tier installs."""
 

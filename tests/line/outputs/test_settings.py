@@ -18,6 +18,7 @@ from flawsmith.runtime.errors import FlawsmithError
 WEBHOOK = f'kind = "webhook"\nurl = "https://mes/hook"\nsecret = "{SECRET}"\n'
 PLACE = r"lines\.toml: lines\.bolt\.outputs\.0"
 OUTPUT = "[[lines.bolt.outputs]]\n"
+OPTIONAL = tuple(f"flawsmith.line.outputs.{name}" for name in ("modbus", "mqtt", "opcua"))
 
 
 def load(folder: Path, text: str, line: str = "") -> ServiceSettings:
@@ -29,7 +30,10 @@ def load(folder: Path, text: str, line: str = "") -> ServiceSettings:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('kind = "fax"', PLACE + r" has the 'kind' 'fax', and may have 'webhook', 'mqtt', 'csv', 'jsonl', 'modbus'"),
+        (
+            'kind = "fax"',
+            PLACE + r" has the 'kind' 'fax', and may have 'webhook', 'mqtt', 'csv', 'jsonl', 'modbus', 'opcua'",
+        ),
         ("", PLACE + r" needs a 'kind'"),
         ('kind = "csv"', PLACE + r"\.csv\.folder is missing"),
         (WEBHOOK + "retries = 3", PLACE + r"\.webhook\.retries is not known here"),
@@ -45,6 +49,9 @@ def load(folder: Path, text: str, line: str = "") -> ServiceSettings:
         ('kind = "mqtt"\nhost = "b"\nca_file = "ca.pem"', r"ca_file needs tls = true"),
         ('kind = "mqtt"\nhost = "b"\npassword = "p"', r"a password needs a username"),
         ('kind = "modbus"\nport = 70000', r"modbus\.port must be at most 65535"),
+        ('kind = "opcua"\nport = 70000', r"opcua\.port must be at most 65535"),
+        ('kind = "opcua"\nhost = ""', r"opcua\.host needs at least 1 characters"),
+        ('kind = "opcua"\nverdicts = ["pass"]', r"opcua\.verdicts is not known here"),
         (
             'kind = "csv"\nfolder = "a"\n' + OUTPUT + 'kind = "csv"\nname = "b"\nfolder = "a"',
             r"two outputs write the same files",
@@ -76,7 +83,11 @@ def test_paths_are_seen_from_the_folder_of_the_settings(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("output", "package", "extra"),
-    [({"kind": "mqtt", "host": "b"}, "paho", "mqtt"), ({"kind": "modbus", "port": 0}, "pymodbus", "plc")],
+    [
+        ({"kind": "mqtt", "host": "b"}, "paho", "mqtt"),
+        ({"kind": "modbus", "port": 0}, "pymodbus", "plc"),
+        ({"kind": "opcua", "port": 0}, "asyncua", "opcua"),
+    ],
 )
 def test_package_that_is_missing_is_named_before_anything_is_written(
     output: dict[str, object],
@@ -86,7 +97,7 @@ def test_package_that_is_missing_is_named_before_anything_is_written(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for name in [name for name in sys.modules if name.startswith((f"{package}.", "flawsmith.line.outputs.m"))]:
+    for name in [name for name in sys.modules if name.startswith((f"{package}.", *OPTIONAL))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
 
@@ -99,7 +110,8 @@ def test_package_that_is_missing_is_named_before_anything_is_written(
 
 
 def test_line_without_such_outputs_imports_nothing_of_them() -> None:
-    script = "import sys, flawsmith.line.station; print([m for m in ('paho', 'pymodbus', 'torch') if m in sys.modules])"
+    packages = ("paho", "pymodbus", "asyncua", "torch")
+    script = f"import sys, flawsmith.line.station; print([m for m in {packages} if m in sys.modules])"
 
     environment = {"PYTHONPATH": str(PROJECT / "src")}
     command = [sys.executable, "-c", script]

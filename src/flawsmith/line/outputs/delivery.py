@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import random
+import socket
 import sqlite3
 import threading
 import time
@@ -22,7 +23,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, Field
 
-from flawsmith.line.outputs.settings import DeliveredOutput
+from flawsmith.line.outputs.settings import DeliveredOutput, ServedOutput
 from flawsmith.line.record import Record, now
 from flawsmith.line.store import Store
 from flawsmith.runtime.errors import FlawsmithError
@@ -109,11 +110,27 @@ class Sink(Protocol):
         """End, and say so where somebody listens; raises nothing."""
 
 
+def check_address(output: ServedOutput) -> None:
+    """Whether an output can listen where it is to; libraries of servers do not say why they cannot.
+
+    Raises:
+        FlawsmithError: it cannot.
+    """
+    try:
+        with socket.create_server((output.host, output.port)):
+            pass
+    except OSError as error:
+        raise FlawsmithError(
+            f"output {output.label} cannot listen at {output.host}:{output.port} ({error.strerror}): give it "
+            "another host or port"
+        ) from None
+
+
 class OutputFacts(BaseModel):
     """How an output is doing."""
 
     output: str = Field(description="its name")
-    kind: str = Field(description="webhook, mqtt, csv, jsonl or modbus")
+    kind: str = Field(description="webhook, mqtt, csv, jsonl, modbus or opcua")
     target: str = Field(description="where it goes, without secrets")
     state: Literal["waiting", "delivering", "failing", "stopped"] = Field(
         description="waiting: for parts; failing: it is tried again; stopped: the receiver wants no more"

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING
 
 from flawsmith.line.outputs.delivery import END_SECONDS, Cursors, Offline, OutputFacts, Pump, Sink
 from flawsmith.line.outputs.files import FileSink
-from flawsmith.line.outputs.settings import FileOutput, ModbusOutput, MqttOutput, OutputSettings, WebhookOutput
+from flawsmith.line.outputs.settings import (
+    DeliveredOutput,
+    FileOutput,
+    ModbusOutput,
+    MqttOutput,
+    OpcUaOutput,
+    OutputSettings,
+    WebhookOutput,
+)
 from flawsmith.line.outputs.webhook import WebhookSink
 from flawsmith.line.queue import PartConflictError
 from flawsmith.line.record import Record
@@ -25,6 +33,7 @@ from flawsmith.runtime.errors import FlawsmithError, package_missing
 if TYPE_CHECKING:
     from flawsmith.line.outputs.handshake import Fault, Handshake
     from flawsmith.line.outputs.modbus import PlcServer
+    from flawsmith.line.outputs.opcua import OpcUaServer
     from flawsmith.line.station import Line
 
 OnFailure = Callable[[str, str], object]
@@ -44,13 +53,14 @@ class Outputs:
 
     def __init__(self, name: str, settings: LineSettings) -> None:
         self._name, self._labels = name, [output.label for output in settings.outputs]
-        self._modbus = [output for output in settings.outputs if isinstance(output, ModbusOutput)]
-        self._delivered = [output for output in settings.outputs if not isinstance(output, ModbusOutput)]
+        self._served = [output for output in settings.outputs if isinstance(output, (ModbusOutput, OpcUaOutput))]
+        self._delivered = [output for output in settings.outputs if isinstance(output, DeliveredOutput)]
         self._sinks = [_sink(output, name, settings.place(name)) for output in self._delivered]
-        if self._modbus:
-            _import("modbus", "plc", self._modbus[0], name)
+        for served in self._served:
+            _import(served.kind, "plc" if isinstance(served, ModbusOutput) else "opcua", served, name)
+        self._is_simulated = settings.camera is not None and settings.camera.kind in ("folder", "video")
         self._pumps: list[Pump] = []
-        self._servers: list[PlcServer] = []
+        self._servers: list[PlcServer | OpcUaServer] = []
         self._line: Line | None = None
         self._store: Store | None = None
         self._trigger: Callable[[str | None], Future[Record]] | None = None
@@ -81,7 +91,7 @@ class Outputs:
         self._line, self._store, self._trigger = line, store, trigger
         with ExitStack() as stack:
             stack.callback(self.close)
-            for served in self._modbus:
+            for served in self._served:
                 self._servers.append(self._server(served, store, partial(on_failure, self._name, served.label)))
             for output, sink in zip(self._delivered, self._sinks, strict=True):
                 failed = partial(on_failure, self._name, output.label)
@@ -103,7 +113,7 @@ class Outputs:
         for pump in self._pumps:
             pump.wake()
         for server in self._servers:
-            server.handshake.recorded(record)
+            server.recorded(record)
 
     def facts(self) -> list[OutputFacts]:
         """How the outputs are doing, in the order of the settings."""
@@ -126,7 +136,13 @@ class Outputs:
             server.close()
         self._pumps, self._servers = [], []
 
-    def _server(self, output: ModbusOutput, store: Store, failed: Callable[[], object]) -> PlcServer:
+    def _server(
+        self, output: ModbusOutput | OpcUaOutput, store: Store, failed: Callable[[], object]
+    ) -> PlcServer | OpcUaServer:
+        if isinstance(output, OpcUaOutput):
+            from flawsmith.line.outputs.opcua import OpcUaServer
+
+            return OpcUaServer(output, self._name, state=self.state, is_simulated=self._is_simulated, on_failure=failed)
         from flawsmith.line.outputs.handshake import Handshake
         from flawsmith.line.outputs.modbus import PlcServer
 
@@ -166,7 +182,7 @@ def _sink(output: OutputSettings, line: str, place: str) -> Sink:
         from flawsmith.line.outputs.mqtt import MqttSink
 
         return MqttSink(output, place, _trust(output.ca_file) if output.tls else None)
-    assert isinstance(output, FileOutput), "a PLC is served, not delivered to"
+    assert isinstance(output, FileOutput), "others are served, not delivered to"
     return FileSink(output, line)
 
 

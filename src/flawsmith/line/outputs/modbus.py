@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 import threading
 import time
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from pymodbus.exceptions import ModbusException
 from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
-from flawsmith.line.outputs.delivery import Offline, OutputFacts
+from flawsmith.line.outputs.delivery import Offline, OutputFacts, check_address
 from flawsmith.line.outputs.handshake import (
     CONTROL,
     CONTROL_REGISTERS,
@@ -33,7 +32,7 @@ from flawsmith.line.outputs.handshake import (
     values_of,
 )
 from flawsmith.line.outputs.settings import ModbusOutput
-from flawsmith.line.record import now
+from flawsmith.line.record import Record, now
 from flawsmith.runtime.errors import FlawsmithError
 
 _START_SECONDS = 10.0
@@ -70,19 +69,16 @@ class PlcServer:
         self._control = [0] * CONTROL_REGISTERS
         self._is_over = False
         self._listening = threading.Event()
-        try:
-            with socket.create_server((settings.host, settings.port)):
-                pass  # pymodbus does not say why it cannot listen
-        except OSError as error:
-            raise FlawsmithError(
-                f"output {settings.label} cannot listen at {settings.host}:{settings.port} ({error.strerror}): give it "
-                "another host or port"
-            ) from None
+        check_address(settings)
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._run, name=f"{settings.label}-server", daemon=True)
         self._thread.start()
         if not self._listening.wait(_START_SECONDS) or self._is_over:
             raise FlawsmithError(f"output {settings.label} cannot listen at {settings.host}:{settings.port}")
+
+    def recorded(self, record: Record) -> None:
+        """Tell of a record; returns at once."""
+        self.handshake.recorded(record)
 
     def close(self) -> None:
         """End; connections are closed."""

@@ -133,16 +133,31 @@ class FileOutput(DeliveredOutput):
     day: Literal["utc", "local"] = Field(default="utc", description="whose midnight begins another file")
 
 
-class ModbusOutput(OutputBase):
+class ServedOutput(OutputBase):
+    """An output that others connect to."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=255, description="to listen at; has no passwords")
+    port: int = Field(ge=0, le=65535)
+
+
+class ModbusOutput(ServedOutput):
     """A Modbus TCP server with which a PLC triggers and reads results; `docs/line/plc.md` has the registers."""
 
     kind: Literal["modbus"]
-    host: str = Field(default="127.0.0.1", max_length=255, description="address to listen at; Modbus has no passwords")
     port: int = Field(default=5020, ge=0, le=65535, description="502 is usual and needs rights; 0: any that is free")
     buffer: int = Field(default=8, ge=1, le=1000, description="results that may wait for the PLC")
 
 
-OutputSettings = Annotated[WebhookOutput | MqttOutput | FileOutput | ModbusOutput, Field(discriminator="kind")]
+class OpcUaOutput(ServedOutput):
+    """An OPC UA server that shows the latest result; `docs/line/outputs.md` has its variables."""
+
+    kind: Literal["opcua"]
+    port: int = Field(default=4840, ge=0, le=65535, description="each line needs another; 0: any that is free")
+
+
+OutputSettings = Annotated[
+    WebhookOutput | MqttOutput | FileOutput | ModbusOutput | OpcUaOutput, Field(discriminator="kind")
+]
 """Any of them, told apart by ``kind``."""
 
 
