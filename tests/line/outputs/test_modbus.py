@@ -383,7 +383,7 @@ def test_command_plays_a_plc(new_site: Callable[..., Site], camera: Camera, caps
     assert [line.split()[3] for line in lines] == ["A-1", "A-2"]
     assert refusals == [2, 2, 2]
     assert "is no HOST[:PORT]: write for example 127.0.0.1:5020" in errors[0]
-    assert "nobody listens there" in errors[2]
+    assert "nobody listens there" in errors[-1]  # pymodbus may have logged before, where a program has set up a log
 
 
 # The rules alone
