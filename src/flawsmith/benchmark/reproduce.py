@@ -53,8 +53,8 @@ def paper_plan(name: str) -> Plan:
     """
     if name not in plan_names():
         close = get_close_matches(name, plan_names(), 1)
-        hint = f", did you mean {close[0]!r}?" if close else ""
-        raise FlawsmithError(f"no plan is called {name!r}{hint}: `flawsmith reproduce --list` shows all")
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise FlawsmithError(f"no plan is called {name!r}; {hint}`flawsmith reproduce --list` shows all")
     text = (files("flawsmith.benchmark") / _FOLDER / f"{name}.yaml").read_text(encoding="utf-8")
     return Plan.checked(yaml.safe_load(text), source=name)
 

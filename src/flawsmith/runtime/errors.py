@@ -56,7 +56,7 @@ _REASONS = {
     "finite_number": "must be a finite number",
     "too_short": "has {actual_length} entries, and needs at least {min_length}",
     "too_long": "has {actual_length} entries, and may have at most {max_length}",
-    "string_too_short": "needs at least {min_length} characters",
+    "string_too_short": "must have a length of at least {min_length}",
     "string_too_long": "may have at most {max_length} characters",
     "enum": "must be {expected}",
     "literal_error": "must be {expected}",

@@ -50,7 +50,7 @@ def load(folder: Path, text: str, line: str = "") -> ServiceSettings:
         ('kind = "mqtt"\nhost = "b"\npassword = "p"', r"a password needs a username"),
         ('kind = "modbus"\nport = 70000', r"modbus\.port must be at most 65535"),
         ('kind = "opcua"\nport = 70000', r"opcua\.port must be at most 65535"),
-        ('kind = "opcua"\nhost = ""', r"opcua\.host needs at least 1 characters"),
+        ('kind = "opcua"\nhost = ""', r"opcua\.host must have a length of at least 1"),
         ('kind = "opcua"\nverdicts = ["pass"]', r"opcua\.verdicts is not known here"),
         (
             'kind = "csv"\nfolder = "a"\n' + OUTPUT + 'kind = "csv"\nname = "b"\nfolder = "a"',
