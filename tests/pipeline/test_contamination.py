@@ -88,7 +88,7 @@ def test_odd_images_are_named_and_shown(
 ) -> None:
     root, odd = contaminated
     for method, baseline in (("patchcore", "none"), ("pbas", "padim")):
-        result = train_small(method, root, tmp_path / method, baseline=baseline, group="none")
+        result = train_small(method, root, tmp_path / method, baseline=baseline, group="none", report=True)
 
         record = json.loads((result.folder / "run.json").read_text())
         assert {entry["image"] for entry in record["least_like_others"][:2]} == {f"good/{path.name}" for path in odd}

@@ -116,7 +116,7 @@ def trained(
     mask = np.zeros((80, 112), np.uint8)
     mask[:, :60] = 255
     Image.fromarray(mask).save(folder / "roi.png")
-    return train_small("patchcore", parts, folder / "run", roi=str(folder / "roi.png"))
+    return train_small("patchcore", parts, folder / "run", roi=str(folder / "roi.png"), report=True)
 
 
 def test_training_report_shows_strange_good_images_synthetic_flaws_and_where_the_model_looks(

@@ -471,6 +471,7 @@ def _read_tiff(file: _File) -> NDArray[Any]:
     file.stream.seek(0)
     pages = list(_tiff_pages(file.stream))
     tags = pages[0] if pages else {}
+    _check_numbers(tags)
     _refuse_pages(pages, file.name)
     kind_and_fix = _unreadable_tiff(tags)
     if kind_and_fix is not None:
@@ -496,6 +497,17 @@ def _read_tiff(file: _File) -> NDArray[Any]:
         # White is zero, which Pillow heeds up to 8 bits alone.
         np.subtract(_FULL_16_BIT, array, out=array)
     return array
+
+
+def _check_numbers(tags: dict[int, Any]) -> None:
+    """Refuses text and fractions where the format has whole numbers: what follows reckons with them, and names them.
+
+    Raises:
+        OSError: a tag holds something else.
+    """
+    for number in _WHOLE_NUMBERS & tags.keys():
+        if not all(isinstance(value, int) for value in _all_of(tags, number, ())):
+            raise OSError(f"its tag {number} holds no whole numbers")
 
 
 def _check_length(tags: dict[int, Any], stream: BinaryIO) -> None:
@@ -583,6 +595,9 @@ def _all_of(tags: dict[int, Any], number: int, default: tuple[int, ...]) -> tupl
     value = tags.get(number, default)
     return value if isinstance(value, tuple) else (value,)
 
+
+_WHOLE_NUMBERS = {254, *range(256, 260), 262, 266, 273, *range(277, 280), 284, 322, 323, 324, 325, 338, 339, 530}
+"""Tags that are read here, from the size to the places of the pixels."""
 
 _PLANES_OF_8_BITS = ((2, 3, ()), (2, 4, (2,)), (5, 4, ()))
 """Colours, channels and meaning of further ones that Pillow puts together rightly from planes."""
