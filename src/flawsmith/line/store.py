@@ -31,7 +31,10 @@ _BUSY_SECONDS = 10.0
 
 
 class UnwritableError(FlawsmithError):
-    """Nothing can be written, as the disk is full or another program holds the file; what was written before stays."""
+    """Nothing can be written: the disk is full, or another program holds the file, or it is damaged.
+
+    What was written before stays.
+    """
 
 
 # Columns to search by are computed from the content, so that there is nothing beside it that could say otherwise.
@@ -251,8 +254,9 @@ class Store:
                 self._writer.execute("COMMIT")
             except BaseException as error:
                 if self._writer.in_transaction:  # SQLite itself rolls back where the disk is full
-                    self._writer.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError):
+                    with suppress(sqlite3.DatabaseError):  # the file may be damaged
+                        self._writer.execute("ROLLBACK")
+                if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
                     raise UnwritableError(f"{self.path}: cannot be written ({error}); {_advice(error)}") from None
                 raise
 
@@ -659,6 +663,8 @@ def _advice(error: sqlite3.Error) -> str:
     """What to do where something cannot be written."""
     if "locked" in str(error):
         return "another program holds it: close that"
+    if "malformed" in str(error) or "not a database" in str(error):
+        return "put the latest backup in its place"
     return "see its rights" if "readonly" in str(error) else "free some space"
 
 
