@@ -447,17 +447,20 @@ class Capture:
             return
         except Exception as error:
             self._take_note(error)
-            self._refuse(order, "camera", self._error)
+            if not self._is_to_teach_with(order):
+                self._refuse(order, "camera", self._error)
             return
         self._wait = FIRST_WAIT
         self._last = frame
         if order.picture is not None:
             order.picture.set_result(content)
             return
-        line = self._line
-        if order.is_tick and line.model is None and not line.is_unloaded:
-            return  # pictures to teach with: nobody has asked for a verdict
-        self._submit(self._trigger_of(order, content), order)
+        if not self._is_to_teach_with(order):
+            self._submit(self._trigger_of(order, content), order)
+
+    def _is_to_teach_with(self, order: _Order) -> bool:
+        """Whether a picture came by itself to a line that is not taught yet: nobody has asked for a verdict."""
+        return order.is_tick and self._line.model is None and not self._line.is_unloaded
 
     def _trigger_of(self, order: _Order, content: bytes = b"") -> Trigger:
         return Trigger(
@@ -499,7 +502,9 @@ class Capture:
             self._on_event("dropped", {"line": self._line.name, "reason": "busy"})
         try:
             record = self._line.write_error(trigger or self._trigger_of(order), kind, reason)
-        except FlawsmithError as error:
+        except Exception as error:  # the thread that takes pictures must go on
+            if not isinstance(error, FlawsmithError):
+                log.exception("a trigger of line %s has no record", self._line.name)
             order.answer.set_exception(NotRecordedError(str(error)))
         else:
             order.answer.set_result(record)
