@@ -81,7 +81,7 @@ class Pictures:
             return False
         path = self._path(sha256, _PASSED if is_pass else _SUSPECT)
         try:
-            if path.exists():
+            with suppress(FileNotFoundError):
                 os.utime(path)  # kept for as long as if it had come now for the first time
                 return True
             self._write(path, content)
@@ -126,7 +126,7 @@ class Pictures:
 
     def has(self, sha256: str) -> bool:
         """Whether the image with this content is there."""
-        return any(self._path(sha256, kind).exists() for kind in (_SUSPECT, _PASSED))
+        return any(self._path(sha256, kind).exists() for kind in (_SUSPECT, _PASSED, _PICKED))
 
     def sweep(self, *, at: float | None = None) -> int:
         """Remove what the rule does not keep any more: by age, then passes, then the oldest, until the rest is small.
