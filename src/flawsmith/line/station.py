@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -94,22 +94,21 @@ class Line:
         self._lock = threading.Lock()
         self._changing = threading.Lock()
         self._in_work: dict[str, tuple[str, Future[Record]]] = {}
+        camera = self.settings.camera
+        # Both say what they lack before anything is written.
+        self.outputs = Outputs(name, self.settings)
+        self.camera = None if camera is None else Capture(self, camera, store, on_event)
         self.versions = Versions(
             store, name, on_note=lambda entry: on_event("model", {"line": name, "who": entry.who, **entry.facts})
         )
         self.model = self._model_to_use(named, who="service")
         self.is_unloaded = False
         self.shadow: ShadowRun | None = None
-        self.outputs = Outputs(name, self.settings)
         self.on_change: Callable[[], object] = lambda: None
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
-        self.camera: Capture | None = None
-        camera = self.settings.camera
         try:
-            if camera is not None:  # before the outputs, which say whether it is paused
-                self.camera = Capture(self, camera, store, on_event)
             self.outputs.start(
                 self,
                 store,
@@ -746,10 +745,12 @@ class Site:
             self.files.sweep(self.store)
 
     def _close_lines(self) -> None:
-        for line in self.lines.values():
+        lines = list(self.lines.values())
+        for line in lines:
             line.outputs.end()
-        for line in self.lines.values():
-            line.close()
+        # At once, as each may wait seconds for parts, a camera and receivers.
+        with ThreadPoolExecutor(max(1, len(lines))) as pool:
+            list(pool.map(Line.close, lines))
 
     def __enter__(self) -> Site:
         return self
