@@ -42,7 +42,7 @@ from flawsmith.data.roi import read_drawing
 from flawsmith.data.splits import content_hash, held_out_count
 from flawsmith.line.looks import Look, Looks, oddness
 from flawsmith.runtime.decision import images_needed, parts_of_1000, worst_rate
-from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.files import IMAGE_SUFFIXES, is_stray, replacing
 
 Role = Literal["learn", "calibrate", "flawed", "left-out", "not-good"]
@@ -188,6 +188,7 @@ class Teaching:
         self.folder, self._looks, self._incoming = folder, looks, incoming
         self._lock = threading.RLock()
         self._images: dict[str, TaughtImage] = {}
+        self._copies: list[TaughtImage] = []
         self._scanned: float | None = None
         self._checked: tuple[str, tuple[Finding, ...]] = "", ()
         self._odd: dict[str, float] = {}
@@ -201,8 +202,7 @@ class Teaching:
         with self._lock:
             if self._scanned is None or time.monotonic() - self._scanned > _SCAN_SECONDS:
                 images: dict[str, TaughtImage] = {}
-                for image in self._scan():
-                    images.setdefault(image.sha256, image)
+                self._copies = [image for image in self._scan() if images.setdefault(image.sha256, image) is not image]
                 self._images, self._scanned = images, time.monotonic()
             return dict(self._images)  # threads that add images change it
 
@@ -339,27 +339,38 @@ class Teaching:
         moved = []
         with self._lock:
             known = self.images()
-            for sha256 in dict.fromkeys(images):
-                image = known.get(sha256)
-                if image is None or image.role == role:
+            chosen = dict.fromkeys(images)
+            copies = [copy for copy in self._copies if copy.sha256 in chosen]  # one that stayed would count from now on
+            for image in (*(known[sha256] for sha256 in chosen if sha256 in known), *copies):
+                if image.role == role:
                     continue
                 try:
-                    placed = self._placed(image.path, sha256, role, image.folder, image.path.name)
+                    placed = self._placed(image.path, image.sha256, role, image.folder, image.path.name)
                 except OSError as error:
                     raise FlawsmithError(f"{image.path} cannot be moved ({error.strerror}): see the disk") from None
-                self._images[sha256] = replace(placed, look=image.look)
-                moved.append(sha256)
-        return moved
+                self._images[image.sha256] = replace(placed, look=image.look)
+                moved.append(image.sha256)
+            if copies:
+                self._scanned = None
+        return list(dict.fromkeys(moved))
 
     # Settings
 
     @property
     def settings(self) -> TeachSettings:
-        """How the images are to be taken."""
-        try:
-            return TeachSettings.model_validate_json((self.folder / SETTINGS).read_bytes())
-        except (OSError, ValidationError):
+        """How the images are to be taken.
+
+        Raises:
+            FlawsmithError: the file that says it cannot be used.
+        """
+        file = self.folder / SETTINGS
+        if not file.exists():
             return TeachSettings()
+        try:
+            return TeachSettings.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError) as error:
+            reason = error.strerror if isinstance(error, OSError) else _reason(error)
+            raise FlawsmithError(f"{file} cannot be used ({reason}): correct it, or remove it") from None
 
     def change(self, **changes: Any) -> TeachSettings:
         """Change settings.
@@ -371,8 +382,7 @@ class Teaching:
             try:
                 settings = TeachSettings.model_validate({**self.settings.model_dump(), **changes})
             except ValidationError as error:
-                first = error.errors()[0]
-                raise FlawsmithError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+                raise FlawsmithError(_reason(error)) from None
             _parsed(settings.grouping)
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / SETTINGS) as temporary:
@@ -585,6 +595,12 @@ class Teaching:
         if any(groups.of.values()):
             return "folder"
         return "none" if self.settings.grouping == "none" else "auto"
+
+
+def _reason(error: ValidationError) -> str:
+    """What is wrong with settings."""
+    first = error.errors()[0]
+    return why_refused(first, ".".join(map(str, first["loc"]))) if first["loc"] else str(first["msg"])
 
 
 def advice(learn: int, calibrate: int, groups: int, by: str) -> list[str]:
