@@ -258,8 +258,8 @@ def test_damaged_file_is_told_from_a_defect_when_something_is_to_be_written(stor
     store.add([record(f"{number}", error="x" * 500) for number in range(50)])
     store.close()
     content = (tmp_path / FILE).read_bytes()
-    half = len(content) // 2  # the tables begin in the first
-    (tmp_path / FILE).write_bytes(content[:half] + b"\xff" * (len(content) - half))
+    pages = [content[start : start + 4096] for start in range(0, len(content), 4096)]
+    (tmp_path / FILE).write_bytes(b"".join(b"\xff" * 4096 if b"x" * 400 in page else page for page in pages))
     damaged = Store(tmp_path)
 
     with pytest.raises(UnwritableError, match="put the latest backup in its place"):
