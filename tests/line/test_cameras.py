@@ -20,8 +20,8 @@ from tests.line.conftest import picture
 
 from flawsmith.line import cameras, capture
 from flawsmith.line.cameras import CameraError, CameraSettings, Frame, make_camera
+from flawsmith.line.outputs import Outputs
 from flawsmith.line.outputs.delivery import Offline
-from flawsmith.line.outputs.line import Outputs
 from flawsmith.line.queue import NotRecordedError
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.station import NoCameraError

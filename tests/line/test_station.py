@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from tests.line.conftest import picture
 
-from flawsmith.line.model import LimitChange
+from flawsmith.line.limits import LimitChange
 from flawsmith.line.queue import NoModelError, QueueClosedError
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import LineSettings

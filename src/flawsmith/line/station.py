@@ -8,23 +8,29 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from flawsmith.line.capture import Capture, OnEvent
 from flawsmith.line.drift import DriftMonitor
-from flawsmith.line.model import SETTING, LimitChange, LimitPreview, LoadedModel, NamedModel, NotedLimits, is_audited
+from flawsmith.line.limits import (
+    AuditedParts,
+    LimitChange,
+    LimitPreview,
+    NotedLimits,
+    audited_parts,
+    limits_from,
+    scores_behind,
+)
+from flawsmith.line.model import SETTING, LoadedModel, NamedModel, is_audited
+from flawsmith.line.outputs import Outputs
 from flawsmith.line.outputs.delivery import Cursors
-from flawsmith.line.outputs.line import Outputs
 from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue, NoModelError, PartConflictError
-from flawsmith.line.recalibration import AuditedParts, audited_parts, limits_from, scores_behind
 from flawsmith.line.record import ErrorKind, Record, Trigger
 from flawsmith.line.settings import LineSettings, ServiceSettings
 from flawsmith.line.shadow import ShadowRun
 from flawsmith.line.store import Store, UnwritableError
-from flawsmith.line.trial import try_model
-from flawsmith.line.versions import ModelFacts, ModelFiles, ShadowOrder, Version, Versions
+from flawsmith.line.versions import ModelFacts, ModelFiles, ShadowOrder, Version, Versions, try_model
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
@@ -755,9 +761,7 @@ class Site:
     def __enter__(self) -> Site:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property
