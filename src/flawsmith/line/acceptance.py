@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from flawsmith.line.evidence import upper_bound
+from flawsmith.line.limits import upper_bound
 from flawsmith.line.store import AuditEntry, Store
 from flawsmith.runtime.decision import Verdict
 from flawsmith.runtime.errors import FlawsmithError
@@ -241,6 +241,3 @@ def _repeat_deviation(parts: Sequence[Sequence[Placement]], limit: float) -> flo
     if not freedom or limit <= 0:
         return None
     return math.sqrt(sum(float(((values - values.mean()) ** 2).sum()) for values in repeated) / freedom) / limit
-
-
-__all__ = ["KIND", "PLACED", "Grade", "Placement", "Plan", "Result", "Study", "Truth", "result_of", "studies"]

@@ -615,16 +615,3 @@ def facts_of(training: Training) -> Mapping[str, Any]:
         "comparison": training.comparison() if training.state == "done" else {},
         "model_sha256": training.asked.model_sha256,
     }
-
-
-__all__ = [
-    "TO_INSTALL",
-    "Asked",
-    "Choice",
-    "Order",
-    "Training",
-    "TrainingState",
-    "Trainings",
-    "facts_of",
-    "is_installed",
-]

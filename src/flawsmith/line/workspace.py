@@ -122,10 +122,9 @@ class Workspace:
             words = str(error).replace("another --out", "another folder").removesuffix(" with --out")
             raise FlawsmithError(words) from None
         try:
+            shutil.rmtree(folder / "incoming", ignore_errors=True)  # of a process that was killed
             for name in ("lines", "incoming"):
                 (folder / name).mkdir(exist_ok=True)
-            shutil.rmtree(folder / "incoming", ignore_errors=True)  # of a process that was killed
-            (folder / "incoming").mkdir()
             for place, _, _ in os.walk(folder / "lines"):
                 remove_unfinished(Path(place))
             self._settings = self._read_settings()
