@@ -15,6 +15,7 @@ from tests.line.conftest import picture
 
 from flawsmith.data.layouts import load
 from flawsmith.line.looks import FILE, Looks, oddness, vector_of
+from flawsmith.line.settings import LineSettings
 from flawsmith.line.teaching import Teaching, advice
 from flawsmith.line.workspace import Workspace
 from flawsmith.runtime.errors import FlawsmithError
@@ -543,3 +544,16 @@ def test_names_that_are_no_text_can_be_shown(workspace: Workspace, tmp_path: Pat
     wait_for(workspace)
 
     assert job.refused == ["\\xe9\\x1b.png: cannot be read (No such file or directory)"]
+
+
+def test_lines_that_two_people_make_at_once_both_stay(tmp_path: Path) -> None:
+    studio = Workspace(tmp_path)
+    lines = studio.settings().lines  # as both have seen them
+
+    studio.write_lines({**lines, "bolt": LineSettings(station="1")})
+    studio.write_lines({**lines, "nut": LineSettings()})
+    studio.close()
+    again = Workspace(tmp_path)
+
+    assert {name: line.station for name, line in again.settings().lines.items()} == {"bolt": "1", "nut": ""}
+    again.close()

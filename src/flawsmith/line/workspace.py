@@ -159,14 +159,15 @@ class Workspace:
         file = self.folder / SETTINGS
         settings = ServiceSettings.checked({"lines": {}, **(read_toml(file) if file.exists() else {})}, file)
         self._of_file = {name: line.seen_from(self.folder) for name, line in settings.lines.items()}
-        lines = {name: LineSettings() for name in self._taught()}
+        self._written: dict[str, LineSettings] = {}
         stored = self.folder / LINES
         if stored.exists():
             try:
-                lines |= ServiceSettings.checked(json.loads(stored.read_bytes()), stored).lines
+                self._written = ServiceSettings.checked(json.loads(stored.read_bytes()), stored).lines
             except (OSError, ValueError) as error:  # another one would be written over it
                 raise FlawsmithError(f"{stored}: cannot be read ({error}); correct it, or move it away") from None
-        return settings.model_copy(update={"records": self.folder / "records", "lines": {**lines, **self._of_file}})
+        lines = {name: LineSettings() for name in self._taught()} | self._written | self._of_file
+        return settings.model_copy(update={"records": self.folder / "records", "lines": lines})
 
     def _taught(self) -> list[str]:
         """Lines by the folders of images that a person has put there."""
@@ -177,15 +178,17 @@ class Workspace:
         ]
 
     def write_lines(self, lines: dict[str, LineSettings]) -> None:
-        """Remember the lines, but those of the settings file, which stay there.
+        """Remember lines beside those of before, but those of the settings file, which stay there.
 
         Raises:
             FlawsmithError: nothing can be written.
         """
-        written = {name: line for name, line in lines.items() if name not in self._of_file}
-        values = {name: line.model_dump(mode="json", exclude_defaults=True) for name, line in written.items()}
-        with replacing(self.folder / LINES) as temporary:
-            temporary.write_text(json.dumps({"lines": values}, indent=1) + "\n", encoding="utf-8")
+        with self._lock:  # of two lines that are made at once both stay
+            lines = {name: line for name, line in {**self._written, **lines}.items() if name not in self._of_file}
+            values = {name: line.model_dump(mode="json", exclude_defaults=True) for name, line in lines.items()}
+            with replacing(self.folder / LINES) as temporary:
+                temporary.write_text(json.dumps({"lines": values}, indent=1) + "\n", encoding="utf-8")
+            self._written = lines
 
     # Teaching
 
