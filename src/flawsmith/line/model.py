@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 
 from flawsmith.calibration.drift import image_statistics, thinned
 from flawsmith.data.quantities import parse_rate
+from flawsmith.data.splits import content_hash
 from flawsmith.line.limits import LimitChange, LimitFacts, LimitPreview, limits_from
 from flawsmith.line.record import Record, Trigger, drawn_number
 from flawsmith.line.settings import ServiceSettings
-from flawsmith.line.versions import ModelFiles, sha256_of
+from flawsmith.line.versions import ModelFiles
 from flawsmith.pipeline.calibrate import calibrate
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
@@ -78,9 +79,9 @@ class LoadedModel:
                 machine that made it.
         """
         settings = service.lines[name]
-        before = sha256_of(path) if path.is_file() else ""
+        before = content_hash(path) if path.is_file() else ""
         bundle = Bundle.load(path)  # which says best what is wrong with a file
-        digest = sha256_of(path)
+        digest = content_hash(path)
         if digest != before:
             raise FlawsmithError(f"{path}: was written anew while it was read; load it again")
         if sha256 not in (None, digest):
@@ -220,8 +221,7 @@ class LoadedModel:
             recent: records of the line, the newest first.
         """
         before, good = self.decision, self.good_behind
-        # With another setting of regions the numbers that decide would be others.
-        same = all(getattr(before, name) == getattr(after, name) for name in SETTING)
+        same = is_same_setting(before, after)
         records = [r for r in recent if r.model_sha256 == self.sha256 and r.deciding is not None and same]
         changes = {
             record.id: f"{old} -> {new}"
@@ -239,7 +239,10 @@ class LoadedModel:
         )
 
 
-SETTING = ("region_of_interest", "minimum_area", "zones", "elsewhere")
+def is_same_setting(before: Decision, after: Decision) -> bool:
+    """Whether the numbers that decide are the same: with another setting of regions they would be others."""
+    names = ("region_of_interest", "minimum_area", "zones", "elsewhere")
+    return all(getattr(before, name) == getattr(after, name) for name in names)
 
 
 def is_audited(part_id: str | None, image_sha256: str, share: float) -> bool:
@@ -272,7 +275,7 @@ class NamedModel(NamedTuple):
         path = service.lines[name].model
         if path is None or (not path.exists() and files.folder.exists()):
             return cls(None, None)
-        if path.is_file() and (sha256 := sha256_of(path)) in files:
+        if path.is_file() and (sha256 := content_hash(path)) in files:
             return cls(sha256, None)
         model = LoadedModel.load(service, name, path)
         return cls(model.sha256, model)

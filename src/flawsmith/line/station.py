@@ -21,7 +21,7 @@ from flawsmith.line.limits import (
     limits_from,
     scores_behind,
 )
-from flawsmith.line.model import SETTING, LoadedModel, NamedModel, is_audited
+from flawsmith.line.model import LoadedModel, NamedModel, is_audited, is_same_setting
 from flawsmith.line.outputs import Outputs
 from flawsmith.line.outputs.delivery import Cursors
 from flawsmith.line.pictures import Pictures
@@ -490,6 +490,12 @@ class Line:
         entries = self._store.entries(line=self.name, kind="limit", count=_RECENT)
         return [NotedLimits.of(entry.facts) for entry in entries if entry.facts["model"] == sha256]
 
+    def _known_limits(self, model: LoadedModel) -> list[Decision]:
+        """All limits that this model has, or had in its file or on this line."""
+        spec = model.bundle.spec
+        noted = (limits.decision for limits in self._noted_limits(model.sha256))
+        return [model.decision, spec.decision, *spec.earlier_decisions, *noted]
+
     def preview_limits(self, change: LimitChange) -> LimitPreview:
         """What a change of limits would do.
 
@@ -554,13 +560,7 @@ class Line:
             NoModelError: there is no model.
         """
         model = self._judge()
-        known = (model.decision, model.bundle.spec.decision, *model.bundle.spec.earlier_decisions)
-        decisions = (*known, *(noted.decision for noted in self._noted_limits(model.sha256)))
-        same = {
-            each.identity
-            for each in decisions
-            if all(getattr(each, name) == getattr(model.decision, name) for name in SETTING)
-        }
+        same = {each.identity for each in self._known_limits(model) if is_same_setting(each, model.decision)}
         labelled = self._store.labelled(self.name)
         shares = [record.inclusion for record, _ in labelled if record.inclusion and record.verdict != "review"]
         share = min((*shares, model.audit_share or 1.0))  # where it was changed, those count that every share takes
@@ -618,10 +618,7 @@ class Line:
             NoModelError: there is no model.
         """
         model = self._judge()
-        bundle = model.bundle.spec
-        noted = (limits.decision for limits in self._noted_limits(model.sha256))
-        known = (model.decision, bundle.decision, *bundle.earlier_decisions, *noted)
-        decision = next((limits for limits in known if limits.identity == record.limits), None)
+        decision = next((each for each in self._known_limits(model) if each.identity == record.limits), None)
         if record.model_sha256 != model.sha256 or decision is None:
             raise FlawsmithError("the line has another model or other limits now than those that judged this part")
         return model.inspector.with_limits(decision).inspect(image)

@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import threading
 import time
@@ -168,6 +169,10 @@ class Groups:
     by: str
     of: Mapping[str, str] = field(default_factory=dict)
 
+    def count(self, images: Iterable[TaughtImage]) -> int:
+        """Number of groups that images are of."""
+        return len({self.of.get(image.sha256, "") for image in images} - {""})
+
 
 class Teaching:
     """The images of a line.
@@ -205,6 +210,10 @@ class Teaching:
                 self._copies = [image for image in self._scan() if images.setdefault(image.sha256, image) is not image]
                 self._images, self._scanned = images, time.monotonic()
             return dict(self._images)  # threads that add images change it
+
+    def good_images(self) -> list[TaughtImage]:
+        """Those of good parts that a training uses."""
+        return [image for image in self.images().values() if image.role in USED]
 
     def _scan(self) -> Iterator[TaughtImage]:
         for role in ROLES:
@@ -427,7 +436,7 @@ class Teaching:
                 file.unlink(missing_ok=True)
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
-            trial = self._incoming / f"{hashlib.sha256(os.urandom(8)).hexdigest()[:12]}.json"
+            trial = self._incoming / f"{secrets.token_hex(6)}.json"
             try:
                 trial.write_text(json.dumps(drawing), encoding="utf-8")
                 read_drawing(trial)
@@ -476,7 +485,7 @@ class Teaching:
 
     def _looked_at(self) -> list[str]:
         """SHA-256 of the good images that somebody has looked at."""
-        return [image.sha256 for image in self.images().values() if image.role in USED and image.look is not None]
+        return [image.sha256 for image in self.good_images() if image.look is not None]
 
     @property
     def is_ranked(self) -> bool:
@@ -492,8 +501,8 @@ class Teaching:
 
     def oddness(self) -> dict[str, float]:
         """How unlike the others each good image is, about 1 for a usual one; of those that were ranked."""
-        images, odd = self.images(), self._odd
-        return {sha256: odd[sha256] for sha256 in odd if sha256 in images and images[sha256].role in USED}
+        good, odd = {image.sha256 for image in self.good_images()}, self._odd
+        return {sha256: odd[sha256] for sha256 in odd if sha256 in good}
 
     def nearest(self, vector: NDArray[np.float32]) -> str | None:
         """The good image that looks most like another one, by its `looks.Seen.vector`; None: there is none."""
@@ -506,19 +515,16 @@ class Teaching:
         Args:
             unlike: those that a training found least like the others, which come first.
         """
-        confirmed, images = set(self.settings.confirmed), self.images()
+        left = {image.sha256 for image in self.good_images()} - set(self.settings.confirmed)
         ranked = sorted(self.oddness().items(), key=lambda pair: -pair[1])
         asked = [*unlike, *(sha256 for sha256, odd in ranked if odd >= _ODD)]
-        good = (sha256 for sha256 in dict.fromkeys(asked) if sha256 in images and images[sha256].role in USED)
-        return [sha256 for sha256 in good if sha256 not in confirmed][:MOST_ASKED]
+        return [sha256 for sha256 in dict.fromkeys(asked) if sha256 in left][:MOST_ASKED]
 
     def advice(self) -> list[str]:
         """How far the images carry, in sentences."""
-        groups = self.groups()
-        good = [image for image in self.images().values() if image.role in USED]
-        names = {groups.of.get(image.sha256, "") for image in good} - {""}
+        groups, good = self.groups(), self.good_images()
         calibration = sum(image.role == "calibrate" for image in good)
-        return advice(len(good) - calibration, calibration, len(names), groups.by)
+        return advice(len(good) - calibration, calibration, groups.count(good), groups.by)
 
     def findings(self) -> tuple[Finding, ...]:
         """What the doctor finds, of many images by their headers alone; looks anew where one has changed."""
@@ -566,8 +572,9 @@ class Teaching:
         """
         with self._lock:
             self._scanned = None  # what a person has put there in the last seconds counts too
-            images, groups = self.images().values(), self.groups()
-            counts = Counter(image.role for image in images if not image.role.startswith(("left", "not")))
+            groups = self.groups()
+            images = [image for image in self.images().values() if not _PLACES[image.role].startswith("aside")]
+            counts = Counter(image.role for image in images)
             if counts["learn"] < LEAST_TO_LEARN:
                 raise FlawsmithError(
                     f"{counts['learn']} good images are too few to learn from: add images of good parts; "
@@ -576,8 +583,6 @@ class Teaching:
             folders = _folders_of(groups)
             try:
                 for image in images:
-                    if image.role in ("left-out", "not-good"):
-                        continue
                     within = folders.get(groups.of.get(image.sha256, ""), "")
                     place = target / _PLACES[image.role] / within
                     place.mkdir(parents=True, exist_ok=True)

@@ -7,9 +7,9 @@ stranger is read, opened and run in a process of its own first.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
+import shutil
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flawsmith.data.splits import content_hash
 from flawsmith.line.store import AuditEntry, Store
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
@@ -35,7 +36,6 @@ TRIAL_SECONDS = 30.0
 _NICE = 10
 KEPT = 3
 """Versions that stay beside the live one to roll back to, and as many that are none of these."""
-_PIECE = 2**20
 
 
 class ModelFacts(BaseModel):
@@ -169,14 +169,10 @@ class ModelFiles:
         """
         with self.receiving() as path:
             try:
-                digest = hashlib.sha256()
-                with source.open("rb") as stream, path.open("wb") as target:
-                    while piece := stream.read(_PIECE):
-                        digest.update(piece)
-                        target.write(piece)
+                shutil.copyfile(source, path)
             except OSError as error:
                 raise FlawsmithError(f"{source}: cannot be copied to {self.folder} ({error.strerror})") from None
-            if digest.hexdigest() != sha256:
+            if content_hash(path) != sha256:
                 raise FlawsmithError(f"{source}: was written anew while it was read; load it again")
             self.take(path, sha256)
 
@@ -197,22 +193,6 @@ def _entries(store: Store, line: str | None = None) -> list[AuditEntry]:
     """What the audit says of models and of lines that came and went, the oldest first."""
     entries = [entry for kind in ("model", "line") for entry in store.entries(kind=kind, line=line, count=-1)]
     return sorted(entries, key=lambda entry: entry.id)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        FlawsmithError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                digest.update(piece)
-    except OSError as error:
-        raise FlawsmithError(f"{path}: cannot be read ({error.strerror}); give a .flaw file") from None
-    return digest.hexdigest()
 
 
 class Versions:

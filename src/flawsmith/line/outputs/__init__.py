@@ -11,7 +11,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flawsmith.line.outputs.delivery import END_SECONDS, Cursors, Offline, OutputFacts, Pump, Sink
+from flawsmith.line.outputs.delivery import END_SECONDS, Cursors, Health, Offline, OutputFacts, Pump, Sink
 from flawsmith.line.outputs.files import FileSink
 from flawsmith.line.outputs.webhook import WebhookSink
 from flawsmith.line.queue import PartConflictError
@@ -30,7 +30,6 @@ from flawsmith.line.store import Store
 from flawsmith.runtime.errors import FlawsmithError, package_missing
 
 if TYPE_CHECKING:
-    from flawsmith.line.outputs.handshake import Fault, Handshake
     from flawsmith.line.outputs.modbus import PlcServer
     from flawsmith.line.outputs.opcua import OpcUaServer
     from flawsmith.line.station import Line
@@ -145,17 +144,16 @@ class Outputs:
         line = self._line
         assert line is not None, "started"
 
-        def new_handshake(on_fault: Callable[[Fault], object]) -> Handshake:
-            return Handshake(
-                None if self._trigger is None else self._acquire,
-                state=self.state,
-                has_room=lambda: len(line.queue) < line.queue.capacity,
-                capacity=output.buffer,
-                first=store.number_from_end(self._name, 0),  # goes on rising over restarts
-                on_fault=on_fault,
-            )
-
-        return PlcServer(output, self._name, new_handshake, failed)
+        health = Health(self._name, output, failed)
+        handshake = Handshake(
+            None if self._trigger is None else self._acquire,
+            state=self.state,
+            has_room=lambda: len(line.queue) < line.queue.capacity,
+            capacity=output.buffer,
+            first=store.number_from_end(self._name, 0),  # goes on rising over restarts
+            on_fault=lambda fault: health.note(fault.name.lower().replace("_", " ")),
+        )
+        return PlcServer(output, handshake, health)
 
     def _acquire(self, part_id: str | None) -> Future[Record]:
         assert self._trigger is not None, "or the PLC could not trigger"

@@ -46,24 +46,16 @@ class PlcServer:
 
     Args:
         settings: of the output.
-        line: its name.
-        new_handshake: makes the handshake, of the function that is to be told of faults.
-        on_failure: told of each fault.
+        handshake: that it serves.
+        health: of the output.
 
     Raises:
         FlawsmithError: it cannot listen there.
     """
 
-    def __init__(
-        self,
-        settings: ModbusOutput,
-        line: str,
-        new_handshake: Callable[[Callable[[Fault], object]], Handshake],
-        on_failure: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._settings, self._health = settings, Health(line, settings, on_failure)
+    def __init__(self, settings: ModbusOutput, handshake: Handshake, health: Health) -> None:
+        self._settings, self.handshake, self._health = settings, handshake, health
         self._clients = 0
-        self.handshake = new_handshake(lambda fault: self._health.note(fault.name.lower().replace("_", " ")))
         self.port = settings.port
         self._control = [0] * CONTROL_REGISTERS
         self._is_over = False
