@@ -180,6 +180,7 @@ def limit_scores(
     judged = [(record, kept) for record, kept in zip(recent, has_image, strict=True) if _counts(record, model)]
     arrays = {} if decision.by_regions else model.bundle.calibration
     forged = np.asarray(arrays.get("forged", ()), np.float64).ravel()
+    latest = {entry.facts["image_sha256"]: entry for entry in reversed(_of_model(picked, model))}  # word on each image
     names = dict.fromkeys(entry.facts["effect"]["before"]["limits"] for entry in _of_model(changes, model))
     return LimitScores(
         now=LimitFacts.of(decision),
@@ -196,7 +197,7 @@ def limit_scores(
         needed=images_needed(0.01),
         reviewed=[
             *(_reviewed(*pair) for pair in labelled if _counts(pair[0], model)),
-            *(_picked(entry) for entry in _latest_of_each(_of_model(picked, model))),
+            *(_picked(entry) for entry in latest.values()),
         ],
         recent=Recent(
             id=[record.id for record, _ in judged],
@@ -226,11 +227,6 @@ def _reviewed(record: Record, entry: AuditEntry) -> Reviewed:
         inclusion=record.inclusion,
         role=facts.get("role", "calibrate"),
     )
-
-
-def _latest_of_each(picked: Sequence[AuditEntry]) -> list[AuditEntry]:
-    """The latest word on each image."""
-    return list({entry.facts["image_sha256"]: entry for entry in reversed(picked)}.values())
 
 
 def _picked(entry: AuditEntry) -> Reviewed:

@@ -330,6 +330,7 @@ class Store:
             count: at most so many.
         """
         asked = {
+            "line = ?": line,
             "verdict = ?": verdict,
             "part_id = ?": part_id,
             "lot_id = ?": lot_id,
@@ -337,12 +338,9 @@ class Store:
             "id < ?": before,
             "id > ?": after,
         }
-        filters = {condition: value for condition, value in asked.items() if value is not None}
-        where = " AND ".join(["line = ?", *filters])
+        where, values = _where(asked)
         order = "DESC" if after is None else "ASC"
-        rows = self._read(
-            f"SELECT content FROM records WHERE {where} ORDER BY id {order} LIMIT ?", (line, *filters.values(), count)
-        )
+        rows = self._read(f"SELECT content FROM records WHERE {where} ORDER BY id {order} LIMIT ?", (*values, count))
         return [_record(row[0]) for row in rows]
 
     def after(self, line: str, number: int, *, count: int) -> list[tuple[Record, str]]:
@@ -428,13 +426,10 @@ class Store:
             count: at most so many; -1: all.
         """
         kinds = [kind] if isinstance(kind, str) else list(kind or ())
-        filters = {"line = ?": line, "id < ?": before}
-        filters = {condition: value for condition, value in filters.items() if value is not None}
-        conditions = [*filters, *([f"kind IN ({', '.join('?' * len(kinds))})"] if kinds else [])]
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        rows = self._read(
-            f"SELECT content, hash FROM audit {where} ORDER BY id DESC LIMIT ?", (*filters.values(), *kinds, count)
-        )
+        where, values = _where({"line = ?": line, "id < ?": before})
+        if kinds:
+            where, values = f"{where} AND kind IN ({', '.join('?' * len(kinds))})", [*values, *kinds]
+        rows = self._read(f"SELECT content, hash FROM audit WHERE {where} ORDER BY id DESC LIMIT ?", (*values, count))
         return [_entry(*row) for row in rows]
 
     def reviews_of(self, number: int) -> list[AuditEntry]:
@@ -492,13 +487,13 @@ class Store:
             after: with a larger number alone.
             count: at most so many.
         """
-        asked = {"waiting.verdict = ?": draw and DRAWS[draw], "waiting.record > ?": after}
-        filters = {condition: value for condition, value in asked.items() if value is not None}
-        where = " AND ".join(["waiting.line = ?", *filters])
+        where, values = _where(
+            {"waiting.line = ?": line, "waiting.verdict = ?": draw and DRAWS[draw], "waiting.record > ?": after}
+        )
         rows = self._read(
             f"SELECT content FROM waiting JOIN records ON records.id = waiting.record WHERE {where} "
             "ORDER BY waiting.record LIMIT ?",
-            (line, *filters.values(), count),
+            (*values, count),
         )
         return [_record(row[0]) for row in rows]
 
@@ -657,6 +652,12 @@ def _verified(connection: sqlite3.Connection, head: str | None) -> Verification:
     except sqlite3.DatabaseError as error:
         faults.append(f"{FILE} cannot be read to its end ({error}): see the disk, and the latest backup")
     return Verification(counts["records"], counts["audit"], heads["records"], heads["audit"], tuple(faults))
+
+
+def _where(asked: Mapping[str, object]) -> tuple[str, list[object]]:
+    """The condition for what is asked, and its values; what is None is not asked for."""
+    filters = {condition: value for condition, value in asked.items() if value is not None}
+    return " AND ".join(filters) or "TRUE", list(filters.values())
 
 
 def _advice(error: sqlite3.Error) -> str:

@@ -565,12 +565,9 @@ class Trainings:
             except FlawsmithError as error:
                 log.error("the model of training %s was not taken: %s", folder, error)
                 continue
-            self._write(folder, training.asked.model_copy(update={"model_sha256": sha256}))
-
-    @staticmethod
-    def _write(folder: Path, asked: Asked) -> None:
-        with replacing(folder / RECORD) as temporary:
-            temporary.write_text(asked.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            asked = training.asked.model_copy(update={"model_sha256": sha256})
+            with replacing(folder / RECORD) as temporary:
+                temporary.write_text(asked.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _age(path: Path) -> float:
