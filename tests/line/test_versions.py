@@ -20,7 +20,7 @@ from onnx.external_data_helper import set_external_data
 from tests.line.conftest import multiplied, picture
 
 from flawsmith.line import versions as versions_module
-from flawsmith.line.model import LimitChange
+from flawsmith.line.limits import LimitChange
 from flawsmith.line.queue import NoModelError
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import LineSettings

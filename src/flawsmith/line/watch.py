@@ -214,6 +214,8 @@ class FolderWatch:
     def step(self) -> None:
         """Judge the files that are whole by now, and deal with those that have their record."""
         for path, candidate in list(self._candidates.items()):
+            if self._candidates.get(path) is not candidate:
+                continue  # it was dealt with while another one waited for room
             state = _state(path)
             if state is None:
                 del self._candidates[path]

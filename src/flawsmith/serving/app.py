@@ -22,8 +22,7 @@ from starlette.exceptions import HTTPException
 from flawsmith import __version__
 from flawsmith.line.capture import CameraFacts, Capture, State
 from flawsmith.line.drift import DriftFacts, Reference
-from flawsmith.line.limits import LimitScores, limit_scores
-from flawsmith.line.model import LimitChange, LimitFacts, LimitPreview
+from flawsmith.line.limits import LimitChange, LimitFacts, LimitPreview, LimitScores, limit_scores
 from flawsmith.line.outputs.delivery import OutputFacts
 from flawsmith.line.queue import NoModelError
 from flawsmith.line.record import Outcome, Record, Trigger

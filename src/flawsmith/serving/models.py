@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import ClientDisconnect
 
-from flawsmith.line.model import LimitFacts
+from flawsmith.line.limits import LimitFacts
 from flawsmith.line.station import Line
 from flawsmith.line.versions import ShadowOrder, Version
 from flawsmith.serving.requests import Problem

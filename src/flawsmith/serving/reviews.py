@@ -8,8 +8,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from flawsmith.line.evidence import Evidence, evidence
-from flawsmith.line.model import LimitPreview
+from flawsmith.line.limits import Evidence, LimitPreview, evidence
 from flawsmith.line.record import Draw, Label, LabelRole, Record
 from flawsmith.line.store import MOST_LABELS
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES

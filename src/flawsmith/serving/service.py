@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 
+from flawsmith.data.splits import content_hash
 from flawsmith.line.looks import vector_of
 from flawsmith.line.model import LoadedModel
 from flawsmith.line.queue import (
@@ -30,7 +31,6 @@ from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
 from flawsmith.line.station import Line, NoCameraError, Site
 from flawsmith.line.trainings import Training
-from flawsmith.line.versions import sha256_of
 from flawsmith.line.workspace import Workspace
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
@@ -107,7 +107,7 @@ class Service:
                 shutil.copyfile(training.model, received)
             except OSError as error:
                 raise FlawsmithError(f"{training.model}: cannot be copied ({error.strerror})") from None
-            sha256 = sha256_of(received)
+            sha256 = content_hash(received)
             line.add_version(received, sha256, who=training.asked.who)
         return sha256
 
