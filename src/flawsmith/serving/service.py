@@ -347,11 +347,13 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "Refused", "content": {"application/problem+json": {}}},
     "5XX": {"description": "Not judged", "content": {"application/problem+json": {}}},
 }
+_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+FILE_BODY = {"requestBody": {"required": True, "content": _FILE}}
 IMAGE_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            **_FILE,
             "multipart/form-data": {
                 "schema": {
                     "type": "object",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import mimetypes
 import secrets
@@ -13,7 +12,6 @@ from typing import Annotated, Any, Literal
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from flawsmith.data.doctor import Finding
 from flawsmith.line.cameras import CameraError
@@ -37,13 +35,14 @@ from flawsmith.line.workspace import Import, ImportingError, Workspace
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable, without_controls
-from flawsmith.serving.requests import Problem, received_body
-from flawsmith.serving.service import Engineer, InService, LineName, Service, allowed
+from flawsmith.serving.requests import Problem, received_body, store_body
+from flawsmith.serving.service import FILE_BODY, Engineer, InService, LineName, Service, allowed
 
 LARGEST_ARCHIVE = 2**32
 AUDIT_SHARE = 0.01
 """Of passes and rejects of a line that is made here: without an audit nobody knows how many flaws pass."""
-_PIECE_SECONDS = 30.0
+_ARCHIVE_SECONDS = 2 * 3600.0
+"""For an archive to arrive whole."""
 _SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", b"II*\x00": ".tif", b"MM\x00*": ".tif"}
 """Of pictures of a camera, by how they begin."""
 _REPORT_POLICY = (
@@ -392,15 +391,7 @@ def _tell(service: Service, line: str) -> None:
     service.events.tell("teach", {"line": line})
 
 
-_IMAGE = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
-
-
-@studio_v1.post("/lines/{line}/teach/images", status_code=201, openapi_extra=_IMAGE)
+@studio_v1.post("/lines/{line}/teach/images", status_code=201, openapi_extra=FILE_BODY)
 async def add_image(
     line: LineName,
     request: Request,
@@ -444,7 +435,7 @@ def _addition_facts(addition: Addition) -> AdditionFacts:
     return AdditionFacts(name=addition.name, outcome=addition.outcome, id=addition.sha256, role=addition.role)
 
 
-@studio_v1.post("/lines/{line}/teach/archives", status_code=202, openapi_extra=_IMAGE)
+@studio_v1.post("/lines/{line}/teach/archives", status_code=202, openapi_extra=FILE_BODY)
 async def add_archive(
     line: LineName,
     request: Request,
@@ -459,49 +450,26 @@ async def add_archive(
     if workspace.is_importing(line):  # before gigabytes are sent
         raise Problem(409, "images are being added: wait until they are in", {"Connection": "close"})
     path = workspace.folder / "incoming" / f"{secrets.token_hex(12)}.zip"
+    on_end = _noted(service, line, caller.name, workspace, name)
     try:
-        await _stored(request, path, workspace)
-        job = await run_in_threadpool(
-            lambda: workspace.import_archive(
-                line, path, role=role, on_end=_noted(service, line, caller.name, workspace)
-            )
+        await store_body(
+            request,
+            path,
+            kind="archive",
+            most=LARGEST_ARCHIVE,
+            advice="send several",
+            seconds=_ARCHIVE_SECONDS,
+            has_room=workspace.has_room,
         )
+        job = await run_in_threadpool(lambda: workspace.import_archive(line, path, role=role, on_end=on_end))
     except ImportingError as error:
         raise Problem(409, str(error)) from None
-    job.source = name
-    _tell(service, line)
-    return ImportFacts.of(job)
-
-
-async def _stored(request: Request, path: FilePath, workspace: Workspace) -> None:
-    """Write a request's body into a file, piece by piece.
-
-    Raises:
-        Problem: it is too large or too slow, ends early, or there is no room.
-    """
-    length, pieces = 0, request.stream()
-    try:
-        with path.open("wb") as file:
-            while True:
-                try:
-                    piece = await asyncio.wait_for(anext(pieces), _PIECE_SECONDS)
-                except StopAsyncIteration:
-                    break
-                length += len(piece)
-                if length > LARGEST_ARCHIVE:
-                    raise Problem(413, "the archive has more than 4 GB: send several", {"Connection": "close"})
-                if length % 2**24 < len(piece) and not workspace.has_room():
-                    raise Problem(503, "the disk is full: free some space", {"Connection": "close"})
-                await run_in_threadpool(file.write, piece)
-    except asyncio.TimeoutError:
-        path.unlink(missing_ok=True)
-        raise Problem(408, "the archive did not arrive in time", {"Connection": "close"}) from None
-    except ClientDisconnect:
-        path.unlink(missing_ok=True)
-        raise Problem(400, "the request ended early") from None
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+    job.source = name
+    _tell(service, line)
+    return ImportFacts.of(job)
 
 
 @studio_v1.post("/lines/{line}/teach/camera", status_code=201)
@@ -544,17 +512,18 @@ def add_folder(
     folder = FilePath(order.path).expanduser()
     if not folder.is_absolute():
         raise Problem(422, "give the whole path of a folder on the machine of the studio")
-    job = workspace.import_folder(line, folder, role=order.role, on_end=_noted(service, line, caller.name, workspace))
+    on_end = _noted(service, line, caller.name, workspace, folder.name)
+    job = workspace.import_folder(line, folder, role=order.role, on_end=on_end)
     _tell(service, line)
     return ImportFacts.of(job)
 
 
-def _noted(service: Service, line: str, who: str, workspace: Workspace) -> Callable[[], object]:
-    """Notes in the audit what came of an import."""
+def _noted(service: Service, line: str, who: str, workspace: Workspace, source: str) -> Callable[[], object]:
+    """Notes in the audit what came of an import, which may be over before it is told where it comes from."""
 
     def note() -> None:
         job = workspace.imports[line]
-        facts = {"from": printable(job.source), "added": job.added, "known": job.known, "refused": job.refused_count}
+        facts = {"from": printable(source), "added": job.added, "known": job.known, "refused": job.refused_count}
         service.site.store.note("teach", who=who, line=line, facts=facts)
         _tell(service, line)
 

@@ -196,7 +196,10 @@ class Studio:
 
 def _inside(address: str) -> str:
     """An address of the studio; anything else becomes its first page."""
-    parts = urlsplit(address[:_MOST_ADDRESS])
+    try:
+        parts = urlsplit(address[:_MOST_ADDRESS])
+    except ValueError:  # as of "//["
+        return "/studio/"
     is_inside = not parts.scheme and not parts.netloc and parts.path.startswith("/studio/") and "\\" not in address
     return quote(parts.path) if is_inside else "/studio/"
 
@@ -226,7 +229,7 @@ def add_studio(app: FastAPI, service: Service) -> Studio:
 
     @router.get("/studio/lines/{line}")
     def first_page(line: str) -> RedirectResponse:
-        return RedirectResponse(f"/studio/lines/{quote(service.line(line).name)}/run", 303)
+        return RedirectResponse(f"/studio/lines/{quote(line)}/run", 303)
 
     @router.get("/studio/lines/{line}/{name}")
     def line_page(line: str, name: str, request: Request) -> Response:
@@ -256,7 +259,7 @@ def add_studio(app: FastAPI, service: Service) -> Studio:
             base64.urlsafe_b64encode(token.strip().encode()).decode(),
             httponly=True,
             samesite="strict",
-            secure=urlsplit(request.headers.get("origin", "")).scheme == "https",
+            secure=request.headers.get("origin", "").startswith("https:"),
         )
         return answer
 
