@@ -102,13 +102,14 @@ function meant({ file, folder }) {
 async function add(files) {
   const known = files.map((each) => ({ ...each, meant: meant(each) })).filter((each) => each.meant);
   if (known.length < files.length) notify(`${several(files.length - known.length, "file")} left out: put images into folders called good and bad, and drop the folder that holds both.`, { isBad: !known.length });
-  if (!known.length || upload) return;
+  const into = open();
+  if (!known.length || upload || !into) return;
   upload = { done: 0, total: known.length };
   const refused = [];
   for (const each of known) {
     draw();
     try {
-      await post(address(open(), "placements", each.meant), each.file);
+      await post(address(into, "placements", each.meant), each.file);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       refused.push(`${each.meant.part}: ${error.message}`);

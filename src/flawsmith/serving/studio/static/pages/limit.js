@@ -159,6 +159,7 @@ async function load() {
   }
   const told = facts && (await attempt(() => get(ofLine("/limit/scores"))));
   if (!told) return undefined;
+  if (told.now.limits !== data?.now.limits) chosen = null; // it was a step of other images, or of limits that are no more
   data = told;
   const flawed = data.reviewed.filter((item) => item.label === "flawed").map((item) => item.deciding);
   data.axis = axisOf(data.good, [data.now.limit, data.now.review_limit ?? data.now.limit], [...data.forged, ...flawed]);

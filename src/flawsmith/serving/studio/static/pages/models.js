@@ -46,17 +46,15 @@ async function reload() {
   await first();
 }
 
-async function first() {
-  audit = [];
-  next = null;
-  await older();
-}
+const first = () => older(null);
 
-async function older() {
-  const from = next === null ? "" : `&cursor=${next}`;
-  const told = await attempt(() => get(`/v1/audit?line=${encodeURIComponent(line)}&limit=30${kind && kind.split(",").map((each) => `&kind=${each}`).join("")}${from}`));
-  if (!told) return;
-  audit.push(...told.items);
+/** Entries of the audit before a cursor, null: the latest; what was asked before the list became another one is passed over. */
+async function older(from = next) {
+  const of = kind;
+  const query = new URLSearchParams([["line", line], ["limit", 30], ...of.split(",").filter(Boolean).map((each) => ["kind", each]), ...(from === null ? [] : [["cursor", from]])]);
+  const told = await attempt(() => get(`/v1/audit?${query}`));
+  if (!told || of !== kind || (from !== null && from !== next)) return;
+  audit = [...(from === null ? [] : audit), ...told.items];
   next = told.next;
   draw();
 }
@@ -66,13 +64,15 @@ async function look(version, isNew = true) {
   if (!version?.shadow) return;
   const shadow = await attempt(() => get(ofVersion(version, `/shadow?limit=${SHOWN_FLIPS}`)));
   if (!shadow) return;
-  const images = new Set(isNew ? [] : flips.images);
-  const seen = new Set(isNew ? [] : flips.shadow.flipped.map((flip) => flip.record));
+  const before = isNew ? null : flips;
+  const images = new Set(before?.images);
+  const seen = new Set(before?.shadow.flipped.map((flip) => flip.record));
   const unknown = shadow.flipped.filter((flip) => !seen.has(flip.record));
   await Promise.all(unknown.map(async ({ record }) => {
     const told = await attempt(() => get(ofLine(`/inspections?cursor=${record + 1}&limit=1`)));
     if (told?.images.includes(record)) images.add(record);
   }));
+  if (!isNew && flips !== before) return; // closed, or another one was opened
   flips = { version, shadow, images };
   draw();
   if (isNew) page.querySelector("[data-testid='models.flips']")?.scrollIntoView({ block: "nearest" });
@@ -257,7 +257,7 @@ function draw() {
       <div class="scroll" tabindex="0" role="region" aria-label="Audit"><table><thead><tr><th scope="col">when</th><th scope="col">who</th><th scope="col">what</th></tr></thead>
       <tbody>${audit.map((entry) => html`<tr><td class="when">${when(entry.at)}</td><td>${entry.who}</td><td>${inWords(entry)}</td></tr>`)}</tbody></table></div>
       ${audit.length ? nothing : html`<p class="quiet">Nothing yet.</p>`}
-      ${next === null ? nothing : html`<button @click=${older} data-testid="models.older">Older</button>`}
+      ${next === null ? nothing : html`<button @click=${() => older()} data-testid="models.older">Older</button>`}
       <p class="quiet small">Entries are never changed or removed; <code>flawsmith audit verify</code> checks that.</p></section></div>${dialog()}`, page);
 }
 
