@@ -494,6 +494,8 @@ class TestTrain:
             ("epochs: 3", "train has no setting called 'epochs'; those of a method go under set"),
             ("[1, 2]", "holds no settings"),
             ("a: [", "cannot be read"),
+            ("value_range: [7000]", "--value-range 7000 is not possible: write two values, such as 7000:9000"),
+            ("value_range: 9", "--value-range 9 is not possible"),
         ],
     )
     def test_other_files_than_a_run_s_settings_are_refused_in_one_line(

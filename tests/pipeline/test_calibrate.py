@@ -94,6 +94,8 @@ def test_former_limits_stay_and_come_back_with_their_scores(model: Path, good: P
     loaded = Bundle.load(tmp_path / "back.flaw")
     assert loaded.spec.decision == first.after == back.after
     assert {d.identity for d in loaded.spec.earlier_decisions} == {first.before.identity, second.after.identity}
+    with pytest.raises(FlawsmithError, match="--group folder would change nothing"):
+        calibrate(tmp_path / "second.flaw", use=first.after.identity, group="folder")
     np.testing.assert_array_equal(loaded.calibration["good"], first.bundle.calibration["good"])
     assert loaded.calibration["forged"].size
     assert Inspector.load(loaded).inspect(np.full((*SIZE, 3), 86, np.uint8)).verdict == "reject"

@@ -310,6 +310,13 @@ def test_failed_and_interrupted_work_leaves_nothing(bolt: Path, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == []
 
 
+def test_no_set_is_made_of_images_that_there_are_not(bolt: Path, tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="--base validation is not possible"):
+        weak_flaw_sets(bolt, tmp_path / "weak", base="validation")  # type: ignore[arg-type]
+    with pytest.raises(FlawsmithError, match="is there already"):
+        synthesize(bolt, ".", n=1)
+
+
 def test_what_is_there_already_stays(bolt: Path, tmp_path: Path) -> None:
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "text").write_text("mine")

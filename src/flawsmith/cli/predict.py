@@ -107,8 +107,6 @@ def predict(
         from flawsmith.runtime.errors import FlawsmithError
         from flawsmith.runtime.inspector import Inspector
 
-        if maps not in (None, "npy", "tiff"):
-            raise FlawsmithError(f"--maps {maps} is not possible: write --maps npy or --maps tiff")
         bundle = Bundle.load(model)
         if ray is not None and (device is not None or precision is not None or batch != 1):
             raise FlawsmithError("--device, --precision and --batch are for this machine: leave them or --ray out")

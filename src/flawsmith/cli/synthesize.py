@@ -122,8 +122,6 @@ def synthesize(
             if is_set:
                 side = "with" if test_set else "without"
                 raise FlawsmithError(f"{option} has no meaning {side} --test-set: drop one of them")
-        if base not in (None, "test", "training"):
-            raise FlawsmithError(f"--base {base} is not possible: choose test or training")
         from flawsmith.pipeline.synthesize import SynthesisSettings
         from flawsmith.pipeline.synthesize import synthesize as preview
         from flawsmith.pipeline.weak_flaws import weak_flaw_sets

@@ -111,9 +111,8 @@ def _take_config(context: typer.Context, file: Path | None) -> Path | None:
         raise FlawsmithError(
             f"--config {file}: train has no setting called {unknown!r}; those of a method go under set"
         )
-    if "value_range" in settings:
-        low, high = settings["value_range"]
-        settings["value_range"] = f"{low}:{high}"
+    if isinstance(settings.get("value_range"), list):
+        settings["value_range"] = ":".join(map(str, settings["value_range"]))
     context.default_map = {**(context.default_map or {}), **settings}
     return file
 

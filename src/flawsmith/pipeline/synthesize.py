@@ -185,10 +185,10 @@ def new_folder(out: str | Path) -> Iterator[tuple[Path, Path]]:
         FlawsmithError: something stands there already, or the folder cannot be made.
     """
     final = Path(out).expanduser()
-    temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.tmp")
     try:
         if final.exists() or final.is_symlink():
             raise FlawsmithError(f"{final} is there already: give the name of a new folder with --out")
+        temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.tmp")
         temporary.mkdir(parents=True)
     except OSError as error:
         raise FlawsmithError(f"{final} cannot be made ({error.strerror}): give another folder with --out") from None

@@ -107,6 +107,8 @@ def weak_flaw_sets(
     """
     settings = settings or SynthesisSettings()
     strengths = _checked(weakness, n, per_image)
+    if base not in ("test", "training"):
+        raise FlawsmithError(f"--base {base} is not possible: choose test or training")
     with synthesize.new_folder(out) as (folder, final):
         context = open_synthesis(data, settings, layout=layout, on_message=on_message)
         images = _training_images(context) if base == "training" else _base(context)
