@@ -139,10 +139,10 @@ def test_a_limit_is_applied_with_a_reason_and_taken_back(visit: Visit, site: Any
 
     page.get_by_test_id("limit.reason").fill("complaint 4711")
     apply.click()
-    page.get_by_text("Applied:").wait_for()
+    page.get_by_text("Applied. Good parts rejected: about").wait_for()
     applied = site.call("GET", f"{LINE}/limit").json
     page.get_by_test_id("limit.undo").click()
-    page.get_by_text("Back:").wait_for()
+    page.get_by_text("Back. Good parts rejected: about").wait_for()
 
     assert applied["limits"] != before["limits"]
     assert applied["review_limit"] is not None

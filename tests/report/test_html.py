@@ -126,7 +126,7 @@ def full(evidence: EvaluationState) -> ReportData:
         limit=0.8,
         review_limit=0.6,
         limit_statement="20 good images stand behind the limit.",
-        promise="about 10 of 1,000 good parts; 95 % sure: no more than 24",
+        promise="about 10 of 1,000; 95 % sure: no more than 24",
         choice=choice(),
         examples=[
             example(),

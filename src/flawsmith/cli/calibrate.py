@@ -136,7 +136,7 @@ def calibrate(
         return
     for note in result.notes:
         print_err(f"note: {note}")
-    print_err(result.after.describe())
+    print_err(*result.after.describe().splitlines())
     if any(image.label == "flawed" for image in result.images):
         flawed_images = sum(image.label == "flawed" for image in result.images)
         caught = result.count("flawed", "after", "reject")

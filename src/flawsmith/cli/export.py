@@ -69,4 +69,4 @@ def export(
         print_err(str(result.separation))
     for note in result.notes:
         print_err(f"note: {note}")
-    print_err(result.after.describe(), f"{'model' if into else 'folder'}: {result.path}")
+    print_err(*result.after.describe().splitlines(), f"{'model' if into else 'folder'}: {result.path}")

@@ -497,8 +497,7 @@ def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
     if not quiet:
         for stamp in stamps:
             print_err(stamp)
-        for line in (*expected_verdicts(result.bundle), "", decision.describe()):
-            print_err(line)
+        print_err(*expected_verdicts(result.bundle))
         for remark in _remarks(result.folder):
             print_err(f"note: {remark}")
         print_err(f"model:  {result.model}")

@@ -170,5 +170,5 @@ def _check(scores: NDArray[Any], maps: NDArray[Any], sizes: NDArray[Any], size: 
         raise ValueError("arrays of other types")
     if not ((sizes >= 1) & (sizes <= _LONGEST_SIDE)).all() or (sizes.prod(axis=1) > MAX_PIXELS).any():
         raise ValueError("images of impossible sizes")
-    if not max(-maps.min(), maps.max()) <= LARGEST_SCORE:  # so that what is no number is none of them
+    if max(-maps.min(), maps.max()) > LARGEST_SCORE:
         raise ValueError("values beyond those of a score")

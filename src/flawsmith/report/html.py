@@ -210,8 +210,8 @@ def _headlines(data: ReportData) -> Iterator[Headline]:
 
 def _split(promise: str) -> tuple[str, str]:
     """The promise's first number, and the rest of it."""
-    value, things, rest = promise.partition(" good parts")
-    return value.removeprefix("about "), f"{things.strip()} rejected on average{rest}" if things else ""
+    value, _, bound = promise.partition("; ")
+    return value.removeprefix("about "), f"good parts rejected on average; {bound}" if bound else ""
 
 
 def _of_100(result: Evaluation, name: str, things: str) -> str:

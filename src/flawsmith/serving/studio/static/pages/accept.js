@@ -4,7 +4,7 @@ import { attempt, follow, get, line, notify, ofLine, post, Refusal, remove, who 
 import { filesOf } from "../files.js";
 import { noModel } from "../no-model.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, of1000, several, verdict, when } from "../words.js";
+import { count, promise, several, verdict, when } from "../words.js";
 
 const page = document.querySelector("#page");
 const SHOWN = 6; // latest placements
@@ -218,7 +218,7 @@ function draw() {
   if (!facts) return undefined;
   const shown = study();
   if (!facts.ready && !shown) return render(html`<div class="head"><h1>Accept</h1></div>${noModel("Parts whose state is known are placed and judged here, until the figures can be signed.")}`, page);
-  render(html`<div class="head"><h1>Accept</h1><span class="quiet">${facts.ready ? html`${facts.product} · ${facts.method} · rejects about ${of1000(facts.limit.rejected_of_1000 / 1000)} of 1,000 good parts` : nothing}</span></div>
+  render(html`<div class="head"><h1>Accept</h1><span class="quiet">${facts.ready ? html`${facts.product} · ${facts.method} · good parts rejected: about ${promise(facts.limit)}` : nothing}</span></div>
     <div class="stack">${shown && !shown.signed ? placing(shown) : nothing}${shown ? resultPanel(shown) : nothing}${open() ? nothing : html`<div class="print-hidden">${planForm()}</div>`}${earlier()}</div>${dialog()}`, page);
   return undefined;
 }

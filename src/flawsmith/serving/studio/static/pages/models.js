@@ -2,7 +2,7 @@
 import { attempt, follow, get, line, notify, ofLine, post, remove, who } from "../api.js";
 import { inWords } from "../audit.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, of1000, score, several, shape, times, verdict, when } from "../words.js";
+import { count, promise, rates, score, several, shape, times, verdict, when } from "../words.js";
 
 const page = document.querySelector("#page");
 const KINDS = { "limit,model,line,drift,camera,output,training,accept": "changes", "": "everything", limit: "limits", model: "models", review: "reviews", picked: "images kept", "teach,training": "teaching", "accept,placed": "acceptance" };
@@ -120,7 +120,7 @@ async function confirmed(event) {
 
 const activate = (version) => ask({
   title: `Make ${name(version)} live?`,
-  text: `Parts that are taken from then on are judged by ${name(version)}: about ${of1000(version.limit.rejected_of_1000 / 1000)} of 1,000 good parts rejected, at worst ${of1000(version.limit.rejected_of_1000_at_worst / 1000, { up: true })}.${version.shadow?.parts ? ` As a shadow it judged ${several(version.shadow.parts, "part")}, ${count(sum(version.shadow.flips))} of them differently.` : " It has not judged beside the line yet; a shadow run would show what changes."}`,
+  text: `Parts that are taken from then on are judged by ${name(version)}: good parts rejected: about ${promise(version.limit)}.${version.shadow?.parts ? ` As a shadow it judged ${several(version.shadow.parts, "part")}, ${count(sum(version.shadow.flips))} of them differently.` : " It has not judged beside the line yet; a shadow run would show what changes."}`,
   done: `${name(version)} is live.`,
   run: (reason) => post(ofVersion(version, "/activate"), { reason, expected: live()?.sha256 ?? null }),
 });
@@ -134,7 +134,7 @@ const rollBack = () => ask({
 
 const recalibrate = () => ask({
   title: "Set the limits by audited parts?",
-  text: `About ${recalibration.preview.after.promise}. They rest on ${several(recalibration.parts, "part")} of this line instead of images of the model file. Back to the limits before leads back, on the Limit page.`,
+  text: `Good parts rejected: ${recalibration.preview.after.promise}. They rest on ${several(recalibration.parts, "part")} of this line instead of images of the model file. Back to the limits before leads back, on the Limit page.`,
   done: "The limits rest on audited parts now.",
   run: (reason) => post(ofLine("/recalibration"), { reason, expected: recalibration.preview.after.limits }),
 });
@@ -170,7 +170,7 @@ function row(version) {
   return html`<tr data-testid="models.row" data-number=${version.number} data-state=${version.state}>
     <th scope="row"><strong>${name(version)}</strong><br><span class="quiet small n">${when(version.came)}</span></th>
     <td>${version.method} <span class="quiet">${version.preset}</span><br><span class="quiet small">${version.product} · ${several(version.learned_from, "image")}</span></td>
-    <td class="n-left">${of1000(version.limit.rejected_of_1000 / 1000)} <span class="quiet">(${of1000(version.limit.rejected_of_1000_at_worst / 1000, { up: true })})</span></td>
+    <td class="n-left">${rates(version.limit)[0]} <span class="quiet">(${rates(version.limit)[1]})</span></td>
     <td>${summary(version)}</td><td>${accepted(version)}</td><td>${STATES[version.state] ?? version.state}</td>
     <td><div class="row actions">
       ${version.shadow ? html`<button @click=${() => look(version)} data-testid="models.compare">Flips</button>` : nothing}
@@ -190,8 +190,6 @@ function table() {
     : html`<div class="empty"><p class="lead">The line has no model yet</p><p>Bring a model file here${document.body.dataset.first === "teach" ? html`, or <a href="/studio/lines/${line}/teach">teach the line</a>` : ""}.</p></div>`}</section>`;
 }
 
-const promise = (limit) => html`${of1000(limit.rejected_of_1000 / 1000)} <span class="quiet">(at worst ${of1000(limit.rejected_of_1000_at_worst / 1000, { up: true })})</span>`;
-
 function others() {
   const { flawed, unclear, kept, later } = recalibration;
   return [
@@ -210,7 +208,7 @@ function recalibrationPanel() {
       ${preview && !isInUse ? html`<button class="push" aria-expanded=${isPreviewed} @click=${() => { isPreviewed = !isPreviewed; draw(); }} data-testid="recal.preview">${isPreviewed ? "Hide" : "Preview"}</button>` : nothing}</div>
     ${isPreviewed && preview && !isInUse ? html`
       <div class="scroll" data-testid="recal.before_after"><table class="figures"><thead><tr><td></td><th scope="col">in use</th><th scope="col">from audited parts</th></tr></thead><tbody>
-        <tr><th scope="row">good parts rejected, of 1,000</th><td>${promise(preview.before)}</td><td>${promise(preview.after)}</td></tr>
+        <tr><th scope="row">good parts rejected, of 1,000</th><td>${rates(preview.before)[0]} <span class="quiet">(at worst ${rates(preview.before)[1]})</span></td><td>${rates(preview.after)[0]} <span class="quiet">(at worst ${rates(preview.after)[1]})</span></td></tr>
         <tr><th scope="row">limit</th><td class="n-left">${score(preview.before.limit)}</td><td class="n-left">${score(preview.after.limit)}</td></tr>
         <tr><th scope="row">good images behind it</th><td>${count(preview.before.good_images)}</td><td>${count(preview.after.good_images)}</td></tr>
         ${flaws ? html`<tr><th scope="row">known flaws rejected</th><td>${caught[0]} of ${flaws}</td><td>${caught[1]} of ${flaws}</td></tr>` : nothing}
