@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from flawsmith.data.layouts import load
-from flawsmith.pipeline.synthesize import SynthesisSettings, synthesize
-from flawsmith.pipeline.weak_flaws import MANIFEST, WeakFlawSets, weak_flaw_sets
+from flawsmith.pipeline.synthesize import MANIFEST, SynthesisSettings, WeakFlawSets, synthesize, weak_flaw_sets
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
 from flawsmith.synthesis.recipes import RECIPES
