@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flawsmith.report.style import EDGE, GOOD, INK, MUTED
-from flawsmith.serving.studio.pages import PAGES
+from flawsmith.serving.studio import PAGES
 
 STATIC = Path("src/flawsmith/serving/studio/static")
 TOKENS = [

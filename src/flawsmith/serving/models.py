@@ -14,7 +14,17 @@ from flawsmith.line.model import LimitFacts
 from flawsmith.line.station import Line
 from flawsmith.line.versions import ShadowOrder, Version, sha256_of
 from flawsmith.serving.requests import Problem, store_body
-from flawsmith.serving.service import FILE_BODY, PROBLEMS, Engineer, InService, LineName, Service, allowed
+from flawsmith.serving.service import (
+    FILE_BODY,
+    PROBLEMS,
+    Engineer,
+    InService,
+    LineName,
+    Order,
+    Reason,
+    Service,
+    allowed,
+)
 
 UPLOAD_SECONDS = 900.0
 """For a model file to arrive whole."""
@@ -40,6 +50,8 @@ class ShadowSummary(BaseModel):
 
 class Flip(BaseModel):
     """A part of which the shadow said something else."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     record: int
     before: str = Field(description="verdict of the line")
@@ -78,20 +90,16 @@ class VersionFacts(BaseModel):
     shadow: ShadowSummary | None = Field(description="its latest shadow run")
 
 
-class ShadowRequest(BaseModel):
+class ShadowRequest(Order):
     """How long a version is to judge beside the line."""
-
-    model_config = ConfigDict(extra="forbid")
 
     parts: int = Field(ge=1, le=1_000_000)
 
 
-class RollbackOrder(BaseModel):
+class RollbackOrder(Order):
     """Back to the version before."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    reason: str = Field(min_length=3, max_length=1000, description="stands in the audit")
+    reason: Reason
     expected: str | None = Field(
         default=None, max_length=64, description="SHA-256 of the version that is to be replaced; another is a conflict"
     )
@@ -246,12 +254,8 @@ def _shadow(service: Service, line: Line, version: Version, count: int) -> Shado
         raise Problem(404, "this version has had no shadow run")
     store = service.site.store
     times = {name: store.shadow_milliseconds(order.run, share) for name, share in (("p50", 0.5), ("p95", 0.95))}
-    flips = store.shadow_flips(order.run, count)
     return ShadowFacts(
         **_summary(line, order).model_dump(),
-        flipped=[
-            Flip(record=flip.record, before=flip.before, after=flip.after, times_limit=flip.times_limit)
-            for flip in flips
-        ],
+        flipped=[Flip.model_validate(flip) for flip in store.shadow_flips(order.run, count)],
         milliseconds={name: round(time, 3) for name, time in times.items() if time is not None},
     )
