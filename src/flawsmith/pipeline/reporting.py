@@ -29,13 +29,12 @@ from flawsmith.report.data import (
     FactGroup,
     LimitChoice,
     Picture,
-    RateCurves,
     ReportData,
     ScoreKind,
     TriedLimit,
 )
 from flawsmith.report.html import write_report
-from flawsmith.report.plots import encoded, outlined
+from flawsmith.report.plots import data_address, encoded, outlined
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.decision import LARGEST_SCORE, Decision, images_needed, parts_of_1000, promise_in_words
 from flawsmith.runtime.files import BASELINES, printable
@@ -126,7 +125,7 @@ def pictures_of(
     height, width = small.map.shape
     image = np.ascontiguousarray(np.asarray(Image.fromarray(image).reduce(step))[:height, :width])
     name = "" if inspection.image is None else Path(inspection.image).name
-    pictures = [Picture(encoded(image, most_bytes), "image", printable(f"inspected image {name}"))]
+    pictures = [Picture(data_address(encoded(image, most_bytes)), "image", printable(f"inspected image {name}"))]
     stretched = inspection.verdict == "pass"
     if stretched and not maps_of_passes:
         return pictures
@@ -143,7 +142,7 @@ def pictures_of(
         caption += ", dashed: its strangest place"
     return [
         *pictures,
-        Picture(encoded(heat, most_bytes), caption, f"{caption}; regions outlined: {len(small.regions)}"),
+        Picture(data_address(encoded(heat, most_bytes)), caption, f"{caption}; regions outlined: {len(small.regions)}"),
     ]
 
 
@@ -470,12 +469,12 @@ def evaluation_report(
                 *_protocol_facts(evaluation),
             ],
             evaluation=evaluation,
-            curves=RateCurves(
-                state.roc_curve(),
-                state.pro_curve(),
-                state.pixel_roc_curve(),
-                state.spro_curve(),
-            ),
+            curves={
+                "image_auroc": state.roc_curve(),
+                "aupro": state.pro_curve(),
+                "spro": state.spro_curve(),
+                "pixel_auroc": state.pixel_roc_curve(),
+            },
             scores={kind: values for kind, values in shown.items() if len(values)},
             limit=decision.deciding_limit if decides else None,
             review_limit=decision.review_limit if decides else None,
