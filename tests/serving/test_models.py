@@ -18,7 +18,7 @@ from tests.serving.conftest import SECONDS, picture
 from tests.serving.test_hostile import head, raw, state_of
 
 from flawsmith.line import versions
-from flawsmith.serving import models as models_module
+from flawsmith.serving import requests
 
 MODELS = "/v1/lines/bolt/models"
 HERE = pytest.mark.usefixtures("_trial_in_this_process")
@@ -233,7 +233,7 @@ def test_hostile_uploads_are_refused_and_leave_nothing(
     declared = raw(running, head("Content-Length: 99999999999", path=MODELS), b"x")
     endless = raw(running, head("Transfer-Encoding: chunked", path=MODELS), *[chunk] * 20)
     text = running.call("POST", MODELS, b"no model")
-    monkeypatch.setattr(models_module, "PIECE_SECONDS", 0.2)
+    monkeypatch.setattr(requests, "PIECE_SECONDS", 0.2)
     slow = raw(running, head("Content-Length: 10", path=MODELS), b"12345")
 
     assert [answer[9:12] for answer in (declared, slow)] == [b"413", b"408"]
