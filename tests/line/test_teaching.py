@@ -557,3 +557,17 @@ def test_lines_that_two_people_make_at_once_both_stay(tmp_path: Path) -> None:
 
     assert {name: line.station for name, line in again.settings().lines.items()} == {"bolt": "1", "nut": ""}
     again.close()
+
+
+def test_import_whose_end_cannot_be_noted_has_ended_all_the_same(
+    workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise FlawsmithError("the disk is full")
+
+    caplog.set_level("ERROR")
+    job = workspace.import_archive("bolt", zipped(tmp_path / "parts.zip", {"a.png": picture(100)}), on_end=fail)
+    workspace.close()
+
+    assert (job.is_over, job.error, job.added) == (True, "", 1)
+    assert [record.message for record in caplog.records] == ["what came of an import was not noted: the disk is full"]

@@ -341,3 +341,26 @@ def test_file_that_is_put_away_while_another_waits_for_room_disturbs_nothing(
 
     assert [record.name for record in bench.records] == ["b.png", "a.png"]
     assert sorted(path.name for path in (bench.folder / "done").iterdir()) == ["a.png", "b.png"]
+
+
+def test_file_that_cannot_be_put_away_is_not_read_again_for_that(
+    new_bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = new_bench(then="move")
+    read, reads = bench.watch._read, []
+    monkeypatch.setattr(bench.watch, "_read", lambda path: reads.append(path) or read(path))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    bench.put("a.png", picture(20))
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="cannot be put away"):
+        patch.setattr(bench.watch, "_move", refuse)
+        for _ in range(5):
+            bench.pass_time()
+    bench.put("a.png", picture(250))  # another one under its name
+    told = bench.pass_time()
+
+    assert told == [("a.png", "pass"), ("a.png", "reject")]
+    assert len(reads) == 2
+    assert [path.name for path in (bench.folder / "done").iterdir()] == ["a.png"]

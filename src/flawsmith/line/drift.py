@@ -90,7 +90,7 @@ class StatisticFacts(BaseModel):
 class RejectGroupFacts(BaseModel):
     """Parts that came one after the other."""
 
-    record: int = Field(description="the last of them")
+    record: int = Field(validation_alias="number", description="the last of them")
     rejects: int
     lower: int | None = Field(description="count that the first 10 groups allow at least; null: these are not full yet")
     upper: int | None = Field(description="and at most")
@@ -420,10 +420,7 @@ def _facts(line: str, run: _Run) -> DriftFacts:
     chart = run.rejects
     groups = [
         RejectGroupFacts(
-            record=group.number,
-            rejects=group.rejects,
-            lower=group.lower,
-            upper=group.upper,
+            **group._asdict(),
             out=group.rejects > chart.promised
             or (group.lower is not None and group.rejects < group.lower)
             or (group.upper is not None and group.rejects > group.upper),

@@ -631,9 +631,10 @@ def advice(learn: int, calibrate: int, groups: int, by: str) -> list[str]:
             f"Drop images of good parts. {ENOUGH_TO_LEARN} are enough for a first look, 100 and more of several days "
             "for a limit that holds."
         ]
-    words = {"day": "day", "folder": "folder"}.get(by, "group")
-    same = f" of {'this' if groups == 1 else 'these'} {words}{'' if groups == 1 else 's'}" if groups else ""
-    whence = "" if not groups else f" from {groups} {words}{'' if groups == 1 else 's'}"
+    words = by if by in ("day", "folder") else "group"
+    counted = words if groups == 1 else f"{words}s"
+    same = f" of {'this' if groups == 1 else 'these'} {counted}" if groups else ""
+    whence = f" from {groups} {counted}" if groups else ""
     lines = [f"You have {total:,} good image{'' if total == 1 else 's'}{whence}."]
     if learn < LEAST_TO_LEARN:
         return [*lines, f"Too few to learn from: {LEAST_TO_LEARN - learn} more at least, better {ENOUGH_TO_LEARN}."]

@@ -368,9 +368,11 @@ class Workspace:
             except Exception as error:
                 log.exception("an import failed")
                 job.error = f"a defect of Flawsmith ({type(error).__name__}): see the log"
-            finally:
-                job.is_over = True
+            job.is_over = True
+            try:
                 on_end()
+            except FlawsmithError as error:
+                log.error("what came of an import was not noted: %s", error)
 
         thread = threading.Thread(target=run, name="import", daemon=True)
         self._importing = [*(each for each in self._importing if each.is_alive()), thread]
