@@ -10,9 +10,10 @@ from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from flawsmith.data.splits import content_hash
 from flawsmith.line.limits import LimitFacts
 from flawsmith.line.station import Line
-from flawsmith.line.versions import ShadowOrder, Version, sha256_of
+from flawsmith.line.versions import ShadowOrder, Version
 from flawsmith.serving.requests import Problem, store_body
 from flawsmith.serving.service import (
     FILE_BODY,
@@ -136,7 +137,7 @@ async def upload(
             )
             if not size:
                 raise Problem(400, "there is no model: send the .flaw file as the body")
-            sha256 = await run_in_threadpool(sha256_of, path)
+            sha256 = await run_in_threadpool(content_hash, path)
             version, is_new = await run_in_threadpool(place.add_version, path, sha256, who=caller.name)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/lines/{place.name}/models/{sha256}/file"
