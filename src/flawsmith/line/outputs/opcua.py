@@ -77,9 +77,9 @@ class OpcUaServer(OutputServer):
     Args:
         settings: of the output.
         line: its name.
+        health: of the output.
         state: whether the line takes parts.
         is_simulated: whether the line's camera is a folder or a video.
-        on_failure: told of each failure.
 
     Raises:
         FlawsmithError: it cannot listen there.
@@ -89,12 +89,12 @@ class OpcUaServer(OutputServer):
         self,
         settings: OpcUaOutput,
         line: str,
+        health: Health,
         *,
         state: Callable[[], Offline],
-        is_simulated: bool = False,
-        on_failure: Callable[[], object] = lambda: None,
+        is_simulated: bool,
     ) -> None:
-        super().__init__(settings, Health(line, settings, on_failure))
+        super().__init__(settings, health)
         self._line, self._state, self._is_simulated = line, state, is_simulated
         self._waiting: deque[Record] = deque()
         self._last: deque[str] = deque(maxlen=_LAST)
