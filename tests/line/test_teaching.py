@@ -571,3 +571,14 @@ def test_import_whose_end_cannot_be_noted_has_ended_all_the_same(
 
     assert (job.is_over, job.error, job.added) == (True, "", 1)
     assert [record.message for record in caplog.records] == ["what came of an import was not noted: the disk is full"]
+
+
+def test_images_for_a_training_that_a_kill_left_behind_go_at_the_next_start(tmp_path: Path) -> None:
+    images = tmp_path / "trainings/bolt/.2.0123456789ab.tmp/images/bolt/good"
+    images.mkdir(parents=True)
+    (images / "a.png").write_bytes(picture(100))
+    (tmp_path / "trainings/bolt/1").mkdir()
+
+    Workspace(tmp_path).close()
+
+    assert [path.name for path in (tmp_path / "trainings/bolt").iterdir()] == ["1"]

@@ -283,9 +283,13 @@ class Capture:
 
     def picture(self) -> bytes | None:
         """The latest picture as the content of a file; None: there is none yet."""
-        reader = self._reader
-        frame = reader.newest if reader is not None and reader.newest is not None else self._last
+        frame = self._newest
         return None if frame is None else frame.content()
+
+    @property
+    def _newest(self) -> Frame | None:
+        reader = self._reader
+        return self._last if reader is None or reader.newest is None else reader.newest
 
     @property
     def state(self) -> State:
@@ -297,8 +301,7 @@ class Capture:
         with self._changed:
             state = self.state
             says = {"paused": f"paused: {self._paused}", "failing": self._error}.get(state, state)
-            reader = self._reader
-            newest = self._last if reader is None or reader.newest is None else reader.newest
+            newest = self._newest
             return CameraFacts(
                 line=self._line.name,
                 kind=self.settings.kind,

@@ -371,13 +371,10 @@ class ServiceSettings(BaseModel):
         Raises:
             FlawsmithError: the file cannot be read, or a setting is wrong; names it.
         """
-        values: dict[str, Any] = {"lines": {line or "line1": {"model": path}}}
-        if path.suffix.lower() == ".toml":
-            values = read_toml(path)
         overriding = {name: value for name, value in changes.items() if value is not None}
-        settings = cls.checked({**values, **overriding}, path)
         if path.suffix.lower() != ".toml":
-            return settings
+            return cls.checked({"lines": {line or "line1": {"model": path}}, **overriding}, path)
+        settings = cls.checked({**read_toml(path), **overriding}, path)
         base, lines = path.parent, settings.lines
         if line is not None:
             if line not in lines:

@@ -387,7 +387,7 @@ class Line:
         self.versions.note(action, who=who, sha256=sha256, **facts, shadow=self._shadow_seen(sha256))
         self.model, self.is_unloaded = model, False
         if self.versions.shadow is not None and self.versions.shadow.sha256 == sha256:
-            self._end_shadow(self.versions.shadow, who=who, why="activated")
+            self._end_shadow(who=who, why="activated")
         self._prune()
         self.on_change()
 
@@ -439,7 +439,7 @@ class Line:
             order = self.versions.shadow
             if order is None or order.sha256 != sha256:
                 raise SwapConflictError("no shadow run of this version goes on")
-            self._end_shadow(order, who=who, why="stopped")
+            self._end_shadow(who=who, why="stopped")
 
     def shadow_changes(self, order: ShadowOrder) -> dict[str, int]:
         """Parts of a shadow run by change of verdict, those without one included."""
@@ -453,24 +453,23 @@ class Line:
         order = self.versions.shadow
         if order is None:
             return
-
-        def end(run: ShadowRun, why: str) -> None:
-            self.versions.end_shadow(order.run, who="service", why=why, missed=run.missed, changes=dict(run.counts))
-
         self.shadow = ShadowRun(
             order.run,
             lambda: self._opened(order.sha256, threads=1),
             parts=order.parts,
             store=self._store,
-            on_end=end,
+            on_end=self._note_end,
             name=self.name,
         )
 
-    def _end_shadow(self, order: ShadowOrder, *, who: str, why: str) -> None:
+    def _end_shadow(self, *, who: str, why: str) -> None:
         shadow = self.shadow
         assert shadow is not None, "it runs"
         shadow.stop()
-        self.versions.end_shadow(order.run, who=who, why=why, missed=shadow.missed, changes=dict(shadow.counts))
+        self._note_end(shadow, why, who)
+
+    def _note_end(self, run: ShadowRun, why: str, who: str = "service") -> None:
+        self.versions.end_shadow(run.run, who=who, why=why, missed=run.missed, changes=dict(run.counts))
 
     def _shadow_seen(self, sha256: str) -> dict[str, Any] | None:
         """What the latest shadow run of a version has shown, for the audit."""
@@ -676,8 +675,7 @@ class Site:
             self._stack.callback(self._close_lines)
             for name, model in named.items():
                 self.lines[name] = self._line(name, settings, model)
-            with self.files.lock:
-                self.files.sweep(self.store)
+            self.files.sweep(self.store)
             hashes = {name: None if line.model is None else line.model.sha256 for name, line in self.lines.items()}
             self.store.note("start", who="service", facts={"models": hashes})
             self.drift = DriftMonitor(
@@ -744,8 +742,7 @@ class Site:
             left = {other: kept for other, kept in self.settings.lines.items() if other != name}
             self.settings = self.settings.model_copy(update={"lines": left})
         line.close()
-        with self.files.lock:
-            self.files.sweep(self.store)
+        self.files.sweep(self.store)
 
     def _close_lines(self) -> None:
         lines = list(self.lines.values())

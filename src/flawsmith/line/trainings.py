@@ -342,11 +342,13 @@ class Trainings:
     """All trainings of a studio, one of which works at a time.
 
     Args:
-        folder: of trainings; made when the first is begun.
+        folder: of trainings, where nobody else begins any; made when the first is begun.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        for unfinished in folder.glob("*/.*.tmp"):  # of a process that was killed while it linked or copied images
+            shutil.rmtree(unfinished, ignore_errors=True)
         self._lock = threading.RLock()
         self._processes: dict[Path, subprocess.Popen[bytes]] = {}
         self._ended = threading.Event()

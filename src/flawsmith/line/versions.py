@@ -177,16 +177,15 @@ class ModelFiles:
             self.take(path, sha256)
 
     def sweep(self, store: Store) -> None:
-        """Remove the files of which no line has a version any more; the lock is held."""
-        if not self.folder.is_dir():
-            return
-        entries = _entries(store)
-        lines = {entry.line for entry in entries}
-        known = {sha256 for line in lines for sha256 in Versions(store, line, entries).by_sha256}
-        for path in self.folder.glob("*.flaw"):
-            if path.stem not in known:
-                with suppress(OSError):  # on Windows one that is being read; it goes the next time
-                    path.unlink()
+        """Remove the files of which no line has a version any more."""
+        with self.lock:
+            entries = _entries(store)
+            lines = {entry.line for entry in entries}
+            known = {sha256 for line in lines for sha256 in Versions(store, line, entries).by_sha256}
+            for path in self.folder.glob("*.flaw"):
+                if path.stem not in known:
+                    with suppress(OSError):  # on Windows one that is being read; it goes the next time
+                        path.unlink()
 
 
 def _entries(store: Store, line: str | None = None) -> list[AuditEntry]:

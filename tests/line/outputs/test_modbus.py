@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import socket
@@ -16,11 +17,12 @@ from typing import Any
 import pytest
 from pymodbus.client import ModbusTcpClient
 from pymodbus.constants import ExcCodes
+from pymodbus.server import ModbusTcpServer
 from tests.conftest import PROJECT
 from tests.line.outputs.conftest import SECONDS, judge, picture, until
 
 from flawsmith.cli.main import main
-from flawsmith.line.outputs import Outputs
+from flawsmith.line.outputs import Outputs, delivery
 from flawsmith.line.outputs.delivery import Offline
 from flawsmith.line.outputs.handshake import (
     CONTROL,
@@ -585,3 +587,19 @@ def test_numbers_fit_into_their_registers() -> None:
 
     assert (values["record"], values["regions"], values["times_limit"], values["heartbeat"]) == (7, 65535, 0.0, 3)
     assert values["score"] == pytest.approx(3.4e38, rel=1e-6)
+
+
+def test_server_that_begins_too_late_is_not_left_behind(new_site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    serve = ModbusTcpServer.serve_forever
+
+    async def serve_late(server: ModbusTcpServer, **options: Any) -> None:
+        await asyncio.sleep(0.2)
+        await serve(server, **options)
+
+    monkeypatch.setattr(ModbusTcpServer, "serve_forever", serve_late)
+    monkeypatch.setattr(delivery, "_START_SECONDS", 0.05)
+
+    with pytest.raises(FlawsmithError, match=r"cannot listen at 127\.0\.0\.1:0 \(nothing within 0\.05 s\)"):
+        new_site(outputs=[{"kind": "modbus", "port": 0}])
+
+    assert not [thread for thread in threading.enumerate() if thread.name == "modbus-server"]

@@ -134,17 +134,16 @@ class Outputs:
     def _server(
         self, output: ModbusOutput | OpcUaOutput, store: Store, failed: Callable[[], object]
     ) -> PlcServer | OpcUaServer:
+        health = Health(self._name, output, failed)
         if isinstance(output, OpcUaOutput):
             from flawsmith.line.outputs.opcua import OpcUaServer
 
-            return OpcUaServer(output, self._name, state=self.state, is_simulated=self._is_simulated, on_failure=failed)
+            return OpcUaServer(output, self._name, health, state=self.state, is_simulated=self._is_simulated)
         from flawsmith.line.outputs.handshake import Handshake
         from flawsmith.line.outputs.modbus import PlcServer
 
         line = self._line
         assert line is not None, "started"
-
-        health = Health(self._name, output, failed)
         handshake = Handshake(
             None if self._trigger is None else self._acquire,
             state=self.state,

@@ -7,6 +7,7 @@ again, with the same id: the record's hash in the chain of the store.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import socket
@@ -39,6 +40,8 @@ END_SECONDS = 5.0
 FIRST_DELAY, LONGEST_DELAY = 0.5, 60.0
 """Seconds to the second attempt, doubled with each further one; each is shortened by up to half at random."""
 _BATCH = 100
+_START_SECONDS, _STOP_SECONDS = 30.0, 10.0
+"""For a server to listen, and to tell its clients what is left."""
 
 log = logging.getLogger("flawsmith.line")
 
@@ -106,22 +109,6 @@ class Sink(Protocol):
 
     def close(self) -> None:
         """End, and say so where somebody listens; raises nothing."""
-
-
-def check_address(output: ServedOutput) -> None:
-    """Whether an output can listen where it is to; libraries of servers do not say why they cannot.
-
-    Raises:
-        FlawsmithError: it cannot.
-    """
-    try:
-        with socket.create_server((output.host, output.port)):
-            pass
-    except OSError as error:
-        raise FlawsmithError(
-            f"output {output.label} cannot listen at {output.host}:{output.port} ({error.strerror}): give it "
-            "another host or port"
-        ) from None
 
 
 class OutputFacts(BaseModel):
@@ -207,6 +194,71 @@ class Health:
             last_error_at=self._last_error_at,
             last_delivered_at=self._last_delivered_at,
         )
+
+
+class OutputServer:
+    """A server that others connect to, with an event loop in a thread of its own.
+
+    Args:
+        settings: of the output.
+        health: of the output.
+    """
+
+    def __init__(self, settings: ServedOutput, health: Health) -> None:
+        self._settings, self._health, self.port = settings, health, settings.port
+        self._is_ending = self._is_over = False
+        self._listening = threading.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._wake = asyncio.Event()
+        self._thread = threading.Thread(target=self._run, name=f"{settings.label}-server", daemon=True)
+
+    def _start(self) -> None:
+        """Begin to serve.
+
+        Raises:
+            FlawsmithError: it cannot listen there.
+        """
+        place = f"output {self._settings.label} cannot listen at {self._settings.host}:{self._settings.port}"
+        try:  # libraries of servers do not say why they cannot
+            with socket.create_server((self._settings.host, self._settings.port)):
+                pass
+        except OSError as error:
+            raise FlawsmithError(f"{place} ({error.strerror}): give it another host or port") from None
+        self._thread.start()
+        if not self._listening.wait(_START_SECONDS) or self._is_over:
+            self.close()
+            raise FlawsmithError(f"{place} ({self._health.last_error or f'nothing within {_START_SECONDS:g} s'})")
+
+    def close(self) -> None:
+        """Tell of what is left, and end; connections are closed."""
+        self._is_ending = True
+        self._rouse()
+        self._thread.join(_STOP_SECONDS)
+
+    def _rouse(self) -> None:
+        if self._loop is not None:
+            with suppress(RuntimeError):  # it has ended
+                self._loop.call_soon_threadsafe(self._wake.set)
+
+    def _run(self) -> None:
+        async def serve() -> None:
+            self._loop = asyncio.get_running_loop()
+            await self._serve()
+
+        try:
+            asyncio.run(serve())
+        except Exception as error:
+            self._failed(error)
+        finally:
+            self._is_over = True
+            self._listening.set()
+
+    async def _serve(self) -> None:
+        """Listen, set `port` and `_listening`, and work until `_is_ending` is set, of which `_wake` tells."""
+        raise NotImplementedError
+
+    def _failed(self, error: Exception) -> None:
+        self._health.failed(" ".join(f"{type(error).__name__}: {error}".split())[:500])
 
 
 @dataclass

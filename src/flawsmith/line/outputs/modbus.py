@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,7 +13,7 @@ from pymodbus.exceptions import ModbusException
 from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
-from flawsmith.line.outputs.delivery import Health, Offline, OutputFacts, check_address
+from flawsmith.line.outputs.delivery import Health, Offline, OutputFacts, OutputServer
 from flawsmith.line.outputs.handshake import (
     CONTROL,
     CONTROL_REGISTERS,
@@ -34,14 +32,13 @@ from flawsmith.line.record import Record
 from flawsmith.line.settings import ModbusOutput
 from flawsmith.runtime.errors import FlawsmithError
 
-_START_SECONDS = 10.0
 _POLL_SECONDS = 0.005
 _REGISTER_FUNCTIONS = (3, 4, 6, 16, 22, 23)
 """Those that read and write whole registers; there are no coils."""
 DEFAULT_PORT: int = ModbusOutput.model_fields["port"].default
 
 
-class PlcServer:
+class PlcServer(OutputServer):
     """Serves a handshake as Modbus registers, in a thread of its own.
 
     Args:
@@ -54,29 +51,20 @@ class PlcServer:
     """
 
     def __init__(self, settings: ModbusOutput, handshake: Handshake, health: Health) -> None:
-        self._settings, self.handshake, self._health = settings, handshake, health
+        super().__init__(settings, health)
+        self.handshake = handshake
         self._clients = 0
-        self.port = settings.port
         self._control = [0] * CONTROL_REGISTERS
-        self._is_over = False
-        self._listening = threading.Event()
-        check_address(settings)
-        self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._run, name=f"{settings.label}-server", daemon=True)
-        self._thread.start()
-        if not self._listening.wait(_START_SECONDS) or self._is_over:
-            raise FlawsmithError(f"output {settings.label} cannot listen at {settings.host}:{settings.port}")
+        self._start()
 
     def recorded(self, record: Record) -> None:
         """Tell of a record; returns at once."""
         self.handshake.recorded(record)
 
     def close(self) -> None:
-        """End; connections are closed."""
+        """Take no triggers any more, and end; connections are closed."""
         self.handshake.close()
-        if not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
+        super().close()
 
     def facts(self) -> OutputFacts:
         """How the output is doing."""
@@ -88,21 +76,7 @@ class PlcServer:
             is_over=self._is_over,
         )
 
-    def _run(self) -> None:
-        asyncio.set_event_loop(self._loop)
-        server = None
-        try:
-            server = self._loop.run_until_complete(self._serve())
-            self._listening.set()
-            self._loop.run_forever()
-        finally:
-            self._is_over = True
-            self._listening.set()
-            if server is not None:
-                self._loop.run_until_complete(server.shutdown())
-            self._loop.close()
-
-    async def _serve(self) -> ModbusTcpServer:
+    async def _serve(self) -> None:
         registers = [
             SimData(CONTROL, count=CONTROL_REGISTERS, datatype=DataType.REGISTERS),
             SimData(STATUS, count=STATUS_REGISTERS, datatype=DataType.REGISTERS, readonly=True),
@@ -115,7 +89,10 @@ class PlcServer:
         await server.serve_forever(background=True)
         listener: Any = server.transport  # an asyncio.Server, whatever its type says
         self.port = listener.sockets[0].getsockname()[1]
-        return server
+        self._listening.set()
+        while not self._is_ending:
+            await self._wake.wait()
+        await server.shutdown()
 
     async def _accessed(
         self,

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -19,15 +18,13 @@ from asyncua.server.event_generator import EventGenerator
 from asyncua.server.server import Server
 from asyncua.ua.object_ids import ObjectIds
 
-from flawsmith.line.outputs.delivery import Health, Offline, OutputFacts, check_address
+from flawsmith.line.outputs.delivery import Health, Offline, OutputFacts, OutputServer
 from flawsmith.line.record import Record
 from flawsmith.line.settings import OpcUaOutput
-from flawsmith.runtime.errors import FlawsmithError
 
 NAMESPACE = "urn:flawsmith:line:1"
 """Of all nodes; its number rises when a client would have to change."""
 BEAT_SECONDS = 1.0
-_START_SECONDS, _END_SECONDS = 30.0, 10.0
 _MOST_WAITING = 1000
 _MOST_CLIENTS = 50
 _LAST = 20
@@ -74,15 +71,15 @@ class _ReadOnly(SimpleRoleRuleset):
         return action_type_id in _READING
 
 
-class OpcUaServer:
+class OpcUaServer(OutputServer):
     """Serves the results of a line over OPC UA, in a thread of its own.
 
     Args:
         settings: of the output.
         line: its name.
+        health: of the output.
         state: whether the line takes parts.
         is_simulated: whether the line's camera is a folder or a video.
-        on_failure: told of each failure.
 
     Raises:
         FlawsmithError: it cannot listen there.
@@ -92,27 +89,17 @@ class OpcUaServer:
         self,
         settings: OpcUaOutput,
         line: str,
+        health: Health,
         *,
         state: Callable[[], Offline],
-        is_simulated: bool = False,
-        on_failure: Callable[[], object] = lambda: None,
+        is_simulated: bool,
     ) -> None:
-        self._settings, self._line, self._state = settings, line, state
-        self._is_simulated, self._health = is_simulated, Health(line, settings, on_failure)
-        self.port = settings.port
+        super().__init__(settings, health)
+        self._line, self._state, self._is_simulated = line, state, is_simulated
         self._waiting: deque[Record] = deque()
         self._last: deque[str] = deque(maxlen=_LAST)
         self._delivered = self._skipped = self._beats = 0
-        self._is_ending = self._is_over = False
-        self._listening = threading.Event()
-        check_address(settings)
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._wake = asyncio.Event()
-        self._thread = threading.Thread(target=self._run, name=f"{line}-{settings.label}", daemon=True)
-        self._thread.start()
-        if not self._listening.wait(_START_SECONDS) or self._is_over:
-            reason = f" ({self._health.last_error})" if self._health.last_error else ""
-            raise FlawsmithError(f"output {settings.label} cannot listen at {settings.host}:{settings.port}{reason}")
+        self._start()
 
     def recorded(self, record: Record) -> None:
         """Tell of a record; returns at once."""
@@ -122,12 +109,6 @@ class OpcUaServer:
                 self._skipped += 1
         self._waiting.append(record)
         self._rouse()
-
-    def close(self) -> None:
-        """Tell of what is left, and end; connections are closed."""
-        self._is_ending = True
-        self._rouse()
-        self._thread.join(_END_SECONDS)
 
     def facts(self) -> OutputFacts:
         """How the output is doing."""
@@ -139,22 +120,7 @@ class OpcUaServer:
             is_over=self._is_over,
         )
 
-    def _rouse(self) -> None:
-        assert self._loop is not None, "listening"
-        with suppress(RuntimeError):  # it has ended
-            self._loop.call_soon_threadsafe(self._wake.set)
-
-    def _run(self) -> None:
-        try:
-            asyncio.run(self._serve())
-        except Exception as error:
-            self._failed(error)
-        finally:
-            self._is_over = True
-            self._listening.set()
-
     async def _serve(self) -> None:
-        self._loop = asyncio.get_running_loop()
         server = Server()
         server.name = server.manufacturer_name = "Flawsmith"
         server.application_type = ua.ApplicationType.Server
@@ -237,9 +203,6 @@ class OpcUaServer:
         values = {"Online": state is Offline.ONLINE, "OfflineReason": state.reason, "Heartbeat": self._beats}
         for name, value in values.items():
             await nodes[name].write_value(value, _STATE[name])
-
-    def _failed(self, error: Exception) -> None:
-        self._health.failed(" ".join(f"{type(error).__name__}: {error}".split())[:500])
 
 
 def _values_of(record: Record, *, is_simulated: bool) -> dict[str, Any]:
