@@ -22,7 +22,6 @@ from flawsmith.cli.app import (
     print_json,
     print_out,
     progress,
-    shows_progress,
 )
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -144,7 +143,7 @@ def benchmark(
 
             executor = RayExecutor(ray, jobs)
         chosen_plan = _plan(plan, {**options, "vary": _lists(vary or [])})
-        with RunProgress(show=shows_progress(quiet=quiet or json_), quiet=quiet or json_) as bar:
+        with RunProgress(quiet=quiet or json_) as bar:
             result = run_benchmark(
                 chosen_plan,
                 out,
@@ -178,8 +177,8 @@ def _lists(pairs: list[str]) -> dict[str, list[Any]]:
 class RunProgress:
     """A bar over runs with an estimate, and a line a run."""
 
-    def __init__(self, *, show: bool, quiet: bool) -> None:
-        self._show, self._quiet = show, quiet
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
         self._bar: Any = None
 
     def __enter__(self) -> RunProgress:
@@ -192,7 +191,7 @@ class RunProgress:
     def start(self, total: int, pending: int) -> None:
         if not self._quiet:
             print_err(f"{total} runs, {total - pending} finished before")
-        self._bar = progress("runs", pending, show=self._show)
+        self._bar = progress("runs", pending, quiet=self._quiet)
         self._advance = self._bar.__enter__()
 
     def add(self, result: RunResult) -> None:
@@ -315,7 +314,7 @@ def reproduce(
             else:
                 print_out(*result.in_words().split("\n"))
             return
-        with RunProgress(show=shows_progress(quiet=quiet or json_), quiet=quiet or json_) as bar:
+        with RunProgress(quiet=quiet or json_) as bar:
             made = tables.reproduce(
                 name,
                 data,
@@ -361,7 +360,7 @@ def download(
         chosen = downloads.find_download(name)
         if not quiet:
             print_err(*chosen.terms())
-        with progress(chosen.archive, None, show=shows_progress(quiet=quiet or json_)) as advance:
+        with progress(chosen.archive, None, quiet=quiet or json_) as advance:
             folder = downloads.download(name, to, accept_licence=accept_licence, on_bytes=lambda done, total: advance())
     if json_:
         print_json({"folder": str(folder), "archive": str(to / chosen.archive)})

@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TextIO
@@ -218,7 +218,7 @@ def shown_steps(
         stream: instead of stderr.
         on_progress: is told each position.
     """
-    with _shown(stream or sys.stderr) if show else _not_shown() as display:
+    with _shown(stream or sys.stderr) if show else nullcontext(lambda position: None) as display:
         yield Steps(weights, display if on_progress is None else _told_too(display, on_progress))
 
 
@@ -234,11 +234,6 @@ def _told_too(display: Tell, on_progress: Told) -> Tell:
         on_progress(Progress(position.words, furthest, now - start, estimate.left(position, now)))
 
     return tell
-
-
-@contextmanager
-def _not_shown() -> Iterator[Tell]:
-    yield lambda position: None
 
 
 @contextmanager

@@ -117,14 +117,8 @@ class Metrics:
 
     def _take(self, site: Site) -> None:
         self._free.set(site.pictures.free_bytes())
-        for gauge in (
-            self._model,
-            self._limit,
-            self._to_review,
-            self._shadow,
-            self._drift,
-            self._output_behind,
-        ):  # of lines and models that are no more
+        of_lines = (self._model, self._limit, self._to_review, self._shadow, self._drift, self._output_behind)
+        for gauge in of_lines:  # some may be no more
             gauge.clear()
         for line in site.lines.values():
             self._start_at_zero(line)
@@ -155,7 +149,7 @@ class Metrics:
         self._model.labels(line.name, model.bundle.spec.method, model.sha256, model.inspector.device).set(1)
         decision = model.decision
         limits = {
-            "reject": decision.map_limit if decision.by_regions else decision.limit,
+            "reject": decision.deciding_limit,
             "review": decision.review_limit,
             "map": decision.map_limit,
         }

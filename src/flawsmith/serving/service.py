@@ -355,19 +355,15 @@ class Service:
             raise Problem(503, "the record cannot be written, so the part counts as not judged; see the disk") from None
 
 
-def _service_of(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # as no coroutine it would be called in a thread, and wait for one
     return request.app.state.service
-
-
-async def _service(request: Request) -> Service:
-    return _service_of(request)  # as no coroutine it would be called in a thread, and wait for one
 
 
 def allowed(role: Role) -> Any:
     """A dependency that refuses who has no token of this role, and gives the `Caller` otherwise."""
 
     async def check(request: Request) -> Caller:
-        caller = caller_of(request, _service_of(request).settings)
+        caller = caller_of(request, request.app.state.service.settings)
         if role == "engineer" and caller.role != "engineer":
             raise Problem(403, "an engineer's token is needed")
         return caller
