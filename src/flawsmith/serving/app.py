@@ -30,7 +30,7 @@ from flawsmith.line.outputs.delivery import OutputFacts
 from flawsmith.line.queue import NoModelError
 from flawsmith.line.record import Draw, Outcome, Record, Trigger
 from flawsmith.line.station import Line, SwapConflictError
-from flawsmith.line.store import UnwritableError
+from flawsmith.line.store import AuditEntry, UnwritableError
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.acceptance import acceptance
@@ -42,7 +42,6 @@ from flawsmith.serving.service import (
     IMAGE_BODY,
     PROBLEMS,
     Anyone,
-    AuditFacts,
     Count,
     Cursor,
     Engineer,
@@ -129,7 +128,7 @@ class PauseOrder(Order):
 class AuditPage(BaseModel):
     """Some entries, the newest first."""
 
-    items: list[AuditFacts]
+    items: list[AuditEntry]
     next: int | None
 
 
@@ -501,7 +500,7 @@ def audit(
 ) -> AuditPage:
     """Who did what, the newest first."""
     entries = service.site.store.entries(kind=kind or None, line=line, before=cursor, count=limit)
-    return AuditPage(items=[AuditFacts(**vars(entry)) for entry in entries], next=next_cursor(entries, limit))
+    return AuditPage(items=entries, next=next_cursor(entries, limit))
 
 
 @v1.get("/events", response_class=StreamingResponse)

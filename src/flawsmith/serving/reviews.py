@@ -11,14 +11,13 @@ from pydantic import BaseModel, Field
 from flawsmith.line.evidence import Evidence, evidence
 from flawsmith.line.model import LimitPreview
 from flawsmith.line.record import Draw, Label, LabelRole, Record
-from flawsmith.line.store import MOST_LABELS
+from flawsmith.line.store import MOST_LABELS, AuditEntry
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable
 from flawsmith.serving.service import (
     PROBLEMS,
     Anyone,
-    AuditFacts,
     Count,
     Cursor,
     Engineer,
@@ -202,7 +201,7 @@ def recalibrate(line: LineName, order: RecalibrationOrder, service: InService, c
 
 
 @reviews.post("/lines/{line}/reviews/{number}", status_code=201)
-def review(line: LineName, number: Number, order: ReviewOrder, service: InService, caller: Anyone) -> AuditFacts:
+def review(line: LineName, number: Number, order: ReviewOrder, service: InService, caller: Anyone) -> AuditEntry:
     """Say what a part is. It may be said again; the latest counts, and all stay."""
     record = service.record(line, number)
     entry = service.site.store.review(
@@ -216,16 +215,16 @@ def review(line: LineName, number: Number, order: ReviewOrder, service: InServic
     )
     service.metrics.reviewed(record.line, order.label)
     _tell(service, record, order.label, caller.name)
-    return AuditFacts(**vars(entry))
+    return entry
 
 
 @reviews.delete("/lines/{line}/reviews/{number}")
-def withdraw(line: LineName, number: Number, service: InService, caller: Anyone) -> AuditFacts:
+def withdraw(line: LineName, number: Number, service: InService, caller: Anyone) -> AuditEntry:
     """Take back what was said of a part last: it waits again. What was said stays in the audit."""
     record = service.record(line, number)
     entry = service.site.store.review(number, None, who=caller.name, line=record.line)
     _tell(service, record, None, caller.name)
-    return AuditFacts(**vars(entry))
+    return entry
 
 
 def _tell(service: Service, record: Record, label: Label | None, who: str) -> None:
@@ -233,7 +232,7 @@ def _tell(service: Service, record: Record, label: Label | None, who: str) -> No
 
 
 @reviews.get("/lines/{line}/reviews/{number}")
-def of_part(line: LineName, number: Number, service: InService) -> list[AuditFacts]:
+def of_part(line: LineName, number: Number, service: InService) -> list[AuditEntry]:
     """What was said of a part, oldest first."""
     service.record(line, number)
-    return [AuditFacts(**vars(entry)) for entry in service.site.store.reviews_of(number)]
+    return service.site.store.reviews_of(number)

@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime, timezone
 from typing import Annotated, Any, TypeVar
 
@@ -262,20 +262,23 @@ class Service:
         async with self._teaching:
             return await run_in_threadpool(make)
 
-    async def received(self, request: Request, use: Callable[[bytes], _Drawn]) -> _Drawn:
-        """What is made of a request that holds an image, in a thread, and as `drawn` one at a time.
+    async def received(self, request: Request, use: Callable[[bytes], _Drawn], *, teaches: bool = False) -> _Drawn:
+        """What is made of a request that holds an image, in a thread.
 
         Args:
             request: whose body was not read yet.
             use: takes the body.
+            teaches: a few at a time, as `taught`; otherwise one, as `drawn`.
 
         Raises:
             Problem: it was refused.
         """
-        async with received_body(
-            request, most=self.settings.max_bytes, seconds=self.settings.upload_seconds, budget=self.budget
-        ) as body:
-            return await self.drawn(lambda: use(bytes(body)))
+        async with self._body(request, self.budget) as body:
+            return await (self.taught if teaches else self.drawn)(lambda: use(bytes(body)))
+
+    def _body(self, request: Request, budget: UploadBudget) -> AbstractAsyncContextManager[bytearray]:
+        settings = self.settings
+        return received_body(request, most=settings.max_bytes, seconds=settings.upload_seconds, budget=budget)
 
     async def judged(self, line: Line, request: Request, trigger_of: Callable[[bytes], Trigger]) -> tuple[Record, bool]:
         """Read a request, have its part judged, and wait for the record.
@@ -291,9 +294,7 @@ class Service:
         Raises:
             Problem: it was refused, or not answered in time.
         """
-        async with received_body(
-            request, most=self.settings.max_bytes, seconds=self.settings.upload_seconds, budget=self.budget_of_parts
-        ) as body:
+        async with self._body(request, self.budget_of_parts) as body:
             loop = asyncio.get_running_loop()
             future, is_new = await loop.run_in_executor(self._takers, self._submit, line, body, trigger_of)
         return await self._answer(line, future), is_new
@@ -427,18 +428,6 @@ def image_kind(content: bytes) -> tuple[str, str]:
     """Media type and suffix of an image file, by how it begins."""
     unknown = ("application/octet-stream", ".png")
     return next((kind for start, kind in _KINDS.items() if content.startswith(start)), unknown)
-
-
-class AuditFacts(BaseModel):
-    """An entry of the audit."""
-
-    id: int
-    at: str
-    kind: str
-    who: str
-    line: str
-    facts: dict[str, Any]
-    hash: str
 
 
 def next_cursor(items: Sequence[Any], count: int) -> int | None:
