@@ -49,6 +49,7 @@ from flawsmith.serving.service import (
     LineName,
     Number,
     Order,
+    Page,
     Reason,
     Service,
     Width,
@@ -70,14 +71,6 @@ _LIBRARIES = ("numpy", "pillow", "onnxruntime", "pydantic", "fastapi", "uvicorn"
 _Made = TypeVar("_Made")
 
 log = logging.getLogger("flawsmith.serving")
-
-
-class Page(BaseModel):
-    """Some records, the newest first."""
-
-    items: list[Record]
-    images: list[int] = Field(description="numbers of those whose image was kept")
-    next: int | None = Field(description="cursor of the next page; null: this is the last")
 
 
 class LineFacts(BaseModel):
@@ -237,8 +230,7 @@ def inspections(
         before=cursor,
         count=limit,
     )
-    images = [record.id for record in items if service.site.pictures.has(record.image_sha256)]
-    return Page(items=items, images=images, next=next_cursor(items, limit))
+    return Page(items=items, images=service.kept(items), next=next_cursor(items, limit))
 
 
 @v1.get("/lines/{line}/inspections/{number}")

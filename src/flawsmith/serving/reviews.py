@@ -25,6 +25,7 @@ from flawsmith.serving.service import (
     LineName,
     Number,
     Order,
+    Page,
     Reason,
     Service,
     allowed,
@@ -45,13 +46,10 @@ class ReviewOrder(Order):
     blind: bool = Field(default=False, description="whether verdict and score were hidden")
 
 
-class Queue(BaseModel):
+class Queue(Page):
     """Parts that wait for a person, the oldest first."""
 
-    items: list[Record]
-    images: list[int] = Field(description="numbers of those whose image was kept")
     waiting: dict[Draw, int] = Field(description="all that wait, by how they came")
-    next: int | None = Field(description="cursor of the next page; null: this is the last")
 
 
 class Recalibration(BaseModel):
@@ -127,8 +125,8 @@ def queue(
     """Parts that wait for a review, the oldest first: the band, and what was drawn from passes and rejects."""
     name, store = service.line(line).name, service.site.store
     items = store.to_review(name, draw=draw, after=cursor, count=limit)
-    images = [record.id for record in items if service.site.pictures.has(record.image_sha256)]
-    return Queue(items=items, images=images, waiting=store.waiting(name), next=next_cursor(items, limit))
+    waiting, images = store.waiting(name), service.kept(items)
+    return Queue(items=items, images=images, waiting=waiting, next=next_cursor(items, limit))
 
 
 @reviews.get("/lines/{line}/reviews/next", response_model=Record, responses={204: {"description": "None waits"}})

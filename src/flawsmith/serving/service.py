@@ -171,6 +171,10 @@ class Service:
             raise Problem(410, "the image was not kept, or not for so long")
         return content
 
+    def kept(self, records: Sequence[Record]) -> list[int]:
+        """Numbers of the records whose image was kept."""
+        return [record.id for record in records if self.site.pictures.has(record.image_sha256)]
+
     async def shown(
         self, line: str, content: bytes, width: int | None, headers: Mapping[str, str] | None = None
     ) -> Response:
@@ -428,6 +432,14 @@ def image_kind(content: bytes) -> tuple[str, str]:
     """Media type and suffix of an image file, by how it begins."""
     unknown = ("application/octet-stream", ".png")
     return next((kind for start, kind in _KINDS.items() if content.startswith(start)), unknown)
+
+
+class Page(BaseModel):
+    """Some records, the newest first."""
+
+    items: list[Record]
+    images: list[int] = Field(description="numbers of those whose image was kept")
+    next: int | None = Field(description="cursor of the next page; null: this is the last")
 
 
 def next_cursor(items: Sequence[Any], count: int) -> int | None:
