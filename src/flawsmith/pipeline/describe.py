@@ -111,22 +111,18 @@ def facts_in_words(spec: BundleSpec) -> list[tuple[str, str]]:
 def model_in_words(bundle: Bundle) -> str:
     """A model file as lines for people, in two columns, and the limit's worth."""
     spec, scores = bundle.spec, bundle.calibration.get("good", ())
+    earlier = [decision.identity for decision in spec.earlier_decisions]
     size = "" if bundle.path is None else f"{bundle.path}, {bundle.path.stat().st_size / 2**20:.1f} MiB, "
     rows = [
         ("file", f"{without_controls(size)}SHA-256 of every part verified"),
         ("made by", f"flawsmith {without_controls(spec.package_version)}, schema {spec.schema_version}"),
         *facts_in_words(spec),
         *([("their scores", in_words(scores))] if len(scores) else []),
-        *([("limits", ", before ".join(limits_held(spec)))] if spec.earlier_decisions else []),
+        *([("limits", f"{spec.decision.identity}; before: {', '.join(earlier)}")] if earlier else []),
         *(("also for", words) for words in variants_in_words(spec)),
     ]
     lines = [f"{name:<14} {value}" for name, value in rows]
     return "\n".join([*map(without_controls, spec.training.stamps), *lines, "", spec.decision.describe()])
-
-
-def limits_held(spec: BundleSpec) -> list[str]:
-    """Names of the limits in use and of those before them."""
-    return [decision.identity for decision in (spec.decision, *spec.earlier_decisions)]
 
 
 def variants_in_words(spec: BundleSpec) -> list[str]:
