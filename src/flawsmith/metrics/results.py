@@ -248,12 +248,11 @@ class Evaluation(BaseModel):
             best = min(affordable, key=lambda step: (step.missed, step.rejected), default=None)
             if best is not None and best.missed <= 0.8 * self.n_missed:
                 caught = math.floor(100 * (1 - best.missed / self.n_flawed))
-                words = (
+                steps.append(
                     f"A lower limit misses {best.missed} instead of {self.n_missed} of {self.n_flawed} flaws and "
                     f"rejects {best.rejected} of {self.n_good} good parts: flawsmith calibrate model.flaw GOOD "
                     f"--flawed FLAWED --catch {caught}%."
                 )
-                steps.append(words)
                 words = ""
             steps.append(
                 f"{words}If the missed flaws are small, train with --smallest-flaw; if the parts lie or are lit "
