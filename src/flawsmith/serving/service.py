@@ -31,7 +31,7 @@ from flawsmith.line.queue import (
     QueueFullError,
 )
 from flawsmith.line.record import Record, Trigger
-from flawsmith.line.settings import Role, ServiceSettings
+from flawsmith.line.settings import LineSettings, Role, ServiceSettings
 from flawsmith.line.station import Line, NoCameraError, Site
 from flawsmith.line.trainings import Training
 from flawsmith.line.versions import sha256_of
@@ -77,6 +77,7 @@ class Service:
         # Threads of their own, so that no part waits for the pages that look on.
         self._takers = ThreadPoolExecutor(_TAKERS, thread_name_prefix="take")
         self.accepting = threading.Lock()
+        self._making_line = threading.Lock()
         self.site = Site(settings, self._recorded, self._happened)
         if workspace is not None:
             workspace.start(self._trained)
@@ -93,6 +94,22 @@ class Service:
         sha256 = self.take_model(training)
         self.events.tell("training", {"line": training.asked.line, "number": training.asked.number})
         return sha256
+
+    def add_line(self, name: str, settings: LineSettings, *, who: str) -> None:
+        """Make a line, and remember it in the workspace; one at a time, as each writes down all of them.
+
+        Raises:
+            Problem: there is such a line.
+            FlawsmithError: no line can be called so, or nothing can be written.
+        """
+        assert self.workspace is not None, "of the studio"
+        with self._making_line:
+            if name.casefold() in (each.casefold() for each in self.site.lines):
+                raise Problem(409, f"there is a line {name} already: give another name")
+            checked = self.site.settings.with_line(name, settings)
+            self.workspace.write_lines(dict(checked.lines))  # before the line is there: one not taught harms nobody
+            self.site.add_line(name, settings, who=who)
+        self.events.tell("line", {"line": name, "who": who})
 
     def take_model(self, training: Training) -> str:
         """Make the model of a training a version of its line, if it is none yet.
