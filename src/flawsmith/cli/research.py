@@ -35,6 +35,21 @@ if TYPE_CHECKING:
 SOMETHING_FAILED = 1
 
 
+Fresh = Annotated[bool, typer.Option("--fresh", help="Compute finished runs again.")]
+Categories = Annotated[list[str] | None, typer.Option(rich_help_panel=DATA, help="Only these categories.")]
+KeepModels = Annotated[
+    bool, typer.Option("--keep-models", rich_help_panel=RESEARCH, help="Keep the model file of every run.")
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=SPEED,
+        min=0.1,
+        help="Stop a run that takes more than these GB of memory; by default an even share of the memory there is.",
+    ),
+]
+
+
 class BenchmarkCommand(SeveralValues):
     """Lists are written as ``--methods pbas glass``."""
 
@@ -57,8 +72,8 @@ def benchmark(
     out: Annotated[Path, typer.Option(help="The benchmark's folder; what is finished there is not computed again.")] = (
         Path("benchmark")
     ),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished runs again.")] = False,
-    categories: Annotated[list[str] | None, typer.Option(rich_help_panel=DATA, help="Only these categories.")] = None,
+    fresh: Fresh = False,
+    categories: Categories = None,
     fractions: Annotated[
         list[float] | None, typer.Option(rich_help_panel=DATA, help="Shares of the training images.")
     ] = None,
@@ -79,14 +94,7 @@ def benchmark(
             rich_help_panel=SPEED, min=1, help="Runs at a time, which share the cores; with --ray, runs on each node."
         ),
     ] = 1,
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=SPEED,
-            min=0.1,
-            help="Stop a run that takes more than these GB of memory; by default an even share of the memory there is.",
-        ),
-    ] = None,
+    memory: Memory = None,
     ray: Ray = None,
     protocol: Annotated[
         str | None,
@@ -108,9 +116,7 @@ def benchmark(
             help="Compare values of a method's setting, such as patch_size=[1,3,5].",
         ),
     ] = None,
-    keep_models: Annotated[
-        bool, typer.Option("--keep-models", rich_help_panel=RESEARCH, help="Keep the model file of every run.")
-    ] = False,
+    keep_models: KeepModels = False,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -248,7 +254,7 @@ def reproduce(
     stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Run through on drawn data, in seconds a run; its figures mean nothing.")
     ] = False,
-    categories: Annotated[list[str] | None, typer.Option(rich_help_panel=DATA, help="Only these categories.")] = None,
+    categories: Categories = None,
     seeds: Annotated[
         list[int] | None, typer.Option(rich_help_panel=RESEARCH, help="Seeds in place of the plan's.")
     ] = None,
@@ -266,16 +272,9 @@ def reproduce(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(rich_help_panel=SPEED, min=1, help="Runs at a time, which share the cores.")] = 1,
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=SPEED, min=0.1, help="GB of memory at which a run is stopped; by default an even share."
-        ),
-    ] = None,
-    keep_models: Annotated[
-        bool, typer.Option("--keep-models", rich_help_panel=RESEARCH, help="Keep the model file of every run.")
-    ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished runs again.")] = False,
+    memory: Memory = None,
+    keep_models: KeepModels = False,
+    fresh: Fresh = False,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
