@@ -99,8 +99,8 @@ def facts_in_words(spec: BundleSpec) -> list[tuple[str, str]]:
         ("checkpoint", training.selection),
         ("reject limit", f"{decision.limit:.6g} on the score, {decision.map_limit:.6g} on the map"),
         *((f"limit in {name}", words) for name, words in zones_in_words(decision)),
-        ("review limit", "none" if decision.review_limit is None else f"{decision.review_limit:.6g}"),
-        ("where to look", where_to_look(decision)),
+        ("review limit", "" if decision.review_limit is None else f"{decision.review_limit:.6g}"),
+        ("the map decides", where_to_look(decision)),
         ("groups", "" if decision.groups is None else decision.groups.describe()),
         ("parity", parity_in_words(spec.parity)),
     ]
@@ -121,7 +121,7 @@ def model_in_words(bundle: Bundle) -> str:
         *([("limits", f"{spec.decision.identity}; before: {', '.join(earlier)}")] if earlier else []),
         *(("also for", words) for words in variants_in_words(spec)),
     ]
-    lines = [f"{name:<14} {value}" for name, value in rows]
+    lines = [f"{name:<15} {value}" for name, value in rows]
     return "\n".join([*map(without_controls, spec.training.stamps), *lines, "", spec.decision.describe()])
 
 
