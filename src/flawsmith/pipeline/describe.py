@@ -88,6 +88,7 @@ def facts_in_words(spec: BundleSpec) -> list[tuple[str, str]]:
         ("method", f"{spec.method}, preset {spec.preset}, seed {spec.seed}"),
         ("preset", spec.preset_in_words if training.deviations else ""),
         ("backbone", f"{backbone.name}, {backbone.weights} weights, SHA-256 {backbone.sha256[:16]}"),
+        ("levels", f"strides {', '.join(map(str, backbone.levels))}"),
         ("network", network_in_words(spec.network)),
         ("input", f"{width} × {height} pixels, {spec.geometry.policy}"),
         ("tiles", "" if spec.tiling is None else spec.tiling.describe()),

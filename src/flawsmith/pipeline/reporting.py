@@ -499,8 +499,12 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         ("Asked for", f"{1000 * decision.target_false_reject_rate:g} of 1,000 good parts"),
         ("Rests on", f"{decision.n_good} good images"),
     ]
+    findings = [
+        (name, value if isinstance(value, str) else f"{value:.4g}") for name, value in spec.training.findings.items()
+    ]
     return [
         FactGroup("Model", [(f"{name[0].upper()}{name[1:]}", value) for name, value in facts_in_words(spec)]),
+        *([FactGroup("Found out about the data", findings)] if findings else []),
         FactGroup("What the limit is worth", limits),
         FactGroup("Versions", list(versions().items())),
     ]
