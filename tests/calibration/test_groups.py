@@ -111,7 +111,7 @@ def test_large_differences_between_groups_are_said() -> None:
     decision = choose_limits(scores, scores, alpha=0.05, groups=figures)
     assert "60 good images of 3 groups (sub-folder)" in decision.describe()
     assert "between 0 and 1,000 of 1,000 good images, 333 on average rejected" in decision.groups.describe()
-    assert "lie between groups" in decision.groups.describe()
+    assert "lies between groups" in decision.groups.describe()
 
 
 @pytest.mark.parametrize(

@@ -409,9 +409,8 @@ def try_file(path: Path, *, engine: str | None = None) -> str:
         Exception: anything but one clear line: a find.
     """
     try:
-        facts = describe_model(path)
-        json.dumps(facts, allow_nan=False)
-        model_in_words(facts).encode()
+        json.dumps(describe_model(path), allow_nan=False)
+        model_in_words(Bundle.load(path)).encode()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
             inspector = Inspector.load(path, engine=engine, threads=1)

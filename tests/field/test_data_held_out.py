@@ -13,8 +13,9 @@ from PIL import Image
 from flawsmith.cli.main import main
 from flawsmith.data.layouts import load
 from flawsmith.data.splits import calibration_split
-from flawsmith.pipeline.describe import describe_model, model_in_words
+from flawsmith.pipeline.describe import model_in_words
 from flawsmith.pipeline.held_out import in_words, odd_scores, remarks
+from flawsmith.runtime.bundle import Bundle
 
 CLOSE = (15.2, 15.5, 15.9, 16.6)
 
@@ -147,6 +148,6 @@ def test_run_and_report_list_held_out_images_by_score(told: str, contaminated: t
 
 def test_the_model_tells_it_without_names(told: str, contaminated: tuple[Path, Path]) -> None:
     model = contaminated[1] / "model.flaw"
-    words = model_in_words(describe_model(model))
+    words = model_in_words(Bundle.load(model))
     assert "the highest stands apart, look at its image in report.html" in words
     assert b"odd.png" not in model.read_bytes()

@@ -475,7 +475,7 @@ def test_command_says_the_limit_of_each_zone(
     assert "limit in zone seal none 0.193" in table
     assert "limit in zone elsewhere none 0.785" in table
     assert "limit in zone seal 0.193157 on the map, for spots of at least 5 pixels" in info
-    assert "where to look 1 zone with limits of their own" in info
+    assert "the map decides 1 zone with limits of their own" in info
     assert "- limit in zone seal: 0.193157 on the map, for spots of at least 5 pixels" in Bundle.load(out).card
     assert main(["calibrate", str(out), "--rate", "0.2", "--json", "--quiet"]) == 0
     assert list(json.loads(capsys.readouterr().out)["after"]["zone_limits"]) == ["seal", "elsewhere"]

@@ -93,8 +93,8 @@ def test_changes_are_named_in_model_card_info_and_report(train_official: Any) ->
     assert f"- preset: {words}" in result.bundle.card
     facts = describe_model(result.model)
     assert facts["deviations"] == list(deviations)
-    assert words in model_in_words(facts)
-    assert "million parameters" in model_in_words(facts)
+    assert words in model_in_words(result.bundle)
+    assert "million parameters" in model_in_words(result.bundle)
     assert facts["network"]["parameters"] > 1000 and facts["network"]["flops"] > 1000
     assert facts["training"]["textures"] == "procedural"
     assert words.partition(":")[0] in result.report.read_text(encoding="utf-8")

@@ -85,7 +85,7 @@ def test_other_limits_can_be_tried_where_spots_of_the_map_decide(
     rows = re.findall(r'<tr data-score="([^"]+)" data-flawed="(\d)">', page)
     assert sorted(float(level) for level, _ in rows) == pytest.approx(sorted(levels.values()))
     assert 'id="try"' in page
-    assert "strongest spot" in page and "This page cannot try other limits" not in page
+    assert "strongest spot" in page and "so that this page cannot try other limits" not in page
     (used,) = (step for step in written.evaluation.what_if if step.in_use)
     assert used.limit == 0.5
     assert (used.missed, used.rejected) == (written.evaluation.n_missed, written.evaluation.n_rejected)
@@ -130,7 +130,7 @@ def test_training_report_shows_strange_good_images_synthetic_flaws_and_where_the
     assert "Where the model looks" in page
     assert re.search(rf"Synthetic flaws missed</dt><dd><span class=\"value\">\d of {synthetic}<", page)
     assert "What to do next" in page
-    assert "This page cannot try other limits" in page
+    assert "so that this page cannot try other limits" in page
     assert f"Only {held_out} good images set the limit" in page
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from flawsmith.data.samples import Sample
-from flawsmith.pipeline.steps import synthetic_images
+from flawsmith.pipeline.steps import synthetic_flaws
 from flawsmith.runtime.geometry import Geometry
 
 
@@ -26,7 +26,7 @@ def test_forged_images_have_the_size_of_their_files_and_follow_the_seed(tmp_path
     ]
     geometry = Geometry(size=(32, 32))
 
-    first, again, other = (list(synthetic_images(samples, geometry, seed)) for seed in (1, 1, 2))
+    first, again, other = ([flaw.image for flaw in synthetic_flaws(samples, geometry, seed)] for seed in (1, 1, 2))
 
     assert [image.shape[:2] for image in first] == shapes
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
@@ -37,7 +37,8 @@ def test_deep_sources_are_forged_in_eight_bits_of_their_declared_range(tmp_path:
     pixels = np.full((48, 48), 2048, np.uint16)
     sample = good_sample(tmp_path / "deep.png", pixels)
 
-    (image,) = synthetic_images([sample], Geometry(size=(32, 32), value_range=Geometry.range_of_bits(12)), seed=0)
+    (flaw,) = synthetic_flaws([sample], Geometry(size=(32, 32), value_range=Geometry.range_of_bits(12)), seed=0)
+    image = flaw.image
 
     assert image.dtype == np.uint8
     assert np.median(image) == 128

@@ -16,7 +16,7 @@ from PIL import Image
 
 from flawsmith.models import METHODS
 from flawsmith.pipeline.calibrate import calibrate
-from flawsmith.pipeline.describe import describe_model, model_in_words
+from flawsmith.pipeline.describe import model_in_words
 from flawsmith.pipeline.evaluate import evaluate
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
@@ -63,7 +63,7 @@ def test_every_method_learns_from_tiles_and_sets_its_limit_on_whole_images(
 def test_tiles_are_named_by_info_card_and_report(tiled: Any) -> None:
     words = "56 × 56 pixels, overlapping by 8"
 
-    assert words in model_in_words(describe_model(tiled.model))
+    assert words in model_in_words(tiled.bundle)
     assert words in tiled.bundle.card
     assert words in tiled.report.read_text(encoding="utf-8")
 

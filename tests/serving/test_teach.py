@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -180,6 +181,29 @@ def test_an_archive_is_taken_in_with_its_folders(studio: RunningStudio, tmp_path
     assert (facts["grouped_by"], [group["name"] for group in facts["groups"]]) == ("folder", ["mon", "tue"])
     assert studio.call("POST", "/v1/lines/bolt/teach/archives", b"no zip").status == 422
     assert not list((studio.service.workspace.folder / "incoming").iterdir())  # type: ignore[union-attr]
+
+
+def test_lines_that_are_made_at_the_same_time_are_all_remembered(
+    studio: RunningStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, together = Workspace.write_lines, threading.Barrier(2)
+
+    def write_beside(self: Workspace, lines: Any) -> None:
+        with contextlib.suppress(threading.BrokenBarrierError):  # the other one is not let in
+            together.wait(0.5)
+        write(self, lines)
+
+    monkeypatch.setattr(Workspace, "write_lines", write_beside)
+    threads = [
+        threading.Thread(target=studio.call, args=("POST", "/v1/lines", {"line": name})) for name in ("bolt", "cap")
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+    kept = json.loads((studio.service.workspace.folder / "studio.json").read_bytes())["lines"]  # type: ignore[union-attr]
+    assert sorted(kept) == ["bolt", "cap"]
 
 
 def test_an_archive_that_drips_is_cut_off_and_leaves_nothing(

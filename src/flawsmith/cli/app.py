@@ -57,18 +57,18 @@ def shows_progress(*, quiet: bool) -> bool:
 
 
 @contextmanager
-def progress(description: str, total: int | None, *, show: bool) -> Iterator[Callable[[], None]]:
+def progress(description: str, total: int | None, *, quiet: bool) -> Iterator[Callable[[], None]]:
     """A progress bar with an estimate on stderr.
 
     Args:
         description: what is being counted.
         total: number of steps; None where it is not known.
-        show: False draws nothing.
+        quiet: draw nothing, as where nobody watches stderr.
 
     Yields:
         A function to call after each step.
     """
-    if not show:
+    if not shows_progress(quiet=quiet):
         yield lambda: None
         return
     from rich.console import Console

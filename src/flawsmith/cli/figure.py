@@ -21,7 +21,6 @@ from flawsmith.cli.app import (
     print_json,
     print_out,
     progress,
-    shows_progress,
 )
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -110,7 +109,7 @@ def grid(
         picks: Any = _choices(pick, figures.PICKS, "--pick")
         datasets = figures.datasets(data, layout)
         total = sum(len(dataset.test_flawed) for dataset in datasets)
-        with progress("inspecting", total, show=shows_progress(quiet=quiet or json_)) as advance:
+        with progress("inspecting", total, quiet=quiet or json_) as advance:
             rows = list(figures.grid_rows(named(models, seed=seed), datasets, n=n, picks=picks, on_step=advance))
         return figures.qualitative_grid(rows)
 
@@ -147,7 +146,7 @@ def features(
 
         chosen: Any = _choices(planes, PLANES, "--planes")
         folder, dataset = check_run(run), load(data, layout)
-        with progress("looking", None, show=shows_progress(quiet=quiet or json_)) as on_step:
+        with progress("looking", None, quiet=quiet or json_) as on_step:
             clouds = feature_clouds(folder, dataset, seed=seed, on_step=on_step)
         shown = [cloud for cloud in clouds if not maps or any(word in cloud.title for word in maps)]
         if not shown:
@@ -223,7 +222,7 @@ def weakness(
             return figures.weakness_of_benchmark(results, metrics=metric or [], by_category=by_category, part=part)
         if part is not None:
             raise FlawsmithError("--part has no meaning with --sets: drop one of them")
-        with progress("evaluating", None, show=shows_progress(quiet=quiet or json_)) as advance:
+        with progress("evaluating", None, quiet=quiet or json_) as advance:
             results_of_models = figures.measure(models(sources), figures.weak_sets(sets), on_step=advance)
         return figures.weakness(results_of_models, metrics=metric or [], by_category=by_category)
 
@@ -253,7 +252,7 @@ def thresholds(
 
         chosen, dataset = named(models, seed=seed), load(data, layout)
         total = len(chosen) * (len(dataset.test_good) + len(dataset.test_flawed))
-        with progress("inspecting", total, show=shows_progress(quiet=quiet or json_)) as advance:
+        with progress("inspecting", total, quiet=quiet or json_) as advance:
             curves = figures.measure(chosen, dataset, on_step=advance)
         return figures.threshold_curves(curves)
 

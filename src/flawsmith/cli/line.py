@@ -273,9 +273,7 @@ def run_demo_studio(
         workspace = service.workspace
         assert workspace is not None, "of the studio"
         if part not in service.site.lines:
-            settings = LineSettings(audit_share=0.02)
-            workspace.write_lines({**service.site.settings.lines, part: settings})
-            service.site.add_line(part, settings, who="demo")
+            service.add_line(part, LineSettings(audit_share=0.02), who="demo")
         line = service.site.lines[part]
         if line.model is None:
             say(f"teaching {part} with {parts / 'train' / 'good'}")

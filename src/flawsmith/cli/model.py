@@ -34,7 +34,6 @@ from flawsmith.cli.app import (
     shows_progress,
 )
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import without_controls
 
 if TYPE_CHECKING:
     from flawsmith.data.doctor import Finding
@@ -92,8 +91,7 @@ def evaluate(
         bundle, dataset = Bundle.load(model), load(data, layout)
         for note in () if quiet else dataset.notes:
             print_err(f"note: {note}")
-        show = shows_progress(quiet=quiet or json_)
-        with progress("inspecting", len(test_samples(dataset)), show=show) as on_step:
+        with progress("inspecting", len(test_samples(dataset)), quiet=quiet or json_) as on_step:
             written = evaluate_into(out, bundle, dataset, engine=engine, history=model.parent, on_step=on_step, **rules)
     if json_:
         print_json(written.evaluation.model_dump(mode="json"))
@@ -188,7 +186,7 @@ def calibrate(
         from flawsmith.pipeline.calibrate import calibrate as run
 
         target = (model.parent / f"{model.stem or 'model'}-calibrated.flaw") if out is None else out
-        with progress("inspecting", None, show=shows_progress(quiet=quiet or json_)) as on_step:
+        with progress("inspecting", None, quiet=quiet or json_) as on_step:
             result = run(
                 model,
                 good,
@@ -263,7 +261,7 @@ def export(
     with error_boundary(interrupted="interrupted: nothing was written"):
         from flawsmith.pipeline.export import export_bundle
 
-        with progress("exporting", None, show=shows_progress(quiet=quiet or json_)) as on_step:
+        with progress("exporting", None, quiet=quiet or json_) as on_step:
             result = export_bundle(model, to, out=out, into=into, images=images, max_loss=max_loss, on_step=on_step)
     if json_:
         print_json(result.to_dict())
@@ -357,11 +355,10 @@ def predict(
         if not quiet:
             for stamp in inspector.spec.training.stamps:
                 print_err(stamp)
-        show = shows_progress(quiet=quiet or json_)
         # Counting walks the folders once more; without a bar nobody waits for the number.
-        total = sum(1 for _ in given_images(images, out)) if show else None
+        total = sum(1 for _ in given_images(images, out)) if shows_progress(quiet=quiet or json_) else None
         try:
-            with progress("inspecting", total, show=show) as on_step:
+            with progress("inspecting", total, quiet=quiet or json_) as on_step:
 
                 def seen(record: dict[str, Any]) -> None:
                     _show(record, json_=json_, quiet=quiet)
@@ -436,21 +433,12 @@ def info(model: ModelFile, json_: AsJson = False) -> None:
     """
     with error_boundary():
         from flawsmith.pipeline.describe import describe_model, model_in_words
+        from flawsmith.runtime.bundle import Bundle
 
-        facts = describe_model(model)
-    if json_:
-        print_json(facts)
-    else:
-        print_out(*model_in_words(_shown(facts)).split("\n"))
-
-
-def _shown(value: Any) -> Any:
-    """Facts with texts that are one line each: a model file comes from anyone, and could forge lines."""
-    if isinstance(value, dict):
-        return {_shown(name): _shown(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_shown(inner) for inner in value]
-    return without_controls(value) if isinstance(value, str) else value
+        if json_:
+            print_json(describe_model(model))
+        else:
+            print_out(*model_in_words(Bundle.load(model)).split("\n"))
 
 
 def doctor(

@@ -22,7 +22,6 @@ from flawsmith.cli.app import (
     print_json,
     print_out,
     progress,
-    shows_progress,
 )
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -34,6 +33,21 @@ if TYPE_CHECKING:
 
 
 SOMETHING_FAILED = 1
+
+
+Fresh = Annotated[bool, typer.Option("--fresh", help="Compute finished runs again.")]
+Categories = Annotated[list[str] | None, typer.Option(rich_help_panel=DATA, help="Only these categories.")]
+KeepModels = Annotated[
+    bool, typer.Option("--keep-models", rich_help_panel=RESEARCH, help="Keep the model file of every run.")
+]
+Memory = Annotated[
+    float | None,
+    typer.Option(
+        rich_help_panel=SPEED,
+        min=0.1,
+        help="Stop a run that takes more than these GB of memory; by default an even share of the memory there is.",
+    ),
+]
 
 
 class BenchmarkCommand(SeveralValues):
@@ -58,8 +72,8 @@ def benchmark(
     out: Annotated[Path, typer.Option(help="The benchmark's folder; what is finished there is not computed again.")] = (
         Path("benchmark")
     ),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished runs again.")] = False,
-    categories: Annotated[list[str] | None, typer.Option(rich_help_panel=DATA, help="Only these categories.")] = None,
+    fresh: Fresh = False,
+    categories: Categories = None,
     fractions: Annotated[
         list[float] | None, typer.Option(rich_help_panel=DATA, help="Shares of the training images.")
     ] = None,
@@ -80,14 +94,7 @@ def benchmark(
             rich_help_panel=SPEED, min=1, help="Runs at a time, which share the cores; with --ray, runs on each node."
         ),
     ] = 1,
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=SPEED,
-            min=0.1,
-            help="Stop a run that takes more than these GB of memory; by default an even share of the memory there is.",
-        ),
-    ] = None,
+    memory: Memory = None,
     ray: Ray = None,
     protocol: Annotated[
         str | None,
@@ -109,9 +116,7 @@ def benchmark(
             help="Compare values of a method's setting, such as patch_size=[1,3,5].",
         ),
     ] = None,
-    keep_models: Annotated[
-        bool, typer.Option("--keep-models", rich_help_panel=RESEARCH, help="Keep the model file of every run.")
-    ] = False,
+    keep_models: KeepModels = False,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -144,7 +149,7 @@ def benchmark(
 
             executor = RayExecutor(ray, jobs)
         chosen_plan = _plan(plan, {**options, "vary": _lists(vary or [])})
-        with RunProgress(show=shows_progress(quiet=quiet or json_), quiet=quiet or json_) as bar:
+        with RunProgress(quiet=quiet or json_) as bar:
             result = run_benchmark(
                 chosen_plan,
                 out,
@@ -178,8 +183,8 @@ def _lists(pairs: list[str]) -> dict[str, list[Any]]:
 class RunProgress:
     """A bar over runs with an estimate, and a line a run."""
 
-    def __init__(self, *, show: bool, quiet: bool) -> None:
-        self._show, self._quiet = show, quiet
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet = quiet
         self._bar: Any = None
 
     def __enter__(self) -> RunProgress:
@@ -192,7 +197,7 @@ class RunProgress:
     def start(self, total: int, pending: int) -> None:
         if not self._quiet:
             print_err(f"{total} runs, {total - pending} finished before")
-        self._bar = progress("runs", pending, show=self._show)
+        self._bar = progress("runs", pending, quiet=self._quiet)
         self._advance = self._bar.__enter__()
 
     def add(self, result: RunResult) -> None:
@@ -249,7 +254,7 @@ def reproduce(
     stand_in: Annotated[
         bool, typer.Option("--stand-in", help="Run through on drawn data, in seconds a run; its figures mean nothing.")
     ] = False,
-    categories: Annotated[list[str] | None, typer.Option(rich_help_panel=DATA, help="Only these categories.")] = None,
+    categories: Categories = None,
     seeds: Annotated[
         list[int] | None, typer.Option(rich_help_panel=RESEARCH, help="Seeds in place of the plan's.")
     ] = None,
@@ -267,16 +272,9 @@ def reproduce(
         ),
     ] = None,
     jobs: Annotated[int, typer.Option(rich_help_panel=SPEED, min=1, help="Runs at a time, which share the cores.")] = 1,
-    memory: Annotated[
-        float | None,
-        typer.Option(
-            rich_help_panel=SPEED, min=0.1, help="GB of memory at which a run is stopped; by default an even share."
-        ),
-    ] = None,
-    keep_models: Annotated[
-        bool, typer.Option("--keep-models", rich_help_panel=RESEARCH, help="Keep the model file of every run.")
-    ] = False,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Compute finished runs again.")] = False,
+    memory: Memory = None,
+    keep_models: KeepModels = False,
+    fresh: Fresh = False,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -315,7 +313,7 @@ def reproduce(
             else:
                 print_out(*result.in_words().split("\n"))
             return
-        with RunProgress(show=shows_progress(quiet=quiet or json_), quiet=quiet or json_) as bar:
+        with RunProgress(quiet=quiet or json_) as bar:
             made = tables.reproduce(
                 name,
                 data,
@@ -361,7 +359,7 @@ def download(
         chosen = downloads.find_download(name)
         if not quiet:
             print_err(*chosen.terms())
-        with progress(chosen.archive, None, show=shows_progress(quiet=quiet or json_)) as advance:
+        with progress(chosen.archive, None, quiet=quiet or json_) as advance:
             folder = downloads.download(name, to, accept_licence=accept_licence, on_bytes=lambda done, total: advance())
     if json_:
         print_json({"folder": str(folder), "archive": str(to / chosen.archive)})

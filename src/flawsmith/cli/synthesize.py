@@ -23,7 +23,6 @@ from flawsmith.cli.app import (
     print_json,
     print_out,
     progress,
-    shows_progress,
 )
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -126,7 +125,7 @@ def synthesize(
 
         settings = SynthesisSettings(recipe, textures, foreground, seed, bits, parse_range(value_range))
         number = _SAMPLES if n is None and not test_set else n
-        with progress("synthesis", number, show=shows_progress(quiet=quiet or json_)) as advance:
+        with progress("synthesis", number, quiet=quiet or json_) as advance:
             options: dict[str, Any] = {"layout": layout, "n": number, "on_step": advance}
             options["on_message"] = (lambda _: None) if quiet else print_err
             if test_set:

@@ -40,39 +40,6 @@ if TYPE_CHECKING:
     from flawsmith.pipeline.train import TrainResult
 
 
-Method = Annotated[
-    str,
-    typer.Option(
-        help=f"The method: {', '.join(METHODS[:-1])} or {METHODS[-1]}; `flawsmith methods` says more.",
-        autocompletion=lambda: METHODS,
-    ),
-]
-Preset = Annotated[
-    str | None,
-    typer.Option(help="fast (the default), paper or official; slsg: official-loco too."),
-]
-Backbone = Annotated[
-    str | None,
-    typer.Option(help="efficientnet_lite0 (the default, needs no download), any timm name, a weights file, NAME@FILE."),
-]
-Seed = Annotated[int, typer.Option(rich_help_panel=RESEARCH, help="Seed of every random draw.")]
-Set = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        rich_help_panel=RESEARCH,
-        metavar="KEY=VALUE",
-        help="Change a setting of the method, such as epochs=20.",
-    ),
-]
-Group = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=DATA,
-        help="What images belong together: folder (of a day, a lot), date, name:REGEX, column:NAME, none, or auto. "
-        "Whole groups are held out.",
-    ),
-]
 _OPTIONS_OF = {"alpha": "rate", "review_alpha": "review_rate"}
 """Settings whose options have another name."""
 _DERIVED = ("config", "region", "zones", "data")
@@ -118,206 +85,219 @@ def _take_config(context: typer.Context, file: Path | None) -> Path | None:
     return file
 
 
-Config = Annotated[
-    Path | None,
-    typer.Option(
-        metavar="YAML",
-        is_eager=True,
-        callback=_take_config,
-        help="config.yaml of an earlier run, to use its settings again; options given here win.",
-    ),
-]
-Out = Annotated[Path | None, typer.Option(help="The run folder; by default runs/<category>.")]
-Resume = Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")]
-SkipUnreadable = Annotated[
-    bool,
-    typer.Option(
-        "--skip-unreadable",
-        rich_help_panel=DATA,
-        help="Leave out good images that cannot be read, naming them; test images never.",
-    ),
-]
-TrainingEngine = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=SPEED,
-        help="onnxruntime or openvino: what training and inspection run on; torch: training features on the GPU.",
-    ),
-]
-Precision = Annotated[str, typer.Option(rich_help_panel=SPEED, help="float32 or bfloat16, of that engine.")]
-Select = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=RESEARCH,
-        help="Checkpoint to keep: last, or best on held-out good images and flaws drawn on them.",
-    ),
-]
-Oracle = Annotated[
-    bool,
-    typer.Option(
-        "--oracle",
-        rich_help_panel=RESEARCH,
-        help="Choose the checkpoint on labelled test data; all results then carry a warning.",
-    ),
-]
-Rate = Annotated[
-    str,
-    typer.Option(
-        "--max-false-rejects",
-        "--rate",
-        "--alpha",
-        help="Share of good parts that may be rejected: 10/1000, 1% or 0.01.",
-    ),
-]
-ReviewRate = Annotated[
-    str | None,
-    typer.Option(
-        "--review-rate", "--review-alpha", help="Share that may be rejected or sent to review; no reviews by default."
-    ),
-]
-Roi = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=DATA,
-        metavar="FILE",
-        help="Where to look, and zones with limits of their own: JSON polygons or a mask.",
-    ),
-]
-SmallestFlaw = Annotated[
-    str | None,
-    typer.Option(
-        "--smallest-flaw",
-        rich_help_panel=DATA,
-        metavar="LENGTH",
-        help="Width of the smallest flaw to find, 12 (pixels) or 0.5mm; the input is made large enough for it.",
-    ),
-]
-Tile = Annotated[
-    int | None,
-    typer.Option(
-        rich_help_panel=DATA,
-        metavar="PIXELS",
-        help="Cut images into tiles of this side, such as 512, to find small flaws in large images.",
-    ),
-]
-Overlap = Annotated[
-    int | None,
-    typer.Option(
-        rich_help_panel=DATA, metavar="PIXELS", help="Pixels over which tiles overlap; by default an eighth of a tile."
-    ),
-]
-Textures = Annotated[
-    str | None,
-    typer.Option(
-        rich_help_panel=DATA,
-        help="What flaws are synthesized from: a folder of pictures, self, or procedural (the default).",
-    ),
-]
-CrossFit = Annotated[
-    int | None,
-    typer.Option(
-        "--cross-fit",
-        rich_help_panel=RESEARCH,
-        metavar="MODELS",
-        help="Learn from all images; this many further models, each of a part of them, set the limit.",
-    ),
-]
-Holdout = Annotated[
-    bool | None,
-    typer.Option(
-        "--holdout/--no-holdout",
-        rich_help_panel=RESEARCH,
-        help="Keep good images back to set the limit, or learn from all; by default as the preset has it.",
-    ),
-]
-Trim = Annotated[
-    float | None,
-    typer.Option(
-        rich_help_panel=DATA,
-        metavar="SHARE",
-        help="Leave out this share of the good images, those least like the others.",
-    ),
-]
-Foregrounds = Annotated[
-    str | None,
-    typer.Option(rich_help_panel=DATA, help="Folder of masks of where the part is, for --set foreground=files."),
-]
-Workers = Annotated[
-    int | None, typer.Option(rich_help_panel=SPEED, min=0, help="Processes that synthesize flaws; by default two.")
-]
-Baseline = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=RESEARCH, help="patchcore or padim, built beside the model to compare it with, or none."
-    ),
-]
-Fraction = Annotated[float, typer.Option(rich_help_panel=RESEARCH, help="Share of the training images to learn from.")]
-Accelerator = Annotated[str, typer.Option(rich_help_panel=SPEED, help="Lightning's accelerator, such as cpu or gpu.")]
-Devices = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=SPEED, help="Lightning's devices, each with batches of its own: a number, a list, -1 or auto."
-    ),
-]
-Strategy = Annotated[str, typer.Option(rich_help_panel=SPEED, help="Lightning's strategy; ddp for several devices.")]
-Logger = Annotated[
-    str,
-    typer.Option(
-        rich_help_panel=RESEARCH,
-        help="Lightning's logger of losses beside metrics.jsonl: none, csv, tensorboard, wandb or mlflow.",
-    ),
-]
-ProgressPath = Annotated[
-    Path | None,
-    typer.Option(
-        "--progress",
-        metavar="FILE",
-        rich_help_panel=SPEED,
-        help="Keep a JSON file that says where the run is, for another program.",
-    ),
-]
-
-
 def train(
     data: DataFolder,
-    method: Method = "fusion",
-    preset: Preset = None,
-    backbone: Backbone = None,
-    config: Config = None,
-    out: Out = None,
-    resume: Resume = False,
-    rate: Rate = "10/1000",
-    review_rate: ReviewRate = None,
-    roi: Roi = None,
+    method: Annotated[
+        str,
+        typer.Option(
+            help=f"The method: {', '.join(METHODS[:-1])} or {METHODS[-1]}; `flawsmith methods` says more.",
+            autocompletion=lambda: METHODS,
+        ),
+    ] = "fusion",
+    preset: Annotated[
+        str | None,
+        typer.Option(help="fast (the default), paper or official; slsg: official-loco too."),
+    ] = None,
+    backbone: Annotated[
+        str | None,
+        typer.Option(
+            help="efficientnet_lite0 (the default, needs no download), any timm name, a weights file, NAME@FILE."
+        ),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="YAML",
+            is_eager=True,
+            callback=_take_config,
+            help="config.yaml of an earlier run, to use its settings again; options given here win.",
+        ),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The run folder; by default runs/<category>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")] = False,
+    rate: Annotated[
+        str,
+        typer.Option(
+            "--max-false-rejects",
+            "--rate",
+            "--alpha",
+            help="Share of good parts that may be rejected: 10/1000, 1% or 0.01.",
+        ),
+    ] = "10/1000",
+    review_rate: Annotated[
+        str | None,
+        typer.Option(
+            "--review-rate",
+            "--review-alpha",
+            help="Share that may be rejected or sent to review; no reviews by default.",
+        ),
+    ] = None,
+    roi: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            metavar="FILE",
+            help="Where to look, and zones with limits of their own: JSON polygons or a mask.",
+        ),
+    ] = None,
     min_area: MinArea = None,
     scale: Scale = None,
-    smallest_flaw: SmallestFlaw = None,
-    tile: Tile = None,
-    overlap: Overlap = None,
+    smallest_flaw: Annotated[
+        str | None,
+        typer.Option(
+            "--smallest-flaw",
+            rich_help_panel=DATA,
+            metavar="LENGTH",
+            help="Width of the smallest flaw to find, 12 (pixels) or 0.5mm; the input is made large enough for it.",
+        ),
+    ] = None,
+    tile: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            metavar="PIXELS",
+            help="Cut images into tiles of this side, such as 512, to find small flaws in large images.",
+        ),
+    ] = None,
+    overlap: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            metavar="PIXELS",
+            help="Pixels over which tiles overlap; by default an eighth of a tile.",
+        ),
+    ] = None,
     bits: Bits = None,
     value_range: ValueRange = None,
     layout: Layout = None,
-    group: Group = "auto",
-    skip_unreadable: SkipUnreadable = False,
-    trim: Trim = None,
-    textures: Textures = None,
-    foregrounds: Foregrounds = None,
-    engine: TrainingEngine = "onnxruntime",
-    precision: Precision = "float32",
-    accelerator: Accelerator = "auto",
-    devices: Devices = "1",
-    strategy: Strategy = "auto",
-    workers: Workers = None,
-    seed: Seed = 0,
-    set_: Set = None,
-    select: Select = "last",
-    oracle: Oracle = False,
-    cross_fit: CrossFit = None,
-    holdout: Holdout = None,
-    fraction: Fraction = 1.0,
-    baseline: Baseline = "patchcore",
-    logger: Logger = "none",
-    progress: ProgressPath = None,
+    group: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=DATA,
+            help="What images belong together: folder (of a day, a lot), date, name:REGEX, column:NAME, none, or auto. "
+            "Whole groups are held out.",
+        ),
+    ] = "auto",
+    skip_unreadable: Annotated[
+        bool,
+        typer.Option(
+            "--skip-unreadable",
+            rich_help_panel=DATA,
+            help="Leave out good images that cannot be read, naming them; test images never.",
+        ),
+    ] = False,
+    trim: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            metavar="SHARE",
+            help="Leave out this share of the good images, those least like the others.",
+        ),
+    ] = None,
+    textures: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            help="What flaws are synthesized from: a folder of pictures, self, or procedural (the default).",
+        ),
+    ] = None,
+    foregrounds: Annotated[
+        str | None,
+        typer.Option(rich_help_panel=DATA, help="Folder of masks of where the part is, for --set foreground=files."),
+    ] = None,
+    engine: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=SPEED,
+            help="onnxruntime or openvino: what training and inspection run on; torch: training features on the GPU.",
+        ),
+    ] = "onnxruntime",
+    precision: Annotated[
+        str, typer.Option(rich_help_panel=SPEED, help="float32 or bfloat16, of that engine.")
+    ] = "float32",
+    accelerator: Annotated[
+        str, typer.Option(rich_help_panel=SPEED, help="Lightning's accelerator, such as cpu or gpu.")
+    ] = "auto",
+    devices: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=SPEED,
+            help="Lightning's devices, each with batches of its own: a number, a list, -1 or auto.",
+        ),
+    ] = "1",
+    strategy: Annotated[
+        str, typer.Option(rich_help_panel=SPEED, help="Lightning's strategy; ddp for several devices.")
+    ] = "auto",
+    workers: Annotated[
+        int | None, typer.Option(rich_help_panel=SPEED, min=0, help="Processes that synthesize flaws; by default two.")
+    ] = None,
+    seed: Annotated[int, typer.Option(rich_help_panel=RESEARCH, help="Seed of every random draw.")] = 0,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            rich_help_panel=RESEARCH,
+            metavar="KEY=VALUE",
+            help="Change a setting of the method, such as epochs=20.",
+        ),
+    ] = None,
+    select: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=RESEARCH,
+            help="Checkpoint to keep: last, or best on held-out good images and flaws drawn on them.",
+        ),
+    ] = "last",
+    oracle: Annotated[
+        bool,
+        typer.Option(
+            "--oracle",
+            rich_help_panel=RESEARCH,
+            help="Choose the checkpoint on labelled test data; all results then carry a warning.",
+        ),
+    ] = False,
+    cross_fit: Annotated[
+        int | None,
+        typer.Option(
+            "--cross-fit",
+            rich_help_panel=RESEARCH,
+            metavar="MODELS",
+            help="Learn from all images; this many further models, each of a part of them, set the limit.",
+        ),
+    ] = None,
+    holdout: Annotated[
+        bool | None,
+        typer.Option(
+            "--holdout/--no-holdout",
+            rich_help_panel=RESEARCH,
+            help="Keep good images back to set the limit, or learn from all; by default as the preset has it.",
+        ),
+    ] = None,
+    fraction: Annotated[
+        float, typer.Option(rich_help_panel=RESEARCH, help="Share of the training images to learn from.")
+    ] = 1.0,
+    baseline: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=RESEARCH, help="patchcore or padim, built beside the model to compare it with, or none."
+        ),
+    ] = "patchcore",
+    logger: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=RESEARCH,
+            help="Lightning's logger of losses beside metrics.jsonl: none, csv, tensorboard, wandb or mlflow.",
+        ),
+    ] = "none",
+    progress: Annotated[
+        Path | None,
+        typer.Option(
+            "--progress",
+            metavar="FILE",
+            rich_help_panel=SPEED,
+            help="Keep a JSON file that says where the run is, for another program.",
+        ),
+    ] = None,
     dated: Dated = False,
     json_: AsJson = False,
     quiet: Quiet = False,

@@ -24,6 +24,7 @@ from flawsmith.data.quantities import parse_area, parse_length, parse_rate
 from flawsmith.data.roi import read_drawing
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import content_hashes
+from flawsmith.metrics.what_if import aligned
 from flawsmith.pipeline.describe import model_card, where_to_look
 from flawsmith.pipeline.held_out import MAPS, levels_of, load_maps
 from flawsmith.runtime.bundle import Bundle
@@ -141,9 +142,7 @@ class CalibrationResult:
                     continue
                 counts = (f"{self.count(label, when, verdict)} of {total}" for when in ("before", "after"))
                 rows.append((f"{label} images: {verdict}", *counts))  # type: ignore[arg-type]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        lines = [f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}".rstrip() for a, b, c in rows]
-        changed = self.changed
+        lines, changed = aligned(rows), self.changed
         if self.images:
             lines += ["", f"verdicts that change: {len(changed) or 'none'}"]
         lines += [

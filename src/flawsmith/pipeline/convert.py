@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,25 +15,20 @@ from flawsmith.data.public_sets import known_dataset
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import derived_seed
 from flawsmith.data.splits import dataset_fingerprint
-from flawsmith.export import Tolerance, check_parity, export_model, non_square_copies
-from flawsmith.models.components.network_size import count_flops, count_parameters
+from flawsmith.export import Tolerance, export_model
 from flawsmith.models.glass.model import GLASS
 from flawsmith.models.glass.released import load_released
 from flawsmith.pipeline.calibrate import levels_behind
-from flawsmith.pipeline.describe import model_card
-from flawsmith.pipeline.steps import hash_table, score_files, synthetic_images
+from flawsmith.pipeline.steps import hash_table, proven, score_files, synthetic_flaws
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision, choose_limits
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import make_folder, printable
-from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.outputs import refuse_irreplaceable
-from flawsmith.runtime.selftest import self_test_arrays
 
 _SCORED = 64
 """Good images behind the limits; the authors' weights say nothing of limits."""
-_PROOFS = 6
 _ENLARGED = ("wood", "toothbrush")
 _ENLARGED_TO = 329
 
@@ -99,8 +93,8 @@ def _bundle(model: GLASS, dataset: Dataset, good: Sequence[Sample], checkpoint: 
     inspector = Inspector.load(Bundle(spec, graph))
     files = [sample.image for sample in good]
     scored = score_files(inspector, files)
-    flaws = synthetic_images(good, spec.geometry, derived_seed(0, "calibration flaws") % 2**31)
-    synthetic = np.array([inspector.measure(image).score for image in flaws], np.float64)
+    flaws = synthetic_flaws(good, spec.geometry, derived_seed(0, "calibration flaws") % 2**31)
+    synthetic = np.array([inspector.measure(flaw.image).score for flaw in flaws], np.float64)
     tolerance = Tolerance.of_float32(scored.scores, scored.levels.max(axis=1), synthetic)
     decision = choose_limits(
         scored.scores,
@@ -111,19 +105,13 @@ def _bundle(model: GLASS, dataset: Dataset, good: Sequence[Sample], checkpoint: 
         highest_score=model.highest_score,
     ).model_copy(update={"engine": spec.engine, "precision": spec.precision})
     inspector.spec = spec.model_copy(update={"decision": decision})
-    with tempfile.TemporaryDirectory() as folder:
-        proofs = [*files[:_PROOFS], *non_square_copies(files[0], Path(folder))]
-        parity = check_parity(model, inspector, proofs, tolerance)
-    network = {"parameters": count_parameters(model), "flops": count_flops(model, model.config.image_size)}
-    final = inspector.spec.model_copy(update={"parity": parity, "network": network})
     hashes = {"learned": dataset.good_train, "held_out": dataset.good_val, "test": dataset.test}
     arrays = {
         **levels_behind(decision, scored.scores, scored.levels),
         "forged": synthetic,
         **{f"{name}_sha256": hash_table(samples) for name, samples in hashes.items() if samples},
-        **self_test_arrays(inspector, map(decode, files)),
     }
-    return Bundle(final, graph, arrays, model_card(final))
+    return proven(model, inspector, graph, files, tolerance, arrays)
 
 
 def _spec(model: GLASS, dataset: Dataset, good: Sequence[Sample], checkpoint: Path) -> BundleSpec:

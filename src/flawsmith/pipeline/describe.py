@@ -20,14 +20,13 @@ from flawsmith.pipeline.held_out import in_words, odd_scores
 from flawsmith.pipeline.parity import GATE_SHARE, allowed_in_float32, room_for, spread, vector_images
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.contact_sheet import contact_sheet
-from flawsmith.runtime.bundle import SELF_TEST, Bundle, BundleSpec, Variant, preset_in_words
+from flawsmith.runtime.bundle import SELF_TEST, Bundle, BundleSpec, Variant
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision, parts_of_1000
 from flawsmith.runtime.devices import DeviceName, choose_device
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import is_folder, printable, replacing
+from flawsmith.runtime.files import is_folder, printable, replacing, without_controls
 from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspector, Unreadable
-from flawsmith.runtime.tiles import Tiling
 
 _RUNTIME_PACKAGES = ("python", "flawsmith", "numpy", "pillow", "onnxruntime", "openvino")
 
@@ -68,10 +67,7 @@ def describe_model(path: Path) -> dict[str, Any]:
         "limit_statement": spec.decision.describe(),
         "network": spec.network,
         "parity": spec.parity,
-        "variants": [
-            f"{engine_in_words(variant)}, reject limit {variant.decision.deciding_limit:.6g}"
-            for variant in spec.variants
-        ],
+        "variants": variants_in_words(spec),
         "calibration": {
             name: len(array) for name, array in bundle.calibration.items() if not name.startswith(f"{SELF_TEST}_")
         },
@@ -84,100 +80,70 @@ def engine_in_words(spec: BundleSpec | Variant) -> str:
     return f"{spec.engine}, {spec.precision}{'' if spec.device == 'cpu' else f' on {spec.device}'}"
 
 
-def model_in_words(facts: dict[str, Any]) -> str:
-    """The facts of :func:`describe_model` as lines for people, in two columns, and the limit's worth as a sentence."""
-    training, decision, geometry, backbone = (facts[k] for k in ("training", "decision", "geometry", "backbone"))
-    height, width = geometry["size"]
-    review, earlier = decision["review_limit"], facts["earlier_limits"]
-    limits = Decision.model_validate(decision)
-    looked_at = where_to_look(limits)
+def facts_in_words(spec: BundleSpec) -> list[tuple[str, str]]:
+    """Name and value of what a model is, what it learned from and where its limits lie, as far as it is known."""
+    training, decision, backbone = spec.training, spec.decision, spec.backbone
+    height, width = spec.geometry.size
     rows = [
-        ("file", f"{facts['file']}, {facts['bytes'] / 2**20:.1f} MiB, SHA-256 of every part verified"),
-        ("made by", f"flawsmith {facts['package_version']}, schema {facts['schema_version']}"),
-        ("method", f"{facts['method']}, preset {facts['preset']}, seed {facts['seed']}"),
-        *([("preset", preset_in_words(facts["preset"], facts["deviations"]))] if facts["deviations"] else []),
-        ("backbone", f"{backbone['name']}, {backbone['weights']} weights, SHA-256 {backbone['sha256'][:16]}"),
-        *([("network", network_in_words(facts["network"]))] if facts["network"] else []),
-        ("input", f"{width} × {height} pixels, {geometry['policy']}"),
-        *([("tiles", Tiling.model_validate(facts["tiling"]).describe())] if facts["tiling"] else []),
-        ("engine", facts["engine_in_words"]),
-        ("learned from", f"{training['n_train']} good images of {training['category']} ({training['layout']} layout)"),
-        *([("findings", _briefly(training["findings"]))] if training["findings"] else []),
-        *([("textures", training["textures"])] if training["textures"] else []),
-        *([("foreground", training["foreground"])] if training["foreground"] else []),
-        ("checkpoint", training["selection"]),
-        *([("their scores", in_words(facts["held_out_scores"]))] if facts["held_out_scores"] else []),
-        ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),
-        *((f"limit in {name}", words) for name, words in zones_in_words(limits)),
-        ("review limit", "none" if review is None else f"{review:.6g}"),
-        *([("where to look", looked_at)] if looked_at else []),
-        *([("limits", f"{facts['identity']}; before: {', '.join(earlier)}")] if earlier else []),
-        ("parity", parity_in_words(facts["parity"])),
-        *(("also for", words) for words in facts["variants"]),
+        ("method", f"{spec.method}, preset {spec.preset}, seed {spec.seed}"),
+        ("preset", spec.preset_in_words if training.deviations else ""),
+        ("backbone", f"{backbone.name}, {backbone.weights} weights, SHA-256 {backbone.sha256[:16]}"),
+        ("levels", f"strides {', '.join(map(str, backbone.levels))}"),
+        ("network", network_in_words(spec.network)),
+        ("input", f"{width} × {height} pixels, {spec.geometry.policy}"),
+        ("tiles", "" if spec.tiling is None else spec.tiling.describe()),
+        ("engine", engine_in_words(spec)),
+        ("learned from", f"{training.n_train} good images of {training.category} ({training.layout} layout)"),
+        ("findings", ", ".join(f"{name}: {value}" for name, value in training.findings.items() if ":" not in name)),
+        ("textures", training.textures),
+        ("foreground", training.foreground),
+        ("checkpoint", training.selection),
+        ("reject limit", f"{decision.limit:.6g} on the score, {decision.map_limit:.6g} on the map"),
+        *((f"limit in {name}", words) for name, words in zones_in_words(decision)),
+        ("review limit", "" if decision.review_limit is None else f"{decision.review_limit:.6g}"),
+        ("the map decides", where_to_look(decision)),
+        ("groups", "" if decision.groups is None else decision.groups.describe()),
+        ("parity", parity_in_words(spec.parity)),
     ]
-    if limits.groups is not None and (words := limits.groups.describe()):
-        rows.append(("groups", words))
-    lines = [f"{name:<14} {value}" for name, value in rows]
-    return "\n".join([*facts["stamps"], *lines, "", facts["limit_statement"]])
+    # A model file comes from anyone: a value of several lines could forge others.
+    return [(name, without_controls(value)) for name, value in rows if value]
+
+
+def model_in_words(bundle: Bundle) -> str:
+    """A model file as lines for people, in two columns, and the limit's worth."""
+    spec, scores = bundle.spec, bundle.calibration.get("good", ())
+    earlier = [decision.identity for decision in spec.earlier_decisions]
+    size = "" if bundle.path is None else f"{bundle.path}, {bundle.path.stat().st_size / 2**20:.1f} MiB, "
+    rows = [
+        ("file", f"{without_controls(size)}SHA-256 of every part verified"),
+        ("made by", f"flawsmith {without_controls(spec.package_version)}, schema {spec.schema_version}"),
+        *facts_in_words(spec),
+        *([("their scores", in_words(scores))] if len(scores) else []),
+        *([("limits", f"{spec.decision.identity}; before: {', '.join(earlier)}")] if earlier else []),
+        *(("also for", words) for words in variants_in_words(spec)),
+    ]
+    lines = [f"{name:<15} {value}" for name, value in rows]
+    return "\n".join([*map(without_controls, spec.training.stamps), *lines, "", spec.decision.describe()])
+
+
+def variants_in_words(spec: BundleSpec) -> list[str]:
+    """Further engines and precisions that a model file has limits for."""
+    return [f"{engine_in_words(each)}, reject limit {each.decision.deciding_limit:.6g}" for each in spec.variants]
 
 
 def model_card(spec: BundleSpec) -> str:
     """What the model is, what it learned from and what its limit is worth, as Markdown."""
-    height, width = spec.geometry.size
-    training, backbone = spec.training, spec.backbone
     stamps = "".join(f"**{stamp}.**\n\n" for stamp in spec.training.stamps)
+    facts = "\n".join(f"- {name}: {value}" for name, value in facts_in_words(spec))
     return f"""# {spec.training.category}: a Flawsmith model
 
-{stamps}- method: {spec.method}, preset {spec.preset}, seed {spec.seed}
-{_deviations(spec)}- backbone: {backbone.name} ({backbone.weights} weights, SHA-256 {backbone.sha256[:16]}…)
-- input: {width}×{height} pixels, {spec.geometry.policy}
-{_network(spec)}{_tiles(spec)}- engine: {engine_in_words(spec)}
-{_synthesis(spec)}- learned from {training.n_train} good images of {training.category} ({training.layout} layout)
-- limit on the image score: {spec.decision.limit:.6g}; on the map: {spec.decision.map_limit:.6g}
-{_setting(spec)}- exported against trained: {parity_in_words(spec.parity)}; what is allowed is part of the limits
+{stamps}{facts}
 
 {spec.decision.describe()}
 
 Scores are comparable within this model only. The model has learned from no flawed part; what it calls a flaw is what it
 did not find among the good ones.
 """
-
-
-def _deviations(spec: BundleSpec) -> str:
-    """A line on what is not as the preset has it, where something is."""
-    return f"- preset: {spec.preset_in_words}\n" if spec.training.deviations else ""
-
-
-def _tiles(spec: BundleSpec) -> str:
-    """A line on the tiles into which images are cut, where they are."""
-    if spec.tiling is None:
-        return ""
-    return f"- images are cut into tiles of {spec.tiling.describe()}; the ONNX graph is that of one tile\n"
-
-
-def _network(spec: BundleSpec) -> str:
-    """A line on the size of the network, where it is known."""
-    return f"- network: {network_in_words(spec.network)}\n" if spec.network else ""
-
-
-def _setting(spec: BundleSpec) -> str:
-    """Lines on reviews, on zones, and on where the map decides in place of the score, as far as there are any."""
-    decision = spec.decision
-    where = where_to_look(decision)
-    review = "" if decision.review_limit is None else f"- review limit: {decision.review_limit:.6g}\n"
-    return review + (f"- the map decides: {where}\n" if where else "") + _zones(spec)
-
-
-def _zones(spec: BundleSpec) -> str:
-    """A line on the limit of each zone, where there are some."""
-    return "".join(f"- limit in {name}: {words}\n" for name, words in zones_in_words(spec.decision))
-
-
-def _synthesis(spec: BundleSpec) -> str:
-    """A line on what flaws were synthesized from, where they were."""
-    training = spec.training
-    line = f"- flaws synthesized from textures: {training.textures}; foreground: {training.foreground}\n"
-    return line if training.textures else ""
 
 
 def expected_verdicts(bundle: Bundle) -> list[str]:
@@ -271,11 +237,6 @@ def where_to_look(decision: Decision) -> str:
     if decision.minimum_area > 1:
         words.append(f"spots of at least {_area(decision.minimum_area, decision.pixel_size)}")
     return "; ".join(words)
-
-
-def _briefly(findings: dict[str, Any]) -> str:
-    """What the method found out about the data in words; its figures are in the JSON and in the report."""
-    return ", ".join(f"{name}: {value}" for name, value in findings.items() if ":" not in name)
 
 
 def doctor(

@@ -250,12 +250,14 @@ def _left_out(dataset: Dataset) -> tuple[str, ...]:
     inside = (sample.image for sample in dataset.test if sample.image.is_relative_to(dataset.root))
     tops = {image.relative_to(dataset.root).parts[:-1][:1] for image in inside}
     folders = [dataset.root] if () in tops else [dataset.root.joinpath(*top) for top in sorted(tops)]
-    note = left_out_note(left_out(folders))
-    return (f"{note}.",) if note else ()
+    return _as_sentence(left_out_note(left_out(folders)))
 
 
 def _of_several(images: Sequence[str]) -> tuple[str, ...]:
-    note = further_pictures_note(images[:_NAMED], len(images))
+    return _as_sentence(further_pictures_note(images[:_NAMED], len(images)))
+
+
+def _as_sentence(note: str) -> tuple[str, ...]:
     return (f"{note}.",) if note else ()
 
 

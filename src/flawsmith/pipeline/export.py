@@ -21,6 +21,7 @@ from PIL import Image
 
 from flawsmith.data.samples import Dataset
 from flawsmith.data.seeding import generator
+from flawsmith.metrics.what_if import aligned
 from flawsmith.pipeline.calibrate import images_for_limits, limits_of
 from flawsmith.pipeline.parity import allowed_in_float32, allowed_in_other_precision, room_for, vector_images
 from flawsmith.pipeline.quantize import to_float16, to_int8, write_openvino
@@ -163,8 +164,7 @@ class ExportResult:
                 ("plain ones rejected", *(f"{n} of {gate.good}" for n in (gate.caught_before, gate.caught_after))),
                 ("network here, one thread, ms", f"{gate.milliseconds_before:.1f}", f"{gate.milliseconds_after:.1f}"),
             ]
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        return "\n".join(f"{a:<{widths[0]}}  {b:>{widths[1]}}  {c:>{widths[2]}}" for a, b, c in rows)
+        return "\n".join(aligned(rows))
 
 
 def export_bundle(
@@ -489,17 +489,14 @@ def _write_folder(
                 name: hashlib.sha256((made / name).read_bytes()).hexdigest() for name in filter(None, (graph, weights))
             }
             facts["test_vectors"] = _write_vectors(made / VECTORS, inspector, images)
-            (made / DECISION).write_text(_json(facts), encoding="utf-8")
+            text = json.dumps(facts, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+            (made / DECISION).write_text(text, encoding="utf-8")
             (made / GUIDE).write_text(_guide(target, facts), encoding="utf-8")
             if folder.is_dir():
                 folder.rename(Path(place) / "former")
             made.rename(folder)
     except OSError as error:
         raise FlawsmithError(f"{folder} cannot be written ({error.strerror}): give another folder with --out") from None
-
-
-def _json(value: Any) -> str:
-    return json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _write_vectors(folder: Path, inspector: Inspector, images: Sequence[ImageArray]) -> list[dict[str, Any]]:

@@ -135,23 +135,46 @@ class Estimate:
         return (position.step_end - position.share) * speed + (1 - position.step_end) * position.seconds
 
 
-class Display:
-    """Shows positions on a stream: a bar for a person, else a line at most every ten seconds."""
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is, for whoever follows it.
 
-    def __init__(self, stream: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
+    Attributes:
+        words: such as ``step 3 of 6: setting the limit``.
+        share: of the whole run that is done, from 0 to 1.
+        seconds: so far.
+        left: seconds that are left, as estimated now; None: it is too early to tell.
+    """
+
+    words: str = "starting"
+    share: float = 0.0
+    seconds: float = 0.0
+    left: float | None = None
+
+
+class Display:
+    """Follows positions, and writes them on a stream that no person watches: a line at most every ten seconds.
+
+    Args:
+        stream: to write on; None: nothing is written.
+    """
+
+    def __init__(self, stream: TextIO | None, clock: Callable[[], float] = time.monotonic) -> None:
         self._stream, self._clock = stream, clock
         self._start = self._said = clock()
-        self._estimate = Estimate(self._start)
+        self._estimate, self._furthest = Estimate(self._start), 0.0
         self._position: Position | None = None
         self._end: float | None = None
         self._lock = threading.Lock()
 
-    def tell(self, position: Position) -> None:
-        """Note a position, and write a line if it is time."""
+    def tell(self, position: Position) -> Progress:
+        """Note a position, write a line if it is time, and say how far the run is."""
         now = self._clock()
         left = self._estimate.left(position, now)
         self._position, self._end = position, None if left is None else now + left
+        self._furthest = max(self._furthest, position.share)
         self.say()
+        return Progress(position.words, self._furthest, now - self._start, left)
 
     def say(self) -> None:
         """Write a line if it is time."""
@@ -159,7 +182,8 @@ class Display:
             if self._position is None or self._clock() - self._said < SECONDS_BETWEEN_LINES:
                 return
             self._said = self._clock()
-        print(f"{self._position.words}; {self.times()}", file=self._stream, flush=True)
+        if self._stream is not None:
+            print(f"{self._position.words}; {self.times()}", file=self._stream, flush=True)
 
     def times(self) -> str:
         """Time so far, and the estimate where there is one."""
@@ -185,25 +209,7 @@ def _about(seconds: float) -> str:
     return f"about {seconds / 3600:.1f} h"
 
 
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is, for whoever follows it.
-
-    Attributes:
-        words: such as ``step 3 of 6: setting the limit``.
-        share: of the whole run that is done, from 0 to 1.
-        seconds: so far.
-        left: seconds that are left, as estimated now; None: it is too early to tell.
-    """
-
-    words: str = "starting"
-    share: float = 0.0
-    seconds: float = 0.0
-    left: float | None = None
-
-
 Told = Callable[[Progress], object]
-Tell = Callable[[Position], object]
 
 
 @contextmanager
@@ -214,40 +220,27 @@ def shown_steps(
 
     Args:
         weights: as of `Steps`.
-        show: whether on stderr.
+        show: whether on stderr: a bar for a person, else lines.
         stream: instead of stderr.
         on_progress: is told each position.
     """
-    with _shown(stream or sys.stderr) if show else _not_shown() as display:
-        yield Steps(weights, display if on_progress is None else _told_too(display, on_progress))
+    stream = stream or sys.stderr
+    watched = show and stream.isatty()
+    display = Display(stream if show and not watched else None)
+    with _bar(display) if watched else _reminded(display) as draw:
 
+        def tell(position: Position) -> None:
+            progress = display.tell(position)
+            draw(progress)
+            if on_progress is not None:
+                on_progress(progress)
 
-def _told_too(display: Tell, on_progress: Told) -> Tell:
-    start = time.monotonic()
-    estimate, furthest = Estimate(start), 0.0
-
-    def tell(position: Position) -> None:
-        nonlocal furthest
-        display(position)
-        now = time.monotonic()
-        furthest = max(furthest, position.share)
-        on_progress(Progress(position.words, furthest, now - start, estimate.left(position, now)))
-
-    return tell
+        yield Steps(weights, tell)
 
 
 @contextmanager
-def _not_shown() -> Iterator[Tell]:
-    yield lambda position: None
-
-
-@contextmanager
-def _shown(stream: TextIO) -> Iterator[Tell]:
-    if stream.isatty():
-        with _bar() as tell:
-            yield tell
-        return
-    display, over = Display(stream), threading.Event()
+def _reminded(display: Display) -> Iterator[Told]:
+    over = threading.Event()
 
     def remind() -> None:
         while not over.wait(1.0):  # a long step says nothing itself
@@ -255,22 +248,17 @@ def _shown(stream: TextIO) -> Iterator[Tell]:
 
     threading.Thread(target=remind, daemon=True).start()
     try:
-        yield display.tell
+        yield lambda progress: None
     finally:
         over.set()
 
 
 @contextmanager
-def _bar() -> Iterator[Tell]:
+def _bar(display: Display) -> Iterator[Told]:
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+    from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+    from rich.progress import Progress as Bar
     from rich.text import Text
-
-    class Quiet(Display):
-        def say(self) -> None:
-            """The bar says it."""
-
-    display = Quiet(sys.stderr)
 
     class Times(ProgressColumn):
         def render(self, task: Task) -> Text:
@@ -279,17 +267,9 @@ def _bar() -> Iterator[Tell]:
     columns = (TextColumn("{task.description}"), BarColumn(20), Times())
     # Results printed to a terminal pass above the bar; results that go into a pipe must not be diverted to stderr.
     redirect = sys.stdout.isatty()
-    with Progress(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect) as bar:
+    with Bar(*columns, console=Console(stderr=True), transient=True, redirect_stdout=redirect) as bar:
         task = bar.add_task("", total=1.0)
-        furthest = 0.0
-
-        def tell(position: Position) -> None:
-            nonlocal furthest
-            furthest = max(furthest, position.share)
-            display.tell(position)
-            bar.update(task, description=position.words, completed=furthest)
-
-        yield tell
+        yield lambda progress: bar.update(task, description=progress.words, completed=progress.share)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from flawsmith.metrics.ranking import auroc
 from flawsmith.metrics.results import Evaluation
 from flawsmith.metrics.what_if import LimitStep, limit_sentences, limit_steps, promise_of, telling
 from flawsmith.models.diagnostics import Pictures
-from flawsmith.pipeline.describe import parity_in_words, where_to_look, zones_in_words
+from flawsmith.pipeline.describe import facts_in_words
 from flawsmith.pipeline.provenance import versions
 from flawsmith.report.data import (
     Diagnostic,
@@ -493,40 +493,20 @@ def _subtitle(spec: BundleSpec) -> str:
 
 
 def _model_facts(spec: BundleSpec) -> list[FactGroup]:
-    height, width = spec.geometry.size
     decision = spec.decision
-    model = [
-        ("Method", f"{spec.method}, preset {spec.preset_in_words}"),
-        ("Backbone", f"{spec.backbone.name}, {spec.backbone.weights} weights, SHA-256 {spec.backbone.sha256[:16]}"),
-        ("Levels", ", ".join(f"stride {level}" for level in spec.backbone.levels)),
-        ("Input", f"{width} × {height} pixels, {spec.geometry.policy}"),
-        *([] if spec.tiling is None else [("Tiles", spec.tiling.describe())]),
-        ("Engine", f"{spec.engine}, {spec.precision}"),
-        ("Seed", str(spec.seed)),
-        ("Checkpoint", spec.training.selection),
-        *([("Textures of synthetic flaws", spec.training.textures)] if spec.training.textures else []),
-        *([("Foreground of synthetic flaws", spec.training.foreground)] if spec.training.foreground else []),
-    ]
     limits = [
-        ("Reject limit on the score", f"{decision.limit:.6g}"),
-        ("Limit on the map", f"{decision.map_limit:.6g}"),
-        *((f"Limit in {name}", words) for name, words in zones_in_words(decision)),
         ("Good parts rejected", decision.promise),
         ("Asked for", f"{1000 * decision.target_false_reject_rate:g} of 1,000 good parts"),
         ("Rests on", f"{decision.n_good} good images"),
-        *([] if decision.groups is None else [("Groups", f"{decision.groups.by}. {decision.groups.describe()}")]),
-        *([("Where to look", where_to_look(decision))] if decision.by_regions else []),
     ]
-    used = [(name, number) for name, number in versions().items()]
     findings = [
         (name, value if isinstance(value, str) else f"{value:.4g}") for name, value in spec.training.findings.items()
     ]
     return [
-        FactGroup("Model", model),
+        FactGroup("Model", [(f"{name[0].upper()}{name[1:]}", value) for name, value in facts_in_words(spec)]),
         *([FactGroup("Found out about the data", findings)] if findings else []),
-        FactGroup("Limits", limits),
-        FactGroup("Export", [("Exported against trained", parity_in_words(spec.parity))]),
-        FactGroup("Versions", used),
+        FactGroup("What the limit is worth", limits),
+        FactGroup("Versions", list(versions().items())),
     ]
 
 

@@ -137,59 +137,36 @@ class TrainSettings(BaseModel):
             return f"--bits {self.bits}"
         return "" if self.value_range is None else f"--value-range {self.value_range[0]:g}:{self.value_range[1]:g}"
 
-    @model_validator(mode="after")
-    def _one_range(self) -> TrainSettings:
-        if self.value_range is not None:
-            if self.bits is not None:
-                raise ValueError("bits and value_range say the same in two ways, give one of them")
-            if not 0 <= self.value_range[0] < self.value_range[1] <= 65535:
-                raise ValueError("value_range must rise, within 0 and 65535")
-        return self
-
-    @model_validator(mode="after")
-    def _tiles_overlap_by_less_than_half(self) -> TrainSettings:
-        if self.overlap is not None and self.tile is None:
-            raise ValueError(f"overlap={self.overlap} says how far tiles overlap: give their side too, as tile")
-        if self.overlap is not None and self.tile is not None and 2 * self.overlap >= self.tile:
-            raise ValueError(f"overlap={self.overlap} must be below half of the tile, {self.tile}")
-        return self
-
-    @model_validator(mode="after")
-    def _all_images_or_some(self) -> TrainSettings:
-        if self.cross_fit is not None and self.trim is not None:
-            raise ValueError("--trim leaves images out and --cross-fit takes all, give one of them")
-        if self.cross_fit is not None and self.holdout is not None:
-            raise ValueError("--cross-fit learns from all images and holds each out once, leave --holdout out")
-        if self.cross_fit is not None and self.fraction != 1:
-            raise ValueError("--cross-fit takes all images, leave --fraction out")
-        return self
-
-    @model_validator(mode="after")
-    def _nothing_to_select(self) -> TrainSettings:
-        if self.select != "last" and self.method in BASELINES:
-            raise ValueError(f"{self.method} trains nothing, so there is no checkpoint to choose, keep --select last")
-        return self
-
-    @model_validator(mode="after")
-    def _quantities_are_possible(self) -> TrainSettings:
-        pixel_size = None if self.scale is None else parse_length(self.scale, "--scale")
-        if self.min_area is not None:
-            parse_area(self.min_area, pixel_size, "--min-area")
-        return self
-
-    @model_validator(mode="after")
-    def _engine_has_precision(self) -> TrainSettings:
-        if self.engine != "openvino" and self.precision != "float32":
-            raise ValueError(f"{self.engine} computes in float32, use engine openvino for bfloat16")
-        return self
-
     @field_validator("textures", "foregrounds", "roi", "min_area", "scale", "smallest_flaw", mode="before")
     @classmethod
     def _as_text(cls, value: Any) -> Any:
         return str(value) if isinstance(value, (Path, int, float)) and not isinstance(value, bool) else value
 
     @model_validator(mode="after")
-    def _review_comes_first(self) -> TrainSettings:
+    def _fit_together(self) -> TrainSettings:
+        if self.value_range is not None:
+            if self.bits is not None:
+                raise ValueError("bits and value_range say the same in two ways, give one of them")
+            if not 0 <= self.value_range[0] < self.value_range[1] <= 65535:
+                raise ValueError("value_range must rise, within 0 and 65535")
+        if self.overlap is not None and self.tile is None:
+            raise ValueError(f"overlap={self.overlap} says how far tiles overlap: give their side too, as tile")
+        if self.overlap is not None and self.tile is not None and 2 * self.overlap >= self.tile:
+            raise ValueError(f"overlap={self.overlap} must be below half of the tile, {self.tile}")
+        if self.cross_fit is not None:
+            if self.trim is not None:
+                raise ValueError("--trim leaves images out and --cross-fit takes all, give one of them")
+            if self.holdout is not None:
+                raise ValueError("--cross-fit learns from all images and holds each out once, leave --holdout out")
+            if self.fraction != 1:
+                raise ValueError("--cross-fit takes all images, leave --fraction out")
+        if self.select != "last" and self.method in BASELINES:
+            raise ValueError(f"{self.method} trains nothing, so there is no checkpoint to choose, keep --select last")
+        pixel_size = None if self.scale is None else parse_length(self.scale, "--scale")
+        if self.min_area is not None:
+            parse_area(self.min_area, pixel_size, "--min-area")
+        if self.engine != "openvino" and self.precision != "float32":
+            raise ValueError(f"{self.engine} computes in float32, use engine openvino for bfloat16")
         if self.review_alpha is not None and self.review_alpha <= self.alpha:
             raise ValueError(f"the review rate must be larger than the rate of false rejects, {self.alpha}")
         return self

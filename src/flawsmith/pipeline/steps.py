@@ -114,17 +114,6 @@ class DecodedImages:
         return image
 
 
-def synthetic_images(
-    samples: Sequence[Sample],
-    geometry: Geometry,
-    seed: int,
-    tiling: Tiling | None = None,
-    read: Callable[[Path], ImageArray] = decode,
-) -> Iterator[NDArray[np.uint8]]:
-    """The images of :func:`synthetic_flaws`."""
-    return (flaw.image for flaw in synthetic_flaws(samples, geometry, seed, tiling, read))
-
-
 def synthetic_flaws(
     samples: Sequence[Sample],
     geometry: Geometry,
@@ -296,16 +285,11 @@ class TrainingSteps:
 
     def _trimmed(self, share: float) -> tuple[HoldOut, list[Sample]]:
         """The split without the images to learn from that look least like the others, and those images."""
-        settings, preset, config = baseline_settings(BASELINES[0], self.settings, self.config)
-        run = RunFolder(self.run.path / TRIM, self.run.options)
-        run.path.mkdir(exist_ok=True)
         self.progress.begin(TRIMMING)
-        within = self.progress.within({LEARNING: 1.0})
-        beside = dataclasses.replace(
-            self.job, settings=settings, preset=preset, config=config, run=run, baseline=None, progress=within
-        )
+        beside = self._beside(BASELINES[0], TRIM, self.progress.within({LEARNING: 1.0}))
+        beside.run.path.mkdir(exist_ok=True)
         with self._timed("trim"):
-            ranked = _by_unlikeness(*TrainingSteps(beside)._trained()[::2])
+            ranked = _by_unlikeness(*beside._trained()[::2])
         odd = [sample for sample, _ in ranked[: math.ceil(share * len(ranked))]]
         if len(odd) == len(ranked):
             raise FlawsmithError(f"--trim {share:g} leaves nothing to learn from: give more images")
@@ -451,26 +435,21 @@ class TrainingSteps:
         except FlawsmithError as error:
             return f"the baseline {self.job.baseline} could not be trained: {error}"
 
-    def _trained_baseline(self, name: str) -> Bundle:
+    def _beside(self, name: str, folder: str, progress: Steps, **changes: Any) -> TrainingSteps:
+        """The steps of a baseline on the same images, in a folder inside the run's."""
         settings, preset, config = baseline_settings(name, self.settings, self.config)
-        run = RunFolder(self.run.path / BASELINE_FOLDER, self.run.options)
+        run = RunFolder(self.run.path / folder, self.run.options)
+        changes |= {"settings": settings, "preset": preset, "config": config, "run": run, "baseline": None}
+        return TrainingSteps(dataclasses.replace(self.job, progress=progress, **changes))
+
+    def _trained_baseline(self, name: str) -> Bundle:
         split = dataclasses.replace(self.job.split, train=self.split.train)
         within = self.progress.within({LEARNING: 5.0, EXPORTING: 3.0, LIMIT: 5.0})
-        beside = dataclasses.replace(
-            self.job,
-            split=split,
-            settings=settings,
-            preset=preset,
-            config=config,
-            run=run,
-            baseline=None,
-            progress=within,
-        )
-        steps = TrainingSteps(beside)
+        steps = self._beside(name, BASELINE_FOLDER, within, split=split)
         trained = steps._trained()
         bundle = steps._exported(*trained)
-        run.path.mkdir(exist_ok=True)
-        bundle.save(run.path / MODEL)
+        steps.run.path.mkdir(exist_ok=True)
+        bundle.save(steps.run.path / MODEL)
         self.oddest = _by_unlikeness(trained[0], trained[2])
         return bundle
 
@@ -566,7 +545,7 @@ class TrainingSteps:
 
         read = self.job.decoded.read
         good = seen(read(sample.image) for sample in samples)
-        return good, seen(synthetic_images(samples, geometry, seed, tiling, read))
+        return good, seen(flaw.image for flaw in synthetic_flaws(samples, geometry, seed, tiling, read))
 
     def _spec(self, geometry: Geometry, model: AnomalyModel, *, n_train: int) -> BundleSpec:
         info = model.backbone.info
@@ -680,22 +659,8 @@ class TrainingSteps:
         used = {"engine": self.settings.graph_engine, "precision": self.settings.precision}
         decision = decision.model_copy(update={**used, "groups": figures})
         inspector.spec = spec.model_copy(update={"decision": decision})
-        with tempfile.TemporaryDirectory() as folder:
-            read = self.job.decoded.read
-            proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder), spec.tiling, read)]
-            parity = check_parity(model, inspector, proofs, tolerance, read)
-        network = {
-            "parameters": count_parameters(model),
-            "flops": count_flops(model, self.config.image_size),
-        }
-        final = inspector.spec.model_copy(update={"parity": parity, "network": network})
-        arrays = {
-            **levels_behind(decision, scores, levels),
-            "forged": synthetic,
-            **self._images(),
-            **self_test_arrays(inspector, map(self.job.decoded.read, files)),
-        }
-        return Bundle(final, graph, arrays, model_card(final))
+        arrays = {**levels_behind(decision, scores, levels), "forged": synthetic, **self._images()}
+        return proven(model, inspector, graph, files, tolerance, arrays, self.job.decoded.read)
 
     def _images(self) -> dict[str, NDArray[Any]]:
         """Hashes of the images that new limits must not rest on, and of those that these rest on; and their groups."""
@@ -742,6 +707,34 @@ class TrainingSteps:
         start = time.perf_counter()
         yield
         self.timings[name] = round(self.timings.get(name, 0.0) + time.perf_counter() - start, 3)
+
+
+def proven(
+    model: AnomalyModel,
+    inspector: Inspector,
+    graph: bytes,
+    files: Sequence[Path],
+    tolerance: Tolerance,
+    arrays: Mapping[str, NDArray[Any]],
+    read: Callable[[Path], ImageArray] = decode,
+) -> Bundle:
+    """The bundle of a model whose exported graph gives what the model does, on files from disk.
+
+    Args:
+        inspector: of the graph, with the limits in its spec.
+        files: good images behind the limits.
+        arrays: of the calibration.
+
+    Raises:
+        FlawsmithError: they differ by more than the tolerance.
+    """
+    spec = inspector.spec
+    with tempfile.TemporaryDirectory() as folder:
+        proofs = [*files[:PARITY_FILES], *non_square_copies(files[0], Path(folder), spec.tiling, read)]
+        parity = check_parity(model, inspector, proofs, tolerance, read)
+    network = {"parameters": count_parameters(model), "flops": count_flops(model, model.config.image_size)}
+    final = spec.model_copy(update={"parity": parity, "network": network})
+    return Bundle(final, graph, {**arrays, **self_test_arrays(inspector, map(read, files))}, model_card(final))
 
 
 @runtime_checkable

@@ -197,23 +197,15 @@ def train(
             on_data(dataset)
         split = choose_split(dataset, checked)
         refuse_leaks((*split.train, *split.calibration), dataset.test)
-        notes = (
-            left_out_note(left_out([dataset.root])),
-            skipped_note(skipped) if skipped else "",
-            one_group_warning(split),
-        )
-        for note in notes:
-            if note and is_rank_zero():
-                warnings.warn(note, stacklevel=2)
+        skipped_words = skipped_note(skipped) if skipped else ""
+        _warn(left_out_note(left_out([dataset.root])), skipped_words, one_group_warning(split))
         images, advice = look_at_values(watched, checked, first_look.values)
-        if advice is not None and is_rank_zero():
-            warnings.warn(str(advice), stacklevel=2)
+        _warn("" if advice is None else str(advice))
         decoded = DecodedImages()
         for sample in split.calibration:
             if sample.image not in first_look.images:
                 decoded.read(sample.image)  # a damaged file is found before the long work, not after it
-        if size_note and is_rank_zero():
-            warnings.warn(size_note, stacklevel=2)
+        _warn(size_note)
         run = RunFolder(Path(out) if out else Path("runs") / dataset.category, options)
         fingerprint = _images_sha256(split)
         facts = {
@@ -269,6 +261,13 @@ def train(
             stack.enter_context(process_group(trainer))
             bundle = TrainingSteps(job).finish()
     return TrainResult(run.path, run.path / MODEL, run.path / REPORT, bundle)
+
+
+def _warn(*notes: str) -> None:
+    """Warn as the caller's own caller, once for all processes; of nothing where a note is empty."""
+    for note in notes:
+        if note and is_rank_zero():
+            warnings.warn(note, stacklevel=3)
 
 
 _OPTIONS = [name for name in inspect.signature(train).parameters if name != "settings"]

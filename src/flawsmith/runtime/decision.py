@@ -26,6 +26,7 @@ from pydantic import (
 
 from flawsmith.runtime.devices import DeviceName
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import without_controls
 from flawsmith.runtime.geometry import InvertedMap
 from flawsmith.runtime.regions import Region, find_regions, region_level, strongest_region
 from flawsmith.runtime.roi import MOST_CORNERS, RegionOfInterest, box_of, number_zones
@@ -557,7 +558,7 @@ class Decision(BaseModel):
             sentences.append(f"About {parts_of_1000(more)} more go to review.")
         text, advice = " ".join(sentences), self._advice()
         if not _fits(text) and self.groups is not None:
-            text = text.replace(f" ({self.groups.by})", "")
+            text = text.replace(f" ({without_controls(self.groups.by)})", "")
         lines = [f"{text} {advice}" if advice and _fits(f"{text} {advice}") else text]
         lines += [CHOSEN_ON_FLAWED] if self.chosen_on_flawed else []
         if self.rejects_nothing:
@@ -576,7 +577,8 @@ class Decision(BaseModel):
         """Of what groups the good images are, and who scored them."""
         words = ""
         if self.groups is not None:
-            words = f" of {'one group' if self.groups.count == 1 else f'{self.groups.count} groups'} ({self.groups.by})"
+            number = "one group" if self.groups.count == 1 else f"{self.groups.count} groups"
+            words = f" of {number} ({without_controls(self.groups.by)})"
         if self.cross_fitted is not None:
             words += f", scored by {self.cross_fitted} models of the others"
         elif self.groups is None and self.n_good >= FEW_GOOD_IMAGES:

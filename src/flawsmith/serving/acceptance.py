@@ -39,9 +39,9 @@ class StudyFacts(BaseModel):
 
     number: int
     plan: Plan
-    model_sha256: str
+    model_sha256: str = Field(validation_alias="model")
     limits: str = Field(description="name of the limits that judge")
-    in_use: bool = Field(description="whether the line judges by this model and these limits now")
+    in_use: bool = Field(default=False, description="whether the line judges by this model and these limits now")
     who: str
     at: str
     signed: str = Field(description="by whom it was ended; empty: it goes on")
@@ -50,7 +50,7 @@ class StudyFacts(BaseModel):
     placements: list[Placement]
     result: Result
 
-    model_config = ConfigDict(protected_namespaces=())
+    model_config = ConfigDict(from_attributes=True, protected_namespaces=())
 
 
 class Signature(Order):
@@ -60,20 +60,8 @@ class Signature(Order):
 
 
 def _facts(study: Study, model: LoadedModel | None) -> StudyFacts:
-    return StudyFacts(
-        number=study.number,
-        plan=study.plan,
-        model_sha256=study.model,
-        limits=study.limits,
-        in_use=model is not None and _judges(study, model),
-        who=study.who,
-        at=study.at,
-        signed=study.signed,
-        ended=study.ended,
-        withdrawn=study.withdrawn,
-        placements=list(study.placements),
-        result=study.result,
-    )
+    in_use = model is not None and _judges(study, model)
+    return StudyFacts.model_validate(study).model_copy(update={"in_use": in_use})
 
 
 def _judges(study: Study, model: LoadedModel) -> bool:

@@ -29,7 +29,7 @@ from flawsmith.line.outputs.delivery import OutputFacts
 from flawsmith.line.queue import NoModelError
 from flawsmith.line.record import Draw, Outcome, Record, Trigger
 from flawsmith.line.station import Line, SwapConflictError
-from flawsmith.line.store import UnwritableError
+from flawsmith.line.store import AuditEntry, UnwritableError
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.acceptance import acceptance
@@ -41,7 +41,6 @@ from flawsmith.serving.service import (
     IMAGE_BODY,
     PROBLEMS,
     Anyone,
-    AuditFacts,
     Count,
     Cursor,
     Engineer,
@@ -49,6 +48,7 @@ from flawsmith.serving.service import (
     LineName,
     Number,
     Order,
+    Page,
     Reason,
     Service,
     Width,
@@ -70,14 +70,6 @@ _LIBRARIES = ("numpy", "pillow", "onnxruntime", "pydantic", "fastapi", "uvicorn"
 _Made = TypeVar("_Made")
 
 log = logging.getLogger("flawsmith.serving")
-
-
-class Page(BaseModel):
-    """Some records, the newest first."""
-
-    items: list[Record]
-    images: list[int] = Field(description="numbers of those whose image was kept")
-    next: int | None = Field(description="cursor of the next page; null: this is the last")
 
 
 class LineFacts(BaseModel):
@@ -128,7 +120,7 @@ class PauseOrder(Order):
 class AuditPage(BaseModel):
     """Some entries, the newest first."""
 
-    items: list[AuditFacts]
+    items: list[AuditEntry]
     next: int | None
 
 
@@ -237,8 +229,7 @@ def inspections(
         before=cursor,
         count=limit,
     )
-    images = [record.id for record in items if service.site.pictures.has(record.image_sha256)]
-    return Page(items=items, images=images, next=next_cursor(items, limit))
+    return Page(items=items, images=service.kept(items), next=next_cursor(items, limit))
 
 
 @v1.get("/lines/{line}/inspections/{number}")
@@ -500,7 +491,7 @@ def audit(
 ) -> AuditPage:
     """Who did what, the newest first."""
     entries = service.site.store.entries(kind=kind or None, line=line, before=cursor, count=limit)
-    return AuditPage(items=[AuditFacts(**vars(entry)) for entry in entries], next=next_cursor(entries, limit))
+    return AuditPage(items=entries, next=next_cursor(entries, limit))
 
 
 @v1.get("/events", response_class=StreamingResponse)

@@ -16,7 +16,7 @@ import numpy as np
 from fastapi import APIRouter, Header, Request, Response
 from fastapi.responses import JSONResponse
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from flawsmith import __version__
 from flawsmith.line.record import Record, Trigger
@@ -31,8 +31,6 @@ _MOST_NUMBERS = 2**22
 
 
 class _Tensor(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
     name: str
     shape: list[int]
     datatype: str
@@ -41,16 +39,12 @@ class _Tensor(BaseModel):
 
 
 class _Output(BaseModel):
-    model_config = ConfigDict(extra="ignore")
-
     name: Literal["score", "verdict", "regions", "map"]
     parameters: dict[str, Any] = Field(default_factory=dict)
 
 
 class _Inference(BaseModel):
     """What is asked, without the bytes that may follow."""
-
-    model_config = ConfigDict(extra="ignore")
 
     id: str | None = Field(default=None, max_length=128)
     inputs: list[_Tensor] = Field(min_length=1, max_length=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from datetime import datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
 
@@ -15,11 +15,11 @@ _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5
 _MULTIPLES = (0.25, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.05, 1.1, 1.25, 1.5, 2.0, 4.0)
 
 
+_Kind = TypeVar("_Kind", Counter, Gauge, Histogram)
+
+
 class Metrics:
     """Counts of a service.
-
-    Args:
-        registry: where they are registered; by default one of their own.
 
     Example:
         >>> from flawsmith.line.record import Trigger
@@ -29,53 +29,34 @@ class Metrics:
         True
     """
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.registry = registry or CollectorRegistry()
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
         self._looking = threading.Lock()
         ProcessCollector(registry=self.registry)
-        into: dict[str, Any] = {"registry": self.registry}
-        self._inspections = Counter(
-            "flawsmith_inspections", "Parts with a record, by verdict", ("line", "product", "verdict"), **into
+
+        def of(kind: type[_Kind], name: str, words: str, labels: tuple[str, ...] = ("line",), **more: Any) -> _Kind:
+            return kind(f"flawsmith_{name}", words, labels, registry=self.registry, **more)
+
+        self._inspections = of(
+            Counter, "inspections", "Parts with a record, by verdict", ("line", "product", "verdict")
         )
-        self._seconds = Histogram(
-            "flawsmith_inspection_seconds",
-            "Time of an inspection by step; wait: from the trigger to the network",
-            ("line", "step"),
-            buckets=_SECONDS,
-            **into,
-        )
-        self._dropped = Counter(
-            "flawsmith_frames_dropped",
-            "Parts that were refused, or pictures that came too fast",
-            ("line", "reason"),
-            **into,
-        )
-        self._errors = Counter("flawsmith_errors", "Parts not judged, or not in time", ("line", "kind"), **into)
-        self._score = Histogram(
-            "flawsmith_score", "Scores as multiples of the limit", ("line",), buckets=_MULTIPLES, **into
-        )
-        self._limit = Gauge("flawsmith_limit", "Limits in use", ("line", "kind"), **into)
-        self._to_review = Gauge("flawsmith_review_queue", "Parts that wait for a review", ("line",), **into)
-        self._reviews = Counter("flawsmith_reviews", "Reviews by label", ("line", "label"), **into)
-        self._output_failures = Counter(
-            "flawsmith_output_failures", "Failed attempts of outputs", ("line", "output"), **into
-        )
-        self._output_behind = Gauge(
-            "flawsmith_output_behind", "Records that an output has not delivered yet", ("line", "output"), **into
-        )
-        self._last = Gauge(
-            "flawsmith_last_inspection_timestamp_seconds", "When the latest part came in", ("line",), **into
-        )
-        self._model = Gauge(
-            "flawsmith_model_info", "The model in use: 1", ("line", "model", "sha256", "device"), **into
-        )
-        self._shadow = Gauge(
-            "flawsmith_shadow_parts", "Parts that a shadow run has judged, or missed", ("line", "result"), **into
-        )
-        self._drift = Gauge(
-            "flawsmith_drift_evidence", "Evidence that scores drift; at 1000 there is an alarm", ("line",), **into
-        )
-        self._free = Gauge("flawsmith_disk_free_bytes", "Free bytes on the disk of records and images", **into)
+        seconds = "Time of an inspection by step; wait: from the trigger to the network"
+        self._seconds = of(Histogram, "inspection_seconds", seconds, ("line", "step"), buckets=_SECONDS)
+        dropped = "Parts that were refused, or pictures that came too fast"
+        self._dropped = of(Counter, "frames_dropped", dropped, ("line", "reason"))
+        self._errors = of(Counter, "errors", "Parts not judged, or not in time", ("line", "kind"))
+        self._score = of(Histogram, "score", "Scores as multiples of the limit", buckets=_MULTIPLES)
+        self._limit = of(Gauge, "limit", "Limits in use", ("line", "kind"))
+        self._to_review = of(Gauge, "review_queue", "Parts that wait for a review")
+        self._reviews = of(Counter, "reviews", "Reviews by label", ("line", "label"))
+        self._output_failures = of(Counter, "output_failures", "Failed attempts of outputs", ("line", "output"))
+        behind = "Records that an output has not delivered yet"
+        self._output_behind = of(Gauge, "output_behind", behind, ("line", "output"))
+        self._last = of(Gauge, "last_inspection_timestamp_seconds", "When the latest part came in")
+        self._model = of(Gauge, "model_info", "The model in use: 1", ("line", "model", "sha256", "device"))
+        self._shadow = of(Gauge, "shadow_parts", "Parts that a shadow run has judged, or missed", ("line", "result"))
+        self._drift = of(Gauge, "drift_evidence", "Evidence that scores drift; at 1000 there is an alarm")
+        self._free = of(Gauge, "disk_free_bytes", "Free bytes on the disk of records and images", ())
 
     def recorded(self, record: Record) -> None:
         """Count a part."""
@@ -117,14 +98,8 @@ class Metrics:
 
     def _take(self, site: Site) -> None:
         self._free.set(site.pictures.free_bytes())
-        for gauge in (
-            self._model,
-            self._limit,
-            self._to_review,
-            self._shadow,
-            self._drift,
-            self._output_behind,
-        ):  # of lines and models that are no more
+        of_lines = (self._model, self._limit, self._to_review, self._shadow, self._drift, self._output_behind)
+        for gauge in of_lines:  # some may be no more
             gauge.clear()
         for line in site.lines.values():
             self._start_at_zero(line)
@@ -155,7 +130,7 @@ class Metrics:
         self._model.labels(line.name, model.bundle.spec.method, model.sha256, model.inspector.device).set(1)
         decision = model.decision
         limits = {
-            "reject": decision.map_limit if decision.by_regions else decision.limit,
+            "reject": decision.deciding_limit,
             "review": decision.review_limit,
             "map": decision.map_limit,
         }

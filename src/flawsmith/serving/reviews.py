@@ -10,14 +10,13 @@ from pydantic import BaseModel, Field
 
 from flawsmith.line.limits import Evidence, LimitPreview, evidence
 from flawsmith.line.record import Draw, Label, LabelRole, Record
-from flawsmith.line.store import MOST_LABELS
+from flawsmith.line.store import MOST_LABELS, AuditEntry
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable
 from flawsmith.serving.service import (
     PROBLEMS,
     Anyone,
-    AuditFacts,
     Count,
     Cursor,
     Engineer,
@@ -25,6 +24,7 @@ from flawsmith.serving.service import (
     LineName,
     Number,
     Order,
+    Page,
     Reason,
     Service,
     allowed,
@@ -45,13 +45,10 @@ class ReviewOrder(Order):
     blind: bool = Field(default=False, description="whether verdict and score were hidden")
 
 
-class Queue(BaseModel):
+class Queue(Page):
     """Parts that wait for a person, the oldest first."""
 
-    items: list[Record]
-    images: list[int] = Field(description="numbers of those whose image was kept")
     waiting: dict[Draw, int] = Field(description="all that wait, by how they came")
-    next: int | None = Field(description="cursor of the next page; null: this is the last")
 
 
 class Recalibration(BaseModel):
@@ -127,8 +124,8 @@ def queue(
     """Parts that wait for a review, the oldest first: the band, and what was drawn from passes and rejects."""
     name, store = service.line(line).name, service.site.store
     items = store.to_review(name, draw=draw, after=cursor, count=limit)
-    images = [record.id for record in items if service.site.pictures.has(record.image_sha256)]
-    return Queue(items=items, images=images, waiting=store.waiting(name), next=next_cursor(items, limit))
+    waiting, images = store.waiting(name), service.kept(items)
+    return Queue(items=items, images=images, waiting=waiting, next=next_cursor(items, limit))
 
 
 @reviews.get("/lines/{line}/reviews/next", response_model=Record, responses={204: {"description": "None waits"}})
@@ -201,7 +198,7 @@ def recalibrate(line: LineName, order: RecalibrationOrder, service: InService, c
 
 
 @reviews.post("/lines/{line}/reviews/{number}", status_code=201)
-def review(line: LineName, number: Number, order: ReviewOrder, service: InService, caller: Anyone) -> AuditFacts:
+def review(line: LineName, number: Number, order: ReviewOrder, service: InService, caller: Anyone) -> AuditEntry:
     """Say what a part is. It may be said again; the latest counts, and all stay."""
     record = service.record(line, number)
     entry = service.site.store.review(
@@ -215,16 +212,16 @@ def review(line: LineName, number: Number, order: ReviewOrder, service: InServic
     )
     service.metrics.reviewed(record.line, order.label)
     _tell(service, record, order.label, caller.name)
-    return AuditFacts(**vars(entry))
+    return entry
 
 
 @reviews.delete("/lines/{line}/reviews/{number}")
-def withdraw(line: LineName, number: Number, service: InService, caller: Anyone) -> AuditFacts:
+def withdraw(line: LineName, number: Number, service: InService, caller: Anyone) -> AuditEntry:
     """Take back what was said of a part last: it waits again. What was said stays in the audit."""
     record = service.record(line, number)
     entry = service.site.store.review(number, None, who=caller.name, line=record.line)
     _tell(service, record, None, caller.name)
-    return AuditFacts(**vars(entry))
+    return entry
 
 
 def _tell(service: Service, record: Record, label: Label | None, who: str) -> None:
@@ -232,7 +229,7 @@ def _tell(service: Service, record: Record, label: Label | None, who: str) -> No
 
 
 @reviews.get("/lines/{line}/reviews/{number}")
-def of_part(line: LineName, number: Number, service: InService) -> list[AuditFacts]:
+def of_part(line: LineName, number: Number, service: InService) -> list[AuditEntry]:
     """What was said of a part, oldest first."""
     service.record(line, number)
-    return [AuditFacts(**vars(entry)) for entry in service.site.store.reviews_of(number)]
+    return service.site.store.reviews_of(number)

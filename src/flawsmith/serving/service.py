@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from datetime import datetime, timezone
 from typing import Annotated, Any, TypeVar
 
@@ -32,7 +32,7 @@ from flawsmith.line.queue import (
     QueueFullError,
 )
 from flawsmith.line.record import Record, Trigger
-from flawsmith.line.settings import Role, ServiceSettings
+from flawsmith.line.settings import LineSettings, Role, ServiceSettings
 from flawsmith.line.station import Line, NoCameraError, Site
 from flawsmith.line.trainings import Training
 from flawsmith.line.workspace import Workspace
@@ -77,6 +77,7 @@ class Service:
         # Threads of their own, so that no part waits for the pages that look on.
         self._takers = ThreadPoolExecutor(_TAKERS, thread_name_prefix="take")
         self.accepting = threading.Lock()
+        self._making_line = threading.Lock()
         self.site = Site(settings, self._recorded, self._happened)
         if workspace is not None:
             workspace.start(self._trained)
@@ -93,6 +94,22 @@ class Service:
         sha256 = self.take_model(training)
         self.events.tell("training", {"line": training.asked.line, "number": training.asked.number})
         return sha256
+
+    def add_line(self, name: str, settings: LineSettings, *, who: str) -> None:
+        """Make a line, and remember it in the workspace; one at a time, as each writes down all of them.
+
+        Raises:
+            Problem: there is such a line.
+            FlawsmithError: no line can be called so, or nothing can be written.
+        """
+        assert self.workspace is not None, "of the studio"
+        with self._making_line:
+            if name.casefold() in (each.casefold() for each in self.site.lines):
+                raise Problem(409, f"there is a line {name} already: give another name")
+            checked = self.site.settings.with_line(name, settings)
+            self.workspace.write_lines(dict(checked.lines))  # before the line is there: one not taught harms nobody
+            self.site.add_line(name, settings, who=who)
+        self.events.tell("line", {"line": name, "who": who})
 
     def take_model(self, training: Training) -> str:
         """Make the model of a training a version of its line, if it is none yet.
@@ -170,6 +187,10 @@ class Service:
         if content is None:
             raise Problem(410, "the image was not kept, or not for so long")
         return content
+
+    def kept(self, records: Sequence[Record]) -> list[int]:
+        """Numbers of the records whose image was kept."""
+        return [record.id for record in records if self.site.pictures.has(record.image_sha256)]
 
     async def shown(
         self, line: str, content: bytes, width: int | None, headers: Mapping[str, str] | None = None
@@ -262,20 +283,23 @@ class Service:
         async with self._teaching:
             return await run_in_threadpool(make)
 
-    async def received(self, request: Request, use: Callable[[bytes], _Drawn]) -> _Drawn:
-        """What is made of a request that holds an image, in a thread, and as `drawn` one at a time.
+    async def received(self, request: Request, use: Callable[[bytes], _Drawn], *, teaches: bool = False) -> _Drawn:
+        """What is made of a request that holds an image, in a thread.
 
         Args:
             request: whose body was not read yet.
             use: takes the body.
+            teaches: a few at a time, as `taught`; otherwise one, as `drawn`.
 
         Raises:
             Problem: it was refused.
         """
-        async with received_body(
-            request, most=self.settings.max_bytes, seconds=self.settings.upload_seconds, budget=self.budget
-        ) as body:
-            return await self.drawn(lambda: use(bytes(body)))
+        async with self._body(request, self.budget) as body:
+            return await (self.taught if teaches else self.drawn)(lambda: use(bytes(body)))
+
+    def _body(self, request: Request, budget: UploadBudget) -> AbstractAsyncContextManager[bytearray]:
+        settings = self.settings
+        return received_body(request, most=settings.max_bytes, seconds=settings.upload_seconds, budget=budget)
 
     async def judged(self, line: Line, request: Request, trigger_of: Callable[[bytes], Trigger]) -> tuple[Record, bool]:
         """Read a request, have its part judged, and wait for the record.
@@ -291,9 +315,7 @@ class Service:
         Raises:
             Problem: it was refused, or not answered in time.
         """
-        async with received_body(
-            request, most=self.settings.max_bytes, seconds=self.settings.upload_seconds, budget=self.budget_of_parts
-        ) as body:
+        async with self._body(request, self.budget_of_parts) as body:
             loop = asyncio.get_running_loop()
             future, is_new = await loop.run_in_executor(self._takers, self._submit, line, body, trigger_of)
         return await self._answer(line, future), is_new
@@ -355,19 +377,15 @@ class Service:
             raise Problem(503, "the record cannot be written, so the part counts as not judged; see the disk") from None
 
 
-def _service_of(request: Request) -> Service:
+async def _service(request: Request) -> Service:  # as no coroutine it would be called in a thread, and wait for one
     return request.app.state.service
-
-
-async def _service(request: Request) -> Service:
-    return _service_of(request)  # as no coroutine it would be called in a thread, and wait for one
 
 
 def allowed(role: Role) -> Any:
     """A dependency that refuses who has no token of this role, and gives the `Caller` otherwise."""
 
     async def check(request: Request) -> Caller:
-        caller = caller_of(request, _service_of(request).settings)
+        caller = caller_of(request, request.app.state.service.settings)
         if role == "engineer" and caller.role != "engineer":
             raise Problem(403, "an engineer's token is needed")
         return caller
@@ -433,16 +451,12 @@ def image_kind(content: bytes) -> tuple[str, str]:
     return next((kind for start, kind in _KINDS.items() if content.startswith(start)), unknown)
 
 
-class AuditFacts(BaseModel):
-    """An entry of the audit."""
+class Page(BaseModel):
+    """Some records, the newest first."""
 
-    id: int
-    at: str
-    kind: str
-    who: str
-    line: str
-    facts: dict[str, Any]
-    hash: str
+    items: list[Record]
+    images: list[int] = Field(description="numbers of those whose image was kept")
+    next: int | None = Field(description="cursor of the next page; null: this is the last")
 
 
 def next_cursor(items: Sequence[Any], count: int) -> int | None:

@@ -24,16 +24,17 @@ from flawsmith.line.teaching import (
     ROLES,
     USED,
     Addition,
+    Group,
     Role,
     TaughtImage,
     Teaching,
 )
-from flawsmith.line.trainings import TO_INSTALL, Caught, Choice, Order, Training, facts_of, is_installed
+from flawsmith.line.trainings import TO_INSTALL, Caught, Choice, Order, Sample, Training, facts_of, is_installed
 from flawsmith.line.workspace import Import, ImportingError, Workspace
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import printable, without_controls
-from flawsmith.serving.requests import Problem, received_body, store_body
+from flawsmith.serving.requests import Problem, store_body
 from flawsmith.serving.service import FILE_BODY, Engineer, InService, LineName, Service, Width, allowed, image_kind
 from flawsmith.serving.service import Order as Asked
 
@@ -89,25 +90,6 @@ class ImagePage(BaseModel):
     total: int = Field(description="of all pages")
 
 
-class RemarkFacts(BaseModel):
-    """What stands out in a group."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    words: str
-    images: list[str]
-
-
-class GroupFacts(BaseModel):
-    """Images that belong together."""
-
-    model_config = ConfigDict(from_attributes=True)
-
-    name: str
-    counts: dict[Role, int]
-    remarks: list[RemarkFacts]
-
-
 class FindingFacts(BaseModel):
     """What the doctor says."""
 
@@ -157,7 +139,7 @@ class TeachFacts(BaseModel):
     counts: dict[Role, int]
     grouping: str
     grouped_by: str
-    groups: list[GroupFacts]
+    groups: list[Group]
     advice: list[str]
     oddest: list[ImageFacts] = Field(description="least like the others, and not confirmed yet")
     findings: list[FindingFacts]
@@ -247,15 +229,6 @@ class UseOrder(Asked):
     reason: str = Field(default="trained in the studio", min_length=3, max_length=1000, description="for the audit")
 
 
-class SampleFacts(BaseModel):
-    """An image with its map."""
-
-    name: str
-    is_forged: bool
-    pictures: tuple[str, ...] = Field(description="data: addresses of the image and of its map")
-    words: str
-
-
 class TrainChoices(BaseModel):
     """What may be trained now."""
 
@@ -275,13 +248,7 @@ class TrainChoices(BaseModel):
 @studio_v1.post("/lines", status_code=201)
 def new_line(order: NewLine, service: InService, workspace: InStudio, caller: Engineer) -> dict[str, str]:
     """Make a line, which is taught next."""
-    if order.line.casefold() in (name.casefold() for name in service.site.lines):
-        raise Problem(409, f"there is a line {order.line} already: give another name")
-    settings = LineSettings(audit_share=AUDIT_SHARE)
-    checked = service.site.settings.with_line(order.line, settings)
-    workspace.write_lines(dict(checked.lines))  # before the line is there: a line that is not taught harms nobody
-    service.site.add_line(order.line, settings, who=caller.name)
-    service.events.tell("line", {"line": order.line, "who": caller.name})
+    service.add_line(order.line, LineSettings(audit_share=AUDIT_SHARE), who=caller.name)
     return {"line": order.line}
 
 
@@ -329,7 +296,7 @@ def teach_facts(line: LineName, teaching: InTeaching, service: InService, worksp
         counts={role: sum(image.role == role for image in images.values()) for role in ROLES},
         grouping=settings.grouping,
         grouped_by=groups.by,
-        groups=[GroupFacts.model_validate(group) for group in teaching.group_table(groups)],
+        groups=teaching.group_table(groups),
         advice=teaching.advice(),
         oddest=[_image_facts(teaching, image, dict(groups.of), odd) for image in oddest],
         findings=[
@@ -385,7 +352,6 @@ async def add_image(
     modified: Annotated[float | None, Query(gt=0, lt=2**40, description="seconds since 1970")] = None,
 ) -> AdditionFacts:
     """Add an image: the file itself is the body. A second one of the same content changes nothing."""
-    settings = service.settings
 
     def added(body: bytes) -> AdditionFacts:
         if not body:
@@ -396,10 +362,7 @@ async def add_image(
             path.write_bytes(body)
             return _addition_facts(teaching.add(path, name=name, folder=folder, role=role, modified=modified))
 
-    async with received_body(
-        request, most=settings.max_bytes, seconds=settings.upload_seconds, budget=service.budget
-    ) as body:
-        facts = await service.taught(lambda: added(bytes(body)))
+    facts = await service.received(request, added, teaches=True)
     _tell(service, line)
     return facts
 
@@ -679,9 +642,9 @@ def use_training(
 
 
 @studio_v1.get("/lines/{line}/trainings/{number}/samples")
-def training_samples(training: InTraining) -> list[SampleFacts]:
+def training_samples(training: InTraining) -> list[Sample]:
     """Forged flaws and good images with their maps: as its report shows them, or as the model sees them now."""
-    return [SampleFacts(**vars(sample)) for sample in training.samples()]
+    return training.samples()
 
 
 @studio_v1.get("/lines/{line}/trainings/{number}/log", response_class=Response)

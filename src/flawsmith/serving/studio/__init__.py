@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlsplit
@@ -39,10 +39,6 @@ _YEAR = 365 * 86400
 _MOST_ADDRESS = 500
 
 
-def _always(service: Service) -> bool:
-    return True
-
-
 @dataclass(frozen=True)
 class Page:
     """A page of a line.
@@ -51,22 +47,18 @@ class Page:
         name: in its address, and of its module.
         title: in the navigation.
         styles: files beside that of all pages.
-        is_offered: whether this service has it.
+        teaches: whether a service has it that teaches lines, and no other.
     """
 
     name: str
     title: str
     styles: tuple[str, ...] = ()
-    is_offered: Callable[[Service], bool] = field(default=_always, repr=False)
-
-
-def _teaches(service: Service) -> bool:
-    return service.workspace is not None
+    teaches: bool = False
 
 
 PAGES: tuple[Page, ...] = (
-    Page("teach", "Teach", ("teach.css",), _teaches),
-    Page("train", "Train", ("teach.css",), _teaches),
+    Page("teach", "Teach", ("teach.css",), teaches=True),
+    Page("train", "Train", ("teach.css",), teaches=True),
     Page("limit", "Limit"),
     Page("try", "Try"),
     Page("run", "Run", ("vendor/uPlot.css",)),
@@ -139,7 +131,7 @@ class Studio:
     @property
     def pages(self) -> list[Page]:
         """Those of a line that this service has."""
-        return [page for page in PAGES if page.is_offered(self.service)]
+        return [page for page in PAGES if self.service.workspace is not None or not page.teaches]
 
     def page(
         self, request: Request, template: str, caller: Caller | None, *, status: int = 200, **facts: Any

@@ -3,7 +3,7 @@ import { get, ofLine } from "./api.js";
 import { BECAUSE } from "./audit.js";
 import "./drift-chart.js";
 import { html, nothing } from "./vendor/lit-html.js";
-import { count, inSigns, several, shape, when } from "./words.js";
+import { count, inSigns, nameOf, several, shape, when } from "./words.js";
 
 /** Records of numbers that the service names, each with whether its image was kept; those that are no more are left out. */
 export async function recordsOf(numbers) {
@@ -38,4 +38,4 @@ export const driftView = (drift, odd, open) => html`
   </div>
   ${odd.length ? html`<h3>First parts that stood out</h3><div class="thumbs" data-testid="drift.odd">${odd.map(({ record, image }) => html`<a class="thumb" href="?part=${record.id}" @click=${(event) => { event.preventDefault(); open(record.id); }}>
     ${image ? html`<img src=${ofLine(`/inspections/${record.id}/image?width=240`)} width="120" height="90" alt="">` : html`<span class="no-image">not kept</span>`}
-    <span>${record.part_id ?? record.name ?? `number ${record.id}`}</span><span class="quiet">${when(record.received)}</span></a>`)}</div>` : nothing}`;
+    <span>${nameOf(record)}</span><span class="quiet">${when(record.received)}</span></a>`)}</div>` : nothing}`;

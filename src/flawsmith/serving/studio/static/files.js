@@ -7,6 +7,13 @@ export async function filesOf(transfer) {
   return (await Promise.all(entries.map(within))).flat();
 }
 
+/** Let somebody choose files, or a folder; `take` is given what was chosen, as `filesOf` gives it. */
+export function chooseFiles(take, { isFolder = false, accept = "" } = {}) {
+  const input = Object.assign(document.createElement("input"), { type: "file", multiple: true, webkitdirectory: isFolder, accept });
+  input.addEventListener("change", () => take([...input.files].map((file) => ({ file, folder: (file.webkitRelativePath || "").split("/").slice(0, -1).join("/") }))));
+  input.click();
+}
+
 async function within(entry) {
   if (entry.isFile) {
     const file = await new Promise((take, refuse) => entry.file(take, refuse));

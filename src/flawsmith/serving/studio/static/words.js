@@ -35,6 +35,8 @@ export function of1000(rate, { up = false } = {}) {
 export const rates = ({ rejected_of_1000: mean, rejected_of_1000_at_worst: worst }) => [of1000(mean / 1000), of1000(worst / 1000, { up: true })];
 /** The same in words: "10 of 1,000, at worst 24". */
 export const promise = (limit) => rates(limit).join(" of 1,000, at worst ");
+/** What a part is called. */
+export const nameOf = (record) => record.part_id ?? record.name ?? `number ${record.id}`;
 /** A score with four digits that count. */
 export const score = (number) => (number === null || number === undefined ? "–" : Number(number.toPrecision(4)).toString());
 /** A multiple of the limit. */

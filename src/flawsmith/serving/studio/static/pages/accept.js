@@ -1,7 +1,7 @@
 // Accept: parts whose state is known are placed several times, and judged by the model and the limits in use. What comes
 // of it is an attribute study that a buyer signs.
 import { attempt, follow, get, line, notify, ofLine, post, Refusal, remove, who } from "../api.js";
-import { filesOf } from "../files.js";
+import { chooseFiles, filesOf } from "../files.js";
 import { noModel } from "../no-model.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, promise, several, verdict, when } from "../words.js";
@@ -121,12 +121,6 @@ async function add(files) {
   await load();
 }
 
-const pickFolder = () => {
-  const input = Object.assign(document.createElement("input"), { type: "file", multiple: true, webkitdirectory: true });
-  input.addEventListener("change", () => add([...input.files].map((file) => ({ file, folder: (file.webkitRelativePath || "").split("/").slice(0, -1).join("/") }))));
-  input.click();
-};
-
 async function end(event) {
   event.preventDefault();
   const signed = event.target.elements.signed.value.trim();
@@ -165,7 +159,7 @@ function placing(each) {
     ${upload ? html`<p aria-live="polite">${count(upload.done)} of ${several(upload.total, "image")} judged …</p>` : html`<div class="row">
       ${asked && facts.camera && facts.camera !== "ended" ? html`<button class="primary" ?disabled=${isBusy || !each.in_use} @click=${byCamera(asked)} data-testid="accept.camera">Take a picture</button>` : nothing}
       ${asked ? html`<label class="button ${facts.camera ? "" : "primary"}">Choose its image<input type="file" accept="image/*,.tif,.tiff,.bmp" class="hidden" ?disabled=${isBusy || !each.in_use} @change=${byImage(asked)} data-testid="accept.image"></label>
-      <button ?disabled=${isBusy || !each.in_use} @click=${pickFolder} data-testid="accept.folder">Choose a folder</button>` : nothing}
+      <button ?disabled=${isBusy || !each.in_use} @click=${() => chooseFiles(add, { isFolder: true })} data-testid="accept.folder">Choose a folder</button>` : nothing}
       <button class="push ${asked ? "" : "primary"}" ?disabled=${!who.isEngineer || isBusy || !each.placements.length} @click=${() => { isEnding = true; draw(); page.querySelector("dialog").showModal(); }} data-testid="accept.end">End and sign …</button></div>
     <p class="quiet small">Or drop a folder that holds <code>good</code> and <code>bad</code>: an image a part, or a folder a part with its repeats.</p>`}
     ${each.placements.length ? html`<div class="scroll"><table><thead><tr><th scope="col">latest</th><th scope="col">is</th><th scope="col">verdict</th><th scope="col"></th></tr></thead><tbody>

@@ -62,9 +62,9 @@ async function older(from = next) {
 /** Look at the parts of which a shadow said something else. */
 async function look(version, isNew = true) {
   if (!version?.shadow) return;
+  const before = isNew ? null : flips;
   const shadow = await attempt(() => get(ofVersion(version, `/shadow?limit=${SHOWN_FLIPS}`)));
   if (!shadow) return;
-  const before = isNew ? null : flips;
   const images = new Set(before?.images);
   const seen = new Set(before?.shadow.flipped.map((flip) => flip.record));
   const unknown = shadow.flipped.filter((flip) => !seen.has(flip.record));

@@ -4,7 +4,7 @@ import { attempt, follow, get, line, notify, ofLine, post, remove, who } from ".
 import "../image-view.js";
 import { heatOf, imageAt, imageOf } from "../part.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, score, several, times, today, verdict, when } from "../words.js";
+import { count, nameOf, score, several, times, today, verdict, when } from "../words.js";
 
 const page = document.querySelector("#page");
 const DRAWS = { band: "between the limits", passes: "audit of passes", rejects: "audit of rejects" };
@@ -68,7 +68,7 @@ function paint() {
   const record = current();
   if (!view) return;
   if (!record || !seen?.picture || seen.id !== record.id) return void view.show(null);
-  view.show({ ...seen, heat: isBlind ? null : seen.heat, limit: record.limit, regions: isBlind ? [] : record.regions, label: isBlind ? `part ${name(record)}` : `part ${name(record)}: ${record.verdict}` });
+  view.show({ ...seen, heat: isBlind ? null : seen.heat, limit: record.limit, regions: isBlind ? [] : record.regions, label: isBlind ? `part ${nameOf(record)}` : `part ${nameOf(record)}: ${record.verdict}` });
 }
 
 /** The good image that looks most like this part's, beside it. */
@@ -96,8 +96,6 @@ async function map() {
     paint();
   } else page.querySelector("image-view[data-main]").blink();
 }
-
-const name = (record) => record.part_id ?? record.name ?? `number ${record.id}`;
 
 async function say(label) {
   const record = current();
@@ -202,9 +200,9 @@ function draw() {
       <section class="panel viewer">
         ${record ? html`
           <div class="row">${isBlind ? html`<span class="quiet">verdict hidden</span>` : html`${verdict(record.verdict)}<span class="n">${times(record.times_limit)} × limit</span>`}
-            <span>part <strong>${name(record)}</strong></span><span class="quiet small">${when(record.received)}${isBlind ? "" : ` · ${DRAWS[said(record)]}, 1 in ${(1 / record.inclusion).toPrecision(3).replace(/\.?0+$/, "")}`}</span>
+            <span>part <strong>${nameOf(record)}</strong></span><span class="quiet small">${when(record.received)}${isBlind ? "" : ` · ${DRAWS[said(record)]}, 1 in ${(1 / record.inclusion).toPrecision(3).replace(/\.?0+$/, "")}`}</span>
             ${isBlind ? nothing : html`<span class="push"><button @click=${map} ?disabled=${!images.has(record.id)} data-testid="review.map">Map <kbd>Space</kbd></button></span>`}</div>` : html`<div class="row"></div>`}
-        ${record && images.has(record.id) ? nothing : html`<div class="empty"><p class="lead">${record ? "The image was not kept" : waiting ? "Nothing waits" : "…"}</p><p>${record ? `Look at the part itself: ${name(record)}.` : "Parts between the limits come here, and those drawn from passes and rejects (audit_share in the settings)."}</p></div>`}
+        ${record && images.has(record.id) ? nothing : html`<div class="empty"><p class="lead">${record ? "The image was not kept" : waiting ? "Nothing waits" : "…"}</p><p>${record ? `Look at the part itself: ${nameOf(record)}.` : "Parts between the limits come here, and those drawn from passes and rejects (audit_share in the settings)."}</p></div>`}
         <image-view data-main data-testid="review.image" ?hidden=${!(record && images.has(record.id))}></image-view>
         ${buttons}
       </section>
@@ -229,7 +227,7 @@ follow({
     gone(queue[place]);
     if (place === 0) {
       if (isBusy) return;
-      if (told.who !== who.name || who.name === "local") notify(`Part ${name(queue[0])} was labelled elsewhere: ${told.label}.`);
+      if (told.who !== who.name || who.name === "local") notify(`Part ${nameOf(queue[0])} was labelled elsewhere: ${told.label}.`);
       advance();
     } else {
       queue.splice(place, 1);

@@ -6,7 +6,7 @@ import { heatOf, imageOf, placeOf } from "../part.js";
 import "../rate-chart.js";
 import { noModel } from "../no-model.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, inSigns, OUTCOMES, promise, score, several, shape, times, when } from "../words.js";
+import { count, inSigns, nameOf, OUTCOMES, promise, score, several, shape, times, when } from "../words.js";
 
 const page = document.querySelector("#page");
 const STRIP = 24;
@@ -129,7 +129,7 @@ function paint() {
   if (!view || !part) return;
   if (!seen?.picture || seen.id !== part.record.id) return void view.show(null);
   const { record } = part;
-  view.show({ ...seen, limit: record.limit, regions: record.regions, label: `part ${name(record)}: ${record.verdict}` });
+  view.show({ ...seen, limit: record.limit, regions: record.regions, label: `part ${nameOf(record)}: ${record.verdict}` });
 }
 
 async function map() {
@@ -143,8 +143,6 @@ async function map() {
   paint();
   draw();
 }
-
-const name = (record) => record.part_id ?? record.name ?? `number ${record.id}`;
 
 function bigVerdict(part) {
   if (!part) return html`<div class="verdict-big quiet" data-testid="run.verdict"><span class="word">No part yet</span><p>${facts?.ready === false ? "The line has no model." : html`Parts come over HTTP (<code>POST /v1/lines/${line}/inspections</code>), or from a watched folder.`}</p></div>`;
@@ -322,12 +320,12 @@ function draw() {
       <section class="panel viewer" data-testid="run.image">
         <image-view ?hidden=${!part?.image}></image-view>
         ${part && !part.image ? html`<div class="empty"><p>${record.verdict === "error" ? "There is no image that could be shown." : "The image of this part was not kept. Of passes a share is kept (Settings)."}</p></div>` : nothing}
-        <div class="row small">${record ? html`<span>part <strong>${name(record)}</strong></span><span class="quiet">${when(record.received)}</span><span class="n">${record.times_limit === null || record.times_limit === undefined ? `score ${score(record.score)}` : `${times(record.times_limit)} × limit`}</span>
+        <div class="row small">${record ? html`<span>part <strong>${nameOf(record)}</strong></span><span class="quiet">${when(record.received)}</span><span class="n">${record.times_limit === null || record.times_limit === undefined ? `score ${score(record.score)}` : `${times(record.times_limit)} × limit`}</span>
           <span class="push"></span>${part.image ? html`<button @click=${map} aria-pressed=${Boolean(seen?.heat)} data-testid="run.map">Map</button>` : nothing}` : nothing}</div>
       </section>
     </div>
     <ol class="strip" data-testid="run.strip" aria-label="The last ${STRIP} parts, the latest first">
-      ${strip.map(({ record: each }) => html`<li><button class="plain ${each.verdict}" aria-pressed=${each.id === pinned} @click=${() => pin(each.id === pinned ? null : each.id)} title="${name(each)}, ${when(each.received)}" aria-label="${each.verdict}, part ${name(each)}">${shape(each.verdict)}</button></li>`)}</ol>
+      ${strip.map(({ record: each }) => html`<li><button class="plain ${each.verdict}" aria-pressed=${each.id === pinned} @click=${() => pin(each.id === pinned ? null : each.id)} title="${nameOf(each)}, ${when(each.received)}" aria-label="${each.verdict}, part ${nameOf(each)}">${shape(each.verdict)}</button></li>`)}</ol>
     <div class="columns wide-left">
       <div>
         <section class="panel"><div class="row">${totals()}</div></section>

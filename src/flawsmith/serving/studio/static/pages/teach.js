@@ -1,6 +1,6 @@
 // Teach: images of good parts, what they support, and which of them to look at.
 import { attempt, follow, get, line, notify, ofLine, patch, post, who } from "../api.js";
-import { filesOf } from "../files.js";
+import { chooseFiles, filesOf } from "../files.js";
 import "../region-editor.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
 import { count, several } from "../words.js";
@@ -115,13 +115,8 @@ async function takePicture() {
   page.querySelector("[data-testid='teach.camera']")?.focus(); // for the next part
 }
 
-const pick = (role, isFolder = false) => () => {
-  const input = Object.assign(document.createElement("input"), { type: "file", multiple: true });
-  if (isFolder) input.webkitdirectory = true;
-  else input.accept = "image/*,.zip,.tif,.tiff,.bmp,.pgm,.ppm,.jp2";
-  input.addEventListener("change", () => add([...input.files].map((file) => ({ file, folder: (file.webkitRelativePath || "").split("/").slice(0, -1).join("/") })), role));
-  input.click();
-};
+const KINDS = "image/*,.zip,.tif,.tiff,.bmp,.pgm,.ppm,.jp2";
+const pick = (role, isFolder = false) => () => chooseFiles((files) => add(files, role), isFolder ? { isFolder } : { accept: KINDS });
 
 // Roles
 
