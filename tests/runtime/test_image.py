@@ -478,10 +478,11 @@ def test_arrays_become_rgb() -> None:
         (RGB[0, 0], "shape is"),
         (RGB[:0], "no pixels"),
         (np.uint8(3), "got uint8"),
+        (np.array(3, np.uint8), "shape is"),
         ([[1, 2], [3, 4]], "got list"),
         (None, "got NoneType"),
     ],
-    ids=["float", "int64", "bool", "rgba", "planes first", "batch", "1-D", "empty", "number", "list", "none"],
+    ids=["float", "int64", "bool", "rgba", "planes first", "batch", "1-D", "empty", "number", "0-D", "list", "none"],
 )
 def test_other_arrays_are_refused_with_the_mend(array: object, message: str) -> None:
     with pytest.raises(FlawsmithError, match=message):

@@ -130,6 +130,12 @@ UNFIT: dict[str, tuple[bytes, str]] = {
     "tensor longer than its data": (detector((field(1, 10**12) + PLAIN[2:],)), "fit its shape"),
     "tensor without data": (detector((field(1, 10**15) + field(2, FLOAT) + field(8, b"w"),)), "fit its shape"),
     "tensor of a negative length": (detector((field(1, 2**64 - 1) + PLAIN[2:],)), "negative length"),
+    "tensor of one negative length among others": (
+        detector((field(1, varint(2**63) + varint(0)) + field(2, FLOAT) + field(8, b"w") + field(9, b""),)),
+        "negative length",
+    ),
+    "tensor of no lengths, packed": (detector((field(1, b"") + PLAIN[2:],)), "fit its shape"),
+    "node that takes from nothing": (detector(nodes=(field(2, b"r") + field(4, b"Gather"), NEG_A)), "out of order"),
     "tensor of many axes": (detector((field(1, 1) * 17 + PLAIN[2:],)), "too many axes"),
     "tensor of many packed axes": (detector((field(1, b"\x01" * 10**6) + PLAIN[2:],)), "too many axes"),
     "tensor of an unknown type": (detector((field(1, 3) + field(2, 99) + PLAIN[4:],)), "unknown type 99"),

@@ -123,6 +123,8 @@ class Table:
         """The table in one of tabulate's styles; the first column to the left, all others to the right."""
         align = ("left", *("right" for _ in self.heads[1:]))
         rows = [[without_controls(cell) for cell in row] for row in self.rows]
+        if style == "pipe":
+            rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
         return tabulate(rows, self.heads, tablefmt=style, disable_numparse=True, colalign=align[: len(self.heads)])
 
 
@@ -590,6 +592,5 @@ def _number(value: float | None) -> str:
 
 
 def _latex_text(text: str) -> str:
-    for sign in "&%#_$":
-        text = text.replace(sign, "\\" + sign)
-    return text
+    signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return text.translate(str.maketrans({**{sign: "\\" + sign for sign in "&%#_${}"}, **signs}))

@@ -19,12 +19,13 @@ from pydantic import (
     Field,
     FiniteFloat,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
     model_validator,
 )
 
 from flawsmith.runtime.devices import DeviceName
-from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.geometry import InvertedMap
 from flawsmith.runtime.regions import Region, find_regions, region_level, strongest_region
 from flawsmith.runtime.roi import MOST_CORNERS, RegionOfInterest, box_of, number_zones
@@ -668,8 +669,8 @@ equivalent_blocks`). Each zone takes an image, so that n + 1 − k is their numb
         held_out: whether the images were kept out of training; goes into the decision.
 
     Raises:
-        FlawsmithError: no scores, not as many maxima, numbers that are not finite, rates out of range, fewer images
-            than zones, or a zone in which nothing can be rejected.
+        FlawsmithError: no scores, not as many maxima, numbers that are not finite, rates or another number out of
+            range, fewer images than zones, or a zone in which nothing can be rejected.
 
     Example:
         >>> scores = np.linspace(0, 1, 99)
@@ -695,24 +696,28 @@ equivalent_blocks`). Each zone takes an image, so that n + 1 − k is their numb
         zones = [zone.model_copy(update={"offset": offset}) for zone, offset in zip(zones, offsets, strict=True)]
     else:
         map_limit, elsewhere = _largest(maxima, rank), True
-    decision = Decision(
-        limit=_largest(score_array, rank) + tolerance,
-        map_limit=map_limit + map_tolerance,
-        region_of_interest=region_of_interest,
-        minimum_area=minimum_area,
-        zones=tuple(zones),
-        elsewhere=elsewhere,
-        pixel_size=pixel_size,
-        target_false_reject_rate=alpha,
-        stated_false_reject_rate=rank / (n + 1),
-        target_review_rate=review_alpha,
-        n_good=n,
-        held_out=held_out,
-        cross_fitted=cross_fitted,
-        trimmed=trimmed,
-        groups=groups,
-        highest_score=highest_score,
-    )
+    try:
+        decision = Decision(
+            limit=_largest(score_array, rank) + tolerance,
+            map_limit=map_limit + map_tolerance,
+            region_of_interest=region_of_interest,
+            minimum_area=minimum_area,
+            zones=tuple(zones),
+            elsewhere=elsewhere,
+            pixel_size=pixel_size,
+            target_false_reject_rate=alpha,
+            stated_false_reject_rate=rank / (n + 1),
+            target_review_rate=review_alpha,
+            n_good=n,
+            held_out=held_out,
+            cross_fitted=cross_fitted,
+            trimmed=trimmed,
+            groups=groups,
+            highest_score=highest_score,
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise FlawsmithError(f"no limits: {why_refused(fault, '.'.join(map(str, fault['loc'])))}") from None
     if review_alpha is None:
         return decision
     by_regions = decision.by_regions

@@ -86,6 +86,11 @@ def is_folder(path: str | Path) -> bool:
     return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for such a path)
 
 
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` as the user's own folder; that of an unknown user stays, and leads nowhere."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+
+
 def iter_images(folder: str | Path, *, without: str | Path | None = None) -> Iterator[Path]:
     """Yields the image files under a folder, one at a time, in the order of ``sorted(paths)``.
 
@@ -299,9 +304,9 @@ def printable(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-# What moves the cursor, colours or retitles a terminal; and what changes the order in which letters are shown, or
-# breaks lines for some programs alone.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# What moves the cursor, colours or retitles a terminal; what changes the order in which letters are shown, or breaks
+# lines for some programs alone; and halves of letters, which no encoding can write.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def without_controls(text: str) -> str:
@@ -316,6 +321,8 @@ def without_controls(text: str) -> str:
     Example:
         >>> without_controls("a\x1b[2J\nb.png")
         'a\\x1b[2J\\nb.png'
+        >>> without_controls("\udc80")
+        '\\udc80'
     """
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 

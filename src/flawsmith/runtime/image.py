@@ -188,7 +188,7 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
     if image.ndim == 2:
         return np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] != 3:
-        fix = "drop the alpha channel with image[:, :, :3]" if image.shape[-1] == 4 else "give (height, width, 3)"
+        fix = "drop the alpha channel with image[:, :, :3]" if image.shape[-1:] == (4,) else "give (height, width, 3)"
         if image.ndim == 3 and image.shape[0] == 3:
             fix = "put the channels last with image.transpose(1, 2, 0)"
         raise FlawsmithError(f"image array: shape is {image.shape}, needed is (height, width, 3); {fix}")

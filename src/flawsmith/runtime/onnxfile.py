@@ -222,7 +222,7 @@ class _Graph:
                 count = math.prod(shape)
             elif node.operator in _KEEPING:
                 count = sum(counts) + node.values
-            elif node.operator == "Gather" and node.inputs[0] in self._shapes and len(counts) == 2:
+            elif node.operator == "Gather" and len(counts) == 2 and node.inputs[0] in self._shapes:
                 count = self._gathered(node, counts[1])
             elif node.operator in _MULTIPLYING:
                 count = math.prod(max(1, number) for number in counts)
@@ -346,7 +346,7 @@ class _Graph:
         for number, value in self._read("Tensor", content):
             if number == 1:
                 shape += _packed(value) if isinstance(value, memoryview) else [value]
-                if len(shape) > MAX_RANK or shape[-1] >= 1 << 63:
+                if len(shape) > MAX_RANK or max(shape, default=0) >= 1 << 63:
                     raise _refusal("a tensor has too many axes or one of a negative length")
             elif number == 2:
                 kind = value

@@ -36,7 +36,7 @@ from flawsmith.line.trainings import TO_INSTALL, Caught, Choice, Order, Training
 from flawsmith.line.workspace import Import, ImportingError, Workspace
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import printable, without_controls
+from flawsmith.runtime.files import expanded, printable, without_controls
 from flawsmith.serving.requests import Problem, received_body
 from flawsmith.serving.service import Engineer, InService, LineName, Service, allowed
 
@@ -541,7 +541,7 @@ def add_folder(
     line: LineName, order: FolderOrder, service: InService, workspace: InStudio, teaching: InTeaching, caller: Engineer
 ) -> ImportFacts:
     """Copy the images of a folder of the server's machine. What happens to that folder later changes nothing."""
-    folder = FilePath(order.path).expanduser()
+    folder = expanded(order.path)
     if not folder.is_absolute():
         raise Problem(422, "give the whole path of a folder on the machine of the studio")
     job = workspace.import_folder(line, folder, role=order.role, on_end=_noted(service, line, caller.name, workspace))
