@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import IMAGE_SUFFIXES, decode, find_images, iter_images, validate_array
+from flawsmith.runtime.files import IMAGE_SUFFIXES, find_images, iter_images
+from flawsmith.runtime.image import decode, validate_array
 
 HEIGHT, WIDTH = 24, 37
 RGB = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)

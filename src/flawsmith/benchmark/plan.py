@@ -31,8 +31,7 @@ from flawsmith.pipeline.presets import chosen_backbone, refuse_incomplete
 from flawsmith.pipeline.settings import check_settings, in_words, method_config, require_engine
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import BASELINES, expanded
-from flawsmith.runtime.image import find_images
+from flawsmith.runtime.files import BASELINES, expanded, find_images
 from flawsmith.synthesis.foreground import FileForeground
 from flawsmith.synthesis.textures import DTD, holds_dtd, texture_source
 

@@ -115,12 +115,9 @@ def run_tasks(
                 if not result.finished:
                     failed[task.run.key] = result
                 on_result(result)
-        results = [_named(store.result(task.run) or failed[task.run.key], task) for task in planned]
+        # Under the names that this plan gives the experiments.
+        kept = [store.result(task.run) or failed[task.run.key] for task in planned]
+        results = [result.model_copy(update={"run": task.run}) for result, task in zip(kept, planned, strict=True)]
         return BenchmarkResult(
             results, len(pending), write_tables(results, shown_in, printed_in=printed_in, caution=caution)
         )
-
-
-def _named(result: RunResult, task: Task) -> RunResult:
-    """The result under the name that this plan gives the experiment."""
-    return result.model_copy(update={"run": task.run})

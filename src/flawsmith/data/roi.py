@@ -16,8 +16,18 @@ from flawsmith.data.quantities import parse_area
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.files import without_controls
 from flawsmith.runtime.image import MAX_PIXELS
-from flawsmith.runtime.roi import MOST_CORNERS, Polygon, RegionOfInterest, box_of, number_zones
-from flawsmith.runtime.zones import LONGEST_NAME, MOST_ZONES, NAME_RULE, Zone, ZoneName
+from flawsmith.runtime.roi import (
+    LONGEST_NAME,
+    MOST_CORNERS,
+    MOST_ZONES,
+    NAME_RULE,
+    Polygon,
+    RegionOfInterest,
+    Zone,
+    ZoneName,
+    box_of,
+    number_zones,
+)
 
 _ASPECT_TOLERANCE = 0.01
 _LARGEST_FILE = 2**22

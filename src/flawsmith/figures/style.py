@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from flawsmith.report.style import PRINT, plot_style
+from flawsmith.report.style import MARKERS, PALETTE, PRINT, plot_style
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import make_folder, replacing
 
@@ -115,9 +114,9 @@ def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int | None 
     figure.legend(handles=list(handles), loc="outside lower center", ncols=shown, handlelength=1.8, columnspacing=1.2)
 
 
-def hide(axis: Axes) -> None:
-    """Leave the place of a panel empty."""
-    axis.set_axis_off()
+def look(number: int, **further: Any) -> dict[str, Any]:
+    """Colour and marker of the line, group or experiment of that number, with further properties of matplotlib's."""
+    return {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)], **further}
 
 
 def wrapped(text: str, width: int, *, rows: int = 2) -> str:

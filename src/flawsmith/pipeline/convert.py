@@ -28,9 +28,8 @@ from flawsmith.runtime.decision import Decision, choose_limits
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import make_folder, printable
 from flawsmith.runtime.image import decode
-from flawsmith.runtime.inspector import Inspector
+from flawsmith.runtime.inspector import Inspector, self_test_arrays
 from flawsmith.runtime.outputs import refuse_irreplaceable
-from flawsmith.runtime.selftest import self_test_arrays
 
 _SCORED = 64
 """Good images behind the limits; the authors' weights say nothing of limits."""

@@ -28,8 +28,17 @@ from flawsmith.runtime.devices import DeviceName
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.geometry import InvertedMap
 from flawsmith.runtime.regions import Region, find_regions, region_level, strongest_region
-from flawsmith.runtime.roi import MOST_CORNERS, RegionOfInterest, box_of, number_zones
-from flawsmith.runtime.zones import ELSEWHERE, MOST_ZONES, Zone, highest_below, zone_limits
+from flawsmith.runtime.roi import (
+    ELSEWHERE,
+    MOST_CORNERS,
+    MOST_ZONES,
+    RegionOfInterest,
+    Zone,
+    box_of,
+    highest_below,
+    number_zones,
+    zone_limits,
+)
 
 Verdict = Literal["pass", "review", "reject"]
 
@@ -650,7 +659,7 @@ def choose_limits(
     prediction: Vovk, Gammerman, Shafer 2005). Where k > n the maximum is taken, and 1/(n + 1) is what it
     supports. ``map_limit`` comes from the maxima in the same way.
 
-    With zones a good part exceeds any of their limits with that probability (:func:`flawsmith.runtime.zones.\
+    With zones a good part exceeds any of their limits with that probability (:func:`flawsmith.runtime.roi.\
 equivalent_blocks`). Each zone takes an image, so that n + 1 − k is their number at least. The review limit is the
     order statistic of the number that decides, the offsets being fixed: that goes on cutting off blocks, one number's
     now, so that its promise is exact too.

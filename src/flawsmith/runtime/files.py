@@ -6,11 +6,15 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache, wraps
 from pathlib import Path
+from typing import TypeVar
 
 from flawsmith.runtime.errors import FlawsmithError
+
+T = TypeVar("T")
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
     {
@@ -89,6 +93,37 @@ def is_folder(path: str | Path) -> bool:
 def expanded(path: str | Path) -> Path:
     """The path with ``~`` as the user's own folder; that of an unknown user stays, and leads nowhere."""
     return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+
+
+def once_a_file(maxsize: int) -> Callable[[Callable[[Path], T]], Callable[[Path], T]]:
+    """Decorator: what a function says of a file is kept in the process until size or time of writing change.
+
+    Args:
+        maxsize: files of which it is kept.
+
+    Example:
+        >>> import tempfile
+        >>> file, reads = Path(tempfile.mkdtemp()) / "a", []
+        >>> @once_a_file(8)
+        ... def length_of(path):
+        ...     reads.append(path)
+        ...     return len(path.read_bytes())
+        >>> _ = file.write_bytes(b"abc")
+        >>> length_of(file), length_of(file), len(reads)
+        (3, 3, 1)
+    """
+
+    def decorate(function: Callable[[Path], T]) -> Callable[[Path], T]:
+        kept = lru_cache(maxsize)(lambda path, size, mtime_ns: function(path))
+
+        @wraps(function)
+        def of_file(path: Path) -> T:
+            status = path.stat()
+            return kept(path, status.st_size, status.st_mtime_ns)
+
+        return of_file
+
+    return decorate
 
 
 def iter_images(folder: str | Path, *, without: str | Path | None = None) -> Iterator[Path]:

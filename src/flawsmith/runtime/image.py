@@ -17,30 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import IMAGE_SUFFIXES, find_images, iter_images
 from flawsmith.runtime.formats import holds_further_pictures, open_image, read_image
-from flawsmith.runtime.geometry import Geometry
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "Geometry",
-    "ImageArray",
-    "KindWatch",
-    "RangeAdvice",
-    "ValueSummary",
-    "as_8_bit",
-    "decode",
-    "find_images",
-    "has_further_pictures",
-    "image_size",
-    "is_grey",
-    "iter_images",
-    "kind_of_images",
-    "range_advice",
-    "summarise_values",
-    "validate_array",
-]
 
 ImageArray = NDArray[np.uint8] | NDArray[np.uint16]
 """(height, width, 3) RGB."""

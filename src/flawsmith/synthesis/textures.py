@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import expanded
-from flawsmith.runtime.image import as_8_bit, decode, find_images
+from flawsmith.runtime.files import expanded, find_images
+from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.synthesis.augment import Texture
 from flawsmith.synthesis.procedural import ProceduralTextures
 

@@ -28,8 +28,7 @@ from flawsmith.data.layouts.names import on_disk
 from flawsmith.data.layouts.table import is_table
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import expanded, is_folder
-from flawsmith.runtime.image import IMAGE_SUFFIXES, find_images
+from flawsmith.runtime.files import IMAGE_SUFFIXES, expanded, find_images, is_folder
 
 CATEGORIES_DEEP = 2
 """Categories of a data set, or of subsets of one."""
