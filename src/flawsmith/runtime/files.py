@@ -17,31 +17,10 @@ from flawsmith.runtime.errors import FlawsmithError
 T = TypeVar("T")
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
-    {
-        ".png",
-        ".apng",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".jif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".j2k",
-        ".j2c",
-        ".jpc",
-        ".jpf",
-        ".jpx",
-    }
+    """
+    .png .apng .jpg .jpeg .jpe .jfif .jif .bmp .dib .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .j2k .j2c .jpc .jpf
+    .jpx
+    """.split()  # noqa: SIM905
 )
 """File name endings, in lower case, that count as images when a folder is searched."""
 

@@ -106,23 +106,9 @@ _MULTIPLYING = {
 }  # fmt: skip
 # Of these the result has at most the shape that their inputs broadcast to.
 _BROADCASTING = {
-    "Add",
-    "And",
-    "Div",
-    "Equal",
-    "Greater",
-    "Less",
-    "Max",
-    "Mean",
-    "Min",
-    "Mod",
-    "Mul",
-    "Or",
-    "Pow",
-    "Sub",
-    "Sum",
-}
-_BROADCASTING |= {"Expand", "Where", "Xor"}
+    "Add", "And", "Div", "Equal", "Expand", "Greater", "Less", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "Sub",
+    "Sum", "Where", "Xor",
+}  # fmt: skip
 # These keep the shape of their first input, or make axes of it 1.
 _SHAPED = {
     "Abs", "Cast", "Ceil", "Clip", "DequantizeLinear", "Erf", "Exp", "Floor", "Identity", "Log", "Neg", "Not",
