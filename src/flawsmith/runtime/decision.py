@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -607,11 +608,7 @@ class Decision(BaseModel):
 
     def _sure_rank(self, rate: float) -> int:
         """The largest rank at which a limit does not reject more than a rate at worst; 0: there is none."""
-        low, high = 0, sure_rank(rate, self.n_good)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.worst_rate_at(middle) <= rate else (low, middle - 1)
-        return low
+        return bisect_right(range(1, sure_rank(rate, self.n_good) + 1), rate, key=self.worst_rate_at)
 
     @property
     def rejects_nothing(self) -> bool:
@@ -902,11 +899,8 @@ def sure_rank(rate: float, n: int, confidence: float = CONFIDENCE) -> int:
         >>> sure_rank(0.01, 298), sure_rank(0.01, 299), sure_rank(0.01, 1000)
         (0, 1, 5)
     """
-    low, high = 0, min(n, math.ceil(rate * (n + 1)), MOST_COUNTED)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if worst_rate(middle, n, confidence) <= rate else (low, middle - 1)
-    return low
+    most = min(n, math.ceil(rate * (n + 1)), MOST_COUNTED)
+    return bisect_right(range(1, most + 1), rate, key=lambda rank: worst_rate(rank, n, confidence))
 
 
 def images_needed(rate: float, confidence: float = CONFIDENCE, *, rank: int = 1) -> tuple[int, int]:
@@ -924,13 +918,11 @@ def images_needed(rate: float, confidence: float = CONFIDENCE, *, rank: int = 1)
     in_the_mean = math.ceil(rank / _exact(rate)) - 1
     if rank == 1:
         return in_the_mean, math.ceil(math.log1p(-confidence) / math.log1p(-rate) - 1e-9)
-    low, high = rank - 1, max(rank, in_the_mean)
-    while worst_rate(rank, high, confidence) > rate:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if worst_rate(rank, middle, confidence) > rate else (low, middle)
-    return in_the_mean, high
+    most = max(rank, in_the_mean)
+    while worst_rate(rank, most, confidence) > rate:
+        most *= 2
+    images = range(rank, most)
+    return in_the_mean, rank + bisect_left(images, True, key=lambda n: worst_rate(rank, n, confidence) <= rate)
 
 
 def promise_in_words(expected: float, worst: float) -> str:
