@@ -107,7 +107,6 @@ def tables(results: Sequence[RunResult], printed_in: Mapping[str, Sequence[str]]
     """All tables of a benchmark: over all categories, category by category, and run by run.
 
     Args:
-        results: its runs.
         printed_in: the papers' tables to set them beside, by paper; None: whatever is printed of a method.
     """
     made: list[Table] = []

@@ -206,7 +206,6 @@ def measure(
     """Inspect a test split with every model.
 
     Args:
-        models: the models.
         dataset: labelled images of their category, with masks.
 
     Raises:

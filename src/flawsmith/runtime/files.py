@@ -356,8 +356,7 @@ def make_folder(folder: Path, option: str = "--out") -> None:
     """Make a folder for results.
 
     Args:
-        folder: the folder.
-        option: that names another one.
+        option: that names another folder.
 
     Raises:
         FlawsmithError: a file stands there, or it may not be made or written.

@@ -181,7 +181,6 @@ def box_of(region: RegionOfInterest, size: tuple[int, int]) -> tuple[slice, slic
     """Rows and columns of an image outside of which a region has no pixel; not always the fewest.
 
     Args:
-        region: the region.
         size: (height, width) of the image, pixels.
 
     Example:
