@@ -223,6 +223,8 @@ def test_python_that_cannot_keep_an_archive_within_its_folder_unpacks_none(
     served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delattr(tarfile, "data_filter")
+    (tmp_path / "set.tar").write_bytes(packed("set.tar"))
+    change(hash=None, archive="set.tar")
 
     with pytest.raises(FlawsmithError, match=r"needs Python 3\.10\.12"):
         download("small", tmp_path, accept_licence=True)

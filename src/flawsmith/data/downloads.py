@@ -340,13 +340,14 @@ def _unpack(archive: Path, target: Path) -> Path:
     Raises:
         FlawsmithError: it is damaged, of a kind that is not read, or the disk is full; or Python is too old.
     """
-    if not hasattr(tarfile, "data_filter"):  # nothing else keeps an archive within its folder
+    zipped = zipfile.is_zipfile(archive)
+    if not zipped and not hasattr(tarfile, "data_filter"):  # nothing else keeps an archive within its folder
         raise FlawsmithError(f"{archive}: needs Python 3.10.12 or later to be unpacked; unpack it to {target} by hand")
     make_folder(target, "--to")
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
-                zipped.extractall(target)
+        if zipped:
+            with zipfile.ZipFile(archive) as packed_zip:
+                packed_zip.extractall(target)
         else:
             with tarfile.open(archive) as packed:
                 packed.extraction_filter = tarfile.data_filter
