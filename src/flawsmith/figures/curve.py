@@ -1,6 +1,7 @@
 """Accuracy against a varied quantity: data fraction, neighbourhood, anomaly degree, memories, hard positions.
 
-As in PBAS (Figs. 12 and 13), AAND (Fig. 7) and GLASS (Fig. 8), with the spread over seeds as a band.
+As in PBAS (Figs. 12 and 13), AAND (Fig. 7) and GLASS (Fig. 8), with the spread over seeds as a band; and against how
+weak a flaw is, from the test sets of `flawsmith synthesize --test-set` (GLASS, Table 3).
 """
 
 from __future__ import annotations
