@@ -20,8 +20,7 @@ from flawsmith.benchmark.run import run_benchmark
 from flawsmith.cli.app import parse_settings
 from flawsmith.data.layouts import load
 from flawsmith.pipeline.evaluate import evaluate
-from flawsmith.pipeline.synthesize import SynthesisSettings
-from flawsmith.pipeline.weak_flaws import weak_flaw_sets
+from flawsmith.pipeline.synthesize import SynthesisSettings, weak_flaw_sets
 
 ROWS: Mapping[tuple[str, str, str, str], dict[str, Any]] = {
     ("x", "", "", ""): {"las": True, "gas": "none"},

@@ -402,8 +402,8 @@ def train_tiny(exported_once: None) -> Callable[..., Any]:
     def run(method: str, data: Path, out: Path, **settings: Any) -> Any:
         changed = {**tiny_of(method), **settings.pop("set", {})}
         # Synthesis in this process: starting workers takes longer than such a run, and changes nothing
-        # (tests/training/test_synthesis.py).
-        options = {"workers": 0, "quiet": True, "baseline": "none", **settings}
+        # (tests/training/test_synthesis.py). A report, which draws figures, takes as long as the rest.
+        options = {"workers": 0, "quiet": True, "baseline": "none", "report": False, **settings}
         return flawsmith.train(data, out=out, method=method, preset="fast", set=changed, **options)
 
     return run
@@ -445,7 +445,7 @@ def shared_runs(
         folder = runs / method
         with FileLock(runs / f"{method}.lock"):
             if not folder.exists():
-                train(method, parts, tmp_path_factory.mktemp("run") / method).folder.rename(folder)
+                train(method, parts, tmp_path_factory.mktemp("run") / method, report=True).folder.rename(folder)
         model = folder / "model.flaw"
         return TrainResult(folder, model, folder / "report.html", Bundle.load(model))
 

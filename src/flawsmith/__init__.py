@@ -29,9 +29,8 @@ if TYPE_CHECKING:
     from flawsmith.pipeline.evaluate import evaluate
     from flawsmith.pipeline.export import ExportResult, export_bundle
     from flawsmith.pipeline.predict import Prediction, predict
-    from flawsmith.pipeline.synthesize import SynthesisSettings, synthesize
+    from flawsmith.pipeline.synthesize import SynthesisSettings, synthesize, weak_flaw_sets
     from flawsmith.pipeline.train import TrainResult, train
-    from flawsmith.pipeline.weak_flaws import weak_flaw_sets
     from flawsmith.runtime.bundle import Bundle
     from flawsmith.runtime.decision import Decision, Verdict
     from flawsmith.runtime.errors import FlawsmithError
@@ -72,7 +71,7 @@ _PLACES = {
     "run_benchmark": "flawsmith.benchmark.run",
     "synthesize": "flawsmith.pipeline.synthesize",
     "train": "flawsmith.pipeline.train",
-    "weak_flaw_sets": "flawsmith.pipeline.weak_flaws",
+    "weak_flaw_sets": "flawsmith.pipeline.synthesize",
 }
 __all__ = [
     "BenchmarkResult", "Bundle", "CalibrationResult", "Decision", "Evaluation", "ExportResult", "Findings",

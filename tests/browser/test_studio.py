@@ -139,10 +139,10 @@ def test_a_limit_is_applied_with_a_reason_and_taken_back(visit: Visit, site: Any
 
     page.get_by_test_id("limit.reason").fill("complaint 4711")
     apply.click()
-    page.get_by_text("Applied:").wait_for()
+    page.get_by_text("Applied. Good parts rejected: about").wait_for()
     applied = site.call("GET", f"{LINE}/limit").json
     page.get_by_test_id("limit.undo").click()
-    page.get_by_text("Back:").wait_for()
+    page.get_by_text("Back. Good parts rejected: about").wait_for()
 
     assert applied["limits"] != before["limits"]
     assert applied["review_limit"] is not None
@@ -165,6 +165,23 @@ def test_somebody_elses_change_of_limits_is_not_overwritten(visit: Visit, site: 
     assert site.call("GET", "/v1/audit?kind=limit&line=bolt&limit=1").json["items"][0]["facts"]["reason"] == "meanwhile"
     site.call("PUT", f"{LINE}/limit", {"use": before, "reason": "as it was"})
     visit.wrong[:] = [text for text in visit.wrong if "409" not in text]  # the browser logs what was refused
+
+
+def test_a_step_that_was_chosen_goes_with_the_images_that_it_was_a_step_of(visit: Visit, site: Any) -> None:
+    def of_another_model(route: Any) -> None:
+        told = route.fetch().json()
+        now = {**told["now"], "limits": "those of another model"}
+        route.fulfill(json={**told, "steps": told["steps"][:2], "good": told["good"][:2], "now": now})
+
+    page = visit("lines/bolt/limit")
+    page.get_by_test_id("limit.reject").focus()
+    page.keyboard.press("Home")
+    page.get_by_test_id("limit.reset").wait_for()
+    page.route("**/limit/scores", of_another_model)
+
+    site.service.events.tell("model", {"line": "bolt"})
+
+    page.get_by_test_id("limit.reset").wait_for(state="detached")
 
 
 def test_images_are_tried_sorted_and_leave_nothing_behind(visit: Visit, site: Any, tmp_path: Path) -> None:
@@ -201,6 +218,19 @@ def test_tried_images_are_gone_through_by_keys_and_kept(visit: Visit, site: Any,
     assert re.search(r"x \d+, y \d+ · map 0\.98\d* = 1\.96 × limit", value)
     entry = site.call("GET", "/v1/audit?kind=picked&line=bolt&limit=1").json["items"][0]
     assert (entry["facts"]["name"], entry["facts"]["label"]) == ("250.png", "flawed")
+
+
+def test_an_image_that_cannot_be_kept_is_said_at_once(visit: Visit, tmp_path: Path) -> None:
+    page = visit("lines/bolt/try")
+    page.set_input_files("[data-testid='try.files']", files(tmp_path, 30))
+    page.get_by_text("1 image: 1 pass, 0 review, 0 reject").wait_for()
+    page.route("**/try?label=*", lambda route: route.fulfill(status=503, json={"detail": "nothing can be written"}))
+
+    page.get_by_test_id("try.good").click()
+
+    page.get_by_test_id("notices").get_by_text("nothing can be written").wait_for()
+    assert "unreadable" not in page.get_by_test_id("try.summary").inner_text()
+    visit.wrong[:] = [text for text in visit.wrong if "503" not in text]  # the browser logs what was refused
 
 
 def test_an_unreadable_file_is_named_and_stops_no_other(visit: Visit, tmp_path: Path) -> None:
@@ -340,6 +370,54 @@ def test_a_model_is_brought_judges_beside_the_line_goes_live_and_back(
     audit = page.get_by_test_id("models.audit")
     audit.get_by_text("“dents were missed”").wait_for()
     audit.get_by_text("made live again, “too strict”").wait_for()
+
+
+def test_entries_of_the_audit_stand_once_however_many_things_happen(visit: Visit, site: Any) -> None:
+    before = site.call("GET", f"{LINE}/limit").json["limits"]
+    site.call("PUT", f"{LINE}/limit", {"max_false_rejects": 0.3, "review_rate": "none", "reason": "once"})
+    site.call("PUT", f"{LINE}/limit", {"use": before, "reason": "and back"})
+    page, held, answered = visit("lines/bolt/models"), [], []
+    entries = page.get_by_test_id("models.audit").locator("tbody tr")
+    entries.get_by_text("“once”").wait_for()
+    number = entries.count()
+
+    def hold(route: Any) -> None:
+        held.append(route)
+        for each in held if len(held) == 2 else ():
+            each.continue_()
+
+    page.route("**/v1/audit?**", hold)
+    page.on("requestfinished", lambda request: answered.append(request) if "/v1/audit?" in request.url else None)
+    for _ in range(2):
+        site.service.events.tell("model", {"line": "bolt"})
+    while len(answered) < 2:
+        page.wait_for_timeout(20)
+    page.wait_for_timeout(20)
+
+    assert entries.count() == number
+
+
+def test_flips_that_were_closed_stay_closed(visit: Visit, site: Any) -> None:
+    run = {"run": 1, "began": "2026-11-30T08:00:00", "who": "anna", "asked": 9, "parts": 2, "missed": 0, "flips": {}}
+    (version,) = site.call("GET", f"{LINE}/models").json
+    page, held = visit(""), []
+    shadow = {**run, "ended": "complete", "flipped": [], "milliseconds": {}}
+    page.route(f"**{LINE}/models", lambda route: route.fulfill(json=[{**version, "shadow": {**run, "ended": None}}]))
+    page.route("**/shadow?limit=*", lambda route: route.fulfill(json=shadow))
+    page.goto(page.url + "lines/bolt/models")
+    page.get_by_test_id("models.compare").click()
+    panel = page.get_by_test_id("models.flips")
+    panel.wait_for()
+    page.route("**/shadow?limit=*", lambda route: held.append(route))
+
+    site.service.events.tell("model", {"line": "bolt"})
+    while not held:
+        page.wait_for_timeout(20)
+    panel.get_by_role("button", name="Close").click()
+    held[0].fulfill(json=shadow)
+    page.wait_for_timeout(100)
+
+    assert panel.count() == 0
 
 
 def test_an_operator_signs_in_and_may_look_but_not_apply(visit: Visit, new_service: Callable[..., Any]) -> None:

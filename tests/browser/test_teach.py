@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 import pytest
@@ -78,6 +79,30 @@ def test_from_an_empty_folder_to_a_running_line_with_a_limit(
     assert samples >= 4
     assert studio.call("GET", "/v1/lines/cap-1/limit").json["good_images"] > 0
     assert (tmp_path / "studio/lines/cap-1/aside/not-good/003.png").is_file()
+
+
+def test_images_that_were_unfolded_stay_so_while_others_are_looked_at(studio: RunningStudio, visit: Visit) -> None:
+    studio.teach(1)
+    (image,) = studio.call("GET", "/v1/lines/bolt/teach/images").json["items"]
+    page = visit("", running=studio)
+
+    def answer(route: Any) -> None:
+        query = parse_qs(urlsplit(route.request.url).query)
+        begin, number = int(query["cursor"][0]), int(query["limit"][0])
+        shown = [{**image, "name": f"{place}.png"} for place in range(150)][begin : begin + number]
+        route.fulfill(json={"items": shown, "next": begin + number if begin + number < 150 else None, "total": 150})
+
+    page.route("**/teach/images?**", answer)
+    page.goto(f"http://127.0.0.1:{studio.port}/studio/lines/bolt/teach")
+    tiles = page.get_by_test_id("teach.grid").get_by_role("listitem")
+    page.get_by_role("button", name="Show more (90 left)").click()
+    page.get_by_role("button", name="Show more (30 left)").wait_for()
+
+    with page.expect_response("**/teach/images?**"):
+        studio.service.events.tell("teach", {"line": "bolt"})
+    page.wait_for_timeout(50)
+
+    assert tiles.count() == 120
 
 
 def test_a_training_is_followed_as_it_learns(studio: RunningStudio, visit: Visit) -> None:

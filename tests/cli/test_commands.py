@@ -161,7 +161,7 @@ class TestPredict:
 
         counts, promise, nearest, files = outcome.err.splitlines()[-4:]
         assert counts == "4 images: 1 reject, 1 review, 1 pass, 1 unreadable"
-        assert promise.startswith("good parts rejected: about 50 of 1,000 good parts; 95 % sure: no more than")
+        assert promise.startswith("good parts rejected: about 50 of 1,000; 95 % sure: no more than")
         assert "reject at 1." in nearest and "c.png" in nearest and "pass at 0." in nearest and "a.png" in nearest
         assert files.startswith("see ")
         multiples = [line.split(",")[2] for line in (tmp_path / "v" / "verdicts.csv").read_text().splitlines()]
@@ -337,7 +337,7 @@ class TestInfo:
 
         assert outcome.code == 0
         assert "verified" in outcome.out
-        assert "rests on 19 good images" in outcome.out
+        assert "rests on only 19 good images" in outcome.out
 
     def test_json_holds_the_decision(self, flawsmith, model):
         facts = json.loads(flawsmith("info", model, "--json").out)
@@ -494,6 +494,8 @@ class TestTrain:
             ("epochs: 3", "train has no setting called 'epochs'; those of a method go under set"),
             ("[1, 2]", "holds no settings"),
             ("a: [", "cannot be read"),
+            ("value_range: [7000]", "--value-range 7000 is not possible: write two values, such as 7000:9000"),
+            ("value_range: 9", "--value-range 9 is not possible"),
         ],
     )
     def test_other_files_than_a_run_s_settings_are_refused_in_one_line(
@@ -535,13 +537,13 @@ class TestTrain:
         assert "to set the limit" in outcome.err
         assert "model.flaw" in outcome.err
         assert "report.html" in outcome.err
-        assert "It rests on 19 good images" in outcome.err
+        assert "it rests on only 19 good images" in outcome.err
 
     def test_last_lines_begin_with_what_is_rejected_and_end_with_what_to_do(self, flawsmith, category, trained):
         lines = flawsmith("train", category).err.splitlines()
 
-        first = lines.index("good parts rejected: about 50 of 1,000 good parts; 95 % sure: no more than 146")
-        assert first < next(at for at, line in enumerate(lines) if "It rests on" in line)
+        told = "The limit rejects about 50 of 1,000 good parts; 95 % sure: no more than 146. WARNING: it rests on "
+        assert sum(line.startswith(told) for line in lines) == 1
         assert lines[-1] == "next:   flawsmith predict runs/bolt/model.flaw IMAGES"
 
     @pytest.mark.parametrize(

@@ -331,3 +331,17 @@ def test_nothing_is_printed_about_a_damaged_tiff(
             assert "\n" not in str(error)
 
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("tag", [256, 258, 259, 262, 277, 279])
+@pytest.mark.parametrize("kind", [2, 11, 7])  # text, floating point, bytes without a meaning
+def test_tiff_with_text_or_fractions_for_numbers_is_refused_in_one_line(tag: int, kind: int) -> None:
+    content = bytearray(saved(PICTURE, "TIFF"))
+    (directory,) = struct.unpack_from("<I", content, 4)
+    entries = range(directory + 2, directory + 2 + 12 * struct.unpack_from("<H", content, directory)[0], 12)
+    (place,) = [entry for entry in entries if struct.unpack_from("<H", content, entry)[0] == tag]
+    struct.pack_into("<HI", content, place + 2, kind, 60)
+    struct.pack_into("<I", content, place + 8, 10)  # sixty values that lie among the pixels
+
+    with pytest.raises(FlawsmithError, match=r"^[ -~]+$"):
+        decode(bytes(content))

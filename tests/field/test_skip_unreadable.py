@@ -64,7 +64,7 @@ def test_untold_it_refuses_and_names_the_option(
 def test_told_it_trains_the_same_model_as_without_them(
     mixed: Path, train_tiny: Callable[..., Any], trained: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    result = train_tiny("padim", mixed, tmp_path / "run", skip_unreadable=True)
+    result = train_tiny("padim", mixed, tmp_path / "run", skip_unreadable=True, report=True)
 
     assert result.model.read_bytes() == trained("padim").model.read_bytes()
     record = json.loads((tmp_path / "run" / "run.json").read_text())
@@ -95,7 +95,7 @@ def test_each_is_named_in_one_line_of_the_command(
 def test_where_all_can_be_read_it_changes_nothing(
     parts: Path, train_tiny: Callable[..., Any], trained: Callable[[str], Any], tmp_path: Path
 ) -> None:
-    result = train_tiny("padim", parts, tmp_path / "run", skip_unreadable=True)
+    result = train_tiny("padim", parts, tmp_path / "run", skip_unreadable=True, report=True)
 
     plain = trained("padim")
     for name in ("model.flaw", "config.yaml", "report.html"):
@@ -126,7 +126,7 @@ def test_none_that_can_be_read_is_one_line(
     add_unreadable(tmp_path / "bolt" / role)
 
     with pytest.raises(FlawsmithError, match=r"none of the 5 (good|validation) images in .* can be read") as error:
-        train_tiny("padim", tmp_path / "bolt", tmp_path / "run", skip_unreadable=True)
+        train_tiny("padim", tmp_path / "bolt", tmp_path / "run", skip_unreadable=True, report=True)
 
     assert "\n" not in str(error.value)
     assert not (tmp_path / "run").exists()

@@ -15,7 +15,7 @@ import pytest
 from onnx import helper
 from PIL import Image
 
-from flawsmith.line import trial
+from flawsmith.line import versions
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.station import Site
 from flawsmith.runtime.bundle import Bundle
@@ -78,8 +78,8 @@ def multiplied(graph: bytes, factor: float) -> bytes:
 @pytest.fixture
 def _trial_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Uploads are tried here, which takes no second; what a process of its own is good for, other tests show."""
-    monkeypatch.setattr(trial, "run_apart", lambda work, **_: work())
-    monkeypatch.setattr(trial, "_NICE", 0)
+    monkeypatch.setattr(versions, "run_apart", lambda work, **_: work())
+    monkeypatch.setattr(versions, "_NICE", 0)
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from tests.line.conftest import picture
 
 from flawsmith.line import cameras, capture
 from flawsmith.line.cameras import CameraError, CameraSettings, Frame, make_camera
+from flawsmith.line.outputs import Outputs
 from flawsmith.line.outputs.delivery import Offline
-from flawsmith.line.outputs.line import Outputs
+from flawsmith.line.queue import NotRecordedError
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.station import NoCameraError
 from flawsmith.runtime.errors import FlawsmithError
@@ -457,3 +458,39 @@ def test_outputs_of_a_paused_line_never_say_that_it_takes_parts(
     new_site(camera={"kind": "stand-in"})
 
     assert told == [Offline.PAUSED]
+
+
+def test_camera_goes_on_after_a_trigger_that_has_no_record(
+    new_site: Any, stand_in: StandIn, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = new_site(camera={"kind": "stand-in"}).lines["bolt"]
+
+    def fail(*_: object) -> None:
+        raise OSError("a defect")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(line, "write_error", fail)
+        stand_in.frames.put(OSError("the cable is off"))
+        with pytest.raises(NotRecordedError, match="a defect"):
+            line.trigger().result(SECONDS)
+    stand_in.frames.put(picture(20))
+
+    wait_for(lambda: line.camera.facts().state == "running")
+    assert line.trigger().result(SECONDS).verdict == "pass"
+
+
+def test_free_camera_that_fails_writes_no_records_for_a_line_that_is_not_taught_yet(
+    new_site: Any, stand_in: StandIn
+) -> None:
+    states: list[str] = []
+    stand_in.frames.put(OSError("the cable is off"))
+
+    site = new_site(
+        on_event=lambda kind, content: states.append(content["state"]) if kind == "camera" else None,
+        model=None,
+        camera={"kind": "stand-in", "trigger": "free", "rate": 200},
+    )
+    wait_for(lambda: states[:3] == ["running", "failing", "running"])
+
+    assert site.store.last_number() == 0
+    stand_in.frames.put(picture(20))

@@ -14,7 +14,7 @@ from tests.line.conftest import picture
 
 from flawsmith.line.capture import OnEvent
 from flawsmith.line.drift import tie_of
-from flawsmith.line.model import LimitChange
+from flawsmith.line.limits import LimitChange
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.station import Site
 from flawsmith.line.store import FILE, Store

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from scipy.stats import beta
 
-from flawsmith.line.evidence import evidence, upper_bound
+from flawsmith.line.limits import evidence, upper_bound
 from flawsmith.line.record import Record
 from flawsmith.line.store import AuditEntry
 

@@ -106,3 +106,26 @@ def test_image_that_comes_again_is_kept_as_long_as_if_it_were_new(tmp_path: Path
     removed = pictures.sweep(at=time.time() + 2 * 86400)
 
     assert (removed, pictures.read(name)) == (0, b"the same")
+
+
+def test_image_that_is_swept_at_this_moment_is_kept_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pictures = Pictures(tmp_path, Retention(keep_free=0))
+    keep(pictures, b"the same")
+
+    def sweep_first(path: Path) -> None:
+        path.unlink(missing_ok=True)
+        raise FileNotFoundError
+
+    monkeypatch.setattr(module.os, "utime", sweep_first)
+    name, is_kept = keep(pictures, b"the same")
+
+    assert (is_kept, pictures.read(name)) == (True, b"the same")
+
+
+def test_image_that_a_person_has_picked_is_there(tmp_path: Path) -> None:
+    pictures = Pictures(tmp_path, Retention(keep_free=0))
+    name = hashlib.sha256(b"picked").hexdigest()
+
+    pictures.pick(name, b"picked")
+
+    assert (pictures.has(name), pictures.read(name)) == (True, b"picked")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from flawsmith.line.recalibration import AuditedParts, audited_parts, limits_from, scores_behind
+from flawsmith.line.limits import AuditedParts, audited_parts, limits_from, scores_behind
 from flawsmith.line.record import Record
 from flawsmith.line.store import AuditEntry
 from flawsmith.runtime.decision import Decision

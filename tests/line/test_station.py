@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import shutil
 import sqlite3
 import threading
@@ -11,16 +12,17 @@ from typing import Any
 import pytest
 from tests.line.conftest import picture
 
-from flawsmith.line.model import LimitChange
+from flawsmith.line.limits import LimitChange
 from flawsmith.line.queue import NoModelError, QueueClosedError
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import LineSettings
-from flawsmith.line.station import Site, SwapConflictError
+from flawsmith.line.station import Line, Site, SwapConflictError
 from flawsmith.line.store import Store, UnwritableError
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 
 SECONDS = 10
+SECRET = f"whsec_{base64.b64encode(bytes(32)).decode()}"
 
 
 def judge(site: Site, brightness: int, **facts: Any) -> Record:
@@ -234,3 +236,35 @@ def test_secrets_of_a_camera_stand_neither_in_the_audit_nor_where_settings_are_s
     assert entry.facts["added"]["camera"]["url"] == "rtsp://127.0.0.1:1/stream"
     assert "secret" not in str(entry.facts)
     assert settings.camera is not None and settings.camera.url == camera["url"]
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        {"outputs": [{"kind": "webhook", "url": "https://mes.example", "secret": SECRET, "ca_file": "nowhere.pem"}]},
+        {"camera": {"kind": "no such camera"}},
+    ],
+)
+def test_line_that_lacks_something_leaves_no_trace(new_site: Any, new_model: Any, lacking: Any) -> None:
+    site = new_site()
+    entries = site.store.entries()
+
+    with pytest.raises(FlawsmithError, match=r"nowhere.pem|no such camera"):
+        site.add_line("nut", LineSettings(model=new_model(2.0), **lacking))
+
+    assert site.store.entries() == entries
+
+
+def test_lines_end_at_the_same_time(new_site: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    site, close, both_end = new_site(), Line.close, threading.Barrier(2)
+    site.add_line("nut", LineSettings())
+
+    def close_together(line: Line) -> None:
+        both_end.wait(SECONDS)
+        close(line)
+
+    monkeypatch.setattr(Line, "close", close_together)
+
+    site.close()  # where one waited for the other, the barrier would break
+
+    assert site.is_closed

@@ -252,3 +252,15 @@ def test_labels_that_are_reckoned_with_are_the_latest(store: Store) -> None:
 
     assert [r.part_id for r, _ in store.labelled("bolt", count=2)] == ["A", "B"]
     assert [r.part_id for r, _ in store.labelled("bolt")] == ["A", "B", "C"]
+
+
+def test_damaged_file_is_told_from_a_defect_when_something_is_to_be_written(store: Store, tmp_path: Path) -> None:
+    store.add([record(f"{number}", error="x" * 500) for number in range(50)])
+    store.close()
+    content = (tmp_path / FILE).read_bytes()
+    pages = [content[start : start + 4096] for start in range(0, len(content), 4096)]
+    (tmp_path / FILE).write_bytes(b"".join(b"\xff" * 4096 if b"x" * 400 in page else page for page in pages))
+    damaged = Store(tmp_path)
+
+    with pytest.raises(UnwritableError, match="put the latest backup in its place"):
+        damaged.add([record("A")])

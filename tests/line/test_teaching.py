@@ -15,6 +15,7 @@ from tests.line.conftest import picture
 
 from flawsmith.data.layouts import load
 from flawsmith.line.looks import FILE, Looks, oddness, vector_of
+from flawsmith.line.settings import LineSettings
 from flawsmith.line.teaching import Teaching, advice
 from flawsmith.line.workspace import Workspace
 from flawsmith.runtime.errors import FlawsmithError
@@ -464,3 +465,109 @@ def test_a_folder_that_cannot_be_made_is_named_without_an_option_that_there_is_n
 
     with pytest.raises(FlawsmithError, match=r"cannot be made \(.*\): give another folder$"):
         Workspace(tmp_path / "file" / "studio")
+
+
+def test_a_cache_that_is_damaged_inside_is_made_anew(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(picture(100))
+    first = Looks(tmp_path, max_pixels=10**6)
+    for number in range(20):
+        first.look(tmp_path / "a.png", f"{number:064}")
+    first.close()
+    content = (tmp_path / FILE).read_bytes()
+    (tmp_path / FILE).write_bytes(content[:4096] + b"\xff" * (len(content) - 4096))
+
+    looks = Looks(tmp_path, max_pixels=10**6)
+
+    assert looks.thumbnail(tmp_path / "a.png", "0" * 64).startswith(b"\xff\xd8")
+    assert looks.vectors(["0" * 64]).keys() == {"0" * 64}
+    looks.close()
+
+
+def test_an_image_that_is_taken_out_does_not_come_back_as_its_copy(teaching: Teaching) -> None:
+    teach(teaching, 3)
+    (sha256,) = (s for s, image in teaching.images().items() if image.path.name == "1.png")
+    for copy in ("good/copy.png", "validation/good/copy.png"):
+        (teaching.folder / copy).parent.mkdir(parents=True, exist_ok=True)
+        (teaching.folder / copy).write_bytes(picture(100, note=1))
+    teaching._scanned = None
+
+    moved = teaching.assign([sha256], "not-good")
+    teaching._scanned = None
+
+    assert moved == [sha256]
+    assert teaching.images()[sha256].role == "not-good"
+    assert sorted(path.name for path in (teaching.folder / "good").iterdir()) == ["0.png", "2.png"]
+    assert not list((teaching.folder / "validation/good").iterdir())
+
+
+@pytest.mark.parametrize("content", ['{"grouping": 3, "scale": 0.05}', '{"scale": 0.05,', '{"group": "day"}'])
+def test_settings_that_a_person_wrote_wrongly_are_neither_passed_over_nor_overwritten(
+    teaching: Teaching, content: str
+) -> None:
+    teach(teaching, 5)
+    (teaching.folder / "teach.json").write_text(content)
+
+    for work in (teaching.groups, lambda: teaching.change(scale=0.1), lambda: teaching.confirm(["0" * 64])):
+        with pytest.raises(FlawsmithError, match=r"teach\.json cannot be used"):
+            work()
+
+    assert (teaching.folder / "teach.json").read_text() == content
+
+
+@pytest.mark.parametrize("content", ["{", '{"lines": {"bolt": {"colour": "red"}}}', "[]"])
+def test_lines_that_cannot_be_read_are_neither_passed_over_nor_overwritten(tmp_path: Path, content: str) -> None:
+    (tmp_path / "studio.json").write_text(content)
+
+    with pytest.raises(FlawsmithError, match=r"studio\.json"):
+        Workspace(tmp_path)
+
+    assert (tmp_path / "studio.json").read_text() == content
+
+
+def test_full_disk_is_not_taken_for_a_damaged_archive(
+    workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    archive = zipped(tmp_path / "parts.zip", {"a.png": picture(100), "b.png": picture(101)})
+    monkeypatch.setattr(workspace, "has_room", lambda length=0: False)
+
+    job = workspace.import_archive("bolt", archive, on_end=lambda: None)
+    wait_for(workspace)
+
+    assert (job.error, job.refused) == ("the disk is full: free some space", [])
+
+
+def test_names_that_are_no_text_can_be_shown(workspace: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / os.fsdecode(b"\xe9\x1b.png")).symlink_to("nowhere")
+
+    job = workspace.import_folder("bolt", tmp_path / "parts", on_end=lambda: None)
+    wait_for(workspace)
+
+    assert job.refused == ["\\xe9\\x1b.png: cannot be read (No such file or directory)"]
+
+
+def test_lines_that_two_people_make_at_once_both_stay(tmp_path: Path) -> None:
+    studio = Workspace(tmp_path)
+    lines = studio.settings().lines  # as both have seen them
+
+    studio.write_lines({**lines, "bolt": LineSettings(station="1")})
+    studio.write_lines({**lines, "nut": LineSettings()})
+    studio.close()
+    again = Workspace(tmp_path)
+
+    assert {name: line.station for name, line in again.settings().lines.items()} == {"bolt": "1", "nut": ""}
+    again.close()
+
+
+def test_import_whose_end_cannot_be_noted_has_ended_all_the_same(
+    workspace: Workspace, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail() -> None:
+        raise FlawsmithError("the disk is full")
+
+    caplog.set_level("ERROR")
+    job = workspace.import_archive("bolt", zipped(tmp_path / "parts.zip", {"a.png": picture(100)}), on_end=fail)
+    workspace.close()
+
+    assert (job.is_over, job.error, job.added) == (True, "", 1)
+    assert [record.message for record in caplog.records] == ["what came of an import was not noted: the disk is full"]

@@ -19,14 +19,15 @@ from onnx import numpy_helper
 from onnx.external_data_helper import set_external_data
 from tests.line.conftest import multiplied, picture
 
+from flawsmith.data.splits import content_hash
 from flawsmith.line import versions as versions_module
-from flawsmith.line.model import LimitChange
+from flawsmith.line.limits import LimitChange
 from flawsmith.line.queue import NoModelError
 from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import LineSettings
 from flawsmith.line.station import Line, Site, SwapConflictError
 from flawsmith.line.store import UnwritableError
-from flawsmith.line.versions import Versions, sha256_of
+from flawsmith.line.versions import Versions
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspector, self_test_arrays
@@ -47,7 +48,7 @@ def add(site: Site, path: Path, line: str = "bolt") -> str:
     """Bring a file as the service does."""
     with site.files.receiving() as received:
         shutil.copy(path, received)
-        sha256 = sha256_of(received)
+        sha256 = content_hash(received)
         site.lines[line].add_version(received, sha256, who="anna")
     return sha256
 
@@ -89,7 +90,7 @@ def test_file_of_the_settings_goes_live_when_it_is_another(
 ) -> None:
     path = tmp_path / "named.flaw"
     models = [new_model(factor) for factor in (1.0, 2.0, 3.0)]
-    hashes = [sha256_of(model) for model in models]
+    hashes = [content_hash(model) for model in models]
     shutil.copy(models[0], path)
     site = new_site(model=path)
     activate(site, models[1])
@@ -279,7 +280,7 @@ def test_kill_at_any_moment_leaves_one_version_live_and_no_file_too_many(
         activate(site, new_model(factor / 10))
     former = site.lines["bolt"].model.sha256
     path = new_model(0.77)
-    sha256 = sha256_of(path)
+    sha256 = content_hash(path)
     note = Versions.note
 
     def killed(self: Versions, action: str, **facts: Any) -> Any:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,8 @@ from tests.line.conftest import picture
 
 from flawsmith.cli.main import main
 from flawsmith.line import watch as watch_module
-from flawsmith.line.record import Record
+from flawsmith.line.queue import QueueFullError
+from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import ServiceSettings
 from flawsmith.line.station import Site
 from flawsmith.line.watch import FolderWatch, check_policy
@@ -308,3 +310,57 @@ def test_folder_that_the_system_cannot_watch_says_what_to_do(new_bench: Any, mon
 
     with pytest.raises(FlawsmithError, match=r"watch limit reached\); give --poll"):
         new_bench().watch.run(threading.Event())
+
+
+def test_file_that_is_put_away_while_another_waits_for_room_disturbs_nothing(
+    new_site: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(new_site(), tmp_path / "incoming", then="move")
+    line = bench.site.lines["bolt"]
+    submit, held = line.submit, []
+
+    def submit_one_at_a_time(trigger: Trigger) -> tuple[Future[Record], bool]:
+        if not held:
+            held.append((trigger, Future()))
+            return held[0][1], True
+        if not held[0][1].done():
+            held[0][1].set_result(submit(held[0][0])[0].result())
+            raise QueueFullError
+        return submit(trigger)
+
+    monkeypatch.setattr(line, "submit", submit_one_at_a_time)
+    growing = bench.put("a.png", picture(20)[:100])
+    bench.put("b.png", picture(21))
+    bench.watch.look()
+    bench.clock.seconds += 2 * SETTLE
+    growing.write_bytes(picture(20))
+    bench.watch.step()  # takes b
+    bench.clock.seconds += 2 * SETTLE
+    bench.watch.step()  # finds no room for a, so b is moved first
+    bench.watch.finish()
+
+    assert [record.name for record in bench.records] == ["b.png", "a.png"]
+    assert sorted(path.name for path in (bench.folder / "done").iterdir()) == ["a.png", "b.png"]
+
+
+def test_file_that_cannot_be_put_away_is_not_read_again_for_that(
+    new_bench: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = new_bench(then="move")
+    read, reads = bench.watch._read, []
+    monkeypatch.setattr(bench.watch, "_read", lambda path: reads.append(path) or read(path))
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    bench.put("a.png", picture(20))
+    with monkeypatch.context() as patch, pytest.warns(UserWarning, match="cannot be put away"):
+        patch.setattr(bench.watch, "_move", refuse)
+        for _ in range(5):
+            bench.pass_time()
+    bench.put("a.png", picture(250))  # another one under its name
+    told = bench.pass_time()
+
+    assert told == [("a.png", "pass"), ("a.png", "reject")]
+    assert len(reads) == 2
+    assert [path.name for path in (bench.folder / "done").iterdir()] == ["a.png"]

@@ -102,7 +102,7 @@ def test_table_begins_with_counts_at_the_limit_beside_the_promise() -> None:
     lines = evaluation([0.1, 0.2, 1.5], [0.5, 3.0, 4.0]).as_table().split("\n")
 
     assert lines[:2] == ["flaws missed: 1 of 3", "good parts rejected: 1 of 3"]
-    assert lines[2].startswith("promised: about 10 of 1,000 good parts; 95 % sure: no more than 30")
+    assert lines[2].startswith("promised: about 10 of 1,000; 95 % sure: no more than 30")
     places = [
         next(at for at, line in enumerate(lines) if text in line) for text in ("in use", "defect", "image AUROC  ")
     ]

@@ -975,7 +975,7 @@ def test_paper_trains_end_to_end_on_tiny_images(parts: Path, tmp_path: Path, tra
             "interpolation",
         )
     }
-    result = train_tiny("slsg", parts, tmp_path / "run", set={**settings, "decoder_widths": [4, 4, 8, 8]})
+    result = train_tiny("slsg", parts, tmp_path / "run", set={**settings, "decoder_widths": [4, 4, 8, 8]}, report=True)
 
     assert result.bundle.spec.backbone.name.startswith("resnet18")
     assert result.bundle.spec.backbone.weights == "random"

@@ -41,7 +41,8 @@ def result(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(image, "read_image", counted)
         patch.setenv("FLAWSMITH_CACHE", str(tmp_path_factory.mktemp("cache")))
-        return train_small("pbas", data, tmp_path_factory.mktemp("run") / "pbas", baseline="patchcore")
+        folder = tmp_path_factory.mktemp("run") / "pbas"
+        return train_small("pbas", data, folder, baseline="patchcore", report=True)
 
 
 def test_baseline_sees_the_same_images_in_the_same_geometry(result: Any) -> None:
@@ -113,7 +114,7 @@ def test_baseline_that_cannot_be_trained_costs_no_model(
 
     monkeypatch.setattr("flawsmith.pipeline.steps.baseline_settings", refuse)
 
-    done = train_small("pbas", data, tmp_path / "run", baseline="padim")
+    done = train_small("pbas", data, tmp_path / "run", baseline="padim", report=True)
 
     assert Bundle.load(done.model).spec.method == "pbas"
     assert "the baseline padim could not be trained: no such level" in done.report.read_text(encoding="utf-8")

@@ -74,7 +74,7 @@ def test_each_image_is_scored_by_a_model_that_did_not_learn_from_it(
 
     decision, calibration = result.bundle.spec.decision, result.bundle.calibration
     assert (decision.n_good, decision.held_out, decision.cross_fitted) == (20, True, 4)
-    assert "20 good images of which each was scored by one of 4 models" in decision.describe()
+    assert "20 good images, scored by 4 models of the others" in decision.describe()
     assert result.bundle.spec.training.n_train == 20
     assert len(calibration["learned_sha256"]) == 20 and "held_out_sha256" not in calibration
     # The same by hand: a model of the other folds, on the images of the first.

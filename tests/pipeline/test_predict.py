@@ -259,6 +259,17 @@ def test_nothing_given_that_exists_is_an_error(tmp_path):
         given_images([tmp_path / "gone.png"], tmp_path)
 
 
+def test_python_refuses_what_the_command_refuses(inspector, tmp_path):
+    image = grey(tmp_path / "a.png", 50)
+
+    for choice, words in (({"maps": "png"}, "--maps png"), ({"overlays": "some"}, "overlays='some'")):
+        with pytest.raises(FlawsmithError, match=f"{words} is not possible"):
+            predict(inspector, image, tmp_path / "v", **choice)
+    with pytest.raises(FlawsmithError, match="there are no images to inspect"):
+        predict(inspector, [], tmp_path / "v")
+    assert not (tmp_path / "v").exists()
+
+
 def test_name_that_is_too_long_is_an_error_line_in_its_place(inspector, tmp_path):
     first, last, endless = grey(tmp_path / "a.png", 10), grey(tmp_path / "b.png", 10), tmp_path / ("x" * 300)
 

@@ -150,7 +150,8 @@ def line(tmp_path_factory: pytest.TempPathFactory, draw_parts: Callable[..., Pat
 @pytest.fixture(scope="module")
 def oracle(train_small: Callable[..., Any], line: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A run whose checkpoint was chosen on test data, with a crop that cuts more away than it must."""
-    return train_small("pbas", line, tmp_path_factory.mktemp("oracle") / "run", select="oracle", set=dict(CUT))
+    folder = tmp_path_factory.mktemp("oracle") / "run"
+    return train_small("pbas", line, folder, select="oracle", set=dict(CUT), report=True)
 
 
 def test_oracle_chooses_by_image_and_pixel_auroc_on_test_data(oracle: Any) -> None:

@@ -158,7 +158,7 @@ def test_zones_are_trained_with_and_what_is_outside_of_all_of_them_is_still_seen
     zones = tmp_path / "zones.json"
     zones.write_text(json.dumps({"width": 112, "height": 80, "zones": [TOP]}), encoding="utf-8")
 
-    result = train_small("padim", parts, tmp_path / "run", roi=zones, alpha=0.2, trim=0.05)
+    result = train_small("padim", parts, tmp_path / "run", roi=zones, alpha=0.2, trim=0.05, report=True)
 
     spec = result.bundle.spec
     assert spec.geometry.region is None and spec.decision.region_of_interest is None

@@ -12,8 +12,7 @@ import pytest
 from PIL import Image
 
 from flawsmith.data.layouts import load
-from flawsmith.pipeline.synthesize import SynthesisSettings, synthesize
-from flawsmith.pipeline.weak_flaws import MANIFEST, WeakFlawSets, weak_flaw_sets
+from flawsmith.pipeline.synthesize import MANIFEST, SynthesisSettings, WeakFlawSets, synthesize, weak_flaw_sets
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.image import decode
 from flawsmith.synthesis.recipes import RECIPES
@@ -308,6 +307,13 @@ def test_failed_and_interrupted_work_leaves_nothing(bolt: Path, tmp_path: Path) 
         weak_flaw_sets(bolt, tmp_path / "weak", weakness=[0.9999])
 
     assert list(tmp_path.iterdir()) == []
+
+
+def test_no_set_is_made_of_images_that_there_are_not(bolt: Path, tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="--base validation is not possible"):
+        weak_flaw_sets(bolt, tmp_path / "weak", base="validation")  # type: ignore[arg-type]
+    with pytest.raises(FlawsmithError, match="is there already"):
+        synthesize(bolt, ".", n=1)
 
 
 def test_what_is_there_already_stays(bolt: Path, tmp_path: Path) -> None:

@@ -39,7 +39,7 @@ TILES = {"tile": 56, "overlap": 8}
 
 @pytest.fixture(scope="module")
 def tiled(train_small: Callable[..., Any], parts: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    return train_small("padim", parts, tmp_path_factory.mktemp("tiled") / "run", **TILES)
+    return train_small("padim", parts, tmp_path_factory.mktemp("tiled") / "run", **TILES, report=True)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -19,12 +19,11 @@ from flawsmith.report.data import (
     FactGroup,
     LimitChoice,
     Picture,
-    RateCurves,
     ReportData,
     TriedLimit,
 )
 from flawsmith.report.html import render_report, write_report
-from flawsmith.report.plots import COLOURS, encoded
+from flawsmith.report.plots import COLOURS, data_address, encoded
 from flawsmith.report.style import page_style
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
@@ -80,7 +79,7 @@ def records() -> Iterator[ScoredImage]:
         yield ScoredImage(f"{index:02d}.png", score, verdict, defect, flawed, scores, mask if flawed else None)
 
 
-JPEG = encoded(np.full((30, 40, 3), 90, np.uint8), 10**6)
+JPEG = data_address(encoded(np.full((30, 40, 3), 90, np.uint8), 10**6))
 
 
 def example(index: int = 0, **changes: object) -> Example:
@@ -116,7 +115,11 @@ def full(evidence: EvaluationState) -> ReportData:
         subtitle="pbas fast",
         facts=[FactGroup("Model", [("Method", "PBAS"), ("Seed", "0")]), FactGroup("Data", [("Good", "170")])],
         evaluation=summarise(evidence, n_resamples=50),
-        curves=RateCurves(evidence.roc_curve(), evidence.pro_curve(), evidence.pixel_roc_curve()),
+        curves={
+            "image_auroc": evidence.roc_curve(),
+            "aupro": evidence.pro_curve(),
+            "pixel_auroc": evidence.pixel_roc_curve(),
+        },
         scores={
             "good": evidence.scores[~evidence.flawed],
             "flawed": evidence.scores[evidence.flawed],
@@ -126,7 +129,7 @@ def full(evidence: EvaluationState) -> ReportData:
         limit=0.8,
         review_limit=0.6,
         limit_statement="20 good images stand behind the limit.",
-        promise="about 10 of 1,000 good parts; 95 % sure: no more than 24",
+        promise="about 10 of 1,000; 95 % sure: no more than 24",
         choice=choice(),
         examples=[
             example(),

@@ -12,7 +12,7 @@ import pytest
 
 from flawsmith.report.data import Example, LimitChoice, Picture, ReportData, TriedLimit
 from flawsmith.report.html import render_report
-from flawsmith.report.plots import encoded
+from flawsmith.report.plots import data_address, encoded
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(BROWSER is None, reason="there is no Chromium")
@@ -34,7 +34,7 @@ document.body.textContent = [
 
 @pytest.fixture(scope="module")
 def page() -> str:
-    picture = Picture(encoded(np.full((30, 40, 3), 90, np.uint8), 10**6), "image", "an image")
+    picture = Picture(data_address(encoded(np.full((30, 40, 3), 90, np.uint8), 10**6)), "image", "an image")
     cases = [("a", False, 1.0), ("b", False, 3.0), ("c", True, 2.0), ("d", True, 5.0), ("e", True, 4.0)]
     examples = [
         Example(name, "dent" if flawed else "good", flawed, score, "reject" if score > 3.5 else "pass", [picture])

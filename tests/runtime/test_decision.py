@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +15,7 @@ from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 from scipy import ndimage, stats
 
-from flawsmith.runtime.decision import Decision, choose_limits, images_needed, worst_rate
+from flawsmith.runtime.decision import FEW_GOOD_IMAGES, Decision, GroupFigures, choose_limits, images_needed, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.roi import RegionOfInterest
 
@@ -348,8 +350,8 @@ def test_description_warns_of_few_images_and_names_what_the_target_needs() -> No
     assert "5 good images" in text
     assert "about 167 of 1,000" in text
     assert "no more than 451" in text
-    assert "To promise 10 of 1,000, 99 such images are needed, 299 to be 95 % sure." in text
-    assert "WARNING" in text
+    assert "10 of 1,000 takes 99 such images, 299 to be 95 % sure." in text
+    assert "WARNING: it rests on only 5 good images; check by eye." in text
 
 
 def test_description_of_images_that_were_learned_from_calls_the_limit_a_guess() -> None:
@@ -378,7 +380,7 @@ def test_description_of_enough_images_is_calm() -> None:
     text = choose_limits(np.arange(200.0), np.arange(200.0)).describe()
 
     assert "200 good images" in text
-    assert "299 such images can be enough" in text
+    assert text.endswith("95 % sure of 10 of 1,000 takes 299 such images.")
     assert "WARNING" not in text
 
 
@@ -388,6 +390,35 @@ def test_description_of_a_proven_target_asks_for_nothing() -> None:
     )
 
     assert "such images" not in text.describe()
+
+
+@given(
+    n=st.integers(4, 5000),
+    rank=st.integers(1, 60),
+    groups=st.none() | st.builds(GroupFigures, by=st.sampled_from(["day", "x" * 200]), count=st.integers(1, 99)),
+    share=st.none() | st.floats(0, 1),
+    more=st.sampled_from(
+        [
+            {},
+            {"cross_fitted": 5},
+            {"trimmed": 3},
+            {"review_limit": 0.4, "repeat_deviation": 0.01},
+            {"review_limit": 0.4, "target_review_rate": 0.2},
+        ]
+    ),
+)
+@settings(max_examples=20)
+def test_description_takes_two_lines_at_most(
+    n: int, rank: int, groups: GroupFigures | None, share: float | None, more: dict[str, Any]
+) -> None:
+    more = more if n >= FEW_GOOD_IMAGES else {}
+    changes = {"variance_share": share, "count": 1 if groups is None else min(groups.count, n // 2)}
+    known = None if groups is None else groups.model_copy(update=changes)
+
+    text = _decision(n_good=n, stated_false_reject_rate=min(rank, n) / (n + 1), groups=known, **more).describe()
+
+    assert len(textwrap.wrap(text, 100)) <= 2
+    assert text.count("1,000 good parts") == 1
 
 
 def test_decision_survives_json() -> None:
@@ -440,10 +471,10 @@ def test_tied_scores_reject_no_more_than_promised(values: int, seed: int) -> Non
 @pytest.mark.parametrize(
     ("n", "rank", "promise"),
     [
-        (20, 1, "about 48 of 1,000 good parts; 95 % sure: no more than 140"),
-        (200, 2, "about 10 of 1,000 good parts; 95 % sure: no more than 24"),
-        (999, 1, "about 1 of 1,000 good parts; 95 % sure: no more than 3"),
-        (9999, 1, "about 0.1 of 1,000 good parts; 95 % sure: no more than 0.3"),
+        (20, 1, "about 48 of 1,000; 95 % sure: no more than 140"),
+        (200, 2, "about 10 of 1,000; 95 % sure: no more than 24"),
+        (999, 1, "about 1 of 1,000; 95 % sure: no more than 3"),
+        (9999, 1, "about 0.1 of 1,000; 95 % sure: no more than 0.3"),
     ],
 )
 def test_promise_speaks_of_1000_parts(n: int, rank: int, promise: str) -> None:

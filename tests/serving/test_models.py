@@ -17,8 +17,8 @@ from tests.line.test_shadow import STRICT, until
 from tests.serving.conftest import SECONDS, picture
 from tests.serving.test_hostile import head, raw, state_of
 
-from flawsmith.line import trial
-from flawsmith.serving import models as models_module
+from flawsmith.line import versions
+from flawsmith.serving import requests
 
 MODELS = "/v1/lines/bolt/models"
 HERE = pytest.mark.usefixtures("_trial_in_this_process")
@@ -209,10 +209,10 @@ def test_model_that_takes_too_long_or_ends_its_process_is_refused(
 ) -> None:
     running = new_service()
     content, before = new_model(0.5).read_bytes(), state_of(running)
-    monkeypatch.setattr(trial, "TRIAL_SECONDS", 0.05)
+    monkeypatch.setattr(versions, "TRIAL_SECONDS", 0.05)
     slow = running.call("POST", MODELS, content)
-    monkeypatch.setattr(trial, "TRIAL_SECONDS", 30)
-    monkeypatch.setattr(trial, "_tried", os.kill)  # with a path in place of a number: nothing foresees that
+    monkeypatch.setattr(versions, "TRIAL_SECONDS", 30)
+    monkeypatch.setattr(versions, "_tried", os.kill)  # with a path in place of a number: nothing foresees that
     deadly = running.call("POST", MODELS, content)
 
     assert (slow.status, deadly.status) == (422, 422)
@@ -233,7 +233,7 @@ def test_hostile_uploads_are_refused_and_leave_nothing(
     declared = raw(running, head("Content-Length: 99999999999", path=MODELS), b"x")
     endless = raw(running, head("Transfer-Encoding: chunked", path=MODELS), *[chunk] * 20)
     text = running.call("POST", MODELS, b"no model")
-    monkeypatch.setattr(models_module, "PIECE_SECONDS", 0.2)
+    monkeypatch.setattr(requests, "PIECE_SECONDS", 0.2)
     slow = raw(running, head("Content-Length: 10", path=MODELS), b"12345")
 
     assert [answer[9:12] for answer in (declared, slow)] == [b"413", b"408"]

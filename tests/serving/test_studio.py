@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from flawsmith.report.style import EDGE, GOOD, INK, MUTED
-from flawsmith.serving.studio.pages import PAGES
+from flawsmith.serving.studio import PAGES
 
 STATIC = Path("src/flawsmith/serving/studio/static")
 TOKENS = [
@@ -94,6 +94,7 @@ def test_whoever_has_no_token_sees_no_line_and_signs_in_first(guarded: Any) -> N
 
     assert (answer.status, answer.headers["location"]) == (303, "/studio/sign-in?to=/studio/lines/bolt/limit")
     assert guarded.call("GET", "/studio/lines/nut/limit").status == 303
+    assert b"bolt" not in guarded.call("GET", "/studio/lines/nut").body
     assert b"bolt" not in page.body
     assert guarded.call("GET", "/v1/lines", Cookie="flawsmith_token_8470=bm90IGEgdG9rZW4=").status == 401
     assert guarded.call("GET", "/v1/lines", Cookie="flawsmith_token_8470=%%%").status == 401
@@ -129,7 +130,9 @@ def test_pages_from_elsewhere_can_use_no_session(guarded: Any) -> None:
     assert sign_in(guarded, "an engineer's token", Origin="http://evil.example").status == 403
 
 
-@pytest.mark.parametrize("to", ["//evil.example/", "https://evil.example/studio/", "/v1/lines", "/studio\\..", ""])
+@pytest.mark.parametrize(
+    "to", ["//evil.example/", "https://evil.example/studio/", "/v1/lines", "/studio\\..", "//[", ""]
+)
 def test_signing_in_leads_nowhere_else(guarded: Any, to: str) -> None:
     assert sign_in(guarded, "an engineer's token", to=to).headers["location"] == "/studio/"
 

@@ -19,6 +19,7 @@ from tests.contract.test_padim import TINY
 from tests.line.conftest import picture
 from tests.line.test_teaching import zipped
 from tests.serving.conftest import Running, _trial_in_this_process, brightness_model
+from tests.serving.test_hostile import head, raw
 
 from flawsmith.line.trainings import Trainings
 from flawsmith.line.workspace import Workspace
@@ -179,6 +180,35 @@ def test_an_archive_is_taken_in_with_its_folders(studio: RunningStudio, tmp_path
     assert (facts["grouped_by"], [group["name"] for group in facts["groups"]]) == ("folder", ["mon", "tue"])
     assert studio.call("POST", "/v1/lines/bolt/teach/archives", b"no zip").status == 422
     assert not list((studio.service.workspace.folder / "incoming").iterdir())  # type: ignore[union-attr]
+
+
+def test_an_archive_that_drips_is_cut_off_and_leaves_nothing(
+    studio: RunningStudio, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    studio.call("POST", "/v1/lines", {"line": "bolt"})
+    monkeypatch.setattr("flawsmith.serving.teach._ARCHIVE_SECONDS", 0.3)
+
+    answer = raw(studio, head("Content-Length: 100", path="/v1/lines/bolt/teach/archives"), b"PK")
+
+    assert answer[9:12] == b"408"
+    assert not list((studio.service.workspace.folder / "incoming").iterdir())  # type: ignore[union-attr]
+
+
+def test_the_audit_names_an_archive_however_soon_it_is_taken_in(
+    studio: RunningStudio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def at_once(self: Workspace, job: Any, work: Callable[[], None], on_end: Callable[[], object]) -> None:
+        work()
+        job.is_over = True
+        on_end()
+
+    studio.call("POST", "/v1/lines", {"line": "bolt"})
+    monkeypatch.setattr(Workspace, "_run", at_once)
+    archive = zipped(tmp_path / "a.zip", {"good/1.png": picture(100)}).read_bytes()
+
+    assert studio.call("POST", "/v1/lines/bolt/teach/archives?name=parts.zip", archive).status == 202
+    (entry,) = studio.call("GET", "/v1/audit?kind=teach").json["items"]
+    assert (entry["facts"]["from"], entry["facts"]["added"]) == ("parts.zip", 1)
 
 
 def test_a_folder_of_the_server_is_copied(studio: RunningStudio, tmp_path: Path) -> None:

@@ -152,6 +152,7 @@ def _train(task: Task, out: Path) -> TrainResult:
         out=out,
         quiet=True,
         baseline="none",
+        report=False,
         method=experiment.method,
         preset=experiment.preset,
         backbone=task.backbone,

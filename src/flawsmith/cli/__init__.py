@@ -1,1 +1,1 @@
-"""The command line: one module a command, each a thin shell around the pipeline."""
+"""The command line: thin shells around the pipeline, by what they are about. `main` has their names."""

@@ -4,34 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from flawsmith import __version__
-from flawsmith.cli import (
-    benchmark,
-    calibrate,
-    convert,
-    doctor,
-    download,
-    evaluate,
-    export,
-    figure,
-    plc,
-    predict,
-    reproduce,
-    serve,
-    settings,
-    studio,
-    synthesize,
-    train,
-    watch,
-)
+from flawsmith.cli import figure, line, model, research, synthesize, train
 from flawsmith.cli.app import (
     AsJson,
     EndingSignals,
-    ModelFile,
     Quiet,
     end_process,
     error_boundary,
@@ -44,31 +25,6 @@ from flawsmith.cli.app import (
     unusable_surroundings,
 )
 from flawsmith.cli.start import INTERRUPTED
-from flawsmith.runtime.files import without_controls
-
-
-def info(model: ModelFile, json_: AsJson = False) -> None:
-    """Say what a model is, what it learned from, and what its limits are worth.
-
-    Example: flawsmith info runs/bolt/model.flaw
-    """
-    with error_boundary():
-        from flawsmith.pipeline.describe import describe_model, model_in_words
-
-        facts = describe_model(model)
-    if json_:
-        print_json(facts)
-    else:
-        print_out(*model_in_words(_shown(facts)).split("\n"))
-
-
-def _shown(value: Any) -> Any:
-    """Facts with texts that are one line each: a model file comes from anyone, and could forge lines."""
-    if isinstance(value, dict):
-        return {_shown(name): _shown(inner) for name, inner in value.items()}
-    if isinstance(value, list):
-        return [_shown(inner) for inner in value]
-    return without_controls(value) if isinstance(value, str) else value
 
 
 def demo(
@@ -78,9 +34,9 @@ def demo(
     studio_: Annotated[
         bool, typer.Option("--studio", help="Show it in a browser, and let parts come along, flaws among them.")
     ] = False,
-    host: studio.Host = None,
-    port: studio.Port = None,
-    browser: studio.Browser = True,
+    host: line.Host = None,
+    port: line.Port = None,
+    browser: line.Browser = True,
     json_: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
@@ -92,7 +48,7 @@ def demo(
     """
     if studio_:
         with error_boundary(tier="train"):
-            studio.run_demo_studio(out, part=part, seed=seed, host=host, port=port, browser=browser, quiet=quiet)
+            line.run_demo_studio(out, part=part, seed=seed, host=host, port=port, browser=browser, quiet=quiet)
         return
     with error_boundary(tier="train", interrupted="interrupted: run the demo again to start it anew"):
         from flawsmith.pipeline.demo import run_demo
@@ -125,25 +81,25 @@ app = typer.Typer(
 )
 app.command("demo")(demo)
 app.command("train")(train.train)
-app.command("evaluate")(evaluate.evaluate)
-app.command("calibrate")(calibrate.calibrate)
-app.command("export")(export.export)
-app.command("predict", cls=predict.PredictCommand)(predict.predict)
-app.command("studio")(studio.studio)
-app.command("serve")(serve.serve)
-app.command("watch")(watch.watch)
-app.add_typer(serve.audit, name="audit")
-app.command("plc", rich_help_panel="On the line")(plc.plc)
+app.command("evaluate")(model.evaluate)
+app.command("calibrate")(model.calibrate)
+app.command("export")(model.export)
+app.command("predict", cls=model.PredictCommand)(model.predict)
+app.command("studio")(line.studio)
+app.command("serve")(line.serve)
+app.command("watch")(line.watch)
+app.add_typer(line.audit, name="audit")
+app.command("plc", rich_help_panel="On the line")(line.plc)
 app.command("synthesize", cls=synthesize.SynthesizeCommand)(synthesize.synthesize)
-app.command("benchmark", cls=benchmark.BenchmarkCommand)(benchmark.benchmark)
-app.command("reproduce", cls=reproduce.ReproduceCommand)(reproduce.reproduce)
-app.command("download")(download.download)
-app.add_typer(convert.convert)
+app.command("benchmark", cls=research.BenchmarkCommand)(research.benchmark)
+app.command("reproduce", cls=research.ReproduceCommand)(research.reproduce)
+app.command("download")(research.download)
+app.add_typer(research.convert)
 app.add_typer(figure.figure)
-app.command("methods")(settings.methods)
-app.command("settings")(settings.settings)
-app.command("info")(info)
-app.command("doctor")(doctor.doctor)
+app.command("methods")(train.methods)
+app.command("settings")(train.settings)
+app.command("info")(model.info)
+app.command("doctor")(model.doctor)
 
 
 def _print_version(value: bool) -> None:

@@ -28,8 +28,7 @@ from flawsmith.cli.app import (
 from flawsmith.runtime.errors import FlawsmithError
 
 if TYPE_CHECKING:
-    from flawsmith.pipeline.synthesize import PreviewFiles
-    from flawsmith.pipeline.weak_flaws import WeakFlawSets
+    from flawsmith.pipeline.synthesize import PreviewFiles, WeakFlawSets
 
 
 _SAMPLES = 16
@@ -122,11 +121,8 @@ def synthesize(
             if is_set:
                 side = "with" if test_set else "without"
                 raise FlawsmithError(f"{option} has no meaning {side} --test-set: drop one of them")
-        if base not in (None, "test", "training"):
-            raise FlawsmithError(f"--base {base} is not possible: choose test or training")
-        from flawsmith.pipeline.synthesize import SynthesisSettings
+        from flawsmith.pipeline.synthesize import SynthesisSettings, weak_flaw_sets
         from flawsmith.pipeline.synthesize import synthesize as preview
-        from flawsmith.pipeline.weak_flaws import weak_flaw_sets
 
         settings = SynthesisSettings(recipe, textures, foreground, seed, bits, parse_range(value_range))
         number = _SAMPLES if n is None and not test_set else n

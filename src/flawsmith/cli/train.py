@@ -1,4 +1,4 @@
-"""``flawsmith train``."""
+"""``flawsmith train``, and what it can be told: ``methods`` and ``settings``."""
 
 from __future__ import annotations
 
@@ -30,6 +30,7 @@ from flawsmith.cli.app import (
     parse_settings,
     print_err,
     print_json,
+    print_out,
 )
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
@@ -111,9 +112,8 @@ def _take_config(context: typer.Context, file: Path | None) -> Path | None:
         raise FlawsmithError(
             f"--config {file}: train has no setting called {unknown!r}; those of a method go under set"
         )
-    if "value_range" in settings:
-        low, high = settings["value_range"]
-        settings["value_range"] = f"{low}:{high}"
+    if isinstance(settings.get("value_range"), list):
+        settings["value_range"] = ":".join(map(str, settings["value_range"]))
     context.default_map = {**(context.default_map or {}), **settings}
     return file
 
@@ -498,8 +498,7 @@ def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
     if not quiet:
         for stamp in stamps:
             print_err(stamp)
-        for line in (*expected_verdicts(result.bundle), "", decision.describe()):
-            print_err(line)
+        print_err(*expected_verdicts(result.bundle))
         for remark in _remarks(result.folder):
             print_err(f"note: {remark}")
         print_err(f"model:  {result.model}")
@@ -518,3 +517,44 @@ def _conclude(result: TrainResult, *, json_: bool, quiet: bool) -> None:
                 "limit_statement": decision.describe(),
             }
         )
+
+
+def settings(
+    method: Annotated[
+        str, typer.Argument(metavar="METHOD", help="A method, such as pbas.", autocompletion=lambda: METHODS)
+    ],
+    preset: Annotated[str | None, typer.Option(help="Whose values to show; fast by default.")] = None,
+    json_: AsJson = False,
+) -> None:
+    """List what `flawsmith train --set` can change of a method, with the preset's values.
+
+    Example: flawsmith settings pbas
+    """
+    with error_boundary(tier="train"):
+        from flawsmith.pipeline.settings import describe_settings
+
+        rows = describe_settings(method, preset)
+    if json_:
+        print_json(rows)
+        return
+    for row in rows:
+        print_out(f"{row['name']}={json.dumps(row['value'], separators=(',', ':'))}", f"    {row['meaning']}")
+
+
+def methods(json_: AsJson = False) -> None:
+    """List the methods: what each is good at, how long it trains on two CPU cores, and its paper.
+
+    Example: flawsmith methods
+    """
+    with error_boundary(tier="train"):
+        from flawsmith.models.registry import find_method, method_names
+
+        rows = [
+            {"name": name, "suits": kind.suits, "training_time": kind.training_time, "paper": kind.paper}
+            for name, kind in ((name, find_method(name)) for name in method_names())
+        ]
+    if json_:
+        print_json(rows)
+        return
+    for row in rows:
+        print_out(f"{row['name']:<10} {row['suits']}; {row['training_time']}", f"{'':<10} {row['paper']}")

@@ -11,12 +11,12 @@ import math
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from flawsmith.line.evidence import upper_bound
+from flawsmith.line.limits import upper_bound
 from flawsmith.line.store import AuditEntry, Store
 from flawsmith.runtime.decision import Verdict
 from flawsmith.runtime.errors import FlawsmithError
@@ -181,15 +181,12 @@ def result_of(placements: Sequence[Placement], limit: float) -> Result:
     parts: dict[str, list[Placement]] = defaultdict(list)
     for placement in placements:
         parts[placement.part].append(placement)
-    truths = {part: same[0].truth for part, same in parts.items()}
     wrong = {part for part, same in parts.items() if not all(each.is_right for each in same)}
     of: dict[Truth, list[Placement]] = {
-        truth: [each for each in placements if each.truth == truth] for truth in ("good", "flawed")
+        truth: [each for each in placements if each.truth == truth] for truth in get_args(Truth)
     }
     errors = {truth: sum(not each.is_right for each in those) for truth, those in of.items()}
-    named: dict[Truth, list[str]] = {
-        truth: sorted(part for part in parts if truths[part] == truth) for truth in ("good", "flawed")
-    }
+    named = {truth: sorted({each.part for each in those}) for truth, those in of.items()}
     wrong_of = {truth: [part for part in names if part in wrong] for truth, names in named.items()}
     bounds = {truth: upper_bound(len(wrong_of[truth]), len(names)) if names else None for truth, names in named.items()}
     grade: Grade | None = None
@@ -241,6 +238,3 @@ def _repeat_deviation(parts: Sequence[Sequence[Placement]], limit: float) -> flo
     if not freedom or limit <= 0:
         return None
     return math.sqrt(sum(float(((values - values.mean()) ** 2).sum()) for values in repeated) / freedom) / limit
-
-
-__all__ = ["KIND", "PLACED", "Grade", "Placement", "Plan", "Result", "Study", "Truth", "result_of", "studies"]

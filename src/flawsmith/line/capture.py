@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel, Field
 
 from flawsmith.line.cameras import Camera, CameraError, CameraSettings, Frame, NoMorePicturesError, make_camera
-from flawsmith.line.queue import NotRecordedError, QueueClosedError, QueueFullError
+from flawsmith.line.queue import NoModelError, NotRecordedError, QueueClosedError, QueueFullError
 from flawsmith.line.record import ErrorKind, Record, Trigger, now
 from flawsmith.line.store import Store
 from flawsmith.runtime.errors import FlawsmithError
@@ -167,7 +167,6 @@ class Capture:
         settings: of the camera.
         store: where pauses are noted.
         on_event: told of a camera's states (``camera``) and of pictures that were dropped (``dropped``).
-        make: makes the camera.
 
     Raises:
         FlawsmithError: there is no such camera, or what it needs is not installed.
@@ -178,12 +177,11 @@ class Capture:
         line: Line,
         settings: CameraSettings,
         store: Store,
-        on_event: OnEvent = lambda *_: None,
-        make: Callable[[CameraSettings], Camera] = make_camera,
+        on_event: OnEvent,
     ) -> None:
         self.settings = settings
-        self._line, self._store, self._on_event, self._make = line, store, on_event, make
-        self._camera: Camera | None = make(settings)  # which says at once what is wrong with the settings
+        self._line, self._store, self._on_event = line, store, on_event
+        self._camera: Camera | None = make_camera(settings)  # which says at once what is wrong with the settings
         self._changed = threading.Condition()
         self._orders: deque[_Order] = deque()
         self._named: dict[str, Future[Record]] = {}
@@ -375,7 +373,7 @@ class Capture:
             self._take_note(CameraError(f"{MOST_HANGING} reads of the camera hang; restart the service"))
             return False
         try:
-            camera, self._camera = self._camera or self._make(self.settings), None
+            camera, self._camera = self._camera or make_camera(self.settings), None
             reader = self._reader = self._latest = _Reader(camera, self._line.name)
             reader.start()
             reader.wait_until_open(self.settings.seconds)
@@ -447,17 +445,20 @@ class Capture:
             return
         except Exception as error:
             self._take_note(error)
-            self._refuse(order, "camera", self._error)
+            if not self._is_to_teach_with(order):
+                self._refuse(order, "camera", self._error)
             return
         self._wait = FIRST_WAIT
         self._last = frame
         if order.picture is not None:
             order.picture.set_result(content)
             return
-        line = self._line
-        if order.is_tick and line.model is None and not line.is_unloaded:
-            return  # pictures to teach with: nobody has asked for a verdict
-        self._submit(self._trigger_of(order, content), order)
+        if not self._is_to_teach_with(order):
+            self._submit(self._trigger_of(order, content), order)
+
+    def _is_to_teach_with(self, order: _Order) -> bool:
+        """Whether a picture came by itself to a line that is not taught yet: nobody has asked for a verdict."""
+        return order.is_tick and self._line.model is None and not self._line.is_unloaded
 
     def _trigger_of(self, order: _Order, content: bytes = b"") -> Trigger:
         return Trigger(
@@ -476,11 +477,10 @@ class Capture:
         except QueueFullError:
             reason = f"{self._line.queue.capacity} parts were waiting: pictures come faster than they are judged"
             self._refuse(order, "dropped", reason, trigger)
-        except Exception as error:  # no model, another image of this part, the end
-            reason = str(error) or {"NoModelError": "the line has no model: load one"}.get(
-                type(error).__name__, "the line took no part"
-            )
-            self._refuse(order, "camera", reason, trigger)
+        except NoModelError:
+            self._refuse(order, "camera", "the line has no model: load one", trigger)
+        except Exception as error:  # another image of this part, the end
+            self._refuse(order, "camera", str(error) or "the line took no part", trigger)
         else:
             with self._changed:
                 self._triggers += 1
@@ -499,7 +499,9 @@ class Capture:
             self._on_event("dropped", {"line": self._line.name, "reason": "busy"})
         try:
             record = self._line.write_error(trigger or self._trigger_of(order), kind, reason)
-        except FlawsmithError as error:
+        except Exception as error:  # the thread that takes pictures must go on
+            if not isinstance(error, FlawsmithError):
+                log.exception("a trigger of line %s has no record", self._line.name)
             order.answer.set_exception(NotRecordedError(str(error)))
         else:
             order.answer.set_result(record)

@@ -20,7 +20,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.calibration.drift import ALARM, Direction, DriftTest, RejectChart, StatisticsChart, p_histogram
-from flawsmith.line.record import Outcome
+from flawsmith.line.record import drawn_number
 from flawsmith.line.store import AuditEntry, Store, UnwritableError
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -35,15 +35,7 @@ _RECENT = 2000
 _CURVE = 400
 _FIRST_ODD = 5
 _ODD = 0.05
-_FIELDS = (
-    "received",
-    "verdict",
-    "deciding",
-    "limit",
-    "model_sha256",
-    "limits",
-    "statistics",
-)
+_FIELDS = ("received", "verdict", "deciding", "limit", "model_sha256", "limits", "statistics")
 
 Reference = Literal["calibration", "line"]
 """What parts are compared with besides each other: the good images behind the limit, or nothing else."""
@@ -84,19 +76,21 @@ class CurvePoint(BaseModel):
 class StatisticFacts(BaseModel):
     """An image statistic, now against the first parts."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     name: str
     learned: float = Field(description="mean of the first 100 parts")
     now: float
     deviations: float = Field(description="of its moving average, in standard deviations; beyond 4 it has moved")
     moved: bool
-    since_record: int | None
+    since_record: int | None = Field(validation_alias="since")
     words: str = Field(description="such as brightness -9 %")
 
 
 class RejectGroupFacts(BaseModel):
     """Parts that came one after the other."""
 
-    record: int = Field(description="the last of them")
+    record: int = Field(validation_alias="number", description="the last of them")
     rejects: int
     lower: int | None = Field(description="count that the first 10 groups allow at least; null: these are not full yet")
     upper: int | None = Field(description="and at most")
@@ -135,9 +129,6 @@ class DriftFacts(BaseModel):
     rejects: RejectFacts | None
 
 
-OnAlarm = Callable[[DriftAlarm], object]
-
-
 @dataclass
 class _Run:
     """A test from its beginning on.
@@ -173,8 +164,8 @@ class _Run:
         self.rejects.add(verdict == "reject", number)
         if statistics is not None:
             self.statistics.add(json.loads(statistics), number)
-        if not is_compared(verdict, deciding, limit):
-            return
+        if verdict == "reject" or (limit is not None and deciding >= limit):
+            return  # in the test are parts below the limit, as the good images are that they are compared with
         p_value = self.test.add(deciding, tie_of(chained), number)
         self.recent.append((number, p_value))
         self.latest = CurvePoint(record=number, received=received, evidence=self.test.evidence)
@@ -207,11 +198,6 @@ class _Run:
         )
 
 
-def is_compared(verdict: Outcome, deciding: float, limit: float | None) -> bool:
-    """Whether a part is in the test: it lies below the limit, as the good images do that it is compared with."""
-    return verdict in ("pass", "review") and (limit is None or deciding < limit)
-
-
 def tie_of(chained: str) -> float:
     """A number in (0, 1) from a record's hash, which is as good as drawn, and the same whenever it is asked for.
 
@@ -219,7 +205,7 @@ def tie_of(chained: str) -> float:
         >>> tie_of("8" + 63 * "0")
         0.5000000000000001
     """
-    return (int(chained[:13], 16) + 0.5) / 16**13
+    return drawn_number(chained) + 0.5 / 16**13
 
 
 class DriftMonitor:
@@ -232,7 +218,10 @@ class DriftMonitor:
     """
 
     def __init__(
-        self, lines: Callable[[], Mapping[str, Line]], store: Store, on_alarm: OnAlarm = lambda _: None
+        self,
+        lines: Callable[[], Mapping[str, Line]],
+        store: Store,
+        on_alarm: Callable[[DriftAlarm], object] = lambda _: None,
     ) -> None:
         self._lines, self._store, self._on_alarm = lines, store, on_alarm
         self._runs: dict[str, _Run] = {}
@@ -431,17 +420,13 @@ def _facts(line: str, run: _Run) -> DriftFacts:
     chart = run.rejects
     groups = [
         RejectGroupFacts(
-            record=group.number,
-            rejects=group.rejects,
-            lower=group.lower,
-            upper=group.upper,
+            **group._asdict(),
             out=group.rejects > chart.promised
             or (group.lower is not None and group.rejects < group.lower)
             or (group.upper is not None and group.rejects > group.upper),
         )
         for group in chart.groups
     ]
-    movements = run.statistics.movements()
     says = "calm" if run.alarm is None else run.alarm.words
     if groups and groups[-1].rejects > chart.promised:
         says += (
@@ -462,18 +447,7 @@ def _facts(line: str, run: _Run) -> DriftFacts:
         parts=run.test.parts,
         curve=curve,
         p_values=p_histogram([p for _, p in run.recent]),
-        statistics=[
-            StatisticFacts(
-                name=movement.name,
-                learned=movement.learned,
-                now=movement.now,
-                deviations=movement.deviations,
-                moved=movement.moved,
-                since_record=movement.since,
-                words=movement.words,
-            )
-            for movement in movements
-        ],
+        statistics=[StatisticFacts.model_validate(movement) for movement in run.statistics.movements()],
         rejects=RejectFacts(
             size=chart.size,
             promised_rate=chart.rate,

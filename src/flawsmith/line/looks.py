@@ -7,9 +7,9 @@ import json
 import sqlite3
 import threading
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,8 +178,7 @@ class Looks:
         try:
             self._connection = self._open()
         except sqlite3.DatabaseError:
-            self._path.unlink(missing_ok=True)
-            self._connection = self._open()
+            self._connection = self._made_anew()
 
     def _open(self) -> sqlite3.Connection:
         connection = sqlite3.connect(self._path, check_same_thread=False, isolation_level=None)
@@ -196,6 +195,25 @@ class Looks:
             )
         return connection
 
+    def _made_anew(self) -> sqlite3.Connection:
+        for path in self._path.parent.glob(f"{FILE}*"):  # its log too, which would bring the damage back
+            path.unlink()
+        return self._open()
+
+    def _ask(self, query: str, values: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """The rows of an answer; none where the disk is full or the file is damaged, which costs time, not work."""
+        with self._lock:
+            try:
+                return self._connection.execute(query, values).fetchall()
+            except sqlite3.OperationalError:
+                return []
+            except sqlite3.ProgrammingError:  # it was closed
+                raise
+            except sqlite3.DatabaseError:
+                self._connection.close()
+                self._connection = self._made_anew()
+                return []
+
     def close(self) -> None:
         """Give the file back."""
         with self._lock:
@@ -207,45 +225,31 @@ class Looks:
         Raises:
             FlawsmithError: it cannot be read.
         """
-        name = str(path)
-        with self._lock:
-            row = self._connection.execute(
-                "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?", (name, size, mtime_ns)
-            ).fetchone()
-        if row is not None:
-            return str(row[0])
+        query = "SELECT sha256 FROM files WHERE path = ? AND size = ? AND mtime_ns = ?"
+        for (digest,) in self._ask(query, (str(path), size, mtime_ns)):
+            return str(digest)
         digest = content_hash(path)
         self.name(path, size, mtime_ns, digest)
         return digest
 
     def name(self, path: Path, size: int, mtime_ns: int, sha256: str) -> None:
         """Remember what a file holds."""
-        with self._lock, suppress(sqlite3.OperationalError):  # a full disk costs time, not work
-            self._connection.execute(
-                "INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (str(path), size, mtime_ns, sha256)
-            )
+        self._ask("INSERT OR REPLACE INTO files VALUES (?, ?, ?, ?)", (str(path), size, mtime_ns, sha256))
 
     def remembered(self, sha256: str) -> Look | None:
         """What is remembered of a content; None: nothing."""
-        with self._lock:
-            if sha256 in self._known:
-                return self._known[sha256]
-            row = self._connection.execute("SELECT facts FROM looks WHERE sha256 = ?", (sha256,)).fetchone()
-            if row is None:
-                return None
-            look = self._known[sha256] = Look(**json.loads(row[0]))
-            return look
+        if sha256 not in self._known:
+            for (facts,) in self._ask("SELECT facts FROM looks WHERE sha256 = ?", (sha256,)):
+                self._known[sha256] = Look(**json.loads(facts))
+        return self._known.get(sha256)
 
     def vectors(self, contents: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """The vectors of those contents that are remembered, in the order given."""
         vectors: dict[str, NDArray[np.float32]] = {}
         for start in range(0, len(contents), _ASKED_AT_ONCE):
             some = contents[start : start + _ASKED_AT_ONCE]
-            with self._lock:
-                rows = self._connection.execute(
-                    f"SELECT sha256, vector FROM looks WHERE sha256 IN ({', '.join('?' * len(some))})", some
-                ).fetchall()
-            by_content = {sha256: np.frombuffer(vector, np.float32) for sha256, vector in rows}
+            query = f"SELECT sha256, vector FROM looks WHERE sha256 IN ({', '.join('?' * len(some))})"
+            by_content = {sha256: np.frombuffer(vector, np.float32) for sha256, vector in self._ask(query, some)}
             vectors |= {sha256: by_content[sha256] for sha256 in some if sha256 in by_content}
         return vectors
 
@@ -256,20 +260,13 @@ class Looks:
             FlawsmithError: it cannot be read.
         """
         look = self.remembered(sha256)
-        return self.remember(path, sha256).look if look is None else look
+        return self._remember(path, sha256).look if look is None else look
 
-    def remember(self, path: Path, sha256: str) -> Seen:
-        """Look at a file, and remember it.
-
-        Raises:
-            FlawsmithError: it cannot be read.
-        """
+    def _remember(self, path: Path, sha256: str) -> Seen:
         seen = see(path, max_pixels=self.max_pixels)
+        self._known[sha256] = seen.look
         row = (sha256, json.dumps(asdict(seen.look)), seen.thumbnail, seen.vector.astype(np.float32).tobytes())
-        with self._lock:
-            self._known[sha256] = seen.look
-            with suppress(sqlite3.OperationalError):
-                self._connection.execute("INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?)", row)
+        self._ask("INSERT OR REPLACE INTO looks VALUES (?, ?, ?, ?)", row)
         return seen
 
     def thumbnail(self, path: Path, sha256: str) -> bytes:
@@ -278,9 +275,6 @@ class Looks:
         Raises:
             FlawsmithError: it cannot be read.
         """
-        with self._lock:
-            row = self._connection.execute("SELECT thumbnail FROM looks WHERE sha256 = ?", (sha256,)).fetchone()
-        return bytes(row[0]) if row is not None else self.remember(path, sha256).thumbnail
-
-
-__all__ = ["Look", "Looks", "Seen", "oddness", "see", "vector_of"]
+        for (thumbnail,) in self._ask("SELECT thumbnail FROM looks WHERE sha256 = ?", (sha256,)):
+            return bytes(thumbnail)
+        return self._remember(path, sha256).thumbnail

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.calibration.drift import image_statistics, thinned
 from flawsmith.data.quantities import parse_rate
-from flawsmith.line.recalibration import limits_from
-from flawsmith.line.record import Record, Trigger
+from flawsmith.data.splits import content_hash
+from flawsmith.line.limits import LimitChange, LimitFacts, LimitPreview, limits_from
+from flawsmith.line.record import Record, Trigger, drawn_number
 from flawsmith.line.settings import ServiceSettings
-from flawsmith.line.versions import ModelFiles, sha256_of
+from flawsmith.line.versions import ModelFiles
 from flawsmith.pipeline.calibrate import calibrate
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
@@ -29,59 +29,6 @@ from flawsmith.runtime.inspector import Inspection, Inspector, PreparedImage, se
 _LISTED = 20
 
 log = logging.getLogger("flawsmith.line")
-
-
-class LimitChange(BaseModel):
-    """New limits, from the scores of the good images that the model file holds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_false_rejects: str | float | None = Field(
-        default=None, description="share of good parts that may be rejected: 10/1000, 1% or 0.01"
-    )
-    review_rate: str | float | None = Field(
-        default=None, description="share that may be rejected or go to review, likewise; none: no review"
-    )
-    use: str | None = Field(default=None, max_length=64, description="or limits that were in use before, by their name")
-
-
-class LimitFacts(BaseModel):
-    """Limits in use, and what they are worth."""
-
-    limits: str = Field(description="their name")
-    decides: str = Field(description="score or map")
-    limit: float = Field(description="above it is a reject")
-    review_limit: float | None = Field(description="above it is a review")
-    good_images: int = Field(description="good images behind them")
-    rejected_of_1000: float = Field(description="good parts rejected, in the mean")
-    rejected_of_1000_at_worst: float = Field(description="the same with 95 % confidence")
-    promise: str = Field(description="both in words")
-
-    @classmethod
-    def of(cls, decision: Decision) -> LimitFacts:
-        """What there is to say of limits."""
-        return cls(
-            limits=decision.identity,
-            decides="map" if decision.by_regions else "score",
-            limit=decision.map_limit if decision.by_regions else decision.limit,
-            review_limit=decision.review_limit,
-            good_images=decision.n_good,
-            rejected_of_1000=1000 * decision.stated_false_reject_rate,
-            rejected_of_1000_at_worst=1000 * decision.worst_false_reject_rate,
-            promise=decision.promise,
-        )
-
-
-class LimitPreview(BaseModel):
-    """What a change of limits would do."""
-
-    before: LimitFacts
-    after: LimitFacts
-    good_before: dict[str, int] = Field(description="good images behind the limits by verdict; empty: not stored")
-    good_after: dict[str, int]
-    recent: int = Field(description="latest parts of this model that could be judged again, at most 1,000")
-    changes: dict[str, int] = Field(description="of these by change of verdict, such as pass -> reject")
-    changed: list[int] = Field(description="their records, the latest, at most 20")
 
 
 @dataclass(frozen=True)
@@ -131,9 +78,9 @@ class LoadedModel:
                 machine that made it.
         """
         settings = service.lines[name]
-        before = sha256_of(path) if path.is_file() else ""
+        before = content_hash(path) if path.is_file() else ""
         bundle = Bundle.load(path)  # which says best what is wrong with a file
-        digest = sha256_of(path)
+        digest = content_hash(path)
         if digest != before:
             raise FlawsmithError(f"{path}: was written anew while it was read; load it again")
         if sha256 not in (None, digest):
@@ -167,17 +114,19 @@ class LoadedModel:
         return replace(self, inspector=self.inspector.with_limits(decision), audited=audited)
 
     @property
+    def _behind(self) -> Mapping[str, NDArray[Any]]:
+        return self.basis().calibration if self.audited is None else self.audited
+
+    @property
     def good_behind(self) -> NDArray[np.float64]:
         """(n,) numbers that decide, of the good images or parts behind the limits in use; empty: not stored."""
         name = "good_levels" if self.decision.by_regions and self.audited is None else "good"
-        arrays = self.basis().calibration if self.audited is None else self.audited
-        return np.asarray(arrays.get(name, ()), np.float64).ravel()
+        return np.asarray(self._behind.get(name, ()), np.float64).ravel()
 
     @property
     def groups_behind(self) -> NDArray[np.int64] | None:
         """(n,) numbers of their groups; None: none are known."""
-        arrays = self.basis().calibration if self.audited is None else self.audited
-        groups = arrays.get("good_groups")
+        groups = self._behind.get("good_groups")
         return None if groups is None or len(groups) != len(self.good_behind) else np.asarray(groups, np.int64)
 
     @property
@@ -208,30 +157,25 @@ class LoadedModel:
         good = self.good_behind
         return good[good < decision.deciding_limit]
 
+    @property
+    def _facts(self) -> dict[str, str]:
+        return {"station": self.station, "product": self.product, "model_sha256": self.sha256}
+
     def record(self, trigger: Trigger, inspection: Inspection, wait: float) -> Record:
         """The record of a part that was judged; ``wait`` in milliseconds."""
-        record = Record.of_inspection(
-            trigger,
-            inspection,
-            station=self.station,
-            product=self.product,
-            model_sha256=self.sha256,
-            wait=wait,
-        )
+        record = Record.of_inspection(trigger, inspection, wait=wait, **self._facts)
         is_drawn = is_audited(record.part_id, record.image_sha256, self.audit_share)
         inclusion = 1.0 if record.verdict == "review" else self.audit_share if is_drawn else None
         return record if inclusion is None else record.model_copy(update={"inclusion": inclusion})
 
     def error_record(self, trigger: Trigger, error: Exception, *, decoded: bool) -> Record:
         """The record of a part that could not be judged; ``decoded``: its image was read."""
-        facts = {"station": self.station, "product": self.product, "model_sha256": self.sha256}
         if isinstance(error, FlawsmithError):
-            return Record.of_error(trigger, "model" if decoded else "image", str(error), **facts)
+            return Record.of_error(trigger, "model" if decoded else "image", str(error), **self._facts)
         log.error("a part could not be judged", exc_info=error)
         reason = "not enough memory" if isinstance(error, MemoryError) else type(error).__name__
-        return Record.of_error(
-            trigger, "internal", f"the part was not judged ({reason}): see the service's log", **facts
-        )
+        told = f"the part was not judged ({reason}): see the service's log"
+        return Record.of_error(trigger, "internal", told, **self._facts)
 
     def decision_of(self, change: LimitChange, earlier: Sequence[Decision]) -> Decision:
         """The limits that a change would set.
@@ -276,8 +220,7 @@ class LoadedModel:
             recent: records of the line, the newest first.
         """
         before, good = self.decision, self.good_behind
-        # With another setting of regions the numbers that decide would be others.
-        same = all(getattr(before, name) == getattr(after, name) for name in SETTING)
+        same = is_same_setting(before, after)
         records = [r for r in recent if r.model_sha256 == self.sha256 and r.deciding is not None and same]
         changes = {
             record.id: f"{old} -> {new}"
@@ -295,31 +238,19 @@ class LoadedModel:
         )
 
 
-SETTING = ("region_of_interest", "minimum_area", "zones", "elsewhere")
+def is_same_setting(before: Decision, after: Decision) -> bool:
+    """Whether the numbers that decide are the same: with another setting of regions they would be others."""
+    names = ("region_of_interest", "minimum_area", "zones", "elsewhere")
+    return all(getattr(before, name) == getattr(after, name) for name in names)
 
 
 def is_audited(part_id: str | None, image_sha256: str, share: float) -> bool:
     """Whether a part is drawn for a review: a share of all parts, whatever is said of them, and always the same."""
-    drawn = hashlib.sha256(f"audit {part_id} {image_sha256}".encode()).hexdigest()
-    return int(drawn[:13], 16) / 16**13 < share
+    return drawn_number(hashlib.sha256(f"audit {part_id} {image_sha256}".encode()).hexdigest()) < share
 
 
 def _verdicts(decision: Decision, deciding: Any) -> dict[str, int]:
     return dict(Counter(decision.verdict_of(float(number)) for number in deciding))
-
-
-class NotedLimits(NamedTuple):
-    """Limits that were set on a line, and what they rest on, as `LoadedModel.audited`."""
-
-    decision: Decision
-    audited: Mapping[str, NDArray[Any]] | None = None
-
-    @classmethod
-    def of(cls, facts: Mapping[str, Any]) -> NotedLimits:
-        """As an entry of the audit has them."""
-        audited = facts.get("audited")
-        arrays = None if audited is None else {name: np.array(values) for name, values in audited.items()}
-        return cls(Decision(**facts["decision"]), arrays)
 
 
 class NamedModel(NamedTuple):
@@ -343,7 +274,7 @@ class NamedModel(NamedTuple):
         path = service.lines[name].model
         if path is None or (not path.exists() and files.folder.exists()):
             return cls(None, None)
-        if path.is_file() and (sha256 := sha256_of(path)) in files:
+        if path.is_file() and (sha256 := content_hash(path)) in files:
             return cls(sha256, None)
         model = LoadedModel.load(service, name, path)
         return cls(model.sha256, model)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from flawsmith.line.record import Outcome
+from flawsmith.line.record import Outcome, drawn_number
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
 
@@ -77,11 +77,11 @@ class Pictures:
             Whether it lies there now.
         """
         is_pass = verdict == "pass" and not is_drawn
-        if verdict == "error" or (is_pass and _share(sha256) >= self.rule.passes):
+        if verdict == "error" or (is_pass and drawn_number(sha256) >= self.rule.passes):
             return False
         path = self._path(sha256, _PASSED if is_pass else _SUSPECT)
         try:
-            if path.exists():
+            with suppress(FileNotFoundError):
                 os.utime(path)  # kept for as long as if it had come now for the first time
                 return True
             self._write(path, content)
@@ -126,7 +126,7 @@ class Pictures:
 
     def has(self, sha256: str) -> bool:
         """Whether the image with this content is there."""
-        return any(self._path(sha256, kind).exists() for kind in (_SUSPECT, _PASSED))
+        return any(self._path(sha256, kind).exists() for kind in (_SUSPECT, _PASSED, _PICKED))
 
     def sweep(self, *, at: float | None = None) -> int:
         """Remove what the rule does not keep any more: by age, then passes, then the oldest, until the rest is small.
@@ -171,8 +171,3 @@ class Pictures:
                     with suppress(OSError):
                         status = path.stat()
                         yield kind, status.st_mtime, status.st_size, path
-
-
-def _share(sha256: str) -> float:
-    """A number in [0, 1) that is as good as drawn, and always the same for an image."""
-    return int(sha256[:13], 16) / 16**13

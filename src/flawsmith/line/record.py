@@ -45,6 +45,11 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
+def drawn_number(sha256: str) -> float:
+    """A number in [0, 1) that is as good as drawn, and always the same for a hash."""
+    return int(sha256[:13], 16) / 16**13
+
+
 @dataclass(frozen=True)
 class WatchedFile:
     """A file of a watched folder, and what tells it from others.

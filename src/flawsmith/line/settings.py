@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import hashlib
 import hmac
 import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, TypeVar, get_args
+from urllib.parse import urlsplit
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator, model_validator
 
 from flawsmith.line.cameras import CameraSettings
-from flawsmith.line.outputs.settings import OutputSettings, check_outputs
 from flawsmith.line.pictures import Retention
+from flawsmith.line.record import Outcome
 from flawsmith.runtime.devices import DeviceName
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 
@@ -28,7 +31,9 @@ Role = Literal["operator", "engineer"]
 
 DEFAULT_PORT = 8470
 LINE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,62}")
+_OUTPUT_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,39}")
 _LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_Settings = TypeVar("_Settings", bound=BaseModel)
 
 
 class Token(BaseModel):
@@ -52,6 +57,144 @@ class Token(BaseModel):
         """Whether this token was presented; takes as long whether or not it was."""
         hashes = (hashlib.sha256(text.encode()).digest() for text in (self.token.get_secret_value(), presented))
         return hmac.compare_digest(*hashes)
+
+
+class OutputBase(BaseModel):
+    """What all outputs have."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: str
+    name: str = Field(default="", description="in metrics and answers, and what is remembered; by default the kind")
+
+    @field_validator("name")
+    @classmethod
+    def _name_fits(cls, name: str) -> str:
+        if name and _OUTPUT_NAME.fullmatch(name) is None:
+            raise ValueError(f"the output name {name[:80]!r} may hold letters, digits, - and _, 40 at most")
+        return name
+
+    @property
+    def label(self) -> str:
+        """Its name, or its kind."""
+        return self.name or self.kind
+
+
+class DeliveredOutput(OutputBase):
+    """An output that remembers how far it has come."""
+
+    verdicts: tuple[Outcome, ...] = Field(
+        default=get_args(Outcome), min_length=1, description="tell of these alone; by default of all"
+    )
+    behind: int = Field(
+        default=100_000, ge=1, le=10_000_000, description="records that may wait; of more the oldest are skipped"
+    )
+
+
+class WebhookOutput(DeliveredOutput):
+    """POST of each record, signed as Standard Webhooks has it."""
+
+    kind: Literal["webhook"]
+    url: SecretStr = Field(max_length=2000, description="http:// or https://; it may hold a secret, and is never shown")
+    secret: SecretStr = Field(description="whsec_ and the base64 of 24 to 64 bytes; signs each delivery")
+    seconds: float = Field(default=10, gt=0, le=300, description="for an answer")
+    ca_file: Path | None = Field(default=None, description="PEM of who signed the receiver's certificate")
+
+    @field_validator("url")
+    @classmethod
+    def _url_is_one(cls, secret: SecretStr) -> SecretStr:
+        url = secret.get_secret_value()
+        try:
+            parts = urlsplit(url)
+            is_one = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+        except ValueError:
+            is_one = False
+        if not is_one or not url.isascii() or not url.isprintable() or " " in url:
+            raise ValueError("the url of a webhook must be like https://mes.example/inspections")
+        if parts.username is not None:
+            raise ValueError("the url of a webhook may hold no user name: the receiver checks the signature")
+        return secret
+
+    @field_validator("secret")
+    @classmethod
+    def _secret_is_one(cls, secret: SecretStr) -> SecretStr:
+        if not 24 <= len(_key_of(secret)) <= 64:
+            raise ValueError(
+                "the secret of a webhook must be whsec_ and the base64 of 24 to 64 random bytes: "
+                "`openssl rand -base64 32` makes them"
+            )
+        return secret
+
+    @property
+    def key(self) -> bytes:
+        """The bytes behind the secret."""
+        return _key_of(self.secret)
+
+
+def _key_of(secret: SecretStr) -> bytes:
+    """Empty where it is none."""
+    kind, _, text = secret.get_secret_value().partition("_")
+    try:
+        return base64.b64decode(text, validate=True) if kind == "whsec" else b""
+    except (binascii.Error, ValueError):
+        return b""
+
+
+class MqttOutput(DeliveredOutput):
+    """Messages to an MQTT broker: a record each, and whether the line is at work."""
+
+    kind: Literal["mqtt"]
+    host: str = Field(min_length=1, max_length=255, description="of the broker")
+    port: int | None = Field(default=None, ge=1, le=65535, description="by default 1883, with tls 8883")
+    tls: bool = Field(default=False, description="encrypt, and check the broker's certificate")
+    ca_file: Path | None = Field(default=None, description="PEM of who signed it; by default those the system trusts")
+    username: str | None = Field(default=None, max_length=255)
+    password: SecretStr | None = Field(default=None, max_length=1000)
+    seconds: float = Field(default=10, gt=0, le=300, description="for the broker to answer")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> MqttOutput:
+        if self.ca_file is not None and not self.tls:
+            raise ValueError("ca_file needs tls = true")
+        if self.password is not None and self.username is None:
+            raise ValueError("a password needs a username")
+        return self
+
+
+class FileOutput(DeliveredOutput):
+    """A file a day, with a line for each record."""
+
+    kind: Literal["csv", "jsonl"]
+    folder: Path = Field(description="of the files, LINE-2026-11-30.csv")
+    day: Literal["utc", "local"] = Field(default="utc", description="whose midnight begins another file")
+
+
+class ServedOutput(OutputBase):
+    """An output that others connect to."""
+
+    host: str = Field(default="127.0.0.1", min_length=1, max_length=255, description="to listen at; has no passwords")
+    port: int = Field(ge=0, le=65535)
+
+
+class ModbusOutput(ServedOutput):
+    """A Modbus TCP server with which a PLC triggers and reads results; `docs/line/plc.md` has the registers."""
+
+    kind: Literal["modbus"]
+    port: int = Field(default=5020, ge=0, le=65535, description="502 is usual and needs rights; 0: any that is free")
+    buffer: int = Field(default=8, ge=1, le=1000, description="results that may wait for the PLC")
+
+
+class OpcUaOutput(ServedOutput):
+    """An OPC UA server that shows the latest result; `docs/line/outputs.md` has its variables."""
+
+    kind: Literal["opcua"]
+    port: int = Field(default=4840, ge=0, le=65535, description="each line needs another; 0: any that is free")
+
+
+OutputSettings = Annotated[
+    WebhookOutput | MqttOutput | FileOutput | ModbusOutput | OpcUaOutput, Field(discriminator="kind")
+]
+"""Any of them, told apart by ``kind``."""
 
 
 class LineSettings(BaseModel):
@@ -84,17 +227,24 @@ class LineSettings(BaseModel):
 
     @model_validator(mode="after")
     def _outputs_go_together(self) -> LineSettings:
-        check_outputs(self.outputs, (self.site, self.area, self.station))
+        labels = [output.label for output in self.outputs]
+        twice = next((label for label in labels if labels.count(label) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two outputs are called {twice}: give each a name of its own")
+        files = [(output.kind, output.folder) for output in self.outputs if isinstance(output, FileOutput)]
+        if len(set(files)) != len(files):
+            raise ValueError("two outputs write the same files: give each a folder of its own")
+        if any(isinstance(output, MqttOutput) for output in self.outputs):
+            for level in (self.site, self.area, self.station):
+                if set(level) & set("+#/") or not level.isprintable():
+                    raise ValueError(f"{level[:80]!r} cannot be part of an MQTT topic: leave +, # and / out of it")
         return self
 
     def seen_from(self, base: Path) -> LineSettings:
         """The same with paths that begin in a folder."""
-        model = None if self.model is None else base / self.model
-        camera = self.camera
-        if camera is not None and camera.path is not None:
-            camera = camera.model_copy(update={"path": base / camera.path})
-        outputs = tuple(output.seen_from(base) for output in self.outputs)
-        return self.model_copy(update={"model": model, "camera": camera, "outputs": outputs})
+        camera = None if self.camera is None else _seen_from(self.camera, base)
+        outputs = tuple(_seen_from(output, base) for output in self.outputs)
+        return _seen_from(self, base).model_copy(update={"camera": camera, "outputs": outputs})
 
     def shown(self) -> dict[str, Any]:
         """The same ready for JSON and for everyone, without secrets."""
@@ -107,6 +257,10 @@ class LineSettings(BaseModel):
     def place(self, name: str) -> str:
         """site/area/line/station, without what is not named."""
         return "/".join(part for part in (self.site, self.area, name, self.station) if part)
+
+
+def _seen_from(settings: _Settings, base: Path) -> _Settings:
+    return settings.model_copy(update={name: base / value for name, value in settings if isinstance(value, Path)})
 
 
 class ServiceSettings(BaseModel):

@@ -35,6 +35,10 @@ class ShadowRun:
         store: where verdicts go.
         on_end: told of the run and why it ended by itself: ``complete``, or what is wrong with the model.
         name: of the line, for the thread.
+
+    Attributes:
+        run: likewise.
+        missed: parts since the run began, or since the service started, that it could not keep up with.
     """
 
     def __init__(
@@ -57,14 +61,9 @@ class ShadowRun:
         self._is_open = self._stopped = False
         self._counts = Counter(store.shadow_changes(run))
         self._left = parts - self._counts.total()
-        self._missed = 0
+        self.missed = 0
         self._thread = threading.Thread(target=self._judge_all, name=f"{name}-shadow", daemon=True)
         self._thread.start()
-
-    @property
-    def missed(self) -> int:
-        """Parts since the run began, or since the service started, that it could not keep up with."""
-        return self._missed
 
     @property
     def counts(self) -> Mapping[str, int]:
@@ -81,7 +80,7 @@ class ShadowRun:
                 return
             length = len(trigger.image)
             if self._waiting and (len(self._waiting) >= WAITING or self._bytes + length > WAITING_BYTES):
-                self._missed += 1
+                self.missed += 1
                 return
             self._waiting.append((trigger, record))
             self._bytes += length
@@ -155,7 +154,7 @@ class ShadowRun:
             self._store.add_shadow(verdicts)
         except UnwritableError as error:
             with self._changed:
-                self._missed += len(verdicts)
+                self.missed += len(verdicts)
             log.warning("what a shadow run said was not written: %s", error)
 
     def _end(self, why: str) -> None:

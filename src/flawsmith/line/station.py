@@ -5,26 +5,32 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from flawsmith.line.capture import Capture, OnEvent
 from flawsmith.line.drift import DriftMonitor
-from flawsmith.line.model import SETTING, LimitChange, LimitPreview, LoadedModel, NamedModel, NotedLimits, is_audited
+from flawsmith.line.limits import (
+    AuditedParts,
+    LimitChange,
+    LimitPreview,
+    NotedLimits,
+    audited_parts,
+    limits_from,
+    scores_behind,
+)
+from flawsmith.line.model import LoadedModel, NamedModel, is_audited, is_same_setting
+from flawsmith.line.outputs import Outputs
 from flawsmith.line.outputs.delivery import Cursors
-from flawsmith.line.outputs.line import Outputs
 from flawsmith.line.pictures import Pictures
 from flawsmith.line.queue import InspectionQueue, NoModelError, PartConflictError
-from flawsmith.line.recalibration import AuditedParts, audited_parts, limits_from, scores_behind
 from flawsmith.line.record import ErrorKind, Record, Trigger
 from flawsmith.line.settings import LineSettings, ServiceSettings
 from flawsmith.line.shadow import ShadowRun
 from flawsmith.line.store import Store, UnwritableError
-from flawsmith.line.trial import try_model
-from flawsmith.line.versions import ModelFacts, ModelFiles, ShadowOrder, Version, Versions
+from flawsmith.line.versions import ModelFacts, ModelFiles, ShadowOrder, Version, Versions, try_model
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.inspector import Inspection
@@ -94,22 +100,21 @@ class Line:
         self._lock = threading.Lock()
         self._changing = threading.Lock()
         self._in_work: dict[str, tuple[str, Future[Record]]] = {}
+        camera = self.settings.camera
+        # Both say what they lack before anything is written.
+        self.outputs = Outputs(name, self.settings)
+        self.camera = None if camera is None else Capture(self, camera, store, on_event)
         self.versions = Versions(
             store, name, on_note=lambda entry: on_event("model", {"line": name, "who": entry.who, **entry.facts})
         )
         self.model = self._model_to_use(named, who="service")
         self.is_unloaded = False
         self.shadow: ShadowRun | None = None
-        self.outputs = Outputs(name, self.settings)
         self.on_change: Callable[[], object] = lambda: None
         self.queue = InspectionQueue(
             self._commit, name=name, capacity=self.settings.queue, decoders=self.settings.decoders
         )
-        self.camera: Capture | None = None
-        camera = self.settings.camera
         try:
-            if camera is not None:  # before the outputs, which say whether it is paused
-                self.camera = Capture(self, camera, store, on_event)
             self.outputs.start(
                 self,
                 store,
@@ -485,6 +490,12 @@ class Line:
         entries = self._store.entries(line=self.name, kind="limit", count=_RECENT)
         return [NotedLimits.of(entry.facts) for entry in entries if entry.facts["model"] == sha256]
 
+    def _known_limits(self, model: LoadedModel) -> list[Decision]:
+        """All limits that this model has, or had in its file or on this line."""
+        spec = model.bundle.spec
+        noted = (limits.decision for limits in self._noted_limits(model.sha256))
+        return [model.decision, spec.decision, *spec.earlier_decisions, *noted]
+
     def preview_limits(self, change: LimitChange) -> LimitPreview:
         """What a change of limits would do.
 
@@ -549,13 +560,7 @@ class Line:
             NoModelError: there is no model.
         """
         model = self._judge()
-        known = (model.decision, model.bundle.spec.decision, *model.bundle.spec.earlier_decisions)
-        decisions = (*known, *(noted.decision for noted in self._noted_limits(model.sha256)))
-        same = {
-            each.identity
-            for each in decisions
-            if all(getattr(each, name) == getattr(model.decision, name) for name in SETTING)
-        }
+        same = {each.identity for each in self._known_limits(model) if is_same_setting(each, model.decision)}
         labelled = self._store.labelled(self.name)
         shares = [record.inclusion for record, _ in labelled if record.inclusion and record.verdict != "review"]
         share = min((*shares, model.audit_share or 1.0))  # where it was changed, those count that every share takes
@@ -613,10 +618,7 @@ class Line:
             NoModelError: there is no model.
         """
         model = self._judge()
-        bundle = model.bundle.spec
-        noted = (limits.decision for limits in self._noted_limits(model.sha256))
-        known = (model.decision, bundle.decision, *bundle.earlier_decisions, *noted)
-        decision = next((limits for limits in known if limits.identity == record.limits), None)
+        decision = next((each for each in self._known_limits(model) if each.identity == record.limits), None)
         if record.model_sha256 != model.sha256 or decision is None:
             raise FlawsmithError("the line has another model or other limits now than those that judged this part")
         return model.inspector.with_limits(decision).inspect(image)
@@ -746,17 +748,17 @@ class Site:
             self.files.sweep(self.store)
 
     def _close_lines(self) -> None:
-        for line in self.lines.values():
+        lines = list(self.lines.values())
+        for line in lines:
             line.outputs.end()
-        for line in self.lines.values():
-            line.close()
+        # At once, as each may wait seconds for parts, a camera and receivers.
+        with ThreadPoolExecutor(max(1, len(lines))) as pool:
+            list(pool.map(Line.close, lines))
 
     def __enter__(self) -> Site:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @property

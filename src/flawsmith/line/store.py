@@ -31,7 +31,10 @@ _BUSY_SECONDS = 10.0
 
 
 class UnwritableError(FlawsmithError):
-    """Nothing can be written, as the disk is full or another program holds the file; what was written before stays."""
+    """Nothing can be written: the disk is full, or another program holds the file, or it is damaged.
+
+    What was written before stays.
+    """
 
 
 # Columns to search by are computed from the content, so that there is nothing beside it that could say otherwise.
@@ -251,8 +254,9 @@ class Store:
                 self._writer.execute("COMMIT")
             except BaseException as error:
                 if self._writer.in_transaction:  # SQLite itself rolls back where the disk is full
-                    self._writer.execute("ROLLBACK")
-                if isinstance(error, sqlite3.OperationalError):
+                    with suppress(sqlite3.DatabaseError):  # the file may be damaged
+                        self._writer.execute("ROLLBACK")
+                if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
                     raise UnwritableError(f"{self.path}: cannot be written ({error}); {_advice(error)}") from None
                 raise
 
@@ -326,6 +330,7 @@ class Store:
             count: at most so many.
         """
         asked = {
+            "line = ?": line,
             "verdict = ?": verdict,
             "part_id = ?": part_id,
             "lot_id = ?": lot_id,
@@ -333,12 +338,9 @@ class Store:
             "id < ?": before,
             "id > ?": after,
         }
-        filters = {condition: value for condition, value in asked.items() if value is not None}
-        where = " AND ".join(["line = ?", *filters])
+        where, values = _where(asked)
         order = "DESC" if after is None else "ASC"
-        rows = self._read(
-            f"SELECT content FROM records WHERE {where} ORDER BY id {order} LIMIT ?", (line, *filters.values(), count)
-        )
+        rows = self._read(f"SELECT content FROM records WHERE {where} ORDER BY id {order} LIMIT ?", (*values, count))
         return [_record(row[0]) for row in rows]
 
     def after(self, line: str, number: int, *, count: int) -> list[tuple[Record, str]]:
@@ -424,13 +426,10 @@ class Store:
             count: at most so many; -1: all.
         """
         kinds = [kind] if isinstance(kind, str) else list(kind or ())
-        filters = {"line = ?": line, "id < ?": before}
-        filters = {condition: value for condition, value in filters.items() if value is not None}
-        conditions = [*filters, *([f"kind IN ({', '.join('?' * len(kinds))})"] if kinds else [])]
-        where = f"WHERE {' AND '.join(conditions)}" if conditions else ""
-        rows = self._read(
-            f"SELECT content, hash FROM audit {where} ORDER BY id DESC LIMIT ?", (*filters.values(), *kinds, count)
-        )
+        where, values = _where({"line = ?": line, "id < ?": before})
+        if kinds:
+            where, values = f"{where} AND kind IN ({', '.join('?' * len(kinds))})", [*values, *kinds]
+        rows = self._read(f"SELECT content, hash FROM audit WHERE {where} ORDER BY id DESC LIMIT ?", (*values, count))
         return [_entry(*row) for row in rows]
 
     def reviews_of(self, number: int) -> list[AuditEntry]:
@@ -488,13 +487,13 @@ class Store:
             after: with a larger number alone.
             count: at most so many.
         """
-        asked = {"waiting.verdict = ?": draw and DRAWS[draw], "waiting.record > ?": after}
-        filters = {condition: value for condition, value in asked.items() if value is not None}
-        where = " AND ".join(["waiting.line = ?", *filters])
+        where, values = _where(
+            {"waiting.line = ?": line, "waiting.verdict = ?": draw and DRAWS[draw], "waiting.record > ?": after}
+        )
         rows = self._read(
             f"SELECT content FROM waiting JOIN records ON records.id = waiting.record WHERE {where} "
             "ORDER BY waiting.record LIMIT ?",
-            (line, *filters.values(), count),
+            (*values, count),
         )
         return [_record(row[0]) for row in rows]
 
@@ -655,10 +654,18 @@ def _verified(connection: sqlite3.Connection, head: str | None) -> Verification:
     return Verification(counts["records"], counts["audit"], heads["records"], heads["audit"], tuple(faults))
 
 
+def _where(asked: Mapping[str, object]) -> tuple[str, list[object]]:
+    """The condition for what is asked, and its values; what is None is not asked for."""
+    filters = {condition: value for condition, value in asked.items() if value is not None}
+    return " AND ".join(filters) or "TRUE", list(filters.values())
+
+
 def _advice(error: sqlite3.Error) -> str:
     """What to do where something cannot be written."""
     if "locked" in str(error):
         return "another program holds it: close that"
+    if "malformed" in str(error) or "not a database" in str(error):
+        return "put the latest backup in its place"
     return "see its rights" if "readonly" in str(error) else "free some space"
 
 

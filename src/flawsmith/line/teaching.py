@@ -19,6 +19,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 import threading
 import time
@@ -42,7 +43,7 @@ from flawsmith.data.roi import read_drawing
 from flawsmith.data.splits import content_hash, held_out_count
 from flawsmith.line.looks import Look, Looks, oddness
 from flawsmith.runtime.decision import images_needed, parts_of_1000, worst_rate
-from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.files import IMAGE_SUFFIXES, is_stray, replacing
 
 Role = Literal["learn", "calibrate", "flawed", "left-out", "not-good"]
@@ -168,6 +169,10 @@ class Groups:
     by: str
     of: Mapping[str, str] = field(default_factory=dict)
 
+    def count(self, images: Iterable[TaughtImage]) -> int:
+        """Number of groups that images are of."""
+        return len({self.of.get(image.sha256, "") for image in images} - {""})
+
 
 class Teaching:
     """The images of a line.
@@ -188,6 +193,7 @@ class Teaching:
         self.folder, self._looks, self._incoming = folder, looks, incoming
         self._lock = threading.RLock()
         self._images: dict[str, TaughtImage] = {}
+        self._copies: list[TaughtImage] = []
         self._scanned: float | None = None
         self._checked: tuple[str, tuple[Finding, ...]] = "", ()
         self._odd: dict[str, float] = {}
@@ -201,10 +207,13 @@ class Teaching:
         with self._lock:
             if self._scanned is None or time.monotonic() - self._scanned > _SCAN_SECONDS:
                 images: dict[str, TaughtImage] = {}
-                for image in self._scan():
-                    images.setdefault(image.sha256, image)
+                self._copies = [image for image in self._scan() if images.setdefault(image.sha256, image) is not image]
                 self._images, self._scanned = images, time.monotonic()
             return dict(self._images)  # threads that add images change it
+
+    def good_images(self) -> list[TaughtImage]:
+        """Those of good parts that a training uses."""
+        return [image for image in self.images().values() if image.role in USED]
 
     def _scan(self) -> Iterator[TaughtImage]:
         for role in ROLES:
@@ -339,27 +348,38 @@ class Teaching:
         moved = []
         with self._lock:
             known = self.images()
-            for sha256 in dict.fromkeys(images):
-                image = known.get(sha256)
-                if image is None or image.role == role:
+            chosen = dict.fromkeys(images)
+            copies = [copy for copy in self._copies if copy.sha256 in chosen]  # one that stayed would count from now on
+            for image in (*(known[sha256] for sha256 in chosen if sha256 in known), *copies):
+                if image.role == role:
                     continue
                 try:
-                    placed = self._placed(image.path, sha256, role, image.folder, image.path.name)
+                    placed = self._placed(image.path, image.sha256, role, image.folder, image.path.name)
                 except OSError as error:
                     raise FlawsmithError(f"{image.path} cannot be moved ({error.strerror}): see the disk") from None
-                self._images[sha256] = replace(placed, look=image.look)
-                moved.append(sha256)
-        return moved
+                self._images[image.sha256] = replace(placed, look=image.look)
+                moved.append(image.sha256)
+            if copies:
+                self._scanned = None
+        return list(dict.fromkeys(moved))
 
     # Settings
 
     @property
     def settings(self) -> TeachSettings:
-        """How the images are to be taken."""
-        try:
-            return TeachSettings.model_validate_json((self.folder / SETTINGS).read_bytes())
-        except (OSError, ValidationError):
+        """How the images are to be taken.
+
+        Raises:
+            FlawsmithError: the file that says it cannot be used.
+        """
+        file = self.folder / SETTINGS
+        if not file.exists():
             return TeachSettings()
+        try:
+            return TeachSettings.model_validate_json(file.read_bytes())
+        except (OSError, ValidationError) as error:
+            reason = error.strerror if isinstance(error, OSError) else _reason(error)
+            raise FlawsmithError(f"{file} cannot be used ({reason}): correct it, or remove it") from None
 
     def change(self, **changes: Any) -> TeachSettings:
         """Change settings.
@@ -371,8 +391,7 @@ class Teaching:
             try:
                 settings = TeachSettings.model_validate({**self.settings.model_dump(), **changes})
             except ValidationError as error:
-                first = error.errors()[0]
-                raise FlawsmithError(f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+                raise FlawsmithError(_reason(error)) from None
             _parsed(settings.grouping)
             self.folder.mkdir(parents=True, exist_ok=True)
             with replacing(self.folder / SETTINGS) as temporary:
@@ -417,7 +436,7 @@ class Teaching:
                 file.unlink(missing_ok=True)
                 return
             self.folder.mkdir(parents=True, exist_ok=True)
-            trial = self._incoming / f"{hashlib.sha256(os.urandom(8)).hexdigest()[:12]}.json"
+            trial = self._incoming / f"{secrets.token_hex(6)}.json"
             try:
                 trial.write_text(json.dumps(drawing), encoding="utf-8")
                 read_drawing(trial)
@@ -466,7 +485,7 @@ class Teaching:
 
     def _looked_at(self) -> list[str]:
         """SHA-256 of the good images that somebody has looked at."""
-        return [image.sha256 for image in self.images().values() if image.role in USED and image.look is not None]
+        return [image.sha256 for image in self.good_images() if image.look is not None]
 
     @property
     def is_ranked(self) -> bool:
@@ -482,8 +501,8 @@ class Teaching:
 
     def oddness(self) -> dict[str, float]:
         """How unlike the others each good image is, about 1 for a usual one; of those that were ranked."""
-        images, odd = self.images(), self._odd
-        return {sha256: odd[sha256] for sha256 in odd if sha256 in images and images[sha256].role in USED}
+        good, odd = {image.sha256 for image in self.good_images()}, self._odd
+        return {sha256: odd[sha256] for sha256 in odd if sha256 in good}
 
     def nearest(self, vector: NDArray[np.float32]) -> str | None:
         """The good image that looks most like another one, by its `looks.Seen.vector`; None: there is none."""
@@ -496,19 +515,16 @@ class Teaching:
         Args:
             unlike: those that a training found least like the others, which come first.
         """
-        confirmed, images = set(self.settings.confirmed), self.images()
+        left = {image.sha256 for image in self.good_images()} - set(self.settings.confirmed)
         ranked = sorted(self.oddness().items(), key=lambda pair: -pair[1])
         asked = [*unlike, *(sha256 for sha256, odd in ranked if odd >= _ODD)]
-        good = (sha256 for sha256 in dict.fromkeys(asked) if sha256 in images and images[sha256].role in USED)
-        return [sha256 for sha256 in good if sha256 not in confirmed][:MOST_ASKED]
+        return [sha256 for sha256 in dict.fromkeys(asked) if sha256 in left][:MOST_ASKED]
 
     def advice(self) -> list[str]:
         """How far the images carry, in sentences."""
-        groups = self.groups()
-        good = [image for image in self.images().values() if image.role in USED]
-        names = {groups.of.get(image.sha256, "") for image in good} - {""}
+        groups, good = self.groups(), self.good_images()
         calibration = sum(image.role == "calibrate" for image in good)
-        return advice(len(good) - calibration, calibration, len(names), groups.by)
+        return advice(len(good) - calibration, calibration, groups.count(good), groups.by)
 
     def findings(self) -> tuple[Finding, ...]:
         """What the doctor finds, of many images by their headers alone; looks anew where one has changed."""
@@ -556,8 +572,9 @@ class Teaching:
         """
         with self._lock:
             self._scanned = None  # what a person has put there in the last seconds counts too
-            images, groups = self.images().values(), self.groups()
-            counts = Counter(image.role for image in images if not image.role.startswith(("left", "not")))
+            groups = self.groups()
+            images = [image for image in self.images().values() if not _PLACES[image.role].startswith("aside")]
+            counts = Counter(image.role for image in images)
             if counts["learn"] < LEAST_TO_LEARN:
                 raise FlawsmithError(
                     f"{counts['learn']} good images are too few to learn from: add images of good parts; "
@@ -566,8 +583,6 @@ class Teaching:
             folders = _folders_of(groups)
             try:
                 for image in images:
-                    if image.role in ("left-out", "not-good"):
-                        continue
                     within = folders.get(groups.of.get(image.sha256, ""), "")
                     place = target / _PLACES[image.role] / within
                     place.mkdir(parents=True, exist_ok=True)
@@ -585,6 +600,12 @@ class Teaching:
         if any(groups.of.values()):
             return "folder"
         return "none" if self.settings.grouping == "none" else "auto"
+
+
+def _reason(error: ValidationError) -> str:
+    """What is wrong with settings."""
+    first = error.errors()[0]
+    return why_refused(first, ".".join(map(str, first["loc"]))) if first["loc"] else str(first["msg"])
 
 
 def advice(learn: int, calibrate: int, groups: int, by: str) -> list[str]:
@@ -610,9 +631,10 @@ def advice(learn: int, calibrate: int, groups: int, by: str) -> list[str]:
             f"Drop images of good parts. {ENOUGH_TO_LEARN} are enough for a first look, 100 and more of several days "
             "for a limit that holds."
         ]
-    words = {"day": "day", "folder": "folder"}.get(by, "group")
-    same = f" of {'this' if groups == 1 else 'these'} {words}{'' if groups == 1 else 's'}" if groups else ""
-    whence = "" if not groups else f" from {groups} {words}{'' if groups == 1 else 's'}"
+    words = by if by in ("day", "folder") else "group"
+    counted = words if groups == 1 else f"{words}s"
+    same = f" of {'this' if groups == 1 else 'these'} {counted}" if groups else ""
+    whence = f" from {groups} {counted}" if groups else ""
     lines = [f"You have {total:,} good image{'' if total == 1 else 's'}{whence}."]
     if learn < LEAST_TO_LEARN:
         return [*lines, f"Too few to learn from: {LEAST_TO_LEARN - learn} more at least, better {ENOUGH_TO_LEARN}."]

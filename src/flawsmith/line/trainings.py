@@ -256,10 +256,7 @@ class Training:
 
     def log(self) -> str:
         """The end of what it says."""
-        with suppress(OSError), (self.folder / LOG).open("rb") as stream:
-            stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LOGGED))
-            return stream.read().decode("utf-8", "replace")
-        return ""
+        return _end_of(self.folder / LOG)
 
     def losses(self) -> list[float]:
         """The loss by epoch, of the stage that has most; empty where the method has none."""
@@ -416,7 +413,8 @@ class Trainings:
             return Training(folder, asked, "running" if run is not None else "starting", run)
         run = RunState.read(folder / PROGRESS)  # it may have ended between the two looks
         if run is None:
-            return Training(folder, asked, "interrupted", None, _last_line(folder / LOG))
+            said = _end_of(folder / LOG).strip().splitlines()
+            return Training(folder, asked, "interrupted", None, said[-1] if said else "")
         if run.state == "running":
             return Training(folder, asked, "interrupted", run, _KILLED)
         return Training(folder, asked, run.state, run, run.error)
@@ -455,7 +453,6 @@ class Trainings:
                     arguments += ["--roi", REGION]
                 if teaching.settings.scale is not None:
                     arguments += ["--scale", f"{teaching.settings.scale:g}"]
-                good = [i.sha256 for i in teaching.images().values() if i.role in ("learn", "calibrate")]
                 asked = Asked(
                     line=line,
                     number=number,
@@ -463,7 +460,7 @@ class Trainings:
                     arguments=[f"{IMAGES}/{line}", "--out", RUN, "--layout", "folder", *arguments],
                     images=images,
                     by=groups.by,
-                    groups=len({groups.of.get(sha256, "") for sha256 in good} - {""}),
+                    groups=groups.count(teaching.good_images()),
                     who=who,
                     at=now(),
                 )
@@ -568,12 +565,9 @@ class Trainings:
             except FlawsmithError as error:
                 log.error("the model of training %s was not taken: %s", folder, error)
                 continue
-            self._write(folder, training.asked.model_copy(update={"model_sha256": sha256}))
-
-    @staticmethod
-    def _write(folder: Path, asked: Asked) -> None:
-        with replacing(folder / RECORD) as temporary:
-            temporary.write_text(asked.model_dump_json(indent=1) + "\n", encoding="utf-8")
+            asked = training.asked.model_copy(update={"model_sha256": sha256})
+            with replacing(folder / RECORD) as temporary:
+                temporary.write_text(asked.model_dump_json(indent=1) + "\n", encoding="utf-8")
 
 
 def _age(path: Path) -> float:
@@ -584,10 +578,10 @@ def _age(path: Path) -> float:
         return 0.0
 
 
-def _last_line(path: Path) -> str:
-    with suppress(OSError):
-        lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-        return lines[-1] if lines else ""
+def _end_of(log: Path) -> str:
+    with suppress(OSError), log.open("rb") as stream:
+        stream.seek(max(0, stream.seek(0, os.SEEK_END) - _LOGGED))
+        return stream.read().decode("utf-8", "replace")
     return ""
 
 
@@ -615,16 +609,3 @@ def facts_of(training: Training) -> Mapping[str, Any]:
         "comparison": training.comparison() if training.state == "done" else {},
         "model_sha256": training.asked.model_sha256,
     }
-
-
-__all__ = [
-    "TO_INSTALL",
-    "Asked",
-    "Choice",
-    "Order",
-    "Training",
-    "TrainingState",
-    "Trainings",
-    "facts_of",
-    "is_installed",
-]

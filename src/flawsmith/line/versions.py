@@ -1,32 +1,40 @@
 """The versions of a line's model: files by the hash of their content, and what the audit says of them.
 
 The audit alone says which versions a line has and which of them is live: what it holds survives a kill, and cannot be
-told otherwise later. A file is there before the audit speaks of it, and goes after the audit has said so.
+told otherwise later. A file is there before the audit speaks of it, and goes after the audit has said so. A file of a
+stranger is read, opened and run in a process of its own first.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import secrets
+import shutil
 import threading
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from flawsmith.data.splits import content_hash
 from flawsmith.line.store import AuditEntry, Store
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
+from flawsmith.runtime.engine import run_apart
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.system import sync_folder
+from flawsmith.runtime.inspector import Inspector, self_test
+from flawsmith.runtime.system import give_way, sync_folder
 
+TRIAL_SECONDS = 30.0
+"""For a file to be read, opened, and to work on its images, while the lines are at work too."""
+_NICE = 10
 KEPT = 3
 """Versions that stay beside the live one to roll back to, and as many that are none of these."""
-_PIECE = 2**20
 
 
 class ModelFacts(BaseModel):
@@ -160,14 +168,10 @@ class ModelFiles:
         """
         with self.receiving() as path:
             try:
-                digest = hashlib.sha256()
-                with source.open("rb") as stream, path.open("wb") as target:
-                    while piece := stream.read(_PIECE):
-                        digest.update(piece)
-                        target.write(piece)
+                shutil.copyfile(source, path)
             except OSError as error:
                 raise FlawsmithError(f"{source}: cannot be copied to {self.folder} ({error.strerror})") from None
-            if digest.hexdigest() != sha256:
+            if content_hash(path) != sha256:
                 raise FlawsmithError(f"{source}: was written anew while it was read; load it again")
             self.take(path, sha256)
 
@@ -188,22 +192,6 @@ def _entries(store: Store, line: str | None = None) -> list[AuditEntry]:
     """What the audit says of models and of lines that came and went, the oldest first."""
     entries = [entry for kind in ("model", "line") for entry in store.entries(kind=kind, line=line, count=-1)]
     return sorted(entries, key=lambda entry: entry.id)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file.
-
-    Raises:
-        FlawsmithError: it cannot be read.
-    """
-    digest = hashlib.sha256()
-    try:
-        with path.open("rb") as stream:
-            while piece := stream.read(_PIECE):
-                digest.update(piece)
-    except OSError as error:
-        raise FlawsmithError(f"{path}: cannot be read ({error.strerror}); give a .flaw file") from None
-    return digest.hexdigest()
 
 
 class Versions:
@@ -327,10 +315,7 @@ class Versions:
         elif action == "shadow begun":
             self.shadow = self.runs[sha256] = ShadowOrder(entry.id, sha256, facts["parts"], entry.at, entry.who)
         elif action == "shadow ended" and self.shadow is not None:
-            order = self.shadow
-            self.runs[sha256] = ShadowOrder(
-                order.run, sha256, order.parts, order.at, order.who, facts["why"], facts.get("missed", 0)
-            )
+            self.runs[sha256] = replace(self.shadow, ended=facts["why"], missed=facts.get("missed", 0))
             self.shadow = None
 
     def _place(self, sha256: str, target: list[str] | None) -> None:
@@ -340,3 +325,40 @@ class Versions:
                 places.remove(sha256)
         if target is not None:
             target.append(sha256)
+
+
+def try_model(path: Path, *, engine: str | None, device: str | None, threads: int | None) -> ModelFacts:
+    """Verify a model file, open it and run it.
+
+    Args:
+        path: of the file.
+        engine, device: that the line asks for; None: those of the file.
+        threads: for the network; None: one a core.
+
+    Returns:
+        What the file says of itself.
+
+    Raises:
+        FlawsmithError: it is no intact model, takes too long or too much memory, or gives other numbers than on the
+            machine that made it.
+    """
+    facts = run_apart(
+        partial(_tried, path, engine, device, threads),
+        seconds=TRIAL_SECONDS,
+        too_long=f"the model takes more than {TRIAL_SECONDS:g} s to be opened and run; use another one",
+        is_memory_bounded=device in (None, "cpu"),  # drivers of GPUs map more than any machine has
+    )
+    return ModelFacts.model_validate(facts)
+
+
+def _tried(path: Path, engine: str | None, device: str | None, threads: int | None) -> dict[str, Any]:
+    give_way(_NICE)  # parts come first
+    try:
+        bundle = Bundle.load(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of another engine than that of the limits: stderr is for refusals
+            inspector = Inspector.load(bundle, engine=engine, device=device, threads=threads, max_seconds=TRIAL_SECONDS)
+        tests = self_test(inspector, bundle)
+    except FlawsmithError as error:
+        raise FlawsmithError(str(error).replace(f"{path}: ", "").replace(str(path), "the file")) from None
+    return ModelFacts.of(bundle, tests).model_dump(mode="json")

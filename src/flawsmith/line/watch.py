@@ -70,12 +70,14 @@ class _Candidate:
         since: when it was seen so first.
         unreadable: whether it was no image then: it may be half written.
         in_work: whether it waits for its record.
+        record: number of its record, where it could not be put away.
     """
 
     state: _State
     since: float
     unreadable: bool = False
     in_work: bool = False
+    record: int | None = None
 
 
 def check_policy(ready: str, then: str, settle: float) -> dict[str, Any]:
@@ -214,6 +216,8 @@ class FolderWatch:
     def step(self) -> None:
         """Judge the files that are whole by now, and deal with those that have their record."""
         for path, candidate in list(self._candidates.items()):
+            if self._candidates.get(path) is not candidate:
+                continue  # it was dealt with while another one waited for room
             state = _state(path)
             if state is None:
                 del self._candidates[path]
@@ -245,6 +249,7 @@ class FolderWatch:
             return False
         if state != candidate.state:
             candidate.state, candidate.since, candidate.unreadable = state, self._clock(), False
+            candidate.record = None
         if self._ready == "rename":
             return True
         if self._ready == "sentinel":
@@ -253,6 +258,9 @@ class FolderWatch:
         return waited >= self._settle * (PATIENCE if candidate.unreadable else 1)
 
     def _take(self, path: Path, candidate: _Candidate) -> None:
+        if candidate.record is not None:
+            self._deal_with(path, candidate.state, candidate.record)
+            return
         name = printable(path.relative_to(self.folder))
         read = self._read(path)
         if read is None:  # locked, or written meanwhile: later
@@ -320,6 +328,8 @@ class FolderWatch:
                     path.with_name(path.name + SENTINEL).unlink(missing_ok=True)
             except OSError as error:
                 self._warn(f"{path}: cannot be put away ({error.strerror}); it is tried again")
+                if path in self._candidates:  # and is not read again for that
+                    self._candidates[path].record = number
                 return
             if self._then == "leave":
                 self._settled[path] = state

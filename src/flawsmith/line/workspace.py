@@ -35,7 +35,7 @@ from flawsmith.line.settings import LINE_NAME, LineSettings, ServiceSettings, re
 from flawsmith.line.teaching import USED, Addition, Role, Teaching, role_said
 from flawsmith.line.trainings import Training, Trainings
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import IMAGE_SUFFIXES, is_stray, iter_images, printable, replacing
+from flawsmith.runtime.files import IMAGE_SUFFIXES, is_stray, iter_images, printable, replacing, without_controls
 from flawsmith.runtime.outputs import exclusive_folder, remove_unfinished
 
 LINES, SETTINGS = "studio.json", "settings.toml"
@@ -95,7 +95,7 @@ class Import:
         if addition.outcome == "refused":
             self.refused_count += 1
             if len(self.refused) < _NAMED:
-                self.refused.append(f"{addition.name}: {addition.why}")
+                self.refused.append(f"{without_controls(printable(addition.name))}: {addition.why}")
 
 
 class Workspace:
@@ -122,10 +122,9 @@ class Workspace:
             words = str(error).replace("another --out", "another folder").removesuffix(" with --out")
             raise FlawsmithError(words) from None
         try:
+            shutil.rmtree(folder / "incoming", ignore_errors=True)  # of a process that was killed
             for name in ("lines", "incoming"):
                 (folder / name).mkdir(exist_ok=True)
-            shutil.rmtree(folder / "incoming", ignore_errors=True)  # of a process that was killed
-            (folder / "incoming").mkdir()
             for place, _, _ in os.walk(folder / "lines"):
                 remove_unfinished(Path(place))
             self._settings = self._read_settings()
@@ -160,11 +159,15 @@ class Workspace:
         file = self.folder / SETTINGS
         settings = ServiceSettings.checked({"lines": {}, **(read_toml(file) if file.exists() else {})}, file)
         self._of_file = {name: line.seen_from(self.folder) for name, line in settings.lines.items()}
-        lines = {name: LineSettings() for name in self._taught()}
-        with suppress(OSError, ValueError):
-            stored = json.loads((self.folder / LINES).read_bytes())
-            lines |= {name: LineSettings.model_validate(values) for name, values in stored["lines"].items()}
-        return settings.model_copy(update={"records": self.folder / "records", "lines": {**lines, **self._of_file}})
+        self._written: dict[str, LineSettings] = {}
+        stored = self.folder / LINES
+        if stored.exists():
+            try:
+                self._written = ServiceSettings.checked(json.loads(stored.read_bytes()), stored).lines
+            except (OSError, ValueError) as error:  # another one would be written over it
+                raise FlawsmithError(f"{stored}: cannot be read ({error}); correct it, or move it away") from None
+        lines = {name: LineSettings() for name in self._taught()} | self._written | self._of_file
+        return settings.model_copy(update={"records": self.folder / "records", "lines": lines})
 
     def _taught(self) -> list[str]:
         """Lines by the folders of images that a person has put there."""
@@ -175,15 +178,17 @@ class Workspace:
         ]
 
     def write_lines(self, lines: dict[str, LineSettings]) -> None:
-        """Remember the lines, but those of the settings file, which stay there.
+        """Remember lines beside those of before, but those of the settings file, which stay there.
 
         Raises:
             FlawsmithError: nothing can be written.
         """
-        written = {name: line for name, line in lines.items() if name not in self._of_file}
-        values = {name: line.model_dump(mode="json", exclude_defaults=True) for name, line in written.items()}
-        with replacing(self.folder / LINES) as temporary:
-            temporary.write_text(json.dumps({"lines": values}, indent=1) + "\n", encoding="utf-8")
+        with self._lock:  # of two lines that are made at once both stay
+            lines = {name: line for name, line in {**self._written, **lines}.items() if name not in self._of_file}
+            values = {name: line.model_dump(mode="json", exclude_defaults=True) for name, line in lines.items()}
+            with replacing(self.folder / LINES) as temporary:
+                temporary.write_text(json.dumps({"lines": values}, indent=1) + "\n", encoding="utf-8")
+            self._written = lines
 
     # Teaching
 
@@ -234,8 +239,9 @@ class Workspace:
                 inside = path.parent.relative_to(folder).as_posix()
                 with self.incoming() as copy:
                     try:
-                        modified = path.stat().st_mtime
-                        self._copy(path, copy)
+                        status = path.stat()
+                        self._refuse_without_room(status.st_size)
+                        shutil.copyfile(path, copy)
                     except OSError as error:
                         job.note(Addition(path.name, "refused", why=f"cannot be read ({error.strerror})"), role)
                         continue
@@ -244,7 +250,7 @@ class Workspace:
                         name=path.name,
                         folder="" if inside == "." else inside,
                         role=role_said(folder.name, role),
-                        modified=modified,
+                        modified=status.st_mtime,
                     )
                     job.note(addition, role)
 
@@ -323,7 +329,8 @@ class Workspace:
         """Bytes of an entry, counted as they come: what an archive says of their number need not be so.
 
         Raises:
-            OSError: there are more than may be, or no room.
+            OSError: there are more than may be.
+            FlawsmithError: the disk is full.
         """
         length = 0
         with archive.open(entry) as source, path.open("wb") as target:
@@ -331,15 +338,13 @@ class Workspace:
                 length += len(piece)
                 if length > most:
                     raise OSError("too large")
-                if not self.has_room(len(piece)):
-                    raise OSError("the disk is full")
+                self._refuse_without_room(len(piece))
                 target.write(piece)
         return length
 
-    def _copy(self, source: Path, target: Path) -> None:
-        if not self.has_room(source.stat().st_size):
+    def _refuse_without_room(self, length: int) -> None:
+        if not self.has_room(length):
             raise FlawsmithError("the disk is full: free some space")
-        shutil.copyfile(source, target)
 
     def _begin(self, line: str, source: str, total: int) -> Import:
         with self._lock:
@@ -363,9 +368,11 @@ class Workspace:
             except Exception as error:
                 log.exception("an import failed")
                 job.error = f"a defect of Flawsmith ({type(error).__name__}): see the log"
-            finally:
-                job.is_over = True
+            job.is_over = True
+            try:
                 on_end()
+            except FlawsmithError as error:
+                log.error("what came of an import was not noted: %s", error)
 
         thread = threading.Thread(target=run, name="import", daemon=True)
         self._importing = [*(each for each in self._importing if each.is_alive()), thread]

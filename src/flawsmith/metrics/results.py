@@ -243,7 +243,7 @@ class Evaluation(BaseModel):
                 "model.flaw GOOD --flawed FLAWED. Flaws that are small may need --smallest-flaw in training."
             )
         elif self.n_missed:
-            words = "No limit finds all flaws without rejecting many good parts. " if self.what_if else ""
+            words = "No limit finds all flaws without rejecting many good parts." if self.what_if else ""
             affordable = [step for step in self.what_if if step.rejected <= max(1, self.n_good // 10)]
             best = min(affordable, key=lambda step: (step.missed, step.rejected), default=None)
             if best is not None and best.missed <= 0.8 * self.n_missed:
@@ -251,10 +251,11 @@ class Evaluation(BaseModel):
                 words = (
                     f"A lower limit misses {best.missed} instead of {self.n_missed} of {self.n_flawed} flaws and "
                     f"rejects {best.rejected} of {self.n_good} good parts: flawsmith calibrate model.flaw GOOD "
-                    f"--flawed FLAWED --catch {caught}%. "
+                    f"--flawed FLAWED --catch {caught}%."
                 )
+            steps += [words] if words else []
             steps.append(
-                f"{words}If the missed flaws are small, train with --smallest-flaw; if the parts lie or are lit "
+                "If the missed flaws are small, train with --smallest-flaw; if the parts lie or are lit "
                 "differently each time, give more good images."
             )
         if not steps and self.n_rejected:

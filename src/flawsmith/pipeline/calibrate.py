@@ -244,6 +244,7 @@ def calibrate(
     """
     bundle = model if isinstance(model, Bundle) else Bundle.load(model)
     target = None if out is None else Path(out)
+    grouping = None if group == "auto" else group
     if target is not None:
         _check_target(target, bundle)
     if use is not None:
@@ -254,14 +255,12 @@ def calibrate(
             "--roi": roi,
         }
         settings |= {"--min-area": min_area, "--scale": scale, "--repeats": repeats, "--flawed": flawed}
-        _refuse_unused(
-            {**settings, "--catch": catch, "--engine": engine, "--device": device, "GOOD": good}, f"--use {use}"
-        )
+        settings |= {"--catch": catch, "--engine": engine, "--device": device, "--group": grouping, "GOOD": good}
+        _refuse_unused(settings, f"--use {use}")
         result = _return_to(bundle, use)
     elif good is None:
         rates = _rates(rate, review_rate, review_budget, catch, flawed, repeats)
-        unused = {"--engine": engine, "--device": device, "--group": None if group == "auto" else group}
-        _refuse_unused(unused)
+        _refuse_unused({"--engine": engine, "--device": device, "--group": grouping})
         needing = [name for name, value in (("--repeats", repeats), ("--flawed", flawed)) if value is not None]
         if needing or all(value is None for value in (*dataclasses.astuple(rates), roi, min_area)):
             asked = f"{needing[0]} needs" if needing else "new limits need"

@@ -84,7 +84,8 @@ def run_demo(
         on_message(dataset.summary())
         on_message(training_in_words({"preset": "fast", "seed": seed, **(settings or {})}))
         result = train(dataset.root, out=out / _RUN, preset="fast", seed=seed, quiet=quiet, **(settings or {}))
-        on_message(result.bundle.spec.decision.describe())
+        for line in result.bundle.spec.decision.describe().splitlines():
+            on_message(line)
         on_message("inspecting the test parts")
         written = evaluate_into(out / _RUN / _EVALUATION, result.bundle, dataset, history=out / _RUN)
         return DemoResult(dataset.root, result.model, written.report, written.evaluation)

@@ -106,7 +106,6 @@ def model_in_words(facts: dict[str, Any]) -> str:
         *([("textures", training["textures"])] if training["textures"] else []),
         *([("foreground", training["foreground"])] if training["foreground"] else []),
         ("checkpoint", training["selection"]),
-        ("calibrated on", f"{decision['n_good']} good images"),
         *([("their scores", in_words(facts["held_out_scores"]))] if facts["held_out_scores"] else []),
         ("reject limit", f"{decision['limit']:.6g} on the score, {decision['map_limit']:.6g} on the map"),
         *((f"limit in {name}", words) for name, words in zones_in_words(limits)),
@@ -116,6 +115,8 @@ def model_in_words(facts: dict[str, Any]) -> str:
         ("parity", parity_in_words(facts["parity"])),
         *(("also for", words) for words in facts["variants"]),
     ]
+    if limits.groups is not None and (words := limits.groups.describe()):
+        rows.append(("groups", words))
     lines = [f"{name:<14} {value}" for name, value in rows]
     return "\n".join([*facts["stamps"], *lines, "", facts["limit_statement"]])
 
@@ -180,7 +181,7 @@ def _synthesis(spec: BundleSpec) -> str:
 
 
 def expected_verdicts(bundle: Bundle) -> list[str]:
-    """What a model that has seen no test image is expected to miss and to reject, as lines; limits to choose from."""
+    """Lines: what a model that has seen no test image is expected to miss, what its limit is worth, other limits."""
     decision = bundle.spec.decision
     good, synthetic = (np.asarray(bundle.calibration.get(name, ())) for name in ("good", "forged"))
     lines = []
@@ -188,7 +189,7 @@ def expected_verdicts(bundle: Bundle) -> list[str]:
     if synthetic.size and steps:
         missed = int((synthetic <= decision.limit).sum())
         lines.append(f"flaws missed: {missed} of {synthetic.size} synthetic ones; real ones may be harder to see")
-    lines.append(f"good parts rejected: {decision.promise}")
+    lines += decision.describe().splitlines()
     if decision.held_out and not decision.cross_fitted and len(steps) > 1:
         heads = ("limit", *(("synthetic missed",) if synthetic.size else ()), "rejected of 1,000", "at worst", "")
         lines += [
@@ -456,7 +457,7 @@ def _limits(bundle: Bundle, path: Path) -> list[Finding]:
         return []
     severity: Severity = "warning" if decision.n_good < FEW_GOOD_IMAGES else "note"
     message = (
-        f"{decision.n_good} good images stand behind the limit, which rejects {decision.promise}; asked for were "
+        f"good parts rejected: {decision.promise}; {decision.n_good} good images set the limit, which was to reject "
         f"{1000 * decision.target_false_reject_rate:g}"
     )
     fix = "set the limit with more good images: flawsmith calibrate MODEL GOOD"

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Literal
+from typing import IO, Any, Literal, get_args
 
 import numpy as np
 from PIL import Image
@@ -95,6 +95,8 @@ def given_images(paths: Sequence[Path], out: Path) -> Iterator[Path]:
     Raises:
         FlawsmithError: none of the paths exists, or a folder cannot be listed.
     """
+    if not paths:
+        raise FlawsmithError("there are no images to inspect: give files or folders")
     if not any(os.path.lexists(path) for path in paths):
         raise FlawsmithError(f"there is no file or folder {paths[0]}: check the path and the rights to it")
     return _walk(paths, tuple(_absolute(out / folder) + os.sep for folder in (OVERLAYS, MAPS)))
@@ -157,8 +159,11 @@ def predict(
         Where the results are, and counts.
 
     Raises:
-        FlawsmithError: the model cannot be read, nothing to inspect, or a result cannot be written.
+        FlawsmithError: the model cannot be read, nothing to inspect, there is no such choice of overlays or maps, or a
+            result cannot be written.
     """
+    if overlays not in get_args(OverlayChoice):
+        raise FlawsmithError(f"overlays={overlays!r} is not possible: choose {', '.join(get_args(OverlayChoice))}")
     inspector = (
         model
         if isinstance(model, Inspector)
@@ -179,8 +184,10 @@ def map_tree(paths: Sequence[Path], out: Path, maps: MapFormat | None) -> Path |
     """The folder whose tree the maps repeat; None: they do not.
 
     Raises:
-        FlawsmithError: there is no such folder, or two of its images would have the same map.
+        FlawsmithError: there is no such format, no such folder, or two of its images would have the same map.
     """
+    if maps is not None and maps not in get_args(MapFormat):
+        raise FlawsmithError(f"--maps {maps} is not possible: write --maps npy or --maps tiff")
     if maps != "tiff":
         return None
     if len(paths) != 1 or not is_folder(paths[0]):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import io
 import logging
 import time
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from flawsmith.models.base import AnomalyModel, AnomalyOutput
 from flawsmith.pipeline.progress import Preview, PreviewImage
+from flawsmith.report.plots import data_address
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.overlay import draw_overlay
 
@@ -118,4 +118,4 @@ def _address(picture: Image.Image) -> str:
     picture.thumbnail((_LARGEST, _LARGEST))
     stream = io.BytesIO()
     picture.save(stream, "JPEG", quality=82)
-    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+    return data_address(stream.getvalue())

@@ -14,7 +14,6 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flawsmith.data.layouts.base import count
 from flawsmith.data.samples import Dataset
 from flawsmith.data.splits import HoldOut
 from flawsmith.metrics.collect import EvaluationState, ScoredImage
@@ -30,13 +29,12 @@ from flawsmith.report.data import (
     FactGroup,
     LimitChoice,
     Picture,
-    RateCurves,
     ReportData,
     ScoreKind,
     TriedLimit,
 )
 from flawsmith.report.html import write_report
-from flawsmith.report.plots import encoded, outlined
+from flawsmith.report.plots import data_address, encoded, outlined
 from flawsmith.runtime.bundle import Bundle, BundleSpec
 from flawsmith.runtime.decision import LARGEST_SCORE, Decision, images_needed, parts_of_1000, promise_in_words
 from flawsmith.runtime.files import BASELINES, printable
@@ -53,9 +51,8 @@ PICTURES = 24
 MOST_STEPS = 200
 """Limits that the page lets a reader try."""
 _NO_CHOICE = (
-    "This page cannot try other limits: spots of the map decide here, and a model file holds only the scores of the "
-    "images that set the limit. The report of flawsmith evaluate, on labelled test images, lets you move the limit; "
-    "flawsmith calibrate sets another one."
+    "Spots of the map decide here, so that this page cannot try other limits: the report of flawsmith evaluate lets "
+    "you move the limit, and flawsmith calibrate sets another one."
 )
 _PICTURE_BYTES, _LARGEST_PICTURE = 12_000_000, 250_000
 _SIDE = 1024
@@ -128,7 +125,7 @@ def pictures_of(
     height, width = small.map.shape
     image = np.ascontiguousarray(np.asarray(Image.fromarray(image).reduce(step))[:height, :width])
     name = "" if inspection.image is None else Path(inspection.image).name
-    pictures = [Picture(encoded(image, most_bytes), "image", printable(f"inspected image {name}"))]
+    pictures = [Picture(data_address(encoded(image, most_bytes)), "image", printable(f"inspected image {name}"))]
     stretched = inspection.verdict == "pass"
     if stretched and not maps_of_passes:
         return pictures
@@ -145,7 +142,7 @@ def pictures_of(
         caption += ", dashed: its strangest place"
     return [
         *pictures,
-        Picture(encoded(heat, most_bytes), caption, f"{caption}; regions outlined: {len(small.regions)}"),
+        Picture(data_address(encoded(heat, most_bytes)), caption, f"{caption}; regions outlined: {len(small.regions)}"),
     ]
 
 
@@ -472,12 +469,12 @@ def evaluation_report(
                 *_protocol_facts(evaluation),
             ],
             evaluation=evaluation,
-            curves=RateCurves(
-                state.roc_curve(),
-                state.pro_curve(),
-                state.pixel_roc_curve(),
-                state.spro_curve(),
-            ),
+            curves={
+                "image_auroc": state.roc_curve(),
+                "aupro": state.pro_curve(),
+                "spro": state.spro_curve(),
+                "pixel_auroc": state.pixel_roc_curve(),
+            },
             scores={kind: values for kind, values in shown.items() if len(values)},
             limit=decision.deciding_limit if decides else None,
             review_limit=decision.review_limit if decides else None,
@@ -514,9 +511,10 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         ("Reject limit on the score", f"{decision.limit:.6g}"),
         ("Limit on the map", f"{decision.map_limit:.6g}"),
         *((f"Limit in {name}", words) for name, words in zones_in_words(decision)),
-        ("Rejects", decision.promise),
+        ("Good parts rejected", decision.promise),
         ("Asked for", f"{1000 * decision.target_false_reject_rate:g} of 1,000 good parts"),
-        ("Rests on", f"{decision.n_good} good images{_of_groups(decision)}"),
+        ("Rests on", f"{decision.n_good} good images"),
+        *([] if decision.groups is None else [("Groups", f"{decision.groups.by}. {decision.groups.describe()}")]),
         *([("Where to look", where_to_look(decision))] if decision.by_regions else []),
     ]
     used = [(name, number) for name, number in versions().items()]
@@ -530,11 +528,6 @@ def _model_facts(spec: BundleSpec) -> list[FactGroup]:
         FactGroup("Export", [("Exported against trained", parity_in_words(spec.parity))]),
         FactGroup("Versions", used),
     ]
-
-
-def _of_groups(decision: Decision) -> str:
-    groups = decision.groups
-    return "" if groups is None else f" of {count(groups.count, 'group')} ({groups.by})"
 
 
 def _synthetic_against(bundle: Bundle, baseline: Bundle | str | None) -> list[FactGroup]:

@@ -233,6 +233,7 @@ class Job:
         pixel_size: side of a pixel in millimetres; None: unknown.
         decoded: images that are not learned from, decoded once for the run, its folds and its baseline.
         device: where the loops run, and with the engine torch the backbone.
+        reported: whether a report is written.
         dated: whether the report says when and of what it was made, so that its bytes differ from run to run.
         show: is given what the model sees as it learns.
     """
@@ -255,6 +256,7 @@ class Job:
     pixel_size: float | None = None
     decoded: DecodedImages = field(default_factory=DecodedImages)
     device: torch.device = CPU
+    reported: bool = True
     dated: bool = False
     show: Show | None = None
     progress: Steps = field(default_factory=lambda: Steps({LEARNING: 1.0}))
@@ -345,8 +347,6 @@ class TrainingSteps:
             baseline = self._baseline()
         self.progress.begin(REPORTING)
         with self._timed("report"):
-            metrics = self.run.metrics()
-            shown = drawn(model.diagnostics(data), metrics)
             checks = [finding.in_a_line for finding in glance(self.dataset)]
             if self.settings.method in BASELINES:
                 self.oddest = _by_unlikeness(model, data)
@@ -355,20 +355,22 @@ class TrainingSteps:
                 *self._remarks_on_learned(),
                 *self._remarks_on_scale(),
             )
-            training_report(
-                self.run.path / REPORT,
-                bundle,
-                self.dataset,
-                self.split,
-                metrics,
-                shown,
-                baseline,
-                (*remarks, *checks),
-                [(sample.image, score) for sample, score in self.oddest[:MOST_ODD]],
-                self._calibration_flaws(bundle.spec),
-                made_of(bundle, self.dataset) if self.job.dated else (),
-                read=self.job.decoded.read,
-            )
+            if self.job.reported:
+                metrics = self.run.metrics()
+                training_report(
+                    self.run.path / REPORT,
+                    bundle,
+                    self.dataset,
+                    self.split,
+                    metrics,
+                    drawn(model.diagnostics(data), metrics),
+                    baseline,
+                    (*remarks, *checks),
+                    [(sample.image, score) for sample, score in self.oddest[:MOST_ODD]],
+                    self._calibration_flaws(bundle.spec),
+                    made_of(bundle, self.dataset) if self.job.dated else (),
+                    read=self.job.decoded.read,
+                )
         self.run.record(
             {
                 "versions": versions(),

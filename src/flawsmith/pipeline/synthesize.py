@@ -1,29 +1,39 @@
-"""Flaws synthesized on a data set's good images, to look at before anything is trained on them."""
+"""Flaws synthesized on a data set's good images: a sheet to look at, and labelled test sets in several strengths.
+
+Source of the sets: MAD-sys of GLASS (ECCV 2024), flaws synthesized on good images by the overlay of its Eq. 4, one set
+for each weight β of the good image. Here all strengths have the same masks and textures, so that they compare image by
+image. By its counts (320 good and 946 flawed of 1,266) MAD-sys was made of the training images of five textures of
+MVTec AD, a quarter of them left good: ``base="training"``. Good test images, the default, are such as no model has
+learned from.
+"""
 
 from __future__ import annotations
 
+import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+import flawsmith
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import generator
-from flawsmith.data.splits import good_images
+from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, good_images
 from flawsmith.pipeline.settings import TrainSettings, check_settings, look_at_values
-from flawsmith.report.contact_sheet import contact_sheet
+from flawsmith.report.contact_sheet import SheetRow, contact_sheet
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import expanded
+from flawsmith.runtime.files import expanded, printable
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import ImageArray, decode
-from flawsmith.synthesis.blend import FloatImage
+from flawsmith.synthesis.blend import FixedWeight, FloatImage, Mask, blend
 from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, preview, provider
 from flawsmith.synthesis.recipes import Recipe, find_recipe
 from flawsmith.synthesis.synthesizer import AnomalySample, AnomalySynthesizer, to_8_bit
@@ -186,10 +196,10 @@ def new_folder(out: str | Path) -> Iterator[tuple[Path, Path]]:
         FlawsmithError: something stands there already, or the folder cannot be made.
     """
     final = expanded(out)
-    temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.tmp")
     try:
         if final.exists() or final.is_symlink():
             raise FlawsmithError(f"{final} is there already: give the name of a new folder with --out")
+        temporary = final.with_name(f".{final.name}.{secrets.token_hex(6)}.tmp")
         temporary.mkdir(parents=True)
     except OSError as error:
         raise FlawsmithError(f"{final} cannot be made ({error.strerror}): give another folder with --out") from None
@@ -338,3 +348,302 @@ def _caption(sample: Sample, synthetic: AnomalySample) -> str:
     if synthetic.fallback == "foreground ignored":
         fact += ", foreground ignored"
     return f"{sample.image.name}: {fact}"
+
+
+MANIFEST = "manifest.json"
+WEAKNESS = (0.1, 0.3, 0.5, 0.7)
+"""Strengths of MAD-sys that the paper of GLASS reports."""
+
+_LEAST_AREA = 2e-4
+"""Least share of the image that a flaw covers: a label must mean something that can be seen."""
+_LEAST_CHANGE = 1 / 255
+"""Least mean change inside a flaw of the weakest strength, of values in [0, 1]: what 8 bits can hold."""
+_MAX_TRIES = 32
+_STRICT_TRIES = 16
+"""Tries for which a flaw must lie on the foreground."""
+_SHEET_ROWS = 8
+
+_LEFT_GOOD = 0.25
+"""Share of the training images that stays good in MAD-sys."""
+
+Base = Literal["test", "validation", "training"]
+
+
+@dataclass(frozen=True)
+class WeakFlawSets:
+    """What was written.
+
+    Attributes:
+        folder: the folder of all strengths.
+        categories: weakness to the category folder in MVTec layout that ``evaluate`` takes.
+        base: which good images the flaws were synthesized on.
+        n_good: good test images of each set.
+        n_synthetic: synthetic test images of each set.
+    """
+
+    folder: Path
+    categories: dict[float, Path]
+    base: Base
+    n_good: int
+    n_synthetic: int
+
+
+def weak_flaw_sets(
+    data: str | Path | Dataset,
+    out: str | Path,
+    settings: SynthesisSettings | None = None,
+    *,
+    weakness: Sequence[float] = WEAKNESS,
+    n: int | None = None,
+    per_image: int = 1,
+    base: Literal["test", "training"] = "test",
+    layout: str | None = None,
+    on_message: Callable[[str], object] = lambda _: None,
+    on_step: Callable[[], object] = lambda: None,
+) -> WeakFlawSets:
+    """Write ``out/weakness_<w>/<category>/`` in MVTec layout for each strength, and a manifest beside it.
+
+    ``test/good`` holds all good test images as they are, ``test/forged`` flawed ones made of them, at their own
+    size and depth; masks lie in ``ground_truth/forged``, training images in ``train/good``. Where the data have no
+    good test images, validation images stand in; where they have none either, training images do, and are left
+    out of ``train``. With ``base="training"`` all training images make the test set, as in MAD-sys: a quarter of them,
+    drawn by seed, stays good, the others get flaws, and there is no ``train``.
+
+    Args:
+        data: a category folder of a known layout, a folder of good images, or a loaded data set.
+        out: folder to write; must not exist, and appears when all is written.
+        settings: what flaws are made of; the recipe's own law of the weight is put aside.
+        weakness: weights of the good image inside the flaws, in [0, 1): near 1 a flaw is hard to see.
+        n: synthetic images of each strength, of good ones in seeded order, again and again where they are fewer; None:
+            one of each good image, with the same number.
+        per_image: flaws on each synthetic image, at least 1.
+        base: whether the sets are made of test or of training images; these a model has seen in their good form.
+        layout: name of the layout; detected by default.
+        on_message: is told what the user should know, a line at a time.
+        on_step: called after each synthetic image.
+
+    Raises:
+        FlawsmithError: as :func:`~flawsmith.pipeline.synthesize.open_synthesis`; a setting out of range; too few good
+            images; no visible flaw can be made; ``out`` exists or cannot be made.
+    """
+    settings = settings or SynthesisSettings()
+    strengths = _checked(weakness, n, per_image)
+    if base not in ("test", "training"):
+        raise FlawsmithError(f"--base {base} is not possible: choose test or training")
+    with new_folder(out) as (folder, final):
+        context = open_synthesis(data, settings, layout=layout, on_message=on_message)
+        images = _training_images(context) if base == "training" else _base(context)
+        on_message(images.note)
+        writer = _Writer(context, settings, strengths, per_image, folder)
+        writer.copy_good(images.good, images.train)
+        chosen = images.sources if n is None else context.order(images.sources, n)
+        for index, sample in enumerate(chosen):
+            writer.synthesize(index, sample)
+            on_step()
+        writer.finish(images.base)
+    categories = {weight: final / _name(weight) / context.dataset.category for weight in strengths}
+    return WeakFlawSets(final, categories, images.base, len(images.good), len(chosen))
+
+
+class _Images(NamedTuple):
+    """What a set is made of: images that stay good, those that get flaws, and those to learn from."""
+
+    base: Base
+    good: tuple[Sample, ...]
+    sources: tuple[Sample, ...]
+    train: tuple[Sample, ...]
+    note: str
+
+
+_NOTES: dict[Base, str] = {
+    "test": "flaws are synthesized on the {count} good test images",
+    "validation": "no good test images: flaws are synthesized on the {count} good validation images",
+    "training": "no good test images: flaws are synthesized on {count} training images, left out of this "
+    "set's train/good; "
+    "a model that learned from them has seen their good form",
+}
+
+
+def _checked(weakness: Sequence[float], n: int | None, per_image: int) -> tuple[float, ...]:
+    """The strengths, sorted."""
+    if not weakness or not all(0 <= weight < 1 for weight in weakness):
+        text = " ".join(f"{weight:g}" for weight in weakness) or "nothing"
+        raise FlawsmithError(f"the weakness must be from 0 to below 1, not {text}: give --weakness 0.1 0.3 0.5 0.7")
+    if len({_name(weight) for weight in weakness}) < len(weakness):
+        raise FlawsmithError("the same weakness is given twice: give each once with --weakness")
+    if n is not None and n < 1:
+        raise FlawsmithError(f"the number of synthetic images must be at least 1, not {n}: give another with --n")
+    if not 1 <= per_image <= 100:
+        raise FlawsmithError(f"flaws on an image must be 1 to 100, not {per_image}: give another with --per-image")
+    return tuple(sorted(weakness))
+
+
+def _training_images(context: SynthesisContext) -> _Images:
+    """All training images, a quarter of which stays good.
+
+    Raises:
+        FlawsmithError: there is but one.
+    """
+    images = context.dataset.good_train
+    number = min(max(1, round(_LEFT_GOOD * len(images))), len(images) - 1)
+    if number == 0:
+        raise FlawsmithError(f"{context.dataset.root} has one training image alone: add more, or use --base test")
+    drawn = generator(context.seed, "weak flaws left good").permutation(len(images))[:number]
+    good = tuple(images[place] for place in sorted(drawn))
+    sources = tuple(image for image in images if image not in good)
+    note = (
+        f"of {len(images)} training images {number} stay good and {len(sources)} get flaws, as in MAD-sys; a model "
+        "that learned from them has seen their good form"
+    )
+    return _Images("training", good, sources, (), note)
+
+
+def _base(context: SynthesisContext) -> _Images:
+    """The good images to synthesize on, and those to learn from.
+
+    Raises:
+        FlawsmithError: one good image alone cannot serve both.
+    """
+    dataset = context.dataset
+    if dataset.test_good:
+        return _of_all("test", dataset.test_good, dataset.good_train)
+    if dataset.good_val:
+        return _of_all("validation", dataset.good_val, dataset.good_train)
+    n_train = len(dataset.good_train)
+    number = min(max(HELD_OUT_MINIMUM, round(HELD_OUT_FRACTION * n_train)), n_train // 2)
+    if number == 0:
+        raise FlawsmithError(f"{dataset.root} has one good image alone: add good test images in test/good")
+    picked = generator(context.seed, "weak flaws base").permutation(n_train)[:number]
+    good = tuple(dataset.good_train[place] for place in sorted(picked))
+    return _of_all("training", good, tuple(sample for sample in dataset.good_train if sample not in good))
+
+
+def _of_all(base: Base, good: tuple[Sample, ...], train: tuple[Sample, ...]) -> _Images:
+    """Every good image is there as it is and with flaws."""
+    return _Images(base, good, good, train, _NOTES[base].format(count=len(good)))
+
+
+def _name(weight: float) -> str:
+    return f"weakness_{weight:g}"
+
+
+class _Writer:
+    """Writes the sets of all strengths side by side, image by image."""
+
+    def __init__(
+        self,
+        context: SynthesisContext,
+        settings: SynthesisSettings,
+        strengths: tuple[float, ...],
+        per_image: int,
+        folder: Path,
+    ) -> None:
+        self.context, self.settings, self.per_image, self.folder = context, settings, per_image, folder
+        # The law of the weight draws nothing now, and no image of a flawed set is left normal.
+        recipe = context.recipe.with_weight(FixedWeight(value=0.0)).model_copy(
+            update={"normal_share": 0.0, "jitter": 0.0, "feather": 0.0, "least_change": 0.0}
+        )
+        self.synthesizer = replace(context.synthesizer, recipe=recipe)
+        self.roots = {weight: folder / _name(weight) / context.dataset.category for weight in strengths}
+        self.good: list[dict[str, str]] = []
+        self.synthetic: list[dict[str, Any]] = []
+        self.rows: list[SheetRow] = []
+
+    def copy_good(self, good: tuple[Sample, ...], train: tuple[Sample, ...]) -> None:
+        """Copy the images that no flaw is put on, once; further strengths link to the copies."""
+        for split, samples in (("train/good", train), ("test/good", good)):
+            for index, sample in enumerate(samples):
+                name = f"{split}/{index:03d}{sample.image.suffix.lower()}"
+                if split == "test/good":
+                    self.good.append({"image": name, "source": self._source(sample)})
+                first, *others = (root / name for root in self.roots.values())
+                copy_file(sample.image, first)
+                for other in others:
+                    link_or_copy(first, other)
+
+    def synthesize(self, index: int, sample: Sample) -> None:
+        """One image in all strengths."""
+        original = decode(sample.image)
+        image = self.context.reader.as_float(original)
+        flaws = [self._flaw(index, number, image, sample) for number in range(self.per_image)]
+        mask = np.logical_or.reduce([flaw.mask for flaw in flaws])
+        name = f"{index:03d}"
+        shown = [to_8_bit(image), mask_picture(mask)]
+        for weight, root in self.roots.items():
+            synthetic = image
+            for flaw in flaws:
+                assert flaw.texture is not None
+                synthetic = blend(synthetic, flaw.texture, flaw.mask, weight)
+            write_png(root / "test" / "forged" / f"{name}.png", self._in_depth_of(original, synthetic, mask))
+            write_png(root / "ground_truth" / "forged" / f"{name}_mask.png", mask_picture(mask))
+            shown.append(to_8_bit(synthetic))
+        if index < _SHEET_ROWS:
+            self.rows.append(([thumbnail(picture) for picture in shown], sample.image.name))
+        self.synthetic.append(
+            {
+                "image": f"test/forged/{name}.png",
+                "mask": f"ground_truth/forged/{name}_mask.png",
+                "source": self._source(sample),
+                "mask_area": int(np.count_nonzero(mask)),
+                "flaws": [
+                    {
+                        "mask_area": int(np.count_nonzero(flaw.mask)),
+                        "texture": self._kind(flaw),
+                        "beside_foreground": flaw.fallback is not None,
+                    }
+                    for flaw in flaws
+                ],
+            }
+        )
+
+    def finish(self, base: Base) -> None:
+        """Write a manifest beside each category, and a sheet of the first images in all strengths."""
+        for weight, root in self.roots.items():
+            manifest = {
+                "made_by": f"flawsmith {flawsmith.__version__}",
+                "category": self.context.dataset.category,
+                # The law that synthetic is a stand-in: the set's own weight belongs in its record.
+                "recipe": self.synthesizer.recipe.with_weight(FixedWeight(value=weight)).model_dump(mode="json"),
+                "textures": self.settings.texture_kind,
+                "foreground": self.settings.foreground_kind,
+                "seed": self.settings.seed,
+                "weakness": weight,
+                "per_image": self.per_image,
+                "base": base,
+                "good": self.good,
+                "forged": [{**record, "weight": weight} for record in self.synthetic],
+            }
+            text = json.dumps(manifest, indent=2, allow_nan=False) + "\n"
+            (root.parent / MANIFEST).write_text(text, encoding="utf-8")
+        heads = ["image", "mask", *(f"weakness {weight:g}" for weight in self.roots)]
+        write_png(self.folder / SHEET, contact_sheet(heads, self.rows))
+
+    def _flaw(self, index: int, number: int, image: FloatImage, sample: Sample) -> AnomalySample:
+        """A flaw that can be seen in the weakest strength."""
+        weakest = max(self.roots)
+        for attempt in range(_MAX_TRIES):
+            rng = generator(self.context.seed, "weak flaws", index, number, attempt)
+            flaw = self.synthesizer.synthesize(image, rng, path=sample.image)
+            if flaw.texture is None or (flaw.fallback is not None and attempt < _STRICT_TRIES):
+                continue
+            change = (1 - weakest) * float(np.abs(flaw.texture - image)[flaw.mask].mean())
+            if np.count_nonzero(flaw.mask) >= _LEAST_AREA * flaw.mask.size and change >= _LEAST_CHANGE:
+                return flaw
+        raise FlawsmithError(
+            f"{sample.image}: no visible flaw in {_MAX_TRIES} tries: give other --textures or a lower --weakness"
+        )
+
+    def _kind(self, flaw: AnomalySample) -> str:
+        """Where the texture of a flaw came from, in a word."""
+        assert flaw.branch is not None
+        return self.settings.texture_kind if flaw.branch.texture == "source" else flaw.branch.texture
+
+    def _in_depth_of(self, original: ImageArray, synthetic: FloatImage, mask: Mask) -> ImageArray:
+        """The synthetic image in the values of its file; outside the mask the very values of the file."""
+        low, high = (0.0, 255.0) if original.dtype == np.uint8 else self.context.reader.value_range
+        result = original.copy()
+        result[mask] = np.rint(np.clip(synthetic[mask], 0, 1) * np.float64(high - low) + low).astype(original.dtype)
+        return result
+
+    def _source(self, sample: Sample) -> str:
+        return printable(self.context.dataset.name_of(sample.image))

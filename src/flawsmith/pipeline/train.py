@@ -69,7 +69,7 @@ class TrainResult:
     Attributes:
         folder: the run folder.
         model: the model file.
-        report: the report.
+        report: where the report stands, if one was asked for.
         bundle: the model file's content.
     """
 
@@ -91,6 +91,7 @@ def train(
     logger: LoggerName = "none",
     workers: int | None = None,
     baseline: str = "patchcore",
+    report: bool = True,
     dated: bool = False,
     quiet: bool = False,
     on_data: Callable[[Dataset], None] | None = None,
@@ -114,6 +115,7 @@ def train(
         baseline: a method that needs no training, ``patchcore`` or ``padim``, whose model of the same images is written
             into ``baseline/`` of the run folder: reports set the two side by side. ``none`` leaves it out. The model
             itself does not depend on it.
+        report: write ``report.html`` into the run folder. A benchmark, which keeps figures alone, leaves it out.
         dated: say in the report when and of what it was made: date, data folder, number of images, hash of the model.
             Without it the same run gives the same bytes.
         quiet: show no progress. Without it stderr gets a bar with the step, the time so far and an estimate for the
@@ -256,6 +258,7 @@ def train(
             pixel_size=pixel_size,
             decoded=decoded,
             device=trainer.strategy.root_device,
+            reported=report,
             dated=dated,
             show=on_preview,
             progress=progress,

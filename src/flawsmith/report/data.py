@@ -16,6 +16,7 @@ from flawsmith.models.diagnostics import FeatureCloud, LineChart, Pictures
 ScoreKind = Literal["good", "flawed", "held_out", "learned", "forged"]
 """Good and flawed test images, good ones of the calibration, held out or learned from, and flaws drawn on them."""
 ExampleKind = Literal["miss", "false_alarm", "found", "passed"]
+AreaName = Literal["image_auroc", "aupro", "spro", "pixel_auroc"]
 
 
 @dataclass(frozen=True)
@@ -32,15 +33,15 @@ class FactGroup:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture, encoded as it stands in the page.
+    """A picture as it stands in the page.
 
     Attributes:
-        jpeg: the file.
+        source: ``data:`` address of the file.
         caption: what the picture is.
         alt: text in the picture's place.
     """
 
-    jpeg: bytes
+    source: str
     caption: str
     alt: str
 
@@ -106,23 +107,6 @@ class LimitChoice:
     steps: Sequence[TriedLimit]
 
 
-@dataclass(frozen=True)
-class RateCurves:
-    """Curves to plot; None where the data cannot give one.
-
-    Attributes:
-        roc: over image scores.
-        pro: mean region overlap against the false-positive rate over pixels.
-        pixel_roc: over pixels.
-        spro: mean saturated overlap of the defects against the false-positive rate over pixels.
-    """
-
-    roc: Curve | None = None
-    pro: Curve | None = None
-    pixel_roc: Curve | None = None
-    spro: Curve | None = None
-
-
 Diagnostic = LineChart | FeatureCloud | Pictures | FactGroup
 
 
@@ -143,7 +127,9 @@ class ReportData:
         facts: groups of facts about model and data, in order.
         evaluation: figures on the test split; None where there is none (after ``train`` on good images
             alone).
-        curves: curves of that evaluation.
+        curves: of that evaluation, by the figure that is the area under each: image_auroc over image scores, aupro and
+            spro the mean and the saturated overlap against the false-positive rate over pixels, pixel_auroc over
+            pixels. None where the data cannot give one.
         scores: (images,) scores by kind, for the histogram.
         limit: reject limit on these scores.
         review_limit: review limit on these scores.
@@ -169,7 +155,7 @@ class ReportData:
     by_regions: bool = False
     facts: Sequence[FactGroup] = ()
     evaluation: Evaluation | None = None
-    curves: RateCurves = field(default_factory=RateCurves)
+    curves: Mapping[AreaName, Curve | None] = field(default_factory=dict)
     scores: Mapping[ScoreKind, npt.NDArray[np.floating]] = field(default_factory=dict)
     limit: float | None = None
     review_limit: float | None = None

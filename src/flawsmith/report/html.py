@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import json
 import math
-import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -20,10 +19,10 @@ from flawsmith.metrics.pro import FPR_LIMIT
 from flawsmith.metrics.results import Evaluation
 from flawsmith.metrics.spro import SPRO_LIMIT
 from flawsmith.report import plots
-from flawsmith.report.data import Example, ExampleKind, ReportData, ScoreKind
+from flawsmith.report.data import AreaName, Example, ExampleKind, ReportData, ScoreKind
 from flawsmith.report.plots import galleries, panels
 from flawsmith.report.style import page_style
-from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import replacing
 
 _HERE = Path(__file__).parent
 VERDICT_WORDS = {"pass": "● pass", "review": "▲ review", "reject": "■ reject"}
@@ -73,19 +72,10 @@ def write_report(path: Path, data: ReportData) -> None:
     Raises:
         FlawsmithError: the file cannot be written.
     """
-    # File names may hold bytes that are no text; they are shown by their number instead of stopping the
-    # report.
+    # File names may hold bytes that are no text; they are shown by their number instead of stopping the report.
     content = render_report(data).encode("utf-8", "backslashreplace")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with replacing(path) as temporary:
         temporary.write_bytes(content)
-        temporary.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise FlawsmithError(
-            f"the report cannot be written to {path} ({error.strerror}): name a file in a writable folder"
-        ) from error
 
 
 _OPTION = re.compile(r"--[a-z-]+")
@@ -122,7 +112,6 @@ def render_report(data: ReportData) -> str:
         ],
         verdict_words=VERDICT_WORDS,
         listed=_listed(data),
-        picture_uri=_jpeg_uri,
         style=Markup(page_style()),
         stamps=_stamps(data),
         headlines=list(_headlines(data)),
@@ -143,15 +132,11 @@ def render_report(data: ReportData) -> str:
 def _listed(data: ReportData) -> list[tuple[float, str, Example, ExampleKind]]:
     """Score, place in the page, image and kind of every example, the highest score first."""
     rows = [
-        (example.score, f"p{number}-{place}", example, gallery.kind)
-        for number, gallery in enumerate(galleries(data.examples), 1)
-        for place, example in enumerate(gallery.examples, 1)
+        (example.score, f"p{number}-{place}", example, kind)
+        for number, (kind, examples) in enumerate(galleries(data.examples).items(), 1)
+        for place, example in enumerate(examples, 1)
     ]
     return sorted(rows, key=lambda row: (-row[0], row[1]))
-
-
-def _jpeg_uri(jpeg: bytes) -> str:
-    return "data:image/jpeg;base64," + base64.b64encode(jpeg).decode("ascii")
 
 
 def _stamps(data: ReportData) -> list[str]:
@@ -210,8 +195,8 @@ def _headlines(data: ReportData) -> Iterator[Headline]:
 
 def _split(promise: str) -> tuple[str, str]:
     """The promise's first number, and the rest of it."""
-    value, things, rest = promise.partition(" good parts")
-    return value.removeprefix("about "), f"{things.strip()} rejected on average{rest}" if things else ""
+    value, _, bound = promise.partition("; ")
+    return value.removeprefix("about "), f"good parts rejected on average; {bound}" if bound else ""
 
 
 def _of_100(result: Evaluation, name: str, things: str) -> str:
@@ -251,42 +236,59 @@ def _histogram(data: ReportData) -> Plot | None:
     return Plot(drawn.source, f"{name.capitalize()}s", caption, alt, wide=True, line=line)
 
 
+class _Area(NamedTuple):
+    """What a curve shows: names of its axes and itself, what is seen in it, and up to which rate its area counts."""
+
+    x: str
+    y: str
+    title: str
+    caption: str
+    up_to: float | None = None
+
+
+_AREAS: Mapping[AreaName, _Area] = {
+    "image_auroc": _Area(
+        "false-positive rate (good images)",
+        "flawed images found",
+        "ROC over images",
+        "Flawed images found against good images wrongly called flawed, over all limits.",
+    ),
+    "aupro": _Area(
+        "false-positive rate (pixels)",
+        "mean region overlap",
+        "Region overlap (PRO)",
+        "Mean share of each flaw's area that is marked, every flaw alike.",
+        FPR_LIMIT,
+    ),
+    "spro": _Area(
+        "false-positive rate (pixels)",
+        "mean saturated overlap",
+        "Saturated region overlap (sPRO)",
+        "Mean over all defects of the marked share of what must be found of each, its saturation area.",
+        SPRO_LIMIT,
+    ),
+    "pixel_auroc": _Area(
+        "false-positive rate (pixels)",
+        "flawed pixels found",
+        "ROC over pixels",
+        "Flawed pixels found against defect-free pixels marked.",
+    ),
+}
+
+
 def _curves(data: ReportData) -> Iterator[Plot]:
-    result = data.evaluation
-    curves, rate = data.curves, "false-positive rate"
-    if curves.roc is not None:
-        value = number(result.image_auroc if result else None)
+    for name, area in _AREAS.items():
+        curve = data.curves.get(name)
+        if curve is None:
+            continue
+        value = number(getattr(data.evaluation, name, None))
+        what, bound = f"Area: {value}.", ""
+        if area.up_to is not None:
+            what = f"Area under it within the shaded part, divided by that width: {value}."
+            bound = f" up to a false-positive rate of {area.up_to}"
+        alt = f"{area.title}: a curve with an area of {value}{bound}."
         yield Plot(
-            plots.rate_curve(curves.roc, f"{rate} (good images)", "flawed images found"),
-            "ROC over images",
-            f"Flawed images found against good images wrongly called flawed, over all limits. Area: {value}.",
-            f"ROC curve over images with an area of {value}.",
-        )
-    if curves.pro is not None:
-        value = number(result.aupro if result else None)
-        yield Plot(
-            plots.rate_curve(curves.pro, f"{rate} (pixels)", "mean region overlap", shade_to=FPR_LIMIT),
-            "Region overlap (PRO)",
-            "Mean share of each flaw's area that is marked, every flaw alike. "
-            f"Area under it within the shaded part, divided by that width: {value}.",
-            f"Region overlap curve with an area of {value} up to a false-positive rate of {FPR_LIMIT}.",
-        )
-    if curves.spro is not None:
-        value = number(result.spro if result else None)
-        yield Plot(
-            plots.rate_curve(curves.spro, f"{rate} (pixels)", "mean saturated overlap", shade_to=SPRO_LIMIT),
-            "Saturated region overlap (sPRO)",
-            "Mean over all defects of the marked share of what must be found of each, its saturation area. "
-            f"Area under it within the shaded part, divided by that width: {value}.",
-            f"Saturated region overlap curve with an area of {value} up to a false-positive rate of {SPRO_LIMIT}.",
-        )
-    if curves.pixel_roc is not None:
-        value = number(result.pixel_auroc if result else None)
-        yield Plot(
-            plots.rate_curve(curves.pixel_roc, f"{rate} (pixels)", "flawed pixels found"),
-            "ROC over pixels",
-            f"Flawed pixels found against defect-free pixels marked. Area: {value}.",
-            f"ROC curve over pixels with an area of {value}.",
+            plots.rate_curve(curve, area.x, area.y, shade_to=area.up_to), area.title, f"{area.caption} {what}", alt
         )
 
 

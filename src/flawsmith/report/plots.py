@@ -7,7 +7,7 @@ import base64
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -20,7 +20,7 @@ from scipy import ndimage
 from flawsmith.data.seeding import generator
 from flawsmith.metrics.ranking import Curve
 from flawsmith.models.diagnostics import FeatureCloud, LineChart, Pictures
-from flawsmith.report.data import Diagnostic, Example, ExampleKind, FactGroup, ScoreKind
+from flawsmith.report.data import Diagnostic, Example, ExampleKind, FactGroup, Picture, ScoreKind
 from flawsmith.report.style import (
     EDGE,
     FLAWED,
@@ -60,7 +60,17 @@ _MAX_POINTS = 600
 def _svg_uri(figure: Figure) -> str:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
-    return "data:image/svg+xml;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_address(buffer.getvalue(), "svg+xml")
+
+
+def data_address(content: bytes, kind: str = "jpeg") -> str:
+    """A picture file as a ``data:`` address.
+
+    Example:
+        >>> data_address(b"...", "png")
+        'data:image/png;base64,Li4u'
+    """
+    return f"data:image/{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 @dataclass(frozen=True)
@@ -315,44 +325,12 @@ _QUALITY = 84
 _DASH = 4
 
 
-@dataclass(frozen=True)
-class Tile:
-    """One picture of a strip or of a diagnostic.
-
-    Attributes:
-        source: JPEG data URI.
-        caption: what the picture is.
-        alt: text in the picture's place.
-    """
-
-    source: str
-    caption: str
-    alt: str
-
-
-@dataclass(frozen=True)
-class Gallery:
-    """The examples of one kind.
-
-    Attributes:
-        kind: which.
-        examples: the most telling first.
-    """
-
-    kind: ExampleKind
-    examples: Sequence[Example]
-
-
-def galleries(examples: Iterable[Example]) -> list[Gallery]:
+def galleries(examples: Iterable[Example]) -> dict[ExampleKind, list[Example]]:
     """The examples by kind: flaws with the lowest scores first, good images with the highest."""
-    everything = list(examples)
-    result = []
-    kinds: tuple[ExampleKind, ...] = ("miss", "false_alarm", "found", "passed")
-    for kind in kinds:
-        sign = 1.0 if kind in ("miss", "found") else -1.0
-        members = [example for example in everything if example.kind == kind]
-        result.append(Gallery(kind, sorted(members, key=lambda example: (sign * example.score, example.name))))
-    return result
+    kinds: dict[ExampleKind, list[Example]] = {kind: [] for kind in get_args(ExampleKind)}
+    for example in sorted(examples, key=lambda each: (each.score if each.flawed else -each.score, each.name)):
+        kinds[example.kind].append(example)
+    return kinds
 
 
 def encoded(image: npt.NDArray[np.uint8], most_bytes: int) -> bytes:
@@ -418,7 +396,7 @@ class Panel:
     kind: Literal["plots", "strip", "table"]
     title: str
     caption: str = ""
-    tiles: Sequence[Tile] = ()
+    tiles: Sequence[Picture] = ()
     group: int = 1
     rows: Sequence[tuple[str, str]] = ()
 
@@ -496,7 +474,7 @@ def _chart(chart: LineChart) -> Iterator[Panel]:
         if finite:
             ends.append(f"{name} from {finite[0]:.4g} to {finite[-1]:.4g}")
     alt = f"{chart.title}, {chart.y_label} over {chart.x_label}: {', '.join(ends)}."
-    yield Panel("plots", chart.title, chart.caption, [Tile(source, "", alt)])
+    yield Panel("plots", chart.title, chart.caption, [Picture(source, "", alt)])
 
 
 def _cloud(cloud: FeatureCloud) -> Iterator[Panel]:
@@ -509,7 +487,7 @@ def _cloud(cloud: FeatureCloud) -> Iterator[Panel]:
         groups = ", ".join(f"{count} {name}" for name, count in counts.items())
         source = scatter(projection.points, projection.x_label, projection.y_label)
         name = projection.caption.split(":")[0]
-        tiles.append(Tile(source, projection.caption, f"{cloud.title}, {name}: {groups}."))
+        tiles.append(Picture(source, projection.caption, f"{cloud.title}, {name}: {groups}."))
     total, shown = sum(map(len, cloud.groups.values())), sum(counts.values())
     part = f" {shown:,} of {total:,} points are drawn." if shown < total else ""
     yield Panel("plots", cloud.title, cloud.caption + part, tiles)
@@ -591,11 +569,11 @@ def _by_group(
 
 def _strip(strip: Pictures, budget: int) -> Iterator[Panel]:
     """The strip as far as the budget allows, in whole groups."""
-    tiles: list[Tile] = []
+    tiles: list[Picture] = []
     total, group = len(strip.pictures), max(strip.group, 1)
     for first in range(0, total, group):
         members = strip.pictures[first : first + group]
-        made = [Tile(_thumbnail_uri(picture), label, f"{label}: {strip.title}") for label, picture in members]
+        made = [Picture(_thumbnail_uri(picture), label, f"{label}: {strip.title}") for label, picture in members]
         budget -= sum(len(tile.source) for tile in made)
         if budget < 0:
             break
@@ -615,4 +593,4 @@ def _thumbnail_uri(picture: npt.NDArray[np.uint8]) -> str:
     kind = "PNG" if picture.ndim == 2 else "JPEG"
     buffer = io.BytesIO()
     image.save(buffer, format=kind, optimize=True, **({"quality": _QUALITY} if kind == "JPEG" else {}))
-    return f"data:image/{kind.lower()};base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+    return data_address(buffer.getvalue(), kind.lower())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import textwrap
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
@@ -59,8 +60,8 @@ CONFIDENCE = 0.95
 FEWEST_IN_A_GROUP = 10
 """Images of the smallest group from which on the share rejected of single groups is said."""
 
-_SAYS_LITTLE = 0.2
-"""A worst case beyond this comes of few groups: it is no rate that anybody expects."""
+_LINE = 100
+"""Characters, in two of which a limit is spoken of."""
 
 LARGE_VARIANCE_SHARE = 0.1
 """Between groups: from here on a limit from few of them promises too much for the next one (docs/inspect/limits.md)."""
@@ -98,24 +99,18 @@ class GroupFigures(BaseModel):
     )
 
     def describe(self) -> str:
-        """Returns, for people, what is known of the next group."""
+        """Returns, for people, what is known of the next group, in two lines at most; empty: nothing is."""
         if self.count == 1:
-            return (
-                f"WARNING: all of them are of one group ({self.by}): parts of another day, lot or camera may be "
-                "rejected far more often. Calibrate with images of several."
-            )
+            return f"WARNING: all are of one group ({self.by}): of another day, lot or camera far more may be rejected."
         if self.lowest is None or self.highest is None or self.mean is None:
             return ""
         rejected = f"{parts_of_1000(self.mean)} of 1,000 good images"
         if self.least_size >= FEWEST_IN_A_GROUP:
             span = f"between {parts_of_1000(self.lowest)} and {parts_of_1000(self.highest, up=True)}"
             rejected = f"{span} of 1,000 good images, {parts_of_1000(self.mean)} on average"
-        text = f"On groups that it does not know (each of the {self.count} left out in turn) it rejected {rejected}."
+        text = f"Each of the {self.count} left out in turn: {rejected} rejected."
         if self.variance_share is not None and self.variance_share >= LARGE_VARIANCE_SHARE and self.differ:
-            text += (
-                f" WARNING: {self.variance_share:.0%} of the differences between good images lie between groups: a new "
-                "group may be rejected far more often. Only more groups help."
-            )
+            text += f" WARNING: {self.variance_share:.0%} of what differs lies between groups; only more of them help."
         return text
 
 
@@ -531,80 +526,92 @@ class Decision(BaseModel):
 
         Example:
             >>> Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=2 / 201, n_good=200).promise
-            'about 10 of 1,000 good parts; 95 % sure: no more than 24'
+            'about 10 of 1,000; 95 % sure: no more than 24'
         """
         if not self.held_out:
             return "unknown: the model learned from the images behind it"
         return f"about {promise_in_words(self.stated_false_reject_rate, self.worst_false_reject_rate)}"
 
     def describe(self) -> str:
-        """Returns, for people, how much the limits are worth."""
+        """Returns, for people, how much the limits are worth: two lines of 100 characters.
+
+        Further lines are what must stand beside them: that known flaws chose them, or that they reject nothing.
+
+        Example:
+            >>> print(Decision(limit=0.6, map_limit=0.5, stated_false_reject_rate=2 / 201, n_good=200).describe())
+            The limit rejects about 10 of 1,000 good parts; 95 % sure: no more than 24. It rests on 200 good images not
+            learned from. 95 % sure of 10 of 1,000 takes 299 such images.
+        """
         images = "1 good image" if self.n_good == 1 else f"{self.n_good:,} good images"
         if not self.held_out:
             return (
                 f"WARNING: the reject limit rests on {images} that the model learned from too. It is a guess: check "
                 "verdicts by eye and calibrate with other good images."
             )
-        several = self.groups is not None and self.groups.count > 1
-        grouped = f" of {self.groups.count} groups ({self.groups.by})" if self.groups is not None and several else ""
-        text = f"The limit rejects {self.promise}. It rests on {images}{grouped} that the model did not learn from."
-        of_new_group = self.worst_false_reject_rate > self.worst_rate_alike
-        if self.cross_fitted is not None:
-            text = text.removesuffix("that the model did not learn from.")
-            text += (
-                f"of which each was scored by one of {self.cross_fitted} models that did not learn from it, and holds "
-                "as far as the model scores as these do."
-            )
-        if of_new_group:
-            little = ", of which so few groups say little" if self.worst_false_reject_rate > _SAYS_LITTLE else ""
-            text += (
-                f" The worst case is that of a group it does not know{little}; for parts of these groups it is "
-                f"{parts_of_1000(self.worst_rate_alike, up=True)} of 1,000."
-            )
-        if self.zones:
-            zones = ", ".join(self.zone_limits)
-            text += f" Each zone ({zones}) has its own limit; this is the promise of all of them together."
-        if self.trimmed:
-            rank = round(self.stated_false_reject_rate * (self.n_good + 1)) + self.trimmed
-            rate = rank / (self.n_good + self.trimmed + 1)
-            out = "highest was" if self.trimmed == 1 else f"{self.trimmed} highest were"
-            if_good = "it is" if self.trimmed == 1 else "they are"
-            text += (
-                f" Of {self.n_good + self.trimmed} scores the {out} left out as probably flawed; if {if_good} good, "
-                f"the limit rejects about {parts_of_1000(rate)} of 1,000."
-            )
+        limit = f"limits of {len(self.zone_limits)} zones together reject" if self.zones else "limit rejects"
+        mean, bound = parts_of_1000(self.stated_false_reject_rate), _bound(self.worst_false_reject_rate)
+        if self._tells_groups_apart:
+            bound += f" in a new group, {parts_of_1000(self.worst_rate_alike, up=True)} in these"
+        sentences = [f"The {limit} about {mean} of 1,000 good parts; {bound}."]
+        if self.n_good < FEW_GOOD_IMAGES:
+            sentences.append(f"WARNING: it rests on only {images}{self._origin()}; check by eye.")
+        else:
+            sentences.append(f"It rests on {images}{self._origin()}.")
+            if self.groups is not None and self.groups.count == 1:
+                sentences.append("WARNING: of another group far more may be rejected.")
         if self.review_limit is not None and self.repeat_deviation is not None:
             band = f"{self.review_limit:.4g} to {self.deciding_limit:.4g}"
-            text += f" Parts from {band} go to review: repeated images of one part differ by that much."
+            sentences.append(f"Parts from {band} go to review.")
         elif self.review_limit is not None and self.target_review_rate is not None:
             share = (self.n_good + 1 - _rank(self.n_good, self.target_review_rate)) / (self.n_good + 1)
             more = max(0.0, share - self.stated_false_reject_rate)
-            text += f" About {parts_of_1000(more)} of 1,000 more go to review."
-        target = self.target_false_reject_rate
-        fewest = max(1, len(self.zone_limits))
-        with_zones = f" with {fewest} zones" if self.zones else ""
-        expected, proven = images_needed(target, rank=fewest)
-        if self.chosen_on_flawed:
-            text += f" {CHOSEN_ON_FLAWED}"
-        elif self.stated_false_reject_rate > target:
-            asked = f"{parts_of_1000(target)} of 1,000{with_zones}"
-            sure = f"{proven:,}{' of more groups' if of_new_group else ''} to be 95 % sure"
-            text += f" To promise {asked}, {expected:,} such images are needed, {sure}."
-        elif self.worst_false_reject_rate > target:
-            rank = self._sure_rank(target)
-            enough = "more groups are needed" if of_new_group else f"{proven:,} such images can be enough{with_zones}"
-            fix = enough if rank < fewest else f"ask for {_rounded_down(rank / (self.n_good + 1))}"
-            text += f" To be 95 % sure of {parts_of_1000(target)} of 1,000, {fix}."
-        if self.groups is not None:
-            text += f" {self.groups.describe()}".rstrip()
-        if self.n_good < FEW_GOOD_IMAGES:
-            text += f" WARNING: with only {images} the limit is rough: check rejects and passes by eye."
+            sentences.append(f"About {parts_of_1000(more)} more go to review.")
+        text, advice = " ".join(sentences), self._advice()
+        if not _fits(text) and self.groups is not None:
+            text = text.replace(f" ({self.groups.by})", "")
+        lines = [f"{text} {advice}" if advice and _fits(f"{text} {advice}") else text]
+        lines += [CHOSEN_ON_FLAWED] if self.chosen_on_flawed else []
         if self.rejects_nothing:
-            text += (
-                " WARNING: a good image scores as high as this model can score, so that no image is rejected; train "
+            lines.append(
+                "WARNING: a good image scores as high as this model can score, so that no image is rejected; train "
                 "with --set scale=logit."
             )
-        return text
+        return "\n".join(lines)
+
+    @property
+    def _tells_groups_apart(self) -> bool:
+        """Whether the worst case is that of a group that the limit does not know."""
+        return self.worst_false_reject_rate > self.worst_rate_alike
+
+    def _origin(self) -> str:
+        """Of what groups the good images are, and who scored them."""
+        words = ""
+        if self.groups is not None:
+            words = f" of {'one group' if self.groups.count == 1 else f'{self.groups.count} groups'} ({self.groups.by})"
+        if self.cross_fitted is not None:
+            words += f", scored by {self.cross_fitted} models of the others"
+        elif self.groups is None and self.n_good >= FEW_GOOD_IMAGES:
+            words += " not learned from"
+        if self.trimmed:
+            rank = round(self.stated_false_reject_rate * (self.n_good + 1)) + self.trimmed
+            rate = parts_of_1000(rank / (self.n_good + self.trimmed + 1))
+            words += f"; {self.trimmed} higher left out as flawed (if good: about {rate})"
+        return words
+
+    def _advice(self) -> str:
+        """What would prove the rate that was asked for; empty where it is proven, or known flaws chose the limit."""
+        target, fewest = self.target_false_reject_rate, max(1, len(self.zone_limits))
+        if self.chosen_on_flawed or self.worst_false_reject_rate <= target:
+            return ""
+        asked, (expected, proven) = f"{parts_of_1000(target)} of 1,000", images_needed(target, rank=fewest)
+        rank = self._sure_rank(target)
+        if rank >= fewest:
+            return f"95 % sure of {asked}: ask for {_rounded_down(rank / (self.n_good + 1))}."
+        if self._tells_groups_apart:
+            return f"Only more groups prove {asked}."
+        if self.stated_false_reject_rate > target:
+            return f"{asked} takes {expected:,} such images, {proven:,} to be 95 % sure."
+        return f"95 % sure of {asked} takes {proven:,} such images."
 
     def _sure_rank(self, rate: float) -> int:
         """The largest rank at which a limit does not reject more than a rate at worst; 0: there is none."""
@@ -934,13 +941,20 @@ def promise_in_words(expected: float, worst: float) -> str:
 
     Example:
         >>> promise_in_words(0.01, 0.0236)
-        '10 of 1,000 good parts; 95 % sure: no more than 24'
+        '10 of 1,000; 95 % sure: no more than 24'
         >>> promise_in_words(0.01, 1.0)
-        '10 of 1,000 good parts; at worst all of them'
+        '10 of 1,000; at worst all of them'
     """
+    return f"{parts_of_1000(expected)} of 1,000; {_bound(worst)}"
+
+
+def _bound(worst: float) -> str:
     at_most = parts_of_1000(worst, up=True)
-    bound = "at worst all of them" if at_most == "1,000" else f"{100 * CONFIDENCE:.0f} % sure: no more than {at_most}"
-    return f"{parts_of_1000(expected)} of 1,000 good parts; {bound}"
+    return "at worst all of them" if at_most == "1,000" else f"{100 * CONFIDENCE:.0f} % sure: no more than {at_most}"
+
+
+def _fits(text: str) -> bool:
+    return len(textwrap.wrap(text, _LINE)) <= 2
 
 
 def _rounded_down(rate: float) -> str:

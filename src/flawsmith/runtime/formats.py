@@ -511,8 +511,9 @@ _MAX_PAGES = 1000
 def _read_tiff(file: _File) -> NDArray[Any]:
     if file.stream.read(4) == b"MM\0\x2b":
         raise _UnsupportedError("TIFF", "BigTIFF in big-endian order", "save it as PNG, or as an ordinary TIFF")
-    _refuse_pages(list(_tiff_pages(file.stream)), file.name)
     tags = _tags_of_first(file.stream)
+    _check_numbers(tags)
+    _refuse_pages(list(_tiff_pages(file.stream)), file.name)
     kind_and_fix = _unreadable_tiff(tags)
     if kind_and_fix is not None:
         raise _UnsupportedError("TIFF", *kind_and_fix)
@@ -537,6 +538,17 @@ def _read_tiff(file: _File) -> NDArray[Any]:
         # White is zero, which Pillow heeds up to 8 bits alone.
         np.subtract(_FULL_16_BIT, array, out=array)
     return array
+
+
+def _check_numbers(tags: dict[int, Any]) -> None:
+    """Refuses text and fractions where the format has whole numbers: what follows reckons with them, and names them.
+
+    Raises:
+        OSError: a tag holds something else.
+    """
+    for number in _WHOLE_NUMBERS & tags.keys():
+        if not all(isinstance(value, int) for value in _all_of(tags, number, ())):
+            raise OSError(f"its tag {number} holds no whole numbers")
 
 
 def _check_length(tags: dict[int, Any], stream: BinaryIO) -> None:
@@ -620,10 +632,6 @@ def _number_of(tags: NDArray[Any], number: int, order: str) -> int:
     return int.from_bytes(content[:length], "little" if order == "<" else "big")
 
 
-_TAGS = (256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 324, 325, 338, 339, 530)
-"""What is asked of the first page."""
-
-
 def _tags_of_first(stream: BinaryIO) -> dict[int, Any]:
     """Tags of the first page, by number; none where it is damaged."""
     stream.seek(0)
@@ -632,7 +640,7 @@ def _tags_of_first(stream: BinaryIO) -> dict[int, Any]:
         directory = ImageFileDirectory_v2(header + stream.read(8) if header[2:4] == b"\x2b\0" else header)
         stream.seek(directory.next)
         directory.load(stream)
-        return {number: directory[number] for number in _TAGS if number in directory}
+        return {number: directory[number] for number in _WHOLE_NUMBERS if number in directory}
     except Exception:
         return {}  # Pillow will say what is wrong
 
@@ -665,6 +673,9 @@ def _all_of(tags: dict[int, Any], number: int, default: tuple[int, ...]) -> tupl
     value = tags.get(number, default)
     return value if isinstance(value, tuple) else (value,)
 
+
+_WHOLE_NUMBERS = {254, *range(256, 260), 262, 266, 273, *range(277, 280), 284, 322, 323, 324, 325, 338, 339, 530}
+"""Tags that are read here, from the size to the places of the pixels."""
 
 _PLANES_OF_8_BITS = ((2, 3, ()), (2, 4, (2,)), (5, 4, ()))
 """Colours, channels and meaning of further ones that Pillow puts together rightly from planes."""

@@ -12,7 +12,6 @@ from fastapi import APIRouter, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from flawsmith.line.acceptance import KIND, PLACED, Placement, Plan, Result, Study, Truth, studies
-from flawsmith.line.cameras import CameraError
 from flawsmith.line.model import LoadedModel
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.serving.requests import Problem, image_and_fields
@@ -24,6 +23,7 @@ from flawsmith.serving.service import (
     InService,
     LineName,
     Number,
+    Order,
     Service,
     allowed,
 )
@@ -53,10 +53,8 @@ class StudyFacts(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 
 
-class Signature(BaseModel):
+class Signature(Order):
     """Who ends a study."""
-
-    model_config = ConfigDict(extra="forbid")
 
     signed: str = Field(min_length=2, max_length=200, description="name of who answers for it")
 
@@ -142,18 +140,9 @@ async def place_before_camera(
     line: LineName, number: Number, part: PartName, truth: PartTruth, service: InService, caller: Anyone
 ) -> Placement:
     """Take a picture of the part that lies before the line's camera, and judge it."""
-    camera = service.line(line).camera
-    if camera is None:
-        raise Problem(404, "the line has no camera: send images")
-
-    def placed() -> Placement:
-        try:
-            image = camera.take()
-        except CameraError as error:
-            raise Problem(503, str(error)) from None
-        return _placed(service, line, number, part, truth, image, caller.name)
-
-    return await service.drawn(placed)
+    return await service.drawn(
+        lambda: _placed(service, line, number, part, truth, service.take_picture(line), caller.name)
+    )
 
 
 def _placed(service: Service, line: str, number: int, part: str, truth: Truth, image: bytes, who: str) -> Placement:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import io
 import logging
+import platform
 import sqlite3
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import datetime
+from datetime import datetime, timedelta, timezone
+from importlib.metadata import version
 from typing import Annotated, Any, TypeVar
 
 import numpy as np
@@ -20,22 +22,19 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 
 from flawsmith import __version__
-from flawsmith.line.capture import CameraFacts, Capture, State
+from flawsmith.line.capture import CameraFacts, State
 from flawsmith.line.drift import DriftFacts, Reference
-from flawsmith.line.limits import LimitScores, limit_scores
-from flawsmith.line.model import LimitChange, LimitFacts, LimitPreview
+from flawsmith.line.limits import LimitChange, LimitFacts, LimitPreview, LimitScores, limit_scores
 from flawsmith.line.outputs.delivery import OutputFacts
 from flawsmith.line.queue import NoModelError
-from flawsmith.line.record import Outcome, Record, Trigger
+from flawsmith.line.record import Draw, Outcome, Record, Trigger
 from flawsmith.line.station import Line, SwapConflictError
 from flawsmith.line.store import UnwritableError
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.acceptance import acceptance
-from flawsmith.serving.counts import counts
 from flawsmith.serving.inference import oip
 from flawsmith.serving.models import models
-from flawsmith.serving.pictures import HeatMap
 from flawsmith.serving.requests import Guard, Problem, checked_id, image_and_fields
 from flawsmith.serving.reviews import reviews
 from flawsmith.serving.service import (
@@ -49,19 +48,24 @@ from flawsmith.serving.service import (
     InService,
     LineName,
     Number,
+    Order,
+    Reason,
     Service,
+    Width,
     allowed,
     in_utc,
     next_cursor,
     refuse_error,
 )
-from flawsmith.serving.studio.pages import Studio, add_studio
+from flawsmith.serving.studio import Studio, add_studio
 from flawsmith.serving.teach import studio_v1
-from flawsmith.serving.trial import trial
+from flawsmith.serving.trial import HeatMap, trial
 
 _LEAST_FREE = 16 * 2**20
 _RECENT = 1000
-_SIGNATURES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"BM": "image/bmp", b"GIF8": "image/gif"}
+_TIMED = 200
+_LONGEST = timedelta(days=31)
+_LIBRARIES = ("numpy", "pillow", "onnxruntime", "pydantic", "fastapi", "uvicorn")
 
 _Made = TypeVar("_Made")
 
@@ -97,18 +101,16 @@ class LineFacts(BaseModel):
 class LimitOrder(LimitChange):
     """A change of limits with its reason."""
 
-    reason: str = Field(min_length=3, max_length=1000, description="stands in the audit")
+    reason: Reason
     expected: str | None = Field(
         default=None, max_length=64, description="name of the limits that are to be replaced; others are a conflict"
     )
 
 
-class AcknowledgeOrder(BaseModel):
+class AcknowledgeOrder(Order):
     """What a person says who knows of a drift."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    reason: str = Field(min_length=3, max_length=1000, description="stands in the audit")
+    reason: Reason
     reference: Reference = Field(
         default="line",
         description="what the parts to come are compared with: line, each other alone, or calibration, the good images "
@@ -116,13 +118,11 @@ class AcknowledgeOrder(BaseModel):
     )
 
 
-class PauseOrder(BaseModel):
+class PauseOrder(Order):
     """Whether a line's camera takes pictures."""
 
-    model_config = ConfigDict(extra="forbid")
-
     paused: bool
-    reason: str = Field(min_length=3, max_length=1000, description="stands in the audit")
+    reason: Reason
 
 
 class AuditPage(BaseModel):
@@ -130,6 +130,47 @@ class AuditPage(BaseModel):
 
     items: list[AuditFacts]
     next: int | None
+
+
+class Slot(BaseModel):
+    """Parts of a slot of time, by verdict."""
+
+    begin: int = Field(description="seconds since 1970")
+    verdicts: dict[Outcome, int]
+
+
+class Counts(BaseModel):
+    """Figures of a line."""
+
+    since: str
+    verdicts: dict[Outcome, int] = Field(description="parts since then")
+    slots: list[Slot] = Field(description="the same by time; slots without parts are left out")
+    dropped: int = Field(description="parts that were refused and have no record, since the service began")
+    waiting: dict[Draw, int] = Field(description="parts that wait for a review")
+    latest: str | None = Field(description="when the latest part came")
+    milliseconds: float | None = Field(description="that 95 of 100 of the latest 200 parts took at most")
+    in_work: int = Field(description="parts that were taken and are not answered yet")
+    free_bytes: int = Field(description="on the disk of records and images")
+
+
+class TokenFacts(BaseModel):
+    """A token without its secret."""
+
+    name: str
+    role: str
+
+
+class SettingsFacts(BaseModel):
+    """What the service runs with."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    caller: TokenFacts = Field(description="who asks")
+    tokens: list[TokenFacts] | None = Field(description="all of them; null: told to engineers alone")
+    service: dict[str, Any] = Field(description="settings, without lines and tokens")
+    lines: dict[str, dict[str, Any]] = Field(description="settings of the lines")
+    versions: dict[str, str]
+    free_bytes: int
 
 
 _KNOWN: dict[int | str, dict[str, Any]] = {
@@ -207,22 +248,10 @@ def inspection(line: LineName, number: Number, service: InService) -> Record:
 
 
 @v1.get("/lines/{line}/inspections/{number}/image", response_class=Response)
-async def image(
-    line: LineName,
-    number: Number,
-    service: InService,
-    width: Annotated[int | None, Query(ge=16, le=8192, description="as a JPEG of at most so many pixels")] = None,
-) -> Response:
+async def image(line: LineName, number: Number, service: InService, width: Width = None) -> Response:
     """The image, where it was kept: as it came, or scaled, as every browser shows it."""
     content = await run_in_threadpool(lambda: service.image(service.record(line, number)))
-    if width is not None:
-        return await service.drawn(lambda: service.scaled(line, content, width))
-    return _image_response(content)
-
-
-def _image_response(content: bytes) -> Response:
-    kind = next((kind for start, kind in _SIGNATURES.items() if content.startswith(start)), "application/octet-stream")
-    return Response(content, media_type=kind)
+    return await service.shown(line, content, width)
 
 
 @v1.get("/lines/{line}/inspections/{number}/overlay", response_class=Response)
@@ -339,13 +368,6 @@ def set_limit(line: LineName, order: LimitOrder, service: InService, caller: Eng
 # Camera
 
 
-def _camera(service: Service, line: str) -> Capture:
-    camera = service.line(line).camera
-    if camera is None:
-        raise Problem(404, "the line has no camera: pictures are sent to it")
-    return camera
-
-
 @v1.post("/lines/{line}/trigger", response_model=Record, status_code=201, responses=_KNOWN)
 async def trigger(
     line: LineName,
@@ -363,24 +385,24 @@ async def trigger(
 @v1.get("/lines/{line}/camera")
 def camera(line: LineName, service: InService) -> CameraFacts:
     """The line's camera as it is now."""
-    return _camera(service, line).facts()
+    return service.camera(line).facts()
 
 
 @v1.get("/lines/{line}/camera/picture", response_class=Response)
 async def camera_picture(line: LineName, service: InService) -> Response:
     """The camera's latest picture, judged or not."""
-    content = await service.drawn(_camera(service, line).picture)
+    content = await service.drawn(service.camera(line).picture)
     if content is None:
         raise Problem(404, "there is no picture yet")
-    return _image_response(content)
+    return await service.shown(line, content, None)
 
 
 @v1.post("/lines/{line}/camera/pause")
 def pause_camera(line: LineName, order: PauseOrder, service: InService, caller: Anyone) -> CameraFacts:
     """Pause the camera, or go on. While it is paused a trigger ends in an error, and nothing passes."""
-    place = _camera(service, line)
-    place.pause(order.paused, who=caller.name, reason=order.reason)
-    return place.facts()
+    device = service.camera(line)
+    device.pause(order.paused, who=caller.name, reason=order.reason)
+    return device.facts()
 
 
 # Drift
@@ -400,6 +422,60 @@ def acknowledge_drift(line: LineName, order: AcknowledgeOrder, service: InServic
     service.site.drift.acknowledge(place, who=caller.name, reason=order.reason, reference=order.reference)
     service.events.tell("drift", {"line": place.name, "acknowledged": order.reason, "who": caller.name})
     return service.site.drift.facts(place)
+
+
+# Figures and settings
+
+
+@v1.get("/lines/{line}/counts")
+def line_counts(
+    line: LineName,
+    service: InService,
+    since: Annotated[datetime | None, Query(description="by default 8 hours ago; at most 31 days")] = None,
+    minutes: Annotated[int, Query(ge=1, le=1440, description="width of a slot")] = 10,
+) -> Counts:
+    """Parts by verdict over a time, and how the line is."""
+    place, store = service.line(line), service.site.store
+    now = datetime.now(timezone.utc)
+    asked = in_utc(now - timedelta(hours=8) if since is None else since)
+    begin = max(asked, in_utc(now - _LONGEST))
+    totals: dict[Outcome, int] = dict.fromkeys(("pass", "review", "reject", "error"), 0)
+    slots: dict[int, dict[Outcome, int]] = {}
+    for slot, verdict, number in store.counts(place.name, begin, 60 * minutes):
+        totals[verdict] += number
+        slots.setdefault(slot, {})[verdict] = number
+    latest = store.page(place.name, count=_TIMED)
+    took = [sum(record.timing.values()) for record in latest if record.timing]
+    return Counts(
+        since=begin,
+        verdicts=totals,
+        slots=[Slot(begin=slot, verdicts=verdicts) for slot, verdicts in slots.items()],
+        dropped=service.metrics.drops(place.name),
+        waiting=store.waiting(place.name),
+        latest=latest[0].received if latest else None,
+        milliseconds=float(np.percentile(took, 95)) if took else None,
+        in_work=len(place.queue),
+        free_bytes=service.site.pictures.free_bytes(),
+    )
+
+
+@v1.get("/settings")
+def settings(service: InService, caller: Anyone) -> SettingsFacts:
+    """What the service runs with; secrets are left out."""
+    running = service.site.settings
+    tokens = [TokenFacts(name=token.name, role=token.role) for token in running.tokens]
+    return SettingsFacts(
+        caller=TokenFacts(name=caller.name, role=caller.role),
+        tokens=tokens if caller.role == "engineer" else None,
+        service=running.model_dump(mode="json", exclude={"tokens", "lines"}),
+        lines={name: line.shown() for name, line in running.lines.items()},
+        versions={
+            "flawsmith": __version__,
+            "python": platform.python_version(),
+            **{name: version(name) for name in _LIBRARIES},
+        },
+        free_bytes=service.site.pictures.free_bytes(),
+    )
 
 
 # Outputs
@@ -499,7 +575,7 @@ def create_app(service: Service) -> FastAPI:
     )
     app.state.service = service
     studio_routers = [] if service.workspace is None else [studio_v1]
-    for router in (v1, models, reviews, trial, acceptance, counts, watched, oip, *studio_routers):
+    for router in (v1, models, reviews, trial, acceptance, watched, oip, *studio_routers):
         app.include_router(router)
     studio = add_studio(app, service) if service.settings.studio else None
     app.add_middleware(Guard, local=service.settings.local)

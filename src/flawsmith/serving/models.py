@@ -2,31 +2,33 @@
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
 from collections import Counter
-from collections.abc import AsyncIterator
-from pathlib import Path as FilePath
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
-from flawsmith.line.model import LimitFacts
+from flawsmith.data.splits import content_hash
+from flawsmith.line.limits import LimitFacts
 from flawsmith.line.station import Line
 from flawsmith.line.versions import ShadowOrder, Version
-from flawsmith.serving.requests import Problem
-from flawsmith.serving.service import PROBLEMS, Engineer, InService, LineName, Service, allowed
+from flawsmith.serving.requests import Problem, store_body
+from flawsmith.serving.service import (
+    FILE_BODY,
+    PROBLEMS,
+    Engineer,
+    InService,
+    LineName,
+    Order,
+    Reason,
+    Service,
+    allowed,
+)
 
 UPLOAD_SECONDS = 900.0
 """For a model file to arrive whole."""
-PIECE_SECONDS = 10.0
-"""For each piece of it."""
-_PIECE = 2**20
-_GIB = 2**30
 
 models = APIRouter(prefix="/v1/lines/{line}/models", dependencies=[allowed("operator")], responses=PROBLEMS)
 VersionId = Annotated[
@@ -49,6 +51,8 @@ class ShadowSummary(BaseModel):
 
 class Flip(BaseModel):
     """A part of which the shadow said something else."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     record: int
     before: str = Field(description="verdict of the line")
@@ -87,20 +91,16 @@ class VersionFacts(BaseModel):
     shadow: ShadowSummary | None = Field(description="its latest shadow run")
 
 
-class ShadowRequest(BaseModel):
+class ShadowRequest(Order):
     """How long a version is to judge beside the line."""
-
-    model_config = ConfigDict(extra="forbid")
 
     parts: int = Field(ge=1, le=1_000_000)
 
 
-class RollbackOrder(BaseModel):
+class RollbackOrder(Order):
     """Back to the version before."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    reason: str = Field(min_length=3, max_length=1000, description="stands in the audit")
+    reason: Reason
     expected: str | None = Field(
         default=None, max_length=64, description="SHA-256 of the version that is to be replaced; another is a conflict"
     )
@@ -113,12 +113,7 @@ class ActivateOrder(RollbackOrder):
 @models.post(
     "",
     status_code=201,
-    openapi_extra={
-        "requestBody": {
-            "required": True,
-            "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-        }
-    },
+    openapi_extra=FILE_BODY,
     responses={200: {"model": VersionFacts, "description": "The line has this version already"}},
 )
 async def upload(
@@ -128,62 +123,25 @@ async def upload(
     place = service.line(line)
     if service.uploading_model.locked():
         raise Problem(503, "another model is arriving", {"Retry-After": "10", "Connection": "close"})
+    keep_free = service.settings.images.keep_free * 2**30
     async with service.uploading_model:
         with service.site.files.receiving() as path:
-            sha256 = await _receive(service, request, path)
+            size = await store_body(
+                request,
+                path,
+                kind="model",
+                most=int(service.settings.model_megabytes * 2**20),
+                advice="see model_megabytes",
+                seconds=UPLOAD_SECONDS,
+                has_room=lambda length: service.site.pictures.free_bytes() - length >= keep_free,
+            )
+            if not size:
+                raise Problem(400, "there is no model: send the .flaw file as the body")
+            sha256 = await run_in_threadpool(content_hash, path)
             version, is_new = await run_in_threadpool(place.add_version, path, sha256, who=caller.name)
     response.status_code = 201 if is_new else 200
     response.headers["Location"] = f"/v1/lines/{place.name}/models/{sha256}/file"
     return await run_in_threadpool(_facts, place, version)
-
-
-async def _receive(service: Service, request: Request, path: FilePath) -> str:
-    """Write the body of a request into a file as it comes.
-
-    Returns:
-        Its SHA-256.
-
-    Raises:
-        Problem: it is too large or too slow, or the disk has no room for it.
-    """
-    most = int(service.settings.model_megabytes * 2**20)
-    too_large = Problem(413, f"the model has more than {most} bytes; see model_megabytes", {"Connection": "close"})
-    declared = request.headers.get("content-length", "")
-    if declared.isdecimal() and int(declared) > most:
-        raise too_large
-    keep_free = service.settings.images.keep_free * _GIB
-    digest, size, end = hashlib.sha256(), 0, asyncio.get_running_loop().time() + UPLOAD_SECONDS
-    with path.open("wb") as file:
-        async for piece in _pieces(request, end):
-            size += len(piece)
-            if size > most:
-                raise too_large
-            if service.site.pictures.free_bytes() - len(piece) < keep_free:
-                raise Problem(503, "the disk has no room for another model", {"Connection": "close"})
-            digest.update(piece)
-            await run_in_threadpool(file.write, piece)
-    if not size:
-        raise Problem(400, "there is no model: send the .flaw file as the body")
-    return digest.hexdigest()
-
-
-async def _pieces(request: Request, end: float) -> AsyncIterator[bytes]:
-    """The body of a request in pieces of about a megabyte."""
-    stream, gathered = request.stream(), bytearray()
-    while True:
-        left = end - asyncio.get_running_loop().time()
-        try:
-            gathered += await asyncio.wait_for(anext(stream), min(PIECE_SECONDS, max(left, 0.0)))
-        except StopAsyncIteration:
-            break
-        except asyncio.TimeoutError:
-            raise Problem(408, "the model did not arrive in time", {"Connection": "close"}) from None
-        except ClientDisconnect:
-            raise Problem(400, "the request ended early") from None
-        if len(gathered) >= _PIECE:
-            yield bytes(gathered)
-            gathered.clear()
-    yield bytes(gathered)
 
 
 @models.get("")
@@ -297,12 +255,8 @@ def _shadow(service: Service, line: Line, version: Version, count: int) -> Shado
         raise Problem(404, "this version has had no shadow run")
     store = service.site.store
     times = {name: store.shadow_milliseconds(order.run, share) for name, share in (("p50", 0.5), ("p95", 0.95))}
-    flips = store.shadow_flips(order.run, count)
     return ShadowFacts(
         **_summary(line, order).model_dump(),
-        flipped=[
-            Flip(record=flip.record, before=flip.before, after=flip.after, times_limit=flip.times_limit)
-            for flip in flips
-        ],
+        flipped=[Flip.model_validate(flip) for flip in store.shadow_flips(order.run, count)],
         milliseconds={name: round(time, 3) for name, time in times.items() if time is not None},
     )

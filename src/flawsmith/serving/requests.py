@@ -9,12 +9,14 @@ import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
@@ -27,6 +29,9 @@ _UPLOADS = ("/inspections", "/infer", "/models", "/try", "/teach/images", "/teac
 """Ends of the paths that take images or models, and bound their bodies themselves."""
 _SMALL, _SMALL_SECONDS = 64 * 1024, 10.0
 """Bytes of other requests, and seconds for them to arrive whole."""
+PIECE_SECONDS = 10.0
+"""For each piece of a file that arrives."""
+_PIECE = 2**20
 _LOCAL_NAMES = frozenset({"127.0.0.1", "localhost", "[::1]"})
 _MOST_PARTS = 8
 _LONGEST_FIELD = 4096
@@ -156,8 +161,7 @@ async def received_body(
         Problem: it is too large or too slow, or too many arrive at a time.
     """
     too_large = Problem(413, f"the request has more than {most} bytes; send a smaller image", {"Connection": "close"})
-    length = request.headers.get("content-length", "")
-    if length.isdecimal() and int(length) > most:
+    if _declared_length(request) > most:
         raise too_large
     body = bytearray()
     try:
@@ -174,6 +178,11 @@ async def received_body(
         budget.give_back(len(body))
 
 
+def _declared_length(request: Request) -> int:
+    length = request.headers.get("content-length", "")
+    return int(length) if length.isdecimal() else 0
+
+
 async def _receive(request: Request, body: bytearray, most: int, budget: UploadBudget) -> None:
     async for chunk in request.stream():
         if not budget.take(len(chunk)):
@@ -181,6 +190,60 @@ async def _receive(request: Request, body: bytearray, most: int, budget: UploadB
         body += chunk
         if len(body) > most:
             return
+
+
+async def store_body(
+    request: Request, path: Path, *, kind: str, most: int, advice: str, seconds: float, has_room: Callable[[int], bool]
+) -> int:
+    """Write the body of a request into a file as it comes.
+
+    Args:
+        request: whose body was not read yet.
+        path: of the file, which the caller removes where this raises.
+        kind: of file, for messages.
+        most: bytes.
+        advice: what to do about more.
+        seconds: for it to arrive whole.
+        has_room: whether the disk takes so many bytes more.
+
+    Returns:
+        Its length in bytes.
+
+    Raises:
+        Problem: it is too large or too slow, ends early, or the disk has no room for it.
+    """
+    too_large = Problem(413, f"the {kind} has more than {most} bytes; {advice}", {"Connection": "close"})
+    if _declared_length(request) > most:
+        raise too_large
+    size, end = 0, asyncio.get_running_loop().time() + seconds
+    with path.open("wb") as file:
+        async for piece in _pieces(request, end, kind):
+            size += len(piece)
+            if size > most:
+                raise too_large
+            if not has_room(len(piece)):
+                raise Problem(503, f"the disk has no room for another {kind}", {"Connection": "close"})
+            await run_in_threadpool(file.write, piece)
+    return size
+
+
+async def _pieces(request: Request, end: float, kind: str) -> AsyncIterator[bytes]:
+    """The body of a request in pieces of about a megabyte."""
+    stream, gathered = request.stream(), bytearray()
+    while True:
+        left = end - asyncio.get_running_loop().time()
+        try:
+            gathered += await asyncio.wait_for(anext(stream), min(PIECE_SECONDS, max(left, 0.0)))
+        except StopAsyncIteration:
+            break
+        except asyncio.TimeoutError:
+            raise Problem(408, f"the {kind} did not arrive in time", {"Connection": "close"}) from None
+        except ClientDisconnect:
+            raise Problem(400, "the request ended early") from None
+        if len(gathered) >= _PIECE:
+            yield bytes(gathered)
+            gathered.clear()
+    yield bytes(gathered)
 
 
 def image_and_fields(content_type: str, body: bytes) -> tuple[bytes, dict[str, str]]:

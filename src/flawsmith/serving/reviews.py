@@ -6,10 +6,9 @@ from datetime import datetime
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Response
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
-from flawsmith.line.evidence import Evidence, evidence
-from flawsmith.line.model import LimitPreview
+from flawsmith.line.limits import Evidence, LimitPreview, evidence
 from flawsmith.line.record import Draw, Label, LabelRole, Record
 from flawsmith.line.store import MOST_LABELS
 from flawsmith.runtime.decision import FEW_GOOD_IMAGES
@@ -25,6 +24,8 @@ from flawsmith.serving.service import (
     InService,
     LineName,
     Number,
+    Order,
+    Reason,
     Service,
     allowed,
     in_utc,
@@ -35,10 +36,8 @@ reviews = APIRouter(prefix="/v1", dependencies=[allowed("operator")], responses=
 _PASSES_LOOKED_AT, _MOST_COMPARED = 400, 24
 
 
-class ReviewOrder(BaseModel):
+class ReviewOrder(Order):
     """What a person says who has looked at the part."""
-
-    model_config = ConfigDict(extra="forbid")
 
     label: Label
     comment: str = Field(default="", max_length=1000)
@@ -72,12 +71,10 @@ class Recalibration(BaseModel):
     flaws_caught: list[int] = Field(description="of these: rejected by the limits in use, and by the new ones")
 
 
-class RecalibrationOrder(BaseModel):
+class RecalibrationOrder(Order):
     """Limits from the good parts of the random audit are to be used."""
 
-    model_config = ConfigDict(extra="forbid")
-
-    reason: str = Field(min_length=3, max_length=1000, description="stands in the audit")
+    reason: Reason
     expected: str = Field(
         max_length=64, description="name of the limits that the preview showed; others are a conflict"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import shutil
 import threading
 from collections.abc import Callable, Mapping, Sequence
@@ -14,9 +15,13 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 from fastapi import Depends, Path, Query, Request, Response
 from numpy.typing import NDArray
-from pydantic import BaseModel
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
+from flawsmith.data.splits import content_hash
+from flawsmith.line.cameras import CameraError
+from flawsmith.line.capture import Capture
 from flawsmith.line.looks import vector_of
 from flawsmith.line.model import LoadedModel
 from flawsmith.line.queue import (
@@ -30,13 +35,12 @@ from flawsmith.line.record import Record, Trigger
 from flawsmith.line.settings import Role, ServiceSettings
 from flawsmith.line.station import Line, NoCameraError, Site
 from flawsmith.line.trainings import Training
-from flawsmith.line.versions import sha256_of
 from flawsmith.line.workspace import Workspace
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.serving.events import Events
 from flawsmith.serving.metrics import Metrics
-from flawsmith.serving.pictures import scaled_jpeg
 from flawsmith.serving.requests import Caller, Problem, UploadBudget, caller_of, received_body
 
 _Drawn = TypeVar("_Drawn")
@@ -107,7 +111,7 @@ class Service:
                 shutil.copyfile(training.model, received)
             except OSError as error:
                 raise FlawsmithError(f"{training.model}: cannot be copied ({error.strerror})") from None
-            sha256 = sha256_of(received)
+            sha256 = content_hash(received)
             line.add_version(received, sha256, who=training.asked.who)
         return sha256
 
@@ -116,13 +120,12 @@ class Service:
         self.events.recorded(record, has_image=self.site.pictures.has(record.image_sha256))
 
     def _happened(self, kind: str, content: Mapping[str, Any]) -> None:
+        if kind == "dropped":
+            self.metrics.dropped(content["line"], content["reason"])
+            return
         if kind == "output":
             self.metrics.output_failed(content["line"], content["output"])
-            self.events.tell(kind, content)
-        elif kind == "dropped":
-            self.metrics.dropped(content["line"], content["reason"])
-        else:
-            self.events.tell(kind, content)
+        self.events.tell(kind, content)
 
     def line(self, name: str) -> Line:
         """A line by its name.
@@ -168,17 +171,53 @@ class Service:
             raise Problem(410, "the image was not kept, or not for so long")
         return content
 
-    def scaled(self, line: str, content: bytes, width: int) -> Response:
-        """An image of a line as a JPEG of at most some width, and in Image-Size its own; for `drawn`.
+    async def shown(
+        self, line: str, content: bytes, width: int | None, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """An image file of a line as it came, or as a JPEG of at most some width, with its own in Image-Size.
 
         Raises:
             FlawsmithError: it cannot be read.
         """
-        model = self.line(line).model
-        value_range = None if model is None else model.bundle.spec.geometry.value_range
-        jpeg, size = scaled_jpeg(content, width, max_pixels=self.settings.max_pixels, value_range=value_range)
-        headers = {"Cache-Control": "private, max-age=3600", "Image-Size": f"{size[0]}x{size[1]}"}
-        return Response(jpeg, media_type="image/jpeg", headers=headers)
+        if width is None:
+            return Response(content, media_type=image_kind(content)[0], headers=dict(headers or {}))
+
+        def scaled() -> Response:
+            model = self.line(line).model
+            value_range = None if model is None else model.bundle.spec.geometry.value_range
+            picture = Image.fromarray(as_8_bit(decode(content, max_pixels=self.settings.max_pixels), value_range))
+            size = f"{picture.width}x{picture.height}"
+            if picture.width > width:
+                height = max(1, round(picture.height * width / picture.width))
+                picture = picture.resize((width, height), Image.Resampling.BOX)
+            stream = io.BytesIO()
+            picture.save(stream, "JPEG", quality=88)
+            sent = {"Cache-Control": "private, max-age=3600", "Image-Size": size}
+            return Response(stream.getvalue(), media_type="image/jpeg", headers=sent)
+
+        return await self.drawn(scaled)
+
+    def camera(self, line: str) -> Capture:
+        """The camera of a line.
+
+        Raises:
+            Problem: it has none.
+        """
+        camera = self.line(line).camera
+        if camera is None:
+            raise Problem(404, "the line has no camera: send it images, or name a camera in the settings")
+        return camera
+
+    def take_picture(self, line: str) -> bytes:
+        """A picture that the camera of a line takes now, and that nobody judges; for a thread.
+
+        Raises:
+            Problem: the line has no camera, or it fails.
+        """
+        try:
+            return self.camera(line).take()
+        except CameraError as error:
+            raise Problem(503, str(error)) from None
 
     def vector(self, record: Record) -> NDArray[np.float32] | None:
         """What a record's image looks like, near for images that look alike; None: it was not kept, or is none."""
@@ -347,11 +386,13 @@ PROBLEMS: dict[int | str, dict[str, Any]] = {
     "4XX": {"description": "Refused", "content": {"application/problem+json": {}}},
     "5XX": {"description": "Not judged", "content": {"application/problem+json": {}}},
 }
+_FILE = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
+FILE_BODY = {"requestBody": {"required": True, "content": _FILE}}
 IMAGE_BODY = {
     "requestBody": {
         "required": True,
         "content": {
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            **_FILE,
             "multipart/form-data": {
                 "schema": {
                     "type": "object",
@@ -366,6 +407,30 @@ IMAGE_BODY = {
         },
     }
 }
+
+
+_KINDS = {
+    b"\x89PNG": ("image/png", ".png"),
+    b"\xff\xd8\xff": ("image/jpeg", ".jpg"),
+    b"BM": ("image/bmp", ".bmp"),
+    b"GIF8": ("image/gif", ".gif"),
+    b"II*\x00": ("image/tiff", ".tif"),
+    b"MM\x00*": ("image/tiff", ".tif"),
+}
+Reason = Annotated[str, Field(min_length=3, max_length=1000, description="stands in the audit")]
+Width = Annotated[int | None, Query(ge=16, le=8192, description="as a JPEG of at most so many pixels")]
+
+
+class Order(BaseModel):
+    """What somebody asks for; members that there are not are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+def image_kind(content: bytes) -> tuple[str, str]:
+    """Media type and suffix of an image file, by how it begins."""
+    unknown = ("application/octet-stream", ".png")
+    return next((kind for start, kind in _KINDS.items() if content.startswith(start)), unknown)
 
 
 class AuditFacts(BaseModel):

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
-import mimetypes
 import secrets
 from collections.abc import Callable
-from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from starlette.concurrency import run_in_threadpool
-from starlette.requests import ClientDisconnect
 
 from flawsmith.data.doctor import Finding
-from flawsmith.line.cameras import CameraError
 from flawsmith.line.capture import State
 from flawsmith.line.looks import Look
 from flawsmith.line.record import now
@@ -37,15 +32,15 @@ from flawsmith.line.workspace import Import, ImportingError, Workspace
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import expanded, printable, without_controls
-from flawsmith.serving.requests import Problem, received_body
-from flawsmith.serving.service import Engineer, InService, LineName, Service, allowed
+from flawsmith.serving.requests import Problem, received_body, store_body
+from flawsmith.serving.service import FILE_BODY, Engineer, InService, LineName, Service, Width, allowed, image_kind
+from flawsmith.serving.service import Order as Asked
 
 LARGEST_ARCHIVE = 2**32
 AUDIT_SHARE = 0.01
 """Of passes and rejects of a line that is made here: without an audit nobody knows how many flaws pass."""
-_PIECE_SECONDS = 30.0
-_SUFFIXES = {b"\xff\xd8\xff": ".jpg", b"BM": ".bmp", b"II*\x00": ".tif", b"MM\x00*": ".tif"}
-"""Of pictures of a camera, by how they begin."""
+_ARCHIVE_SECONDS = 2 * 3600.0
+"""For an archive to arrive whole."""
 _REPORT_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data:; font-src data:; "
     "frame-ancestors 'self'; sandbox allow-scripts"
@@ -67,10 +62,8 @@ InStudio = Annotated[Workspace, Depends(_workspace)]
 studio_v1 = APIRouter(prefix="/v1", dependencies=[allowed("operator")])
 
 
-class NewLine(BaseModel):
+class NewLine(Asked):
     """A line to be made."""
-
-    model_config = ConfigDict(extra="forbid")
 
     line: str = Field(min_length=1, max_length=63, description="letters, digits, - and _")
 
@@ -98,12 +91,16 @@ class ImagePage(BaseModel):
 class RemarkFacts(BaseModel):
     """What stands out in a group."""
 
+    model_config = ConfigDict(from_attributes=True)
+
     words: str
     images: list[str]
 
 
 class GroupFacts(BaseModel):
     """Images that belong together."""
+
+    model_config = ConfigDict(from_attributes=True)
 
     name: str
     counts: dict[Role, int]
@@ -140,10 +137,8 @@ class ImportFacts(BaseModel):
         return cls(**{**vars(job), "source": printable(job.source), "refused": list(job.refused)})
 
 
-class Drawing(BaseModel):
+class Drawing(Asked):
     """Where to look, in pixels of the image that it was drawn on."""
-
-    model_config = ConfigDict(extra="forbid")
 
     width: int = Field(ge=1, le=10**6)
     height: int = Field(ge=1, le=10**6)
@@ -173,29 +168,23 @@ class TeachFacts(BaseModel):
     folder: str = Field(description="where the images lie on the server")
 
 
-class TeachChange(BaseModel):
+class TeachChange(Asked):
     """Settings to change; those that are left out stay."""
-
-    model_config = ConfigDict(extra="forbid")
 
     grouping: str | None = Field(default=None, max_length=200)
     scale: float | Literal["unknown"] | None = Field(default=None)
     region: Drawing | Literal["everywhere"] | None = None
 
 
-class RoleOrder(BaseModel):
+class RoleOrder(Asked):
     """A role for images."""
-
-    model_config = ConfigDict(extra="forbid")
 
     images: list[Sha256] = Field(min_length=1, max_length=900)
     role: Role
 
 
-class Confirmation(BaseModel):
+class Confirmation(Asked):
     """Odd images that a person calls good."""
-
-    model_config = ConfigDict(extra="forbid")
 
     images: list[Sha256] = Field(min_length=1, max_length=900)
 
@@ -206,10 +195,8 @@ class Moved(BaseModel):
     moved: list[str]
 
 
-class FolderOrder(BaseModel):
+class FolderOrder(Asked):
     """A folder of the server's machine."""
-
-    model_config = ConfigDict(extra="forbid")
 
     path: str = Field(min_length=1, max_length=1000)
     role: Role = "learn"
@@ -253,10 +240,8 @@ class TrainingFacts(BaseModel):
     live: bool = Field(description="whether the line judges by it")
 
 
-class UseOrder(BaseModel):
+class UseOrder(Asked):
     """Why a model is to be used."""
-
-    model_config = ConfigDict(extra="forbid")
 
     reason: str = Field(default="trained in the studio", min_length=3, max_length=1000, description="for the audit")
 
@@ -343,14 +328,7 @@ def teach_facts(line: LineName, teaching: InTeaching, service: InService, worksp
         counts={role: sum(image.role == role for image in images.values()) for role in ROLES},
         grouping=settings.grouping,
         grouped_by=groups.by,
-        groups=[
-            GroupFacts(
-                name=group.name,
-                counts=dict(group.counts),
-                remarks=[RemarkFacts(words=remark.words, images=list(remark.images)) for remark in group.remarks],
-            )
-            for group in teaching.group_table(groups)
-        ],
+        groups=[GroupFacts.model_validate(group) for group in teaching.group_table(groups)],
         advice=teaching.advice(),
         oddest=[_image_facts(teaching, image, dict(groups.of), odd) for image in oddest],
         findings=[
@@ -392,15 +370,7 @@ def _tell(service: Service, line: str) -> None:
     service.events.tell("teach", {"line": line})
 
 
-_IMAGE = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}},
-    }
-}
-
-
-@studio_v1.post("/lines/{line}/teach/images", status_code=201, openapi_extra=_IMAGE)
+@studio_v1.post("/lines/{line}/teach/images", status_code=201, openapi_extra=FILE_BODY)
 async def add_image(
     line: LineName,
     request: Request,
@@ -444,7 +414,7 @@ def _addition_facts(addition: Addition) -> AdditionFacts:
     return AdditionFacts(name=addition.name, outcome=addition.outcome, id=addition.sha256, role=addition.role)
 
 
-@studio_v1.post("/lines/{line}/teach/archives", status_code=202, openapi_extra=_IMAGE)
+@studio_v1.post("/lines/{line}/teach/archives", status_code=202, openapi_extra=FILE_BODY)
 async def add_archive(
     line: LineName,
     request: Request,
@@ -459,49 +429,26 @@ async def add_archive(
     if workspace.is_importing(line):  # before gigabytes are sent
         raise Problem(409, "images are being added: wait until they are in", {"Connection": "close"})
     path = workspace.folder / "incoming" / f"{secrets.token_hex(12)}.zip"
+    on_end = _noted(service, line, caller.name, workspace, name)
     try:
-        await _stored(request, path, workspace)
-        job = await run_in_threadpool(
-            lambda: workspace.import_archive(
-                line, path, role=role, on_end=_noted(service, line, caller.name, workspace)
-            )
+        await store_body(
+            request,
+            path,
+            kind="archive",
+            most=LARGEST_ARCHIVE,
+            advice="send several",
+            seconds=_ARCHIVE_SECONDS,
+            has_room=workspace.has_room,
         )
+        job = await run_in_threadpool(lambda: workspace.import_archive(line, path, role=role, on_end=on_end))
     except ImportingError as error:
         raise Problem(409, str(error)) from None
-    job.source = name
-    _tell(service, line)
-    return ImportFacts.of(job)
-
-
-async def _stored(request: Request, path: FilePath, workspace: Workspace) -> None:
-    """Write a request's body into a file, piece by piece.
-
-    Raises:
-        Problem: it is too large or too slow, ends early, or there is no room.
-    """
-    length, pieces = 0, request.stream()
-    try:
-        with path.open("wb") as file:
-            while True:
-                try:
-                    piece = await asyncio.wait_for(anext(pieces), _PIECE_SECONDS)
-                except StopAsyncIteration:
-                    break
-                length += len(piece)
-                if length > LARGEST_ARCHIVE:
-                    raise Problem(413, "the archive has more than 4 GB: send several", {"Connection": "close"})
-                if length % 2**24 < len(piece) and not workspace.has_room():
-                    raise Problem(503, "the disk is full: free some space", {"Connection": "close"})
-                await run_in_threadpool(file.write, piece)
-    except asyncio.TimeoutError:
-        path.unlink(missing_ok=True)
-        raise Problem(408, "the archive did not arrive in time", {"Connection": "close"}) from None
-    except ClientDisconnect:
-        path.unlink(missing_ok=True)
-        raise Problem(400, "the request ended early") from None
     except BaseException:
         path.unlink(missing_ok=True)
         raise
+    job.source = name
+    _tell(service, line)
+    return ImportFacts.of(job)
 
 
 @studio_v1.post("/lines/{line}/teach/camera", status_code=201)
@@ -514,19 +461,12 @@ async def add_picture(
     role: Role = "learn",
 ) -> AdditionFacts:
     """Take a picture with the line's camera and add it; it is not judged, and has no record."""
-    camera = service.line(line).camera
-    if camera is None:
-        raise Problem(404, "the line has no camera: name one in the settings")
 
     def added() -> AdditionFacts:
-        try:
-            content = camera.take()
-        except CameraError as error:
-            raise Problem(503, str(error)) from None
+        content = service.take_picture(line)
         if not workspace.has_room(len(content)):
             raise Problem(503, "the disk is full: free some space")
-        suffix = next((kind for start, kind in _SUFFIXES.items() if content.startswith(start)), ".png")
-        name = f"{now()[:19].replace(':', '-')}-{hashlib.sha256(content).hexdigest()[:6]}{suffix}"
+        name = f"{now()[:19].replace(':', '-')}-{hashlib.sha256(content).hexdigest()[:6]}{image_kind(content)[1]}"
         with workspace.incoming() as path:
             path.write_bytes(content)
             return _addition_facts(teaching.add(path, name=name, role=role))
@@ -544,17 +484,18 @@ def add_folder(
     folder = expanded(order.path)
     if not folder.is_absolute():
         raise Problem(422, "give the whole path of a folder on the machine of the studio")
-    job = workspace.import_folder(line, folder, role=order.role, on_end=_noted(service, line, caller.name, workspace))
+    on_end = _noted(service, line, caller.name, workspace, folder.name)
+    job = workspace.import_folder(line, folder, role=order.role, on_end=on_end)
     _tell(service, line)
     return ImportFacts.of(job)
 
 
-def _noted(service: Service, line: str, who: str, workspace: Workspace) -> Callable[[], object]:
-    """Notes in the audit what came of an import."""
+def _noted(service: Service, line: str, who: str, workspace: Workspace, source: str) -> Callable[[], object]:
+    """Notes in the audit what came of an import, which may be over before it is told where it comes from."""
 
     def note() -> None:
         job = workspace.imports[line]
-        facts = {"from": printable(job.source), "added": job.added, "known": job.known, "refused": job.refused_count}
+        facts = {"from": printable(source), "added": job.added, "known": job.known, "refused": job.refused_count}
         service.site.store.note("teach", who=who, line=line, facts=facts)
         _tell(service, line)
 
@@ -597,27 +538,14 @@ def images(
 
 @studio_v1.get("/lines/{line}/teach/images/{image}", response_class=Response)
 async def taught_image(
-    line: LineName,
-    image: ImageName,
-    teaching: InTeaching,
-    service: InService,
-    width: Annotated[int | None, Query(ge=16, le=8192, description="as a JPEG of at most so many pixels")] = None,
+    line: LineName, image: ImageName, teaching: InTeaching, service: InService, width: Width = None
 ) -> Response:
     """An image as it was given, or scaled, as every browser shows it."""
-
-    def read() -> tuple[TaughtImage, bytes]:
-        taught = teaching.image(image)
-        return taught, taught.path.read_bytes()
-
     try:
-        taught, content = await run_in_threadpool(read)
+        content = await run_in_threadpool(lambda: teaching.image(image).path.read_bytes())
     except (FlawsmithError, OSError):
         raise Problem(404, "there is no such image") from None
-    if width is not None:
-        return await service.drawn(lambda: service.scaled(line, content, width))
-    kind = mimetypes.guess_type(f"x{taught.path.suffix.lower()}")[0] or "application/octet-stream"
-    kind = kind if kind.startswith("image/") and kind != "image/svg+xml" else "application/octet-stream"
-    return Response(content, media_type=kind, headers={"Cache-Control": "private, max-age=86400"})
+    return await service.shown(line, content, width, {"Cache-Control": "private, max-age=86400"})
 
 
 @studio_v1.get("/lines/{line}/teach/images/{image}/thumbnail", response_class=Response)

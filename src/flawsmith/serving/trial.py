@@ -1,22 +1,62 @@
-"""Images that somebody tries: judged as parts are, without a record, and stored only if they are kept."""
+"""Images that somebody tries: judged as parts are, without a record, and stored if they are kept; maps for pages."""
 
 from __future__ import annotations
 
+import base64
 import hashlib
 from typing import Annotated
 
+import numpy as np
 from fastapi import APIRouter, Query, Request, Response
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
 
 from flawsmith.line.record import MOST_REGIONS, Label, LabelRole
 from flawsmith.runtime.decision import Verdict
 from flawsmith.runtime.inspector import Inspection
 from flawsmith.runtime.regions import Region
-from flawsmith.serving.pictures import HeatMap
 from flawsmith.serving.requests import Problem, image_and_fields
-from flawsmith.serving.service import IMAGE_BODY, PROBLEMS, Anyone, InService, LineName, Number, allowed
+from flawsmith.serving.service import IMAGE_BODY, PROBLEMS, Anyone, InService, LineName, Number, Width, allowed
 
 trial = APIRouter(prefix="/v1", dependencies=[allowed("operator")], responses=PROBLEMS)
+
+MOST_CELLS = 384
+"""Cells of a map's longer side: networks see no more."""
+_LEVELS = 65535
+
+
+class HeatMap(BaseModel):
+    """An anomaly map over an image, in cells that each hold the largest value of their pixels."""
+
+    width: int = Field(description="in cells")
+    height: int
+    cell: int = Field(description="pixels of a cell's side; the last column and row may be cut off by the image's edge")
+    low: float = Field(description="value of level 0")
+    high: float = Field(description="value of level 65535")
+    levels: str = Field(description="row by row, 16 bits each, the least significant byte first, base64")
+
+    @classmethod
+    def of(cls, anomaly_map: NDArray[np.float32]) -> HeatMap:
+        """A map in cells.
+
+        Args:
+            anomaly_map: (height, width) in pixels of the image.
+
+        Example:
+            >>> small = HeatMap.of(np.eye(1000, dtype=np.float32))
+            >>> small.width, small.cell, small.high
+            (334, 3, 1.0)
+        """
+        cell = max(1, -(-max(anomaly_map.shape) // MOST_CELLS))
+        rows, columns = (-(-side // cell) for side in anomaly_map.shape)
+        padding = (rows * cell - anomaly_map.shape[0], columns * cell - anomaly_map.shape[1])
+        whole = np.pad(anomaly_map, ((0, padding[0]), (0, padding[1])), mode="edge")
+        cells = whole.reshape(rows, cell, columns, cell).max(axis=(1, 3)).astype(np.float64)
+        low, high = float(cells.min()), float(cells.max())
+        levels = np.round((cells - low) / (high - low or 1.0) * _LEVELS).astype("<u2")
+        text = base64.b64encode(levels.tobytes()).decode("ascii")
+        return cls(width=columns, height=rows, cell=cell, low=low, high=high, levels=text)
 
 
 class Trial(BaseModel):
@@ -93,23 +133,16 @@ async def try_image(
 
 
 @trial.get("/lines/{line}/picked/{number}/image", response_class=Response)
-async def picked_image(
-    line: LineName,
-    number: Number,
-    service: InService,
-    width: Annotated[int | None, Query(ge=16, le=8192, description="as a JPEG of at most so many pixels")] = None,
-) -> Response:
+async def picked_image(line: LineName, number: Number, service: InService, width: Width = None) -> Response:
     """An image that somebody tried and kept, by the number of the audit's entry."""
 
-    def read() -> Response:
+    def read() -> bytes:
         entries = service.site.store.entries(line=service.line(line).name, kind="picked", before=number + 1, count=1)
         if not entries or entries[0].id != number:
             raise Problem(404, f"line {line} has no picked image {number}")
         content = service.site.pictures.read(entries[0].facts["image_sha256"])
         if content is None:
             raise Problem(410, "the image was removed")
-        if width is not None:
-            return service.scaled(line, content, width)
-        return Response(content, media_type="application/octet-stream")
+        return content
 
-    return await service.drawn(read)
+    return await service.shown(line, await run_in_threadpool(read), width)

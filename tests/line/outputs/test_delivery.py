@@ -17,6 +17,7 @@ import pytest
 from tests.conftest import PROJECT
 from tests.line.outputs.conftest import SECONDS, SECRET, Receiver, judge, until
 
+from flawsmith.line import outputs
 from flawsmith.line.outputs import delivery
 from flawsmith.line.outputs.delivery import Cursors
 from flawsmith.line.outputs.webhook import WebhookSink
@@ -262,9 +263,7 @@ def test_full_disk_does_not_stop_deliveries(
 def test_end_waits_for_no_receiver_for_long(
     new_site: NewSite, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from flawsmith.line.outputs import line
-
-    monkeypatch.setattr(line, "END_SECONDS", 0.1)
+    monkeypatch.setattr(outputs, "END_SECONDS", 0.1)
     go = threading.Event()
     receiver.answer = lambda _: 200 if go.wait(SECONDS) else 500
     site = new_site(outputs=[receiver.webhook()])

@@ -17,8 +17,8 @@ from tests.line.outputs.conftest import judge, until
 from flawsmith.line.outputs import files
 from flawsmith.line.outputs.delivery import DeliveryError, Letter
 from flawsmith.line.outputs.files import COLUMNS, FileSink
-from flawsmith.line.outputs.settings import FileOutput
 from flawsmith.line.record import Record, Trigger
+from flawsmith.line.settings import FileOutput
 from flawsmith.line.station import Site
 
 NewSite = Callable[..., Site]

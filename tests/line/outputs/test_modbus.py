@@ -20,6 +20,7 @@ from tests.conftest import PROJECT
 from tests.line.outputs.conftest import SECONDS, judge, picture, until
 
 from flawsmith.cli.main import main
+from flawsmith.line.outputs import Outputs
 from flawsmith.line.outputs.delivery import Offline
 from flawsmith.line.outputs.handshake import (
     CONTROL,
@@ -33,7 +34,6 @@ from flawsmith.line.outputs.handshake import (
     part_registers,
     values_of,
 )
-from flawsmith.line.outputs.line import Outputs
 from flawsmith.line.outputs.modbus import SimulatedPlc
 from flawsmith.line.queue import NoModelError, NotRecordedError, PartConflictError, QueueFullError
 from flawsmith.line.record import Record, Trigger

@@ -7,7 +7,6 @@ again, with the same id: the record's hash in the chain of the store.
 
 from __future__ import annotations
 
-import json
 import logging
 import random
 import socket
@@ -23,8 +22,8 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from pydantic import BaseModel, Field
 
-from flawsmith.line.outputs.settings import DeliveredOutput, ServedOutput
 from flawsmith.line.record import Record, now
+from flawsmith.line.settings import DeliveredOutput, OutputBase, ServedOutput
 from flawsmith.line.store import Store
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -75,8 +74,7 @@ class Letter(NamedTuple):
 
     def message(self) -> dict[str, Any]:
         """What is sent, ready for JSON."""
-        facts = json.loads(self.record.model_dump_json())
-        return {"schema": SCHEMA, "delivery": self.delivery, **facts}
+        return {"schema": SCHEMA, "delivery": self.delivery, **self.record.model_dump(mode="json")}
 
 
 class Sink(Protocol):
@@ -143,6 +141,72 @@ class OutputFacts(BaseModel):
     last_error: str | None = None
     last_error_at: str | None = Field(default=None, description="UTC")
     last_delivered_at: str | None = Field(default=None, description="UTC, since the start")
+
+
+class Health:
+    """How an output has fared since the start.
+
+    Args:
+        line: its line's name.
+        settings: of the output.
+        on_failure: told of each failure.
+    """
+
+    def __init__(self, line: str, settings: OutputBase, on_failure: Callable[[], object]) -> None:
+        self._line, self._settings, self._on_failure = line, settings, on_failure
+        self._failures = self.failures_in_a_row = 0
+        self._failing_since: str | None = None
+        self.last_error: str | None = None
+        self._last_error_at: str | None = None
+        self._last_delivered_at: str | None = None
+
+    def note(self, error: str) -> None:
+        """Something went wrong, and the output works all the same."""
+        self._failures += 1
+        self.last_error, self._last_error_at = error, now()
+        with suppress(Exception):
+            self._on_failure()
+
+    def failed(self, error: str, *, defect: Exception | None = None) -> None:
+        """It does not work; said once until it works again. A defect of ours is logged with its traceback."""
+        self.failures_in_a_row += 1
+        if self.failures_in_a_row == 1:
+            self._failing_since = now()
+            log.warning("output %s of line %s fails: %s", self._settings.label, self._line, error, exc_info=defect)
+        self.note(error)
+
+    def delivered(self) -> None:
+        """A record was delivered."""
+        self._last_delivered_at = now()
+        self.works()
+
+    def works(self) -> None:
+        """Nothing is wrong now."""
+        if self.failures_in_a_row:
+            log.warning("output %s of line %s works again", self._settings.label, self._line)
+        self.failures_in_a_row, self._failing_since = 0, None
+
+    def facts(self, *, target: str, behind: int, delivered: int, skipped: int, is_over: bool) -> OutputFacts:
+        """What there is to say of the output."""
+        state: Literal["waiting", "delivering", "failing", "stopped"] = "delivering" if behind else "waiting"
+        if is_over:
+            state = "stopped"
+        elif self.failures_in_a_row:
+            state = "failing"
+        return OutputFacts(
+            output=self._settings.label,
+            kind=self._settings.kind,
+            target=target,
+            state=state,
+            behind=behind,
+            delivered=delivered,
+            skipped=skipped,
+            failures=self._failures,
+            failing_since=self._failing_since,
+            last_error=self.last_error,
+            last_error_at=self._last_error_at,
+            last_delivered_at=self._last_delivered_at,
+        )
 
 
 @dataclass
@@ -258,7 +322,7 @@ class Pump:
         on_failure: Callable[[], object],
     ) -> None:
         self._line, self._settings, self._sink, self._store, self._cursors = line, settings, sink, store, cursors
-        self._state, self._on_failure = state, on_failure
+        self._state, self._health = state, Health(line, settings, on_failure)
         newest = store.number_from_end(line, 0)
         progress = cursors.get(line, settings.label)
         if progress is None or progress.position > newest:
@@ -268,11 +332,6 @@ class Pump:
             cursors.set(line, settings.label, progress)
         self._progress = progress
         self._wake, self._ending, self._is_abandoned, self._is_over = threading.Event(), threading.Event(), False, False
-        self._failures = self._failures_in_a_row = 0
-        self._failing_since: str | None = None
-        self._last_error: str | None = None
-        self._last_error_at: str | None = None
-        self._last_delivered_at: str | None = None
         self._next_look = 0.0
         self._thread = threading.Thread(target=self._run, name=f"{line}-{settings.label}", daemon=True)
         self._thread.start()
@@ -293,25 +352,12 @@ class Pump:
 
     def facts(self) -> OutputFacts:
         """How the output is doing."""
-        behind = self._store.count_after(self._line, self._progress.position)
-        state: Literal["waiting", "delivering", "failing", "stopped"] = "delivering" if behind else "waiting"
-        if self._is_over:
-            state = "stopped"
-        elif self._failures_in_a_row:
-            state = "failing"
-        return OutputFacts(
-            output=self._settings.label,
-            kind=self._settings.kind,
+        return self._health.facts(
             target=self._sink.target,
-            state=state,
-            behind=behind,
+            behind=self._store.count_after(self._line, self._progress.position),
             delivered=self._progress.delivered,
             skipped=self._progress.skipped,
-            failures=self._failures,
-            failing_since=self._failing_since,
-            last_error=self._last_error,
-            last_error_at=self._last_error_at,
-            last_delivered_at=self._last_delivered_at,
+            is_over=self._is_over,
         )
 
     def _run(self) -> None:
@@ -319,14 +365,14 @@ class Pump:
             is_last = self._ending.is_set()
             try:
                 self._deliver_all()
-                self._succeeded()
+                self._health.works()
             except Exception as error:  # whatever goes wrong, it is tried again
                 self._failed(error)
             if is_last:
                 self._is_over = True
-            elif self._failures_in_a_row:
+            elif self._health.failures_in_a_row:
                 # New records do not shorten this, or each of them would be an attempt.
-                self._ending.wait(_delay(self._failures_in_a_row))
+                self._ending.wait(_delay(self._health.failures_in_a_row))
                 if self._ending.is_set():
                     self._is_over = True
             else:
@@ -344,8 +390,7 @@ class Pump:
             letters = [Letter(*row) for row in rows if row[0].verdict in self._settings.verdicts]
             while letters and not self._is_abandoned:
                 count = self._sink.deliver(letters)
-                self._last_delivered_at = now()
-                self._succeeded()
+                self._health.delivered()
                 self._move_to(letters[count - 1].record.id, delivered=count)
                 letters = letters[count:]
             if not letters and rows[-1][0].id > self._progress.position:
@@ -379,24 +424,11 @@ class Pump:
         )
         self._move_to(position, skipped=skipped)
 
-    def _succeeded(self) -> None:
-        if self._failures_in_a_row:
-            log.warning("output %s of line %s works again", self._settings.label, self._line)
-        self._failures_in_a_row, self._failing_since = 0, None
-
     def _failed(self, error: Exception) -> None:
-        self._failures += 1
-        self._failures_in_a_row += 1
-        self._last_error, self._last_error_at = _reason(error), now()
         if isinstance(error, GoneError):
             self._is_over = True
-        if self._failures_in_a_row == 1:  # said once until it works again
-            self._failing_since = self._last_error_at
-            is_defect = not isinstance(error, (DeliveryError, FlawsmithError, OSError, sqlite3.Error))
-            place = (self._settings.label, self._line, self._last_error)
-            log.warning("output %s of line %s fails: %s", *place, exc_info=error if is_defect else None)
-        with suppress(Exception):
-            self._on_failure()
+        is_defect = not isinstance(error, (DeliveryError, FlawsmithError, OSError, sqlite3.Error))
+        self._health.failed(_reason(error), defect=error if is_defect else None)
 
 
 def _reason(error: Exception) -> str:

@@ -12,7 +12,7 @@ from datetime import datetime
 from pathlib import Path
 
 from flawsmith.line.outputs.delivery import DeliveryError, Letter, Offline
-from flawsmith.line.outputs.settings import FileOutput
+from flawsmith.line.settings import FileOutput
 from flawsmith.runtime.files import without_controls
 
 COLUMNS = (

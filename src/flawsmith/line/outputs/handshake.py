@@ -17,7 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from enum import IntEnum, IntFlag
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from flawsmith.line.outputs.delivery import Offline
 from flawsmith.line.queue import (
@@ -118,32 +118,13 @@ _OF_EXCEPTION = {
 }
 
 
-class Field(NamedTuple):
-    """A field of the status registers: its place after `STATUS`, and how it is packed, big end first."""
-
-    offset: int
-    format: str
-
-
-FIELDS = {
-    "status": Field(0, "H"),
-    "offline": Field(1, "H"),
-    "error": Field(2, "H"),
-    "acquisition": Field(3, "H"),
-    "heartbeat": Field(4, "H"),
-    "waiting": Field(5, "H"),
-    "version": Field(6, "H"),
-    "inspection": Field(8, "H"),
-    "verdict": Field(9, "H"),
-    "fault": Field(10, "H"),
-    "regions": Field(11, "H"),
-    "record": Field(12, "I"),
-    "score": Field(14, "f"),
-    "times_limit": Field(16, "f"),
-    "part_id": Field(20, f"{LONGEST_ID}s"),
-}
-"""What the PLC reads. Numbers of two registers have the high word first."""
-STATUS_REGISTERS = 20 + _PART_REGISTERS
+FIELDS = (
+    *("status", "offline", "error", "acquisition", "heartbeat", "waiting", "version"),
+    *("inspection", "verdict", "fault", "regions", "record", "score", "times_limit", "part_id"),
+)
+"""What the PLC reads, from `STATUS` on."""
+_LAYOUT = struct.Struct(f">7H 2x 4H I 2f 4x {LONGEST_ID}s")  # a register has 2 bytes; the high word comes first
+STATUS_REGISTERS = _LAYOUT.size // 2
 
 
 def registers_of(values: dict[str, int | float | bytes]) -> list[int]:
@@ -153,9 +134,7 @@ def registers_of(values: dict[str, int | float | bytes]) -> list[int]:
         >>> registers_of({"status": 3, "record": 65537, "score": 1.0})[:16]
         [3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 16256, 0]
     """
-    content = bytearray(2 * STATUS_REGISTERS)
-    for name, value in values.items():
-        struct.pack_into(f">{FIELDS[name].format}", content, 2 * FIELDS[name].offset, value)
+    content = _LAYOUT.pack(*(values.get(name, b"" if name == "part_id" else 0) for name in FIELDS))
     return list(struct.unpack(f">{STATUS_REGISTERS}H", content))
 
 
@@ -166,10 +145,7 @@ def values_of(registers: Sequence[int]) -> dict[str, Any]:
         >>> values_of(registers_of({"verdict": 1, "part_id": b"A-1"}))["part_id"].rstrip(b"\\0")
         b'A-1'
     """
-    content = struct.pack(f">{STATUS_REGISTERS}H", *registers)
-    return {
-        name: struct.unpack_from(f">{field.format}", content, 2 * field.offset)[0] for name, field in FIELDS.items()
-    }
+    return dict(zip(FIELDS, _LAYOUT.unpack(struct.pack(f">{STATUS_REGISTERS}H", *registers)), strict=True))
 
 
 def part_registers(part_id: str) -> list[int]:

@@ -7,7 +7,6 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Any
 
 from pymodbus.client import ModbusTcpClient
@@ -16,7 +15,7 @@ from pymodbus.exceptions import ModbusException
 from pymodbus.server import ModbusTcpServer
 from pymodbus.simulator import DataType, SimData, SimDevice
 
-from flawsmith.line.outputs.delivery import Offline, OutputFacts, check_address
+from flawsmith.line.outputs.delivery import Health, Offline, OutputFacts, check_address
 from flawsmith.line.outputs.handshake import (
     CONTROL,
     CONTROL_REGISTERS,
@@ -31,8 +30,8 @@ from flawsmith.line.outputs.handshake import (
     part_registers,
     values_of,
 )
-from flawsmith.line.outputs.settings import ModbusOutput
-from flawsmith.line.record import Record, now
+from flawsmith.line.record import Record
+from flawsmith.line.settings import ModbusOutput
 from flawsmith.runtime.errors import FlawsmithError
 
 _START_SECONDS = 10.0
@@ -47,24 +46,16 @@ class PlcServer:
 
     Args:
         settings: of the output.
-        new_handshake: makes the handshake, of the function that is to be told of faults.
-        on_failure: told of each fault.
+        handshake: that it serves.
+        health: of the output.
 
     Raises:
         FlawsmithError: it cannot listen there.
     """
 
-    def __init__(
-        self,
-        settings: ModbusOutput,
-        new_handshake: Callable[[Callable[[Fault], object]], Handshake],
-        on_failure: Callable[[], object] = lambda: None,
-    ) -> None:
-        self._settings, self._on_failure = settings, on_failure
-        self._failures, self._clients = 0, 0
-        self._last_error: str | None = None
-        self._last_error_at: str | None = None
-        self.handshake = new_handshake(self._noted)
+    def __init__(self, settings: ModbusOutput, handshake: Handshake, health: Health) -> None:
+        self._settings, self.handshake, self._health = settings, handshake, health
+        self._clients = 0
         self.port = settings.port
         self._control = [0] * CONTROL_REGISTERS
         self._is_over = False
@@ -89,24 +80,13 @@ class PlcServer:
 
     def facts(self) -> OutputFacts:
         """How the output is doing."""
-        waiting = self.handshake.waiting
-        return OutputFacts(
-            output=self._settings.label,
-            kind=self._settings.kind,
+        return self._health.facts(
             target=f"{self._settings.host}:{self.port}",
-            state="stopped" if self._is_over else "delivering" if waiting else "waiting",
-            behind=waiting,
+            behind=self.handshake.waiting,
             delivered=self.handshake.delivered,
             skipped=self.handshake.overruns,
-            failures=self._failures,
-            last_error=self._last_error,
-            last_error_at=self._last_error_at,
+            is_over=self._is_over,
         )
-
-    def _noted(self, fault: Fault) -> None:
-        self._failures += 1
-        self._last_error, self._last_error_at = fault.name.lower().replace("_", " "), now()
-        self._on_failure()
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -227,9 +207,7 @@ class SimulatedPlc:
     def __enter__(self) -> SimulatedPlc:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -16,8 +16,8 @@ from paho.mqtt.client import Client, MQTTMessageInfo
 from paho.mqtt.enums import CallbackAPIVersion, MQTTErrorCode
 
 from flawsmith.line.outputs.delivery import SCHEMA, DeliveryError, Letter, Offline
-from flawsmith.line.outputs.settings import MqttOutput
 from flawsmith.line.record import now
+from flawsmith.line.settings import MqttOutput
 
 KEEP_ALIVE_SECONDS = 15
 """Of silence, after which client or broker ask whether the other is there; after 1.5 times as much it is not."""

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from datetime import datetime, timezone
-from typing import Any, Literal
+from typing import Any
 
 from asyncua import ua
 from asyncua.common.node import Node
@@ -20,9 +19,9 @@ from asyncua.server.event_generator import EventGenerator
 from asyncua.server.server import Server
 from asyncua.ua.object_ids import ObjectIds
 
-from flawsmith.line.outputs.delivery import Offline, OutputFacts, check_address
-from flawsmith.line.outputs.settings import OpcUaOutput
-from flawsmith.line.record import Record, now
+from flawsmith.line.outputs.delivery import Health, Offline, OutputFacts, check_address
+from flawsmith.line.record import Record
+from flawsmith.line.settings import OpcUaOutput
 from flawsmith.runtime.errors import FlawsmithError
 
 NAMESPACE = "urn:flawsmith:line:1"
@@ -64,8 +63,6 @@ _READING = {
     - {ObjectIds.WriteRequest_Encoding_DefaultBinary, ObjectIds.CallRequest_Encoding_DefaultBinary}
 }
 
-log = logging.getLogger("flawsmith.line")
-
 
 class _ReadOnly(SimpleRoleRuleset):
     """Whoever a client says it is, it reads and subscribes, and no more."""
@@ -101,15 +98,11 @@ class OpcUaServer:
         on_failure: Callable[[], object] = lambda: None,
     ) -> None:
         self._settings, self._line, self._state = settings, line, state
-        self._is_simulated, self._on_failure = is_simulated, on_failure
+        self._is_simulated, self._health = is_simulated, Health(line, settings, on_failure)
         self.port = settings.port
         self._waiting: deque[Record] = deque()
         self._last: deque[str] = deque(maxlen=_LAST)
-        self._delivered = self._skipped = self._failures = self._beats = 0
-        self._failing_since: str | None = None
-        self._last_error: str | None = None
-        self._last_error_at: str | None = None
-        self._last_delivered_at: str | None = None
+        self._delivered = self._skipped = self._beats = 0
         self._is_ending = self._is_over = False
         self._listening = threading.Event()
         check_address(settings)
@@ -118,7 +111,7 @@ class OpcUaServer:
         self._thread = threading.Thread(target=self._run, name=f"{line}-{settings.label}", daemon=True)
         self._thread.start()
         if not self._listening.wait(_START_SECONDS) or self._is_over:
-            reason = f" ({self._last_error})" if self._last_error else ""
+            reason = f" ({self._health.last_error})" if self._health.last_error else ""
             raise FlawsmithError(f"output {settings.label} cannot listen at {settings.host}:{settings.port}{reason}")
 
     def recorded(self, record: Record) -> None:
@@ -138,25 +131,12 @@ class OpcUaServer:
 
     def facts(self) -> OutputFacts:
         """How the output is doing."""
-        waiting = len(self._waiting)
-        state: Literal["waiting", "delivering", "failing", "stopped"] = "delivering" if waiting else "waiting"
-        if self._is_over:
-            state = "stopped"
-        elif self._failing_since is not None:
-            state = "failing"
-        return OutputFacts(
-            output=self._settings.label,
-            kind=self._settings.kind,
+        return self._health.facts(
             target=f"opc.tcp://{self._settings.host}:{self.port}/",
-            state=state,
-            behind=waiting,
+            behind=len(self._waiting),
             delivered=self._delivered,
             skipped=self._skipped,
-            failures=self._failures,
-            failing_since=self._failing_since,
-            last_error=self._last_error,
-            last_error_at=self._last_error_at,
-            last_delivered_at=self._last_delivered_at,
+            is_over=self._is_over,
         )
 
     def _rouse(self) -> None:
@@ -228,7 +208,7 @@ class OpcUaServer:
                 self._failed(error)
             else:
                 self._delivered += 1
-                self._last_delivered_at, self._failing_since = now(), None
+                self._health.delivered()
         try:
             await self._beat(nodes)
         except Exception as error:
@@ -259,13 +239,7 @@ class OpcUaServer:
             await nodes[name].write_value(value, _STATE[name])
 
     def _failed(self, error: Exception) -> None:
-        self._failures += 1
-        self._last_error, self._last_error_at = " ".join(f"{type(error).__name__}: {error}".split())[:500], now()
-        if self._failing_since is None:  # said once until it works again
-            self._failing_since = self._last_error_at
-            log.warning("output %s of line %s fails: %s", self._settings.label, self._line, self._last_error)
-        with suppress(Exception):
-            self._on_failure()
+        self._health.failed(" ".join(f"{type(error).__name__}: {error}".split())[:500])
 
 
 def _values_of(record: Record, *, is_simulated: bool) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from urllib.parse import urlsplit
 
 from flawsmith import __version__
 from flawsmith.line.outputs.delivery import DeliveryError, GoneError, Letter, Offline
-from flawsmith.line.outputs.settings import WebhookOutput
+from flawsmith.line.settings import WebhookOutput
 
 _LONGEST_ANSWER = 64 * 1024
 

@@ -8,12 +8,12 @@ export const who = { name: facts.who, role: facts.role, isEngineer: facts.role =
 /** Address of something of a line, by default the page's. */
 export const ofLine = (path, name = line) => `/v1/lines/${encodeURIComponent(name)}${path}`;
 
-/** A refusal: `status` of HTTP (0: no answer), a `message` for people, and the members of the answer in `facts`. */
+/** A refusal: `status` of HTTP (0: no answer), a `message` for people, and whether it `passes`: the service is busy, ask again. */
 export class Refusal extends Error {
-  constructor(status, message, facts = {}) {
+  constructor(status, message, passes = false) {
     super(message);
     this.status = status;
-    this.facts = facts;
+    this.passes = passes;
   }
 }
 
@@ -33,7 +33,7 @@ async function send(method, path, body, options = {}) {
   }
   if (!response.ok) {
     const told = await response.json().catch(() => ({}));
-    throw new Refusal(response.status, told.detail ?? `refused (${response.status})`, told);
+    throw new Refusal(response.status, told.detail ?? `refused (${response.status})`, response.headers.has("Retry-After"));
   }
   if (options.as === "response") return response;
   return response.status === 204 ? null : response.json();

@@ -1,8 +1,7 @@
 // Entries of the audit in words.
 import { html } from "./vendor/lit-html.js";
-import { inSigns, of1000, several, when } from "./words.js";
+import { inSigns, promise, several, when } from "./words.js";
 
-const promise = (limit) => `${of1000(limit.rejected_of_1000 / 1000)} of 1,000 (at worst ${of1000(limit.rejected_of_1000_at_worst / 1000, { up: true })})`;
 const short = (sha256) => (sha256 ? sha256.slice(0, 8) : "none");
 
 /** Why a test of drift begins anew. */

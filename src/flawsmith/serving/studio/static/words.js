@@ -31,6 +31,10 @@ export function of1000(rate, { up = false } = {}) {
   const rounded = up ? Math.ceil(parts * 10 ** digits - 1e-9) / 10 ** digits : parts;
   return new Intl.NumberFormat("en", { maximumFractionDigits: digits }).format(rounded);
 }
+/** What limits reject of 1,000 good parts: [in the mean, 95 % sure at most]. */
+export const rates = ({ rejected_of_1000: mean, rejected_of_1000_at_worst: worst }) => [of1000(mean / 1000), of1000(worst / 1000, { up: true })];
+/** The same in words: "10 of 1,000, at worst 24". */
+export const promise = (limit) => rates(limit).join(" of 1,000, at worst ");
 /** A score with four digits that count. */
 export const score = (number) => (number === null || number === undefined ? "–" : Number(number.toPrecision(4)).toString());
 /** A multiple of the limit. */

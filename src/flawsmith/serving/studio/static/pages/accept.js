@@ -4,7 +4,7 @@ import { attempt, follow, get, line, notify, ofLine, post, Refusal, remove, who 
 import { filesOf } from "../files.js";
 import { noModel } from "../no-model.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, of1000, several, verdict, when } from "../words.js";
+import { count, promise, several, verdict, when } from "../words.js";
 
 const page = document.querySelector("#page");
 const SHOWN = 6; // latest placements
@@ -102,13 +102,14 @@ function meant({ file, folder }) {
 async function add(files) {
   const known = files.map((each) => ({ ...each, meant: meant(each) })).filter((each) => each.meant);
   if (known.length < files.length) notify(`${several(files.length - known.length, "file")} left out: put images into folders called good and bad, and drop the folder that holds both.`, { isBad: !known.length });
-  if (!known.length || upload) return;
+  const into = open();
+  if (!known.length || upload || !into) return;
   upload = { done: 0, total: known.length };
   const refused = [];
   for (const each of known) {
     draw();
     try {
-      await post(address(open(), "placements", each.meant), each.file);
+      await post(address(into, "placements", each.meant), each.file);
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       refused.push(`${each.meant.part}: ${error.message}`);
@@ -217,7 +218,7 @@ function draw() {
   if (!facts) return undefined;
   const shown = study();
   if (!facts.ready && !shown) return render(html`<div class="head"><h1>Accept</h1></div>${noModel("Parts whose state is known are placed and judged here, until the figures can be signed.")}`, page);
-  render(html`<div class="head"><h1>Accept</h1><span class="quiet">${facts.ready ? html`${facts.product} · ${facts.method} · rejects about ${of1000(facts.limit.rejected_of_1000 / 1000)} of 1,000 good parts` : nothing}</span></div>
+  render(html`<div class="head"><h1>Accept</h1><span class="quiet">${facts.ready ? html`${facts.product} · ${facts.method} · good parts rejected: about ${promise(facts.limit)}` : nothing}</span></div>
     <div class="stack">${shown && !shown.signed ? placing(shown) : nothing}${shown ? resultPanel(shown) : nothing}${open() ? nothing : html`<div class="print-hidden">${planForm()}</div>`}${earlier()}</div>${dialog()}`, page);
   return undefined;
 }

@@ -4,7 +4,7 @@ import { attempt, follow, get, line, notify, ofLine, put, Refusal, who } from ".
 import { axisOf } from "../limit-chart.js";
 import { noModel } from "../no-model.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, of1000, score, several, shape, verdict } from "../words.js";
+import { count, of1000, promise, score, several, shape, verdict } from "../words.js";
 
 const page = document.querySelector("#page");
 const RATES = [1, 2, 5, 10, 20, 50];
@@ -132,10 +132,10 @@ async function apply(event) {
   const { reject, review } = now();
   const n = data.good.length;
   const order = { max_false_rejects: reject.rank / (n + 1), review_rate: review ? review.rank / (n + 1) : "none", reason, expected: data.now.limits };
-  await set(order, "Applied: ");
+  await set(order, "Applied. ");
 }
 
-const undo = () => set({ use: data.earlier[0], reason: reason || "back to the limits before", expected: data.now.limits }, "Back: ");
+const undo = () => set({ use: data.earlier[0], reason: reason || "back to the limits before", expected: data.now.limits }, "Back. ");
 
 async function set(order, before) {
   try {
@@ -143,7 +143,7 @@ async function set(order, before) {
     chosen = null;
     reason = "";
     await load();
-    notify(`${before}${preview.after.promise}.`, before.startsWith("Applied") && data.earlier.length ? { action: ["Undo", undo] } : {});
+    notify(`${before}Good parts rejected: ${preview.after.promise}.`, before.startsWith("Applied") && data.earlier.length ? { action: ["Undo", undo] } : {});
   } catch (error) {
     if (!(error instanceof Refusal)) throw error;
     if (error.status === 409) await load();
@@ -159,6 +159,7 @@ async function load() {
   }
   const told = facts && (await attempt(() => get(ofLine("/limit/scores"))));
   if (!told) return undefined;
+  if (told.now.limits !== data?.now.limits) chosen = null; // it was a step of other images, or of limits that are no more
   data = told;
   const flawed = data.reviewed.filter((item) => item.label === "flawed").map((item) => item.deciding);
   data.axis = axisOf(data.good, [data.now.limit, data.now.review_limit ?? data.now.limit], [...data.forged, ...flawed]);
@@ -169,7 +170,7 @@ async function load() {
 function sentence({ mean, worst, reject }) {
   if (!data.held_out) return html`<strong>Unknown how many good parts are rejected</strong>: the model learned from the images behind its limit. Calibrate with others.`;
   const groups = byGroup(reject.limit);
-  return html`About <strong class="n">${of1000(mean)} of 1,000</strong> good parts will be rejected; 95 % sure: no more than <strong class="n">${of1000(worst, { up: true })}</strong>${groups && groups.groups > 1 ? " of a group that the limit does not know" : nothing}.
+  return html`About <strong class="n">${of1000(mean)} of 1,000</strong> good parts will be rejected; 95 % sure: no more than <strong class="n">${of1000(worst, { up: true })}</strong>${groups && groups.groups > 1 ? " in a new group" : nothing}.
     <span class="quiet">Rests on ${several(data.now.good_images, data.audited ? "part of the random audit" : "good image", data.audited ? "parts of the random audit" : "good images")}${groups ? html` of ${several(groups.groups, "group")}${data.groups_by ? ` (${data.groups_by})` : ""}: of the best ${of1000(groups.least)}, of the worst ${of1000(groups.most)} of 1,000 lie above the limit` : nothing}.</span>`;
 }
 
@@ -198,7 +199,7 @@ function draw() {
   render(html`
     <div class="head">
       <h1>Limit</h1>
-      <span class="quiet" data-testid="limit.now">in use: ${of1000(data.now.rejected_of_1000 / 1000)} of 1,000, at worst ${of1000(data.now.rejected_of_1000_at_worst / 1000, { up: true })}</span>
+      <span class="quiet" data-testid="limit.now">in use: ${promise(data.now)}</span>
       <span class="push row">
         ${chosen ? html`<button @click=${() => { chosen = null; isBeyond = false; draw(); }} data-testid="limit.reset">Discard</button>` : nothing}
         ${data.earlier.length ? html`<button ?disabled=${!who.isEngineer} @click=${undo} data-testid="limit.undo" title="the limits ${data.earlier[0]}">Back to the limits before</button>` : nothing}

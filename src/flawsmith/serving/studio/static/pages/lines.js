@@ -1,7 +1,7 @@
 // All lines: what runs, what it rejects, what waits.
 import { attempt, follow, get, ofLine } from "../api.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, inSigns, of1000, today, when } from "../words.js";
+import { count, inSigns, of1000, rates, today, when } from "../words.js";
 
 const cards = document.querySelector("#cards");
 const search = document.querySelector("#search");
@@ -48,7 +48,7 @@ const card = (line) => {
         <div><dt>reviews waiting</dt><dd>${waiting ? html`<a href=${page(line, "review")}>${count(waiting)}</a>` : 0}</dd></div>` : nothing}
       ${drift && !drift.alarm && drift.state === "calm" ? html`<div><dt>drift</dt><dd class="model">calm</dd></div>` : nothing}
       ${line.limit ? html`
-        <div><dt>limit, of 1,000 good parts</dt><dd>${of1000(line.limit.rejected_of_1000 / 1000)} <small>at worst ${of1000(line.limit.rejected_of_1000_at_worst / 1000, { up: true })}</small></dd></div>
+        <div><dt>limit, of 1,000 good parts</dt><dd>${rates(line.limit)[0]} <small>at worst ${rates(line.limit)[1]}</small></dd></div>
         <div><dt>model</dt><dd class="model">${line.method} <small>${line.product}</small></dd></div>` : nothing}
     </dl>
     <div class="links">${line.ready

@@ -2,7 +2,7 @@
 import { attempt, follow, get, line, notify, ofLine, post, remove, who } from "../api.js";
 import { inWords } from "../audit.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, of1000, score, several, shape, times, verdict, when } from "../words.js";
+import { count, promise, rates, score, several, shape, times, verdict, when } from "../words.js";
 
 const page = document.querySelector("#page");
 const KINDS = { "limit,model,line,drift,camera,output,training,accept": "changes", "": "everything", limit: "limits", model: "models", review: "reviews", picked: "images kept", "teach,training": "teaching", "accept,placed": "acceptance" };
@@ -46,17 +46,15 @@ async function reload() {
   await first();
 }
 
-async function first() {
-  audit = [];
-  next = null;
-  await older();
-}
+const first = () => older(null);
 
-async function older() {
-  const from = next === null ? "" : `&cursor=${next}`;
-  const told = await attempt(() => get(`/v1/audit?line=${encodeURIComponent(line)}&limit=30${kind && kind.split(",").map((each) => `&kind=${each}`).join("")}${from}`));
-  if (!told) return;
-  audit.push(...told.items);
+/** Entries of the audit before a cursor, null: the latest; what was asked before the list became another one is passed over. */
+async function older(from = next) {
+  const of = kind;
+  const query = new URLSearchParams([["line", line], ["limit", 30], ...of.split(",").filter(Boolean).map((each) => ["kind", each]), ...(from === null ? [] : [["cursor", from]])]);
+  const told = await attempt(() => get(`/v1/audit?${query}`));
+  if (!told || of !== kind || (from !== null && from !== next)) return;
+  audit = [...(from === null ? [] : audit), ...told.items];
   next = told.next;
   draw();
 }
@@ -66,13 +64,15 @@ async function look(version, isNew = true) {
   if (!version?.shadow) return;
   const shadow = await attempt(() => get(ofVersion(version, `/shadow?limit=${SHOWN_FLIPS}`)));
   if (!shadow) return;
-  const images = new Set(isNew ? [] : flips.images);
-  const seen = new Set(isNew ? [] : flips.shadow.flipped.map((flip) => flip.record));
+  const before = isNew ? null : flips;
+  const images = new Set(before?.images);
+  const seen = new Set(before?.shadow.flipped.map((flip) => flip.record));
   const unknown = shadow.flipped.filter((flip) => !seen.has(flip.record));
   await Promise.all(unknown.map(async ({ record }) => {
     const told = await attempt(() => get(ofLine(`/inspections?cursor=${record + 1}&limit=1`)));
     if (told?.images.includes(record)) images.add(record);
   }));
+  if (!isNew && flips !== before) return; // closed, or another one was opened
   flips = { version, shadow, images };
   draw();
   if (isNew) page.querySelector("[data-testid='models.flips']")?.scrollIntoView({ block: "nearest" });
@@ -120,7 +120,7 @@ async function confirmed(event) {
 
 const activate = (version) => ask({
   title: `Make ${name(version)} live?`,
-  text: `Parts that are taken from then on are judged by ${name(version)}: about ${of1000(version.limit.rejected_of_1000 / 1000)} of 1,000 good parts rejected, at worst ${of1000(version.limit.rejected_of_1000_at_worst / 1000, { up: true })}.${version.shadow?.parts ? ` As a shadow it judged ${several(version.shadow.parts, "part")}, ${count(sum(version.shadow.flips))} of them differently.` : " It has not judged beside the line yet; a shadow run would show what changes."}`,
+  text: `Parts that are taken from then on are judged by ${name(version)}: good parts rejected: about ${promise(version.limit)}.${version.shadow?.parts ? ` As a shadow it judged ${several(version.shadow.parts, "part")}, ${count(sum(version.shadow.flips))} of them differently.` : " It has not judged beside the line yet; a shadow run would show what changes."}`,
   done: `${name(version)} is live.`,
   run: (reason) => post(ofVersion(version, "/activate"), { reason, expected: live()?.sha256 ?? null }),
 });
@@ -134,7 +134,7 @@ const rollBack = () => ask({
 
 const recalibrate = () => ask({
   title: "Set the limits by audited parts?",
-  text: `About ${recalibration.preview.after.promise}. They rest on ${several(recalibration.parts, "part")} of this line instead of images of the model file. Back to the limits before leads back, on the Limit page.`,
+  text: `Good parts rejected: ${recalibration.preview.after.promise}. They rest on ${several(recalibration.parts, "part")} of this line instead of images of the model file. Back to the limits before leads back, on the Limit page.`,
   done: "The limits rest on audited parts now.",
   run: (reason) => post(ofLine("/recalibration"), { reason, expected: recalibration.preview.after.limits }),
 });
@@ -170,7 +170,7 @@ function row(version) {
   return html`<tr data-testid="models.row" data-number=${version.number} data-state=${version.state}>
     <th scope="row"><strong>${name(version)}</strong><br><span class="quiet small n">${when(version.came)}</span></th>
     <td>${version.method} <span class="quiet">${version.preset}</span><br><span class="quiet small">${version.product} · ${several(version.learned_from, "image")}</span></td>
-    <td class="n-left">${of1000(version.limit.rejected_of_1000 / 1000)} <span class="quiet">(${of1000(version.limit.rejected_of_1000_at_worst / 1000, { up: true })})</span></td>
+    <td class="n-left">${rates(version.limit)[0]} <span class="quiet">(${rates(version.limit)[1]})</span></td>
     <td>${summary(version)}</td><td>${accepted(version)}</td><td>${STATES[version.state] ?? version.state}</td>
     <td><div class="row actions">
       ${version.shadow ? html`<button @click=${() => look(version)} data-testid="models.compare">Flips</button>` : nothing}
@@ -190,8 +190,6 @@ function table() {
     : html`<div class="empty"><p class="lead">The line has no model yet</p><p>Bring a model file here${document.body.dataset.first === "teach" ? html`, or <a href="/studio/lines/${line}/teach">teach the line</a>` : ""}.</p></div>`}</section>`;
 }
 
-const promise = (limit) => html`${of1000(limit.rejected_of_1000 / 1000)} <span class="quiet">(at worst ${of1000(limit.rejected_of_1000_at_worst / 1000, { up: true })})</span>`;
-
 function others() {
   const { flawed, unclear, kept, later } = recalibration;
   return [
@@ -210,7 +208,7 @@ function recalibrationPanel() {
       ${preview && !isInUse ? html`<button class="push" aria-expanded=${isPreviewed} @click=${() => { isPreviewed = !isPreviewed; draw(); }} data-testid="recal.preview">${isPreviewed ? "Hide" : "Preview"}</button>` : nothing}</div>
     ${isPreviewed && preview && !isInUse ? html`
       <div class="scroll" data-testid="recal.before_after"><table class="figures"><thead><tr><td></td><th scope="col">in use</th><th scope="col">from audited parts</th></tr></thead><tbody>
-        <tr><th scope="row">good parts rejected, of 1,000</th><td>${promise(preview.before)}</td><td>${promise(preview.after)}</td></tr>
+        <tr><th scope="row">good parts rejected, of 1,000</th><td>${rates(preview.before)[0]} <span class="quiet">(at worst ${rates(preview.before)[1]})</span></td><td>${rates(preview.after)[0]} <span class="quiet">(at worst ${rates(preview.after)[1]})</span></td></tr>
         <tr><th scope="row">limit</th><td class="n-left">${score(preview.before.limit)}</td><td class="n-left">${score(preview.after.limit)}</td></tr>
         <tr><th scope="row">good images behind it</th><td>${count(preview.before.good_images)}</td><td>${count(preview.after.good_images)}</td></tr>
         ${flaws ? html`<tr><th scope="row">known flaws rejected</th><td>${caught[0]} of ${flaws}</td><td>${caught[1]} of ${flaws}</td></tr>` : nothing}
@@ -257,7 +255,7 @@ function draw() {
       <div class="scroll" tabindex="0" role="region" aria-label="Audit"><table><thead><tr><th scope="col">when</th><th scope="col">who</th><th scope="col">what</th></tr></thead>
       <tbody>${audit.map((entry) => html`<tr><td class="when">${when(entry.at)}</td><td>${entry.who}</td><td>${inWords(entry)}</td></tr>`)}</tbody></table></div>
       ${audit.length ? nothing : html`<p class="quiet">Nothing yet.</p>`}
-      ${next === null ? nothing : html`<button @click=${older} data-testid="models.older">Older</button>`}
+      ${next === null ? nothing : html`<button @click=${() => older()} data-testid="models.older">Older</button>`}
       <p class="quiet small">Entries are never changed or removed; <code>flawsmith audit verify</code> checks that.</p></section></div>${dialog()}`, page);
 }
 

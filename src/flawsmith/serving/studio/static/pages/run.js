@@ -6,7 +6,7 @@ import { heatOf, imageOf, placeOf } from "../part.js";
 import "../rate-chart.js";
 import { noModel } from "../no-model.js";
 import { html, nothing, render } from "../vendor/lit-html.js";
-import { count, inSigns, of1000, OUTCOMES, score, several, shape, times, when } from "../words.js";
+import { count, inSigns, OUTCOMES, promise, score, several, shape, times, when } from "../words.js";
 
 const page = document.querySelector("#page");
 const STRIP = 24;
@@ -314,7 +314,7 @@ function draw() {
     ${alarm()}
     ${pauseBar()}
     <div class="head"><h1>Run</h1>
-      <span class="quiet" data-testid="run.product">${facts?.ready ? html`${facts.product} · ${facts.method} · rejects about <strong class="n">${of1000(facts.limit.rejected_of_1000 / 1000)}</strong> of 1,000 good parts, at worst ${of1000(facts.limit.rejected_of_1000_at_worst / 1000, { up: true })}` : nothing}</span>
+      <span class="quiet" data-testid="run.product">${facts?.ready ? html`${facts.product} · ${facts.method} · good parts rejected: about <span class="n">${promise(facts.limit)}</span>` : nothing}</span>
       <span class="push row">${pinned === null ? nothing : html`<button class="primary" @click=${() => pin(null)} data-testid="run.live">Back to the latest</button>`}
       ${camera && camera.state !== "ended" ? html`<button class=${isPaused() ? "primary" : ""} @click=${ask} data-testid="run.pause">${isPaused() ? "Resume" : "Pause"}</button>` : nothing}</span></div>
     <div class="run">

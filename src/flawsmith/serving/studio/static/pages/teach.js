@@ -8,6 +8,7 @@ import { count, several } from "../words.js";
 const page = document.querySelector("#page");
 const UPLOADS = 3; // at a time
 const SHOWN = 60;
+const MOST_LISTED = 500; // images at a time
 const MOST_NAMED = 100; // images of a finding or a remark that are shown
 const ROLES = { learn: "learn", calibrate: "calibrate", flawed: "flawed", "left-out": "left out", "not-good": "not good" };
 const SORTS = { oddest: "oddest first", name: "by name", newest: "newest first" };
@@ -20,6 +21,7 @@ let upload = null; // {done, total, added, known, flawed, refused: [...]}
 let isOver = false;
 let isTaking = false;
 let looked = null; // the image in the dialog
+let listing = 0; // of the latest question for images
 
 const thumbnail = (id) => ofLine(`/teach/images/${id}/thumbnail`);
 const scaled = (id, width) => ofLine(`/teach/images/${id}?width=${width}`); // whatever the file is, a browser shows it
@@ -33,13 +35,15 @@ async function load() {
 }
 
 async function list(more = false) {
-  const query = new URLSearchParams({ sort: filter.sort, limit: filter.only ? MOST_NAMED : SHOWN, cursor: more ? shown.next : 0 });
+  const asked = ++listing;
+  const limit = filter.only ? MOST_NAMED : more ? SHOWN : Math.min(MOST_LISTED, Math.max(SHOWN, shown.items.length)); // what was unfolded stays
+  const query = new URLSearchParams({ sort: filter.sort, limit, cursor: more ? shown.next : 0 });
   const roles = filter.only ? [] : filter.role === "good" ? ["learn", "calibrate"] : filter.role === "all" ? [] : [filter.role];
   roles.forEach((role) => query.append("role", role));
   filter.only?.ids.slice(0, MOST_NAMED).forEach((id) => query.append("image", id));
   if (filter.group !== null && !filter.only) query.set("group", filter.group);
   const told = await attempt(() => get(ofLine(`/teach/images?${query}`)));
-  if (!told) return;
+  if (!told || asked !== listing) return;
   shown = { ...told, items: more ? [...shown.items, ...told.items] : told.items };
   draw();
 }

@@ -40,11 +40,11 @@ async function judge(item, query = "") {
       return true;
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
-      if (error.status !== 503) {
+      if (!error.passes) {
         item.error = error.message;
         return false;
       }
-      await new Promise((wake) => setTimeout(wake, 1000)); // the service is at its limit
+      await new Promise((wake) => setTimeout(wake, 1000));
     }
   }
 }
@@ -101,7 +101,10 @@ async function keep(label) {
   if (await judge(item, `?label=${label}&role=${role}&name=${name}`)) {
     item.kept = label;
     notify(`Kept as ${label}, ${role === "test" ? "to measure with" : "to set limits by"}.`);
-  } else notify(item.error, { isBad: true });
+  } else {
+    notify(item.error, { isBad: true });
+    item.error = null; // it was judged all the same
+  }
   draw();
 }
 
