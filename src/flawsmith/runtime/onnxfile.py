@@ -244,7 +244,10 @@ class _Graph:
             shapes[1] = self._integers.get(node.inputs[1])
         elif node.operator in ("ConstantOfShape", "Tile") and node.inputs:
             factors = self._integers.get(node.inputs[-1])
-            first = shapes[0] if node.operator == "Tile" else None if factors is None else (1,) * len(factors)
+            if node.operator == "Tile":
+                first = shapes[0] if shapes else None
+            else:
+                first = None if factors is None else (1,) * len(factors)
             if factors is None or first is None or len(first) != len(factors):
                 return None
             if min(factors, default=0) < 0:
