@@ -592,15 +592,14 @@ def _unread_files(inventory: _Inventory) -> Iterable[Finding]:
         yield Finding("warning", "unread-files", note, (root,), fix)
 
 
-def _official(inventory: _Inventory) -> Iterable[Finding]:
+def official_findings(dataset: Dataset) -> Iterable[Finding]:
     """Compare a category with the public data set that it belongs to; nothing for one's own data.
 
     All of it is a note: a reduced or differently split copy is sound, but its figures are not those of the benchmark.
     It is taken for a category of a public set when the layout and the folder's name are that of one, and one thing
     more agrees: the name of the folder above, another category beside it, or one of the counts.
     """
-    dataset = inventory.dataset
-    official = next((each for each in OFFICIAL if _is(dataset, each)), None)
+    official = known_as(dataset)
     if official is None:
         return
     expected = official.categories.get(dataset.category, official.categories.get(ANY))
@@ -629,6 +628,11 @@ def _official(inventory: _Inventory) -> Iterable[Finding]:
         folders = dict.fromkeys(f"{dataset.name_of(path.parent)}/" for path in missing)
         message = f"{files} missing from the numbering of {', '.join(folders)}"
         yield Finding("note", "missing-files", message, missing, "copy them from the data set's archive")
+
+
+def known_as(dataset: Dataset) -> OfficialSet | None:
+    """The public data set that a category belongs to, or None."""
+    return next((official for official in OFFICIAL if _is(dataset, official)), None)
 
 
 def _is(dataset: Dataset, official: OfficialSet) -> bool:
@@ -746,7 +750,7 @@ def _images(number: int) -> str:
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (
     *(_unreadable, _leaks, _duplicates, _twins, _odd_sizes, _odd_colours, _odd_depths, _value_range, _shortcuts),
     *(_empty_pictures, _pair_faults, _odd_masks, _missing_and_unused_masks, _saturation, _too_few, _notes),
-    *(_unread_files, _further_pictures, _official, _groups, _unlike_test),
+    *(_unread_files, _further_pictures, lambda inventory: official_findings(inventory.dataset), _groups, _unlike_test),
 )
 _QUICK_RULES = (_leaks, _duplicates, _twins, _odd_sizes, _odd_depths, _shortcuts, _further_pictures)
 """Those that need no pixels."""
