@@ -244,12 +244,7 @@ def hold_out(
     return HoldOut(train, calibration, "held-out", f"{len(calibration)} of {len(images)} {words}{note}")
 
 
-def calibration_split(
-    dataset: Dataset,
-    seed: int,
-    fraction: float = HELD_OUT_FRACTION,
-    minimum: int = HELD_OUT_MINIMUM,
-) -> HoldOut:
+def calibration_split(dataset: Dataset, seed: int) -> HoldOut:
     """The images to learn from and to calibrate on: the user's own validation folder or a hold-out.
 
     With a validation folder nothing is held out of the training images.
@@ -260,7 +255,7 @@ def calibration_split(
     """
     learned = good_images(dataset)
     if not dataset.good_val:
-        return hold_out(learned, seed, fraction, minimum)
+        return hold_out(learned, seed)
     refuse_leaks(learned, dataset.good_val)
     train = _flatten(_ranked_images(learned, seed).values())
     calibration = _one_of_each(_ranked_images(dataset.good_val, seed).values())

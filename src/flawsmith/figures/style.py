@@ -101,7 +101,7 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int | None = None) -> None:
+def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
     """One legend for all panels, below them, where it hides no data: in rows as wide as the figure allows.
 
     The figure grows by the legend, so that the panels keep their height.
@@ -109,7 +109,7 @@ def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int | None 
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     # A character takes about 0.055 inches at this size, the handle and the gaps half an inch.
     fitting = max(1, int(figure.get_figwidth() / (0.055 * longest + 0.5)))
-    shown = max(1, min(len(handles), columns or fitting))
+    shown = max(1, min(len(handles), fitting))
     figure.set_figheight(figure.get_figheight() + 0.14 * -(-len(handles) // shown))
     figure.legend(handles=list(handles), loc="outside lower center", ncols=shown, handlelength=1.8, columnspacing=1.2)
 

@@ -894,28 +894,26 @@ def _quantiles(values: NDArray[np.float64], log_density: NDArray[np.float64]) ->
     return np.interp((np.arange(100) + 0.5) / 100, cumulative / cumulative[-1], values)
 
 
-def sure_rank(rate: float, n: int, confidence: float = CONFIDENCE) -> int:
-    """The largest rank whose limit does not reject more than a rate, with some confidence; 0: there is none.
+def sure_rank(rate: float, n: int) -> int:
+    """The largest rank whose limit does not reject more than a rate, 95 % sure; 0: there is none.
 
     Args:
         rate: between 0 and 1.
         n: good images behind the limit.
-        confidence: between 0 and 1.
 
     Example:
         >>> sure_rank(0.01, 298), sure_rank(0.01, 299), sure_rank(0.01, 1000)
         (0, 1, 5)
     """
     most = min(n, math.ceil(rate * (n + 1)), MOST_COUNTED)
-    return bisect_right(range(1, most + 1), rate, key=lambda rank: worst_rate(rank, n, confidence))
+    return bisect_right(range(1, most + 1), rate, key=lambda rank: worst_rate(rank, n))
 
 
-def images_needed(rate: float, confidence: float = CONFIDENCE, *, rank: int = 1) -> tuple[int, int]:
-    """Held-out good images that a false-reject rate takes: in the mean, and with a confidence.
+def images_needed(rate: float, *, rank: int = 1) -> tuple[int, int]:
+    """Held-out good images that a false-reject rate takes: in the mean, and to be 95 % sure.
 
     Args:
         rate: the target, between 0 and 1.
-        confidence: of the second number.
         rank: of the limit, from 1, the largest score; zones take an image each.
 
     Example:
@@ -924,12 +922,12 @@ def images_needed(rate: float, confidence: float = CONFIDENCE, *, rank: int = 1)
     """
     in_the_mean = math.ceil(rank / _exact(rate)) - 1
     if rank == 1:
-        return in_the_mean, math.ceil(math.log1p(-confidence) / math.log1p(-rate) - 1e-9)
+        return in_the_mean, math.ceil(math.log1p(-CONFIDENCE) / math.log1p(-rate) - 1e-9)
     most = max(rank, in_the_mean)
-    while worst_rate(rank, most, confidence) > rate:
+    while worst_rate(rank, most) > rate:
         most *= 2
     images = range(rank, most)
-    return in_the_mean, rank + bisect_left(images, True, key=lambda n: worst_rate(rank, n, confidence) <= rate)
+    return in_the_mean, rank + bisect_left(images, True, key=lambda n: worst_rate(rank, n) <= rate)
 
 
 def promise_in_words(expected: float, worst: float) -> str:

@@ -307,13 +307,13 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def naming(paths: Sequence[Path], root: Path, *, most: int = 3) -> str:
+def naming(paths: Sequence[Path], root: Path) -> str:
     """The first few files by their path below the root: ``train/1.png, train/7.png and 5 more``."""
-    more = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return ", ".join(path.relative_to(root).as_posix() for path in paths[:most]) + more
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return ", ".join(path.relative_to(root).as_posix() for path in paths[:_NAMED]) + more
 
 
-_THREADS = 4
+_THREADS, _NAMED = 4, 3
 
 
 def marked(masks: Sequence[Path]) -> dict[Path, bool | None]:
