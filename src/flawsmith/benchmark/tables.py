@@ -560,5 +560,5 @@ def _number(value: float | None) -> str:
 
 
 def _latex_text(text: str) -> str:
-    signs = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-    return text.translate(str.maketrans({**{sign: "\\" + sign for sign in "&%#_${}"}, **signs}))
+    words = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(words.get(sign) or (f"\\{sign}" if sign in "&%#_${}" else sign) for sign in text)

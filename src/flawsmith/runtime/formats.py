@@ -297,7 +297,7 @@ def _format_of(prefix: bytes, name: str) -> str:
 def _prepare_pillow() -> None:
     """Bounds directories of tags, and silences libraries: libtiff writes about damaged files to stderr, in this
     process's name, and so does Pillow's logger where nobody listens; what matters of it is raised."""
-    ImageFileDirectory_v2.load = bounded_directory(ImageFileDirectory_v2.load)  # type: ignore[method-assign]
+    ImageFileDirectory_v2.load = bounded_directory(ImageFileDirectory_v2.load)  # type: ignore[assignment, method-assign]
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     try:
         library = ctypes.CDLL(_imaging.__file__)
