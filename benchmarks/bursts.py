@@ -11,19 +11,18 @@ import io
 import re
 import resource
 import sys
-import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from common import category_folder, data_root, page, parser, table
+from common import category_folder, data_root, draw_parts, page, parser, seconds, table
 from numpy.typing import NDArray
 from PIL import Image
 
 from flawsmith.data.bursts import find_scenes, share_unlike
 from flawsmith.runtime.image import as_8_bit, decode
-from flawsmith.synthesis.demo_parts import render_part
 
 SIZES = ((2, 5), (5, 10), (20, 3), (40, 2), (20, 10))
 SINGLE = (15, 4, 60)
@@ -42,7 +41,9 @@ def main() -> None:
     repeats, n_scenes, number = (2, 4, 40) if options.quick else (10, 75, RENDERED)
     with TemporaryDirectory() as name:
         sets = {kind: sorted((category_folder(kind) / "train" / "good").iterdir()) for kind in _REAL}
-        sets |= {kind: _rendered(kind, Path(name) / kind, number) for kind in ("bracket", "gear")}
+        for part in ("bracket", "gear"):
+            folder = draw_parts(Path(name) / part, number, part=part, size=(160, 192))
+            sets[part] = sorted(folder.iterdir())
         sets["dtd (textures)"] = sorted((data_root() / "dtd" / "images").rglob("*.jpg"))
         sections = [_as_taken(sets), _subsets(sets, repeats)]
         made = {kind: sets[kind] for kind in ("screw", "juice_bottle", "bracket", "gear")}
@@ -51,13 +52,6 @@ def main() -> None:
 
 
 _REAL = ("screw", "juice_bottle", "magnetic_tile", "ball_screw")
-
-
-def _rendered(part: str, folder: Path, number: int) -> list[Path]:
-    folder.mkdir()
-    for index in range(number):
-        Image.fromarray(render_part(part, index=index, size=(160, 192))[0]).save(folder / f"{index:04d}.png")
-    return sorted(folder.iterdir())
 
 
 def _truth(kind: str, names: Sequence[str]) -> tuple[NDArray[np.bool_], NDArray[np.bool_]] | None:
@@ -181,21 +175,17 @@ def _cost(work: Path, quick: bool) -> str:
         paths = [folder / f"{ending}_{index}.{ending}" for index in range(number // 10)]
         for path in paths:
             path.write_bytes((folder / f"0.{ending}").read_bytes())
-        rows.append([f"1600 × 1200, {ending}", len(paths), f"{_seconds(paths) * 1000 / len(paths):.1f}"])
+        spent = seconds(partial(find_scenes, paths))
+        rows.append([f"1600 × 1200, {ending}", len(paths), f"{1000 * spent / len(paths):.1f}"])
     small = [folder / f"small_{index}.png" for index in range(4 * number)]
     rng = np.random.default_rng(0)
     for path in small:
         Image.fromarray(rng.integers(0, 255, (64, 64)).astype(np.uint8)).save(path, compress_level=1)
-    rows.append(["64 × 64, png (the comparison alone)", len(small), f"{_seconds(small) * 1000 / len(small):.1f}"])
+    spent = seconds(partial(find_scenes, small))
+    rows.append(["64 × 64, png (the comparison alone)", len(small), f"{1000 * spent / len(small):.1f}"])
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform != "darwin" else 2**30)
     heads = ("images", "number", "seconds for 1,000")
     return f"## Cost\n\n{table(heads, rows)}\n\nLargest memory of the process {most:.1f} GB."
-
-
-def _seconds(paths: list[Path]) -> float:
-    start = time.perf_counter()
-    find_scenes(paths)
-    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

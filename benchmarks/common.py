@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import shlex
 import statistics
@@ -90,6 +91,26 @@ def trained_model(
     return run / "model.flaw"
 
 
+def data_table(file: Path, rows: Iterable[tuple[Path, str, str]]) -> Path:
+    """Write a table of images, labels and splits, as Flawsmith reads one; its folder is made."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream).writerows([("image", "label", "split"), *rows])
+    return file
+
+
+def draw_parts(folder: Path, number: int, *, part: str = "bracket", size: tuple[int, int]) -> Path:
+    """Render good parts of (height, width) pixels into a folder, which is made."""
+    from PIL import Image
+
+    from flawsmith.synthesis.demo_parts import render_part
+
+    folder.mkdir(parents=True)
+    for index in range(number):
+        Image.fromarray(render_part(part, index=index, size=size)[0]).save(folder / f"{index:04d}.png")
+    return folder
+
+
 # The verdicts of these methods do not depend on what trains longest, as the score is that of their memories alone.
 VERDICT_ALONE: Mapping[str, Mapping[str, object]] = {"fusion": {"epochs": 1}}
 
@@ -144,6 +165,10 @@ class Pairs:
 
     def _ratios(self) -> list[float]:
         return [second / first for first, second in zip(self.first, self.second, strict=True)]
+
+    def speed_up(self) -> tuple[str, str, str]:
+        """Milliseconds of both, and how many times faster the second is, with its spread."""
+        return milliseconds(self.medians[0]), milliseconds(self.medians[1]), Pairs(self.second, self.first).ratio_text()
 
     def ratio_text(self) -> str:
         """The ratio with its spread, such as ``3.71 (3.60 to 3.80)``."""

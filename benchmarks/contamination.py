@@ -17,11 +17,10 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from common import category_folder, page, parser, table
-from cross_fitting import BATCH, MODELS, Draw, Model, features_of
+from common import page, parser, table
+from cross_fitting import BATCH, MODELS, Draw, Model, drawn_samples, features_of
 from numpy.typing import NDArray
 
-from flawsmith.data.layouts import load
 from flawsmith.data.samples import Sample
 from flawsmith.data.seeding import generator
 from flawsmith.data.splits import half
@@ -195,11 +194,8 @@ def rates(
 
 
 def outcomes(category: str, draws: int, most: int) -> dict[tuple[float, str], list[Outcome]]:
-    dataset, rng = load(category_folder(category)), np.random.default_rng(0)
-    good = [sample for sample in dataset.samples if sample.label == "good"]
-    good = [good[row] for row in rng.permutation(len(good))[:most]]
-    flawed = [sample for sample in dataset.samples if sample.is_flawed]
-    flawed = [flawed[row] for row in rng.permutation(len(flawed))[:most]]
+    rng = np.random.default_rng(0)
+    good, flawed = drawn_samples(category, most, rng)
     model: Model = MODELS[METHOD]("fast", backbone="efficientnet_lite0")
     features = features_of(model, [*good, *flawed])
     masks = [mask_of(sample, model) for sample in (*good, *flawed)]

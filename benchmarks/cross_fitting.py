@@ -51,6 +51,14 @@ class Judged:
     missed: float
 
 
+def drawn_samples(category: str, most: int, rng: np.random.Generator) -> tuple[list[Sample], list[Sample]]:
+    """Good and flawed images of a set in random order, so many of each at most."""
+    samples = load(category_folder(category)).samples
+    kinds = ([sample for sample in samples if sample.is_flawed == is_flawed] for is_flawed in (False, True))
+    good, flawed = ([kind[row] for row in rng.permutation(len(kind))[:most]] for kind in kinds)
+    return good, flawed
+
+
 def features_of(model: Model, samples: Sequence[Sample]) -> LevelTable:
     """Level maps of images, in their order."""
     config, info = model.config, model.backbone.info
@@ -106,12 +114,8 @@ def judged(
 
 
 def rows_of(category: str, method: str, sizes: Sequence[int], draws: int, most: int) -> Iterator[tuple[object, ...]]:
-    dataset = load(category_folder(category))
     rng = np.random.default_rng(0)
-    good = [sample for sample in dataset.samples if sample.label == "good"]
-    flawed = [sample for sample in dataset.samples if sample.is_flawed]
-    good = [good[row] for row in rng.permutation(len(good))[:most]]
-    flawed = [flawed[row] for row in rng.permutation(len(flawed))[:most]]
+    good, flawed = drawn_samples(category, most, rng)
     fresh: Any = MODELS[method]("fast", backbone="efficientnet_lite0")
     features, odd = features_of(fresh, good), features_of(fresh, flawed)
 

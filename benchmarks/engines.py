@@ -16,10 +16,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from common import category_folder, milliseconds, page, parser, table
+from common import category_folder, milliseconds, page, parser, table, trained_model
 from numpy.typing import NDArray
 
-import flawsmith
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Sample
 from flawsmith.metrics.ranking import auroc
@@ -55,14 +54,6 @@ GRAPHS_NOTE = (
 )
 
 
-def model_of(work: Path, data: Path, method: str, settings: dict[str, object]) -> Path:
-    """The model file of a method, trained where the work folder has none."""
-    folder = work / f"{data.name}-{method}"
-    if not (folder / "model.flaw").is_file():
-        flawsmith.train(data, out=folder, method=method, preset="fast", baseline="none", quiet=True, set=settings)
-    return folder / "model.flaw"
-
-
 def judged(inspector: Inspector, samples: Sequence[Sample]) -> tuple[list[Inspection], float]:
     """Inspections of images, and how many there were a second, decoding included."""
     start = time.perf_counter()
@@ -90,7 +81,7 @@ def loss_interval(
 def rows_of(work: Path, category: str, method: str, most: int, settings: dict[str, object]) -> list[Sequence[object]]:
     """A row for each form of one model, and one for each device beside the CPU."""
     data = category_folder(category)
-    trained = Bundle.load(model_of(work, data, method, settings))
+    trained = Bundle.load(trained_model(data, f"{data.name}-{method}", work, method, settings=settings))
     test = load(data).test
     samples = [sample for flawed in (False, True) for sample in [s for s in test if s.is_flawed == flawed][:most]]
     flawed = np.array([sample.is_flawed for sample in samples])

@@ -6,12 +6,11 @@ whole test set count: flaws missed and good parts rejected at the stored limit, 
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from common import VERDICT_ALONE, category_folder, page, parser, table, trained_model
+from common import VERDICT_ALONE, category_folder, data_table, page, parser, table, trained_model
 
 from flawsmith import Inspector, evaluate
 from flawsmith.data.layouts import load
@@ -26,13 +25,8 @@ def few_of(dataset: Dataset, size: int, draw: int, file: Path) -> Path:
     good = {content_hash(sample.image): sample.image for sample in dataset.good_train}
     images = [good[digest] for digest in sorted(good)]
     drawn = np.random.default_rng((draw, size)).permutation(len(images))[:size]
-    file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="", encoding="utf-8") as stream:
-        rows = csv.writer(stream)
-        rows.writerow(("image", "label", "split"))
-        rows.writerows((images[row], "good", "train") for row in drawn)
-        rows.writerows((sample.image, sample.label, "test") for sample in dataset.test)
-    return file
+    tested = [(sample.image, str(sample.label), "test") for sample in dataset.test]
+    return data_table(file, [*((images[row], "good", "train") for row in drawn), *tested])
 
 
 def rows_of(

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
-from common import Pairs, milliseconds, page, paired, parser, table
+from common import milliseconds, page, paired, parser, table
 from plain_glass import NOISE, PlainGLASS
 from plain_pbas import backbone, embed
 from torch import Tensor
@@ -160,7 +160,7 @@ def timings(case: Setting, pairs: int) -> list[tuple[str, ...]]:
         for bfloat16 in (False, True):
             plain, ours = PlainIteration(case, mode), OurIteration(case, mode, bfloat16=bfloat16)
             times = paired(plain.iteration, ours.iteration, pairs=pairs, warm_up=1)
-            rows.append((mode, "bfloat16" if bfloat16 else "float32", *_cells(times)))
+            rows.append((mode, "bfloat16" if bfloat16 else "float32", *times.speed_up()))
     return rows
 
 
@@ -181,17 +181,12 @@ def parts(case: Setting, pairs: int) -> list[tuple[str, ...]]:
             pairs=pairs,
         )
         rows += [
-            ("backbone and embedding, or compiled backbone, of the synthetic half", name, *_cells(backbones)),
-            ("head, from embedding to updated weights", name, *_cells(heads)),
+            ("backbone and embedding, or compiled backbone, of the synthetic half", name, *backbones.speed_up()),
+            ("head, from embedding to updated weights", name, *heads.speed_up()),
             ("of ours: forward in all", name, "", milliseconds(times.medians[0]), ""),
             ("of ours: adaptor, ascent and projections", name, "", milliseconds(times.medians[1]), ""),
         ]
     return rows
-
-
-def _cells(times: Pairs) -> tuple[str, str, str]:
-    swapped = Pairs(times.second, times.first)
-    return milliseconds(times.medians[0]), milliseconds(times.medians[1]), swapped.ratio_text()
 
 
 def main() -> None:

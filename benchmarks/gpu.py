@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from common import page, parser, seconds, table
-from PIL import Image
+from common import draw_parts, page, parser, seconds, table
 
 import flawsmith
 from flawsmith.features.backbones import load_backbone
@@ -30,7 +29,6 @@ from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.devices import DEVICES, DeviceName, choose_device
 from flawsmith.runtime.engine import make_engine
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.synthesis.demo_parts import render_part
 
 METHODS = ("pbas", "glass", "aand")
 BACKBONES = ("efficientnet_lite0", "wide_resnet50_2@random")
@@ -128,12 +126,7 @@ def parity(model: Path, data: Path) -> str:
 def drawn_parts(count: int) -> Iterator[Path]:
     """A folder of drawn good parts."""
     with TemporaryDirectory() as folder:
-        good = Path(folder) / "bracket" / "train" / "good"
-        good.mkdir(parents=True)
-        for number in range(count):
-            Image.fromarray(render_part("bracket", index=number, size=(_SIDE, _SIDE))[0]).save(
-                good / f"{number:03}.png"
-            )
+        good = draw_parts(Path(folder) / "bracket" / "train" / "good", count, size=(_SIDE, _SIDE))
         yield good.parents[1]
 
 

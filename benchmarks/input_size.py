@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import statistics
 import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from common import category_folder, page, parser, table
+from common import category_folder, page, parser, seconds, table
 
 import flawsmith
 
@@ -57,12 +59,7 @@ def _latency(model: Path, folder: Path, images: int = 30) -> float:
     """Seconds from a file to its verdict, the median of some."""
     inspector = flawsmith.Inspector.load(model)
     files = sorted(path for path in (folder / "test").rglob("*") if path.is_file())[:images]
-    times = []
-    for file in files:
-        began = time.perf_counter()
-        inspector.inspect(file)
-        times.append(time.perf_counter() - began)
-    return sorted(times)[len(times) // 2]
+    return statistics.median(seconds(partial(inspector.inspect, file)) for file in files)
 
 
 def main() -> None:

@@ -9,7 +9,6 @@ whole groups, which is what a line meets tomorrow: there the worst case is that 
 
 from __future__ import annotations
 
-import csv
 import json
 import re
 import tempfile
@@ -18,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from common import ROOT, category_folder, page, parser, table
+from common import ROOT, category_folder, data_table, page, parser, table
 from numpy.typing import NDArray
 from scipy.stats import betabinom, binom
 
@@ -63,14 +62,9 @@ def scores_of(category: str, method: str, work: Path) -> Scores:
     if not file.exists():
         learned, others = parts_of(category)
         with tempfile.TemporaryDirectory() as folder:
-            table_file = Path(folder) / f"{category}.csv"
-            with table_file.open("w", newline="", encoding="utf-8") as stream:
-                rows = csv.writer(stream)
-                rows.writerow(("image", "label", "split"))
-                rows.writerows((path, "good", "train") for path in learned)
-                rows.writerows((path, "good", "validation") for path in others)
-            run = Path(folder) / "run"
-            flawsmith.train(table_file, out=run, method=method, baseline="none", group="none", quiet=True)
+            parts = [*((path, "good", "train") for path in learned), *((path, "good", "validation") for path in others)]
+            data, run = data_table(Path(folder) / f"{category}.csv", parts), Path(folder) / "run"
+            flawsmith.train(data, out=run, method=method, baseline="none", group="none", quiet=True)
             held_out = json.loads((run / "run.json").read_text(encoding="utf-8"))["held_out"]
         work.mkdir(parents=True, exist_ok=True)
         named = [(Path(record["image"]).name, record["score"]) for record in held_out]

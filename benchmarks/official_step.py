@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 import numpy as np
 import torch
-from common import Pairs, milliseconds, page, paired, parser, table
+from common import Pairs, page, paired, parser, table
 from plain_pbas import PlainPBAS, backbone, embed
 from torch import Tensor
 
@@ -131,10 +131,8 @@ class PlainSteps:
 
     def __init__(self, case: Setting) -> None:
         self.case = case
-        self.model = copy.deepcopy(case.plain)
-        self.model.optimisers = [
-            type(old)(_matching(self.model, case.plain, old), **_settings(old)) for old in case.plain.optimisers
-        ]
+        self.model = PlainPBAS(case.plain.centers.clone())
+        self.model.load_state_dict(case.plain.state_dict())
 
     def levels(self) -> list[Tensor]:
         with torch.no_grad():
@@ -161,17 +159,6 @@ class PlainSteps:
         self.head(self.embed(self.levels()))
 
 
-def _matching(copied: PlainPBAS, original: PlainPBAS, optimiser: torch.optim.Optimizer) -> list[torch.nn.Parameter]:
-    """The copy's parameters that an optimiser of the original trains."""
-    trained = {id(parameter) for group in optimiser.param_groups for parameter in group["params"]}
-    pairs = zip(copied.parameters(), original.parameters(), strict=True)
-    return [ours for ours, theirs in pairs if id(theirs) in trained]
-
-
-def _settings(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
-    return {name: optimiser.defaults[name] for name in ("lr", "weight_decay")}
-
-
 def backward_pairs(first: PlainSteps, second: OurSteps, rows: tuple[Tensor, Tensor], pairs: int) -> Pairs:
     """Backward alone: each run needs a fresh graph, which is made before its clock starts."""
     times: list[tuple[float, float]] = []
@@ -186,7 +173,7 @@ def stage_rows(case: Setting, pairs: int) -> list[tuple[str, ...]]:
     """Every stage of the plain float32 step against ours, in float32 and in bfloat16."""
     rows: list[tuple[str, ...]] = []
     for name, bfloat16 in (("float32", False), ("bfloat16", True)):
-        rows += [(stage, name, *_cells(times)) for stage, times in stages(case, pairs, bfloat16=bfloat16).items()]
+        rows += [(stage, name, *times.speed_up()) for stage, times in stages(case, pairs, bfloat16=bfloat16).items()]
     return rows
 
 
@@ -210,13 +197,6 @@ def stages(case: Setting, pairs: int, *, bfloat16: bool) -> dict[str, Pairs]:
     order = [stage for stage, *_ in tasks]
     order.insert(order.index("head: update"), "head: backward")
     return {stage: times[stage] for stage in order}
-
-
-def _cells(times: Pairs) -> tuple[str, str, str]:
-    """Milliseconds of plain and ours, and the speed-up plain / ours."""
-    swapped = Pairs(times.second, times.first)
-    plain, ours = times.medians
-    return milliseconds(plain), milliseconds(ours), swapped.ratio_text()
 
 
 def extraction(case: Setting, pairs: int) -> Pairs:
@@ -256,7 +236,7 @@ def main() -> None:
         equal = equality(case)
         cold = extraction(case, pairs)
         by_stage = stage_rows(case, pairs)
-    plain_ms, our_ms, speed_up = _cells(cold)
+    plain_ms, our_ms, speed_up = cold.speed_up()
     sections = [
         f"wide_resnet50_2 with random weights, {SIZE[0]}×{SIZE[1]} pixels, {BATCH} images a step, "
         f"{case.plain.centers.shape[0]} "

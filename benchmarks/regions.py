@@ -15,10 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from common import category_folder, milliseconds, page, paired, parser, table
+from common import category_folder, milliseconds, page, paired, parser, table, trained_model
 from numpy.typing import NDArray
 
-import flawsmith
 from flawsmith.data.layouts import load
 from flawsmith.data.samples import Sample
 from flawsmith.pipeline.demo import run_demo
@@ -62,10 +61,8 @@ def model_of(work: Path, category: str, method: str) -> tuple[Path, Path]:
         if not (folder / "run" / "model.flaw").is_file():
             run_demo(folder, quiet=True)
         return folder / "run" / "model.flaw", folder / "parts" / DEMO
-    run, data = work / f"{category}-{method}", category_folder(category)
-    if not (run / "model.flaw").is_file():
-        flawsmith.train(data, method=method, out=run, quiet=True)
-    return run / "model.flaw", data
+    data = category_folder(category)
+    return trained_model(data, f"{category}-{method}", work, method), data
 
 
 def drawn(samples: Sequence[Sample], number: int) -> list[Sample]:

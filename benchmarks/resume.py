@@ -19,10 +19,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy as np
-from common import ROOT, page, parser, table
-from PIL import Image
-
-from flawsmith.synthesis.demo_parts import render_part
+from common import ROOT, draw_parts, page, parser, table
 
 TRAIN = (
     "import sys, flawsmith; flawsmith.train(sys.argv[1], out=sys.argv[2], preset='fast', "
@@ -96,15 +93,6 @@ class Training:
         return "the configuration" if self.run.exists() else "nothing"
 
 
-def draw_parts(folder: Path, number: int) -> Path:
-    """A folder of good rendered parts."""
-    good = folder / "bracket"
-    good.mkdir(parents=True)
-    for index in range(number):
-        Image.fromarray(render_part("bracket", index=index, size=SIZE)[0]).save(good / f"{index:03d}.png")
-    return good
-
-
 def other_checkout(folder: Path) -> tuple[Path, str]:
     """The sources in another place: a clone, or a copy where the working tree has changes; and which it is."""
     status = ["git", "-C", str(ROOT), "status", "--porcelain", "--", "src"]
@@ -130,7 +118,7 @@ def main() -> None:
     rows = []
     with TemporaryDirectory() as name:
         folder = Path(name)
-        data = draw_parts(folder / "data", images)
+        data = draw_parts(folder / "data" / "bracket", images, size=SIZE)
         start = time.monotonic()
         reference = Training(data, folder / "uninterrupted", epochs).finish()
         duration = time.monotonic() - start

@@ -12,9 +12,10 @@ test images; those that the experts doubt are left out. There are no masks.
 from __future__ import annotations
 
 import argparse
-import csv
 import importlib.util
 from pathlib import Path
+
+from common import data_table
 
 
 def main() -> None:
@@ -31,11 +32,7 @@ def main() -> None:
     flawed = [name for name, probability, _ in cells if float(probability) == 1]
     rows = [(name, "good", "train" if number % 5 else "test") for number, name in enumerate(good)]
     rows += [(name, "flawed", "test") for name in flawed]
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "solar_cells.csv").open("w", newline="", encoding="utf-8") as stream:
-        table = csv.writer(stream)
-        table.writerow(("image", "label", "split"))
-        table.writerows((data / name, label, split) for name, label, split in rows)
+    data_table(folder / "solar_cells.csv", ((data / name, label, split) for name, label, split in rows))
     print(
         f"{folder / 'solar_cells.csv'}: {sum(split == 'train' for _, _, split in rows)} to learn from, "
         f"{sum(label == 'good' and split == 'test' for _, label, split in rows)} good and {len(flawed)} flawed to test"

@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from flawsmith.runtime.geometry import Geometry
     from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
     from flawsmith.runtime.regions import Region
-    from flawsmith.runtime.roi import RegionOfInterest
-    from flawsmith.runtime.zones import Zone
+    from flawsmith.runtime.roi import RegionOfInterest, Zone
 
 __version__ = "0.1.0"
 
@@ -62,7 +61,7 @@ _PLACES = {
     "TrainResult": "flawsmith.pipeline.train",
     "Unreadable": "flawsmith.runtime.inspector",
     "Verdict": "flawsmith.runtime.decision",
-    "Zone": "flawsmith.runtime.zones",
+    "Zone": "flawsmith.runtime.roi",
     "calibrate": "flawsmith.pipeline.calibrate",
     "doctor": "flawsmith.pipeline.describe",
     "evaluate": "flawsmith.pipeline.evaluate",

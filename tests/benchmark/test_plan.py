@@ -231,6 +231,7 @@ def test_data_without_labelled_test_images_is_refused(root: Path) -> None:
     [
         ("- a\n", "holds no mapping"),
         ("a: [", "is no YAML"),
+        ("[" * 5000, "is no YAML"),
         ("data: x\n", "methods"),
         ("methods: 3\ndata: x", "method"),
     ],
@@ -241,6 +242,16 @@ def test_file_that_is_no_plan_is_refused(tmp_path: Path, text: str, words: str) 
 
     with pytest.raises(FlawsmithError, match=words):
         Plan.from_file(file)
+
+
+def test_folder_of_an_unknown_user_is_looked_for_as_it_is_written(tmp_path: Path) -> None:
+    file = tmp_path / "plan.yaml"
+    file.write_text("data: ~nobody-of-this-name/parts\ntextures: ~nobody-of-this-name/dtd\nmethods: pbas")
+
+    plan = Plan.from_file(file)
+
+    assert plan.data == (tmp_path / "~nobody-of-this-name/parts",)
+    assert plan.textures == str(tmp_path / "~nobody-of-this-name/dtd")
 
 
 def test_protocol_and_oracle_reach_every_run_that_learns(root: Path) -> None:

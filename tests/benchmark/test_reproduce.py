@@ -11,12 +11,20 @@ from typing import Any
 
 import pytest
 
-from flawsmith.benchmark.estimate import estimate, steps_of
 from flawsmith.benchmark.executors import failed
 from flawsmith.benchmark.experiment import RESULT, RunFiles, RunResult, Task
 from flawsmith.benchmark.plan import Plan, categories_of, tasks
 from flawsmith.benchmark.published import all_figures
-from flawsmith.benchmark.reproduce import chosen_plan, find_set, on_data, paper_plan, plan_names, reproduce
+from flawsmith.benchmark.reproduce import (
+    chosen_plan,
+    estimate,
+    find_set,
+    on_data,
+    paper_plan,
+    plan_names,
+    reproduce,
+    steps_of,
+)
 from flawsmith.benchmark.stand_in import draw_sets, made_small
 from flawsmith.benchmark.tables import dataset_key
 from flawsmith.benchmark.worker import run_task

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -149,6 +150,25 @@ def test_damaged_result_counts_as_never_computed(finished: RunResult, plan: Plan
     (tmp_path / "runs" / tasks(plan)[0].run.label / RESULT).write_text("{")
 
     assert run_benchmark(plan, tmp_path, executor=PretendExecutor(finished)).computed == 1
+
+
+def test_result_of_another_schema_counts_as_never_computed(finished: RunResult, tmp_path: Path) -> None:
+    store = ResultStore(tmp_path)
+    content = {**finished.model_dump(mode="json"), "schema_version": 1}
+    (store.folder(finished.run)).mkdir(parents=True)
+    (store.folder(finished.run) / "result.json").write_text(json.dumps(content))
+
+    assert store.results() == []
+
+
+@pytest.mark.parametrize(
+    ("options", "words"), [({"jobs": 0}, "jobs must be at least 1"), ({"memory_bytes": -1}, "must be above 0")]
+)
+def test_senseless_bounds_are_refused_in_a_line(
+    plan: Plan, tmp_path: Path, options: dict[str, int], words: str
+) -> None:
+    with pytest.raises(FlawsmithError, match=words):
+        run_benchmark(plan, tmp_path, **options)
 
 
 def test_run_over_its_memory_is_stopped_and_says_so(plan: Plan) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from flawsmith.benchmark.experiment import BenchmarkRun, Costs, Experiment, FurtherResult, Measurement, RunResult
-from flawsmith.benchmark.tables import describe, latex, tables, tidy_csv, write_tables
+from flawsmith.benchmark.tables import describe, latex, markdown, tables, tidy_csv, write_tables
 from flawsmith.metrics.results import Evaluation
 
 
@@ -111,13 +111,22 @@ def test_tidy_csv_holds_a_row_a_run_and_part(results: list[RunResult]) -> None:
 
 
 def test_latex_sets_its_own_signs(results: list[RunResult]) -> None:
-    strange = [result("50%_a&b", "pbas", 0, 0.5)]
+    strange = [result("50%_a&b", "pbas", 0, 0.5), result(r"{c}\d~e^f", "pbas", 0, 0.5)]
 
     text = latex(tables(strange), ["a note"])
 
     assert r"50\%\_a\&b" in text
+    (caption,) = [line for line in text.splitlines() if line.startswith(r"\caption{Mean over categories")]
+    assert r"\{c\}\textbackslash{}d\textasciitilde{}e\textasciicircum{}f" in caption
     assert "–" not in text
     assert text.count(r"\begin{tabular}") == text.count(r"\end{tabular}") == 3
+
+
+def test_name_with_a_bar_is_one_cell_of_markdown() -> None:
+    text = markdown(tables([result("a|b", "pbas", 0, 0.5)]), [])
+
+    rows = [line for line in text.splitlines() if line.startswith("| line/a")]
+    assert rows and all(line.startswith(r"| line/a\|b") for line in rows)
 
 
 def test_all_formats_are_written_and_html_escapes(results: list[RunResult], tmp_path: Path) -> None:

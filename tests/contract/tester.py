@@ -56,8 +56,7 @@ from flawsmith.runtime.files import find_images
 from flawsmith.runtime.formats import read_image
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
-from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
-from flawsmith.runtime.selftest import SELF_TEST_IMAGES, self_test
+from flawsmith.runtime.inspector import SELF_TEST_IMAGES, Inspection, Inspector, Unreadable, self_test
 from flawsmith.training.data import TrainingSet
 from flawsmith.training.run import RunFolder
 from flawsmith.training.trainer import LoopOptions, MetricsFile

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import random
 import tarfile
 import threading
 import zipfile
@@ -196,6 +197,37 @@ def test_archive_that_leads_out_of_the_folder_writes_nothing_there(served: Serve
         download("small", tmp_path / "sets", accept_licence=True)
 
     assert not (tmp_path / "outside.txt").exists() and not (tmp_path / "sets" / "outside.txt").exists()
+
+
+@pytest.mark.parametrize("ending", ["zip", "tar.xz", "tar.gz"])
+def test_archive_that_is_damaged_within_is_refused_in_a_line(ending: str, served: Server, tmp_path: Path) -> None:
+    noise, stream = random.Random(0).randbytes(200_000).hex().encode(), io.BytesIO()
+    if ending == "zip":
+        with zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("000.png", noise)
+    else:
+        with tarfile.open(fileobj=stream, mode=f"w:{ending.removeprefix('tar.')}") as archive:
+            entry = tarfile.TarInfo("000.png")
+            entry.size = len(noise)
+            archive.addfile(entry, io.BytesIO(noise))
+    content = bytearray(stream.getvalue())
+    content[100_000:100_200] = b"\xff" * 200
+    (tmp_path / f"set.{ending}").write_bytes(content)
+    change(hash=None, archive=f"set.{ending}")
+
+    with pytest.raises(FlawsmithError, match="cannot be unpacked"):
+        download("small", tmp_path, accept_licence=True)
+
+
+def test_python_that_cannot_keep_an_archive_within_its_folder_unpacks_none(
+    served: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(tarfile, "data_filter")
+    (tmp_path / "set.tar").write_bytes(packed("set.tar"))
+    change(hash=None, archive="set.tar")
+
+    with pytest.raises(FlawsmithError, match=r"needs Python 3\.10\.12"):
+        download("small", tmp_path, accept_licence=True)
 
 
 def test_sets_of_the_plans_have_a_page_and_a_licence() -> None:

@@ -58,6 +58,11 @@ def test_region_may_leave_out_areas_alone(tmp_path: Path) -> None:
     assert inspected[:, 32:].all() and not inspected[:, :29].any()
 
 
+def test_name_that_is_too_long_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="there is no file"):
+        read_drawing(tmp_path / ("x" * 300 + ".json"))
+
+
 @pytest.mark.parametrize(
     ("content", "words"),
     [

@@ -37,8 +37,7 @@ from flawsmith.runtime.decision import Decision, GroupFigures
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspector
-from flawsmith.runtime.roi import RegionOfInterest
-from flawsmith.runtime.zones import Zone
+from flawsmith.runtime.roi import RegionOfInterest, Zone
 
 SECONDS, KIBIBYTES = 10.0, 9 * 2**19
 SIZE = (16, 24)

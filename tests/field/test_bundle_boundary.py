@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import os
 import struct
 import sys
 import time
 import zipfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +24,7 @@ from PIL import Image
 from flawsmith.cli.main import main
 from flawsmith.runtime import engine as engine_module
 from flawsmith.runtime.bundle import Bundle, write_parts
-from flawsmith.runtime.engine import _Watchdog
+from flawsmith.runtime.engine import _Watchdog, run_apart
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspector, Unreadable
@@ -400,6 +402,11 @@ def test_a_trial_changes_nothing_for_a_sound_model(write: Write) -> None:
     ]
 
     assert results[0] == results[1]
+
+
+def test_a_process_that_ends_without_a_word_is_no_answer() -> None:
+    with pytest.raises(FlawsmithError, match="ended the process that tried it"):
+        run_apart(partial(os._exit, 0), seconds=60, too_long="")
 
 
 def test_a_trial_says_what_loading_would(write: Write) -> None:

@@ -14,10 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
 from tests.field.image_files import jpeg_segment, saved, tiff
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.formats import _jpeg_frame
+from flawsmith.runtime.formats import _jpeg_frame, bounded_directory
 from flawsmith.runtime.image import decode
 
 Y, X = np.mgrid[0:160, 0:240]
@@ -250,6 +251,60 @@ def test_small_tiff_of_a_large_size_takes_no_memory(compression: int) -> None:
 
     with pytest.raises(FlawsmithError, match="too few bytes for 16000 x 16000 pixels"):
         decode(content)
+
+
+def exif(tags: int, length: int) -> bytes:
+    """EXIF with so many tags, of which each names the same stretch as its values."""
+    directory = struct.pack("<H", tags) + b"".join(struct.pack("<HHLL", 40000 + n, 1, length, 8) for n in range(tags))
+    return b"II*\0" + struct.pack("<L", 8 + length) + bytes(length) + directory + bytes(4)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.filterwarnings("error")
+def test_tags_that_name_all_of_the_file_take_no_memory(kind: str) -> None:
+    content = saved(PICTURE, kind, exif=exif(1000, 50_000))
+    decode(content)
+    tracemalloc.start()
+
+    decode(content)
+
+    assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    tracemalloc.stop()
+
+
+def test_directory_whose_tags_name_more_than_the_file_has_is_not_loaded() -> None:
+    loaded = []
+    bounded = bounded_directory(lambda directory, stream: loaded.append(stream.tell()))
+    for tags in (1, 3):
+        content = exif(tags, 1000)
+        stream = io.BytesIO(content)
+        directory = ImageFileDirectory_v2(stream.read(8))
+        stream.seek(directory.next)
+        if tags == 3:
+            with pytest.raises(ValueError, match="more bytes than the file has"):
+                bounded(directory, stream)
+        else:
+            bounded(directory, stream)
+
+    assert loaded == [1008]
+
+
+def test_further_pages_are_looked_at_without_their_values() -> None:
+    values, pages = 200_000, 40
+    content = bytearray(tiff((160, 240), [PICTURE[:, :, 0].tobytes(), bytes(2 * values)], rows=160))
+    directory = struct.unpack_from("<L", content, 4)[0]
+    link = directory + 2 + 12 * struct.unpack_from("<H", content, directory)[0]
+    for _ in range(pages):  # thumbnails, each with the same long row of numbers
+        struct.pack_into("<L", content, link, len(content))
+        content += struct.pack("<HHHLLHHLL", 2, 254, 4, 1, 1, 40000, 3, values, 8)
+        link = len(content)
+        content += bytes(4)
+    tracemalloc.start()
+
+    decode(bytes(content))
+
+    assert tracemalloc.get_traced_memory()[1] < 6_000_000
+    tracemalloc.stop()
 
 
 @pytest.mark.parametrize("compression", ["group3", "group4", "tiff_lzw", "tiff_adobe_deflate", "packbits", "jpeg"])

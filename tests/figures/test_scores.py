@@ -111,9 +111,12 @@ def test_folder_without_scores_says_which_command_makes_them(tmp_path: Path) -> 
         scored([tmp_path])
 
 
-def test_damaged_scores_are_named(run: Path) -> None:
+@pytest.mark.parametrize(
+    "text", ["image,defect\n1.png,good\n", "image,defect,score,verdict\n" + "x" * 200_000 + ",good,1,pass\n"]
+)
+def test_damaged_scores_are_named(run: Path, text: str) -> None:
     path = run / "evaluation" / "scores.csv"
-    path.write_text("image,defect\n1.png,good\n")
+    path.write_text(text)
 
     with pytest.raises(FlawsmithError, match=f"{path}: is no intact scores.csv"):
         scored([run])

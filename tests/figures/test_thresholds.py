@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from flawsmith.data.layouts import load
+from flawsmith.figures.scores import measure, threshold_curves
 from flawsmith.figures.sources import models
-from flawsmith.figures.thresholds import measure, threshold_curves
 from flawsmith.pipeline.evaluate import test_samples as samples_of
 from flawsmith.pipeline.masks import read_mask
 from flawsmith.runtime.errors import FlawsmithError

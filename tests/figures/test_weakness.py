@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from flawsmith.figures.curve import measure, weak_sets, weakness, weakness_of_benchmark
 from flawsmith.figures.sources import models
-from flawsmith.figures.weakness import measure, weak_sets, weakness, weakness_of_benchmark
 from flawsmith.runtime.errors import FlawsmithError
 
 

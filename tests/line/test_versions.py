@@ -30,8 +30,7 @@ from flawsmith.line.store import UnwritableError
 from flawsmith.line.versions import Versions
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.inspector import Inspector
-from flawsmith.runtime.selftest import self_test_arrays
+from flawsmith.runtime.inspector import Inspector, self_test_arrays
 
 pytestmark = pytest.mark.usefixtures("_trial_in_this_process")
 SECONDS = 10

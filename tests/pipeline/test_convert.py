@@ -12,8 +12,7 @@ import flawsmith
 from flawsmith.cli.main import main
 from flawsmith.models import GLASS
 from flawsmith.runtime.bundle import ORACLE, Bundle
-from flawsmith.runtime.inspector import Inspector
-from flawsmith.runtime.selftest import self_test
+from flawsmith.runtime.inspector import Inspector, self_test
 
 BACKBONE = "test_efficientnet@random"
 

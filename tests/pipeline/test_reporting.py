@@ -22,8 +22,7 @@ from flawsmith.pipeline.reporting import MOST_STEPS, _more_good_images, limits_t
 from flawsmith.pipeline.train import TrainResult
 from flawsmith.runtime.decision import Decision, GroupFigures
 from flawsmith.runtime.inspector import Inspector
-from flawsmith.runtime.roi import RegionOfInterest
-from flawsmith.runtime.zones import Zone
+from flawsmith.runtime.roi import RegionOfInterest, Zone
 
 _SEAL = Zone(
     name="seal", region=RegionOfInterest(include=[((0.0, 0.0), (0.5, 0.0), (0.5, 1.0), (0.0, 1.0))]), offset=0.1

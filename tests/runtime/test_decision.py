@@ -98,6 +98,10 @@ def test_new_good_images_are_rejected_no_more_often_than_stated() -> None:
         ({"scores": [1.0], "map_maxima": [1.0], "alpha": 0.0}, "between 0 and 1"),
         ({"scores": [1.0], "map_maxima": [1.0], "alpha": 1.0}, "between 0 and 1"),
         ({"scores": [1.0], "map_maxima": [1.0], "review_alpha": 0.005}, "review rate"),
+        ({"scores": [1.0], "map_maxima": [1.0], "alpha": 1e-12}, "target_false_reject_rate must be at least 1e-09"),
+        ({"scores": [1e31], "map_maxima": [1.0]}, "limit must be at most 1e\\+30"),
+        ({"scores": [1.0], "map_maxima": [1.0], "minimum_area": 0}, "minimum_area must be at least 1"),
+        ({"scores": [1.0], "map_maxima": [1.0], "pixel_size": -1.0}, "pixel_size must be greater than"),
     ],
 )
 def test_calibration_refuses_what_says_nothing(arguments: dict, message: str) -> None:

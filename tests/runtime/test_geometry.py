@@ -235,6 +235,16 @@ def test_value_range_leaves_8_bit_images_alone() -> None:
     np.testing.assert_array_equal(declared, Geometry(size=(16, 16)).apply(image))
 
 
+@pytest.mark.parametrize("value_range", [(1e6, 2e6), (-2e6, -1e6)])
+def test_range_beyond_what_images_hold_paints_over_with_what_they_do(value_range: tuple[float, float]) -> None:
+    left = RegionOfInterest(include=[[(0, 0), (0.5, 0), (0.5, 1), (0, 1)]])
+    image = np.full((16, 16, 3), 9, np.uint16)
+
+    pixels = Geometry(size=(16, 16), value_range=value_range, region=left).fit(image)
+
+    assert np.isfinite(pixels).all()
+
+
 @pytest.mark.parametrize("bits", [0, 8, 17])
 def test_bits_outside_of_9_to_16_are_refused(bits: int) -> None:
     with pytest.raises(ValueError, match="9 to 16"):

@@ -15,7 +15,8 @@ import pytest
 from PIL import Image
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import IMAGE_SUFFIXES, decode, find_images, iter_images, validate_array
+from flawsmith.runtime.files import IMAGE_SUFFIXES, find_images, iter_images
+from flawsmith.runtime.image import decode, validate_array
 
 HEIGHT, WIDTH = 24, 37
 RGB = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
@@ -478,10 +479,11 @@ def test_arrays_become_rgb() -> None:
         (RGB[0, 0], "shape is"),
         (RGB[:0], "no pixels"),
         (np.uint8(3), "got uint8"),
+        (np.array(3, np.uint8), "shape is"),
         ([[1, 2], [3, 4]], "got list"),
         (None, "got NoneType"),
     ],
-    ids=["float", "int64", "bool", "rgba", "planes first", "batch", "1-D", "empty", "number", "list", "none"],
+    ids=["float", "int64", "bool", "rgba", "planes first", "batch", "1-D", "empty", "number", "0-D", "list", "none"],
 )
 def test_other_arrays_are_refused_with_the_mend(array: object, message: str) -> None:
     with pytest.raises(FlawsmithError, match=message):

@@ -28,8 +28,7 @@ from flawsmith.runtime.geometry import Geometry, InvertedMap
 from flawsmith.runtime.inspector import Inspection, Inspector, Unreadable
 from flawsmith.runtime.overlay import draw_overlay
 from flawsmith.runtime.regions import strongest_region
-from flawsmith.runtime.roi import RegionOfInterest
-from flawsmith.runtime.zones import Zone
+from flawsmith.runtime.roi import RegionOfInterest, Zone
 
 PLAIN = {"mean": (0.0, 0.0, 0.0), "std": (1.0, 1.0, 1.0)}
 

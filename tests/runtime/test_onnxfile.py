@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import time
 import tracemalloc
 from collections.abc import Callable, Iterator
@@ -130,6 +132,12 @@ UNFIT: dict[str, tuple[bytes, str]] = {
     "tensor longer than its data": (detector((field(1, 10**12) + PLAIN[2:],)), "fit its shape"),
     "tensor without data": (detector((field(1, 10**15) + field(2, FLOAT) + field(8, b"w"),)), "fit its shape"),
     "tensor of a negative length": (detector((field(1, 2**64 - 1) + PLAIN[2:],)), "negative length"),
+    "tensor of one negative length among others": (
+        detector((field(1, varint(2**63) + varint(0)) + field(2, FLOAT) + field(8, b"w") + field(9, b""),)),
+        "negative length",
+    ),
+    "tensor of no lengths, packed": (detector((field(1, b"") + PLAIN[2:],)), "fit its shape"),
+    "node that takes from nothing": (detector(nodes=(field(2, b"r") + field(4, b"Gather"), NEG_A)), "out of order"),
     "tensor of many axes": (detector((field(1, 1) * 17 + PLAIN[2:],)), "too many axes"),
     "tensor of many packed axes": (detector((field(1, b"\x01" * 10**6) + PLAIN[2:],)), "too many axes"),
     "tensor of an unknown type": (detector((field(1, 3) + field(2, 99) + PLAIN[4:],)), "unknown type 99"),
@@ -236,6 +244,34 @@ def test_axis_that_there_is_not_is_refused(axis: int) -> None:
         check_graph(
             helper.make_model(helper.make_graph(nodes, "g", value[:1], value[1:], constants)).SerializeToString()
         )
+
+
+OPERATORS = sorted(
+    onnxfile._KEEPING | onnxfile._MULTIPLYING | onnxfile._BROADCASTING | onnxfile._SHAPED | {"ConstantOfShape", "Tile"}
+)
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_odd_nodes_pass_or_are_refused_and_nothing_else(seed: int) -> None:
+    draw = random.Random(seed)
+    for _ in range(150):
+        constants = [
+            numpy_helper.from_array(
+                np.array([draw.choice([-1, 0, 1, 3, 2**40]) for _ in range(draw.randrange(4))]), name
+            )
+            for name in "abc"[: draw.randrange(4)]
+        ]
+        known, nodes = ["", "x", "a", "b", "c"], []
+        for number in range(draw.randrange(5)):
+            inputs, output = draw.choices(known, k=draw.randrange(4)), f"n{number}"
+            more = draw.choice([{}, {"axis": draw.choice([-3, 0, 1, 2**40])}, {"keepdims": draw.randrange(2)}])
+            nodes.append(helper.make_node(draw.choice(OPERATORS), inputs, [output], **more))
+            known.append(output)
+        value = helper.make_tensor_value_info("x", FLOAT, [1, 3])
+        model = helper.make_model(helper.make_graph(nodes, "g", [value], [value], constants))
+
+        with contextlib.suppress(FlawsmithError):
+            check_graph(model.SerializeToString())
 
 
 @pytest.mark.parametrize(

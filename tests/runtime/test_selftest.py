@@ -13,8 +13,7 @@ from tests.line.conftest import multiplied
 
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.inspector import Inspector
-from flawsmith.runtime.selftest import self_test, self_test_arrays
+from flawsmith.runtime.inspector import Inspector, self_test, self_test_arrays
 from flawsmith.runtime.tiles import Tiling
 
 IMAGES = [

@@ -20,9 +20,16 @@ from flawsmith.runtime.decision import LARGEST_SCORE, Decision, choose_limits, i
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.inspector import Inspector
-from flawsmith.runtime.roi import RegionOfInterest, box_of, number_zones
+from flawsmith.runtime.roi import (
+    RegionOfInterest,
+    Zone,
+    box_of,
+    equivalent_blocks,
+    highest_below,
+    number_zones,
+    zone_limits,
+)
 from flawsmith.runtime.tiles import Tiling
-from flawsmith.runtime.zones import Zone, equivalent_blocks, highest_below, zone_limits
 
 
 def _box(left: float, top: float, right: float, bottom: float) -> RegionOfInterest:

@@ -19,6 +19,7 @@ import psutil
 
 from flawsmith.benchmark.experiment import KEPT, RESULT, RunFiles, RunResult, Task
 from flawsmith.runtime import system
+from flawsmith.runtime.errors import FlawsmithError
 
 SAMPLING_SECONDS = 1.0  # the kernel walks all pages for a sample: five a second took a quarter of a core
 STDERR_BYTES = 8000
@@ -133,11 +134,16 @@ class LocalExecutor:
     """Runs in processes of their own on this machine.
 
     Args:
-        jobs: runs at a time.
+        jobs: runs at a time, at least 1.
         worker: the command that computes the task in a folder.
+
+    Raises:
+        FlawsmithError: jobs is below 1.
     """
 
     def __init__(self, jobs: int = 1, *, worker: Sequence[str] = WORKER) -> None:
+        if jobs < 1:
+            raise FlawsmithError(f"jobs must be at least 1, not {jobs}")
         self.jobs, self.worker = jobs, worker
 
     def run(self, tasks: Sequence[Task]) -> Generator[tuple[Task, RunFiles], None, None]:

@@ -23,7 +23,6 @@ from flawsmith.runtime.outputs import exclusive_folder
 
 SplitPart = Literal["whole", "A", "B"]
 PARTS: dict[SplitPart, str] = {"whole": "the whole test set", "A": "half A", "B": "half B"}
-SCHEMA_VERSION = 2
 WORD_TEXTURES = (None, "self", "procedural")
 """Textures that are no folder."""
 
@@ -197,7 +196,7 @@ class RunResult(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    schema_version: int = SCHEMA_VERSION
+    schema_version: Literal[2] = Field(2, description="Of this file; results of others are computed anew.")
     run: BenchmarkRun
     status: Literal["finished", "failed"]
     error: str | None = None

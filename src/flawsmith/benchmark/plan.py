@@ -31,8 +31,7 @@ from flawsmith.pipeline.presets import chosen_backbone, refuse_incomplete
 from flawsmith.pipeline.settings import check_settings, in_words, method_config, require_engine
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import BASELINES
-from flawsmith.runtime.image import find_images
+from flawsmith.runtime.files import BASELINES, expanded, find_images
 from flawsmith.synthesis.foreground import FileForeground
 from flawsmith.synthesis.textures import DTD, holds_dtd, texture_source
 
@@ -129,7 +128,7 @@ class Plan(BaseModel):
             fields = yaml.safe_load(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeError) as error:
             raise FlawsmithError(f"{path}: cannot be read ({error}); give a YAML file") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, RecursionError) as error:
             raise FlawsmithError(f"{path}: is no YAML ({' '.join(str(error).split())})") from None
         if not isinstance(fields, dict):
             raise FlawsmithError(f"{path}: holds no mapping; write for example `data: [parts]` and `methods: [pbas]`")
@@ -155,9 +154,9 @@ class Plan(BaseModel):
         changes: dict[str, Any] = {}
         for name in ("data", "evaluate_on"):
             if name in fields:
-                changes[name] = tuple(folder / path.expanduser() for path in getattr(self, name))
+                changes[name] = tuple(folder / expanded(path) for path in getattr(self, name))
         if "foregrounds" in fields and self.foregrounds is not None:
-            changes["foregrounds"] = folder / self.foregrounds.expanduser()
+            changes["foregrounds"] = folder / expanded(self.foregrounds)
         if "textures" in fields:
             changes["textures"] = _resolved_textures(self.textures, folder)
         if "methods" in fields:
@@ -435,4 +434,4 @@ def _foreground_fingerprint(dataset: Dataset, folder: Path | None) -> str:
 
 
 def _resolved_textures(textures: str | None, folder: Path) -> str | None:
-    return textures if textures in WORD_TEXTURES else str(folder / Path(str(textures)).expanduser())
+    return textures if textures in WORD_TEXTURES else str(folder / expanded(str(textures)))

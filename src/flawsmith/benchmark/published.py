@@ -11,7 +11,6 @@ contradicts itself or another one.
 from __future__ import annotations
 
 import csv
-from collections.abc import Collection
 from functools import cache
 from importlib.resources import files
 from typing import NamedTuple
@@ -77,7 +76,7 @@ def published(
     return _figures_by_place().get(place, [])
 
 
-def protocol_notes(method: str, *, dataset: str | None = None, metrics: Collection[str] = ()) -> list[str]:
+def protocol_notes(method: str, *, dataset: str | None = None) -> list[str]:
     """Sentences to print under a table that shows a method's published figures.
 
     Of a paper's own method they say how it measures, of another one who reports it and where the figures are from.
@@ -85,7 +84,6 @@ def protocol_notes(method: str, *, dataset: str | None = None, metrics: Collecti
     Args:
         method: a method in any usual spelling.
         dataset: leaves out what does not touch this data set.
-        metrics: leaves out what touches none of these figures.
 
     Example:
         >>> protocol_notes("SimpleNet", dataset="mpdd")[0].split(":")[0]
@@ -95,7 +93,7 @@ def protocol_notes(method: str, *, dataset: str | None = None, metrics: Collecti
     notes: list[str] = []
     for paper, proposed in _by_paper("paper", "method").items():
         if method_key(proposed) == method_key(method):
-            notes += [row["note"] for row in _rows() if row["paper"] == paper and _concerns(row, key, metrics)]
+            notes += [row["note"] for row in _rows() if row["paper"] == paper and _concerns(row, key)]
             continue
         names = dict.fromkeys(
             figure.method
@@ -104,7 +102,6 @@ def protocol_notes(method: str, *, dataset: str | None = None, metrics: Collecti
             and figure.kind != "cost"
             and method_key(figure.method) == method_key(method)
             and key in (None, figure.dataset)
-            and (not metrics or figure.metric in metrics)
         )
         source = _by_paper("comparators", "note")[paper]
         notes += [f"{name} as reported by the {proposed} paper: {source}." for name in names]
@@ -128,12 +125,9 @@ def all_figures() -> tuple[PublishedFigure, ...]:
     return tuple(PublishedFigure(**row)._replace(value=float(row["value"])) for row in _rows() if row["value"])  # type: ignore[arg-type]
 
 
-def _concerns(row: dict[str, str], dataset: str | None, metrics: Collection[str]) -> bool:
-    """Whether a row is a note on how a paper measures that concerns a data set and one of some metrics."""
-    if row["kind"] != "protocol":
-        return False
-    of_dataset = dataset is None or not row["dataset"] or dataset in row["dataset"].split()
-    return of_dataset and (not metrics or not row["metric"] or not set(metrics).isdisjoint(row["metric"].split()))
+def _concerns(row: dict[str, str], dataset: str | None) -> bool:
+    """Whether a row is a note on how a paper measures that concerns a data set; None: any."""
+    return row["kind"] == "protocol" and (dataset is None or not row["dataset"] or dataset in row["dataset"].split())
 
 
 @cache

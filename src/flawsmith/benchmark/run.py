@@ -12,6 +12,7 @@ from flawsmith.benchmark.executors import Executor, LocalExecutor
 from flawsmith.benchmark.experiment import ResultStore, RunResult, Task
 from flawsmith.benchmark.plan import Plan, tasks
 from flawsmith.benchmark.tables import table_files, write_tables
+from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import make_folder
 from flawsmith.runtime.outputs import refuse_irreplaceable
 
@@ -101,6 +102,8 @@ def run_tasks(
         printed_in: the papers' tables beside which the results are set, by paper; None: all of each method.
         caution: what must stand above all tables.
     """
+    if any(task.memory_bytes is not None and task.memory_bytes < 1 for task in planned):
+        raise FlawsmithError("memory_bytes must be above 0: leave it out for an even share of the memory there is")
     store, shown_in = ResultStore(out), out if tables is None else tables
     with store.claimed():
         make_folder(shown_in)
@@ -115,12 +118,9 @@ def run_tasks(
                 if not result.finished:
                     failed[task.run.key] = result
                 on_result(result)
-        results = [_named(store.result(task.run) or failed[task.run.key], task) for task in planned]
+        # Under the names that this plan gives the experiments.
+        kept = [store.result(task.run) or failed[task.run.key] for task in planned]
+        results = [result.model_copy(update={"run": task.run}) for result, task in zip(kept, planned, strict=True)]
         return BenchmarkResult(
             results, len(pending), write_tables(results, shown_in, printed_in=printed_in, caution=caution)
         )
-
-
-def _named(result: RunResult, task: Task) -> RunResult:
-    """The result under the name that this plan gives the experiment."""
-    return result.model_copy(update={"run": task.run})

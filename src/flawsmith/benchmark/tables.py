@@ -28,46 +28,22 @@ FIGURES = (*LABELS, *LOCO_LABELS)
 
 def tidy_csv(results: Sequence[RunResult]) -> str:
     """One row a run and part of the test set; what is unknown is empty."""
-    identity = (
-        "key",
-        "dataset",
-        "category",
-        "experiment",
-        "method",
-        "preset",
-        "backbone",
-        "fraction",
-        "set",
-        "textures",
-    )
-    costs = list(type(results[0].costs).model_fields) if results else []
-    sizes = ("n_train", "n_calibration", "n_good", "n_flawed")
-    heads = [
-        *identity,
-        "seed",
-        "protocol",
-        "part",
-        "stamps",
-        "status",
-        "error",
-        *FIGURES,
-        *sizes,
-        *costs,
-        "machine",
-        "versions",
+    records = [
+        _tidy_row(view, part, evaluation)
+        for result in results
+        for view in result.views()
+        for part, evaluation in view.evaluations.items() or [(view.run.parts[0], None)]
     ]
     text = io.StringIO()
-    rows = csv.DictWriter(text, heads, lineterminator="\n")
+    rows = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
     rows.writeheader()
-    for view in (view for result in results for view in result.views()):
-        for part, evaluation in view.evaluations.items() or [(view.run.parts[0], None)]:
-            rows.writerow(_tidy_row(view, part, evaluation))
+    rows.writerows(records)
     return text.getvalue()
 
 
 def _tidy_row(result: RunResult, part: SplitPart, evaluation: Evaluation | None) -> dict[str, Any]:
     run, experiment = result.run, result.run.experiment
-    row: dict[str, Any] = {
+    return {
         "key": run.key,
         "dataset": run.dataset,
         "category": run.category,
@@ -84,15 +60,14 @@ def _tidy_row(result: RunResult, part: SplitPart, evaluation: Evaluation | None)
         "stamps": "" if evaluation is None else "; ".join(evaluation.stamps),
         "status": result.status,
         "error": result.error,
+        **{name: getattr(evaluation, name, None) for name in FIGURES},
         "n_train": result.n_train,
         "n_calibration": result.n_calibration,
+        **{name: getattr(evaluation, name, None) for name in ("n_good", "n_flawed")},
         **result.costs.model_dump(),
         "machine": result.machine,
         "versions": json.dumps(result.versions),
     }
-    if evaluation is not None:
-        row |= {name: getattr(evaluation, name) for name in (*FIGURES, "n_good", "n_flawed")}
-    return row
 
 
 RATES = ("miss_rate", "false_reject_rate")
@@ -123,6 +98,8 @@ class Table:
         """The table in one of tabulate's styles; the first column to the left, all others to the right."""
         align = ("left", *("right" for _ in self.heads[1:]))
         rows = [[without_controls(cell) for cell in row] for row in self.rows]
+        if style == "pipe":
+            rows = [[cell.replace("|", r"\|") for cell in row] for row in rows]
         return tabulate(rows, self.heads, tablefmt=style, disable_numparse=True, colalign=align[: len(self.heads)])
 
 
@@ -130,7 +107,6 @@ def tables(results: Sequence[RunResult], printed_in: Mapping[str, Sequence[str]]
     """All tables of a benchmark: over all categories, category by category, and run by run.
 
     Args:
-        results: its runs.
         printed_in: the papers' tables to set them beside, by paper; None: whatever is printed of a method.
     """
     made: list[Table] = []
@@ -398,7 +374,9 @@ def beside_the_papers(
             cells, count = _figures_by_protocol(figure, chosen, protocols, parts[0], partly=printed_in is not None)
             if count:
                 source = f"{figure.reference}, {figure.table}"
-                place = (_place(figure), title, _figure_name(figure.metric), _published_digits(figure))
+                name = _NAMES.get(figure.metric) or _COST_NAMES.get(figure.metric, figure.metric)
+                printed = f"{figure.value:g}" if figure.kind == "cost" else f"{figure.value:.3f}"
+                place = (_place(figure), title, name, printed)
                 rows.append((*place, *cells, count, figure.label, source))
                 notes |= dict.fromkeys(protocol_notes(figure.method, dataset=figure.dataset or None))
     if not rows:
@@ -520,14 +498,6 @@ def _place(figure: PublishedFigure) -> str:
     return f"{sets}/{figure.category}"
 
 
-def _figure_name(metric: str) -> str:
-    return _NAMES.get(metric) or _COST_NAMES.get(metric, metric)
-
-
-def _published_digits(figure: PublishedFigure) -> str:
-    return f"{figure.value:g}" if figure.kind == "cost" else f"{figure.value:.3f}"
-
-
 _COST_HEADS = ("training, s", "p50, ms", "p95, ms", "memory, GB", "model, MB")
 
 
@@ -590,6 +560,5 @@ def _number(value: float | None) -> str:
 
 
 def _latex_text(text: str) -> str:
-    for sign in "&%#_$":
-        text = text.replace(sign, "\\" + sign)
-    return text
+    words = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    return "".join(words.get(sign) or (f"\\{sign}" if sign in "&%#_${}" else sign) for sign in text)

@@ -212,11 +212,10 @@ def weakness(
     """
 
     def draw() -> PaperFigure:
-        from flawsmith.figures import weakness as figures
-        from flawsmith.figures.curve import check_metrics
+        from flawsmith.figures import curve as figures
         from flawsmith.figures.sources import benchmark_results, models
 
-        check_metrics(metric or [])
+        figures.check_metrics(metric or [])
         if not sets:
             results = benchmark_results(sources)
             return figures.weakness_of_benchmark(results, metrics=metric or [], by_category=by_category, part=part)
@@ -247,7 +246,7 @@ def thresholds(
 
     def draw() -> PaperFigure:
         from flawsmith.data.layouts import load
-        from flawsmith.figures import thresholds as figures
+        from flawsmith.figures import scores as figures
         from flawsmith.figures.sources import models as named
 
         chosen, dataset = named(models, seed=seed), load(data, layout)

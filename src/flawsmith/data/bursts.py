@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import once_a_file
 from flawsmith.runtime.formats import open_image
 from flawsmith.runtime.image import MAX_PIXELS, ImageArray, decode
 
@@ -162,14 +162,13 @@ def _gaussian(sigma: float) -> NDArray[np.float32]:
 
 def _thumbnail(path: Path) -> Thumbnail:
     try:
-        state = path.stat()
-        return _read(path, state.st_size, state.st_mtime_ns)
+        return _read(path)
     except (OSError, FlawsmithError):
         return np.zeros((2 * _SIDE, 2 * _SIDE), np.uint8)  # whoever needs its pixels will tell
 
 
-@lru_cache(maxsize=1 << 14)
-def _read(path: Path, _size: int, _mtime_ns: int) -> Thumbnail:
+@once_a_file(1 << 14)
+def _read(path: Path) -> Thumbnail:
     """The thumbnail of a file."""
     try:
         with path.open("rb") as stream, open_image(stream, str(path), MAX_PIXELS) as image:

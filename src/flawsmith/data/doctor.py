@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -16,11 +16,10 @@ import numpy as np
 
 from flawsmith.data.bursts import share_unlike
 from flawsmith.data.groups import BURSTS, with_groups
-from flawsmith.data.layouts.base import by_name
+from flawsmith.data.layouts.base import by_name, count
 from flawsmith.data.layouts.folder import SAYS_NOTHING, UNLABELLED
 from flawsmith.data.layouts.names import meaning
 from flawsmith.data.loco import (
-    DefectKind,
     grey_values,
     kind_of,
     merged_note,
@@ -97,53 +96,6 @@ class Findings:
         rows = [{**asdict(item), "where": [str(path) for path in item.where]} for item in self.items]
         counts = {f"{severity}s": len(self.of(severity)) for severity in SEVERITIES}
         return {"summary": self.summary, "recognised": list(self.recognised), **counts, "findings": rows}
-
-
-def saturation_findings(dataset: Dataset, values: Mapping[Path, Sequence[int]], pixels: int) -> Iterator[Finding]:
-    """Whether it can be told of every mask when its defect counts as found; nothing for layouts that know none.
-
-    Args:
-        values: the grey values but 0 of every mask that can be read.
-        pixels: number of pixels of the largest mask.
-    """
-    config = dataset.defects_config
-    if config is None:
-        return
-    if not config.exists():
-        message = f"no {config.name}: sPRO cannot be computed"
-        yield Finding("note", "no-saturation", message, (dataset.root,), "copy it there from the data set's archive")
-        return
-    try:
-        kinds = read_defects_config(config)
-    except FlawsmithError as error:
-        yield Finding("error", "defects-config", str(error), (config,), "restore the file from its source")
-        return
-    yield from _masks(dataset, config, kinds, values, pixels)
-
-
-def _masks(
-    dataset: Dataset,
-    config: Path,
-    kinds: Mapping[int, DefectKind],
-    values: Mapping[Path, Sequence[int]],
-    pixels: int,
-) -> Iterator[Finding]:
-    flawed = [sample for sample in dataset.test_flawed if all(mask in values for mask in sample.masks)]
-    paired = tuple(mask for sample in flawed for mask in sample.masks)
-    merged = merged_value(flawed, values, kinds)
-    if merged is not None:
-        fix = "use the masks of the original data set if sPRO is wanted"
-        yield Finding("note", "merged-masks", merged_note(merged, kinds, config), paired, fix)
-        return
-    unknown = tuple(mask for mask in paired if isinstance(kind_of(values[mask], kinds), str))
-    if unknown:
-        number = "1 mask" if len(unknown) == 1 else f"{len(unknown)} masks"
-        message = f"{number} of several grey values, or of one that {config.name} does not know"
-        yield Finding("error", "unknown-defect", message, unknown, "add the entries, or copy the masks anew")
-    largest = too_large_for(pixels, kinds) if paired else None
-    if largest is not None:
-        fix = "use the images at their original size if sPRO is to be compared"
-        yield Finding("warning", "saturation-too-large", too_large_note(largest, pixels), (config,), fix)
 
 
 _THREADS = 4
@@ -474,11 +426,11 @@ def _pair_faults(inventory: _Inventory) -> Iterable[Finding]:
             if mask.marked == 0:
                 empty.append(path)
     if other_size:
-        message = f"{_count(len(other_size), 'mask')} of another size than the image"
+        message = f"{count(len(other_size), 'mask')} of another size than the image"
         fix = "export the masks in the pixels of their images"
         yield Finding("error", "mask-size", message, tuple(other_size), fix)
     if empty:
-        message = f"{_count(len(empty), 'mask')} of flawed images without a marked pixel"
+        message = f"{count(len(empty), 'mask')} of flawed images without a marked pixel"
         fix = "mark the flaw, or remove the mask so that the image counts as not annotated"
         yield Finding("warning", "empty-mask", message, tuple(empty), fix)
 
@@ -488,19 +440,19 @@ def _missing_and_unused_masks(inventory: _Inventory) -> Iterable[Finding]:
     missing = tuple(sample.image for sample in dataset.without_mask)
     if missing:
         severity: Severity = "warning" if any(s.masks for s in dataset.samples) else "note"
-        message = f"{_count(len(missing), 'flawed image')} without a mask"
+        message = f"{count(len(missing), 'flawed image')} without a mask"
         place = by_name(dataset.layout).place_of_masks
         fix = f"add masks {place}, if pixel figures are wanted; image figures need none"
         yield Finding(severity, "missing-mask", message, missing, fix)
     good = [path for path in dataset.unused_masks if any(meaning(n) == "good" for n in _folders(path, dataset.root))]
     marked = tuple(p for p in good if inventory.masks[p].error is None and inventory.masks[p].marked > 0)
     if marked:
-        message = f"{_count(len(marked), 'mask')} of good images with marked pixels"
+        message = f"{count(len(marked), 'mask')} of good images with marked pixels"
         fix = "remove the mask, or move the image to its defect type"
         yield Finding("warning", "mask-of-good", message, marked, fix)
     orphans = tuple(path for path in dataset.unused_masks if path not in set(good))
     if orphans:
-        message = f"{_count(len(orphans), 'mask')} without an image"
+        message = f"{count(len(orphans), 'mask')} without an image"
         fix = "name masks after their images, in mvtec layout ground_truth/<defect>/<stem>_mask.png or a folder <stem>/"
         yield Finding("warning", "orphan-mask", message, orphans, fix)
 
@@ -516,10 +468,37 @@ def _odd_masks(inventory: _Inventory) -> Iterable[Finding]:
 
 
 def _saturation(inventory: _Inventory) -> Iterable[Finding]:
+    """Whether it can be told of every mask when its defect counts as found; nothing for layouts that know none."""
+    dataset, config = inventory.dataset, inventory.dataset.defects_config
+    if config is None:
+        return
+    if not config.exists():
+        message = f"no {config.name}: sPRO cannot be computed"
+        yield Finding("note", "no-saturation", message, (dataset.root,), "copy it there from the data set's archive")
+        return
+    try:
+        kinds = read_defects_config(config)
+    except FlawsmithError as error:
+        yield Finding("error", "defects-config", str(error), (config,), "restore the file from its source")
+        return
     read = {path: facts for path, facts in inventory.masks.items() if facts.error is None}
     values = {path: facts.values for path, facts in read.items()}
+    flawed = [sample for sample in dataset.test_flawed if all(mask in values for mask in sample.masks)]
+    paired = tuple(mask for sample in flawed for mask in sample.masks)
+    merged = merged_value(flawed, values, kinds)
+    if merged is not None:
+        fix = "use the masks of the original data set if sPRO is wanted"
+        yield Finding("note", "merged-masks", merged_note(merged, kinds, config), paired, fix)
+        return
+    unknown = tuple(mask for mask in paired if isinstance(kind_of(values[mask], kinds), str))
+    if unknown:
+        message = f"{count(len(unknown), 'mask')} of several grey values, or of one that {config.name} does not know"
+        yield Finding("error", "unknown-defect", message, unknown, "add the entries, or copy the masks anew")
     pixels = max((height * width for height, width in (facts.size for facts in read.values())), default=0)
-    return saturation_findings(inventory.dataset, values, pixels)
+    largest = too_large_for(pixels, kinds) if paired else None
+    if largest is not None:
+        fix = "use the images at their original size if sPRO is to be compared"
+        yield Finding("warning", "saturation-too-large", too_large_note(largest, pixels), (config,), fix)
 
 
 def _too_few(inventory: _Inventory) -> Iterable[Finding]:
@@ -530,7 +509,7 @@ def _too_few(inventory: _Inventory) -> Iterable[Finding]:
         return
     distinct = len({inventory.images[s.image].digest for s in dataset.good_train})
     if distinct < _FEW_TO_TRAIN:
-        message = f"{_count(distinct, 'different good image')} to learn from"
+        message = f"{count(distinct, 'different good image')} to learn from"
         fix = f"add good images; from {_FEW_TO_TRAIN} on natural variation begins to be covered"
         yield Finding("warning", "few-to-train", message, (dataset.root,), fix)
     calibration = len(dataset.good_val) or held_out_count(distinct)
@@ -563,13 +542,13 @@ def _groups(inventory: _Inventory) -> Iterable[Finding]:
     by_group.pop("", None)
     if dataset.grouped_by and dataset.grouped_by != BURSTS:
         most, least = (compare(map(len, by_group.values())) for compare in (max, min))
-        message = f"{_count(len(by_group), 'group')} by {dataset.grouped_by}, of {least} to {_images(most)}"
+        message = f"{count(len(by_group), 'group')} by {dataset.grouped_by}, of {least} to {_images(most)}"
         yield Finding("note", "groups", message, (dataset.root,), "nothing")
     elif dataset.grouped_by:
         scenes = [group for group in by_group.values() if len(group) > 1]
         twins = tuple(image for scene in scenes for image in scene)
         message = (
-            f"{len(twins)} of {_images(len(images))} are nearly equal to others: {_count(len(scenes), 'scene')} of 2 "
+            f"{len(twins)} of {_images(len(images))} are nearly equal to others: {count(len(scenes), 'scene')} of 2 "
             f"to {_images(max(map(len, scenes)))}; a limit set by frames of learned scenes promises too much"
         )
         fix = "take single pictures of more parts; train keeps the frames of a scene on one side"
@@ -613,7 +592,7 @@ def _unread_files(inventory: _Inventory) -> Iterable[Finding]:
         yield Finding("warning", "unread-files", note, (root,), fix)
 
 
-def official_findings(dataset: Dataset) -> Iterator[Finding]:
+def official_findings(dataset: Dataset) -> Iterable[Finding]:
     """Compare a category with the public data set that it belongs to; nothing for one's own data.
 
     All of it is a note: a reduced or differently split copy is sound, but its figures are not those of the benchmark.
@@ -764,12 +743,8 @@ def _folders(path: Path, root: Path) -> list[str]:
     return [name.casefold() for name in path.relative_to(root).parts[:-1]]
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
 def _images(number: int) -> str:
-    return _count(number, "image")
+    return count(number, "image")
 
 
 _RULES: Sequence[Callable[[_Inventory], Iterable[Finding]]] = (

@@ -338,17 +338,20 @@ def _unpack(archive: Path, target: Path) -> Path:
     """Unpack an archive; it writes nothing outside the folder.
 
     Raises:
-        FlawsmithError: it is damaged, or the disk is full.
+        FlawsmithError: it is damaged, of a kind that is not read, or the disk is full; or Python is too old.
     """
+    zipped = zipfile.is_zipfile(archive)
+    if not zipped and not hasattr(tarfile, "data_filter"):  # nothing else keeps an archive within its folder
+        raise FlawsmithError(f"{archive}: needs Python 3.10.12 or later to be unpacked; unpack it to {target} by hand")
     make_folder(target, "--to")
     try:
-        if zipfile.is_zipfile(archive):
-            with zipfile.ZipFile(archive) as zipped:
-                zipped.extractall(target)
+        if zipped:
+            with zipfile.ZipFile(archive) as packed_zip:
+                packed_zip.extractall(target)
         else:
             with tarfile.open(archive) as packed:
                 packed.extraction_filter = tarfile.data_filter
                 packed.extractall(target)
-    except (OSError, EOFError, tarfile.TarError, zipfile.BadZipFile) as error:
+    except Exception as error:  # the readers of archives answer odd bytes with many exceptions, those of each codec too
         raise FlawsmithError(f"{archive}: cannot be unpacked ({error}); remove it and fetch it again") from None
     return target

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,8 +16,18 @@ from flawsmith.data.quantities import parse_area
 from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.files import without_controls
 from flawsmith.runtime.image import MAX_PIXELS
-from flawsmith.runtime.roi import MOST_CORNERS, Polygon, RegionOfInterest, box_of, number_zones
-from flawsmith.runtime.zones import LONGEST_NAME, MOST_ZONES, NAME_RULE, Zone, ZoneName
+from flawsmith.runtime.roi import (
+    LONGEST_NAME,
+    MOST_CORNERS,
+    MOST_ZONES,
+    NAME_RULE,
+    Polygon,
+    RegionOfInterest,
+    Zone,
+    ZoneName,
+    box_of,
+    number_zones,
+)
 
 _ASPECT_TOLERANCE = 0.01
 _LARGEST_FILE = 2**22
@@ -66,7 +77,7 @@ def read_drawing(
             or two zones have the same name, or one has no pixel, or a smallest area that is none, needs the size of a
             pixel, or is larger than the zone.
     """
-    if not path.is_file():
+    if not os.path.isfile(path):  # noqa: PTH113 (Path.is_file raises for a name that is too long)
         raise FlawsmithError(
             f"there is no file {path}: a region of interest is a JSON file of polygons or a mask image"
         )

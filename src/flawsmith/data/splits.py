@@ -14,14 +14,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
 from flawsmith.data.public_sets import made_from
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import printable, without_controls
+from flawsmith.runtime.files import once_a_file, printable, without_controls
 from flawsmith.runtime.image import decode
 
 HELD_OUT_FRACTION = 0.15
@@ -84,18 +83,17 @@ def content_hash(path: Path) -> str:
         FlawsmithError: the file cannot be read.
     """
     try:
-        state = path.stat()
-        if not stat.S_ISREG(state.st_mode):  # reading a named pipe would wait for ever
+        if not stat.S_ISREG(path.stat().st_mode):  # reading a named pipe would wait for ever
             raise FlawsmithError(f"{path}: is not a regular file; remove it from the data")
-        return _hash_file(path, state.st_size, state.st_mtime_ns)
+        return _hash_file(path)
     except OSError as error:
         raise FlawsmithError(
             f"{path}: cannot be read ({error.strerror}); check that it exists and may be read"
         ) from error
 
 
-@lru_cache(maxsize=1 << 16)
-def _hash_file(path: Path, _size: int, _mtime_ns: int) -> str:
+@once_a_file(1 << 16)
+def _hash_file(path: Path) -> str:
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
@@ -158,19 +156,20 @@ def skipped_note(skipped: Mapping[str, str]) -> str:
 def _fault(path: Path) -> str | None:
     """Why an image cannot be read; None: it can."""
     try:
-        state = path.stat()
-    except (OSError, ValueError):  # what is wrong, decoding says
-        return _fault_of(path, 0, 0)
-    return _fault_of(path, state.st_size, state.st_mtime_ns)
+        return _fault_of(path)
+    except (OSError, ValueError):  # such as for want of the file: decoding says what is wrong
+        return _fault_in(path)
 
 
-@lru_cache(maxsize=1 << 16)
-def _fault_of(path: Path, _size: int, _mtime_ns: int) -> str | None:
+def _fault_in(path: Path) -> str | None:
     try:
         decode(path)
     except FlawsmithError as error:
         return str(error).removeprefix(f"{path}: ")
     return None
+
+
+_fault_of = once_a_file(1 << 16)(_fault_in)
 
 
 def held_out_count(distinct: int, *, fraction: float = HELD_OUT_FRACTION, minimum: int = HELD_OUT_MINIMUM) -> int:
@@ -245,12 +244,7 @@ def hold_out(
     return HoldOut(train, calibration, "held-out", f"{len(calibration)} of {len(images)} {words}{note}")
 
 
-def calibration_split(
-    dataset: Dataset,
-    seed: int,
-    fraction: float = HELD_OUT_FRACTION,
-    minimum: int = HELD_OUT_MINIMUM,
-) -> HoldOut:
+def calibration_split(dataset: Dataset, seed: int) -> HoldOut:
     """The images to learn from and to calibrate on: the user's own validation folder or a hold-out.
 
     With a validation folder nothing is held out of the training images.
@@ -261,7 +255,7 @@ def calibration_split(
     """
     learned = good_images(dataset)
     if not dataset.good_val:
-        return hold_out(learned, seed, fraction, minimum)
+        return hold_out(learned, seed)
     refuse_leaks(learned, dataset.good_val)
     train = _flatten(_ranked_images(learned, seed).values())
     calibration = _one_of_each(_ranked_images(dataset.good_val, seed).values())

@@ -10,10 +10,10 @@ from typing import Any, Literal
 
 from matplotlib.lines import Line2D
 
-from flawsmith.figures.style import COLUMN, PaperFigure, hide, legend_below, panels, wrapped
+from flawsmith.figures.style import COLUMN, PaperFigure, legend_below, look, panels, wrapped
 from flawsmith.models.diagnostics import FeatureCloud
 from flawsmith.report.plots import Projection, projections
-from flawsmith.report.style import MARKERS, PALETTE, PRINT, plot_style, short_label
+from flawsmith.report.style import PRINT, plot_style, short_label
 from flawsmith.runtime.errors import FlawsmithError
 
 Plane = Literal["pca", "tsne"]
@@ -35,7 +35,7 @@ def feature_planes(clouds: Sequence[FeatureCloud], *, planes: Sequence[Plane] = 
         for across, (cloud, by_plane) in zip(axes, drawn, strict=True):
             for axis, plane in zip(across, planes, strict=True):
                 if plane not in by_plane:
-                    hide(axis)
+                    axis.set_axis_off()
                     continue
                 projection = by_plane[plane]
                 for name, points in projection.points.items():
@@ -59,13 +59,7 @@ def _planes(cloud: FeatureCloud) -> dict[Plane, Projection]:
 
 
 def _look(number: int) -> dict[str, Any]:
-    return {
-        "color": PALETTE[number % len(PALETTE)],
-        "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": "",
-        "markersize": 2.4,
-        "markeredgewidth": 0.0,
-    }
+    return look(number, linestyle="", markersize=2.4, markeredgewidth=0.0)
 
 
 def _row(cloud: FeatureCloud, plane: Plane, group: str, point: Sequence[float]) -> dict[str, Any]:

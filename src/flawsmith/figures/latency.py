@@ -13,8 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 from flawsmith.benchmark.experiment import RunResult
 from flawsmith.figures import curve
 from flawsmith.figures.curve import METRICS
-from flawsmith.figures.style import PaperFigure, legend_below, panels
-from flawsmith.report.style import INK, MARKERS, MUTED, PALETTE, PRINT, plot_style, short_label
+from flawsmith.figures.style import PaperFigure, legend_below, look, panels
+from flawsmith.report.style import INK, MUTED, PALETTE, PRINT, plot_style, short_label
 from flawsmith.runtime.errors import FlawsmithError
 
 _LARGEST, _SMALLEST = 120.0, 12.0
@@ -62,17 +62,16 @@ def latency(results: Sequence[RunResult], *, metric: str = "image_auroc", part: 
             x, y = [cost.latency for cost in front], [100 * cost.accuracy for cost in front]
             axis.step(x, y, where="post", color=MUTED, lw=0.9, ls="--", zorder=1)
         for number, cost in enumerate(costs):
-            look: dict[str, Any] = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)]}
-            at = cost.latency, 100 * cost.accuracy
+            at, colour = (cost.latency, 100 * cost.accuracy), PALETTE[number % len(PALETTE)]
             if cost.spread:
-                axis.errorbar(*at, yerr=100 * cost.spread, color=look["color"], lw=0.8, capsize=1.5, zorder=2)
+                axis.errorbar(*at, yerr=100 * cost.spread, color=colour, lw=0.8, capsize=1.5, zorder=2)
             axis.scatter(
                 *at,
                 s=_area(cost.size, largest),
                 edgecolors=INK if cost.best else "white",
                 lw=0.6,
                 zorder=3,
-                **look,
+                **look(number),
             )
         _axes(axis, costs)
         axis.set(xlabel="latency p50 (ms, file to verdict)", ylabel=f"{METRICS[metric]} (%)")
@@ -164,8 +163,7 @@ def _legend(costs: Sequence[ExperimentCost], front: Sequence[ExperimentCost]) ->
     handles = []
     for number, cost in enumerate(costs):
         size = "" if cost.size is None else f" ({cost.size / 1e6:.3g} MB)"
-        look = {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)], "ls": ""}
-        handles.append(Line2D([], [], label=short_label(cost.name) + size, **look))  # type: ignore[arg-type]
+        handles.append(Line2D([], [], label=short_label(cost.name) + size, **look(number, ls="")))
     if len(front) > 1:
         handles.append(Line2D([], [], color=MUTED, lw=0.9, ls="--", label="Pareto front"))
     return handles

@@ -161,7 +161,7 @@ def _read_scores(path: Path) -> tuple[ImageScore, ...]:
                 ImageScore(row["image"], row["defect"], float(row["score"]), row["verdict"])
                 for row in csv.DictReader(file)
             )
-    except (OSError, UnicodeError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise FlawsmithError(f"{path}: is no intact {SCORES} ({error}); evaluate the model again") from None
 
 

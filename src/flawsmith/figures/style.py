@@ -11,11 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
-from flawsmith.report.style import PRINT, plot_style
+from flawsmith.report.style import MARKERS, PALETTE, PRINT, plot_style
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import make_folder, replacing
 
@@ -102,7 +101,7 @@ def panels(
     return figure, figure.subplots(rows, columns, squeeze=False)
 
 
-def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int | None = None) -> None:
+def legend_below(figure: Figure, handles: Sequence[Any]) -> None:
     """One legend for all panels, below them, where it hides no data: in rows as wide as the figure allows.
 
     The figure grows by the legend, so that the panels keep their height.
@@ -110,14 +109,14 @@ def legend_below(figure: Figure, handles: Sequence[Any], *, columns: int | None 
     longest = max((len(str(handle.get_label())) for handle in handles), default=0)
     # A character takes about 0.055 inches at this size, the handle and the gaps half an inch.
     fitting = max(1, int(figure.get_figwidth() / (0.055 * longest + 0.5)))
-    shown = max(1, min(len(handles), columns or fitting))
+    shown = max(1, min(len(handles), fitting))
     figure.set_figheight(figure.get_figheight() + 0.14 * -(-len(handles) // shown))
     figure.legend(handles=list(handles), loc="outside lower center", ncols=shown, handlelength=1.8, columnspacing=1.2)
 
 
-def hide(axis: Axes) -> None:
-    """Leave the place of a panel empty."""
-    axis.set_axis_off()
+def look(number: int, **further: Any) -> dict[str, Any]:
+    """Colour and marker of the line, group or experiment of that number, with further properties of matplotlib's."""
+    return {"color": PALETTE[number % len(PALETTE)], "marker": MARKERS[number % len(MARKERS)], **further}
 
 
 def wrapped(text: str, width: int, *, rows: int = 2) -> str:

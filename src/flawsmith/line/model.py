@@ -24,8 +24,7 @@ from flawsmith.pipeline.calibrate import calibrate
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.inspector import Inspection, Inspector, PreparedImage
-from flawsmith.runtime.selftest import self_test
+from flawsmith.runtime.inspector import Inspection, Inspector, PreparedImage, self_test
 
 _LISTED = 20
 

@@ -27,8 +27,7 @@ from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.engine import run_apart
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.inspector import Inspector
-from flawsmith.runtime.selftest import self_test
+from flawsmith.runtime.inspector import Inspector, self_test
 from flawsmith.runtime.system import give_way, sync_folder
 
 TRIAL_SECONDS = 30.0

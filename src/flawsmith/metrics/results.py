@@ -12,7 +12,7 @@ from flawsmith.metrics.what_if import LimitStep, aligned, limit_sentences, missi
 from flawsmith.runtime.bundle import SelectionName
 from flawsmith.runtime.decision import promise_in_words
 from flawsmith.runtime.files import without_controls
-from flawsmith.runtime.notebook import panel
+from flawsmith.runtime.overlay import panel
 
 Rate = float | None
 _FEW = 20

@@ -33,8 +33,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import further_pictures_note, left_out, left_out_note, printable, replacing
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector, Unreadable
-from flawsmith.runtime.roi import RegionOfInterest
-from flawsmith.runtime.zones import Zone
+from flawsmith.runtime.roi import RegionOfInterest, Zone
 
 _FEWEST_REPEATED = 3
 _LISTED = 20
@@ -518,7 +517,7 @@ def _flawed_images(path: Path) -> tuple[Sample, ...]:
     """Raises:
     FlawsmithError: there are none.
     """
-    from flawsmith.runtime.image import find_images
+    from flawsmith.runtime.files import find_images
 
     if not path.is_dir():
         raise FlawsmithError(f"there is no folder {path}: --flawed takes a folder of images of known flaws")

@@ -62,11 +62,9 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import BASELINE_FOLDER, BASELINES, printable
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import ImageArray, as_8_bit, decode, image_size
-from flawsmith.runtime.inspector import Inspector
-from flawsmith.runtime.roi import RegionOfInterest
-from flawsmith.runtime.selftest import self_test_arrays
+from flawsmith.runtime.inspector import Inspector, self_test_arrays
+from flawsmith.runtime.roi import RegionOfInterest, Zone
 from flawsmith.runtime.tiles import Tile, Tiling, fit_tile, tiles_to_see
-from flawsmith.runtime.zones import Zone
 from flawsmith.synthesis.foreground import FOLDER as MASK_FOLDER
 from flawsmith.synthesis.held_out import held_out_flaw, held_out_flaws
 from flawsmith.synthesis.synthesizer import AnomalySample

@@ -30,7 +30,7 @@ from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, good_imag
 from flawsmith.pipeline.settings import TrainSettings, check_settings, look_at_values
 from flawsmith.report.contact_sheet import SheetRow, contact_sheet
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import printable
+from flawsmith.runtime.files import expanded, printable
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import ImageArray, decode
 from flawsmith.synthesis.blend import FixedWeight, FloatImage, Mask, blend
@@ -174,7 +174,7 @@ def _foreground(
     if kind == "none":
         return None
     if kind == "folder":
-        return provider(Foreground(mode="files"), Path(settings.foreground).expanduser())
+        return provider(Foreground(mode="files"), expanded(settings.foreground))
     some = generator(settings.seed, "synthesize foreground").permutation(len(reader.files))[:_FITTED_ON]
     automatic = provider(Foreground(mode="auto")).fit(reader.as_float(decode(reader.files[place])) for place in some)
     if automatic.reason is not None:
@@ -195,7 +195,7 @@ def new_folder(out: str | Path) -> Iterator[tuple[Path, Path]]:
     Raises:
         FlawsmithError: something stands there already, or the folder cannot be made.
     """
-    final = Path(out).expanduser()
+    final = expanded(out)
     try:
         if final.exists() or final.is_symlink():
             raise FlawsmithError(f"{final} is there already: give the name of a new folder with --out")

@@ -53,7 +53,7 @@ from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import left_out, left_out_note
 from flawsmith.runtime.image import decode, image_size
-from flawsmith.runtime.zones import Zone
+from flawsmith.runtime.roi import Zone
 from flawsmith.synthesis.foreground import Foreground, provider
 from flawsmith.synthesis.textures import texture_source
 from flawsmith.training.data import FirstLook

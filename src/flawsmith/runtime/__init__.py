@@ -1,2 +1,2 @@
-"""All that a trained model needs to inspect images; imports numpy, Pillow, ONNX Runtime and pydantic, never
+"""All that a trained model needs to inspect images; imports numpy, Pillow, simplejpeg, ONNX Runtime and pydantic, never
 torch."""

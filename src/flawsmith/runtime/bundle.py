@@ -10,7 +10,7 @@ import json
 import math
 import struct
 import zipfile
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, BinaryIO, Literal, TypeVar
@@ -60,50 +60,6 @@ def write_parts(parts: Mapping[str, bytes]) -> bytes:
             entry.external_attr = _PERMISSIONS
             archive.writestr(entry, parts[name])
     return buffer.getvalue()
-
-
-def read_parts(
-    stream: BinaryIO,
-    allowed: Mapping[str, int],
-    *,
-    optional: Collection[str] = (),
-    first: str | None = None,
-    check_first: Callable[[bytes], None] | None = None,
-) -> dict[str, bytes]:
-    """Reads a zip that must hold the allowed parts and nothing else, each stored without compression.
-
-    Args:
-        stream: a seekable file.
-        allowed: largest size of each part in bytes, by name.
-        optional: names of parts that may be missing.
-        first: a part to be read before the others are judged.
-        check_first: is given that part's content and may raise.
-
-    Returns:
-        Content by name.
-
-    Raises:
-        ValueError: a part is missing, unknown, doubled, compressed, encrypted or too large.
-        zipfile.BadZipFile: not a zip, or a check sum differs.
-    """
-    length = stream.seek(0, io.SEEK_END)
-    with _open(stream) as archive:
-        entries = archive.infolist()
-        names = [entry.filename for entry in entries]
-        if check_first is not None and first is not None and names.count(first) == 1:
-            check_first(_read_entry(archive, archive.getinfo(first), allowed[first]))
-        for name in names:
-            if name not in allowed:
-                raise ValueError(f"it holds an unknown part {name[:80]!r}")
-        if len(set(names)) != len(names):
-            raise ValueError("it holds a part twice")
-        missing = sorted(set(allowed) - set(names) - set(optional))
-        if missing:
-            raise ValueError(f"it lacks {', '.join(missing)}")
-        # Stored parts cannot be longer together than the file, unless they overlap.
-        if sum(entry.file_size for entry in entries) > length:
-            raise ValueError("its parts are longer than the file")
-        return {entry.filename: _read_entry(archive, entry, allowed[entry.filename]) for entry in entries}
 
 
 def write_arrays(arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -214,9 +170,11 @@ _BEHIND_LIMITS = ("good", "good_levels", "good_zone_levels", "good_groups")
 """Arrays of the limits in use; those of earlier limits have ``@`` and the identity of the limits behind their name."""
 _HASHES = ("learned_sha256", "held_out_sha256", "test_sha256")
 SELF_TEST = "self_test"
-"""Array of the numbers that `flawsmith.runtime.selftest` expects; its images have ``_1``, ``_2`` behind their name."""
+"""Array of the numbers that `flawsmith.runtime.inspector.self_test` expects; its images have ``_1``, ``_2`` behind
+their name."""
 _MOST_TESTS = 8
 _MIB = 2**20
+_MANIFEST = "manifest.json"
 # The largest size of each part. ONNX cannot exceed 2 GiB by itself.
 _PARTS: Mapping[str, int] = {
     **dict.fromkeys(GRAPHS.values(), 2048 * _MIB),
@@ -591,11 +549,8 @@ class Bundle:
 
     @classmethod
     def _read(cls, stream: io.BufferedReader, path: Path) -> Bundle:
-        optional = GRAPHS.values()
-        parts = read_parts(
-            stream, _PARTS, optional=optional, first="manifest.json", check_first=_check_manifest_version
-        )
-        hashes = _object(parts.pop("manifest.json"), "manifest.json").get("sha256")
+        parts = _read_parts(stream)
+        hashes = _object(parts.pop(_MANIFEST), _MANIFEST).get("sha256")
         if not isinstance(hashes, dict) or set(hashes) != set(parts):
             raise _RefusedError("manifest.json does not list the parts; copy or export the model anew")
         for name, content in parts.items():
@@ -711,9 +666,38 @@ def _check_version(value: dict[str, Any]) -> None:
         )
 
 
-def _check_manifest_version(content: bytes) -> None:
-    """Comes before the names of the parts are judged: a newer schema may well have other parts."""
-    _check_version(_object(content, "manifest.json"))
+def _read_parts(stream: BinaryIO) -> dict[str, bytes]:
+    """Reads a zip that must hold the parts of a bundle and nothing else, each stored without compression.
+
+    Args:
+        stream: a seekable file.
+
+    Returns:
+        Content by name.
+
+    Raises:
+        ValueError: a part is missing, unknown, doubled, compressed, encrypted or too large.
+        zipfile.BadZipFile: not a zip, or a check sum differs.
+    """
+    length = stream.seek(0, io.SEEK_END)
+    with _open(stream) as archive:
+        entries = archive.infolist()
+        names = [entry.filename for entry in entries]
+        if names.count(_MANIFEST) == 1:  # before the names are judged: a newer schema may well have other parts
+            manifest = _read_entry(archive, archive.getinfo(_MANIFEST), _PARTS[_MANIFEST])
+            _check_version(_object(manifest, _MANIFEST))
+        for name in names:
+            if name not in _PARTS:
+                raise ValueError(f"it holds an unknown part {name[:80]!r}")
+        if len(set(names)) != len(names):
+            raise ValueError("it holds a part twice")
+        missing = sorted(set(_PARTS) - set(names) - set(GRAPHS.values()))
+        if missing:
+            raise ValueError(f"it lacks {', '.join(missing)}")
+        # Stored parts cannot be longer together than the file, unless they overlap.
+        if sum(entry.file_size for entry in entries) > length:
+            raise ValueError("its parts are longer than the file")
+        return {entry.filename: _read_entry(archive, entry, _PARTS[entry.filename]) for entry in entries}
 
 
 def _read_spec(content: bytes) -> BundleSpec:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import textwrap
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator, Sequence
 from fractions import Fraction
 from functools import lru_cache
@@ -20,17 +21,27 @@ from pydantic import (
     Field,
     FiniteFloat,
     SerializerFunctionWrapHandler,
+    ValidationError,
     model_serializer,
     model_validator,
 )
 
 from flawsmith.runtime.devices import DeviceName
-from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.errors import FlawsmithError, why_refused
 from flawsmith.runtime.files import without_controls
 from flawsmith.runtime.geometry import InvertedMap
 from flawsmith.runtime.regions import Region, find_regions, region_level, strongest_region
-from flawsmith.runtime.roi import MOST_CORNERS, RegionOfInterest, box_of, number_zones
-from flawsmith.runtime.zones import ELSEWHERE, MOST_ZONES, Zone, highest_below, zone_limits
+from flawsmith.runtime.roi import (
+    ELSEWHERE,
+    MOST_CORNERS,
+    MOST_ZONES,
+    RegionOfInterest,
+    Zone,
+    box_of,
+    highest_below,
+    number_zones,
+    zone_limits,
+)
 
 Verdict = Literal["pass", "review", "reject"]
 
@@ -606,11 +617,7 @@ class Decision(BaseModel):
 
     def _sure_rank(self, rate: float) -> int:
         """The largest rank at which a limit does not reject more than a rate at worst; 0: there is none."""
-        low, high = 0, sure_rank(rate, self.n_good)
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.worst_rate_at(middle) <= rate else (low, middle - 1)
-        return low
+        return bisect_right(range(1, sure_rank(rate, self.n_good) + 1), rate, key=self.worst_rate_at)
 
     @property
     def rejects_nothing(self) -> bool:
@@ -658,7 +665,7 @@ def choose_limits(
     prediction: Vovk, Gammerman, Shafer 2005). Where k > n the maximum is taken, and 1/(n + 1) is what it
     supports. ``map_limit`` comes from the maxima in the same way.
 
-    With zones a good part exceeds any of their limits with that probability (:func:`flawsmith.runtime.zones.\
+    With zones a good part exceeds any of their limits with that probability (:func:`flawsmith.runtime.roi.\
 equivalent_blocks`). Each zone takes an image, so that n + 1 − k is their number at least. The review limit is the
     order statistic of the number that decides, the offsets being fixed: that goes on cutting off blocks, one number's
     now, so that its promise is exact too.
@@ -677,8 +684,8 @@ equivalent_blocks`). Each zone takes an image, so that n + 1 − k is their numb
         held_out: whether the images were kept out of training; goes into the decision.
 
     Raises:
-        FlawsmithError: no scores, not as many maxima, numbers that are not finite, rates out of range, fewer images
-            than zones, or a zone in which nothing can be rejected.
+        FlawsmithError: no scores, not as many maxima, numbers that are not finite, rates or another number out of
+            range, fewer images than zones, or a zone in which nothing can be rejected.
 
     Example:
         >>> scores = np.linspace(0, 1, 99)
@@ -704,24 +711,28 @@ equivalent_blocks`). Each zone takes an image, so that n + 1 − k is their numb
         zones = [zone.model_copy(update={"offset": offset}) for zone, offset in zip(zones, offsets, strict=True)]
     else:
         map_limit, elsewhere = _largest(maxima, rank), True
-    decision = Decision(
-        limit=_largest(score_array, rank) + tolerance,
-        map_limit=map_limit + map_tolerance,
-        region_of_interest=region_of_interest,
-        minimum_area=minimum_area,
-        zones=tuple(zones),
-        elsewhere=elsewhere,
-        pixel_size=pixel_size,
-        target_false_reject_rate=alpha,
-        stated_false_reject_rate=rank / (n + 1),
-        target_review_rate=review_alpha,
-        n_good=n,
-        held_out=held_out,
-        cross_fitted=cross_fitted,
-        trimmed=trimmed,
-        groups=groups,
-        highest_score=highest_score,
-    )
+    try:
+        decision = Decision(
+            limit=_largest(score_array, rank) + tolerance,
+            map_limit=map_limit + map_tolerance,
+            region_of_interest=region_of_interest,
+            minimum_area=minimum_area,
+            zones=tuple(zones),
+            elsewhere=elsewhere,
+            pixel_size=pixel_size,
+            target_false_reject_rate=alpha,
+            stated_false_reject_rate=rank / (n + 1),
+            target_review_rate=review_alpha,
+            n_good=n,
+            held_out=held_out,
+            cross_fitted=cross_fitted,
+            trimmed=trimmed,
+            groups=groups,
+            highest_score=highest_score,
+        )
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise FlawsmithError(f"no limits: {why_refused(fault, '.'.join(map(str, fault['loc'])))}") from None
     if review_alpha is None:
         return decision
     by_regions = decision.by_regions
@@ -885,31 +896,26 @@ def _quantiles(values: NDArray[np.float64], log_density: NDArray[np.float64]) ->
     return np.interp((np.arange(100) + 0.5) / 100, cumulative / cumulative[-1], values)
 
 
-def sure_rank(rate: float, n: int, confidence: float = CONFIDENCE) -> int:
-    """The largest rank whose limit does not reject more than a rate, with some confidence; 0: there is none.
+def sure_rank(rate: float, n: int) -> int:
+    """The largest rank whose limit does not reject more than a rate, 95 % sure; 0: there is none.
 
     Args:
         rate: between 0 and 1.
         n: good images behind the limit.
-        confidence: between 0 and 1.
 
     Example:
         >>> sure_rank(0.01, 298), sure_rank(0.01, 299), sure_rank(0.01, 1000)
         (0, 1, 5)
     """
-    low, high = 0, min(n, math.ceil(rate * (n + 1)), MOST_COUNTED)
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if worst_rate(middle, n, confidence) <= rate else (low, middle - 1)
-    return low
+    most = min(n, math.ceil(rate * (n + 1)), MOST_COUNTED)
+    return bisect_right(range(1, most + 1), rate, key=lambda rank: worst_rate(rank, n))
 
 
-def images_needed(rate: float, confidence: float = CONFIDENCE, *, rank: int = 1) -> tuple[int, int]:
-    """Held-out good images that a false-reject rate takes: in the mean, and with a confidence.
+def images_needed(rate: float, *, rank: int = 1) -> tuple[int, int]:
+    """Held-out good images that a false-reject rate takes: in the mean, and to be 95 % sure.
 
     Args:
         rate: the target, between 0 and 1.
-        confidence: of the second number.
         rank: of the limit, from 1, the largest score; zones take an image each.
 
     Example:
@@ -918,14 +924,12 @@ def images_needed(rate: float, confidence: float = CONFIDENCE, *, rank: int = 1)
     """
     in_the_mean = math.ceil(rank / _exact(rate)) - 1
     if rank == 1:
-        return in_the_mean, math.ceil(math.log1p(-confidence) / math.log1p(-rate) - 1e-9)
-    low, high = rank - 1, max(rank, in_the_mean)
-    while worst_rate(rank, high, confidence) > rate:
-        low, high = high, 2 * high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if worst_rate(rank, middle, confidence) > rate else (low, middle)
-    return in_the_mean, high
+        return in_the_mean, math.ceil(math.log1p(-CONFIDENCE) / math.log1p(-rate) - 1e-9)
+    most = max(rank, in_the_mean)
+    while worst_rate(rank, most) > rate:
+        most *= 2
+    images = range(rank, most)
+    return in_the_mean, rank + bisect_left(images, True, key=lambda n: worst_rate(rank, n) <= rate)
 
 
 def promise_in_words(expected: float, worst: float) -> str:

@@ -403,10 +403,11 @@ def run_apart(work: Callable[[], Any], *, seconds: float, too_long: str, is_memo
     words = child.stderr.decode(errors="replace").strip()
     if child.returncode == _REFUSED:
         raise FlawsmithError(words)
-    if child.returncode:
+    answers = child.stdout.splitlines()
+    if child.returncode or not answers:  # native code can end a process with any code, 0 too
         reason = " ".join(words.split())[-160:] or f"code {child.returncode}"
         raise FlawsmithError(f"the model ended the process that tried it ({reason}); use another model")
-    return json.loads(child.stdout.splitlines()[-1])
+    return json.loads(answers[-1])
 
 
 def _confined(work: Callable[[], Any], seconds: int, is_memory_bounded: bool) -> None:

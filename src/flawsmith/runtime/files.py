@@ -6,38 +6,21 @@ import os
 import re
 import secrets
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache, wraps
 from pathlib import Path
+from typing import TypeVar
 
 from flawsmith.runtime.errors import FlawsmithError
 
+T = TypeVar("T")
+
 IMAGE_SUFFIXES: frozenset[str] = frozenset(
-    {
-        ".png",
-        ".apng",
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".jif",
-        ".bmp",
-        ".dib",
-        ".tif",
-        ".tiff",
-        ".webp",
-        ".gif",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".j2k",
-        ".j2c",
-        ".jpc",
-        ".jpf",
-        ".jpx",
-    }
+    """
+    .png .apng .jpg .jpeg .jpe .jfif .jif .bmp .dib .tif .tiff .webp .gif .ppm .pgm .pbm .pnm .jp2 .j2k .j2c .jpc .jpf
+    .jpx
+    """.split()  # noqa: SIM905
 )
 """File name endings, in lower case, that count as images when a folder is searched."""
 
@@ -84,6 +67,42 @@ def is_stray(name: str) -> bool:
 def is_folder(path: str | Path) -> bool:
     """Whether a path leads to a folder; one that is too long, or that may not be followed, leads to none."""
     return os.path.isdir(path)  # noqa: PTH112 (Path.is_dir raises for such a path)
+
+
+def expanded(path: str | Path) -> Path:
+    """The path with ``~`` as the user's own folder; that of an unknown user stays, and leads nowhere."""
+    return Path(os.path.expanduser(path))  # noqa: PTH111 (Path.expanduser raises for an unknown user)
+
+
+def once_a_file(maxsize: int) -> Callable[[Callable[[Path], T]], Callable[[Path], T]]:
+    """Decorator: what a function says of a file is kept in the process until size or time of writing change.
+
+    Args:
+        maxsize: files of which it is kept.
+
+    Example:
+        >>> import tempfile
+        >>> file, reads = Path(tempfile.mkdtemp()) / "a", []
+        >>> @once_a_file(8)
+        ... def length_of(path):
+        ...     reads.append(path)
+        ...     return len(path.read_bytes())
+        >>> _ = file.write_bytes(b"abc")
+        >>> length_of(file), length_of(file), len(reads)
+        (3, 3, 1)
+    """
+
+    def decorate(function: Callable[[Path], T]) -> Callable[[Path], T]:
+        kept = lru_cache(maxsize)(lambda path, size, mtime_ns: function(path))
+
+        @wraps(function)
+        def of_file(path: Path) -> T:
+            status = path.stat()
+            return kept(path, status.st_size, status.st_mtime_ns)
+
+        return of_file
+
+    return decorate
 
 
 def iter_images(folder: str | Path, *, without: str | Path | None = None) -> Iterator[Path]:
@@ -299,9 +318,9 @@ def printable(path: str | os.PathLike[str]) -> str:
     return os.fsencode(path).decode("utf-8", "backslashreplace")
 
 
-# What moves the cursor, colours or retitles a terminal; and what changes the order in which letters are shown, or
-# breaks lines for some programs alone.
-_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# What moves the cursor, colours or retitles a terminal; what changes the order in which letters are shown, or breaks
+# lines for some programs alone; and halves of letters, which no encoding can write.
+_UNSEEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def without_controls(text: str) -> str:
@@ -316,6 +335,8 @@ def without_controls(text: str) -> str:
     Example:
         >>> without_controls("a\x1b[2J\nb.png")
         'a\\x1b[2J\\nb.png'
+        >>> without_controls("\udc80")
+        '\\udc80'
     """
     return _UNSEEN.sub(lambda match: match[0].encode("unicode_escape").decode("ascii"), text)
 
@@ -335,8 +356,7 @@ def make_folder(folder: Path, option: str = "--out") -> None:
     """Make a folder for results.
 
     Args:
-        folder: the folder.
-        option: that names another one.
+        option: that names another folder.
 
     Raises:
         FlawsmithError: a file stands there, or it may not be made or written.

@@ -15,7 +15,7 @@ import re
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -193,7 +193,7 @@ def _is_no_thumbnail(pixels: int, pixels_of_first: int) -> bool:
 
 
 def _recognised(stream: BinaryIO, name: str, max_pixels: int) -> _File:
-    _silence_libraries()
+    _prepare_pillow()
     prefix = stream.read(132)
     if not prefix:
         raise FlawsmithError(f"{name}: the file is empty; copy or export it anew")
@@ -294,9 +294,10 @@ def _format_of(prefix: bytes, name: str) -> str:
 
 
 @functools.cache
-def _silence_libraries() -> None:
-    """libtiff writes about damaged files to stderr, in this process's name, and so does Pillow's logger where nobody
-    listens; what matters of it is raised."""
+def _prepare_pillow() -> None:
+    """Bounds directories of tags, and silences libraries: libtiff writes about damaged files to stderr, in this
+    process's name, and so does Pillow's logger where nobody listens; what matters of it is raised."""
+    ImageFileDirectory_v2.load = bounded_directory(ImageFileDirectory_v2.load)  # type: ignore[assignment, method-assign]
     logging.getLogger("PIL").addHandler(logging.NullHandler())
     try:
         library = ctypes.CDLL(_imaging.__file__)
@@ -306,6 +307,48 @@ def _silence_libraries() -> None:
             setter(None)
     except (OSError, AttributeError, TypeError):
         pass  # linked in without its names, as on Windows
+
+
+_MAX_TAGS = 2**16
+_VALUE_BYTES = np.array([0, 1, 1, 2, 4, 8, 1, 1, 2, 4, 8, 4, 8, 4, 0, 0, 8, 0])
+"""Bytes of a tag's value, by the number of its type; the last are of types that Pillow does not read."""
+
+
+def bounded_directory(load: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """Pillow's reading of a directory of tags (TIFF, EXIF) with a bound.
+
+    A tag names the place and the number of its values, and each of thousands of tags can name all of the file: before
+    version 13 of Pillow half a megabyte took gigabytes, since then it warns of every tag.
+
+    Args:
+        load: ``ImageFileDirectory_v2.load``.
+
+    Returns:
+        The same, which raises ValueError where the tags name more bytes than the file has.
+    """
+
+    @functools.wraps(load)
+    def bounded(directory: Any, stream: BinaryIO) -> None:
+        start, length = stream.tell(), stream.seek(0, io.SEEK_END)
+        stream.seek(start)
+        tags = _directory(stream, directory._endian, wide=directory._bigtiff)
+        sizes = tags["count"].astype(np.float64) * _VALUE_BYTES[np.minimum(tags["kind"], len(_VALUE_BYTES) - 1)]
+        if sizes[sizes > tags["value"].itemsize].sum() > length:
+            raise ValueError("its tags name more bytes than the file has")
+        stream.seek(start)
+        load(directory, stream)
+
+    return bounded
+
+
+def _directory(stream: BinaryIO, order: str, *, wide: bool) -> NDArray[Any]:
+    """The tags of the directory at which a file stands, as many as are there: numbers, types, counts and values."""
+    number, place = ("Q", "u8") if wide else ("H", "u4")
+    fields = [("tag", "u2"), ("kind", "u2"), ("count", place), ("value", place)]
+    entry = np.dtype([(name, order + form) for name, form in fields])
+    (count,) = struct.unpack(order + number, stream.read(8 if wide else 2).ljust(8 if wide else 2, b"\0"))
+    content = stream.read(min(count, _MAX_TAGS) * entry.itemsize)
+    return np.frombuffer(content, entry, len(content) // entry.itemsize)
 
 
 def _read_plain(file: _File) -> NDArray[Any]:
@@ -468,11 +511,9 @@ _MAX_PAGES = 1000
 def _read_tiff(file: _File) -> NDArray[Any]:
     if file.stream.read(4) == b"MM\0\x2b":
         raise _UnsupportedError("TIFF", "BigTIFF in big-endian order", "save it as PNG, or as an ordinary TIFF")
-    file.stream.seek(0)
-    pages = list(_tiff_pages(file.stream))
-    tags = pages[0] if pages else {}
+    tags = _tags_of_first(file.stream)
     _check_numbers(tags)
-    _refuse_pages(pages, file.name)
+    _refuse_pages(list(_tiff_pages(file.stream)), file.name)
     kind_and_fix = _unreadable_tiff(tags)
     if kind_and_fix is not None:
         raise _UnsupportedError("TIFF", *kind_and_fix)
@@ -552,34 +593,71 @@ def _combination(tags: dict[int, Any]) -> str:
     return f"{bits} bits, colours of kind {tags.get(262)}, order of bits {tags.get(266, 1)}"
 
 
-def _tiff_pages(stream: BinaryIO) -> Iterator[dict[int, Any]]:
-    """The tags of each page, by number; none where the file is damaged there."""
-    header = stream.read(8)
-    directory = ImageFileDirectory_v2(header + stream.read(8) if header[2:4] in (b"\x2b\0", b"\0\x2b") else header)
+class _Page(NamedTuple):
+    """What a page of a TIFF says of its place in the file: what it is, its pixels, and whether others are below it."""
+
+    kind: int
+    pixels: int
+    has_sub_pages: bool
+
+
+def _tiff_pages(stream: BinaryIO) -> Iterator[_Page]:
+    """The pages, up to where the file is damaged. Pillow would read all values of every page, which can be one."""
+    stream.seek(0)
+    header = stream.read(16)
+    order, wide = "<" if header[:2] == b"II" else ">", header[2:4] == b"\x2b\0"
+    link = struct.Struct(order + ("Q" if wide else "L"))
+    place = 8 if wide else 4
+    (following,) = link.unpack(header[place : place + link.size].ljust(link.size, b"\0"))
     seen: set[int] = set()
-    while directory.next and directory.next not in seen and len(seen) < _MAX_PAGES:
-        seen.add(directory.next)
-        stream.seek(directory.next)
+    while following and following not in seen and len(seen) < _MAX_PAGES:
+        seen.add(following)
         try:
-            directory.load(stream)
-            yield dict(directory)
-        except Exception:
+            stream.seek(following)
+            tags = _directory(stream, order, wide=wide)
+            (following,) = link.unpack(stream.read(link.size))
+        except (OSError, OverflowError, ValueError, struct.error):
             return  # Pillow will say what is wrong, where it is the first page
+        kind, width, height = (_number_of(tags, number, order) for number in (254, 256, 257))
+        yield _Page(kind, width * height, _SUB_PAGES in tags["tag"])
 
 
-def _refuse_pages(pages: list[dict[int, Any]], name: str) -> None:
+def _number_of(tags: NDArray[Any], number: int, order: str) -> int:
+    """The value of a tag that holds one number; 0 where there is none such."""
+    of_tag = tags[(tags["tag"] == number) & (tags["count"] == 1) & np.isin(tags["kind"], (3, 4, 16))]
+    if not of_tag.size:
+        return 0
+    # It stands to the left in the bytes of the value.
+    content, length = of_tag["value"][:1].tobytes(), int(_VALUE_BYTES[of_tag["kind"][0]])
+    return int.from_bytes(content[:length], "little" if order == "<" else "big")
+
+
+def _tags_of_first(stream: BinaryIO) -> dict[int, Any]:
+    """Tags of the first page, by number; none where it is damaged."""
+    stream.seek(0)
+    try:
+        header = stream.read(8)
+        directory = ImageFileDirectory_v2(header + stream.read(8) if header[2:4] == b"\x2b\0" else header)
+        stream.seek(directory.next)
+        directory.load(stream)
+        return {number: directory[number] for number in _WHOLE_NUMBERS if number in directory}
+    except Exception:
+        return {}  # Pillow will say what is wrong
+
+
+def _refuse_pages(pages: Sequence[_Page], name: str) -> None:
     """One picture a file: of several pages all but the first would go without a word.
 
     Raises:
         FlawsmithError: other pages that are no masks, nor thumbnails by name or by size, or the first page is one.
     """
-    sizes = [_as_integer(page.get(256)) * _as_integer(page.get(257)) for page in pages]
-    kinds = [_as_integer(page.get(254, 0)) for page in pages]
-    if pages and kinds[0] & _THUMBNAIL and (len(pages) > 1 or _SUB_PAGES in pages[0]):
+    if not pages:
+        return
+    first, *others = pages
+    if first.kind & _THUMBNAIL and (others or first.has_sub_pages):
         raise FlawsmithError(f"{name}: its first page is a thumbnail of another; save the picture alone")
     pictures = 1 + sum(
-        _is_no_thumbnail(size, sizes[0]) and not kind & (_THUMBNAIL | _MASK)
-        for size, kind in zip(sizes[1:], kinds[1:], strict=True)
+        _is_no_thumbnail(page.pixels, first.pixels) and not page.kind & (_THUMBNAIL | _MASK) for page in others
     )
     if pictures > 1:
         raise FlawsmithError(

@@ -349,7 +349,8 @@ class Geometry(BaseModel):
         """
         low, high = (0.0, 255.0) if image.dtype == np.uint8 else self.value_range or (0.0, 65535.0)
         painted = image.copy()
-        painted[~inside] = round(low + (high - low) / 2)
+        # A range may lie beyond what the image can hold, and whoever wrote it may be a stranger.
+        painted[~inside] = min(max(round(low + (high - low) / 2), 0), np.iinfo(image.dtype).max)
         return painted
 
     def _centred(self, pixels: Pixels) -> tuple[slice, slice]:

@@ -17,30 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import IMAGE_SUFFIXES, find_images, iter_images
 from flawsmith.runtime.formats import holds_further_pictures, open_image, read_image
-from flawsmith.runtime.geometry import Geometry
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "MAX_PIXELS",
-    "Geometry",
-    "ImageArray",
-    "KindWatch",
-    "RangeAdvice",
-    "ValueSummary",
-    "as_8_bit",
-    "decode",
-    "find_images",
-    "has_further_pictures",
-    "image_size",
-    "is_grey",
-    "iter_images",
-    "kind_of_images",
-    "range_advice",
-    "summarise_values",
-    "validate_array",
-]
 
 ImageArray = NDArray[np.uint8] | NDArray[np.uint16]
 """(height, width, 3) RGB."""
@@ -188,7 +165,7 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
     if image.ndim == 2:
         return np.repeat(image[:, :, None], 3, axis=2)
     if image.ndim != 3 or image.shape[2] != 3:
-        fix = "drop the alpha channel with image[:, :, :3]" if image.shape[-1] == 4 else "give (height, width, 3)"
+        fix = "drop the alpha channel with image[:, :, :3]" if image.shape[-1:] == (4,) else "give (height, width, 3)"
         if image.ndim == 3 and image.shape[0] == 3:
             fix = "put the channels last with image.transpose(1, 2, 0)"
         raise FlawsmithError(f"image array: shape is {image.shape}, needed is (height, width, 3); {fix}")

@@ -1,4 +1,4 @@
-"""Inspecting images with a trained model."""
+"""Inspecting images with a trained model, and whether it gives the numbers here that it gave where it was made."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from flawsmith.runtime.bundle import Bundle, BundleSpec, EngineName, Precision
+from flawsmith.runtime.bundle import SELF_TEST, Bundle, BundleSpec, EngineName, Precision
 from flawsmith.runtime.decision import LARGEST_SCORE, Decision, Verdict
 from flawsmith.runtime.devices import DeviceName, choose_device
 from flawsmith.runtime.engine import MAX_SECONDS, Engine, check_detector, make_engine, try_engine
@@ -33,14 +33,24 @@ from flawsmith.runtime.image import (
     image_size,
     validate_array,
 )
-from flawsmith.runtime.notebook import COLOURS, panel
-from flawsmith.runtime.overlay import HeatScale, draw_overlay, heat_scale, with_scale
+from flawsmith.runtime.overlay import VERDICT_COLOURS, HeatScale, draw_overlay, heat_scale, panel, with_scale
 from flawsmith.runtime.regions import STRANGEST_PLACE, Region
 from flawsmith.runtime.tiles import inspect_by_tiles
 
 ImageSource = str | Path | bytes | NDArray[Any] | Image.Image
 """A path, a file's content, an image of Pillow's, or an array (height, width, 3) RGB or (height, width) grey, uint8 or
 uint16."""
+
+__all__ = [
+    "ImageSource",
+    "Inspection",
+    "Inspector",
+    "PreparedImage",
+    "ScoreAndMap",
+    "Unreadable",
+    "self_test",
+    "self_test_arrays",
+]
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ class Inspection:
                 lines.append(f"no picture: {error}")
         else:
             lines.append("overlay(image) draws the picture: an image that is cut into tiles is not kept")
-        return panel(self.verdict, lines, colour=COLOURS[self.verdict], picture=picture)
+        return panel(self.verdict, lines, colour=VERDICT_COLOURS[self.verdict], picture=picture)
 
     def _score_in_words(self) -> str:
         times, decision = self.times_limit, self.decision
@@ -241,8 +251,6 @@ def _read(source: ImageSource, *, bgr: bool = False, max_pixels: int = MAX_PIXEL
         return read_pillow(source, max_pixels)
     return validate_array(source, bgr=bgr)
 
-
-__all__ = ["ImageSource", "Inspection", "Inspector", "PreparedImage", "ScoreAndMap", "Unreadable"]
 
 _PREFETCH_PER_DECODER = 2
 _LEAST_ALLOWED = 1e-4
@@ -563,7 +571,8 @@ class Inspector:
                     if item is None:
                         break
                     if isinstance(item, _Waiting):
-                        if waiting and item.pixels + sum(_pixels_of(other) for other in waiting) > PIXELS_AHEAD:
+                        ahead = sum(other.pixels for other in waiting if isinstance(other, _Waiting))
+                        if waiting and item.pixels + ahead > PIXELS_AHEAD:
                             held_back = item
                             break
                         item.prepared = pool.submit(prepare, item.path)
@@ -780,10 +789,6 @@ class _Waiting:
     prepared: Future[PreparedImage] | None = None
 
 
-def _pixels_of(item: _Waiting | Exception) -> int:
-    return item.pixels if isinstance(item, _Waiting) else 0
-
-
 def _error_last(paths: Iterable[str | Path]) -> Iterator[str | Path | Exception]:
     """The paths, and where an error ends them, that error as the last item: it waits for its turn as they do."""
     try:
@@ -803,3 +808,69 @@ class _Clock:
         now = time.perf_counter()
         self.timing[name] = self.timing.get(name, 0.0) + 1000.0 * (now - self._last)
         self._last = now
+
+
+SELF_TEST_IMAGES = 2
+"""Images that a model file holds for the test: each takes as many bytes as the network sees pixels, times three."""
+_BOTH_MACHINES = 2.0
+"""Either machine may differ from the trained model by the tolerance that the file states."""
+_ROUNDING = 1e-4
+
+
+def self_test_arrays(inspector: Inspector, images: Iterable[ImageArray]) -> dict[str, NDArray[Any]]:
+    """What a model file has to hold for `self_test`: images at the size of the network's input, and their numbers.
+
+    Args:
+        inspector: the model, with the engine that its limits are made with.
+        images: (height, width, 3) RGB, uint8 or uint16; the first few are taken.
+
+    Returns:
+        Arrays for `Bundle.calibration`: ``self_test_1``, ... (h, w, 3) uint8, and ``self_test`` (k, 2): score and
+        mean of the map of each.
+    """
+    spec = inspector.spec
+    arrays: dict[str, NDArray[Any]] = {}
+    numbers: list[tuple[float, float]] = []
+    for number, image in zip(range(1, SELF_TEST_IMAGES + 1), images, strict=False):
+        tile = image if spec.tiling is None else spec.tiling.middle(image)
+        pixels = spec.geometry.fit(tile)
+        small = np.asarray(pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255), np.uint8)
+        arrays[f"{SELF_TEST}_{number}"] = small
+        numbers.append(_numbers(inspector, small))
+    return {**arrays, SELF_TEST: np.array(numbers, np.float64)} if arrays else {}
+
+
+def self_test(inspector: Inspector, bundle: Bundle) -> int:
+    """Inspect the images that a model file holds for it, or a black one where it holds none, as older files do.
+
+    Args:
+        inspector: the model as it is going to work.
+        bundle: its file.
+
+    Returns:
+        Number of images whose numbers were compared.
+
+    Raises:
+        FlawsmithError: a number differs from that of the machine that made the file by more than the file allows.
+    """
+    expected = bundle.calibration.get(SELF_TEST, np.zeros((0, 2)))
+    if not len(expected):
+        inspector.measure(np.zeros((*bundle.spec.geometry.size, 3), np.uint8))
+    decision, parity = bundle.spec.decision, bundle.spec.parity
+    limits = (decision.limit, "score"), (decision.map_limit, "map")
+    for number, row in enumerate(expected, 1):
+        values = _numbers(inspector, bundle.calibration[f"{SELF_TEST}_{number}"])
+        for value, told, (limit, name) in zip(values, row.tolist(), limits, strict=True):
+            size = max(abs(limit), float(np.finfo(np.float32).tiny))
+            allowed = parity.get(f"{name}_allowed", _ROUNDING * size) * max(1.0, abs(told) / size) * _BOTH_MACHINES
+            if not abs(value - told) <= allowed:
+                raise FlawsmithError(
+                    f"the model gives another {name} here than where it was made: {value:.6g}, not {told:.6g} (allowed "
+                    f"is a difference of {allowed:.2g}); use the engine {bundle.spec.engine}, or export it anew"
+                )
+    return len(expected)
+
+
+def _numbers(inspector: Inspector, image: NDArray[np.uint8]) -> tuple[float, float]:
+    measured = inspector.measure(image)
+    return measured.score, float(measured.map.mean())

@@ -106,23 +106,9 @@ _MULTIPLYING = {
 }  # fmt: skip
 # Of these the result has at most the shape that their inputs broadcast to.
 _BROADCASTING = {
-    "Add",
-    "And",
-    "Div",
-    "Equal",
-    "Greater",
-    "Less",
-    "Max",
-    "Mean",
-    "Min",
-    "Mod",
-    "Mul",
-    "Or",
-    "Pow",
-    "Sub",
-    "Sum",
-}
-_BROADCASTING |= {"Expand", "Where", "Xor"}
+    "Add", "And", "Div", "Equal", "Expand", "Greater", "Less", "Max", "Mean", "Min", "Mod", "Mul", "Or", "Pow", "Sub",
+    "Sum", "Where", "Xor",
+}  # fmt: skip
 # These keep the shape of their first input, or make axes of it 1.
 _SHAPED = {
     "Abs", "Cast", "Ceil", "Clip", "DequantizeLinear", "Erf", "Exp", "Floor", "Identity", "Log", "Neg", "Not",
@@ -222,7 +208,7 @@ class _Graph:
                 count = math.prod(shape)
             elif node.operator in _KEEPING:
                 count = sum(counts) + node.values
-            elif node.operator == "Gather" and node.inputs[0] in self._shapes and len(counts) == 2:
+            elif node.operator == "Gather" and len(counts) == 2 and node.inputs[0] in self._shapes:
                 count = self._gathered(node, counts[1])
             elif node.operator in _MULTIPLYING:
                 count = math.prod(max(1, number) for number in counts)
@@ -258,7 +244,10 @@ class _Graph:
             shapes[1] = self._integers.get(node.inputs[1])
         elif node.operator in ("ConstantOfShape", "Tile") and node.inputs:
             factors = self._integers.get(node.inputs[-1])
-            first = shapes[0] if node.operator == "Tile" else None if factors is None else (1,) * len(factors)
+            if node.operator == "Tile":
+                first = shapes[0] if shapes else None
+            else:
+                first = None if factors is None else (1,) * len(factors)
             if factors is None or first is None or len(first) != len(factors):
                 return None
             if min(factors, default=0) < 0:
@@ -346,7 +335,7 @@ class _Graph:
         for number, value in self._read("Tensor", content):
             if number == 1:
                 shape += _packed(value) if isinstance(value, memoryview) else [value]
-                if len(shape) > MAX_RANK or shape[-1] >= 1 << 63:
+                if len(shape) > MAX_RANK or max(shape, default=0) >= 1 << 63:
                     raise _refusal("a tensor has too many axes or one of a negative length")
             elif number == 2:
                 kind = value

@@ -104,9 +104,6 @@ def exclusive_folder(folder: Path) -> Iterator[None]:
     What killed commands left half written in it and in its folders is removed. A folder that was made for nothing goes
     again.
 
-    Args:
-        folder: the folder.
-
     Raises:
         FlawsmithError: another command writes there; a file stands there, or it may not be made or written.
     """

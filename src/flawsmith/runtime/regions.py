@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -300,15 +301,8 @@ def region_level(
     # Fewer pixels than the area cannot hold the region: only values below that rank are worth a labelling.
     highest = np.partition(values, values.size - minimum_area)[values.size - minimum_area]
     levels = np.unique(values[values <= highest])
-    low, high = -1, levels.size - 1
-    while low < high:
-        # Invariant: levels[low] shows a region (or low is -1), every level above `high` shows none.
-        middle = (low + high + 1) // 2
-        if _largest_area((anomaly_map >= levels[middle]) & allowed) >= minimum_area:
-            low = middle
-        else:
-            high = middle - 1
-    return float(levels[low]) if low >= 0 else -np.inf
+    shown = bisect_left(levels, True, key=lambda level: _largest_area((anomaly_map >= level) & allowed) < minimum_area)
+    return float(levels[shown - 1]) if shown else -np.inf
 
 
 def _largest_area(mask: NDArray[np.bool_]) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import secrets
 from collections.abc import Callable
-from pathlib import Path as FilePath
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
@@ -33,7 +32,7 @@ from flawsmith.line.trainings import TO_INSTALL, Caught, Choice, Order, Sample, 
 from flawsmith.line.workspace import Import, ImportingError, Workspace
 from flawsmith.models import METHODS
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import printable, without_controls
+from flawsmith.runtime.files import expanded, printable, without_controls
 from flawsmith.serving.requests import Problem, store_body
 from flawsmith.serving.service import FILE_BODY, Engineer, InService, LineName, Service, Width, allowed, image_kind
 from flawsmith.serving.service import Order as Asked
@@ -445,7 +444,7 @@ def add_folder(
     line: LineName, order: FolderOrder, service: InService, workspace: InStudio, teaching: InTeaching, caller: Engineer
 ) -> ImportFacts:
     """Copy the images of a folder of the server's machine. What happens to that folder later changes nothing."""
-    folder = FilePath(order.path).expanduser()
+    folder = expanded(order.path)
     if not folder.is_absolute():
         raise Problem(422, "give the whole path of a folder on the machine of the studio")
     on_end = _noted(service, line, caller.name, workspace, folder.name)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import as_8_bit, decode, find_images
+from flawsmith.runtime.files import expanded, find_images
+from flawsmith.runtime.image import as_8_bit, decode
 from flawsmith.synthesis.augment import Texture
 from flawsmith.synthesis.procedural import ProceduralTextures
 
@@ -254,9 +255,9 @@ def texture_source(
         return ProceduralTextures()
     if spec == "self":
         return SelfTextures(good, value_range=value_range)
-    if not Path(spec).expanduser().exists():
+    if not expanded(spec).exists():
         raise FlawsmithError(f"{spec}: no such folder of textures; give one, or self, or procedural")
-    return FolderTextures(Path(spec).expanduser(), fit=fit)
+    return FolderTextures(expanded(spec), fit=fit)
 
 
 def pictures_of_dtd(folder: str | Path) -> int:
@@ -268,7 +269,7 @@ def pictures_of_dtd(folder: str | Path) -> int:
     Raises:
         FlawsmithError: there is no such folder.
     """
-    pictures, classes = find_images(Path(folder).expanduser()), _DTD_CLASSES.split()
+    pictures, classes = find_images(expanded(folder)), _DTD_CLASSES.split()
     of_dtd = (each.parent.name in classes and each.name.startswith(f"{each.parent.name}_") for each in pictures)
     return len(pictures) if all(of_dtd) else 0
 

@@ -9,7 +9,6 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
@@ -18,8 +17,7 @@ from flawsmith.data.masks import read_mask_image
 from flawsmith.data.public_sets import dataset_name
 from flawsmith.data.samples import GOOD, Dataset, Sample, Split
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import is_folder, is_stray
-from flawsmith.runtime.image import IMAGE_SUFFIXES, find_images, iter_images
+from flawsmith.runtime.files import IMAGE_SUFFIXES, find_images, is_folder, is_stray, iter_images, once_a_file
 
 MASK_FOLDERS = frozenset({"ground_truth", "groundtruth", "masks", "mask", "gt"})
 VALIDATION_FOLDERS = ("validation", "val", "valid")
@@ -309,13 +307,13 @@ def count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def naming(paths: Sequence[Path], root: Path, *, most: int = 3) -> str:
+def naming(paths: Sequence[Path], root: Path) -> str:
     """The first few files by their path below the root: ``train/1.png, train/7.png and 5 more``."""
-    more = f" and {len(paths) - most} more" if len(paths) > most else ""
-    return ", ".join(path.relative_to(root).as_posix() for path in paths[:most]) + more
+    more = f" and {len(paths) - _NAMED} more" if len(paths) > _NAMED else ""
+    return ", ".join(path.relative_to(root).as_posix() for path in paths[:_NAMED]) + more
 
 
-_THREADS = 4
+_THREADS, _NAMED = 4, 3
 
 
 def marked(masks: Sequence[Path]) -> dict[Path, bool | None]:
@@ -329,14 +327,13 @@ def marked(masks: Sequence[Path]) -> dict[Path, bool | None]:
 
 def _is_marked(mask: Path) -> bool | None:
     try:
-        state = mask.stat()
-        return _read(mask, state.st_size, state.st_mtime_ns)
+        return _marks(mask)
     except (OSError, FlawsmithError):
         return None
 
 
-@lru_cache(maxsize=1 << 16)
-def _read(mask: Path, _size: int, _mtime_ns: int) -> bool:
+@once_a_file(1 << 16)
+def _marks(mask: Path) -> bool:
     return bool(read_mask_image(mask).marked.any())
 
 

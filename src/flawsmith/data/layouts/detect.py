@@ -28,8 +28,7 @@ from flawsmith.data.layouts.names import on_disk
 from flawsmith.data.layouts.table import is_table
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import is_folder
-from flawsmith.runtime.image import IMAGE_SUFFIXES, find_images
+from flawsmith.runtime.files import IMAGE_SUFFIXES, expanded, find_images, is_folder
 
 CATEGORIES_DEEP = 2
 """Categories of a data set, or of subsets of one."""
@@ -145,11 +144,10 @@ def _subject(path: str | Path) -> Path:
     Raises:
         FlawsmithError: it is missing, another file, or an empty folder.
     """
-    # Unlike their like in pathlib, these raise for no name: not for one that is too long, nor for an unknown ~user.
-    subject = Path(os.path.expanduser(path))  # noqa: PTH111
+    subject = expanded(path)
     if not os.path.lexists(subject):
         subject = on_disk(subject)
-    if not os.path.exists(subject):  # noqa: PTH110
+    if not os.path.exists(subject):  # noqa: PTH110 (Path.exists raises for a name that is too long)
         kind = "table" if is_table(subject) else "folder"
         raise FlawsmithError(f"there is no {kind} {subject}; check the path and the rights to it")
     if not is_table(subject) and not is_folder(subject):

@@ -44,7 +44,7 @@ from flawsmith.data.layouts.names import (
 )
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import find_images
+from flawsmith.runtime.files import find_images
 
 UNLABELLED = "learned from as good"
 """Begins the note on sub-folders whose names do not say that the parts in them are good."""

@@ -43,7 +43,7 @@ from flawsmith.data.layouts.folder import hold
 from flawsmith.data.layouts.names import sort_folders
 from flawsmith.data.samples import GOOD, Dataset
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import find_images
+from flawsmith.runtime.files import find_images
 
 
 @register

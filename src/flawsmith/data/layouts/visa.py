@@ -30,7 +30,7 @@ from flawsmith.data.layouts.base import (
 )
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.image import find_images
+from flawsmith.runtime.files import find_images
 
 TABLE = "split_csv/1cls.csv"
 _FOLDERS = (("Data", "Images", "Normal"), ("Data", "Images", "Anomaly"))
