@@ -174,7 +174,8 @@ class PBAS(PatchModel):
                 self.centers.lerp_(mean, len(table) / (images + len(table)))
             images += len(table)
             average.lerp_(mean, len(table) / images)
-            sample = features[:: len(table)]  # every place once, in turn from all images of the batch
+            places = torch.arange(positions, device=features.device)
+            sample = table[places % len(table), places]  # every place once, in turn from all images of the batch
             self._distances.append((center_distance(sample, self.centers), center_distance(sample, average)))
         if not images:
             raise FlawsmithError("there is nothing to learn from: give at least one good image")
