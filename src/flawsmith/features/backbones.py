@@ -56,9 +56,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FlawsmithError(
-            f"{path} is not a readable weight file ({reason}): "
+            f"{path} is not a readable weight file ({first_line(error)}): "
             "give a .safetensors file, or a .pth that holds tensors only"
         ) from error
     return _plain_table(content, path)
@@ -365,6 +364,16 @@ def _create(architecture: str, strides: Sequence[int], source: WeightSource, fil
                 f"weights of {architecture} cannot be fetched from the hub ({type(error).__name__}): without internet "
                 f"{get} and give --backbone {architecture.split('.')[0]}@FILE, or use --backbone {PACKAGED}"
             ) from error
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, in one line; its kind where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("no such file\\nTraceback")), first_line(KeyError())
+        ('no such file', 'KeyError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoa
 from lightning.pytorch.strategies import DDPStrategy
 
 from flawsmith.data.seeding import Shard
+from flawsmith.features.backbones import first_line
 from flawsmith.models.base import EpochBatches
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
@@ -192,7 +193,7 @@ class EpochMetrics(pl.Callback):
         if not math.isfinite(row.get("loss", 0.0)):
             raise FlawsmithError(
                 f"the loss is no number any more in epoch {epoch + 1}: the weights are lost, the checkpoint before is "
-                "kept; train anew with --set precision=float32, or with a lower learning rate"
+                "kept; train anew with --set precision=32-true, or with a lower learning rate"
             )
         if selection is not None and selection.due(epoch, trainer.max_epochs or 0):
             figures = dict(broadcast_from_rank_zero(selection.measure))
@@ -297,10 +298,9 @@ def check_options(options: LoopOptions) -> pl.Trainer:
         except FlawsmithError:
             raise
         except Exception as error:  # Lightning raises its own types, ValueError, TypeError and RuntimeError alike
-            reason = str(error).strip().splitlines()[0]
             raise FlawsmithError(
                 f"cannot train with --accelerator {options.accelerator}, --devices {options.devices} and --strategy "
-                f"{options.strategy}: {reason}"
+                f"{options.strategy}: {first_line(error)}"
             ) from error
 
 
