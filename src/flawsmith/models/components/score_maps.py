@@ -49,7 +49,7 @@ def upsampling_matrix(size: int, low: int, *, align_corners: bool = False) -> np
 
 
 class UpsampleAndSmooth(nn.Module):
-    """Bilinear up-sampling followed by a Gaussian with reflecting border (all four methods; sigma 4 pixels).
+    """Bilinear up-sampling followed by a Gaussian with reflecting border (GLASS, PBAS, AAND; sigma 4 pixels).
 
     Both act on rows and columns alone, and both are linear: the whole step is A · map · Bᵀ with matrices that depend on
     the sizes only.
