@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from flawsmith.data.public_sets import plain
+from flawsmith.data.public_sets import known_dataset, plain
 from flawsmith.data.seeding import Shard
 from flawsmith.models.base import ALONE, FeatureSource, SyntheticSource
 from flawsmith.models.components.batches import FeatureBatches, Sampling
@@ -23,8 +23,6 @@ from flawsmith.synthesis.blend import FixedWeight, UniformWeight, WeightLaw
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.masks import Acceptance
 from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe, find_recipe
-
-_DATASETS = ("mvtecloco", "mvteclocoad", "mvteclocoanomalydetection")
 
 _GENERIC = RECIPES["slsg-official"]
 _TEXTURE, _HOMOLOGOUS = _GENERIC.branches
@@ -218,7 +216,7 @@ def published_simulation(dataset: str, category: str) -> tuple[Recipe, Foregroun
         >>> published_simulation("mvtec_loco_anomaly_detection", "pushpins")[1].level
         36.0
     """
-    return _SIMULATIONS.get(plain(category)) if plain(dataset) in _DATASETS else None
+    return _SIMULATIONS.get(plain(category)) if known_dataset(dataset) == "mvtec_loco" else None
 
 
 def choose_simulation(config: SLSGConfig, dataset: str, category: str) -> tuple[Recipe, Foreground, str]:
