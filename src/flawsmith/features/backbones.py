@@ -377,17 +377,25 @@ def first_line(error: BaseException) -> str:
 
 
 @contextmanager
+def errors_alone(*names: str) -> Iterator[None]:
+    """Loggers of libraries that announce what they do log errors alone; what goes wrong still raises."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """timm draws weights from torch's global generator, which is put back; it warns of the classifier left out."""
-    logger = logging.getLogger("timm.models._builder")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        logger.setLevel(level)
+    with errors_alone("timm.models._builder"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _level_indices(architecture: str, strides: Sequence[int]) -> tuple[tuple[int, ...], bool]:

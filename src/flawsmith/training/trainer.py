@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,7 +18,7 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -113,7 +114,7 @@ def fit_module(
         callbacks.append(EpochCheckpoint(best, monitor=selection.monitor))
     callbacks.append(EpochCheckpoint(checkpoint))
     if watch is not None:
-        callbacks.append(_Watched(watch))
+        callbacks.append(LambdaCallback(on_train_batch_end=partial(_tell, watch)))
     with quiet_lightning(), _flushed_denormals():
         trainer = make_trainer(
             options,
@@ -239,18 +240,12 @@ class EpochCheckpoint(ModelCheckpoint):
         return {key: value for key, value in super().state_dict().items() if key != "dirpath"}
 
 
-class _Watched(pl.Callback):
-    """Tells how far a loop is."""
-
-    def __init__(self, watch: Callable[[float, str], object]) -> None:
-        self._watch = watch
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        epoch, epochs = trainer.current_epoch, trainer.max_epochs or 1
-        share = (epoch + (batch_idx + 1) / trainer.num_training_batches) / epochs
-        self._watch(share, f"epoch {epoch + 1} of {epochs}")
+def _tell(
+    watch: Callable[[float, str], object], trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+) -> None:
+    """How far a loop is."""
+    epoch, epochs = trainer.current_epoch, trainer.max_epochs or 1
+    watch((epoch + (batch_idx + 1) / trainer.num_training_batches) / epochs, f"epoch {epoch + 1} of {epochs}")
 
 
 class _Loader:
