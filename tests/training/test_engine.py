@@ -311,7 +311,7 @@ def test_a_trainer_that_says_nothing_is_refused_by_the_kind_of_its_error(monkeyp
 
     monkeypatch.setattr(trainer, "make_trainer", silent)
 
-    with pytest.raises(FlawsmithError, match="cannot train with --accelerator cpu.*: AssertionError"):
+    with pytest.raises(FlawsmithError, match=r"cannot train with --accelerator cpu.*: AssertionError"):
         check_options(LoopOptions(accelerator="cpu"))
 
 

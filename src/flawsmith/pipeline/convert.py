@@ -16,8 +16,7 @@ from flawsmith.data.public_sets import known_dataset
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import derived_seed
 from flawsmith.data.splits import dataset_fingerprint
-from flawsmith.export import Tolerance, check_parity, export_model, non_square_copies
-from flawsmith.models.components.network_size import count_flops, count_parameters
+from flawsmith.export import Tolerance, check_parity, count_flops, count_parameters, export_model, non_square_copies
 from flawsmith.models.glass.model import GLASS
 from flawsmith.models.glass.released import load_released
 from flawsmith.pipeline.calibrate import levels_behind

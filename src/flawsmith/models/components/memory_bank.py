@@ -29,8 +29,7 @@ from torch.nn.functional import pad
 
 from flawsmith.data.seeding import generator
 from flawsmith.features.patch_embedding import average_embedding, resize
-from flawsmith.models.base import FeatureSource, ModelConfig
-from flawsmith.models.components.precision import full_precision
+from flawsmith.models.base import FeatureSource, ModelConfig, full_precision
 
 POOL = 2048
 """Rows that choices are made among: few enough for a processor's cache."""

@@ -22,9 +22,8 @@ from typing_extensions import Self
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import resize
 from flawsmith.models.base import AnomalyModel, FeatureSource, SinglePass, Stage, TrainingData
-from flawsmith.models.components.level_table import LevelTable
+from flawsmith.models.components.level_table import LevelTable, WithViews, usual_turns, views_of_all
 from flawsmith.models.components.memory_bank import BankConfig, MultiScaleMemoryBank, measured_rows
-from flawsmith.models.components.views import WithViews, usual_turns, views_of_all
 from flawsmith.synthesis.views import Turn
 
 ScoreMap = Float[Tensor, "batch h w"]

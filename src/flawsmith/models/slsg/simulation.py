@@ -15,7 +15,7 @@ from torch import Tensor
 from flawsmith.data.public_sets import known_dataset, plain
 from flawsmith.data.seeding import Shard
 from flawsmith.models.base import ALONE, FeatureSource, SyntheticSource
-from flawsmith.models.components.batches import FeatureBatches, Sampling
+from flawsmith.models.components.batches import DeviceBatch, FeatureBatches, Sampling
 from flawsmith.models.slsg.config import SLSGConfig, select_branches
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.synthesis.augment import BandCopy, ColourJitter, Flip, JitterStrength, Shuffle, Transform
@@ -249,7 +249,7 @@ def choose_simulation(config: SLSGConfig, dataset: str, category: str) -> tuple[
 
 
 @dataclass(frozen=True)
-class SimulatedBatch:
+class SimulatedBatch(DeviceBatch):
     """Normal images, then as many with simulated anomalies.
 
     Attributes:
@@ -261,10 +261,6 @@ class SimulatedBatch:
     levels: list[Tensor]
     mask: Bool[Tensor, "batch height width"]
     fallback_rate: float = 0.0
-
-    def to(self, device: torch.device) -> SimulatedBatch:
-        """The same on a device."""
-        return SimulatedBatch([level.to(device) for level in self.levels], self.mask.to(device), self.fallback_rate)
 
 
 class SimulatedBatches:
