@@ -30,7 +30,7 @@ from flawsmith.data.seeding import generator
 from flawsmith.pipeline.synthesize import SynthesisContext, SynthesisSettings, open_synthesis
 from flawsmith.runtime.image import decode
 from flawsmith.synthesis.blend import FloatImage
-from flawsmith.synthesis.perlin import EXPONENTS, MAX_ROTATION, THRESHOLD, gradient_noise, noise_field
+from flawsmith.synthesis.masks import EXPONENTS, MAX_ROTATION, THRESHOLD, gradient_noise, noise_field
 from flawsmith.synthesis.recipes import RECIPES
 
 SIDE = 256

@@ -1,4 +1,4 @@
-"""The gate an exported model passes before it is written: what was trained is what will run."""
+"""A trained model as a graph, how large it is, and the gate it passes: what was trained is what will run."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from flawsmith.features.extract import to_onnx
 from flawsmith.models.base import AnomalyModel
@@ -190,6 +191,42 @@ def non_square_copies(
         Image.fromarray(part).save(file)
         files.append(file)
     return files
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Numbers that a model holds: parameters and what is learned without gradients, frozen backbone included.
+
+    Counters of batches are left out. A paper counts its released code, which may hold layers that no map depends on.
+
+    Example:
+        >>> count_parameters(nn.Linear(3, 2))
+        8
+    """
+    return sum(tensor.numel() for tensor in model.state_dict().values() if tensor.is_floating_point())
+
+
+def count_flops(model: nn.Module, image_size: tuple[int, int]) -> int:
+    """Floating-point operations of one image, a multiplication and the sum after it counted as two.
+
+    Convolutions, matrix products and attention count, as ``torch.utils.flop_counter`` knows them; resizing, norms and
+    searches for nearest neighbours do not.
+
+    Args:
+        model: takes normalised images (batch, 3, height, width).
+        image_size: (height, width).
+
+    Example:
+        >>> count_flops(nn.Conv2d(3, 2, 1), (4, 5))
+        240
+    """
+    device = next((tensor.device for tensor in model.parameters()), torch.device("cpu"))
+    training = model.training
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            model.eval()(torch.zeros(1, 3, *image_size, device=device))
+    finally:
+        model.train(training)
+    return int(counter.get_total_flops())
 
 
 OUTPUTS = ("map", "score")

@@ -8,7 +8,7 @@ from torch import Tensor
 
 SMOOTHING = 1e-5
 LEAST = 1e-12
-"""Keeps logarithms finite where a probability rounds to 0 or 1."""
+"""Keeps logarithms, and slopes of powers, finite where a probability rounds to 0 or 1."""
 
 
 def focal_loss(
@@ -38,7 +38,7 @@ def focal_loss(
     anomalous = target.clamp(SMOOTHING, 1 - SMOOTHING)
     normal = (1 - target).clamp(SMOOTHING, 1 - SMOOTHING)
     likelihood = anomalous * probability + normal * (1 - probability) + SMOOTHING
-    return (-((1 - likelihood) ** gamma) * likelihood.log()).mean()
+    return (-((1 - likelihood).clamp_min(LEAST) ** gamma) * likelihood.log()).mean()
 
 
 def balanced_focal_loss(
@@ -65,8 +65,10 @@ def balanced_focal_loss(
         tensor(0.0013)
     """
     probability, target = probability.float(), target.float()
-    of_anomalous = alpha * (1 - probability) ** gamma * target * probability.clamp_min(LEAST).log()
-    of_normal = (1 - alpha) * probability**gamma * (1 - target) * (1 - probability).clamp_min(LEAST).log()
+    of_anomalous = alpha * (1 - probability).clamp_min(LEAST) ** gamma * target * probability.clamp_min(LEAST).log()
+    of_normal = (
+        (1 - alpha) * probability.clamp_min(LEAST) ** gamma * (1 - target) * (1 - probability).clamp_min(LEAST).log()
+    )
     return -(of_anomalous + of_normal).mean()
 
 

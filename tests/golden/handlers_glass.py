@@ -63,13 +63,14 @@ def center_table(case: dict[str, Any], arrays: Arrays) -> Results:
 class Ascent:
     """Watches an ascent: features after every step, and both cross-entropies of every forward pass."""
 
-    def __init__(self, discriminator: Discriminator, hidden: Tensor, every: int | None) -> None:
-        self._discriminator, self._hidden, self._every = discriminator, hidden, every
+    def __init__(self, discriminator: Discriminator, hidden: Tensor, origin: Tensor, every: int | None) -> None:
+        self._discriminator, self._hidden, self._origin, self._every = discriminator, hidden, origin, every
         self.features: list[Tensor] = []
         self.unprojected: list[Tensor] = []
         self.losses: list[Tensor] = []
 
-    def __call__(self, seen: AscentStep, start: Tensor, ascent: HiddenAscent) -> None:
+    def __call__(self, seen: AscentStep, offset: Tensor, ascent: HiddenAscent) -> None:
+        start = self._origin + offset
         if self._every and self.features and len(self.features) % self._every == 0:
             self.features[-1] = start.detach()  # now the projection has been through it
         self.unprojected.append((start + ascent.moved()).detach())
@@ -89,7 +90,7 @@ def ascend(
 ) -> tuple[Ascent, Tensor, tuple[Tensor, Tensor]]:
     """The ascent of one iteration on its own: what was watched, the anomalies, and the final logits of both halves."""
     hidden = module.discriminator.blocks[0].linear(normal)
-    watch = Ascent(module.discriminator, hidden, module.config.project_every)
+    watch = Ascent(module.discriminator, hidden, origin, module.config.project_every)
     anomalies, _ = global_anomalies(offset, origin, limits, module.discriminator, hidden, module.config, watch)
     if watch.features:
         watch.features[-1] = anomalies.detach()

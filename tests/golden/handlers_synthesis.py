@@ -10,7 +10,7 @@ from tests.golden.steps import Arrays, Results, handles
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.blend import NormalWeight, UniformWeight, blend
 from flawsmith.synthesis.foreground import through_geometry
-from flawsmith.synthesis.perlin import gradient_noise, rotate
+from flawsmith.synthesis.masks import gradient_noise, rotate
 from flawsmith.synthesis.recipes import RECIPES, Acceptance
 from flawsmith.synthesis.synthesizer import find_mask
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
@@ -16,8 +17,6 @@ from flawsmith.metrics.protocol import (
     Protocol,
     choose_protocol,
     papers,
-    papers_table,
-    switches_table,
 )
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -99,6 +98,32 @@ def test_what_is_no_protocol_is_refused_in_one_line(name: str, changes: dict, sa
 def test_a_name_that_does_not_fit_the_switches_is_refused(values: dict) -> None:
     with pytest.raises(ValidationError, match="cannot be called"):
         Protocol(**values)
+
+
+def switches_table() -> str:
+    """All switches, what each setting means and where it comes from, the first is that of ``clean``."""
+    rows = [
+        (f"`{switch}`" if number == 0 else "", f"`{value}`", meaning.says, meaning.source)
+        for switch in SWITCHES
+        for number, (value, meaning) in enumerate(MEANINGS[switch].items())
+    ]
+    return _markdown(("switch", "setting", "what it does", "who measures so"), rows)
+
+
+def papers_table() -> str:
+    """What ``papers`` means for each method."""
+    rows = []
+    for method, by_layout in PAPERS.items():
+        for layout, switches in by_layout.items():
+            others = "any other" if len(by_layout) > 1 else "any"
+            deviations = ", ".join(f"`{name}={value}`" for name, value in switches.items())
+            rows.append((method or "any other", layout or others, deviations))
+    return _markdown(("method", "layout", "deviations from `clean`"), rows)
+
+
+def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
+    lines = [head, tuple("---" for _ in head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
 
 def test_the_document_says_what_the_module_says() -> None:

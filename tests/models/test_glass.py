@@ -15,7 +15,7 @@ from tests.models.stand_ins import fixed_backbone
 
 from flawsmith.losses import hard_examples
 from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, PairedBatch
-from flawsmith.models.components.fast import HiddenAscent, NormalStatistics
+from flawsmith.models.components.fast import HiddenAscent
 from flawsmith.models.components.heads import Discriminator
 from flawsmith.models.glass import functional
 from flawsmith.models.glass.config import PRESETS, GLASSConfig
@@ -44,7 +44,7 @@ def test_ascent_in_hidden_space_is_the_ascent_of_the_joint_batch(
     expected = gradient_ascent(u.double(), g.double(), plain, step_size=0.05, steps=6)
     first = ours.blocks[0].linear
 
-    ascent = HiddenAscent(ours, NormalStatistics.of(first(u)), first(g), step_size=0.05)
+    ascent = HiddenAscent(ours, first(u), first(g), step_size=0.05)
     for _ in range(6):
         ascent.step()
 
@@ -63,7 +63,7 @@ def test_ascent_goes_towards_what_looks_normal() -> None:
     discriminator = Discriminator(24, 10).train()
     u, g = torch.randn(60, 24), torch.randn(60, 24) + 1
     first = discriminator.blocks[0].linear
-    ascent = HiddenAscent(discriminator, NormalStatistics.of(first(u)), first(g), step_size=0.1)
+    ascent = HiddenAscent(discriminator, first(u), first(g), step_size=0.1)
 
     losses = [float(F.softplus(-ascent.step().logits).mean().detach()) for _ in range(10)]
 

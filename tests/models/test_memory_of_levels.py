@@ -18,6 +18,7 @@ from flawsmith.models.components.memory_bank import (
     MemoryBank,
     _first_least,
     distances_to_others,
+    draw_features,
     sample_coreset,
     squared_distances_between_images,
     typical_peak,
@@ -199,6 +200,17 @@ def test_what_good_images_differ_by_is_measured_to_the_nearest_feature_of_anothe
         torch.testing.assert_close(squared.sqrt(), nearest[0], atol=1e-3, rtol=1e-4)
     alone = Coreset(drawn.features[:24], rows[:24])
     assert not squared_distances_between_images(alone, alone).any(), "one image says nothing of how they differ"
+
+
+def test_what_good_images_differ_by_is_computed_where_their_features_are() -> None:
+    """On torch's device without contents: places there are none in a table on the CPU."""
+    images = Maps(3, 0)
+    images.levels = [level.to("meta") for level in images.levels]
+    drawn = draw_features(LevelMaps(images, 2), 0, purpose="bank", candidates=100)
+
+    between = squared_distances_between_images(drawn, drawn)
+
+    assert (between.device.type, len(between)) == ("meta", len(drawn.features))
 
 
 @pytest.mark.parametrize("size", [1, 7, 30, 64])

@@ -331,7 +331,8 @@ def test_distances_to_the_centres_are_shown_batch_by_batch() -> None:
         *_, last = batches.epoch(0)
         rows = model.projector(model.embedding(last.levels).permute(0, 2, 3, 1).flatten(0, 2))
         every = model.projector(model.embedding(features.levels).permute(0, 2, 3, 1).flatten(0, 2)).reshape(10, 30, 8)
-    sample = rows[:: len(last.levels[0])]
+    places, images = torch.arange(30), len(last.levels[0])
+    sample = rows.reshape(images, 30, 8)[places % images, places]  # every place once, in turn from all images
     for name, centers in (("centres", model.centers), ("average centre", every.mean(dim=0))):
         nearest = centers[F.cosine_similarity(sample[:, None], centers[None], dim=2).argmax(dim=1)]
         assert chart.lines[name][-1] == pytest.approx(float((sample - nearest).norm(dim=1).mean()), rel=1e-4)

@@ -63,7 +63,7 @@ def mixture(category: str) -> dict[tuple[str, ...], float]:
     return {key: share / total for key, share in shares.items()}
 
 
-@pytest.mark.parametrize("name", ["mvtec_loco_anomaly_detection", "MVTec LOCO AD", "mvtec_loco"])
+@pytest.mark.parametrize("name", ["mvtec_loco_anomaly_detection", "MVTec LOCO AD", "mvtec_loco", "LOCO"])
 def test_the_five_categories_are_found_by_the_names_of_their_data_set(name: str) -> None:
     assert all(published_simulation(name, category) for category in CATEGORIES)
     assert published_simulation(name, "Juice Bottle") == released("juice_bottle")

@@ -8,9 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from flawsmith.models.components.level_table import LevelTable
+from flawsmith.models.components.level_table import LevelTable, WithViews, usual_turns, views_of_all
 from flawsmith.models.components.memory_bank import MultiScaleMemoryBank, Neighbourhood
-from flawsmith.models.components.views import WithViews, usual_turns, views_of_all
 from flawsmith.synthesis.views import View
 
 BARS = 12

@@ -15,8 +15,7 @@ from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.runtime.image import decode
 from flawsmith.synthesis.demo_parts import render_part
-from flawsmith.synthesis.foreground import Foreground, preview, provider, through_geometry
-from flawsmith.synthesis.separation import otsu
+from flawsmith.synthesis.foreground import Foreground, otsu, preview, provider, through_geometry
 
 
 def part(shape: tuple[int, int] = (120, 160), *, light: bool, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flawsmith.synthesis.perlin import (
+from flawsmith.synthesis.masks import (
     THRESHOLD,
     draw_lattice,
     fractal_noise,

@@ -14,11 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.synthesis import perlin
 from flawsmith.synthesis.augment import Flip
 from flawsmith.synthesis.blend import FixedWeight, visible
-from flawsmith.synthesis.masks import Acceptance, MaskRule
-from flawsmith.synthesis.perlin import draw_lattice
+from flawsmith.synthesis.masks import Acceptance, MaskRule, draw_lattice
 from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe, max_pool_cells
 from flawsmith.synthesis.synthesizer import AnomalySample, AnomalySynthesizer, is_grey, resized, to_8_bit, to_float
 
@@ -430,7 +428,7 @@ def test_noise_alone_is_redrawn_on_the_same_lattice(
         drawn.append(draw_lattice(rng, exponents))
         return drawn[-1]
 
-    monkeypatch.setattr(perlin, "draw_lattice", counted)
+    monkeypatch.setattr("flawsmith.synthesis.masks.draw_lattice", counted)
     monkeypatch.setattr("flawsmith.synthesis.synthesizer.draw_lattice", counted)
     hopeless = Acceptance(min_pixels=64 * 80)
     recipe = PLAIN.model_copy(update={"redraw": redraw, "acceptance": hopeless, "max_tries": 40})

@@ -20,8 +20,6 @@ from flawsmith.synthesis.augment import (
     Pose,
     Shuffle,
     Transform,
-    moved,
-    shuffle_cells,
 )
 
 JITTER = ColourJitter(strengths=(JitterStrength(brightness=0.5, contrast=0.5, saturation=0.5, hue=0.3),))
@@ -120,7 +118,7 @@ def test_at_256_pixels_a_blur_is_that_of_its_radius() -> None:
 
 def test_own_cells_are_put_back_in_another_order() -> None:
     image = good_image((32, 64))
-    shuffled = shuffle_cells(image, (4, 8), np.random.default_rng(0))
+    shuffled = Shuffle(cells=(4, 8)).apply(image, np.random.default_rng(0))
     cells = lambda array: sorted(map(bytes, array.reshape(4, 8, 8, 8, 3).swapaxes(1, 2).reshape(32, -1)))  # noqa: E731
     assert cells(shuffled) == cells(image)
     assert not np.array_equal(shuffled, image)
@@ -129,7 +127,7 @@ def test_own_cells_are_put_back_in_another_order() -> None:
 @pytest.mark.parametrize("shape", [(1, 1), (3, 5), (33, 71)])
 def test_cells_are_shuffled_at_any_size(shape: tuple[int, int]) -> None:
     image = good_image(shape)
-    shuffled = shuffle_cells(image, (4, 8), np.random.default_rng(0))
+    shuffled = Shuffle(cells=(4, 8)).apply(image, np.random.default_rng(0))
     assert shuffled.shape == image.shape
     assert np.isin(shuffled, image).all()
 
@@ -137,6 +135,6 @@ def test_cells_are_shuffled_at_any_size(shape: tuple[int, int]) -> None:
 def test_another_pose_turns_and_flips_without_dark_corners() -> None:
     image = np.full((40, 60, 3), 0.5, np.float32)
     image[:20] = 0.9
-    poses = [moved(image, 10, np.random.default_rng(seed)) for seed in range(20)]
+    poses = [Pose(max_turn=10).apply(image, np.random.default_rng(seed)) for seed in range(20)]
     assert all(pose.shape == image.shape and pose.min() > 0.49 for pose in poses)
     assert {bool(pose[2].mean() > pose[-3].mean()) for pose in poses} == {True, False}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import re
 import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from torch.utils.data import DataLoader
 
 from flawsmith.data.seeding import Shard
 from flawsmith.metrics.ranking import auroc
-from flawsmith.models.base import ALONE, AnomalyOutput
+from flawsmith.models.base import ALONE, AnomalyOutput, ModelConfig
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training import trainer
 from flawsmith.training.checkpoints import SafeCheckpointIO
@@ -211,8 +212,11 @@ def test_training_ends_where_the_loss_is_no_number_and_keeps_the_checkpoint_befo
             for place, values in super().epoch(epoch, shard):
                 yield place, values * float("nan") if place == (1, STEPS - 1) else values
 
-    with pytest.raises(FlawsmithError, match=r"no number any more in epoch 2: .*precision=float32"):
+    with pytest.raises(FlawsmithError, match=r"no number any more in epoch 2: ") as refused:
         fit(tmp_path, batches=Broken())
+    advised = re.search(r"--set precision=(\S+),", str(refused.value))
+    assert advised is not None
+    assert ModelConfig(precision=advised[1]).precision == "32-true"
 
     state = SafeCheckpointIO().load_checkpoint(tmp_path / "checkpoints" / "stage.safetensors")["state_dict"]
     assert all(torch.isfinite(value).all() for value in state.values())
@@ -299,6 +303,16 @@ def test_loggers_that_report_home_are_told_not_to_unless_somebody_said_so(
 def test_unknown_logger_is_refused_with_those_there_are() -> None:
     with pytest.raises(FlawsmithError, match=r"'paper'.*csv, tensorboard"):
         check_options(LoopOptions(accelerator="cpu", logger="paper"))  # type: ignore[arg-type]
+
+
+def test_a_trainer_that_says_nothing_is_refused_by_the_kind_of_its_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(options: LoopOptions) -> None:
+        raise AssertionError
+
+    monkeypatch.setattr(trainer, "make_trainer", silent)
+
+    with pytest.raises(FlawsmithError, match=r"cannot train with --accelerator cpu.*: AssertionError"):
+        check_options(LoopOptions(accelerator="cpu"))
 
 
 # Selection

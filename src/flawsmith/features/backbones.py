@@ -56,9 +56,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FlawsmithError(
-            f"{path} is not a readable weight file ({reason}): "
+            f"{path} is not a readable weight file ({first_line(error)}): "
             "give a .safetensors file, or a .pth that holds tensors only"
         ) from error
     return _plain_table(content, path)
@@ -367,18 +366,36 @@ def _create(architecture: str, strides: Sequence[int], source: WeightSource, fil
             ) from error
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's exception says, in one line; its kind where it says nothing.
+
+    Example:
+        >>> first_line(ValueError("no such file\\nTraceback")), first_line(KeyError())
+        ('no such file', 'KeyError')
+    """
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+@contextmanager
+def errors_alone(*names: str) -> Iterator[None]:
+    """Loggers of libraries that announce what they do log errors alone; what goes wrong still raises."""
+    loggers = [logging.getLogger(name) for name in names]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
     """timm draws weights from torch's global generator, which is put back; it warns of the classifier left out."""
-    logger = logging.getLogger("timm.models._builder")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        logger.setLevel(level)
+    with errors_alone("timm.models._builder"), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def _level_indices(architecture: str, strides: Sequence[int]) -> tuple[tuple[int, ...], bool]:

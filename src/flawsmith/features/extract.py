@@ -7,7 +7,6 @@ import copy
 import gc
 import hashlib
 import io
-import logging
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +27,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from flawsmith.features.backbones import PIXELS, Backbone
+from flawsmith.features.backbones import PIXELS, Backbone, errors_alone
 from flawsmith.features.cache import GraphCache
 from flawsmith.runtime.bundle import EngineName as GraphEngine
 from flawsmith.runtime.bundle import TrainingEngine as EngineName
@@ -90,21 +89,10 @@ def anonymise(model: onnx.ModelProto) -> None:
     model.producer_name, model.producer_version, model.domain, model.doc_string = "flawsmith", "", "", ""
     del model.metadata_props[:]
     graphs = [model.graph, *model.functions]
-    for graph in graphs:
-        graph.doc_string = ""
-        del graph.metadata_props[:]
-        for node in graph.node:
-            node.doc_string = ""
-            del node.metadata_props[:]
-        for value in graph.value_info:
-            value.doc_string = ""
-            del value.metadata_props[:]
-    for value in [*model.graph.input, *model.graph.output]:
-        value.doc_string = ""
-        del value.metadata_props[:]
-    for tensor in model.graph.initializer:
-        tensor.doc_string = ""
-        del tensor.metadata_props[:]
+    parts = [part for graph in graphs for part in (graph, *graph.node, *graph.value_info)]
+    for part in [*parts, *model.graph.input, *model.graph.output, *model.graph.initializer]:
+        part.doc_string = ""
+        del part.metadata_props[:]
     del model.graph.value_info[:]
 
 
@@ -136,20 +124,14 @@ def _keeping_garbage() -> Iterator[None]:
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
     """The exporter tells of its own workings on every channel; its failures still raise."""
-    levels = {name: logging.getLogger(name).level for name in ("onnxscript", "onnx_ir", "torch.onnx", "torch.export")}
     with (
         warnings.catch_warnings(),
         contextlib.redirect_stdout(io.StringIO()),
         contextlib.redirect_stderr(io.StringIO()),
+        errors_alone("onnxscript", "onnx_ir", "torch.onnx", "torch.export"),
     ):
         warnings.simplefilter("ignore")
-        for name in levels:
-            logging.getLogger(name).setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for name, level in levels.items():
-                logging.getLogger(name).setLevel(level)
+        yield
 
 
 Precision = Literal["float32", "bfloat16"]

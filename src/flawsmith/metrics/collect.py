@@ -409,39 +409,21 @@ class MetricCollection:
         )
 
 
-def accumulate(
-    images: Iterable[ScoredImage],
-    *,
-    protocol: Protocol = CLEAN,
-    limit: float = FPR_LIMIT,
-    spro_limit: float = SPRO_LIMIT,
-    saturated: bool = True,
-    notes: Sequence[str] = (),
-    in_memory_bytes: int = IN_MEMORY_BYTES,
-    directory: Path | None = None,
-) -> EvaluationState:
+def accumulate(images: Iterable[ScoredImage], *, protocol: Protocol = CLEAN, saturated: bool = True) -> EvaluationState:
     """Take in a stream of images; maps are dropped as they come.
 
     Args:
         images: inspected images, in any order.
-        protocol, limit, spro_limit, saturated, in_memory_bytes, directory: as of :class:`MetricCollection`.
-        notes: as of :meth:`MetricCollection.compute`.
+        protocol, saturated: as of :class:`MetricCollection`.
 
     Raises:
         FlawsmithError: an image name twice, a good image with a flawed mask, no image at all, or a full disk.
         ValueError: a NaN score, or an image that lacks what the protocol measures.
     """
-    with MetricCollection(
-        protocol,
-        limit=limit,
-        spro_limit=spro_limit,
-        saturated=saturated,
-        in_memory_bytes=in_memory_bytes,
-        directory=directory,
-    ) as metrics:
+    with MetricCollection(protocol, saturated=saturated) as metrics:
         for image in images:
             metrics.update(image)
-        return metrics.compute(notes=notes)
+        return metrics.compute()
 
 
 def _check(images: list[ScoredImage]) -> None:

@@ -2,13 +2,12 @@
 
 ``clean`` is the default: whole images in their own pixels, exact figures. ``papers`` is how the released code of a
 method measures, so that a figure can stand beside a published table; ``PAPERS`` says what that means for each method.
-docs/research/protocol.md is the same for readers, and holds :func:`switches_table` and :func:`papers_table` word for
-word.
+docs/research/protocol.md is the same for readers, word for word.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from difflib import get_close_matches
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -239,29 +238,3 @@ def _check_choice(switch: str, value: Any) -> None:
     known = get_args(Protocol.model_fields[switch].annotation)
     if value not in known:
         raise FlawsmithError(f"--set {switch}={value} is not possible: {switch} is one of {', '.join(known)}")
-
-
-def switches_table() -> str:
-    """All switches, what each setting means and where it comes from, as Markdown; the first is that of ``clean``."""
-    rows = [
-        (f"`{switch}`" if number == 0 else "", f"`{value}`", meaning.says, meaning.source)
-        for switch in SWITCHES
-        for number, (value, meaning) in enumerate(MEANINGS[switch].items())
-    ]
-    return _markdown(("switch", "setting", "what it does", "who measures so"), rows)
-
-
-def papers_table() -> str:
-    """What ``papers`` means for each method, as Markdown."""
-    rows = []
-    for method, by_layout in PAPERS.items():
-        for layout, switches in by_layout.items():
-            others = "any other" if len(by_layout) > 1 else "any"
-            deviations = ", ".join(f"`{name}={value}`" for name, value in switches.items())
-            rows.append((method or "any other", layout or others, deviations))
-    return _markdown(("method", "layout", "deviations from `clean`"), rows)
-
-
-def _markdown(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
-    lines = [head, tuple("---" for _ in head), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"

@@ -35,17 +35,9 @@ METHODS = sorted(
 """Names of all methods, read from their sources: importing those takes torch, which help texts do without."""
 
 _PLACES = {
-    "AAND": "flawsmith.models.aand",
-    "AnomalyModel": "flawsmith.models.base",
-    "AnomalyOutput": "flawsmith.models.base",
-    "Fusion": "flawsmith.models.aand",
-    "GLASS": "flawsmith.models.glass",
-    "PBAS": "flawsmith.models.pbas",
-    "PaDiM": "flawsmith.models.padim",
-    "PatchCore": "flawsmith.models.patchcore",
-    "RD4AD": "flawsmith.models.aand",
-    "SLSG": "flawsmith.models.slsg",
-    "TrainingModule": "flawsmith.models.base",
+    **dict.fromkeys(("AAND", "RD4AD", "Fusion"), "flawsmith.models.aand"),
+    **dict.fromkeys(("AnomalyModel", "AnomalyOutput", "TrainingModule"), "flawsmith.models.base"),
+    **{name: f"flawsmith.models.{name.lower()}" for name in ("GLASS", "PBAS", "PaDiM", "PatchCore", "SLSG")},
 }
 __all__ = [
     "AAND", "GLASS", "PBAS", "RD4AD", "SLSG", "AnomalyModel", "AnomalyOutput", "Fusion", "PaDiM", "PatchCore",

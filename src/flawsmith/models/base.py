@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
@@ -20,10 +21,7 @@ from typing_extensions import Self
 from flawsmith.data.public_sets import known_dataset, plain
 from flawsmith.data.seeding import Shard
 from flawsmith.features.backbones import PACKAGED, Backbone, load_backbone
-from flawsmith.models.diagnostics import Diagnostic as Diagnostic
-from flawsmith.models.diagnostics import MetricChart as MetricChart
-from flawsmith.models.diagnostics import Pictures as Pictures
-from flawsmith.models.diagnostics import synthetic_flaws as synthetic_flaws
+from flawsmith.models.diagnostics import Diagnostic
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
 from flawsmith.synthesis.foreground import Foreground
@@ -294,7 +292,7 @@ class SinglePass:
     """
 
     name: str
-    compute: Callable[[], None]
+    compute: Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -547,3 +545,16 @@ class TrainingModule(pl.LightningModule):
 def as_list(value: Any) -> list[Any]:
     """Lightning gives one optimizer or schedule as itself, several as a list, none as None."""
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+@contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """No autocast inside, where training runs in a lower precision.
+
+    Products of similarities that are compared, or enter a logarithm, need more than 8 bits.
+    """
+    if not torch.is_autocast_enabled(device.type):  # nothing to switch off, as when a graph is exported
+        yield
+        return
+    with torch.autocast(device.type, enabled=False):
+        yield

@@ -25,7 +25,7 @@ from flawsmith.data.doctor import glance
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.seeding import derived_seed, generator
 from flawsmith.data.splits import HoldOut, content_hashes, hold_out
-from flawsmith.export import Tolerance, check_parity, export_model, non_square_copies
+from flawsmith.export import Tolerance, check_parity, count_flops, count_parameters, export_model, non_square_copies
 from flawsmith.features.backbones import Backbone, load_backbone, pixels_of
 from flawsmith.features.cache import FeatureCache, GraphCache
 from flawsmith.features.extract import CPU, extractor_key, graph_key, make_extractor
@@ -42,7 +42,6 @@ from flawsmith.models.base import (
     TrainingStage,
 )
 from flawsmith.models.components.level_table import Rows
-from flawsmith.models.components.network_size import count_flops, count_parameters
 from flawsmith.models.diagnostics import Diagnostic, MetricChart
 from flawsmith.models.registry import find_method
 from flawsmith.pipeline import held_out

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from flawsmith.synthesis.blend import FloatImage
-from flawsmith.synthesis.separation import blurred
+from flawsmith.synthesis.blend import FloatImage, blurred
 
 Texture = NDArray[np.uint8]
 """(height, width, 3) RGB."""
@@ -308,7 +307,7 @@ SIDE = 256
 """Shorter side of the images to which sizes in pixels refer."""
 
 _SIGMA_SIDE = 1024
-"""Shorter side to which :func:`flawsmith.synthesis.separation.blurred` refers."""
+"""Shorter side to which :func:`flawsmith.synthesis.blend.blurred` refers."""
 
 
 class _Transform(BaseModel, ABC):
@@ -337,14 +336,24 @@ class HalfTurn(_Transform):
 
 
 class Pose(_Transform):
-    """Turn a little, and flip along each axis with probability 1/2 (SLSG: a random rotation alone)."""
+    """Turn a little, what comes in at the borders mirrored, and flip along each axis with probability 1/2.
+
+    SLSG has a random rotation alone.
+    """
 
     kind: Literal["pose"] = "pose"
     max_turn: float = Field(10.0, ge=0, le=180, description="The angle is uniform in ± this, degrees.")
     flips: bool = Field(True, description="Whether the image is flipped as well.")
 
     def apply(self, image: FloatImage, rng: np.random.Generator) -> FloatImage:
-        return moved(image, self.max_turn, rng, flips=self.flips)
+        height, width = image.shape[:2]
+        angle = float(rng.uniform(-self.max_turn, self.max_turn))
+        matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
+        turned = cv2.warpAffine(
+            np.ascontiguousarray(image), matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
+        )
+        down, across = (1 if not self.flips or rng.random() < 0.5 else -1 for _ in range(2))
+        return np.ascontiguousarray(turned.reshape(height, width, 3)[::down, ::across], dtype=np.float32)
 
 
 class Flip(_Transform):
@@ -361,13 +370,28 @@ class Flip(_Transform):
 
 
 class Shuffle(_Transform):
-    """Cut into a grid and put the cells back in random order."""
+    """Cut into a grid and put the cells back in random order.
+
+    Where the image is no multiple of the grid, cells differ by a pixel, and each place takes as many pixels as it
+    needs; axes shorter than the grid have fewer cells.
+    """
 
     kind: Literal["shuffle"] = "shuffle"
     cells: tuple[PositiveInt, PositiveInt] = Field((4, 8), description="Rows and columns (SLSG: 4 x 8).")
 
     def apply(self, image: FloatImage, rng: np.random.Generator) -> FloatImage:
-        return shuffle_cells(image, self.cells, rng)
+        height, width = image.shape[:2]
+        rows, columns = min(self.cells[0], height), min(self.cells[1], width)
+        tops, lefts = np.arange(rows + 1) * height // rows, np.arange(columns + 1) * width // columns
+        out = np.empty_like(image)
+        for place, source in enumerate(rng.permutation(rows * columns).tolist()):
+            row, column = divmod(place, columns)
+            down, across = tops[row + 1] - tops[row], lefts[column + 1] - lefts[column]
+            from_row, from_column = divmod(source, columns)
+            top, left = min(tops[from_row], height - down), min(lefts[from_column], width - across)
+            cell = image[top : top + down, left : left + across]
+            out[tops[row] : tops[row + 1], lefts[column] : lefts[column + 1]] = cell
+        return out
 
 
 class BandCopy(_Transform):
@@ -417,52 +441,3 @@ Transform = Annotated[
     Field(discriminator="kind"),
 ]
 """One of the transforms; called with an image in [0, 1] and a generator, it gives one of the same size."""
-
-
-def shuffle_cells(image: FloatImage, grid: tuple[int, int], rng: np.random.Generator) -> FloatImage:
-    """Cut an image into a grid and put the cells back in random order (SLSG, homologous source: 4 x 8).
-
-    Args:
-        image: (height, width, 3), any size. Where it is no multiple of the grid, cells differ by a pixel, and
-            each place takes as many pixels as it needs; axes shorter than the grid have fewer cells.
-        grid: (rows, columns).
-        rng: source of the order.
-
-    Returns:
-        The same shape.
-    """
-    height, width = image.shape[:2]
-    rows, columns = min(grid[0], height), min(grid[1], width)
-    tops, lefts = np.arange(rows + 1) * height // rows, np.arange(columns + 1) * width // columns
-    out = np.empty_like(image)
-    for place, source in enumerate(rng.permutation(rows * columns).tolist()):
-        row, column = divmod(place, columns)
-        down, across = tops[row + 1] - tops[row], lefts[column + 1] - lefts[column]
-        from_row, from_column = divmod(source, columns)
-        top, left = min(tops[from_row], height - down), min(lefts[from_column], width - across)
-        out[tops[row] : tops[row + 1], lefts[column] : lefts[column + 1]] = image[
-            top : top + down, left : left + across
-        ]
-    return out
-
-
-def moved(image: FloatImage, max_turn: float, rng: np.random.Generator, *, flips: bool = True) -> FloatImage:
-    """An image in another pose: turned a little, and flipped along each axis with probability 1/2.
-
-    Args:
-        image: (height, width, 3), any size.
-        max_turn: the angle is uniform in ± this many degrees; what comes in at the borders is mirrored.
-        rng: source of all draws.
-        flips: whether it is flipped at all.
-
-    Returns:
-        The same shape.
-    """
-    height, width = image.shape[:2]
-    angle = float(rng.uniform(-max_turn, max_turn))
-    matrix = cv2.getRotationMatrix2D(((width - 1) / 2, (height - 1) / 2), angle, 1.0)
-    turned = cv2.warpAffine(
-        np.ascontiguousarray(image), matrix, (width, height), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT
-    )
-    down, across = (1 if not flips or rng.random() < 0.5 else -1 for _ in range(2))
-    return np.ascontiguousarray(turned.reshape(height, width, 3)[::down, ::across], dtype=np.float32)

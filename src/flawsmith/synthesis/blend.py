@@ -101,6 +101,18 @@ WeightLaw = Annotated[FixedWeight | NormalWeight | UniformWeight | MixtureWeight
 """Law of the weight w of the good image inside the mask; ``draw(rng)`` gives one in [0, 1]."""
 
 
+def blurred(image: FloatImage, sigma: float) -> FloatImage:
+    """A Gaussian whose width follows the image.
+
+    Args:
+        sigma: in pixels of an image with a shorter side of 1024.
+    """
+    scaled = sigma * min(image.shape[:2]) / 1024
+    if scaled < 0.1:  # the kernel is a single pixel
+        return image
+    return np.asarray(cv2.GaussianBlur(image, (0, 0), scaled, borderType=cv2.BORDER_REPLICATE), np.float32)
+
+
 def faded(image: FloatImage, synthetic: FloatImage, mask: Mask, feather: float) -> FloatImage:
     """A synthetic image whose flaw fades in from the edge of its mask inwards, so that there is no seam to learn from.
 

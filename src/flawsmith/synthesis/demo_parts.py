@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 from flawsmith.data.seeding import generator
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.synthesis.perlin import fractal_noise
+from flawsmith.synthesis.masks import fractal_noise
 
 Field = NDArray[np.float32]
 """(height, width) float32, or (height, width, 3) where it is a colour."""

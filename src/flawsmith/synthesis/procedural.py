@@ -35,7 +35,7 @@ class ProceduralTextures:
         Returns:
             (height, width, 3) uint8 RGB.
         """
-        field = PAINTERS[_PAINTERS[int(rng.integers(len(_PAINTERS)))]](size, rng)
+        field = list(PAINTERS.values())[int(rng.integers(len(PAINTERS)))](size, rng)
         if rng.random() < 0.5:
             # Real surfaces are rarely lit evenly.
             light = _smooth_noise(size, rng, max(size) / rng.uniform(0.8, 3.0))
@@ -170,8 +170,6 @@ PAINTERS: Mapping[str, Callable[[Size, np.random.Generator], Field]] = {
     for painter in (clouds, grain, blotches, stripes, weave, cells, scratches, stains, marble, dots)
 }
 """The painters by name, equally likely."""
-
-_PAINTERS = tuple(PAINTERS)
 
 
 def _scale(size: Size, rng: np.random.Generator, low: float, high: float) -> float:

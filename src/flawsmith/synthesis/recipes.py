@@ -123,11 +123,6 @@ class Recipe(BaseModel):
                 return branch
         return self.branches[-1]
 
-    @property
-    def jitter_strength(self) -> JitterStrength:
-        """The jitter of the whole good image."""
-        return JitterStrength(brightness=self.jitter, saturation=self.jitter)
-
     def keeps_normal(self, draw: float) -> bool:
         """Whether a uniform draw in [0, 1) leaves the sample as it is (AAND: above 0.8)."""
         return draw > 1 - self.normal_share

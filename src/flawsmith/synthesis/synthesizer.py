@@ -16,11 +16,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.synthesis.augment import augment
+from flawsmith.synthesis.augment import JitterStrength, augment
 from flawsmith.synthesis.blend import FloatImage, Mask, blend, faded, visible
 from flawsmith.synthesis.foreground import Foreground, ForegroundProvider, provider
-from flawsmith.synthesis.masks import Acceptance, MaskRule, mask_field, random_rectangle
-from flawsmith.synthesis.perlin import NoiseField, draw_lattice, noise_field
+from flawsmith.synthesis.masks import (
+    Acceptance,
+    MaskRule,
+    NoiseField,
+    draw_lattice,
+    mask_field,
+    noise_field,
+    random_rectangle,
+)
 from flawsmith.synthesis.recipes import Branch, Grid, Recipe, find_recipe, max_pool_cells
 from flawsmith.synthesis.textures import TextureSource, texture_source
 
@@ -298,7 +305,8 @@ class AnomalySynthesizer:
         return None if self.foreground_provider is None else self.foreground_provider(image, path, self.geometry)
 
     def _jittered(self, image: FloatImage, rng: np.random.Generator) -> FloatImage:
-        return self.recipe.jitter_strength.jitter(image, rng) if self.recipe.jitter else image
+        jitter = self.recipe.jitter
+        return JitterStrength(brightness=jitter, saturation=jitter).jitter(image, rng) if jitter else image
 
     def _unchanged(self, normal: FloatImage) -> AnomalySample:
         cells = None if self.grid is None else np.zeros(self.grid, bool)

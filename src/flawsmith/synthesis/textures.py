@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import warnings
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
@@ -70,38 +70,41 @@ class ImagePool:
 
     Args:
         files: at least one; each is equally likely.
+        fit: ``crop`` resizes until a texture is covered and cuts its middle out (GLASS), ``squash`` ignores the aspect
+            (AAND).
         value_range: values of a source deeper than 8 bits that become 0 and 255; None: 0 and 65535.
         cache_bytes: memory for pictures in their final size; what is drawn does not depend on it.
     """
 
-    def __init__(self, files: tuple[Path, ...], value_range: tuple[float, float] | None, cache_bytes: int) -> None:
-        self.files = files
-        self.value_range = value_range
-        self.cache_bytes = cache_bytes
+    def __init__(
+        self, files: Iterable[str | Path], fit: Fit, value_range: tuple[float, float] | None, cache_bytes: int
+    ) -> None:
+        self.files = tuple(Path(file) for file in files)
+        self.fit, self.value_range, self.cache_bytes = fit, value_range, cache_bytes
         self._forget()
 
     def _forget(self) -> None:
-        self._recent: OrderedDict[tuple[int, tuple[int, int], str], Texture] = OrderedDict()
+        self._recent: OrderedDict[tuple[int, tuple[int, int]], Texture] = OrderedDict()
         self._held = 0
         self._damaged: set[int] = set()
         self._lock = threading.Lock()
 
     def __getstate__(self) -> dict[str, object]:
-        return {"files": self.files, "value_range": self.value_range, "cache_bytes": self.cache_bytes}
+        return {name: getattr(self, name) for name in ("files", "fit", "value_range", "cache_bytes")}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         self.__dict__.update(state)
         self._forget()
 
-    def draw(self, size: tuple[int, int], rng: np.random.Generator, *, fit: Fit) -> Texture:
-        """One picture, read-only; a damaged file is reported once, and another drawn in its place.
+    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Texture:
+        """See :class:`TextureSource`; read-only; a damaged file is reported once, and another drawn in its place.
 
         Raises:
             FlawsmithError: not one file can be read.
         """
         number = int(rng.integers(len(self.files)))
         tried: set[int] = set()
-        while (texture := self._texture(number, size, fit)) is None:
+        while (texture := self._texture(number, size)) is None:
             tried.add(number)
             left = [other for other in range(len(self.files)) if other not in tried]
             if not left:
@@ -111,9 +114,9 @@ class ImagePool:
             number = left[int(rng.integers(len(left)))]
         return texture
 
-    def _texture(self, number: int, size: tuple[int, int], fit: Fit) -> Texture | None:
+    def _texture(self, number: int, size: tuple[int, int]) -> Texture | None:
         """None for a damaged file."""
-        key = number, size, fit
+        key = number, size
         with self._lock:
             if number in self._damaged:
                 return None
@@ -121,7 +124,7 @@ class ImagePool:
                 self._recent.move_to_end(key)
                 return self._recent[key]
         try:
-            texture = fitted(as_8_bit(decode(self.files[number]), self.value_range), size, fit)
+            texture = fitted(as_8_bit(decode(self.files[number]), self.value_range), size, self.fit)
         except FlawsmithError as error:
             with self._lock:
                 if number not in self._damaged:
@@ -134,7 +137,7 @@ class ImagePool:
             self._keep(key, texture)
         return texture
 
-    def _keep(self, key: tuple[int, tuple[int, int], str], texture: Texture) -> None:
+    def _keep(self, key: tuple[int, tuple[int, int]], texture: Texture) -> None:
         if key in self._recent or texture.nbytes > self.cache_bytes:
             return
         self._recent[key] = texture
@@ -159,14 +162,12 @@ class TextureSource(Protocol):
         ...
 
 
-class FolderTextures:
+class FolderTextures(ImagePool):
     """The pictures below a folder, each equally likely: DTD's tree, or any other.
 
     Args:
         folder: where to look, with all its subfolders.
-        fit: ``crop`` resizes until the texture is covered and cuts its middle out (GLASS), ``squash`` ignores the
-            aspect (AAND).
-        cache_bytes: memory for resized pictures; results do not depend on it.
+        fit, cache_bytes: as of :class:`ImagePool`.
 
     Raises:
         FlawsmithError: the folder is missing, or holds no images.
@@ -176,28 +177,17 @@ class FolderTextures:
     """
 
     def __init__(self, folder: str | Path, *, fit: Fit = "crop", cache_bytes: int = CACHE_BYTES) -> None:
-        self.files = tuple(find_images(folder))
+        super().__init__(find_images(folder), fit, None, cache_bytes)
         if not self.files:
             raise FlawsmithError(f"{folder}: no images to take textures from; give a folder of pictures, such as DTD")
-        self.fit = fit
-        self._pictures = ImagePool(self.files, None, cache_bytes)
-
-    def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Texture:
-        """See :class:`TextureSource`; a damaged file is reported once, and another drawn in its place.
-
-        Raises:
-            FlawsmithError: not one file can be read.
-        """
-        return self._pictures.draw(size, rng, fit=self.fit)
 
 
-class SelfTextures:
+class SelfTextures(ImagePool):
     """Patches of the good images themselves, shuffled, turned by quarters and jittered: no outside pictures needed.
 
     Args:
         images: paths of good images; each is equally likely.
-        value_range: values of a source deeper than 8 bits that become 0 and 255; None: 0 and 65535.
-        cache_bytes: memory for resized images; results do not depend on it.
+        value_range, cache_bytes: as of :class:`ImagePool`.
 
     Raises:
         FlawsmithError: no images.
@@ -214,19 +204,14 @@ class SelfTextures:
         value_range: tuple[float, float] | None = None,
         cache_bytes: int = CACHE_BYTES,
     ) -> None:
-        self.files = tuple(Path(image) for image in images)
+        super().__init__(images, "crop", value_range, cache_bytes)
         if not self.files:
             raise FlawsmithError("no good images to take textures from; give a folder of textures, or procedural")
-        self._pictures = ImagePool(self.files, value_range, cache_bytes)
 
     def draw(self, size: tuple[int, int], rng: np.random.Generator) -> Texture:
-        """See :class:`TextureSource`; a damaged file is reported once, and another drawn in its place.
-
-        Raises:
-            FlawsmithError: not one file can be read.
-        """
+        """See :class:`TextureSource` and :class:`ImagePool`."""
         # In the scale of the synthetic image, or a seam of 20 pixels would become one of 5.
-        return jittered(shuffled_patches(self._pictures.draw(size, rng, fit="crop"), rng), rng)
+        return jittered(shuffled_patches(super().draw(size, rng), rng), rng)
 
 
 def texture_source(

@@ -7,7 +7,6 @@ comes between them is computed by rank zero and broadcast. In one process all fu
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import threading
 import warnings
@@ -26,6 +25,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from timm.layers.norm_act import convert_sync_batchnorm
 from torch import nn
 
+from flawsmith.features.backbones import errors_alone
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.system import KILL
 
@@ -163,14 +163,6 @@ def data_parallel(root_device: torch.device) -> tuple[DDPStrategy, list[LayerSyn
 @contextmanager
 def quiet_lightning() -> Iterator[None]:
     """Lightning announces devices and tips on its loggers; what goes wrong still raises."""
-    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
-    levels = [logger.level for logger in loggers]
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="lightning")
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with errors_alone("lightning.pytorch", "lightning.fabric"), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="lightning")
+        yield

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -17,11 +18,12 @@ import lightning.pytorch as pl
 import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
-from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.callbacks import LambdaCallback, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.strategies import DDPStrategy
 
 from flawsmith.data.seeding import Shard
+from flawsmith.features.backbones import first_line
 from flawsmith.models.base import EpochBatches
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import replacing
@@ -112,7 +114,7 @@ def fit_module(
         callbacks.append(EpochCheckpoint(best, monitor=selection.monitor))
     callbacks.append(EpochCheckpoint(checkpoint))
     if watch is not None:
-        callbacks.append(_Watched(watch))
+        callbacks.append(LambdaCallback(on_train_batch_end=partial(_tell, watch)))
     with quiet_lightning(), _flushed_denormals():
         trainer = make_trainer(
             options,
@@ -192,7 +194,7 @@ class EpochMetrics(pl.Callback):
         if not math.isfinite(row.get("loss", 0.0)):
             raise FlawsmithError(
                 f"the loss is no number any more in epoch {epoch + 1}: the weights are lost, the checkpoint before is "
-                "kept; train anew with --set precision=float32, or with a lower learning rate"
+                "kept; train anew with --set precision=32-true, or with a lower learning rate"
             )
         if selection is not None and selection.due(epoch, trainer.max_epochs or 0):
             figures = dict(broadcast_from_rank_zero(selection.measure))
@@ -238,18 +240,12 @@ class EpochCheckpoint(ModelCheckpoint):
         return {key: value for key, value in super().state_dict().items() if key != "dirpath"}
 
 
-class _Watched(pl.Callback):
-    """Tells how far a loop is."""
-
-    def __init__(self, watch: Callable[[float, str], object]) -> None:
-        self._watch = watch
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        epoch, epochs = trainer.current_epoch, trainer.max_epochs or 1
-        share = (epoch + (batch_idx + 1) / trainer.num_training_batches) / epochs
-        self._watch(share, f"epoch {epoch + 1} of {epochs}")
+def _tell(
+    watch: Callable[[float, str], object], trainer: pl.Trainer, module: Any, outputs: Any, batch: Any, batch_idx: int
+) -> None:
+    """How far a loop is."""
+    epoch, epochs = trainer.current_epoch, trainer.max_epochs or 1
+    watch((epoch + (batch_idx + 1) / trainer.num_training_batches) / epochs, f"epoch {epoch + 1} of {epochs}")
 
 
 class _Loader:
@@ -297,10 +293,9 @@ def check_options(options: LoopOptions) -> pl.Trainer:
         except FlawsmithError:
             raise
         except Exception as error:  # Lightning raises its own types, ValueError, TypeError and RuntimeError alike
-            reason = str(error).strip().splitlines()[0]
             raise FlawsmithError(
                 f"cannot train with --accelerator {options.accelerator}, --devices {options.devices} and --strategy "
-                f"{options.strategy}: {reason}"
+                f"{options.strategy}: {first_line(error)}"
             ) from error
 
 

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from flawsmith.models.components.precision import full_precision
+from flawsmith.models.base import full_precision
 
 Residual = Literal["tanh", "sigmoid", "learnable"]
 Map = Float[Tensor, "batch channel height width"]

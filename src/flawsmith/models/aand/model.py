@@ -54,20 +54,17 @@ from flawsmith.models.aand.training import (
 from flawsmith.models.base import (
     AnomalyOutput,
     Conditions,
-    Diagnostic,
     FeatureSource,
-    MetricChart,
     ModelConfig,
-    Pictures,
     Stage,
     SyntheticImages,
     SyntheticSource,
     TrainingData,
     TrainingStage,
-    synthetic_flaws,
 )
 from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, Sampling
 from flawsmith.models.components.score_maps import ScoreMap, ScoreMapModel, UpsampleAndSmooth
+from flawsmith.models.diagnostics import Diagnostic, MetricChart, Pictures, synthetic_flaws
 from flawsmith.models.registry import register
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.synthesis.foreground import Foreground

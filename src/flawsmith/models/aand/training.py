@@ -33,9 +33,8 @@ from flawsmith.models.aand.functional import (
     residual_intensity,
 )
 from flawsmith.models.aand.networks import Amplifier, Amplifiers, Student
-from flawsmith.models.base import ALONE, FeatureSource, SyntheticImages, SyntheticSource, TrainingModule
-from flawsmith.models.components.batches import BatchPool, FeatureBatches, Step
-from flawsmith.models.components.precision import full_precision
+from flawsmith.models.base import ALONE, FeatureSource, SyntheticImages, SyntheticSource, TrainingModule, full_precision
+from flawsmith.models.components.batches import BatchPool, DeviceBatch, FeatureBatches, Step
 
 TEACHER_BYTES = 512 * 2**20
 """Most memory that the advanced teacher's maps of training images may take."""
@@ -48,7 +47,7 @@ CellDraw = Callable[[Cells, Cells, int], tuple[CellRows, CellRows]]
 
 
 @dataclass(frozen=True)
-class SyntheticCells:
+class SyntheticCells(DeviceBatch):
     """Synthetic images as the teacher sees them.
 
     Attributes:
@@ -76,13 +75,6 @@ class SyntheticCells:
             [cells_of(foregrounds, grid, share=share) for grid in grids],
             synthetic.fallback_rate,
         )
-
-    def to(self, device: torch.device) -> SyntheticCells:
-        """The same on a device."""
-        levels, anomalous, foreground = (
-            [part.to(device) for part in parts] for parts in (self.levels, self.anomalous, self.foreground)
-        )
-        return replace(self, levels=levels, anomalous=anomalous, foreground=foreground)
 
 
 class AmplificationBatches:

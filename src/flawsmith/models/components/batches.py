@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from dataclasses import dataclass, fields, replace
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
+from typing_extensions import Self
 
 from flawsmith.data.seeding import Shard, generator
 from flawsmith.models.base import ALONE, FeatureSource, SyntheticImages, SyntheticSource
@@ -40,7 +41,22 @@ class Sampling:
 
 
 @dataclass(frozen=True)
-class FeatureBatch:
+class DeviceBatch:
+    """A batch that goes to a device as a whole: its tensors, lists of them, and batches that it holds."""
+
+    def to(self, device: torch.device) -> Self:
+        """The same on a device."""
+
+        def moved(value: Any) -> Any:
+            if isinstance(value, list):
+                return [part.to(device) for part in value]
+            return value.to(device) if isinstance(value, (Tensor, DeviceBatch)) else value
+
+        return replace(self, **{each.name: moved(getattr(self, each.name)) for each in fields(self)})
+
+
+@dataclass(frozen=True)
+class FeatureBatch(DeviceBatch):
     """Level maps of some images and, where positions are drawn, the rows of the embedding to use.
 
     Attributes:
@@ -52,11 +68,6 @@ class FeatureBatch:
     levels: list[Tensor]
     rows: Int[Tensor, " row"] | None = None
     step: Step | None = None
-
-    def to(self, device: torch.device) -> FeatureBatch:
-        """The same on a device."""
-        rows = None if self.rows is None else self.rows.to(device)
-        return replace(self, levels=[level.to(device) for level in self.levels], rows=rows)
 
 
 class FeatureBatches:
@@ -91,7 +102,7 @@ class FeatureBatches:
 
 
 @dataclass(frozen=True)
-class PairedBatch:
+class PairedBatch(DeviceBatch):
     """Normal images and synthetic anomalies on them.
 
     Attributes:
@@ -105,12 +116,6 @@ class PairedBatch:
     synthetic: list[Tensor] | None
     cells: Bool[Tensor, " position"] | None
     fallback_rate: float = 0.0
-
-    def to(self, device: torch.device) -> PairedBatch:
-        """The same on a device."""
-        synthetic = None if self.synthetic is None else [level.to(device) for level in self.synthetic]
-        cells = None if self.cells is None else self.cells.to(device)
-        return PairedBatch(self.normal.to(device), synthetic, cells, self.fallback_rate)
 
 
 class BatchPool(Generic[T]):
@@ -188,8 +193,7 @@ class PairedBatches:
 
             def reduced(images: SyntheticImages) -> tuple[list[Tensor], Bool[Tensor, " position"], float]:
                 """Level maps, cells, which are all that a pool has to keep of the masks, and the rate of fall-backs."""
-                cells = np.array([strided_cells(mask, grid, stride) for mask in images.masks], bool)
-                return images.levels, torch.from_numpy(cells.reshape(-1)), images.fallback_rate
+                return images.levels, cells_of_flaws(images.masks, grid, stride), images.fallback_rate
 
             self._pool = BatchPool(
                 synthetic, lambda epoch: list(normal.images(epoch)), reduced, refresh=refresh, seed=seed
@@ -205,3 +209,10 @@ class PairedBatches:
         pairs = zip(self._normal.epoch(epoch, shard), self._pool.epoch(epoch, shard), strict=True)
         for normal, (levels, cells, fallback_rate) in pairs:
             yield PairedBatch(normal, levels, cells if normal.rows is None else cells[normal.rows], fallback_rate)
+
+
+def cells_of_flaws(
+    masks: Bool[np.ndarray, "images height width"], grid: tuple[int, int], stride: int
+) -> Bool[Tensor, " position"]:
+    """Whether each position of some images is part of a flaw, see :func:`strided_cells`; image-major, row by row."""
+    return torch.from_numpy(np.array([strided_cells(mask, grid, stride) for mask in masks], bool).reshape(-1))

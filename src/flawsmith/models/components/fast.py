@@ -21,7 +21,6 @@ embedding, which is a sum over levels; a coarse level is mapped on its own small
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -32,30 +31,6 @@ from flawsmith.models.components.heads import EPSILON, LEAKY_SLOPE, Discriminato
 
 CHUNK_BYTES = 2**20
 """Rows are worked on in pieces of this size, which stay in a core's cache through all operations of a step."""
-
-
-@dataclass(frozen=True)
-class NormalStatistics:
-    """What the normal features contribute to the batch norm's statistics, computed once an iteration.
-
-    Attributes:
-        count: number of normal features.
-        shift: mean of their hidden values; all hidden values are kept relative to it, so that sums of squares do not
-            cancel.
-        squares: sum of the squares of their hidden values, relative to the shift.
-    """
-
-    count: int
-    shift: Float[Tensor, " hidden"]
-    squares: Float[Tensor, " hidden"]
-
-    @classmethod
-    def of(cls, hidden: Float[Tensor, "position hidden"]) -> NormalStatistics:
-        """From the first layer's output for the normal features."""
-        hidden = hidden.detach().float()
-        shift = hidden.mean(dim=0)
-        squares = sum(((part - shift).square().sum(dim=0) for part in _pieces(hidden)), torch.zeros_like(shift))
-        return cls(len(hidden), shift, squares)
 
 
 class AscentStep(NamedTuple):
@@ -78,16 +53,15 @@ class HiddenAscent:
     Args:
         discriminator: with one hidden layer, in training mode; its weights stay as they are, while the running
             statistics of its batch norm are updated with every step, as a forward pass would.
-        normal: what the normal half of the batch contributes.
-        hidden: the first layer's output for the synthetic features, (position, hidden).
+        normal: the first layer's output for the normal features; what they contribute to the batch norm's statistics is
+            computed once.
+        hidden: the first layer's output for the synthetic features.
         step_size: length of a step in feature space.
 
     Example:
         >>> discriminator, normal, synthetic = Discriminator(4, hidden=8), torch.randn(6, 4), torch.randn(5, 4)
         >>> first = discriminator.blocks[0].linear
-        >>> ascent = HiddenAscent(
-        ...     discriminator, NormalStatistics.of(first(normal)), first(synthetic), step_size=0.1
-        ... )
+        >>> ascent = HiddenAscent(discriminator, first(normal), first(synthetic), step_size=0.1)
         >>> ascent.step().logits.shape
         torch.Size([5])
         >>> torch.linalg.vector_norm(ascent.moved(), dim=1).round(decimals=3)
@@ -97,30 +71,35 @@ class HiddenAscent:
     def __init__(
         self,
         discriminator: Discriminator,
-        normal: NormalStatistics,
+        normal: Float[Tensor, "normal_position hidden"],
         hidden: Float[Tensor, "position hidden"],
         *,
         step_size: float,
     ) -> None:
         (block,) = discriminator.blocks
-        self._norm, self._normal, self._step_size = block.norm, normal, step_size
+        self._norm, self._step_size = block.norm, step_size
+        normal = normal.detach().float()
+        # All hidden values are kept relative to this mean, so that sums of squares do not cancel.
+        self._shift = normal.mean(dim=0)
+        parts = (part - self._shift for part in _pieces(normal))
+        self._squares = sum((part.square().sum(dim=0) for part in parts), torch.zeros_like(self._shift))
         weight = block.linear.weight.detach()
         self._weight = weight.to(_product_dtype(weight))
         self._gram = (weight @ weight.T).to(self._weight.dtype)
         self._out = discriminator.out.weight.detach()[0]
-        self._synthetic = len(hidden)
+        self._synthetic, self._count = len(hidden), len(normal) + len(hidden)
         self.restart(hidden)
 
     def restart(self, hidden: Float[Tensor, "position hidden"]) -> None:
         """Go on from other synthetic features, such as projected ones."""
-        self._hidden = hidden.detach().float() - self._normal.shift
+        self._hidden = hidden.detach().float() - self._shift
         self._steps = torch.zeros_like(self._hidden)
         self._sums = self._hidden.sum(dim=0), self._hidden.square().sum(dim=0)
 
     @property
     def hidden(self) -> Float[Tensor, "position hidden"]:
         """The first layer's output for the features where they are now."""
-        return self._hidden + self._normal.shift
+        return self._hidden + self._shift
 
     def moved(self) -> Float[Tensor, "position width"]:
         """How far the features have moved since the last restart: Wᵀ Σ s·δ."""
@@ -134,24 +113,20 @@ class HiddenAscent:
         offset = self._norm.bias - mean * scale
         logits, errors, coupling = self._backward(scale, offset)
         self._move(scale, offset, errors, self._through_norm(scale, mean, variance, *coupling))
-        return AscentStep(mean + self._normal.shift, variance, logits)
+        return AscentStep(mean + self._shift, variance, logits)
 
     def _statistics(self) -> tuple[Tensor, Tensor]:
         """Mean and biased variance over both halves, relative to the shift; the running ones learn of them."""
         norm, count = self._norm, self._count
         total, squares = self._sums
         mean = total / count
-        variance = (self._normal.squares + squares) / count - mean.square()
+        variance = (self._squares + squares) / count - mean.square()
         assert norm.running_mean is not None and norm.running_var is not None and norm.num_batches_tracked is not None
         assert norm.momentum is not None
-        norm.running_mean.lerp_(mean + self._normal.shift, norm.momentum)
+        norm.running_mean.lerp_(mean + self._shift, norm.momentum)
         norm.running_var.lerp_(variance * (count / (count - 1)), norm.momentum)
         norm.num_batches_tracked.add_(1)
         return mean, variance
-
-    @property
-    def _count(self) -> int:
-        return self._normal.count + self._synthetic
 
     def _slopes(self, hidden: Tensor, scale: Tensor, offset: Tensor) -> tuple[Tensor, Tensor]:
         """The batch norm's output, and the logit's derivative with respect to it."""

@@ -29,8 +29,7 @@ from torch.nn.functional import pad
 
 from flawsmith.data.seeding import generator
 from flawsmith.features.patch_embedding import average_embedding, resize
-from flawsmith.models.base import FeatureSource, ModelConfig
-from flawsmith.models.components.precision import full_precision
+from flawsmith.models.base import FeatureSource, ModelConfig, full_precision
 
 POOL = 2048
 """Rows that choices are made among: few enough for a processor's cache."""
@@ -499,9 +498,9 @@ def squared_distances_between_images(
         most: how many of them, evenly spaced, are compared.
     """
     rows = torch.linspace(0, len(features.images) - 1, min(most, len(features.images)), dtype=torch.float64).round()
-    compared, images = features.features[rows.long()], features.images[rows.long()]
+    compared, images = features.features[rows.long()], features.images[rows.long()].to(features.features.device)
     squares, between = compared.square().sum(1), []
-    parts = (torch.split(each, SWEEP // 16) for each in (coreset.features, coreset.images))
+    parts = (torch.split(each, SWEEP // 16) for each in (coreset.features, coreset.images.to(compared.device)))
     for part, sources in zip(*parts, strict=True):
         to_others = torch.addmm(squares, part, compared.T, alpha=-2)
         to_others[sources[:, None] == images] = torch.inf

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
-from flawsmith.features.patch_embedding import OddSide, PatchEmbedding, as_rows, join_parts, resize
+from flawsmith.features.patch_embedding import OddSide, PatchEmbedding, as_rows, resize
 from flawsmith.models.base import AnomalyOutput, Side, TrainingModule
 from flawsmith.models.components.batches import FeatureBatch, Sampling, Step
 from flawsmith.models.components.fast import fold_linear, fold_norm, pointwise
@@ -154,13 +154,19 @@ class PatchModel(ScoreMapModel):
         with torch.no_grad():
             return FeatureBatch(self.backbone(images))
 
+    @torch.no_grad()
+    def _embedded(self, levels: Sequence[Tensor], rows: Tensor | None = None) -> Rows:
+        """The embedding, which is fixed, at all positions, or some rows of it."""
+        embedding = as_rows(self.embedding(levels))
+        return embedding if rows is None else embedding[rows]
+
     def project(self, levels: Sequence[Tensor], rows: Tensor | None = None) -> Rows:
-        """Adapted features of all positions, or of some rows of the embedding; the embedding itself is fixed."""
-        grid = self.embedding.finest(levels).shape[-2:]
+        """Adapted features of all positions, or of some rows of the embedding."""
+        if rows is not None:
+            return self.projector(self._embedded(levels, rows))
         with torch.no_grad():
             parts = self.embedding.parts(levels)
-            drawn = None if rows is None else as_rows(join_parts(parts, grid))[rows]
-        return self.projector.of_parts(parts, grid) if drawn is None else self.projector(drawn)
+        return self.projector.of_parts(parts, self.embedding.finest(levels).shape[-2:])
 
     def gaussian(self, like: Rows, purpose: str, step: Step | None) -> Rows:
         """Standard normal numbers: a function of (seed, purpose, step), or of torch's generator without a step.

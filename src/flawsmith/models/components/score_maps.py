@@ -22,9 +22,8 @@ from typing_extensions import Self
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import resize
 from flawsmith.models.base import AnomalyModel, FeatureSource, SinglePass, Stage, TrainingData
-from flawsmith.models.components.level_table import LevelTable
+from flawsmith.models.components.level_table import LevelTable, WithViews, usual_turns, views_of_all
 from flawsmith.models.components.memory_bank import BankConfig, MultiScaleMemoryBank, measured_rows
-from flawsmith.models.components.views import WithViews, usual_turns, views_of_all
 from flawsmith.synthesis.views import Turn
 
 ScoreMap = Float[Tensor, "batch h w"]
@@ -49,7 +48,7 @@ def upsampling_matrix(size: int, low: int, *, align_corners: bool = False) -> np
 
 
 class UpsampleAndSmooth(nn.Module):
-    """Bilinear up-sampling followed by a Gaussian with reflecting border (all four methods; sigma 4 pixels).
+    """Bilinear up-sampling followed by a Gaussian with reflecting border (GLASS, PBAS, AAND; sigma 4 pixels).
 
     Both act on rows and columns alone, and both are linear: the whole step is A · map · Bᵀ with matrices that depend on
     the sizes only.

@@ -67,20 +67,6 @@ class Judgement:
     count_limit: int = COUNT_LIMIT
     note: str = ""
 
-    def facts(self) -> list[tuple[str, str]]:
-        """(name, value) of every figure beside its limit, in words for a table."""
-        either = f"hypersphere: this or the other density above {self.density_limit:g}"
-        strong = f"Frequencies above 20·ln|F| = {self.spectrum_limit:g}"
-        rows = [
-            ("Hypothesis", self.hypothesis),
-            (strong, f"{self.count} (hypersphere: more than {self.count_limit})"),
-            ("Radius that holds them", f"{self.radius:.4g} (hypersphere: above {self.radius_limit:g})"),
-            ("Half width and half height", f"{self.half_width} and {self.half_height}"),
-            ("Density in their rectangle", f"{self.density_rectangle:.4g} ({either})"),
-            ("Density in their disc", f"{self.density_disc:.4g} ({either})"),
-        ]
-        return [*rows, ("Note", self.note)] if self.note else rows
-
 
 def mean_image(images: Iterable[Float[ndarray, "3 height width"]]) -> Float[ndarray, "3 height width"]:
     """Mean of normalised images in one pass, one image in memory.

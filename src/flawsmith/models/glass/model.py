@@ -10,8 +10,8 @@ presets ``paper`` and ``official`` do; docs/research/glass.md lists every differ
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar, NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,21 +22,26 @@ from torch import Tensor, nn
 
 from flawsmith.data.seeding import generator
 from flawsmith.features.backbones import Backbone
-from flawsmith.features.patch_embedding import as_rows, join_parts
 from flawsmith.models.base import (
-    Conditions,
-    ModelConfig,
     SinglePass,
     Stage,
     SyntheticSource,
     TrainingData,
     TrainingStage,
+    full_precision,
 )
-from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, PairedBatch, PairedBatches, Sampling, Step
-from flawsmith.models.components.fast import AscentStep, HiddenAscent, NormalStatistics
+from flawsmith.models.components.batches import (
+    FeatureBatch,
+    FeatureBatches,
+    PairedBatch,
+    PairedBatches,
+    Sampling,
+    Step,
+    cells_of_flaws,
+)
+from flawsmith.models.components.fast import AscentStep, HiddenAscent
 from flawsmith.models.components.heads import Discriminator, Projector
 from flawsmith.models.components.patch_model import PatchModel, Rows
-from flawsmith.models.components.precision import full_precision
 from flawsmith.models.diagnostics import Diagnostic, FeatureCloud, MetricChart, Pictures, synthetic_flaws
 from flawsmith.models.glass.config import CONDITIONS, PRESETS, GLASSConfig
 from flawsmith.models.glass.functional import (
@@ -60,7 +65,7 @@ from flawsmith.models.glass.hypothesis import (
 from flawsmith.models.registry import register
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.synthesis.foreground import Foreground
-from flawsmith.synthesis.recipes import find_recipe, strided_cells
+from flawsmith.synthesis.recipes import find_recipe
 
 SHOWN_FLAWS = 4
 SHOWN_FEATURES = 400
@@ -69,7 +74,7 @@ RECORDED_ROWS = 256
 NONE_PUBLISHED = -1
 
 OnStep = Callable[[AscentStep, Rows, HiddenAscent], None]
-"""Sees every step of the ascent: its forward pass, the features at the last restart, and how far they have moved."""
+"""Sees every step of the ascent: its forward pass, the offset at the last restart, and how far it has moved."""
 
 
 class Branches(NamedTuple):
@@ -139,8 +144,8 @@ class GLASS(PatchModel):
     )
     licence = "MIT"
     Config = GLASSConfig
-    presets: ClassVar[Mapping[str, ModelConfig]] = PRESETS
-    conditions: ClassVar[Mapping[str, Conditions]] = CONDITIONS
+    presets = PRESETS
+    conditions = CONDITIONS
     config: GLASSConfig
     mean_embedding: Float[Tensor, "position width"]
     mean_image: UInt8[Tensor, "height width 3"]
@@ -257,15 +262,8 @@ class GLASS(PatchModel):
         with torch.no_grad():
             anchor = hidden.float()
             start = anchor + F.linear(noise, first.weight)
-        ascent = HiddenAscent(self.discriminator, NormalStatistics.of(hidden), start, step_size=config.step_size)
+        ascent = HiddenAscent(self.discriminator, hidden, start, step_size=config.step_size)
         return ascended(ascent, noise, anchor, (config.inner_radius, config.outer_radius), config)
-
-    @torch.no_grad()
-    def _embedded(self, levels: Sequence[Tensor], rows: Tensor | None) -> Rows:
-        """Some rows of the embedding; None: all."""
-        grid = self.embedding.finest(levels).shape[-2:]
-        embedding = as_rows(join_parts(self.embedding.parts(levels), grid))
-        return embedding if rows is None else embedding[rows]
 
     @torch.no_grad()
     def _recorded_radius(self, normal: Rows, synthetic: Rows | None, batch: PairedBatch) -> Tensor:
@@ -312,10 +310,8 @@ class GLASS(PatchModel):
         if isinstance(batch, Tensor):
             return PairedBatch(self.feature_batch(batch), None, None)
         normal, flawed, masks = batch
-        stride = self.backbone.info.strides[0]
-        cells = np.array([strided_cells(mask, self.grid, stride) for mask in masks.cpu().numpy()], bool)
-        levels = self.feature_batch(flawed).levels
-        return PairedBatch(self.feature_batch(normal), levels, torch.from_numpy(cells.reshape(-1)).to(normal.device))
+        cells = cells_of_flaws(masks.cpu().numpy(), self.grid, self.backbone.info.strides[0]).to(normal.device)
+        return PairedBatch(self.feature_batch(normal), self.feature_batch(flawed).levels, cells)
 
     @torch.no_grad()
     def fit_center(self, batches: Iterable[Images | FeatureBatch]) -> None:
@@ -429,14 +425,8 @@ def global_anomalies(
     with torch.no_grad():
         anchor = first(origin).float()
         start = first(origin + offset)
-    ascent = HiddenAscent(discriminator, NormalStatistics.of(hidden), start, step_size=config.step_size)
-    if on_step is None:
-        offset, moved = ascended(ascent, offset, anchor, radii, config)
-    else:
-        seen = on_step
-        offset, moved = ascended(
-            ascent, offset, anchor, radii, config, lambda forward, now: seen(forward, origin + now, ascent)
-        )
+    ascent = HiddenAscent(discriminator, hidden, start, step_size=config.step_size)
+    offset, moved = ascended(ascent, offset, anchor, radii, config, on_step)
     return origin + offset, moved
 
 
@@ -446,7 +436,7 @@ def ascended(
     anchor: Float[Tensor, "position hidden"],
     radii: tuple[Tensor | float, Tensor | float],
     config: GLASSConfig,
-    on_step: Callable[[AscentStep, Rows], None] | None = None,
+    on_step: OnStep | None = None,
 ) -> tuple[Rows, Float[Tensor, ""]]:
     """The steps of :func:`global_anomalies`, whatever the features are set off from.
 
@@ -454,8 +444,7 @@ def ascended(
         ascent: at the start.
         offset: of the synthetic features from the origin at the start.
         anchor: output of the discriminator's first layer for the origin.
-        radii, config: as there.
-        on_step: is told each step and the offset at the last restart.
+        radii, config, on_step: as there.
 
     Returns:
         The offset, and the share of (feature, projection) pairs that a projection changed.
@@ -466,7 +455,7 @@ def ascended(
         for _ in range(steps):
             forward = ascent.step()
             if on_step is not None:
-                on_step(forward, offset)
+                on_step(forward, offset, ascent)
         offset, scale = offset + ascent.moved(), anchor.new_ones(len(offset))
         if config.gas == "projected" and steps == config.project_every:
             projected = truncated_projection(offset, *radii)

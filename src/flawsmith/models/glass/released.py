@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from flawsmith.features.backbones import Backbone, load_backbone
+from flawsmith.features.backbones import Backbone, first_line, load_backbone
 from flawsmith.models.glass.config import PRESETS, GLASSConfig
 from flawsmith.models.glass.model import GLASS
 from flawsmith.runtime.errors import FlawsmithError
@@ -35,9 +35,8 @@ def read_released(path: Path) -> dict[str, dict[str, Tensor]]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise FlawsmithError(
-            f"{path} is no file of tensors ({reason}): give the authors' ckpt_best_NUMBER.pth"
+            f"{path} is no file of tensors ({first_line(error)}): give the authors' ckpt_best_NUMBER.pth"
         ) from None
     if not isinstance(content, dict) or _DISCRIMINATOR not in content:
         raise FlawsmithError(f"{path} has no table {_DISCRIMINATOR!r}: it is no released checkpoint of GLASS")

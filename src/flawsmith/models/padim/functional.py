@@ -136,24 +136,6 @@ def packed_whitening(covariance: Matrices, epsilon: float) -> Packed:
     return packed
 
 
-def unpacked(packed: Packed, channels: int) -> Matrices:
-    """Lower triangles, row by row, as matrices in float32.
-
-    Args:
-        packed: of every position.
-        channels: rows of a matrix.
-
-    Example:
-        >>> unpacked(torch.tensor([[1.0, 2.0, 3.0]]), 2)
-        tensor([[[1., 0.],
-                 [2., 3.]]])
-    """
-    matrices = packed.new_zeros(len(packed), channels, channels, dtype=torch.float32)
-    rows, columns = torch.tril_indices(channels, channels)
-    matrices[:, rows, columns] = packed.float()
-    return matrices
-
-
 def mahalanobis(offsets: Float[Tensor, "position channel batch"], factors: Matrices) -> Float[Tensor, "batch position"]:
     """Eq. 2: M(x_ij) = √((x_ij − μ_ij)ᵀ · Σ_ij⁻¹ · (x_ij − μ_ij)).
 

@@ -41,7 +41,6 @@ from flawsmith.models.padim.functional import (
     means,
     nearest_positions,
     packed_whitening,
-    unpacked,
 )
 from flawsmith.models.registry import register
 from flawsmith.runtime.errors import FlawsmithError
@@ -102,7 +101,7 @@ class Whitening(nn.Module):
 
     def fit(self, packed: Packed) -> None:
         """Take other factors."""
-        self.packed, self.factors = packed, unpacked(packed, self.channels)
+        self.packed, self.factors = packed, PackedWhitening(packed, self.channels)()
 
     def forward(self) -> Matrices:
         return self.factors
@@ -216,10 +215,7 @@ class PaDiM(AnomalyModel):
         return self
 
     def stages(self, data: TrainingData) -> Iterator[Stage]:
-        def compute() -> None:
-            self.fit_features(data.features())
-
-        yield SinglePass("gaussian", compute)
+        yield SinglePass("gaussian", lambda: self.fit_features(data.features()))
 
     def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
         offsets = (self.embedding(levels) - self.mean).permute(2, 1, 0)  # position, channel, batch

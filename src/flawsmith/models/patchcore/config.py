@@ -11,14 +11,11 @@ from pydantic import Field
 from flawsmith.features.patch_embedding import OddSide
 from flawsmith.models.base import PUBLISHED, Conditions, ModelConfig
 
-Aggregation = Literal["average", "pooled"]
-Weighting = Literal["paper", "none"]
-
 
 class PatchCoreConfig(ModelConfig):
     """Every number of PatchCore; defaults are those of the authors' released code (preset ``official``)."""
 
-    aggregation: Aggregation = Field(
+    aggregation: Literal["average", "pooled"] = Field(
         "pooled",
         description="Eqs. 1 and 2. pooled: neighbourhoods of a level are flattened and pooled to width values, as in "
         "the released code; average: every channel is averaged over the neighbourhood and levels are concatenated, as "
@@ -35,7 +32,7 @@ class PatchCoreConfig(ModelConfig):
         "of every image are drawn. No category of MVTec AD has more at 224 pixels.",
     )
     projection: int = Field(128, ge=1, description="Width that wider patches are projected to for the choice alone.")
-    weighting: Weighting = Field(
+    weighting: Literal["paper", "none"] = Field(
         "none",
         description="Image score. paper: Eq. 7, which is not continuous; none: the largest distance (Eq. 6), as in the "
         "released code.",

@@ -239,11 +239,7 @@ class PatchCore(AnomalyModel):
 
     def stages(self, data: TrainingData) -> Iterator[Stage]:
         self._check_size(len(data))
-
-        def compute() -> None:
-            self.fit_features(data.features())
-
-        yield SinglePass("coreset", compute)
+        yield SinglePass("coreset", lambda: self.fit_features(data.features()))
 
     def _check_size(self, images: int) -> None:
         """Refuse a memory that no model file can hold, before any image is read."""

@@ -9,7 +9,6 @@ presets ``paper`` and ``official`` do; docs/research/pbas.md lists every differe
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import as_rows
-from flawsmith.models.base import Conditions, ModelConfig, SinglePass, Stage, TrainingData, TrainingStage
+from flawsmith.models.base import SinglePass, Stage, TrainingData, TrainingStage
 from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, Sampling, Step
 from flawsmith.models.components.fast import distance_to_centers, ray_hidden
 from flawsmith.models.components.patch_model import PatchModel, Rows
@@ -80,8 +79,8 @@ class PBAS(PatchModel):
     paper = "Chen et al., Progressive Boundary Guided Anomaly Synthesis for Industrial Anomaly Detection, TCSVT 2025"
     licence = "MIT"
     Config = PBASConfig
-    presets: ClassVar[Mapping[str, ModelConfig]] = PRESETS
-    conditions: ClassVar[Mapping[str, Conditions]] = CONDITIONS
+    presets = PRESETS
+    conditions = CONDITIONS
     config: PBASConfig
     centers: Float[Tensor, "center width"]
 
@@ -174,13 +173,11 @@ class PBAS(PatchModel):
                 self.centers.lerp_(mean, len(table) / (images + len(table)))
             images += len(table)
             average.lerp_(mean, len(table) / images)
-            sample = features[:: len(table)]  # every place once, in turn from all images of the batch
+            places = torch.arange(positions, device=features.device)
+            sample = table[places % len(table), places]  # every place once, in turn from all images of the batch
             self._distances.append((center_distance(sample, self.centers), center_distance(sample, average)))
         if not images:
             raise FlawsmithError("there is nothing to learn from: give at least one good image")
-
-    def _embedded(self, levels: Sequence[Tensor]) -> Rows:
-        return as_rows(self.embedding(levels))
 
     def synthetic_features(self, images: Float[Tensor, "batch 3 height width"]) -> Mapping[str, Rows]:
         """What AFS makes of good features, before and behind the discriminator (Fig. 9)."""

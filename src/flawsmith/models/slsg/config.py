@@ -15,7 +15,6 @@ from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe
 
 Topology = Literal["unpooled", "plain"]
 Stem = Literal["raw", "normalised"]
-Scale = Literal["probability", "logit"]
 
 
 class SLSGConfig(ModelConfig):
@@ -136,7 +135,9 @@ class SLSGConfig(ModelConfig):
     iterations: int | None = Field(None, ge=1, description="Steps in all; the last epoch ends with them.")
 
     top_pixels: int = Field(100, ge=1, description="An image's score is the mean of so many highest pixels.")
-    scale: Scale = Field("probability", description="What maps mean; a logit ranks pixels alike and never rounds to 1.")
+    scale: Literal["probability", "logit"] = Field(
+        "probability", description="What maps mean; a logit ranks pixels alike and never rounds to 1."
+    )
 
     @model_validator(mode="after")
     def _consistent(self) -> SLSGConfig:

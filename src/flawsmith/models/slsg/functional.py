@@ -197,7 +197,7 @@ def max_relative(
     """Eq. 6: v'_i = max_j (v_i^j − v_i), the largest difference to a neighbour, by channel.
 
     Args:
-        nodes: v, a row each.
+        nodes: v, a column each.
         neighbours: their indices.
         weights: in [0, 1], what each difference is multiplied by; None: all count in full.
 

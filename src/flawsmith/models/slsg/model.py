@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import cv2
 import lightning.pytorch as pl
@@ -28,9 +28,7 @@ from flawsmith.features.backbones import Backbone, BackboneInfo, pixels_of, trai
 from flawsmith.models.base import (
     AnomalyModel,
     AnomalyOutput,
-    Conditions,
     FeatureSource,
-    ModelConfig,
     SinglePass,
     Stage,
     SyntheticSource,
@@ -82,16 +80,16 @@ class SLSG(AnomalyModel):
         [(2, 64, 96), (2,)]
     """
 
-    name: ClassVar[str] = "slsg"
-    suits: ClassVar[str] = "where something is missing or misplaced"
-    training_time: ClassVar[str] = "6 min"
-    paper: ClassVar[str] = (
+    name = "slsg"
+    suits = "where something is missing or misplaced"
+    training_time = "6 min"
+    paper = (
         "Yang et al., SLSG: Industrial Image Anomaly Detection by Learning Better Feature Embeddings and One-Class "
         "Classification, Pattern Recognition 2024"
     )
-    Config: ClassVar[type[ModelConfig]] = SLSGConfig
-    presets: ClassVar[Mapping[str, ModelConfig]] = PRESETS
-    conditions: ClassVar[Mapping[str, Conditions]] = CONDITIONS
+    Config = SLSGConfig
+    presets = PRESETS
+    conditions = CONDITIONS
 
     config: SLSGConfig
 
@@ -247,7 +245,8 @@ class SLSG(AnomalyModel):
     def diagnostics(self, data: TrainingData) -> Sequence[Diagnostic]:
         model = copy.deepcopy(self).eval()
         examples = model.training_flaws(model._encoded(data)).examples(SHOWN)
-        images = as_input(examples, self.backbone.info).to(next(self.parameters()).device)
+        seen = np.stack([self.geometry.normalise(synthetic) for _, _, synthetic in examples])
+        images = torch.from_numpy(seen).to(next(self.parameters()).device)
         diagnostics: list[Diagnostic] = [*self._reconstructions, simulated_anomalies(examples, model(images).map)]
         block = model.network.sg_block
         if block is not None and block.has_graph:
@@ -293,13 +292,6 @@ NODE_COLOUR, NEIGHBOUR_COLOUR = (0, 200, 0), (230, 30, 30)
 Picture = NDArray[np.uint8]
 Example = tuple[Picture, Picture, Picture]
 """Good image, mask and synthetic image."""
-
-
-def as_input(examples: Sequence[Example], info: BackboneInfo) -> Images:
-    """The simulated images as the encoder sees them."""
-    pictures = np.stack([synthetic for _, _, synthetic in examples]).astype(np.float32) / 255
-    values = (pictures - np.array(info.mean, np.float32)) / np.array(info.std, np.float32)
-    return torch.from_numpy(np.ascontiguousarray(values.transpose(0, 3, 1, 2)))
 
 
 @torch.no_grad()

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
+from flawsmith.models.base import full_precision
 from flawsmith.models.components.memory_bank import MemoryBank
-from flawsmith.models.components.precision import full_precision
 from flawsmith.models.slsg.config import SLSGConfig, Stem, Topology
 from flawsmith.models.slsg.functional import (
     Grid,

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from flawsmith.data.seeding import Shard, derived_seed, generator
 from flawsmith.models.base import ALONE, FeatureSource
-from flawsmith.models.components.batches import FeatureBatches, Sampling
+from flawsmith.models.components.batches import DeviceBatch, FeatureBatches, Sampling
 from flawsmith.models.slsg.config import SLSGConfig
 from flawsmith.models.slsg.functional import Grid, Images, Map, discriminator_loss, reconstruction_loss
 from flawsmith.models.slsg.networks import Encoder, Head, UpBlock, grid_of, resize
@@ -59,7 +59,7 @@ def hidden_pixels(size: Grid, rng: np.random.Generator, config: SLSGConfig) -> B
 
 
 @dataclass(frozen=True)
-class InpaintingBatch:
+class InpaintingBatch(DeviceBatch):
     """Good images with what is hidden of them: (batch, 3, height, width), and (batch, height, width)."""
 
     images: Images
@@ -69,10 +69,6 @@ class InpaintingBatch:
     def masked(self) -> Images:
         """x_m, what the generator sees."""
         return self.images.masked_fill(self.hidden[:, None], HIDDEN)
-
-    def to(self, device: torch.device) -> InpaintingBatch:
-        """The same on a device."""
-        return InpaintingBatch(self.images.to(device), self.hidden.to(device))
 
 
 class InpaintingBatches:

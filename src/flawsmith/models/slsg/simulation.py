@@ -12,10 +12,10 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from flawsmith.data.public_sets import plain
+from flawsmith.data.public_sets import known_dataset, plain
 from flawsmith.data.seeding import Shard
 from flawsmith.models.base import ALONE, FeatureSource, SyntheticSource
-from flawsmith.models.components.batches import FeatureBatches, Sampling
+from flawsmith.models.components.batches import DeviceBatch, FeatureBatches, Sampling
 from flawsmith.models.slsg.config import SLSGConfig, select_branches
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.synthesis.augment import BandCopy, ColourJitter, Flip, JitterStrength, Shuffle, Transform
@@ -23,8 +23,6 @@ from flawsmith.synthesis.blend import FixedWeight, UniformWeight, WeightLaw
 from flawsmith.synthesis.foreground import Foreground
 from flawsmith.synthesis.masks import Acceptance
 from flawsmith.synthesis.recipes import RECIPES, Branch, Recipe, find_recipe
-
-_DATASETS = ("mvtecloco", "mvteclocoad", "mvteclocoanomalydetection")
 
 _GENERIC = RECIPES["slsg-official"]
 _TEXTURE, _HOMOLOGOUS = _GENERIC.branches
@@ -218,7 +216,7 @@ def published_simulation(dataset: str, category: str) -> tuple[Recipe, Foregroun
         >>> published_simulation("mvtec_loco_anomaly_detection", "pushpins")[1].level
         36.0
     """
-    return _SIMULATIONS.get(plain(category)) if plain(dataset) in _DATASETS else None
+    return _SIMULATIONS.get(plain(category)) if known_dataset(dataset) == "mvtec_loco" else None
 
 
 def choose_simulation(config: SLSGConfig, dataset: str, category: str) -> tuple[Recipe, Foreground, str]:
@@ -251,7 +249,7 @@ def choose_simulation(config: SLSGConfig, dataset: str, category: str) -> tuple[
 
 
 @dataclass(frozen=True)
-class SimulatedBatch:
+class SimulatedBatch(DeviceBatch):
     """Normal images, then as many with simulated anomalies.
 
     Attributes:
@@ -263,10 +261,6 @@ class SimulatedBatch:
     levels: list[Tensor]
     mask: Bool[Tensor, "batch height width"]
     fallback_rate: float = 0.0
-
-    def to(self, device: torch.device) -> SimulatedBatch:
-        """The same on a device."""
-        return SimulatedBatch([level.to(device) for level in self.levels], self.mask.to(device), self.fallback_rate)
 
 
 class SimulatedBatches:
