@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import IMAGE_SUFFIXES
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.image import as_8_bit, decode
+from flawsmith.runtime.image import as_8_bit, brightest_channel, decode
 from flawsmith.synthesis.blend import FloatImage, Mask
 from flawsmith.synthesis.separation import SIGMA, Colour, background_of, blurred, separate
 
@@ -53,7 +53,7 @@ class FileForeground:
         if path is None:
             raise FlawsmithError("foreground masks from files need images from files; choose another mode")
         file = self.file_of(path)
-        mask = decode(file).max(axis=2) > 0
+        mask = brightest_channel(decode(file)) > 0
         if geometry is not None:
             return through_geometry(mask, geometry, resampling=self.resampling)
         if mask.shape != image.shape[:2]:
