@@ -20,6 +20,7 @@ from typing import Any
 
 import hypothesis
 import numpy as np
+import onnxruntime
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -171,6 +172,24 @@ def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLAWSMITH_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sleeping_threads() -> Iterator[None]:
+    """ONNX Runtime's threads sleep while they wait, here: those of test processes beside each other share the cores.
+
+    By default they ask again and again whether there is work, which makes short runs of tiny networks take twice the
+    processor's time. What they compute is the same.
+    """
+
+    class Options(onnxruntime.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "SessionOptions", Options)
+        yield
 
 
 @pytest.fixture
