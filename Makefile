@@ -8,6 +8,8 @@ BIN := $(VENV)/bin
 PIP_FLAGS ?= --quiet --disable-pip-version-check
 WORKERS ?= auto
 MINUTES ?= 2
+# Empty: Python keeps what it has compiled. Otherwise each of the processes that tests start compiles the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help demo test check lint format types imports docs unit oldest oldest-train fuzz api clean
 help:
@@ -61,7 +63,9 @@ $(OLDEST)-train/.train: pyproject.toml
 demo: $(VENV)/.train
 	$(BIN)/flawsmith demo --out demo
 
-test: check unit
+test:
+	$(MAKE) --no-print-directory -j 2 check $(CORE)/.core
+	$(MAKE) --no-print-directory unit
 
 check: lint types imports docs
 

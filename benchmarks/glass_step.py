@@ -16,7 +16,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 from common import milliseconds, page, paired, parser, table
@@ -28,7 +27,6 @@ from flawsmith.features.backbones import load_backbone
 from flawsmith.features.cache import FeatureCache, FeatureTable
 from flawsmith.features.extract import Extractor, make_extractor
 from flawsmith.models.components.batches import FeatureBatch, PairedBatch
-from flawsmith.models.glass.config import GLASSConfig
 from flawsmith.models.glass.hypothesis import Hypothesis
 from flawsmith.models.glass.model import GLASS
 
@@ -65,7 +63,7 @@ def setting() -> Iterator[Setting]:
     with tempfile.TemporaryDirectory() as folder:
         one_by_one = lambda rows: ([level[0] for level in extractor(normal[[row]].numpy())] for row in rows)  # noqa: E731
         cached = FeatureCache("glass-step", Path(folder)).table([str(row) for row in range(BATCH)], one_by_one)
-        ours = GLASS(cast(GLASSConfig, GLASS.presets["official"]), our_backbone, seed=0).train()
+        ours = GLASS(GLASS.presets["official"], our_backbone, seed=0).train()
         ours.fit_center([FeatureBatch(cached.batch(range(BATCH)))])
         anomalous = torch.rand(BATCH * len(ours.mean_embedding), generator=generator) < FLAWED_SHARE
         plain = PlainGLASS()

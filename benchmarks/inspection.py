@@ -28,7 +28,7 @@ from PIL import Image
 import flawsmith
 from flawsmith.export import export_model
 from flawsmith.features.backbones import Backbone, load_backbone
-from flawsmith.features.extract import to_onnx
+from flawsmith.features.extract import backbone_to_onnx
 from flawsmith.models.base import AnomalyModel, ModelConfig
 from flawsmith.models.components.memory_bank import MemoryBank
 from flawsmith.models.patchcore.model import PatchCore, rows_to_keep
@@ -100,8 +100,7 @@ def filled(model: AnomalyModel) -> AnomalyModel:
 @cache
 def bare_graph(backbone: str, strides: tuple[int, ...], image_size: tuple[int, int]) -> bytes:
     """The backbone alone, for all methods that take it alike."""
-    levels = [f"level_{number}" for number in range(len(strides))]
-    return to_onnx(load_backbone(backbone, strides=strides), image_size, levels)
+    return backbone_to_onnx(load_backbone(backbone, strides=strides), image_size)
 
 
 class Model:

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import torch
@@ -28,7 +27,7 @@ from flawsmith.features.cache import FeatureCache, FeatureTable
 from flawsmith.features.extract import Extractor, make_extractor
 from flawsmith.features.patch_embedding import as_rows
 from flawsmith.models.components.batches import FeatureBatch
-from flawsmith.models.pbas import PBAS, PBASConfig
+from flawsmith.models.pbas import PBAS
 
 SIZE = (288, 288)
 BATCH = 8
@@ -64,7 +63,7 @@ def setting() -> Iterator[Setting]:
         cache = FeatureCache("official-step", Path(folder))
         one_by_one = lambda rows: ([level[0] for level in extractor(images[[row]].numpy())] for row in rows)  # noqa: E731
         cached = cache.table([str(number) for number in range(BATCH)], one_by_one)
-        ours = PBAS(cast(PBASConfig, PBAS.presets["official"]), our_backbone, seed=0).train()
+        ours = PBAS(PBAS.presets["official"], our_backbone, seed=0).train()
         ours.fit_centers([FeatureBatch(cached.batch(range(BATCH)))])
         plain = PlainPBAS(ours.centers.clone())
         _share_weights(plain, ours)

@@ -20,6 +20,7 @@ from typing import Any
 
 import hypothesis
 import numpy as np
+import onnxruntime
 import pytest
 from filelock import FileLock
 from PIL import Image
@@ -171,6 +172,24 @@ def isolated_cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FLAWSMITH_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def sleeping_threads() -> Iterator[None]:
+    """ONNX Runtime's threads sleep while they wait, here: those of test processes beside each other share the cores.
+
+    By default they ask again and again whether there is work, which makes short runs of tiny networks take twice the
+    processor's time. What they compute is the same.
+    """
+
+    class Options(onnxruntime.SessionOptions):
+        def __init__(self) -> None:
+            super().__init__()
+            self.add_session_config_entry("session.intra_op.allow_spinning", "0")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "SessionOptions", Options)
+        yield
 
 
 @pytest.fixture
@@ -327,6 +346,10 @@ class Fingerprint(pickle.Pickler):
         return hashlib.sha256(stream.getvalue()).hexdigest()
 
 
+def shapes_of(inputs: Any) -> list[tuple[str, tuple[int, ...]]]:
+    return [(name, tuple(shape)) for name, shape in inputs.items()]
+
+
 class Graphs:
     """Writes the graphs of modules, and traces those once that differ in what they have learned alone.
 
@@ -341,19 +364,19 @@ class Graphs:
 
         self.folder, self.trace, self.simplify = folder, extract.traced, extract.simplified
 
-    def __call__(self, module: Any, image_size: Any, outputs: Any) -> bytes:
+    def __call__(self, module: Any, inputs: Any, outputs: Any, *, listed: bool = False) -> bytes:
         """As :func:`flawsmith.features.extract.to_onnx`."""
         try:
-            name = Fingerprint.of(module.eval(), tuple(image_size), tuple(outputs))
+            name = Fingerprint.of(module.eval(), *shapes_of(inputs), tuple(outputs))
         except (pickle.PicklingError, AttributeError, TypeError, ValueError):  # a module that cannot be written down
-            return self.simplify(self.trace(module, image_size, outputs))
+            return self.simplify(self.trace(module, inputs, outputs, listed=listed))
         file = self.folder / f"{name}.onnx"
         with FileLock(file.with_suffix(".lock")):
             if not file.exists():
-                file.write_bytes(self.simplify(self.program_of(module, image_size, outputs)))
+                file.write_bytes(self.simplify(self.program_of(module, inputs, outputs, listed)))
         return file.read_bytes()
 
-    def program_of(self, module: Any, image_size: Any, outputs: Any) -> Any:
+    def program_of(self, module: Any, inputs: Any, outputs: Any, listed: bool) -> Any:
         """What the exporter makes of a module, or has made of another one with its own numbers."""
         import onnx
         import onnx_ir
@@ -361,11 +384,11 @@ class Graphs:
 
         tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
         learned = dict(tensors)
-        name = Fingerprint.of(module, tuple(image_size), tuple(outputs), by_shape=learned.values())
+        name = Fingerprint.of(module, *shapes_of(inputs), tuple(outputs), by_shape=learned.values())
         file = self.folder / f"{name}.traced"
         with FileLock(f"{file}.lock"):  # not that of the graph, which has this name where nothing is learned
             if not file.exists():
-                program = self.trace(module, image_size, outputs)
+                program = self.trace(module, inputs, outputs, listed=listed)
                 file.write_bytes(program.model_proto.SerializeToString())
                 return program
         model = onnx_ir.serde.deserialize_model(onnx.load_from_string(file.read_bytes()))
@@ -385,10 +408,14 @@ def exported_once(graphs: Graphs) -> Iterator[None]:
 
     That equal modules give equal bytes is shown in tests/features/test_onnx_graph.py and tests/export/test_export.py.
     """
+    from torch.onnx._internal.exporter._registration import ONNXRegistry
+
     from flawsmith import export
     from flawsmith.features import extract
 
     with pytest.MonkeyPatch.context() as patch:
+        # The exporter parses its translations of all operators anew for every graph, a third of a small one's time.
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
         patch.setattr(extract, "to_onnx", graphs)
         patch.setattr(export, "to_onnx", graphs)
         yield

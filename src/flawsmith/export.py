@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnx.compose
 import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from flawsmith.features.extract import to_onnx
-from flawsmith.models.base import AnomalyModel
+from flawsmith.features.backbones import Backbone, checksum
+from flawsmith.features.cache import GraphCache
+from flawsmith.features.extract import anonymise, backbone_to_onnx, to_onnx
+from flawsmith.models.base import AnomalyModel, AnomalyOutput
 from flawsmith.runtime.decision import Decision
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.geometry import Geometry
@@ -244,15 +250,52 @@ class _AsTuple(nn.Module):
         return output.map, output.score
 
 
-def export_model(model: AnomalyModel, image_size: tuple[int, int]) -> bytes:
+class _Head(_AsTuple):
+    """What a model makes of its backbone's levels."""
+
+    def forward(self, levels: list[Tensor]) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        output: AnomalyOutput = self.detector.from_levels(levels)  # type: ignore[operator]
+        return output.map, output.score
+
+
+def export_model(model: AnomalyModel, image_size: tuple[int, int], graphs: GraphCache | None = None) -> bytes:
     """A model, in its export form, as a serialised ONNX model.
+
+    The backbone takes most of the time; a model that sees nothing but its levels is exported in two parts.
 
     Args:
         model: trained; what it computes is not changed.
         image_size: (height, width) of the input in pixels.
+        graphs: where the backbone's graph is kept, under its :func:`flawsmith.features.extract.graph_key`; None: it is
+            made anew.
 
     Returns:
         A model with the input ``image`` (batch, 3, height, width) and the outputs ``map`` (batch, height, width) and
         ``score`` (batch); the same model gives the same bytes.
     """
-    return to_onnx(_AsTuple(model.export_form()).eval(), image_size, OUTPUTS)
+    form = model.export_form().eval()
+    if type(form).forward is not AnomalyModel.forward:
+        return to_onnx(_AsTuple(form), {"image": (3, *image_size)}, OUTPUTS)
+    backbone = form.backbone
+    assert isinstance(backbone, Backbone)
+    is_as_loaded = graphs is not None and checksum(backbone.trunk) == backbone.info.sha256
+    make = partial(backbone_to_onnx, backbone, image_size)
+    features = onnx.load_from_string(graphs.graph(make) if graphs is not None and is_as_loaded else make())
+    shapes = {
+        level.name: [size.dim_value for size in level.type.tensor_type.shape.dim[1:]] for level in features.graph.output
+    }
+    head = onnx.load_from_string(to_onnx(_Head(_without_backbone(form)), shapes, OUTPUTS, listed=True))
+    # Weights of the backbone are called by their places in the model, as they are where it is exported in one.
+    onnx.compose.add_prefix(features, "detector.backbone.", rename_inputs=False, inplace=True)
+    levels = [level.name for level in features.graph.output]
+    whole = onnx.compose.merge_models(features, head, io_map=list(zip(levels, shapes, strict=True)))
+    anonymise(whole)
+    return whole.SerializeToString(deterministic=True)
+
+
+def _without_backbone(form: nn.Module) -> nn.Module:
+    """A copy that knows its backbone, whose weights are no part of it: the exporter would go through them too."""
+    head = copy(form)
+    head._modules = {name: module for name, module in form._modules.items() if name != "backbone"}
+    head.__dict__["backbone"] = form.backbone
+    return head

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from flawsmith.data import layouts
+from flawsmith.data import bursts, layouts
 from flawsmith.data.doctor import Finding, Findings, check
+from flawsmith.runtime import image
 
 
 def named(findings: Findings, name: str) -> list[Finding]:
@@ -35,6 +38,26 @@ def test_sound_data_give_no_warning(root: Path) -> None:
     assert findings.sound
     assert [item.name for item in findings.items] == ["few-to-calibrate"]
     assert findings.of("note")[0].what.startswith("only 5 of your 24 images can be used to set the limit")
+
+
+def test_images_are_decoded_once(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    expected = check(layouts.load(root))
+    bursts._read.cache_clear()
+    counts: Counter[str] = Counter()
+    read = image.read_image
+
+    def counted(stream: Any, name: str, most: int) -> Any:
+        counts[name] += 1
+        return read(stream, name, most)
+
+    def not_again(*_: Any) -> Any:
+        raise AssertionError("decoded for a thumbnail")
+
+    monkeypatch.setattr(image, "read_image", counted)
+    monkeypatch.setattr(bursts, "_read", not_again)
+
+    assert check(layouts.load(root)) == expected
+    assert set(counts.values()) == {1} and len(counts) >= 24
 
 
 def _truncate(root: Path, trees: ModuleType) -> None:

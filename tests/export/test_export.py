@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
 from PIL import Image
@@ -20,13 +21,16 @@ from flawsmith.export import (
     SCORE_TOLERANCE,
     Tolerance,
     _AsTuple,
+    _Head,
+    _without_backbone,
     check_parity,
     export_model,
     non_square_copies,
     reference,
 )
-from flawsmith.features.extract import to_onnx
-from flawsmith.models.base import AnomalyOutput
+from flawsmith.features.cache import GraphCache
+from flawsmith.features.extract import graph_key, to_onnx
+from flawsmith.models.base import AnomalyModel, AnomalyOutput
 from flawsmith.models.registry import find_method
 from flawsmith.runtime.bundle import BackboneSpec, Bundle, BundleSpec, TrainingSummary
 from flawsmith.runtime.decision import Decision
@@ -150,23 +154,83 @@ def without_names(graph: bytes) -> onnx.ModelProto:
     return model
 
 
+def initialised(method: str) -> AnomalyModel:
+    kind = find_method(method)
+    config = kind.Config(**{**kind.presets["fast"].model_dump(), **tiny_of(method)})
+    return initialise(kind(config, small_backbone(config.strides), 0))
+
+
 @pytest.mark.parametrize("method", ["fusion", "glass", "patchcore", "slsg"])
 def test_trace_of_another_model_with_the_numbers_of_this_one_gives_its_graph(method: str, tmp_path: Path) -> None:
     """What training runs of the tests rely on, see ``exported_once``."""
-    kind = find_method(method)
-    config = kind.Config(**{**kind.presets["fast"].model_dump(), **tiny_of(method)})
-    first = _AsTuple(initialise(kind(config, small_backbone(config.strides), 0)).export_form()).eval()
+    model = initialised(method)
+    form, size = model.export_form().eval(), model.config.image_size
+    first, inputs, listed = _AsTuple(form), {"image": (3, *size)}, False
+    if method != "slsg":  # which has an encoder of its own
+        first, listed = _Head(_without_backbone(form)), True
+        shapes = zip(model.backbone.channels, model.backbone.grids(size), strict=True)
+        inputs = {f"level_{number}": (channels, *grid) for number, (channels, grid) in enumerate(shapes)}
     second = copy.deepcopy(first)
     with torch.no_grad():
         for learned in (*second.parameters(), *second.buffers()):
             learned.copy_(0.75 * learned)
     graphs = Graphs(tmp_path)
 
-    of_first, of_second = (graphs(each, config.image_size, OUTPUTS) for each in (first, second))
+    of_first, of_second = (graphs(each, inputs, OUTPUTS, listed=listed) for each in (first, second))
 
     assert len(list(tmp_path.glob("*.traced"))) == 1
     assert of_first != of_second
-    assert without_names(of_second) == without_names(to_onnx(second, config.image_size, OUTPUTS))
+    assert without_names(of_second) == without_names(to_onnx(second, inputs, OUTPUTS, listed=listed))
+
+
+@pytest.mark.parametrize("method", ["padim", "pbas"])
+def test_a_model_in_two_parts_is_the_model_in_one(method: str, graphs: Graphs) -> None:
+    model = initialised(method)
+    size = model.config.image_size
+    whole = graphs(_AsTuple(model.export_form()).eval(), {"image": (3, *size)}, OUTPUTS)
+
+    parts = export_model(model, size)
+
+    images = np.random.default_rng(0).standard_normal((2, 3, *size)).astype(np.float32)
+    expected, outputs = (
+        onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"]).run(list(OUTPUTS), {"image": images})
+        for graph in (whole, parts)
+    )
+    for one_part, two_parts in zip(expected, outputs, strict=True):
+        np.testing.assert_allclose(two_parts, one_part, rtol=1e-5, atol=1e-6)
+    names, others = (
+        {tensor.name for tensor in onnx.load_from_string(graph).graph.initializer if ".backbone." in tensor.name}
+        for graph in (parts, whole)
+    )
+    assert names >= others > set(), "8 bits know features by the names of weights"
+
+
+def test_a_model_whose_graph_of_the_backbone_is_kept_has_the_same_bytes(
+    graphs: Graphs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = initialised("padim")
+    size = model.config.image_size
+    kept = GraphCache(graph_key(model.backbone, size), tmp_path)
+    anew, first = export_model(model, size), export_model(model, size, kept)
+    monkeypatch.setattr("flawsmith.export.backbone_to_onnx", not_again)
+
+    assert anew == first == export_model(model, size, kept)
+
+
+def test_a_backbone_that_was_trained_is_not_taken_from_where_it_was_kept(graphs: Graphs, tmp_path: Path) -> None:
+    model = initialised("padim")
+    model.backbone = copy.deepcopy(model.backbone)
+    size = model.config.image_size
+    kept = GraphCache(graph_key(model.backbone, size), tmp_path)
+    export_model(model, size, kept)
+    with torch.no_grad():
+        next(model.backbone.parameters()).mul_(0.5)
+
+    assert export_model(model, size, kept) == export_model(model, size)
+
+
+def not_again(*_: object) -> bytes:
+    raise AssertionError("made anew")
 
 
 # Parity

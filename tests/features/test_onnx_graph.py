@@ -23,7 +23,7 @@ from torch import nn
 from flawsmith.features.extract import to_onnx
 torch.manual_seed(0)
 module = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU())
-print(hashlib.sha256(to_onnx(module, (6, 10), ["features"])).hexdigest())
+print(hashlib.sha256(to_onnx(module, {"image": (3, 6, 10)}, ["features"])).hexdigest())
 """
 
 
@@ -35,7 +35,7 @@ def small_module() -> nn.Module:
 
 @pytest.fixture(scope="module")
 def graph() -> bytes:
-    return to_onnx(small_module(), (6, 10), ["features"])
+    return to_onnx(small_module(), {"image": (3, 6, 10)}, ["features"])
 
 
 def test_graph_holds_no_path_trace_or_version(graph: bytes) -> None:
@@ -88,13 +88,13 @@ def test_export_leaves_the_garbage_collector_as_it_was(collects: bool) -> None:
     try:
         gc.enable() if collects else gc.disable()
         with pytest.raises(Exception, match="no graph"):
-            to_onnx(Broken(), (6, 10), ["features"])
+            to_onnx(Broken(), {"image": (3, 6, 10)}, ["features"])
         assert gc.isenabled() == collects
     finally:
         gc.enable() if before else gc.disable()
 
 
 def test_export_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    to_onnx(small_module(), (6, 10), ["features"])
+    to_onnx(small_module(), {"image": (3, 6, 10)}, ["features"])
 
     assert capfd.readouterr() == ("", "")

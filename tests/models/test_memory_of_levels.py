@@ -279,7 +279,7 @@ def test_engines_look_for_codes_in_8_bits_and_find_what_torch_does(engine: str, 
     model = Remembering(coded_and_exact(24, CODED)[0]).eval()
     image = torch.randn(1, 3, 24, 32)
 
-    graph = to_onnx(model, (24, 32), ["distance"])
+    graph = to_onnx(model, {"image": (3, 24, 32)}, ["distance"])
     (found,) = make_engine(engine, graph, batch=1).run(image.numpy())
 
     with torch.no_grad():

@@ -16,7 +16,13 @@ from PIL import Image
 
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import IMAGE_SUFFIXES, find_images, iter_images
-from flawsmith.runtime.image import decode, validate_array
+from flawsmith.runtime.image import (
+    brightest_channel,
+    decode,
+    is_grey,
+    summarise_values,
+    validate_array,
+)
 
 HEIGHT, WIDTH = 24, 37
 RGB = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), np.uint8)
@@ -495,3 +501,23 @@ def test_link_to_itself_does_not_hide_the_folder_it_lies_in(tmp_path):
     (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
 
     assert [path.name for path in find_images(tmp_path)] == ["a.png", "loop.png"]
+
+
+@pytest.mark.parametrize("image", [RGB, DEEP_RGB], ids=["8 bits", "16 bits"])
+def test_brightest_channel_is_the_maximum_over_channels(image: np.ndarray) -> None:
+    brightest = brightest_channel(image)
+
+    assert brightest.dtype == image.dtype
+    np.testing.assert_array_equal(brightest, image.max(axis=2))
+
+
+@pytest.mark.parametrize(
+    "image", [RGB, DEEP_RGB, np.repeat(DEEP_GREY[..., None], 3, axis=2)], ids=["8 bits", "16 bits", "grey"]
+)
+def test_sample_of_a_summary_is_evenly_spaced_among_the_sorted_values(image: np.ndarray) -> None:
+    summary = summarise_values(image)
+
+    assert summary.sample.dtype == image.dtype
+    np.testing.assert_array_equal(summary.sample, np.sort(image, axis=None)[:: image.size // 500])
+    assert summary.highest == image.max()
+    assert summary.grey == is_grey(image) == bool((image == image[..., :1]).all())

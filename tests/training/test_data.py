@@ -82,9 +82,9 @@ def test_a_training_on_other_images_takes_the_graph_of_its_backbone_from_the_cac
     made: list[str] = []
     to_onnx = extract.to_onnx
 
-    def counted(module: Any, size: Any, outputs: Any) -> bytes:
+    def counted(module: Any, *arguments: Any, **options: Any) -> bytes:
         made.append(type(module).__name__)
-        return to_onnx(module, size, outputs)
+        return to_onnx(module, *arguments, **options)
 
     monkeypatch.setattr(extract, "to_onnx", counted)
     others = draw_parts(tmp_path / "others", good=6)

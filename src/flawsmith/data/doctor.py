@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from flawsmith.data.bursts import share_unlike
+from flawsmith.data.bursts import Thumbnail, read_thumbnails, share_unlike, thumbnail_of
 from flawsmith.data.groups import BURSTS, with_groups
 from flawsmith.data.layouts.base import by_name, count
 from flawsmith.data.layouts.folder import SAYS_NOTHING, UNLABELLED
@@ -140,6 +140,7 @@ class _Facts:
         oddities: what is unusual, of masks alone.
         marked: share of the image that a mask marks.
         summary: of its values, of images alone.
+        thumbnail: of images alone.
     """
 
     path: Path
@@ -157,6 +158,7 @@ class _Facts:
     oddities: tuple[Oddity, ...] = ()
     marked: float = 0.0
     summary: ValueSummary | None = None
+    thumbnail: Thumbnail | None = None
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,14 @@ class _Inventory:
 
     def readable(self) -> list[_Facts]:
         return [facts for facts in self.images.values() if facts.error is None]
+
+    def thumbnails(self, images: Sequence[Path]) -> list[Thumbnail]:
+        """As :func:`flawsmith.data.bursts.read_thumbnails`, of pixels that were decoded already."""
+        known = [self.images[image].thumbnail for image in images]
+        return [
+            read_thumbnails([image])[0] if thumbnail is None else thumbnail
+            for image, thumbnail in zip(images, known, strict=True)
+        ]
 
 
 def check(dataset: Dataset, *, threads: int = _THREADS) -> Findings:
@@ -197,6 +207,7 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
         return _Facts(path, str(error), digest)
     full = float(np.iinfo(pixels.dtype).max)
     header = _Facts(path, None) if is_mask else _header(path)
+    values = None if is_mask else summarise_values(pixels)
     return _Facts(
         path,
         None,
@@ -205,12 +216,13 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
         pixels.dtype.itemsize * 8,
         header.format,
         header.further,
-        is_grey(pixels),
+        is_grey(pixels) if values is None else values.grey,
         float(pixels.min()) / full,
         float(pixels.max()) / full,
         float(pixels.mean()) / full,
         *(((), (), 0.0) if mask is None else (grey_values(pixels), mask.oddities, mask.share)),
-        None if is_mask else summarise_values(pixels),
+        values,
+        None if is_mask else thumbnail_of(pixels),
     )
 
 
@@ -533,7 +545,7 @@ def _too_few(inventory: _Inventory) -> Iterable[Finding]:
 
 def _groups(inventory: _Inventory) -> Iterable[Finding]:
     """Images that belong together: of one day, or frames of one scene."""
-    dataset = with_groups(inventory.dataset)
+    dataset = with_groups(inventory.dataset, thumbnails=inventory.thumbnails)
     images = dict.fromkeys(s.image for s in dataset.samples if not s.is_flawed and s.split != "test")
     by_group: dict[str, list[Path]] = defaultdict(list)
     for sample in dataset.samples:
@@ -561,7 +573,7 @@ def _unlike_test(inventory: _Inventory) -> Iterable[Finding]:
     learned, tested = ([s.image for s in each] for each in (dataset.good_train, dataset.test_good))
     if len(learned) < _FEW_TO_TRAIN or len(tested) < _FEW_TO_JUDGE:
         return
-    share = share_unlike(tested, learned)
+    share = share_unlike(tested, learned, inventory.thumbnails)
     if share > _UNLIKE:
         message = (
             f"{round(share * len(tested))} of {len(tested)} good test images are less like the training images than "

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.runtime.errors import FlawsmithError, why_refused
-from flawsmith.runtime.image import ImageArray, decode
+from flawsmith.runtime.image import ImageArray, brightest_channel, decode
 
 MERGED_FROM = 10
 """Images from which on one value in all masks means that they were merged: fewer may well show one kind of defect."""
@@ -101,7 +101,7 @@ def grey_values(mask: ImageArray) -> tuple[int, ...]:
     Args:
         mask: (height, width, 3) as decoded; the largest channel counts.
     """
-    return tuple(int(value) for value in np.flatnonzero(np.bincount(mask.max(axis=2).ravel())) if value)
+    return tuple(int(value) for value in np.flatnonzero(np.bincount(brightest_channel(mask).ravel())) if value)
 
 
 def kind_of(values: Sequence[int], kinds: Mapping[int, DefectKind]) -> DefectKind | str | None:

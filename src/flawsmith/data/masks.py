@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import ImageOps
 
 from flawsmith.runtime.formats import open_image
-from flawsmith.runtime.image import MAX_PIXELS, ImageArray, decode
+from flawsmith.runtime.image import MAX_PIXELS, ImageArray, brightest_channel, decode
 
 Oddity = Literal["mostly-marked", "alpha", "soft", "photograph", "outlines"]
 
@@ -70,7 +70,7 @@ def read_mask_image(path: Path) -> MaskImage:
         FlawsmithError: the file cannot be read.
     """
     pixels = decode(path)
-    grey = pixels.max(axis=2)
+    grey = brightest_channel(pixels)
     marked = grey > 0
     opaque, lossy = _header(path, (grey.shape[0], grey.shape[1]))
     oddities: list[Oddity] = []

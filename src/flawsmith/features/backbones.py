@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -398,15 +399,21 @@ def _seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _level_indices(architecture: str, strides: Sequence[int]) -> tuple[tuple[int, ...], bool]:
-    """Positions of the wanted levels, and whether all levels share one grid, as a plain transformer's do."""
+@cache
+def _level_strides(architecture: str) -> list[int]:
+    """Strides of all levels, finest first; timm tells them of a network that it has built, half of the loading time."""
     try:
         plain = timm.create_model(architecture, pretrained=False, features_only=True)
     except Exception as error:
         raise FlawsmithError(
             f"{architecture} gives no level maps ({error}): choose a convolutional backbone"
         ) from error
-    available = [level["reduction"] for level in cast(FeatureInfo, plain.feature_info).info]
+    return [level["reduction"] for level in cast(FeatureInfo, plain.feature_info).info]
+
+
+def _level_indices(architecture: str, strides: Sequence[int]) -> tuple[tuple[int, ...], bool]:
+    """Positions of the wanted levels, and whether all levels share one grid, as a plain transformer's do."""
+    available = _level_strides(architecture)
     if len(set(available)) == 1 and set(strides) == set(available) and len(strides) <= len(available):
         # A plain transformer keeps one grid: levels are evenly spaced blocks, the last among them.
         return tuple((number + 1) * len(available) // len(strides) - 1 for number in range(len(strides))), True

@@ -9,7 +9,7 @@ import hashlib
 import io
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from functools import cached_property
@@ -40,31 +40,38 @@ from flawsmith.runtime.tiles import Tile, fit_tile
 OPSET = 18
 
 
-def to_onnx(module: nn.Module, image_size: tuple[int, int], outputs: Sequence[str]) -> bytes:
-    """A module of images (batch, 3, height, width) as a serialised ONNX model with a free batch size.
+Shapes = Mapping[str, Sequence[int]]
+"""Inputs of a graph: their names, and their shapes but for the batch."""
+
+
+def to_onnx(module: nn.Module, inputs: Shapes, outputs: Sequence[str], *, listed: bool = False) -> bytes:
+    """A module of batches as a serialised ONNX model with a free batch size.
 
     The same module gives the same bytes from any folder: the exporter's stack traces, node metadata and tool names are
     removed.
 
     Args:
-        module: in evaluation mode; takes one tensor and returns one tensor or a sequence.
-        image_size: (height, width) of the input, fixed in the graph.
+        module: in evaluation mode; takes a tensor for each input and returns one tensor or a sequence.
+        inputs: names and shapes, fixed in the graph but for the batch, in the order in which the module takes them.
         outputs: names of the outputs, in order.
+        listed: whether the module takes its inputs as a list, instead of an argument each.
     """
-    return simplified(traced(module, image_size, outputs))
+    return simplified(traced(module, inputs, outputs, listed=listed))
 
 
-def traced(module: nn.Module, image_size: tuple[int, int], outputs: Sequence[str]) -> torch.onnx.ONNXProgram:
+def traced(
+    module: nn.Module, inputs: Shapes, outputs: Sequence[str], *, listed: bool = False
+) -> torch.onnx.ONNXProgram:
     """A module as the exporter writes it down, node by node; what it has learned are initializers of the same names."""
-    example = torch.zeros(2, 3, *image_size)
-    batch = torch.export.Dim("batch", min=1)
+    examples = [torch.zeros(2, *shape) for shape in inputs.values()]
+    sizes = [{0: torch.export.Dim("batch", min=1)}] * len(examples)
     with _quiet(), _out_of_place(module), _keeping_garbage(), torch.no_grad():
         program = torch.onnx.export(
             module.eval(),
-            (example,),
+            (examples,) if listed else tuple(examples),
             dynamo=True,
-            dynamic_shapes=({0: batch},),
-            input_names=["image"],
+            dynamic_shapes=(sizes,) if listed else tuple(sizes),
+            input_names=list(inputs),
             output_names=list(outputs),
             opset_version=OPSET,
             verbose=False,
@@ -253,8 +260,7 @@ class GraphExtractor:
         return make_engine(self._name, graph, precision=self.precision, threads=self._threads)
 
     def _exported(self) -> bytes:
-        levels = [f"level_{number}" for number in range(len(self._backbone.channels))]
-        return to_onnx(self._backbone, self._image_size, levels)
+        return backbone_to_onnx(self._backbone, self._image_size)
 
     def __call__(self, images: NDArray[np.float32]) -> list[NDArray[np.float32]]:
         return self._compiled.run(images)
@@ -287,6 +293,12 @@ def make_extractor(
     if engine == "torch":
         return TorchExtractor(backbone, precision, device)
     return GraphExtractor(backbone, image_size, engine, precision, graphs=graphs)
+
+
+def backbone_to_onnx(backbone: Backbone, image_size: tuple[int, int]) -> bytes:
+    """A backbone as an ONNX model from ``image`` to ``level_0``, ``level_1`` and so on, finest first."""
+    levels = [f"level_{number}" for number in range(len(backbone.channels))]
+    return to_onnx(backbone, {"image": (3, *image_size)}, levels)
 
 
 def graph_key(backbone: Backbone, image_size: tuple[int, int]) -> str:

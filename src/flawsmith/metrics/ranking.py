@@ -4,7 +4,8 @@ Pure functions of scores and labels. A figure that the images cannot give is Non
 flawed image, average precision and F1 need a flawed one (and are 1 where every image is flawed).
 
 The functions named ``..._from_counts`` turn counts into values. Figures over pixels and every resample of the bootstrap
-go through them; figures over images are scikit-learn's where it has them.
+go through them; figures over images are scikit-learn's where it has them, which is imported on use: where pandas is
+installed it takes half a second, and most processes compute none.
 """
 
 from __future__ import annotations
@@ -13,7 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from sklearn import metrics
 
 FloatArray = npt.NDArray[np.float64]
 
@@ -204,7 +204,9 @@ def auroc(scores: npt.ArrayLike, flawed: npt.ArrayLike) -> float | None:
     score, label = _checked(scores, flawed)
     if label.all() or not label.any():
         return None
-    return float(metrics.roc_auc_score(label, score))
+    from sklearn.metrics import roc_auc_score
+
+    return float(roc_auc_score(label, score))
 
 
 def average_precision(scores: npt.ArrayLike, flawed: npt.ArrayLike) -> float | None:
@@ -226,7 +228,11 @@ def average_precision(scores: npt.ArrayLike, flawed: npt.ArrayLike) -> float | N
     0.833
     """
     score, label = _checked(scores, flawed)
-    return float(metrics.average_precision_score(label, score)) if label.any() else None
+    if not label.any():
+        return None
+    from sklearn.metrics import average_precision_score
+
+    return float(average_precision_score(label, score))
 
 
 def f1_max(scores: npt.ArrayLike, flawed: npt.ArrayLike) -> float | None:
@@ -309,5 +315,7 @@ def roc_curve(scores: npt.ArrayLike, flawed: npt.ArrayLike) -> Curve | None:
     score, label = _checked(scores, flawed)
     if label.all() or not label.any():
         return None
+    from sklearn import metrics
+
     x, y, thresholds = metrics.roc_curve(label, score, drop_intermediate=True)
     return Curve(x=x, y=y, thresholds=thresholds)

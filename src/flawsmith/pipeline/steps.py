@@ -395,7 +395,7 @@ class TrainingSteps:
     def _export_and_calibrate(self, model: AnomalyModel, geometry: Geometry, *, n_train: int) -> Bundle:
         self.progress.begin(EXPORTING)
         with self._timed("export"):
-            graph = export_model(model, self.config.image_size)
+            graph = export_model(model, self.config.image_size, self._graphs(model.backbone))
         self.progress.begin(LIMIT)
         with self._timed("calibration"):
             return self._calibrated(self._spec(geometry, model, n_train=n_train), graph, model)
@@ -455,6 +455,9 @@ class TrainingSteps:
         seed = derived_seed(0, "random backbone")
         return load_backbone(self.settings.backbone, strides=self.config.strides, seed=seed)
 
+    def _graphs(self, backbone: Backbone, in_use: set[Path] | None = None) -> GraphCache:
+        return GraphCache(graph_key(backbone, self.config.image_size), in_use=in_use)
+
     def _learn(self, model: AnomalyModel, backbone: Backbone, geometry: Geometry) -> TrainingSet:
         samples: tuple[Sample, ...] = self.split.train
         if self.settings.select == "best":
@@ -463,7 +466,7 @@ class TrainingSteps:
             self.run.selection = self._selection(second.calibration, geometry, model)
         chosen = self.settings.engine, self.settings.precision, self.job.device
         cache = FeatureCache(extractor_key(backbone, geometry, *chosen))
-        graphs = GraphCache(graph_key(backbone, self.config.image_size), in_use=cache.in_use)
+        graphs = self._graphs(backbone, cache.in_use)
         extractor = make_extractor(backbone, self.config.image_size, *chosen, graphs=graphs)
         foregrounds = self.settings.foregrounds
         data = TrainingSet(
@@ -681,7 +684,7 @@ class TrainingSteps:
                 dataclasses.replace(self.job, split=fold, run=run, baseline=None, show=None, progress=within)
             )
             model, geometry, _ = steps._trained()
-            graph = export_model(model, self.config.image_size)
+            graph = export_model(model, self.config.image_size, self._graphs(model.backbone))
             inspector = Inspector.load(Bundle(steps._spec(geometry, model, n_train=len(fold.train)), graph))
             files = [sample.image for sample in fold.calibration]
             good = score_files(inspector, files, self.job.decoded.read)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 import math
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from markupsafe import Markup, escape
 
 from flawsmith.metrics.pro import FPR_LIMIT
@@ -86,8 +87,9 @@ def _with_whole_options(sentence: str) -> Markup:
     return Markup(_OPTION.sub(r"<code>\g<0></code>", str(escape(sentence))))
 
 
-def render_report(data: ReportData) -> str:
-    """The report as HTML text; the same data give the same text."""
+@functools.cache
+def _template() -> Template:
+    """Compiled once a process: that takes a quarter of a report's time."""
     environment = Environment(
         loader=FileSystemLoader(_HERE),
         autoescape=True,
@@ -95,11 +97,16 @@ def render_report(data: ReportData) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
+    return environment.get_template("report.html.j2")
+
+
+def render_report(data: ReportData) -> str:
+    """The report as HTML text; the same data give the same text."""
     script = (_HERE / "page.js").read_text(encoding="utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     steps = [] if data.choice is None else list(data.choice.steps)
     in_use = next((index for index, step in enumerate(steps) if step.in_use), 0)
-    return environment.get_template("report.html.j2").render(
+    return _template().render(
         data=data,
         script=Markup(script),
         script_hash=digest,

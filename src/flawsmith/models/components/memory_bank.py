@@ -23,7 +23,6 @@ from pydantic import (
     model_serializer,
     model_validator,
 )
-from sklearn.random_projection import SparseRandomProjection
 from torch import Tensor, nn
 from torch.nn.functional import pad
 
@@ -41,6 +40,8 @@ Rows = Float[Tensor, "row width"]
 
 def random_projection(width: int, components: int, seed: int) -> Float[Tensor, "width components"]:
     """A sparse random matrix that nearly keeps distances (Johnson and Lindenstrauss; Li et al. 2006)."""
+    from sklearn.random_projection import SparseRandomProjection  # on use, as in flawsmith.metrics.ranking
+
     projection = SparseRandomProjection(components, random_state=seed % 2**32).fit(np.zeros((1, width)))
     return torch.from_numpy(projection.components_.toarray().T.copy()).float()
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from flawsmith.data.seeding import derived_seed
 from flawsmith.features.backbones import Backbone
 from flawsmith.features.patch_embedding import OddSide, PatchEmbedding, as_rows, resize
-from flawsmith.models.base import AnomalyOutput, Side, TrainingModule
+from flawsmith.models.base import AnomalyModel, AnomalyOutput, Side, TrainingModule
 from flawsmith.models.components.batches import FeatureBatch, Sampling, Step
 from flawsmith.models.components.fast import fold_linear, fold_norm, pointwise
 from flawsmith.models.components.heads import LEAKY_SLOPE, Discriminator, Projector
@@ -232,8 +232,10 @@ class FoldedPatchModel(nn.Module):
         self.out = pointwise(model.discriminator.out.weight.double())
         self.eval().requires_grad_(False)
 
-    def forward(self, images: Float[Tensor, "batch 3 height width"]) -> AnomalyOutput:
-        levels = self.backbone(images)
+    forward = AnomalyModel.forward
+
+    def from_levels(self, levels: Sequence[Tensor]) -> AnomalyOutput:
+        """As :meth:`flawsmith.models.base.AnomalyModel.from_levels`."""
         grid = self.smooth.rows.shape[1], self.smooth.columns.shape[1]
         mapped = zip(self.embedding.parts(levels), self.level_maps, strict=True)
         finest, *coarser = [resize(linear(part), grid) for (_, part), linear in mapped]

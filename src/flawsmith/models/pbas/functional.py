@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
-from sklearn.cluster import MiniBatchKMeans
 from torch import Tensor
 
 from flawsmith.models.components.fast import safe_length
@@ -185,6 +184,8 @@ def clustered_centers(batches: Iterable[Rows], count: int, *, seed: int) -> Cent
         tensor([[1.],
                 [5.]])
     """
+    from sklearn.cluster import MiniBatchKMeans  # on use, as in flawsmith.metrics.ranking
+
     clustering = MiniBatchKMeans(count, random_state=seed % 2**32, n_init=1, batch_size=CLUSTERING_BATCH)
     pending: list[np.ndarray] = []
     for features in batches:
