@@ -188,8 +188,34 @@ LINES = {
     "broad ring": drawn(lambda pen: pen.ellipse(RING, outline=255, width=5)),
     "open arc": drawn(lambda pen: pen.arc(RING, 0, 340, fill=255)),
     "crossing scratches": drawn(lambda pen: [pen.line(ends, fill=255) for ends in ((0, 0, 47, 39), (0, 39, 47, 0))]),
+    "scratch from side to side": drawn(lambda pen: pen.line((0, 18, 47, 22), fill=255)),
+    "scratch across a corner": drawn(lambda pen: pen.line((0, 25, 25, 0), fill=255)),
+    "zigzag": drawn(lambda pen: pen.line([(5, 3), (12, 35), (19, 5), (26, 35), (33, 5), (40, 36)], fill=255)),
+    "parallel scratches": drawn(lambda pen: [pen.line((4, 4 + 4 * n, 42, 5 + 4 * n), fill=255) for n in range(8)]),
+    "scratches from above": drawn(lambda pen: [pen.line((6 + 6 * n, 0, 9 + 6 * n, 36), fill=255) for n in range(6)]),
+    "pits": drawn(lambda pen: [pen.point((3 + 7 * n % 44, 2 + 5 * n % 37), fill=255) for n in range(30)]),
+    "along two sides": drawn(lambda pen: pen.line([(0, 0), (0, 36), (40, 36)], fill=255)),
     "nothing": np.zeros(SIZE, np.uint8),
 }
+OUTLINES = {
+    "small": drawn(lambda pen: pen.ellipse((20, 12, 30, 22), outline=255)),
+    "thick": drawn(lambda pen: pen.rectangle(RING, outline=255, width=3)),
+    "cut by the side above": drawn(lambda pen: pen.ellipse((10, -16, 40, 14), outline=255)),
+    "cut by the left side": drawn(lambda pen: pen.ellipse((-15, 5, 15, 35), outline=255)),
+    "around all": drawn(lambda pen: pen.rectangle((0, 0, 47, 39), outline=255)),
+    "two beside a filled one": drawn(
+        lambda pen: [pen.ellipse((2, 2, 20, 20), outline=255), pen.ellipse((26, 14, 46, 34), outline=255),
+                     pen.ellipse((4, 26, 10, 32), fill=255)]
+    ),
+    "dashed": drawn(lambda pen: [pen.arc(RING, angle, angle + 8, fill=255) for angle in range(0, 360, 12)]),
+    "nearly closed": drawn(lambda pen: pen.arc(RING, 0, 352, fill=255)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OUTLINES)
+def test_outlines_that_are_small_thick_cut_or_dashed_are_named(tmp_path: Path, case: str) -> None:
+    Image.fromarray(OUTLINES[case]).save(tmp_path / "m.png")
+    assert read_mask_image(tmp_path / "m.png").oddities == ("outlines",)
 
 
 @pytest.mark.parametrize("case", LINES)

@@ -317,6 +317,22 @@ def wait_for(workspace: Workspace) -> None:
     raise AssertionError("the import does not end")
 
 
+def test_flawed_parts_put_by_hand_among_good_ones_are_not_learned(teaching: Teaching, tmp_path: Path) -> None:
+    for place in ("good/ng", "good/2026-11-23/reject", "validation/good/niO"):
+        (teaching.folder / place).mkdir(parents=True)
+        (teaching.folder / place / "x.png").write_bytes(picture(30, note=len(place)))
+    teach(teaching, 5)
+
+    roles = {image.path.parent.name: (sha256, image.role) for sha256, image in teaching.images().items()}
+
+    assert {name: role for name, (_, role) in roles.items()} == {
+        "good": "learn", "ng": "flawed", "reject": "flawed", "niO": "flawed"
+    }  # fmt: skip
+    assert teaching.snapshot(tmp_path / "bolt") == {"learn": 5, "flawed": 3}
+    assert teaching.assign([roles["ng"][0]], "learn") == [roles["ng"][0]]
+    assert teaching.images()[roles["ng"][0]].path == teaching.folder / "good" / "x.png"
+
+
 def test_a_folder_is_copied_with_its_groups(workspace: Workspace, tmp_path: Path) -> None:
     source = tmp_path / "camera"
     for number, day in enumerate(("mon", "mon", "tue")):

@@ -4,7 +4,7 @@
 
     <line>/good/[<folder>/]           learned from
     <line>/validation/good/[...]      good ones that set the limit; without any, some of the others are held out for it
-    <line>/bad/[...]                  flawed ones, which are never learned from
+    <line>/bad/[...]                  flawed ones, which are never learned from, as those in good/ng/ or the like
     <line>/aside/left-out/[...]       good ones that are not used
     <line>/aside/not-good/[...]       taken out by a person; kept, and never learned from
     <line>/teach.json, region.json    grouping, scale, and where to look
@@ -221,11 +221,12 @@ class Teaching:
                     except (OSError, FlawsmithError):  # it has just gone; the doctor tells of others
                         continue
                     folder = path.parent.relative_to(root).as_posix()
+                    folder = "" if folder == "." else folder
                     yield TaughtImage(
                         sha256,
                         path,
-                        role,
-                        "" if folder == "." else folder,
+                        role_said(folder, role),
+                        folder,
                         status.st_mtime,
                         self._looks.remembered(sha256),
                     )
@@ -344,7 +345,9 @@ class Teaching:
                 if image is None or image.role == role:
                     continue
                 try:
-                    placed = self._placed(image.path, sha256, role, image.folder, image.path.name)
+                    contradicts = role_said(image.folder, role) != role
+                    folder = _inner(image.folder) if contradicts else image.folder
+                    placed = self._placed(image.path, sha256, role, folder, image.path.name)
                 except OSError as error:
                     raise FlawsmithError(f"{image.path} cannot be moved ({error.strerror}): see the disk") from None
                 self._images[sha256] = replace(placed, look=image.look)

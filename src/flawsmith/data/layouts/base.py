@@ -241,6 +241,10 @@ class Collector:
         for image in images:
             self._samples.append(Sample(image, split, "good", GOOD, (), self.category, self.dataset_name))
 
+    def has_train(self) -> bool:
+        """Whether there is an image to learn from."""
+        return any(sample.split == "train" for sample in self._samples)
+
     def add_validation(self) -> None:
         """Add the good images of the user's own validation folder, where there is one.
 
