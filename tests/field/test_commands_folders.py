@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from flawsmith.cli.main import main
 from flawsmith.pipeline.predict import predict
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import replacing, result_name
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.outputs import LOCK, exclusive_folder, refuse_irreplaceable
 
@@ -268,8 +270,6 @@ def test_evaluation_that_cannot_be_replaced_is_found_before_the_first_image(
 
 
 def test_result_that_was_opened_meanwhile_is_kept_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flawsmith.runtime.files import replacing
-
     report = tmp_path / "report.html"
     report.write_text("earlier")
     refusing(report.name, "replace", monkeypatch)
@@ -283,6 +283,25 @@ def test_result_that_was_opened_meanwhile_is_kept_beside(tmp_path: Path, monkeyp
         ("report.html", "earlier"),
         ("report.new.html", "new"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "folder that may be written")]
+)
+def test_result_that_cannot_be_written_is_one_error(
+    number: int, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "unlink", fails)  # as a read-only file system answers even where there is no such file
+    with pytest.raises(FlawsmithError, match=fix), replacing(tmp_path / "scores.csv"):
+        fails()
+
+
+def test_names_of_results_hold_what_the_file_system_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert result_name(3, "a/größe 1.png", ".png") == "000003-gr__e_1.png"
 
 
 def test_files_that_can_be_replaced_stay_as_they_are(tmp_path: Path) -> None:

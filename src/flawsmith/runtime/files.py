@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
+import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -270,10 +272,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise _irreplaceable(target, temporary, error) from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise FlawsmithError(f"{target}: cannot be written ({reason}); choose a folder that exists") from None
+        fix = _FIXES.get(error.errno or 0, "choose a folder that exists")
+        raise FlawsmithError(f"{target}: cannot be written ({reason}); {fix}") from None
     finally:
-        with suppress(NotADirectoryError):
+        with suppress(OSError):  # of a read-only file system, even where there is no such file
             temporary.unlink(missing_ok=True)
+
+
+_FIXES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and repeat"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that may be written"),
+}
 
 
 def _irreplaceable(target: Path, temporary: Path, error: OSError) -> FlawsmithError:
@@ -328,6 +337,8 @@ def result_name(index: int, image: str, suffix: str) -> str:
         '000012-photo_1.npy'
     """
     stem = re.sub(r"[^\w.-]", "_", Path(printable(image)).stem)
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":  # where the locale says so, names of files are ASCII
+        stem = stem.encode(encoding, "replace").decode(encoding).replace("?", "_")
     return f"{index:06d}-{stem[:_LONGEST_STEM]}{suffix}"
 
 
