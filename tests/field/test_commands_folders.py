@@ -239,6 +239,31 @@ def test_protected_verdicts_are_found_before_the_first_image_and_stay(
     assert [path.read_text() for path in table.parent.iterdir()] == ["earlier"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
+def test_verdicts_that_were_removed_meanwhile_are_not_said_to_be_there(
+    model: Path, photo: Path, tmp_path: Path
+) -> None:
+    def remove(_record: dict[str, Any]) -> None:
+        for path in (tmp_path / "out").glob("*.partial.*"):
+            path.unlink()
+
+    with pytest.raises(FlawsmithError, match=r"verdicts\.partial\.jsonl was removed .*; repeat"):
+        predict(model, [photo], out=tmp_path / "out", seen=remove)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes among files")
+def test_named_pipes_are_not_waited_for(model: Path, photo: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "pipes"
+    parts.mkdir()
+    (parts / "0.png").write_bytes(photo.read_bytes())
+    os.mkfifo(parts / "1.png")
+    command = [sys.executable, "-m", "flawsmith"]
+    for name, *arguments in (["predict", model, parts, "--out", tmp_path / "out"], ["doctor", parts]):
+        ended = subprocess.run([*command, name, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 1, name
+        assert "1.png" in ended.stdout + ended.stderr
+
+
 def test_verdicts_that_were_opened_meanwhile_are_kept_beside(
     model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

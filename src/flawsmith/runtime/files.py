@@ -6,11 +6,13 @@ import errno
 import os
 import re
 import secrets
+import stat
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -301,6 +303,20 @@ BASELINE_FOLDER = "baseline"
 BASELINES = ("patchcore", "padim")
 """Methods that learn nothing and take seconds."""
 _LONGEST_STEM = 60  # at most four bytes a character, within the 255 bytes that file systems allow with room to spare
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to be read, unless it is a named pipe or a device, which would be waited for.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+        raise OSError(errno.EINVAL, "is not a regular file")
+    return open(path, "rb")  # noqa: PTH123
 
 
 def printable(path: str | os.PathLike[str]) -> str:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import IMAGE_SUFFIXES, find_images, iter_images
+from flawsmith.runtime.files import IMAGE_SUFFIXES, find_images, iter_images, open_regular
 from flawsmith.runtime.formats import holds_further_pictures, open_image, read_image
 from flawsmith.runtime.geometry import Geometry
 
@@ -123,7 +123,7 @@ def has_further_pictures(source: str | Path | bytes) -> bool:
         source: path of the file, or its content.
     """
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
+        with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as stream:
             return holds_further_pictures(open_image(stream, "", MAX_PIXELS))
     except Exception:  # what is wrong, decoding says
         return False
@@ -143,7 +143,7 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
         (2, 4)
     """
     try:
-        with Path(path).open("rb") as stream, open_image(stream, str(path), max_pixels) as image:
+        with open_regular(path) as stream, open_image(stream, str(path), max_pixels) as image:
             width, height = image.size
             # Pillow reads all of a PNG file to look for an orientation.
             known = image.format in ("JPEG", "TIFF", "WEBP") or "exif" in image.info
