@@ -51,11 +51,6 @@ Services that read strangers' files should ask for less."""
 
 _ORIENTATION = 0x0112
 
-_ARRAY_FIXES = {
-    "b": "give black and white as 0 and 255: image.astype(numpy.uint8) * 255",
-    "f": "scale to 0..255 and convert with .round().astype(numpy.uint8)",
-}
-
 
 def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> ImageArray:
     """Reads an image as RGB.
@@ -179,8 +174,7 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
     if image.dtype == np.dtype(np.uint16).newbyteorder():
         image = image.astype(np.uint16)
     if image.dtype not in (np.uint8, np.uint16):
-        fix = _ARRAY_FIXES.get(image.dtype.kind, "give uint8, or uint16 where they exceed 255")
-        raise FlawsmithError(f"image array: values are {image.dtype.name}; {fix}")
+        raise FlawsmithError(f"image array: values are {image.dtype.name}; {_advice_on_values(image)}")
     if image.size == 0:
         raise FlawsmithError(f"image array: has no pixels, shape {image.shape}; give (height, width, 3)")
     if image.ndim == 3 and image.shape[2] == 1:
@@ -193,6 +187,22 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
             fix = "put the channels last with image.transpose(1, 2, 0)"
         raise FlawsmithError(f"image array: shape is {image.shape}, needed is (height, width, 3); {fix}")
     return np.ascontiguousarray(image[:, :, ::-1] if bgr else image)
+
+
+def _advice_on_values(image: NDArray[Any]) -> str:
+    """How to give values of another type without wrapping any."""
+    kind, fix = image.dtype.kind, "give uint8, or uint16 where they exceed 255"
+    if kind == "b":
+        return "give black and white as 0 and 255: image.astype(numpy.uint8) * 255"
+    if kind == "f":
+        finite = bool(np.isfinite(image).all())
+        step = "" if finite else "some are no numbers: replace them with numpy.nan_to_num; then "
+        return f"{step}scale to 0..255 and convert with .round().astype(numpy.uint8)"
+    if kind not in "iu" or image.size == 0:
+        return fix
+    if image.min() < 0:
+        return f"some are below 0, as {image.min()}: shift or clip them to 0 and more, and {fix}"
+    return f"some are above 65535, as {image.max()}: scale them down, and {fix}" if image.max() > 65535 else fix
 
 
 def as_8_bit(image: ImageArray, value_range: tuple[float, float] | None) -> NDArray[np.uint8]:
