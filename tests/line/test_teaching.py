@@ -382,6 +382,29 @@ def test_flawed_parts_of_a_folder_are_never_learned_from(
     assert sorted(roles) == ["flawed"] + ["learn"] * good
 
 
+@pytest.mark.parametrize("masks", ["ground_truth/ng", "masks", "GT", "overlays", "ng/ground_truth"])
+@pytest.mark.parametrize("way", ["folder", "archive", "by hand"])
+def test_masks_of_a_data_set_are_no_images_of_parts(workspace: Workspace, tmp_path: Path, masks: str, way: str) -> None:
+    names = {f"ok/{n}.png": picture(100, note=n) for n in range(5)}
+    names |= {"ng/c.png": picture(10), f"{masks}/c.png": picture(255)}
+    ended, teaching, pipes = threading.Event(), workspace.teaching("bolt"), hasattr(os, "mkfifo")
+    root = teaching.folder / "good" if way == "by hand" else tmp_path / "parts"
+    for name, content in names.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    if way == "archive":
+        job = workspace.import_archive("bolt", zipped(tmp_path / "parts.zip", names), on_end=ended.set)
+    elif way == "folder":
+        if pipes:
+            os.mkfifo(root / "ok" / "pipe.png")
+        job = workspace.import_folder("bolt", root, on_end=ended.set)
+    if way != "by hand":
+        assert ended.wait(30)
+        refused = 1 + (pipes and way == "folder")
+        assert (job.added, job.flawed, job.refused_count) == (6, 1, refused)
+    assert teaching.snapshot(tmp_path / "copy") == {"learn": 5, "flawed": 1}
+
+
 @pytest.mark.parametrize("inner", ["", "parts/"])
 def test_folders_of_which_nothing_says_which_is_good_are_refused(
     workspace: Workspace, tmp_path: Path, inner: str

@@ -36,7 +36,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flawsmith.data.doctor import Finding, check, glance
 from flawsmith.data.groups import name_rule
 from flawsmith.data.layouts import load
-from flawsmith.data.layouts.base import is_set_apart
+from flawsmith.data.layouts.base import holds_no_parts, is_set_apart
 from flawsmith.data.layouts.names import meaning
 from flawsmith.data.roi import read_drawing
 from flawsmith.data.splits import content_hash, held_out_count
@@ -287,6 +287,9 @@ class Teaching:
         try:
             if Path(shown).suffix.lower() not in IMAGE_SUFFIXES:
                 return Addition(shown, "refused", why="no image by its name: save it as PNG or JPEG")
+            if (masks := _of_masks(folder)) is not None:
+                why = f"its folder {_part(masks)}/ is one of masks or overlays by its name, not of parts"
+                return Addition(shown, "refused", why=why)
             digest = content_hash(source)
             known = self.images().get(digest)
             if known is not None:
@@ -701,14 +704,22 @@ def _folders_of(groups: Groups) -> dict[str, str]:
 
 
 def role_said(folder: str, role: Role) -> Role:
-    """The role of an image by the folders that it comes in: flawed parts are never learned from as good.
+    """The role of an image by the folders that it comes in: flawed parts and masks are never learned from as good.
 
     Example:
         >>> role_said("parts/reject/2026-11-23", "learn"), role_said("parts/ok", "learn")
         ('flawed', 'learn')
     """
-    says_flawed = any(meaning(part) == "flawed" for part in re.split(r"[/\\]", folder))
-    return "flawed" if says_flawed and role in USED else role
+    if role not in USED:
+        return role
+    if _of_masks(folder) is not None:
+        return "left-out"
+    return "flawed" if any(meaning(part) == "flawed" for part in re.split(r"[/\\]", folder)) else role
+
+
+def _of_masks(folder: str) -> str | None:
+    """The name among those of folders that promises masks, overlays and the like; None: there is none."""
+    return next((part for part in re.split(r"[/\\]", folder) if part and holds_no_parts(part)), None)
 
 
 def _inner(folder: str) -> str:

@@ -35,7 +35,7 @@ from flawsmith.line.settings import LINE_NAME, LineSettings, ServiceSettings, re
 from flawsmith.line.teaching import USED, Addition, Role, Teaching, role_said
 from flawsmith.line.trainings import Training, Trainings
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import IMAGE_SUFFIXES, is_stray, iter_images, printable, replacing
+from flawsmith.runtime.files import IMAGE_SUFFIXES, is_stray, iter_images, open_regular, printable, replacing
 from flawsmith.runtime.outputs import exclusive_folder, remove_unfinished
 
 LINES, SETTINGS = "studio.json", "settings.toml"
@@ -237,7 +237,9 @@ class Workspace:
                         modified = path.stat().st_mtime
                         self._copy(path, copy)
                     except OSError as error:
-                        job.note(Addition(path.name, "refused", why=f"cannot be read ({error.strerror})"), role)
+                        job.note(
+                            Addition(path.name, "refused", why=f"cannot be read ({error.strerror or error})"), role
+                        )
                         continue
                     addition = self.teaching(line).add(
                         copy,
@@ -339,7 +341,8 @@ class Workspace:
     def _copy(self, source: Path, target: Path) -> None:
         if not self.has_room(source.stat().st_size):
             raise FlawsmithError("the disk is full: free some space")
-        shutil.copyfile(source, target)
+        with open_regular(source) as images, target.open("wb") as copy:
+            shutil.copyfileobj(images, copy)
 
     def _begin(self, line: str, source: str, total: int) -> Import:
         with self._lock:

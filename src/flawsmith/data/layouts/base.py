@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from flawsmith.data.layouts.names import has_another_role, meaning, nfc
+from flawsmith.data.layouts.names import has_another_role, meaning, nfc, split_said
 from flawsmith.data.masks import read_mask_image
 from flawsmith.data.public_sets import dataset_name
 from flawsmith.data.samples import GOOD, Dataset, Sample, Split
@@ -62,6 +62,11 @@ TEST_FOLDERS = ("test", "testing", "tests")
 def is_set_apart(name: str) -> bool:
     """Whether a name promises something else than images of parts to learn from or to test on."""
     return same_name(name) in {*MASK_FOLDERS, *VALIDATION_FOLDERS, *TEST_FOLDERS} or has_another_role(name)
+
+
+def holds_no_parts(name: str) -> bool:
+    """Whether a name promises masks, overlays, labels and the like: no images of parts, of whatever split."""
+    return same_name(name) in MASK_FOLDERS or (has_another_role(name) and split_said(name) is None)
 
 
 def validation_folder(root: Path) -> Path | None:
