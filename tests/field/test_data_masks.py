@@ -312,3 +312,54 @@ def test_masks_in_their_own_place_come_first(tmp_path: Path, trees: ModuleType) 
     trees.mask(root / "test" / "crack" / "000_mask.png")
     first = load(root).test_flawed[0]
     assert [mask.parent.parent.name for mask in first.masks] == ["ground_truth"]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("good bad", "good_mask bad_mask"), ("good bad", "good_GT bad_GT"), ("img_ok img_ng", "masks_ok masks_ng"),
+        ("train/good test/crack", "train/good_mask test/crack_mask"),
+        ("train/good test/crack", "test/ground_truth/crack"), ("train/good test/crack", "masks/crack"),
+        ("train/good test/crack", "GT/crack"), ("train/good test/crack", "ground_truth"),
+    ],
+)  # fmt: skip
+def test_masks_in_folders_of_their_own_are_neither_learned_nor_tested(
+    tmp_path: Path, trees: ModuleType, images: str, masks: str
+) -> None:
+    good, bad = images.split()
+    for number in range(3):
+        for folder in (good, bad):
+            trees.picture(tmp_path / folder / f"{number}.png", seed=number + 100 * (folder == bad))
+        for folder in masks.split():
+            trees.mask(tmp_path / folder / f"{number}.png")
+    dataset = load(tmp_path)
+    assert {sample.image.parent for sample in dataset.good_train} == {tmp_path / good}
+    assert {sample.image.parent for sample in dataset.test_flawed} == {tmp_path / bad}
+    assert [len(sample.masks) for sample in dataset.test_flawed] == [1] * 3
+    assert dataset.unused_masks == ()
+
+
+@pytest.mark.parametrize(
+    "folders", ["good bad bad_overlay", "good good_heatmap bad", "train/good test/crack test/crack_overlay"]
+)
+def test_folders_of_overlays_are_no_images_of_parts(tmp_path: Path, trees: ModuleType, folders: str) -> None:
+    for position, folder in enumerate(folders.split()):
+        trees.picture(tmp_path / folder / "0.png", seed=position)
+    dataset = load(tmp_path)
+    assert [len(dataset.good_train), len(dataset.test_flawed)] == [1, 1]
+    assert [len(sample.masks) for sample in dataset.test_flawed] == [0]
+    assert any("not used: 1 mask or overlay" in note for note in dataset.notes)
+
+
+def test_masks_that_no_image_has_are_told_wherever_they_lie(tmp_path: Path, trees: ModuleType) -> None:
+    for number, folder in enumerate(("train/good", "test/crack", "test/dent")):
+        trees.picture(tmp_path / folder / "0.png", seed=number)
+    trees.mask(tmp_path / "ground_truth" / "0_mask.png")
+    assert load(tmp_path).unused_masks == (tmp_path / "ground_truth" / "0_mask.png",)
+
+
+def test_parts_that_are_masks_are_parts(tmp_path: Path, trees: ModuleType) -> None:
+    for number, folder in enumerate(("mask_ok", "mask_ng")):
+        trees.picture(tmp_path / folder / "0.png", seed=number)
+    dataset = load(tmp_path)
+    assert [len(dataset.good_train), len(dataset.test_flawed)] == [1, 1]

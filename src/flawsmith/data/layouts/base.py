@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
-from flawsmith.data.layouts.names import has_another_role, meaning, nfc, split_said
+from flawsmith.data.layouts.names import companion_folders, has_another_role, meaning, nfc, split_said
 from flawsmith.data.masks import read_mask_image
 from flawsmith.data.public_sets import dataset_name
 from flawsmith.data.samples import GOOD, Dataset, Sample, Split
@@ -79,13 +79,15 @@ def _speaks_of_parts(root: Path) -> bool:
 
 
 def of_parts(root: Path) -> list[Path]:
-    """The sub-folders with images of parts: not those of masks, test or validation images."""
-    validation = validation_folder(root)
+    """The sub-folders with images of parts: not those of masks, test or validation images, nor ``good_mask``."""
+    validation, folders = validation_folder(root), subfolders(root)
+    companions = companion_folders(folders)
     return [
         folder
-        for folder in subfolders(root)
+        for folder in folders
         if has_images(folder)
         and folder != validation
+        and folder not in companions
         and (not is_set_apart(folder.name) or (same_name(folder.name) == "valid" and _speaks_of_parts(root)))
     ]
 
@@ -129,6 +131,7 @@ class MaskFolder:
         self._by_parent: dict[str, list[Path]] = defaultdict(list)
         self._by_word: dict[str, Path] = {}
         self._used: set[Path] = set()
+        self.root = root
         if root is None:
             return
         for path in find_images(root):

@@ -40,11 +40,13 @@ from flawsmith.data.layouts.base import (
 )
 from flawsmith.data.layouts.names import (
     Sorted,
+    companion_folders,
     has_another_role,
     meaning,
     say_when_or_where,
     says_when_or_where,
     sort_folders,
+    speaks_of_masks,
     split_said,
 )
 from flawsmith.data.samples import Dataset
@@ -87,6 +89,9 @@ class FolderLayout(Layout):
         _add_train(collector, folders)
         collector.add_validation()
         _add_flawed(collector, folders.flawed)
+        for companion, folder in companion_folders(subfolders(root)).items():
+            if folder not in folders.flawed or not speaks_of_masks(companion.name):
+                collector.note_companions(find_images(companion))
         for folder in subfolders(root):
             if has_another_role(folder.name) and has_images(folder):
                 fix = "a test split needs the mvtec layout, with good images in train/good/"
@@ -206,25 +211,32 @@ def _refuse_labels_below(root: Path, folders: Sequence[Path]) -> None:
 def _add_flawed(collector: Collector, flawed: list[Path]) -> None:
     truth = next((f for f in subfolders(collector.root) if f.name.casefold() in MASK_FOLDERS), None)
     unused: set[Path] = set(find_images(truth)) if truth is not None else set()
+    beside = {
+        folder: companion
+        for companion, folder in companion_folders(subfolders(collector.root)).items()
+        if speaks_of_masks(companion.name)
+    }
     for folder in flawed:
         # Masks lie in ground_truth/<bad>/, or in ground_truth/ itself where all flawed images are in one
-        # folder.
-        masks = MaskFolder((subfolder(truth, folder.name) or truth) if truth is not None else None)
+        # folder; or in <bad>_mask/.
+        masks = MaskFolder((subfolder(truth, folder.name) or truth) if truth is not None else beside.get(folder))
         splits = _splits_of(folder)
         places = {place: find_images(place) for place in splits}
         places[folder] = [path for path in find_images(folder) if not any(place in path.parents for place in splits)]
         for place, paths in places.items():
             files = ImagesOf(place, paths)
-            beside = set(files.companions)
+            companions = set(files.companions)
             for path in files.images:
                 relative = path.relative_to(place)
                 defect = relative.parts[0] if len(relative.parts) > 1 else folder.name
                 paired = masks.masks_of(relative) or files.mask_of(path)
-                beside.difference_update(paired)
+                companions.difference_update(paired)
                 unused.difference_update(paired)
                 collector.add_flawed(path, defect, paired)
-            collector.note_companions(sorted(beside))
-    collector.unused_masks += unused
+            collector.note_companions(sorted(companions))
+        if truth is None:
+            unused.update(masks.unused())
+    collector.unused_masks += sorted(unused)
 
 
 def _listing(folders: list[Path]) -> str:

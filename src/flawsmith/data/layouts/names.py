@@ -10,7 +10,7 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -450,6 +450,37 @@ _OTHER_ROLES = _words("""
     train training test testing tests eval evaluation labels annotation annotations segmentation segmentations
     overlay overlays heatmap heatmaps preview previews predictions
 """)
+
+
+_MARKS = _words("mask masks maske masken gt ground truth groundtruth seg segmentation segmentations")
+_DRAWINGS = _words("overlay overlays heatmap heatmaps annotated annotation annotations marked")
+
+
+def companion_folders(folders: Iterable[Path]) -> dict[Path, Path]:
+    """The folders that hold masks or overlays of the images in another one, by their names.
+
+    Returns:
+        By each such folder the one that has the images.
+
+    Example:
+        >>> companion_folders([Path("good"), Path("good_mask"), Path("img ng"), Path("GT ng"), Path("mask ok")])
+        {PosixPath('good_mask'): PosixPath('good'), PosixPath('GT ng'): PosixPath('img ng')}
+    """
+    images: dict[tuple[frozenset[str], tuple[str, ...]], Path] = {}
+    others: dict[Path, tuple[frozenset[str], tuple[str, ...]]] = {}
+    for folder in folders:
+        words = frozenset(_tokens(folder.name))
+        key = words - _MARKS - _DRAWINGS - _FILLERS, tuple(re.findall(r"\d+", folder.name))
+        if words.isdisjoint(_MARKS | _DRAWINGS):
+            images.setdefault(key, folder)
+        elif key[0]:
+            others[folder] = key
+    return {folder: images[key] for folder, key in others.items() if key in images}
+
+
+def speaks_of_masks(name: str) -> bool:
+    """Whether a word of a name means masks, not overlays or the like."""
+    return not _MARKS.isdisjoint(_tokens(name))
 
 
 _SPLITS: dict[str, Split] = {
