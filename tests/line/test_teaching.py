@@ -405,6 +405,23 @@ def test_masks_of_a_data_set_are_no_images_of_parts(workspace: Workspace, tmp_pa
     assert teaching.snapshot(tmp_path / "copy") == {"learn": 5, "flawed": 1}
 
 
+@pytest.mark.parametrize("way", ["folder", "archive"])
+def test_masks_among_the_images_are_no_images_of_parts(workspace: Workspace, tmp_path: Path, way: str) -> None:
+    names = {f"day/{n}.png": picture(100, note=n) for n in range(2)}
+    names |= {"day/0_mask.png": picture(255), "day/1-overlay.png": picture(9), "day/unmasked_mask.png": picture(50)}
+    names |= {"day_mask/0.png": picture(254)}
+    ended = threading.Event()
+    if way == "archive":
+        job = workspace.import_archive("bolt", zipped(tmp_path / "parts.zip", names), on_end=ended.set)
+    else:
+        for name, content in names.items():
+            (tmp_path / "parts" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "parts" / name).write_bytes(content)
+        job = workspace.import_folder("bolt", tmp_path / "parts", on_end=ended.set)
+    assert ended.wait(30)
+    assert (job.added, job.refused_count) == (3, 3)
+
+
 @pytest.mark.parametrize("inner", ["", "parts/"])
 def test_folders_of_which_nothing_says_which_is_good_are_refused(
     workspace: Workspace, tmp_path: Path, inner: str

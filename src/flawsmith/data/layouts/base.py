@@ -10,7 +10,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import ClassVar, TypeVar
 
 from flawsmith.data.layouts.names import companion_folders, has_another_role, meaning, nfc, split_said
@@ -168,6 +168,26 @@ _DRAWN_WORDS = ("overlay", "annotated", "annotation", "heatmap", "marked")
 _COMPANION = re.compile(
     r"(?:(?P<word>{0})[ _.-])?(?P<name>.+?)(?:[ _.-](?P<words>{0}))?".format("|".join(_MASK_WORDS + _DRAWN_WORDS)), re.I
 )
+
+
+def companions_among(images: Sequence[PurePath]) -> set[PurePath]:
+    """Masks and overlays among images of any folders: ``good_mask/7.png`` beside ``good/``, and ``7_mask.png``
+    beside ``7.png``.
+
+    Args:
+        images: paths, relative to one folder.
+    """
+    stems = {(path.parent, nfc(path.stem)) for path in images}
+    within: dict[PurePath, set[Path]] = defaultdict(set)
+    for folder in {parent for path in images for parent in path.parents if parent.name}:
+        within[folder.parent].add(Path(folder))
+    folders = {companion for beside in within.values() for companion in companion_folders(sorted(beside))}
+    companions = {path for path in images if any(Path(parent) in folders for parent in path.parents)}
+    for path in images:
+        match = _COMPANION.fullmatch(nfc(path.stem))
+        if match and (match["word"] or match["words"]) and (path.parent, match["name"]) in stems:
+            companions.add(path)
+    return companions
 
 
 class ImagesOf:
