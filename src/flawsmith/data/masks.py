@@ -133,7 +133,7 @@ def _are_outlines(marked: NDArray[np.bool_]) -> bool:
     part = marked[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     step = -(-max(part.shape) // _GRID)
     part = np.pad(part, [(0, -length % step) for length in part.shape])
-    lines = part.reshape(part.shape[0] // step, step, -1, step).any(axis=(1, 3))
+    lines = np.logical_or.reduce(part.reshape(part.shape[0] // step, step, -1, step), axis=(1, 3))
     if _encloses_more(lines, 0) or _encloses_more(lines, int(_GAP * max(lines.shape) / 2)):
         return True
     # A contour may end at the side of the image that cuts it.
@@ -175,7 +175,7 @@ def _encloses_more(lines: NDArray[np.bool_], gap: int, *, closed_above: bool = F
 def _dilated(cells: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
     for axis in (0, 1):
         padded = np.pad(cells, [(radius, radius) if axis == side else (0, 0) for side in (0, 1)])
-        cells = sliding_window_view(padded, 2 * radius + 1, axis=axis).any(axis=-1)
+        cells = np.logical_or.reduce(sliding_window_view(padded, 2 * radius + 1, axis=axis), axis=-1)
     return cells
 
 

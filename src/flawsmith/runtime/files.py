@@ -316,7 +316,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """
     if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
         raise OSError(errno.EINVAL, "is not a regular file")
-    return open(path, "rb")  # noqa: PTH123
+    return Path(path).open("rb")
 
 
 def printable(path: str | os.PathLike[str]) -> str:
