@@ -21,6 +21,17 @@ def saved(image: Image.Image | np.ndarray, kind: str, **options: object) -> byte
     return buffer.getvalue()
 
 
+def bmp(indices: np.ndarray, bits: int, greys: list[int]) -> bytes:
+    """A BMP of (height, width) indices into a palette of greys."""
+    height, width = indices.shape
+    values = np.unpackbits(indices[::-1, :, None].astype(np.uint8), axis=2)[:, :, 8 - bits :].reshape(height, -1)
+    rows = np.packbits(np.pad(values, ((0, 0), (0, -values.shape[1] % 32))), axis=1).tobytes()
+    palette = b"".join(bytes([grey, grey, grey, 0]) for grey in greys)
+    start = 54 + len(palette)
+    facts = struct.pack("<IiiHHIIiiII", 40, width, height, 1, bits, 0, len(rows), 2835, 2835, len(greys), 0)
+    return b"BM" + struct.pack("<IHHI", start + len(rows), 0, 0, start) + facts + palette + rows
+
+
 def tiff(
     size: tuple[int, int],
     strips: list[bytes],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ from flawsmith.cli.main import main
 from flawsmith.pipeline.predict import predict
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import replacing, result_name
 from flawsmith.runtime.inspector import Inspector
 from flawsmith.runtime.outputs import LOCK, exclusive_folder, refuse_irreplaceable
 
@@ -237,6 +239,31 @@ def test_protected_verdicts_are_found_before_the_first_image_and_stay(
     assert [path.read_text() for path in table.parent.iterdir()] == ["earlier"]
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="an open file cannot be removed there")
+def test_verdicts_that_were_removed_meanwhile_are_not_said_to_be_there(
+    model: Path, photo: Path, tmp_path: Path
+) -> None:
+    def remove(_record: dict[str, Any]) -> None:
+        for path in (tmp_path / "out").glob("*.partial.*"):
+            path.unlink()
+
+    with pytest.raises(FlawsmithError, match=r"verdicts\.partial\.jsonl was removed .*; repeat"):
+        predict(model, [photo], out=tmp_path / "out", seen=remove)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no named pipes among files")
+def test_named_pipes_are_not_waited_for(model: Path, photo: Path, tmp_path: Path) -> None:
+    parts = tmp_path / "pipes"
+    parts.mkdir()
+    (parts / "0.png").write_bytes(photo.read_bytes())
+    os.mkfifo(parts / "1.png")
+    command = [sys.executable, "-m", "flawsmith"]
+    for name, *arguments in (["predict", model, parts, "--out", tmp_path / "out"], ["doctor", parts]):
+        ended = subprocess.run([*command, name, *map(str, arguments)], capture_output=True, text=True, timeout=60)
+        assert ended.returncode == 1, name
+        assert "1.png" in ended.stdout + ended.stderr
+
+
 def test_verdicts_that_were_opened_meanwhile_are_kept_beside(
     model: Path, photo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -268,8 +295,6 @@ def test_evaluation_that_cannot_be_replaced_is_found_before_the_first_image(
 
 
 def test_result_that_was_opened_meanwhile_is_kept_beside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from flawsmith.runtime.files import replacing
-
     report = tmp_path / "report.html"
     report.write_text("earlier")
     refusing(report.name, "replace", monkeypatch)
@@ -283,6 +308,25 @@ def test_result_that_was_opened_meanwhile_is_kept_beside(tmp_path: Path, monkeyp
         ("report.html", "earlier"),
         ("report.new.html", "new"),
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "fix"), [(errno.ENOSPC, "free some space"), (errno.EROFS, "folder that may be written")]
+)
+def test_result_that_cannot_be_written_is_one_error(
+    number: int, fix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "unlink", fails)  # as a read-only file system answers even where there is no such file
+    with pytest.raises(FlawsmithError, match=fix), replacing(tmp_path / "scores.csv"):
+        fails()
+
+
+def test_names_of_results_hold_what_the_file_system_knows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "getfilesystemencoding", lambda: "ascii")
+    assert result_name(3, "a/größe 1.png", ".png") == "000003-gr__e_1.png"
 
 
 def test_files_that_can_be_replaced_stay_as_they_are(tmp_path: Path) -> None:

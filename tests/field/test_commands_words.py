@@ -61,6 +61,36 @@ def test_names_of_images_do_not_steer_the_terminal(name: str, tiny: ModuleType, 
     assert record["image"] == str(tmp_path / f"{name}.png")  # programs get the name as it is
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such names")
+@pytest.mark.parametrize("command", ["calibrate", "evaluate", "doctor"])
+@pytest.mark.parametrize("name", EVIL[:2])
+def test_no_command_shows_names_as_they_are(
+    command: str, name: str, tiny: ModuleType, flawsmith: Any, tmp_path: Path
+) -> None:
+    tiny.make_bundle().save(tmp_path / "model.flaw")
+
+    def outcome(called: str) -> tuple[int, int, str]:
+        parts = tmp_path / f"parts {called}"
+        for folder, brightness in (("good", 250), ("bad", 10)):
+            (parts / folder).mkdir(parents=True)
+            for number in range(3):
+                pixels = np.full((20, 30, 3), brightness + number, np.uint8)
+                Image.fromarray(pixels).save(parts / folder / f"{number}{called}.png")
+        (parts / "bad" / f"{called}.jpg").write_bytes(b"none")
+        arguments: dict[str, tuple[object, ...]] = {
+            "calibrate": (tmp_path / "model.flaw", parts / "good", "--out", tmp_path / "new.flaw"),
+            "evaluate": (tmp_path / "model.flaw", parts, "--out", tmp_path / "e"),
+            "doctor": (parts,),
+        }
+        code, out, err = flawsmith(command, *arguments[command])
+        return code, (out + err).count("\n"), out + err
+
+    plain, evil = outcome("a"), outcome(name)
+
+    assert evil[:2] == plain[:2]
+    assert not CONTROLS & set(evil[2])
+
+
 @pytest.mark.parametrize("name", EVIL)
 def test_texts_of_a_model_file_do_not_steer_the_terminal(
     name: str, tiny: ModuleType, flawsmith: Any, tmp_path: Path

@@ -50,6 +50,20 @@ CLEAR = """
     ✓/✗ ✔️/❌ 👍/👎 ○/× (✓)/(✗) pristine/marred buen_estado/mal_estado hyväksytyt/hylätyt przyjęte/odrzucone
     přijato/zamítnuto elfogadva/elutasítva цілі/пошкоджені исправни/неисправни שלם/שבור kaliteli/kalitesiz
     неповреждённые/повреждённые ohne_Risse/mit_Rissen
+    aceptable/no_aceptable válido/no_válido válidas/inválidas correctas/incorrectas sanas/dañadas limpio/sucio
+    aprovadas/rejeitadas válido/inválido limpo/sujo sprawne/niesprawne bez_wad/z_wadami neporušené/porušené
+    poprawne/błędne akceptowane/odrzucone normalne/anomalie czyste/brudne całe/pęknięte správné/chybné
+    přijaté/odmítnuté kvalitní/nekvalitní čisté/poškozené normální/abnormální kabul/red doğru/yanlış defosuz/defolu
+    temiz/kirli onaylandı/reddedildi sağlam/kırık 优质/劣质 良/次 无瑕/有瑕 通过/未通过 正确/错误 完整/破损 良/否
+    きれい/汚れ 可/否 正/誤 良い/悪い 適/不適 グッド/バッド オーケー/エヌジー 좋은/나쁜 통과/탈락 무결점/결점
+    깨끗한/더러운 정품/불량 megfelelő/nemmegfelelő rendben/nincs_rendben elfogadható/elfogadhatatlan hibamentes/hibás
+    hiba_nélkül/hibás tiszta/koszos in_orde/niet_in_orde foutloos/foutief onbeschadigd/beschadigd normaal/afwijkend
+    acceptabel/onacceptabel felfria/defekta accepterad/avvisad oskadad/skadad rätt/fel godkända/kasserade
+    uskadet/skadet ehjä/rikki kunnossa/epäkunnossa puhdas/likainen accettabile/inaccettabile valido/non_valido
+    pulito/sporco corretti/errati valide/non_valide bonnes/abîmées réussi/échec akzeptabel/inakzeptabel
+    норма/аномалия без_дефекта/с_дефектом принято/отклонено ок/брак чистые/грязные bez_greške/s_greškom
+    brez_napake/z_napako χωρίς_ελάττωμα/με_ελάττωμα hợp_lệ/không_hợp_lệ diterima/ditolak ของดี/ของเสีย
+    स्वीकृत/अस्वीकृत good/rej conforme/NC functional/nonfunctional OK_1/NG_2 ok-2024/ng-2024 OK(1)/NG(1)
     fără_defecte/cu_defecte uygun/uygun_değil תקין/לא_תקין सही/सही_नहीं conform/nu_conform
 """.split()  # noqa: SIM905
 UNCLEAR = """
@@ -57,7 +71,7 @@ UNCLEAR = """
     positivo/negativo 阳性/阴性 true/false True/False yes/no ja/nein y/n t/f TP/FP class0/class1 class_0/class_1
     label_0/label_1 cls-0/cls-1 target0/target1 good_and_bad/ng_or_ok tauglich/untauglich zulässig/unzulässig +/-
     overkill/escape 0/1/2 ohne_Befund/mit_Befund utan_fel/med_fel green/red grün/rot A-Ware/B-Ware grade_A/grade_B
-    1st/2nd +/− ★/☆ 😎/🤔
+    1st/2nd +/− ★/☆ 😎/🤔 xyz_fehlerhafte/abc_fehlerhaftes uden_buler/med_buler
 """.split()  # noqa: SIM905
 SILENT = ("berlin/munich", "foo/bar", "xyzzy/plugh", "alpha/omega")
 PLACES = """
@@ -404,3 +418,57 @@ def test_stray_folders_are_no_defect_types(tmp_path: Path) -> None:
 )
 def test_meaning_of_single_names(name: str, expected: str | None) -> None:
     assert meaning(name) == expected
+
+
+def splits(dataset: Dataset) -> dict[str, set[str]]:
+    """The folders of images by what is done with them."""
+    kinds: dict[str, set[str]] = {}
+    for sample in dataset.samples:
+        kind = f"{sample.split} {sample.label}"
+        kinds.setdefault(kind, set()).add(sample.image.parent.relative_to(dataset.root).as_posix())
+    return kinds
+
+
+@pytest.mark.parametrize(
+    ("folders", "expected"),
+    [
+        ("ok/train ng/test", {"train good": {"ok/train"}, "test flawed": {"ng/test"}}),
+        ("OK/Train OK/Test NG", {"train good": {"OK/Train"}, "test good": {"OK/Test"}, "test flawed": {"NG"}}),
+        ("ok/training ok/val ng", {"train good": {"ok/training"}, "val good": {"ok/val"}, "test flawed": {"ng"}}),
+        ("ok/train ng ng/test", {"train good": {"ok/train"}, "test flawed": {"ng", "ng/test"}}),
+        ("ok/train/cam1 ng/test/dent", {"train good": {"ok/train/cam1"}, "test flawed": {"ng/test/dent"}}),
+        ("TrainOK TestOK TestNG", {"train good": {"TrainOK"}, "test good": {"TestOK"}, "test flawed": {"TestNG"}}),
+        ("ok-train ok-val ng-test", {"train good": {"ok-train"}, "val good": {"ok-val"}, "test flawed": {"ng-test"}}),
+        ("test_good test_bad", {"train good": {"test_good"}, "test flawed": {"test_bad"}}),
+    ],
+)
+def test_splits_within_labels_are_understood(tmp_path: Path, folders: str, expected: dict[str, set[str]]) -> None:
+    dataset = load(arrange(tmp_path / "parts", *folders.split()))
+    assert splits(dataset) == expected
+    assert dataset.notes == ()
+
+
+def test_masks_and_defects_keep_their_names_where_flawed_parts_lie_in_a_split(tmp_path: Path) -> None:
+    root = arrange(tmp_path / "parts", "ok/train", "ng/test", "ground_truth/ng")
+    assert [(s.defect, [mask.name for mask in s.masks]) for s in load(root).test_flawed] == [
+        ("ng", ["0.png"]), ("ng", ["1.png"])
+    ]  # fmt: skip
+
+
+def test_good_images_beside_their_split_are_named(tmp_path: Path) -> None:
+    dataset = load(arrange(tmp_path / "parts", "ok/train", "ok", "ng"))
+    assert learned(dataset) == {"ok"}
+    assert any("not used: 2 images in ok/, beside ok/train/" in note for note in dataset.notes)
+
+
+@pytest.mark.parametrize("split", ["test", "val"])
+def test_good_parts_for_anything_but_training_are_refused_with_the_way_out(tmp_path: Path, split: str) -> None:
+    with pytest.raises(FlawsmithError, match=r"no good images to train on in .*ok; put images .*train"):
+        load(arrange(tmp_path / "parts", f"ok/{split}", "ng"))
+
+
+@pytest.mark.parametrize("names", ["GT/ST", "gt/st", "GT/NT"])
+def test_masks_that_may_be_good_parts_are_refused(tmp_path: Path, names: str) -> None:
+    first, second = names.split("/")
+    with pytest.raises(FlawsmithError, match=rf"{first}/ holds good parts .* or masks .*{second}/ to bad/"):
+        load(arrange(tmp_path / "parts", first, second))

@@ -188,8 +188,34 @@ LINES = {
     "broad ring": drawn(lambda pen: pen.ellipse(RING, outline=255, width=5)),
     "open arc": drawn(lambda pen: pen.arc(RING, 0, 340, fill=255)),
     "crossing scratches": drawn(lambda pen: [pen.line(ends, fill=255) for ends in ((0, 0, 47, 39), (0, 39, 47, 0))]),
+    "scratch from side to side": drawn(lambda pen: pen.line((0, 18, 47, 22), fill=255)),
+    "scratch across a corner": drawn(lambda pen: pen.line((0, 25, 25, 0), fill=255)),
+    "zigzag": drawn(lambda pen: pen.line([(5, 3), (12, 35), (19, 5), (26, 35), (33, 5), (40, 36)], fill=255)),
+    "parallel scratches": drawn(lambda pen: [pen.line((4, 4 + 4 * n, 42, 5 + 4 * n), fill=255) for n in range(8)]),
+    "scratches from above": drawn(lambda pen: [pen.line((6 + 6 * n, 0, 9 + 6 * n, 36), fill=255) for n in range(6)]),
+    "pits": drawn(lambda pen: [pen.point((3 + 7 * n % 44, 2 + 5 * n % 37), fill=255) for n in range(30)]),
+    "along two sides": drawn(lambda pen: pen.line([(0, 0), (0, 36), (40, 36)], fill=255)),
     "nothing": np.zeros(SIZE, np.uint8),
 }
+OUTLINES = {
+    "small": drawn(lambda pen: pen.ellipse((20, 12, 30, 22), outline=255)),
+    "thick": drawn(lambda pen: pen.rectangle(RING, outline=255, width=3)),
+    "cut by the side above": drawn(lambda pen: pen.ellipse((10, -16, 40, 14), outline=255)),
+    "cut by the left side": drawn(lambda pen: pen.ellipse((-15, 5, 15, 35), outline=255)),
+    "around all": drawn(lambda pen: pen.rectangle((0, 0, 47, 39), outline=255)),
+    "two beside a filled one": drawn(
+        lambda pen: [pen.ellipse((2, 2, 20, 20), outline=255), pen.ellipse((26, 14, 46, 34), outline=255),
+                     pen.ellipse((4, 26, 10, 32), fill=255)]
+    ),
+    "dashed": drawn(lambda pen: [pen.arc(RING, angle, angle + 8, fill=255) for angle in range(0, 360, 12)]),
+    "nearly closed": drawn(lambda pen: pen.arc(RING, 0, 352, fill=255)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", OUTLINES)
+def test_outlines_that_are_small_thick_cut_or_dashed_are_named(tmp_path: Path, case: str) -> None:
+    Image.fromarray(OUTLINES[case]).save(tmp_path / "m.png")
+    assert read_mask_image(tmp_path / "m.png").oddities == ("outlines",)
 
 
 @pytest.mark.parametrize("case", LINES)
@@ -286,3 +312,54 @@ def test_masks_in_their_own_place_come_first(tmp_path: Path, trees: ModuleType) 
     trees.mask(root / "test" / "crack" / "000_mask.png")
     first = load(root).test_flawed[0]
     assert [mask.parent.parent.name for mask in first.masks] == ["ground_truth"]
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("good bad", "good_mask bad_mask"), ("good bad", "good_GT bad_GT"), ("img_ok img_ng", "masks_ok masks_ng"),
+        ("train/good test/crack", "train/good_mask test/crack_mask"),
+        ("train/good test/crack", "test/ground_truth/crack"), ("train/good test/crack", "masks/crack"),
+        ("train/good test/crack", "GT/crack"), ("train/good test/crack", "ground_truth"),
+    ],
+)  # fmt: skip
+def test_masks_in_folders_of_their_own_are_neither_learned_nor_tested(
+    tmp_path: Path, trees: ModuleType, images: str, masks: str
+) -> None:
+    good, bad = images.split()
+    for number in range(3):
+        for folder in (good, bad):
+            trees.picture(tmp_path / folder / f"{number}.png", seed=number + 100 * (folder == bad))
+        for folder in masks.split():
+            trees.mask(tmp_path / folder / f"{number}.png")
+    dataset = load(tmp_path)
+    assert {sample.image.parent for sample in dataset.good_train} == {tmp_path / good}
+    assert {sample.image.parent for sample in dataset.test_flawed} == {tmp_path / bad}
+    assert [len(sample.masks) for sample in dataset.test_flawed] == [1] * 3
+    assert dataset.unused_masks == ()
+
+
+@pytest.mark.parametrize(
+    "folders", ["good bad bad_overlay", "good good_heatmap bad", "train/good test/crack test/crack_overlay"]
+)
+def test_folders_of_overlays_are_no_images_of_parts(tmp_path: Path, trees: ModuleType, folders: str) -> None:
+    for position, folder in enumerate(folders.split()):
+        trees.picture(tmp_path / folder / "0.png", seed=position)
+    dataset = load(tmp_path)
+    assert [len(dataset.good_train), len(dataset.test_flawed)] == [1, 1]
+    assert [len(sample.masks) for sample in dataset.test_flawed] == [0]
+    assert any("not used: 1 mask or overlay" in note for note in dataset.notes)
+
+
+def test_masks_that_no_image_has_are_told_wherever_they_lie(tmp_path: Path, trees: ModuleType) -> None:
+    for number, folder in enumerate(("train/good", "test/crack", "test/dent")):
+        trees.picture(tmp_path / folder / "0.png", seed=number)
+    trees.mask(tmp_path / "ground_truth" / "0_mask.png")
+    assert load(tmp_path).unused_masks == (tmp_path / "ground_truth" / "0_mask.png",)
+
+
+def test_parts_that_are_masks_are_parts(tmp_path: Path, trees: ModuleType) -> None:
+    for number, folder in enumerate(("mask_ok", "mask_ng")):
+        trees.picture(tmp_path / folder / "0.png", seed=number)
+    dataset = load(tmp_path)
+    assert [len(dataset.good_train), len(dataset.test_flawed)] == [1, 1]

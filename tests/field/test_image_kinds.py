@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from tests.field.image_files import RGB, WHITE_IS_ZERO, chunk, jpeg_segment, packed, png_16_bit, saved, tiff
+from tests.field.image_files import RGB, WHITE_IS_ZERO, bmp, chunk, jpeg_segment, packed, png_16_bit, saved, tiff
 
 from flawsmith.data.doctor import check
 from flawsmith.data.layouts import load
@@ -80,6 +80,12 @@ EXACT: dict[str, tuple[bytes, np.ndarray]] = {
         for order in "<>"
         for rows in (24, 5)
         for deflate in (False, True)
+    },
+    **{
+        f"{bits}-bit bmp of {greys}": (
+            bmp(GREY % len(greys), bits, greys), np.repeat(np.array(greys, np.uint8)[GREY % len(greys), None], 3, 2)
+        )
+        for bits, greys in ((8, [0, 255]), (8, [255, 0]), (1, [0, 255]), (4, [255, 0]), (8, [0, 1, 2]), (4, [9, 255]))
     },
     "ppm": (b"P6 32 24 65535\n" + DEEP.astype(">u2").tobytes(), DEEP),
     "png": (png_16_bit(DEEP), DEEP),
@@ -223,6 +229,8 @@ REFUSED: dict[str, tuple[Callable[[], bytes], str]] = {
         lambda: b"BM" + struct.pack("<LHHLLllHHLL", 999, 0, 0, 54, 40, WIDTH, HEIGHT, 1, 0, 4, 0) + bytes(945),
         "of a kind that cannot be read .*BMP",
     ),
+    "bmp of 4 bits and black and white alone": (lambda: bmp(GREY % 2, 4, [0, 255]), "BMP .*4 bits a value"),
+    "bmp of 4 bits and dark greys": (lambda: bmp(GREY % 16, 4, [*range(16)]), "BMP .*4 bits a value"),
     "five bands": (lambda: _one_strip(np.dstack([FOUR, FOUR[:, :, 0]]), 16, 5, RGB), "TIFF .*5 channels"),
     "nine bands": (lambda: _one_strip(np.repeat(GREY[:, :, None], 9, 2), 8, 9), "TIFF .*9 channels"),
     "cmyk of 16 bits": (lambda: _one_strip(FOUR, 16, 4, photometric=5), "TIFF .*16 bits in other colours"),

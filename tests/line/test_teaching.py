@@ -318,6 +318,22 @@ def wait_for(workspace: Workspace) -> None:
     raise AssertionError("the import does not end")
 
 
+def test_flawed_parts_put_by_hand_among_good_ones_are_not_learned(teaching: Teaching, tmp_path: Path) -> None:
+    for place in ("good/ng", "good/2026-11-23/reject", "validation/good/niO"):
+        (teaching.folder / place).mkdir(parents=True)
+        (teaching.folder / place / "x.png").write_bytes(picture(30, note=len(place)))
+    teach(teaching, 5)
+
+    roles = {image.path.parent.name: (sha256, image.role) for sha256, image in teaching.images().items()}
+
+    assert {name: role for name, (_, role) in roles.items()} == {
+        "good": "learn", "ng": "flawed", "reject": "flawed", "niO": "flawed"
+    }  # fmt: skip
+    assert teaching.snapshot(tmp_path / "bolt") == {"learn": 5, "flawed": 3}
+    assert teaching.assign([roles["ng"][0]], "learn") == [roles["ng"][0]]
+    assert teaching.images()[roles["ng"][0]].path == teaching.folder / "good" / "x.png"
+
+
 def test_a_folder_is_copied_with_its_groups(workspace: Workspace, tmp_path: Path) -> None:
     source = tmp_path / "camera"
     for number, day in enumerate(("mon", "mon", "tue")):
@@ -365,6 +381,46 @@ def test_flawed_parts_of_a_folder_are_never_learned_from(
     assert (job.added, job.flawed, job.refused_count) == (good + 1, 1, 0)
     roles = [image.role for image in workspace.teaching("bolt").images().values()]
     assert sorted(roles) == ["flawed"] + ["learn"] * good
+
+
+@pytest.mark.parametrize("masks", ["ground_truth/ng", "masks", "GT", "overlays", "ng/ground_truth"])
+@pytest.mark.parametrize("way", ["folder", "archive", "by hand"])
+def test_masks_of_a_data_set_are_no_images_of_parts(workspace: Workspace, tmp_path: Path, masks: str, way: str) -> None:
+    names = {f"ok/{n}.png": picture(100, note=n) for n in range(5)}
+    names |= {"ng/c.png": picture(10), f"{masks}/c.png": picture(255)}
+    ended, teaching, pipes = threading.Event(), workspace.teaching("bolt"), hasattr(os, "mkfifo")
+    root = teaching.folder / "good" if way == "by hand" else tmp_path / "parts"
+    for name, content in names.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    if way == "archive":
+        job = workspace.import_archive("bolt", zipped(tmp_path / "parts.zip", names), on_end=ended.set)
+    elif way == "folder":
+        if pipes:
+            os.mkfifo(root / "ok" / "pipe.png")
+        job = workspace.import_folder("bolt", root, on_end=ended.set)
+    if way != "by hand":
+        assert ended.wait(30)
+        refused = 1 + (pipes and way == "folder")
+        assert (job.added, job.flawed, job.refused_count) == (6, 1, refused)
+    assert teaching.snapshot(tmp_path / "copy") == {"learn": 5, "flawed": 1}
+
+
+@pytest.mark.parametrize("way", ["folder", "archive"])
+def test_masks_among_the_images_are_no_images_of_parts(workspace: Workspace, tmp_path: Path, way: str) -> None:
+    names = {f"day/{n}.png": picture(100, note=n) for n in range(2)}
+    names |= {"day/0_mask.png": picture(255), "day/1-overlay.png": picture(9), "day/unmasked_mask.png": picture(50)}
+    names |= {"day_mask/0.png": picture(254)}
+    ended = threading.Event()
+    if way == "archive":
+        job = workspace.import_archive("bolt", zipped(tmp_path / "parts.zip", names), on_end=ended.set)
+    else:
+        for name, content in names.items():
+            (tmp_path / "parts" / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / "parts" / name).write_bytes(content)
+        job = workspace.import_folder("bolt", tmp_path / "parts", on_end=ended.set)
+    assert ended.wait(30)
+    assert (job.added, job.refused_count) == (3, 3)
 
 
 @pytest.mark.parametrize("inner", ["", "parts/"])

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import once_a_file
+from flawsmith.runtime.files import once_a_file, open_regular
 from flawsmith.runtime.formats import open_image
 from flawsmith.runtime.image import MAX_PIXELS, ImageArray, decode
 
@@ -173,7 +173,7 @@ def _thumbnail(path: Path) -> Thumbnail:
 def _read(path: Path) -> Thumbnail:
     """The thumbnail of a file."""
     try:
-        with path.open("rb") as stream, open_image(stream, str(path), MAX_PIXELS) as image:
+        with open_regular(path) as stream, open_image(stream, str(path), MAX_PIXELS) as image:
             if image.mode in ("L", "RGB") and ";16" not in str(image.tile[0][3]):
                 # JPEGs are decoded at a fraction of their size, in a fraction of the time.
                 image.draft("L", (4 * _SIDE, 4 * _SIDE))

@@ -34,7 +34,7 @@ from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HELD_OUT_FRACTION, HELD_OUT_MINIMUM, content_hash, held_out_count
 from flawsmith.runtime.decision import images_needed, promise_in_words, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import is_folder, left_out, left_out_note
+from flawsmith.runtime.files import is_folder, left_out, left_out_note, open_regular
 from flawsmith.runtime.formats import holds_further_pictures, open_image
 from flawsmith.runtime.image import MAX_PIXELS, ValueSummary, decode, is_grey, range_advice, summarise_values
 
@@ -229,7 +229,7 @@ def _examine(path: Path, *, is_mask: bool = False) -> _Facts:
 def _header(path: Path) -> _Facts:
     """What an image says of itself, without its pixels; whoever needs these will tell why it cannot be read."""
     try:
-        with path.open("rb") as stream, open_image(stream, str(path), MAX_PIXELS) as image:
+        with open_regular(path) as stream, open_image(stream, str(path), MAX_PIXELS) as image:
             width, height = image.size
             raw = str(image.tile[0][3]) if getattr(image, "tile", None) else ""
             bits = 16 if image.mode.startswith(("I", "F")) or ";16" in raw else 8

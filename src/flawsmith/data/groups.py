@@ -20,7 +20,7 @@ from flawsmith.data.layouts.table import CsvLayout, cells_by_image
 from flawsmith.data.samples import Dataset, Sample
 from flawsmith.data.splits import HoldOut
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import printable
+from flawsmith.runtime.files import open_regular, printable
 from flawsmith.runtime.formats import open_image
 from flawsmith.runtime.image import MAX_PIXELS
 
@@ -187,7 +187,7 @@ def name_rule(pattern: str) -> Callable[[Path], str]:
 def day_taken(path: Path) -> str:
     """The day a picture was taken, such as ``2026-11-30``; empty where the file does not say."""
     try:
-        with path.open("rb") as stream, open_image(stream, str(path), MAX_PIXELS) as image:
+        with open_regular(path) as stream, open_image(stream, str(path), MAX_PIXELS) as image:
             taken = str(image.getexif().get_ifd(_EXIF).get(_DATE_TAKEN, ""))
     except Exception:  # Pillow answers odd bytes with nearly every exception there is
         return ""

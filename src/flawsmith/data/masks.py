@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from PIL import ImageOps
 
@@ -31,8 +32,14 @@ _FAINT = 64
 _MIDDLE = (0.1, 0.9)
 _PHOTOGRAPH = 0.25
 """Share of pixels with middle values from which on an image is no mask."""
-_ENCLOSED = 2.0
-"""Marked lines around so many times their own area may be outlines of what was meant."""
+_ENCLOSED = 1.0
+"""Marked lines around so many times their own area may be outlines of what was meant; the parts of a juice bottle's box
+that are marked with a hole in them enclose 0.45 times their own."""
+_GAP = 0.1
+"""Gaps of a drawn outline that count as closed, of its longer side."""
+_AROUND = 0.8
+"""Share of a contour that lies around what it encloses together with a side of the image."""
+_THICK = 8  # cells that its line is thick at most
 _GRID = 256  # cells a side on which that is looked at
 
 
@@ -119,24 +126,57 @@ def _header(path: Path, size: tuple[int, int]) -> tuple[NDArray[np.bool_] | None
 
 
 def _are_outlines(marked: NDArray[np.bool_]) -> bool:
-    """Whether marked pixels enclose much more than they are; looked at in coarse cells around them."""
+    """Whether marked pixels enclose more than they are, alone or together with a side of the image that they touch."""
     rows, columns = np.flatnonzero(marked.any(axis=1)), np.flatnonzero(marked.any(axis=0))
     if not rows.size:
         return False
     part = marked[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     step = -(-max(part.shape) // _GRID)
-    part = np.pad(part, [(step, step + -length % step) for length in part.shape])
-    lines = part.reshape(part.shape[0] // step, step, -1, step).any(axis=(1, 3))
-    outside = np.zeros_like(lines)
-    outside[0] = True  # the frame that was put around
+    part = np.pad(part, [(0, -length % step) for length in part.shape])
+    lines = np.logical_or.reduce(part.reshape(part.shape[0] // step, step, -1, step), axis=(1, 3))
+    if _encloses_more(lines, 0) or _encloses_more(lines, int(_GAP * max(lines.shape) / 2)):
+        return True
+    # A contour may end at the side of the image that cuts it.
+    height, width = marked.shape
+    sides = (rows[0] == 0, columns[-1] == width - 1, rows[-1] == height - 1, columns[0] == 0)
+    turned = (np.rot90(lines, turn) for turn, touches in enumerate(sides) if touches)
+    return any(_encloses_more(part, 0, closed_above=True) for part in turned)
+
+
+def _encloses_more(lines: NDArray[np.bool_], gap: int, *, closed_above: bool = False) -> bool:
+    """Whether more cells than those of the lines cannot be reached from around them.
+
+    Args:
+        lines: the marked cells, without a frame.
+        gap: lines count as broader by so many cells on each side.
+        closed_above: the first row is the side of an image. Scratches that cross enclose something with it as well,
+            but then a part of them lies elsewhere than around it.
+    """
+    walls = np.pad(lines, 2 * gap + 2)
+    if closed_above:
+        walls[: 2 * gap + 2] = True
+    walls = _dilated(walls, gap)
+    outside = np.zeros_like(walls)
+    outside[-1] = True
     reached = 0
     while reached < (reached := int(outside.sum())):
         for direction in range(4):
-            turned, walls = np.rot90(outside, direction), np.rot90(lines, direction)
+            turned, obstacles = np.rot90(outside, direction), np.rot90(walls, direction)
             along = np.arange(1, turned.shape[1] + 1)
             last_outside = np.maximum.accumulate(np.where(turned, along, 0), axis=1)
-            turned |= last_outside > np.maximum.accumulate(np.where(walls, along, 0), axis=1)
-    return int((~outside & ~lines).sum()) > _ENCLOSED * int(lines.sum())
+            turned |= last_outside > np.maximum.accumulate(np.where(obstacles, along, 0), axis=1)
+    area = ~outside & ~walls
+    if area.sum() <= _ENCLOSED * _dilated(np.pad(lines, gap), gap).sum():
+        return False
+    around = _dilated(area, _THICK)[2:-2, 2:-2]
+    return not closed_above or bool((lines & around).sum() > _AROUND * lines.sum())
+
+
+def _dilated(cells: NDArray[np.bool_], radius: int) -> NDArray[np.bool_]:
+    for axis in (0, 1):
+        padded = np.pad(cells, [(radius, radius) if axis == side else (0, 0) for side in (0, 1)])
+        cells = np.logical_or.reduce(sliding_window_view(padded, 2 * radius + 1, axis=axis), axis=-1)
+    return cells
 
 
 def _is_photograph(pixels: ImageArray) -> bool:

@@ -31,7 +31,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from flawsmith.line.record import now
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import find_images
+from flawsmith.runtime.files import find_images, open_regular
 
 GROUP = "flawsmith.cameras"
 _REACH_SECONDS = 2.0
@@ -202,7 +202,8 @@ class FolderCamera:
         path = self._paths[self._number]
         self._number += 1
         try:
-            return Frame(path.read_bytes())
+            with open_regular(path) as stream:
+                return Frame(stream.read())
         except OSError as error:
             raise CameraError(f"{path}: cannot be read ({error.strerror})") from None
 

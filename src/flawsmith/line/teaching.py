@@ -4,7 +4,7 @@
 
     <line>/good/[<folder>/]           learned from
     <line>/validation/good/[...]      good ones that set the limit; without any, some of the others are held out for it
-    <line>/bad/[...]                  flawed ones, which are never learned from
+    <line>/bad/[...]                  flawed ones, which are never learned from, as those in good/ng/ or the like
     <line>/aside/left-out/[...]       good ones that are not used
     <line>/aside/not-good/[...]       taken out by a person; kept, and never learned from
     <line>/teach.json, region.json    grouping, scale, and where to look
@@ -37,7 +37,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from flawsmith.data.doctor import Finding, check, glance
 from flawsmith.data.groups import name_rule
 from flawsmith.data.layouts import load
-from flawsmith.data.layouts.base import is_set_apart
+from flawsmith.data.layouts.base import holds_no_parts, is_set_apart
 from flawsmith.data.layouts.names import meaning
 from flawsmith.data.roi import read_drawing
 from flawsmith.data.splits import content_hash, held_out_count
@@ -230,11 +230,12 @@ class Teaching:
                     except (OSError, FlawsmithError):  # it has just gone; the doctor tells of others
                         continue
                     folder = path.parent.relative_to(root).as_posix()
+                    folder = "" if folder == "." else folder
                     yield TaughtImage(
                         sha256,
                         path,
-                        role,
-                        "" if folder == "." else folder,
+                        role_said(folder, role),
+                        folder,
                         status.st_mtime,
                         self._looks.remembered(sha256),
                     )
@@ -295,6 +296,9 @@ class Teaching:
         try:
             if Path(shown).suffix.lower() not in IMAGE_SUFFIXES:
                 return Addition(shown, "refused", why="no image by its name: save it as PNG or JPEG")
+            if (masks := _of_masks(folder)) is not None:
+                why = f"its folder {_part(masks)}/ is one of masks or overlays by its name, not of parts"
+                return Addition(shown, "refused", why=why)
             digest = content_hash(source)
             known = self.images().get(digest)
             if known is not None:
@@ -354,7 +358,9 @@ class Teaching:
                 if image.role == role:
                     continue
                 try:
-                    placed = self._placed(image.path, image.sha256, role, image.folder, image.path.name)
+                    contradicts = role_said(image.folder, role) != role
+                    folder = _inner(image.folder) if contradicts else image.folder
+                    placed = self._placed(image.path, image.sha256, role, folder, image.path.name)
                 except OSError as error:
                     raise FlawsmithError(f"{image.path} cannot be moved ({error.strerror}): see the disk") from None
                 self._images[image.sha256] = replace(placed, look=image.look)
@@ -720,14 +726,22 @@ def _folders_of(groups: Groups) -> dict[str, str]:
 
 
 def role_said(folder: str, role: Role) -> Role:
-    """The role of an image by the folders that it comes in: flawed parts are never learned from as good.
+    """The role of an image by the folders that it comes in: flawed parts and masks are never learned from as good.
 
     Example:
         >>> role_said("parts/reject/2026-11-23", "learn"), role_said("parts/ok", "learn")
         ('flawed', 'learn')
     """
-    says_flawed = any(meaning(part) == "flawed" for part in re.split(r"[/\\]", folder))
-    return "flawed" if says_flawed and role in USED else role
+    if role not in USED:
+        return role
+    if _of_masks(folder) is not None:
+        return "left-out"
+    return "flawed" if any(meaning(part) == "flawed" for part in re.split(r"[/\\]", folder)) else role
+
+
+def _of_masks(folder: str) -> str | None:
+    """The name among those of folders that promises masks, overlays and the like; None: there is none."""
+    return next((part for part in re.split(r"[/\\]", folder) if part and holds_no_parts(part)), None)
 
 
 def _inner(folder: str) -> str:

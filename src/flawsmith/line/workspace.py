@@ -29,13 +29,22 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
+from flawsmith.data.layouts.base import companions_among
 from flawsmith.data.layouts.names import sort_folders
 from flawsmith.line.looks import Looks
 from flawsmith.line.settings import LINE_NAME, LineSettings, ServiceSettings, read_toml
 from flawsmith.line.teaching import USED, Addition, Role, Teaching, role_said
 from flawsmith.line.trainings import Training, Trainings
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import IMAGE_SUFFIXES, is_stray, iter_images, printable, replacing, without_controls
+from flawsmith.runtime.files import (
+    IMAGE_SUFFIXES,
+    is_stray,
+    iter_images,
+    open_regular,
+    printable,
+    replacing,
+    without_controls,
+)
 from flawsmith.runtime.outputs import exclusive_folder, remove_unfinished
 
 LINES, SETTINGS = "studio.json", "settings.toml"
@@ -229,21 +238,29 @@ class Workspace:
                 raise FlawsmithError(f"{folder} has more than {MOST_FILES:,} images: name one of its folders")
         if not paths:
             raise FlawsmithError(f"{folder} has no images: check the path")
-        _refuse_unclear((path.relative_to(folder) for path in paths), role)
+        inner = [path.relative_to(folder) for path in paths]
+        companions = companions_among(inner)
+        _refuse_unclear([path for path in inner if path not in companions], role)
         job = self._begin(line, folder.name, len(paths))
 
         def work() -> None:
-            for path in paths:
+            for path, within in zip(paths, inner, strict=True):
                 if self._ended.is_set():
                     return
-                inside = path.parent.relative_to(folder).as_posix()
+                if within in companions:
+                    job.note(_refused_companion(path.name), role)
+                    continue
+                inside = within.parent.as_posix()
                 with self.incoming() as copy:
                     try:
                         status = path.stat()
                         self._refuse_without_room(status.st_size)
-                        shutil.copyfile(path, copy)
+                        with open_regular(path) as image, copy.open("wb") as target:
+                            shutil.copyfileobj(image, target)
                     except OSError as error:
-                        job.note(Addition(path.name, "refused", why=f"cannot be read ({error.strerror})"), role)
+                        job.note(
+                            Addition(path.name, "refused", why=f"cannot be read ({error.strerror or error})"), role
+                        )
                         continue
                     addition = self.teaching(line).add(
                         copy,
@@ -274,7 +291,9 @@ class Workspace:
         images = [entry for entry in entries if Path(entry.filename).suffix.lower() in IMAGE_SUFFIXES]
         try:
             self._check_archive(images)
-            _refuse_unclear((PurePosixPath(entry.filename.replace("\\", "/")) for entry in images), role)
+            names = {entry.filename: PurePosixPath(entry.filename.replace("\\", "/")) for entry in images}
+            companions = companions_among([*names.values()])
+            _refuse_unclear([path for path in names.values() if path not in companions], role)
             job = self._begin(line, archive.name, len(images))
         except FlawsmithError:
             opened.close()
@@ -285,7 +304,11 @@ class Workspace:
         def work() -> None:
             try:
                 with opened:
-                    self._unpack(line, opened, images, role, job)
+                    for entry in images:
+                        if names[entry.filename] in companions:
+                            job.note(_refused_companion(names[entry.filename].name), role)
+                    parts = [entry for entry in images if names[entry.filename] not in companions]
+                    self._unpack(line, opened, parts, role, job)
             finally:
                 archive.unlink(missing_ok=True)
 
@@ -417,6 +440,10 @@ class Workspace:
                 except Exception:
                     log.exception("images of %s cannot be looked at", teaching.folder)
                     self._ended.wait(5)
+
+
+def _refused_companion(name: str) -> Addition:
+    return Addition(name, "refused", why="a mask or an overlay by its name, not an image of a part")
 
 
 def _refuse_unclear(images: Iterable[PurePath], role: Role) -> None:

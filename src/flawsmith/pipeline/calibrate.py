@@ -30,7 +30,14 @@ from flawsmith.pipeline.held_out import MAPS, levels_of, load_maps
 from flawsmith.runtime.bundle import Bundle
 from flawsmith.runtime.decision import REPEAT_DEVIATIONS, Decision, Verdict, worst_rate
 from flawsmith.runtime.errors import FlawsmithError
-from flawsmith.runtime.files import further_pictures_note, left_out, left_out_note, printable, replacing
+from flawsmith.runtime.files import (
+    further_pictures_note,
+    left_out,
+    left_out_note,
+    printable,
+    replacing,
+    without_controls,
+)
 from flawsmith.runtime.image import decode
 from flawsmith.runtime.inspector import Inspector, Unreadable
 from flawsmith.runtime.roi import RegionOfInterest, Zone
@@ -149,7 +156,7 @@ class CalibrationResult:
             for image in changed[:_LISTED]
         ]
         lines += [f"  and {len(changed) - _LISTED} more"] if len(changed) > _LISTED else []
-        return "\n".join(lines)
+        return "\n".join(map(without_controls, lines))
 
 
 def _zone_rows(before: Mapping[str, float], after: Mapping[str, float]) -> list[tuple[str, str, str]]:

@@ -442,11 +442,17 @@ class _GrowingFile:
         """Give the closed file its final name.
 
         Raises:
-            FlawsmithError: another file of that name cannot be replaced; the verdicts stay where they are.
+            FlawsmithError: another file of that name cannot be replaced; the verdicts stay where they are. Or somebody
+                has removed the file.
         """
         try:
             return self.path.replace(target)
         except OSError as error:
+            if not os.path.lexists(self.path):
+                raise FlawsmithError(
+                    f"{self.path} was removed while it was written, and the verdicts with it; repeat, into a folder "
+                    "that nothing else clears"
+                ) from None
             raise FlawsmithError(
                 f"{target} cannot be replaced ({error.strerror}): close the program that has it open; the verdicts are "
                 f"in {self.path}"

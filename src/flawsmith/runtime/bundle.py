@@ -44,6 +44,7 @@ _ZIP_END, _ZIP64_LOCATOR = 22, 20  # bytes of the two records that end a zip wit
 _NUMERIC = "biuf"
 _LARGEST_VALUE = 8  # bytes of a number; longer ones differ from machine to machine
 _MAX_ENTRIES, _MAX_DIRECTORY = 1000, 200_000
+_POINTER = b"version https://git-lfs"
 
 
 def write_parts(parts: Mapping[str, bytes]) -> bytes:
@@ -113,6 +114,9 @@ def _open(stream: BinaryIO) -> zipfile.ZipFile:
     tail = stream.read()
     end = tail[-_ZIP_END:]
     if len(end) < _ZIP_END or end[:4] != b"PK\x05\x06" or tail[:4] == b"PK\x06\x07":
+        stream.seek(0)
+        if stream.read(len(_POINTER)) == _POINTER:
+            raise ValueError("it is a pointer of Git LFS: fetch the file with `git lfs pull`")
         raise ValueError("it is no zip, or is cut off")
     entries, directory = struct.unpack("<HI", end[10:16])
     if entries > _MAX_ENTRIES or directory > _MAX_DIRECTORY:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import secrets
+import stat
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import lru_cache, wraps
 from pathlib import Path
-from typing import TypeVar
+from typing import BinaryIO, TypeVar
 
 from flawsmith.runtime.errors import FlawsmithError
 
@@ -289,10 +292,17 @@ def replacing(path: str | Path) -> Iterator[Path]:
             raise _irreplaceable(target, temporary, error) from None
     except OSError as error:
         reason = error.strerror or str(error)
-        raise FlawsmithError(f"{target}: cannot be written ({reason}); choose a folder that exists") from None
+        fix = _FIXES.get(error.errno or 0, "choose a folder that exists")
+        raise FlawsmithError(f"{target}: cannot be written ({reason}); {fix}") from None
     finally:
-        with suppress(NotADirectoryError):
+        with suppress(OSError):  # of a read-only file system, even where there is no such file
             temporary.unlink(missing_ok=True)
+
+
+_FIXES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space and repeat"),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), "choose a folder that may be written"),
+}
 
 
 def _irreplaceable(target: Path, temporary: Path, error: OSError) -> FlawsmithError:
@@ -311,6 +321,20 @@ BASELINE_FOLDER = "baseline"
 BASELINES = ("patchcore", "padim")
 """Methods that learn nothing and take seconds."""
 _LONGEST_STEM = 60  # at most four bytes a character, within the 255 bytes that file systems allow with room to spare
+
+
+def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
+    """Open a file to be read, unless it is a named pipe or a device, which would be waited for.
+
+    Args:
+        path: of the file.
+
+    Raises:
+        OSError: it is none, or cannot be opened.
+    """
+    if not stat.S_ISREG(os.stat(path).st_mode):  # noqa: PTH116
+        raise OSError(errno.EINVAL, "is not a regular file")
+    return Path(path).open("rb")
 
 
 def printable(path: str | os.PathLike[str]) -> str:
@@ -349,6 +373,8 @@ def result_name(index: int, image: str, suffix: str) -> str:
         '000012-photo_1.npy'
     """
     stem = re.sub(r"[^\w.-]", "_", Path(printable(image)).stem)
+    if (encoding := sys.getfilesystemencoding()) != "utf-8":  # where the locale says so, names of files are ASCII
+        stem = stem.encode(encoding, "replace").decode(encoding).replace("?", "_")
     return f"{index:06d}-{stem[:_LONGEST_STEM]}{suffix}"
 
 

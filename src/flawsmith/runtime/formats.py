@@ -443,6 +443,23 @@ def _deep_colour(image: Image.Image, file: _File, raw_mode: str) -> NDArray[np.u
     return upper
 
 
+# BMP
+
+
+def _read_bmp(file: _File) -> NDArray[Any]:
+    """A palette of greys alone makes Pillow take indices for the values, in 8 bits each, or 1 where there are two."""
+    header = file.stream.read(30)
+    bits = int.from_bytes(header[24:26] if header[14] == 12 else header[28:30], "little")
+    file.stream.seek(0)
+    with file.open() as image:
+        if _raw_mode(image) == "1" and bits == 8:
+            return _turned(_as_rgb(_read_as(image, "1;8").astype(np.uint8) * 255), image)
+        if _raw_mode(image) in ("1", "L") and bits == 4:
+            raise _UnsupportedError("BMP", "4 bits a value with a palette of dark greys", "save it as PNG")
+        _load(image)
+        return _turned(_to_array(image, file.name), image)
+
+
 # PNM
 
 
@@ -956,6 +973,7 @@ def _check_scans(frame: _Frame, size: tuple[int, int]) -> None:
 
 _READERS: dict[str, Callable[[_File], NDArray[Any]]] = {
     "PNG": _read_png,
+    "BMP": _read_bmp,
     "JPEG": _read_jpeg,
     "TIFF": _read_tiff,
     "PPM": _read_pnm,

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from flawsmith.runtime.errors import FlawsmithError
+from flawsmith.runtime.files import open_regular
 from flawsmith.runtime.formats import holds_further_pictures, open_image, read_image
 
 ImageArray = NDArray[np.uint8] | NDArray[np.uint16]
@@ -27,11 +28,6 @@ MAX_PIXELS = 400_000_000
 Services that read strangers' files should ask for less."""
 
 _ORIENTATION = 0x0112
-
-_ARRAY_FIXES = {
-    "b": "give black and white as 0 and 255: image.astype(numpy.uint8) * 255",
-    "f": "scale to 0..255 and convert with .round().astype(numpy.uint8)",
-}
 
 
 def decode(source: str | Path | bytes, *, max_pixels: int = MAX_PIXELS) -> ImageArray:
@@ -100,7 +96,7 @@ def has_further_pictures(source: str | Path | bytes) -> bool:
         source: path of the file, or its content.
     """
     try:
-        with io.BytesIO(source) if isinstance(source, bytes) else Path(source).open("rb") as stream:
+        with io.BytesIO(source) if isinstance(source, bytes) else open_regular(source) as stream:
             return holds_further_pictures(open_image(stream, "", MAX_PIXELS))
     except Exception:  # what is wrong, decoding says
         return False
@@ -120,7 +116,7 @@ def image_size(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, 
         (2, 4)
     """
     try:
-        with Path(path).open("rb") as stream, open_image(stream, str(path), max_pixels) as image:
+        with open_regular(path) as stream, open_image(stream, str(path), max_pixels) as image:
             width, height = image.size
             # Pillow reads all of a PNG file to look for an orientation.
             known = image.format in ("JPEG", "TIFF", "WEBP") or "exif" in image.info
@@ -156,8 +152,7 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
     if image.dtype == np.dtype(np.uint16).newbyteorder():
         image = image.astype(np.uint16)
     if image.dtype not in (np.uint8, np.uint16):
-        fix = _ARRAY_FIXES.get(image.dtype.kind, "give uint8, or uint16 where they exceed 255")
-        raise FlawsmithError(f"image array: values are {image.dtype.name}; {fix}")
+        raise FlawsmithError(f"image array: values are {image.dtype.name}; {_advice_on_values(image)}")
     if image.size == 0:
         raise FlawsmithError(f"image array: has no pixels, shape {image.shape}; give (height, width, 3)")
     if image.ndim == 3 and image.shape[2] == 1:
@@ -170,6 +165,22 @@ def validate_array(image: Any, *, bgr: bool = False) -> ImageArray:
             fix = "put the channels last with image.transpose(1, 2, 0)"
         raise FlawsmithError(f"image array: shape is {image.shape}, needed is (height, width, 3); {fix}")
     return np.ascontiguousarray(image[:, :, ::-1] if bgr else image)
+
+
+def _advice_on_values(image: NDArray[Any]) -> str:
+    """How to give values of another type without wrapping any."""
+    kind, fix = image.dtype.kind, "give uint8, or uint16 where they exceed 255"
+    if kind == "b":
+        return "give black and white as 0 and 255: image.astype(numpy.uint8) * 255"
+    if kind == "f":
+        finite = bool(np.isfinite(image).all())
+        step = "" if finite else "some are no numbers: replace them with numpy.nan_to_num; then "
+        return f"{step}scale to 0..255 and convert with .round().astype(numpy.uint8)"
+    if kind not in "iu" or image.size == 0:
+        return fix
+    if image.min() < 0:
+        return f"some are below 0, as {image.min()}: shift or clip them to 0 and more, and {fix}"
+    return f"some are above 65535, as {image.max()}: scale them down, and {fix}" if image.max() > 65535 else fix
 
 
 def as_8_bit(image: ImageArray, value_range: tuple[float, float] | None) -> NDArray[np.uint8]:

@@ -9,10 +9,10 @@ from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import ClassVar, TypeVar
 
-from flawsmith.data.layouts.names import has_another_role, meaning, nfc
+from flawsmith.data.layouts.names import companion_folders, has_another_role, meaning, nfc, split_said
 from flawsmith.data.masks import read_mask_image
 from flawsmith.data.public_sets import dataset_name
 from flawsmith.data.samples import GOOD, Dataset, Sample, Split
@@ -62,6 +62,11 @@ def is_set_apart(name: str) -> bool:
     return same_name(name) in {*MASK_FOLDERS, *VALIDATION_FOLDERS, *TEST_FOLDERS} or has_another_role(name)
 
 
+def holds_no_parts(name: str) -> bool:
+    """Whether a name promises masks, overlays, labels and the like: no images of parts, of whatever split."""
+    return same_name(name) in MASK_FOLDERS or (has_another_role(name) and split_said(name) is None)
+
+
 def validation_folder(root: Path) -> Path | None:
     """The folder of good images to calibrate on; perhaps none. ``valid`` beside ``invalid`` speaks of parts."""
     return subfolder(root, *(name for name in VALIDATION_FOLDERS if name != "valid" or not _speaks_of_parts(root)))
@@ -72,13 +77,15 @@ def _speaks_of_parts(root: Path) -> bool:
 
 
 def of_parts(root: Path) -> list[Path]:
-    """The sub-folders with images of parts: not those of masks, test or validation images."""
-    validation = validation_folder(root)
+    """The sub-folders with images of parts: not those of masks, test or validation images, nor ``good_mask``."""
+    validation, folders = validation_folder(root), subfolders(root)
+    companions = companion_folders(folders)
     return [
         folder
-        for folder in subfolders(root)
+        for folder in folders
         if has_images(folder)
         and folder != validation
+        and folder not in companions
         and (not is_set_apart(folder.name) or (same_name(folder.name) == "valid" and _speaks_of_parts(root)))
     ]
 
@@ -122,6 +129,7 @@ class MaskFolder:
         self._by_parent: dict[str, list[Path]] = defaultdict(list)
         self._by_word: dict[str, Path] = {}
         self._used: set[Path] = set()
+        self.root = root
         if root is None:
             return
         for path in find_images(root):
@@ -158,6 +166,26 @@ _DRAWN_WORDS = ("overlay", "annotated", "annotation", "heatmap", "marked")
 _COMPANION = re.compile(
     r"(?:(?P<word>{0})[ _.-])?(?P<name>.+?)(?:[ _.-](?P<words>{0}))?".format("|".join(_MASK_WORDS + _DRAWN_WORDS)), re.I
 )
+
+
+def companions_among(images: Sequence[PurePath]) -> set[PurePath]:
+    """Masks and overlays among images of any folders: ``good_mask/7.png`` beside ``good/``, and ``7_mask.png``
+    beside ``7.png``.
+
+    Args:
+        images: paths, relative to one folder.
+    """
+    stems = {(path.parent, nfc(path.stem)) for path in images}
+    within: dict[PurePath, set[Path]] = defaultdict(set)
+    for folder in {parent for path in images for parent in path.parents if parent.name}:
+        within[folder.parent].add(Path(folder))
+    folders = {companion for beside in within.values() for companion in companion_folders(sorted(beside))}
+    companions = {path for path in images if any(Path(parent) in folders for parent in path.parents)}
+    for path in images:
+        match = _COMPANION.fullmatch(nfc(path.stem))
+        if match and (match["word"] or match["words"]) and (path.parent, match["name"]) in stems:
+            companions.add(path)
+    return companions
 
 
 class ImagesOf:
@@ -238,6 +266,10 @@ class Collector:
         """Add images of good parts."""
         for image in images:
             self._samples.append(Sample(image, split, "good", GOOD, (), self.category, self.dataset_name))
+
+    def has_train(self) -> bool:
+        """Whether there is an image to learn from."""
+        return any(sample.split == "train" for sample in self._samples)
 
     def add_validation(self) -> None:
         """Add the good images of the user's own validation folder, where there is one.

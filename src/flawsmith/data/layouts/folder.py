@@ -5,6 +5,7 @@
     <category>/*.png                                 every image is a good one to learn from
     <category>/good/                                 the same, with room beside it for:
     <category>/bad/                                  flawed images to test on; sub-folders name defect types
+    <category>/good/{train,test,val}/                good images by what they are for; bad/test/ likewise
     <category>/{val,validation}/                     good images to calibrate on, directly or in good/
     <category>/{ground_truth,masks}/                 masks of the flawed images, paired by stem
 
@@ -21,6 +22,8 @@ from pathlib import Path
 from flawsmith.data.layouts.base import (
     MASK_FOLDERS,
     TEST_FOLDERS,
+    TRAIN_FOLDERS,
+    VALIDATION_FOLDERS,
     Collector,
     ImagesOf,
     Layout,
@@ -31,16 +34,20 @@ from flawsmith.data.layouts.base import (
     is_set_apart,
     of_parts,
     register,
+    same_name,
     subfolder,
     subfolders,
 )
 from flawsmith.data.layouts.names import (
     Sorted,
+    companion_folders,
     has_another_role,
     meaning,
     say_when_or_where,
     says_when_or_where,
     sort_folders,
+    speaks_of_masks,
+    split_said,
 )
 from flawsmith.data.samples import Dataset
 from flawsmith.runtime.errors import FlawsmithError
@@ -51,6 +58,7 @@ UNLABELLED = "learned from as good"
 SAYS_NOTHING = "whose names say nothing of the parts"
 """Ends its first part where the names do not look like days, cameras or lots either."""
 _LISTED = 6
+_SPLIT_FOLDERS = frozenset({*TRAIN_FOLDERS, *VALIDATION_FOLDERS, *TEST_FOLDERS})
 
 
 @register
@@ -81,6 +89,9 @@ class FolderLayout(Layout):
         _add_train(collector, folders)
         collector.add_validation()
         _add_flawed(collector, folders.flawed)
+        for companion, folder in companion_folders(subfolders(root)).items():
+            if folder not in folders.flawed or not speaks_of_masks(companion.name):
+                collector.note_companions(find_images(companion))
         for folder in subfolders(root):
             if has_another_role(folder.name) and has_images(folder):
                 fix = "a test split needs the mvtec layout, with good images in train/good/"
@@ -104,6 +115,12 @@ def refuse_unclear_names(root: Path) -> None:
         FlawsmithError: naming the folders and the ways out.
     """
     folders = sorted_folders(root)
+    masks = subfolder(root, "gt")
+    if masks is not None and has_images(masks) and not folders.good and not folders.flawed and folders.unknown:
+        raise FlawsmithError(
+            f"{root}: nothing says whether {masks.name}/ holds good parts (Gutteile) or masks (ground truth); rename "
+            f"it to good/ and {_listing(folders.unknown)} to bad/, or it to ground_truth/"
+        )
     if folders.unclear and not folders.good:
         names = _listing(folders.unclear)
         raise FlawsmithError(
@@ -125,8 +142,7 @@ def _add_train(collector: Collector, folders: Sorted) -> None:
             notes.append(_passed_over(other, "put flawed images under bad/, good ones under good/"))
         if direct:
             notes.append(f"not used: {count(len(direct), 'image')} directly in {root}, beside {folders.good[0].name}/")
-        for folder in folders.good:
-            collector.add_good_of(folder, "train")
+        _add_good(collector, folders.good)
         return
     unlabelled = folders.unknown + folders.unclear
     if len(unlabelled) > 1 or (unlabelled and (direct or folders.flawed)):
@@ -141,6 +157,34 @@ def _add_train(collector: Collector, folders: Sorted) -> None:
     files = ImagesOf(root, sorted(direct + nested))
     collector.add_good(files.images, "train")
     collector.note_companions(files.companions)
+
+
+def _add_good(collector: Collector, folders: Sequence[Path]) -> None:
+    """Add folders of good parts: to learn from, or to the split that their names or those of folders in them speak of.
+
+    Raises:
+        FlawsmithError: nothing is left to train on.
+    """
+    places = [inner for folder in folders for inner in _splits_of(folder) or [folder]]
+    splits = {place: split_said(place.name) for place in places}
+    if "train" not in splits.values():
+        splits = dict.fromkeys(folders)
+    for place, split in splits.items():
+        collector.add_good_of(place, split or "train")
+    for folder in set(folders).difference(splits):
+        beside = len(find_images(folder)) - sum(len(find_images(inner)) for inner in _splits_of(folder))
+        if beside:
+            collector.notes.append(f"not used: {count(beside, 'image')} in {folder.name}/, beside {folder.name}/train/")
+    if not collector.has_train():
+        raise FlawsmithError(
+            f"no good images to train on in {folders[0]}; put images of good parts there, or into "
+            f"{folders[0] / 'train'}"
+        )
+
+
+def _splits_of(folder: Path) -> list[Path]:
+    """The folders named train, test and so on in a folder of good or flawed parts."""
+    return [inner for inner in subfolders(folder) if same_name(inner.name) in _SPLIT_FOLDERS and has_images(inner)]
 
 
 def _refuse_labels_below(root: Path, folders: Sequence[Path]) -> None:
@@ -167,21 +211,32 @@ def _refuse_labels_below(root: Path, folders: Sequence[Path]) -> None:
 def _add_flawed(collector: Collector, flawed: list[Path]) -> None:
     truth = next((f for f in subfolders(collector.root) if f.name.casefold() in MASK_FOLDERS), None)
     unused: set[Path] = set(find_images(truth)) if truth is not None else set()
+    beside = {
+        folder: companion
+        for companion, folder in companion_folders(subfolders(collector.root)).items()
+        if speaks_of_masks(companion.name)
+    }
     for folder in flawed:
         # Masks lie in ground_truth/<bad>/, or in ground_truth/ itself where all flawed images are in one
-        # folder.
-        masks = MaskFolder((subfolder(truth, folder.name) or truth) if truth is not None else None)
-        files = ImagesOf(folder)
-        beside = set(files.companions)
-        for path in files.images:
-            relative = path.relative_to(folder)
-            defect = relative.parts[0] if len(relative.parts) > 1 else folder.name
-            paired = masks.masks_of(relative) or files.mask_of(path)
-            beside.difference_update(paired)
-            unused.difference_update(paired)
-            collector.add_flawed(path, defect, paired)
-        collector.note_companions(sorted(beside))
-    collector.unused_masks += unused
+        # folder; or in <bad>_mask/.
+        masks = MaskFolder((subfolder(truth, folder.name) or truth) if truth is not None else beside.get(folder))
+        splits = _splits_of(folder)
+        places = {place: find_images(place) for place in splits}
+        places[folder] = [path for path in find_images(folder) if not any(place in path.parents for place in splits)]
+        for place, paths in places.items():
+            files = ImagesOf(place, paths)
+            companions = set(files.companions)
+            for path in files.images:
+                relative = path.relative_to(place)
+                defect = relative.parts[0] if len(relative.parts) > 1 else folder.name
+                paired = masks.masks_of(relative) or files.mask_of(path)
+                companions.difference_update(paired)
+                unused.difference_update(paired)
+                collector.add_flawed(path, defect, paired)
+            collector.note_companions(sorted(companions))
+        if truth is None:
+            unused.update(masks.unused())
+    collector.unused_masks += sorted(unused)
 
 
 def _listing(folders: list[Path]) -> str:

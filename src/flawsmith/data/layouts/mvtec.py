@@ -33,6 +33,7 @@ from flawsmith.data.layouts.base import (
     count,
     direct_images,
     has_images,
+    holds_no_parts,
     means_good,
     register,
     same_name,
@@ -40,7 +41,7 @@ from flawsmith.data.layouts.base import (
     subfolders,
 )
 from flawsmith.data.layouts.folder import hold
-from flawsmith.data.layouts.names import sort_folders
+from flawsmith.data.layouts.names import companion_folders, sort_folders, speaks_of_masks
 from flawsmith.data.samples import GOOD, Dataset
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.runtime.files import find_images
@@ -99,9 +100,12 @@ def _is_test_set(root: Path) -> bool:
     return bool(folders.good) or (labelled and ground_truth(root) is not None)
 
 
+_TRUTH = ("ground_truth", "groundtruth", "masks", "mask", "gt")
+
+
 def ground_truth(root: Path) -> Path | None:
     """The folder that holds one folder of masks a defect type, or None."""
-    return subfolder(root, "ground_truth", "groundtruth")
+    return subfolder(root, *_TRUTH)
 
 
 def read_category(layout: Layout, root: Path) -> Dataset:
@@ -135,29 +139,42 @@ def read_category(layout: Layout, root: Path) -> Dataset:
 
 
 def _add_test(collector: Collector, test: Path, truth: Path | None) -> None:
-    folders = subfolders(test)
+    every = subfolders(test)
+    companions = companion_folders(every)
+    apart = [folder for folder in every if folder in companions or holds_no_parts(folder.name)]
+    folders = [folder for folder in every if folder not in apart]
+    beside = {companions[folder]: folder for folder in companions if speaks_of_masks(folder.name)}
+    truth = truth or subfolder(test, *_TRUTH)
     good = _good_of_test(collector, [folder for folder in folders if has_images(folder)])
-    stray = len(find_images(test)) - sum(len(find_images(folder)) for folder in folders)
+    flat = truth if truth is not None and len(folders) - len(good) == 1 else None
+    stray = len(find_images(test)) - sum(len(find_images(folder)) for folder in every)
     if stray > 0:
         number = count(stray, "image")
         collector.notes.append(
             f"not used: {number} directly in {test.name}/; move them to {test.name}/good/ or {test.name}/<defect>/"
         )
+    used: set[Path] = set()
     for folder in folders:
-        masks = MaskFolder(subfolder(truth, folder.name) if truth else None)
+        of_defect = subfolder(truth, folder.name) if truth else None
+        masks = MaskFolder(of_defect or beside.get(folder) or (None if folder in good else flat))
         if folder in good:
             collector.add_good_of(folder, "test")
         else:
             files = ImagesOf(folder)
-            beside = set(files.companions)
+            within = set(files.companions)
             for image in files.images:
                 paired = masks.masks_of(image.relative_to(folder)) or files.mask_of(image)
-                beside.difference_update(paired)
+                within.difference_update(paired)
+                used.update(paired)
                 collector.add_flawed(image, folder.name, paired)
-            collector.note_companions(sorted(beside))
-        collector.unused_masks += masks.unused()
+            collector.note_companions(sorted(within))
+        if masks.root is not flat:
+            collector.unused_masks += masks.unused()
     if truth is not None:
-        collector.unused_masks += _masks_of_other_defects(truth, folders)
+        collector.unused_masks += _masks_of_other_defects(truth, folders, used)
+    for folder in apart:
+        if folder != truth and folder not in beside.values():
+            collector.note_companions(find_images(folder))
 
 
 def _good_of_test(collector: Collector, folders: list[Path]) -> list[Path]:
@@ -182,16 +199,20 @@ def _good_of_test(collector: Collector, folders: list[Path]) -> list[Path]:
     return named.good
 
 
-def _masks_of_other_defects(truth: Path, defects: list[Path]) -> list[Path]:
-    """Masks in folders that bear the name of no defect type in the test split."""
+def _masks_of_other_defects(truth: Path, defects: list[Path], used: set[Path]) -> list[Path]:
+    """Masks that lie in no folder of a defect type of the test split, and that no image has."""
     known = {same_name(folder.name) for folder in defects}
-    return [mask for folder in subfolders(truth) if same_name(folder.name) not in known for mask in find_images(folder)]
+    others = [folder for folder in subfolders(truth) if same_name(folder.name) not in known]
+    masks = [*direct_images(truth), *(mask for folder in others for mask in find_images(folder))]
+    return [mask for mask in masks if mask not in used]
 
 
 def _train_good(root: Path) -> list[Path]:
     """The folders of good images to learn from, sorted by name."""
     train = subfolder(root, *TRAIN_FOLDERS)
-    return [folder for folder in subfolders(train) if means_good(folder)] if train is not None else []
+    folders = subfolders(train) if train is not None else []
+    companions = companion_folders(folders)
+    return [folder for folder in folders if means_good(folder) and folder not in companions]
 
 
 GOOD_PARTS, FLAWED_PARTS = "ok", "ko"

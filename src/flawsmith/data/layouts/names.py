@@ -10,11 +10,13 @@ import itertools
 import os
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Literal
+
+from flawsmith.data.samples import Split
 
 Meaning = Literal["good", "flawed", "unclear"]
 
@@ -96,6 +98,13 @@ _GOOD = _words("""
     nominal inlier inliers unauffällig ordentlich apto aptos apta aptas perfeita perfeitas perfeitos
     goedkeur godkänt godkand virheetön virheettömät vyhovuje vyhovující bezchybný megfelelt acceptat lulus lolos layak
     исправен исправна изправен сагласно приемливо αποδεκτά κατάλληλο goeie bona mazuri tinkamas tinkami
+    aceptable aceptables correctas valido valida validos validas valide valides sanas limpio limpia limpios limpo limpos
+    sprawny sprawne sprawna akceptowane zaakceptowane normalny normalne czysty czyste całe cały správné správný kvalitní
+    bezchybné čisté čistý normální rendben elfogadott elfogadható normális tiszta inorde normaal acceptabel accepterad
+    oskadad oskadade rätt godkjente godkendte puhdas accettabile accettabili regolare regolari pulito puliti propre
+    propres réussite akzeptabel korrekt freigabe curat принято целый ок добрі якісні справні соответствует чистые
+    чистый нормально prihvaćeno ustrezni ustrezno ustrezen εντάξει σωστά diterima sempurna ของดี طيب صالح स्वीकृत
+    functional okey okej uskadd uskadet onaylandı onaylı temiz doğru
     tinkama sobiv sobivad நல்லது நல்ல ভালো ਚੰਗਾ ठीक ಒಳ್ಳೆಯ మంచి ปกติ مقبول قبول עבר
 """)
 _FLAWED = _words("""
@@ -139,17 +148,28 @@ _FLAWED = _words("""
     blemish blemishes blemished deviation deviations deviating toss tossed marred worn dead malestado kaputte kaputter
     hylätyt hylätyksi zavrnjeno zavrnjeni zamítnuto zamítnuté zamietnuté odrzucone odrzucony elutasítva elutasított
     пошкоджені пошкоджений поврежденные поврежденный одбијено неисправни неисправан שבור שבורים rysa rysy rissen
+    reprobado reprobados reprobada reprobadas rechazo rechazos sucio sucia sucios dañadas dañada rejeitada rejeitadas
+    rejeitados refugo refugos sujo sujos mau odpad odpady błędny błędne defekty defektów brudny brudne pęknięte pęknięty
+    odmítnuté odmítnuto poškozené poškozený porušené kaldı yanlış kirli reddedildi kırık defo defolu arıza törött koszos
+    elfogadhatatlan foutief afwijkend afwijking afwijkingen kapot defekta defekter avvisad avvisade avviste smutsig
+    skadad skadade skadet kasserade kasserede ødelagt rikki likainen anomalo anomali sporco sporchi scartato scartata
+    scartate scartati errato errati défaillant défaillants abîmée abîmées rejet rejets échec échecs ablehnen verschmutzt
+    deteriorat murdar аномалия аномалии аномальные дефекта дефектом отклонено сломан грязные грязный повреден loši slabi
+    odbijeno napako napak greška greškom greške απορριπτέο λανθασμένα ελάττωμα ελαττώματα tolak ditolak ของเสีย פסול
+    अस्वीकृत defected deffect deffects rej ugly worse worst
     kalitesiz çürük masama échoué aussortiert aussortierte
     سيئ سيء معيب تالف بد معیوب רע פגום खराब เสีย ไม่ผ่าน
 """)
 # Languages without spaces: searched for within a name, the longest first.
 _UNSPACED_GOOD = _words("""
     良品 良好 良 合格 正常 优良 優良 好 完好 无缺陷 無缺陷 無欠陥 欠陥なし 无瑕疵 無瑕疵 无异常 異常なし 양품 정상
-    합격 양호 무결함 좋음 正品 適合 合適 适合 良件 적합
+    합격 양호 무결함 좋음 좋은 통과 깨끗 정품 우수 优质 通过 完整 正确 きれい グッド オーケー 正品 適合
+    合適 适合 良件 적합
 """)
 _UNSPACED_FLAWED = _words("""
     不良 非良品 不合格 异常 異常 缺陷 瑕疵 欠陥 欠点 坏 壞 不好 次品 废品 廢品 不正常 非正常 残次 破损 损坏 划痕
-    裂纹 傷 キズ 疵 汚れ 打痕 불량 불합격 결함 이상 비정상 파손 나쁨 부적합 废件 廃棄 報廢 报废 错误 錯誤 스크래치
+    裂纹 傷 キズ 疵 汚れ 打痕 불량 불합격 결함 이상 비정상 파손 나쁨 부적합
+    瑕 劣质 悪 バッド エヌジー 나쁜 탈락 실패 결점 더러운 废件 廃棄 報廢 报废 错误 錯誤 스크래치
 """)
 # Which one of each and its opposite is good depends on whom you ask.
 _UNCLEAR = _words("""
@@ -166,6 +186,9 @@ _PAIRS = {
     ("tot", "xau"), ("tot", "loi"), ("dat", "khongdat"), ("bo", "dolent"), ("valid", "invalid"), ("valide", "invalide"),
     ("new", "damaged"), ("sound", "unsound"), ("regular", "irregular"), ("free", "defect"), ("bun", "rau"),
     ("right", "wrong"), ("bun", "rebut"), ("可", "不可"), ("tot", "hong"), ("dat", "loi"), ("khongloi", "loi"),
+    ("kabul", "red"), ("conforme", "nc"), ("conforming", "nc"), ("conform", "nc"), ("ok", "hs"), ("良", "次"),
+    ("良", "否"), ("可", "否"), ("正", "誤"), ("適", "不適"), ("binhthuong", "batthuong"), ("hople", "khonghople"),
+    ("sanphamtot", "sanphamloi"), ("gd", "bd"),
 }  # fmt: skip
 _UNCLEAR_PAIRS = {
     ("pos", "neg"), ("yes", "no"), ("y", "n"), ("ja", "nein"), ("ja", "nee"), ("ja", "nej"), ("oui", "non"),
@@ -179,17 +202,17 @@ _ALONE = _words("io ret fel mal god bra hea halb bien fine labi loš")
 _NEGATIONS = _words("""
     not no non nicht kein keine ohne without un sans sin sem senza nao não niet geen zonder nie bez ne nem inte ej
     icke ikke ei utan uden uten fara değil не без нет khong không tidak bukan nu není nije nav mitte ekki nincs nem
-    לא ללא غير ليس بدون μη όχι χωρίς नहीं बिना না
+    לא ללא غير ليس بدون μη όχι χωρίς brez pas नहीं बिना না
 """)
 _NEGATIONS_BEHIND = _words("değil deyil नहीं না")
 """Those that stand behind what they negate."""
-_NEGATING = _words("nicht non not no un kein nie ne не ni in im ir ab dis il o u")
-_FREE = _words("free frei less los loos fri fritt siz sız süz suz")
+_NEGATING = _words("nicht non not no un on kein nie ne nem не ni in im ir ab dis il o u epä")
+_FREE = _words("free frei less los loos fri fria fritt mentes nélkül siz sız süz suz")
 _FILLERS = _words("""
     part parts piece pieces image images img imgs pic pics picture pictures photo photos sample samples set data
     dataset class cls folder type item items product products unit units teil teile teilen bild bilder muster probe
     proben ware stück piezas pieza imagen imagenes imágenes pezzi pezzo immagini immagine pièces piece pieces foto
-    fotos fotot onderdelen delen obrazy obrazky zdjecia kuvat bilder bilden peças peca
+    fotos fotot onderdelen delen delar deler dele obrazy obrazky zdjecia kuvat bilder bilden peças peca
 """)
 _UNSPACED_NEGATIONS = tuple(_words("無 无 没 沒 未 不 非 没有 沒有 부 불 비 무"))
 _UNSPACED_NEGATIONS_BEHIND = tuple(_words("無し 無 无 なし ナシ 없음 없는 無い ない"))
@@ -352,6 +375,8 @@ def sort_folders(folders: Sequence[Path]) -> Sorted:
             by_meaning["good" if name in good else "flawed"].append(folder)
         else:
             by_meaning[meaning(folder.name)].append(folder)
+    if len(folders) == 2 and result.flawed and result.unknown and _may_be_turned(result.flawed[0], result.unknown[0]):
+        result.unclear.extend((result.flawed.pop(), result.unknown.pop()))
     if len(folders) == len(result.good) == 2 and (longer := _says_more(result.good)):
         result.good.remove(longer)
         result.unclear.append(longer)
@@ -367,6 +392,15 @@ def _says_more(folders: Sequence[Path]) -> Path | None:
     shorter, longer = sorted(folders, key=lambda folder: len(_tokens(folder.name)))
     words, more = set(_tokens(shorter.name)), set(_tokens(longer.name)) - _FILLERS - _PLACES
     return longer if words < words | more and words <= set(_tokens(longer.name)) else None
+
+
+def _may_be_turned(flawed: Path, unknown: Path) -> bool:
+    """Whether both names hold the word that says flawed, in another ending: in a language that is not known it may be
+    negated.
+    """
+    words = [word for word in _tokens(flawed.name) if _of_word(word) == "flawed"]
+    others = [word for word in _tokens(unknown.name) if len(word) > _SHORT]
+    return any(other.startswith(word[: max(_SHORT + 1, len(word) - 2)]) for word in words for other in others)
 
 
 _LABEL_WORDS = _words("""
@@ -416,6 +450,54 @@ _OTHER_ROLES = _words("""
     train training test testing tests eval evaluation labels annotation annotations segmentation segmentations
     overlay overlays heatmap heatmaps preview previews predictions
 """)
+
+
+_MARKS = _words("mask masks maske masken gt ground truth groundtruth seg segmentation segmentations")
+_DRAWINGS = _words("overlay overlays heatmap heatmaps annotated annotation annotations marked")
+
+
+def companion_folders(folders: Iterable[Path]) -> dict[Path, Path]:
+    """The folders that hold masks or overlays of the images in another one, by their names.
+
+    Returns:
+        By each such folder the one that has the images.
+
+    Example:
+        >>> companion_folders([Path("good"), Path("good_mask"), Path("img ng"), Path("GT ng"), Path("mask ok")])
+        {PosixPath('good_mask'): PosixPath('good'), PosixPath('GT ng'): PosixPath('img ng')}
+    """
+    images: dict[tuple[frozenset[str], tuple[str, ...]], Path] = {}
+    others: dict[Path, tuple[frozenset[str], tuple[str, ...]]] = {}
+    for folder in folders:
+        words = frozenset(_tokens(folder.name))
+        key = words - _MARKS - _DRAWINGS - _FILLERS, tuple(re.findall(r"\d+", folder.name))
+        if words.isdisjoint(_MARKS | _DRAWINGS):
+            images.setdefault(key, folder)
+        elif key[0]:
+            others[folder] = key
+    return {folder: images[key] for folder, key in others.items() if key in images}
+
+
+def speaks_of_masks(name: str) -> bool:
+    """Whether a word of a name means masks, not overlays or the like."""
+    return not _MARKS.isdisjoint(_tokens(name))
+
+
+_SPLITS: dict[str, Split] = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test", "tests": "test",
+}  # fmt: skip
+
+
+def split_said(name: str) -> Split | None:
+    """The split that a name speaks of, in a word of its own.
+
+    Example:
+        >>> [split_said(name) for name in ("Train_OK", "good-test", "contest")]
+        ['train', 'test', None]
+    """
+    said = {_SPLITS[word] for word in _tokens(name) if word in _SPLITS}
+    return said.pop() if len(said) == 1 else None
 
 
 def has_another_role(name: str) -> bool:
