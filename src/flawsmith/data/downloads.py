@@ -352,6 +352,8 @@ def _unpack(archive: Path, target: Path) -> Path:
             with tarfile.open(archive) as packed:
                 packed.extraction_filter = tarfile.data_filter
                 packed.extractall(target)
+                while packed.fileobj is not None and packed.fileobj.read(_BLOCK):
+                    pass  # up to the check sum, which stands behind the archive's own end
     except Exception as error:  # the readers of archives answer odd bytes with many exceptions, those of each codec too
         raise FlawsmithError(f"{archive}: cannot be unpacked ({error}); remove it and fetch it again") from None
     return target
