@@ -71,7 +71,7 @@ def test_whole_numbers_of_other_types_are_refused_without_advice_that_wraps_them
 @pytest.mark.parametrize(
     ("array", "advice"),
     [
-        (DEEP.astype(np.int16) - 4096, "some are below 0, as -40: shift or clip them"),
+        (DEEP.astype(np.int16) - 4096, "some are below 0, as -4096: shift or clip them"),
         (DEEP.astype(np.int64) * -1, "some are below 0, as -4095: shift or clip them"),
         (DEEP.astype(np.uint32) << 8, "some are above 65535, as 1048320: scale them down"),
         (np.where(DEEP > 4000, np.nan, DEEP), "some are no numbers: replace them"),
