@@ -173,7 +173,7 @@ def test_changed_byte_anywhere_is_never_accepted_silently(bundle: Bundle, tmp_pa
 def test_pointer_in_place_of_the_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "model.flaw").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 1234\n" * 9)
     with pytest.raises(FlawsmithError, match="git lfs pull"):
-        Bundle.read(tmp_path / "model.flaw")
+        Bundle.load(tmp_path / "model.flaw")
 
 
 def test_file_cut_anywhere_is_refused(bundle: Bundle, tmp_path: Path) -> None:

@@ -463,8 +463,11 @@ def companion_folders(folders: Iterable[Path]) -> dict[Path, Path]:
         By each such folder the one that has the images.
 
     Example:
-        >>> companion_folders([Path("good"), Path("good_mask"), Path("img ng"), Path("GT ng"), Path("mask ok")])
-        {PosixPath('good_mask'): PosixPath('good'), PosixPath('GT ng'): PosixPath('img ng')}
+        >>> folders = [Path(name) for name in ("good", "good_mask", "img ng", "GT ng")]
+        >>> {companion.name: images.name for companion, images in companion_folders(folders).items()}
+        {'good_mask': 'good', 'GT ng': 'img ng'}
+        >>> companion_folders([Path("mask ok"), Path("mask ng")])  # parts that are masks
+        {}
     """
     images: dict[tuple[frozenset[str], tuple[str, ...]], Path] = {}
     others: dict[Path, tuple[frozenset[str], tuple[str, ...]]] = {}
