@@ -187,7 +187,7 @@ def matched_anomaly_weight(
     with full_precision(queries.device):
         weights = _matches(queries / channel_length(queries, NORMALIZE_LEAST), memory, temperature)
         is_anomalous = (torch.arange(len(memory), device=memory.device) >= len(memory) // 2).float()
-        return (weights @ is_anomalous[:, None]).transpose(1, 2).unflatten(2, queries.shape[2:])
+        return (weights @ is_anomalous[:, None]).reshape(queries.shape[0], 1, *queries.shape[2:])
 
 
 def scaled_residual(
