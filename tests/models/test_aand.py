@@ -22,7 +22,10 @@ from flawsmith.models.aand.functional import (
     amplification_loss,
     amplify,
     amplify_by_truth,
+    anomaly_weight,
     cells_of,
+    cosine_distance,
+    distillation_loss,
     hard_distillation_loss,
     position_encoding,
     rate_factor,
@@ -35,11 +38,13 @@ from flawsmith.models.aand.training import (
     StageTraining,
     SyntheticCells,
     amplification_losses,
+    distillation_losses,
     random_cells,
     random_subset,
 )
 from flawsmith.models.base import SyntheticImages
 from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, Sampling
+from flawsmith.models.components.fast import cosine_distance_map
 from flawsmith.runtime.errors import FlawsmithError
 from flawsmith.training.trainer import MetricsFile
 
@@ -264,6 +269,20 @@ def test_gates_are_weights_of_a_softmax_over_both_memories() -> None:
     torch.testing.assert_close(gate(level)[:, 0], 1 - matches[:, :5].sum(dim=1))
 
 
+def test_a_gate_in_one_step_and_its_gradients_equal_equations_3_and_4() -> None:
+    gates = [small_amplifiers(AANDConfig(memories=5))[0].gate for _ in range(2)]
+    level, *_ = random_levels()
+    upstream = torch.randn(2, 1, *GRIDS[0], generator=torch.Generator().manual_seed(0))
+
+    weights = gates[0](level), anomaly_weight(gates[1].matches(level))
+    for weight in weights:
+        (weight * upstream).sum().backward()
+
+    torch.testing.assert_close(*weights)
+    for of_step, of_equations in zip(*(gate.parameters() for gate in gates), strict=True):
+        torch.testing.assert_close(of_step.grad, of_equations.grad, rtol=1e-4, atol=1e-6)
+
+
 def test_positions_are_computed_for_any_grid_and_saved_with_the_model() -> None:
     amplifiers = Amplifiers(CHANNELS, GRIDS, memories=5)
 
@@ -343,6 +362,37 @@ def test_the_hard_loss_takes_the_worst_positions_of_every_image_and_all_where_th
 
     torch.testing.assert_close(hard_distillation_loss(teacher, student, 4), worst[:, :4].mean())
     torch.testing.assert_close(hard_distillation_loss(teacher, student, 1000), distance.mean())
+
+
+@pytest.mark.parametrize("hard_positions", [0, 5])
+def test_losses_of_the_second_stage_and_their_gradients_equal_equations_10_to_12(hard_positions: int) -> None:
+    students = [reverse_student(CHANNELS, GRIDS, SMALL) for _ in range(2)]
+    students[1].load_state_dict(students[0].state_dict())
+    teacher = random_levels()
+
+    losses = distillation_losses(students[0], teacher, hard_positions=hard_positions)
+    pairs = list(zip(teacher, students[1](teacher), strict=True))
+    distillation, hard = sum(distillation_loss(*pair) for pair in pairs), torch.zeros(())
+    if hard_positions:
+        hard = sum((hard_distillation_loss(*pair, hard_positions) for pair in pairs), start=hard)
+    losses["loss"].backward()
+    (distillation + hard).backward()
+
+    torch.testing.assert_close(losses["loss"], distillation + hard)
+    torch.testing.assert_close(losses["loss_distillation"], distillation)
+    for of_sums, of_equations in zip(*(student.parameters() for student in students), strict=True):
+        torch.testing.assert_close(of_sums.grad, of_equations.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_distances_by_sums_over_channels_equal_equation_13_and_are_1_where_there_is_nothing() -> None:
+    first, second = random_levels(seed=1)[0], random_levels(seed=2)[0]
+    first[0, :, 0, 0] = second[0, :, 0, 0] = 0
+    second[1] = first[1]
+
+    distances = cosine_distance_map(first, second)
+
+    torch.testing.assert_close(distances, cosine_distance(first, second), rtol=1e-5, atol=1e-6)
+    assert distances[0, 0, 0] == 1
 
 
 def test_the_rate_falls_where_the_released_code_forgets_it() -> None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from flawsmith.features.backbones import Backbone, BackboneInfo
 from flawsmith.features.patch_embedding import PatchEmbedding, as_rows
 from flawsmith.models import PBAS
-from flawsmith.models.components.fast import distance_to_centers, ray_hidden
+from flawsmith.models.components.fast import distance_to_centers, mean_margins, ray_hidden
 from flawsmith.models.components.heads import Discriminator
 from flawsmith.models.components.score_maps import UpsampleAndSmooth
 from flawsmith.models.pbas.config import PBASConfig
@@ -238,6 +238,28 @@ def test_discriminator_from_its_first_layer_is_the_discriminator() -> None:
     with torch.no_grad():
         continued = discriminator.from_first_linear(discriminator.blocks[0].linear(features))
         torch.testing.assert_close(continued, discriminator(features))
+
+
+# Margins
+
+
+@pytest.mark.parametrize("learns", [False, True])
+def test_margins_of_all_pairs_and_their_gradients_equal_the_plain_ones(
+    learns: bool, seed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three_rows = 4 * 11 * 3  # at a time, and one left over
+    monkeypatch.setattr("flawsmith.models.components.fast.CHUNK_BYTES", three_rows)
+    moved, normal = random(seed, 7, 5), random(seed + 1, 11, 5)
+    inputs = [[moved.clone().requires_grad_(), normal.clone().requires_grad_(learns)] for _ in range(2)]
+
+    margins = mean_margins(*inputs[0], 0.3)
+    plain = (inputs[1][0] @ inputs[1][1].T + 0.3).clamp_min(0).mean()
+    (2 * margins).backward()
+    (2 * plain).backward()
+
+    torch.testing.assert_close(margins, plain)
+    for fast_input, plain_input in zip(*inputs, strict=True):
+        torch.testing.assert_close(fast_input.grad, plain_input.grad)
 
 
 def test_discriminator_of_one_layer_is_refused() -> None:

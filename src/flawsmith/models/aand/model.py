@@ -31,7 +31,7 @@ from flawsmith.models.aand.config import (
     AANDConfig,
     published_foreground,
 )
-from flawsmith.models.aand.functional import Map, anomaly_map, cosine_distance, rate_factor, without_mean
+from flawsmith.models.aand.functional import Map, anomaly_map, rate_factor, without_mean
 from flawsmith.models.aand.networks import (
     Amplifier,
     Amplifiers,
@@ -63,6 +63,7 @@ from flawsmith.models.base import (
     TrainingStage,
 )
 from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, Sampling
+from flawsmith.models.components.fast import cosine_distance_map
 from flawsmith.models.components.score_maps import ScoreMap, ScoreMapModel, UpsampleAndSmooth
 from flawsmith.models.diagnostics import Diagnostic, MetricChart, Pictures, synthetic_flaws
 from flawsmith.models.registry import register
@@ -148,7 +149,7 @@ class AAND(ScoreMapModel):
         if self.student is None:
             return [gate[:, 0] for gate in self._gates(levels)]
         teacher = self.advanced(levels)
-        return [cosine_distance(*pair) for pair in zip(teacher, self.student(teacher), strict=True)]
+        return [cosine_distance_map(*pair) for pair in zip(teacher, self.student(teacher), strict=True)]
 
     def from_levels(self, levels: Sequence[Map]) -> AnomalyOutput:
         """The levels' maps, up-sampled between corner centres, smoothed and summed; the score is the maximum.
@@ -249,6 +250,7 @@ class AAND(ScoreMapModel):
         config = self.config
         if self.amplifiers is not None:
             epochs = config.amplification_epochs
+            self.amplifiers.to(memory_format=torch.channels_last)
             module = StageTraining(
                 self, self.amplification_losses, self.make_amplification_optimizers, schedule=self._schedule(epochs)
             )

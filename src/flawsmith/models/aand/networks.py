@@ -20,8 +20,8 @@ from flawsmith.models.aand.functional import (
     Rows,
     WeightMap,
     amplify,
-    anomaly_weight,
     match_weights,
+    matched_anomaly_weight,
     position_encoding,
     project_queries,
     scaled_residual,
@@ -78,12 +78,15 @@ class ResidualGate(nn.Module):
 
     def forward(self, features: Map) -> WeightMap:
         """w: the weight of the anomaly memory at every position, in (0, 1)."""
-        return anomaly_weight(self.matches(features))
+        return matched_anomaly_weight(self.queries(features), self.memory, temperature=self.temperature)
 
     def matches(self, features: Map) -> Float[Tensor, "batch item height width"]:
         """Softmax over both memories of the cosine similarity between the query of a position and every embedding."""
-        queries = project_queries(features, self.position, self.mlp)
-        return match_weights(queries, self.memory, temperature=self.temperature)
+        return match_weights(self.queries(features), self.memory, temperature=self.temperature)
+
+    def queries(self, features: Map) -> Map:
+        """q of Eq. 2 at every position."""
+        return project_queries(features, self.position, self.mlp)
 
 
 class ResidualGenerator(nn.Module):

@@ -25,16 +25,16 @@ from flawsmith.models.aand.functional import (
     amplify_by_truth,
     cells_of,
     contrastive_loss,
-    distillation_loss,
     distillation_stage_loss,
     gate_precision,
     gate_recall,
-    hard_distillation_loss,
     residual_intensity,
+    worst_mean,
 )
 from flawsmith.models.aand.networks import Amplifier, Amplifiers, Student
 from flawsmith.models.base import ALONE, FeatureSource, SyntheticImages, SyntheticSource, TrainingModule, full_precision
 from flawsmith.models.components.batches import BatchPool, DeviceBatch, FeatureBatches, Step
+from flawsmith.models.components.fast import cosine_distances
 
 TEACHER_BYTES = 512 * 2**20
 """Most memory that the advanced teacher's maps of training images may take."""
@@ -160,7 +160,7 @@ def amplification_losses(
         the residuals' intensity, means over the levels.
     """
     by_level: list[dict[str, Tensor]] = []
-    parts = zip(amplifiers, batch.levels, batch.anomalous, batch.foreground, strict=True)
+    parts = zip(amplifiers, channels_last(batch.levels), batch.anomalous, batch.foreground, strict=True)
     for number, (amplifier, level, anomalous, foreground) in enumerate(parts):
         assert isinstance(amplifier, Amplifier)
         figures: dict[str, Tensor] = {}
@@ -278,11 +278,12 @@ def distillation_losses(student: Student, teacher: Sequence[Map], *, hard_positi
         ``loss`` (L_2) and its parts, summed over the levels.
     """
     teacher = channels_last(teacher)
-    pairs = list(zip(teacher, student(teacher), strict=True))
-    distillation = torch.stack([distillation_loss(*pair) for pair in pairs]).sum()
+    # Eqs. 10 and 11 of a level look at the same sums; see `distillation_loss` and `hard_distillation_loss`.
+    distances = [cosine_distances(*pair) for pair in zip(teacher, student(teacher), strict=True)]
+    distillation = torch.stack([of_image.mean() for of_image, _ in distances]).sum()
     if not hard_positions:
         return {"loss": distillation, "loss_distillation": distillation}
-    hard = torch.stack([hard_distillation_loss(*pair, hard_positions) for pair in pairs]).sum()
+    hard = torch.stack([worst_mean(of_position, hard_positions) for _, of_position in distances]).sum()
     loss = distillation_stage_loss(distillation, hard)
     return {"loss": loss, "loss_distillation": distillation, "loss_hard": hard}
 

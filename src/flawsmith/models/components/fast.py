@@ -14,6 +14,12 @@ Folding (GLASS around the manifold, drawn positions, training): no loss looks at
 adaptor and first layer are multiplied with each other before they meet the embedding, and g = u + ε̃ has the hidden
 value of u and that of ε̃ (``GLASS._folded_losses``).
 
+Margins of all pairs (AAND, Eq. 7): value and gradient of a piece of the table before the next one is made.
+
+Cosines (AAND): lengths and products of a position are sums over its channels. In training those of the position add up
+to those of the image; in inspection they are convolutions with ones, which both engines compute by vector instructions:
+ONNX Runtime adds up along any axis but the last one value at a time.
+
 Folding (GLASS and PBAS, inference): projector, first linear layer and its batch norm are one linear map of the
 embedding, which is a sum over levels; a coarse level is mapped on its own small grid, and only the result is resized.
 """
@@ -24,11 +30,15 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from flawsmith.models.base import full_precision
 from flawsmith.models.components.heads import EPSILON, LEAKY_SLOPE, Discriminator
 
+COSINE_LEAST = 1e-8
+"""Least length that a cosine divides by, as in ``F.cosine_similarity``."""
 CHUNK_BYTES = 2**20
 """Rows are worked on in pieces of this size, which stay in a core's cache through all operations of a step."""
 
@@ -291,6 +301,107 @@ def ray_hidden(
         with torch.autocast(features.device.type, enabled=False):
             return _RayHidden.apply(features, centers, nearest, lengths.to(dtype), weight, bias)
     return _RayHidden.apply(features, centers, nearest, lengths, weight, bias)
+
+
+def channel_sum(maps: Float[Tensor, "batch channel height width"]) -> Float[Tensor, "batch 1 height width"]:
+    """The sum over the channels of every position, on a CPU as a convolution with ones.
+
+    Example:
+        >>> channel_sum(torch.tensor([[[[1.0, 2.0]], [[3.0, 4.0]]]]))
+        tensor([[[[4., 6.]]]])
+    """
+    if maps.device.type != "cpu":  # where convolutions may take shorter products
+        return maps.sum(dim=1, keepdim=True)
+    return F.conv2d(maps, maps.new_ones(1, maps.shape[1], 1, 1))
+
+
+def channel_length(
+    maps: Float[Tensor, "batch channel height width"], least: float
+) -> Float[Tensor, "batch 1 height width"]:
+    """Length over the channels of every position, and no less than ``least``.
+
+    Example:
+        >>> channel_length(torch.tensor([[[[3.0, 0.0]], [[4.0, 0.0]]]]), 0.5)
+        tensor([[[[5.0000, 0.5000]]]])
+    """
+    return channel_sum(maps * maps).clamp_min(least**2).sqrt()  # in this order: a root has no slope at 0
+
+
+def cosine_distance_map(
+    first: Float[Tensor, "batch channel height width"], second: Float[Tensor, "batch channel height width"]
+) -> Float[Tensor, "batch height width"]:
+    """1 − s over the channels of every position, in [0, 2], float32 (AAND, Eq. 13).
+
+    Example:
+        >>> cosine_distance_map(torch.ones(1, 2, 1, 1), torch.tensor([1.0, -1.0]).reshape(1, 2, 1, 1))
+        tensor([[[1.]]])
+    """
+    first, second = first.float(), second.float()
+    with full_precision(first.device):
+        lengths = channel_length(first, COSINE_LEAST) * channel_length(second, COSINE_LEAST)
+        return (1 - channel_sum(first * second) / lengths)[:, 0]
+
+
+def cosine_distances(
+    first: Float[Tensor, "batch channel height width"], second: Float[Tensor, "batch channel height width"]
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, "batch height width"]]:
+    """1 − s of the flattened maps, and of every position over its channels, from the same three sums (AAND, 10 and 13).
+
+    Maps in channels-last order stay so, in both directions.
+
+    Example:
+        >>> first, second = torch.ones(1, 2, 1, 2), torch.tensor([[[[1.0, 1.0]], [[1.0, -1.0]]]])
+        >>> [distances.round(decimals=4).abs().tolist() for distances in cosine_distances(first, second)]
+        [[0.5], [[[0.0, 1.0]]]]
+    """
+    first, second = first.float(), second.float()
+    pairs = ((first, second), (first, first), (second, second))
+    by_position = [(values * others).sum(dim=1) for values, others in pairs]
+    whole = [sums.sum(dim=(1, 2)) for sums in by_position]
+    of_image, of_position = (_distance_from_sums(*sums) for sums in (whole, by_position))
+    return of_image, of_position
+
+
+def _distance_from_sums(products: Tensor, squares: Tensor, other_squares: Tensor) -> Tensor:
+    lengths = squares.clamp_min(COSINE_LEAST**2).sqrt() * other_squares.clamp_min(COSINE_LEAST**2).sqrt()
+    return 1 - products / lengths
+
+
+class _MeanMargins(torch.autograd.Function):
+    """Both directions at once, in pieces that stay in a core's cache: the table of all pairs is never in memory."""
+
+    @staticmethod
+    def forward(ctx: Any, moved: Tensor, normal: Tensor, margin: float) -> Tensor:
+        others, margins = normal.T.contiguous(), moved.new_full((1, 1), margin)
+        total, gradient = moved.new_zeros(()), torch.empty_like(moved)
+        # A GPU has no such cache, and waits for every piece.
+        rows = max(1, CHUNK_BYTES // (4 * len(normal))) if moved.device.type == "cpu" else len(moved)
+        for part, of_part in zip(torch.split(moved, rows), torch.split(gradient, rows), strict=True):
+            pairs = torch.addmm(margins, part, others).relu_()
+            total += pairs.sum()
+            torch.mm(pairs.sign_(), normal, out=of_part)
+        count = len(moved) * len(normal)
+        ctx.save_for_backward(gradient.div_(count))
+        return total / count
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * gradients[0], None, None
+
+
+def mean_margins(
+    moved: Float[Tensor, "position channel"], normal: Float[Tensor, "other channel"], margin: float
+) -> Float[Tensor, ""]:
+    """The mean over all pairs of max(0, moved_i · normal_j + margin), as AAND's Eq. 7 takes it.
+
+    Example:
+        >>> mean_margins(torch.tensor([[1.0, 0.0], [-1.0, 0.0]]), torch.tensor([[2.0, 0.0]]), 0.5)
+        tensor(1.2500)
+    """
+    if normal.requires_grad:  # not in AAND, whose normal features are those of the frozen teacher
+        return (moved @ normal.T + margin).relu().mean()
+    return _MeanMargins.apply(moved, normal, margin)
 
 
 def fold_linear(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:

@@ -242,12 +242,17 @@ class RowCodes(nn.Module):
         """For each query the rows that may be nearest to it, the likeliest first."""
         shifted = torch.cat([queries - self.center, self.tail.expand(queries.shape[0], -1)], dim=1)
         products = _through_8_bits(shifted, self.steps[0]) @ _from_8_bits(self.table, self.steps[1])
-        blocks = products.reshape(-1, products.shape[1] // self.width, self.width)
-        best = blocks.amax(dim=2).topk(min(BEST_BLOCKS, blocks.shape[1]), dim=1).indices
-        inside = blocks.gather(1, best[:, :, None].expand(-1, -1, self.width)).flatten(1)
+        peaks = products.reshape(-1, products.shape[1] // self.width, self.width).amax(dim=2)
+        best = _places_of_largest(peaks, BEST_BLOCKS)
+        inside = _blocks_of(products, best, self.width).flatten(1)
         places = (best[:, :, None] * self.width + torch.arange(self.width, device=best.device)).flatten(1)
-        likely = inside.topk(min(CANDIDATE_ROWS, inside.shape[1]), dim=1).indices
+        likely = _places_of_largest(inside, CANDIDATE_ROWS)
         return places.gather(1, likely)
+
+
+def _places_of_largest(table: Float[Tensor, "row column"], count: int) -> Int[Tensor, "row chosen"]:
+    """The columns of each row's largest values, or all; down the columns OpenVINO looks at sixteen rows at a time."""
+    return table.T.topk(min(count, table.shape[1]), dim=0).indices.T
 
 
 def _through_8_bits(values: Rows, step: float) -> Rows:
@@ -338,7 +343,8 @@ class MemoryBank(nn.Module):
                 level = self.whitening(level.float())
             queries = level.float().flatten(2).transpose(1, 2).flatten(0, 1)
             nearest = self._may_be_nearest(queries)
-            squared = (queries[:, None] - self.features[nearest]).square().sum(2)
+            offsets = queries[:, None] - self.features[nearest]
+            squared = (offsets * offsets).sum(2)  # a power takes ONNX Runtime twice as long
             if self.tolerance is not None:
                 squared = (squared - self.tolerance[nearest]).clamp_min(0)
             distance = (squared.amin(1) + LEAST).sqrt() / self.unit
@@ -383,10 +389,16 @@ def _first_least(table: Float[Tensor, "row column"]) -> Int[Tensor, " row"]:
     """
     columns = table.shape[1]
     width = _block_width(columns)
-    blocks = table.reshape(-1, columns // width, width)
-    block = blocks.amin(2).argmin(1)
-    of_block = blocks.gather(1, block[:, None, None].expand(-1, -1, width))
-    return block * width + of_block[:, 0].argmin(1)
+    block = table.reshape(-1, columns // width, width).amin(2).argmin(1)
+    return block * width + _blocks_of(table, block[:, None], width)[:, 0].argmin(1)
+
+
+def _blocks_of(
+    table: Float[Tensor, "row column"], blocks: Int[Tensor, "row chosen"], width: int
+) -> Float[Tensor, "row chosen width"]:
+    """Blocks of so many columns, of each row its own: whole blocks are copied, not value by value as by ``gather``."""
+    starts = torch.arange(table.shape[0], device=table.device)[:, None] * (table.shape[1] // width)
+    return table.reshape(-1, width)[starts + blocks]
 
 
 def _block_width(columns: int, several: int = 1) -> int:
