@@ -43,6 +43,7 @@ from flawsmith.models.aand.training import (
     random_subset,
 )
 from flawsmith.models.base import SyntheticImages
+from flawsmith.models.components import fast
 from flawsmith.models.components.batches import FeatureBatch, FeatureBatches, Sampling
 from flawsmith.models.components.fast import cosine_distance_map
 from flawsmith.runtime.errors import FlawsmithError
@@ -362,6 +363,23 @@ def test_the_hard_loss_takes_the_worst_positions_of_every_image_and_all_where_th
 
     torch.testing.assert_close(hard_distillation_loss(teacher, student, 4), worst[:, :4].mean())
     torch.testing.assert_close(hard_distillation_loss(teacher, student, 1000), distance.mean())
+
+
+def test_fast_amplification_loss_and_its_gradient_equal_equation_7_and_are_0_where_there_are_no_pairs() -> None:
+    generator = torch.Generator().manual_seed(0)
+    moved, anomalous, normal = (torch.randn(count, 6, generator=generator) for count in (9, 9, 14))
+    inputs = [moved.clone().requires_grad_() for _ in range(2)]
+
+    losses = [
+        loss(rows, anomalous, normal, margin=0.3)
+        for loss, rows in zip((fast.amplification_loss, amplification_loss), inputs, strict=True)
+    ]
+    for loss in losses:
+        loss.backward()
+
+    torch.testing.assert_close(*losses)
+    torch.testing.assert_close(*(rows.grad for rows in inputs))
+    assert fast.amplification_loss(moved[:0], anomalous[:0], normal, margin=0.3) == 0
 
 
 @pytest.mark.parametrize("hard_positions", [0, 5])

@@ -17,7 +17,6 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from flawsmith.models.base import full_precision
-from flawsmith.models.components.fast import channel_length, mean_margins
 
 Residual = Literal["tanh", "sigmoid", "learnable"]
 Map = Float[Tensor, "batch channel height width"]
@@ -26,8 +25,6 @@ Cells = Bool[Tensor, "batch height width"]
 Rows = Float[Tensor, "position channel"]
 
 WAVE_BASE = 1e4
-NORMALIZE_LEAST = 1e-12
-"""Least length that a query is divided by, as in ``F.normalize``."""
 
 
 # Anomaly amplification (section III-B)
@@ -144,17 +141,12 @@ def match_weights(
         >>> weights.flatten().round(decimals=4)
         tensor([0.2689, 0.7311])
     """
-    weights = _matches(F.normalize(queries.float(), dim=1), memory, temperature)
-    return weights.transpose(1, 2).reshape(queries.shape[0], -1, *queries.shape[2:])
-
-
-def _matches(
-    queries: Map, memory: Float[Tensor, "item channel"], temperature: float
-) -> Float[Tensor, "batch position item"]:
-    """Eq. 3 of queries of length 1, a row a position: over another axis the softmax takes ten times as long."""
+    # Rows of positions: over another axis than the last the softmax takes ten times as long in ONNX Runtime.
+    rows = F.normalize(queries.float(), dim=1).flatten(2).transpose(1, 2)
     with full_precision(queries.device):
-        similarity = queries.flatten(2).transpose(1, 2) @ F.normalize(memory.float(), dim=1).T
-        return (similarity / temperature).softmax(dim=2)
+        similarity = rows @ F.normalize(memory.float(), dim=1).T
+        weights = (similarity / temperature).softmax(dim=2)
+    return weights.transpose(1, 2).reshape(queries.shape[0], -1, *queries.shape[2:])
 
 
 def anomaly_weight(matches: Float[Tensor, "batch item height width"]) -> WeightMap:
@@ -171,23 +163,6 @@ def anomaly_weight(matches: Float[Tensor, "batch item height width"]) -> WeightM
         tensor([0.3000])
     """
     return matches[:, matches.shape[1] // 2 :].sum(dim=1, keepdim=True)
-
-
-def matched_anomaly_weight(
-    queries: Map, memory: Float[Tensor, "item channel"], *, temperature: float = 1.0
-) -> WeightMap:
-    """Eqs. 3 and 4 at once, :func:`anomaly_weight` of :func:`match_weights`: wᵃ is a product of rows, not of maps.
-
-    Example:
-        >>> memory = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
-        >>> matched_anomaly_weight(torch.ones(1, 2, 1, 1), memory).round(decimals=4)
-        tensor([[[[0.7311]]]])
-    """
-    queries = queries.float()
-    with full_precision(queries.device):
-        weights = _matches(queries / channel_length(queries, NORMALIZE_LEAST), memory, temperature)
-        is_anomalous = (torch.arange(len(memory), device=memory.device) >= len(memory) // 2).float()
-        return (weights @ is_anomalous[:, None]).reshape(queries.shape[0], 1, *queries.shape[2:])
 
 
 def scaled_residual(
@@ -270,7 +245,7 @@ def amplification_loss(amplified: Rows, anomalous: Rows, normal: Rows, *, margin
     with full_precision(normal.device):
         # s(F_Aᵃ, F_Tⁿ) − s(F_Tᵃ, F_Tⁿ) is linear in the unit vectors on the left: one product instead of two.
         moved = F.normalize(amplified.float(), dim=1) - F.normalize(anomalous.float(), dim=1)
-        return mean_margins(moved, F.normalize(normal.float(), dim=1), margin)
+        return (moved @ F.normalize(normal.float(), dim=1).T + margin).relu().mean()
 
 
 def reference_similarity(

@@ -21,11 +21,11 @@ from flawsmith.models.aand.functional import (
     WeightMap,
     amplify,
     match_weights,
-    matched_anomaly_weight,
     position_encoding,
     project_queries,
     scaled_residual,
 )
+from flawsmith.models.components.fast import matched_anomaly_weight
 
 Components = Literal["both", "generator", "gate", "contrastive", "none"]
 Grid = tuple[int, int]
@@ -78,7 +78,7 @@ class ResidualGate(nn.Module):
 
     def forward(self, features: Map) -> WeightMap:
         """w: the weight of the anomaly memory at every position, in (0, 1)."""
-        return matched_anomaly_weight(self.queries(features), self.memory, temperature=self.temperature)
+        return matched_anomaly_weight(self.queries(features), self.memory, self.temperature)
 
     def matches(self, features: Map) -> Float[Tensor, "batch item height width"]:
         """Softmax over both memories of the cosine similarity between the query of a position and every embedding."""

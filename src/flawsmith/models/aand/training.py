@@ -19,7 +19,6 @@ from flawsmith.models.aand.functional import (
     Cells,
     Map,
     WeightMap,
-    amplification_loss,
     amplification_stage_loss,
     amplify,
     amplify_by_truth,
@@ -34,7 +33,7 @@ from flawsmith.models.aand.functional import (
 from flawsmith.models.aand.networks import Amplifier, Amplifiers, Student
 from flawsmith.models.base import ALONE, FeatureSource, SyntheticImages, SyntheticSource, TrainingModule, full_precision
 from flawsmith.models.components.batches import BatchPool, DeviceBatch, FeatureBatches, Step
-from flawsmith.models.components.fast import cosine_distances
+from flawsmith.models.components.fast import amplification_loss, cosine_distances
 
 TEACHER_BYTES = 512 * 2**20
 """Most memory that the advanced teacher's maps of training images may take."""

@@ -39,6 +39,8 @@ from flawsmith.models.components.heads import EPSILON, LEAKY_SLOPE, Discriminato
 
 COSINE_LEAST = 1e-8
 """Least length that a cosine divides by, as in ``F.cosine_similarity``."""
+NORMALIZE_LEAST = 1e-12
+"""Least length that a vector is divided by, as in ``F.normalize``."""
 CHUNK_BYTES = 2**20
 """Rows are worked on in pieces of this size, which stay in a core's cache through all operations of a step."""
 
@@ -402,6 +404,41 @@ def mean_margins(
     if normal.requires_grad:  # not in AAND, whose normal features are those of the frozen teacher
         return (moved @ normal.T + margin).relu().mean()
     return _MeanMargins.apply(moved, normal, margin)
+
+
+def amplification_loss(
+    amplified: Float[Tensor, "position channel"],
+    anomalous: Float[Tensor, "position channel"],
+    normal: Float[Tensor, "other channel"],
+    *,
+    margin: float,
+) -> Float[Tensor, ""]:
+    """As :func:`flawsmith.models.aand.functional.amplification_loss` (AAND, Eq. 7)."""
+    if not len(amplified) or not len(normal):
+        return amplified.new_zeros(()).float()
+    with full_precision(normal.device):
+        moved = F.normalize(amplified.float(), dim=1) - F.normalize(anomalous.float(), dim=1)
+        return mean_margins(moved, F.normalize(normal.float(), dim=1), margin)
+
+
+def matched_anomaly_weight(
+    queries: Float[Tensor, "batch channel height width"], memory: Float[Tensor, "item channel"], temperature: float
+) -> Float[Tensor, "batch 1 height width"]:
+    """Eqs. 3 and 4 of AAND at once: the softmax over a memory whose second half is anomalous, and the sum over that.
+
+    The sum is a product of rows of positions, as the softmax leaves them.
+
+    Example:
+        >>> memory = torch.tensor([[1.0, -1.0], [1.0, 1.0]])
+        >>> matched_anomaly_weight(torch.ones(1, 2, 1, 1), memory, 1.0).round(decimals=4)
+        tensor([[[[0.7311]]]])
+    """
+    queries = queries.float()
+    with full_precision(queries.device):
+        rows = (queries / channel_length(queries, NORMALIZE_LEAST)).flatten(2).transpose(1, 2)
+        weights = (rows @ F.normalize(memory.float(), dim=1).T / temperature).softmax(dim=2)
+        is_anomalous = (torch.arange(len(memory), device=memory.device) >= len(memory) // 2).float()
+        return (weights @ is_anomalous[:, None]).reshape(queries.shape[0], 1, *queries.shape[2:])
 
 
 def fold_linear(layers: Sequence[nn.Linear]) -> tuple[Tensor, Tensor]:
