@@ -361,7 +361,7 @@ def test_pages_name_environment_variables_that_the_code_reads() -> None:
 def test_columns_of_verdicts_are_those_of_the_page(tmp_path: Path, tiny: ModuleType) -> None:
     Image.new("RGB", (30, 20), "white").save(tmp_path / "a.png")
     tiny.make_bundle().save(tmp_path / "model.flaw")
-    written = flawsmith.predict(tmp_path / "model.flaw", tmp_path / "a.png", tmp_path / "out", maps=True)
+    written = flawsmith.predict(tmp_path / "model.flaw", tmp_path / "a.png", tmp_path / "out", maps="npy")
     page = (PROJECT / "docs" / "reference" / "files.md").read_text(encoding="utf-8")
     section = page[page.index("## `verdicts.csv`") : page.index("## The run folder")]
 

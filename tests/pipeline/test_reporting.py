@@ -129,7 +129,7 @@ def test_training_report_shows_strange_good_images_synthetic_flaws_and_where_the
     assert "Where the model looks" in page
     assert re.search(rf"Synthetic flaws missed</dt><dd><span class=\"value\">\d of {synthetic}<", page)
     assert "What to do next" in page
-    assert "so that this page cannot try other limits" in page
+    assert "this page cannot try other limits" in page
     assert f"Only {held_out} good images set the limit" in page
 
 
