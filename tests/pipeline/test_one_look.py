@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 from collections import Counter
 from collections.abc import Iterator
@@ -241,7 +242,7 @@ def test_picture_of_a_large_image_is_reduced_with_its_regions() -> None:
 
     _, heat = reporting.pictures_of(large, np.zeros((1500, 2300, 3), np.uint8), None, 10**6, maps_of_passes=True)
 
-    picture = np.asarray(Image.open(io.BytesIO(heat.jpeg))).astype(int)
+    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(heat.source.partition(",")[2])))).astype(int)
     assert picture.shape == (500, 766, 3)
     outline = (picture[..., 2] > 150) & (picture[..., 0] < 120)
     rows, columns = np.nonzero(outline)
