@@ -286,11 +286,20 @@ def export_model(model: AnomalyModel, image_size: tuple[int, int], graphs: Graph
     }
     head = onnx.load_from_string(to_onnx(_Head(_without_backbone(form)), shapes, OUTPUTS, listed=True))
     # Weights of the backbone are called by their places in the model, as they are where it is exported in one.
-    onnx.compose.add_prefix(features, "detector.backbone.", rename_inputs=False, inplace=True)
+    onnx.compose.add_prefix(features, "detector.backbone.", inplace=True)
+    _rename_input(features.graph, "image")
     levels = [level.name for level in features.graph.output]
     whole = onnx.compose.merge_models(features, head, io_map=list(zip(levels, shapes, strict=True)))
     anonymise(whole)
     return whole.SerializeToString(deterministic=True)
+
+
+def _rename_input(graph: onnx.GraphProto, name: str) -> None:
+    """``rename_inputs=False`` of onnx renames the only input all the same up to 1.17, as an edge."""
+    (image,) = graph.input
+    for node in graph.node:
+        node.input[:] = [name if edge == image.name else edge for edge in node.input]
+    image.name = name
 
 
 def _without_backbone(form: nn.Module) -> nn.Module:

@@ -29,6 +29,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -688,7 +689,11 @@ class MethodTester:
 
     def test_bundle_tells_nothing_of_the_machine(self, trained: Trained, parts: Path) -> None:
         bundle = trained(self.name).bundle
-        content = bundle.model + bundle.spec.model_dump_json().encode() + bundle.card.encode()
+        model = onnx.load_from_string(bundle.model)
+        constants = [value.t for node in model.graph.node for value in node.attribute if value.HasField("t")]
+        for tensor in (*model.graph.initializer, *constants):
+            tensor.ClearField("raw_data")  # in millions of bytes any three stand somewhere
+        content = model.SerializeToString() + bundle.spec.model_dump_json().encode() + bundle.card.encode()
 
         for secret in (str(parts), str(Path.home()) + "/", "site-packages", "/src/", ".py", torch.__version__):
             assert secret.encode() not in content, secret
