@@ -154,6 +154,13 @@ def test_chosen_category_is_drawn_though_not_every_set_of_the_plan_has_it(
     assert {dataset_key(each.dataset) for run in runs for each in run.further} == sets
 
 
+def test_category_that_no_set_of_a_plan_has_is_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    with pytest.raises(FlawsmithError, match="no category 'bolt' in the data: there are bottle, cable"):
+        draw_sets(tmp_path, chosen_plan("glass-table-1", categories=["bottle", "bolt"]))
+
+    assert not any(tmp_path.iterdir())
+
+
 def test_hypothesis_as_decided_trains_nothing_that_the_other_two_have_not(drawn: Path) -> None:
     runs = [task.run for task in tasks(small("glass-table-1", drawn))]
     keys = {

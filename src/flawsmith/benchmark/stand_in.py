@@ -72,8 +72,12 @@ def draw_sets(root: Path, plan: Plan) -> None:
         plan: with data sets by their keys, such as ``mvtec``.
 
     Raises:
-        FlawsmithError: no data set is called so, or its layout is not drawn here.
+        FlawsmithError: no data set is called so, its layout is not drawn here, or none has a category that is asked for.
     """
+    known = {category for path in plan.data for category in official_set(path.name).categories}
+    missing = sorted(set(plan.categories) - known)
+    if missing and ANY not in known:
+        raise FlawsmithError(f"there is no category {missing[0]!r} in the data: there are {', '.join(sorted(known))}")
     for number, name in enumerate(dict.fromkeys(path.name for path in (*plan.data, *plan.evaluate_on))):
         official = official_set(name)
         draw = _DRAW.get(official.layout)

@@ -364,7 +364,7 @@ def predict(
                     _show(record, json_=json_, quiet=quiet)
                     on_step()
 
-                wanted: dict[str, Any] = {
+                options: dict[str, Any] = {
                     "overlays": _choice(overlays),
                     "maps": maps,
                     "decoders": decoders,
@@ -373,11 +373,11 @@ def predict(
                     "seen": seen,
                 }
                 if ray is None:
-                    written = run(inspector, images, out, **wanted)
+                    written = run(inspector, images, out, **options)
                 else:
                     from flawsmith.extras.ray import predict_on_cluster
 
-                    written = predict_on_cluster(bundle, images, out, address=ray, engine=engine, **wanted)
+                    written = predict_on_cluster(bundle, images, out, address=ray, engine=engine, **options)
         except InterruptedPredictionError as error:
             if not error.interrupted:
                 raise

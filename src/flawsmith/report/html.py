@@ -289,13 +289,13 @@ def _curves(data: ReportData) -> Iterator[Plot]:
         if curve is None:
             continue
         value = number(getattr(data.evaluation, name, None))
-        what, bound = f"Area: {value}.", ""
+        size, bound = f"Area: {value}.", ""
         if area.up_to is not None:
-            what = f"Area under it within the shaded part, divided by that width: {value}."
+            size = f"Area under it within the shaded part, divided by that width: {value}."
             bound = f" up to a false-positive rate of {area.up_to}"
         alt = f"{area.title}: a curve with an area of {value}{bound}."
         yield Plot(
-            plots.rate_curve(curve, area.x, area.y, shade_to=area.up_to), area.title, f"{area.caption} {what}", alt
+            plots.rate_curve(curve, area.x, area.y, shade_to=area.up_to), area.title, f"{area.caption} {size}", alt
         )
 
 
