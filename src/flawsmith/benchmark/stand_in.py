@@ -72,7 +72,7 @@ def draw_sets(root: Path, plan: Plan) -> None:
         plan: with data sets by their keys, such as ``mvtec``.
 
     Raises:
-        FlawsmithError: no data set is called so, its layout is not drawn here, or none has a category that is asked for.
+        FlawsmithError: no data set is called so, its layout is not drawn here, or none has a category of the plan.
     """
     known = {category for path in plan.data for category in official_set(path.name).categories}
     missing = sorted(set(plan.categories) - known)
